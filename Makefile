@@ -1,0 +1,38 @@
+# One set-up for every target: a virtual environment beside this file, made from pyproject.toml and constraints.txt.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## compress a small network with several solvers (under two minutes)
+	$(BIN)/qcompress demo
+
+test: $(READY)  ## the test suite (under 12 minutes on two cores)
+	$(BIN)/python -m pytest -n 2
+
+test-all: $(READY)  ## the test suite with the slow tests
+	$(BIN)/python -m pytest -n 2 -m ''
+
+check: $(READY)  ## format, lint, types and layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)  ## the benchmarks (SHARED=folder of the models and data)
+	$(BIN)/python -m benchmarks $(if $(SHARED),--data $(SHARED))
+
+clean:  ## remove the environment and everything built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,112 @@
+"""Files that hold named arrays and one JSON header, written whole or not at all.
+
+Every value of the project that is made of arrays (problems, measurements) is stored this way: one ``.npz`` with
+a ``header`` entry that names the kind and version. Arrays of Python objects are neither written nor read, so no
+pickle is ever loaded.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from formulations.errors import FileFormatError
+
+AnyPath = str | os.PathLike[str]
+
+
+@contextlib.contextmanager
+def replacing(path: AnyPath) -> Iterator[IO[bytes]]:
+    """Open a new file that takes the place of ``path`` only when the block ends without an error.
+
+    >>> import tempfile, pathlib
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> with replacing(folder / "note.txt") as file:
+    ...     _ = file.write(b"whole")
+    >>> (folder / "note.txt").read_text()
+    'whole'
+    """
+    target = Path(path)
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)  # noqa: PTH101  (mkstemp makes private files; the target is an ordinary one)
+        os.replace(name, target)  # noqa: PTH105
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)  # noqa: PTH108
+        raise
+
+
+def write_json(path: AnyPath, value: Any) -> None:
+    """Write ``value`` as indented JSON, whole or not at all. Not-a-number is refused (ValueError)."""
+    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
+    with replacing(path) as file:
+        file.write(text.encode() + b"\n")
+
+
+def read_json(path: AnyPath, kind: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        FileFormatError: the file is no JSON object.
+    """
+    try:
+        value = json.loads(Path(path).read_bytes())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise FileFormatError(f"{path} is not a {kind} file: no readable JSON in it ({error})") from error
+    if not isinstance(value, dict):
+        raise FileFormatError(f"{path} is not a {kind} file: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def write_arrays(
+    path: AnyPath, *, kind: str, version: int, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
+) -> None:
+    """Write arrays and a JSON header as one ``.npz`` file, whole or not at all."""
+    text = json.dumps({"kind": kind, "version": version, **header}, allow_nan=False)
+    with replacing(path) as file:
+        np.savez(file, header=np.frombuffer(text.encode(), dtype=np.uint8), **dict(arrays))  # type: ignore[arg-type]
+
+
+def read_arrays(path: AnyPath, *, kind: str, version: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Read back what `write_arrays` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileFormatError: the file is cut short, is of another kind or a newer version, or holds a pickle.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile) or "header" not in file:
+                raise FileFormatError(f"{path} is not a {kind} file: it has no header")
+            header = json.loads(file["header"].tobytes())
+            arrays = {name: file[name] for name in file.files if name != "header"}
+    except FileFormatError:
+        raise
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise FileFormatError(
+            f"{path} is not a whole {kind} file (cut short, damaged, or with a pickle in it, "
+            f"which is never loaded): {error}"
+        ) from error
+    if not isinstance(header, dict) or header.get("kind") != kind:
+        found = header.get("kind") if isinstance(header, dict) else header
+        raise FileFormatError(f"{path} is not a {kind} file: its header says {found!r}")
+    if not isinstance(header.get("version"), int) or header["version"] > version:
+        raise FileFormatError(
+            f"{path} is a {kind} file of version {header.get('version')!r}; this program reads up to version {version}"
+        )
+    return header, arrays

@@ -1,0 +1,100 @@
+"""Pair terms: what two choices in different groups add to the objective together.
+
+The matrix ``Q = S + F·Fᵀ`` over the flat options is never formed. ``S`` is sparse and strictly upper triangular;
+``F`` is a thin factor of shape ``(V, r)``, so that a whole choice costs ``O(G·r)`` to evaluate.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import ArrayLike, NDArray
+
+from formulations.errors import InvalidProblemError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PairTerms:
+    """A chosen pair of options ``u < v`` of different groups adds ``sparse[u, v] + factor[u]·factor[v]``.
+
+    Args:
+        sparse: ``(V, V)`` scipy sparse matrix or array, strictly upper triangular, or None.
+        factor: ``(V, r)`` array, or None. Products inside one group are never counted.
+
+    Raises:
+        InvalidProblemError: wrong shapes, entries on or below the diagonal, numbers that are not finite.
+
+    >>> import numpy as np
+    >>> PairTerms(factor=np.ones((4, 2))).rank
+    2
+    """
+
+    sparse: Any = None  # scipy.sparse.csr_array (V, V) once constructed; scipy has no common static type
+    factor: NDArray[np.float64] | None = None
+
+    def __post_init__(self) -> None:
+        if self.sparse is not None:
+            object.__setattr__(self, "sparse", _checked_sparse(self.sparse))
+        if self.factor is not None:
+            object.__setattr__(self, "factor", _checked_factor(self.factor))
+        if self.sparse is not None and self.factor is not None and self.sparse.shape[0] != self.factor.shape[0]:
+            raise InvalidProblemError(
+                f"pair terms disagree on the number of options: sparse has {self.sparse.shape[0]}, "
+                f"factor has {self.factor.shape[0]}"
+            )
+
+    @property
+    def num_options(self) -> int | None:
+        """V, or None when there is neither a sparse part nor a factor."""
+        if self.factor is not None:
+            return int(self.factor.shape[0])
+        return None if self.sparse is None else int(self.sparse.shape[0])
+
+    @property
+    def rank(self) -> int:
+        """Columns of the factor (0 without one)."""
+        return 0 if self.factor is None else int(self.factor.shape[1])
+
+    @property
+    def num_sparse(self) -> int:
+        """Stored entries of the sparse part."""
+        return 0 if self.sparse is None else int(self.sparse.nnz)
+
+    def __bool__(self) -> bool:
+        """Whether any pair term may differ from zero."""
+        return self.rank > 0 or self.num_sparse > 0
+
+
+def _checked_sparse(sparse: Any) -> Any:
+    if not scipy.sparse.issparse(sparse):
+        raise InvalidProblemError(
+            f"sparse pair terms must be a scipy.sparse matrix, found {type(sparse).__name__}; "
+            "wrap a dense array as scipy.sparse.csr_array(np.triu(Q, 1))"
+        )
+    matrix = scipy.sparse.csr_array(sparse, dtype=np.float64, copy=True)
+    matrix.sum_duplicates()
+    matrix.eliminate_zeros()
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise InvalidProblemError(f"sparse pair terms must have shape (V, V), found {matrix.shape}")
+    if not np.isfinite(matrix.data).all():
+        raise InvalidProblemError("sparse pair terms must be finite numbers")
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    if (matrix.indices <= rows).any():
+        raise InvalidProblemError(
+            "sparse pair terms must be strictly upper triangular (row < column): "
+            "add the two halves and keep scipy.sparse.triu(Q, 1)"
+        )
+    for array in (matrix.data, matrix.indices, matrix.indptr):
+        array.flags.writeable = False
+    return matrix
+
+
+def _checked_factor(factor: ArrayLike) -> NDArray[np.float64]:
+    array = np.array(factor, dtype=np.float64, order="C")
+    if array.ndim != 2:
+        raise InvalidProblemError(f"the factor of the pair terms must have shape (V, r), found {array.shape}")
+    if not np.isfinite(array).all():
+        raise InvalidProblemError("the factor of the pair terms must hold finite numbers")
+    array.flags.writeable = False
+    return array

@@ -1,0 +1,367 @@
+"""The problem every formulation builds and every solver takes: a quadratic multiple-choice knapsack.
+
+    minimise   offset + Σ cost[v]·x_v + Σ_{u<v, different groups} Q[u,v]·x_u·x_v          Q = S + F·Fᵀ
+    subject to Σ_{v in group g} x_v = 1   for every group g
+               Σ_v use_k[v]·x_v ≤ budget_k for every budgeted resource k
+
+Options are numbered flat, group after group: V of them in G groups. What always holds in a `Problem`: every group
+has an option, all numbers are finite, resources are not negative, no sparse pair term lies inside a group, arrays
+are read-only. `Problem.evaluate` is the one judge of objective and feasibility.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import ArrayLike, NDArray
+
+from formulations.errors import InfeasibleBudgetError, InvalidProblemError
+from formulations.files import AnyPath, read_arrays, write_arrays
+from formulations.pairs import PairTerms
+
+FILE_KIND = "qcompress problem"
+FILE_VERSION = 1
+
+BUDGET_TOLERANCE = 1e-12
+"""Relative slack of a budget: room for the rounding of a sum of floats, below one byte in a terabyte."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What a choice costs: objective (the problem's unit), use of every resource, excess over every broken budget."""
+
+    objective: float
+    usage: dict[str, float]
+    violations: dict[str, float]
+
+    @property
+    def feasible(self) -> bool:
+        """Whether every budget holds."""
+        return not self.violations
+
+
+@dataclass(frozen=True, slots=True, eq=False, init=False)
+class Problem:
+    """A quadratic multiple-choice knapsack (see the module's page).
+
+    Args:
+        groups: G distinct names.
+        options: per group the distinct names of its options.
+        cost: ``(V,)`` objective of each option alone.
+        resources: name → ``(V,)`` use of each option, not negative.
+        budgets: name of a resource → the most its uses may add up to.
+        pairs: what options of different groups cost together, or None.
+        offset: constant part of the objective.
+
+    Raises:
+        InvalidProblemError: anything that does not fit, with what was found and what would work.
+
+    >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
+    >>> problem.evaluate([0, 1])
+    Evaluation(objective=1.0, usage={'bytes': 12.0}, violations={})
+    >>> problem.evaluate([0, 0]).violations
+    {'bytes': 4.0}
+    """
+
+    groups: tuple[str, ...]
+    options: tuple[tuple[str, ...], ...]
+    cost: NDArray[np.float64]
+    resources: Mapping[str, NDArray[np.float64]]
+    budgets: Mapping[str, float]
+    pairs: PairTerms
+    offset: float
+    group_offsets: NDArray[np.int64]
+    group_of: NDArray[np.int64]
+
+    def __init__(
+        self,
+        groups: Sequence[str],
+        options: Sequence[Sequence[str]],
+        cost: ArrayLike,
+        resources: Mapping[str, ArrayLike],
+        budgets: Mapping[str, float],
+        pairs: PairTerms | None = None,
+        offset: float = 0.0,
+    ) -> None:
+        names = tuple(str(name) for name in groups)
+        labels = tuple(tuple(str(label) for label in group) for group in options)
+        _check_names(names, labels)
+        sizes = np.array([len(group) for group in labels], dtype=np.int64)
+        group_offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        group_of = np.repeat(np.arange(len(names)), sizes)
+        num_options = int(group_offsets[-1])
+        uses = {str(name): _checked_vector(use, num_options, f"resource {name!r}") for name, use in resources.items()}
+        for name, use in uses.items():
+            if (use < 0).any():
+                worst = int(np.argmin(use))
+                group = group_of[worst]
+                raise InvalidProblemError(
+                    f"resource {name!r} must not be negative, found {use[worst]:g} for option "
+                    f"{labels[group][worst - group_offsets[group]]!r} of group {names[group]!r}"
+                )
+        values = {
+            "groups": names,
+            "options": labels,
+            "cost": _checked_vector(cost, num_options, "cost"),
+            "resources": MappingProxyType(uses),
+            "budgets": MappingProxyType(_checked_budgets(budgets, uses)),
+            "pairs": _checked_pairs(pairs, group_of),
+            "offset": _checked_number(offset, "offset"),
+            "group_offsets": _frozen(group_offsets),
+            "group_of": _frozen(group_of),
+        }
+        for field, value in values.items():
+            object.__setattr__(self, field, value)
+
+    @property
+    def num_groups(self) -> int:
+        """G."""
+        return len(self.groups)
+
+    @property
+    def num_options(self) -> int:
+        """V, over all groups."""
+        return int(self.group_offsets[-1])
+
+    def flat(self, choice: ArrayLike) -> NDArray[np.int64]:
+        """The flat options of a choice: local option indices ``(..., G)`` → flat indices of the same shape.
+
+        Raises:
+            InvalidProblemError: wrong shape, not whole numbers, or an option that its group does not have.
+        """
+        array = np.asarray(choice)
+        if array.shape[-1:] != (self.num_groups,):
+            raise InvalidProblemError(
+                f"a choice has one option index per group: expected {self.num_groups}, found shape {array.shape}"
+            )
+        if array.dtype.kind not in "iu":
+            if array.dtype.kind != "f" or not (array == np.floor(array)).all():
+                raise InvalidProblemError(f"a choice holds whole numbers, found {array.dtype} values")
+            array = array.astype(np.int64)
+        wrong = (array < 0) | (array >= np.diff(self.group_offsets))
+        if wrong.any():
+            group = int(np.argwhere(wrong)[0][-1])
+            raise InvalidProblemError(
+                f"group {self.groups[group]!r} has options 0..{len(self.options[group]) - 1}, "
+                f"the choice asks for {array[..., group].ravel()[np.argmax(wrong[..., group].ravel())]}"
+            )
+        return self.group_offsets[:-1] + array.astype(np.int64)
+
+    def evaluate(self, choice: ArrayLike) -> Evaluation:
+        """Judge one choice: ``(G,)`` local option indices → objective, usage and violated budgets. O(V + G·r + nnz).
+
+        Raises:
+            InvalidProblemError: the choice is not one option index per group.
+        """
+        chosen = self.flat(choice)
+        if chosen.ndim != 1:
+            raise InvalidProblemError(f"evaluate takes one choice of shape ({self.num_groups},), found {chosen.shape}")
+        usage = {name: float(use[chosen].sum()) for name, use in self.resources.items()}
+        violations = {
+            name: usage[name] - budget
+            for name, budget in self.budgets.items()
+            if usage[name] > budget + BUDGET_TOLERANCE * abs(budget)
+        }
+        objective = self.offset + float(self.cost[chosen].sum()) + self._pair_value(chosen)
+        return Evaluation(objective=objective, usage=usage, violations=violations)
+
+    def _pair_value(self, chosen: NDArray[np.int64]) -> float:
+        value = 0.0
+        if self.pairs.factor is not None:
+            rows = self.pairs.factor[chosen]
+            total = rows.sum(axis=0)
+            value += 0.5 * float(total @ total - np.einsum("gr,gr->", rows, rows))
+        if self.pairs.num_sparse:
+            x = np.zeros(self.num_options)
+            x[chosen] = 1.0
+            value += float(x @ (self.pairs.sparse @ x))
+        return value
+
+    def with_budgets(self, **budgets: float) -> "Problem":
+        """The same problem with some budgets set anew (others stay).
+
+        Raises:
+            InvalidProblemError: a budget for a resource the problem does not have, or not a finite number.
+        """
+        merged = MappingProxyType(_checked_budgets({**self.budgets, **budgets}, self.resources))
+        return self._replaced(budgets=merged)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by construction (for worker processes only; files never hold pickles)."""
+        resources, budgets = dict(self.resources), dict(self.budgets)
+        return Problem, (self.groups, self.options, self.cost, resources, budgets, self.pairs, self.offset)
+
+    def _replaced(self, **fields: Any) -> "Problem":
+        """A copy with some fields set, without checking the others again (they hold already)."""
+        copy = object.__new__(Problem)
+        for field in self.__slots__:
+            object.__setattr__(copy, field, fields.get(field, getattr(self, field)))
+        return copy
+
+    def minimum_usage(self) -> dict[str, float]:
+        """The smallest use of every resource that any choice can have (each on its own).
+
+        >>> Problem(["a"], [["keep", "prune"]], [0, 1], {"bytes": [8, 4]}, {}).minimum_usage()
+        {'bytes': 4.0}
+        """
+        starts = self.group_offsets[:-1]
+        return {name: float(np.minimum.reduceat(use, starts).sum()) for name, use in self.resources.items()}
+
+    def require_reachable_budgets(self) -> None:
+        """Refuse budgets that no choice can meet, each taken on its own.
+
+        Raises:
+            InfeasibleBudgetError: names each such resource, the budget asked and the smallest possible use.
+        """
+        smallest = self.minimum_usage()
+        broken = [
+            f"{name}: asked for at most {budget:,.6g}, the smallest possible use is {smallest[name]:,.6g}"
+            for name, budget in self.budgets.items()
+            if smallest[name] > budget + BUDGET_TOLERANCE * abs(budget)
+        ]
+        if broken:
+            raise InfeasibleBudgetError("no choice meets the budget for " + "; ".join(broken))
+
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that makes the problem, equal for equal problems on every machine."""
+        digest = hashlib.sha256(json.dumps(self._header(), sort_keys=True).encode())
+        for name, array in sorted(self._arrays().items()):
+            digest.update(name.encode() + array.dtype.str.encode() + repr(array.shape).encode() + array.tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: AnyPath) -> None:
+        """Write the problem to one ``.npz`` file, whole or not at all; `load` gives it back exactly."""
+        write_arrays(path, kind=FILE_KIND, version=FILE_VERSION, header=self._header(), arrays=self._arrays())
+
+    @classmethod
+    def load(cls, path: AnyPath) -> "Problem":
+        """Read a problem that `save` wrote.
+
+        Raises:
+            FileFormatError: the file is cut short, of another kind, newer, or holds a pickle.
+            InvalidProblemError: its content does not make a problem.
+        """
+        header, arrays = read_arrays(path, kind=FILE_KIND, version=FILE_VERSION)
+        try:
+            sparse = None
+            if "sparse_data" in arrays:
+                size = len(arrays["cost"])
+                parts = (arrays["sparse_data"], arrays["sparse_indices"], arrays["sparse_indptr"])
+                sparse = scipy.sparse.csr_array(parts, shape=(size, size))
+            return cls(
+                header["groups"],
+                header["options"],
+                arrays["cost"],
+                {name: arrays[f"resource_{i}"] for i, name in enumerate(header["resources"])},
+                header["budgets"],
+                PairTerms(sparse=sparse, factor=arrays.get("factor")),
+                header["offset"],
+            )
+        except KeyError as error:
+            raise InvalidProblemError(f"{path} lacks the entry {error}") from error
+
+    def _header(self) -> dict[str, Any]:
+        return {
+            "groups": self.groups,
+            "options": self.options,
+            "resources": list(self.resources),
+            "budgets": dict(self.budgets),
+            "offset": self.offset,
+        }
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        arrays: dict[str, NDArray[Any]] = {"cost": self.cost}
+        arrays |= {f"resource_{i}": use for i, use in enumerate(self.resources.values())}
+        if self.pairs.factor is not None:
+            arrays["factor"] = self.pairs.factor
+        if self.pairs.sparse is not None:
+            sparse = self.pairs.sparse
+            arrays |= {"sparse_data": sparse.data}
+            arrays |= {
+                "sparse_indices": sparse.indices.astype(np.int64),
+                "sparse_indptr": sparse.indptr.astype(np.int64),
+            }
+        return arrays
+
+    def scaled(self, factor: float) -> "Problem":
+        """The same problem with every objective number (cost, pairs, offset) multiplied by ``factor`` > 0."""
+        sparse, rows = self.pairs.sparse, self.pairs.factor
+        pairs = PairTerms(
+            sparse=None if sparse is None else sparse * factor, factor=None if rows is None else rows * np.sqrt(factor)
+        )
+        return self._replaced(cost=_frozen(self.cost * factor), pairs=pairs, offset=self.offset * factor)
+
+
+def _check_names(groups: tuple[str, ...], options: tuple[tuple[str, ...], ...]) -> None:
+    if not groups:
+        raise InvalidProblemError("a problem needs at least one group, found none")
+    if len(options) != len(groups):
+        raise InvalidProblemError(
+            f"options must list one sequence per group: {len(groups)} groups, {len(options)} sequences"
+        )
+    if len(set(groups)) != len(groups):
+        twice = next(name for name in groups if groups.count(name) > 1)
+        raise InvalidProblemError(f"group names must differ, found {twice!r} twice")
+    for name, labels in zip(groups, options, strict=True):
+        if not labels:
+            raise InvalidProblemError(f"group {name!r} has no option; give it at least one")
+        if len(set(labels)) != len(labels):
+            twice = next(label for label in labels if labels.count(label) > 1)
+            raise InvalidProblemError(f"option names must differ within a group, found {twice!r} twice in {name!r}")
+
+
+def _checked_vector(values: ArrayLike, size: int, what: str) -> NDArray[np.float64]:
+    try:
+        array = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidProblemError(f"{what} must be numbers: {error}") from error
+    if array.shape != (size,):
+        raise InvalidProblemError(f"{what} must have shape ({size},), one number per option; found {array.shape}")
+    if not np.isfinite(array).all():
+        at = int(np.argmin(np.isfinite(array)))
+        raise InvalidProblemError(f"{what} must be finite, found {array[at]} at flat option {at}")
+    return _frozen(array)
+
+
+def _checked_number(value: float, what: str) -> float:
+    number = float(value)
+    if not np.isfinite(number):
+        raise InvalidProblemError(f"{what} must be a finite number, found {value!r}")
+    return number
+
+
+def _checked_budgets(budgets: Mapping[str, float], resources: Mapping[str, Any]) -> dict[str, float]:
+    for name in budgets:
+        if name not in resources:
+            known = ", ".join(sorted(resources)) or "none"
+            raise InvalidProblemError(f"budget {name!r} names no resource of the problem; it has: {known}")
+    return {str(name): _checked_number(budget, f"budget {name!r}") for name, budget in budgets.items()}
+
+
+def _checked_pairs(pairs: PairTerms | None, group_of: NDArray[np.int64]) -> PairTerms:
+    if pairs is None:
+        return PairTerms()
+    if not isinstance(pairs, PairTerms):
+        raise InvalidProblemError(f"pairs must be a PairTerms, found {type(pairs).__name__}")
+    if pairs.num_options not in (None, len(group_of)):
+        raise InvalidProblemError(f"pair terms are for {pairs.num_options} options, the problem has {len(group_of)}")
+    if pairs.sparse is not None:
+        rows = np.repeat(np.arange(len(group_of)), np.diff(pairs.sparse.indptr))
+        inside = group_of[rows] == group_of[pairs.sparse.indices]
+        if inside.any():
+            at = int(np.argmax(inside))
+            raise InvalidProblemError(
+                f"a pair term joins two options of one group (flat options {rows[at]} and {pairs.sparse.indices[at]}); "
+                "only one option of a group is ever chosen, so it must go"
+            )
+    return pairs
+
+
+def _frozen(array: NDArray[Any]) -> NDArray[Any]:
+    array.flags.writeable = False
+    return array

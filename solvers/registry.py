@@ -1,0 +1,85 @@
+"""Which solvers there are: a written table, plus what other packages add through the entry-point group.
+
+Adding a back end is one file and one line here. A package of its own adds it in its ``pyproject.toml``:
+
+    [project.entry-points."qcompress.solvers"]
+    my-solver = "my_package.my_module:MySolver"
+"""
+
+import dataclasses
+import importlib
+import importlib.metadata
+from typing import Any
+
+from solvers.base import Solver, SolverInfo
+from solvers.errors import InvalidOptionError, UnknownSolverError
+
+ENTRY_POINTS = "qcompress.solvers"
+
+TABLE = {
+    "auto": "solvers.auto:Auto",
+    "brute-force": "solvers.brute_force:BruteForce",
+    "dp": "solvers.dp:DynamicProgram",
+    "milp": "solvers.milp:Milp",
+    "lagrangian": "solvers.lagrangian:Lagrangian",
+    "greedy": "solvers.greedy:Greedy",
+    "anneal": "solvers.anneal:Anneal",
+    "sa": "solvers.sa:SimulatedAnnealing",
+    "ga": "solvers.ga:Genetic",
+}
+
+
+def _table() -> dict[str, str]:
+    plugins = {point.name: point.value for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+    return plugins | TABLE
+
+
+def names() -> list[str]:
+    """All solver names."""
+    return list(_table())
+
+
+def solver_class(name: str) -> type[Solver]:
+    """The class behind a name.
+
+    Raises:
+        UnknownSolverError: no such name; lists the known ones.
+    """
+    table = _table()
+    if name not in table:
+        raise UnknownSolverError(f"no solver is called {name!r}; known are: {', '.join(table)}")
+    module, _, attribute = table[name].partition(":")
+    found: type[Solver] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def make(name: str, options: dict[str, Any]) -> Solver:
+    """A solver of that name with those options.
+
+    Raises:
+        UnknownSolverError: no such name.
+        InvalidOptionError: an option it does not have; lists the ones it has.
+    """
+    return configured(solver_class(name)(), options)
+
+
+def configured(solver: Solver, options: dict[str, Any]) -> Solver:
+    """``solver`` with some options set anew.
+
+    Raises:
+        InvalidOptionError: an option it does not have; lists the ones it has.
+    """
+    known = solver.option_defaults()
+    if unknown := [name for name in options if name not in known]:
+        has = ", ".join(f"{name} (default {value!r})" for name, value in known.items()) or "none"
+        raise InvalidOptionError(f"solver {solver.name!r} has no option {', '.join(map(repr, unknown))}; it has: {has}")
+    return dataclasses.replace(solver, **options) if options else solver  # type: ignore[type-var]
+
+
+def available() -> list[SolverInfo]:
+    """Every solver, whether it can run here, and what is missing if not. Takes no licence and no network.
+
+    >>> [info.name for info in available()][:2]
+    ['auto', 'brute-force']
+    """
+    return [solver_class(name).info() for name in _table()]

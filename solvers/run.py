@@ -1,0 +1,103 @@
+"""`solve`: the one door to every back end."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from formulations import Problem
+from solvers import registry
+from solvers.base import OnProgress, Search, Solver
+from solvers.errors import InvalidOptionError
+from solvers.solution import Solution, StopReason
+
+
+def solve(
+    problem: Problem,
+    solver: Any = "auto",
+    *,
+    time_limit: float | None = None,
+    seed: int | None = None,
+    initial: ArrayLike | None = None,
+    on_progress: OnProgress | None = None,
+    **options: Any,
+) -> Solution:
+    """Choose one option per group so that the objective is least within the budgets.
+
+    Args:
+        problem: what to solve.
+        solver: a name (see `available`), a `Solver`, or any ``dimod.Sampler`` instance.
+        time_limit: seconds; the best so far is returned when they are over. None: the solver's own end.
+        seed: same seed, same answer (where no time limit cut the run).
+        initial: ``(G,)`` a choice to start from; an infeasible one only serves as a hint.
+        on_progress: called with a `Progress` whenever incumbent or bound change.
+        **options: the solver's own (``available()`` lists them); unknown ones are refused.
+
+    Returns:
+        A `Solution`; objective and feasibility are recomputed by ``Problem.evaluate``.
+        Ctrl-C ends the run with the best so far.
+
+    Raises:
+        InfeasibleBudgetError: a budget lies below the smallest possible use of its resource.
+        UnknownSolverError, InvalidOptionError, UnsupportedProblemError, SolverUnavailableError: see `solvers.errors`.
+
+    >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
+    >>> solution = solve(problem, "brute-force")
+    >>> solution.choice.tolist(), solution.objective, str(solution.status)
+    ([0, 1], 1.0, 'OPTIMAL')
+    """
+    if not isinstance(problem, Problem):
+        raise InvalidOptionError(f"solve takes a formulations.Problem, found {type(problem).__name__}")
+    if time_limit is not None and not (np.isfinite(time_limit) and time_limit > 0):
+        raise InvalidOptionError(f"time_limit must be a positive number of seconds, found {time_limit!r}")
+    back_end = _back_end(solver, options)
+    start = None if initial is None else problem.flat(initial) - problem.group_offsets[:-1]
+    if start is not None and start.ndim != 1:
+        raise InvalidOptionError(f"initial must be one choice of shape ({problem.num_groups},), found {start.shape}")
+    problem.require_reachable_budgets()
+    back_end.require(problem)
+
+    scale = 1.0 / objective_size(problem)
+    search = Search(
+        problem,
+        solver=back_end.name,
+        scale=scale,
+        time_limit=time_limit,
+        seed=seed,
+        initial=start,
+        on_progress=on_progress,
+    )
+    stop_reason = StopReason.COMPLETED
+    try:
+        if start is not None:
+            search.offer(start)
+        back_end.run(problem.scaled(scale), search)
+    except KeyboardInterrupt:
+        stop_reason = StopReason.INTERRUPTED
+    return search.solution(stop_reason, back_end.option_values)
+
+
+def _back_end(solver: Any, options: dict[str, Any]) -> Solver:
+    if isinstance(solver, str):
+        return registry.make(solver, options)
+    if isinstance(solver, Solver):
+        return registry.configured(solver, options)
+    from solvers.samplers import from_sampler  # imports dimod, so only when something else than a solver came
+
+    return registry.configured(from_sampler(solver), options)
+
+
+def objective_size(problem: Problem) -> float:
+    """The size of the objective's numbers: the most a single decision or pair can change it; 1 if all are zero.
+
+    Back ends see problems divided by this, so that scores from 1e-12 to 1e9 give the same choice.
+    """
+    starts = problem.group_offsets[:-1]
+    spread = np.maximum.reduceat(problem.cost, starts) - np.minimum.reduceat(problem.cost, starts)
+    sizes = [float(spread.max())]
+    if problem.pairs.num_sparse:
+        sizes.append(float(np.abs(problem.pairs.sparse.data).max()))
+    if problem.pairs.factor is not None and problem.pairs.rank:
+        sizes.append(float(np.square(problem.pairs.factor).sum(axis=1).max()))
+    size = max(sizes)
+    return size if size > 0 and np.isfinite(1.0 / size) else 1.0

@@ -1,0 +1,111 @@
+"""What a solver gives back: the choice, what is known about it, and how it was found.
+
+Two questions are kept apart. `Status` says what is known about the answer; `StopReason` says why the solver
+stopped. A time-limited incumbent is FEASIBLE, never OPTIMAL, unless a bound proves it.
+"""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from formulations import FileFormatError
+from formulations.files import AnyPath, read_json, write_json
+
+FILE_KIND = "qcompress solution"
+FILE_VERSION = 1
+
+
+class Status(enum.StrEnum):
+    """What is known about the answer."""
+
+    OPTIMAL = "OPTIMAL"  # no choice within the budgets is better (to a relative 1e-9)
+    FEASIBLE = "FEASIBLE"  # within the budgets; better ones may exist
+    INFEASIBLE = "INFEASIBLE"  # proved: no choice meets all budgets together
+    UNKNOWN = "UNKNOWN"  # no choice within the budgets was found, and none was ruled out
+
+
+class StopReason(enum.StrEnum):
+    """Why the solver stopped."""
+
+    COMPLETED = "COMPLETED"
+    TIME_LIMIT = "TIME_LIMIT"
+    INTERRUPTED = "INTERRUPTED"
+    ERROR_RECOVERED = "ERROR_RECOVERED"
+
+
+class TracePoint(NamedTuple):
+    """The state of knowledge at ``t_s`` seconds after the start."""
+
+    t_s: float
+    objective: float | None
+    bound: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Solution:
+    """The answer of one solver run.
+
+    Attributes:
+        choice: ``(G,)`` local option index of every group, or None when no feasible choice was found.
+        objective, usage, feasible: as `Problem.evaluate` judges the choice (objective None without one).
+        bound: proven lower bound on the objective of every feasible choice, or None.
+        gap: ``(objective - bound) / |objective|``, or None without objective or bound.
+        timing: seconds by phase: ``build_s``, ``solve_s``, ``decode_s``, for remote solvers ``queue_s``, ``qpu_s``.
+        trace: incumbent and bound over time.
+        details: what the solver tells beyond that (multipliers, sample quality before repair, why it was picked).
+        pool: further good choices with their objectives, best first.
+    """
+
+    choice: NDArray[np.int64] | None
+    objective: float | None
+    usage: dict[str, float]
+    feasible: bool
+    bound: float | None
+    gap: float | None
+    status: Status
+    stop_reason: StopReason
+    wall_s: float
+    timing: dict[str, float] = field(default_factory=dict)
+    trace: tuple[TracePoint, ...] = ()
+    solver: str = ""
+    seed: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    pool: tuple[tuple[tuple[int, ...], float], ...] = ()
+    problem_fingerprint: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dictionary of everything in here."""
+        value = asdict(self)
+        value["choice"] = None if self.choice is None else self.choice.tolist()
+        return {"kind": FILE_KIND, "version": FILE_VERSION, **value}
+
+    def save(self, path: AnyPath) -> None:
+        """Write the solution as JSON, whole or not at all."""
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: AnyPath) -> "Solution":
+        """Read a solution that `save` wrote.
+
+        Raises:
+            FileFormatError: the file is no such JSON, or of a newer version.
+        """
+        value = read_json(path, FILE_KIND)
+        kind, version = value.pop("kind", None), value.pop("version", None)
+        if kind != FILE_KIND or not isinstance(version, int) or version > FILE_VERSION:
+            raise FileFormatError(
+                f"{path} is no {FILE_KIND} file up to version {FILE_VERSION}: found {kind!r}, version {version!r}"
+            )
+        try:
+            value["choice"] = None if value["choice"] is None else np.array(value["choice"], dtype=np.int64)
+            value["status"], value["stop_reason"] = Status(value["status"]), StopReason(value["stop_reason"])
+            value["trace"] = tuple(TracePoint(*point) for point in value["trace"])
+            value["pool"] = tuple((tuple(choice), objective) for choice, objective in value["pool"])
+            return cls(**value)
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(f"{path} is no whole {FILE_KIND} file: {error}") from error
