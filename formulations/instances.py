@@ -1,0 +1,125 @@
+"""Random problems with the structure of real ones, for tests and benchmarks.
+
+Every group is a layer with a log-normal number of weights; its options are bit-widths. Rounding to b bits moves the
+weights by an amplitude that halves with every bit, so an option's effect on the output is a vector that shrinks
+alike: ``F_v = a_g·2^(1-b)·(u_g + noise_v)`` with a direction ``u_g`` of its layer. The loss is quadratic in the sum
+of the effects, hence ``cost_v = ½‖F_v‖²`` and pair terms ``F_u·F_v``.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.sparse
+
+from formulations.pairs import PairTerms
+from formulations.problem import Problem
+
+BITS = (2, 3, 4, 5, 6, 8)
+
+
+def layered_problem(
+    num_groups: int,
+    *,
+    bits: Sequence[int] = BITS,
+    rank: int = 8,
+    degree: int = 0,
+    budget: float = 0.5,
+    seed: int = 0,
+) -> Problem:
+    """A problem of ``num_groups`` layers with one option per bit-width and one budget in bytes.
+
+    Args:
+        num_groups: G.
+        bits: the bit-widths on offer, ascending.
+        rank: columns of the factor; 0 for a linear problem (then ``cost`` alone is left).
+        degree: mean number of groups each group has sparse pair terms with; with it the factor's products
+            are kept for those pairs only, as the sparse part.
+        budget: where the budget lies between all groups at the fewest bits (0) and at the most (1).
+        seed: of numpy's default generator.
+
+    >>> layered_problem(3, rank=2).num_options
+    18
+    """
+    rng = np.random.default_rng(seed)
+    widths = np.array(bits, dtype=np.float64)
+    size = np.exp(rng.normal(9.0, 1.2, num_groups)).round()  # weights of a layer
+    amplitude = np.exp(rng.normal(0.0, 0.8, num_groups))
+    dimensions = max(rank, 1)
+    direction = rng.normal(size=(num_groups, 1, dimensions)) / np.sqrt(dimensions)
+    noise = 0.3 * rng.normal(size=(num_groups, len(bits), dimensions)) / np.sqrt(dimensions)
+    effect = amplitude[:, None, None] * 2.0 ** (1 - widths)[None, :, None] * (direction + noise)
+    factor = effect.reshape(num_groups * len(bits), dimensions)
+    size_bytes = np.ceil(size[:, None] * widths / 8).ravel()
+    smallest, largest = size_bytes.reshape(num_groups, -1)[:, [0, -1]].sum(axis=0)
+    if degree:
+        pairs = PairTerms(sparse=_sparse_products(factor, len(bits), num_groups, degree, rng))
+    else:
+        pairs = PairTerms(factor=factor if rank else None)
+    return Problem(
+        [f"layer{g}" for g in range(num_groups)],
+        [[f"{b} bits" for b in bits]] * num_groups,
+        0.5 * np.square(factor).sum(axis=1),
+        {"bytes": size_bytes},
+        {"bytes": float(np.floor(smallest + budget * (largest - smallest)))},
+        pairs,
+    )
+
+
+def small_problem(seed: int, *, max_groups: int = 6, max_options: int = 4) -> Problem:
+    """A small problem of any kind, with everything that trips solvers up; brute force can check it.
+
+    Drawn at random: one to ``max_groups`` groups of one to ``max_options`` options; no, sparse, factor or both kinds
+    of pair terms; none to three budgets, of whole or fractional uses, loose, tight or exactly met; ties, zero and
+    negative costs; an offset. Each budget is reachable on its own, all together perhaps not.
+
+    >>> small_problem(7).num_groups <= 6
+    True
+    """
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, max_options + 1, size=rng.integers(1, max_groups + 1))
+    group_of = np.repeat(np.arange(len(sizes)), sizes)
+    num_options = len(group_of)
+    cost = rng.normal(1.0, 1.0, num_options)
+    if rng.random() < 0.3:
+        cost = rng.integers(-1, 3, num_options).astype(np.float64)  # ties and zeros
+    resources, budgets = {}, {}
+    for k in range(rng.integers(0, 4)):
+        whole = rng.random() < 0.6
+        use = rng.integers(0, 9, num_options).astype(np.float64) if whole else rng.random(num_options)
+        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        low, high = np.minimum.reduceat(use, starts).sum(), np.maximum.reduceat(use, starts).sum()
+        share = rng.choice([0.0, 1.0, rng.random()], p=[0.1, 0.1, 0.8])
+        budget = low + share * (high - low)
+        resources[f"r{k}"] = use
+        budgets[f"r{k}"] = float(np.ceil(budget)) if whole else float(budget)
+    sparse = factor = None
+    kind = rng.integers(4)
+    if kind in (1, 3):
+        upper = np.triu(group_of[:, None] != group_of[None, :]) * (rng.random((num_options, num_options)) < 0.4)
+        sparse = scipy.sparse.csr_array(upper * rng.normal(0.0, 1.0, (num_options, num_options)))
+    if kind in (2, 3):
+        factor = rng.normal(0.0, 0.7, (num_options, rng.integers(1, 4)))
+    return Problem(
+        [f"g{g}" for g in range(len(sizes))],
+        [[f"o{i}" for i in range(size)] for size in sizes],
+        cost,
+        resources,
+        budgets,
+        PairTerms(sparse=sparse, factor=factor),
+        float(rng.choice([0.0, rng.normal()])),
+    )
+
+
+def _sparse_products(
+    factor: np.ndarray, num_bits: int, num_groups: int, degree: int, rng: np.random.Generator
+) -> scipy.sparse.csr_array:
+    """The products of the factor's rows for ``num_groups·degree/2`` random pairs of groups."""
+    wanted = num_groups * degree // 2
+    drawn = rng.integers(0, num_groups, size=(4 * wanted + 8, 2))
+    drawn = np.unique(np.sort(drawn[drawn[:, 0] != drawn[:, 1]], axis=1), axis=0)
+    first, second = rng.permutation(drawn)[:wanted].T
+    i, j = np.meshgrid(np.arange(num_bits), np.arange(num_bits), indexing="ij")
+    rows = (first[:, None, None] * num_bits + i).ravel()
+    columns = (second[:, None, None] * num_bits + j).ravel()
+    values = np.einsum("nr,nr->n", factor[rows], factor[columns])
+    return scipy.sparse.csr_array((values, (rows, columns)), shape=(len(factor), len(factor)))
