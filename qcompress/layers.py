@@ -1,0 +1,72 @@
+"""The layers whose weights can be compressed: how to see a weight as rows of output channels, and what a layer costs.
+
+A layer is supported when its output is linear in one plain ``weight`` parameter. Everything that depends on the
+type of layer is in this module; the rest of the package sees rows ``(channels, weights per channel)``.
+"""
+
+import torch
+from torch import Tensor, nn
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+SUPPORTED = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, nn.Embedding)
+
+
+def why_unsupported(module: nn.Module) -> str:
+    """Why the weight of ``module`` cannot be compressed, or an empty string."""
+    if not isinstance(module, SUPPORTED):
+        return f"{type(module).__name__} is not supported"
+    if module._parameters.get("weight") is None:
+        return "its weight is computed (parametrised or lazy), not a parameter of its own"
+    weight = module.weight
+    if isinstance(weight, nn.UninitializedParameter):
+        return "its weight is not initialised yet; run the model once first"
+    if not weight.is_floating_point():
+        return f"its weight holds {weight.dtype}, not floating-point numbers"
+    if weight.numel() == 0:
+        return "its weight is empty"
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        return "an Embedding with max_norm changes its weight when it runs"
+    return ""
+
+
+def to_rows(module: nn.Module, weight: Tensor) -> Tensor:
+    """The weight as ``(channels, weights per channel)``; a channel is an output channel or a vocabulary entry."""
+    if isinstance(module, TRANSPOSED):
+        inputs, outputs, *kernel = weight.shape
+        grouped = weight.reshape(module.groups, inputs // module.groups, outputs, *kernel)
+        return grouped.transpose(1, 2).reshape(module.groups * outputs, -1)
+    return weight.reshape(weight.shape[0], -1)
+
+
+def from_rows(module: nn.Module, rows: Tensor, shape: torch.Size) -> Tensor:
+    """Undo `to_rows`: rows → weight of ``shape``."""
+    if isinstance(module, TRANSPOSED):
+        inputs, outputs, *kernel = shape
+        grouped = rows.reshape(module.groups, outputs, inputs // module.groups, *kernel)
+        return grouped.transpose(1, 2).reshape(shape)
+    return rows.reshape(shape)
+
+
+def num_channels(module: nn.Module) -> int:
+    """Rows that `to_rows` gives."""
+    if isinstance(module, TRANSPOSED):
+        return int(module.out_channels)
+    return int(module.weight.shape[0])  # type: ignore[union-attr,arg-type]
+
+
+def channel_dim(module: nn.Module, output: Tensor) -> int:
+    """The dimension of the layer's output that its channels lie along (an embedding has none: -1 is its features)."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        return output.ndim - 1
+    return output.ndim - 1 - len(module.kernel_size)  # type: ignore[arg-type]
+
+
+def macs_of_call(module: nn.Module, inputs: Tensor, output: Tensor) -> int:
+    """Multiply-accumulates of one call (all samples); an embedding only looks up: 0."""
+    if isinstance(module, nn.Embedding):
+        return 0
+    weights = module.weight.numel()  # type: ignore[union-attr,operator]
+    if isinstance(module, TRANSPOSED):
+        return inputs.numel() * weights // module.in_channels
+    return output.numel() * weights // num_channels(module)

@@ -1,0 +1,1 @@
+"""Ways to store a weight in fewer bytes, one a module."""
