@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from formulations import Problem
-from solvers.arrays import FloatArray, IntArray, budget_arrays, factor_array, sparse_columns
+from solvers.tables import FloatArray, IntArray, budget_arrays, factor_array, sparse_columns
 from solvers.base import Search, Solver
 
 MAX_CHOICES = 10**9

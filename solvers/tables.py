@@ -29,7 +29,10 @@ class Budgets(NamedTuple):
 
 
 class Sparse(NamedTuple):
-    """The sparse pair terms by compressed rows, or by columns: row i's entries are ``data[start[i]:start[i+1]]`` with ``partner[…]``."""
+    """The sparse pair terms, row by row or column by column.
+
+    The terms of option v are the entries ``start[v]:start[v + 1]`` of ``partner`` (the other option) and ``data``.
+    """
 
     start: IntArray
     partner: IntArray
