@@ -10,7 +10,6 @@ import json
 import os
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -76,8 +75,14 @@ def read_json(path: AnyPath, kind: str) -> dict[str, Any]:
 def write_arrays(
     path: AnyPath, *, kind: str, version: int, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
 ) -> None:
-    """Write arrays and a JSON header as one ``.npz`` file, whole or not at all."""
-    text = json.dumps({"kind": kind, "version": version, **header}, allow_nan=False)
+    """Write arrays and a JSON header as one ``.npz`` file, whole or not at all.
+
+    Raises:
+        ValueError: an array of Python objects, which only a pickle could hold, or a header with not-a-number in it.
+    """
+    if objects := [name for name, array in arrays.items() if array.dtype.hasobject]:
+        raise ValueError(f"arrays of Python objects cannot be stored: {', '.join(objects)}")
+    text = json.dumps({"kind": kind, "version": version, **header, "arrays": sorted(arrays)}, allow_nan=False)
     with replacing(path) as file:
         np.savez(file, header=np.frombuffer(text.encode(), dtype=np.uint8), **dict(arrays))  # type: ignore[arg-type]
 
@@ -89,19 +94,16 @@ def read_arrays(path: AnyPath, *, kind: str, version: int) -> tuple[dict[str, An
         FileNotFoundError: there is no such file.
         FileFormatError: the file is cut short, is of another kind or a newer version, or holds a pickle.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile) or "header" not in file:
-                raise FileFormatError(f"{path} is not a {kind} file: it has no header")
-            header = json.loads(file["header"].tobytes())
-            arrays = {name: file[name] for name in file.files if name != "header"}
-    except FileFormatError:
-        raise
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise FileFormatError(
-            f"{path} is not a whole {kind} file (cut short, damaged, or with a pickle in it, "
-            f"which is never loaded): {error}"
-        ) from error
+    with Path(path).open("rb") as file:
+        try:
+            header, arrays = _read_archive(file)
+        except MemoryError:
+            raise
+        except Exception as error:  # zipfile and numpy answer damage with a dozen kinds of exceptions
+            raise FileFormatError(
+                f"{path} is not a {kind} file, or not a whole one (cut short, damaged, or with a pickle in it, "
+                f"which is never loaded): {error}"
+            ) from error
     if not isinstance(header, dict) or header.get("kind") != kind:
         found = header.get("kind") if isinstance(header, dict) else header
         raise FileFormatError(f"{path} is not a {kind} file: its header says {found!r}")
@@ -109,4 +111,20 @@ def read_arrays(path: AnyPath, *, kind: str, version: int) -> tuple[dict[str, An
         raise FileFormatError(
             f"{path} is a {kind} file of version {header.get('version')!r}; this program reads up to version {version}"
         )
+    if header.get("arrays") != sorted(arrays):
+        raise FileFormatError(
+            f"{path} is not a whole {kind} file: its header lists the arrays {header.get('arrays')}, "
+            f"it holds {sorted(arrays)}"
+        )
     return header, arrays
+
+
+def _read_archive(file: IO[bytes]) -> tuple[Any, dict[str, NDArray[Any]]]:
+    if damaged := zipfile.ZipFile(file).testzip():  # before numpy believes a shape and asks for that much memory
+        raise ValueError(f"the checksum of {damaged} does not fit")
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as archive:
+        if "header" not in archive:
+            raise ValueError("it has no header")
+        arrays = dict(archive)
+    return json.loads(arrays.pop("header").tobytes()), arrays

@@ -73,6 +73,10 @@ def _checked_sparse(sparse: Any) -> Any:
             "wrap a dense array as scipy.sparse.csr_array(np.triu(Q, 1))"
         )
     matrix = scipy.sparse.csr_array(sparse, dtype=np.float64, copy=True)
+    try:
+        matrix.check_format()
+    except ValueError as error:
+        raise InvalidProblemError(f"sparse pair terms are no sound sparse matrix: {error}") from error
     matrix.sum_duplicates()
     matrix.eliminate_zeros()
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
@@ -91,7 +95,10 @@ def _checked_sparse(sparse: Any) -> Any:
 
 
 def _checked_factor(factor: ArrayLike) -> NDArray[np.float64]:
-    array = np.array(factor, dtype=np.float64, order="C")
+    try:
+        array = np.array(factor, dtype=np.float64, order="C")
+    except (TypeError, ValueError) as error:
+        raise InvalidProblemError(f"the factor of the pair terms must be numbers: {error}") from error
     if array.ndim != 2:
         raise InvalidProblemError(f"the factor of the pair terms must have shape (V, r), found {array.shape}")
     if not np.isfinite(array).all():

@@ -11,6 +11,7 @@ are read-only. `Problem.evaluate` is the one judge of objective and feasibility.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -45,7 +46,7 @@ class Evaluation:
         return not self.violations
 
 
-@dataclass(frozen=True, slots=True, eq=False, init=False)
+@dataclass(frozen=True, slots=True, eq=False, init=False, repr=False)
 class Problem:
     """A quadratic multiple-choice knapsack (see the module's page).
 
@@ -88,9 +89,9 @@ class Problem:
         pairs: PairTerms | None = None,
         offset: float = 0.0,
     ) -> None:
-        names = tuple(str(name) for name in groups)
-        labels = tuple(tuple(str(label) for label in group) for group in options)
-        _check_names(names, labels)
+        names = _names(groups, "groups")
+        labels = tuple(_names(group, f"options of group {name!r}") for name, group in zip(names, options, strict=False))
+        _check_names(names, labels, len(options))
         sizes = np.array([len(group) for group in labels], dtype=np.int64)
         group_offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         group_of = np.repeat(np.arange(len(names)), sizes)
@@ -118,6 +119,13 @@ class Problem:
         for field, value in values.items():
             object.__setattr__(self, field, value)
 
+    def __repr__(self) -> str:
+        budgets = ", ".join(f"{name} <= {budget:,.6g}" for name, budget in self.budgets.items()) or "no budget"
+        pairs = (
+            f"factor rank {self.pairs.rank}, {self.pairs.num_sparse} sparse pair terms" if self.pairs else "no pairs"
+        )
+        return f"<Problem: {self.num_groups} groups, {self.num_options} options, {budgets}, {pairs}>"
+
     @property
     def num_groups(self) -> int:
         """G."""
@@ -139,10 +147,8 @@ class Problem:
             raise InvalidProblemError(
                 f"a choice has one option index per group: expected {self.num_groups}, found shape {array.shape}"
             )
-        if array.dtype.kind not in "iu":
-            if array.dtype.kind != "f" or not (array == np.floor(array)).all():
-                raise InvalidProblemError(f"a choice holds whole numbers, found {array.dtype} values")
-            array = array.astype(np.int64)
+        if array.dtype.kind not in "iu" and (array.dtype.kind != "f" or not (array == np.floor(array)).all()):
+            raise InvalidProblemError(f"a choice holds whole numbers, found {array.dtype} values")
         wrong = (array < 0) | (array >= np.diff(self.group_offsets))
         if wrong.any():
             group = int(np.argwhere(wrong)[0][-1])
@@ -264,6 +270,8 @@ class Problem:
             )
         except KeyError as error:
             raise InvalidProblemError(f"{path} lacks the entry {error}") from error
+        except (AttributeError, IndexError, TypeError, ValueError) as error:  # the header's JSON may hold any type
+            raise InvalidProblemError(f"{path} does not hold a problem: {error}") from error
 
     def _header(self) -> dict[str, Any]:
         return {
@@ -289,29 +297,46 @@ class Problem:
         return arrays
 
     def scaled(self, factor: float) -> "Problem":
-        """The same problem with every objective number (cost, pairs, offset) multiplied by ``factor`` > 0."""
+        """The same problem with every objective number (cost, pairs, offset) multiplied by ``factor`` > 0.
+
+        Raises:
+            InvalidProblemError: ``factor`` is not positive, or takes a number beyond what a float holds.
+        """
+        if not (np.isfinite(factor) and factor > 0):
+            raise InvalidProblemError(f"a problem is scaled by a positive finite number, found {factor!r}")
         sparse, rows = self.pairs.sparse, self.pairs.factor
-        pairs = PairTerms(
-            sparse=None if sparse is None else sparse * factor, factor=None if rows is None else rows * np.sqrt(factor)
+        with np.errstate(over="ignore"):  # an overflow is refused below, by name
+            cost, offset = self.cost * factor, self.offset * factor
+            pairs = PairTerms(
+                sparse=None if sparse is None else sparse * factor,
+                factor=None if rows is None else rows * np.sqrt(factor),
+            )
+        return self._replaced(
+            cost=_checked_vector(cost, self.num_options, "cost"), pairs=pairs, offset=_checked_number(offset, "offset")
         )
-        return self._replaced(cost=_frozen(self.cost * factor), pairs=pairs, offset=self.offset * factor)
 
 
-def _check_names(groups: tuple[str, ...], options: tuple[tuple[str, ...], ...]) -> None:
+def _names(values: Sequence[str], what: str) -> tuple[str, ...]:
+    if isinstance(values, str):  # its letters would pass for names
+        raise InvalidProblemError(f"{what} must be a sequence of names, found the string {values!r}")
+    return tuple(str(value) for value in values)
+
+
+def _check_names(groups: tuple[str, ...], options: tuple[tuple[str, ...], ...], num_listed: int) -> None:
     if not groups:
         raise InvalidProblemError("a problem needs at least one group, found none")
-    if len(options) != len(groups):
+    if num_listed != len(groups):
         raise InvalidProblemError(
-            f"options must list one sequence per group: {len(groups)} groups, {len(options)} sequences"
+            f"options must list one sequence per group: {len(groups)} groups, {num_listed} sequences"
         )
     if len(set(groups)) != len(groups):
-        twice = next(name for name in groups if groups.count(name) > 1)
+        twice = Counter(groups).most_common(1)[0][0]
         raise InvalidProblemError(f"group names must differ, found {twice!r} twice")
     for name, labels in zip(groups, options, strict=True):
         if not labels:
             raise InvalidProblemError(f"group {name!r} has no option; give it at least one")
         if len(set(labels)) != len(labels):
-            twice = next(label for label in labels if labels.count(label) > 1)
+            twice = Counter(labels).most_common(1)[0][0]
             raise InvalidProblemError(f"option names must differ within a group, found {twice!r} twice in {name!r}")
 
 
@@ -329,7 +354,10 @@ def _checked_vector(values: ArrayLike, size: int, what: str) -> NDArray[np.float
 
 
 def _checked_number(value: float, what: str) -> float:
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
     if not np.isfinite(number):
         raise InvalidProblemError(f"{what} must be a finite number, found {value!r}")
     return number

@@ -102,10 +102,22 @@ class Solution:
                 f"{path} is no {FILE_KIND} file up to version {FILE_VERSION}: found {kind!r}, version {version!r}"
             )
         try:
-            value["choice"] = None if value["choice"] is None else np.array(value["choice"], dtype=np.int64)
+            value["choice"] = None if value["choice"] is None else _whole_numbers(value["choice"])
+            value |= {
+                name: None if value[name] is None else float(value[name]) for name in ("objective", "bound", "gap")
+            }
+            value["usage"] = {str(name): float(use) for name, use in value["usage"].items()}
+            value["wall_s"] = float(value["wall_s"])
             value["status"], value["stop_reason"] = Status(value["status"]), StopReason(value["stop_reason"])
             value["trace"] = tuple(TracePoint(*point) for point in value["trace"])
             value["pool"] = tuple((tuple(choice), objective) for choice, objective in value["pool"])
             return cls(**value)
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(f"{path} is no whole {FILE_KIND} file: {error}") from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(f"{path} is no whole {FILE_KIND} file: {error!r}") from error
+
+
+def _whole_numbers(values: Any) -> NDArray[np.int64]:
+    array = np.array(values)
+    if array.ndim != 1 or array.dtype.kind != "i":
+        raise ValueError(f"a choice is a list of whole numbers, found {values!r}")
+    return array.astype(np.int64)
