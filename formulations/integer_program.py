@@ -1,0 +1,178 @@
+"""A `Problem` as a 0/1 linear program (PuLP), with the way back to a choice.
+
+One binary variable per option, one equation per group, one row per budget. The pair terms between two groups are
+linearised by the first-level reformulation-linearisation (RLT; Adams & Sherali, doi:10.1287/mnsc.32.10.1274): with
+``y_uv = x_u·x_v`` for the options u of one group and v of the other that have a term,
+
+    Σ_v y_uv ≤ x_u      Σ_u y_uv ≤ x_v      Σ_u Σ_v y_uv ≥ Σ_u x_u + Σ_v x_v - 1
+
+where a sum over a whole group makes its row an equation. Per pair of groups this is the convex hull of the products,
+so the relaxation is as tight as a row-wise one can be. The ``y`` need not be integer.
+
+What always holds: the model's objective is the problem's (offset included), and each budget row is divided by its
+largest coefficient, for solvers compare rows with absolute tolerances.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pulp
+import scipy.sparse
+from numpy.typing import NDArray
+
+from formulations.errors import EncodingError
+from formulations.problem import BUDGET_TOLERANCE, Problem
+
+MAX_PRODUCTS = 400_000
+"""The most product variables ``y`` that are built (some 10 µs each, and far more in the solver)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntegerProgram:
+    """A PuLP model of a problem; unpacks as ``model, decode``.
+
+    Attributes:
+        model: minimises the problem's objective.
+        x: V binary variables, ``x_<group>_<option>``, in the problem's flat order.
+        group_offsets: ``(G+1,)`` of the problem.
+    """
+
+    model: Any  # pulp.LpProblem
+    x: tuple[Any, ...]
+    group_offsets: NDArray[np.int64]
+
+    def decode(self, sample: Mapping[str, float] | None = None) -> NDArray[np.int64]:
+        """The choice ``(G,)`` of a sample (variable name → value), by default of the values the model holds.
+
+        In each group the option with the largest value is taken. Budgets are not checked: a solver's tolerance may
+        have bent them, so judge the choice with ``Problem.evaluate``.
+
+        Raises:
+            EncodingError: a variable has no value.
+        """
+        values = [x.varValue if sample is None else sample.get(x.name) for x in self.x]
+        if None in values:
+            missing = self.x[values.index(None)].name
+            raise EncodingError(f"no choice to decode: variable {missing!r} has no value (was the model solved?)")
+        numbers = np.array(values, dtype=np.float64)
+        groups = itertools.pairwise(self.group_offsets)
+        return np.array([np.argmax(numbers[first:end]) for first, end in groups], dtype=np.int64)
+
+    def __iter__(self) -> Iterator[Any]:
+        """``model, decode = to_integer_program(problem)``."""
+        yield self.model
+        yield self.decode
+
+
+def to_integer_program(problem: Problem) -> IntegerProgram:
+    """State a problem as a mixed 0/1 linear program.
+
+    Args:
+        problem: any problem whose pair terms make at most `MAX_PRODUCTS` products of options.
+
+    Returns:
+        The model and how to read a choice from it.
+
+    Raises:
+        EncodingError: the pair terms make too many products.
+
+    >>> import pulp
+    >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
+    >>> model, decode = to_integer_program(problem)
+    >>> _ = model.solve(pulp.HiGHS(msg=False))
+    >>> decode().tolist(), pulp.value(model.objective)
+    ([0, 1], 1.0)
+    """
+    rows, columns, values = _pair_entries(problem)
+    model = pulp.LpProblem("qcompress", pulp.LpMinimize)
+    first = problem.group_offsets
+    x = tuple(
+        model.add_variable(f"x_{group}_{option - first[group]}", 0, 1, "Integer")
+        for option, group in enumerate(problem.group_of.tolist())
+    )
+    for group, (begin, end) in enumerate(itertools.pairwise(first.tolist())):
+        terms = _sum([(variable, 1.0) for variable in x[begin:end]])
+        model.addConstraint(pulp.LpConstraint(terms, pulp.LpConstraintEQ, f"one_{group}", 1.0))
+    for k, (name, budget) in enumerate(problem.budgets.items()):
+        use = problem.resources[name]
+        size = float(use.max()) or 1.0
+        terms = _sum([(x[option], use[option] / size) for option in np.flatnonzero(use)])
+        limit = (budget + BUDGET_TOLERANCE * abs(budget)) / size
+        model.addConstraint(pulp.LpConstraint(terms, pulp.LpConstraintLE, f"budget_{k}", limit))
+    objective = list(zip(x, problem.cost.tolist(), strict=True))
+    objective += _add_products(model, problem, x, rows, columns, values)
+    model.setObjective(pulp.LpAffineExpression(objective, constant=problem.offset))
+    return IntegerProgram(model=model, x=x, group_offsets=first)
+
+
+def _pair_entries(problem: Problem) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """All pair terms as (row option, column option, value), ordered by the pair of groups."""
+    parts = []
+    sizes = np.diff(problem.group_offsets)
+    factor = problem.pairs.factor
+    if factor is not None and factor.any():
+        products = (sizes.sum() ** 2 - np.square(sizes).sum()) // 2
+        _require_few(int(products), f"the factor couples all {problem.num_options:,} options")
+        product = np.triu(factor @ factor.T)
+        product[problem.group_of[:, None] == problem.group_of] = 0.0
+        parts.append(scipy.sparse.csr_array(product))
+    if problem.pairs.num_sparse:
+        _require_few(problem.pairs.num_sparse, f"there are {problem.pairs.num_sparse:,} sparse terms")
+        parts.append(problem.pairs.sparse)
+    if not parts:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
+    matrix = sum(parts[1:], start=parts[0]).tocoo()
+    rows, columns = matrix.coords
+    order = np.lexsort((problem.group_of[columns], problem.group_of[rows]))
+    return rows[order].astype(np.int64), columns[order].astype(np.int64), matrix.data[order]
+
+
+def _require_few(products: int, why: str) -> None:
+    if products > MAX_PRODUCTS:
+        raise EncodingError(
+            f"linearising the pair terms takes {products:,} product variables ({why}), the limit is {MAX_PRODUCTS:,}; "
+            "solve with 'auto', 'lagrangian' or 'anneal', which keep the pair terms as they are"
+        )
+
+
+def _add_products(
+    model: Any,
+    problem: Problem,
+    x: tuple[Any, ...],
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
+    values: NDArray[np.float64],
+) -> list[tuple[Any, float]]:
+    """Add the product variables and their rows, block by block; their terms of the objective."""
+    objective: list[tuple[Any, float]] = []
+    sizes = np.diff(problem.group_offsets)
+    key = problem.group_of[rows] * problem.num_groups + problem.group_of[columns]
+    limits = [*np.flatnonzero(np.diff(key, prepend=-1)).tolist(), len(key)]
+    for begin, end in itertools.pairwise(limits):
+        above, row = np.unique(rows[begin:end], return_inverse=True)
+        beside, column = np.unique(columns[begin:end], return_inverse=True)
+        weight = np.zeros((len(above), len(beside)))
+        weight[row, column] = values[begin:end]
+        y = [[model.add_variable(f"y_{u}_{v}", 0, 1) for v in beside] for u in above]
+        flat = [variable for line in y for variable in line]
+        objective += zip(flat, weight.ravel().tolist(), strict=True)
+
+        g, h = problem.group_of[above[0]], problem.group_of[beside[0]]
+        all_above, all_beside = len(above) == sizes[g], len(beside) == sizes[h]
+        lines: list[tuple[Any, Any, bool]] = [(u, line, all_beside) for u, line in zip(above, y, strict=True)]
+        lines += [(v, line, all_above) for v, line in zip(beside, zip(*y, strict=True), strict=True)]
+        for option, products, whole in lines:
+            terms = _sum([(variable, 1.0) for variable in products] + [(x[option], -1.0)])
+            sense = pulp.LpConstraintEQ if whole else pulp.LpConstraintLE
+            model.addConstraint(pulp.LpConstraint(terms, sense, f"product_{g}_{h}_{option}", 0.0))
+        if not (all_above or all_beside):
+            terms = _sum([(variable, 1.0) for variable in flat] + [(x[option], -1.0) for option in (*above, *beside)])
+            model.addConstraint(pulp.LpConstraint(terms, pulp.LpConstraintGE, f"product_{g}_{h}", -1.0))
+    return objective
+
+
+def _sum(terms: list[tuple[Any, float]]) -> Any:
+    return pulp.LpAffineExpression(terms)
