@@ -14,7 +14,7 @@ from solvers.errors import (
     UnsupportedProblemError,
 )
 from solvers.registry import available
-from solvers.run import solve
+from solvers.run import judge, solve
 from solvers.solution import Solution, Status, StopReason, TracePoint
 
 __all__ = [
@@ -32,5 +32,6 @@ __all__ = [
     "UnknownSolverError",
     "UnsupportedProblemError",
     "available",
+    "judge",
     "solve",
 ]

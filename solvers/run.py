@@ -26,7 +26,7 @@ def solve(
 
     Args:
         problem: what to solve.
-        solver: a name (see `available`), a `Solver`, or any ``dimod.Sampler`` instance.
+        solver: a name (see `available`), a `Solver` class or instance, or any ``dimod.Sampler`` instance.
         time_limit: seconds; the best so far is returned when they are over. None: the solver's own end.
         seed: same seed, same answer (where no time limit cut the run).
         initial: ``(G,)`` a choice to start from; an infeasible one only serves as a hint.
@@ -50,7 +50,7 @@ def solve(
         raise InvalidOptionError(f"solve takes a formulations.Problem, found {type(problem).__name__}")
     if time_limit is not None and not (np.isfinite(time_limit) and time_limit > 0):
         raise InvalidOptionError(f"time_limit must be a positive number of seconds, found {time_limit!r}")
-    back_end = _back_end(solver, options)
+    back_end = registry.configured(as_solver(solver), options)
     start = None if initial is None else problem.flat(initial) - problem.group_offsets[:-1]
     if start is not None and start.ndim != 1:
         raise InvalidOptionError(f"initial must be one choice of shape ({problem.num_groups},), found {start.shape}")
@@ -77,14 +77,22 @@ def solve(
     return search.solution(stop_reason, back_end.option_values)
 
 
-def _back_end(solver: Any, options: dict[str, Any]) -> Solver:
+def as_solver(solver: Any) -> Solver:
+    """The `Solver` that is meant by a name, a class, an instance or a dimod sampler.
+
+    Raises:
+        UnknownSolverError: no such name.
+        InvalidOptionError: neither a solver nor a dimod sampler.
+    """
     if isinstance(solver, str):
-        return registry.make(solver, options)
+        return registry.solver_class(solver)()
+    if isinstance(solver, type) and issubclass(solver, Solver):
+        return solver()
     if isinstance(solver, Solver):
-        return registry.configured(solver, options)
+        return solver
     from solvers.samplers import from_sampler  # imports dimod, so only when something else than a solver came
 
-    return registry.configured(from_sampler(solver), options)
+    return from_sampler(solver)
 
 
 def objective_size(problem: Problem) -> float:

@@ -1,0 +1,118 @@
+"""ResNet-20 on CIFAR-10: accuracy and KL at equal bytes, chosen with pair terms, additively and uniformly.
+
+One quantizer, one calibration set, three ways to choose. A budget of b bits on average is what all layers at b bits
+take; where b is no bit-width the uniform choice is the largest one that fits (it then takes fewer bytes).
+
+    python -m benchmarks.cifar10_resnet20 --data FOLDER --out benchmarks/results
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import qcompress
+from benchmarks import cifar
+from benchmarks.tables import markdown, write_results
+from formulations import Problem
+from solvers import judge, solve
+
+AVERAGE_BITS = (4.0, 3.5, 3.0, 2.5)
+BITS = (2, 3, 4, 5, 6, 8)
+SPARSITY = (0, 0.5, 0.75)
+
+
+def uniform_choice(problem: Problem, bits: int) -> np.ndarray:
+    """Every layer at that bit-width, without pruning."""
+    return np.array([labels.index(f"{bits} bits") if f"{bits} bits" in labels else 0 for labels in problem.options])
+
+
+def bits_budget(problem: Problem, average: float) -> float:
+    """Bytes of all layers at ``average`` bits: between the uniform choices around it."""
+    low, high = int(np.floor(average)), int(np.ceil(average))
+    sizes = [problem.evaluate(uniform_choice(problem, bits)).usage["bytes"] for bits in (low, high)]
+    return float(np.floor(sizes[0] + (sizes[1] - sizes[0]) * (average - low)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder with the weights and images")
+    parser.add_argument("--out", default="benchmarks/results", help="where JSON and Markdown go")
+    parser.add_argument("--calibration", type=int, default=1024, help="training images to measure on")
+    parser.add_argument("--test", type=int, default=10_000, help="test images")
+    parser.add_argument("--time-limit", type=float, default=20, help="seconds for each solve")
+    arguments = parser.parse_args()
+    folder = cifar.data_folder(arguments)
+    model = cifar.resnet(20, folder)
+    calibration, _ = cifar.images(folder, "cifar10_train4k_lossless", 0, arguments.calibration)
+    inputs, labels = cifar.images(folder, "cifar10_test_jpegsource", 0, arguments.test)
+    batches = cifar.batched(calibration)
+    reference = cifar.logits(model, inputs)
+    print(f"original: {cifar.accuracy(reference, labels):.2f} % on {len(labels)} test images")
+
+    rows = []
+    families = {
+        "bits": qcompress.prune_quantize(bits=BITS, sparsity=(0,)),
+        "bits + pruning": qcompress.prune_quantize(bits=BITS, sparsity=SPARSITY),
+    }
+    seen: dict[bytes, tuple[float, float]] = {}
+
+    def judged(measurement: qcompress.Measurement, solution: qcompress.Solution) -> tuple[float, float]:
+        """Accuracy and KL on the test images of a choice."""
+        smaller = qcompress.apply(model, measurement, solution)
+        key = b"".join(tensor.numpy().tobytes() for tensor in smaller.state_dict().values())
+        if key not in seen:
+            output = cifar.logits(smaller, inputs)
+            seen[key] = cifar.accuracy(output, labels), cifar.kl(reference, output)
+        return seen[key]
+
+    for family, options in families.items():
+        for method in ("fisher", "direct"):
+            start = time.perf_counter()
+            measurement = qcompress.measure(model, batches, options, method=method)
+            measure_s = time.perf_counter() - start
+            print(f"{family}, {method}: measured {len(measurement.cost)} options in {measure_s:.0f} s")
+            problem = qcompress.formulate(measurement, {"bytes": 1.0})
+            for average in AVERAGE_BITS:
+                budget = bits_budget(problem, average)
+                for name in ("uniform", "additive", "pairs"):
+                    row = {"options": family, "method": method, "average_bits": average, "choice": name}
+                    stated = qcompress.formulate(measurement, {"bytes": budget}, pairs=name == "pairs")
+                    if name == "uniform":
+                        if method != "fisher" or family != "bits":
+                            continue
+                        fixed = uniform_choice(stated, int(average))
+                        solution = judge(stated, fixed)
+                        row["method"] = "–"
+                    else:
+                        solution = solve(stated, time_limit=arguments.time_limit, seed=0)
+                    row["accuracy"], row["kl"] = judged(measurement, solution)
+                    row |= {"bytes": solution.usage["bytes"], "gap": solution.gap, "predicted": solution.objective}
+                    row["status"] = str(solution.status)
+                    rows.append(row)
+                    print(json.dumps(row))
+    table = markdown(
+        rows,
+        {
+            "options": "options",
+            "average_bits": "average bits",
+            "choice": "choice",
+            "method": "measured by",
+            "bytes": "bytes",
+            "accuracy": "accuracy %",
+            "kl": "KL",
+            "gap": "proven gap",
+        },
+    )
+    write_results(
+        Path(arguments.out), "cifar10_resnet20", {"original": cifar.accuracy(reference, labels), "rows": rows}, table
+    )
+    print(table)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()

@@ -1,0 +1,46 @@
+"""Choose how to compress a PyTorch model by solving the choice as an optimisation problem.
+
+    model + data ──measure──▶ Measurement ──formulate──▶ Problem ──solve──▶ Solution ──apply──▶ smaller model
+
+`compress` does all of it. Every value on the way can be saved and loaded elsewhere.
+"""
+
+from solvers.compare import Comparison, compare
+
+from formulations import Evaluation, PairTerms, Problem
+from qcompress.apply import apply, apply_
+from qcompress.artefact import load_compressed, save_compressed
+from qcompress.compress import Result, compress, mean_loss
+from qcompress.formulate import formulate
+from qcompress.measurement import Measurement
+from qcompress.measuring.run import MeasureProgress, measure
+from qcompress.options import Options, low_rank, prune_quantize
+from qcompress.report import Report
+from solvers import Solution, Solver, available, solve
+
+__all__ = [
+    "Comparison",
+    "Evaluation",
+    "MeasureProgress",
+    "Measurement",
+    "Options",
+    "PairTerms",
+    "Problem",
+    "Report",
+    "Result",
+    "Solution",
+    "Solver",
+    "apply",
+    "apply_",
+    "available",
+    "compare",
+    "compress",
+    "formulate",
+    "load_compressed",
+    "low_rank",
+    "mean_loss",
+    "measure",
+    "prune_quantize",
+    "save_compressed",
+    "solve",
+]

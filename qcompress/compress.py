@@ -1,0 +1,227 @@
+"""`compress`: measure, formulate, solve, apply, report, in one call that can be cut and goes on where it was."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from formulations import Problem
+from formulations.files import AnyPath, read_json, replacing, write_json
+from qcompress import forward as forwards
+from qcompress.apply import apply
+from qcompress.artefact import save_compressed
+from qcompress.errors import OptionsError
+from qcompress.formulate import formulate
+from qcompress.losses import LossFunction, as_loss
+from qcompress.measurement import Measurement
+from qcompress.measuring.run import MeasureProgress, measure
+from qcompress.options import Options, prune_quantize
+from qcompress.report import Report, make_report
+from solvers import Progress, Solution, SolverError, solve
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Result:
+    """What `compress` gives: the smaller model and every value on the way to it."""
+
+    model: nn.Module
+    measurement: Measurement
+    problem: Problem
+    solution: Solution
+    report: Report
+
+
+class NoChoiceError(SolverError, RuntimeError):
+    """The solver found no choice within the budgets."""
+
+
+def compress(
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    budget: Mapping[str, float],
+    options: Options | None = None,
+    solver: Any = "auto",
+    time_limit: float | None = 60,
+    seed: int = 0,
+    method: str = "fisher",
+    loss: str | LossFunction = "kl",
+    forward: forwards.Forward | None = None,
+    granularity: str | int = "layer",
+    pairs: bool = True,
+    batch_norm_data: Iterable[Any] | None = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    folder: AnyPath | None = None,
+    on_measure: Callable[[MeasureProgress], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Compress ``model`` to a budget, with the choice made by ``solver`` and a report of how good it is.
+
+    Args:
+        model: the original; left as it is.
+        data: re-iterable calibration batches (see `measure`).
+        budget: resource → fraction of the original (up to 1) or amount (above 1), as ``{"bytes": 0.15}``.
+        options: what is on offer; the default is ``prune_quantize()``.
+        solver: a name, a ``solvers.Solver``, or a dimod sampler.
+        time_limit: seconds for the solver.
+        seed: of measuring and solving.
+        method: ``"fisher"`` or ``"direct"``, as in `measure`.
+        loss: ``"kl"``, ``"mse"`` or a callable, as in `measure`.
+        forward: ``(model, batch) -> output tensor`` where the default does not fit.
+        granularity: ``"layer"``, or the number of output channels per block.
+        pairs: with the terms between different parts.
+        batch_norm_data: batches to re-estimate batch-norm statistics on, or None to leave them.
+        evaluate: ``model -> float``, reported before and after.
+        folder: where all values are written as they come; a run that was cut goes on from them.
+        on_measure: called after every measured batch.
+        on_progress: called while solving, as in `solve`.
+
+    Raises:
+        InfeasibleBudgetError: the budget is below the smallest possible; says what that is.
+        NoChoiceError: the solver found no choice within the budgets.
+        OptionsError: the folder holds another run.
+
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    >>> result = compress(model, [torch.randn(32, 8)], budget={"bytes": 0.5})
+    >>> result.report.usage["bytes"] <= result.report.budgets["bytes"]
+    True
+    """
+    offered = prune_quantize() if options is None else options
+    place = None if folder is None else Path(folder)
+    wall_s: dict[str, float] = {}
+    clock = time.perf_counter()
+
+    def lap(name: str) -> None:
+        nonlocal clock
+        now = time.perf_counter()
+        wall_s[name] = now - clock
+        clock = now
+
+    settings = {
+        "model": Measurement.fingerprint_of(model),
+        "options": offered.to_json(),
+        "budget": dict(budget),
+        "solver": solver if isinstance(solver, str) else getattr(solver, "name", type(solver).__name__),
+        "time_limit": time_limit,
+        "seed": seed,
+        "method": method,
+        "loss": as_loss(loss).name,
+        "granularity": granularity,
+        "pairs": pairs,
+    }
+    if place is not None:
+        _open_folder(place, settings)
+    measurement = _measured(
+        place,
+        lambda cache: measure(
+            model,
+            data,
+            offered,
+            method=method,
+            loss=loss,
+            forward=forward,
+            granularity=granularity,
+            seed=seed,
+            cache=cache,
+            on_progress=on_measure,
+        ),
+    )
+    lap("measure")
+    problem = formulate(measurement, budget, pairs=pairs)
+    problem.require_reachable_budgets()
+    if place is not None:
+        problem.save(place / "problem.npz")
+    solution = _solved(
+        place, problem, lambda: solve(problem, solver, time_limit=time_limit, seed=seed, on_progress=on_progress)
+    )
+    lap("solve")
+    if solution.choice is None:
+        raise NoChoiceError(
+            f"solver {solution.solver!r} found no choice within the budgets {dict(problem.budgets)} "
+            f"(status {solution.status}); allow more time or raise a budget"
+        )
+    smaller = apply(model, measurement, solution, batch_norm_data=batch_norm_data, forward=forward)
+    lap("apply")
+    loss_measured = mean_loss(model, smaller, data, loss=loss, forward=forward)
+    before, after = (None, None) if evaluate is None else (evaluate(model), evaluate(smaller))
+    lap("check")
+    report = make_report(
+        measurement,
+        problem,
+        solution,
+        loss_measured=loss_measured,
+        wall_s=wall_s,
+        metric_before=before,
+        metric_after=after,
+    )
+    if place is not None:
+        save_compressed(smaller, place / "model.safetensors")
+        report.save(place / "report.json")
+        with replacing(place / "summary.md") as file:
+            file.write(report.to_markdown().encode())
+    return Result(model=smaller, measurement=measurement, problem=problem, solution=solution, report=report)
+
+
+def mean_loss(
+    original: nn.Module,
+    changed: nn.Module,
+    data: Iterable[Any],
+    *,
+    loss: str | LossFunction = "kl",
+    forward: forwards.Forward | None = None,
+) -> float:
+    """The true mean loss increase per sample of ``changed`` against ``original`` over ``data``."""
+    measured = as_loss(loss)
+    total, count = 0.0, 0
+    with forwards.evaluating(original), forwards.evaluating(changed), torch.no_grad():
+        for batch in data:
+            rise = measured.rise(forwards.run(changed, batch, forward), forwards.run(original, batch, forward), batch)
+            total, count = total + float(rise.sum()), count + len(rise)
+    return total / count
+
+
+def _open_folder(place: Path, settings: dict[str, Any]) -> None:
+    """Make the run's folder, or check that it holds this very run.
+
+    Raises:
+        OptionsError: it holds another run; names what differs.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    file = place / "settings.json"
+    if not file.exists():
+        write_json(file, settings)
+        return
+    found = read_json(file, "run settings")
+    differ = [name for name in settings if settings[name] != found.get(name)]
+    if differ:
+        raise OptionsError(
+            f"{place} holds another run (it differs in: {', '.join(differ)}); choose another folder or delete that one"
+        )
+
+
+def _measured(place: Path | None, run: Callable[[Path | None], Measurement]) -> Measurement:
+    if place is None:
+        return run(None)
+    file = place / "measurement.npz"
+    if file.exists():
+        return Measurement.load(file)
+    measurement = run(place / "measurement.part")
+    measurement.save(file)
+    return measurement
+
+
+def _solved(place: Path | None, problem: Problem, run: Callable[[], Solution]) -> Solution:
+    if place is None:
+        return run()
+    file = place / "solution.json"
+    if file.exists():
+        solution = Solution.load(file)
+        if solution.problem_fingerprint == problem.fingerprint():
+            return solution
+    solution = run()
+    solution.save(file)
+    return solution

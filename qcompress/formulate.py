@@ -1,0 +1,53 @@
+"""From a Measurement and a budget to a Problem."""
+
+import math
+from collections.abc import Mapping
+
+from formulations import Problem
+from formulations.prune_quantize import prune_quantize
+from qcompress.errors import OptionsError
+from qcompress.measurement import Measurement
+
+
+def formulate(measurement: Measurement, budget: Mapping[str, float], *, pairs: bool = True) -> Problem:
+    """State the choice of options as a problem that any solver takes.
+
+    Args:
+        measurement: what `measure` gave.
+        budget: resource → the most the compressed model may use in all. A value up to 1 is a fraction of the
+            original, above 1 it is absolute: ``{"bytes": 0.15}``, ``{"bytes": 120_000, "macs": 0.5}``.
+        pairs: with the terms between different parts; False gives the additive problem.
+
+    Raises:
+        OptionsError: an unknown resource, or a budget that is no positive number.
+
+    >>> from qcompress import measure, prune_quantize
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    >>> measurement = measure(model, [torch.randn(32, 8)], prune_quantize(bits=(4, 8), sparsity=(0,)))
+    >>> dict(formulate(measurement, {"bytes": 0.5}).budgets)
+    {'bytes': 382.0}
+    """
+    if not budget:
+        raise OptionsError(
+            f"give at least one budget, as {{'bytes': 0.25}}; measured are: {', '.join(measurement.resources)}"
+        )
+    limits = {}
+    for name, value in budget.items():
+        if name not in measurement.resources:
+            raise OptionsError(f"no resource is called {name!r}; measured are: {', '.join(measurement.resources)}")
+        if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+            raise OptionsError(
+                f"the budget for {name} must be a positive number: a fraction of the original up to 1, "
+                f"or an absolute amount above 1; found {value!r}"
+            )
+        limits[name] = math.floor(value * measurement.original[name]) if value <= 1 else float(value)
+    return prune_quantize(
+        [part.name for part in measurement.parts],
+        measurement.labels,
+        measurement.cost,
+        measurement.resources,
+        limits,
+        factor=measurement.factor if pairs else None,
+        fixed=measurement.fixed,
+    )

@@ -1,0 +1,125 @@
+"""What measuring gives: per option its loss increase, its effect for pair terms and its costs. Saved in one file.
+
+Measuring is the expensive step; a `Measurement` serves every budget, formulation and solver afterwards, on any
+machine. It holds no weights: the transforms are plain values that are applied to the model anew.
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from formulations import FileFormatError
+from formulations.files import AnyPath, read_arrays, write_arrays
+from qcompress.options import transform_from_json
+from qcompress.parts import Part, Skipped, unique_state
+from qcompress.transforms.base import Target, Transform
+
+FILE_KIND = "qcompress measurement"
+FILE_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Measurement:
+    """The tables of a measured model. Options are numbered flat, part after part: V of them.
+
+    Attributes:
+        parts: G parts of the model, each with its options in ``transforms``.
+        cost: ``(V,)`` loss increase of each option alone, nats (or the loss's unit) per sample.
+        factor: ``(V, r)``; options u, v of different parts together add ``factor[u]·factor[v]``.
+        resources: name → ``(V,)`` use of each option.
+        fixed: name → use of everything that is not chosen about.
+        original: name → use of the whole original model.
+        skipped: what stays as it is, and why.
+        num_samples: samples the averages are over.
+        method, loss, seed: how it was measured.
+        model_fingerprint: of the measured model's state dict.
+    """
+
+    parts: tuple[Part, ...]
+    transforms: tuple[tuple[Transform, ...], ...]
+    cost: NDArray[np.float64]
+    factor: NDArray[np.float64]
+    resources: MappingProxyType[str, NDArray[np.float64]]
+    fixed: MappingProxyType[str, float]
+    original: MappingProxyType[str, float]
+    skipped: tuple[Skipped, ...]
+    num_samples: int
+    method: str
+    loss: str
+    seed: int
+    model_fingerprint: str
+
+    @property
+    def labels(self) -> tuple[tuple[str, ...], ...]:
+        """Per part the names of its options."""
+        return tuple(tuple(transform.label for transform in options) for options in self.transforms)
+
+    @staticmethod
+    def fingerprint_of(model: nn.Module) -> str:
+        """SHA-256 over the names, types and values of the model's state dict."""
+        digest = hashlib.sha256()
+        for name, tensor in unique_state(model).items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def save(self, path: AnyPath) -> None:
+        """Write everything to one ``.npz`` file, whole or not at all."""
+        header = {
+            "parts": [_part_to_json(part) for part in self.parts],
+            "transforms": [[transform.to_json() for transform in options] for options in self.transforms],
+            "resources": list(self.resources),
+            "fixed": dict(self.fixed),
+            "original": dict(self.original),
+            "skipped": [asdict(item) for item in self.skipped],
+            "num_samples": self.num_samples,
+            "method": self.method,
+            "loss": self.loss,
+            "seed": self.seed,
+            "model_fingerprint": self.model_fingerprint,
+        }
+        arrays = {"cost": self.cost, "factor": self.factor}
+        arrays |= {f"resource_{i}": use for i, use in enumerate(self.resources.values())}
+        write_arrays(path, kind=FILE_KIND, version=FILE_VERSION, header=header, arrays=arrays)
+
+    @classmethod
+    def load(cls, path: AnyPath) -> "Measurement":
+        """Read what `save` wrote.
+
+        Raises:
+            FileFormatError: the file is cut short, of another kind, newer, or holds a pickle.
+        """
+        header, arrays = read_arrays(path, kind=FILE_KIND, version=FILE_VERSION)
+        try:
+            resources = {name: arrays[f"resource_{i}"] for i, name in enumerate(header["resources"])}
+            return cls(
+                parts=tuple(_part_from_json(value) for value in header["parts"]),
+                transforms=tuple(tuple(map(transform_from_json, options)) for options in header["transforms"]),
+                cost=arrays["cost"],
+                factor=arrays["factor"],
+                resources=MappingProxyType(resources),
+                fixed=MappingProxyType(header["fixed"]),
+                original=MappingProxyType(header["original"]),
+                skipped=tuple(Skipped(**item) for item in header["skipped"]),
+                **{key: header[key] for key in ("num_samples", "method", "loss", "seed", "model_fingerprint")},
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise FileFormatError(f"{path} is no whole {FILE_KIND} file: {error!r}") from error
+
+
+def _part_to_json(part: Part) -> dict[str, Any]:
+    value = asdict(part)
+    value["target"]["dtype"] = str(part.target.dtype).removeprefix("torch.")
+    return value
+
+
+def _part_from_json(value: dict[str, Any]) -> Part:
+    target = {**value["target"], "dtype": getattr(torch, value["target"]["dtype"])}
+    rows = None if value["rows"] is None else (value["rows"][0], value["rows"][1])
+    return Part(name=value["name"], modules=tuple(value["modules"]), rows=rows, target=Target(**target))

@@ -1,0 +1,93 @@
+"""The options of every part of a model, and the change of the weight that each one makes."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from qcompress import layers
+from qcompress.errors import ModelError
+from qcompress.options import Options
+from qcompress.parts import Part
+from qcompress.transforms.base import Transform
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """A weight with all its parts: one, or its blocks of output channels in order.
+
+    Attributes:
+        modules: paths of the modules that share the weight.
+        parts: indices into the candidates' parts, ascending rows.
+    """
+
+    modules: tuple[str, ...]
+    parts: tuple[int, ...]
+
+
+class Candidates:
+    """Parts, their options, and the approximated weights, which are computed once and kept."""
+
+    def __init__(self, model: nn.Module, parts: tuple[Part, ...], options: Options) -> None:
+        self._model = model
+        self.parts = parts
+        self._originals: dict[str, Tensor] = {}
+        self._changes: dict[tuple[int, int], Tensor] = {}
+        for part in parts:
+            if not bool(torch.isfinite(part.weight(model)).all()):
+                raise ModelError(f"the weight of {part.name!r} holds NaN or infinity")
+        self.transforms = tuple(options.for_target(part.target, part.weight(model)) for part in parts)
+        sizes = [len(group) for group in self.transforms]
+        self.offsets: NDArray[np.int64] = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        by_weight: dict[tuple[str, ...], list[int]] = {}
+        for index, part in enumerate(parts):
+            by_weight.setdefault(part.modules, []).append(index)
+        self.layers = tuple(Layer(modules=modules, parts=tuple(own)) for modules, own in by_weight.items())
+
+    @property
+    def num_options(self) -> int:
+        """V."""
+        return int(self.offsets[-1])
+
+    def change(self, part: int, option: int) -> Tensor:
+        """``approximation - weight`` of the part's rows, ``(channels, per_channel)``."""
+        key = (part, option)
+        if key not in self._changes:
+            rows = self.parts[part].weight(self._model)
+            transform: Transform = self.transforms[part][option]
+            self._changes[key] = transform.approximate(rows, self.parts[part].target).to(rows) - rows
+        return self._changes[key]
+
+    def layer_change(self, layer: Layer, option: int) -> Tensor:
+        """The change of the whole weight when every part takes its ``option``-th option, where it has one."""
+        module = self._model.get_submodule(layer.modules[0])
+        weight: Tensor = module.weight.detach()  # type: ignore[union-attr,assignment]
+        rows = [
+            self.change(part, option)
+            if option < len(self.transforms[part])
+            else torch.zeros_like(self.parts[part].weight(self._model))
+            for part in layer.parts
+        ]
+        return layers.from_rows(module, torch.cat(rows), weight.shape)
+
+    @contextlib.contextmanager
+    def applied(self, part: int, option: int) -> Iterator[None]:
+        """The model with one option of one part in place; put back exactly afterwards."""
+        own = self.parts[part]
+        module = self._model.get_submodule(own.modules[0])
+        weight: nn.Parameter = module.weight  # type: ignore[union-attr,assignment]
+        original = weight.detach().clone()
+        start, stop = own.rows or (0, own.target.channels)
+        rows = layers.to_rows(module, original).clone()
+        rows[start:stop] += self.change(part, option)
+        with torch.no_grad():
+            weight.copy_(layers.from_rows(module, rows, weight.shape))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                weight.copy_(original)

@@ -1,0 +1,74 @@
+"""Effects by trying: every option is put into the model alone, and the true loss is taken.
+
+Only the part of the network behind the changed module is run again (`qcompress.measuring.replay`). The pair terms
+come from the change ``J_v`` of the output: ``effect_v = a_k·J_v(s)`` for the roots ``a_k`` of the loss's Hessian.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from qcompress import forward as forwards
+from qcompress.errors import ModelError
+from qcompress.losses import Loss
+from qcompress.measuring.candidates import Candidates
+from qcompress.measuring.replay import Replay
+
+MAX_ROOTS = 1024  # roots cost no pass here, only memory: V × samples × roots
+SAME_RUN = 1e-4  # relative to the largest output; a shortcut that is right repeats the very same operations
+
+
+class Direct:
+    """Tries options on batches; remembers which parts can be replayed from their own module on."""
+
+    def __init__(self, model: nn.Module, candidates: Candidates, loss: Loss, forward: forwards.Forward | None) -> None:
+        self._model, self._candidates, self._loss, self._forward = model, candidates, loss, forward
+        self._replay = Replay(model)
+        self._shortcut: dict[int, bool] = {}
+
+    def batch_effects(
+        self, batch: Any, generator: torch.Generator
+    ) -> tuple[NDArray[np.float64], NDArray[np.floating], int]:
+        """Costs ``(V,)`` summed over the batch, effects ``(V, samples·roots)``, and the number of samples.
+
+        Raises:
+            ModelError: an option's loss is not finite; names it.
+        """
+        candidates = self._candidates
+        reference = self._replay.record(lambda: forwards.run(self._model, batch, self._forward))
+        roots = self._loss.roots(reference, batch, MAX_ROOTS, generator)
+        cost = np.zeros(candidates.num_options)
+        effects = np.zeros((candidates.num_options, len(reference) * len(roots)), dtype=np.float32)
+        for part, options in enumerate(candidates.transforms):
+            for option in range(1, len(options)):  # option 0 keeps the weight
+                with candidates.applied(part, option):
+                    output = self._output(part, batch)
+                rise = float(self._loss.rise(output, reference, batch).sum())
+                if not np.isfinite(rise):
+                    name, label = candidates.parts[part].name, options[option].label
+                    raise ModelError(f"the loss with {name!r} at {label!r} is not finite; leave that option out")
+                flat = candidates.offsets[part] + option
+                cost[flat] = rise
+                effects[flat] = torch.einsum("kn...,n...->nk", roots, output - reference).reshape(-1).cpu().numpy()
+        return cost, effects, len(reference)
+
+    def _output(self, part: int, batch: Any) -> Tensor:
+        """The output with a changed part; the first time by both ways, to see whether the shortcut holds."""
+
+        def full() -> Tensor:
+            return forwards.run(self._model, batch, self._forward)
+
+        paths = self._candidates.parts[part].modules
+        if self._shortcut.get(part) is not False:
+            output = self._replay.behind(paths, full)
+            if part in self._shortcut:
+                return output
+        with torch.no_grad():
+            true = full()
+        if part not in self._shortcut:
+            scale = float(true.abs().max())
+            self._shortcut[part] = output.shape == true.shape and float((output - true).abs().max()) <= SAME_RUN * scale
+        return true

@@ -1,0 +1,243 @@
+"""Effects by linearisation: a few backward passes serve all options of all parts.
+
+The change ``J_v`` of the output by option v is, to first order, the backward pass's view of the change that the
+option makes at its own layer: for a root ``a_k`` of the loss's Hessian (see `qcompress.losses`) the effect is
+``a_k·J_v(s) = ⟨∂(a_k·output)/∂(layer output), layer(input; ΔW_v)⟩`` for sample s. The loss increase of any choice is
+then ``½·Σ_s Σ_k (Σ_v effect_v)² / N``: a Gram matrix, from as many backward passes as there are roots.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from qcompress import forward as forwards
+from qcompress import layers
+from qcompress.errors import ModelError
+from qcompress.losses import Loss
+from qcompress.measuring.candidates import Candidates, Layer
+
+MAX_ROOTS = 16  # each root costs one backward pass
+USE_TOLERANCE = 1e-2  # float32 sums over a whole batch, in another order
+
+
+@dataclass(slots=True)
+class _Call:
+    """One call of a layer: what went in, and a handle whose gradient is that of the output."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    handle: Tensor
+
+
+@dataclass(slots=True)
+class _Recorder:
+    """Forward hooks that note the calls of the candidates' layers and make their outputs differentiable."""
+
+    calls: dict[str, list[_Call]] = field(default_factory=dict)
+
+    def hook(self, path: str) -> Any:
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+            with torch.enable_grad():
+                # adding a broadcast zero leaves the output as it is, whatever is done to it in place later
+                handle = (
+                    torch.zeros((), dtype=output.dtype, device=output.device).requires_grad_(True).expand_as(output)
+                )
+                self.calls.setdefault(path, []).append(_Call(module, args, kwargs, handle))
+                return output + handle
+
+        return note
+
+
+def batch_effects(
+    model: nn.Module,
+    batch: Any,
+    candidates: Candidates,
+    loss: Loss,
+    forward: forwards.Forward | None,
+    generator: torch.Generator,
+    *,
+    check: bool,
+) -> tuple[NDArray[np.float64], NDArray[np.floating], int]:
+    """Costs ``(V,)`` summed over the batch, effects ``(V, samples·roots)``, and the number of samples.
+
+    With ``check`` the recorded calls are compared with the weights' own gradients, to find weights that are also
+    used outside their modules.
+
+    Raises:
+        ModelError: a weight is used outside its module's calls, or a layer's output has no sample dimension.
+    """
+    recorder = _Recorder()
+    paths = [path for layer in candidates.layers for path in layer.modules]
+    hooks = [model.get_submodule(path).register_forward_hook(recorder.hook(path), with_kwargs=True) for path in paths]
+    weights = [_weight(model, layer) for layer in candidates.layers]
+    for weight in weights:
+        weight.requires_grad_(check)
+    try:
+        with torch.enable_grad():
+            output = forwards.run(model, batch, forward)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for weight in weights:
+            weight.requires_grad_(False)
+    reference = output.detach()
+    num_samples = len(reference)
+    roots = loss.roots(reference, batch, MAX_ROOTS, generator)
+    slope = loss.gradient(reference, batch)
+    probes = list(roots) if slope is None else [*roots, slope]
+
+    calls = [call for layer in candidates.layers for path in layer.modules for call in recorder.calls.get(path, [])]
+    handles = [call.handle for call in calls]
+    if check:
+        _check_use(output, probes[0], candidates, weights, recorder, handles)
+    gradients = [_gradients(output, probe, handles, keep=index + 1 < len(probes)) for index, probe in enumerate(probes)]
+
+    effects = np.zeros((candidates.num_options, num_samples, len(probes)), dtype=np.float32)
+    position = 0
+    with torch.no_grad():
+        for layer in candidates.layers:
+            for path in layer.modules:
+                for call in recorder.calls.get(path, []):
+                    own = torch.stack([per_probe[position] for per_probe in gradients])
+                    _add_layer_effects(effects, layer, call, own, candidates, num_samples)
+                    position += 1
+    first_order = np.zeros(candidates.num_options)
+    if slope is not None:
+        first_order = effects[:, :, -1].sum(axis=1, dtype=np.float64)
+        effects = effects[:, :, :-1]
+    cost = first_order + 0.5 * np.square(effects, dtype=np.float64).sum(axis=(1, 2))
+    return cost, effects.reshape(candidates.num_options, -1), num_samples
+
+
+def _weight(model: nn.Module, layer: Layer) -> nn.Parameter:
+    weight: nn.Parameter = model.get_submodule(layer.modules[0]).weight  # type: ignore[union-attr,assignment]
+    return weight
+
+
+def _gradients(output: Tensor, probe: Tensor, handles: list[Tensor], *, keep: bool) -> list[Tensor]:
+    """Gradient of ``probe·output`` with respect to every handle; zeros where the output does not depend on it."""
+    found = torch.autograd.grad(output, handles, grad_outputs=probe, retain_graph=keep, allow_unused=True)
+    return [torch.zeros_like(handle) if own is None else own for own, handle in zip(found, handles, strict=True)]
+
+
+def _response(call: _Call, change: Tensor) -> Tensor:
+    """What the layer would give for its recorded input with ``change`` as weight and no bias."""
+    state: dict[str, Tensor] = {"weight": change}
+    bias = call.module._parameters.get("bias")
+    if bias is not None:
+        state["bias"] = torch.zeros_like(bias)
+    response: Tensor = functional_call(call.module, state, call.args, call.kwargs)
+    return response
+
+
+def _add_layer_effects(
+    effects: NDArray[np.float32], layer: Layer, call: _Call, gradients: Tensor, candidates: Candidates, num_samples: int
+) -> None:
+    """Add one call's share to ``effects``: ``gradients`` are ``(probes, *layer output)``."""
+    num_options = max(len(candidates.transforms[part]) for part in layer.parts)
+    sample_dim = _sample_dim(gradients[0], num_samples)
+    starts = [(candidates.parts[part].rows or (0, 0))[0] for part in layer.parts]
+    for option in range(1, num_options):  # option 0 keeps the weight
+        response = _response(call, candidates.layer_change(layer, option))
+        if len(layer.parts) == 1:
+            left, right = (_by_sample(value, sample_dim, num_samples) for value in (gradients, response[None]))
+            share = torch.einsum("knm,nm->nk", left, right[0])[None]
+        else:
+            share = _by_part(call, gradients, response, sample_dim, num_samples, starts)
+        for part, own in zip(layer.parts, share.cpu().numpy(), strict=True):
+            if option < len(candidates.transforms[part]):
+                effects[candidates.offsets[part] + option] += own
+
+
+def _sample_dim(output: Tensor, num_samples: int) -> int:
+    """Which dimension of a layer's output counts samples (the first may hold several rows per sample, in order).
+
+    Raises:
+        ModelError: none does.
+    """
+    if output.shape[0] % num_samples == 0:
+        return 0
+    if output.ndim > 1 and output.shape[1] == num_samples:
+        return 1
+    raise ModelError(
+        f"a layer's output of shape {tuple(output.shape)} has no dimension for the {num_samples} samples; "
+        "use method='direct'"
+    )
+
+
+def _by_sample(values: Tensor, sample_dim: int, num_samples: int) -> Tensor:
+    """``(k, *output)`` → ``(k, samples, everything else)``."""
+    return values.movedim(1 + sample_dim, 1).reshape(len(values), num_samples, -1)
+
+
+def _by_part(
+    call: _Call, gradients: Tensor, response: Tensor, sample_dim: int, num_samples: int, starts: list[int]
+) -> Tensor:
+    """The products split by the parts that the layer's channels belong to: ``(parts, samples, probes)``."""
+    if isinstance(call.module, nn.Embedding):
+        products = (gradients * response).sum(-1)  # (k, *ids): which part an output belongs to depends on its id
+        ids = call.args[0] if call.args else call.kwargs["input"]
+        bounds = torch.tensor(starts[1:], device=ids.device)
+        owner = _by_sample(torch.bucketize(ids, bounds, right=True)[None], sample_dim, num_samples)[0]
+        products = _by_sample(products, sample_dim, num_samples)
+        share = torch.zeros(len(starts), num_samples, len(gradients), dtype=products.dtype, device=products.device)
+        rows = torch.arange(num_samples, device=ids.device)[:, None].expand_as(owner)
+        share.index_put_((owner, rows), products.permute(1, 2, 0), accumulate=True)
+        return share
+    dim = layers.channel_dim(call.module, response)
+    left = _channels_first(gradients, dim + 1, sample_dim + 1, num_samples)
+    right = _channels_first(response[None], dim + 1, sample_dim + 1, num_samples)[0]
+    per_channel = torch.einsum("kcnm,cnm->cnk", left, right)
+    owner = torch.bucketize(
+        torch.arange(len(per_channel), device=response.device),
+        torch.tensor(starts[1:], device=response.device),
+        right=True,
+    )
+    share = torch.zeros(len(starts), *per_channel.shape[1:], dtype=per_channel.dtype, device=per_channel.device)
+    return share.index_add_(0, owner, per_channel)
+
+
+def _channels_first(values: Tensor, channel_dim: int, sample_dim: int, num_samples: int) -> Tensor:
+    """``(k, …)`` → ``(k, channels, samples, everything else)``."""
+    moved = values.movedim((channel_dim, sample_dim), (1, 2))
+    return moved.reshape(len(values), moved.shape[1], num_samples, -1)
+
+
+def _check_use(
+    output: Tensor,
+    probe: Tensor,
+    candidates: Candidates,
+    weights: list[nn.Parameter],
+    recorder: _Recorder,
+    handles: list[Tensor],
+) -> None:
+    """Compare the recorded calls' view of one option with the weight's own gradient.
+
+    Raises:
+        ModelError: they differ: the weight is also used outside its module's calls.
+    """
+    own = torch.autograd.grad(output, weights, grad_outputs=probe, retain_graph=True, allow_unused=True)
+    seen = _gradients(output, probe, handles, keep=True)
+    position = 0
+    for layer, gradient in zip(candidates.layers, own, strict=True):
+        num_options = max(len(candidates.transforms[part]) for part in layer.parts)
+        change = candidates.layer_change(layer, num_options - 1)
+        expected = 0.0 if gradient is None else float((gradient * change).sum())
+        size = 0.0 if gradient is None else float(gradient.norm() * change.norm())
+        found = 0.0
+        for path in layer.modules:
+            for call in recorder.calls.get(path, []):
+                with torch.no_grad():
+                    found += float((seen[position] * _response(call, change)).sum())
+                position += 1
+        if abs(found - expected) > USE_TOLERANCE * size:
+            raise ModelError(
+                f"the weight of {layer.modules[0]!r} is also used outside its module's calls, which method='fisher' "
+                "does not see; use method='direct'"
+            )

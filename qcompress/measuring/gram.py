@@ -1,0 +1,83 @@
+"""The running sums of a measurement, which can be written to a file after any batch and read back.
+
+Every batch gives effects ``E`` of shape ``(V, columns)`` whose products are the second-order terms. Up to
+`MAX_EXACT` options the Gram matrix ``Σ E·Eᵀ`` is kept in full, and a factor of it is taken at the end. Beyond that
+the effects are mixed by random signs into `SKETCH_RANK` columns, whose products have the same expectation
+(Johnson-Lindenstrauss), so that memory stays linear in V.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from formulations.files import AnyPath, read_arrays, write_arrays
+from qcompress.errors import DataError
+
+FILE_KIND = "qcompress partial measurement"
+FILE_VERSION = 1
+MAX_EXACT = 4096
+SKETCH_RANK = 512
+EIGENVALUE_FLOOR = 1e-13  # relative to the largest; below it lies the rounding of the sums
+
+
+class Sums:
+    """Cost and second-order sums over the samples seen so far."""
+
+    def __init__(self, num_options: int, seed: int) -> None:
+        self._seed = seed
+        self.exact = num_options <= MAX_EXACT
+        self.cost = np.zeros(num_options)
+        self.second = np.zeros((num_options, num_options if self.exact else SKETCH_RANK))
+        self.num_samples = 0
+        self.num_batches = 0
+
+    def add(self, cost: NDArray[np.float64], effects: NDArray[np.floating], num_samples: int) -> None:
+        """Add one batch: sums of the costs ``(V,)`` and effects ``(V, columns)`` over its samples."""
+        self.cost += cost
+        if self.exact:
+            wide = effects.astype(np.float64)
+            self.second += wide @ wide.T
+        else:
+            rng = np.random.default_rng([self._seed, self.num_batches])
+            signs = rng.integers(0, 2, size=(effects.shape[1], SKETCH_RANK), dtype=np.int8).astype(effects.dtype)
+            self.second += effects @ ((2 * signs - 1) / np.sqrt(SKETCH_RANK))
+        self.num_samples += num_samples
+        self.num_batches += 1
+
+    def mean_cost(self) -> NDArray[np.float64]:
+        """``(V,)`` mean cost per sample."""
+        return self.cost / self.num_samples
+
+    def factor(self) -> NDArray[np.float64]:
+        """``(V, r)`` whose products are the mean second-order terms per sample."""
+        if not self.exact:
+            return self.second / np.sqrt(self.num_samples)
+        size = np.sqrt(np.diag(self.second))
+        unit = np.where(size > 0, size, 1.0)  # options differ by orders of magnitude: factor the correlations
+        values, vectors = np.linalg.eigh(self.second / np.outer(unit, unit))
+        kept = values > max(EIGENVALUE_FLOOR * values[-1], 0.0)
+        factor = vectors[:, kept] * np.sqrt(values[kept]) * (size / np.sqrt(self.num_samples))[:, None]
+        return np.ascontiguousarray(factor)
+
+    def save(self, path: AnyPath, key: str) -> None:
+        """Write the sums, whole or not at all; ``key`` says which measurement they belong to."""
+        header = {"key": key, "seed": self._seed, "num_samples": self.num_samples, "num_batches": self.num_batches}
+        arrays = {"cost": self.cost, "second": self.second}
+        write_arrays(path, kind=FILE_KIND, version=FILE_VERSION, header=header, arrays=arrays)
+
+    @classmethod
+    def load(cls, path: AnyPath, key: str) -> "Sums":
+        """Read the sums of a measurement that was cut.
+
+        Raises:
+            DataError: they belong to another measurement (model, data, options or method differ).
+        """
+        header, arrays = read_arrays(path, kind=FILE_KIND, version=FILE_VERSION)
+        if header["key"] != key:
+            raise DataError(
+                f"{path} holds the sums of another measurement (model, data, options, method or seed differ); "
+                "choose another cache file or delete it"
+            )
+        sums = cls(len(arrays["cost"]), header["seed"])
+        sums.cost, sums.second = arrays["cost"], arrays["second"]
+        sums.num_samples, sums.num_batches = header["num_samples"], header["num_batches"]
+        return sums

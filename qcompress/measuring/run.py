@@ -1,0 +1,181 @@
+"""`measure`: over the batches, with progress, and saved so that a cut run goes on where it was."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from formulations.files import AnyPath
+from qcompress import forward as forwards
+from qcompress.errors import DataError, OptionsError
+from qcompress.losses import LossFunction, as_loss
+from qcompress.measurement import Measurement
+from qcompress.measuring import fisher
+from qcompress.measuring.candidates import Candidates
+from qcompress.measuring.direct import Direct
+from qcompress.measuring.gram import Sums
+from qcompress.options import Options
+from qcompress.parts import survey
+
+METHODS = ("fisher", "direct")
+SAVE_EVERY_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureProgress:
+    """Where a measurement stands; ``total_batches`` is None when the data does not tell its length."""
+
+    batches: int
+    total_batches: int | None
+    num_samples: int
+    elapsed_s: float
+
+
+def measure(
+    model: nn.Module,
+    data: Iterable[Any],
+    options: Options,
+    *,
+    method: str = "fisher",
+    loss: str | LossFunction = "kl",
+    forward: forwards.Forward | None = None,
+    granularity: str | int = "layer",
+    seed: int = 0,
+    cache: AnyPath | None = None,
+    on_progress: Callable[[MeasureProgress], None] | None = None,
+) -> Measurement:
+    """Measure what every option of every part does to the loss, alone and together with the others.
+
+    Args:
+        model: the original; left as it is.
+        data: re-iterable of batches: tensors, (inputs, targets) or dicts.
+        options: what is on offer, as ``prune_quantize() + low_rank()``.
+        method: ``"fisher"``: linearised, a few backward passes for all options. ``"direct"``: every option's true
+            loss increase, one partial forward pass per option and batch.
+        loss: ``"kl"`` to the original's softmax (nats per sample), ``"mse"`` of outputs, or a callable
+            ``(output, batch) -> (samples,)``.
+        forward: ``(model, batch) -> output tensor`` where the default does not fit.
+        granularity: ``"layer"``, or the number of output channels per block.
+        seed: of the random mixtures that stand for many outputs.
+        cache: a file for the sums so far; a measurement that was cut goes on from it, a finished one deletes it.
+        on_progress: called after every batch.
+
+    Raises:
+        ModelError, DataError, OptionsError: see `qcompress.errors`.
+
+    >>> import torch
+    >>> from qcompress.options import prune_quantize
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    >>> measurement = measure(model, [torch.randn(32, 8)], prune_quantize(bits=(4, 8), sparsity=(0,)))
+    >>> measurement.labels[0]
+    ('keep', '4 bits', '8 bits')
+    """
+    if method not in METHODS:
+        raise OptionsError(f"method must be one of {', '.join(METHODS)}, found {method!r}")
+    if not isinstance(options, Options):
+        raise OptionsError(f"options must be qcompress.Options, as prune_quantize(), found {type(options).__name__}")
+    batches = forwards.checked_data(data)
+    measured = as_loss(loss)
+    with forwards.evaluating(model):
+        inventory = survey(model, batches, forward, granularity)
+        candidates = Candidates(model, inventory.parts, options)
+        fingerprint = Measurement.fingerprint_of(model)
+        settings = [
+            fingerprint,
+            _batch_fingerprint(forwards.first_batch(batches)),
+            method,
+            measured.name,
+            granularity,
+            seed,
+        ]
+        settings.append([[transform.to_json() for transform in own] for own in candidates.transforms])
+        key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+        file = None if cache is None else Path(cache)
+        sums = Sums.load(file, key) if file is not None and file.exists() else Sums(candidates.num_options, seed)
+        direct = Direct(model, candidates, measured, forward) if method == "direct" else None
+        start = last_save = time.perf_counter()
+        done_before = sums.num_batches
+        for index, batch in enumerate(batches):
+            if index < done_before:
+                continue
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+            if direct is not None:
+                sums.add(*direct.batch_effects(batch, generator))
+            else:
+                first = index == 0
+                sums.add(*fisher.batch_effects(model, batch, candidates, measured, forward, generator, check=first))
+            if file is not None and time.perf_counter() - last_save > SAVE_EVERY_S:
+                sums.save(file, key)
+                last_save = time.perf_counter()
+            if on_progress is not None:
+                total = len(batches) if hasattr(batches, "__len__") else None
+                elapsed_s = time.perf_counter() - start
+                on_progress(
+                    MeasureProgress(
+                        batches=sums.num_batches, total_batches=total, num_samples=sums.num_samples, elapsed_s=elapsed_s
+                    )
+                )
+    if sums.num_samples == 0:
+        raise DataError("the calibration data holds no sample")
+    if not (np.isfinite(sums.cost).all() and np.isfinite(sums.second).all()):
+        raise DataError("the measured loss increases are not finite; check the weights and the calibration data")
+    measurement = Measurement(
+        parts=inventory.parts,
+        transforms=candidates.transforms,
+        cost=sums.mean_cost(),
+        factor=sums.factor(),
+        resources=_resources(candidates),
+        fixed=MappingProxyType(inventory.fixed),
+        original=MappingProxyType(inventory.original),
+        skipped=inventory.skipped,
+        num_samples=sums.num_samples,
+        method=method,
+        loss=measured.name,
+        seed=seed,
+        model_fingerprint=fingerprint,
+    )
+    if file is not None:
+        file.unlink(missing_ok=True)
+    return measurement
+
+
+def _resources(candidates: Candidates) -> MappingProxyType[str, Any]:
+    """``bytes`` and ``macs`` of every option."""
+    pairs = [
+        (part.target, transform)
+        for part, own in zip(candidates.parts, candidates.transforms, strict=True)
+        for transform in own
+    ]
+    size_bytes = np.array([transform.size_bytes(target) for target, transform in pairs], dtype=np.float64)
+    macs = np.array([transform.macs(target) for target, transform in pairs], dtype=np.float64)
+    return MappingProxyType({"bytes": size_bytes, "macs": macs})
+
+
+def _batch_fingerprint(batch: Any) -> str:
+    """SHA-256 over the tensors of a batch, to notice other data under the same cache file."""
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, Tensor):
+            digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        elif isinstance(value, dict):
+            for key in value:
+                digest.update(str(key).encode())
+                add(value[key])
+        elif isinstance(value, (tuple, list)):
+            for item in value:
+                add(item)
+        else:
+            digest.update(repr(value).encode())
+
+    add(batch)
+    return digest.hexdigest()

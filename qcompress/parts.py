@@ -1,0 +1,199 @@
+"""Which parts of a model take a decision, and what the rest costs.
+
+A part is a weight (or a block of its output channels) that is stored in one way. Modules that share a weight are one
+part; a module that is called several times is one part. What cannot be compressed is counted and named.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qcompress import forward as forwards
+from qcompress import layers
+from qcompress.errors import ModelError, OptionsError
+from qcompress.transforms.base import Target
+
+REPLACEABLE = (nn.Linear, nn.Conv2d)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A weight, or a block of its output channels, that takes one decision.
+
+    Attributes:
+        name: unique; the first module's path, with ``[start:stop]`` for a block.
+        modules: paths of all modules that share this weight, in the model's order.
+        rows: the block of output channels, or None for all of them.
+        target: shape, type and macs of the rows.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    rows: tuple[int, int] | None
+    target: Target
+
+    def weight(self, model: nn.Module) -> Tensor:
+        """The part's rows ``(channels, weights per channel)`` in ``model``, detached."""
+        module = model.get_submodule(self.modules[0])
+        rows = layers.to_rows(module, module.weight.detach())  # type: ignore[arg-type,union-attr]
+        return rows if self.rows is None else rows[self.rows[0] : self.rows[1]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """Something with parameters that stays as it is, and why."""
+
+    name: str
+    size_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """The parts of a model and the cost of everything.
+
+    Attributes:
+        original: resource → use of the whole original model (``bytes``, ``macs`` per sample).
+        fixed: resource → use of what is no part.
+        skipped: what was left out, by name.
+    """
+
+    parts: tuple[Part, ...]
+    original: dict[str, float]
+    fixed: dict[str, float]
+    skipped: tuple[Skipped, ...]
+
+
+def survey(
+    model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None = None, granularity: str | int = "layer"
+) -> Survey:
+    """Run the first batch once and list the parts of ``model``.
+
+    Args:
+        model: any module.
+        data: batches.
+        forward: how to run a batch, where `qcompress.forward.default_forward` does not fit.
+        granularity: ``"layer"``, or the number of output channels per block.
+
+    Raises:
+        ModelError: nothing in the model can be compressed; says what was found.
+        OptionsError: an unknown granularity.
+    """
+    if granularity != "layer" and not (isinstance(granularity, int) and granularity >= 1):
+        raise OptionsError(f"granularity must be 'layer' or a number of channels per block, found {granularity!r}")
+    owners = _weight_owners(model)
+    macs, called = _count_calls(model, data, forward)
+    parts: list[Part] = []
+    skipped: list[Skipped] = []
+    for name, module in model.named_modules():
+        own = [parameter for key, parameter in module.named_parameters(recurse=False) if key != "bias"]
+        if not own:
+            continue
+        modules = owners.get(id(own[0]), (name,))
+        if modules[0] != name:
+            continue  # the weight is listed under the first module that owns it
+        reason = layers.why_unsupported(module)
+        if not reason and not all(path in called for path in modules):
+            reason = "never called as a module; its weight is used in some other way, if at all"
+        if reason:
+            skipped.append(Skipped(name=name, size_bytes=sum(map(_size_bytes, own)), reason=reason))
+        else:
+            parts += _blocks(model, modules, sum(macs[path] for path in modules), granularity)
+    if not parts:
+        found = (
+            "; ".join(f"{item.name or 'the model itself'}: {item.reason}" for item in skipped[:5]) or "no parameters"
+        )
+        supported = ", ".join(layer.__name__ for layer in layers.SUPPORTED)
+        raise ModelError(f"nothing in the model can be compressed ({found}). Supported layers: {supported}")
+    original = {"bytes": float(total_bytes(model)), "macs": float(sum(macs.values()))}
+    dense = {
+        "bytes": sum(part.target.num_weights * part.target.dtype.itemsize for part in parts),
+        "macs": sum(part.target.macs for part in parts),
+    }
+    fixed = {name: max(original[name] - dense[name], 0.0) for name in original}
+    return Survey(parts=tuple(parts), original=original, fixed=fixed, skipped=tuple(skipped))
+
+
+def total_bytes(model: nn.Module) -> int:
+    """Bytes of everything in the model's state dict, shared tensors once."""
+    return sum(_size_bytes(tensor) for tensor in unique_state(model).values())
+
+
+def unique_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict with every shared parameter or buffer under its first name only."""
+    seen: set[int] = set()
+    unique = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor) and id(tensor) not in seen:
+            seen.add(id(tensor))
+            unique[name] = tensor.detach()
+    return unique
+
+
+def _size_bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _weight_owners(model: nn.Module) -> dict[int, tuple[str, ...]]:
+    """Id of a weight parameter → paths of the modules that have it as ``weight``."""
+    owners: dict[int, tuple[str, ...]] = {}
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is not None:
+            owners[id(weight)] = (*owners.get(id(weight), ()), name)
+    return owners
+
+
+def _count_calls(
+    model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None
+) -> tuple[dict[str, float], set[str]]:
+    """Per supported module its macs per sample over all calls, and the names of those that were called."""
+    macs: dict[str, float] = {}
+    called: set[str] = set()
+    hooks = []
+    for name, module in model.named_modules():
+        if layers.why_unsupported(module):
+            continue
+        macs[name] = 0.0
+
+        def count(module: nn.Module, inputs: tuple[Any, ...], output: Tensor, name: str = name) -> None:
+            called.add(name)
+            if inputs and isinstance(inputs[0], Tensor):
+                macs[name] += layers.macs_of_call(module, inputs[0], output)
+
+        hooks.append(module.register_forward_hook(count))
+    try:
+        with forwards.evaluating(model), torch.no_grad():
+            output = forwards.run(model, forwards.first_batch(data), forward)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: value / len(output) for name, value in macs.items()}, called
+
+
+def _blocks(model: nn.Module, modules: tuple[str, ...], macs: float, granularity: str | int) -> list[Part]:
+    module = model.get_submodule(modules[0])
+    channels, per_channel = layers.to_rows(module, module.weight.detach()).shape  # type: ignore[arg-type,union-attr]
+    step = channels if granularity == "layer" else int(granularity)
+    parts = []
+    for start in range(0, channels, step):
+        stop = min(start + step, channels)
+        whole = stop - start == channels
+        target = Target(
+            layer=type(module).__name__,
+            channels=stop - start,
+            per_channel=per_channel,
+            dtype=module.weight.dtype,  # type: ignore[arg-type,union-attr]
+            macs=macs * (stop - start) / channels,
+            whole=whole,
+            replaceable=whole
+            and type(module) in REPLACEABLE
+            and len(modules) == 1
+            and getattr(module, "groups", 1) == 1,
+        )
+        name = modules[0] if whole else f"{modules[0]}[{start}:{stop}]"
+        parts.append(Part(name=name, modules=modules, rows=None if whole else (start, stop), target=target))
+    return parts

@@ -1,0 +1,130 @@
+"""What a compression run reports: sizes, losses predicted and true, the proof, and every part's choice."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from formulations import Problem
+from formulations.files import AnyPath, write_json
+from qcompress.measurement import Measurement
+from solvers import Solution
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartReport:
+    """One part's choice: option, bytes before and after, predicted loss increase of this option alone."""
+
+    name: str
+    option: str
+    bytes_before: float
+    bytes_after: float
+    loss_alone: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The figures of one run. Losses are increases per sample, in nats for ``kl``.
+
+    Attributes:
+        loss_predicted: the problem's objective for the choice.
+        loss_measured: the true loss of the compressed model on the calibration data.
+        bound, gap, status: the proof, as the solver gave it; ``gap`` relative to ``loss_predicted``.
+        usage, original, budgets: resource → amount (``bytes``, ``macs`` per sample).
+        metric_before, metric_after: what the caller's ``evaluate`` gave, or None.
+        parts: every part's choice.
+        skipped: name → why it stays as it is.
+    """
+
+    loss: str
+    loss_predicted: float
+    loss_measured: float
+    bound: float | None
+    gap: float | None
+    status: str
+    solver: str
+    wall_s: dict[str, float]
+    usage: dict[str, float]
+    original: dict[str, float]
+    budgets: dict[str, float]
+    metric_before: float | None
+    metric_after: float | None
+    parts: tuple[PartReport, ...]
+    skipped: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain JSON."""
+        return asdict(self)
+
+    def save(self, path: AnyPath) -> None:
+        """Write the report as JSON, whole or not at all."""
+        write_json(path, self.to_json())
+
+    def to_markdown(self) -> str:
+        """A readable summary."""
+        lines = ["# Compression", "", "| resource | original | budget | compressed | ratio |", "|---|--:|--:|--:|--:|"]
+        for name, used in self.usage.items():
+            before, budget = self.original[name], self.budgets.get(name)
+            limit = "–" if budget is None else f"{budget:,.0f}"
+            ratio = f"{before / used:.2f}×" if used else "–"
+            lines.append(f"| {name} | {before:,.0f} | {limit} | {used:,.0f} | {ratio} |")
+        proof = "no bound" if self.gap is None else f"bound {self.bound:.6g}, gap {self.gap:.3%}"
+        lines += [
+            "",
+            f"- loss increase ({self.loss}): predicted {self.loss_predicted:.6g}, measured {self.loss_measured:.6g}",
+            f"- choice: {self.status} by {self.solver} ({proof})",
+            f"- time: {', '.join(f'{name} {seconds:.1f} s' for name, seconds in self.wall_s.items())}",
+        ]
+        if self.metric_before is not None and self.metric_after is not None:
+            lines.append(f"- metric: {self.metric_before:.6g} before, {self.metric_after:.6g} after")
+        lines += ["", "| part | choice | bytes before | after | loss alone |", "|---|---|--:|--:|--:|"]
+        for part in self.parts:
+            sizes = f"{part.bytes_before:,.0f} | {part.bytes_after:,.0f}"
+            lines.append(f"| {part.name} | {part.option} | {sizes} | {part.loss_alone:.3g} |")
+        if self.skipped:
+            lines += ["", "Left as it is:", ""] + [f"- `{name}`: {reason}" for name, reason in self.skipped.items()]
+        return "\n".join(lines) + "\n"
+
+
+def make_report(
+    measurement: Measurement,
+    problem: Problem,
+    solution: Solution,
+    *,
+    loss_measured: float,
+    wall_s: dict[str, float],
+    metric_before: float | None = None,
+    metric_after: float | None = None,
+) -> Report:
+    """Put the figures of a run together; the solution must hold a choice."""
+    assert solution.choice is not None  # noqa: S101
+    assert solution.objective is not None  # noqa: S101
+    chosen = problem.flat(solution.choice)
+    size_bytes = problem.resources["bytes"]
+    parts = tuple(
+        PartReport(
+            name=part.name,
+            option=options[local].label,
+            bytes_before=float(part.target.num_weights * part.target.dtype.itemsize),
+            bytes_after=float(size_bytes[flat]),
+            loss_alone=float(problem.cost[flat]),
+        )
+        for part, options, local, flat in zip(
+            measurement.parts, measurement.transforms, solution.choice[:-1].tolist(), chosen[:-1], strict=True
+        )
+    )
+    return Report(
+        loss=measurement.loss,
+        loss_predicted=solution.objective,
+        loss_measured=loss_measured,
+        bound=solution.bound,
+        gap=solution.gap,
+        status=str(solution.status),
+        solver=solution.solver,
+        wall_s=wall_s,
+        usage=solution.usage,
+        original=dict(measurement.original),
+        budgets=dict(problem.budgets),
+        metric_before=metric_before,
+        metric_after=metric_after,
+        parts=parts,
+        skipped={item.name: item.reason for item in measurement.skipped},
+    )
