@@ -53,16 +53,6 @@ def solver_class(name: str) -> type[Solver]:
     return found
 
 
-def make(name: str, options: dict[str, Any]) -> Solver:
-    """A solver of that name with those options.
-
-    Raises:
-        UnknownSolverError: no such name.
-        InvalidOptionError: an option it does not have; lists the ones it has.
-    """
-    return configured(solver_class(name)(), options)
-
-
 def configured(solver: Solver, options: dict[str, Any]) -> Solver:
     """``solver`` with some options set anew.
 

@@ -77,6 +77,22 @@ def solve(
     return search.solution(stop_reason, back_end.option_values)
 
 
+def judge(problem: Problem, choice: ArrayLike, *, name: str = "given") -> Solution:
+    """A choice made by other means (uniform bits, by hand) as a `Solution`; without a choice when over budget.
+
+    Args:
+        problem: what it is a choice for.
+        choice: ``(G,)`` local option index of every group.
+        name: what stands as the solver.
+
+    >>> judge(Problem(["a"], [["keep", "4 bit"]], [0, 3], {}, {}), [1]).objective
+    3.0
+    """
+    search = Search(problem, solver=name)
+    search.offer(choice)
+    return search.solution(StopReason.COMPLETED, {})
+
+
 def as_solver(solver: Any) -> Solver:
     """The `Solver` that is meant by a name, a class, an instance or a dimod sampler.
 
