@@ -95,11 +95,20 @@ class Solution:
         Raises:
             FileFormatError: the file is no such JSON, or of a newer version.
         """
-        value = read_json(path, FILE_KIND)
+        return cls.from_json(read_json(path, FILE_KIND), str(path))
+
+    @classmethod
+    def from_json(cls, json: dict[str, Any], where: str) -> "Solution":
+        """The solution that `to_json` made a dictionary of; ``where`` names its origin in errors.
+
+        Raises:
+            FileFormatError: it is no such dictionary, or of a newer version.
+        """
+        value = dict(json)
         kind, version = value.pop("kind", None), value.pop("version", None)
         if kind != FILE_KIND or not isinstance(version, int) or version > FILE_VERSION:
             raise FileFormatError(
-                f"{path} is no {FILE_KIND} file up to version {FILE_VERSION}: found {kind!r}, version {version!r}"
+                f"{where} is no {FILE_KIND} file up to version {FILE_VERSION}: found {kind!r}, version {version!r}"
             )
         try:
             value["choice"] = None if value["choice"] is None else _whole_numbers(value["choice"])
@@ -113,7 +122,7 @@ class Solution:
             value["pool"] = tuple((tuple(choice), objective) for choice, objective in value["pool"])
             return cls(**value)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(f"{path} is no whole {FILE_KIND} file: {error!r}") from error
+            raise FileFormatError(f"{where} is no whole {FILE_KIND} file: {error!r}") from error
 
 
 def _whole_numbers(values: Any) -> NDArray[np.int64]:
