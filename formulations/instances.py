@@ -3,7 +3,8 @@
 Every group is a layer with a log-normal number of weights; its options are bit-widths. Rounding to b bits moves the
 weights by an amplitude that halves with every bit, so an option's effect on the output is a vector that shrinks
 alike: ``F_v = a_g·2^(1-b)·(u_g + noise_v)`` with a direction ``u_g`` of its layer. The loss is quadratic in the sum
-of the effects, hence ``cost_v = ½‖F_v‖²`` and pair terms ``F_u·F_v``.
+of the effects, hence pair terms ``F_u·F_v``. Half of an effect's square lies outside the r directions that layers
+share and meets no other layer, hence ``cost_v = ½·2‖F_v‖²`` (without it effects could cancel out to nothing).
 """
 
 from collections.abc import Sequence
@@ -58,7 +59,7 @@ def layered_problem(
     return Problem(
         [f"layer{g}" for g in range(num_groups)],
         [[f"{b} bits" for b in bits]] * num_groups,
-        0.5 * np.square(factor).sum(axis=1),
+        np.square(factor).sum(axis=1),
         {"bytes": size_bytes},
         {"bytes": float(np.floor(smallest + budget * (largest - smallest)))},
         pairs,

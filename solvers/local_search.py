@@ -1,0 +1,103 @@
+"""Polish: descent from a choice by switches of one group and of two groups at once, always within the budgets.
+
+A budget that is nearly spent blocks nearly every single switch that would pay; two switches together, one that frees
+what the other uses, go on from there. What always holds: feasible in, feasible out, never worse.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from formulations import Problem
+from solvers.moves import Arrays, Floats, Integers, begin, compiled, cross, delta, switch, to_arrays
+
+PASSES = 20
+"""Passes over all groups before the descent ends even if it could go on."""
+
+PAIRS = 4_000_000
+"""Pairs of switches weighed in a pass; where there are more (above 2,000 options) evenly spread partners are taken."""
+
+
+def polish(problem: Problem, choice: ArrayLike) -> Integers:
+    """A choice ``(G,)`` that no single switch and no two switches improve, reached from the feasible ``choice``.
+
+    `PASSES` and `PAIRS` bound the work on large problems, so that there a better pair may be left.
+
+    Raises:
+        ValueError: ``choice`` breaks a budget; `repair` it first.
+        InvalidProblemError: ``choice`` is not one option index per group.
+
+    >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
+    >>> polish(problem, [1, 0]).tolist()
+    [0, 1]
+    """
+    chosen = problem.flat(choice).copy()
+    if broken := problem.evaluate(choice).violations:
+        raise ValueError(f"polish needs a feasible choice, this one is over budget by {broken}; repair it first")
+    polish_flat(to_arrays(problem), chosen)
+    polished = chosen - problem.group_offsets[:-1]
+    better = problem.evaluate(polished)
+    return polished if better.feasible else np.array(choice, dtype=np.int64)
+
+
+@compiled
+def polish_flat(a: Arrays, chosen: Integers) -> None:
+    """Polish feasible flat options in place, for callers that hold `Arrays`."""
+    num_groups = len(chosen)
+    step = max(1, len(a.cost) * len(a.cost) // PAIRS)
+    for number in range(PASSES):
+        total, field, usage = begin(a, chosen)  # anew in every pass, so that rounding cannot add up
+        improved = False
+        for group in range(num_groups):
+            improved |= _improve_alone(a, chosen, total, field, usage, group)
+            improved |= _improve_paired(a, chosen, total, field, usage, group, number % step, step)
+        if not improved:
+            return
+
+
+@compiled
+def _fits_both(a: Arrays, usage: Floats, old1: int, new1: int, old2: int, new2: int) -> bool:
+    for k in range(len(usage)):
+        if usage[k] + a.use[new1, k] - a.use[old1, k] + a.use[new2, k] - a.use[old2, k] > a.limit[k]:
+            return False
+    return True
+
+
+@compiled
+def _improve_alone(a: Arrays, chosen: Integers, total: Floats, field: Floats, usage: Floats, group: int) -> bool:
+    old, best = chosen[group], -1
+    least = -1e-13 * (1.0 + abs(a.cost[old]))  # less is rounding
+    for new in range(a.starts[group], a.starts[group + 1]):
+        if new != old and _fits_both(a, usage, old, new, new, new):
+            change = delta(a, total, field, old, new)
+            if change < least:
+                least, best = change, new
+    if best >= 0:
+        switch(a, chosen, total, field, usage, best)
+    return best >= 0
+
+
+@compiled
+def _improve_paired(
+    a: Arrays, chosen: Integers, total: Floats, field: Floats, usage: Floats, group: int, first: int, step: int
+) -> bool:
+    old1, best1, best2 = chosen[group], -1, -1
+    least = -1e-13 * (1.0 + abs(a.cost[old1]))
+    single = np.array([delta(a, total, field, old1, v) for v in range(a.starts[group], a.starts[group + 1])])
+    for partner in range(first, len(chosen), step):
+        if partner == group:
+            continue
+        old2 = chosen[partner]
+        for new2 in range(a.starts[partner], a.starts[partner + 1]):
+            if new2 == old2:
+                continue
+            change2 = delta(a, total, field, old2, new2)
+            for new1 in range(a.starts[group], a.starts[group + 1]):
+                if new1 == old1 or not _fits_both(a, usage, old1, new1, old2, new2):
+                    continue
+                change = change2 + single[new1 - a.starts[group]] + cross(a, old1, new1, old2, new2)
+                if change < least:
+                    least, best1, best2 = change, new1, new2
+    if best1 >= 0:
+        switch(a, chosen, total, field, usage, best1)
+        switch(a, chosen, total, field, usage, best2)
+    return best1 >= 0

@@ -1,0 +1,157 @@
+"""Moves in the choice space: what switching a group's option adds to the objective, for compiled kernels.
+
+`Arrays` holds what a move needs: costs, uses and limits of the budgeted resources, rows of the factor, and the
+sparse pair terms as a symmetric CSR matrix (both halves, columns sorted). A kernel's state is ``chosen`` ``(G,)``
+(flat options), ``total`` ``(r,)`` (sum of the chosen rows of the factor), ``field`` ``(V,)`` (what each option's
+sparse pair terms with the chosen ones add up to) and ``usage`` ``(K,)``. What always holds: a move costs
+``O(r + K)`` to weigh, and ``O(r + K + degree)`` to make.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse
+from numba import njit
+from numpy.typing import NDArray
+
+from formulations import Problem
+from formulations.problem import BUDGET_TOLERANCE
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+class Arrays(NamedTuple):
+    """A problem for compiled kernels: V options in G groups, K budgets, a factor of rank r."""
+
+    starts: Integers  # (G+1,) first flat option of every group
+    group_of: Integers  # (V,)
+    cost: Floats  # (V,)
+    use: Floats  # (V, K), budgeted resources only
+    limit: Floats  # (K,) the budgets with their rounding tolerance, as Problem.evaluate judges them
+    unit: Floats  # (K,) what the excess over each budget is measured in
+    factor: Floats  # (V, r)
+    indptr: Integers  # (V+1,) rows of the symmetric sparse part
+    indices: Integers
+    data: Floats
+
+
+def to_arrays(problem: Problem) -> Arrays:
+    """``problem`` as `Arrays`.
+
+    >>> from formulations import Problem
+    >>> to_arrays(Problem(["a"], [["keep", "prune"]], [0, 1], {"bytes": [8, 4]}, {"bytes": 4})).use.tolist()
+    [[8.0], [4.0]]
+    """
+    num_options = problem.num_options
+    budgets = np.array(list(problem.budgets.values()), dtype=np.float64)
+    uses = [problem.resources[name] for name in problem.budgets]
+    use = np.stack(uses, axis=1) if uses else np.zeros((num_options, 0))
+    spread = use.max(axis=0) - use.min(axis=0)
+    factor = problem.pairs.factor
+    half = problem.pairs.sparse
+    half = scipy.sparse.csr_array((num_options, num_options)) if half is None else half
+    both = scipy.sparse.csr_array(half + half.T)
+    both.sort_indices()
+    return Arrays(
+        starts=np.array(problem.group_offsets, dtype=np.int64),
+        group_of=np.array(problem.group_of, dtype=np.int64),
+        cost=np.array(problem.cost),
+        use=np.ascontiguousarray(use),
+        limit=budgets + BUDGET_TOLERANCE * np.abs(budgets),
+        unit=np.where(spread > 0, spread, 1.0),
+        factor=np.zeros((num_options, 0)) if factor is None else np.array(factor),
+        indptr=both.indptr.astype(np.int64),
+        indices=both.indices.astype(np.int64),
+        data=both.data.astype(np.float64),
+    )
+
+
+def compiled(function: Any) -> Any:
+    """``numba.njit`` as every kernel here wants it: cached on disk, free of the interpreter lock."""
+    return njit(cache=True, nogil=True)(function)
+
+
+@compiled
+def begin(a: Arrays, chosen: Integers) -> tuple[Floats, Floats, Floats]:
+    """``(total, field, usage)`` of the chosen flat options."""
+    total, field, usage = np.zeros(a.factor.shape[1]), np.zeros(len(a.cost)), np.zeros(len(a.limit))
+    for v in chosen:
+        total += a.factor[v]
+        usage += a.use[v]
+        for at in range(a.indptr[v], a.indptr[v + 1]):
+            field[a.indices[at]] += a.data[at]
+    return total, field, usage
+
+
+@compiled
+def objective(a: Arrays, chosen: Integers, total: Floats, field: Floats) -> float:
+    """The objective of the chosen flat options, without the problem's offset."""
+    linear, pairs = 0.0, 0.0
+    for v in chosen:
+        linear += a.cost[v]
+        pairs += field[v]
+        for k in range(len(total)):
+            pairs += a.factor[v, k] * (total[k] - a.factor[v, k])
+    return float(linear + 0.5 * pairs)
+
+
+@compiled
+def delta(a: Arrays, total: Floats, field: Floats, old: int, new: int) -> float:
+    """What switching one group from ``old`` to ``new`` adds to the objective."""
+    change = a.cost[new] - a.cost[old] + field[new] - field[old]
+    for k in range(a.factor.shape[1]):
+        change += (a.factor[new, k] - a.factor[old, k]) * (total[k] - a.factor[old, k])
+    return float(change)
+
+
+@compiled
+def cross(a: Arrays, old1: int, new1: int, old2: int, new2: int) -> float:
+    """What two switches in different groups add together beyond their single deltas."""
+    change = 0.0
+    for k in range(a.factor.shape[1]):
+        change += (a.factor[new1, k] - a.factor[old1, k]) * (a.factor[new2, k] - a.factor[old2, k])
+    if len(a.data):
+        change += _term(a, new1, new2) - _term(a, new1, old2) - _term(a, old1, new2) + _term(a, old1, old2)
+    return float(change)
+
+
+@compiled
+def _term(a: Arrays, u: int, v: int) -> float:
+    """The sparse pair term of two options (binary search in a row)."""
+    low, high = a.indptr[u], a.indptr[u + 1]
+    end = high
+    while low < high:
+        middle = (low + high) // 2
+        if a.indices[middle] < v:
+            low = middle + 1
+        else:
+            high = middle
+    if low < end and a.indices[low] == v:
+        return float(a.data[low])
+    return 0.0
+
+
+@compiled
+def switch(a: Arrays, chosen: Integers, total: Floats, field: Floats, usage: Floats, new: int) -> None:
+    """Make a move: choose ``new`` in its group, in place."""
+    group = a.group_of[new]
+    old = chosen[group]
+    chosen[group] = new
+    for k in range(len(total)):
+        total[k] += a.factor[new, k] - a.factor[old, k]
+    for k in range(len(usage)):
+        usage[k] += a.use[new, k] - a.use[old, k]
+    for at in range(a.indptr[old], a.indptr[old + 1]):
+        field[a.indices[at]] -= a.data[at]
+    for at in range(a.indptr[new], a.indptr[new + 1]):
+        field[a.indices[at]] += a.data[at]
+
+
+@compiled
+def fits(a: Arrays, usage: Floats) -> bool:
+    """Whether every budget holds."""
+    for k in range(len(usage)):  # noqa: SIM110 - a plain loop is what numba compiles best
+        if usage[k] > a.limit[k]:
+            return False
+    return True
