@@ -6,14 +6,13 @@ early only when its uses break a budget, for uses are never negative; the object
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from formulations import Problem
-from solvers.tables import FloatArray, IntArray, budget_arrays, factor_array, sparse_columns
 from solvers.base import Search, Solver
+from solvers.moves import Arrays, Floats, Integers, compiled, to_arrays
 
 MAX_CHOICES = 10**9
 """Beyond this many choices the solver refuses (it looks at some 50 million a second)."""
@@ -50,34 +49,18 @@ class BruteForce(Solver):
 
     def run(self, problem: Problem, search: Search) -> None:
         """Enumerate in slices of `STEPS_BETWEEN_CLOCK_LOOKS`, handing in the best after each."""
-        use, limit = budget_arrays(problem)
-        factor, sparse = factor_array(problem), sparse_columns(problem)
-        first = problem.group_offsets
-        size = np.maximum.reduceat(np.abs(problem.cost), first[:-1]).sum() + 1.0  # pair terms are scaled to 1
-        best = np.array([np.inf])
-        best_choice = np.zeros(problem.num_groups, dtype=np.int64)
-        state = _State.fresh(problem, use.shape[1], factor.shape[1])
+        a = to_arrays(problem)
+        largest = np.maximum.reduceat(np.abs(problem.cost), a.starts[:-1])
+        tie = TIE * (largest.sum() + 1.0)  # pair terms come scaled to about 1
+        best, best_choice = np.array([np.inf]), np.zeros(problem.num_groups, dtype=np.int64)
+        state = _State.fresh(a)
         depth = 0
         while depth >= 0:
             if search.expired():
                 return
-            depth = _enumerate(
-                depth,
-                STEPS_BETWEEN_CLOCK_LOOKS,
-                first,
-                problem.group_of,
-                problem.cost,
-                use,
-                limit,
-                factor,
-                *sparse,
-                *state.arrays,
-                best,
-                best_choice,
-                TIE * size,
-            )
+            depth = _enumerate(a, state, depth, STEPS_BETWEEN_CLOCK_LOOKS, tie, best, best_choice)
             if np.isfinite(best[0]):
-                search.offer(best_choice - first[:-1])
+                search.offer(best_choice - a.starts[:-1])
         if search.choice is not None or np.isinf(best[0]):
             search.close()
 
@@ -87,80 +70,66 @@ def num_choices(problem: Problem) -> float:
     return float(np.exp(np.minimum(np.log(np.diff(problem.group_offsets)).sum(), 709.0)))
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
-    """Where the enumeration stands: for each depth the next option to try and the sums of what is chosen before."""
+class _State(NamedTuple):
+    """Where the enumeration stands: for each depth the next option to try, and the sums of what is chosen before."""
 
-    arrays: tuple[IntArray, IntArray, FloatArray, FloatArray, FloatArray]
+    following: Integers  # (G,)
+    chosen: Integers  # (G,)
+    value: Floats  # (G+1,)
+    usage: Floats  # (G+1, K)
+    total: Floats  # (G+1, r)
 
     @classmethod
-    def fresh(cls, problem: Problem, num_budgets: int, rank: int) -> "_State":
-        groups = problem.num_groups
+    def fresh(cls, a: Arrays) -> "_State":
+        groups = len(a.starts) - 1
         return cls(
-            (
-                problem.group_offsets[:-1].copy(),
-                np.zeros(groups, dtype=np.int64),
-                np.zeros(groups + 1),
-                np.zeros((groups + 1, num_budgets)),
-                np.zeros((groups + 1, rank)),
-            )
+            following=a.starts[:-1].copy(),
+            chosen=np.zeros(groups, dtype=np.int64),
+            value=np.zeros(groups + 1),
+            usage=np.zeros((groups + 1, len(a.limit))),
+            total=np.zeros((groups + 1, a.factor.shape[1])),
         )
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def _enumerate(
-    depth: int,
-    steps: int,
-    first: IntArray,
-    group_of: IntArray,
-    cost: FloatArray,
-    use: FloatArray,
-    limit: FloatArray,
-    factor: FloatArray,
-    start: IntArray,
-    partner: IntArray,
-    data: FloatArray,
-    following: IntArray,
-    chosen: IntArray,
-    value: FloatArray,
-    used: FloatArray,
-    effect: FloatArray,
-    best: FloatArray,
-    best_choice: IntArray,
-    tie: float,
+    a: Arrays, state: _State, depth: int, steps: int, tie: float, best: Floats, best_choice: Integers
 ) -> int:
     """Go on from ``depth`` for ``steps`` options; the depth to go on from next, -1 when all was seen."""
-    last = len(first) - 2
+    following, chosen, value, usage, total = state
+    last = len(a.starts) - 2
     while steps > 0 and depth >= 0:
         option = following[depth]
-        if option == first[depth + 1]:
+        if option == a.starts[depth + 1]:
             depth -= 1
             continue
         following[depth] += 1
         steps -= 1
 
         within = True
-        for k in range(len(limit)):
-            used[depth + 1, k] = used[depth, k] + use[option, k]
-            within &= used[depth + 1, k] <= limit[k]
+        for k in range(len(a.limit)):
+            usage[depth + 1, k] = usage[depth, k] + a.use[option, k]
+            within &= usage[depth + 1, k] <= a.limit[k]
         if not within:
             continue
 
-        total = value[depth] + cost[option]
-        for i in range(factor.shape[1]):
-            total += effect[depth, i] * factor[option, i]
-            effect[depth + 1, i] = effect[depth, i] + factor[option, i]
-        for entry in range(start[option], start[option + 1]):
-            other = partner[entry]
-            if chosen[group_of[other]] == other:
-                total += data[entry]
-        value[depth + 1] = total
+        objective = value[depth] + a.cost[option]
+        for i in range(a.factor.shape[1]):
+            objective += total[depth, i] * a.factor[option, i]
+            total[depth + 1, i] = total[depth, i] + a.factor[option, i]
+        for entry in range(a.indptr[option], a.indptr[option + 1]):
+            other = a.indices[entry]
+            if other > option:  # the groups behind this one are not chosen yet
+                break
+            if chosen[a.group_of[other]] == other:
+                objective += a.data[entry]
+        value[depth + 1] = objective
         chosen[depth] = option
 
         if depth < last:
             depth += 1
-            following[depth] = first[depth]
-        elif total < best[0] - tie:
-            best[0] = total
+            following[depth] = a.starts[depth]
+        elif objective < best[0] - tie:
+            best[0] = objective
             best_choice[:] = chosen
     return depth
