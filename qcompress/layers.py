@@ -30,6 +30,13 @@ def why_unsupported(module: nn.Module) -> str:
     return ""
 
 
+def weight_of(module: nn.Module) -> nn.Parameter:
+    """The weight of a supported layer."""
+    weight = module._parameters["weight"]
+    assert weight is not None  # noqa: S101
+    return weight
+
+
 def to_rows(module: nn.Module, weight: Tensor) -> Tensor:
     """The weight as ``(channels, weights per channel)``; a channel is an output channel or a vocabulary entry."""
     if isinstance(module, TRANSPOSED):
@@ -52,7 +59,7 @@ def num_channels(module: nn.Module) -> int:
     """Rows that `to_rows` gives."""
     if isinstance(module, TRANSPOSED):
         return int(module.out_channels)
-    return int(module.weight.shape[0])  # type: ignore[union-attr,arg-type]
+    return weight_of(module).shape[0]
 
 
 def channel_dim(module: nn.Module, output: Tensor) -> int:
@@ -66,7 +73,7 @@ def macs_of_call(module: nn.Module, inputs: Tensor, output: Tensor) -> int:
     """Multiply-accumulates of one call (all samples); an embedding only looks up: 0."""
     if isinstance(module, nn.Embedding):
         return 0
-    weights = module.weight.numel()  # type: ignore[union-attr,operator]
+    weights = weight_of(module).numel()
     if isinstance(module, TRANSPOSED):
         return inputs.numel() * weights // module.in_channels
     return output.numel() * weights // num_channels(module)

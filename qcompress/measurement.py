@@ -7,7 +7,6 @@ machine. It holds no weights: the transforms are plain values that are applied t
 import hashlib
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from formulations import FileFormatError
 from formulations.files import AnyPath, read_arrays, write_arrays
 from qcompress.options import transform_from_json
 from qcompress.parts import Part, Skipped, unique_state
-from qcompress.transforms.base import Target, Transform
+from qcompress.transforms.base import Transform
 
 FILE_KIND = "qcompress measurement"
 FILE_VERSION = 1
@@ -66,13 +65,13 @@ class Measurement:
         digest = hashlib.sha256()
         for name, tensor in unique_state(model).items():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def save(self, path: AnyPath) -> None:
         """Write everything to one ``.npz`` file, whole or not at all."""
         header = {
-            "parts": [_part_to_json(part) for part in self.parts],
+            "parts": [part.to_json() for part in self.parts],
             "transforms": [[transform.to_json() for transform in options] for options in self.transforms],
             "resources": list(self.resources),
             "fixed": dict(self.fixed),
@@ -99,7 +98,7 @@ class Measurement:
         try:
             resources = {name: arrays[f"resource_{i}"] for i, name in enumerate(header["resources"])}
             return cls(
-                parts=tuple(_part_from_json(value) for value in header["parts"]),
+                parts=tuple(map(Part.from_json, header["parts"])),
                 transforms=tuple(tuple(map(transform_from_json, options)) for options in header["transforms"]),
                 cost=arrays["cost"],
                 factor=arrays["factor"],
@@ -111,15 +110,3 @@ class Measurement:
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise FileFormatError(f"{path} is no whole {FILE_KIND} file: {error!r}") from error
-
-
-def _part_to_json(part: Part) -> dict[str, Any]:
-    value = asdict(part)
-    value["target"]["dtype"] = str(part.target.dtype).removeprefix("torch.")
-    return value
-
-
-def _part_from_json(value: dict[str, Any]) -> Part:
-    target = {**value["target"], "dtype": getattr(torch, value["target"]["dtype"])}
-    rows = None if value["rows"] is None else (value["rows"][0], value["rows"][1])
-    return Part(name=value["name"], modules=tuple(value["modules"]), rows=rows, target=Target(**target))

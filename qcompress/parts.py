@@ -5,7 +5,7 @@ part; a module that is called several times is one part. What cannot be compress
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -38,8 +38,21 @@ class Part:
     def weight(self, model: nn.Module) -> Tensor:
         """The part's rows ``(channels, weights per channel)`` in ``model``, detached."""
         module = model.get_submodule(self.modules[0])
-        rows = layers.to_rows(module, module.weight.detach())  # type: ignore[arg-type,union-attr]
+        rows = layers.to_rows(module, layers.weight_of(module).detach())
         return rows if self.rows is None else rows[self.rows[0] : self.rows[1]]
+
+    def to_json(self) -> dict[str, Any]:
+        """The part as plain JSON."""
+        value = asdict(self)
+        value["target"]["dtype"] = str(self.target.dtype).removeprefix("torch.")
+        return value
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Part":
+        """Undo `to_json`; KeyError, TypeError or AttributeError when it is not what that gives."""
+        target = Target(**{**value["target"], "dtype": getattr(torch, value["target"]["dtype"])})
+        rows = None if value["rows"] is None else (int(value["rows"][0]), int(value["rows"][1]))
+        return cls(name=value["name"], modules=tuple(value["modules"]), rows=rows, target=target)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +97,9 @@ def survey(
     """
     if granularity != "layer" and not (isinstance(granularity, int) and granularity >= 1):
         raise OptionsError(f"granularity must be 'layer' or a number of channels per block, found {granularity!r}")
+    for name, module in model.named_modules():
+        if not layers.why_unsupported(module) and not bool(torch.isfinite(layers.weight_of(module)).all()):
+            raise ModelError(f"the weight of {name!r} ({type(module).__name__}) holds NaN or infinity")
     owners = _weight_owners(model)
     macs, called = _count_calls(model, data, forward)
     parts: list[Part] = []
@@ -176,7 +192,7 @@ def _count_calls(
 
 def _blocks(model: nn.Module, modules: tuple[str, ...], macs: float, granularity: str | int) -> list[Part]:
     module = model.get_submodule(modules[0])
-    channels, per_channel = layers.to_rows(module, module.weight.detach()).shape  # type: ignore[arg-type,union-attr]
+    channels, per_channel = layers.to_rows(module, layers.weight_of(module).detach()).shape
     step = channels if granularity == "layer" else int(granularity)
     parts = []
     for start in range(0, channels, step):
@@ -186,10 +202,11 @@ def _blocks(model: nn.Module, modules: tuple[str, ...], macs: float, granularity
             layer=type(module).__name__,
             channels=stop - start,
             per_channel=per_channel,
-            dtype=module.weight.dtype,  # type: ignore[arg-type,union-attr]
+            dtype=layers.weight_of(module).dtype,
             macs=macs * (stop - start) / channels,
             whole=whole,
             replaceable=whole
+            and modules != ("",)  # the model itself has no parent to be swapped in
             and type(module) in REPLACEABLE
             and len(modules) == 1
             and getattr(module, "groups", 1) == 1,

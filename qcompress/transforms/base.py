@@ -74,6 +74,10 @@ class Transform(ABC):
     def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:
         """The rows again, ``(channels, per_channel)`` in the target's dtype."""
 
+    def factors(self, stored: dict[str, Tensor], target: Target) -> tuple[Tensor, ...]:  # noqa: ARG002
+        """Weights of the smaller layers that take the layer's place, or () when it stays and its weight changes."""
+        return ()
+
     def approximate(self, rows: Tensor, target: Target) -> Tensor:
         """What the rows become, in their dtype."""
         return self.decode(self.encode(rows), target)

@@ -1,0 +1,121 @@
+"""Put the chosen options into a model.
+
+Every part is encoded and decoded again, so the model holds exactly what a file of it will hold; a record of the
+stored arrays goes with the model (`qcompress.compression`) for `save_compressed`.
+"""
+
+import copy
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from torch import nn
+
+from qcompress.batch_norm import reestimate_
+from qcompress.compression import CompressedPart, Compression, attach, install_
+from qcompress.errors import ModelError
+from qcompress.forward import Forward
+from qcompress.measurement import Measurement
+from qcompress.transforms.base import Keep, Transform
+from solvers import Solution
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def apply(
+    model: Model,
+    measurement: Measurement,
+    solution: Solution,
+    *,
+    batch_norm_data: Iterable[Any] | None = None,
+    forward: Forward | None = None,
+) -> Model:
+    """A compressed copy of ``model``; the original is left as it is.
+
+    Args:
+        model: the model that was measured.
+        measurement: what `measure` gave.
+        solution: a solution of the problem made from ``measurement``.
+        batch_norm_data: batches to re-estimate batch-norm statistics on, or None to leave them.
+        forward: ``(model, batch) -> output tensor`` for that, where the default does not fit.
+
+    Raises:
+        ModelError: another model than measured, or a solution that holds no choice for it.
+
+    >>> import torch
+    >>> from qcompress import formulate, measure, prune_quantize, solve
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    >>> measurement = measure(model, [torch.randn(32, 8)], prune_quantize(bits=(4,), sparsity=(0,)))
+    >>> solution = solve(formulate(measurement, {"bytes": 0.5}), "brute-force")
+    >>> smaller = apply(model, measurement, solution)
+    >>> len(smaller[0].weight.unique()) < len(model[0].weight.unique())
+    True
+    """
+    transforms = _chosen(model, measurement, solution)
+    return _apply(copy.deepcopy(model), measurement, transforms, batch_norm_data, forward)
+
+
+def apply_(
+    model: Model,
+    measurement: Measurement,
+    solution: Solution,
+    *,
+    batch_norm_data: Iterable[Any] | None = None,
+    forward: Forward | None = None,
+) -> Model:
+    """Compress ``model`` in place (arguments as in `apply`) and return it.
+
+    Loading the original state dict undoes it; after low-rank options call `qcompress.factored.fold_` first.
+    """
+    return _apply(model, measurement, _chosen(model, measurement, solution), batch_norm_data, forward)
+
+
+def _chosen(model: nn.Module, measurement: Measurement, solution: Solution) -> list[Transform]:
+    """The transform of every part.
+
+    Raises:
+        ModelError: the model, the measurement and the solution do not belong together.
+    """
+    if solution.choice is None:
+        raise ModelError(
+            f"the solution of solver {solution.solver!r} holds no choice (status {solution.status}): "
+            "there is nothing to apply; allow the solver more time or raise a budget"
+        )
+    choice, num_parts = [int(option) for option in solution.choice], len(measurement.parts)
+    if len(choice) not in (num_parts, num_parts + 1):  # the problem has one group more, for what is fixed
+        raise ModelError(
+            f"the solution chooses for {len(choice)} groups, the measurement has {num_parts} parts: "
+            "it solves another problem"
+        )
+    transforms = []
+    for part, options, option in zip(measurement.parts, measurement.transforms, choice, strict=False):
+        if not 0 <= option < len(options):
+            raise ModelError(f"the solution chooses option {option} for {part.name!r}, which has {len(options)}")
+        transforms.append(options[option])
+    found = Measurement.fingerprint_of(model)
+    if found != measurement.model_fingerprint:
+        raise ModelError(
+            f"this is not the model that was measured: its state dict has the fingerprint {found[:12]}…, measured was "
+            f"{measurement.model_fingerprint[:12]}…; give the original weights (undo an earlier apply), or measure it"
+        )
+    return transforms
+
+
+def _apply(
+    model: Model,
+    measurement: Measurement,
+    transforms: list[Transform],
+    batch_norm_data: Iterable[Any] | None,
+    forward: Forward | None,
+) -> Model:
+    parts = []
+    for part, transform in zip(measurement.parts, transforms, strict=True):
+        try:
+            stored = {} if isinstance(transform, Keep) else transform.encode(part.weight(model))
+        except ModelError as error:
+            raise ModelError(f"cannot compress {part.name!r}: {error}") from error
+        parts.append(CompressedPart(part=part, transform=transform, stored=stored))
+    install_(model, parts)
+    attach(model, Compression(parts=tuple(parts)))
+    if batch_norm_data is not None:
+        reestimate_(model, batch_norm_data, forward)
+    return model

@@ -1,0 +1,80 @@
+"""Codes of a few bits each, packed without gaps.
+
+Code ``i`` takes the bits ``i·b … i·b + b - 1`` of the stream, least significant bit first; byte ``k`` of the result
+holds the stream's bits ``8k … 8k + 7`` in the same order. So ``n`` codes take exactly ``ceil(n·b / 8)`` bytes, and a
+bitmap is the case ``b = 1``.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+MAX_BITS = 16
+_CHUNK = 1 << 20  # codes that are worked on at once: bounds the memory beside input and output
+
+
+def packed_bytes(count: int, bits: int) -> int:
+    """Bytes that ``count`` codes of ``bits`` bits take."""
+    return -(-count * bits // 8)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Pack integers of ``0 … 2**bits - 1``.
+
+    Args:
+        codes: ``(n,)`` integers or booleans.
+        bits: 1 to 16.
+
+    Returns:
+        ``(ceil(n·bits / 8),)`` uint8.
+
+    >>> pack(torch.tensor([1, 2, 3]), bits=4)
+    tensor([33,  3], dtype=torch.uint8)
+    """
+    packed = torch.empty(packed_bytes(len(codes), bits), dtype=torch.uint8)
+    for start in range(0, len(codes), _CHUNK):
+        chunk = codes[start : start + _CHUNK].to(torch.int32)
+        eights = torch.nn.functional.pad(chunk, (0, -len(chunk) % 8)).view(-1, 8)  # eight codes fill `bits` bytes
+        filled = torch.zeros(len(eights), bits, dtype=torch.int32)
+        for code, byte, shift in _overlaps(bits):
+            part = eights[:, code] << shift if shift >= 0 else eights[:, code] >> -shift
+            filled[:, byte] |= part & 0xFF
+        first = packed_bytes(start, bits)
+        count = packed_bytes(len(chunk), bits)
+        packed[first : first + count] = filled.view(-1)[:count].to(torch.uint8)
+    return packed
+
+
+def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
+    """Undo `pack`.
+
+    Args:
+        packed: ``(ceil(count·bits / 8),)`` uint8.
+        bits: 1 to 16.
+        count: number of codes.
+
+    Returns:
+        ``(count,)`` int32.
+
+    >>> unpack(pack(torch.tensor([1, 2, 3]), bits=4), bits=4, count=3)
+    tensor([1, 2, 3], dtype=torch.int32)
+    """
+    codes = torch.empty(count, dtype=torch.int32)
+    for start in range(0, count, _CHUNK):
+        stop = min(start + _CHUNK, count)
+        chunk = packed[packed_bytes(start, bits) : packed_bytes(stop, bits)].to(torch.int32)
+        filled = torch.nn.functional.pad(chunk, (0, -len(chunk) % bits)).view(-1, bits)
+        eights = torch.zeros(len(filled), 8, dtype=torch.int32)
+        for code, byte, shift in _overlaps(bits):
+            eights[:, code] |= filled[:, byte] >> shift if shift >= 0 else filled[:, byte] << -shift
+        codes[start:stop] = (eights & ((1 << bits) - 1)).view(-1)[: stop - start]
+    return codes
+
+
+def _overlaps(bits: int) -> Iterator[tuple[int, int, int]]:
+    """Which of eight codes lie in which of ``bits`` bytes, and how far left of the byte's start a code is shifted."""
+    for code in range(8):
+        first, last = code * bits, code * bits + bits - 1
+        for byte in range(first // 8, last // 8 + 1):
+            yield code, byte, first - 8 * byte

@@ -1,0 +1,135 @@
+"""Pruning and quantization of weights: the smallest go, the rest become codes of a few bits.
+
+Pruning is by magnitude over all given rows, without structure; a bitmap says what was kept. Quantization is
+symmetric (no zero point), with one float32 scale a row, chosen for the least squared error over the kept weights
+(`qcompress.transforms.scales`). Written are the codes of the kept weights, the scales and, with pruning, the bitmap.
+"""
+
+import math
+import operator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from qcompress.errors import ModelError, OptionsError
+from qcompress.transforms.base import Target, Transform
+from qcompress.transforms.packing import MAX_BITS, pack, packed_bytes, unpack
+
+
+@dataclass(frozen=True)
+class PruneQuantize(Transform):
+    """Prune the share ``sparsity`` of the weights, store the others in ``bits`` bits each.
+
+    Args:
+        bits: 2 to 16.
+        sparsity: at least 0, less than 1; exactly ``floor(sparsity · weights)`` are pruned, of equal ones the first.
+
+    Raises:
+        OptionsError: a value outside its range.
+
+    >>> transform = PruneQuantize(bits=4, sparsity=0.5)
+    >>> transform.label
+    '4 bits, 50 % sparse'
+    >>> target = Target(layer="Linear", channels=8, per_channel=16, dtype=torch.float32, macs=128)
+    >>> transform.size_bytes(target)  # 64 codes of 4 bits, 8 scales, 128 bits of mask
+    80
+    >>> target = Target(layer="Linear", channels=1, per_channel=4, dtype=torch.float32, macs=4)
+    >>> transform.approximate(torch.tensor([[1.0, 0.1, -0.5, 0.2]]), target)
+    tensor([[ 1.0000,  0.0000, -0.5000,  0.0000]])
+    """
+
+    kind: ClassVar[str] = "prune_quantize"
+
+    bits: int
+    sparsity: float = 0.0
+
+    def __post_init__(self) -> None:
+        try:
+            bits = operator.index(self.bits)
+        except TypeError as error:
+            raise OptionsError(f"bits must be a whole number from 2 to {MAX_BITS}, found {self.bits!r}") from error
+        if isinstance(self.bits, bool) or not 2 <= bits <= MAX_BITS:
+            raise OptionsError(f"bits must be a whole number from 2 to {MAX_BITS}, found {self.bits!r}")
+        try:
+            sparsity = float(self.sparsity)
+        except (TypeError, ValueError) as error:
+            raise OptionsError(f"sparsity must be a number from 0 to below 1, found {self.sparsity!r}") from error
+        if not 0 <= sparsity < 1:
+            raise OptionsError(f"sparsity must be a number from 0 to below 1, found {self.sparsity!r}")
+        object.__setattr__(self, "bits", bits)
+        object.__setattr__(self, "sparsity", sparsity)
+
+    @property
+    def label(self) -> str:
+        """As ``"4 bits"`` or ``"4 bits, 50 % sparse"``."""
+        return f"{self.bits} bits" + (f", {100 * self.sparsity:.12g} % sparse" if self.sparsity else "")
+
+    def why_not(self, target: Target) -> str:
+        """It fits everywhere, but saves nothing on a few weights or on narrow ones."""
+        dense = target.num_weights * target.dtype.itemsize
+        size_bytes = self.size_bytes(target)
+        return f"takes {size_bytes} bytes, the weight itself {dense}" if size_bytes >= dense else ""
+
+    def size_bytes(self, target: Target) -> int:
+        """Codes of the kept weights, a float32 scale a row and, with pruning, a bit for every weight."""
+        codes = packed_bytes(self._num_kept(target.num_weights), self.bits)
+        mask = packed_bytes(target.num_weights, 1) if self.sparsity else 0
+        return codes + 4 * target.channels + mask
+
+    def encode(self, rows: Tensor) -> dict[str, Tensor]:
+        """``codes`` and ``mask`` (packed, uint8) and ``scales`` ``(channels,)`` float32.
+
+        Raises:
+            ModelError: a weight is not finite, or beyond float32.
+        """
+        exact = rows.detach().cpu().to(torch.promote_types(rows.dtype, torch.float32)).contiguous()
+        weights = exact.to(torch.float32)
+        if not bool(torch.isfinite(weights).all()):
+            raise ModelError("the weight holds NaN, infinity or numbers beyond float32")
+        kept = self._kept(exact.view(-1)).view_as(weights) if self.sparsity else None
+        if kept is not None:
+            weights = weights * kept
+        scales = _scales(weights, self.bits)
+        levels = 2 ** (self.bits - 1)
+        divisors = torch.where(scales == 0, torch.ones(()), scales)
+        codes = (weights / divisors[:, None]).round_().clamp_(-levels, levels - 1).to(torch.int32).add_(levels)
+        if kept is None:
+            return {"codes": pack(codes.view(-1), self.bits), "scales": scales}
+        return {"codes": pack(codes[kept], self.bits), "scales": scales, "mask": pack(kept.view(-1), 1)}
+
+    def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:
+        """Code times scale in float32, rounded to the target's dtype and kept in its range; 0 where pruned."""
+        kept = unpack(stored["codes"], self.bits, self._num_kept(target.num_weights)).sub_(2 ** (self.bits - 1))
+        codes = kept.to(torch.float32)
+        if self.sparsity:
+            mask = unpack(stored["mask"], 1, target.num_weights).to(torch.bool)
+            codes = torch.zeros(target.num_weights).masked_scatter_(mask, codes)
+        rows = codes.view(target.channels, target.per_channel).mul_(stored["scales"][:, None])
+        limit = min(torch.finfo(target.dtype).max, torch.finfo(torch.float32).max)
+        return rows.clamp_(-limit, limit).to(target.dtype)
+
+    def _num_kept(self, num_weights: int) -> int:
+        return num_weights - math.floor(self.sparsity * num_weights)
+
+    def _kept(self, weights: Tensor) -> Tensor:
+        """Which of ``(n,)`` weights are kept: all but the smallest magnitudes."""
+        magnitudes = weights.abs()
+        num_pruned = len(weights) - self._num_kept(len(weights))
+        if num_pruned == 0:
+            return torch.ones_like(magnitudes, dtype=torch.bool)
+        limit = magnitudes.kthvalue(num_pruned).values
+        kept = magnitudes > limit
+        ties = (magnitudes == limit).nonzero().view(-1)
+        kept[ties[num_pruned - int((magnitudes < limit).sum()) :]] = True
+        return kept
+
+
+def _scales(weights: Tensor, bits: int) -> Tensor:
+    """Scales ``(channels,)`` of float32 rows; 0 for a row of zeros."""
+    from qcompress.transforms.scales import best_scales  # here: numba is slow to import
+
+    peaks = weights.abs().amax(dim=1)
+    divisors = torch.where(peaks == 0, torch.ones(()), peaks)
+    return torch.from_numpy(best_scales((weights / divisors[:, None]).numpy(), bits)) * peaks

@@ -1,0 +1,82 @@
+"""The scale of each row that symmetric quantization loses least with.
+
+A row ``w`` becomes ``s·q`` with whole codes ``-L ≤ q ≤ L - 1``, ``L = 2**(bits - 1)``. There is one code more on the
+negative side, so the sign of ``s`` is free: it turns the longer side to where the row needs it. The squared error
+has many local minima in ``s``: a grid finds the right one, then codes and their best scale ``<w, q> / <q, q>``
+alternate, which never raises the error (Lloyd's method). In numba, because one pass over a row that stays in
+the cache beats a pass over memory for each of the grid's candidates by an order of magnitude.
+"""
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+CANDIDATES = 128
+REFINEMENTS = 4
+_FAST = {"reassoc", "nsz", "contract", "arcp"}  # sums in any order, so that loops run on vectors
+
+
+def best_scales(rows: Floats, bits: int) -> Floats:
+    """The scale of least squared error of every row.
+
+    Args:
+        rows: ``(channels, weights)`` float32, C-contiguous, finite, the largest magnitude of every row 1 (or 0).
+        bits: 2 to 16.
+
+    Returns:
+        ``(channels,)`` float32, of either sign.
+
+    >>> best_scales(np.array([[1.0, 0.5, -0.5]], dtype=np.float32), bits=2)
+    array([-0.5], dtype=float32)
+    """
+    levels = np.float32(2 ** (bits - 1))
+    scales: Floats = _best_scales(rows, _grid(bits, rows.shape[1]), -levels, levels - np.float32(1))
+    return scales
+
+
+def _grid(bits: int, num_weights: int) -> Floats:
+    """Scales to try, for a row whose largest magnitude is 1.
+
+    A step ``d`` loses about ``n·d²/12`` on a row of n. Clipping the range to the part r of it saves ``1 - r²`` of
+    that and loses at least ``(1 - r)²`` on the largest weight, so it cannot pay below ``(1 - c) / (1 + c)`` with
+    ``c = n·d²/12``; c is taken larger, because short rows scatter. Their best scale can also lie above the range.
+    """
+    reach = 2 ** (bits - 1) - 0.5
+    c = (num_weights + 24) / (6 * reach**2)
+    ratios = np.linspace(max(0.05, (1 - c) / (1 + c)), 1 + 1.2 / num_weights**0.5, CANDIDATES)
+    return np.concatenate([ratios, -ratios]).astype(np.float32) / np.float32(reach)
+
+
+@numba.njit(cache=True, nogil=True)
+def _best_scales(rows, grid, low, high):  # type: ignore[no-untyped-def]  # pragma: no cover
+    scales = np.zeros(rows.shape[0], dtype=np.float32)
+    for i in range(rows.shape[0]):
+        least = np.float32(np.inf)
+        for scale in grid:
+            error = _squared_error(rows[i], scale, low, high)
+            if error < least:
+                least, scales[i] = error, scale
+        for _ in range(REFINEMENTS):
+            scales[i] = _refitted(rows[i], scales[i], low, high)
+    return scales
+
+
+@numba.njit(cache=True, nogil=True, fastmath=_FAST)
+def _squared_error(row, scale, low, high):  # type: ignore[no-untyped-def]  # pragma: no cover
+    inverse, total = np.float32(1) / scale, np.float32(0)
+    for weight in row:
+        difference = min(max(np.rint(weight * inverse), low), high) * scale - weight
+        total += difference * difference
+    return total
+
+
+@numba.njit(cache=True, nogil=True, fastmath=_FAST)
+def _refitted(row, scale, low, high):  # type: ignore[no-untyped-def]  # pragma: no cover
+    inverse, product, square = np.float32(1) / scale, np.float32(0), np.float32(0)
+    for weight in row:
+        code = min(max(np.rint(weight * inverse), low), high)
+        product += code * weight
+        square += code * code
+    return product / square if product != 0 else scale
