@@ -72,6 +72,29 @@ def read_json(path: AnyPath, kind: str) -> dict[str, Any]:
     return value
 
 
+def kind_of(path: AnyPath) -> str:
+    """What kind of file of ours this is, by its own header; nothing else of it is read.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileFormatError: it has no header of ours.
+    """
+    with Path(path).open("rb") as file:
+        try:
+            if zipfile.is_zipfile(file):
+                file.seek(0)
+                with np.load(file, allow_pickle=False) as archive:
+                    header = json.loads(archive["header"].tobytes())
+            else:
+                file.seek(0)
+                header = json.loads(file.read())
+            return str(header["kind"])
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever damage does to zipfile, numpy and json
+            raise FileFormatError(f"{path} is none of our files, or not a whole one: {error}") from error
+
+
 def write_arrays(
     path: AnyPath, *, kind: str, version: int, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
 ) -> None:

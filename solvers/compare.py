@@ -111,12 +111,16 @@ class Comparison:
         lines += [f"Not run: {label} ({why})." for label, why in self.skipped.items()]
         return "\n".join(lines) + "\n"
 
-    def save(self, path: AnyPath) -> None:
-        """Write every run as JSON, whole or not at all."""
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dictionary of everything in here."""
         runs = {label: [run.to_json() for run in runs] for label, runs in self.solutions.items()}
         header = {"kind": FILE_KIND, "version": FILE_VERSION, "problem_fingerprint": self.problem_fingerprint}
         settings = {"time_limit": self.time_limit, "seeds": self.seeds, "skipped": dict(self.skipped)}
-        write_json(path, {**header, **settings, "solutions": runs})
+        return {**header, **settings, "solutions": runs}
+
+    def save(self, path: AnyPath) -> None:
+        """Write every run as JSON, whole or not at all."""
+        write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: AnyPath) -> "Comparison":

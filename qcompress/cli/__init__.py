@@ -1,0 +1,51 @@
+"""The command line ``qcompress``: every step of the library as a command, every value as a file.
+
+    MODEL DATA ──measure──▶ measurement.npz ──formulate──▶ problem.npz ──solve──▶ solution.json ──apply──▶ model file
+
+What always holds: results go to stdout, progress and errors to stderr; with ``--json`` stdout holds JSON and nothing
+else; an error is one line and exit code 2 (the command was given wrongly) or 1 (anything else); a traceback comes
+only with ``--debug``. The commands hold no logic of their own: each calls one function of the library, which it
+imports only when it runs.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from qcompress.cli import compressing, measuring, showing, solving
+from qcompress.cli.console import INTERRUPTED, complain
+
+EPILOG = "Errors are one line; add --debug for the traceback. Every command tells more with --help."
+
+app = typer.Typer(
+    name="qcompress",
+    help="Choose how to compress a PyTorch model by solving the choice as an optimisation problem, with a proven gap.",
+    epilog=EPILOG,
+    rich_markup_mode="markdown",
+    add_completion=False,
+)
+for family in (compressing, measuring, solving, showing):
+    family.register(app)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and give its exit code; the entry point of the ``qcompress`` script.
+
+    Args:
+        arguments: as after the program's name; None takes them from ``sys.argv``.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        result = app(words or ["--help"], prog_name="qcompress", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        result = INTERRUPTED
+    except Exception as error:
+        if debug:
+            raise
+        return complain(error)
+    if result == INTERRUPTED:
+        return complain("interrupted", INTERRUPTED)
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,174 @@
+"""What the commands' words mean: names of callables, budgets, solver options, lists of numbers."""
+
+import ast
+import importlib
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Budgets = Annotated[
+    list[str],
+    typer.Option(
+        "--budget",
+        "-b",
+        metavar="NAME=LIMIT",
+        help="Most of a resource that may be used: a fraction of the original up to 1 (bytes=0.15), "
+        "an amount above 1 (bytes=120_000). May be given several times.",
+    ),
+]
+SolverName = Annotated[str, typer.Option("--solver", "-s", help="Name of a solver; 'qcompress solvers' lists them.")]
+SolverOptions = Annotated[
+    list[str] | None,
+    typer.Option("--option", metavar="NAME=VALUE", help="An option of the solver. May be given several times."),
+]
+TimeLimit = Annotated[float | None, typer.Option(help="Seconds for the solver; then the best so far is taken.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same answer.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
+Forward = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PACKAGE.MODULE:CALLABLE", help="(model, batch) -> output tensor, where the default does not fit."
+    ),
+]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="package.module:callable that returns the model.")]
+Data = Annotated[
+    str, typer.Argument(metavar="DATA", help="package.module:callable that returns the calibration batches.")
+]
+Bits = Annotated[str, typer.Option(help="Bit-widths on offer.")]
+Sparsity = Annotated[str, typer.Option(help="Shares of pruned weights on offer.")]
+Ratios = Annotated[
+    str | None,
+    typer.Option(help="Shares of the parameters that low-rank factors keep, as 0.25,0.5. None: not on offer."),
+]
+Loss = Annotated[
+    str, typer.Option(help="'kl' to the original's softmax, 'mse' of outputs, or package.module:callable.")
+]
+Method = Annotated[str, typer.Option(help="'fisher' (a few backward passes) or 'direct' (every option's true loss).")]
+Granularity = Annotated[str, typer.Option(help="'layer', or a number of output channels per block.")]
+
+
+def named(reference: str, what: str) -> Any:
+    """What ``package.module:name`` stands for; modules of the current folder are found.
+
+    Raises:
+        typer.BadParameter: it is not written so, or there is no such module or name.
+    """
+    module_name, colon, attribute = reference.partition(":")
+    if not (module_name and colon and attribute):
+        raise typer.BadParameter(f"{what} must be written package.module:callable, found {reference!r}.")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise typer.BadParameter(
+            f"{what} {reference!r}: no module is called {error.name!r} (looked in {Path.cwd()} and what is installed)."
+        ) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            names = ", ".join(name for name in vars(found) if not name.startswith("_")) or "nothing public"
+            raise typer.BadParameter(f"{what} {reference!r}: {module_name} has no {part!r}; it has: {names}.")
+        found = getattr(found, part)
+    return found
+
+
+def function(reference: str, what: str) -> Callable[..., Any]:
+    """The callable that ``package.module:name`` stands for.
+
+    Raises:
+        typer.BadParameter: there is none of that name, or it cannot be called.
+    """
+    found = named(reference, what)
+    if not callable(found):
+        raise typer.BadParameter(
+            f"{what} {reference!r} is a {type(found).__name__}; name a function without arguments that returns it."
+        )
+    return found  # type: ignore[no-any-return]
+
+
+def assignments(words: Iterable[str], what: str) -> dict[str, Any]:
+    """``name=value`` words as a dictionary; values are numbers, True, False, None or else strings.
+
+    Raises:
+        typer.BadParameter: a word without ``=``, or a name given twice.
+
+    >>> assignments(["sweeps=1_000", "backend=cbc", "polish=False"], "--option")
+    {'sweeps': 1000, 'backend': 'cbc', 'polish': False}
+    """
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not (name and equals and text):
+            raise typer.BadParameter(f"{what} must be written name=value, found {word!r}.")
+        if name in found:
+            raise typer.BadParameter(f"{what} gives {name!r} twice.")
+        found[name] = _literal(text)
+    return found
+
+
+def budgets(words: Iterable[str]) -> dict[str, float]:
+    """``name=limit`` words as a budget.
+
+    Raises:
+        typer.BadParameter: a limit that is no number.
+
+    >>> budgets(["bytes=0.15", "macs=120_000"])
+    {'bytes': 0.15, 'macs': 120000}
+    """
+    found = assignments(words, "--budget")
+    for name, limit in found.items():
+        if isinstance(limit, bool) or not isinstance(limit, int | float):
+            raise typer.BadParameter(
+                f"--budget {name} must be a number, as {name}=0.15 or {name}=120_000; found {limit!r}."
+            )
+    return found
+
+
+def numbers(text: str, what: str) -> tuple[Any, ...]:
+    """Comma-separated numbers.
+
+    Raises:
+        typer.BadParameter: one of them is no number.
+
+    >>> numbers("0, 0.5, 4", "--bits")
+    (0, 0.5, 4)
+    """
+    values = tuple(_literal(word.strip()) for word in text.split(","))
+    if wrong := [value for value in values if isinstance(value, bool) or not isinstance(value, int | float)]:
+        raise typer.BadParameter(f"{what} must be numbers with commas between, as 2,4,8; found {wrong[0]!r}.")
+    return values
+
+
+def granularity(text: str) -> str | int:
+    """``layer``, or a number of channels."""
+    value = _literal(text)
+    return value if isinstance(value, int) else text
+
+
+def options(bits: str, sparsity: str, ratios: str | None) -> Any:
+    """The `qcompress.Options` on offer."""
+    from qcompress import low_rank, prune_quantize
+
+    offered = prune_quantize(bits=numbers(bits, "--bits"), sparsity=numbers(sparsity, "--sparsity"))
+    return offered if ratios is None else offered + low_rank(ratios=numbers(ratios, "--ratios"))
+
+
+def loss(text: str) -> Any:
+    """``kl``, ``mse``, or the callable that is named."""
+    return function(text, "--loss") if ":" in text else text
+
+
+def forward(reference: str | None) -> Any:
+    """The named callable, or None."""
+    return None if reference is None else function(reference, "--forward")
+
+
+def _literal(text: str) -> Any:
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+    return value if value is None or isinstance(value, bool | int | float | str) else text

@@ -1,0 +1,134 @@
+"""``demo`` and ``compress``: the whole way in one command."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qcompress.cli import arguments
+from qcompress.cli.console import number, out, percent, print_json, print_lines, print_table, say
+from qcompress.cli.progress import watching
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this family."""
+    app.command()(demo)
+    app.command()(compress)
+
+
+def demo(
+    solver: Annotated[
+        list[str] | None, typer.Option("--solver", "-s", help="A solver to try; may be given several times.")
+    ] = None,
+    fraction: Annotated[float, typer.Option(help="Share of the original's bytes.")] = 0.1,
+    time_limit: Annotated[float, typer.Option(help="Seconds for each solver.")] = 5.0,
+    seed: arguments.Seed = 0,
+    as_json: arguments.AsJson = False,
+) -> None:
+    """Train a small network on digits, compress it by several solvers, and compare what comes out.
+
+    Example: `qcompress demo --fraction 0.08`
+    """
+    from dataclasses import asdict
+
+    from qcompress.demo import SOLVERS, run_demo
+
+    result = run_demo(solvers=solver or SOLVERS, fraction=fraction, time_limit=time_limit, seed=seed, say=say)
+    if as_json:
+        print_json(asdict(result))
+        return
+    columns = (
+        "solver",
+        ">predicted loss",
+        ">bound",
+        ">gap",
+        ">measured loss",
+        ">bytes",
+        ">accuracy",
+        ">time",
+        "status",
+    )
+    rows = [("original", "–", "–", "–", "–", f"{result.original_bytes:,}", f"{result.original_accuracy:.2%}", "–", "–")]
+    rows += [
+        (
+            row.solver,
+            number(row.loss_predicted, 4),
+            number(row.bound, 4),
+            percent(row.gap),
+            number(row.loss_measured, 4),
+            f"{row.size_bytes:,}",
+            f"{row.accuracy:.2%}",
+            f"{row.solve_s:.2f} s",
+            row.status,
+        )
+        for row in result.rows
+    ]
+    print_table(columns, rows, title=f"Digits, compressed to at most {result.budget_bytes:,} bytes")
+    print_lines("Losses in nats per image on the calibration images; accuracy on images the network has not seen.")
+
+
+def compress(
+    model: arguments.Model,
+    data: arguments.Data,
+    budget: arguments.Budgets,
+    solver: arguments.SolverName = "auto",
+    time_limit: arguments.TimeLimit = 60.0,
+    method: arguments.Method = "fisher",
+    loss: arguments.Loss = "kl",
+    bits: arguments.Bits = "2,3,4,6,8",
+    sparsity: arguments.Sparsity = "0,0.5,0.75",
+    ratios: arguments.Ratios = None,
+    granularity: arguments.Granularity = "layer",
+    forward: arguments.Forward = None,
+    pairs: Annotated[bool, typer.Option(help="With the terms between different parts.")] = True,
+    batch_norm: Annotated[bool, typer.Option(help="Re-estimate batch-norm statistics on DATA afterwards.")] = False,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(metavar="PACKAGE.MODULE:CALLABLE", help="model -> float, reported before and after."),
+    ] = None,
+    seed: arguments.Seed = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for everything. Default: runs/NAME of the model.")
+    ] = None,
+    as_json: arguments.AsJson = False,
+) -> None:
+    """Compress a model to a budget: measure, formulate, solve, apply, save, report.
+
+    Leaves a folder with measurement.npz, problem.npz, solution.json, model.safetensors, report.json and summary.md.
+    A run that was cut goes on where it was when the same command is given again.
+
+    Example: `qcompress compress zoo:resnet20 zoo:batches --budget bytes=0.15 --output runs/small`
+    """
+    import qcompress
+
+    folder = Path("runs") / model.rpartition(":")[2] if output is None else output
+    limits, offered = arguments.budgets(budget), arguments.options(bits, sparsity, ratios)
+    make_model, make_data = arguments.function(model, "MODEL"), arguments.function(data, "DATA")
+    batches = make_data()
+    with watching("measuring") as watch:
+        result = qcompress.compress(
+            make_model(),
+            batches,
+            budget=limits,
+            options=offered,
+            solver=solver,
+            time_limit=time_limit,
+            seed=seed,
+            method=method,
+            loss=arguments.loss(loss),
+            forward=arguments.forward(forward),
+            granularity=arguments.granularity(granularity),
+            pairs=pairs,
+            batch_norm_data=batches if batch_norm else None,
+            evaluate=None if evaluate is None else arguments.function(evaluate, "--evaluate"),
+            folder=folder,
+            on_measure=watch.measured,
+            on_progress=watch.solved,
+        )
+    say(f"written to {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
+    if as_json:
+        print_json({"folder": str(folder), **result.report.to_json()})
+        return
+    from rich.markdown import Markdown
+
+    out.print(Markdown(result.report.to_markdown()))

@@ -1,0 +1,74 @@
+"""Where words go: results to stdout, everything else to stderr, and errors as one line with an exit code."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from formulations import FormulationError
+from qcompress.errors import QcompressError
+from solvers import SolverError
+
+FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+KNOWN = (FormulationError, SolverError, QcompressError, OSError)
+
+out = Console()
+err = Console(stderr=True)
+
+
+def say(text: str) -> None:
+    """A line about what happens, on stderr."""
+    err.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
+
+
+def complain(error: Exception | str, code: int = FAILED) -> int:
+    """Print an error as one line on stderr; give the exit code that fits it."""
+    if hasattr(error, "format_message"):  # the command line itself was wrong; typer words it
+        command = getattr(getattr(error, "ctx", None), "command_path", "qcompress")
+        text, code = f"{error.format_message()} Try '{command} --help'.", MISUSED
+    elif isinstance(error, OSError) and error.strerror and error.filename:
+        text = f"{error.strerror}: {error.filename}"
+    elif isinstance(error, (str, *KNOWN)):
+        text = str(error)
+    else:
+        text = f"{type(error).__name__}: {error} (unexpected; --debug shows where)"
+    err.print("error: " + " ".join(text.split()), style="red", highlight=False, markup=False, soft_wrap=True)
+    return code
+
+
+def print_json(value: Any) -> None:
+    """``value`` as indented JSON on stdout, with nothing around it."""
+    print_lines(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False))
+
+
+def print_lines(*lines: str) -> None:
+    """Plain lines on stdout."""
+    for line in lines:
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
+    """A table on stdout; a column whose name starts with ``>`` is set to the right."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in columns:
+        table.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def number(value: float | None, digits: int = 6) -> str:
+    """A number for people, or a dash."""
+    return "–" if value is None else f"{value:,.{digits}g}"
+
+
+def amount(value: float) -> str:
+    """An amount of a resource: whole numbers in full."""
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:,.4g}"
+
+
+def percent(value: float | None) -> str:
+    """A share in percent, or a dash."""
+    return "–" if value is None else f"{value:.3%}"

@@ -1,0 +1,141 @@
+"""``show``: a readable summary of any file or run folder of ours."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import typer
+from rich.markdown import Markdown
+
+import formulations.problem
+import solvers.compare
+import solvers.solution
+from formulations import FileFormatError, Problem
+from formulations.files import kind_of
+from qcompress.cli.console import amount, number, out, print_lines, print_table
+from qcompress.cli.solving import print_comparison, print_solution
+from solvers import Solution
+from solvers.compare import Comparison
+
+if TYPE_CHECKING:
+    from qcompress import Measurement
+
+MODEL_SUFFIX = ".safetensors"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this family."""
+    app.command()(show)
+
+
+def show(
+    file: Annotated[
+        Path, typer.Argument(help="A problem, solution, measurement, comparison or model file, or a run's folder.")
+    ],
+    problem: Annotated[Path | None, typer.Option(help="The problem of a solution: names what was chosen.")] = None,
+) -> None:
+    """Print a readable summary of a file or of a run's folder.
+
+    Example: `qcompress show runs/small/solution.json --problem runs/small/problem.npz`
+    """
+    if file.is_dir():
+        out.print(Markdown((file / "summary.md").read_text()))
+    elif file.suffix == MODEL_SUFFIX:
+        _show_model(file)
+    else:
+        _show_value(file, problem)
+
+
+def _show_value(file: Path, problem_file: Path | None) -> None:
+    from qcompress import measurement
+
+    kind = kind_of(file)
+    if kind == formulations.problem.FILE_KIND:
+        _show_problem(Problem.load(file))
+    elif kind == solvers.solution.FILE_KIND:
+        _show_solution(Solution.load(file), None if problem_file is None else Problem.load(problem_file))
+    elif kind == solvers.compare.FILE_KIND:
+        print_comparison(Comparison.load(file))
+    elif kind == measurement.FILE_KIND:
+        _show_measurement(measurement.Measurement.load(file))
+    else:
+        raise FileFormatError(f"{file} is of a kind that 'show' does not know: {kind!r}")
+
+
+def _show_problem(problem: Problem) -> None:
+    print_lines(repr(problem).strip("<>"))
+    smallest = problem.minimum_usage()
+    starts = problem.group_offsets[:-1]
+    uses = []
+    for name, use in problem.resources.items():
+        limit = amount(problem.budgets[name]) if name in problem.budgets else "–"
+        uses.append((name, amount(smallest[name]), limit, amount(float(np.maximum.reduceat(use, starts).sum()))))
+    print_table(("resource", ">smallest", ">budget", ">largest"), uses)
+    groups = [
+        (name, ", ".join(options), f"{number(cost.min(), 3)} … {number(cost.max(), 3)}")
+        for name, options, cost in zip(problem.groups, problem.options, np.split(problem.cost, starts[1:]), strict=True)
+    ]
+    print_table(("group", "options", "cost"), groups)
+
+
+def _show_solution(solution: Solution, problem: Problem | None) -> None:
+    print_solution(solution, {} if problem is None else dict(problem.budgets))
+    if problem is None or solution.choice is None:
+        return
+    if solution.problem_fingerprint != problem.fingerprint():
+        raise FileFormatError("this solution is of another problem than the one given with --problem")
+    chosen = problem.flat(solution.choice)
+    rows = [
+        (
+            name,
+            options[local],
+            number(problem.cost[flat], 3),
+            *(amount(use[flat]) for use in problem.resources.values()),
+        )
+        for name, options, local, flat in zip(
+            problem.groups, problem.options, solution.choice.tolist(), chosen.tolist(), strict=True
+        )
+    ]
+    print_table(("group", "choice", ">cost alone", *(f">{name}" for name in problem.resources)), rows)
+
+
+def _show_measurement(measurement: "Measurement") -> None:
+    print_lines(
+        f"Measurement by {measurement.method} ({measurement.loss}) over {measurement.num_samples} samples: "
+        f"{len(measurement.parts)} parts, {len(measurement.cost)} options, factor rank {measurement.factor.shape[1]}"
+    )
+    print_lines(", ".join(f"original {name} {amount(value)}" for name, value in measurement.original.items()))
+    size_bytes = measurement.resources["bytes"]
+    rows = []
+    flat = 0
+    for part, labels in zip(measurement.parts, measurement.labels, strict=True):
+        for label in labels:
+            rows.append((part.name, label, amount(size_bytes[flat]), number(measurement.cost[flat], 3)))
+            flat += 1
+    print_table(("part", "option", ">bytes", ">loss increase alone"), rows)
+    print_lines(*(f"left as it is: {item.name} ({item.reason})" for item in measurement.skipped))
+
+
+def _show_model(file: Path) -> None:
+    import safetensors
+
+    from qcompress import artefact
+    from qcompress.errors import ArtefactError
+    from qcompress.options import transform_from_json
+    from qcompress.parts import Part
+
+    try:
+        with safetensors.safe_open(file, framework="numpy") as content:
+            metadata = content.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise ArtefactError(f"{file} is no whole safetensors file: {error}") from error
+    if metadata.get("kind") != artefact.FILE_KIND:
+        raise ArtefactError(f"{file} is no {artefact.FILE_KIND}: its metadata says {metadata.get('kind')!r}")
+    rows = []
+    for item in json.loads(metadata["header"])["parts"]:
+        part, transform = Part.from_json(item["part"]), transform_from_json(item["transform"])
+        before = part.target.num_weights * part.target.dtype.itemsize
+        rows.append((part.name, transform.label, f"{before:,}", f"{transform.size_bytes(part.target):,}"))
+    print_lines(f"Compressed model, {file.stat().st_size:,} bytes")
+    print_table(("part", "stored as", ">bytes before", ">bytes"), rows)

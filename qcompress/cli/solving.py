@@ -1,0 +1,173 @@
+"""``solvers``, ``solve``, ``compare``: what needs a problem file and no model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qcompress.cli import arguments
+from qcompress.cli.console import amount, complain, number, percent, print_json, print_lines, print_table, say
+from qcompress.cli.progress import watching
+from solvers import Solution
+from solvers.compare import Comparison
+
+ProblemFile = Annotated[
+    Path, typer.Argument(metavar="PROBLEM", help="A problem file, as 'qcompress formulate' writes.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this family."""
+    app.command()(solvers)
+    app.command()(solve)
+    app.command()(compare)
+
+
+def solvers(as_json: arguments.AsJson = False) -> None:
+    """List the solvers: which are here, what they can do, and their options.
+
+    Example: `qcompress solvers`
+    """
+    from dataclasses import asdict
+
+    from solvers import available
+
+    infos = available()
+    if as_json:
+        print_json([asdict(info) for info in infos])
+        return
+    rows = []
+    for info in infos:
+        able = [("proves", info.exact), ("pairs", info.native_pairs), ("network", info.needs_network)]
+        options = ", ".join(f"{name}={default!r}" for name, default in info.options.items())
+        about = info.summary if info.available else f"{info.summary} [{info.why_not}]"
+        here = "yes" if info.available else "no"
+        rows.append((info.name, here, ", ".join(word for word, is_so in able if is_so), about, options))
+    print_table(("solver", "here", "can", "summary", "options"), rows)
+
+
+def solve(
+    problem_file: ProblemFile,
+    solver: arguments.SolverName = "auto",
+    time_limit: arguments.TimeLimit = 60.0,
+    seed: arguments.Seed = 0,
+    option: arguments.SolverOptions = None,
+    initial: Annotated[Path | None, typer.Option(help="A solution file to start from.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Default: PROBLEM's name with .solution.json.")
+    ] = None,
+    as_json: arguments.AsJson = False,
+) -> int:
+    """Solve a problem: choose one option for every part within the budgets.
+
+    Ctrl-C ends the run with the best choice so far.
+
+    Example: `qcompress solve problem.npz --solver anneal --time-limit 10`
+    """
+    from formulations import Problem
+    from solvers import solve as run
+
+    problem = Problem.load(problem_file)
+    start = None if initial is None else Solution.load(initial).choice
+    options = arguments.assignments(option or [], "--option")
+    with watching(f"solving with {solver}") as watch:
+        solution = run(
+            problem, solver, time_limit=time_limit, seed=seed, initial=start, on_progress=watch.solved, **options
+        )
+    target = problem_file.with_suffix(".solution.json") if output is None else output
+    solution.save(target)
+    say(f"written: {target}")
+    if as_json:
+        print_json(solution.to_json())
+    else:
+        print_solution(solution, dict(problem.budgets))
+    if solution.choice is None:
+        return complain(
+            f"solver {solution.solver!r} found no choice within the budgets ({solution.status}); "
+            "raise a budget or allow more time"
+        )
+    return 0
+
+
+def print_solution(solution: Solution, budgets: dict[str, float]) -> None:
+    """The answer in a few lines; ``budgets`` may be empty when they are not known."""
+    stopped = "" if solution.stop_reason == "COMPLETED" else f", stopped: {solution.stop_reason}"
+    rows = [
+        ("status", f"{solution.status} (by {solution.solver} in {solution.wall_s:.2f} s{stopped})"),
+        ("objective", number(solution.objective, 9)),
+        ("bound", number(solution.bound, 9)),
+        ("gap", percent(solution.gap)),
+    ]
+    for name, used in solution.usage.items():
+        limit = f" of {amount(budgets[name])}" if name in budgets else ""
+        rows.append((name, amount(used) + limit))
+    print_table(("", ""), rows)
+
+
+def compare(
+    problem_file: ProblemFile,
+    solver: Annotated[
+        list[str] | None, typer.Option("--solver", "-s", help="A solver to run. Default: every one that is here.")
+    ] = None,
+    time_limit: arguments.TimeLimit = 10.0,
+    seeds: Annotated[int, typer.Option(help="Runs of each solver, with seeds 0, 1, ….", min=1)] = 3,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for comparison.json, table and plot.")] = Path(
+        "comparison"
+    ),
+    as_json: arguments.AsJson = False,
+) -> int:
+    """Run several solvers with several seeds on one problem: a table, and a plot of who had what when.
+
+    Example: `qcompress compare problem.npz --solver anneal --solver milp --seeds 5 --time-limit 10`
+    """
+    from formulations import Problem
+    from formulations.files import replacing
+    from qcompress.errors import MissingError
+    from qcompress.plots import plot_anytime
+    from solvers import available
+    from solvers.compare import compare as run
+
+    problem = Problem.load(problem_file)
+    names = solver or [info.name for info in available() if info.available and not info.needs_network]
+
+    def told(label: str, solution: Solution) -> None:
+        say(f"{label} seed {solution.seed}: {number(solution.objective)} ({solution.status}, {solution.wall_s:.1f} s)")
+
+    comparison = run(problem, names, time_limit=time_limit, seeds=range(seeds), on_run=told)
+    output.mkdir(parents=True, exist_ok=True)
+    comparison.save(output / "comparison.json")
+    with replacing(output / "comparison.md") as file:
+        file.write(comparison.to_markdown().encode())
+    written = ["comparison.json", "comparison.md"]
+    if comparison.best is not None:
+        try:
+            plot_anytime(comparison, output / "anytime.png")
+            written.append("anytime.png")
+        except MissingError as error:
+            say(f"no plot: {error}")
+    say(f"written to {output}: {', '.join(written)}")
+    if as_json:
+        print_json(comparison.to_json())
+    else:
+        print_comparison(comparison)
+    if comparison.best is None:
+        return complain("no solver found a choice within the budgets; raise a budget or allow more time")
+    return 0
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """The table of a comparison."""
+    rows = []
+    for row in comparison.rows():
+        statuses = ", ".join(f"{status} ×{count}" for status, count in row.statuses.items())
+        values = [
+            number(row.median),
+            number(row.best),
+            percent(row.gap),
+            f"{row.feasible_share:.0%}",
+            f"{row.wall_s:.2f} s",
+        ]
+        rows.append((row.label, *values, statuses))
+    print_table(("solver", ">median objective", ">best", ">gap to bound", ">feasible", ">time", "status"), rows)
+    print_lines(f"best objective {number(comparison.best)}, best bound {number(comparison.bound)}")
+    print_lines(*(f"not run: {label} ({why})" for label, why in comparison.skipped.items()))

@@ -1,0 +1,100 @@
+"""Pictures of what the library computes: thin drawing functions over plain data, written as PNG, whole or not at all.
+
+Needs matplotlib (the extra ``plots``), which is imported only when something is drawn.
+"""
+
+import io
+from typing import Any
+
+import numpy as np
+
+from formulations.files import AnyPath, replacing
+from qcompress.errors import MissingError
+from solvers.base import relative_gap
+from solvers.compare import Comparison, Curve, anytime
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", ":", "-.")  # a second round of colours differs in the line
+SMALLEST_GAP = 1e-6  # a gap below this is drawn here: the axis is logarithmic and has no zero
+
+
+def plot_anytime(comparison: Comparison, path: AnyPath) -> None:
+    """Draw what every solver had after how many seconds, and write it to ``path`` as PNG.
+
+    The median over the seeds is a line, their range a band. The height is the gap to the best bound that any solver
+    proved, in percent; without a bound, or around zero, the objective itself.
+
+    Raises:
+        MissingError: matplotlib is not installed.
+        ValueError: no run found a choice, so there is nothing to draw.
+
+    >>> import pathlib, tempfile
+    >>> from formulations.instances import layered_problem
+    >>> from solvers.compare import compare
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "anytime.png"
+    >>> plot_anytime(compare(layered_problem(4), ["brute-force"]), file)
+    >>> file.read_bytes()[1:4]
+    b'PNG'
+    """
+    curves = [curve for curve in anytime(comparison) if np.isfinite(curve.lowest).any()]
+    if not curves:
+        raise ValueError("no run found a choice, so there is nothing to draw")
+    figure = _figure()
+    axes = figure.add_subplot()
+    as_gap = comparison.bound is not None and comparison.bound > 0
+    start = min(_first(curve) for curve in curves)
+    end = max(float(curve.t_s[-1]) for curve in curves)
+    for index, curve in enumerate(curves):
+        style = {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index // len(COLOURS) % len(LINES)]}
+        _draw(axes, curve, comparison.bound if as_gap else None, style, start)
+    axes.set_xscale("log")
+    axes.set_xlim(start, end * 1.05)
+    axes.set_xlabel("time (s)")
+    if as_gap:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value * 100:g} %")
+        axes.set_ylabel("gap to the best bound")
+        if axes.get_ylim()[0] <= SMALLEST_GAP:
+            axes.set_ylim(bottom=SMALLEST_GAP * 0.7)
+    else:
+        axes.set_ylabel("objective")
+    axes.grid(visible=True, color="0.9", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    seeds = len(comparison.seeds)
+    axes.set_title("Best choice so far" + (f": median and range of {seeds} seeds" if seeds > 1 else ""), loc="left")
+    _write(figure, path)
+
+
+def _draw(axes: Any, curve: Curve, bound: float | None, style: dict[str, str], start: float) -> None:
+    def height(values: Any) -> Any:
+        if bound is None:
+            return np.where(np.isfinite(values), values, np.nan)
+        gaps = [relative_gap(value, bound) if np.isfinite(value) else np.nan for value in values.tolist()]
+        return np.maximum(np.array(gaps, dtype=np.float64), SMALLEST_GAP)
+
+    times = np.maximum(curve.t_s, start)
+    axes.plot(times, height(curve.median), drawstyle="steps-post", label=curve.label, linewidth=1.8, **style)
+    low, high = height(curve.lowest), height(curve.highest)
+    axes.fill_between(times, low, high, step="post", color=style["color"], alpha=0.15, linewidth=0)
+
+
+def _first(curve: Curve) -> float:
+    """When the solver first had a choice, not below a millisecond: the axis is logarithmic and has no zero."""
+    return max(float(curve.t_s[np.isfinite(curve.lowest)][0]), 1e-3)
+
+
+def _figure() -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingError("drawing needs matplotlib: pip install 'qcompress[plots]'") from error
+    return Figure(figsize=(8.0, 4.5), dpi=150, layout="constrained")
+
+
+def _write(figure: Any, path: AnyPath) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    with replacing(path) as file:
+        file.write(buffer.getvalue())

@@ -1,0 +1,53 @@
+"""The layers hold, and importing the package brings in nothing that only some users need."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from importlinter.cli import lint_imports
+
+HEAVY = (
+    "dimod", "dwave", "highspy", "joblib", "matplotlib", "numba", "ortools", "pandas", "pulp",
+    "pymoo", "pyscipopt", "rich", "sklearn", "typer",
+)  # fmt: skip
+"""What a plain ``import qcompress`` must not import, unless torch does it by itself."""
+
+
+def imported_by(statement):
+    """The top-level and dotted modules that a fresh interpreter holds after ``statement``."""
+    code = f"{statement}\nimport json, sys\nprint(json.dumps(list(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(json.loads(run.stdout))
+
+
+def test_imports_go_downward_only(capsys):
+    """The contracts in pyproject.toml: qcompress above solvers above formulations, and no torch below qcompress."""
+    assert lint_imports(no_cache=True) == 0, capsys.readouterr().out
+
+
+def test_importing_qcompress_imports_nothing_heavy_besides_torch():
+    by_torch = imported_by("import torch, scipy.sparse")
+    ours = imported_by("import qcompress")
+    assert not {name for name in HEAVY if name in ours - by_torch}
+    assert "torch" in ours
+
+
+@pytest.mark.parametrize("package", ["formulations", "solvers"])
+def test_the_lower_layers_need_neither_torch_nor_any_back_end(package):
+    names = imported_by(f"import {package}")
+    assert not {name for name in ("torch", "qcompress", *HEAVY) if name in names}
+
+
+def test_asking_what_is_available_imports_no_back_ends_library():
+    """`available` looks whether a library is there without importing it (no licence, no network, no start-up time)."""
+    names = imported_by("import solvers; solvers.available()")
+    assert not {name for name in ("torch", "dimod", "dwave", "highspy", "ortools", "pulp", "pymoo") if name in names}
+
+
+def test_the_help_of_the_command_line_imports_no_back_end():
+    names = imported_by("import contextlib, io\nfrom qcompress.cli import main\n"
+                        "with contextlib.redirect_stdout(io.StringIO()): main(['--help'])")  # fmt: skip
+    assert not {
+        name for name in ("dimod", "highspy", "matplotlib", "numba", "pulp", "pymoo", "sklearn") if name in names
+    }

@@ -1,0 +1,334 @@
+"""The command line: every step leaves its file, ``--json`` is JSON and nothing else, a mistake is one clear line."""
+
+import json
+
+import pytest
+import torch
+
+import qcompress.cli
+from formulations import Problem
+from formulations.instances import layered_problem
+from qcompress import Measurement, load_compressed
+from qcompress.cli import arguments, main
+from qcompress.demo import DemoResult, DemoRow
+from solvers import Solution, StopReason, available
+from solvers.compare import Comparison
+
+ZOO = """
+import torch
+from torch import nn
+
+NUMBER = 3
+calls = []
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3))
+
+
+def batches():
+    torch.manual_seed(1)
+    return [torch.randn(16, 8) for _ in range(3)]
+
+
+def once():
+    return (batch for batch in batches())
+
+
+def breaks():
+    raise RuntimeError("the model's own error,\\nin two lines")
+
+
+def score(model):
+    return float(model(batches()[0]).argmax(1).float().mean())
+
+
+def squared(output, batch):
+    return output.square().sum(1)
+
+
+def first(model, batch):
+    return model(batch)
+"""
+MEASURE = ["measure", "zoo_for_cli:network", "zoo_for_cli:batches", "--bits", "2,4,8", "--sparsity", "0"]
+COMPRESS = ["compress", *MEASURE[1:], "--budget", "bytes=0.3", "--solver", "brute-force"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """An empty working folder with a module that holds a model and data."""
+    (tmp_path / "zoo_for_cli.py").write_text(ZOO)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path
+
+
+@pytest.fixture
+def problem_file(folder):
+    layered_problem(5, bits=(2, 4, 8), rank=2, seed=1).save(folder / "problem.npz")
+    return "problem.npz"
+
+
+def ran(arguments):
+    """The command ends well."""
+    assert main(arguments) == 0
+
+
+# --- help ----------------------------------------------------------------------------------------------------------
+
+COMMANDS = ["demo", "compress", "measure", "formulate", "solve", "apply", "solvers", "compare", "show"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_commands_help_has_an_example(command, capsys):
+    ran([command, "--help"])
+    assert f"Example: qcompress {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [[], ["--help"]])
+def test_the_help_lists_every_command(words, capsys):
+    ran(words)
+    shown = capsys.readouterr().out
+    assert all(f" {command} " in shown for command in COMMANDS)
+
+
+# --- the way through -----------------------------------------------------------------------------------------------
+
+
+def test_from_a_model_to_a_smaller_model_step_by_step(folder, capsys):
+    ran([*MEASURE, "--output", "m.npz"])
+    ran(["formulate", "m.npz", "--budget", "bytes=0.3", "--budget", "macs=1.0", "--output", "p.npz"])
+    ran(["solve", "p.npz", "--solver", "brute-force"])
+    ran(["apply", "zoo_for_cli:network", "m.npz", "p.solution.json", "--output", "small.safetensors"])
+    problem, solution = Problem.load("p.npz"), Solution.load("p.solution.json")
+    assert solution.problem_fingerprint == problem.fingerprint()
+    assert dict(problem.budgets) == {
+        name: float(int(Measurement.load("m.npz").original[name] * share))
+        for name, share in (("bytes", 0.3), ("macs", 1))
+    }
+    import zoo_for_cli
+
+    loaded = load_compressed("small.safetensors", zoo_for_cli.network)
+    assert not torch.equal(loaded[0].weight, zoo_for_cli.network()[0].weight)
+    capsys.readouterr()
+    for words, expected in (
+        (["m.npz"], "Measurement by fisher (kl) over 48 samples: 3 parts"),
+        (["p.npz"], "Problem: 4 groups"),
+        (["p.solution.json"], "OPTIMAL (by brute-force"),
+        (["p.solution.json", "--problem", "p.npz"], "8 bits"),
+        (["small.safetensors"], "Compressed model"),
+    ):
+        ran(["show", *words])
+        assert expected in capsys.readouterr().out
+
+
+def test_json_is_all_there_is_on_stdout(folder, capsys):
+    for words, key in (
+        ([*MEASURE, "--output", "m.npz", "--json"], "options"),
+        (["formulate", "m.npz", "--budget", "bytes=0.3", "--json"], "budgets"),
+        (["solve", "problem.npz", "--solver", "brute-force", "--output", "s.json", "--json"], "objective"),
+        (["apply", "zoo_for_cli:network", "m.npz", "s.json", "--json"], "payload_bytes"),
+        (["compare", "problem.npz", "--solver", "brute-force", "--seeds", "1", "--json"], "solutions"),
+        ([*COMPRESS, "--json"], "loss_measured"),
+    ):
+        ran(words)
+        assert key in json.loads(capsys.readouterr().out)
+    ran(["solvers", "--json"])
+    assert [info["name"] for info in json.loads(capsys.readouterr().out)] == [info.name for info in available()]
+
+
+def test_measure_takes_a_loss_a_forward_low_rank_and_blocks_of_channels(folder, capsys):
+    ran([*MEASURE, "--loss", "zoo_for_cli:squared", "--forward", "zoo_for_cli:first", "--output", "a.npz"])
+    ran([*MEASURE, "--granularity", "4", "--ratios", "0.25", "--method", "direct", "--output", "b.npz"])
+    a, b = Measurement.load("a.npz"), Measurement.load("b.npz")
+    assert a.loss != b.loss == "kl"
+    assert len(b.parts) > len(a.parts)
+    assert b.method == "direct"
+
+
+def test_solvers_are_listed_with_their_options(capsys):
+    ran(["solvers"])
+    shown = capsys.readouterr().out
+    for info in available():
+        assert info.name in shown
+        assert all(f"{name}=" in shown for name in info.options)
+
+
+def test_solve_passes_seed_options_and_start_on(folder, problem_file, capsys):
+    ran(["solve", problem_file, "--solver", "brute-force", "--output", "first.json"])
+    words = ["--seed", "5", "--option", "restarts=2", "--initial", "first.json", "--output", "second.json"]
+    ran(["solve", problem_file, "--solver", "anneal", *words])
+    first, second = Solution.load("first.json"), Solution.load("second.json")
+    assert (second.solver, second.seed, second.options["restarts"]) == ("anneal", 5, 2)
+    assert second.objective == first.objective
+
+
+def test_an_interrupted_solve_writes_the_best_so_far(folder, problem_file, monkeypatch, capsys):
+    def interrupt(watch, progress):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(qcompress.cli.progress.Watch, "solved", interrupt)
+    ran(["solve", problem_file, "--solver", "brute-force"])
+    solution = Solution.load("problem.solution.json")
+    assert solution.stop_reason is StopReason.INTERRUPTED
+    assert solution.feasible
+    assert "stopped: INTERRUPTED" in capsys.readouterr().out
+
+
+def test_compare_leaves_table_values_and_plot(folder, problem_file, capsys):
+    pytest.importorskip("matplotlib")
+    words = ["--solver", "brute-force", "--solver", "greedy", "--seeds", "2", "--output", "out"]
+    ran(["compare", problem_file, *words])
+    comparison = Comparison.load("out/comparison.json")
+    assert list(comparison.solutions) == ["brute-force", "greedy"]
+    assert comparison.seeds == (0, 1)
+    assert (folder / "out/comparison.md").read_text() == comparison.to_markdown()
+    assert (folder / "out/anytime.png").read_bytes().startswith(b"\x89PNG")
+    shown = capsys.readouterr().out
+    assert "OPTIMAL ×2" in shown
+    ran(["show", "out/comparison.json"])
+    assert capsys.readouterr().out.strip() in shown
+
+
+def test_compress_leaves_everything_and_goes_on_where_it_was(folder, capsys):
+    ran([*COMPRESS, "--evaluate", "zoo_for_cli:score", "--output", "run"])
+    files = {file.name for file in (folder / "run").iterdir()}
+    wanted = {"measurement.npz", "problem.npz", "solution.json", "model.safetensors", "report.json", "summary.md"}
+    assert wanted <= files
+    report = json.loads((folder / "run/report.json").read_text())
+    assert report["usage"]["bytes"] <= report["budgets"]["bytes"]
+    assert "Compression" in capsys.readouterr().out
+    measured = (folder / "run/measurement.npz").stat().st_mtime_ns
+    (folder / "run/report.json").unlink()
+    ran([*COMPRESS, "--output", "run"])
+    assert (folder / "run/measurement.npz").stat().st_mtime_ns == measured
+    assert (folder / "run/report.json").exists()
+    capsys.readouterr()
+    ran(["show", "run"])
+    assert "Compression" in capsys.readouterr().out
+    assert main([*COMPRESS, "--seed", "9", "--output", "run"]) == 1
+    assert "holds another run (it differs in: seed)" in capsys.readouterr().err
+
+
+def test_compress_names_its_folder_after_the_model(folder, capsys):
+    ran(COMPRESS)
+    assert (folder / "runs/network/model.safetensors").exists()
+
+
+def test_the_demos_table(monkeypatch, capsys):
+    row = DemoRow(
+        solver="greedy", loss_predicted=0.01, bound=None, gap=None, status="FEASIBLE", loss_measured=0.02,
+        size_bytes=900, accuracy=0.97, solve_s=0.1,
+    )  # fmt: skip
+    result = DemoResult(original_bytes=10_000, original_accuracy=0.98, budget_bytes=1000, rows=(row,))
+    monkeypatch.setattr("qcompress.demo.run_demo", lambda **_: result)
+    ran(["demo"])
+    shown = capsys.readouterr().out
+    assert "98.00%" in shown
+    assert "97.00%" in shown
+    ran(["demo", "--json"])
+    assert json.loads(capsys.readouterr().out)["rows"][0]["size_bytes"] == 900
+
+
+# --- mistakes ------------------------------------------------------------------------------------------------------
+
+USAGE, FAILURE = 2, 1
+MISTAKES = [
+    (["sovle"], USAGE, "sovle"),
+    (["solve"], USAGE, "Missing argument 'PROBLEM'"),
+    (["solve", "problem.npz", "--sovler", "x"], USAGE, "--sovler"),
+    (["solve", "problem.npz", "--seed", "x"], USAGE, "Invalid value for '--seed'"),
+    (["solve", "nowhere.npz"], FAILURE, "nowhere.npz"),
+    (["solve", "zoo_for_cli.py"], FAILURE, "zoo_for_cli.py is not a qcompress problem file"),
+    (["solve", "problem.npz", "--solver", "nobody"], FAILURE, "no solver is called 'nobody'; known are: auto"),
+    (["solve", "problem.npz", "--time-limit", "0"], FAILURE, "time_limit must be a positive number"),
+    (["solve", "problem.npz", "--option", "sweeps"], USAGE, "--option must be written name=value, found 'sweeps'"),
+    (["solve", "problem.npz", "--option", "nothing=1"], FAILURE, "has no option 'nothing'"),
+    (["solve", "impossible.npz"], FAILURE, "bytes: asked for at most 1, the smallest possible use is"),
+    (["compare", "problem.npz", "--solver", "nobody"], FAILURE, "no solver is called 'nobody'"),
+    (["compare", "problem.npz", "--seeds", "0"], USAGE, "--seeds"),
+    (["formulate", "problem.npz", "--budget", "bytes=0.5"], FAILURE, "is not a qcompress measurement file"),
+    (["formulate", "m.npz"], USAGE, "--budget"),
+    (["formulate", "m.npz", "--budget", "bytes"], USAGE, "--budget must be written name=value, found 'bytes'"),
+    (["formulate", "m.npz", "--budget", "bytes=half"], USAGE, "--budget bytes must be a number"),
+    (["formulate", "m.npz", "--budget", "bytes=1", "--budget", "bytes=2"], USAGE, "gives 'bytes' twice"),
+    (["measure", "zoo_for_cli", "zoo_for_cli:batches"], USAGE, "must be written package.module:callable"),
+    (["measure", "no_zoo:network", "zoo_for_cli:batches"], USAGE, "no module is called 'no_zoo'"),
+    (
+        ["measure", "zoo_for_cli:net", "zoo_for_cli:batches"],
+        USAGE,
+        "has no 'net'; it has: torch, nn, NUMBER, calls, network",
+    ),
+    (["measure", "zoo_for_cli:NUMBER", "zoo_for_cli:batches"], USAGE, "is a int; name a function"),
+    (
+        ["measure", "zoo_for_cli:breaks", "zoo_for_cli:batches"],
+        FAILURE,
+        "RuntimeError: the model's own error, in two lines",
+    ),
+    (["measure", "zoo_for_cli:network", "zoo_for_cli:once"], FAILURE, "data is read more than once"),
+    ([*MEASURE, "--method", "guess"], FAILURE, "method must be one of fisher, direct, found 'guess'"),
+    ([*MEASURE[:3], "--bits", "2,four"], USAGE, "--bits must be numbers with commas between, as 2,4,8; found 'four'"),
+    ([*COMPRESS[:-4], "--budget", "bytes=0.01"], FAILURE, "the smallest possible use is"),
+    ([*COMPRESS[:-4], "--budget", "watts=0.5"], FAILURE, "no resource is called 'watts'; measured are: bytes, macs"),
+    (["show", "nowhere"], FAILURE, "nowhere"),
+    (["show", "zoo_for_cli.py"], FAILURE, "none of our files"),
+    (["show", "other.json"], FAILURE, "of a kind that 'show' does not know: 'something'"),
+    (["show", "bad.safetensors"], FAILURE, "bad.safetensors is no whole"),
+    (["apply", "zoo_for_cli:network", "problem.npz", "x.json"], FAILURE, "is not a qcompress measurement file"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "message"), MISTAKES, ids=[" ".join(words)[:60] for words, _, _ in MISTAKES])
+def test_a_mistake_is_one_line_on_stderr(words, code, message, folder, problem_file, capsys):
+    problem = Problem.load(problem_file)
+    problem.with_budgets(bytes=1).save(folder / "impossible.npz")
+    (folder / "other.json").write_text('{"kind": "something"}')
+    (folder / "bad.safetensors").write_bytes(b"not at all")
+    before = set(folder.iterdir())
+    assert main(words) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1, captured.err
+    assert captured.err.startswith("error: ")
+    assert message in captured.err, captured.err
+    left = {path.name for path in set(folder.iterdir()) - before} - {"__pycache__", "runs"}
+    assert left == set()
+
+
+def test_debug_shows_where(folder):
+    with pytest.raises(RuntimeError, match="the model's own error"):
+        main(["measure", "zoo_for_cli:breaks", "zoo_for_cli:batches", "--debug"])
+
+
+def test_a_problem_without_an_answer_is_an_error_but_leaves_the_solution(folder, capsys):
+    uses = {"bytes": [8, 4, 8, 4], "seconds": [1, 3, 1, 3]}
+    problem = Problem(["a", "b"], [["x", "y"]] * 2, [0, 1, 0, 1], uses, {"bytes": 8, "seconds": 2})
+    problem.save("p.npz")
+    assert main(["solve", "p.npz", "--solver", "brute-force"]) == 1
+    assert "found no choice within the budgets (INFEASIBLE)" in capsys.readouterr().err
+    assert Solution.load("p.solution.json").choice is None
+    assert main(["compare", "p.npz", "--solver", "brute-force"]) == 1
+    assert "no solver found a choice" in capsys.readouterr().err
+
+
+def test_ctrl_c_outside_the_solver_is_one_line(monkeypatch, capsys):
+    def interrupt(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qcompress.demo.run_demo", interrupt)
+    assert main(["demo"]) == 130
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+# --- words ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [("a=1", 1), ("a=1_000", 1000), ("a=0.5", 0.5), ("a=1e-3", 1e-3), ("a=True", True), ("a=None", None),
+     ("a=cbc", "cbc"), ("a='2'", "2"), ("a=b=c", "b=c"), ("a=[1]", "[1]"), ("a=-3", -3)],
+)  # fmt: skip
+def test_values_are_numbers_truths_none_or_words(word, value):
+    assert arguments.assignments([word], "--option") == {"a": value}
