@@ -50,10 +50,11 @@ def plot_anytime(comparison: Comparison, path: AnyPath) -> None:
         _draw(axes, curve, comparison.bound if as_gap else None, style, start)
     axes.set_xscale("log")
     axes.set_xlim(start, end * 1.05)
+    axes.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:g}")
     axes.set_xlabel("time (s)")
     if as_gap:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value * 100:g} %")
+        axes.yaxis.set_major_formatter(lambda gap, _: f"{'≤ ' if gap <= SMALLEST_GAP else ''}{gap * 100:g} %")
         axes.set_ylabel("gap to the best bound")
         if axes.get_ylim()[0] <= SMALLEST_GAP:
             axes.set_ylim(bottom=SMALLEST_GAP * 0.7)
@@ -75,9 +76,10 @@ def _draw(axes: Any, curve: Curve, bound: float | None, style: dict[str, str], s
         return np.maximum(np.array(gaps, dtype=np.float64), SMALLEST_GAP)
 
     times = np.maximum(curve.t_s, start)
-    axes.plot(times, height(curve.median), drawstyle="steps-post", label=curve.label, linewidth=1.8, **style)
-    low, high = height(curve.lowest), height(curve.highest)
-    axes.fill_between(times, low, high, step="post", color=style["color"], alpha=0.15, linewidth=0)
+    median, low, high = height(curve.median), height(curve.lowest), height(curve.highest)
+    axes.fill_between(times, low, high, step="post", color=style["color"], alpha=0.12, linewidth=0)
+    axes.plot(times, median, drawstyle="steps-post", label=curve.label, linewidth=1.8, **style)
+    axes.plot(times[-1:], median[-1:], "o", markersize=5, color=style["color"])  # where the last run ended
 
 
 def _first(curve: Curve) -> float:

@@ -217,7 +217,7 @@ class Search:
         """Every feasible choice was considered: the incumbent is optimal, or without one nothing is feasible."""
         if self._evaluation is None:
             self._proved_infeasible = True
-        else:
+        elif self._bound is None or self._bound < self._evaluation.objective:  # rounding may have put it above
             self._bound = self._evaluation.objective
         self.report()
 
