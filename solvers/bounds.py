@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.optimize
 import scipy.sparse
+from numba import njit
 
 from formulations import Problem
 from solvers.moves import Floats, Integers, compiled, to_arrays
@@ -82,6 +83,17 @@ def dual_bound(problem: Problem, *, time_limit: float = float("inf")) -> DualBou
     else:
         point = np.zeros(0)
     return dual.bound(point)
+
+
+def largest_objective(problem: Problem) -> float:
+    """An objective that no choice exceeds; a bound above it proves that no choice is feasible."""
+    starts = problem.group_offsets[:-1]
+    value = problem.offset + np.maximum.reduceat(problem.cost, starts).sum()
+    if problem.pairs.factor is not None:
+        value += 0.5 * np.maximum.reduceat(np.linalg.norm(problem.pairs.factor, axis=1), starts).sum() ** 2
+    if problem.pairs.num_sparse:
+        value += np.maximum(problem.pairs.sparse.data, 0.0).sum()
+    return float(value + 1e-9 * abs(value))
 
 
 class Dual:
@@ -144,9 +156,12 @@ class Dual:
         coldest = COLDEST * temperature
         point = np.zeros(self.size)
         best, best_point = np.array([-np.inf]), point.copy()
+        enough = largest_objective(self.problem) - self.problem.offset
         while temperature > coldest and time.perf_counter() < deadline:
-            _descend(*arrays, blocks.row, blocks.weights, blocks.option, temperature, point, best, best_point, STEPS)
+            _descend(*arrays, *blocks.arrays, temperature, point, best, best_point, STEPS, enough)
             temperature *= COOLING
+            if best[0] > enough:
+                break
         return best_point
 
     def _typical_effect(self) -> float:
@@ -184,6 +199,11 @@ class Blocks:
     option: Integers
 
     @property
+    def arrays(self) -> tuple[Integers, Floats, Integers]:
+        """The three, in the order the compiled functions take them."""
+        return self.row, self.weights, self.option
+
+    @property
     def num_messages(self) -> int:
         """How many multipliers the blocks have."""
         return len(self.option)
@@ -210,6 +230,36 @@ class Blocks:
         ends = np.cumsum(lengths)
         option = np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
         return cls(np.column_stack([weight_start, message_start, np.append(rows, 0)]), weights, option)
+
+
+@njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator]
+def _dot(a: Floats, b: Floats) -> float:
+    """``a·b`` in this thread: BLAS would start threads, which loses more than it gains where cores are shared."""
+    total = 0.0
+    for i in range(len(a)):
+        total += a[i] * b[i]
+    return total
+
+
+@njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator]
+def _times(matrix: Floats, vector: Floats) -> Floats:
+    """``matrix @ vector``, for a few columns."""
+    product = np.zeros(matrix.shape[0])
+    for i in range(matrix.shape[0]):
+        for j in range(matrix.shape[1]):
+            product[i] += matrix[i, j] * vector[j]
+    return product
+
+
+@njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator]
+def _sum_rows(weight: Floats, matrix: Floats) -> Floats:
+    """``weight @ matrix``, for a few columns; rows of weight 0 are skipped."""
+    total = np.zeros(matrix.shape[1])
+    for i in range(matrix.shape[0]):
+        if weight[i] != 0.0:
+            for j in range(matrix.shape[1]):
+                total[j] += weight[i] * matrix[i, j]
+    return total
 
 
 @compiled
@@ -286,14 +336,14 @@ def _smooth(
     """-d with softmin, and d with true minima; ``gradient`` is that of the former."""
     budgets, rank = len(limit), factor.shape[1]
     price, direction, messages = point[:budgets], point[budgets : budgets + rank], point[budgets + rank :]
-    total = cost + np.dot(use, price) + np.dot(factor, direction)
+    total = cost + _times(use, price) + _times(factor, direction)
     for m in range(len(messages)):
         total[option[m]] += messages[m]
     share = np.empty(len(cost))
     exact, soft = _groups(first, total, temperature, share)
-    slack = np.dot(price, limit) + 0.5 * np.dot(direction, direction)
-    gradient[:budgets] = limit - np.dot(share, use)
-    gradient[budgets : budgets + rank] = direction - np.dot(share, factor)
+    slack = _dot(price, limit) + 0.5 * _dot(direction, direction)
+    gradient[:budgets] = limit - _sum_rows(share, use)
+    gradient[budgets : budgets + rank] = direction - _sum_rows(share, factor)
     if len(messages):
         marginals = gradient[budgets + rank :]
         block_exact, block_soft = _blocks(row, weights, messages, temperature, marginals)
@@ -318,10 +368,11 @@ def _descend(
     best: Floats,
     best_point: Floats,
     steps: int,
+    enough: float,
 ) -> None:
     """L-BFGS (Nocedal & Wright, algorithm 7.5) on ``_smooth`` from ``point``, in place; prices stay at or above 0.
 
-    ``best`` and ``best_point`` keep the best d seen.
+    ``best`` and ``best_point`` keep the best d seen; a d above ``enough`` ends the descent.
     """
     size, budgets = len(point), len(limit)
     moves, changes, curvature = np.zeros((MEMORY, size)), np.zeros((MEMORY, size)), np.zeros(MEMORY)
@@ -334,6 +385,8 @@ def _descend(
         if exact > best[0]:
             best[0] = exact
             best_point[:] = point
+            if exact > enough:
+                return
         if step % 10 == 9:
             if earlier - value < tolerance:
                 return
@@ -344,20 +397,20 @@ def _descend(
                 descent[k] = 0.0
         for i in range(kept - 1, max(-1, kept - 1 - MEMORY), -1):
             at = i % MEMORY
-            alpha[at] = np.dot(moves[at], descent) / curvature[at]
+            alpha[at] = _dot(moves[at], descent) / curvature[at]
             descent -= alpha[at] * changes[at]
         if kept:
             at = (kept - 1) % MEMORY
-            descent *= curvature[at] / np.dot(changes[at], changes[at])
+            descent *= curvature[at] / _dot(changes[at], changes[at])
         else:
-            descent *= temperature / (1e-300 + np.sqrt(np.dot(gradient, gradient)))
+            descent *= temperature / (1e-300 + np.sqrt(_dot(gradient, gradient)))
         for i in range(max(0, kept - MEMORY), kept):
             at = i % MEMORY
-            descent += (alpha[at] - np.dot(changes[at], descent) / curvature[at]) * moves[at]
+            descent += (alpha[at] - _dot(changes[at], descent) / curvature[at]) * moves[at]
         for k in range(budgets):
             if point[k] <= 0.0 and (gradient[k] > 0.0 or descent[k] < 0.0):
                 descent[k] = 0.0
-        fall = np.dot(gradient, descent)
+        fall = _dot(gradient, descent)
         if not fall < -1e-3 * tolerance:
             return
         length = 1.0
@@ -374,9 +427,9 @@ def _descend(
             if length < 1e-10:
                 return
         move, change = new_point - point, new_gradient - gradient
-        if np.dot(move, change) > 1e-12 * np.dot(change, change) > 1e-200:
+        if _dot(move, change) > 1e-12 * _dot(change, change) > 1e-200:
             at = kept % MEMORY
-            moves[at], changes[at], curvature[at] = move, change, np.dot(move, change)
+            moves[at], changes[at], curvature[at] = move, change, _dot(move, change)
             kept += 1
         point[:], gradient[:], value = new_point, new_gradient, new_value
 

@@ -1,0 +1,52 @@
+"""`lagrangian`: the dual's choice, repaired and polished, with the dual's bound and the budgets' prices.
+
+Linear problems end with a proof: what bound and incumbent leave open is decided by Pareto lists (`solvers.pareto`).
+With pair terms the bound stands, and the gap says how far the choice can be from the optimum.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from formulations import Problem
+from solvers.base import Search, Solver
+from solvers.bounds import dual_bound, largest_objective
+from solvers.local_search import polish
+from solvers.pareto import prove
+from solvers.repair import repair
+
+MAX_STATES = 200_000
+"""The longest Pareto list before the proof of a linear problem is given up (`dp` goes further)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lagrangian(Solver):
+    """Lagrangian relaxation: bound, prices, a choice within the budgets; linear problems nearly always proven.
+
+    >>> from solvers import solve
+    >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
+    >>> solution = solve(problem, "lagrangian")
+    >>> solution.objective, solution.gap
+    (1.0, 0.0)
+    """
+
+    name: ClassVar[str] = "lagrangian"
+    summary: ClassVar[str] = "dual bound and budget prices, the dual's choice repaired and polished; any size"
+
+    def run(self, problem: Problem, search: Search) -> None:
+        """Bound, choice, and for linear problems the proof."""
+        with search.phase("bound_s"):
+            bound = dual_bound(problem, time_limit=0.5 * search.remaining())
+        search.raise_bound(bound.value)
+        search.details["prices"] = bound.prices
+        if bound.value > largest_objective(problem):
+            search.close()
+            return
+        feasible = repair(problem, bound.choice)
+        if feasible is not None:
+            search.offer(feasible)
+        if not problem.pairs and not search.proven():
+            with search.phase("proof_s"):
+                prove(problem, search, bound, max_states=MAX_STATES)
+        if feasible is not None and not search.proven() and not search.expired():
+            with search.phase("polish_s"):
+                search.offer(polish(problem, feasible))
