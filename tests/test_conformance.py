@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 
 from formulations.instances import layered_problem
-from solvers import Solver, SolverUnavailableError, Status, UnknownSolverError, available, solve, testing
-from solvers.testing import ConformanceError, check_solver, checks_for
+from solvers import Solver, SolverUnavailableError, Status, UnknownSolverError, available, solve
+from solvers.run import as_solver
+from solvers.testing import ConformanceError, check_solver, checks, checks_for, optimum, problems
 
 HERE = [info.name for info in available() if info.available and not info.needs_network]
 
 
 @pytest.mark.parametrize(("name", "check"), [(name, check) for name in HERE for check in checks_for(name)])
 def test_back_end(name, check):
-    check(testing.as_solver(name))
+    check(as_solver(name))
 
 
 def test_every_back_end_of_a_plain_installation_is_checked():
@@ -242,9 +243,9 @@ BROKEN = [
 def test_a_broken_solver_is_caught(broken, check, found):
     try:
         with pytest.raises(ConformanceError, match=f"toy: .*({found})"):
-            getattr(testing, check)(broken())
+            getattr(checks, check)(broken())
     finally:
-        testing._random_problems.cache_clear()  # one of them writes into the problems
+        problems.random_problems.cache_clear()  # one of them writes into the problems
 
 
 def test_a_solver_that_overruns_its_time_limit_is_caught(monkeypatch):
@@ -256,8 +257,8 @@ def test_a_solver_that_overruns_its_time_limit_is_caught(monkeypatch):
 
     monkeypatch.setattr(time, "perf_counter", Clock())
     with pytest.raises(ConformanceError, match=r"took 5.00 s with time_limit=1.0 \(allowed: 2.10 s\)"):
-        testing.check_time_limit(Overtime())
-    testing.check_time_limit(Toy())
+        checks.check_time_limit(Overtime())
+    checks.check_time_limit(Toy())
 
 
 def test_the_toy_that_the_broken_ones_derive_from_is_sound():
@@ -285,6 +286,6 @@ def test_an_unknown_or_missing_solver_is_named():
 
 def test_the_oracle_knows_infeasible_from_optimal():
     problem = layered_problem(3, bits=(2, 4), seed=1)
-    assert testing.optimum(problem) == pytest.approx(solve(problem, "brute-force").objective)
-    assert testing.optimum(problem.with_budgets(bytes=0)) is None
+    assert optimum(problem) == pytest.approx(solve(problem, "brute-force").objective)
+    assert optimum(problem.with_budgets(bytes=0)) is None
     assert solve(problem, "brute-force").status is Status.OPTIMAL

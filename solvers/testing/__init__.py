@@ -1,0 +1,67 @@
+"""The conformance suite: what every back end must do, as plain functions that anybody can run on their own solver.
+
+    from solvers.testing import check_solver
+    check_solver(MySolver)                      # a class, an instance, a registered name or any dimod sampler
+
+Each ``checks.check_…(solver)`` looks at one behaviour and raises `ConformanceError` with what was asked, what came
+and on which problem. `checks_for` picks them by what the solver declares (``exact``, ``native_pairs``, ``deterministic``),
+so a test suite can run them one by one. The oracle is every choice put before `Problem.evaluate`; an answer without
+a choice never passes where one exists.
+"""
+
+from typing import Any
+
+from solvers.errors import SolverUnavailableError
+from solvers.run import as_solver
+from solvers.testing import checks
+from solvers.testing.judge import ConformanceError, optimum
+
+__all__ = ["ConformanceError", "check_solver", "checks_for", "optimum"]
+
+
+def check_solver(solver: Any) -> tuple[str, ...]:
+    """Run every check that applies to ``solver``.
+
+    Args:
+        solver: a registered name, a `Solver` class or instance, or a dimod sampler.
+
+    Returns:
+        The names of the checks that were run; all of them passed.
+
+    Raises:
+        ConformanceError: lists every check that failed, and how.
+        SolverUnavailableError: a package the solver needs is missing.
+
+    >>> "check_interrupt_keeps_the_best" in check_solver("brute-force")
+    True
+    """
+    back_end = as_solver(solver)
+    if why := back_end.why_not():
+        raise SolverUnavailableError(why)
+    suite = checks_for(back_end)
+    failures: list[str] = []
+    first: Exception | None = None
+    for check in suite:
+        try:
+            check(back_end)
+        except Exception as error:  # whatever a solver breaks with is a finding; the others are still looked at
+            said = str(error) if isinstance(error, ConformanceError) else f"raised {error!r}"
+            failures.append(f"{check.__name__}: {said}")
+            first = first or error
+    if failures:
+        lines = "\n  ".join(failures)
+        summary = f"{len(failures)} of {len(suite)} checks failed for {back_end.name!r}"
+        raise ConformanceError(f"{summary}:\n  {lines}") from first
+    return tuple(check.__name__ for check in suite)
+
+
+def checks_for(solver: Any) -> tuple[checks.Check, ...]:
+    """The checks that apply to a solver, by what it declares."""
+    back_end = as_solver(solver)
+    optional = (
+        (checks.check_equals_brute_force, back_end.exact),
+        (checks.check_pair_terms_are_refused, not back_end.native_pairs),
+        (checks.check_same_seed_same_answer, back_end.deterministic),
+        (checks.check_scale_changes_no_choice, back_end.deterministic),
+    )
+    return (*checks.ALWAYS, *(check for check, applies in optional if applies))

@@ -1,0 +1,258 @@
+"""The checks: one plain function per behaviour, each of which raises `ConformanceError` when it does not hold."""
+
+import pickle
+import time
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from formulations import InfeasibleBudgetError, PairTerms, Problem
+from solvers import registry
+from solvers.base import Progress, Solver
+from solvers.errors import InvalidOptionError, UnsupportedProblemError
+from solvers.run import solve
+from solvers.solution import Status, StopReason
+from solvers.testing.judge import (
+    ConformanceError,
+    all_choices,
+    close,
+    fail,
+    judge_answer,
+    judge_course,
+    optimum,
+    require,
+)
+from solvers.testing.problems import (
+    degenerate_problems,
+    first_taken,
+    largest_taken,
+    middle_problem,
+    random_problems,
+    taken,
+)
+
+SCALES = (1e-12, 1e-6, 1e9)
+TIME_LIMIT_S = 1.0
+SEED = 11
+
+Check = Callable[[Solver], None]
+
+
+# --- what the solver says about itself -----------------------------------------------------------------------------
+
+
+def check_description(solver: Solver) -> None:
+    """It has a name and a summary, and its options are listed with defaults that it accepts."""
+    info = solver.info()
+    require(solver, bool(info.name) and info.name == info.name.strip(), f"its name must be a word, found {info.name!r}")
+    require(solver, bool(info.summary), "its summary is empty; say in one line what it does")
+    require(solver, set(info.options) == set(solver.option_values), "info() must list exactly the options it has")
+    again = registry.configured(solver, dict(solver.option_values))
+    require(solver, again.option_values == solver.option_values, "setting every option to its value changed one")
+    known = {entry.name: entry for entry in registry.available()}
+    if info.name in known and type(solver) is registry.solver_class(info.name):
+        require(solver, known[info.name] == info, "available() describes it differently")
+
+
+def check_unknown_option_is_refused(solver: Solver) -> None:
+    """An option it does not have raises InvalidOptionError and is never dropped."""
+    try:
+        solve(first_taken(solver), solver, no_such_option=1)
+    except InvalidOptionError as error:
+        require(solver, "no_such_option" in str(error), f"the error does not name the unknown option: {error}")
+    else:
+        fail(solver, "accepted the unknown option no_such_option=1")
+
+
+def check_pickle(solver: Solver) -> None:
+    """A pickled copy has the same options and gives the same kind of answer (worker processes need this)."""
+    try:
+        copy = pickle.loads(pickle.dumps(solver))  # noqa: S301  (made on this very line)
+    except Exception as error:
+        raise ConformanceError(f"{solver.name}: cannot be pickled: {error!r}") from error
+    require(solver, copy.option_values == solver.option_values, "a pickled copy has other options")
+    judge_answer(solver, first_taken(solver), solve(first_taken(solver), copy, seed=SEED))
+
+
+# --- answers -------------------------------------------------------------------------------------------------------
+
+
+def check_answers_are_sound(solver: Solver) -> None:
+    """Objective, use and feasibility are `Problem.evaluate`'s; no bound above the optimum; no false proof."""
+    for problem in taken(solver, random_problems(solver.native_pairs)):
+        judge_answer(solver, problem, solve(problem, solver, seed=SEED))
+
+
+def check_equals_brute_force(solver: Solver) -> None:
+    """An exact solver proves the optimum of every small problem, or that there is none."""
+    for problem in taken(solver, random_problems(solver.native_pairs)):
+        best = optimum(problem)
+        solution = solve(problem, solver, seed=SEED)
+        wanted = Status.INFEASIBLE if best is None else Status.OPTIMAL
+        require(solver, solution.status is wanted, f"status {solution.status}, must be {wanted}", problem)
+        if best is not None:
+            require(solver, close(problem, solution.objective, best), f"{solution.objective}, optimum {best}", problem)
+            require(solver, solution.bound is not None, "OPTIMAL without a bound", problem)
+
+
+def check_degenerate_problems(solver: Solver) -> None:
+    """One group, one option, ties, zero costs, no resource, no budget, a budget met exactly, huge uses."""
+    for problem in taken(solver, degenerate_problems()):
+        judge_answer(solver, problem, solve(problem, solver, seed=SEED))
+
+
+def check_impossible_budget_is_refused(solver: Solver) -> None:
+    """A budget below the smallest use raises InfeasibleBudgetError with the resource, the asked and the smallest."""
+    problem = Problem(["a", "b"], [["x", "y"]] * 2, [0, 1, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 7})
+    try:
+        solve(problem, solver)
+    except InfeasibleBudgetError as error:
+        missing = [word for word in ("bytes", "7", "8") if word not in str(error)]
+        require(solver, not missing, f"the error lacks {missing}: {error}")
+    else:
+        fail(solver, "solved a problem whose budget no choice can meet", problem)
+
+
+def check_budgets_that_clash(solver: Solver) -> None:
+    """Budgets each reachable alone but not together: no choice, and INFEASIBLE from whoever claims to be exact."""
+    uses = {"bytes": [8, 4, 8, 4], "seconds": [1, 3, 1, 3]}
+    problem = Problem(["a", "b"], [["x", "y"]] * 2, [0, 1, 0, 1], uses, {"bytes": 8, "seconds": 2})
+    for one in taken(solver, [problem]):
+        solution = solve(one, solver, seed=SEED)
+        judge_answer(solver, one, solution)
+        if solver.exact:
+            found = f"{solution.status}, {solution.stop_reason}"
+            require(solver, solution.status is Status.INFEASIBLE, f"must prove INFEASIBLE, said {found}", one)
+
+
+def check_pair_terms_are_refused(solver: Solver) -> None:
+    """A solver that declares ``native_pairs = False`` refuses pair terms and never ignores them."""
+    pairs = PairTerms(factor=np.array([[1.0], [2.0], [3.0], [4.0]]))
+    problem = Problem(["a", "b"], [["x", "y"]] * 2, [0, 1, 0, 1], {}, {}, pairs)
+    try:
+        solve(problem, solver)
+    except UnsupportedProblemError as error:
+        require(solver, "pair" in str(error), f"the error does not say that pair terms are the reason: {error}")
+    else:
+        fail(solver, "declares native_pairs = False but solved a problem with pair terms")
+
+
+# --- the course of a run -------------------------------------------------------------------------------------------
+
+
+def check_time_limit(solver: Solver) -> None:
+    """A run ends within the time limit plus 10 % plus one second, with a choice, and a cut run proves nothing."""
+    problem = largest_taken(solver)
+    solve(problem, solver, seed=SEED, time_limit=TIME_LIMIT_S)  # imports and compilation are not counted
+    allowed = TIME_LIMIT_S * 1.1 + 1.0
+    walls: list[float] = []
+    while len(walls) < 3 and min(walls, default=np.inf) > allowed:  # a busy machine may spoil one run, not three
+        start = time.perf_counter()
+        solution = solve(problem, solver, seed=SEED, time_limit=TIME_LIMIT_S)
+        walls.append(time.perf_counter() - start)
+        require(solver, solution.choice is not None, "found no choice when its time was limited", problem)
+        judge_course(solver, problem, solution)
+    found = f"took {min(walls):.2f} s with time_limit={TIME_LIMIT_S} (allowed: {allowed:.2f} s)"
+    require(solver, min(walls) <= allowed, found, problem)
+
+
+def check_interrupt_keeps_the_best(solver: Solver) -> None:
+    """Ctrl-C (a KeyboardInterrupt out of ``on_progress``) ends the run with the best so far."""
+    problem = largest_taken(solver)
+    seen: list[float] = []
+
+    def interrupt(progress: Progress) -> None:
+        if progress.objective is not None:
+            seen.append(progress.objective)
+            raise KeyboardInterrupt
+
+    try:
+        solution = solve(problem, solver, seed=SEED, time_limit=20.0, on_progress=interrupt)
+    except KeyboardInterrupt as error:
+        raise ConformanceError(f"{solver.name}: let KeyboardInterrupt through, the best so far is lost") from error
+    require(solver, bool(seen), "never told on_progress about a choice it found", problem)
+    reason = solution.stop_reason
+    require(solver, reason is StopReason.INTERRUPTED, f"stop reason must be INTERRUPTED, found {reason}", problem)
+    require(solver, solution.objective is not None, "lost the choice it had when it was interrupted", problem)
+    require(solver, solution.objective <= min(seen), "gave back a worse choice than it had", problem)  # type: ignore[operator]
+    judge_course(solver, problem, solution)
+
+
+def check_errors_of_on_progress_surface(solver: Solver) -> None:
+    """An exception in the caller's ``on_progress`` reaches the caller."""
+
+    class CallerError(Exception):
+        pass
+
+    def raise_error(_: Progress) -> None:
+        raise CallerError
+
+    try:
+        solve(first_taken(solver), solver, seed=SEED, on_progress=raise_error)
+    except CallerError:
+        return
+    fail(solver, "swallowed an exception raised by on_progress (or never called it)")
+
+
+def check_same_seed_same_answer(solver: Solver) -> None:
+    """Two runs with one seed give the same choice; a solver that cannot says ``deterministic = False``."""
+    for problem in taken(solver, [middle_problem(solver.native_pairs), *random_problems(solver.native_pairs)[:5]]):
+        first, second = (solve(problem, solver, seed=SEED) for _ in range(2))
+        found = f"{_listed(first.choice)} and {_listed(second.choice)} from seed {SEED}"
+        require(solver, _listed(first.choice) == _listed(second.choice), found, problem)
+
+
+def check_scale_changes_no_choice(solver: Solver) -> None:
+    """Cost and pair terms multiplied by 1e-12 … 1e9 give the same choice."""
+    for problem in taken(solver, [middle_problem(solver.native_pairs)]):
+        reference = _listed(solve(problem, solver, seed=SEED).choice)
+        for scale in SCALES:
+            choice = _listed(solve(problem.scaled(scale), solver, seed=SEED).choice)
+            found = f"objective times {scale:g} changed the choice from {reference} to {choice}"
+            require(solver, choice == reference, found, problem)
+
+
+def check_initial_is_used(solver: Solver) -> None:
+    """Never worse than a feasible ``initial``; an infeasible one is no reason to fail."""
+    for problem in taken(solver, [p for p in random_problems(solver.native_pairs) if optimum(p) is not None][:6]):
+        choices = list(all_choices(problem))
+        judged = [problem.evaluate(choice) for choice in choices]
+        feasible = [at for at, one in enumerate(judged) if one.feasible]
+        best = min(feasible, key=lambda at: judged[at].objective)
+        solution = solve(problem, solver, seed=SEED, initial=choices[best])
+        judge_answer(solver, problem, solution)
+        require(solver, close(problem, solution.objective, judged[best].objective), "worse than initial", problem)
+        if broken := [at for at, one in enumerate(judged) if not one.feasible]:
+            judge_answer(solver, problem, solve(problem, solver, seed=SEED, initial=choices[broken[0]]))
+
+
+def check_inputs_are_unchanged(solver: Solver) -> None:
+    """Problem, ``initial`` and the solver's own options are the same after a run."""
+    problem = first_taken(solver)
+    fingerprint, options = problem.fingerprint(), dict(solver.option_values)
+    initial = np.zeros(problem.num_groups, dtype=np.int64)
+    solve(problem, solver, seed=SEED, initial=initial)
+    require(solver, problem.fingerprint() == fingerprint, "changed the problem", problem)
+    require(solver, not initial.any(), "changed the caller's initial choice", problem)
+    require(solver, dict(solver.option_values) == options, "changed its own options")
+
+
+ALWAYS: tuple[Check, ...] = (
+    check_description,
+    check_unknown_option_is_refused,
+    check_pickle,
+    check_answers_are_sound,
+    check_degenerate_problems,
+    check_impossible_budget_is_refused,
+    check_budgets_that_clash,
+    check_time_limit,
+    check_interrupt_keeps_the_best,
+    check_errors_of_on_progress_surface,
+    check_initial_is_used,
+    check_inputs_are_unchanged,
+)
+
+
+def _listed(choice: NDArray[np.int64] | None) -> list[int] | None:
+    return None if choice is None else choice.tolist()

@@ -1,0 +1,101 @@
+"""What must hold of an answer, and the oracle that it is held against: every choice put before `Problem.evaluate`."""
+
+import functools
+import itertools
+import json
+from collections.abc import Iterator
+from typing import NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from formulations import Problem
+from solvers.base import Solver
+from solvers.errors import SolverError
+from solvers.solution import Solution, Status
+
+
+class ConformanceError(SolverError, AssertionError):
+    """A solver does not do what every solver must."""
+
+
+@functools.lru_cache(maxsize=256)  # problems hash by identity; the suite asks again and again for the same ones
+def optimum(problem: Problem) -> float | None:
+    """The least objective of a small problem by trying every choice, or None when none is feasible.
+
+    >>> optimum(Problem(["a"], [["x", "y"]], [2.0, 1.0], {"bytes": [1, 2]}, {"bytes": 1}))
+    2.0
+    """
+    judged = (problem.evaluate(choice) for choice in all_choices(problem))
+    return min((one.objective for one in judged if one.feasible), default=None)
+
+
+def judge_answer(solver: Solver, problem: Problem, solution: Solution) -> None:
+    """Everything that must hold of an answer to a small problem."""
+    judge_course(solver, problem, solution)
+    best = optimum(problem)
+    if best is None:
+        require(solver, solution.choice is None, "a choice for a problem that has none", problem)
+        return
+    if len(problem.budgets) <= 1 or solver.exact:  # several budgets together may defeat a heuristic, one may not
+        require(solver, solution.choice is not None, f"no choice, though one exists ({solution.status})", problem)
+    require(solver, solution.status is not Status.INFEASIBLE, "called a feasible problem INFEASIBLE", problem)
+    for bound in (solution.bound, *(point.bound for point in solution.trace)):
+        sound = bound is None or bound <= best or close(problem, bound, best)
+        require(solver, sound, f"bound {bound!r} lies above the optimum {best!r}", problem)
+    if solution.status is Status.OPTIMAL:
+        found = f"called {solution.objective!r} OPTIMAL, the optimum is {best!r}"
+        require(solver, close(problem, solution.objective, best), found, problem)
+
+
+def judge_course(solver: Solver, problem: Problem, solution: Solution) -> None:
+    """What must hold of every answer, however large the problem."""
+    if solution.choice is None:
+        empty = solution.objective is None and not solution.feasible and solution.gap is None
+        require(solver, empty, "no choice, but an objective", problem)
+        sober = solution.status in (Status.INFEASIBLE, Status.UNKNOWN)
+        require(solver, sober, f"status {solution.status} without a choice", problem)
+    else:
+        judged = problem.evaluate(solution.choice)
+        require(solver, judged.feasible, f"over budget by {judged.violations}", problem)
+        same = (solution.objective, solution.usage, solution.feasible) == (judged.objective, judged.usage, True)
+        require(solver, same, f"says {solution.objective}, {solution.usage}; evaluate says {judged}", problem)
+        positive = solution.status in (Status.OPTIMAL, Status.FEASIBLE)
+        require(solver, positive, f"status {solution.status} with a feasible choice", problem)
+    origin = (solution.solver, solution.problem_fingerprint)
+    require(solver, origin == (solver.name, problem.fingerprint()), "does not say whose answer it is", problem)
+    for name, values in (("time", [p.t_s for p in solution.trace]), ("bound", [p.bound for p in solution.trace])):
+        known = [value for value in values if value is not None]
+        require(solver, known == sorted(known), f"the trace's {name} goes down", problem)
+    objectives = [point.objective for point in solution.trace if point.objective is not None]
+    require(solver, objectives == sorted(objectives, reverse=True), "the trace's objective goes up", problem)
+    for choice, objective in solution.pool:
+        judged = problem.evaluate(choice)
+        sound = judged.feasible and close(problem, judged.objective, objective)
+        require(solver, sound, f"its pool holds {choice} at {objective}; evaluate says {judged}", problem)
+    try:
+        json.dumps(solution.to_json(), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConformanceError(f"{solver.name}: its answer cannot be saved as JSON: {error}") from error
+
+
+def close(problem: Problem, found: float | None, wanted: float) -> bool:
+    """Whether two objectives are equal up to the rounding of their sums."""
+    size = 1e-300 + abs(wanted) + float(np.abs(problem.cost).max()) * problem.num_groups
+    return found is not None and abs(found - wanted) <= 1e-9 * size
+
+
+def require(solver: Solver, holds: bool, found: str, problem: Problem | None = None) -> None:
+    """Raise `ConformanceError` with what was found, unless it holds."""
+    if not holds:
+        fail(solver, found, problem)
+
+
+def fail(solver: Solver, found: str, problem: Problem | None = None) -> NoReturn:
+    """Raise `ConformanceError` with what was found."""
+    raise ConformanceError(f"{solver.name}: {found}" + (f" [on {problem!r}]" if problem is not None else ""))
+
+
+def all_choices(problem: Problem) -> Iterator[NDArray[np.int64]]:
+    """Every choice ``(G,)`` of a small problem."""
+    return (np.array(choice) for choice in itertools.product(*(range(len(group)) for group in problem.options)))
