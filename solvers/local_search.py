@@ -33,18 +33,18 @@ def polish(problem: Problem, choice: ArrayLike) -> Integers:
     chosen = problem.flat(choice).copy()
     if broken := problem.evaluate(choice).violations:
         raise ValueError(f"polish needs a feasible choice, this one is over budget by {broken}; repair it first")
-    polish_flat(to_arrays(problem), chosen)
+    polish_flat(to_arrays(problem), chosen, PASSES)
     polished = chosen - problem.group_offsets[:-1]
     better = problem.evaluate(polished)
     return polished if better.feasible else np.array(choice, dtype=np.int64)
 
 
 @compiled
-def polish_flat(a: Arrays, chosen: Integers) -> None:
-    """Polish feasible flat options in place, for callers that hold `Arrays`."""
+def polish_flat(a: Arrays, chosen: Integers, passes: int) -> None:
+    """Polish feasible flat options in place by so many passes at most, for callers that hold `Arrays`."""
     num_groups = len(chosen)
     step = max(1, len(a.cost) * len(a.cost) // PAIRS)
-    for number in range(PASSES):
+    for number in range(passes):
         total, field, usage = begin(a, chosen)  # anew in every pass, so that rounding cannot add up
         improved = False
         for group in range(num_groups):
