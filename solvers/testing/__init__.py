@@ -4,9 +4,9 @@
     check_solver(MySolver)                      # a class, an instance, a registered name or any dimod sampler
 
 Each ``checks.check_…(solver)`` looks at one behaviour and raises `ConformanceError` with what was asked, what came
-and on which problem. `checks_for` picks them by what the solver declares (``exact``, ``native_pairs``, ``deterministic``),
-so a test suite can run them one by one. The oracle is every choice put before `Problem.evaluate`; an answer without
-a choice never passes where one exists.
+and on which problem. `checks_for` picks them by what the solver declares (``exact``, ``native_pairs``,
+``deterministic``), so a test suite can run them one by one. The oracle is every choice put before
+`Problem.evaluate`; an answer without a choice never passes where one exists.
 """
 
 from typing import Any

@@ -6,12 +6,15 @@ All of them are made from fixed seeds, so that a failure can be seen again.
 import functools
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from formulations import Problem
 from formulations.instances import layered_problem, small_problem
 from solvers.base import Solver
 from solvers.testing.judge import require
 
 NUM_RANDOM = 30
+SIZES = (300, 60, 20, 10, 7)  # groups
 
 
 @functools.cache
@@ -49,12 +52,29 @@ def degenerate_problems() -> tuple[Problem, ...]:
 
 
 @functools.cache
-def large_problems(pairs: bool) -> tuple[Problem, ...]:
-    """From hard to easy, for what must be seen while a solver works."""
-    sizes = (300, 60, 20, 10)
-    forms = ((8, 0), (8, 3)) if pairs else ((0, 0),)
-    layered = [layered_problem(size, rank=rank, degree=degree, seed=3) for size in sizes for rank, degree in forms]
-    return (*layered, *(layered_problem(size, bits=(2, 4, 8), rank=2 if pairs else 0, seed=3) for size in (10, 7)))
+def large_problems(pairs: bool) -> tuple[tuple[Problem, ...], ...]:
+    """Three families, each from hard to easy, for what must be seen while a solver works."""
+    linear = tuple(_knapsack(size) for size in SIZES)
+    if not pairs:
+        return (linear,)
+    factor = tuple(layered_problem(size, seed=3) for size in SIZES)
+    sparse = tuple(layered_problem(size, degree=3, seed=3) for size in SIZES)
+    return factor, sparse, linear
+
+
+def _knapsack(num_groups: int) -> Problem:
+    """Linear, with three budgets and costs that follow the uses: hard for whoever enumerates."""
+    rng = np.random.default_rng(num_groups)
+    uses = rng.integers(1, 1000, size=(3, num_groups, 4)).astype(np.float64)
+    low, high = uses.min(axis=2).sum(axis=1), uses.max(axis=2).sum(axis=1)
+    names = ("bytes", "macs", "seconds")
+    return Problem(
+        [f"g{g}" for g in range(num_groups)],
+        [["a", "b", "c", "d"]] * num_groups,
+        (rng.uniform(0, 100, (num_groups, 4)) - uses.sum(axis=0)).ravel(),
+        {name: use.ravel() for name, use in zip(names, uses, strict=True)},
+        dict(zip(names, np.floor((low + high) / 2).tolist(), strict=True)),
+    )
 
 
 def _without_pairs(problem: Problem) -> Problem:
@@ -74,6 +94,8 @@ def first_taken(solver: Solver) -> Problem:
     return next(taken(solver, random_problems(solver.native_pairs)))
 
 
-def largest_taken(solver: Solver) -> Problem:
-    """The hardest of `large_problems` that it does not refuse."""
-    return next(taken(solver, large_problems(solver.native_pairs)))
+def largest_taken(solver: Solver) -> list[Problem]:
+    """The hardest problem of each family that the solver does not refuse."""
+    families = [[p for p in family if not solver.refuse(p)] for family in large_problems(solver.native_pairs)]
+    require(solver, any(families), "refuses every problem of the suite")
+    return [family[0] for family in families if family]
