@@ -75,7 +75,7 @@ def save_compressed(model: nn.Module, path: AnyPath) -> SavedFile:
     plain = [name for name, (first, tensor) in state.items() if name == first and id(tensor) not in written]
     tensors |= {name: state[name][1].detach().cpu().contiguous().clone() for name in plain}
     header = {"parts": parts, "plain": plain, "state": _described(state)}
-    metadata = {"kind": FILE_KIND, "version": str(FILE_VERSION), "header": json.dumps(header)}
+    metadata = {"kind": FILE_KIND, "version": str(FILE_VERSION), "header": json.dumps(header, separators=(",", ":"))}
     try:
         content = safetensors.torch.save(tensors, metadata)
     except (KeyError, ValueError, safetensors.SafetensorError) as error:

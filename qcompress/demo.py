@@ -1,4 +1,4 @@
-"""The main job on a small scale: a residual network for handwritten digits, trained here, compressed by several solvers.
+"""The main job on a small scale: a residual network for digits, trained here, compressed by several solvers.
 
 Everything is real: scikit-learn's digits (1,797 images of 8×8), a network trained in seconds, measured, compressed
 to a tenth of its bytes, saved, loaded again and tested on images it has not seen.
@@ -92,7 +92,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, *, epochs: int = 12,
         for start in range(0, len(images) - batch + 1, batch):
             chosen = order[start : start + batch]
             optimiser.zero_grad()
-            functional.cross_entropy(model(images[chosen]), labels[chosen]).backward()
+            functional.cross_entropy(model(images[chosen]), labels[chosen]).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
     model.eval()
@@ -153,7 +153,7 @@ def run_demo(
     train(model, images, labels, seed=seed)
     before = accuracy(model, test_images, test_labels)
     options = prune_quantize() + low_rank()
-    batches = list(images[:512].split(128))
+    batches = list(torch.split(images[:512], 128))
     say("measuring what every option does to the loss, alone and with the others")
     start = time.perf_counter()
     measurement = measure(model, batches, options, method="direct", seed=seed)

@@ -63,10 +63,10 @@ class KullbackLeibler(Loss):
         positions = p[0, ..., 0].numel()
         if positions == 1 and classes <= limit:
             units = torch.eye(classes, dtype=p.dtype, device=p.device).reshape(classes, *[1] * (p.ndim - 1), classes)
-            return root_p.movedim(-1, 0).unsqueeze(-1) * (units - p)
+            return torch.mul(root_p.movedim(-1, 0).unsqueeze(-1), units - p)
         signs = _signs((NUM_PROBES, *p.shape), p, generator)
         mixed = root_p * signs - p * (root_p * signs).sum(-1, keepdim=True)
-        return mixed / (positions * NUM_PROBES) ** 0.5
+        return torch.div(mixed, (positions * NUM_PROBES) ** 0.5)
 
 
 class MeanSquaredError(Loss):
@@ -84,8 +84,9 @@ class MeanSquaredError(Loss):
         if numbers <= limit:
             units = torch.eye(numbers, dtype=reference.dtype, device=reference.device)
             spread = units.reshape(numbers, 1, *reference.shape[1:]).expand(numbers, *reference.shape)
-            return spread * (2 / numbers) ** 0.5
-        return _signs((NUM_PROBES, *reference.shape), reference, generator) * (2 / (numbers * NUM_PROBES)) ** 0.5
+            return torch.mul(spread, (2 / numbers) ** 0.5)
+        signs = _signs((NUM_PROBES, *reference.shape), reference, generator)
+        return torch.mul(signs, (2 / (numbers * NUM_PROBES)) ** 0.5)
 
 
 class CallableLoss(Loss):

@@ -65,7 +65,7 @@ class Candidates:
     def layer_change(self, layer: Layer, option: int) -> Tensor:
         """The change of the whole weight when every part takes its ``option``-th option, where it has one."""
         module = self._model.get_submodule(layer.modules[0])
-        weight: Tensor = module.weight.detach()  # type: ignore[union-attr,assignment]
+        weight = layers.weight_of(module).detach()
         rows = [
             self.change(part, option)
             if option < len(self.transforms[part])
@@ -79,7 +79,7 @@ class Candidates:
         """The model with one option of one part in place; put back exactly afterwards."""
         own = self.parts[part]
         module = self._model.get_submodule(own.modules[0])
-        weight: nn.Parameter = module.weight  # type: ignore[union-attr,assignment]
+        weight = layers.weight_of(module)
         original = weight.detach().clone()
         start, stop = own.rows or (0, own.target.channels)
         rows = layers.to_rows(module, original).clone()

@@ -22,6 +22,7 @@ from qcompress.losses import Loss
 from qcompress.measuring.candidates import Candidates, Layer
 
 MAX_ROOTS = 16  # each root costs one backward pass
+CHUNK = 16  # samples whose products are taken at once
 USE_TOLERANCE = 1e-2  # float32 sums over a whole batch, in another order
 
 
@@ -75,7 +76,7 @@ def batch_effects(
     recorder = _Recorder()
     paths = [path for layer in candidates.layers for path in layer.modules]
     hooks = [model.get_submodule(path).register_forward_hook(recorder.hook(path), with_kwargs=True) for path in paths]
-    weights = [_weight(model, layer) for layer in candidates.layers]
+    weights = [layers.weight_of(model.get_submodule(layer.modules[0])) for layer in candidates.layers]
     for weight in weights:
         weight.requires_grad_(check)
     try:
@@ -84,8 +85,6 @@ def batch_effects(
     finally:
         for hook in hooks:
             hook.remove()
-        for weight in weights:
-            weight.requires_grad_(False)
     reference = output.detach()
     num_samples = len(reference)
     roots = loss.roots(reference, batch, MAX_ROOTS, generator)
@@ -96,6 +95,8 @@ def batch_effects(
     handles = [call.handle for call in calls]
     if check:
         _check_use(output, probes[0], candidates, weights, recorder, handles)
+        for weight in weights:
+            weight.requires_grad_(False)
     gradients = [_gradients(output, probe, handles, keep=index + 1 < len(probes)) for index, probe in enumerate(probes)]
 
     effects = np.zeros((candidates.num_options, num_samples, len(probes)), dtype=np.float32)
@@ -104,7 +105,7 @@ def batch_effects(
         for layer in candidates.layers:
             for path in layer.modules:
                 for call in recorder.calls.get(path, []):
-                    own = torch.stack([per_probe[position] for per_probe in gradients])
+                    own = [per_probe[position] for per_probe in gradients]
                     _add_layer_effects(effects, layer, call, own, candidates, num_samples)
                     position += 1
     first_order = np.zeros(candidates.num_options)
@@ -113,11 +114,6 @@ def batch_effects(
         effects = effects[:, :, :-1]
     cost = first_order + 0.5 * np.square(effects, dtype=np.float64).sum(axis=(1, 2))
     return cost, effects.reshape(candidates.num_options, -1), num_samples
-
-
-def _weight(model: nn.Module, layer: Layer) -> nn.Parameter:
-    weight: nn.Parameter = model.get_submodule(layer.modules[0]).weight  # type: ignore[union-attr,assignment]
-    return weight
 
 
 def _gradients(output: Tensor, probe: Tensor, handles: list[Tensor], *, keep: bool) -> list[Tensor]:
@@ -137,22 +133,42 @@ def _response(call: _Call, change: Tensor) -> Tensor:
 
 
 def _add_layer_effects(
-    effects: NDArray[np.float32], layer: Layer, call: _Call, gradients: Tensor, candidates: Candidates, num_samples: int
+    effects: NDArray[np.float32],
+    layer: Layer,
+    call: _Call,
+    gradients: list[Tensor],
+    candidates: Candidates,
+    num_samples: int,
 ) -> None:
-    """Add one call's share to ``effects``: ``gradients`` are ``(probes, *layer output)``."""
+    """Add one call's share to ``effects``; ``gradients`` are those of the call's output, one a probe."""
     num_options = max(len(candidates.transforms[part]) for part in layer.parts)
     sample_dim = _sample_dim(gradients[0], num_samples)
-    starts = [(candidates.parts[part].rows or (0, 0))[0] for part in layer.parts]
-    for option in range(1, num_options):  # option 0 keeps the weight
-        response = _response(call, candidates.layer_change(layer, option))
-        if len(layer.parts) == 1:
-            left, right = (_by_sample(value, sample_dim, num_samples) for value in (gradients, response[None]))
-            share = torch.einsum("knm,nm->nk", left, right[0])[None]
-        else:
-            share = _by_part(call, gradients, response, sample_dim, num_samples, starts)
-        for part, own in zip(layer.parts, share.cpu().numpy(), strict=True):
+    changes = [candidates.layer_change(layer, option) for option in range(1, num_options)]  # option 0 keeps the weight
+    responses = [_response(call, change) for change in changes]
+    if len(layer.parts) == 1:
+        others = [dim for dim in range(gradients[0].ndim) if dim != sample_dim]
+        order = [sample_dim, *sorted(others, key=lambda dim: -gradients[0].stride()[dim])]  # as in memory: no copies
+        left = [value.permute(order).reshape(num_samples, -1) for value in gradients]
+        right = [value.permute(order).reshape(num_samples, -1) for value in responses]
+        shares = _products(right, left)[:, None]  # (options, 1, samples, probes)
+    else:
+        starts = [(candidates.parts[part].rows or (0, 0))[0] for part in layer.parts]
+        split = _by_vocabulary if isinstance(call.module, nn.Embedding) else _by_channel
+        shares = torch.stack([split(call, gradients, value, sample_dim, num_samples, starts) for value in responses])
+    for option, share in enumerate(shares.cpu().numpy(), start=1):
+        for part, own in zip(layer.parts, share, strict=True):
             if option < len(candidates.transforms[part]):
                 effects[candidates.offsets[part] + option] += own
+
+
+def _products(left: list[Tensor], right: list[Tensor]) -> Tensor:
+    """All products per sample of two lists of ``(samples, m)``: ``(len(left), samples, len(right))``."""
+    chunks = []
+    for start in range(0, len(left[0]), CHUNK):  # small stacks stay in the cache
+        rows = slice(start, start + CHUNK)
+        stacked = (torch.stack([value[rows] for value in side], dim=1) for side in (left, right))
+        chunks.append(torch.bmm(next(stacked), next(stacked).mT))
+    return torch.cat(chunks).transpose(0, 1)
 
 
 def _sample_dim(output: Tensor, num_samples: int) -> int:
@@ -172,41 +188,38 @@ def _sample_dim(output: Tensor, num_samples: int) -> int:
 
 
 def _by_sample(values: Tensor, sample_dim: int, num_samples: int) -> Tensor:
-    """``(k, *output)`` → ``(k, samples, everything else)``."""
-    return values.movedim(1 + sample_dim, 1).reshape(len(values), num_samples, -1)
+    """A layer's output as ``(samples, everything else)``."""
+    return values.movedim(sample_dim, 0).reshape(num_samples, -1)
 
 
-def _by_part(
-    call: _Call, gradients: Tensor, response: Tensor, sample_dim: int, num_samples: int, starts: list[int]
+def _by_channel(
+    call: _Call, gradients: list[Tensor], response: Tensor, sample_dim: int, num_samples: int, starts: list[int]
 ) -> Tensor:
-    """The products split by the parts that the layer's channels belong to: ``(parts, samples, probes)``."""
-    if isinstance(call.module, nn.Embedding):
-        products = (gradients * response).sum(-1)  # (k, *ids): which part an output belongs to depends on its id
-        ids = call.args[0] if call.args else call.kwargs["input"]
-        bounds = torch.tensor(starts[1:], device=ids.device)
-        owner = _by_sample(torch.bucketize(ids, bounds, right=True)[None], sample_dim, num_samples)[0]
-        products = _by_sample(products, sample_dim, num_samples)
-        share = torch.zeros(len(starts), num_samples, len(gradients), dtype=products.dtype, device=products.device)
-        rows = torch.arange(num_samples, device=ids.device)[:, None].expand_as(owner)
-        share.index_put_((owner, rows), products.permute(1, 2, 0), accumulate=True)
-        return share
+    """The products split by the parts that the output's channels belong to: ``(parts, samples, probes)``."""
     dim = layers.channel_dim(call.module, response)
-    left = _channels_first(gradients, dim + 1, sample_dim + 1, num_samples)
-    right = _channels_first(response[None], dim + 1, sample_dim + 1, num_samples)[0]
-    per_channel = torch.einsum("kcnm,cnm->cnk", left, right)
-    owner = torch.bucketize(
-        torch.arange(len(per_channel), device=response.device),
-        torch.tensor(starts[1:], device=response.device),
-        right=True,
-    )
-    share = torch.zeros(len(starts), *per_channel.shape[1:], dtype=per_channel.dtype, device=per_channel.device)
-    return share.index_add_(0, owner, per_channel)
+
+    def channels_first(values: Tensor) -> Tensor:
+        moved = values.movedim((dim, sample_dim), (0, 1))
+        return moved.reshape(moved.shape[0], num_samples, -1)
+
+    right = channels_first(response)
+    per_channel = torch.stack([(channels_first(value) * right).sum(-1) for value in gradients], dim=-1)
+    bounds = torch.tensor(starts[1:], device=response.device)
+    owner = torch.bucketize(torch.arange(len(per_channel), device=response.device), bounds, right=True)
+    return per_channel.new_zeros(len(starts), *per_channel.shape[1:]).index_add_(0, owner, per_channel)
 
 
-def _channels_first(values: Tensor, channel_dim: int, sample_dim: int, num_samples: int) -> Tensor:
-    """``(k, …)`` → ``(k, channels, samples, everything else)``."""
-    moved = values.movedim((channel_dim, sample_dim), (1, 2))
-    return moved.reshape(len(values), moved.shape[1], num_samples, -1)
+def _by_vocabulary(
+    call: _Call, gradients: list[Tensor], response: Tensor, sample_dim: int, num_samples: int, starts: list[int]
+) -> Tensor:
+    """The products split by the parts that the looked-up entries belong to: ``(parts, samples, probes)``."""
+    ids: Tensor = call.args[0] if call.args else call.kwargs["input"]
+    bounds = torch.tensor(starts[1:], device=ids.device)
+    owner = _by_sample(torch.bucketize(ids, bounds, right=True), sample_dim, num_samples)
+    products = [_by_sample((value * response).sum(-1), sample_dim, num_samples) for value in gradients]
+    rows = torch.arange(num_samples, device=ids.device)[:, None].expand_as(owner)
+    share = response.new_zeros(len(starts), num_samples, len(gradients))
+    return share.index_put_((owner, rows), torch.stack(products, dim=-1), accumulate=True)
 
 
 def _check_use(

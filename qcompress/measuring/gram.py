@@ -50,7 +50,7 @@ class Sums:
     def factor(self) -> NDArray[np.float64]:
         """``(V, r)`` whose products are the mean second-order terms per sample."""
         if not self.exact:
-            return self.second / np.sqrt(self.num_samples)
+            return np.asarray(self.second / np.sqrt(self.num_samples))
         size = np.sqrt(np.diag(self.second))
         unit = np.where(size > 0, size, 1.0)  # options differ by orders of magnitude: factor the correlations
         values, vectors = np.linalg.eigh(self.second / np.outer(unit, unit))

@@ -31,7 +31,7 @@ class Replay:
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = {name: module for name, module in model.named_modules() if name}
-        self._calls: dict[nn.Module, list[_Call]] = {}
+        self._calls: dict[nn.Module | None, list[_Call]] = {}
         self._counts: dict[nn.Module, int] = {}
         self._clock = 0
 
@@ -47,8 +47,8 @@ class Replay:
 
     def behind(self, paths: tuple[str, ...], run: Callable[[], Tensor]) -> Tensor:
         """Run again with recorded outputs for every call that ended before the first call of the named modules."""
-        starts = [call.start for path in paths for call in self._calls.get(self._modules[path], [])]
-        first = min(starts, default=0)
+        changed = [self._modules.get(path) for path in paths]  # None for the model itself: nothing lies before it
+        first = min((call.start for module in changed for call in self._calls.get(module, [])), default=0)
         self._counts = {}
 
         def reuse(module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -88,7 +88,7 @@ def measure(
         inventory = survey(model, batches, forward, granularity)
         candidates = Candidates(model, inventory.parts, options)
         fingerprint = Measurement.fingerprint_of(model)
-        settings = [
+        settings: list[Any] = [
             fingerprint,
             _batch_fingerprint(forwards.first_batch(batches)),
             method,
@@ -116,7 +116,7 @@ def measure(
                 sums.save(file, key)
                 last_save = time.perf_counter()
             if on_progress is not None:
-                total = len(batches) if hasattr(batches, "__len__") else None
+                total = len(batches) if isinstance(batches, Sized) else None
                 elapsed_s = time.perf_counter() - start
                 on_progress(
                     MeasureProgress(
@@ -166,7 +166,7 @@ def _batch_fingerprint(batch: Any) -> str:
     def add(value: Any) -> None:
         if isinstance(value, Tensor):
             digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         elif isinstance(value, dict):
             for key in value:
                 digest.update(str(key).encode())

@@ -84,6 +84,28 @@ class PruneQuantize(Transform):
         Raises:
             ModelError: a weight is not finite, or beyond float32.
         """
+        codes, scales, kept = self._quantized(rows)
+        shifted = codes.to(torch.int32).add_(2 ** (self.bits - 1))
+        if kept is None:
+            return {"codes": pack(shifted.view(-1), self.bits), "scales": scales}
+        return {"codes": pack(shifted[kept], self.bits), "scales": scales, "mask": pack(kept.view(-1), 1)}
+
+    def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:
+        """Code times scale; 0 where pruned."""
+        kept = unpack(stored["codes"], self.bits, self._num_kept(target.num_weights)).sub_(2 ** (self.bits - 1))
+        codes = kept.to(torch.float32)
+        if self.sparsity:
+            mask = unpack(stored["mask"], 1, target.num_weights).to(torch.bool)
+            codes = torch.zeros(target.num_weights).masked_scatter_(mask, codes)
+        return _dequantized(codes.view(target.channels, target.per_channel), stored["scales"], target.dtype)
+
+    def approximate(self, rows: Tensor, target: Target) -> Tensor:
+        """What `decode` gives for `encode`, without packing and unpacking."""
+        codes, scales, _ = self._quantized(rows)
+        return _dequantized(codes, scales, target.dtype)
+
+    def _quantized(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Codes as float32 rows (0 where pruned), scales, and which weights are kept (None for all)."""
         exact = rows.detach().cpu().to(torch.promote_types(rows.dtype, torch.float32)).contiguous()
         weights = exact.to(torch.float32)
         if not bool(torch.isfinite(weights).all()):
@@ -93,22 +115,8 @@ class PruneQuantize(Transform):
             weights = weights * kept
         scales = _scales(weights, self.bits)
         levels = 2 ** (self.bits - 1)
-        divisors = torch.where(scales == 0, torch.ones(()), scales)
-        codes = (weights / divisors[:, None]).round_().clamp_(-levels, levels - 1).to(torch.int32).add_(levels)
-        if kept is None:
-            return {"codes": pack(codes.view(-1), self.bits), "scales": scales}
-        return {"codes": pack(codes[kept], self.bits), "scales": scales, "mask": pack(kept.view(-1), 1)}
-
-    def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:
-        """Code times scale in float32, rounded to the target's dtype and kept in its range; 0 where pruned."""
-        kept = unpack(stored["codes"], self.bits, self._num_kept(target.num_weights)).sub_(2 ** (self.bits - 1))
-        codes = kept.to(torch.float32)
-        if self.sparsity:
-            mask = unpack(stored["mask"], 1, target.num_weights).to(torch.bool)
-            codes = torch.zeros(target.num_weights).masked_scatter_(mask, codes)
-        rows = codes.view(target.channels, target.per_channel).mul_(stored["scales"][:, None])
-        limit = min(torch.finfo(target.dtype).max, torch.finfo(torch.float32).max)
-        return rows.clamp_(-limit, limit).to(target.dtype)
+        codes = (weights / _nonzero(scales)[:, None]).round_().clamp_(-levels, levels - 1)
+        return codes, scales, kept
 
     def _num_kept(self, num_weights: int) -> int:
         return num_weights - math.floor(self.sparsity * num_weights)
@@ -126,10 +134,19 @@ class PruneQuantize(Transform):
         return kept
 
 
+def _dequantized(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """Codes times scales in float32, rounded to ``dtype`` and kept in its range; ``codes`` is overwritten."""
+    limit = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max)
+    return codes.mul_(scales[:, None]).clamp_(-limit, limit).to(dtype)
+
+
 def _scales(weights: Tensor, bits: int) -> Tensor:
     """Scales ``(channels,)`` of float32 rows; 0 for a row of zeros."""
     from qcompress.transforms.scales import best_scales  # here: numba is slow to import
 
     peaks = weights.abs().amax(dim=1)
-    divisors = torch.where(peaks == 0, torch.ones(()), peaks)
-    return torch.from_numpy(best_scales((weights / divisors[:, None]).numpy(), bits)) * peaks
+    return torch.from_numpy(best_scales((weights / _nonzero(peaks)[:, None]).numpy(), bits)) * peaks
+
+
+def _nonzero(divisors: Tensor) -> Tensor:
+    return torch.where(divisors == 0, torch.ones(()), divisors)

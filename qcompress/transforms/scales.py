@@ -66,8 +66,8 @@ def _best_scales(rows, grid, low, high):  # type: ignore[no-untyped-def]  # prag
 @numba.njit(cache=True, nogil=True, fastmath=_FAST)
 def _squared_error(row, scale, low, high):  # type: ignore[no-untyped-def]  # pragma: no cover
     inverse, total = np.float32(1) / scale, np.float32(0)
-    for weight in row:
-        difference = min(max(np.rint(weight * inverse), low), high) * scale - weight
+    for i in range(row.shape[0]):  # over an index: iterating the row itself would not run on vectors
+        difference = min(max(np.rint(row[i] * inverse), low), high) * scale - row[i]
         total += difference * difference
     return total
 
@@ -75,8 +75,8 @@ def _squared_error(row, scale, low, high):  # type: ignore[no-untyped-def]  # pr
 @numba.njit(cache=True, nogil=True, fastmath=_FAST)
 def _refitted(row, scale, low, high):  # type: ignore[no-untyped-def]  # pragma: no cover
     inverse, product, square = np.float32(1) / scale, np.float32(0), np.float32(0)
-    for weight in row:
-        code = min(max(np.rint(weight * inverse), low), high)
-        product += code * weight
+    for i in range(row.shape[0]):
+        code = min(max(np.rint(row[i] * inverse), low), high)
+        product += code * row[i]
         square += code * code
     return product / square if product != 0 else scale
