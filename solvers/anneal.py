@@ -27,6 +27,9 @@ from solvers.repair import repair_flat
 CHUNK = 100_000
 """Moves between two looks at the clock (about 10 ms)."""
 
+LEAST_MOVES = 20_000
+"""Moves of every cooling at least: small problems are searched through in no time, and safer for it."""
+
 CHILDREN = 4
 """Children of a generation, cooled at the same time."""
 
@@ -88,9 +91,7 @@ class Anneal(Solver):
                     break
                 children = [_child(a, elite, search.rng) for _ in range(CHILDREN)]
                 kept = elite[: plan.population]
-                elite = _distinct(kept + herd.cooled(children, hot * REHEAT, max(1, plan.steps // 4)))[
-                    : plan.population
-                ]
+                elite = _distinct(kept + herd.cooled(children, hot * REHEAT, plan.child_steps))[: plan.population]
                 idle = idle + 1 if elite[0].value >= kept[0].value else 0
                 search.details["generations"] = generation + 1
             _offer(search, problem, [_polished(a, chain.best) for chain in elite[:1] if chain.value < NO_BEST])
@@ -112,11 +113,12 @@ class _Plan:
     """How many starts are cooled and by how many moves: as asked, or what the time left allows."""
 
     def __init__(self, options: Anneal, num_free: int, moves_per_s: float, search: Search) -> None:
-        self.population, self.steps = options.population, options.sweeps * num_free
+        self.population, self.steps = options.population, max(LEAST_MOVES, options.sweeps * num_free)
         affordable = 0.5 * search.remaining() * moves_per_s  # the other half is for recombination
         if self.population * self.steps > affordable:
             self.population = min(self.population, max(2, int(affordable / (self.steps / 5))))
             self.steps = max(1, int(min(self.steps, affordable / self.population)))
+        self.child_steps = max(min(LEAST_MOVES, self.steps), self.steps // 4)
 
 
 class _Herd:
