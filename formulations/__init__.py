@@ -5,6 +5,9 @@
 Knows numpy and scipy; dimod and pulp are imported only by the forms that need them; torch is never seen here.
 """
 
+import importlib
+from typing import Any
+
 from formulations.errors import (
     EncodingError,
     FileFormatError,
@@ -24,4 +27,20 @@ __all__ = [
     "InvalidProblemError",
     "PairTerms",
     "Problem",
+    "to_bqm",
+    "to_cqm",
+    "to_integer_program",
 ]
+
+_FORMS = {
+    "to_bqm": "formulations.bqm",
+    "to_cqm": "formulations.cqm",
+    "to_integer_program": "formulations.integer_program",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a form, and the library it needs, when it is first asked for."""
+    if name not in _FORMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_FORMS[name]), name)
