@@ -1,0 +1,121 @@
+"""Options: what is on offer, what of it is of use for a weight, and what is refused."""
+
+import json
+
+import pytest
+import torch
+
+from qcompress.errors import OptionsError
+from qcompress.options import Options, low_rank, prune_quantize, transform_from_json
+from qcompress.transforms.base import Keep, Target
+from qcompress.transforms.low_rank import LowRank
+from qcompress.transforms.quantize import PruneQuantize
+
+
+def weight(channels: int, per_channel: int, dtype: torch.dtype = torch.float32) -> tuple[Target, torch.Tensor]:
+    rows = torch.randn(channels, per_channel, generator=torch.Generator().manual_seed(0)).to(dtype)
+    target = Target(layer="Linear", channels=channels, per_channel=per_channel, dtype=dtype, macs=rows.numel())
+    return target, rows
+
+
+def test_all_combinations_are_offered_once() -> None:
+    options = prune_quantize(bits=(2, 4, 4), sparsity=(0, 0.5, 0.0))
+    assert options.transforms == (
+        PruneQuantize(2), PruneQuantize(4), PruneQuantize(2, 0.5), PruneQuantize(4, 0.5),
+    )  # fmt: skip
+
+
+def test_sums_keep_the_order_and_drop_what_is_double() -> None:
+    options = prune_quantize(bits=(4,), sparsity=(0,)) + low_rank(ratios=(0.5,))
+    assert (options + options) == options
+    assert [transform.label for transform in options.transforms] == ["4 bits", "rank for 50 %"]
+    with pytest.raises(TypeError):
+        options + 3  # type: ignore[operator]
+
+
+def test_labels_are_distinct() -> None:
+    options = prune_quantize(sparsity=(0, 0.001, 0.5)) + low_rank(ratios=(1 / 3, 0.333, 0.34))
+    labels = [transform.label for transform in options.transforms]
+    assert len(set(labels)) == len(labels) == 18
+
+
+def test_options_come_back_from_json() -> None:
+    options = prune_quantize() + low_rank()
+    assert Options.from_json(json.loads(json.dumps(options.to_json()))) == options
+    assert transform_from_json(Keep().to_json()) == Keep()
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ({"kind": "zip"}, "'zip'; known are: keep, prune_quantize, low_rank"),
+        ("low_rank", "'low_rank'; known"),
+        ({"kind": "low_rank", "rank": 3}, "not the fields of a low_rank"),
+        ({"kind": "prune_quantize", "bits": 99}, "from 2 to 16, found 99"),
+    ],
+)
+def test_json_that_is_no_transform_is_refused(value: object, found: str) -> None:
+    with pytest.raises(OptionsError, match=found):
+        transform_from_json(value)
+
+
+def test_json_that_is_no_list_is_refused() -> None:
+    with pytest.raises(OptionsError, match="a list of transforms, found dict"):
+        Options.from_json({})
+
+
+@pytest.mark.parametrize("make", [lambda: prune_quantize(bits=()), lambda: low_rank(ratios=[])])
+def test_empty_lists_are_refused(make: object) -> None:
+    with pytest.raises(OptionsError, match=r"is empty: give at least one"):
+        make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("make", [lambda: prune_quantize(bits=4), lambda: low_rank(ratios="0.5")])
+def test_a_single_value_is_refused_with_an_example(make: object) -> None:
+    with pytest.raises(OptionsError, match=r"must be a list of numbers, as \("):
+        make()  # type: ignore[operator]
+
+
+def test_what_is_no_transform_is_refused() -> None:
+    with pytest.raises(OptionsError, match="options are transforms"):
+        Options(("4 bits",))  # type: ignore[arg-type]
+
+
+def test_keep_comes_first_and_what_does_not_fit_is_left_out() -> None:
+    target, rows = weight(3, 2)
+    assert prune_quantize().for_target(target, rows)[0] == Keep()
+    assert (prune_quantize(bits=(16,), sparsity=(0,)) + low_rank(ratios=(0.1,))).for_target(target, rows) == (Keep(),)
+
+
+def test_only_options_that_no_other_one_beats_are_left() -> None:
+    target, rows = weight(24, 60)
+    offered = prune_quantize()
+    left = offered.for_target(target, rows)[1:]
+
+    def figures(transform: PruneQuantize) -> tuple[int, float]:
+        error = (transform.approximate(rows, target).double() - rows.double()).square().sum()
+        return transform.size_bytes(target), float(error)
+
+    for transform in offered.transforms:
+        size_bytes, error = figures(transform)
+        beaten = any(
+            other != transform and figures(other)[0] <= size_bytes and figures(other)[1] <= error
+            for other in offered.transforms
+        )
+        assert (transform in left) != beaten
+    assert PruneQuantize(8) in left
+    assert len(left) < len(offered.transforms)
+
+
+def test_of_equal_options_one_is_left() -> None:
+    target, rows = weight(8, 8)
+    assert len(prune_quantize(sparsity=(0,)).for_target(target, torch.zeros_like(rows))) == 2
+    ratios = (0.5, 0.501, 0.502)  # all of rank 2
+    assert low_rank(ratios).for_target(target, rows) == (Keep(), LowRank(0.5))
+
+
+def test_a_half_precision_weight_is_offered_less() -> None:
+    target, rows = weight(16, 64, torch.float16)
+    assert PruneQuantize(16) not in prune_quantize(bits=(8, 16)).for_target(target, rows)
+    target, rows = weight(16, 64)
+    assert PruneQuantize(16) in prune_quantize(bits=(8, 16)).for_target(target, rows)
