@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pulp
 import scipy.sparse
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from formulations.errors import EncodingError
 from formulations.problem import BUDGET_TOLERANCE, Problem
@@ -37,12 +37,23 @@ class IntegerProgram:
     Attributes:
         model: minimises the problem's objective.
         x: V binary variables, ``x_<group>_<option>``, in the problem's flat order.
+        y: per product variable the two options it multiplies: ``(variable, u, v)``.
         group_offsets: ``(G+1,)`` of the problem.
     """
 
     model: Any  # pulp.LpProblem
     x: tuple[Any, ...]
+    y: tuple[tuple[Any, int, int], ...]
     group_offsets: NDArray[np.int64]
+
+    def start_from(self, choice: ArrayLike) -> None:
+        """Give the model's variables the values of a choice ``(G,)``, for solvers that start from them."""
+        chosen = np.zeros(len(self.x))
+        chosen[self.group_offsets[:-1] + np.asarray(choice)] = 1.0
+        for x, value in zip(self.x, chosen.tolist(), strict=True):
+            x.varValue = value
+        for y, u, v in self.y:
+            y.varValue = float(chosen[u] * chosen[v])
 
     def decode(self, sample: Mapping[str, float] | None = None) -> NDArray[np.int64]:
         """The choice ``(G,)`` of a sample (variable name → value), by default of the values the model holds.
@@ -102,25 +113,52 @@ def to_integer_program(problem: Problem) -> IntegerProgram:
         terms = _sum([(x[option], use[option] / size) for option in np.flatnonzero(use)])
         limit = (budget + BUDGET_TOLERANCE * abs(budget)) / size
         model.addConstraint(pulp.LpConstraint(terms, pulp.LpConstraintLE, f"budget_{k}", limit))
-    objective = list(zip(x, problem.cost.tolist(), strict=True))
-    objective += _add_products(model, problem, x, rows, columns, values)
+    y, weights = _add_products(model, problem, x, rows, columns, values)
+    objective = [
+        *zip(x, problem.cost.tolist(), strict=True),
+        *((product[0], w) for product, w in zip(y, weights, strict=True)),
+    ]
     model.setObjective(pulp.LpAffineExpression(objective, constant=problem.offset))
-    return IntegerProgram(model=model, x=x, group_offsets=first)
+    return IntegerProgram(model=model, x=x, y=tuple(y), group_offsets=first)
+
+
+def num_products(problem: Problem) -> int:
+    """How many product variables the pair terms make.
+
+    >>> from formulations import PairTerms
+    >>> num_products(Problem(["a", "b"], [["x", "y"]] * 2, [0, 0, 0, 0], {}, {}, PairTerms(factor=[[1.0]] * 4)))
+    4
+    """
+    if problem.pairs.factor is not None and problem.pairs.factor.any():
+        sizes = np.diff(problem.group_offsets)
+        return int(sizes.sum() ** 2 - np.square(sizes).sum()) // 2
+    if not problem.pairs.num_sparse:
+        return 0
+    rows, columns = problem.pairs.sparse.tocoo().coords
+    block = problem.group_of[rows].astype(np.int64) * problem.num_groups + problem.group_of[columns]
+    name, block = np.unique(block, return_inverse=True)
+    sides = []
+    for option in (rows, columns):
+        met = np.unique(block * problem.num_options + option)
+        sides.append(np.bincount(met // problem.num_options, minlength=len(name)))
+    return int(sides[0] @ sides[1])
 
 
 def _pair_entries(problem: Problem) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """All pair terms as (row option, column option, value), ordered by the pair of groups."""
+    count = num_products(problem)
+    if count > MAX_PRODUCTS:
+        raise EncodingError(
+            f"linearising the pair terms takes {count:,} product variables, the limit is {MAX_PRODUCTS:,}; "
+            "solve with 'auto', 'lagrangian' or 'anneal', which keep the pair terms as they are"
+        )
     parts = []
-    sizes = np.diff(problem.group_offsets)
     factor = problem.pairs.factor
     if factor is not None and factor.any():
-        products = (sizes.sum() ** 2 - np.square(sizes).sum()) // 2
-        _require_few(int(products), f"the factor couples all {problem.num_options:,} options")
         product = np.triu(factor @ factor.T)
         product[problem.group_of[:, None] == problem.group_of] = 0.0
         parts.append(scipy.sparse.csr_array(product))
     if problem.pairs.num_sparse:
-        _require_few(problem.pairs.num_sparse, f"there are {problem.pairs.num_sparse:,} sparse terms")
         parts.append(problem.pairs.sparse)
     if not parts:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
@@ -130,14 +168,6 @@ def _pair_entries(problem: Problem) -> tuple[NDArray[np.int64], NDArray[np.int64
     return rows[order].astype(np.int64), columns[order].astype(np.int64), matrix.data[order]
 
 
-def _require_few(products: int, why: str) -> None:
-    if products > MAX_PRODUCTS:
-        raise EncodingError(
-            f"linearising the pair terms takes {products:,} product variables ({why}), the limit is {MAX_PRODUCTS:,}; "
-            "solve with 'auto', 'lagrangian' or 'anneal', which keep the pair terms as they are"
-        )
-
-
 def _add_products(
     model: Any,
     problem: Problem,
@@ -145,9 +175,10 @@ def _add_products(
     rows: NDArray[np.int64],
     columns: NDArray[np.int64],
     values: NDArray[np.float64],
-) -> list[tuple[Any, float]]:
-    """Add the product variables and their rows, block by block; their terms of the objective."""
-    objective: list[tuple[Any, float]] = []
+) -> tuple[list[tuple[Any, int, int]], list[float]]:
+    """Add the product variables and their rows, block by block; the variables and their weights in the objective."""
+    products: list[tuple[Any, int, int]] = []
+    weights: list[float] = []
     sizes = np.diff(problem.group_offsets)
     key = problem.group_of[rows] * problem.num_groups + problem.group_of[columns]
     limits = [*np.flatnonzero(np.diff(key, prepend=-1)).tolist(), len(key)]
@@ -158,20 +189,21 @@ def _add_products(
         weight[row, column] = values[begin:end]
         y = [[model.add_variable(f"y_{u}_{v}", 0, 1) for v in beside] for u in above]
         flat = [variable for line in y for variable in line]
-        objective += zip(flat, weight.ravel().tolist(), strict=True)
+        products += [(y[i][j], int(u), int(v)) for i, u in enumerate(above) for j, v in enumerate(beside)]
+        weights += weight.ravel().tolist()
 
         g, h = problem.group_of[above[0]], problem.group_of[beside[0]]
         all_above, all_beside = len(above) == sizes[g], len(beside) == sizes[h]
         lines: list[tuple[Any, Any, bool]] = [(u, line, all_beside) for u, line in zip(above, y, strict=True)]
         lines += [(v, line, all_above) for v, line in zip(beside, zip(*y, strict=True), strict=True)]
-        for option, products, whole in lines:
-            terms = _sum([(variable, 1.0) for variable in products] + [(x[option], -1.0)])
+        for option, line, whole in lines:
+            terms = _sum([(variable, 1.0) for variable in line] + [(x[option], -1.0)])
             sense = pulp.LpConstraintEQ if whole else pulp.LpConstraintLE
             model.addConstraint(pulp.LpConstraint(terms, sense, f"product_{g}_{h}_{option}", 0.0))
         if not (all_above or all_beside):
             terms = _sum([(variable, 1.0) for variable in flat] + [(x[option], -1.0) for option in (*above, *beside)])
             model.addConstraint(pulp.LpConstraint(terms, pulp.LpConstraintGE, f"product_{g}_{h}", -1.0))
-    return objective
+    return products, weights
 
 
 def _sum(terms: list[tuple[Any, float]]) -> Any:
