@@ -158,10 +158,10 @@ def test_solvers_are_listed_with_their_options(capsys):
 
 def test_solve_passes_seed_options_and_start_on(folder, problem_file, capsys):
     ran(["solve", problem_file, "--solver", "brute-force", "--output", "first.json"])
-    words = ["--seed", "5", "--option", "restarts=2", "--initial", "first.json", "--output", "second.json"]
+    words = ["--seed", "5", "--option", "generations=2", "--initial", "first.json", "--output", "second.json"]
     ran(["solve", problem_file, "--solver", "anneal", *words])
     first, second = Solution.load("first.json"), Solution.load("second.json")
-    assert (second.solver, second.seed, second.options["restarts"]) == ("anneal", 5, 2)
+    assert (second.solver, second.seed, second.options["generations"]) == ("anneal", 5, 2)
     assert second.objective == first.objective
 
 

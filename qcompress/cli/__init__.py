@@ -24,6 +24,7 @@ app = typer.Typer(
     epilog=EPILOG,
     rich_markup_mode="markdown",
     add_completion=False,
+    pretty_exceptions_enable=False,
 )
 for family in (compressing, measuring, solving, showing):
     family.register(app)

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from formulations import FormulationError
 from qcompress.errors import QcompressError
@@ -50,12 +51,13 @@ def print_lines(*lines: str) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
-    """A table on stdout; a column whose name starts with ``>`` is set to the right."""
+    """A table on stdout; a column whose name starts with ``>`` is set to the right; names may all be empty."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.show_header = any(columns)
     for name in columns:
         table.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(cell) for cell in row))  # as it is: names may hold rich's square brackets
     out.print(table)
 
 

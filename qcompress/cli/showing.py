@@ -1,6 +1,5 @@
 """``show``: a readable summary of any file or run folder of ours."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,7 +72,7 @@ def _show_problem(problem: Problem) -> None:
         uses.append((name, amount(smallest[name]), limit, amount(float(np.maximum.reduceat(use, starts).sum()))))
     print_table(("resource", ">smallest", ">budget", ">largest"), uses)
     groups = [
-        (name, ", ".join(options), f"{number(cost.min(), 3)} … {number(cost.max(), 3)}")
+        (name, "; ".join(options), f"{number(cost.min(), 3)} … {number(cost.max(), 3)}")
         for name, options, cost in zip(problem.groups, problem.options, np.split(problem.cost, starts[1:]), strict=True)
     ]
     print_table(("group", "options", "cost"), groups)
@@ -118,24 +117,12 @@ def _show_measurement(measurement: "Measurement") -> None:
 
 
 def _show_model(file: Path) -> None:
-    import safetensors
+    from qcompress.artefact import stored_parts
 
-    from qcompress import artefact
-    from qcompress.errors import ArtefactError
-    from qcompress.options import transform_from_json
-    from qcompress.parts import Part
-
-    try:
-        with safetensors.safe_open(file, framework="numpy") as content:
-            metadata = content.metadata() or {}
-    except safetensors.SafetensorError as error:
-        raise ArtefactError(f"{file} is no whole safetensors file: {error}") from error
-    if metadata.get("kind") != artefact.FILE_KIND:
-        raise ArtefactError(f"{file} is no {artefact.FILE_KIND}: its metadata says {metadata.get('kind')!r}")
     rows = []
-    for item in json.loads(metadata["header"])["parts"]:
-        part, transform = Part.from_json(item["part"]), transform_from_json(item["transform"])
-        before = part.target.num_weights * part.target.dtype.itemsize
-        rows.append((part.name, transform.label, f"{before:,}", f"{transform.size_bytes(part.target):,}"))
+    for item in stored_parts(file):
+        target = item.part.target
+        before, after = target.num_weights * target.dtype.itemsize, item.transform.size_bytes(target)
+        rows.append((item.part.name, item.transform.label, f"{before:,}", f"{after:,}"))
     print_lines(f"Compressed model, {file.stat().st_size:,} bytes")
     print_table(("part", "stored as", ">bytes before", ">bytes"), rows)
