@@ -39,6 +39,7 @@ MARGIN = 1.01
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Couplings = tuple[Integers, Integers, Floats]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -97,7 +98,14 @@ class EncodedBqm:
         return np.asarray(array[:, : len(self.cost)] > 0)
 
 
-def to_bqm(problem: Problem, encoding: str = "one-hot", *, prices: Mapping[str, float] | None = None) -> EncodedBqm:
+def to_bqm(
+    problem: Problem,
+    encoding: str = "one-hot",
+    *,
+    prices: Mapping[str, float] | None = None,
+    strength: float = 1.0,
+    couplings: Couplings | None = None,
+) -> EncodedBqm:
     """``problem`` as a binary quadratic model.
 
     Args:
@@ -106,6 +114,8 @@ def to_bqm(problem: Problem, encoding: str = "one-hot", *, prices: Mapping[str, 
         prices: None: budgets hold by slack bits; this couples all options, and the uses must be whole multiples of
             a common unit. Otherwise name of a budget → objective per unit of its resource (≥ 0): the model's ground
             state is the best choice at these prices, which may break a budget or leave some of it unspent.
+        strength: one-hot penalties relative to the proven ones. Below 1 the proof is gone, but annealers move better.
+        couplings: ``pair_couplings(problem)``, for callers that encode one problem at many prices.
 
     Raises:
         EncodingError: unknown encoding; too many pairs; uses without a common unit; a price missing or negative.
@@ -122,8 +132,9 @@ def to_bqm(problem: Problem, encoding: str = "one-hot", *, prices: Mapping[str, 
     cost = np.array(problem.cost) + (0.0 if prices is None else _priced(problem, prices))
     lowest = np.minimum.reduceat(cost, starts)
     shifted = cost - lowest[problem.group_of]
-    pairs = pair_couplings(problem, complete=prices is None and bool(problem.budgets))
-    penalty = one_hot_penalty(problem, shifted, pairs)
+    complete = prices is None and bool(problem.budgets)
+    pairs = pair_couplings(problem, complete=complete) if couplings is None else couplings
+    penalty = strength * one_hot_penalty(problem, shifted, pairs)
     offset = problem.offset + float(lowest.sum())
     if prices is not None:
         offset -= sum(price * problem.budgets[name] for name, price in prices.items())
@@ -147,9 +158,6 @@ def to_bqm(problem: Problem, encoding: str = "one-hot", *, prices: Mapping[str, 
     rows, columns, values = (np.concatenate(parts) for parts in zip(*quadratic, strict=True))
     bqm = dimod.BinaryQuadraticModel.from_numpy_vectors(linear, (rows, columns, values), offset, dimod.BINARY)
     return EncodedBqm(bqm=bqm, penalty=penalty, cost=cost, group_offsets=problem.group_offsets)
-
-
-Couplings = tuple[Integers, Integers, Floats]
 
 
 def pair_couplings(problem: Problem, *, complete: bool = False) -> Couplings:

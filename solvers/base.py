@@ -193,6 +193,10 @@ class Search:
         """The best proven lower bound, scaled."""
         return None if self._bound is None else self._bound * self._scale
 
+    def unscaled(self, number: float) -> float:
+        """A scaled objective or price in the problem's own unit, for `details`."""
+        return number / self._scale
+
     def offer(self, choice: ArrayLike) -> bool:
         """Hand in a choice ``(G,)``; it is judged, and kept when feasible and better. True when it was kept."""
         candidate = np.array(choice, dtype=np.int64)

@@ -97,6 +97,18 @@ def objective(a: Arrays, chosen: Integers, total: Floats, field: Floats) -> floa
 
 
 @compiled
+def judge_all(a: Arrays, chosen: Integers) -> tuple[Floats, Floats]:
+    """Objectives ``(n,)`` without offset and excess over the budgets ``(n,)``, in units, of choices ``(n, G)``."""
+    values, excess = np.empty(len(chosen)), np.zeros(len(chosen))
+    for i in range(len(chosen)):
+        total, field, usage = begin(a, chosen[i])
+        values[i] = objective(a, chosen[i], total, field)
+        for k in range(len(usage)):
+            excess[i] += max(0.0, usage[k] - a.limit[k]) / a.unit[k]
+    return values, excess
+
+
+@compiled
 def delta(a: Arrays, total: Floats, field: Floats, old: int, new: int) -> float:
     """What switching one group from ``old`` to ``new`` adds to the objective."""
     change = a.cost[new] - a.cost[old] + field[new] - field[old]

@@ -1,0 +1,82 @@
+"""Simulated annealing on the QUBO (dwave-samplers), with temperatures derived from the coefficients.
+
+The first temperature lets any single bit flip: the largest change that one flip can make. The last one freezes the
+finest differences between options that matter. What always holds: variables stand in the order of the flat options,
+so that a seed gives the same samples again.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from dwave.samplers import SimulatedAnnealingSampler
+
+from formulations import Problem
+from formulations.bqm import ENCODINGS, EncodedBqm
+from solvers.base import Search, Solver
+from solvers.errors import InvalidOptionError
+from solvers.qubo import sample_rounds
+
+
+@dataclass(frozen=True)
+class SimulatedAnnealing(Solver):
+    """Simulated annealing on the QUBO; samples are decoded, repaired and polished.
+
+    Attributes:
+        num_reads: samples a round.
+        num_sweeps: sweeps over all bits for each sample.
+        rounds: samplings, each with better prices of the budgets.
+        encoding: of `formulations.to_bqm`.
+
+    >>> from solvers import solve
+    >>> from formulations.instances import layered_problem
+    >>> solution = solve(layered_problem(5), "sa", seed=0, rounds=4)
+    >>> solution.feasible, sorted(name for name in solution.details if name.startswith("objective"))
+    (True, ['objective_decoded', 'objective_polished', 'objective_raw', 'objective_repaired'])
+    """
+
+    name: ClassVar[str] = "sa"
+    summary: ClassVar[str] = "simulated annealing on the QUBO (dwave-samplers); decoded, repaired, polished"
+    native_constraints: ClassVar[bool] = False
+    requires: ClassVar[tuple[str, ...]] = ("dimod", "dwave.samplers")
+    num_reads: int = 20
+    num_sweeps: int = 1000
+    rounds: int = 12
+    encoding: str = "one-hot"
+
+    def __post_init__(self) -> None:
+        for option in ("num_reads", "num_sweeps", "rounds"):
+            if getattr(self, option) < 1:
+                raise InvalidOptionError(f"option {option!r} of 'sa' must be at least 1, found {getattr(self, option)}")
+        if self.encoding not in ENCODINGS:
+            raise InvalidOptionError(f"option 'encoding' of 'sa' knows {', '.join(ENCODINGS)}, found {self.encoding!r}")
+
+    def run(self, problem: Problem, search: Search) -> None:
+        """Sample, decode, repair, polish, round by round."""
+        sampler = SimulatedAnnealingSampler()
+
+        def sample(encoded: EncodedBqm) -> Any:
+            return sampler.sample(
+                encoded.bqm,
+                num_reads=self.num_reads,
+                num_sweeps=self.num_sweeps,
+                beta_range=beta_range(encoded),
+                seed=int(search.rng.integers(2**31)),
+                interrupt_function=search.expired,
+            )
+
+        sample_rounds(problem, search, sample, self.rounds, self.encoding)
+
+
+def beta_range(encoded: EncodedBqm) -> tuple[float, float]:
+    """First and last inverse temperature for ``encoded``.
+
+    The first: an uphill flip that breaks a group is taken half of the time. The last: the 5 % quantile of what options of
+    one group differ by in cost is passed once in e³ tries.
+    """
+    starts = encoded.group_offsets[:-1]
+    differences = encoded.cost - np.repeat(np.minimum.reduceat(encoded.cost, starts), np.diff(encoded.group_offsets))
+    largest = max(float(encoded.penalty.max()), float(differences.max()))
+    felt = differences[differences > 1e-9 * largest]
+    smallest = float(np.quantile(felt, 0.05)) if len(felt) else largest
+    return np.log(2.0) / largest, 3.0 / max(smallest, 1e-6 * largest)

@@ -1,0 +1,132 @@
+"""Any dimod sampler as a solver: BQM samplers and composites through the QUBO, CQM samplers through the CQM.
+
+    solve(problem, dwave.samplers.TabuSampler(), parameters={"timeout": 100})
+
+What always holds: only parameters that the sampler itself lists are passed on; seed and time limit are passed where
+the sampler has a parameter for them.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import dimod
+import numpy as np
+
+from formulations import Problem
+from formulations.bqm import EncodedBqm
+from formulations.cqm import to_cqm
+from solvers.base import Search, Solver
+from solvers.errors import InvalidOptionError
+from solvers.moves import to_arrays
+from solvers.qubo import Improver, sample_rounds
+
+READS = 20
+"""Samples per call where the caller does not say (samplers themselves mostly default to 1)."""
+
+
+def from_sampler(sampler: Any) -> Solver:
+    """A `Solver` that runs ``sampler``.
+
+    Args:
+        sampler: an instance of ``dimod.Sampler`` (a composite is one), or anything with ``sample_cqm``.
+
+    Raises:
+        InvalidOptionError: anything else.
+
+    >>> from solvers import solve
+    >>> from formulations.instances import layered_problem
+    >>> solution = solve(layered_problem(3, bits=(2, 4)), dimod.ExactSolver(), seed=0)
+    >>> solution.feasible, solution.solver
+    (True, 'ExactSolver')
+    """
+    if isinstance(sampler, type):
+        raise InvalidOptionError(
+            f"solver takes an instance, found the class {sampler.__name__}: write {sampler.__name__}()"
+        )
+    if callable(getattr(sampler, "sample_cqm", None)):
+        return CqmSamplerSolver(sampler)
+    if isinstance(sampler, dimod.Sampler):
+        return BqmSamplerSolver(sampler)
+    raise InvalidOptionError(
+        f"solver must be a name, a solvers.Solver, a dimod.Sampler or a CQM sampler, found {type(sampler).__name__}"
+    )
+
+
+@dataclass(frozen=True)
+class SamplerSolver(Solver):
+    """What both kinds of sampler share.
+
+    Attributes:
+        sampler: the dimod sampler.
+        parameters: passed to the sampler; only what it lists in ``sampler.parameters``.
+    """
+
+    name: ClassVar[str] = "sampler"
+    summary: ClassVar[str] = "any dimod sampler"
+    deterministic: ClassVar[bool] = False  # nothing is known about a sampler from outside
+    sampler: Any = None
+    parameters: Any = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", type(self.sampler).__name__)
+        known = getattr(self.sampler, "parameters", None) or {}
+        if unknown := [name for name in self.parameters or {} if name not in known]:
+            has = ", ".join(known) or "none"
+            raise InvalidOptionError(f"sampler {self.name} has no parameter {', '.join(unknown)}; it has: {has}")
+
+    @classmethod
+    def option_defaults(cls) -> dict[str, Any]:
+        """Option name → default; the sampler itself is no option."""
+        return {name: value for name, value in super().option_defaults().items() if name != "sampler"}
+
+    def arguments(self, search: Search) -> dict[str, Any]:
+        """The call's keywords: the caller's, and what the sampler has a parameter for."""
+        known = getattr(self.sampler, "parameters", None) or {}
+        ours: dict[str, Any] = {"num_reads": READS, "seed": int(search.rng.integers(2**31))}
+        ours["interrupt_function"] = search.expired
+        if np.isfinite(search.remaining()):
+            ours["time_limit"] = search.remaining()
+        return {name: value for name, value in ours.items() if name in known} | dict(self.parameters or {})
+
+
+@dataclass(frozen=True)
+class BqmSamplerSolver(SamplerSolver):
+    """A BQM sampler through the QUBO.
+
+    Attributes:
+        rounds: samplings, each with better prices of the budgets.
+        encoding: of `formulations.to_bqm`.
+    """
+
+    native_constraints: ClassVar[bool] = False
+    rounds: int = 10
+    encoding: str = "one-hot"
+
+    def run(self, problem: Problem, search: Search) -> None:
+        """Sample, decode, repair, polish, round by round."""
+
+        def sample(encoded: EncodedBqm) -> Any:
+            return self.sampler.sample(encoded.bqm, **self.arguments(search))
+
+        sample_rounds(problem, search, sample, self.rounds, self.encoding)
+
+
+@dataclass(frozen=True)
+class CqmSamplerSolver(SamplerSolver):
+    """A CQM sampler: discrete groups and budgets as constraints of the model."""
+
+    def run(self, problem: Problem, search: Search) -> None:
+        """Sample once, repair, polish."""
+        improver = Improver(problem, search, to_arrays(problem))
+        with search.phase("build_s"):
+            encoded = to_cqm(problem)
+        with search.phase("solve_s"):
+            found = self.sampler.sample_cqm(encoded.cqm, **self.arguments(search))
+            columns = [found.variables.index(v) for v in range(problem.num_options)]
+            states = found.record.sample[np.argsort(found.record.energy, kind="stable")][:, columns]
+        with search.phase("decode_s"):
+            one = np.add.reduceat(states.astype(np.int64), problem.group_offsets[:-1], axis=1) == 1
+            choices = [encoded.decode(state) for state in states[one.all(axis=1)]]
+            if choices:
+                improver.take(np.stack(choices))
+        search.details |= improver.quality.details(search)
