@@ -7,6 +7,7 @@ the saved one's bit for bit.
 """
 
 import json
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from qcompress.transforms.base import Keep
 
 FILE_KIND = "qcompress compressed model"
 FILE_VERSION = 1
+_HEADER = "qcompress"
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -50,6 +52,16 @@ def save_compressed(model: nn.Module, path: AnyPath) -> SavedFile:
 
     Raises:
         ArtefactError: the model was not compressed, or a compressed weight was changed since.
+
+    >>> import tempfile
+    >>> from qcompress import compress
+    >>> make = lambda: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    >>> result = compress(make(), [torch.randn(32, 64)], budget={"bytes": 0.2}, solver="greedy")
+    >>> saved = save_compressed(result.model, Path(tempfile.mkdtemp()) / "small.safetensors")
+    >>> saved.payload_bytes == result.report.usage["bytes"]
+    True
+    >>> torch.equal(load_compressed(saved.path, make)[0].weight, result.model[0].weight)
+    True
     """
     record = record_of(model)
     if record is None:
@@ -74,8 +86,11 @@ def save_compressed(model: nn.Module, path: AnyPath) -> SavedFile:
     state = _state(model)
     plain = [name for name, (first, tensor) in state.items() if name == first and id(tensor) not in written]
     tensors |= {name: state[name][1].detach().cpu().contiguous().clone() for name in plain}
-    header = {"parts": parts, "plain": plain, "state": _described(state)}
-    metadata = {"kind": FILE_KIND, "version": str(FILE_VERSION), "header": json.dumps(header, separators=(",", ":"))}
+    header = {
+        "crc32": _checksum(tensors),
+        "kind": FILE_KIND, "version": FILE_VERSION, "parts": parts, "plain": plain, "state": _described(state)
+    }  # fmt: skip
+    metadata = {_HEADER: json.dumps(header, separators=(",", ":"))}  # one entry: several have no fixed order
     try:
         content = safetensors.torch.save(tensors, metadata)
     except (KeyError, ValueError, safetensors.SafetensorError) as error:
@@ -104,7 +119,10 @@ def load_compressed(path: AnyPath, model_factory: Callable[[], Model]) -> Model:
     try:
         parts = [_part(value, tensors) for value in header["parts"]]
         plain = {name: tensors[name] for name in header["plain"]}
-        expected = {name: list(description) for name, description in header["state"].items()}
+        expected = header["state"]
+        shapes = {name: [_dtype_name(tensor), list(tensor.shape)] for name, tensor in plain.items()}
+        if wrong := [name for name in plain if shapes[name] != expected[name][:2]]:
+            raise ValueError(f"{wrong[0]!r} is {shapes[wrong[0]]}, expected {expected[wrong[0]]}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtefactError(f"{path} is damaged: its header does not fit its arrays ({error!r})") from error
     _refuse(path, [difference for item in parts for difference in _part_differences(item.part, model)])
@@ -120,6 +138,20 @@ def load_compressed(path: AnyPath, model_factory: Callable[[], Model]) -> Model:
     record = (replace(item, stored={}) if isinstance(item.transform, Keep) else item for item in parts)
     attach(model, Compression(parts=tuple(record)))
     return model
+
+
+def stored_parts(path: AnyPath) -> tuple[CompressedPart, ...]:
+    """How every compressed part of a file is stored; takes no model.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ArtefactError: the file is cut short, damaged, of another kind or newer.
+    """
+    header, tensors = _read(path)
+    try:
+        return tuple(_part(value, tensors) for value in header["parts"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtefactError(f"{path} is damaged: its header does not fit its arrays ({error!r})") from error
 
 
 def _read(path: AnyPath) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -142,19 +174,29 @@ def _read(path: AnyPath) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ArtefactError(
             f"{path} is no whole compressed model: cut short, damaged or of another kind ({error})"
         ) from error
-    if metadata.get("kind") != FILE_KIND:
-        raise ArtefactError(
-            f"{path} is a safetensors file, but no {FILE_KIND}: its metadata says {metadata.get('kind')!r}"
-        )
-    version = metadata.get("version", "")
-    if not version.isdecimal() or int(version) > FILE_VERSION:
-        raise ArtefactError(
-            f"{path} is a {FILE_KIND} of version {version!r}; this program reads up to version {FILE_VERSION}"
-        )
+    if _HEADER not in metadata:
+        raise ArtefactError(f"{path} is a safetensors file, but no {FILE_KIND}: it has no {_HEADER!r} header")
     try:
-        return json.loads(metadata["header"]), tensors
-    except (KeyError, json.JSONDecodeError) as error:
+        header = json.loads(metadata[_HEADER])
+        kind, version = header["kind"], header["version"]
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ArtefactError(f"{path} is damaged: no readable header in it ({error!r})") from error
+    if kind != FILE_KIND or not isinstance(version, int) or version > FILE_VERSION:
+        raise ArtefactError(
+            f"{path} holds a {kind!r} of version {version!r}; "
+            f"this program reads {FILE_KIND!r} up to version {FILE_VERSION}"
+        )
+    if header.get("crc32") != _checksum(tensors):
+        raise ArtefactError(f"{path} is damaged: its arrays do not have the checksum they were written with")
+    return header, tensors
+
+
+def _checksum(tensors: dict[str, Tensor]) -> int:
+    """CRC-32 over the bytes of all tensors, by name."""
+    value = 0
+    for name in sorted(tensors):
+        value = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, value)
+    return value
 
 
 def _part(value: dict[str, Any], tensors: dict[str, Tensor]) -> CompressedPart:
@@ -190,10 +232,11 @@ def _state(model: nn.Module) -> State:
 
 def _described(state: State) -> dict[str, Any]:
     """Name → type, shape and, for a shared tensor, its first name; plain JSON."""
-    return {
-        name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), first]
-        for name, (first, tensor) in state.items()
-    }
+    return {name: [_dtype_name(tensor), list(tensor.shape), first] for name, (first, tensor) in state.items()}
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _part_differences(part: Part, model: nn.Module) -> list[str]:

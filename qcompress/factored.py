@@ -127,7 +127,7 @@ def _filled(
     """
     model = like if bias_of is None else bias_of
     assert model is not None  # noqa: S101
-    value = weight.detach().to(device=model.weight.device, dtype=model.weight.dtype).contiguous()
+    value = weight.detach().to(device=model.weight.device, dtype=model.weight.dtype, copy=True)
     empty.weight = nn.Parameter(value, requires_grad=model.weight.requires_grad)
     empty.bias = None if bias_of is None else bias_of.bias  # type: ignore[assignment]
     return empty
