@@ -9,11 +9,12 @@ the clock, and alone decides the status. What a back end sees is a problem whose
 about 1; `Search` scales back.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -181,6 +182,16 @@ class Search:
             self._limit_seen = True
         return self._limit_seen
 
+    @contextlib.contextmanager
+    def at_most(self, seconds: float) -> Iterator[None]:
+        """A ``with`` block in which the time limit is at most ``seconds`` from now."""
+        limit, seen = self._limit, self._limit_seen
+        self._limit = min(float("inf") if limit is None else limit, self.elapsed() + seconds)
+        try:
+            yield
+        finally:
+            self._limit, self._limit_seen = limit, seen
+
     # --- what is found ---------------------------------------------------------------------------------------------
 
     @property
@@ -226,7 +237,9 @@ class Search:
         self.report()
 
     def proven(self) -> bool:
-        """Whether objective and bound meet (to `PROOF_TOLERANCE`), so that there is nothing left to do."""
+        """Whether nothing is left to do: objective and bound meet (to `PROOF_TOLERANCE`), or nothing is feasible."""
+        if self._proved_infeasible:
+            return True
         if self._evaluation is None or self.choice is None or self._bound is None:
             return False
         return self._evaluation.objective - self._bound <= PROOF_TOLERANCE * self._magnitude(self.choice)

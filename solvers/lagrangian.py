@@ -1,21 +1,25 @@
-"""`lagrangian`: the dual's choice, repaired and polished, with the dual's bound and the budgets' prices.
+"""`lagrangian`: the dual's choice, repaired and improved, with the dual's bound and the budgets' prices.
 
 Linear problems end with a proof: what bound and incumbent leave open is decided by Pareto lists (`solvers.pareto`).
-With pair terms the bound stands, and the gap says how far the choice can be from the optimum.
+With pair terms the dual's choice is annealed from a low temperature; the bound stands, and the gap says how far the
+choice can be from the optimum.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 from formulations import Problem
+from solvers.anneal import Anneal
 from solvers.base import Search, Solver
 from solvers.bounds import dual_bound, largest_objective
-from solvers.local_search import polish
 from solvers.pareto import prove
 from solvers.repair import repair
 
 MAX_STATES = 200_000
 """The longest Pareto list before the proof of a linear problem is given up (`dp` goes further)."""
+
+COLD_ANNEAL = Anneal(sweeps=400, population=4, generations=3)
+"""A short one: it starts from the dual's choice, so it begins cold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +34,7 @@ class Lagrangian(Solver):
     """
 
     name: ClassVar[str] = "lagrangian"
-    summary: ClassVar[str] = "dual bound and budget prices, the dual's choice repaired and polished; any size"
+    summary: ClassVar[str] = "dual bound and budget prices, the dual's choice repaired and improved; any size"
 
     def run(self, problem: Problem, search: Search) -> None:
         """Bound, choice, and for linear problems the proof."""
@@ -47,6 +51,7 @@ class Lagrangian(Solver):
         if not problem.pairs and not search.proven():
             with search.phase("proof_s"):
                 prove(problem, search, bound, max_states=MAX_STATES)
-        if feasible is not None and not search.proven() and not search.expired():
-            with search.phase("polish_s"):
-                search.offer(polish(problem, feasible))
+        if not search.proven() and not search.expired():
+            search.initial = search.choice if search.choice is not None else bound.choice
+            with search.phase("anneal_s"):
+                COLD_ANNEAL.run(problem, search)
