@@ -11,6 +11,7 @@ from formulations import Evaluation, PairTerms, Problem
 from qcompress.apply import apply, apply_
 from qcompress.artefact import load_compressed, save_compressed
 from qcompress.compress import Result, compress, mean_loss
+from qcompress.factored import fold_
 from qcompress.formulate import formulate
 from qcompress.measurement import Measurement
 from qcompress.measuring.run import MeasureProgress, measure
@@ -35,6 +36,7 @@ __all__ = [
     "available",
     "compare",
     "compress",
+    "fold_",
     "formulate",
     "load_compressed",
     "low_rank",

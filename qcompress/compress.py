@@ -18,7 +18,7 @@ from qcompress.errors import OptionsError
 from qcompress.formulate import formulate
 from qcompress.losses import LossFunction, as_loss
 from qcompress.measurement import Measurement
-from qcompress.measuring.run import MeasureProgress, measure
+from qcompress.measuring.run import MeasureProgress, batch_fingerprint, measure
 from qcompress.options import Options, prune_quantize
 from qcompress.report import Report, make_report
 from solvers import Progress, Solution, SolverError, solve
@@ -103,6 +103,7 @@ def compress(
 
     settings = {
         "model": Measurement.fingerprint_of(model),
+        "data": batch_fingerprint(forwards.first_batch(forwards.checked_data(data))),
         "options": offered.to_json(),
         "budget": dict(budget),
         "solver": solver if isinstance(solver, str) else getattr(solver, "name", type(solver).__name__),

@@ -157,9 +157,8 @@ def run_demo(
     say("measuring what every option does to the loss, alone and with the others")
     start = time.perf_counter()
     measurement = measure(model, batches, options, method="direct", seed=seed)
-    say(
-        f"measured {len(measurement.cost)} options of {len(measurement.parts)} parts in {time.perf_counter() - start:.1f} s"
-    )
+    measure_s = time.perf_counter() - start
+    say(f"measured {len(measurement.cost)} options of {len(measurement.parts)} parts in {measure_s:.1f} s")
     problem = formulate(measurement, {"bytes": fraction})
     rows = []
     for name in solvers:

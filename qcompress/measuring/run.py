@@ -90,7 +90,7 @@ def measure(
         fingerprint = Measurement.fingerprint_of(model)
         settings: list[Any] = [
             fingerprint,
-            _batch_fingerprint(forwards.first_batch(batches)),
+            batch_fingerprint(forwards.first_batch(batches)),
             method,
             measured.name,
             granularity,
@@ -159,7 +159,7 @@ def _resources(candidates: Candidates) -> MappingProxyType[str, Any]:
     return MappingProxyType({"bytes": size_bytes, "macs": macs})
 
 
-def _batch_fingerprint(batch: Any) -> str:
+def batch_fingerprint(batch: Any) -> str:
     """SHA-256 over the tensors of a batch, to notice other data under the same cache file."""
     digest = hashlib.sha256()
 
