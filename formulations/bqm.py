@@ -1,20 +1,14 @@
 """A `Problem` as a binary quadratic model (QUBO), for annealers and every other dimod sampler.
 
-One-hot: variable v is 1 when flat option v is chosen. Each group is held to one option by a penalty
-``P_g·(Σ x_v − 1)²``, each budget by slack bits (exact) or by a price per unit (a Lagrange multiplier, which keeps
-the model sparse; the caller looks for the right price, as solver 'sa' does by bisection).
+Two encodings of "one option per group": **one-hot**, a bit per option, and **domain-wall**, a bit per boundary
+between options that follow each other in use (all bits left of the chosen option's place are 1), where one flip
+moves to the next option and is never penalised. Each group is held valid by a penalty whose size is derived in
+`formulations.penalties`; each budget by slack bits (exact) or by a price per unit (a Lagrange multiplier, which
+keeps the model sparse; the caller looks for the right price, as solver 'sa' does by bisection).
 
-How large a penalty has to be, with costs shifted so that the cheapest option of every group costs 0. Take any x;
-let n_g of group g's options be on. Replace it by a valid x': a group with n_g ≥ 1 keeps a random one of those that
-are on, an empty group takes one fixed option v. Write m = n − 1 and let −β_gh be the least negative pair term
-between g and h (0 if there is none). The expected energy of x' lies below that of x by at least
-
-    Σ_{n_g ≥ 1} m_g²·(P_g − (3/2)·Σ_h β_gh)  +  Σ_{n_g = 0} (P_g − cost_v − Σ_h max(0, max_{u in h} Q_vu))
-
-because E[Q(x'_g, x'_h)] is the mean of the n_g·n_h pair terms that x pays, n_g·n_h − 1 = m_g + m_h + m_g·m_h, and
-2·m_g·m_h ≤ m_g² + m_h². So a P_g above both brackets makes every ground state valid. With slack bits a broken budget
-must not pay either: by R, the most that the objective of two valid choices can differ, P_g grows and the squared
-excess is weighed per unit², so that whatever is invalid or over budget lies above every choice within the budgets.
+With slack bits a broken budget must not pay either: by R, the most that the objectives of two valid choices can
+differ, the penalties grow, and the squared excess is weighed per unit², so that whatever is invalid or over budget
+lies above every choice within the budgets.
 """
 
 from collections.abc import Mapping
@@ -27,28 +21,30 @@ import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
 from formulations.errors import EncodingError
+from formulations.penalties import (
+    MARGIN,
+    Couplings,
+    Floats,
+    Integers,
+    domain_wall_penalty,
+    objective_range,
+    one_hot_penalty,
+)
 from formulations.problem import BUDGET_TOLERANCE, Problem
 
-ENCODINGS = ("one-hot",)
+ENCODINGS = ("one-hot", "domain-wall")
 
 MAX_PAIRS = 20_000_000
 """Most pairs of options a model may couple (about 1 GB while it is built)."""
 
-MARGIN = 1.01
-"""What a penalty is raised by above what is just sufficient, so that rounding cannot make it insufficient."""
-
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
-Couplings = tuple[Integers, Integers, Floats]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EncodedBqm:
-    """A binary quadratic model and the way back.
+    """A binary quadratic model and the way back: ``x = matrix @ bits + constant`` for the first variables.
 
     Attributes:
-        bqm: variables ``0 … V-1`` are the flat options, those from V on the slack bits.
-        penalty: ``(G,)`` one-hot penalty of every group, in the objective's unit.
+        bqm: variables ``0, 1, …``: first those of the groups in order, then the slack bits.
+        penalty: ``(G,)`` penalty of every group, in the objective's unit.
         cost: ``(V,)`` cost of each option, prices included; decides what decode takes where a sample leaves it open.
     """
 
@@ -56,6 +52,8 @@ class EncodedBqm:
     penalty: Floats
     cost: Floats = field(repr=False)
     group_offsets: Integers = field(repr=False)
+    matrix: Any = field(repr=False)  # scipy.sparse.csr_array (V, bits)
+    constant: Floats = field(repr=False)
 
     def decode(self, sample: Mapping[Any, int] | ArrayLike) -> Integers:
         """The choice ``(G,)`` of a sample: a mapping variable → 0/1, or the values in the order of the variables.
@@ -85,7 +83,7 @@ class EncodedBqm:
         return np.asarray(order[least % len(rank)] - starts)
 
     def valid(self, samples: ArrayLike) -> NDArray[np.bool_]:
-        """Which of the samples ``(n, variables)`` have exactly one option on in every group."""
+        """Which of the samples ``(n, variables)`` mean exactly one option in every group."""
         counts = np.add.reduceat(self._options_on(samples).astype(np.int64), self.group_offsets[:-1], axis=1)
         return np.asarray((counts == 1).all(axis=1))
 
@@ -95,7 +93,7 @@ class EncodedBqm:
             raise EncodingError(
                 f"a sample has one value for each of {self.bqm.num_variables} variables, found shape {array.shape}"
             )
-        return np.asarray(array[:, : len(self.cost)] > 0)
+        return np.asarray((self.matrix @ array[:, : self.matrix.shape[1]].T).T + self.constant > 0)
 
 
 def to_bqm(
@@ -110,11 +108,11 @@ def to_bqm(
 
     Args:
         problem: what to encode; products of a factor are expanded, one coupling per pair of options.
-        encoding: "one-hot".
+        encoding: "one-hot" (V bits) or "domain-wall" (V - G bits).
         prices: None: budgets hold by slack bits; this couples all options, and the uses must be whole multiples of
             a common unit. Otherwise name of a budget → objective per unit of its resource (≥ 0): the model's ground
             state is the best choice at these prices, which may break a budget or leave some of it unspent.
-        strength: one-hot penalties relative to the proven ones. Below 1 the proof is gone, but annealers move better.
+        strength: penalties relative to the proven ones. Below 1 the proof is gone, but annealers move better.
         couplings: ``pair_couplings(problem)``, for callers that encode one problem at many prices.
 
     Raises:
@@ -134,7 +132,8 @@ def to_bqm(
     shifted = cost - lowest[problem.group_of]
     complete = prices is None and bool(problem.budgets)
     pairs = pair_couplings(problem, complete=complete) if couplings is None else couplings
-    penalty = strength * one_hot_penalty(problem, shifted, pairs)
+    sufficient = one_hot_penalty if encoding == "one-hot" else domain_wall_penalty
+    penalty = strength * sufficient(problem, shifted, pairs)
     offset = problem.offset + float(lowest.sum())
     if prices is not None:
         offset -= sum(price * problem.budgets[name] for name, price in prices.items())
@@ -147,17 +146,99 @@ def to_bqm(
             variables = np.concatenate([np.flatnonzero(weights), len(linear) + np.arange(len(bits))])
             weights = np.concatenate([weights[weights != 0], bits])
             linear = np.concatenate([linear, np.zeros(len(bits))])
-            linear[variables] += worth * weights * (weights - 2 * target)
-            i, j = np.triu_indices(len(weights), 1)
-            quadratic.append((variables[i], variables[j], 2 * worth * weights[i] * weights[j]))
+            linear[variables] -= 2 * worth * target * weights
+            i, j = np.triu_indices(len(weights))
+            doubled = np.where(i == j, 1.0, 2.0)
+            quadratic.append((variables[i], variables[j], doubled * worth * weights[i] * weights[j]))
             offset += worth * target**2
+    form = _Quadratic.of(linear, quadratic, offset)
+    if encoding == "one-hot":
+        matrix, constant = scipy.sparse.eye_array(num_options, format="csr"), np.zeros(num_options)
+        held = _exactly_one(problem, penalty)
+    else:
+        matrix, constant = _walls(problem, cost)
+        held = _no_wrong_walls(problem, penalty)
+    bqm = (form.substituted(matrix, constant) + held).bqm()
+    return EncodedBqm(
+        bqm=bqm, penalty=penalty, cost=cost, group_offsets=problem.group_offsets, matrix=matrix, constant=constant
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Quadratic:
+    """``offset + linear·x + xᵀ·matrix·x``; the matrix need not be triangular."""
+
+    linear: Floats
+    matrix: Any  # scipy.sparse.csr_array
+    offset: float
+
+    @classmethod
+    def of(cls, linear: Floats, parts: list[Couplings], offset: float) -> "_Quadratic":
+        rows, columns, values = (np.concatenate(part) for part in zip(*parts, strict=True))
+        size = len(linear)
+        return cls(linear, scipy.sparse.csr_array((values, (rows, columns)), shape=(size, size)), offset)
+
+    def __add__(self, other: "_Quadratic") -> "_Quadratic":
+        """The sum; ``other`` may have fewer variables."""
+        matrix, linear = other.matrix.copy(), np.zeros(len(self.linear))
+        matrix.resize(self.matrix.shape)
+        linear[: len(other.linear)] = other.linear
+        return _Quadratic(self.linear + linear, self.matrix + matrix, self.offset + other.offset)
+
+    def substituted(self, matrix: Any, constant: Floats) -> "_Quadratic":
+        """As a function of b, with x = matrix·b + constant for the first variables and the others unchanged."""
+        others = len(self.linear) - len(constant)
+        whole = scipy.sparse.csr_array(scipy.sparse.block_diag([matrix, scipy.sparse.eye_array(others)]))
+        fixed = np.concatenate([constant, np.zeros(others)])
+        linear = whole.T @ (self.linear + self.matrix @ fixed + self.matrix.T @ fixed)
+        offset = self.offset + self.linear @ fixed + fixed @ (self.matrix @ fixed)
+        return _Quadratic(linear, whole.T @ self.matrix @ whole, float(offset))
+
+    def bqm(self) -> dimod.BinaryQuadraticModel:
+        """For bits, of which each is its own square."""
+        both = scipy.sparse.coo_array(scipy.sparse.triu(self.matrix + self.matrix.T, 1))
+        both.eliminate_zeros()
+        linear = self.linear + self.matrix.diagonal()
+        couplings = (both.row, both.col, both.data)
+        return dimod.BinaryQuadraticModel.from_numpy_vectors(linear, couplings, self.offset, dimod.BINARY)
+
+
+def _exactly_one(problem: Problem, penalty: Floats) -> _Quadratic:
+    """``Σ_g P_g·(Σ_{v in g} x_v − 1)²``."""
     first, second = pairs_within_groups(problem.group_offsets)
-    quadratic.append((first, second, 2 * penalty[problem.group_of[first]]))
-    linear[:num_options] -= penalty[problem.group_of]
-    offset += float(penalty.sum())
-    rows, columns, values = (np.concatenate(parts) for parts in zip(*quadratic, strict=True))
-    bqm = dimod.BinaryQuadraticModel.from_numpy_vectors(linear, (rows, columns, values), offset, dimod.BINARY)
-    return EncodedBqm(bqm=bqm, penalty=penalty, cost=cost, group_offsets=problem.group_offsets)
+    group_of = problem.group_of
+    return _Quadratic.of(-penalty[group_of], [(first, second, 2 * penalty[group_of[first]])], float(penalty.sum()))
+
+
+def _no_wrong_walls(problem: Problem, penalty: Floats) -> _Quadratic:
+    """``Σ_g P_g·Σ_i b_{i+1}·(1 − b_i)`` over neighbouring bits of a group."""
+    group_of_bit = np.repeat(np.arange(problem.num_groups), np.diff(problem.group_offsets) - 1)
+    second = np.flatnonzero(group_of_bit[1:] == group_of_bit[:-1]) + 1
+    linear = np.zeros(len(group_of_bit))
+    linear[second] = penalty[group_of_bit[second]]
+    return _Quadratic.of(linear, [(second - 1, second, -penalty[group_of_bit[second]])], 0.0)
+
+
+def _walls(problem: Problem, cost: Floats) -> tuple[Any, Floats]:
+    """``matrix (V, V - G)`` and ``constant (V,)`` with x = matrix·b + constant: option i is b_i − b_{i+1}.
+
+    Options follow each other in use (every budget in shares of its mean), those of equal use in cost.
+    """
+    use = np.zeros(problem.num_options)
+    for name in problem.budgets:
+        use += problem.resources[name] / (problem.resources[name].mean() or 1.0)
+    order = np.lexsort((cost, use, problem.group_of))
+    starts, ends = problem.group_offsets[:-1], problem.group_offsets[1:]
+    place = np.arange(problem.num_options)
+    bit = place - problem.group_of - 1  # the bit to the left of a place, where there is one
+    has_left, has_right = ~np.isin(place, starts), ~np.isin(place, ends - 1)
+    rows = np.concatenate([order[has_left], order[has_right]])
+    columns = np.concatenate([bit[has_left], bit[has_right] + 1])
+    values = np.concatenate([np.ones(has_left.sum()), -np.ones(has_right.sum())])
+    shape = (problem.num_options, problem.num_options - problem.num_groups)
+    constant = np.zeros(problem.num_options)
+    constant[order[starts]] = 1.0
+    return scipy.sparse.csr_array((values, (rows, columns)), shape=shape), constant
 
 
 def pair_couplings(problem: Problem, *, complete: bool = False) -> Couplings:
@@ -188,36 +269,6 @@ def pair_couplings(problem: Problem, *, complete: bool = False) -> Couplings:
     return rows, columns, product[rows, columns]
 
 
-def one_hot_penalty(problem: Problem, cost: Floats, pairs: Couplings) -> Floats:
-    """Per group ``(G,)`` a penalty that makes every ground state valid (see the module's page).
-
-    Args:
-        problem: whose groups.
-        cost: ``(V,)``, 0 for the cheapest option of every group.
-        pairs: as `pair_couplings` gives them.
-    """
-    num_groups, group_of = problem.num_groups, problem.group_of
-    rows, columns, values = pairs
-    option, other = np.concatenate([rows, columns]), group_of[np.concatenate([columns, rows])]
-    most = _grouped_max(option * num_groups + other, np.concatenate([values, values]))
-    filling = cost + np.bincount(most[0] // num_groups, weights=most[1], minlength=len(cost))
-    fill = np.minimum.reduceat(filling, problem.group_offsets[:-1])
-    gain = _grouped_max(group_of[rows] * num_groups + group_of[columns], -values)
-    left, right = gain[0] // num_groups, gain[0] % num_groups
-    beta = np.bincount(left, gain[1], minlength=num_groups) + np.bincount(right, gain[1], minlength=num_groups)
-    sufficient = np.maximum(fill, 1.5 * beta)
-    floor = 1e-3 * max(float(sufficient.max()), float(cost.max()))  # zero would leave a group free to be empty
-    return np.asarray(MARGIN * np.maximum(sufficient, floor or 1.0))
-
-
-def objective_range(problem: Problem, cost: Floats, pairs: Couplings) -> float:
-    """At least how far the objectives of two choices can lie apart: spreads of costs and of pair terms, summed."""
-    spread = np.maximum.reduceat(cost, problem.group_offsets[:-1]).sum()
-    rows, columns, values = pairs
-    keys = problem.group_of[rows] * problem.num_groups + problem.group_of[columns]
-    return float(spread + _grouped_max(keys, values)[1].sum() + _grouped_max(keys, -values)[1].sum())
-
-
 def pairs_within_groups(group_offsets: Integers) -> tuple[Integers, Integers]:
     """All pairs ``u < v`` of options of one group."""
     sizes = np.diff(group_offsets)
@@ -229,15 +280,6 @@ def pairs_within_groups(group_offsets: Integers) -> tuple[Integers, Integers]:
         first.append((starts[:, None] + i).ravel())
         second.append((starts[:, None] + j).ravel())
     return np.concatenate(first), np.concatenate(second)
-
-
-def _grouped_max(keys: Integers, values: Floats) -> tuple[Integers, Floats]:
-    """The distinct keys, and for each the largest of its values, not below 0."""
-    if not len(keys):
-        return keys, values
-    order = np.argsort(keys, kind="stable")
-    distinct, starts = np.unique(keys[order], return_index=True)
-    return distinct, np.maximum(np.maximum.reduceat(values[order], starts), 0.0)
 
 
 def _priced(problem: Problem, prices: Mapping[str, float]) -> Floats:

@@ -23,6 +23,7 @@ from solvers.errors import InvalidOptionError
 from solvers.local_search import polish_flat
 from solvers.moves import Arrays, Floats, Integers, begin, delta, fits, to_arrays
 from solvers.repair import repair_flat
+from solvers.warm import warm
 
 CHUNK = 100_000
 """Moves between two looks at the clock (about 10 ms)."""
@@ -66,6 +67,10 @@ class Anneal(Solver):
             if getattr(self, option) < least:
                 found = getattr(self, option)
                 raise InvalidOptionError(f"option {option!r} of 'anneal' must be at least {least}, found {found}")
+
+    def prepare(self) -> None:
+        """Compile the loops."""
+        warm()
 
     def run(self, problem: Problem, search: Search) -> None:
         """Cool a population, then recombine it."""

@@ -68,12 +68,16 @@ class Solver(ABC):
     native_pairs: ClassVar[bool] = True  # takes pair terms
     needs_network: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True  # same seed, same answer when no time limit cuts it
+    honours_time_limit: ClassVar[bool] = True  # ends in time; False only where foreign code cannot be stopped
     requires: ClassVar[tuple[str, ...]] = ()  # modules it imports when it runs
     extra: ClassVar[str] = ""  # what installs them: pip install 'qcompress[extra]'
 
     @abstractmethod
     def run(self, problem: Problem, search: "Search") -> None:
         """Search ``problem`` until done or ``search.expired()``, telling ``search`` what is found."""
+
+    def prepare(self) -> None:  # noqa: B027 - most back ends have nothing to prepare
+        """Compile or load what a run needs. `solve` calls it before the clock starts."""
 
     def refuse(self, problem: Problem) -> str:
         """Why this back end cannot take ``problem`` and which can, or an empty string."""

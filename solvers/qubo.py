@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from formulations import Problem
 from formulations.bqm import EncodedBqm, pair_couplings, to_bqm
@@ -66,7 +67,7 @@ class Improver:
     arrays: Arrays
     quality: Quality = field(default_factory=Quality)
 
-    def take(self, choices: Integers, valid: Floats | None = None) -> None:
+    def take(self, choices: Integers, valid: NDArray[np.bool_] | None = None) -> None:
         """Choices ``(n, G)``, best samples first, and which of them came from valid samples (None: all)."""
         quality, a = self.quality, self.arrays
         chosen = choices + self.problem.group_offsets[:-1]
@@ -116,6 +117,9 @@ def sample_rounds(problem: Problem, search: Search, sample: SampleRound, rounds:
         encoding: of `to_bqm`.
     """
     improver = Improver(problem, search, to_arrays(problem))
+    if problem.num_options == problem.num_groups:  # nothing to sample: a domain-wall model would have no variable
+        improver.take(np.zeros((1, problem.num_groups), dtype=np.int64))
+        return
     prices, strength = _Prices(problem), 1.0
     with search.phase("build_s"):
         couplings = pair_couplings(problem)

@@ -28,6 +28,7 @@ def solve(
         problem: what to solve.
         solver: a name (see `available`), a `Solver` class or instance, or any ``dimod.Sampler`` instance.
         time_limit: seconds; the best so far is returned when they are over. None: the solver's own end.
+            The first run ever may compile for some seconds before they begin to count.
         seed: same seed, same answer (where no time limit cut the run).
         initial: ``(G,)`` a choice to start from; an infeasible one only serves as a hint.
         on_progress: called with a `Progress` whenever incumbent or bound change.
@@ -56,6 +57,7 @@ def solve(
         raise InvalidOptionError(f"initial must be one choice of shape ({problem.num_groups},), found {start.shape}")
     problem.require_reachable_budgets()
     back_end.require(problem)
+    back_end.prepare()
 
     scale = 1.0 / objective_size(problem)
     search = Search(

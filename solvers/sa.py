@@ -16,6 +16,10 @@ from formulations.bqm import ENCODINGS, EncodedBqm
 from solvers.base import Search, Solver
 from solvers.errors import InvalidOptionError
 from solvers.qubo import sample_rounds
+from solvers.warm import warm
+
+TRIAL_SWEEPS = 10
+"""Sweeps of the read that measures how many fit into a time limit."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,10 @@ class SimulatedAnnealing(Solver):
     summary: ClassVar[str] = "simulated annealing on the QUBO (dwave-samplers); decoded, repaired, polished"
     native_constraints: ClassVar[bool] = False
     requires: ClassVar[tuple[str, ...]] = ("dimod", "dwave.samplers")
-    num_reads: int = 20
-    num_sweeps: int = 1000
+    num_reads: int = 10
+    num_sweeps: int = 300
     rounds: int = 12
-    encoding: str = "one-hot"
+    encoding: str = "domain-wall"
 
     def __post_init__(self) -> None:
         for option in ("num_reads", "num_sweeps", "rounds"):
@@ -51,19 +55,31 @@ class SimulatedAnnealing(Solver):
         if self.encoding not in ENCODINGS:
             raise InvalidOptionError(f"option 'encoding' of 'sa' knows {', '.join(ENCODINGS)}, found {self.encoding!r}")
 
+    def prepare(self) -> None:
+        """Compile the loops."""
+        warm()
+
     def run(self, problem: Problem, search: Search) -> None:
         """Sample, decode, repair, polish, round by round."""
         sampler = SimulatedAnnealingSampler()
 
-        def sample(encoded: EncodedBqm) -> Any:
+        def call(encoded: EncodedBqm, num_reads: int, num_sweeps: int) -> Any:
             return sampler.sample(
                 encoded.bqm,
-                num_reads=self.num_reads,
-                num_sweeps=self.num_sweeps,
+                num_reads=num_reads,
+                num_sweeps=num_sweeps,
                 beta_range=beta_range(encoded),
                 seed=int(search.rng.integers(2**31)),
                 interrupt_function=search.expired,
             )
+
+        def sample(encoded: EncodedBqm) -> Any:
+            num_sweeps = self.num_sweeps
+            if np.isfinite(search.remaining()):  # the sampler looks at the clock only between two reads
+                trial = call(encoded, 1, TRIAL_SWEEPS)
+                sweep_s = 1e-9 * trial.info["timing"]["sampling_ns"] / TRIAL_SWEEPS
+                num_sweeps = max(1, min(num_sweeps, int(search.remaining() / sweep_s)))
+            return call(encoded, self.num_reads, num_sweeps)
 
         sample_rounds(problem, search, sample, self.rounds, self.encoding)
 
@@ -71,8 +87,8 @@ class SimulatedAnnealing(Solver):
 def beta_range(encoded: EncodedBqm) -> tuple[float, float]:
     """First and last inverse temperature for ``encoded``.
 
-    The first: an uphill flip that breaks a group is taken half of the time. The last: the 5 % quantile of what options of
-    one group differ by in cost is passed once in e³ tries.
+    The first: an uphill flip that breaks a group is taken half of the time. The last: the 5 % quantile of what
+    options of one group differ by in cost is passed once in e³ tries.
     """
     starts = encoded.group_offsets[:-1]
     differences = encoded.cost - np.repeat(np.minimum.reduceat(encoded.cost, starts), np.diff(encoded.group_offsets))

@@ -19,6 +19,7 @@ from solvers.base import Search, Solver
 from solvers.errors import InvalidOptionError
 from solvers.moves import to_arrays
 from solvers.qubo import Improver, sample_rounds
+from solvers.warm import warm
 
 READS = 20
 """Samples per call where the caller does not say (samplers themselves mostly default to 1)."""
@@ -40,9 +41,8 @@ def from_sampler(sampler: Any) -> Solver:
     (True, 'ExactSolver')
     """
     if isinstance(sampler, type):
-        raise InvalidOptionError(
-            f"solver takes an instance, found the class {sampler.__name__}: write {sampler.__name__}()"
-        )
+        name = sampler.__name__
+        raise InvalidOptionError(f"a sampler is given as an instance, found the class {name}: write {name}()")
     if callable(getattr(sampler, "sample_cqm", None)):
         return CqmSamplerSolver(sampler)
     if isinstance(sampler, dimod.Sampler):
@@ -64,6 +64,7 @@ class SamplerSolver(Solver):
     name: ClassVar[str] = "sampler"
     summary: ClassVar[str] = "any dimod sampler"
     deterministic: ClassVar[bool] = False  # nothing is known about a sampler from outside
+    honours_time_limit: ClassVar[bool] = False  # a call into a sampler cannot be cut
     sampler: Any = None
     parameters: Any = None
 
@@ -73,6 +74,10 @@ class SamplerSolver(Solver):
         if unknown := [name for name in self.parameters or {} if name not in known]:
             has = ", ".join(known) or "none"
             raise InvalidOptionError(f"sampler {self.name} has no parameter {', '.join(unknown)}; it has: {has}")
+
+    def prepare(self) -> None:
+        """Compile the loops."""
+        warm()
 
     @classmethod
     def option_defaults(cls) -> dict[str, Any]:
@@ -100,7 +105,7 @@ class BqmSamplerSolver(SamplerSolver):
 
     native_constraints: ClassVar[bool] = False
     rounds: int = 10
-    encoding: str = "one-hot"
+    encoding: str = "domain-wall"
 
     def run(self, problem: Problem, search: Search) -> None:
         """Sample, decode, repair, polish, round by round."""

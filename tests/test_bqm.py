@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from formulations import EncodingError, PairTerms, Problem, to_bqm
+from formulations.bqm import ENCODINGS
 from formulations.instances import layered_problem, small_problem
 
 SEEDS = st.integers(0, 100_000)
@@ -26,15 +27,16 @@ def encoded_sample(problem, choice, size):
     return sample
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS)
 @settings(max_examples=80, deadline=None)
 @given(SEEDS)
-def test_ground_state_with_slack_bits_is_the_constrained_optimum(seed):
+def test_ground_state_with_slack_bits_is_the_constrained_optimum(encoding, seed):
     problem = small_problem(seed, max_groups=4, max_options=3)
     whole = all((problem.resources[name] % 1 == 0).all() for name in problem.budgets)
     evaluations = [one for choice in all_choices(problem) if (one := problem.evaluate(choice)).feasible]
     assume(whole and evaluations)
-    encoded = to_bqm(problem)
-    assume(encoded.bqm.num_variables <= MOST_VARIABLES)
+    encoded = to_bqm(problem, encoding)
+    assume(0 < encoded.bqm.num_variables <= MOST_VARIABLES)
     ground = dimod.ExactSolver().sample(encoded.bqm).first
     found = problem.evaluate(encoded.decode(ground.sample))
     best = min(one.objective for one in evaluations)
@@ -43,13 +45,15 @@ def test_ground_state_with_slack_bits_is_the_constrained_optimum(seed):
     assert ground.energy == pytest.approx(best, abs=1e-6)
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS)
 @settings(max_examples=80, deadline=None)
 @given(SEEDS)
-def test_ground_state_at_given_prices_is_valid_and_the_best_at_these_prices(seed):
+def test_ground_state_at_given_prices_is_valid_and_the_best_at_these_prices(encoding, seed):
     problem = small_problem(seed, max_groups=4, max_options=3)
     assume(problem.num_options <= MOST_VARIABLES)
     prices = dict.fromkeys(problem.budgets, 0.4)
-    encoded = to_bqm(problem, prices=prices)
+    encoded = to_bqm(problem, encoding, prices=prices)
+    assume(encoded.bqm.num_variables)
     samples = dimod.ExactSolver().sample(encoded.bqm)
     order = [samples.variables.index(v) for v in encoded.bqm.variables]
 
@@ -83,6 +87,18 @@ def test_decode_takes_the_cheapest_where_a_sample_leaves_it_open():
     assert encoded.decode([1, 1, 0, 0, 0, 0]).tolist() == [1, 0]  # several on: the cheapest of them; none: of all
     assert encoded.decode(dict(enumerate([0, 0, 0, 0, 1, 1]))).tolist() == [2, 1]
     assert encoded.valid([[1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0]]).tolist() == [True, False]
+
+
+def test_domain_wall_has_a_bit_less_a_group_and_every_monotone_state_is_a_choice():
+    problem = Problem(["a"], [["x", "y", "z"]], [3, 2, 1], {"m": [1, 2, 3]}, {"m": 3})
+    encoded = to_bqm(problem, "domain-wall", prices={"m": 0.0})
+    assert encoded.bqm.num_variables == 2
+    states = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
+    assert encoded.decode_all(states)[:3].ravel().tolist() == [0, 1, 2]  # in the order of their use
+    assert encoded.valid(states).tolist() == [True, True, True, False]
+    energies = encoded.bqm.energies((states, encoded.bqm.variables))
+    assert energies[:3].tolist() == pytest.approx([3, 2, 1])
+    assert energies[3] > 3
 
 
 def test_decode_refuses_a_sample_of_other_variables():

@@ -1,0 +1,27 @@
+"""Compiles the loops of the heuristic solvers before the clock of a run starts.
+
+The first call on a machine takes some seconds (numba keeps the result on disk); a run of five seconds should not
+lose them. Later calls in the same process return at once.
+"""
+
+from functools import cache
+
+import numpy as np
+
+from formulations import Problem
+from solvers.cooling import NO_BEST, cool
+from solvers.local_search import polish_flat
+from solvers.moves import judge_all, to_arrays
+from solvers.repair import repair_flat
+
+
+@cache
+def warm() -> None:
+    """Compile, or load from disk, the loops of repair, polish, annealing and of judging many choices."""
+    problem = Problem(["a", "b"], [["keep", "prune"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
+    a, chosen = to_arrays(problem), np.array([0, 2])
+    repair_flat(a, chosen)
+    polish_flat(a, chosen, 1)
+    judge_all(a, chosen[None])
+    state = np.ones(1, dtype=np.uint64)
+    cool(a, np.arange(2), chosen.copy(), np.ones(1), state, 1.0, 1.0, 1, 0.01, chosen.copy(), NO_BEST)
