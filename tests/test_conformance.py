@@ -1,6 +1,7 @@
 """Every back end does what every solver must; and the checks catch solvers that do not."""
 
 import contextlib
+import importlib
 import importlib.metadata
 import itertools
 import time
@@ -295,3 +296,9 @@ def test_the_oracle_knows_infeasible_from_optimal():
     assert optimum(problem) == pytest.approx(solve(problem, "brute-force").objective)
     assert optimum(problem.with_budgets(bytes=0)) is None
     assert solve(problem, "brute-force").status is Status.OPTIMAL
+
+
+@pytest.mark.parametrize("sampler", ["dimod.ExactSolver", "dwave.samplers.SteepestDescentSampler"])
+def test_a_dimod_sampler_passes_the_suite(sampler):
+    module, _, name = sampler.rpartition(".")
+    assert "check_answers_are_sound" in check_solver(getattr(importlib.import_module(module), name)())

@@ -5,8 +5,8 @@
 
 Each ``checks.check_…(solver)`` looks at one behaviour and raises `ConformanceError` with what was asked, what came
 and on which problem. `checks_for` picks them by what the solver declares (``exact``, ``native_pairs``,
-``deterministic``), so a test suite can run them one by one. The oracle is every choice put before
-`Problem.evaluate`; an answer without a choice never passes where one exists.
+``deterministic``, ``honours_time_limit``), so a test suite can run them one by one. The oracle is every choice put
+before `Problem.evaluate`; an answer without a choice never passes where one exists.
 """
 
 from typing import Any
@@ -61,6 +61,7 @@ def checks_for(solver: Any) -> tuple[checks.Check, ...]:
     optional = (
         (checks.check_equals_brute_force, back_end.exact),
         (checks.check_pair_terms_are_refused, not back_end.native_pairs),
+        (checks.check_time_limit, back_end.honours_time_limit),
         (checks.check_same_seed_same_answer, back_end.deterministic),
         (checks.check_scale_changes_no_choice, back_end.deterministic),
     )

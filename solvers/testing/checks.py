@@ -266,7 +266,6 @@ ALWAYS: tuple[Check, ...] = (
     check_degenerate_problems,
     check_impossible_budget_is_refused,
     check_budgets_that_clash,
-    check_time_limit,
     check_interrupt_keeps_the_best,
     check_errors_of_on_progress_surface,
     check_initial_is_used,
