@@ -13,9 +13,8 @@ lies above every choice within the budgets.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dimod
 import numpy as np
 import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
@@ -31,6 +30,9 @@ from formulations.penalties import (
     one_hot_penalty,
 )
 from formulations.problem import BUDGET_TOLERANCE, Problem
+
+if TYPE_CHECKING:
+    import dimod  # imported by what builds a model: asking what is available must not
 
 ENCODINGS = ("one-hot", "domain-wall")
 
@@ -48,7 +50,7 @@ class EncodedBqm:
         cost: ``(V,)`` cost of each option, prices included; decides what decode takes where a sample leaves it open.
     """
 
-    bqm: dimod.BinaryQuadraticModel
+    bqm: "dimod.BinaryQuadraticModel"
     penalty: Floats
     cost: Floats = field(repr=False)
     group_offsets: Integers = field(repr=False)
@@ -121,6 +123,7 @@ def to_bqm(
     >>> from formulations import Problem
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
     >>> encoded = to_bqm(problem)
+    >>> import dimod
     >>> encoded.bqm.num_variables, encoded.decode(dimod.ExactSolver().sample(encoded.bqm).first.sample).tolist()
     (5, [0, 1])
     """
@@ -194,8 +197,10 @@ class _Quadratic:
         offset = self.offset + self.linear @ fixed + fixed @ (self.matrix @ fixed)
         return _Quadratic(linear, whole.T @ self.matrix @ whole, float(offset))
 
-    def bqm(self) -> dimod.BinaryQuadraticModel:
+    def bqm(self) -> "dimod.BinaryQuadraticModel":
         """For bits, of which each is its own square."""
+        import dimod
+
         both = scipy.sparse.coo_array(scipy.sparse.triu(self.matrix + self.matrix.T, 1))
         both.eliminate_zeros()
         linear = self.linear + self.matrix.diagonal()

@@ -6,9 +6,8 @@ and the same violations in both. What always holds: variable v of the model is f
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dimod
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -16,12 +15,15 @@ from formulations.bqm import pair_couplings
 from formulations.errors import EncodingError
 from formulations.problem import Problem
 
+if TYPE_CHECKING:
+    import dimod  # imported by what builds a model: asking what is available must not
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EncodedCqm:
     """A constrained quadratic model and the way back."""
 
-    cqm: dimod.ConstrainedQuadraticModel
+    cqm: "dimod.ConstrainedQuadraticModel"
     group_offsets: NDArray[np.int64] = field(repr=False)
 
     def decode(self, sample: Mapping[Any, int] | ArrayLike) -> NDArray[np.int64]:
@@ -58,6 +60,8 @@ def to_cqm(problem: Problem) -> EncodedCqm:
     >>> sorted(encoded.cqm.constraints), encoded.decode([1, 0, 0, 1]).tolist()
     (['budget bytes', 'group a', 'group b'], [0, 1])
     """
+    import dimod
+
     couplings = pair_couplings(problem)
     objective = dimod.BinaryQuadraticModel.from_numpy_vectors(
         problem.cost, couplings, problem.offset, dimod.BINARY, variable_order=range(problem.num_options)

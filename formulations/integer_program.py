@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pulp
 import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
@@ -97,6 +96,8 @@ def to_integer_program(problem: Problem) -> IntegerProgram:
     >>> decode().tolist(), pulp.value(model.objective)
     ([0, 1], 1.0)
     """
+    import pulp  # here, so that asking which solvers are available does not load it
+
     rows, columns, values = _pair_entries(problem)
     model = pulp.LpProblem("qcompress", pulp.LpMinimize)
     first = problem.group_offsets
@@ -177,6 +178,8 @@ def _add_products(
     values: NDArray[np.float64],
 ) -> tuple[list[tuple[Any, int, int]], list[float]]:
     """Add the product variables and their rows, block by block; the variables and their weights in the objective."""
+    import pulp
+
     products: list[tuple[Any, int, int]] = []
     weights: list[float] = []
     sizes = np.diff(problem.group_offsets)
@@ -207,4 +210,6 @@ def _add_products(
 
 
 def _sum(terms: list[tuple[Any, float]]) -> Any:
+    import pulp
+
     return pulp.LpAffineExpression(terms)
