@@ -19,6 +19,7 @@ falling temperature. However the multipliers were found, the bound that is retur
 
 import itertools
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +52,7 @@ class DualBound:
         value: no feasible choice has an objective below it.
         prices: per budget λ ≥ 0: by how much the bound falls per unit of resource that is added to the budget.
         direction: ``(r,)`` multipliers y of the factor.
+        messages: multipliers of the sparse blocks, in the order of ``Blocks.option``.
         reduced: ``(V,)``, not negative: a feasible choice that takes v has an objective of at least
             ``value + reduced[v]``; for several groups these add up when there are no sparse terms.
         choice: ``(G,)`` the local option with the smallest reduced cost; it may break budgets.
@@ -59,6 +61,7 @@ class DualBound:
     value: float
     prices: dict[str, float]
     direction: Floats
+    messages: Floats
     reduced: Floats
     choice: Integers
 
@@ -147,7 +150,9 @@ class Dual:
             value += _blocks(blocks.row, blocks.weights, messages, 0.0, np.empty(0))[0]
         prices = dict(zip(self.problem.budgets, (price / self.unit).tolist(), strict=True))
         choice = np.array([np.argmin(reduced[a:b]) for a, b in itertools.pairwise(self.first)], dtype=np.int64)
-        return DualBound(value=float(value), prices=prices, direction=direction, reduced=reduced, choice=choice)
+        return DualBound(
+            value=float(value), prices=prices, direction=direction, messages=messages, reduced=reduced, choice=choice
+        )
 
     def ascend(self, deadline: float) -> Floats:
         """Multipliers that make d large, by L-BFGS at falling temperatures."""
@@ -207,6 +212,14 @@ class Blocks:
     def num_messages(self) -> int:
         """How many multipliers the blocks have."""
         return len(self.option)
+
+    def each(self, messages: Floats) -> Iterator[tuple[Integers, Integers, Floats, Floats, Floats]]:
+        """Per block its row options, column options, weights (rows, columns), row messages and column messages."""
+        for (weight, message, rows), (weight_end, end, _) in itertools.pairwise(self.row.tolist()):
+            middle = message + rows
+            weights = self.weights[weight:weight_end].reshape(rows, end - middle)
+            upper, lower = slice(message, middle), slice(middle, end)
+            yield self.option[upper], self.option[lower], weights, messages[upper], messages[lower]
 
     @classmethod
     def of(cls, problem: Problem) -> "Blocks":

@@ -11,7 +11,7 @@ from typing import ClassVar
 from formulations import Problem
 from solvers.anneal import Anneal
 from solvers.base import Search, Solver
-from solvers.bounds import dual_bound, largest_objective
+from solvers.bounds import DualBound, dual_bound, largest_objective
 from solvers.pareto import prove
 from solvers.repair import repair
 
@@ -38,20 +38,37 @@ class Lagrangian(Solver):
 
     def run(self, problem: Problem, search: Search) -> None:
         """Bound, choice, and for linear problems the proof."""
-        with search.phase("bound_s"):
-            bound = dual_bound(problem, time_limit=0.5 * search.remaining())
-        search.raise_bound(bound.value)
-        search.details["prices"] = bound.prices
-        if bound.value > largest_objective(problem):
-            search.close()
+        bound = begin(problem, search)
+        if problem.pairs or search.proven():
             return
-        feasible = repair(problem, bound.choice)
-        if feasible is not None:
-            search.offer(feasible)
-        if not problem.pairs and not search.proven():
-            with search.phase("proof_s"):
-                prove(problem, search, bound, max_states=MAX_STATES)
+        with search.phase("proof_s"):
+            prove(problem, search, bound, max_states=MAX_STATES)
         if not search.proven() and not search.expired():
-            search.initial = search.choice if search.choice is not None else bound.choice
-            with search.phase("anneal_s"):
-                COLD_ANNEAL.run(problem, search)
+            anneal_from(bound, problem, search)
+
+
+def begin(problem: Problem, search: Search) -> DualBound:
+    """What exact solvers start from, too: the bound is raised, and a good choice offered where one is found.
+
+    A bound that no choice can meet closes the search: nothing is feasible.
+    """
+    with search.phase("bound_s"):
+        bound = dual_bound(problem, time_limit=0.5 * search.remaining())
+    search.raise_bound(bound.value)
+    search.details["prices"] = bound.prices
+    if bound.value > largest_objective(problem):
+        search.close()
+        return bound
+    feasible = repair(problem, bound.choice)
+    if feasible is not None:
+        search.offer(feasible)
+    if problem.pairs and not search.proven() and not search.expired():
+        anneal_from(bound, problem, search)
+    return bound
+
+
+def anneal_from(bound: DualBound, problem: Problem, search: Search) -> None:
+    """A short cold anneal from the incumbent, or from the dual's choice without one."""
+    search.initial = search.choice if search.choice is not None else bound.choice
+    with search.phase("anneal_s"):
+        COLD_ANNEAL.run(problem, search)

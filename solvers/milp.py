@@ -23,11 +23,10 @@ from formulations import Problem
 from formulations.integer_program import MAX_PRODUCTS, IntegerProgram, num_products, to_integer_program
 from formulations.presolve import restrict
 from solvers.base import Search, Solver
-from solvers.bounds import dual_bound, largest_objective
 from solvers.errors import InvalidOptionError
+from solvers.lagrangian import begin
 from solvers.local_search import polish
 from solvers.moves import Integers
-from solvers.repair import repair
 
 BACKENDS = ("highs", "cbc")
 
@@ -77,17 +76,9 @@ class Milp(Solver):
 
     def run(self, problem: Problem, search: Search) -> None:
         """Bound and incumbent, then the integer program over what they leave open."""
-        with search.phase("bound_s"):
-            bound = dual_bound(problem, time_limit=0.2 * search.remaining())
-        search.raise_bound(bound.value)
-        if bound.value > largest_objective(problem):
-            search.close()
-            return
-        feasible = repair(problem, bound.choice)
-        if feasible is not None:
-            search.offer(feasible)
-            if not search.proven() and not search.expired():
-                search.offer(polish(problem, feasible))
+        bound = begin(problem, search)
+        if not problem.pairs and search.choice is not None and not search.proven() and not search.expired():
+            search.offer(polish(problem, search.choice))
         if search.proven() or search.expired():
             return
 

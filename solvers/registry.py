@@ -21,6 +21,7 @@ TABLE = {
     "brute-force": "solvers.brute_force:BruteForce",
     "dp": "solvers.dp:DynamicProgram",
     "milp": "solvers.milp:Milp",
+    "miqp": "solvers.miqp:Miqp",
     "lagrangian": "solvers.lagrangian:Lagrangian",
     "greedy": "solvers.greedy:Greedy",
     "anneal": "solvers.anneal:Anneal",
