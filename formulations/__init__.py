@@ -1,8 +1,9 @@
 """From decisions to a `Problem`, and from a Problem to the forms that solvers take.
 
-    tables ──prune_quantize──▶ Problem ──to_bqm / to_cqm / to_integer_program──▶ encoded model + decode
+    tables ──prune_quantize──▶ Problem ──to_bqm / to_cqm / to_nonlinear / …──▶ encoded model + decode
 
-Knows numpy and scipy; dimod and pulp are imported only by the forms that need them; torch is never seen here.
+Knows numpy and scipy; dimod, pulp and dwave-optimization are imported only by the forms that need them; torch is
+never seen here.
 """
 
 import importlib
@@ -30,12 +31,14 @@ __all__ = [
     "to_bqm",
     "to_cqm",
     "to_integer_program",
+    "to_nonlinear",
 ]
 
 _FORMS = {
     "to_bqm": "formulations.bqm",
     "to_cqm": "formulations.cqm",
     "to_integer_program": "formulations.integer_program",
+    "to_nonlinear": "formulations.nonlinear",
 }
 
 
