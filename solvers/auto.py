@@ -18,12 +18,16 @@ from solvers.brute_force import BruteForce, num_choices
 from solvers.dp import DynamicProgram
 from solvers.lagrangian import Lagrangian
 from solvers.milp import Milp
+from solvers.miqp import Miqp
 
 ENUMERABLE = 1e6
 """Up to so many choices all are looked at (some 20 ms)."""
 
 LINEARISABLE = 50_000
 """Up to so many products of options the integer program has a chance to finish."""
+
+FEW_OPTIONS = 5_000
+"""Up to so many options the convex program of a factor is tried."""
 
 EXACT_S = 60.0
 """How long an exact solver may take for a problem with pair terms when there is no time limit."""
@@ -72,10 +76,11 @@ def plan(problem: Problem) -> list[Step]:
             (DynamicProgram(), "longer Pareto lists for what is still open", 0.5),
             (Milp(), "branch and bound for what is still open", 1.0),
         ]
-    steps: list[Step] = [
-        (Lagrangian(), "pair terms: a bound, budget prices and a start from the dual", 0.5),
-        (Anneal(), "pair terms: a longer search from there", 0.3),
-    ]
-    if (products := num_products(problem)) <= LINEARISABLE:
+    steps: list[Step] = [(Lagrangian(), "pair terms: a bound, budget prices and a good choice from the dual", 0.5)]
+    products = num_products(problem)
+    if problem.pairs.rank and problem.num_options <= FEW_OPTIONS and not Miqp.why_not():
+        steps.append((Miqp(), "a factor and few enough options for the convex program to finish", 1.0))
+    elif products <= LINEARISABLE:
         steps.append((Milp(), f"{products:,} products of options are few enough to linearise", 1.0))
+    steps.append((Anneal(), "what time is left goes into a wider search", 1.0))
     return steps

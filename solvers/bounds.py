@@ -28,6 +28,7 @@ import scipy.sparse
 from numba import njit
 
 from formulations import Problem
+from solvers.base import Search
 from solvers.moves import Floats, Integers, compiled, to_arrays
 
 COOLING = 0.3
@@ -86,6 +87,20 @@ def dual_bound(problem: Problem, *, time_limit: float = float("inf")) -> DualBou
     else:
         point = np.zeros(0)
     return dual.bound(point)
+
+
+def raise_dual_bound(problem: Problem, search: Search, share: float) -> DualBound:
+    """Hand the dual bound and its prices to a search; at most ``share`` of its remaining time is taken.
+
+    A bound that no choice can meet closes the search: nothing is feasible.
+    """
+    with search.phase("bound_s"):
+        bound = dual_bound(problem, time_limit=share * search.remaining())
+    search.raise_bound(bound.value)
+    search.details["prices"] = bound.prices
+    if bound.value > largest_objective(problem):
+        search.close()
+    return bound
 
 
 def largest_objective(problem: Problem) -> float:

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from formulations import Problem
 from solvers.base import Search, Solver
-from solvers.bounds import dual_bound
+from solvers.bounds import raise_dual_bound
 from solvers.pareto import prove
 from solvers.repair import repair
 
@@ -34,9 +34,9 @@ class DynamicProgram(Solver):
 
     def run(self, problem: Problem, search: Search) -> None:
         """Bound, a repaired choice to prune with, then the lists."""
-        bound = dual_bound(problem)
-        search.raise_bound(bound.value)
-        search.details["prices"] = bound.prices
+        bound = raise_dual_bound(problem, search, 0.5)
+        if search.proven():
+            return
         feasible = repair(problem, bound.choice)
         if feasible is not None:
             search.offer(feasible)

@@ -1,25 +1,32 @@
 """`lagrangian`: the dual's choice, repaired and improved, with the dual's bound and the budgets' prices.
 
 Linear problems end with a proof: what bound and incumbent leave open is decided by Pareto lists (`solvers.pareto`).
-With pair terms the dual's choice is annealed from a low temperature; the bound stands, and the gap says how far the
-choice can be from the optimum.
+With pair terms the dual's choice is annealed among the options that the bound leaves open; the gap says how far the
+result can be from the optimum.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from formulations import Problem
+from formulations.presolve import Restriction, restrict
 from solvers.anneal import Anneal
 from solvers.base import Search, Solver
-from solvers.bounds import DualBound, dual_bound, largest_objective
+from solvers.bounds import DualBound, raise_dual_bound
 from solvers.pareto import prove
+from solvers.part import search_part
 from solvers.repair import repair
 
 MAX_STATES = 200_000
 """The longest Pareto list before the proof of a linear problem is given up (`dp` goes further)."""
 
-COLD_ANNEAL = Anneal(sweeps=400, population=4, generations=3)
-"""A short one: it starts from the dual's choice, so it begins cold."""
+ROUNDS = 4
+"""How often the options that are left open are annealed at most."""
+
+MOVES = 2_000_000
+"""Moves for one of six choices in one round, within 200 and 2000 per group (some 0.1 s)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,31 +51,46 @@ class Lagrangian(Solver):
         with search.phase("proof_s"):
             prove(problem, search, bound, max_states=MAX_STATES)
         if not search.proven() and not search.expired():
-            anneal_from(bound, problem, search)
+            improve(problem, search, bound)
 
 
 def begin(problem: Problem, search: Search) -> DualBound:
-    """What exact solvers start from, too: the bound is raised, and a good choice offered where one is found.
-
-    A bound that no choice can meet closes the search: nothing is feasible.
-    """
-    with search.phase("bound_s"):
-        bound = dual_bound(problem, time_limit=0.5 * search.remaining())
-    search.raise_bound(bound.value)
-    search.details["prices"] = bound.prices
-    if bound.value > largest_objective(problem):
-        search.close()
+    """What exact solvers start from, too: the bound is raised, and a good choice offered where one is found."""
+    bound = raise_dual_bound(problem, search, 0.4)
+    if search.proven():
         return bound
     feasible = repair(problem, bound.choice)
     if feasible is not None:
         search.offer(feasible)
     if problem.pairs and not search.proven() and not search.expired():
-        anneal_from(bound, problem, search)
+        improve(problem, search, bound)
     return bound
 
 
-def anneal_from(bound: DualBound, problem: Problem, search: Search) -> None:
-    """A short cold anneal from the incumbent, or from the dual's choice without one."""
-    search.initial = search.choice if search.choice is not None else bound.choice
+def improve(problem: Problem, search: Search, bound: DualBound) -> None:
+    """Anneal among the options that can still improve the incumbent, again and again while that helps.
+
+    Each better incumbent leaves fewer of them: an option whose reduced cost reaches the gap is in no better choice.
+    """
     with search.phase("anneal_s"):
-        COLD_ANNEAL.run(problem, search)
+        if search.choice is None:  # nothing is known that could leave options out
+            search.initial = bound.choice
+            Anneal(sweeps=500, population=4, generations=3).run(problem, search)
+        for _ in range(ROUNDS):
+            before = search.objective
+            if before is None or search.proven() or search.expired():
+                return
+            part = open_part(problem, search, bound)
+            sweeps = min(2000, max(200, MOVES // part.problem.num_groups))
+            search_part(Anneal(sweeps=sweeps, population=6, generations=5), part, search)
+            if search.objective == before:
+                return
+
+
+def open_part(problem: Problem, search: Search, bound: DualBound) -> Restriction:
+    """The part of a problem that bound and incumbent leave open; all of it without an incumbent."""
+    keep = np.ones(problem.num_options, dtype=bool)
+    if search.objective is not None:
+        keep = bound.reduced <= search.objective - bound.value
+        keep[problem.group_offsets[:-1] + bound.choice] = True
+    return restrict(problem, keep)

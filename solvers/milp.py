@@ -21,10 +21,9 @@ import numpy as np
 
 from formulations import Problem
 from formulations.integer_program import MAX_PRODUCTS, IntegerProgram, num_products, to_integer_program
-from formulations.presolve import restrict
 from solvers.base import Search, Solver
 from solvers.errors import InvalidOptionError
-from solvers.lagrangian import begin
+from solvers.lagrangian import begin, open_part
 from solvers.local_search import polish
 from solvers.moves import Integers
 
@@ -83,9 +82,7 @@ class Milp(Solver):
             return
 
         gap = np.inf if search.objective is None else search.objective - bound.value
-        keep = bound.reduced <= gap
-        keep[problem.group_offsets[:-1] + bound.choice] = True
-        left = restrict(problem, keep)
+        left = open_part(problem, search, bound)
         size = max(min(gap, 1.0), SMALLEST_UNIT)
         if num_products(left.problem) * SECONDS_PER_PRODUCT > search.remaining():
             search.details["stopped"] = "building the integer program would take longer than the time limit"
