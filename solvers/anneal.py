@@ -37,6 +37,9 @@ CHILDREN = 4
 REHEAT = 1 / 16
 """Temperature at which a child, or a given start, begins to cool, relative to a random start's."""
 
+POLISHABLE = 6000
+"""Options up to which a choice is also polished (a few hundredths of a second)."""
+
 PATIENCE = 10
 """Generations without a better choice after which the search ends."""
 
@@ -172,7 +175,8 @@ def _offer(search: Search, problem: Problem, chosen: list[Integers]) -> None:
 
 def _polished(a: Arrays, chosen: Integers) -> Integers:
     polished = chosen.copy()
-    polish_flat(a, polished, 2)
+    if len(a.cost) <= POLISHABLE:
+        polish_flat(a, polished, 2)
     return polished
 
 
@@ -196,10 +200,10 @@ def _temperatures(a: Arrays, chosen: Integers) -> tuple[float, float]:
 
     Half of the switches change the objective by less than the first one; nearly all by much more than the last.
     """
-    local = chosen.copy()
+    local = chosen
     total, field, usage = begin(a, local)
     if fits(a, usage):
-        polish_flat(a, local, 2)
+        local = _polished(a, local)
         total, field, usage = begin(a, local)
     sample = np.unique(np.linspace(0, len(a.cost) - 1, 5000).astype(np.int64))
     changes = np.abs([delta(a, total, field, local[a.group_of[v]], v) for v in sample])

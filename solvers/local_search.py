@@ -40,8 +40,8 @@ def polish(problem: Problem, choice: ArrayLike) -> Integers:
 
 
 @compiled
-def polish_flat(a: Arrays, chosen: Integers, passes: int) -> None:
-    """Polish feasible flat options in place by so many passes at most, for callers that hold `Arrays`."""
+def polish_flat(a: Arrays, chosen: Integers, passes: int) -> bool:
+    """Polish feasible flat options in place, for callers that hold `Arrays`; whether the last pass still improved."""
     num_groups = len(chosen)
     step = max(1, len(a.cost) * len(a.cost) // PAIRS)
     for number in range(passes):
@@ -49,9 +49,15 @@ def polish_flat(a: Arrays, chosen: Integers, passes: int) -> None:
         improved = False
         for group in range(num_groups):
             improved |= _improve_alone(a, chosen, total, field, usage, group)
-            improved |= _improve_paired(a, chosen, total, field, usage, group, number % step, step)
+        single, length, reach = np.empty(len(a.cost)), np.empty(len(a.cost)), np.empty(len(a.cost))
+        _weigh(a, chosen, total, field, single, length, reach)
+        for group in range(num_groups):
+            while _improve_paired(a, chosen, total, field, usage, single, length, reach, group, number % step, step):
+                improved = True
+                _weigh(a, chosen, total, field, single, length, reach)
         if not improved:
-            return
+            return False
+    return True
 
 
 @compiled
@@ -77,24 +83,58 @@ def _improve_alone(a: Arrays, chosen: Integers, total: Floats, field: Floats, us
 
 
 @compiled
+def _weigh(
+    a: Arrays, chosen: Integers, total: Floats, field: Floats, single: Floats, length: Floats, reach: Floats
+) -> None:
+    """Per option what switching to it alone adds, and what bounds its cross term with any other switch.
+
+    The factor's part is at most the product of two ``length`` (Cauchy-Schwarz), the sparse part at most either
+    ``reach``.
+    """
+    for v in range(len(single)):
+        old = chosen[a.group_of[v]]
+        single[v] = delta(a, total, field, old, v)
+        square, new_most, old_most = 0.0, 0.0, 0.0
+        for k in range(a.factor.shape[1]):
+            square += (a.factor[v, k] - a.factor[old, k]) ** 2
+        for at in range(a.indptr[v], a.indptr[v + 1]):
+            new_most = max(new_most, abs(a.data[at]))
+        for at in range(a.indptr[old], a.indptr[old + 1]):
+            old_most = max(old_most, abs(a.data[at]))
+        length[v], reach[v] = np.sqrt(square), 2.0 * (new_most + old_most)
+
+
+@compiled
 def _improve_paired(
-    a: Arrays, chosen: Integers, total: Floats, field: Floats, usage: Floats, group: int, first: int, step: int
+    a: Arrays,
+    chosen: Integers,
+    total: Floats,
+    field: Floats,
+    usage: Floats,
+    single: Floats,
+    length: Floats,
+    reach: Floats,
+    group: int,
+    first: int,
+    step: int,
 ) -> bool:
+    """Make the best pair of switches of ``group`` and a partner, if any pays."""
     old1, best1, best2 = chosen[group], -1, -1
     least = -1e-13 * (1.0 + abs(a.cost[old1]))
-    single = np.array([delta(a, total, field, old1, v) for v in range(a.starts[group], a.starts[group + 1])])
     for partner in range(first, len(chosen), step):
         if partner == group:
             continue
         old2 = chosen[partner]
-        for new2 in range(a.starts[partner], a.starts[partner + 1]):
-            if new2 == old2:
+        for new1 in range(a.starts[group], a.starts[group + 1]):
+            if new1 == old1:
                 continue
-            change2 = delta(a, total, field, old2, new2)
-            for new1 in range(a.starts[group], a.starts[group + 1]):
-                if new1 == old1 or not _fits_both(a, usage, old1, new1, old2, new2):
+            for new2 in range(a.starts[partner], a.starts[partner + 1]):
+                alone = single[new1] + single[new2]
+                if alone - length[new1] * length[new2] - min(reach[new1], reach[new2]) >= least:
                     continue
-                change = change2 + single[new1 - a.starts[group]] + cross(a, old1, new1, old2, new2)
+                if new2 == old2 or not _fits_both(a, usage, old1, new1, old2, new2):
+                    continue
+                change = alone + cross(a, old1, new1, old2, new2)
                 if change < least:
                     least, best1, best2 = change, new1, new2
     if best1 >= 0:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from dwave.samplers import SimulatedAnnealingSampler
 
 from formulations import Problem
 from formulations.bqm import ENCODINGS, EncodedBqm
@@ -61,6 +60,8 @@ class SimulatedAnnealing(Solver):
 
     def run(self, problem: Problem, search: Search) -> None:
         """Sample, decode, repair, polish, round by round."""
+        from dwave.samplers import SimulatedAnnealingSampler
+
         sampler = SimulatedAnnealingSampler()
 
         def call(encoded: EncodedBqm, num_reads: int, num_sweeps: int) -> Any:
@@ -77,6 +78,8 @@ class SimulatedAnnealing(Solver):
             num_sweeps = self.num_sweeps
             if np.isfinite(search.remaining()):  # the sampler looks at the clock only between two reads
                 trial = call(encoded, 1, TRIAL_SWEEPS)
+                if search.expired():
+                    return trial
                 sweep_s = 1e-9 * trial.info["timing"]["sampling_ns"] / TRIAL_SWEEPS
                 num_sweeps = max(1, min(num_sweeps, int(search.remaining() / sweep_s)))
             return call(encoded, self.num_reads, num_sweeps)
