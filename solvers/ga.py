@@ -1,7 +1,8 @@
 """Genetic algorithm (pymoo): a choice is a vector of option indices, whole populations are judged at once.
 
-Children that break a budget are repaired, so that selection compares objectives and not penalties. What always
-holds: random numbers come from the run's own generator, so that a seed gives the same answer again.
+Children that break a budget are repaired, and every child goes down to where no single switch pays (a memetic
+algorithm), so that selection compares what choices can become, not penalties and accidents. What always holds:
+random numbers come from the run's own generator, so that a seed gives the same answer again.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ POLISH_PASSES = 5
 
 @dataclass(frozen=True)
 class Genetic(Solver):
-    """Genetic algorithm with uniform crossover, mutation by random switches, repair, and a final polish.
+    """Genetic algorithm with uniform crossover, mutation by random switches, repair, descent, and a final polish.
 
     Attributes:
         population: choices alive at a time.
@@ -31,10 +32,10 @@ class Genetic(Solver):
     """
 
     name: ClassVar[str] = "ga"
-    summary: ClassVar[str] = "genetic algorithm (pymoo), feasible by repair, polished at the end"
+    summary: ClassVar[str] = "genetic algorithm (pymoo) with repair and descent, polished at the end"
     requires: ClassVar[tuple[str, ...]] = ("pymoo",)
     population: int = 100
-    generations: int = 300
+    generations: int = 100
 
     def __post_init__(self) -> None:
         for option, least in (("population", 2), ("generations", 1)):
@@ -53,6 +54,7 @@ class Genetic(Solver):
         first = space.first(self.population)
         if not len(first):
             return  # repair tries harder to get within the budgets than mating would
+        search.offer(first[0])
         algorithm = genetic.algorithm(space, first, search.rng)
         with search.phase("solve_s"):
             for generation in range(self.generations):

@@ -16,6 +16,7 @@ from pymoo.operators.selection.tournament import TournamentSelection
 
 from formulations import Problem
 from solvers.base import Search
+from solvers.local_search import descend_flat
 from solvers.moves import Arrays, Integers, judge_all, to_arrays
 from solvers.repair import repair_flat
 
@@ -51,28 +52,29 @@ class ChoiceSpace(PymooProblem):  # type: ignore[misc]
         return np.asarray(choices, dtype=np.int64) + self.problem.group_offsets[:-1]
 
     def first(self, count: int) -> Integers:
-        """Random choices and the caller's, repaired; none when not even one of them can be."""
+        """Random choices and the caller's, improved; none when not even one of them can be."""
         choices = self.search.rng.integers(0, self.sizes, size=(count, len(self.sizes)))
         if self.search.initial is not None:
             choices[0] = self.search.initial
         chosen = self.flat(choices)
         if not repair_flat(self.arrays, chosen[0]):
             return choices[:0]
-        return repaired(self.arrays, chosen) - self.problem.group_offsets[:-1]
+        return improved(self.arrays, chosen) - self.problem.group_offsets[:-1]
 
 
-def repaired(a: Arrays, chosen: Integers) -> Integers:
-    """Flat choices ``(n, G)`` with those over budget repaired where that is possible."""
-    for at in np.flatnonzero(judge_all(a, chosen)[1] > 0):
-        attempt = chosen[at].copy()
+def improved(a: Arrays, chosen: Integers) -> Integers:
+    """Flat choices ``(n, G)``, repaired where that is possible, and those taken to where no single switch pays."""
+    for one in chosen:
+        attempt = one.copy()
         if repair_flat(a, attempt):
-            chosen[at] = attempt
+            descend_flat(a, attempt)
+            one[:] = attempt
     return chosen
 
 
-class _Repaired(Repair):  # type: ignore[misc]
+class _Improved(Repair):  # type: ignore[misc]
     def _do(self, problem: ChoiceSpace, choices: Integers, **_: Any) -> Integers:
-        return repaired(problem.arrays, problem.flat(choices)) - problem.problem.group_offsets[:-1]
+        return improved(problem.arrays, problem.flat(choices)) - problem.problem.group_offsets[:-1]
 
 
 class _Uniform(Crossover):  # type: ignore[misc]
@@ -101,7 +103,7 @@ class _Switch(Mutation):  # type: ignore[misc]
 
 def algorithm(space: ChoiceSpace, first: Integers, rng: np.random.Generator) -> Any:
     """Pymoo's GA on ``space``, set up, beginning with the choices ``first`` ``(n, G)``."""
-    crossover, mutation, repair = _Uniform(rng), _Switch(rng), _Repaired()
+    crossover, mutation, repair = _Uniform(rng), _Switch(rng), _Improved()
     distinct = DefaultDuplicateElimination()
     selection = TournamentSelection(func_comp=comp_by_cv_and_fitness)
     mating = Mating(

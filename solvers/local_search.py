@@ -61,6 +61,17 @@ def polish_flat(a: Arrays, chosen: Integers, passes: int) -> bool:
 
 
 @compiled
+def descend_flat(a: Arrays, chosen: Integers) -> None:
+    """Single switches only, in place, until none improves feasible flat options; ``O(V)`` moves weighed a pass."""
+    total, field, usage = begin(a, chosen)
+    improved = True
+    while improved:
+        improved = False
+        for group in range(len(chosen)):
+            improved |= _improve_alone(a, chosen, total, field, usage, group)
+
+
+@compiled
 def _fits_both(a: Arrays, usage: Floats, old1: int, new1: int, old2: int, new2: int) -> bool:
     for k in range(len(usage)):
         if usage[k] + a.use[new1, k] - a.use[old1, k] + a.use[new2, k] - a.use[old2, k] > a.limit[k]:

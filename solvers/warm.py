@@ -10,7 +10,7 @@ import numpy as np
 
 from formulations import Problem
 from solvers.cooling import NO_BEST, cool
-from solvers.local_search import polish_flat
+from solvers.local_search import descend_flat, polish_flat
 from solvers.moves import judge_all, to_arrays
 from solvers.repair import repair_flat
 
@@ -22,6 +22,7 @@ def warm() -> None:
     a, chosen = to_arrays(problem), np.array([0, 2])
     repair_flat(a, chosen)
     polish_flat(a, chosen, 1)
+    descend_flat(a, chosen)
     judge_all(a, chosen[None])
     state = np.ones(1, dtype=np.uint64)
     cool(a, np.arange(2), chosen.copy(), np.ones(1), state, 1.0, 1.0, 1, 0.01, chosen.copy(), NO_BEST)
