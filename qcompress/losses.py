@@ -1,8 +1,9 @@
-"""What "loss" means: its rise when outputs change, and its second-order form around the original outputs.
+"""What "loss" means: its rise when outputs change, and its second-order form.
 
-For a change ``J`` of one sample's output the loss rises by about ``g·J + ½·Jᵀ·H·J``. A loss gives ``H`` by roots
-``a_k`` of the output's shape with ``Jᵀ·H·J = Σ_k (a_k·J)²``: all of them when they are few, else random mixtures of
-them whose expectation is the same (Hutchinson's estimator with signs). Loss is in nats per sample for ``kl``.
+For a change ``J`` of one sample's output the loss rises by about ``g·J + ½·Jᵀ·H·J``. A loss gives ``H`` in product
+form: the exact effects ``E(J)`` of given changes, with ``Jᵀ·H·J = E·E``, or a few random probes ``a_k`` of the
+output's shape with ``Jᵀ·H·J = Σ_k (a_k·J)²`` in expectation (Hutchinson's estimator with signs), for outputs of many
+numbers. Losses are per sample; ``kl`` is in nats.
 
 - ``kl``: KL divergence of the original's softmax to the compressed model's (last dimension: classes; other
   dimensions between it and the samples: positions, averaged). Its gradient is zero, ``H = diag(p) - p·pᵀ``.
@@ -27,14 +28,19 @@ class Loss(ABC):
     """A loss relative to the original model's outputs."""
 
     name: str
+    curvature_varies = False  # whether H depends on the outputs
 
     @abstractmethod
     def rise(self, output: Tensor, reference: Tensor, batch: Any) -> Tensor:
         """``(samples,)`` float64: the loss of ``output`` less that of the original's ``reference``."""
 
     @abstractmethod
-    def roots(self, reference: Tensor, batch: Any, limit: int, generator: torch.Generator) -> Tensor:
-        """``(K, *reference.shape)``: the roots of H, all when there are at most ``limit``, else random mixtures."""
+    def effects(self, changes: Tensor, point: Tensor, batch: Any) -> Tensor:
+        """Product form of H at the outputs ``point`` ``(samples, …)``: changes ``(V, samples, …)`` → ``(V, …)``."""
+
+    @abstractmethod
+    def probes(self, reference: Tensor, batch: Any, generator: torch.Generator) -> Tensor:
+        """``(K, *reference.shape)`` random probes of H at the original's outputs."""
 
     def gradient(self, reference: Tensor, batch: Any) -> Tensor | None:  # noqa: ARG002
         """The gradient at the original's outputs, of their shape; None when it is zero."""
@@ -45,28 +51,23 @@ class KullbackLeibler(Loss):
     """KL divergence of the original's softmax to the compressed model's."""
 
     name = "kl"
+    curvature_varies = True
 
     def rise(self, output: Tensor, reference: Tensor, batch: Any) -> Tensor:  # noqa: ARG002
         """``Σ p·(log p - log q)``, averaged over positions."""
         log_p, log_q = reference.double().log_softmax(-1), output.double().log_softmax(-1)
         return _per_sample_mean((log_p.exp() * (log_p - log_q)).sum(-1))
 
-    def roots(self, reference: Tensor, batch: Any, limit: int, generator: torch.Generator) -> Tensor:  # noqa: ARG002
-        """``a_k = √p_k·(e_k - p)``."""
-        if reference.ndim < 2:
-            raise ModelError(
-                f"loss 'kl' needs outputs (samples, …, classes), found shape {tuple(reference.shape)}; use 'mse'"
-            )
-        p = reference.double().softmax(-1).to(reference.dtype)
-        root_p = p.sqrt()
-        classes = p.shape[-1]
-        positions = p[0, ..., 0].numel()
-        if positions == 1 and classes <= limit:
-            units = torch.eye(classes, dtype=p.dtype, device=p.device).reshape(classes, *[1] * (p.ndim - 1), classes)
-            return torch.mul(root_p.movedim(-1, 0).unsqueeze(-1), units - p)
-        signs = _signs((NUM_PROBES, *p.shape), p, generator)
-        mixed = root_p * signs - p * (root_p * signs).sum(-1, keepdim=True)
-        return torch.div(mixed, (positions * NUM_PROBES) ** 0.5)
+    def effects(self, changes: Tensor, point: Tensor, batch: Any) -> Tensor:  # noqa: ARG002
+        """``√p·(J - p·J)`` at every position."""
+        p = point.softmax(-1)
+        return (p / _positions(p)).sqrt() * (changes - (p * changes).sum(-1, keepdim=True))
+
+    def probes(self, reference: Tensor, batch: Any, generator: torch.Generator) -> Tensor:  # noqa: ARG002
+        """``√p·z - p·(√p·z)`` for random signs z."""
+        p = reference.softmax(-1)
+        mixed = p.sqrt() * _signs((NUM_PROBES, *p.shape), p, generator)
+        return torch.div(mixed - p * mixed.sum(-1, keepdim=True), (_positions(p) * NUM_PROBES) ** 0.5)
 
 
 class MeanSquaredError(Loss):
@@ -78,15 +79,14 @@ class MeanSquaredError(Loss):
         """Mean over everything but the samples."""
         return _per_sample_mean((output.double() - reference.double()).square())
 
-    def roots(self, reference: Tensor, batch: Any, limit: int, generator: torch.Generator) -> Tensor:  # noqa: ARG002
-        """``a_k = √(2/D)·e_k``."""
-        numbers = reference[0].numel()
-        if numbers <= limit:
-            units = torch.eye(numbers, dtype=reference.dtype, device=reference.device)
-            spread = units.reshape(numbers, 1, *reference.shape[1:]).expand(numbers, *reference.shape)
-            return torch.mul(spread, (2 / numbers) ** 0.5)
+    def effects(self, changes: Tensor, point: Tensor, batch: Any) -> Tensor:  # noqa: ARG002
+        """``√(2/D)·J``."""
+        return torch.mul(changes, (2 / point[0].numel()) ** 0.5)
+
+    def probes(self, reference: Tensor, batch: Any, generator: torch.Generator) -> Tensor:  # noqa: ARG002
+        """``√(2/D)·z`` for random signs z."""
         signs = _signs((NUM_PROBES, *reference.shape), reference, generator)
-        return torch.mul(signs, (2 / (numbers * NUM_PROBES)) ** 0.5)
+        return torch.mul(signs, (2 / (reference[0].numel() * NUM_PROBES)) ** 0.5)
 
 
 class CallableLoss(Loss):
@@ -115,7 +115,11 @@ class CallableLoss(Loss):
             output = reference.detach().requires_grad_(True)
             return torch.autograd.grad(self._values(output, batch).sum(), output)[0]
 
-    def roots(self, reference: Tensor, batch: Any, limit: int, generator: torch.Generator) -> Tensor:  # noqa: ARG002
+    def effects(self, changes: Tensor, point: Tensor, batch: Any) -> Tensor:
+        """``g·J``."""
+        return torch.einsum("vn...,n...->vn", changes, self.gradient(point, batch))
+
+    def probes(self, reference: Tensor, batch: Any, generator: torch.Generator) -> Tensor:  # noqa: ARG002
         """The gradient itself."""
         return self.gradient(reference, batch).unsqueeze(0)
 
@@ -137,6 +141,17 @@ def as_loss(loss: str | LossFunction) -> Loss:
 
 def _per_sample_mean(values: Tensor) -> Tensor:
     return values.reshape(len(values), -1).mean(dim=1)
+
+
+def _positions(p: Tensor) -> int:
+    """Positions per sample of probabilities ``(samples, …, classes)``.
+
+    Raises:
+        ModelError: there is no dimension for the classes.
+    """
+    if p.ndim < 2:
+        raise ModelError(f"loss 'kl' needs outputs (samples, …, classes), found shape {tuple(p.shape)}; use 'mse'")
+    return p[0, ..., 0].numel()
 
 
 def _signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:

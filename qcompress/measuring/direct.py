@@ -1,9 +1,10 @@
 """Effects by trying: every option is put into the model alone, and the true loss is taken.
 
 Only the part of the network behind the changed module is run again (`qcompress.measuring.replay`). The pair terms
-come from the change ``J_v`` of the output: ``effect_v = a_k·J_v(s)`` for the roots ``a_k`` of the loss's Hessian.
+come from the change ``J_v`` of the output: exactly where outputs have few numbers, else by random probes.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,9 @@ from qcompress import forward as forwards
 from qcompress.errors import ModelError
 from qcompress.losses import Loss
 from qcompress.measuring.candidates import Candidates
+from qcompress.measuring.effects import MAX_NUMBERS, exact_effects
 from qcompress.measuring.replay import Replay
 
-MAX_ROOTS = 1024  # roots cost no pass here, only memory: V × samples × roots
 SAME_RUN = 1e-4  # relative to the largest output; a shortcut that is right repeats the very same operations
 
 
@@ -31,17 +32,19 @@ class Direct:
 
     def batch_effects(
         self, batch: Any, generator: torch.Generator
-    ) -> tuple[NDArray[np.float64], NDArray[np.floating], int]:
-        """Costs ``(V,)`` summed over the batch, effects ``(V, samples·roots)``, and the number of samples.
+    ) -> tuple[NDArray[np.float64], Iterable[NDArray[np.floating]], int]:
+        """Costs ``(V,)`` summed over the batch, blocks of effects ``(V, columns)``, and the number of samples.
 
         Raises:
             ModelError: an option's loss is not finite; names it.
         """
         candidates = self._candidates
         reference = self._replay.record(lambda: forwards.run(self._model, batch, self._forward))
-        roots = self._loss.roots(reference, batch, MAX_ROOTS, generator)
+        small = reference[0].numel() <= MAX_NUMBERS
+        probes = reference[None] if small else self._loss.probes(reference, batch, generator)
+        width = reference[0].numel() if small else len(probes)
+        found = torch.zeros(candidates.num_options, len(reference), width, dtype=reference.dtype)
         cost = np.zeros(candidates.num_options)
-        effects = np.zeros((candidates.num_options, len(reference) * len(roots)), dtype=np.float32)
         for part, options in enumerate(candidates.transforms):
             for option in range(1, len(options)):  # option 0 keeps the weight
                 with candidates.applied(part, option):
@@ -52,7 +55,12 @@ class Direct:
                     raise ModelError(f"the loss with {name!r} at {label!r} is not finite; leave that option out")
                 flat = candidates.offsets[part] + option
                 cost[flat] = rise
-                effects[flat] = torch.einsum("kn...,n...->nk", roots, output - reference).reshape(-1).cpu().numpy()
+                change = output - reference
+                found[flat] = change.flatten(1) if small else torch.einsum("kn...,n...->nk", probes, change)
+        if not small:
+            return cost, [found.flatten(1).numpy()], len(reference)
+        changes = found.to(reference.device).reshape(len(found), *reference.shape)
+        effects = exact_effects(self._loss, changes, reference, batch, candidates.offsets, generator)
         return cost, effects, len(reference)
 
     def _output(self, part: int, batch: Any) -> Tensor:

@@ -1,11 +1,13 @@
 """Effects by linearisation: a few backward passes serve all options of all parts.
 
 The change ``J_v`` of the output by option v is, to first order, the backward pass's view of the change that the
-option makes at its own layer: for a root ``a_k`` of the loss's Hessian (see `qcompress.losses`) the effect is
-``a_k·J_v(s) = ⟨∂(a_k·output)/∂(layer output), layer(input; ΔW_v)⟩`` for sample s. The loss increase of any choice is
-then ``½·Σ_s Σ_k (Σ_v effect_v)² / N``: a Gram matrix, from as many backward passes as there are roots.
+option makes at its own layer: for a probe ``a`` of the output's shape
+``a·J_v(s) = ⟨∂(a·output)/∂(layer output), layer(input; ΔW_v)⟩`` for sample s. Outputs of few numbers are probed one
+by one, which gives ``J_v`` itself; others by random probes of the loss's Hessian. The loss increase of any choice is
+then ``½·Σ_s Σ_k (Σ_v effect_v)² / N``: a Gram matrix, from as many backward passes as there are probes.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +22,9 @@ from qcompress import layers
 from qcompress.errors import ModelError
 from qcompress.losses import Loss
 from qcompress.measuring.candidates import Candidates, Layer
+from qcompress.measuring.effects import exact_effects, option_costs
 
-MAX_ROOTS = 16  # each root costs one backward pass
+MAX_PROBES = 16  # each probe costs one backward pass
 CHUNK = 16  # samples whose products are taken at once
 USE_TOLERANCE = 1e-2  # float32 sums over a whole batch, in another order
 
@@ -64,8 +67,8 @@ def batch_effects(
     generator: torch.Generator,
     *,
     check: bool,
-) -> tuple[NDArray[np.float64], NDArray[np.floating], int]:
-    """Costs ``(V,)`` summed over the batch, effects ``(V, samples·roots)``, and the number of samples.
+) -> tuple[NDArray[np.float64], Iterable[NDArray[np.floating]], int]:
+    """Costs ``(V,)`` summed over the batch, blocks of effects ``(V, columns)``, and the number of samples.
 
     With ``check`` the recorded calls are compared with the weights' own gradients, to find weights that are also
     used outside their modules.
@@ -86,11 +89,16 @@ def batch_effects(
         for hook in hooks:
             hook.remove()
     reference = output.detach()
-    num_samples = len(reference)
-    roots = loss.roots(reference, batch, MAX_ROOTS, generator)
+    num_samples, numbers = len(reference), reference[0].numel()
+    small = numbers <= MAX_PROBES
+    if small:
+        units = torch.eye(numbers, dtype=output.dtype, device=output.device)
+        probes = list(units.reshape(numbers, 1, *output.shape[1:]).expand(numbers, *output.shape))
+    else:
+        probes = list(loss.probes(reference, batch, generator))
     slope = loss.gradient(reference, batch)
-    probes = list(roots) if slope is None else [*roots, slope]
-
+    if slope is not None and not small:
+        probes.append(slope)
     calls = [call for layer in candidates.layers for path in layer.modules for call in recorder.calls.get(path, [])]
     handles = [call.handle for call in calls]
     if check:
@@ -99,21 +107,25 @@ def batch_effects(
             weight.requires_grad_(False)
     gradients = [_gradients(output, probe, handles, keep=index + 1 < len(probes)) for index, probe in enumerate(probes)]
 
-    effects = np.zeros((candidates.num_options, num_samples, len(probes)), dtype=np.float32)
+    found = np.zeros((candidates.num_options, num_samples, len(probes)), dtype=np.float32)
     position = 0
     with torch.no_grad():
         for layer in candidates.layers:
             for path in layer.modules:
                 for call in recorder.calls.get(path, []):
                     own = [per_probe[position] for per_probe in gradients]
-                    _add_layer_effects(effects, layer, call, own, candidates, num_samples)
+                    _add_layer_effects(found, layer, call, own, candidates, num_samples)
                     position += 1
+        if small:
+            changes = torch.from_numpy(found).to(reference).reshape(len(found), *reference.shape)
+            cost = option_costs(loss, changes, reference, batch)
+            return cost, exact_effects(loss, changes, reference, batch, candidates.offsets, generator), num_samples
     first_order = np.zeros(candidates.num_options)
     if slope is not None:
-        first_order = effects[:, :, -1].sum(axis=1, dtype=np.float64)
-        effects = effects[:, :, :-1]
-    cost = first_order + 0.5 * np.square(effects, dtype=np.float64).sum(axis=(1, 2))
-    return cost, effects.reshape(candidates.num_options, -1), num_samples
+        first_order = found[:, :, -1].sum(axis=1, dtype=np.float64)
+        found = found[:, :, :-1]
+    cost = first_order + 0.5 * np.square(found, dtype=np.float64).sum(axis=(1, 2))
+    return cost, [found.reshape(candidates.num_options, -1)], num_samples
 
 
 def _gradients(output: Tensor, probe: Tensor, handles: list[Tensor], *, keep: bool) -> list[Tensor]:

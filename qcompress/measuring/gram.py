@@ -6,6 +6,8 @@ the effects are mixed by random signs into `SKETCH_RANK` columns, whose products
 (Johnson-Lindenstrauss), so that memory stays linear in V.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,16 +32,17 @@ class Sums:
         self.num_samples = 0
         self.num_batches = 0
 
-    def add(self, cost: NDArray[np.float64], effects: NDArray[np.floating], num_samples: int) -> None:
-        """Add one batch: sums of the costs ``(V,)`` and effects ``(V, columns)`` over its samples."""
+    def add(self, cost: NDArray[np.float64], effects: Iterable[NDArray[np.floating]], num_samples: int) -> None:
+        """Add one batch: sums of the costs ``(V,)`` over its samples, and its effects in blocks ``(V, columns)``."""
+        rng = np.random.default_rng([self._seed, self.num_batches])
         self.cost += cost
-        if self.exact:
-            wide = effects.astype(np.float64)
-            self.second += wide @ wide.T
-        else:
-            rng = np.random.default_rng([self._seed, self.num_batches])
-            signs = rng.integers(0, 2, size=(effects.shape[1], SKETCH_RANK), dtype=np.int8).astype(effects.dtype)
-            self.second += effects @ ((2 * signs - 1) / np.sqrt(SKETCH_RANK))
+        for block in effects:
+            if self.exact:
+                wide = block.astype(np.float64)
+                self.second += wide @ wide.T
+            else:
+                signs = rng.integers(0, 2, size=(block.shape[1], SKETCH_RANK), dtype=np.int8).astype(block.dtype)
+                self.second += block @ ((2 * signs - 1) / np.sqrt(SKETCH_RANK))
         self.num_samples += num_samples
         self.num_batches += 1
 
