@@ -88,7 +88,7 @@ class Anneal(Solver):
         price = hot / a.unit
         search.details |= {"hot": hot, "cold": cold}
         with search.phase("solve_s"), ThreadPoolExecutor(min(CHILDREN, os.cpu_count() or 1)) as threads:
-            plan = _Plan(self, len(free), _moves_per_s(a, free, fallback, price), search)
+            plan = _Plan(self, len(free), _moves_per_s(a, free, fallback, price, hot), search)
             herd = _Herd(problem, search, a, free, threads, cold)
             begins = [fallback if given else _random_choice(a, search.rng) for _ in range(plan.population)]
             warm = hot * REHEAT if given else hot
@@ -122,9 +122,9 @@ class _Plan:
 
     def __init__(self, options: Anneal, num_free: int, moves_per_s: float, search: Search) -> None:
         self.population, self.steps = options.population, max(LEAST_MOVES, options.sweeps * num_free)
-        affordable = 0.5 * search.remaining() * moves_per_s  # the other half is for recombination
+        affordable = 0.4 * search.remaining() * moves_per_s  # the rest is for recombination
         if self.population * self.steps > affordable:
-            self.population = min(self.population, max(2, int(affordable / (self.steps / 5))))
+            self.population = min(self.population, max(2, int(affordable / self.steps)))  # long cooling pays more
             self.steps = max(1, int(min(self.steps, affordable / self.population)))
         self.child_steps = max(min(LEAST_MOVES, self.steps), self.steps // 4)
 
@@ -214,10 +214,10 @@ def _temperatures(a: Arrays, chosen: Integers) -> tuple[float, float]:
     return float(hot), float(np.clip(0.3 * low, 1e-6 * hot, 0.1 * hot))
 
 
-def _moves_per_s(a: Arrays, free: Integers, chosen: Integers, price: Floats) -> float:
+def _moves_per_s(a: Arrays, free: Integers, chosen: Integers, price: Floats, temperature: float) -> float:
     """Moves a second of all threads together, measured on a short run that leaves no trace."""
     state = np.ones(1, dtype=np.uint64)
     start = time.perf_counter()
     steps = 20_000
-    cool(a, free, chosen.copy(), price.copy(), state, 1e-9, 1.0, steps, 0.01, chosen.copy(), NO_BEST)
+    cool(a, free, chosen.copy(), price.copy(), state, temperature, 1.0, steps, 0.01, chosen.copy(), NO_BEST)
     return steps / (time.perf_counter() - start) * min(CHILDREN, os.cpu_count() or 1)
