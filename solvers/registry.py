@@ -26,6 +26,8 @@ TABLE = {
     "greedy": "solvers.greedy:Greedy",
     "anneal": "solvers.anneal:Anneal",
     "sa": "solvers.sa:SimulatedAnnealing",
+    "sqa": "solvers.sqa:PathIntegral",
+    "tabu": "solvers.tabu:Tabu",
     "ga": "solvers.ga:Genetic",
 }
 

@@ -21,6 +21,10 @@ TRIAL_SWEEPS = 10
 """Sweeps of the read that measures how many fit into a time limit."""
 
 
+SHARE = 0.25
+"""Share of the time left that one round may take, so that the budgets' prices see several rounds."""
+
+
 @dataclass(frozen=True)
 class SimulatedAnnealing(Solver):
     """Simulated annealing on the QUBO; samples are decoded, repaired and polished.
@@ -50,9 +54,19 @@ class SimulatedAnnealing(Solver):
     def __post_init__(self) -> None:
         for option in ("num_reads", "num_sweeps", "rounds"):
             if getattr(self, option) < 1:
-                raise InvalidOptionError(f"option {option!r} of 'sa' must be at least 1, found {getattr(self, option)}")
+                raise InvalidOptionError(
+                    f"option {option!r} of {self.name!r} must be at least 1, found {getattr(self, option)}"
+                )
         if self.encoding not in ENCODINGS:
-            raise InvalidOptionError(f"option 'encoding' of 'sa' knows {', '.join(ENCODINGS)}, found {self.encoding!r}")
+            raise InvalidOptionError(
+                f"option 'encoding' of {self.name!r} knows {', '.join(ENCODINGS)}, found {self.encoding!r}"
+            )
+
+    def sampler(self) -> Any:
+        """The dwave sampler that is called."""
+        from dwave.samplers import SimulatedAnnealingSampler
+
+        return SimulatedAnnealingSampler()
 
     def prepare(self) -> None:
         """Compile the loops."""
@@ -60,9 +74,7 @@ class SimulatedAnnealing(Solver):
 
     def run(self, problem: Problem, search: Search) -> None:
         """Sample, decode, repair, polish, round by round."""
-        from dwave.samplers import SimulatedAnnealingSampler
-
-        sampler = SimulatedAnnealingSampler()
+        sampler = self.sampler()
 
         def call(encoded: EncodedBqm, num_reads: int, num_sweeps: int) -> Any:
             return sampler.sample(
@@ -75,14 +87,19 @@ class SimulatedAnnealing(Solver):
             )
 
         def sample(encoded: EncodedBqm) -> Any:
-            num_sweeps = self.num_sweeps
+            num_reads, num_sweeps = self.num_reads, self.num_sweeps
             if np.isfinite(search.remaining()):  # the sampler looks at the clock only between two reads
+                begun = search.elapsed()
                 trial = call(encoded, 1, TRIAL_SWEEPS)
                 if search.expired():
                     return trial
-                sweep_s = 1e-9 * trial.info["timing"]["sampling_ns"] / TRIAL_SWEEPS
-                num_sweeps = max(1, min(num_sweeps, int(search.remaining() / sweep_s)))
-            return call(encoded, self.num_reads, num_sweeps)
+                timing = trial.info.get("timing")  # without the conversion of the model, where the sampler tells
+                trial_s = 1e-9 * timing["sampling_ns"] if timing else search.elapsed() - begun
+                sweep_s = trial_s / TRIAL_SWEEPS
+                affordable = SHARE * search.remaining() / sweep_s
+                num_sweeps = max(1, min(num_sweeps, int(affordable)))
+                num_reads = max(1, min(num_reads, int(affordable / num_sweeps)))
+            return call(encoded, num_reads, num_sweeps)
 
         sample_rounds(problem, search, sample, self.rounds, self.encoding)
 

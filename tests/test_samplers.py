@@ -30,6 +30,13 @@ def test_sa_reaches_the_best_known_after_polish(problem, best, encoding):
     assert solution.objective <= 1.03 * best
 
 
+@pytest.mark.parametrize("name", ["sqa", "tabu"])
+def test_other_samplers_by_name_come_near_the_best_known(problem, best, name):
+    solution = solve(problem, name, seed=1)
+    assert solution.objective <= 1.05 * best
+    assert solution.choice.tolist() == solve(problem, name, seed=1).choice.tolist()
+
+
 def test_each_step_is_reported_and_never_worse_than_the_one_before(problem):
     details = solve(problem, "sa", seed=1, encoding="one-hot", rounds=6).details
     steps = [details[f"objective_{name}"] for name in ("decoded", "repaired", "polished")]
