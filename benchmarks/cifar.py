@@ -1,7 +1,7 @@
 """CIFAR-10: the residual networks of arXiv 1512.03385 (section 4.2) with shortcuts of type A, and the images.
 
 The folder with weights and images is given by ``--data`` or the environment variable ``QCOMPRESS_DATA``; it holds
-``cifar10_resnet20.safetensors``, ``cifar10_test_jpegsource.npz`` and ``cifar10_train4k_lossless.npz``.
+``cifar10_resnet20.safetensors``, ``cifar10_test_jpegsource.npz`` and ``cifar10_train4k_jpegsource.npz``.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def images(folder: Path, name: str, start: int = 0, stop: int | None = None) -> 
     with np.load(folder / f"{name}.npz", allow_pickle=False) as file:
         pixels, labels = file["images"][start:stop], file["labels"][start:stop]
     scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-    return (scaled - MEAN) / DEVIATION, torch.from_numpy(labels)
+    return ((scaled - MEAN) / DEVIATION).contiguous(), torch.from_numpy(labels)
 
 
 def batched(inputs: Tensor, size: int = 128) -> list[Tensor]:
