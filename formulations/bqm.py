@@ -268,10 +268,9 @@ def pair_couplings(problem: Problem, *, complete: bool = False) -> Couplings:
         return rows, columns, values
     product = problem.pairs.factor @ problem.pairs.factor.T
     product[rows, columns] += values
-    rows, columns = np.triu_indices(num_options, 1)
-    between = problem.group_of[rows] != problem.group_of[columns]
-    rows, columns = rows[between], columns[between]
-    return rows, columns, product[rows, columns]
+    after = problem.group_of[:, None] < problem.group_of[None, :]  # options are numbered group after group
+    rows, columns = np.nonzero(after)
+    return rows, columns, product[after]
 
 
 def pairs_within_groups(group_offsets: Integers) -> tuple[Integers, Integers]:

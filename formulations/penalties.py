@@ -85,9 +85,13 @@ def objective_range(problem: Problem, cost: Floats, pairs: Couplings) -> float:
 
 
 def _grouped_max(keys: Integers, values: Floats) -> tuple[Integers, Floats]:
-    """The distinct keys, and for each the largest of its values, not below 0."""
+    """Keys that hold all of ``keys``, and for each the largest of its values, not below 0."""
     if not len(keys):
         return keys, values
+    if keys.max() < 8 * len(keys):  # most keys occur: a table is faster than sorting
+        table = np.zeros(int(keys.max()) + 1)
+        np.maximum.at(table, keys, values)
+        return np.arange(len(table)), table
     order = np.argsort(keys, kind="stable")
     distinct, starts = np.unique(keys[order], return_index=True)
     return distinct, np.maximum(np.maximum.reduceat(values[order], starts), 0.0)

@@ -17,7 +17,7 @@ from solvers.errors import InvalidOptionError
 from solvers.qubo import sample_rounds
 from solvers.warm import warm
 
-TRIAL_SWEEPS = 10
+TRIAL_SWEEPS = 3
 """Sweeps of the read that measures how many fit into a time limit."""
 
 
@@ -91,10 +91,11 @@ class SimulatedAnnealing(Solver):
             if np.isfinite(search.remaining()):  # the sampler looks at the clock only between two reads
                 begun = search.elapsed()
                 trial = call(encoded, 1, TRIAL_SWEEPS)
-                if search.expired():
+                trial_wall_s = search.elapsed() - begun
+                if search.remaining() < trial_wall_s:  # no time to convert the model once more
                     return trial
                 timing = trial.info.get("timing")  # without the conversion of the model, where the sampler tells
-                trial_s = 1e-9 * timing["sampling_ns"] if timing else search.elapsed() - begun
+                trial_s = 1e-9 * timing["sampling_ns"] if timing else trial_wall_s
                 sweep_s = trial_s / TRIAL_SWEEPS
                 affordable = SHARE * search.remaining() / sweep_s
                 num_sweeps = max(1, min(num_sweeps, int(affordable)))

@@ -37,9 +37,9 @@ class Tabu(Solver):
     summary: ClassVar[str] = "tabu search on the QUBO (dwave-samplers); decoded, repaired, polished"
     native_constraints: ClassVar[bool] = False
     requires: ClassVar[tuple[str, ...]] = ("dimod", "dwave.samplers")
-    num_reads: int = 3
-    num_restarts: int = 5
-    rounds: int = 12
+    num_reads: int = 2
+    num_restarts: int = 2
+    rounds: int = 8
     encoding: str = "domain-wall"
 
     def __post_init__(self) -> None:
