@@ -1,6 +1,8 @@
 """Where words go: results to stdout, everything else to stderr, and errors as one line with an exit code."""
 
 import json
+import os
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,7 +17,9 @@ from solvers import SolverError
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 KNOWN = (FormulationError, SolverError, QcompressError, OSError)
 
-out = Console()
+PIPED_WIDTH = 140  # what goes into a file or a pager is not folded at 80 columns
+
+out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPED_WIDTH)
 err = Console(stderr=True)
 
 
@@ -55,7 +59,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.show_header = any(columns)
     for name in columns:
-        table.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
+        right = name.startswith(">")
+        table.add_column(name.removeprefix(">"), justify="right" if right else "left", no_wrap=right, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # as it is: names may hold rich's square brackets
     out.print(table)
