@@ -13,8 +13,9 @@ What is left splits by group and by block,
     d(λ, y, a, b) = Σ_g min_{v∈g} (cost'_v + λ·use_v + y·F_v + Σ a_v) + Σ_gh min_{u,v} (S_uv - a_u - b_v) - λ·B - ½‖y‖²
 
 and every value of this concave function is a lower bound. Linear problems: exact for one budget (by the slopes of the
-groups' convex hulls), by the LP's prices for several. With pair terms: L-BFGS on softmin in place of min, with a
-falling temperature. However the multipliers were found, the bound that is returned is d itself, with true minima.
+groups' convex hulls), by the LP's prices for several. With a factor: L-BFGS on softmin in place of min, with a falling
+temperature. With blocks: sequential message passing, and a line search for the prices. However the multipliers were
+found, the bound that is returned is d itself, with true minima.
 """
 
 import itertools
@@ -34,6 +35,13 @@ from solvers.moves import Floats, Integers, compiled, to_arrays
 COOLING = 0.3
 COLDEST = 1e-6
 """Temperatures of softmin, relative to the largest single effect: each `COOLING` of the one before."""
+
+SWEEPS = 10
+"""Sweeps of message passing between two looks at a price."""
+
+PRICE_PRECISION = 1.005
+PRICE_STEPS = 40
+"""With sparse blocks a budget's price is searched to this factor, in so many steps at most."""
 
 STEPS = 200
 """L-BFGS iterations at most at each temperature."""
@@ -56,7 +64,8 @@ class DualBound:
         messages: multipliers of the sparse blocks, in the order of ``Blocks.option``.
         reduced: ``(V,)``, not negative: a feasible choice that takes v has an objective of at least
             ``value + reduced[v]``; for several groups these add up when there are no sparse terms.
-        choice: ``(G,)`` the local option with the smallest reduced cost; it may break budgets.
+        choice: ``(G,)`` the local option with the smallest reduced cost, what the blocks to the groups before it add
+            included; it may break budgets.
     """
 
     value: float
@@ -78,15 +87,7 @@ def dual_bound(problem: Problem, *, time_limit: float = float("inf")) -> DualBou
     (1.0, {'bytes': 0.25})
     """
     dual = Dual(problem)
-    if problem.pairs:
-        point = dual.ascend(time.perf_counter() + time_limit)
-    elif len(dual.limit) == 1:
-        point = np.array([_price_of_one_budget(problem.group_offsets, dual.cost, dual.use[:, 0], dual.limit[0])])
-    elif len(dual.limit):
-        point = dual.linear_program_prices()
-    else:
-        point = np.zeros(0)
-    return dual.bound(point)
+    return dual.bound(dual.ascend(time.perf_counter() + time_limit) if problem.pairs else dual.linear_prices())
 
 
 def raise_dual_bound(problem: Problem, search: Search, share: float) -> DualBound:
@@ -160,27 +161,73 @@ class Dual:
         least = np.minimum.reduceat(cost, self.first[:-1])
         reduced = cost - least[self.problem.group_of]
         value = self.problem.offset + least.sum() - price @ self.limit - 0.5 * direction @ direction
+        blocks = self.blocks
         if len(messages):
-            blocks = self.blocks
             value += _blocks(blocks.row, blocks.weights, messages, 0.0, np.empty(0))[0]
+        choice = _decode(self.first, cost, blocks.row, blocks.weights, blocks.group, *blocks.incident, messages)
         prices = dict(zip(self.problem.budgets, (price / self.unit).tolist(), strict=True))
-        choice = np.array([np.argmin(reduced[a:b]) for a, b in itertools.pairwise(self.first)], dtype=np.int64)
         return DualBound(
             value=float(value), prices=prices, direction=direction, messages=messages, reduced=reduced, choice=choice
         )
 
     def ascend(self, deadline: float) -> Floats:
-        """Multipliers that make d large, by L-BFGS at falling temperatures."""
-        blocks, arrays = self.blocks, (self.first, self.cost, self.use, self.limit, self.factor)
+        """Multipliers that make d large, for problems with pair terms."""
+        enough = largest_objective(self.problem) - self.problem.offset
+        if self.factor.shape[1]:
+            point = self._descend(deadline, enough)
+        else:
+            point = np.zeros(self.size)
+            point[: len(self.limit)] = self.linear_prices()
+        return self._pass_messages(point, deadline, enough) if self.blocks.num_messages else point
+
+    def _descend(self, deadline: float, enough: float) -> Floats:
+        """L-BFGS at falling temperatures."""
+        arrays = (self.first, self.cost, self.use, self.limit, self.factor, *self.blocks.arrays)
         temperature = self._typical_effect() or 1.0
         coldest = COLDEST * temperature
         point = np.zeros(self.size)
         best, best_point = np.array([-np.inf]), point.copy()
-        enough = largest_objective(self.problem) - self.problem.offset
-        while temperature > coldest and time.perf_counter() < deadline:
-            _descend(*arrays, *blocks.arrays, temperature, point, best, best_point, STEPS, enough)
+        while temperature > coldest and time.perf_counter() < deadline and best[0] <= enough:
+            _descend(*arrays, temperature, point, best, best_point, STEPS, enough)
             temperature *= COOLING
-            if best[0] > enough:
+        return best_point
+
+    def _pass_messages(self, point: Floats, deadline: float, enough: float) -> Floats:
+        """Message passing between the groups, with a search for the price of each budget in turn."""
+        budgets, blocks = len(self.limit), self.blocks
+        incident, messages = blocks.incident, point[budgets + self.factor.shape[1] :]
+        best, best_point = -np.inf, point.copy()
+
+        def value(k: int, price: float) -> float:
+            """The bound after some more sweeps at this price (none once time is up)."""
+            nonlocal best, best_point
+            if best - self.problem.offset > enough or (time.perf_counter() > deadline and best > -np.inf):
+                return -np.inf
+            if k < budgets:
+                point[k] = price
+            cost = self.cost + self.use @ point[:budgets] + self.factor @ self.split(point)[1]
+            _sweep(self.first, cost, blocks.row, blocks.weights, *incident, messages, SWEEPS)
+            found = self.bound(point).value
+            if found > best:
+                best, best_point = found, point.copy()
+            return found
+
+        smallest = 1e-3 * self._typical_effect()
+        for k in [*range(budgets)] * (1 if budgets < 2 else 3):
+            price, factor = max(float(best_point[k]), smallest), 2.0
+            for _ in range(PRICE_STEPS):
+                if factor < PRICE_PRECISION or time.perf_counter() > deadline:
+                    break
+                up, down, here = value(k, price * factor), value(k, price / factor), value(k, price)
+                if not max(up, down) > here + 1e-9 * abs(here):
+                    factor **= 0.5
+                else:
+                    price *= factor if up > down else 1.0 / factor
+            point[:] = best_point
+        for _ in range(10):
+            before = best
+            value(budgets, 0.0)
+            if best - before < 1e-6 * abs(best):
                 break
         return best_point
 
@@ -192,8 +239,12 @@ class Dual:
         starts = self.first[:-1]
         return float((np.maximum.reduceat(own, starts) - np.minimum.reduceat(own, starts)).mean())
 
-    def linear_program_prices(self) -> Floats:
-        """The budgets' prices in the LP relaxation of a linear problem; zeros when it has no solution."""
+    def linear_prices(self) -> Floats:
+        """The budgets' best prices when pair terms are left out; zeros when the relaxation has no solution."""
+        if len(self.limit) == 0:
+            return np.zeros(0)
+        if len(self.limit) == 1:
+            return np.array([_price_of_one_budget(self.first, self.cost, self.use[:, 0], float(self.limit[0]))])
         options, groups = self.problem.num_options, self.problem.num_groups
         one = scipy.sparse.csr_array(
             (np.ones(options), (self.problem.group_of, np.arange(options))), shape=(groups, options)
@@ -212,16 +263,26 @@ class Blocks:
         row: ``(B + 1, 3)`` per block: where its weights start, where its messages start, how many rows it has.
         weights: all blocks, row by row.
         option: per message the flat option it belongs to: a block's rows, then its columns.
+        group: ``(B, 2)`` per block the groups of its rows and of its columns.
     """
 
     row: Integers
     weights: Floats
     option: Integers
+    group: Integers
+    num_groups: int
 
     @property
     def arrays(self) -> tuple[Integers, Floats, Integers]:
         """The three, in the order the compiled functions take them."""
         return self.row, self.weights, self.option
+
+    @property
+    def incident(self) -> tuple[Integers, Integers]:
+        """The blocks of every group, for `_sweep`: where each group's begin, and the blocks with their side."""
+        both = np.column_stack([self.group[:, 0], self.group[:, 1]]).ravel()
+        order = np.argsort(both, kind="stable")
+        return np.concatenate([[0], np.cumsum(np.bincount(both, minlength=self.num_groups))]), order
 
     @property
     def num_messages(self) -> int:
@@ -241,7 +302,8 @@ class Blocks:
         """The blocks of a problem."""
         first, group_of = problem.group_offsets, problem.group_of
         if not problem.pairs.num_sparse:
-            return cls(np.zeros((1, 3), np.int64), np.zeros(0), np.zeros(0, np.int64))
+            none = np.zeros(0, np.int64)
+            return cls(np.zeros((1, 3), np.int64), np.zeros(0), none, none.reshape(0, 2), problem.num_groups)
         entries = problem.pairs.sparse.tocoo()
         u, v = (coordinate.astype(np.int64) for coordinate in entries.coords)
         pair, block = np.unique(group_of[u] * problem.num_groups + group_of[v], return_inverse=True)
@@ -257,7 +319,8 @@ class Blocks:
         lengths = np.column_stack([rows, columns]).ravel()
         ends = np.cumsum(lengths)
         option = np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
-        return cls(np.column_stack([weight_start, message_start, np.append(rows, 0)]), weights, option)
+        row = np.column_stack([weight_start, message_start, np.append(rows, 0)])
+        return cls(row, weights, option, np.column_stack([above, beside]), problem.num_groups)
 
 
 @njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator]
@@ -309,6 +372,84 @@ def _groups(first: Integers, cost: Floats, temperature: float, share: Floats) ->
         exact += least
         soft += least - temperature * np.log(total)
     return exact, soft
+
+
+@compiled
+def _decode(
+    first: Integers,
+    cost: Floats,
+    row: Integers,
+    weights: Floats,
+    group_pair: Integers,
+    start: Integers,
+    incident: Integers,
+    messages: Floats,
+) -> Integers:
+    """Group after group the local option of least cost, given the choices in the groups before it."""
+    groups = len(first) - 1
+    choice = np.zeros(groups, np.int64)
+    for group in range(groups):
+        own = cost[first[group] : first[group + 1]].copy()
+        for at in range(start[group], start[group + 1]):
+            if incident[at] % 2:  # the group has the columns, so the rows' group came before
+                block = incident[at] // 2
+                weight, message, rows = row[block]
+                columns = row[block + 1, 1] - message - rows
+                chosen = choice[group_pair[block, 0]]
+                for j in range(columns):
+                    own[j] += weights[weight + chosen * columns + j] - messages[message + rows + j]
+        choice[group] = np.argmin(own)
+    return choice
+
+
+@compiled
+def _sweep(
+    first: Integers,
+    cost: Floats,
+    row: Integers,
+    weights: Floats,
+    start: Integers,
+    incident: Integers,
+    messages: Floats,
+    sweeps: int,
+) -> None:
+    """Sequential reweighted message passing, in place (doi:10.1109/TPAMI.2006.200): a sweep never lowers the bound.
+
+    Forward and backward over the groups: a group shares its cost among its blocks ahead, and every such block hands
+    what it can be sure of to its other group. ``incident[start[g]:start[g + 1]]`` are the blocks of group g, as
+    ``2·block`` where g has its rows and ``2·block + 1`` where g has its columns.
+    """
+    groups = len(first) - 1
+    for turn in range(2 * sweeps):
+        side = turn % 2  # forward: to the blocks where the group has the rows
+        for step in range(groups):
+            group = step if side == 0 else groups - 1 - step
+            begin, end = start[group], start[group + 1]
+            ahead = 0
+            for at in range(begin, end):
+                ahead += incident[at] % 2 == side
+            if ahead == 0:
+                continue
+            share = 1.0 / max(ahead, end - begin - ahead)
+            own = cost[first[group] : first[group + 1]].copy()
+            for at in range(begin, end):
+                block = incident[at] // 2
+                mine = row[block, 1] + (row[block, 2] if incident[at] % 2 else 0)
+                own += messages[mine : mine + len(own)]
+            for at in range(begin, end):
+                if incident[at] % 2 != side:
+                    continue
+                block = incident[at] // 2
+                weight, message, rows = row[block]
+                columns = row[block + 1, 1] - message - rows
+                mine, other = (message, message + rows) if side == 0 else (message + rows, message)
+                messages[mine : mine + len(own)] -= share * own
+                for j in range(columns if side == 0 else rows):
+                    least = np.inf
+                    for i in range(len(own)):
+                        entry = weight + (i * columns + j if side == 0 else j * columns + i)
+                        least = min(least, weights[entry] - messages[mine + i])
+                    messages[other + j] = least
 
 
 @compiled

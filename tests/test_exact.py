@@ -162,7 +162,7 @@ def test_scaling_all_scores_changes_no_choice(solver):
 
 @pytest.mark.parametrize("backend", ["highs", "cbc"])
 def test_a_search_cut_by_time_is_not_called_optimal(backend):
-    problem = layered_problem(40, seed=3)
+    problem = layered_problem(60, seed=3)
     found = solve(problem, "milp", time_limit=1.0, backend=backend)
     assert found.feasible
     assert found.status is Status.FEASIBLE
