@@ -49,6 +49,13 @@ class Candidates:
         self.layers = tuple(Layer(modules=modules, parts=tuple(own)) for modules, own in by_weight.items())
 
     @property
+    def size_bytes(self) -> NDArray[np.float64]:
+        """``(V,)`` bytes of every option."""
+        own = zip(self.parts, self.transforms, strict=True)
+        sizes = [transform.size_bytes(part.target) for part, options in own for transform in options]
+        return np.array(sizes, dtype=np.float64)
+
+    @property
     def num_options(self) -> int:
         """V."""
         return int(self.offsets[-1])

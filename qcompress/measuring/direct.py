@@ -60,7 +60,8 @@ class Direct:
         if not small:
             return cost, [found.flatten(1).numpy()], len(reference)
         changes = found.to(reference.device).reshape(len(found), *reference.shape)
-        effects = exact_effects(self._loss, changes, reference, batch, candidates.offsets, generator)
+        sizes, offsets = candidates.size_bytes, candidates.offsets
+        effects = exact_effects(self._loss, changes, reference, batch, cost, sizes, offsets)
         return cost, effects, len(reference)
 
     def _output(self, part: int, batch: Any) -> Tensor:

@@ -119,7 +119,8 @@ def batch_effects(
         if small:
             changes = torch.from_numpy(found).to(reference).reshape(len(found), *reference.shape)
             cost = option_costs(loss, changes, reference, batch)
-            return cost, exact_effects(loss, changes, reference, batch, candidates.offsets, generator), num_samples
+            sizes, offsets = candidates.size_bytes, candidates.offsets
+            return cost, exact_effects(loss, changes, reference, batch, cost, sizes, offsets), num_samples
     first_order = np.zeros(candidates.num_options)
     if slope is not None:
         first_order = found[:, :, -1].sum(axis=1, dtype=np.float64)

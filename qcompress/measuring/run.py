@@ -154,9 +154,8 @@ def _resources(candidates: Candidates) -> MappingProxyType[str, Any]:
         for part, own in zip(candidates.parts, candidates.transforms, strict=True)
         for transform in own
     ]
-    size_bytes = np.array([transform.size_bytes(target) for target, transform in pairs], dtype=np.float64)
     macs = np.array([transform.macs(target) for target, transform in pairs], dtype=np.float64)
-    return MappingProxyType({"bytes": size_bytes, "macs": macs})
+    return MappingProxyType({"bytes": candidates.size_bytes, "macs": macs})
 
 
 def batch_fingerprint(batch: Any) -> str:
