@@ -17,7 +17,8 @@ import numpy as np
 
 from formulations import Problem
 from solvers.base import Search, Solver
-from solvers.bounds import Blocks, DualBound
+from solvers.blocks import Blocks
+from solvers.dual import DualBound
 from solvers.lagrangian import begin
 from solvers.moves import Arrays, Floats, Integers, to_arrays
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from formulations import Problem
 from formulations.instances import layered_problem, small_problem
 from solvers import Status, solve
-from solvers.bounds import Dual, dual_bound, largest_objective
+from solvers.bounds import dual_bound, largest_objective
+from solvers.dual import Dual
 from solvers.pareto import Core
 
 
