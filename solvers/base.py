@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from formulations import Evaluation, Problem
-from solvers.errors import SolverUnavailableError, UnsupportedProblemError
+from solvers.errors import InvalidOptionError, SolverUnavailableError, UnsupportedProblemError
 from solvers.solution import Solution, Status, StopReason, TracePoint
 
 PROOF_TOLERANCE = 1e-9
@@ -75,6 +75,14 @@ class Solver(ABC):
     @abstractmethod
     def run(self, problem: Problem, search: "Search") -> None:
         """Search ``problem`` until done or ``search.expired()``, telling ``search`` what is found."""
+
+    def submit(self, problem: Problem, *, time_limit: float | None = None) -> Any:  # noqa: ARG002
+        """Send ``problem`` to a service and give its job at once, where the back end is one (see `solvers.leap`).
+
+        Raises:
+            InvalidOptionError: the back end runs on this machine.
+        """
+        raise InvalidOptionError(f"solver {self.name!r} runs here and has no jobs; wait=False is for the leap solvers")
 
     def prepare(self) -> None:  # noqa: B027 - most back ends have nothing to prepare
         """Compile or load what a run needs. `solve` calls it before the clock starts."""
@@ -170,7 +178,17 @@ class Search:
         self.details: dict[str, Any] = {}
         self.pool: list[tuple[tuple[int, ...], float]] = []
 
+    @property
+    def original(self) -> Problem:
+        """The problem as it was stated, its objective not scaled: what a back end may store or send on."""
+        return self._problem
+
     # --- the clock -------------------------------------------------------------------------------------------------
+
+    @property
+    def limit(self) -> float | None:
+        """The time limit as it was asked, in seconds, or None: for services that keep a clock of their own."""
+        return self._limit
 
     def elapsed(self) -> float:
         """Seconds since the start."""

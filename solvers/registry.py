@@ -29,6 +29,9 @@ TABLE = {
     "sqa": "solvers.sqa:PathIntegral",
     "tabu": "solvers.tabu:Tabu",
     "ga": "solvers.ga:Genetic",
+    "leap-cqm": "solvers.leap.hybrid:LeapCqm",
+    "leap-bqm": "solvers.leap.hybrid:LeapBqm",
+    "leap-nl": "solvers.leap.hybrid:LeapNonlinear",
 }
 
 

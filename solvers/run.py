@@ -1,6 +1,6 @@
 """`solve`: the one door to every back end."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -10,6 +10,30 @@ from solvers import registry
 from solvers.base import OnProgress, Search, Solver
 from solvers.errors import InvalidOptionError
 from solvers.solution import Solution, StopReason
+
+if TYPE_CHECKING:
+    from solvers.leap.job import Job
+
+
+@overload
+def solve(
+    problem: Problem, solver: Any = ..., *, wait: Literal[False], time_limit: float | None = ..., **options: Any
+) -> "Job": ...
+
+
+@overload
+def solve(
+    problem: Problem,
+    solver: Any = ...,
+    *,
+    time_limit: float | None = ...,
+    seed: int | None = ...,
+    initial: ArrayLike | None = ...,
+    on_progress: OnProgress | None = ...,
+    bound: bool = ...,
+    wait: Literal[True] = ...,
+    **options: Any,
+) -> Solution: ...
 
 
 def solve(
@@ -21,8 +45,9 @@ def solve(
     initial: ArrayLike | None = None,
     on_progress: OnProgress | None = None,
     bound: bool = False,
+    wait: bool = True,
     **options: Any,
-) -> Solution:
+) -> "Solution | Job":
     """Choose one option per group so that the objective is least within the budgets.
 
     Args:
@@ -34,6 +59,8 @@ def solve(
         initial: ``(G,)`` a choice to start from; an infeasible one only serves as a hint.
         on_progress: called with a `Progress` whenever incumbent or bound change.
         bound: prove a lower bound first (a fifth of the time at most), so that any solver's answer has a gap.
+        wait: False sends the problem to a service (the leap solvers) and gives its `solvers.leap.job.Job` at once;
+            ``job.fetch()`` waits for the solution, also in another process on another day.
         **options: the solver's own (``available()`` lists them); unknown ones are refused.
 
     Returns:
@@ -59,6 +86,11 @@ def solve(
         raise InvalidOptionError(f"initial must be one choice of shape ({problem.num_groups},), found {start.shape}")
     problem.require_reachable_budgets()
     back_end.require(problem)
+    if not wait:
+        if start is not None or on_progress is not None or bound:
+            raise InvalidOptionError("wait=False only sends the problem: it takes no initial, on_progress or bound")
+        job: Job = back_end.submit(problem, time_limit=time_limit)
+        return job
     back_end.prepare()
 
     scale = 1.0 / objective_size(problem)

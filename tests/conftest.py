@@ -3,3 +3,5 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from tests.leap_fixtures import leap, one_connection  # noqa: F401  (fixtures of several modules)

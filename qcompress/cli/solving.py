@@ -8,7 +8,7 @@ import typer
 from qcompress.cli import arguments
 from qcompress.cli.console import amount, complain, number, percent, print_json, print_lines, print_table, say
 from qcompress.cli.progress import watching
-from solvers import Solution
+from solvers import Solution, SolverInfo
 from solvers.compare import Comparison
 
 ProblemFile = Annotated[
@@ -32,7 +32,7 @@ def solvers(as_json: arguments.AsJson = False) -> None:
 
     from solvers import available
 
-    infos = available()
+    infos = [_with_token(info) for info in available()]
     if as_json:
         print_json([asdict(info) for info in infos])
         return
@@ -44,6 +44,18 @@ def solvers(as_json: arguments.AsJson = False) -> None:
         here = "yes" if info.available else "no"
         rows.append((info.name, here, ", ".join(word for word, is_so in able if is_so), about, options))
     print_table(("solver", "here", "can", "summary", "options"), rows)
+
+
+def _with_token(info: SolverInfo) -> SolverInfo:
+    """Not available, for a solver of the service whose API token is configured nowhere. Asks no network."""
+    if not (info.needs_network and info.available):
+        return info
+    from dataclasses import replace
+
+    from solvers.leap.connection import missing_token
+
+    why = missing_token()
+    return replace(info, available=not why, why_not=why)
 
 
 def solve(

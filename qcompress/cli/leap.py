@@ -1,0 +1,236 @@
+"""``leap``: problems sent to D-Wave's service, as jobs that outlive the command.
+
+    submit PROBLEM --solver leap-cqm  ──▶ leap-jobs/….job.json ──▶ status ──▶ fetch ──▶ solution.json
+
+The API token is taken from ``DWAVE_API_TOKEN`` or from D-Wave's configuration file, never from the command line.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qcompress.cli import arguments
+from qcompress.cli.console import complain, percent, print_json, print_lines, print_table, say
+from qcompress.cli.solving import ProblemFile, print_solution
+
+if TYPE_CHECKING:
+    from solvers.leap.estimate import Estimate
+    from solvers.leap.hybrid import LeapSolver
+    from solvers.leap.job import Job
+
+JOBS = "leap-jobs"
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="A job file, as 'qcompress leap submit' writes.")]
+Jobs = Annotated[Path, typer.Option("--jobs", help="Folder of the job files.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this family."""
+    leap = typer.Typer(
+        help="Send problems to D-Wave's Leap service and fetch the answers.", rich_markup_mode="markdown"
+    )
+    leap.command()(submit)
+    leap.command()(status)
+    leap.command()(fetch)
+    leap.command("list")(list_jobs)
+    leap.command("solvers")(list_solvers)
+    app.add_typer(leap, name="leap", no_args_is_help=True)
+
+
+def submit(
+    problem_file: ProblemFile,
+    solver: Annotated[str, typer.Option("--solver", "-s", help="leap-cqm, leap-nl, leap-bqm or qpu.")],
+    time_limit: Annotated[
+        float | None, typer.Option(help="Seconds of the service's solver. Default: the least it takes.")
+    ] = None,
+    option: arguments.SolverOptions = None,
+    jobs: Jobs = Path(JOBS),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show size, least time and expected charge; send nothing.")
+    ] = False,
+    as_json: arguments.AsJson = False,
+) -> int:
+    """Send a problem to D-Wave's service; gives a job file at once.
+
+    Example: `qcompress leap submit problem.npz --solver leap-cqm --time-limit 10`
+    """
+    from formulations import Problem
+    from solvers import registry
+    from solvers.leap.hybrid import LeapSolver
+    from solvers.run import solve
+
+    problem = Problem.load(problem_file)
+    options = {"jobs": str(jobs)} | arguments.assignments(option or [], "--option")
+    found = registry.solver_class(solver)
+    if not issubclass(found, LeapSolver) or not found.has_jobs:
+        known = [name for name in registry.names() if getattr(registry.solver_class(name), "has_jobs", False)]
+        raise typer.BadParameter(f"--solver must be one of {', '.join(known)}, found {solver!r}.")
+    back_end = registry.configured(found(), options)
+    assert isinstance(back_end, LeapSolver)  # noqa: S101  (seen above)
+    if dry_run:
+        problem.require_reachable_budgets()
+        back_end.require(problem)
+        return _show_estimates(_estimates(back_end, problem, time_limit), as_json)
+    job = solve(problem, back_end, wait=False, time_limit=time_limit)
+    say(f"submitted to {job.remote} as {job.problem_id}; expected charge {job.charge_s:.3g} s")
+    say(f"next: qcompress leap fetch {job.path}")
+    if as_json:
+        print_json(_job_json(job))
+    else:
+        print_lines(str(job.path))
+    return 0
+
+
+def status(job_file: JobFile, as_json: arguments.AsJson = False) -> None:
+    """Ask the service how a job does. Sends nothing.
+
+    Example: `qcompress leap status leap-jobs/leap-cqm-20260102-030405-0a1b2c3d.job.json`
+    """
+    from solvers.leap.job import Job
+
+    _show_jobs([Job.load(job_file).refresh()], as_json)
+
+
+def fetch(
+    job_file: JobFile,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Default: JOB's name with .solution.json.")
+    ] = None,
+    as_json: arguments.AsJson = False,
+) -> int:
+    """Wait for a job's answer and write its solution; goes on with a submission that was cut, never sends it twice.
+
+    Example: `qcompress leap fetch leap-jobs/leap-cqm-20260102-030405-0a1b2c3d.job.json`
+    """
+    from solvers.leap.job import SUFFIX, Job
+
+    job = Job.load(job_file)
+    heard: list[str] = []
+
+    def waiting(now: Job) -> None:
+        if now.status not in heard:
+            heard.append(now.status)
+            say(f"{now.problem_id}: {now.status}; Ctrl-C leaves the job as it is")
+
+    solution = job.fetch(on_wait=waiting)
+    target = output or job_file.with_name(job_file.name.removesuffix(SUFFIX) + ".solution.json")
+    solution.save(target)
+    say(f"written: {target}")
+    if as_json:
+        print_json(solution.to_json())
+    else:
+        print_solution(solution, dict(job.problem().budgets))
+        _show_quality(solution.details, solution.timing)
+    if solution.choice is None:
+        return complain("no sample could be made to meet the budgets; submit it anew with more time")
+    return 0
+
+
+def list_jobs(jobs: Jobs = Path(JOBS), as_json: arguments.AsJson = False) -> None:
+    """List the jobs of a folder as they were last heard of. Asks no network.
+
+    Example: `qcompress leap list`
+    """
+    from solvers.leap.job import jobs_in
+
+    _show_jobs(jobs_in(jobs), as_json)
+
+
+def list_solvers(as_json: arguments.AsJson = False) -> None:
+    """List the solvers that your account has.
+
+    Example: `qcompress leap solvers`
+    """
+    from solvers.leap.hybrid import LeapCqm
+
+    if why := LeapCqm.why_not():
+        from solvers import SolverUnavailableError
+
+        raise SolverUnavailableError(why)
+    from solvers.leap.connection import connect
+
+    with connect() as connection:
+        found = [
+            {
+                "name": one.name,
+                "takes": sorted(one.supported_problem_types),
+                "kind": str(one.properties.get("category", "")),
+                "online": bool(one.online),
+                "load": one.avg_load,
+            }
+            for one in connection.solvers()
+        ]
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (one["name"], one["kind"], ", ".join(one["takes"]), "yes" if one["online"] else "no", f"{one['load'] or 0:.2f}")
+        for one in found
+    ]
+    print_table(("solver", "kind", "takes", "online", ">load"), rows)
+
+
+def _estimates(back_end: "LeapSolver", problem: Any, time_limit: float | None) -> dict[str, "Estimate"]:
+    """Of the solver that was named and, for a problem as it is (CQM or nonlinear), of the other form."""
+    from solvers.leap.errors import LeapSolverError
+    from solvers.leap.hybrid import LeapCqm, LeapNonlinear
+
+    found = {back_end.name: back_end.estimate(problem, time_limit=time_limit)}
+    for other in (LeapCqm, LeapNonlinear):
+        if isinstance(back_end, LeapCqm | LeapNonlinear) and other.name not in found and not other.why_not():
+            try:
+                found[other.name] = other(config=back_end.config).estimate(problem)
+            except LeapSolverError as error:
+                say(f"not compared with {other.name}: {error}")
+    return found
+
+
+def _show_estimates(found: dict[str, "Estimate"], as_json: bool) -> int:
+    named = next(iter(found.values()))
+    if as_json:
+        print_json({name: one.to_json() for name, one in found.items()})
+        return 0
+    rows = []
+    for name, one in found.items():
+        sizes = "; ".join(
+            f"{word.replace('_', ' ')} {size:,}" + (f" of {limit:,}" if limit else "")
+            for word, (size, limit) in one.sizes.items()
+        )
+        quota = "–" if one.quota_s is None else f"{one.quota_s:.3g} s"
+        times = (f"{one.min_time_s:.3g} s", f"{one.time_limit_s:.3g} s", f"{one.charge_s:.3g} s", quota)
+        rows.append((name, one.remote, sizes, *times))
+    print_table(("solver", "at the service", "size", ">least time", ">time", ">charge", ">of the quota"), rows)
+    if len(found) > 1:
+        cheapest = min(found, key=lambda name: (bool(found[name].refusal), found[name].min_time_s, found[name].numbers))
+        print_lines(f"cheaper for this problem: {cheapest}")
+    print_lines(*(f"{name}: {one.refusal}" for name, one in found.items() if one.refusal))
+    print_lines("nothing was sent")
+    return complain(named.refusal) if named.refusal else 0
+
+
+def _job_json(job: "Job") -> dict[str, Any]:
+    names = ("solver", "status", "created", "remote", "problem_id", "fingerprint", "time_limit_s", "charge_s")
+    return {"job": str(job.path)} | {name: getattr(job, name) for name in names}
+
+
+def _show_jobs(jobs: "list[Job]", as_json: bool) -> None:
+    if as_json:
+        print_json([_job_json(job) for job in jobs])
+        return
+    rows = [(job.path.name, job.status, job.created, job.remote, job.problem_id or "–") for job in jobs]
+    print_table(("job", "status", "created", "at the service", "problem"), rows)
+
+
+def _show_quality(details: Any, timing: Any) -> None:
+    """Raw samples against what was made of them, and where the time went."""
+    steps = ("raw", "decoded", "repaired", "polished")
+    values = [details.get(f"objective_{step}") for step in steps]
+    rows = [(step, "–" if value is None else f"{value:.9g}") for step, value in zip(steps, values, strict=True)]
+    print_table(("samples", ">best objective"), rows)
+    shares = ("valid", "feasible_raw", "feasible_decoded")
+    print_lines(
+        f"{details.get('samples', 0)} samples; "
+        + ", ".join(f"{name.replace('_', ' ')} {percent(details.get(f'share_{name}'))}" for name in shares)
+    )
+    print_lines(", ".join(f"{name.removesuffix('_s')} {seconds:.3f} s" for name, seconds in timing.items()))

@@ -1,0 +1,201 @@
+"""The line to the service: D-Wave's own client, with every error in plain words.
+
+Uploads and the choice of a solver go through ``dwave.cloud.Client``, problems through its ``api.Problems`` resource,
+which sends one request a call: what was sent and what was not is known at every step. POST requests are never
+repeated by the client on their own, so that no problem goes out twice.
+"""
+
+import contextlib
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import requests
+from dwave.cloud import Client
+from dwave.cloud.api import Problems
+from dwave.cloud.api import exceptions as api
+from dwave.cloud.api.models import ProblemData, ProblemJob
+from dwave.cloud.config import load_config
+from dwave.cloud.config.exceptions import ConfigFileError
+from dwave.cloud.exceptions import ProblemUploadError
+
+from solvers.leap.errors import (
+    LeapConnectionError,
+    LeapError,
+    LeapProblemError,
+    LeapQuotaError,
+    LeapSolverError,
+    LeapTokenError,
+)
+
+NO_TOKEN = (
+    "no D-Wave API token: copy it from your Leap dashboard (cloud.dwavesys.com/leap) into the environment variable "  # noqa: S105
+    "DWAVE_API_TOKEN, or run 'dwave config create'"
+)
+
+
+class Connection:
+    """An open line to the service; made by `connect`."""
+
+    def __init__(self, client: Any, problems: Any) -> None:
+        self._client, self._problems = client, problems
+        self._found: dict[str, Any] = {}  # solvers by name
+
+    @property
+    def endpoint(self) -> str:
+        """The service's address."""
+        return str(self._client.config.endpoint)
+
+    def solvers(self) -> list[Any]:
+        """All solvers of the account, as ``dwave.cloud`` solver objects."""
+        with plainly("the solvers were listed", self.endpoint):
+            return list(self._client.get_solvers(order_by="name"))
+
+    def solver(self, problem_type: str, name: str = "") -> Any:
+        """The solver called ``name``; without one, as D-Wave's client chooses: configured, or else the newest.
+
+        Raises:
+            LeapSolverError: there is none, or it does not take problems of this type.
+        """
+        found = self._found.get(name) or self._look_up(problem_type, name)
+        if problem_type not in found.supported_problem_types:
+            takes = ", ".join(sorted(found.supported_problem_types))
+            raise LeapSolverError(f"solver {found.name!r} takes {takes} problems, not {problem_type}; name another")
+        self._found[found.name] = found
+        return found
+
+    def _look_up(self, problem_type: str, name: str) -> Any:
+        with plainly("a solver was looked up", self.endpoint):
+            try:
+                if name:
+                    return self._client.get_solver(name=name)
+                if self._client.config.solver:
+                    return self._client.get_solver()
+                if problem_type == "ising":
+                    return self._client.get_solver(qpu=True, order_by="avg_load")
+                return self._client.get_solver(
+                    supported_problem_types__contains=problem_type, order_by="-properties.version"
+                )
+            except api.ResourceNotFoundError as error:
+                has = [f"{one.name} ({', '.join(sorted(one.supported_problem_types))})" for one in self.solvers()]
+                asked = f"solver {name!r}" if name else f"solver for {problem_type} problems"
+                raise LeapSolverError(
+                    f"the account has no {asked} that is online; it has: {'; '.join(has) or 'none'}"
+                ) from error
+
+    def upload(self, file: Any) -> str:
+        """Upload an encoded model; gives the id by which a submission names it."""
+        with plainly("the model was uploaded", self.endpoint):
+            return str(self._client.upload_problem_encoded(file).result())
+
+    def submit(self, solver: Any, problem_type: str, data: Mapping[str, Any], params: Any, label: str) -> str:
+        """Submit one problem; gives its id. Sends one request, once."""
+        job = ProblemJob(
+            data=ProblemData.model_validate(dict(data)),
+            params=dict(params),
+            solver=solver.identity,
+            type=problem_type,
+            label=label,
+        )
+        with plainly("the problem was submitted", self.endpoint):
+            (answer,) = self._problems.submit_problems([job])
+        if code := getattr(answer, "error_code", None):
+            raise _by_code(int(code), answer.error_msg, self.endpoint)
+        return str(answer.id)
+
+    def find(self, label: str) -> str | None:
+        """The id of the problem that was submitted with ``label``, or None."""
+        with plainly("submitted problems were listed", self.endpoint):
+            found = self._problems.list_problems(label=label)
+        return next((str(one.id) for one in found if one.label == label), None)
+
+    def status(self, problem_id: str, wait_s: int = 0) -> Any:
+        """The problem's state; the service may take up to ``wait_s`` seconds to answer when it is not done."""
+        with plainly("a problem's status was asked for", self.endpoint):
+            return self._problems.get_problem_status(problem_id, timeout=wait_s or None)
+
+    def answer(self, problem_id: str) -> Any:
+        """The state of a problem that is done, with its answer."""
+        with plainly("the answer was fetched", self.endpoint):
+            return self._problems.get_problem(problem_id)
+
+    def download(self, answer: Any) -> io.BytesIO:
+        """The file that an answer refers to."""
+        with plainly("the answer's file was fetched", self.endpoint):
+            return self._problems.get_answer_data(answer)  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def connect(config: Mapping[str, Any] | None = None) -> Iterator[Connection]:
+    """A line to the service, closed at the end of the block.
+
+    Args:
+        config: what ``dwave.cloud.Client.from_config`` takes; over environment and configuration file.
+
+    Raises:
+        LeapTokenError: no API token anywhere.
+        LeapError: the configuration cannot be read.
+    """
+    if why := missing_token(config):
+        raise LeapTokenError(why)
+    with contextlib.ExitStack() as stack:
+        with plainly("the client was started"):
+            client = stack.enter_context(Client.from_config(**({"connection_close": True} | dict(config or {}))))
+            problems = stack.enter_context(Problems.from_config(client.config))
+        yield Connection(client, problems)
+
+
+def missing_token(config: Mapping[str, Any] | None = None) -> str:
+    """What to do when no API token is configured; an empty string when there is one. Asks no network.
+
+    Raises:
+        LeapError: the configuration cannot be read.
+    """
+    with plainly("the configuration was read"):
+        return "" if load_config(**dict(config or {})).get("token") else NO_TOKEN
+
+
+@contextlib.contextmanager
+def plainly(when: str, endpoint: str = "") -> Iterator[None]:
+    """Turn what the client raises within the block into a `LeapError`; what is not the client's passes through."""
+    try:
+        yield
+    except LeapError:
+        raise
+    except (ConfigFileError, ValueError) as error:
+        if endpoint:
+            raise
+        raise LeapError(f"D-Wave's client cannot be configured: {error}") from error
+    except (api.RequestError, requests.RequestException, ProblemUploadError) as error:
+        raise _plain(error, when, endpoint) from error
+
+
+def _plain(error: BaseException, when: str, endpoint: str) -> LeapError:
+    cause: BaseException | None = error
+    while cause is not None:  # an upload error hides what happened as its cause
+        if isinstance(cause, api.ResourceAuthenticationError):
+            return _by_code(401, "", endpoint)
+        if code := getattr(cause, "error_code", None):
+            return _by_code(int(code), str(cause), endpoint)
+        if isinstance(cause, api.ResourceBadResponseError):
+            return LeapError(f"the service's answer was not understood while {when}: {cause}")
+        cause = cause.__cause__
+    return LeapConnectionError(
+        f"no connection to the service at {endpoint} while {when}; nothing is lost: try again when the network is there"
+    )
+
+
+def _by_code(code: int, message: str, endpoint: str) -> LeapError:
+    if code == 401:
+        return LeapTokenError(
+            f"the service at {endpoint} does not accept the API token; copy it anew from your Leap dashboard"
+        )
+    if code == 403:
+        return LeapTokenError(f"the account may not do this at {endpoint}: {message}")
+    if code == 429 or "quota" in message.lower():
+        return LeapQuotaError(
+            f"the service takes no more problems now ({message}); look at the quota in your Leap dashboard, try later"
+        )
+    if code >= 500:
+        return LeapConnectionError(f"the service at {endpoint} broke down ({code}: {message}); try again later")
+    return LeapProblemError(f"the service refused the request ({code}: {message})")

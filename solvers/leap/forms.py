@@ -1,0 +1,236 @@
+"""A problem in the form that one kind of hybrid solver takes: how large it is there, the file, and the way back.
+
+A form is made from a problem and a small JSON-able record; from the same two the same form is made again on another
+day, which is how a job is decoded. Sizes are counted without building the model. What always holds: a form states
+the problem itself; only the BQM may have to price its budgets, and then says so in its record.
+"""
+
+import functools
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import dimod
+import numpy as np
+from numpy.typing import NDArray
+
+from formulations import EncodingError, Problem
+from formulations.bqm import EncodedBqm, to_bqm
+from solvers.bounds import dual_bound
+from solvers.leap.connection import Connection
+from solvers.moves import Integers
+
+PRICES_S = 1.0
+"""Seconds for the prices of budgets that slack bits cannot state."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Samples:
+    """What came back: choices ``(n, G)``, which of them were one option a group as sampled, times in microseconds."""
+
+    choices: Integers
+    valid: NDArray[np.bool_]
+    timing_us: Mapping[str, float]
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Form(ABC):
+    """A problem for one kind of solver.
+
+    Attributes:
+        problem: as the solvers see it, its objective scaled to about 1.
+        record: JSON-able; with it the same form is made again.
+    """
+
+    problem_type: ClassVar[str]  # as the service calls it
+    limits: ClassVar[Mapping[str, str]]  # size → the property of a solver that limits it
+
+    def __init__(self, problem: Problem, record: Mapping[str, Any]) -> None:
+        self.problem, self.record = problem, dict(record)
+
+    @classmethod
+    def first(cls, problem: Problem, remote: Any, options: Mapping[str, Any]) -> "Form":  # noqa: ARG003
+        """The form of a problem that was never sent, for the service's solver ``remote``."""
+        return cls(problem, {})
+
+    @abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """What `limits` limit."""
+
+    @abstractmethod
+    def min_time_s(self, properties: Mapping[str, Any]) -> float:
+        """The least time limit that a solver with these properties takes for it, seconds."""
+
+    @abstractmethod
+    def file(self) -> Any:
+        """The model as a binary file, open at its begin."""
+
+    @abstractmethod
+    def decode(self, answer: Any, connection: Connection) -> Samples:
+        """The choices that an answer of the service means."""
+
+
+class CqmForm(Form):
+    """Discrete groups and budgets as constraints; a factor's products are expanded."""
+
+    problem_type = "cqm"
+    limits: ClassVar = {
+        "variables": "maximum_number_of_variables",
+        "constraints": "maximum_number_of_constraints",
+        "biases": "maximum_number_of_biases",
+    }
+
+    def sizes(self) -> dict[str, int]:
+        """As `formulations.to_cqm` builds it: one bias a variable in objective and group, budgets, pairs."""
+        problem = self.problem
+        used = sum(int(np.count_nonzero(problem.resources[name])) for name in problem.budgets)
+        return {
+            "variables": problem.num_options,
+            "constraints": problem.num_groups + len(problem.budgets),
+            "biases": 2 * problem.num_options + used + num_pairs(problem),
+        }
+
+    def min_time_s(self, properties: Mapping[str, Any]) -> float:
+        """A weighted sum of the sizes, with the weights that the solver publishes."""
+        size = self.sizes()
+        weighted = (
+            properties.get("num_variables_multiplier", 1.57e-04) * size["variables"]
+            + properties.get("num_biases_multiplier", 4.65e-06) * size["biases"]
+            + properties.get("num_constraints_multiplier", 6.44e-09) * size["variables"] * size["constraints"]
+        )
+        return max(float(weighted), float(properties["minimum_time_limit_s"]))
+
+    def file(self) -> Any:
+        """In dimod's CQM format."""
+        from formulations.cqm import to_cqm
+
+        return to_cqm(self.problem).cqm.to_file()
+
+    def decode(self, answer: Any, connection: Connection) -> Samples:  # noqa: ARG002
+        """A group with none or several variables on is no valid sample; its first one on, or first at all, is taken."""
+        found = dimod.SampleSet.from_serializable(answer.data)
+        columns = [found.variables.index(v) for v in range(self.problem.num_options)]
+        on = found.record.sample[:, columns] > 0.5
+        starts, flat = self.problem.group_offsets[:-1], np.arange(self.problem.num_options)
+        first = np.minimum.reduceat(np.where(on, flat, flat + len(flat)), starts, axis=1) % len(flat)
+        valid = (np.add.reduceat(on.astype(np.int64), starts, axis=1) == 1).all(axis=1)
+        return Samples(choices=first - starts, valid=valid, timing_us=_times(found.info))
+
+
+class BqmForm(Form):
+    """A QUBO. Budgets by slack bits where the uses are whole numbers, else by the dual's price of each.
+
+    Its record: ``encoding`` and ``prices`` (name → price in the scaled objective, or None for slack bits).
+    """
+
+    problem_type = "bqm"
+    limits: ClassVar = {"variables": "maximum_number_of_variables", "biases": "maximum_number_of_biases"}
+
+    @classmethod
+    def first(cls, problem: Problem, remote: Any, options: Mapping[str, Any]) -> "BqmForm":  # noqa: ARG003
+        """By slack bits if these can state the budgets exactly."""
+        form = cls(problem, {"encoding": options["encoding"], "prices": None})
+        try:
+            _ = form.encoded
+        except EncodingError:  # fractional uses, or too many pairs with slack bits: recorded, and reported as prices
+            form = cls(
+                problem, {"encoding": options["encoding"], "prices": dual_bound(problem, time_limit=PRICES_S).prices}
+            )
+            _ = form.encoded
+        return form
+
+    @functools.cached_property
+    def encoded(self) -> EncodedBqm:
+        """The model."""
+        return to_bqm(self.problem, self.record["encoding"], prices=self.record["prices"])
+
+    def sizes(self) -> dict[str, int]:
+        """Of the built model."""
+        bqm = self.encoded.bqm
+        return {"variables": bqm.num_variables, "biases": bqm.num_variables + bqm.num_interactions}
+
+    def min_time_s(self, properties: Mapping[str, Any]) -> float:
+        """Linear between the points that the solver publishes."""
+        variables, seconds = zip(*properties["minimum_time_limit"], strict=True)
+        return float(np.interp(self.encoded.bqm.num_variables, variables, seconds))
+
+    def file(self) -> Any:
+        """In dimod's BQM format."""
+        return self.encoded.bqm.to_file()
+
+    def decode(self, answer: Any, connection: Connection) -> Samples:  # noqa: ARG002
+        """Groups that are no one option are decoded to the cheapest of those that are on."""
+        found = dimod.SampleSet.from_serializable(answer.data)
+        return bqm_samples(self.encoded, found, _times(found.info))
+
+
+class NonlinearForm(Form):
+    """Integer decisions with table look-up; a factor stays a factor."""
+
+    problem_type = "nl"
+    limits: ClassVar = {
+        "nodes": "maximum_number_of_nodes",
+        "state_bytes": "maximum_state_size",
+        "decision_state_bytes": "maximum_decision_state_size",
+    }
+
+    @functools.cached_property
+    def encoded(self) -> Any:
+        """The model with its decision."""
+        from formulations.nonlinear import to_nonlinear
+
+        return to_nonlinear(self.problem)
+
+    def sizes(self) -> dict[str, int]:
+        """Of the built model."""
+        model = self.encoded.model
+        sizes = (model.num_nodes(), model.state_size(), model.decision_state_size())
+        return dict(zip(self.limits, map(int, sizes), strict=True))
+
+    def min_time_s(self, properties: Mapping[str, Any]) -> float:
+        """The service's own estimate, with the weights that the solver publishes."""
+        nodes, state, _ = self.sizes().values()
+        weighted = (
+            properties.get("num_nodes_multiplier", 8.306792043756981e-05) * nodes
+            + properties.get("state_size_multiplier", 2.8379674360396316e-10) * state
+            + properties.get("num_nodes_state_size_multiplier", 2.1097317822863966e-12) * nodes * state
+            + properties.get("offset", 0.012671678446550175)
+        )
+        return max(float(weighted), float(properties.get("min_time_limit", 5)))
+
+    def file(self) -> Any:
+        """In dwave-optimization's format, without states."""
+        return self.encoded.model.to_file()
+
+    def decode(self, answer: Any, connection: Connection) -> Samples:
+        """Every state is a choice."""
+        model = self.encoded.model
+        with connection.download(answer) as downloaded, tempfile.TemporaryFile() as file, model.lock():
+            file.write(downloaded.read())
+            file.seek(0)
+            model.states.from_file(file, check_header=False)  # the service names the model otherwise than we do
+            choices = self.encoded.choices()
+        return Samples(choices=choices, valid=np.ones(len(choices), dtype=bool), timing_us=_times(answer.timing))
+
+
+def num_pairs(problem: Problem) -> int:
+    """Pairs of options that a quadratic model couples: all between groups with a factor, else the sparse ones."""
+    if not problem.pairs.rank:
+        return problem.pairs.num_sparse
+    sizes = np.diff(problem.group_offsets)
+    return int(problem.num_options**2 - (sizes**2).sum()) // 2
+
+
+def bqm_samples(encoded: EncodedBqm, found: Any, timing_us: Mapping[str, float], **details: Any) -> Samples:
+    """A dimod sample set of an encoded model as `Samples`, best energy first."""
+    columns = [found.variables.index(v) for v in encoded.bqm.variables]
+    states = found.record.sample[np.ix_(np.argsort(found.record.energy, kind="stable"), columns)]
+    return Samples(
+        choices=encoded.decode_all(states), valid=encoded.valid(states), timing_us=timing_us, details=details
+    )
+
+
+def _times(info: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in info.items() if isinstance(value, int | float)}

@@ -1,0 +1,207 @@
+"""Leap's hybrid solvers as back ends: CQM, BQM and nonlinear models.
+
+One run is one problem: sent with a job file, answered with samples, which are decoded, repaired and polished. The
+time limit is the service's; the queue before it is not counted. Ctrl-C leaves the job: fetch its answer later.
+"""
+
+import importlib.metadata
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from formulations import Problem
+from solvers.base import Search, Solver
+from solvers.errors import InvalidOptionError, UnsupportedProblemError
+from solvers.warm import warm
+
+if TYPE_CHECKING:
+    from solvers.leap.connection import Connection
+    from solvers.leap.estimate import Estimate
+    from solvers.leap.forms import Form
+    from solvers.leap.job import Job
+
+JOBS = "leap-jobs"
+"""Folder of the job files, below the current one."""
+
+
+@dataclass(frozen=True)
+class LeapSolver(Solver):
+    """What all back ends share that send a problem to the service.
+
+    Attributes:
+        remote: name of the service's solver; empty: as D-Wave's client chooses (configured, or the newest).
+        jobs: folder of the job files.
+        config: for ``dwave.cloud.Client.from_config`` (token, endpoint, …); never shown and never stored.
+    """
+
+    needs_network: ClassVar[bool] = True
+    deterministic: ClassVar[bool] = False
+    honours_time_limit: ClassVar[bool] = False  # the limit is the service's; the queue comes on top
+    extra: ClassVar[str] = "dwave"
+    distributions: ClassVar[tuple[str, ...]] = ("dwave-cloud-client", "fasteners")
+    has_jobs: ClassVar[bool] = True  # one run is one problem, which may be fetched later
+    uploads: ClassVar[bool] = True  # the model goes first, as a file
+    remote: str = ""
+    jobs: str = JOBS
+    config: Any = field(default=None, repr=False)
+
+    @classmethod
+    @abstractmethod
+    def form_class(cls) -> type["Form"]:
+        """How the problem is stated."""
+
+    @classmethod
+    def parameters(cls, options: Mapping[str, Any], time_limit_s: float | None) -> dict[str, Any]:  # noqa: ARG003
+        """What the service's solver is told beside the problem."""
+        return {"time_limit": time_limit_s}
+
+    @classmethod
+    def option_defaults(cls) -> dict[str, Any]:
+        """Option name → default; ``config`` may hold a token and is no option."""
+        return {name: value for name, value in super().option_defaults().items() if name != "config"}
+
+    @classmethod
+    def why_not(cls) -> str:
+        """Which packages are missing. Imports nothing: ``dwave`` itself is there with the samplers."""
+        missing = [name for name in cls.distributions if not _installed(name)]
+        if not missing:
+            return ""
+        return f"solver {cls.name!r} needs {', '.join(missing)}: pip install 'qcompress[{cls.extra}]'"
+
+    def prepare(self) -> None:
+        """Compile the loops."""
+        warm()
+
+    def run(self, problem: Problem, search: Search) -> None:
+        """Send, wait, decode, repair, polish."""
+        from solvers.leap.connection import connect
+        from solvers.leap.job import received, send
+
+        if problem.num_options == problem.num_groups:  # nothing to decide, nothing to pay for
+            search.offer(np.zeros(problem.num_groups, dtype=np.int64))
+            search.close()
+            return
+        limit = search.remaining()
+        with connect(self.config) as connection:
+            with search.phase("build_s"):
+                form, guess = self.stated(problem, connection, None if np.isinf(limit) else search.limit)
+                job = self.job_of(search.original, form, guess, connection, search.limit)
+            search.details["job"] = str(job.path)
+            with search.phase("send_s"):
+                job = send(job, connection, form)
+            received(problem, search, job, connection, form=form)
+
+    def submit(self, problem: Problem, *, time_limit: float | None = None) -> "Job":
+        """Send ``problem`` and give its job at once; see `solvers.solve` with ``wait=False``."""
+        from solvers.leap.connection import connect
+        from solvers.leap.job import scaled, send
+
+        if problem.num_options == problem.num_groups:
+            raise UnsupportedProblemError("every group has one option: nothing is to be decided, and nothing was sent")
+        with connect(self.config) as connection:
+            form, guess = self.stated(scaled(problem), connection, time_limit)
+            return send(self.job_of(problem, form, guess, connection, time_limit), connection, form)
+
+    def estimate(self, problem: Problem, *, time_limit: float | None = None) -> "Estimate":
+        """What sending ``problem`` would mean; asks the service for its solver's properties and sends nothing."""
+        from solvers.leap.connection import connect
+        from solvers.leap.job import scaled
+
+        with connect(self.config) as connection:
+            return self.stated(scaled(problem), connection, time_limit)[1]
+
+    def stated(self, problem: Problem, connection: "Connection", time_limit: float | None) -> tuple["Form", "Estimate"]:
+        """The form of ``problem`` for the service's solver, and what sending it would mean."""
+        from solvers.leap.estimate import estimate
+
+        form_class = self.form_class()
+        remote = connection.solver(form_class.problem_type, self.remote)
+        form = form_class.first(problem, remote, self.option_values)
+        return form, estimate(form, remote, time_limit)
+
+    def job_of(
+        self, problem: Problem, form: "Form", guess: "Estimate", connection: "Connection", time_limit: float | None
+    ) -> "Job":
+        """A new job, its file written."""
+        from solvers.leap.job import begin
+
+        return begin(
+            problem,
+            form,
+            guess,
+            solver=self.name,
+            options=self.option_values,
+            time_limit=time_limit,
+            folder=self.jobs,
+            endpoint=connection.endpoint,
+        )
+
+
+@dataclass(frozen=True)
+class LeapCqm(LeapSolver):
+    """The hybrid CQM solver: groups and budgets as constraints, the natural form."""
+
+    name: ClassVar[str] = "leap-cqm"
+    summary: ClassVar[str] = "D-Wave Leap's hybrid CQM solver: groups and budgets as constraints"
+
+    @classmethod
+    def form_class(cls) -> type["Form"]:
+        """Constraints."""
+        from solvers.leap.forms import CqmForm
+
+        return CqmForm
+
+
+@dataclass(frozen=True)
+class LeapNonlinear(LeapSolver):
+    """The hybrid nonlinear solver: integer decisions, tables, and the factor as it is."""
+
+    name: ClassVar[str] = "leap-nl"
+    summary: ClassVar[str] = "D-Wave Leap's hybrid nonlinear solver: tables looked up, the factor kept"
+    distributions: ClassVar[tuple[str, ...]] = (*LeapSolver.distributions, "dwave-optimization")
+
+    @classmethod
+    def form_class(cls) -> type["Form"]:
+        """Decisions and tables."""
+        from solvers.leap.forms import NonlinearForm
+
+        return NonlinearForm
+
+
+@dataclass(frozen=True)
+class LeapBqm(LeapSolver):
+    """The hybrid BQM solver on the QUBO.
+
+    Attributes:
+        encoding: of `formulations.to_bqm`.
+    """
+
+    name: ClassVar[str] = "leap-bqm"
+    summary: ClassVar[str] = "D-Wave Leap's hybrid BQM solver on the QUBO; decoded, repaired, polished"
+    native_constraints: ClassVar[bool] = False
+    encoding: str = "domain-wall"
+
+    def __post_init__(self) -> None:
+        from formulations.bqm import ENCODINGS
+
+        if self.encoding not in ENCODINGS:
+            known = ", ".join(ENCODINGS)
+            raise InvalidOptionError(f"option 'encoding' of {self.name!r} knows {known}, found {self.encoding!r}")
+
+    @classmethod
+    def form_class(cls) -> type["Form"]:
+        """A QUBO."""
+        from solvers.leap.forms import BqmForm
+
+        return BqmForm
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,69 @@
+"""What the tests of the Leap back ends share: a service, and a machine that is configured for it.
+
+D-Wave's own libraries are imported only by the fixtures.
+"""
+
+import contextlib
+import types
+
+import pytest
+
+from tests.leap_server import TOKEN, LeapServer
+
+HYBRID = ("leap-cqm", "leap-bqm", "leap-nl")
+"""Back ends for the service's hybrid solvers."""
+
+
+def hybrid_solvers():
+    """Descriptions as the service publishes them, large enough for every test."""
+    from dwave.cloud.testing.mocks import hybrid_bqm_solver_data, hybrid_cqm_solver_data, hybrid_nl_solver_data
+
+    return (
+        hybrid_cqm_solver_data(avg_load=0.1, maximum_number_of_biases=750_000_000),
+        hybrid_bqm_solver_data(avg_load=0.1),
+        hybrid_nl_solver_data(avg_load=0.1, maximum_state_size=52_000_000),
+    )
+
+
+def processor(size=24):
+    """A quantum processor on which every qubit meets every other."""
+    from dwave.cloud.testing.mocks import qpu_clique_solver_data, qpu_problem_timing_data
+
+    return qpu_clique_solver_data(size, avg_load=0.1, problem_timing_data=qpu_problem_timing_data())
+
+
+def configure(monkeypatch, folder, endpoint, token=TOKEN):
+    """Point D-Wave's client to ``endpoint`` by a configuration file of its own kind; work in ``folder``."""
+    for name in ("DWAVE_API_TOKEN", "DWAVE_API_ENDPOINT", "DWAVE_API_SOLVER", "DWAVE_API_REGION", "DWAVE_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    lines = ["[defaults]", f"endpoint = {endpoint}", "http_retry_backoff_factor = 0", "http_retry_total = 3"]
+    (folder / "dwave.conf").write_text("\n".join(lines + ([f"token = {token}"] if token else [])) + "\n")
+    monkeypatch.setenv("DWAVE_CONFIG_FILE", str(folder / "dwave.conf"))
+    monkeypatch.setenv("DWAVE_CACHE_ENABLED", "off")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    pauses = types.SimpleNamespace(sleep=lambda _: None)  # between the client's repetitions of an upload
+    monkeypatch.setattr("dwave.cloud.utils.decorators.time", pauses)
+    monkeypatch.chdir(folder)
+
+
+@pytest.fixture
+def leap(tmp_path, monkeypatch):
+    """A running service, and this machine configured for it."""
+    with LeapServer(*hybrid_solvers(), processor()) as server:
+        configure(monkeypatch, tmp_path, server.endpoint)
+        yield server
+
+
+@pytest.fixture
+def one_connection(leap, monkeypatch):
+    """All runs of a test over one connection, which spares the client's start each time."""
+    from solvers.leap import connection
+
+    with connection.connect() as line:
+
+        @contextlib.contextmanager
+        def same(config=None):
+            yield line
+
+        monkeypatch.setattr(connection, "connect", same)
+        yield line

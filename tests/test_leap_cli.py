@@ -1,0 +1,124 @@
+"""``qcompress leap``: from a problem file to a solution file through the service, and what it shows before."""
+
+import json
+
+import pytest
+
+from formulations import Problem
+from formulations.instances import layered_problem
+from qcompress.cli import main
+from solvers import Solution
+
+pytest.importorskip("dwave.cloud")
+from tests.leap_fixtures import HYBRID, configure
+from tests.leap_server import TOKEN
+
+PROBLEM = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
+
+
+@pytest.fixture
+def run(leap, tmp_path, capsys):
+    """Run a command in a folder with a problem file; gives exit code, stdout, stderr."""
+    PROBLEM.save(tmp_path / "problem.npz")
+
+    def command(*words):
+        capsys.readouterr()
+        code = main(["leap", *map(str, words)])
+        said = capsys.readouterr()
+        assert TOKEN not in said.out + said.err
+        return code, said.out, said.err
+
+    return command
+
+
+@pytest.mark.parametrize("solver", HYBRID)
+def test_submit_status_fetch_list(run, leap, tmp_path, solver):
+    leap.pending = 1
+    code, out, err = run("submit", "problem.npz", "--solver", solver, "--time-limit", 10)
+    assert code == 0
+    assert "expected charge 10 s" in err
+    job = tmp_path / out.strip()
+    assert job.exists()
+    assert "PENDING" in run("status", job)[1]
+    assert "COMPLETED" in run("status", job)[1]
+    code, out, _ = run("fetch", job)
+    assert code == 0
+    assert "polished" in out
+    assert "queue 2.000 s" in out
+    (written,) = tmp_path.glob("leap-jobs/*.solution.json")
+    assert Solution.load(written).objective == 1.0
+    listed = json.loads(run("list", "--json")[1])
+    assert [(one["solver"], one["status"]) for one in listed] == [(solver, "COMPLETED")]
+    assert len(leap.problems) == 1
+
+
+def test_a_dry_run_shows_size_time_and_charge_and_sends_nothing(run, leap, tmp_path):
+    code, out, _ = run("submit", "problem.npz", "--solver", "leap-cqm", "--time-limit", 30, "--dry-run", "--json")
+    assert code == 0
+    shown = json.loads(out)
+    assert shown["leap-cqm"]["sizes"]["variables"] == [4, 65536]
+    assert shown["leap-cqm"]["charge_s"] == 30.0
+    assert shown["leap-cqm"]["quota_s"] == 1.5
+    assert shown["leap-nl"]["min_time_s"] == 5.0
+    code, out, _ = run("submit", "problem.npz", "--solver", "leap-cqm", "--dry-run")
+    assert code == 0
+    assert "nothing was sent" in out
+    assert "cheaper for this problem: leap-cqm" in out
+    assert {method for method, _ in leap.requests} == {"GET"}
+    assert not (tmp_path / "leap-jobs").exists()
+
+
+def test_the_nonlinear_form_is_the_cheaper_one_for_a_dense_factor(run, leap, tmp_path):
+    layered_problem(150, rank=8).save(tmp_path / "dense.npz")
+    leap.solvers["hybrid_cqm_solver"]["properties"]["num_biases_multiplier"] = 4.65e-05
+    shown = json.loads(run("submit", "dense.npz", "--solver", "leap-cqm", "--dry-run", "--json")[1])
+    assert shown["leap-cqm"]["sizes"]["biases"][0] == 2 * 900 + 900 + (900**2 - 150 * 36) // 2
+    assert shown["leap-cqm"]["min_time_s"] > shown["leap-nl"]["min_time_s"]
+    assert "cheaper for this problem: leap-nl" in run("submit", "dense.npz", "--solver", "leap-cqm", "--dry-run")[1]
+
+
+def test_a_dry_run_of_what_does_not_fit_fails_and_says_why(run, leap):
+    code, _, err = run("submit", "problem.npz", "--solver", "leap-cqm", "--time-limit", 0.1, "--dry-run")
+    assert code == 1
+    assert "it needs at least 1 s" in err
+
+
+def test_solvers_lists_what_the_account_has(run):
+    code, out, _ = run("solvers")
+    assert code == 0
+    assert "hybrid_cqm_solver" in out
+    assert {"name", "takes", "kind", "online", "load"} == set(json.loads(run("solvers", "--json")[1])[0])
+
+
+def test_a_solver_that_runs_here_cannot_be_submitted_to(run):
+    code, _, err = run("submit", "problem.npz", "--solver", "anneal")
+    assert code == 2
+    assert "leap-cqm, leap-bqm, leap-nl" in err
+
+
+def test_nothing_is_sent_unless_a_solver_is_named(run, leap):
+    code, _, err = run("submit", "problem.npz")
+    assert code == 2
+    assert "--solver" in err
+    assert not leap.requests
+
+
+def test_errors_are_one_line(run, leap, tmp_path, monkeypatch):
+    configure(monkeypatch, tmp_path, leap.endpoint, token="")
+    code, _, err = run("submit", "problem.npz", "--solver", "leap-cqm")
+    assert code == 1
+    assert len(err.strip().splitlines()) == 1
+    assert "DWAVE_API_TOKEN" in err
+
+
+def test_the_table_of_solvers_says_that_a_token_is_missing(leap, tmp_path, monkeypatch, capsys):
+    configure(monkeypatch, tmp_path, leap.endpoint, token="")
+    assert main(["solvers", "--json"]) == 0
+    shown = {one["name"]: one for one in json.loads(capsys.readouterr().out)}
+    assert "DWAVE_API_TOKEN" in shown["leap-cqm"]["why_not"]
+    assert shown["anneal"]["available"]
+    configure(monkeypatch, tmp_path, leap.endpoint)
+    assert main(["solvers", "--json"]) == 0
+    shown = {one["name"]: one for one in json.loads(capsys.readouterr().out)}
+    assert shown["leap-cqm"]["available"]
+    assert not leap.requests
