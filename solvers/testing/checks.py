@@ -35,6 +35,7 @@ from solvers.testing.problems import (
 
 SCALES = (1e-12, 1e-6, 1e9)
 TIME_LIMIT_S = 0.5
+SPIN_S = 0.1
 SEED = 11
 
 Check = Callable[[Solver], None]
@@ -143,19 +144,31 @@ def check_pair_terms_are_refused(solver: Solver) -> None:
 
 
 def check_time_limit(solver: Solver) -> None:
-    """A run ends within the time limit plus 10 % plus one second, with a choice, and a cut run proves nothing."""
-    allowed = TIME_LIMIT_S * 1.1 + 1.0
+    """A run ends within the time limit plus 10 % plus one second, with a choice, and a cut run proves nothing.
+
+    On a busy machine the second is as much longer as a loop here takes longer than its processor time.
+    """
     for problem in largest_taken(solver):
         solve(problem, solver, seed=SEED, time_limit=TIME_LIMIT_S)  # imports and compilation are not counted
-        walls: list[float] = []
-        while len(walls) < 3 and min(walls, default=np.inf) > allowed:  # a busy machine may spoil one run, not three
+        for last in (False, False, True):  # a pause of the machine may spoil one run, not three
             start = time.perf_counter()
             solution = solve(problem, solver, seed=SEED, time_limit=TIME_LIMIT_S)
-            walls.append(time.perf_counter() - start)
+            wall = time.perf_counter() - start
             require(solver, solution.choice is not None, "found no choice when its time was limited", problem)
             judge_course(solver, problem, solution)
-        found = f"took {min(walls):.2f} s with time_limit={TIME_LIMIT_S} (allowed: {allowed:.2f} s)"
-        require(solver, min(walls) <= allowed, found, problem)
+            allowed = TIME_LIMIT_S * 1.1 + _slowdown()
+            if wall <= allowed:
+                break
+            found = f"took {wall:.2f} s with time_limit={TIME_LIMIT_S} (allowed: {allowed:.2f} s)"
+            require(solver, not last, found, problem)
+
+
+def _slowdown() -> float:
+    """How many times its processor time a busy loop takes here, at least 1: what other processes take away."""
+    start, begun = time.perf_counter(), time.process_time()
+    while time.process_time() - begun < SPIN_S:
+        pass
+    return max(1.0, (time.perf_counter() - start) / SPIN_S)
 
 
 def check_interrupt_keeps_the_best(solver: Solver) -> None:
