@@ -32,6 +32,8 @@ TABLE = {
     "leap-cqm": "solvers.leap.hybrid:LeapCqm",
     "leap-bqm": "solvers.leap.hybrid:LeapBqm",
     "leap-nl": "solvers.leap.hybrid:LeapNonlinear",
+    "qpu": "solvers.leap.qpu:QuantumProcessor",
+    "qpu-decomposed": "solvers.leap.decomposed:Decomposed",
 }
 
 

@@ -13,6 +13,9 @@ from tests.leap_server import TOKEN, LeapServer
 HYBRID = ("leap-cqm", "leap-bqm", "leap-nl")
 """Back ends for the service's hybrid solvers."""
 
+REMOTE = (*HYBRID, "qpu")
+"""All back ends that send one problem a run."""
+
 
 def hybrid_solvers():
     """Descriptions as the service publishes them, large enough for every test."""

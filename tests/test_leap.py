@@ -20,7 +20,7 @@ from solvers.leap import connection, job
 from solvers.leap.errors import LeapConnectionError, LeapError
 from solvers.leap.forms import CqmForm
 from solvers.leap.job import Job, jobs_in
-from tests.leap_fixtures import HYBRID
+from tests.leap_fixtures import REMOTE
 from tests.leap_server import TOKEN
 
 PROBLEM = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
@@ -37,7 +37,7 @@ def feasible_problems(count, **sizes):
 
 
 @pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("solver", HYBRID)
+@pytest.mark.parametrize("solver", REMOTE)
 def test_the_optimum_of_random_problems(one_connection, leap, solver, count):
     problems = feasible_problems(count, max_groups=4, max_options=3)
     for problem, best in problems:
@@ -329,7 +329,7 @@ def solver_with_token(leap):
 def test_auto_and_comparisons_leave_the_network_alone(leap):
     assert solve(PROBLEM).status is Status.OPTIMAL
     assert not leap.requests
-    assert {info.name for info in available() if info.needs_network} >= set(HYBRID)
+    assert {info.name for info in available() if info.needs_network} >= {*REMOTE, "qpu-decomposed"}
 
 
 def test_only_leap_solvers_make_jobs():

@@ -10,7 +10,7 @@ from qcompress.cli import main
 from solvers import Solution
 
 pytest.importorskip("dwave.cloud")
-from tests.leap_fixtures import HYBRID, configure
+from tests.leap_fixtures import REMOTE, configure
 from tests.leap_server import TOKEN
 
 PROBLEM = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
@@ -31,12 +31,12 @@ def run(leap, tmp_path, capsys):
     return command
 
 
-@pytest.mark.parametrize("solver", HYBRID)
+@pytest.mark.parametrize("solver", REMOTE)
 def test_submit_status_fetch_list(run, leap, tmp_path, solver):
     leap.pending = 1
     code, out, err = run("submit", "problem.npz", "--solver", solver, "--time-limit", 10)
     assert code == 0
-    assert "expected charge 10 s" in err
+    assert ("expected charge 0.0238 s" if solver == "qpu" else "expected charge 10 s") in err
     job = tmp_path / out.strip()
     assert job.exists()
     assert "PENDING" in run("status", job)[1]
@@ -93,7 +93,7 @@ def test_solvers_lists_what_the_account_has(run):
 def test_a_solver_that_runs_here_cannot_be_submitted_to(run):
     code, _, err = run("submit", "problem.npz", "--solver", "anneal")
     assert code == 2
-    assert "leap-cqm, leap-bqm, leap-nl" in err
+    assert "leap-cqm, leap-bqm, leap-nl, qpu" in err
 
 
 def test_nothing_is_sent_unless_a_solver_is_named(run, leap):

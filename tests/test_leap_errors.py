@@ -19,7 +19,7 @@ from solvers.leap.errors import (
     LeapTokenError,
 )
 from solvers.leap.job import jobs_in
-from tests.leap_fixtures import HYBRID, configure
+from tests.leap_fixtures import REMOTE, configure
 from tests.leap_server import TOKEN
 
 PROBLEM = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
@@ -115,7 +115,7 @@ def test_a_refusal_of_one_problem_within_a_good_answer(leap, monkeypatch):
         solve(PROBLEM, "leap-cqm")
 
 
-@pytest.mark.parametrize("solver", HYBRID)
+@pytest.mark.parametrize("solver", REMOTE)
 @pytest.mark.parametrize("outcome", ["FAILED", "CANCELLED"])
 def test_a_problem_that_failed_or_was_cancelled(leap, solver, outcome):
     leap.outcome, leap.message = outcome, "the solver stumbled"
@@ -126,7 +126,7 @@ def test_a_problem_that_failed_or_was_cancelled(leap, solver, outcome):
     assert job.status == outcome
 
 
-@pytest.mark.parametrize("solver", HYBRID)
+@pytest.mark.parametrize("solver", REMOTE)
 def test_a_slow_service_is_waited_for(leap, solver):
     leap.pending = 3
     assert solve(PROBLEM, solver).objective == 1.0
@@ -149,7 +149,7 @@ def test_without_the_extra_the_solvers_say_what_to_install(monkeypatch):
     assert "dwave-optimization" in info.why_not
 
 
-@pytest.mark.parametrize("solver", HYBRID)
+@pytest.mark.parametrize("solver", REMOTE)
 @pytest.mark.slow
 def test_the_conformance_suite(one_connection, solver):
     assert "check_answers_are_sound" in check_solver(solver)

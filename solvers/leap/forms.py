@@ -63,9 +63,13 @@ class Form(ABC):
     def min_time_s(self, properties: Mapping[str, Any]) -> float:
         """The least time limit that a solver with these properties takes for it, seconds."""
 
-    @abstractmethod
     def file(self) -> Any:
-        """The model as a binary file, open at its begin."""
+        """The model as a binary file, open at its begin; of forms that are uploaded."""
+        raise NotImplementedError
+
+    def data(self, remote: Any) -> dict[str, Any]:
+        """The model as a submission to ``remote`` holds it; of forms that are not uploaded."""
+        raise NotImplementedError
 
     @abstractmethod
     def decode(self, answer: Any, connection: Connection) -> Samples:

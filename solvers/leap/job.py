@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import fasteners
+import numpy as np
 
 from formulations import FileFormatError, Problem
 from formulations.files import AnyPath, read_json, write_json
@@ -29,7 +30,7 @@ from solvers.leap.connection import Connection, connect
 from solvers.leap.errors import LeapProblemError
 from solvers.leap.estimate import Estimate
 from solvers.leap.forms import Form, Samples
-from solvers.moves import to_arrays
+from solvers.moves import judge_all, to_arrays
 from solvers.qubo import Improver
 from solvers.run import objective_size
 from solvers.solution import Solution, StopReason
@@ -210,7 +211,7 @@ def send(job: Job, connection: Connection, form: Form | None = None) -> Job:
         if job.data_id is None and back_end.uploads:
             with form.file() as file:
                 job = job._next(data_id=connection.upload(file))
-        data = {"format": "ref", "data": job.data_id} if back_end.uploads else form.file()
+        data = {"format": "ref", "data": job.data_id} if back_end.uploads else form.data(remote)
         params = back_end.parameters(job.options, job.time_limit_s)
         job = job._next(sending=True)
         problem_id = connection.submit(remote, form.problem_type, data, params, job.label)
@@ -260,8 +261,11 @@ def received(
         samples = (job.form() if form is None else form).decode(done.answer, connection)
         take(problem, search, samples)
     search.timing |= _times(state, samples.timing_us)
-    search.details |= {"job": str(job.path), "problem_id": problem_id, "remote": job.remote, **samples.details}
-    search.details |= {"record": dict(job.record)}
+    search.details |= {"job": str(job.path), "problem_id": problem_id, "remote": job.remote}
+    search.details["record"] = dict(job.record)
+    if "qpu_access_time" in samples.timing_us and job.solver == "qpu":
+        read_s = search.timing["qpu_s"] / max(1, len(samples.choices))
+        search.details["time_to_solution_s"] = time_to_solution(read_s, search.details["share_best"])
     return job
 
 
@@ -269,12 +273,28 @@ def take(problem: Problem, search: Search, samples: Samples) -> None:
     """Repair and polish what was sampled; each step is reported apart."""
     improver = Improver(problem, search, to_arrays(problem))
     improver.take(samples.choices, samples.valid)
-    search.details |= improver.quality.details(search)
+    search.details |= {**improver.quality.details(search), **samples.details}
+    if len(samples.choices):
+        search.details["share_best"] = _share_best(problem, samples)
+
+
+def _share_best(problem: Problem, samples: Samples) -> float:
+    """The share of samples that reached the best objective of all within the budgets, before repair and polish."""
+    values, excess = judge_all(to_arrays(problem), samples.choices + problem.group_offsets[:-1])
+    values = np.where(excess == 0, values, np.inf)
+    return float(np.isclose(values, values.min(), rtol=1e-9, atol=1e-12).mean()) if np.isfinite(values).any() else 0.0
 
 
 def scaled(problem: Problem) -> Problem:
     """As solvers see it."""
     return problem.scaled(1.0 / objective_size(problem))
+
+
+def time_to_solution(read_s: float, share: float) -> float | None:
+    """Seconds on the processor until the best objective is met with 99 % probability, without the queue."""
+    if share <= 0.0:
+        return None
+    return read_s * max(1.0, math.log(0.01) / math.log1p(-share) if share < 1.0 else 1.0)
 
 
 def jobs_in(folder: AnyPath) -> list[Job]:

@@ -1,0 +1,108 @@
+"""A quantum processor's graph, and where on it a model finds room: minor embedding.
+
+A variable becomes a chain of qubits. What always holds: an embedding is found by a fixed seed and kept in a file by
+the model's and the processor's couplings, so that a sweep over budgets, whose models differ only in their numbers,
+runs on the same qubits throughout.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+from minorminer import busclique, find_embedding
+
+from formulations.files import read_json, write_json
+from solvers.errors import UnsupportedProblemError
+
+Embedding = dict[int, list[int]]
+"""Variable → its chain of qubits."""
+
+SEARCH_S = 60
+"""Seconds for the embedding of one model."""
+
+DENSE = 0.5
+"""Share of all pairs above which a model is embedded as if all were coupled, which takes no search."""
+
+WITHOUT_CHAINS = "clique"
+"""A made-up topology in which every qubit meets every other."""
+
+
+class Device:
+    """The working graph of a processor with the given solver properties."""
+
+    def __init__(self, name: str, properties: Mapping[str, Any]) -> None:
+        self.name, self.topology = name, properties["topology"]
+        self.qubits = [int(qubit) for qubit in properties["qubits"]]
+        self.couplers = [(int(u), int(v)) for u, v in properties["couplers"]]
+
+    def graph(self) -> Any:
+        """As networkx; with the coordinates of its topology where it has one."""
+        if self.topology["type"] == WITHOUT_CHAINS:
+            graph = nx.Graph(self.couplers)
+            graph.add_nodes_from(self.qubits)
+            return graph
+        with warnings.catch_warnings():  # the graph library is deprecated in parts by its own successor
+            warnings.simplefilter("ignore", DeprecationWarning)
+            import dwave.graphs
+
+        make = getattr(dwave.graphs, f"{self.topology['type']}_graph")
+        return make(*self.topology["shape"], node_list=self.qubits, edge_list=self.couplers)
+
+    def largest_clique(self) -> int:
+        """How many variables fit that are all coupled to each other."""
+        if self.topology["type"] == WITHOUT_CHAINS:
+            return len(self.qubits)
+        graph, fits, beyond = self.graph(), 0, len(self.qubits) + 1
+        while beyond - fits > 1:
+            size = min(2 * fits + 1, (fits + beyond) // 2)
+            if _clique(range(size), graph):
+                fits = size
+            else:
+                beyond = size
+        return fits
+
+    def embed(self, bqm: Any, folder: Path) -> Embedding:
+        """Where on the processor ``bqm`` runs; looked up in ``folder``, found and kept there the first time.
+
+        Raises:
+            UnsupportedProblemError: it does not fit; says how large a model does.
+        """
+        variables = list(range(bqm.num_variables))
+        pairs = sorted((min(u, v), max(u, v)) for u, v in bqm.quadratic)
+        text = json.dumps([len(variables), pairs, self.name, self.qubits, self.couplers])
+        kept = folder / f"embedding-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+        if kept.exists():
+            return {int(v): chain for v, chain in read_json(kept, "embedding").items()}
+        found = self._found(variables, pairs)
+        if not found:
+            raise UnsupportedProblemError(
+                f"a model of {len(variables)} variables and {len(pairs)} couplings does not fit on {self.name!r}: it "
+                f"has room for at most {self.largest_clique()} variables that are all coupled; take fewer groups or "
+                "options, or solver 'qpu-decomposed', which sends parts"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(kept, found)
+        return found
+
+    def _found(self, variables: list[int], pairs: list[tuple[int, int]]) -> Embedding:
+        if len(variables) > len(self.qubits):
+            return {}
+        graph = self.graph()
+        dense = 2 * len(pairs) > DENSE * len(variables) * (len(variables) - 1)
+        found: Any = {}
+        if dense and self.topology["type"] != WITHOUT_CHAINS:
+            found = _clique(variables, graph)
+        if not found:
+            source = nx.Graph(pairs)
+            source.add_nodes_from(variables)
+            found = find_embedding(source, graph, random_seed=1, timeout=SEARCH_S)
+        return {int(v): [int(qubit) for qubit in chain] for v, chain in found.items()}
+
+
+def _clique(variables: Any, graph: Any) -> Any:
+    """The chains of variables that are all coupled, or nothing when there is no room."""
+    return busclique.find_clique_embedding(list(variables), graph, use_cache=False)

@@ -1,0 +1,136 @@
+"""The form of a problem on a quantum processor: a QUBO at the dual's prices, each variable a chain of qubits."""
+
+import functools
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import dimod
+import numpy as np
+from dwave.cloud.coders import decode_qp_numpy, encode_problem_as_qp
+
+from formulations import Problem
+from solvers.bounds import dual_bound
+from solvers.leap.connection import Connection
+from solvers.leap.device import Device
+from solvers.leap.estimate import Estimate
+from solvers.leap.forms import PRICES_S, BqmForm, Samples, bqm_samples
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from dwave.embedding import embed_bqm, unembed_sampleset
+    from dwave.embedding.chain_strength import uniform_torque_compensation
+
+HISTOGRAM_BINS = 20
+
+
+class EmbeddedForm(BqmForm):
+    """A QUBO on a processor. Its record: encoding, prices, and the chain of qubits of every variable."""
+
+    problem_type = "ising"
+    limits: ClassVar = {"qubits": "num_qubits"}
+
+    @classmethod
+    def first(cls, problem: Problem, remote: Any, options: Mapping[str, Any]) -> "EmbeddedForm":
+        """Slack bits would couple all variables, so budgets are always priced."""
+        prices = dual_bound(problem, time_limit=PRICES_S).prices
+        form = cls(problem, {"encoding": options["encoding"], "prices": prices})
+        chains = Device(remote.name, remote.properties).embed(form.encoded.bqm, Path(options["jobs"]))
+        form.record["chains"] = [chains[v] for v in range(len(chains))]
+        return form
+
+    @functools.cached_property
+    def source(self) -> dimod.BinaryQuadraticModel:
+        """The model in spins."""
+        return self.encoded.bqm.change_vartype(dimod.SPIN, inplace=False)
+
+    @functools.cached_property
+    def chains(self) -> dict[int, list[int]]:
+        """Variable → its qubits."""
+        return dict(enumerate(self.record["chains"]))
+
+    @functools.cached_property
+    def chain_strength(self) -> float:
+        """Derived from the couplings (uniform torque compensation)."""
+        return float(uniform_torque_compensation(self.source, self.chains))
+
+    def on_device(self, properties: Mapping[str, Any]) -> dimod.BinaryQuadraticModel:
+        """The model on the qubits of a processor with these properties."""
+        adjacency: dict[int, set[int]] = {qubit: set() for qubit in properties["qubits"]}
+        for u, v in properties["couplers"]:
+            adjacency[u].add(v)
+            adjacency[v].add(u)
+        return embed_bqm(self.source, self.chains, adjacency, chain_strength=self.chain_strength)
+
+    def data(self, remote: Any) -> dict[str, Any]:
+        """As a submission holds it."""
+        linear, quadratic, _ = self.on_device(remote.properties).to_ising()
+        return dict(encode_problem_as_qp(remote, linear, quadratic))
+
+    def sizes(self) -> dict[str, int]:
+        """Qubits in use."""
+        return {"qubits": sum(len(chain) for chain in self.chains.values())}
+
+    def min_time_s(self, properties: Mapping[str, Any]) -> float:  # noqa: ARG002
+        """A processor has no least time."""
+        return 0.0
+
+    def decode(self, answer: Any, connection: Connection) -> Samples:  # noqa: ARG002
+        """Chains by majority, then as any QUBO."""
+        found = decode_qp_numpy({"type": "ising", "answer": answer.model_dump(mode="json")}, return_matrix=True)
+        active = found["active_variables"]
+        sampled = dimod.SampleSet.from_samples(
+            (found["solutions"][:, active], active),
+            energy=found["energies"],
+            num_occurrences=found["num_occurrences"],
+            vartype=dimod.SPIN,
+        )
+        return self.unembedded(sampled, {name: float(value) for name, value in answer.timing.items()})
+
+    def unembedded(self, sampled: dimod.SampleSet, timing_us: Mapping[str, float]) -> Samples:
+        """The choices that samples of the qubits mean, one for every read, and how the chains did."""
+        found = unembed_sampleset(sampled, self.chains, self.source, chain_break_fraction=True)
+        reads = np.repeat(np.arange(len(found.record)), found.record.num_occurrences)
+        found = dimod.SampleSet(found.record[reads], found.variables, {}, found.vartype)
+        found.record.num_occurrences[:] = 1
+        found.change_vartype(dimod.BINARY)
+        low, high = float(found.record.energy.min()), float(found.record.energy.max())
+        high = max(high, low + 1e-6 * max(1.0, abs(low)))  # all energies may be one
+        counts, edges = np.histogram(found.record.energy, bins=HISTOGRAM_BINS, range=(low, high))
+        lengths = [len(chain) for chain in self.chains.values()]
+        return bqm_samples(
+            self.encoded,
+            found,
+            timing_us,
+            chain_strength=self.chain_strength,
+            chain_breaks=float(found.record.chain_break_fraction.mean()),
+            longest_chain=max(lengths),
+            qubits=sum(lengths),
+            variables=len(lengths),
+            energy_histogram={"edges": edges.tolist(), "counts": counts.tolist()},
+        )
+
+
+def access_time(form: EmbeddedForm, remote: Any, parameters: Mapping[str, Any], time_limit: float | None) -> Estimate:
+    """What running ``form`` on the processor ``remote`` would mean; the charge is the time on the processor."""
+    sizes = form.sizes()
+    seconds = 1e-6 * float(remote.estimate_qpu_access_time(num_qubits=sizes["qubits"], **parameters))
+    least, most = remote.properties.get("num_reads_range", (1, parameters["num_reads"]))
+    why = []
+    if not least <= parameters["num_reads"] <= most:
+        why.append(f"num_reads={parameters['num_reads']}, it takes {least} to {most}")
+    if time_limit is not None and seconds > time_limit:
+        why.append(f"it would run for {seconds:.3g} s, the time limit is {time_limit:g} s; take fewer reads")
+    rate = remote.properties.get("quota_conversion_rate")
+    return Estimate(
+        remote=remote.name,
+        problem_type=form.problem_type,
+        sizes={name: (size, remote.properties.get(form.limits[name])) for name, size in sizes.items()},
+        min_time_s=seconds,
+        max_time_s=None,
+        time_limit_s=seconds,
+        charge_s=seconds,
+        quota_s=seconds / rate if rate else None,
+        refusal=f"solver {remote.name!r} cannot take it: " + "; ".join(why) if why else "",
+    )

@@ -1,0 +1,132 @@
+"""D-Wave's quantum processors as a back end: the QUBO on chains of qubits, at the dual's price of every budget.
+
+One run is one problem of ``num_reads`` samples. Chains are held together by a strength derived from the model's
+couplings (uniform torque compensation); what of them broke is reported, with the qubits used and the time on the
+processor apart from the time in the queue. ``simulated=True`` takes D-Wave's mock of a processor on this machine:
+the same embedding and decoding without a network, by steepest descent instead of quantum annealing.
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from formulations import Problem
+from solvers.base import Search
+from solvers.errors import InvalidOptionError
+from solvers.leap.hybrid import LeapBqm, LeapSolver
+
+if TYPE_CHECKING:
+    from solvers.leap.connection import Connection
+    from solvers.leap.device import Device
+    from solvers.leap.estimate import Estimate
+    from solvers.leap.forms import Form
+    from solvers.leap.job import Job
+
+
+@dataclass(frozen=True)
+class QuantumProcessor(LeapBqm):
+    """A quantum processor.
+
+    Attributes:
+        num_reads: samples.
+        annealing_time_us: microseconds of one anneal; None: the processor's default.
+        simulated: take a mock on this machine instead of the service; needs no account.
+        topology: of the mock: pegasus, zephyr or chimera.
+        size: of the mock's topology (16 for pegasus is a whole processor).
+    """
+
+    name: ClassVar[str] = "qpu"
+    summary: ClassVar[str] = "a D-Wave quantum processor, or its mock: embedded QUBO; decoded, repaired, polished"
+    distributions: ClassVar[tuple[str, ...]] = (*LeapSolver.distributions, "dwave-system", "minorminer")
+    uploads: ClassVar[bool] = False
+    num_reads: int = 100
+    annealing_time_us: float | None = None
+    simulated: bool = False
+    topology: str = "pegasus"
+    size: int = 4
+
+    def __post_init__(self) -> None:
+        LeapBqm.__post_init__(self)
+        if self.num_reads < 1:
+            raise InvalidOptionError(f"option 'num_reads' of {self.name!r} must be at least 1, found {self.num_reads}")
+        if self.topology not in ("pegasus", "zephyr", "chimera"):
+            raise InvalidOptionError(
+                f"option 'topology' of {self.name!r} knows pegasus, zephyr, chimera, found {self.topology!r}"
+            )
+
+    @classmethod
+    def form_class(cls) -> type["Form"]:
+        """Embedded."""
+        from solvers.leap.embedded import EmbeddedForm
+
+        return EmbeddedForm
+
+    @classmethod
+    def parameters(cls, options: Mapping[str, Any], time_limit_s: float | None) -> dict[str, Any]:  # noqa: ARG003
+        """The processor takes numbers of reads, not seconds."""
+        asked = {"num_reads": options["num_reads"], "annealing_time": options["annealing_time_us"]}
+        return {name: value for name, value in asked.items() if value is not None}
+
+    def stated(self, problem: Problem, connection: "Connection", time_limit: float | None) -> tuple["Form", "Estimate"]:
+        """The embedded form, and the time that the processor would need for it."""
+        from solvers.leap.embedded import EmbeddedForm, access_time
+
+        remote = connection.solver(EmbeddedForm.problem_type, self.remote)
+        form = EmbeddedForm.first(problem, remote, self.option_values)
+        return form, access_time(form, remote, self.parameters(self.option_values, None), time_limit)
+
+    def device(self) -> "Device":
+        """The graph of the processor that would be taken."""
+        from solvers.leap.connection import connect
+        from solvers.leap.device import Device
+
+        if self.simulated:
+            return Device("mock", self._mock.properties)
+        with connect(self.config) as connection:
+            remote = connection.solver("ising", self.remote)
+            return Device(remote.name, remote.properties)
+
+    def run(self, problem: Problem, search: Search) -> None:
+        """At the service, or here."""
+        if not self.simulated or problem.num_options == problem.num_groups:
+            LeapBqm.run(self, problem, search)
+            return
+        from solvers.leap.embedded import EmbeddedForm
+        from solvers.leap.job import take
+
+        mock = self._mock
+        with search.phase("build_s"):
+            remote = SimpleNamespace(name="mock", properties=mock.properties)
+            form = EmbeddedForm.first(problem, remote, self.option_values)
+        with search.phase("solve_s"):
+            np.random.seed(int(search.rng.integers(2**32)))  # noqa: NPY002  (the mock draws its seeds from there)
+            found = mock.sample(form.on_device(mock.properties), num_reads=self.num_reads)
+            found.resolve()
+        with search.phase("decode_s"):
+            take(problem, search, form.unembedded(found, {}))
+
+    def submit(self, problem: Problem, *, time_limit: float | None = None) -> "Job":
+        """Send it; a mock has no jobs."""
+        if self.simulated:
+            raise InvalidOptionError("a simulated processor runs here and has no jobs: leave out simulated or wait")
+        return LeapBqm.submit(self, problem, time_limit=time_limit)
+
+    @property
+    def _mock(self) -> Any:
+        return _mock(self.topology, self.size)
+
+
+@functools.lru_cache(maxsize=4)
+def _mock(topology: str, size: int) -> Any:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from dwave.system.testing import MockDWaveSampler
+
+    shape = {"pegasus": [size], "zephyr": [size, 4], "chimera": [size, size, 4]}[topology]
+    return MockDWaveSampler(topology_type=topology, topology_shape=shape, parameter_warnings=False)

@@ -1,0 +1,178 @@
+"""Quantum processors: embedding, chains, reads, and parts of problems that are too large; mock and service."""
+
+import json
+
+import numpy as np
+import pytest
+
+from formulations.instances import layered_problem, small_problem
+from solvers import InvalidOptionError, UnsupportedProblemError, solve
+from solvers.testing import optimum
+
+pytest.importorskip("dwave.cloud")
+import dimod
+
+from solvers.leap.device import Device
+from solvers.leap.embedded import EmbeddedForm, access_time
+from solvers.leap.job import Job, scaled, time_to_solution
+from solvers.leap.qpu import QuantumProcessor
+
+SPARSE = layered_problem(4, rank=0, degree=2, bits=(2, 4, 8), seed=2)
+
+
+def pegasus(size=3):
+    """A processor with chains, as the service describes it."""
+    from dwave.cloud.testing.mocks import qpu_pegasus_solver_data, qpu_problem_timing_data
+
+    return qpu_pegasus_solver_data(size, avg_load=0.0, problem_timing_data=qpu_problem_timing_data())
+
+
+@pytest.fixture
+def mock(tmp_path):
+    """Options for a mock that keeps its files here."""
+    return {"simulated": True, "jobs": str(tmp_path), "size": 3}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_mock_gives_the_optimum_of_small_problems(mock, seed):
+    problem = small_problem(seed, max_groups=3, max_options=3)
+    best = optimum(problem)
+    solution = solve(problem, "qpu", seed=0, **mock) if best is not None else None
+    assert solution is None or solution.objective == pytest.approx(best, rel=1e-9, abs=1e-9)
+
+
+def test_the_report_of_a_run(mock):
+    details = solve(SPARSE, "qpu", seed=0, num_reads=50, **mock).details
+    assert details["samples"] == 50
+    assert details["variables"] == 8
+    assert details["qubits"] >= details["variables"]
+    assert 0.0 <= details["chain_breaks"] <= 1.0
+    assert details["chain_strength"] > 0
+    assert sum(details["energy_histogram"]["counts"]) == 50
+    assert {"share_valid", "share_feasible_raw", "objective_raw", "objective_polished", "share_best"} <= set(details)
+
+
+def test_the_model_on_the_qubits_has_the_energies_of_the_model(tmp_path):
+    """With whole chains; and every coupling lies on a coupler of the processor."""
+    remote = type("Remote", (), {"name": "p", "properties": pegasus()["properties"]})
+    problem = scaled(layered_problem(4, bits=(2, 4, 8), seed=2))
+    form = EmbeddedForm.first(problem, remote, {"encoding": "domain-wall", "jobs": str(tmp_path)})
+    on_device = form.on_device(remote.properties)
+    couplers = {frozenset(pair) for pair in remote.properties["couplers"]}
+    assert all(frozenset(pair) in couplers for pair in on_device.quadratic)
+    rng = np.random.default_rng(0)
+    for spins in rng.choice([-1, 1], size=(10, form.source.num_variables)):
+        whole = {qubit: int(spins[v]) for v, chain in form.chains.items() for qubit in chain}
+        wanted = form.source.energy(dict(enumerate(spins.tolist())))
+        assert on_device.energy(whole) == pytest.approx(wanted, abs=1e-6)
+    assert max(len(chain) for chain in form.chains.values()) > 1
+
+
+def test_a_sweep_runs_on_the_same_qubits(tmp_path, mock, monkeypatch):
+    solve(SPARSE, "qpu", seed=0, **mock)
+    monkeypatch.setattr(Device, "_found", lambda *_: pytest.fail("embedded anew"))
+    assert solve(SPARSE.with_budgets(bytes=0.9 * SPARSE.budgets["bytes"]), "qpu", seed=0, **mock).feasible
+    assert len(list(tmp_path.glob("embedding-*.json"))) == 1
+
+
+def test_a_problem_that_does_not_fit_is_refused_with_the_size_that_does(tmp_path):
+    with pytest.raises(UnsupportedProblemError, match="at most 10 variables .* 'qpu-decomposed'"):
+        solve(layered_problem(10), "qpu", simulated=True, size=2, jobs=str(tmp_path))
+
+
+def test_through_the_service_on_a_processor_with_chains(leap):
+    leap.solvers = {"pegasus": pegasus() | {"identity": {"name": "pegasus", "version": {"graph_id": "p3"}}}}
+    solution = solve(SPARSE, "qpu", num_reads=200)
+    assert solution.objective == pytest.approx(optimum(SPARSE), rel=1e-9)
+    assert solution.timing["qpu_s"] == pytest.approx(0.02)
+    assert solution.timing["queue_s"] > 1.0
+    assert solution.details["time_to_solution_s"] > 0
+    (sent,) = leap.problems.values()
+    assert sent["params"] == {"num_reads": 200}
+
+
+def test_a_job_is_decoded_by_its_file_alone(leap):
+    made = solve(SPARSE, "qpu", wait=False, num_reads=50)
+    assert Job.load(made.path).fetch().objective == pytest.approx(optimum(SPARSE), rel=1e-9)
+    assert json.loads(made.path.read_text())["charge_s"] == pytest.approx(made.charge_s)
+    assert len(leap.problems) == 1
+
+
+def test_reads_and_time_are_compared_with_the_processor_before_anything_is_sent(leap):
+    with pytest.raises(UnsupportedProblemError, match="num_reads=20000, it takes 1 to 10000"):
+        solve(SPARSE, "qpu", num_reads=20_000)
+    with pytest.raises(UnsupportedProblemError, match="take fewer reads"):
+        solve(SPARSE, "qpu", num_reads=1000, time_limit=0.01)
+    assert not leap.problems
+
+
+def test_the_charge_is_d_waves_own_estimate(leap):
+    from solvers.leap.connection import connect
+
+    with connect() as line:
+        remote = line.solver("ising")
+        form, guess = QuantumProcessor(num_reads=500).stated(scaled(SPARSE), line, None)
+        wanted = remote.estimate_qpu_access_time(num_qubits=form.sizes()["qubits"], num_reads=500) * 1e-6
+        assert guess.charge_s == pytest.approx(wanted)
+        assert access_time(form, remote, {"num_reads": 1000}, None).charge_s > guess.charge_s
+
+
+def test_samples_stand_for_reads(tmp_path):
+    """A state that was read five times counts five times."""
+    remote = type("Remote", (), {"name": "p", "properties": pegasus(2)["properties"]})
+    form = EmbeddedForm.first(scaled(SPARSE), remote, {"encoding": "one-hot", "jobs": str(tmp_path)})
+    qubits = sorted(form.on_device(remote.properties).variables)
+    found = dimod.SampleSet.from_samples(
+        (np.ones((1, len(qubits))), qubits), energy=[0.0], num_occurrences=[5], vartype="SPIN"
+    )
+    samples = form.unembedded(found, {})
+    assert samples.choices.shape == (5, 4)
+    assert not samples.valid.any()
+
+
+def test_time_to_solution():
+    assert time_to_solution(0.001, 0.5) == pytest.approx(0.001 * np.log(0.01) / np.log(0.5))
+    assert time_to_solution(0.001, 1.0) == 0.001
+    assert time_to_solution(0.001, 0.0) is None
+
+
+def test_parts_of_a_problem_that_is_too_large(mock):
+    """The start is bad on purpose: what is gained comes from the parts."""
+    problem = layered_problem(20, seed=4)
+    lowest = np.zeros(problem.num_groups, dtype=int)
+    start = problem.evaluate(lowest).objective
+    solution = solve(problem, "qpu-decomposed", seed=0, initial=lowest, **mock)
+    best = solve(problem, "anneal", seed=0).objective
+    assert solution.details["improved"] > 1
+    assert solution.feasible
+    assert solution.objective - best < 0.05 * (start - best)
+    again = solve(problem, "qpu-decomposed", seed=0, initial=lowest, **mock)
+    assert again.choice.tolist() == solution.choice.tolist()
+
+
+def test_parts_stop_when_their_calls_are_used_up(mock):
+    problem = layered_problem(20, seed=4)
+    solution = solve(problem, "qpu-decomposed", seed=0, calls=2, initial=[0] * 20, **mock)
+    assert solution.details["calls"] == 2
+
+
+def test_parts_through_the_service(leap):
+    solution = solve(layered_problem(6, bits=(2, 4, 8)), "qpu-decomposed", seed=0, variables=6, initial=[0] * 6)
+    assert solution.details["improved"] >= 1
+    assert len(leap.problems) == solution.details["calls"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"num_reads": 0}, "at least 1"), ({"topology": "torus"}, "pegasus, zephyr"), ({"encoding": "x"}, "one-hot")],
+)
+def test_options_that_make_no_sense_are_refused(options, said):
+    with pytest.raises(InvalidOptionError, match=said):
+        solve(SPARSE, "qpu", simulated=True, **options)
+
+
+def test_what_has_no_jobs_says_so(mock):
+    with pytest.raises(InvalidOptionError, match="runs here and has no jobs"):
+        solve(SPARSE, "qpu", wait=False, **mock)
+    with pytest.raises(InvalidOptionError, match="many problems"):
+        solve(SPARSE, "qpu-decomposed", wait=False, **mock)
