@@ -5,8 +5,6 @@
 `compress` does all of it. Every value on the way can be saved and loaded elsewhere.
 """
 
-from solvers.compare import Comparison, compare
-
 from formulations import Evaluation, PairTerms, Problem
 from qcompress.apply import apply, apply_
 from qcompress.artefact import load_compressed, save_compressed
@@ -18,6 +16,7 @@ from qcompress.measuring.run import MeasureProgress, measure
 from qcompress.options import Options, low_rank, prune_quantize
 from qcompress.report import Report
 from solvers import Solution, Solver, available, solve
+from solvers.compare import Comparison, compare
 
 __all__ = [
     "Comparison",

@@ -26,7 +26,7 @@ def formulate(measurement: Measurement, budget: Mapping[str, float], *, pairs: b
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
     >>> measurement = measure(model, [torch.randn(32, 8)], prune_quantize(bits=(4, 8), sparsity=(0,)))
     >>> dict(formulate(measurement, {"bytes": 0.5}).budgets)
-    {'bytes': 382.0}
+    {'bytes': 390.0}
     """
     if not budget:
         raise OptionsError(
