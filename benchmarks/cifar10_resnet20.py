@@ -3,7 +3,9 @@
 One quantizer, one calibration set, three ways to choose. A budget of b bits on average is what all layers at b bits
 take; where b is no bit-width the uniform choice is the largest one that fits (it then takes fewer bytes).
 
-    python -m benchmarks.cifar10_resnet20 --data FOLDER --out benchmarks/results
+Pair terms are taken as `qcompress.formulate` does, and at full strength.
+
+    python -m benchmarks.cifar10_resnet20 --data FOLDER [--depth 56]
 """
 
 import argparse
@@ -17,7 +19,8 @@ import torch
 import qcompress
 from benchmarks import cifar
 from benchmarks.tables import markdown, write_results
-from formulations import Problem
+from formulations import PairTerms, Problem
+from qcompress.formulate import PAIR_STRENGTH
 from solvers import judge, solve
 
 AVERAGE_BITS = (4.0, 3.5, 3.0, 2.5)
@@ -37,16 +40,25 @@ def bits_budget(problem: Problem, average: float) -> float:
     return float(np.floor(sizes[0] + (sizes[1] - sizes[0]) * (average - low)))
 
 
+def at_full_strength(problem: Problem) -> Problem:
+    """The problem with the pair terms as they were measured."""
+    factor = problem.pairs.factor
+    assert factor is not None
+    pairs = PairTerms(factor=factor / PAIR_STRENGTH**0.5)
+    return Problem(problem.groups, problem.options, problem.cost, problem.resources, problem.budgets, pairs)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder with the weights and images")
     parser.add_argument("--out", default="benchmarks/results", help="where JSON and Markdown go")
-    parser.add_argument("--calibration", type=int, default=1024, help="training images to measure on")
+    parser.add_argument("--depth", type=int, choices=(20, 56), default=20, help="of the network")
+    parser.add_argument("--calibration", type=int, default=512, help="training images to measure on")
     parser.add_argument("--test", type=int, default=10_000, help="test images")
     parser.add_argument("--time-limit", type=float, default=20, help="seconds for each solve")
     arguments = parser.parse_args()
     folder = cifar.data_folder(arguments)
-    model = cifar.resnet(20, folder)
+    model = cifar.resnet(arguments.depth, folder)
     calibration, _ = cifar.images(folder, "cifar10_train4k_jpegsource", 0, arguments.calibration)
     inputs, labels = cifar.images(folder, "cifar10_test_jpegsource", 0, arguments.test)
     batches = cifar.batched(calibration)
@@ -78,9 +90,11 @@ def main() -> None:
             problem = qcompress.formulate(measurement, {"bytes": 1.0})
             for average in AVERAGE_BITS:
                 budget = bits_budget(problem, average)
-                for name in ("uniform", "additive", "pairs"):
+                for name in ("uniform", "additive", "pairs", "pairs, full strength"):
                     row = {"options": family, "method": method, "average_bits": average, "choice": name}
-                    stated = qcompress.formulate(measurement, {"bytes": budget}, pairs=name == "pairs")
+                    stated = qcompress.formulate(measurement, {"bytes": budget}, pairs=name.startswith("pairs"))
+                    if name == "pairs, full strength":
+                        stated = at_full_strength(stated)
                     if name == "uniform":
                         if method != "fisher" or family != "bits":
                             continue
@@ -108,7 +122,10 @@ def main() -> None:
         },
     )
     write_results(
-        Path(arguments.out), "cifar10_resnet20", {"original": cifar.accuracy(reference, labels), "rows": rows}, table
+        Path(arguments.out),
+        f"cifar10_resnet{arguments.depth}",
+        {"original": cifar.accuracy(reference, labels), "rows": rows},
+        table,
     )
     print(table)
 
