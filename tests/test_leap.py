@@ -173,24 +173,28 @@ def test_too_short_a_time_limit_is_refused_with_the_least_that_works(leap):
 # --- nothing is lost, nothing is sent twice --------------------------------------------------------------------------
 
 
-def finished(tries=5):
+def finished(solver, tries=5):
     """The solution of the one job there is, or of a new one if none was begun; goes on until the network lets it."""
     for _ in range(tries):
         with contextlib.suppress(LeapConnectionError):
             jobs = jobs_in("leap-jobs")
-            return (jobs[0] if jobs else solve(PROBLEM, "leap-cqm", wait=False)).fetch()
+            return (jobs[0] if jobs else solve(PROBLEM, solver, wait=False)).fetch()
     raise AssertionError("never came to an end")
 
 
-def clean_run(leap):
-    solve(PROBLEM, "leap-cqm", wait=False).fetch()
-    return len(leap.requests)
-
-
-@pytest.mark.parametrize("fault", ["request lost", "answer lost", "network gone", "answer lost and network gone"])
-def test_a_connection_dropped_at_any_request_submits_exactly_one_problem(leap, tmp_path, monkeypatch, fault):
-    total = clean_run(leap)
-    assert total == 10  # solver (2), upload (5), submission, status, answer
+@pytest.mark.parametrize(
+    ("solver", "fault"),
+    [
+        ("leap-cqm", "request lost"),
+        ("leap-cqm", "answer lost"),
+        ("leap-cqm", "network gone"),
+        *((solver, "answer lost and network gone") for solver in REMOTE),
+    ],
+)
+def test_a_connection_dropped_at_any_request_submits_exactly_one_problem(leap, tmp_path, monkeypatch, solver, fault):
+    solve(PROBLEM, solver, wait=False).fetch()
+    total = len(leap.requests)
+    assert total == {"qpu": 5, "leap-nl": 11}.get(solver, 10)  # solver (2), upload (5), submission, status, answer
     for k in range(total):
         folder = tmp_path / f"{k}"
         folder.mkdir()
@@ -199,9 +203,10 @@ def test_a_connection_dropped_at_any_request_submits_exactly_one_problem(leap, t
         leap.requests.clear()
         leap.drop_at, leap.drop_on, leap.drop_after = k, "gone" in fault, "answer" in fault
         with contextlib.suppress(LeapConnectionError):
-            solve(PROBLEM, "leap-cqm", wait=False).fetch()
+            solve(PROBLEM, solver, wait=False).fetch()
+        assert len(leap.requests) > k, "the fault was never met"
         leap.restart()
-        assert finished().objective == 1.0
+        assert finished(solver).objective == 1.0
         assert len(leap.problems) == 1, f"dropped at request {k}"
         assert len(jobs_in("leap-jobs")) == 1
 
@@ -232,7 +237,7 @@ def test_a_process_killed_at_any_write_of_its_job_file_loses_nothing(leap, tmp_p
         with pytest.raises(Killed):
             solve(PROBLEM, "leap-cqm", wait=False)
         monkeypatch.setattr(job, "write_json", write)
-        assert finished().objective == 1.0
+        assert finished("leap-cqm").objective == 1.0
         assert len(leap.problems) == 1, f"killed at write {k}"
 
 

@@ -220,7 +220,12 @@ class NonlinearForm(Form):
 
 
 def num_pairs(problem: Problem) -> int:
-    """Pairs of options that a quadratic model couples: all between groups with a factor, else the sparse ones."""
+    """Pairs of options that a quadratic model couples: all between groups with a factor, else the sparse ones.
+
+    >>> from formulations.instances import layered_problem
+    >>> num_pairs(layered_problem(1000, rank=8))
+    17982000
+    """
     if not problem.pairs.rank:
         return problem.pairs.num_sparse
     sizes = np.diff(problem.group_offsets)

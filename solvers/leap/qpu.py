@@ -37,6 +37,13 @@ class QuantumProcessor(LeapBqm):
         simulated: take a mock on this machine instead of the service; needs no account.
         topology: of the mock: pegasus, zephyr or chimera.
         size: of the mock's topology (16 for pegasus is a whole processor).
+
+    >>> import tempfile
+    >>> from formulations.instances import layered_problem
+    >>> from solvers import solve
+    >>> solution = solve(layered_problem(4), "qpu", simulated=True, seed=0, jobs=tempfile.mkdtemp())
+    >>> solution.feasible, solution.details["variables"]
+    (True, 20)
     """
 
     name: ClassVar[str] = "qpu"
