@@ -4,8 +4,8 @@ import argparse
 import subprocess
 import sys
 
-ALONE = ("import_time", "solvers_quick")
-WITH_DATA = ("hawq_resnet18", "cifar10_resnet20")
+ALONE = ("import_time", "solvers_quick", "solvers_exact")
+WITH_DATA = ("hawq_resnet18", "prediction", "cifar10_resnet20")
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from qcompress.apply import apply, apply_
 from qcompress.artefact import load_compressed, save_compressed
 from qcompress.compress import Result, compress, mean_loss
 from qcompress.factored import fold_
-from qcompress.formulate import formulate
+from qcompress.formulate import PAIR_STRENGTH, formulate
 from qcompress.measurement import Measurement
 from qcompress.measuring.run import MeasureProgress, measure
 from qcompress.options import Options, low_rank, prune_quantize
@@ -19,6 +19,7 @@ from solvers import Solution, Solver, available, solve
 from solvers.compare import Comparison, compare
 
 __all__ = [
+    "PAIR_STRENGTH",
     "Comparison",
     "Evaluation",
     "MeasureProgress",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from formulations import FileFormatError, InfeasibleBudgetError
 from qcompress import (
+    PAIR_STRENGTH,
     Measurement,
     Problem,
     Solution,
@@ -71,6 +72,15 @@ def test_pairs_off_gives_the_additive_problem(measurement: Measurement) -> None:
     assert with_pairs.pairs
     assert not without.pairs
     np.testing.assert_array_equal(with_pairs.cost, without.cost)
+
+
+def test_terms_between_parts_count_at_the_stated_strength(measurement: Measurement) -> None:
+    with_pairs, without = (formulate(measurement, {"bytes": 1.0}, pairs=pairs) for pairs in (True, False))
+    choice = [1] * len(measurement.parts) + [0]
+    effects = measurement.factor[with_pairs.flat(choice)[:-1]]
+    between = 0.5 * (np.square(effects.sum(axis=0)).sum() - np.square(effects).sum())
+    added = with_pairs.evaluate(choice).objective - without.evaluate(choice).objective
+    assert added == pytest.approx(PAIR_STRENGTH * between, rel=1e-9)
 
 
 @pytest.mark.parametrize("granularity", ["layer", 3])

@@ -1,0 +1,86 @@
+"""How well measuring predicts: ResNet-20 on CIFAR-10, time in forward passes and rank correlation with the true KL.
+
+Random choices of 3 to 8 bits a layer: every choice draws its own range of bit-widths, then every layer one of them.
+``--independent`` draws every layer from all of them, which is harder: such choices differ less.
+
+    python -m benchmarks.prediction --data FOLDER
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+import qcompress
+from benchmarks import cifar
+from benchmarks.tables import markdown, write_results
+from solvers import judge
+
+BITS = (2, 3, 4, 5, 6, 7, 8)
+
+
+def random_choices(count: int, num_layers: int, *, independent: bool) -> list[np.ndarray]:
+    """Option indices (keep is 0, 2 bits 1, 3 bits 2, …) with the fixed part's at the end."""
+    rng = np.random.default_rng(0)
+    choices = []
+    for _ in range(count):
+        low, high = (2, 7) if independent else sorted(rng.integers(2, 8, size=2))
+        choices.append(np.append(rng.integers(low, high + 1, size=num_layers), 0))
+    return choices
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder with the weights and images")
+    parser.add_argument("--out", default="benchmarks/results", help="where JSON and Markdown go")
+    parser.add_argument("--calibration", type=int, default=320, help="training images to measure and judge on")
+    parser.add_argument("--choices", type=int, default=60, help="random choices")
+    parser.add_argument("--independent", action="store_true", help="draw every layer from 3 to 8 bits on its own")
+    arguments = parser.parse_args()
+    folder = cifar.data_folder(arguments)
+    model = cifar.resnet(20, folder)
+    calibration, _ = cifar.images(folder, "cifar10_train4k_jpegsource", 0, arguments.calibration)
+    batches = cifar.batched(calibration, 64)
+    reference = cifar.logits(model, calibration)
+    options = qcompress.prune_quantize(bits=BITS, sparsity=(0,))
+
+    rows, true = [], None
+    for method in ("fisher", "direct"):
+        forward_s = min(_forward_s(model, batches) for _ in range(3))
+        start = time.perf_counter()
+        measurement = qcompress.measure(model, batches, options, method=method)
+        passes = (time.perf_counter() - start) / forward_s
+        stated = [qcompress.formulate(measurement, {"bytes": 1.0}, pairs=pairs) for pairs in (False, True)]
+        choices = random_choices(arguments.choices, len(measurement.parts), independent=arguments.independent)
+        if true is None:
+            models = (qcompress.apply(model, measurement, judge(stated[0], choice)) for choice in choices)
+            true = np.array([cifar.kl(reference, cifar.logits(smaller, calibration)) for smaller in models])
+        additive, pairs = (np.array([problem.evaluate(choice).objective for choice in choices]) for problem in stated)
+        full = additive + (pairs - additive) / qcompress.PAIR_STRENGTH
+        for name, predicted in (("additive", additive), ("pairs", pairs), ("pairs, full strength", full)):
+            correlation = float(spearmanr(predicted, true)[0])
+            rows.append({"method": method, "prediction": name, "spearman": correlation, "forward_passes": passes})
+    columns = {
+        "method": "measured by",
+        "prediction": "prediction",
+        "spearman": "Spearman",
+        "forward_passes": "forward passes",
+    }
+    table = markdown(rows, columns)
+    write_results(Path(arguments.out), "prediction", rows, table)
+    print(table)
+
+
+@torch.no_grad()
+def _forward_s(model: torch.nn.Module, batches: list[torch.Tensor]) -> float:
+    start = time.perf_counter()
+    for batch in batches:
+        model(batch)
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
