@@ -30,7 +30,7 @@ SPARSITY = (0, 0.5, 0.75)
 
 def uniform_choice(problem: Problem, bits: int) -> np.ndarray:
     """Every layer at that bit-width, without pruning."""
-    return np.array([labels.index(f"{bits} bits") if f"{bits} bits" in labels else 0 for labels in problem.options])
+    return np.array([labels.index(f"{bits} bits") for labels in problem.options[:-1]] + [0])
 
 
 def bits_budget(problem: Problem, average: float) -> float:
@@ -70,6 +70,7 @@ def main() -> None:
         "bits": (qcompress.prune_quantize(bits=BITS, sparsity=(0,)), ("fisher", "direct")),
         "bits + pruning": (qcompress.prune_quantize(bits=BITS, sparsity=SPARSITY), ("fisher",)),
     }
+    budgets: dict[float, float] = {}  # what all layers at so many bits take, of the problem without pruning
     seen: dict[bytes, tuple[float, float]] = {}
 
     def judged(measurement: qcompress.Measurement, solution: qcompress.Solution) -> tuple[float, float]:
@@ -89,7 +90,9 @@ def main() -> None:
             print(f"{family}, {method}: measured {len(measurement.cost)} options in {measure_s:.0f} s")
             problem = qcompress.formulate(measurement, {"bytes": 1.0})
             for average in AVERAGE_BITS:
-                budget = bits_budget(problem, average)
+                if average not in budgets:
+                    budgets[average] = bits_budget(problem, average)
+                budget = budgets[average]
                 for name in ("uniform", "additive", "pairs", "pairs, full strength"):
                     row = {"options": family, "method": method, "average_bits": average, "choice": name}
                     stated = qcompress.formulate(measurement, {"bytes": budget}, pairs=name.startswith("pairs"))
