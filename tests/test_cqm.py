@@ -1,12 +1,16 @@
 """The CQM of a problem has the problem's objective and violations."""
 
+import io
+import zipfile
+
 import dimod
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from formulations import EncodingError, to_cqm
+from formulations import EncodingError, PairTerms, Problem, to_cqm
+from formulations.cqm_file import cqm_file
 from formulations.instances import layered_problem, small_problem
 
 
@@ -46,3 +50,42 @@ def test_exact_cqm_solver_finds_the_constrained_optimum():
 def test_decode_refuses_what_is_no_choice(sample, message):
     with pytest.raises(EncodingError, match=message):
         to_cqm(layered_problem(2, bits=(2, 4))).decode(sample)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_file_is_the_one_that_dimod_writes_of_the_model(seed):
+    problem = small_problem(seed)
+    with cqm_file(problem) as ours, to_cqm(problem).cqm.to_file() as theirs:
+        written, reference = ours.read(), theirs.read()
+    assert written[: written.index(b"PK")] == reference[: reference.index(b"PK")]
+    ours, theirs = (zipfile.ZipFile(io.BytesIO(whole)) for whole in (written, reference))
+    assert {name: ours.read(name) for name in ours.namelist()} == {
+        name: theirs.read(name) for name in theirs.namelist()
+    }
+
+
+def test_the_model_is_the_one_that_dimod_builds_of_its_terms():
+    """Objective by objective of the pairs one by one, through dimod's own arithmetic."""
+    problem = layered_problem(6, bits=(2, 4, 8), rank=3, seed=5)
+    couplings = {}
+    for u in range(problem.num_options):
+        for v in range(u):
+            if problem.group_of[u] != problem.group_of[v]:
+                couplings[u, v] = float(problem.pairs.factor[u] @ problem.pairs.factor[v])
+    built = dimod.BinaryQuadraticModel(dict(enumerate(problem.cost)), couplings, problem.offset, dimod.BINARY)
+    assert to_cqm(problem).cqm.objective.is_almost_equal(built, 12)
+
+
+def test_any_name_of_a_group_survives_the_file():
+    names = ["a/b", 'say "c"', "ä\n", "\\u002f"]
+    problem = Problem(names, [["x", "y"]] * 4, range(8), {"bytes/s": range(8)}, {"bytes/s": 20}, PairTerms())
+    with cqm_file(problem) as file:
+        loaded = dimod.ConstrainedQuadraticModel.from_file(file)
+    assert set(loaded.constraints) == {f"group {name}" for name in names} | {"budget bytes/s"}
+    assert loaded.discrete == to_cqm(problem).cqm.discrete
+
+
+def test_a_model_of_too_many_pairs_is_refused(monkeypatch):
+    monkeypatch.setattr("formulations.cqm.MAX_PAIRS", 10)
+    with pytest.raises(EncodingError, match="more than 10; .*leap-nl"):
+        to_cqm(layered_problem(3))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from formulations import EncodingError, Problem
 from formulations.bqm import EncodedBqm, to_bqm
+from formulations.cqm_file import cqm_file, num_pairs
 from solvers.bounds import dual_bound
 from solvers.leap.connection import Connection
 from solvers.moves import Integers
@@ -87,7 +88,7 @@ class CqmForm(Form):
     }
 
     def sizes(self) -> dict[str, int]:
-        """As `formulations.to_cqm` builds it: one bias a variable in objective and group, budgets, pairs."""
+        """As `formulations.cqm_file` writes it: one bias a variable in objective and group, budgets, pairs."""
         problem = self.problem
         used = sum(int(np.count_nonzero(problem.resources[name])) for name in problem.budgets)
         return {
@@ -108,9 +109,7 @@ class CqmForm(Form):
 
     def file(self) -> Any:
         """In dimod's CQM format."""
-        from formulations.cqm import to_cqm
-
-        return to_cqm(self.problem).cqm.to_file()
+        return cqm_file(self.problem)
 
     def decode(self, answer: Any, connection: Connection) -> Samples:  # noqa: ARG002
         """A group with none or several variables on is no valid sample; its first one on, or first at all, is taken."""
@@ -217,19 +216,6 @@ class NonlinearForm(Form):
             model.states.from_file(file, check_header=False)  # the service names the model otherwise than we do
             choices = self.encoded.choices()
         return Samples(choices=choices, valid=np.ones(len(choices), dtype=bool), timing_us=_times(answer.timing))
-
-
-def num_pairs(problem: Problem) -> int:
-    """Pairs of options that a quadratic model couples: all between groups with a factor, else the sparse ones.
-
-    >>> from formulations.instances import layered_problem
-    >>> num_pairs(layered_problem(1000, rank=8))
-    17982000
-    """
-    if not problem.pairs.rank:
-        return problem.pairs.num_sparse
-    sizes = np.diff(problem.group_offsets)
-    return int(problem.num_options**2 - (sizes**2).sum()) // 2
 
 
 def bqm_samples(encoded: EncodedBqm, found: Any, timing_us: Mapping[str, float], **details: Any) -> Samples:
