@@ -16,7 +16,7 @@ from qcompress.measuring.run import MeasureProgress, measure
 from qcompress.options import Options, low_rank, prune_quantize
 from qcompress.report import Report
 from solvers import Solution, Solver, available, solve
-from solvers.compare import Comparison, compare
+from solvers.compare import Comparison, Suite, compare
 
 __all__ = [
     "PAIR_STRENGTH",
@@ -31,6 +31,7 @@ __all__ = [
     "Result",
     "Solution",
     "Solver",
+    "Suite",
     "apply",
     "apply_",
     "available",

@@ -11,7 +11,7 @@ import numpy as np
 from formulations.files import AnyPath, replacing
 from qcompress.errors import MissingError
 from solvers.base import relative_gap
-from solvers.compare import Comparison, Curve, anytime
+from solvers.compare import TARGET, Comparison, Curve, Suite, anytime, performance_profile
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -46,8 +46,7 @@ def plot_anytime(comparison: Comparison, path: AnyPath) -> None:
     start = min(_first(curve) for curve in curves)
     end = max(float(curve.t_s[-1]) for curve in curves)
     for index, curve in enumerate(curves):
-        style = {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index // len(COLOURS) % len(LINES)]}
-        _draw(axes, curve, comparison.bound if as_gap else None, style, start)
+        _draw(axes, curve, comparison.bound if as_gap else None, _style(index), start)
     axes.set_xscale("log")
     axes.set_xlim(start, end * 1.05)
     axes.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:g}")
@@ -60,12 +59,55 @@ def plot_anytime(comparison: Comparison, path: AnyPath) -> None:
             axes.set_ylim(bottom=SMALLEST_GAP * 0.7)
     else:
         axes.set_ylabel("objective")
+    seeds = len(comparison.seeds)
+    _finish(axes, "Best choice so far" + (f": median and range of {seeds} seeds" if seeds > 1 else ""))
+    _write(figure, path)
+
+
+def plot_profile(compared: Comparison | Suite, path: AnyPath, *, within: float = TARGET) -> None:
+    """Draw performance profiles (see `solvers.curves.performance_profile`), and write them to ``path`` as PNG.
+
+    Raises:
+        MissingError: matplotlib is not installed.
+        ValueError: no run found a choice, so there is nothing to draw.
+
+    >>> import pathlib, tempfile
+    >>> from formulations.instances import layered_problem
+    >>> from solvers.compare import compare
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "profile.png"
+    >>> plot_profile(compare(layered_problem(4), ["brute-force", "greedy"]), file)
+    >>> file.read_bytes()[1:4]
+    b'PNG'
+    """
+    profiles = performance_profile(compared, within=within)
+    if not any(profile.share.any() for profile in profiles):
+        raise ValueError("no run found a choice, so there is nothing to draw")
+    figure = _figure()
+    axes = figure.add_subplot()
+    end = max(2.0, float(profiles[0].ratio[-1]) * 1.2)
+    for index, profile in enumerate(profiles):
+        ratio, share = np.append(profile.ratio, end), np.append(profile.share, profile.share[-1])
+        axes.plot(ratio, share, drawstyle="steps-post", label=profile.label, linewidth=1.8, **_style(index))
+    axes.set_xscale("log")
+    axes.set_xlim(1.0, end)
+    axes.xaxis.set_major_formatter(lambda ratio, _: f"{ratio:g}")
+    axes.set_xlabel("time, as a multiple of the quickest solver's")
+    axes.set_ylim(-0.02, 1.02)
+    axes.yaxis.set_major_formatter(lambda share, _: f"{share * 100:.0f} %")
+    axes.set_ylabel("runs that reached the target")
+    _finish(axes, f"Time to within {within * 100:g} % of the best: performance profile")
+    _write(figure, path)
+
+
+def _style(index: int) -> dict[str, str]:
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index // len(COLOURS) % len(LINES)]}
+
+
+def _finish(axes: Any, title: str) -> None:
     axes.grid(visible=True, color="0.9", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    seeds = len(comparison.seeds)
-    axes.set_title("Best choice so far" + (f": median and range of {seeds} seeds" if seeds > 1 else ""), loc="left")
-    _write(figure, path)
+    axes.set_title(title, loc="left")
 
 
 def _draw(axes: Any, curve: Curve, bound: float | None, style: dict[str, str], start: float) -> None:

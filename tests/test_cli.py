@@ -12,7 +12,7 @@ from qcompress import Measurement, load_compressed
 from qcompress.cli import arguments, main
 from qcompress.demo import DemoResult, DemoRow
 from solvers import Solution, StopReason, available
-from solvers.compare import Comparison
+from solvers.compare import Comparison, Suite
 
 ZOO = """
 import torch
@@ -190,6 +190,22 @@ def test_compare_leaves_table_values_and_plot(folder, problem_file, capsys):
     assert "OPTIMAL ×2" in shown
     ran(["show", "out/comparison.json"])
     assert capsys.readouterr().out.strip() in shown
+
+
+def test_compare_takes_several_problems_and_goes_on_from_its_journal(folder, problem_file, capsys):
+    layered_problem(4, bits=(2, 4), rank=0).save(folder / "linear.npz")
+    words = ["compare", problem_file, "linear.npz", "--solver", "greedy", "--seeds", "2", "--output", "out"]
+    words += ["--journal", "runs.jsonl"]
+    ran(words)
+    assert capsys.readouterr().err.count("linear: greedy seed") == 2
+    ran(words)
+    out, err = capsys.readouterr()
+    assert "greedy seed" not in err
+    suite = Suite.load("out/suite.json")
+    assert list(suite.comparisons) == ["problem", "linear"]
+    assert len((folder / "runs.jsonl").read_text().splitlines()) == 4
+    ran(["show", "out/suite.json"])
+    assert capsys.readouterr().out.strip() in out
 
 
 def test_compress_leaves_everything_and_goes_on_where_it_was(folder, capsys):

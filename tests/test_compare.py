@@ -11,9 +11,11 @@ from formulations import FileFormatError, InfeasibleBudgetError
 from formulations.files import write_json
 from formulations.instances import layered_problem
 from qcompress.errors import MissingError
-from qcompress.plots import plot_anytime
+from qcompress.plots import plot_anytime, plot_profile
 from solvers import InvalidOptionError, Solution, Solver, Status, StopReason, TracePoint, UnknownSolverError
-from solvers.compare import Comparison, anytime, compare
+from solvers.compare import Comparison, Suite, anytime, compare, performance_profile, time_to_target
+from solvers.journal import Journal
+from solvers.targets import share_interval
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def test_other_files_are_refused(comparison, tmp_path):
         ([], (0,), InvalidOptionError, "at least one solver and one seed"),
         ([Dice], (), InvalidOptionError, "at least one solver and one seed"),
         ([Dice, Dice()], (0,), InvalidOptionError, "given twice: dice"),
+        ([Dice], (1, 1), InvalidOptionError, "given twice: 1"),
         (["nobody"], (0,), UnknownSolverError, "no solver is called 'nobody'"),
     ],
 )
@@ -181,6 +184,205 @@ def test_runs_without_a_choice_count_as_infinite():
     assert "50%" in comparison.to_markdown()
 
 
+# --- several problems, several processes ---------------------------------------------------------------------------
+
+PROBLEMS = {"one": PROBLEM, "linear": layered_problem(6, rank=0, seed=2)}
+
+
+@pytest.fixture(scope="module")
+def suite():
+    return compare(PROBLEMS, [Dice, "brute-force", LinearOnly], seeds=(0, 1))
+
+
+def test_several_problems_are_each_compared_as_alone(suite):
+    assert list(suite.comparisons) == ["one", "linear"]
+    for name, problem in PROBLEMS.items():
+        alone = compare(problem, [Dice, "brute-force", LinearOnly], seeds=(0, 1))
+        assert suite[name].problem_fingerprint == problem.fingerprint()
+        assert [(row.label, row.best, row.median) for row in suite[name].rows()] == [
+            (row.label, row.best, row.median) for row in alone.rows()
+        ]
+        assert suite[name].skipped == alone.skipped
+
+
+def test_the_table_over_all_problems_counts_runs(suite):
+    rows = {row.label: row for row in suite.rows()}
+    assert (rows["brute-force"].problems, rows["linear-only"].problems) == (2, 1)
+    assert rows["brute-force"].proven_share == rows["brute-force"].target_share == 1.0
+    assert rows["dice"].proven_share < 1.0
+    assert rows["dice"].gap > rows["brute-force"].gap == 0.0
+    assert suite.rows()[0].label == "brute-force"
+
+
+def test_a_suite_comes_back_from_its_file_and_others_are_refused(suite, comparison, tmp_path):
+    suite.save(tmp_path / "suite.json")
+    assert Suite.load(tmp_path / "suite.json").to_markdown() == suite.to_markdown()
+    comparison.save(tmp_path / "comparison.json")
+    with pytest.raises(FileFormatError, match="is no qcompress comparison suite file"):
+        Suite.load(tmp_path / "comparison.json")
+    write_json(tmp_path / "suite.json", {**suite.to_json(), "comparisons": {"one": {}}})
+    with pytest.raises(FileFormatError, match="is no qcompress comparison file"):
+        Suite.load(tmp_path / "suite.json")
+
+
+def test_parallel_processes_give_the_same_answers(suite):
+    told = []
+    parallel = compare(
+        PROBLEMS, [Dice, "brute-force", LinearOnly], seeds=(0, 1), jobs=2, on_run=lambda label, _: told.append(label)
+    )
+    names = ["linear: brute-force", "linear: dice", "linear: linear-only", "one: brute-force", "one: dice"]
+    assert sorted(told) == sorted(names * 2)
+    for name, comparison in parallel.comparisons.items():
+        for label, runs in comparison.solutions.items():
+            assert [run.seed for run in runs] == [0, 1]
+            assert [run.objective for run in runs] == [run.objective for run in suite[name].solutions[label]]
+
+
+def test_no_process_at_all_is_refused():
+    with pytest.raises(InvalidOptionError, match="found 0"):
+        compare(PROBLEM, [Dice], jobs=0)
+
+
+# --- the journal ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Breaks(Solver):
+    """Ends the program, as a crash or the user would, at its second run."""
+
+    name = "breaks"
+    summary = "fails with seed 1"
+
+    interrupted: bool = False
+
+    def run(self, problem, search):
+        search.offer([0] * problem.num_groups)
+        if search.seed == 1 and BROKEN:
+            raise KeyboardInterrupt if self.interrupted else RuntimeError
+
+
+BROKEN = [True]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_cut_comparison_goes_on_where_it_was(error, tmp_path, monkeypatch):
+    path = tmp_path / "runs.jsonl"
+    solver = Breaks(interrupted=error is KeyboardInterrupt)
+    with pytest.raises(error):
+        compare(PROBLEM, [Dice, solver], seeds=(0, 1, 2), journal=path)
+    monkeypatch.setattr(f"{__name__}.BROKEN", [])
+    told = []
+    comparison = compare(
+        PROBLEM, [Dice, solver], seeds=(0, 1, 2), journal=path, on_run=lambda label, run: told.append((label, run.seed))
+    )
+    label = next(label for label in comparison.solutions if label.startswith("breaks"))
+    assert told == [(label, 1), (label, 2)]
+    whole = compare(PROBLEM, [Dice, solver], seeds=(0, 1, 2))
+    assert [(row.label, row.median, row.best) for row in comparison.rows()] == [
+        (row.label, row.median, row.best) for row in whole.rows()
+    ]
+
+
+def test_runs_are_told_apart_by_all_that_decides_them(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    told = []
+
+    def run(problem=PROBLEM, solver=Dice, **settings):
+        compare(problem, [solver], journal=path, on_run=lambda label, _: told.append(label), **settings)
+
+    for _ in range(2):
+        run()
+        run(solver=Dice(rolls=6))
+        run(seeds=(1,))
+        run(time_limit=5.0)
+        run(problem=PROBLEMS["linear"])
+    assert len(told) == 5
+
+
+def test_a_line_that_was_cut_is_run_again(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    first = compare(PROBLEM, [Dice], seeds=(0, 1), journal=path)
+    whole, told = path.read_bytes(), []
+    for length in range(len(whole) - 1, whole.index(b"\n") + 1, -200):
+        path.write_bytes(whole[:length])
+        again = compare(PROBLEM, [Dice], seeds=(0, 1), journal=path, on_run=lambda label, run: told.append(run.seed))
+        assert [run.objective for run in again.solutions["dice"]] == [run.objective for run in first.solutions["dice"]]
+        assert len(path.read_bytes().splitlines()) == 2
+        assert Journal(path)
+    assert set(told) == {1}
+    assert len(told) > 3
+
+
+@pytest.mark.parametrize(
+    "content", [b"something else\n", b"no line", b'{"kind": "qcompress journal", "version": 9}\n', b"\n"]
+)
+def test_no_other_file_is_taken_for_a_journal_or_changed(content, tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(FileFormatError, match=r"notes\.txt"):
+        compare(PROBLEM, [Dice], journal=path)
+    assert path.read_bytes() == content
+
+
+# --- time to target and profiles -----------------------------------------------------------------------------------
+
+
+def test_time_to_target_is_the_formula_at_the_best_restart():
+    hit = [run_of([(1.0, 9.0, None), (2.0, 5.0, None)], 10.0, 5.0)] * 5
+    late = [run_of([(8.0, 5.0, None)], 10.0, 5.0)]
+    never = [run_of([(0.1, 6.0, None)], 10.0, 6.0)] * 4
+    found = time_to_target([*hit, *late, *never], 5.0)
+    assert (found.runs, found.hits, found.restart_s) == (10, 6, 2.0)  # at 8 s: 8·ln(0.01)/ln(0.4) = 40 s
+    assert found.seconds == pytest.approx(2.0 * np.log(0.01) / np.log(0.5))
+    low, high = share_interval(5, 10)
+    assert found.low_s == pytest.approx(2.0 * np.log(0.01) / np.log(1 - high))
+    assert found.high_s == pytest.approx(2.0 * np.log(0.01) / np.log(1 - low))
+
+
+def test_time_to_target_without_a_hit_is_no_number_and_with_all_hits_no_certainty():
+    never = time_to_target([run_of([(0.1, 6.0, None)], 10.0, 6.0), run_of([], 10.0, None)], 5.0)
+    assert (never.hits, never.seconds, never.low_s, never.high_s) == (0, None, None, None)
+    always = time_to_target([run_of([(3.0, 5.0, None)], 10.0, 5.0)] * 2, 5.0)
+    assert always.seconds == always.low_s == 3.0
+    assert always.high_s > 3.0 * 5
+
+
+@pytest.mark.parametrize("hits", range(11))
+def test_the_interval_of_a_share_has_the_tails_of_the_binomial(hits):
+    binom = pytest.importorskip("scipy.stats").binom
+    low, high = share_interval(hits, 10)
+    assert hits == 0 or binom.sf(hits - 1, 10, low) == pytest.approx(0.025)
+    assert hits == 10 or binom.cdf(hits, 10, high) == pytest.approx(0.025)
+    assert (low == 0.0, high == 1.0) == (hits == 0, hits == 10)
+
+
+def test_a_profile_counts_tasks_within_a_multiple_of_the_quickest():
+    def one(times):
+        return tuple(run_of([] if t is None else [(t, 5.0, None)], 10.0, None if t is None else 5.0) for t in times)
+
+    compared = Comparison(
+        problem_fingerprint="", time_limit=None, seeds=(0, 1, 2, 3), skipped={"c": "absent"},
+        solutions={"a": one([1.0, 2.0, 4.0, None]), "b": one([2.0, 2.0, 1.0, None])},
+    )  # fmt: skip
+    profiles = {
+        profile.label: dict(zip(profile.ratio, profile.share, strict=True)) for profile in performance_profile(compared)
+    }
+    assert profiles == {
+        "a": {1.0: 0.5, 2.0: 0.5, 4.0: 0.75},
+        "b": {1.0: 0.5, 2.0: 0.75, 4.0: 0.75},
+        "c": {1.0: 0.0, 2.0: 0.0, 4.0: 0.0},
+    }
+
+
+def test_the_profile_s_target_is_a_share_above_the_best():
+    near, best = run_of([(1.0, 5.04, None)], 10.0, 5.04), run_of([(9.0, 5.0, None)], 10.0, 5.0)
+    compared = Comparison(
+        problem_fingerprint="", time_limit=None, seeds=(0,), skipped={}, solutions={"near": (near,), "best": (best,)}
+    )
+    assert [profile.share[-1] for profile in performance_profile(compared, within=0.01)] == [1.0, 1.0]
+    assert [profile.share[-1] for profile in performance_profile(compared, within=0.0)] == [0.0, 1.0]
+
+
 # --- the picture ---------------------------------------------------------------------------------------------------
 
 
@@ -203,3 +405,12 @@ def test_without_matplotlib_the_plot_says_what_to_install(comparison, tmp_path, 
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(MissingError, match=r"pip install 'qcompress\[plots\]'"):
         plot_anytime(comparison, tmp_path / "anytime.png")
+
+
+def test_profiles_are_drawn_for_one_problem_and_for_several(comparison, suite, tmp_path):
+    pytest.importorskip("matplotlib")
+    for compared in (comparison, suite):
+        plot_profile(compared, tmp_path / "profile.png")
+        assert (tmp_path / "profile.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="no run found a choice"):
+        plot_profile(comparison_of(run_of([], 1.0, None)), tmp_path / "profile.png")

@@ -26,6 +26,9 @@ SolverOptions = Annotated[
 ]
 TimeLimit = Annotated[float | None, typer.Option(help="Seconds for the solver; then the best so far is taken.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same answer.")]
+JournalFile = Annotated[
+    Path | None, typer.Option("--journal", help="A file that keeps every result as it comes; a cut command goes on.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
 Forward = Annotated[
     str | None,

@@ -13,9 +13,9 @@ import solvers.solution
 from formulations import FileFormatError, Problem
 from formulations.files import kind_of
 from qcompress.cli.console import amount, number, out, print_lines, print_table
-from qcompress.cli.solving import print_comparison, print_solution
+from qcompress.cli.solving import print_compared, print_solution
 from solvers import Solution
-from solvers.compare import Comparison
+from solvers.compare import Comparison, Suite
 
 if TYPE_CHECKING:
     from qcompress import Measurement
@@ -55,7 +55,9 @@ def _show_value(file: Path, problem_file: Path | None) -> None:
     elif kind == solvers.solution.FILE_KIND:
         _show_solution(Solution.load(file), None if problem_file is None else Problem.load(problem_file))
     elif kind == solvers.compare.FILE_KIND:
-        print_comparison(Comparison.load(file))
+        print_compared(Comparison.load(file))
+    elif kind == solvers.compare.SUITE_KIND:
+        print_compared(Suite.load(file))
     elif kind == measurement.FILE_KIND:
         _show_measurement(measurement.Measurement.load(file))
     else:

@@ -9,7 +9,7 @@ from qcompress.cli import arguments
 from qcompress.cli.console import amount, complain, number, percent, print_json, print_lines, print_table, say
 from qcompress.cli.progress import watching
 from solvers import Solution, SolverInfo
-from solvers.compare import Comparison
+from solvers.compare import TARGET, Comparison, Suite
 
 ProblemFile = Annotated[
     Path, typer.Argument(metavar="PROBLEM", help="A problem file, as 'qcompress formulate' writes.")
@@ -117,54 +117,93 @@ def print_solution(solution: Solution, budgets: dict[str, float]) -> None:
 
 
 def compare(
-    problem_file: ProblemFile,
+    problem_files: Annotated[
+        list[Path], typer.Argument(metavar="PROBLEM...", help="Problem files, as 'qcompress formulate' writes.")
+    ],
     solver: Annotated[
         list[str] | None, typer.Option("--solver", "-s", help="A solver to run. Default: every one that is here.")
     ] = None,
     time_limit: arguments.TimeLimit = 10.0,
     seeds: Annotated[int, typer.Option(help="Runs of each solver, with seeds 0, 1, ….", min=1)] = 3,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for comparison.json, table and plot.")] = Path(
+    jobs: Annotated[
+        int, typer.Option(help="Runs at the same time. They share the cores: leave 1 where times are compared.")
+    ] = 1,
+    journal: arguments.JournalFile = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for values, table and plots.")] = Path(
         "comparison"
     ),
     as_json: arguments.AsJson = False,
 ) -> int:
-    """Run several solvers with several seeds on one problem: a table, and a plot of who had what when.
+    """Run several solvers with several seeds on one problem or many: a table, and plots of who had what when.
 
     Example: `qcompress compare problem.npz --solver anneal --solver milp --seeds 5 --time-limit 10`
     """
     from formulations import Problem
     from formulations.files import replacing
-    from qcompress.errors import MissingError
-    from qcompress.plots import plot_anytime
     from solvers import available
     from solvers.compare import compare as run
 
-    problem = Problem.load(problem_file)
+    problems = {file.stem: Problem.load(file) for file in problem_files}
+    if len(problems) < len(problem_files):
+        raise typer.BadParameter("the problem files must differ in their names, which stand for them in the table.")
     names = solver or [info.name for info in available() if info.available and not info.needs_network]
 
     def told(label: str, solution: Solution) -> None:
         say(f"{label} seed {solution.seed}: {number(solution.objective)} ({solution.status}, {solution.wall_s:.1f} s)")
 
-    comparison = run(problem, names, time_limit=time_limit, seeds=range(seeds), on_run=told)
+    asked = problems if len(problems) > 1 else next(iter(problems.values()))
+    compared: Comparison | Suite = run(
+        asked, names, time_limit=time_limit, seeds=range(seeds), jobs=jobs, journal=journal, on_run=told
+    )
     output.mkdir(parents=True, exist_ok=True)
-    comparison.save(output / "comparison.json")
+    value_file = "comparison.json" if isinstance(compared, Comparison) else "suite.json"
+    compared.save(output / value_file)
     with replacing(output / "comparison.md") as file:
-        file.write(comparison.to_markdown().encode())
-    written = ["comparison.json", "comparison.md"]
-    if comparison.best is not None:
-        try:
-            plot_anytime(comparison, output / "anytime.png")
-            written.append("anytime.png")
-        except MissingError as error:
-            say(f"no plot: {error}")
-    say(f"written to {output}: {', '.join(written)}")
+        file.write(compared.to_markdown().encode())
+    comparisons = [compared] if isinstance(compared, Comparison) else list(compared.comparisons.values())
+    unsolved = all(one.best is None for one in comparisons)
+    plots = [] if unsolved else _drawn(compared, output)
+    say(f"written to {output}: {', '.join([value_file, 'comparison.md', *plots])}")
     if as_json:
-        print_json(comparison.to_json())
+        print_json(compared.to_json())
     else:
-        print_comparison(comparison)
-    if comparison.best is None:
+        print_compared(compared)
+    if unsolved:
         return complain("no solver found a choice within the budgets; raise a budget or allow more time")
     return 0
+
+
+def _drawn(compared: Comparison | Suite, output: Path) -> list[str]:
+    """The names of the plots that were drawn; none, and a word why, without matplotlib."""
+    from qcompress.errors import MissingError
+    from qcompress.plots import plot_anytime, plot_profile
+
+    drawn = []
+    try:
+        if isinstance(compared, Comparison):
+            plot_anytime(compared, output / "anytime.png")
+            drawn.append("anytime.png")
+        plot_profile(compared, output / "profile.png")
+        drawn.append("profile.png")
+    except MissingError as error:
+        say(f"no plot: {error}")
+    return drawn
+
+
+def print_compared(compared: Comparison | Suite) -> None:
+    """The table of a comparison, or of a suite and each of its problems."""
+    if isinstance(compared, Comparison):
+        print_comparison(compared)
+        return
+    rows = []
+    for row in compared.rows():
+        shares = [f"{share:.0%}" for share in (row.target_share, row.proven_share, row.feasible_share)]
+        rows.append((row.label, str(row.problems), *shares, percent(row.gap), f"{row.wall_s:.2f} s"))
+    columns = (f">within {TARGET:.0%} of best", ">proven", ">feasible", ">median gap", ">time")
+    print_table(("solver", ">problems", *columns), rows)
+    for name, comparison in compared.comparisons.items():
+        print_lines("", name)
+        print_comparison(comparison)
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -172,14 +211,17 @@ def print_comparison(comparison: Comparison) -> None:
     rows = []
     for row in comparison.rows():
         statuses = ", ".join(f"{status} ×{count}" for status, count in row.statuses.items())
+        reached = None if row.to_target is None else row.to_target.seconds
         values = [
             number(row.median),
             number(row.best),
             percent(row.gap),
             f"{row.feasible_share:.0%}",
             f"{row.wall_s:.2f} s",
+            "–" if reached is None else f"{reached:.3g} s",
         ]
         rows.append((row.label, *values, statuses))
-    print_table(("solver", ">median objective", ">best", ">gap to bound", ">feasible", ">time", "status"), rows)
+    columns = (">median objective", ">best", ">gap to bound", ">feasible", ">time", f">to {TARGET:.0%}", "status")
+    print_table(("solver", *columns), rows)
     print_lines(f"best objective {number(comparison.best)}, best bound {number(comparison.bound)}")
     print_lines(*(f"not run: {label} ({why})" for label, why in comparison.skipped.items()))
