@@ -91,13 +91,22 @@ def _chosen(model: nn.Module, measurement: Measurement, solution: Solution) -> l
         if not 0 <= option < len(options):
             raise ModelError(f"the solution chooses option {option} for {part.name!r}, which has {len(options)}")
         transforms.append(options[option])
+    require_measured(model, measurement.model_fingerprint)
+    return transforms
+
+
+def require_measured(model: nn.Module, fingerprint: str) -> None:
+    """Refuse a model whose state dict has another fingerprint than the one that was measured.
+
+    Raises:
+        ModelError: it has.
+    """
     found = Measurement.fingerprint_of(model)
-    if found != measurement.model_fingerprint:
+    if found != fingerprint:
         raise ModelError(
             f"this is not the model that was measured: its state dict has the fingerprint {found[:12]}…, measured was "
-            f"{measurement.model_fingerprint[:12]}…; give the original weights (undo an earlier apply), or measure it"
+            f"{fingerprint[:12]}…; give the original weights (undo an earlier apply), or measure it"
         )
-    return transforms
 
 
 def _apply(

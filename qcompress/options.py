@@ -8,10 +8,11 @@ from torch import Tensor
 
 from qcompress.errors import OptionsError
 from qcompress.transforms.base import Keep, Target, Transform
+from qcompress.transforms.filters import PruneFilters
 from qcompress.transforms.low_rank import LowRank
 from qcompress.transforms.quantize import PruneQuantize
 
-TRANSFORMS: dict[str, type[Transform]] = {kind.kind: kind for kind in (Keep, PruneQuantize, LowRank)}
+TRANSFORMS: dict[str, type[Transform]] = {kind.kind: kind for kind in (Keep, PruneQuantize, PruneFilters, LowRank)}
 
 
 @dataclass(frozen=True)
