@@ -98,7 +98,6 @@ def to_integer_program(problem: Problem) -> IntegerProgram:
     """
     import pulp  # here, so that asking which solvers are available does not load it
 
-    rows, columns, values = _pair_entries(problem)
     model = pulp.LpProblem("qcompress", pulp.LpMinimize)
     first = problem.group_offsets
     x = tuple(
@@ -114,7 +113,7 @@ def to_integer_program(problem: Problem) -> IntegerProgram:
         terms = _sum([(x[option], use[option] / size) for option in np.flatnonzero(use)])
         limit = (budget + BUDGET_TOLERANCE * abs(budget)) / size
         model.addConstraint(pulp.LpConstraint(terms, pulp.LpConstraintLE, f"budget_{k}", limit))
-    y, weights = _add_products(model, problem, x, rows, columns, values)
+    y, weights = _add_products(model, problem, x)
     objective = [
         *zip(x, problem.cost.tolist(), strict=True),
         *((product[0], w) for product, w in zip(y, weights, strict=True)),
@@ -169,20 +168,18 @@ def _pair_entries(problem: Problem) -> tuple[NDArray[np.int64], NDArray[np.int64
     return rows[order].astype(np.int64), columns[order].astype(np.int64), matrix.data[order]
 
 
-def _add_products(
-    model: Any,
-    problem: Problem,
-    x: tuple[Any, ...],
-    rows: NDArray[np.int64],
-    columns: NDArray[np.int64],
-    values: NDArray[np.float64],
-) -> tuple[list[tuple[Any, int, int]], list[float]]:
-    """Add the product variables and their rows, block by block; the variables and their weights in the objective."""
-    import pulp
+def pair_blocks(problem: Problem) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]]:
+    """The pair terms by pairs of groups: the options of either group that have a term, and the matrix of terms.
 
-    products: list[tuple[Any, int, int]] = []
-    weights: list[float] = []
-    sizes = np.diff(problem.group_offsets)
+    Raises:
+        EncodingError: the pair terms make too many products.
+
+    >>> from formulations import PairTerms
+    >>> problem = Problem(["a", "b"], [["x", "y"]] * 2, [0] * 4, {}, {}, PairTerms(factor=[[0.0], [1.0], [2.0], [3.0]]))
+    >>> [(above.tolist(), beside.tolist(), terms.tolist()) for above, beside, terms in pair_blocks(problem)]
+    [([1], [2, 3], [[2.0, 3.0]])]
+    """
+    rows, columns, values = _pair_entries(problem)
     key = problem.group_of[rows] * problem.num_groups + problem.group_of[columns]
     limits = [*np.flatnonzero(np.diff(key, prepend=-1)).tolist(), len(key)]
     for begin, end in itertools.pairwise(limits):
@@ -190,6 +187,21 @@ def _add_products(
         beside, column = np.unique(columns[begin:end], return_inverse=True)
         weight = np.zeros((len(above), len(beside)))
         weight[row, column] = values[begin:end]
+        yield above, beside, weight
+
+
+def _add_products(
+    model: Any,
+    problem: Problem,
+    x: tuple[Any, ...],
+) -> tuple[list[tuple[Any, int, int]], list[float]]:
+    """Add the product variables and their rows, block by block; the variables and their weights in the objective."""
+    import pulp
+
+    products: list[tuple[Any, int, int]] = []
+    weights: list[float] = []
+    sizes = np.diff(problem.group_offsets)
+    for above, beside, weight in pair_blocks(problem):
         y = [[model.add_variable(f"y_{u}_{v}", 0, 1) for v in beside] for u in above]
         flat = [variable for line in y for variable in line]
         products += [(y[i][j], int(u), int(v)) for i, u in enumerate(above) for j, v in enumerate(beside)]

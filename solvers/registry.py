@@ -22,6 +22,7 @@ TABLE = {
     "dp": "solvers.dp:DynamicProgram",
     "milp": "solvers.milp:Milp",
     "miqp": "solvers.miqp:Miqp",
+    "cp-sat": "solvers.cp_sat:CpSat",
     "lagrangian": "solvers.lagrangian:Lagrangian",
     "greedy": "solvers.greedy:Greedy",
     "anneal": "solvers.anneal:Anneal",
