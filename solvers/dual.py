@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.optimize
@@ -25,6 +26,13 @@ PRICE_STEPS = 40
 
 STEPS = 200
 """L-BFGS iterations at most at each temperature."""
+
+SPEED = 2e8
+"""Numbers of the factor that an iteration goes through in a second, at least, on a busy machine."""
+
+SAMPLE, SETTLED = 30_000, 1e-3
+"""With over twice so many groups the multipliers are first found for a sample of them, then for all, from this share of
+the first temperature on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -64,8 +72,7 @@ def largest_objective(problem: Problem) -> float:
 class Dual:
     """The function d over one flat vector of multipliers ``(λ, y, messages)``.
 
-    Uses are counted from each group's smallest and in units of what is left of the budget, so that all
-    multipliers are about as large as the objective.
+    Uses are counted from each group's smallest, and in units that make all multipliers about equally large.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -76,10 +83,15 @@ class Dual:
         left = limit - smallest.sum(axis=0)
         use = use - smallest[problem.group_of]
         largest = use.max(axis=0, initial=0.0)
-        self.unit = np.where(left > 1e-9 * limit, left, np.where(largest > 0, largest, 1.0))
-        self.use, self.limit = use / self.unit, left / self.unit
         self.factor = a.factor
-        self.cost = problem.cost - 0.5 * np.einsum("vr,vr->v", self.factor, self.factor)
+        square = np.einsum("vr,vr->v", self.factor, self.factor)
+        if square.any():  # a price then moves costs about as much as an equally large multiplier of the factor does
+            unit = np.linalg.norm(use, axis=0) / np.sqrt(square.sum())
+        else:
+            unit = np.where(left > 1e-9 * limit, left, largest)
+        self.unit = np.where(unit > 0, unit, 1.0)
+        self.use, self.limit = use / self.unit, left / self.unit
+        self.cost = problem.cost - 0.5 * square
         self.blocks = Blocks.of(problem)
 
     @property
@@ -128,15 +140,29 @@ class Dual:
 
     def _by_temperature(self, deadline: float, enough: float) -> Floats:
         """L-BFGS at falling temperatures."""
-        arrays = (self.first, self.cost, self.use, self.limit, self.factor, *self.blocks.arrays)
-        temperature = self._typical_effect() or 1.0
+        point, temperature = np.zeros(self.size), self._typical_effect() or 1.0
         coldest = COLDEST * temperature
-        point = np.zeros(self.size)
-        best, best_point = np.array([-np.inf]), point.copy()
-        while temperature > coldest and time.perf_counter() < deadline and best[0] <= enough:
-            descend(*arrays, temperature, point, best, best_point, STEPS, enough)
-            temperature *= COOLING
-        return best_point
+        if self.problem.num_groups > 2 * SAMPLE and not self.blocks.num_messages:
+            scale = np.ones(self.size)
+            scale[len(self.limit) :] = np.sqrt(self.problem.num_groups / SAMPLE)
+            point = scale * _cooled(self._sampled(), point, (temperature, coldest), deadline, np.inf)
+            temperature *= SETTLED
+        arrays = (self.first, self.cost, self.use, self.limit, self.factor, *self.blocks.arrays)
+        return _cooled(arrays, point, (temperature, coldest), deadline, enough)
+
+    def _sampled(self) -> tuple[Any, ...]:
+        """The arrays of `SAMPLE` random groups, with a budget and a factor such that the best multipliers are alike.
+
+        With a share s of the groups ``s·d`` is, in expectation, the dual of the sample with budgets ``s·B`` and with
+        ``F/√s`` for the factor, whose multipliers are ``√s·y``.
+        """
+        groups = self.problem.num_groups
+        drawn = np.zeros(groups, dtype=bool)
+        drawn[np.random.default_rng(0).choice(groups, SAMPLE, replace=False)] = True
+        rows, share = drawn[self.problem.group_of], SAMPLE / groups
+        first = np.concatenate([[0], np.cumsum(np.diff(self.first)[drawn])])
+        factor = self.factor[rows] / np.sqrt(share)
+        return first, self.cost[rows], self.use[rows], self.limit * share, factor, *self.blocks.arrays
 
     def _pass_messages(self, point: Floats, deadline: float, enough: float) -> Floats:
         """Message passing between the groups, with a search for the price of each budget in turn."""
@@ -199,6 +225,22 @@ class Dual:
             self.cost, A_ub=self.use.T, b_ub=self.limit, A_eq=one, b_eq=np.ones(groups), method="highs"
         )
         return np.maximum(0.0, -solved.ineqlin.marginals) if solved.status == 0 else np.zeros(len(self.limit))
+
+
+def _cooled(
+    arrays: tuple[Any, ...], point: Floats, temperatures: tuple[float, float], deadline: float, enough: float
+) -> Floats:
+    """L-BFGS at temperatures falling from the first to the second; the point with the best d that was met."""
+    (temperature, coldest), size = temperatures, arrays[4].size + len(point)
+    point, best, best_point = point.copy(), np.array([-np.inf]), point.copy()
+    while temperature > coldest and best[0] <= enough:
+        left = deadline - time.perf_counter()
+        if left <= 0.0:
+            break
+        steps = min(STEPS, 1 + SPEED * left / size)
+        descend(*arrays, temperature, point, best, best_point, int(steps), enough)
+        temperature *= COOLING
+    return best_point
 
 
 def price_of_one_budget(first: Integers, cost: Floats, use: Floats, limit: float) -> float:
