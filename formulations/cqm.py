@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from formulations.bqm import MAX_PAIRS
+from formulations.couplings import MAX_PAIRS
 from formulations.cqm_file import constraints, cqm_file, num_pairs
 from formulations.errors import EncodingError
 from formulations.problem import Problem
@@ -53,7 +53,7 @@ def to_cqm(problem: Problem) -> EncodedCqm:
     """``problem`` as a constrained quadratic model.
 
     Raises:
-        EncodingError: more pairs than `formulations.bqm.MAX_PAIRS` (`cqm_file` writes more).
+        EncodingError: more pairs than `formulations.couplings.MAX_PAIRS` (`cqm_file` writes more).
 
     >>> from formulations import Problem
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})

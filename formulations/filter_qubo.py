@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
-from formulations.bqm import MAX_PAIRS
+from formulations.couplings import MAX_PAIRS
 from formulations.errors import EncodingError, InvalidProblemError
 from formulations.filters import SCALE_BITS, FilterChoice, FilterNetwork, Integers
 from formulations.pairs import PairTerms

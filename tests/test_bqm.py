@@ -21,12 +21,6 @@ def all_choices(problem):
     return itertools.product(*map(range, np.diff(problem.group_offsets)))
 
 
-def encoded_sample(problem, choice, size):
-    sample = np.zeros(size, dtype=np.int8)
-    sample[problem.flat(choice)] = 1
-    return sample
-
-
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @settings(max_examples=80, deadline=None)
 @given(SEEDS)
@@ -68,17 +62,104 @@ def test_ground_state_at_given_prices_is_valid_and_the_best_at_these_prices(enco
     assert encoded.valid(states[energies < energies.min() + 1e-9]).all()
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS)
 @settings(max_examples=50, deadline=None)
 @given(SEEDS)
-def test_energy_of_a_valid_state_is_the_objective(seed):
-    problem = small_problem(seed)
-    problem = Problem(problem.groups, problem.options, problem.cost, {}, {}, problem.pairs, problem.offset)
-    encoded = to_bqm(problem)
+def test_energy_of_a_choice_is_its_objective_and_its_state_decodes_to_it(encoding, seed):
+    problem = small_problem(seed, max_options=9)
+    whole = all((problem.resources[name] % 1 == 0).all() for name in problem.budgets)
     choice = np.random.default_rng(seed).integers(0, np.diff(problem.group_offsets))
-    sample = encoded_sample(problem, choice, encoded.bqm.num_variables)
-    assert encoded.bqm.energy((sample, encoded.bqm.variables)) == pytest.approx(problem.evaluate(choice).objective)
-    assert encoded.decode(sample).tolist() == choice.tolist()
-    assert encoded.valid(sample[None]).all()
+    evaluation = problem.evaluate(choice)
+    assume(whole and evaluation.feasible)  # then slack bits make up the budgets exactly
+    encoded = to_bqm(problem, encoding)
+    assume(encoded.bqm.num_variables)
+    state = encoded.state(choice)
+    scale = 1 + abs(encoded.bqm.offset)
+    assert encoded.bqm.energy((state, encoded.bqm.variables)) == pytest.approx(evaluation.objective, abs=1e-9 * scale)
+    assert encoded.decode(state).tolist() == choice.tolist()
+    assert encoded.valid(state[None]).all()
+
+
+def test_one_hot_state_is_one_bit_an_option():
+    encoded = to_bqm(Problem(["a", "b"], [["x", "y", "z"], ["x", "y"]], np.zeros(5), {}, {}))
+    assert encoded.state([2, 0]).tolist() == [0, 0, 1, 1, 0]
+
+
+def coded_problem(sizes, seed):
+    """Groups of many options; pair terms, cost and use arbitrary, or polynomials of low degree in the place."""
+    rng = np.random.default_rng(seed)
+    group_of = np.repeat(np.arange(len(sizes)), sizes)
+    place = np.concatenate([np.arange(size) for size in sizes])
+    slope, start = rng.normal(size=(2, len(sizes), 2))
+    factor = slope[group_of] * place[:, None] + start[group_of]
+    if seed % 2:
+        factor += rng.normal(size=factor.shape)
+    cost = rng.normal(size=len(place)) if seed % 3 else (slope[group_of, 0] * (place - 3.0) ** 2)
+    options = [[f"o{i}" for i in range(size)] for size in sizes]
+    names = [f"g{i}" for i in range(len(sizes))]
+    pairs = PairTerms(factor=factor) if seed % 5 else None
+    return Problem(names, options, cost, {"m": place.astype(float)}, {"m": float(place.max())}, pairs)
+
+
+@pytest.mark.parametrize("encoding", ["domain-wall", "binary"])
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=3), SEEDS)
+def test_ground_state_of_large_groups_is_valid_and_the_best_at_these_prices(encoding, sizes, seed):
+    assume(0 < sum(sizes) - len(sizes) <= MOST_VARIABLES)
+    problem = coded_problem(sizes, seed)
+    encoded = to_bqm(problem, encoding, prices={"m": 0.3})
+    states = (np.arange(2**encoded.bqm.num_variables)[:, None] >> np.arange(encoded.bqm.num_variables)) & 1
+    energies = encoded.bqm.energies((states, range(encoded.bqm.num_variables)))
+    judged = [problem.evaluate(choice) for choice in all_choices(problem)]
+    best = min(one.objective + 0.3 * (one.usage["m"] - problem.budgets["m"]) for one in judged)
+    assert energies.min() == pytest.approx(best, abs=1e-8)
+    assert encoded.valid(states[energies < energies.min() + 1e-9]).all()
+    assert encoded.valid(states).sum() == len(judged)  # one state a choice, no other
+
+
+@pytest.mark.parametrize(("size", "bits"), [(2, 1), (3, 2), (4, 2), (6, 3), (8, 3), (16, 4)])
+def test_binary_takes_no_auxiliary_bits_where_numbers_are_affine_in_the_place(size, bits):
+    problem = coded_problem([size, size], 6)  # affine pair terms, quadratic costs
+    encoded = to_bqm(problem, "binary", prices={"m": 0.3})
+    assert encoded.bqm.num_variables == 2 * bits
+    assert to_bqm(problem, "domain-wall", prices={"m": 0.3}).bqm.num_variables == 2 * (size - 1)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 6, 8, 13])
+def test_binary_takes_at_most_as_many_variables_as_domain_wall(size):
+    arbitrary = coded_problem([size, size], 1)
+    assert to_bqm(arbitrary, "binary", prices={"m": 0.3}).bqm.num_variables == 2 * (size - 1)
+
+
+def test_binary_of_cubic_costs_needs_one_auxiliary_bit_for_eight_options():
+    place = np.arange(8.0)
+    problem = Problem(["a"], [[f"{p}" for p in range(8)]], (place - 4.3) ** 3, {"m": place}, {"m": 7})
+    encoded = to_bqm(problem, "binary", prices={"m": 0.0})
+    assert encoded.bqm.num_variables == 4
+    assert encoded.decode(dimod.ExactSolver().sample(encoded.bqm).first.sample).tolist() == [0]
+
+
+def test_binary_refuses_groups_beyond_what_differences_resolve():
+    problem = Problem(["a"], [[f"{p}" for p in range(1025)]], np.zeros(1025), {}, {})
+    with pytest.raises(EncodingError, match=r"at most 1024 options a group, found 1025; use 'domain-wall'"):
+        to_bqm(problem, "binary")
+
+
+def test_binary_refuses_what_its_monomials_would_couple():
+    num = 2000 * 6
+    chain = scipy.sparse.coo_array((np.ones(num - 6), (np.arange(num - 6), np.arange(6, num))), shape=(num, num))
+    options = [[f"{p}" for p in range(600)]] * 20
+    problem = Problem([f"g{i}" for i in range(20)], options, np.zeros(num), {}, {}, PairTerms(_between(chain, 600)))
+    with pytest.raises(EncodingError, match=r"up to 6840000 couplings, more than 5000000; use 'domain-wall'"):
+        to_bqm(problem, "binary")
+
+
+def _between(couplings, size):
+    """Those between different groups of ``size`` options."""
+    keep = couplings.row // size != couplings.col // size
+    return scipy.sparse.csr_array(
+        (couplings.data[keep], (couplings.row[keep], couplings.col[keep])), shape=couplings.shape
+    )
 
 
 def test_decode_takes_the_cheapest_where_a_sample_leaves_it_open():

@@ -350,7 +350,7 @@ def test_unknown_encodings_are_refused():
 
 
 def test_a_model_of_too_many_pairs_is_refused(leap, monkeypatch):
-    monkeypatch.setattr("formulations.bqm.MAX_PAIRS", 10)
+    monkeypatch.setattr("formulations.couplings.MAX_PAIRS", 10)
     with pytest.raises(EncodingError, match="more than 10"):
         solve(layered_problem(5), "leap-bqm")
     assert not leap.uploads
