@@ -1,10 +1,17 @@
 """Quantum processors: embedding, chains, reads, and parts of problems that are too large; mock and service."""
 
+import contextlib
+import itertools
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from formulations import FileFormatError, Problem
+from formulations.files import write_json
 from formulations.instances import layered_problem, small_problem
 from solvers import InvalidOptionError, UnsupportedProblemError, solve
 from solvers.testing import optimum
@@ -14,6 +21,7 @@ import dimod
 
 from solvers.leap.device import Device
 from solvers.leap.embedded import EmbeddedForm, access_time
+from solvers.leap.errors import LeapConnectionError, LeapError, LeapProblemError
 from solvers.leap.job import Job, scaled, time_to_solution
 from solvers.leap.qpu import QuantumProcessor
 
@@ -162,13 +170,168 @@ def test_parts_through_the_service(leap):
     assert len(leap.problems) == solution.details["calls"]
 
 
+PARTED = layered_problem(4, bits=(2, 4, 8), seed=1)
+
+
+def in_parts():
+    """Two parts a pass, and one of the next pass, through the service."""
+    return solve(PARTED, "qpu-decomposed", seed=0, variables=4, num_reads=20, initial=[0] * 4, calls=3)
+
+
+def left_over():
+    return list(Path("leap-jobs").glob("*.descent.json"))
+
+
+@pytest.fixture
+def undisturbed(leap, tmp_path, monkeypatch):
+    """Choice and problems sent of a run that nothing disturbs; others begin in folders of their own."""
+    solution = in_parts()
+    assert not left_over()
+    assert len(leap.problems) == solution.details["calls"] == 3
+    return solution.choice.tolist(), len(leap.problems), len(leap.requests)
+
+
+def afresh(leap, tmp_path, monkeypatch, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    leap.problems.clear()
+    leap.requests.clear()
+    leap.restart()
+
+
+@pytest.mark.parametrize("after", [pytest.param(False, marks=pytest.mark.slow), True], ids=["request", "answer"])
+def test_parts_go_on_where_the_connection_was_lost(leap, undisturbed, tmp_path, monkeypatch, after):
+    choice, sent, requests = undisturbed
+    for k in range(requests):
+        afresh(leap, tmp_path, monkeypatch, f"{k}")
+        leap.drop_at, leap.drop_on, leap.drop_after = k, True, after
+        with contextlib.suppress(LeapConnectionError):
+            in_parts()
+        assert len(leap.requests) > k, "the fault was never met"
+        leap.restart()
+        solution = in_parts()
+        assert solution.choice.tolist() == choice
+        assert solution.details["calls"] == sent
+        assert len(leap.problems) == sent, f"dropped at request {k}"
+        assert not left_over()
+
+
+class Killed(BaseException):
+    """Ends the process, as far as the program can tell."""
+
+
+@pytest.mark.parametrize("written", [pytest.param(False, marks=pytest.mark.slow), True], ids=["before", "after"])
+@pytest.mark.parametrize("module", ["descent", "job"])
+def test_parts_go_on_where_the_process_was_killed_at_a_write(leap, undisturbed, tmp_path, monkeypatch, module, written):
+    """No part is sent twice and no better choice is lost, whichever of the files was being written."""
+    choice, sent, _ = undisturbed
+    place = f"solvers.leap.{module}.write_json"
+    for k in itertools.count():
+        afresh(leap, tmp_path, monkeypatch, f"{k}")
+        countdown = itertools.count(-k)
+
+        def dying(path, value, countdown=countdown):
+            dies = next(countdown) == 0
+            if written or not dies:
+                write_json(path, value)
+            if dies:
+                raise Killed
+
+        with monkeypatch.context() as patched:
+            patched.setattr(place, dying)
+            try:
+                in_parts()
+                break
+            except Killed:
+                pass
+        solution = in_parts()
+        assert solution.choice.tolist() == choice
+        assert len(leap.problems) == sent, f"killed at write {k}"
+    assert k > 2 * sent
+
+
+def test_a_part_that_failed_is_sent_anew_by_the_next_call(leap, undisturbed, tmp_path, monkeypatch):
+    choice, sent, _ = undisturbed
+    afresh(leap, tmp_path, monkeypatch, "again")
+    leap.outcome = "FAILED"
+    with pytest.raises(LeapProblemError, match="ended as FAILED"):
+        in_parts()
+    leap.outcome = "COMPLETED"
+    solution = in_parts()
+    assert solution.details["resumed_at"] == 0
+    assert solution.choice.tolist() == choice
+    assert len(leap.problems) == sent + 1
+
+
+def interrupted_at(count):
+    """Ends a run when it has told its progress so often."""
+    countdown = itertools.count(1)
+
+    def interrupt(_):
+        if next(countdown) == count:
+            raise KeyboardInterrupt
+
+    return interrupt
+
+
+def test_parts_that_are_interrupted_give_the_best_so_far_and_go_on_from_it(mock):
+    problem = layered_problem(20, seed=4)
+    whole = solve(problem, "qpu-decomposed", seed=0, initial=[0] * 20, **mock)
+    cut = solve(problem, "qpu-decomposed", seed=0, initial=[0] * 20, on_progress=interrupted_at(3), **mock)
+    assert cut.stop_reason == "INTERRUPTED"
+    assert whole.objective < cut.objective < problem.evaluate([0] * 20).objective
+    again = solve(problem, "qpu-decomposed", seed=0, initial=[0] * 20, **mock)
+    assert again.details["resumed_at"] >= 1
+    assert again.choice.tolist() == whole.choice.tolist()
+    assert again.details["parts"] == whole.details["parts"]
+
+
+def test_two_processes_do_not_share_a_descent(mock, tmp_path):
+    problem = layered_problem(20, seed=4)
+    solve(problem, "qpu-decomposed", seed=0, on_progress=interrupted_at(2), **mock)
+    (left,) = tmp_path.glob("*.descent.json")
+    program = "import fasteners as f, sys; x = f.InterProcessLock(sys.argv[1]); x.acquire(); print(1); sys.stdin.read()"
+    command = [sys.executable, "-uc", program, str(left.with_suffix(".lock"))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as another:
+        another.stdout.readline()
+        with pytest.raises(LeapError, match="another process goes on"):
+            solve(problem, "qpu-decomposed", seed=0, **mock)
+        another.stdin.close()
+    assert solve(problem, "qpu-decomposed", seed=0, **mock).feasible
+
+
+def test_a_damaged_descent_is_refused(mock, tmp_path):
+    problem = layered_problem(20, seed=4)
+    solve(problem, "qpu-decomposed", seed=0, on_progress=interrupted_at(2), **mock)
+    (left,) = tmp_path.glob("*.descent.json")
+    left.write_text(json.dumps({"kind": "qcompress descent", "version": 1}))
+    with pytest.raises(FileFormatError, match="delete it to begin anew"):
+        solve(problem, "qpu-decomposed", seed=0, **mock)
+
+
+def test_nothing_to_decide_in_parts(mock):
+    solution = solve(Problem(["a"], [["keep"]], [2.0], {}, {}), "qpu-decomposed", **mock)
+    assert solution.status == "OPTIMAL"
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"num_reads": 0}, "at least 1"), ({"topology": "torus"}, "pegasus, zephyr"), ({"encoding": "x"}, "one-hot")],
+    [
+        ({"num_reads": 0}, "at least 1"),
+        ({"topology": "torus"}, "pegasus, zephyr"),
+        ({"encoding": "x"}, "one-hot"),
+    ],
 )
 def test_options_that_make_no_sense_are_refused(options, said):
     with pytest.raises(InvalidOptionError, match=said):
         solve(SPARSE, "qpu", simulated=True, **options)
+
+
+@pytest.mark.parametrize("option", ["calls", "variables"])
+def test_no_calls_and_no_variables_are_refused(option):
+    with pytest.raises(InvalidOptionError, match=f"option '{option}' .* at least 1, found 0"):
+        solve(SPARSE, "qpu-decomposed", simulated=True, **{option: 0})
 
 
 def test_what_has_no_jobs_says_so(mock):

@@ -39,7 +39,7 @@ class Connection:
 
     def __init__(self, client: Any, problems: Any) -> None:
         self._client, self._problems = client, problems
-        self._found: dict[str, Any] = {}  # solvers by name
+        self._found: dict[tuple[str, str], Any] = {}  # solvers by problem type and name
 
     @property
     def endpoint(self) -> str:
@@ -57,11 +57,11 @@ class Connection:
         Raises:
             LeapSolverError: there is none, or it does not take problems of this type.
         """
-        found = self._found.get(name) or self._look_up(problem_type, name)
+        found = self._found.get((problem_type, name)) or self._look_up(problem_type, name)
         if problem_type not in found.supported_problem_types:
             takes = ", ".join(sorted(found.supported_problem_types))
             raise LeapSolverError(f"solver {found.name!r} takes {takes} problems, not {problem_type}; name another")
-        self._found[found.name] = found
+        self._found[problem_type, name] = self._found[problem_type, found.name] = found
         return found
 
     def _look_up(self, problem_type: str, name: str) -> Any:

@@ -2,11 +2,14 @@
 
 A block of groups that fits is decided anew while all others stay as they are (`formulations.presolve.restrict`), and
 its best answer is kept when it is better. Blocks are random and cover every group in each pass; the descent ends with
-a pass that improved nothing. What always holds: the choice is within the budgets from the first one on.
+a pass that improved nothing. What always holds: the choice is within the budgets from the first one on; a run that was
+cut goes on when it is called again, with the part that was under way (`solvers.leap.descent`).
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -15,11 +18,24 @@ from formulations.presolve import restrict
 from solvers.base import Search
 from solvers.errors import InvalidOptionError
 from solvers.leap.qpu import QuantumProcessor
-from solvers.moves import Integers
 from solvers.run import objective_size
 
 if TYPE_CHECKING:
+    from solvers.leap.connection import Connection
+    from solvers.leap.descent import Descent
     from solvers.leap.job import Job
+
+TOLD = (
+    "variables",
+    "qubits",
+    "longest_chain",
+    "chain_strength",
+    "chain_breaks",
+    "share_valid",
+    "share_feasible_decoded",
+    "problem_id",
+)
+"""What the report says of each part, beside its groups and whether it was better."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,14 @@ class Decomposed(QuantumProcessor):
     Attributes:
         calls: most parts that are sent; each is charged as one problem of `num_reads` samples.
         variables: most variables of a part; None: what the processor holds fully coupled.
+
+    >>> import tempfile
+    >>> from formulations.instances import layered_problem
+    >>> from solvers import solve
+    >>> folder = tempfile.mkdtemp()
+    >>> solution = solve(layered_problem(6), "qpu-decomposed", simulated=True, seed=0, jobs=folder, variables=10)
+    >>> solution.feasible, max(part["variables"] for part in solution.details["parts"])
+    (True, 10)
     """
 
     name: ClassVar[str] = "qpu-decomposed"
@@ -37,29 +61,31 @@ class Decomposed(QuantumProcessor):
     calls: int = 20
     variables: int | None = None
 
+    def __post_init__(self) -> None:
+        QuantumProcessor.__post_init__(self)
+        for name, value in {"calls": self.calls, "variables": self.variables}.items():
+            if value is not None and value < 1:
+                raise InvalidOptionError(f"option {name!r} of {self.name!r} must be at least 1, found {value}")
+
     def run(self, problem: Problem, search: Search) -> None:
         """Descend until a pass improves nothing, the calls are used up, or time is."""
-        from solvers.bounds import dual_bound
-        from solvers.repair import repair
+        from solvers.leap.connection import connect
 
-        with search.phase("build_s"):
-            if search.choice is None:
-                start = repair(problem, dual_bound(problem, time_limit=1.0).choice)
-                if start is None:
-                    return
-                search.offer(start)
-            room = self.device().largest_clique() if self.variables is None else self.variables
-        first, used, improved, since = search.objective, 0, 0, 0
-        blocks: list[Integers] = []
-        while used < self.calls and not search.expired():
-            if not blocks:
-                if since:
-                    break
-                blocks, since = self._blocks(problem, room, search.rng), 1
-            better = self._improve(problem, search, blocks.pop())
-            used, improved, since = used + 1, improved + better, 0 if better else since
-        assert first is not None  # noqa: S101
-        search.details |= {"calls": used, "improved": improved, "room": room, "start": search.unscaled(first)}
+        if self.decided(problem, search):
+            return
+        with self._state(problem, search) as state, contextlib.ExitStack() as stack:
+            if state is None:
+                return
+            connection = None if self.simulated else stack.enter_context(connect(self.config))
+            while len(state.parts) < self.calls and not search.expired():
+                if not state.blocks:
+                    if state.quiet:
+                        break
+                    state = state.next(blocks=self._blocks(problem, state), passes=state.passes + 1, quiet=True)
+                state = self._step(problem, search, state, connection)
+            search.details |= {"calls": len(state.parts), "improved": sum(part["better"] for part in state.parts)}
+            search.details |= {"room": state.room, "start": state.start, "parts": [dict(part) for part in state.parts]}
+            state.path.unlink(missing_ok=True)
 
     def submit(self, problem: Problem, *, time_limit: float | None = None) -> "Job":  # noqa: ARG002
         """Refused: it is many problems, each decided by the one before."""
@@ -67,34 +93,104 @@ class Decomposed(QuantumProcessor):
             f"{self.name!r} sends many problems, each after the one before: it cannot be left alone"
         )
 
-    def _improve(self, problem: Problem, search: Search, block: Integers) -> bool:
-        """Decide the groups of ``block`` anew; whether that was better."""
-        assert search.choice is not None  # noqa: S101
+    @contextlib.contextmanager
+    def _state(self, problem: Problem, search: Search) -> Iterator["Descent | None"]:
+        """Where this run begins, and the right to its file: from a run that was cut, or from a first choice."""
+        import fasteners
+
+        from solvers.leap.descent import Descent, descent_path
+        from solvers.leap.errors import LeapError
+
+        options = {name: value for name, value in self.option_values.items() if name != "jobs"}
+        initial = None if search.initial is None else search.initial.tolist()
+        path = descent_path(self.jobs, [search.original.fingerprint(), options, search.seed, initial])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = fasteners.InterProcessLock(str(path.with_suffix(".lock")))
+        if not lock.acquire(blocking=False):
+            lock.lockfile.close()  # fasteners leaves it open
+            raise LeapError(f"another process goes on with {path}: wait for it, or take another folder or seed")
+        try:
+            state = Descent.load(path)
+            if state is not None:
+                search.offer(state.choice)
+                search.details["resumed_at"] = len(state.parts)
+            elif self._first(problem, search):
+                assert search.objective is not None  # noqa: S101
+                assert search.choice is not None  # noqa: S101
+                state = Descent(
+                    path=path,
+                    seed=int(search.rng.integers(2**31)),
+                    room=self.device().largest_clique() if self.variables is None else self.variables,
+                    start=search.unscaled(search.objective),
+                    choice=tuple(search.choice.tolist()),
+                )
+            yield state
+        finally:
+            lock.release()
+
+    def _first(self, problem: Problem, search: Search) -> bool:
+        """Make sure of a choice within the budgets, from the dual; whether there is one."""
+        from solvers.bounds import dual_bound
+        from solvers.repair import repair
+
+        with search.phase("build_s"):
+            if search.choice is None:
+                start = repair(problem, dual_bound(problem, time_limit=1.0).choice)
+                if start is not None:
+                    search.offer(start)
+        return search.choice is not None
+
+    def _step(self, problem: Problem, search: Search, state: "Descent", connection: "Connection | None") -> "Descent":
+        """Decide the groups of the next block anew."""
+        block = state.blocks[-1]
         keep = np.isin(problem.group_of, block)
-        keep[problem.flat(search.choice)] = True
+        keep[problem.flat(state.choice)] = True
         part = restrict(problem, keep)
         scale = 1.0 / objective_size(part.problem)
-        seed = int(search.rng.integers(2**31))
-        part_search = Search(part.problem, solver=self.name, scale=scale, seed=seed)
-        processor = QuantumProcessor(**self._shared())
+        seed = int(np.random.default_rng([state.seed, state.passes, len(state.blocks)]).integers(2**31))
+        inner = Search(part.problem, solver=self.name, scale=scale, seed=seed)
         with search.phase("parts_s"):
-            processor.run(part.problem.scaled(scale), part_search)
-        for name, seconds in part_search.timing.items():
+            self._decide(part.problem.scaled(scale), inner, state, connection)
+        for name, seconds in inner.timing.items():
             search.timing[name] = search.timing.get(name, 0.0) + seconds
-        return part_search.choice is not None and search.offer(part.lift(part_search.choice))
+        better = inner.choice is not None and search.offer(part.lift(inner.choice))
+        assert search.choice is not None  # noqa: S101
+        told = {"groups": len(block), "better": better}
+        return state.next(
+            choice=tuple(search.choice.tolist()),
+            blocks=state.blocks[:-1],
+            quiet=state.quiet and not better,
+            parts=(*state.parts, told | {name: inner.details[name] for name in TOLD if name in inner.details}),
+            job=None,
+        )
 
-    def _shared(self) -> dict[str, Any]:
-        return {"config": self.config} | {name: getattr(self, name) for name in QuantumProcessor.option_defaults()}
+    def _decide(self, part: Problem, search: Search, state: "Descent", connection: "Connection | None") -> None:
+        """Run a part on the mock, or at the service: the part that is under way is fetched, not sent again."""
+        from solvers.leap.errors import LeapProblemError
+        from solvers.leap.job import Job
 
-    def _blocks(self, problem: Problem, room: int, rng: np.random.Generator) -> list[Integers]:
+        shared = {name: getattr(self, name) for name in QuantumProcessor.option_defaults()}
+        processor = QuantumProcessor(config=self.config, **shared)
+        if connection is None:
+            processor.run(part, search)
+            return
+        job = None if state.job is None else Job.load(state.path.with_name(state.job))
+        try:
+            processor.ask(part, search, connection, job, lambda begun: state.next(job=begun.path.name))
+        except LeapProblemError:  # it has come to its end: who calls again sends the part anew
+            state.next(job=None)
+            raise
+
+    def _blocks(self, problem: Problem, state: "Descent") -> tuple[tuple[int, ...], ...]:
         """All groups with a choice, in random blocks of at most ``room`` variables each (but one group at least)."""
         sizes = np.diff(problem.group_offsets) - (1 if self.encoding == "domain-wall" else 0)
-        blocks: list[list[int]] = [[]]
-        filled = 0
-        for group in rng.permutation(np.flatnonzero(np.diff(problem.group_offsets) > 1)):
-            if blocks[-1] and filled + sizes[group] > room:
-                blocks.append([])
-                filled = 0
-            blocks[-1].append(int(group))
+        blocks: list[tuple[int, ...]] = []
+        filled = state.room
+        rng = np.random.default_rng([state.seed, state.passes])
+        for group in rng.permutation(np.flatnonzero(np.diff(problem.group_offsets) > 1)).tolist():
             filled += int(sizes[group])
-        return [np.array(block, dtype=np.int64) for block in blocks if block]
+            if filled > state.room:
+                blocks.append(())
+                filled = int(sizes[group])
+            blocks[-1] += (group,)
+        return tuple(blocks)

@@ -6,7 +6,7 @@ time limit is the service's; the queue before it is not counted. Ctrl-C leaves t
 
 import importlib.metadata
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -78,21 +78,50 @@ class LeapSolver(Solver):
     def run(self, problem: Problem, search: Search) -> None:
         """Send, wait, decode, repair, polish."""
         from solvers.leap.connection import connect
+
+        if self.decided(problem, search):
+            return
+        with connect(self.config) as connection:
+            self.ask(problem, search, connection)
+
+    @staticmethod
+    def decided(problem: Problem, search: Search) -> bool:
+        """Whether there is nothing to decide, and so nothing to pay for; then its one choice is given."""
+        if problem.num_options > problem.num_groups:
+            return False
+        search.offer(np.zeros(problem.num_groups, dtype=np.int64))
+        search.close()
+        return True
+
+    def ask(
+        self,
+        problem: Problem,
+        search: Search,
+        connection: "Connection",
+        job: "Job | None" = None,
+        on_begun: "Callable[[Job], object]" = lambda _: None,
+    ) -> None:
+        """One problem to the service and back, or only what is left of it to do for a ``job`` that was begun.
+
+        Args:
+            problem: scaled; ``search.original`` as it was stated.
+            search: takes the choices, the times and the details.
+            connection: to the service.
+            job: of this problem, from a run that was cut.
+            on_begun: called with a new job before anything is sent.
+        """
         from solvers.leap.job import received, send
 
-        if problem.num_options == problem.num_groups:  # nothing to decide, nothing to pay for
-            search.offer(np.zeros(problem.num_groups, dtype=np.int64))
-            search.close()
-            return
-        limit = search.remaining()
-        with connect(self.config) as connection:
+        form = None
+        if job is None:
             with search.phase("build_s"):
-                form, guess = self.stated(problem, connection, None if np.isinf(limit) else search.limit)
+                form, guess = self.stated(problem, connection, search.limit)
                 job = self.job_of(search.original, form, guess, connection, search.limit)
-            search.details["job"] = str(job.path)
-            with search.phase("send_s"):
-                job = send(job, connection, form)
-            received(problem, search, job, connection, form=form)
+            on_begun(job)
+        search.details["job"] = str(job.path)
+        with search.phase("send_s"):
+            job = send(job, connection, form)
+        received(problem, search, job, connection, form=form)
 
     def submit(self, problem: Problem, *, time_limit: float | None = None) -> "Job":
         """Send ``problem`` and give its job at once; see `solvers.solve` with ``wait=False``."""

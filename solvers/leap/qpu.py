@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from formulations import Problem
 from solvers.base import Search
 from solvers.errors import InvalidOptionError
@@ -99,8 +97,10 @@ class QuantumProcessor(LeapBqm):
 
     def run(self, problem: Problem, search: Search) -> None:
         """At the service, or here."""
-        if not self.simulated or problem.num_options == problem.num_groups:
+        if not self.simulated:
             LeapBqm.run(self, problem, search)
+            return
+        if self.decided(problem, search):
             return
         from solvers.leap.embedded import EmbeddedForm
         from solvers.leap.job import take
@@ -110,7 +110,7 @@ class QuantumProcessor(LeapBqm):
             remote = SimpleNamespace(name="mock", properties=mock.properties)
             form = EmbeddedForm.first(problem, remote, self.option_values)
         with search.phase("solve_s"):
-            np.random.seed(int(search.rng.integers(2**32)))  # noqa: NPY002  (the mock draws its seeds from there)
+            mock.substitute_kwargs = {"seed": int(search.rng.integers(2**32))}  # of what it samples with
             found = mock.sample(form.on_device(mock.properties), num_reads=self.num_reads)
             found.resolve()
         with search.phase("decode_s"):
