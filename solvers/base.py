@@ -69,6 +69,7 @@ class Solver(ABC):
     needs_network: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True  # same seed, same answer when no time limit cuts it
     honours_time_limit: ClassVar[bool] = True  # ends in time; False only where foreign code cannot be stopped
+    presolved: ClassVar[bool] = True  # may see the problem reduced; False where it must see it as it was stated
     requires: ClassVar[tuple[str, ...]] = ()  # modules it imports when it runs
     extra: ClassVar[str] = ""  # what installs them: pip install 'qcompress[extra]'
 
@@ -203,6 +204,10 @@ class Search:
         if self._limit is not None and self.elapsed() >= self._limit:
             self._limit_seen = True
         return self._limit_seen
+
+    def cut_short(self) -> None:
+        """A part of the work was ended by its share of the time: what is left open is due to the time limit."""
+        self._limit_seen = True
 
     @contextlib.contextmanager
     def at_most(self, seconds: float) -> Iterator[None]:
