@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -34,6 +34,9 @@ SECONDS_PER_PRODUCT = 5e-5
 
 GRACE_S = 0.2
 """How long CBC may overrun before it is asked, and then made, to stop."""
+
+POLL_S = 0.1
+"""How often it is looked whether HiGHS is done or Ctrl-C was pressed."""
 
 SMALLEST_UNIT = 1e-6
 """The objective is divided by U - L, but by no less than this times its largest effect: solvers mind huge numbers."""
@@ -138,12 +141,11 @@ def _highs(program: IntegerProgram, search: Search, *, warm: bool) -> _Found:
     solver.createAndConfigureSolver(model)
     solver.buildSolverModel(model)
     highs = model.solverModel
-    highs.HandleKeyboardInterrupt = True
     if warm:
         start = highspy.HighsSolution()
         start.col_value = [variable.varValue for variable in model.variables()]
         highs.setSolution(start)
-    highs.solve()
+    _run_until_stopped(highs)
     status, info = highs.getModelStatus(), highs.getInfo()
     kinds = highspy.HighsModelStatus
     if status in (kinds.kInfeasible, kinds.kUnboundedOrInfeasible):  # no variable is unbounded
@@ -158,6 +160,18 @@ def _highs(program: IntegerProgram, search: Search, *, warm: bool) -> _Found:
         complete=status == kinds.kOptimal,
         interrupted=status == kinds.kInterrupt,
     )
+
+
+def _run_until_stopped(highs: Any) -> None:
+    """Run HiGHS; Ctrl-C stops it. Its own handling prints to stdout, where a caller may want JSON and nothing else."""
+    highs.HandleUserInterrupt = True
+    highs.startSolve()
+    done = False
+    while not done:
+        try:
+            done, _ = highs.wait(POLL_S)
+        except KeyboardInterrupt:
+            highs.cancelSolve()
 
 
 def _cbc(program: IntegerProgram, search: Search, *, warm: bool) -> _Found:

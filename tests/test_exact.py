@@ -170,6 +170,25 @@ def test_a_search_cut_by_time_is_not_called_optimal(backend):
     assert found.wall_s < 2.1
 
 
+def test_an_interrupted_milp_keeps_what_it_has_and_prints_nothing(monkeypatch, capfd):
+    import highspy
+
+    problem, wait, heard = layered_problem(30, rank=0, degree=8, seed=0), highspy.Highs.wait, []
+
+    def pressed(highs, timeout):
+        heard.append(timeout)
+        if len(heard) == 1:
+            raise KeyboardInterrupt
+        return wait(highs, timeout)
+
+    monkeypatch.setattr(highspy.Highs, "wait", pressed)
+    solution = solve(problem, "milp")
+    assert solution.stop_reason == "INTERRUPTED"
+    assert solution.feasible
+    assert len(heard) > 1
+    assert capfd.readouterr().out == ""
+
+
 def test_miqp_bends_no_budget():
     """Uses that SCIP's tolerance cannot tell apart, with pair terms: the judge decides, and a cut follows."""
     for seed in range(6):

@@ -182,13 +182,20 @@ def finished(solver, tries=5):
     raise AssertionError("never came to an end")
 
 
+FAULTS = ("request lost", "answer lost", "network gone", "answer lost and network gone")
+
+
+def usual(solver, fault):
+    """Whether it is tried at every run of the tests: all faults of one back end, the worst fault of all."""
+    return solver == "leap-cqm" or fault == FAULTS[-1]
+
+
 @pytest.mark.parametrize(
     ("solver", "fault"),
     [
-        ("leap-cqm", "request lost"),
-        ("leap-cqm", "answer lost"),
-        ("leap-cqm", "network gone"),
-        *((solver, "answer lost and network gone") for solver in REMOTE),
+        pytest.param(solver, fault, marks=() if usual(solver, fault) else pytest.mark.slow)
+        for solver in REMOTE
+        for fault in FAULTS
     ],
 )
 def test_a_connection_dropped_at_any_request_submits_exactly_one_problem(leap, tmp_path, monkeypatch, solver, fault):
