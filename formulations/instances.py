@@ -124,3 +124,47 @@ def _sparse_products(
     columns = (second[:, None, None] * num_bits + j).ravel()
     values = np.einsum("nr,nr->n", factor[rows], factor[columns])
     return scipy.sparse.csr_array((values, (rows, columns)), shape=(len(factor), len(factor)))
+
+
+def channel_problem(
+    num_channels: int, *, per_layer: int = 500, rank: int = 64, keep: float = 0.5, seed: int = 0
+) -> Problem:
+    """A problem of ``num_channels`` channels, each kept or pruned, and one budget in bytes.
+
+    Channels come in layers of ``per_layer``, whose channels are equally large. Pruning a channel has an effect along
+    a direction that is half its layer's and half its own; keeping it has none, so that half of the factor is zero.
+
+    Args:
+        num_channels: G; there are twice as many options.
+        per_layer: channels of a layer.
+        rank: columns of the factor.
+        keep: share of all bytes that may be kept.
+        seed: of numpy's default generator.
+
+    >>> channel_problem(3, rank=2).options[0]
+    ('keep', 'prune')
+    """
+    rng = np.random.default_rng(seed)
+    num_layers = -(-num_channels // per_layer)
+    layer = np.arange(num_channels) // per_layer
+    size_bytes = np.exp(rng.normal(6.0, 1.0, num_layers)).round()[layer]  # of a channel
+    amplitude = np.exp(rng.normal(0.0, 0.5, num_layers))[layer] * np.exp(rng.normal(0.0, 0.8, num_channels))
+    shared = rng.normal(size=(num_layers, rank))
+    effect = rng.standard_normal((num_channels, rank))
+    for first in range(0, num_channels, per_layer):
+        effect[first : first + per_layer] += shared[first // per_layer]
+    effect *= (amplitude / np.sqrt(2.0 * rank))[:, None]
+    factor = np.zeros((2 * num_channels, rank))
+    factor[1::2] = effect
+    factor.flags.writeable = False  # so that it need not be copied
+    cost = np.zeros((num_channels, 2))
+    cost[:, 1] = np.einsum("cr,cr->c", effect, effect)
+    del effect  # half a gigabyte for a million channels
+    return Problem(
+        [f"c{g}" for g in range(num_channels)],
+        [("keep", "prune")] * num_channels,
+        cost.ravel(),
+        {"bytes": np.stack([size_bytes, np.zeros(num_channels)], axis=1).ravel()},
+        {"bytes": float(np.floor(keep * size_bytes.sum()))},
+        PairTerms(factor=factor),
+    )

@@ -20,7 +20,8 @@ class PairTerms:
 
     Args:
         sparse: ``(V, V)`` scipy sparse matrix or array, strictly upper triangular, or None.
-        factor: ``(V, r)`` array, or None. Products inside one group are never counted.
+        factor: ``(V, r)`` array, or None. Products inside one group are never counted. It is copied, unless it is
+            a read-only float64 array of its own memory (at a million options a copy is worth avoiding).
 
     Raises:
         InvalidProblemError: wrong shapes, entries on or below the diagonal, numbers that are not finite.
@@ -95,8 +96,9 @@ def _checked_sparse(sparse: Any) -> Any:
 
 
 def _checked_factor(factor: ArrayLike) -> NDArray[np.float64]:
+    lasting = isinstance(factor, np.ndarray) and factor.flags.owndata and not factor.flags.writeable
     try:
-        array = np.array(factor, dtype=np.float64, order="C")
+        array = np.array(factor, dtype=np.float64, order="C", copy=None if lasting else True)
     except (TypeError, ValueError) as error:
         raise InvalidProblemError(f"the factor of the pair terms must be numbers: {error}") from error
     if array.ndim != 2:

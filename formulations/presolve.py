@@ -5,7 +5,6 @@ others and their use become part of the cost, the offset and the budgets. What a
 problem and its `lift` have the same objective, and the same budgets are met, up to the rounding of a sum.
 """
 
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,7 +66,7 @@ def restrict(problem: Problem, keep: NDArray[np.bool_]) -> Restriction:
     left = np.bincount(group_of[keep], minlength=problem.num_groups)
     if (left == 0).any():
         raise InvalidProblemError(f"group {problem.groups[int(np.argmin(left))]!r} is left without an option")
-    decided = np.array([begin + np.argmax(keep[begin:end]) for begin, end in itertools.pairwise(first)])
+    decided = np.flatnonzero(keep)[np.cumsum(left) - left]  # the first one that is left
     folded = left == 1
     if folded.all():
         folded[-1] = False  # a problem has at least one group
@@ -83,6 +82,7 @@ def restrict(problem: Problem, keep: NDArray[np.bool_]) -> Restriction:
         offset += 0.5 * (total @ total - np.square(factor[fixed]).sum())
         cost += factor[options] @ total
         factor = factor[options]
+        factor.flags.writeable = False  # so that it need not be copied
     if sparse is not None:
         offset += x @ (sparse @ x)
         cost += (sparse @ x + sparse.T @ x)[options]
@@ -92,10 +92,15 @@ def restrict(problem: Problem, keep: NDArray[np.bool_]) -> Restriction:
     for name, budget in problem.budgets.items():
         left_over = budget + BUDGET_TOLERANCE * abs(budget) - problem.resources[name][fixed].sum()
         budgets[name] = float(left_over - BUDGET_TOLERANCE * abs(left_over))
-    kept = np.flatnonzero(~folded).tolist()
+    kept, whole = np.flatnonzero(~folded).tolist(), left == np.diff(first)
     smaller = Problem(
         [problem.groups[g] for g in kept],
-        [[problem.options[g][v - first[g]] for v in range(first[g], first[g + 1]) if keep[v]] for g in kept],
+        [
+            problem.options[g]
+            if whole[g]
+            else [problem.options[g][v - first[g]] for v in range(first[g], first[g + 1]) if keep[v]]
+            for g in kept
+        ],
         cost,
         uses,
         budgets,

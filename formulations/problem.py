@@ -237,7 +237,8 @@ class Problem:
         """SHA-256 over everything that makes the problem, equal for equal problems on every machine."""
         digest = hashlib.sha256(json.dumps(self._header(), sort_keys=True).encode())
         for name, array in sorted(self._arrays().items()):
-            digest.update(name.encode() + array.dtype.str.encode() + repr(array.shape).encode() + array.tobytes())
+            digest.update(name.encode() + array.dtype.str.encode() + repr(array.shape).encode())
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
     def save(self, path: AnyPath) -> None:
@@ -309,7 +310,7 @@ class Problem:
             cost, offset = self.cost * factor, self.offset * factor
             pairs = PairTerms(
                 sparse=None if sparse is None else sparse * factor,
-                factor=None if rows is None else rows * np.sqrt(factor),
+                factor=None if rows is None else _frozen(rows * np.sqrt(factor)),
             )
         return self._replaced(
             cost=_checked_vector(cost, self.num_options, "cost"), pairs=pairs, offset=_checked_number(offset, "offset")

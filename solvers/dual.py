@@ -63,7 +63,8 @@ def largest_objective(problem: Problem) -> float:
     starts = problem.group_offsets[:-1]
     value = problem.offset + np.maximum.reduceat(problem.cost, starts).sum()
     if problem.pairs.factor is not None:
-        value += 0.5 * np.maximum.reduceat(np.linalg.norm(problem.pairs.factor, axis=1), starts).sum() ** 2
+        square = np.einsum("vr,vr->v", problem.pairs.factor, problem.pairs.factor)
+        value += 0.5 * np.sqrt(np.maximum.reduceat(square, starts)).sum() ** 2
     if problem.pairs.num_sparse:
         value += np.maximum(problem.pairs.sparse.data, 0.0).sum()
     return float(value + 1e-9 * abs(value))
@@ -162,6 +163,7 @@ class Dual:
         rows, share = drawn[self.problem.group_of], SAMPLE / groups
         first = np.concatenate([[0], np.cumsum(np.diff(self.first)[drawn])])
         factor = self.factor[rows] / np.sqrt(share)
+        factor.flags.writeable = False  # as the whole one is: compiled code is made for one kind of array
         return first, self.cost[rows], self.use[rows], self.limit * share, factor, *self.blocks.arrays
 
     def _pass_messages(self, point: Floats, deadline: float, enough: float) -> Floats:

@@ -30,7 +30,7 @@ class Arrays(NamedTuple):
     use: Floats  # (V, K), budgeted resources only
     limit: Floats  # (K,) the budgets with their rounding tolerance, as Problem.evaluate judges them
     unit: Floats  # (K,) what the excess over each budget is measured in
-    factor: Floats  # (V, r)
+    factor: Floats  # (V, r), the problem's own: it can be most of the memory
     indptr: Integers  # (V+1,) rows of the symmetric sparse part
     indices: Integers
     data: Floats
@@ -49,6 +49,9 @@ def to_arrays(problem: Problem) -> Arrays:
     use = np.stack(uses, axis=1) if uses else np.zeros((num_options, 0))
     spread = use.max(axis=0) - use.min(axis=0)
     factor = problem.pairs.factor
+    if factor is None:
+        factor = np.zeros((num_options, 0))
+        factor.flags.writeable = False  # as every other one is: compiled code is made for one kind of array
     half = problem.pairs.sparse
     half = scipy.sparse.csr_array((num_options, num_options)) if half is None else half
     both = scipy.sparse.csr_array(half + half.T)
@@ -60,7 +63,7 @@ def to_arrays(problem: Problem) -> Arrays:
         use=np.ascontiguousarray(use),
         limit=budgets + BUDGET_TOLERANCE * np.abs(budgets),
         unit=np.where(spread > 0, spread, 1.0),
-        factor=np.zeros((num_options, 0)) if factor is None else np.array(factor),
+        factor=factor,
         indptr=both.indptr.astype(np.int64),
         indices=both.indices.astype(np.int64),
         data=both.data.astype(np.float64),

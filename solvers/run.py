@@ -164,6 +164,6 @@ def objective_size(problem: Problem) -> float:
     if problem.pairs.num_sparse:
         sizes.append(float(np.abs(problem.pairs.sparse.data).max()))
     if problem.pairs.factor is not None and problem.pairs.rank:
-        sizes.append(float(np.square(problem.pairs.factor).sum(axis=1).max()))
+        sizes.append(float(np.einsum("vr,vr->v", problem.pairs.factor, problem.pairs.factor).max()))
     size = max(sizes)
     return size if size > 0 and np.isfinite(1.0 / size) else 1.0

@@ -6,8 +6,9 @@ import scipy.optimize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import solvers.dual
 from formulations import Problem
-from formulations.instances import layered_problem, small_problem
+from formulations.instances import channel_problem, layered_problem, small_problem
 from solvers import Status, solve
 from solvers.bounds import dual_bound, largest_objective
 from solvers.dual import Dual
@@ -102,6 +103,16 @@ def test_without_time_the_bound_is_still_valid():
     best = solve(problem, "greedy").objective
     hurried, patient = dual_bound(problem, time_limit=0.0).value, dual_bound(problem).value
     assert hurried <= patient <= best
+
+
+def test_multipliers_of_a_sample_lead_to_the_same_bound(monkeypatch):
+    problem = channel_problem(6000, per_layer=100, rank=8)
+    whole = dual_bound(problem)
+    monkeypatch.setattr(solvers.dual, "SAMPLE", 1500)
+    sampled = dual_bound(problem)
+    assert sampled.value == pytest.approx(whole.value, rel=1e-4)
+    objective = solve(problem, "lagrangian", seed=0).objective
+    assert max(sampled.value, whole.value) <= objective <= 1.002 * whole.value
 
 
 def test_core_leaves_out_only_options_that_cannot_improve_the_incumbent():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formulations import InfeasibleBudgetError, InvalidProblemError, PairTerms, Problem
-from formulations.instances import layered_problem, small_problem
+from formulations.instances import channel_problem, layered_problem, small_problem
 
 SEEDS = st.integers(0, 10**6)
 
@@ -189,6 +189,16 @@ def test_pair_terms_of_a_matrix_in_any_sparse_format_are_the_same():
         assert problem.evaluate([1, 2]).objective == 3.0 + 4.0 - 2.0
 
 
+def test_only_a_factor_that_nobody_can_change_is_taken_without_a_copy():
+    given = np.ones((4, 2))
+    view = given[:]
+    view.flags.writeable = False
+    assert not np.shares_memory(PairTerms(factor=given).factor, given)
+    assert not np.shares_memory(PairTerms(factor=view).factor, given)
+    given.flags.writeable = False
+    assert PairTerms(factor=given).factor is given
+
+
 def test_pair_terms_are_true_only_when_there_are_any():
     assert not PairTerms()
     assert not PairTerms(sparse=scipy.sparse.csr_array((3, 3)), factor=np.zeros((3, 0)))
@@ -285,3 +295,12 @@ def test_layered_problems_can_be_solved_and_are_the_same_for_a_seed(arguments):
     problem.require_reachable_budgets()
     assert problem.fingerprint() == layered_problem(12, seed=3, **arguments).fingerprint()
     assert problem.fingerprint() != layered_problem(12, seed=4, **arguments).fingerprint()
+
+
+def test_channel_problems_prune_what_is_over_the_budget():
+    problem = channel_problem(70, per_layer=20, rank=3, keep=0.5, seed=1)
+    kept, pruned = problem.evaluate(np.zeros(70, int)), problem.evaluate(np.ones(70, int))
+    assert kept.objective == 0.0
+    assert kept.usage["bytes"] == pytest.approx(2 * problem.budgets["bytes"], abs=2)
+    assert pruned.usage["bytes"] == 0.0
+    assert problem.fingerprint() == channel_problem(70, per_layer=20, rank=3, seed=1).fingerprint()
