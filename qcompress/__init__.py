@@ -17,6 +17,7 @@ from qcompress.options import Options, low_rank, prune_quantize
 from qcompress.report import Report
 from solvers import Solution, Solver, available, solve
 from solvers.compare import Comparison, Suite, compare
+from solvers.sweep import Sweep, sweep
 
 __all__ = [
     "PAIR_STRENGTH",
@@ -32,6 +33,7 @@ __all__ = [
     "Solution",
     "Solver",
     "Suite",
+    "Sweep",
     "apply",
     "apply_",
     "available",
@@ -46,4 +48,5 @@ __all__ = [
     "prune_quantize",
     "save_compressed",
     "solve",
+    "sweep",
 ]

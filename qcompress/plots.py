@@ -12,6 +12,7 @@ from formulations.files import AnyPath, replacing
 from qcompress.errors import MissingError
 from solvers.base import relative_gap
 from solvers.compare import TARGET, Comparison, Curve, Suite, anytime, performance_profile
+from solvers.sweep import Sweep
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -96,6 +97,47 @@ def plot_profile(compared: Comparison | Suite, path: AnyPath, *, within: float =
     axes.yaxis.set_major_formatter(lambda share, _: f"{share * 100:.0f} %")
     axes.set_ylabel("runs that reached the target")
     _finish(axes, f"Time to within {within * 100:g} % of the best: performance profile")
+    _write(figure, path)
+
+
+def plot_sweep(sweep: Sweep, path: AnyPath) -> None:
+    """Draw the least objective over the budget, and write it to ``path`` as PNG.
+
+    The points are what was found; the band is where the optimum lies for every budget, also between the points.
+
+    Raises:
+        MissingError: matplotlib is not installed.
+        ValueError: no point has a choice, so there is nothing to draw.
+
+    >>> import pathlib, tempfile
+    >>> from formulations.instances import layered_problem
+    >>> from solvers.sweep import sweep
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "sweep.png"
+    >>> plot_sweep(sweep(layered_problem(4), "bytes", 4), file)
+    >>> file.read_bytes()[1:4]
+    b'PNG'
+    """
+    found = [(p.budget, p.solution.objective) for p in sweep.points if p.solution.objective is not None]
+    if not found:
+        raise ValueError("no point has a choice, so there is nothing to draw")
+    budgets, objectives = np.array(found).T
+    figure = _figure()
+    axes = figure.add_subplot()
+    band = sweep.band()
+    known = np.isfinite(band.lower) & np.isfinite(band.upper)
+    axes.fill_between(band.budget, band.lower, band.upper, where=known, label="optimum is in here", alpha=0.2, lw=0)
+    axes.plot(
+        budgets, objectives, "o-", color=COLOURS[0], linewidth=1.8, markersize=5, label=f"found by {sweep.solver}"
+    )
+    if budgets[0] > 0 and budgets[-1] > 4 * budgets[0]:
+        axes.set_xscale("log")
+    if min(objectives.min(), band.lower[known].min(initial=np.inf)) > 0 and objectives[0] > 10 * objectives[-1]:
+        axes.set_yscale("log")
+    axes.xaxis.set_major_formatter(lambda budget, _: f"{budget:,.10g}")
+    axes.yaxis.set_major_formatter(lambda objective, _: f"{objective:g}")
+    axes.set_xlabel(f"{sweep.resource} at most")
+    axes.set_ylabel("objective")
+    _finish(axes, f"What {sweep.resource} buy")
     _write(figure, path)
 
 

@@ -13,6 +13,7 @@ from qcompress.cli import arguments, main
 from qcompress.demo import DemoResult, DemoRow
 from solvers import Solution, StopReason, available
 from solvers.compare import Comparison, Suite
+from solvers.sweep import Sweep
 
 ZOO = """
 import torch
@@ -78,7 +79,7 @@ def ran(arguments):
 
 # --- help ----------------------------------------------------------------------------------------------------------
 
-COMMANDS = ["demo", "compress", "measure", "formulate", "solve", "apply", "solvers", "compare", "show"]
+COMMANDS = ["demo", "compress", "measure", "formulate", "solve", "apply", "solvers", "compare", "sweep", "show"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -131,6 +132,7 @@ def test_json_is_all_there_is_on_stdout(folder, capsys):
         (["solve", "problem.npz", "--solver", "brute-force", "--output", "s.json", "--json"], "objective"),
         (["apply", "zoo_for_cli:network", "m.npz", "s.json", "--json"], "payload_bytes"),
         (["compare", "problem.npz", "--solver", "brute-force", "--seeds", "1", "--json"], "solutions"),
+        (["sweep", "problem.npz", "--points", "3", "--json"], "points"),
         ([*COMPRESS, "--json"], "loss_measured"),
     ):
         ran(words)
@@ -208,6 +210,28 @@ def test_compare_takes_several_problems_and_goes_on_from_its_journal(folder, pro
     assert capsys.readouterr().out.strip() in out
 
 
+def test_sweep_leaves_curve_and_plot_and_goes_on_from_its_journal(folder, problem_file, capsys):
+    pytest.importorskip("matplotlib")
+    words = ["sweep", problem_file, "--resource", "bytes", "--points", "4", "--journal", "points.jsonl"]
+    ran([*words, "--plot", "curve.png"])
+    out, err = capsys.readouterr()
+    assert err.count("bytes ") == out.count("OPTIMAL") == 4
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+    curve = Sweep.load("problem.sweep.json")
+    assert len(curve.points) == 4
+    ran(["show", "problem.sweep.json"])
+    assert capsys.readouterr().out == out
+    ran([*words, "--json"])
+    out, err = capsys.readouterr()
+    assert "OPTIMAL" not in err
+    assert json.loads(out) == json.loads((folder / "problem.sweep.json").read_text())
+    budgets = f"{curve.points[1].budget},{curve.points[2].budget}"
+    ran(["sweep", problem_file, "--budgets", budgets, "--solver", "anneal", "--option", "sweeps=9", "-o", "two.json"])
+    two = Sweep.load("two.json")
+    assert [point.budget for point in two.points] == [curve.points[1].budget, curve.points[2].budget]
+    assert (two.solver, two.points[0].solution.options["sweeps"]) == ("anneal", 9)
+
+
 def test_compress_leaves_everything_and_goes_on_where_it_was(folder, capsys):
     ran([*COMPRESS, "--evaluate", "zoo_for_cli:score", "--output", "run"])
     files = {file.name for file in (folder / "run").iterdir()}
@@ -265,6 +289,9 @@ MISTAKES = [
     (["solve", "impossible.npz"], FAILURE, "bytes: asked for at most 1, the smallest possible use is"),
     (["compare", "problem.npz", "--solver", "nobody"], FAILURE, "no solver is called 'nobody'"),
     (["compare", "problem.npz", "--seeds", "0"], USAGE, "--seeds"),
+    (["compare", "problem.npz", "problem.npz"], USAGE, "must differ in their names"),
+    (["sweep", "problem.npz", "--resource", "seconds"], FAILURE, "no resource 'seconds'; it has: bytes"),
+    (["sweep", "problem.npz", "--budgets", "1,2"], FAILURE, "asked for at most 1"),
     (["formulate", "problem.npz", "--budget", "bytes=0.5"], FAILURE, "is not a qcompress measurement file"),
     (["formulate", "m.npz"], USAGE, "--budget"),
     (["formulate", "m.npz", "--budget", "bytes"], USAGE, "--budget must be written name=value, found 'bytes'"),

@@ -10,12 +10,15 @@ from rich.markdown import Markdown
 import formulations.problem
 import solvers.compare
 import solvers.solution
+import solvers.sweep
 from formulations import FileFormatError, Problem
 from formulations.files import kind_of
 from qcompress.cli.console import amount, number, out, print_lines, print_table
 from qcompress.cli.solving import print_compared, print_solution
+from qcompress.cli.sweeping import print_sweep
 from solvers import Solution
 from solvers.compare import Comparison, Suite
+from solvers.sweep import Sweep
 
 if TYPE_CHECKING:
     from qcompress import Measurement
@@ -30,7 +33,8 @@ def register(app: typer.Typer) -> None:
 
 def show(
     file: Annotated[
-        Path, typer.Argument(help="A problem, solution, measurement, comparison or model file, or a run's folder.")
+        Path,
+        typer.Argument(help="A problem, solution, measurement, comparison, sweep or model file, or a run's folder."),
     ],
     problem: Annotated[Path | None, typer.Option(help="The problem of a solution: names what was chosen.")] = None,
 ) -> None:
@@ -58,6 +62,8 @@ def _show_value(file: Path, problem_file: Path | None) -> None:
         print_compared(Comparison.load(file))
     elif kind == solvers.compare.SUITE_KIND:
         print_compared(Suite.load(file))
+    elif kind == solvers.sweep.FILE_KIND:
+        print_sweep(Sweep.load(file))
     elif kind == measurement.FILE_KIND:
         _show_measurement(measurement.Measurement.load(file))
     else:

@@ -1,0 +1,88 @@
+"""``sweep``: the Pareto curve of a problem's budget."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qcompress.cli import arguments
+from qcompress.cli.console import amount, complain, number, percent, print_json, print_table, say
+from qcompress.cli.solving import ProblemFile
+from solvers.sweep import Sweep, SweepPoint
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this family."""
+    app.command()(sweep)
+
+
+def sweep(
+    problem_file: ProblemFile,
+    resource: Annotated[str, typer.Option(help="The resource whose budget is changed.")] = "bytes",
+    points: Annotated[int, typer.Option(help="How many budgets, from the smallest possible use to the largest.")] = 10,
+    budgets: Annotated[
+        str | None, typer.Option(help="The budgets themselves, as 20_000,40_000,80_000; instead of --points.")
+    ] = None,
+    solver: arguments.SolverName = "auto",
+    time_limit: Annotated[float | None, typer.Option(help="Seconds for every point.")] = 10.0,
+    seed: arguments.Seed = 0,
+    option: arguments.SolverOptions = None,
+    journal: arguments.JournalFile = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Default: PROBLEM's name with .sweep.json.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the curve into this PNG file.")] = None,
+    as_json: arguments.AsJson = False,
+) -> int:
+    """Solve a problem at several budgets, from tight to loose: what does more of a resource buy?
+
+    Every point has its bound and its price; between the points the optimum is known to lie between one point's
+    objective and the next one's bound. Ctrl-C ends it with the points so far.
+
+    Example: `qcompress sweep problem.npz --resource bytes --points 10 --plot curve.png`
+    """
+    from formulations import Problem
+    from qcompress.plots import plot_sweep
+    from solvers.sweep import sweep as run
+
+    problem = Problem.load(problem_file)
+
+    def told(point: SweepPoint) -> None:
+        found = point.solution
+        say(f"{resource} {amount(point.budget)}: {number(found.objective)} ({found.status}, {found.wall_s:.1f} s)")
+
+    curve = run(
+        problem,
+        resource,
+        points if budgets is None else arguments.numbers(budgets, "--budgets"),
+        solver=solver,
+        time_limit=time_limit,
+        seed=seed,
+        journal=journal,
+        on_point=told,
+        **arguments.assignments(option or [], "--option"),
+    )
+    target = problem_file.with_suffix(".sweep.json") if output is None else output
+    curve.save(target)
+    say(f"written: {target}")
+    unsolved = all(point.solution.choice is None for point in curve.points)
+    if plot is not None and not unsolved:
+        plot_sweep(curve, plot)
+        say(f"written: {plot}")
+    if as_json:
+        print_json(curve.to_json())
+    else:
+        print_sweep(curve)
+    return complain("no choice was found at any of the budgets; allow more time") if unsolved else 0
+
+
+def print_sweep(curve: Sweep) -> None:
+    """The curve as a table."""
+    rows = []
+    for point in curve.points:
+        found = point.solution
+        used = "–" if found.choice is None else amount(found.usage[curve.resource])
+        values = [amount(point.budget), used, number(found.objective), number(found.bound), percent(found.gap)]
+        rows.append((*values, str(found.status), number(point.price, 3), number(0.01 * point.budget * point.price, 3)))
+    columns = (f">{curve.resource} at most", ">used", ">objective", ">bound", ">gap", "status", ">price per unit")
+    print_table((*columns, ">1 % more buys"), rows)

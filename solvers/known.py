@@ -1,0 +1,43 @@
+"""What becomes of a `Solution` when a better choice or bound for its problem is known from elsewhere."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from numpy.typing import ArrayLike
+
+from formulations import Problem
+from solvers.base import Search
+from solvers.solution import Solution, Status
+
+JUDGED = ("choice", "objective", "usage", "feasible", "bound", "gap", "status", "problem_fingerprint")
+"""The fields that tell about the answer; the others tell about the run, and stay."""
+
+
+def with_known(
+    problem: Problem, solution: Solution, *, choices: Iterable[ArrayLike] = (), bounds: Iterable[float | None] = ()
+) -> Solution:
+    """``solution`` with the best of its own choice and the given ones, and the best bound; judged as in any run.
+
+    Args:
+        problem: what it is a solution of, or the same with tighter budgets (a bound holds for those as well).
+        solution: what one run found.
+        choices: each ``(G,)``; those over a budget are left out.
+        bounds: proven lower bounds on every feasible choice's objective.
+
+    >>> from solvers import judge
+    >>> problem = Problem(["a"], [["keep", "4 bit"]], [0, 3], {}, {})
+    >>> better = with_known(problem, judge(problem, [1]), choices=[[0]], bounds=[0.0])
+    >>> better.choice.tolist(), better.objective, str(better.status)
+    ([0], 0.0, 'OPTIMAL')
+    """
+    search = Search(problem, solver=solution.solver, seed=solution.seed)
+    for choice in (solution.choice, *choices):
+        if choice is not None:
+            search.offer(choice)
+    for bound in (solution.bound, *bounds):
+        if bound is not None:
+            search.raise_bound(bound)
+    if solution.status is Status.INFEASIBLE and search.choice is None:
+        search.close()
+    judged = search.solution(solution.stop_reason, solution.options)
+    return replace(solution, **{name: getattr(judged, name) for name in JUDGED})

@@ -1,0 +1,295 @@
+"""The Pareto curve of a budget: the least objective for every amount of a resource, each point with bound and price.
+
+A choice within a budget is within every looser one, and a bound for a budget holds for every tighter one. So the
+sweep goes from tight to loose and starts each point from the one before, and in the end every point takes the best
+choice that fits it and the best bound that holds for it. What always holds: the objective never rises and the bound
+never rises as the budget grows; both hold at the budget that is named, as `Problem.evaluate` judges it.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from formulations import FileFormatError, Problem
+from formulations.files import AnyPath, read_json, write_json
+from solvers import registry
+from solvers.base import Solver
+from solvers.errors import InvalidOptionError
+from solvers.journal import Journal, run_key
+from solvers.known import with_known
+from solvers.run import as_solver, objective_size, solve
+from solvers.solution import Solution, StopReason
+
+FILE_KIND = "qcompress sweep"
+FILE_VERSION = 1
+
+BOUND_SHARE = 0.2
+"""At most this share of a point's time goes into its bound and price."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SweepPoint:
+    """The answer at one budget.
+
+    Attributes:
+        budget: the most of the resource that may be used.
+        price: shadow price, the budget's Lagrange multiplier (≥ 0): by how much the dual bound falls per unit of
+            resource that is added, hence about what a little more of it buys. At the smallest possible use, where
+            any larger one would do as well, that of the next larger use.
+        solution: choice, objective, bound, gap, status and usage at this budget.
+    """
+
+    budget: float
+    price: float
+    solution: Solution
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dictionary of everything in here."""
+        return {"budget": self.budget, "price": self.price, "solution": self.solution.to_json()}
+
+    @classmethod
+    def from_json(cls, json: dict[str, Any], where: str) -> "SweepPoint":
+        """The point that `to_json` made a dictionary of; ``where`` names its origin in errors.
+
+        Raises:
+            FileFormatError: it is no such dictionary.
+        """
+        try:
+            budget, price = float(json["budget"]), float(json["price"])
+            return cls(budget=budget, price=price, solution=Solution.from_json(json["solution"], where))
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, FileFormatError):
+                raise
+            raise FileFormatError(f"{where} holds no whole point of a sweep: {error!r}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Band:
+    """Between which values the least objective lies for every budget: corners ``(T,)`` of two falling stairs."""
+
+    budget: NDArray[np.float64]
+    lower: NDArray[np.float64]
+    upper: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sweep:
+    """The points of a sweep, from the tightest budget to the loosest.
+
+    Attributes:
+        problem_fingerprint: of the problem with the budget it came with.
+        time_limit: seconds for every point.
+    """
+
+    resource: str
+    problem_fingerprint: str
+    solver: str
+    time_limit: float | None
+    seed: int | None
+    points: tuple[SweepPoint, ...]
+
+    def band(self) -> Band:
+        """What is proven for the budgets between the points, too: at most the last point's objective, at least the
+        next one's bound. Without a choice or a bound there it is infinite.
+        """
+        budget = np.repeat([point.budget for point in self.points], 2)[1:-1]
+        upper = [_or(point.solution.objective, np.inf) for point in self.points[:-1]]
+        lower = [_or(point.solution.bound, -np.inf) for point in self.points[1:]]
+        return Band(budget=budget, lower=np.repeat(lower, 2), upper=np.repeat(upper, 2))
+
+    def to_markdown(self) -> str:
+        """The curve as a Markdown table."""
+        lines = [
+            f"| {self.resource} at most | used | objective | bound | gap | status | price per unit | 1 % more buys |",
+            "|--:|--:|--:|--:|--:|---|--:|--:|",
+        ]
+        for point in self.points:
+            found = point.solution
+            used = "–" if found.choice is None else f"{found.usage[self.resource]:,.10g}"
+            gap = "–" if found.gap is None else f"{found.gap:.3%}"
+            numbers = [f"{point.budget:,.10g}", used, _number(found.objective), _number(found.bound), gap]
+            prices = [f"{point.price:.3g}", f"{0.01 * point.budget * point.price:.3g}"]
+            lines.append(f"| {' | '.join([*numbers, str(found.status), *prices])} |")
+        return "\n".join(lines) + "\n"
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dictionary of everything in here."""
+        header = {"kind": FILE_KIND, "version": FILE_VERSION, "problem_fingerprint": self.problem_fingerprint}
+        settings = {
+            "resource": self.resource, "solver": self.solver, "time_limit": self.time_limit, "seed": self.seed,
+        }  # fmt: skip
+        return {**header, **settings, "points": [point.to_json() for point in self.points]}
+
+    def save(self, path: AnyPath) -> None:
+        """Write the sweep as JSON, whole or not at all."""
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: AnyPath) -> "Sweep":
+        """Read what `save` wrote.
+
+        Raises:
+            FileFormatError: the file is no such JSON, or of a newer version.
+        """
+        value = read_json(path, FILE_KIND)
+        kind, version = value.pop("kind", None), value.pop("version", None)
+        if kind != FILE_KIND or not isinstance(version, int) or version > FILE_VERSION:
+            raise FileFormatError(
+                f"{path} is no {FILE_KIND} file up to version {FILE_VERSION}: found {kind!r}, version {version!r}"
+            )
+        try:
+            value["points"] = tuple(SweepPoint.from_json(point, str(path)) for point in value["points"])
+            return cls(**value)
+        except (KeyError, TypeError) as error:
+            raise FileFormatError(f"{path} is no whole {FILE_KIND} file: {error!r}") from error
+
+
+def sweep(
+    problem: Problem,
+    resource: str,
+    points: int | Iterable[float] = 10,
+    *,
+    solver: Any = "auto",
+    time_limit: float | None = None,
+    seed: int | None = None,
+    journal: AnyPath | None = None,
+    on_point: Callable[[SweepPoint], None] | None = None,
+    **options: Any,
+) -> Sweep:
+    """Solve a problem at several budgets of one resource, from tight to loose.
+
+    Args:
+        problem: what to solve; its other budgets stay.
+        resource: whose budget is changed (it need not have one).
+        points: the budgets, or how many: then from the smallest possible use to the largest, evenly spaced in the
+            logarithm (evenly spaced when the smallest use is 0), whole numbers where the uses are.
+        solver: as `solve` takes it.
+        time_limit: seconds for every point.
+        seed: same seed, same answer (where no time limit cut a point).
+        journal: a file that every point is written to as it is solved; points that are in it are taken from there.
+        on_point: called after every point that was solved.
+        **options: the solver's own.
+
+    Returns:
+        The curve. Ctrl-C ends it with the points so far.
+
+    Raises:
+        InvalidOptionError: no such resource, or points that are no budgets.
+        InfeasibleBudgetError: a budget lies below the smallest possible use of its resource.
+        FileFormatError: ``journal`` is no journal.
+
+    >>> from formulations.instances import layered_problem
+    >>> curve = sweep(layered_problem(4, bits=(2, 4, 8)), "bytes", 5)
+    >>> [round(point.solution.objective, 4) for point in curve.points]
+    [1.6211, 0.9745, 0.247, 0.0676, 0.0007]
+    >>> [point.price > 0 for point in curve.points]
+    [True, True, True, True, False]
+    """
+    back_end = registry.configured(as_solver(solver), options)
+    problems = {budget: problem.with_budgets(**{resource: budget}) for budget in _budgets(problem, resource, points)}
+    for at_budget in problems.values():
+        at_budget.require_reachable_budgets()
+        back_end.require(at_budget)
+    notes = None if journal is None else Journal(journal)
+    found: list[SweepPoint] = []
+    last = None
+    for at_budget in problems.values():
+        key = run_key("sweep", at_budget, back_end, time_limit, seed)
+        value = None if notes is None else notes.get(key)
+        if value is None:
+            try:
+                point = _solved(at_budget, resource, back_end, time_limit, seed, last)
+            except KeyboardInterrupt:  # before the solver ran, which ends with what it has
+                break
+            if notes is not None and point.solution.stop_reason is not StopReason.INTERRUPTED:
+                notes.add(key, point.to_json())
+            if on_point is not None:
+                on_point(point)
+        else:
+            point = SweepPoint.from_json(value, "the journal")
+        found.append(point)
+        last = last if point.solution.choice is None else point.solution.choice
+        if point.solution.stop_reason is StopReason.INTERRUPTED:
+            break
+    return Sweep(
+        resource=resource,
+        problem_fingerprint=problem.fingerprint(),
+        solver=back_end.name,
+        time_limit=time_limit,
+        seed=seed,
+        points=_shared(problem, resource, found),
+    )
+
+
+def _budgets(problem: Problem, resource: str, points: int | Iterable[float]) -> list[float]:
+    """The budgets, ascending and each once."""
+    if resource not in problem.resources:
+        known = ", ".join(problem.resources) or "none"
+        raise InvalidOptionError(f"the problem has no resource {resource!r}; it has: {known}")
+    if not isinstance(points, int):
+        budgets = sorted({float(budget) for budget in points})
+        if not budgets or not np.isfinite(budgets).all():
+            raise InvalidOptionError(f"points must be a number of points or a list of budgets, found {budgets}")
+        return budgets
+    if points < 2:
+        raise InvalidOptionError(f"a curve has at least 2 points, found {points}")
+    use, starts = problem.resources[resource], problem.group_offsets[:-1]
+    smallest, largest = (float(at.reduceat(use, starts).sum()) for at in (np.minimum, np.maximum))
+    spaced = np.geomspace(smallest, largest, points) if smallest > 0 else np.linspace(smallest, largest, points)
+    if (use == np.floor(use)).all():
+        spaced = np.floor(spaced)
+    return [float(budget) for budget in np.unique([smallest, *spaced[1:-1], largest])]
+
+
+def _solved(
+    problem: Problem,
+    resource: str,
+    solver: Solver,
+    time_limit: float | None,
+    seed: int | None,
+    start: NDArray[np.int64] | None,
+) -> SweepPoint:
+    """A point by itself: bound and price from the dual, the choice from the solver."""
+    from solvers.bounds import dual_bound  # compiled code, imported only when it is used
+
+    scale, budget = 1.0 / objective_size(problem), problem.budgets[resource]
+    seconds = float("inf") if time_limit is None else BOUND_SHARE * time_limit
+    dual = priced = dual_bound(problem.scaled(scale), time_limit=seconds)
+    if budget < (first := _first_step(problem, resource)):  # only the least use fits: any price above some would do
+        priced = dual_bound(problem.with_budgets(**{resource: first}).scaled(scale), time_limit=seconds)
+    left = None if time_limit is None else (1 - BOUND_SHARE) * time_limit
+    solution = solve(problem, solver, time_limit=left, seed=seed, initial=start)
+    solution = with_known(problem, solution, bounds=[dual.value / scale])
+    return SweepPoint(budget=budget, price=priced.prices[resource] / scale, solution=solution)
+
+
+def _first_step(problem: Problem, resource: str) -> float:
+    """The least use of a resource above the smallest possible one; the smallest itself where there is no other."""
+    use, starts = problem.resources[resource], problem.group_offsets[:-1]
+    least = np.minimum.reduceat(use, starts)
+    above = use - least[problem.group_of]
+    return float(least.sum() + above[above > 0].min(initial=np.inf)) if above.any() else float(least.sum())
+
+
+def _shared(problem: Problem, resource: str, points: list[SweepPoint]) -> tuple[SweepPoint, ...]:
+    """Every point with the best choice of all that fits its budget, and the best bound of all that holds for it."""
+    shared: list[SweepPoint] = []
+    bound = None
+    for point in reversed(points):
+        at_budget = problem.with_budgets(**{resource: point.budget})
+        choices = [other.solution.choice for other in points if other.solution.choice is not None]
+        solution = with_known(at_budget, point.solution, choices=choices, bounds=[bound])
+        bound = solution.bound
+        shared.append(replace(point, solution=solution))
+    return tuple(reversed(shared))
+
+
+def _or(value: float | None, missing: float) -> float:
+    return missing if value is None else value
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.6g}"
