@@ -30,6 +30,7 @@ TABLE = {
     "sqa": "solvers.sqa:PathIntegral",
     "tabu": "solvers.tabu:Tabu",
     "ga": "solvers.ga:Genetic",
+    "portfolio": "solvers.portfolio:Portfolio",
     "leap-cqm": "solvers.leap.hybrid:LeapCqm",
     "leap-bqm": "solvers.leap.hybrid:LeapBqm",
     "leap-nl": "solvers.leap.hybrid:LeapNonlinear",
