@@ -17,6 +17,7 @@ from qcompress.options import Options, low_rank, prune_quantize
 from qcompress.report import Report
 from solvers import Solution, Solver, available, solve
 from solvers.compare import Comparison, Suite, compare
+from solvers.pool import pool
 from solvers.sweep import Sweep, sweep
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "low_rank",
     "mean_loss",
     "measure",
+    "pool",
     "prune_quantize",
     "save_compressed",
     "solve",

@@ -57,7 +57,7 @@ class Solution:
         timing: seconds by phase: ``build_s``, ``solve_s``, ``decode_s``, for remote solvers ``queue_s``, ``qpu_s``.
         trace: incumbent and bound over time.
         details: what the solver tells beyond that (multipliers, sample quality before repair, why it was picked).
-        pool: further good choices with their objectives, best first.
+        pool: good choices with their objectives, best first, where they were asked for (see `solvers.pool`).
     """
 
     choice: NDArray[np.int64] | None

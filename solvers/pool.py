@@ -1,0 +1,130 @@
+"""A pool: several good choices that differ, for what the objective does not know (a second look, another metric).
+
+The first is the best. Each further one is the best of those that differ from all before it in at least d groups. "At
+most G - d groups as in that choice" adds up over the options, so it is one more budget: every solver takes it as it
+is, and an exact one proves each member of the pool. What always holds: all are within the problem's budgets, any two
+differ in at least d groups, none is further from the best than was asked, best first.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from formulations import InfeasibleBudgetError, Problem
+from solvers import registry
+from solvers.errors import InvalidOptionError
+from solvers.known import with_known
+from solvers.run import as_solver, solve
+from solvers.solution import Solution, Status
+from solvers.targets import target_near
+
+
+def pool(
+    problem: Problem,
+    k: int,
+    *,
+    within: float = 0.01,
+    distance: int = 1,
+    solver: Any = "auto",
+    time_limit: float | None = None,
+    seed: int | None = None,
+    **options: Any,
+) -> Solution:
+    """Up to ``k`` good choices that differ from each other.
+
+    Args:
+        problem: what to solve.
+        k: how many choices at most, the best among them.
+        within: how far above the best objective they may lie, as a share of its size.
+        distance: in how many groups any two of them differ at least.
+        solver: as `solve` takes it; it is run once for each.
+        time_limit: seconds for all of it.
+        seed: same seed, same answer.
+        **options: the solver's own.
+
+    Returns:
+        The best choice as `solve` gives it, with ``pool``: choices and objectives, best first, itself the first.
+        ``details["pool"]`` says why it ended (``stopped``), and whether every member, and that there are no more
+        where there are fewer than ``k``, was ``proven``.
+
+    Raises:
+        InvalidOptionError: ``k``, ``within`` or ``distance`` makes no sense for the problem.
+        InfeasibleBudgetError: a budget lies below the smallest possible use of its resource.
+
+    >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 2], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
+    >>> pool(problem, 3, within=0.5).pool
+    (((0, 1), 2.0), ((1, 0), 3.0))
+    """
+    if k < 1 or not (np.isfinite(within) and within >= 0) or not 1 <= distance <= problem.num_groups:
+        raise InvalidOptionError(
+            f"a pool takes k ≥ 1, within ≥ 0 and a distance of 1 to {problem.num_groups} groups; "
+            f"found k={k}, within={within}, distance={distance}"
+        )
+    back_end = registry.configured(as_solver(solver), options)
+    back_end.require(problem)
+    back_end.prepare()  # before the clock starts, as `solve` does
+    end = np.inf if time_limit is None else time.perf_counter() + time_limit
+
+    def run(left: int, part: Problem, start: NDArray[np.int64] | None) -> Solution:
+        seconds = None if time_limit is None else max((end - time.perf_counter()) / left, 1e-3)
+        return solve(part, back_end, time_limit=seconds, seed=seed, initial=start)
+
+    best = run(k, problem, None)
+    members = [] if best.choice is None else [best.choice]
+    proven, stopped = best.status in (Status.OPTIMAL, Status.INFEASIBLE), "all found" if members else "no choice found"
+    while 0 < len(members) < k:
+        if time.perf_counter() > end:
+            proven, stopped = False, "time limit"
+            break
+        away = _away(problem, members, distance)
+        try:
+            found = run(k - len(members), away, _start(away, members[0]))
+        except InfeasibleBudgetError:  # groups of one option keep them too alike
+            stopped = "no other choice differs enough"
+            break
+        limit = target_near(min(_objectives(problem, members)), within)
+        if found.status is Status.INFEASIBLE:
+            stopped = "no other choice differs enough"
+            break
+        if found.objective is None or found.objective > limit:
+            beyond = found.bound is not None and found.bound > limit
+            proven, stopped = proven and beyond, "no other choice is near enough"
+            break
+        assert found.choice is not None  # noqa: S101 - it has an objective
+        members.append(found.choice)
+        proven = proven and found.status is Status.OPTIMAL
+    best = with_known(problem, best, choices=members)
+    ranked = sorted(zip(_objectives(problem, members), (tuple(m.tolist()) for m in members), strict=True))
+    near = [(choice, value) for value, choice in ranked if value <= target_near(ranked[0][0], within)]
+    about = {"within": within, "distance": distance, "stopped": stopped, "proven": proven}
+    return replace(best, pool=tuple(near), details={**best.details, "pool": about})
+
+
+def _objectives(problem: Problem, members: Sequence[NDArray[np.int64]]) -> list[float]:
+    return [problem.evaluate(member).objective for member in members]
+
+
+def _away(problem: Problem, members: Sequence[NDArray[np.int64]], distance: int) -> Problem:
+    """The problem with one more budget for each member: at most G - d groups as in that one."""
+    resources, budgets = dict(problem.resources), dict(problem.budgets)
+    for number, member in enumerate(members):
+        name = f"groups as in choice {number}"
+        while name in resources:
+            name += "'"
+        alike = np.zeros(problem.num_options)
+        alike[problem.flat(member)] = 1.0
+        resources[name], budgets[name] = alike, float(problem.num_groups - distance)
+    return Problem(
+        problem.groups, problem.options, problem.cost, resources, budgets, problem.pairs, offset=problem.offset
+    )
+
+
+def _start(away: Problem, best: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """The best choice, changed as little as it takes to be far enough from the members."""
+    from solvers.repair import repair  # compiled code, imported only when it is used
+
+    return repair(away, best)
