@@ -189,7 +189,8 @@ class LeapServer:
             return answer | {"url": f"{self.endpoint}answers/{problem}"}
         if job["type"] == "ising":
             properties = self.solvers[job["solver"]["name"]]["properties"]
-            return solve_embedded(job["data"], properties, job["params"].get("num_reads", 1)) | {"timing": timing}
+            reads, timing = job["params"].get("num_reads", 1), {"qpu_access_time": timing["qpu_access_time"]}
+            return solve_embedded(job["data"], properties, reads) | {"timing": timing}
         samples = solve_cqm(self.upload_of(problem)) if job["type"] == "cqm" else solve_bqm(self.upload_of(problem))
         samples.info.update(timing)
         return {"format": "bq", "data": samples.to_serializable()}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qcompress.cli import arguments
-from qcompress.cli.console import complain, percent, print_json, print_lines, print_table, say
+from qcompress.cli.console import complain, print_json, print_lines, print_table, say
 from qcompress.cli.solving import ProblemFile, print_solution
 
 if TYPE_CHECKING:
@@ -121,7 +121,6 @@ def fetch(
         print_json(solution.to_json())
     else:
         print_solution(solution, dict(job.problem().budgets))
-        _show_quality(solution.details, solution.timing)
     if solution.choice is None:
         return complain("no sample could be made to meet the budgets; submit it anew with more time")
     return 0
@@ -220,17 +219,3 @@ def _show_jobs(jobs: "list[Job]", as_json: bool) -> None:
         return
     rows = [(job.path.name, job.status, job.created, job.remote, job.problem_id or "–") for job in jobs]
     print_table(("job", "status", "created", "at the service", "problem"), rows)
-
-
-def _show_quality(details: Any, timing: Any) -> None:
-    """Raw samples against what was made of them, and where the time went."""
-    steps = ("raw", "decoded", "repaired", "polished")
-    values = [details.get(f"objective_{step}") for step in steps]
-    rows = [(step, "–" if value is None else f"{value:.9g}") for step, value in zip(steps, values, strict=True)]
-    print_table(("samples", ">best objective"), rows)
-    shares = ("valid", "feasible_raw", "feasible_decoded")
-    print_lines(
-        f"{details.get('samples', 0)} samples; "
-        + ", ".join(f"{name.replace('_', ' ')} {percent(details.get(f'share_{name}'))}" for name in shares)
-    )
-    print_lines(", ".join(f"{name.removesuffix('_s')} {seconds:.3f} s" for name, seconds in timing.items()))

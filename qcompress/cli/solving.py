@@ -8,6 +8,7 @@ import typer
 from qcompress.cli import arguments
 from qcompress.cli.console import amount, complain, number, percent, print_json, print_lines, print_table, say
 from qcompress.cli.progress import watching
+from qcompress.cli.sampling import print_sampling
 from solvers import Solution, SolverInfo
 from solvers.compare import TARGET, Comparison, Suite
 
@@ -114,6 +115,7 @@ def print_solution(solution: Solution, budgets: dict[str, float]) -> None:
         limit = f" of {amount(budgets[name])}" if name in budgets else ""
         rows.append((name, amount(used) + limit))
     print_table(("", ""), rows)
+    print_sampling(solution)
 
 
 def compare(
