@@ -4,6 +4,7 @@ import contextlib
 import io
 import itertools
 import json
+import traceback
 
 import numpy as np
 import pytest
@@ -317,25 +318,44 @@ def test_a_damaged_job_file_and_a_changed_problem_are_refused(leap):
 # --- what never happens ----------------------------------------------------------------------------------------------
 
 
-def test_no_token_is_stored_or_shown(leap, tmp_path, capsys, caplog):
-    solution = solve(PROBLEM, "leap-cqm")
+def saying(error):
+    """All that can be read off an error, its causes and tracebacks included."""
+    return repr(error) + "".join(traceback.format_exception(error))
+
+
+@pytest.mark.parametrize("solver", [*REMOTE, "qpu-decomposed"])
+def test_no_token_is_stored_or_shown(leap, tmp_path, capfd, caplog, solver):
+    """Neither the good one nor one that is refused: in no file, no output, no log at any level, no error."""
+    from solvers.registry import solver_class
+
+    caplog.set_level(0)
+    config = {"token": TOKEN, "endpoint": leap.endpoint}
+    back_end = solver_class(solver)(config=config)
+    solution = solve(PROBLEM, back_end)
     solution.save(tmp_path / "solution.json")
-    made = solve(PROBLEM, solver_with_token(leap), wait=False)
-    leap.errors["GET", "problems/"] = (500, "no")
+    texts = [repr(solution), repr(back_end)]
+    for fault in FAULTS[1:]:
+        leap.drop_at, leap.drop_on, leap.drop_after = len(leap.requests) + 3, "gone" in fault, "answer" in fault
+        try:
+            texts.append(repr(solve(PROBLEM, back_end)))
+        except LeapError as error:
+            texts.append(saying(error))
+        leap.restart()
+    for status, message in ((500, "no"), (401, "no"), (403, "no"), (429, "no"), (400, "no")):
+        leap.errors["POST", "problems/"] = (status, message)
+        with pytest.raises(LeapError) as caught:
+            solve(PROBLEM, back_end, seed=status)  # a seed of its own: a descent would go on with what was sent
+        texts.append(saying(caught.value))
     with pytest.raises(LeapError) as caught:
-        made.fetch()
-    (tmp_path / "dwave.conf").unlink()
-    said = capsys.readouterr()
-    texts = [str(caught.value), repr(made), repr(solver_with_token(leap)), said.out, said.err, caplog.text]
-    texts += [path.read_bytes().decode(errors="replace") for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(texts) > 6
+        solve(PROBLEM, solver_class(solver)(config=config | {"token": f"bad-{TOKEN}"}))
+    texts.append(saying(caught.value))
+    (tmp_path / "dwave.conf").unlink()  # that one holds it
+    said = capfd.readouterr()
+    texts += [said.out, said.err, caplog.text]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 6
+    texts += [path.read_bytes().decode(errors="replace") for path in files]
     assert not [text for text in texts if TOKEN in text]
-
-
-def solver_with_token(leap):
-    from solvers.leap.hybrid import LeapCqm
-
-    return LeapCqm(config={"token": TOKEN, "endpoint": leap.endpoint})
 
 
 def test_auto_and_comparisons_leave_the_network_alone(leap):

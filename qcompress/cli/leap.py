@@ -87,6 +87,7 @@ def status(job_file: JobFile, as_json: arguments.AsJson = False) -> None:
 
     Example: `qcompress leap status leap-jobs/leap-cqm-20260102-030405-0a1b2c3d.job.json`
     """
+    _require_extra()
     from solvers.leap.job import Job
 
     _show_jobs([Job.load(job_file).refresh()], as_json)
@@ -103,6 +104,7 @@ def fetch(
 
     Example: `qcompress leap fetch leap-jobs/leap-cqm-20260102-030405-0a1b2c3d.job.json`
     """
+    _require_extra()
     from solvers.leap.job import SUFFIX, Job
 
     job = Job.load(job_file)
@@ -131,6 +133,7 @@ def list_jobs(jobs: Jobs = Path(JOBS), as_json: arguments.AsJson = False) -> Non
 
     Example: `qcompress leap list`
     """
+    _require_extra()
     from solvers.leap.job import jobs_in
 
     _show_jobs(jobs_in(jobs), as_json)
@@ -141,12 +144,7 @@ def list_solvers(as_json: arguments.AsJson = False) -> None:
 
     Example: `qcompress leap solvers`
     """
-    from solvers.leap.hybrid import LeapCqm
-
-    if why := LeapCqm.why_not():
-        from solvers import SolverUnavailableError
-
-        raise SolverUnavailableError(why)
+    _require_extra()
     from solvers.leap.connection import connect
 
     with connect() as connection:
@@ -168,6 +166,15 @@ def list_solvers(as_json: arguments.AsJson = False) -> None:
         for one in found
     ]
     print_table(("solver", "kind", "takes", "online", ">load"), rows)
+
+
+def _require_extra() -> None:
+    """Say what to install, where the client is missing, before it is imported."""
+    from solvers import SolverUnavailableError
+    from solvers.leap.hybrid import LeapCqm
+
+    if why := LeapCqm.why_not():
+        raise SolverUnavailableError(why)
 
 
 def _estimates(back_end: "LeapSolver", problem: Any, time_limit: float | None) -> dict[str, "Estimate"]:

@@ -27,6 +27,7 @@ from solvers.leap.errors import (
     LeapSolverError,
     LeapTokenError,
 )
+from solvers.leap.secrecy import mask_logs
 
 NO_TOKEN = (
     "no D-Wave API token: copy it from your Leap dashboard (cloud.dwavesys.com/leap) into the environment variable "  # noqa: S105
@@ -151,6 +152,7 @@ def missing_token(config: Mapping[str, Any] | None = None) -> str:
     Raises:
         LeapError: the configuration cannot be read.
     """
+    mask_logs()
     with plainly("the configuration was read"):
         return "" if load_config(**dict(config or {})).get("token") else NO_TOKEN
 
