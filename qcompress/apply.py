@@ -15,7 +15,7 @@ from qcompress.compression import CompressedPart, Compression, attach, install_
 from qcompress.errors import ModelError
 from qcompress.forward import Forward
 from qcompress.measurement import Measurement
-from qcompress.transforms.base import Keep, Transform
+from qcompress.transforms.base import Keep, Transform, Weight
 from solvers import Solution
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -119,7 +119,8 @@ def _apply(
     parts = []
     for part, transform in zip(measurement.parts, transforms, strict=True):
         try:
-            stored = {} if isinstance(transform, Keep) else transform.encode(part.weight(model))
+            weight = Weight(part.weight(model), part.target, measurement.moments_of(part))
+            stored = {} if isinstance(transform, Keep) else transform.encode(weight)
         except ModelError as error:
             raise ModelError(f"cannot compress {part.name!r}: {error}") from error
         parts.append(CompressedPart(part=part, transform=transform, stored=stored))

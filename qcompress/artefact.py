@@ -24,10 +24,10 @@ from qcompress.compression import CompressedPart, Compression, attach, install_,
 from qcompress.errors import ArtefactError
 from qcompress.options import transform_from_json
 from qcompress.parts import Part
-from qcompress.transforms.base import Keep
+from qcompress.transforms.base import Keep, Weight
 
 FILE_KIND = "qcompress compressed model"
-FILE_VERSION = 1
+FILE_VERSION = 2
 _HEADER = "qcompress"
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -80,7 +80,7 @@ def save_compressed(model: nn.Module, path: AnyPath) -> SavedFile:
                 "was fine-tuned, converted or replaced. Load the compressed weights again, or measure and apply anew"
             )
         written |= {id(weight) for weight in weights}
-        stored = item.stored or item.transform.encode(item.part.weight(model).cpu())
+        stored = item.stored or item.transform.encode(Weight(item.part.weight(model).cpu(), item.part.target))
         tensors |= {f"{item.part.name}/{name}": value for name, value in stored.items()}
         parts.append({"part": item.part.to_json(), "transform": item.transform.to_json(), "arrays": sorted(stored)})
     state = _state(model)

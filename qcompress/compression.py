@@ -33,9 +33,9 @@ class CompressedPart:
     stored: dict[str, Tensor]
 
     @property
-    def factors(self) -> tuple[Tensor, ...]:
-        """Weights of the layers in the part's place, or () when the layer itself is there."""
-        return self.transform.factors(self.stored, self.part.target) if self.stored else ()
+    def factors(self) -> dict[str, Tensor]:
+        """Weights (as rows) of the layers in the part's place, or {} when the layer itself is there."""
+        return self.transform.factors(self.stored, self.part.target) if self.stored else {}
 
     def rows(self) -> Tensor:
         """The rows that the stored arrays give."""
@@ -50,12 +50,14 @@ class CompressedPart:
             module = model.get_submodule(self.part.modules[0])
         except AttributeError:
             return None
-        if bool(self.factors) != isinstance(module, Factored):
+        factors = self.factors
+        if list(factors) != (list(module.factors) if isinstance(module, Factored) else []):
             return None
+        expected: list[Tensor]
         if isinstance(module, Factored):
             weights: list[Tensor] = [layer.weight for layer in module]  # type: ignore[misc]
-            expected = self.factors
-            found = [weight.detach().flatten(1) for weight in weights]
+            expected = list(factors.values())
+            found = list(module.factors.values())
         else:
             if layers.why_unsupported(module):
                 return None
@@ -64,7 +66,7 @@ class CompressedPart:
             target = self.part.target
             if found[0].shape != (target.channels, target.per_channel) or found[0].dtype != target.dtype:
                 return None
-            expected = (self.rows() if self.stored else found[0],)
+            expected = [self.rows() if self.stored else found[0]]
         same = all(
             one.dtype == other.dtype and torch.equal(one.cpu(), other.cpu())
             for one, other in zip(found, expected, strict=True)
@@ -97,8 +99,8 @@ def install_(model: nn.Module, parts: Sequence[CompressedPart]) -> None:
         if not items:
             continue
         module = model.get_submodule(modules[0])
-        if items[0].factors:
-            replace_(model, module, factored(module, items[0].factors))
+        if factors := items[0].factors:
+            replace_(model, module, factored(module, factors))
             continue
         weight = layers.weight_of(module)
         rows = layers.to_rows(module, weight.detach()).clone()

@@ -1,7 +1,12 @@
 """Layers that stand for one layer by the product of smaller ones, and how they take its place in a model.
 
 A factored layer is an `nn.Sequential` with named members, so its state dict reads ``fc.reduce.weight``,
-``fc.expand.weight``, ``fc.expand.bias``. It can be folded back to one dense layer at any time.
+``fc.expand.weight``, ``fc.expand.bias``. The members' weights are the factors of a `Form`, in its order, and so
+they can be folded back to one dense layer at any time.
+
+The stride, padding and dilation of a convolution go where its kernel goes: all to ``reduce`` or to a Tucker
+``core``, the vertical ones to ``vertical`` and the horizontal ones to ``horizontal``. No layer but the last has a
+bias, so that padding in between is right: it adds zeros, or copies, of what a padded input would have given.
 """
 
 from collections import OrderedDict
@@ -10,69 +15,153 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from qcompress.transforms.forms import Channels, Factors, Form, Spatial, Tucker
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
-class FactoredLinear(nn.Sequential):
+class GroupedLinear(nn.Module):
+    """A Linear layer without bias whose inputs and outputs fall into groups of their own.
+
+    ``weight`` is ``(out, in / groups)``, the groups below each other.
+
+    >>> GroupedLinear(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), groups=2)(torch.ones(1, 4))
+    tensor([[3., 7.]], grad_fn=...)
+    """
+
+    def __init__(self, weight: Tensor, groups: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(…, in)`` → ``(…, out)``."""
+        blocks = self.weight.view(self.groups, -1, self.weight.shape[1])
+        return torch.einsum("...gi,goi->...go", x.reshape(*x.shape[:-1], self.groups, -1), blocks).flatten(-2)
+
+    def extra_repr(self) -> str:
+        """As a grouped convolution's."""
+        rows, columns = self.weight.shape
+        return f"in_features={columns * self.groups}, out_features={rows}, groups={self.groups}"
+
+
+class Factored(nn.Sequential):
+    """Smaller layers in the place of one; the last one has its bias."""
+
+    def to_dense(self) -> nn.Linear | nn.Conv2d:
+        """One layer with the product as its weight."""
+        raise NotImplementedError
+
+    @property
+    def factors(self) -> Factors:
+        """The members' weights as rows, by name."""
+        return {name: layer.weight.detach().flatten(1) for name, layer in self.named_children()}  # type: ignore[operator]
+
+    def _product(self, form: Form, kernel: tuple[int, int]) -> Tensor:
+        """The rows of the dense weight, added up in float32 or wider."""
+        wide = {name: own.to(torch.promote_types(own.dtype, torch.float32)) for name, own in self.factors.items()}
+        return form.product(wide, kernel)
+
+    def _dense_conv(self, form: Form, tall: nn.Conv2d, wide: nn.Conv2d) -> nn.Conv2d:
+        """The Conv2d whose kernel has the height of one member and the width of another."""
+        rows = self._product(form, (tall.kernel_size[0], wide.kernel_size[1]))
+        first, last = self[0], self[-1]
+        dense = _conv(tall, wide, first.in_channels, len(rows))  # type: ignore[arg-type]
+        return _filled(dense, rows, last.weight, last.bias)  # type: ignore[arg-type]
+
+
+class FactoredLinear(Factored):
     """A Linear layer as ``expand(reduce(x))``: features in → rank → features out (with the bias)."""
 
-    reduce: nn.Linear
+    reduce: nn.Linear | GroupedLinear
     expand: nn.Linear
-
-    def __init__(self, reduce: nn.Linear, expand: nn.Linear) -> None:
-        super().__init__(OrderedDict(reduce=reduce, expand=expand))
 
     def to_dense(self) -> nn.Linear:
         """One Linear layer with the product as its weight."""
-        dense = nn.Linear(self.reduce.in_features, self.expand.out_features, device="meta")
-        return _filled(dense, self.expand.weight.detach() @ self.reduce.weight.detach(), self.expand)
+        rows = self._product(Channels(getattr(self.reduce, "groups", 1)), (1, 1))
+        return _filled(
+            nn.Linear(rows.shape[1], rows.shape[0], device="meta"), rows, self.expand.weight, self.expand.bias
+        )
 
 
-class FactoredConv2d(nn.Sequential):
+class FactoredConv2d(Factored):
     """A Conv2d layer as ``expand(reduce(x))``: its own kernel to rank channels, then 1×1 to all (with the bias)."""
 
     reduce: nn.Conv2d
     expand: nn.Conv2d
 
-    def __init__(self, reduce: nn.Conv2d, expand: nn.Conv2d) -> None:
-        super().__init__(OrderedDict(reduce=reduce, expand=expand))
+    def to_dense(self) -> nn.Conv2d:
+        """One Conv2d layer with the product as its weight."""
+        return self._dense_conv(Channels(self.reduce.groups), self.reduce, self.reduce)
+
+
+class SpatialConv2d(Factored):
+    """A Conv2d layer as ``horizontal(vertical(x))``: kernel columns to rank channels, then kernel rows to all."""
+
+    vertical: nn.Conv2d
+    horizontal: nn.Conv2d
 
     def to_dense(self) -> nn.Conv2d:
         """One Conv2d layer with the product as its weight."""
-        weight = torch.einsum("or,rikl->oikl", self.expand.weight.detach()[:, :, 0, 0], self.reduce.weight.detach())
-        return _filled(_conv_like(self.reduce, weight.shape[1], weight.shape[0]), weight, self.expand)
+        return self._dense_conv(Spatial(), self.vertical, self.horizontal)
 
 
-Factored = FactoredLinear | FactoredConv2d
+class TuckerConv2d(Factored):
+    """A Conv2d layer as ``expand(core(reduce(x)))``: 1×1 to fewer channels, its own kernel, 1×1 to all."""
+
+    reduce: nn.Conv2d
+    core: nn.Conv2d
+    expand: nn.Conv2d
+
+    def to_dense(self) -> nn.Conv2d:
+        """One Conv2d layer with the product as its weight."""
+        return self._dense_conv(Tucker(), self.core, self.core)
 
 
-def factored(layer: nn.Module, factors: tuple[Tensor, ...]) -> Factored:
-    """The layer as two, with its bias, device, dtype, mode and ``requires_grad``.
+_CONVOLUTIONS: dict[tuple[str, ...], tuple[type[Factored], str, str]] = {
+    ("reduce", "expand"): (FactoredConv2d, "reduce", "reduce"),
+    ("vertical", "horizontal"): (SpatialConv2d, "vertical", "horizontal"),
+    ("reduce", "core", "expand"): (TuckerConv2d, "core", "core"),
+}  # names of the factors → the layer, and which member has the kernel's height and which its width
+
+
+def factored(layer: nn.Module, factors: Factors) -> Factored:
+    """The layer as smaller ones, with its bias, device, dtype, mode and ``requires_grad``.
 
     Args:
-        layer: Linear, or Conv2d without groups; its rows are ``(m, n)``.
-        factors: ``reduce (rank, n)`` and ``expand (m, rank)``.
+        layer: Linear, or Conv2d without groups.
+        factors: of one of the forms of `qcompress.transforms.forms`; their names tell which.
 
-    >>> factored(nn.Linear(8, 4), (torch.ones(2, 8), torch.ones(4, 2)))
+    Raises:
+        TypeError: another layer.
+
+    >>> factored(nn.Linear(8, 4), {"reduce": torch.ones(2, 8), "expand": torch.ones(4, 2)})
     FactoredLinear(
       (reduce): Linear(in_features=8, out_features=2, bias=False)
       (expand): Linear(in_features=2, out_features=4, bias=True)
     )
     """
-    reduce, expand = factors
-    rank = len(reduce)
-    whole: Factored
     if isinstance(layer, nn.Linear):
-        narrow = nn.Linear(layer.in_features, rank, bias=False, device="meta")
-        wide = nn.Linear(rank, layer.out_features, device="meta")
-        whole = FactoredLinear(_filled(narrow, reduce, None, like=layer), _filled(wide, expand, layer))
-    elif isinstance(layer, nn.Conv2d) and layer.groups == 1:
-        kernels = reduce.view(rank, *layer.weight.shape[1:])
-        point = nn.Conv2d(rank, layer.out_channels, 1, device="meta")
-        whole = FactoredConv2d(
-            _filled(_conv_like(layer, layer.in_channels, rank), kernels, None, like=layer),
-            _filled(point, expand.view(-1, rank, 1, 1), layer),
+        reduce, expand = factors.values()
+        groups = layer.in_features // reduce.shape[1]
+        narrow: Member = nn.Linear(layer.in_features, len(reduce), bias=False, device="meta")
+        if groups > 1:
+            narrow = GroupedLinear(reduce, groups)
+        wide = nn.Linear(len(reduce), layer.out_features, device="meta")
+        whole: Factored = FactoredLinear(
+            OrderedDict[str, nn.Module](
+                reduce=_filled(narrow, reduce, layer.weight, None),
+                expand=_filled(wide, expand, layer.weight, layer.bias),
+            )
         )
+    elif isinstance(layer, nn.Conv2d) and layer.groups == 1:
+        kind, tall, broad = _CONVOLUTIONS[tuple(factors)]
+        members, inputs = OrderedDict[str, nn.Module](), layer.in_channels
+        for name, rows in factors.items():
+            empty = _conv(layer if name == tall else None, layer if name == broad else None, inputs, len(rows), rows)
+            members[name] = _filled(empty, rows, layer.weight, layer.bias if len(members) + 1 == len(factors) else None)
+            inputs = len(rows)
+        whole = kind(members)
     else:
         raise TypeError(f"only Linear, and Conv2d without groups, can be factored, found {layer}")
     return whole.train(layer.training)
@@ -81,8 +170,8 @@ def factored(layer: nn.Module, factors: tuple[Tensor, ...]) -> Factored:
 def fold_(model: Model) -> Model:
     """Put dense layers in the place of factored ones, in place, so that the original state dict loads again.
 
-    >>> model = nn.Sequential(factored(nn.Linear(8, 4), (torch.ones(2, 8), torch.ones(4, 2))))
-    >>> fold_(model)
+    >>> factors = {"reduce": torch.ones(2, 8), "expand": torch.ones(4, 2)}
+    >>> fold_(nn.Sequential(factored(nn.Linear(8, 4), factors)))
     Sequential(
       (0): Linear(in_features=8, out_features=4, bias=True)
     )
@@ -101,33 +190,45 @@ def replace_(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 parent._modules[name] = new
 
 
-def _conv_like(layer: nn.Conv2d, in_channels: int, out_channels: int) -> nn.Conv2d:
-    """An empty Conv2d that moves over its input as ``layer`` does."""
+def _conv(
+    tall: nn.Conv2d | None, wide: nn.Conv2d | None, inputs: int, outputs: int, rows: Tensor | None = None
+) -> nn.Conv2d:
+    """An empty Conv2d that moves down its input as ``tall`` does and along it as ``wide`` does (None: one by one).
+
+    It has as many groups as ``rows`` of that length take.
+    """
+
+    def both(name: str, otherwise: int) -> tuple[int, int]:
+        return (
+            otherwise if tall is None else getattr(tall, name)[0],
+            otherwise if wide is None else getattr(wide, name)[1],
+        )
+
+    kernel, one = both("kernel_size", 1), tall or wide
+    padding = one.padding if one is not None and isinstance(one.padding, str) else both("padding", 0)
     return nn.Conv2d(
-        in_channels,
-        out_channels,
-        layer.kernel_size,  # type: ignore[arg-type]
-        stride=layer.stride,  # type: ignore[arg-type]
-        padding=layer.padding,  # type: ignore[arg-type]
-        dilation=layer.dilation,  # type: ignore[arg-type]
-        padding_mode=layer.padding_mode,
+        inputs,
+        outputs,
+        kernel,
+        stride=both("stride", 1),
+        padding=padding,
+        dilation=both("dilation", 1),
+        groups=1 if rows is None else inputs * kernel[0] * kernel[1] // rows.shape[1],
+        padding_mode="zeros" if one is None else one.padding_mode,
         device="meta",
     )
 
 
-Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+Member = nn.Linear | nn.Conv2d | GroupedLinear
+Layer = TypeVar("Layer", bound=Member)
 
 
-def _filled(
-    empty: Layer, weight: Tensor, bias_of: nn.Linear | nn.Conv2d | None, *, like: nn.Linear | nn.Conv2d | None = None
-) -> Layer:
-    """``empty`` with a weight like that of ``like`` and the very bias parameter of ``bias_of``.
+def _filled(empty: Layer, rows: Tensor, like: Tensor, bias: Tensor | None) -> Layer:
+    """``empty`` with ``rows`` as a weight of the type and place of ``like``, and that very bias parameter.
 
     Layers are made empty (on the meta device) so that making them draws no random numbers.
     """
-    model = like if bias_of is None else bias_of
-    assert model is not None  # noqa: S101
-    value = weight.detach().to(device=model.weight.device, dtype=model.weight.dtype, copy=True)
-    empty.weight = nn.Parameter(value, requires_grad=model.weight.requires_grad)
-    empty.bias = None if bias_of is None else bias_of.bias  # type: ignore[assignment]
+    value = rows.detach().reshape(empty.weight.shape).to(device=like.device, dtype=like.dtype, copy=True)
+    empty.weight = nn.Parameter(value, requires_grad=like.requires_grad)
+    empty._parameters["bias"] = bias  # type: ignore[assignment]
     return empty

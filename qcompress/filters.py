@@ -30,6 +30,7 @@ from qcompress.measuring import fisher
 from qcompress.measuring.candidates import Candidates
 from qcompress.options import Options
 from qcompress.parts import Part, Survey, survey
+from qcompress.transforms.base import Weight
 from qcompress.transforms.filters import PruneFilters
 
 SCORES = ("l1", "fisher")
@@ -157,7 +158,9 @@ def apply_filters(
         rows = part.weight(smaller).clone()
         rows[torch.from_numpy(pruned_of[place]).to(rows.device)] = 0.0
         transform = PruneFilters(bits=int(choice.bits[place]), num_pruned=int(pruned_of[place].sum()))
-        stored.append(CompressedPart(part=part, transform=transform, stored=transform.encode(rows)))
+        stored.append(
+            CompressedPart(part=part, transform=transform, stored=transform.encode(Weight(rows, part.target)))
+        )
     install_(smaller, stored)
     attach(smaller, Compression(parts=tuple(stored)))
     if batch_norm_data is not None:
@@ -168,7 +171,7 @@ def apply_filters(
 def _changes(model: nn.Module, part: Part, low: int) -> tuple[NDArray[np.float64], float]:
     """Mean absolute weight of every filter, and the sum over filters of the mean absolute change by ``low`` bits."""
     rows = part.weight(model).cpu()
-    change = PruneFilters(bits=low).approximate(rows, part.target).double() - rows.double()
+    change = PruneFilters(bits=low).approximate(Weight(rows, part.target)).double() - rows.double()
     return rows.double().abs().mean(dim=1).numpy(), float(change.abs().mean(dim=1).sum())
 
 

@@ -1,17 +1,18 @@
 """What measuring gives: per option its loss increase, its effect for pair terms and its costs. Saved in one file.
 
 Measuring is the expensive step; a `Measurement` serves every budget, formulation and solver afterwards, on any
-machine. It holds no weights: the transforms are plain values that are applied to the model anew.
+machine. It holds no weights: the transforms are plain values that are applied to the model anew, with the moments of
+its layers' inputs where they were calibrated.
 """
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from formulations import FileFormatError
 from formulations.files import AnyPath, read_arrays, write_arrays
@@ -20,7 +21,7 @@ from qcompress.parts import Part, Skipped, unique_state
 from qcompress.transforms.base import Transform
 
 FILE_KIND = "qcompress measurement"
-FILE_VERSION = 1
+FILE_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -30,6 +31,8 @@ class Measurement:
     Attributes:
         parts: G parts of the model, each with its options in ``transforms``.
         cost: ``(V,)`` loss increase of each option alone, nats (or the loss's unit) per sample.
+        error: ``(V,)`` squared error of each option's weight, relative to the weight's own square; of the layer's
+            output on the calibration data where there are moments.
         factor: ``(V, r)``; options u, v of different parts together add ``factor[u]·factor[v]``.
         resources: name → ``(V,)`` use of each option.
         fixed: name → use of everything that is not chosen about.
@@ -38,12 +41,14 @@ class Measurement:
         num_samples: samples the averages are over.
         method, loss, seed: how it was measured.
         model_fingerprint: of the measured model's state dict.
+        moments: part name → ``(n, n)`` float32 second moments of its (unfolded) input, where an option needs them.
     """
 
     parts: tuple[Part, ...]
     transforms: tuple[tuple[Transform, ...], ...]
     cost: NDArray[np.float64]
     factor: NDArray[np.float64]
+    error: NDArray[np.float64]
     resources: MappingProxyType[str, NDArray[np.float64]]
     fixed: MappingProxyType[str, float]
     original: MappingProxyType[str, float]
@@ -53,11 +58,16 @@ class Measurement:
     loss: str
     seed: int
     model_fingerprint: str
+    moments: MappingProxyType[str, NDArray[np.float32]] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def labels(self) -> tuple[tuple[str, ...], ...]:
         """Per part the names of its options."""
         return tuple(tuple(transform.label for transform in options) for options in self.transforms)
+
+    def moments_of(self, part: Part) -> Tensor | None:
+        """The second moments of a part's input, or None."""
+        return torch.tensor(self.moments[part.name]) if part.name in self.moments else None
 
     @staticmethod
     def fingerprint_of(model: nn.Module) -> str:
@@ -82,9 +92,11 @@ class Measurement:
             "loss": self.loss,
             "seed": self.seed,
             "model_fingerprint": self.model_fingerprint,
+            "moments": list(self.moments),
         }
-        arrays = {"cost": self.cost, "factor": self.factor}
+        arrays: dict[str, NDArray[np.floating]] = {"cost": self.cost, "factor": self.factor, "error": self.error}
         arrays |= {f"resource_{i}": use for i, use in enumerate(self.resources.values())}
+        arrays |= {f"moments_{i}": own for i, own in enumerate(self.moments.values())}
         write_arrays(path, kind=FILE_KIND, version=FILE_VERSION, header=header, arrays=arrays)
 
     @classmethod
@@ -97,15 +109,18 @@ class Measurement:
         header, arrays = read_arrays(path, kind=FILE_KIND, version=FILE_VERSION)
         try:
             resources = {name: arrays[f"resource_{i}"] for i, name in enumerate(header["resources"])}
+            moments = {name: arrays[f"moments_{i}"] for i, name in enumerate(header.get("moments", ()))}
             return cls(
                 parts=tuple(map(Part.from_json, header["parts"])),
                 transforms=tuple(tuple(map(transform_from_json, options)) for options in header["transforms"]),
                 cost=arrays["cost"],
                 factor=arrays["factor"],
+                error=arrays.get("error", np.full(len(arrays["cost"]), np.nan)),  # version 1 had none
                 resources=MappingProxyType(resources),
                 fixed=MappingProxyType(header["fixed"]),
                 original=MappingProxyType(header["original"]),
                 skipped=tuple(Skipped(**item) for item in header["skipped"]),
+                moments=MappingProxyType(moments),
                 **{key: header[key] for key in ("num_samples", "method", "loss", "seed", "model_fingerprint")},
             )
         except (KeyError, TypeError, AttributeError) as error:

@@ -1,73 +1,113 @@
 """What is on offer: a set of transforms that every part of a model may choose from, besides being kept as it is."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from qcompress.errors import OptionsError
-from qcompress.transforms.base import Keep, Target, Transform
+from qcompress.transforms.base import Keep, Offer, Target, Transform, Weight
 from qcompress.transforms.filters import PruneFilters
-from qcompress.transforms.low_rank import LowRank
+from qcompress.transforms.low_rank import LowRank, RankRule
 from qcompress.transforms.quantize import PruneQuantize
 
-TRANSFORMS: dict[str, type[Transform]] = {kind.kind: kind for kind in (Keep, PruneQuantize, PruneFilters, LowRank)}
+OFFERS: dict[str, type[Offer]] = {kind.kind: kind for kind in (Keep, PruneQuantize, PruneFilters, LowRank, RankRule)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Fitted:
+    """A transform that is of use for a weight, and what it makes of it.
+
+    Attributes:
+        rows: the approximation, ``(channels, per_channel)``.
+        error: its squared error, see `Weight.relative_error`.
+    """
+
+    transform: Transform
+    rows: Tensor
+    error: float
 
 
 @dataclass(frozen=True)
 class Options:
-    """Transforms on offer; "keep as it is" is always among them and not listed.
+    """What is on offer for every weight; "keep as it is" is always among it and not listed.
 
     >>> prune_quantize(bits=(4, 8), sparsity=(0,)) + low_rank(ratios=(0.25,))
-    Options(4 bits; 8 bits; rank for 25 %)
+    Options(4 bits; 8 bits; rank for 25 % of the weights)
+    >>> low_rank(ranks=(8, 16)).then(prune_quantize(bits=(4,), sparsity=(0,)))
+    Options(rank 8, 4 bits; rank 16, 4 bits)
     """
 
-    transforms: tuple[Transform, ...]
+    offers: tuple[Offer, ...]
 
     def __post_init__(self) -> None:
-        wrong = [item for item in self.transforms if not isinstance(item, Transform)]
+        wrong = [item for item in self.offers if not isinstance(item, Offer)]
         if wrong:
             raise OptionsError(f"options are transforms, as prune_quantize() makes them; found {wrong[0]!r}")
-        distinct = dict.fromkeys(item for item in self.transforms if not isinstance(item, Keep))
-        object.__setattr__(self, "transforms", tuple(distinct))
+        distinct = dict.fromkeys(item for item in self.offers if not isinstance(item, Keep))
+        object.__setattr__(self, "offers", tuple(distinct))
 
     def __add__(self, other: "Options") -> "Options":
         if not isinstance(other, Options):
             return NotImplemented
-        return Options(self.transforms + other.transforms)
+        return Options(self.offers + other.offers)
 
     def __repr__(self) -> str:
-        return f"Options({'; '.join(transform.label for transform in self.transforms)})"
+        return f"Options({'; '.join(offer.label for offer in self.offers)})"
 
-    def for_target(self, target: Target, rows: Tensor) -> tuple[Transform, ...]:
-        """Keep, then the transforms that fit ``target`` and are of use for its weight.
-
-        Of one kind and with equal macs, a transform is of no use when another one takes no more bytes and has no
-        larger squared error (of equal ones the first stays).
+    def then(self, other: "Options") -> "Options":
+        """Each of these low-rank options with each of the others done to its factors.
 
         Args:
-            target: what is to be stored.
-            rows: its weight, ``(channels, per_channel)``.
+            other: `prune_quantize` options.
+
+        Raises:
+            OptionsError: these are not all low rank with factors as they are, or the others not all pruning and
+                quantization.
         """
-        families: dict[tuple[str, float], list[tuple[int, float, int]]] = {}
-        for place, transform in enumerate(self.transforms):
-            if not transform.why_not(target):
-                error = float((transform.approximate(rows, target).double() - rows.cpu().double()).square().sum())
-                family = families.setdefault((transform.kind, transform.macs(target)), [])
-                family.append((transform.size_bytes(target), error, place))
-        useful = []
-        for family in families.values():
-            least = float("inf")
-            for _, error, place in sorted(family):
-                if error < least:
-                    least = error
-                    useful.append(place)
-        return (Keep(), *(self.transforms[place] for place in sorted(useful)))
+        wrong = [own.label for own in self.offers if not (isinstance(own, (LowRank, RankRule)) and own.then == Keep())]
+        wrong += [own.label for own in other.offers if not isinstance(own, PruneQuantize)]
+        if wrong:
+            raise OptionsError(f"only low_rank(…).then(prune_quantize(…)) can be composed, found {wrong[0]!r}")
+        return Options(tuple(replace(first, then=second) for first in self.offers for second in other.offers))  # type: ignore[call-arg]
+
+    def need_moments(self, target: Target) -> bool:
+        """Whether something on offer takes the moments of the layer's input to fit there."""
+        return any(own.needs_moments(target) for own in self.offers)
+
+    def for_weight(self, weight: Weight) -> tuple[Fitted, ...]:
+        """Keep, then what fits ``weight`` and is of use for it, each worked out once.
+
+        Of one kind, a transform is of no use when another one takes no more bytes and no more macs and has no larger
+        squared error (of equal ones the first stays). Across kinds it may be: an error of low rank and one of
+        rounding can do different harm at the same square.
+        """
+        useful: dict[str, list[tuple[int, float, Fitted]]] = {}
+        for transform in dict.fromkeys(own.resolve(weight) for own in self.offers):
+            if transform is None:
+                continue
+            rows = transform.approximate(weight)
+            size_bytes, macs = transform.size_bytes(weight.target), transform.macs(weight.target)
+            new = Fitted(transform=transform, rows=rows, error=weight.relative_error(rows))
+            family = useful.setdefault(transform.kind, [])
+            if not any(size <= size_bytes and often <= macs and own.error <= new.error for size, often, own in family):
+                family[:] = [
+                    (size, often, own)
+                    for size, often, own in family
+                    if not (size_bytes <= size and macs <= often and new.error <= own.error)
+                ]
+                family.append((size_bytes, macs, new))
+        found = tuple(own for family in useful.values() for _, _, own in family)
+        return (Fitted(transform=Keep(), rows=weight.rows, error=0.0), *found)
+
+    def for_target(self, target: Target, rows: Tensor) -> tuple[Transform, ...]:
+        """The transforms of `for_weight`, for rows without calibration."""
+        return tuple(own.transform for own in self.for_weight(Weight(rows, target)))
 
     def to_json(self) -> list[dict[str, Any]]:
-        """The transforms as plain JSON."""
-        return [transform.to_json() for transform in self.transforms]
+        """The offers as plain JSON."""
+        return [offer.to_json() for offer in self.offers]
 
     @classmethod
     def from_json(cls, value: Any) -> "Options":
@@ -78,7 +118,7 @@ class Options:
         """
         if not isinstance(value, list):
             raise OptionsError(f"options are a list of transforms, found {type(value).__name__}")
-        return cls(tuple(map(transform_from_json, value)))
+        return cls(tuple(map(_from_json, value)))
 
 
 def transform_from_json(value: Any) -> Transform:
@@ -90,12 +130,21 @@ def transform_from_json(value: Any) -> Transform:
     >>> transform_from_json({"kind": "prune_quantize", "bits": 4, "sparsity": 0.5})
     PruneQuantize(bits=4, sparsity=0.5)
     """
-    if not isinstance(value, dict) or value.get("kind") not in TRANSFORMS:
+    found = _from_json(value)
+    if not isinstance(found, Transform):
+        raise OptionsError(f"{found.label!r} is an offer for any weight, not the transform of one")
+    return found
+
+
+def _from_json(value: Any) -> Offer:
+    if not isinstance(value, dict) or value.get("kind") not in OFFERS:
         found = value.get("kind") if isinstance(value, dict) else value
-        raise OptionsError(f"no transform is of the kind {found!r}; known are: {', '.join(TRANSFORMS)}")
-    fields = {name: item for name, item in value.items() if name != "kind"}
+        raise OptionsError(f"no transform is of the kind {found!r}; known are: {', '.join(OFFERS)}")
+    fields = {
+        name: _from_json(item) if isinstance(item, dict) else item for name, item in value.items() if name != "kind"
+    }
     try:
-        return TRANSFORMS[value["kind"]](**fields)
+        return OFFERS[value["kind"]](**fields)
     except TypeError as error:
         raise OptionsError(f"not the fields of a {value['kind']} transform: {fields} ({error})") from error
 
@@ -118,25 +167,62 @@ def prune_quantize(bits: Iterable[int] = (2, 3, 4, 6, 8), sparsity: Iterable[flo
     return Options(tuple(PruneQuantize(count, share) for share in shares for count in all_bits))
 
 
-def low_rank(ratios: Iterable[float] = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75)) -> Options:
-    """Low-rank factors of Linear and Conv2d layers that hold about each share of the weights.
+def low_rank(
+    ratios: Iterable[float] | None = None,
+    *,
+    ranks: Iterable[int] | None = None,
+    energies: Iterable[float] | None = None,
+    kinds: Iterable[str] = ("channels",),
+    slices: Iterable[int] = (2, 4),
+    whitened: bool = False,
+) -> Options:
+    """Low-rank factors in the place of Linear and ungrouped Conv2d layers: every kind at every rank.
 
     Args:
-        ratios: above 0 and below 1 each.
+        ratios: shares of the weights, above 0 and below 1: the largest rank whose factors fit in. The default, where
+            neither ranks nor energies are given, is an eighth to six eighths.
+        ranks: from 1.
+        energies: shares of the weight's squared norm, above 0 and below 1: the smallest rank that keeps them. The rank
+            depends on the weight; the option that is measured, solved for and saved names it.
+        kinds: ``"channels"``: the weight as ``(out, in)`` matrix; ``"spatial"``: a column, then a row of a kernel;
+            ``"tucker"``: 1×1, kernel, 1×1; ``"sliced"``: a rank for each slice of the input channels. A Linear layer
+            takes "channels" and "sliced" only.
+        slices: how many, for ``"sliced"``.
+        whitened: closest for the inputs that the calibration data gives instead of for all alike. `measure` then
+            keeps ``(in, in)`` second moments of each such layer (for a convolution of the unfolded input).
+
+    Ranks that save neither bytes nor macs in a layer are not offered there.
 
     Raises:
         OptionsError: an empty list or a value outside its range.
 
     >>> low_rank(ratios=(0.25, 0.5))
-    Options(rank for 25 %; rank for 50 %)
+    Options(rank for 25 % of the weights; rank for 50 % of the weights)
+    >>> low_rank(energies=(0.9,), kinds=("spatial", "sliced"), slices=(2,), whitened=True)
+    Options(spatial rank for 90 % of the energy, whitened; 2 slices rank for 90 % of the energy, whitened)
     """
-    return Options(tuple(LowRank(ratio) for ratio in _listed(ratios, "ratios", "(0.25, 0.5)")))
+    if ratios is None and ranks is None and energies is None:
+        ratios = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
+    given = {"ratio": ("ratios", ratios, "(0.25, 0.5)"), "rank": ("ranks", ranks, "(8, 16)")}
+    given["energy"] = ("energies", energies, "(0.9, 0.99)")
+    rules = [(by, value) for by, (name, values, example) in given.items() if values is not None
+             for value in _listed(values, name, example)]  # fmt: skip
+    counts = _listed(slices, "slices", "(2, 4)")
+    forms = [(kind, count) for kind in _listed(kinds, "kinds", "('channels', 'spatial')")
+             for count in (counts if kind == "sliced" else [1])]  # fmt: skip
+    return Options(
+        tuple(
+            RankRule(by=by, value=value, form=form, slices=count, whitened=whitened)
+            for form, count in forms
+            for by, value in rules
+        )
+    )
 
 
 def _listed(values: Any, name: str, example: str) -> list[Any]:
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-        raise OptionsError(f"{name} must be a list of numbers, as {example}, found {values!r}")
+        raise OptionsError(f"{name} must be a list, as {example}, found {values!r}")
     listed = list(values)
     if not listed:
-        raise OptionsError(f"{name} is empty: give at least one number, as {example}")
+        raise OptionsError(f"{name} is empty: give at least one, as {example}")
     return listed

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qcompress import forward as forwards
 from qcompress import layers
 from qcompress.errors import ModelError, OptionsError
-from qcompress.transforms.base import Target
+from qcompress.transforms.base import Target, Window
 
 REPLACEABLE = (nn.Linear, nn.Conv2d)
 
@@ -50,7 +50,10 @@ class Part:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Part":
         """Undo `to_json`; KeyError, TypeError or AttributeError when it is not what that gives."""
-        target = Target(**{**value["target"], "dtype": getattr(torch, value["target"]["dtype"])})
+        own = dict(value["target"])
+        if window := own.get("window"):
+            own["window"] = Window(**{**window, "kernel": tuple(window["kernel"])})
+        target = Target(**{**own, "dtype": getattr(torch, own["dtype"])})
         rows = None if value["rows"] is None else (int(value["rows"][0]), int(value["rows"][1]))
         return cls(name=value["name"], modules=tuple(value["modules"]), rows=rows, target=target)
 
@@ -101,7 +104,7 @@ def survey(
         if not layers.why_unsupported(module) and not bool(torch.isfinite(layers.weight_of(module)).all()):
             raise ModelError(f"the weight of {name!r} ({type(module).__name__}) holds NaN or infinity")
     owners = _weight_owners(model)
-    macs, called = _count_calls(model, data, forward)
+    calls = _count_calls(model, data, forward)
     parts: list[Part] = []
     skipped: list[Skipped] = []
     for name, module in model.named_modules():
@@ -112,19 +115,19 @@ def survey(
         if modules[0] != name:
             continue  # the weight is listed under the first module that owns it
         reason = layers.why_unsupported(module)
-        if not reason and not all(path in called for path in modules):
+        if not reason and not all(path in calls for path in modules):
             reason = "never called as a module; its weight is used in some other way, if at all"
         if reason:
             skipped.append(Skipped(name=name, size_bytes=sum(map(_size_bytes, own)), reason=reason))
         else:
-            parts += _blocks(model, modules, sum(macs[path] for path in modules), granularity)
+            parts += _blocks(model, modules, [calls[path] for path in modules], granularity)
     if not parts:
         found = (
             "; ".join(f"{item.name or 'the model itself'}: {item.reason}" for item in skipped[:5]) or "no parameters"
         )
         supported = ", ".join(layer.__name__ for layer in layers.SUPPORTED)
         raise ModelError(f"nothing in the model can be compressed ({found}). Supported layers: {supported}")
-    original = {"bytes": float(total_bytes(model)), "macs": float(sum(macs.values()))}
+    original = {"bytes": float(total_bytes(model)), "macs": float(sum(own.macs for own in calls.values()))}
     dense = {
         "bytes": sum(part.target.num_weights * part.target.dtype.itemsize for part in parts),
         "macs": sum(part.target.macs for part in parts),
@@ -163,41 +166,67 @@ def _weight_owners(model: nn.Module) -> dict[int, tuple[str, ...]]:
     return owners
 
 
-def _count_calls(
-    model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None
-) -> tuple[dict[str, float], set[str]]:
-    """Per supported module its macs per sample over all calls, and the names of those that were called."""
-    macs: dict[str, float] = {}
-    called: set[str] = set()
+@dataclass(slots=True)
+class _Calls:
+    """Per sample, over all calls of a module: its macs, and of a Conv2d the positions of `Window`."""
+
+    macs: float = 0.0
+    inputs: float = 0.0
+    halfway: float = 0.0
+
+
+def _count_calls(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None) -> dict[str, _Calls]:
+    """The calls of every supported module that was called."""
+    calls: dict[str, _Calls] = {}
     hooks = []
     for name, module in model.named_modules():
         if layers.why_unsupported(module):
             continue
-        macs[name] = 0.0
 
-        def count(module: nn.Module, inputs: tuple[Any, ...], output: Tensor, name: str = name) -> None:
-            called.add(name)
-            if inputs and isinstance(inputs[0], Tensor):
-                macs[name] += layers.macs_of_call(module, inputs[0], output)
+        def count(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor, name: str = name
+        ) -> None:
+            own, given = calls.setdefault(name, _Calls()), args[0] if args else kwargs.get("input")
+            if isinstance(given, Tensor):
+                own.macs += layers.macs_of_call(module, given, output)
+                if isinstance(module, nn.Conv2d):
+                    images = output.numel() // (output.shape[-1] * output.shape[-2] * module.out_channels)
+                    own.inputs += images * given.shape[-2] * given.shape[-1]
+                    own.halfway += images * output.shape[-2] * given.shape[-1]
 
-        hooks.append(module.register_forward_hook(count))
+        hooks.append(module.register_forward_hook(count, with_kwargs=True))
     try:
         with forwards.evaluating(model), torch.no_grad():
             output = forwards.run(model, forwards.first_batch(data), forward)
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: value / len(output) for name, value in macs.items()}, called
+    samples = len(output)
+    return {
+        name: _Calls(own.macs / samples, own.inputs / samples, own.halfway / samples) for name, own in calls.items()
+    }
 
 
-def _blocks(model: nn.Module, modules: tuple[str, ...], macs: float, granularity: str | int) -> list[Part]:
+def _blocks(model: nn.Module, modules: tuple[str, ...], calls: list[_Calls], granularity: str | int) -> list[Part]:
     module = model.get_submodule(modules[0])
     channels, per_channel = layers.to_rows(module, layers.weight_of(module).detach()).shape
+    macs = sum(own.macs for own in calls)
     step = channels if granularity == "layer" else int(granularity)
     parts = []
     for start in range(0, channels, step):
         stop = min(start + step, channels)
         whole = stop - start == channels
+        replaceable = (
+            whole
+            and modules != ("",)  # the model itself has no parent to be swapped in
+            and type(module) in REPLACEABLE
+            and len(modules) == 1
+            and getattr(module, "groups", 1) == 1
+        )
+        window = None
+        if replaceable and isinstance(module, nn.Conv2d):
+            height, width = module.kernel_size
+            window = Window(kernel=(height, width), inputs=calls[0].inputs, halfway=calls[0].halfway)
         target = Target(
             layer=type(module).__name__,
             channels=stop - start,
@@ -205,11 +234,8 @@ def _blocks(model: nn.Module, modules: tuple[str, ...], macs: float, granularity
             dtype=layers.weight_of(module).dtype,
             macs=macs * (stop - start) / channels,
             whole=whole,
-            replaceable=whole
-            and modules != ("",)  # the model itself has no parent to be swapped in
-            and type(module) in REPLACEABLE
-            and len(modules) == 1
-            and getattr(module, "groups", 1) == 1,
+            replaceable=replaceable,
+            window=window,
         )
         name = modules[0] if whole else f"{modules[0]}[{start}:{stop}]"
         parts.append(Part(name=name, modules=modules, rows=None if whole else (start, stop), target=target))

@@ -74,6 +74,7 @@ def measured(model: nn.Module, batch: Tensor, options: Options, granularity: str
         transforms=transforms,
         cost=np.zeros(len(sizes)),
         factor=np.zeros((len(sizes), 1)),
+        error=np.zeros(len(sizes)),
         resources=MappingProxyType({"bytes": np.array(sizes, dtype=np.float64)}),
         fixed=MappingProxyType(found.fixed),
         original=MappingProxyType(found.original),

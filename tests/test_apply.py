@@ -13,7 +13,7 @@ from qcompress.compression import record_of
 from qcompress.errors import DataError, ModelError
 from qcompress.factored import FactoredConv2d, FactoredLinear, fold_
 from qcompress.options import low_rank, prune_quantize
-from qcompress.transforms.base import Keep
+from qcompress.transforms.base import Keep, Weight
 from tests.measurements import KINDS, Chain, Mixed, measured, option_like, solution
 from tests.models import Reused, TiedLanguageModel
 
@@ -47,7 +47,7 @@ def test_every_part_becomes_its_option_and_nothing_else_changes(kind: str, granu
     assert record_of(model) is None
     changed = {id(model.get_submodule(path).weight) for part in measurement.parts for path in part.modules}
     for part, own, option in zip(measurement.parts, measurement.transforms, choice, strict=True):
-        expected = own[option].approximate(part.weight(model), part.target)
+        expected = own[option].approximate(Weight(part.weight(model), part.target))
         assert torch.equal(part.weight(smaller), expected)
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in changed:

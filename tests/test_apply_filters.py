@@ -18,7 +18,7 @@ from qcompress.apply import apply
 from qcompress.errors import ModelError, OptionsError
 from qcompress.filters import apply_filters, read_filters
 from qcompress.options import Options
-from qcompress.transforms.base import Target
+from qcompress.transforms.base import Target, Weight
 from qcompress.transforms.filters import PruneFilters
 from qcompress.transforms.quantize import PruneQuantize
 from solvers import solve
@@ -57,7 +57,7 @@ def test_a_choice_takes_the_predicted_bytes_and_comes_back_bit_for_bit(seed: int
             rows, original = tables.parts[place].weight(smaller), tables.parts[place].weight(model)
             kept = torch.from_numpy(~pruned)
             target = Target(layer="Conv2d", channels=int(kept.sum()), per_channel=rows.shape[1], dtype=dtype, macs=0)
-            expected = PruneQuantize(int(choice.bits[place])).approximate(original[kept], target)
+            expected = PruneQuantize(int(choice.bits[place])).approximate(Weight(original[kept], target))
             assert torch.equal(rows[kept], expected)
             assert not rows[~kept].any()
     with tempfile.TemporaryDirectory() as folder:
@@ -155,7 +155,7 @@ def test_bytes_are_those_of_the_formulation(filters: int, weights: int, bits: in
     pruned = data.draw(st.integers(0, filters))
     target = Target(layer="Conv2d", channels=filters, per_channel=weights, dtype=torch.float32, macs=0)
     transform = PruneFilters(bits=bits, num_pruned=pruned)
-    stored = transform.encode(torch.randn(filters, weights))
+    stored = transform.encode(Weight(torch.randn(filters, weights), target))
     size = sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
     assert size == transform.size_bytes(target) == stored_bytes(filters, weights, pruned, bits)
 

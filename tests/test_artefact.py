@@ -26,6 +26,8 @@ from tests.measurements import KINDS, Chain, Mixed, measured, option_like, predi
 from tests.models import TiedLanguageModel
 
 OPTIONS = prune_quantize(bits=(2, 5, 8), sparsity=(0, 0.5)) + low_rank(ratios=(0.4, 0.7))
+RANKS = low_rank(ratios=(0.5, 0.8), energies=(0.6,), kinds=("channels", "spatial", "tucker", "sliced"), slices=(2, 3))
+JOINT = OPTIONS + RANKS + RANKS.then(prune_quantize(bits=(4, 8), sparsity=(0, 0.5)))
 
 
 def payload_of(path: Path) -> int:
@@ -55,7 +57,7 @@ def test_a_file_takes_the_predicted_bytes_and_comes_back_bit_for_bit(
     make, make_batch = KINDS[kind]
     model, batch = make().eval().to(dtype), make_batch()
     batch = batch.to(dtype) if batch.is_floating_point() else batch
-    measurement = measured(model, batch, OPTIONS, granularity)
+    measurement = measured(model, batch, JOINT, granularity)
     choice = [data.draw(st.integers(0, len(own) - 1)) for own in measurement.transforms]
     smaller = apply(model, measurement, solution(choice))
     with tempfile.TemporaryDirectory() as folder:
@@ -222,10 +224,10 @@ def rewritten(path: Path, change: Change) -> None:
     path.write_bytes(safetensors.torch.save(tensors, {"qcompress": json.dumps(header)}))
 
 
-@pytest.mark.parametrize("found", [{"version": 2}, {"version": "1"}, {"kind": "something else"}])
+@pytest.mark.parametrize("found", [{"version": 3}, {"version": "1"}, {"kind": "something else"}])
 def test_a_newer_version_or_another_kind_is_refused(saved: Path, found: dict[str, Any]) -> None:
     rewritten(saved, lambda tensors, header: header.update(found))
-    with pytest.raises(ArtefactError, match="this program reads 'qcompress compressed model' up to version 1"):
+    with pytest.raises(ArtefactError, match="this program reads 'qcompress compressed model' up to version 2"):
         load_compressed(saved, Mixed)
 
 

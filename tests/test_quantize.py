@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qcompress.errors import ModelError, OptionsError
-from qcompress.transforms.base import Target
+from qcompress.transforms.base import Target, Weight
 from qcompress.transforms.quantize import PruneQuantize
 
 
@@ -19,8 +19,12 @@ def target_of(rows: Tensor) -> Target:
     )
 
 
+def weight_of(rows: Tensor) -> Weight:
+    return Weight(rows, target_of(rows))
+
+
 def squared_error(transform: PruneQuantize, rows: Tensor) -> Tensor:
-    return (transform.approximate(rows, target_of(rows)).double() - rows.double()).square().sum(1)
+    return (transform.approximate(weight_of(rows)).double() - rows.double()).square().sum(1)
 
 
 @st.composite
@@ -40,8 +44,8 @@ def test_what_is_stored_gives_back_the_approximation_in_exactly_the_predicted_by
     case: tuple[PruneQuantize, Tensor],
 ) -> None:
     transform, rows = case
-    target, stored = target_of(rows), transform.encode(rows)
-    decoded, approximated = transform.decode(stored, target), transform.approximate(rows, target)
+    target, stored = target_of(rows), transform.encode(weight_of(rows))
+    decoded, approximated = transform.decode(stored, target), transform.approximate(weight_of(rows))
     assert torch.equal(decoded, approximated)
     assert decoded.dtype == rows.dtype
     assert decoded.shape == rows.shape
@@ -55,17 +59,17 @@ def test_what_is_stored_gives_back_the_approximation_in_exactly_the_predicted_by
 def test_the_smallest_magnitudes_are_pruned_and_no_more(case: tuple[PruneQuantize, Tensor]) -> None:
     transform, rows = case
     num_pruned = math.floor(transform.sparsity * rows.numel())
-    approximated = transform.approximate(rows, target_of(rows))
+    approximated = transform.approximate(weight_of(rows))
     kept_least = rows.abs().flatten().double().sort().values[num_pruned]
     assert not approximated[rows.abs().double() < kept_least].any()
     if transform.sparsity:
-        mask = transform.encode(rows)["mask"]
+        mask = transform.encode(weight_of(rows))["mask"]
         assert sum(byte.bit_count() for byte in mask.tolist()) == rows.numel() - num_pruned
 
 
 def test_of_equal_magnitudes_the_first_are_pruned() -> None:
     rows = torch.tensor([[1.0, -1.0, 1.0, -1.0]])
-    assert PruneQuantize(8, 0.5).approximate(rows, target_of(rows)).tolist() == [[0.0, 0.0, 1.0, -1.0]]
+    assert PruneQuantize(8, 0.5).approximate(weight_of(rows)).tolist() == [[0.0, 0.0, 1.0, -1.0]]
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
@@ -91,8 +95,8 @@ def test_scales_are_as_good_as_those_of_a_fine_search(bits: int, num_weights: in
 
 def test_two_bits_use_all_four_codes_on_whichever_side_needs_them() -> None:
     up, down = torch.tensor([[2.0, 1.0, 0.0, -1.0]]), torch.tensor([[-2.0, 1.0, 0.0, -1.0]])
-    assert torch.equal(PruneQuantize(2).approximate(up, target_of(up)), up)
-    assert torch.equal(PruneQuantize(2).approximate(down, target_of(down)), down)
+    assert torch.equal(PruneQuantize(2).approximate(weight_of(up)), up)
+    assert torch.equal(PruneQuantize(2).approximate(weight_of(down)), down)
 
 
 def test_more_bits_never_lose_more() -> None:
@@ -118,7 +122,7 @@ def test_more_bits_never_lose_more() -> None:
 )
 @pytest.mark.parametrize("bits", [2, 8])
 def test_unusual_rows_stay_finite_and_close(rows: Tensor, bits: int) -> None:
-    found = PruneQuantize(bits).approximate(rows, target_of(rows))
+    found = PruneQuantize(bits).approximate(weight_of(rows))
     assert bool(torch.isfinite(found).all())
     assert float((found.double() - rows.double()).abs().max()) <= float(rows.double().abs().max()) * 1.3 / 2 ** (
         bits - 1
@@ -128,26 +132,26 @@ def test_unusual_rows_stay_finite_and_close(rows: Tensor, bits: int) -> None:
 @pytest.mark.parametrize("bits", [2, 3, 8])
 def test_constant_rows_are_exact(bits: int) -> None:
     rows = torch.tensor([[0.25] * 7, [-3.0] * 7])
-    assert torch.allclose(PruneQuantize(bits).approximate(rows, target_of(rows)), rows, rtol=1e-6, atol=0)
+    assert torch.allclose(PruneQuantize(bits).approximate(weight_of(rows)), rows, rtol=1e-6, atol=0)
 
 
 def test_the_rows_given_are_left_as_they_are() -> None:
     rows = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
     before = rows.clone()
-    PruneQuantize(4, 0.5).encode(rows)
-    PruneQuantize(4).approximate(rows, target_of(rows))
+    PruneQuantize(4, 0.5).encode(weight_of(rows))
+    PruneQuantize(4).approximate(weight_of(rows))
     assert torch.equal(rows, before)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_weights_that_are_not_finite_are_refused(value: float) -> None:
     with pytest.raises(ModelError, match="NaN, infinity"):
-        PruneQuantize(4).encode(torch.tensor([[1.0, value]]))
+        PruneQuantize(4).encode(weight_of(torch.tensor([[1.0, value]])))
 
 
 def test_weights_beyond_float32_are_refused() -> None:
     with pytest.raises(ModelError, match="beyond float32"):
-        PruneQuantize(4).encode(torch.tensor([[1e300]], dtype=torch.float64))
+        PruneQuantize(4).encode(weight_of(torch.tensor([[1e300]], dtype=torch.float64)))
 
 
 @pytest.mark.parametrize("bits", [1, 17, 0, -3, 2.5, "4", None, True])

@@ -1,8 +1,13 @@
-"""The options of every part of a model, and the change of the weight that each one makes."""
+"""The options of every part of a model, and the change of the weight that each one makes.
+
+Every weight is approximated once per option; the changes of the options that are left are kept, in the weight's
+dtype, for all batches.
+"""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -13,7 +18,7 @@ from qcompress import layers
 from qcompress.errors import ModelError
 from qcompress.options import Options
 from qcompress.parts import Part
-from qcompress.transforms.base import Transform
+from qcompress.transforms.base import Weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,17 +35,37 @@ class Layer:
 
 
 class Candidates:
-    """Parts, their options, and the approximated weights, which are computed once and kept."""
+    """Parts, their options, and the changes these make.
 
-    def __init__(self, model: nn.Module, parts: tuple[Part, ...], options: Options) -> None:
+    Args:
+        model: the original.
+        parts: of it.
+        options: what is on offer.
+        moments: of the inputs of the parts for which something on offer needs them, by part name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parts: tuple[Part, ...],
+        options: Options,
+        moments: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
         self._model = model
         self.parts = parts
-        self._originals: dict[str, Tensor] = {}
         self._changes: dict[tuple[int, int], Tensor] = {}
-        for part in parts:
-            if not bool(torch.isfinite(part.weight(model)).all()):
+        transforms, errors = [], []
+        for index, part in enumerate(parts):
+            rows = part.weight(model)
+            if not bool(torch.isfinite(rows).all()):
                 raise ModelError(f"the weight of {part.name!r} holds NaN or infinity")
-        self.transforms = tuple(options.for_target(part.target, part.weight(model)) for part in parts)
+            fitted = options.for_weight(Weight(rows, part.target, moments.get(part.name)))
+            for option, own in enumerate(fitted[1:], start=1):
+                self._changes[index, option] = own.rows.to(rows) - rows
+            transforms.append(tuple(own.transform for own in fitted))
+            errors += [own.error for own in fitted]
+        self.transforms = tuple(transforms)
+        self.errors: NDArray[np.float64] = np.array(errors)
         sizes = [len(group) for group in self.transforms]
         self.offsets: NDArray[np.int64] = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         by_weight: dict[tuple[str, ...], list[int]] = {}
@@ -62,12 +87,9 @@ class Candidates:
 
     def change(self, part: int, option: int) -> Tensor:
         """``approximation - weight`` of the part's rows, ``(channels, per_channel)``."""
-        key = (part, option)
-        if key not in self._changes:
-            rows = self.parts[part].weight(self._model)
-            transform: Transform = self.transforms[part][option]
-            self._changes[key] = transform.approximate(rows, self.parts[part].target).to(rows) - rows
-        return self._changes[key]
+        if option == 0:
+            return torch.zeros_like(self.parts[part].weight(self._model))
+        return self._changes[part, option]
 
     def layer_change(self, layer: Layer, option: int) -> Tensor:
         """The change of the whole weight when every part takes its ``option``-th option, where it has one."""

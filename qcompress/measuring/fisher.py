@@ -155,6 +155,8 @@ def _add_layer_effects(
 ) -> None:
     """Add one call's share to ``effects``; ``gradients`` are those of the call's output, one a probe."""
     num_options = max(len(candidates.transforms[part]) for part in layer.parts)
+    if num_options == 1:
+        return  # nothing fits there but keeping it
     sample_dim = _sample_dim(gradients[0], num_samples)
     changes = [candidates.layer_change(layer, option) for option in range(1, num_options)]  # option 0 keeps the weight
     responses = [_response(call, change) for change in changes]

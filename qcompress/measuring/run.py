@@ -22,6 +22,7 @@ from qcompress.measuring import fisher
 from qcompress.measuring.candidates import Candidates
 from qcompress.measuring.direct import Direct
 from qcompress.measuring.gram import Sums
+from qcompress.measuring.moments import second_moments
 from qcompress.options import Options
 from qcompress.parts import survey
 
@@ -57,7 +58,8 @@ def measure(
     Args:
         model: the original; left as it is.
         data: re-iterable of batches: tensors, (inputs, targets) or dicts.
-        options: what is on offer, as ``prune_quantize() + low_rank()``.
+        options: what is on offer, as ``prune_quantize() + low_rank()``. Whitened low-rank options take one pass over
+            the data more, and a matrix of the square of a layer's weights per channel for each such layer.
         method: ``"fisher"``: linearised, a few backward passes for all options. ``"direct"``: every option's true
             loss increase, one partial forward pass per option and batch.
         loss: ``"kl"`` to the original's softmax (nats per sample), ``"mse"`` of outputs, or a callable
@@ -86,7 +88,9 @@ def measure(
     measured = as_loss(loss)
     with forwards.evaluating(model):
         inventory = survey(model, batches, forward, granularity)
-        candidates = Candidates(model, inventory.parts, options)
+        calibrated = [part for part in inventory.parts if options.need_moments(part.target)]
+        moments = second_moments(model, calibrated, batches, forward) if calibrated else {}
+        candidates = Candidates(model, inventory.parts, options, moments)
         fingerprint = Measurement.fingerprint_of(model)
         settings: list[Any] = [
             fingerprint,
@@ -132,6 +136,7 @@ def measure(
         transforms=candidates.transforms,
         cost=sums.mean_cost(),
         factor=sums.factor(),
+        error=candidates.errors,
         resources=_resources(candidates),
         fixed=MappingProxyType(inventory.fixed),
         original=MappingProxyType(inventory.original),
@@ -141,6 +146,7 @@ def measure(
         loss=measured.name,
         seed=seed,
         model_fingerprint=fingerprint,
+        moments=MappingProxyType({name: own.numpy() for name, own in moments.items()}),
     )
     if file is not None:
         file.unlink(missing_ok=True)

@@ -4,15 +4,37 @@ It answers three questions about a weight: what does it become (`approximate`), 
 `macs`), and which arrays are written to disk (`encode`, `decode`). What always holds: ``decode(encode(w))`` equals
 ``approximate(w)`` bit for bit, and the arrays of ``encode`` take exactly ``size_bytes``.
 
-A weight is seen as rows ``(channels, weights per channel)`` (see `qcompress.layers`), possibly a block of them.
+A weight is seen as rows ``(channels, weights per channel)`` (see `qcompress.layers`), possibly a block of them. What
+is offered for all weights alike, as "the rank that keeps 95 % of the energy", is an `Offer`: each weight resolves it
+to a transform of its own. A transform is its own offer.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
+
+from qcompress.errors import ModelError
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """How an ungrouped Conv2d goes over its input; positions are counted per sample, over all calls.
+
+    Attributes:
+        kernel: height and width.
+        inputs: positions of the input, height times width.
+        halfway: height of the output times width of the input.
+    """
+
+    kernel: tuple[int, int]
+    inputs: float
+    halfway: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +49,7 @@ class Target:
         whole: whether the rows are all of the layer's.
         replaceable: whether the layer can be swapped for others (it is called as a module, is not grouped and its
             weight is not shared with another module).
+        window: of a replaceable Conv2d, else None.
     """
 
     layer: str
@@ -36,16 +59,71 @@ class Target:
     macs: float
     whole: bool = True
     replaceable: bool = True
+    window: Window | None = None
 
     @property
     def num_weights(self) -> int:
         """Weights in the rows."""
         return self.channels * self.per_channel
 
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of the rows as they are."""
+        return self.num_weights * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weight:
+    """A weight as a transform sees it: numbers, what they belong to and, where calibrated, what goes in.
+
+    Attributes:
+        rows: ``(channels, per_channel)``, any float dtype, any strides, any device.
+        target: their description.
+        moments: ``(per_channel, per_channel)`` second moments ``E[x xᵀ]`` of the layer's (unfolded) input, or None.
+    """
+
+    rows: Tensor
+    target: Target
+    moments: Tensor | None = None
+    _found: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def once(self, key: Any, find: Callable[[], Found]) -> Found:
+        """``find()``, run only the first time for a key: what several transforms need of one weight."""
+        if key not in self._found:
+            self._found[key] = find()
+        found: Found = self._found[key]
+        return found
+
+    def exact(self) -> Tensor:
+        """The rows on the CPU in float64.
+
+        Raises:
+            ModelError: one is not finite.
+        """
+        exact = self.rows.detach().cpu().double()
+        if not bool(torch.isfinite(exact).all()):
+            raise ModelError("the weight holds NaN or infinity")
+        return exact
+
+    def relative_error(self, approximation: Tensor) -> float:
+        """Squared error of an approximation relative to the weight's own square.
+
+        With moments it is the error of the layer's output, ``E‖(W - W')x‖²`` relative to ``E‖Wx‖²``.
+        """
+        whole = self.once("energy", lambda: self._energy(self.rows.detach().cpu().double()))
+        lost = self._energy(self.rows.detach().cpu().double() - approximation.cpu().double())
+        return lost / whole if whole else float(lost > 0)
+
+    def _energy(self, rows: Tensor) -> float:
+        if self.moments is None:
+            return float(rows.square().sum())
+        narrow = rows.to(self.moments.dtype)
+        return max(float((narrow @ self.moments * narrow).sum()), 0.0)
+
 
 @dataclass(frozen=True)
-class Transform(ABC):
-    """One way to store a weight. Subclasses are frozen dataclasses whose fields are plain JSON values."""
+class Offer(ABC):
+    """What is on offer for every weight. Subclasses are frozen dataclasses whose fields are plain values or offers."""
 
     kind: ClassVar[str]
 
@@ -55,8 +133,36 @@ class Transform(ABC):
         """Short name, unique among the options of a group, as ``"4 bits, 50 % sparse"``."""
 
     @abstractmethod
+    def resolve(self, weight: Weight) -> "Transform | None":
+        """The transform of this weight, or None where it does not fit or saves nothing."""
+
+    def needs_moments(self, target: Target) -> bool:  # noqa: ARG002
+        """Whether it takes the moments of the layer's input to fit there."""
+        return False
+
+    def to_json(self) -> dict[str, Any]:
+        """The offer as plain JSON, with its kind."""
+        values = {own.name: getattr(self, own.name) for own in fields(self)}
+        return {"kind": self.kind, **{name: _plain(value) for name, value in values.items()}}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Offer):
+        return value.to_json()
+    return list(value) if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True)
+class Transform(Offer):
+    """One way to store a weight. Subclasses are frozen dataclasses."""
+
+    @abstractmethod
     def why_not(self, target: Target) -> str:
         """Why the transform does not fit or saves nothing there, or an empty string."""
+
+    def resolve(self, weight: Weight) -> "Transform | None":
+        """Itself, where it fits."""
+        return None if self.why_not(weight.target) else self
 
     @abstractmethod
     def size_bytes(self, target: Target) -> int:
@@ -67,24 +173,20 @@ class Transform(ABC):
         return target.macs
 
     @abstractmethod
-    def encode(self, rows: Tensor) -> dict[str, Tensor]:
-        """The arrays to write for ``rows`` (any float dtype, any strides), by a short name each."""
+    def encode(self, weight: Weight) -> dict[str, Tensor]:
+        """The arrays to write for ``weight``, by a short name each."""
 
     @abstractmethod
     def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:
         """The rows again, ``(channels, per_channel)`` in the target's dtype."""
 
-    def factors(self, stored: dict[str, Tensor], target: Target) -> tuple[Tensor, ...]:  # noqa: ARG002
-        """Weights of the smaller layers that take the layer's place, or () when it stays and its weight changes."""
-        return ()
+    def factors(self, stored: dict[str, Tensor], target: Target) -> dict[str, Tensor]:  # noqa: ARG002
+        """Weights (as rows) of the smaller layers in the layer's place, or {} when it stays and its weight changes."""
+        return {}
 
-    def approximate(self, rows: Tensor, target: Target) -> Tensor:
-        """What the rows become, in their dtype."""
-        return self.decode(self.encode(rows), target)
-
-    def to_json(self) -> dict[str, Any]:
-        """The transform as plain JSON, with its kind."""
-        return {"kind": self.kind, **{field.name: getattr(self, field.name) for field in fields(self)}}
+    def approximate(self, weight: Weight) -> Tensor:
+        """What the rows become, in the target's dtype."""
+        return self.decode(self.encode(weight), weight.target)
 
 
 @dataclass(frozen=True)
@@ -104,11 +206,11 @@ class Keep(Transform):
 
     def size_bytes(self, target: Target) -> int:
         """The dense weight in its own dtype."""
-        return target.num_weights * target.dtype.itemsize
+        return target.dense_bytes
 
-    def encode(self, rows: Tensor) -> dict[str, Tensor]:
+    def encode(self, weight: Weight) -> dict[str, Tensor]:
         """The rows themselves."""
-        return {"rows": rows.detach().contiguous().clone()}
+        return {"rows": weight.rows.detach().to(weight.target.dtype).contiguous().clone()}
 
     def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:  # noqa: ARG002
         """The rows themselves."""

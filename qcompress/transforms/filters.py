@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qcompress.errors import OptionsError
-from qcompress.transforms.base import Target, Transform
+from qcompress.transforms.base import Target, Transform, Weight
 from qcompress.transforms.packing import pack, packed_bytes, unpack
 from qcompress.transforms.quantize import PruneQuantize
 
@@ -30,7 +30,7 @@ class PruneFilters(Transform):
     >>> target = Target(layer="Conv2d", channels=3, per_channel=2, dtype=torch.float32, macs=6)
     >>> transform.size_bytes(target)  # 4 codes of 4 bits, 2 scales, 3 bits of mask
     11
-    >>> transform.approximate(torch.tensor([[1.0, 1.0], [0.1, 0.1], [2.0, -2.0]]), target)
+    >>> transform.approximate(Weight(torch.tensor([[1.0, 1.0], [0.1, 0.1], [2.0, -2.0]]), target))
     tensor([[ 1.,  1.],
             [ 0.,  0.],
             [ 2., -2.]])
@@ -65,19 +65,19 @@ class PruneFilters(Transform):
         mask = packed_bytes(target.channels, 1) if self.num_pruned else 0
         return self._quantizer.size_bytes(self._kept(target)) + mask
 
-    def encode(self, rows: Tensor) -> dict[str, Tensor]:
+    def encode(self, weight: Weight) -> dict[str, Tensor]:
         """``codes`` and ``mask`` (packed, uint8) and ``scales`` ``(kept rows,)`` float32.
 
         Raises:
             ModelError: a kept weight is not finite, or beyond float32.
         """
         if not self.num_pruned:
-            return self._quantizer.encode(rows)
-        exact = rows.detach().cpu()
+            return self._quantizer.encode(weight)
+        exact = weight.rows.detach().cpu()
         norms = exact.double().abs().sum(dim=1)
         kept = torch.ones(len(exact), dtype=torch.bool)
         kept[norms.argsort(stable=True)[: self.num_pruned]] = False
-        return self._quantizer.encode(exact[kept]) | {"mask": pack(kept, 1)}
+        return self._quantizer.encode(Weight(exact[kept], self._kept(weight.target))) | {"mask": pack(kept, 1)}
 
     def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:
         """Code times scale; 0 where pruned."""

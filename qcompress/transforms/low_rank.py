@@ -1,133 +1,275 @@
-"""Low rank: a weight ``(m, n)`` as the product of ``(m, r)`` and ``(r, n)``, the closest of that rank.
+"""Low rank: a weight as the product of small factors, and the layer as the smaller layers that hold them.
 
-The factors are those of the truncated singular value decomposition (Eckart-Young), with the singular values shared
-evenly between them so that both keep their digits in half precision. The layer is replaced by two smaller ones,
-which saves multiply-accumulates as well as bytes.
+This saves multiply-accumulates as well as bytes. A `LowRank` names its ranks; a `RankRule` is what is on offer for
+all layers (a share of the weights, a share of the energy, a rank) and becomes a `LowRank` for each weight. The
+factors may in turn be pruned and quantized: rank, sparsity and bits are then one option.
 """
 
-import functools
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from qcompress.errors import ModelError, OptionsError
-from qcompress.transforms.base import Target, Transform
+from qcompress.errors import OptionsError
+from qcompress.transforms.base import Keep, Offer, Target, Transform, Weight
+from qcompress.transforms.forms import Channels, Factors, Form, Ranks, Spatial, Tucker, leveled
+from qcompress.transforms.quantize import PruneQuantize
+
+KINDS: dict[str, Callable[[int], Form]] = {
+    "channels": lambda slices: Channels(),  # noqa: ARG005
+    "spatial": lambda slices: Spatial(),  # noqa: ARG005
+    "tucker": lambda slices: Tucker(),  # noqa: ARG005
+    "sliced": Channels,
+}
+RULES = ("ratio", "rank", "energy")
 
 
 @dataclass(frozen=True)
-class LowRank(Transform):
-    """Two factors with about the share ``ratio`` of the weights: rank ``floor(ratio · m·n / (m + n))``.
+class _Factored(Offer):
+    """What a rank and a rule for ranks have in common.
 
     Args:
-        ratio: above 0, below 1.
+        form: one of `KINDS`: see `qcompress.transforms.forms`.
+        slices: of the input channels, for ``"sliced"``; else 1.
+        whitened: closest for the layer's calibration inputs instead of for all inputs alike.
+        then: how each factor is stored.
+    """
+
+    form: str = "channels"
+    slices: int = 1
+    whitened: bool = False
+    then: Transform = field(default_factory=Keep)
+
+    def __post_init__(self) -> None:
+        if self.form not in KINDS:
+            raise OptionsError(f"a low-rank layer is of the kind {', '.join(KINDS)}; found {self.form!r}")
+        if not isinstance(self.then, (Keep, PruneQuantize)):
+            raise OptionsError(f"factors are kept or pruned and quantized, found {self.then!r}")
+        slices = _whole(self.slices, "slices")
+        if (slices > 1) != (self.form == "sliced"):
+            raise OptionsError(f"'sliced' takes 2 slices or more, the other kinds 1; found {slices} for {self.form!r}")
+        object.__setattr__(self, "slices", slices)
+        object.__setattr__(self, "whitened", bool(self.whitened))
+
+    def needs_moments(self, target: Target) -> bool:
+        """When whitened."""
+        return self.whitened and not self.unfit(target)
+
+    @property
+    def layout(self) -> Form:
+        """The form itself."""
+        return KINDS[self.form](self.slices)
+
+    def _details(self) -> str:
+        then = "" if isinstance(self.then, Keep) else f", {self.then.label}"
+        return (", whitened" if self.whitened else "") + then
+
+    def _require_moments(self, weight: Weight) -> None:
+        if self.whitened and weight.moments is None:
+            raise OptionsError(
+                f"{self.label!r} needs the second moments of the layer's input: measure() collects them, and the "
+                "Measurement that it gives keeps them for apply()"
+            )
+
+    def unfit(self, target: Target) -> str:
+        """Why the layer cannot be replaced, or an empty string."""
+        if target.layer not in ("Linear", "Conv2d"):
+            return f"only Linear and Conv2d can be factored, not {target.layer}"
+        if not (target.whole and target.replaceable):
+            return "a block of channels, a grouped or a shared layer cannot be replaced by smaller layers"
+        return self.layout.why_not(target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRank(_Factored, Transform):
+    """Factors of given ranks.
+
+    Args:
+        ranks: the rank; ``(in, out)`` for ``"tucker"``.
+        form, slices, whitened, then: see the fields' class.
 
     Raises:
-        OptionsError: a ratio outside its range.
+        OptionsError: a value outside its range; a rank of 0 would leave only the bias and is refused.
 
     >>> target = Target(layer="Linear", channels=64, per_channel=64, dtype=torch.float32, macs=4096)
-    >>> transform = LowRank(ratio=0.25)
-    >>> transform.rank(target), transform.size_bytes(target), transform.macs(target)
-    (8, 4096, 1024.0)
+    >>> transform = LowRank(ranks=8)
+    >>> transform.label, transform.size_bytes(target), transform.macs(target)
+    ('rank 8', 4096, 1024.0)
+    >>> LowRank(ranks=8, then=PruneQuantize(bits=4)).size_bytes(target)  # 1024 codes of 4 bits, 72 scales
+    800
     """
 
     kind: ClassVar[str] = "low_rank"
 
-    ratio: float
+    ranks: Ranks
 
     def __post_init__(self) -> None:
-        try:
-            ratio = float(self.ratio)
-        except (TypeError, ValueError) as error:
-            raise OptionsError(f"a ratio must be a number above 0 and below 1, found {self.ratio!r}") from error
-        if not 0 < ratio < 1:
-            raise OptionsError(f"a ratio must be a number above 0 and below 1, found {self.ratio!r}")
-        object.__setattr__(self, "ratio", ratio)
+        super().__post_init__()
+        given = self.ranks if isinstance(self.ranks, (tuple, list)) else (self.ranks,)
+        ranks = tuple(_whole(rank, "a rank") for rank in given)
+        if len(ranks) != (2 if self.form == "tucker" else 1):
+            raise OptionsError(f"'tucker' takes two ranks (in, out), the other kinds one; found {self.ranks!r}")
+        object.__setattr__(self, "ranks", ranks)
 
     @property
     def label(self) -> str:
-        """As ``"rank for 25 %"``: of the weights."""
-        return f"rank for {100 * self.ratio:.12g} %"
-
-    def rank(self, target: Target) -> int:
-        """Columns of the factors, 0 where not even one pays."""
-        return _rank(self.ratio, target.channels, target.per_channel)
+        """As ``"spatial rank 8, whitened, 4 bits"``."""
+        return self.layout.label(self.ranks) + self._details()
 
     def why_not(self, target: Target) -> str:
-        """It needs a whole Linear or ungrouped Conv2d of its own, large enough for rank 1."""
-        if target.layer not in ("Linear", "Conv2d"):
-            return f"only Linear and Conv2d can be factored, not {target.layer}"
-        if not (target.whole and target.replaceable):
-            return "a block of channels, a grouped or a shared layer cannot be replaced by two layers"
-        if self.rank(target) < 1:
-            return f"rank 1 already takes more than {100 * self.ratio:.12g} % of the weights"
+        """It needs a layer of its own, and must save bytes or macs there; what is done to the factors, bytes."""
+        if unfit := self.unfit(target):
+            return unfit
+        largest = self.layout.largest(target)
+        if any(rank > most for rank, most in zip(self.ranks, largest, strict=True)):
+            return f"the weight's own ranks are {', '.join(map(str, largest))}"
+        whole = replace(self, then=Keep()).size_bytes(target)
+        if whole >= target.dense_bytes and self.macs(target) >= target.macs:
+            return f"takes {whole} bytes, the weight itself {target.dense_bytes}, and no fewer macs"
+        if not isinstance(self.then, Keep) and self.size_bytes(target) >= whole:
+            return f"its factors take {whole} bytes as they are"
         return ""
 
     def size_bytes(self, target: Target) -> int:
-        """Both factors in the weight's dtype."""
-        return self.rank(target) * (target.channels + target.per_channel) * target.dtype.itemsize
+        """Of all factors."""
+        return sum(self.then.size_bytes(own) for own in self._targets(target).values())
 
     def macs(self, target: Target) -> float:
-        """Those of the two layers."""
-        return target.macs * self.rank(target) * (target.channels + target.per_channel) / target.num_weights
+        """Those of the smaller layers."""
+        sizes = (own.num_weights for own in self._targets(target).values())
+        return sum(often * size for often, size in zip(self.layout.positions(target), sizes, strict=True))
 
-    def encode(self, rows: Tensor) -> dict[str, Tensor]:
-        """``reduce (rank, n)`` and ``expand (m, rank)``.
+    def encode(self, weight: Weight) -> dict[str, Tensor]:
+        """What `then` writes of each factor, as ``reduce.codes``.
 
         Raises:
             ModelError: a weight is not finite.
+            OptionsError: a rank above the weight's own, or the moments are missing.
         """
-        rows = rows.detach().cpu()
-        if not bool(torch.isfinite(rows).all()):
-            raise ModelError("the weight holds NaN or infinity")
-        rank = _rank(self.ratio, *rows.shape)
-        weight = rows.double()
-        basis = _basis(_ByValue(weight))[:, -rank:].flip(1)
-        tall = len(weight) > weight.shape[1]
-        core = weight @ basis if tall else weight.T @ basis  # columns: singular vectors times singular values
-        values = core.norm(dim=0)
-        roots = torch.where(values > 0, values, torch.ones(())).sqrt()
-        own, other = (basis * roots).to(rows.dtype), (core / roots).to(rows.dtype)
-        reduce, expand = (own.T, other) if tall else (other.T, own)
-        return {"reduce": reduce.contiguous(), "expand": expand.contiguous()}
+        return {
+            f"{factor}.{name}": value
+            for factor, own in self._weights(weight).items()
+            for name, value in self.then.encode(own).items()
+        }
 
     def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:
-        """The product, added up in float32 (or the weight's dtype if that is wider)."""
+        """The product of the factors, as they are in their dtype, added up in float32 (or the dtype if wider)."""
+        return self._product(self.factors(stored, target), target)
+
+    def approximate(self, weight: Weight) -> Tensor:
+        """What `decode` gives for `encode`, without packing and unpacking."""
+        factors = {name: self.then.approximate(own) for name, own in self._weights(weight).items()}
+        return self._product(factors, weight.target)
+
+    def factors(self, stored: dict[str, Tensor], target: Target) -> Factors:
+        """The weights of the smaller layers, in order."""
+        return {
+            factor: self.then.decode(
+                {name.split(".")[1]: value for name, value in stored.items() if name.split(".")[0] == factor}, own
+            )
+            for factor, own in self._targets(target).items()
+        }
+
+    def _product(self, factors: Factors, target: Target) -> Tensor:
         wide = torch.promote_types(target.dtype, torch.float32)
-        return (stored["expand"].to(wide) @ stored["reduce"].to(wide)).to(target.dtype)
+        return dense_rows({name: own.to(wide) for name, own in factors.items()}, self.layout, target).to(target.dtype)
 
-    def factors(self, stored: dict[str, Tensor], target: Target) -> tuple[Tensor, ...]:  # noqa: ARG002
-        """``reduce`` and ``expand``."""
-        return stored["reduce"], stored["expand"]
+    def _targets(self, target: Target) -> dict[str, Target]:
+        return {
+            name: Target(layer="Linear", channels=rows, per_channel=columns, dtype=target.dtype, macs=0)
+            for name, (rows, columns) in self.layout.shapes(target, self.ranks).items()
+        }
 
-
-def _rank(ratio: float, channels: int, per_channel: int) -> int:
-    return math.floor(ratio * channels * per_channel / (channels + per_channel))
-
-
-class _ByValue:
-    """A tensor that is equal to another one when their values are: the key of a cache."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-    def __hash__(self) -> int:
-        return hash(self.tensor.shape)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ByValue) and torch.equal(self.tensor, other.tensor)
+    def _weights(self, weight: Weight) -> dict[str, Weight]:
+        largest = self.layout.largest(weight.target)
+        if any(rank > most for rank, most in zip(self.ranks, largest, strict=True)):
+            raise OptionsError(f"{self.label} is asked of a weight whose own ranks are {', '.join(map(str, largest))}")
+        self._require_moments(weight)
+        factors = leveled(self.layout.factors(weight, self.ranks, whitened=self.whitened))
+        targets = self._targets(weight.target)
+        wide = torch.promote_types(weight.target.dtype, torch.float32)
+        return {name: Weight(own.to(wide), targets[name]) for name, own in factors.items()}
 
 
-@functools.lru_cache(maxsize=1)  # all ratios of one weight ask one after the other
-def _basis(weight: _ByValue) -> Tensor:
-    """Singular vectors of the shorter side of a float64 weight ``(m, n)``, as columns, the largest value last.
+@dataclass(frozen=True, kw_only=True)
+class RankRule(_Factored):
+    """On offer for every layer: the rank that a rule gives for its weight.
 
-    From the eigenvectors of the shorter Gram matrix: much faster than a full decomposition. Squaring costs half the
-    digits of the small singular values, which in float64 leaves more than a float32 weight has.
+    Args:
+        by: ``"ratio"``: the largest rank (for ``"tucker"`` the pair of most energy) whose factors have at most that
+            share of the weights. ``"energy"``: the smallest rank (the pair of the fewest weights) that keeps at least
+            that share of ``‖W‖²``, or of ``E‖Wx‖²`` when whitened. ``"rank"``: that rank, of both sides for
+            ``"tucker"``.
+        value: the share, above 0 and below 1; or the rank, from 1.
+
+    Raises:
+        OptionsError: a value outside its range.
     """
-    rows = weight.tensor
-    gram = rows.T @ rows if len(rows) > rows.shape[1] else rows @ rows.T
-    vectors: Tensor = torch.linalg.eigh(gram).eigenvectors
-    return vectors
+
+    kind: ClassVar[str] = "rank_rule"
+
+    by: str
+    value: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.by not in RULES:
+            raise OptionsError(f"a rank is chosen by one of {', '.join(RULES)}; found {self.by!r}")
+        value: Any = _whole(self.value, "a rank") if self.by == "rank" else _share(self.value, self.by)
+        object.__setattr__(self, "value", value)
+
+    @property
+    def label(self) -> str:
+        """As ``"rank for 50 % of the weights"``."""
+        kind = f"{self.slices} slices" if self.form == "sliced" else self.form
+        start = "" if self.form == "channels" else f"{kind} "
+        what = "weights" if self.by == "ratio" else "energy"
+        rule = f"rank {self.value}" if self.by == "rank" else f"rank for {100 * self.value:.12g} % of the {what}"
+        return start + rule + self._details()
+
+    def resolve(self, weight: Weight) -> LowRank | None:
+        """The layer's rank, if it saves anything there."""
+        if self.unfit(weight.target):
+            return None
+        self._require_moments(weight)
+        layout = self.layout
+        ranks: Ranks | None
+        if self.by == "rank":
+            ranks = (int(self.value),) * len(layout.largest(weight.target))
+        else:
+            find = layout.within if self.by == "ratio" else layout.keeping
+            ranks = find(weight, self.value, whitened=self.whitened)
+        if ranks is None:
+            return None
+        found = LowRank(ranks=ranks, form=self.form, slices=self.slices, whitened=self.whitened, then=self.then)
+        return None if found.why_not(weight.target) else found
+
+
+def dense_rows(factors: Factors, form: Form, target: Target) -> Tensor:
+    """The rows that factors of a form stand for."""
+    return form.product(factors, target.window.kernel if target.window else (1, 1))
+
+
+def _whole(value: Any, name: str) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise OptionsError(f"{name} must be a whole number from 1, found {value!r}") from error
+    if number < 1 or isinstance(value, bool):
+        hint = ": rank 0 would leave only the layer's bias" if name == "a rank" and number == 0 else ""
+        raise OptionsError(f"{name} must be a whole number from 1, found {value!r}{hint}")
+    return number
+
+
+def _share(value: Any, name: str) -> float:
+    try:
+        share = float(value)
+    except (TypeError, ValueError):
+        share = math.nan
+    if not 0 < share < 1:
+        raise OptionsError(f"a {name} must be a number above 0 and below 1, found {value!r}")
+    return share

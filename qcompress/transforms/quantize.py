@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qcompress.errors import ModelError, OptionsError
-from qcompress.transforms.base import Target, Transform
+from qcompress.transforms.base import Target, Transform, Weight
 from qcompress.transforms.packing import MAX_BITS, pack, packed_bytes, unpack
 
 
@@ -36,7 +36,7 @@ class PruneQuantize(Transform):
     >>> transform.size_bytes(target)  # 64 codes of 4 bits, 8 scales, 128 bits of mask
     80
     >>> target = Target(layer="Linear", channels=1, per_channel=4, dtype=torch.float32, macs=4)
-    >>> transform.approximate(torch.tensor([[1.0, 0.1, -0.5, 0.2]]), target)
+    >>> transform.approximate(Weight(torch.tensor([[1.0, 0.1, -0.5, 0.2]]), target))
     tensor([[ 1.0000,  0.0000, -0.5000,  0.0000]])
     """
 
@@ -68,8 +68,8 @@ class PruneQuantize(Transform):
 
     def why_not(self, target: Target) -> str:
         """It fits everywhere, but saves nothing on a few weights or on narrow ones."""
-        dense = target.num_weights * target.dtype.itemsize
         size_bytes = self.size_bytes(target)
+        dense = target.dense_bytes
         return f"takes {size_bytes} bytes, the weight itself {dense}" if size_bytes >= dense else ""
 
     def size_bytes(self, target: Target) -> int:
@@ -78,13 +78,13 @@ class PruneQuantize(Transform):
         mask = packed_bytes(target.num_weights, 1) if self.sparsity else 0
         return codes + 4 * target.channels + mask
 
-    def encode(self, rows: Tensor) -> dict[str, Tensor]:
+    def encode(self, weight: Weight) -> dict[str, Tensor]:
         """``codes`` and ``mask`` (packed, uint8) and ``scales`` ``(channels,)`` float32.
 
         Raises:
             ModelError: a weight is not finite, or beyond float32.
         """
-        codes, scales, kept = self._quantized(rows)
+        codes, scales, kept = self._quantized(weight.rows)
         shifted = codes.to(torch.int32).add_(2 ** (self.bits - 1))
         if kept is None:
             return {"codes": pack(shifted.view(-1), self.bits), "scales": scales}
@@ -99,10 +99,10 @@ class PruneQuantize(Transform):
             codes = torch.zeros(target.num_weights).masked_scatter_(mask, codes)
         return _dequantized(codes.view(target.channels, target.per_channel), stored["scales"], target.dtype)
 
-    def approximate(self, rows: Tensor, target: Target) -> Tensor:
+    def approximate(self, weight: Weight) -> Tensor:
         """What `decode` gives for `encode`, without packing and unpacking."""
-        codes, scales, _ = self._quantized(rows)
-        return _dequantized(codes, scales, target.dtype)
+        codes, scales, _ = self._quantized(weight.rows)
+        return _dequantized(codes, scales, weight.target.dtype)
 
     def _quantized(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Codes as float32 rows (0 where pruned), scales, and which weights are kept (None for all)."""

@@ -1,0 +1,70 @@
+"""Second moments of what goes into a layer, for factors that are closest on the calibration data.
+
+One pass over the data adds up ``x·xᵀ`` of every input row of a layer (for a convolution: every patch of the padded
+input, as its kernel sees it), for the layers that ask for it only. Memory is one float64 matrix of the square of a
+layer's weights per channel, per such layer, on the layer's device; no activations are kept.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qcompress import forward as forwards
+from qcompress.parts import Part
+
+CHUNK = 1 << 22  # numbers of unfolded input that are held at once
+
+
+def second_moments(
+    model: nn.Module, parts: Iterable[Part], data: Iterable[Any], forward: forwards.Forward | None
+) -> dict[str, Tensor]:
+    """``E[x xᵀ]`` of the input of each part's module, ``(per_channel, per_channel)`` float32 on the CPU, by its name.
+
+    Args:
+        model: as in `measure`.
+        parts: whole Linear or ungrouped Conv2d layers that are modules of their own.
+        data: batches.
+        forward: how to run one.
+    """
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+    hooks = []
+    for part in parts:
+
+        def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = part.name) -> None:
+            for rows in input_rows(module, (args[0] if args else kwargs["input"]).detach()):
+                product = rows.T @ rows
+                sums[name] = sums.get(name, 0) + product.double()
+                counts[name] = counts.get(name, 0) + len(rows)
+
+        module = model.get_submodule(part.modules[0])
+        hooks.append(module.register_forward_pre_hook(add, with_kwargs=True))
+    try:
+        with torch.no_grad():
+            for batch in data:
+                forwards.run(model, batch, forward)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: (total / counts[name]).float().cpu() for name, total in sums.items()}
+
+
+def input_rows(module: nn.Module, given: Tensor) -> Iterable[Tensor]:
+    """What a layer's weight rows are multiplied with, as ``(positions, per_channel)``, a chunk at a time.
+
+    >>> [rows.tolist() for rows in input_rows(nn.Conv2d(1, 1, (1, 2)), torch.tensor([[[[1.0, 2.0, 3.0]]]]))]
+    [[[1.0, 2.0], [2.0, 3.0]]]
+    """
+    wide = given.to(torch.promote_types(given.dtype, torch.float32))
+    if not isinstance(module, nn.Conv2d):
+        yield from torch.split(wide.flatten(0, -2), max(1, CHUNK // wide.shape[-1]))
+        return
+    images = wide if wide.ndim == 4 else wide[None]
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    padded = nn.functional.pad(images, module._reversed_padding_repeated_twice, mode=mode)
+    patch = module.kernel_size[0] * module.kernel_size[1] * padded[0].numel()
+    for chunk in torch.split(padded, max(1, CHUNK // patch)):
+        columns = nn.functional.unfold(chunk, module.kernel_size, dilation=module.dilation, stride=module.stride)
+        yield columns.transpose(1, 2).flatten(0, 1)
