@@ -32,6 +32,13 @@ __all__ = [
     "to_cqm",
     "to_integer_program",
     "to_nonlinear",
+    "read_problem",
+    "write_bqm",
+    "write_cqm",
+    "write_lp",
+    "write_mps",
+    "write_problem",
+    "write_qubo",
 ]
 
 _FORMS = {
@@ -39,6 +46,13 @@ _FORMS = {
     "to_cqm": "formulations.cqm",
     "to_integer_program": "formulations.integer_program",
     "to_nonlinear": "formulations.nonlinear",
+    "read_problem": "formulations.exchange",
+    "write_bqm": "formulations.exchange",
+    "write_cqm": "formulations.exchange",
+    "write_lp": "formulations.exchange",
+    "write_mps": "formulations.exchange",
+    "write_problem": "formulations.exchange",
+    "write_qubo": "formulations.exchange",
 }
 
 

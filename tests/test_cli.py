@@ -79,7 +79,19 @@ def ran(arguments):
 
 # --- help ----------------------------------------------------------------------------------------------------------
 
-COMMANDS = ["demo", "compress", "measure", "formulate", "solve", "apply", "solvers", "compare", "sweep", "show"]
+COMMANDS = [
+    "demo",
+    "compress",
+    "measure",
+    "formulate",
+    "solve",
+    "apply",
+    "solvers",
+    "compare",
+    "sweep",
+    "export",
+    "show",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -121,11 +121,20 @@ def budgets(words: Iterable[str]) -> dict[str, float]:
     >>> budgets(["bytes=0.15", "macs=120_000"])
     {'bytes': 0.15, 'macs': 120000}
     """
-    found = assignments(words, "--budget")
-    for name, limit in found.items():
-        if isinstance(limit, bool) or not isinstance(limit, int | float):
+    return amounts(words, "--budget")
+
+
+def amounts(words: Iterable[str], what: str) -> dict[str, float]:
+    """``name=number`` words as a dictionary.
+
+    Raises:
+        typer.BadParameter: a value that is no number.
+    """
+    found = assignments(words, what)
+    for name, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise typer.BadParameter(
-                f"--budget {name} must be a number, as {name}=0.15 or {name}=120_000; found {limit!r}."
+                f"{what} {name} must be a number, as {name}=0.15 or {name}=120_000; found {value!r}."
             )
     return found
 

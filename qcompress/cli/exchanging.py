@@ -1,0 +1,45 @@
+"""``export``: a problem in a file for other tools, and back."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qcompress.cli import arguments
+from qcompress.cli.console import say
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this family."""
+    app.command()(export)
+
+
+def export(
+    source: Annotated[Path, typer.Argument(metavar="PROBLEM", help="A problem file, or one that export wrote.")],
+    target: Annotated[
+        Path, typer.Argument(metavar="FILE", help="What to write, by its suffix: .lp .mps .cqm .bqm .qubo or .npz.")
+    ],
+    encoding: Annotated[
+        str | None, typer.Option(help="Of the bits in .bqm and .qubo: one-hot (default), domain-wall or binary.")
+    ] = None,
+    price: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PRICE",
+            help="In .bqm and .qubo: objective per unit of a budget's resource, instead of slack bits.",
+        ),
+    ] = None,
+) -> None:
+    """Write a problem for other tools: integer program, CQM, BQM or QUBO text.
+
+    .lp, .mps and .cqm files can be turned back into a problem; of .bqm and .qubo files, whose bits and penalties hide
+    groups and budgets, becomes a problem of the bits.
+
+    Example: `qcompress export problem.npz problem.mps`
+    """
+    from formulations.exchange import read_problem, write_problem
+
+    problem = read_problem(source)
+    prices = arguments.amounts(price, "--price") if price else None
+    write_problem(problem, target, encoding=encoding, prices=prices)
+    say(f"written: {target} ({target.stat().st_size:,} bytes)")
