@@ -45,6 +45,14 @@ class PairTerms:
                 f"factor has {self.factor.shape[0]}"
             )
 
+    @classmethod
+    def trusted(cls, *, sparse: Any, factor: NDArray[np.float64] | None) -> "PairTerms":
+        """Parts of terms that were checked before, taken as they are: neither copied nor checked again."""
+        terms = object.__new__(cls)
+        object.__setattr__(terms, "sparse", sparse)
+        object.__setattr__(terms, "factor", factor)
+        return terms
+
     @property
     def num_options(self) -> int | None:
         """V, or None when there is neither a sparse part nor a factor."""

@@ -5,7 +5,11 @@ others and their use become part of the cost, the offset and the budgets. What a
 problem and its `lift` have the same objective, and the same budgets are met, up to the rounding of a sum.
 """
 
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -62,49 +66,78 @@ def restrict(problem: Problem, keep: NDArray[np.bool_]) -> Restriction:
     >>> small.problem.groups, small.lift([1]).tolist()
     (('b',), [0, 1])
     """
-    first, group_of = problem.group_offsets, problem.group_of
-    left = np.bincount(group_of[keep], minlength=problem.num_groups)
+    kept = np.flatnonzero(keep)
+    left = np.bincount(problem.group_of[kept], minlength=problem.num_groups)
     if (left == 0).any():
         raise InvalidProblemError(f"group {problem.groups[int(np.argmin(left))]!r} is left without an option")
-    decided = np.flatnonzero(keep)[np.cumsum(left) - left]  # the first one that is left
+    decided = kept[np.cumsum(left) - left]
     folded = left == 1
     if folded.all():
         folded[-1] = False  # a problem has at least one group
     fixed = decided[folded]
-    options = np.flatnonzero(keep & ~folded[group_of])
+    options = kept[~folded[problem.group_of[kept]]]
 
     x = np.zeros(problem.num_options)
     x[fixed] = 1.0
-    cost, offset = problem.cost[options].copy(), problem.offset + problem.cost[fixed].sum()
+    cost, offset = problem.cost[options], problem.offset + problem.cost[fixed].sum()
     factor, sparse = problem.pairs.factor, problem.pairs.sparse
-    if factor is not None:
-        total = factor[fixed].sum(axis=0)
-        offset += 0.5 * (total @ total - np.square(factor[fixed]).sum())
-        cost += factor[options] @ total
-        factor = factor[options]
-        factor.flags.writeable = False  # so that it need not be copied
-    if sparse is not None:
+    if factor is not None and len(fixed):
+        total = x @ factor
+        offset += 0.5 * (total @ total - np.einsum("v,vr,vr->", x, factor, factor))
+        cost += (factor @ total)[options]
+    if sparse is not None and len(fixed):
         offset += x @ (sparse @ x)
         cost += (sparse @ x + sparse.T @ x)[options]
-        sparse = sparse[options][:, options]
-    uses = {name: problem.resources[name][options] for name in problem.budgets}
-    budgets = {}
-    for name, budget in problem.budgets.items():
-        left_over = budget + BUDGET_TOLERANCE * abs(budget) - problem.resources[name][fixed].sum()
-        budgets[name] = float(left_over - BUDGET_TOLERANCE * abs(left_over))
-    kept, whole = np.flatnonzero(~folded).tolist(), left == np.diff(first)
-    smaller = Problem(
-        [problem.groups[g] for g in kept],
-        [
-            problem.options[g]
-            if whole[g]
-            else [problem.options[g][v - first[g]] for v in range(first[g], first[g + 1]) if keep[v]]
-            for g in kept
-        ],
-        cost,
-        uses,
-        budgets,
-        PairTerms(sparse=sparse, factor=factor),
-        float(offset),
-    )
+    others = {name: float(problem.resources[name][fixed].sum()) for name in problem.budgets}
+    smaller = part(problem, options, {name: left_of(problem, name, use) for name, use in others.items()})
+    smaller = smaller._replaced(cost=frozen(cost), offset=float(offset))
     return Restriction(problem=smaller, options=options, decided=decided, original=problem)
+
+
+def left_of(problem: Problem, name: str, use: float) -> float:
+    """The budget that is left when ``use`` is taken, so that `Problem.evaluate` draws the line where it did."""
+    budget = problem.budgets[name]
+    left = budget + BUDGET_TOLERANCE * abs(budget) - use
+    return float(left - BUDGET_TOLERANCE * abs(left))
+
+
+def part(problem: Problem, options: NDArray[np.int64], budgets: dict[str, float]) -> Problem:
+    """Some of the options ``(V',)``, ascending, as a problem with these budgets; other groups are left out, not folded.
+
+    Everything in it was checked when ``problem`` was made, and is not checked again: a million groups take a second.
+    """
+    group_of = problem.group_of[options]
+    groups, sizes = np.unique(group_of, return_counts=True)
+    group_offsets = np.concatenate([[0], np.cumsum(sizes)])
+    everything = len(options) == problem.num_options
+    factor, sparse, uses = problem.pairs.factor, problem.pairs.sparse, problem.resources
+    if not everything:
+        factor = None if factor is None else frozen(factor[options])
+        sparse = None if sparse is None else sparse[options][:, options]
+    return problem._replaced(
+        groups=problem.groups if everything else tuple(problem.groups[g] for g in groups.tolist()),
+        options=problem.options if everything else tuple(_labels(problem, options, groups, group_offsets)),
+        cost=problem.cost if everything else frozen(problem.cost[options]),
+        resources=MappingProxyType(
+            {name: uses[name] if everything else frozen(uses[name][options]) for name in budgets}
+        ),
+        budgets=MappingProxyType(dict(budgets)),
+        pairs=PairTerms.trusted(sparse=sparse, factor=factor),
+        group_offsets=frozen(group_offsets.astype(np.int64)),
+        group_of=frozen(np.repeat(np.arange(len(groups)), sizes)),
+    )
+
+
+def _labels(
+    problem: Problem, options: NDArray[np.int64], groups: NDArray[np.int64], group_offsets: NDArray[np.int64]
+) -> Iterable[tuple[str, ...]]:
+    local = (options - problem.group_offsets[problem.group_of[options]]).tolist()
+    for group, (begin, end) in zip(groups.tolist(), itertools.pairwise(group_offsets.tolist()), strict=True):
+        labels = problem.options[group]
+        yield labels if end - begin == len(labels) else tuple(labels[i] for i in local[begin:end])
+
+
+def frozen(array: NDArray[Any]) -> NDArray[Any]:
+    """``array`` itself, read-only from now on."""
+    array.flags.writeable = False
+    return array

@@ -6,9 +6,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from formulations import Problem
+from formulations.reduce import reduce_problem
 from solvers import registry
 from solvers.base import OnProgress, Search, Solver
 from solvers.errors import InvalidOptionError
+from solvers.reduced import solve_parts
+from solvers.scaling import objective_size
 from solvers.solution import Solution, StopReason
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ def solve(
     initial: ArrayLike | None = ...,
     on_progress: OnProgress | None = ...,
     bound: bool = ...,
+    presolve: bool = ...,
     wait: Literal[True] = ...,
     **options: Any,
 ) -> Solution: ...
@@ -45,6 +49,7 @@ def solve(
     initial: ArrayLike | None = None,
     on_progress: OnProgress | None = None,
     bound: bool = False,
+    presolve: bool = True,
     wait: bool = True,
     **options: Any,
 ) -> "Solution | Job":
@@ -59,6 +64,7 @@ def solve(
         initial: ``(G,)`` a choice to start from; an infeasible one only serves as a hint.
         on_progress: called with a `Progress` whenever incumbent or bound change.
         bound: prove a lower bound first (a fifth of the time at most), so that any solver's answer has a gap.
+        presolve: reduce the problem first (`formulations.reduce`); the answer is the original's in any case.
         wait: False sends the problem to a service (the leap solvers) and gives its `solvers.leap.job.Job` at once;
             ``job.fetch()`` waits for the solution, also in another process on another day.
         **options: the solver's own (``available()`` lists them); unknown ones are refused.
@@ -93,6 +99,14 @@ def solve(
         return job
     back_end.prepare()
 
+    def attack(stated: Problem, part: Search) -> None:
+        if bound:
+            from solvers.bounds import raise_dual_bound  # compiled code, imported only when it is used
+
+            raise_dual_bound(stated, part, 0.2)
+        if not part.proven():
+            back_end.run(stated, part)
+
     scale = 1.0 / objective_size(problem)
     search = Search(
         problem,
@@ -107,13 +121,14 @@ def solve(
     try:
         if start is not None:
             search.offer(start)
-        scaled = problem.scaled(scale)
-        if bound:
-            from solvers.bounds import raise_dual_bound  # compiled code, imported only when it is used
-
-            raise_dual_bound(scaled, search, 0.2)
-        if not search.proven():
-            back_end.run(scaled, search)
+        reduction = None
+        if presolve and back_end.presolved:
+            with search.phase("presolve_s"):
+                reduction = reduce_problem(problem)
+        if reduction is not None and reduction.changed:
+            solve_parts(reduction, search, attack)
+        else:
+            attack(problem.scaled(scale), search)
     except KeyboardInterrupt:
         stop_reason = StopReason.INTERRUPTED
     return search.solution(stop_reason, back_end.option_values)
@@ -151,19 +166,3 @@ def as_solver(solver: Any) -> Solver:
     from solvers.samplers import from_sampler  # imports dimod, so only when something else than a solver came
 
     return from_sampler(solver)
-
-
-def objective_size(problem: Problem) -> float:
-    """The size of the objective's numbers: the most a single decision or pair can change it; 1 if all are zero.
-
-    Back ends see problems divided by this, so that scores from 1e-12 to 1e9 give the same choice.
-    """
-    starts = problem.group_offsets[:-1]
-    spread = np.maximum.reduceat(problem.cost, starts) - np.minimum.reduceat(problem.cost, starts)
-    sizes = [float(spread.max())]
-    if problem.pairs.num_sparse:
-        sizes.append(float(np.abs(problem.pairs.sparse.data).max()))
-    if problem.pairs.factor is not None and problem.pairs.rank:
-        sizes.append(float(np.einsum("vr,vr->v", problem.pairs.factor, problem.pairs.factor).max()))
-    size = max(sizes)
-    return size if size > 0 and np.isfinite(1.0 / size) else 1.0

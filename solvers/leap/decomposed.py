@@ -18,7 +18,7 @@ from formulations.presolve import restrict
 from solvers.base import Search
 from solvers.errors import InvalidOptionError
 from solvers.leap.qpu import QuantumProcessor
-from solvers.run import objective_size
+from solvers.scaling import objective_size
 
 if TYPE_CHECKING:
     from solvers.leap.connection import Connection

@@ -40,6 +40,7 @@ class LeapSolver(Solver):
     needs_network: ClassVar[bool] = True
     deterministic: ClassVar[bool] = False
     honours_time_limit: ClassVar[bool] = False  # the limit is the service's; the queue comes on top
+    presolved: ClassVar[bool] = False  # a job's file holds the problem as it was stated
     extra: ClassVar[str] = "dwave"
     distributions: ClassVar[tuple[str, ...]] = ("dwave-cloud-client", "fasteners")
     has_jobs: ClassVar[bool] = True  # one run is one problem, which may be fetched later

@@ -32,7 +32,7 @@ from solvers.leap.estimate import Estimate
 from solvers.leap.forms import Form, Samples
 from solvers.moves import judge_all, to_arrays
 from solvers.qubo import Improver
-from solvers.run import objective_size
+from solvers.scaling import objective_size
 from solvers.solution import Solution, StopReason
 
 FILE_KIND = "qcompress leap job"

@@ -1,19 +1,22 @@
-"""The checks: one plain function per behaviour, each of which raises `ConformanceError` when it does not hold."""
+"""The checks: one plain function per behaviour, each of which raises `ConformanceError` when it does not hold.
+
+All but one check the back end itself, on problems that presolve has not decided before.
+"""
 
 import pickle
 import random
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from formulations import InfeasibleBudgetError, PairTerms, Problem
-from solvers import registry
+from solvers import registry, run
 from solvers.base import Progress, Solver
 from solvers.errors import InvalidOptionError, UnsupportedProblemError
-from solvers.run import solve
-from solvers.solution import Status, StopReason
+from solvers.solution import Solution, Status, StopReason
 from solvers.testing.judge import (
     ConformanceError,
     all_choices,
@@ -39,6 +42,12 @@ SPIN_S = 0.1
 SEED = 11
 
 Check = Callable[[Solver], None]
+
+
+def solve(problem: Problem, solver: Any, **options: Any) -> Solution:
+    """`solvers.solve` without presolve."""
+    solution: Solution = run.solve(problem, solver, presolve=False, **options)
+    return solution
 
 
 # --- what the solver says about itself -----------------------------------------------------------------------------
@@ -96,6 +105,21 @@ def check_equals_brute_force(solver: Solver) -> None:
         if best is not None:
             require(solver, close(problem, solution.objective, best), f"{solution.objective}, optimum {best}", problem)
             require(solver, solution.bound is not None, "OPTIMAL without a bound", problem)
+
+
+def check_presolve_changes_no_answer(solver: Solver) -> None:
+    """After presolve answers are as sound, and an exact solver's status, optimum and bound are the same."""
+    for problem in taken(solver, (*random_problems(solver.native_pairs), *degenerate_problems())):
+        solution = run.solve(problem, solver, seed=SEED)
+        judge_answer(solver, problem, solution)
+        if solver.exact:
+            alone = solve(problem, solver, seed=SEED)
+            require(solver, solution.status is alone.status, f"{solution.status}, alone {alone.status}", problem)
+            if alone.objective is not None:
+                same = close(problem, solution.objective, alone.objective) and close(
+                    problem, solution.bound, alone.objective
+                )
+                require(solver, same, f"{solution.objective}, alone {alone.objective}", problem)
 
 
 def check_degenerate_problems(solver: Solver) -> None:
@@ -276,6 +300,7 @@ ALWAYS: tuple[Check, ...] = (
     check_unknown_option_is_refused,
     check_pickle,
     check_answers_are_sound,
+    check_presolve_changes_no_answer,
     check_degenerate_problems,
     check_impossible_budget_is_refused,
     check_budgets_that_clash,

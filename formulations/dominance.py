@@ -1,0 +1,188 @@
+"""Dominated options: another option of their group can stand in for them, whatever the other groups choose.
+
+An option goes when another one uses no more of any budgeted resource and its objective is no greater in any context.
+Without pair terms that is a comparison of costs. With them it takes a bound on how much the pair terms of one option
+can exceed those of the other over all choices of the other groups:
+
+* up to `EXACT_OPTIONS` options, the sum of the maxima over each other group; two contexts in which the stand-in must
+  not be worse leave few pairs to look at;
+* beyond, Cauchy-Schwarz, ``(F_u - F_v)·Σ F_w ≤ ‖F_u - F_v‖·Σ_g max ‖F_w‖``, and the maxima of sparse rows.
+
+What always holds: the optimum stays, and so does the first optimum in lexicographic order (an option goes for a later
+one of its group only when that is strictly better).
+"""
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import NDArray
+
+from formulations.problem import Problem
+
+EXACT_OPTIONS = 20_000
+"""Up to so many options the maxima over each other group are taken."""
+
+EXACT_WORK = 20_000_000
+"""Entries that are looked at for that in one go (a few tenths of a second); Cauchy-Schwarz where it would take more."""
+
+COMPARISONS = 50_000_000
+"""Pairs of options of one group that are compared at most (some seconds)."""
+
+CHUNK = 2_000_000
+"""Entries of the tables that are made on the way."""
+
+TIE = 4e-12
+"""What is strictly better must be so by more than this, relative to the size of the objective's terms."""
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+
+def drop_dominated(problem: Problem, keep: Flags, stand_in: Integers, budgets: list[str]) -> None:
+    """Take dominated options out of ``keep`` ``(V,)``, in place, and note in ``stand_in`` ``(V,)`` who stands in.
+
+    Args:
+        problem: costs, uses and pair terms.
+        keep: the options that are there; no choice takes another one.
+        stand_in: for an option that goes another one of its group, to be followed until one that is kept.
+        budgets: the resources that count.
+    """
+    uses, cost = [problem.resources[name] for name in budgets], problem.cost
+    tie = TIE * float(np.maximum.reduceat(np.abs(cost), problem.group_offsets[:-1]).sum())
+    pairs = _PairBound(problem, keep.copy()) if problem.pairs else None
+    for first, second in _neighbours(problem, keep):
+        for better, worse, strictly in ((first, second, False), (second, first, True)):
+            at = keep[better] & keep[worse]
+            for use in uses:
+                at &= use[better] <= use[worse]
+            better, worse = better[at], worse[at]
+            gain = cost[worse] - cost[better]
+            if pairs is not None:
+                proven = pairs.proves(better, worse, gain, tie if strictly else None)
+            else:
+                proven = gain > tie if strictly else gain >= 0.0
+            keep[worse[proven]] = False
+            stand_in[worse[proven]] = better[proven]
+
+
+def _neighbours(problem: Problem, keep: Flags) -> Iterator[tuple[Integers, Integers]]:
+    """All pairs of a group's kept options as ``(first, second)``: those next to each other, two places apart, ..."""
+    end = problem.group_offsets[1:][problem.group_of]
+    first, work = np.flatnonzero(keep), 0
+    for shift in range(1, int(np.diff(problem.group_offsets).max())):
+        first = first[first + shift < end[first]]
+        first = first[keep[first]]
+        work += len(first)
+        if not len(first) or work > COMPARISONS:
+            return
+        yield first, first + shift
+
+
+class _PairBound:
+    """How much the pair terms of one option can exceed those of another of its group, over all kept choices."""
+
+    def __init__(self, problem: Problem, keep: Flags) -> None:
+        self.problem, self.keep = problem, keep
+        self.factor = problem.pairs.factor if problem.pairs.rank else None
+        half = problem.pairs.sparse if problem.pairs.num_sparse else None
+        self.sparse = None if half is None else scipy.sparse.csr_array(half + half.T)
+
+    def proves(self, better: Integers, worse: Integers, gain: Floats, tie: float | None) -> Flags:
+        """Whether the pair terms of ``better`` ``(P,)`` always exceed those of ``worse`` by at most ``gain``.
+
+        With ``tie`` they must stay below it by more than that and by more than the rounding of pair terms.
+        """
+        proven = np.zeros(len(better), dtype=bool)
+        at, bound = np.arange(len(better)), self._loosely
+        if self.problem.num_options <= EXACT_OPTIONS and len(better):
+            differences = self.fields[:, better] - self.fields[:, worse]
+            at = np.flatnonzero((differences <= gain + TIE * self.size).all(axis=0))
+            if len(at) * self.problem.num_options <= EXACT_WORK:
+                bound = self._exactly
+        if bound == self._loosely and self.sparse is None:
+            at = at[gain[at] >= 0.0]  # what Cauchy-Schwarz allows for is not negative
+        if len(at):
+            margin = 0.0 if tie is None else tie + TIE * self.size
+            excess = bound(better[at], worse[at]) - gain[at]
+            proven[at] = excess <= 0.0 if tie is None else excess < -margin
+        return proven
+
+    @cached_property
+    def size(self) -> float:
+        """The size of the pair terms of a choice, at most."""
+        sparse = 0.0 if self.sparse is None else float(np.abs(self.sparse.data).sum())
+        return sparse + (0.0 if self.factor is None else 0.5 * float(self.longest.sum()) ** 2)
+
+    @cached_property
+    def longest(self) -> Floats:
+        """``(G,)`` the largest norm of a row of the factor in every group."""
+        assert self.factor is not None  # noqa: S101
+        norms = np.sqrt(np.einsum("vr,vr->v", self.factor, self.factor))
+        return np.asarray(np.maximum.reduceat(np.where(self.keep, norms, 0.0), self.problem.group_offsets[:-1]))
+
+    @cached_property
+    def fields(self) -> Floats:
+        """``(2, V)`` every option's pair terms with all other groups' cheapest, and with their dearest options."""
+        starts, group_of, cost = self.problem.group_offsets[:-1], self.problem.group_of, self.problem.cost
+        fields = np.zeros((2, len(cost)))
+        for field, value in zip(fields, (cost, -cost), strict=True):
+            order = np.lexsort((np.where(self.keep, value, np.inf), group_of))
+            chosen = order[starts]
+            if self.factor is not None:
+                rows = self.factor[chosen]
+                field += self.factor @ rows.sum(axis=0) - np.einsum("vr,vr->v", self.factor, rows[group_of])
+            if self.sparse is not None:
+                x = np.zeros(len(cost))
+                x[chosen] = 1.0
+                field += self.sparse @ x
+        return fields
+
+    def _exactly(self, better: Integers, worse: Integers) -> Floats:
+        """The sum over the other groups of their largest difference."""
+        kept = np.flatnonzero(self.keep)
+        groups, starts = np.unique(self.problem.group_of[kept], return_index=True)
+        assert len(groups) == self.problem.num_groups  # noqa: S101
+        bound = np.empty(len(better))
+        step = max(1, CHUNK // len(kept))
+        for begin in range(0, len(better), step):
+            b, w = better[begin : begin + step], worse[begin : begin + step]
+            table = np.zeros((len(b), len(kept)))
+            if self.factor is not None:
+                table += (self.factor[b] - self.factor[w]) @ self.factor[kept].T
+            if self.sparse is not None:
+                table += (self.sparse[b] - self.sparse[w])[:, kept].toarray()
+            largest = np.maximum.reduceat(table, starts, axis=1)
+            largest[np.arange(len(b)), self.problem.group_of[b]] = 0.0
+            bound[begin : begin + step] = largest.sum(axis=1)
+        return bound
+
+    def _loosely(self, better: Integers, worse: Integers) -> Floats:
+        """Cauchy-Schwarz for the factor, the rows' maxima for the sparse part."""
+        bound = np.zeros(len(better))
+        if self.factor is not None:
+            reach = self.longest.sum() - self.longest[self.problem.group_of[better]]
+            step = max(1, CHUNK // self.factor.shape[1])
+            for begin in range(0, len(better), step):
+                some = slice(begin, begin + step)
+                bound[some] = np.linalg.norm(self.factor[better[some]] - self.factor[worse[some]], axis=1)
+            bound *= reach
+        if self.sparse is not None:
+            bound += self._sparse_maxima(better, worse)
+        return bound
+
+    def _sparse_maxima(self, better: Integers, worse: Integers) -> Floats:
+        """Per pair of options the sum over the other groups of the largest difference of their sparse rows."""
+        rows = self.sparse[better] - self.sparse[worse]  # type: ignore[index]
+        rows.sort_indices()
+        if not rows.nnz:
+            return np.zeros(len(better))
+        row = np.repeat(np.arange(len(better)), np.diff(rows.indptr))
+        group = self.problem.group_of[rows.indices]
+        begins = np.flatnonzero(np.diff(row, prepend=-1).astype(bool) | np.diff(group, prepend=-1).astype(bool))
+        largest = np.maximum.reduceat(rows.data, begins)
+        full = np.diff(begins, append=rows.nnz) == np.diff(self.problem.group_offsets)[group[begins]]
+        largest = np.where(full, largest, np.maximum(largest, 0.0))  # options without an entry differ by nothing
+        return np.bincount(row[begins], weights=largest, minlength=len(better)).astype(np.float64, copy=False)
