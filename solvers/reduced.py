@@ -140,12 +140,14 @@ class _Joint:
         if "prices" in part.details:
             prices = details.get("prices", {}) | part.details["prices"]
             details["prices"] = {name: prices.get(name, 0.0) for name in whole.budgets}
+        pool = dict(self.search.pool)
         for choice, _ in part.pool:
             joined = [one for one in (*self.choices[:at], np.array(choice), *self.choices[at + 1 :]) if one is not None]
             if len(joined) == len(self.choices):
                 lifted = self.reduction.lift(joined)
                 if (judged := whole.evaluate(lifted)).feasible:
-                    self.search.pool.append((tuple(lifted.tolist()), judged.objective))
+                    pool[tuple(lifted.tolist())] = judged.objective
+        self.search.pool = sorted(pool.items(), key=lambda entry: entry[1])
 
     def end(self) -> None:
         """Say for the whole what holds for the parts."""

@@ -20,7 +20,8 @@ from solvers.base import Solver
 from solvers.errors import InvalidOptionError
 from solvers.journal import Journal, run_key
 from solvers.known import with_known
-from solvers.run import as_solver, objective_size, solve
+from solvers.run import as_solver, solve
+from solvers.scaling import objective_size
 from solvers.solution import Solution, StopReason
 
 FILE_KIND = "qcompress sweep"

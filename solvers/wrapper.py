@@ -99,6 +99,7 @@ class Wrapper(Solver):
         object.__setattr__(self, "name", f"{type(self).name}({label(inner)})")
         for attribute in INHERITED:
             object.__setattr__(self, attribute, getattr(inner, attribute))
+        object.__setattr__(self, "presolved", type(self).presolved and inner.presolved)
 
     @property
     def inner(self) -> Solver:

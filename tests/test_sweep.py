@@ -38,6 +38,7 @@ class Interrupted(Solver):
 
     name = "interrupted"
     summary = "stops"
+    presolved = False
 
     def run(self, problem, search):
         search.offer(problem.group_offsets[:-1] * 0)
@@ -96,6 +97,7 @@ def test_each_point_starts_from_the_tighter_one():
     class Starts(Solver):
         name = "starts"
         summary = "notes what it is given"
+        presolved = False
 
         def run(self, problem, search):
             starts.append(None if search.initial is None else search.initial.tolist())
