@@ -30,6 +30,7 @@ from solvers.testing.judge import (
 from solvers.testing.problems import (
     degenerate_problems,
     first_taken,
+    in_other_units,
     largest_taken,
     middle_problem,
     random_problems,
@@ -37,6 +38,7 @@ from solvers.testing.problems import (
 )
 
 SCALES = (1e-12, 1e-6, 1e9)
+UNITS = (2.0**-30, 2.0**30)  # powers of two: not even the rounding differs
 TIME_LIMIT_S = 0.5
 SPIN_S = 0.1
 SEED = 11
@@ -123,7 +125,7 @@ def check_presolve_changes_no_answer(solver: Solver) -> None:
 
 
 def check_degenerate_problems(solver: Solver) -> None:
-    """One group, one option, ties, zero costs, no resource, no budget, a budget met exactly, huge uses."""
+    """One group, one option, ties, zero costs or pair terms, no budget, one met exactly, huge uses, a huge offset."""
     for problem in taken(solver, degenerate_problems()):
         judge_answer(solver, problem, solve(problem, solver, seed=SEED))
 
@@ -261,13 +263,14 @@ def check_same_seed_same_answer(solver: Solver) -> None:
 
 
 def check_scale_changes_no_choice(solver: Solver) -> None:
-    """Cost and pair terms multiplied by 1e-12 … 1e9 give the same choice."""
+    """Cost and pair terms multiplied by 1e-12 … 1e9, or bytes counted in other units, give the same choice."""
     for problem in taken(solver, [middle_problem(solver.native_pairs)]):
         reference = _listed(solve(problem, solver, seed=SEED).choice)
-        for scale in SCALES:
-            choice = _listed(solve(problem.scaled(scale), solver, seed=SEED).choice)
-            found = f"objective times {scale:g} changed the choice from {reference} to {choice}"
-            require(solver, choice == reference, found, problem)
+        others = [(f"objective times {scale:g}", problem.scaled(scale)) for scale in SCALES]
+        others += [(f"uses times {unit:g}", in_other_units(problem, unit)) for unit in UNITS]
+        for what, other in others:
+            choice = _listed(solve(other, solver, seed=SEED).choice)
+            require(solver, choice == reference, f"{what} changed the choice from {reference} to {choice}", problem)
 
 
 def check_initial_is_used(solver: Solver) -> None:

@@ -7,8 +7,9 @@ import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import scipy.sparse
 
-from formulations import Problem
+from formulations import PairTerms, Problem
 from formulations.instances import layered_problem, small_problem
 from solvers.base import Solver
 from solvers.testing.judge import require
@@ -32,7 +33,10 @@ def middle_problem(pairs: bool) -> Problem:
 
 @functools.cache
 def degenerate_problems() -> tuple[Problem, ...]:
-    """One group, one option, ties, zero costs, no resource, no budget, a budget met exactly, huge uses."""
+    """One group, one option, ties, zero costs, no resource, no budget, a budget met exactly, huge uses.
+
+    The last ones have pair terms: all zero, of rank 0, the whole objective, against each other, beside a huge offset.
+    """
     one, two = ["a"], ["a", "b"]
     xy = ["x", "y"]
     return (
@@ -48,7 +52,17 @@ def degenerate_problems() -> tuple[Problem, ...]:
         Problem(two, [xy, xy], [0, 1, 0, 1], {"bytes": [2e12, 1e12, 2e12, 1e12]}, {"bytes": 3e12}),
         Problem(two, [xy, xy], [-5, -6, -5, -6], {"bytes": [1, 2, 1, 2]}, {"bytes": 3}, offset=100.0),
         Problem(two, [xy, xy], [1e-9, 1e6, 2e-9, 2e6], {"bytes": [2, 1, 2, 1]}, {"bytes": 3}),
+        Problem(two, [xy, xy], [0, 1, 0, 1], {"bytes": [2, 1, 2, 1]}, {"bytes": 3}, PairTerms(factor=np.zeros((4, 2)))),
+        Problem(two, [xy, xy], [0, 1, 0, 1], {"bytes": [2, 1, 2, 1]}, {"bytes": 3}, PairTerms(factor=np.zeros((4, 0)))),
+        Problem(two, [xy, xy], [0, 0, 0, 0], {}, {}, PairTerms(factor=[[1.0], [-1.0], [1.0], [-1.0]])),
+        Problem(two, [xy, xy], [0, 0, 0, 0], {}, {}, PairTerms(_one_term(-2.0), [[1.0], [0.0], [2.0], [0.0]])),
+        Problem(two, [xy, xy], [1, 0, 0, 1], {"bytes": [1, 2, 1, 2]}, {"bytes": 3}, PairTerms(_one_term(5.0)), 1e9),
     )
+
+
+def _one_term(value: float) -> scipy.sparse.csr_array:
+    """A sparse pair term of the first options of two groups with two options each."""
+    return scipy.sparse.csr_array(([value], ([0], [2])), shape=(4, 4))
 
 
 @functools.cache
@@ -80,6 +94,13 @@ def _knapsack(num_groups: int) -> Problem:
 def _without_pairs(problem: Problem) -> Problem:
     resources, budgets = dict(problem.resources), dict(problem.budgets)
     return Problem(problem.groups, problem.options, problem.cost, resources, budgets, offset=problem.offset)
+
+
+def in_other_units(problem: Problem, unit: float) -> Problem:
+    """The same problem with all uses and budgets multiplied."""
+    uses = {name: use * unit for name, use in problem.resources.items()}
+    budgets = {name: budget * unit for name, budget in problem.budgets.items()}
+    return Problem(problem.groups, problem.options, problem.cost, uses, budgets, problem.pairs, problem.offset)
 
 
 def taken(solver: Solver, problems: Sequence[Problem]) -> Iterator[Problem]:
