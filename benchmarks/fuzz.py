@@ -1,0 +1,157 @@
+"""Random small problems through every exact back end, each answer judged against all choices put before `evaluate`.
+
+Problem ``n`` is ``formulations.instances.small_problem(n)``; every third one has its objective multiplied by a power of
+ten between 1e-12 and 1e9. Those below 0 are the degenerate problems of the conformance suite. Every installed back
+end that calls itself exact takes part, `milp` by HiGHS and by CBC, and so do `auto` and `lagrangian`. What must hold:
+where the back end is exact the status is OPTIMAL or INFEASIBLE, whichever is true; no bound lies above the optimum; no
+choice is over a budget; the objective is `evaluate`'s. Objectives and bounds are compared to 1e-9 of the costs' size.
+
+    python -m benchmarks.fuzz [--first N] [--problems N] [--jobs N] [--only NAME] [--every NAME=N] [--out FOLDER]
+
+A run that was cut says where to go on. A slow back end may take every n-th problem only; the table says how many each
+took. The exit status is 1 when anything failed.
+"""
+
+import argparse
+import functools
+import multiprocessing
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import Progress
+
+from benchmarks.tables import markdown, write_results
+from formulations import InfeasibleBudgetError, Problem
+from formulations.instances import small_problem
+from solvers import Solver, Status, available, solve
+from solvers.registry import configured
+from solvers.run import as_solver
+from solvers.testing import optimum
+from solvers.testing.judge import close, judge_answer, require
+from solvers.testing.problems import degenerate_problems
+
+SOUND = ("auto", "lagrangian")
+VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {"milp": ({"backend": "highs"}, {"backend": "cbc"})}
+CHUNK = 20
+TIME_LIMIT_S = 60.0
+COLUMNS = {"solver": "back end", "problems": "problems", "failures": "failures", "ms": "time each [ms]"}
+
+Run = tuple[str, float, str]
+"""Back end, seconds, and what it did wrong, or an empty string."""
+
+
+def main() -> None:
+    arguments = _arguments()
+    numbers = range(arguments.first, arguments.problems)
+    chunks = [numbers[at : at + CHUNK] for at in range(0, len(numbers), CHUNK)]
+    look = functools.partial(judge_chunk, only=arguments.only, every=dict(arguments.every))
+    done, problems, failed, seconds = arguments.first, Counter[str](), Counter[str](), Counter[str]()
+    failures: list[str] = []
+    with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool, Progress() as progress:
+        bar = progress.add_task("", total=len(numbers))
+        try:
+            for chunk, runs in zip(chunks, pool.map(look, chunks), strict=True):
+                for number, (solver, duration, wrong) in runs:
+                    problems[solver] += 1
+                    seconds[solver] += duration
+                    if wrong:
+                        failed[solver] += 1
+                        failures.append(f"problem {number}: {wrong}")
+                        progress.print(failures[-1])
+                done = chunk[-1] + 1
+                progress.update(bar, advance=len(chunk), description=f"up to {done}, {len(failures)} failures")
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+    rows = [
+        {"solver": name, "problems": problems[name], "failures": failed[name], "ms": 1e3 * seconds[name] / count}
+        for name, count in problems.items()
+    ]
+    table = markdown(rows, COLUMNS)
+    print(table, *failures, sep="\n")
+    print(
+        f"problems {arguments.first} to {done - 1}" + ("" if done >= numbers.stop else f"; go on with --first {done}")
+    )
+    write_results(
+        arguments.out, "fuzz", {"first": arguments.first, "end": done, "rows": rows, "failures": failures}, table
+    )
+    if failures:
+        raise SystemExit(1)
+
+
+def problem_of(number: int) -> Problem:
+    """The problem with this number."""
+    if number < 0:
+        return degenerate_problems()[number]
+    problem = small_problem(number)
+    return (
+        problem.scaled(10.0 ** float(np.random.default_rng(number).integers(-12, 10))) if number % 3 == 0 else problem
+    )
+
+
+def judge_chunk(numbers: range, only: list[str], every: dict[str, int]) -> list[tuple[int, Run]]:
+    """Every run on some problems."""
+    runs = []
+    for number in numbers:
+        problem = problem_of(number)
+        for name, solver in back_ends():
+            if (not only or name in only) and number % every.get(name, 1) == 0 and not solver.refuse(problem):
+                start = time.perf_counter()
+                wrong = judged(solver, problem)
+                runs.append((number, (name, time.perf_counter() - start, wrong)))
+    return runs
+
+
+@functools.cache
+def back_ends() -> tuple[tuple[str, Solver], ...]:
+    """Every back end that takes part, with its name in the table."""
+    return tuple(_back_ends())
+
+
+def _back_ends() -> Iterator[tuple[str, Solver]]:
+    for info in available():
+        if info.available and not info.needs_network and (info.exact or info.name in SOUND):
+            for options in VARIANTS.get(info.name, ({},)):
+                yield " ".join([info.name, *options.values()]), configured(as_solver(info.name), options)
+
+
+def judged(solver: Solver, problem: Problem) -> str:
+    """What is wrong with a back end's answer to a problem, or an empty string."""
+    best = optimum(problem)
+    try:
+        solution = solve(problem, solver, seed=0, time_limit=TIME_LIMIT_S)
+        judge_answer(solver, problem, solution)
+        if solver.exact:
+            wanted = Status.INFEASIBLE if best is None else Status.OPTIMAL
+            require(solver, solution.status is wanted, f"status {solution.status}, must be {wanted}", problem)
+        if best is not None and solver.exact:
+            require(solver, close(problem, solution.objective, best), f"{solution.objective}, optimum {best}", problem)
+    except InfeasibleBudgetError:
+        return "" if best is None else f"{solver.name}: refused, though the optimum is {best}"
+    except Exception as error:  # whatever a solver breaks with is a finding
+        return f"{solver.name}: {error!r}"
+    return ""
+
+
+def _share(entry: str) -> tuple[str, int]:
+    name, _, count = entry.partition("=")
+    return name, int(count)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--first", type=int, default=-len(degenerate_problems()), help="number of the first problem")
+    parser.add_argument("--problems", type=int, default=1000, help="number after the last problem's")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--only", action="append", default=[], help="a back end of the table; may be given again")
+    parser.add_argument("--every", action="append", type=_share, default=[], help="NAME=N: every N-th problem only")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder for the JSON and the table")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
