@@ -49,7 +49,7 @@ class Anneal(Solver):
     """Simulated annealing by switches of one or two groups, with recombination.
 
     Attributes:
-        sweeps: moves per group in the cooling of one random start; a child takes a quarter of them.
+        sweeps: moves per group in the cooling of one random start; a child takes a quarter. Fewer where time is short.
         population: choices that are kept and recombined.
         generations: rounds of recombination at most; the search ends earlier when they stop paying.
 
@@ -61,7 +61,7 @@ class Anneal(Solver):
 
     name: ClassVar[str] = "anneal"
     summary: ClassVar[str] = "annealing inside the choice space, with recombination; any problem, any size"
-    sweeps: int = 5000
+    sweeps: int = 20_000
     population: int = 8
     generations: int = 60
 
@@ -92,14 +92,15 @@ class Anneal(Solver):
             herd = _Herd(problem, search, a, free, threads, cold)
             begins = [fallback if given else _random_choice(a, search.rng) for _ in range(plan.population)]
             warm = hot * REHEAT if given else hot
-            elite = herd.cooled([_Chain(one, price, search.rng) for one in begins], warm, plan.steps)
+            elite = herd.cooled([_Chain(one, price, search.rng) for one in begins], warm, plan.steps, plan.share)
             idle = 0
             for generation in range(self.generations if len(elite) > 1 else 0):
                 if idle == PATIENCE or search.expired():
                     break
                 children = [_child(a, elite, search.rng) for _ in range(CHILDREN)]
                 kept = elite[: plan.population]
-                elite = _distinct(kept + herd.cooled(children, hot * REHEAT, plan.child_steps))[: plan.population]
+                cooled = herd.cooled(children, hot * REHEAT, plan.child_steps, 1.0)
+                elite = _distinct(kept + cooled)[: plan.population]
                 idle = idle + 1 if elite[0].value >= kept[0].value else 0
                 search.details["generations"] = generation + 1
             _offer(search, problem, [_polished(a, chain.best) for chain in elite[:1] if chain.value < NO_BEST])
@@ -122,7 +123,8 @@ class _Plan:
 
     def __init__(self, options: Anneal, num_free: int, moves_per_s: float, search: Search) -> None:
         self.population, self.steps = options.population, max(LEAST_MOVES, options.sweeps * num_free)
-        affordable = 0.4 * search.remaining() * moves_per_s  # the rest is for recombination
+        self.share = 0.4  # of the time left; the rest is for recombination
+        affordable = self.share * search.remaining() * moves_per_s
         if self.population * self.steps > affordable:
             self.population = min(self.population, max(2, int(affordable / self.steps)))  # long cooling pays more
             self.steps = max(1, int(min(self.steps, affordable / self.population)))
@@ -137,16 +139,18 @@ class _Herd:
     ) -> None:
         self.problem, self.search, self.a, self.free, self.threads, self.cold = problem, search, a, free, threads, cold
 
-    def cooled(self, chains: list[_Chain], hot: float, steps: int) -> list[_Chain]:
-        """The chains after ``steps`` moves each, or fewer when time is up; best first, equal ones once."""
+    def cooled(self, chains: list[_Chain], hot: float, steps: int, share: float) -> list[_Chain]:
+        """The chains after ``steps`` moves each; best first, equal ones once.
+
+        Where ``share`` of the time left is not enough they cool faster: one that is cut while hot is worth little.
+        """
         ratio = (self.cold / hot) ** (1.0 / steps)
         rate = min(0.1, max(0.01, 10.0 * len(self.free) / steps))
         chunk = max(CHUNK // len(chains), len(self.free))
-        record = NO_BEST
-        for done in range(0, steps, chunk):
-            if self.search.expired():
-                break
+        record, begin, allowed, done = NO_BEST, self.search.elapsed(), share * self.search.remaining(), 0
+        while done < steps and not self.search.expired():
             arguments = (self.a, self.free, hot * ratio**done, ratio, min(chunk, steps - done), rate)
+            done = max(done + chunk, int(steps * min(1.0, (self.search.elapsed() - begin) / allowed)))
             list(self.threads.map(lambda chain, given=arguments: chain.advance(*given), chains))
             leader = min(chains, key=lambda chain: chain.value)
             if leader.value < record:

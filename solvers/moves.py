@@ -75,6 +75,11 @@ def compiled(function: Any) -> Any:
     return njit(cache=True, nogil=True)(function)
 
 
+def summed(function: Any) -> Any:
+    """`compiled`, with sums in whatever order is fastest: for short ones over the columns of a factor."""
+    return njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})(function)
+
+
 @compiled
 def begin(a: Arrays, chosen: Integers) -> tuple[Floats, Floats, Floats]:
     """``(total, field, usage)`` of the chosen flat options."""
@@ -111,7 +116,7 @@ def judge_all(a: Arrays, chosen: Integers) -> tuple[Floats, Floats]:
     return values, excess
 
 
-@compiled
+@summed
 def delta(a: Arrays, total: Floats, field: Floats, old: int, new: int) -> float:
     """What switching one group from ``old`` to ``new`` adds to the objective."""
     change = a.cost[new] - a.cost[old] + field[new] - field[old]
@@ -120,7 +125,7 @@ def delta(a: Arrays, total: Floats, field: Floats, old: int, new: int) -> float:
     return float(change)
 
 
-@compiled
+@summed
 def cross(a: Arrays, old1: int, new1: int, old2: int, new2: int) -> float:
     """What two switches in different groups add together beyond their single deltas."""
     change = 0.0
