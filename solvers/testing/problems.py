@@ -54,8 +54,8 @@ def degenerate_problems() -> tuple[Problem, ...]:
         Problem(two, [xy, xy], [1e-9, 1e6, 2e-9, 2e6], {"bytes": [2, 1, 2, 1]}, {"bytes": 3}),
         Problem(two, [xy, xy], [0, 1, 0, 1], {"bytes": [2, 1, 2, 1]}, {"bytes": 3}, PairTerms(factor=np.zeros((4, 2)))),
         Problem(two, [xy, xy], [0, 1, 0, 1], {"bytes": [2, 1, 2, 1]}, {"bytes": 3}, PairTerms(factor=np.zeros((4, 0)))),
-        Problem(two, [xy, xy], [0, 0, 0, 0], {}, {}, PairTerms(factor=[[1.0], [-1.0], [1.0], [-1.0]])),
-        Problem(two, [xy, xy], [0, 0, 0, 0], {}, {}, PairTerms(_one_term(-2.0), [[1.0], [0.0], [2.0], [0.0]])),
+        Problem(two, [xy, xy], [0, 0, 0, 0], {}, {}, PairTerms(factor=np.array([[1.0], [-1.0], [1.0], [-1.0]]))),
+        Problem(two, [xy, xy], [0, 0, 0, 0], {}, {}, PairTerms(_one_term(-2.0), np.eye(4)[:, :1])),
         Problem(two, [xy, xy], [1, 0, 0, 1], {"bytes": [1, 2, 1, 2]}, {"bytes": 3}, PairTerms(_one_term(5.0)), 1e9),
     )
 
