@@ -4,7 +4,7 @@ import argparse
 import subprocess
 import sys
 
-ALONE = ("import_time", "solvers_quick", "solvers_exact")
+ALONE = ("import_time", "solvers_quick", "solvers_exact", "leap_forms")
 WITH_DATA = ("hawq_resnet18", "prediction", "cifar10_resnet20")
 
 

@@ -79,7 +79,8 @@ def test_the_nonlinear_form_is_the_cheaper_one_for_a_dense_factor(run, leap, tmp
     shown = json.loads(run("submit", "dense.npz", "--solver", "leap-cqm", "--dry-run", "--json")[1])
     assert shown["leap-cqm"]["sizes"]["biases"][0] == 2 * 900 + 900 + (900**2 - 150 * 36) // 2
     assert shown["leap-cqm"]["min_time_s"] > shown["leap-nl"]["min_time_s"]
-    assert "cheaper for this problem: leap-nl" in run("submit", "dense.npz", "--solver", "leap-cqm", "--dry-run")[1]
+    said = run("submit", "dense.npz", "--solver", "leap-cqm", "--dry-run")[1]
+    assert "cheaper for this problem: leap-nl (leap-cqm: 405,000 biases, 18.9 s; leap-nl: 10," in said
 
 
 def test_a_dry_run_of_what_does_not_fit_fails_and_says_why(run, leap):

@@ -209,10 +209,17 @@ def _show_estimates(found: dict[str, "Estimate"], as_json: bool) -> int:
     print_table(("solver", "at the service", "size", ">least time", ">time", ">charge", ">of the quota"), rows)
     if len(found) > 1:
         cheapest = min(found, key=lambda name: (bool(found[name].refusal), found[name].min_time_s, found[name].numbers))
-        print_lines(f"cheaper for this problem: {cheapest}")
+        print_lines(f"cheaper for this problem: {cheapest} ({'; '.join(map(_least, found.items()))})")
     print_lines(*(f"{name}: {one.refusal}" for name, one in found.items() if one.refusal))
     print_lines("nothing was sent")
     return complain(named.refusal) if named.refusal else 0
+
+
+def _least(named: "tuple[str, Estimate]") -> str:
+    name, one = named
+    return (
+        f"{name}: {one.numbers:,} {'biases' if 'biases' in one.sizes else 'numbers of state'}, {one.min_time_s:.3g} s"
+    )
 
 
 def _job_json(job: "Job") -> dict[str, Any]:
