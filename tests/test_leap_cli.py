@@ -109,12 +109,35 @@ def test_nothing_is_sent_unless_a_solver_is_named(run, leap):
     assert not leap.requests
 
 
-def test_errors_are_one_line(run, leap, tmp_path, monkeypatch):
-    configure(monkeypatch, tmp_path, leap.endpoint, token="")
-    code, _, err = run("submit", "problem.npz", "--solver", "leap-cqm")
+FAULTS = {
+    "no token": "into the environment variable DWAVE_API_TOKEN, or run 'dwave config create'",
+    "bad token": "does not accept the API token; copy it anew from your Leap dashboard",
+    "no such solver": "no solver 'nonesuch' that is online; it has: ",
+    "no network": "nothing is lost: try again when the network is there",
+    "quota exceeded": "look at the quota in your Leap dashboard, try later",
+    "failed problem": "ended as FAILED (it stumbled); submit it anew as another job",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("solver", REMOTE)
+def test_every_fault_is_one_line_that_says_what_to_do(run, leap, tmp_path, monkeypatch, solver, fault):
+    words = ["submit", "problem.npz", "--solver", solver]
+    if fault in ("no token", "bad token"):
+        configure(monkeypatch, tmp_path, leap.endpoint, token="bad" if fault == "bad token" else "")
+    if fault == "no such solver":
+        words += ["--option", "remote=nonesuch"]
+    if fault == "no network":
+        leap.drop_at, leap.drop_on = 0, True
+    if fault == "quota exceeded":
+        leap.errors["POST", "problems/"] = (429, "too many")
+    leap.outcome, leap.message = "FAILED" if fault == "failed problem" else "COMPLETED", "it stumbled"
+    code, out, err = run(*words)
+    if fault == "failed problem":
+        code, _, err = run("fetch", tmp_path / out.strip())
     assert code == 1
     assert len(err.strip().splitlines()) == 1
-    assert "DWAVE_API_TOKEN" in err
+    assert FAULTS[fault] in err
 
 
 def test_the_table_of_solvers_says_that_a_token_is_missing(leap, tmp_path, monkeypatch, capsys):

@@ -138,6 +138,35 @@ def test_an_answer_of_another_kind_is_told(leap, monkeypatch):
         solve(PROBLEM, "leap-cqm")
 
 
+@pytest.mark.parametrize("solver", REMOTE)
+def test_a_problem_that_the_service_no_longer_knows(leap, solver):
+    job = solve(PROBLEM, solver, wait=False)
+    leap.problems.clear()
+    for ask in (job.fetch, job.refresh):
+        with pytest.raises(LeapProblemError, match=f"does not know problem {job.problem_id}.* submit it anew"):
+            ask()
+
+
+@pytest.mark.parametrize("solver", REMOTE)
+@pytest.mark.parametrize("answer", [{"format": "bq", "data": {"type": "?"}}, {"format": "qp"}, {"format": "?"}, None])
+def test_an_answer_that_makes_no_sense_is_told_and_the_job_stays(leap, monkeypatch, solver, answer):
+    job = solve(PROBLEM, solver, wait=False)
+    with monkeypatch.context() as damaged:
+        damaged.setattr(leap, "solved", lambda problem: answer)
+        with pytest.raises(LeapError, match="was not understood") as caught:
+            job.fetch()
+        assert len(str(caught.value).splitlines()) == 1
+    assert job.fetch().objective == 1.0
+    assert len(leap.problems) == 1
+
+
+def test_a_damaged_file_of_states_is_told(leap):
+    job = solve(PROBLEM, "leap-nl", wait=False)
+    leap.answers[job.problem_id] = b"nonsense"
+    with pytest.raises(LeapError, match=r"was not understood \(Unknown file type.* fetch it again"):
+        job.fetch()
+
+
 def test_without_the_extra_the_solvers_say_what_to_install(monkeypatch):
     monkeypatch.setattr("solvers.leap.hybrid._installed", lambda name: False)
     with pytest.raises(SolverUnavailableError, match=r"pip install 'qcompress\[dwave\]'"):

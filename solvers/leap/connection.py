@@ -113,7 +113,13 @@ class Connection:
     def status(self, problem_id: str, wait_s: int = 0) -> Any:
         """The problem's state; the service may take up to ``wait_s`` seconds to answer when it is not done."""
         with plainly("a problem's status was asked for", self.endpoint):
-            return self._problems.get_problem_status(problem_id, timeout=wait_s or None)
+            found = self._problems.list_problems(id=problem_id, timeout=wait_s or None)
+        if not found:
+            raise LeapProblemError(
+                f"the service at {self.endpoint} does not know problem {problem_id}, or no longer; submit it anew as "
+                "another job"
+            )
+        return found[0]
 
     def answer(self, problem_id: str) -> Any:
         """The state of a problem that is done, with its answer."""
@@ -165,9 +171,10 @@ def plainly(when: str, endpoint: str = "") -> Iterator[None]:
     except LeapError:
         raise
     except (ConfigFileError, ValueError) as error:
+        why, *_ = str(error).splitlines() or [type(error).__name__]
         if endpoint:
-            raise
-        raise LeapError(f"D-Wave's client cannot be configured: {error}") from error
+            raise LeapError(f"the service's answer was not understood while {when}: {why}") from error
+        raise LeapError(f"D-Wave's client cannot be configured: {why}") from error
     except (api.RequestError, requests.RequestException, ProblemUploadError) as error:
         raise _plain(error, when, endpoint) from error
 

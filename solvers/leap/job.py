@@ -27,7 +27,7 @@ from solvers import registry
 from solvers.base import Search
 from solvers.errors import UnsupportedProblemError
 from solvers.leap.connection import Connection, connect
-from solvers.leap.errors import LeapProblemError
+from solvers.leap.errors import LeapError, LeapProblemError
 from solvers.leap.estimate import Estimate
 from solvers.leap.forms import Form, Samples
 from solvers.moves import judge_all, to_arrays
@@ -258,7 +258,7 @@ def received(
         )
     done = connection.answer(problem_id)
     with search.phase("decode_s"):
-        samples = (job.form() if form is None else form).decode(done.answer, connection)
+        samples = _decoded(job, job.form() if form is None else form, done.answer, connection)
         take(problem, search, samples)
     search.timing |= _times(state, samples.timing_us)
     search.details |= {"job": str(job.path), "problem_id": problem_id, "remote": job.remote}
@@ -267,6 +267,18 @@ def received(
         read_s = search.timing["qpu_s"] / max(1, len(samples.choices))
         search.details["time_to_solution_s"] = time_to_solution(read_s, search.details["share_best"])
     return job
+
+
+def _decoded(job: Job, form: Form, answer: Any, connection: Connection) -> Samples:
+    try:
+        return form.decode(answer, connection)
+    except LeapError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # what damage does to the libraries
+        raise LeapError(
+            f"the answer to problem {job.problem_id} of job {job.path} was not understood ({error}): fetch it again, "
+            "or submit it anew as another job"
+        ) from error
 
 
 def take(problem: Problem, search: Search, samples: Samples) -> None:
