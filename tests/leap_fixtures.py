@@ -46,6 +46,7 @@ def configure(monkeypatch, folder, endpoint, token=TOKEN):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     pauses = types.SimpleNamespace(sleep=lambda _: None)  # between the client's repetitions of an upload
     monkeypatch.setattr("dwave.cloud.utils.decorators.time", pauses)
+    monkeypatch.setattr("solvers.leap.job.SETTLE_S", 0.0)
     monkeypatch.chdir(folder)
 
 

@@ -70,6 +70,44 @@ def test_the_cqm_that_was_uploaded_is_the_problem(leap):
         assert cqm.check_feasible(sample) == problem.evaluate(choice).feasible
 
 
+def test_the_nonlinear_model_that_was_uploaded_is_the_problem(leap):
+    from dwave.optimization import Model
+
+    problem = layered_problem(12, rank=3, seed=1)
+    scaled = job.scaled(problem)
+    solve(problem, "leap-nl")
+    (upload,) = leap.uploads.values()
+    model = Model.from_file(io.BytesIO(upload["whole"]))
+    (decision,) = model.iter_decisions()
+    choices = np.random.default_rng(0).integers(0, 6, size=(40, problem.num_groups))
+    with model.lock():
+        model.states.resize(len(choices))
+        for at, choice in enumerate(choices):
+            decision.set_state(at, choice)
+            judged = scaled.evaluate(choice)
+            assert float(model.objective.state(at)) == pytest.approx(judged.objective, rel=1e-9)
+            assert model.feasible(at) == judged.feasible
+
+
+def test_a_request_that_is_still_on_its_way_is_waited_for(leap, monkeypatch):
+    """The connection broke while the problem was sent, and the service does not know it at once."""
+    known, asked = leap.list_problems, []
+
+    def late(query, **_):
+        asked.append(query)
+        return (200, "problems", []) if len(asked) == 1 else known(query)
+
+    monkeypatch.setattr(leap, "list_problems", late)
+    leap.drop_at, leap.drop_on, leap.drop_after = 7, True, True
+    with pytest.raises(LeapConnectionError):
+        solve(PROBLEM, "leap-cqm", wait=False)
+    assert leap.requests[7] == ("POST", "problems/")
+    leap.restart()
+    (one,) = jobs_in("leap-jobs")
+    assert one.fetch().objective == 1.0
+    assert len(leap.problems) == 1
+
+
 def test_the_answer_says_where_the_time_went_and_what_the_samples_were_worth(leap):
     solution = solve(PROBLEM, "leap-bqm", time_limit=5)
     assert solution.status is Status.FEASIBLE

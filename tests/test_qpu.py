@@ -289,25 +289,25 @@ def test_parts_that_are_interrupted_give_the_best_so_far_and_go_on_from_it(mock)
 
 def test_two_processes_do_not_share_a_descent(mock, tmp_path):
     problem = layered_problem(20, seed=4)
-    solve(problem, "qpu-decomposed", seed=0, on_progress=interrupted_at(2), **mock)
+    solve(problem, "qpu-decomposed", seed=0, initial=[0] * 20, on_progress=interrupted_at(2), **mock)
     (left,) = tmp_path.glob("*.descent.json")
     program = "import fasteners as f, sys; x = f.InterProcessLock(sys.argv[1]); x.acquire(); print(1); sys.stdin.read()"
     command = [sys.executable, "-uc", program, str(left.with_suffix(".lock"))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as another:
         another.stdout.readline()
         with pytest.raises(LeapError, match="another process goes on"):
-            solve(problem, "qpu-decomposed", seed=0, **mock)
+            solve(problem, "qpu-decomposed", seed=0, initial=[0] * 20, **mock)
         another.stdin.close()
-    assert solve(problem, "qpu-decomposed", seed=0, **mock).feasible
+    assert solve(problem, "qpu-decomposed", seed=0, initial=[0] * 20, **mock).feasible
 
 
 def test_a_damaged_descent_is_refused(mock, tmp_path):
     problem = layered_problem(20, seed=4)
-    solve(problem, "qpu-decomposed", seed=0, on_progress=interrupted_at(2), **mock)
+    solve(problem, "qpu-decomposed", seed=0, initial=[0] * 20, on_progress=interrupted_at(2), **mock)
     (left,) = tmp_path.glob("*.descent.json")
     left.write_text(json.dumps({"kind": "qcompress descent", "version": 1}))
     with pytest.raises(FileFormatError, match="delete it to begin anew"):
-        solve(problem, "qpu-decomposed", seed=0, **mock)
+        solve(problem, "qpu-decomposed", seed=0, initial=[0] * 20, **mock)
 
 
 def test_nothing_to_decide_in_parts(mock):

@@ -44,6 +44,9 @@ NOT_SENT = "NOT SENT"
 FIRST_PAUSE_S, PAUSE_GROWTH, LONGEST_PAUSE_S = 0.01, 1.5, 10.0
 """Between two questions whether a problem is done."""
 
+SETTLE_S = 5.0
+"""A request that was cut may still be on its way: so long it is waited for before the problem is sent again."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
@@ -203,6 +206,9 @@ def send(job: Job, connection: Connection, form: Form | None = None) -> Job:
     """
     with fasteners.InterProcessLock(str(job.path.with_suffix(".lock"))):  # two processes may go on with one job
         job = _identified(Job.load(job.path), connection)
+        if job.problem_id is None and job.sending:
+            time.sleep(SETTLE_S)
+            job = _identified(job, connection)
         if job.problem_id is not None:
             return job
         form = job.form() if form is None else form
