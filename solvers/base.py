@@ -151,6 +151,9 @@ class Search:
     Attributes:
         rng: numpy Generator made from the seed; the only source of randomness a back end may use.
         initial: ``(G,)`` a choice to start from, or None.
+        at_least: ``(V,)``, scaled: a choice that takes option v and is better than the incumbent has an objective of
+            at least ``at_least[v]``; None while nothing is known.
+        certified: of how many options the part was that `solvers.lagrangian.certify` last looked at.
         timing: seconds by phase, filled by the back end through `phase`.
         details: what the back end wants to tell.
     """
@@ -175,6 +178,8 @@ class Search:
         self._trace: list[TracePoint] = []
         self.choice: NDArray[np.int64] | None = None
         self.seed, self.rng, self.initial = seed, np.random.default_rng(seed), initial
+        self.at_least: NDArray[np.float64] | None = None
+        self.certified = 0
         self.timing: dict[str, float] = {}
         self.details: dict[str, Any] = {}
         self.pool: list[tuple[tuple[int, ...], float]] = []
@@ -254,6 +259,10 @@ class Search:
         if np.isfinite(value) and (self._bound is None or value > self._bound):
             self._bound = value
             self.report()
+
+    def raise_option_bounds(self, at_least: NDArray[np.float64]) -> None:
+        """Hand in proven bounds of single options ``(V,)`` (scaled); the best ones are kept."""
+        self.at_least = at_least if self.at_least is None else np.maximum(self.at_least, at_least)
 
     def close(self) -> None:
         """Every feasible choice was considered: the incumbent is optimal, or without one nothing is feasible."""

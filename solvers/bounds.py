@@ -49,6 +49,7 @@ def raise_dual_bound(problem: Problem, search: Search, share: float) -> DualBoun
     with search.phase("bound_s"):
         bound = dual_bound(problem, time_limit=share * search.remaining())
     search.raise_bound(bound.value)
+    search.raise_option_bounds(bound.value + bound.reduced)
     search.details["prices"] = bound.prices
     if bound.value > largest_objective(problem):
         search.close()

@@ -25,7 +25,7 @@ from formulations import Problem
 from formulations.integer_program import MAX_PRODUCTS, num_products, pair_blocks
 from solvers.base import Search, Solver
 from solvers.errors import InvalidOptionError
-from solvers.lagrangian import begin, open_part
+from solvers.lagrangian import begin, certify
 from solvers.local_search import polish
 from solvers.moves import Floats, Integers, to_arrays
 
@@ -80,13 +80,15 @@ class CpSat(Solver):
 
     def run(self, problem: Problem, search: Search) -> None:
         """Bound and incumbent, then CP-SAT over what they leave open."""
-        bound = begin(problem, search)
+        begin(problem, search)
         if not problem.pairs and search.choice is not None and not search.proven() and not search.expired():
             search.offer(polish(problem, search.choice))
         if search.proven() or search.expired():
             return
         search.details["workers"] = self.workers
-        left = open_part(problem, search, bound)
+        left = certify(problem, search)
+        if search.proven() or search.expired():
+            return
         if num_products(left.problem) * SECONDS_PER_PRODUCT > search.remaining():
             search.details["stopped"] = "building the model would take longer than the time limit"
             return

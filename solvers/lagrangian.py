@@ -15,9 +15,11 @@ from formulations.presolve import Restriction, restrict
 from solvers.anneal import Anneal
 from solvers.base import Search, Solver
 from solvers.bounds import DualBound, raise_dual_bound
+from solvers.local_search import polish
 from solvers.pareto import prove
 from solvers.part import search_part
 from solvers.repair import repair
+from solvers.semidefinite import least_seconds, semidefinite_bound
 
 MAX_STATES = 200_000
 """The longest Pareto list before the proof of a linear problem is given up (`dp` goes further)."""
@@ -27,6 +29,15 @@ ROUNDS = 4
 
 MOVES = 2_000_000
 """Moves for one of six choices in one round, within 200 and 2000 per group (some 0.1 s)."""
+
+MAX_OPTIONS = 1000
+"""Open options up to which the semidefinite bound is tried (half a second an iteration)."""
+
+CERTIFY_SHARE, CERTIFY_S = 0.3, 60.0
+"""Share of the time left that it may take, and how long without a time limit."""
+
+SHRUNK = 0.9
+"""It is tried again when no more than this share of the options is still open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +57,13 @@ class Lagrangian(Solver):
     def run(self, problem: Problem, search: Search) -> None:
         """Bound, choice, and for linear problems the proof."""
         bound = begin(problem, search)
-        if problem.pairs or search.proven():
+        if search.proven():
+            return
+        if problem.pairs:
+            before = search.objective
+            certify(problem, search)
+            if search.objective is not None and search.objective != before:
+                improve(problem, search, bound)
             return
         with search.phase("proof_s"):
             prove(problem, search, bound, max_states=MAX_STATES)
@@ -80,17 +97,49 @@ def improve(problem: Problem, search: Search, bound: DualBound) -> None:
             before = search.objective
             if before is None or search.proven() or search.expired():
                 return
-            part = open_part(problem, search, bound)
+            part = open_part(problem, search)
             sweeps = min(2000, max(200, MOVES // part.problem.num_groups))
             search_part(Anneal(sweeps=sweeps, population=6, generations=5), part, search)
             if search.objective == before:
                 return
 
 
-def open_part(problem: Problem, search: Search, bound: DualBound) -> Restriction:
-    """The part of a problem that bound and incumbent leave open; all of it without an incumbent."""
+def open_part(problem: Problem, search: Search) -> Restriction:
+    """The part of a problem that bounds and incumbent leave open; all of it without an incumbent.
+
+    No choice outside of it is better than the incumbent. Every group keeps at least the option whose bound is lowest.
+    """
     keep = np.ones(problem.num_options, dtype=bool)
-    if search.objective is not None:
-        keep = bound.reduced <= search.objective - bound.value
-        keep[problem.group_offsets[:-1] + bound.choice] = True
+    if search.objective is not None and search.at_least is not None:
+        keep = search.at_least <= search.objective
+        keep[np.lexsort((search.at_least, problem.group_of))[problem.group_offsets[:-1]]] = True
     return restrict(problem, keep)
+
+
+def certify(problem: Problem, search: Search) -> Restriction:
+    """The open part, made smaller by the semidefinite bound where that is within reach; its bound is handed in.
+
+    The relaxation's shares, rounded, repaired and polished, are offered. What is open may then be small enough for
+    another, stronger bound.
+    """
+    part = open_part(problem, search)
+    while problem.pairs and not (search.proven() or search.expired()):
+        options = part.problem.num_options
+        seconds = min(CERTIFY_SHARE * search.remaining(), CERTIFY_S)
+        few = options <= MAX_OPTIONS and least_seconds(options) <= seconds
+        if not few or (search.certified and options > SHRUNK * search.certified):
+            break
+        search.certified = options
+        incumbent = np.inf if search.objective is None else search.objective
+        with search.phase("semidefinite_s"):
+            found = semidefinite_bound(part.problem, target=incumbent, time_limit=seconds)
+        search.raise_bound(min(found.value, incumbent))
+        at_least = np.full(problem.num_options, -np.inf)
+        at_least[part.options] = found.at_least
+        search.raise_option_bounds(at_least)
+        likely = np.lexsort((-found.share, part.problem.group_of))[part.problem.group_offsets[:-1]]
+        feasible = repair(part.problem, likely - part.problem.group_offsets[:-1])
+        if feasible is not None:
+            search.offer(part.lift(polish(part.problem, feasible)))
+        part = open_part(problem, search)
+    return part

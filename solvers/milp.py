@@ -23,7 +23,7 @@ from formulations import Problem
 from formulations.integer_program import MAX_PRODUCTS, IntegerProgram, num_products, to_integer_program
 from solvers.base import Search, Solver
 from solvers.errors import InvalidOptionError
-from solvers.lagrangian import begin, open_part
+from solvers.lagrangian import begin, certify
 from solvers.local_search import polish
 from solvers.moves import Integers
 
@@ -78,14 +78,16 @@ class Milp(Solver):
 
     def run(self, problem: Problem, search: Search) -> None:
         """Bound and incumbent, then the integer program over what they leave open."""
-        bound = begin(problem, search)
+        begin(problem, search)
         if not problem.pairs and search.choice is not None and not search.proven() and not search.expired():
             search.offer(polish(problem, search.choice))
         if search.proven() or search.expired():
             return
 
-        gap = np.inf if search.objective is None else search.objective - bound.value
-        left = open_part(problem, search, bound)
+        left = certify(problem, search)
+        if search.proven() or search.expired():
+            return
+        gap = np.inf if search.objective is None or search.bound is None else search.objective - search.bound
         size = max(min(gap, 1.0), SMALLEST_UNIT)
         if num_products(left.problem) * SECONDS_PER_PRODUCT > search.remaining():
             search.details["stopped"] = "building the integer program would take longer than the time limit"

@@ -18,15 +18,26 @@ import numpy as np
 from formulations import Problem
 from solvers.base import Search, Solver
 from solvers.blocks import Blocks
+from solvers.bounds import dual_bound
 from solvers.dual import DualBound
-from solvers.lagrangian import begin
+from solvers.lagrangian import begin, certify
 from solvers.moves import Arrays, Floats, Integers, to_arrays
+from solvers.semidefinite import convexified, least_seconds
 
 MAX_PRODUCTS = 200_000
 """The most entries of sparse blocks that are taken."""
 
 TOLERANCE = 1e-9
 """SCIP's feasibility tolerance: what ``t_i ≥ w_i²`` may be short of, in units of U - L."""
+
+DUAL_SHARE = 0.4
+"""Share of the time left that the dual bound of what is stated may take."""
+
+CONVEXIFY_SHARE = 0.1
+"""Share of the time left that making the relaxation tight may take."""
+
+FULL_RANK = 1 / 3
+"""From this many columns per option a factor is replaced by the one whose relaxation is tightest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +67,19 @@ class Miqp(Solver):
 
     def run(self, problem: Problem, search: Search) -> None:
         """Bound and incumbent, then SCIP over what they leave open."""
-        bound = begin(problem, search)
+        begin(problem, search)
+        part = certify(problem, search)
         if search.proven() or search.expired():
             return
-        size = 1.0 if search.objective is None else search.objective - bound.value
         with search.phase("build_s"):
-            program = _Program(problem, bound, size, bounded=search.objective is not None)
+            stated = _stated(part.problem, search)
+            bound = dual_bound(stated, time_limit=DUAL_SHARE * search.remaining())
+            if search.objective is not None:
+                search.raise_bound(min(bound.value, search.objective))
+                if search.proven():
+                    return
+            size = 1.0 if search.objective is None else search.objective - bound.value
+            program = _Program(stated, bound, size, bounded=search.objective is not None)
         model = program.model
         model.hideOutput()
         model.setParams(
@@ -80,22 +98,35 @@ class Miqp(Solver):
                 model.optimize()
             found = program.decode() if model.getNSols() else None
             if found is not None:
-                search.offer(found)
+                search.offer(part.lift(found))
             lower = model.getDualbound()
             if abs(lower) < model.infinity():
-                search.raise_bound(bound.value + size * (min(lower, 1.0) - TOLERANCE * len(bound.direction)))
+                lower = bound.value + size * (min(lower, 1.0) - TOLERANCE * len(bound.direction))
+                search.raise_bound(lower if search.objective is None else min(lower, search.objective))
             status = model.getStatus()
             if status == "userinterrupt":
                 raise KeyboardInterrupt
-            broken = {} if found is None else problem.evaluate(found).violations
+            broken = {} if found is None else stated.evaluate(found).violations
             if found is None or not broken:
                 if status in ("optimal", "infeasible", "inforunbd"):  # inforunbd: no variable is unbounded below
                     search.close()
                 break
-            program.cut_off(problem, found, next(iter(broken)))
+            program.cut_off(stated, found, next(iter(broken)))
             if np.isfinite(search.remaining()):
                 model.setParam("limits/time", search.remaining())
         search.details["nodes"] = model.getNNodes()
+
+
+def _stated(problem: Problem, search: Search) -> Problem:
+    """``problem`` or an equal one with a tighter relaxation.
+
+    A factor of few columns stays: SCIP sees one square for each, and a tighter one has nearly as many as options.
+    """
+    few = problem.pairs.rank < FULL_RANK * problem.num_options or problem.pairs.num_sparse
+    seconds = CONVEXIFY_SHARE * search.remaining()
+    if few or least_seconds(problem.num_options) > seconds:
+        return problem
+    return convexified(problem, time_limit=seconds)
 
 
 class _Program:
