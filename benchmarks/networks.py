@@ -69,7 +69,9 @@ def main() -> None:
         "cpu_s": "processor s",
     }
     table = markdown(rows, columns)
-    write_results(Path(arguments.out), "networks_full" if arguments.full_strength else "networks", {"rows": rows}, table)
+    write_results(
+        Path(arguments.out), "networks_full" if arguments.full_strength else "networks", {"rows": rows}, table
+    )
     print(table)
 
 
