@@ -93,12 +93,12 @@ def _problem_of_cqm(cqm: "dimod.ConstrainedQuadraticModel") -> Problem:
     group_rows, budget_rows = [], []
     for label, constraint in cqm.constraints.items():
         row = constraint.lhs
-        if constraint.lhs.is_soft() or row.num_interactions or row.offset:
+        if row.is_soft() or row.num_interactions or row.offset:
             raise ValueError(f"constraint {label!r} is soft or not linear")
         if constraint.sense is dimod.sym.Sense.Eq and constraint.rhs == 1 and set(row.linear.values()) == {1.0}:
             group_rows.append((label, list(row.variables)))
         elif constraint.sense is dimod.sym.Sense.Le:
-            budget_rows.append((str(label).removeprefix("budget "), dict(row.linear), float(constraint.rhs)))
+            budget_rows.append((_without("budget ", label), dict(row.linear), float(constraint.rhs)))
         else:
             raise ValueError(f"constraint {label!r} is neither 'one of these' nor a budget")
     if other := [v for v in cqm.variables if cqm.vartype(v) is not dimod.BINARY]:
@@ -109,12 +109,15 @@ def _problem_of_cqm(cqm: "dimod.ConstrainedQuadraticModel") -> Problem:
     if sorted(map(place.__getitem__, order)) != list(range(len(place))):
         raise ValueError("not every variable is in one equation 'one of these'")
     flat = {variable: v for v, variable in enumerate(order)}
-    budget_rows.sort()
+    budget_rows.sort(key=lambda row: row[0])
+    if len({name for name, _, _ in budget_rows}) < len(budget_rows):
+        raise ValueError("two budgets have the same name")
     bqm = dimod.BinaryQuadraticModel(cqm.objective.linear, cqm.objective.quadratic, cqm.objective.offset, dimod.BINARY)
+    bqm.add_linear_from((variable, 0.0) for variable in order)  # those that the objective does not have
     linear, couplers, offset = bqm.to_numpy_vectors(variable_order=order)
     group_of = np.repeat(np.arange(len(group_rows)), [len(variables) for _, variables in group_rows])
     return Problem(
-        [str(label).removeprefix("group ") for label, _ in group_rows],
+        [_without("group ", label) for label, _ in group_rows],
         [[_option(v) for v in order[a:b]] for a, b in _ranges(group_of)],
         linear,
         {name: _spread(uses, flat) for name, uses, _ in budget_rows},
@@ -122,6 +125,10 @@ def _problem_of_cqm(cqm: "dimod.ConstrainedQuadraticModel") -> Problem:
         PairTerms(sparse=_upper(couplers, len(order), group_of)),
         float(offset),
     )
+
+
+def _without(prefix: str, label: Any) -> str:
+    return str(label).removeprefix(prefix)
 
 
 def _option(variable: Any) -> str:

@@ -293,4 +293,6 @@ def _percent(value: float | None) -> str:
 
 
 def _until(time: TimeToTarget | None) -> str:
-    return "–" if time is None or time.seconds is None else f"{time.seconds:.3g} s"
+    if time is None or time.seconds is None:
+        return "–"
+    return f"{time.seconds:.2g} s ({time.low_s:.2g}–{time.high_s:.2g})"

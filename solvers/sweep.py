@@ -6,6 +6,7 @@ choice that fits it and the best bound that holds for it. What always holds: the
 never rises as the budget grows; both hold at the budget that is named, as `Problem.evaluate` judges it.
 """
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -104,7 +105,7 @@ class Sweep:
     def to_markdown(self) -> str:
         """The curve as a Markdown table."""
         lines = [
-            f"| {self.resource} at most | used | objective | bound | gap | status | price per unit | 1 % more buys |",
+            f"| {self.resource} at most | used | objective | bound | gap | status | price per unit | price per 1 % |",
             "|--:|--:|--:|--:|--:|---|--:|--:|",
         ]
         for point in self.points:
@@ -230,7 +231,7 @@ def _budgets(problem: Problem, resource: str, points: int | Iterable[float]) -> 
     if resource not in problem.resources:
         known = ", ".join(problem.resources) or "none"
         raise InvalidOptionError(f"the problem has no resource {resource!r}; it has: {known}")
-    if not isinstance(points, int):
+    if not isinstance(points, int | np.integer):
         budgets = sorted({float(budget) for budget in points})
         if not budgets or not np.isfinite(budgets).all():
             raise InvalidOptionError(f"points must be a number of points or a list of budgets, found {budgets}")
@@ -256,12 +257,14 @@ def _solved(
     """A point by itself: bound and price from the dual, the choice from the solver."""
     from solvers.bounds import dual_bound  # compiled code, imported only when it is used
 
+    begin = time.perf_counter()
     scale, budget = 1.0 / objective_size(problem), problem.budgets[resource]
     seconds = float("inf") if time_limit is None else BOUND_SHARE * time_limit
     dual = priced = dual_bound(problem.scaled(scale), time_limit=seconds)
     if budget < (first := _first_step(problem, resource)):  # only the least use fits: any price above some would do
         priced = dual_bound(problem.with_budgets(**{resource: first}).scaled(scale), time_limit=seconds)
-    left = None if time_limit is None else (1 - BOUND_SHARE) * time_limit
+    spent = time.perf_counter() - begin
+    left = None if time_limit is None else time_limit - min(spent, BOUND_SHARE * time_limit)
     solution = solve(problem, solver, time_limit=left, seed=seed, initial=start)
     solution = with_known(problem, solution, bounds=[dual.value / scale])
     return SweepPoint(budget=budget, price=priced.prices[resource] / scale, solution=solution)

@@ -32,7 +32,7 @@ class TimeToTarget:
         restart_s: the seconds after which a run is best restarted (of those at which a run reached the target, the
             one with the least result; chosen after the fact, as is usual), or None without a hit.
         seconds: to reach the target with `CERTAINTY`, or None without a hit.
-        low_s, high_s: its `CONFIDENCE` interval; no upper end (None) where even p = 0 cannot be ruled out.
+        low_s, high_s: its `CONFIDENCE` interval, or None without a hit.
     """
 
     target: float
@@ -69,7 +69,7 @@ def time_to_target(runs: Sequence[Solution], target: float) -> TimeToTarget:
         restart_s=restart,
         seconds=seconds,
         low_s=restart * _restarts(high),
-        high_s=restart * _restarts(low) if low > 0 else None,
+        high_s=restart * _restarts(low),
     )
 
 

@@ -230,6 +230,8 @@ def test_a_cqm_from_elsewhere_is_read_and_one_of_another_form_refused(tmp_path):
     assert problem.options == (("a", "c"), ("b", "d"))
     assert [problem.evaluate(choice).objective for choice in ([0, 0], [0, 1], [1, 0], [1, 1])] == [4.0, 0.0, 2.0, 1.0]
     assert [problem.evaluate(choice).feasible for choice in ([0, 1], [1, 1])] == [False, True]
+    problem = read_problem(written(2 * a, a + c == 1, b + d == 1))  # b, c and d cost nothing
+    assert [problem.evaluate(choice).objective for choice in ([0, 0], [0, 1], [1, 0], [1, 1])] == [2.0, 2.0, 0.0, 0.0]
     for constraints in (
         [a + b == 1],  # c is in no group
         [a + b == 1, b + c == 1],  # b is in two

@@ -213,14 +213,14 @@ def print_comparison(comparison: Comparison) -> None:
     rows = []
     for row in comparison.rows():
         statuses = ", ".join(f"{status} ×{count}" for status, count in row.statuses.items())
-        reached = None if row.to_target is None else row.to_target.seconds
+        reached = row.to_target
         values = [
             number(row.median),
             number(row.best),
             percent(row.gap),
             f"{row.feasible_share:.0%}",
             f"{row.wall_s:.2f} s",
-            "–" if reached is None else f"{reached:.3g} s",
+            "–" if reached is None or reached.seconds is None else f"{reached.seconds:.2g} s",
         ]
         rows.append((row.label, *values, statuses))
     columns = (">median objective", ">best", ">gap to bound", ">feasible", ">time", f">to {TARGET:.0%}", "status")

@@ -85,4 +85,4 @@ def print_sweep(curve: Sweep) -> None:
         values = [amount(point.budget), used, number(found.objective), number(found.bound), percent(found.gap)]
         rows.append((*values, str(found.status), number(point.price, 3), number(0.01 * point.budget * point.price, 3)))
     columns = (f">{curve.resource} at most", ">used", ">objective", ">bound", ">gap", "status", ">price per unit")
-    print_table((*columns, ">1 % more buys"), rows)
+    print_table((*columns, ">price per 1 %"), rows)
