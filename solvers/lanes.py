@@ -38,7 +38,7 @@ def context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(["solvers.warmed"])
+    made.set_forkserver_preload(["solvers.warmed", "joblib.externals.loky"])  # a parent may be a worker of joblib's
     return made
 
 
