@@ -25,6 +25,7 @@ TABLE = {
     "cp-sat": "solvers.cp_sat:CpSat",
     "lagrangian": "solvers.lagrangian:Lagrangian",
     "greedy": "solvers.greedy:Greedy",
+    "beam": "solvers.beam:Beam",
     "anneal": "solvers.anneal:Anneal",
     "sa": "solvers.sa:SimulatedAnnealing",
     "sqa": "solvers.sqa:PathIntegral",

@@ -1,0 +1,337 @@
+"""Beam search for an objective that is measured, not tabulated: a loss after fine-tuning, a latency on the device.
+
+From the loosest choice towards the budgets in levels, each a part of the way. A level's choices come from those of the
+level before by one deliberate switch of a group; what is still above the level is lowered by the cheapest switches
+(`solvers.repair`), so that only choices of about equal use are compared. The problem's own objective, cheap but only a
+prediction, says which are worth measuring: a choice is expected to cost what its parent was measured at, plus what the
+prediction says the difference is worth; and the prediction itself is corrected, option by option, by what was measured.
+At the budgets the search goes on from the best, until no switch brings anything. (Beam search over rank vectors scored
+by a true loss is known from low-rank compression; here a model of the loss orders the measurements.)
+
+What always holds: only feasible choices are answers, no choice is measured twice, the number of measurements is
+bounded, and the same input gives the same answer.
+"""
+
+import itertools
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import ArrayLike
+
+from formulations import Problem
+from solvers.base import Search, Solver
+from solvers.bounds import dual_bound
+from solvers.errors import InvalidOptionError
+from solvers.moves import Arrays, Floats, Integers, begin, compiled, delta, judge_all, to_arrays
+from solvers.repair import repair_flat
+from solvers.warm import warm
+
+Measure = Callable[[Integers], float]
+"""Choice ``(G,)`` → loss. Not a number counts as infinite: such a choice is never kept."""
+
+Scored = tuple[float, Integers]
+"""A measured loss and the flat options of its choice."""
+
+LEARN, RIDGE, EXACT = 1000, 0.01, 1e-9
+"""The last measurements, which the prediction is corrected by; the share of a difference that is taken for noise; and
+the relative difference up to which nothing is corrected."""
+
+PRICING_S = 1.0
+"""Seconds at most for the budgets' prices, which tell the worthwhile switches."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeamStep:
+    """Where a search stands after a level: what `beam_search` tells ``on_progress``.
+
+    Attributes:
+        level: 1, 2, … up to the number of levels; higher ones are rounds at the budgets.
+        measurements: calls of ``measure`` so far, those answered by the cache not counted.
+        loss: the best measured loss of this level's choices.
+        best: the best measured loss of a choice within the budgets, or None before there is one.
+    """
+
+    level: int
+    measurements: int
+    loss: float
+    best: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BeamResult:
+    """What a beam search found.
+
+    Attributes:
+        choice: ``(G,)`` the feasible choice of least measured loss, or None when none was measured.
+        loss: its measured loss.
+        measurements: calls of ``measure``.
+        cached: choices whose loss the cache knew.
+        complete: whether the search came to its own end (not to ``max_measurements`` or ``stop``).
+        steps: one entry a level.
+    """
+
+    choice: Integers | None
+    loss: float
+    measurements: int
+    cached: int
+    complete: bool
+    steps: tuple[BeamStep, ...]
+
+
+def beam_search(
+    problem: Problem,
+    measure: Measure,
+    *,
+    width: int = 4,
+    branch: int = 8,
+    levels: int = 8,
+    max_measurements: int = 1000,
+    start: ArrayLike | None = None,
+    cache: MutableMapping[str, float] | None = None,
+    on_progress: Callable[[BeamStep], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> BeamResult:
+    """Look for the feasible choice of least measured loss.
+
+    Args:
+        problem: groups, options, budgets, and an objective that predicts the loss.
+        measure: choice ``(G,)`` → loss; may take as long as it wants. An exception in it ends the search, and with a
+            ``cache`` nothing is lost by that.
+        width: choices kept a level.
+        branch: choices measured a level for each one kept; fewer where that would use up half of ``max_measurements``
+            before the budgets are reached.
+        levels: steps from the loosest choice to the budgets.
+        max_measurements: calls of ``measure`` at most.
+        start: ``(G,)`` a choice to be measured too, at the budgets; kept only if it is feasible.
+        cache: any dict-like from text to number. Known losses are taken from it, new ones put into it, so that a search
+            that was cut goes on where it was when it is called again with the same cache.
+        on_progress: called after every level.
+        stop: asked before every measurement; True ends the search.
+
+    Returns:
+        The best choice, its loss and what it took.
+
+    Raises:
+        InfeasibleBudgetError: a budget lies below the smallest possible use.
+        InvalidOptionError: a number that must be at least 1 is not.
+
+    >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
+    >>> losses = {(0, 0): 0.1, (1, 0): 0.2, (0, 1): 0.5, (1, 1): 0.9}
+    >>> result = beam_search(problem, lambda choice: losses[tuple(choice.tolist())])
+    >>> result.choice.tolist(), result.loss, result.measurements
+    ([1, 0], 0.2, 4)
+    """
+    for option, value in {"width": width, "branch": branch, "levels": levels}.items():
+        _at_least_one(option, value)
+    _at_least_one("max_measurements", max_measurements)
+    problem.require_reachable_budgets()
+    losses = _Losses(problem, measure, {} if cache is None else cache, max_measurements, stop)
+    space = _Space(problem, stop)
+    losses.of([] if start is None else [problem.flat(start)])
+    losses.of(space.lowered([space.loosest], 1.0))  # so that there is an answer from the start
+    beam = losses.of([space.loosest])
+    steps: list[BeamStep] = []
+    switches, count = 2 * branch, max(1, min(width * branch, max_measurements // (2 * levels)))
+    for level in itertools.count(1):
+        earlier = beam if level > levels else []  # at the budgets the parents are rivals of their children
+        children = space.children(beam, min(1.0, level / levels), switches, count, losses)
+        if earlier and not children and switches >= problem.num_options:
+            break
+        beam = losses.of([chosen for _, chosen in earlier] + children)[:width]
+        if not beam or losses.cut:
+            break
+        space.learn(losses)
+        best = losses.least if losses.best is not None else None
+        steps.append(BeamStep(level=level, measurements=losses.calls, loss=beam[0][0], best=best))
+        if on_progress is not None:
+            on_progress(steps[-1])
+        if earlier:
+            switches = 2 * branch if beam[0][0] < earlier[0][0] else 2 * switches
+    return BeamResult(
+        choice=losses.best,
+        loss=losses.least,
+        measurements=losses.calls,
+        cached=losses.cached,
+        complete=not losses.cut,
+        steps=tuple(steps),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beam(Solver):
+    """Beam search with the problem's own objective as the measure.
+
+    Attributes:
+        width, branch, levels: see `beam_search`.
+
+    >>> from solvers import solve
+    >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
+    >>> solve(problem, "beam").choice.tolist()
+    [0, 1]
+    """
+
+    name: ClassVar[str] = "beam"
+    summary: ClassVar[str] = (
+        "beam search from the loosest choice to the budgets; beam_search takes a measured objective"
+    )
+    width: int = 8
+    branch: int = 16
+    levels: int = 16
+
+    def __post_init__(self) -> None:
+        for option in self.option_defaults():
+            _at_least_one(option, getattr(self, option))
+
+    def prepare(self) -> None:
+        """Compile the loops."""
+        warm()
+        problem = Problem(["a"], [["x", "y"]], [0, 1], {"bytes": [2, 1]}, {"bytes": 1})
+        beam_search(problem, lambda choice: problem.evaluate(choice).objective)
+
+    def run(self, problem: Problem, search: Search) -> None:
+        """Search, handing in every choice that is the best so far."""
+
+        def measure(choice: Integers) -> float:
+            judged = problem.evaluate(choice)
+            if judged.feasible and (search.objective is None or judged.objective < search.objective):
+                search.offer(choice)
+            return judged.objective
+
+        result = beam_search(
+            problem,
+            measure,
+            width=self.width,
+            branch=self.branch,
+            levels=self.levels,
+            max_measurements=2**62,
+            start=search.initial,
+            stop=search.expired,
+        )
+        search.details |= {"measurements": result.measurements, "levels": len(result.steps)}
+
+
+class _Losses:
+    """Measures choices, each once, and remembers the best feasible one."""
+
+    def __init__(
+        self, problem: Problem, measure: Measure, cache: MutableMapping[str, float], most: int, stop: Callable[[], bool]
+    ) -> None:
+        self._problem, self._measure, self._cache, self._most, self._stop = problem, measure, cache, most, stop
+        self.seen: dict[bytes, Scored] = {}  # in the order they were measured
+        self.calls = self.cached = 0
+        self.cut = False
+        self.least = np.inf
+        self.best: Integers | None = None
+
+    def of(self, flats: list[Integers]) -> list[Scored]:
+        """The choices with their losses, best first and each once; without those there was no measurement left for."""
+        found: dict[bytes, Scored] = {}
+        for flat in flats:
+            if flat.tobytes() not in self.seen and not self._look(flat):
+                break
+            found.setdefault(flat.tobytes(), self.seen[flat.tobytes()])
+        return sorted(found.values(), key=lambda one: one[0])
+
+    def _look(self, flat: Integers) -> bool:
+        choice = flat - self._problem.group_offsets[:-1]
+        key = ",".join(map(str, choice.tolist()))
+        if key in self._cache:
+            loss = float(self._cache[key])
+            self.cached += 1
+        elif self.calls >= self._most or self._stop():
+            self.cut = True
+            return False
+        else:
+            choice.flags.writeable = False
+            loss = self._cache[key] = float(self._measure(choice))
+            self.calls += 1
+        loss = np.inf if np.isnan(loss) else loss
+        self.seen[flat.tobytes()] = (loss, flat)
+        if loss < self.least and self._problem.evaluate(choice).feasible:
+            self.least, self.best = loss, choice
+        return True
+
+
+class _Space:
+    """The choices between the loosest one and the budgets."""
+
+    def __init__(self, problem: Problem, stop: Callable[[], bool]) -> None:
+        self._stated, self._stop = to_arrays(problem), stop
+        self._arrays = self._stated
+        a = self._arrays
+        use = (a.use / a.unit).sum(axis=1)
+        self.loosest = np.lexsort((a.cost, -use, a.group_of))[a.starts[:-1]]  # most use; among equals the cheapest
+        self._most = np.maximum(a.use[self.loosest].sum(axis=0), a.limit)
+        prices = dual_bound(problem, time_limit=PRICING_S).prices
+        self._price = np.array([prices[name] for name in problem.budgets])
+
+    def learn(self, losses: "_Losses") -> None:
+        """Correct the options' costs by what the measured losses differ from the prediction (ridge regression)."""
+        measured = [one for one in losses.seen.values() if np.isfinite(one[0])][-LEARN:]
+        if not measured:
+            return
+        flats = np.stack([flat for _, flat in measured])
+        predicted, _ = judge_all(self._stated, flats)
+        missing = np.array([loss for loss, _ in measured]) - predicted
+        missing -= missing.mean()
+        if np.abs(missing).max() <= EXACT * (np.abs(predicted).max() + np.ptp(predicted)):
+            return
+        shape = (len(flats), len(self._stated.cost))
+        ends = np.arange(0, flats.size + 1, flats.shape[1])
+        chosen = scipy.sparse.csr_array((np.ones(flats.size), flats.ravel(), ends), shape=shape)
+        common = (chosen @ chosen.T).toarray() + RIDGE * flats.shape[1] * np.eye(len(flats))
+        self._arrays = self._stated._replace(cost=self._stated.cost + chosen.T @ np.linalg.solve(common, missing))
+
+    def lowered(self, flats: list[Integers], share: float) -> list[Integers]:
+        """Each choice lowered to ``share`` of the way to the budgets, where that succeeds."""
+        a = self._arrays._replace(limit=share * self._arrays.limit + (1.0 - share) * self._most)
+        lowered = []
+        for flat in flats:
+            if self._stop():
+                break
+            attempt = flat.copy()
+            if repair_flat(a, attempt):
+                lowered.append(attempt)
+        return lowered
+
+    def children(
+        self, beam: list[Scored], share: float, switches: int, count: int, losses: "_Losses"
+    ) -> list[Integers]:
+        """Up to ``count`` new choices at ``share`` of the way to the budgets, those of least expected loss."""
+        expected: dict[bytes, tuple[float, Integers]] = {}
+        for loss, parent in beam:
+            value = _lagrangian_changes(self._arrays, parent, self._price)
+            tries = [parent]
+            for new in np.argsort(value, kind="stable")[: min(switches, int(np.isfinite(value).sum()))]:
+                switched = parent.copy()
+                switched[self._arrays.group_of[new]] = new
+                tries.append(switched)
+            children = self.lowered(tries, share)
+            predicted, _ = judge_all(self._arrays, np.stack([parent, *children]))
+            for child, difference in zip(children, predicted[1:] - predicted[0], strict=True):
+                key = child.tobytes()
+                if key not in losses.seen:
+                    one = (float(loss + difference), child)
+                    expected[key] = min(one, expected.get(key, one), key=lambda each: each[0])
+        return [child for _, child in sorted(expected.values(), key=lambda each: each[0])[:count]]
+
+
+@compiled
+def _lagrangian_changes(a: Arrays, chosen: Integers, price: Floats) -> Floats:
+    """``(V,)`` what switching to each option changes, uses at their prices included; infinite for the chosen ones."""
+    total, field, _ = begin(a, chosen)
+    changes = np.empty(len(a.cost))
+    for v in range(len(a.cost)):
+        old = chosen[a.group_of[v]]
+        changes[v] = np.inf if v == old else delta(a, total, field, old, v)
+        for k in range(len(price)):
+            changes[v] += price[k] * (a.use[v, k] - a.use[old, k])
+    return changes
+
+
+def _at_least_one(option: str, value: int) -> None:
+    if value < 1:
+        raise InvalidOptionError(f"option {option!r} of a beam search must be at least 1, found {value}")
