@@ -8,8 +8,8 @@ choice is over a budget; the objective is `evaluate`'s. Objectives and bounds ar
 
     python -m benchmarks.fuzz [--first N] [--problems N] [--jobs N] [--only NAME] [--every NAME=N] [--out FOLDER]
 
-A run that was cut says where to go on. A slow back end may take every n-th problem only; the table says how many each
-took. The exit status is 1 when anything failed.
+The results so far are always in the folder, and a run that was cut says where to go on. A slow back end may take every
+n-th problem only; the table says how many each took. The exit status is 1 when anything failed.
 """
 
 import argparse
@@ -50,37 +50,53 @@ def main() -> None:
     numbers = range(arguments.first, arguments.problems)
     chunks = [numbers[at : at + CHUNK] for at in range(0, len(numbers), CHUNK)]
     look = functools.partial(judge_chunk, only=arguments.only, every=dict(arguments.every))
-    done, problems, failed, seconds = arguments.first, Counter[str](), Counter[str](), Counter[str]()
-    failures: list[str] = []
+    tally, done = Tally(), arguments.first
     with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool, Progress() as progress:
         bar = progress.add_task("", total=len(numbers))
         try:
             for chunk, runs in zip(chunks, pool.map(look, chunks), strict=True):
-                for number, (solver, duration, wrong) in runs:
-                    problems[solver] += 1
-                    seconds[solver] += duration
-                    if wrong:
-                        failed[solver] += 1
-                        failures.append(f"problem {number}: {wrong}")
-                        progress.print(failures[-1])
+                for number, run in runs:
+                    tally.add(number, run)
                 done = chunk[-1] + 1
-                progress.update(bar, advance=len(chunk), description=f"up to {done}, {len(failures)} failures")
+                tally.write(arguments.out, arguments.first, done)
+                progress.update(bar, advance=len(chunk), description=f"{len(tally.failures)} failures")
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
-    rows = [
-        {"solver": name, "problems": problems[name], "failures": failed[name], "ms": 1e3 * seconds[name] / count}
-        for name, count in problems.items()
-    ]
-    table = markdown(rows, COLUMNS)
-    print(table, *failures, sep="\n")
+    print(tally.table(), *tally.failures, sep="\n")
     print(
         f"problems {arguments.first} to {done - 1}" + ("" if done >= numbers.stop else f"; go on with --first {done}")
     )
-    write_results(
-        arguments.out, "fuzz", {"first": arguments.first, "end": done, "rows": rows, "failures": failures}, table
-    )
-    if failures:
+    if tally.failures:
         raise SystemExit(1)
+
+
+class Tally:
+    """What came out so far, by back end."""
+
+    def __init__(self) -> None:
+        self.problems, self.failed, self.seconds = Counter[str](), Counter[str](), Counter[str]()
+        self.failures: list[str] = []
+
+    def add(self, number: int, run: Run) -> None:
+        solver, seconds, wrong = run
+        self.problems[solver] += 1
+        self.seconds[solver] += seconds
+        if wrong:
+            self.failed[solver] += 1
+            self.failures.append(f"problem {number}: {wrong}")
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [
+            {"solver": name, "problems": count, "failures": self.failed[name], "ms": 1e3 * self.seconds[name] / count}
+            for name, count in self.problems.items()
+        ]
+
+    def table(self) -> str:
+        return markdown(self.rows(), COLUMNS)
+
+    def write(self, folder: Path, first: int, end: int) -> None:
+        values = {"first": first, "end": end, "rows": self.rows(), "failures": self.failures}
+        write_results(folder, "fuzz", values, self.table())
 
 
 def problem_of(number: int) -> Problem:
