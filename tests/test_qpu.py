@@ -57,7 +57,17 @@ def test_the_report_of_a_run(mock):
     assert 0.0 <= details["chain_breaks"] <= 1.0
     assert details["chain_strength"] > 0
     assert sum(details["energy_histogram"]["counts"]) == 50
+    assert len(details["energy_histogram"]["edges"]) == 21
     assert {"share_valid", "share_feasible_raw", "objective_raw", "objective_polished", "share_best"} <= set(details)
+
+
+@pytest.mark.parametrize("factor", [1e-12, 1e9])
+def test_the_report_is_in_the_problems_unit(mock, factor):
+    plain, scaled_up = (solve(one, "qpu", seed=0, **mock).details for one in (SPARSE, SPARSE.scaled(factor)))
+    for name in ("chain_strength", "objective_raw", "objective_polished"):
+        assert scaled_up[name] == pytest.approx(factor * plain[name])
+    edges = [np.array(one["energy_histogram"]["edges"]) for one in (plain, scaled_up)]
+    np.testing.assert_allclose(edges[1], factor * edges[0], rtol=1e-6)
 
 
 def test_the_model_on_the_qubits_has_the_energies_of_the_model(tmp_path):

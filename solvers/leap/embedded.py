@@ -22,8 +22,6 @@ with warnings.catch_warnings():
     from dwave.embedding import embed_bqm, unembed_sampleset
     from dwave.embedding.chain_strength import uniform_torque_compensation
 
-HISTOGRAM_BINS = 20
-
 
 class EmbeddedForm(BqmForm):
     """A QUBO on a processor. Its record: encoding, prices, and the chain of qubits of every variable."""
@@ -95,9 +93,6 @@ class EmbeddedForm(BqmForm):
         found = dimod.SampleSet(found.record[reads], found.variables, {}, found.vartype)
         found.record.num_occurrences[:] = 1
         found.change_vartype(dimod.BINARY)
-        low, high = float(found.record.energy.min()), float(found.record.energy.max())
-        high = max(high, low + 1e-6 * max(1.0, abs(low)))  # all energies may be one
-        counts, edges = np.histogram(found.record.energy, bins=HISTOGRAM_BINS, range=(low, high))
         lengths = [len(chain) for chain in self.chains.values()]
         return bqm_samples(
             self.encoded,
@@ -108,7 +103,6 @@ class EmbeddedForm(BqmForm):
             longest_chain=max(lengths),
             qubits=sum(lengths),
             variables=len(lengths),
-            energy_histogram={"edges": edges.tolist(), "counts": counts.tolist()},
         )
 
 

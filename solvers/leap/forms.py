@@ -21,7 +21,7 @@ from formulations.bqm import EncodedBqm, to_bqm
 from formulations.cqm_file import cqm_file, num_pairs
 from solvers.bounds import dual_bound
 from solvers.leap.connection import Connection
-from solvers.moves import Integers
+from solvers.moves import Floats, Integers
 
 PRICES_S = 1.0
 """Seconds for the prices of budgets that slack bits cannot state."""
@@ -29,10 +29,19 @@ PRICES_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Samples:
-    """What came back: choices ``(n, G)``, which of them were one option a group as sampled, times in microseconds."""
+    """What came back.
+
+    Attributes:
+        choices: ``(n, G)``.
+        valid: ``(n,)`` which of them were one option a group as sampled.
+        energies: ``(n,)`` in the form's model; None where the service gives none.
+        timing_us: microseconds, as the service calls them.
+        details: for the report.
+    """
 
     choices: Integers
     valid: NDArray[np.bool_]
+    energies: Floats | None = None
     timing_us: Mapping[str, float]
     details: Mapping[str, Any] = field(default_factory=dict)
 
@@ -119,7 +128,8 @@ class CqmForm(Form):
         starts, flat = self.problem.group_offsets[:-1], np.arange(self.problem.num_options)
         first = np.minimum.reduceat(np.where(on, flat, flat + len(flat)), starts, axis=1) % len(flat)
         valid = (np.add.reduceat(on.astype(np.int64), starts, axis=1) == 1).all(axis=1)
-        return Samples(choices=first - starts, valid=valid, timing_us=_times(found.info))
+        energies = np.asarray(found.record.energy, dtype=np.float64)
+        return Samples(choices=first - starts, valid=valid, energies=energies, timing_us=_times(found.info))
 
 
 class BqmForm(Form):
@@ -221,9 +231,14 @@ class NonlinearForm(Form):
 def bqm_samples(encoded: EncodedBqm, found: Any, timing_us: Mapping[str, float], **details: Any) -> Samples:
     """A dimod sample set of an encoded model as `Samples`, best energy first."""
     columns = [found.variables.index(v) for v in encoded.bqm.variables]
-    states = found.record.sample[np.ix_(np.argsort(found.record.energy, kind="stable"), columns)]
+    order = np.argsort(found.record.energy, kind="stable")
+    states = found.record.sample[np.ix_(order, columns)]
     return Samples(
-        choices=encoded.decode_all(states), valid=encoded.valid(states), timing_us=timing_us, details=details
+        choices=encoded.decode_all(states),
+        valid=encoded.valid(states),
+        energies=np.asarray(found.record.energy[order], dtype=np.float64),
+        timing_us=timing_us,
+        details=details,
     )
 
 

@@ -30,7 +30,7 @@ from solvers.leap.connection import Connection, connect
 from solvers.leap.errors import LeapError, LeapProblemError
 from solvers.leap.estimate import Estimate
 from solvers.leap.forms import Form, Samples
-from solvers.moves import judge_all, to_arrays
+from solvers.moves import Floats, judge_all, to_arrays
 from solvers.qubo import Improver
 from solvers.scaling import objective_size
 from solvers.solution import Solution, StopReason
@@ -43,6 +43,8 @@ NOT_SENT = "NOT SENT"
 
 FIRST_PAUSE_S, PAUSE_GROWTH, LONGEST_PAUSE_S = 0.01, 1.5, 10.0
 """Between two questions whether a problem is done."""
+
+HISTOGRAM_BINS = 20
 
 SETTLE_S = 5.0
 """A request that was cut may still be on its way: so long it is waited for before the problem is sent again."""
@@ -288,12 +290,23 @@ def _decoded(job: Job, form: Form, answer: Any, connection: Connection) -> Sampl
 
 
 def take(problem: Problem, search: Search, samples: Samples) -> None:
-    """Repair and polish what was sampled; each step is reported apart."""
+    """Repair and polish what was sampled; each step is reported apart, in the problem's own unit."""
     improver = Improver(problem, search, to_arrays(problem))
     improver.take(samples.choices, samples.valid)
     search.details |= {**improver.quality.details(search), **samples.details}
+    if "chain_strength" in samples.details:
+        search.details["chain_strength"] = search.unscaled(samples.details["chain_strength"])
+    if samples.energies is not None and len(samples.energies):
+        search.details["energy_histogram"] = _histogram(search.unscaled(1.0) * samples.energies)
     if len(samples.choices):
         search.details["share_best"] = _share_best(problem, samples)
+
+
+def _histogram(energies: Floats) -> dict[str, list[float]]:
+    low, high = float(energies.min()), float(energies.max())
+    high = max(high, low + 1e-6 * max(1e-300, abs(low)))  # all energies may be one
+    counts, edges = np.histogram(energies, bins=HISTOGRAM_BINS, range=(low, high))
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
 def _share_best(problem: Problem, samples: Samples) -> float:
