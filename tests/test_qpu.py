@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from formulations import FileFormatError, Problem
+from formulations.bqm import ENCODINGS
 from formulations.files import write_json
 from formulations.instances import layered_problem, small_problem
 from solvers import InvalidOptionError, UnsupportedProblemError, solve
@@ -47,6 +48,16 @@ def test_the_mock_gives_the_optimum_of_small_problems(mock, seed):
     best = optimum(problem)
     solution = solve(problem, "qpu", seed=0, **mock) if best is not None else None
     assert solution is None or solution.objective == pytest.approx(best, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("solver", ["qpu", "qpu-decomposed"])
+def test_every_encoding_runs_on_a_processor(mock, solver, encoding):
+    for seed in range(6):
+        problem = small_problem(seed, max_groups=3, max_options=5)
+        if (best := optimum(problem)) is not None:
+            solution = solve(problem, solver, encoding=encoding, seed=0, **mock)
+            assert solution.objective == pytest.approx(best, rel=1e-9, abs=1e-9)
 
 
 def test_the_report_of_a_run(mock):

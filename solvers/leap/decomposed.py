@@ -17,12 +17,13 @@ from formulations import Problem
 from formulations.presolve import restrict
 from solvers.base import Search
 from solvers.errors import InvalidOptionError
+from solvers.leap.descent import Descent, descent_path
+from solvers.leap.errors import LeapError, LeapProblemError
 from solvers.leap.qpu import QuantumProcessor
 from solvers.scaling import objective_size
 
 if TYPE_CHECKING:
     from solvers.leap.connection import Connection
-    from solvers.leap.descent import Descent
     from solvers.leap.job import Job
 
 TOLD = (
@@ -94,12 +95,9 @@ class Decomposed(QuantumProcessor):
         )
 
     @contextlib.contextmanager
-    def _state(self, problem: Problem, search: Search) -> Iterator["Descent | None"]:
+    def _state(self, problem: Problem, search: Search) -> Iterator[Descent | None]:
         """Where this run begins, and the right to its file: from a run that was cut, or from a first choice."""
         import fasteners
-
-        from solvers.leap.descent import Descent, descent_path
-        from solvers.leap.errors import LeapError
 
         options = {name: value for name, value in self.option_values.items() if name != "jobs"}
         initial = None if search.initial is None else search.initial.tolist()
@@ -140,7 +138,7 @@ class Decomposed(QuantumProcessor):
                     search.offer(start)
         return search.choice is not None
 
-    def _step(self, problem: Problem, search: Search, state: "Descent", connection: "Connection | None") -> "Descent":
+    def _step(self, problem: Problem, search: Search, state: Descent, connection: "Connection | None") -> Descent:
         """Decide the groups of the next block anew."""
         block = state.blocks[-1]
         keep = np.isin(problem.group_of, block)
@@ -164,9 +162,8 @@ class Decomposed(QuantumProcessor):
             job=None,
         )
 
-    def _decide(self, part: Problem, search: Search, state: "Descent", connection: "Connection | None") -> None:
+    def _decide(self, part: Problem, search: Search, state: Descent, connection: "Connection | None") -> None:
         """Run a part on the mock, or at the service: the part that is under way is fetched, not sent again."""
-        from solvers.leap.errors import LeapProblemError
         from solvers.leap.job import Job
 
         shared = {name: getattr(self, name) for name in QuantumProcessor.option_defaults()}
@@ -181,9 +178,9 @@ class Decomposed(QuantumProcessor):
             state.next(job=None)
             raise
 
-    def _blocks(self, problem: Problem, state: "Descent") -> tuple[tuple[int, ...], ...]:
+    def _blocks(self, problem: Problem, state: Descent) -> tuple[tuple[int, ...], ...]:
         """All groups with a choice, in random blocks of at most ``room`` variables each (but one group at least)."""
-        sizes = np.diff(problem.group_offsets) - (1 if self.encoding == "domain-wall" else 0)
+        sizes = np.diff(problem.group_offsets) - (0 if self.encoding == "one-hot" else 1)  # bits, or their most
         blocks: list[tuple[int, ...]] = []
         filled = state.room
         rng = np.random.default_rng([state.seed, state.passes])
