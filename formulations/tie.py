@@ -1,0 +1,123 @@
+"""Groups that must take the same option, as one group of a smaller problem.
+
+Layers that share a scale, are fused at run time or meet in a residual addition have to be treated alike. What always
+holds: a choice of the smaller problem and its `Tied.lift` have the same objective and use; pair terms between tied
+groups become part of the cost, for they always come together.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import ArrayLike, NDArray
+
+from formulations.errors import InvalidProblemError
+from formulations.pairs import PairTerms
+from formulations.problem import Problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Tied:
+    """A problem with tied groups joined.
+
+    Attributes:
+        problem: the smaller problem; a joined group is named ``"a + b"`` and has the option names of its first.
+        group: ``(G,)`` the smaller problem's group of every original group.
+        option: ``(V,)`` the smaller problem's flat option of every original option.
+    """
+
+    problem: Problem
+    group: NDArray[np.int64]
+    option: NDArray[np.int64]
+
+    def lift(self, choice: ArrayLike) -> NDArray[np.int64]:
+        """The original's choice ``(G,)`` for one of the smaller problem."""
+        local: NDArray[np.int64] = (self.problem.flat(choice) - self.problem.group_offsets[:-1])[self.group]
+        return local
+
+    def combined(self, values: ArrayLike, function: np.ufunc) -> NDArray[np.float64]:
+        """Numbers of the original's options ``(V,)``, put together by ``np.add`` or ``np.maximum``."""
+        numbers = np.asarray(values, dtype=np.float64)
+        start = 0.0 if function is np.add else -np.inf
+        result = np.full(self.problem.num_options, start)
+        function.at(result, self.option, numbers)
+        return result
+
+
+def tie(problem: Problem, tied: Sequence[Sequence[str]]) -> Tied:
+    """Join each set of groups into one that takes one decision for all of them.
+
+    Args:
+        problem: any problem.
+        tied: disjoint sets of group names; the groups of a set have equally many options, which correspond in order.
+
+    Raises:
+        InvalidProblemError: an unknown group, one that stands in two sets, or different numbers of options.
+
+    >>> problem = Problem(["a", "b", "c"], [["4 bits", "8 bits"]] * 3, [3, 1, 2, 0, 5, 4], {"bytes": [1, 2] * 3}, {})
+    >>> both = tie(problem, [("a", "c")])
+    >>> both.problem.groups, both.problem.cost.tolist(), both.lift([1, 0]).tolist()
+    (('a + c', 'b'), [8.0, 5.0, 2.0, 0.0], [1, 0, 1])
+    """
+    group = _joined(problem, tied)
+    first_member = np.unique(group, return_index=True)[1]
+    sizes = np.diff(problem.group_offsets)
+    offsets = np.concatenate([[0], np.cumsum(sizes[first_member])])
+    local = np.arange(problem.num_options) - problem.group_offsets[problem.group_of]
+    option = offsets[group[problem.group_of]] + local
+    count = int(offsets[-1])
+
+    def summed(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        total: NDArray[np.float64] = np.bincount(option, weights=values, minlength=count)
+        return total
+
+    cost = summed(problem.cost)
+    factor, sparse = problem.pairs.factor, problem.pairs.sparse
+    if factor is not None:
+        joined = np.zeros((count, factor.shape[1]))
+        np.add.at(joined, option, factor)
+        cost += 0.5 * (np.square(joined).sum(axis=1) - summed(np.square(factor).sum(axis=1)))
+        factor = joined
+    if sparse is not None:
+        entries = sparse.tocoo()
+        u, v = (option[coordinate] for coordinate in entries.coords)
+        cost += np.bincount(u[u == v], weights=entries.data[u == v], minlength=count)
+        of_option = np.repeat(np.arange(len(first_member)), np.diff(offsets))
+        apart = of_option[u] != of_option[v]
+        places = np.minimum(u, v)[apart], np.maximum(u, v)[apart]
+        sparse = scipy.sparse.csr_array((entries.data[apart], places), shape=(count, count))
+    members = [np.flatnonzero(group == g) for g in range(len(first_member))]
+    smaller = Problem(
+        [" + ".join(problem.groups[g] for g in own) for own in members],
+        [problem.options[own[0]] for own in members],
+        cost,
+        {name: summed(use) for name, use in problem.resources.items()},
+        problem.budgets,
+        PairTerms(sparse=sparse, factor=factor),
+        problem.offset,
+    )
+    return Tied(problem=smaller, group=group, option=option)
+
+
+def _joined(problem: Problem, tied: Sequence[Sequence[str]]) -> NDArray[np.int64]:
+    """``(G,)`` number of the joined group of every group, in the order of their first members."""
+    place = {name: g for g, name in enumerate(problem.groups)}
+    leader = np.arange(problem.num_groups)
+    seen: set[str] = set()
+    for names in tied:
+        if isinstance(names, str):
+            raise InvalidProblemError(f"tied groups are sets of names, as [('a', 'b')], found the string {names!r}")
+        for name in names:
+            if name not in place:
+                raise InvalidProblemError(f"no group is called {name!r} that could be tied to others")
+            if name in seen:
+                raise InvalidProblemError(f"group {name!r} is tied twice; put all that goes together into one set")
+            seen.add(name)
+            if len(problem.options[place[name]]) != len(problem.options[place[names[0]]]):
+                raise InvalidProblemError(
+                    f"tied groups have equally many options: {names[0]!r} has "
+                    f"{len(problem.options[place[names[0]]])}, {name!r} has {len(problem.options[place[name]])}"
+                )
+        leader[[place[name] for name in names]] = min((place[name] for name in names), default=0)
+    return np.unique(leader, return_inverse=True)[1].astype(np.int64)
