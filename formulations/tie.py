@@ -69,8 +69,7 @@ def tie(problem: Problem, tied: Sequence[Sequence[str]]) -> Tied:
     count = int(offsets[-1])
 
     def summed(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        total: NDArray[np.float64] = np.bincount(option, weights=values, minlength=count)
-        return total
+        return np.bincount(option, weights=values, minlength=count).astype(np.float64)
 
     cost = summed(problem.cost)
     factor, sparse = problem.pairs.factor, problem.pairs.sparse
