@@ -24,7 +24,7 @@ from formulations.problem import Problem
 def read_linear(path: AnyPath) -> Problem:
     """The problem in an LP or MPS file (told apart by the suffix) that `write_lp` or `write_mps` wrote.
 
-    Numbers may have been changed since; rows and variables may not.
+    Costs, uses and budgets may have been changed since; rows, variables and their bounds may not.
 
     Raises:
         FileFormatError: the file is none of these, or not a whole one.
@@ -85,6 +85,7 @@ def _problem(header: dict[str, Any], model: Any) -> Problem:
     options = [[str(option) for option in names] for _, names in header["groups"]]
     first = np.concatenate([[0], np.cumsum([len(names) for names in options])])
     size, place = int(first[-1]), _places(model, first)
+    _check(header, model)
     weight = np.array(model.col_cost_)
     cost, offset = np.zeros(size), float(model.offset_)
     rows, columns, values = [], [], []
@@ -124,15 +125,30 @@ def _places(model: Any, first: NDArray[np.int64]) -> dict[str, tuple[str, int, i
     return place
 
 
+def _check(header: dict[str, Any], model: Any) -> None:
+    """Refuse a model that says something else than the problem that will be made of it."""
+    import highspy
+
+    lower, upper = np.array(model.row_lower_), np.array(model.row_upper_)
+    rows = dict(zip(model.row_names_, zip(lower.tolist(), upper.tolist(), strict=True), strict=True))
+    ones = {f"one_{g}": (1.0, 1.0) for g in range(len(header["groups"]))}
+    budgets = {f"budget_{k}" for k in range(len(header["budgets"]))}
+    others = [name for name in rows if name not in ones and name not in budgets and not name.startswith("product_")]
+    broken = [name for name, ends in ones.items() if rows.get(name) != ends]
+    broken += [name for name in budgets if name not in rows or np.isfinite(rows[name][0])]
+    if others or broken:
+        raise ValueError(f"rows missing or changed: {broken[:3]}; rows that are none of a problem's: {others[:3]}")
+    least = np.array([float(name == CONSTANT) for name in model.col_names_])
+    if model.sense_ != highspy.ObjSense.kMinimize:
+        raise ValueError("it is a maximisation")
+    if (np.array(model.col_lower_) != least).any() or (np.array(model.col_upper_) != 1.0).any():
+        raise ValueError("a variable has other bounds than 0 and 1")
+
+
 def _budgets(
     header: dict[str, Any], model: Any, place: dict[str, tuple[str, int, int]], size: int
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, float]]:
-    row_of = {name: row for row, name in enumerate(model.row_names_)}
-    missing = [f"one_{g}" for g in range(len(header["groups"])) if f"one_{g}" not in row_of]
-    unknown = [name for name in row_of if not re.fullmatch(r"(one|budget|product)_[\d_]+", name)]
-    if missing or unknown:
-        raise ValueError(f"rows missing: {missing[:3]}; rows that are none of a problem's: {unknown[:3]}")
-    matrix = _matrix(model)
+    row_of, matrix = {name: row for row, name in enumerate(model.row_names_)}, _matrix(model)
     flat = np.array([place[name][1] if place[name][0] == "x" else size for name in model.col_names_])
     resources, budgets = {}, {}
     for k, (name, unit) in enumerate(header["budgets"]):

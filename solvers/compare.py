@@ -110,7 +110,9 @@ def compare(
     >>> [(row.label, row.feasible_share, row.gap, dict(row.statuses)) for row in comparison.rows()]
     [('brute-force', 1.0, 0.0, {'OPTIMAL': 2})]
     """
-    problems = {"": problem} if isinstance(problem, Problem) else dict(problem)
+    problems = dict(problem) if isinstance(problem, Mapping) else {"": problem}
+    if wrong := [type(one).__name__ for one in problems.values() if not isinstance(one, Problem)]:
+        raise InvalidOptionError(f"compare takes a formulations.Problem or several by name, found {wrong[0]}")
     back_ends = [as_solver(solver) for solver in solvers]
     numbers = tuple(int(seed) for seed in seeds)
     labels = [_label(solver) for solver in back_ends]
@@ -148,7 +150,7 @@ def compare(
         )
         for name, one in problems.items()
     }
-    return comparisons[""] if isinstance(problem, Problem) else Suite(comparisons=comparisons)
+    return Suite(comparisons=comparisons) if isinstance(problem, Mapping) else comparisons[""]
 
 
 def _run_all(

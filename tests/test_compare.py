@@ -226,6 +226,12 @@ def test_a_suite_comes_back_from_its_file_and_others_are_refused(suite, comparis
         Suite.load(tmp_path / "suite.json")
 
 
+@pytest.mark.parametrize("problem", [PROBLEM.cost, {"one": PROBLEM, "two": "problem.npz"}])
+def test_what_is_no_problem_is_refused(problem):
+    with pytest.raises(InvalidOptionError, match="compare takes a formulations.Problem or several by name, found "):
+        compare(problem, [Dice])
+
+
 def test_no_process_at_all_is_refused():
     with pytest.raises(InvalidOptionError, match="found 0"):
         compare(PROBLEM, [Dice], jobs=0)

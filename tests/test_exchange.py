@@ -159,14 +159,24 @@ def test_a_file_that_holds_no_whole_problem_is_refused(suffix, tmp_path):
     use = {"bytes": [8, 4, 8, 4]}
     LINEAR[suffix](Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], use, {"bytes": 12}), path)
     whole = path.read_text()
-    for old, new in (
+    changes = [
         ("x_1_1", "z_1_1"),
         ("x_1_1", "x_1_9"),
         ("one_1", "row_1"),
         ("budget_0", "budget_9"),
         ("qcompress", "q"),
-    ):
-        path.write_text(whole.replace(old, new))
+        ("Minimize", "Maximize"),
+        ("NAME", "OBJSENSE\n MAX\nNAME"),
+        ("= 1.0", "= 2.0"),
+        ("RHS one_0 1.0", "RHS one_0 2.0"),
+        ("Binaries", " x_0_0_a_keep <= 0\nBinaries"),
+        (" BV BOUND x_0_0_a_keep", " FX BOUND x_0_0_a_keep 1.0"),
+        ("Bounds", " extra: x_0_0_a_keep <= 0\nBounds"),
+    ]
+    changed = [(old, whole.replace(old, new)) for old, new in changes if old in whole]
+    assert len(changed) >= 8
+    for _, text in changed:
+        path.write_text(text)
         with pytest.raises(FileFormatError, match=r"problem\."):
             read_problem(path)
     for content in (whole[: len(whole) // 2], "", "Minimize\n obj: x\nEnd\n"):
