@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 ALONE = ("import_time", "solvers_quick", "solvers_exact", "time_to_target", "leap_forms")
-WITH_DATA = ("hawq_resnet18", "networks", "prediction", "cifar10_resnet20")
+WITH_DATA = ("hawq_resnet18", "networks", "prediction", "cifar10_resnet20", "filters_resnet")
 
 
 def main() -> None:
