@@ -89,6 +89,16 @@ def test_a_dry_run_of_what_does_not_fit_fails_and_says_why(run, leap):
     assert "it needs at least 1 s" in err
 
 
+def test_a_dry_run_of_parts_says_what_they_cost_at_most(run, leap):
+    words = ("submit", "problem.npz", "--solver", "qpu-decomposed", "--option", "calls=3", "--dry-run", "--json")
+    code, out, _ = run(*words)
+    assert code == 0
+    shown = json.loads(out)["qpu-decomposed"]
+    assert shown["charge_s"] == pytest.approx(3 * shown["time_limit_s"])
+    assert run(*words[:-2])[0] == 2
+    assert {method for method, _ in leap.requests} == {"GET"}
+
+
 def test_solvers_lists_what_the_account_has(run):
     code, out, _ = run("solvers")
     assert code == 0

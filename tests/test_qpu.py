@@ -15,15 +15,16 @@ from formulations.bqm import ENCODINGS
 from formulations.files import write_json
 from formulations.instances import layered_problem, small_problem
 from solvers import InvalidOptionError, UnsupportedProblemError, solve
-from solvers.testing import optimum
+from solvers.testing import check_solver, optimum
 
 pytest.importorskip("dwave.cloud")
 import dimod
 
+from solvers.leap.decomposed import Decomposed
 from solvers.leap.device import Device
 from solvers.leap.embedded import EmbeddedForm, access_time
 from solvers.leap.errors import LeapConnectionError, LeapError, LeapProblemError
-from solvers.leap.job import Job, scaled, time_to_solution
+from solvers.leap.job import Job, jobs_in, scaled, time_to_solution
 from solvers.leap.qpu import QuantumProcessor
 
 SPARSE = layered_problem(4, rank=0, degree=2, bits=(2, 4, 8), seed=2)
@@ -143,7 +144,22 @@ def test_the_charge_is_d_waves_own_estimate(leap):
         form, guess = QuantumProcessor(num_reads=500).stated(scaled(SPARSE), line, None)
         wanted = remote.estimate_qpu_access_time(num_qubits=form.sizes()["qubits"], num_reads=500) * 1e-6
         assert guess.charge_s == pytest.approx(wanted)
-        assert access_time(form, remote, {"num_reads": 1000}, None).charge_s > guess.charge_s
+        assert access_time(form.sizes()["qubits"], remote, {"num_reads": 1000}, None).charge_s > guess.charge_s
+
+
+def test_parts_cost_at_most_what_the_estimate_says(leap):
+    solver = Decomposed(calls=3, variables=4, num_reads=20)
+    guess = solver.estimate(PARTED)
+    assert not leap.problems
+    solve(PARTED, solver, seed=0, initial=[0] * 4)
+    charges = [one.charge_s for one in jobs_in("leap-jobs")]
+    assert len(charges) == 3
+    assert sum(charges) <= guess.charge_s <= 1.5 * sum(charges)
+
+
+@pytest.mark.parametrize("solver", [QuantumProcessor, Decomposed])
+def test_the_conformance_suite_on_the_mock(mock, solver):
+    assert "check_answers_are_sound" in check_solver(solver(**mock))
 
 
 def test_samples_stand_for_reads(tmp_path):

@@ -40,7 +40,9 @@ def register(app: typer.Typer) -> None:
 
 def submit(
     problem_file: ProblemFile,
-    solver: Annotated[str, typer.Option("--solver", "-s", help="leap-cqm, leap-nl, leap-bqm or qpu.")],
+    solver: Annotated[
+        str, typer.Option("--solver", "-s", help="leap-cqm, leap-nl, leap-bqm or qpu (--dry-run: qpu-decomposed, too).")
+    ],
     time_limit: Annotated[
         float | None, typer.Option(help="Seconds of the service's solver. Default: the least it takes.")
     ] = None,
@@ -63,7 +65,7 @@ def submit(
     problem = Problem.load(problem_file)
     options = {"jobs": str(jobs)} | arguments.assignments(option or [], "--option")
     found = registry.solver_class(solver)
-    if not issubclass(found, LeapSolver) or not found.has_jobs:
+    if not issubclass(found, LeapSolver) or not (found.has_jobs or dry_run):
         known = [name for name in registry.names() if getattr(registry.solver_class(name), "has_jobs", False)]
         raise typer.BadParameter(f"--solver must be one of {', '.join(known)}, found {solver!r}.")
     back_end = registry.configured(found(), options)

@@ -24,6 +24,7 @@ from solvers.scaling import objective_size
 
 if TYPE_CHECKING:
     from solvers.leap.connection import Connection
+    from solvers.leap.estimate import Estimate
     from solvers.leap.job import Job
 
 TOLD = (
@@ -87,6 +88,16 @@ class Decomposed(QuantumProcessor):
             search.details |= {"calls": len(state.parts), "improved": sum(part["better"] for part in state.parts)}
             search.details |= {"room": state.room, "start": state.start, "parts": [dict(part) for part in state.parts]}
             state.path.unlink(missing_ok=True)
+
+    def estimate(self, problem: Problem, *, time_limit: float | None = None) -> "Estimate":  # noqa: ARG002
+        """At most: all calls, each on the whole processor; which parts there will be is not known before."""
+        from solvers.leap.connection import connect
+        from solvers.leap.embedded import EmbeddedForm, access_time
+
+        with connect(self.config) as connection:
+            remote = connection.solver(EmbeddedForm.problem_type, self.remote)
+        parameters = self.parameters(self.option_values, None)
+        return access_time(len(remote.properties["qubits"]), remote, parameters, None, calls=self.calls)
 
     def submit(self, problem: Problem, *, time_limit: float | None = None) -> "Job":  # noqa: ARG002
         """Refused: it is many problems, each decided by the one before."""

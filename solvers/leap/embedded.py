@@ -106,10 +106,19 @@ class EmbeddedForm(BqmForm):
         )
 
 
-def access_time(form: EmbeddedForm, remote: Any, parameters: Mapping[str, Any], time_limit: float | None) -> Estimate:
-    """What running ``form`` on the processor ``remote`` would mean; the charge is the time on the processor."""
-    sizes = form.sizes()
-    seconds = 1e-6 * float(remote.estimate_qpu_access_time(num_qubits=sizes["qubits"], **parameters))
+def access_time(
+    qubits: int, remote: Any, parameters: Mapping[str, Any], time_limit: float | None, *, calls: int = 1
+) -> Estimate:
+    """What ``calls`` runs on the processor ``remote`` would mean; the charge is the time on the processor.
+
+    Args:
+        qubits: in use.
+        remote: has ``name``, ``properties`` and ``estimate_qpu_access_time``, as ``dwave.cloud`` solvers do.
+        parameters: of `QuantumProcessor.parameters`.
+        time_limit: most seconds of one run, or None.
+        calls: runs.
+    """
+    seconds = 1e-6 * float(remote.estimate_qpu_access_time(num_qubits=qubits, **parameters))
     least, most = remote.properties.get("num_reads_range", (1, parameters["num_reads"]))
     why = []
     if not least <= parameters["num_reads"] <= most:
@@ -119,12 +128,12 @@ def access_time(form: EmbeddedForm, remote: Any, parameters: Mapping[str, Any], 
     rate = remote.properties.get("quota_conversion_rate")
     return Estimate(
         remote=remote.name,
-        problem_type=form.problem_type,
-        sizes={name: (size, remote.properties.get(form.limits[name])) for name, size in sizes.items()},
+        problem_type=EmbeddedForm.problem_type,
+        sizes={"qubits": (qubits, remote.properties.get(EmbeddedForm.limits["qubits"]))},
         min_time_s=seconds,
         max_time_s=None,
         time_limit_s=seconds,
-        charge_s=seconds,
-        quota_s=seconds / rate if rate else None,
+        charge_s=calls * seconds,
+        quota_s=calls * seconds / rate if rate else None,
         refusal=f"solver {remote.name!r} cannot take it: " + "; ".join(why) if why else "",
     )

@@ -82,7 +82,8 @@ class QuantumProcessor(LeapBqm):
 
         remote = connection.solver(EmbeddedForm.problem_type, self.remote)
         form = EmbeddedForm.first(problem, remote, self.option_values)
-        return form, access_time(form, remote, self.parameters(self.option_values, None), time_limit)
+        parameters = self.parameters(self.option_values, None)
+        return form, access_time(form.sizes()["qubits"], remote, parameters, time_limit)
 
     def device(self) -> "Device":
         """The graph of the processor that would be taken."""
