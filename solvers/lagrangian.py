@@ -33,7 +33,7 @@ MOVES = 2_000_000
 MAX_OPTIONS = 1000
 """Open options up to which the semidefinite bound is tried (half a second an iteration)."""
 
-CERTIFY_SHARE, CERTIFY_S = 0.3, 60.0
+CERTIFY_SHARE, CERTIFY_S = 0.3, 20.0
 """Share of the time left that it may take, and how long without a time limit."""
 
 SHRUNK = 0.9
