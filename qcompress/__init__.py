@@ -10,6 +10,7 @@ from qcompress.apply import apply, apply_
 from qcompress.artefact import load_compressed, save_compressed
 from qcompress.compress import Result, compress, mean_loss
 from qcompress.factored import fold_
+from qcompress.finetune import FinetuneProgress, finetune, stable_rank
 from qcompress.formulate import PAIR_STRENGTH, formulate
 from qcompress.measurement import Measurement
 from qcompress.measuring.run import MeasureProgress, measure
@@ -24,6 +25,7 @@ __all__ = [
     "PAIR_STRENGTH",
     "Comparison",
     "Evaluation",
+    "FinetuneProgress",
     "MeasureProgress",
     "Measurement",
     "Options",
@@ -40,6 +42,7 @@ __all__ = [
     "available",
     "compare",
     "compress",
+    "finetune",
     "fold_",
     "formulate",
     "load_compressed",
@@ -50,5 +53,6 @@ __all__ = [
     "prune_quantize",
     "save_compressed",
     "solve",
+    "stable_rank",
     "sweep",
 ]

@@ -136,11 +136,11 @@ class LowRank(_Factored, Transform):
 
     def size_bytes(self, target: Target) -> int:
         """Of all factors."""
-        return sum(self.then.size_bytes(own) for own in self._targets(target).values())
+        return sum(self.then.size_bytes(own) for own in self.factor_targets(target).values())
 
     def macs(self, target: Target) -> float:
         """Those of the smaller layers."""
-        sizes = (own.num_weights for own in self._targets(target).values())
+        sizes = (own.num_weights for own in self.factor_targets(target).values())
         return sum(often * size for often, size in zip(self.layout.positions(target), sizes, strict=True))
 
     def encode(self, weight: Weight) -> dict[str, Tensor]:
@@ -150,9 +150,17 @@ class LowRank(_Factored, Transform):
             ModelError: a weight is not finite.
             OptionsError: a rank above the weight's own, or the moments are missing.
         """
+        return self._encoded(self._weights(weight))
+
+    def encode_factors(self, factors: Factors, target: Target) -> dict[str, Tensor]:
+        """As `encode`, of factors (as rows) that are there already."""
+        targets = self.factor_targets(target)
+        return self._encoded({name: Weight(rows, targets[name]) for name, rows in factors.items()})
+
+    def _encoded(self, weights: dict[str, Weight]) -> dict[str, Tensor]:
         return {
             f"{factor}.{name}": value
-            for factor, own in self._weights(weight).items()
+            for factor, own in weights.items()
             for name, value in self.then.encode(own).items()
         }
 
@@ -171,14 +179,15 @@ class LowRank(_Factored, Transform):
             factor: self.then.decode(
                 {name.split(".")[1]: value for name, value in stored.items() if name.split(".")[0] == factor}, own
             )
-            for factor, own in self._targets(target).items()
+            for factor, own in self.factor_targets(target).items()
         }
 
     def _product(self, factors: Factors, target: Target) -> Tensor:
         wide = torch.promote_types(target.dtype, torch.float32)
         return dense_rows({name: own.to(wide) for name, own in factors.items()}, self.layout, target).to(target.dtype)
 
-    def _targets(self, target: Target) -> dict[str, Target]:
+    def factor_targets(self, target: Target) -> dict[str, Target]:
+        """What `then` is asked to store: the factors, in order."""
         return {
             name: Target(layer="Linear", channels=rows, per_channel=columns, dtype=target.dtype, macs=0)
             for name, (rows, columns) in self.layout.shapes(target, self.ranks).items()
@@ -190,7 +199,7 @@ class LowRank(_Factored, Transform):
             raise OptionsError(f"{self.label} is asked of a weight whose own ranks are {', '.join(map(str, largest))}")
         self._require_moments(weight)
         factors = leveled(self.layout.factors(weight, self.ranks, whitened=self.whitened))
-        targets = self._targets(weight.target)
+        targets = self.factor_targets(weight.target)
         wide = torch.promote_types(weight.target.dtype, torch.float32)
         return {name: Weight(own.to(wide), targets[name]) for name, own in factors.items()}
 

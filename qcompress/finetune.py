@@ -1,0 +1,301 @@
+"""Fine-tuning of a compressed model that stays compressed: what is trained is what will be stored.
+
+Quantized and pruned weights are trained with the straight-through estimator (arXiv 1308.3432): a copy of full
+precision takes the optimiser's steps, while the network runs on what that copy becomes when it is stored. Factors of
+low-rank layers are trained as they are. Weights that are pruned stay pruned. Everything else that needs a gradient
+(biases, batch-norm scales, kept layers) is trained too; batch-norm statistics and dropout are those of evaluation mode.
+
+What always holds: the result has the same options in the same bytes as the model that came in, its record is that of
+its weights (so `save_compressed` takes it), and its loss on the validation batches is not above the one it had.
+"""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from qcompress import forward as forwards
+from qcompress import layers
+from qcompress.compression import CompressedPart, Compression, attach, record_of
+from qcompress.errors import OptionsError
+from qcompress.factored import Factored
+from qcompress.losses import CallableLoss, LossFunction, as_loss
+from qcompress.transforms.base import Keep, Target, Transform, Weight
+from qcompress.transforms.low_rank import LowRank
+
+LOOKS = 20
+"""How often the validation loss is taken."""
+
+VALIDATED = 4
+"""Batches of the data that it is taken on where no validation batches are given."""
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneProgress:
+    """Where fine-tuning stands; losses per sample on the validation batches."""
+
+    step: int
+    steps: int
+    loss: float
+    best: float
+
+
+def finetune(
+    model: Model,
+    data: Iterable[Any],
+    steps: int,
+    *,
+    teacher: nn.Module | None = None,
+    loss: str | LossFunction = "kl",
+    learning_rate: float = 1e-3,
+    validation: Iterable[Any] | None = None,
+    patience: int = 5,
+    penalty: Callable[[nn.Module], Tensor] | None = None,
+    forward: forwards.Forward | None = None,
+    on_progress: Callable[[FinetuneProgress], None] | None = None,
+) -> Model:
+    """A fine-tuned copy of a compressed (or any other) model.
+
+    Args:
+        model: what `apply`, `compress` or `load_compressed` gave; left as it is.
+        data: re-iterable of batches, gone through again and again.
+        steps: of the optimiser (Adam; the learning rate falls to zero along a cosine), one batch each.
+        teacher: the original, whose outputs are to be met ("distillation"); needs no labels.
+        loss: ``"kl"`` or ``"mse"`` to the teacher's outputs, or a callable ``(output, batch) -> (samples,)``, which
+            needs no teacher.
+        learning_rate: of the first step.
+        validation: batches on which the best weights are picked; by default the first ones of ``data``.
+        patience: looks at the validation loss without a better one (of 20) after which the training ends.
+        penalty: added to the loss, as `stable_rank`.
+        forward: ``(model, batch) -> output tensor`` where the default does not fit.
+        on_progress: called at every look.
+
+    Ctrl-C ends the training with the best weights so far.
+
+    Raises:
+        OptionsError: no steps, a loss that needs a teacher without one, or numbers outside their range.
+        DataError: no batch.
+
+    >>> from qcompress import compress, mean_loss, prune_quantize
+    >>> _ = torch.manual_seed(0)
+    >>> original = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    >>> data = [torch.randn(64, 8)]
+    >>> small = compress(original, data, budget={"bytes": 0.3}, options=prune_quantize(bits=(3,), sparsity=(0,))).model
+    >>> tuned = finetune(small, data, 40, teacher=original)
+    >>> mean_loss(original, tuned, data) < mean_loss(original, small, data)
+    True
+    """
+    if not (isinstance(steps, int) and steps >= 1 and patience >= 1 and learning_rate > 0):
+        raise OptionsError(
+            f"fine-tuning takes steps and patience from 1 and a learning rate above 0, found steps={steps!r}, "
+            f"patience={patience!r}, learning_rate={learning_rate!r}"
+        )
+    measured = as_loss(loss)
+    if teacher is None and not isinstance(measured, CallableLoss):
+        raise OptionsError(
+            f"the loss {measured.name!r} is taken against a teacher: give teacher=the original model, or a loss "
+            "(output, batch) -> (samples,)"
+        )
+    batches = forwards.checked_data(data)
+    looked_at = list(islice(batches, VALIDATED)) if validation is None else forwards.checked_data(validation)
+    forwards.first_batch(looked_at)
+    student = copy.deepcopy(model)
+    modes = [(module, module.training) for module in student.modules()]
+    student.eval()
+    trained = _Trained(student)
+    before = trained.state()
+
+    def losses(batch: Any) -> Tensor:
+        output = forwards.run(student, batch, forward)
+        if teacher is None:
+            assert callable(loss)  # noqa: S101
+            return loss(output, batch)
+        with forwards.evaluating(teacher), torch.no_grad():
+            reference = forwards.run(teacher, batch, forward).to(output.device)
+        return measured.rise(output, reference, batch)
+
+    def look() -> float:
+        with torch.no_grad():
+            return float(torch.cat([losses(batch) for batch in looked_at]).double().mean())
+
+    best, kept = look(), None
+    optimiser = torch.optim.Adam([own for own in student.parameters() if own.requires_grad], lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    every, idle = max(1, steps // LOOKS), 0
+    with contextlib.suppress(KeyboardInterrupt):
+        for step, batch in enumerate(islice(_endless(batches), steps), start=1):
+            optimiser.zero_grad()
+            with trained.stored():
+                objective = losses(batch).mean()
+                if penalty is not None:
+                    objective = objective + penalty(student)
+                objective.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+            trained.prune_()
+            if step % every and step < steps:
+                continue
+            with trained.stored():
+                loss_now = look()
+            idle = idle + 1 if loss_now >= best else 0
+            if loss_now < best:
+                best, kept = loss_now, trained.state()
+            if on_progress is not None:
+                on_progress(FinetuneProgress(step=step, steps=steps, loss=loss_now, best=best))
+            if idle == patience:
+                break
+    trained.finish_(before if kept is None else kept, changed=kept is not None)
+    for module, training in modes:
+        module.training = training
+    return student
+
+
+def stable_rank(model: nn.Module, ranks: dict[str, int]) -> Tensor:
+    """A penalty that makes weights easy to cut to given ranks: what lies beyond them, relative to what lies within.
+
+    The sum over the layers of ``Σ_{i>r} σ_i / Σ_{i≤r} σ_i``, after the modified stable rank of BSR (arXiv 2111.15179):
+    train with ``penalty=lambda model: strength * stable_rank(model, ranks)``, then factor at these ranks.
+
+    Args:
+        model: with the layers still dense.
+        ranks: path of a layer → its rank.
+
+    Raises:
+        OptionsError: a rank that the layer's weight (as rows) does not have.
+
+    >>> layer = nn.Linear(2, 2, bias=False)
+    >>> _ = layer.weight.data.copy_(torch.diag(torch.tensor([3.0, 1.0])))
+    >>> round(stable_rank(nn.Sequential(layer), {"0": 1}).item(), 4)
+    0.3333
+    """
+    total = torch.zeros(())
+    for name, rank in ranks.items():
+        module = model.get_submodule(name)
+        values = torch.linalg.svdvals(layers.to_rows(module, layers.weight_of(module)))
+        if not 1 <= rank <= len(values):
+            raise OptionsError(f"{name!r} has ranks 1 to {len(values)}, asked for {rank}")
+        total = total + values[rank:].sum() / values[:rank].sum()
+    return total
+
+
+def _endless(batches: Iterable[Any]) -> Iterator[Any]:
+    while True:
+        yield from batches
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """A weight, or a block of its rows, that is stored in some way other than as it is."""
+
+    module: nn.Module
+    rows: tuple[int, int]
+    transform: Transform
+    target: Target
+    pruned: Tensor | None
+
+    @property
+    def parameter(self) -> Tensor:
+        return layers.weight_of(self.module)
+
+    def latent(self) -> Tensor:
+        return layers.to_rows(self.module, self.parameter.detach())[self.rows[0] : self.rows[1]]
+
+    def approximation(self) -> Tensor:
+        """What the rows become when they are stored."""
+        return self.transform.approximate(Weight(self.latent(), self.target))
+
+    def set_(self, rows: Tensor) -> None:
+        whole = layers.to_rows(self.module, self.parameter.detach()).clone()
+        whole[self.rows[0] : self.rows[1]] = rows.to(whole)
+        with torch.no_grad():
+            self.parameter.copy_(layers.from_rows(self.module, whole, self.parameter.shape))
+
+
+class _Trained:
+    """A model in training: its compressed parts, and the weights of full precision behind them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.record = model, record_of(model)
+        self.pieces = [piece for own in (self.record.parts if self.record else ()) for piece in _pieces(model, own)]
+
+    @contextlib.contextmanager
+    def stored(self) -> Iterator[None]:
+        """Inside, every weight is what would be stored; gradients then belong to the weights of full precision."""
+        before = [(piece.parameter, piece.parameter.detach().clone()) for piece in self.pieces]
+        for piece in self.pieces:
+            piece.set_(piece.approximation())
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in reversed(before):
+                    parameter.copy_(value)
+
+    def prune_(self) -> None:
+        """Pruned weights back to zero."""
+        for piece in self.pieces:
+            if piece.pruned is not None:
+                piece.set_(piece.latent().masked_fill(piece.pruned, 0.0))
+
+    def state(self) -> dict[str, Tensor]:
+        """The state of full precision."""
+        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    def finish_(self, state: dict[str, Tensor], *, changed: bool) -> None:
+        """Load a state; one of full precision is stored, and the model carries the record of it."""
+        self.model.load_state_dict(state)
+        self.model.zero_grad()
+        if self.record is None or not changed:
+            return
+        parts = tuple(
+            CompressedPart(part=own.part, transform=own.transform, stored=_encoded(self.model, own))
+            if own.stored
+            else own
+            for own in self.record.parts
+        )
+        for piece in self.pieces:
+            piece.set_(piece.approximation())
+        attach(self.model, Compression(parts=parts))
+
+
+def _pieces(model: nn.Module, own: CompressedPart) -> list[_Piece]:
+    """What of a part is stored in another form than it is trained in."""
+    if not own.stored:
+        return []
+    module = model.get_submodule(own.part.modules[0])
+    if isinstance(module, Factored):
+        assert isinstance(own.transform, LowRank)  # noqa: S101
+        then = own.transform.then
+        if isinstance(then, Keep):
+            return []
+        targets = own.transform.factor_targets(own.part.target)
+        found = []
+        for layer, (name, target) in zip(module, targets.items(), strict=True):
+            sparse = f"{name}.mask" in own.stored
+            found.append(_piece(layer, (0, target.channels), then, target, sparse=sparse))
+        return found
+    target = own.part.target
+    rows = own.part.rows or (0, target.channels)
+    return [_piece(module, rows, own.transform, target, sparse="mask" in own.stored)]
+
+
+def _piece(module: nn.Module, rows: tuple[int, int], transform: Transform, target: Target, *, sparse: bool) -> _Piece:
+    piece = _Piece(module, rows, transform, target, None)
+    return _Piece(module, rows, transform, target, piece.latent() == 0) if sparse else piece
+
+
+def _encoded(model: nn.Module, own: CompressedPart) -> dict[str, Tensor]:
+    module = model.get_submodule(own.part.modules[0])
+    if isinstance(module, Factored):
+        assert isinstance(own.transform, LowRank)  # noqa: S101
+        return own.transform.encode_factors(
+            {name: rows.detach().cpu() for name, rows in module.factors.items()}, own.part.target
+        )
+    return own.transform.encode(Weight(own.part.weight(model).cpu(), own.part.target))

@@ -1,0 +1,192 @@
+"""Fine-tuning lowers the loss and leaves the compression what it was: same options, same bytes, a record that holds."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import qcompress
+from qcompress import low_rank, prune_quantize
+from qcompress.compression import record_of
+from qcompress.errors import OptionsError
+from qcompress.finetune import finetune, stable_rank
+from qcompress.transforms.base import Keep
+from solvers import judge
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 36, 5),
+    ).eval()
+
+
+@pytest.fixture
+def data():
+    torch.manual_seed(1)
+    return [torch.randn(32, 2, 6, 6) for _ in range(2)]
+
+
+def compressed(model, data, options, granularity="layer"):
+    """Every part takes its last option (not "keep")."""
+    measurement = qcompress.measure(model, data, options, granularity=granularity)
+    problem = qcompress.formulate(measurement, {"bytes": 1.0})
+    choice = [len(group) - 1 for group in problem.options]
+    return qcompress.apply(model, measurement, judge(problem, choice))
+
+
+def kl(original, model, data):
+    return float(qcompress.mean_loss(original, model, data))
+
+
+OPTIONS = {
+    "quantized": prune_quantize(bits=(3,), sparsity=(0,)),
+    "pruned": prune_quantize(bits=(4,), sparsity=(0.75,)),
+    "factored": low_rank(ratios=(0.25,)),
+    "spatial": low_rank(ratios=(0.4,), kinds=("spatial",)),
+    "composed": low_rank(ratios=(0.4,)).then(prune_quantize(bits=(4,), sparsity=(0.3,))),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_loss_falls_and_the_compression_stays(name, data, tmp_path):
+    original = network()
+    small = compressed(original, data, OPTIONS[name])
+    before = copy.deepcopy(small.state_dict())
+    tuned = finetune(small, data, 30, teacher=original)
+
+    assert kl(original, tuned, data) < 0.9 * kl(original, small, data)
+    assert all(torch.equal(value, before[key]) for key, value in small.state_dict().items())
+    assert [own.transform for own in record_of(tuned).parts] == [own.transform for own in record_of(small).parts]
+    saved = qcompress.save_compressed(tuned, tmp_path / "tuned.safetensors")
+    assert saved.payload_bytes == qcompress.save_compressed(small, tmp_path / "small.safetensors").payload_bytes
+    loaded = qcompress.load_compressed(saved.path, network)
+    assert all(torch.equal(value, tuned.state_dict()[key]) for key, value in loaded.state_dict().items())
+
+
+def test_pruned_weights_stay_pruned(data):
+    original = network()
+    small = compressed(original, data, OPTIONS["pruned"])
+    tuned = finetune(small, data, 20, teacher=original)
+    for layer in (0, 3, 6):
+        zero = small[layer].weight == 0
+        assert zero.float().mean() >= 0.75 - 1 / zero.numel()
+        assert (tuned[layer].weight[zero] == 0).all()
+        assert not torch.equal(tuned[layer].weight, small[layer].weight)
+
+
+def test_blocks_of_channels_are_trained_each_in_its_own_way(data, tmp_path):
+    original = network()
+    small = compressed(original, data, OPTIONS["quantized"], granularity=4)
+    tuned = finetune(small, data, 20, teacher=original)
+    assert kl(original, tuned, data) < kl(original, small, data)
+    qcompress.save_compressed(tuned, tmp_path / "tuned.safetensors")
+
+
+def test_a_loss_of_labels_needs_no_teacher(data):
+    original = network()
+    labelled = [(batch, original(batch).argmax(1)) for batch in data]
+    small = compressed(original, data, OPTIONS["quantized"])
+
+    def cross_entropy(output, batch):
+        return nn.functional.cross_entropy(output, batch[1], reduction="none")
+
+    def mean(model):
+        return sum(float(cross_entropy(model(batch[0]), batch).mean()) for batch in labelled)
+
+    assert mean(finetune(small, labelled, 30, loss=cross_entropy)) < mean(small)
+
+
+def test_training_that_does_harm_gives_the_model_back(data):
+    original = network()
+    small = compressed(original, data, OPTIONS["quantized"])
+    seen = []
+    tuned = finetune(small, data, 200, teacher=original, learning_rate=1e6, patience=3, on_progress=seen.append)
+    assert len(seen) == 3  # looks without a better loss, then the end
+    assert all(torch.equal(value, small.state_dict()[key]) for key, value in tuned.state_dict().items())
+
+
+def test_an_interrupt_keeps_the_best(data):
+    original = network()
+    small = compressed(original, data, OPTIONS["quantized"])
+
+    def press(progress):
+        if progress.step >= 10:
+            raise KeyboardInterrupt
+
+    tuned = finetune(small, data, 1000, teacher=original, on_progress=press, validation=data)
+    assert kl(original, tuned, data) <= kl(original, small, data)
+
+
+def test_modes_gradients_and_statistics_are_left_alone(data):
+    original = network()
+    small = compressed(original, data, OPTIONS["quantized"]).train()
+    small[0].weight.requires_grad_(False)
+    tuned = finetune(small, data, 5, teacher=original)
+    assert tuned.training
+    assert not tuned[0].weight.requires_grad
+    assert torch.equal(tuned[0].weight, small[0].weight)
+    assert torch.equal(tuned[1].running_mean, small[1].running_mean)
+    assert all(parameter.grad is None for parameter in tuned.parameters())
+    assert not original.training
+
+
+def test_a_model_that_is_not_compressed_is_trained_as_it_is(data):
+    original, other = network(), network()
+    with torch.no_grad():
+        other[6].weight.mul_(0.5)
+    assert kl(original, finetune(other, data, 20, teacher=original), data) < kl(original, other, data)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [({"steps": 0}, "steps=0"), ({"learning_rate": 0}, "learning_rate=0"), ({"patience": 0}, "patience=0")],
+)
+def test_numbers_outside_their_range_are_refused(data, arguments, word):
+    with pytest.raises(OptionsError, match=word):
+        finetune(network(), data, **{"steps": 1, "teacher": network(), **arguments})
+
+
+def test_distillation_without_a_teacher_is_refused(data):
+    with pytest.raises(OptionsError, match="teacher"):
+        finetune(network(), data, 1)
+
+
+def test_the_penalty_makes_weights_low_rank(data):
+    original = network()
+    ranks = {"3": 2, "6": 1}
+    plain = finetune(original, data, 60, teacher=original)
+    trained = finetune(
+        original,
+        data,
+        60,
+        teacher=original,
+        loss="mse",
+        learning_rate=3e-3,
+        validation=[batch + 1 for batch in data],
+        penalty=lambda model: 10 * stable_rank(model, ranks),
+        patience=60,
+    )
+    assert stable_rank(trained, ranks) <= stable_rank(plain, ranks)
+
+
+def test_a_rank_that_is_not_there_is_refused():
+    with pytest.raises(OptionsError, match="asked for 9"):
+        stable_rank(network(), {"3": 9})
+
+
+def test_kept_parts_stay_kept(data):
+    original = network()
+    measurement = qcompress.measure(original, data, OPTIONS["quantized"])
+    problem = qcompress.formulate(measurement, {"bytes": 1.0})
+    small = qcompress.apply(original, measurement, judge(problem, [1, 0, 1, 0]))
+    tuned = finetune(small, data, 10, teacher=original)
+    assert isinstance(record_of(tuned).parts[1].transform, Keep)
+    assert record_of(tuned).parts[1].stored == {}
