@@ -25,6 +25,7 @@ class Forgetful(Solver):
 
     name = "forgetful"
     summary = "random"
+    presolved = False
 
     def run(self, problem, search):
         search.choice = search._evaluation = None
