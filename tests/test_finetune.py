@@ -99,7 +99,7 @@ def test_a_loss_of_labels_needs_no_teacher(data):
         return nn.functional.cross_entropy(output, batch[1], reduction="none")
 
     def mean(model):
-        return sum(float(cross_entropy(model(batch[0]), batch).mean()) for batch in labelled)
+        return sum(cross_entropy(model(batch[0]), batch).mean().item() for batch in labelled)
 
     assert mean(finetune(small, labelled, 30, loss=cross_entropy)) < mean(small)
 
