@@ -77,7 +77,7 @@ class _Improved(Repair):  # type: ignore[misc]
         return improved(problem.arrays, problem.flat(choices)) - problem.problem.group_offsets[:-1]
 
 
-class _Uniform(Crossover):  # type: ignore[misc]
+class Uniform(Crossover):  # type: ignore[misc]
     """Each group's option from either parent; the two children complement each other."""
 
     def __init__(self, rng: np.random.Generator) -> None:
@@ -89,7 +89,7 @@ class _Uniform(Crossover):  # type: ignore[misc]
         return np.stack([np.where(swap, parents[1], parents[0]), np.where(swap, parents[0], parents[1])])
 
 
-class _Switch(Mutation):  # type: ignore[misc]
+class Switch(Mutation):  # type: ignore[misc]
     """A few groups of every child, one on average, take a random option."""
 
     def __init__(self, rng: np.random.Generator) -> None:
@@ -103,7 +103,7 @@ class _Switch(Mutation):  # type: ignore[misc]
 
 def algorithm(space: ChoiceSpace, first: Integers, rng: np.random.Generator) -> Any:
     """Pymoo's GA on ``space``, set up, beginning with the choices ``first`` ``(n, G)``."""
-    crossover, mutation, repair = _Uniform(rng), _Switch(rng), _Improved()
+    crossover, mutation, repair = Uniform(rng), Switch(rng), _Improved()
     distinct = DefaultDuplicateElimination()
     selection = TournamentSelection(func_comp=comp_by_cv_and_fitness)
     mating = Mating(
