@@ -112,6 +112,10 @@ class FilterChoice:
     pruned: tuple[NDArray[np.bool_], ...]
     bits: Integers
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pruned", tuple(np.array(mask, dtype=np.bool_) for mask in self.pruned))
+        object.__setattr__(self, "bits", np.array(self.bits, dtype=np.int64))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilterEvaluation:
@@ -141,10 +145,10 @@ class FilterNetwork:
 
     >>> layer = FilterLayer(name="conv", scores=[3, 1, 2], weights_per_filter=8, bit_score=0.5)
     >>> network = FilterNetwork(layers=(layer,), low_bits=2, high_bits=8)
-    >>> choice = FilterChoice(pruned=(np.array([False, True, False]),), bits=np.array([4]))
-    >>> network.evaluate(choice, gamma=10.0)
-    FilterEvaluation(objective=-0.5555555555555554, prune_loss=1.0, bit_loss=4.0, removed=0.5555555555555556, size_bytes=17)
-    """  # noqa: E501
+    >>> worth = network.evaluate(FilterChoice(pruned=([False, True, False],), bits=[4]), gamma=9.0)
+    >>> worth.prune_loss, worth.bit_loss, worth.removed, worth.objective, worth.size_bytes
+    (1.0, 4.0, 0.5555555555555556, 0.0, 17)
+    """
 
     layers: tuple[FilterLayer, ...]
     low_bits: int = 2
@@ -204,10 +208,10 @@ class FilterNetwork:
     def require(self, choice: FilterChoice) -> None:
         """Refuse a choice that is none of this network's (see `evaluate`)."""
         shapes, found = [one.scores.shape for one in self.sets], [pruned.shape for pruned in choice.pruned]
-        if found != shapes or np.shape(choice.bits) != (len(self.layers),):
+        if found != shapes or choice.bits.shape != (len(self.layers),):
             raise InvalidProblemError(
-                f"the choice is for sets of {[n for (n,) in found]} filters and {len(choice.bits)} layers, "
-                f"the network has sets of {[n for (n,) in shapes]} and {len(self.layers)} layers"
+                f"the choice is for sets of filters of shapes {found} and layers of shape {choice.bits.shape}, "
+                f"the network has sets of shapes {shapes} and {len(self.layers)} layers"
             )
         if whole := [one.name for one, pruned in zip(self.sets, choice.pruned, strict=True) if pruned.all()]:
             raise InvalidProblemError(f"the choice prunes every filter of {whole[0]!r}; at least one must stay")
