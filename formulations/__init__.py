@@ -28,6 +28,7 @@ __all__ = [
     "InvalidProblemError",
     "PairTerms",
     "Problem",
+    "explain_infeasibility",
     "to_bqm",
     "to_cqm",
     "to_integer_program",
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 _FORMS = {
+    "explain_infeasibility": "formulations.infeasibility",
     "to_bqm": "formulations.bqm",
     "to_cqm": "formulations.cqm",
     "to_integer_program": "formulations.integer_program",

@@ -7,6 +7,8 @@ FormulationError
 └── FileFormatError       (ValueError)  a file is not what it should be (cut short, another kind, a pickle)
 """
 
+from typing import Any
+
 
 class FormulationError(Exception):
     """Base of every error this package raises on purpose."""
@@ -17,7 +19,9 @@ class InvalidProblemError(FormulationError, ValueError):
 
 
 class InfeasibleBudgetError(FormulationError, ValueError):
-    """A budget lies below the smallest use that any choice can have."""
+    """A budget lies below the smallest use that any choice can have. ``problem`` is whose, where it was stated."""
+
+    problem: Any = None
 
 
 class EncodingError(FormulationError, ValueError):

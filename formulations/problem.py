@@ -231,7 +231,9 @@ class Problem:
             if smallest[name] > budget + BUDGET_TOLERANCE * abs(budget)
         ]
         if broken:
-            raise InfeasibleBudgetError("no choice meets the budget for " + "; ".join(broken))
+            error = InfeasibleBudgetError("no choice meets the budget for " + "; ".join(broken))
+            error.problem = self  # for `explain_infeasibility`
+            raise error
 
     def fingerprint(self) -> str:
         """SHA-256 over everything that makes the problem, equal for equal problems on every machine."""

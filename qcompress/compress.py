@@ -36,7 +36,9 @@ class Result:
 
 
 class NoChoiceError(SolverError, RuntimeError):
-    """The solver found no choice within the budgets."""
+    """The solver found no choice within the budgets of ``problem``."""
+
+    problem: Problem | None = None
 
 
 def compress(
@@ -141,10 +143,12 @@ def compress(
     )
     lap("solve")
     if solution.choice is None:
-        raise NoChoiceError(
+        error = NoChoiceError(
             f"solver {solution.solver!r} found no choice within the budgets {dict(problem.budgets)} "
             f"(status {solution.status}); allow more time or raise a budget"
         )
+        error.problem = problem
+        raise error
     smaller = apply(model, measurement, solution, batch_norm_data=batch_norm_data, forward=forward)
     lap("apply")
     loss_measured = mean_loss(model, smaller, data, loss=loss, forward=forward)

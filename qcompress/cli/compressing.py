@@ -7,6 +7,7 @@ import typer
 
 from qcompress.cli import arguments
 from qcompress.cli.console import number, out, percent, print_json, print_lines, print_table, say
+from qcompress.cli.explaining import explain
 from qcompress.cli.progress import watching
 
 
@@ -92,31 +93,38 @@ def compress(
     Example: `qcompress compress zoo:resnet20 zoo:batches --budget bytes=0.15 --output runs/small`
     """
     import qcompress
+    from formulations import InfeasibleBudgetError
+    from qcompress.compress import NoChoiceError
 
     folder = Path("runs") / model.rpartition(":")[2] if output is None else output
     limits, offered = arguments.budgets(budget), arguments.options(bits, sparsity, ratios)
     make_model, make_data = arguments.function(model, "MODEL"), arguments.function(data, "DATA")
     batches = make_data()
-    with watching("measuring") as watch:
-        result = qcompress.compress(
-            make_model(),
-            batches,
-            budget=limits,
-            options=offered,
-            solver=solver,
-            time_limit=time_limit,
-            seed=seed,
-            method=method,
-            loss=arguments.loss(loss),
-            forward=arguments.forward(forward),
-            granularity=arguments.granularity(granularity),
-            pairs=pairs,
-            batch_norm_data=batches if batch_norm else None,
-            evaluate=None if evaluate is None else arguments.function(evaluate, "--evaluate"),
-            folder=folder,
-            on_measure=watch.measured,
-            on_progress=watch.solved,
-        )
+    try:
+        with watching("measuring") as watch:
+            result = qcompress.compress(
+                make_model(),
+                batches,
+                budget=limits,
+                options=offered,
+                solver=solver,
+                time_limit=time_limit,
+                seed=seed,
+                method=method,
+                loss=arguments.loss(loss),
+                forward=arguments.forward(forward),
+                granularity=arguments.granularity(granularity),
+                pairs=pairs,
+                batch_norm_data=batches if batch_norm else None,
+                evaluate=None if evaluate is None else arguments.function(evaluate, "--evaluate"),
+                folder=folder,
+                on_measure=watch.measured,
+                on_progress=watch.solved,
+            )
+    except (InfeasibleBudgetError, NoChoiceError) as error:
+        if error.problem is not None:
+            explain(error.problem, as_json=as_json)
+        raise
     say(f"written to {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
     if as_json:
         print_json({"folder": str(folder), **result.report.to_json()})

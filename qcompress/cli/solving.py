@@ -7,6 +7,7 @@ import typer
 
 from qcompress.cli import arguments
 from qcompress.cli.console import amount, complain, number, percent, print_json, print_lines, print_table, say
+from qcompress.cli.explaining import explain
 from qcompress.cli.progress import watching
 from qcompress.cli.sampling import print_sampling
 from solvers import Solution, SolverInfo
@@ -73,27 +74,35 @@ def solve(
 ) -> int:
     """Solve a problem: choose one option for every part within the budgets.
 
-    Ctrl-C ends the run with the best choice so far.
+    Ctrl-C ends the run with the best choice so far. Where no choice is found, the budgets that clash are printed, and
+    what would be enough.
 
     Example: `qcompress solve problem.npz --solver anneal --time-limit 10`
     """
-    from formulations import Problem
+    from formulations import InfeasibleBudgetError, Problem
     from solvers import solve as run
 
     problem = Problem.load(problem_file)
     start = None if initial is None else Solution.load(initial).choice
     options = arguments.assignments(option or [], "--option")
-    with watching(f"solving with {solver}") as watch:
-        solution = run(
-            problem, solver, time_limit=time_limit, seed=seed, initial=start, on_progress=watch.solved, **options
-        )
+    try:
+        with watching(f"solving with {solver}") as watch:
+            solution = run(
+                problem, solver, time_limit=time_limit, seed=seed, initial=start, on_progress=watch.solved, **options
+            )
+    except InfeasibleBudgetError:
+        explain(problem, as_json=as_json)
+        raise
     target = problem_file.with_suffix(".solution.json") if output is None else output
     solution.save(target)
     say(f"written: {target}")
-    if as_json:
-        print_json(solution.to_json())
-    else:
+    unexplained = solution.choice is None and solution.stop_reason != "INTERRUPTED"
+    if not as_json:
         print_solution(solution, dict(problem.budgets))
+    elif not unexplained:
+        print_json(solution.to_json())
+    if unexplained:
+        explain(problem, solution.to_json(), as_json=as_json)
     if solution.choice is None:
         return complain(
             f"solver {solution.solver!r} found no choice within the budgets ({solution.status}); "

@@ -1,0 +1,43 @@
+"""What the commands say when no choice is within the budgets: which clash, and what would be enough."""
+
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from formulations import Problem
+from qcompress.cli.console import print_json, print_lines
+
+
+def explain(problem: Problem, known: dict[str, Any] | None = None, *, as_json: bool) -> None:
+    """Print why on stdout: as lines, or as JSON under ``infeasibility`` beside what else is ``known``."""
+    from formulations import explain_infeasibility
+
+    with stdout_to_stderr():  # HiGHS as it comes with scipy prints a line of its own now and then
+        why = explain_infeasibility(problem)
+    if as_json:
+        print_json({**(known or {}), "infeasibility": why.to_json()})
+    else:
+        print_lines(*str(why).splitlines())
+
+
+@contextlib.contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """A ``with`` block in which what compiled libraries print to stdout goes to stderr."""
+    _flush()
+    saved = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        _flush()
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    if os.name == "posix":
+        ctypes.CDLL(None).fflush(None)
