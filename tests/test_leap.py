@@ -398,6 +398,7 @@ def test_no_token_is_stored_or_shown(leap, tmp_path, capfd, caplog, solver):
 
 def test_auto_and_comparisons_leave_the_network_alone(leap):
     assert solve(PROBLEM).status is Status.OPTIMAL
+    assert solve(PROBLEM, "portfolio", time_limit=5).feasible
     assert not leap.requests
     assert {info.name for info in available() if info.needs_network} >= {*REMOTE, "qpu-decomposed"}
 

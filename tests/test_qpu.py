@@ -20,11 +20,12 @@ from solvers.testing import check_solver, optimum
 pytest.importorskip("dwave.cloud")
 import dimod
 
+from solvers.leap.answer import time_to_solution
 from solvers.leap.decomposed import Decomposed
 from solvers.leap.device import Device
 from solvers.leap.embedded import EmbeddedForm, access_time
 from solvers.leap.errors import LeapConnectionError, LeapError, LeapProblemError
-from solvers.leap.job import Job, jobs_in, scaled, time_to_solution
+from solvers.leap.job import Job, jobs_in, scaled
 from solvers.leap.qpu import QuantumProcessor
 
 SPARSE = layered_problem(4, rank=0, degree=2, bits=(2, 4, 8), seed=2)

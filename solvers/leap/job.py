@@ -19,19 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import fasteners
-import numpy as np
 
 from formulations import FileFormatError, Problem
 from formulations.files import AnyPath, read_json, write_json
 from solvers import registry
 from solvers.base import Search
 from solvers.errors import UnsupportedProblemError
+from solvers.leap.answer import take, time_to_solution, times
 from solvers.leap.connection import Connection, connect
 from solvers.leap.errors import LeapError, LeapProblemError
 from solvers.leap.estimate import Estimate
 from solvers.leap.forms import Form, Samples
-from solvers.moves import Floats, judge_all, to_arrays
-from solvers.qubo import Improver
 from solvers.scaling import objective_size
 from solvers.solution import Solution, StopReason
 
@@ -43,8 +41,6 @@ NOT_SENT = "NOT SENT"
 
 FIRST_PAUSE_S, PAUSE_GROWTH, LONGEST_PAUSE_S = 0.01, 1.5, 10.0
 """Between two questions whether a problem is done."""
-
-HISTOGRAM_BINS = 20
 
 SETTLE_S = 5.0
 """A request that was cut may still be on its way: so long it is waited for before the problem is sent again."""
@@ -268,7 +264,7 @@ def received(
     with search.phase("decode_s"):
         samples = _decoded(job, job.form() if form is None else form, done.answer, connection)
         take(problem, search, samples)
-    search.timing |= _times(state, samples.timing_us)
+    search.timing |= times(state, samples.timing_us)
     search.details |= {"job": str(job.path), "problem_id": problem_id, "remote": job.remote}
     search.details["record"] = dict(job.record)
     if "qpu_access_time" in samples.timing_us and job.solver == "qpu":
@@ -289,47 +285,9 @@ def _decoded(job: Job, form: Form, answer: Any, connection: Connection) -> Sampl
         ) from error
 
 
-def take(problem: Problem, search: Search, samples: Samples) -> None:
-    """Repair and polish what was sampled; each step is reported apart, in the problem's own unit."""
-    improver = Improver(problem, search, to_arrays(problem))
-    improver.take(samples.choices, samples.valid)
-    search.details |= {**improver.quality.details(search), **samples.details}
-    if "chain_strength" in samples.details:
-        search.details["chain_strength"] = search.unscaled(samples.details["chain_strength"])
-    if samples.energies is not None and len(samples.energies):
-        search.details["energy_histogram"] = _histogram(search.unscaled(1.0) * samples.energies)
-    if len(samples.choices):
-        search.details["share_best"] = _share_best(problem, samples)
-
-
-def _histogram(energies: Floats) -> dict[str, list[float]]:
-    low, high = float(energies.min()), float(energies.max())
-    high = max(high, low + 1e-6 * max(1e-300, abs(low)))  # all energies may be one
-    counts, edges = np.histogram(energies, bins=HISTOGRAM_BINS, range=(low, high))
-    return {"edges": edges.tolist(), "counts": counts.tolist()}
-
-
-def _share_best(problem: Problem, samples: Samples) -> float:
-    """The share of samples that reached the best objective of all within the budgets, before repair and polish."""
-    values, excess = judge_all(to_arrays(problem), samples.choices + problem.group_offsets[:-1])
-    values = np.where(excess == 0, values, np.inf)
-    return float(np.isclose(values, values.min(), rtol=1e-9, atol=1e-12).mean()) if np.isfinite(values).any() else 0.0
-
-
 def scaled(problem: Problem) -> Problem:
     """As solvers see it."""
     return problem.scaled(1.0 / objective_size(problem))
-
-
-def time_to_solution(read_s: float, share: float) -> float | None:
-    """Seconds on the processor until the best objective is met with 99 % probability, without the queue.
-
-    >>> round(time_to_solution(0.001, 0.9), 6)
-    0.002
-    """
-    if share <= 0.0:
-        return None
-    return read_s * max(1.0, math.log(0.01) / math.log1p(-share) if share < 1.0 else 1.0)
 
 
 def jobs_in(folder: AnyPath) -> list[Job]:
@@ -355,13 +313,3 @@ def _identified(job: Job, connection: Connection) -> Job:
 def _heard(job: Job, state: Any) -> Job:
     status = str(state.status.value)
     return job if status == job.status else job._next(status=status)
-
-
-def _times(state: Any, timing_us: Mapping[str, float]) -> dict[str, float]:
-    """Seconds in the queue, of solving, on the quantum processor and charged, as far as the service tells."""
-    named = {"run_time": "solve_s", "qpu_access_time": "qpu_s", "charge_time": "charge_s"}
-    times = {ours: timing_us[name] / 1e6 for name, ours in named.items() if name in timing_us}
-    if state.solved_on is not None:
-        total = (state.solved_on - state.submitted_on).total_seconds()
-        times["queue_s"] = max(0.0, total - times.get("solve_s", times.get("qpu_s", 0.0)))
-    return times

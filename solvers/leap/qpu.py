@@ -103,8 +103,8 @@ class QuantumProcessor(LeapBqm):
             return
         if self.decided(problem, search):
             return
+        from solvers.leap.answer import take
         from solvers.leap.embedded import EmbeddedForm
-        from solvers.leap.job import take
 
         mock = self._mock
         with search.phase("build_s"):

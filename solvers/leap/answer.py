@@ -1,0 +1,63 @@
+"""What an answer is worth: its samples made to choices, each step reported apart, and where the time went."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from formulations import Problem
+from solvers.base import Search
+from solvers.leap.forms import Samples
+from solvers.moves import Floats, judge_all, to_arrays
+from solvers.qubo import Improver
+
+HISTOGRAM_BINS = 20
+
+
+def take(problem: Problem, search: Search, samples: Samples) -> None:
+    """Repair and polish what was sampled; each step is reported apart, in the problem's own unit."""
+    improver = Improver(problem, search, to_arrays(problem))
+    improver.take(samples.choices, samples.valid)
+    search.details |= {**improver.quality.details(search), **samples.details}
+    if "chain_strength" in samples.details:
+        search.details["chain_strength"] = search.unscaled(samples.details["chain_strength"])
+    if samples.energies is not None and len(samples.energies):
+        search.details["energy_histogram"] = _histogram(search.unscaled(1.0) * samples.energies)
+    if len(samples.choices):
+        search.details["share_best"] = _share_best(problem, samples)
+
+
+def times(state: Any, timing_us: Mapping[str, float]) -> dict[str, float]:
+    """Seconds in the queue, of solving, on the quantum processor and charged, as far as the service tells."""
+    named = {"run_time": "solve_s", "qpu_access_time": "qpu_s", "charge_time": "charge_s"}
+    found = {ours: timing_us[name] / 1e6 for name, ours in named.items() if name in timing_us}
+    if state.solved_on is not None:
+        total = (state.solved_on - state.submitted_on).total_seconds()
+        found["queue_s"] = max(0.0, total - found.get("solve_s", found.get("qpu_s", 0.0)))
+    return found
+
+
+def time_to_solution(read_s: float, share: float) -> float | None:
+    """Seconds on the processor until the best objective is met with 99 % probability, without the queue.
+
+    >>> round(time_to_solution(0.001, 0.9), 6)
+    0.002
+    """
+    if share <= 0.0:
+        return None
+    return read_s * max(1.0, math.log(0.01) / math.log1p(-share) if share < 1.0 else 1.0)
+
+
+def _share_best(problem: Problem, samples: Samples) -> float:
+    """The share of samples that reached the best objective of all within the budgets, before repair and polish."""
+    values, excess = judge_all(to_arrays(problem), samples.choices + problem.group_offsets[:-1])
+    values = np.where(excess == 0, values, np.inf)
+    return float(np.isclose(values, values.min(), rtol=1e-9, atol=1e-12).mean()) if np.isfinite(values).any() else 0.0
+
+
+def _histogram(energies: Floats) -> dict[str, list[float]]:
+    low, high = float(energies.min()), float(energies.max())
+    high = max(high, low + 1e-6 * (max(abs(low), abs(high)) or 1.0))  # all energies may be one
+    counts, edges = np.histogram(energies, bins=HISTOGRAM_BINS, range=(low, high))
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
