@@ -166,8 +166,8 @@ def _read(path: AnyPath) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         with Path(path).open("rb") as file:
-            start = file.read(2)
-        if start == b"PK" or start[:1] == b"\x80":
+            start = file.read(8)  # of a safetensors file the length of its header, which ends in zeros
+        if start[:2] == b"PK" or (start[:1] == b"\x80" and any(start[2:])):
             raise ArtefactError(
                 f"{path} is a pickle (as torch.save writes), which is never loaded; give a file of save_compressed()"
             ) from error

@@ -15,7 +15,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from qcompress.transforms.forms import Channels, Factors, Form, Spatial, Tucker
+from qcompress.transforms.forms import Channels, Factors, Form, Spatial
+from qcompress.transforms.tucker import Tucker
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -34,9 +34,9 @@ class Options:
     """What is on offer for every weight; "keep as it is" is always among it and not listed.
 
     >>> prune_quantize(bits=(4, 8), sparsity=(0,)) + low_rank(ratios=(0.25,))
-    Options(4 bits; 8 bits; rank for 25 % of the weights)
-    >>> low_rank(ranks=(8, 16)).then(prune_quantize(bits=(4,), sparsity=(0,)))
-    Options(rank 8, 4 bits; rank 16, 4 bits)
+    Options(4 bits; 8 bits; rank for 25 % of the weights; spatial rank for 25 % of the weights)
+    >>> low_rank(ranks=(8,)).then(prune_quantize(bits=(4,), sparsity=(0,)))
+    Options(rank 8, 4 bits; spatial rank 8, 4 bits)
     """
 
     offers: tuple[Offer, ...]
@@ -172,7 +172,7 @@ def low_rank(
     *,
     ranks: Iterable[int] | None = None,
     energies: Iterable[float] | None = None,
-    kinds: Iterable[str] = ("channels",),
+    kinds: Iterable[str] = ("channels", "spatial"),
     slices: Iterable[int] = (2, 4),
     whitened: bool = False,
 ) -> Options:
@@ -196,7 +196,7 @@ def low_rank(
     Raises:
         OptionsError: an empty list or a value outside its range.
 
-    >>> low_rank(ratios=(0.25, 0.5))
+    >>> low_rank(ratios=(0.25, 0.5), kinds=("channels",))
     Options(rank for 25 % of the weights; rank for 50 % of the weights)
     >>> low_rank(energies=(0.9,), kinds=("spatial", "sliced"), slices=(2,), whitened=True)
     Options(spatial rank for 90 % of the energy, whitened; 2 slices rank for 90 % of the energy, whitened)

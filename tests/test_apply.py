@@ -17,7 +17,7 @@ from qcompress.transforms.base import Keep, Weight
 from tests.measurements import KINDS, Chain, Mixed, measured, option_like, solution
 from tests.models import Reused, TiedLanguageModel
 
-OPTIONS = prune_quantize(bits=(3, 8), sparsity=(0, 0.5)) + low_rank(ratios=(0.4, 0.7))
+OPTIONS = prune_quantize(bits=(3, 8), sparsity=(0, 0.5)) + low_rank(ratios=(0.4, 0.7), kinds=("channels",))
 
 
 def made(kind: str) -> tuple[nn.Module, torch.Tensor]:

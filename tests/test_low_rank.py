@@ -185,6 +185,19 @@ def test_inputs_that_never_come_leave_the_plain_approximation(form: str, slices:
     torch.testing.assert_close(silent, transform.approximate(conv(rows, (3, 3))), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("form", "slices"), FORMS)
+@pytest.mark.parametrize("whitened", [True, False])
+def test_no_other_last_layer_leaves_less_behind_the_same_first_ones(form: str, slices: int, whitened: bool) -> None:
+    weight = conv(random_rows(10, 72), (3, 3), random_moments(72) if whitened else None)
+    transform = LowRank(ranks=(3, 3) if form == "tucker" else 3, form=form, slices=slices, whitened=whitened)
+    factors = transform.factors(transform.encode(weight), weight.target)
+    least = weight.relative_error(transform.approximate(weight))
+    last = list(factors)[-1]
+    for seed in range(5):
+        other = factors[last] + 1e-2 * random_rows(*factors[last].shape, seed=seed)
+        assert weight.relative_error(transform.layout.product(factors | {last: other}, (3, 3))) > least
+
+
 def test_the_relative_error_is_that_of_the_output() -> None:
     x, weight = random_rows(50, 12, seed=3), random_rows(7, 12)
     moments, approximation = x.T @ x / 50, LowRank(ranks=3).approximate(linear(weight))

@@ -110,13 +110,15 @@ class Weight:
 
         With moments it is the error of the layer's output, ``E‖(W - W')x‖²`` relative to ``E‖Wx‖²``.
         """
-        whole = self.once("energy", lambda: self._energy(self.rows.detach().cpu().double()))
-        lost = self._energy(self.rows.detach().cpu().double() - approximation.cpu().double())
+        wide = torch.promote_types(self.rows.dtype, torch.float32)
+        rows = self.once("wide", lambda: self.rows.detach().cpu().to(wide))
+        whole = self.once("energy", lambda: self._energy(rows))
+        lost = self._energy(rows - approximation.cpu().to(wide))
         return lost / whole if whole else float(lost > 0)
 
     def _energy(self, rows: Tensor) -> float:
         if self.moments is None:
-            return float(rows.square().sum())
+            return float(torch.linalg.vector_norm(rows, dtype=torch.float64) ** 2)
         narrow = rows.to(self.moments.dtype)
         return max(float((narrow @ self.moments * narrow).sum()), 0.0)
 

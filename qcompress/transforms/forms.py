@@ -8,7 +8,8 @@
 | `Tucker` | 1×1 to fewer input channels, its own kernel, 1×1 to all (Tucker-2, Kim et al., arXiv 1511.06530) |
 
 A factor is seen as rows, as every weight is. What always holds: the factors have the `shapes` of the form, and
-`product` gives the rows of the dense weight. Each form takes one decomposition for all its ranks.
+`product` gives the rows of the dense weight. Each form takes one decomposition for all its ranks. `Tucker` is in a
+module of its own.
 """
 
 import functools
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from qcompress.transforms.base import Target, Weight
-from qcompress.transforms.decompose import Split, columns_for, damped, eigenvectors, roots, split
+from qcompress.transforms.decompose import Split, columns_for, damped, split
 
 Ranks = tuple[int, ...]
 Factors = dict[str, Tensor]
@@ -101,7 +102,10 @@ class Matrix(Form):
 
 @dataclass(frozen=True, slots=True)
 class Channels(Matrix):
-    """Fewer channels in between; with ``slices`` each slice of the input channels has its own."""
+    """Fewer channels in between; with ``slices`` each slice of the input channels has its own.
+
+    Whitened, a slice takes its own block of the moments; the last layer sees them all (`refitted`).
+    """
 
     slices: int = 1
 
@@ -111,7 +115,7 @@ class Channels(Matrix):
 
     def why_not(self, target: Target) -> str:
         """Slices must divide the input channels."""
-        height, width = target.window.kernel if target.window else (1, 1)
+        height, width = kernel_of(target)
         inputs = target.per_channel // (height * width)
         return f"{inputs} input channels are not divided by {self.slices} slices" if inputs % self.slices else ""
 
@@ -126,7 +130,7 @@ class Channels(Matrix):
 
     def positions(self, target: Target) -> tuple[float, ...]:
         """Those of the output."""
-        return (_outputs(target),) * 2
+        return (outputs_of(target),) * 2
 
     def matrices(self, weight: Weight, *, whitened: bool) -> list[tuple[Tensor, Tensor | None]]:
         """The slices, each with its own block of the moments."""
@@ -134,7 +138,7 @@ class Channels(Matrix):
         if not whitened:
             return [(part, None) for part in parts]
         width = parts[0].shape[1]
-        moments = [_moments(weight)[i : i + width, i : i + width] for i in range(0, self.slices * width, width)]
+        moments = [moments_of(weight)[i : i + width, i : i + width] for i in range(0, self.slices * width, width)]
         return list(zip(parts, moments, strict=True))
 
     def factors(self, weight: Weight, ranks: Ranks, *, whitened: bool) -> Factors:
@@ -155,8 +159,8 @@ class Channels(Matrix):
 class Spatial(Matrix):
     """A convolution down the columns, then one along the rows.
 
-    Whitened it takes the moments of a column, averaged over the kernel's columns: what two of them have in common
-    is left out.
+    Whitened, the first layer takes the moments of a column, averaged over the kernel's columns; what two columns have
+    in common only the second one sees (`refitted`).
     """
 
     def label(self, ranks: Ranks) -> str:
@@ -171,12 +175,12 @@ class Spatial(Matrix):
 
     def largest(self, target: Target) -> Ranks:
         """Of ``(out · width, in · height)``."""
-        width = _kernel(target)[1]
+        width = kernel_of(target)[1]
         return (min(target.channels * width, target.per_channel // width),)
 
     def shapes(self, target: Target, ranks: Ranks) -> dict[str, tuple[int, int]]:
         """``(rank, in · height)`` and ``(out, rank · width)``."""
-        width = _kernel(target)[1]
+        width = kernel_of(target)[1]
         return {
             "vertical": (ranks[0], target.per_channel // width),
             "horizontal": (target.channels, ranks[0] * width),
@@ -185,17 +189,17 @@ class Spatial(Matrix):
     def positions(self, target: Target) -> tuple[float, ...]:
         """The first layer already has the output's height, and still the input's width."""
         assert target.window is not None  # noqa: S101
-        return target.window.halfway, _outputs(target)
+        return target.window.halfway, outputs_of(target)
 
     def matrices(self, weight: Weight, *, whitened: bool) -> list[tuple[Tensor, Tensor | None]]:
         """One: outputs and columns of the kernel against inputs and rows of it."""
-        height, width = _kernel(weight.target)
+        height, width = kernel_of(weight.target)
         grid = weight.exact().reshape(weight.target.channels, -1, height, width)
         matrix = grid.permute(0, 3, 1, 2).reshape(weight.target.channels * width, -1)
         if not whitened:
             return [(matrix, None)]
         inputs = grid.shape[1]
-        moments = _moments(weight).reshape(inputs, height, width, inputs, height, width)
+        moments = moments_of(weight).reshape(inputs, height, width, inputs, height, width)
         columns = torch.einsum("ihwjkw->ihjk", moments).reshape(inputs * height, -1) / width
         return [(matrix, columns)]
 
@@ -214,95 +218,23 @@ class Spatial(Matrix):
         return grid.permute(0, 2, 3, 1).reshape(outputs, -1)
 
 
-@dataclass(frozen=True, slots=True)
-class Tucker(Form):
-    """Fewer input and output channels around the kernel; ranks ``(in, out)``.
+def kernel_of(target: Target) -> tuple[int, int]:
+    """Height and width; a Linear layer's weight is a kernel of 1×1."""
+    return target.window.kernel if target.window else (1, 1)
 
-    The bases are those of the higher-order SVD, whose squared error is at most twice the least one; they are nested,
-    so one core serves all pairs of ranks. Whitened, the input's basis takes the moments of the channels, averaged
-    over the kernel's positions.
+
+def refitted(factors: Factors, form: Form, weight: Weight, *, whitened: bool) -> Factors:
+    """The factors with the last one fitted anew: of all, it leaves the least error behind the others.
+
+    This makes up for what a form left out of the moments, or of the other bases. With ``B`` what the last layer sees
+    of the input, it is ``W·C·Bᵀ·(B·C·Bᵀ)⁻¹``.
     """
-
-    def label(self, ranks: Ranks) -> str:
-        """As ``"Tucker ranks 4, 8"``: of inputs and outputs."""
-        return f"Tucker ranks {ranks[0]}, {ranks[1]}"
-
-    def why_not(self, target: Target) -> str:
-        """It needs a kernel."""
-        if target.window is None:
-            return "only a Conv2d has a kernel to put between"
-        return "a kernel of 1×1 is a matrix" if target.window.kernel == (1, 1) else ""
-
-    def largest(self, target: Target) -> Ranks:
-        """All channels."""
-        height, width = _kernel(target)
-        return (target.per_channel // (height * width), target.channels)
-
-    def shapes(self, target: Target, ranks: Ranks) -> dict[str, tuple[int, int]]:
-        """``(r_in, in)``, ``(r_out, r_in · kernel)``, ``(out, r_out)``."""
-        (inputs, outputs), (height, width) = self.largest(target), _kernel(target)
-        return {
-            "reduce": (ranks[0], inputs),
-            "core": (ranks[1], ranks[0] * height * width),
-            "expand": (outputs, ranks[1]),
-        }
-
-    def positions(self, target: Target) -> tuple[float, ...]:
-        """The first layer goes over the whole input."""
-        assert target.window is not None  # noqa: S101
-        return target.window.inputs, _outputs(target), _outputs(target)
-
-    def factors(self, weight: Weight, ranks: Ranks, *, whitened: bool) -> Factors:
-        """The first rows and columns of the bases, and the core between them."""
-        down, core, up = self._bases(weight, whitened=whitened)
-        narrow = core[: ranks[1], : ranks[0]].reshape(ranks[1], -1)
-        return {"reduce": down[: ranks[0]], "core": narrow, "expand": up[:, : ranks[1]]}
-
-    def product(self, factors: Factors, kernel: tuple[int, int]) -> Tensor:  # noqa: ARG002
-        """Over both ranks."""
-        reduce, core = factors["reduce"], factors["core"].reshape(len(factors["core"]), len(factors["reduce"]), -1)
-        narrow = torch.einsum("ri,srk->sik", reduce, core).reshape(len(core), -1)
-        return factors["expand"] @ narrow
-
-    def within(self, weight: Weight, share: float, *, whitened: bool) -> Ranks | None:
-        """Of the pairs that fit, that of the most energy."""
-        kept, size = self._grid(weight, whitened=whitened)
-        fits = size <= share * weight.target.num_weights
-        return _pair(torch.where(fits, kept, -1.0).argmax(), kept) if bool(fits.any()) else None
-
-    def keeping(self, weight: Weight, share: float, *, whitened: bool) -> Ranks:
-        """Of the pairs that keep the share, that of the fewest weights."""
-        kept, size = self._grid(weight, whitened=whitened)
-        enough = kept >= share * kept[-1, -1] * (1 - 1e-12)
-        return _pair(torch.where(enough, size, torch.inf).argmin(), kept)
-
-    def _grid(self, weight: Weight, *, whitened: bool) -> tuple[Tensor, Tensor]:
-        """For every pair of ranks (out, in), counted from 1, the energy kept and the number of weights."""
-        _, core, _ = self._bases(weight, whitened=whitened)
-        kept = core.square().sum((2, 3)).cumsum(0).cumsum(1)
-        (inputs, outputs), (height, width) = self.largest(weight.target), _kernel(weight.target)
-        narrow, wide = torch.arange(1.0, inputs + 1), torch.arange(1.0, outputs + 1)[:, None]
-        return kept, narrow * inputs + wide * narrow * height * width + wide * outputs
-
-    def _bases(self, weight: Weight, *, whitened: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """``(in, in)`` into the input's basis, the full core ``(out, in, height, width)``, ``(out, out)`` back."""
-        return weight.once((self, whitened), lambda: self._decomposed(weight, whitened=whitened))
-
-    def _decomposed(self, weight: Weight, *, whitened: bool) -> tuple[Tensor, Tensor, Tensor]:
-        rows, (height, width) = weight.exact(), _kernel(weight.target)
-        grid = rows.reshape(len(rows), -1, height, width)
-        unfolded, seen = grid.transpose(0, 1).reshape(grid.shape[1], -1), rows
-        root = inverse = torch.eye(len(unfolded), dtype=torch.float64)
-        if whitened:
-            moments = _moments(weight)
-            seen = rows @ damped(moments)
-            shape = (grid.shape[1], height * width) * 2
-            root, inverse = roots(damped(torch.einsum("ikjk->ij", moments.reshape(shape))))
-        turned = root.T @ unfolded
-        _, inputs = eigenvectors(turned @ turned.T)
-        _, outputs = eigenvectors(seen @ rows.T)
-        core = torch.einsum("oihw,os,ir->srhw", grid, outputs, root @ inputs)
-        return inputs.T @ inverse, core, outputs
+    *_, last = factors
+    unit = torch.eye(factors[last].shape[1], dtype=torch.float64)
+    seen = form.product(factors | {last: unit}, kernel_of(weight.target))
+    through = damped(moments_of(weight)) @ seen.T if whitened else seen.T
+    inverse = torch.linalg.pinv(seen @ through, hermitian=True)
+    return factors | {last: weight.exact() @ through @ inverse}
 
 
 def leveled(factors: Factors) -> Factors:
@@ -323,31 +255,22 @@ def leveled(factors: Factors) -> Factors:
     return levels
 
 
+def outputs_of(target: Target) -> float:
+    """How often the layer's own weights are multiplied per sample."""
+    return target.macs / target.num_weights
+
+
+def moments_of(weight: Weight) -> Tensor:
+    """In float64; they must be there."""
+    assert weight.moments is not None  # noqa: S101
+    return weight.moments.double()
+
+
 def _first_keeping(splits: list[Split], share: float) -> int:
     """The smallest rank whose energies reach the share of the total; one more than there are when none does."""
     kept = torch.stack([own.energy for own in splits]).sum(0).cumsum(0)
     enough = kept >= share * sum(own.total for own in splits) * (1 - 1e-12)
     return int((~enough).sum()) + 1
-
-
-def _pair(place: Tensor, grid: Tensor) -> Ranks:
-    outputs, inputs = divmod(int(place), grid.shape[1])
-    return inputs + 1, outputs + 1
-
-
-def _outputs(target: Target) -> float:
-    """How often the layer's own weights are multiplied per sample."""
-    return target.macs / target.num_weights
-
-
-def _kernel(target: Target) -> tuple[int, int]:
-    assert target.window is not None  # noqa: S101
-    return target.window.kernel
-
-
-def _moments(weight: Weight) -> Tensor:
-    assert weight.moments is not None  # noqa: S101
-    return weight.moments.double()
 
 
 def _nonzero(divisors: Tensor) -> Tensor:

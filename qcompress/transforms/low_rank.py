@@ -16,8 +16,9 @@ from torch import Tensor
 
 from qcompress.errors import OptionsError
 from qcompress.transforms.base import Keep, Offer, Target, Transform, Weight
-from qcompress.transforms.forms import Channels, Factors, Form, Ranks, Spatial, Tucker, leveled
+from qcompress.transforms.forms import Channels, Factors, Form, Ranks, Spatial, kernel_of, leveled, refitted
 from qcompress.transforms.quantize import PruneQuantize
+from qcompress.transforms.tucker import Tucker
 
 KINDS: dict[str, Callable[[int], Form]] = {
     "channels": lambda slices: Channels(),  # noqa: ARG005
@@ -182,9 +183,16 @@ class LowRank(_Factored, Transform):
             for factor, own in self.factor_targets(target).items()
         }
 
+    def _found(self, weight: Weight) -> Factors:
+        factors = self.layout.factors(weight, self.ranks, whitened=self.whitened)
+        if self.form == "tucker" or (self.whitened and self.form != "channels"):  # others are the closest already
+            factors = refitted(factors, self.layout, weight, whitened=self.whitened)
+        return leveled(factors)
+
     def _product(self, factors: Factors, target: Target) -> Tensor:
         wide = torch.promote_types(target.dtype, torch.float32)
-        return dense_rows({name: own.to(wide) for name, own in factors.items()}, self.layout, target).to(target.dtype)
+        rows = self.layout.product({name: own.to(wide) for name, own in factors.items()}, kernel_of(target))
+        return rows.to(target.dtype)
 
     def factor_targets(self, target: Target) -> dict[str, Target]:
         """What `then` is asked to store: the factors, in order."""
@@ -198,7 +206,7 @@ class LowRank(_Factored, Transform):
         if any(rank > most for rank, most in zip(self.ranks, largest, strict=True)):
             raise OptionsError(f"{self.label} is asked of a weight whose own ranks are {', '.join(map(str, largest))}")
         self._require_moments(weight)
-        factors = leveled(self.layout.factors(weight, self.ranks, whitened=self.whitened))
+        factors = weight.once(replace(self, then=Keep()), lambda: self._found(weight))
         targets = self.factor_targets(weight.target)
         wide = torch.promote_types(weight.target.dtype, torch.float32)
         return {name: Weight(own.to(wide), targets[name]) for name, own in factors.items()}
@@ -256,11 +264,6 @@ class RankRule(_Factored):
             return None
         found = LowRank(ranks=ranks, form=self.form, slices=self.slices, whitened=self.whitened, then=self.then)
         return None if found.why_not(weight.target) else found
-
-
-def dense_rows(factors: Factors, form: Form, target: Target) -> Tensor:
-    """The rows that factors of a form stand for."""
-    return form.product(factors, target.window.kernel if target.window else (1, 1))
 
 
 def _whole(value: Any, name: str) -> int:
