@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from formulations import EncodingError, PairTerms, Problem, to_bqm
 from formulations.bqm import ENCODINGS
+from formulations.coefficients import coefficient_report
 from formulations.instances import layered_problem, small_problem
 
 SEEDS = st.integers(0, 100_000)
@@ -215,3 +216,35 @@ def test_sparse_pairs_stay_sparse_with_prices():
     sparse = scipy.sparse.csr_array(([1.0], ([0], [5])), shape=(6, 6))
     problem = Problem(["a", "b", "c"], [["x", "y"]] * 3, np.zeros(6), {"m": np.ones(6)}, {"m": 3}, PairTerms(sparse))
     assert to_bqm(problem, prices={"m": 0.1}).bqm.num_interactions == 1 + 3
+
+
+def test_coefficient_report_counts_what_rounding_takes():
+    problem = layered_problem(8, seed=1)
+    report = coefficient_report(to_bqm(problem, "domain-wall", prices={"bytes": 1e-6}))
+    fine = coefficient_report(to_bqm(problem, "domain-wall", prices={"bytes": 1e-6}), bits=40)
+    assert report.quadratic[0] < report.quadratic[1]
+    assert report.dynamic_range_bits > 5
+    assert 0.2 < report.lost_couplings < 1
+    assert report.moves_kept < fine.moves_kept == 1.0
+    assert report.order_kept < fine.order_kept == 1.0
+    assert fine.lost_couplings < 0.01
+    assert "5 bits of precision" in str(report)
+
+
+def test_coefficient_report_of_coefficients_that_a_processor_holds_loses_nothing():
+    problem = Problem(["a", "b"], [["x", "y"]] * 2, [0.0, 1.0, 0.0, 1.0], {}, {})
+    report = coefficient_report(to_bqm(problem, "domain-wall"))
+    assert report.linear == (0.5, 0.5)  # a bit of weight 1 is a spin of weight 1/2
+    assert (report.couplings, report.quadratic, report.dynamic_range_bits) == (0, None, 0.0)
+    assert (report.lost_biases, report.moves_kept, report.order_kept) == (0.0, 1.0, 1.0)
+    assert report.to_json()["bits"] == 5
+
+
+def test_coefficient_report_scales_with_the_problem():
+    problem = layered_problem(6)
+    one, large = (
+        coefficient_report(to_bqm(problem.scaled(scale), prices={"bytes": scale * 1e-6})) for scale in (1.0, 2.0**20)
+    )
+    assert large.lost_couplings == one.lost_couplings
+    assert large.moves_kept == one.moves_kept
+    assert large.dynamic_range_bits == pytest.approx(one.dynamic_range_bits)

@@ -73,6 +73,21 @@ def test_a_dry_run_shows_size_time_and_charge_and_sends_nothing(run, leap, tmp_p
     assert not (tmp_path / "leap-jobs").exists()
 
 
+def test_a_dry_run_for_a_processor_says_what_its_precision_would_lose(run, leap):
+    code, out, _ = run("submit", "problem.npz", "--solver", "qpu", "--dry-run")
+    assert code == 0
+    assert "qpu: coefficients span" in out
+    assert "at 5 bits of precision 0% of the 0 couplings are lost" in out
+    shown = json.loads(run("submit", "problem.npz", "--solver", "qpu", "--dry-run", "--json")[1])
+    assert shown["qpu"]["coefficients"]["variables"] == 2
+    assert (
+        json.loads(run("submit", "problem.npz", "--solver", "leap-bqm", "--dry-run", "--json")[1])["leap-bqm"][
+            "coefficients"
+        ]
+        is None
+    )
+
+
 def test_the_nonlinear_form_is_the_cheaper_one_for_a_dense_factor(run, leap, tmp_path):
     layered_problem(150, rank=8).save(tmp_path / "dense.npz")
     leap.solvers["hybrid_cqm_solver"]["properties"]["num_biases_multiplier"] = 4.65e-05

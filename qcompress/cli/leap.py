@@ -212,6 +212,7 @@ def _show_estimates(found: dict[str, "Estimate"], as_json: bool) -> int:
     if len(found) > 1:
         cheapest = min(found, key=lambda name: (bool(found[name].refusal), found[name].min_time_s, found[name].numbers))
         print_lines(f"cheaper for this problem: {cheapest} ({'; '.join(map(_least, found.items()))})")
+    print_lines(*(f"{name}: {one.coefficients}" for name, one in found.items() if one.coefficients))
     print_lines(*(f"{name}: {one.refusal}" for name, one in found.items() if one.refusal))
     print_lines("nothing was sent")
     return complain(named.refusal) if named.refusal else 0

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from formulations.coefficients import CoefficientReport
 from solvers.leap.forms import Form
 
 
@@ -20,6 +21,8 @@ class Estimate:
         charge_s: solver time that is expected to be charged.
         quota_s: what that takes of the account's quota, in seconds of quantum processor time; None if not published.
         refusal: why it cannot be sent, or an empty string.
+        coefficients: what the precision of a quantum processor would lose of the model, before chains; hybrid
+            solvers compute in double precision: None.
     """
 
     remote: str
@@ -31,6 +34,7 @@ class Estimate:
     charge_s: float
     quota_s: float | None
     refusal: str
+    coefficients: CoefficientReport | None = None
 
     @property
     def numbers(self) -> int:
