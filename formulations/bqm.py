@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
 from formulations.couplings import Couplings, Floats, Integers, pair_couplings
@@ -87,8 +88,22 @@ class EncodedBqm:
 
     def valid(self, samples: ArrayLike) -> NDArray[np.bool_]:
         """Which of the samples ``(n, variables)`` mean exactly one option in every group."""
+        return np.asarray(self.valid_groups(samples).all(axis=1))
+
+    def valid_groups(self, samples: ArrayLike) -> NDArray[np.bool_]:
+        """In which groups ``(n, G)`` the samples ``(n, variables)`` mean exactly one option."""
         on = np.add.reduceat(self._options_on(samples) != 0, self.group_offsets[:-1], axis=1, dtype=np.int64)
-        return np.asarray((on == 1).all(axis=1))
+        return np.asarray(on == 1)
+
+    def ising(self) -> tuple[Floats, Any]:
+        """Biases ``(n,)`` and couplings ``(n, n)``, sparse, the upper triangle, for spins ±1 in place of bits 1 and 0.
+
+        The constant is left out.
+        """
+        linear, (rows, columns, values), _ = self.bqm.to_numpy_vectors(range(self.bqm.num_variables))
+        half = scipy.sparse.csr_array((values / 4, (rows, columns)), shape=(len(linear), len(linear)))
+        half.eliminate_zeros()
+        return linear / 2 + half.sum(axis=0) + half.sum(axis=1), half
 
     def _options_on(self, samples: ArrayLike) -> Floats:
         array = np.asarray(samples)
@@ -104,7 +119,7 @@ def to_bqm(
     encoding: str = "one-hot",
     *,
     prices: Mapping[str, float] | None = None,
-    strength: float = 1.0,
+    strength: float | Floats = 1.0,
     couplings: Couplings | None = None,
 ) -> EncodedBqm:
     """``problem`` as a binary quadratic model.
@@ -116,7 +131,8 @@ def to_bqm(
         prices: None: budgets hold by slack bits; this couples all options, and the uses must be whole multiples of
             a common unit. Otherwise name of a budget → objective per unit of its resource (≥ 0): the model's ground
             state is the best choice at these prices, which may break a budget or leave some of it unspent.
-        strength: penalties relative to the proven ones. Below 1 the proof is gone, but annealers move better.
+        strength: penalties relative to the proven ones, of all groups or ``(G,)`` of each. Below 1 the proof is gone,
+            but annealers move better.
         couplings: ``pair_couplings(problem)``, for callers that encode one problem at many prices.
 
     Raises:

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 
 from formulations.bqm import EncodedBqm
 from formulations.couplings import Floats
@@ -76,7 +75,7 @@ def coefficient_report(encoded: EncodedBqm, *, bits: int = BITS, seed: int = 0) 
     >>> report.variables, report.lost_couplings > 0.1, report.moves_kept < 1
     (25, True, True)
     """
-    linear, couplings = _spins(encoded)
+    linear, couplings = encoded.ising()
     whole = max(float(np.abs(linear).max(initial=0.0)) / BIAS_RANGE, float(np.abs(couplings.data).max(initial=0.0)))
     step = 2.0**-bits * (whole or 1.0)
     coarse_linear = np.round(linear / (BIAS_RANGE * step)) * BIAS_RANGE * step
@@ -100,14 +99,6 @@ def coefficient_report(encoded: EncodedBqm, *, bits: int = BITS, seed: int = 0) 
         order_kept=_kept(exact[0][first] - exact[0][second], rounded[0][first] - rounded[0][second]),
         moves_kept=_kept(exact[0] - exact[1], rounded[0] - rounded[1]),
     )
-
-
-def _spins(encoded: EncodedBqm) -> tuple[Floats, Any]:
-    """Biases ``(n,)`` and couplings ``(n, n)``, upper triangle, in spins."""
-    linear, (rows, columns, values), _ = encoded.bqm.to_numpy_vectors(range(encoded.bqm.num_variables))
-    half = scipy.sparse.csr_array((values / 4, (rows, columns)), shape=(len(linear), len(linear)))
-    half.eliminate_zeros()
-    return linear / 2 + half.sum(axis=0) + half.sum(axis=1), half
 
 
 def _states(encoded: EncodedBqm, rng: np.random.Generator) -> tuple[Floats, Floats]:

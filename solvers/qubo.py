@@ -2,163 +2,202 @@
 
 A budget enters the model as a price per unit (a Lagrange multiplier), which keeps it sparse; the price is bisected,
 round by round: up after the best sample went over the budget, down after it stayed within. The penalty on groups
-begins at what is proven sufficient (see `formulations.bqm`) and is halved while nearly all samples are valid, since
-a penalty larger than needed freezes an annealer; decode takes any sample, so a penalty too small costs nothing but
-quality. What always holds: what is offered went through decode and, where needed, `repair`.
+begins at what is proven sufficient (see `formulations.encodings`) and is halved for every group that was valid in all
+samples of a round, since a penalty larger than needed freezes an annealer; decode takes any sample, so a penalty too
+small costs nothing but quality. What always holds: what is offered went through decode and, where needed, `repair`.
+
+Building a model cannot be cut. Under a time limit a part of a large problem is built and sampled first; when the
+whole would not be done in time it is not begun, and ``details["not_sampled"]`` says so.
 """
 
+import importlib
+import time
+from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from formulations import Problem
-from formulations.bqm import EncodedBqm, pair_couplings, to_bqm
-from solvers.base import Search
-from solvers.local_search import polish_flat
-from solvers.moves import Arrays, Floats, Integers, judge_all, to_arrays
-from solvers.repair import repair_flat
+from formulations.bqm import ENCODINGS, EncodedBqm, pair_couplings, to_bqm
+from formulations.couplings import MAX_PAIRS, count_couplings
+from formulations.pairs import PairTerms
+from solvers.base import Search, Solver
+from solvers.errors import InvalidOptionError
+from solvers.moves import Floats, Integers, to_arrays
+from solvers.samples import Improver
+from solvers.warm import warm
 
-POLISHED = 3
-"""Repaired samples of a round that are polished, best first."""
+OFTEN_INVALID = 0.1
+"""Share of a round's samples that are invalid in a group above which its penalty is doubled."""
 
-POLISH_PASSES = 20
+SHARE = 0.25
+"""Share of the time left that the sampling of one round may take, so that prices see several rounds."""
 
-ENOUGH_VALID = 0.9
-"""Share of valid samples above which the penalty is halved; below half of it, it is doubled."""
+SMALL = 100_000
+"""Couplings of a model that is built in some hundredths of a second."""
 
-SampleRound = Callable[[EncodedBqm], Any]
-"""A sampler's call: the encoded model in, a ``dimod.SampleSet`` out."""
+CAUTION = 2.0
+"""A whole model takes up to this much longer than its parts; large arrays are slow, and samples are to be polished."""
 
-
-@dataclass
-class Quality:
-    """What the samples were worth before and after each step; objectives scaled, None while there is none."""
-
-    raw: float | None = None  # valid (one option a group) and within the budgets as sampled
-    decoded: float | None = None  # within the budgets after decode
-    repaired: float | None = None
-    polished: float | None = None
-    samples: int = 0
-    valid: int = 0
-    feasible_raw: int = 0
-    feasible_decoded: int = 0
-    failed: int = 0  # repair found nothing
-
-    def details(self, search: Search) -> dict[str, Any]:
-        """For `Search.details`, in the problem's own unit."""
-        shares = {"valid": self.valid, "feasible_raw": self.feasible_raw, "feasible_decoded": self.feasible_decoded}
-        found = {"raw": self.raw, "decoded": self.decoded, "repaired": self.repaired, "polished": self.polished}
-        return (
-            {f"objective_{name}": None if value is None else search.unscaled(value) for name, value in found.items()}
-            | {f"share_{name}": count / self.samples if self.samples else 0.0 for name, count in shares.items()}
-            | {"samples": self.samples, "repair_failed": self.failed}
-        )
+SampleRound = Callable[[EncodedBqm, float], Any]
+"""A sampler's call: the encoded model and the seconds it should take (0: the least it can do, infinite: as its options
+say) in, a ``dimod.SampleSet`` out."""
 
 
-@dataclass
-class Improver:
-    """Takes decoded samples to feasible, polished choices, offers them and keeps the books."""
+@dataclass(frozen=True)
+class QuboSolver(Solver):
+    """A sampler as a back end.
 
-    problem: Problem
-    search: Search
-    arrays: Arrays
-    quality: Quality = field(default_factory=Quality)
+    Attributes:
+        rounds: samplings, each with better prices of the budgets.
+        encoding: of `formulations.to_bqm`.
+    """
 
-    def take(self, choices: Integers, valid: NDArray[np.bool_] | None = None) -> None:
-        """Choices ``(n, G)``, best samples first, and which of them came from valid samples (None: all)."""
-        quality, a = self.quality, self.arrays
-        chosen = choices + self.problem.group_offsets[:-1]
-        values, excess = judge_all(a, chosen)
-        values = values + self.problem.offset
-        is_valid = np.ones(len(chosen), dtype=bool) if valid is None else np.asarray(valid, dtype=bool)
-        fits = excess == 0
-        quality.samples += len(chosen)
-        quality.valid += int(is_valid.sum())
-        quality.feasible_raw += int((is_valid & fits).sum())
-        quality.feasible_decoded += int(fits.sum())
-        quality.raw = _least(quality.raw, values[is_valid & fits])
-        quality.decoded = _least(quality.decoded, values[fits])
-        repaired = []
-        for one in np.unique(chosen, axis=0):
-            if repair_flat(a, one):
-                repaired.append(one)
-            else:
-                quality.failed += 1
-            if self.search.expired():
-                break
-        if not repaired:
-            return
-        values = judge_all(a, np.stack(repaired))[0] + self.problem.offset
-        quality.repaired = _least(quality.repaired, values)
-        order = np.argsort(values, kind="stable")
-        self._offer(repaired[order[0]])
-        for at in order[:POLISHED]:
-            if self.search.expired():
-                break
-            polish_flat(a, repaired[at], POLISH_PASSES)
-            quality.polished = _least(quality.polished, judge_all(a, repaired[at][None])[0] + self.problem.offset)
-            self._offer(repaired[at])
+    native_constraints: ClassVar[bool] = False
+    requires: ClassVar[tuple[str, ...]] = ("dimod", "dwave.samplers")
+    least: ClassVar[dict[str, int]] = {"rounds": 1}  # options that are counts, and the least they may be
+    rounds: int = 12
+    encoding: str = "domain-wall"
 
-    def _offer(self, chosen: Integers) -> None:
-        self.search.offer(chosen - self.problem.group_offsets[:-1])
+    def __post_init__(self) -> None:
+        for option, least in self.least.items():
+            if (found := getattr(self, option)) < least:
+                raise InvalidOptionError(f"option {option!r} of {self.name!r} must be at least {least}, found {found}")
+        require_known(self.name, "encoding", self.encoding, ENCODINGS)
+
+    @abstractmethod
+    def sampling(self, search: Search) -> SampleRound:
+        """The call that samples a round's model."""
+
+    def prepare(self) -> None:
+        """Compile the loops and import the sampler."""
+        warm()
+        for module in self.requires:
+            importlib.import_module(module)
+
+    def refuse(self, problem: Problem) -> str:
+        """A factor that makes too many couplings when it is expanded."""
+        return refuse_too_many(self.name, problem)
+
+    def run(self, problem: Problem, search: Search) -> None:
+        """Sample, decode, repair, polish, round by round."""
+        sample_rounds(problem, search, self.sampling(search), self.rounds, self.encoding)
 
 
-def sample_rounds(problem: Problem, search: Search, sample: SampleRound, rounds: int, encoding: str) -> None:
+def require_known(name: str, option: str, found: str, known: Any) -> None:
+    """Refuse a word that an option does not know.
+
+    Raises:
+        InvalidOptionError: it is none of ``known``.
+    """
+    if found not in known:
+        raise InvalidOptionError(f"option {option!r} of {name!r} knows {', '.join(known)}, found {found!r}")
+
+
+def refuse_too_many(name: str, problem: Problem) -> str:
+    """Why a QUBO of ``problem`` is too large, or an empty string."""
+    if (count := count_couplings(problem)) <= MAX_PAIRS:
+        return ""
+    return f"solver {name!r} would need a QUBO of {count:,} couplings, {MAX_PAIRS:,} at most; use 'auto' or 'anneal'"
+
+
+def sample_rounds(
+    problem: Problem, search: Search, sample: SampleRound, rounds: int, encoding: str, *, trial: bool = True
+) -> None:
     """Sample ``problem`` in rounds, each with better prices and penalties; fills ``search.details``.
 
     Args:
         problem: what to solve.
         search: gets the choices.
-        sample: called once a round.
+        sample: called once a round, and for a trial.
         rounds: how many, unless time is up.
         encoding: of `to_bqm`.
+        trial: whether the sampler may be called on a part of the problem just to see how long it takes.
     """
     improver = Improver(problem, search, to_arrays(problem))
     if problem.num_options == problem.num_groups:  # nothing to sample: a domain-wall model would have no variable
         improver.take(np.zeros((1, problem.num_groups), dtype=np.int64))
         return
-    prices, strength = _Prices(problem), 1.0
+    prices, strength = _Prices(problem), np.ones(problem.num_groups)
+    needed_s = _needed_s(problem, search, sample if trial else None, encoding, prices.current())
+    if needed_s > search.remaining():
+        why = f"a round may take {needed_s:.2g} s at least, {search.remaining():.2g} s are left"
+        search.details |= improver.quality.details(search) | {"rounds": 0}
+        search.details["not_sampled"] = f"{why}; the cheapest options at the first prices were repaired and polished"
+        improver.stand_in(_cheapest(problem, prices.current()))
+        search.cut_short()
+        return
     with search.phase("build_s"):
         couplings = pair_couplings(problem)
     for done in range(rounds):
+        begun = search.elapsed()
         with search.phase("build_s"):
             asked = prices.current()
             encoded = to_bqm(problem, encoding, prices=asked, strength=strength, couplings=couplings)
+        built_s = search.elapsed() - begun
         with search.phase("solve_s"):
-            found = sample(encoded)
+            found = sample(encoded, SHARE * search.remaining())
             columns = [found.variables.index(v) for v in encoded.bqm.variables]
             order = np.argsort(found.record.energy, kind="stable")
-            states = found.record.sample[np.ix_(order, columns)]
+            states = found.record.sample[np.ix_(np.repeat(order, found.record.num_occurrences[order]), columns)]
         with search.phase("decode_s"):
-            choices, valid = encoded.decode_all(states), encoded.valid(states)
-            improver.take(choices, valid)
+            choices, valid = encoded.decode_all(states), encoded.valid_groups(states)
+            improver.take(choices, np.asarray(valid.all(axis=1)))
         usage = problem.evaluate(choices[0]).usage
         prices.learn({name: usage[name] > budget for name, budget in problem.budgets.items()})
-        if valid.mean() >= ENOUGH_VALID:
-            strength /= 2
-        elif valid.mean() < 0.5 * ENOUGH_VALID:
-            strength = min(1.0, 2 * strength)
-        search.details |= improver.quality.details(search) | {"rounds": done + 1, "strength": strength}
+        search.details |= improver.quality.details(search) | {"rounds": done + 1}
+        search.details["strength"] = {"least": float(strength.min()), "most": float(strength.max())}
+        invalid = 1.0 - valid.mean(axis=0)
+        strength = np.where(invalid == 0, strength / 2, strength)
+        strength = np.where(invalid > OFTEN_INVALID, np.minimum(2 * strength, 1.0), strength)
         search.details["prices"] = {name: search.unscaled(price) for name, price in asked.items()}
         if search.expired():
             break
+        if done + 1 < rounds and max(2 * built_s, needed_s) > search.remaining():  # a model and its conversion
+            search.cut_short()
+            break
+
+
+def _needed_s(
+    problem: Problem, search: Search, sample: SampleRound | None, encoding: str, prices: dict[str, float]
+) -> float:
+    """Seconds that a round takes at least, from a part of the problem; 0 where that is little or nothing limits it."""
+    if np.isinf(search.remaining()) or count_couplings(problem) <= SMALL:
+        return 0.0
+    share = np.sqrt(SMALL / count_couplings(problem)) if problem.pairs.rank else SMALL / count_couplings(problem)
+    part = _first_groups(problem, max(1, int(share * problem.num_groups)))
+    begun = time.perf_counter()
+    encoded = to_bqm(part, encoding, prices=prices)
+    if sample is not None and encoded.bqm.num_variables:
+        sample(encoded, 0.0)
+    ratio = max(count_couplings(problem) / max(1, count_couplings(part)), problem.num_options / part.num_options)
+    return CAUTION * ratio * (time.perf_counter() - begun)
+
+
+def _first_groups(problem: Problem, num_groups: int) -> Problem:
+    """The problem of the first groups alone, budgets as they are."""
+    end, pairs = problem.group_offsets[num_groups], problem.pairs
+    sparse = None if pairs.sparse is None else pairs.sparse[:end, :end]
+    factor = None if pairs.factor is None else pairs.factor[:end]
+    return Problem(
+        problem.groups[:num_groups],
+        problem.options[:num_groups],
+        problem.cost[:end],
+        {name: use[:end] for name, use in problem.resources.items()},
+        problem.budgets,
+        PairTerms(sparse=sparse, factor=factor),
+    )
 
 
 class _Prices:
-    """A price for every budget, bisected on a logarithmic scale between one too low and one high enough."""
+    """A price for every budget, bisected on a logarithmic scale; it begins where costs alone would have it."""
 
     def __init__(self, problem: Problem) -> None:
-        starts = problem.group_offsets[:-1]
-
-        def spread(numbers: Floats) -> float:
-            return float((np.maximum.reduceat(numbers, starts) - np.minimum.reduceat(numbers, starts)).sum())
-
         self.bracket = dict.fromkeys(problem.budgets, (0.0, np.inf))
-        worth = spread(problem.cost) or 1.0
-        self.price = {name: worth / (spread(problem.resources[name]) or 1.0) for name in problem.budgets}
+        self.step = dict.fromkeys(problem.budgets, 2.0)
+        self.price = {name: _alone(problem, name) for name in problem.budgets}
 
     def current(self) -> dict[str, float]:
         return dict(self.price)
@@ -166,15 +205,54 @@ class _Prices:
     def learn(self, over: dict[str, bool]) -> None:
         for name, price in self.price.items():
             low, high = self.bracket[name]
-            low, high = (price, high) if over[name] else (low, price)
-            self.bracket[name] = low, high
-            if np.isinf(high):
-                self.price[name] = 4 * low
+            low, high = self.bracket[name] = (price, high) if over[name] else (low, price)
+            if low > 0 and np.isfinite(high):
+                self.price[name] = float(np.sqrt(low * high))
             else:
-                self.price[name] = float(np.sqrt(low * high)) if low > 0 else high / 4
+                self.price[name] = low * self.step[name] if np.isinf(high) else high / self.step[name]
+                self.step[name] **= 1.5
 
 
-def _least(known: float | None, values: Floats) -> float | None:
-    if not len(values):
-        return known
-    return float(values.min()) if known is None else min(known, float(values.min()))
+def _alone(problem: Problem, name: str) -> float:
+    """The least price at which the cheapest options keep within the budget ``name``, pair terms and others aside."""
+    starts, use, budget = problem.group_offsets[:-1], problem.resources[name], problem.budgets[name]
+
+    def spread(numbers: Floats) -> float:
+        return float((np.maximum.reduceat(numbers, starts) - np.minimum.reduceat(numbers, starts)).sum())
+
+    middle = (spread(problem.cost) or 1.0) / (spread(use) or 1.0)
+    low, high = 1e-9 * middle, 1e9 * middle
+    for _ in range(50):
+        price = float(np.sqrt(low * high))
+        chosen = _cheapest(problem, {name: price}) + starts
+        low, high = (price, high) if use[chosen].sum() > budget else (low, price)
+    return high if 1e-6 * middle < high < 1e6 * middle else middle
+
+
+def _cheapest(problem: Problem, prices: dict[str, float]) -> Integers:
+    """Every group's cheapest option ``(G,)`` at these prices, pair terms aside."""
+    cost = sum((price * problem.resources[name] for name, price in prices.items()), np.array(problem.cost))
+    order = np.lexsort((cost, problem.group_of))
+    return np.asarray(order[problem.group_offsets[:-1]] - problem.group_offsets[:-1])
+
+
+def paced(
+    call: Callable[[int, int], Any], reads: int, sweeps: int, seconds: float, search: Search, trial_sweeps: int = 1
+) -> Any:
+    """``call(reads, sweeps)``, with fewer of them where ``seconds`` do not allow all; for samplers that cannot be cut.
+
+    A short call measures the pace. Where it says how long its sampling took, that is taken without the conversion of
+    the model.
+    """
+    if np.isinf(seconds):
+        return call(reads, sweeps)
+    begun = search.elapsed()
+    trial = call(1, min(sweeps, trial_sweeps))
+    wall_s = search.elapsed() - begun
+    if seconds == 0 or search.remaining() < wall_s:  # no time to convert the model once more
+        return trial
+    timing = trial.info.get("timing")
+    trial_s = 1e-9 * timing["sampling_ns"] if timing else wall_s
+    affordable = seconds / trial_s * min(sweeps, trial_sweeps)
+    sweeps = max(1, min(sweeps, int(affordable)))
+    return call(max(1, min(reads, int(affordable / sweeps))), sweeps)

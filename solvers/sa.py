@@ -10,30 +10,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from formulations import Problem
-from formulations.bqm import ENCODINGS, EncodedBqm
-from solvers.base import Search, Solver
-from solvers.errors import InvalidOptionError
-from solvers.qubo import sample_rounds
-from solvers.warm import warm
-
-TRIAL_SWEEPS = 3
-"""Sweeps of the read that measures how many fit into a time limit."""
-
-
-SHARE = 0.25
-"""Share of the time left that one round may take, so that the budgets' prices see several rounds."""
+from formulations.bqm import EncodedBqm
+from solvers.base import Search
+from solvers.qubo import QuboSolver, SampleRound, paced
 
 
 @dataclass(frozen=True)
-class SimulatedAnnealing(Solver):
+class SimulatedAnnealing(QuboSolver):
     """Simulated annealing on the QUBO; samples are decoded, repaired and polished.
 
     Attributes:
         num_reads: samples a round.
         num_sweeps: sweeps over all bits for each sample.
-        rounds: samplings, each with better prices of the budgets.
-        encoding: of `formulations.to_bqm`.
 
     >>> from solvers import solve
     >>> from formulations.instances import layered_problem
@@ -44,23 +32,10 @@ class SimulatedAnnealing(Solver):
 
     name: ClassVar[str] = "sa"
     summary: ClassVar[str] = "simulated annealing on the QUBO (dwave-samplers); decoded, repaired, polished"
-    native_constraints: ClassVar[bool] = False
-    requires: ClassVar[tuple[str, ...]] = ("dimod", "dwave.samplers")
+    least: ClassVar[dict[str, int]] = {"rounds": 1, "num_reads": 1, "num_sweeps": 1}
+    trial_sweeps: ClassVar[int] = 3  # of the read that measures how many fit into a time limit
     num_reads: int = 10
     num_sweeps: int = 300
-    rounds: int = 12
-    encoding: str = "domain-wall"
-
-    def __post_init__(self) -> None:
-        for option in ("num_reads", "num_sweeps", "rounds"):
-            if getattr(self, option) < 1:
-                raise InvalidOptionError(
-                    f"option {option!r} of {self.name!r} must be at least 1, found {getattr(self, option)}"
-                )
-        if self.encoding not in ENCODINGS:
-            raise InvalidOptionError(
-                f"option 'encoding' of {self.name!r} knows {', '.join(ENCODINGS)}, found {self.encoding!r}"
-            )
 
     def sampler(self) -> Any:
         """The dwave sampler that is called."""
@@ -68,41 +43,24 @@ class SimulatedAnnealing(Solver):
 
         return SimulatedAnnealingSampler()
 
-    def prepare(self) -> None:
-        """Compile the loops."""
-        warm()
-
-    def run(self, problem: Problem, search: Search) -> None:
-        """Sample, decode, repair, polish, round by round."""
+    def sampling(self, search: Search) -> SampleRound:
+        """Anneal from ``beta_range``."""
         sampler = self.sampler()
 
-        def call(encoded: EncodedBqm, num_reads: int, num_sweeps: int) -> Any:
-            return sampler.sample(
-                encoded.bqm,
-                num_reads=num_reads,
-                num_sweeps=num_sweeps,
-                beta_range=beta_range(encoded),
-                seed=int(search.rng.integers(2**31)),
-                interrupt_function=search.expired,
-            )
+        def sample(encoded: EncodedBqm, seconds: float) -> Any:
+            def call(reads: int, sweeps: int) -> Any:
+                return sampler.sample(
+                    encoded.bqm,
+                    num_reads=reads,
+                    num_sweeps=sweeps,
+                    beta_range=beta_range(encoded),
+                    seed=int(search.rng.integers(2**31)),
+                    interrupt_function=search.expired,  # looked at between two reads only
+                )
 
-        def sample(encoded: EncodedBqm) -> Any:
-            num_reads, num_sweeps = self.num_reads, self.num_sweeps
-            if np.isfinite(search.remaining()):  # the sampler looks at the clock only between two reads
-                begun = search.elapsed()
-                trial = call(encoded, 1, TRIAL_SWEEPS)
-                trial_wall_s = search.elapsed() - begun
-                if search.remaining() < trial_wall_s:  # no time to convert the model once more
-                    return trial
-                timing = trial.info.get("timing")  # without the conversion of the model, where the sampler tells
-                trial_s = 1e-9 * timing["sampling_ns"] if timing else trial_wall_s
-                sweep_s = trial_s / TRIAL_SWEEPS
-                affordable = SHARE * search.remaining() / sweep_s
-                num_sweeps = max(1, min(num_sweeps, int(affordable)))
-                num_reads = max(1, min(num_reads, int(affordable / num_sweeps)))
-            return call(encoded, num_reads, num_sweeps)
+            return paced(call, self.num_reads, self.num_sweeps, seconds, search, self.trial_sweeps)
 
-        sample_rounds(problem, search, sample, self.rounds, self.encoding)
+        return sample
 
 
 def beta_range(encoded: EncodedBqm) -> tuple[float, float]:
@@ -113,7 +71,7 @@ def beta_range(encoded: EncodedBqm) -> tuple[float, float]:
     """
     starts = encoded.group_offsets[:-1]
     differences = encoded.cost - np.repeat(np.minimum.reduceat(encoded.cost, starts), np.diff(encoded.group_offsets))
-    largest = max(float(encoded.penalty.max()), float(differences.max()))
+    largest = max(float(encoded.penalty.max()), float(differences.max())) or 1.0
     felt = differences[differences > 1e-9 * largest]
     smallest = float(np.quantile(felt, 0.05)) if len(felt) else largest
     return np.log(2.0) / largest, 3.0 / max(smallest, 1e-6 * largest)

@@ -11,14 +11,16 @@ from typing import Any, ClassVar
 
 import dimod
 import numpy as np
+from numpy.typing import NDArray
 
 from formulations import Problem
-from formulations.bqm import EncodedBqm
+from formulations.bqm import ENCODINGS, EncodedBqm
 from formulations.cqm import to_cqm
 from solvers.base import Search, Solver
 from solvers.errors import InvalidOptionError
 from solvers.moves import to_arrays
-from solvers.qubo import Improver, sample_rounds
+from solvers.qubo import refuse_too_many, require_known, sample_rounds
+from solvers.samples import Improver
 from solvers.warm import warm
 
 READS = 20
@@ -107,13 +109,24 @@ class BqmSamplerSolver(SamplerSolver):
     rounds: int = 10
     encoding: str = "domain-wall"
 
+    def __post_init__(self) -> None:
+        SamplerSolver.__post_init__(self)
+        if self.rounds < 1:
+            raise InvalidOptionError(f"option 'rounds' of {self.name!r} must be at least 1, found {self.rounds}")
+        require_known(self.name, "encoding", self.encoding, ENCODINGS)
+
+    def refuse(self, problem: Problem) -> str:
+        """A factor that makes too many couplings when it is expanded."""
+        return refuse_too_many(self.name, problem)
+
     def run(self, problem: Problem, search: Search) -> None:
         """Sample, decode, repair, polish, round by round."""
 
-        def sample(encoded: EncodedBqm) -> Any:
+        def sample(encoded: EncodedBqm, _: float) -> Any:
             return self.sampler.sample(encoded.bqm, **self.arguments(search))
 
-        sample_rounds(problem, search, sample, self.rounds, self.encoding)
+        # a call may be charged for, or take as long as it likes: none is made just to see how long it takes
+        sample_rounds(problem, search, sample, self.rounds, self.encoding, trial=False)
 
 
 @dataclass(frozen=True)
@@ -124,14 +137,22 @@ class CqmSamplerSolver(SamplerSolver):
         """Sample once, repair, polish."""
         improver = Improver(problem, search, to_arrays(problem))
         with search.phase("build_s"):
-            encoded = to_cqm(problem)
+            cqm = to_cqm(problem).cqm
         with search.phase("solve_s"):
-            found = self.sampler.sample_cqm(encoded.cqm, **self.arguments(search))
+            found = self.sampler.sample_cqm(cqm, **self.arguments(search))
             columns = [found.variables.index(v) for v in range(problem.num_options)]
-            states = found.record.sample[np.argsort(found.record.energy, kind="stable")][:, columns]
+            order = np.argsort(found.record.energy, kind="stable")
+            states = found.record.sample[np.ix_(np.repeat(order, found.record.num_occurrences[order]), columns)]
         with search.phase("decode_s"):
-            one = np.add.reduceat(states.astype(np.int64), problem.group_offsets[:-1], axis=1) == 1
-            choices = [encoded.decode(state) for state in states[one.all(axis=1)]]
-            if choices:
-                improver.take(np.stack(choices))
+            if len(states):
+                improver.take(*_read(problem, states))
         search.details |= improver.quality.details(search)
+
+
+def _read(problem: Problem, states: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Choices ``(n, G)`` and which states were valid; in a group that is not, the first option on, or the first."""
+    starts, flat = problem.group_offsets[:-1], np.arange(problem.num_options)
+    on = states > 0.5
+    first = np.minimum.reduceat(np.where(on, flat, flat + len(flat)), starts, axis=1) % len(flat)
+    valid = (np.add.reduceat(on.astype(np.int64), starts, axis=1) == 1).all(axis=1)
+    return first - starts, valid

@@ -18,9 +18,10 @@ class PathIntegral(SimulatedAnnealing):
 
     name: ClassVar[str] = "sqa"
     summary: ClassVar[str] = "simulated quantum annealing on the QUBO (path integral, dwave-samplers)"
+    trial_sweeps: ClassVar[int] = 1
+    rounds: int = 8
     num_reads: int = 2  # a sweep costs about ten of plain annealing
     num_sweeps: int = 100
-    rounds: int = 8
 
     def sampler(self) -> Any:
         """The dwave sampler that is called."""

@@ -9,23 +9,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from formulations import Problem
 from formulations.bqm import EncodedBqm
-from solvers.base import Search, Solver
-from solvers.errors import InvalidOptionError
-from solvers.qubo import sample_rounds
-from solvers.warm import warm
+from solvers.base import Search
+from solvers.qubo import QuboSolver, SampleRound
 
 
 @dataclass(frozen=True)
-class Tabu(Solver):
+class Tabu(QuboSolver):
     """Multi-start tabu search on the QUBO.
 
     Attributes:
         num_reads: samples a round.
         num_restarts: restarts of each read.
-        rounds: samplings, each with better prices of the budgets.
-        encoding: of `formulations.to_bqm`.
 
     >>> from solvers import solve
     >>> from formulations.instances import layered_problem
@@ -35,36 +30,25 @@ class Tabu(Solver):
 
     name: ClassVar[str] = "tabu"
     summary: ClassVar[str] = "tabu search on the QUBO (dwave-samplers); decoded, repaired, polished"
-    native_constraints: ClassVar[bool] = False
-    requires: ClassVar[tuple[str, ...]] = ("dimod", "dwave.samplers")
+    least: ClassVar[dict[str, int]] = {"rounds": 1, "num_reads": 1, "num_restarts": 0}
+    rounds: int = 8
     num_reads: int = 2
     num_restarts: int = 2
-    rounds: int = 8
-    encoding: str = "domain-wall"
 
-    def __post_init__(self) -> None:
-        for option, least in (("num_reads", 1), ("num_restarts", 0), ("rounds", 1)):
-            if (found := getattr(self, option)) < least:
-                raise InvalidOptionError(f"option {option!r} of 'tabu' must be at least {least}, found {found}")
-
-    def prepare(self) -> None:
-        """Compile the loops."""
-        warm()
-
-    def run(self, problem: Problem, search: Search) -> None:
-        """Sample, decode, repair, polish, round by round."""
+    def sampling(self, search: Search) -> SampleRound:
+        """Reads with a number of restarts, or as long as there is time."""
         from dwave.samplers import TabuSampler
 
         sampler = TabuSampler()
 
-        def sample(encoded: EncodedBqm) -> Any:
-            left = search.remaining() / self.num_reads
+        def sample(encoded: EncodedBqm, seconds: float) -> Any:
+            reads = 1 if seconds == 0 else self.num_reads
             return sampler.sample(
                 encoded.bqm,
-                num_reads=self.num_reads,
-                num_restarts=self.num_restarts,
-                timeout=int(1000 * left) + 1 if np.isfinite(left) else None,  # milliseconds a read
+                num_reads=reads,
+                num_restarts=0 if seconds == 0 else self.num_restarts,
+                timeout=1 + int(1000 * seconds / reads) if np.isfinite(seconds) else None,  # milliseconds a read
                 seed=int(search.rng.integers(2**31)),
             )
 
-        sample_rounds(problem, search, sample, self.rounds, self.encoding)
+        return sample

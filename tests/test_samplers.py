@@ -1,15 +1,19 @@
 """dimod samplers as solvers, and simulated annealing on the QUBO."""
 
 from functools import partial
+from typing import ClassVar
 
 import dimod
 import dwave.samplers
 import numpy as np
 import pytest
+import scipy.sparse
 
+from formulations.bqm import ENCODINGS
 from formulations.instances import layered_problem, small_problem
-from solvers import InvalidOptionError, Status, StopReason, run
+from solvers import InvalidOptionError, Status, StopReason, UnsupportedProblemError, run
 from solvers.anneal import Anneal
+from solvers.bifurcation import bifurcate
 from solvers.repair import repair
 from solvers.sa import beta_range
 from solvers.samplers import from_sampler
@@ -27,18 +31,65 @@ def best(problem):
     return solve(problem, Anneal(), seed=0).objective
 
 
-@pytest.mark.parametrize("encoding", ["one-hot", "domain-wall"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
 def test_sa_reaches_the_best_known_after_polish(problem, best, encoding):
     solution = solve(problem, "sa", seed=1, encoding=encoding)
     assert solution.status is Status.FEASIBLE
     assert solution.objective <= 1.03 * best
 
 
-@pytest.mark.parametrize("name", ["sqa", "tabu"])
-def test_other_samplers_by_name_come_near_the_best_known(problem, best, name):
-    solution = solve(problem, name, seed=1)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("sqa", {}),
+        ("tabu", {}),
+        ("steepest-descent", {}),
+        ("bifurcation", {}),
+        ("bifurcation", {"dynamics": "ballistic"}),
+        ("openjij", {"rounds": 4}),
+        ("openjij", {"algorithm": "sqa", "rounds": 4}),
+    ],
+)
+def test_other_samplers_by_name_come_near_the_best_known(problem, best, name, options):
+    if name == "openjij":
+        pytest.importorskip("openjij")
+    solution = solve(problem, name, seed=1, **options)
     assert solution.objective <= 1.05 * best
-    assert solution.choice.tolist() == solve(problem, name, seed=1).choice.tolist()
+    again = solve(problem, name, seed=1, **options)
+    assert solution.choice.tolist() == again.choice.tolist()
+    assert solution.details == again.details
+
+
+def test_openjij_reads_differ_though_it_gives_all_reads_of_a_call_one_seed(problem):
+    pytest.importorskip("openjij")
+    details = solve(problem, "openjij", seed=1, rounds=1, num_reads=4, num_sweeps=2).details
+    assert details["samples"] == details["distinct"] == 4
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+def test_bifurcation_finds_the_ground_state_of_a_small_spin_glass(discrete):
+    rng = np.random.default_rng(3)
+    half = np.triu(rng.normal(size=(12, 12)), 1)
+    biases = 0.3 * rng.normal(size=12)
+    start = rng.uniform(-0.1, 0.1, size=(2, 12, 50))
+    spins = np.sign(bifurcate(biases, half + half.T, start, 500, discrete=discrete))
+    every = 1.0 - 2.0 * ((np.arange(2**12)[:, None] >> np.arange(12)) & 1)
+
+    def energies(states):
+        return states @ biases + ((states @ half) * states).sum(axis=1)
+
+    assert energies(spins.T).min() == pytest.approx(energies(every).min())
+
+
+def test_bifurcation_takes_sparse_couplings_as_dense_ones():
+    rng = np.random.default_rng(4)
+    half = np.triu(rng.normal(size=(9, 9)) * (rng.random((9, 9)) < 0.4), 1)
+    start = rng.uniform(-0.1, 0.1, size=(2, 9, 3))
+    dense, sparse = (
+        bifurcate(np.ones(9), form(half + half.T), start, 60, discrete=True)
+        for form in (np.array, scipy.sparse.csr_array)
+    )
+    assert np.sign(dense).tolist() == np.sign(sparse).tolist()
 
 
 def test_each_step_is_reported_and_never_worse_than_the_one_before(problem):
@@ -48,7 +99,11 @@ def test_each_step_is_reported_and_never_worse_than_the_one_before(problem):
     assert details["samples"] == 60
     assert 0 < details["share_feasible_decoded"] <= 1
     assert details["share_feasible_raw"] <= details["share_valid"] <= 1
+    assert details["distinct"] <= details["samples"]
+    assert details["num_repaired"] + details["repair_failed"] == details["distinct"]
+    assert 1 <= details["num_polished"] <= 3 * 6
     assert set(details["prices"]) == {"bytes"}
+    assert 0 < details["strength"]["least"] <= details["strength"]["most"] <= 1
 
 
 def test_sa_is_feasible_whenever_repair_can_be():
@@ -68,6 +123,57 @@ def test_same_seed_same_answer(problem):
 def test_sa_stops_at_the_time_limit():
     solution = solve(layered_problem(150), "sa", seed=0, time_limit=0.5, num_sweeps=100_000)
     assert solution.stop_reason is StopReason.TIME_LIMIT
+
+
+@pytest.mark.parametrize("name", ["sa", "sqa", "tabu", "steepest-descent", "bifurcation"])
+def test_a_model_that_takes_too_long_to_build_is_not_begun(name, monkeypatch):
+    def forbidden(problem):
+        raise AssertionError("the whole model was built")
+
+    problem = layered_problem(300, seed=3)
+    monkeypatch.setattr("solvers.qubo.pair_couplings", forbidden)
+    monkeypatch.setattr("solvers.qubo.CAUTION", 1e6)
+    solution = solve(problem, name, seed=0, time_limit=1.0)
+    assert solution.stop_reason is StopReason.TIME_LIMIT
+    assert solution.feasible
+    assert solution.details["samples"] == solution.details["rounds"] == 0
+    assert solution.details["objective_raw"] is solution.details["objective_polished"] is None
+    assert "s are left" in solution.details["not_sampled"]
+
+
+def test_a_qubo_that_would_be_too_large_is_refused():
+    with pytest.raises(UnsupportedProblemError, match=r"25,916,400 couplings, 20,000,000 at most; use 'auto'"):
+        solve(layered_problem(1200), "sa")
+    with pytest.raises(UnsupportedProblemError, match="SteepestDescentSampler"):
+        solve(layered_problem(1200), dwave.samplers.SteepestDescentSampler())
+
+
+def test_every_sample_is_counted_as_often_as_it_occurred(problem):
+    class Twice(dimod.Sampler):
+        parameters: ClassVar = {"num_reads": []}
+        properties: ClassVar = {}
+
+        def sample(self, bqm, **_):
+            found = dwave.samplers.SteepestDescentSampler().sample(bqm, num_reads=3, seed=1)
+            found.record.num_occurrences[:] = 2
+            return found
+
+    assert solve(problem, Twice(), rounds=2).details["samples"] == 12
+
+
+def test_invalid_samples_of_a_cqm_sampler_are_counted_as_invalid():
+    class Nothing:
+        parameters: ClassVar = {}
+
+        def sample_cqm(self, cqm, **_):
+            states = [dict.fromkeys(cqm.variables, 0), dict.fromkeys(cqm.variables, 1)]
+            return dimod.SampleSet.from_samples(states, "BINARY", [0.0, 1.0])
+
+    problem = layered_problem(4, bits=(2, 4, 8), seed=1)
+    solution = solve(problem, Nothing(), seed=0)
+    assert solution.feasible  # repaired and polished
+    assert (solution.details["samples"], solution.details["share_valid"]) == (2, 0.0)
+    assert solution.details["objective_raw"] is None
 
 
 def test_beta_range_rises():
@@ -111,7 +217,22 @@ def test_parameters_that_the_sampler_lacks_are_refused(problem):
         solve(problem, dwave.samplers.TabuSampler(), parameters={"chain_strength": 2})
 
 
-@pytest.mark.parametrize(("option", "value"), [("rounds", 0), ("num_reads", 0), ("encoding", "unary")])
-def test_impossible_options_are_refused(problem, option, value):
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("sa", "rounds", 0),
+        ("sa", "num_reads", 0),
+        ("sa", "encoding", "unary"),
+        ("tabu", "num_restarts", -1),
+        ("tabu", "encoding", "unary"),
+        ("steepest-descent", "num_reads", 0),
+        ("bifurcation", "num_steps", 0),
+        ("bifurcation", "dynamics", "thermal"),
+        ("openjij", "algorithm", "gpu"),
+        (dwave.samplers.SteepestDescentSampler(), "rounds", 0),
+        (dwave.samplers.SteepestDescentSampler(), "encoding", "unary"),
+    ],
+)
+def test_impossible_options_are_refused(problem, name, option, value):
     with pytest.raises(InvalidOptionError, match=option):
-        solve(problem, "sa", **{option: value})
+        solve(problem, name, **{option: value})

@@ -15,7 +15,7 @@ from formulations.quadratic import Quadratic
 
 __all__ = ["ENCODINGS", "Code", "Encoding"]
 
-Encoding = Callable[[Quadratic, Problem, Floats, Couplings, float, float], tuple[Quadratic, Code, Floats]]
+Encoding = Callable[[Quadratic, Problem, Floats, Couplings, float | Floats, float], tuple[Quadratic, Code, Floats]]
 """``(form, problem, cost, pairs, strength, worth) -> (form in bits, code, penalty (G,))``; see `one_hot.encode`."""
 
 ENCODINGS: Mapping[str, Encoding] = MappingProxyType(

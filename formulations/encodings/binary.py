@@ -54,7 +54,7 @@ Flags = NDArray[np.bool_]
 
 
 def encode(
-    form: Quadratic, problem: Problem, cost: Floats, pairs: Couplings, strength: float, worth: float
+    form: Quadratic, problem: Problem, cost: Floats, pairs: Couplings, strength: float | Floats, worth: float
 ) -> tuple[Quadratic, Code, Floats]:
     """The form in bits, the code, and the largest penalty of every group; arguments as `one_hot.encode`.
 
@@ -71,7 +71,8 @@ def encode(
     forbidden = _forbidden(problem, letters)
     needed, wanted = _needed(full, letters, forbidden)
     tie, forbid = _sufficient(problem, letters, order, matrix, cost, pairs, wanted, forbidden)
-    tie, forbid = strength * tie + worth, strength * forbid + worth
+    each = np.broadcast_to(strength, problem.num_groups)
+    tie, forbid = each[letters.group] * tie + worth, each * forbid + worth
     group, prefix, bit = forbidden
     held = [_rosenberg(letters, needed, tie), (prefix, bit, forbid[group])]
     folded = np.flatnonzero(wanted & ~needed)

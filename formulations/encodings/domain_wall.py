@@ -22,7 +22,7 @@ from formulations.quadratic import Quadratic
 
 
 def encode(
-    form: Quadratic, problem: Problem, cost: Floats, pairs: Couplings, strength: float, worth: float
+    form: Quadratic, problem: Problem, cost: Floats, pairs: Couplings, strength: float | Floats, worth: float
 ) -> tuple[Quadratic, Code, Floats]:
     """The form in bits, the code, and the penalty of every group; arguments as `one_hot.encode`."""
     penalty = strength * sufficient(problem, cost, pairs) + worth

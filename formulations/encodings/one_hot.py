@@ -24,7 +24,7 @@ from formulations.quadratic import Quadratic
 
 
 def encode(
-    form: Quadratic, problem: Problem, cost: Floats, pairs: Couplings, strength: float, worth: float
+    form: Quadratic, problem: Problem, cost: Floats, pairs: Couplings, strength: float | Floats, worth: float
 ) -> tuple[Quadratic, Code, Floats]:
     """The form in bits, the code, and the penalty of every group.
 
@@ -33,7 +33,7 @@ def encode(
         problem: whose groups.
         cost: ``(V,)``, 0 for the cheapest option of every group.
         pairs: the problem's pair terms.
-        strength: penalties relative to what is sufficient for ``cost`` and ``pairs``.
+        strength: penalties relative to what is sufficient for ``cost`` and ``pairs``; one, or ``(G,)``.
         worth: what is added to every penalty, for the budgets' sake.
     """
     penalty = strength * sufficient(problem, cost, pairs) + worth

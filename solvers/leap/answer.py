@@ -10,7 +10,7 @@ from formulations import Problem
 from solvers.base import Search
 from solvers.leap.forms import Samples
 from solvers.moves import Floats, judge_all, to_arrays
-from solvers.qubo import Improver
+from solvers.samples import Improver
 
 HISTOGRAM_BINS = 20
 
