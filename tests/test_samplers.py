@@ -144,7 +144,7 @@ def test_a_model_that_takes_too_long_to_build_is_not_begun(name, monkeypatch):
 def test_a_qubo_that_would_be_too_large_is_refused():
     with pytest.raises(UnsupportedProblemError, match=r"25,916,400 couplings, 20,000,000 at most; use 'auto'"):
         solve(layered_problem(1200), "sa")
-    with pytest.raises(UnsupportedProblemError, match="SteepestDescentSampler"):
+    with pytest.raises(UnsupportedProblemError, match="SteepestDescentSolver"):
         solve(layered_problem(1200), dwave.samplers.SteepestDescentSampler())
 
 
