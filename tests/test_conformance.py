@@ -17,7 +17,11 @@ from solvers.registry import configured
 from solvers.run import as_solver
 from solvers.testing import ConformanceError, check_solver, checks, checks_for, optimum, problems
 
-EFFORT = {"ga": {"population": 40, "generations": 40}}  # small problems need no more, and pymoo takes its time
+EFFORT = {  # small problems need no more, and these take their time
+    "ga": {"population": 40, "generations": 40},
+    "bifurcation": {"num_steps": 100, "rounds": 4},
+    "openjij": {"num_sweeps": 50, "num_reads": 2, "rounds": 4},
+}
 HERE = [info.name for info in available() if info.available and not info.needs_network]
 
 
