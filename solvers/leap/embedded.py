@@ -11,7 +11,6 @@ import numpy as np
 from dwave.cloud.coders import decode_qp_numpy, encode_problem_as_qp
 
 from formulations import Problem
-from formulations.coefficients import coefficient_report
 from solvers.bounds import dual_bound
 from solvers.leap.connection import Connection
 from solvers.leap.device import Device
@@ -137,5 +136,4 @@ def access_time(
         charge_s=calls * seconds,
         quota_s=calls * seconds / rate if rate else None,
         refusal=f"solver {remote.name!r} cannot take it: " + "; ".join(why) if why else "",
-        coefficients=coefficient_report(form.encoded),
     )

@@ -8,7 +8,7 @@ the same embedding and decoding without a network, by steepest descent instead o
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -78,12 +78,14 @@ class QuantumProcessor(LeapBqm):
 
     def stated(self, problem: Problem, connection: "Connection", time_limit: float | None) -> tuple["Form", "Estimate"]:
         """The embedded form, and the time that the processor would need for it."""
+        from formulations.coefficients import coefficient_report
         from solvers.leap.embedded import EmbeddedForm, access_time
 
         remote = connection.solver(EmbeddedForm.problem_type, self.remote)
         form = EmbeddedForm.first(problem, remote, self.option_values)
         parameters = self.parameters(self.option_values, None)
-        return form, access_time(form.sizes()["qubits"], remote, parameters, time_limit)
+        guess = access_time(form.sizes()["qubits"], remote, parameters, time_limit)
+        return form, replace(guess, coefficients=coefficient_report(form.encoded))
 
     def device(self) -> "Device":
         """The graph of the processor that would be taken."""
