@@ -19,6 +19,7 @@ from solvers.dp import DynamicProgram
 from solvers.lagrangian import Lagrangian
 from solvers.milp import Milp
 from solvers.miqp import Miqp
+from solvers.warm import warm_bounds
 
 ENUMERABLE = 1e6
 """Up to so many choices all are looked at (some 20 ms)."""
@@ -49,6 +50,10 @@ class Auto(Solver):
 
     name: ClassVar[str] = "auto"
     summary: ClassVar[str] = "picks by structure and size, returns the best choice and bound of all it ran"
+
+    def prepare(self) -> None:
+        """Compile the loops."""
+        warm_bounds()
 
     def run(self, problem: Problem, search: Search) -> None:
         """Run the plan until something proves the answer or time is up."""

@@ -50,7 +50,7 @@ def raise_dual_bound(problem: Problem, search: Search, share: float) -> DualBoun
         bound = dual_bound(problem, time_limit=share * search.remaining())
     search.raise_bound(bound.value)
     search.raise_option_bounds(bound.value + bound.reduced)
-    search.details["prices"] = bound.prices
+    search.details["prices"] = {name: search.unscaled(price) for name, price in bound.prices.items()}
     if bound.value > largest_objective(problem):
         search.close()
     return bound

@@ -28,6 +28,7 @@ from solvers.errors import InvalidOptionError
 from solvers.lagrangian import begin, certify
 from solvers.local_search import polish
 from solvers.moves import Floats, Integers, to_arrays
+from solvers.warm import warm_bounds
 
 OBJECTIVE_BITS, USE_BITS = 50, 45
 """The largest objective, and use, of any choice in CP-SAT's whole numbers; doubles hold both exactly."""
@@ -77,6 +78,10 @@ class CpSat(Solver):
             f"solver 'cp-sat' linearises up to {MAX_PRODUCTS:,} products of options, this problem has {count:,}; "
             "use 'auto', 'lagrangian' or 'anneal'"
         )
+
+    def prepare(self) -> None:
+        """Compile the loops."""
+        warm_bounds()
 
     def run(self, problem: Problem, search: Search) -> None:
         """Bound and incumbent, then CP-SAT over what they leave open."""

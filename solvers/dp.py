@@ -8,6 +8,7 @@ from solvers.base import Search, Solver
 from solvers.bounds import raise_dual_bound
 from solvers.pareto import prove
 from solvers.repair import repair
+from solvers.warm import warm_bounds
 
 MAX_STATES = 2_000_000
 """The longest Pareto list that is kept (with one budget that takes some 100 MB)."""
@@ -31,6 +32,10 @@ class DynamicProgram(Solver):
     summary: ClassVar[str] = "dynamic programming over Pareto lists; problems without pair terms"
     exact: ClassVar[bool] = True
     native_pairs: ClassVar[bool] = False
+
+    def prepare(self) -> None:
+        """Compile the loops."""
+        warm_bounds()
 
     def run(self, problem: Problem, search: Search) -> None:
         """Bound, a repaired choice to prune with, then the lists."""

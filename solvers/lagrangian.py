@@ -20,6 +20,7 @@ from solvers.pareto import prove
 from solvers.part import search_part
 from solvers.repair import repair
 from solvers.semidefinite import least_seconds, semidefinite_bound
+from solvers.warm import warm_bounds
 
 MAX_STATES = 200_000
 """The longest Pareto list before the proof of a linear problem is given up (`dp` goes further)."""
@@ -53,6 +54,10 @@ class Lagrangian(Solver):
 
     name: ClassVar[str] = "lagrangian"
     summary: ClassVar[str] = "dual bound and budget prices, the dual's choice repaired and improved; any size"
+
+    def prepare(self) -> None:
+        """Compile the loops."""
+        warm_bounds()
 
     def run(self, problem: Problem, search: Search) -> None:
         """Bound, choice, and for linear problems the proof."""

@@ -26,6 +26,7 @@ from solvers.errors import InvalidOptionError
 from solvers.lagrangian import begin, certify
 from solvers.local_search import polish
 from solvers.moves import Integers
+from solvers.warm import warm_bounds
 
 BACKENDS = ("highs", "cbc")
 
@@ -75,6 +76,10 @@ class Milp(Solver):
             f"solver 'milp' linearises up to {MAX_PRODUCTS:,} products of options, this problem has {count:,}; "
             "use 'auto', 'lagrangian' or 'anneal'"
         )
+
+    def prepare(self) -> None:
+        """Compile the loops."""
+        warm_bounds()
 
     def run(self, problem: Problem, search: Search) -> None:
         """Bound and incumbent, then the integer program over what they leave open."""

@@ -23,6 +23,7 @@ from solvers.dual import DualBound
 from solvers.lagrangian import begin, certify
 from solvers.moves import Arrays, Floats, Integers, to_arrays
 from solvers.semidefinite import convexified, least_seconds
+from solvers.warm import warm_bounds
 
 MAX_PRODUCTS = 200_000
 """The most entries of sparse blocks that are taken."""
@@ -64,6 +65,10 @@ class Miqp(Solver):
             f"solver 'miqp' takes up to {MAX_PRODUCTS:,} sparse pair terms, this problem has "
             f"{problem.pairs.num_sparse:,}; use 'auto', 'lagrangian' or 'anneal'"
         )
+
+    def prepare(self) -> None:
+        """Compile the loops."""
+        warm_bounds()
 
     def run(self, problem: Problem, search: Search) -> None:
         """Bound and incumbent, then SCIP over what they leave open."""

@@ -123,3 +123,10 @@ def test_core_leaves_out_only_options_that_cannot_improve_the_incumbent():
     core = Core.of(problem, bound, best.objective - bound.value + 1e-9)
     kept = set(core.options.tolist()) | set(core.base.tolist())
     assert set(problem.flat(best.choice).tolist()) <= kept
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_prices_are_in_the_problems_own_unit(scale):
+    problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
+    prices = solve(problem.scaled(scale), "lagrangian", presolve=False).details["prices"]
+    assert prices["bytes"] == pytest.approx(0.25 * scale)
