@@ -31,13 +31,16 @@ def best_choice(network: FilterNetwork, gamma: float) -> FilterChoice:
         network: the tables.
         gamma: what removing all stored bits is worth, ≥ 0.
 
+    Raises:
+        InvalidProblemError: ``gamma`` is negative or not finite.
+
     >>> from formulations.filters import FilterLayer
     >>> layer = FilterLayer(name="conv", scores=[3, 1, 2], weights_per_filter=8, bit_score=0.5)
     >>> choice = best_choice(FilterNetwork(layers=(layer,)), gamma=20.0)
     >>> choice.pruned[0].tolist(), choice.bits.tolist()
     ([False, True, False], [6])
     """
-    worth = gamma / network.full_bits
+    worth = network.worth(gamma)
     pruned, bits = [], np.zeros(len(network.layers), dtype=np.int64)
     removable = np.arange(network.high_bits - network.low_bits + 1)
     for one in network.sets:
@@ -78,7 +81,7 @@ def fit_size(network: FilterNetwork, size_bytes: float) -> tuple[float, FilterCh
         pruned=tuple(_smallest(one, len(one.scores) - 1) for one in network.sets),
         bits=np.full(len(network.layers), network.low_bits),
     )
-    if (least := network.evaluate(smallest).size_bytes) > size_bytes:
+    if not (least := network.evaluate(smallest).size_bytes) <= size_bytes:  # so that NaN is refused too
         raise InfeasibleBudgetError(
             f"no choice takes at most {size_bytes:,.6g} bytes: one filter a set at {network.low_bits} bits, and what "
             f"is fixed, take {least:,}"

@@ -99,7 +99,7 @@ def filter_problem(network: FilterNetwork, gamma: float) -> FilterProblem:
     >>> stated.decode([1, 0, 4]).bits.tolist()
     [4]
     """
-    worth, count = _worth(network, gamma), network.num_prunable
+    worth, count = network.worth(gamma), network.num_prunable
     removed = np.arange(network.high_bits - network.low_bits + 1)
     prune = 2 * np.arange(count) + 1  # flat option of every "prune"
     cost, factor = [np.zeros(2 * count)], np.zeros((2 * count + len(removed) * len(network.layers), len(network.sets)))
@@ -152,7 +152,7 @@ def filter_bqm(network: FilterNetwork, gamma: float) -> FilterBqm:
     """
     import dimod
 
-    worth, weights, count = _worth(network, gamma), code_weights(network.high_bits - network.low_bits), 0
+    worth, weights, count = network.worth(gamma), code_weights(network.high_bits - network.low_bits), 0
     pairs = sum(len(one.prunable) * (len(one.prunable) - 1) // 2 for one in network.sets)
     if pairs > MAX_PAIRS:
         raise EncodingError(
@@ -188,13 +188,6 @@ def code_weights(most: int) -> Integers:
     """
     powers = [1 << k for k in range(most.bit_length() - 1)]
     return np.array([*powers, most - sum(powers)] if most else [], dtype=np.int64)
-
-
-def _worth(network: FilterNetwork, gamma: float) -> float:
-    """γ for each stored bit."""
-    if not (np.isfinite(gamma) and gamma >= 0):
-        raise InvalidProblemError(f"gamma must be a finite number, not negative, found {gamma!r}")
-    return gamma / network.full_bits
 
 
 def _filter_bits(network: FilterNetwork, layers: tuple[int, ...]) -> int:

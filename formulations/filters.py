@@ -184,6 +184,16 @@ class FilterNetwork:
         """Filters (of sets, not of layers) that may be pruned."""
         return sum(len(one.scores) - 1 for one in self.sets)
 
+    def worth(self, gamma: float) -> float:
+        """γ for each stored bit.
+
+        Raises:
+            InvalidProblemError: ``gamma`` is negative or not finite.
+        """
+        if not (np.isfinite(gamma) and gamma >= 0):
+            raise InvalidProblemError(f"gamma must be a finite number, not negative, found {gamma!r}")
+        return gamma / self.full_bits
+
     def evaluate(self, choice: FilterChoice, gamma: float = 0.0) -> FilterEvaluation:
         """Judge one choice.
 

@@ -243,8 +243,14 @@ def test_a_choice_that_is_none_is_refused(pruned: list[bool], bits: list[int], m
 
 def test_what_does_not_fit_a_form_is_refused() -> None:
     network = FilterNetwork(layers=(layer(),))
-    with pytest.raises(InvalidProblemError, match="gamma must be a finite number, not negative, found -1"):
-        filter_problem(network, -1)
+    for form in (filter_problem, filter_bqm, best_choice):
+        for gamma in (-1, np.nan, np.inf):
+            with pytest.raises(
+                InvalidProblemError, match=f"gamma must be a finite number, not negative, found {gamma}"
+            ):
+                form(network, gamma)
+    with pytest.raises(InfeasibleBudgetError, match="at most nan bytes"):
+        fit_size(network, np.nan)
     with pytest.raises(InvalidProblemError, match="prunes filter 0 of 'conv', whose score is the largest"):
         filter_problem(network, 1).encode(FilterChoice(pruned=([True, False, False],), bits=[4]))
     with pytest.raises(EncodingError, match=r"each of 5 variables, found shape \(2,\)"):
