@@ -2,8 +2,12 @@
 
     Problem ──solve(problem, "name")──▶ Solution(choice, objective, bound, gap, status, …)
 
-Back ends are imported when they are used. `solvers.testing.check_solver` is the suite every back end passes.
+Back ends, and what needs compiled code or another package, are imported when they are used.
+`solvers.testing.check_solver` is the suite every back end passes.
 """
+
+import importlib
+from typing import Any
 
 from solvers.base import Progress, Search, Solver, SolverInfo
 from solvers.errors import (
@@ -31,7 +35,29 @@ __all__ = [
     "TracePoint",
     "UnknownSolverError",
     "UnsupportedProblemError",
+    "MultiStart",
+    "Polish",
+    "Recording",
+    "Replay",
     "available",
+    "beam_search",
     "judge",
+    "pareto_front",
     "solve",
 ]
+
+_LATER = {
+    "MultiStart": "solvers.multi_start",
+    "Polish": "solvers.polished",
+    "Recording": "solvers.recording",
+    "Replay": "solvers.recording",
+    "beam_search": "solvers.beam",
+    "pareto_front": "solvers.nsga2",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what takes long to import when it is first asked for."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LATER[name]), name)

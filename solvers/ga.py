@@ -16,6 +16,9 @@ from solvers.warm import warm
 
 POLISH_PASSES = 5
 
+PATIENCE = 60
+"""Generations without a better choice after which the search ends."""
+
 
 @dataclass(frozen=True)
 class Genetic(Solver):
@@ -23,7 +26,7 @@ class Genetic(Solver):
 
     Attributes:
         population: choices alive at a time.
-        generations: rounds of mating.
+        generations: rounds of mating at most; the search ends earlier when they stop paying.
 
     >>> from solvers import solve
     >>> from formulations.instances import layered_problem
@@ -35,7 +38,7 @@ class Genetic(Solver):
     summary: ClassVar[str] = "genetic algorithm (pymoo) with repair and descent, polished at the end"
     requires: ClassVar[tuple[str, ...]] = ("pymoo",)
     population: int = 100
-    generations: int = 100
+    generations: int = 300
 
     def __post_init__(self) -> None:
         for option, least in (("population", 2), ("generations", 1)):
@@ -56,12 +59,13 @@ class Genetic(Solver):
             return  # repair tries harder to get within the budgets than mating would
         search.offer(first[0])
         algorithm = genetic.algorithm(space, first, search.rng)
+        idle = 0
         with search.phase("solve_s"):
             for generation in range(self.generations):
-                if search.expired() or not algorithm.has_next():
+                if idle == PATIENCE or search.expired() or not algorithm.has_next():
                     break
                 algorithm.next()
-                space.offer_best()
+                idle = 0 if space.offer_best() else idle + 1
                 search.details["generations"] = generation + 1
         if search.choice is not None:
             search.details["objective_before_polish"] = search.unscaled(search.objective or 0.0)

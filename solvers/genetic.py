@@ -42,10 +42,9 @@ class ChoiceSpace(PymooProblem):  # type: ignore[misc]
         if feasible[at] < self.best_value:
             self.best, self.best_value = choices[at].copy(), feasible[at]
 
-    def offer_best(self) -> None:
-        """Hand the best feasible choice so far to the search."""
-        if self.best is not None:
-            self.search.offer(self.best)
+    def offer_best(self) -> bool:
+        """Hand the best feasible choice so far to the search; whether it was better than what that knew."""
+        return self.best is not None and self.search.offer(self.best)
 
     def flat(self, choices: Integers) -> Integers:
         """Local option indices ``(n, G)`` as flat ones."""

@@ -12,6 +12,10 @@ from formulations import FileFormatError
 from formulations.instances import layered_problem, small_problem
 from solvers import (
     InvalidOptionError,
+    MultiStart,
+    Polish,
+    Recording,
+    Replay,
     Solver,
     Status,
     StopReason,
@@ -21,9 +25,6 @@ from solvers import (
 )
 from solvers.anneal import Anneal
 from solvers.compare import compare
-from solvers.multi_start import MultiStart
-from solvers.polished import Polish
-from solvers.recording import Recording, Replay
 from solvers.testing import check_solver
 
 QUICK = Anneal(sweeps=50, population=2, generations=1)
