@@ -191,7 +191,8 @@ def low_rank(
         whitened: closest for the inputs that the calibration data gives instead of for all alike. `measure` then
             keeps ``(in, in)`` second moments of each such layer (for a convolution of the unfolded input).
 
-    Ranks that save neither bytes nor macs in a layer are not offered there.
+    Ranks that save neither bytes nor macs in a layer are not offered there. ``low_rank(…).then(prune_quantize(…))``
+    prunes and quantizes the factors.
 
     Raises:
         OptionsError: an empty list or a value outside its range.

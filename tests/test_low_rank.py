@@ -268,6 +268,19 @@ def test_large_weights_reach_an_energy_without_a_whole_decomposition(monkeypatch
     assert rule.resolve(noise) == rule.resolve(linear(noise.rows))
 
 
+@pytest.mark.parametrize("whitened", [True, False])
+def test_what_a_large_weight_becomes_does_not_depend_on_what_else_was_asked(
+    whitened: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qcompress.transforms.decompose.LARGE", 300)
+    rows, moments = random_rows(320, 400), random_moments(400) if whitened else None
+    offered = low_rank(ranks=(4, 9, 30, 150), energies=(0.1, 0.5), kinds=("channels", "sliced"), whitened=whitened)
+    found = offered.for_weight(linear(rows, moments))[1:]
+    assert len(found) >= 5
+    for own in found:
+        assert torch.equal(own.transform.approximate(linear(rows, moments)), own.rows)
+
+
 def test_an_energy_keeps_a_rank_of_one_at_least() -> None:
     assert RankRule(by="energy", value=0.5).resolve(linear(torch.zeros(9, 9))) == LowRank(ranks=1)
 
@@ -498,6 +511,29 @@ def test_the_layers_compute_what_the_dense_layer_with_their_product_does_at_the_
     assert str(folded) == str(layer)
     exported = torch.export.export(Net(small).eval(), (x,)).module()
     torch.testing.assert_close(exported(x), found, rtol=1e-4, atol=1e-5)
+
+
+class Twice(nn.Module):
+    """One convolution on maps of two sizes, the second time without a batch dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(4, 4, (3, 2), stride=(1, 2), padding=(1, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.layer(input=one) for one in self.layer(x)]).flatten(1)
+
+
+@pytest.mark.parametrize("form", KINDS)
+def test_macs_are_counted_over_calls_on_maps_of_several_sizes(form: str) -> None:
+    model, x = Twice(), torch.randn(3, 4, 6, 9)
+    (part,) = survey(model, [x]).parts
+    transform = LowRank(ranks=(2, 3) if form == "tucker" else 2, form=form, slices=2 if form == "sliced" else 1)
+    weight = Weight(part.weight(model), part.target)
+    replace_(model, model.layer, factored(model.layer, transform.factors(transform.encode(weight), part.target)))
+    with FlopCounterMode(display=False) as counter:
+        model(x)
+    assert counter.get_total_flops() == pytest.approx(2 * len(x) * transform.macs(part.target))
 
 
 NAMES = {

@@ -35,9 +35,11 @@ def second_moments(
 
         def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = part.name) -> None:
             for rows in input_rows(module, (args[0] if args else kwargs["input"]).detach()):
-                product = rows.T @ rows
-                sums[name] = sums.get(name, 0) + product.double()
-                counts[name] = counts.get(name, 0) + len(rows)
+                if name not in sums:
+                    sums[name] = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
+                    counts[name] = 0
+                sums[name] += rows.T @ rows
+                counts[name] += len(rows)
 
         module = model.get_submodule(part.modules[0])
         hooks.append(module.register_forward_pre_hook(add, with_kwargs=True))

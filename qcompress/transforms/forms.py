@@ -232,7 +232,8 @@ def refitted(factors: Factors, form: Form, weight: Weight, *, whitened: bool) ->
     *_, last = factors
     unit = torch.eye(factors[last].shape[1], dtype=torch.float64)
     seen = form.product(factors | {last: unit}, kernel_of(weight.target))
-    through = damped(moments_of(weight)) @ seen.T if whitened else seen.T
+    moments = weight.once("damped", lambda: damped(moments_of(weight))) if whitened else None
+    through = seen.T if moments is None else moments @ seen.T
     inverse = torch.linalg.pinv(seen @ through, hermitian=True)
     return factors | {last: weight.exact() @ through @ inverse}
 

@@ -31,14 +31,7 @@ RULES = ("ratio", "rank", "energy")
 
 @dataclass(frozen=True)
 class _Factored(Offer):
-    """What a rank and a rule for ranks have in common.
-
-    Args:
-        form: one of `KINDS`: see `qcompress.transforms.forms`.
-        slices: of the input channels, for ``"sliced"``; else 1.
-        whitened: closest for the layer's calibration inputs instead of for all inputs alike.
-        then: how each factor is stored.
-    """
+    """What a rank and a rule for ranks have in common."""
 
     form: str = "channels"
     slices: int = 1
@@ -91,7 +84,10 @@ class LowRank(_Factored, Transform):
 
     Args:
         ranks: the rank; ``(in, out)`` for ``"tucker"``.
-        form, slices, whitened, then: see the fields' class.
+        form: one of `KINDS`: see `qcompress.transforms.forms`.
+        slices: of the input channels, for ``"sliced"``; else 1.
+        whitened: closest for the layer's calibration inputs instead of for all inputs alike.
+        then: how each factor is stored.
 
     Raises:
         OptionsError: a value outside its range; a rank of 0 would leave only the bias and is refused.
@@ -219,9 +215,10 @@ class RankRule(_Factored):
     Args:
         by: ``"ratio"``: the largest rank (for ``"tucker"`` the pair of most energy) whose factors have at most that
             share of the weights. ``"energy"``: the smallest rank (the pair of the fewest weights) that keeps at least
-            that share of ``‖W‖²``, or of ``E‖Wx‖²`` when whitened. ``"rank"``: that rank, of both sides for
-            ``"tucker"``.
+            that share of ``‖W‖²``, or of ``E‖Wx‖²`` when whitened (as far as the form looks at the moments).
+            ``"rank"``: that rank, of both sides for ``"tucker"``.
         value: the share, above 0 and below 1; or the rank, from 1.
+        form, slices, whitened, then: as of `LowRank`.
 
     Raises:
         OptionsError: a value outside its range.
