@@ -2,9 +2,10 @@
 
 Problem ``n`` is ``formulations.instances.small_problem(n)``; every third one has its objective multiplied by a power of
 ten between 1e-12 and 1e9. Those below 0 are the degenerate problems of the conformance suite. Every installed back
-end that calls itself exact takes part, `milp` by HiGHS and by CBC, and so do `auto` and `lagrangian`. What must hold:
-where the back end is exact the status is OPTIMAL or INFEASIBLE, whichever is true; no bound lies above the optimum; no
-choice is over a budget; the objective is `evaluate`'s. Objectives and bounds are compared to 1e-9 of the costs' size.
+end that calls itself exact takes part, `milp` by HiGHS and by CBC, and so do `auto` and `lagrangian`, each without and
+with presolve. What must hold: where the back end is exact the status is OPTIMAL or INFEASIBLE, whichever is true; no
+bound lies above the optimum; no choice is over a budget; the objective is `evaluate`'s. Objectives and bounds are
+compared to 1e-9 of the costs' size.
 
     python -m benchmarks.fuzz [--first N] [--problems N] [--jobs N] [--only NAME] [--every NAME=N] [--out FOLDER]
 
@@ -139,13 +140,15 @@ def judged(solver: Solver, problem: Problem) -> str:
     """What is wrong with a back end's answer to a problem, or an empty string."""
     best = optimum(problem)
     try:
-        solution = solve(problem, solver, seed=0, time_limit=TIME_LIMIT_S)
-        judge_answer(solver, problem, solution)
-        if solver.exact:
-            wanted = Status.INFEASIBLE if best is None else Status.OPTIMAL
-            require(solver, solution.status is wanted, f"status {solution.status}, must be {wanted}", problem)
-        if best is not None and solver.exact:
-            require(solver, close(problem, solution.objective, best), f"{solution.objective}, optimum {best}", problem)
+        for presolve in (False, True):  # most of these problems are decided by presolve
+            solution = solve(problem, solver, seed=0, time_limit=TIME_LIMIT_S, presolve=presolve)
+            judge_answer(solver, problem, solution)
+            if solver.exact:
+                wanted = Status.INFEASIBLE if best is None else Status.OPTIMAL
+                require(solver, solution.status is wanted, f"status {solution.status}, must be {wanted}", problem)
+            if best is not None and solver.exact:
+                same = close(problem, solution.objective, best)
+                require(solver, same, f"{solution.objective}, optimum {best}", problem)
     except InfeasibleBudgetError:
         return "" if best is None else f"{solver.name}: refused, though the optimum is {best}"
     except Exception as error:  # whatever a solver breaks with is a finding

@@ -167,7 +167,8 @@ class _Core:
             return False
         prices = np.maximum(0.0, -solved.ineqlin.marginals)
         if free:
-            prices /= prices[self.num_hold :].sum()  # then t costs nothing, and what follows is a bound in any case
+            total = prices[self.num_hold :].sum()  # prices that add up to 1 make t cost nothing: any such give a bound
+            prices = prices / total if total > 0 else self.last / self.last.sum()
         cost = self.target + prices @ self.rows
         least = np.minimum.reduceat(cost, self.starts)
         self.reduced = cost - least[self.group_of]
