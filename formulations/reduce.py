@@ -123,6 +123,8 @@ def reduce_problem(problem: Problem) -> Reduction:
             break
     if problem.pairs.rank * problem.num_options > LARGE_FACTOR and keep.mean() > 1.0 - COPY_PAYS:
         keep[:] = True
+        dropped = [name for name in problem.budgets if _never_binds(problem, keep, name)]
+        budgets = [name for name in problem.budgets if name not in dropped]
     small = problem
     if dropped:
         small = problem._replaced(budgets=MappingProxyType({name: problem.budgets[name] for name in budgets}))

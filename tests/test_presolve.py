@@ -105,6 +105,20 @@ def test_nothing_is_lost_by_the_bounds_for_large_problems(seed):
 
 
 @settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_nothing_is_lost_where_a_large_factor_is_not_copied(seed):
+    problem = small_problem(seed, max_groups=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reduce_module, "LARGE_FACTOR", 0)
+        patch.setattr(reduce_module, "COPY_PAYS", 1.0)
+        reduction = reduce_problem(problem)
+    if problem.pairs.rank and reduction.feasible and min(map(len, problem.options)) > 1:
+        assert all(part.problem.num_options == problem.num_options for part in reduction.parts)
+        assert all(part.problem.pairs.factor is problem.pairs.factor for part in reduction.parts)
+    assert_nothing_is_lost(problem, reduction)
+
+
+@settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6), solver=st.sampled_from(["brute-force", "milp", "dp", "auto"]))
 def test_exact_solvers_give_the_same_answer_with_and_without(seed, solver):
     problem = beside(*(small_problem(seed + i, max_groups=3, max_options=3) for i in range(2)))
