@@ -4,7 +4,16 @@ import argparse
 import subprocess
 import sys
 
-ALONE = ("import_time", "solvers_quick", "solvers_exact", "presolve", "time_to_target", "leap_forms", "solvers_more")
+ALONE = (
+    "import_time",
+    "solvers_quick",
+    "qubo",
+    "solvers_exact",
+    "presolve",
+    "time_to_target",
+    "leap_forms",
+    "solvers_more",
+)
 WITH_DATA = ("hawq_resnet18", "networks", "prediction", "cifar10_resnet20", "filters_resnet")
 
 

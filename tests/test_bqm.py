@@ -81,6 +81,39 @@ def test_energy_of_a_choice_is_its_objective_and_its_state_decodes_to_it(encodin
     assert encoded.valid(state[None]).all()
 
 
+BETWEEN_TWO = Problem(
+    ["a", "b"],
+    [["x", "y"]] * 2,
+    np.zeros(4),
+    {},
+    {},
+    PairTerms(scipy.sparse.csr_array(-np.kron([[0.0, 1.0], [0.0, 0.0]], np.ones((2, 2))))),
+)
+WORST = {  # two groups gain by switching everything on; a wrong wall, or an unused code, subtracts a dear option
+    "one-hot": BETWEEN_TWO,
+    "domain-wall": Problem(["a"], [["x", "y", "z"]], [0.0, 1.0, 0.0], {"m": [0, 1, 2]}, {"m": 2}),
+    "binary": Problem(["a"], [["x", "y", "z"]], [1.0, 0.0, 0.0], {"m": [0, 1, 2]}, {"m": 2}),
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_penalties_are_as_small_as_can_be_in_the_worst_case(encoding):
+    problem = WORST[encoding]
+    for strength, enough in ((1.0, True), (0.95, False)):
+        encoded = to_bqm(problem, encoding, prices=dict.fromkeys(problem.budgets, 0.0), strength=strength)
+        ground = dimod.ExactSolver().sample(encoded.bqm).first.sample
+        assert encoded.valid([[ground[v] for v in encoded.bqm.variables]]).all() == enough
+
+
+def test_strength_may_differ_from_group_to_group():
+    problem = layered_problem(3)
+    weak, mixed, strong = (
+        to_bqm(problem, "one-hot", prices={"bytes": 0.0}, strength=strength).penalty
+        for strength in (0.5, np.array([0.5, 1.0, 1.0]), 1.0)
+    )
+    assert mixed.tolist() == [weak[0], strong[1], strong[2]]
+
+
 def test_one_hot_state_is_one_bit_an_option():
     encoded = to_bqm(Problem(["a", "b"], [["x", "y", "z"], ["x", "y"]], np.zeros(5), {}, {}))
     assert encoded.state([2, 0]).tolist() == [0, 0, 1, 1, 0]
