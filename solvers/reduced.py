@@ -80,6 +80,11 @@ class PartSearch(Search):
         self.closed = True
         super().close()
 
+    def _magnitude(self, choice: Choice) -> float:
+        """No more than the part's share of the whole's: or all parts could be proven and the whole not."""
+        own, whole = super()._magnitude(choice), self._joint.search
+        return own if whole.choice is None else min(own, whole._magnitude(whole.choice) / len(self._joint.bounds))
+
     @property
     def cut(self) -> bool:
         """Whether the part's share of the time ended it."""
