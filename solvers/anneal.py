@@ -222,6 +222,6 @@ def _moves_per_s(a: Arrays, free: Integers, chosen: Integers, price: Floats, tem
     """Moves a second of all threads together, measured on a short run that leaves no trace."""
     state = np.ones(1, dtype=np.uint64)
     start = time.perf_counter()
-    steps = 20_000
+    steps = max(20_000, len(free))  # or the sums that a run begins with would count
     cool(a, free, chosen.copy(), price.copy(), state, temperature, 1.0, steps, 0.01, chosen.copy(), NO_BEST)
     return steps / (time.perf_counter() - start) * min(CHILDREN, os.cpu_count() or 1)

@@ -25,8 +25,8 @@ from solvers.warm import warm_bounds
 MAX_STATES = 200_000
 """The longest Pareto list before the proof of a linear problem is given up (`dp` goes further)."""
 
-ROUNDS = 4
-"""How often the options that are left open are annealed at most."""
+CORES = (250, 1000, 4000, 16_000)
+"""How many of the options that are left open are annealed in each round, at most."""
 
 MOVES = 2_000_000
 """Moves for one of six choices in one round, within 200 and 2000 per group (some 0.1 s)."""
@@ -90,34 +90,42 @@ def begin(problem: Problem, search: Search) -> DualBound:
 
 
 def improve(problem: Problem, search: Search, bound: DualBound) -> None:
-    """Anneal among the options that can still improve the incumbent, again and again while that helps.
+    """Anneal among the options that can still improve the incumbent, those with the lowest bounds first.
 
-    Each better incumbent leaves fewer of them: an option whose reduced cost reaches the gap is in no better choice.
+    The dual's choice is off by the few groups that it leaves near a tie, and what is best for them is soon found. Each
+    better incumbent leaves fewer options: one whose reduced cost reaches the gap is in no better choice.
     """
     with search.phase("anneal_s"):
         if search.choice is None:  # nothing is known that could leave options out
             search.initial = bound.choice
             Anneal(sweeps=500, population=4, generations=3).run(problem, search)
-        for _ in range(ROUNDS):
+        for most in CORES:
             before = search.objective
             if before is None or search.proven() or search.expired():
                 return
-            part = open_part(problem, search)
+            part = open_part(problem, search, most)
             sweeps = min(2000, max(200, MOVES // part.problem.num_groups))
             search_part(Anneal(sweeps=sweeps, population=6, generations=5), part, search)
-            if search.objective == before:
+            if search.objective == before and part.problem.num_options < most:
                 return
 
 
-def open_part(problem: Problem, search: Search) -> Restriction:
+def open_part(problem: Problem, search: Search, most: int | None = None) -> Restriction:
     """The part of a problem that bounds and incumbent leave open; all of it without an incumbent.
 
-    No choice outside of it is better than the incumbent. Every group keeps at least the option whose bound is lowest.
+    No choice outside of it is better than the incumbent. Every group keeps at least the option whose bound is lowest,
+    and beyond those and the incumbent's only the ``most`` options with the lowest bounds are left, where that is given.
     """
     keep = np.ones(problem.num_options, dtype=bool)
-    if search.objective is not None and search.at_least is not None:
-        keep = search.at_least <= search.objective
-        keep[np.lexsort((search.at_least, problem.group_of))[problem.group_offsets[:-1]]] = True
+    if search.choice is not None and search.objective is not None and search.at_least is not None:
+        at_least = search.at_least
+        lowest = at_least == np.minimum.reduceat(at_least, problem.group_offsets[:-1])[problem.group_of]
+        others = np.flatnonzero((at_least <= search.objective) & ~lowest)
+        if most is not None and len(others) > most:
+            others = others[np.argpartition(at_least[others], most)[:most]]
+            lowest[problem.flat(search.choice)] = True
+        keep = lowest
+        keep[others] = True
     return restrict(problem, keep)
 
 
