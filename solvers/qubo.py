@@ -172,8 +172,8 @@ def _needed_s(
     encoded = to_bqm(part, encoding, prices=prices)
     if sample is not None and encoded.bqm.num_variables:
         sample(encoded, 0.0)
-    ratio = max(count_couplings(problem) / max(1, count_couplings(part)), problem.num_options / part.num_options)
-    return CAUTION * ratio * (time.perf_counter() - begun)
+    whole, some = (count_couplings(one) + one.num_options for one in (problem, part))
+    return CAUTION * whole / some * (time.perf_counter() - begun)
 
 
 def _first_groups(problem: Problem, num_groups: int) -> Problem:
