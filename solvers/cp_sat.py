@@ -24,7 +24,7 @@ import numpy as np
 from formulations import Problem
 from formulations.integer_program import MAX_PRODUCTS, num_products, pair_blocks
 from solvers.base import Search, Solver
-from solvers.errors import InvalidOptionError
+from solvers.errors import InvalidOptionError, SolverError
 from solvers.lagrangian import begin, certify
 from solvers.local_search import polish
 from solvers.moves import Floats, Integers, to_arrays
@@ -168,10 +168,10 @@ class _Program:
         costs, error = _rounded(above * self.scale)
         self.error = float(np.maximum.reduceat(error, self.first[:-1]).sum())
         variables, coefficients = list(self.x), costs.tolist()
-        for above_, beside, weight in blocks:
+        for options, others, weight in blocks:
             whole, off = _rounded(weight * self.scale)
             self.error += float(off.max())
-            y = self._products(above_, beside)
+            y = self._products(options, others)
             variables += y
             coefficients += whole.ravel().tolist()
         self.error /= self.scale
@@ -188,7 +188,7 @@ class _Program:
             whole = len(others) == sizes[problem.group_of[others[0]]]
             partial.append(not whole)
             for option, line in zip(options.tolist(), lines, strict=True):
-                model.add(sum(line) == x[option]) if whole else model.add(sum(line) <= x[option])
+                model.add(sum(line) == x[option] if whole else sum(line) <= x[option])
         if all(partial):
             flat = [variable for line in y for variable in line]
             chosen = [x[option] for option in (*above.tolist(), *beside.tolist())]
@@ -241,6 +241,8 @@ class _Program:
         def run() -> None:
             try:
                 status = solver.solve(self.model, Choices())
+                if status == cp_model.MODEL_INVALID:
+                    raise SolverError(f"CP-SAT does not take the model: {self.model.validate()}")
                 news.put(("bound", solver.best_objective_bound))
                 news.put(("status", status.name))
             except BaseException as error:  # handed to the caller's thread
