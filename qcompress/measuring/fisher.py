@@ -25,7 +25,7 @@ from qcompress.measuring.candidates import Candidates, Layer
 from qcompress.measuring.effects import exact_effects, option_costs
 
 MAX_PROBES = 16  # each probe costs one backward pass
-CHUNK = 16  # samples whose products are taken at once
+CHUNK = 16  # samples whose products are taken at once, and options whose responses are held
 USE_TOLERANCE = 1e-2  # float32 sums over a whole batch, in another order
 
 
@@ -155,25 +155,30 @@ def _add_layer_effects(
 ) -> None:
     """Add one call's share to ``effects``; ``gradients`` are those of the call's output, one a probe."""
     num_options = max(len(candidates.transforms[part]) for part in layer.parts)
-    if num_options == 1:
-        return  # nothing fits there but keeping it
     sample_dim = _sample_dim(gradients[0], num_samples)
-    changes = [candidates.layer_change(layer, option) for option in range(1, num_options)]  # option 0 keeps the weight
-    responses = [_response(call, change) for change in changes]
-    if len(layer.parts) == 1:
-        others = [dim for dim in range(gradients[0].ndim) if dim != sample_dim]
-        order = [sample_dim, *sorted(others, key=lambda dim: -gradients[0].stride()[dim])]  # as in memory: no copies
-        left = [value.permute(order).reshape(num_samples, -1) for value in gradients]
-        right = [value.permute(order).reshape(num_samples, -1) for value in responses]
-        shares = _products(right, left)[:, None]  # (options, 1, samples, probes)
-    else:
-        starts = [(candidates.parts[part].rows or (0, 0))[0] for part in layer.parts]
-        split = _by_vocabulary if isinstance(call.module, nn.Embedding) else _by_channel
-        shares = torch.stack([split(call, gradients, value, sample_dim, num_samples, starts) for value in responses])
-    for option, share in enumerate(shares.cpu().numpy(), start=1):
-        for part, own in zip(layer.parts, share, strict=True):
-            if option < len(candidates.transforms[part]):
-                effects[candidates.offsets[part] + option] += own
+    for start in range(1, num_options, CHUNK):  # option 0 keeps the weight
+        options = range(start, min(start + CHUNK, num_options))
+        responses = [_response(call, candidates.layer_change(layer, option)) for option in options]
+        if len(layer.parts) == 1:
+            shares = _whole(gradients, responses, sample_dim, num_samples)[:, None]
+        else:
+            starts = [(candidates.parts[part].rows or (0, 0))[0] for part in layer.parts]
+            split = _by_vocabulary if isinstance(call.module, nn.Embedding) else _by_channel
+            shares = torch.stack([split(call, gradients, own, sample_dim, num_samples, starts) for own in responses])
+        for option, share in zip(options, shares.cpu().numpy(), strict=True):
+            for part, own in zip(layer.parts, share, strict=True):
+                if option < len(candidates.transforms[part]):
+                    effects[candidates.offsets[part] + option] += own
+
+
+def _whole(gradients: list[Tensor], responses: list[Tensor], sample_dim: int, num_samples: int) -> Tensor:
+    """The products of all options and probes per sample: ``(options, samples, probes)``."""
+    others = [dim for dim in range(gradients[0].ndim) if dim != sample_dim]
+    order = [sample_dim, *sorted(others, key=lambda dim: -gradients[0].stride()[dim])]  # as in memory: no copies
+    left, right = (
+        [value.permute(order).reshape(num_samples, -1) for value in values] for values in (responses, gradients)
+    )
+    return _products(left, right)
 
 
 def _products(left: list[Tensor], right: list[Tensor]) -> Tensor:
