@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from formulations import Problem
 from qcompress import Measurement, apply, formulate, load_compressed, low_rank, measure, prune_quantize, save_compressed
 from qcompress import solve as solve_problem
-from qcompress.errors import OptionsError
+from qcompress.errors import DataError, OptionsError
 from qcompress.factored import Factored
 from qcompress.measuring.moments import second_moments
 from qcompress.options import Options
@@ -91,6 +91,19 @@ def test_moments_are_collected_only_for_layers_that_a_whitened_option_may_fit(jo
     assert list(mixed.moments) == ["stem", "wide", "fc"]
     blocks = measure(network(), DATA, CODES + ranks(whitened=True), granularity=5)
     assert list(blocks.moments) == ["layers.7"]  # of four outputs: its only block is the layer
+
+
+def test_inputs_that_are_not_finite_are_named() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.nan_to_num(self.fc(x / 0))
+
+    with pytest.raises(DataError, match="what goes into 'fc' is not finite"):
+        measure(Masked(), batches(2, 8), ranks(whitened=True))
 
 
 # ---- measuring ----

@@ -569,6 +569,14 @@ def test_members_are_named_and_keep_bias_mode_type_and_gradients_and_draw_no_ran
     assert small(torch.randn(2, 8, 5, 5, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("form", KINDS)
+def test_a_weight_that_lies_otherwise_in_memory_gives_the_same(form: str) -> None:
+    layer = nn.Conv2d(8, 8, 3)
+    expected = small_conv(form, layer).state_dict()
+    found = small_conv(form, layer.to(memory_format=torch.channels_last)).state_dict()  # type: ignore[call-overload]
+    assert all(torch.equal(own, expected[name]) for name, own in found.items())
+
+
 def test_a_sliced_linear_layer_reads_well_and_has_a_plain_state() -> None:
     layer = nn.Linear(8, 6)
     transform = LowRank(ranks=2, form="sliced", slices=2)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompress import forward as forwards
+from qcompress.errors import DataError
 from qcompress.parts import Part
 
 CHUNK = 1 << 22  # numbers of unfolded input that are held at once
@@ -27,6 +28,9 @@ def second_moments(
         parts: whole Linear or ungrouped Conv2d layers that are modules of their own.
         data: batches.
         forward: how to run one.
+
+    Raises:
+        DataError: what goes into a layer is not finite.
     """
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
@@ -50,6 +54,11 @@ def second_moments(
     finally:
         for hook in hooks:
             hook.remove()
+    for name, total in sums.items():
+        if not bool(torch.isfinite(total).all()):
+            raise DataError(
+                f"what goes into {name!r} is not finite on the calibration data; do not offer whitened factors"
+            )
     return {name: (total / counts[name]).float().cpu() for name, total in sums.items()}
 
 
