@@ -8,13 +8,23 @@ every solver takes and ``dp`` proves). γ itself is no budget: `fit_size` bisect
 is all that any γ reaches, the hard budget can be met with less loss, never with more.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from formulations.errors import EncodingError, InfeasibleBudgetError
-from formulations.filters import SCALE_BITS, FilterChoice, FilterNetwork, FilterSet, Floats, Integers, stored_bytes
+from formulations.filters import (
+    SCALE_BITS,
+    FilterChoice,
+    FilterEvaluation,
+    FilterNetwork,
+    FilterSet,
+    Floats,
+    Integers,
+    stored_bytes,
+)
 from formulations.problem import Problem
 from formulations.prune_quantize import prune_quantize
 
@@ -61,7 +71,9 @@ def best_choice(network: FilterNetwork, gamma: float) -> FilterChoice:
 
 
 def fit_size(network: FilterNetwork, size_bytes: float) -> tuple[float, FilterChoice]:
-    """The smallest γ (to the last digits) whose optimum takes at most ``size_bytes``, and that optimum.
+    """A γ whose optimum takes at most ``size_bytes``, and that optimum: the largest one that any γ gives.
+
+    An optimum stays one over a range of γ, and at the range's ends another is as good: the γ is the middle of it.
 
     Raises:
         InfeasibleBudgetError: no choice is that small.
@@ -74,8 +86,8 @@ def fit_size(network: FilterNetwork, size_bytes: float) -> tuple[float, FilterCh
     19
     """
 
-    def fits(gamma: float) -> bool:
-        return network.evaluate(best_choice(network, gamma)).size_bytes <= size_bytes
+    def at(gamma: float) -> FilterEvaluation:
+        return network.evaluate(best_choice(network, gamma))
 
     smallest = FilterChoice(
         pruned=tuple(_smallest(one, len(one.scores) - 1) for one in network.sets),
@@ -86,17 +98,28 @@ def fit_size(network: FilterNetwork, size_bytes: float) -> tuple[float, FilterCh
             f"no choice takes at most {size_bytes:,.6g} bytes: one filter a set at {network.low_bits} bits, and what "
             f"is fixed, take {least:,}"
         )
-    low, high = 0.0, 1.0
-    if fits(low):
-        return low, best_choice(network, low)
-    while not fits(high):
-        low, high = high, 4 * high
+    if at(0.0).size_bytes <= size_bytes:
+        return 0.0, best_choice(network, 0.0)
+    start = _first(lambda gamma: at(gamma).size_bytes <= size_bytes, 0.0)
+    choice = best_choice(network, start)
+    if network.evaluate(choice).removed == network.evaluate(smallest).removed:
+        return 2 * start, choice
+    removed = network.evaluate(choice).removed
+    end = _first(lambda gamma: at(gamma).removed > removed, start)
+    return 0.5 * (start + end), choice
+
+
+def _first(reached: Callable[[float], bool], low: float) -> float:
+    """The least γ above ``low`` (to the last digits) from which on ``reached`` is true."""
+    high = 2 * low or 1.0
+    while not reached(high):
+        low, high = high, 2 * high
     for _ in range(MAX_STEPS):
-        middle = 0.5 * (low + high)
         if high - low <= 1e-12 * high:
             break
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    return high, best_choice(network, high)
+        middle = 0.5 * (low + high)
+        low, high = (low, middle) if reached(middle) else (middle, high)
+    return high
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

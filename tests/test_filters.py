@@ -139,9 +139,13 @@ def test_gamma_is_bisected_to_a_size_and_never_beats_the_hard_budget(seed: int, 
     gamma, choice = fit_size(network, budget)
     found = network.evaluate(choice)
     assert found.size_bytes <= budget
-    if gamma > 1e-6:  # a little less and the optimum is too large (what costs nothing goes at any γ above 0)
-        smaller = network.evaluate(best_choice(network, gamma * (1 - 1e-9)))
-        assert smaller.size_bytes > budget
+    for other in (0.0, *np.geomspace(1e-4, 1e4, 60), 0.5 * gamma, 0.9 * gamma, 1.1 * gamma):
+        worth = network.evaluate(best_choice(network, other))
+        assert worth.size_bytes > budget or worth.removed >= found.removed - 1e-12
+    if gamma > 1e-6:  # and no other choice is as good there (what costs nothing goes at any γ above 0)
+        best = network.evaluate(choice, gamma).objective
+        rivals = [network.evaluate(one, gamma) for one in all_choices(network)]
+        assert all(one.removed == found.removed for one in rivals if one.objective <= best + 1e-12)
     counts = filter_counts(network, budget)
     optimum = solve(counts.problem, "dp").objective
     assert optimum is not None
