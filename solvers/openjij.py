@@ -32,6 +32,7 @@ class OpenJij(QuboSolver):
     requires: ClassVar[tuple[str, ...]] = ("dimod", "openjij")
     extra: ClassVar[str] = "openjij"
     least: ClassVar[dict[str, int]] = {"rounds": 1, "num_reads": 1, "num_sweeps": 1}
+    small: ClassVar[int] = 10_000  # it converts models slowly
     algorithm: str = "sa"
     num_reads: int = 5
     num_sweeps: int = 300

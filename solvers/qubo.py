@@ -35,9 +35,6 @@ OFTEN_INVALID = 0.1
 SHARE = 0.25
 """Share of the time left that the sampling of one round may take, so that prices see several rounds."""
 
-SMALL = 100_000
-"""Couplings of a model that is built in some hundredths of a second."""
-
 CAUTION = 2.0
 """A whole model takes up to this much longer than its parts; large arrays are slow, and samples are to be polished."""
 
@@ -58,6 +55,7 @@ class QuboSolver(Solver):
     native_constraints: ClassVar[bool] = False
     requires: ClassVar[tuple[str, ...]] = ("dimod", "dwave.samplers")
     least: ClassVar[dict[str, int]] = {"rounds": 1}  # options that are counts, and the least they may be
+    small: ClassVar[int] = 100_000  # couplings of a model that is built and converted in some hundredths of a second
     rounds: int = 12
     encoding: str = "domain-wall"
 
@@ -83,7 +81,7 @@ class QuboSolver(Solver):
 
     def run(self, problem: Problem, search: Search) -> None:
         """Sample, decode, repair, polish, round by round."""
-        sample_rounds(problem, search, self.sampling(search), self.rounds, self.encoding)
+        sample_rounds(problem, search, self.sampling(search), self.rounds, self.encoding, small=self.small)
 
 
 def require_known(name: str, option: str, found: str, known: Any) -> None:
@@ -104,7 +102,14 @@ def refuse_too_many(name: str, problem: Problem) -> str:
 
 
 def sample_rounds(
-    problem: Problem, search: Search, sample: SampleRound, rounds: int, encoding: str, *, trial: bool = True
+    problem: Problem,
+    search: Search,
+    sample: SampleRound,
+    rounds: int,
+    encoding: str,
+    *,
+    trial: bool = True,
+    small: int = QuboSolver.small,
 ) -> None:
     """Sample ``problem`` in rounds, each with better prices and penalties; fills ``search.details``.
 
@@ -115,13 +120,14 @@ def sample_rounds(
         rounds: how many, unless time is up.
         encoding: of `to_bqm`.
         trial: whether the sampler may be called on a part of the problem just to see how long it takes.
+        small: couplings of that part.
     """
     improver = Improver(problem, search, to_arrays(problem))
     if problem.num_options == problem.num_groups:  # nothing to sample: a domain-wall model would have no variable
         improver.take(np.zeros((1, problem.num_groups), dtype=np.int64))
         return
     prices, strength = _Prices(problem), np.ones(problem.num_groups)
-    needed_s = _needed_s(problem, search, sample if trial else None, encoding, prices.current())
+    needed_s = _needed_s(problem, search, sample if trial else None, encoding, prices.current(), small)
     if needed_s > search.remaining():
         why = f"a round may take {needed_s:.2g} s at least, {search.remaining():.2g} s are left"
         search.details |= improver.quality.details(search) | {"rounds": 0}
@@ -161,13 +167,13 @@ def sample_rounds(
 
 
 def _needed_s(
-    problem: Problem, search: Search, sample: SampleRound | None, encoding: str, prices: dict[str, float]
+    problem: Problem, search: Search, sample: SampleRound | None, encoding: str, prices: dict[str, float], small: int
 ) -> float:
     """Seconds that a round takes at least, from a part of the problem; 0 where that is little or nothing limits it."""
-    if np.isinf(search.remaining()) or count_couplings(problem) <= SMALL:
+    if np.isinf(search.remaining()) or count_couplings(problem) <= small:
         return 0.0
-    share = np.sqrt(SMALL / count_couplings(problem)) if problem.pairs.rank else SMALL / count_couplings(problem)
-    part = _first_groups(problem, max(1, int(share * problem.num_groups)))
+    share = small / count_couplings(problem)
+    part = _first_groups(problem, max(1, int((np.sqrt(share) if problem.pairs.rank else share) * problem.num_groups)))
     begun = time.perf_counter()
     encoded = to_bqm(part, encoding, prices=prices)
     if sample is not None and encoded.bqm.num_variables:
