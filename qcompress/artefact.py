@@ -249,6 +249,11 @@ def _part_differences(part: Part, model: nn.Module) -> list[str]:
     reason = layers.why_unsupported(module)
     if reason or type(module).__name__ != target.layer:
         return [f"{part.modules[0]!r} is {type(module).__name__}, in the file {target.layer}"]
+    if target.window is not None:
+        kernel, expected = (*module.kernel_size, module.groups), (*target.window.kernel, 1)  # type: ignore[misc]
+        if kernel != expected:
+            words = ["a kernel of {}×{} in {} groups".format(*own) for own in (kernel, expected)]
+            return [f"{part.modules[0]!r} has {words[0]}, in the file {words[1]}"]
     rows = layers.to_rows(module, layers.weight_of(module).detach())
     start, stop = part.rows or (0, len(rows))
     if stop > len(rows) or (stop - start, rows.shape[1]) != (target.channels, target.per_channel):

@@ -290,6 +290,18 @@ def head_without_bias() -> nn.Module:
     return model
 
 
+def other_kernel() -> nn.Module:
+    model = Mixed()
+    model.wide = nn.Conv2d(8, 16, (1, 9))
+    return model
+
+
+def in_groups() -> nn.Module:
+    model = Mixed()
+    model.wide = nn.Conv2d(16, 16, 3, groups=2)
+    return model
+
+
 def one_layer_more() -> nn.Module:
     model = Mixed()
     model.extra = nn.Linear(2, 2)
@@ -304,6 +316,8 @@ def one_layer_more() -> nn.Module:
         (other_head, "'fc' is Conv2d, in the file Linear"),
         (other_norm, "it lacks 'norm.num_batches_tracked'"),
         (head_without_bias, "it lacks 'fc.bias'"),
+        (other_kernel, "'wide' has a kernel of 1×9 in 1 groups, in the file a kernel of 3×3 in 1 groups"),
+        (in_groups, "'wide' has a kernel of 3×3 in 2 groups, in the file"),
         (one_layer_more, "it has 'extra.bias', the file has not"),
         (lambda: Mixed().half(), "'depthwise.bias' is float16 \\(8,\\), in the file float32 \\(8,\\).* more"),
         (lambda: nn.Identity(), "it has no layer 'stem'.* and 3 more"),

@@ -3,6 +3,10 @@
 This saves multiply-accumulates as well as bytes. A `LowRank` names its ranks; a `RankRule` is what is on offer for
 all layers (a share of the weights, a share of the energy, a rank) and becomes a `LowRank` for each weight. The
 factors may in turn be pruned and quantized: rank, sparsity and bits are then one option.
+
+The approximated weight is the product of the factors as they are stored, added up in float32 (or the weight's dtype if
+that is wider) and rounded to its dtype. The smaller layers add up in another order and do not round in between: their
+outputs are those of the dense layer with that weight up to the rounding of the dtype.
 """
 
 import math
@@ -200,7 +204,9 @@ class LowRank(_Factored, Transform):
     def _weights(self, weight: Weight) -> dict[str, Weight]:
         largest = self.layout.largest(weight.target)
         if any(rank > most for rank, most in zip(self.ranks, largest, strict=True)):
-            raise OptionsError(f"{self.label} is asked of a weight whose own ranks are {', '.join(map(str, largest))}")
+            raise OptionsError(
+                f"{self.label!r} is asked of a weight whose own ranks are {', '.join(map(str, largest))}"
+            )
         self._require_moments(weight)
         factors = weight.once(replace(self, then=Keep()), lambda: self._found(weight))
         targets = self.factor_targets(weight.target)
