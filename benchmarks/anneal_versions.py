@@ -15,9 +15,9 @@ With ``--processor-time`` a second is one of processor time per core, for machin
 """
 
 import argparse
+import contextlib
 import os
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.clock import processor_time
 from benchmarks.tables import markdown, write_results
 from formulations import Problem
 from formulations.instances import layered_problem
@@ -68,6 +69,9 @@ VERSIONS: dict[str, Solver] = {
     "recombined": Anneal(sweeps=5000, population=8),
     "now": Anneal(),
 }
+CORES = min(4, os.cpu_count() or 1)
+"""Threads that `anneal` takes."""
+
 COLUMNS = {
     "problem": "problem",
     "version": "version",
@@ -85,15 +89,12 @@ def main() -> None:
     for name in [arguments.only] if arguments.only else PROBLEMS:
         problem = PROBLEMS[name]()
         known = solve(problem, "auto", seed=0, time_limit=best_s)
-        if arguments.processor_time:
-            wall, time.perf_counter = time.perf_counter, lambda: time.process_time() / min(4, os.cpu_count() or 1)
         found: dict[str, list[float]] = {version: [] for version in VERSIONS}
         for seed in range(arguments.seeds):
             for version, solver in VERSIONS.items():
-                solution = solve(problem, solver, seed=seed, time_limit=arguments.time_limit)
+                with processor_time(CORES) if arguments.processor_time else contextlib.nullcontext():
+                    solution = solve(problem, solver, seed=seed, time_limit=arguments.time_limit)
                 found[version].append(problem.evaluate(solution.choice).objective)
-        if arguments.processor_time:
-            time.perf_counter = wall
         rows += compared(name, found, known.objective, known.bound)
         print(markdown(rows[-len(VERSIONS) :], COLUMNS), flush=True)
     write_results(arguments.out, "anneal_versions", rows, markdown(rows, COLUMNS))

@@ -5,7 +5,7 @@ ten between 1e-12 and 1e9. Those below 0 are the degenerate problems of the conf
 end that calls itself exact takes part, `milp` by HiGHS and by CBC, and so do `auto` and `lagrangian`, each without and
 with presolve. What must hold: where the back end is exact the status is OPTIMAL or INFEASIBLE, whichever is true; no
 bound lies above the optimum; no choice is over a budget; the objective is `evaluate`'s. Objectives and bounds are
-compared to 1e-9 of the costs' size.
+compared to 1e-9 of the costs' size. A run of more than a minute is cut and counted apart: it may know less.
 
     python -m benchmarks.fuzz [--first N] [--problems N] [--jobs N] [--only NAME] [--every NAME=N] [--out FOLDER]
 
@@ -29,7 +29,7 @@ from rich.progress import Progress
 from benchmarks.tables import markdown, write_results
 from formulations import InfeasibleBudgetError, Problem
 from formulations.instances import small_problem
-from solvers import Solver, Status, available, solve
+from solvers import Solver, Status, StopReason, available, solve
 from solvers.registry import configured
 from solvers.run import as_solver
 from solvers.testing import optimum
@@ -40,7 +40,8 @@ SOUND = ("auto", "lagrangian")
 VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {"milp": ({"backend": "highs"}, {"backend": "cbc"})}
 CHUNK = 20
 TIME_LIMIT_S = 60.0
-COLUMNS = {"solver": "back end", "problems": "problems", "failures": "failures", "ms": "time each [ms]"}
+CUT = "cut"
+COLUMNS = {"solver": "back end", "problems": "problems", "failures": "failures", "cut": "cut", "ms": "time each [ms]"}
 
 Run = tuple[str, float, str]
 """Back end, seconds, and what it did wrong, or an empty string."""
@@ -75,20 +76,28 @@ class Tally:
     """What came out so far, by back end."""
 
     def __init__(self) -> None:
-        self.problems, self.failed, self.seconds = Counter[str](), Counter[str](), Counter[str]()
+        self.problems, self.failed, self.cut, self.seconds = (Counter[str]() for _ in range(4))
         self.failures: list[str] = []
 
     def add(self, number: int, run: Run) -> None:
         solver, seconds, wrong = run
         self.problems[solver] += 1
         self.seconds[solver] += seconds
-        if wrong:
+        if wrong == CUT:
+            self.cut[solver] += 1
+        elif wrong:
             self.failed[solver] += 1
             self.failures.append(f"problem {number}: {wrong}")
 
     def rows(self) -> list[dict[str, Any]]:
         return [
-            {"solver": name, "problems": count, "failures": self.failed[name], "ms": 1e3 * self.seconds[name] / count}
+            {
+                "solver": name,
+                "problems": count,
+                "failures": self.failed[name],
+                "cut": self.cut[name],
+                "ms": 1e3 * self.seconds[name] / count,
+            }
             for name, count in self.problems.items()
         ]
 
@@ -143,6 +152,8 @@ def judged(solver: Solver, problem: Problem) -> str:
         for presolve in (False, True):  # most of these problems are decided by presolve
             solution = solve(problem, solver, seed=0, time_limit=TIME_LIMIT_S, presolve=presolve)
             judge_answer(solver, problem, solution)
+            if solution.stop_reason is StopReason.TIME_LIMIT:
+                return CUT
             if solver.exact:
                 wanted = Status.INFEASIBLE if best is None else Status.OPTIMAL
                 require(solver, solution.status is wanted, f"status {solution.status}, must be {wanted}", problem)

@@ -16,7 +16,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,6 +24,9 @@ from numpy.typing import ArrayLike, NDArray
 from formulations import Evaluation, Problem
 from solvers.errors import InvalidOptionError, SolverUnavailableError, UnsupportedProblemError
 from solvers.solution import Solution, Status, StopReason, TracePoint
+
+if TYPE_CHECKING:
+    from solvers.dual import DualBound
 
 PROOF_TOLERANCE = 1e-9
 """Relative distance of objective and bound that counts as proven optimal (sums of floats are good to about 1e-13)."""
@@ -179,6 +182,7 @@ class Search:
         self.choice: NDArray[np.int64] | None = None
         self.seed, self.rng, self.initial = seed, np.random.default_rng(seed), initial
         self.at_least: NDArray[np.float64] | None = None
+        self.dual: tuple[Problem, DualBound] | None = None  # kept by `raise_dual_bound`, so that none is found twice
         self.certified = 0
         self.timing: dict[str, float] = {}
         self.details: dict[str, Any] = {}

@@ -46,8 +46,13 @@ def raise_dual_bound(problem: Problem, search: Search, share: float) -> DualBoun
 
     A bound that no choice can meet closes the search: nothing is feasible.
     """
+    if search.dual is not None and search.dual[0] is problem:
+        return search.dual[1]
     with search.phase("bound_s"):
-        bound = dual_bound(problem, time_limit=share * search.remaining())
+        seconds, start = share * search.remaining(), time.perf_counter()
+        bound = dual_bound(problem, time_limit=seconds)
+    if time.perf_counter() - start < seconds:  # the time did not cut it, so that another would be no better
+        search.dual = problem, bound
     search.raise_bound(bound.value)
     search.raise_option_bounds(bound.value + bound.reduced)
     search.details["prices"] = {name: search.unscaled(price) for name, price in bound.prices.items()}
