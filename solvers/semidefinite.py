@@ -278,9 +278,8 @@ def _interaction(products: Floats) -> Floats:
 def _positive_part(face: Floats, matrix: Floats) -> Floats:
     """The nearest positive semidefinite matrix among those on the face (its columns are orthonormal)."""
     core = face.T @ matrix @ face
-    values, vectors = np.linalg.eigh(0.5 * (core + core.T))
-    positive = values > 0
-    columns = face @ (vectors[:, positive] * np.sqrt(values[positive]))
+    values, vectors = scipy.linalg.eigh(0.5 * (core + core.T), subset_by_value=(0.0, np.inf), driver="evr")
+    columns = face @ (vectors * np.sqrt(values))
     part: Floats = columns @ columns.T
     return part
 
