@@ -1,0 +1,5 @@
+"""``python -m qcompress`` is the command line."""
+
+from qcompress.cli import main
+
+main()
