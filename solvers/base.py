@@ -143,6 +143,13 @@ class Solver(ABC):
         return {field.name: field.default for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
 
     @property
+    def label(self) -> str:
+        """Its name, with the options that differ from their defaults."""
+        defaults = self.option_defaults()
+        changed = [f"{name}={value!r}" for name, value in self.option_values.items() if value != defaults[name]]
+        return f"{self.name}({', '.join(changed)})" if changed else self.name
+
+    @property
     def option_values(self) -> dict[str, Any]:
         """Option name → this instance's value."""
         return {name: getattr(self, name) for name in self.option_defaults()}

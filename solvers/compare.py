@@ -115,7 +115,7 @@ def compare(
         raise InvalidOptionError(f"compare takes a formulations.Problem or several by name, found {wrong[0]}")
     back_ends = [as_solver(solver) for solver in solvers]
     numbers = tuple(int(seed) for seed in seeds)
-    labels = [_label(solver) for solver in back_ends]
+    labels = [solver.label for solver in back_ends]
     if not back_ends or not numbers or not problems:
         raise InvalidOptionError(
             "compare needs at least one solver and one seed for at least one problem, "
@@ -211,9 +211,3 @@ def _why_skipped(problem: Problem, labels: list[str], back_ends: list[Solver]) -
         except (SolverUnavailableError, UnsupportedProblemError) as error:
             skipped[label] = str(error)
     return skipped
-
-
-def _label(solver: Solver) -> str:
-    defaults = solver.option_defaults()
-    changed = [f"{name}={value!r}" for name, value in solver.option_values.items() if value != defaults[name]]
-    return f"{solver.name}({', '.join(changed)})" if changed else solver.name

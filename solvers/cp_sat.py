@@ -25,8 +25,7 @@ from formulations import Problem
 from formulations.integer_program import MAX_PRODUCTS, num_products, pair_blocks
 from solvers.base import Search, Solver
 from solvers.errors import InvalidOptionError, SolverError
-from solvers.lagrangian import begin, certify
-from solvers.local_search import polish
+from solvers.lagrangian import undecided
 from solvers.moves import Floats, Integers, to_arrays
 from solvers.warm import warm_bounds
 
@@ -85,15 +84,10 @@ class CpSat(Solver):
 
     def run(self, problem: Problem, search: Search) -> None:
         """Bound and incumbent, then CP-SAT over what they leave open."""
-        begin(problem, search)
-        if not problem.pairs and search.choice is not None and not search.proven() and not search.expired():
-            search.offer(polish(problem, search.choice))
-        if search.proven() or search.expired():
+        left = undecided(problem, search)
+        if left is None:
             return
         search.details["workers"] = self.workers
-        left = certify(problem, search)
-        if search.proven() or search.expired():
-            return
         if num_products(left.problem) * SECONDS_PER_PRODUCT > search.remaining():
             search.details["stopped"] = "building the model would take longer than the time limit"
             return

@@ -77,7 +77,7 @@ class Lagrangian(Solver):
 
 
 def begin(problem: Problem, search: Search) -> DualBound:
-    """What exact solvers start from, too: the bound is raised, and a good choice offered where one is found."""
+    """What everything else starts from: the bound is raised, and a good choice offered where one is found."""
     bound = raise_dual_bound(problem, search, 0.4)
     if search.proven():
         return bound
@@ -87,6 +87,15 @@ def begin(problem: Problem, search: Search) -> DualBound:
     if problem.pairs and not search.proven() and not search.expired():
         improve(problem, search, bound)
     return bound
+
+
+def undecided(problem: Problem, search: Search) -> Restriction | None:
+    """`begin`, polish and `certify`: what is left for an exact solver; None when it is decided or time is up."""
+    begin(problem, search)
+    if not problem.pairs and search.choice is not None and not (search.proven() or search.expired()):
+        search.offer(polish(problem, search.choice))
+    part = certify(problem, search)
+    return None if search.proven() or search.expired() else part
 
 
 def improve(problem: Problem, search: Search, bound: DualBound) -> None:

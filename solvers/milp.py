@@ -23,8 +23,7 @@ from formulations import Problem
 from formulations.integer_program import MAX_PRODUCTS, IntegerProgram, num_products, to_integer_program
 from solvers.base import Search, Solver
 from solvers.errors import InvalidOptionError
-from solvers.lagrangian import begin, certify
-from solvers.local_search import polish
+from solvers.lagrangian import undecided
 from solvers.moves import Integers
 from solvers.warm import warm_bounds
 
@@ -83,14 +82,8 @@ class Milp(Solver):
 
     def run(self, problem: Problem, search: Search) -> None:
         """Bound and incumbent, then the integer program over what they leave open."""
-        begin(problem, search)
-        if not problem.pairs and search.choice is not None and not search.proven() and not search.expired():
-            search.offer(polish(problem, search.choice))
-        if search.proven() or search.expired():
-            return
-
-        left = certify(problem, search)
-        if search.proven() or search.expired():
+        left = undecided(problem, search)
+        if left is None:
             return
         gap = np.inf if search.objective is None or search.bound is None else search.objective - search.bound
         size = max(min(gap, 1.0), SMALLEST_UNIT)

@@ -20,7 +20,7 @@ from solvers.base import Search, Solver
 from solvers.blocks import Blocks
 from solvers.bounds import dual_bound
 from solvers.dual import DualBound
-from solvers.lagrangian import begin, certify
+from solvers.lagrangian import undecided
 from solvers.moves import Arrays, Floats, Integers, to_arrays
 from solvers.semidefinite import convexified, least_seconds
 from solvers.warm import warm_bounds
@@ -72,9 +72,8 @@ class Miqp(Solver):
 
     def run(self, problem: Problem, search: Search) -> None:
         """Bound and incumbent, then SCIP over what they leave open."""
-        begin(problem, search)
-        part = certify(problem, search)
-        if search.proven() or search.expired():
+        part = undecided(problem, search)
+        if part is None:
             return
         with search.phase("build_s"):
             stated = _stated(part.problem, search)

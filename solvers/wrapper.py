@@ -96,7 +96,7 @@ class Wrapper(Solver):
 
     def __post_init__(self) -> None:
         inner = self.inner
-        object.__setattr__(self, "name", f"{type(self).name}({label(inner)})")
+        object.__setattr__(self, "name", f"{type(self).name}({inner.label})")
         for attribute in INHERITED:
             object.__setattr__(self, attribute, getattr(inner, attribute))
         object.__setattr__(self, "presolved", type(self).presolved and inner.presolved)
@@ -122,15 +122,3 @@ class Wrapper(Solver):
     def require(self, problem: Problem) -> None:
         """Raise what keeps the solver inside from running."""
         self.inner.require(problem)
-
-
-def label(solver: Solver) -> str:
-    """A solver's name, with the options that differ from their defaults.
-
-    >>> from solvers.anneal import Anneal
-    >>> label(Anneal(sweeps=10))
-    'anneal(sweeps=10)'
-    """
-    defaults = solver.option_defaults()
-    changed = [f"{name}={value!r}" for name, value in solver.option_values.items() if value != defaults[name]]
-    return f"{solver.name}({', '.join(changed)})" if changed else solver.name

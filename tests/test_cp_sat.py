@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from formulations import Problem
 from formulations.instances import layered_problem, small_problem
+from formulations.presolve import restrict
 from solvers import InvalidOptionError, Status, StopReason, UnsupportedProblemError, run
 from solvers.testing import optimum
 
@@ -70,28 +71,12 @@ def test_coarse_numbers_give_a_lower_bound_and_never_a_wrong_proof(bits, monkeyp
 def test_a_choice_that_only_fits_after_rounding_is_cut_off(monkeypatch):
     """In steps of one half, 0.9 and 0.6 are the same."""
     monkeypatch.setattr(cp_sat, "USE_BITS", 1)
-    monkeypatch.setattr(cp_sat, "begin", lambda problem, search: cp_sat_bound(problem))
+    monkeypatch.setattr(cp_sat, "undecided", lambda problem, search: restrict(problem, np.ones(6, dtype=bool)))
     problem = Problem(["a", "b"], [["x", "y", "z"]] * 2, [0, 1, 2, 0, 1.5, 2], {"s": [0.9, 0.6, 0.1] * 2}, {"s": 1.05})
     solution = solve(problem, "cp-sat")
     assert solution.details["cuts"] >= 1
     assert solution.status is Status.OPTIMAL
     assert solution.objective == optimum(problem)
-
-
-def cp_sat_bound(problem):
-    """A bound that leaves everything open."""
-    from solvers.dual import DualBound
-
-    nothing = np.zeros(0)
-    zeros = np.zeros(problem.num_groups, dtype=np.int64)
-    return DualBound(
-        value=-np.inf,
-        prices={},
-        direction=nothing,
-        messages=nothing,
-        reduced=np.zeros(problem.num_options),
-        choice=zeros,
-    )
 
 
 def test_sparse_pairs_are_proven_optimal():
