@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from qcompress.transforms.forms import Channels, Factors, Form, Spatial
 from qcompress.transforms.tucker import Tucker
+from qcompress.transforms.words import Words
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -46,12 +47,36 @@ class GroupedLinear(nn.Module):
         return f"in_features={columns * self.groups}, out_features={rows}, groups={self.groups}"
 
 
-class Factored(nn.Sequential):
-    """Smaller layers in the place of one; the last one has its bias."""
+class Basis(nn.Module):
+    """Codes of a word → its features. ``weight`` is ``(rank, features)``.
 
-    def to_dense(self) -> nn.Linear | nn.Conv2d:
-        """One layer with the product as its weight."""
+    >>> Basis(torch.tensor([[1.0, 2.0, 3.0]]))(torch.tensor([[10.0]]))
+    tensor([[10., 20., 30.]], grad_fn=...)
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(…, rank)`` → ``(…, features)``."""
+        return x @ self.weight
+
+    def extra_repr(self) -> str:
+        """As a Linear layer's."""
+        return f"rank={self.weight.shape[0]}, features={self.weight.shape[1]}"
+
+
+class Foldable(nn.Module):
+    """Stands in the place of one dense layer and can become one again."""
+
+    def to_dense(self) -> nn.Module:
+        """The dense layer."""
         raise NotImplementedError
+
+
+class Factored(nn.Sequential, Foldable):
+    """Smaller layers in the place of one; the last one has its bias."""
 
     @property
     def factors(self) -> Factors:
@@ -119,6 +144,26 @@ class TuckerConv2d(Factored):
         return self._dense_conv(Tucker(), self.core, self.core)
 
 
+class FactoredEmbedding(Factored):
+    """An Embedding as ``basis(codes(words))``: a lookup of short codes, then one matrix to the features.
+
+    The members are in the order of a product's sides, not of the calls.
+    """
+
+    basis: Basis
+    codes: nn.Embedding
+
+    def forward(self, words: Tensor) -> Tensor:
+        """``(…)`` ids → ``(…, features)``."""
+        features: Tensor = self.basis(self.codes(words))
+        return features
+
+    def to_dense(self) -> nn.Embedding:
+        """One Embedding with the product as its weight."""
+        rows = self._product(Words(), (1, 1))
+        return _filled(_embedding(self.codes, rows.shape[1]), rows, self.codes.weight, None)
+
+
 _CONVOLUTIONS: dict[tuple[str, ...], tuple[type[Factored], str, str]] = {
     ("reduce", "expand"): (FactoredConv2d, "reduce", "reduce"),
     ("vertical", "horizontal"): (SpatialConv2d, "vertical", "horizontal"),
@@ -130,7 +175,7 @@ def factored(layer: nn.Module, factors: Factors) -> Factored:
     """The layer as smaller ones, with its bias, device, dtype, mode and ``requires_grad``.
 
     Args:
-        layer: Linear, or Conv2d without groups.
+        layer: Linear, Embedding, or Conv2d without groups.
         factors: of one of the forms of `qcompress.transforms.forms`; their names tell which.
 
     Raises:
@@ -155,6 +200,14 @@ def factored(layer: nn.Module, factors: Factors) -> Factored:
                 expand=_filled(wide, expand, layer.weight, layer.bias),
             )
         )
+    elif isinstance(layer, nn.Embedding) and list(factors) == ["basis", "codes"]:
+        basis, codes = factors.values()
+        whole = FactoredEmbedding(
+            OrderedDict[str, nn.Module](
+                basis=_filled(Basis(torch.empty(basis.shape, device="meta")), basis, layer.weight, None),
+                codes=_filled(_embedding(layer, codes.shape[1]), codes, layer.weight, None),
+            )
+        )
     elif isinstance(layer, nn.Conv2d) and layer.groups == 1:
         kind, tall, broad = _CONVOLUTIONS[tuple(factors)]
         members, inputs = OrderedDict[str, nn.Module](), layer.in_channels
@@ -164,12 +217,15 @@ def factored(layer: nn.Module, factors: Factors) -> Factored:
             inputs = len(rows)
         whole = kind(members)
     else:
-        raise TypeError(f"only Linear, and Conv2d without groups, can be factored, found {layer}")
+        names = ", ".join(factors)
+        raise TypeError(f"only Linear, Embedding, and Conv2d without groups, can be factored; found {names} of {layer}")
     return whole.train(layer.training)
 
 
 def fold_(model: Model) -> Model:
     """Put dense layers in the place of factored ones, in place, so that the original state dict loads again.
+
+    An Embedding in blocks (`qcompress.vocabulary`) becomes one again as well.
 
     >>> factors = {"reduce": torch.ones(2, 8), "expand": torch.ones(4, 2)}
     >>> fold_(nn.Sequential(factored(nn.Linear(8, 4), factors)))
@@ -177,8 +233,8 @@ def fold_(model: Model) -> Model:
       (0): Linear(in_features=8, out_features=4, bias=True)
     )
     """
-    for module in list(model.modules()):
-        if isinstance(module, Factored):
+    for module in reversed(list(model.modules())):  # what is inside another one first
+        if isinstance(module, Foldable):
             replace_(model, module, module.to_dense().train(module.training))
     return model
 
@@ -220,7 +276,19 @@ def _conv(
     )
 
 
-Member = nn.Linear | nn.Conv2d | GroupedLinear
+def _embedding(like: nn.Embedding, features: int) -> nn.Embedding:
+    """An empty Embedding of as many words as ``like``."""
+    return nn.Embedding(
+        like.num_embeddings,
+        features,
+        padding_idx=like.padding_idx,
+        scale_grad_by_freq=like.scale_grad_by_freq,
+        sparse=like.sparse,
+        device="meta",
+    )
+
+
+Member = nn.Linear | nn.Conv2d | GroupedLinear | Basis | nn.Embedding
 Layer = TypeVar("Layer", bound=Member)
 
 

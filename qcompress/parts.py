@@ -16,7 +16,7 @@ from qcompress import layers
 from qcompress.errors import ModelError, OptionsError
 from qcompress.transforms.base import Target, Window
 
-REPLACEABLE = (nn.Linear, nn.Conv2d)
+REPLACEABLE = (nn.Linear, nn.Conv2d, nn.Embedding)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,11 +168,12 @@ def _weight_owners(model: nn.Module) -> dict[int, tuple[str, ...]]:
 
 @dataclass(slots=True)
 class _Calls:
-    """Per sample, over all calls of a module: its macs, and of a Conv2d the positions of `Window`."""
+    """Per sample, over all calls of a module: its macs, positions of `Window`, lookups."""
 
     macs: float = 0.0
     inputs: float = 0.0
     halfway: float = 0.0
+    lookups: float = 0.0
 
 
 def _count_calls(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None) -> dict[str, _Calls]:
@@ -189,7 +190,9 @@ def _count_calls(model: nn.Module, data: Iterable[Any], forward: forwards.Forwar
             own, given = calls.setdefault(name, _Calls()), args[0] if args else kwargs.get("input")
             if isinstance(given, Tensor):
                 own.macs += layers.macs_of_call(module, given, output)
-                if isinstance(module, nn.Conv2d):
+                if isinstance(module, nn.Embedding):
+                    own.lookups += given.numel()
+                elif isinstance(module, nn.Conv2d):
                     images = output.numel() // (output.shape[-1] * output.shape[-2] * module.out_channels)
                     own.inputs += images * given.shape[-2] * given.shape[-1]
                     own.halfway += images * output.shape[-2] * given.shape[-1]
@@ -203,7 +206,8 @@ def _count_calls(model: nn.Module, data: Iterable[Any], forward: forwards.Forwar
             hook.remove()
     samples = len(output)
     return {
-        name: _Calls(own.macs / samples, own.inputs / samples, own.halfway / samples) for name, own in calls.items()
+        name: _Calls(own.macs / samples, own.inputs / samples, own.halfway / samples, own.lookups / samples)
+        for name, own in calls.items()
     }
 
 
@@ -236,6 +240,7 @@ def _blocks(model: nn.Module, modules: tuple[str, ...], calls: list[_Calls], gra
             whole=whole,
             replaceable=replaceable,
             window=window,
+            lookups=calls[0].lookups if replaceable else 0.0,
         )
         name = modules[0] if whole else f"{modules[0]}[{start}:{stop}]"
         parts.append(Part(name=name, modules=modules, rows=None if whole else (start, stop), target=target))

@@ -195,7 +195,7 @@ def test_no_other_last_layer_leaves_less_behind_the_same_first_ones(form: str, s
     last = list(factors)[-1]
     for seed in range(5):
         other = factors[last] + 1e-2 * random_rows(*factors[last].shape, seed=seed)
-        assert weight.relative_error(transform.layout.product(factors | {last: other}, (3, 3))) > least
+        assert weight.relative_error(transform.layout(weight.target).product(factors | {last: other}, (3, 3))) > least
 
 
 def test_the_relative_error_is_that_of_the_output() -> None:
@@ -302,7 +302,8 @@ def low_codes() -> Options:
 @pytest.mark.parametrize(
     ("transform", "changes", "reason"),
     [
-        (LowRank(ranks=3), {"layer": "Embedding"}, "only Linear and Conv2d"),
+        (LowRank(ranks=3), {"layer": "Conv1d"}, "only Linear, Conv2d and Embedding"),
+        (LowRank(ranks=3, form="sliced", slices=2), {"layer": "Embedding"}, "no input channels"),
         (LowRank(ranks=3), {"whole": False}, "cannot be replaced"),
         (LowRank(ranks=3), {"replaceable": False}, "cannot be replaced"),
         (LowRank(ranks=31), {}, "the weight's own ranks are 30"),
@@ -411,7 +412,7 @@ def test_factors_take_the_predicted_bytes_and_give_the_approximation(
     assert decoded.shape == rows.shape
     assert torch.equal(decoded, transform.approximate(weight))
     factors = transform.factors(stored, weight.target)
-    assert {name: tuple(own.shape) for name, own in factors.items()} == transform.layout.shapes(
+    assert {name: tuple(own.shape) for name, own in factors.items()} == transform.layout(weight.target).shapes(
         weight.target, transform.ranks
     )
     assert {own.dtype for own in factors.values()} == {dtype}
@@ -495,7 +496,7 @@ def test_the_layers_compute_what_the_dense_layer_with_their_product_does_at_the_
     part = part_of(layer, x)
     weight = Weight(layers.to_rows(layer, layers.weight_of(layer).detach()), part.target)
     transform = LowRank(ranks=(3, 4) if form == "tucker" else 3, form=form, slices=slices)
-    assert not transform.layout.why_not(part.target)
+    assert not transform.layout(part.target).why_not(part.target)
     small = factored(layer, transform.factors(transform.encode(weight), part.target))
     dense = copy.deepcopy(layer)
     with torch.no_grad():

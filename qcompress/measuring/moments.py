@@ -2,7 +2,8 @@
 
 One pass over the data adds up ``x·xᵀ`` of every input row of a layer (for a convolution: every patch of the padded
 input, as its kernel sees it), for the layers that ask for it only. Memory is one float64 matrix of the square of a
-layer's weights per channel, per such layer, on the layer's device; no activations are kept.
+layer's weights per channel, per such layer, on the layer's device; no activations are kept. Of an Embedding the
+input is a word, and the moments are the words' frequencies.
 """
 
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from qcompress import forward as forwards
 from qcompress.errors import DataError
 from qcompress.parts import Part
 
+FREQUENCIES = "word_frequencies"  # attribute of an Embedding: (words,) float32, where they are known beforehand
 CHUNK = 1 << 22  # numbers of unfolded input that are held at once
 
 
@@ -23,9 +25,11 @@ def second_moments(
 ) -> dict[str, Tensor]:
     """``E[x xᵀ]`` of the input of each part's module, ``(per_channel, per_channel)`` float32 on the CPU, by its name.
 
+    Of an Embedding ``(channels,)``: the diagonal. A block of a vocabulary has its frequencies from `split_vocabulary_`.
+
     Args:
         model: as in `measure`.
-        parts: whole Linear or ungrouped Conv2d layers that are modules of their own.
+        parts: whole Linear, Embedding or ungrouped Conv2d layers that are modules of their own.
         data: batches.
         forward: how to run one.
 
@@ -33,19 +37,29 @@ def second_moments(
         DataError: what goes into a layer is not finite.
     """
     sums: dict[str, Tensor] = {}
+    known: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
     hooks = []
     for part in parts:
+        module = model.get_submodule(part.modules[0])
+        if (frequencies := getattr(module, FREQUENCIES, None)) is not None:
+            known[part.name] = frequencies
+            continue
 
         def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = part.name) -> None:
-            for rows in input_rows(module, (args[0] if args else kwargs["input"]).detach()):
+            given = (args[0] if args else kwargs["input"]).detach()
+            if isinstance(module, nn.Embedding):
+                seen = torch.bincount(given.flatten(), minlength=module.num_embeddings).double()
+                sums[name] = sums[name] + seen if name in sums else seen
+                counts[name] = counts.get(name, 0) + given.numel()
+                return
+            for rows in input_rows(module, given):
                 if name not in sums:
                     sums[name] = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
                     counts[name] = 0
                 sums[name] += rows.T @ rows
                 counts[name] += len(rows)
 
-        module = model.get_submodule(part.modules[0])
         hooks.append(module.register_forward_pre_hook(add, with_kwargs=True))
     try:
         with torch.no_grad():
@@ -59,7 +73,7 @@ def second_moments(
             raise DataError(
                 f"what goes into {name!r} is not finite on the calibration data; do not offer whitened factors"
             )
-    return {name: (total / counts[name]).float().cpu() for name, total in sums.items()}
+    return known | {name: (total / counts[name]).float().cpu() for name, total in sums.items()}
 
 
 def input_rows(module: nn.Module, given: Tensor) -> Iterable[Tensor]:

@@ -50,6 +50,7 @@ class Target:
         replaceable: whether the layer can be swapped for others (it is called as a module, is not grouped and its
             weight is not shared with another module).
         window: of a replaceable Conv2d, else None.
+        lookups: rows looked up per sample, of a replaceable Embedding.
     """
 
     layer: str
@@ -60,6 +61,7 @@ class Target:
     whole: bool = True
     replaceable: bool = True
     window: Window | None = None
+    lookups: float = 0.0
 
     @property
     def num_weights(self) -> int:
@@ -79,7 +81,8 @@ class Weight:
     Attributes:
         rows: ``(channels, per_channel)``, any float dtype, any strides, any device.
         target: their description.
-        moments: ``(per_channel, per_channel)`` second moments ``E[x xᵀ]`` of the layer's (unfolded) input, or None.
+        moments: ``(per_channel, per_channel)`` second moments ``E[x xᵀ]`` of the layer's (unfolded) input, or None; of
+            an Embedding, whose inputs are unit vectors, their diagonal: ``(channels,)`` frequencies of the words.
     """
 
     rows: Tensor
@@ -119,6 +122,8 @@ class Weight:
     def _energy(self, rows: Tensor) -> float:
         if self.moments is None:
             return float(torch.linalg.vector_norm(rows, dtype=torch.float64) ** 2)
+        if self.moments.ndim == 1:
+            return float((self.moments[:, None] * rows.square()).sum())
         narrow = rows.to(self.moments.dtype)
         return max(float((narrow @ self.moments * narrow).sum()), 0.0)
 

@@ -23,6 +23,7 @@ from qcompress.transforms.base import Keep, Offer, Target, Transform, Weight
 from qcompress.transforms.forms import Channels, Factors, Form, Ranks, Spatial, kernel_of, leveled, refitted
 from qcompress.transforms.quantize import PruneQuantize
 from qcompress.transforms.tucker import Tucker
+from qcompress.transforms.words import Words
 
 KINDS: dict[str, Callable[[int], Form]] = {
     "channels": lambda slices: Channels(),  # noqa: ARG005
@@ -57,10 +58,9 @@ class _Factored(Offer):
         """When whitened."""
         return self.whitened and not self.unfit(target)
 
-    @property
-    def layout(self) -> Form:
+    def layout(self, target: Target) -> Form:
         """The form itself."""
-        return KINDS[self.form](self.slices)
+        return Words() if target.layer == "Embedding" and self.form == "channels" else KINDS[self.form](self.slices)
 
     def _details(self) -> str:
         then = "" if isinstance(self.then, Keep) else f", {self.then.label}"
@@ -75,11 +75,13 @@ class _Factored(Offer):
 
     def unfit(self, target: Target) -> str:
         """Why the layer cannot be replaced, or an empty string."""
-        if target.layer not in ("Linear", "Conv2d"):
-            return f"only Linear and Conv2d can be factored, not {target.layer}"
+        if target.layer not in ("Linear", "Conv2d", "Embedding"):
+            return f"only Linear, Conv2d and Embedding can be factored, not {target.layer}"
+        if target.layer == "Embedding" and self.form != "channels":
+            return f"an Embedding has no kernel and no input channels: {self.form!r} does not fit"
         if not (target.whole and target.replaceable):
             return "a block of channels, a grouped or a shared layer cannot be replaced by smaller layers"
-        return self.layout.why_not(target)
+        return self.layout(target).why_not(target)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,13 +121,13 @@ class LowRank(_Factored, Transform):
     @property
     def label(self) -> str:
         """As ``"spatial rank 8, whitened, 4 bits"``."""
-        return self.layout.label(self.ranks) + self._details()
+        return KINDS[self.form](self.slices).label(self.ranks) + self._details()
 
     def why_not(self, target: Target) -> str:
         """It needs a layer of its own, and must save bytes or macs there; what is done to the factors, bytes."""
         if unfit := self.unfit(target):
             return unfit
-        largest = self.layout.largest(target)
+        largest = self.layout(target).largest(target)
         if any(rank > most for rank, most in zip(self.ranks, largest, strict=True)):
             return f"the weight's own ranks are {', '.join(map(str, largest))}"
         whole = replace(self, then=Keep()).size_bytes(target)
@@ -142,7 +144,7 @@ class LowRank(_Factored, Transform):
     def macs(self, target: Target) -> float:
         """Those of the smaller layers."""
         sizes = (own.num_weights for own in self.factor_targets(target).values())
-        return sum(often * size for often, size in zip(self.layout.positions(target), sizes, strict=True))
+        return sum(often * size for often, size in zip(self.layout(target).positions(target), sizes, strict=True))
 
     def encode(self, weight: Weight) -> dict[str, Tensor]:
         """What `then` writes of each factor, as ``reduce.codes``.
@@ -184,25 +186,25 @@ class LowRank(_Factored, Transform):
         }
 
     def _found(self, weight: Weight) -> Factors:
-        factors = self.layout.factors(weight, self.ranks, whitened=self.whitened)
+        factors = self.layout(weight.target).factors(weight, self.ranks, whitened=self.whitened)
         if self.form == "tucker" or (self.whitened and self.form != "channels"):  # others are the closest already
-            factors = refitted(factors, self.layout, weight, whitened=self.whitened)
+            factors = refitted(factors, self.layout(weight.target), weight, whitened=self.whitened)
         return leveled(factors)
 
     def _product(self, factors: Factors, target: Target) -> Tensor:
         wide = torch.promote_types(target.dtype, torch.float32)
-        rows = self.layout.product({name: own.to(wide) for name, own in factors.items()}, kernel_of(target))
+        rows = self.layout(target).product({name: own.to(wide) for name, own in factors.items()}, kernel_of(target))
         return rows.to(target.dtype)
 
     def factor_targets(self, target: Target) -> dict[str, Target]:
         """What `then` is asked to store: the factors, in order."""
         return {
             name: Target(layer="Linear", channels=rows, per_channel=columns, dtype=target.dtype, macs=0)
-            for name, (rows, columns) in self.layout.shapes(target, self.ranks).items()
+            for name, (rows, columns) in self.layout(target).shapes(target, self.ranks).items()
         }
 
     def _weights(self, weight: Weight) -> dict[str, Weight]:
-        largest = self.layout.largest(weight.target)
+        largest = self.layout(weight.target).largest(weight.target)
         if any(rank > most for rank, most in zip(self.ranks, largest, strict=True)):
             raise OptionsError(
                 f"{self.label!r} is asked of a weight whose own ranks are {', '.join(map(str, largest))}"
@@ -256,7 +258,7 @@ class RankRule(_Factored):
         if self.unfit(weight.target):
             return None
         self._require_moments(weight)
-        layout = self.layout
+        layout = self.layout(weight.target)
         ranks: Ranks | None
         if self.by == "rank":
             ranks = (int(self.value),) * len(layout.largest(weight.target))
