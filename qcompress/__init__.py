@@ -16,6 +16,7 @@ from qcompress.measurement import Measurement
 from qcompress.measuring.run import MeasureProgress, measure
 from qcompress.options import Options, low_rank, prune_quantize
 from qcompress.report import Report
+from qcompress.vocabulary import count_words, split_vocabulary_, vocabulary_blocks
 from solvers import Solution, Solver, available, solve
 from solvers.compare import Comparison, Suite, compare
 from solvers.pool import pool
@@ -42,6 +43,7 @@ __all__ = [
     "available",
     "compare",
     "compress",
+    "count_words",
     "finetune",
     "fold_",
     "formulate",
@@ -53,6 +55,8 @@ __all__ = [
     "prune_quantize",
     "save_compressed",
     "solve",
+    "split_vocabulary_",
     "stable_rank",
     "sweep",
+    "vocabulary_blocks",
 ]

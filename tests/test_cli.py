@@ -9,7 +9,7 @@ import qcompress.cli
 from formulations import Problem
 from formulations.instances import layered_problem
 from qcompress import Measurement, load_compressed
-from qcompress.cli import arguments, main
+from qcompress.cli import arguments, console, main
 from qcompress.demo import DemoResult, DemoRow
 from solvers import Solution, StopReason, available
 from solvers.compare import Comparison, Suite
@@ -62,7 +62,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "zoo_for_cli.py").write_text(ZOO)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console.out, "_width", 200)  # whatever was the terminal when it was imported
     return tmp_path
 
 
