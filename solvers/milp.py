@@ -35,6 +35,9 @@ SECONDS_PER_PRODUCT = 5e-5
 GRACE_S = 0.2
 """How long CBC may overrun before it is asked, and then made, to stop."""
 
+CBC_DIGIT = 1e-3
+"""CBC prints its bound to so much, rounded: up or down."""
+
 POLL_S = 0.1
 """How often it is looked whether HiGHS is done or Ctrl-C was pressed."""
 
@@ -100,7 +103,8 @@ class Milp(Solver):
             with search.phase("solve_s"):
                 found = run(program, search, warm=start is not None)
             if found.bound is not None:
-                search.raise_bound(min(found.bound * size, np.inf if search.objective is None else search.objective))
+                bound = (found.bound + program.model.objective.constant) * size  # PuLP tells no back end the constant
+                search.raise_bound(min(bound, np.inf if search.objective is None else search.objective))
             if found.interrupted or found.choice is None:
                 break
             choice = left.lift(found.choice)
@@ -200,7 +204,7 @@ def _cbc(program: IntegerProgram, search: Search, *, warm: bool) -> _Found:
         return _Found(choice=None, bound=None, complete=True)
     complete = model.sol_status == pulp.LpSolutionOptimal and "Result - Optimal solution found" in text
     lower = re.search(r"^Lower bound:\s+(\S+)", text, re.MULTILINE)
-    bound = float(lower.group(1)) if lower else None
+    bound = float(lower.group(1)) - CBC_DIGIT if lower else None
     has_choice = model.sol_status in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible)
     return _Found(choice=program.decode() if has_choice else None, bound=bound, complete=complete)
 

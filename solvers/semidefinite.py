@@ -278,8 +278,9 @@ def _interaction(products: Floats) -> Floats:
 def _positive_part(face: Floats, matrix: Floats) -> Floats:
     """The nearest positive semidefinite matrix among those on the face (its columns are orthonormal)."""
     core = face.T @ matrix @ face
-    values, vectors = scipy.linalg.eigh(0.5 * (core + core.T), subset_by_value=(0.0, np.inf), driver="evr")
-    columns = face @ (vectors * np.sqrt(values))
+    values, vectors = np.linalg.eigh(0.5 * (core + core.T))  # LAPACK's routine for some of them fails at times
+    positive = values > 0
+    columns = face @ (vectors[:, positive] * np.sqrt(values[positive]))
     part: Floats = columns @ columns.T
     return part
 

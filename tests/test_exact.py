@@ -173,6 +173,16 @@ def test_a_search_cut_by_time_is_not_called_optimal(backend):
     assert found.wall_s < 2.1
 
 
+@pytest.mark.parametrize("seed", [9037, 11644, 19112, 19813])  # what is decided before leaves the model a constant
+def test_milp_bounds_hold_at_every_moment_of_the_run(seed):
+    problem = small_problem(seed)
+    solution = run.solve(problem, "milp", seed=0)
+    assert solution.status is Status.OPTIMAL
+    bounds = [point.bound for point in solution.trace if point.bound is not None]
+    assert max(bounds) <= solution.objective + 1e-9
+    assert solution.objective == pytest.approx(run.solve(problem, "brute-force").objective)
+
+
 def test_an_interrupted_milp_keeps_what_it_has_and_prints_nothing(monkeypatch, capfd):
     import highspy
 

@@ -37,7 +37,7 @@ def network(groups, options, seed=0, rank=None):
     )
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", [*range(60), 6497, 16452])  # the last two broke LAPACK's syevr
 def test_no_choice_lies_below_the_bounds(seed):
     problem = small_problem(seed)
     found = semidefinite_bound(problem)
