@@ -4,7 +4,8 @@ Every layer chooses among the same low-rank options (both matricisations). Budge
 parameters. All selections are judged on test images before and after the same fine-tuning (distillation from the
 original on training images), and the factored network is timed against the dense one (one thread, batches of 128).
 
-    python -m benchmarks.ranks_resnet --data FOLDER [--depth 56] [--steps 100] [--shares 0.7 0.5 0.4]
+    python -m benchmarks.ranks_resnet --data FOLDER [--depth 56] [--whitened] [--steps 100]
+        [--shares 0.7 0.5 0.4] [--resources macs bytes]
 """
 
 import argparse
@@ -32,7 +33,7 @@ def norms(model: nn.Module, measurement: qcompress.Measurement) -> tuple[np.ndar
     """Per option the largest singular value of its error, relative to the weight's; and the weight's square."""
     spectral, square = [], []
     for part, transforms in zip(measurement.parts, measurement.transforms, strict=True):
-        weight = Weight(part.weight(model), part.target)
+        weight = Weight(part.weight(model), part.target, measurement.moments_of(part))
         largest = torch.linalg.matrix_norm(weight.rows, ord=2)
         for transform in transforms:
             lost = weight.rows - transform.approximate(weight)
@@ -62,6 +63,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, choices=(20, 56), default=20, help="of the network")
     parser.add_argument("--shares", type=float, nargs="+", default=(0.7, 0.5, 0.4), help="budgets")
     parser.add_argument("--resources", nargs="+", choices=("macs", "bytes"), default=("macs", "bytes"))
+    parser.add_argument("--whitened", action="store_true", help="factors that are closest on the calibration images")
     parser.add_argument("--steps", type=int, default=100, help="of fine-tuning, 128 images each; 0 for none")
     parser.add_argument("--test", type=int, default=2500, help="test images")
     parser.add_argument("--time-limit", type=float, default=20, help="seconds for each solve")
@@ -72,7 +74,7 @@ def main() -> None:
     inputs, labels = cifar.images(folder, "cifar10_test_jpegsource", 0, arguments.test)
     reference = cifar.logits(model, inputs)
     print(f"original: {cifar.accuracy(reference, labels):.2f} % on {len(labels)} test images")
-    options = qcompress.low_rank(ratios=RATIOS, kinds=("channels", "spatial"))
+    options = qcompress.low_rank(ratios=RATIOS, kinds=("channels", "spatial"), whitened=arguments.whitened)
     measurement = qcompress.measure(model, cifar.batched(training[:512]), options)
     error = np.append(measurement.error, 0.0)
     spectral, square = norms(model, measurement)
@@ -134,8 +136,9 @@ def main() -> None:
         "time": "time / dense",
     }
     table = markdown(rows, columns)
+    name = f"ranks_resnet{arguments.depth}" + ("_whitened" if arguments.whitened else "")
     values = {"original": cifar.accuracy(reference, labels), "rows": rows}
-    write_results(Path(arguments.out), f"ranks_resnet{arguments.depth}", values, table)
+    write_results(Path(arguments.out), name, values, table)
     print(table)
 
 

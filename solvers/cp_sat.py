@@ -22,12 +22,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from formulations import Problem
-from formulations.integer_program import MAX_PRODUCTS, num_products, pair_blocks
-from solvers.base import Search, Solver
+from formulations.integer_program import num_products, pair_blocks
+from solvers.base import Search
 from solvers.errors import InvalidOptionError, SolverError
-from solvers.lagrangian import undecided
+from solvers.exact import Linearised, undecided
 from solvers.moves import Floats, Integers, to_arrays
-from solvers.warm import warm_bounds
 
 OBJECTIVE_BITS, USE_BITS = 50, 45
 """The largest objective, and use, of any choice in CP-SAT's whole numbers; doubles hold both exactly."""
@@ -43,7 +42,7 @@ LOOK_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CpSat(Solver):
+class CpSat(Linearised):
     """Constraint programming with clause learning, pair terms linearised by RLT.
 
     Args:
@@ -59,7 +58,6 @@ class CpSat(Solver):
 
     name: ClassVar[str] = "cp-sat"
     summary: ClassVar[str] = "constraint programming by OR-tools' CP-SAT; pair terms linearised"
-    exact: ClassVar[bool] = True
     requires: ClassVar[tuple[str, ...]] = ("ortools",)
     extra: ClassVar[str] = "cp-sat"
 
@@ -68,19 +66,6 @@ class CpSat(Solver):
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise InvalidOptionError(f"option workers of solver 'cp-sat' must be at least 1, found {self.workers}")
-
-    def refuse(self, problem: Problem) -> str:
-        """Too many products of options."""
-        if (count := num_products(problem)) <= MAX_PRODUCTS:
-            return ""
-        return (
-            f"solver 'cp-sat' linearises up to {MAX_PRODUCTS:,} products of options, this problem has {count:,}; "
-            "use 'auto', 'lagrangian' or 'anneal'"
-        )
-
-    def prepare(self) -> None:
-        """Compile the loops."""
-        warm_bounds()
 
     def run(self, problem: Problem, search: Search) -> None:
         """Bound and incumbent, then CP-SAT over what they leave open."""

@@ -102,13 +102,23 @@ class Switch(Mutation):  # type: ignore[misc]
 
 def algorithm(space: ChoiceSpace, first: Integers, rng: np.random.Generator) -> Any:
     """Pymoo's GA on ``space``, set up, beginning with the choices ``first`` ``(n, G)``."""
-    crossover, mutation, repair = Uniform(rng), Switch(rng), _Improved()
+    return set_up(GA, space, first, rng, _Improved(), comp_by_cv_and_fitness)
+
+
+def set_up(
+    kind: Any, space: PymooProblem, first: Integers, rng: np.random.Generator, repair: Repair, better: Any
+) -> Any:
+    """Pymoo's algorithm ``kind``, set up, beginning with ``first``; ``better`` compares two choices."""
     distinct = DefaultDuplicateElimination()
-    selection = TournamentSelection(func_comp=comp_by_cv_and_fitness)
     mating = Mating(
-        selection, crossover, mutation, repair=repair, eliminate_duplicates=distinct, n_max_iterations=MATINGS
+        TournamentSelection(func_comp=better),
+        Uniform(rng),
+        Switch(rng),
+        repair=repair,
+        eliminate_duplicates=distinct,
+        n_max_iterations=MATINGS,
     )
-    made = GA(
+    made = kind(
         pop_size=len(first),
         sampling=Population.new("X", first),
         mating=mating,

@@ -89,15 +89,6 @@ def begin(problem: Problem, search: Search) -> DualBound:
     return bound
 
 
-def undecided(problem: Problem, search: Search) -> Restriction | None:
-    """`begin`, polish and `certify`: what is left for an exact solver; None when it is decided or time is up."""
-    begin(problem, search)
-    if not problem.pairs and search.choice is not None and not (search.proven() or search.expired()):
-        search.offer(polish(problem, search.choice))
-    part = certify(problem, search)
-    return None if search.proven() or search.expired() else part
-
-
 def improve(problem: Problem, search: Search, bound: DualBound) -> None:
     """Anneal among the options that can still improve the incumbent, those with the lowest bounds first.
 

@@ -20,12 +20,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from formulations import Problem
-from formulations.integer_program import MAX_PRODUCTS, IntegerProgram, num_products, to_integer_program
-from solvers.base import Search, Solver
+from formulations.integer_program import IntegerProgram, num_products, to_integer_program
+from solvers.base import Search
 from solvers.errors import InvalidOptionError
-from solvers.lagrangian import undecided
+from solvers.exact import Linearised, undecided
 from solvers.moves import Integers
-from solvers.warm import warm_bounds
 
 BACKENDS = ("highs", "cbc")
 
@@ -46,7 +45,7 @@ SMALLEST_UNIT = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Milp(Solver):
+class Milp(Linearised):
     """Mixed-integer programming, pair terms linearised by RLT.
 
     Args:
@@ -61,7 +60,6 @@ class Milp(Solver):
 
     name: ClassVar[str] = "milp"
     summary: ClassVar[str] = "mixed-integer programming by HiGHS or CBC (PuLP); pair terms linearised"
-    exact: ClassVar[bool] = True
     requires: ClassVar[tuple[str, ...]] = ("pulp", "highspy")
 
     backend: str = "highs"
@@ -69,19 +67,6 @@ class Milp(Solver):
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
             raise InvalidOptionError(f"option backend of solver 'milp' is one of {BACKENDS}, found {self.backend!r}")
-
-    def refuse(self, problem: Problem) -> str:
-        """Too many products of options."""
-        if (count := num_products(problem)) <= MAX_PRODUCTS:
-            return ""
-        return (
-            f"solver 'milp' linearises up to {MAX_PRODUCTS:,} products of options, this problem has {count:,}; "
-            "use 'auto', 'lagrangian' or 'anneal'"
-        )
-
-    def prepare(self) -> None:
-        """Compile the loops."""
-        warm_bounds()
 
     def run(self, problem: Problem, search: Search) -> None:
         """Bound and incumbent, then the integer program over what they leave open."""

@@ -16,14 +16,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from formulations import Problem
-from solvers.base import Search, Solver
+from solvers.base import Search
 from solvers.blocks import Blocks
 from solvers.bounds import dual_bound
 from solvers.dual import DualBound
-from solvers.lagrangian import undecided
+from solvers.exact import Exact, undecided
 from solvers.moves import Arrays, Floats, Integers, to_arrays
 from solvers.semidefinite import convexified, least_seconds
-from solvers.warm import warm_bounds
 
 MAX_PRODUCTS = 200_000
 """The most entries of sparse blocks that are taken."""
@@ -42,7 +41,7 @@ FULL_RANK = 1 / 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Miqp(Solver):
+class Miqp(Exact):
     """Convex mixed-integer quadratic programming with the factor kept as it is.
 
     >>> from solvers import solve
@@ -53,7 +52,6 @@ class Miqp(Solver):
 
     name: ClassVar[str] = "miqp"
     summary: ClassVar[str] = "convex mixed-integer quadratic programming by SCIP; pair terms stay in factor form"
-    exact: ClassVar[bool] = True
     requires: ClassVar[tuple[str, ...]] = ("pyscipopt",)
     extra: ClassVar[str] = "exact"
 
@@ -65,10 +63,6 @@ class Miqp(Solver):
             f"solver 'miqp' takes up to {MAX_PRODUCTS:,} sparse pair terms, this problem has "
             f"{problem.pairs.num_sparse:,}; use 'auto', 'lagrangian' or 'anneal'"
         )
-
-    def prepare(self) -> None:
-        """Compile the loops."""
-        warm_bounds()
 
     def run(self, problem: Problem, search: Search) -> None:
         """Bound and incumbent, then SCIP over what they leave open."""

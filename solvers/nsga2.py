@@ -17,17 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pymoo.algorithms.moo.nsga2 import NSGA2, binary_tournament
-from pymoo.core.duplicate import DefaultDuplicateElimination
-from pymoo.core.mating import Mating
-from pymoo.core.population import Population
 from pymoo.core.problem import Problem as PymooProblem
 from pymoo.core.repair import Repair
-from pymoo.core.termination import NoTermination
-from pymoo.operators.selection.tournament import TournamentSelection
 
 from formulations import Problem
 from solvers.errors import InvalidOptionError
-from solvers.genetic import MATINGS, Switch, Uniform
+from solvers.genetic import set_up
 from solvers.local_search import descend_flat, polish_flat
 from solvers.moves import Arrays, Floats, Integers, begin, compiled, delta, fits, judge_all, objective, to_arrays
 from solvers.repair import repair_flat
@@ -126,7 +121,7 @@ def pareto_front(
     bred = 0
     first = space.first(population)
     if len(first):
-        algorithm = _algorithm(space, first, rng)
+        algorithm = set_up(NSGA2, space, first, rng, _Improved(), binary_tournament)
         while bred < generations and time.perf_counter() < deadline and algorithm.has_next():
             algorithm.next()
             bred += 1
@@ -281,24 +276,3 @@ def _switched(a: Arrays, use: Floats, points: Integers) -> tuple[Floats, Floats,
 class _Improved(Repair):  # type: ignore[misc]
     def _do(self, problem: _Space, choices: Integers, **_: Any) -> Integers:
         return problem.improved(problem.flat(choices)) - problem.arrays.starts[:-1]
-
-
-def _algorithm(space: _Space, first: Integers, rng: np.random.Generator) -> Any:
-    repair, distinct = _Improved(), DefaultDuplicateElimination()
-    mating = Mating(
-        TournamentSelection(func_comp=binary_tournament),
-        Uniform(rng),
-        Switch(rng),
-        repair=repair,
-        eliminate_duplicates=distinct,
-        n_max_iterations=MATINGS,
-    )
-    made = NSGA2(
-        pop_size=len(first),
-        sampling=Population.new("X", first),
-        mating=mating,
-        repair=repair,
-        eliminate_duplicates=distinct,
-    )
-    made.setup(space, termination=NoTermination(), seed=int(rng.integers(2**31)), verbose=False)
-    return made

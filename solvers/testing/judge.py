@@ -80,10 +80,10 @@ def judge_course(solver: Solver, problem: Problem, solution: Solution) -> None:
 
 
 def close(problem: Problem, found: float | None, wanted: float) -> bool:
-    """Whether two objectives are equal up to the rounding of their sums."""
+    """Whether two objectives are equal up to the rounding of their sums (costs, and a factor's squares, can cancel)."""
     largest = float(np.abs(problem.cost).max())
-    if problem.pairs.factor is not None and problem.pairs.rank:
-        largest += float(np.square(problem.pairs.factor).sum(axis=1).max())
+    if problem.pairs.factor is not None:
+        largest = max(largest, float(np.square(problem.pairs.factor).sum(axis=1).max()))
     size = 1e-300 + abs(wanted) + largest * problem.num_groups
     return found is not None and abs(found - wanted) <= 1e-9 * size
 
