@@ -54,7 +54,7 @@ def finetune(
     *,
     teacher: nn.Module | None = None,
     loss: str | LossFunction = "kl",
-    learning_rate: float = 1e-3,
+    learning_rate: float = 3e-4,
     validation: Iterable[Any] | None = None,
     patience: int = 5,
     penalty: Callable[[nn.Module], Tensor] | None = None,
