@@ -1,5 +1,7 @@
 """``python -m qcompress`` is the command line."""
 
+import sys
+
 from qcompress.cli import main
 
-main()
+sys.exit(main())

@@ -1,6 +1,7 @@
 """The command line: every step leaves its file, ``--json`` is JSON and nothing else, a mistake is one clear line."""
 
 import json
+import runpy
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 import qcompress.cli
 from formulations import Problem
 from formulations.instances import layered_problem
-from qcompress import Measurement, load_compressed
+from qcompress import Measurement, load_compressed, low_rank, prune_quantize
 from qcompress.cli import arguments, console, main
 from qcompress.demo import DemoResult, DemoRow
 from solvers import Solution, StopReason, available
@@ -160,6 +161,43 @@ def test_measure_takes_a_loss_a_forward_low_rank_and_blocks_of_channels(folder, 
     assert a.loss != b.loss == "kl"
     assert len(b.parts) > len(a.parts)
     assert b.method == "direct"
+
+
+FACTORS = low_rank(ranks=(4, 8), kinds=("channels", "sliced"), slices=(2,), whitened=True)
+RANKED = ["--ranks", "4,8", "--kinds", "channels,sliced", "--slices", "2", "--whitened", "--factor-bits", "3,4"]
+OFFERED = [
+    ([], prune_quantize()),
+    (["--bits", "4", "--sparsity", "0,0.5"], prune_quantize(bits=(4,), sparsity=(0, 0.5))),
+    (["--low-rank"], prune_quantize() + low_rank()),
+    (["--ratios", "0.25,0.5"], prune_quantize() + low_rank(ratios=(0.25, 0.5))),
+    (["--no-prune-quantize", "--energies", "0.9"], low_rank(energies=(0.9,))),
+    (["--no-prune-quantize", "--kinds", "tucker, channels"], low_rank(kinds=("tucker", "channels"))),
+    (["--no-prune-quantize", "--whitened"], low_rank(whitened=True)),
+    (["--no-prune-quantize", *RANKED], FACTORS + FACTORS.then(prune_quantize(bits=(3, 4), sparsity=(0,)))),
+    (
+        ["--factor-bits", "8", "--factor-sparsity", "0,0.5"],
+        prune_quantize() + low_rank() + low_rank().then(prune_quantize(bits=(8,), sparsity=(0, 0.5))),
+    ),
+]
+
+
+@pytest.mark.parametrize(("words", "options"), OFFERED, ids=[" ".join(words) for words, _ in OFFERED])
+@pytest.mark.parametrize("command", [MEASURE[:3], ["compress", *MEASURE[1:3], "--budget", "bytes=0.5"]])
+def test_words_put_on_offer_what_the_library_calls_the_same(command, words, options, monkeypatch):
+    offered = {}
+
+    class EnoughError(Exception):
+        pass
+
+    def keep(*given, **named):
+        offered["options"] = named["options"] if "options" in named else given[2]
+        raise EnoughError
+
+    monkeypatch.setattr("qcompress.measure", keep)
+    monkeypatch.setattr("qcompress.compress", keep)
+    with pytest.raises(EnoughError):
+        main([*command, *words, "--debug"])
+    assert offered["options"] == options
 
 
 def test_solvers_are_listed_with_their_options(capsys):
@@ -325,6 +363,14 @@ MISTAKES = [
     (["measure", "zoo_for_cli:network", "zoo_for_cli:once"], FAILURE, "data is read more than once"),
     ([*MEASURE, "--method", "guess"], FAILURE, "method must be one of fisher, direct, found 'guess'"),
     ([*MEASURE[:3], "--bits", "2,four"], USAGE, "--bits must be numbers with commas between, as 2,4,8; found 'four'"),
+    ([*MEASURE[:3], "--bits", "1"], USAGE, "bits must be a whole number from 2 to 16, found 1"),
+    ([*MEASURE[:3], "--ranks", "8,0"], USAGE, "a rank must be a whole number from 1, found 0"),
+    ([*MEASURE[:3], "--energies", "90"], USAGE, "the energy must be a number above 0 and below 1, found 90"),
+    ([*MEASURE[:3], "--kinds", "tuker"], USAGE, "is of the kind channels, spatial, tucker, sliced; found 'tuker'"),
+    ([*MEASURE[:3], "--slices", "2"], USAGE, "--slices is for the kind sliced, as --kinds sliced --slices 2,4"),
+    ([*MEASURE[:3], "--factor-sparsity", "0.5"], USAGE, "--factor-sparsity needs --factor-bits"),
+    ([*MEASURE, "--no-prune-quantize"], USAGE, "--bits and --no-prune-quantize do not go together"),
+    ([*COMPRESS[:3], "--budget", "bytes=0.5", "--no-prune-quantize"], USAGE, "nothing is on offer"),
     ([*COMPRESS[:-4], "--budget", "bytes=0.01"], FAILURE, "the smallest possible use is"),
     ([*COMPRESS[:-4], "--budget", "watts=0.5"], FAILURE, "no resource is called 'watts'; measured are: bytes, macs"),
     (["show", "nowhere"], FAILURE, "nowhere"),
@@ -350,6 +396,13 @@ def test_a_mistake_is_one_line_on_stderr(words, code, message, folder, problem_f
     assert message in captured.err, captured.err
     left = {path.name for path in set(folder.iterdir()) - before} - {"__pycache__", "runs"}
     assert left == set()
+
+
+def test_the_module_ends_with_the_commands_code(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["qcompress", "solve", "nowhere.npz"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("qcompress", run_name="__main__")
+    assert ended.value.code == FAILURE
 
 
 def test_debug_shows_where(folder):

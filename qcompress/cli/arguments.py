@@ -40,12 +40,6 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="package.module:call
 Data = Annotated[
     str, typer.Argument(metavar="DATA", help="package.module:callable that returns the calibration batches.")
 ]
-Bits = Annotated[str, typer.Option(help="Bit-widths on offer.")]
-Sparsity = Annotated[str, typer.Option(help="Shares of pruned weights on offer.")]
-Ratios = Annotated[
-    str | None,
-    typer.Option(help="Shares of the parameters that low-rank factors keep, as 0.25,0.5. None: not on offer."),
-]
 Loss = Annotated[
     str, typer.Option(help="'kl' to the original's softmax, 'mse' of outputs, or package.module:callable.")
 ]
@@ -158,14 +152,6 @@ def granularity(text: str) -> str | int:
     """``layer``, or a number of channels."""
     value = _literal(text)
     return value if isinstance(value, int) else text
-
-
-def options(bits: str, sparsity: str, ratios: str | None) -> Any:
-    """The `qcompress.Options` on offer."""
-    from qcompress import low_rank, prune_quantize
-
-    offered = prune_quantize(bits=numbers(bits, "--bits"), sparsity=numbers(sparsity, "--sparsity"))
-    return offered if ratios is None else offered + low_rank(ratios=numbers(ratios, "--ratios"))
 
 
 def loss(text: str) -> Any:

@@ -1,14 +1,18 @@
 """``demo`` and ``compress``: the whole way in one command."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qcompress.cli import arguments
 from qcompress.cli.console import number, out, percent, print_json, print_lines, print_table, say
 from qcompress.cli.explaining import explain
+from qcompress.cli.offering import offering
 from qcompress.cli.progress import watching
+
+if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
+    from qcompress import Options
 
 
 def register(app: typer.Typer) -> None:
@@ -60,17 +64,16 @@ def demo(
     )
 
 
+@offering
 def compress(
     model: arguments.Model,
     data: arguments.Data,
     budget: arguments.Budgets,
+    options: "Options",
     solver: arguments.SolverName = "auto",
     time_limit: arguments.TimeLimit = 60.0,
     method: arguments.Method = "fisher",
     loss: arguments.Loss = "kl",
-    bits: arguments.Bits = "2,3,4,6,8",
-    sparsity: arguments.Sparsity = "0,0.5,0.75",
-    ratios: arguments.Ratios = None,
     granularity: arguments.Granularity = "layer",
     forward: arguments.Forward = None,
     pairs: Annotated[bool, typer.Option(help="With the terms between different parts.")] = True,
@@ -91,13 +94,18 @@ def compress(
     A run that was cut goes on where it was when the same command is given again.
 
     Example: `qcompress compress zoo:resnet20 zoo:batches --budget bytes=0.15 --output runs/small`
+
+    - fewer bits: `… --bits 3,4,8 --sparsity 0`
+    - only low rank: `… --budget macs=0.5 --no-prune-quantize --low-rank`
+    - chosen ranks: `… --ranks 8,16 --kinds spatial,tucker` or `… --energies 0.9,0.99 --whitened`
+    - rank, sparsity and bits as one choice: `… --low-rank --factor-bits 4,8 --factor-sparsity 0,0.5`
     """
     import qcompress
     from formulations import InfeasibleBudgetError
     from qcompress.compress import NoChoiceError
 
     folder = Path("runs") / model.rpartition(":")[2] if output is None else output
-    limits, offered = arguments.budgets(budget), arguments.options(bits, sparsity, ratios)
+    limits = arguments.budgets(budget)
     make_model, make_data = arguments.function(model, "MODEL"), arguments.function(data, "DATA")
     batches = make_data()
     try:
@@ -106,7 +114,7 @@ def compress(
                 make_model(),
                 batches,
                 budget=limits,
-                options=offered,
+                options=options,
                 solver=solver,
                 time_limit=time_limit,
                 seed=seed,

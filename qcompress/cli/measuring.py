@@ -1,13 +1,17 @@
 """``measure``, ``formulate``, ``apply``: the steps between a model and a problem, each into a file."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qcompress.cli import arguments
 from qcompress.cli.console import amount, print_json, print_table, say
+from qcompress.cli.offering import offering
 from qcompress.cli.progress import watching
+
+if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
+    from qcompress import Options
 
 MeasurementFile = Annotated[
     Path, typer.Argument(metavar="MEASUREMENT", help="A measurement file, as 'qcompress measure' writes.")
@@ -22,14 +26,13 @@ def register(app: typer.Typer) -> None:
     app.command()(apply)
 
 
+@offering
 def measure(
     model: arguments.Model,
     data: arguments.Data,
+    options: "Options",
     method: arguments.Method = "fisher",
     loss: arguments.Loss = "kl",
-    bits: arguments.Bits = "2,3,4,6,8",
-    sparsity: arguments.Sparsity = "0,0.5,0.75",
-    ratios: arguments.Ratios = None,
     granularity: arguments.Granularity = "layer",
     forward: arguments.Forward = None,
     seed: arguments.Seed = 0,
@@ -43,16 +46,17 @@ def measure(
     A run that was cut goes on where it was when the same command is given again.
 
     Example: `qcompress measure zoo:resnet20 zoo:batches --method direct --output resnet20.npz`
+
+    Rank, sparsity and bits as one choice: `qcompress measure zoo:resnet20 zoo:batches --low-rank --factor-bits 4,8`
     """
     import qcompress
 
-    offered = arguments.options(bits, sparsity, ratios)
     make_model, make_data = arguments.function(model, "MODEL"), arguments.function(data, "DATA")
     with watching("measuring") as watch:
         measurement = qcompress.measure(
             make_model(),
             make_data(),
-            offered,
+            options,
             method=method,
             loss=arguments.loss(loss),
             forward=arguments.forward(forward),

@@ -288,5 +288,5 @@ def _share(value: Any, name: str) -> float:
     except (TypeError, ValueError):
         share = math.nan
     if not 0 < share < 1:
-        raise OptionsError(f"a {name} must be a number above 0 and below 1, found {value!r}")
+        raise OptionsError(f"the {name} must be a number above 0 and below 1, found {value!r}")
     return share
