@@ -11,22 +11,34 @@ its weights (so `save_compressed` takes it), and its loss on the validation batc
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterable, Iterator
+import hashlib
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from formulations.files import AnyPath
 from qcompress import forward as forwards
 from qcompress import layers
+from qcompress.checkpoint import Checkpoint, Standing
 from qcompress.compression import CompressedPart, Compression, attach, record_of
 from qcompress.errors import OptionsError
 from qcompress.factored import Factored
 from qcompress.losses import CallableLoss, LossFunction, as_loss
+from qcompress.measurement import Measurement
+from qcompress.measuring.run import SAVE_EVERY_S, batch_fingerprint
 from qcompress.transforms.base import Keep, Target, Transform, Weight
 from qcompress.transforms.low_rank import LowRank
+
+LEARNING_RATE = 3e-4
+"""Of the first step, where none is given."""
 
 LOOKS = 20
 """How often the validation loss is taken."""
@@ -54,11 +66,12 @@ def finetune(
     *,
     teacher: nn.Module | None = None,
     loss: str | LossFunction = "kl",
-    learning_rate: float = 3e-4,
+    learning_rate: float = LEARNING_RATE,
     validation: Iterable[Any] | None = None,
     patience: int = 5,
     penalty: Callable[[nn.Module], Tensor] | None = None,
     forward: forwards.Forward | None = None,
+    cache: AnyPath | None = None,
     on_progress: Callable[[FinetuneProgress], None] | None = None,
 ) -> Model:
     """A fine-tuned copy of a compressed (or any other) model.
@@ -75,13 +88,14 @@ def finetune(
         patience: looks at the validation loss without a better one (of 20) after which the training ends.
         penalty: added to the loss, as `stable_rank`.
         forward: ``(model, batch) -> output tensor`` where the default does not fit.
-        on_progress: called at every look.
+        cache: a file for where the training stands; one that was cut goes on from it, a finished one deletes it.
+        on_progress: called at every look, the first before any step.
 
-    Ctrl-C ends the training with the best weights so far.
+    Ctrl-C ends the training with the best weights so far; with a cache, the same call goes on.
 
     Raises:
         OptionsError: no steps, a loss that needs a teacher without one, or numbers outside their range.
-        DataError: no batch.
+        DataError: no batch, or the cache is of another training.
 
     >>> from qcompress import compress, mean_loss, prune_quantize
     >>> _ = torch.manual_seed(0)
@@ -92,11 +106,7 @@ def finetune(
     >>> mean_loss(original, tuned, data) < mean_loss(original, small, data)
     True
     """
-    if not (isinstance(steps, int) and steps >= 1 and patience >= 1 and learning_rate > 0):
-        raise OptionsError(
-            f"fine-tuning takes steps and patience from 1 and a learning rate above 0, found steps={steps!r}, "
-            f"patience={patience!r}, learning_rate={learning_rate!r}"
-        )
+    require_training(steps, learning_rate, patience)
     measured = as_loss(loss)
     if teacher is None and not isinstance(measured, CallableLoss):
         raise OptionsError(
@@ -105,7 +115,8 @@ def finetune(
         )
     batches = forwards.checked_data(data)
     looked_at = list(islice(batches, VALIDATED)) if validation is None else forwards.checked_data(validation)
-    forwards.first_batch(looked_at)
+    for own in (batches, looked_at):
+        forwards.first_batch(own)
     student = copy.deepcopy(model)
     modes = [(module, module.training) for module in student.modules()]
     student.eval()
@@ -125,12 +136,29 @@ def finetune(
         with torch.no_grad():
             return float(torch.cat([losses(batch) for batch in looked_at]).double().mean())
 
-    best, kept = look(), None
     optimiser = torch.optim.Adam([own for own in student.parameters() if own.requires_grad], lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    every, idle = max(1, steps // LOOKS), 0
-    with contextlib.suppress(KeyboardInterrupt):
-        for step, batch in enumerate(islice(_endless(batches), steps), start=1):
+    file = None
+    if cache is not None:
+        settings = [measured.name, steps, learning_rate, patience, getattr(penalty, "__qualname__", str(penalty))]
+        key = _key(settings, [model, teacher], [batches, looked_at])
+        file = Checkpoint(Path(cache), key, student, optimiser, schedule)
+    if file is not None and file.path.exists():
+        at = file.load()
+    else:
+        at = Standing(best=look())
+        if file is not None:
+            file.save(at)
+    last_save = time.perf_counter()
+
+    def tell(loss_now: float) -> None:
+        if on_progress is not None:
+            on_progress(FinetuneProgress(step=at.step, steps=steps, loss=loss_now, best=at.best))
+
+    every, cut = max(1, steps // LOOKS), False
+    try:
+        tell(at.best)
+        for batch in _from(batches, at.step, steps):
             optimiser.zero_grad()
             with trained.stored():
                 objective = losses(batch).mean()
@@ -140,18 +168,25 @@ def finetune(
             optimiser.step()
             schedule.step()
             trained.prune_()
-            if step % every and step < steps:
+            at.step += 1
+            if at.step % every and at.step < steps:
                 continue
             with trained.stored():
                 loss_now = look()
-            idle = idle + 1 if loss_now >= best else 0
-            if loss_now < best:
-                best, kept = loss_now, trained.state()
-            if on_progress is not None:
-                on_progress(FinetuneProgress(step=step, steps=steps, loss=loss_now, best=best))
-            if idle == patience:
+            at.idle = at.idle + 1 if loss_now >= at.best else 0
+            if loss_now < at.best:
+                at.best, at.kept = loss_now, trained.state()
+            tell(loss_now)
+            if at.idle == patience:
                 break
-    trained.finish_(before if kept is None else kept, changed=kept is not None)
+            if file is not None and time.perf_counter() - last_save > SAVE_EVERY_S:
+                file.save(at)
+                last_save = time.perf_counter()
+    except KeyboardInterrupt:
+        cut = True
+    trained.finish_(before if at.kept is None else at.kept, changed=at.kept is not None)
+    if file is not None and not cut:
+        file.path.unlink(missing_ok=True)
     for module, training in modes:
         module.training = training
     return student
@@ -185,9 +220,33 @@ def stable_rank(model: nn.Module, ranks: dict[str, int]) -> Tensor:
     return total
 
 
-def _endless(batches: Iterable[Any]) -> Iterator[Any]:
-    while True:
-        yield from batches
+def require_training(steps: int, learning_rate: float, patience: int = 1) -> None:
+    """Refuse numbers that no training can have.
+
+    Raises:
+        OptionsError: steps or patience below 1, or a learning rate that is not above 0.
+    """
+    if not (isinstance(steps, int) and steps >= 1 and patience >= 1 and learning_rate > 0):
+        raise OptionsError(
+            f"fine-tuning takes steps and patience from 1 and a learning rate above 0, found steps={steps!r}, "
+            f"patience={patience!r}, learning_rate={learning_rate!r}"
+        )
+
+
+def _from(batches: Iterable[Any], done: int, steps: int) -> Iterator[Any]:
+    """The batches of the steps that are left."""
+    start = done % len(batches) if isinstance(batches, Sized) else done
+    return islice(itertools.chain.from_iterable(itertools.repeat(batches)), start, start + steps - done)
+
+
+def _key(settings: list[Any], models: list[nn.Module | None], data: list[Iterable[Any]]) -> str:
+    """Which training this is: its settings, models with how they are stored, and first batches."""
+    for own in models:
+        record = None if own is None else record_of(own)
+        settings.append(None if own is None else Measurement.fingerprint_of(own))
+        settings.append([part.transform.to_json() for part in record.parts] if record else None)
+    settings += [batch_fingerprint(forwards.first_batch(batches)) for batches in data]
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,8 @@
 """Fine-tuning lowers the loss and leaves the compression what it was: same options, same bytes, a record that holds."""
 
+import contextlib
 import copy
+import sys
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 import qcompress
 from qcompress import low_rank, prune_quantize
 from qcompress.compression import record_of
-from qcompress.errors import OptionsError
+from qcompress.errors import DataError, OptionsError
 from qcompress.finetune import finetune, stable_rank
 from qcompress.transforms.base import Keep
 from solvers import judge
@@ -109,7 +111,7 @@ def test_training_that_does_harm_gives_the_model_back(data):
     small = compressed(original, data, OPTIONS["quantized"])
     seen = []
     tuned = finetune(small, data, 200, teacher=original, learning_rate=1e6, patience=3, on_progress=seen.append)
-    assert len(seen) == 3  # looks without a better loss, then the end
+    assert [progress.step for progress in seen] == [0, 10, 20, 30]  # looks without a better loss, then the end
     assert all(torch.equal(value, small.state_dict()[key]) for key, value in tuned.state_dict().items())
 
 
@@ -123,6 +125,49 @@ def test_an_interrupt_keeps_the_best(data):
 
     tuned = finetune(small, data, 1000, teacher=original, on_progress=press, validation=data)
     assert kl(original, tuned, data) <= kl(original, small, data)
+
+
+@pytest.mark.parametrize("name", ["quantized", "composed"])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize(("cut_at", "goes_on_at"), [(0, 0), (9, 8)])
+def test_a_training_that_was_cut_goes_on_to_the_last_bit(name, error, cut_at, goes_on_at, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["qcompress.finetune"], "SAVE_EVERY_S", -1)
+    original = network()
+    small = compressed(original, data, OPTIONS[name])
+
+    def cut(progress):
+        if progress.step == cut_at:
+            raise error
+
+    settings = {"teacher": original, "learning_rate": 1e-3, "cache": tmp_path / "training"}
+    with pytest.raises(RuntimeError) if error is RuntimeError else contextlib.nullcontext():
+        finetune(small, data, 20, **settings, on_progress=cut)
+    assert (tmp_path / "training").exists()
+    seen = []
+    resumed = finetune(small, data, 20, **settings, on_progress=seen.append)
+    assert [progress.step for progress in seen] == list(range(goes_on_at, 21))
+    assert not (tmp_path / "training").exists()
+    whole = finetune(small, data, 20, teacher=original, learning_rate=1e-3)
+    for key, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[key], value), key
+
+
+def test_a_cache_of_another_training_or_a_damaged_one_is_refused(data, tmp_path):
+    original = network()
+    small = compressed(original, data, OPTIONS["quantized"])
+
+    def press(progress):
+        raise KeyboardInterrupt
+
+    cache = tmp_path / "training"
+    finetune(small, data, 40, teacher=original, cache=cache, on_progress=press)
+    with pytest.raises(DataError, match="holds another training"):
+        finetune(small, data, 41, teacher=original, cache=cache)
+    with pytest.raises(DataError, match="holds another training"):
+        finetune(small, data[1:], 40, teacher=original, cache=cache)
+    cache.write_bytes(cache.read_bytes()[:-20])
+    with pytest.raises(DataError, match="is no whole qcompress training"):
+        finetune(small, data, 40, teacher=original, cache=cache)
 
 
 def test_modes_gradients_and_statistics_are_left_alone(data):
