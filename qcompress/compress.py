@@ -1,5 +1,6 @@
-"""`compress`: measure, formulate, solve, apply, report, in one call that can be cut and goes on where it was."""
+"""`compress`: from measuring to the report in one call, which can be cut and goes on where it was."""
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,15 +14,20 @@ from formulations import Problem
 from formulations.files import AnyPath, read_json, replacing, write_json
 from qcompress import forward as forwards
 from qcompress.apply import apply
-from qcompress.artefact import save_compressed
+from qcompress.artefact import load_compressed, save_compressed
+from qcompress.compression import record_of
 from qcompress.errors import OptionsError
+from qcompress.finetune import LEARNING_RATE, FinetuneProgress, finetune, require_training
 from qcompress.formulate import formulate
 from qcompress.losses import LossFunction, as_loss
 from qcompress.measurement import Measurement
 from qcompress.measuring.run import MeasureProgress, batch_fingerprint, measure
 from qcompress.options import Options, prune_quantize
 from qcompress.report import Report, make_report
+from qcompress.transforms.base import Transform
 from solvers import Progress, Solution, SolverError, solve
+
+MODEL_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -56,10 +62,13 @@ def compress(
     granularity: str | int = "layer",
     pairs: bool = True,
     batch_norm_data: Iterable[Any] | None = None,
+    finetune_steps: int = 0,
+    learning_rate: float = LEARNING_RATE,
     evaluate: Callable[[nn.Module], float] | None = None,
     folder: AnyPath | None = None,
     on_measure: Callable[[MeasureProgress], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    on_finetune: Callable[[FinetuneProgress], None] | None = None,
 ) -> Result:
     """Compress ``model`` to a budget, with the choice made by ``solver`` and a report of how good it is.
 
@@ -77,21 +86,27 @@ def compress(
         granularity: ``"layer"``, or the number of output channels per block.
         pairs: with the terms between different parts.
         batch_norm_data: batches to re-estimate batch-norm statistics on, or None to leave them.
+        finetune_steps: of `finetune` on ``data`` after the choice, with the original as teacher; 0 for none. The
+            model stays in the same bytes, and its loss on ``data`` does not rise.
+        learning_rate: of the first of these steps.
         evaluate: ``model -> float``, reported before and after.
         folder: where all values are written as they come; a run that was cut goes on from them.
         on_measure: called after every measured batch.
         on_progress: called while solving, as in `solve`.
+        on_finetune: called while fine-tuning, as in `finetune`.
 
     Raises:
         InfeasibleBudgetError: the budget is below the smallest possible; says what that is.
         NoChoiceError: the solver found no choice within the budgets.
-        OptionsError: the folder holds another run.
+        OptionsError: the folder holds another run, or numbers outside their range.
 
     >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
     >>> result = compress(model, [torch.randn(32, 8)], budget={"bytes": 0.5})
     >>> result.report.usage["bytes"] <= result.report.budgets["bytes"]
     True
     """
+    if finetune_steps != 0:
+        require_training(finetune_steps, learning_rate)
     offered = prune_quantize() if options is None else options
     place = None if folder is None else Path(folder)
     wall_s: dict[str, float] = {}
@@ -100,7 +115,7 @@ def compress(
     def lap(name: str) -> None:
         nonlocal clock
         now = time.perf_counter()
-        wall_s[name] = now - clock
+        wall_s[name] = wall_s.get(name, 0.0) + now - clock
         clock = now
 
     settings = {
@@ -115,6 +130,8 @@ def compress(
         "loss": as_loss(loss).name,
         "granularity": granularity,
         "pairs": pairs,
+        "batch_norm": None if batch_norm_data is None else batch_fingerprint(forwards.first_batch(batch_norm_data)),
+        "finetune": None if finetune_steps == 0 else {"steps": finetune_steps, "learning_rate": learning_rate},
     }
     if place is not None:
         _open_folder(place, settings)
@@ -149,9 +166,33 @@ def compress(
         )
         error.problem = problem
         raise error
-    smaller = apply(model, measurement, solution, batch_norm_data=batch_norm_data, forward=forward)
+    chosen = apply(model, measurement, solution, batch_norm_data=batch_norm_data, forward=forward)
     lap("apply")
-    loss_measured = mean_loss(model, smaller, data, loss=loss, forward=forward)
+    loss_measured = mean_loss(model, chosen, data, loss=loss, forward=forward)
+    lap("check")
+    smaller, loss_finetuned = chosen, None
+    if finetune_steps != 0:
+        smaller = _finetuned(
+            place,
+            model,
+            chosen,
+            lambda cache: finetune(
+                chosen,
+                data,
+                finetune_steps,
+                teacher=model,
+                loss=loss,
+                learning_rate=learning_rate,
+                validation=data,
+                forward=forward,
+                cache=cache,
+                on_progress=on_finetune,
+            ),
+        )
+        lap("finetune")
+        loss_finetuned = mean_loss(model, smaller, data, loss=loss, forward=forward)
+    if place is not None:
+        save_compressed(smaller, place / MODEL_FILE)
     before, after = (None, None) if evaluate is None else (evaluate(model), evaluate(smaller))
     lap("check")
     report = make_report(
@@ -159,12 +200,12 @@ def compress(
         problem,
         solution,
         loss_measured=loss_measured,
+        loss_finetuned=loss_finetuned,
         wall_s=wall_s,
         metric_before=before,
         metric_after=after,
     )
     if place is not None:
-        save_compressed(smaller, place / "model.safetensors")
         report.save(place / "report.json")
         with replacing(place / "summary.md") as file:
             file.write(report.to_markdown().encode())
@@ -230,3 +271,21 @@ def _solved(place: Path | None, problem: Problem, run: Callable[[], Solution]) -
     solution = run()
     solution.save(file)
     return solution
+
+
+def _finetuned(
+    place: Path | None, original: nn.Module, chosen: nn.Module, run: Callable[[Path | None], nn.Module]
+) -> nn.Module:
+    if place is None:
+        return run(None)
+    file, cache = place / MODEL_FILE, place / "finetune.part"
+    if file.exists() and not cache.exists():
+        finished = load_compressed(file, lambda: copy.deepcopy(original))
+        if _transforms(finished) == _transforms(chosen):
+            return finished
+    return run(cache)
+
+
+def _transforms(model: nn.Module) -> list[Transform]:
+    record = record_of(model)
+    return [own.transform for own in record.parts] if record else []

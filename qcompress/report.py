@@ -26,7 +26,8 @@ class Report:
 
     Attributes:
         loss_predicted: the problem's objective for the choice.
-        loss_measured: the true loss of the compressed model on the calibration data.
+        loss_measured: the true loss of the compressed model on the calibration data, before any fine-tuning.
+        loss_finetuned: that of the fine-tuned model, or None.
         bound, gap, status: the proof, as the solver gave it; ``gap`` relative to ``loss_predicted``.
         usage, original, budgets: resource → amount (``bytes``, ``macs`` per sample).
         metric_before, metric_after: what the caller's ``evaluate`` gave, or None.
@@ -37,6 +38,7 @@ class Report:
     loss: str
     loss_predicted: float
     loss_measured: float
+    loss_finetuned: float | None
     bound: float | None
     gap: float | None
     status: str
@@ -67,9 +69,11 @@ class Report:
             ratio = f"{before / used:.2f}×" if used else "–"
             lines.append(f"| {name} | {before:,.0f} | {limit} | {used:,.0f} | {ratio} |")
         proof = "no bound" if self.gap is None else f"bound {self.bound:.6g}, gap {self.gap:.3%}"
+        tuned = "" if self.loss_finetuned is None else f", after fine-tuning {self.loss_finetuned:.6g}"
         lines += [
             "",
-            f"- loss increase ({self.loss}): predicted {self.loss_predicted:.6g}, measured {self.loss_measured:.6g}",
+            f"- loss increase ({self.loss}): predicted {self.loss_predicted:.6g}, "
+            f"measured {self.loss_measured:.6g}{tuned}",
             f"- choice: {self.status} by {self.solver} ({proof})",
             f"- time: {', '.join(f'{name} {seconds:.1f} s' for name, seconds in self.wall_s.items())}",
         ]
@@ -90,6 +94,7 @@ def make_report(
     solution: Solution,
     *,
     loss_measured: float,
+    loss_finetuned: float | None = None,
     wall_s: dict[str, float],
     metric_before: float | None = None,
     metric_after: float | None = None,
@@ -115,6 +120,7 @@ def make_report(
         loss=measurement.loss,
         loss_predicted=solution.objective,
         loss_measured=loss_measured,
+        loss_finetuned=loss_finetuned,
         bound=solution.bound,
         gap=solution.gap,
         status=str(solution.status),

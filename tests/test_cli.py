@@ -2,14 +2,17 @@
 
 import json
 import runpy
+import sys
 
 import pytest
+import safetensors.numpy
 import torch
 
 import qcompress.cli
 from formulations import Problem
 from formulations.instances import layered_problem
 from qcompress import Measurement, load_compressed, low_rank, prune_quantize
+from qcompress.artefact import stored_parts
 from qcompress.cli import arguments, console, main
 from qcompress.demo import DemoResult, DemoRow
 from solvers import Solution, StopReason, available
@@ -87,6 +90,7 @@ COMMANDS = [
     "formulate",
     "solve",
     "apply",
+    "finetune",
     "solvers",
     "compare",
     "sweep",
@@ -307,6 +311,92 @@ def test_compress_names_its_folder_after_the_model(folder, capsys):
     assert (folder / "runs/network/model.safetensors").exists()
 
 
+TUNED = ["compress", *MEASURE[1:3], "--no-prune-quantize", "--ranks", "2,4", "--factor-bits", "3,4"]
+TUNED += ["--budget", "bytes=0.5", "--solver", "brute-force", "--finetune-steps", "20", "--learning-rate", "3e-3"]
+
+
+def nats(file):
+    """The mean KL divergence of the original's softmax to a file's model over the batches, by the book."""
+    import zoo_for_cli
+
+    inputs = torch.cat(zoo_for_cli.batches())
+    with torch.no_grad():
+        p, q = (own(inputs).double().softmax(1) for own in (zoo_for_cli.network(), loaded(file)))
+    return float((p * (p / q).log()).sum(1).mean())
+
+
+def loaded(file):
+    import zoo_for_cli
+
+    return load_compressed(file, zoo_for_cli.network)
+
+
+def payload(file):
+    return sum(array.nbytes for array in safetensors.numpy.load_file(file).values())
+
+
+def test_compress_fine_tunes_in_the_same_bytes_and_once(folder, monkeypatch, capsys):
+    ran([*TUNED, "--output", "run", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    ran(["apply", "zoo_for_cli:network", "run/measurement.npz", "run/solution.json", "--output", "before.safetensors"])
+    before, after = "before.safetensors", "run/model.safetensors"
+    assert report["loss_measured"] == pytest.approx(nats(before), rel=1e-6)
+    assert report["loss_finetuned"] == pytest.approx(nats(after), rel=1e-6)
+    assert report["loss_finetuned"] < report["loss_measured"]
+    assert [part["option"] for part in report["parts"]][:2] == ["rank 4, 4 bits"] * 2
+    assert payload(after) == payload(before) == report["usage"]["bytes"] <= report["budgets"]["bytes"]
+    assert [own.transform for own in stored_parts(after)] == [own.transform for own in stored_parts(before)]
+    assert f"after fine-tuning {report['loss_finetuned']:.6g}" in (folder / "run/summary.md").read_text()
+    content = (folder / after).read_bytes()
+    (folder / "run/report.json").unlink()
+    monkeypatch.setattr(sys.modules["qcompress.compress"], "finetune", None)  # would fail if it were called
+    ran([*TUNED, "--output", "run"])
+    assert json.loads((folder / "run/report.json").read_text())["loss_finetuned"] == report["loss_finetuned"]
+    assert (folder / after).read_bytes() == content
+    capsys.readouterr()
+    for words in ([*TUNED, "--finetune-steps", "21"], [*TUNED, "--learning-rate", "0.1"], TUNED[:-4]):
+        assert main([*words, "--output", "run"]) == 1
+        assert "holds another run (it differs in: finetune)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_compress_goes_on_with_a_training_that_was_cut(error, folder, monkeypatch, capsys):
+    def cut(watch, progress):
+        watch.finetuning = progress
+        if progress.step == 7:
+            raise error
+
+    monkeypatch.setattr(sys.modules["qcompress.finetune"], "SAVE_EVERY_S", -1)
+    with monkeypatch.context() as patched:
+        patched.setattr(qcompress.cli.progress.Watch, "finetuned", cut)
+        assert main([*TUNED, "--output", "cut"]) == (0 if error is KeyboardInterrupt else 1)
+    assert (folder / "cut/finetune.part").exists()
+    told = "fine-tuning ended after 7 of 20 steps: interrupted; the same command goes on"
+    assert (told in capsys.readouterr().err) == (folder / "cut/report.json").exists() == (error is KeyboardInterrupt)
+    ran([*TUNED, "--output", "cut"])
+    assert not (folder / "cut/finetune.part").exists()
+    ran([*TUNED, "--output", "whole"])
+    assert (folder / "cut/model.safetensors").read_bytes() == (folder / "whole/model.safetensors").read_bytes()
+
+
+def test_finetune_gives_another_file_of_the_same_bytes(folder, capsys):
+    ran([*TUNED[:-4], "--output", "run"])
+    capsys.readouterr()
+    words = ["finetune", "zoo_for_cli:network", "zoo_for_cli:batches", "run/model.safetensors", "--steps", "20"]
+    ran([*words, "--learning-rate", "3e-3", "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert told["file"] == "run/model.tuned.safetensors"
+    assert told["loss_before"] == pytest.approx(nats("run/model.safetensors"), rel=1e-6)
+    assert told["loss_after"] == pytest.approx(nats(told["file"]), rel=1e-6)
+    assert told["loss_after"] < told["loss_before"]
+    assert told["payload_bytes"] == payload(told["file"]) == payload("run/model.safetensors")
+    ran([*words, "--validation", "zoo_for_cli:batches", "--learning-rate", "1e6", "--output", "same.safetensors"])
+    out, err = capsys.readouterr()
+    assert "fine-tuning ended after 5 of 20 steps: the loss no longer fell" in err
+    assert "5 of 20" in out
+    assert (folder / "same.safetensors").read_bytes() == (folder / "run/model.safetensors").read_bytes()
+
+
 def test_the_demos_table(monkeypatch, capsys):
     row = DemoRow(
         solver="greedy", loss_predicted=0.01, bound=None, gap=None, status="FEASIBLE", loss_measured=0.02,
@@ -373,6 +463,11 @@ MISTAKES = [
     ([*COMPRESS[:3], "--budget", "bytes=0.5", "--no-prune-quantize"], USAGE, "nothing is on offer"),
     ([*COMPRESS[:-4], "--budget", "bytes=0.01"], FAILURE, "the smallest possible use is"),
     ([*COMPRESS[:-4], "--budget", "watts=0.5"], FAILURE, "no resource is called 'watts'; measured are: bytes, macs"),
+    ([*COMPRESS, "--learning-rate", "1e-3"], USAGE, "--learning-rate is for fine-tuning, as --finetune-steps 1000"),
+    ([*COMPRESS, "--finetune-steps", "-1"], USAGE, "--finetune-steps"),
+    ([*TUNED, "--learning-rate", "0"], FAILURE, "a learning rate above 0, found steps=20, patience=1, learning_rate=0"),
+    (["finetune", *MEASURE[1:3], "nowhere.safetensors"], FAILURE, "nowhere.safetensors"),
+    (["finetune", *MEASURE[1:3], "bad.safetensors"], FAILURE, "bad.safetensors is no whole"),
     (["show", "nowhere"], FAILURE, "nowhere"),
     (["show", "zoo_for_cli.py"], FAILURE, "none of our files"),
     (["show", "other.json"], FAILURE, "of a kind that 'show' does not know: 'something'"),

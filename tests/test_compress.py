@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,6 +138,22 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
         compress(model, data, budget={"bytes": 0.4}, options=OPTIONS, solver="greedy", folder=tmp_path / "run")
     with pytest.raises(OptionsError, match="differs in: data"):
         compress(model, batches()[1:], budget={"bytes": 0.5}, options=OPTIONS, solver="greedy", folder=tmp_path / "run")
+
+
+def test_a_folder_of_a_run_with_other_batch_norm_statistics_is_refused(tmp_path: Path) -> None:
+    model, data = seeded(Residual), batches()
+    settings = {"budget": {"bytes": 0.5}, "options": OPTIONS, "solver": "greedy", "folder": tmp_path / "run"}
+    compress(model, data, **settings)  # type: ignore[arg-type]
+    with pytest.raises(OptionsError, match="differs in: batch_norm"):
+        compress(model, data, **settings, batch_norm_data=data)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("numbers", [{"finetune_steps": -1}, {"finetune_steps": 10, "learning_rate": 0.0}])
+def test_numbers_that_no_fine_tuning_can_have_are_refused_before_measuring(numbers: dict[str, Any]) -> None:
+    measured: list[object] = []
+    with pytest.raises(OptionsError, match="fine-tuning takes steps"):
+        compress(seeded(Residual), batches(), budget={"bytes": 0.5}, on_measure=measured.append, **numbers)
+    assert not measured
 
 
 def test_a_damaged_value_in_the_folder_is_one_clear_error(tmp_path: Path) -> None:

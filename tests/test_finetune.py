@@ -139,7 +139,7 @@ def test_a_training_that_was_cut_goes_on_to_the_last_bit(name, error, cut_at, go
         if progress.step == cut_at:
             raise error
 
-    settings = {"teacher": original, "learning_rate": 1e-3, "cache": tmp_path / "training"}
+    settings = {"teacher": original, "learning_rate": 1e-3, "patience": 20, "cache": tmp_path / "training"}
     with pytest.raises(RuntimeError) if error is RuntimeError else contextlib.nullcontext():
         finetune(small, data, 20, **settings, on_progress=cut)
     assert (tmp_path / "training").exists()
@@ -147,7 +147,7 @@ def test_a_training_that_was_cut_goes_on_to_the_last_bit(name, error, cut_at, go
     resumed = finetune(small, data, 20, **settings, on_progress=seen.append)
     assert [progress.step for progress in seen] == list(range(goes_on_at, 21))
     assert not (tmp_path / "training").exists()
-    whole = finetune(small, data, 20, teacher=original, learning_rate=1e-3)
+    whole = finetune(small, data, 20, teacher=original, learning_rate=1e-3, patience=20)
     for key, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[key], value), key
 

@@ -8,11 +8,14 @@ import typer
 from qcompress.cli import arguments
 from qcompress.cli.console import number, out, percent, print_json, print_lines, print_table, say
 from qcompress.cli.explaining import explain
+from qcompress.cli.finetuning import tell_end
 from qcompress.cli.offering import offering
 from qcompress.cli.progress import watching
 
 if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
     from qcompress import Options
+
+FINETUNING = "Fine-tuning"
 
 
 def register(app: typer.Typer) -> None:
@@ -78,6 +81,18 @@ def compress(
     forward: arguments.Forward = None,
     pairs: Annotated[bool, typer.Option(help="With the terms between different parts.")] = True,
     batch_norm: Annotated[bool, typer.Option(help="Re-estimate batch-norm statistics on DATA afterwards.")] = False,
+    finetune_steps: Annotated[
+        int,
+        typer.Option(
+            help="Train on DATA after the choice, to meet the original's outputs in the same bytes: at most so many "
+            "steps, fewer when the loss no longer falls.",
+            min=0,
+            rich_help_panel=FINETUNING,
+        ),
+    ] = 0,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of the first step. Default: 3e-4.", rich_help_panel=FINETUNING)
+    ] = None,
     evaluate: Annotated[
         str | None,
         typer.Option(metavar="PACKAGE.MODULE:CALLABLE", help="model -> float, reported before and after."),
@@ -88,10 +103,11 @@ def compress(
     ] = None,
     as_json: arguments.AsJson = False,
 ) -> None:
-    """Compress a model to a budget: measure, formulate, solve, apply, save, report.
+    """Compress a model to a budget: measure, formulate, solve, apply, fine-tune if asked to, save, report.
 
     Leaves a folder with measurement.npz, problem.npz, solution.json, model.safetensors, report.json and summary.md.
-    A run that was cut goes on where it was when the same command is given again.
+    A run that was cut goes on where it was when the same command is given again. Ctrl-C while solving or fine-tuning
+    takes the best so far.
 
     Example: `qcompress compress zoo:resnet20 zoo:batches --budget bytes=0.15 --output runs/small`
 
@@ -99,6 +115,7 @@ def compress(
     - only low rank: `… --budget macs=0.5 --no-prune-quantize --low-rank`
     - chosen ranks: `… --ranks 8,16 --kinds spatial,tucker` or `… --energies 0.9,0.99 --whitened`
     - rank, sparsity and bits as one choice: `… --low-rank --factor-bits 4,8 --factor-sparsity 0,0.5`
+    - trained after the choice: `… --finetune-steps 1000`; on other data than DATA: `qcompress finetune`
     """
     import qcompress
     from formulations import InfeasibleBudgetError
@@ -106,6 +123,8 @@ def compress(
 
     folder = Path("runs") / model.rpartition(":")[2] if output is None else output
     limits = arguments.budgets(budget)
+    if learning_rate is not None and not finetune_steps:
+        raise typer.BadParameter("--learning-rate is for fine-tuning, as --finetune-steps 1000 --learning-rate 1e-3.")
     make_model, make_data = arguments.function(model, "MODEL"), arguments.function(data, "DATA")
     batches = make_data()
     try:
@@ -124,15 +143,19 @@ def compress(
                 granularity=arguments.granularity(granularity),
                 pairs=pairs,
                 batch_norm_data=batches if batch_norm else None,
+                finetune_steps=finetune_steps,
+                **({} if learning_rate is None else {"learning_rate": learning_rate}),
                 evaluate=None if evaluate is None else arguments.function(evaluate, "--evaluate"),
                 folder=folder,
                 on_measure=watch.measured,
                 on_progress=watch.solved,
+                on_finetune=watch.finetuned,
             )
     except (InfeasibleBudgetError, NoChoiceError) as error:
         if error.problem is not None:
             explain(error.problem, as_json=as_json)
         raise
+    tell_end(watch, folder / "finetune.part")
     say(f"written to {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
     if as_json:
         print_json({"folder": str(folder), **result.report.to_json()})

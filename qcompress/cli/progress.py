@@ -4,13 +4,13 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from qcompress.cli.console import err, number, percent
 from solvers import Progress as SolverProgress
 
 if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
-    from qcompress import MeasureProgress
+    from qcompress import FinetuneProgress, MeasureProgress
 
 
 class Watch:
@@ -18,18 +18,30 @@ class Watch:
 
     def __init__(self, display: Progress, task: TaskID) -> None:
         self._display, self._task = display, task
+        self.finetuning: FinetuneProgress | None = None
 
     def measured(self, progress: "MeasureProgress") -> None:
         """Show batches and samples."""
         total = "" if progress.total_batches is None else f" of {progress.total_batches}"
         state = f"{progress.batches}{total} batches, {progress.num_samples} samples"
-        self._display.update(self._task, description="measuring", state=state)
+        self._show("measuring", state, progress.batches, progress.total_batches)
 
     def solved(self, progress: SolverProgress) -> None:
         """Show incumbent, bound and gap."""
         incumbent, bound = number(progress.objective), number(progress.bound)
         state = f"incumbent {incumbent}  bound {bound}  gap {percent(progress.gap)}"
-        self._display.update(self._task, description=f"solving with {progress.solver}", state=state)
+        self._show(f"solving with {progress.solver}", state)
+
+    def finetuned(self, progress: "FinetuneProgress") -> None:
+        """Show steps and losses; `finetuning` is the last that was told."""
+        self.finetuning = progress
+        state = (
+            f"step {progress.step:,} of {progress.steps:,}  loss {number(progress.loss)}  best {number(progress.best)}"
+        )
+        self._show("fine-tuning", state, progress.step, progress.steps)
+
+    def _show(self, what: str, state: str, done: int = 0, total: int | None = None) -> None:
+        self._display.update(self._task, description=what, completed=done, total=total, state=state)
 
 
 @contextlib.contextmanager
@@ -39,6 +51,7 @@ def watching(what: str) -> Iterator[Watch]:
         SpinnerColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
         TextColumn("{task.fields[state]}"),
     )
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as display:

@@ -1,0 +1,105 @@
+"""``finetune``: train a compressed model file, to one of the same bytes."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qcompress.cli import arguments
+from qcompress.cli.console import number, print_json, print_table, say
+from qcompress.cli.progress import Watch, watching
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this family."""
+    app.command()(finetune)
+
+
+def finetune(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="package.module:callable that returns the original, the teacher.")
+    ],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="package.module:callable that returns the batches.")],
+    small: Annotated[
+        Path, typer.Argument(metavar="SMALL", help="A compressed model, as 'qcompress compress' or 'apply' write.")
+    ],
+    steps: Annotated[int, typer.Option(help="At most so many, one batch each.", min=1)] = 1000,
+    learning_rate: Annotated[float, typer.Option(help="Of the first step.")] = 3e-4,
+    loss: arguments.Loss = "kl",
+    validation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PACKAGE.MODULE:CALLABLE",
+            help="Batches that the best weights are picked on. Default: the first four of DATA.",
+        ),
+    ] = None,
+    forward: arguments.Forward = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Default: SMALL's name with .tuned.safetensors.")
+    ] = None,
+    as_json: arguments.AsJson = False,
+) -> None:
+    """Train a compressed model to meet the outputs of the original, MODEL, and write it in the same bytes.
+
+    Needs no labels. It ends early when the loss no longer falls, and the loss is never higher than before. A run that
+    was cut goes on where it was when the same command is given again; Ctrl-C takes the best so far.
+
+    Example: `qcompress finetune zoo:resnet20 zoo:training runs/small/model.safetensors --steps 2000`
+    """
+    import qcompress
+    from qcompress.finetune import VALIDATED
+
+    make_model, make_data = arguments.function(model, "MODEL"), arguments.function(data, "DATA")
+    target = small.with_suffix(".tuned.safetensors") if output is None else output
+    chosen, original, batches = qcompress.load_compressed(small, make_model), make_model(), make_data()
+    looked_at = None if validation is None else arguments.function(validation, "--validation")()
+    cache = target.with_name(f"{target.name}.part")
+    run = arguments.forward(forward)
+    measured = arguments.loss(loss)
+    with watching("fine-tuning") as watch:
+        tuned = qcompress.finetune(
+            chosen,
+            batches,
+            steps,
+            teacher=original,
+            loss=measured,
+            learning_rate=learning_rate,
+            validation=looked_at,
+            forward=run,
+            cache=cache,
+            on_progress=watch.finetuned,
+        )
+    seen = list(islice(batches, VALIDATED)) if looked_at is None else looked_at
+    before, after = (qcompress.mean_loss(original, own, seen, loss=measured, forward=run) for own in (chosen, tuned))
+    saved = qcompress.save_compressed(tuned, target)
+    tell_end(watch, cache)
+    say(f"written: {target}")
+    taken = 0 if watch.finetuning is None else watch.finetuning.step
+    if as_json:
+        values = {
+            "steps": taken,
+            "loss": loss,
+            "loss_before": before,
+            "loss_after": after,
+            "payload_bytes": saved.payload_bytes,
+        }
+        print_json({"file": str(target), **values, "file_bytes": saved.file_bytes})
+        return
+    rows = [
+        ("steps", f"{taken:,} of {steps:,}"),
+        (f"loss ({loss}) before", number(before)),
+        (f"loss ({loss}) after", number(after)),
+        ("payload", f"{saved.payload_bytes:,} bytes"),
+        ("file", f"{saved.file_bytes:,} bytes"),
+    ]
+    print_table(("", ""), rows)
+
+
+def tell_end(watch: Watch, cache: Path) -> None:
+    """A word where a training ended before its last step."""
+    last = watch.finetuning
+    if last is None or last.step == last.steps:
+        return
+    why = "interrupted; the same command goes on" if cache.exists() else "the loss no longer fell"
+    say(f"fine-tuning ended after {last.step:,} of {last.steps:,} steps: {why}")
