@@ -9,6 +9,7 @@ from formulations import Evaluation, PairTerms, Problem
 from qcompress.apply import apply, apply_
 from qcompress.artefact import load_compressed, save_compressed
 from qcompress.compress import Result, compress, mean_loss
+from qcompress.emulation import TrueLoss
 from qcompress.factored import fold_
 from qcompress.finetune import FinetuneProgress, finetune, stable_rank
 from qcompress.formulate import PAIR_STRENGTH, formulate
@@ -38,6 +39,7 @@ __all__ = [
     "Solver",
     "Suite",
     "Sweep",
+    "TrueLoss",
     "apply",
     "apply_",
     "available",

@@ -8,6 +8,8 @@ import copy
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import ArrayLike
 from torch import nn
 
 from qcompress.batch_norm import reestimate_
@@ -80,19 +82,27 @@ def _chosen(model: nn.Module, measurement: Measurement, solution: Solution) -> l
             f"the solution of solver {solution.solver!r} holds no choice (status {solution.status}): "
             "there is nothing to apply; allow the solver more time or raise a budget"
         )
-    choice, num_parts = [int(option) for option in solution.choice], len(measurement.parts)
-    if len(choice) not in (num_parts, num_parts + 1):  # the problem has one group more, for what is fixed
+    choice = choice_of(measurement, solution.choice)
+    require_measured(model, measurement.model_fingerprint)
+    return [options[option] for options, option in zip(measurement.transforms, choice, strict=True)]
+
+
+def choice_of(measurement: Measurement, choice: ArrayLike) -> list[int]:
+    """The option of every part by a choice ``(G,)`` of the problem made from ``measurement``.
+
+    Raises:
+        ModelError: it is a choice for something else.
+    """
+    chosen, num_parts = [int(option) for option in np.asarray(choice)], len(measurement.parts)
+    if len(chosen) not in (num_parts, num_parts + 1):  # the problem has one group more, for what is fixed
         raise ModelError(
-            f"the solution chooses for {len(choice)} groups, the measurement has {num_parts} parts: "
+            f"the solution chooses for {len(chosen)} groups, the measurement has {num_parts} parts: "
             "it solves another problem"
         )
-    transforms = []
-    for part, options, option in zip(measurement.parts, measurement.transforms, choice, strict=False):
+    for part, options, option in zip(measurement.parts, measurement.transforms, chosen, strict=False):
         if not 0 <= option < len(options):
             raise ModelError(f"the solution chooses option {option} for {part.name!r}, which has {len(options)}")
-        transforms.append(options[option])
-    require_measured(model, measurement.model_fingerprint)
-    return transforms
+    return chosen[:num_parts]
 
 
 def require_measured(model: nn.Module, fingerprint: str) -> None:

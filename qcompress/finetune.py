@@ -84,7 +84,8 @@ def finetune(
         loss: ``"kl"`` or ``"mse"`` to the teacher's outputs, or a callable ``(output, batch) -> (samples,)``, which
             needs no teacher.
         learning_rate: of the first step.
-        validation: batches on which the best weights are picked; by default the first ones of ``data``.
+        validation: batches on which the best weights are picked, kept in memory with the teacher's outputs; by default
+            the first ones of ``data``.
         patience: looks at the validation loss without a better one (of 20) after which the training ends.
         penalty: added to the loss, as `stable_rank`.
         forward: ``(model, batch) -> output tensor`` where the default does not fit.
@@ -114,7 +115,7 @@ def finetune(
             "(output, batch) -> (samples,)"
         )
     batches = forwards.checked_data(data)
-    looked_at = list(islice(batches, VALIDATED)) if validation is None else forwards.checked_data(validation)
+    looked_at = list(islice(batches, VALIDATED) if validation is None else forwards.checked_data(validation))
     for own in (batches, looked_at):
         forwards.first_batch(own)
     student = copy.deepcopy(model)
@@ -123,18 +124,25 @@ def finetune(
     trained = _Trained(student)
     before = trained.state()
 
-    def losses(batch: Any) -> Tensor:
-        output = forwards.run(student, batch, forward)
+    def taught(batch: Any) -> Tensor | None:
         if teacher is None:
+            return None
+        with forwards.evaluating(teacher), torch.no_grad():
+            return forwards.run(teacher, batch, forward)
+
+    def losses(batch: Any, reference: Tensor | None) -> Tensor:
+        output = forwards.run(student, batch, forward)
+        if reference is None:
             assert callable(loss)  # noqa: S101
             return loss(output, batch)
-        with forwards.evaluating(teacher), torch.no_grad():
-            reference = forwards.run(teacher, batch, forward).to(output.device)
-        return measured.rise(output, reference, batch)
+        return measured.rise(output, reference.to(output.device), batch)
+
+    references = [taught(batch) for batch in looked_at]
 
     def look() -> float:
         with torch.no_grad():
-            return float(torch.cat([losses(batch) for batch in looked_at]).double().mean())
+            found = [losses(*own) for own in zip(looked_at, references, strict=True)]
+        return float(torch.cat(found).double().mean())
 
     optimiser = torch.optim.Adam([own for own in student.parameters() if own.requires_grad], lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
@@ -161,7 +169,7 @@ def finetune(
         for batch in _from(batches, at.step, steps):
             optimiser.zero_grad()
             with trained.stored():
-                objective = losses(batch).mean()
+                objective = losses(batch, taught(batch)).mean()
                 if penalty is not None:
                     objective = objective + penalty(student)
                 objective.backward()  # type: ignore[no-untyped-call]
