@@ -30,6 +30,7 @@ def prune_quantize(
     *,
     factor: ArrayLike | None = None,
     fixed: Mapping[str, float] | None = None,
+    offset: float = 0.0,
 ) -> Problem:
     """Build the problem of choosing one option per part.
 
@@ -42,6 +43,7 @@ def prune_quantize(
         factor: ``(V, r)``; chosen options u, v of different parts add ``factor[u]·factor[v]``.
         fixed: name → use of everything that is not chosen about. It becomes a last group ``"(fixed)"`` with one
             option, so that usage and budgets are those of the whole model.
+        offset: added to the objective of every choice.
 
     Raises:
         InvalidProblemError: the tables do not fit together.
@@ -70,4 +72,5 @@ def prune_quantize(
         {name: np.append(np.asarray(use, dtype=np.float64), rest.get(name, 0.0)) for name, use in resources.items()},
         budgets,
         pairs,
+        offset=offset,
     )

@@ -8,15 +8,16 @@
 from formulations import Evaluation, PairTerms, Problem
 from qcompress.apply import apply, apply_
 from qcompress.artefact import load_compressed, save_compressed
-from qcompress.compress import Result, compress, mean_loss
-from qcompress.emulation import TrueLoss
+from qcompress.compress import Result, compress
 from qcompress.factored import fold_
 from qcompress.finetune import FinetuneProgress, finetune, stable_rank
 from qcompress.formulate import PAIR_STRENGTH, formulate
 from qcompress.measurement import Measurement
 from qcompress.measuring.run import MeasureProgress, measure
 from qcompress.options import Options, low_rank, prune_quantize
+from qcompress.remeasure import Refined, RefineStep, refine, remeasure
 from qcompress.report import Report
+from qcompress.true_loss import TrueLoss, mean_loss
 from qcompress.vocabulary import count_words, split_vocabulary_, vocabulary_blocks
 from solvers import Solution, Solver, available, solve
 from solvers.compare import Comparison, Suite, compare
@@ -33,6 +34,8 @@ __all__ = [
     "Options",
     "PairTerms",
     "Problem",
+    "RefineStep",
+    "Refined",
     "Report",
     "Result",
     "Solution",
@@ -54,6 +57,8 @@ __all__ = [
     "mean_loss",
     "measure",
     "pool",
+    "refine",
+    "remeasure",
     "prune_quantize",
     "save_compressed",
     "solve",

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from formulations import Problem
@@ -25,6 +24,7 @@ from qcompress.measuring.run import MeasureProgress, batch_fingerprint, measure
 from qcompress.options import Options, prune_quantize
 from qcompress.report import Report, make_report
 from qcompress.transforms.base import Transform
+from qcompress.true_loss import mean_loss
 from solvers import Progress, Solution, SolverError, solve
 
 MODEL_FILE = "model.safetensors"
@@ -210,24 +210,6 @@ def compress(
         with replacing(place / "summary.md") as file:
             file.write(report.to_markdown().encode())
     return Result(model=smaller, measurement=measurement, problem=problem, solution=solution, report=report)
-
-
-def mean_loss(
-    original: nn.Module,
-    changed: nn.Module,
-    data: Iterable[Any],
-    *,
-    loss: str | LossFunction = "kl",
-    forward: forwards.Forward | None = None,
-) -> float:
-    """The true mean loss increase per sample of ``changed`` against ``original`` over ``data``."""
-    measured = as_loss(loss)
-    total, count = 0.0, 0
-    with forwards.evaluating(original), forwards.evaluating(changed), torch.no_grad():
-        for batch in data:
-            rise = measured.rise(forwards.run(changed, batch, forward), forwards.run(original, batch, forward), batch)
-            total, count = total + float(rise.sum()), count + len(rise)
-    return total / count
 
 
 def _open_folder(place: Path, settings: dict[str, Any]) -> None:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from qcompress.apply import apply
 from qcompress.artefact import load_compressed, save_compressed
-from qcompress.compress import mean_loss
 from qcompress.errors import MissingError
 from qcompress.formulate import formulate
 from qcompress.measuring.run import measure
 from qcompress.options import low_rank, prune_quantize
 from qcompress.parts import total_bytes
+from qcompress.true_loss import mean_loss
 from solvers import solve
 
 SOLVERS = ("greedy", "lagrangian", "anneal", "sa", "ga", "auto")

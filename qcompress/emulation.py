@@ -6,17 +6,13 @@ and only the parts that differ from the last choice are written.
 """
 
 import copy
-from collections.abc import Iterable
-from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from qcompress import forward as forwards
 from qcompress import layers
 from qcompress.apply import choice_of, require_measured
-from qcompress.losses import LossFunction, as_loss
 from qcompress.measurement import Measurement
 from qcompress.transforms.base import Weight
 
@@ -70,53 +66,3 @@ class Emulation:
             with torch.no_grad():
                 weight.copy_(layers.from_rows(module, whole, weight.shape))
             self.choice[index] = option
-
-
-class TrueLoss:
-    """The true mean loss increase of choices, by running the model: the ``measure`` of ``solvers.beam.beam_search``.
-
-    Args:
-        model, measurement: as of `Emulation`.
-        data: batches, kept in memory with the original's outputs.
-        loss, forward: as of `measure`.
-
-    Low-rank layers are run as dense layers with the product of their factors, so that the value is that of the
-    compressed model up to rounding.
-
-    >>> from qcompress import formulate, measure, prune_quantize
-    >>> from solvers import beam_search
-    >>> _ = torch.manual_seed(0)
-    >>> model, data = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)), [torch.randn(32, 8)]
-    >>> measurement = measure(model, data, prune_quantize(bits=(4, 8), sparsity=(0,)))
-    >>> true_loss = TrueLoss(model, measurement, data)
-    >>> true_loss([0, 0])
-    0.0
-    >>> found = beam_search(formulate(measurement, {"bytes": 0.4}), true_loss)
-    >>> found.loss == true_loss(found.choice)
-    True
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        measurement: Measurement,
-        data: Iterable[Any],
-        *,
-        loss: str | LossFunction = "kl",
-        forward: forwards.Forward | None = None,
-    ) -> None:
-        self._emulation, self._loss, self._forward = Emulation(model, measurement), as_loss(loss), forward
-        self._data = list(forwards.checked_data(data))
-        forwards.first_batch(self._data)
-        with torch.no_grad():
-            self._references = [forwards.run(self._emulation.model, batch, forward) for batch in self._data]
-
-    def __call__(self, choice: ArrayLike) -> float:
-        """Per sample."""
-        self._emulation.put(choice)
-        total, count = 0.0, 0
-        with torch.no_grad():
-            for batch, reference in zip(self._data, self._references, strict=True):
-                rise = self._loss.rise(forwards.run(self._emulation.model, batch, self._forward), reference, batch)
-                total, count = total + float(rise.sum()), count + len(rise)
-        return total / count

@@ -27,7 +27,7 @@ from qcompress.errors import DataError, ModelError, OptionsError
 from qcompress.losses import LossFunction, as_loss
 from qcompress.measurement import Measurement
 from qcompress.measuring import fisher
-from qcompress.measuring.candidates import Candidates
+from qcompress.measuring.candidates import fitted
 from qcompress.options import Options
 from qcompress.parts import Part, Survey, survey
 from qcompress.transforms.base import Weight
@@ -208,7 +208,7 @@ def _option_losses(
     Raises:
         DataError: there is no sample, or a loss is not finite.
     """
-    candidates, measured = Candidates(model, parts, Options((transform,))), as_loss(loss)
+    (candidates, _), measured = fitted(model, parts, Options((transform,))), as_loss(loss)
     total, num_samples = np.zeros(candidates.num_options), 0
     for index, batch in enumerate(batches):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)

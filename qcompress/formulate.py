@@ -9,6 +9,8 @@ measures both.
 import math
 from collections.abc import Mapping
 
+import numpy as np
+
 from formulations import Problem
 from formulations.prune_quantize import prune_quantize
 from qcompress.errors import OptionsError
@@ -17,7 +19,13 @@ from qcompress.measurement import Measurement
 PAIR_STRENGTH = 0.5
 
 
-def formulate(measurement: Measurement, budget: Mapping[str, float], *, pairs: bool = True) -> Problem:
+CHANGES = "changes"
+"""Name of the resource that `formulate` counts changed parts by."""
+
+
+def formulate(
+    measurement: Measurement, budget: Mapping[str, float], *, pairs: bool = True, changes: int | None = None
+) -> Problem:
     """State the choice of options as a problem that any solver takes.
 
     Args:
@@ -25,6 +33,8 @@ def formulate(measurement: Measurement, budget: Mapping[str, float], *, pairs: b
         budget: resource → the most the compressed model may use in all. A value up to 1 is a fraction of the
             original, above 1 it is absolute: ``{"bytes": 0.15}``, ``{"bytes": 120_000, "macs": 0.5}``.
         pairs: with the terms between different parts (at `PAIR_STRENGTH`); False gives the additive problem.
+        changes: parts at most that take another option than they were measured at (a trust region, after
+            `remeasure`): one more resource and budget.
 
     Raises:
         OptionsError: an unknown resource, or a budget that is no positive number.
@@ -50,12 +60,19 @@ def formulate(measurement: Measurement, budget: Mapping[str, float], *, pairs: b
                 f"or an absolute amount above 1; found {value!r}"
             )
         limits[name] = math.floor(value * measurement.original[name]) if value <= 1 else float(value)
+    resources = dict(measurement.resources)
+    if changes is not None:
+        sizes = [len(options) for options in measurement.transforms]
+        resources[CHANGES] = np.concatenate([np.ones(size) for size in sizes])
+        resources[CHANGES][np.cumsum([0, *sizes[:-1]]) + measurement.standing] = 0.0
+        limits[CHANGES] = float(changes)
     return prune_quantize(
         [part.name for part in measurement.parts],
         measurement.labels,
         measurement.cost,
-        measurement.resources,
+        resources,
         limits,
         factor=measurement.factor * PAIR_STRENGTH**0.5 if pairs else None,
         fixed=measurement.fixed,
+        offset=measurement.standing_loss,
     )

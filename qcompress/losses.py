@@ -42,9 +42,11 @@ class Loss(ABC):
     def probes(self, reference: Tensor, batch: Any, generator: torch.Generator) -> Tensor:
         """``(K, *reference.shape)`` random probes of H at the original's outputs."""
 
-    def gradient(self, reference: Tensor, batch: Any) -> Tensor | None:  # noqa: ARG002
-        """The gradient at the original's outputs, of their shape; None when it is zero."""
-        return None
+    @abstractmethod
+    def gradient(self, point: Tensor, batch: Any, reference: Tensor | None = None) -> Tensor | None:
+        """The gradient at the outputs ``point``, of their shape, None when it is zero; without the original's outputs
+        ``reference``, ``point`` are those.
+        """
 
 
 class KullbackLeibler(Loss):
@@ -69,6 +71,10 @@ class KullbackLeibler(Loss):
         mixed = p.sqrt() * _signs((NUM_PROBES, *p.shape), p, generator)
         return torch.div(mixed - p * mixed.sum(-1, keepdim=True), (_positions(p) * NUM_PROBES) ** 0.5)
 
+    def gradient(self, point: Tensor, batch: Any, reference: Tensor | None = None) -> Tensor | None:  # noqa: ARG002
+        """``q - p`` at every position."""
+        return None if reference is None else (point.softmax(-1) - reference.softmax(-1)) / _positions(point)
+
 
 class MeanSquaredError(Loss):
     """Mean squared difference of the outputs."""
@@ -87,6 +93,10 @@ class MeanSquaredError(Loss):
         """``√(2/D)·z`` for random signs z."""
         signs = _signs((NUM_PROBES, *reference.shape), reference, generator)
         return torch.mul(signs, (2 / (reference[0].numel() * NUM_PROBES)) ** 0.5)
+
+    def gradient(self, point: Tensor, batch: Any, reference: Tensor | None = None) -> Tensor | None:  # noqa: ARG002
+        """``2/D`` times the difference."""
+        return None if reference is None else (point - reference) * (2 / point[0].numel())
 
 
 class CallableLoss(Loss):
@@ -109,10 +119,10 @@ class CallableLoss(Loss):
         """The function's difference."""
         return self._values(output, batch).double() - self._values(reference, batch).double()
 
-    def gradient(self, reference: Tensor, batch: Any) -> Tensor:
+    def gradient(self, point: Tensor, batch: Any, reference: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """By autograd."""
         with torch.enable_grad():
-            output = reference.detach().requires_grad_(True)
+            output = point.detach().requires_grad_(True)
             return torch.autograd.grad(self._values(output, batch).sum(), output)[0]
 
     def effects(self, changes: Tensor, point: Tensor, batch: Any) -> Tensor:
@@ -124,12 +134,14 @@ class CallableLoss(Loss):
         return self.gradient(reference, batch).unsqueeze(0)
 
 
-def as_loss(loss: str | LossFunction) -> Loss:
-    """The loss behind a name or a function.
+def as_loss(loss: str | LossFunction | Loss) -> Loss:
+    """The loss behind a name or a function (or itself).
 
     Raises:
         OptionsError: neither ``"kl"``, ``"mse"`` nor a callable.
     """
+    if isinstance(loss, Loss):
+        return loss
     if loss == "kl":
         return KullbackLeibler()
     if loss == "mse":

@@ -21,7 +21,7 @@ from qcompress.parts import Part, Skipped, unique_state
 from qcompress.transforms.base import Transform
 
 FILE_KIND = "qcompress measurement"
-FILE_VERSION = 2
+FILE_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -30,7 +30,7 @@ class Measurement:
 
     Attributes:
         parts: G parts of the model, each with its options in ``transforms``.
-        cost: ``(V,)`` loss increase of each option alone, nats (or the loss's unit) per sample.
+        cost: ``(V,)`` loss increase of each option alone, nats (or the loss's unit) per sample, from ``standing``.
         error: ``(V,)`` squared error of each option's weight, relative to the weight's own square; of the layer's
             output on the calibration data where there are moments.
         factor: ``(V, r)``; options u, v of different parts together add ``factor[u]·factor[v]``.
@@ -41,6 +41,8 @@ class Measurement:
         num_samples: samples the averages are over.
         method, loss, seed: how it was measured.
         model_fingerprint: of the measured model's state dict.
+        standing: option of each part in the model that was measured; 0, its own weight, at first (see `remeasure`).
+        standing_loss: loss of that model; ``cost`` comes on top of it.
         moments: part name → ``(n, n)`` float32 second moments of its (unfolded) input, where an option needs them.
     """
 
@@ -58,6 +60,8 @@ class Measurement:
     loss: str
     seed: int
     model_fingerprint: str
+    standing: tuple[int, ...]
+    standing_loss: float = 0.0
     moments: MappingProxyType[str, NDArray[np.float32]] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
@@ -92,6 +96,8 @@ class Measurement:
             "loss": self.loss,
             "seed": self.seed,
             "model_fingerprint": self.model_fingerprint,
+            "standing": list(self.standing),
+            "standing_loss": self.standing_loss,
             "moments": list(self.moments),
         }
         arrays: dict[str, NDArray[np.floating]] = {"cost": self.cost, "factor": self.factor, "error": self.error}
@@ -121,6 +127,8 @@ class Measurement:
                 original=MappingProxyType(header["original"]),
                 skipped=tuple(Skipped(**item) for item in header["skipped"]),
                 moments=MappingProxyType(moments),
+                standing=tuple(header.get("standing", [0] * len(header["parts"]))),  # since version 3
+                standing_loss=header.get("standing_loss", 0.0),
                 **{key: header[key] for key in ("num_samples", "method", "loss", "seed", "model_fingerprint")},
             )
         except (KeyError, TypeError, AttributeError) as error:

@@ -83,6 +83,7 @@ def measured(model: nn.Module, batch: Tensor, options: Options, granularity: str
         method="none",
         loss="none",
         seed=0,
+        standing=(0,) * len(found.parts),
         model_fingerprint=Measurement.fingerprint_of(model),
     )
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from qcompress import Measurement, low_rank, measure, prune_quantize
 from qcompress.errors import DataError, ModelError, OptionsError
 from qcompress.losses import CallableLoss, KullbackLeibler, MeanSquaredError
-from qcompress.measuring.candidates import Candidates
+from qcompress.measuring.candidates import fitted
 from qcompress.measuring.replay import Replay
 from qcompress.parts import survey
 from tests.models import Functional, Residual, Reused, TiedLanguageModel, seeded
@@ -84,7 +84,7 @@ def test_the_prediction_for_blocks_of_one_linear_layer_is_the_true_loss_of_any_c
     model = seeded(lambda: nn.Linear(5, 6))  # type: ignore[arg-type]
     data = [inputs(32, 5)]
     measurement = measure(model, data, BITS, loss="mse", granularity=2)
-    candidates = Candidates(model, measurement.parts, BITS)
+    candidates, _ = fitted(model, measurement.parts, BITS)
     weight = model.weight.detach()
     for choice in ([0, 1, 2], [2, 2, 2], [1, 0, 1]):
         chosen = [int(candidates.offsets[i] + c) for i, c in enumerate(choice)]

@@ -1,11 +1,12 @@
 """The options of every part of a model, and the change of the weight that each one makes.
 
-Every weight is approximated once per option; the changes of the options that are left are kept, in the weight's
-dtype, for all batches.
+Every weight is approximated once per option; what is left of the options is kept, in the weight's dtype, for all
+batches. Changes are taken from the weights that the model has: at first the original's, later those of a choice that
+was made (`qcompress.remeasure`).
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -18,7 +19,7 @@ from qcompress import layers
 from qcompress.errors import ModelError
 from qcompress.options import Options
 from qcompress.parts import Part
-from qcompress.transforms.base import Weight
+from qcompress.transforms.base import Transform, Weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,37 +36,26 @@ class Layer:
 
 
 class Candidates:
-    """Parts, their options, and the changes these make.
+    """Parts, their options, and the changes these make to the weights that a model has.
 
     Args:
-        model: the original.
+        model: with the options of ``standing`` in its weights.
         parts: of it.
-        options: what is on offer.
-        moments: of the inputs of the parts for which something on offer needs them, by part name.
+        transforms: the options of each part.
+        rows: (part, option) → what the option makes of the part's rows.
+        standing: option of each part that its weight is at; option 0 keeps the original's.
     """
 
     def __init__(
         self,
         model: nn.Module,
         parts: tuple[Part, ...],
-        options: Options,
-        moments: Mapping[str, Tensor] = MappingProxyType({}),
+        transforms: Sequence[tuple[Transform, ...]],
+        rows: Callable[[int, int], Tensor],
+        standing: Sequence[int],
     ) -> None:
-        self._model = model
-        self.parts = parts
-        self._changes: dict[tuple[int, int], Tensor] = {}
-        transforms, errors = [], []
-        for index, part in enumerate(parts):
-            rows = part.weight(model)
-            if not bool(torch.isfinite(rows).all()):
-                raise ModelError(f"the weight of {part.name!r} holds NaN or infinity")
-            fitted = options.for_weight(Weight(rows, part.target, moments.get(part.name)))
-            for option, own in enumerate(fitted[1:], start=1):
-                self._changes[index, option] = own.rows.to(rows) - rows
-            transforms.append(tuple(own.transform for own in fitted))
-            errors += [own.error for own in fitted]
-        self.transforms = tuple(transforms)
-        self.errors: NDArray[np.float64] = np.array(errors)
+        self._model, self._rows = model, rows
+        self.parts, self.transforms, self.standing = parts, tuple(transforms), tuple(standing)
         sizes = [len(group) for group in self.transforms]
         self.offsets: NDArray[np.int64] = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         by_weight: dict[tuple[str, ...], list[int]] = {}
@@ -87,9 +77,13 @@ class Candidates:
 
     def change(self, part: int, option: int) -> Tensor:
         """``approximation - weight`` of the part's rows, ``(channels, per_channel)``."""
-        if option == 0:
-            return torch.zeros_like(self.parts[part].weight(self._model))
-        return self._changes[part, option]
+        rows = self.parts[part].weight(self._model)
+        return torch.zeros_like(rows) if option == self.standing[part] else self._rows(part, option) - rows
+
+    def changing(self, layer: Layer) -> list[int]:
+        """Indices of options that change some part of a layer."""
+        most = max(len(self.transforms[part]) for part in layer.parts)
+        return [option for option in range(most) if any(option != self.standing[part] for part in layer.parts)]
 
     def layer_change(self, layer: Layer, option: int) -> Tensor:
         """The change of the whole weight when every part takes its ``option``-th option, where it has one."""
@@ -112,7 +106,7 @@ class Candidates:
         original = weight.detach().clone()
         start, stop = own.rows or (0, own.target.channels)
         rows = layers.to_rows(module, original).clone()
-        rows[start:stop] += self.change(part, option)
+        rows[start:stop] = self._rows(part, option)
         with torch.no_grad():
             weight.copy_(layers.from_rows(module, rows, weight.shape))
         try:
@@ -120,3 +114,33 @@ class Candidates:
         finally:
             with torch.no_grad():
                 weight.copy_(original)
+
+
+def fitted(
+    model: nn.Module,
+    parts: tuple[Part, ...],
+    options: Options,
+    moments: Mapping[str, Tensor] = MappingProxyType({}),
+) -> tuple[Candidates, NDArray[np.float64]]:
+    """The options that are of use for each part of the original model, and the ``(V,)`` squared errors of all.
+
+    Args:
+        model: the original.
+        parts: of it.
+        options: what is on offer.
+        moments: of the inputs of the parts for which something on offer needs them, by part name.
+
+    Raises:
+        ModelError: a weight is not finite.
+    """
+    rows: dict[tuple[int, int], Tensor] = {}
+    transforms, errors = [], []
+    for index, part in enumerate(parts):
+        weight = part.weight(model)
+        if not bool(torch.isfinite(weight).all()):
+            raise ModelError(f"the weight of {part.name!r} holds NaN or infinity")
+        found = options.for_weight(Weight(weight, part.target, moments.get(part.name)))
+        rows |= {(index, option): own.rows.to(weight) for option, own in enumerate(found[1:], start=1)}
+        transforms.append(tuple(own.transform for own in found))
+        errors += [own.error for own in found]
+    return Candidates(model, parts, transforms, lambda *own: rows[own], [0] * len(parts)), np.array(errors)

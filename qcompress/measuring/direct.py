@@ -16,7 +16,7 @@ from qcompress import forward as forwards
 from qcompress.errors import ModelError
 from qcompress.losses import Loss
 from qcompress.measuring.candidates import Candidates
-from qcompress.measuring.effects import MAX_NUMBERS, exact_effects
+from qcompress.measuring.effects import MAX_NUMBERS, curvature_points, exact_effects
 from qcompress.measuring.replay import Replay
 
 SAME_RUN = 1e-4  # relative to the largest output; a shortcut that is right repeats the very same operations
@@ -31,38 +31,46 @@ class Direct:
         self._shortcut: dict[int, bool] = {}
 
     def batch_effects(
-        self, batch: Any, generator: torch.Generator
+        self, batch: Any, generator: torch.Generator, reference: Tensor | None = None
     ) -> tuple[NDArray[np.float64], Iterable[NDArray[np.floating]], int]:
         """Costs ``(V,)`` summed over the batch, blocks of effects ``(V, columns)``, and the number of samples.
+
+        Args:
+            batch: of the data.
+            generator: of random probes.
+            reference: the original's outputs, where the model is not the original.
 
         Raises:
             ModelError: an option's loss is not finite; names it.
         """
         candidates = self._candidates
-        reference = self._replay.record(lambda: forwards.run(self._model, batch, self._forward))
-        small = reference[0].numel() <= MAX_NUMBERS
-        probes = reference[None] if small else self._loss.probes(reference, batch, generator)
-        width = reference[0].numel() if small else len(probes)
-        found = torch.zeros(candidates.num_options, len(reference), width, dtype=reference.dtype)
+        point = self._replay.record(lambda: forwards.run(self._model, batch, self._forward))
+        goal = point if reference is None else reference
+        standing = 0.0 if reference is None else float(self._loss.rise(point, goal, batch).sum())
+        small = point[0].numel() <= MAX_NUMBERS
+        probes = point[None] if small else self._loss.probes(point, batch, generator)
+        width = point[0].numel() if small else len(probes)
+        found = torch.zeros(candidates.num_options, len(point), width, dtype=point.dtype)
         cost = np.zeros(candidates.num_options)
         for part, options in enumerate(candidates.transforms):
-            for option in range(1, len(options)):  # option 0 keeps the weight
+            for option in range(len(options)):
+                if option == candidates.standing[part]:
+                    continue
                 with candidates.applied(part, option):
                     output = self._output(part, batch)
-                rise = float(self._loss.rise(output, reference, batch).sum())
+                rise = float(self._loss.rise(output, goal, batch).sum()) - standing
                 if not np.isfinite(rise):
                     name, label = candidates.parts[part].name, options[option].label
                     raise ModelError(f"the loss with {name!r} at {label!r} is not finite; leave that option out")
                 flat = candidates.offsets[part] + option
                 cost[flat] = rise
-                change = output - reference
+                change = output - point
                 found[flat] = change.flatten(1) if small else torch.einsum("kn...,n...->nk", probes, change)
         if not small:
-            return cost, [found.flatten(1).numpy()], len(reference)
-        changes = found.to(reference.device).reshape(len(found), *reference.shape)
-        sizes, offsets = candidates.size_bytes, candidates.offsets
-        effects = exact_effects(self._loss, changes, reference, batch, cost, sizes, offsets)
-        return cost, effects, len(reference)
+            return cost, [found.flatten(1).numpy()], len(point)
+        changes = found.to(point.device).reshape(len(found), *point.shape)
+        points = curvature_points(self._loss, changes, point, cost, candidates) if reference is None else [point]
+        return cost, exact_effects(self._loss, changes, points, batch), len(point)
 
     def _output(self, part: int, batch: Any) -> Tensor:
         """The output with a changed part; the first time by both ways, to see whether the shortcut holds."""

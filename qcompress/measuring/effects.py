@@ -16,45 +16,53 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qcompress.losses import Loss
+from qcompress.measuring.candidates import Candidates
 
 NUM_PRICES = 8
 WAY = 1 - (1 - (np.arange(2) + 0.5) / 2) ** 0.5  # the middles of two halves of equal weight under 2·(1 - t)
 MAX_NUMBERS = 1024  # outputs of up to this many numbers per sample have their changes kept in full
 
 
-def option_costs(loss: Loss, changes: Tensor, reference: Tensor, batch: Any) -> NDArray[np.float64]:
-    """``(V,)`` loss increase of every option alone, summed over the samples, for output changes ``(V, samples, …)``."""
-    return np.array([float(loss.rise(reference + change, reference, batch).sum()) for change in changes])
+def option_costs(
+    loss: Loss, changes: Tensor, point: Tensor, batch: Any, reference: Tensor | None = None
+) -> NDArray[np.float64]:
+    """``(V,)`` loss increase of every option alone, summed over the samples.
+
+    Args:
+        loss: relative to ``reference``, by default ``point`` itself.
+        changes: ``(V, samples, …)`` of the outputs.
+        point: ``(samples, …)`` outputs that they change.
+        batch: what those come from.
+        reference: ``(samples, …)`` outputs of the original.
+    """
+    goal = point if reference is None else reference
+    standing = 0.0 if reference is None else float(loss.rise(point, goal, batch).sum())
+    return np.array([float(loss.rise(point + change, goal, batch).sum()) - standing for change in changes])
 
 
-def exact_effects(
-    loss: Loss,
-    changes: Tensor,
-    reference: Tensor,
-    batch: Any,
-    cost: NDArray[np.float64],
-    size_bytes: NDArray[np.float64],
-    offsets: NDArray[np.int64],
-) -> Iterator[NDArray[np.floating]]:
+def exact_effects(loss: Loss, changes: Tensor, points: list[Tensor], batch: Any) -> Iterator[NDArray[np.floating]]:
     """Blocks of effects ``(V, columns)`` whose Gram matrices add up to the second-order terms of the batch.
 
     Args:
         loss: what H is of.
         changes: ``(V, samples, …)`` change of the output by every option alone.
-        reference: ``(samples, …)`` the original's outputs.
+        points: outputs ``(samples, …)`` that H is averaged over.
         batch: what they come from.
-        cost: ``(V,)`` loss increase of every option alone.
-        size_bytes: ``(V,)`` of every option.
-        offsets: ``(G+1,)`` first option of every part; it keeps the part as it is.
     """
-    points = [reference]
-    if loss.curvature_varies:
-        choices = likely_choices(cost, size_bytes, offsets)
-        moves = [changes[torch.from_numpy(chosen)].sum(dim=0) for chosen in choices]
-        points = [reference + float(t) * move for move in moves for t in WAY] or points
     for point in points:
         effects: NDArray[np.floating] = loss.effects(changes, point, batch).reshape(len(changes), -1).cpu().numpy()
         yield effects / len(points) ** 0.5
+
+
+def curvature_points(
+    loss: Loss, changes: Tensor, reference: Tensor, cost: NDArray[np.float64], candidates: Candidates
+) -> list[Tensor]:
+    """Outputs on the way from ``reference`` to likely choices; ``cost`` and ``changes`` are of every option alone."""
+    if not loss.curvature_varies:
+        return [reference]
+    choices = likely_choices(cost, candidates.size_bytes, candidates.offsets)
+    moves = [changes[torch.from_numpy(chosen)].sum(dim=0) for chosen in choices]
+    return [reference + float(t) * move for move in moves for t in WAY] or [reference]
 
 
 def likely_choices(

@@ -22,7 +22,7 @@ from qcompress import layers
 from qcompress.errors import ModelError
 from qcompress.losses import Loss
 from qcompress.measuring.candidates import Candidates, Layer
-from qcompress.measuring.effects import exact_effects, option_costs
+from qcompress.measuring.effects import curvature_points, exact_effects, option_costs
 
 MAX_PROBES = 16  # each probe costs one backward pass
 CHUNK = 16  # samples whose products are taken at once, and options whose responses are held
@@ -67,11 +67,12 @@ def batch_effects(
     generator: torch.Generator,
     *,
     check: bool,
+    reference: Tensor | None = None,
 ) -> tuple[NDArray[np.float64], Iterable[NDArray[np.floating]], int]:
     """Costs ``(V,)`` summed over the batch, blocks of effects ``(V, columns)``, and the number of samples.
 
     With ``check`` the recorded calls are compared with the weights' own gradients, to find weights that are also
-    used outside their modules.
+    used outside their modules. ``reference`` has the original's outputs, where the model is not the original.
 
     Raises:
         ModelError: a weight is used outside its module's calls, or a layer's output has no sample dimension.
@@ -88,15 +89,15 @@ def batch_effects(
     finally:
         for hook in hooks:
             hook.remove()
-    reference = output.detach()
-    num_samples, numbers = len(reference), reference[0].numel()
+    point = output.detach()
+    num_samples, numbers = len(point), point[0].numel()
     small = numbers <= MAX_PROBES
     if small:
         units = torch.eye(numbers, dtype=output.dtype, device=output.device)
         probes = list(units.reshape(numbers, 1, *output.shape[1:]).expand(numbers, *output.shape))
     else:
-        probes = list(loss.probes(reference, batch, generator))
-    slope = loss.gradient(reference, batch)
+        probes = list(loss.probes(point, batch, generator))
+    slope = loss.gradient(point, batch, reference)
     if slope is not None and not small:
         probes.append(slope)
     calls = [call for layer in candidates.layers for path in layer.modules for call in recorder.calls.get(path, [])]
@@ -117,10 +118,10 @@ def batch_effects(
                     _add_layer_effects(found, layer, call, own, candidates, num_samples)
                     position += 1
         if small:
-            changes = torch.from_numpy(found).to(reference).reshape(len(found), *reference.shape)
-            cost = option_costs(loss, changes, reference, batch)
-            sizes, offsets = candidates.size_bytes, candidates.offsets
-            return cost, exact_effects(loss, changes, reference, batch, cost, sizes, offsets), num_samples
+            changes = torch.from_numpy(found).to(point).reshape(len(found), *point.shape)
+            cost = option_costs(loss, changes, point, batch, reference)
+            points = curvature_points(loss, changes, point, cost, candidates) if reference is None else [point]
+            return cost, exact_effects(loss, changes, points, batch), num_samples
     first_order = np.zeros(candidates.num_options)
     if slope is not None:
         first_order = found[:, :, -1].sum(axis=1, dtype=np.float64)
@@ -154,10 +155,10 @@ def _add_layer_effects(
     num_samples: int,
 ) -> None:
     """Add one call's share to ``effects``; ``gradients`` are those of the call's output, one a probe."""
-    num_options = max(len(candidates.transforms[part]) for part in layer.parts)
     sample_dim = _sample_dim(gradients[0], num_samples)
-    for start in range(1, num_options, CHUNK):  # option 0 keeps the weight
-        options = range(start, min(start + CHUNK, num_options))
+    changing = candidates.changing(layer)
+    for start in range(0, len(changing), CHUNK):
+        options = changing[start : start + CHUNK]
         responses = [_response(call, candidates.layer_change(layer, option)) for option in options]
         if len(layer.parts) == 1:
             shares = _whole(gradients, responses, sample_dim, num_samples)[:, None]
@@ -259,8 +260,7 @@ def _check_use(
     seen = _gradients(output, probe, handles, keep=True)
     position = 0
     for layer, gradient in zip(candidates.layers, own, strict=True):
-        num_options = max(len(candidates.transforms[part]) for part in layer.parts)
-        change = candidates.layer_change(layer, num_options - 1)
+        change = candidates.layer_change(layer, max(candidates.changing(layer), default=0))
         expected = 0.0 if gradient is None else float((gradient * change).sum())
         size = 0.0 if gradient is None else float(gradient.norm() * change.norm())
         found = 0.0

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from formulations.files import AnyPath
 from qcompress import forward as forwards
 from qcompress.errors import DataError, OptionsError
-from qcompress.losses import LossFunction, as_loss
+from qcompress.losses import Loss, LossFunction, as_loss
 from qcompress.measurement import Measurement
 from qcompress.measuring import fisher
-from qcompress.measuring.candidates import Candidates
+from qcompress.measuring.candidates import Candidates, fitted
 from qcompress.measuring.direct import Direct
 from qcompress.measuring.gram import Sums
 from qcompress.measuring.moments import second_moments
@@ -90,53 +90,18 @@ def measure(
         inventory = survey(model, batches, forward, granularity)
         calibrated = [part for part in inventory.parts if options.need_moments(part.target)]
         moments = second_moments(model, calibrated, batches, forward) if calibrated else {}
-        candidates = Candidates(model, inventory.parts, options, moments)
+        candidates, errors = fitted(model, inventory.parts, options, moments)
         fingerprint = Measurement.fingerprint_of(model)
-        settings: list[Any] = [
-            fingerprint,
-            batch_fingerprint(forwards.first_batch(batches)),
-            method,
-            measured.name,
-            granularity,
-            seed,
-        ]
-        settings.append([[transform.to_json() for transform in own] for own in candidates.transforms])
-        key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-        file = None if cache is None else Path(cache)
-        sums = Sums.load(file, key) if file is not None and file.exists() else Sums(candidates.num_options, seed)
-        direct = Direct(model, candidates, measured, forward) if method == "direct" else None
-        start = last_save = time.perf_counter()
-        done_before = sums.num_batches
-        for index, batch in enumerate(batches):
-            if index < done_before:
-                continue
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-            if direct is not None:
-                sums.add(*direct.batch_effects(batch, generator))
-            else:
-                first = index == 0
-                sums.add(*fisher.batch_effects(model, batch, candidates, measured, forward, generator, check=first))
-            if file is not None and time.perf_counter() - last_save > SAVE_EVERY_S:
-                sums.save(file, key)
-                last_save = time.perf_counter()
-            if on_progress is not None:
-                total = len(batches) if isinstance(batches, Sized) else None
-                elapsed_s = time.perf_counter() - start
-                on_progress(
-                    MeasureProgress(
-                        batches=sums.num_batches, total_batches=total, num_samples=sums.num_samples, elapsed_s=elapsed_s
-                    )
-                )
-    if sums.num_samples == 0:
-        raise DataError("the calibration data holds no sample")
-    if not (np.isfinite(sums.cost).all() and np.isfinite(sums.second).all()):
-        raise DataError("the measured loss increases are not finite; check the weights and the calibration data")
+        settings = [fingerprint, method, measured.name, granularity, seed]
+        sums = accumulate(
+            model, batches, candidates, measured, method, seed, forward, settings, cache=cache, on_progress=on_progress
+        )
     measurement = Measurement(
         parts=inventory.parts,
         transforms=candidates.transforms,
         cost=sums.mean_cost(),
         factor=sums.factor(),
-        error=candidates.errors,
+        error=errors,
         resources=_resources(candidates),
         fixed=MappingProxyType(inventory.fixed),
         original=MappingProxyType(inventory.original),
@@ -146,11 +111,85 @@ def measure(
         loss=measured.name,
         seed=seed,
         model_fingerprint=fingerprint,
+        standing=candidates.standing,
         moments=MappingProxyType({name: own.numpy() for name, own in moments.items()}),
     )
-    if file is not None:
-        file.unlink(missing_ok=True)
+    if cache is not None:
+        Path(cache).unlink(missing_ok=True)
     return measurement
+
+
+def accumulate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    candidates: Candidates,
+    loss: Loss,
+    method: str,
+    seed: int,
+    forward: forwards.Forward | None,
+    settings: list[Any],
+    *,
+    original: nn.Module | None = None,
+    cache: AnyPath | None = None,
+    on_progress: Callable[[MeasureProgress], None] | None = None,
+) -> Sums:
+    """Costs and effects over all batches; from the cache file on, if it holds some of this very measurement.
+
+    Args:
+        model: whose weights the options change.
+        batches: the data.
+        candidates: options of the model's parts.
+        loss: what they are measured by, relative to the original's outputs.
+        method: as of `measure`.
+        seed: as of `measure`.
+        forward: as of `measure`.
+        cache: as of `measure`.
+        on_progress: as of `measure`.
+        settings: of the measurement, to notice another one's cache file.
+        original: where the model is another.
+
+    Raises:
+        DataError: no sample, or a loss that is not finite.
+    """
+    transforms = [[transform.to_json() for transform in own] for own in candidates.transforms]
+    told = [*settings, batch_fingerprint(forwards.first_batch(batches)), transforms]
+    key = hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    file = None if cache is None else Path(cache)
+    sums = Sums.load(file, key) if file is not None and file.exists() else Sums(candidates.num_options, seed)
+    direct = Direct(model, candidates, loss, forward) if method == "direct" else None
+    start = last_save = time.perf_counter()
+    done_before = sums.num_batches
+    for index, batch in enumerate(batches):
+        if index < done_before:
+            continue
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+        with torch.no_grad():
+            reference = None if original is None else forwards.run(original, batch, forward)
+        if direct is not None:
+            sums.add(*direct.batch_effects(batch, generator, reference))
+        else:
+            first = index == 0
+            sums.add(
+                *fisher.batch_effects(
+                    model, batch, candidates, loss, forward, generator, check=first, reference=reference
+                )
+            )
+        if file is not None and time.perf_counter() - last_save > SAVE_EVERY_S:
+            sums.save(file, key)
+            last_save = time.perf_counter()
+        if on_progress is not None:
+            total = len(batches) if isinstance(batches, Sized) else None
+            elapsed_s = time.perf_counter() - start
+            on_progress(
+                MeasureProgress(
+                    batches=sums.num_batches, total_batches=total, num_samples=sums.num_samples, elapsed_s=elapsed_s
+                )
+            )
+    if sums.num_samples == 0:
+        raise DataError("the calibration data holds no sample")
+    if not (np.isfinite(sums.cost).all() and np.isfinite(sums.second).all()):
+        raise DataError("the measured loss increases are not finite; check the weights and the calibration data")
+    return sums
 
 
 def _resources(candidates: Candidates) -> MappingProxyType[str, Any]:
