@@ -15,7 +15,8 @@ from qcompress.formulate import PAIR_STRENGTH, formulate
 from qcompress.measurement import Measurement
 from qcompress.measuring.run import MeasureProgress, measure
 from qcompress.options import Options, low_rank, prune_quantize
-from qcompress.remeasure import Refined, RefineStep, refine, remeasure
+from qcompress.refine import Refined, RefineStep, refine
+from qcompress.remeasure import remeasure
 from qcompress.report import Report
 from qcompress.true_loss import TrueLoss, mean_loss
 from qcompress.vocabulary import count_words, split_vocabulary_, vocabulary_blocks

@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from qcompress.losses import LossFunction, as_loss
 from qcompress.measurement import Measurement
 from qcompress.measuring.run import MeasureProgress, batch_fingerprint, measure
 from qcompress.options import Options, prune_quantize
+from qcompress.refine import Refined, RefineStep, refine, require_rounds
 from qcompress.report import Report, make_report
 from qcompress.transforms.base import Transform
 from qcompress.true_loss import mean_loss
-from solvers import Progress, Solution, SolverError, solve
+from solvers import Progress, Solution, SolverError, judge, solve
+from solvers.base import relative_gap
 
 MODEL_FILE = "model.safetensors"
 
@@ -62,12 +64,14 @@ def compress(
     granularity: str | int = "layer",
     pairs: bool = True,
     batch_norm_data: Iterable[Any] | None = None,
+    refine_rounds: int = 0,
     finetune_steps: int = 0,
     learning_rate: float = LEARNING_RATE,
     evaluate: Callable[[nn.Module], float] | None = None,
     folder: AnyPath | None = None,
     on_measure: Callable[[MeasureProgress], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    on_round: Callable[[RefineStep], None] | None = None,
     on_finetune: Callable[[FinetuneProgress], None] | None = None,
 ) -> Result:
     """Compress ``model`` to a budget, with the choice made by ``solver`` and a report of how good it is.
@@ -86,6 +90,8 @@ def compress(
         granularity: ``"layer"``, or the number of output channels per block.
         pairs: with the terms between different parts.
         batch_norm_data: batches to re-estimate batch-norm statistics on, or None to leave them.
+        refine_rounds: of `refine` at most, with the solver and the time limit for every solve; 0 for none. The true
+            loss on ``data`` does not rise by it; the choice is then no longer the prediction's best.
         finetune_steps: of `finetune` on ``data`` after the choice, with the original as teacher; 0 for none. The
             model stays in the same bytes, and its loss on ``data`` does not rise.
         learning_rate: of the first of these steps.
@@ -93,6 +99,7 @@ def compress(
         folder: where all values are written as they come; a run that was cut goes on from them.
         on_measure: called after every measured batch.
         on_progress: called while solving, as in `solve`.
+        on_round: called after every round of refining that brought something.
         on_finetune: called while fine-tuning, as in `finetune`.
 
     Raises:
@@ -105,6 +112,8 @@ def compress(
     >>> result.report.usage["bytes"] <= result.report.budgets["bytes"]
     True
     """
+    if refine_rounds != 0:
+        require_rounds(refine_rounds)
     if finetune_steps != 0:
         require_training(finetune_steps, learning_rate)
     offered = prune_quantize() if options is None else options
@@ -131,6 +140,7 @@ def compress(
         "granularity": granularity,
         "pairs": pairs,
         "batch_norm": None if batch_norm_data is None else batch_fingerprint(forwards.first_batch(batch_norm_data)),
+        "refine_rounds": refine_rounds,
         "finetune": None if finetune_steps == 0 else {"steps": finetune_steps, "learning_rate": learning_rate},
     }
     if place is not None:
@@ -166,6 +176,26 @@ def compress(
         )
         error.problem = problem
         raise error
+    refined = None
+    if refine_rounds != 0:
+        refined = refine(
+            model,
+            data,
+            measurement,
+            problem,
+            solution.choice,
+            rounds=refine_rounds,
+            solver=solver,
+            time_limit=time_limit,
+            seed=seed,
+            loss=loss,
+            forward=forward,
+            cache=None if place is None else place / "refined.json",
+            on_progress=on_measure,
+            on_round=on_round,
+        )
+        solution = _moved(problem, solution, refined)
+        lap("refine")
     chosen = apply(model, measurement, solution, batch_norm_data=batch_norm_data, forward=forward)
     lap("apply")
     loss_measured = mean_loss(model, chosen, data, loss=loss, forward=forward)
@@ -201,6 +231,7 @@ def compress(
         solution,
         loss_measured=loss_measured,
         loss_finetuned=loss_finetuned,
+        refined=refined,
         wall_s=wall_s,
         metric_before=before,
         metric_after=after,
@@ -253,6 +284,22 @@ def _solved(place: Path | None, problem: Problem, run: Callable[[], Solution]) -
     solution = run()
     solution.save(file)
     return solution
+
+
+def _moved(problem: Problem, solution: Solution, refined: Refined) -> Solution:
+    """The solution with the refined choice; its bound is that of the first prediction, as its objective."""
+    if not refined.steps:
+        return solution
+    judged = judge(problem, refined.choice)
+    return replace(
+        solution,
+        choice=judged.choice,
+        objective=judged.objective,
+        usage=judged.usage,
+        gap=relative_gap(judged.objective, solution.bound),
+        status=judged.status,
+        details={**solution.details, "refined": refined.to_json()},
+    )
 
 
 def _finetuned(

@@ -6,6 +6,7 @@ from typing import Any
 from formulations import Problem
 from formulations.files import AnyPath, write_json
 from qcompress.measurement import Measurement
+from qcompress.refine import Refined
 from solvers import Solution
 
 
@@ -33,6 +34,8 @@ class Report:
         metric_before, metric_after: what the caller's ``evaluate`` gave, or None.
         parts: every part's choice.
         skipped: name → why it stays as it is.
+        refined: what `refine` brought (see `Refined`), or None; ``loss_predicted`` and ``bound`` are still those of the
+            first prediction.
     """
 
     loss: str
@@ -51,6 +54,7 @@ class Report:
     metric_after: float | None
     parts: tuple[PartReport, ...]
     skipped: dict[str, str]
+    refined: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain JSON."""
@@ -75,6 +79,7 @@ class Report:
             f"- loss increase ({self.loss}): predicted {self.loss_predicted:.6g}, "
             f"measured {self.loss_measured:.6g}{tuned}",
             f"- choice: {self.status} by {self.solver} ({proof})",
+            *self._refining(),
             f"- time: {', '.join(f'{name} {seconds:.1f} s' for name, seconds in self.wall_s.items())}",
         ]
         if self.metric_before is not None and self.metric_after is not None:
@@ -87,6 +92,18 @@ class Report:
             lines += ["", "Left as it is:", ""] + [f"- `{name}`: {reason}" for name, reason in self.skipped.items()]
         return "\n".join(lines) + "\n"
 
+    def _refining(self) -> list[str]:
+        if self.refined is None:
+            return []
+        before, after, steps = self.refined["loss_before"], self.refined["loss"], self.refined["steps"]
+        if not steps:
+            return [f"- measured again around the choice: no better one found near it (loss {before:.6g})"]
+        changes = ", ".join(str(step["changes"]) for step in steps)
+        return [
+            f"- measured again around the choice: loss {before:.6g} before, {after:.6g} after {len(steps)} "
+            f"round{'s' * (len(steps) > 1)} (parts changed: {changes}); the bound is the first prediction's"
+        ]
+
 
 def make_report(
     measurement: Measurement,
@@ -95,6 +112,7 @@ def make_report(
     *,
     loss_measured: float,
     loss_finetuned: float | None = None,
+    refined: Refined | None = None,
     wall_s: dict[str, float],
     metric_before: float | None = None,
     metric_after: float | None = None,
@@ -133,4 +151,5 @@ def make_report(
         metric_after=metric_after,
         parts=parts,
         skipped={item.name: item.reason for item in measurement.skipped},
+        refined=None if refined is None else refined.to_json(),
     )

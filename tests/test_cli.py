@@ -311,6 +311,19 @@ def test_compress_names_its_folder_after_the_model(folder, capsys):
     assert (folder / "runs/network/model.safetensors").exists()
 
 
+def test_compress_refines_by_true_loss(folder, capsys):
+    refining = [*COMPRESS, "--refine-rounds", "2", "--output", "run"]
+    ran([*refining, "--json"])
+    report = json.loads(capsys.readouterr().out)
+    refined = report["refined"]
+    assert refined["loss"] <= refined["loss_before"]
+    assert report["loss_measured"] == pytest.approx(nats("run/model.safetensors"), rel=1e-5)
+    assert report["loss_measured"] == pytest.approx(refined["loss"], rel=1e-5)
+    assert "measured again around the choice" in (folder / "run/summary.md").read_text()
+    assert main([*COMPRESS, "--output", "run"]) == 1
+    assert "holds another run (it differs in: refine_rounds)" in capsys.readouterr().err
+
+
 TUNED = ["compress", *MEASURE[1:3], "--no-prune-quantize", "--ranks", "2,4", "--factor-bits", "3,4"]
 TUNED += ["--budget", "bytes=0.5", "--solver", "brute-force", "--finetune-steps", "20", "--learning-rate", "3e-3"]
 

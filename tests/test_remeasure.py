@@ -13,6 +13,7 @@ from qcompress import (
     Measurement,
     TrueLoss,
     apply,
+    compress,
     formulate,
     low_rank,
     mean_loss,
@@ -195,6 +196,56 @@ def test_every_round_is_within_the_budget_and_truly_better(measurement: Measurem
         key=TrueLoss(model, measurement, data),
     )
     assert refined.loss <= 1.05 * TrueLoss(model, measurement, data)(best)  # from the worst choice to about the best
+
+
+def test_a_refinement_that_was_cut_goes_on_and_another_one_is_refused(measurement: Measurement, tmp_path: Path) -> None:
+    model, data, cache = seeded(Residual), batches(), tmp_path / "refined.json"
+    wrong = replace(measurement, cost=-measurement.cost, factor=np.zeros_like(measurement.factor))
+    problem = formulate(wrong, {"bytes": 0.5})
+    start = solve(problem, "brute-force").choice
+    assert start is not None
+    whole = refine(model, data, wrong, problem, start, rounds=4)
+    assert len(whole.steps) > 1
+
+    def cut(step: object) -> None:
+        raise KeyboardInterrupt
+
+    first = refine(model, data, wrong, problem, start, rounds=1, cache=cache)
+    assert first.steps == whole.steps[:1]
+    with pytest.raises(KeyboardInterrupt):
+        refine(model, data, wrong, problem, start, rounds=4, cache=cache, on_progress=cut)
+    measured: list[object] = []
+    again = refine(model, data, wrong, problem, start, rounds=4, cache=cache, on_progress=measured.append)
+    assert (again.choice.tolist(), again.steps, again.complete) == (whole.choice.tolist(), whole.steps, whole.complete)
+    measured.clear()
+    assert refine(model, data, wrong, problem, start, rounds=4, cache=cache, on_progress=measured.append).steps
+    assert not measured
+    with pytest.raises(OptionsError, match="holds another refinement"):
+        refine(model, data, wrong, problem.with_budgets(bytes=1e6), start, cache=cache)
+    assert [own.name for own in tmp_path.iterdir()] == ["refined.json"]
+
+
+def test_compress_with_rounds_gives_the_refined_choice_and_says_so(tmp_path: Path) -> None:
+    model, data = seeded(Residual), batches()
+    result = compress(
+        model, data, budget={"bytes": 0.25}, options=BITS, refine_rounds=3, time_limit=5, folder=tmp_path / "run"
+    )
+    plain = compress(model, data, budget={"bytes": 0.25}, options=BITS, time_limit=5)
+    refined = result.report.refined
+    assert refined is not None
+    assert refined["loss_before"] == pytest.approx(plain.report.loss_measured, rel=1e-6)
+    assert result.report.loss_measured == pytest.approx(refined["loss"], rel=1e-6)
+    assert result.report.loss_measured < plain.report.loss_measured  # 2 bits: the prediction is poor
+    assert result.solution.bound == plain.solution.bound
+    assert result.report.usage["bytes"] <= result.report.budgets["bytes"]
+    assert mean_loss(model, result.model, data) == pytest.approx(refined["loss"], rel=1e-6)
+    assert "measured again around the choice" in result.report.to_markdown()
+    again = compress(
+        model, data, budget={"bytes": 0.25}, options=BITS, refine_rounds=3, time_limit=5, folder=tmp_path / "run"
+    )
+    assert again.report.refined == refined
+    with pytest.raises(OptionsError, match="refine_rounds"):
+        compress(model, data, budget={"bytes": 0.25}, options=BITS, time_limit=5, folder=tmp_path / "run")
 
 
 def test_a_wrong_prediction_is_put_right() -> None:

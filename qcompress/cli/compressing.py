@@ -81,6 +81,14 @@ def compress(
     forward: arguments.Forward = None,
     pairs: Annotated[bool, typer.Option(help="With the terms between different parts.")] = True,
     batch_norm: Annotated[bool, typer.Option(help="Re-estimate batch-norm statistics on DATA afterwards.")] = False,
+    refine_rounds: Annotated[
+        int,
+        typer.Option(
+            help="After the choice, measure again around it and choose again by true loss: at most so many rounds, "
+            "each of about the time of the first measurement.",
+            min=0,
+        ),
+    ] = 0,
     finetune_steps: Annotated[
         int,
         typer.Option(
@@ -103,7 +111,7 @@ def compress(
     ] = None,
     as_json: arguments.AsJson = False,
 ) -> None:
-    """Compress a model to a budget: measure, formulate, solve, apply, fine-tune if asked to, save, report.
+    """Compress a model to a budget: measure, formulate, solve, apply, save, report; refine and fine-tune if asked to.
 
     Leaves a folder with measurement.npz, problem.npz, solution.json, model.safetensors, report.json and summary.md.
     A run that was cut goes on where it was when the same command is given again. Ctrl-C while solving or fine-tuning
@@ -115,6 +123,7 @@ def compress(
     - only low rank: `… --budget macs=0.5 --no-prune-quantize --low-rank`
     - chosen ranks: `… --ranks 8,16 --kinds spatial,tucker` or `… --energies 0.9,0.99 --whitened`
     - rank, sparsity and bits as one choice: `… --low-rank --factor-bits 4,8 --factor-sparsity 0,0.5`
+    - tight budgets, where predictions are poor: `… --refine-rounds 2`
     - trained after the choice: `… --finetune-steps 1000`; on other data than DATA: `qcompress finetune`
     """
     import qcompress
@@ -143,12 +152,14 @@ def compress(
                 granularity=arguments.granularity(granularity),
                 pairs=pairs,
                 batch_norm_data=batches if batch_norm else None,
+                refine_rounds=refine_rounds,
                 finetune_steps=finetune_steps,
                 **({} if learning_rate is None else {"learning_rate": learning_rate}),
                 evaluate=None if evaluate is None else arguments.function(evaluate, "--evaluate"),
                 folder=folder,
                 on_measure=watch.measured,
                 on_progress=watch.solved,
+                on_round=watch.refined,
                 on_finetune=watch.finetuned,
             )
     except (InfeasibleBudgetError, NoChoiceError) as error:

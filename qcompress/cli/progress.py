@@ -10,7 +10,7 @@ from qcompress.cli.console import err, number, percent
 from solvers import Progress as SolverProgress
 
 if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
-    from qcompress import FinetuneProgress, MeasureProgress
+    from qcompress import FinetuneProgress, MeasureProgress, RefineStep
 
 
 class Watch:
@@ -31,6 +31,10 @@ class Watch:
         incumbent, bound = number(progress.objective), number(progress.bound)
         state = f"incumbent {incumbent}  bound {bound}  gap {percent(progress.gap)}"
         self._show(f"solving with {progress.solver}", state)
+
+    def refined(self, step: "RefineStep") -> None:
+        """Show what a round brought."""
+        self._show("refining", f"{step.changes} parts changed, true loss {number(step.loss)}")
 
     def finetuned(self, progress: "FinetuneProgress") -> None:
         """Show steps and losses; `finetuning` is the last that was told."""
