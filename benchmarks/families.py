@@ -1,0 +1,156 @@
+"""Families of options: each alone, and the joint choice of rank, sparsity and bits that contains them all.
+
+One measurement serves all families: each is the same problem with the other options left out (`subproblem`). Every
+family starts from the best choice of those it contains, the joint one from the best of all: it is never worse in
+predicted loss, which `solve_families` asserts and prints.
+
+What always holds: a family has all the options that it would have if it had been measured alone (`Apart`).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.tables import Rows
+from formulations import Problem
+from qcompress import Measurement, Options
+from qcompress.options import Fitted
+from qcompress.transforms.base import Keep, Transform, Weight
+from qcompress.transforms.low_rank import LowRank
+from qcompress.transforms.quantize import PruneQuantize
+from solvers import Solution, judge, solve
+
+Choice = NDArray[np.int64]
+Family = Callable[[Transform], bool]
+
+JOINT = "joint"
+FAMILIES: dict[str, Family] = {  # the transforms that each has besides keeping; one that contains another comes later
+    "bits": lambda own: isinstance(own, PruneQuantize) and not own.sparsity,
+    "sparsity and bits": lambda own: isinstance(own, PruneQuantize),
+    "rank": lambda own: isinstance(own, LowRank) and own.then == Keep(),
+    "rank then bits": lambda own: isinstance(own, LowRank) and not getattr(own.then, "sparsity", 0),
+    JOINT: lambda _: True,
+}
+
+
+@dataclass(frozen=True)
+class Apart(Options):
+    """Options of which every family keeps those that are of use within it.
+
+    What is on offer is thinned for every weight: 4 bits of half of the weights take the bytes of 3 bits of all, and
+    where they have the smaller error, 3 bits would be missing from the family that has nothing but bits.
+    """
+
+    def for_weight(self, weight: Weight) -> tuple[Fitted, ...]:
+        """Keep, then what any of the families has for ``weight``."""
+        found: dict[Transform, Fitted] = {}
+        for family in FAMILIES.values():
+            offers = [own for own in self.offers if (it := own.resolve(weight)) is not None and family(it)]
+            found |= {own.transform: own for own in Options(tuple(offers)).for_weight(weight)}
+        return tuple(found.values())
+
+
+def kept(problem: Problem, measurement: Measurement, family: Family, only: str = "") -> list[list[int]]:
+    """Options of each group that a family has; layers whose names do not start with ``only`` stay as they are."""
+    rows = zip(measurement.parts, measurement.transforms, strict=True)
+    keep = [
+        [i for i, own in enumerate(options) if i == 0 or (part.name.startswith(only) and family(own))]
+        for part, options in rows
+    ]
+    return keep + [[0]] * (problem.num_groups - len(keep))  # the last group is what is fixed
+
+
+def subproblem(problem: Problem, keep: list[list[int]]) -> Problem:
+    """The problem with only those options of each group."""
+    flat = np.concatenate([start + np.array(own) for start, own in zip(problem.group_offsets, keep, strict=False)])
+    pairs = problem.pairs
+    if pairs is not None:
+        assert pairs.factor is not None
+        pairs = type(pairs)(factor=pairs.factor[flat])
+    options = [[problem.options[g][i] for i in own] for g, own in enumerate(keep)]
+    resources = {name: use[flat] for name, use in problem.resources.items()}
+    return Problem(
+        problem.groups, options, problem.cost[flat], resources, problem.budgets, pairs, offset=problem.offset
+    )
+
+
+def solved(problem: Problem, keep: list[list[int]], time_limit: float, starts: list[Choice]) -> Solution | None:
+    """The best found with those options, as a choice of the whole problem; None where the budgets cannot be met.
+
+    Args:
+        problem: with all options.
+        keep: options of each group.
+        time_limit: seconds.
+        starts: choices of the whole problem; the best of those that have only these options is where it starts.
+    """
+    small = subproblem(problem, keep)
+    least = small.minimum_usage()
+    if any(least[name] > budget for name, budget in problem.budgets.items()):
+        return None
+    inside = [start for start in starts if all(int(i) in own for own, i in zip(keep, start, strict=True))]
+    best = min(inside, key=lambda choice: problem.evaluate(choice).objective, default=None)
+    initial = None if best is None else [own.index(int(i)) for own, i in zip(keep, best, strict=True)]
+    found = solve(small, time_limit=time_limit, seed=0, initial=initial)
+    assert found.choice is not None
+    solution = judge(problem, np.array([own[i] for own, i in zip(keep, found.choice, strict=True)]))
+    assert solution.feasible
+    return solution
+
+
+def solve_families(
+    rows: Rows,
+    at: Mapping[str, Any],
+    problem: Problem,
+    measurement: Measurement,
+    worth: Callable[[Solution], Mapping[str, Any]],
+    *,
+    families: Mapping[str, Family] = FAMILIES,
+    time_limit: float,
+    only: str = "",
+) -> dict[str, Solution]:
+    """A row for the best choice of each family, solved for where it is not there yet; what was found.
+
+    Args:
+        rows: where they go; one without bytes says that the family cannot meet the budgets.
+        at: what every row of this problem says.
+        problem: made from ``measurement``.
+        measurement: of all options.
+        worth: what the row of a solution says besides bytes and predicted loss.
+        families: in the order of `FAMILIES`.
+        time_limit: seconds for each solve.
+        only: start of the names of the layers to choose about; the others stay as they are.
+    """
+    found: dict[str, Solution] = {}
+    for name, family in families.items():
+        if before := rows.of(**at, choice=name):
+            solution = judge(problem, choice_of(problem, before[0]["options"])) if "options" in before[0] else None
+        else:
+            starts = [own.choice for own in found.values()]
+            solution = solved(problem, kept(problem, measurement, family, only), time_limit, starts)
+            row = {**at, "choice": name}
+            if solution is not None:
+                row |= {"bytes": solution.usage["bytes"], "predicted": solution.objective, **worth(solution)}
+                row["options"] = labels_of(measurement, solution.choice)
+            rows.add(row)
+        if solution is None:
+            continue
+        if name == JOINT and found:
+            best = min(found, key=lambda own: found[own].objective)
+            print(f"predicted loss: joint {solution.objective:.4g}, best family ({best}) {found[best].objective:.4g}")
+            assert solution.objective <= found[best].objective * (1 + 1e-9), "the joint choice is worse than a family"
+        found[name] = solution
+    return found
+
+
+def labels_of(measurement: Measurement, choice: Choice) -> list[str]:
+    """The chosen option of every layer."""
+    return [labels[int(own)] for labels, own in zip(measurement.labels, choice, strict=False)]
+
+
+def choice_of(problem: Problem, labels: list[str]) -> Choice:
+    """Undo `labels_of`."""
+    chosen = [own.index(label) for own, label in zip(problem.options, labels, strict=False)]
+    return np.array(chosen + [0] * (problem.num_groups - len(chosen)))

@@ -1,0 +1,146 @@
+"""Joint choice of rank, sparsity and bits for ResNet-20 and ResNet-56, against each family alone at equal bytes.
+
+One measurement of the joint options serves all families, and the joint solve starts from the best family's choice
+(`benchmarks.families`), so that it is never worse in predicted loss; the true KL and the accuracy say whether that
+holds there too. All choices are judged before and after the same fine-tuning (distillation from the original on
+training images). The calibration images are the first of those, and what fine-tuning picks its best weights on.
+
+Rows are written as they come: a run that was cut goes on where it was when it is started again with the same settings
+(after a change of the code delete the files of the results).
+
+    python -m benchmarks.joint_resnet --data FOLDER [--depth 56] [--bits 4 3 2.5 2] [--steps 50]
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import qcompress
+from benchmarks import cifar
+from benchmarks.families import Apart, solve_families
+from benchmarks.tables import Rows, markdown, write_results
+from qcompress import low_rank, prune_quantize
+from solvers import Solution
+
+CALIBRATION = 512  # training images
+RANKS = low_rank(ratios=(0.1, 0.25, 0.5, 0.75), kinds=("channels", "spatial"), whitened=True)
+OFFERED = (
+    prune_quantize(bits=(2, 3, 4, 6, 8), sparsity=(0,))
+    + prune_quantize(bits=(3, 4), sparsity=(0.5, 0.75))
+    + RANKS
+    + RANKS.then(prune_quantize(bits=(3, 4, 6), sparsity=(0,)))
+    + RANKS.then(prune_quantize(bits=(4,), sparsity=(0.5,)))
+)
+COLUMNS = {
+    "bits": "average bits",
+    "choice": "options",
+    "bytes": "bytes",
+    "predicted": "predicted",
+    "kl_calibration": "KL, calibration",
+    "kl": "KL, test",
+    "accuracy": "accuracy %",
+    "kl_calibration_tuned": "KL, calibration, tuned",
+    "kl_tuned": "KL, test, tuned",
+    "accuracy_tuned": "accuracy %, tuned",
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Judge:
+    """What a smaller network is worth, before and after fine-tuning."""
+
+    original: nn.Module
+    training: Tensor
+    inputs: Tensor
+    labels: Tensor
+    steps: int
+
+    def worth(self, smaller: nn.Module) -> dict[str, float]:
+        """KL to the original on the calibration images and on the test images, accuracy on these; then all again."""
+        found = self._worth(smaller)
+        if self.steps:
+            batches = cifar.batched(self.training)
+            seen = cifar.batched(self.training[:CALIBRATION])
+            tuned = qcompress.finetune(smaller, batches, self.steps, teacher=self.original, validation=seen)
+            found |= {f"{name}_tuned": value for name, value in self._worth(tuned).items()}
+        return found
+
+    def _worth(self, smaller: nn.Module) -> dict[str, float]:
+        output = cifar.logits(smaller, self.inputs)
+        seen = self.training[:CALIBRATION]
+        return {
+            "kl_calibration": cifar.kl(cifar.logits(self.original, seen), cifar.logits(smaller, seen)),
+            "kl": cifar.kl(cifar.logits(self.original, self.inputs), output),
+            "accuracy": cifar.accuracy(output, self.labels),
+        }
+
+
+def measured(model: nn.Module, data: list[Tensor], file: Path) -> qcompress.Measurement:
+    """The measurement in the file, or a new one that is written there."""
+    options = Apart(OFFERED.offers)
+    if file.exists():
+        measurement = qcompress.Measurement.load(file)
+        print(f"{file}: {len(measurement.cost)} options", flush=True)
+        return measurement
+    file.parent.mkdir(parents=True, exist_ok=True)
+    measurement = qcompress.measure(model, data, options, cache=file.with_suffix(".part"))
+    measurement.save(file)
+    print(f"measured {len(measurement.cost)} options", flush=True)
+    return measurement
+
+
+def verdict(rows: list[dict[str, Any]]) -> str:
+    """The least of every number at one budget: the joint choice's or which family's."""
+    fitting = {row["choice"]: row for row in rows if "bytes" in row}
+    said = []
+    for key in COLUMNS:
+        if key.startswith(("predicted", "kl")) and all(key in row for row in fitting.values()):
+            best = min(fitting, key=lambda choice: fitting[choice][key])
+            said.append(f"{COLUMNS[key]}: {best} {fitting[best][key]:.4g}")
+    return f"{rows[0]['bits']:g} bits, least {'; '.join(said)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder with the weights and images")
+    parser.add_argument("--out", default="benchmarks/results", help="where the measurement, JSON and Markdown go")
+    parser.add_argument("--depth", type=int, choices=(20, 56), default=20, help="of the network")
+    parser.add_argument("--bits", type=float, nargs="+", default=(4, 3, 2.5, 2), help="budgets: of 32, of all bytes")
+    parser.add_argument("--steps", type=int, default=50, help="of fine-tuning, 128 images each; 0 for none")
+    parser.add_argument("--test", type=int, default=2500, help="test images")
+    parser.add_argument("--time-limit", type=float, default=10, help="seconds for each solve")
+    arguments = parser.parse_args()
+    folder, out = cifar.data_folder(arguments), Path(arguments.out)
+    model = cifar.resnet(arguments.depth, folder)
+    training, _ = cifar.images(folder, "cifar10_train4k_jpegsource")
+    inputs, labels = cifar.images(folder, "cifar10_test_jpegsource", 0, arguments.test)
+    judge = Judge(original=model, training=training, inputs=inputs, labels=labels, steps=arguments.steps)
+    accuracy = cifar.accuracy(cifar.logits(model, inputs), labels)
+    print(f"original: {accuracy:.2f} % on {len(labels)} test images", flush=True)
+
+    name = f"joint_resnet{arguments.depth}"
+    measurement = measured(model, cifar.batched(training[:CALIBRATION]), out / f"{name}.npz")
+    settings = {"original": accuracy, "offered": OFFERED.to_json(), "calibration": CALIBRATION}
+    settings |= {key: getattr(arguments, key) for key in ("depth", "steps", "test", "time_limit")}
+    rows = Rows(out / f"{name}.json", settings)
+
+    def worth(solution: Solution) -> dict[str, float]:
+        return judge.worth(qcompress.apply(model, measurement, solution))
+
+    for bits in arguments.bits:
+        problem = qcompress.formulate(measurement, {"bytes": bits / 32})
+        solve_families(rows, {"bits": bits}, problem, measurement, worth, time_limit=arguments.time_limit)
+        print(verdict(rows.of(bits=bits)), flush=True)
+
+    table = markdown([row for bits in arguments.bits for row in rows.of(bits=bits)], COLUMNS)
+    write_results(out, name, rows.values, table)
+    print(table)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()
