@@ -7,8 +7,12 @@ predicted loss, which `solve_families` asserts and prints.
 What always holds: a family has all the options that it would have if it had been measured alone (`Apart`).
 """
 
+import hashlib
+import json
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +57,22 @@ class Apart(Options):
         return tuple(found.values())
 
 
+def measured(folder: Path, name: str, options: Options, run: Callable[[Options], Measurement]) -> Measurement:
+    """What ``run`` measures of the options, apart for the families; from a file in ``folder`` when it is there."""
+    key = hashlib.sha256(json.dumps(options.to_json()).encode()).hexdigest()[:8]
+    file = folder / f"{name}_{key}.npz"
+    if file.exists():
+        measurement = Measurement.load(file)
+        print(f"{file}: {len(measurement.cost)} options, measured before", flush=True)
+        return measurement
+    begun = time.perf_counter()
+    measurement = run(Apart(options.offers))
+    print(f"measured {len(measurement.cost)} options in {time.perf_counter() - begun:.0f} s", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    measurement.save(file)
+    return measurement
+
+
 def kept(problem: Problem, measurement: Measurement, family: Family, only: str = "") -> list[list[int]]:
     """Options of each group that a family has; layers whose names do not start with ``only`` stay as they are."""
     rows = zip(measurement.parts, measurement.transforms, strict=True)
@@ -80,6 +100,8 @@ def subproblem(problem: Problem, keep: list[list[int]]) -> Problem:
 def solved(problem: Problem, keep: list[list[int]], time_limit: float, starts: list[Choice]) -> Solution | None:
     """The best found with those options, as a choice of the whole problem; None where the budgets cannot be met.
 
+    Bound and gap are of the family.
+
     Args:
         problem: with all options.
         keep: options of each group.
@@ -97,7 +119,7 @@ def solved(problem: Problem, keep: list[list[int]], time_limit: float, starts: l
     assert found.choice is not None
     solution = judge(problem, np.array([own[i] for own, i in zip(keep, found.choice, strict=True)]))
     assert solution.feasible
-    return solution
+    return replace(solution, bound=found.bound, gap=found.gap)
 
 
 def solve_families(
@@ -118,7 +140,7 @@ def solve_families(
         at: what every row of this problem says.
         problem: made from ``measurement``.
         measurement: of all options.
-        worth: what the row of a solution says besides bytes and predicted loss.
+        worth: what the row of a solution says besides bytes, predicted loss and proven gap.
         families: in the order of `FAMILIES`.
         time_limit: seconds for each solve.
         only: start of the names of the layers to choose about; the others stay as they are.
@@ -132,8 +154,8 @@ def solve_families(
             solution = solved(problem, kept(problem, measurement, family, only), time_limit, starts)
             row = {**at, "choice": name}
             if solution is not None:
-                row |= {"bytes": solution.usage["bytes"], "predicted": solution.objective, **worth(solution)}
-                row["options"] = labels_of(measurement, solution.choice)
+                row |= {"bytes": solution.usage["bytes"], "predicted": solution.objective, "gap": solution.gap}
+                row |= {**worth(solution), "options": labels_of(measurement, solution.choice)}
             rows.add(row)
         if solution is None:
             continue

