@@ -13,6 +13,7 @@ from qcompress.factored import fold_
 from qcompress.finetune import FinetuneProgress, finetune, stable_rank
 from qcompress.formulate import PAIR_STRENGTH, formulate
 from qcompress.measurement import Measurement
+from qcompress.measuring.latency import time_options
 from qcompress.measuring.run import MeasureProgress, measure
 from qcompress.options import Options, low_rank, prune_quantize
 from qcompress.refine import Refined, RefineStep, refine
@@ -66,5 +67,6 @@ __all__ = [
     "split_vocabulary_",
     "stable_rank",
     "sweep",
+    "time_options",
     "vocabulary_blocks",
 ]

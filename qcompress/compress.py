@@ -20,6 +20,7 @@ from qcompress.finetune import LEARNING_RATE, FinetuneProgress, finetune, requir
 from qcompress.formulate import formulate
 from qcompress.losses import LossFunction, as_loss
 from qcompress.measurement import Measurement
+from qcompress.measuring.latency import LATENCY, time_options
 from qcompress.measuring.run import MeasureProgress, batch_fingerprint, measure
 from qcompress.options import Options, prune_quantize
 from qcompress.refine import Refined, RefineStep, refine, require_rounds
@@ -29,6 +30,7 @@ from qcompress.true_loss import mean_loss
 from solvers import Progress, Solution, SolverError, judge, solve
 from solvers.base import relative_gap
 
+MEASUREMENT_FILE = "measurement.npz"
 MODEL_FILE = "model.safetensors"
 
 
@@ -79,7 +81,8 @@ def compress(
     Args:
         model: the original; left as it is.
         data: re-iterable calibration batches (see `measure`).
-        budget: resource → fraction of the original (up to 1) or amount (above 1), as ``{"bytes": 0.15}``.
+        budget: resource → fraction of the original (up to 1) or amount (above 1), as ``{"bytes": 0.15}``. With one for
+            ``latency_s`` every option is timed on the first batch (see `time_options`).
         options: what is on offer; the default is ``prune_quantize()``.
         solver: a name, a ``solvers.Solver``, or a dimod sampler.
         time_limit: seconds for the solver.
@@ -160,6 +163,10 @@ def compress(
             on_progress=on_measure,
         ),
     )
+    if LATENCY in budget and LATENCY not in measurement.resources:
+        measurement = time_options(model, measurement, forwards.first_batch(data), forward=forward)
+        if place is not None:
+            measurement.save(place / MEASUREMENT_FILE)
     lap("measure")
     problem = formulate(measurement, budget, pairs=pairs)
     problem.require_reachable_budgets()
@@ -265,7 +272,7 @@ def _open_folder(place: Path, settings: dict[str, Any]) -> None:
 def _measured(place: Path | None, run: Callable[[Path | None], Measurement]) -> Measurement:
     if place is None:
         return run(None)
-    file = place / "measurement.npz"
+    file = place / MEASUREMENT_FILE
     if file.exists():
         return Measurement.load(file)
     measurement = run(place / "measurement.part")

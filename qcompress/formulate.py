@@ -31,7 +31,8 @@ def formulate(
     Args:
         measurement: what `measure` gave.
         budget: resource → the most the compressed model may use in all. A value up to 1 is a fraction of the
-            original, above 1 it is absolute: ``{"bytes": 0.15}``, ``{"bytes": 120_000, "macs": 0.5}``.
+            original, above 1 it is absolute: ``{"bytes": 0.15}``, ``{"bytes": 120_000, "macs": 0.5}``. Below a second
+            of ``latency_s`` (see `time_options`) give the fraction, or ``Problem.with_budgets``.
         pairs: with the terms between different parts (at `PAIR_STRENGTH`); False gives the additive problem.
         changes: parts at most that take another option than they were measured at (a trust region, after
             `remeasure`): one more resource and budget.
@@ -59,7 +60,10 @@ def formulate(
                 f"the budget for {name} must be a positive number: a fraction of the original up to 1, "
                 f"or an absolute amount above 1; found {value!r}"
             )
-        limits[name] = math.floor(value * measurement.original[name]) if value <= 1 else float(value)
+        original = measurement.original[name]
+        limits[name] = float(value) if value > 1 else value * original
+        if value <= 1 and float(original).is_integer():  # what comes in whole numbers
+            limits[name] = math.floor(limits[name])
     resources = dict(measurement.resources)
     if changes is not None:
         sizes = [len(options) for options in measurement.transforms]

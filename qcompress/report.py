@@ -30,7 +30,7 @@ class Report:
         loss_measured: the true loss of the compressed model on the calibration data, before any fine-tuning.
         loss_finetuned: that of the fine-tuned model, or None.
         bound, gap, status: the proof, as the solver gave it; ``gap`` relative to ``loss_predicted``.
-        usage, original, budgets: resource → amount (``bytes``, ``macs`` per sample).
+        usage, original, budgets: resource → amount (``bytes``, ``macs`` per sample, ``latency_s`` per batch).
         metric_before, metric_after: what the caller's ``evaluate`` gave, or None.
         parts: every part's choice.
         skipped: name → why it stays as it is.
@@ -69,9 +69,9 @@ class Report:
         lines = ["# Compression", "", "| resource | original | budget | compressed | ratio |", "|---|--:|--:|--:|--:|"]
         for name, used in self.usage.items():
             before, budget = self.original[name], self.budgets.get(name)
-            limit = "–" if budget is None else f"{budget:,.0f}"
+            limit = "–" if budget is None else amount(budget)
             ratio = f"{before / used:.2f}×" if used else "–"
-            lines.append(f"| {name} | {before:,.0f} | {limit} | {used:,.0f} | {ratio} |")
+            lines.append(f"| {name} | {amount(before)} | {limit} | {amount(used)} | {ratio} |")
         proof = "no bound" if self.gap is None else f"bound {self.bound:.6g}, gap {self.gap:.3%}"
         tuned = "" if self.loss_finetuned is None else f", after fine-tuning {self.loss_finetuned:.6g}"
         lines += [
@@ -103,6 +103,15 @@ class Report:
             f"- measured again around the choice: loss {before:.6g} before, {after:.6g} after {len(steps)} "
             f"round{'s' * (len(steps) > 1)} (parts changed: {changes}); the bound is the first prediction's"
         ]
+
+
+def amount(value: float) -> str:
+    """An amount of a resource for people: large and whole numbers in full.
+
+    >>> amount(1234.5), amount(0.01234567)
+    ('1,234', '0.01235')
+    """
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:,.4g}"
 
 
 def make_report(

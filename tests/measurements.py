@@ -64,18 +64,16 @@ def measured(model: nn.Module, batch: Tensor, options: Options, granularity: str
     """A measurement with the true parts, options and sizes of ``model``, and no losses."""
     found = survey(model, [batch], None, granularity)
     transforms = tuple(options.for_target(part.target, part.weight(model)) for part in found.parts)
-    sizes = [
-        transform.size_bytes(part.target)
-        for part, own in zip(found.parts, transforms, strict=True)
-        for transform in own
-    ]
+    pairs = [(part.target, one) for part, own in zip(found.parts, transforms, strict=True) for one in own]
+    sizes = np.array([transform.size_bytes(target) for target, transform in pairs], dtype=np.float64)
+    macs = np.array([transform.macs(target) for target, transform in pairs])
     return Measurement(
         parts=found.parts,
         transforms=transforms,
         cost=np.zeros(len(sizes)),
         factor=np.zeros((len(sizes), 1)),
         error=np.zeros(len(sizes)),
-        resources=MappingProxyType({"bytes": np.array(sizes, dtype=np.float64)}),
+        resources=MappingProxyType({"bytes": sizes, "macs": macs}),
         fixed=MappingProxyType(found.fixed),
         original=MappingProxyType(found.original),
         skipped=found.skipped,

@@ -191,6 +191,10 @@ class Transform(Offer):
         """Weights (as rows) of the smaller layers in the layer's place, or {} when it stays and its weight changes."""
         return {}
 
+    def factor_targets(self, target: Target) -> dict[str, Target]:  # noqa: ARG002
+        """What `factors` gives there, without the numbers."""
+        return {}
+
     def approximate(self, weight: Weight) -> Tensor:
         """What the rows become, in the target's dtype."""
         return self.decode(self.encode(weight), weight.target)

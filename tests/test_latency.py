@@ -1,0 +1,202 @@
+"""Latency as a resource: with a clock that counts work, the prediction is exactly the work of the compressed model."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from qcompress import Measurement, compress, formulate, low_rank, prune_quantize, split_vocabulary_, time_options
+from qcompress import apply as compressed
+from qcompress.errors import ModelError, OptionsError
+from qcompress.factored import Factored
+from qcompress.measuring import latency
+from qcompress.vocabulary import vocabulary_blocks
+from tests.measurements import KINDS, Chain, measured, option_like, solution
+from tests.models import Reused
+
+OPTIONS = low_rank(ratios=(0.3, 0.6), kinds=("channels", "spatial", "tucker", "sliced"), slices=(2,)) + low_rank(
+    ratios=(0.6,)
+).then(prune_quantize(bits=(4,), sparsity=(0,)))
+
+
+class Work(TorchDispatchMode):
+    """Counts the numbers that go into every operation and come out of it: a clock that shows no chance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.done += 1 + sum(own.numel() for own in tree_leaves((args, result)) if isinstance(own, Tensor))
+        return result
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
+    counter = Work()
+    monkeypatch.setattr(latency, "_clock", lambda _: lambda: counter.done)
+    with counter:
+        yield counter
+
+
+def work_of(model: nn.Module, batch: Tensor, work: Work) -> float:
+    begun = work.done
+    with torch.no_grad():
+        model.eval()(batch)
+    return work.done - begun
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_choice_takes_what_the_compressed_model_takes(kind: str, work: Work) -> None:
+    make, batch = KINDS[kind][0], KINDS[kind][1]()
+    model = make().eval()
+    measurement = time_options(model, measured(model, batch, OPTIONS), batch, repeats=2)
+    assert measurement.original["latency_s"] == work_of(model, batch, work)
+    problem = formulate(measurement, {"latency_s": 1.0})
+    choices = np.random.default_rng(0)
+    for _ in range(8):
+        choice = [choices.integers(len(options)) for options in problem.options]
+        smaller = compressed(model, measurement, solution(choice))
+        assert problem.evaluate(choice).usage["latency_s"] == pytest.approx(work_of(smaller, batch, work), rel=1e-12)
+
+
+def test_blocks_of_channels_share_their_layers_time(work: Work) -> None:
+    model, batch = KINDS["mixed"][0]().eval(), KINDS["mixed"][1]()
+    whole = time_options(model, measured(model, batch, OPTIONS), batch, repeats=1)
+    blocks = time_options(model, measured(model, batch, OPTIONS + prune_quantize(), granularity=3), batch, repeats=1)
+    assert blocks.fixed["latency_s"] == whole.fixed["latency_s"]
+    use = dict(zip((part.name for part in blocks.parts), _uses(blocks), strict=True))
+    dense = {part.name: own[0] for part, own in zip(whole.parts, _uses(whole), strict=True)}
+    for name, share in (("stem[0:3]", 3 / 8), ("stem[6:8]", 2 / 8)):
+        assert use[name] == pytest.approx([dense["stem"] * share] * len(use[name]))
+        assert len(use[name]) > 1
+
+
+def test_a_vocabulary_in_blocks_is_timed_block_by_block(work: Work) -> None:
+    torch.manual_seed(0)
+    model, batch = Chain(nn.Embedding(30, 8), nn.Linear(8, 3)).eval(), torch.randint(30, (4, 5))
+    split_vocabulary_(model, "layers.0", vocabulary_blocks(range(30), sizes=(10, 20)))
+    measurement = time_options(model, measured(model, batch, low_rank(ratios=(0.6,))), batch, repeats=1)
+    choice = option_like(measurement, "low_rank")
+    smaller = compressed(model, measurement, solution(choice))
+    assert sum(isinstance(own, Factored) for own in smaller.modules()) >= 2
+    usage = formulate(measurement, {"latency_s": 1.0}).evaluate([*choice, 0]).usage["latency_s"]
+    assert usage == pytest.approx(work_of(smaller, batch, work), rel=1e-12)
+
+
+def test_what_a_layer_takes_by_name_is_timed(work: Work) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(input=x)
+
+    model, batch = Named().eval(), torch.randn(4, 8)
+    measurement = time_options(model, measured(model, batch, low_rank(ranks=(2,))), batch, repeats=1)
+    dense, factors = measurement.resources["latency_s"]
+    smaller = compressed(model, measurement, solution([1]))
+    assert factors - dense == work_of(smaller, batch, work) - work_of(model, batch, work)
+
+
+def test_a_layer_that_the_batch_does_not_reach_takes_no_time(work: Work) -> None:
+    class Sometimes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x)) if len(x) > 2 else self.first(x)
+
+    model, batch = Sometimes().eval(), torch.randn(4, 8)
+    measurement = measured(model, batch, low_rank(ranks=(2,)))
+    assert all(_uses(time_options(model, measurement, batch, repeats=1))[1])
+    assert not any(_uses(time_options(model, measurement, batch[:2], repeats=1))[1])
+
+
+def test_times_are_medians_of_the_runs_after_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = Chain(nn.Linear(4, 4, bias=False)).eval(), torch.randn(2, 4)
+    pieces = iter([(100, 100, 100), (1, 10, 2), (1, 12, 3), (50, 11, 70)])  # before, in and after the layer
+    moments: list[float] = []
+
+    def now() -> float:
+        if not moments:
+            moments.extend(np.cumsum([0, *next(pieces)]))
+        return moments.pop(0)
+
+    monkeypatch.setattr(latency, "_clock", lambda _: now)
+    measurement = time_options(model, measured(model, batch, prune_quantize(bits=(4,))), batch, repeats=3)
+    assert set(measurement.resources["latency_s"]) == {11}
+    assert measurement.fixed["latency_s"] == 1 + 3
+
+
+def test_a_measurement_keeps_its_times(tmp_path: Path) -> None:
+    model, batch = KINDS["conv2d"][0]().eval(), KINDS["conv2d"][1]()
+    before = measured(model, batch, OPTIONS)
+    timed = time_options(model, before, batch, repeats=1)
+    assert set(timed.resources) == set(before.resources) | {"latency_s"}
+    timed.save(tmp_path / "measurement.npz")
+    loaded = Measurement.load(tmp_path / "measurement.npz")
+    asked = {"latency_s": 0.9, "bytes": 0.5}
+    assert formulate(loaded, asked).fingerprint() == formulate(timed, asked).fingerprint()
+    assert formulate(loaded, asked).budgets["latency_s"] == 0.9 * timed.original["latency_s"]
+    assert time_options(model, loaded, batch, repeats=1).resources.keys() == timed.resources.keys()
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model, batch = Reused().train(), torch.randn(3, 5)
+    model.out.weight.requires_grad_(False)
+    before = Measurement.fingerprint_of(model)
+    time_options(model, measured(model, batch, low_rank(ranks=(1,))), batch, repeats=1)
+    assert model.training
+    assert model.first.weight.requires_grad
+    assert not model.out.weight.requires_grad
+    assert Measurement.fingerprint_of(model) == before
+    assert not any(own._forward_hooks or own._forward_pre_hooks for own in model.modules())
+
+
+def test_what_cannot_be_timed_is_refused() -> None:
+    class Alternating(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.turn = nn.Linear(4, 4), nn.Linear(4, 4), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.turn += 1
+            return self.a(self.b(x)) if self.turn % 2 else self.b(self.a(x))
+
+    model, batch = Alternating(), torch.randn(2, 4)
+    measurement = measured(model, batch, low_rank(ranks=(1,)))
+    with pytest.raises(ModelError, match="in another order"):
+        time_options(model, measurement, batch)
+    with pytest.raises(ModelError, match="not the model that was measured"):
+        time_options(Alternating(), measurement, batch)
+    with pytest.raises(OptionsError, match="repeats must be a whole number from 1, found 0"):
+        time_options(model, measurement, batch, repeats=0)
+
+
+def test_compress_times_the_options_once_when_a_budget_asks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Work
+) -> None:
+    torch.manual_seed(0)
+    model, data = Chain(nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 24)).eval(), [torch.randn(2, 24)]
+    settings: Any = {"budget": {"latency_s": 0.7, "bytes": 0.9}, "options": low_rank(), "folder": tmp_path / "run"}
+    result = compress(model, data, **settings)
+    assert result.report.usage["latency_s"] <= 0.7 * result.report.original["latency_s"]
+    assert work_of(result.model, data[0], work) <= 0.7 * work_of(model, data[0], work)
+    assert "| latency_s |" in (tmp_path / "run" / "summary.md").read_text()
+    monkeypatch.setattr(latency, "_clock", None)  # the times are in the file
+    assert compress(model, data, **settings).report.usage == result.report.usage
+
+
+def _uses(measurement: Measurement) -> list[list[float]]:
+    sizes = np.cumsum([len(options) for options in measurement.transforms])[:-1]
+    return [own.tolist() for own in np.split(measurement.resources["latency_s"], sizes)]
