@@ -110,6 +110,7 @@ def compress(
         NoChoiceError: the solver found no choice within the budgets.
         OptionsError: the folder holds another run, or numbers outside their range.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
     >>> result = compress(model, [torch.randn(32, 8)], budget={"bytes": 0.5})
     >>> result.report.usage["bytes"] <= result.report.budgets["bytes"]

@@ -167,6 +167,16 @@ def test_measure_takes_a_loss_a_forward_low_rank_and_blocks_of_channels(folder, 
     assert b.method == "direct"
 
 
+def test_measured_with_latency_it_can_be_budgeted(folder, capsys):
+    ran([*MEASURE, "--low-rank", "--latency", "--forward", "zoo_for_cli:first", "--output", "m.npz"])
+    assert "original latency_s" in capsys.readouterr().out
+    ran(["formulate", "m.npz", "--budget", "latency_s=1", "--budget", "bytes=0.5", "--output", "p.npz"])
+    timed = Measurement.load("m.npz")
+    assert Problem.load("p.npz").budgets["latency_s"] == timed.original["latency_s"] > timed.fixed["latency_s"] > 0
+    ran([*COMPRESS, "--budget", "latency_s=1", "--output", "run"])
+    assert json.loads((folder / "run" / "report.json").read_text())["usage"]["latency_s"] > 0
+
+
 FACTORS = low_rank(ranks=(4, 8), kinds=("channels", "sliced"), slices=(2,), whitened=True)
 RANKED = ["--ranks", "4,8", "--kinds", "channels,sliced", "--slices", "2", "--whitened", "--factor-bits", "3,4"]
 OFFERED = [

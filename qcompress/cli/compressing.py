@@ -121,6 +121,7 @@ def compress(
 
     - fewer bits: `… --bits 3,4,8 --sparsity 0`
     - only low rank: `… --budget macs=0.5 --no-prune-quantize --low-rank`
+    - faster, by the options' own times on the first batch: `… --budget latency_s=0.8 --low-rank`
     - chosen ranks: `… --ranks 8,16 --kinds spatial,tucker` or `… --energies 0.9,0.99 --whitened`
     - rank, sparsity and bits as one choice: `… --low-rank --factor-bits 4,8 --factor-sparsity 0,0.5`
     - tight budgets, where predictions are poor: `… --refine-rounds 2`

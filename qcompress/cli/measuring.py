@@ -36,6 +36,9 @@ def measure(
     granularity: arguments.Granularity = "layer",
     forward: arguments.Forward = None,
     seed: arguments.Seed = 0,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Also time every option on the first batch, as the resource latency_s.")
+    ] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="The measurement file to write.")] = Path(
         "measurement.npz"
     ),
@@ -50,21 +53,25 @@ def measure(
     Rank, sparsity and bits as one choice: `qcompress measure zoo:resnet20 zoo:batches --low-rank --factor-bits 4,8`
     """
     import qcompress
+    from qcompress.forward import first_batch
 
     make_model, make_data = arguments.function(model, "MODEL"), arguments.function(data, "DATA")
+    network, batches, run = make_model(), make_data(), arguments.forward(forward)
     with watching("measuring") as watch:
         measurement = qcompress.measure(
-            make_model(),
-            make_data(),
+            network,
+            batches,
             options,
             method=method,
             loss=arguments.loss(loss),
-            forward=arguments.forward(forward),
+            forward=run,
             granularity=arguments.granularity(granularity),
             seed=seed,
             cache=output.with_name(f"{output.name}.part"),
             on_progress=watch.measured,
         )
+    if latency:
+        measurement = qcompress.time_options(network, measurement, first_batch(batches), forward=run)
     measurement.save(output)
     say(f"written: {output}")
     summary = {
