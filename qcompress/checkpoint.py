@@ -32,12 +32,14 @@ class Standing:
 
     Attributes:
         step: steps taken.
-        best: the least validation loss so far.
-        idle: looks at it since.
-        kept: the state that had it; None as long as it is that of the start.
+        before: the validation loss before any.
+        best: the least since.
+        idle: looks without a better one.
+        kept: the state that had the best; None as long as it is that of the start.
     """
 
     step: int = 0
+    before: float
     best: float
     idle: int = 0
     kept: State | None = None
@@ -71,7 +73,8 @@ class Checkpoint:
         }
         header = {
             "kind": FILE_KIND, "version": FILE_VERSION, "key": self.key,
-            "step": standing.step, "best": standing.best, "idle": standing.idle, "kept": standing.kept is not None,
+            "step": standing.step, "before": standing.before, "best": standing.best, "idle": standing.idle,
+            "kept": standing.kept is not None,
             "groups": optimiser["param_groups"], "schedule": self.schedule.state_dict(),
         }  # fmt: skip
         copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
@@ -100,7 +103,8 @@ class Checkpoint:
         self.optimiser.load_state_dict({"state": state, "param_groups": header["groups"]})
         self.schedule.load_state_dict(header["schedule"])
         kept = _below("kept/", tensors) if header["kept"] else None
-        return Standing(step=header["step"], best=header["best"], idle=header["idle"], kept=kept)
+        numbers = {name: header[name] for name in ("step", "before", "best", "idle")}
+        return Standing(**numbers, kept=kept)
 
     def _read(self) -> tuple[dict[str, Any], State]:
         try:

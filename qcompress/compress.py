@@ -51,6 +51,7 @@ class NoChoiceError(SolverError, RuntimeError):
     problem: Problem | None = None
 
 
+@forwards.seeded
 def compress(
     model: nn.Module,
     data: Iterable[Any],
@@ -86,7 +87,7 @@ def compress(
         options: what is on offer; the default is ``prune_quantize()``.
         solver: a name, a ``solvers.Solver``, or a dimod sampler.
         time_limit: seconds for the solver.
-        seed: of measuring and solving.
+        seed: of measuring, solving and shuffled data.
         method: ``"fisher"`` or ``"direct"``, as in `measure`.
         loss: ``"kl"``, ``"mse"`` or a callable, as in `measure`.
         forward: ``(model, batch) -> output tensor`` where the default does not fit.
@@ -223,6 +224,7 @@ def compress(
                 learning_rate=learning_rate,
                 validation=data,
                 forward=forward,
+                seed=seed,
                 cache=cache,
                 on_progress=on_finetune,
             ),

@@ -51,14 +51,16 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneProgress:
-    """Where fine-tuning stands; losses per sample on the validation batches."""
+    """Where fine-tuning stands; losses per sample on the validation batches: before any step, now and at best."""
 
     step: int
     steps: int
+    before: float
     loss: float
     best: float
 
 
+@forwards.seeded
 def finetune(
     model: Model,
     data: Iterable[Any],
@@ -71,6 +73,7 @@ def finetune(
     patience: int = 5,
     penalty: Callable[[nn.Module], Tensor] | None = None,
     forward: forwards.Forward | None = None,
+    seed: int = 0,
     cache: AnyPath | None = None,
     on_progress: Callable[[FinetuneProgress], None] | None = None,
 ) -> Model:
@@ -89,6 +92,7 @@ def finetune(
         patience: looks at the validation loss without a better one (of 20) after which the training ends.
         penalty: added to the loss, as `stable_rank`.
         forward: ``(model, batch) -> output tensor`` where the default does not fit.
+        seed: of data that is shuffled by torch's own generator, as a DataLoader does.
         cache: a file for where the training stands; one that was cut goes on from it, a finished one deletes it.
         on_progress: called at every look, the first before any step.
 
@@ -116,8 +120,7 @@ def finetune(
         )
     batches = forwards.checked_data(data)
     looked_at = list(islice(batches, VALIDATED) if validation is None else forwards.checked_data(validation))
-    for own in (batches, looked_at):
-        forwards.first_batch(own)
+    first = [forwards.first_batch(own) for own in (batches, looked_at)]
     student = copy.deepcopy(model)
     modes = [(module, module.training) for module in student.modules()]
     student.eval()
@@ -148,25 +151,25 @@ def finetune(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     file = None
     if cache is not None:
-        settings = [measured.name, steps, learning_rate, patience, getattr(penalty, "__qualname__", str(penalty))]
-        key = _key(settings, [model, teacher], [batches, looked_at])
+        settings = [measured.name, steps, learning_rate, patience, seed, getattr(penalty, "__qualname__", None)]
+        key = _key(settings, [model, teacher], first)
         file = Checkpoint(Path(cache), key, student, optimiser, schedule)
     if file is not None and file.path.exists():
         at = file.load()
     else:
-        at = Standing(best=look())
+        at = Standing(before=(loss_before := look()), best=loss_before)
         if file is not None:
             file.save(at)
     last_save = time.perf_counter()
 
     def tell(loss_now: float) -> None:
         if on_progress is not None:
-            on_progress(FinetuneProgress(step=at.step, steps=steps, loss=loss_now, best=at.best))
+            on_progress(FinetuneProgress(step=at.step, steps=steps, before=at.before, loss=loss_now, best=at.best))
 
     every, cut = max(1, steps // LOOKS), False
     try:
         tell(at.best)
-        for batch in _from(batches, at.step, steps):
+        for batch in _from(batches, at.step, steps, seed):
             optimiser.zero_grad()
             with trained.stored():
                 objective = losses(batch, taught(batch)).mean()
@@ -241,19 +244,25 @@ def require_training(steps: int, learning_rate: float, patience: int = 1) -> Non
         )
 
 
-def _from(batches: Iterable[Any], done: int, steps: int) -> Iterator[Any]:
+def _from(batches: Iterable[Any], done: int, steps: int, seed: int) -> Iterator[Any]:
     """The batches of the steps that are left."""
-    start = done % len(batches) if isinstance(batches, Sized) else done
-    return islice(itertools.chain.from_iterable(itertools.repeat(batches)), start, start + steps - done)
+    passes, skipped = divmod(done, len(batches)) if isinstance(batches, Sized) else (0, done)
+
+    def endless() -> Iterator[Any]:
+        for number in itertools.count(passes):
+            torch.default_generator.manual_seed(seed + number)
+            yield from batches
+
+    return islice(endless(), skipped, skipped + steps - done)
 
 
-def _key(settings: list[Any], models: list[nn.Module | None], data: list[Iterable[Any]]) -> str:
+def _key(settings: list[Any], models: list[nn.Module | None], batches: list[Any]) -> str:
     """Which training this is: its settings, models with how they are stored, and first batches."""
     for own in models:
         record = None if own is None else record_of(own)
         settings.append(None if own is None else Measurement.fingerprint_of(own))
         settings.append([part.transform.to_json() for part in record.parts] if record else None)
-    settings += [batch_fingerprint(forwards.first_batch(batches)) for batches in data]
+    settings += [batch_fingerprint(batch) for batch in batches]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 

@@ -84,6 +84,7 @@ class Refined:
         )
 
 
+@forwards.seeded
 def refine(
     model: nn.Module,
     data: Iterable[Any],

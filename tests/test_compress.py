@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from formulations import FileFormatError, InfeasibleBudgetError
 from qcompress import (
     PAIR_STRENGTH,
     Measurement,
+    MeasureProgress,
     Problem,
     Solution,
     compress,
@@ -129,6 +131,30 @@ def test_a_run_that_was_cut_goes_on_and_measures_nothing_twice(tmp_path: Path) -
     assert (tmp_path / "run" / "report.json").exists()
     again = compress(model, data, **settings)  # type: ignore[arg-type]
     np.testing.assert_array_equal(again.solution.choice, result.solution.choice)
+
+
+def test_a_run_on_shuffled_data_goes_on_as_if_it_had_not_been_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qcompress.measuring.run.SAVE_EVERY_S", -1)
+    model = seeded(Residual)
+    data = DataLoader(torch.cat(batches(3)), batch_size=10, shuffle=True)
+    settings = {"budget": {"bytes": 0.5}, "options": OPTIONS, "solver": "greedy"}
+    measured: list[int] = []
+
+    def cut(progress: MeasureProgress) -> None:
+        measured.append(progress.batches)
+        if progress.batches == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(model, data, **settings, folder=tmp_path, on_measure=cut)  # type: ignore[arg-type]
+    torch.manual_seed(99)
+    resumed = compress(model, data, **settings, folder=tmp_path, on_measure=cut)  # type: ignore[arg-type]
+    assert measured == [1, 2, *range(3, len(data) + 1)]
+    whole = compress(model, data, **settings)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(resumed.measurement.cost, whole.measurement.cost)
+    np.testing.assert_array_equal(resumed.measurement.factor, whole.measurement.factor)
 
 
 def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 import qcompress
 from qcompress import low_rank, prune_quantize
@@ -150,6 +151,31 @@ def test_a_training_that_was_cut_goes_on_to_the_last_bit(name, error, cut_at, go
     whole = finetune(small, data, 20, teacher=original, learning_rate=1e-3, patience=20)
     for key, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[key], value), key
+
+
+def test_shuffled_data_is_shuffled_by_the_seed_also_when_a_training_goes_on(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["qcompress.finetune"], "SAVE_EVERY_S", -1)
+    original = network()
+    small = compressed(original, data, OPTIONS["quantized"])
+    shuffled = DataLoader(torch.cat(data), batch_size=10, shuffle=True)  # 7 batches a pass
+    settings = {"teacher": original, "learning_rate": 1e-3, "patience": 20}
+
+    def press(progress):
+        if progress.step == 10:
+            raise KeyboardInterrupt
+
+    state = torch.get_rng_state()
+    whole = finetune(small, shuffled, 20, **settings)
+    finetune(small, shuffled, 20, **settings, cache=tmp_path / "training", on_progress=press)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(99)
+    seen = []
+    resumed = finetune(small, shuffled, 20, **settings, cache=tmp_path / "training", on_progress=seen.append)
+    assert seen[0].step == 9
+    other = finetune(small, shuffled, 20, **settings, seed=1)
+    for key, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[key], value), key
+    assert not torch.equal(other[3].weight, whole[3].weight)
 
 
 def test_a_cache_of_another_training_or_a_damaged_one_is_refused(data, tmp_path):

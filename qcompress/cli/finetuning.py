@@ -1,6 +1,5 @@
 """``finetune``: train a compressed model file, to one of the same bytes."""
 
-from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +34,7 @@ def finetune(
         ),
     ] = None,
     forward: arguments.Forward = None,
+    seed: arguments.Seed = 0,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Default: SMALL's name with .tuned.safetensors.")
     ] = None,
@@ -48,48 +48,40 @@ def finetune(
     Example: `qcompress finetune zoo:resnet20 zoo:training runs/small/model.safetensors --steps 2000`
     """
     import qcompress
-    from qcompress.finetune import VALIDATED
 
     make_model, make_data = arguments.function(model, "MODEL"), arguments.function(data, "DATA")
     target = small.with_suffix(".tuned.safetensors") if output is None else output
-    chosen, original, batches = qcompress.load_compressed(small, make_model), make_model(), make_data()
     looked_at = None if validation is None else arguments.function(validation, "--validation")()
     cache = target.with_name(f"{target.name}.part")
-    run = arguments.forward(forward)
-    measured = arguments.loss(loss)
     with watching("fine-tuning") as watch:
         tuned = qcompress.finetune(
-            chosen,
-            batches,
+            qcompress.load_compressed(small, make_model),
+            make_data(),
             steps,
-            teacher=original,
-            loss=measured,
+            teacher=make_model(),
+            loss=arguments.loss(loss),
             learning_rate=learning_rate,
             validation=looked_at,
-            forward=run,
+            forward=arguments.forward(forward),
+            seed=seed,
             cache=cache,
             on_progress=watch.finetuned,
         )
-    seen = list(islice(batches, VALIDATED)) if looked_at is None else looked_at
-    before, after = (qcompress.mean_loss(original, own, seen, loss=measured, forward=run) for own in (chosen, tuned))
     saved = qcompress.save_compressed(tuned, target)
     tell_end(watch, cache)
     say(f"written: {target}")
-    taken = 0 if watch.finetuning is None else watch.finetuning.step
+    last = watch.finetuning
+    assert last is not None  # noqa: S101  (told before the first step)
     if as_json:
-        values = {
-            "steps": taken,
-            "loss": loss,
-            "loss_before": before,
-            "loss_after": after,
-            "payload_bytes": saved.payload_bytes,
-        }
-        print_json({"file": str(target), **values, "file_bytes": saved.file_bytes})
+        values = {"steps": last.step, "loss": loss, "loss_before": last.before, "loss_after": last.best}
+        print_json(
+            {"file": str(target), **values, "payload_bytes": saved.payload_bytes, "file_bytes": saved.file_bytes}
+        )
         return
     rows = [
-        ("steps", f"{taken:,} of {steps:,}"),
-        (f"loss ({loss}) before", number(before)),
-        (f"loss ({loss}) after", number(after)),
+        ("steps", f"{last.step:,} of {steps:,}"),
+        (f"loss ({loss}) before", number(last.before)),
+        (f"loss ({loss}) after", number(last.best)),
         ("payload", f"{saved.payload_bytes:,} bytes"),
         ("file", f"{saved.file_bytes:,} bytes"),
     ]

@@ -40,6 +40,7 @@ class MeasureProgress:
     elapsed_s: float
 
 
+@forwards.seeded
 def measure(
     model: nn.Module,
     data: Iterable[Any],
