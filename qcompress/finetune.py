@@ -6,7 +6,8 @@ low-rank layers are trained as they are. Weights that are pruned stay pruned. Ev
 (biases, batch-norm scales, kept layers) is trained too; batch-norm statistics and dropout are those of evaluation mode.
 
 What always holds: the result has the same options in the same bytes as the model that came in, its record is that of
-its weights (so `save_compressed` takes it), and its loss on the validation batches is not above the one it had.
+its weights (so `save_compressed` takes it), and its loss on the validation batches (with the penalty, if any) is not
+above the one it had.
 """
 
 import contextlib
@@ -51,7 +52,8 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneProgress:
-    """Where fine-tuning stands; losses per sample on the validation batches: before any step, now and at best."""
+    """Where fine-tuning stands; losses per sample (with the penalty, if any) on the validation batches: before any step,
+    now and at best."""
 
     step: int
     steps: int
@@ -90,7 +92,7 @@ def finetune(
         validation: batches on which the best weights are picked, kept in memory with the teacher's outputs; by default
             the first ones of ``data``.
         patience: looks at the validation loss without a better one (of 20) after which the training ends.
-        penalty: added to the loss, as `stable_rank`.
+        penalty: added to the loss, in training and on the validation batches, as `stable_rank`.
         forward: ``(model, batch) -> output tensor`` where the default does not fit.
         seed: of data that is shuffled by torch's own generator, as a DataLoader does.
         cache: a file for where the training stands; one that was cut goes on from it, a finished one deletes it.
@@ -145,7 +147,8 @@ def finetune(
     def look() -> float:
         with torch.no_grad():
             found = [losses(*own) for own in zip(looked_at, references, strict=True)]
-        return float(torch.cat(found).double().mean())
+            added = 0.0 if penalty is None else float(penalty(student))
+        return float(torch.cat(found).double().mean()) + added
 
     optimiser = torch.optim.Adam([own for own in student.parameters() if own.requires_grad], lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
