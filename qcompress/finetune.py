@@ -52,8 +52,10 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneProgress:
-    """Where fine-tuning stands; losses per sample (with the penalty, if any) on the validation batches: before any step,
-    now and at best."""
+    """Where fine-tuning stands; losses per sample on the validation batches, with the penalty if any.
+
+    Before any step, now and at best.
+    """
 
     step: int
     steps: int
