@@ -1,5 +1,6 @@
 """The command line: every step leaves its file, ``--json`` is JSON and nothing else, a mistake is one clear line."""
 
+import inspect
 import json
 import runpy
 import sys
@@ -14,6 +15,7 @@ from formulations.instances import layered_problem
 from qcompress import Measurement, load_compressed, low_rank, prune_quantize
 from qcompress.artefact import stored_parts
 from qcompress.cli import arguments, console, main
+from qcompress.cli.offering import offered
 from qcompress.demo import DemoResult, DemoRow
 from solvers import Solution, StopReason, available
 from solvers.compare import Comparison, Suite
@@ -195,23 +197,34 @@ OFFERED = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [(prune_quantize, "bits"), (prune_quantize, "sparsity"), (low_rank, "kinds"), (low_rank, "slices")],
+)
+def test_the_help_names_the_librarys_defaults(function, name):
+    default = inspect.signature(function).parameters[name].default
+    text = inspect.signature(offered).parameters[name].annotation.__metadata__[0].help
+    words = ",".join(own if isinstance(own, str) else f"{own:g}" for own in default)
+    assert text.endswith(f"Default: {words}.")
+
+
 @pytest.mark.parametrize(("words", "options"), OFFERED, ids=[" ".join(words) for words, _ in OFFERED])
 @pytest.mark.parametrize("command", [MEASURE[:3], ["compress", *MEASURE[1:3], "--budget", "bytes=0.5"]])
 def test_words_put_on_offer_what_the_library_calls_the_same(command, words, options, monkeypatch):
-    offered = {}
+    found = {}
 
     class EnoughError(Exception):
         pass
 
     def keep(*given, **named):
-        offered["options"] = named["options"] if "options" in named else given[2]
+        found["options"] = named["options"] if "options" in named else given[2]
         raise EnoughError
 
     monkeypatch.setattr("qcompress.measure", keep)
     monkeypatch.setattr("qcompress.compress", keep)
     with pytest.raises(EnoughError):
         main([*command, *words, "--debug"])
-    assert offered["options"] == options
+    assert found["options"] == options
 
 
 def test_solvers_are_listed_with_their_options(capsys):
