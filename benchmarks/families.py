@@ -152,11 +152,7 @@ def solve_families(
         else:
             starts = [own.choice for own in found.values()]
             solution = solved(problem, kept(problem, measurement, family, only), time_limit, starts)
-            row = {**at, "choice": name}
-            if solution is not None:
-                row |= {"bytes": solution.usage["bytes"], "predicted": solution.objective, "gap": solution.gap}
-                row |= {**worth(solution), "options": labels_of(measurement, solution.choice)}
-            rows.add(row)
+            rows.add({**at, "choice": name} | ({} if solution is None else row_of(measurement, solution, worth)))
         if solution is None:
             continue
         if name == JOINT and found:
@@ -165,6 +161,19 @@ def solve_families(
             assert solution.objective <= found[best].objective * (1 + 1e-9), "the joint choice is worse than a family"
         found[name] = solution
     return found
+
+
+def row_of(
+    measurement: Measurement, solution: Solution, worth: Callable[[Solution], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What the row of a choice says; `choice_of` takes the choice from its ``options``."""
+    return {
+        "bytes": solution.usage["bytes"],
+        "predicted": solution.objective,
+        "gap": solution.gap,
+        **worth(solution),
+        "options": labels_of(measurement, solution.choice),
+    }
 
 
 def labels_of(measurement: Measurement, choice: Choice) -> list[str]:
