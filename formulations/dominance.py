@@ -140,9 +140,21 @@ class _PairBound:
                 field += self.sparse @ x
         return fields
 
+    @cached_property
+    def kept(self) -> Integers:
+        """The kept options."""
+        return np.flatnonzero(self.keep)
+
+    @cached_property
+    def gram(self) -> Floats | None:
+        """``(V, K)`` the factor's terms of every option with the K kept ones; None where that takes much memory."""
+        if self.factor is None or len(self.factor) * len(self.kept) > EXACT_WORK:
+            return None
+        return np.asarray(self.factor @ self.factor[self.kept].T)
+
     def _exactly(self, better: Integers, worse: Integers) -> Floats:
         """The sum over the other groups of their largest difference."""
-        kept = np.flatnonzero(self.keep)
+        kept = self.kept
         groups, starts = np.unique(self.problem.group_of[kept], return_index=True)
         assert len(groups) == self.problem.num_groups  # noqa: S101
         bound = np.empty(len(better))
@@ -150,7 +162,9 @@ class _PairBound:
         for begin in range(0, len(better), step):
             b, w = better[begin : begin + step], worse[begin : begin + step]
             table = np.zeros((len(b), len(kept)))
-            if self.factor is not None:
+            if self.gram is not None:
+                table += self.gram[b] - self.gram[w]
+            elif self.factor is not None:
                 table += (self.factor[b] - self.factor[w]) @ self.factor[kept].T
             if self.sparse is not None:
                 table += (self.sparse[b] - self.sparse[w])[:, kept].toarray()
