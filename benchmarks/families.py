@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from benchmarks.tables import Rows
 from formulations import Problem
-from qcompress import Measurement, Options
+from qcompress import Measurement, Options, Refined
 from qcompress.options import Fitted
 from qcompress.transforms.base import Keep, Transform, Weight
 from qcompress.transforms.low_rank import LowRank
@@ -94,6 +95,22 @@ def subproblem(problem: Problem, keep: list[list[int]]) -> Problem:
     resources = {name: use[flat] for name, use in problem.resources.items()}
     return Problem(
         problem.groups, options, problem.cost[flat], resources, problem.budgets, pairs, offset=problem.offset
+    )
+
+
+def restricted(measurement: Measurement, keep: list[list[int]]) -> Measurement:
+    """The measurement with only those options of each part."""
+    sizes = [len(own) for own in measurement.transforms]
+    starts = np.cumsum([0, *sizes[:-1]])
+    flat = np.concatenate([start + np.array(own) for start, own in zip(starts, keep, strict=False)])
+    rows = zip(measurement.transforms, keep, strict=False)
+    return replace(
+        measurement,
+        transforms=tuple(tuple(options[i] for i in own) for options, own in rows),
+        cost=measurement.cost[flat],
+        error=measurement.error[flat],
+        factor=measurement.factor[flat],
+        resources=MappingProxyType({name: use[flat] for name, use in measurement.resources.items()}),
     )
 
 
@@ -174,6 +191,42 @@ def row_of(
         **worth(solution),
         "options": labels_of(measurement, solution.choice),
     }
+
+
+def refine_families(
+    rows: Rows,
+    at: Mapping[str, Any],
+    problem: Problem,
+    measurement: Measurement,
+    worth: Callable[[Solution], Mapping[str, Any]],
+    found: Mapping[str, Solution],
+    refine: Callable[[Measurement, Problem, Choice], Refined],
+) -> None:
+    """A row each for the joint choice and that of the best family, measured again around it and chosen again.
+
+    Args:
+        rows: as of `solve_families`.
+        at: as of `solve_families`.
+        problem: as of `solve_families`.
+        measurement: as of `solve_families`.
+        worth: as of `solve_families`.
+        found: what that gave.
+        refine: `qcompress.refine` of the model and its data.
+    """
+    best = min((name for name in found if name != JOINT), key=lambda name: found[name].objective, default=JOINT)
+    for name in dict.fromkeys((best, JOINT)):
+        if name not in found or rows.of(**at, choice=f"{name}, refined"):
+            continue
+        keep, start = kept(problem, measurement, FAMILIES[name]), found[name].choice
+        assert start is not None
+        inside = np.array([own.index(int(i)) for own, i in zip(keep, start, strict=True)])
+        begun = time.process_time()
+        refined = refine(restricted(measurement, keep), subproblem(problem, keep), inside)
+        seconds = time.process_time() - begun
+        solution = judge(problem, np.array([own[i] for own, i in zip(keep, refined.choice, strict=True)]))
+        predicted = refined.steps[-1].predicted if refined.steps else found[name].objective
+        own = {"rounds": len(refined.steps), "cpu_s": seconds, "predicted": predicted, "gap": None}
+        rows.add({**at, "choice": f"{name}, refined", **row_of(measurement, solution, worth), **own})
 
 
 def labels_of(measurement: Measurement, choice: Choice) -> list[str]:

@@ -4,11 +4,13 @@ One measurement of the joint options serves all families, and the joint solve st
 (`benchmarks.families`), so that it is never worse in predicted loss; the true KL and the accuracy say whether that
 holds there too. All choices are judged before and after the same fine-tuning (distillation from the original on
 training images). The calibration images are the first of those; on some of them fine-tuning picks its best weights.
+Then the joint choice and that of the best family are measured again around and chosen again by the true KL on the
+calibration images (`qcompress.refine`, `--rounds`).
 
 Rows are written as they come: a run that was cut goes on where it was when it is started again with the same settings
 (after a change of the code delete the files of the results).
 
-    python -m benchmarks.joint_resnet --data FOLDER [--depth 56] [--bits 4 3 2.5 2] [--steps 50]
+    python -m benchmarks.joint_resnet --data FOLDER [--depth 56] [--bits 4 3 2.5 2] [--steps 50] [--rounds 2]
 """
 
 import argparse
@@ -22,8 +24,9 @@ from torch import Tensor, nn
 
 import qcompress
 from benchmarks import cifar
-from benchmarks.families import measured, solve_families
+from benchmarks.families import Choice, measured, refine_families, solve_families
 from benchmarks.tables import Rows, markdown, write_results
+from formulations import Problem
 from qcompress import low_rank, prune_quantize
 from solvers import Solution
 
@@ -44,6 +47,7 @@ COLUMNS = {
     "bytes": "bytes",
     "predicted": "predicted",
     "gap": "proven gap",
+    "rounds": "rounds",
     "kl_calibration": "KL, calibration",
     "kl": "KL, test",
     "accuracy": "accuracy %",
@@ -109,6 +113,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, choices=(20, 56), default=20, help="of the network")
     parser.add_argument("--bits", type=float, nargs="+", default=(4, 3, 2.5, 2), help="budgets: of 32, of all bytes")
     parser.add_argument("--steps", type=int, default=50, help="of fine-tuning, 128 images each; 0 for none")
+    parser.add_argument("--rounds", type=int, default=2, help="of measuring and choosing again; 0 for none")
     parser.add_argument("--test", type=int, default=2500, help="test images")
     parser.add_argument("--time-limit", type=float, default=10, help="seconds for each solve")
     arguments = parser.parse_args()
@@ -129,9 +134,15 @@ def main() -> None:
     def worth(solution: Solution) -> dict[str, float]:
         return judge.worth(qcompress.apply(model, measurement, solution))
 
+    def refine(own: qcompress.Measurement, problem: Problem, choice: Choice) -> qcompress.Refined:
+        limit = arguments.time_limit
+        return qcompress.refine(model, data, own, problem, choice, rounds=arguments.rounds, time_limit=limit)
+
     for bits in arguments.bits:
         problem = qcompress.formulate(measurement, {"bytes": bits / 32})
-        solve_families(rows, {"bits": bits}, problem, measurement, worth, time_limit=arguments.time_limit)
+        found = solve_families(rows, {"bits": bits}, problem, measurement, worth, time_limit=arguments.time_limit)
+        if arguments.rounds:
+            refine_families(rows, {"bits": bits}, problem, measurement, worth, found, refine)
         print(verdict(rows.of(bits=bits)), flush=True)
 
     table = markdown([row for bits in arguments.bits for row in rows.of(bits=bits)], COLUMNS)

@@ -13,10 +13,10 @@ written as they come, and a cut run goes on.
 """
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import qcompress
 from benchmarks import cifar
-from benchmarks.tables import markdown, write_results
+from benchmarks.tables import Rows, markdown, write_results
 from formulations import Problem
 from formulations.vbmf import vbmf_rank
 from qcompress.transforms.base import Weight
@@ -128,9 +128,9 @@ def main() -> None:
             return beam_search(problem, true_loss, max_measurements=LOOKS).choice
         return solve(problem, time_limit=arguments.time_limit, seed=0).choice
 
-    def judged(budget: str, name: str, resource: str, share: float) -> dict[str, object]:
+    def judged(budget: str, name: str, resource: str, share: float) -> dict[str, Any]:
         problem = qcompress.formulate(measurement, {resource: share}, pairs=name in ("pairs", "beam"))
-        row: dict[str, object] = {"budget": budget, "choice": name}
+        row: dict[str, Any] = {"budget": budget, "choice": name}
         choice = chosen(name, problem, resource)
         if choice is None:
             return row
@@ -151,22 +151,14 @@ def main() -> None:
             row |= {"kl_tuned": cifar.kl(reference, output), "accuracy_tuned": cifar.accuracy(output, labels)}
         return row
 
-    name = f"ranks_resnet{arguments.depth}" + ("_whitened" if arguments.whitened else "")
-    out = Path(arguments.out)
+    name, out = f"ranks_resnet{arguments.depth}" + ("_whitened" if arguments.whitened else ""), Path(arguments.out)
     settings = {own: getattr(arguments, own) for own in ("depth", "whitened", "steps", "test", "time_limit")}
-    found = json.loads((out / f"{name}.json").read_text()) if (out / f"{name}.json").exists() else {}
-    rows = found["rows"] if found.get("settings") == settings else []
+    rows = Rows(out / f"{name}.json", {"original": original, **settings})
 
-    def add(budget: str, choice: str, resource: str, share: float) -> dict[str, object]:
-        known = [row for row in rows if (row["budget"], row["choice"]) == (budget, choice)]
-        if not known:
-            known = [judged(budget, choice, resource, share)]
-            rows.extend(known)
-            print(known[0], flush=True)
-            write_results(
-                out, name, {"settings": settings, "original": original, "rows": rows}, markdown(rows, COLUMNS)
-            )
-        return known[0]
+    def add(budget: str, choice: str, resource: str, share: float) -> dict[str, Any]:
+        if not rows.of(budget=budget, choice=choice):
+            rows.add(judged(budget, choice, resource, share))
+        return rows.of(budget=budget, choice=choice)[0]
 
     for resource in arguments.resources:
         for share in arguments.shares:
@@ -175,7 +167,9 @@ def main() -> None:
                 add(budget, selection, resource, share)
         used = add(f"VBMF's {resource}", "VBMF", resource, 1.0)["used"]
         add(f"VBMF's {resource}", "pairs", resource, used)
-    print(markdown(rows, COLUMNS))
+    table = markdown(rows.of(), COLUMNS)
+    write_results(out, name, rows.values, table)
+    print(table)
 
 
 if __name__ == "__main__":

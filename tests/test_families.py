@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import qcompress
-from benchmarks.families import FAMILIES, Apart, kept, solve_families, subproblem
+from benchmarks.families import FAMILIES, Apart, kept, restricted, solve_families, subproblem
 from benchmarks.tables import Rows
 from qcompress import low_rank, prune_quantize
 from qcompress.transforms.quantize import PruneQuantize
@@ -92,3 +92,12 @@ def test_a_family_that_cannot_meet_the_budget_has_a_row_that_says_so(
     missing = [row["choice"] for row in rows.of() if "bytes" not in row]
     assert "rank" in missing
     assert set(found) == set(FAMILIES) - set(missing)
+
+
+def test_a_restricted_measurement_makes_the_subproblem(measurement: qcompress.Measurement) -> None:
+    problem = qcompress.formulate(measurement, {"bytes": 0.3})
+    for family in FAMILIES.values():
+        keep = kept(problem, measurement, family)
+        expected = subproblem(problem, keep)
+        found = qcompress.formulate(restricted(measurement, keep), {"bytes": 0.3})
+        assert found.fingerprint() == expected.fingerprint()
