@@ -4,7 +4,7 @@ Ranks are chosen by `beam_search` on the measured KL, as in BSR, at a share of t
 With the penalty, half of the training steps come before the cut, on the dense network, the other half after it; without
 it all of them come after. Every row has the same ranks and as many steps of distillation from the original.
 
-    python -m benchmarks.stable_rank --data FOLDER [--share 0.5] [--steps 100] [--strengths 0.001 0.01 0.1]
+    python -m benchmarks.stable_rank --data FOLDER [--share 0.5] [--steps 100] [--strengths 1 10 100]
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--out", default="benchmarks/results", help="where JSON and Markdown go")
     parser.add_argument("--share", type=float, default=0.5, help="of the macs")
     parser.add_argument("--steps", type=int, default=100, help="of training in all, 128 images each")
-    parser.add_argument("--strengths", type=float, nargs="+", default=(0.001, 0.01, 0.1), help="of the penalty")
+    parser.add_argument("--strengths", type=float, nargs="+", default=(1, 10, 100), help="of the penalty")
     parser.add_argument("--test", type=int, default=2500, help="test images")
     arguments = parser.parse_args()
     folder = cifar.data_folder(arguments)
