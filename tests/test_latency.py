@@ -1,5 +1,6 @@
 """Latency as a resource: with a clock that counts work, the prediction is exactly the work of the compressed model."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,14 @@ def test_times_are_medians_of_the_runs_after_the_first(monkeypatch: pytest.Monke
     measurement = time_options(model, measured(model, batch, prune_quantize(bits=(4,))), batch, repeats=3)
     assert set(measurement.resources["latency_s"]) == {11}
     assert measurement.fixed["latency_s"] == 1 + 3
+
+
+@pytest.mark.parametrize(("threads", "clock"), [(1, time.process_time), (2, time.perf_counter)])
+def test_other_programs_do_not_count_where_the_processor_tells(
+    threads: int, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert latency._clock(nn.Linear(1, 1)) is clock
 
 
 def test_a_measurement_keeps_its_times(tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def measure(
             on_progress=watch.measured,
         )
     if latency:
+        say("timing every option on the first batch")
         measurement = qcompress.time_options(network, measurement, first_batch(batches), forward=run)
     measurement.save(output)
     say(f"written: {output}")

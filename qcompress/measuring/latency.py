@@ -146,7 +146,8 @@ def _likeness(module: nn.Module, calls: list[_Call]) -> Hashable:
         for tensor in tree_leaves((call.args, call.kwargs))
         if isinstance(tensor, Tensor)
     ]
-    return (repr(module), layers.weight_of(module).dtype, *given)
+    weight = layers.weight_of(module)
+    return (repr(module), weight.dtype, weight.stride(), weight.device, *given)
 
 
 def _ratios(module: nn.Module, shapes: list[Shape], calls: list[_Call], repeats: int) -> dict[Shape, float]:
