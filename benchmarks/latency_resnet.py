@@ -46,6 +46,13 @@ COLUMNS = {
 }
 
 
+class Wide(nn.Sequential):
+    """Linear layers of equal width with ReLU in between."""
+
+    def __init__(self) -> None:
+        super().__init__(*(layer for _ in range(WIDE_LAYERS) for layer in (nn.Linear(WIDE, WIDE), nn.ReLU())))
+
+
 @torch.no_grad()
 def time_ratios(model: nn.Module, dense: nn.Module, batch: Tensor) -> dict[str, float]:
     """Processor and wall time of a batch relative to the dense network's: medians of pairs, one after the other."""
@@ -89,9 +96,8 @@ def row(
 
 
 def wide_rows() -> list[dict[str, object]]:
-    """Every rank in all layers of a network of wide Linear layers."""
-    layers = [layer for _ in range(WIDE_LAYERS) for layer in (nn.Linear(WIDE, WIDE), nn.ReLU())]
-    model, batch = nn.Sequential(*layers).eval(), torch.randn(WIDE_BATCH, WIDE)
+    """The same rank in all layers of a network with random weights, for every rank."""
+    model, batch = Wide().eval(), torch.randn(WIDE_BATCH, WIDE)
     measurement = timed(
         model, qcompress.measure(model, [batch], qcompress.low_rank(ranks=WIDE_RANKS), loss="mse"), batch
     )
