@@ -36,10 +36,10 @@ class GroupedLinear(nn.Module):
         self.weight = nn.Parameter(weight)
         self.groups = groups
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """``(…, in)`` → ``(…, out)``."""
         blocks = self.weight.view(self.groups, -1, self.weight.shape[1])
-        return torch.einsum("...gi,goi->...go", x.reshape(*x.shape[:-1], self.groups, -1), blocks).flatten(-2)
+        return torch.einsum("...gi,goi->...go", input.reshape(*input.shape[:-1], self.groups, -1), blocks).flatten(-2)
 
     def extra_repr(self) -> str:
         """As a grouped convolution's."""
@@ -153,9 +153,9 @@ class FactoredEmbedding(Factored):
     basis: Basis
     codes: nn.Embedding
 
-    def forward(self, words: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (as of an Embedding)
         """``(…)`` ids → ``(…, features)``."""
-        features: Tensor = self.basis(self.codes(words))
+        features: Tensor = self.basis(self.codes(input))
         return features
 
     def to_dense(self) -> nn.Embedding:

@@ -208,9 +208,9 @@ class BlockedEmbedding(Foldable):
             self.blocks.append(member)
         self.train(embedding.training)
 
-    def forward(self, words: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (as of an Embedding)
         """``(…)`` ids → ``(…, features)``."""
-        place = self.position.index_select(0, words.reshape(-1)).reshape(words.shape).long()
+        place = self.position.index_select(0, input.reshape(-1)).reshape(input.shape).long()
         features: Tensor | None = None
         start = 0
         for block, size in zip(self.blocks, self.sizes, strict=True):

@@ -383,3 +383,13 @@ def test_blocks_can_be_fine_tuned(tmp_path: Path) -> None:
     saved = save_compressed(tuned, tmp_path / "tuned.safetensors")
     assert saved.payload_bytes == save_compressed(small, tmp_path / "small.safetensors").payload_bytes
     assert torch.equal(load_compressed(saved.path, bag)(data[0]), tuned(data[0]))
+
+
+def test_what_stands_for_an_embedding_takes_its_words_by_the_same_keyword() -> None:
+    torch.manual_seed(0)
+    embedding, ids = nn.Embedding(20, 6), torch.randint(20, (3, 5))
+    model = nn.Sequential(embedding)
+    split = split_vocabulary_(model, "0", vocabulary_blocks(torch.arange(20), 2))[0]
+    torch.testing.assert_close(split(input=ids), embedding(input=ids))
+    whole = factored(embedding, {"basis": torch.eye(6), "codes": embedding.weight.detach()})
+    torch.testing.assert_close(whole(input=ids), embedding(input=ids))
