@@ -98,7 +98,7 @@ def compress(
             loss on ``data`` does not rise by it; the choice is then no longer the prediction's best.
         finetune_steps: of `finetune` on ``data`` after the choice, with the original as teacher; 0 for none. The
             model stays in the same bytes, and its loss on ``data`` does not rise.
-        learning_rate: of the first of these steps.
+        learning_rate: the highest of these steps.
         evaluate: ``model -> float``, reported before and after.
         folder: where all values are written as they come; a run that was cut goes on from them.
         on_measure: called after every measured batch.

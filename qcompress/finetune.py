@@ -15,9 +15,11 @@ import copy
 import hashlib
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,7 +41,10 @@ from qcompress.transforms.base import Keep, Target, Transform, Weight
 from qcompress.transforms.low_rank import LowRank
 
 LEARNING_RATE = 3e-4
-"""Of the first step, where none is given."""
+"""The highest, where none is given."""
+
+WARM_UP = 0.2
+"""Share of the steps in which the learning rate rises."""
 
 LOOKS = 20
 """How often the validation loss is taken."""
@@ -74,7 +79,7 @@ def finetune(
     loss: str | LossFunction = "kl",
     learning_rate: float = LEARNING_RATE,
     validation: Iterable[Any] | None = None,
-    patience: int = 5,
+    patience: int = 10,
     penalty: Callable[[nn.Module], Tensor] | None = None,
     forward: forwards.Forward | None = None,
     seed: int = 0,
@@ -86,11 +91,12 @@ def finetune(
     Args:
         model: what `apply`, `compress` or `load_compressed` gave; left as it is.
         data: re-iterable of batches, gone through again and again.
-        steps: of the optimiser (Adam; the learning rate falls to zero along a cosine), one batch each.
+        steps: of the optimiser (Adam; the learning rate rises over the first fifth, then falls to zero along a cosine),
+            one batch each.
         teacher: the original, whose outputs are to be met ("distillation"); needs no labels.
         loss: ``"kl"`` or ``"mse"`` to the teacher's outputs, or a callable ``(output, batch) -> (samples,)``, which
             needs no teacher.
-        learning_rate: of the first step.
+        learning_rate: the highest.
         validation: batches on which the best weights are picked, kept in memory with the teacher's outputs; by default
             the first ones of ``data``.
         patience: looks at the validation loss without a better one (of 20) after which the training ends.
@@ -153,7 +159,7 @@ def finetune(
         return float(torch.cat(found).double().mean()) + added
 
     optimiser = torch.optim.Adam([own for own in student.parameters() if own.requires_grad], lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(_rate, steps=steps))
     file = None
     if cache is not None:
         settings = [measured.name, steps, learning_rate, patience, seed, getattr(penalty, "__qualname__", None)]
@@ -247,6 +253,12 @@ def require_training(steps: int, learning_rate: float, patience: int = 1) -> Non
             f"fine-tuning takes steps and patience from 1 and a learning rate above 0, found steps={steps!r}, "
             f"patience={patience!r}, learning_rate={learning_rate!r}"
         )
+
+
+def _rate(step: int, *, steps: int) -> float:
+    """Share of the learning rate: up along a line, since Adam's first steps are as long as its rate, then a cosine."""
+    rise = max(1.0, WARM_UP * steps)
+    return min(1.0, (step + 1) / rise) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _from(batches: Iterable[Any], done: int, steps: int, seed: int) -> Iterator[Any]:

@@ -99,7 +99,7 @@ def compress(
         ),
     ] = 0,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Of the first step. Default: 3e-4.", rich_help_panel=FINETUNING)
+        float | None, typer.Option(help="The highest. Default: 3e-4.", rich_help_panel=FINETUNING)
     ] = None,
     evaluate: Annotated[
         str | None,

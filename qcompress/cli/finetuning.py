@@ -24,7 +24,9 @@ def finetune(
         Path, typer.Argument(metavar="SMALL", help="A compressed model, as 'qcompress compress' or 'apply' write.")
     ],
     steps: Annotated[int, typer.Option(help="At most so many, one batch each.", min=1)] = 1000,
-    learning_rate: Annotated[float, typer.Option(help="Of the first step.")] = 3e-4,
+    learning_rate: Annotated[
+        float, typer.Option(help="The highest: it rises over the first fifth of the steps, then falls.")
+    ] = 3e-4,
     loss: arguments.Loss = "kl",
     validation: Annotated[
         str | None,
