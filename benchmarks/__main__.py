@@ -14,7 +14,7 @@ ALONE = (
     "leap_forms",
     "solvers_more",
 )
-WITH_DATA = ("hawq_resnet18", "networks", "prediction", "cifar10_resnet20", "joint_resnet", "filters_resnet")
+WITH_DATA = ("hawq_resnet18", "networks", "prediction", "cifar10_resnet20", "filters_resnet")
 
 
 def main() -> None:
