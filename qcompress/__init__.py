@@ -10,7 +10,7 @@ from qcompress.apply import apply, apply_
 from qcompress.artefact import load_compressed, save_compressed
 from qcompress.compress import Result, compress
 from qcompress.factored import fold_
-from qcompress.finetune import FinetuneProgress, finetune, stable_rank
+from qcompress.finetune import FinetuneProgress, finetune
 from qcompress.formulate import PAIR_STRENGTH, formulate
 from qcompress.measurement import Measurement
 from qcompress.measuring.latency import time_options
@@ -19,6 +19,7 @@ from qcompress.options import Options, low_rank, prune_quantize
 from qcompress.refine import Refined, RefineStep, refine
 from qcompress.remeasure import remeasure
 from qcompress.report import Report
+from qcompress.stable_rank import stable_rank
 from qcompress.true_loss import TrueLoss, mean_loss
 from qcompress.vocabulary import count_words, split_vocabulary_, vocabulary_blocks
 from solvers import Solution, Solver, available, solve

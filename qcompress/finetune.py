@@ -10,7 +10,6 @@ its weights (so `save_compressed` takes it), and its loss on the validation batc
 above the one it had.
 """
 
-import contextlib
 import copy
 import hashlib
 import itertools
@@ -29,16 +28,13 @@ from torch import Tensor, nn
 
 from formulations.files import AnyPath
 from qcompress import forward as forwards
-from qcompress import layers
 from qcompress.checkpoint import Checkpoint, Standing
-from qcompress.compression import CompressedPart, Compression, attach, record_of
+from qcompress.compression import record_of
 from qcompress.errors import OptionsError
-from qcompress.factored import Factored
 from qcompress.losses import CallableLoss, LossFunction, as_loss
 from qcompress.measurement import Measurement
 from qcompress.measuring.run import SAVE_EVERY_S, batch_fingerprint
-from qcompress.transforms.base import Keep, Target, Transform, Weight
-from qcompress.transforms.low_rank import LowRank
+from qcompress.trained import Trained
 
 LEARNING_RATE = 3e-4
 """The highest, where none is given."""
@@ -134,7 +130,7 @@ def finetune(
     student = copy.deepcopy(model)
     modes = [(module, module.training) for module in student.modules()]
     student.eval()
-    trained = _Trained(student)
+    trained = Trained(student)
     before = trained.state()
 
     def taught(batch: Any) -> Tensor | None:
@@ -214,34 +210,6 @@ def finetune(
     return student
 
 
-def stable_rank(model: nn.Module, ranks: dict[str, int]) -> Tensor:
-    """A penalty that makes weights easy to cut to given ranks: what lies beyond them, relative to what lies within.
-
-    The sum over the layers of ``Σ_{i>r} σ_i / Σ_{i≤r} σ_i``, after the modified stable rank of BSR (arXiv 2111.15179):
-    train with ``penalty=lambda model: strength * stable_rank(model, ranks)``, then factor at these ranks.
-
-    Args:
-        model: with the layers still dense.
-        ranks: path of a layer → its rank.
-
-    Raises:
-        OptionsError: a rank that the layer's weight (as rows) does not have.
-
-    >>> layer = nn.Linear(2, 2, bias=False)
-    >>> _ = layer.weight.data.copy_(torch.diag(torch.tensor([3.0, 1.0])))
-    >>> round(stable_rank(nn.Sequential(layer), {"0": 1}).item(), 4)
-    0.3333
-    """
-    total = torch.zeros(())
-    for name, rank in ranks.items():
-        module = model.get_submodule(name)
-        values = torch.linalg.svdvals(layers.to_rows(module, layers.weight_of(module)))
-        if not 1 <= rank <= len(values):
-            raise OptionsError(f"{name!r} has ranks 1 to {len(values)}, asked for {rank}")
-        total = total + values[rank:].sum() / values[:rank].sum()
-    return total
-
-
 def require_training(steps: int, learning_rate: float, patience: int = 1) -> None:
     """Refuse numbers that no training can have.
 
@@ -281,114 +249,3 @@ def _key(settings: list[Any], models: list[nn.Module | None], batches: list[Any]
         settings.append([part.transform.to_json() for part in record.parts] if record else None)
     settings += [batch_fingerprint(batch) for batch in batches]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-
-
-@dataclass(frozen=True, eq=False)
-class _Piece:
-    """A weight, or a block of its rows, that is stored in some way other than as it is."""
-
-    module: nn.Module
-    rows: tuple[int, int]
-    transform: Transform
-    target: Target
-    pruned: Tensor | None
-
-    @property
-    def parameter(self) -> Tensor:
-        return layers.weight_of(self.module)
-
-    def latent(self) -> Tensor:
-        return layers.to_rows(self.module, self.parameter.detach())[self.rows[0] : self.rows[1]]
-
-    def approximation(self) -> Tensor:
-        """What the rows become when they are stored."""
-        return self.transform.approximate(Weight(self.latent(), self.target))
-
-    def set_(self, rows: Tensor) -> None:
-        whole = layers.to_rows(self.module, self.parameter.detach()).clone()
-        whole[self.rows[0] : self.rows[1]] = rows.to(whole)
-        with torch.no_grad():
-            self.parameter.copy_(layers.from_rows(self.module, whole, self.parameter.shape))
-
-
-class _Trained:
-    """A model in training: its compressed parts, and the weights of full precision behind them."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model, self.record = model, record_of(model)
-        self.pieces = [piece for own in (self.record.parts if self.record else ()) for piece in _pieces(model, own)]
-
-    @contextlib.contextmanager
-    def stored(self) -> Iterator[None]:
-        """Inside, every weight is what would be stored; gradients then belong to the weights of full precision."""
-        before = [(piece.parameter, piece.parameter.detach().clone()) for piece in self.pieces]
-        for piece in self.pieces:
-            piece.set_(piece.approximation())
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for parameter, value in reversed(before):
-                    parameter.copy_(value)
-
-    def prune_(self) -> None:
-        """Pruned weights back to zero."""
-        for piece in self.pieces:
-            if piece.pruned is not None:
-                piece.set_(piece.latent().masked_fill(piece.pruned, 0.0))
-
-    def state(self) -> dict[str, Tensor]:
-        """The state of full precision."""
-        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-
-    def finish_(self, state: dict[str, Tensor], *, changed: bool) -> None:
-        """Load a state; one of full precision is stored, and the model carries the record of it."""
-        self.model.load_state_dict(state)
-        self.model.zero_grad()
-        if self.record is None or not changed:
-            return
-        parts = tuple(
-            CompressedPart(part=own.part, transform=own.transform, stored=_encoded(self.model, own))
-            if own.stored
-            else own
-            for own in self.record.parts
-        )
-        for piece in self.pieces:
-            piece.set_(piece.approximation())
-        attach(self.model, Compression(parts=parts))
-
-
-def _pieces(model: nn.Module, own: CompressedPart) -> list[_Piece]:
-    """What of a part is stored in another form than it is trained in."""
-    if not own.stored:
-        return []
-    module = model.get_submodule(own.part.modules[0])
-    if isinstance(module, Factored):
-        assert isinstance(own.transform, LowRank)  # noqa: S101
-        then = own.transform.then
-        if isinstance(then, Keep):
-            return []
-        targets = own.transform.factor_targets(own.part.target)
-        found = []
-        for layer, (name, target) in zip(module, targets.items(), strict=True):
-            sparse = f"{name}.mask" in own.stored
-            found.append(_piece(layer, (0, target.channels), then, target, sparse=sparse))
-        return found
-    target = own.part.target
-    rows = own.part.rows or (0, target.channels)
-    return [_piece(module, rows, own.transform, target, sparse="mask" in own.stored)]
-
-
-def _piece(module: nn.Module, rows: tuple[int, int], transform: Transform, target: Target, *, sparse: bool) -> _Piece:
-    piece = _Piece(module, rows, transform, target, None)
-    return _Piece(module, rows, transform, target, piece.latent() == 0) if sparse else piece
-
-
-def _encoded(model: nn.Module, own: CompressedPart) -> dict[str, Tensor]:
-    module = model.get_submodule(own.part.modules[0])
-    if isinstance(module, Factored):
-        assert isinstance(own.transform, LowRank)  # noqa: S101
-        return own.transform.encode_factors(
-            {name: rows.detach().cpu() for name, rows in module.factors.items()}, own.part.target
-        )
-    return own.transform.encode(Weight(own.part.weight(model).cpu(), own.part.target))

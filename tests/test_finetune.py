@@ -13,7 +13,8 @@ import qcompress
 from qcompress import low_rank, prune_quantize
 from qcompress.compression import record_of
 from qcompress.errors import DataError, OptionsError
-from qcompress.finetune import finetune, stable_rank
+from qcompress.finetune import finetune
+from qcompress.stable_rank import stable_rank
 from qcompress.transforms.base import Keep
 from solvers import judge
 
