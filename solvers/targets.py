@@ -51,8 +51,8 @@ def time_to_target(runs: Sequence[Solution], target: float) -> TimeToTarget:
     >>> from solvers import solve
     >>> runs = [solve(layered_problem(4), "brute-force", seed=seed, presolve=False) for seed in range(3)]
     >>> found = time_to_target(runs, runs[0].objective)
-    >>> found.hits, found.seconds == found.restart_s, found.high_s > found.seconds
-    (3, True, True)
+    >>> found.hits, found.low_s <= found.seconds <= found.high_s  # which run is how fast is not the same every time
+    (3, True)
     """
     times = sorted(t for t in (first_hit(run, target) for run in runs) if t is not None)
     if not times:
