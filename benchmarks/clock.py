@@ -1,8 +1,14 @@
-"""Processor time in place of the clock's, for measurements on machines that others use as well."""
+"""Processor time in place of the clock's, for machines that others use as well; a model's time beside another's."""
 
 import contextlib
 import time
 from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+PAIRS = 11
 
 
 @contextlib.contextmanager
@@ -14,3 +20,20 @@ def processor_time(cores: int) -> Iterator[None]:
         yield
     finally:
         time.perf_counter = wall
+
+
+@torch.no_grad()
+def time_ratios(model: nn.Module, dense: nn.Module, batch: Tensor) -> dict[str, float]:
+    """Processor and wall time of a batch on one thread relative to the dense network's: medians of pairs, by turns."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def seconds(own: nn.Module) -> np.ndarray:
+        begun = time.process_time(), time.perf_counter()
+        own(batch)
+        return np.array([time.process_time(), time.perf_counter()]) - begun
+
+    pairs = [seconds(model) / seconds(dense) for _ in range(PAIRS + 2)]
+    torch.set_num_threads(threads)
+    processor, wall = np.median(pairs[2:], axis=0).tolist()
+    return {"time": processor, "wall": wall}

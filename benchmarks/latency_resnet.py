@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import qcompress
 from benchmarks import cifar
+from benchmarks.clock import time_ratios
 from benchmarks.tables import markdown, write_results
 from qcompress.measuring.latency import LATENCY
 from solvers import Solution, judge, solve
@@ -32,7 +33,6 @@ BISECTIONS = 7
 RANDOM_CHOICES = 8
 WIDE, WIDE_LAYERS, WIDE_BATCH = 1024, 6, 64
 WIDE_RANKS = (32, 64, 128, 256, 384)
-PAIRS = 11
 COLUMNS = {
     "network": "network",
     "choice": "chosen by",
@@ -51,20 +51,6 @@ class Wide(nn.Sequential):
 
     def __init__(self) -> None:
         super().__init__(*(layer for _ in range(WIDE_LAYERS) for layer in (nn.Linear(WIDE, WIDE), nn.ReLU())))
-
-
-@torch.no_grad()
-def time_ratios(model: nn.Module, dense: nn.Module, batch: Tensor) -> dict[str, float]:
-    """Processor and wall time of a batch relative to the dense network's: medians of pairs, one after the other."""
-
-    def seconds(own: nn.Module) -> np.ndarray:
-        begun = time.process_time(), time.perf_counter()
-        own(batch)
-        return np.array([time.process_time(), time.perf_counter()]) - begun
-
-    pairs = [seconds(model) / seconds(dense) for _ in range(PAIRS + 2)]
-    processor, wall = np.median(pairs[2:], axis=0).tolist()
-    return {"time": processor, "wall": wall}
 
 
 def timed(model: nn.Module, measurement: qcompress.Measurement, batch: Tensor) -> qcompress.Measurement:

@@ -13,17 +13,16 @@ written as they come, and a cut run goes on.
 """
 
 import argparse
-import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import qcompress
 from benchmarks import cifar
+from benchmarks.clock import time_ratios
 from benchmarks.tables import Rows, markdown, write_results
 from formulations import Problem
 from formulations.vbmf import vbmf_rank
@@ -70,22 +69,6 @@ def vbmf(model: nn.Module, measurement: qcompress.Measurement) -> np.ndarray:
         offered[0] = min(rows.shape)
         choice.append(min(offered, key=lambda i: abs(offered[i] - rank)))
     return np.array([*choice, 0])
-
-
-def time_ratio(model: nn.Module, dense: nn.Module, batch: Tensor) -> float:
-    """Time of a batch on one thread relative to the dense network's: the median of pairs, one after the other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-
-    def seconds(own: nn.Module) -> float:
-        begun = time.perf_counter()
-        own(batch)
-        return time.perf_counter() - begun
-
-    with torch.no_grad():
-        ratios = [seconds(model) / seconds(dense) for _ in range(11)]
-    torch.set_num_threads(threads)
-    return statistics.median(ratios[2:])
 
 
 def main() -> None:
@@ -142,7 +125,7 @@ def main() -> None:
             "predicted": solution.objective,
             "kl": cifar.kl(reference, output),
             "accuracy": cifar.accuracy(output, labels),
-            "time": time_ratio(smaller, model, inputs[:128]),
+            "time": time_ratios(smaller, model, inputs[:128])["wall"],
         }
         if arguments.steps:
             batches = cifar.batched(training)

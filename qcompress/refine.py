@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from formulations import Problem
+from formulations import FileFormatError, Problem
 from formulations.files import AnyPath, read_json, write_json
 from qcompress import forward as forwards
 from qcompress.errors import OptionsError
@@ -125,6 +125,7 @@ def refine(
     Raises:
         ModelError: as `remeasure`.
         OptionsError: as `remeasure`; no number of rounds, or a cache of another refinement.
+        FileFormatError: the cache is not whole.
 
     >>> import torch
     >>> from qcompress import formulate, measure, prune_quantize, solve
@@ -154,7 +155,7 @@ def refine(
         true_loss.emulation.put(at.choice)
         part = None if file is None else file.with_name(f"{file.name}.part")
         local = measured_at(
-            model, true_loss.data, measurement, true_loss.emulation, measured, forward, part, on_progress
+            model, true_loss.data, measurement, true_loss.emulation, at.loss, measured, forward, part, on_progress
         )
         tried = _nearby(local, problem, at.choice, solver=solver, time_limit=time_limit, seed=seed)
         found = [(true_loss(one), predicted, one) for predicted, one in tried]
@@ -162,14 +163,14 @@ def refine(
         if least < at.loss:
             step = RefineStep(changes=int((new != at.choice).sum()), predicted=predicted, loss=least)
             at = replace(at, choice=new, loss=least, steps=(*at.steps, step))
-            if on_round is not None:
-                on_round(step)
         else:
             at = replace(at, complete=True)
         if file is not None:
             write_json(file, {"kind": FILE_KIND, "version": FILE_VERSION, "key": key, **at.to_json()})
         if part is not None:
             part.unlink(missing_ok=True)
+        if on_round is not None and not at.complete:
+            on_round(at.steps[-1])
     return at
 
 
@@ -190,7 +191,10 @@ def _load(file: Path, key: str) -> Refined:
             f"{file} holds another refinement (model, data, problem, choice or solver differ, or it is of another "
             "version); choose another file or delete it"
         )
-    return Refined.from_json(value)
+    try:
+        return Refined.from_json(value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(f"{file} is no whole {FILE_KIND} file: {error!r}") from error
 
 
 def _nearby(
@@ -199,7 +203,7 @@ def _nearby(
     """Predicted losses and choices for trust regions from everything down to one part."""
     whole, changes = dict.fromkeys(problem.budgets, 1.0), len(local.parts)
     while changes:
-        nearby = formulate(local, whole, pairs=problem.pairs is not None, changes=changes)
+        nearby = formulate(local, whole, pairs=bool(problem.pairs), changes=changes)
         nearby = nearby.with_budgets(**problem.budgets)
         solution = solve(nearby, initial=standing, **settings)
         if solution.choice is None or solution.objective is None or (solution.choice == standing).all():

@@ -66,9 +66,9 @@ def remeasure(
     """
     emulation, measured = Emulation(model, measurement), loss_of(measurement, loss)
     emulation.put(choice)
-    return measured_at(
-        model, forwards.checked_data(data), measurement, emulation, measured, forward, cache, on_progress
-    )
+    batches = forwards.checked_data(data)
+    standing_loss = mean_loss(model, emulation.model, batches, loss=measured, forward=forward)
+    return measured_at(model, batches, measurement, emulation, standing_loss, measured, forward, cache, on_progress)
 
 
 def measured_at(
@@ -76,12 +76,13 @@ def measured_at(
     batches: Iterable[Any],
     measurement: Measurement,
     emulation: Emulation,
+    standing_loss: float,
     loss: Loss,
     forward: forwards.Forward | None,
     cache: AnyPath | None,
     on_progress: Callable[[MeasureProgress], None] | None,
 ) -> Measurement:
-    """`measurement` anew, as changes of the emulation's model."""
+    """`measurement` anew, as changes of the emulation's model, whose loss is ``standing_loss``."""
     standing = tuple(emulation.choice)
     candidates = Candidates(emulation.model, measurement.parts, measurement.transforms, emulation.rows, standing)
     settings = [measurement.model_fingerprint, measurement.method, loss.name, measurement.seed, standing]
@@ -105,7 +106,7 @@ def measured_at(
         factor=sums.factor(),
         num_samples=sums.num_samples,
         standing=standing,
-        standing_loss=mean_loss(model, emulation.model, batches, loss=loss, forward=forward),
+        standing_loss=standing_loss,
     )
 
 

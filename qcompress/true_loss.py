@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
-from torch import nn
+from torch import Tensor, nn
 
 from qcompress import forward as forwards
 from qcompress.emulation import Emulation
@@ -22,13 +22,10 @@ def mean_loss(
     forward: forwards.Forward | None = None,
 ) -> float:
     """The true mean loss increase per sample of ``changed`` against ``original`` over ``data``."""
-    measured = as_loss(loss)
-    total, count = 0.0, 0
-    with forwards.evaluating(original), forwards.evaluating(changed), torch.no_grad():
-        for batch in data:
-            rise = measured.rise(forwards.run(changed, batch, forward), forwards.run(original, batch, forward), batch)
-            total, count = total + float(rise.sum()), count + len(rise)
-    return total / count
+    with forwards.evaluating(original), torch.no_grad():
+        return _mean_rise(
+            changed, ((own, forwards.run(original, own, forward)) for own in data), as_loss(loss), forward
+        )
 
 
 class TrueLoss:
@@ -77,9 +74,17 @@ class TrueLoss:
     def __call__(self, choice: ArrayLike) -> float:
         """Per sample."""
         self.emulation.put(choice)
-        total, count = 0.0, 0
-        with torch.no_grad():
-            for batch, reference in zip(self.data, self._references, strict=True):
-                rise = self._loss.rise(forwards.run(self.emulation.model, batch, self._forward), reference, batch)
-                total, count = total + float(rise.sum()), count + len(rise)
-        return total / count
+        pairs = zip(self.data, self._references, strict=True)
+        return _mean_rise(self.emulation.model, pairs, self._loss, self._forward)
+
+
+def _mean_rise(
+    changed: nn.Module, pairs: Iterable[tuple[Any, Tensor]], loss: Loss, forward: forwards.Forward | None
+) -> float:
+    """Mean over the samples of batches that come with the original's outputs."""
+    total, count = 0.0, 0
+    with forwards.evaluating(changed), torch.no_grad():
+        for batch, reference in pairs:
+            rise = loss.rise(forwards.run(changed, batch, forward), reference, batch)
+            total, count = total + float(rise.sum()), count + len(rise)
+    return total / count

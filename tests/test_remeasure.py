@@ -1,6 +1,8 @@
 """Measured again around a choice: exact where it can be, never worse in true loss, and any choice emulated."""
 
 import itertools
+import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from formulations import FileFormatError, Problem
 from qcompress import (
     Measurement,
     TrueLoss,
@@ -25,7 +28,7 @@ from qcompress import (
 )
 from qcompress.errors import DataError, ModelError, OptionsError
 from qcompress.losses import KullbackLeibler, Loss, MeanSquaredError
-from solvers import judge
+from solvers import Solution, judge
 from tests.measurements import KINDS
 from tests.models import Residual, seeded
 
@@ -246,6 +249,49 @@ def test_compress_with_rounds_gives_the_refined_choice_and_says_so(tmp_path: Pat
     assert again.report.refined == refined
     with pytest.raises(OptionsError, match="refine_rounds"):
         compress(model, data, budget={"bytes": 0.25}, options=BITS, time_limit=5, folder=tmp_path / "run")
+
+
+def test_without_pair_terms_the_rounds_have_none_either(
+    measurement: Measurement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solved = []
+
+    def spy(problem: Problem, **settings: object) -> Solution:
+        solved.append(bool(problem.pairs))
+        return solve(problem, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sys.modules["qcompress.refine"], "solve", spy)
+    model, data = seeded(Residual), batches()
+    for pairs in (False, True):
+        problem = formulate(measurement, {"bytes": 0.3}, pairs=pairs)
+        refine(model, data, measurement, problem, solve(problem).choice, rounds=1)  # type: ignore[arg-type]
+        assert set(solved) == {pairs}
+        solved.clear()
+
+
+def test_what_a_round_brought_is_kept_when_the_run_is_cut_on_hearing_of_it(
+    measurement: Measurement, tmp_path: Path
+) -> None:
+    model, data, cache = seeded(Residual), batches(), tmp_path / "refined.json"
+    wrong = replace(measurement, cost=-measurement.cost, factor=np.zeros_like(measurement.factor))
+    problem = formulate(wrong, {"bytes": 0.5})
+    start = solve(problem, "brute-force").choice
+    assert start is not None
+
+    def cut(step: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        refine(model, data, wrong, problem, start, cache=cache, on_round=cut)
+    measured: list[object] = []
+    assert (
+        len(refine(model, data, wrong, problem, start, rounds=1, cache=cache, on_progress=measured.append).steps) == 1
+    )
+    assert not measured
+    value = json.loads(cache.read_text())
+    cache.write_text(json.dumps({key: own for key, own in value.items() if key != "steps"}))
+    with pytest.raises(FileFormatError, match="is no whole qcompress refinement file"):
+        refine(model, data, wrong, problem, start, cache=cache)
 
 
 def test_a_wrong_prediction_is_put_right() -> None:
