@@ -26,7 +26,6 @@ from benchmarks.clock import time_ratios
 from benchmarks.tables import Rows, markdown, write_results
 from formulations import Problem
 from formulations.vbmf import vbmf_rank
-from qcompress.transforms.base import Weight
 from solvers import beam_search, judge, solve
 from solvers.selectors import penalty, threshold, uniform
 
@@ -49,8 +48,7 @@ COLUMNS = {
 def norms(model: nn.Module, measurement: qcompress.Measurement) -> tuple[np.ndarray, np.ndarray]:
     """Per option the largest singular value of its error, relative to the weight's; and the weight's square."""
     spectral, square = [], []
-    for part, transforms in zip(measurement.parts, measurement.transforms, strict=True):
-        weight = Weight(part.weight(model), part.target, measurement.moments_of(part))
+    for weight, transforms in zip(measurement.weights(model), measurement.transforms, strict=True):
         largest = torch.linalg.matrix_norm(weight.rows, ord=2)
         for transform in transforms:
             lost = weight.rows - transform.approximate(weight)

@@ -17,7 +17,7 @@ from qcompress.compression import CompressedPart, Compression, attach, install_
 from qcompress.errors import ModelError
 from qcompress.forward import Forward
 from qcompress.measurement import Measurement
-from qcompress.transforms.base import Keep, Transform, Weight
+from qcompress.transforms.base import Keep, Transform
 from solvers import Solution
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -127,9 +127,8 @@ def _apply(
     forward: Forward | None,
 ) -> Model:
     parts = []
-    for part, transform in zip(measurement.parts, transforms, strict=True):
+    for part, weight, transform in zip(measurement.parts, measurement.weights(model), transforms, strict=True):
         try:
-            weight = Weight(part.weight(model), part.target, measurement.moments_of(part))
             stored = {} if isinstance(transform, Keep) else transform.encode(weight)
         except ModelError as error:
             raise ModelError(f"cannot compress {part.name!r}: {error}") from error

@@ -84,7 +84,7 @@ def compress(
         data: re-iterable calibration batches (see `measure`).
         budget: resource → fraction of the original (up to 1) or amount (above 1), as ``{"bytes": 0.15}``. With one for
             ``latency_s`` every option is timed on the first batch (see `time_options`).
-        options: what is on offer; the default is ``prune_quantize()``.
+        options: what is on offer; the default is ``prune_quantize(compensated=True)``.
         solver: a name, a ``solvers.Solver``, or a dimod sampler.
         time_limit: seconds for the solver.
         seed: of measuring, solving and shuffled data.
@@ -121,7 +121,7 @@ def compress(
         require_rounds(refine_rounds)
     if finetune_steps != 0:
         require_training(finetune_steps, learning_rate)
-    offered = prune_quantize() if options is None else options
+    offered = prune_quantize(compensated=True) if options is None else options
     place = None if folder is None else Path(folder)
     wall_s: dict[str, float] = {}
     clock = time.perf_counter()
@@ -326,5 +326,6 @@ def _finetuned(
 
 
 def _transforms(model: nn.Module) -> list[Transform]:
+    """How the parts are stored; what was trained is rounded to nearest."""
     record = record_of(model)
-    return [own.transform for own in record.parts] if record else []
+    return [own.transform.nearest for own in record.parts] if record else []

@@ -152,7 +152,7 @@ def run_demo(
     say(f"training a residual network ({total_bytes(model):,} bytes) on {len(images):,} digits")
     train(model, images, labels, seed=seed)
     before = accuracy(model, test_images, test_labels)
-    options = prune_quantize() + low_rank()
+    options = prune_quantize(compensated=True) + low_rank(whitened=True)
     batches = list(torch.split(images[:512], 128))
     say("measuring what every option does to the loss, alone and with the others")
     start = time.perf_counter()

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from qcompress import layers
 from qcompress.apply import choice_of, require_measured
 from qcompress.measurement import Measurement
-from qcompress.transforms.base import Weight
 
 
 class Emulation:
@@ -35,9 +34,7 @@ class Emulation:
         require_measured(model, measurement.model_fingerprint)
         self.model = copy.deepcopy(model).eval()
         self._measurement = measurement
-        self._weights = [
-            Weight(part.weight(model).clone(), part.target, measurement.moments_of(part)) for part in measurement.parts
-        ]
+        self._weights = list(measurement.weights(copy.deepcopy(model)))
         self._rows: dict[tuple[int, int], Tensor] = {}
         self.choice = [0] * len(measurement.parts)  # option 0 keeps a part as it is
 

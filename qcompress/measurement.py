@@ -6,19 +6,20 @@ its layers' inputs where they were calibrated.
 """
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from formulations import FileFormatError
 from formulations.files import AnyPath, read_arrays, write_arrays
 from qcompress.options import transform_from_json
-from qcompress.parts import Part, Skipped, unique_state
-from qcompress.transforms.base import Transform
+from qcompress.parts import Part, Skipped, unique_state, weights_of
+from qcompress.transforms.base import Transform, Weight
 
 FILE_KIND = "qcompress measurement"
 FILE_VERSION = 3
@@ -43,7 +44,8 @@ class Measurement:
         model_fingerprint: of the measured model's state dict.
         standing: option of each part in the model that was measured; 0, its own weight, at first (see `remeasure`).
         standing_loss: loss of that model; ``cost`` comes on top of it.
-        moments: part name → ``(n, n)`` float32 second moments of its (unfolded) input, where an option needs them.
+        moments: path of a part's first module → ``(n, n)`` float32 second moments of its (unfolded) input, where an
+            option needs them.
     """
 
     parts: tuple[Part, ...]
@@ -69,9 +71,9 @@ class Measurement:
         """Per part the names of its options."""
         return tuple(tuple(transform.label for transform in options) for options in self.transforms)
 
-    def moments_of(self, part: Part) -> Tensor | None:
-        """The second moments of a part's input, or None."""
-        return torch.tensor(self.moments[part.name]) if part.name in self.moments else None
+    def weights(self, model: nn.Module) -> Iterator[Weight]:
+        """The weights of all parts in ``model`` (views), with the moments of their inputs where there are any."""
+        return weights_of(model, self.parts, {path: torch.tensor(own) for path, own in self.moments.items()})
 
     @staticmethod
     def fingerprint_of(model: nn.Module) -> str:

@@ -128,7 +128,7 @@ def transform_from_json(value: Any) -> Transform:
         OptionsError: an unknown kind, or fields that do not belong to it.
 
     >>> transform_from_json({"kind": "prune_quantize", "bits": 4, "sparsity": 0.5})
-    PruneQuantize(bits=4, sparsity=0.5)
+    PruneQuantize(bits=4, sparsity=0.5, compensated=False)
     """
     found = _from_json(value)
     if not isinstance(found, Transform):
@@ -149,12 +149,17 @@ def _from_json(value: Any) -> Offer:
         raise OptionsError(f"not the fields of a {value['kind']} transform: {fields} ({error})") from error
 
 
-def prune_quantize(bits: Iterable[int] = (2, 3, 4, 6, 8), sparsity: Iterable[float] = (0.0, 0.5, 0.75)) -> Options:
+def prune_quantize(
+    bits: Iterable[int] = (2, 3, 4, 6, 8), sparsity: Iterable[float] = (0.0, 0.5, 0.75), *, compensated: bool = False
+) -> Options:
     """Pruning to each sparsity, then quantization to each number of bits: all combinations.
 
     Args:
         bits: 2 to 16 each.
         sparsity: share of the weights to prune, from 0 to below 1 each.
+        compensated: whether what is kept makes up for what is lost, for the inputs that the calibration data gives (in
+            Linear and ungrouped Conv2d layers): in the same bytes, a fraction of the loss. `measure` then keeps
+            ``(in, in)`` second moments of each such layer (for a convolution of the unfolded input).
 
     Raises:
         OptionsError: an empty list or a value outside its range.
@@ -164,7 +169,7 @@ def prune_quantize(bits: Iterable[int] = (2, 3, 4, 6, 8), sparsity: Iterable[flo
     """
     all_bits = _listed(bits, "bits", "(2, 4, 8)")
     shares = _listed(sparsity, "sparsity", "(0, 0.5)")
-    return Options(tuple(PruneQuantize(count, share) for share in shares for count in all_bits))
+    return Options(tuple(PruneQuantize(count, share, compensated) for share in shares for count in all_bits))
 
 
 def low_rank(

@@ -4,7 +4,7 @@ A part is a weight (or a block of its output channels) that is stored in one way
 part; a module that is called several times is one part. What cannot be compressed is counted and named.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qcompress import forward as forwards
 from qcompress import layers
 from qcompress.errors import ModelError, OptionsError
-from qcompress.transforms.base import Target, Window
+from qcompress.transforms.base import Target, Weight, Window
 
 REPLACEABLE = (nn.Linear, nn.Conv2d, nn.Embedding)
 
@@ -136,6 +136,24 @@ def survey(
     return Survey(parts=tuple(parts), original=original, fixed=fixed, skipped=tuple(skipped))
 
 
+def weights_of(model: nn.Module, parts: Iterable[Part], moments: Mapping[str, Tensor]) -> Iterator[Weight]:
+    """The weights of parts of ``model``; the blocks of a layer share what is found of its inputs.
+
+    Args:
+        model: with these parts.
+        parts: in the model's order, so that the blocks of a layer follow each other.
+        moments: second moments of the inputs of layers, by the path of a part's first module, as far as there are any.
+    """
+    layer: tuple[str, Weight] | None = None
+    for part in parts:
+        rows = part.weight(model)
+        if layer is None or layer[0] != part.modules[0]:
+            layer = part.modules[0], Weight(rows, part.target, moments.get(part.modules[0]))
+            yield layer[1]
+        else:
+            yield layer[1].block(rows, part.target)
+
+
 def total_bytes(model: nn.Module) -> int:
     """Bytes of everything in the model's state dict, shared tensors once."""
     return sum(_size_bytes(tensor) for tensor in unique_state(model).values())
@@ -241,7 +259,12 @@ def _blocks(model: nn.Module, modules: tuple[str, ...], calls: list[_Calls], gra
             replaceable=replaceable,
             window=window,
             lookups=calls[0].lookups if replaceable else 0.0,
+            common_input=all(map(_has_common_input, map(model.get_submodule, modules))),
         )
         name = modules[0] if whole else f"{modules[0]}[{start}:{stop}]"
         parts.append(Part(name=name, modules=modules, rows=None if whole else (start, stop), target=target))
     return parts
+
+
+def _has_common_input(module: nn.Module) -> bool:
+    return type(module) in (nn.Linear, nn.Conv2d) and getattr(module, "groups", 1) == 1

@@ -83,7 +83,7 @@ class Trained:
         if self.record is None or not changed:
             return
         parts = tuple(
-            CompressedPart(part=own.part, transform=own.transform, stored=_encoded(self.model, own))
+            CompressedPart(part=own.part, transform=own.transform.nearest, stored=_encoded(self.model, own))
             if own.stored
             else own
             for own in self.record.parts
@@ -100,7 +100,7 @@ def _pieces(model: nn.Module, own: CompressedPart) -> list[_Piece]:
     module = model.get_submodule(own.part.modules[0])
     if isinstance(module, Factored):
         assert isinstance(own.transform, LowRank)  # noqa: S101
-        then = own.transform.then
+        then = own.transform.then.nearest
         if isinstance(then, Keep):
             return []
         targets = own.transform.factor_targets(own.part.target)
@@ -111,7 +111,7 @@ def _pieces(model: nn.Module, own: CompressedPart) -> list[_Piece]:
         return found
     target = own.part.target
     rows = own.part.rows or (0, target.channels)
-    return [_piece(module, rows, own.transform, target, sparse="mask" in own.stored)]
+    return [_piece(module, rows, own.transform.nearest, target, sparse="mask" in own.stored)]
 
 
 def _piece(module: nn.Module, rows: tuple[int, int], transform: Transform, target: Target, *, sparse: bool) -> _Piece:
@@ -123,7 +123,7 @@ def _encoded(model: nn.Module, own: CompressedPart) -> dict[str, Tensor]:
     module = model.get_submodule(own.part.modules[0])
     if isinstance(module, Factored):
         assert isinstance(own.transform, LowRank)  # noqa: S101
-        return own.transform.encode_factors(
+        return own.transform.nearest.encode_factors(
             {name: rows.detach().cpu() for name, rows in module.factors.items()}, own.part.target
         )
-    return own.transform.encode(Weight(own.part.weight(model).cpu(), own.part.target))
+    return own.transform.nearest.encode(Weight(own.part.weight(model).cpu(), own.part.target))

@@ -180,18 +180,29 @@ def test_measured_with_latency_it_can_be_budgeted(folder, capsys):
 
 
 FACTORS = low_rank(ranks=(4, 8), kinds=("channels", "sliced"), slices=(2,), whitened=True)
-RANKED = ["--ranks", "4,8", "--kinds", "channels,sliced", "--slices", "2", "--whitened", "--factor-bits", "3,4"]
+RANKED = ["--ranks", "4,8", "--kinds", "channels,sliced", "--slices", "2", "--factor-bits", "3,4"]
+BITS = prune_quantize(compensated=True)
 OFFERED = [
-    ([], prune_quantize()),
-    (["--bits", "4", "--sparsity", "0,0.5"], prune_quantize(bits=(4,), sparsity=(0, 0.5))),
-    (["--low-rank"], prune_quantize() + low_rank()),
-    (["--ratios", "0.25,0.5"], prune_quantize() + low_rank(ratios=(0.25, 0.5))),
-    (["--no-prune-quantize", "--energies", "0.9"], low_rank(energies=(0.9,))),
-    (["--no-prune-quantize", "--kinds", "tucker, channels"], low_rank(kinds=("tucker", "channels"))),
-    (["--no-prune-quantize", "--whitened"], low_rank(whitened=True)),
-    (["--no-prune-quantize", *RANKED], FACTORS + FACTORS.then(prune_quantize(bits=(3, 4), sparsity=(0,)))),
+    ([], BITS),
+    (["--compensated"], BITS),
+    (["--no-compensated"], prune_quantize()),
+    (["--bits", "4", "--sparsity", "0,0.5"], prune_quantize(bits=(4,), sparsity=(0, 0.5), compensated=True)),
+    (["--low-rank"], BITS + low_rank(whitened=True)),
+    (["--no-whitened"], BITS + low_rank()),
+    (["--ratios", "0.25,0.5"], BITS + low_rank(ratios=(0.25, 0.5), whitened=True)),
+    (["--no-prune-quantize", "--energies", "0.9"], low_rank(energies=(0.9,), whitened=True)),
+    (["--no-prune-quantize", "--kinds", "tucker, channels"], low_rank(kinds=("tucker", "channels"), whitened=True)),
+    (["--no-prune-quantize", "--no-whitened"], low_rank()),
     (
-        ["--factor-bits", "8", "--factor-sparsity", "0,0.5"],
+        ["--no-prune-quantize", *RANKED],
+        FACTORS + FACTORS.then(prune_quantize(bits=(3, 4), sparsity=(0,), compensated=True)),
+    ),
+    (
+        ["--no-prune-quantize", "--no-compensated", *RANKED],
+        FACTORS + FACTORS.then(prune_quantize(bits=(3, 4), sparsity=(0,))),
+    ),
+    (
+        ["--no-whitened", "--no-compensated", "--factor-bits", "8", "--factor-sparsity", "0,0.5"],
         prune_quantize() + low_rank() + low_rank().then(prune_quantize(bits=(8,), sparsity=(0, 0.5))),
     ),
 ]
@@ -379,9 +390,9 @@ def test_compress_fine_tunes_in_the_same_bytes_and_once(folder, monkeypatch, cap
     assert report["loss_measured"] == pytest.approx(nats(before), rel=1e-6)
     assert report["loss_finetuned"] == pytest.approx(nats(after), rel=1e-6)
     assert report["loss_finetuned"] < report["loss_measured"]
-    assert [part["option"] for part in report["parts"]][:2] == ["rank 4, 4 bits"] * 2
+    assert all("rank" in part["option"] and "bits, compensated" in part["option"] for part in report["parts"][:2])
     assert payload(after) == payload(before) == report["usage"]["bytes"] <= report["budgets"]["bytes"]
-    assert [own.transform for own in stored_parts(after)] == [own.transform for own in stored_parts(before)]
+    assert [own.transform for own in stored_parts(after)] == [own.transform.nearest for own in stored_parts(before)]
     assert f"after fine-tuning {report['loss_finetuned']:.6g}" in (folder / "run/summary.md").read_text()
     content = (folder / after).read_bytes()
     (folder / "run/report.json").unlink()
@@ -497,6 +508,7 @@ MISTAKES = [
     ([*MEASURE[:3], "--factor-sparsity", "0.5"], USAGE, "--factor-sparsity needs --factor-bits"),
     ([*MEASURE, "--no-prune-quantize"], USAGE, "--bits and --no-prune-quantize do not go together"),
     ([*COMPRESS[:3], "--budget", "bytes=0.5", "--no-prune-quantize"], USAGE, "nothing is on offer"),
+    ([*MEASURE[:3], "--no-prune-quantize", "--low-rank", "--compensated"], USAGE, "--compensated is for bits"),
     ([*COMPRESS[:-4], "--budget", "bytes=0.01"], FAILURE, "the smallest possible use is"),
     ([*COMPRESS[:-4], "--budget", "watts=0.5"], FAILURE, "no resource is called 'watts'; measured are: bytes, macs"),
     ([*COMPRESS, "--learning-rate", "1e-3"], USAGE, "--learning-rate is for fine-tuning, as --finetune-steps 1000"),

@@ -17,7 +17,6 @@ from qcompress.factored import Factored
 from qcompress.measuring.moments import second_moments
 from qcompress.options import Options
 from qcompress.parts import survey
-from qcompress.transforms.base import Weight
 from tests.measurements import Chain, Mixed, solution
 from tests.test_low_rank import CONVS
 
@@ -195,8 +194,8 @@ def test_what_is_applied_after_loading_is_what_was_measured_and_takes_what_was_p
         assert {name: value.tolist() for name, value in again.state_dict().items()} == {
             name: value.tolist() for name, value in smaller.state_dict().items()
         }
-        for part, own, option in zip(joint.parts, joint.transforms, choice, strict=True):
-            weight = Weight(part.weight(model), part.target, joint.moments_of(part))
+        weights = joint.weights(model)
+        for part, weight, own, option in zip(joint.parts, weights, joint.transforms, choice, strict=True):
             expected = own[option].approximate(weight)
             module = smaller.get_submodule(part.name)
             dense = module.to_dense() if isinstance(module, Factored) else module

@@ -1,9 +1,10 @@
 """What the commands that measure put on offer: flags name the library's functions, the words below them its arguments.
 
-    --low-rank --ranks 8,16 --kinds channels --factor-bits 4
+    --low-rank --ranks 8,16 --kinds channels --factor-bits 4 --no-whitened --no-compensated
     prune_quantize() + ranks + ranks.then(prune_quantize(bits=(4,), sparsity=(0,)))  with
     ranks = low_rank(ranks=(8, 16), kinds=("channels",))
 
+There is data wherever something is measured, so factors are whitened and codes compensated unless told otherwise.
 What always holds: a word whose function is not on offer is refused, not dropped.
 """
 
@@ -32,6 +33,15 @@ def offered(
     ] = True,
     bits: Annotated[str | None, _listed("Bits of a weight, 2 to 16. Default: 2,3,4,6,8.", QUANTIZE)] = None,
     sparsity: Annotated[str | None, _listed("Shares of the weights to prune. Default: 0,0.5,0.75.", QUANTIZE)] = None,
+    compensated: Annotated[
+        bool | None,
+        typer.Option(
+            "--compensated/--no-compensated",
+            help="Let the weights that are kept make up for what is lost, on DATA (in factors too): a fraction of the "
+            "loss in the same bytes. The measurement holds a matrix of the square of a layer's inputs. Default: yes.",
+            rich_help_panel=QUANTIZE,
+        ),
+    ] = None,
     low_rank: Annotated[
         bool,
         typer.Option("--low-rank", help="Offer low-rank factors. Every word below implies it.", rich_help_panel=RANKS),
@@ -58,9 +68,13 @@ def offered(
     ] = None,
     slices: Annotated[str | None, _listed("How many slices, for the kind sliced. Default: 2,4.", RANKS)] = None,
     whitened: Annotated[
-        bool,
-        typer.Option("--whitened", help="Fit the factors to the layers' inputs on DATA.", rich_help_panel=RANKS),
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--whitened/--no-whitened",
+            help="Fit the factors to the layers' inputs on DATA. Default: yes.",
+            rich_help_panel=RANKS,
+        ),
+    ] = None,
     factor_bits: Annotated[
         str | None, _listed("Offer the factors quantized too, so that rank and bits are one choice, as 4,8.", RANKS)
     ] = None,
@@ -86,22 +100,26 @@ def offered(
     rank_words: dict[str, Any] = listed(ratios=ratios, ranks=ranks, energies=energies, slices=slices)
     if kinds is not None:
         rank_words["kinds"] = tuple(kind.strip() for kind in kinds.split(","))
-    if whitened:
-        rank_words["whitened"] = True
+    if whitened is not None:
+        rank_words["whitened"] = whitened
     if slices is not None and "sliced" not in rank_words.get("kinds", ()):
         raise typer.BadParameter("--slices is for the kind sliced, as --kinds sliced --slices 2,4.")
     coded = listed(factor_bits=factor_bits, factor_sparsity=factor_sparsity)
     if factor_sparsity is not None and factor_bits is None:
         raise typer.BadParameter("--factor-sparsity needs --factor-bits, as --factor-bits 4,8 --factor-sparsity 0,0.5.")
+    if compensated is not None and not (prune_quantize or coded):
+        raise typer.BadParameter("--compensated is for bits: --no-prune-quantize needs --factor-bits beside it.")
+    made_up = compensated is not False
     on_offer = qcompress.Options(())
     try:
         if prune_quantize:
-            on_offer += qcompress.prune_quantize(**simple)
+            on_offer += qcompress.prune_quantize(**simple, compensated=made_up)
         if low_rank or rank_words or coded:
-            factors = qcompress.low_rank(**rank_words)
+            factors = qcompress.low_rank(**{"whitened": True, **rank_words})
             on_offer += factors
             if coded:
-                coding = qcompress.prune_quantize(coded["factor_bits"], coded.get("factor_sparsity", (0,)))
+                bits_of, sparsity_of = coded["factor_bits"], coded.get("factor_sparsity", (0,))
+                coding = qcompress.prune_quantize(bits_of, sparsity_of, compensated=made_up)
                 on_offer += factors.then(coding)
     except OptionsError as error:
         raise typer.BadParameter(f"{error}.") from error

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from qcompress import layers
 from qcompress.errors import ModelError
 from qcompress.options import Options
-from qcompress.parts import Part
-from qcompress.transforms.base import Transform, Weight
+from qcompress.parts import Part, weights_of
+from qcompress.transforms.base import Transform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,19 +128,18 @@ def fitted(
         model: the original.
         parts: of it.
         options: what is on offer.
-        moments: of the inputs of the parts for which something on offer needs them, by part name.
+        moments: of the inputs of the layers for which something on offer needs them, by `Part.modules`' first path.
 
     Raises:
         ModelError: a weight is not finite.
     """
     rows: dict[tuple[int, int], Tensor] = {}
     transforms, errors = [], []
-    for index, part in enumerate(parts):
-        weight = part.weight(model)
-        if not bool(torch.isfinite(weight).all()):
+    for index, (part, weight) in enumerate(zip(parts, weights_of(model, parts, moments), strict=True)):
+        if not bool(torch.isfinite(weight.rows).all()):
             raise ModelError(f"the weight of {part.name!r} holds NaN or infinity")
-        found = options.for_weight(Weight(weight, part.target, moments.get(part.name)))
-        rows |= {(index, option): own.rows.to(weight) for option, own in enumerate(found[1:], start=1)}
+        found = options.for_weight(weight)
+        rows |= {(index, option): own.rows.to(weight.rows) for option, own in enumerate(found[1:], start=1)}
         transforms.append(tuple(own.transform for own in found))
         errors += [own.error for own in found]
     return Candidates(model, parts, transforms, lambda *own: rows[own], [0] * len(parts)), np.array(errors)

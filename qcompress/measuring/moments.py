@@ -1,4 +1,4 @@
-"""Second moments of what goes into a layer, for factors that are closest on the calibration data.
+"""Second moments of what goes into a layer, for factors and codes that lose least on the calibration data.
 
 One pass over the data adds up ``x·xᵀ`` of every input row of a layer (for a convolution: every patch of the padded
 input, as its kernel sees it), for the layers that ask for it only. Memory is one float64 matrix of the square of a
@@ -23,15 +23,18 @@ CHUNK = 1 << 22  # numbers of unfolded input that are held at once
 def second_moments(
     model: nn.Module, parts: Iterable[Part], data: Iterable[Any], forward: forwards.Forward | None
 ) -> dict[str, Tensor]:
-    """``E[x xᵀ]`` of the input of each part's module, ``(per_channel, per_channel)`` float32 on the CPU, by its name.
+    """``E[x xᵀ]`` of what goes into the layers of parts: ``(per_channel, per_channel)`` float32 on the CPU.
 
     Of an Embedding ``(channels,)``: the diagonal. A block of a vocabulary has its frequencies from `split_vocabulary_`.
 
     Args:
         model: as in `measure`.
-        parts: whole Linear, Embedding or ungrouped Conv2d layers that are modules of their own.
+        parts: of Linear, Embedding or ungrouped Conv2d layers; over layers that share a weight it is one mean.
         data: batches.
         forward: how to run one.
+
+    Returns:
+        By the path of a part's first module.
 
     Raises:
         DataError: what goes into a layer is not finite.
@@ -40,13 +43,13 @@ def second_moments(
     known: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
     hooks = []
-    for part in parts:
-        module = model.get_submodule(part.modules[0])
-        if (frequencies := getattr(module, FREQUENCIES, None)) is not None:
-            known[part.name] = frequencies
+    for modules in dict.fromkeys(part.modules for part in parts):
+        name = modules[0]
+        if (frequencies := getattr(model.get_submodule(name), FREQUENCIES, None)) is not None:
+            known[name] = frequencies
             continue
 
-        def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = part.name) -> None:
+        def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
             given = (args[0] if args else kwargs["input"]).detach()
             if isinstance(module, nn.Embedding):
                 seen = torch.bincount(given.flatten(), minlength=module.num_embeddings).double()
@@ -60,7 +63,7 @@ def second_moments(
                 sums[name] += rows.T @ rows
                 counts[name] += len(rows)
 
-        hooks.append(module.register_forward_pre_hook(add, with_kwargs=True))
+        hooks += [model.get_submodule(path).register_forward_pre_hook(add, with_kwargs=True) for path in modules]
     try:
         with torch.no_grad():
             for batch in data:
@@ -71,7 +74,8 @@ def second_moments(
     for name, total in sums.items():
         if not bool(torch.isfinite(total).all()):
             raise DataError(
-                f"what goes into {name!r} is not finite on the calibration data; do not offer whitened factors"
+                f"what goes into {name!r} is not finite on the calibration data; do not offer whitened factors or "
+                "compensated bits"
             )
     return known | {name: (total / counts[name]).float().cpu() for name, total in sums.items()}
 

@@ -51,6 +51,8 @@ class Target:
             weight is not shared with another module).
         window: of a replaceable Conv2d, else None.
         lookups: rows looked up per sample, of a replaceable Embedding.
+        common_input: whether all rows are multiplied with the same input, of which `measure` can take the moments (a
+            Linear or an ungrouped Conv2d layer).
     """
 
     layer: str
@@ -62,6 +64,7 @@ class Target:
     replaceable: bool = True
     window: Window | None = None
     lookups: float = 0.0
+    common_input: bool = False
 
     @property
     def num_weights(self) -> int:
@@ -89,6 +92,7 @@ class Weight:
     target: Target
     moments: Tensor | None = None
     _found: dict[Any, Any] = field(default_factory=dict, repr=False)
+    _found_of_inputs: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def once(self, key: Any, find: Callable[[], Found]) -> Found:
         """``find()``, run only the first time for a key: what several transforms need of one weight."""
@@ -96,6 +100,17 @@ class Weight:
             self._found[key] = find()
         found: Found = self._found[key]
         return found
+
+    def once_of_inputs(self, key: Any, find: Callable[[], Found]) -> Found:
+        """As `once`, of what depends on the moments alone: shared with all blocks of a layer."""
+        if key not in self._found_of_inputs:
+            self._found_of_inputs[key] = find()
+        found: Found = self._found_of_inputs[key]
+        return found
+
+    def block(self, rows: Tensor, target: Target) -> "Weight":
+        """Another weight with the same inputs."""
+        return Weight(rows, target, self.moments, _found_of_inputs=self._found_of_inputs)
 
     def exact(self) -> Tensor:
         """The rows on the CPU in float64.
@@ -107,6 +122,13 @@ class Weight:
         if not bool(torch.isfinite(exact).all()):
             raise ModelError("the weight holds NaN or infinity")
         return exact
+
+    def without_moments(self, label: str) -> str:
+        """What to say where an option is asked of a weight without the moments that it needs."""
+        return (
+            f"{label!r} needs the second moments of the layer's input: measure() collects them, and the "
+            "Measurement that it gives keeps them for apply()"
+        )
 
     def relative_error(self, approximation: Tensor) -> float:
         """Squared error of an approximation relative to the weight's own square.
@@ -178,6 +200,11 @@ class Transform(Offer):
     def macs(self, target: Target) -> float:
         """Multiply-accumulates per sample afterwards."""
         return target.macs
+
+    @property
+    def nearest(self) -> "Transform":
+        """The same without compensation: how to store weights that were trained as what they are stored as."""
+        return self
 
     @abstractmethod
     def encode(self, weight: Weight) -> dict[str, Tensor]:

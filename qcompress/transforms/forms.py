@@ -59,6 +59,10 @@ class Form(ABC):
     def product(self, factors: Factors, kernel: tuple[int, int]) -> Tensor:
         """The rows of the dense weight with that kernel."""
 
+    def first_moments(self, weight: Weight) -> Tensor | None:  # noqa: ARG002
+        """Second moments of what the first factor is multiplied with, where its rows have one input."""
+        return None
+
     @abstractmethod
     def within(self, weight: Weight, share: float, *, whitened: bool) -> Ranks | None:
         """The best ranks whose factors have at most that share of the weights, or None."""
@@ -132,6 +136,10 @@ class Channels(Matrix):
         """Those of the output."""
         return (outputs_of(target),) * 2
 
+    def first_moments(self, weight: Weight) -> Tensor | None:
+        """Those of the layer; slices have one each."""
+        return moments_of(weight) if self.slices == 1 else None
+
     def matrices(self, weight: Weight, *, whitened: bool) -> list[tuple[Tensor, Tensor | None]]:
         """The slices, each with its own block of the moments."""
         parts = weight.exact().chunk(self.slices, dim=1)
@@ -196,12 +204,14 @@ class Spatial(Matrix):
         height, width = kernel_of(weight.target)
         grid = weight.exact().reshape(weight.target.channels, -1, height, width)
         matrix = grid.permute(0, 3, 1, 2).reshape(weight.target.channels * width, -1)
-        if not whitened:
-            return [(matrix, None)]
-        inputs = grid.shape[1]
+        return [(matrix, self.first_moments(weight) if whitened else None)]
+
+    def first_moments(self, weight: Weight) -> Tensor | None:
+        """Of a column, averaged over the kernel's columns."""
+        height, width = kernel_of(weight.target)
+        inputs = weight.target.per_channel // (height * width)
         moments = moments_of(weight).reshape(inputs, height, width, inputs, height, width)
-        columns = torch.einsum("ihwjkw->ihjk", moments).reshape(inputs * height, -1) / width
-        return [(matrix, columns)]
+        return torch.einsum("ihwjkw->ihjk", moments).reshape(inputs * height, -1) / width
 
     def factors(self, weight: Weight, ranks: Ranks, *, whitened: bool) -> Factors:
         """The first rows and columns of the split."""
@@ -226,16 +236,22 @@ def kernel_of(target: Target) -> tuple[int, int]:
 def refitted(factors: Factors, form: Form, weight: Weight, *, whitened: bool) -> Factors:
     """The factors with the last one fitted anew: of all, it leaves the least error behind the others.
 
-    This makes up for what a form left out of the moments, or of the other bases. With ``B`` what the last layer sees
-    of the input, it is ``W·C·Bᵀ·(B·C·Bᵀ)⁻¹``.
+    This makes up for what a form left out of the moments, of the other bases, or of what rounding did to the others.
+    With ``B`` what the last layer sees of the input, it is ``W·C·Bᵀ·(B·C·Bᵀ)⁻¹``.
     """
     *_, last = factors
-    unit = torch.eye(factors[last].shape[1], dtype=torch.float64)
-    seen = form.product(factors | {last: unit}, kernel_of(weight.target))
-    moments = weight.once("damped", lambda: damped(moments_of(weight))) if whitened else None
+    seen = seen_by_last(factors, form, weight)
+    moments = weight.once_of_inputs("damped", lambda: damped(moments_of(weight))) if whitened else None
     through = seen.T if moments is None else moments @ seen.T
     inverse = torch.linalg.pinv(seen @ through, hermitian=True)
     return factors | {last: weight.exact() @ through @ inverse}
+
+
+def seen_by_last(factors: Factors, form: Form, weight: Weight) -> Tensor:
+    """``B``: its product with the layer's (unfolded) input is what the last factor is multiplied with."""
+    *_, last = factors
+    unit = torch.eye(factors[last].shape[1], dtype=torch.float64)
+    return form.product(factors | {last: unit}, kernel_of(weight.target))
 
 
 def leveled(factors: Factors) -> Factors:

@@ -20,7 +20,18 @@ from torch import Tensor
 
 from qcompress.errors import OptionsError
 from qcompress.transforms.base import Keep, Offer, Target, Transform, Weight
-from qcompress.transforms.forms import Channels, Factors, Form, Ranks, Spatial, kernel_of, leveled, refitted
+from qcompress.transforms.forms import (
+    Channels,
+    Factors,
+    Form,
+    Ranks,
+    Spatial,
+    kernel_of,
+    leveled,
+    moments_of,
+    refitted,
+    seen_by_last,
+)
 from qcompress.transforms.quantize import PruneQuantize
 from qcompress.transforms.tucker import Tucker
 from qcompress.transforms.words import Words
@@ -55,8 +66,8 @@ class _Factored(Offer):
         object.__setattr__(self, "whitened", bool(self.whitened))
 
     def needs_moments(self, target: Target) -> bool:
-        """When whitened."""
-        return self.whitened and not self.unfit(target)
+        """When whitened, or when its factors are compensated."""
+        return (self.whitened or self.then.needs_moments(target)) and not self.unfit(target)
 
     def layout(self, target: Target) -> Form:
         """The form itself."""
@@ -67,11 +78,8 @@ class _Factored(Offer):
         return (", whitened" if self.whitened else "") + then
 
     def _require_moments(self, weight: Weight) -> None:
-        if self.whitened and weight.moments is None:
-            raise OptionsError(
-                f"{self.label!r} needs the second moments of the layer's input: measure() collects them, and the "
-                "Measurement that it gives keeps them for apply()"
-            )
+        if (self.whitened or self.then.needs_moments(weight.target)) and weight.moments is None:
+            raise OptionsError(weight.without_moments(self.label))
 
     def unfit(self, target: Target) -> str:
         """Why the layer cannot be replaced, or an empty string."""
@@ -93,7 +101,8 @@ class LowRank(_Factored, Transform):
         form: one of `KINDS`: see `qcompress.transforms.forms`.
         slices: of the input channels, for ``"sliced"``; else 1.
         whitened: closest for the layer's calibration inputs instead of for all inputs alike.
-        then: how each factor is stored.
+        then: how each factor is stored. Compensated, a factor makes up for its own rounding where its rows have one
+            input, and the last one also for what rounding did to those before it.
 
     Raises:
         OptionsError: a value outside its range; a rank of 0 would leave only the bias and is refused.
@@ -146,6 +155,17 @@ class LowRank(_Factored, Transform):
         sizes = (own.num_weights for own in self.factor_targets(target).values())
         return sum(often * size for often, size in zip(self.layout(target).positions(target), sizes, strict=True))
 
+    @property
+    def nearest(self) -> "LowRank":
+        """With factors rounded to nearest."""
+        return replace(self, then=self.then.nearest)
+
+    def resolve(self, weight: Weight) -> "LowRank | None":
+        """Itself, where it fits; with factors rounded to nearest where there is nothing to compensate with."""
+        if self.why_not(weight.target):
+            return None
+        return self if self.then.needs_moments(weight.target) else self.nearest
+
     def encode(self, weight: Weight) -> dict[str, Tensor]:
         """What `then` writes of each factor, as ``reduce.codes``.
 
@@ -164,7 +184,7 @@ class LowRank(_Factored, Transform):
         return {
             f"{factor}.{name}": value
             for factor, own in weights.items()
-            for name, value in self.then.encode(own).items()
+            for name, value in self._then(own).encode(own).items()
         }
 
     def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:
@@ -173,7 +193,7 @@ class LowRank(_Factored, Transform):
 
     def approximate(self, weight: Weight) -> Tensor:
         """What `decode` gives for `encode`, without packing and unpacking."""
-        factors = {name: self.then.approximate(own) for name, own in self._weights(weight).items()}
+        factors = {name: self._then(own).approximate(own) for name, own in self._weights(weight).items()}
         return self._product(factors, weight.target)
 
     def factors(self, stored: dict[str, Tensor], target: Target) -> Factors:
@@ -203,6 +223,9 @@ class LowRank(_Factored, Transform):
             for name, (rows, columns) in self.layout(target).shapes(target, self.ranks).items()
         }
 
+    def _then(self, factor: Weight) -> Transform:
+        return self.then if factor.moments is not None else self.then.nearest
+
     def _weights(self, weight: Weight) -> dict[str, Weight]:
         largest = self.layout(weight.target).largest(weight.target)
         if any(rank > most for rank, most in zip(self.ranks, largest, strict=True)):
@@ -213,7 +236,16 @@ class LowRank(_Factored, Transform):
         factors = weight.once(replace(self, then=Keep()), lambda: self._found(weight))
         targets = self.factor_targets(weight.target)
         wide = torch.promote_types(weight.target.dtype, torch.float32)
-        return {name: Weight(own.to(wide), targets[name]) for name, own in factors.items()}
+        if not self.then.needs_moments(weight.target):
+            return {name: Weight(own.to(wide), targets[name]) for name, own in factors.items()}
+        layout, (first, *_, last) = self.layout(weight.target), factors
+        weights = {name: Weight(own.to(wide), targets[name]) for name, own in factors.items()}
+        weights[first] = Weight(weights[first].rows, targets[first], layout.first_moments(weight))
+        rounded = {name: self._then(own).approximate(own).double() for name, own in weights.items()}
+        seen = seen_by_last(rounded, layout, weight)
+        fitted = refitted(rounded, layout, weight, whitened=True)[last]
+        weights[last] = Weight(fitted.to(wide), targets[last], seen @ moments_of(weight) @ seen.T)
+        return weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,7 +300,7 @@ class RankRule(_Factored):
         if ranks is None:
             return None
         found = LowRank(ranks=ranks, form=self.form, slices=self.slices, whitened=self.whitened, then=self.then)
-        return None if found.why_not(weight.target) else found
+        return found.resolve(weight)
 
 
 def _whole(value: Any, name: str) -> int:

@@ -3,11 +3,13 @@
 Pruning is by magnitude over all given rows, without structure; a bitmap says what was kept. Quantization is
 symmetric (no zero point), with one float32 scale a row, chosen for the least squared error over the kept weights
 (`qcompress.transforms.scales`). Written are the codes of the kept weights, the scales and, with pruning, the bitmap.
+Compensated, the same bytes hold codes and scales that lose least of the layer's output on the calibration data
+(`qcompress.transforms.compensate`).
 """
 
 import math
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -25,6 +27,9 @@ class PruneQuantize(Transform):
     Args:
         bits: 2 to 16.
         sparsity: at least 0, less than 1; exactly ``floor(sparsity · weights)`` are pruned, of equal ones the first.
+        compensated: whether the weights that are kept make up for what is lost, on the layer's calibration inputs.
+            Where a layer's rows have no common input (an Embedding, a grouped or transposed convolution) it resolves
+            to rounding to nearest.
 
     Raises:
         OptionsError: a value outside its range.
@@ -44,6 +49,7 @@ class PruneQuantize(Transform):
 
     bits: int
     sparsity: float = 0.0
+    compensated: bool = False
 
     def __post_init__(self) -> None:
         try:
@@ -60,11 +66,28 @@ class PruneQuantize(Transform):
             raise OptionsError(f"sparsity must be a number from 0 to below 1, found {self.sparsity!r}")
         object.__setattr__(self, "bits", bits)
         object.__setattr__(self, "sparsity", sparsity)
+        object.__setattr__(self, "compensated", bool(self.compensated))
 
     @property
     def label(self) -> str:
-        """As ``"4 bits"`` or ``"4 bits, 50 % sparse"``."""
-        return f"{self.bits} bits" + (f", {100 * self.sparsity:.12g} % sparse" if self.sparsity else "")
+        """As ``"4 bits"`` or ``"4 bits, 50 % sparse, compensated"``."""
+        sparse = f", {100 * self.sparsity:.12g} % sparse" if self.sparsity else ""
+        return f"{self.bits} bits{sparse}" + (", compensated" if self.compensated else "")
+
+    @property
+    def nearest(self) -> "PruneQuantize":
+        """The same, rounded to nearest."""
+        return replace(self, compensated=False)
+
+    def needs_moments(self, target: Target) -> bool:
+        """When compensated, where the rows have one input."""
+        return self.compensated and target.common_input
+
+    def resolve(self, weight: Weight) -> "PruneQuantize | None":
+        """Itself, where it saves anything; rounded to nearest where there is nothing to compensate with."""
+        if self.why_not(weight.target):
+            return None
+        return self if self.needs_moments(weight.target) else self.nearest
 
     def why_not(self, target: Target) -> str:
         """It fits everywhere, but saves nothing on a few weights or on narrow ones."""
@@ -83,8 +106,9 @@ class PruneQuantize(Transform):
 
         Raises:
             ModelError: a weight is not finite, or beyond float32.
+            OptionsError: compensated, and the moments are missing.
         """
-        codes, scales, kept = self._quantized(weight.rows)
+        codes, scales, kept = self._quantized(weight)
         shifted = codes.to(torch.int32).add_(2 ** (self.bits - 1))
         if kept is None:
             return {"codes": pack(shifted.view(-1), self.bits), "scales": scales}
@@ -101,22 +125,39 @@ class PruneQuantize(Transform):
 
     def approximate(self, weight: Weight) -> Tensor:
         """What `decode` gives for `encode`, without packing and unpacking."""
-        codes, scales, _ = self._quantized(weight.rows)
+        codes, scales, _ = self._quantized(weight)
         return _dequantized(codes, scales, weight.target.dtype)
 
-    def _quantized(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _quantized(self, weight: Weight) -> tuple[Tensor, Tensor, Tensor | None]:
         """Codes as float32 rows (0 where pruned), scales, and which weights are kept (None for all)."""
+        rows = weight.rows
         exact = rows.detach().cpu().to(torch.promote_types(rows.dtype, torch.float32)).contiguous()
         weights = exact.to(torch.float32)
         if not bool(torch.isfinite(weights).all()):
             raise ModelError("the weight holds NaN, infinity or numbers beyond float32")
         kept = self._kept(exact.view(-1)).view_as(weights) if self.sparsity else None
-        if kept is not None:
-            weights = weights * kept
-        scales = _scales(weights, self.bits)
+        masked = weights if kept is None else weights * kept
+        scales = _scales(masked, self.bits)
         levels = 2 ** (self.bits - 1)
-        codes = (weights / _nonzero(scales)[:, None]).round_().clamp_(-levels, levels - 1)
+        codes = (masked / _nonzero(scales)[:, None]).round_().clamp_(-levels, levels - 1)
+        if self.compensated:
+            codes, scales = self._compensated(weight, weights, codes, scales, kept)
         return codes, scales, kept
+
+    def _compensated(
+        self, weight: Weight, rows: Tensor, codes: Tensor, scales: Tensor, kept: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        from qcompress.transforms import compensate  # here: numba is slow to import
+
+        if weight.moments is None or weight.moments.ndim != 2:
+            raise OptionsError(weight.without_moments(self.label))
+        moments = weight.moments
+        curvature = weight.once_of_inputs("curvature", lambda: compensate.damped(moments))
+        if not float(curvature.diagonal().mean()):  # it never sees anything: nothing is lost either way
+            return codes, scales
+        ordered = weight.once_of_inputs("ordered", lambda: compensate.in_order(curvature))
+        kept = torch.ones_like(rows, dtype=torch.bool) if kept is None else kept
+        return compensate.compensated(rows, codes, scales, kept, self.bits, curvature, ordered)
 
     def _num_kept(self, num_weights: int) -> int:
         return num_weights - math.floor(self.sparsity * num_weights)

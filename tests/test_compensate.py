@@ -1,0 +1,276 @@
+"""Codes that make up for each other: never worse than to nearest, in the same bytes, from measuring to the file."""
+
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from qcompress import apply, compress, finetune, load_compressed, low_rank, measure, prune_quantize, save_compressed
+from qcompress.compression import record_of
+from qcompress.errors import OptionsError
+from qcompress.measuring.moments import second_moments
+from qcompress.options import Options
+from qcompress.parts import survey
+from qcompress.transforms.base import Keep, Target, Weight
+from qcompress.transforms.compensate import damped
+from qcompress.transforms.low_rank import LowRank
+from qcompress.transforms.quantize import PruneQuantize
+from tests.measurements import KINDS, Chain, Mixed, solution
+from tests.models import Reused, TiedLanguageModel
+
+OPTIONS = prune_quantize(bits=(2, 4), sparsity=(0, 0.5), compensated=True)
+
+
+def weight(rows: Tensor, inputs: Tensor) -> Weight:
+    """A Linear layer's weight that sees the rows of ``inputs``."""
+    shape = {"channels": len(rows), "per_channel": rows.shape[1]}
+    target = Target(layer="Linear", dtype=rows.dtype, macs=rows.numel(), common_input=True, **shape)
+    return Weight(rows, target, inputs.T @ inputs / len(inputs))
+
+
+def correlated(count: int, width: int, seed: int) -> Tensor:
+    """Inputs that go together and are positive, as behind a ReLU."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.relu(torch.randn(count, 3, generator=generator) @ torch.randn(3, width, generator=generator) + 0.5)
+
+
+def losses(own: Weight, approximation: Tensor) -> Tensor:
+    """``(channels,)`` of the output, by damped moments, in float64."""
+    assert own.moments is not None
+    change = (own.rows - approximation).double()
+    return ((change @ damped(own.moments)) * change).sum(1)
+
+
+@settings(max_examples=150, deadline=None)  # the first one compiles
+@given(
+    st.integers(0, 10_000), st.sampled_from([1, 2, 7, 20, 150]), st.sampled_from([2, 3, 8]), st.sampled_from([0.0, 0.6])
+)
+def test_no_row_loses_more_than_rounded_to_nearest_and_what_is_pruned_stays_so(
+    seed: int, width: int, bits: int, sparsity: float
+) -> None:
+    rows = torch.randn(6, width, generator=torch.Generator().manual_seed(seed))
+    own = weight(rows, correlated(40, width, seed))  # 150 wide: more inputs than were seen
+    transform = PruneQuantize(bits, sparsity, compensated=True)
+    found, nearest = transform.approximate(own), transform.nearest.approximate(own)
+    assert (losses(own, found) <= losses(own, nearest) * (1 + 1e-4) + 1e-10).all()  # sums in float32
+    assert (found[nearest == 0] == 0).all() or not sparsity
+    stored = transform.encode(own)
+    assert torch.equal(transform.decode(stored, own.target), found)
+    assert sum(array.nbytes for array in stored.values()) == transform.size_bytes(own.target)
+    assert {name: len(array) for name, array in stored.items()} == {
+        name: len(array) for name, array in transform.nearest.encode(own).items()
+    }
+
+
+def test_pruned_weights_are_those_of_least_magnitude() -> None:
+    own = weight(torch.randn(8, 20, generator=torch.Generator().manual_seed(0)), correlated(99, 20, 0))
+    transform = PruneQuantize(4, 0.5, compensated=True)
+    assert torch.equal(transform.encode(own)["mask"], transform.nearest.encode(own)["mask"])
+
+
+def test_it_comes_near_the_best_of_all_codes() -> None:
+    gains, left = [], []
+    for seed in range(30):
+        rows = torch.randn(1, 5, generator=torch.Generator().manual_seed(seed))
+        own = weight(rows, correlated(50, 5, seed))
+        transform = PruneQuantize(2, compensated=True)
+        found, nearest = (float(losses(own, one.approximate(own))) for one in (transform, transform.nearest))
+        assert own.moments is not None
+        metric, best = damped(own.moments), np.inf
+        for codes in product(range(-2, 2), repeat=5):  # each with its own best scale
+            code = torch.tensor(codes, dtype=torch.float64)
+            square = float(code @ metric @ code)
+            scale = float(rows[0].double() @ metric @ code) / square if square else 0.0
+            best = min(best, float(losses(own, (code * scale)[None])))
+        assert found >= best * (1 - 1e-6)
+        gains.append(found / nearest)
+        left.append((found - best) / (nearest - best))
+    assert np.median(gains) < 0.7
+    assert np.median(left) < 0.15  # of what there is to gain
+
+
+def test_inputs_that_go_together_are_worth_much() -> None:
+    rows = torch.randn(32, 144, generator=torch.Generator().manual_seed(0))
+    own = weight(rows, correlated(1000, 144, 1) + 0.1 * torch.rand(1000, 144))
+    for bits in (2, 3, 4):
+        transform = PruneQuantize(bits, compensated=True)
+        error = own.relative_error(transform.approximate(own))
+        assert error < 0.2 * own.relative_error(transform.nearest.approximate(own))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_types_and_strides(dtype: torch.dtype) -> None:
+    rows = torch.randn(20, 8, generator=torch.Generator().manual_seed(0)).to(dtype).T
+    own = weight(rows.float(), correlated(99, 20, 0))
+    own = Weight(rows, replace(own.target, dtype=dtype), own.moments)
+    transform = PruneQuantize(4, 0.25, compensated=True)
+    found = transform.approximate(own)
+    assert found.dtype == dtype
+    assert own.relative_error(found) < own.relative_error(transform.nearest.approximate(own))
+
+
+@pytest.mark.parametrize("rows", [torch.zeros(3, 8), torch.ones(3, 8), torch.eye(3, 8)])
+@pytest.mark.parametrize("inputs", [torch.zeros(5, 8), torch.eye(5, 8), torch.full((5, 8), 1e-20)])
+def test_nothing_comes_in_or_nothing_is_there(rows: Tensor, inputs: Tensor) -> None:
+    own = weight(rows, inputs)
+    torch.testing.assert_close(PruneQuantize(4, compensated=True).approximate(own), rows, atol=1e-6, rtol=1e-6)
+
+
+def test_without_moments_it_says_what_is_missing() -> None:
+    own = weight(torch.ones(4, 40), torch.ones(2, 40))
+    for transform in (PruneQuantize(4, compensated=True), LowRank(ranks=2, then=PruneQuantize(4, compensated=True))):
+        with pytest.raises(OptionsError, match=r"compensated' needs the second moments .* measure\(\)"):
+            transform.approximate(Weight(own.rows, replace(own.target, layer="Linear")))
+
+
+# ---- in a model ----
+
+
+def test_layers_without_a_common_input_are_rounded_to_nearest_and_say_so() -> None:
+    measurement = measure(Mixed().eval(), [torch.randn(4, 3, 6, 6)], OPTIONS)
+    compensated = {
+        part.name: {own.label.endswith("compensated") for own in options[1:]}
+        for part, options in zip(measurement.parts, measurement.transforms, strict=True)
+    }
+    assert compensated == {
+        "stem": {True},
+        "depthwise": {False},
+        "grouped": {False},
+        "wide": {True},
+        "up": {False},
+        "fc": {True},
+    }
+    assert list(measurement.moments) == ["stem", "wide", "fc"]
+
+
+def test_a_weight_shared_with_an_embedding_is_rounded_to_nearest() -> None:
+    class Turned(TiedLanguageModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self._modules = {"head": self._modules.pop("head"), **self._modules}  # the Linear comes first
+
+    found = survey(Turned(), [torch.randint(11, (3, 5))])
+    assert [(part.modules, part.target.common_input) for part in found.parts] == [
+        (("head", "embed"), False),
+        (("mix",), True),
+    ]
+
+
+def test_moments_of_a_layer_that_is_reused_or_shared_are_over_all_its_calls() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.two.weight = self.one.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.two(torch.tanh(self.one(x)))
+
+    model, x = Shared(), torch.randn(50, 4)
+    (part,) = survey(model, [x]).parts
+    assert part.modules == ("one", "two")
+    found = second_moments(model, [part], [x], None)
+    seen = torch.cat([x, torch.tanh(model.one(x))]).detach()
+    torch.testing.assert_close(found["one"], seen.T @ seen / len(seen))
+    measure(Reused(), [torch.randn(8, 5)], OPTIONS)
+
+
+def test_blocks_of_a_layer_take_the_moments_of_the_layer() -> None:
+    torch.manual_seed(0)
+    model, data = Chain(nn.Linear(30, 16), nn.ReLU(), nn.Linear(16, 3)).eval(), [torch.rand(64, 30)]
+    options = prune_quantize(bits=(3,), sparsity=(0,), compensated=True)
+    whole, blocks = measure(model, data, options), measure(model, data, options, granularity=8)
+    assert blocks.labels[:2] == (("keep", "3 bits, compensated"),) * 2
+    one = apply(model, whole, solution([1, 0]))
+    other = apply(model, blocks, solution([1, 1, 0]))
+    assert torch.equal(one.layers[0].weight, other.layers[0].weight)  # rows do not depend on each other
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_is_measured_is_what_is_applied_saved_and_loaded(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    make, batch = KINDS[name]
+    model = make().eval()
+    ranks = low_rank(ratios=(0.5,), kinds=("channels", "spatial", "tucker", "sliced"), slices=(3,))
+    coded = ranks.then(prune_quantize(bits=(4,), sparsity=(0,), compensated=True))
+    measurement = measure(model, [batch() for _ in range(2)], OPTIONS + coded)
+    starts = np.cumsum([0, *map(len, measurement.transforms)])
+    for turn in range(max(map(len, measurement.transforms))):
+        choice = [turn % len(own) for own in measurement.transforms]
+        smaller = apply(model, measurement, solution(choice))
+        saved = save_compressed(smaller, tmp_path / "model")
+        used = measurement.resources["bytes"][starts[:-1] + choice].sum()
+        assert saved.payload_bytes == measurement.fixed["bytes"] + used
+        again = load_compressed(saved.path, make)
+        for key, value in smaller.state_dict().items():
+            assert torch.equal(again.state_dict()[key], value)
+        weights = measurement.weights(model)
+        for part, own, options, option in zip(measurement.parts, weights, measurement.transforms, choice, strict=True):
+            expected = options[option].approximate(own)
+            assert own.relative_error(expected) == measurement.error[starts[measurement.parts.index(part)] + option]
+
+
+@pytest.mark.parametrize("form", ["channels", "spatial", "tucker", "sliced"])
+@pytest.mark.parametrize("whitened", [False, True])
+def test_factors_are_compensated_too(form: str, *, whitened: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(6, 12, 3), nn.ReLU(), nn.Conv2d(12, 16, 3)).eval()
+    data = [torch.relu(torch.randn(64, 6, 8, 8).cumsum(2))]
+    ranks = low_rank(ratios=(0.4,), kinds=(form,), slices=(2,), whitened=whitened)
+    measurement = measure(
+        model, data, ranks.then(prune_quantize((3,), (0,), compensated=True)) + ranks.then(prune_quantize((3,), (0,)))
+    )
+    for own, options in zip(measurement.weights(model), measurement.transforms, strict=True):
+        (compensated,) = [one for one in options if one.label.endswith("compensated")]
+        assert isinstance(compensated, LowRank)
+        exact, to_nearest = replace(compensated, then=Keep()), compensated.nearest
+        of_rank, found, nearest = (own.relative_error(one.approximate(own)) for one in (exact, compensated, to_nearest))
+        assert found - of_rank < 0.7 * (nearest - of_rank)  # what bits add to what the rank leaves
+        assert compensated.size_bytes(own.target) == compensated.nearest.size_bytes(own.target)
+
+
+def test_what_is_fine_tuned_is_rounded_to_nearest_from_then_on(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+
+    def make() -> nn.Module:
+        return Chain(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+
+    model, data = make(), [torch.randn(32, 12) for _ in range(4)]
+    options = prune_quantize((3,), (0,), compensated=True)
+    options += low_rank(ranks=(4,), kinds=("channels",)).then(options)
+    measurement = measure(model, data, options)
+    assert measurement.labels[0][1:] == ("3 bits, compensated", "rank 4, 3 bits, compensated")
+    smaller = apply(model, measurement, solution([2, 1]))
+    tuned = finetune(smaller, data, 30, teacher=model, learning_rate=1e-2)
+    record = record_of(tuned)
+    assert record is not None
+    assert [own.transform.label for own in record.parts] == ["rank 4, 3 bits", "3 bits"]
+    assert not torch.equal(tuned.layers[2].weight, smaller.layers[2].weight)  # type: ignore[union-attr, operator]
+    loaded = load_compressed(save_compressed(tuned, tmp_path / "tuned").path, make)
+    assert torch.equal(loaded(data[0]), tuned(data[0]))
+
+
+def test_compress_offers_it_unless_told_otherwise() -> None:
+    torch.manual_seed(0)
+    model = Chain(nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 6)).eval()
+    data = [torch.rand(64, 24) for _ in range(3)]
+    result = compress(model, data, budget={"bytes": 0.13}, solver="brute-force")
+    assert {
+        transform.label.endswith("compensated") for own in result.measurement.transforms for transform in own[1:]
+    } == {True}
+    plain = compress(model, data, budget={"bytes": 0.13}, solver="brute-force", options=prune_quantize())
+    assert result.report.usage["bytes"] <= result.report.budgets["bytes"]
+    assert result.solution.objective < plain.solution.objective
+
+
+def test_options_round_trip_as_json() -> None:
+    offered = OPTIONS + low_rank(ranks=(2,)).then(OPTIONS)
+    assert Options.from_json(offered.to_json()) == offered
+    older = [{"kind": "prune_quantize", "bits": 4, "sparsity": 0.5}]
+    assert Options.from_json(older) == prune_quantize((4,), (0.5,))
