@@ -1,6 +1,7 @@
 """ResNet-20 on CIFAR-10: accuracy and KL at equal bytes, chosen with pair terms, additively and uniformly.
 
-One quantizer, one calibration set, three ways to choose. A budget of b bits on average is what all layers at b bits
+One calibration set, three ways to choose, with codes rounded to nearest and with codes that make up for each other
+(`compensated`). A budget of b bits on average is what all layers at b bits
 take; where b is no bit-width the uniform choice is the largest one that fits (it then takes fewer bytes).
 
 Pair terms are taken as `qcompress.formulate` does, and at full strength.
@@ -30,7 +31,10 @@ SPARSITY = (0, 0.5, 0.75)
 
 def uniform_choice(problem: Problem, bits: int) -> np.ndarray:
     """Every layer at that bit-width, without pruning."""
-    return np.array([labels.index(f"{bits} bits") for labels in problem.options[:-1]] + [0])
+    names = f"{bits} bits", f"{bits} bits, compensated"
+    return np.array(
+        [next(i for i, label in enumerate(labels) if label in names) for labels in problem.options[:-1]] + [0]
+    )
 
 
 def bits_budget(problem: Problem, average: float) -> float:
@@ -69,6 +73,14 @@ def main() -> None:
     families = {
         "bits": (qcompress.prune_quantize(bits=BITS, sparsity=(0,)), ("fisher", "direct")),
         "bits + pruning": (qcompress.prune_quantize(bits=BITS, sparsity=SPARSITY), ("fisher",)),
+        "bits, compensated": (
+            qcompress.prune_quantize(bits=BITS, sparsity=(0,), compensated=True),
+            ("fisher", "direct"),
+        ),
+        "bits + pruning, compensated": (
+            qcompress.prune_quantize(bits=BITS, sparsity=SPARSITY, compensated=True),
+            ("fisher",),
+        ),
     }
     budgets: dict[float, float] = {}  # what all layers at so many bits take, of the problem without pruning
     seen: dict[bytes, tuple[float, float]] = {}
@@ -99,7 +111,7 @@ def main() -> None:
                     if name == "pairs, full strength":
                         stated = at_full_strength(stated)
                     if name == "uniform":
-                        if method != "fisher" or family != "bits":
+                        if method != "fisher" or "pruning" in family:
                             continue
                         fixed = uniform_choice(stated, int(average))
                         solution = judge(stated, fixed)
