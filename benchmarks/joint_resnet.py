@@ -34,12 +34,12 @@ CALIBRATION = 512  # training images
 VALIDATED = 256  # of them, to pick the best weights of fine-tuning on
 RANKS = low_rank(ratios=(0.1, 0.25, 0.5, 0.75), kinds=("channels", "spatial"), whitened=True)
 OFFERED = (
-    prune_quantize(bits=(2, 3, 4, 6, 8), sparsity=(0,))
-    + prune_quantize(bits=(3, 4), sparsity=(0.5, 0.75, 0.9))
-    + prune_quantize(bits=(2,), sparsity=(0.75,))
+    prune_quantize(bits=(2, 3, 4, 6, 8), sparsity=(0,), compensated=True)
+    + prune_quantize(bits=(3, 4), sparsity=(0.5, 0.75, 0.9), compensated=True)
+    + prune_quantize(bits=(2,), sparsity=(0.75,), compensated=True)
     + RANKS
-    + RANKS.then(prune_quantize(bits=(3, 4, 6), sparsity=(0,)))
-    + RANKS.then(prune_quantize(bits=(4,), sparsity=(0.5,)))
+    + RANKS.then(prune_quantize(bits=(3, 4, 6), sparsity=(0,), compensated=True))
+    + RANKS.then(prune_quantize(bits=(4,), sparsity=(0.5,), compensated=True))
 )
 COLUMNS = {
     "bits": "average bits",

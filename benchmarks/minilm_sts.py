@@ -31,10 +31,10 @@ from solvers import Solution
 
 WORDS = "embeddings.word_embeddings"
 RATIOS = (0.08, 0.15, 0.25, 0.4, 0.6)
-BITS = prune_quantize(bits=(2, 3, 4, 6, 8), sparsity=(0,))
-SPARSE = prune_quantize(bits=(3, 4), sparsity=(0.5,))
+BITS = prune_quantize(bits=(2, 3, 4, 6, 8), sparsity=(0,), compensated=True)
+SPARSE = prune_quantize(bits=(3, 4), sparsity=(0.5,), compensated=True)
 RANKS = low_rank(ratios=RATIOS, kinds=("channels",), whitened=True)
-CODED = RANKS.then(prune_quantize(bits=(4, 8), sparsity=(0,)))
+CODED = RANKS.then(prune_quantize(bits=(4, 8), sparsity=(0,), compensated=True))
 
 
 def encode(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

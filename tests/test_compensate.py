@@ -235,6 +235,22 @@ def test_factors_are_compensated_too(form: str, *, whitened: bool) -> None:
         assert compensated.size_bytes(own.target) == compensated.nearest.size_bytes(own.target)
 
 
+@pytest.mark.parametrize("whitened", [False, True])
+def test_the_factors_of_an_embedding_are_compensated_too(*, whitened: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(300, 24), nn.Linear(24, 4)).eval()
+    model[0].weight.data = torch.randn(300, 6) @ torch.randn(6, 24) + 0.1 * torch.randn(300, 24)
+    ranks = low_rank(ranks=(6,), kinds=("channels",), whitened=whitened)
+    measurement = measure(
+        model, [torch.randint(300, (8, 40))], ranks.then(prune_quantize((3,), (0,), compensated=True))
+    )
+    own, (_, compensated) = next(measurement.weights(model)), measurement.transforms[0]
+    assert isinstance(compensated, LowRank)
+    assert compensated.label.endswith("3 bits, compensated")
+    found, nearest = (own.relative_error(one.approximate(own)) for one in (compensated, compensated.nearest))
+    assert found < 0.92 * nearest  # the rank is most of it
+
+
 def test_what_is_fine_tuned_is_rounded_to_nearest_from_then_on(tmp_path: Path) -> None:
     torch.manual_seed(0)
 

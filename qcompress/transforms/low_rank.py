@@ -164,7 +164,7 @@ class LowRank(_Factored, Transform):
         """Itself, where it fits; with factors rounded to nearest where there is nothing to compensate with."""
         if self.why_not(weight.target):
             return None
-        return self if self.then.needs_moments(weight.target) else self.nearest
+        return self if self._makes_up(weight.target) else self.nearest
 
     def encode(self, weight: Weight) -> dict[str, Tensor]:
         """What `then` writes of each factor, as ``reduce.codes``.
@@ -223,6 +223,9 @@ class LowRank(_Factored, Transform):
             for name, (rows, columns) in self.layout(target).shapes(target, self.ranks).items()
         }
 
+    def _makes_up(self, target: Target) -> bool:
+        return self.then != self.then.nearest and (target.common_input or target.layer == "Embedding")
+
     def _then(self, factor: Weight) -> Transform:
         return self.then if factor.moments is not None else self.then.nearest
 
@@ -236,15 +239,18 @@ class LowRank(_Factored, Transform):
         factors = weight.once(replace(self, then=Keep()), lambda: self._found(weight))
         targets = self.factor_targets(weight.target)
         wide = torch.promote_types(weight.target.dtype, torch.float32)
-        if not self.then.needs_moments(weight.target):
+        if not self._makes_up(weight.target):
             return {name: Weight(own.to(wide), targets[name]) for name, own in factors.items()}
         layout, (first, *_, last) = self.layout(weight.target), factors
         weights = {name: Weight(own.to(wide), targets[name]) for name, own in factors.items()}
-        weights[first] = Weight(weights[first].rows, targets[first], layout.first_moments(weight))
+        calibrated = weight.target.common_input  # a word's own row is all of its output: no moments are needed
+        if calibrated:
+            weights[first] = Weight(weights[first].rows, targets[first], layout.first_moments(weight))
         rounded = {name: self._then(own).approximate(own).double() for name, own in weights.items()}
+        fitted = refitted(rounded, layout, weight, whitened=calibrated)[last]
         seen = seen_by_last(rounded, layout, weight)
-        fitted = refitted(rounded, layout, weight, whitened=True)[last]
-        weights[last] = Weight(fitted.to(wide), targets[last], seen @ moments_of(weight) @ seen.T)
+        moments = seen @ moments_of(weight) @ seen.T if calibrated else seen @ seen.T
+        weights[last] = Weight(fitted.to(wide), targets[last], moments)
         return weights
 
 
