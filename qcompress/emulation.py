@@ -1,7 +1,7 @@
 """A model that stands for any choice at once: weights are what the options make of them, the layers stay dense.
 
 Where many choices are tried one after the other, putting the options into a copy of the model (`qcompress.apply`) would
-encode the same weights over and over. Here every option's approximation is worked out the first time it is asked for
+encode the same weights over and over. Here every option is encoded the first time it is asked for
 and only the parts that differ from the last choice are written.
 """
 
@@ -35,15 +35,15 @@ class Emulation:
         self.model = copy.deepcopy(model).eval()
         self._measurement = measurement
         self._weights = list(measurement.weights(copy.deepcopy(model)))
-        self._rows: dict[tuple[int, int], Tensor] = {}
+        self._stored: dict[tuple[int, int], dict[str, Tensor]] = {}  # many times smaller than the rows
         self.choice = [0] * len(measurement.parts)  # option 0 keeps a part as it is
 
     def rows(self, part: int, option: int) -> Tensor:
         """What an option makes of a part's rows, ``(channels, per_channel)``."""
-        if (part, option) not in self._rows:
-            weight = self._weights[part]
-            self._rows[part, option] = self._measurement.transforms[part][option].approximate(weight).to(weight.rows)
-        return self._rows[part, option]
+        weight, transform = self._weights[part], self._measurement.transforms[part][option]
+        if (part, option) not in self._stored:
+            self._stored[part, option] = transform.encode(weight)
+        return transform.decode(self._stored[part, option], weight.target).to(weight.rows)
 
     def put(self, choice: ArrayLike) -> None:
         """Give the copy the weights of a choice ``(G,)``, with or without the group of what is fixed.

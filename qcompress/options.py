@@ -20,12 +20,13 @@ class Fitted:
     """A transform that is of use for a weight, and what it makes of it.
 
     Attributes:
-        rows: the approximation, ``(channels, per_channel)``.
+        stored: the arrays of the weight as they would be written, many times smaller than the rows they stand for;
+            none when it is kept.
         error: its squared error, see `Weight.relative_error`.
     """
 
     transform: Transform
-    rows: Tensor
+    stored: dict[str, Tensor]
     error: float
 
 
@@ -87,9 +88,10 @@ class Options:
         for transform in dict.fromkeys(own.resolve(weight) for own in self.offers):
             if transform is None:
                 continue
-            rows = transform.approximate(weight)
+            stored = transform.encode(weight)
+            error = weight.relative_error(transform.decode(stored, weight.target))
             size_bytes, macs = transform.size_bytes(weight.target), transform.macs(weight.target)
-            new = Fitted(transform=transform, rows=rows, error=weight.relative_error(rows))
+            new = Fitted(transform=transform, stored=stored, error=error)
             family = useful.setdefault(transform.kind, [])
             if not any(size <= size_bytes and often <= macs and own.error <= new.error for size, often, own in family):
                 family[:] = [
@@ -99,7 +101,7 @@ class Options:
                 ]
                 family.append((size_bytes, macs, new))
         found = tuple(own for family in useful.values() for _, _, own in family)
-        return (Fitted(transform=Keep(), rows=weight.rows, error=0.0), *found)
+        return (Fitted(transform=Keep(), stored={}, error=0.0), *found)
 
     def for_target(self, target: Target, rows: Tensor) -> tuple[Transform, ...]:
         """The transforms of `for_weight`, for rows without calibration."""

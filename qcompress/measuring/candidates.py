@@ -1,8 +1,8 @@
 """The options of every part of a model, and the change of the weight that each one makes.
 
-Every weight is approximated once per option; what is left of the options is kept, in the weight's dtype, for all
-batches. Changes are taken from the weights that the model has: at first the original's, later those of a choice that
-was made (`qcompress.remeasure`).
+Every weight is encoded once per option; what is left of the options is kept as it would be stored, a few bits a weight,
+and decoded whenever it is asked for. Changes are taken from the weights that the model has: at first the original's,
+later those of a choice that was made (`qcompress.remeasure`).
 """
 
 import contextlib
@@ -133,13 +133,18 @@ def fitted(
     Raises:
         ModelError: a weight is not finite.
     """
-    rows: dict[tuple[int, int], Tensor] = {}
+    stored: list[tuple[dict[str, Tensor], ...]] = []
     transforms, errors = [], []
-    for index, (part, weight) in enumerate(zip(parts, weights_of(model, parts, moments), strict=True)):
+    for part, weight in zip(parts, weights_of(model, parts, moments), strict=True):
         if not bool(torch.isfinite(weight.rows).all()):
             raise ModelError(f"the weight of {part.name!r} holds NaN or infinity")
         found = options.for_weight(weight)
-        rows |= {(index, option): own.rows.to(weight.rows) for option, own in enumerate(found[1:], start=1)}
+        stored.append(tuple(own.stored for own in found))
         transforms.append(tuple(own.transform for own in found))
         errors += [own.error for own in found]
-    return Candidates(model, parts, transforms, lambda *own: rows[own], [0] * len(parts)), np.array(errors)
+
+    def rows(part: int, option: int) -> Tensor:
+        own = parts[part]
+        return transforms[part][option].decode(stored[part][option], own.target).to(own.weight(model))
+
+    return Candidates(model, parts, transforms, rows, [0] * len(parts)), np.array(errors)
