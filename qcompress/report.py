@@ -1,5 +1,6 @@
 """What a compression run reports: sizes, losses predicted and true, the proof, and every part's choice."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -89,7 +90,7 @@ class Report:
             sizes = f"{part.bytes_before:,.0f} | {part.bytes_after:,.0f}"
             lines.append(f"| {part.name} | {part.option} | {sizes} | {part.loss_alone:.3g} |")
         if self.skipped:
-            lines += ["", "Left as it is:", ""] + [f"- `{name}`: {reason}" for name, reason in self.skipped.items()]
+            lines += ["", "Left as it is:", "", *(f"- {line}" for line in by_reason(self.skipped))]
         return "\n".join(lines) + "\n"
 
     def _refining(self) -> list[str]:
@@ -103,6 +104,21 @@ class Report:
             f"- measured again around the choice: loss {before:.6g} before, {after:.6g} after {len(steps)} "
             f"round{'s' * (len(steps) > 1)} (parts changed: {changes}); the bound is the first prediction's"
         ]
+
+
+def by_reason(skipped: Mapping[str, str], most: int = 3) -> list[str]:
+    """A line for each reason why something stays as it is, with at most so many of the names.
+
+    >>> by_reason({"a": "BatchNorm2d is not supported", "b": "BatchNorm2d is not supported", "c": "empty"}, most=1)
+    ['2 × BatchNorm2d is not supported: a, …', 'empty: c']
+    """
+    names: dict[str, list[str]] = {}
+    for name, reason in skipped.items():
+        names.setdefault(reason, []).append(name or "the model itself")
+    return [
+        f"{f'{len(own)} × ' if len(own) > 1 else ''}{reason}: {', '.join(own[:most])}{', …' if len(own) > most else ''}"
+        for reason, own in names.items()
+    ]
 
 
 def amount(value: float) -> str:

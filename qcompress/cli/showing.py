@@ -108,6 +108,8 @@ def _show_solution(solution: Solution, problem: Problem | None) -> None:
 
 
 def _show_measurement(measurement: "Measurement") -> None:
+    from qcompress.report import by_reason
+
     print_lines(
         f"Measurement by {measurement.method} ({measurement.loss}) over {measurement.num_samples} samples: "
         f"{len(measurement.parts)} parts, {len(measurement.cost)} options, factor rank {measurement.factor.shape[1]}"
@@ -121,7 +123,8 @@ def _show_measurement(measurement: "Measurement") -> None:
             rows.append((part.name, label, amount(size_bytes[flat]), number(measurement.cost[flat], 3)))
             flat += 1
     print_table(("part", "option", ">bytes", ">loss increase alone"), rows)
-    print_lines(*(f"left as it is: {item.name} ({item.reason})" for item in measurement.skipped))
+    skipped = {item.name: item.reason for item in measurement.skipped}
+    print_lines(*(f"left as it is: {line}" for line in by_reason(skipped)))
 
 
 def _show_model(file: Path) -> None:
