@@ -160,7 +160,7 @@ def prune_quantize(
         bits: 2 to 16 each.
         sparsity: share of the weights to prune, from 0 to below 1 each.
         compensated: whether what is kept makes up for what is lost, for the inputs that the calibration data gives (in
-            Linear and ungrouped Conv2d layers): in the same bytes, a fraction of the loss. `measure` then keeps
+            Linear layers and ungrouped convolutions): in the same bytes, a fraction of the loss. `measure` then keeps
             ``(in, in)`` second moments of each such layer (for a convolution of the unfolded input).
 
     Raises:

@@ -267,4 +267,4 @@ def _blocks(model: nn.Module, modules: tuple[str, ...], calls: list[_Calls], gra
 
 
 def _has_common_input(module: nn.Module) -> bool:
-    return type(module) in (nn.Linear, nn.Conv2d) and getattr(module, "groups", 1) == 1
+    return type(module) in (nn.Linear, *layers.CONVOLUTIONS) and getattr(module, "groups", 1) == 1

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qcompress import apply, compress, finetune, load_compressed, low_rank, measure, prune_quantize, save_compressed
 from qcompress.compression import record_of
 from qcompress.errors import OptionsError
-from qcompress.measuring.moments import second_moments
+from qcompress.measuring.moments import input_rows, second_moments
 from qcompress.options import Options
 from qcompress.parts import survey
 from qcompress.transforms.base import Keep, Target, Weight
@@ -147,6 +147,25 @@ def test_layers_without_a_common_input_are_rounded_to_nearest_and_say_so() -> No
         "fc": {True},
     }
     assert list(measurement.moments) == ["stem", "wide", "fc"]
+
+
+@pytest.mark.parametrize(
+    ("conv", "shape"),
+    [
+        (nn.Conv1d(4, 6, 3, stride=2, padding=2, dilation=2), (5, 4, 11)),
+        (nn.Conv2d(4, 6, (3, 2), stride=(1, 2), padding=(2, 1), padding_mode="circular"), (5, 4, 7, 8)),
+        (nn.Conv3d(2, 6, (1, 3, 5), padding="same"), (3, 2, 4, 5, 6)),
+        (nn.Conv1d(4, 6, 3), (4, 9)),  # one sample without its dimension
+    ],
+)
+def test_input_rows_are_what_a_convolution_multiplies(conv: nn.Module, shape: tuple[int, ...]) -> None:
+    given = torch.randn(*shape)
+    weight, bias = conv.get_parameter("weight"), conv.get_parameter("bias")
+    (rows,) = input_rows(conv, given)
+    expected = conv(given)
+    batched_output = expected if given.ndim == weight.ndim else expected[None]
+    outputs = (rows @ weight.flatten(1).T + bias).reshape(len(batched_output), -1, len(weight))
+    torch.testing.assert_close(outputs.transpose(1, 2).reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_weight_shared_with_an_embedding_is_rounded_to_nearest() -> None:

@@ -6,6 +6,7 @@ layer's weights per channel, per such layer, on the layer's device; no activatio
 input is a word, and the moments are the words' frequencies.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompress import forward as forwards
+from qcompress import layers
 from qcompress.errors import DataError
 from qcompress.parts import Part
 
@@ -29,7 +31,7 @@ def second_moments(
 
     Args:
         model: as in `measure`.
-        parts: of Linear, Embedding or ungrouped Conv2d layers; over layers that share a weight it is one mean.
+        parts: of Linear, Embedding or ungrouped convolution layers; over layers that share a weight it is one mean.
         data: batches.
         forward: how to run one.
 
@@ -87,13 +89,15 @@ def input_rows(module: nn.Module, given: Tensor) -> Iterable[Tensor]:
     [[[1.0, 2.0], [2.0, 3.0]]]
     """
     wide = given.to(torch.promote_types(given.dtype, torch.float32))
-    if not isinstance(module, nn.Conv2d):
+    if not isinstance(module, layers.CONVOLUTIONS):
         yield from torch.split(wide.flatten(0, -2), max(1, CHUNK // wide.shape[-1]))
         return
-    images = wide if wide.ndim == 4 else wide[None]
+    kernel = module.kernel_size
+    samples = wide if wide.ndim == 2 + len(kernel) else wide[None]
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    padded = nn.functional.pad(images, module._reversed_padding_repeated_twice, mode=mode)
-    patch = module.kernel_size[0] * module.kernel_size[1] * padded[0].numel()
-    for chunk in torch.split(padded, max(1, CHUNK // patch)):
-        columns = nn.functional.unfold(chunk, module.kernel_size, dilation=module.dilation, stride=module.stride)
-        yield columns.transpose(1, 2).flatten(0, 1)
+    padded = nn.functional.pad(samples, module._reversed_padding_repeated_twice, mode=mode)
+    for chunk in torch.split(padded, max(1, CHUNK // (math.prod(kernel) * padded[0].numel()))):
+        patches = chunk  # (samples, channels, places…), then with each turn a kernel's side at the end
+        for dim, (size, step, dilation) in enumerate(zip(kernel, module.stride, module.dilation, strict=True), start=2):
+            patches = patches.unfold(dim, dilation * (size - 1) + 1, step)[..., ::dilation]
+        yield patches.movedim(1, 1 + len(kernel)).flatten(0, len(kernel)).flatten(1)

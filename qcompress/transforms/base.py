@@ -52,7 +52,7 @@ class Target:
         window: of a replaceable Conv2d, else None.
         lookups: rows looked up per sample, of a replaceable Embedding.
         common_input: whether all rows are multiplied with the same input, of which `measure` can take the moments (a
-            Linear or an ungrouped Conv2d layer).
+            Linear layer or an ungrouped convolution).
     """
 
     layer: str
