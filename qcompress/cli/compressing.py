@@ -28,7 +28,7 @@ def demo(
     solver: Annotated[
         list[str] | None, typer.Option("--solver", "-s", help="A solver to try; may be given several times.")
     ] = None,
-    fraction: Annotated[float, typer.Option(help="Share of the original's bytes.")] = 0.1,
+    fraction: Annotated[float, typer.Option(help="Share of the original's bytes.")] = 0.07,
     time_limit: Annotated[float, typer.Option(help="Seconds for each solver.")] = 5.0,
     seed: arguments.Seed = 0,
     as_json: arguments.AsJson = False,
