@@ -320,12 +320,12 @@ def _finetuned(
     file, cache = place / MODEL_FILE, place / "finetune.part"
     if file.exists() and not cache.exists():
         finished = load_compressed(file, lambda: copy.deepcopy(original))
-        if _transforms(finished) == _transforms(chosen):
+        if _to_nearest(finished) == _to_nearest(chosen):
             return finished
     return run(cache)
 
 
-def _transforms(model: nn.Module) -> list[Transform]:
+def _to_nearest(model: nn.Module) -> list[Transform]:
     """How the parts are stored; what was trained is rounded to nearest."""
     record = record_of(model)
     return [own.transform.nearest for own in record.parts] if record else []

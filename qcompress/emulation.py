@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qcompress import layers
 from qcompress.apply import choice_of, require_measured
 from qcompress.measurement import Measurement
+from qcompress.transforms.base import Keep, Weight
 
 
 class Emulation:
@@ -34,16 +35,21 @@ class Emulation:
         require_measured(model, measurement.model_fingerprint)
         self.model = copy.deepcopy(model).eval()
         self._measurement = measurement
-        self._weights = list(measurement.weights(copy.deepcopy(model)))
-        self._stored: dict[tuple[int, int], dict[str, Tensor]] = {}  # many times smaller than the rows
+        self._original = [part.weight(model).clone() for part in measurement.parts]
+        self._stored: dict[tuple[int, int], dict[str, Tensor]] = {}
+        self._encoding: tuple[int, Weight] | None = None  # the last one, for the options of a part often follow
         self.choice = [0] * len(measurement.parts)  # option 0 keeps a part as it is
 
     def rows(self, part: int, option: int) -> Tensor:
         """What an option makes of a part's rows, ``(channels, per_channel)``."""
-        weight, transform = self._weights[part], self._measurement.transforms[part][option]
+        transform, target = self._measurement.transforms[part][option], self._measurement.parts[part].target
+        if isinstance(transform, Keep):
+            return self._original[part]
         if (part, option) not in self._stored:
-            self._stored[part, option] = transform.encode(weight)
-        return transform.decode(self._stored[part, option], weight.target).to(weight.rows)
+            if self._encoding is None or self._encoding[0] != part:
+                self._encoding = part, self._measurement.weight(part, self._original[part])
+            self._stored[part, option] = transform.encode(self._encoding[1])
+        return transform.decode(self._stored[part, option], target).to(self._original[part])
 
     def put(self, choice: ArrayLike) -> None:
         """Give the copy the weights of a choice ``(G,)``, with or without the group of what is fixed.

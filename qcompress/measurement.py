@@ -6,6 +6,7 @@ its layers' inputs where they were calibrated.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
@@ -13,7 +14,7 @@ from types import MappingProxyType
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from formulations import FileFormatError
 from formulations.files import AnyPath, read_arrays, write_arrays
@@ -46,6 +47,7 @@ class Measurement:
         standing_loss: loss of that model; ``cost`` comes on top of it.
         moments: path of a part's first module → ``(n, n)`` float32 second moments of its (unfolded) input, where an
             option needs them.
+        num_inputs: path → of how many inputs the moments are the mean.
     """
 
     parts: tuple[Part, ...]
@@ -65,6 +67,7 @@ class Measurement:
     standing: tuple[int, ...]
     standing_loss: float = 0.0
     moments: MappingProxyType[str, NDArray[np.float32]] = field(default_factory=lambda: MappingProxyType({}))
+    num_inputs: MappingProxyType[str, int] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def labels(self) -> tuple[tuple[str, ...], ...]:
@@ -73,7 +76,14 @@ class Measurement:
 
     def weights(self, model: nn.Module) -> Iterator[Weight]:
         """The weights of all parts in ``model`` (views), with the moments of their inputs where there are any."""
-        return weights_of(model, self.parts, {path: torch.tensor(own) for path, own in self.moments.items()})
+        moments = {path: torch.tensor(own) for path, own in self.moments.items()}
+        return weights_of(model, self.parts, moments, self.num_inputs)
+
+    def weight(self, part: int, rows: Tensor) -> Weight:
+        """A part's weight that has those rows."""
+        path, target = self.parts[part].modules[0], self.parts[part].target
+        moments = torch.tensor(self.moments[path]) if path in self.moments else None
+        return Weight(rows, target, moments, self.num_inputs.get(path, math.inf))
 
     @staticmethod
     def fingerprint_of(model: nn.Module) -> str:
@@ -101,6 +111,7 @@ class Measurement:
             "standing": list(self.standing),
             "standing_loss": self.standing_loss,
             "moments": list(self.moments),
+            "num_inputs": dict(self.num_inputs),
         }
         arrays: dict[str, NDArray[np.floating]] = {"cost": self.cost, "factor": self.factor, "error": self.error}
         arrays |= {f"resource_{i}": use for i, use in enumerate(self.resources.values())}
@@ -129,6 +140,7 @@ class Measurement:
                 original=MappingProxyType(header["original"]),
                 skipped=tuple(Skipped(**item) for item in header["skipped"]),
                 moments=MappingProxyType(moments),
+                num_inputs=MappingProxyType(header.get("num_inputs", {})),
                 standing=tuple(header.get("standing", [0] * len(header["parts"]))),  # since version 3
                 standing_loss=header.get("standing_loss", 0.0),
                 **{key: header[key] for key in ("num_samples", "method", "loss", "seed", "model_fingerprint")},

@@ -4,6 +4,7 @@ A part is a weight (or a block of its output channels) that is stored in one way
 part; a module that is called several times is one part. What cannot be compressed is counted and named.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -136,19 +137,22 @@ def survey(
     return Survey(parts=tuple(parts), original=original, fixed=fixed, skipped=tuple(skipped))
 
 
-def weights_of(model: nn.Module, parts: Iterable[Part], moments: Mapping[str, Tensor]) -> Iterator[Weight]:
+def weights_of(
+    model: nn.Module, parts: Iterable[Part], moments: Mapping[str, Tensor], num_inputs: Mapping[str, float]
+) -> Iterator[Weight]:
     """The weights of parts of ``model``; the blocks of a layer share what is found of its inputs.
 
     Args:
         model: with these parts.
         parts: in the model's order, so that the blocks of a layer follow each other.
         moments: second moments of the inputs of layers, by the path of a part's first module, as far as there are any.
+        num_inputs: of how many inputs they are.
     """
     layer: tuple[str, Weight] | None = None
     for part in parts:
-        rows = part.weight(model)
-        if layer is None or layer[0] != part.modules[0]:
-            layer = part.modules[0], Weight(rows, part.target, moments.get(part.modules[0]))
+        rows, path = part.weight(model), part.modules[0]
+        if layer is None or layer[0] != path:
+            layer = path, Weight(rows, part.target, moments.get(path), num_inputs.get(path, math.inf))
             yield layer[1]
         else:
             yield layer[1].block(rows, part.target)

@@ -6,7 +6,7 @@ would be stored. At the end the model holds what is stored, with the record of i
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,9 @@ class Trained:
     """A model in training: its compressed parts, and the weights of full precision behind them."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model, self.record = model, record_of(model)
+        found = record_of(model)
+        parts = () if found is None else tuple(replace(own, transform=own.transform.nearest) for own in found.parts)
+        self.model, self.record = model, found and Compression(parts=parts)
         self.pieces = [piece for own in (self.record.parts if self.record else ()) for piece in _pieces(model, own)]
 
     @contextlib.contextmanager
@@ -83,7 +85,7 @@ class Trained:
         if self.record is None or not changed:
             return
         parts = tuple(
-            CompressedPart(part=own.part, transform=own.transform.nearest, stored=_encoded(self.model, own))
+            CompressedPart(part=own.part, transform=own.transform, stored=_encoded(self.model, own))
             if own.stored
             else own
             for own in self.record.parts
@@ -100,7 +102,7 @@ def _pieces(model: nn.Module, own: CompressedPart) -> list[_Piece]:
     module = model.get_submodule(own.part.modules[0])
     if isinstance(module, Factored):
         assert isinstance(own.transform, LowRank)  # noqa: S101
-        then = own.transform.then.nearest
+        then = own.transform.then
         if isinstance(then, Keep):
             return []
         targets = own.transform.factor_targets(own.part.target)
@@ -111,7 +113,7 @@ def _pieces(model: nn.Module, own: CompressedPart) -> list[_Piece]:
         return found
     target = own.part.target
     rows = own.part.rows or (0, target.channels)
-    return [_piece(module, rows, own.transform.nearest, target, sparse="mask" in own.stored)]
+    return [_piece(module, rows, own.transform, target, sparse="mask" in own.stored)]
 
 
 def _piece(module: nn.Module, rows: tuple[int, int], transform: Transform, target: Target, *, sparse: bool) -> _Piece:
@@ -123,7 +125,7 @@ def _encoded(model: nn.Module, own: CompressedPart) -> dict[str, Tensor]:
     module = model.get_submodule(own.part.modules[0])
     if isinstance(module, Factored):
         assert isinstance(own.transform, LowRank)  # noqa: S101
-        return own.transform.nearest.encode_factors(
+        return own.transform.encode_factors(
             {name: rows.detach().cpu() for name, rows in module.factors.items()}, own.part.target
         )
-    return own.transform.nearest.encode(Weight(own.part.weight(model).cpu(), own.part.target))
+    return own.transform.encode(Weight(own.part.weight(model).cpu(), own.part.target))

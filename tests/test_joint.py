@@ -59,7 +59,7 @@ def test_moments_are_those_of_what_a_kernel_sees(name: str) -> None:
     conv = nn.Conv2d(8, 12, **CONVS[name]).double()  # type: ignore[arg-type]
     model, data = Chain(conv).double(), [batch.double() for batch in batches(3, 8, 9, 11)]
     parts = survey(model, data).parts
-    (moments,) = second_moments(model, parts, data, None).values()
+    (moments,) = second_moments(model, parts, data, None)[0].values()
     conv.bias = None
     outputs = torch.cat([model(batch).detach() for batch in data]).transpose(0, 1).flatten(1)
     rows = conv.weight.detach().flatten(1)
@@ -77,7 +77,7 @@ def test_moments_of_a_linear_layer_count_every_token_and_every_call() -> None:
             return self.fc(input=torch.tanh(self.fc(x)))
 
     model, data = Twice().bfloat16(), [batch.bfloat16() for batch in batches(2, 5, 4)]
-    (moments,) = second_moments(model, survey(model, data).parts, data, None).values()
+    (moments,) = second_moments(model, survey(model, data).parts, data, None)[0].values()
     seen = torch.cat([torch.cat([x, torch.tanh(model.fc(x))]) for x in data]).detach().float().flatten(0, -2)
     torch.testing.assert_close(moments, seen.T @ seen / len(seen))
 

@@ -1,8 +1,8 @@
 """The options of every part of a model, and the change of the weight that each one makes.
 
 Every weight is encoded once per option; what is left of the options is kept as it would be stored, a few bits a weight,
-and decoded whenever it is asked for. Changes are taken from the weights that the model has: at first the original's,
-later those of a choice that was made (`qcompress.remeasure`).
+and decoded whenever it is asked for (of small models only once). Changes are taken from the weights that the model has:
+at first the original's, later those of a choice that was made (`qcompress.remeasure`).
 """
 
 import contextlib
@@ -20,6 +20,8 @@ from qcompress.errors import ModelError
 from qcompress.options import Options
 from qcompress.parts import Part, weights_of
 from qcompress.transforms.base import Transform
+
+DECODED = 1 << 28  # bytes of decoded options that are kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +123,7 @@ def fitted(
     parts: tuple[Part, ...],
     options: Options,
     moments: Mapping[str, Tensor] = MappingProxyType({}),
+    num_inputs: Mapping[str, float] = MappingProxyType({}),
 ) -> tuple[Candidates, NDArray[np.float64]]:
     """The options that are of use for each part of the original model, and the ``(V,)`` squared errors of all.
 
@@ -129,22 +132,32 @@ def fitted(
         parts: of it.
         options: what is on offer.
         moments: of the inputs of the layers for which something on offer needs them, by `Part.modules`' first path.
+        num_inputs: of how many inputs they are the mean.
 
     Raises:
         ModelError: a weight is not finite.
     """
     stored: list[tuple[dict[str, Tensor], ...]] = []
     transforms, errors = [], []
-    for part, weight in zip(parts, weights_of(model, parts, moments), strict=True):
+    for part, weight in zip(parts, weights_of(model, parts, moments, num_inputs), strict=True):
         if not bool(torch.isfinite(weight.rows).all()):
             raise ModelError(f"the weight of {part.name!r} holds NaN or infinity")
         found = options.for_weight(weight)
         stored.append(tuple(own.stored for own in found))
         transforms.append(tuple(own.transform for own in found))
         errors += [own.error for own in found]
+    decoded: dict[tuple[int, int], Tensor] = {}
+    room = DECODED
 
     def rows(part: int, option: int) -> Tensor:
+        nonlocal room
+        if (part, option) in decoded:
+            return decoded[part, option]
         own = parts[part]
-        return transforms[part][option].decode(stored[part][option], own.target).to(own.weight(model))
+        found = transforms[part][option].decode(stored[part][option], own.target).to(own.weight(model))
+        if found.nbytes <= room:
+            room -= found.nbytes
+            decoded[part, option] = found
+        return found
 
     return Candidates(model, parts, transforms, rows, [0] * len(parts)), np.array(errors)

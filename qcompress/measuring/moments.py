@@ -24,7 +24,7 @@ CHUNK = 1 << 22  # numbers of unfolded input that are held at once
 
 def second_moments(
     model: nn.Module, parts: Iterable[Part], data: Iterable[Any], forward: forwards.Forward | None
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], dict[str, int]]:
     """``E[x xᵀ]`` of what goes into the layers of parts: ``(per_channel, per_channel)`` float32 on the CPU.
 
     Of an Embedding ``(channels,)``: the diagonal. A block of a vocabulary has its frequencies from `split_vocabulary_`.
@@ -36,16 +36,17 @@ def second_moments(
         forward: how to run one.
 
     Returns:
-        By the path of a part's first module.
+        The moments by the path of a part's first module, and of how many inputs they are the mean.
 
     Raises:
-        DataError: what goes into a layer is not finite.
+        DataError: what goes into a layer is not finite, or a layer was not called.
     """
     sums: dict[str, Tensor] = {}
     known: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
     hooks = []
-    for modules in dict.fromkeys(part.modules for part in parts):
+    wanted = dict.fromkeys(part.modules for part in parts)
+    for modules in wanted:
         name = modules[0]
         if (frequencies := getattr(model.get_submodule(name), FREQUENCIES, None)) is not None:
             known[name] = frequencies
@@ -73,13 +74,20 @@ def second_moments(
     finally:
         for hook in hooks:
             hook.remove()
+    for name, *_ in wanted:
+        if name not in sums and name not in known:
+            raise DataError(
+                f"{name!r} was called in the first pass over the data and not in another: data has to be the same "
+                "every time it is gone through"
+            )
     for name, total in sums.items():
         if not bool(torch.isfinite(total).all()):
             raise DataError(
                 f"what goes into {name!r} is not finite on the calibration data; do not offer whitened factors or "
                 "compensated bits"
             )
-    return known | {name: (total / counts[name]).float().cpu() for name, total in sums.items()}
+    means = {name: (total / max(counts[name], 1)).float().cpu() for name, total in sums.items()}
+    return known | means, counts
 
 
 def input_rows(module: nn.Module, given: Tensor) -> Iterable[Tensor]:
@@ -96,7 +104,7 @@ def input_rows(module: nn.Module, given: Tensor) -> Iterable[Tensor]:
     samples = wide if wide.ndim == 2 + len(kernel) else wide[None]
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     padded = nn.functional.pad(samples, module._reversed_padding_repeated_twice, mode=mode)
-    for chunk in torch.split(padded, max(1, CHUNK // (math.prod(kernel) * padded[0].numel()))):
+    for chunk in torch.split(padded, max(1, CHUNK // (math.prod(kernel) * padded.shape[1:].numel()))):
         patches = chunk  # (samples, channels, places…), then with each turn a kernel's side at the end
         for dim, (size, step, dilation) in enumerate(zip(kernel, module.stride, module.dilation, strict=True), start=2):
             patches = patches.unfold(dim, dilation * (size - 1) + 1, step)[..., ::dilation]

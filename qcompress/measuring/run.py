@@ -59,8 +59,10 @@ def measure(
     Args:
         model: the original; left as it is.
         data: re-iterable of batches: tensors, (inputs, targets) or dicts.
-        options: what is on offer, as ``prune_quantize() + low_rank()``. Whitened low-rank options take one pass over
-            the data more, and a matrix of the square of a layer's weights per channel for each such layer.
+        options: what is on offer, as ``prune_quantize() + low_rank()``. Whitened low-rank options and compensated codes
+            take one pass over the data more, and a matrix of the square of a layer's weights per channel for each such
+            layer. They are fitted to this data: give more inputs (tokens, positions) than a layer has weights per
+            channel.
         method: ``"fisher"``: linearised, a few backward passes for all options. ``"direct"``: every option's true
             loss increase, one partial forward pass per option and batch.
         loss: ``"kl"`` to the original's softmax (nats per sample), ``"mse"`` of outputs, or a callable
@@ -90,8 +92,8 @@ def measure(
     with forwards.evaluating(model):
         inventory = survey(model, batches, forward, granularity)
         calibrated = [part for part in inventory.parts if options.need_moments(part.target)]
-        moments = second_moments(model, calibrated, batches, forward) if calibrated else {}
-        candidates, errors = fitted(model, inventory.parts, options, moments)
+        moments, num_inputs = second_moments(model, calibrated, batches, forward) if calibrated else ({}, {})
+        candidates, errors = fitted(model, inventory.parts, options, moments, num_inputs)
         fingerprint = Measurement.fingerprint_of(model)
         settings = [fingerprint, method, measured.name, granularity, seed]
         sums = accumulate(
@@ -114,6 +116,7 @@ def measure(
         model_fingerprint=fingerprint,
         standing=candidates.standing,
         moments=MappingProxyType({name: own.numpy() for name, own in moments.items()}),
+        num_inputs=MappingProxyType(num_inputs),
     )
     if cache is not None:
         Path(cache).unlink(missing_ok=True)

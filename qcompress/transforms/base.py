@@ -9,6 +9,7 @@ is offered for all weights alike, as "the rank that keeps 95 % of the energy", i
 to a transform of its own. A transform is its own offer.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -52,7 +53,7 @@ class Target:
         window: of a replaceable Conv2d, else None.
         lookups: rows looked up per sample, of a replaceable Embedding.
         common_input: whether all rows are multiplied with the same input, of which `measure` can take the moments (a
-            Linear layer or an ungrouped convolution).
+            Linear layer or an ungrouped convolution, not of a subclass).
     """
 
     layer: str
@@ -86,11 +87,13 @@ class Weight:
         target: their description.
         moments: ``(per_channel, per_channel)`` second moments ``E[x xᵀ]`` of the layer's (unfolded) input, or None; of
             an Embedding, whose inputs are unit vectors, their diagonal: ``(channels,)`` frequencies of the words.
+        num_inputs: how many inputs the moments are the mean of.
     """
 
     rows: Tensor
     target: Target
     moments: Tensor | None = None
+    num_inputs: float = math.inf
     _found: dict[Any, Any] = field(default_factory=dict, repr=False)
     _found_of_inputs: dict[Any, Any] = field(default_factory=dict, repr=False)
 
@@ -110,7 +113,7 @@ class Weight:
 
     def block(self, rows: Tensor, target: Target) -> "Weight":
         """Another weight with the same inputs."""
-        return Weight(rows, target, self.moments, _found_of_inputs=self._found_of_inputs)
+        return Weight(rows, target, self.moments, self.num_inputs, _found_of_inputs=self._found_of_inputs)
 
     def exact(self) -> Tensor:
         """The rows on the CPU in float64.
@@ -122,13 +125,6 @@ class Weight:
         if not bool(torch.isfinite(exact).all()):
             raise ModelError("the weight holds NaN or infinity")
         return exact
-
-    def without_moments(self, label: str) -> str:
-        """What to say where an option is asked of a weight without the moments that it needs."""
-        return (
-            f"{label!r} needs the second moments of the layer's input: measure() collects them, and the "
-            "Measurement that it gives keeps them for apply()"
-        )
 
     def relative_error(self, approximation: Tensor) -> float:
         """Squared error of an approximation relative to the weight's own square.
@@ -148,6 +144,14 @@ class Weight:
             return float((self.moments[:, None] * rows.square()).sum())
         narrow = rows.to(self.moments.dtype)
         return max(float((narrow @ self.moments * narrow).sum()), 0.0)
+
+
+def moments_missing(label: str) -> str:
+    """What to say where an option is asked of a weight without the moments that it needs."""
+    return (
+        f"{label!r} needs the second moments of the layer's input: measure() collects them, and the Measurement that "
+        "it gives keeps them for apply()"
+    )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ cancel. From the row as it is rounded to nearest, by the same number of bits, th
 3. Each code to its best while all others stay, until none moves (QuantEase, arXiv 2309.01885).
 
 Steps 2 and 3 alternate. None takes a byte. What always holds: a pruned weight stays pruned, and no row loses more than
-rounded to nearest, by the moments with their damping. In numba, because a weight depends on the one before it.
+rounded to nearest by the moments as they are taken here: of unit size, and drawn to the identity the more, the fewer
+inputs they are of (`shrunk`), so that what is seen by chance is not fitted. In numba, because a weight depends on the
+one before it.
 """
 
 import numba
@@ -19,15 +21,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DAMPING = 0.01  # of the mean of C's diagonal, as in GPTQ: a few inputs must not be all that counts
+SHRINKAGE = 0.01  # at least: GPTQ's damping
 BLOCK = 128  # columns rounded before the others hear of it: the rest is one matrix product
 ROUNDS, SWEEPS = 2, 10
 
 
-def damped(moments: Tensor) -> Tensor:
-    """``C`` in float64 with a little of the identity."""
-    exact = moments.double()
-    return exact + DAMPING * exact.diagonal().mean() * torch.eye(len(exact), dtype=torch.float64)
+def shrunk(moments: Tensor, num_inputs: float) -> Tensor:
+    """``C`` in float64, of mean diagonal 1 and drawn to the identity; zeros for a layer that never sees anything.
+
+    By how much is the oracle approximating shrinkage (Chen et al., arXiv 0907.4698) for so many independent inputs.
+
+    >>> shrunk(torch.diag(torch.tensor([3.0, 1.0])), num_inputs=float("inf"))
+    tensor([[1.4950, 0.0000],
+            [0.0000, 0.5050]], dtype=torch.float64)
+    >>> shrunk(torch.diag(torch.tensor([3.0, 1.0])), num_inputs=4).diagonal()
+    tensor([1., 1.], dtype=torch.float64)
+    """
+    exact, size = moments.double(), len(moments)
+    mean = exact.diagonal().mean()
+    if not mean > 0:
+        return torch.zeros_like(exact)
+    exact = exact / mean
+    squares = float(exact.square().sum())
+    spread = (num_inputs + 1 - 2 / size) * (squares - size)
+    wanted = ((1 - 2 / size) * squares + size**2) / spread if spread > 0 else 1.0
+    share = min(1.0, max(SHRINKAGE, wanted))
+    return (1 - share) * exact + share * torch.eye(size, dtype=torch.float64)
 
 
 def in_order(curvature: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,19 +68,19 @@ def compensated(
     """Better codes and scales.
 
     Args:
-        rows: ``(channels, n)`` float32 weights.
+        rows: ``(channels, n)`` float32 weights, the largest magnitude of every row about 1 (or 0).
         codes: ``(channels, n)`` float32 whole numbers, rounded to nearest.
         scales: ``(channels,)`` float32.
         kept: ``(channels, n)`` bool, False where pruned.
         bits: of a code.
-        curvature: ``(n, n)`` float64, as `damped` gives it, positive definite.
+        curvature: ``(n, n)`` float64, as `shrunk` gives it, positive definite.
         ordered: of that, as `in_order` gives it.
 
     Returns:
         Codes and scales.
 
     >>> rows, codes = torch.tensor([[0.4, 0.4]]), torch.tensor([[0.0, 0.0]])
-    >>> curvature = damped(torch.ones(2, 2))  # both inputs are always the same: only the sum of the weights counts
+    >>> curvature = shrunk(torch.ones(2, 2), float("inf"))  # both inputs are the same: only the weights' sum counts
     >>> compensated(rows, codes, torch.ones(1), codes == 0, 4, curvature, in_order(curvature))[0].sum()
     tensor(1.)
     """
@@ -127,7 +146,7 @@ def _descend(codes, gradient, scales, kept, metric, low, high):  # type: ignore[
             for j in range(codes.shape[1]):
                 if not kept[i, j]:
                     continue
-                best = min(max(np.rint(codes[i, j] + gradient[i, j] / (metric[j, j] * scales[i])), low), high)
+                best = min(max(np.rint(codes[i, j] + gradient[i, j] / metric[j, j] / scales[i]), low), high)
                 if best != codes[i, j]:
                     step = (best - codes[i, j]) * scales[i]
                     codes[i, j] = best

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from qcompress.errors import OptionsError
-from qcompress.transforms.base import Keep, Offer, Target, Transform, Weight
+from qcompress.transforms.base import Keep, Offer, Target, Transform, Weight, moments_missing
 from qcompress.transforms.forms import (
     Channels,
     Factors,
@@ -67,7 +67,7 @@ class _Factored(Offer):
 
     def needs_moments(self, target: Target) -> bool:
         """When whitened, or when its factors are compensated."""
-        return (self.whitened or self.then.needs_moments(target)) and not self.unfit(target)
+        return (self.whitened or self._makes_up(target)) and not self.unfit(target)
 
     def layout(self, target: Target) -> Form:
         """The form itself."""
@@ -77,9 +77,13 @@ class _Factored(Offer):
         then = "" if isinstance(self.then, Keep) else f", {self.then.label}"
         return (", whitened" if self.whitened else "") + then
 
+    def _makes_up(self, target: Target) -> bool:
+        """Whether factors are compensated by moments; those of an Embedding take none: a word's row is its output."""
+        return self.then != self.then.nearest and target.layer != "Embedding"
+
     def _require_moments(self, weight: Weight) -> None:
-        if (self.whitened or self.then.needs_moments(weight.target)) and weight.moments is None:
-            raise OptionsError(weight.without_moments(self.label))
+        if (self.whitened or self._makes_up(weight.target)) and weight.moments is None:
+            raise OptionsError(moments_missing(self.label))
 
     def unfit(self, target: Target) -> str:
         """Why the layer cannot be replaced, or an empty string."""
@@ -160,12 +164,6 @@ class LowRank(_Factored, Transform):
         """With factors rounded to nearest."""
         return replace(self, then=self.then.nearest)
 
-    def resolve(self, weight: Weight) -> "LowRank | None":
-        """Itself, where it fits; with factors rounded to nearest where there is nothing to compensate with."""
-        if self.why_not(weight.target):
-            return None
-        return self if self._makes_up(weight.target) else self.nearest
-
     def encode(self, weight: Weight) -> dict[str, Tensor]:
         """What `then` writes of each factor, as ``reduce.codes``.
 
@@ -173,28 +171,40 @@ class LowRank(_Factored, Transform):
             ModelError: a weight is not finite.
             OptionsError: a rank above the weight's own, or the moments are missing.
         """
-        return self._encoded(self._weights(weight))
+        factors = self._factors(weight)
+        targets = self.factor_targets(weight.target)
+        if self.then == self.then.nearest:
+            return self.encode_factors(factors, weight.target)
+        layout, (first, *_, last) = self.layout(weight.target), factors
+        calibrated = self._makes_up(weight.target)
+        stored, rounded = {}, dict(factors)
+        for name in factors:
+            own = Weight(factors[name], targets[name])
+            if name == last:
+                rounded = {part: rows.double() for part, rows in rounded.items()}
+                seen = seen_by_last(rounded, layout, weight)
+                moments = seen @ moments_of(weight) @ seen.T if calibrated else seen @ seen.T
+                fitted = refitted(rounded, layout, weight, whitened=calibrated)[last].to(factors[last])
+                own = Weight(fitted, targets[name], moments, weight.num_inputs if calibrated else math.inf)
+            elif name == first and calibrated and (into := self._into_first(weight)).moments is not None:
+                own = into.block(factors[name], targets[name])
+            then = self.then if own.moments is not None else self.then.nearest
+            stored[name] = then.encode(own)
+            rounded[name] = then.decode(stored[name], targets[name])
+        return {f"{factor}.{name}": value for factor, own in stored.items() for name, value in own.items()}
 
     def encode_factors(self, factors: Factors, target: Target) -> dict[str, Tensor]:
-        """As `encode`, of factors (as rows) that are there already."""
+        """What `then` writes of factors (as rows) as they are."""
         targets = self.factor_targets(target)
-        return self._encoded({name: Weight(rows, targets[name]) for name, rows in factors.items()})
-
-    def _encoded(self, weights: dict[str, Weight]) -> dict[str, Tensor]:
         return {
             f"{factor}.{name}": value
-            for factor, own in weights.items()
-            for name, value in self._then(own).encode(own).items()
+            for factor, rows in factors.items()
+            for name, value in self.then.encode(Weight(rows, targets[factor])).items()
         }
 
     def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:
         """The product of the factors, as they are in their dtype, added up in float32 (or the dtype if wider)."""
         return self._product(self.factors(stored, target), target)
-
-    def approximate(self, weight: Weight) -> Tensor:
-        """What `decode` gives for `encode`, without packing and unpacking."""
-        factors = {name: self._then(own).approximate(own) for name, own in self._weights(weight).items()}
-        return self._product(factors, weight.target)
 
     def factors(self, stored: dict[str, Tensor], target: Target) -> Factors:
         """The weights of the smaller layers, in order."""
@@ -223,13 +233,16 @@ class LowRank(_Factored, Transform):
             for name, (rows, columns) in self.layout(target).shapes(target, self.ranks).items()
         }
 
-    def _makes_up(self, target: Target) -> bool:
-        return self.then != self.then.nearest and (target.common_input or target.layer == "Embedding")
+    def _into_first(self, weight: Weight) -> Weight:
+        """A weight without rows that sees what the first factor sees: all ranks share what is found of it."""
+        layout = self.layout(weight.target)
+        return weight.once_of_inputs(
+            ("first", layout),
+            lambda: Weight(torch.empty(0), weight.target, layout.first_moments(weight), weight.num_inputs),
+        )
 
-    def _then(self, factor: Weight) -> Transform:
-        return self.then if factor.moments is not None else self.then.nearest
-
-    def _weights(self, weight: Weight) -> dict[str, Weight]:
+    def _factors(self, weight: Weight) -> Factors:
+        """The factors, in the weight's dtype or float32, as they are before they are stored."""
         largest = self.layout(weight.target).largest(weight.target)
         if any(rank > most for rank, most in zip(self.ranks, largest, strict=True)):
             raise OptionsError(
@@ -237,21 +250,8 @@ class LowRank(_Factored, Transform):
             )
         self._require_moments(weight)
         factors = weight.once(replace(self, then=Keep()), lambda: self._found(weight))
-        targets = self.factor_targets(weight.target)
         wide = torch.promote_types(weight.target.dtype, torch.float32)
-        if not self._makes_up(weight.target):
-            return {name: Weight(own.to(wide), targets[name]) for name, own in factors.items()}
-        layout, (first, *_, last) = self.layout(weight.target), factors
-        weights = {name: Weight(own.to(wide), targets[name]) for name, own in factors.items()}
-        calibrated = weight.target.common_input  # a word's own row is all of its output: no moments are needed
-        if calibrated:
-            weights[first] = Weight(weights[first].rows, targets[first], layout.first_moments(weight))
-        rounded = {name: self._then(own).approximate(own).double() for name, own in weights.items()}
-        fitted = refitted(rounded, layout, weight, whitened=calibrated)[last]
-        seen = seen_by_last(rounded, layout, weight)
-        moments = seen @ moments_of(weight) @ seen.T if calibrated else seen @ seen.T
-        weights[last] = Weight(fitted.to(wide), targets[last], moments)
-        return weights
+        return {name: own.to(wide) for name, own in factors.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,7 +306,7 @@ class RankRule(_Factored):
         if ranks is None:
             return None
         found = LowRank(ranks=ranks, form=self.form, slices=self.slices, whitened=self.whitened, then=self.then)
-        return found.resolve(weight)
+        return None if found.why_not(weight.target) else found
 
 
 def _whole(value: Any, name: str) -> int:

@@ -10,13 +10,13 @@ Compensated, the same bytes hold codes and scales that lose least of the layer's
 import math
 import operator
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from qcompress.errors import ModelError, OptionsError
-from qcompress.transforms.base import Target, Transform, Weight
+from qcompress.transforms.base import Target, Transform, Weight, moments_missing
 from qcompress.transforms.packing import MAX_BITS, pack, packed_bytes, unpack
 
 
@@ -28,8 +28,8 @@ class PruneQuantize(Transform):
         bits: 2 to 16.
         sparsity: at least 0, less than 1; exactly ``floor(sparsity · weights)`` are pruned, of equal ones the first.
         compensated: whether the weights that are kept make up for what is lost, on the layer's calibration inputs.
-            Where a layer's rows have no common input (an Embedding, a grouped or transposed convolution) it resolves
-            to rounding to nearest.
+            Where a layer's rows have no common input (an Embedding, a grouped or transposed convolution, a subclass of
+            a layer) it resolves to rounding to nearest.
 
     Raises:
         OptionsError: a value outside its range.
@@ -66,7 +66,8 @@ class PruneQuantize(Transform):
             raise OptionsError(f"sparsity must be a number from 0 to below 1, found {self.sparsity!r}")
         object.__setattr__(self, "bits", bits)
         object.__setattr__(self, "sparsity", sparsity)
-        object.__setattr__(self, "compensated", bool(self.compensated))
+        if not isinstance(self.compensated, bool):
+            raise OptionsError(f"compensated must be True or False, found {self.compensated!r}")
 
     @property
     def label(self) -> str:
@@ -78,6 +79,11 @@ class PruneQuantize(Transform):
     def nearest(self) -> "PruneQuantize":
         """The same, rounded to nearest."""
         return replace(self, compensated=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """As of any offer; rounded to nearest, without the word, as before there was one."""
+        value = super().to_json()
+        return value if self.compensated else {name: own for name, own in value.items() if name != "compensated"}
 
     def needs_moments(self, target: Target) -> bool:
         """When compensated, where the rows have one input."""
@@ -150,14 +156,18 @@ class PruneQuantize(Transform):
         from qcompress.transforms import compensate  # here: numba is slow to import
 
         if weight.moments is None or weight.moments.ndim != 2:
-            raise OptionsError(weight.without_moments(self.label))
+            raise OptionsError(moments_missing(self.label))
         moments = weight.moments
-        curvature = weight.once_of_inputs("curvature", lambda: compensate.damped(moments))
-        if not float(curvature.diagonal().mean()):  # it never sees anything: nothing is lost either way
+        curvature = weight.once_of_inputs("curvature", lambda: compensate.shrunk(moments, weight.num_inputs))
+        if not bool(curvature.any()):  # it never sees anything: nothing is lost either way
             return codes, scales
         ordered = weight.once_of_inputs("ordered", lambda: compensate.in_order(curvature))
         kept = torch.ones_like(rows, dtype=torch.bool) if kept is None else kept
-        return compensate.compensated(rows, codes, scales, kept, self.bits, curvature, ordered)
+        peaks = _nonzero(rows.abs().amax(dim=1))
+        codes, scales = compensate.compensated(
+            rows / peaks[:, None], codes, scales / peaks, kept, self.bits, curvature, ordered
+        )
+        return codes, scales * peaks
 
     def _num_kept(self, num_weights: int) -> int:
         return num_weights - math.floor(self.sparsity * num_weights)
