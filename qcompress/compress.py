@@ -84,7 +84,8 @@ def compress(
         data: re-iterable calibration batches (see `measure`).
         budget: resource → fraction of the original (up to 1) or amount (above 1), as ``{"bytes": 0.15}``. With one for
             ``latency_s`` every option is timed on the first batch (see `time_options`).
-        options: what is on offer; the default is ``prune_quantize(compensated=True)``.
+        options: what is on offer; the default is ``prune_quantize(compensated=True)``, of which the measurement holds a
+            matrix of the square of each layer's inputs.
         solver: a name, a ``solvers.Solver``, or a dimod sampler.
         time_limit: seconds for the solver.
         seed: of measuring, solving and shuffled data.
