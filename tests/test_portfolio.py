@@ -163,13 +163,16 @@ def test_a_deaf_lane_is_ended_in_time_with_what_it_started(tmp_path):
     assert gone(map(int, note.read_text().split()))
 
 
+# A shell without job control has what it starts in the background ignore SIGINT: the script listens again.
 SCRIPT = """
+import signal
 import sys
 from formulations.instances import layered_problem
 from solvers import solve
 from solvers.portfolio import Portfolio
 from tests.test_portfolio import Stubborn
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     print(solve(layered_problem(20), Portfolio(solvers=(Stubborn(sys.argv[1]),)), seed=0).stop_reason, flush=True)
 """
 
