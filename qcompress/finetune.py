@@ -34,6 +34,7 @@ from qcompress.errors import OptionsError
 from qcompress.losses import CallableLoss, LossFunction, as_loss
 from qcompress.measurement import Measurement
 from qcompress.measuring.run import SAVE_EVERY_S, batch_fingerprint
+from qcompress.optimiser import WideAdam
 from qcompress.trained import Trained
 
 LEARNING_RATE = 3e-4
@@ -87,8 +88,8 @@ def finetune(
     Args:
         model: what `apply`, `compress` or `load_compressed` gave; left as it is.
         data: re-iterable of batches, gone through again and again.
-        steps: of the optimiser (Adam; the learning rate rises over the first fifth, then falls to zero along a cosine),
-            one batch each.
+        steps: of the optimiser (Adam, on float32 copies of parameters in half precision; the learning rate rises over
+            the first fifth, then falls to zero along a cosine), one batch each.
         teacher: the original, whose outputs are to be met ("distillation"); needs no labels.
         loss: ``"kl"`` or ``"mse"`` to the teacher's outputs, or a callable ``(output, batch) -> (samples,)``, which
             needs no teacher.
@@ -154,7 +155,7 @@ def finetune(
             added = 0.0 if penalty is None else float(penalty(student))
         return float(torch.cat(found).double().mean()) + added
 
-    optimiser = torch.optim.Adam([own for own in student.parameters() if own.requires_grad], lr=learning_rate)
+    optimiser = WideAdam((own for own in student.parameters() if own.requires_grad), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(_rate, steps=steps))
     file = None
     if cache is not None:

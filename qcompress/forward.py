@@ -67,7 +67,7 @@ def first_batch(data: Iterable[Any]) -> Any:
 
 
 def run(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor:
-    """The model's output tensor ``(samples, …)`` for one batch.
+    """The model's output ``(samples, …)`` for one batch, of whatever dtype the model computes in, in float32 or wider.
 
     Raises:
         ModelError: the output is no tensor with a sample dimension, or holds numbers that are not finite.
@@ -82,7 +82,7 @@ def run(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor:
         )
     if not bool(torch.isfinite(output.detach()).all()):
         raise ModelError("the model's output holds NaN or infinity; check the weights and the calibration data")
-    return output
+    return output.to(torch.promote_types(output.dtype, torch.float32))
 
 
 def default_forward(model: nn.Module, batch: Any) -> Tensor:

@@ -59,9 +59,10 @@ OPTIONS = {
 }
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_the_loss_falls_and_the_compression_stays(name, data, tmp_path):
-    original = network()
+def test_the_loss_falls_and_the_compression_stays(name, dtype, data, tmp_path):
+    original, data = network().to(dtype), [batch.to(dtype) for batch in data]
     small = compressed(original, data, OPTIONS[name])
     before = copy.deepcopy(small.state_dict())
     tuned = finetune(small, data, 30, teacher=original, learning_rate=1e-3)
@@ -71,7 +72,7 @@ def test_the_loss_falls_and_the_compression_stays(name, data, tmp_path):
     assert [own.transform for own in record_of(tuned).parts] == [own.transform for own in record_of(small).parts]
     saved = qcompress.save_compressed(tuned, tmp_path / "tuned.safetensors")
     assert saved.payload_bytes == qcompress.save_compressed(small, tmp_path / "small.safetensors").payload_bytes
-    loaded = qcompress.load_compressed(saved.path, network)
+    loaded = qcompress.load_compressed(saved.path, lambda: network().to(dtype))
     assert all(torch.equal(value, tuned.state_dict()[key]) for key, value in loaded.state_dict().items())
 
 
@@ -129,12 +130,16 @@ def test_an_interrupt_keeps_the_best(data):
     assert kl(original, tuned, data) <= kl(original, small, data)
 
 
-@pytest.mark.parametrize("name", ["quantized", "composed"])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("quantized", torch.float32), ("composed", torch.float32), ("pruned", torch.bfloat16)]
+)
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize(("cut_at", "goes_on_at"), [(0, 0), (9, 8)])
-def test_a_training_that_was_cut_goes_on_to_the_last_bit(name, error, cut_at, goes_on_at, data, tmp_path, monkeypatch):
+def test_a_training_that_was_cut_goes_on_to_the_last_bit(
+    name, dtype, error, cut_at, goes_on_at, data, tmp_path, monkeypatch
+):
     monkeypatch.setattr(sys.modules["qcompress.finetune"], "SAVE_EVERY_S", -1)
-    original = network()
+    original, data = network().to(dtype), [batch.to(dtype) for batch in data]
     small = compressed(original, data, OPTIONS[name])
 
     def cut(progress):

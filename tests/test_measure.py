@@ -1,5 +1,6 @@
 """Measuring: the effects are the true ones, the model is left alone, and a cut run goes on."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,30 @@ def test_embeddings_agree_for_whole_tables_and_blocks_of_the_vocabulary() -> Non
         )
         np.testing.assert_allclose(fisher.cost, direct.cost, rtol=1e-4, atol=1e-9)
         np.testing.assert_allclose(gram(fisher), gram(direct), rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("granularity", ["layer", 2])
+@pytest.mark.parametrize("method", ["fisher", "direct"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["linear", "conv2d", "transposed 1d", "embedding"])
+def test_half_precision_is_measured_as_float32_up_to_its_rounding(
+    kind: str, dtype: torch.dtype, method: str, granularity: str | int
+) -> None:
+    torch.manual_seed(0)
+    layer, shape = LAYERS.get(kind, (nn.Embedding(9, 4), None))
+    data = [inputs(*shape).to(dtype) if shape else torch.arange(18).reshape(6, 3) % 9]
+    half = one_layer(copy.deepcopy(layer)).to(dtype)
+    wide = copy.deepcopy(half).float()
+    options = prune_quantize(bits=(2, 3), sparsity=(0,))
+    found, expected = (
+        measure(model, own, options, method=method, loss="kl", granularity=granularity)
+        for model, own in ((half, data), (wide, [batch.float() if shape else batch for batch in data]))
+    )
+    assert half[0].weight.dtype == dtype
+    precision = 2.0**-8 if dtype == torch.bfloat16 else 2.0**-11  # of an output; changes are a tenth of one
+    np.testing.assert_allclose(found.cost, expected.cost, rtol=10 * precision, atol=precision**2)
+    size = gram(expected).max()
+    np.testing.assert_allclose(gram(found), gram(expected), rtol=0, atol=10 * precision * size)
 
 
 def test_the_prediction_for_blocks_of_one_linear_layer_is_the_true_loss_of_any_choice() -> None:

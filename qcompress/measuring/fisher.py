@@ -156,10 +156,11 @@ def _add_layer_effects(
 ) -> None:
     """Add one call's share to ``effects``; ``gradients`` are those of the call's output, one a probe."""
     sample_dim = _sample_dim(gradients[0], num_samples)
+    gradients = [_wide(gradient) for gradient in gradients]
     changing = candidates.changing(layer)
     for start in range(0, len(changing), CHUNK):
         options = changing[start : start + CHUNK]
-        responses = [_response(call, candidates.layer_change(layer, option)) for option in options]
+        responses = [_wide(_response(call, candidates.layer_change(layer, option))) for option in options]
         if len(layer.parts) == 1:
             shares = _whole(gradients, responses, sample_dim, num_samples)[:, None]
         else:
@@ -170,6 +171,11 @@ def _add_layer_effects(
             for part, own in zip(layer.parts, share, strict=True):
                 if option < len(candidates.transforms[part]):
                     effects[candidates.offsets[part] + option] += own
+
+
+def _wide(values: Tensor) -> Tensor:
+    """For sums of many products: in half precision these would be lost below its least number."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _whole(gradients: list[Tensor], responses: list[Tensor], sample_dim: int, num_samples: int) -> Tensor:
