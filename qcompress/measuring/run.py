@@ -64,7 +64,8 @@ def measure(
             layer. They are fitted to this data: give more inputs (tokens, positions) than a layer has weights per
             channel.
         method: ``"fisher"``: linearised, a few backward passes for all options. ``"direct"``: every option's true
-            loss increase, one partial forward pass per option and batch.
+            loss increase, one partial forward pass per option and batch; in half precision a small one is lost in the
+            rounding of the outputs.
         loss: ``"kl"`` to the original's softmax (nats per sample), ``"mse"`` of outputs, or a callable
             ``(output, batch) -> (samples,)``.
         forward: ``(model, batch) -> output tensor`` where the default does not fit.
