@@ -13,7 +13,7 @@ from qcompress.factored import fold_
 from qcompress.finetune import FinetuneProgress, finetune
 from qcompress.formulate import PAIR_STRENGTH, formulate
 from qcompress.measurement import Measurement
-from qcompress.measuring.latency import time_options
+from qcompress.measuring.latency import TimingProgress, time_options
 from qcompress.measuring.run import MeasureProgress, measure
 from qcompress.options import Options, low_rank, prune_quantize
 from qcompress.refine import Refined, RefineStep, refine
@@ -45,6 +45,7 @@ __all__ = [
     "Solver",
     "Suite",
     "Sweep",
+    "TimingProgress",
     "TrueLoss",
     "apply",
     "apply_",

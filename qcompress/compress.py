@@ -20,7 +20,7 @@ from qcompress.finetune import LEARNING_RATE, FinetuneProgress, finetune, requir
 from qcompress.formulate import formulate
 from qcompress.losses import LossFunction, as_loss
 from qcompress.measurement import Measurement
-from qcompress.measuring.latency import LATENCY, time_options
+from qcompress.measuring.latency import LATENCY, TimingProgress, time_options
 from qcompress.measuring.run import MeasureProgress, batch_fingerprint, measure
 from qcompress.options import Options, prune_quantize
 from qcompress.refine import Refined, RefineStep, refine, require_rounds
@@ -73,6 +73,7 @@ def compress(
     evaluate: Callable[[nn.Module], float] | None = None,
     folder: AnyPath | None = None,
     on_measure: Callable[[MeasureProgress], None] | None = None,
+    on_timing: Callable[[TimingProgress], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_round: Callable[[RefineStep], None] | None = None,
     on_finetune: Callable[[FinetuneProgress], None] | None = None,
@@ -103,6 +104,7 @@ def compress(
         evaluate: ``model -> float``, reported before and after.
         folder: where all values are written as they come; a run that was cut goes on from them.
         on_measure: called after every measured batch.
+        on_timing: called while options are timed.
         on_progress: called while solving, as in `solve`.
         on_round: called after every round of refining that brought something.
         on_finetune: called while fine-tuning, as in `finetune`.
@@ -167,7 +169,9 @@ def compress(
         ),
     )
     if LATENCY in budget and LATENCY not in measurement.resources:
-        measurement = time_options(model, measurement, forwards.first_batch(data), forward=forward)
+        measurement = time_options(
+            model, measurement, forwards.first_batch(data), forward=forward, on_progress=on_timing
+        )
         if place is not None:
             measurement.save(place / MEASUREMENT_FILE)
     lap("measure")

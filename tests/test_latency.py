@@ -17,6 +17,7 @@ from qcompress import apply as compressed
 from qcompress.errors import ModelError, OptionsError
 from qcompress.factored import Factored
 from qcompress.measuring import latency
+from qcompress.measuring.latency import TimingProgress
 from qcompress.vocabulary import vocabulary_blocks
 from tests.measurements import KINDS, Chain, measured, option_like, solution
 from tests.models import Reused
@@ -58,7 +59,11 @@ def work_of(model: nn.Module, batch: Tensor, work: Work) -> float:
 def test_any_choice_takes_what_the_compressed_model_takes(kind: str, work: Work) -> None:
     make, batch = KINDS[kind][0], KINDS[kind][1]()
     model = make().eval()
-    measurement = time_options(model, measured(model, batch, OPTIONS), batch, repeats=2)
+    told: list[TimingProgress] = []
+    measurement = time_options(model, measured(model, batch, OPTIONS), batch, repeats=2, on_progress=told.append)
+    done = [progress.layers for progress in told]
+    assert (done[0], done) == (0, sorted(set(done)))
+    assert done[-1] == told[-1].total_layers == len(measurement.parts)
     assert measurement.original["latency_s"] == work_of(model, batch, work)
     problem = formulate(measurement, {"latency_s": 1.0})
     choices = np.random.default_rng(0)

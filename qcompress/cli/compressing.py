@@ -159,6 +159,7 @@ def compress(
                 evaluate=None if evaluate is None else arguments.function(evaluate, "--evaluate"),
                 folder=folder,
                 on_measure=watch.measured,
+                on_timing=watch.timed,
                 on_progress=watch.solved,
                 on_round=watch.refined,
                 on_finetune=watch.finetuned,

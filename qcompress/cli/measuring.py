@@ -70,9 +70,10 @@ def measure(
             cache=output.with_name(f"{output.name}.part"),
             on_progress=watch.measured,
         )
-    if latency:
-        say("timing every option on the first batch")
-        measurement = qcompress.time_options(network, measurement, first_batch(batches), forward=run)
+        if latency:
+            measurement = qcompress.time_options(
+                network, measurement, first_batch(batches), forward=run, on_progress=watch.timed
+            )
     measurement.save(output)
     say(f"written: {output}")
     summary = {

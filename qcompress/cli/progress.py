@@ -10,7 +10,7 @@ from qcompress.cli.console import err, number, percent
 from solvers import Progress as SolverProgress
 
 if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
-    from qcompress import FinetuneProgress, MeasureProgress, RefineStep
+    from qcompress import FinetuneProgress, MeasureProgress, RefineStep, TimingProgress
 
 
 class Watch:
@@ -25,6 +25,11 @@ class Watch:
         total = "" if progress.total_batches is None else f" of {progress.total_batches}"
         state = f"{progress.batches}{total} batches, {progress.num_samples} samples"
         self._show("measuring", state, progress.batches, progress.total_batches)
+
+    def timed(self, progress: "TimingProgress") -> None:
+        """Show layers."""
+        state = f"{progress.layers} of {progress.total_layers} layers"
+        self._show("timing every option", state, progress.layers, progress.total_layers)
 
     def solved(self, progress: SolverProgress) -> None:
         """Show incumbent, bound and gap."""

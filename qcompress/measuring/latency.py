@@ -39,6 +39,14 @@ MICROSECOND = 1e-6
 OUTSIDE = -1  # in place of a layer's number: in none
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimingProgress:
+    """How many of the layers have their options timed."""
+
+    layers: int
+    total_layers: int
+
+
 def time_options(
     model: nn.Module,
     measurement: Measurement,
@@ -46,6 +54,7 @@ def time_options(
     *,
     forward: forwards.Forward | None = None,
     repeats: int = REPEATS,
+    on_progress: Callable[[TimingProgress], None] | None = None,
 ) -> Measurement:
     """The same measurement with one more resource, ``latency_s``: seconds for a forward pass of ``batch``.
 
@@ -62,6 +71,7 @@ def time_options(
         batch: one batch, as `measure` takes them.
         forward: ``(model, batch) -> output tensor`` where the default does not fit.
         repeats: how many runs each time is the median of.
+        on_progress: called when the layers as they are have been timed, and after every layer and those like it.
 
     Raises:
         ModelError: another model than measured, or one that calls its layers in another order from run to run.
@@ -90,8 +100,13 @@ def time_options(
         def run() -> None:
             (forward or forwards.default_forward)(model, batch)
 
+        def tell(done: int) -> None:
+            if on_progress is not None:
+                on_progress(TimingProgress(layers=done, total_layers=len(paths)))
+
         calls = stopwatch.calls(run)
         seconds, rest = stopwatch.times(run, repeats)
+        tell(done := 0)
         alike: dict[Hashable, list[int]] = {}
         for layer, module in enumerate(own):
             alike.setdefault(_likeness(module, calls[layer]), []).append(layer)
@@ -108,6 +123,7 @@ def time_options(
             found = _ratios(own[group[0]], list(wanted), calls[group[0]], repeats)
             for layer in group:
                 ratios[layer] = found
+            tell(done := done + len(group))
     use = []
     for part, options in zip(measurement.parts, shapes, strict=True):
         layer = number[part.modules]
