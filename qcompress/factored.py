@@ -67,6 +67,14 @@ class Basis(nn.Module):
         return f"rank={self.weight.shape[0]}, features={self.weight.shape[1]}"
 
 
+class DenseWeight(Tensor):
+    """The weight of a layer that has no such parameter.
+
+    A type of its own, because PyTorch's fused kernels (as of `nn.TransformerEncoderLayer`) take a layer's weight past
+    the layer, and leave alone one that is not a plain tensor.
+    """
+
+
 class Foldable(nn.Module):
     """Stands in the place of one dense layer and can become one again."""
 
@@ -74,9 +82,20 @@ class Foldable(nn.Module):
         """The dense layer."""
         raise NotImplementedError
 
+    @property
+    def weight(self) -> Tensor:
+        """That of the dense layer, made anew every time: for code that looks at a layer's weight; without gradient."""
+        whole: Tensor = self.to_dense().weight.detach()  # type: ignore[operator]
+        return whole.as_subclass(DenseWeight)
+
 
 class Factored(nn.Sequential, Foldable):
     """Smaller layers in the place of one; the last one has its bias."""
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Of the last layer."""
+        return getattr(self[-1], "bias", None)
 
     @property
     def factors(self) -> Factors:

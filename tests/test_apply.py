@@ -228,3 +228,29 @@ def test_a_model_without_batch_norm_is_left_alone() -> None:
     before = copy.deepcopy(model)
     reestimate_(model, [torch.randn(2, 3)])
     assert same_state(model, before)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_an_encoder_layer_with_a_fused_kernel_runs_on_the_factors(grad: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    model, batch = nn.Sequential(encoder, nn.Flatten(), nn.Linear(96, 4)).eval(), torch.randn(8, 6, 16)
+    measurement = measured(model, batch, low_rank(ratios=(0.3,), kinds=("channels",)))
+    small = apply(model, measurement, solution([len(options) - 1 for options in measurement.transforms]))
+    layer = small[0].linear1
+    assert type(layer) is FactoredLinear
+    called = []
+
+    def forward(x: torch.Tensor) -> torch.Tensor:  # no hook: hooks forbid the fused kernel
+        called.append(x)
+        return nn.functional.linear(x, layer.reduce.weight)
+
+    monkeypatch.setattr(layer.reduce, "forward", forward)
+    with torch.set_grad_enabled(grad):
+        output = small(batch)
+    assert len(called) == 1
+    monkeypatch.undo()
+    dense = fold_(copy.deepcopy(small))
+    assert torch.equal(layer.weight, dense[0].linear1.weight)
+    assert torch.equal(layer.bias, dense[0].linear1.bias)
+    torch.testing.assert_close(output, dense(batch))  # float32, added up in another order
