@@ -185,6 +185,24 @@ def test_layers_without_a_common_input_are_rounded_to_nearest_and_say_so() -> No
     assert list(measurement.moments) == ["stem", "wide", "fc"]
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_moments_of_samples_of_several_lengths_are_of_what_is_not_padding() -> None:
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1).eval()
+    lengths = torch.tensor([5, 2, 3])
+    padding = torch.arange(5) >= lengths[:, None]
+    data = [{"src": torch.randn(3, 5, 8), "src_key_padding_mask": padding}]
+    offered = prune_quantize(bits=(4,), sparsity=(0,), compensated=True)
+    measurement = measure(encoder, data, offered, loss="mse", method="direct")
+    assert measurement.num_inputs["layers.0.linear1"] == lengths.sum()
+    layer = encoder.layers[0]
+    alone = torch.cat([data[0]["src"][i, :length] for i, length in enumerate(lengths)])
+    with torch.no_grad():
+        attended = [layer.self_attn(one, one, one)[0] for one in alone.split(lengths.tolist())]
+        seen = layer.norm1(alone + torch.cat(attended))
+    # float32 activations, added up in another order
+    np.testing.assert_allclose(measurement.moments["layers.0.linear1"], seen.T @ seen / len(seen), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("conv", "shape"),
     [

@@ -98,6 +98,8 @@ def input_rows(module: nn.Module, given: Tensor) -> Iterable[Tensor]:
     """
     wide = given.to(torch.promote_types(given.dtype, torch.float32))
     if not isinstance(module, layers.CONVOLUTIONS):
+        if wide.is_nested:  # samples of several lengths, as PyTorch's encoder has them with a padding mask
+            wide = torch.cat(wide.unbind())
         yield from torch.split(wide.flatten(0, -2), max(1, CHUNK // wide.shape[-1]))
         return
     kernel = module.kernel_size
