@@ -1,5 +1,7 @@
 """Small networks with everything that trips up tools that look at layers one by one."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -63,7 +65,7 @@ class Functional(nn.Module):
         return nn.functional.linear(self.mix(self.embed(ids)), self.embed.weight)
 
 
-def seeded(factory: type[nn.Module], seed: int = 0) -> nn.Module:
+def seeded(factory: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     """A network with the same random weights every time, in evaluation mode."""
     torch.manual_seed(seed)
     return factory().eval()
