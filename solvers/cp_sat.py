@@ -222,7 +222,8 @@ class _Program:
                 status = solver.solve(self.model, Choices())
                 if status == cp_model.MODEL_INVALID:
                     raise SolverError(f"CP-SAT does not take the model: {self.model.validate()}")
-                news.put(("bound", solver.best_objective_bound))
+                if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):  # in others the bound may be 0 and mean nothing
+                    news.put(("bound", solver.best_objective_bound))
                 news.put(("status", status.name))
             except BaseException as error:  # handed to the caller's thread
                 news.put(("error", error))

@@ -6,7 +6,8 @@ A MIP solver compares with absolute tolerances (about 1e-6), so it is never give
   is divided by U - L: what is still to be found out is of size 1, however small the scores are.
 * A choice the solver returns is judged like any other. One that bends a budget is cut off (a cover inequality: not
   every group may use as much as it does there), and the program is solved again.
-* The solver's ``status`` is not asked; its proven bound is, and for HiGHS the model status it stopped with.
+* PuLP's ``status`` is not asked but how the solver itself says that it stopped; its bound counts only where it
+  stopped in a way that proves one.
 """
 
 import re
@@ -143,9 +144,10 @@ def _highs(program: IntegerProgram, search: Search, *, warm: bool) -> _Found:
     if has_choice:
         solver.findSolutionValues(model)
     bound = float(info.mip_dual_bound)
+    proves = info.valid and status in (kinds.kOptimal, kinds.kTimeLimit, kinds.kInterrupt) and np.isfinite(bound)
     return _Found(
         choice=program.decode() if has_choice else None,
-        bound=bound if np.isfinite(bound) else None,
+        bound=bound if proves else None,
         complete=status == kinds.kOptimal,
         interrupted=status == kinds.kInterrupt,
     )
@@ -188,8 +190,9 @@ def _cbc(program: IntegerProgram, search: Search, *, warm: bool) -> _Found:
     if model.status == pulp.LpStatusInfeasible:
         return _Found(choice=None, bound=None, complete=True)
     complete = model.sol_status == pulp.LpSolutionOptimal and "Result - Optimal solution found" in text
+    proves = re.search(r"^Result - (Optimal|Stopped)", text, re.MULTILINE)
     lower = re.search(r"^Lower bound:\s+(\S+)", text, re.MULTILINE)
-    bound = float(lower.group(1)) - CBC_DIGIT if lower else None
+    bound = float(lower.group(1)) - CBC_DIGIT if proves and lower else None
     has_choice = model.sol_status in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible)
     return _Found(choice=program.decode() if has_choice else None, bound=bound, complete=complete)
 

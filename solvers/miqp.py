@@ -39,6 +39,12 @@ CONVEXIFY_SHARE = 0.1
 FULL_RANK = 1 / 3
 """From this many columns per option a factor is replaced by the one whose relaxation is tightest."""
 
+COMPLETE = ("optimal", "infeasible", "inforunbd")
+"""How SCIP stops when it has looked at everything (no variable is unbounded below)."""
+
+PROVING = (*COMPLETE, "timelimit", "userinterrupt")
+"""How SCIP stops where its bound is proven."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Miqp(Exact):
@@ -97,16 +103,15 @@ class Miqp(Exact):
             found = program.decode() if model.getNSols() else None
             if found is not None:
                 search.offer(part.lift(found))
-            lower = model.getDualbound()
-            if abs(lower) < model.infinity():
+            status, lower = model.getStatus(), model.getDualbound()
+            if status in PROVING and abs(lower) < model.infinity():
                 lower = bound.value + size * (min(lower, 1.0) - TOLERANCE * len(bound.direction))
                 search.raise_bound(lower if search.objective is None else min(lower, search.objective))
-            status = model.getStatus()
             if status == "userinterrupt":
                 raise KeyboardInterrupt
             broken = {} if found is None else stated.evaluate(found).violations
             if found is None or not broken:
-                if status in ("optimal", "infeasible", "inforunbd"):  # inforunbd: no variable is unbounded below
+                if status in COMPLETE:
                     search.close()
                 break
             program.cut_off(stated, found, next(iter(broken)))
