@@ -1,7 +1,25 @@
-"""One thread per test process: pytest-xdist already uses every core, and two pools on one core wait for each other."""
+"""One thread per test process, and the same random numbers in every run of a test."""
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist already uses every core; two pools on one core wait
+
+import random
+
+import numpy as np
+import pytest
+import torch
 
 from tests.leap_fixtures import leap, one_connection  # noqa: F401  (fixtures of several modules)
+
+
+@pytest.fixture(autouse=True)
+def seeded_generators() -> None:
+    """Start every test at the same state of the global generators, whatever ran before it.
+
+    Fixtures of a wider scope and what a module holds come before this one: the former seed themselves, the latter
+    is not random (`tests.test_architecture`).
+    """
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    torch.manual_seed(0)

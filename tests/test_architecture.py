@@ -1,8 +1,10 @@
 """The layers hold, and importing the package brings in nothing that only some users need."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from importlinter.cli import lint_imports
@@ -51,3 +53,37 @@ def test_the_help_of_the_command_line_imports_no_back_end():
     assert not {
         name for name in ("dimod", "highspy", "matplotlib", "numba", "pulp", "pymoo", "sklearn") if name in names
     }
+
+
+DRAWING_IMPORTS = """
+import importlib, json, sys
+import numpy, torch
+
+def state():
+    return torch.get_rng_state().tolist(), str(numpy.random.get_state())
+
+def draws(name):
+    before = state()
+    importlib.import_module(name)
+    return state() != before
+
+print(json.dumps([name for name in sys.argv[1:] if draws(name)]))
+"""
+
+
+def test_importing_tests_draws_no_random_numbers():
+    """Weights and inputs that a module or a list of parameters holds would be others in every run."""
+    root = Path(__file__).parents[1]
+    files = sorted(path.relative_to(root) for path in (root / "tests").rglob("*.py"))
+    names = [".".join(path.with_suffix("").parts) for path in files]
+    command = [sys.executable, "-c", DRAWING_IMPORTS, *names]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
+    assert json.loads(run.stdout) == []
+
+
+def test_tests_seed_the_generators_that_they_make():
+    unseeded = re.compile(r"\b(default_rng|RandomState|Random)\(\s*\)|\.seed\(\s*\)")
+    root = Path(__file__).parents[1]
+    found = [str(path) for place in ("tests", "benchmarks") for path in (root / place).rglob("*.py")
+             if unseeded.search(path.read_text(encoding="utf-8"))]  # fmt: skip
+    assert not found

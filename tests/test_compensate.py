@@ -1,6 +1,6 @@
 """Codes that make up for each other: never worse than to nearest, in the same bytes, from measuring to the file."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -24,7 +24,7 @@ from qcompress.transforms.low_rank import LowRank
 from qcompress.transforms.packing import unpack
 from qcompress.transforms.quantize import PruneQuantize
 from tests.measurements import KINDS, Chain, Mixed, solution
-from tests.models import Reused, TiedLanguageModel
+from tests.models import Reused, TiedLanguageModel, seeded
 
 OPTIONS = prune_quantize(bits=(2, 4), sparsity=(0, 0.5), compensated=True)
 
@@ -204,16 +204,16 @@ def test_moments_of_samples_of_several_lengths_are_of_what_is_not_padding() -> N
 
 
 @pytest.mark.parametrize(
-    ("conv", "shape"),
+    ("make", "shape"),
     [
-        (nn.Conv1d(4, 6, 3, stride=2, padding=2, dilation=2), (5, 4, 11)),
-        (nn.Conv2d(4, 6, (3, 2), stride=(1, 2), padding=(2, 1), padding_mode="circular"), (5, 4, 7, 8)),
-        (nn.Conv3d(2, 6, (1, 3, 5), padding="same"), (3, 2, 4, 5, 6)),
-        (nn.Conv1d(4, 6, 3), (4, 9)),  # one sample without its dimension
+        (lambda: nn.Conv1d(4, 6, 3, stride=2, padding=2, dilation=2), (5, 4, 11)),
+        (lambda: nn.Conv2d(4, 6, (3, 2), stride=(1, 2), padding=(2, 1), padding_mode="circular"), (5, 4, 7, 8)),
+        (lambda: nn.Conv3d(2, 6, (1, 3, 5), padding="same"), (3, 2, 4, 5, 6)),
+        (lambda: nn.Conv1d(4, 6, 3), (4, 9)),  # one sample without its dimension
     ],
 )
-def test_input_rows_are_what_a_convolution_multiplies(conv: nn.Module, shape: tuple[int, ...]) -> None:
-    given = torch.randn(*shape)
+def test_input_rows_are_what_a_convolution_multiplies(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    conv, given = seeded(make), torch.randn(*shape)
     weight, bias = conv.get_parameter("weight"), conv.get_parameter("bias")
     (rows,) = input_rows(conv, given)
     expected = conv(given)
