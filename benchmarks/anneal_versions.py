@@ -28,10 +28,10 @@ import numpy as np
 from benchmarks.clock import processor_time
 from benchmarks.tables import markdown, write_results
 from formulations import Problem
-from formulations.instances import layered_problem
+from formulations.generators.random_instances import layered_problem
 from solvers import Solver, solve
-from solvers.anneal import Anneal
 from solvers.base import Search
+from solvers.heuristic.anneal import Anneal
 
 
 def three_budgets(num_groups: int) -> Problem:

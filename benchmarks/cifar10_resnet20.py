@@ -21,7 +21,7 @@ import qcompress
 from benchmarks import cifar
 from benchmarks.tables import markdown, write_results
 from formulations import PairTerms, Problem
-from qcompress.formulate import PAIR_STRENGTH
+from qcompress.formulation import PAIR_STRENGTH
 from solvers import judge, solve
 
 AVERAGE_BITS = (4.0, 3.5, 3.0, 2.5)

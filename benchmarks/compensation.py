@@ -20,8 +20,8 @@ import torch
 import qcompress
 from benchmarks import cifar
 from benchmarks.tables import markdown, write_results
-from qcompress.transforms import compensate
-from qcompress.transforms.quantize import PruneQuantize
+from qcompress.transforms.quantize import compensation as compensate
+from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 
 STORED = ((8, 0.0), (4, 0.0), (3, 0.0), (2, 0.0), (4, 0.5), (3, 0.5), (4, 0.75))
 WAYS = ("to nearest", "in order", "compensated")

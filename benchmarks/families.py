@@ -24,8 +24,8 @@ from formulations import Problem
 from qcompress import Measurement, Options, Refined
 from qcompress.options import Fitted
 from qcompress.transforms.base import Keep, Transform, Weight
-from qcompress.transforms.low_rank import LowRank
-from qcompress.transforms.quantize import PruneQuantize
+from qcompress.transforms.low_rank.factors import LowRank
+from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 from solvers import Solution, judge, solve
 
 Choice = NDArray[np.int64]

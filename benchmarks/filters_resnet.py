@@ -1,14 +1,14 @@
 """Filters of ResNet-20 and ResNet-56 pruned, bits removed, as one QUBO (arXiv 2505.16332): who finds the optimum?
 
 ``H = L_p + β·L_q − γ·R`` with γ bisected to a size; the proven optimum comes from the counts
-(`formulations.filter_counts`). Against it: simulated annealing on the paper's QUBO (dwave-samplers, read after
-read), and ``anneal`` and ``ga`` on the same function as a `Problem`, with several seeds each. Layers whose outputs
-are added share their prune variables. Then the accuracy of what was found, applied; of the hard budget's optimum
-(``dp``); and, at equal bytes, of this project's own formulation.
+(`formulations.generators.filters.counts`). Against it: simulated annealing on the paper's QUBO (dwave-samplers, read
+after read), and ``anneal`` and ``ga`` on the same function as a `Problem`, with several seeds each. Layers whose
+outputs are added share their prune variables. Then the accuracy of what was found, applied; of the hard budget's
+optimum (``dp``); and, at equal bytes, of this project's own formulation.
 
 Every run ends by its own count of reads, sweeps or generations, so that what is found does not depend on the
-machine's load; times are CPU seconds. The time to target (`solvers.targets`) is that of the better of two lengths of
-run.
+machine's load; times are CPU seconds. The time to target (`solvers.compare.time_to_target`) is that of the better of
+two lengths of run.
 
     python -m benchmarks.filters_resnet --data FOLDER [--depth 20] [--seeds 5]
 """
@@ -30,13 +30,13 @@ from dwave.samplers import SimulatedAnnealingSampler
 import qcompress
 from benchmarks import cifar
 from benchmarks.tables import markdown, write_results
-from formulations.filter_counts import best_choice, filter_counts, fit_size
-from formulations.filter_qubo import FilterBqm, FilterProblem, filter_bqm, filter_problem
-from formulations.filters import FilterChoice, FilterNetwork
+from formulations.generators.filters.counts import best_choice, filter_counts, fit_size
+from formulations.generators.filters.qubo import FilterBqm, FilterProblem, filter_bqm, filter_problem
+from formulations.generators.filters.tables import FilterChoice, FilterNetwork
 from qcompress.filters import FilterTables, apply_filters, read_filters
 from solvers import Solution, judge, solve
+from solvers.compare.time_to_target import target_near, time_to_target
 from solvers.solution import TracePoint
-from solvers.targets import target_near, time_to_target
 
 READS, SWEEPS = 10, 3000  # of simulated annealing on the QUBO
 RUNS: dict[str, tuple[dict[str, int], ...]] = {  # the longer run last

@@ -1,11 +1,12 @@
 """Random small problems through every exact back end, each answer judged against all choices put before `evaluate`.
 
-Problem ``n`` is ``formulations.instances.small_problem(n)``; every third one has its objective multiplied by a power of
-ten between 1e-12 and 1e9. Those below 0 are the degenerate problems of the conformance suite. Every installed back
-end that calls itself exact takes part, `milp` by HiGHS and by CBC, and so do `auto` and `lagrangian`, each without and
-with presolve. What must hold: where the back end is exact the status is OPTIMAL or INFEASIBLE, whichever is true; no
-bound lies above the optimum; no choice is over a budget; the objective is `evaluate`'s. Objectives and bounds are
-compared to 1e-9 of the costs' size. A run of more than a minute is cut and counted apart: it may know less.
+Problem ``n`` is ``formulations.generators.random_instances.small_problem(n)``; every third one has its objective
+multiplied by a power of ten between 1e-12 and 1e9. Those below 0 are the degenerate problems of the conformance suite.
+Every installed back end that calls itself exact takes part, `milp` by HiGHS and by CBC, and so do `auto` and
+`lagrangian`, each without and with presolve. What must hold: where the back end is exact the status is OPTIMAL or
+INFEASIBLE, whichever is true; no bound lies above the optimum; no choice is over a budget; the objective is
+`evaluate`'s. Objectives and bounds are compared to 1e-9 of the costs' size. A run of more than a minute is cut and
+counted apart: it may know less.
 
     python -m benchmarks.fuzz [--first N] [--problems N] [--jobs N] [--only NAME] [--every NAME=N] [--out FOLDER]
 
@@ -28,7 +29,7 @@ from rich.progress import Progress
 
 from benchmarks.tables import markdown, write_results
 from formulations import InfeasibleBudgetError, Problem
-from formulations.instances import small_problem
+from formulations.generators.random_instances import small_problem
 from solvers import Solver, Status, StopReason, available, solve
 from solvers.registry import configured
 from solvers.run import as_solver

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import markdown, write_results
-from formulations.instances import layered_problem
+from formulations.generators.random_instances import layered_problem
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "leap-cqm": {"minimum_time_limit_s": 5.0},  # the weights are those of `CqmForm`

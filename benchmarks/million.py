@@ -1,8 +1,8 @@
 """A million channels, each kept or pruned, with pair terms of rank 64: formulated, solved and bounded, by phase.
 
-The instance is ``formulations.instances.channel_problem``: a group a channel, two options a group, one budget in
-bytes. Compiled code is loaded before the clock starts. Time by phase (wall and processor), the peak of the whole
-process's memory, objective, bound and gap.
+The instance is ``formulations.generators.random_instances.channel_problem``: a group a channel, two options a group,
+one budget in bytes. Compiled code is loaded before the clock starts. Time by phase (wall and processor), the peak of
+the whole process's memory, objective, bound and gap.
 
     python -m benchmarks.million [--channels N] [--rank R] [--solver NAME] [--time-limit S] [--processor-time]
         [--out FOLDER]
@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.clock import processor_time
 from benchmarks.tables import markdown, write_results
-from formulations.instances import channel_problem
+from formulations.generators.random_instances import channel_problem
 from solvers import solve
 
 COLUMNS = {"phase": "phase", "wall_s": "time [s]", "cpu_s": "processor [s]", "peak_gb": "peak memory [GB]"}

@@ -17,7 +17,7 @@ from benchmarks.cifar10_resnet20 import BITS, at_full_strength, bits_budget
 from benchmarks.tables import markdown, write_results
 from solvers import solve
 from solvers.base import relative_gap
-from solvers.bounds import dual_bound
+from solvers.bounds.duality import dual_bound
 
 AVERAGE_BITS = (2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
 

@@ -1,9 +1,9 @@
 """What presolve takes out of a problem and how long that takes, and a run of a solver without and with it.
 
-The instances are ``formulations.instances.layered_problem`` (G layers × 6 bit-widths, one budget in bytes), the same
-with every bit-width at three shares of pruned weights whose extra cost is drawn at random (18 options, of which some
-are no good), clusters of layers with sparse pair terms only among themselves and a budget each, and channels that are
-kept or pruned (linear, without the factor). Times are processor seconds, the least of three runs.
+The instances are ``formulations.generators.random_instances.layered_problem`` (G layers × 6 bit-widths, one budget in
+bytes), the same with every bit-width at three shares of pruned weights whose extra cost is drawn at random (18
+options, of which some are no good), clusters of layers with sparse pair terms only among themselves and a budget each,
+and channels that are kept or pruned (linear, without the factor). Times are processor seconds, the least of three runs.
 
     python -m benchmarks.presolve [--out FOLDER]
 """
@@ -19,8 +19,8 @@ import scipy.sparse
 
 from benchmarks.tables import markdown, write_results
 from formulations import PairTerms, Problem
-from formulations.instances import channel_problem, layered_problem
-from formulations.reduce import reduce_problem
+from formulations.generators.random_instances import channel_problem, layered_problem
+from formulations.reductions.presolve import reduce_problem
 from solvers import solve
 
 RUNS = 3

@@ -19,9 +19,9 @@ from typing import Any
 
 from benchmarks.tables import markdown, write_results
 from formulations import Problem, to_bqm
-from formulations.bqm import ENCODINGS
-from formulations.coefficients import coefficient_report
-from formulations.instances import layered_problem
+from formulations.forms.bqm import ENCODINGS
+from formulations.forms.precision import coefficient_report
+from formulations.generators.random_instances import layered_problem
 from solvers import Status, available, solve
 
 SAMPLERS = ("sa", "sqa", "tabu", "steepest-descent", "bifurcation", "openjij")

@@ -25,9 +25,9 @@ from benchmarks import cifar
 from benchmarks.clock import time_ratios
 from benchmarks.tables import Rows, markdown, write_results
 from formulations import Problem
-from formulations.vbmf import vbmf_rank
+from formulations.generators.vbmf import vbmf_rank
 from solvers import beam_search, judge, solve
-from solvers.selectors import penalty, threshold, uniform
+from solvers.baselines import penalty, threshold, uniform
 
 RATIOS = tuple(np.round(np.linspace(0.08, 0.92, 25), 3).tolist())
 SELECTIONS = ("pairs", "additive", "beam", "uniform", "energy", "LC", "ALDS")

@@ -1,8 +1,8 @@
 """Proofs and certified gaps by size and structure, with HiGHS and CBC on the same instances where they can run.
 
-The instances are ``formulations.instances.layered_problem``: G layers × 6 bit-widths, one budget in bytes; linear,
-with a factor of rank 8, or with sparse pair terms (six partners a layer). The gap is to the proven bound. The first
-call of each solver, which loads compiled code, is not counted.
+The instances are ``formulations.generators.random_instances.layered_problem``: G layers × 6 bit-widths, one budget in
+bytes; linear, with a factor of rank 8, or with sparse pair terms (six partners a layer). The gap is to the proven
+bound. The first call of each solver, which loads compiled code, is not counted.
 
     python -m benchmarks.solvers_exact [--out FOLDER] [--only linear|factor|sparse]
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import markdown, write_results
-from formulations.instances import layered_problem
+from formulations.generators.random_instances import layered_problem
 from solvers import solve
 
 CASES: dict[str, tuple[tuple[int, str, float, dict[str, Any]], ...]] = {

@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.tables import markdown, write_results
 from formulations import Problem
-from formulations.instances import layered_problem
+from formulations.generators.random_instances import layered_problem
 from solvers import SolverError, beam_search, pareto_front, solve
 
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from formulations.instances import layered_problem
+from formulations.generators.random_instances import layered_problem
 from solvers import Solution, solve
-from solvers.bounds import dual_bound
-from solvers.cooling import NO_BEST, cool
-from solvers.moves import to_arrays
+from solvers.bounds.duality import dual_bound
+from solvers.kernels.cooling import NO_BEST, cool
+from solvers.kernels.moves import to_arrays
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from torch import nn
 import qcompress
 from benchmarks import cifar
 from benchmarks.tables import markdown, write_results
-from qcompress.transforms.low_rank import LowRank
+from qcompress.transforms.low_rank.factors import LowRank
 from solvers import beam_search, judge
 
 RATIOS = tuple(np.round(np.linspace(0.1, 0.9, 17), 3).tolist())

@@ -1,10 +1,11 @@
 """How long each heuristic takes to come how close to the best, over 20 seeds: ``python -m benchmarks.time_to_target``.
 
-Problems in factor form (`formulations.instances.layered_problem`, rank 8, six options a group). The time is that
-after which the target is reached with 99 %, restarts with other seeds included, with its 95 % interval (see
-`solvers.targets`); the target is within a share of the best objective that any run found. The second table is the
-performance profile for 0.1 %: the share of all runs that are there within a multiple of the quickest solver's time.
-Every run is kept in a journal in ``--out``; a cut benchmark goes on from it, and only ``--fresh`` measures anew.
+Problems in factor form (`formulations.generators.random_instances.layered_problem`, rank 8, six options a group). The
+time is that after which the target is reached with 99 %, restarts with other seeds included, with its 95 % interval
+(see `solvers.compare.time_to_target`); the target is within a share of the best objective that any run found. The
+second table is the performance profile for 0.1 %: the share of all runs that are there within a multiple of the
+quickest solver's time. Every run is kept in a journal in ``--out``; a cut benchmark goes on from it, and only
+``--fresh`` measures anew.
 """
 
 import argparse
@@ -12,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import markdown, write_results
-from formulations.instances import layered_problem
+from formulations.generators.random_instances import layered_problem
 from solvers import solve
-from solvers.compare import Comparison, Suite, compare, performance_profile, time_to_target
-from solvers.targets import target_near
+from solvers.compare.runs import Comparison, Suite, compare, performance_profile, time_to_target
+from solvers.compare.time_to_target import target_near
 
 SOLVERS = ("lagrangian", "anneal", "ga", "sa")
 SHARES = (0.01, 0.001, 0.0)

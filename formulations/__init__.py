@@ -43,18 +43,18 @@ __all__ = [
 ]
 
 _FORMS = {
-    "explain_infeasibility": "formulations.infeasibility",
-    "to_bqm": "formulations.bqm",
-    "to_cqm": "formulations.cqm",
-    "to_integer_program": "formulations.integer_program",
-    "to_nonlinear": "formulations.nonlinear",
-    "read_problem": "formulations.exchange",
-    "write_bqm": "formulations.exchange",
-    "write_cqm": "formulations.exchange",
-    "write_lp": "formulations.exchange",
-    "write_mps": "formulations.exchange",
-    "write_problem": "formulations.exchange",
-    "write_qubo": "formulations.exchange",
+    "explain_infeasibility": "formulations.feasibility.explain",
+    "to_bqm": "formulations.forms.bqm",
+    "to_cqm": "formulations.forms.cqm",
+    "to_integer_program": "formulations.forms.integer_program",
+    "to_nonlinear": "formulations.forms.nonlinear",
+    "read_problem": "formulations.exchange.suffixes",
+    "write_bqm": "formulations.exchange.suffixes",
+    "write_cqm": "formulations.exchange.suffixes",
+    "write_lp": "formulations.exchange.suffixes",
+    "write_mps": "formulations.exchange.suffixes",
+    "write_problem": "formulations.exchange.suffixes",
+    "write_qubo": "formulations.exchange.suffixes",
 }
 
 

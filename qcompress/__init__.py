@@ -6,24 +6,24 @@
 """
 
 from formulations import Evaluation, PairTerms, Problem
-from qcompress.apply import apply, apply_
-from qcompress.artefact import load_compressed, save_compressed
-from qcompress.compress import Result, compress
-from qcompress.factored import fold_
-from qcompress.finetune import FinetuneProgress, finetune
-from qcompress.formulate import PAIR_STRENGTH, formulate
+from qcompress.compressed.apply import apply, apply_
+from qcompress.compressed.factored import fold_
+from qcompress.compressed.file import load_compressed, save_compressed
+from qcompress.compression import Result, compress
+from qcompress.formulation import PAIR_STRENGTH, formulate
 from qcompress.measurement import Measurement
 from qcompress.measuring.latency import TimingProgress, time_options
-from qcompress.measuring.run import MeasureProgress, measure
+from qcompress.measuring.measure import MeasureProgress, measure
+from qcompress.measuring.remeasure import remeasure
+from qcompress.measuring.true_loss import TrueLoss, mean_loss
 from qcompress.options import Options, low_rank, prune_quantize
-from qcompress.refine import Refined, RefineStep, refine
-from qcompress.remeasure import remeasure
+from qcompress.refinement import Refined, RefineStep, refine
 from qcompress.report import Report
-from qcompress.stable_rank import stable_rank
-from qcompress.true_loss import TrueLoss, mean_loss
+from qcompress.training.finetune import FinetuneProgress, finetune
+from qcompress.training.stable_rank import stable_rank
 from qcompress.vocabulary import count_words, split_vocabulary_, vocabulary_blocks
 from solvers import Solution, Solver, available, solve
-from solvers.compare import Comparison, Suite, compare
+from solvers.compare.runs import Comparison, Suite, compare
 from solvers.pool import pool
 from solvers.sweep import Sweep, sweep
 

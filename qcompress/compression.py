@@ -1,111 +1,336 @@
-"""The record that a compressed model carries: how each of its parts is stored.
+"""`compress`: from measuring to the report in one call, which can be cut and goes on where it was."""
 
-It holds the arrays that go to disk, which are small by their nature, so that saving never has to guess how a weight
-came about. A weight that is kept as it is has no arrays here. The record is a plain attribute of the model: it
-survives `copy.deepcopy`, and state dicts do not know of it.
-"""
+import copy
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from torch import nn
 
-import torch
-from torch import Tensor, nn
-
-from qcompress import layers
-from qcompress.factored import Factored, factored, replace_
-from qcompress.parts import Part
+from formulations import Problem
+from formulations.files import AnyPath, read_json, replacing, write_json
+from qcompress.compressed.apply import apply
+from qcompress.compressed.file import load_compressed, save_compressed
+from qcompress.compressed.record import record_of
+from qcompress.errors import OptionsError
+from qcompress.formulation import formulate
+from qcompress.measurement import Measurement
+from qcompress.measuring.latency import LATENCY, TimingProgress, time_options
+from qcompress.measuring.measure import MeasureProgress, batch_fingerprint, measure
+from qcompress.measuring.true_loss import mean_loss
+from qcompress.model import forward as forwards
+from qcompress.model.losses import LossFunction, as_loss
+from qcompress.options import Options, prune_quantize
+from qcompress.refinement import Refined, RefineStep, refine, require_rounds
+from qcompress.report import Report, make_report
+from qcompress.training.finetune import LEARNING_RATE, FinetuneProgress, finetune, require_training
 from qcompress.transforms.base import Transform
+from solvers import Progress, Solution, SolverError, judge, solve
+from solvers.base import relative_gap
 
-_ATTRIBUTE = "_qcompress_compression"
+MEASUREMENT_FILE = "measurement.npz"
+MODEL_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class CompressedPart:
-    """A part of a model, the transform chosen for it and the arrays that it is stored in.
+class Result:
+    """What `compress` gives: the smaller model and every value on the way to it."""
 
-    Attributes:
-        stored: arrays by name, on the CPU; empty when the weight is kept as it is.
+    model: nn.Module
+    measurement: Measurement
+    problem: Problem
+    solution: Solution
+    report: Report
+
+
+class NoChoiceError(SolverError, RuntimeError):
+    """The solver found no choice within the budgets of ``problem``."""
+
+    problem: Problem | None = None
+
+
+@forwards.seeded
+def compress(
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    budget: Mapping[str, float],
+    options: Options | None = None,
+    solver: Any = "auto",
+    time_limit: float | None = 60,
+    seed: int = 0,
+    method: str = "fisher",
+    loss: str | LossFunction = "kl",
+    forward: forwards.Forward | None = None,
+    granularity: str | int = "layer",
+    pairs: bool = True,
+    batch_norm_data: Iterable[Any] | None = None,
+    refine_rounds: int = 0,
+    finetune_steps: int = 0,
+    learning_rate: float = LEARNING_RATE,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    folder: AnyPath | None = None,
+    on_measure: Callable[[MeasureProgress], None] | None = None,
+    on_timing: Callable[[TimingProgress], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_round: Callable[[RefineStep], None] | None = None,
+    on_finetune: Callable[[FinetuneProgress], None] | None = None,
+) -> Result:
+    """Compress ``model`` to a budget, with the choice made by ``solver`` and a report of how good it is.
+
+    Args:
+        model: the original; left as it is.
+        data: re-iterable calibration batches (see `measure`).
+        budget: resource → fraction of the original (up to 1) or amount (above 1), as ``{"bytes": 0.15}``. With one for
+            ``latency_s`` every option is timed on the first batch (see `time_options`).
+        options: what is on offer; the default is ``prune_quantize(compensated=True)``, of which the measurement holds a
+            matrix of the square of each layer's inputs.
+        solver: a name, a ``solvers.Solver``, or a dimod sampler.
+        time_limit: seconds for the solver.
+        seed: of measuring, solving and shuffled data.
+        method: ``"fisher"`` or ``"direct"``, as in `measure`.
+        loss: ``"kl"``, ``"mse"`` or a callable, as in `measure`.
+        forward: ``(model, batch) -> output tensor`` where the default does not fit.
+        granularity: ``"layer"``, or the number of output channels per block.
+        pairs: with the terms between different parts.
+        batch_norm_data: batches to re-estimate batch-norm statistics on, or None to leave them.
+        refine_rounds: of `refine` at most, with the solver and the time limit for every solve; 0 for none. The true
+            loss on ``data`` does not rise by it; the choice is then no longer the prediction's best.
+        finetune_steps: of `finetune` on ``data`` after the choice, with the original as teacher; 0 for none. The
+            model stays in the same bytes, and its loss on ``data`` does not rise.
+        learning_rate: the highest of these steps.
+        evaluate: ``model -> float``, reported before and after.
+        folder: where all values are written as they come; a run that was cut goes on from them.
+        on_measure: called after every measured batch.
+        on_timing: called while options are timed.
+        on_progress: called while solving, as in `solve`.
+        on_round: called after every round of refining that brought something.
+        on_finetune: called while fine-tuning, as in `finetune`.
+
+    Raises:
+        InfeasibleBudgetError: the budget is below the smallest possible; says what that is.
+        NoChoiceError: the solver found no choice within the budgets.
+        OptionsError: the folder holds another run, or numbers outside their range.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    >>> result = compress(model, [torch.randn(32, 8)], budget={"bytes": 0.5})
+    >>> result.report.usage["bytes"] <= result.report.budgets["bytes"]
+    True
     """
+    if refine_rounds != 0:
+        require_rounds(refine_rounds)
+    if finetune_steps != 0:
+        require_training(finetune_steps, learning_rate)
+    offered = prune_quantize(compensated=True) if options is None else options
+    place = None if folder is None else Path(folder)
+    wall_s: dict[str, float] = {}
+    clock = time.perf_counter()
 
-    part: Part
-    transform: Transform
-    stored: dict[str, Tensor]
+    def lap(name: str) -> None:
+        nonlocal clock
+        now = time.perf_counter()
+        wall_s[name] = wall_s.get(name, 0.0) + now - clock
+        clock = now
 
-    @property
-    def factors(self) -> dict[str, Tensor]:
-        """Weights (as rows) of the layers in the part's place, or {} when the layer itself is there."""
-        return self.transform.factors(self.stored, self.part.target) if self.stored else {}
-
-    def rows(self) -> Tensor:
-        """The rows that the stored arrays give."""
-        return self.transform.decode(self.stored, self.part.target)
-
-    def weights_in(self, model: nn.Module) -> list[Tensor] | None:
-        """The parameters of ``model`` that hold the part, or None when they do not hold what is stored.
-
-        A kept weight has nothing stored: it only has to be there, in its shape and type.
-        """
-        try:
-            module = model.get_submodule(self.part.modules[0])
-        except AttributeError:
-            return None
-        factors = self.factors
-        if list(factors) != (list(module.factors) if isinstance(module, Factored) else []):
-            return None
-        expected: list[Tensor]
-        if isinstance(module, Factored):
-            weights: list[Tensor] = [layer.weight for layer in module]  # type: ignore[misc]
-            expected = list(factors.values())
-            found = list(module.factors.values())
-        else:
-            if layers.why_unsupported(module):
-                return None
-            weights = [layers.weight_of(module)]
-            found = [self.part.weight(model)]
-            target = self.part.target
-            if found[0].shape != (target.channels, target.per_channel) or found[0].dtype != target.dtype:
-                return None
-            expected = [self.rows() if self.stored else found[0]]
-        same = all(
-            one.dtype == other.dtype and torch.equal(one.cpu(), other.cpu())
-            for one, other in zip(found, expected, strict=True)
+    settings = {
+        "model": Measurement.fingerprint_of(model),
+        "data": batch_fingerprint(forwards.first_batch(forwards.checked_data(data))),
+        "options": offered.to_json(),
+        "budget": dict(budget),
+        "solver": solver if isinstance(solver, str) else getattr(solver, "name", type(solver).__name__),
+        "time_limit": time_limit,
+        "seed": seed,
+        "method": method,
+        "loss": as_loss(loss).name,
+        "granularity": granularity,
+        "pairs": pairs,
+        "batch_norm": None if batch_norm_data is None else batch_fingerprint(forwards.first_batch(batch_norm_data)),
+        "refine_rounds": refine_rounds,
+        "finetune": None if finetune_steps == 0 else {"steps": finetune_steps, "learning_rate": learning_rate},
+    }
+    if place is not None:
+        _open_folder(place, settings)
+    measurement = _measured(
+        place,
+        lambda cache: measure(
+            model,
+            data,
+            offered,
+            method=method,
+            loss=loss,
+            forward=forward,
+            granularity=granularity,
+            seed=seed,
+            cache=cache,
+            on_progress=on_measure,
+        ),
+    )
+    if LATENCY in budget and LATENCY not in measurement.resources:
+        measurement = time_options(
+            model, measurement, forwards.first_batch(data), forward=forward, on_progress=on_timing
         )
-        return weights if same else None
+        if place is not None:
+            measurement.save(place / MEASUREMENT_FILE)
+    lap("measure")
+    problem = formulate(measurement, budget, pairs=pairs)
+    problem.require_reachable_budgets()
+    if place is not None:
+        problem.save(place / "problem.npz")
+    solution = _solved(
+        place, problem, lambda: solve(problem, solver, time_limit=time_limit, seed=seed, on_progress=on_progress)
+    )
+    lap("solve")
+    if solution.choice is None:
+        error = NoChoiceError(
+            f"solver {solution.solver!r} found no choice within the budgets {dict(problem.budgets)} "
+            f"(status {solution.status}); allow more time or raise a budget"
+        )
+        error.problem = problem
+        raise error
+    refined = None
+    if refine_rounds != 0:
+        refined = refine(
+            model,
+            data,
+            measurement,
+            problem,
+            solution.choice,
+            rounds=refine_rounds,
+            solver=solver,
+            time_limit=time_limit,
+            seed=seed,
+            loss=loss,
+            forward=forward,
+            cache=None if place is None else place / "refined.json",
+            on_progress=on_measure,
+            on_round=on_round,
+        )
+        solution = _moved(problem, solution, refined)
+        lap("refine")
+    chosen = apply(model, measurement, solution, batch_norm_data=batch_norm_data, forward=forward)
+    lap("apply")
+    loss_measured = mean_loss(model, chosen, data, loss=loss, forward=forward)
+    lap("check")
+    smaller, loss_finetuned = chosen, None
+    if finetune_steps != 0:
+        smaller = _finetuned(
+            place,
+            model,
+            chosen,
+            lambda cache: finetune(
+                chosen,
+                data,
+                finetune_steps,
+                teacher=model,
+                loss=loss,
+                learning_rate=learning_rate,
+                validation=data,
+                forward=forward,
+                seed=seed,
+                cache=cache,
+                on_progress=on_finetune,
+            ),
+        )
+        lap("finetune")
+        loss_finetuned = mean_loss(model, smaller, data, loss=loss, forward=forward)
+    if place is not None:
+        save_compressed(smaller, place / MODEL_FILE)
+    before, after = (None, None) if evaluate is None else (evaluate(model), evaluate(smaller))
+    lap("check")
+    report = make_report(
+        measurement,
+        problem,
+        solution,
+        loss_measured=loss_measured,
+        loss_finetuned=loss_finetuned,
+        refined=refined,
+        wall_s=wall_s,
+        metric_before=before,
+        metric_after=after,
+    )
+    if place is not None:
+        report.save(place / "report.json")
+        with replacing(place / "summary.md") as file:
+            file.write(report.to_markdown().encode())
+    return Result(model=smaller, measurement=measurement, problem=problem, solution=solution, report=report)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Compression:
-    """How every part of a model is stored."""
+def _open_folder(place: Path, settings: dict[str, Any]) -> None:
+    """Make the run's folder, or check that it holds this very run.
 
-    parts: tuple[CompressedPart, ...]
+    Raises:
+        OptionsError: it holds another run; names what differs.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    file = place / "settings.json"
+    if not file.exists():
+        write_json(file, settings)
+        return
+    found = read_json(file, "run settings")
+    differ = [name for name in settings if settings[name] != found.get(name)]
+    if differ:
+        raise OptionsError(
+            f"{place} holds another run (it differs in: {', '.join(differ)}); choose another folder or delete that one"
+        )
 
 
-def record_of(model: nn.Module) -> Compression | None:
-    """The record that ``model`` carries, or None."""
-    record: Compression | None = getattr(model, _ATTRIBUTE, None)
-    return record
+def _measured(place: Path | None, run: Callable[[Path | None], Measurement]) -> Measurement:
+    if place is None:
+        return run(None)
+    file = place / MEASUREMENT_FILE
+    if file.exists():
+        return Measurement.load(file)
+    measurement = run(place / "measurement.part")
+    measurement.save(file)
+    return measurement
 
 
-def attach(model: nn.Module, record: Compression) -> None:
-    """Let ``model`` carry ``record``."""
-    setattr(model, _ATTRIBUTE, record)
+def _solved(place: Path | None, problem: Problem, run: Callable[[], Solution]) -> Solution:
+    if place is None:
+        return run()
+    file = place / "solution.json"
+    if file.exists():
+        solution = Solution.load(file)
+        if solution.problem_fingerprint == problem.fingerprint():
+            return solution
+    solution = run()
+    solution.save(file)
+    return solution
 
 
-def install_(model: nn.Module, parts: Sequence[CompressedPart]) -> None:
-    """Give ``model`` what ``parts`` store; where nothing is stored its weight stays."""
-    for modules, group in itertools.groupby(parts, key=lambda item: item.part.modules):
-        items = [item for item in group if item.stored]
-        if not items:
-            continue
-        module = model.get_submodule(modules[0])
-        if factors := items[0].factors:
-            replace_(model, module, factored(module, factors))
-            continue
-        weight = layers.weight_of(module)
-        rows = layers.to_rows(module, weight.detach()).clone()
-        for item in items:
-            start, stop = item.part.rows or (0, len(rows))
-            rows[start:stop] = item.rows()
-        with torch.no_grad():
-            weight.copy_(layers.from_rows(module, rows, weight.shape))
+def _moved(problem: Problem, solution: Solution, refined: Refined) -> Solution:
+    """The solution with the refined choice; its bound is that of the first prediction, as its objective."""
+    if not refined.steps:
+        return solution
+    judged = judge(problem, refined.choice)
+    return replace(
+        solution,
+        choice=judged.choice,
+        objective=judged.objective,
+        usage=judged.usage,
+        gap=relative_gap(judged.objective, solution.bound),
+        status=judged.status,
+        details={**solution.details, "refined": refined.to_json()},
+    )
+
+
+def _finetuned(
+    place: Path | None, original: nn.Module, chosen: nn.Module, run: Callable[[Path | None], nn.Module]
+) -> nn.Module:
+    if place is None:
+        return run(None)
+    file, cache = place / MODEL_FILE, place / "finetune.part"
+    if file.exists() and not cache.exists():
+        finished = load_compressed(file, lambda: copy.deepcopy(original))
+        if _to_nearest(finished) == _to_nearest(chosen):
+            return finished
+    return run(cache)
+
+
+def _to_nearest(model: nn.Module) -> list[Transform]:
+    """How the parts are stored; what was trained is rounded to nearest."""
+    record = record_of(model)
+    return [own.transform.nearest for own in record.parts] if record else []

@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from qcompress.apply import apply
-from qcompress.artefact import load_compressed, save_compressed
+from qcompress.compressed.apply import apply
+from qcompress.compressed.file import load_compressed, save_compressed
 from qcompress.errors import MissingError
-from qcompress.formulate import formulate
-from qcompress.measuring.run import measure
+from qcompress.formulation import formulate
+from qcompress.measuring.measure import measure
+from qcompress.measuring.true_loss import mean_loss
+from qcompress.model.parts import total_bytes
 from qcompress.options import low_rank, prune_quantize
-from qcompress.parts import total_bytes
-from qcompress.true_loss import mean_loss
 from solvers import solve
 
 SOLVERS = ("greedy", "lagrangian", "anneal", "sa", "ga", "auto")

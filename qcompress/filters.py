@@ -18,20 +18,20 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from formulations.filters import FilterChoice, FilterLayer, FilterNetwork
-from qcompress import forward as forwards
-from qcompress.apply import require_measured
-from qcompress.batch_norm import reestimate_
-from qcompress.compression import CompressedPart, Compression, attach, install_
+from formulations.generators.filters.tables import FilterChoice, FilterLayer, FilterNetwork
+from qcompress.compressed.apply import require_measured
+from qcompress.compressed.record import CompressedPart, Compression, attach, install_
 from qcompress.errors import DataError, ModelError, OptionsError
-from qcompress.losses import LossFunction, as_loss
 from qcompress.measurement import Measurement
 from qcompress.measuring import fisher
 from qcompress.measuring.candidates import fitted
+from qcompress.model import forward as forwards
+from qcompress.model.batch_norm import reestimate_
+from qcompress.model.losses import LossFunction, as_loss
+from qcompress.model.parts import Part, Survey, survey
 from qcompress.options import Options
-from qcompress.parts import Part, Survey, survey
 from qcompress.transforms.base import Weight
-from qcompress.transforms.filters import PruneFilters
+from qcompress.transforms.quantize.whole_filters import PruneFilters
 
 SCORES = ("l1", "fisher")
 
@@ -78,14 +78,14 @@ def read_filters(
             the fewest bits make, of all filters together. ``"fisher"``: the root of the loss increase, by
             linearisation, of pruning the filter and of the fewest bits; it does not depend on how layers are scaled.
         loss: of ``"fisher"``, as in `qcompress.measure`.
-        forward: how to run a batch, where `qcompress.forward.default_forward` does not fit.
+        forward: how to run a batch, where `qcompress.model.forward.default_forward` does not fit.
         seed: of the probes that ``"fisher"`` takes of large outputs.
 
     Raises:
         ModelError: no Conv2d in the model can be compressed.
         OptionsError: unknown scores or names, bits outside their range.
 
-    >>> from formulations.filter_counts import fit_size
+    >>> from formulations.generators.filters.counts import fit_size
     >>> model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.LazyLinear(3))
     >>> batch = torch.randn(16, 1, 8, 8)
     >>> _ = model(batch)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from formulations import FileFormatError
 from formulations.files import AnyPath, read_arrays, write_arrays
+from qcompress.model.parts import Part, Skipped, unique_state, weights_of
 from qcompress.options import transform_from_json
-from qcompress.parts import Part, Skipped, unique_state, weights_of
 from qcompress.transforms.base import Transform, Weight
 
 FILE_KIND = "qcompress measurement"

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from qcompress.errors import OptionsError
 from qcompress.transforms.base import Keep, Offer, Target, Transform, Weight
-from qcompress.transforms.filters import PruneFilters
-from qcompress.transforms.low_rank import LowRank, RankRule
-from qcompress.transforms.quantize import PruneQuantize
+from qcompress.transforms.low_rank.factors import LowRank, RankRule
+from qcompress.transforms.quantize.prune_quantize import PruneQuantize
+from qcompress.transforms.quantize.whole_filters import PruneFilters
 
 OFFERS: dict[str, type[Offer]] = {kind.kind: kind for kind in (Keep, PruneQuantize, PruneFilters, LowRank, RankRule)}
 

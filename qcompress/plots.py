@@ -11,7 +11,7 @@ import numpy as np
 from formulations.files import AnyPath, replacing
 from qcompress.errors import MissingError
 from solvers.base import relative_gap
-from solvers.compare import TARGET, Comparison, Curve, Suite, anytime, performance_profile
+from solvers.compare.runs import TARGET, Comparison, Curve, Suite, anytime, performance_profile
 from solvers.sweep import Sweep
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
@@ -31,8 +31,8 @@ def plot_anytime(comparison: Comparison, path: AnyPath) -> None:
         ValueError: no run found a choice, so there is nothing to draw.
 
     >>> import pathlib, tempfile
-    >>> from formulations.instances import layered_problem
-    >>> from solvers.compare import compare
+    >>> from formulations.generators.random_instances import layered_problem
+    >>> from solvers.compare.runs import compare
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "anytime.png"
     >>> plot_anytime(compare(layered_problem(4), ["brute-force"]), file)
     >>> file.read_bytes()[1:4]
@@ -66,15 +66,15 @@ def plot_anytime(comparison: Comparison, path: AnyPath) -> None:
 
 
 def plot_profile(compared: Comparison | Suite, path: AnyPath, *, within: float = TARGET) -> None:
-    """Draw performance profiles (see `solvers.curves.performance_profile`), and write them to ``path`` as PNG.
+    """Draw performance profiles (see `solvers.compare.curves.performance_profile`), and write them to ``path`` as PNG.
 
     Raises:
         MissingError: matplotlib is not installed.
         ValueError: no run found a choice, so there is nothing to draw.
 
     >>> import pathlib, tempfile
-    >>> from formulations.instances import layered_problem
-    >>> from solvers.compare import compare
+    >>> from formulations.generators.random_instances import layered_problem
+    >>> from solvers.compare.runs import compare
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "profile.png"
     >>> plot_profile(compare(layered_problem(4), ["brute-force", "greedy"]), file)
     >>> file.read_bytes()[1:4]
@@ -110,7 +110,7 @@ def plot_sweep(sweep: Sweep, path: AnyPath) -> None:
         ValueError: no point has a choice, so there is nothing to draw.
 
     >>> import pathlib, tempfile
-    >>> from formulations.instances import layered_problem
+    >>> from formulations.generators.random_instances import layered_problem
     >>> from solvers.sweep import sweep
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "sweep.png"
     >>> plot_sweep(sweep(layered_problem(4), "bytes", 4), file)

@@ -7,7 +7,7 @@ from typing import Any
 from formulations import Problem
 from formulations.files import AnyPath, write_json
 from qcompress.measurement import Measurement
-from qcompress.refine import Refined
+from qcompress.refinement import Refined
 from solvers import Solution
 
 

@@ -18,12 +18,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from qcompress import layers
+from qcompress.compressed.factored import Foldable, replace_
 from qcompress.errors import DataError, ModelError, OptionsError
-from qcompress.factored import Foldable, replace_
 from qcompress.measuring.moments import FREQUENCIES
+from qcompress.model import layers
 from qcompress.transforms.base import Target, Weight
-from qcompress.transforms.words import Words
+from qcompress.transforms.low_rank.words import Words
 
 Model = TypeVar("Model", bound=nn.Module)
 

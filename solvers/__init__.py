@@ -47,12 +47,12 @@ __all__ = [
 ]
 
 _LATER = {
-    "MultiStart": "solvers.multi_start",
-    "Polish": "solvers.polished",
-    "Recording": "solvers.recording",
-    "Replay": "solvers.recording",
+    "MultiStart": "solvers.composites.multi_start",
+    "Polish": "solvers.composites.polish",
+    "Recording": "solvers.composites.recording",
+    "Replay": "solvers.composites.recording",
     "beam_search": "solvers.beam",
-    "pareto_front": "solvers.nsga2",
+    "pareto_front": "solvers.pareto_front",
 }
 
 

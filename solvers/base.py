@@ -26,7 +26,7 @@ from solvers.errors import InvalidOptionError, SolverUnavailableError, Unsupport
 from solvers.solution import Solution, Status, StopReason, TracePoint
 
 if TYPE_CHECKING:
-    from solvers.dual import DualBound
+    from solvers.bounds.dual import DualBound
 
 PROOF_TOLERANCE = 1e-9
 """Relative distance of objective and bound that counts as proven optimal (sums of floats are good to about 1e-13)."""
@@ -163,7 +163,7 @@ class Search:
         initial: ``(G,)`` a choice to start from, or None.
         at_least: ``(V,)``, scaled: a choice that takes option v and is better than the incumbent has an objective of
             at least ``at_least[v]``; None while nothing is known.
-        certified: of how many options the part was that `solvers.lagrangian.certify` last looked at.
+        certified: of how many options the part was that `solvers.heuristic.lagrangian.certify` last looked at.
         timing: seconds by phase, filled by the back end through `phase`.
         details: what the back end wants to tell.
     """

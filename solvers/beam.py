@@ -2,11 +2,12 @@
 
 From the loosest choice towards the budgets in levels, each a part of the way. A level's choices come from those of the
 level before by one deliberate switch of a group; what is still above the level is lowered by the cheapest switches
-(`solvers.repair`), so that only choices of about equal use are compared. The problem's own objective, cheap but only a
-prediction, says which are worth measuring: a choice is expected to cost what its parent was measured at, plus what the
-prediction says the difference is worth; and the prediction itself is corrected, option by option, by what was measured.
-At the budgets the search goes on from the best, until no switch brings anything. (Beam search over rank vectors scored
-by a true loss is known from low-rank compression; here a model of the loss orders the measurements.)
+(`solvers.kernels.repair`), so that only choices of about equal use are compared. The problem's own objective, cheap
+but only a prediction, says which are worth measuring: a choice is expected to cost what its parent was measured at,
+plus what the prediction says the difference is worth; and the prediction itself is corrected, option by option, by
+what was measured. At the budgets the search goes on from the best, until no switch brings anything. (Beam search over
+rank vectors scored by a true loss is known from low-rank compression; here a model of the loss orders the
+measurements.)
 
 What always holds: only feasible choices are answers, no choice is measured twice, the number of measurements is
 bounded, and the same input gives the same answer.
@@ -23,11 +24,11 @@ from numpy.typing import ArrayLike
 
 from formulations import Problem
 from solvers.base import Search, Solver
-from solvers.bounds import dual_bound
+from solvers.bounds.duality import dual_bound
 from solvers.errors import InvalidOptionError
-from solvers.moves import Arrays, Floats, Integers, begin, compiled, delta, judge_all, to_arrays
-from solvers.repair import repair_flat
-from solvers.warm import warm
+from solvers.kernels.moves import Arrays, Floats, Integers, begin, compiled, delta, judge_all, to_arrays
+from solvers.kernels.repair import repair_flat
+from solvers.kernels.warm import warm
 
 Measure = Callable[[Integers], float]
 """Choice ``(G,)`` → loss. Not a number counts as infinite: such a choice is never kept."""

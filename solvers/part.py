@@ -2,7 +2,7 @@
 
 from numpy.typing import ArrayLike
 
-from formulations.presolve import Restriction
+from formulations.reductions.restriction import Restriction
 from solvers.base import Search, Solver
 
 

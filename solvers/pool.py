@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from formulations import InfeasibleBudgetError, Problem
 from solvers import registry
+from solvers.compare.time_to_target import target_near
 from solvers.errors import InvalidOptionError
 from solvers.known import with_known
 from solvers.run import as_solver, solve
 from solvers.solution import Solution, Status
-from solvers.targets import target_near
 
 
 def pool(
@@ -125,6 +125,6 @@ def _away(problem: Problem, members: Sequence[NDArray[np.int64]], distance: int)
 
 def _start(away: Problem, best: NDArray[np.int64]) -> NDArray[np.int64] | None:
     """The best choice, changed as little as it takes to be far enough from the members."""
-    from solvers.repair import repair  # compiled code, imported only when it is used
+    from solvers.kernels.repair import repair  # compiled code, imported only when it is used
 
     return repair(away, best)

@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from formulations import Problem
-from formulations.reduce import reduce_problem
+from formulations.reductions.presolve import reduce_problem
 from solvers import registry
 from solvers.base import OnProgress, Search, Solver
 from solvers.errors import InvalidOptionError
-from solvers.reduced import solve_parts
+from solvers.presolved import solve_parts
 from solvers.scaling import objective_size
 from solvers.solution import Solution, StopReason
 
@@ -64,9 +64,10 @@ def solve(
         initial: ``(G,)`` a choice to start from; an infeasible one only serves as a hint.
         on_progress: called with a `Progress` whenever incumbent or bound change.
         bound: prove a lower bound first (a fifth of the time at most), so that any solver's answer has a gap.
-        presolve: reduce the problem first (`formulations.reduce`); the answer is the original's in any case.
-        wait: False sends the problem to a service (the leap solvers) and gives its `solvers.leap.job.Job` at once;
-            ``job.fetch()`` waits for the solution, also in another process on another day.
+        presolve: reduce the problem first (`formulations.reductions.presolve`); the answer is the original's in any
+            case.
+        wait: False sends the problem to a service (the leap solvers) and gives its `solvers.leap.job.Job` at
+            once; ``job.fetch()`` waits for the solution, also in another process on another day.
         **options: the solver's own (``available()`` lists them); unknown ones are refused.
 
     Returns:
@@ -101,7 +102,7 @@ def solve(
 
     def attack(stated: Problem, part: Search) -> None:
         if bound:
-            from solvers.bounds import raise_dual_bound  # compiled code, imported only when it is used
+            from solvers.bounds.duality import raise_dual_bound  # compiled code, imported only when it is used
 
             raise_dual_bound(stated, part, 0.2)
         if not part.proven():
@@ -163,6 +164,6 @@ def as_solver(solver: Any) -> Solver:
         return solver()
     if isinstance(solver, Solver):
         return solver
-    from solvers.samplers import from_sampler  # imports dimod, so only when something else than a solver came
+    from solvers.qubo.dimod_sampler import from_sampler  # imports dimod, so only when something else than a solver came
 
     return from_sampler(solver)

@@ -183,7 +183,7 @@ def sweep(
         InfeasibleBudgetError: a budget lies below the smallest possible use of its resource.
         FileFormatError: ``journal`` is no journal.
 
-    >>> from formulations.instances import layered_problem
+    >>> from formulations.generators.random_instances import layered_problem
     >>> curve = sweep(layered_problem(4, bits=(2, 4, 8)), "bytes", 5)
     >>> [round(point.solution.objective, 4) for point in curve.points]
     [1.6211, 0.9745, 0.247, 0.0676, 0.0007]
@@ -255,7 +255,7 @@ def _solved(
     start: NDArray[np.int64] | None,
 ) -> SweepPoint:
     """A point by itself: bound and price from the dual, the choice from the solver."""
-    from solvers.bounds import dual_bound  # compiled code, imported only when it is used
+    from solvers.bounds.duality import dual_bound  # compiled code, imported only when it is used
 
     begin = time.perf_counter()
     scale, budget = 1.0 / objective_size(problem), problem.budgets[resource]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.measurement import Measurement
+from qcompress.model.parts import survey
 from qcompress.options import Options
-from qcompress.parts import survey
 from solvers import Solution, Status, StopReason
 from tests.models import Reused, TiedLanguageModel
 

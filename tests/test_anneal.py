@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formulations import InfeasibleBudgetError, PairTerms, Problem
-from formulations.instances import layered_problem, small_problem
+from formulations.generators.random_instances import layered_problem, small_problem
 from solvers import InvalidOptionError, Status, StopReason, run
-from solvers.local_search import polish
-from solvers.moves import begin, cross, delta, fits, objective, switch, to_arrays
-from solvers.repair import repair
+from solvers.kernels.local_search import polish
+from solvers.kernels.moves import begin, cross, delta, fits, objective, switch, to_arrays
+from solvers.kernels.repair import repair
 
 SEEDS = st.integers(0, 100_000)
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from qcompress.apply import apply, apply_
-from qcompress.batch_norm import reestimate_
-from qcompress.compression import record_of
+from qcompress.compressed.apply import apply, apply_
+from qcompress.compressed.factored import FactoredConv2d, FactoredLinear, fold_
+from qcompress.compressed.record import record_of
 from qcompress.errors import DataError, ModelError
-from qcompress.factored import FactoredConv2d, FactoredLinear, fold_
+from qcompress.model.batch_norm import reestimate_
 from qcompress.options import low_rank, prune_quantize
 from qcompress.transforms.base import Keep, Weight
 from tests.measurements import KINDS, Chain, Mixed, measured, option_like, solution

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from formulations import InvalidProblemError
-from formulations.filter_counts import filter_counts, fit_size
-from formulations.filters import FilterChoice, FilterNetwork, stored_bytes
+from formulations.generators.filters.counts import filter_counts, fit_size
+from formulations.generators.filters.tables import FilterChoice, FilterNetwork, stored_bytes
 from qcompress import load_compressed, save_compressed
-from qcompress.apply import apply
+from qcompress.compressed.apply import apply
 from qcompress.errors import ModelError, OptionsError
 from qcompress.filters import apply_filters, read_filters
 from qcompress.options import Options
 from qcompress.transforms.base import Target, Weight
-from qcompress.transforms.filters import PruneFilters
-from qcompress.transforms.quantize import PruneQuantize
+from qcompress.transforms.quantize.prune_quantize import PruneQuantize
+from qcompress.transforms.quantize.whole_filters import PruneFilters
 from solvers import solve
 from tests.measurements import KINDS, Chain, measured, option_like, predicted_bytes, solution
 from tests.models import Residual, seeded

@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from qcompress.apply import apply
-from qcompress.artefact import _checksum, load_compressed, save_compressed
-from qcompress.compression import record_of
+from qcompress.compressed.apply import apply
+from qcompress.compressed.factored import fold_
+from qcompress.compressed.file import _checksum, load_compressed, save_compressed
+from qcompress.compressed.record import record_of
 from qcompress.errors import ArtefactError
-from qcompress.factored import fold_
 from qcompress.options import low_rank, prune_quantize
 from tests.measurements import KINDS, Chain, Mixed, measured, option_like, predicted_bytes, solution
 from tests.models import TiedLanguageModel

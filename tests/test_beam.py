@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from formulations import InfeasibleBudgetError, Problem
-from formulations.instances import layered_problem, small_problem
+from formulations.generators.random_instances import layered_problem, small_problem
 from solvers import InvalidOptionError, solve
 from solvers.beam import beam_search
 

@@ -6,13 +6,13 @@ import scipy.optimize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import solvers.dual
+import solvers.bounds.dual
 from formulations import Problem
-from formulations.instances import channel_problem, layered_problem, small_problem
+from formulations.generators.random_instances import channel_problem, layered_problem, small_problem
 from solvers import Status, solve
-from solvers.bounds import dual_bound, largest_objective
-from solvers.dual import Dual
-from solvers.pareto import Core
+from solvers.bounds.dual import Dual
+from solvers.bounds.duality import dual_bound, largest_objective
+from solvers.bounds.pareto_lists import Core
 
 
 def rounding(problem: Problem) -> float:
@@ -108,7 +108,7 @@ def test_without_time_the_bound_is_still_valid():
 def test_multipliers_of_a_sample_lead_to_the_same_bound(monkeypatch):
     problem = channel_problem(6000, per_layer=100, rank=8)
     whole = dual_bound(problem)
-    monkeypatch.setattr(solvers.dual, "SAMPLE", 1500)
+    monkeypatch.setattr(solvers.bounds.dual, "SAMPLE", 1500)
     sampled = dual_bound(problem)
     assert sampled.value == pytest.approx(whole.value, rel=1e-4)
     objective = solve(problem, "lagrangian", seed=0).objective

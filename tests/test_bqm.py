@@ -10,9 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from formulations import EncodingError, PairTerms, Problem, to_bqm
-from formulations.bqm import ENCODINGS
-from formulations.coefficients import coefficient_report
-from formulations.instances import layered_problem, small_problem
+from formulations.forms.bqm import ENCODINGS
+from formulations.forms.precision import coefficient_report
+from formulations.generators.random_instances import layered_problem, small_problem
 
 SEEDS = st.integers(0, 100_000)
 MOST_VARIABLES = 15

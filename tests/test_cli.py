@@ -11,14 +11,14 @@ import torch
 
 import qcompress.cli
 from formulations import Problem
-from formulations.instances import layered_problem
+from formulations.generators.random_instances import layered_problem
 from qcompress import Measurement, load_compressed, low_rank, prune_quantize
-from qcompress.artefact import stored_parts
 from qcompress.cli import arguments, console, main
 from qcompress.cli.offering import offered
+from qcompress.compressed.file import stored_parts
 from qcompress.demo import DemoResult, DemoRow
 from solvers import Solution, StopReason, available
-from solvers.compare import Comparison, Suite
+from solvers.compare.runs import Comparison, Suite
 from solvers.sweep import Sweep
 
 ZOO = """
@@ -396,7 +396,7 @@ def test_compress_fine_tunes_in_the_same_bytes_and_once(folder, monkeypatch, cap
     assert f"after fine-tuning {report['loss_finetuned']:.6g}" in (folder / "run/summary.md").read_text()
     content = (folder / after).read_bytes()
     (folder / "run/report.json").unlink()
-    monkeypatch.setattr(sys.modules["qcompress.compress"], "finetune", None)  # would fail if it were called
+    monkeypatch.setattr(sys.modules["qcompress.compression"], "finetune", None)  # would fail if it were called
     ran([*TUNED, "--output", "run"])
     assert json.loads((folder / "run/report.json").read_text())["loss_finetuned"] == report["loss_finetuned"]
     assert (folder / after).read_bytes() == content
@@ -413,7 +413,7 @@ def test_compress_goes_on_with_a_training_that_was_cut(error, folder, monkeypatc
         if progress.step == 7:
             raise error
 
-    monkeypatch.setattr(sys.modules["qcompress.finetune"], "SAVE_EVERY_S", -1)
+    monkeypatch.setattr(sys.modules["qcompress.training.finetune"], "SAVE_EVERY_S", -1)
     with monkeypatch.context() as patched:
         patched.setattr(qcompress.cli.progress.Watch, "finetuned", cut)
         assert main([*TUNED, "--output", "cut"]) == (0 if error is KeyboardInterrupt else 1)

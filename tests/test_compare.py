@@ -9,13 +9,13 @@ import pytest
 
 from formulations import FileFormatError, InfeasibleBudgetError
 from formulations.files import write_json
-from formulations.instances import layered_problem
+from formulations.generators.random_instances import layered_problem
 from qcompress.errors import MissingError
 from qcompress.plots import plot_anytime, plot_profile
 from solvers import InvalidOptionError, Solution, Solver, Status, StopReason, TracePoint, UnknownSolverError
-from solvers.compare import Comparison, Suite, anytime, compare, performance_profile, time_to_target
+from solvers.compare.runs import Comparison, Suite, anytime, compare, performance_profile, time_to_target
+from solvers.compare.time_to_target import share_interval
 from solvers.journal import Journal
-from solvers.targets import share_interval
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from formulations.instances import layered_problem
+from formulations.generators.random_instances import layered_problem
 from solvers import Solver
-from solvers.compare import compare
+from solvers.compare.runs import compare
 from solvers.journal import Journal, run_key
 
 

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from qcompress import apply, compress, finetune, load_compressed, low_rank, measure, prune_quantize, save_compressed
-from qcompress.compression import record_of
+from qcompress.compressed.record import record_of
 from qcompress.errors import DataError, OptionsError
 from qcompress.measuring.moments import input_rows, second_moments
+from qcompress.model.parts import survey
 from qcompress.options import Options
-from qcompress.parts import survey
 from qcompress.transforms.base import Keep, Target, Weight
-from qcompress.transforms.compensate import shrunk
-from qcompress.transforms.low_rank import LowRank
-from qcompress.transforms.packing import unpack
-from qcompress.transforms.quantize import PruneQuantize
+from qcompress.transforms.low_rank.factors import LowRank
+from qcompress.transforms.quantize.compensation import shrunk
+from qcompress.transforms.quantize.packing import unpack
+from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 from tests.measurements import KINDS, Chain, Mixed, solution
 from tests.models import Reused, TiedLanguageModel, seeded
 

@@ -25,7 +25,7 @@ from qcompress import (
     measure,
     prune_quantize,
 )
-from qcompress.compress import NoChoiceError
+from qcompress.compression import NoChoiceError
 from qcompress.errors import OptionsError
 from solvers import Search, Solver
 from tests.models import Residual, TiedLanguageModel, seeded
@@ -136,7 +136,7 @@ def test_a_run_that_was_cut_goes_on_and_measures_nothing_twice(tmp_path: Path) -
 def test_a_run_on_shuffled_data_goes_on_as_if_it_had_not_been_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qcompress.measuring.run.SAVE_EVERY_S", -1)
+    monkeypatch.setattr("qcompress.measuring.measure.SAVE_EVERY_S", -1)
     model = seeded(Residual)
     data = DataLoader(torch.cat(batches(3)), batch_size=10, shuffle=True)
     settings = {"budget": {"bytes": 0.5}, "options": OPTIONS, "solver": "greedy"}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from dwave.samplers import SteepestDescentSampler
 
-from formulations.instances import layered_problem
+from formulations.generators.random_instances import layered_problem
 from solvers import Solver, SolverUnavailableError, Status, UnknownSolverError, available, solve
 from solvers.registry import configured
 from solvers.run import as_solver

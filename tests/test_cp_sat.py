@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formulations import Problem
-from formulations.instances import layered_problem, small_problem
-from formulations.presolve import restrict
+from formulations.generators.random_instances import layered_problem, small_problem
+from formulations.reductions.restriction import restrict
 from solvers import InvalidOptionError, Status, StopReason, UnsupportedProblemError, run
 from solvers.testing import optimum
 
 pytest.importorskip("ortools")
-cp_sat = pytest.importorskip("solvers.cp_sat")
+cp_sat = pytest.importorskip("solvers.exact.cp_sat")
 
 solve = partial(run.solve, presolve=False)  # the back end itself is tested
 
@@ -96,8 +96,8 @@ def test_an_interrupt_while_cp_sat_runs_keeps_the_best_and_ends_its_thread():
     """SIGINT comes to the caller's thread while CP-SAT is in its own."""
     code = """
 import os, signal, threading
-from formulations.instances import layered_problem
-import solvers.cp_sat as module
+from formulations.generators.random_instances import layered_problem
+import solvers.exact.cp_sat as module
 from solvers import solve
 started = module._Program.solved
 def solved(self, *arguments):
@@ -130,7 +130,7 @@ def test_it_shares_a_process_with_the_other_exact_solvers(order):
     code = f"""
 for name in {order!r}:
     __import__("ortools.sat.python.cp_model" if name == "ortools" else name)
-from formulations.instances import layered_problem
+from formulations.generators.random_instances import layered_problem
 from solvers import solve
 print({{round(solve(layered_problem(6, seed=1), name).objective, 9) for name in ("milp", "miqp", "cp-sat")}})
 """

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formulations import EncodingError, PairTerms, Problem, to_cqm
-from formulations.cqm_file import cqm_file
-from formulations.instances import layered_problem, small_problem
+from formulations.forms.cqm_file import cqm_file
+from formulations.generators.random_instances import layered_problem, small_problem
 
 
 @settings(max_examples=60, deadline=None)
@@ -86,6 +86,6 @@ def test_any_name_of_a_group_survives_the_file():
 
 
 def test_a_model_of_too_many_pairs_is_refused(monkeypatch):
-    monkeypatch.setattr("formulations.cqm.MAX_PAIRS", 10)
+    monkeypatch.setattr("formulations.forms.cqm.MAX_PAIRS", 10)
     with pytest.raises(EncodingError, match="more than 10; .*leap-nl"):
         to_cqm(layered_problem(3))

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formulations import PairTerms, Problem
-from formulations.instances import layered_problem, small_problem
+from formulations.generators.random_instances import layered_problem, small_problem
 from solvers import Solution, Status, UnsupportedProblemError, run
-from solvers.brute_force import MAX_CHOICES, num_choices
 from solvers.errors import InvalidOptionError
+from solvers.exact.brute_force import MAX_CHOICES, num_choices
 
 solve = partial(run.solve, presolve=False)  # the back ends themselves are tested
 
@@ -195,7 +195,7 @@ def test_an_interrupted_milp_keeps_what_it_has_and_prints_nothing(monkeypatch, c
         return wait(highs, timeout)
 
     monkeypatch.setattr(highspy.Highs, "wait", pressed)
-    monkeypatch.setattr("solvers.lagrangian.MAX_OPTIONS", 0)  # its bound would leave nothing to HiGHS
+    monkeypatch.setattr("solvers.heuristic.lagrangian.MAX_OPTIONS", 0)  # its bound would leave nothing to HiGHS
     solution = solve(problem, "milp")
     assert solution.stop_reason == "INTERRUPTED"
     assert solution.feasible

@@ -26,8 +26,8 @@ from formulations import (
     write_problem,
     write_qubo,
 )
-from formulations.exchange import SUFFIXES
-from formulations.instances import layered_problem, small_problem
+from formulations.exchange.suffixes import SUFFIXES
+from formulations.generators.random_instances import layered_problem, small_problem
 from solvers import solve
 
 LINEAR = {".lp": write_lp, ".mps": write_mps}

@@ -11,7 +11,7 @@ import qcompress
 from benchmarks.families import FAMILIES, Apart, kept, restricted, solve_families, subproblem
 from benchmarks.tables import Rows
 from qcompress import low_rank, prune_quantize
-from qcompress.transforms.quantize import PruneQuantize
+from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 from solvers import Solution
 
 RANKS = low_rank(ratios=(0.25, 0.5), kinds=("channels",))

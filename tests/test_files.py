@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import formulations.files
 from formulations import FileFormatError, FormulationError, InvalidProblemError, Problem
 from formulations.files import read_json, replacing, write_json
-from formulations.instances import layered_problem, small_problem
+from formulations.generators.random_instances import layered_problem, small_problem
 from solvers import Solution, Status, StopReason, TracePoint
 
 SEEDS = st.integers(0, 10**6)

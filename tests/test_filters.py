@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formulations import EncodingError, InfeasibleBudgetError, InvalidProblemError
-from formulations.filter_counts import best_choice, filter_counts, fit_size
-from formulations.filter_qubo import code_weights, filter_bqm, filter_problem
-from formulations.filters import FilterChoice, FilterLayer, FilterNetwork, stored_bytes
+from formulations.generators.filters.counts import best_choice, filter_counts, fit_size
+from formulations.generators.filters.qubo import code_weights, filter_bqm, filter_problem
+from formulations.generators.filters.tables import FilterChoice, FilterLayer, FilterNetwork, stored_bytes
 from solvers import Status, solve
 
 SEEDS = st.integers(0, 10**6)

@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader
 
 import qcompress
 from qcompress import low_rank, prune_quantize
-from qcompress.compression import record_of
+from qcompress.compressed.record import record_of
 from qcompress.errors import DataError, OptionsError
-from qcompress.finetune import finetune
-from qcompress.stable_rank import stable_rank
+from qcompress.training.finetune import finetune
+from qcompress.training.stable_rank import stable_rank
 from qcompress.transforms.base import Keep
 from solvers import judge
 
@@ -138,7 +138,7 @@ def test_an_interrupt_keeps_the_best(data):
 def test_a_training_that_was_cut_goes_on_to_the_last_bit(
     name, dtype, error, cut_at, goes_on_at, data, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(sys.modules["qcompress.finetune"], "SAVE_EVERY_S", -1)
+    monkeypatch.setattr(sys.modules["qcompress.training.finetune"], "SAVE_EVERY_S", -1)
     original, data = network().to(dtype), [batch.to(dtype) for batch in data]
     small = compressed(original, data, OPTIONS[name])
 
@@ -160,7 +160,7 @@ def test_a_training_that_was_cut_goes_on_to_the_last_bit(
 
 
 def test_shuffled_data_is_shuffled_by_the_seed_also_when_a_training_goes_on(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["qcompress.finetune"], "SAVE_EVERY_S", -1)
+    monkeypatch.setattr(sys.modules["qcompress.training.finetune"], "SAVE_EVERY_S", -1)
     original = network()
     small = compressed(original, data, OPTIONS["quantized"])
     shuffled = DataLoader(torch.cat(data), batch_size=10, shuffle=True)  # 7 batches a pass

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from formulations import InfeasibleBudgetError
-from formulations.instances import layered_problem, small_problem
+from formulations.generators.random_instances import layered_problem, small_problem
 from solvers import InvalidOptionError, Status, StopReason, run
-from solvers.genetic import improved
-from solvers.moves import judge_all, to_arrays
+from solvers.heuristic.genetic_operators import improved
+from solvers.kernels.moves import judge_all, to_arrays
 
 solve = partial(run.solve, presolve=False)  # the back end itself is tested
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formulations import Problem, explain_infeasibility
-from formulations.infeasibility import Infeasibility
-from formulations.instances import small_problem
+from formulations.feasibility.explain import Infeasibility
+from formulations.generators.random_instances import small_problem
 from qcompress.cli import main
 from qcompress.cli.explaining import stdout_to_stderr
 

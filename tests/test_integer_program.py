@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formulations import EncodingError, InvalidProblemError
-from formulations.instances import layered_problem, small_problem
-from formulations.integer_program import MAX_PRODUCTS, num_products, to_integer_program
-from formulations.presolve import restrict
+from formulations.forms.integer_program import MAX_PRODUCTS, num_products, to_integer_program
+from formulations.generators.random_instances import layered_problem, small_problem
+from formulations.reductions.restriction import restrict
 from solvers import solve
 
 

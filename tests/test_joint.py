@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from formulations import Problem
 from qcompress import Measurement, apply, formulate, load_compressed, low_rank, measure, prune_quantize, save_compressed
 from qcompress import solve as solve_problem
+from qcompress.compressed.factored import Factored
 from qcompress.errors import DataError, OptionsError
-from qcompress.factored import Factored
 from qcompress.measuring.moments import second_moments
+from qcompress.model.parts import survey
 from qcompress.options import Options
-from qcompress.parts import survey
 from tests.measurements import Chain, Mixed, solution
 from tests.test_low_rank import CONVS
 
@@ -161,7 +161,7 @@ def test_measuring_again_gives_the_same_and_a_cut_run_goes_on(joint: Measurement
 
     data, cache = Data(DATA), tmp_path / "sums"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qcompress.measuring.run.SAVE_EVERY_S", -1.0)
+        patch.setattr("qcompress.measuring.measure.SAVE_EVERY_S", -1.0)
         with pytest.raises(Cut):
             measure(network(), data, JOINT, cache=cache)
         assert cache.exists()

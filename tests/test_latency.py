@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from qcompress import Measurement, compress, formulate, low_rank, prune_quantize, split_vocabulary_, time_options
 from qcompress import apply as compressed
+from qcompress.compressed.factored import Factored
 from qcompress.errors import ModelError, OptionsError
-from qcompress.factored import Factored
 from qcompress.measuring import latency
 from qcompress.measuring.latency import TimingProgress
 from qcompress.vocabulary import vocabulary_blocks

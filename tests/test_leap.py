@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from formulations import EncodingError, FileFormatError, Problem
-from formulations.instances import layered_problem, small_problem
+from formulations.generators.random_instances import layered_problem, small_problem
 from solvers import InvalidOptionError, Status, UnsupportedProblemError, available, solve
 from solvers.testing import optimum
 
@@ -416,7 +416,7 @@ def test_unknown_encodings_are_refused():
 
 
 def test_a_model_of_too_many_pairs_is_refused(leap, monkeypatch):
-    monkeypatch.setattr("formulations.couplings.MAX_PAIRS", 10)
+    monkeypatch.setattr("formulations.forms.couplings.MAX_PAIRS", 10)
     with pytest.raises(EncodingError, match="more than 10"):
         solve(layered_problem(5), "leap-bqm")
     assert not leap.uploads

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from formulations import Problem
-from formulations.instances import layered_problem
+from formulations.generators.random_instances import layered_problem
 from qcompress.cli import main
 from solvers import Solution
 

@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from qcompress import layers
-from qcompress.errors import ModelError, OptionsError
-from qcompress.factored import (
+from qcompress.compressed.factored import (
     FactoredConv2d,
     FactoredLinear,
     GroupedLinear,
@@ -24,12 +22,14 @@ from qcompress.factored import (
     fold_,
     replace_,
 )
+from qcompress.errors import ModelError, OptionsError
+from qcompress.model import layers
+from qcompress.model.parts import Part, survey
 from qcompress.options import Options, low_rank, prune_quantize, transform_from_json
-from qcompress.parts import Part, survey
 from qcompress.transforms.base import Keep, Target, Transform, Weight, Window
-from qcompress.transforms.decompose import Split, columns_for, split
-from qcompress.transforms.low_rank import KINDS, LowRank, RankRule
-from qcompress.transforms.quantize import PruneQuantize
+from qcompress.transforms.low_rank.decomposition import Split, columns_for, split
+from qcompress.transforms.low_rank.factors import KINDS, LowRank, RankRule
+from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 
 FORMS = [("channels", 1), ("spatial", 1), ("tucker", 1), ("sliced", 2), ("sliced", 4)]
 
@@ -255,7 +255,7 @@ def test_an_energy_of_whitened_factors_is_that_of_the_output() -> None:
 
 
 def test_large_weights_reach_an_energy_without_a_whole_decomposition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qcompress.transforms.decompose.LARGE", 300)
+    monkeypatch.setattr("qcompress.transforms.low_rank.decomposition.LARGE", 300)
     rows = random_rows(400, 20) @ random_rows(20, 320) + 0.01 * random_rows(400, 320)
     weight = linear(rows)
     found = RankRule(by="energy", value=0.99).resolve(weight)
@@ -265,7 +265,7 @@ def test_large_weights_reach_an_energy_without_a_whole_decomposition(monkeypatch
     assert [key[2] for key in weight._found] == [64]
     noise = linear(random_rows(400, 320))
     rule = RankRule(by="energy", value=0.3)
-    monkeypatch.setattr("qcompress.transforms.decompose.LARGE", 10_000)
+    monkeypatch.setattr("qcompress.transforms.low_rank.decomposition.LARGE", 10_000)
     assert rule.resolve(noise) == rule.resolve(linear(noise.rows))
 
 
@@ -273,7 +273,7 @@ def test_large_weights_reach_an_energy_without_a_whole_decomposition(monkeypatch
 def test_what_a_large_weight_becomes_does_not_depend_on_what_else_was_asked(
     whitened: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qcompress.transforms.decompose.LARGE", 300)
+    monkeypatch.setattr("qcompress.transforms.low_rank.decomposition.LARGE", 300)
     rows, moments = random_rows(320, 400), random_moments(400) if whitened else None
     offered = low_rank(ranks=(4, 9, 30, 150), energies=(0.1, 0.5), kinds=("channels", "sliced"), whitened=whitened)
     found = offered.for_weight(linear(rows, moments))[1:]
@@ -436,7 +436,7 @@ def test_quantized_factors_get_closer_with_bits_and_pruned_ones_further_with_spa
 
 def test_one_decomposition_serves_all_ranks_and_what_is_done_to_the_factors(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr("qcompress.transforms.forms.split", lambda *args: calls.append(1) or split(*args))
+    monkeypatch.setattr("qcompress.transforms.low_rank.forms.split", lambda *args: calls.append(1) or split(*args))
     offered = low_rank(ratios=(0.2, 0.5), energies=(0.5,), kinds=("channels", "spatial"))
     found = (offered + offered.then(low_codes())).for_weight(conv(random_rows(16, 108), (3, 3)))
     assert len(found) > 12

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from qcompress import Measurement, low_rank, measure, prune_quantize
 from qcompress.errors import DataError, ModelError, OptionsError
-from qcompress.losses import CallableLoss, KullbackLeibler, MeanSquaredError
 from qcompress.measuring.candidates import fitted
 from qcompress.measuring.replay import Replay
-from qcompress.parts import survey
+from qcompress.model.losses import CallableLoss, KullbackLeibler, MeanSquaredError
+from qcompress.model.parts import survey
 from tests.models import Functional, Residual, Reused, TiedLanguageModel, seeded
 
 BITS = prune_quantize(bits=(2, 4), sparsity=(0,))
@@ -220,7 +220,7 @@ def test_the_model_is_left_as_it_was(method: str) -> None:
 def test_a_cut_measurement_goes_on_and_ends_the_same(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qcompress.measuring.run.SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("qcompress.measuring.measure.SAVE_EVERY_S", 0.0)
     model, file = seeded(Residual), tmp_path / "sums.part"
     data = [inputs(8, 2, 5, 5, seed=seed) for seed in range(4)]
     whole = measure(model, data, BITS, method=method)
@@ -242,7 +242,7 @@ def test_a_cut_measurement_goes_on_and_ends_the_same(
 
 
 def test_sums_of_another_measurement_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qcompress.measuring.run.SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("qcompress.measuring.measure.SAVE_EVERY_S", 0.0)
     model, file = seeded(Residual), tmp_path / "sums.part"
     data = [inputs(8, 2, 5, 5, seed=seed) for seed in range(2)]
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from formulations import EncodingError, Problem
-from formulations.instances import layered_problem, small_problem
+from formulations.generators.random_instances import layered_problem, small_problem
 
 pytest.importorskip("dwave.optimization")
-from formulations.nonlinear import to_nonlinear
+from formulations.forms.nonlinear import to_nonlinear
 
 
 def states_of(problem, choices):

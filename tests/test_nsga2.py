@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from formulations import InfeasibleBudgetError
-from formulations.instances import layered_problem, small_problem
+from formulations.generators.random_instances import layered_problem, small_problem
 from solvers import InvalidOptionError, solve
-from solvers.nsga2 import pareto_front
+from solvers.pareto_front import pareto_front
 
 
 def true_front(problem, resource):

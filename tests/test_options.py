@@ -8,8 +8,8 @@ import torch
 from qcompress.errors import OptionsError
 from qcompress.options import Options, low_rank, prune_quantize, transform_from_json
 from qcompress.transforms.base import Keep, Target, Weight
-from qcompress.transforms.low_rank import LowRank
-from qcompress.transforms.quantize import PruneQuantize
+from qcompress.transforms.low_rank.factors import LowRank
+from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 
 
 def weight(channels: int, per_channel: int, dtype: torch.dtype = torch.float32) -> tuple[Target, torch.Tensor]:

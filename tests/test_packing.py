@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompress.transforms.packing import _CHUNK, MAX_BITS, pack, packed_bytes, unpack
+from qcompress.transforms.quantize.packing import _CHUNK, MAX_BITS, pack, packed_bytes, unpack
 
 
 @st.composite

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from formulations import InfeasibleBudgetError, Problem
-from formulations.instances import layered_problem, small_problem
+from formulations.generators.random_instances import layered_problem, small_problem
 from solvers import InvalidOptionError, Solution, Solver, Status, UnknownSolverError
-from solvers.anneal import Anneal
-from solvers.greedy import Greedy
-from solvers.lagrangian import Lagrangian
+from solvers.heuristic.anneal import Anneal
+from solvers.heuristic.greedy import Greedy
+from solvers.heuristic.lagrangian import Lagrangian
 from solvers.pool import pool
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from formulations.instances import layered_problem
+from formulations.generators.random_instances import layered_problem
 from solvers import InvalidOptionError, Solver, SolverError, Status, StopReason, UnsupportedProblemError, solve
-from solvers.portfolio import Portfolio
+from solvers.composites.portfolio import Portfolio
 
 PROBLEM = layered_problem(8, bits=(2, 4, 8), rank=2, seed=3)
 PROC = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="signals and process groups")
@@ -167,9 +167,9 @@ def test_a_deaf_lane_is_ended_in_time_with_what_it_started(tmp_path):
 SCRIPT = """
 import signal
 import sys
-from formulations.instances import layered_problem
+from formulations.generators.random_instances import layered_problem
 from solvers import solve
-from solvers.portfolio import Portfolio
+from solvers.composites.portfolio import Portfolio
 from tests.test_portfolio import Stubborn
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formulations import PairTerms, Problem
-from formulations import dominance as dominance_module
-from formulations import reduce as reduce_module
-from formulations.instances import layered_problem, small_problem
-from formulations.reduce import Reduction, reduce_problem
+from formulations.generators.random_instances import layered_problem, small_problem
+from formulations.reductions import dominance as dominance_module
+from formulations.reductions import presolve as reduce_module
+from formulations.reductions.presolve import Reduction, reduce_problem
 from solvers import Status, StopReason, solve
 from solvers.base import Solver
-from solvers.brute_force import BruteForce
-from solvers.greedy import Greedy
+from solvers.exact.brute_force import BruteForce
+from solvers.heuristic.greedy import Greedy
 
 
 def best_choice(problem: Problem) -> tuple[float | None, tuple[int, ...] | None]:

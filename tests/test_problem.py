@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formulations import InfeasibleBudgetError, InvalidProblemError, PairTerms, Problem
-from formulations.instances import channel_problem, layered_problem, small_problem
+from formulations.generators.random_instances import channel_problem, layered_problem, small_problem
 
 SEEDS = st.integers(0, 10**6)
 

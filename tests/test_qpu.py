@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from formulations import FileFormatError, Problem
-from formulations.bqm import ENCODINGS
 from formulations.files import write_json
-from formulations.instances import layered_problem, small_problem
+from formulations.forms.bqm import ENCODINGS
+from formulations.generators.random_instances import layered_problem, small_problem
 from solvers import InvalidOptionError, UnsupportedProblemError, solve
 from solvers.testing import check_solver, optimum
 

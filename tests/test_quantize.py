@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qcompress.errors import ModelError, OptionsError
 from qcompress.transforms.base import Target, Weight
-from qcompress.transforms.quantize import PruneQuantize
+from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 
 
 def target_of(rows: Tensor) -> Target:

@@ -8,18 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from formulations import InfeasibleBudgetError, InvalidProblemError, Problem
-from formulations.instances import small_problem
-from formulations.rank_selection import (
+from formulations.generators.random_instances import small_problem
+from formulations.generators.rank_selection import (
     RankTable,
     allow_up_to,
     rank_selection,
     rank_table,
     smallest_threshold,
 )
-from formulations.tie import tie
-from formulations.vbmf import vbmf_rank
+from formulations.generators.vbmf import vbmf_rank
+from formulations.reductions.tie import tie
 from solvers import solve
-from solvers.selectors import penalty, threshold, uniform
+from solvers.baselines import penalty, threshold, uniform
 
 
 def weight(m, n, seed=0):

@@ -27,7 +27,7 @@ from qcompress import (
     solve,
 )
 from qcompress.errors import DataError, ModelError, OptionsError
-from qcompress.losses import KullbackLeibler, Loss, MeanSquaredError
+from qcompress.model.losses import KullbackLeibler, Loss, MeanSquaredError
 from solvers import Solution, judge
 from tests.measurements import KINDS
 from tests.models import Residual, seeded
@@ -138,7 +138,7 @@ def test_the_original_is_left_as_it_is_and_the_file_keeps_where_it_stood(
 def test_a_cut_run_goes_on_and_another_one_is_refused(
     measurement: Measurement, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qcompress.measuring.run.SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("qcompress.measuring.measure.SAVE_EVERY_S", 0.0)
     model, data, cache = seeded(Residual), batches(3), tmp_path / "again.part"
 
     def cut(progress: object) -> None:
@@ -260,7 +260,7 @@ def test_without_pair_terms_the_rounds_have_none_either(
         solved.append(bool(problem.pairs))
         return solve(problem, **settings)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sys.modules["qcompress.refine"], "solve", spy)
+    monkeypatch.setattr(sys.modules["qcompress.refinement"], "solve", spy)
     model, data = seeded(Residual), batches()
     for pairs in (False, True):
         problem = formulate(measurement, {"bytes": 0.3}, pairs=pairs)

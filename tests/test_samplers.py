@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from formulations.bqm import ENCODINGS
-from formulations.instances import layered_problem, small_problem
+from formulations.forms.bqm import ENCODINGS
+from formulations.generators.random_instances import layered_problem, small_problem
 from solvers import InvalidOptionError, Status, StopReason, UnsupportedProblemError, run
-from solvers.anneal import Anneal
-from solvers.bifurcation import bifurcate
-from solvers.repair import repair
-from solvers.sa import beta_range
-from solvers.samplers import from_sampler
+from solvers.heuristic.anneal import Anneal
+from solvers.kernels.repair import repair
+from solvers.qubo.bifurcation import bifurcate
+from solvers.qubo.dimod_sampler import from_sampler
+from solvers.qubo.simulated_annealing import beta_range
 
 solve = partial(run.solve, presolve=False)  # the back end itself is tested
 
@@ -131,8 +131,8 @@ def test_a_model_that_takes_too_long_to_build_is_not_begun(name, monkeypatch):
         raise AssertionError("the whole model was built")
 
     problem = layered_problem(300, seed=3)
-    monkeypatch.setattr("solvers.qubo.pair_couplings", forbidden)
-    monkeypatch.setattr("solvers.qubo.CAUTION", 1e6)
+    monkeypatch.setattr("solvers.qubo.route.pair_couplings", forbidden)
+    monkeypatch.setattr("solvers.qubo.route.CAUTION", 1e6)
     solution = solve(problem, name, seed=0, time_limit=1.0)
     assert solution.stop_reason is StopReason.TIME_LIMIT
     assert solution.feasible

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from formulations import PairTerms, Problem
-from formulations.instances import layered_problem, small_problem
+from formulations.generators.random_instances import layered_problem, small_problem
 from solvers import Status, solve
-from solvers.bounds import dual_bound
-from solvers.semidefinite import convexified, semidefinite_bound
+from solvers.bounds.duality import dual_bound
+from solvers.bounds.semidefinite import convexified, semidefinite_bound
 
 TOLERANCE = 1e-9  # of sums of some hundred numbers near 1
 
@@ -50,7 +50,7 @@ def test_no_choice_lies_below_the_bounds(seed):
 
 @pytest.mark.parametrize("iterations", [20, 60])
 def test_an_early_stop_gives_a_valid_bound(monkeypatch, iterations):
-    monkeypatch.setattr("solvers.semidefinite.ITERATIONS", iterations)
+    monkeypatch.setattr("solvers.bounds.semidefinite.ITERATIONS", iterations)
     problem = network(4, 3)
     best = min(objective for _, objective in feasible_choices(problem))
     assert semidefinite_bound(problem).value <= best + TOLERANCE

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from formulations import FileFormatError, InfeasibleBudgetError, Problem
 from formulations.files import write_json
-from formulations.instances import layered_problem, small_problem
+from formulations.generators.random_instances import layered_problem, small_problem
 from qcompress.plots import plot_sweep
 from solvers import InvalidOptionError, Solver, Status, StopReason, judge, solve
 from solvers.known import with_known

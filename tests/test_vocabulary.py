@@ -25,12 +25,12 @@ from qcompress import (
     save_compressed,
     solve,
 )
+from qcompress.compressed.factored import FactoredEmbedding, factored
 from qcompress.errors import DataError, ModelError, OptionsError
-from qcompress.factored import FactoredEmbedding, factored
 from qcompress.measuring.moments import second_moments
-from qcompress.parts import survey, total_bytes
+from qcompress.model.parts import survey, total_bytes
 from qcompress.transforms.base import Target, Weight
-from qcompress.transforms.low_rank import LowRank
+from qcompress.transforms.low_rank.factors import LowRank
 from qcompress.vocabulary import (
     BlockedEmbedding,
     VocabularyBlocks,

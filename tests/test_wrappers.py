@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from formulations import FileFormatError
-from formulations.instances import layered_problem, small_problem
+from formulations.generators.random_instances import layered_problem, small_problem
 from solvers import (
     InvalidOptionError,
     MultiStart,
@@ -23,8 +23,8 @@ from solvers import (
     UnsupportedProblemError,
     solve,
 )
-from solvers.anneal import Anneal
-from solvers.compare import compare
+from solvers.compare.runs import compare
+from solvers.heuristic.anneal import Anneal
 from solvers.testing import check_solver
 
 QUICK = Anneal(sweeps=50, population=2, generations=1)

@@ -129,7 +129,7 @@ def compress(
     """
     import qcompress
     from formulations import InfeasibleBudgetError
-    from qcompress.compress import NoChoiceError
+    from qcompress.compression import NoChoiceError
 
     folder = Path("runs") / model.rpartition(":")[2] if output is None else output
     limits = arguments.budgets(budget)

@@ -37,7 +37,7 @@ def export(
 
     Example: `qcompress export problem.npz problem.mps`
     """
-    from formulations.exchange import read_problem, write_problem
+    from formulations.exchange.suffixes import read_problem, write_problem
 
     problem = read_problem(source)
     prices = arguments.amounts(price, "--price") if price else None

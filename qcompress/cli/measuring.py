@@ -53,7 +53,7 @@ def measure(
     Rank, sparsity and bits as one choice: `qcompress measure zoo:resnet20 zoo:batches --low-rank --factor-bits 4,8`
     """
     import qcompress
-    from qcompress.forward import first_batch
+    from qcompress.model.forward import first_batch
 
     make_model, make_data = arguments.function(model, "MODEL"), arguments.function(data, "DATA")
     network, batches, run = make_model(), make_data(), arguments.forward(forward)

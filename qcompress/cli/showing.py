@@ -8,7 +8,7 @@ import typer
 from rich.markdown import Markdown
 
 import formulations.problem
-import solvers.compare
+import solvers.compare.tables
 import solvers.solution
 import solvers.sweep
 from formulations import FileFormatError, Problem
@@ -58,9 +58,9 @@ def _show_value(file: Path, problem_file: Path | None) -> None:
         _show_problem(Problem.load(file))
     elif kind == solvers.solution.FILE_KIND:
         _show_solution(Solution.load(file), None if problem_file is None else Problem.load(problem_file))
-    elif kind == solvers.compare.FILE_KIND:
+    elif kind == solvers.compare.tables.FILE_KIND:
         print_compared(Comparison.load(file))
-    elif kind == solvers.compare.SUITE_KIND:
+    elif kind == solvers.compare.tables.SUITE_KIND:
         print_compared(Suite.load(file))
     elif kind == solvers.sweep.FILE_KIND:
         print_sweep(Sweep.load(file))
@@ -128,7 +128,7 @@ def _show_measurement(measurement: "Measurement") -> None:
 
 
 def _show_model(file: Path) -> None:
-    from qcompress.artefact import stored_parts
+    from qcompress.compressed.file import stored_parts
 
     rows = []
     for item in stored_parts(file):

@@ -11,7 +11,7 @@ from qcompress.cli.explaining import explain
 from qcompress.cli.progress import watching
 from qcompress.cli.sampling import print_sampling
 from solvers import Solution, SolverInfo
-from solvers.compare import TARGET, Comparison, Suite
+from solvers.compare.runs import TARGET, Comparison, Suite
 
 ProblemFile = Annotated[
     Path, typer.Argument(metavar="PROBLEM", help="A problem file, as 'qcompress formulate' writes.")
@@ -152,7 +152,7 @@ def compare(
     from formulations import Problem
     from formulations.files import replacing
     from solvers import available
-    from solvers.compare import compare as run
+    from solvers.compare.runs import compare as run
 
     problems = {file.stem: Problem.load(file) for file in problem_files}
     if len(problems) < len(problem_files):

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qcompress import layers
 from qcompress.errors import ModelError
+from qcompress.model import layers
+from qcompress.model.parts import Part, weights_of
 from qcompress.options import Options
-from qcompress.parts import Part, weights_of
 from qcompress.transforms.base import Transform
 
 DECODED = 1 << 28  # bytes of decoded options that are kept

@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qcompress import forward as forwards
 from qcompress.errors import ModelError
-from qcompress.losses import Loss
 from qcompress.measuring.candidates import Candidates
 from qcompress.measuring.effects import MAX_NUMBERS, curvature_points, exact_effects
 from qcompress.measuring.replay import Replay
+from qcompress.model import forward as forwards
+from qcompress.model.losses import Loss
 
 SAME_RUN = 1e-4  # relative to the largest output; a shortcut that is right repeats the very same operations
 

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qcompress.losses import Loss
 from qcompress.measuring.candidates import Candidates
+from qcompress.model.losses import Loss
 
 NUM_PRICES = 8
 WAY = 1 - (1 - (np.arange(2) + 0.5) / 2) ** 0.5  # the middles of two halves of equal weight under 2·(1 - t)

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from qcompress import forward as forwards
-from qcompress import layers
 from qcompress.errors import ModelError
-from qcompress.losses import Loss
 from qcompress.measuring.candidates import Candidates, Layer
 from qcompress.measuring.effects import curvature_points, exact_effects, option_costs
+from qcompress.model import forward as forwards
+from qcompress.model import layers
+from qcompress.model.losses import Loss
 
 MAX_PROBES = 16  # each probe costs one backward pass
 CHUNK = 16  # samples whose products are taken at once, and options whose responses are held

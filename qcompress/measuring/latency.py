@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from qcompress import forward as forwards
-from qcompress import layers
-from qcompress.apply import require_measured
+from qcompress.compressed.apply import require_measured
+from qcompress.compressed.factored import factored
 from qcompress.errors import ModelError, OptionsError
-from qcompress.factored import factored
 from qcompress.measurement import Measurement
+from qcompress.model import forward as forwards
+from qcompress.model import layers
 from qcompress.transforms.base import Target, Transform
 
 LATENCY = "latency_s"

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qcompress import forward as forwards
-from qcompress import layers
 from qcompress.errors import DataError
-from qcompress.parts import Part
+from qcompress.model import forward as forwards
+from qcompress.model import layers
+from qcompress.model.parts import Part
 
 FREQUENCIES = "word_frequencies"  # attribute of an Embedding: (words,) float32, where they are known beforehand
 CHUNK = 1 << 22  # numbers of unfolded input that are held at once

@@ -4,9 +4,9 @@ It answers three questions about a weight: what does it become (`approximate`), 
 `macs`), and which arrays are written to disk (`encode`, `decode`). What always holds: ``decode(encode(w))`` equals
 ``approximate(w)`` bit for bit, and the arrays of ``encode`` take exactly ``size_bytes``.
 
-A weight is seen as rows ``(channels, weights per channel)`` (see `qcompress.layers`), possibly a block of them. What
-is offered for all weights alike, as "the rank that keeps 95 % of the energy", is an `Offer`: each weight resolves it
-to a transform of its own. A transform is its own offer.
+A weight is seen as rows ``(channels, weights per channel)`` (see `qcompress.model.layers`), possibly a block of them.
+What is offered for all weights alike, as "the rank that keeps 95 % of the energy", is an `Offer`: each weight resolves
+it to a transform of its own. A transform is its own offer.
 """
 
 import math

@@ -8,9 +8,9 @@ import numpy as np
 
 from formulations import Problem
 from solvers.base import Search
+from solvers.kernels.moves import Floats, judge_all, to_arrays
 from solvers.leap.forms import Samples
-from solvers.moves import Floats, judge_all, to_arrays
-from solvers.samples import Improver
+from solvers.qubo.samples import Improver
 
 HISTOGRAM_BINS = 20
 

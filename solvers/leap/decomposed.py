@@ -1,9 +1,10 @@
 """Problems larger than a quantum processor: block-coordinate descent, part after part on the processor.
 
-A block of groups that fits is decided anew while all others stay as they are (`formulations.presolve.restrict`), and
-its best answer is kept when it is better. Blocks are random and cover every group in each pass; the descent ends with
-a pass that improved nothing. What always holds: the choice is within the budgets from the first one on; a run that was
-cut goes on when it is called again, with the part that was under way (`solvers.leap.descent`).
+A block of groups that fits is decided anew while all others stay as they are
+(`formulations.reductions.restriction.restrict`), and its best answer is kept when it is better. Blocks are random and
+cover every group in each pass; the descent ends with a pass that improved nothing. What always holds: the choice is
+within the budgets from the first one on; a run that was cut goes on when it is called again, with the part that was
+under way (`solvers.leap.descent`).
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from formulations import Problem
-from formulations.presolve import restrict
+from formulations.reductions.restriction import restrict
 from solvers.base import Search
 from solvers.errors import InvalidOptionError
 from solvers.leap.descent import Descent, descent_path
@@ -49,7 +50,7 @@ class Decomposed(QuantumProcessor):
         variables: most variables of a part; None: what the processor holds fully coupled.
 
     >>> import tempfile
-    >>> from formulations.instances import layered_problem
+    >>> from formulations.generators.random_instances import layered_problem
     >>> from solvers import solve
     >>> folder = tempfile.mkdtemp()
     >>> solution = solve(layered_problem(6), "qpu-decomposed", simulated=True, seed=0, jobs=folder, variables=10)
@@ -139,8 +140,8 @@ class Decomposed(QuantumProcessor):
 
     def _first(self, problem: Problem, search: Search) -> bool:
         """Make sure of a choice within the budgets, from the dual; whether there is one."""
-        from solvers.bounds import dual_bound
-        from solvers.repair import repair
+        from solvers.bounds.duality import dual_bound
+        from solvers.kernels.repair import repair
 
         with search.phase("build_s"):
             if search.choice is None:

@@ -11,7 +11,7 @@ import numpy as np
 from dwave.cloud.coders import decode_qp_numpy, encode_problem_as_qp
 
 from formulations import Problem
-from solvers.bounds import dual_bound
+from solvers.bounds.duality import dual_bound
 from solvers.leap.connection import Connection
 from solvers.leap.device import Device
 from solvers.leap.estimate import Estimate

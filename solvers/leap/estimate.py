@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from formulations.coefficients import CoefficientReport
+from formulations.forms.precision import CoefficientReport
 from solvers.leap.forms import Form
 
 

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from formulations import EncodingError, Problem
-from formulations.bqm import EncodedBqm, to_bqm
-from formulations.cqm_file import cqm_file, num_pairs
-from solvers.bounds import dual_bound
+from formulations.forms.bqm import EncodedBqm, to_bqm
+from formulations.forms.cqm_file import cqm_file, num_pairs
+from solvers.bounds.duality import dual_bound
+from solvers.kernels.moves import Floats, Integers
 from solvers.leap.connection import Connection
-from solvers.moves import Floats, Integers
 
 PRICES_S = 1.0
 """Seconds for the prices of budgets that slack bits cannot state."""
@@ -97,7 +97,7 @@ class CqmForm(Form):
     }
 
     def sizes(self) -> dict[str, int]:
-        """As `formulations.cqm_file` writes it: one bias a variable in objective and group, budgets, pairs."""
+        """As `formulations.forms.cqm_file` writes it: one bias a variable in objective and group, budgets, pairs."""
         problem = self.problem
         used = sum(int(np.count_nonzero(problem.resources[name])) for name in problem.budgets)
         return {
@@ -192,7 +192,7 @@ class NonlinearForm(Form):
     @functools.cached_property
     def encoded(self) -> Any:
         """The model with its decision."""
-        from formulations.nonlinear import to_nonlinear
+        from formulations.forms.nonlinear import to_nonlinear
 
         return to_nonlinear(self.problem)
 

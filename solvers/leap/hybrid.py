@@ -15,7 +15,7 @@ import numpy as np
 from formulations import Problem
 from solvers.base import Search, Solver
 from solvers.errors import InvalidOptionError, UnsupportedProblemError
-from solvers.warm import warm
+from solvers.kernels.warm import warm
 
 if TYPE_CHECKING:
     from solvers.leap.connection import Connection
@@ -215,7 +215,7 @@ class LeapBqm(LeapSolver):
     encoding: str = "domain-wall"
 
     def __post_init__(self) -> None:
-        from formulations.bqm import ENCODINGS
+        from formulations.forms.bqm import ENCODINGS
 
         if self.encoding not in ENCODINGS:
             known = ", ".join(ENCODINGS)

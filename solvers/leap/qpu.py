@@ -37,7 +37,7 @@ class QuantumProcessor(LeapBqm):
         size: of the mock's topology (16 for pegasus is a whole processor).
 
     >>> import tempfile
-    >>> from formulations.instances import layered_problem
+    >>> from formulations.generators.random_instances import layered_problem
     >>> from solvers import solve
     >>> solution = solve(layered_problem(4), "qpu", simulated=True, seed=0, jobs=tempfile.mkdtemp())
     >>> solution.feasible, solution.details["variables"]
@@ -78,7 +78,7 @@ class QuantumProcessor(LeapBqm):
 
     def stated(self, problem: Problem, connection: "Connection", time_limit: float | None) -> tuple["Form", "Estimate"]:
         """The embedded form, and the time that the processor would need for it."""
-        from formulations.coefficients import coefficient_report
+        from formulations.forms.precision import coefficient_report
         from solvers.leap.embedded import EmbeddedForm, access_time
 
         remote = connection.solver(EmbeddedForm.problem_type, self.remote)

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse
 
 from formulations import PairTerms, Problem
-from formulations.instances import layered_problem, small_problem
+from formulations.generators.random_instances import layered_problem, small_problem
 from solvers.base import Solver
 from solvers.testing.judge import require
 

@@ -1,0 +1,1 @@
+"""Problems in the file formats of other tools, written and read."""

@@ -1,0 +1,210 @@
+"""Problems read from dimod's CQM and BQM files and from QUBO coordinate text, of ours or from elsewhere.
+
+A CQM comes back as the problem it holds. A BQM or QUBO becomes a problem of its own: one group a bit with the options
+"0" and "1" and no budget, whose objective is the energy; so any QUBO is a problem that every solver takes. What
+always holds: for every choice the objective is that of the model, and a model of another form is refused.
+"""
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import NDArray
+
+from formulations.errors import FileFormatError
+from formulations.files import AnyPath
+from formulations.pairs import PairTerms
+from formulations.problem import Problem
+
+if TYPE_CHECKING:
+    import dimod
+
+Value = TypeVar("Value")
+
+
+def read_cqm(path: AnyPath) -> Problem:
+    """The problem in a CQM file: one that `write_cqm` wrote, or any other of the same form.
+
+    That is: binary variables, each in one equation "one of these"; every other constraint linear, ``<=``, with
+    coefficients that are not negative. Variables that are not named (group, option) are options by their own name.
+
+    Raises:
+        FileFormatError: the file is no CQM of this form, or not a whole one.
+    """
+    import dimod
+
+    def build() -> Problem:
+        return _problem_of_cqm(dimod.ConstrainedQuadraticModel.from_file(Path(path).read_bytes()))
+
+    return _read(path, "a CQM file of groups and budgets", build)
+
+
+def read_bqm(path: AnyPath) -> Problem:
+    """The problem of a BQM file's bits (or spins, taken as bits): a group each, no budget; see the module's page.
+
+    Raises:
+        FileFormatError: the file is no BQM, or not a whole one.
+    """
+    import dimod
+
+    def build() -> Problem:
+        bqm = dimod.BinaryQuadraticModel.from_file(io.BytesIO(Path(path).read_bytes()))
+        return _problem_of_bits(bqm.change_vartype(dimod.BINARY, inplace=False))
+
+    return _read(path, "a BQM file", build)
+
+
+def read_qubo(path: AnyPath) -> Problem:
+    """The problem of a QUBO's bits in coordinate text: a group each, no budget; see the module's page.
+
+    It is the text that `formulations.exchange.quadratic_writer` describes; but the ``p`` line may be missing, couplers
+    may stand in either order, entries for the same place add up, and comments may begin with ``#``.
+
+    Raises:
+        FileFormatError: a line is no entry, or there are fewer than the ``p`` line says.
+
+    >>> import pathlib, tempfile
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "other.qubo"
+    >>> _ = file.write_text(chr(10).join(["0 0 -1", "1 1 -1", "0 1 2.5"]))
+    >>> read_qubo(file).evaluate([1, 1]).objective
+    0.5
+    """
+    return _read(path, "QUBO coordinate text", lambda: _problem_of_text(Path(path).read_text().splitlines()))
+
+
+def _read(path: AnyPath, what: str, build: Callable[[], Value]) -> Value:
+    try:
+        return build()
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # dimod answers damage with a dozen kinds of exceptions
+        raise FileFormatError(f"{path} is not {what}, or not a whole one: {error}") from error
+
+
+# --- from CQM ------------------------------------------------------------------------------------------------------
+
+
+def _problem_of_cqm(cqm: "dimod.ConstrainedQuadraticModel") -> Problem:
+    import dimod
+
+    group_rows, budget_rows = [], []
+    for label, constraint in cqm.constraints.items():
+        row = constraint.lhs
+        if row.is_soft() or row.num_interactions or row.offset:
+            raise ValueError(f"constraint {label!r} is soft or not linear")
+        if constraint.sense is dimod.sym.Sense.Eq and constraint.rhs == 1 and set(row.linear.values()) == {1.0}:
+            group_rows.append((label, list(row.variables)))
+        elif constraint.sense is dimod.sym.Sense.Le:
+            budget_rows.append((_without("budget ", label), dict(row.linear), float(constraint.rhs)))
+        else:
+            raise ValueError(f"constraint {label!r} is neither 'one of these' nor a budget")
+    if other := [v for v in cqm.variables if cqm.vartype(v) is not dimod.BINARY]:
+        raise ValueError(f"variable {other[0]!r} is not binary")
+    place = {variable: v for v, variable in enumerate(cqm.variables)}
+    group_rows.sort(key=lambda row: min(place[variable] for variable in row[1]))
+    order = [variable for _, variables in group_rows for variable in sorted(variables, key=place.__getitem__)]
+    if sorted(map(place.__getitem__, order)) != list(range(len(place))):
+        raise ValueError("not every variable is in one equation 'one of these'")
+    flat = {variable: v for v, variable in enumerate(order)}
+    budget_rows.sort(key=lambda row: row[0])
+    if len({name for name, _, _ in budget_rows}) < len(budget_rows):
+        raise ValueError("two budgets have the same name")
+    bqm = dimod.BinaryQuadraticModel(cqm.objective.linear, cqm.objective.quadratic, cqm.objective.offset, dimod.BINARY)
+    bqm.add_linear_from((variable, 0.0) for variable in order)  # those that the objective does not have
+    linear, couplers, offset = bqm.to_numpy_vectors(variable_order=order)
+    group_of = np.repeat(np.arange(len(group_rows)), [len(variables) for _, variables in group_rows])
+    return Problem(
+        [_without("group ", label) for label, _ in group_rows],
+        [[_option(v) for v in order[a:b]] for a, b in _ranges(group_of)],
+        linear,
+        {name: _spread(uses, flat) for name, uses, _ in budget_rows},
+        {name: budget for name, _, budget in budget_rows},
+        PairTerms(sparse=_upper(couplers, len(order), group_of)),
+        float(offset),
+    )
+
+
+def _without(prefix: str, label: Any) -> str:
+    return str(label).removeprefix(prefix)
+
+
+def _option(variable: Any) -> str:
+    """Of a variable that is named (group, option) the option, of another the name."""
+    return str(variable[1]) if isinstance(variable, tuple) and len(variable) == 2 else str(variable)
+
+
+def _ranges(group_of: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    ends = np.cumsum(np.bincount(group_of)).tolist()
+    yield from zip([0, *ends[:-1]], ends, strict=True)
+
+
+def _spread(uses: Mapping[Any, float], flat: Mapping[Any, int]) -> NDArray[np.float64]:
+    use = np.zeros(len(flat))
+    for variable, amount in uses.items():
+        use[flat[variable]] = amount
+    return use
+
+
+# --- from bits -----------------------------------------------------------------------------------------------------
+
+
+def _problem_of_bits(bqm: "dimod.BinaryQuadraticModel") -> Problem:
+    linear, couplers, offset = bqm.to_numpy_vectors(variable_order=list(bqm.variables))
+    return _two_options([str(variable) for variable in bqm.variables], linear, couplers, float(offset))
+
+
+def _problem_of_text(lines: Sequence[str]) -> Problem:
+    offset, announced, entries = 0.0, None, []
+    for number, line in enumerate(lines, start=1):
+        words = line.split()
+        if words[:2] == ["c", "offset"]:
+            offset = float(words[2])
+        elif words[:1] == ["p"]:
+            announced = tuple(int(word) for word in words[3:6])
+        elif words and not (words[0] == "c" or words[0].startswith("#")):
+            try:
+                i, j, bias = words
+                entries.append((int(i), int(j), float(bias)))
+            except ValueError as error:
+                raise ValueError(f"line {number} should be 'i j bias', found {line!r}") from error
+    if not entries:
+        raise ValueError("it has no entries")
+    rows, columns = (np.array(places, dtype=np.int64) for places in list(zip(*entries, strict=True))[:2])
+    values = np.array([bias for _, _, bias in entries], dtype=np.float64)
+    if min(rows.min(), columns.min()) < 0:
+        raise ValueError("variables are counted from 0, found a negative one")
+    size = int(max(rows.max(), columns.max())) + 1
+    diagonal = rows == columns
+    if announced is not None:
+        found = (int(diagonal.sum()), int((~diagonal).sum()))
+        if announced[1:] != found or size > announced[0]:
+            raise ValueError(
+                f"the p line announces {announced[1]} diagonal entries and {announced[2]} couplers of {announced[0]} "
+                f"variables; found {found[0]} and {found[1]} of {size}"
+            )
+        size = announced[0]
+    linear = np.bincount(rows[diagonal], weights=values[diagonal], minlength=size).astype(np.float64)
+    couplers = (rows[~diagonal], columns[~diagonal], values[~diagonal])
+    return _two_options([str(v) for v in range(size)], linear, couplers, offset)
+
+
+def _two_options(names: list[str], linear: NDArray[np.float64], couplers: Any, offset: float) -> Problem:
+    """One group a bit; the second option is the bit set."""
+    size = len(names)
+    cost = np.stack([np.zeros(size), linear], axis=1).ravel()
+    rows, columns, values = couplers
+    sparse = _upper((2 * rows + 1, 2 * columns + 1, values), 2 * size, np.arange(2 * size) // 2)
+    return Problem(names, [["0", "1"]] * size, cost, {}, {}, PairTerms(sparse=sparse), offset)
+
+
+def _upper(couplers: Any, size: int, group_of: NDArray[np.int64]) -> Any:
+    """Couplers as a strictly upper triangular matrix, without those inside a group; None when there are none."""
+    rows, columns, values = (np.asarray(part) for part in couplers)
+    between = group_of[rows] != group_of[columns]
+    if not between.any():
+        return None
+    upper = (np.minimum(rows, columns)[between], np.maximum(rows, columns)[between])
+    return scipy.sparse.csr_array((values[between], upper), shape=(size, size))

@@ -1,0 +1,1 @@
+"""Why budgets cannot be met, and what would be enough."""

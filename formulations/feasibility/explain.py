@@ -1,0 +1,238 @@
+"""Why no choice meets the budgets: which of them clash, how near they can be met, and what would be enough.
+
+Costs do not matter here: every answer comes from programs over the uses alone (`formulations.feasibility.least_use`).
+What always holds: an upper value is the use of a choice within the budgets held, a lower value is proven, and where
+time is up between the two nothing is claimed.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from formulations.feasibility.least_use import Least, UsePrograms, limit_of
+from formulations.problem import Problem
+
+TIME_LIMIT_S = 20.0
+"""Seconds for all programs together."""
+
+PINNED = 5
+"""How many groups are named."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetReach:
+    """How far one budget can be met.
+
+    Attributes:
+        asked: the budget.
+        alone: the smallest use any choice can have.
+        lower: no choice that keeps within all other budgets uses less; None when no choice keeps within them.
+        upper: the use of a choice that keeps within all other budgets, ``lower`` but for the solver's tolerance when
+            it came to its end; None when no such choice was found. With a budget of this much all hold together.
+    """
+
+    name: str
+    asked: float
+    alone: float
+    lower: float | None
+    upper: float | None
+
+    @property
+    def reachable_alone(self) -> bool:
+        """Whether some choice meets this budget."""
+        return self.alone <= limit_of(self.asked)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PinnedGroup:
+    """A group that takes much of a clashing budget whatever is chosen."""
+
+    group: str
+    num_options: int
+    budget: str
+    smallest: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relaxation:
+    """Budgets that all hold together when some are multiplied by a common factor.
+
+    Attributes:
+        budgets: those that are multiplied; the others stay.
+        factor: enough.
+        lower: no smaller factor is enough than this.
+        usage: what a choice uses that meets them then.
+    """
+
+    budgets: tuple[str, ...]
+    factor: float
+    lower: float
+    usage: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Infeasibility:
+    """What `explain_infeasibility` finds. ``str`` gives it as a short text.
+
+    Attributes:
+        feasible: whether a choice meets all budgets; None when time was up before that was known.
+        budgets: every budget by itself and with the others.
+        clash: budgets that no choice meets together.
+        minimal: whether it is proven that any of them given up, the rest can be met.
+        pinned: groups with the largest smallest uses of the clashing budgets, largest share first.
+        relaxation: the least common factor for the clashing budgets; for all budgets when that cannot be enough;
+            None when no factor is (a budget of zero), or none was found in time.
+    """
+
+    feasible: bool | None
+    budgets: tuple[BudgetReach, ...]
+    clash: tuple[str, ...]
+    minimal: bool
+    pinned: tuple[PinnedGroup, ...]
+    relaxation: Relaxation | None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dictionary of everything in here."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """A few lines and a table for people."""
+        return "\n".join(_lines(self))
+
+
+def explain_infeasibility(problem: Problem, *, time_limit: float = TIME_LIMIT_S) -> Infeasibility:
+    """Why the budgets of ``problem`` cannot be met, and what would be enough.
+
+    Args:
+        problem: what no choice may be feasible for.
+        time_limit: seconds, after which what is known is given.
+
+    >>> uses = {"bytes": [8, 4, 8, 4], "seconds": [1, 3, 1, 3]}
+    >>> problem = Problem(["a", "b"], [["x", "y"]] * 2, [0, 1, 0, 1], uses, {"bytes": 8, "seconds": 2})
+    >>> why = explain_infeasibility(problem)
+    >>> why.clash, why.budgets[0].upper, why.relaxation.factor
+    (('bytes', 'seconds'), 16.0, 2.0)
+    """
+    programs = UsePrograms(problem, time.perf_counter() + time_limit)
+    names = list(problem.budgets)
+    smallest = problem.minimum_usage()
+    reaches, verdicts = list[BudgetReach](), set[bool | None]()
+    for name in names:
+        found = programs.least(name, [other for other in names if other != name])
+        lower = None if found.impossible else found.lower
+        asked, alone = problem.budgets[name], smallest[name]
+        reaches.append(BudgetReach(name=name, asked=asked, alone=alone, lower=lower, upper=found.upper))
+        verdicts.add(_verdict(problem, name, found))
+    feasible = not names or (True if True in verdicts else False if False in verdicts else None)
+    clash, minimal = _clash(problem, programs) if feasible is False else ((), False)
+    return Infeasibility(
+        feasible=feasible,
+        budgets=tuple(reaches),
+        clash=clash,
+        minimal=minimal,
+        pinned=_pinned(problem, clash),
+        relaxation=_relaxation(problem, programs, clash) if clash else None,
+    )
+
+
+def _verdict(problem: Problem, name: str, found: Least) -> bool | None:
+    """Whether a budget holds together with those that ``found`` holds; None when it is not known."""
+    limit = limit_of(problem.budgets[name])
+    if found.impossible or found.lower > limit:
+        return False
+    return True if found.upper is not None and found.upper <= limit else None
+
+
+def _clash(problem: Problem, programs: UsePrograms) -> tuple[tuple[str, ...], bool]:
+    """A set of budgets that cannot be met together and of which none can be spared (a deletion filter)."""
+    smallest = problem.minimum_usage()
+    alone = [name for name, budget in problem.budgets.items() if smallest[name] > limit_of(budget)]
+    if alone:
+        return (alone[0],), True
+    clash, minimal = list(problem.budgets), True
+    for name in problem.budgets:
+        rest = [other for other in clash if other != name]
+        meets = _verdict(problem, rest[0], programs.least(rest[0], rest[1:]))
+        if meets is False:
+            clash = rest
+        minimal &= meets is not None
+    return tuple(clash), minimal
+
+
+def _pinned(problem: Problem, clash: Sequence[str]) -> tuple[PinnedGroup, ...]:
+    found: list[PinnedGroup] = []
+    for name in clash:
+        smallest = np.minimum.reduceat(problem.resources[name], problem.group_offsets[:-1])
+        found += [
+            PinnedGroup(
+                group=problem.groups[group],
+                num_options=len(problem.options[group]),
+                budget=name,
+                smallest=float(smallest[group]),
+                share=float(smallest[group] / smallest.sum()),
+            )
+            for group in np.argsort(-smallest, kind="stable")[:PINNED].tolist()
+            if smallest[group] > 0
+        ]
+    return tuple(sorted(found, key=lambda one: -one.share)[:PINNED])
+
+
+def _relaxation(problem: Problem, programs: UsePrograms, clash: Sequence[str]) -> Relaxation | None:
+    positive = [name for name, budget in problem.budgets.items() if budget > 0]
+    for grow in ([name for name in positive if name in clash], positive):
+        if not grow:
+            continue
+        found = programs.factor(grow, [name for name in problem.budgets if name not in grow])
+        if found.upper is not None and found.choice is not None:
+            usage = {name: float(use[found.choice].sum()) for name, use in problem.resources.items()}
+            return Relaxation(budgets=tuple(grow), factor=found.upper, lower=found.lower, usage=usage)
+    return None
+
+
+def _lines(why: Infeasibility) -> Iterator[str]:
+    clash = ", ".join(why.clash)
+    if why.feasible:
+        yield "All budgets can be met together."
+    elif why.feasible is None:
+        yield "Whether the budgets can be met together is not known: time was up."
+    elif len(why.clash) == 1:
+        yield f"No choice meets the budget for {clash}, whatever the others are."
+    else:
+        given_up = "; without any one of them the rest can be met" if why.minimal else ""
+        yield f"No choice meets the budgets for {clash} together{given_up}."
+    table = [("budget", "asked", "smallest alone", "smallest while the others hold")]
+    for one in why.budgets:
+        if one.lower is None:
+            together = "the others cannot hold"
+        elif one.upper is None:
+            together = f"at least {_amount(one.lower)}"
+        elif _same(one.lower, one.upper):
+            together = _amount(one.upper)
+        else:
+            together = f"between {_amount(one.lower)} and {_amount(one.upper)}"
+        table.append((one.name, _amount(one.asked), _amount(one.alone), together))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for name, *cells in table:
+        yield "  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])])
+    if (least := why.relaxation) is not None:
+        uses = ", ".join(f"{name} {_amount(use)}" for name, use in least.usage.items())
+        so_far = "" if _same(least.lower, least.factor) else f" (the least is not known; at least {least.lower:.6g})"
+        yield f"Enough: {', '.join(least.budgets)} times {least.factor:.6g}{so_far}. A choice then uses {uses}."
+    elif why.clash:
+        yield "No factor was found by which larger budgets could be met."
+    for group in why.pinned:
+        options = "its only option" if group.num_options == 1 else f"the smallest of {group.num_options} options"
+        taken = f"{_amount(group.smallest)} {group.budget} ({group.share:.0%} of the smallest use)"
+        yield f"{group.group} takes {taken}: {options}."
+
+
+def _same(lower: float, upper: float) -> bool:
+    return upper - lower <= 1e-5 * abs(upper)
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.10g}"

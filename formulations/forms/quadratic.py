@@ -1,0 +1,58 @@
+"""A quadratic function on the way to a binary quadratic model: sums, and linear substitutions of its variables."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse
+
+from formulations.forms.couplings import Couplings, Floats, Integers
+
+if TYPE_CHECKING:
+    import dimod  # imported by what builds a model: asking what is available must not
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quadratic:
+    """``offset + linear·x + xᵀ·matrix·x``; the matrix need not be triangular."""
+
+    linear: Floats
+    matrix: Any  # scipy.sparse.csr_array
+    offset: float
+
+    @classmethod
+    def of(cls, linear: Floats, parts: list[Couplings], offset: float) -> "Quadratic":
+        """From lists of couplings, which add up."""
+        rows, columns, values = (np.concatenate(part) for part in zip(*parts, strict=True))
+        size = len(linear)
+        return cls(linear, scipy.sparse.csr_array((values, (rows, columns)), shape=(size, size)), offset)
+
+    def __add__(self, other: "Quadratic") -> "Quadratic":
+        """The sum; ``other`` may have fewer variables."""
+        matrix, linear = other.matrix.copy(), np.zeros(len(self.linear))
+        matrix.resize(self.matrix.shape)
+        linear[: len(other.linear)] = other.linear
+        return Quadratic(self.linear + linear, self.matrix + matrix, self.offset + other.offset)
+
+    def substituted(self, matrix: Any, constant: Floats) -> "Quadratic":
+        """As a function of b, with x = matrix·b + constant for the first variables and the others unchanged."""
+        others = len(self.linear) - len(constant)
+        whole = scipy.sparse.csr_array(scipy.sparse.block_diag([matrix, scipy.sparse.eye_array(others)]))
+        fixed = np.concatenate([constant, np.zeros(others)])
+        linear = whole.T @ (self.linear + self.matrix @ fixed + self.matrix.T @ fixed)
+        offset = self.offset + self.linear @ fixed + fixed @ (self.matrix @ fixed)
+        return Quadratic(linear, whole.T @ self.matrix @ whole, float(offset))
+
+    def selected(self, variables: Integers) -> "Quadratic":
+        """The variables named, in this order; the others are 0."""
+        return Quadratic(self.linear[variables], self.matrix[variables][:, variables], self.offset)
+
+    def bqm(self) -> "dimod.BinaryQuadraticModel":
+        """For bits, of which each is its own square."""
+        import dimod
+
+        both = scipy.sparse.coo_array(scipy.sparse.triu(self.matrix + self.matrix.T, 1))
+        both.eliminate_zeros()
+        linear = self.linear + self.matrix.diagonal()
+        couplings = (both.row, both.col, both.data)
+        return dimod.BinaryQuadraticModel.from_numpy_vectors(linear, couplings, self.offset, dimod.BINARY)

@@ -1,0 +1,55 @@
+"""A budget as an equation: slack bits fill up what a choice leaves of it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from formulations.errors import EncodingError
+from formulations.forms.couplings import Floats, Integers
+from formulations.problem import BUDGET_TOLERANCE, Problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SlackRow:
+    """``weights·x + bits·slack = target``, all in whole units of the resource.
+
+    The slack bits reach every number from 0 to what the smallest choice leaves of the budget, and no more.
+    """
+
+    weights: Floats  # (V,)
+    bits: Floats  # weights of the slack bits, descending
+    target: float
+
+    @classmethod
+    def of(cls, problem: Problem, name: str) -> "SlackRow":
+        """The row of the budget ``name``.
+
+        Raises:
+            EncodingError: the resource has fractions, or no choice meets the budget.
+        """
+        use, starts = problem.resources[name], problem.group_offsets[:-1]
+        if not (use == np.floor(use)).all() or use.max() > 2**53:
+            raise EncodingError(
+                f"slack bits need whole numbers, resource {name!r} has fractions: "
+                "give it in a smaller unit, or give prices"
+            )
+        unit = float(np.gcd.reduce(use.astype(np.int64))) or 1.0
+        weights = use / unit
+        target = float(np.floor(problem.budgets[name] / unit * (1 + BUDGET_TOLERANCE)))
+        most = int(target - np.minimum.reduceat(weights, starts).sum())
+        if most < 0:
+            raise EncodingError(f"no choice meets the budget for {name!r}: the smallest use is above it")
+        bits = []
+        while most > 0:
+            bits.append((most + 1) // 2)
+            most -= bits[-1]
+        return cls(weights=weights, bits=np.array(bits, dtype=np.float64), target=target)
+
+    def state(self, chosen: Integers) -> NDArray[np.int8]:
+        """The slack bits ``(bits,)`` that fill up what flat options ``chosen`` leave; all 0 when that is nothing."""
+        left, on = self.target - self.weights[chosen].sum(), np.zeros(len(self.bits), dtype=np.int8)
+        for at, weight in enumerate(self.bits):
+            if weight <= left:
+                on[at], left = 1, left - weight
+        return on

@@ -1,0 +1,232 @@
+"""The exact side of filter pruning: counts instead of filters.
+
+The filters of a set have equal size, so everything but L_p depends on how many go, and the k that cost least are
+the k of smallest score. What is left is a count for every set and bits for every layer: at a given γ the sets
+separate (`best_choice`, the proven optimum of H); within a hard budget of bytes each set is a group whose options
+are its Pareto-optimal pairs of count and bits, with their exact bytes (`filter_counts`, a linear `Problem` that
+every solver takes and ``dp`` proves). γ itself is no budget: `fit_size` bisects it, and as the lower convex hull
+is all that any γ reaches, the hard budget can be met with less loss, never with more.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from formulations.errors import EncodingError, InfeasibleBudgetError
+from formulations.generators.filters.tables import (
+    SCALE_BITS,
+    FilterChoice,
+    FilterEvaluation,
+    FilterNetwork,
+    FilterSet,
+    Floats,
+    Integers,
+    stored_bytes,
+)
+from formulations.generators.prune_quantize import prune_quantize
+from formulations.problem import Problem
+
+MAX_OPTIONS = 2_000_000
+"""Most options that one set may have while they are made."""
+
+MAX_STEPS = 200
+
+
+def best_choice(network: FilterNetwork, gamma: float) -> FilterChoice:
+    """The choice of least ``H`` at ``gamma``: exact, in ``O(filters · layers · bits)``.
+
+    Args:
+        network: the tables.
+        gamma: what removing all stored bits is worth, ≥ 0.
+
+    Raises:
+        InvalidProblemError: ``gamma`` is negative or not finite.
+
+    >>> from formulations.generators.filters.tables import FilterLayer
+    >>> layer = FilterLayer(name="conv", scores=[3, 1, 2], weights_per_filter=8, bit_score=0.5)
+    >>> choice = best_choice(FilterNetwork(layers=(layer,)), gamma=20.0)
+    >>> choice.pruned[0].tolist(), choice.bits.tolist()
+    ([False, True, False], [6])
+    """
+    worth = network.worth(gamma)
+    pruned, bits = [], np.zeros(len(network.layers), dtype=np.int64)
+    removable = np.arange(network.high_bits - network.low_bits + 1)
+    for one in network.sets:
+        value = _count_losses(one)
+        count = np.arange(len(value))
+        chosen = {}
+        for place in one.layers:
+            layer = network.layers[place]
+            kept = layer.weights_per_filter * (network.high_bits - removable) + SCALE_BITS  # bits of a kept filter
+            table = network.beta * (layer.bit_score * removable) ** 2 + worth * np.outer(len(value) - count, kept)
+            chosen[place] = table.argmin(axis=1)
+            value = value + table.min(axis=1)
+        best = int(value.argmin())
+        pruned.append(_smallest(one, best))
+        for place, own in chosen.items():
+            bits[place] = network.high_bits - own[best]
+    return FilterChoice(pruned=tuple(pruned), bits=bits)
+
+
+def fit_size(network: FilterNetwork, size_bytes: float) -> tuple[float, FilterChoice]:
+    """A γ whose optimum takes at most ``size_bytes``, and that optimum: the largest one that any γ gives.
+
+    An optimum stays one over a range of γ, and at the range's ends another is as good: the γ is the middle of it.
+
+    Raises:
+        InfeasibleBudgetError: no choice is that small.
+
+    >>> from formulations.generators.filters.tables import FilterLayer
+    >>> layer = FilterLayer(name="conv", scores=[3, 1, 2], weights_per_filter=8, bit_score=0.5)
+    >>> network = FilterNetwork(layers=(layer,))
+    >>> gamma, choice = fit_size(network, 20)
+    >>> network.evaluate(choice).size_bytes
+    19
+    """
+
+    def at(gamma: float) -> FilterEvaluation:
+        return network.evaluate(best_choice(network, gamma))
+
+    smallest = FilterChoice(
+        pruned=tuple(_smallest(one, len(one.scores) - 1) for one in network.sets),
+        bits=np.full(len(network.layers), network.low_bits),
+    )
+    if not (least := network.evaluate(smallest).size_bytes) <= size_bytes:  # so that NaN is refused too
+        raise InfeasibleBudgetError(
+            f"no choice takes at most {size_bytes:,.6g} bytes: one filter a set at {network.low_bits} bits, and what "
+            f"is fixed, take {least:,}"
+        )
+    if at(0.0).size_bytes <= size_bytes:
+        return 0.0, best_choice(network, 0.0)
+    start = _first(lambda gamma: at(gamma).size_bytes <= size_bytes, 0.0)
+    choice = best_choice(network, start)
+    if network.evaluate(choice).removed == network.evaluate(smallest).removed:
+        return 2 * start, choice
+    removed = network.evaluate(choice).removed
+    end = _first(lambda gamma: at(gamma).removed > removed, start)
+    return 0.5 * (start + end), choice
+
+
+def _first(reached: Callable[[float], bool], low: float) -> float:
+    """The least γ above ``low`` (to the last digits) from which on ``reached`` is true."""
+    high = 2 * low or 1.0
+    while not reached(high):
+        low, high = high, 2 * high
+    for _ in range(MAX_STEPS):
+        if high - low <= 1e-12 * high:
+            break
+        middle = 0.5 * (low + high)
+        low, high = (low, middle) if reached(middle) else (middle, high)
+    return high
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FilterCounts:
+    """The problem over counts, and the way back.
+
+    Attributes:
+        problem: a group for every set (and one for what is fixed), resource ``"bytes"``, no pair terms.
+        counts: ``(V,)`` filters pruned by each option.
+        bits: for every set ``(options, layers of the set)``.
+    """
+
+    problem: Problem
+    network: FilterNetwork = field(repr=False)
+    counts: Integers = field(repr=False)
+    bits: tuple[Integers, ...] = field(repr=False)
+
+    def decode(self, choice: ArrayLike) -> FilterChoice:
+        """The filters and bits that ``choice`` ``(G,)`` of the problem means."""
+        flat, bits = self.problem.flat(choice), np.zeros(len(self.network.layers), dtype=np.int64)
+        starts, pruned = self.problem.group_offsets, []
+        for place, one in enumerate(self.network.sets):
+            pruned.append(_smallest(one, int(self.counts[flat[place]])))
+            bits[list(one.layers)] = self.bits[place][flat[place] - starts[place]]
+        return FilterChoice(pruned=tuple(pruned), bits=bits)
+
+
+def filter_counts(network: FilterNetwork, budget_bytes: float) -> FilterCounts:
+    """``L_p + β·L_q`` within a hard budget: linear, with the exact bytes of every option.
+
+    Options that another one beats in both bytes and loss are left out; that loses no optimum.
+
+    Args:
+        network: the tables.
+        budget_bytes: the most that the whole model may take, `FilterNetwork.fixed_bytes` included.
+
+    Raises:
+        EncodingError: the layers of a set are of too many different sizes to combine their bits.
+
+    >>> from formulations.generators.filters.tables import FilterLayer
+    >>> layer = FilterLayer(name="conv", scores=[3, 1, 2], weights_per_filter=8, bit_score=0.5)
+    >>> counts = filter_counts(FilterNetwork(layers=(layer,), fixed_bytes=100), 118)
+    >>> counts.problem
+    <Problem: 2 groups, 16 options, bytes <= 118, no pairs>
+    >>> counts.decode([4, 0]).bits.tolist(), counts.problem.evaluate([4, 0]).usage
+    ([6], {'bytes': 111.0})
+    """
+    tables = [_options(network, one) for one in network.sets]
+    problem = prune_quantize(
+        [one.name for one in network.sets],
+        [_labels(counts, bits) for _, _, counts, bits in tables],
+        np.concatenate([loss for _, loss, _, _ in tables]),
+        {"bytes": np.concatenate([size for size, _, _, _ in tables])},
+        {"bytes": budget_bytes},
+        fixed={"bytes": network.fixed_bytes},
+    )
+    counts = np.concatenate([counts for _, _, counts, _ in tables])
+    return FilterCounts(problem=problem, network=network, counts=counts, bits=tuple(bits for *_, bits in tables))
+
+
+def _options(network: FilterNetwork, one: FilterSet) -> tuple[Integers, Floats, Integers, Integers]:
+    """The Pareto-optimal bytes, losses, counts ``(n,)`` and bits ``(n, layers)`` of a set, by rising bytes."""
+    widths = np.arange(network.low_bits, network.high_bits + 1)
+    found = []
+    for count, pruned_loss in enumerate(_count_losses(one)):
+        size, loss, bits = np.zeros(1, dtype=np.int64), np.array([pruned_loss]), np.zeros((1, 0), dtype=np.int64)
+        for place in one.layers:
+            layer = network.layers[place]
+            own = stored_bytes(len(one.scores), layer.weights_per_filter, count, widths)
+            rise = network.beta * (layer.bit_score * (network.high_bits - widths)) ** 2
+            if len(size) * len(widths) > MAX_OPTIONS:
+                raise EncodingError(
+                    f"the bits of the layers of {one.name!r} combine to more than {MAX_OPTIONS:,} options; "
+                    "give fewer bit-widths, or use filter_problem()"
+                )
+            size = np.add.outer(size, own).ravel()
+            loss = np.add.outer(loss, rise).ravel()
+            bits = np.column_stack([np.repeat(bits, len(widths), axis=0), np.tile(widths, len(bits))])
+            kept = _pareto(size, loss)
+            size, loss, bits = size[kept], loss[kept], bits[kept]
+        found.append((size, loss, np.full(len(size), count), bits))
+    size, loss, counts, bits = (np.concatenate(column) for column in zip(*found, strict=True))
+    kept = _pareto(size, loss)
+    return size[kept], loss[kept], counts[kept], bits[kept]
+
+
+def _pareto(size: Integers, loss: Floats) -> Integers:
+    """Places of the options that no other one beats or equals in both, by rising size."""
+    order = np.lexsort((loss, size))
+    least = np.minimum.accumulate(loss[order])
+    better = np.concatenate([[True], loss[order][1:] < least[:-1]])
+    return np.asarray(order[better])
+
+
+def _labels(counts: Integers, bits: Integers) -> list[str]:
+    return [
+        f"{count} pruned, {'/'.join(map(str, own))} bits"
+        for count, own in zip(counts.tolist(), bits.tolist(), strict=True)
+    ]
+
+
+def _count_losses(one: FilterSet) -> Floats:
+    """``(N,)`` L_p of a set by the number of filters pruned, 0 to N - 1: those of smallest score."""
+    return np.asarray(np.square(np.concatenate([[0.0], np.cumsum(one.scores[one.order[:-1]])])))
+
+
+def _smallest(one: FilterSet, count: int) -> NDArray[np.bool_]:
+    pruned = np.zeros(len(one.scores), dtype=np.bool_)
+    pruned[one.order[:count]] = True
+    return pruned

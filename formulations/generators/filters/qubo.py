@@ -1,0 +1,220 @@
+"""``H = L_p + β·L_q − γ·R`` over single filters: as a `Problem`, and as the unconstrained QUBO of the paper.
+
+Both hold the same function of the same choices (`formulations.generators.filters.tables`, arXiv 2505.16332). As a
+`Problem` every prunable filter is a group of two options, every layer a group of bit-widths; each set's L_p is one
+column of the factor, and R's products of a pruned filter and removed bits are sparse pair terms. There is no budget in
+it: γ says what size is worth (`formulations.generators.filters.counts.fit_size` finds the γ of a size;
+``filter_counts`` is the form with a hard budget). As a QUBO the bits of a layer are ``high_bits − Σ_k weight_k·q_k``,
+with weights 1, 2, 4, … and a last one that makes the sum reach ``high_bits − low_bits`` and no more: every sample is a
+valid choice, without a penalty.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import ArrayLike, NDArray
+
+from formulations.errors import EncodingError, InvalidProblemError
+from formulations.forms.couplings import MAX_PAIRS
+from formulations.generators.filters.tables import SCALE_BITS, FilterChoice, FilterNetwork, Integers
+from formulations.pairs import PairTerms
+from formulations.problem import Problem
+
+if TYPE_CHECKING:
+    import dimod
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FilterProblem:
+    """The problem over filters and bits, and the way back.
+
+    Attributes:
+        problem: first a group "keep, prune" for every prunable filter, then a group of bit-widths for every layer,
+            most bits first.
+    """
+
+    problem: Problem
+    network: FilterNetwork = field(repr=False)
+
+    def decode(self, choice: ArrayLike) -> FilterChoice:
+        """The filters and bits that ``choice`` ``(G,)`` of the problem means."""
+        local = self.problem.flat(choice) - self.problem.group_offsets[:-1]
+        count = self.network.num_prunable
+        return FilterChoice(
+            pruned=_spread(self.network, local[:count] == 1), bits=self.network.high_bits - local[count:]
+        )
+
+    def encode(self, choice: FilterChoice) -> Integers:
+        """Undo `decode`."""
+        self.network.require(choice)
+        return np.concatenate([_gathered(self.network, choice), self.network.high_bits - choice.bits]).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FilterBqm:
+    """The QUBO of the paper, and the way back.
+
+    Attributes:
+        bqm: variables ``0, 1, …``: first the prunable filters, set after set, then the code of every layer.
+        weights: ``(K,)`` bits that each variable of a layer's code removes.
+    """
+
+    bqm: "dimod.BinaryQuadraticModel"
+    network: FilterNetwork = field(repr=False)
+    weights: Integers
+
+    def decode(self, sample: Mapping[Any, int] | ArrayLike) -> FilterChoice:
+        """The choice of a sample: a mapping variable → 0/1, or the values in the order ``0, 1, …``.
+
+        Raises:
+            EncodingError: the sample does not have the model's variables.
+        """
+        try:
+            values = [sample[v] for v in range(self.bqm.num_variables)] if isinstance(sample, Mapping) else sample
+        except KeyError as error:
+            raise EncodingError(f"the sample lacks variable {error} of the model") from error
+        bits = np.asarray(values, dtype=np.int64)
+        if bits.shape != (self.bqm.num_variables,):
+            raise EncodingError(
+                f"a sample has one value for each of {self.bqm.num_variables} variables, found shape {bits.shape}"
+            )
+        count = self.network.num_prunable
+        removed = bits[count:].reshape(len(self.network.layers), -1) @ self.weights
+        return FilterChoice(pruned=_spread(self.network, bits[:count] == 1), bits=self.network.high_bits - removed)
+
+
+def filter_problem(network: FilterNetwork, gamma: float) -> FilterProblem:
+    """``H`` at ``gamma`` as a problem without budgets, for every solver.
+
+    Raises:
+        InvalidProblemError: ``gamma`` is negative or not finite.
+
+    >>> from formulations.generators.filters.tables import FilterLayer
+    >>> layer = FilterLayer(name="conv", scores=[3, 1, 2], weights_per_filter=8, bit_score=0.5)
+    >>> stated = filter_problem(FilterNetwork(layers=(layer,)), gamma=10.0)
+    >>> stated.problem
+    <Problem: 3 groups, 11 options, no budget, factor rank 1, 12 sparse pair terms>
+    >>> stated.decode([1, 0, 4]).bits.tolist()
+    [4]
+    """
+    worth, count = network.worth(gamma), network.num_prunable
+    removed = np.arange(network.high_bits - network.low_bits + 1)
+    prune = 2 * np.arange(count) + 1  # flat option of every "prune"
+    cost, factor = [np.zeros(2 * count)], np.zeros((2 * count + len(removed) * len(network.layers), len(network.sets)))
+    groups, entries, start = [], [], 0
+    for column, one in enumerate(network.sets):
+        own, scores = prune[start : start + len(one.prunable)], one.scores[one.prunable]
+        groups += [f"{one.name}[{index}]" for index in one.prunable]
+        cost[0][own] = np.square(scores) - worth * _filter_bits(network, one.layers)
+        factor[own, column] = np.sqrt(2.0) * scores  # a pair of one set adds 2·score·score
+        for place in one.layers:
+            places = 2 * count + place * len(removed) + removed[1:]  # nothing removed joins nothing
+            value = worth * network.layers[place].weights_per_filter * removed[1:]
+            entries.append((np.repeat(own, len(places)), np.tile(places, len(own)), np.tile(value, len(own))))
+        start += len(own)
+    set_of = {place: one for one in network.sets for place in one.layers}
+    for place, layer in enumerate(network.layers):
+        saved = len(set_of[place].scores) * layer.weights_per_filter * removed
+        cost.append(network.beta * np.square(layer.bit_score * removed) - worth * saved)
+    rows, columns, values = (np.concatenate(part) for part in zip(*entries, strict=True))
+    problem = Problem(
+        [*groups, *(f"{layer.name} bits" for layer in network.layers)],
+        [["keep", "prune"]] * count + [[f"{network.high_bits - r} bits" for r in removed]] * len(network.layers),
+        np.concatenate(cost),
+        {},
+        {},
+        PairTerms(
+            sparse=scipy.sparse.csr_array((values, (rows, columns)), shape=(len(factor), len(factor))),
+            factor=factor,
+        ),
+    )
+    return FilterProblem(problem=problem, network=network)
+
+
+def filter_bqm(network: FilterNetwork, gamma: float) -> FilterBqm:
+    """``H`` at ``gamma`` as the paper's unconstrained QUBO: a bit per filter, binary-coded bits removed per layer.
+
+    A sample's energy is the ``objective`` of `FilterNetwork.evaluate`.
+
+    Raises:
+        InvalidProblemError: ``gamma`` is negative or not finite.
+        EncodingError: more pairs than a model may have.
+
+    >>> from formulations.generators.filters.tables import FilterLayer
+    >>> layer = FilterLayer(name="conv", scores=[3, 1, 2], weights_per_filter=8, bit_score=0.5)
+    >>> encoded = filter_bqm(FilterNetwork(layers=(layer,)), gamma=10.0)
+    >>> encoded.weights.tolist(), encoded.bqm.num_variables
+    ([1, 2, 3], 5)
+    >>> encoded.decode([1, 0, 1, 0, 1]).bits.tolist()
+    [4]
+    """
+    import dimod
+
+    worth, weights, count = network.worth(gamma), code_weights(network.high_bits - network.low_bits), 0
+    pairs = sum(len(one.prunable) * (len(one.prunable) - 1) // 2 for one in network.sets)
+    if pairs > MAX_PAIRS:
+        raise EncodingError(
+            f"every set of filters is coupled completely: {pairs} pairs, more than {MAX_PAIRS}; "
+            "filter_problem() keeps them as a factor"
+        )
+    linear = np.zeros(network.num_prunable + len(weights) * len(network.layers))
+    first, second = np.triu_indices(len(weights), 1)
+    terms: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = []
+    for one in network.sets:
+        filters, scores = count + np.arange(len(one.prunable)), one.scores[one.prunable]
+        linear[filters] = np.square(scores) - worth * _filter_bits(network, one.layers)
+        i, j = np.triu_indices(len(filters), 1)
+        terms.append((filters[i], filters[j], 2 * scores[i] * scores[j]))
+        for place in one.layers:
+            layer, code = network.layers[place], network.num_prunable + place * len(weights) + np.arange(len(weights))
+            loss = network.beta * layer.bit_score**2
+            linear[code] = loss * weights**2 - worth * len(one.scores) * layer.weights_per_filter * weights
+            terms.append((code[first], code[second], 2 * loss * weights[first] * weights[second]))
+            product = worth * layer.weights_per_filter * weights
+            terms.append((np.repeat(filters, len(code)), np.tile(code, len(filters)), np.tile(product, len(filters))))
+        count += len(filters)
+    couplings = tuple(np.concatenate(part) for part in zip(*terms, strict=True))
+    bqm = dimod.BinaryQuadraticModel.from_numpy_vectors(linear, couplings, 0.0, dimod.BINARY)
+    return FilterBqm(bqm=bqm, network=network, weights=weights)
+
+
+def code_weights(most: int) -> Integers:
+    """Weights of a binary code that reaches every number from 0 to ``most`` and no more.
+
+    >>> code_weights(7).tolist(), code_weights(6).tolist(), code_weights(0).tolist()
+    ([1, 2, 4], [1, 2, 3], [])
+    """
+    powers = [1 << k for k in range(most.bit_length() - 1)]
+    return np.array([*powers, most - sum(powers)] if most else [], dtype=np.int64)
+
+
+def _filter_bits(network: FilterNetwork, layers: tuple[int, ...]) -> int:
+    """Bits that a filter of tied layers stores with none removed."""
+    return sum(network.layers[place].weights_per_filter * network.high_bits + SCALE_BITS for place in layers)
+
+
+def _spread(network: FilterNetwork, values: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], ...]:
+    """Values of the prunable filters → for every set all its filters."""
+    ends = np.cumsum([len(one.prunable) for one in network.sets])
+    pruned = []
+    for one, own in zip(network.sets, np.split(values, ends[:-1]), strict=True):
+        pruned.append(np.zeros(len(one.scores), dtype=np.bool_))
+        pruned[-1][one.prunable] = own
+    return tuple(pruned)
+
+
+def _gathered(network: FilterNetwork, choice: FilterChoice) -> NDArray[np.bool_]:
+    """Undo `_spread`.
+
+    Raises:
+        InvalidProblemError: the filter that is always kept is pruned.
+    """
+    for one, pruned in zip(network.sets, choice.pruned, strict=True):
+        if pruned[one.order[-1]]:
+            raise InvalidProblemError(
+                f"the choice prunes filter {one.order[-1]} of {one.name!r}, whose score is the largest: it always stays"
+            )
+    return np.concatenate([pruned[one.prunable] for one, pruned in zip(network.sets, choice.pruned, strict=True)])

@@ -1,0 +1,140 @@
+"""Put the chosen options into a model.
+
+Every part is encoded and decoded again, so the model holds exactly what a file of it will hold; a record of the
+stored arrays goes with the model (`qcompress.compressed.record`) for `save_compressed`.
+"""
+
+import copy
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+from torch import nn
+
+from qcompress.compressed.record import CompressedPart, Compression, attach, install_
+from qcompress.errors import ModelError
+from qcompress.measurement import Measurement
+from qcompress.model.batch_norm import reestimate_
+from qcompress.model.forward import Forward
+from qcompress.transforms.base import Keep, Transform
+from solvers import Solution
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def apply(
+    model: Model,
+    measurement: Measurement,
+    solution: Solution,
+    *,
+    batch_norm_data: Iterable[Any] | None = None,
+    forward: Forward | None = None,
+) -> Model:
+    """A compressed copy of ``model``; the original is left as it is.
+
+    Args:
+        model: the model that was measured.
+        measurement: what `measure` gave.
+        solution: a solution of the problem made from ``measurement``.
+        batch_norm_data: batches to re-estimate batch-norm statistics on, or None to leave them.
+        forward: ``(model, batch) -> output tensor`` for that, where the default does not fit.
+
+    Raises:
+        ModelError: another model than measured, or a solution that holds no choice for it.
+
+    >>> import torch
+    >>> from qcompress import (formulate, measure, prune_quantize, solve)
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    >>> measurement = measure(model, [torch.randn(32, 8)], prune_quantize(bits=(4,), sparsity=(0,)))
+    >>> solution = solve(formulate(measurement, {"bytes": 0.5}), "brute-force")
+    >>> smaller = apply(model, measurement, solution)
+    >>> len(smaller[0].weight.unique()) < len(model[0].weight.unique())
+    True
+    """
+    transforms = _chosen(model, measurement, solution)
+    return _apply(copy.deepcopy(model), measurement, transforms, batch_norm_data, forward)
+
+
+def apply_(
+    model: Model,
+    measurement: Measurement,
+    solution: Solution,
+    *,
+    batch_norm_data: Iterable[Any] | None = None,
+    forward: Forward | None = None,
+) -> Model:
+    """Compress ``model`` in place (arguments as in `apply`) and return it.
+
+    Loading the original state dict undoes it; after low-rank options call `qcompress.compressed.factored.fold_` first.
+    """
+    return _apply(model, measurement, _chosen(model, measurement, solution), batch_norm_data, forward)
+
+
+def _chosen(model: nn.Module, measurement: Measurement, solution: Solution) -> list[Transform]:
+    """The transform of every part.
+
+    Raises:
+        ModelError: the model, the measurement and the solution do not belong together.
+    """
+    if solution.choice is None:
+        raise ModelError(
+            f"the solution of solver {solution.solver!r} holds no choice (status {solution.status}): "
+            "there is nothing to apply; allow the solver more time or raise a budget"
+        )
+    choice = choice_of(measurement, solution.choice)
+    require_measured(model, measurement.model_fingerprint)
+    return [options[option] for options, option in zip(measurement.transforms, choice, strict=True)]
+
+
+def choice_of(measurement: Measurement, choice: ArrayLike) -> list[int]:
+    """The option of every part by a choice ``(G,)`` of the problem made from ``measurement``.
+
+    Raises:
+        ModelError: it is a choice for something else.
+    """
+    chosen, num_parts = [int(option) for option in np.asarray(choice)], len(measurement.parts)
+    if len(chosen) not in (num_parts, num_parts + 1):  # the problem has one group more, for what is fixed
+        raise ModelError(
+            f"the solution chooses for {len(chosen)} groups, the measurement has {num_parts} parts: "
+            "it solves another problem"
+        )
+    for part, options, option in zip(measurement.parts, measurement.transforms, chosen, strict=False):
+        if not 0 <= option < len(options):
+            raise ModelError(f"the solution chooses option {option} for {part.name!r}, which has {len(options)}")
+    return chosen[:num_parts]
+
+
+def require_measured(model: nn.Module, fingerprint: str) -> None:
+    """Refuse a model whose state dict has another fingerprint than the one that was measured.
+
+    Raises:
+        ModelError: it has.
+    """
+    found = Measurement.fingerprint_of(model)
+    if found != fingerprint:
+        raise ModelError(
+            f"this is not the model that was measured: its state dict has the fingerprint {found[:12]}…, measured was "
+            f"{fingerprint[:12]}…; give the original weights (undo an earlier apply), or measure it"
+        )
+
+
+def _apply(
+    model: Model,
+    measurement: Measurement,
+    transforms: list[Transform],
+    batch_norm_data: Iterable[Any] | None,
+    forward: Forward | None,
+) -> Model:
+    parts = []
+    for part, weight, transform in zip(measurement.parts, measurement.weights(model), transforms, strict=True):
+        try:
+            stored = {} if isinstance(transform, Keep) else transform.encode(weight)
+        except ModelError as error:
+            raise ModelError(f"cannot compress {part.name!r}: {error}") from error
+        parts.append(CompressedPart(part=part, transform=transform, stored=stored))
+    install_(model, parts)
+    attach(model, Compression(parts=tuple(parts)))
+    if batch_norm_data is not None:
+        reestimate_(model, batch_norm_data, forward)
+    return model

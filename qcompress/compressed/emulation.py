@@ -1,0 +1,71 @@
+"""A model that stands for any choice at once: weights are what the options make of them, the layers stay dense.
+
+Where many choices are tried one after the other, putting the options into a copy of the model (`qcompress.apply`) would
+encode the same weights over and over. Here every option is encoded the first time it is asked for
+and only the parts that differ from the last choice are written.
+"""
+
+import copy
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from qcompress.compressed.apply import choice_of, require_measured
+from qcompress.measurement import Measurement
+from qcompress.model import layers
+from qcompress.transforms.base import Keep, Weight
+
+
+class Emulation:
+    """A copy of a model whose weights can be those of any choice.
+
+    Args:
+        model: the model that was measured; left as it is.
+        measurement: what `measure` gave.
+
+    Attributes:
+        model: the copy, dense, in evaluation mode.
+
+    Raises:
+        ModelError: another model than measured.
+    """
+
+    def __init__(self, model: nn.Module, measurement: Measurement) -> None:
+        require_measured(model, measurement.model_fingerprint)
+        self.model = copy.deepcopy(model).eval()
+        self._measurement = measurement
+        self._original = [part.weight(model).clone() for part in measurement.parts]
+        self._stored: dict[tuple[int, int], dict[str, Tensor]] = {}
+        self._encoding: tuple[int, Weight] | None = None  # the last one, for the options of a part often follow
+        self.choice = [0] * len(measurement.parts)  # option 0 keeps a part as it is
+
+    def rows(self, part: int, option: int) -> Tensor:
+        """What an option makes of a part's rows, ``(channels, per_channel)``."""
+        transform, target = self._measurement.transforms[part][option], self._measurement.parts[part].target
+        if isinstance(transform, Keep):
+            return self._original[part]
+        if (part, option) not in self._stored:
+            if self._encoding is None or self._encoding[0] != part:
+                self._encoding = part, self._measurement.weight(part, self._original[part])
+            self._stored[part, option] = transform.encode(self._encoding[1])
+        return transform.decode(self._stored[part, option], target).to(self._original[part])
+
+    def put(self, choice: ArrayLike) -> None:
+        """Give the copy the weights of a choice ``(G,)``, with or without the group of what is fixed.
+
+        Raises:
+            ModelError: it is no choice of what was measured.
+        """
+        for index, option in enumerate(choice_of(self._measurement, choice)):
+            if option == self.choice[index]:
+                continue
+            part = self._measurement.parts[index]
+            module = self.model.get_submodule(part.modules[0])
+            weight = layers.weight_of(module)
+            whole = layers.to_rows(module, weight.detach()).clone()
+            start, stop = part.rows or (0, len(whole))
+            whole[start:stop] = self.rows(index, option)
+            with torch.no_grad():
+                weight.copy_(layers.from_rows(module, whole, weight.shape))
+            self.choice[index] = option

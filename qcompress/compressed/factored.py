@@ -1,0 +1,322 @@
+"""Layers that stand for one layer by the product of smaller ones, and how they take its place in a model.
+
+A factored layer is an `nn.Sequential` with named members, so its state dict reads ``fc.reduce.weight``,
+``fc.expand.weight``, ``fc.expand.bias``. The members' weights are the factors of a `Form`, in its order, and so
+they can be folded back to one dense layer at any time.
+
+The stride, padding and dilation of a convolution go where its kernel goes: all to ``reduce`` or to a Tucker
+``core``, the vertical ones to ``vertical`` and the horizontal ones to ``horizontal``. No layer but the last has a
+bias, so that padding in between is right: it adds zeros, or copies, of what a padded input would have given.
+"""
+
+from collections import OrderedDict
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from qcompress.transforms.low_rank.forms import Channels, Factors, Form, Spatial
+from qcompress.transforms.low_rank.tucker import Tucker
+from qcompress.transforms.low_rank.words import Words
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class GroupedLinear(nn.Module):
+    """A Linear layer without bias whose inputs and outputs fall into groups of their own.
+
+    ``weight`` is ``(out, in / groups)``, the groups below each other.
+
+    >>> GroupedLinear(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), groups=2)(torch.ones(1, 4))
+    tensor([[3., 7.]], grad_fn=...)
+    """
+
+    def __init__(self, weight: Tensor, groups: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.groups = groups
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """``(…, in)`` → ``(…, out)``."""
+        blocks = self.weight.view(self.groups, -1, self.weight.shape[1])
+        return torch.einsum("...gi,goi->...go", input.reshape(*input.shape[:-1], self.groups, -1), blocks).flatten(-2)
+
+    def extra_repr(self) -> str:
+        """As a grouped convolution's."""
+        rows, columns = self.weight.shape
+        return f"in_features={columns * self.groups}, out_features={rows}, groups={self.groups}"
+
+
+class Basis(nn.Module):
+    """Codes of a word → its features. ``weight`` is ``(rank, features)``.
+
+    >>> Basis(torch.tensor([[1.0, 2.0, 3.0]]))(torch.tensor([[10.0]]))
+    tensor([[10., 20., 30.]], grad_fn=...)
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(…, rank)`` → ``(…, features)``."""
+        return x @ self.weight
+
+    def extra_repr(self) -> str:
+        """As a Linear layer's."""
+        return f"rank={self.weight.shape[0]}, features={self.weight.shape[1]}"
+
+
+class DenseWeight(Tensor):
+    """The weight of a layer that has no such parameter.
+
+    A type of its own, because PyTorch's fused kernels (as of `nn.TransformerEncoderLayer`) take a layer's weight past
+    the layer, and leave alone one that is not a plain tensor.
+    """
+
+
+class Foldable(nn.Module):
+    """Stands in the place of one dense layer and can become one again."""
+
+    def to_dense(self) -> nn.Module:
+        """The dense layer."""
+        raise NotImplementedError
+
+    @property
+    def weight(self) -> Tensor:
+        """That of the dense layer, made anew every time: for code that looks at a layer's weight; without gradient."""
+        whole: Tensor = self.to_dense().weight.detach()  # type: ignore[operator]
+        return whole.as_subclass(DenseWeight)
+
+
+class Factored(nn.Sequential, Foldable):
+    """Smaller layers in the place of one; the last one has its bias."""
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Of the last layer."""
+        return getattr(self[-1], "bias", None)
+
+    @property
+    def factors(self) -> Factors:
+        """The members' weights as rows, by name."""
+        return {name: layer.weight.detach().flatten(1) for name, layer in self.named_children()}  # type: ignore[operator]
+
+    def _product(self, form: Form, kernel: tuple[int, int]) -> Tensor:
+        """The rows of the dense weight, added up in float32 or wider."""
+        wide = {name: own.to(torch.promote_types(own.dtype, torch.float32)) for name, own in self.factors.items()}
+        return form.product(wide, kernel)
+
+    def _dense_conv(self, form: Form, tall: nn.Conv2d, wide: nn.Conv2d) -> nn.Conv2d:
+        """The Conv2d whose kernel has the height of one member and the width of another."""
+        rows = self._product(form, (tall.kernel_size[0], wide.kernel_size[1]))
+        first, last = self[0], self[-1]
+        dense = _conv(tall, wide, first.in_channels, len(rows))  # type: ignore[arg-type]
+        return _filled(dense, rows, last.weight, last.bias)  # type: ignore[arg-type]
+
+
+class FactoredLinear(Factored):
+    """A Linear layer as ``expand(reduce(x))``: features in → rank → features out (with the bias)."""
+
+    reduce: nn.Linear | GroupedLinear
+    expand: nn.Linear
+
+    def to_dense(self) -> nn.Linear:
+        """One Linear layer with the product as its weight."""
+        rows = self._product(Channels(getattr(self.reduce, "groups", 1)), (1, 1))
+        return _filled(
+            nn.Linear(rows.shape[1], rows.shape[0], device="meta"), rows, self.expand.weight, self.expand.bias
+        )
+
+
+class FactoredConv2d(Factored):
+    """A Conv2d layer as ``expand(reduce(x))``: its own kernel to rank channels, then 1×1 to all (with the bias)."""
+
+    reduce: nn.Conv2d
+    expand: nn.Conv2d
+
+    def to_dense(self) -> nn.Conv2d:
+        """One Conv2d layer with the product as its weight."""
+        return self._dense_conv(Channels(self.reduce.groups), self.reduce, self.reduce)
+
+
+class SpatialConv2d(Factored):
+    """A Conv2d layer as ``horizontal(vertical(x))``: kernel columns to rank channels, then kernel rows to all."""
+
+    vertical: nn.Conv2d
+    horizontal: nn.Conv2d
+
+    def to_dense(self) -> nn.Conv2d:
+        """One Conv2d layer with the product as its weight."""
+        return self._dense_conv(Spatial(), self.vertical, self.horizontal)
+
+
+class TuckerConv2d(Factored):
+    """A Conv2d layer as ``expand(core(reduce(x)))``: 1×1 to fewer channels, its own kernel, 1×1 to all."""
+
+    reduce: nn.Conv2d
+    core: nn.Conv2d
+    expand: nn.Conv2d
+
+    def to_dense(self) -> nn.Conv2d:
+        """One Conv2d layer with the product as its weight."""
+        return self._dense_conv(Tucker(), self.core, self.core)
+
+
+class FactoredEmbedding(Factored):
+    """An Embedding as ``basis(codes(words))``: a lookup of short codes, then one matrix to the features.
+
+    The members are in the order of a product's sides, not of the calls.
+    """
+
+    basis: Basis
+    codes: nn.Embedding
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (as of an Embedding)
+        """``(…)`` ids → ``(…, features)``."""
+        features: Tensor = self.basis(self.codes(input))
+        return features
+
+    def to_dense(self) -> nn.Embedding:
+        """One Embedding with the product as its weight."""
+        rows = self._product(Words(), (1, 1))
+        return _filled(_embedding(self.codes, rows.shape[1]), rows, self.codes.weight, None)
+
+
+_CONVOLUTIONS: dict[tuple[str, ...], tuple[type[Factored], str, str]] = {
+    ("reduce", "expand"): (FactoredConv2d, "reduce", "reduce"),
+    ("vertical", "horizontal"): (SpatialConv2d, "vertical", "horizontal"),
+    ("reduce", "core", "expand"): (TuckerConv2d, "core", "core"),
+}  # names of the factors → the layer, and which member has the kernel's height and which its width
+
+
+def factored(layer: nn.Module, factors: Factors) -> Factored:
+    """The layer as smaller ones, with its bias, device, dtype, mode and ``requires_grad``.
+
+    Args:
+        layer: Linear, Embedding, or Conv2d without groups.
+        factors: of one of the forms of `qcompress.transforms.low_rank.forms`; their names tell which.
+
+    Raises:
+        TypeError: another layer.
+
+    >>> factored(nn.Linear(8, 4), {"reduce": torch.ones(2, 8), "expand": torch.ones(4, 2)})
+    FactoredLinear(
+      (reduce): Linear(in_features=8, out_features=2, bias=False)
+      (expand): Linear(in_features=2, out_features=4, bias=True)
+    )
+    """
+    if isinstance(layer, nn.Linear):
+        reduce, expand = factors.values()
+        groups = layer.in_features // reduce.shape[1]
+        narrow: Member = nn.Linear(layer.in_features, len(reduce), bias=False, device="meta")
+        if groups > 1:
+            narrow = GroupedLinear(reduce, groups)
+        wide = nn.Linear(len(reduce), layer.out_features, device="meta")
+        whole: Factored = FactoredLinear(
+            OrderedDict[str, nn.Module](
+                reduce=_filled(narrow, reduce, layer.weight, None),
+                expand=_filled(wide, expand, layer.weight, layer.bias),
+            )
+        )
+    elif isinstance(layer, nn.Embedding) and list(factors) == ["basis", "codes"]:
+        basis, codes = factors.values()
+        whole = FactoredEmbedding(
+            OrderedDict[str, nn.Module](
+                basis=_filled(Basis(torch.empty(basis.shape, device="meta")), basis, layer.weight, None),
+                codes=_filled(_embedding(layer, codes.shape[1]), codes, layer.weight, None),
+            )
+        )
+    elif isinstance(layer, nn.Conv2d) and layer.groups == 1:
+        kind, tall, broad = _CONVOLUTIONS[tuple(factors)]
+        members, inputs = OrderedDict[str, nn.Module](), layer.in_channels
+        for name, rows in factors.items():
+            empty = _conv(layer if name == tall else None, layer if name == broad else None, inputs, len(rows), rows)
+            members[name] = _filled(empty, rows, layer.weight, layer.bias if len(members) + 1 == len(factors) else None)
+            inputs = len(rows)
+        whole = kind(members)
+    else:
+        names = ", ".join(factors)
+        raise TypeError(f"only Linear, Embedding, and Conv2d without groups, can be factored; found {names} of {layer}")
+    return whole.train(layer.training)
+
+
+def fold_(model: Model) -> Model:
+    """Put dense layers in the place of factored ones, in place, so that the original state dict loads again.
+
+    An Embedding in blocks (`qcompress.vocabulary`) becomes one again as well.
+
+    >>> factors = {"reduce": torch.ones(2, 8), "expand": torch.ones(4, 2)}
+    >>> fold_(nn.Sequential(factored(nn.Linear(8, 4), factors)))
+    Sequential(
+      (0): Linear(in_features=8, out_features=4, bias=True)
+    )
+    """
+    for module in reversed(list(model.modules())):  # what is inside another one first
+        if isinstance(module, Foldable):
+            replace_(model, module, module.to_dense().train(module.training))
+    return model
+
+
+def replace_(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put ``new`` wherever ``old`` is a child of a module in ``model``."""
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is old:
+                parent._modules[name] = new
+
+
+def _conv(
+    tall: nn.Conv2d | None, wide: nn.Conv2d | None, inputs: int, outputs: int, rows: Tensor | None = None
+) -> nn.Conv2d:
+    """An empty Conv2d that moves down its input as ``tall`` does and along it as ``wide`` does (None: one by one).
+
+    It has as many groups as ``rows`` of that length take.
+    """
+
+    def both(name: str, otherwise: int) -> tuple[int, int]:
+        return (
+            otherwise if tall is None else getattr(tall, name)[0],
+            otherwise if wide is None else getattr(wide, name)[1],
+        )
+
+    kernel, one = both("kernel_size", 1), tall or wide
+    padding = one.padding if one is not None and isinstance(one.padding, str) else both("padding", 0)
+    return nn.Conv2d(
+        inputs,
+        outputs,
+        kernel,
+        stride=both("stride", 1),
+        padding=padding,
+        dilation=both("dilation", 1),
+        groups=1 if rows is None else inputs * kernel[0] * kernel[1] // rows.shape[1],
+        padding_mode="zeros" if one is None else one.padding_mode,
+        device="meta",
+    )
+
+
+def _embedding(like: nn.Embedding, features: int) -> nn.Embedding:
+    """An empty Embedding of as many words as ``like``."""
+    return nn.Embedding(
+        like.num_embeddings,
+        features,
+        padding_idx=like.padding_idx,
+        scale_grad_by_freq=like.scale_grad_by_freq,
+        sparse=like.sparse,
+        device="meta",
+    )
+
+
+Member = nn.Linear | nn.Conv2d | GroupedLinear | Basis | nn.Embedding
+Layer = TypeVar("Layer", bound=Member)
+
+
+def _filled(empty: Layer, rows: Tensor, like: Tensor, bias: Tensor | None) -> Layer:
+    """``empty`` with ``rows`` as a weight of the type and place of ``like``, and that very bias parameter.
+
+    Layers are made empty (on the meta device) so that making them draws no random numbers.
+    """
+    value = rows.detach().reshape(empty.weight.shape).to(device=like.device, dtype=like.dtype, copy=True)
+    empty.weight = nn.Parameter(value, requires_grad=like.requires_grad)
+    empty._parameters["bias"] = bias  # type: ignore[assignment]
+    return empty

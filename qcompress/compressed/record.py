@@ -1,0 +1,111 @@
+"""The record that a compressed model carries: how each of its parts is stored.
+
+It holds the arrays that go to disk, which are small by their nature, so that saving never has to guess how a weight
+came about. A weight that is kept as it is has no arrays here. The record is a plain attribute of the model: it
+survives `copy.deepcopy`, and state dicts do not know of it.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qcompress.compressed.factored import Factored, factored, replace_
+from qcompress.model import layers
+from qcompress.model.parts import Part
+from qcompress.transforms.base import Transform
+
+_ATTRIBUTE = "_qcompress_compression"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CompressedPart:
+    """A part of a model, the transform chosen for it and the arrays that it is stored in.
+
+    Attributes:
+        stored: arrays by name, on the CPU; empty when the weight is kept as it is.
+    """
+
+    part: Part
+    transform: Transform
+    stored: dict[str, Tensor]
+
+    @property
+    def factors(self) -> dict[str, Tensor]:
+        """Weights (as rows) of the layers in the part's place, or {} when the layer itself is there."""
+        return self.transform.factors(self.stored, self.part.target) if self.stored else {}
+
+    def rows(self) -> Tensor:
+        """The rows that the stored arrays give."""
+        return self.transform.decode(self.stored, self.part.target)
+
+    def weights_in(self, model: nn.Module) -> list[Tensor] | None:
+        """The parameters of ``model`` that hold the part, or None when they do not hold what is stored.
+
+        A kept weight has nothing stored: it only has to be there, in its shape and type.
+        """
+        try:
+            module = model.get_submodule(self.part.modules[0])
+        except AttributeError:
+            return None
+        factors = self.factors
+        if list(factors) != (list(module.factors) if isinstance(module, Factored) else []):
+            return None
+        expected: list[Tensor]
+        if isinstance(module, Factored):
+            weights: list[Tensor] = [layer.weight for layer in module]  # type: ignore[misc]
+            expected = list(factors.values())
+            found = list(module.factors.values())
+        else:
+            if layers.why_unsupported(module):
+                return None
+            weights = [layers.weight_of(module)]
+            found = [self.part.weight(model)]
+            target = self.part.target
+            if found[0].shape != (target.channels, target.per_channel) or found[0].dtype != target.dtype:
+                return None
+            expected = [self.rows() if self.stored else found[0]]
+        same = all(
+            one.dtype == other.dtype and torch.equal(one.cpu(), other.cpu())
+            for one, other in zip(found, expected, strict=True)
+        )
+        return weights if same else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Compression:
+    """How every part of a model is stored."""
+
+    parts: tuple[CompressedPart, ...]
+
+
+def record_of(model: nn.Module) -> Compression | None:
+    """The record that ``model`` carries, or None."""
+    record: Compression | None = getattr(model, _ATTRIBUTE, None)
+    return record
+
+
+def attach(model: nn.Module, record: Compression) -> None:
+    """Let ``model`` carry ``record``."""
+    setattr(model, _ATTRIBUTE, record)
+
+
+def install_(model: nn.Module, parts: Sequence[CompressedPart]) -> None:
+    """Give ``model`` what ``parts`` store; where nothing is stored its weight stays."""
+    for modules, group in itertools.groupby(parts, key=lambda item: item.part.modules):
+        items = [item for item in group if item.stored]
+        if not items:
+            continue
+        module = model.get_submodule(modules[0])
+        if factors := items[0].factors:
+            replace_(model, module, factored(module, factors))
+            continue
+        weight = layers.weight_of(module)
+        rows = layers.to_rows(module, weight.detach()).clone()
+        for item in items:
+            start, stop = item.part.rows or (0, len(rows))
+            rows[start:stop] = item.rows()
+        with torch.no_grad():
+            weight.copy_(layers.from_rows(module, rows, weight.shape))

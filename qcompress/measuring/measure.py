@@ -1,0 +1,230 @@
+"""`measure`: over the batches, with progress, and saved so that a cut run goes on where it was."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from formulations.files import AnyPath
+from qcompress.errors import DataError, OptionsError
+from qcompress.measurement import Measurement
+from qcompress.measuring import fisher
+from qcompress.measuring.candidates import Candidates, fitted
+from qcompress.measuring.direct import Direct
+from qcompress.measuring.moments import second_moments
+from qcompress.measuring.sums import Sums
+from qcompress.model import forward as forwards
+from qcompress.model.losses import Loss, LossFunction, as_loss
+from qcompress.model.parts import survey
+from qcompress.options import Options
+
+METHODS = ("fisher", "direct")
+SAVE_EVERY_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureProgress:
+    """Where a measurement stands; ``total_batches`` is None when the data does not tell its length."""
+
+    batches: int
+    total_batches: int | None
+    num_samples: int
+    elapsed_s: float
+
+
+@forwards.seeded
+def measure(
+    model: nn.Module,
+    data: Iterable[Any],
+    options: Options,
+    *,
+    method: str = "fisher",
+    loss: str | LossFunction = "kl",
+    forward: forwards.Forward | None = None,
+    granularity: str | int = "layer",
+    seed: int = 0,
+    cache: AnyPath | None = None,
+    on_progress: Callable[[MeasureProgress], None] | None = None,
+) -> Measurement:
+    """Measure what every option of every part does to the loss, alone and together with the others.
+
+    Args:
+        model: the original; left as it is.
+        data: re-iterable of batches: tensors, (inputs, targets) or dicts.
+        options: what is on offer, as ``prune_quantize() + low_rank()``. Whitened low-rank options and compensated codes
+            take one pass over the data more, and a matrix of the square of a layer's weights per channel for each such
+            layer. They are fitted to this data: give more inputs (tokens, positions) than a layer has weights per
+            channel.
+        method: ``"fisher"``: linearised, a few backward passes for all options. ``"direct"``: every option's true
+            loss increase, one partial forward pass per option and batch; in half precision a small one is lost in the
+            rounding of the outputs.
+        loss: ``"kl"`` to the original's softmax (nats per sample), ``"mse"`` of outputs, or a callable
+            ``(output, batch) -> (samples,)``.
+        forward: ``(model, batch) -> output tensor`` where the default does not fit.
+        granularity: ``"layer"``, or the number of output channels per block.
+        seed: of the random mixtures that stand for many outputs.
+        cache: a file for the sums so far; a measurement that was cut goes on from it, a finished one deletes it.
+        on_progress: called after every batch.
+
+    Raises:
+        ModelError, DataError, OptionsError: see `qcompress.errors`.
+
+    >>> import torch
+    >>> from qcompress.options import prune_quantize
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    >>> measurement = measure(model, [torch.randn(32, 8)], prune_quantize(bits=(4, 8), sparsity=(0,)))
+    >>> measurement.labels[0]
+    ('keep', '4 bits', '8 bits')
+    """
+    if method not in METHODS:
+        raise OptionsError(f"method must be one of {', '.join(METHODS)}, found {method!r}")
+    if not isinstance(options, Options):
+        raise OptionsError(f"options must be qcompress.Options, as prune_quantize(), found {type(options).__name__}")
+    batches = forwards.checked_data(data)
+    measured = as_loss(loss)
+    with forwards.evaluating(model):
+        inventory = survey(model, batches, forward, granularity)
+        calibrated = [part for part in inventory.parts if options.need_moments(part.target)]
+        moments, num_inputs = second_moments(model, calibrated, batches, forward) if calibrated else ({}, {})
+        candidates, errors = fitted(model, inventory.parts, options, moments, num_inputs)
+        fingerprint = Measurement.fingerprint_of(model)
+        settings = [fingerprint, method, measured.name, granularity, seed]
+        sums = accumulate(
+            model, batches, candidates, measured, method, seed, forward, settings, cache=cache, on_progress=on_progress
+        )
+    measurement = Measurement(
+        parts=inventory.parts,
+        transforms=candidates.transforms,
+        cost=sums.mean_cost(),
+        factor=sums.factor(),
+        error=errors,
+        resources=_resources(candidates),
+        fixed=MappingProxyType(inventory.fixed),
+        original=MappingProxyType(inventory.original),
+        skipped=inventory.skipped,
+        num_samples=sums.num_samples,
+        method=method,
+        loss=measured.name,
+        seed=seed,
+        model_fingerprint=fingerprint,
+        standing=candidates.standing,
+        moments=MappingProxyType({name: own.numpy() for name, own in moments.items()}),
+        num_inputs=MappingProxyType(num_inputs),
+    )
+    if cache is not None:
+        Path(cache).unlink(missing_ok=True)
+    return measurement
+
+
+def accumulate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    candidates: Candidates,
+    loss: Loss,
+    method: str,
+    seed: int,
+    forward: forwards.Forward | None,
+    settings: list[Any],
+    *,
+    original: nn.Module | None = None,
+    cache: AnyPath | None = None,
+    on_progress: Callable[[MeasureProgress], None] | None = None,
+) -> Sums:
+    """Costs and effects over all batches; from the cache file on, if it holds some of this very measurement.
+
+    Args:
+        model: whose weights the options change.
+        batches: the data.
+        candidates: options of the model's parts.
+        loss: what they are measured by, relative to the original's outputs.
+        method: as of `measure`.
+        seed: as of `measure`.
+        forward: as of `measure`.
+        cache: as of `measure`.
+        on_progress: as of `measure`.
+        settings: of the measurement, to notice another one's cache file.
+        original: where the model is another.
+
+    Raises:
+        DataError: no sample, or a loss that is not finite.
+    """
+    transforms = [[transform.to_json() for transform in own] for own in candidates.transforms]
+    told = [*settings, batch_fingerprint(forwards.first_batch(batches)), transforms]
+    key = hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    file = None if cache is None else Path(cache)
+    sums = Sums.load(file, key) if file is not None and file.exists() else Sums(candidates.num_options, seed)
+    direct = Direct(model, candidates, loss, forward) if method == "direct" else None
+    start = last_save = time.perf_counter()
+    done_before = sums.num_batches
+    for index, batch in enumerate(batches):
+        if index < done_before:
+            continue
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+        with torch.no_grad():
+            reference = None if original is None else forwards.run(original, batch, forward)
+        if direct is not None:
+            sums.add(*direct.batch_effects(batch, generator, reference))
+        else:
+            first = index == 0
+            sums.add(
+                *fisher.batch_effects(
+                    model, batch, candidates, loss, forward, generator, check=first, reference=reference
+                )
+            )
+        if file is not None and time.perf_counter() - last_save > SAVE_EVERY_S:
+            sums.save(file, key)
+            last_save = time.perf_counter()
+        if on_progress is not None:
+            total = len(batches) if isinstance(batches, Sized) else None
+            elapsed_s = time.perf_counter() - start
+            on_progress(
+                MeasureProgress(
+                    batches=sums.num_batches, total_batches=total, num_samples=sums.num_samples, elapsed_s=elapsed_s
+                )
+            )
+    if sums.num_samples == 0:
+        raise DataError("the calibration data holds no sample")
+    if not (np.isfinite(sums.cost).all() and np.isfinite(sums.second).all()):
+        raise DataError("the measured loss increases are not finite; check the weights and the calibration data")
+    return sums
+
+
+def _resources(candidates: Candidates) -> MappingProxyType[str, Any]:
+    """``bytes`` and ``macs`` of every option."""
+    pairs = [
+        (part.target, transform)
+        for part, own in zip(candidates.parts, candidates.transforms, strict=True)
+        for transform in own
+    ]
+    macs = np.array([transform.macs(target) for target, transform in pairs], dtype=np.float64)
+    return MappingProxyType({"bytes": candidates.size_bytes, "macs": macs})
+
+
+def batch_fingerprint(batch: Any) -> str:
+    """SHA-256 over the tensors of a batch, to notice other data under the same cache file."""
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, Tensor):
+            digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        elif isinstance(value, dict):
+            for key in value:
+                digest.update(str(key).encode())
+                add(value[key])
+        elif isinstance(value, (tuple, list)):
+            for item in value:
+                add(item)
+        else:
+            digest.update(repr(value).encode())
+
+    add(batch)
+    return digest.hexdigest()

@@ -1,0 +1,124 @@
+"""Measure the same options again from where a choice stands.
+
+What an option does to the loss is known best near the model that it was measured on. Where a choice changes many parts
+by much, its loss is not the predicted one, and a solver finds just those choices for which the prediction is too good.
+So the choice is put into the model and every option is measured anew as a change of that model, with losses still
+relative to the original's outputs.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from numpy.typing import ArrayLike
+from torch import nn
+
+from formulations.files import AnyPath
+from qcompress.compressed.emulation import Emulation
+from qcompress.errors import OptionsError
+from qcompress.measurement import Measurement
+from qcompress.measuring.candidates import Candidates
+from qcompress.measuring.measure import MeasureProgress, accumulate
+from qcompress.measuring.true_loss import mean_loss
+from qcompress.model import forward as forwards
+from qcompress.model.losses import Loss, LossFunction, as_loss
+
+
+def remeasure(
+    model: nn.Module,
+    data: Iterable[Any],
+    measurement: Measurement,
+    choice: ArrayLike,
+    *,
+    loss: str | LossFunction | None = None,
+    forward: forwards.Forward | None = None,
+    cache: AnyPath | None = None,
+    on_progress: Callable[[MeasureProgress], None] | None = None,
+) -> Measurement:
+    """The options of a measurement, measured again as changes of the model with ``choice`` in its weights.
+
+    Args:
+        model: the original; left as it is.
+        data: re-iterable batches.
+        measurement: what `measure` gave.
+        choice: ``(G,)`` of a problem made from it.
+        loss: the callable that was measured by; ``"kl"`` and ``"mse"`` are known from the measurement.
+        forward: as of `measure`.
+        cache: as of `measure`.
+        on_progress: as of `measure`.
+
+    Returns:
+        A measurement whose costs are increases from ``standing_loss``, the loss of ``choice``: `formulate` and `apply`
+        take it as any other.
+
+    Raises:
+        ModelError: another model than measured, or no choice for it.
+        OptionsError: another loss than measured.
+
+    >>> import torch
+    >>> from qcompress import measure, prune_quantize
+    >>> _ = torch.manual_seed(0)
+    >>> model, data = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)), [torch.randn(32, 8)]
+    >>> measurement = measure(model, data, prune_quantize(bits=(2, 4), sparsity=(0,)))
+    >>> again = remeasure(model, data, measurement, [1, 2])
+    >>> again.standing, again.cost[[1, 5]].tolist()
+    ((1, 2), [0.0, 0.0])
+    """
+    emulation, measured = Emulation(model, measurement), loss_of(measurement, loss)
+    emulation.put(choice)
+    batches = forwards.checked_data(data)
+    standing_loss = mean_loss(model, emulation.model, batches, loss=measured, forward=forward)
+    return measured_at(model, batches, measurement, emulation, standing_loss, measured, forward, cache, on_progress)
+
+
+def measured_at(
+    model: nn.Module,
+    batches: Iterable[Any],
+    measurement: Measurement,
+    emulation: Emulation,
+    standing_loss: float,
+    loss: Loss,
+    forward: forwards.Forward | None,
+    cache: AnyPath | None,
+    on_progress: Callable[[MeasureProgress], None] | None,
+) -> Measurement:
+    """`measurement` anew, as changes of the emulation's model, whose loss is ``standing_loss``."""
+    standing = tuple(emulation.choice)
+    candidates = Candidates(emulation.model, measurement.parts, measurement.transforms, emulation.rows, standing)
+    settings = [measurement.model_fingerprint, measurement.method, loss.name, measurement.seed, standing]
+    with forwards.evaluating(model), forwards.evaluating(emulation.model):
+        sums = accumulate(
+            emulation.model,
+            batches,
+            candidates,
+            loss,
+            measurement.method,
+            measurement.seed,
+            forward,
+            settings,
+            original=model,
+            cache=cache,
+            on_progress=on_progress,
+        )
+    return dataclasses.replace(
+        measurement,
+        cost=sums.mean_cost(),
+        factor=sums.factor(),
+        num_samples=sums.num_samples,
+        standing=standing,
+        standing_loss=standing_loss,
+    )
+
+
+def loss_of(measurement: Measurement, loss: str | LossFunction | None) -> Loss:
+    """The loss that was measured by.
+
+    Raises:
+        OptionsError: it is a callable that was not given, or another one.
+    """
+    if loss is None and measurement.loss not in ("kl", "mse"):
+        raise OptionsError(f"the measurement was made with the loss {measurement.loss!r}: give that callable as loss=")
+    found = as_loss(measurement.loss if loss is None else loss)
+    if found.name != measurement.loss:
+        raise OptionsError(f"the measurement was made with the loss {measurement.loss!r}, found {found.name!r}")
+    return found

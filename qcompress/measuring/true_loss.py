@@ -1,0 +1,90 @@
+"""The true loss of a model that was changed, and of any choice, by running it."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from qcompress.compressed.emulation import Emulation
+from qcompress.measurement import Measurement
+from qcompress.model import forward as forwards
+from qcompress.model.losses import Loss, LossFunction, as_loss
+
+
+def mean_loss(
+    original: nn.Module,
+    changed: nn.Module,
+    data: Iterable[Any],
+    *,
+    loss: str | LossFunction | Loss = "kl",
+    forward: forwards.Forward | None = None,
+) -> float:
+    """The true mean loss increase per sample of ``changed`` against ``original`` over ``data``."""
+    with forwards.evaluating(original), torch.no_grad():
+        return _mean_rise(
+            changed, ((own, forwards.run(original, own, forward)) for own in data), as_loss(loss), forward
+        )
+
+
+class TrueLoss:
+    """The true mean loss increase of choices, by running the model: the ``measure`` of ``solvers.beam.beam_search``.
+
+    Args:
+        model, measurement: as of `Emulation`.
+        data: batches, kept in memory with the original's outputs.
+        loss, forward: as of `measure`.
+
+    Attributes:
+        emulation: the model that choices are put into.
+        data: the batches.
+
+    Low-rank layers are run as dense layers with the product of their factors, so that the value is that of the
+    compressed model up to rounding.
+
+    >>> from qcompress import formulate, measure, prune_quantize
+    >>> from solvers import beam_search
+    >>> _ = torch.manual_seed(0)
+    >>> model, data = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)), [torch.randn(32, 8)]
+    >>> measurement = measure(model, data, prune_quantize(bits=(4, 8), sparsity=(0,)))
+    >>> true_loss = TrueLoss(model, measurement, data)
+    >>> true_loss([0, 0])
+    0.0
+    >>> found = beam_search(formulate(measurement, {"bytes": 0.4}), true_loss)
+    >>> found.loss == true_loss(found.choice)
+    True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        measurement: Measurement,
+        data: Iterable[Any],
+        *,
+        loss: str | LossFunction | Loss = "kl",
+        forward: forwards.Forward | None = None,
+    ) -> None:
+        self.emulation, self._loss, self._forward = Emulation(model, measurement), as_loss(loss), forward
+        self.data = list(forwards.checked_data(data))
+        forwards.first_batch(self.data)
+        with torch.no_grad():
+            self._references = [forwards.run(self.emulation.model, batch, forward) for batch in self.data]
+
+    def __call__(self, choice: ArrayLike) -> float:
+        """Per sample."""
+        self.emulation.put(choice)
+        pairs = zip(self.data, self._references, strict=True)
+        return _mean_rise(self.emulation.model, pairs, self._loss, self._forward)
+
+
+def _mean_rise(
+    changed: nn.Module, pairs: Iterable[tuple[Any, Tensor]], loss: Loss, forward: forwards.Forward | None
+) -> float:
+    """Mean over the samples of batches that come with the original's outputs."""
+    total, count = 0.0, 0
+    with forwards.evaluating(changed), torch.no_grad():
+        for batch, reference in pairs:
+            rise = loss.rise(forwards.run(changed, batch, forward), reference, batch)
+            total, count = total + float(rise.sum()), count + len(rise)
+    return total / count

@@ -1,0 +1,1 @@
+"""A model as the library sees it: its layers, its parts, how it runs and what its loss is."""

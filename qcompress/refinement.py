@@ -1,0 +1,212 @@
+"""Choose again by true loss: measured around the best choice so far, solved near it, round after round.
+
+A round measures every option again from where the best choice stands (`qcompress.remeasure`) and solves the problem
+within a trust region: a number of parts that may change, at first as many as the solver likes, then halved down to
+one. Of all these choices the one of least true loss is taken, and the next round starts there.
+
+What always holds: a round's choice is within the budgets, and its true loss on the data is below that of the round
+before.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
+
+from formulations import FileFormatError, Problem
+from formulations.files import AnyPath, read_json, write_json
+from qcompress.errors import OptionsError
+from qcompress.formulation import formulate
+from qcompress.measurement import Measurement
+from qcompress.measuring.measure import MeasureProgress, batch_fingerprint
+from qcompress.measuring.remeasure import loss_of, measured_at
+from qcompress.measuring.true_loss import TrueLoss
+from qcompress.model import forward as forwards
+from qcompress.model.losses import LossFunction
+from solvers import solve
+
+FILE_KIND = "qcompress refinement"
+FILE_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefineStep:
+    """One round.
+
+    Attributes:
+        changes: parts that took another option.
+        predicted: loss of the new choice by the new measurement.
+        loss: its true loss on the data.
+    """
+
+    changes: int
+    predicted: float
+    loss: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Refined:
+    """What `refine` found.
+
+    Attributes:
+        choice: ``(G,)`` of the problem.
+        loss: its true loss on the data.
+        loss_before: that of the choice it began with.
+        steps: the rounds that brought something.
+        complete: whether the last round brought nothing, so that another one would not either.
+    """
+
+    choice: NDArray[np.int64]
+    loss: float
+    loss_before: float
+    steps: tuple[RefineStep, ...]
+    complete: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain JSON."""
+        return {**asdict(self), "choice": self.choice.tolist()}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Refined":
+        """Undo `to_json`."""
+        return cls(
+            choice=np.array(value["choice"], dtype=np.int64),
+            loss=value["loss"],
+            loss_before=value["loss_before"],
+            steps=tuple(RefineStep(**own) for own in value["steps"]),
+            complete=value["complete"],
+        )
+
+
+@forwards.seeded
+def refine(
+    model: nn.Module,
+    data: Iterable[Any],
+    measurement: Measurement,
+    problem: Problem,
+    choice: ArrayLike,
+    *,
+    rounds: int = 2,
+    solver: Any = "auto",
+    time_limit: float | None = 10,
+    seed: int = 0,
+    loss: str | LossFunction | None = None,
+    forward: forwards.Forward | None = None,
+    cache: AnyPath | None = None,
+    on_progress: Callable[[MeasureProgress], None] | None = None,
+    on_round: Callable[[RefineStep], None] | None = None,
+) -> Refined:
+    """Better choices by true loss: measured again around the best one so far and solved again, round after round.
+
+    A round takes about the time of the first measurement, and a forward pass over the data for each trust region.
+
+    Args:
+        model: the original; left as it is.
+        data: batches, kept in memory with the original's outputs.
+        measurement: what `measure` gave.
+        problem: made from it by `formulate`; its budgets and its pair terms (or their absence) hold for all rounds.
+        choice: ``(G,)`` a solver's answer to it.
+        rounds: at most; the first that brings nothing is the last.
+        solver: of every solve.
+        time_limit: seconds for each.
+        seed: of the solver.
+        loss: as of `remeasure`.
+        forward: as of `measure`.
+        cache: a file that keeps what every round brought; the same call goes on from it, also with more rounds.
+        on_progress: called after every measured batch.
+        on_round: called after every round that brought something.
+
+    Raises:
+        ModelError: as `remeasure`.
+        OptionsError: as `remeasure`; no number of rounds, or a cache of another refinement.
+        FileFormatError: the cache is not whole.
+
+    >>> import torch
+    >>> from qcompress import (formulate, measure, prune_quantize, solve)
+    >>> _ = torch.manual_seed(0)
+    >>> model, data = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)), [torch.randn(32, 8)]
+    >>> measurement = measure(model, data, prune_quantize(bits=(2, 3, 4), sparsity=(0,)), granularity=4)
+    >>> problem = formulate(measurement, {"bytes": 0.35})
+    >>> refined = refine(model, data, measurement, problem, solve(problem).choice)
+    >>> refined.loss <= refined.loss_before, problem.evaluate(refined.choice).feasible
+    (True, True)
+    """
+    require_rounds(rounds)
+    measured = loss_of(measurement, loss)
+    true_loss = TrueLoss(model, measurement, data, loss=measured, forward=forward)
+    start = np.asarray(choice, dtype=np.int64)
+    name = solver if isinstance(solver, str) else getattr(solver, "name", type(solver).__name__)
+    settings = [problem.fingerprint(), start.tolist(), name, time_limit, seed, measured.name]
+    settings += [measurement.model_fingerprint, *map(batch_fingerprint, true_loss.data)]
+    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+    file = None if cache is None else Path(cache)
+    if file is not None and file.exists():
+        at = _load(file, key)
+    else:
+        before = true_loss(start)
+        at = Refined(choice=start, loss=before, loss_before=before, steps=(), complete=False)
+    while len(at.steps) < rounds and not at.complete:
+        true_loss.emulation.put(at.choice)
+        part = None if file is None else file.with_name(f"{file.name}.part")
+        local = measured_at(
+            model, true_loss.data, measurement, true_loss.emulation, at.loss, measured, forward, part, on_progress
+        )
+        tried = _nearby(local, problem, at.choice, solver=solver, time_limit=time_limit, seed=seed)
+        found = [(true_loss(one), predicted, one) for predicted, one in tried]
+        least, predicted, new = min(found, key=lambda one: one[0], default=(at.loss, at.loss, at.choice))
+        if least < at.loss:
+            step = RefineStep(changes=int((new != at.choice).sum()), predicted=predicted, loss=least)
+            at = replace(at, choice=new, loss=least, steps=(*at.steps, step))
+        else:
+            at = replace(at, complete=True)
+        if file is not None:
+            write_json(file, {"kind": FILE_KIND, "version": FILE_VERSION, "key": key, **at.to_json()})
+        if part is not None:
+            part.unlink(missing_ok=True)
+        if on_round is not None and not at.complete:
+            on_round(at.steps[-1])
+    return at
+
+
+def require_rounds(rounds: int) -> None:
+    """Refuse what is no number of rounds.
+
+    Raises:
+        OptionsError: it is not.
+    """
+    if not (isinstance(rounds, int) and rounds >= 1):
+        raise OptionsError(f"rounds must be a whole number from 1, found {rounds!r}")
+
+
+def _load(file: Path, key: str) -> Refined:
+    value = read_json(file, FILE_KIND)
+    if value.get("version") != FILE_VERSION or value.get("key") != key:
+        raise OptionsError(
+            f"{file} holds another refinement (model, data, problem, choice or solver differ, or it is of another "
+            "version); choose another file or delete it"
+        )
+    try:
+        return Refined.from_json(value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(f"{file} is no whole {FILE_KIND} file: {error!r}") from error
+
+
+def _nearby(
+    local: Measurement, problem: Problem, standing: NDArray[np.int64], **settings: Any
+) -> Iterator[tuple[float, NDArray[np.int64]]]:
+    """Predicted losses and choices for trust regions from everything down to one part."""
+    whole, changes = dict.fromkeys(problem.budgets, 1.0), len(local.parts)
+    while changes:
+        nearby = formulate(local, whole, pairs=bool(problem.pairs), changes=changes)
+        nearby = nearby.with_budgets(**problem.budgets)
+        solution = solve(nearby, initial=standing, **settings)
+        if solution.choice is None or solution.objective is None or (solution.choice == standing).all():
+            return  # where nothing near is better, nothing nearer is
+        yield solution.objective, solution.choice
+        changes = int((solution.choice != standing).sum()) // 2

@@ -1,0 +1,252 @@
+"""Fine-tuning of a compressed model that stays compressed: what is trained is what will be stored.
+
+Quantized and pruned weights are trained with the straight-through estimator (arXiv 1308.3432): a copy of full
+precision takes the optimiser's steps, while the network runs on what that copy becomes when it is stored. Factors of
+low-rank layers are trained as they are. Weights that are pruned stay pruned. Everything else that needs a gradient
+(biases, batch-norm scales, kept layers) is trained too; batch-norm statistics and dropout are those of evaluation mode.
+
+What always holds: the result has the same options in the same bytes as the model that came in, its record is that of
+its weights (so `save_compressed` takes it), and its loss on the validation batches (with the penalty, if any) is not
+above the one it had.
+"""
+
+import copy
+import hashlib
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from formulations.files import AnyPath
+from qcompress.compressed.record import record_of
+from qcompress.errors import OptionsError
+from qcompress.measurement import Measurement
+from qcompress.measuring.measure import SAVE_EVERY_S, batch_fingerprint
+from qcompress.model import forward as forwards
+from qcompress.model.losses import CallableLoss, LossFunction, as_loss
+from qcompress.training.checkpoint import Checkpoint, Standing
+from qcompress.training.optimiser import WideAdam
+from qcompress.training.straight_through import Trained
+
+LEARNING_RATE = 3e-4
+"""The highest, where none is given."""
+
+WARM_UP = 0.2
+"""Share of the steps in which the learning rate rises."""
+
+LOOKS = 20
+"""How often the validation loss is taken."""
+
+VALIDATED = 4
+"""Batches of the data that it is taken on where no validation batches are given."""
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneProgress:
+    """Where fine-tuning stands; losses per sample on the validation batches, with the penalty if any.
+
+    Before any step, now and at best.
+    """
+
+    step: int
+    steps: int
+    before: float
+    loss: float
+    best: float
+
+
+@forwards.seeded
+def finetune(
+    model: Model,
+    data: Iterable[Any],
+    steps: int,
+    *,
+    teacher: nn.Module | None = None,
+    loss: str | LossFunction = "kl",
+    learning_rate: float = LEARNING_RATE,
+    validation: Iterable[Any] | None = None,
+    patience: int = 10,
+    penalty: Callable[[nn.Module], Tensor] | None = None,
+    forward: forwards.Forward | None = None,
+    seed: int = 0,
+    cache: AnyPath | None = None,
+    on_progress: Callable[[FinetuneProgress], None] | None = None,
+) -> Model:
+    """A fine-tuned copy of a compressed (or any other) model.
+
+    Args:
+        model: what `apply`, `compress` or `load_compressed` gave; left as it is.
+        data: re-iterable of batches, gone through again and again.
+        steps: of the optimiser (Adam, on float32 copies of parameters in half precision; the learning rate rises over
+            the first fifth, then falls to zero along a cosine), one batch each.
+        teacher: the original, whose outputs are to be met ("distillation"); needs no labels.
+        loss: ``"kl"`` or ``"mse"`` to the teacher's outputs, or a callable ``(output, batch) -> (samples,)``, which
+            needs no teacher.
+        learning_rate: the highest.
+        validation: batches on which the best weights are picked, kept in memory with the teacher's outputs; by default
+            the first ones of ``data``.
+        patience: looks at the validation loss without a better one (of 20) after which the training ends.
+        penalty: added to the loss, in training and on the validation batches, as `stable_rank`.
+        forward: ``(model, batch) -> output tensor`` where the default does not fit.
+        seed: of data that is shuffled by torch's own generator, as a DataLoader does.
+        cache: a file for where the training stands; one that was cut goes on from it, a finished one deletes it.
+        on_progress: called at every look, the first before any step.
+
+    Ctrl-C ends the training with the best weights so far; with a cache, the same call goes on.
+
+    Raises:
+        OptionsError: no steps, a loss that needs a teacher without one, or numbers outside their range.
+        DataError: no batch, or the cache is of another training.
+
+    >>> from qcompress import compress, mean_loss, prune_quantize
+    >>> _ = torch.manual_seed(0)
+    >>> original = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    >>> data = [torch.randn(64, 8)]
+    >>> small = compress(original, data, budget={"bytes": 0.3}, options=prune_quantize(bits=(3,), sparsity=(0,))).model
+    >>> tuned = finetune(small, data, 40, teacher=original)
+    >>> mean_loss(original, tuned, data) < mean_loss(original, small, data)
+    True
+    """
+    require_training(steps, learning_rate, patience)
+    measured = as_loss(loss)
+    if teacher is None and not isinstance(measured, CallableLoss):
+        raise OptionsError(
+            f"the loss {measured.name!r} is taken against a teacher: give teacher=the original model, or a loss "
+            "(output, batch) -> (samples,)"
+        )
+    batches = forwards.checked_data(data)
+    looked_at = list(islice(batches, VALIDATED) if validation is None else forwards.checked_data(validation))
+    first = [forwards.first_batch(own) for own in (batches, looked_at)]
+    student = copy.deepcopy(model)
+    modes = [(module, module.training) for module in student.modules()]
+    student.eval()
+    trained = Trained(student)
+    before = trained.state()
+
+    def taught(batch: Any) -> Tensor | None:
+        if teacher is None:
+            return None
+        with forwards.evaluating(teacher), torch.no_grad():
+            return forwards.run(teacher, batch, forward)
+
+    def losses(batch: Any, reference: Tensor | None) -> Tensor:
+        output = forwards.run(student, batch, forward)
+        if reference is None:
+            assert callable(loss)  # noqa: S101
+            return loss(output, batch)
+        return measured.rise(output, reference.to(output.device), batch)
+
+    references = [taught(batch) for batch in looked_at]
+
+    def look() -> float:
+        with torch.no_grad():
+            found = [losses(*own) for own in zip(looked_at, references, strict=True)]
+            added = 0.0 if penalty is None else float(penalty(student))
+        return float(torch.cat(found).double().mean()) + added
+
+    optimiser = WideAdam((own for own in student.parameters() if own.requires_grad), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(_rate, steps=steps))
+    file = None
+    if cache is not None:
+        settings = [measured.name, steps, learning_rate, patience, seed, getattr(penalty, "__qualname__", None)]
+        key = _key(settings, [model, teacher], first)
+        file = Checkpoint(Path(cache), key, student, optimiser, schedule)
+    if file is not None and file.path.exists():
+        at = file.load()
+    else:
+        at = Standing(before=(loss_before := look()), best=loss_before)
+        if file is not None:
+            file.save(at)
+    last_save = time.perf_counter()
+
+    def tell(loss_now: float) -> None:
+        if on_progress is not None:
+            on_progress(FinetuneProgress(step=at.step, steps=steps, before=at.before, loss=loss_now, best=at.best))
+
+    every, cut = max(1, steps // LOOKS), False
+    try:
+        tell(at.best)
+        for batch in _from(batches, at.step, steps, seed):
+            optimiser.zero_grad()
+            with trained.stored():
+                objective = losses(batch, taught(batch)).mean()
+                if penalty is not None:
+                    objective = objective + penalty(student)
+                objective.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+            trained.prune_()
+            at.step += 1
+            if at.step % every and at.step < steps:
+                continue
+            with trained.stored():
+                loss_now = look()
+            at.idle = at.idle + 1 if loss_now >= at.best else 0
+            if loss_now < at.best:
+                at.best, at.kept = loss_now, trained.state()
+            tell(loss_now)
+            if at.idle == patience:
+                break
+            if file is not None and time.perf_counter() - last_save > SAVE_EVERY_S:
+                file.save(at)
+                last_save = time.perf_counter()
+    except KeyboardInterrupt:
+        cut = True
+    trained.finish_(before if at.kept is None else at.kept, changed=at.kept is not None)
+    if file is not None and not cut:
+        file.path.unlink(missing_ok=True)
+    for module, training in modes:
+        module.training = training
+    return student
+
+
+def require_training(steps: int, learning_rate: float, patience: int = 1) -> None:
+    """Refuse numbers that no training can have.
+
+    Raises:
+        OptionsError: steps or patience below 1, or a learning rate that is not above 0.
+    """
+    if not (isinstance(steps, int) and steps >= 1 and patience >= 1 and learning_rate > 0):
+        raise OptionsError(
+            f"fine-tuning takes steps and patience from 1 and a learning rate above 0, found steps={steps!r}, "
+            f"patience={patience!r}, learning_rate={learning_rate!r}"
+        )
+
+
+def _rate(step: int, *, steps: int) -> float:
+    """Share of the learning rate: up along a line, since Adam's first steps are as long as its rate, then a cosine."""
+    rise = max(1.0, WARM_UP * steps)
+    return min(1.0, (step + 1) / rise) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _from(batches: Iterable[Any], done: int, steps: int, seed: int) -> Iterator[Any]:
+    """The batches of the steps that are left."""
+    passes, skipped = divmod(done, len(batches)) if isinstance(batches, Sized) else (0, done)
+
+    def endless() -> Iterator[Any]:
+        for number in itertools.count(passes):
+            torch.default_generator.manual_seed(seed + number)
+            yield from batches
+
+    return islice(endless(), skipped, skipped + steps - done)
+
+
+def _key(settings: list[Any], models: list[nn.Module | None], batches: list[Any]) -> str:
+    """Which training this is: its settings, models with how they are stored, and first batches."""
+    for own in models:
+        record = None if own is None else record_of(own)
+        settings.append(None if own is None else Measurement.fingerprint_of(own))
+        settings.append([part.transform.to_json() for part in record.parts] if record else None)
+    settings += [batch_fingerprint(batch) for batch in batches]
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()

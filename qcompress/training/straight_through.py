@@ -1,0 +1,131 @@
+"""A compressed model in training: its weights of full precision, and what they are when they are stored.
+
+What always holds: outside `Trained.stored` the parameters are those that an optimiser trains; inside they are what
+would be stored. At the end the model holds what is stored, with the record of it.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from qcompress.compressed.factored import Factored
+from qcompress.compressed.record import CompressedPart, Compression, attach, record_of
+from qcompress.model import layers
+from qcompress.transforms.base import Keep, Target, Transform, Weight
+from qcompress.transforms.low_rank.factors import LowRank
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """A weight, or a block of its rows, that is stored in some way other than as it is."""
+
+    module: nn.Module
+    rows: tuple[int, int]
+    transform: Transform
+    target: Target
+    pruned: Tensor | None
+
+    @property
+    def parameter(self) -> Tensor:
+        return layers.weight_of(self.module)
+
+    def latent(self) -> Tensor:
+        return layers.to_rows(self.module, self.parameter.detach())[self.rows[0] : self.rows[1]]
+
+    def approximation(self) -> Tensor:
+        """What the rows become when they are stored."""
+        return self.transform.approximate(Weight(self.latent(), self.target))
+
+    def set_(self, rows: Tensor) -> None:
+        whole = layers.to_rows(self.module, self.parameter.detach()).clone()
+        whole[self.rows[0] : self.rows[1]] = rows.to(whole)
+        with torch.no_grad():
+            self.parameter.copy_(layers.from_rows(self.module, whole, self.parameter.shape))
+
+
+class Trained:
+    """A model in training: its compressed parts, and the weights of full precision behind them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        found = record_of(model)
+        parts = () if found is None else tuple(replace(own, transform=own.transform.nearest) for own in found.parts)
+        self.model, self.record = model, found and Compression(parts=parts)
+        self.pieces = [piece for own in (self.record.parts if self.record else ()) for piece in _pieces(model, own)]
+
+    @contextlib.contextmanager
+    def stored(self) -> Iterator[None]:
+        """Inside, every weight is what would be stored; gradients then belong to the weights of full precision."""
+        before = [(piece.parameter, piece.parameter.detach().clone()) for piece in self.pieces]
+        for piece in self.pieces:
+            piece.set_(piece.approximation())
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in reversed(before):
+                    parameter.copy_(value)
+
+    def prune_(self) -> None:
+        """Pruned weights back to zero."""
+        for piece in self.pieces:
+            if piece.pruned is not None:
+                piece.set_(piece.latent().masked_fill(piece.pruned, 0.0))
+
+    def state(self) -> dict[str, Tensor]:
+        """The state of full precision."""
+        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    def finish_(self, state: dict[str, Tensor], *, changed: bool) -> None:
+        """Load a state; one of full precision is stored, and the model carries the record of it."""
+        self.model.load_state_dict(state)
+        self.model.zero_grad()
+        if self.record is None or not changed:
+            return
+        parts = tuple(
+            CompressedPart(part=own.part, transform=own.transform, stored=_encoded(self.model, own))
+            if own.stored
+            else own
+            for own in self.record.parts
+        )
+        for piece in self.pieces:
+            piece.set_(piece.approximation())
+        attach(self.model, Compression(parts=parts))
+
+
+def _pieces(model: nn.Module, own: CompressedPart) -> list[_Piece]:
+    """What of a part is stored in another form than it is trained in."""
+    if not own.stored:
+        return []
+    module = model.get_submodule(own.part.modules[0])
+    if isinstance(module, Factored):
+        assert isinstance(own.transform, LowRank)  # noqa: S101
+        then = own.transform.then
+        if isinstance(then, Keep):
+            return []
+        targets = own.transform.factor_targets(own.part.target)
+        found = []
+        for layer, (name, target) in zip(module, targets.items(), strict=True):
+            sparse = f"{name}.mask" in own.stored
+            found.append(_piece(layer, (0, target.channels), then, target, sparse=sparse))
+        return found
+    target = own.part.target
+    rows = own.part.rows or (0, target.channels)
+    return [_piece(module, rows, own.transform, target, sparse="mask" in own.stored)]
+
+
+def _piece(module: nn.Module, rows: tuple[int, int], transform: Transform, target: Target, *, sparse: bool) -> _Piece:
+    piece = _Piece(module, rows, transform, target, None)
+    return _Piece(module, rows, transform, target, piece.latent() == 0) if sparse else piece
+
+
+def _encoded(model: nn.Module, own: CompressedPart) -> dict[str, Tensor]:
+    module = model.get_submodule(own.part.modules[0])
+    if isinstance(module, Factored):
+        assert isinstance(own.transform, LowRank)  # noqa: S101
+        return own.transform.encode_factors(
+            {name: rows.detach().cpu() for name, rows in module.factors.items()}, own.part.target
+        )
+    return own.transform.encode(Weight(own.part.weight(model).cpu(), own.part.target))

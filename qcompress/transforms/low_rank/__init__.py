@@ -1,0 +1,1 @@
+"""Lower rank: factors, and the smaller layers that hold them."""

@@ -1,0 +1,330 @@
+"""Low rank: a weight as the product of small factors, and the layer as the smaller layers that hold them.
+
+This saves multiply-accumulates as well as bytes. A `LowRank` names its ranks; a `RankRule` is what is on offer for
+all layers (a share of the weights, a share of the energy, a rank) and becomes a `LowRank` for each weight. The
+factors may in turn be pruned and quantized: rank, sparsity and bits are then one option.
+
+The approximated weight is the product of the factors as they are stored, added up in float32 (or the weight's dtype if
+that is wider) and rounded to its dtype. The smaller layers add up in another order and do not round in between: their
+outputs are those of the dense layer with that weight up to the rounding of the dtype.
+"""
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from qcompress.errors import OptionsError
+from qcompress.transforms.base import Keep, Offer, Target, Transform, Weight, moments_missing
+from qcompress.transforms.low_rank.forms import (
+    Channels,
+    Factors,
+    Form,
+    Ranks,
+    Spatial,
+    kernel_of,
+    leveled,
+    moments_of,
+    refitted,
+    seen_by_last,
+)
+from qcompress.transforms.low_rank.tucker import Tucker
+from qcompress.transforms.low_rank.words import Words
+from qcompress.transforms.quantize.prune_quantize import PruneQuantize
+
+KINDS: dict[str, Callable[[int], Form]] = {
+    "channels": lambda slices: Channels(),  # noqa: ARG005
+    "spatial": lambda slices: Spatial(),  # noqa: ARG005
+    "tucker": lambda slices: Tucker(),  # noqa: ARG005
+    "sliced": Channels,
+}
+RULES = ("ratio", "rank", "energy")
+
+
+@dataclass(frozen=True)
+class _Factored(Offer):
+    """What a rank and a rule for ranks have in common."""
+
+    form: str = "channels"
+    slices: int = 1
+    whitened: bool = False
+    then: Transform = field(default_factory=Keep)
+
+    def __post_init__(self) -> None:
+        if self.form not in KINDS:
+            raise OptionsError(f"a low-rank layer is of the kind {', '.join(KINDS)}; found {self.form!r}")
+        if not isinstance(self.then, (Keep, PruneQuantize)):
+            raise OptionsError(f"factors are kept or pruned and quantized, found {self.then!r}")
+        slices = _whole(self.slices, "slices")
+        if (slices > 1) != (self.form == "sliced"):
+            raise OptionsError(f"'sliced' takes 2 slices or more, the other kinds 1; found {slices} for {self.form!r}")
+        object.__setattr__(self, "slices", slices)
+        object.__setattr__(self, "whitened", bool(self.whitened))
+
+    def needs_moments(self, target: Target) -> bool:
+        """When whitened, or when its factors are compensated."""
+        return (self.whitened or self._makes_up(target)) and not self.unfit(target)
+
+    def layout(self, target: Target) -> Form:
+        """The form itself."""
+        return Words() if target.layer == "Embedding" and self.form == "channels" else KINDS[self.form](self.slices)
+
+    def _details(self) -> str:
+        then = "" if isinstance(self.then, Keep) else f", {self.then.label}"
+        return (", whitened" if self.whitened else "") + then
+
+    def _makes_up(self, target: Target) -> bool:
+        """Whether factors are compensated by moments; those of an Embedding take none: a word's row is its output."""
+        return self.then != self.then.nearest and target.layer != "Embedding"
+
+    def _require_moments(self, weight: Weight) -> None:
+        if (self.whitened or self._makes_up(weight.target)) and weight.moments is None:
+            raise OptionsError(moments_missing(self.label))
+
+    def unfit(self, target: Target) -> str:
+        """Why the layer cannot be replaced, or an empty string."""
+        if target.layer not in ("Linear", "Conv2d", "Embedding"):
+            return f"only Linear, Conv2d and Embedding can be factored, not {target.layer}"
+        if target.layer == "Embedding" and self.form != "channels":
+            return f"an Embedding has no kernel and no input channels: {self.form!r} does not fit"
+        if not (target.whole and target.replaceable):
+            return "a block of channels, a grouped or a shared layer cannot be replaced by smaller layers"
+        return self.layout(target).why_not(target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRank(_Factored, Transform):
+    """Factors of given ranks.
+
+    Args:
+        ranks: the rank; ``(in, out)`` for ``"tucker"``.
+        form: one of `KINDS`: see `qcompress.transforms.low_rank.forms`.
+        slices: of the input channels, for ``"sliced"``; else 1.
+        whitened: closest for the layer's calibration inputs instead of for all inputs alike.
+        then: how each factor is stored. Compensated, a factor makes up for its own rounding where its rows have one
+            input, and the last one also for what rounding did to those before it.
+
+    Raises:
+        OptionsError: a value outside its range; a rank of 0 would leave only the bias and is refused.
+
+    >>> target = Target(layer="Linear", channels=64, per_channel=64, dtype=torch.float32, macs=4096)
+    >>> transform = LowRank(ranks=8)
+    >>> transform.label, transform.size_bytes(target), transform.macs(target)
+    ('rank 8', 4096, 1024.0)
+    >>> LowRank(ranks=8, then=PruneQuantize(bits=4)).size_bytes(target)  # 1024 codes of 4 bits, 72 scales
+    800
+    """
+
+    kind: ClassVar[str] = "low_rank"
+
+    ranks: Ranks
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = self.ranks if isinstance(self.ranks, (tuple, list)) else (self.ranks,)
+        ranks = tuple(_whole(rank, "a rank") for rank in given)
+        if len(ranks) != (2 if self.form == "tucker" else 1):
+            raise OptionsError(f"'tucker' takes two ranks (in, out), the other kinds one; found {self.ranks!r}")
+        object.__setattr__(self, "ranks", ranks)
+
+    @property
+    def label(self) -> str:
+        """As ``"spatial rank 8, whitened, 4 bits"``."""
+        return KINDS[self.form](self.slices).label(self.ranks) + self._details()
+
+    def why_not(self, target: Target) -> str:
+        """It needs a layer of its own, and must save bytes or macs there; what is done to the factors, bytes."""
+        if unfit := self.unfit(target):
+            return unfit
+        largest = self.layout(target).largest(target)
+        if any(rank > most for rank, most in zip(self.ranks, largest, strict=True)):
+            return f"the weight's own ranks are {', '.join(map(str, largest))}"
+        whole = replace(self, then=Keep()).size_bytes(target)
+        if whole >= target.dense_bytes and self.macs(target) >= target.macs:
+            return f"takes {whole} bytes, the weight itself {target.dense_bytes}, and no fewer macs"
+        if not isinstance(self.then, Keep) and self.size_bytes(target) >= whole:
+            return f"its factors take {whole} bytes as they are"
+        return ""
+
+    def size_bytes(self, target: Target) -> int:
+        """Of all factors."""
+        return sum(self.then.size_bytes(own) for own in self.factor_targets(target).values())
+
+    def macs(self, target: Target) -> float:
+        """Those of the smaller layers."""
+        sizes = (own.num_weights for own in self.factor_targets(target).values())
+        return sum(often * size for often, size in zip(self.layout(target).positions(target), sizes, strict=True))
+
+    @property
+    def nearest(self) -> "LowRank":
+        """With factors rounded to nearest."""
+        return replace(self, then=self.then.nearest)
+
+    def encode(self, weight: Weight) -> dict[str, Tensor]:
+        """What `then` writes of each factor, as ``reduce.codes``.
+
+        Raises:
+            ModelError: a weight is not finite.
+            OptionsError: a rank above the weight's own, or the moments are missing.
+        """
+        factors = self._factors(weight)
+        targets = self.factor_targets(weight.target)
+        if self.then == self.then.nearest:
+            return self.encode_factors(factors, weight.target)
+        layout, (first, *_, last) = self.layout(weight.target), factors
+        calibrated = self._makes_up(weight.target)
+        stored, rounded = {}, dict(factors)
+        for name in factors:
+            own = Weight(factors[name], targets[name])
+            if name == last:
+                rounded = {part: rows.double() for part, rows in rounded.items()}
+                seen = seen_by_last(rounded, layout, weight)
+                moments = seen @ moments_of(weight) @ seen.T if calibrated else seen @ seen.T
+                fitted = refitted(rounded, layout, weight, whitened=calibrated)[last].to(factors[last])
+                own = Weight(fitted, targets[name], moments, weight.num_inputs if calibrated else math.inf)
+            elif name == first and calibrated and (into := self._into_first(weight)).moments is not None:
+                own = into.block(factors[name], targets[name])
+            then = self.then if own.moments is not None else self.then.nearest
+            stored[name] = then.encode(own)
+            rounded[name] = then.decode(stored[name], targets[name])
+        return {f"{factor}.{name}": value for factor, own in stored.items() for name, value in own.items()}
+
+    def encode_factors(self, factors: Factors, target: Target) -> dict[str, Tensor]:
+        """What `then` writes of factors (as rows) as they are."""
+        targets = self.factor_targets(target)
+        return {
+            f"{factor}.{name}": value
+            for factor, rows in factors.items()
+            for name, value in self.then.encode(Weight(rows, targets[factor])).items()
+        }
+
+    def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:
+        """The product of the factors, as they are in their dtype, added up in float32 (or the dtype if wider)."""
+        return self._product(self.factors(stored, target), target)
+
+    def factors(self, stored: dict[str, Tensor], target: Target) -> Factors:
+        """The weights of the smaller layers, in order."""
+        return {
+            factor: self.then.decode(
+                {name.split(".")[1]: value for name, value in stored.items() if name.split(".")[0] == factor}, own
+            )
+            for factor, own in self.factor_targets(target).items()
+        }
+
+    def _found(self, weight: Weight) -> Factors:
+        factors = self.layout(weight.target).factors(weight, self.ranks, whitened=self.whitened)
+        if self.form == "tucker" or (self.whitened and self.form != "channels"):  # others are the closest already
+            factors = refitted(factors, self.layout(weight.target), weight, whitened=self.whitened)
+        return leveled(factors)
+
+    def _product(self, factors: Factors, target: Target) -> Tensor:
+        wide = torch.promote_types(target.dtype, torch.float32)
+        rows = self.layout(target).product({name: own.to(wide) for name, own in factors.items()}, kernel_of(target))
+        return rows.to(target.dtype)
+
+    def factor_targets(self, target: Target) -> dict[str, Target]:
+        """What `then` is asked to store: the factors, in order."""
+        return {
+            name: Target(layer="Linear", channels=rows, per_channel=columns, dtype=target.dtype, macs=0)
+            for name, (rows, columns) in self.layout(target).shapes(target, self.ranks).items()
+        }
+
+    def _into_first(self, weight: Weight) -> Weight:
+        """A weight without rows that sees what the first factor sees: all ranks share what is found of it."""
+        layout = self.layout(weight.target)
+        return weight.once_of_inputs(
+            ("first", layout),
+            lambda: Weight(torch.empty(0), weight.target, layout.first_moments(weight), weight.num_inputs),
+        )
+
+    def _factors(self, weight: Weight) -> Factors:
+        """The factors, in the weight's dtype or float32, as they are before they are stored."""
+        largest = self.layout(weight.target).largest(weight.target)
+        if any(rank > most for rank, most in zip(self.ranks, largest, strict=True)):
+            raise OptionsError(
+                f"{self.label!r} is asked of a weight whose own ranks are {', '.join(map(str, largest))}"
+            )
+        self._require_moments(weight)
+        factors = weight.once(replace(self, then=Keep()), lambda: self._found(weight))
+        wide = torch.promote_types(weight.target.dtype, torch.float32)
+        return {name: own.to(wide) for name, own in factors.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankRule(_Factored):
+    """On offer for every layer: the rank that a rule gives for its weight.
+
+    Args:
+        by: ``"ratio"``: the largest rank (for ``"tucker"`` the pair of most energy) whose factors have at most that
+            share of the weights. ``"energy"``: the smallest rank (the pair of the fewest weights) that keeps at least
+            that share of ``‖W‖²``, or of ``E‖Wx‖²`` when whitened (as far as the form looks at the moments).
+            ``"rank"``: that rank, of both sides for ``"tucker"``.
+        value: the share, above 0 and below 1; or the rank, from 1.
+        form, slices, whitened, then: as of `LowRank`.
+
+    Raises:
+        OptionsError: a value outside its range.
+    """
+
+    kind: ClassVar[str] = "rank_rule"
+
+    by: str
+    value: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.by not in RULES:
+            raise OptionsError(f"a rank is chosen by one of {', '.join(RULES)}; found {self.by!r}")
+        value: Any = _whole(self.value, "a rank") if self.by == "rank" else _share(self.value, self.by)
+        object.__setattr__(self, "value", value)
+
+    @property
+    def label(self) -> str:
+        """As ``"rank for 50 % of the weights"``."""
+        kind = f"{self.slices} slices" if self.form == "sliced" else self.form
+        start = "" if self.form == "channels" else f"{kind} "
+        what = "weights" if self.by == "ratio" else "energy"
+        rule = f"rank {self.value}" if self.by == "rank" else f"rank for {100 * self.value:.12g} % of the {what}"
+        return start + rule + self._details()
+
+    def resolve(self, weight: Weight) -> LowRank | None:
+        """The layer's rank, if it saves anything there."""
+        if self.unfit(weight.target):
+            return None
+        self._require_moments(weight)
+        layout = self.layout(weight.target)
+        ranks: Ranks | None
+        if self.by == "rank":
+            ranks = (int(self.value),) * len(layout.largest(weight.target))
+        else:
+            find = layout.within if self.by == "ratio" else layout.keeping
+            ranks = find(weight, self.value, whitened=self.whitened)
+        if ranks is None:
+            return None
+        found = LowRank(ranks=ranks, form=self.form, slices=self.slices, whitened=self.whitened, then=self.then)
+        return None if found.why_not(weight.target) else found
+
+
+def _whole(value: Any, name: str) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise OptionsError(f"{name} must be a whole number from 1, found {value!r}") from error
+    if number < 1 or isinstance(value, bool):
+        hint = ": rank 0 would leave only the layer's bias" if name == "a rank" and number == 0 else ""
+        raise OptionsError(f"{name} must be a whole number from 1, found {value!r}{hint}")
+    return number
+
+
+def _share(value: Any, name: str) -> float:
+    try:
+        share = float(value)
+    except (TypeError, ValueError):
+        share = math.nan
+    if not 0 < share < 1:
+        raise OptionsError(f"the {name} must be a number above 0 and below 1, found {value!r}")
+    return share

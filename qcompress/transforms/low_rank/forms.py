@@ -1,0 +1,294 @@
+"""The forms of a low-rank layer: which smaller layers stand for it, and which factors they take.
+
+| form | layers in the layer's place |
+|---|---|
+| `Channels` | its own kernel to the rank's channels, then 1×1 to all; for a Linear two of them |
+| `Channels` with slices | the same for each slice of the input channels (ALDS, arXiv 2107.11442), grouped |
+| `Spatial` | a column of the kernel to the rank's channels, then a row of it (Jaderberg et al., arXiv 1405.3866) |
+| `Tucker` | 1×1 to fewer input channels, its own kernel, 1×1 to all (Tucker-2, Kim et al., arXiv 1511.06530) |
+
+A factor is seen as rows, as every weight is. What always holds: the factors have the `shapes` of the form, and
+`product` gives the rows of the dense weight. Each form takes one decomposition for all its ranks. `Tucker` is in a
+module of its own.
+"""
+
+import functools
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from qcompress.transforms.base import Target, Weight
+from qcompress.transforms.low_rank.decomposition import Split, columns_for, damped, split
+
+Ranks = tuple[int, ...]
+Factors = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Form(ABC):
+    """One way to stand for a layer by smaller ones."""
+
+    @abstractmethod
+    def label(self, ranks: Ranks) -> str:
+        """As ``"rank 8"``."""
+
+    @abstractmethod
+    def why_not(self, target: Target) -> str:
+        """Why the form does not fit a layer, or an empty string."""
+
+    @abstractmethod
+    def largest(self, target: Target) -> Ranks:
+        """The ranks that give the weight back exactly."""
+
+    @abstractmethod
+    def shapes(self, target: Target, ranks: Ranks) -> dict[str, tuple[int, int]]:
+        """The factors' rows, in the order of the layers."""
+
+    @abstractmethod
+    def positions(self, target: Target) -> tuple[float, ...]:
+        """Per factor how often it is multiplied per sample."""
+
+    @abstractmethod
+    def factors(self, weight: Weight, ranks: Ranks, *, whitened: bool) -> Factors:
+        """The float64 factors of those ranks."""
+
+    @abstractmethod
+    def product(self, factors: Factors, kernel: tuple[int, int]) -> Tensor:
+        """The rows of the dense weight with that kernel."""
+
+    def first_moments(self, weight: Weight) -> Tensor | None:  # noqa: ARG002
+        """Second moments of what the first factor is multiplied with, where its rows have one input."""
+        return None
+
+    @abstractmethod
+    def within(self, weight: Weight, share: float, *, whitened: bool) -> Ranks | None:
+        """The best ranks whose factors have at most that share of the weights, or None."""
+
+    @abstractmethod
+    def keeping(self, weight: Weight, share: float, *, whitened: bool) -> Ranks:
+        """The smallest ranks (1 at least) that keep that share of the energy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix(Form):
+    """A form that is the product of two matrices for each of some slices of the weight."""
+
+    @abstractmethod
+    def matrices(self, weight: Weight, *, whitened: bool) -> list[tuple[Tensor, Tensor | None]]:
+        """The matrices that are split, and the moments of what they are multiplied with."""
+
+    def splits(self, weight: Weight, rank: int | None, *, whitened: bool) -> list[Split]:
+        """The split of each matrix, good for ``rank`` (None: for all); found once per weight."""
+        columns = None if rank is None else columns_for(rank, *self.largest(weight.target))
+        matrices = functools.partial(self.matrices, weight, whitened=whitened)
+        return weight.once((self, whitened, columns), lambda: [split(*own, columns) for own in matrices()])
+
+    def within(self, weight: Weight, share: float, *, whitened: bool) -> Ranks | None:  # noqa: ARG002
+        """The largest rank that fits; it takes no decomposition."""
+        one = sum(rows * columns for rows, columns in self.shapes(weight.target, (1,)).values())
+        rank = min(int(share * weight.target.num_weights / one), self.largest(weight.target)[0])
+        return (rank,) if rank else None
+
+    def keeping(self, weight: Weight, share: float, *, whitened: bool) -> Ranks:
+        """The smallest rank by the energies of all slices together."""
+        (largest,) = self.largest(weight.target)
+        trial = 32
+        while columns_for(trial, largest) is not None:
+            rank = _first_keeping(self.splits(weight, trial, whitened=whitened), share)
+            if rank <= trial:
+                return (rank,)
+            trial *= 2
+        return (min(_first_keeping(self.splits(weight, None, whitened=whitened), share), largest),)
+
+
+@dataclass(frozen=True, slots=True)
+class Channels(Matrix):
+    """Fewer channels in between; with ``slices`` each slice of the input channels has its own.
+
+    Whitened, a slice takes its own block of the moments; the last layer sees them all (`refitted`).
+    """
+
+    slices: int = 1
+
+    def label(self, ranks: Ranks) -> str:
+        """As ``"rank 8"`` or ``"2 slices of rank 8"``."""
+        return f"rank {ranks[0]}" if self.slices == 1 else f"{self.slices} slices of rank {ranks[0]}"
+
+    def why_not(self, target: Target) -> str:
+        """Slices must divide the input channels."""
+        height, width = kernel_of(target)
+        inputs = target.per_channel // (height * width)
+        return f"{inputs} input channels are not divided by {self.slices} slices" if inputs % self.slices else ""
+
+    def largest(self, target: Target) -> Ranks:
+        """Of the slices' matrices."""
+        return (min(target.channels, target.per_channel // self.slices),)
+
+    def shapes(self, target: Target, ranks: Ranks) -> dict[str, tuple[int, int]]:
+        """Slices lie below each other in ``reduce`` and beside each other in ``expand``."""
+        narrow = self.slices * ranks[0]
+        return {"reduce": (narrow, target.per_channel // self.slices), "expand": (target.channels, narrow)}
+
+    def positions(self, target: Target) -> tuple[float, ...]:
+        """Those of the output."""
+        return (outputs_of(target),) * 2
+
+    def first_moments(self, weight: Weight) -> Tensor | None:
+        """Those of the layer; slices have one each."""
+        return moments_of(weight) if self.slices == 1 else None
+
+    def matrices(self, weight: Weight, *, whitened: bool) -> list[tuple[Tensor, Tensor | None]]:
+        """The slices, each with its own block of the moments."""
+        parts = weight.exact().chunk(self.slices, dim=1)
+        if not whitened:
+            return [(part, None) for part in parts]
+        width = parts[0].shape[1]
+        moments = [moments_of(weight)[i : i + width, i : i + width] for i in range(0, self.slices * width, width)]
+        return list(zip(parts, moments, strict=True))
+
+    def factors(self, weight: Weight, ranks: Ranks, *, whitened: bool) -> Factors:
+        """The first columns and rows of every slice's split."""
+        splits, rank = self.splits(weight, ranks[0], whitened=whitened), ranks[0]
+        return {
+            "reduce": torch.cat([own.right[:rank] for own in splits]),
+            "expand": torch.cat([own.left[:, :rank] for own in splits], dim=1),
+        }
+
+    def product(self, factors: Factors, kernel: tuple[int, int]) -> Tensor:  # noqa: ARG002
+        """Slice by slice."""
+        reduce, expand = factors["reduce"].chunk(self.slices), factors["expand"].chunk(self.slices, dim=1)
+        return torch.cat([after @ before for before, after in zip(reduce, expand, strict=True)], dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Spatial(Matrix):
+    """A convolution down the columns, then one along the rows.
+
+    Whitened, the first layer takes the moments of a column, averaged over the kernel's columns; what two columns have
+    in common only the second one sees (`refitted`).
+    """
+
+    def label(self, ranks: Ranks) -> str:
+        """As ``"spatial rank 8"``."""
+        return f"spatial rank {ranks[0]}"
+
+    def why_not(self, target: Target) -> str:
+        """It needs a kernel more than one wide."""
+        if target.window is None:
+            return "only a Conv2d has a kernel to split"
+        return "a kernel one wide has no rows to split off" if target.window.kernel[1] == 1 else ""
+
+    def largest(self, target: Target) -> Ranks:
+        """Of ``(out · width, in · height)``."""
+        width = kernel_of(target)[1]
+        return (min(target.channels * width, target.per_channel // width),)
+
+    def shapes(self, target: Target, ranks: Ranks) -> dict[str, tuple[int, int]]:
+        """``(rank, in · height)`` and ``(out, rank · width)``."""
+        width = kernel_of(target)[1]
+        return {
+            "vertical": (ranks[0], target.per_channel // width),
+            "horizontal": (target.channels, ranks[0] * width),
+        }
+
+    def positions(self, target: Target) -> tuple[float, ...]:
+        """The first layer already has the output's height, and still the input's width."""
+        assert target.window is not None  # noqa: S101
+        return target.window.halfway, outputs_of(target)
+
+    def matrices(self, weight: Weight, *, whitened: bool) -> list[tuple[Tensor, Tensor | None]]:
+        """One: outputs and columns of the kernel against inputs and rows of it."""
+        height, width = kernel_of(weight.target)
+        grid = weight.exact().reshape(weight.target.channels, -1, height, width)
+        matrix = grid.permute(0, 3, 1, 2).reshape(weight.target.channels * width, -1)
+        return [(matrix, self.first_moments(weight) if whitened else None)]
+
+    def first_moments(self, weight: Weight) -> Tensor | None:
+        """Of a column, averaged over the kernel's columns."""
+        height, width = kernel_of(weight.target)
+        inputs = weight.target.per_channel // (height * width)
+        moments = moments_of(weight).reshape(inputs, height, width, inputs, height, width)
+        return torch.einsum("ihwjkw->ihjk", moments).reshape(inputs * height, -1) / width
+
+    def factors(self, weight: Weight, ranks: Ranks, *, whitened: bool) -> Factors:
+        """The first rows and columns of the split."""
+        (own,) = self.splits(weight, ranks[0], whitened=whitened)
+        left = own.left[:, : ranks[0]].reshape(weight.target.channels, -1, ranks[0])
+        return {"vertical": own.right[: ranks[0]], "horizontal": left.transpose(1, 2).reshape(len(left), -1)}
+
+    def product(self, factors: Factors, kernel: tuple[int, int]) -> Tensor:
+        """Over the rank."""
+        vertical, horizontal = factors["vertical"], factors["horizontal"]
+        rank, outputs, (height, width) = len(vertical), len(horizontal), kernel
+        left = horizontal.reshape(outputs, rank, width).transpose(1, 2).reshape(-1, rank)
+        grid = (left @ vertical).reshape(outputs, width, -1, height)
+        return grid.permute(0, 2, 3, 1).reshape(outputs, -1)
+
+
+def kernel_of(target: Target) -> tuple[int, int]:
+    """Height and width; a Linear layer's weight is a kernel of 1×1."""
+    return target.window.kernel if target.window else (1, 1)
+
+
+def refitted(factors: Factors, form: Form, weight: Weight, *, whitened: bool) -> Factors:
+    """The factors with the last one fitted anew: of all, it leaves the least error behind the others.
+
+    This makes up for what a form left out of the moments, of the other bases, or of what rounding did to the others.
+    With ``B`` what the last layer sees of the input, it is ``W·C·Bᵀ·(B·C·Bᵀ)⁻¹``.
+    """
+    *_, last = factors
+    seen = seen_by_last(factors, form, weight)
+    moments = weight.once_of_inputs("damped", lambda: damped(moments_of(weight))) if whitened else None
+    through = seen.T if moments is None else moments @ seen.T
+    inverse = torch.linalg.pinv(seen @ through, hermitian=True)
+    return factors | {last: weight.exact() @ through @ inverse}
+
+
+def seen_by_last(factors: Factors, form: Form, weight: Weight) -> Tensor:
+    """``B``: its product with the layer's (unfolded) input is what the last factor is multiplied with."""
+    *_, last = factors
+    unit = torch.eye(factors[last].shape[1], dtype=torch.float64)
+    return form.product(factors | {last: unit}, kernel_of(weight.target))
+
+
+def leveled(factors: Factors) -> Factors:
+    """The same product with the size of each component of a rank shared evenly between the factors on its two sides.
+
+    So both keep their digits in half precision, and lose least when they are pruned and quantized.
+
+    Args:
+        factors: in the order of the layers; a factor's rows are the next one's blocks of columns.
+    """
+    levels = dict(factors)
+    for after, before in pairwise(reversed(factors)):
+        later, earlier = levels[after], levels[before]
+        blocks = later.reshape(len(later), len(earlier), -1)
+        sizes = _nonzero((blocks.norm(dim=(0, 2)) / _nonzero(earlier.norm(dim=1))).sqrt())
+        levels[after] = (blocks / sizes[:, None]).reshape(later.shape)
+        levels[before] = earlier * sizes[:, None]
+    return levels
+
+
+def outputs_of(target: Target) -> float:
+    """How often the layer's own weights are multiplied per sample."""
+    return target.macs / target.num_weights
+
+
+def moments_of(weight: Weight) -> Tensor:
+    """In float64; they must be there."""
+    assert weight.moments is not None  # noqa: S101
+    return weight.moments.double()
+
+
+def _first_keeping(splits: list[Split], share: float) -> int:
+    """The smallest rank whose energies reach the share of the total; one more than there are when none does."""
+    kept = torch.stack([own.energy for own in splits]).sum(0).cumsum(0)
+    enough = kept >= share * sum(own.total for own in splits) * (1 - 1e-12)
+    return int((~enough).sum()) + 1
+
+
+def _nonzero(divisors: Tensor) -> Tensor:
+    return torch.where(divisors > 0, divisors, torch.ones(()).to(divisors))

@@ -1,0 +1,1 @@
+"""Fewer bits: pruning, quantization, compensation, packed codes."""

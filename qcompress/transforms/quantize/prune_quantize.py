@@ -1,0 +1,203 @@
+"""Pruning and quantization of weights: the smallest go, the rest become codes of a few bits.
+
+Pruning is by magnitude over all given rows, without structure; a bitmap says what was kept. Quantization is
+symmetric (no zero point), with one float32 scale a row, chosen for the least squared error over the kept weights
+(`qcompress.transforms.quantize.scales`). Written are the codes of the kept weights, the scales and, with pruning, the
+bitmap. Compensated, the same bytes hold codes and scales that lose least of the layer's output on the calibration data
+(`qcompress.transforms.quantize.compensation`).
+"""
+
+import math
+import operator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from qcompress.errors import ModelError, OptionsError
+from qcompress.transforms.base import Target, Transform, Weight, moments_missing
+from qcompress.transforms.quantize.packing import MAX_BITS, pack, packed_bytes, unpack
+
+
+@dataclass(frozen=True)
+class PruneQuantize(Transform):
+    """Prune the share ``sparsity`` of the weights, store the others in ``bits`` bits each.
+
+    Args:
+        bits: 2 to 16.
+        sparsity: at least 0, less than 1; exactly ``floor(sparsity · weights)`` are pruned, of equal ones the first.
+        compensated: whether the weights that are kept make up for what is lost, on the layer's calibration inputs.
+            Where a layer's rows have no common input (an Embedding, a grouped or transposed convolution, a subclass of
+            a layer) it resolves to rounding to nearest.
+
+    Raises:
+        OptionsError: a value outside its range.
+
+    >>> transform = PruneQuantize(bits=4, sparsity=0.5)
+    >>> transform.label
+    '4 bits, 50 % sparse'
+    >>> target = Target(layer="Linear", channels=8, per_channel=16, dtype=torch.float32, macs=128)
+    >>> transform.size_bytes(target)  # 64 codes of 4 bits, 8 scales, 128 bits of mask
+    80
+    >>> target = Target(layer="Linear", channels=1, per_channel=4, dtype=torch.float32, macs=4)
+    >>> transform.approximate(Weight(torch.tensor([[1.0, 0.1, -0.5, 0.2]]), target))
+    tensor([[ 1.0000,  0.0000, -0.5000,  0.0000]])
+    """
+
+    kind: ClassVar[str] = "prune_quantize"
+
+    bits: int
+    sparsity: float = 0.0
+    compensated: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            bits = operator.index(self.bits)
+        except TypeError as error:
+            raise OptionsError(f"bits must be a whole number from 2 to {MAX_BITS}, found {self.bits!r}") from error
+        if isinstance(self.bits, bool) or not 2 <= bits <= MAX_BITS:
+            raise OptionsError(f"bits must be a whole number from 2 to {MAX_BITS}, found {self.bits!r}")
+        try:
+            sparsity = float(self.sparsity)
+        except (TypeError, ValueError) as error:
+            raise OptionsError(f"sparsity must be a number from 0 to below 1, found {self.sparsity!r}") from error
+        if not 0 <= sparsity < 1:
+            raise OptionsError(f"sparsity must be a number from 0 to below 1, found {self.sparsity!r}")
+        object.__setattr__(self, "bits", bits)
+        object.__setattr__(self, "sparsity", sparsity)
+        if not isinstance(self.compensated, bool):
+            raise OptionsError(f"compensated must be True or False, found {self.compensated!r}")
+
+    @property
+    def label(self) -> str:
+        """As ``"4 bits"`` or ``"4 bits, 50 % sparse, compensated"``."""
+        sparse = f", {100 * self.sparsity:.12g} % sparse" if self.sparsity else ""
+        return f"{self.bits} bits{sparse}" + (", compensated" if self.compensated else "")
+
+    @property
+    def nearest(self) -> "PruneQuantize":
+        """The same, rounded to nearest."""
+        return replace(self, compensated=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """As of any offer; rounded to nearest, without the word, as before there was one."""
+        value = super().to_json()
+        return value if self.compensated else {name: own for name, own in value.items() if name != "compensated"}
+
+    def needs_moments(self, target: Target) -> bool:
+        """When compensated, where the rows have one input."""
+        return self.compensated and target.common_input
+
+    def resolve(self, weight: Weight) -> "PruneQuantize | None":
+        """Itself, where it saves anything; rounded to nearest where there is nothing to compensate with."""
+        if self.why_not(weight.target):
+            return None
+        return self if self.needs_moments(weight.target) else self.nearest
+
+    def why_not(self, target: Target) -> str:
+        """It fits everywhere, but saves nothing on a few weights or on narrow ones."""
+        size_bytes = self.size_bytes(target)
+        dense = target.dense_bytes
+        return f"takes {size_bytes} bytes, the weight itself {dense}" if size_bytes >= dense else ""
+
+    def size_bytes(self, target: Target) -> int:
+        """Codes of the kept weights, a float32 scale a row and, with pruning, a bit for every weight."""
+        codes = packed_bytes(self._num_kept(target.num_weights), self.bits)
+        mask = packed_bytes(target.num_weights, 1) if self.sparsity else 0
+        return codes + 4 * target.channels + mask
+
+    def encode(self, weight: Weight) -> dict[str, Tensor]:
+        """``codes`` and ``mask`` (packed, uint8) and ``scales`` ``(channels,)`` float32.
+
+        Raises:
+            ModelError: a weight is not finite, or beyond float32.
+            OptionsError: compensated, and the moments are missing.
+        """
+        codes, scales, kept = self._quantized(weight)
+        shifted = codes.to(torch.int32).add_(2 ** (self.bits - 1))
+        if kept is None:
+            return {"codes": pack(shifted.view(-1), self.bits), "scales": scales}
+        return {"codes": pack(shifted[kept], self.bits), "scales": scales, "mask": pack(kept.view(-1), 1)}
+
+    def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:
+        """Code times scale; 0 where pruned."""
+        kept = unpack(stored["codes"], self.bits, self._num_kept(target.num_weights)).sub_(2 ** (self.bits - 1))
+        codes = kept.to(torch.float32)
+        if self.sparsity:
+            mask = unpack(stored["mask"], 1, target.num_weights).to(torch.bool)
+            codes = torch.zeros(target.num_weights).masked_scatter_(mask, codes)
+        return _dequantized(codes.view(target.channels, target.per_channel), stored["scales"], target.dtype)
+
+    def approximate(self, weight: Weight) -> Tensor:
+        """What `decode` gives for `encode`, without packing and unpacking."""
+        codes, scales, _ = self._quantized(weight)
+        return _dequantized(codes, scales, weight.target.dtype)
+
+    def _quantized(self, weight: Weight) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Codes as float32 rows (0 where pruned), scales, and which weights are kept (None for all)."""
+        rows = weight.rows
+        exact = rows.detach().cpu().to(torch.promote_types(rows.dtype, torch.float32)).contiguous()
+        weights = exact.to(torch.float32)
+        if not bool(torch.isfinite(weights).all()):
+            raise ModelError("the weight holds NaN, infinity or numbers beyond float32")
+        kept = self._kept(exact.view(-1)).view_as(weights) if self.sparsity else None
+        masked = weights if kept is None else weights * kept
+        scales = _scales(masked, self.bits)
+        levels = 2 ** (self.bits - 1)
+        codes = (masked / _nonzero(scales)[:, None]).round_().clamp_(-levels, levels - 1)
+        if self.compensated:
+            codes, scales = self._compensated(weight, weights, codes, scales, kept)
+        return codes, scales, kept
+
+    def _compensated(
+        self, weight: Weight, rows: Tensor, codes: Tensor, scales: Tensor, kept: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        from qcompress.transforms.quantize import compensation as compensate  # here: numba is slow to import
+
+        if weight.moments is None or weight.moments.ndim != 2:
+            raise OptionsError(moments_missing(self.label))
+        moments = weight.moments
+        curvature = weight.once_of_inputs("curvature", lambda: compensate.shrunk(moments, weight.num_inputs))
+        if not bool(curvature.any()):  # it never sees anything: nothing is lost either way
+            return codes, scales
+        ordered = weight.once_of_inputs("ordered", lambda: compensate.in_order(curvature))
+        kept = torch.ones_like(rows, dtype=torch.bool) if kept is None else kept
+        peaks = _nonzero(rows.abs().amax(dim=1))
+        codes, scales = compensate.compensated(
+            rows / peaks[:, None], codes, scales / peaks, kept, self.bits, curvature, ordered
+        )
+        return codes, scales * peaks
+
+    def _num_kept(self, num_weights: int) -> int:
+        return num_weights - math.floor(self.sparsity * num_weights)
+
+    def _kept(self, weights: Tensor) -> Tensor:
+        """Which of ``(n,)`` weights are kept: all but the smallest magnitudes."""
+        magnitudes = weights.abs()
+        num_pruned = len(weights) - self._num_kept(len(weights))
+        if num_pruned == 0:
+            return torch.ones_like(magnitudes, dtype=torch.bool)
+        limit = magnitudes.kthvalue(num_pruned).values
+        kept = magnitudes > limit
+        ties = (magnitudes == limit).nonzero().view(-1)
+        kept[ties[num_pruned - int((magnitudes < limit).sum()) :]] = True
+        return kept
+
+
+def _dequantized(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """Codes times scales in float32, rounded to ``dtype`` and kept in its range; ``codes`` is overwritten."""
+    limit = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max)
+    return codes.mul_(scales[:, None]).clamp_(-limit, limit).to(dtype)
+
+
+def _scales(weights: Tensor, bits: int) -> Tensor:
+    """Scales ``(channels,)`` of float32 rows; 0 for a row of zeros."""
+    from qcompress.transforms.quantize.scales import best_scales  # here: numba is slow to import
+
+    peaks = weights.abs().amax(dim=1)
+    return torch.from_numpy(best_scales((weights / _nonzero(peaks)[:, None]).numpy(), bits)) * peaks
+
+
+def _nonzero(divisors: Tensor) -> Tensor:
+    return torch.where(divisors == 0, torch.ones(()), divisors)

@@ -1,0 +1,132 @@
+"""How the literature chooses ranks, on the tables of any problem: baselines to compare a solver with.
+
+Each is a rule with one number that is moved until the budgets hold, so that all of them are compared at equal budget;
+none of them looks at pair terms or fills what is left of a budget. What always holds: the choice is within every
+budget, or there is none and None comes back.
+
+* `uniform`: the same share of its dense use for every layer.
+* `threshold`: the smallest option whose error is at most t. With relative tail energies as errors this is the energy
+  threshold; with relative largest dropped singular values, ALDS (arXiv 2107.11442), which minimises the largest error.
+* `penalty`: per layer the least of ``error + α·use``, the compression step of LC (arXiv 2007.05580).
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from formulations import InvalidProblemError, Problem
+from solvers.kernels.moves import Floats, Integers
+
+STEPS = 100
+"""Bisections of the penalty."""
+
+
+def uniform(problem: Problem, resource: str) -> Integers | None:
+    """Every group at the same share of its largest use of ``resource``: the largest share that fits.
+
+    A group takes its largest option within the share, or its smallest where none is.
+
+    Raises:
+        InvalidProblemError: no such resource.
+
+    >>> problem = Problem(["a", "b"], [["small", "big"]] * 2, [3, 0, 1, 0], {"bytes": [1, 4, 1, 2]}, {"bytes": 4})
+    >>> uniform(problem, "bytes").tolist()
+    [0, 0]
+    """
+    use = _resource(problem, resource)
+    most = np.maximum.reduceat(use, problem.group_offsets[:-1])[problem.group_of]
+    share = use / np.where(most > 0, most, 1.0)
+
+    def at(limit: float) -> Integers:
+        within = share <= limit
+        return _least(problem, np.where(within, -share, 2.0 + share), problem.cost)
+
+    return _loosest(problem, np.unique(share)[::-1], at)
+
+
+def threshold(problem: Problem, error: ArrayLike | None = None) -> Integers | None:
+    """In every group the option of least use whose error is at most t, for the smallest t that fits.
+
+    Args:
+        problem: uses of several budgets are added up in shares of the budgets.
+        error: ``(V,)``, by default the cost of each option alone.
+
+    Raises:
+        InvalidProblemError: not one error for each option.
+
+    >>> problem = Problem(["a", "b"], [["small", "big"]] * 2, [3, 0, 1, 0], {"bytes": [1, 4, 1, 2]}, {"bytes": 5})
+    >>> threshold(problem).tolist()
+    [1, 0]
+    """
+    errors = _errors(problem, error)
+    use = _weighed_use(problem)
+
+    def at(limit: float) -> Integers:
+        return _least(problem, np.where(errors <= limit, use, np.inf), errors)
+
+    return _loosest(problem, np.unique(errors), at)
+
+
+def penalty(problem: Problem, resource: str, error: ArrayLike | None = None) -> Integers | None:
+    """In every group the least ``error + α·use`` for the smallest α ≥ 0 that fits.
+
+    Raises:
+        InvalidProblemError: no such resource, or not one error for each option.
+
+    >>> problem = Problem(["a", "b"], [["small", "big"]] * 2, [6, 0, 1, 0], {"bytes": [1, 4, 1, 2]}, {"bytes": 5})
+    >>> penalty(problem, "bytes").tolist()
+    [1, 0]
+    """
+    errors, use = _errors(problem, error), _resource(problem, resource)
+
+    def at(price: float) -> Integers:
+        return _least(problem, errors + price * use, use)
+
+    if problem.evaluate(free := at(0.0)).feasible:
+        return free
+    steps = np.diff(np.unique(use))
+    high = 2 * float(np.ptp(errors)) / float(steps.min()) if len(steps) else 1.0  # above it only the use counts
+    if not problem.evaluate(at(high)).feasible:
+        return None
+    low = 0.0
+    for _ in range(STEPS):
+        middle = 0.5 * (low + high)
+        low, high = (low, middle) if problem.evaluate(at(middle)).feasible else (middle, high)
+    return at(high)
+
+
+def _loosest(problem: Problem, limits: Floats, at: Callable[[float], Integers]) -> Integers | None:
+    """The choice at the first of ``limits`` (loosest answers first) that is within the budgets; they stay so after."""
+    low, high = 0, len(limits)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if problem.evaluate(at(limits[middle])).feasible else (middle + 1, high)
+    return at(limits[low]) if low < len(limits) else None
+
+
+def _least(problem: Problem, key: Floats, among_equals: Floats) -> Integers:
+    """In every group the local option with the least key."""
+    order = np.lexsort((among_equals, key, problem.group_of))
+    starts = problem.group_offsets[:-1]
+    return order[starts] - starts
+
+
+def _weighed_use(problem: Problem) -> Floats:
+    use = np.zeros(problem.num_options)
+    for name, budget in problem.budgets.items():
+        use += problem.resources[name] / (budget or 1.0)
+    return use
+
+
+def _resource(problem: Problem, name: str) -> Floats:
+    if name not in problem.resources:
+        raise InvalidProblemError(f"no resource is called {name!r}; the problem has: {', '.join(problem.resources)}")
+    return problem.resources[name]
+
+
+def _errors(problem: Problem, error: ArrayLike | None) -> Floats:
+    errors = problem.cost if error is None else np.asarray(error, dtype=np.float64)
+    if errors.shape != (problem.num_options,):
+        raise InvalidProblemError(f"one error for each of {problem.num_options} options, found shape {errors.shape}")
+    return errors

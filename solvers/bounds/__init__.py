@@ -1,0 +1,1 @@
+"""Proven lower bounds: Lagrangian duals, message passing, semidefinite, Pareto lists."""

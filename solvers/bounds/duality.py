@@ -1,0 +1,61 @@
+"""Proven lower bounds by Lagrangian duality, with a price for every budget.
+
+Three kinds of coupling are relaxed, each with multipliers of its own:
+
+* a budget ``use·x ≤ B`` with a price λ ≥ 0;
+* the factor: with ``z = Fᵀx`` as its own variable, ``½‖z‖² - y·(z - Fᵀx)`` is least at ``z = y``, so that y needs only
+  r numbers (a group pairs never with itself, hence the cost ``cost - ½‖F_v‖²``);
+* a block S_gh of sparse terms between two groups: messages ``a`` and ``b`` move parts of it to the options of g and h
+  (the dual of the local polytope; Werner, doi:10.1109/TPAMI.2007.1036).
+
+What is left splits by group and by block,
+
+    d(λ, y, a, b) = Σ_g min_{v∈g} (cost'_v + λ·use_v + y·F_v + Σ a_v) + Σ_gh min_{u,v} (S_uv - a_u - b_v) - λ·B - ½‖y‖²
+
+and every value of this concave function is a lower bound. Linear problems: exact for one budget (by the slopes of the
+groups' convex hulls), by the LP's prices for several. With a factor: L-BFGS on softmin in place of min, with a falling
+temperature. With blocks: sequential message passing, and a line search for the prices. However the multipliers were
+found, the bound that is returned is d itself, with true minima.
+"""
+
+import time
+
+from formulations import Problem
+from solvers.base import Search
+from solvers.bounds.dual import Dual, DualBound, largest_objective
+
+__all__ = ["DualBound", "dual_bound", "largest_objective", "raise_dual_bound"]
+
+
+def dual_bound(problem: Problem, *, time_limit: float = float("inf")) -> DualBound:
+    """The best Lagrangian bound that is found in ``time_limit`` seconds (any time gives a valid one).
+
+    Without a feasible choice the bound may be as large as the largest objective of any choice, or larger.
+
+    >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
+    >>> bound = dual_bound(problem)
+    >>> round(bound.value, 9), bound.prices
+    (1.0, {'bytes': 0.25})
+    """
+    dual = Dual(problem)
+    return dual.bound(dual.ascend(time.perf_counter() + time_limit) if problem.pairs else dual.linear_prices())
+
+
+def raise_dual_bound(problem: Problem, search: Search, share: float) -> DualBound:
+    """Hand the dual bound and its prices to a search; at most ``share`` of its remaining time is taken.
+
+    A bound that no choice can meet closes the search: nothing is feasible.
+    """
+    if search.dual is not None and search.dual[0] is problem:
+        return search.dual[1]
+    with search.phase("bound_s"):
+        seconds, start = share * search.remaining(), time.perf_counter()
+        bound = dual_bound(problem, time_limit=seconds)
+    if time.perf_counter() - start < seconds:  # the time did not cut it, so that another would be no better
+        search.dual = problem, bound
+    search.raise_bound(bound.value)
+    search.raise_option_bounds(bound.value + bound.reduced)
+    search.details["prices"] = {name: search.unscaled(price) for name, price in bound.prices.items()}
+    if bound.value > largest_objective(problem):
+        search.close()
+    return bound

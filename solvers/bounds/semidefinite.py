@@ -1,0 +1,306 @@
+"""The doubly nonnegative bound: for problems of some hundred options whose pair terms all interact.
+
+The dual of `solvers.bounds.duality` relaxes what a group pays for mixing its options; on networks of few layers with
+strong interactions that costs 5 to 200 %. Here products of options become variables of their own. With ``y = (1, x,
+t)``, ``t_k`` what is left of budget k (in units of all that there is to decide), the matrix ``Y = y·yᵀ`` is relaxed to
+
+    Y positive semidefinite,  Y ≥ 0,  Y_uv = 0 and Y_vv = Y_0v inside a group,  Y within the face
+
+where the face holds what the equations ``Σ_{v in g} x_v = 1`` and ``t = B - use·x`` make of every row. It is solved by
+the alternating direction method of multipliers on the face (Oliveira, Wolkowicz & Xu, arXiv 1512.05448): one
+eigenvalue decomposition an iteration. Options are scaled by the square root of how much they interact, without which
+the method would take hundreds of times as long.
+
+What always holds: the multipliers Z are made feasible before anything is called a bound (the part of Z that is
+positive on the face is taken off), and what they give is a sum of true minima, so an early stop only costs strength.
+
+`convexified` uses the same method for another purpose (QCR; Billionnet, Elloumi & Plateau,
+doi:10.1016/j.dam.2007.12.007): an equal problem whose own convex relaxation is as tight as a semidefinite one.
+"""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+
+from formulations import PairTerms, Problem
+from solvers.bounds.duality import dual_bound
+from solvers.kernels.moves import Floats, Integers, compiled, to_arrays
+
+ITERATIONS = 1000
+"""Of the method at most."""
+
+LOOK = 20
+"""Iterations between two looks at the bound, at the clock and at the step size."""
+
+PATIENCE, STAGNATION = 10, 0.05
+"""The method ends when so many looks bring less than this share of what is missing to the target."""
+
+SMALLEST_SCALE = 0.01
+"""Scales of options, relative to the 90 % quantile, before the root is taken."""
+
+STEP = 1.618
+"""Of the multipliers; below the golden ratio the method converges."""
+
+
+SECONDS_PER_ITERATION = 5e-10
+"""Of an iteration, per cube of the number of options."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SemidefiniteBound:
+    """A proven bound.
+
+    Attributes:
+        value: no feasible choice has an objective below it.
+        at_least: ``(V,)`` no feasible choice that takes option v has an objective below ``at_least[v]``.
+        share: ``(V,)`` how much of each option the relaxation takes; sums to 1 in every group.
+        iterations: of the method.
+    """
+
+    value: float
+    at_least: Floats
+    share: Floats
+    iterations: int
+
+
+def semidefinite_bound(
+    problem: Problem, *, target: float = float("inf"), time_limit: float = float("inf")
+) -> SemidefiniteBound:
+    """The doubly nonnegative bound, as good as it gets in ``time_limit`` seconds.
+
+    Args:
+        problem: an iteration takes time and memory as an eigenvalue decomposition of V rows does.
+        target: a bound that is enough (an incumbent's objective): the method ends when it is reached.
+        time_limit: in seconds; one look at the bound (`LOOK` iterations) is always taken.
+
+    >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
+    >>> bound = semidefinite_bound(problem)
+    >>> bound.value > 0.99, [round(share) for share in bound.share.tolist()]
+    (True, [1, 0, 0, 1])
+    """
+    deadline = time.perf_counter() + time_limit
+    lift = _Lift(problem, nonnegative=True)
+    value, at_least, looks = -np.inf, np.full(problem.num_options, -np.inf), []
+    while lift.iterations < ITERATIONS:
+        lift.advance()
+        found, options = lift.bound()
+        value, at_least = max(value, found), np.maximum(at_least, options)
+        looks.append(value)
+        missing = min(target, lift.objective()) - value
+        stagnates = len(looks) > PATIENCE and value - looks[-1 - PATIENCE] < STAGNATION * missing
+        if value >= target or stagnates or time.perf_counter() > deadline:
+            break
+    return SemidefiniteBound(
+        value=value, at_least=np.maximum(at_least, value), share=lift.share, iterations=lift.iterations
+    )
+
+
+def least_seconds(num_options: int) -> float:
+    """What a bound that is worth having takes about: as many iterations as are waited for."""
+    return SECONDS_PER_ITERATION * LOOK * PATIENCE * num_options**3
+
+
+def convexified(problem: Problem, *, time_limit: float = float("inf")) -> Problem:
+    """An equal problem whose pair terms are a factor F with a convex relaxation as tight as can be.
+
+    Every choice has the same objective and use in both. The relaxation of ``½‖Fᵀx‖²`` to shares x is tight when a
+    group gains little by mixing its options; inside a group the products are free to choose, and are chosen so.
+
+    >>> from formulations.generators.random_instances import layered_problem
+    >>> problem = layered_problem(6, seed=1)
+    >>> tight = convexified(problem)
+    >>> abs(tight.evaluate([1] * 6).objective - problem.evaluate([1] * 6).objective) < 1e-9
+    True
+    """
+    deadline = time.perf_counter() + time_limit
+    lift = _Lift(problem, nonnegative=False)
+    while lift.iterations < ITERATIONS // 2 and time.perf_counter() < deadline:
+        lift.advance()
+    return lift.equal_problem()
+
+
+class _Lift:
+    """The matrices of the method; index 0 is the constant, then the V options, then a slack for each budget."""
+
+    def __init__(self, problem: Problem, *, nonnegative: bool) -> None:
+        self.problem, self.nonnegative = problem, nonnegative
+        self.first, groups = problem.group_offsets, problem.group_of
+        self.apart = groups[:, None] != groups[None, :]
+        a = to_arrays(problem)
+        smallest = np.minimum.reduceat(a.use, self.first[:-1], axis=0)
+        left = a.limit - smallest.sum(axis=0)
+        use = a.use - smallest[groups]
+        largest = use.max(axis=0, initial=0.0)
+        unit = np.where(left > 1e-9 * a.limit, left, np.where(largest > 0, largest, 1.0))
+        self.use, self.limit = use / unit, left / unit  # t = limit - use·x lies between 0 and limit ≤ 1
+
+        self.products = np.where(self.apart, _products(problem), 0.0)
+        options, size = problem.num_options, 1 + problem.num_options + len(self.limit)
+        self.options = slice(1, 1 + options)
+        cost = np.zeros((size, size))
+        cost[self.options, self.options] = 0.5 * self.products
+        cost[0, self.options] = cost[self.options, 0] = 0.5 * problem.cost
+
+        self.basis = self._face(size)
+        scale = np.ones(size)
+        scale[self.options] = _interaction(self.products)
+        scale[0] = scale[1 + options :] = np.sqrt(np.mean(np.square(scale[self.options])))
+        self.scale, self.scales = scale, np.outer(scale, scale)
+        self.face = np.linalg.qr(scale[:, None] * self.basis)[0]
+        self.cost = cost / self.scales
+        self.unit = float(np.linalg.norm(self.cost)) / np.sqrt(size) or 1.0
+        self.cost /= self.unit
+
+        start = scale * self.basis[:, 0]
+        self.Y, self.Z = np.outer(start, start), np.zeros((size, size))
+        self.penalty, self.iterations = 0.5, 0
+        own = scale[self.options]
+        self.weight = 2 * (scale[0] * own) ** 2 + own**4
+
+    def _face(self, size: int) -> Floats:
+        """Columns that span the vectors y which the equations allow; the first is even shares of all options."""
+        sizes = np.diff(self.first)
+        blocks = [scipy.linalg.null_space(np.ones((1, n))) if n > 1 else np.zeros((1, 0)) for n in sizes]
+        within = scipy.linalg.block_diag(*blocks)
+        basis = np.zeros((size, 1 + within.shape[1]))
+        basis[0, 0] = 1.0
+        basis[self.options, 0] = np.repeat(1.0 / sizes, sizes)
+        basis[self.options, 1:] = within
+        basis[self.options.stop :] = np.outer(self.limit, basis[0]) - self.use.T @ basis[self.options]
+        return basis
+
+    @property
+    def share(self) -> Floats:
+        """``(V,)`` the relaxation's x."""
+        share: Floats = self.Y[0, self.options] / self.scale[0] / self.scale[self.options]
+        return share
+
+    def objective(self) -> float:
+        """What the relaxation's present point costs (it need not be within the relaxation)."""
+        return float(np.vdot(self.cost, self.Y)) * self.unit + self.problem.offset
+
+    def advance(self) -> None:
+        """`LOOK` iterations, then the penalty balances how far both halves of the method are from their ends."""
+        primal = dual = 0.0
+        for _ in range(LOOK):
+            inside = _positive_part(self.face, self.Y + self.Z / self.penalty)
+            nearest = self._within_bounds(inside - (self.cost + self.Z) / self.penalty)
+            change = nearest - inside
+            self.Z += STEP * self.penalty * change
+            primal = float(np.linalg.norm(change) / (1 + np.linalg.norm(nearest)))
+            dual = self.penalty * float(np.linalg.norm(nearest - self.Y) / (1 + np.linalg.norm(self.cost)))
+            self.Y = nearest
+        self.iterations += LOOK
+        if primal > 2 * dual:
+            self.penalty *= 1.4
+        elif dual > 2 * primal:
+            self.penalty /= 1.4
+
+    def _within_bounds(self, matrix: Floats) -> Floats:
+        """The nearest matrix that is not negative and has the zeros and equal entries that groups ask for."""
+        options, own = self.options, self.scale[self.options]
+        nearest = np.maximum(matrix, 0.0) if self.nonnegative else matrix.copy()
+        nearest[0, options.stop :] = nearest[options.stop :, 0] = np.maximum(matrix[0, options.stop :], 0.0)
+        nearest[0, 0] = self.scale[0] ** 2
+        diagonal = np.diagonal(matrix)[options]
+        share = (2 * self.scale[0] * own * matrix[0, options] + own**2 * diagonal) / self.weight
+        share = _nearest_shares(share, self.weight, self.first)
+        nearest[options, options] *= self.apart
+        nearest[0, options] = nearest[options, 0] = self.scale[0] * own * share
+        at = np.arange(options.start, options.stop)
+        nearest[at, at] = own**2 * share
+        return nearest
+
+    def bound(self) -> tuple[float, Floats]:
+        """What the multipliers prove: a bound, and one for every option."""
+        feasible = self.Z - _positive_part(self.face, self.Z)
+        rest = (self.cost + feasible) * self.scales * self.unit
+        options, slacks = self.options, slice(self.options.stop, None)
+        on_slack = 2 * rest[0, slacks]  # times t = limit - use·x, put where it belongs
+        linear = 2 * rest[0, options] + np.diagonal(rest)[options] - self.use @ on_slack
+        linear += 2 * np.minimum(0.0, rest[slacks, options]).sum(axis=0)  # t is at most 1
+        constant = rest[0, 0] + on_slack @ self.limit + np.minimum(0.0, rest[slacks, slacks]).sum()
+        starts, groups = self.first[:-1], self.problem.group_of
+        rows = np.minimum.reduceat(np.where(self.apart, rest[options, options], np.inf), starts, axis=1)
+        rows[np.arange(len(groups)), groups] = 0.0
+        blocks = np.minimum.reduceat(rows, starts, axis=0)
+        problem = self.problem
+        decided = dual_bound(
+            Problem(problem.groups, problem.options, linear, problem.resources, problem.budgets, offset=problem.offset)
+        )
+        value = decided.value + float(constant + blocks.sum())
+        return value, value + decided.reduced + 2 * (rows - blocks[groups]).sum(axis=1)
+
+    def equal_problem(self) -> Problem:
+        """The problem with the products inside groups that the multipliers ask for (see `convexified`)."""
+        options, problem = self.options, self.problem
+        chosen = -self.Z[options, options] * self.scales[options, options] * self.unit
+        quadratic = np.where(self.apart, self.products, 2 * chosen)
+        within = self.basis[options, 1:]
+        core = within.T @ quadratic @ within
+        values, vectors = np.linalg.eigh(0.5 * (core + core.T))
+        values = values - min(0.0, float(values.min(initial=0.0)))  # inside groups this changes no choice's objective
+        kept = values > 1e-13 * values.max(initial=0.0)
+        factor = within @ (vectors * np.sqrt(np.maximum(values, 0.0)))[:, kept]
+        # what centring took from the products is linear: rows' and columns' means of every block
+        moved = np.where(self.apart, self.products - factor @ factor.T, 0.0)
+        sizes = np.diff(self.first)
+        means = np.add.reduceat(moved, self.first[:-1], axis=1) / sizes
+        middle = np.add.reduceat(means, self.first[:-1], axis=0) / sizes[:, None]
+        cost = problem.cost + means.sum(axis=1) - middle.sum(axis=1)[problem.group_of]
+        offset = problem.offset + 0.5 * float(middle.sum())
+        pairs = PairTerms(factor=factor)
+        return Problem(problem.groups, problem.options, cost, problem.resources, problem.budgets, pairs, offset)
+
+
+def _products(problem: Problem) -> Floats:
+    """The pair terms as one dense symmetric matrix ``(V, V)``."""
+    pairs = problem.pairs
+    dense = np.zeros((problem.num_options, problem.num_options))
+    if pairs.factor is not None:
+        dense += pairs.factor @ pairs.factor.T
+    if pairs.sparse is not None:
+        half = pairs.sparse.toarray()
+        dense += half + half.T
+    return dense
+
+
+def _interaction(products: Floats) -> Floats:
+    """``(V,)`` scales of the options: the fourth root of their largest product, near 1."""
+    size = np.sqrt(np.abs(products).max(axis=1, initial=0.0))
+    usual = float(np.quantile(size, 0.9)) or float(size.max()) or 1.0
+    scales: Floats = np.sqrt(np.maximum(size / usual, SMALLEST_SCALE))
+    return scales
+
+
+def _positive_part(face: Floats, matrix: Floats) -> Floats:
+    """The nearest positive semidefinite matrix among those on the face (its columns are orthonormal)."""
+    core = face.T @ matrix @ face
+    values, vectors = np.linalg.eigh(0.5 * (core + core.T))  # LAPACK's routine for some of them fails at times
+    positive = values > 0
+    columns = face @ (vectors[:, positive] * np.sqrt(values[positive]))
+    part: Floats = columns @ columns.T
+    return part
+
+
+@compiled
+def _nearest_shares(wanted: Floats, weight: Floats, first: Integers) -> Floats:
+    """Per group the shares ≥ 0 that sum to 1 and are nearest to ``wanted`` in the weighted sum of squares."""
+    share = np.empty(len(wanted))
+    for group in range(len(first) - 1):
+        begin, end = first[group], first[group + 1]
+        height = weight[begin:end] * wanted[begin:end]
+        total, inverse, level = -1.0, 0.0, 0.0
+        order = np.argsort(-height)
+        for i in range(len(order)):
+            v = begin + order[i]
+            if i and level >= height[order[i]]:
+                break
+            total += wanted[v]
+            inverse += 1.0 / weight[v]
+            level = total / inverse
+        for v in range(begin, end):
+            share[v] = max(0.0, wanted[v] - level / weight[v])
+    return share

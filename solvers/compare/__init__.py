@@ -1,0 +1,6 @@
+"""Several solvers on one problem or many: runs, tables, curves, time to target."""
+
+from solvers.compare.runs import compare
+from solvers.compare.tables import Comparison, Suite
+
+__all__ = ["Comparison", "Suite", "compare"]

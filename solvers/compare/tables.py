@@ -1,0 +1,298 @@
+"""What came out of comparing solvers: every run on one problem (`Comparison`) or on several (`Suite`), and the tables.
+
+Every `Solution` is kept and the tables are computed from them, so that a comparison loaded from its file shows the
+same. All solvers are measured against the same yardstick: the best bound that any of them proved.
+"""
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from formulations import FileFormatError
+from formulations.files import AnyPath, read_json, write_json
+from solvers.base import relative_gap
+from solvers.compare.time_to_target import TimeToTarget, target_near, time_to_target
+from solvers.solution import Solution, Status
+
+FILE_KIND = "qcompress comparison"
+SUITE_KIND = "qcompress comparison suite"
+FILE_VERSION = 1
+
+TARGET = 0.01
+"""A run has reached its target when it is within this share of the best objective any run found."""
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One solver over all its seeds.
+
+    Attributes:
+        label: its name, with the options that differ from their defaults.
+        feasible_share: runs that found a choice, over all runs.
+        best, median: objectives; a run without a choice counts as infinite, an infinite value is given as None.
+        above_best: ``(median - b) / |median|`` for the best objective b that any solver found, or None.
+        gap: ``(median - bound) / |median|`` for the best bound that any solver proved, or None.
+        bound: the best bound of its own, or None.
+        wall_s: median time of a run.
+        statuses: how often each status came.
+        to_target: time to within `TARGET` of the best that any solver found, or None when none found a choice.
+    """
+
+    label: str
+    feasible_share: float
+    best: float | None
+    median: float | None
+    above_best: float | None
+    gap: float | None
+    bound: float | None
+    wall_s: float
+    statuses: Mapping[str, int]
+    to_target: TimeToTarget | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Comparison:
+    """Every run of a comparison: label → Solutions in the order of ``seeds``.
+
+    Attributes:
+        problem_fingerprint: of the problem that all of them solved.
+        skipped: label → why this solver was not run (it cannot take the problem, or a package is missing).
+    """
+
+    problem_fingerprint: str
+    time_limit: float | None
+    seeds: tuple[int, ...]
+    solutions: Mapping[str, tuple[Solution, ...]]
+    skipped: Mapping[str, str]
+
+    @property
+    def best(self) -> float | None:
+        """The best objective that any run found."""
+        return min((run.objective for run in self._runs() if run.objective is not None), default=None)
+
+    @property
+    def bound(self) -> float | None:
+        """The best bound that any run proved (not above the best objective, where rounding alone could put it)."""
+        bound = max((run.bound for run in self._runs() if run.bound is not None), default=None)
+        return bound if bound is None or self.best is None else min(bound, self.best)
+
+    def rows(self) -> tuple[Row, ...]:
+        """The table, best median first; among equals the quicker one."""
+        rows = [_row(label, runs, self.best, self.bound) for label, runs in self.solutions.items()]
+        return tuple(sorted(rows, key=lambda row: (row.median is None, row.median or 0.0, row.wall_s)))
+
+    def to_markdown(self) -> str:
+        """The table as Markdown."""
+        lines = [
+            "| solver | median objective | best | above best | gap to bound | own bound | feasible | time "
+            f"| to {TARGET:.0%} | status |",
+            "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|",
+        ]
+        for row in self.rows():
+            numbers = [_number(row.median), _number(row.best), _percent(row.above_best), _percent(row.gap)]
+            numbers += [_number(row.bound), f"{row.feasible_share:.0%}", f"{row.wall_s:.2f} s", _until(row.to_target)]
+            statuses = ", ".join(f"{status} ×{count}" for status, count in row.statuses.items())
+            lines.append(f"| {row.label} | {' | '.join(numbers)} | {statuses} |")
+        lines += [
+            "",
+            f"Best objective {_number(self.best)}, best bound {_number(self.bound)}, seeds {list(self.seeds)}.",
+        ]
+        lines += [f"Not run: {label} ({why})." for label, why in self.skipped.items()]
+        return "\n".join(lines) + "\n"
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dictionary of everything in here."""
+        runs = {label: [run.to_json() for run in runs] for label, runs in self.solutions.items()}
+        header = {"kind": FILE_KIND, "version": FILE_VERSION, "problem_fingerprint": self.problem_fingerprint}
+        settings = {"time_limit": self.time_limit, "seeds": self.seeds, "skipped": dict(self.skipped)}
+        return {**header, **settings, "solutions": runs}
+
+    def save(self, path: AnyPath) -> None:
+        """Write every run as JSON, whole or not at all."""
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: AnyPath) -> "Comparison":
+        """Read what `save` wrote.
+
+        Raises:
+            FileFormatError: the file is no such JSON, or of a newer version.
+        """
+        return cls.from_json(read_json(path, FILE_KIND), str(path))
+
+    @classmethod
+    def from_json(cls, json: dict[str, Any], where: str) -> "Comparison":
+        """The comparison that `to_json` made a dictionary of; ``where`` names its origin in errors.
+
+        Raises:
+            FileFormatError: it is no such dictionary, or of a newer version.
+        """
+        return _read(
+            json,
+            FILE_KIND,
+            where,
+            lambda: cls(
+                problem_fingerprint=json["problem_fingerprint"],
+                time_limit=json["time_limit"],
+                seeds=tuple(json["seeds"]),
+                solutions={
+                    label: tuple(Solution.from_json(run, where) for run in runs)
+                    for label, runs in json["solutions"].items()
+                },
+                skipped=dict(json["skipped"]),
+            ),
+        )
+
+    def _runs(self) -> list[Solution]:
+        return [run for runs in self.solutions.values() for run in runs]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuiteRow:
+    """One solver over all problems of a suite and all its seeds.
+
+    Attributes:
+        problems: on how many it was run.
+        feasible_share, proven_share: of its runs, those with a choice, and with a proof of optimality.
+        target_share: of its runs, those within `TARGET` of the best that any solver found for the problem.
+        gap: median over its runs of the gap to the best bound that any solver proved, or None.
+        wall_s: median time of a run.
+    """
+
+    label: str
+    problems: int
+    feasible_share: float
+    target_share: float
+    proven_share: float
+    gap: float | None
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Suite:
+    """The same solvers compared on several problems: name of the problem → `Comparison`."""
+
+    comparisons: Mapping[str, Comparison]
+
+    def __getitem__(self, name: str) -> Comparison:
+        """The comparison on one problem."""
+        return self.comparisons[name]
+
+    def rows(self) -> tuple[SuiteRow, ...]:
+        """The table over all problems: who most often comes near the best comes first; among equals the quicker."""
+        labels = dict.fromkeys(label for one in self.comparisons.values() for label in one.solutions)
+        rows = [self._row(label) for label in labels]
+        return tuple(sorted(rows, key=lambda row: (-row.problems * row.target_share, row.wall_s)))
+
+    def to_markdown(self) -> str:
+        """The table over all problems, then one for each, as Markdown."""
+        lines = [
+            f"| solver | problems | within {TARGET:.0%} of the best | proven | feasible | median gap | time |",
+            "|---|--:|--:|--:|--:|--:|--:|",
+        ]
+        for row in self.rows():
+            shares = [f"{share:.0%}" for share in (row.target_share, row.proven_share, row.feasible_share)]
+            values = [str(row.problems), *shares, _percent(row.gap), f"{row.wall_s:.2f} s"]
+            lines.append(f"| {row.label} | {' | '.join(values)} |")
+        parts = [f"\n## {name}\n\n{one.to_markdown()}" for name, one in self.comparisons.items()]
+        return "\n".join(lines) + "\n" + "".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dictionary of everything in here."""
+        comparisons = {name: one.to_json() for name, one in self.comparisons.items()}
+        return {"kind": SUITE_KIND, "version": FILE_VERSION, "comparisons": comparisons}
+
+    def save(self, path: AnyPath) -> None:
+        """Write every run as JSON, whole or not at all."""
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: AnyPath) -> "Suite":
+        """Read what `save` wrote.
+
+        Raises:
+            FileFormatError: the file is no such JSON, or of a newer version.
+        """
+        json = read_json(path, SUITE_KIND)
+
+        def build() -> Suite:
+            parts = json["comparisons"].items()
+            return cls(comparisons={name: Comparison.from_json(one, str(path)) for name, one in parts})
+
+        return _read(json, SUITE_KIND, str(path), build)
+
+    def _row(self, label: str) -> SuiteRow:
+        mine = [(one, one.solutions[label]) for one in self.comparisons.values() if label in one.solutions]
+        pairs = [(one, run) for one, runs in mine for run in runs]
+        near = [one.best is not None and _near(run, one.best) for one, run in pairs]
+        gaps = [relative_gap(run.objective, one.bound) for one, run in pairs]
+        median = statistics.median(np.inf if gap is None else gap for gap in gaps)
+        return SuiteRow(
+            label=label,
+            problems=len(mine),
+            feasible_share=sum(run.feasible for _, run in pairs) / len(pairs),
+            target_share=sum(near) / len(pairs),
+            proven_share=sum(run.status is Status.OPTIMAL for _, run in pairs) / len(pairs),
+            gap=_finite(median),
+            wall_s=statistics.median(run.wall_s for _, run in pairs),
+        )
+
+
+def _near(run: Solution, best: float) -> bool:
+    return run.objective is not None and run.objective <= target_near(best, TARGET)
+
+
+def _read(json: dict[str, Any], expected: str, where: str, build: Callable[[], Value]) -> Value:
+    """What ``build`` makes of a dictionary that says it is of the expected kind."""
+    kind, version = json.get("kind"), json.get("version")
+    if kind != expected or not isinstance(version, int) or version > FILE_VERSION:
+        raise FileFormatError(
+            f"{where} is no {expected} file up to version {FILE_VERSION}: found {kind!r}, version {version!r}"
+        )
+    try:
+        return build()
+    except FileFormatError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(f"{where} is no whole {expected} file: {error!r}") from error
+
+
+def _row(label: str, runs: tuple[Solution, ...], best: float | None, bound: float | None) -> Row:
+    objectives = [np.inf if run.objective is None else run.objective for run in runs]
+    median = _finite(statistics.median(objectives))
+    return Row(
+        label=label,
+        feasible_share=sum(run.feasible for run in runs) / len(runs),
+        best=_finite(min(objectives)),
+        median=median,
+        above_best=relative_gap(median, best),
+        gap=relative_gap(median, bound),
+        bound=max((run.bound for run in runs if run.bound is not None), default=None),
+        wall_s=statistics.median(run.wall_s for run in runs),
+        statuses=dict(Counter(str(run.status) for run in runs)),
+        to_target=None if best is None else time_to_target(runs, target_near(best, TARGET)),
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.6g}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3%}"
+
+
+def _until(time: TimeToTarget | None) -> str:
+    if time is None or time.seconds is None:
+        return "–"
+    return f"{time.seconds:.2g} s ({time.low_s:.2g}–{time.high_s:.2g})"

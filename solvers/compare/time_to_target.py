@@ -1,0 +1,101 @@
+"""Time to target: how long a solver takes to come close enough to the best, when luck differs from seed to seed.
+
+A run reaches the target in time t with probability p. Restarted every t seconds, it has reached it with 99 % after
+``t·ln(0.01)/ln(1 - p)`` seconds (Rønnow et al., doi:10.1126/science.1252319). What is known of p are the seeds, so
+that the result has a confidence interval (Clopper & Pearson, doi:10.1093/biomet/26.4.404); where no run reached the
+target there is no number, and where every run did the interval still says how few they were.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import scipy.special
+
+from solvers.base import PROOF_TOLERANCE
+from solvers.solution import Solution
+
+CERTAINTY = 0.99
+"""With which probability the target is reached within the time that is given."""
+
+CONFIDENCE = 0.95
+"""Of the interval."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeToTarget:
+    """How long one solver takes to reach an objective.
+
+    Attributes:
+        target: the objective to reach.
+        runs, hits: how many runs there were, and how many reached it at all.
+        restart_s: the seconds after which a run is best restarted (of those at which a run reached the target, the
+            one with the least result; chosen after the fact, as is usual), or None without a hit.
+        seconds: to reach the target with `CERTAINTY`, or None without a hit.
+        low_s, high_s: its `CONFIDENCE` interval, or None without a hit.
+    """
+
+    target: float
+    runs: int
+    hits: int
+    restart_s: float | None
+    seconds: float | None
+    low_s: float | None
+    high_s: float | None
+
+
+def time_to_target(runs: Sequence[Solution], target: float) -> TimeToTarget:
+    """The time to an objective, from runs that differ in their seeds only.
+
+    >>> from formulations.generators.random_instances import layered_problem
+    >>> from solvers import solve
+    >>> runs = [solve(layered_problem(4), "brute-force", seed=seed, presolve=False) for seed in range(3)]
+    >>> found = time_to_target(runs, runs[0].objective)
+    >>> found.hits, found.low_s <= found.seconds <= found.high_s  # which run is how fast is not the same every time
+    (3, True)
+    """
+    times = sorted(t for t in (first_hit(run, target) for run in runs) if t is not None)
+    if not times:
+        return TimeToTarget(
+            target=target, runs=len(runs), hits=0, restart_s=None, seconds=None, low_s=None, high_s=None
+        )
+    seconds, hits = min((t * _restarts(count / len(runs)), count) for count, t in enumerate(times, start=1))
+    restart = times[hits - 1]
+    low, high = share_interval(hits, len(runs))
+    return TimeToTarget(
+        target=target,
+        runs=len(runs),
+        hits=len(times),
+        restart_s=restart,
+        seconds=seconds,
+        low_s=restart * _restarts(high),
+        high_s=restart * _restarts(low),
+    )
+
+
+def target_near(best: float, within: float) -> float:
+    """The objective that is ``within`` (a share of its size) above the best."""
+    return best + within * abs(best)
+
+
+def first_hit(run: Solution, target: float) -> float | None:
+    """When a run first had an objective at or below the target (up to rounding), or None."""
+    limit = target + PROOF_TOLERANCE * abs(target)
+    return next((point.t_s for point in run.trace if point.objective is not None and point.objective <= limit), None)
+
+
+def share_interval(hits: int, runs: int) -> tuple[float, float]:
+    """The exact `CONFIDENCE` interval of a probability of which ``hits`` of ``runs`` were seen.
+
+    >>> [round(end, 3) for end in share_interval(5, 20)]
+    [0.087, 0.491]
+    """
+    tail = (1 - CONFIDENCE) / 2
+    low = 0.0 if hits == 0 else float(scipy.special.betaincinv(hits, runs - hits + 1, tail))
+    high = 1.0 if hits == runs else float(scipy.special.betaincinv(hits + 1, runs - hits, 1 - tail))
+    return low, high
+
+
+def _restarts(share: float) -> float:
+    """How many runs reach the target with `CERTAINTY` when each does with probability ``share`` > 0; at least one."""
+    return 1.0 if share >= CERTAINTY else math.log(1 - CERTAINTY) / math.log1p(-share)

@@ -1,0 +1,207 @@
+"""Solvers in processes of their own, with one incumbent and one bound in common.
+
+    portfolio ◀── choice, bound, ask ── lane        The lane asks for news when it looks at the clock, and waits for the
+              ── news ──▶                           answer: so no pipe ever fills up, however large the choices are.
+
+What always holds: a lane ends with its parent, whatever ends that; nothing it started itself is left behind; objective
+numbers that pass between the two are scaled as the parent's.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from formulations import Problem
+from solvers.base import Search, Solver
+from solvers.errors import SolverError
+from solvers.kernels.moves import Integers
+
+ASK_S = 0.05
+"""Seconds between two questions of a lane for news."""
+
+GRACE_S = 0.3
+"""How long lanes that were asked to end may take before they are ended."""
+
+
+def context() -> Any:
+    """How processes are started: forked from a clean, warm server where the system can, else from nothing."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    made = multiprocessing.get_context("forkserver")
+    made.set_forkserver_preload(
+        ["solvers.composites.warmed", "joblib.externals.loky"]
+    )  # a parent may be a worker of joblib's
+    return made
+
+
+def prepare() -> None:
+    """Start the server that lanes are forked from; takes some seconds the first time in a process.
+
+    Raises:
+        SolverError: no process can be started from this program.
+    """
+    process = context().Process(target=_nothing, daemon=True)
+    process.start()
+    process.join()
+    code = process.exitcode
+    process.close()
+    if code != 0:
+        raise SolverError(
+            f"a process of the portfolio ended with exit code {code} before it began (its own error is above); "
+            "in a script the call belongs below: if __name__ == '__main__':"
+        )
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a lane is to do; plain data, for it travels to another process."""
+
+    solver: Solver
+    problem: Problem
+    time_limit: float | None
+    seed: int
+    initial: Integers | None
+
+
+class Lane:
+    """A running lane, as its parent sees it."""
+
+    def __init__(self, job: Job) -> None:
+        self.name = job.solver.name
+        self.summary: dict[str, Any] = {
+            "solver": job.solver.name,
+            "seed": job.seed,
+            "outcome": "ended by the first proof",
+        }
+        self._told, self._start = 0, time.perf_counter()
+        made = context()
+        self.connection, theirs = made.Pipe()
+        self._process = made.Process(target=_work, args=(job, theirs), name=f"lane {self.name}", daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def hear(self) -> tuple[str, Any]:
+        """The next message: ``choice``, ``bound``, ``closed``, ``ask``, or the end: ``done`` or ``failed``."""
+        try:
+            kind, value = self.connection.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            return "failed", f"its process died (exit code {self._process.exitcode})"
+        return str(kind), value
+
+    def tell(self, version: int, choice: Integers | None, bound: float | None) -> None:
+        """Answer a question: incumbent and bound, if they are newer than what the lane was told."""
+        news = (choice, bound) if version > self._told else None
+        self._told = version
+        with contextlib.suppress(OSError):  # a lane that just died is heard of next
+            self.connection.send(news)
+
+    def close(self, outcome: str, details: Any = None) -> None:
+        """Note how it ended."""
+        self.summary |= {"outcome": outcome, "wall_s": time.perf_counter() - self._start}
+        if details is not None:
+            self.summary["details"] = details
+
+
+def end(lanes: Sequence[Lane]) -> None:
+    """End lanes and whatever they have started; nothing of them is left when this returns."""
+    for lane in lanes:
+        lane._process.terminate()
+    deadline = time.perf_counter() + GRACE_S
+    for lane in lanes:
+        lane._process.join(max(0.0, deadline - time.perf_counter()))
+        if lane._process.exitcode != 0 and lane._process.pid is not None and hasattr(os, "killpg"):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(lane._process.pid, signal.SIGKILL)  # its group is its own
+        lane._process.kill()
+        lane._process.join()
+        lane._process.close()
+        lane.connection.close()
+
+
+# --- in the lane ---------------------------------------------------------------------------------------------------
+
+
+class _LaneSearch(Search):
+    """Hands on what is found, and takes over what others found, whenever the solver looks at the clock."""
+
+    def __init__(self, job: Job, connection: Connection) -> None:
+        super().__init__(
+            job.problem, solver=job.solver.name, time_limit=job.time_limit, seed=job.seed, initial=job.initial
+        )
+        self._connection, self._asked, self._parent_bound = connection, -np.inf, -np.inf
+
+    def offer(self, choice: ArrayLike) -> bool:
+        if kept := super().offer(choice):
+            self._connection.send(("choice", self.choice))
+        return kept
+
+    def raise_bound(self, bound: float) -> None:
+        super().raise_bound(bound)
+        if self.bound is not None and self.bound > self._parent_bound:
+            self._parent_bound = self.bound
+            self._connection.send(("bound", self.bound))
+
+    def close(self) -> None:
+        super().close()
+        if self.choice is None:
+            self._connection.send(("closed", None))
+        elif self.bound is not None:
+            self._connection.send(("bound", self.bound))
+
+    def expired(self) -> bool:
+        if time.perf_counter() - self._asked > ASK_S:
+            self._connection.send(("ask", None))
+            if (news := self._connection.recv()) is not None:
+                choice, bound = news
+                if choice is not None:
+                    super().offer(choice)
+                if bound is not None:
+                    self._parent_bound = max(self._parent_bound, bound)
+                    super().raise_bound(bound)
+            self._asked = time.perf_counter()
+        return super().expired() or self.proven()
+
+
+def _work(job: Job, connection: Connection) -> None:
+    """A lane's whole life."""
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # Ctrl-C goes to the parent alone, and what is started here can be ended with it
+    signal.signal(signal.SIGTERM, _leave)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    try:
+        job.solver.prepare()
+        search = _LaneSearch(job, connection)
+        job.solver.run(job.problem, search)
+        connection.send(("done", search.details))
+    except (EOFError, BrokenPipeError):
+        return  # the parent has gone
+    except Exception as error:
+        connection.send(("failed", f"{type(error).__name__}: {error}"))
+
+
+def _leave(*_: Any) -> None:
+    raise SystemExit
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        if hasattr(os, "killpg"):
+            os.killpg(0, signal.SIGKILL)
+        os._exit(1)

@@ -1,0 +1,54 @@
+"""`MultiStart`: a solver run several times with independent seeds, the best of all kept."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from formulations import Problem
+from solvers.base import Search
+from solvers.composites.wrapper import InnerSearch, Wrapper
+from solvers.errors import InvalidOptionError
+
+
+@dataclass(frozen=True)
+class MultiStart(Wrapper):
+    """Runs a solver ``starts`` times; the first proof ends it. With a time limit each start has its equal share.
+
+    ``details["starts"]`` says what each start found, so that the spread of a heuristic can be seen.
+
+    Attributes:
+        starts: how many runs.
+
+    >>> from solvers import solve
+    >>> from formulations.generators.random_instances import layered_problem
+    >>> solution = solve(layered_problem(10, rank=2), MultiStart("anneal", starts=2), seed=0)
+    >>> solution.solver, len(solution.details["starts"])
+    ('multi-start(anneal)', 2)
+    """
+
+    name: ClassVar[str] = "multi-start"
+    summary: ClassVar[str] = "a solver run several times with independent seeds, the best kept"
+    starts: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.starts < 1:
+            raise InvalidOptionError(f"option starts of 'multi-start' must be at least 1, found {self.starts}")
+
+    def run(self, problem: Problem, search: Search) -> None:
+        """Start after start, until proven, done, or out of time."""
+        seeds = search.rng.integers(2**31, size=self.starts).tolist()
+        found = search.details["starts"] = []
+        cut = False
+        for number, seed in enumerate(seeds):
+            if search.proven() or search.expired():
+                return
+            seconds = search.remaining() / (self.starts - number)
+            solver = self.inner
+            inner = InnerSearch(
+                problem, search, solver=solver.name, time_limit=seconds, seed=seed, initial=search.initial
+            )
+            solver.run(problem, inner)
+            cut |= inner.was_cut
+            found.append(inner.summary())
+        if cut:
+            search.cut_short()

@@ -1,0 +1,69 @@
+"""`Polish`: any solver's answer, annealed from a low temperature and taken to a local optimum."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from formulations import Problem
+from solvers.base import Search
+from solvers.composites.wrapper import InnerSearch, Wrapper
+from solvers.heuristic.anneal import Anneal
+from solvers.kernels.local_search import polish
+from solvers.kernels.warm import warm
+
+SHARE = 0.7
+"""Of a time limit, what the solver inside may take."""
+
+POLISHABLE = 2_000
+"""Options up to which the local search runs to its end within a second or so."""
+
+COLD = Anneal(sweeps=1000, population=4, generations=10)
+"""From a given choice it begins cold: it keeps what is good and settles the rest."""
+
+
+@dataclass(frozen=True)
+class Polish(Wrapper):
+    """Runs a solver, then improves its choice; says what each of the three steps contributed.
+
+    ``details["steps"]`` holds the objective after the solver itself, after the cold anneal and after the local search.
+
+    >>> from solvers import solve
+    >>> from formulations.generators.random_instances import layered_problem
+    >>> solution = solve(layered_problem(20, seed=1), Polish("greedy"), seed=0)
+    >>> [step["solver"] for step in solution.details["steps"]]
+    ['greedy', 'anneal', 'polish']
+    """
+
+    name: ClassVar[str] = "polish"
+    summary: ClassVar[str] = "a solver's choice improved by a cold anneal and a local search"
+
+    def prepare(self) -> None:
+        """Compile the loops."""
+        super().prepare()
+        warm()
+
+    def run(self, problem: Problem, search: Search) -> None:
+        """The solver inside, a cold anneal from its choice, a descent."""
+        seeds = search.rng.integers(2**31, size=2).tolist()
+        steps = search.details["steps"] = []
+        start, cut = search.initial, False
+        for solver, seed, share in ((self.inner, seeds[0], SHARE), (COLD, seeds[1], 1.0)):
+            inner = InnerSearch(
+                problem,
+                search,
+                solver=solver.name,
+                time_limit=share * search.remaining(),
+                seed=seed,
+                initial=start,
+            )
+            solver.run(problem, inner)
+            cut |= inner.was_cut
+            steps.append(inner.summary())
+            start = search.choice
+            if start is None or search.proven() or search.expired():
+                break
+        if start is not None and problem.num_options <= POLISHABLE and not (search.proven() or search.expired()):
+            last = InnerSearch(problem, search, solver="polish")
+            last.offer(polish(problem, start))
+            steps.append(last.summary())
+        if cut:
+            search.cut_short()

@@ -1,0 +1,209 @@
+"""`Recording` writes a run to a file while it goes on; `Replay` is a solver that gives the same run again.
+
+The file is append-only, one JSON object a line: for every run a header (what ran, on which problem), then an event
+for every choice that was offered and every bound that was proven, with its time. Each line is written whole, by one
+call, and carries the number of its run, so that several processes can write into one file. A line that was cut off,
+because the machine stopped, is left out when the file is read.
+"""
+
+import json
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from formulations import FileFormatError, Problem
+from formulations.files import AnyPath
+from solvers.base import Search, Solver
+from solvers.composites.wrapper import InnerSearch, Wrapper
+from solvers.errors import InvalidOptionError
+
+FILE_KIND = "qcompress recording"
+FILE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Recording(Wrapper):
+    """Runs a solver and writes what it finds, as it is found. Objective and bound are in the problem's own unit.
+
+    Attributes:
+        path: the file, which may hold earlier runs.
+
+    >>> import tempfile
+    >>> from solvers import solve
+    >>> from formulations.generators.random_instances import layered_problem
+    >>> problem, path = layered_problem(5), tempfile.mkdtemp() + "/runs.jsonl"
+    >>> first = solve(problem, Recording("anneal", path), seed=0)
+    >>> solve(problem, Replay(path)).objective == first.objective
+    True
+    """
+
+    name: ClassVar[str] = "recording"
+    summary: ClassVar[str] = "writes every choice and bound of a solver to a file, with times"
+    presolved: ClassVar[bool] = False  # what is written is about the problem as it was stated
+    path: AnyPath = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not os.fspath(self.path):
+            raise InvalidOptionError("a recording needs a path: Recording('anneal', 'runs.jsonl')")
+        object.__setattr__(self, "path", os.fspath(self.path))  # a plain string, for files and other processes
+
+    def run(self, problem: Problem, search: Search) -> None:
+        """Run the solver inside, writing."""
+        solver = self.inner
+        seed = int(search.rng.integers(2**31)) if search.seed is None else search.seed
+        header = {
+            "kind": FILE_KIND,
+            "version": FILE_VERSION,
+            "problem": search.original.fingerprint(),
+            "groups": problem.num_groups,
+            "solver": solver.name,
+            "options": {name: repr(value) for name, value in solver.option_values.items()},
+            "seed": seed,
+            "time_limit": search.limit,
+        }
+        with _Writer(self.path, header) as writer:
+            inner = _Recorded(problem, search, solver=solver.name, seed=seed, initial=search.initial, writer=writer)
+            if search.choice is not None:  # what was known before the solver began
+                writer.write(t_s=search.elapsed(), choice=search.choice.tolist())
+            if search.bound is not None:
+                writer.write(t_s=search.elapsed(), bound=search.unscaled(search.bound))
+            try:
+                solver.run(problem, inner)
+            finally:
+                writer.write(t_s=search.elapsed(), end=True)
+                search.details |= inner.details
+                search.timing |= inner.timing
+                search.pool.extend(inner.pool)
+                search.details["recorded"] = self.path
+
+
+class _Recorded(InnerSearch):
+    """Writes what is found before it is handed on."""
+
+    def __init__(self, problem: Problem, outer: Search, *, writer: "_Writer", **arguments: Any) -> None:
+        super().__init__(problem, outer, **arguments)
+        self._writer = writer
+
+    def offer(self, choice: ArrayLike) -> bool:
+        self._writer.write(t_s=self.outer.elapsed(), choice=np.asarray(choice, dtype=np.int64).tolist())
+        return super().offer(choice)
+
+    def raise_bound(self, bound: float) -> None:
+        if np.isfinite(bound):
+            self._writer.write(t_s=self.outer.elapsed(), bound=self.unscaled(float(bound)))
+        super().raise_bound(bound)
+
+    def close(self) -> None:
+        self._writer.write(t_s=self.outer.elapsed(), closed=True)
+        super().close()
+
+
+class _Writer:
+    """Appends whole lines to a recording, and to nothing else."""
+
+    def __init__(self, path: AnyPath, header: dict[str, Any]) -> None:
+        self._run = uuid.uuid4().hex[:12]
+        if Path(path).exists():
+            _read(path)  # refuses a file of another kind
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        size = os.fstat(self._file).st_size
+        if size and os.pread(self._file, 1, size - 1) != b"\n":
+            os.write(self._file, b"\n")  # a line was cut off there
+        self.write(**header)
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
+
+    def write(self, **event: Any) -> None:
+        line = json.dumps({"run": self._run, **event}, allow_nan=False).encode() + b"\n"
+        if os.write(self._file, line) != len(line):
+            raise OSError(f"no room for a line of {len(line)} bytes in the recording")
+
+
+@dataclass(frozen=True)
+class Replay(Solver):
+    """Gives the last run of a recording that was made of this problem: the same choices and bounds in the same order.
+
+    ``details["recorded"]`` is the header of the recorded run. ``details["course"]`` lists what was known after each of
+    its events as ``[t_s, objective, bound]`` with the recorded times, for replaying itself takes none.
+
+    Attributes:
+        path: the recording.
+    """
+
+    name: ClassVar[str] = "replay"
+    summary: ClassVar[str] = "gives a recorded run again"
+    presolved: ClassVar[bool] = False
+    path: AnyPath = ""
+
+    def __post_init__(self) -> None:
+        if not os.fspath(self.path):
+            raise InvalidOptionError("a replay needs the path of a recording: Replay('runs.jsonl')")
+        object.__setattr__(self, "path", os.fspath(self.path))
+
+    def refuse(self, problem: Problem) -> str:
+        """The recording has no run on this problem."""
+        runs = _read(self.path)
+        fingerprint = problem.fingerprint()
+        if any(run[0]["problem"] == fingerprint for run in runs):
+            return ""
+        recorded = ", ".join(f"{run[0]['problem'][:8]}… of {run[0]['groups']} groups" for run in runs) or "none"
+        return (
+            f"{self.path} has no run on this problem ({fingerprint[:8]}… of {problem.num_groups} groups); "
+            f"it has runs on: {recorded}"
+        )
+
+    def run(self, problem: Problem, search: Search) -> None:  # noqa: ARG002 - choices are of the stated problem
+        """Event after event."""
+        fingerprint = search.original.fingerprint()
+        header, *events = [run for run in _read(self.path) if run[0]["problem"] == fingerprint][-1]
+        search.details["recorded"] = header
+        course = search.details["course"] = []
+        for event in events:
+            if search.expired():
+                return
+            if "choice" in event:
+                search.offer(event["choice"])
+            elif "bound" in event:
+                search.raise_bound(event["bound"] / search.unscaled(1.0))
+            elif "closed" in event:
+                search.close()
+            known = [None if value is None else search.unscaled(value) for value in (search.objective, search.bound)]
+            if not course or course[-1][1:] != known:
+                course.append([event["t_s"], *known])
+
+
+def _read(path: AnyPath) -> list[list[dict[str, Any]]]:
+    """The runs of a recording in the order they began, each its header and its events.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileFormatError: it is no recording, or of a newer version.
+    """
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for line in Path(path).read_bytes().split(b"\n"):
+        try:
+            event = json.loads(line)
+            run = event.pop("run")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if line and not line.startswith(b'{"run": "'):  # a line of ours that was cut off is left out
+                raise FileFormatError(f"{path} is not a {FILE_KIND} file: found {line[:40]!r}") from error
+            continue
+        if run not in runs:
+            version = event.get("version")
+            if event.get("kind") != FILE_KIND or not isinstance(version, int) or version > FILE_VERSION:
+                raise FileFormatError(
+                    f"{path} is no {FILE_KIND} file up to version {FILE_VERSION}: "
+                    f"found {event.get('kind')!r}, version {version!r}"
+                )
+        runs.setdefault(run, []).append(event)
+    return list(runs.values())

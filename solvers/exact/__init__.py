@@ -1,0 +1,1 @@
+"""Solvers that prove optimality when given the time."""

@@ -1,0 +1,135 @@
+"""`brute-force`: look at every choice. The oracle that all other back ends are tested against.
+
+Depth first over the groups in their order. A partial choice keeps the sums of everything before it, so that one more
+option costs ``O(r + degree + K)`` and nothing is ever subtracted: no error builds up. A partial choice is left
+early only when its uses break a budget, for uses are never negative; the objective is never used to skip anything.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from formulations import Problem
+from solvers.base import Search, Solver
+from solvers.kernels.moves import Arrays, Floats, Integers, compiled, to_arrays
+
+MAX_CHOICES = 10**9
+"""Beyond this many choices the solver refuses (it looks at some 50 million a second)."""
+
+TIE = 1e-12
+"""Choices whose objectives differ by less than this, relative to the size of their terms, are a tie: the first wins."""
+
+STEPS_BETWEEN_CLOCK_LOOKS = 2_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BruteForce(Solver):
+    """Every choice, one after the other; among equal ones the first in lexicographic order.
+
+    >>> from solvers import solve
+    >>> problem = Problem(["a", "b"], [["x", "y"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
+    >>> solve(problem, "brute-force").choice.tolist()
+    [0, 1]
+    """
+
+    name: ClassVar[str] = "brute-force"
+    summary: ClassVar[str] = "every choice, one after the other; small problems only"
+    exact: ClassVar[bool] = True
+
+    def refuse(self, problem: Problem) -> str:
+        """Too many choices to look at."""
+        count = num_choices(problem)
+        if count <= MAX_CHOICES:
+            return ""
+        return (
+            f"solver 'brute-force' looks at up to {MAX_CHOICES:.0e} choices, this problem has "
+            f"{count:.3g}; use 'auto', 'lagrangian', 'milp' or 'anneal'"
+        )
+
+    def run(self, problem: Problem, search: Search) -> None:
+        """Enumerate in slices of `STEPS_BETWEEN_CLOCK_LOOKS`, handing in the best after each."""
+        a = to_arrays(problem)
+        largest = np.maximum.reduceat(np.abs(problem.cost), a.starts[:-1])
+        tie = TIE * (largest.sum() + 1.0)  # pair terms come scaled to about 1
+        best, best_choice = np.array([np.inf]), np.zeros(problem.num_groups, dtype=np.int64)
+        state = _State.fresh(a)
+        depth = 0
+        while depth >= 0:
+            if search.expired():
+                return
+            depth = _enumerate(a, state, depth, STEPS_BETWEEN_CLOCK_LOOKS, tie, best, best_choice)
+            if np.isfinite(best[0]):
+                search.offer(best_choice - a.starts[:-1])
+        if search.choice is not None or np.isinf(best[0]):
+            search.close()
+
+
+def num_choices(problem: Problem) -> float:
+    """How many choices there are: the product of the groups' sizes (infinite beyond 1e308)."""
+    return float(np.exp(np.minimum(np.log(np.diff(problem.group_offsets)).sum(), 709.0)))
+
+
+class _State(NamedTuple):
+    """Where the enumeration stands: for each depth the next option to try, and the sums of what is chosen before."""
+
+    following: Integers  # (G,)
+    chosen: Integers  # (G,)
+    value: Floats  # (G+1,)
+    usage: Floats  # (G+1, K)
+    total: Floats  # (G+1, r)
+
+    @classmethod
+    def fresh(cls, a: Arrays) -> "_State":
+        groups = len(a.starts) - 1
+        return cls(
+            following=a.starts[:-1].copy(),
+            chosen=np.zeros(groups, dtype=np.int64),
+            value=np.zeros(groups + 1),
+            usage=np.zeros((groups + 1, len(a.limit))),
+            total=np.zeros((groups + 1, a.factor.shape[1])),
+        )
+
+
+@compiled
+def _enumerate(
+    a: Arrays, state: _State, depth: int, steps: int, tie: float, best: Floats, best_choice: Integers
+) -> int:
+    """Go on from ``depth`` for ``steps`` options; the depth to go on from next, -1 when all was seen."""
+    following, chosen, value, usage, total = state
+    last = len(a.starts) - 2
+    while steps > 0 and depth >= 0:
+        option = following[depth]
+        if option == a.starts[depth + 1]:
+            depth -= 1
+            continue
+        following[depth] += 1
+        steps -= 1
+
+        within = True
+        for k in range(len(a.limit)):
+            usage[depth + 1, k] = usage[depth, k] + a.use[option, k]
+            within &= usage[depth + 1, k] <= a.limit[k]
+        if not within:
+            continue
+
+        objective = value[depth] + a.cost[option]
+        for i in range(a.factor.shape[1]):
+            objective += total[depth, i] * a.factor[option, i]
+            total[depth + 1, i] = total[depth, i] + a.factor[option, i]
+        for entry in range(a.indptr[option], a.indptr[option + 1]):
+            other = a.indices[entry]
+            if other > option:  # the groups behind this one are not chosen yet
+                break
+            if chosen[a.group_of[other]] == other:
+                objective += a.data[entry]
+        value[depth + 1] = objective
+        chosen[depth] = option
+
+        if depth < last:
+            depth += 1
+            following[depth] = a.starts[depth]
+        elif objective < best[0] - tie:
+            best[0] = objective
+            best_choice[:] = chosen
+    return depth

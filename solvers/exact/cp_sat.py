@@ -1,0 +1,261 @@
+"""`cp-sat`: OR-tools' CP-SAT on the 0/1 program, in whole numbers whose rounding is accounted for.
+
+CP-SAT knows whole numbers only, so the program it solves is a relaxation of the problem, made so that nothing it
+proves is wrong:
+
+* Uses are rounded down and limits up: every choice within the budgets is one of the program's. One that is not, and
+  comes back, is cut off as in `solvers.exact.milp`, and the program is solved again.
+* Objective numbers are rounded to the nearest. What all of them together can be off by is taken from CP-SAT's bound.
+* A dual bound and an incumbent come first (`solvers.heuristic.lagrangian.begin`), so that only what they leave open is
+stated.
+
+CP-SAT runs in a thread of its own; the caller's thread, which can be interrupted, hands in what it finds.
+"""
+
+import contextlib
+import itertools
+import queue
+import threading
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from formulations import Problem
+from formulations.forms.integer_program import num_products, pair_blocks
+from solvers.base import Search
+from solvers.errors import InvalidOptionError, SolverError
+from solvers.exact.open_part import Linearised, undecided
+from solvers.kernels.moves import Floats, Integers, to_arrays
+
+OBJECTIVE_BITS, USE_BITS = 50, 45
+"""The largest objective, and use, of any choice in CP-SAT's whole numbers; doubles hold both exactly."""
+
+NEGLIGIBLE = 1e-12
+"""A rounding error this small, relative to the objective's terms, is one of `Problem.evaluate`, too: proofs stand."""
+
+SECONDS_PER_PRODUCT = 1e-5
+"""What building the model takes for each product variable."""
+
+LOOK_S = 0.05
+"""Seconds between two looks at the clock."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpSat(Linearised):
+    """Constraint programming with clause learning, pair terms linearised by RLT.
+
+    Args:
+        workers: threads. One is the default, for then the same seed gives the same answer; with several, CP-SAT's
+            threads race.
+
+    >>> from solvers import solve
+    >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
+    >>> solution = solve(problem, "cp-sat")  # doctest: +SKIP
+    >>> solution.objective, str(solution.status)  # doctest: +SKIP
+    (1.0, 'OPTIMAL')
+    """
+
+    name: ClassVar[str] = "cp-sat"
+    summary: ClassVar[str] = "constraint programming by OR-tools' CP-SAT; pair terms linearised"
+    requires: ClassVar[tuple[str, ...]] = ("ortools",)
+    extra: ClassVar[str] = "cp-sat"
+
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise InvalidOptionError(f"option workers of solver 'cp-sat' must be at least 1, found {self.workers}")
+
+    def run(self, problem: Problem, search: Search) -> None:
+        """Bound and incumbent, then CP-SAT over what they leave open."""
+        left = undecided(problem, search)
+        if left is None:
+            return
+        search.details["workers"] = self.workers
+        if num_products(left.problem) * SECONDS_PER_PRODUCT > search.remaining():
+            search.details["stopped"] = "building the model would take longer than the time limit"
+            return
+        with search.phase("build_s"):
+            program = _Program(left.problem, None if search.choice is None else left.lower(search.choice))
+        search.details["rounding_error"] = search.unscaled(program.error)
+        seed = int(search.rng.integers(2**31))
+        while not search.expired():
+            last = status = None
+            course = program.solved(search, seed, self.workers)
+            with search.phase("solve_s"), contextlib.closing(course):
+                for kind, found in course:
+                    if kind == "choice":
+                        last = found
+                        search.offer(left.lift(found))
+                    elif kind == "bound":
+                        lower = program.bound(found)
+                        search.raise_bound(lower if search.objective is None else min(lower, search.objective))
+                    else:
+                        status = found
+            if status == "INFEASIBLE":
+                search.close()
+            if status != "OPTIMAL" or last is None:
+                return
+            broken = left.problem.evaluate(last).violations or problem.evaluate(left.lift(last)).violations
+            if not broken:
+                if program.error <= NEGLIGIBLE * program.size:
+                    search.close()
+                return
+            search.details["cuts"] = search.details.get("cuts", 0) + 1
+            program.cut_off(last, next(iter(broken)))
+
+
+class _Program:
+    """The CP-SAT model of a problem; ``objective = shift + whole / scale``, to within ``error``."""
+
+    def __init__(self, problem: Problem, start: Integers | None) -> None:
+        from ortools.sat.python import cp_model
+
+        self.problem, self.model, self.start = problem, cp_model.CpModel(), start
+        self.first = problem.group_offsets
+        self.x = [self.model.new_bool_var("") for _ in range(problem.num_options)]
+        self.y: list[tuple[Any, int, int]] = []
+        for one, end in itertools.pairwise(self.first.tolist()):
+            self.model.add_exactly_one(self.x[one:end])
+        self._add_budgets()
+        self._set_objective()
+        self._hint()
+
+    def _add_budgets(self) -> None:
+        a, weighted = to_arrays(self.problem), _weighted_sum()
+        for use, limit in zip(a.use.T, a.limit.tolist(), strict=True):
+            most = float(np.maximum.reduceat(use, self.first[:-1]).sum())
+            if most <= limit:
+                continue
+            whole = most < 2.0**53 and bool((use == np.floor(use)).all())
+            scale = 1.0 if whole else 2.0 ** (USE_BITS - np.ceil(np.log2(most)))
+            room = 0.0 if whole else self.problem.num_groups * 2.0**-52 * limit  # the rounding of the sum of uses
+            uses = np.floor(use * scale).astype(np.int64).tolist()
+            self.model.add(weighted(self.x, uses) <= int(np.ceil((limit + room) * scale) if not whole else limit))
+
+    def _set_objective(self) -> None:
+        problem = self.problem
+        least = np.minimum.reduceat(problem.cost, self.first[:-1])
+        self.shift = problem.offset + float(least.sum())
+        above = problem.cost - least[problem.group_of]
+        blocks = list(pair_blocks(problem))
+        largest = np.maximum.reduceat(above, self.first[:-1]).sum()
+        largest += sum(float(np.abs(weight).max()) for _, _, weight in blocks)
+        self.size = float(np.abs(problem.cost).max() + largest)
+        self.scale = 2.0 ** (OBJECTIVE_BITS - np.ceil(np.log2(largest))) if largest > 0 else 1.0
+        costs, error = _rounded(above * self.scale)
+        self.error = float(np.maximum.reduceat(error, self.first[:-1]).sum())
+        variables, coefficients = list(self.x), costs.tolist()
+        for options, others, weight in blocks:
+            whole, off = _rounded(weight * self.scale)
+            self.error += float(off.max())
+            y = self._products(options, others)
+            variables += y
+            coefficients += whole.ravel().tolist()
+        self.error /= self.scale
+        self.model.minimize(_weighted_sum()(variables, coefficients))
+
+    def _products(self, above: Integers, beside: Integers) -> list[Any]:
+        """Variables for the products of two groups' options, row by row, and the rows that tie them to these."""
+        model, x, problem = self.model, self.x, self.problem
+        y = [[model.new_bool_var("") for _ in beside] for _ in above]
+        sizes = np.diff(self.first)
+        sides = ((above, y, beside), (beside, list(zip(*y, strict=True)), above))
+        partial = []
+        for options, lines, others in sides:
+            whole = len(others) == sizes[problem.group_of[others[0]]]
+            partial.append(not whole)
+            for option, line in zip(options.tolist(), lines, strict=True):
+                model.add(sum(line) == x[option] if whole else sum(line) <= x[option])
+        if all(partial):
+            flat = [variable for line in y for variable in line]
+            chosen = [x[option] for option in (*above.tolist(), *beside.tolist())]
+            model.add(sum(flat) >= sum(chosen) - 1)
+        self.y += [(y[i][j], int(u), int(v)) for i, u in enumerate(above) for j, v in enumerate(beside)]
+        return [variable for line in y for variable in line]
+
+    def _hint(self) -> None:
+        if self.start is None:
+            return
+        chosen = np.zeros(len(self.x), dtype=bool)
+        chosen[self.first[:-1] + self.start] = True
+        for variable, value in zip(self.x, chosen.tolist(), strict=True):
+            self.model.add_hint(variable, value)
+        for variable, u, v in self.y:
+            self.model.add_hint(variable, bool(chosen[u] and chosen[v]))
+
+    def bound(self, whole: float) -> float:
+        """A lower bound on the problem from one on the whole-number objective."""
+        return self.shift + whole / self.scale - self.error
+
+    def cut_off(self, choice: Integers, budget: str) -> None:
+        """Forbid a choice that breaks a budget, and every choice in which all groups use at least as much."""
+        use = self.problem.resources[budget]
+        as_much = np.flatnonzero(use >= use[self.problem.flat(choice)][self.problem.group_of])
+        self.model.add(sum(self.x[v] for v in as_much) <= self.problem.num_groups - 1)
+
+    def solved(self, search: Search, seed: int, workers: int) -> Generator[tuple[str, Any]]:
+        """Solve; yields ``("choice", …)`` and ``("bound", …)`` as they are found, ``("status", name)`` at the end."""
+        from ortools.sat.python import cp_model
+
+        news: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        x, first = self.x, self.first
+
+        class Choices(cp_model.CpSolverSolutionCallback):  # type: ignore[misc]
+            def on_solution_callback(self) -> None:
+                values = np.array([self.boolean_value(variable) for variable in x])
+                news.put(("choice", np.flatnonzero(values) - first[:-1]))
+
+        solver = cp_model.CpSolver()
+        solver.best_bound_callback = lambda bound: news.put(("bound", bound))
+        solver.parameters.num_workers = workers
+        solver.parameters.random_seed = seed
+        solver.parameters.linearization_level = 2  # without all RLT rows in its LP the bound hardly moves
+        solver.parameters.catch_sigint_signal = False  # the caller's thread is interrupted, and stops this one
+        solver.parameters.relative_gap_limit = solver.parameters.absolute_gap_limit = 0.0
+        if np.isfinite(search.remaining()):
+            solver.parameters.max_time_in_seconds = max(search.remaining(), 0.01)
+
+        def run() -> None:
+            try:
+                status = solver.solve(self.model, Choices())
+                if status == cp_model.MODEL_INVALID:
+                    raise SolverError(f"CP-SAT does not take the model: {self.model.validate()}")
+                if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):  # in others the bound may be 0 and mean nothing
+                    news.put(("bound", solver.best_objective_bound))
+                news.put(("status", status.name))
+            except BaseException as error:  # handed to the caller's thread
+                news.put(("error", error))
+
+        thread = threading.Thread(target=run, name="cp-sat", daemon=True)
+        thread.start()
+        try:
+            while True:
+                try:
+                    kind, found = news.get(timeout=LOOK_S)
+                except queue.Empty:
+                    if search.expired() or search.proven():
+                        solver.stop_search()
+                    continue
+                if kind == "error":
+                    raise found
+                yield kind, found
+                if kind == "status":
+                    return
+        finally:
+            while thread.is_alive():
+                solver.stop_search()  # one that comes before the search has begun is lost
+                thread.join(LOOK_S)
+
+
+def _rounded(values: Floats) -> tuple[Integers, Floats]:
+    whole = np.rint(values)
+    return whole.astype(np.int64), np.abs(values - whole)
+
+
+def _weighted_sum() -> Any:
+    from ortools.sat.python import cp_model
+
+    return cp_model.LinearExpr.weighted_sum

@@ -1,0 +1,49 @@
+"""`dp`: dynamic programming over Pareto lists, exact for linear problems with any number of budgets."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from formulations import Problem
+from solvers.base import Search, Solver
+from solvers.bounds.duality import raise_dual_bound
+from solvers.bounds.pareto_lists import prove
+from solvers.kernels.repair import repair
+from solvers.kernels.warm import warm_bounds
+
+MAX_STATES = 2_000_000
+"""The longest Pareto list that is kept (with one budget that takes some 100 MB)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DynamicProgram(Solver):
+    """Pareto lists of (usage, cost), group by group; a dual bound and an incumbent keep them short.
+
+    Uses are never rounded, so budgets hold exactly and the answer is the optimum. Where the lists grow beyond
+    `MAX_STATES`, the best so far comes back with its bound, as FEASIBLE.
+
+    >>> from solvers import solve
+    >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
+    >>> solution = solve(problem, "dp")
+    >>> solution.objective, str(solution.status)
+    (1.0, 'OPTIMAL')
+    """
+
+    name: ClassVar[str] = "dp"
+    summary: ClassVar[str] = "dynamic programming over Pareto lists; problems without pair terms"
+    exact: ClassVar[bool] = True
+    native_pairs: ClassVar[bool] = False
+
+    def prepare(self) -> None:
+        """Compile the loops."""
+        warm_bounds()
+
+    def run(self, problem: Problem, search: Search) -> None:
+        """Bound, a repaired choice to prune with, then the lists."""
+        bound = raise_dual_bound(problem, search, 0.5)
+        if search.proven():
+            return
+        feasible = repair(problem, bound.choice)
+        if feasible is not None:
+            search.offer(feasible)
+        if not prove(problem, search, bound, max_states=MAX_STATES) and not search.expired():
+            search.details["stopped"] = f"a Pareto list grew beyond {MAX_STATES:,} states"

@@ -1,0 +1,224 @@
+"""`milp`: the integer program of `formulations.to_integer_program`, solved by HiGHS or CBC through PuLP.
+
+A MIP solver compares with absolute tolerances (about 1e-6), so it is never given raw numbers nor believed as it is:
+
+* A dual bound L and an incumbent U come first. Options whose reduced cost reaches U - L are left out, and the objective
+  is divided by U - L: what is still to be found out is of size 1, however small the scores are.
+* A choice the solver returns is judged like any other. One that bends a budget is cut off (a cover inequality: not
+  every group may use as much as it does there), and the program is solved again.
+* PuLP's ``status`` is not asked but how the solver itself says that it stopped; its bound counts only where it
+  stopped in a way that proves one.
+"""
+
+import re
+import signal
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from formulations import Problem
+from formulations.forms.integer_program import IntegerProgram, num_products, to_integer_program
+from solvers.base import Search
+from solvers.errors import InvalidOptionError
+from solvers.exact.open_part import Linearised, undecided
+from solvers.kernels.moves import Integers
+
+BACKENDS = ("highs", "cbc")
+
+SECONDS_PER_PRODUCT = 5e-5
+"""What building the model takes for each product variable (PuLP makes a Python object of everything)."""
+
+GRACE_S = 0.2
+"""How long CBC may overrun before it is asked, and then made, to stop."""
+
+CBC_DIGIT = 1e-3
+"""CBC prints its bound to so much, rounded: up or down."""
+
+POLL_S = 0.1
+"""How often it is looked whether HiGHS is done or Ctrl-C was pressed."""
+
+SMALLEST_UNIT = 1e-6
+"""The objective is divided by U - L, but by no less than this times its largest effect: solvers mind huge numbers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Milp(Linearised):
+    """Mixed-integer programming, pair terms linearised by RLT.
+
+    Args:
+        backend: ``"highs"`` or ``"cbc"``.
+
+    >>> from solvers import solve
+    >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
+    >>> solution = solve(problem, "milp", backend="highs")
+    >>> solution.objective, str(solution.status)
+    (1.0, 'OPTIMAL')
+    """
+
+    name: ClassVar[str] = "milp"
+    summary: ClassVar[str] = "mixed-integer programming by HiGHS or CBC (PuLP); pair terms linearised"
+    requires: ClassVar[tuple[str, ...]] = ("pulp", "highspy")
+
+    backend: str = "highs"
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise InvalidOptionError(f"option backend of solver 'milp' is one of {BACKENDS}, found {self.backend!r}")
+
+    def run(self, problem: Problem, search: Search) -> None:
+        """Bound and incumbent, then the integer program over what they leave open."""
+        left = undecided(problem, search)
+        if left is None:
+            return
+        gap = np.inf if search.objective is None or search.bound is None else search.objective - search.bound
+        size = max(min(gap, 1.0), SMALLEST_UNIT)
+        if num_products(left.problem) * SECONDS_PER_PRODUCT > search.remaining():
+            search.details["stopped"] = "building the integer program would take longer than the time limit"
+            return
+        with search.phase("build_s"):
+            program = to_integer_program(left.problem.scaled(1.0 / size))
+            start = None if search.choice is None else left.lower(search.choice)
+            if start is not None:
+                program.start_from(start)
+        run = _cbc if self.backend == "cbc" else _highs
+        while not search.expired():
+            with search.phase("solve_s"):
+                found = run(program, search, warm=start is not None)
+            if found.bound is not None:
+                bound = (found.bound + program.model.objective.constant) * size  # PuLP tells no back end the constant
+                search.raise_bound(min(bound, np.inf if search.objective is None else search.objective))
+            if found.interrupted or found.choice is None:
+                break
+            choice = left.lift(found.choice)
+            search.offer(choice)
+            broken = problem.evaluate(choice).violations
+            if not broken:
+                break
+            search.details["cuts"] = search.details.get("cuts", 0) + 1
+            _cut_off(program, left.problem, found.choice, left.problem.evaluate(found.choice).violations or broken)
+            start = None
+        else:
+            return
+        if found.complete:
+            search.close()
+        if found.interrupted:
+            raise KeyboardInterrupt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What one run of a back end gave: a choice, a proven bound, and whether it looked at everything."""
+
+    choice: Integers | None
+    bound: float | None
+    complete: bool
+    interrupted: bool = False
+
+
+def _highs(program: IntegerProgram, search: Search, *, warm: bool) -> _Found:
+    import highspy
+    import pulp
+
+    model = program.model
+    limit = None if np.isinf(search.remaining()) else max(search.remaining(), 0.01)
+    solver = pulp.HiGHS(msg=False, gapRel=0.0, gapAbs=0.0, timeLimit=limit, threads=1)
+    if not program.y:
+        solver.optionsDict["presolve"] = "off"  # nothing is left to find, and it looks at the clock too rarely
+    solver.createAndConfigureSolver(model)
+    solver.buildSolverModel(model)
+    highs = model.solverModel
+    if warm:
+        start = highspy.HighsSolution()
+        start.col_value = [variable.varValue for variable in model.variables()]
+        highs.setSolution(start)
+    _run_until_stopped(highs)
+    status, info = highs.getModelStatus(), highs.getInfo()
+    kinds = highspy.HighsModelStatus
+    if status in (kinds.kInfeasible, kinds.kUnboundedOrInfeasible):  # no variable is unbounded
+        return _Found(choice=None, bound=None, complete=True)
+    has_choice = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
+    if has_choice:
+        solver.findSolutionValues(model)
+    bound = float(info.mip_dual_bound)
+    proves = info.valid and status in (kinds.kOptimal, kinds.kTimeLimit, kinds.kInterrupt) and np.isfinite(bound)
+    return _Found(
+        choice=program.decode() if has_choice else None,
+        bound=bound if proves else None,
+        complete=status == kinds.kOptimal,
+        interrupted=status == kinds.kInterrupt,
+    )
+
+
+def _run_until_stopped(highs: Any) -> None:
+    """Run HiGHS; Ctrl-C stops it. Its own handling prints to stdout, where a caller may want JSON and nothing else."""
+    highs.HandleUserInterrupt = True
+    highs.startSolve()
+    done = False
+    while not done:
+        try:
+            done, _ = highs.wait(POLL_S)
+        except KeyboardInterrupt:
+            highs.cancelSolve()
+
+
+def _cbc(program: IntegerProgram, search: Search, *, warm: bool) -> _Found:
+    import pulp
+    from pulp.apis.coin_api import pulp_cbc_path
+
+    model = program.model
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {kind: str(Path(folder, f"model.{kind}")) for kind in ("mps", "mst", "sol", "log")}
+        cbc = pulp.COIN_CMD(path=pulp_cbc_path)
+        variables, names, rows, _ = model.writeMPS(paths["mps"], rename=True)
+        command = [pulp_cbc_path, paths["mps"]]
+        if warm:
+            cbc.writesol(paths["mst"], model, variables, names, rows)
+            command += ["-mips", paths["mst"]]
+        if np.isfinite(search.remaining()):
+            command += ["-sec", f"{search.remaining():.2f}", "-timeMode", "elapsed"]
+        command += ["-ratio", "0", "-allow", "0", "-increment", "1e-9", "-solve", "-printingOptions", "all"]
+        _run_to_the_end([*command, "-solution", paths["sol"]], paths["log"], search.remaining())
+        text = Path(paths["log"]).read_text()
+        if not Path(paths["sol"]).exists():
+            return _Found(choice=None, bound=None, complete=False)
+        model.status, values, *_, model.sol_status = cbc.readsol_MPS(paths["sol"], model, variables, names, rows)
+        model.assignVarsVals(values)
+    if model.status == pulp.LpStatusInfeasible:
+        return _Found(choice=None, bound=None, complete=True)
+    complete = model.sol_status == pulp.LpSolutionOptimal and "Result - Optimal solution found" in text
+    proves = re.search(r"^Result - (Optimal|Stopped)", text, re.MULTILINE)
+    lower = re.search(r"^Lower bound:\s+(\S+)", text, re.MULTILINE)
+    bound = float(lower.group(1)) - CBC_DIGIT if proves and lower else None
+    has_choice = model.sol_status in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible)
+    return _Found(choice=program.decode() if has_choice else None, bound=bound, complete=complete)
+
+
+def _run_to_the_end(command: list[str], log: str, seconds: float) -> None:
+    """Run CBC. It may overlook its time limit: then it is asked to stop (it writes what it has), then it is ended."""
+    with Path(log).open("w") as output:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)  # noqa: S603
+        try:
+            for patience in (seconds, GRACE_S):
+                try:
+                    process.wait(None if np.isinf(patience) else patience + GRACE_S)
+                    break
+                except subprocess.TimeoutExpired:
+                    process.send_signal(signal.SIGINT)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _cut_off(program: IntegerProgram, problem: Problem, choice: Integers, broken: dict[str, float]) -> None:
+    """Forbid a choice that breaks a budget, and every choice in which all groups use at least as much."""
+    import pulp
+
+    name = next(iter(broken))
+    use, chosen = problem.resources[name], problem.flat(choice)
+    as_much = np.flatnonzero(use >= use[chosen][problem.group_of])
+    row = pulp.LpAffineExpression([(program.x[v], 1.0) for v in as_much])
+    program.model.addConstraint(pulp.LpConstraint(row, pulp.LpConstraintLE, None, problem.num_groups - 1.0))

@@ -1,0 +1,218 @@
+"""`miqp`: SCIP on the convex mixed-integer quadratic program, stated around the dual bound.
+
+With the multipliers of a dual bound L (`solvers.bounds.duality`) every choice x within the budgets has
+
+    objective = L + Σ reduced_v·x_v + Σ_k λ_k·slack_k + ½‖Fᵀx - y‖² + Σ_blocks R_uv·x_u·x_v
+
+and each term is at least 0. So with an incumbent U an option or a product whose own term reaches U - L is left out,
+the rest is divided by U - L, and SCIP only has to look below 1. The factor stays a factor: r squares
+``t_i ≥ w_i²`` of linear expressions, convex whatever the problem. Products of sparse blocks are linearised as in
+`formulations.forms.integer_program`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from formulations import Problem
+from solvers.base import Search
+from solvers.bounds.dual import DualBound
+from solvers.bounds.duality import dual_bound
+from solvers.bounds.messages import Blocks
+from solvers.bounds.semidefinite import convexified, least_seconds
+from solvers.exact.open_part import Exact, undecided
+from solvers.kernels.moves import Arrays, Floats, Integers, to_arrays
+
+MAX_PRODUCTS = 200_000
+"""The most entries of sparse blocks that are taken."""
+
+TOLERANCE = 1e-9
+"""SCIP's feasibility tolerance: what ``t_i ≥ w_i²`` may be short of, in units of U - L."""
+
+DUAL_SHARE = 0.4
+"""Share of the time left that the dual bound of what is stated may take."""
+
+CONVEXIFY_SHARE = 0.1
+"""Share of the time left that making the relaxation tight may take."""
+
+FULL_RANK = 1 / 3
+"""From this many columns per option a factor is replaced by the one whose relaxation is tightest."""
+
+COMPLETE = ("optimal", "infeasible", "inforunbd")
+"""How SCIP stops when it has looked at everything (no variable is unbounded below)."""
+
+PROVING = (*COMPLETE, "timelimit", "userinterrupt")
+"""How SCIP stops where its bound is proven."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Miqp(Exact):
+    """Convex mixed-integer quadratic programming with the factor kept as it is.
+
+    >>> from solvers import solve
+    >>> from formulations.generators.random_instances import layered_problem
+    >>> str(solve(layered_problem(10, seed=1), "miqp").status)  # doctest: +SKIP
+    'OPTIMAL'
+    """
+
+    name: ClassVar[str] = "miqp"
+    summary: ClassVar[str] = "convex mixed-integer quadratic programming by SCIP; pair terms stay in factor form"
+    requires: ClassVar[tuple[str, ...]] = ("pyscipopt",)
+    extra: ClassVar[str] = "exact"
+
+    def refuse(self, problem: Problem) -> str:
+        """Too many sparse terms."""
+        if problem.pairs.num_sparse <= MAX_PRODUCTS:
+            return ""
+        return (
+            f"solver 'miqp' takes up to {MAX_PRODUCTS:,} sparse pair terms, this problem has "
+            f"{problem.pairs.num_sparse:,}; use 'auto', 'lagrangian' or 'anneal'"
+        )
+
+    def run(self, problem: Problem, search: Search) -> None:
+        """Bound and incumbent, then SCIP over what they leave open."""
+        part = undecided(problem, search)
+        if part is None:
+            return
+        with search.phase("build_s"):
+            stated = _stated(part.problem, search)
+            bound = dual_bound(stated, time_limit=DUAL_SHARE * search.remaining())
+            if search.objective is not None:
+                search.raise_bound(min(bound.value, search.objective))
+                if search.proven():
+                    return
+            size = 1.0 if search.objective is None else search.objective - bound.value
+            program = _Program(stated, bound, size, bounded=search.objective is not None)
+        model = program.model
+        model.hideOutput()
+        model.setParams(
+            {
+                "limits/gap": 0.0,
+                "limits/absgap": 0.0,
+                "numerics/feastol": TOLERANCE,
+                "numerics/dualfeastol": TOLERANCE,
+                "randomization/randomseedshift": 0,
+            }
+        )
+        if np.isfinite(search.remaining()):
+            model.setParam("limits/time", search.remaining())
+        while not search.expired():
+            with search.phase("solve_s"):
+                model.optimize()
+            found = program.decode() if model.getNSols() else None
+            if found is not None:
+                search.offer(part.lift(found))
+            status, lower = model.getStatus(), model.getDualbound()
+            if status in PROVING and abs(lower) < model.infinity():
+                lower = bound.value + size * (min(lower, 1.0) - TOLERANCE * len(bound.direction))
+                search.raise_bound(lower if search.objective is None else min(lower, search.objective))
+            if status == "userinterrupt":
+                raise KeyboardInterrupt
+            broken = {} if found is None else stated.evaluate(found).violations
+            if found is None or not broken:
+                if status in COMPLETE:
+                    search.close()
+                break
+            program.cut_off(stated, found, next(iter(broken)))
+            if np.isfinite(search.remaining()):
+                model.setParam("limits/time", search.remaining())
+        search.details["nodes"] = model.getNNodes()
+
+
+def _stated(problem: Problem, search: Search) -> Problem:
+    """``problem`` or an equal one with a tighter relaxation.
+
+    A factor of few columns stays: SCIP sees one square for each, and a tighter one has nearly as many as options.
+    """
+    few = problem.pairs.rank < FULL_RANK * problem.num_options or problem.pairs.num_sparse
+    seconds = CONVEXIFY_SHARE * search.remaining()
+    if few or least_seconds(problem.num_options) > seconds:
+        return problem
+    return convexified(problem, time_limit=seconds)
+
+
+class _Program:
+    """The SCIP model, and how to read a choice from it."""
+
+    def __init__(self, problem: Problem, bound: DualBound, size: float, *, bounded: bool) -> None:
+        import pyscipopt
+
+        self.model, self.sum = pyscipopt.Model(), pyscipopt.quicksum
+        a = to_arrays(problem)
+        self.starts, self.base = a.starts, a.starts[:-1] + bound.choice
+        cutoff = size if bounded else np.inf
+        is_open = bound.reduced < cutoff
+        is_open[self.base] = True
+        several = np.bincount(a.group_of[is_open], minlength=len(self.base)) > 1
+        self.options = np.flatnonzero(is_open & several[a.group_of])
+        fixed = self.base[~several]
+        self.x: dict[int, Any] = {v: self.model.addVar(vtype="B") for v in self.options.tolist()}
+        for group in np.flatnonzero(several):
+            members = self.options[a.group_of[self.options] == group]
+            self.model.addCons(self.sum(self.x[v] for v in members) == 1)
+        objective = [(bound.reduced[v] / size) * x for v, x in self.x.items()]
+        objective += self._slacks(problem, a, bound, fixed, size)
+        objective += self._squares(a.factor, bound.direction, fixed, size)
+        if len(bound.messages):
+            objective += self._blocks(problem, bound, is_open, cutoff, size)
+        self.model.setObjective(self.sum(objective), "minimize")
+        if bounded:
+            self.model.setObjlimit(1.0)
+
+    def _slacks(self, problem: Problem, a: Arrays, bound: DualBound, fixed: Integers, size: float) -> list[Any]:
+        left, terms = a.limit - a.use[fixed].sum(axis=0), []
+        for k, name in enumerate(problem.budgets):
+            unit = a.unit[k]
+            slack = self.model.addVar(lb=0.0)
+            used = self.sum((a.use[v, k] / unit) * x for v, x in self.x.items())
+            self.model.addCons(used + slack == left[k] / unit)
+            terms.append((bound.prices[name] * unit / size) * slack)
+        return terms
+
+    def _squares(self, factor: Floats, direction: Floats, fixed: Integers, size: float) -> list[Any]:
+        root = np.sqrt(size)
+        offset, scaled = (factor[fixed].sum(axis=0) - direction) / root, factor / root
+        terms = []
+        for i in range(len(direction)):
+            w, t = self.model.addVar(lb=None), self.model.addVar(lb=0.0)
+            self.model.addCons(w == offset[i] + self.sum(scaled[v, i] * x for v, x in self.x.items()))
+            self.model.addCons(t >= w * w)
+            terms.append(0.5 * t)
+        return terms
+
+    def _blocks(self, problem: Problem, bound: DualBound, is_open: Any, cutoff: float, size: float) -> list[Any]:
+        blocks, terms = Blocks.of(problem), []
+        for rows, columns, weights, a, b in blocks.each(bound.messages):
+            rest = weights - a[:, None] - b[None, :]
+            rest -= rest.min()
+            i, j = np.flatnonzero(is_open[rows]), np.flatnonzero(is_open[columns])
+            rest, rows, columns = rest[np.ix_(i, j)], rows[i], columns[j]
+            y = {
+                (u, v): self.model.addVar(lb=0.0)
+                for u in range(len(rows))
+                for v in range(len(columns))
+                if rest[u, v] < cutoff
+            }
+            for u, option in enumerate(rows.tolist()):
+                self.model.addCons(self.sum(y[pair] for pair in y if pair[0] == u) == self.x.get(option, 1.0))
+            for v, option in enumerate(columns.tolist()):
+                self.model.addCons(self.sum(y[pair] for pair in y if pair[1] == v) == self.x.get(option, 1.0))
+            terms += [(rest[pair] / size) * variable for pair, variable in y.items() if rest[pair] > 0]
+        return terms
+
+    def decode(self) -> Integers:
+        """The local choice ``(G,)`` of SCIP's best solution."""
+        chosen, solution = self.base.copy(), self.model.getBestSol()
+        for v, x in self.x.items():
+            if self.model.getSolVal(solution, x) > 0.5:
+                chosen[np.searchsorted(self.starts, v, side="right") - 1] = v
+        return chosen - self.starts[:-1]
+
+    def cut_off(self, problem: Problem, choice: Integers, resource: str) -> None:
+        """Forbid a choice that bends a budget, and every one in which all groups use at least as much."""
+        use, chosen = problem.resources[resource], problem.flat(choice)
+        self.model.freeTransform()
+        as_much = [x for v, x in self.x.items() if use[v] >= use[chosen[problem.group_of[v]]]]
+        open_groups = len({int(problem.group_of[v]) for v in self.x})
+        self.model.addCons(self.sum(as_much) <= open_groups - 1)

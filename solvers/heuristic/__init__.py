@@ -1,0 +1,1 @@
+"""Solvers that search the choice space itself."""

@@ -1,0 +1,227 @@
+"""Annealing inside the choice space: chains that recombine (a memetic search), feasible whatever the budgets.
+
+A population of choices is cooled from random starts; then, generation after generation, two of them are crossed
+(each group takes the option of either parent) and the child is cooled from a low temperature, where it keeps what
+its parents agree on and settles the rest. Chains run in threads, in lockstep: all of them advance by a chunk of
+moves, then results are collected in a fixed order. What always holds: what is offered is within every budget; the
+temperatures come from the problem; the same seed gives the same answer on any number of cores, unless a time limit
+cuts the run.
+"""
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from formulations import Problem
+from solvers.base import Search, Solver
+from solvers.errors import InvalidOptionError
+from solvers.kernels.cooling import NO_BEST, cool
+from solvers.kernels.local_search import polish_flat
+from solvers.kernels.moves import Arrays, Floats, Integers, begin, delta, fits, to_arrays
+from solvers.kernels.repair import repair_flat
+from solvers.kernels.warm import warm
+
+CHUNK = 100_000
+"""Moves between two looks at the clock (about 10 ms)."""
+
+LEAST_MOVES = 20_000
+"""Moves of every cooling at least: small problems are searched through in no time, and safer for it."""
+
+CHILDREN = 4
+"""Children of a generation, cooled at the same time."""
+
+REHEAT = 1 / 16
+"""Temperature at which a child, or a given start, begins to cool, relative to a random start's."""
+
+POLISHABLE = 6000
+"""Options up to which a choice is also polished (a few hundredths of a second)."""
+
+PATIENCE = 10
+"""Generations without a better choice after which the search ends."""
+
+
+@dataclass(frozen=True)
+class Anneal(Solver):
+    """Simulated annealing by switches of one or two groups, with recombination.
+
+    Attributes:
+        sweeps: moves per group in the cooling of one random start; a child takes a quarter. Fewer where time is short.
+        population: choices that are kept and recombined.
+        generations: rounds of recombination at most; the search ends earlier when they stop paying.
+
+    >>> from solvers import solve
+    >>> from formulations.generators.random_instances import layered_problem
+    >>> solve(layered_problem(20, seed=1), "anneal", seed=0, sweeps=200).feasible
+    True
+    """
+
+    name: ClassVar[str] = "anneal"
+    summary: ClassVar[str] = "annealing inside the choice space, with recombination; any problem, any size"
+    sweeps: int = 20_000
+    population: int = 8
+    generations: int = 60
+
+    def __post_init__(self) -> None:
+        for option, least in (("sweeps", 1), ("population", 1), ("generations", 0)):
+            if getattr(self, option) < least:
+                found = getattr(self, option)
+                raise InvalidOptionError(f"option {option!r} of 'anneal' must be at least {least}, found {found}")
+
+    def prepare(self) -> None:
+        """Compile the loops."""
+        warm()
+
+    def run(self, problem: Problem, search: Search) -> None:
+        """Cool a population, then recombine it."""
+        a = to_arrays(problem)
+        free = np.flatnonzero(np.diff(a.starts) > 1)
+        start, given = _start(a, search)
+        _offer(search, problem, [start] if start is not None else [])
+        if not len(free) or search.expired():
+            return
+        fallback = problem.group_offsets[:-1].copy() if start is None else start
+        hot, cold = _temperatures(a, fallback)
+        price = hot / a.unit
+        search.details |= {"hot": hot, "cold": cold}
+        with search.phase("solve_s"), ThreadPoolExecutor(min(CHILDREN, os.cpu_count() or 1)) as threads:
+            plan = _Plan(self, len(free), _moves_per_s(a, free, fallback, price, hot), search)
+            herd = _Herd(problem, search, a, free, threads, cold)
+            begins = [fallback if given else _random_choice(a, search.rng) for _ in range(plan.population)]
+            warm = hot * REHEAT if given else hot
+            elite = herd.cooled([_Chain(one, price, search.rng) for one in begins], warm, plan.steps, plan.share)
+            idle = 0
+            for generation in range(self.generations if len(elite) > 1 else 0):
+                if idle == PATIENCE or search.expired():
+                    break
+                children = [_child(a, elite, search.rng) for _ in range(CHILDREN)]
+                kept = elite[: plan.population]
+                cooled = herd.cooled(children, hot * REHEAT, plan.child_steps, 1.0)
+                elite = _distinct(kept + cooled)[: plan.population]
+                idle = idle + 1 if elite[0].value >= kept[0].value else 0
+                search.details["generations"] = generation + 1
+            _offer(search, problem, [_polished(a, chain.best) for chain in elite[:1] if chain.value < NO_BEST])
+
+
+class _Chain:
+    """One chain: its choice, prices, random numbers and the best choice it has met."""
+
+    def __init__(self, chosen: Integers, price: Floats, rng: np.random.Generator) -> None:
+        self.chosen, self.price, self.best, self.value = chosen.copy(), price.copy(), chosen.copy(), NO_BEST
+        self.state = rng.integers(1, 2**63, size=1, dtype=np.uint64)
+
+    def advance(self, a: Arrays, free: Integers, temperature: float, ratio: float, steps: int, rate: float) -> None:
+        arguments = (a, free, self.chosen, self.price, self.state, temperature, ratio, steps, rate)
+        self.value = cool(*arguments, self.best, self.value)
+
+
+class _Plan:
+    """How many starts are cooled and by how many moves: as asked, or what the time left allows."""
+
+    def __init__(self, options: Anneal, num_free: int, moves_per_s: float, search: Search) -> None:
+        self.population, self.steps = options.population, max(LEAST_MOVES, options.sweeps * num_free)
+        self.share = 0.4  # of the time left; the rest is for recombination
+        affordable = self.share * search.remaining() * moves_per_s
+        if self.population * self.steps > affordable:
+            self.population = min(self.population, max(2, int(affordable / self.steps)))  # long cooling pays more
+            self.steps = max(1, int(min(self.steps, affordable / self.population)))
+        self.child_steps = max(min(LEAST_MOVES, self.steps), self.steps // 4)
+
+
+class _Herd:
+    """Cools chains in lockstep, a chunk of moves at a time, and offers what they find."""
+
+    def __init__(
+        self, problem: Problem, search: Search, a: Arrays, free: Integers, threads: ThreadPoolExecutor, cold: float
+    ) -> None:
+        self.problem, self.search, self.a, self.free, self.threads, self.cold = problem, search, a, free, threads, cold
+
+    def cooled(self, chains: list[_Chain], hot: float, steps: int, share: float) -> list[_Chain]:
+        """The chains after ``steps`` moves each; best first, equal ones once.
+
+        Where ``share`` of the time left is not enough they cool faster: one that is cut while hot is worth little.
+        """
+        ratio = (self.cold / hot) ** (1.0 / steps)
+        rate = min(0.1, max(0.01, 10.0 * len(self.free) / steps))
+        chunk = max(CHUNK // len(chains), len(self.free))
+        record, begin, allowed, done = NO_BEST, self.search.elapsed(), share * self.search.remaining(), 0
+        while done < steps and not self.search.expired():
+            arguments = (self.a, self.free, hot * ratio**done, ratio, min(chunk, steps - done), rate)
+            done = max(done + chunk, int(steps * min(1.0, (self.search.elapsed() - begin) / allowed)))
+            list(self.threads.map(lambda chain, given=arguments: chain.advance(*given), chains))
+            leader = min(chains, key=lambda chain: chain.value)
+            if leader.value < record:
+                record = leader.value
+                _offer(self.search, self.problem, [leader.best])
+        return _distinct(chains)
+
+
+def _distinct(chains: list[_Chain]) -> list[_Chain]:
+    """Best first (a stable order), the same choice only once."""
+    first = {chain.best.tobytes(): chain for chain in sorted(chains, key=lambda chain: -chain.value)}
+    return sorted(first.values(), key=lambda chain: chain.value)
+
+
+def _child(a: Arrays, elite: list[_Chain], rng: np.random.Generator) -> _Chain:
+    """Each group's option from either of two parents."""
+    mother, father = rng.choice(len(elite), size=2, replace=False)
+    mixed = np.where(rng.random(len(a.starts) - 1) < 0.5, elite[mother].best, elite[father].best)
+    return _Chain(mixed, elite[mother].price, rng)
+
+
+def _offer(search: Search, problem: Problem, chosen: list[Integers]) -> None:
+    for flat in chosen:
+        search.offer(flat - problem.group_offsets[:-1])
+
+
+def _polished(a: Arrays, chosen: Integers) -> Integers:
+    polished = chosen.copy()
+    if len(a.cost) <= POLISHABLE:
+        polish_flat(a, polished, 2)
+    return polished
+
+
+def _random_choice(a: Arrays, rng: np.random.Generator) -> Integers:
+    return a.starts[:-1] + rng.integers(0, np.diff(a.starts))
+
+
+def _start(a: Arrays, search: Search) -> tuple[Integers | None, bool]:
+    """A feasible choice to begin with, if repair finds one, and whether the caller gave it."""
+    given = search.initial is not None
+    if search.initial is not None:
+        chosen = a.starts[:-1] + search.initial
+    else:
+        cheapest = np.lexsort((a.cost, a.group_of))  # per group the option of least cost
+        chosen = cheapest[a.starts[:-1]]
+    return (chosen, given) if repair_flat(a, chosen) else (None, given)
+
+
+def _temperatures(a: Arrays, chosen: Integers) -> tuple[float, float]:
+    """First and last temperature from what single switches change at a local optimum.
+
+    Half of the switches change the objective by less than the first one; nearly all by much more than the last.
+    """
+    local = chosen
+    total, field, usage = begin(a, local)
+    if fits(a, usage):
+        local = _polished(a, local)
+        total, field, usage = begin(a, local)
+    sample = np.unique(np.linspace(0, len(a.cost) - 1, 5000).astype(np.int64))
+    changes = np.abs([delta(a, total, field, local[a.group_of[v]], v) for v in sample])
+    changes = changes[changes > 1e-13 * (1.0 + changes.max())]
+    if not len(changes):
+        return 1.0, 1.0
+    hot, low = np.quantile(changes, [0.5, 0.05])
+    return float(hot), float(np.clip(0.3 * low, 1e-6 * hot, 0.1 * hot))
+
+
+def _moves_per_s(a: Arrays, free: Integers, chosen: Integers, price: Floats, temperature: float) -> float:
+    """Moves a second of all threads together, measured on a short run that leaves no trace."""
+    state = np.ones(1, dtype=np.uint64)
+    start = time.perf_counter()
+    steps = max(20_000, len(free))  # or the sums that a run begins with would count
+    cool(a, free, chosen.copy(), price.copy(), state, temperature, 1.0, steps, 0.01, chosen.copy(), NO_BEST)
+    return steps / (time.perf_counter() - start) * min(CHILDREN, os.cpu_count() or 1)

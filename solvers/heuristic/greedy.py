@@ -1,0 +1,37 @@
+"""`greedy`: every group's cheapest option, then the cheapest switches per unit of excess until the budgets hold."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import numpy as np
+
+from formulations import Problem
+from solvers.base import Search, Solver
+from solvers.kernels.local_search import polish
+from solvers.kernels.repair import repair
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Greedy(Solver):
+    """Start where each group alone costs least; switch by objective per unit of excess; end with a descent.
+
+    Pair terms count in every switch. It is the quickest way to a sensible choice, and proves nothing.
+
+    >>> from solvers import solve
+    >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
+    >>> solve(problem, "greedy").choice.tolist()
+    [0, 1]
+    """
+
+    name: ClassVar[str] = "greedy"
+    summary: ClassVar[str] = "cheapest switches per unit of resource until the budgets hold, then a descent; any size"
+
+    def run(self, problem: Problem, search: Search) -> None:
+        """Cheapest options, repair, descent."""
+        cheapest = [int(np.argmin(problem.cost[begin:end])) for begin, end in pairwise(problem.group_offsets)]
+        feasible = repair(problem, cheapest)
+        if feasible is not None:
+            search.offer(feasible)
+            if not search.expired():
+                search.offer(polish(problem, feasible))

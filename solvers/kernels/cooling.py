@@ -1,0 +1,154 @@
+"""One annealing run inside the choice space, compiled: switches of one group and of two groups, budgets by price.
+
+A hard budget splits the space: big layers can only move when many small ones make room one after the other. So a
+chain may run over a budget and pays a price per unit for it, an exact penalty whose price follows the chain: up
+while it is over, down while it is within, so that it stays at the edge of what is allowed at every temperature
+(cf. strategic oscillation, doi:10.1111/j.1540-5915.1977.tb01074.x). What always holds: the record ``best`` is within
+every budget, counted anew from the choice itself; the number of random draws does not depend on what was accepted,
+so that rounding cannot shift the random stream.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from solvers.kernels.moves import Arrays, Floats, Integers, begin, compiled, cross, delta, fits, objective, switch
+
+PAIRED = 128
+"""Share of the moves that switch two groups, in 256ths."""
+
+NO_BEST = np.inf
+"""Value of a record that holds nothing yet."""
+
+
+@compiled
+def _draw(state: NDArray[np.uint64]) -> Any:
+    """64 random bits (xorshift64*, Vigna, doi:10.1145/2845077)."""
+    x = state[0]
+    x ^= x >> np.uint64(12)
+    x ^= x << np.uint64(25)
+    x ^= x >> np.uint64(27)
+    state[0] = x
+    return x * np.uint64(2685821657736338717)
+
+
+@compiled
+def _below(bits: np.uint64, bound: int) -> Any:
+    """A number below ``bound`` from the upper 32 of 64 random bits."""
+    return np.int64(((bits >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32))
+
+
+@compiled
+def _other(a: Arrays, group: int, old: int, bits: np.uint64) -> Any:
+    """An option of ``group`` other than ``old``, from the lower 32 of 64 random bits."""
+    start, count = a.starts[group], a.starts[group + 1] - a.starts[group]
+    new = start + _below(bits << np.uint64(32), count - 1)
+    return new + 1 if new >= old else new
+
+
+@compiled
+def _filler(a: Arrays, usage: Floats, old1: int, new1: int, group: int, old2: int) -> int:
+    """With one budget: the other option of ``group`` that fills best what ``new1`` leaves; -1 for none."""
+    room = max(a.limit[0], usage[0]) - (usage[0] + a.use[new1, 0] - a.use[old1, 0]) + a.use[old2, 0]
+    most, new2 = -1.0, -1
+    for v in range(a.starts[group], a.starts[group + 1]):
+        if v != old2 and most < a.use[v, 0] <= room:
+            most, new2 = a.use[v, 0], v
+    return new2
+
+
+@compiled
+def _penalty(a: Arrays, usage: Floats, price: Floats, old1: int, new1: int, old2: int, new2: int) -> float:
+    """What a move adds to the price paid for excess."""
+    change = 0.0
+    for k in range(len(usage)):
+        over = usage[k] - a.limit[k]
+        after = over + a.use[new1, k] - a.use[old1, k] + a.use[new2, k] - a.use[old2, k]
+        change += price[k] * (max(0.0, after) - max(0.0, over))
+    return float(change)
+
+
+@compiled
+def cool(
+    a: Arrays,
+    free: Integers,
+    chosen: Integers,
+    price: Floats,
+    state: NDArray[np.uint64],
+    temperature: float,
+    ratio: float,
+    steps: int,
+    rate: float,
+    best: Integers,
+    best_value: float,
+) -> float:
+    """``steps`` moves from ``chosen``, the temperature falling by ``ratio`` a move; returns the record's objective.
+
+    Args:
+        a: the problem.
+        free: the groups that have more than one option, at least one.
+        chosen: ``(G,)`` flat options, changed in place.
+        price: ``(K,)`` per unit of excess, changed in place.
+        state: ``(1,)`` of the random numbers, not zero, changed in place.
+        temperature: of the first move, in the objective's unit.
+        ratio: of the temperatures of two moves in sequence.
+        steps: number of moves.
+        rate: relative change of a price in a sweep (one move per free group).
+        best: ``(G,)`` the best choice within the budgets so far, changed in place.
+        best_value: its objective without offset, or `NO_BEST`.
+    """
+    total, field, usage = begin(a, chosen)
+    value = objective(a, chosen, total, field)
+    num_budgets, num_free = len(a.limit), len(free)
+    if value < best_value and fits(a, usage):
+        best_value = value
+        best[:] = chosen
+    for step in range(steps):
+        temperature *= ratio
+        if step % num_free == 0:
+            for k in range(num_budgets):
+                price[k] *= 1.0 + rate if usage[k] > a.limit[k] else 1.0 / (1.0 + rate)
+        first, second, third = _draw(state), _draw(state), _draw(state)
+        at = _below(first, num_free)
+        group1 = free[at]
+        old1 = chosen[group1]
+        new1 = _other(a, group1, old1, first)
+        old2 = new2 = old1  # no second switch
+        if num_free > 1 and (third & np.uint64(255)) < np.uint64(PAIRED):
+            at2 = _below(second, num_free - 1)
+            group2 = free[at2 + 1 if at2 >= at else at2]
+            old2 = chosen[group2]
+            if num_budgets == 1:
+                new2 = _filler(a, usage, old1, new1, group2, old2)
+                if new2 < 0:
+                    continue
+            else:
+                new2 = _other(a, group2, old2, second)
+        change = delta(a, total, field, old1, new1)
+        if new2 != old2:
+            change += delta(a, total, field, old2, new2) + cross(a, old1, new1, old2, new2)
+        rise = change + _penalty(a, usage, price, old1, new1, old2, new2)
+        uniform = (np.float64(third >> np.uint64(11)) + 0.5) * 2.0**-53
+        if rise > 0.0 and rise > -temperature * np.log(uniform):
+            continue
+        switch(a, chosen, total, field, usage, new1)
+        if new2 != old2:
+            switch(a, chosen, total, field, usage, new2)
+        value += change
+        if value < best_value - 1e-12 * abs(best_value) and fits(a, usage) and _fits_anew(a, chosen):
+            best_value = value
+            best[:] = chosen
+    return best_value
+
+
+@compiled
+def _fits_anew(a: Arrays, chosen: Integers) -> bool:
+    """Whether every budget holds, summed afresh (a running sum gathers rounding)."""
+    for k in range(len(a.limit)):
+        usage = 0.0
+        for v in chosen:
+            usage += a.use[v, k]
+        if usage > a.limit[k]:
+            return False
+    return True

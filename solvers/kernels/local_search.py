@@ -1,0 +1,154 @@
+"""Polish: descent from a choice by switches of one group and of two groups at once, always within the budgets.
+
+A budget that is nearly spent blocks nearly every single switch that would pay; two switches together, one that frees
+what the other uses, go on from there. What always holds: feasible in, feasible out, never worse.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from formulations import Problem
+from solvers.kernels.moves import Arrays, Floats, Integers, begin, compiled, cross, delta, switch, to_arrays
+
+PASSES = 20
+"""Passes over all groups before the descent ends even if it could go on."""
+
+PAIRS = 4_000_000
+"""Pairs of switches weighed in a pass; where there are more (above 2,000 options) evenly spread partners are taken."""
+
+
+def polish(problem: Problem, choice: ArrayLike) -> Integers:
+    """A choice ``(G,)`` that no single switch and no two switches improve, reached from the feasible ``choice``.
+
+    `PASSES` and `PAIRS` bound the work on large problems, so that there a better pair may be left.
+
+    Raises:
+        ValueError: ``choice`` breaks a budget; `repair` it first.
+        InvalidProblemError: ``choice`` is not one option index per group.
+
+    >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
+    >>> polish(problem, [1, 0]).tolist()
+    [0, 1]
+    """
+    chosen = problem.flat(choice).copy()
+    if broken := problem.evaluate(choice).violations:
+        raise ValueError(f"polish needs a feasible choice, this one is over budget by {broken}; repair it first")
+    polish_flat(to_arrays(problem), chosen, PASSES)
+    polished = chosen - problem.group_offsets[:-1]
+    better = problem.evaluate(polished)
+    return polished if better.feasible else np.array(choice, dtype=np.int64)
+
+
+@compiled
+def polish_flat(a: Arrays, chosen: Integers, passes: int) -> bool:
+    """Polish feasible flat options in place, for callers that hold `Arrays`; whether the last pass still improved."""
+    num_groups = len(chosen)
+    step = max(1, len(a.cost) * len(a.cost) // PAIRS)
+    for number in range(passes):
+        total, field, usage = begin(a, chosen)  # anew in every pass, so that rounding cannot add up
+        improved = False
+        for group in range(num_groups):
+            improved |= _improve_alone(a, chosen, total, field, usage, group)
+        single, length, reach = np.empty(len(a.cost)), np.empty(len(a.cost)), np.empty(len(a.cost))
+        _weigh(a, chosen, total, field, single, length, reach)
+        for group in range(num_groups):
+            while _improve_paired(a, chosen, total, field, usage, single, length, reach, group, number % step, step):
+                improved = True
+                _weigh(a, chosen, total, field, single, length, reach)
+        if not improved:
+            return False
+    return True
+
+
+@compiled
+def descend_flat(a: Arrays, chosen: Integers) -> None:
+    """Single switches only, in place, until none improves feasible flat options; ``O(V)`` moves weighed a pass."""
+    total, field, usage = begin(a, chosen)
+    improved = True
+    while improved:
+        improved = False
+        for group in range(len(chosen)):
+            improved |= _improve_alone(a, chosen, total, field, usage, group)
+
+
+@compiled
+def _fits_both(a: Arrays, usage: Floats, old1: int, new1: int, old2: int, new2: int) -> bool:
+    for k in range(len(usage)):
+        if usage[k] + a.use[new1, k] - a.use[old1, k] + a.use[new2, k] - a.use[old2, k] > a.limit[k]:
+            return False
+    return True
+
+
+@compiled
+def _improve_alone(a: Arrays, chosen: Integers, total: Floats, field: Floats, usage: Floats, group: int) -> bool:
+    old, best = chosen[group], -1
+    least = -1e-13 * (1.0 + abs(a.cost[old]))  # less is rounding
+    for new in range(a.starts[group], a.starts[group + 1]):
+        if new != old and _fits_both(a, usage, old, new, new, new):
+            change = delta(a, total, field, old, new)
+            if change < least:
+                least, best = change, new
+    if best >= 0:
+        switch(a, chosen, total, field, usage, best)
+    return best >= 0
+
+
+@compiled
+def _weigh(
+    a: Arrays, chosen: Integers, total: Floats, field: Floats, single: Floats, length: Floats, reach: Floats
+) -> None:
+    """Per option what switching to it alone adds, and what bounds its cross term with any other switch.
+
+    The factor's part is at most the product of two ``length`` (Cauchy-Schwarz), the sparse part at most either
+    ``reach``.
+    """
+    for v in range(len(single)):
+        old = chosen[a.group_of[v]]
+        single[v] = delta(a, total, field, old, v)
+        square, new_most, old_most = 0.0, 0.0, 0.0
+        for k in range(a.factor.shape[1]):
+            square += (a.factor[v, k] - a.factor[old, k]) ** 2
+        for at in range(a.indptr[v], a.indptr[v + 1]):
+            new_most = max(new_most, abs(a.data[at]))
+        for at in range(a.indptr[old], a.indptr[old + 1]):
+            old_most = max(old_most, abs(a.data[at]))
+        length[v], reach[v] = np.sqrt(square), 2.0 * (new_most + old_most)
+
+
+@compiled
+def _improve_paired(
+    a: Arrays,
+    chosen: Integers,
+    total: Floats,
+    field: Floats,
+    usage: Floats,
+    single: Floats,
+    length: Floats,
+    reach: Floats,
+    group: int,
+    first: int,
+    step: int,
+) -> bool:
+    """Make the best pair of switches of ``group`` and a partner, if any pays."""
+    old1, best1, best2 = chosen[group], -1, -1
+    least = -1e-13 * (1.0 + abs(a.cost[old1]))
+    for partner in range(first, len(chosen), step):
+        if partner == group:
+            continue
+        old2 = chosen[partner]
+        for new1 in range(a.starts[group], a.starts[group + 1]):
+            if new1 == old1:
+                continue
+            for new2 in range(a.starts[partner], a.starts[partner + 1]):
+                alone = single[new1] + single[new2]
+                if alone - length[new1] * length[new2] - min(reach[new1], reach[new2]) >= least:
+                    continue
+                if new2 == old2 or not _fits_both(a, usage, old1, new1, old2, new2):
+                    continue
+                change = alone + cross(a, old1, new1, old2, new2)
+                if change < least:
+                    least, best1, best2 = change, new1, new2
+    if best1 >= 0:
+        switch(a, chosen, total, field, usage, best1)
+        switch(a, chosen, total, field, usage, best2)
+    return best1 >= 0

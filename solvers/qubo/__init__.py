@@ -1,0 +1,1 @@
+"""Solvers that sample the QUBO: annealers and every other dimod sampler."""

@@ -1,0 +1,70 @@
+"""OpenJij's samplers on the QUBO: simulated annealing, or simulated quantum annealing (extra ``openjij``).
+
+OpenJij gives all reads of a call the same seed, and so the same sample; here every read is a call with a seed of its
+own, which keeps runs repeatable.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from formulations.forms.bqm import EncodedBqm
+from solvers.base import Search
+from solvers.qubo.route import QuboSolver, SampleRound, require_known
+from solvers.qubo.simulated_annealing import beta_range
+
+ALGORITHMS = ("sa", "sqa")
+
+
+@dataclass(frozen=True)
+class OpenJij(QuboSolver):
+    """OpenJij on the QUBO; samples are decoded, repaired and polished.
+
+    Attributes:
+        algorithm: "sa" (temperatures derived as by solver 'sa') or "sqa" (OpenJij's own transverse field).
+        num_reads: samples a round.
+        num_sweeps: sweeps over all bits for each sample.
+    """
+
+    name: ClassVar[str] = "openjij"
+    summary: ClassVar[str] = "OpenJij's annealing or quantum annealing on the QUBO; decoded, repaired, polished"
+    requires: ClassVar[tuple[str, ...]] = ("dimod", "openjij")
+    extra: ClassVar[str] = "openjij"
+    least: ClassVar[dict[str, int]] = {"rounds": 1, "num_reads": 1, "num_sweeps": 1}
+    small: ClassVar[int] = 10_000  # it converts models slowly
+    algorithm: str = "sa"
+    num_reads: int = 5
+    num_sweeps: int = 300
+
+    def __post_init__(self) -> None:
+        QuboSolver.__post_init__(self)
+        require_known(self.name, "algorithm", self.algorithm, ALGORITHMS)
+
+    def sampling(self, search: Search) -> SampleRound:
+        """Reads one by one."""
+        import dimod
+        import openjij
+
+        sampler = openjij.SASampler() if self.algorithm == "sa" else openjij.SQASampler()
+
+        def sample(encoded: EncodedBqm, seconds: float) -> Any:
+            hot, cold = beta_range(encoded)
+            beta = {"beta_min": hot, "beta_max": cold} if self.algorithm == "sa" else {"beta": cold}
+
+            def read(sweeps: int) -> Any:
+                seed = int(search.rng.integers(2**31))
+                return sampler.sample(encoded.bqm, num_reads=1, num_sweeps=sweeps, seed=seed, **beta)
+
+            if np.isinf(seconds):
+                return dimod.concatenate([read(self.num_sweeps) for _ in range(self.num_reads)])
+            begun = search.elapsed()
+            found = [read(1)]
+            converted_s = search.elapsed() - begun  # every read converts the model anew
+            sweep_s = 1e-6 * max(found[0].info["execution_time"], 1.0)
+            while len(found) <= self.num_reads and search.elapsed() - begun + converted_s < seconds:
+                affordable = (seconds - (search.elapsed() - begun) - converted_s) / sweep_s
+                found.append(read(max(1, min(self.num_sweeps, int(affordable)))))
+            return dimod.concatenate(found)
+
+        return sample

@@ -1,0 +1,32 @@
+"""Simulated quantum annealing on the QUBO (path-integral Monte Carlo, dwave-samplers); else as
+`solvers.qubo.simulated_annealing`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from solvers.qubo.simulated_annealing import SimulatedAnnealing
+
+
+@dataclass(frozen=True)
+class PathIntegral(SimulatedAnnealing):
+    """Path-integral annealing on the QUBO; samples are decoded, repaired and polished.
+
+    >>> from solvers import solve
+    >>> from formulations.generators.random_instances import layered_problem
+    >>> solve(layered_problem(5), "sqa", seed=0, rounds=2).feasible
+    True
+    """
+
+    name: ClassVar[str] = "sqa"
+    summary: ClassVar[str] = "simulated quantum annealing on the QUBO (path integral, dwave-samplers)"
+    trial_sweeps: ClassVar[int] = 1
+    rounds: int = 8
+    num_reads: int = 2  # a sweep costs about ten of plain annealing
+    num_sweeps: int = 100
+
+    def sampler(self) -> Any:
+        """The dwave sampler that is called."""
+        from dwave.samplers import PathIntegralAnnealingSampler
+
+        return PathIntegralAnnealingSampler()

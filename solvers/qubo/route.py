@@ -1,0 +1,264 @@
+"""The QUBO route shared by every sampler: price the budgets, sample, decode, repair, polish; each step reported apart.
+
+A budget enters the model as a price per unit (a Lagrange multiplier), which keeps it sparse; the price is bisected,
+round by round: up after the best sample went over the budget, down after it stayed within. The penalty on groups
+begins at what is proven sufficient (see `formulations.encodings`) and is halved for every group that was valid in all
+samples of a round, since a penalty larger than needed freezes an annealer; decode takes any sample, so a penalty too
+small costs nothing but quality. What always holds: what is offered went through decode and, where needed, `repair`.
+
+Building a model cannot be cut. Under a time limit a part of a large problem is built and sampled first; when the
+whole would not be done in time it is not begun, and ``details["not_sampled"]`` says so.
+"""
+
+import importlib
+import time
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from formulations import Problem
+from formulations.forms.bqm import ENCODINGS, EncodedBqm, pair_couplings, to_bqm
+from formulations.forms.couplings import MAX_PAIRS, count_couplings
+from formulations.pairs import PairTerms
+from solvers.base import Search, Solver
+from solvers.errors import InvalidOptionError
+from solvers.kernels.moves import Floats, Integers, to_arrays
+from solvers.kernels.warm import warm
+from solvers.qubo.samples import Improver
+
+OFTEN_INVALID = 0.1
+"""Share of a round's samples that are invalid in a group above which its penalty is doubled."""
+
+SHARE = 0.25
+"""Share of the time left that the sampling of one round may take, so that prices see several rounds."""
+
+CAUTION = 2.0
+"""A whole model takes up to this much longer than its parts; large arrays are slow, and samples are to be polished."""
+
+SampleRound = Callable[[EncodedBqm, float], Any]
+"""A sampler's call: the encoded model and the seconds it should take (0: the least it can do, infinite: as its options
+say) in, a ``dimod.SampleSet`` out."""
+
+
+@dataclass(frozen=True)
+class QuboSolver(Solver):
+    """A sampler as a back end.
+
+    Attributes:
+        rounds: samplings, each with better prices of the budgets.
+        encoding: of `formulations.to_bqm`.
+    """
+
+    native_constraints: ClassVar[bool] = False
+    requires: ClassVar[tuple[str, ...]] = ("dimod", "dwave.samplers")
+    least: ClassVar[dict[str, int]] = {"rounds": 1}  # options that are counts, and the least they may be
+    small: ClassVar[int] = 100_000  # couplings of a model that is built and converted in some hundredths of a second
+    rounds: int = 12
+    encoding: str = "domain-wall"
+
+    def __post_init__(self) -> None:
+        for option, least in self.least.items():
+            if (found := getattr(self, option)) < least:
+                raise InvalidOptionError(f"option {option!r} of {self.name!r} must be at least {least}, found {found}")
+        require_known(self.name, "encoding", self.encoding, ENCODINGS)
+
+    @abstractmethod
+    def sampling(self, search: Search) -> SampleRound:
+        """The call that samples a round's model."""
+
+    def prepare(self) -> None:
+        """Compile the loops and import the sampler."""
+        warm()
+        for module in self.requires:
+            importlib.import_module(module)
+
+    def refuse(self, problem: Problem) -> str:
+        """A factor that makes too many couplings when it is expanded."""
+        return refuse_too_many(self.name, problem)
+
+    def run(self, problem: Problem, search: Search) -> None:
+        """Sample, decode, repair, polish, round by round."""
+        sample_rounds(problem, search, self.sampling(search), self.rounds, self.encoding, small=self.small)
+
+
+def require_known(name: str, option: str, found: str, known: Any) -> None:
+    """Refuse a word that an option does not know.
+
+    Raises:
+        InvalidOptionError: it is none of ``known``.
+    """
+    if found not in known:
+        raise InvalidOptionError(f"option {option!r} of {name!r} knows {', '.join(known)}, found {found!r}")
+
+
+def refuse_too_many(name: str, problem: Problem) -> str:
+    """Why a QUBO of ``problem`` is too large, or an empty string."""
+    if (count := count_couplings(problem)) <= MAX_PAIRS:
+        return ""
+    return f"solver {name!r} would need a QUBO of {count:,} couplings, {MAX_PAIRS:,} at most; use 'auto' or 'anneal'"
+
+
+def sample_rounds(
+    problem: Problem,
+    search: Search,
+    sample: SampleRound,
+    rounds: int,
+    encoding: str,
+    *,
+    trial: bool = True,
+    small: int = QuboSolver.small,
+) -> None:
+    """Sample ``problem`` in rounds, each with better prices and penalties; fills ``search.details``.
+
+    Args:
+        problem: what to solve.
+        search: gets the choices.
+        sample: called once a round, and for a trial.
+        rounds: how many, unless time is up.
+        encoding: of `to_bqm`.
+        trial: whether the sampler may be called on a part of the problem just to see how long it takes.
+        small: couplings of that part.
+    """
+    improver = Improver(problem, search, to_arrays(problem))
+    if problem.num_options == problem.num_groups:  # nothing to sample: a domain-wall model would have no variable
+        improver.take(np.zeros((1, problem.num_groups), dtype=np.int64))
+        return
+    prices, strength = _Prices(problem), np.ones(problem.num_groups)
+    needed_s = _needed_s(problem, search, sample if trial else None, encoding, prices.current(), small)
+    if needed_s > search.remaining():
+        why = f"a round may take {needed_s:.2g} s at least, {search.remaining():.2g} s are left"
+        search.details |= improver.quality.details(search) | {"rounds": 0}
+        search.details["not_sampled"] = f"{why}; the cheapest options at the first prices were repaired and polished"
+        improver.stand_in(_cheapest(problem, prices.current()))
+        search.cut_short()
+        return
+    with search.phase("build_s"):
+        couplings = pair_couplings(problem)
+    for done in range(rounds):
+        begun = search.elapsed()
+        with search.phase("build_s"):
+            asked = prices.current()
+            encoded = to_bqm(problem, encoding, prices=asked, strength=strength, couplings=couplings)
+        built_s = search.elapsed() - begun
+        with search.phase("solve_s"):
+            found = sample(encoded, SHARE * search.remaining())
+            columns = [found.variables.index(v) for v in encoded.bqm.variables]
+            order = np.argsort(found.record.energy, kind="stable")
+            states = found.record.sample[np.ix_(np.repeat(order, found.record.num_occurrences[order]), columns)]
+        with search.phase("decode_s"):
+            choices, valid = encoded.decode_all(states), encoded.valid_groups(states)
+            improver.take(choices, np.asarray(valid.all(axis=1)))
+        usage = problem.evaluate(choices[0]).usage
+        prices.learn({name: usage[name] > budget for name, budget in problem.budgets.items()})
+        search.details |= improver.quality.details(search) | {"rounds": done + 1}
+        search.details["strength"] = {"least": float(strength.min()), "most": float(strength.max())}
+        invalid = 1.0 - valid.mean(axis=0)
+        strength = np.where(invalid == 0, strength / 2, strength)
+        strength = np.where(invalid > OFTEN_INVALID, np.minimum(2 * strength, 1.0), strength)
+        search.details["prices"] = {name: search.unscaled(price) for name, price in asked.items()}
+        if search.expired():
+            break
+        if done + 1 < rounds and max(2 * built_s, needed_s) > search.remaining():  # a model and its conversion
+            search.cut_short()
+            break
+
+
+def _needed_s(
+    problem: Problem, search: Search, sample: SampleRound | None, encoding: str, prices: dict[str, float], small: int
+) -> float:
+    """Seconds that a round takes at least, from a part of the problem; 0 where that is little or nothing limits it."""
+    if np.isinf(search.remaining()) or count_couplings(problem) <= small:
+        return 0.0
+    share = small / count_couplings(problem)
+    part = _first_groups(problem, max(1, int((np.sqrt(share) if problem.pairs.rank else share) * problem.num_groups)))
+    begun = time.perf_counter()
+    encoded = to_bqm(part, encoding, prices=prices)
+    if sample is not None and encoded.bqm.num_variables:
+        sample(encoded, 0.0)
+    whole, some = (count_couplings(one) + one.num_options for one in (problem, part))
+    return CAUTION * whole / some * (time.perf_counter() - begun)
+
+
+def _first_groups(problem: Problem, num_groups: int) -> Problem:
+    """The problem of the first groups alone, budgets as they are."""
+    end, pairs = problem.group_offsets[num_groups], problem.pairs
+    sparse = None if pairs.sparse is None else pairs.sparse[:end, :end]
+    factor = None if pairs.factor is None else pairs.factor[:end]
+    return Problem(
+        problem.groups[:num_groups],
+        problem.options[:num_groups],
+        problem.cost[:end],
+        {name: use[:end] for name, use in problem.resources.items()},
+        problem.budgets,
+        PairTerms(sparse=sparse, factor=factor),
+    )
+
+
+class _Prices:
+    """A price for every budget, bisected on a logarithmic scale; it begins where costs alone would have it."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.bracket = dict.fromkeys(problem.budgets, (0.0, np.inf))
+        self.step = dict.fromkeys(problem.budgets, 2.0)
+        self.price = {name: _alone(problem, name) for name in problem.budgets}
+
+    def current(self) -> dict[str, float]:
+        return dict(self.price)
+
+    def learn(self, over: dict[str, bool]) -> None:
+        for name, price in self.price.items():
+            low, high = self.bracket[name]
+            low, high = self.bracket[name] = (price, high) if over[name] else (low, price)
+            if low > 0 and np.isfinite(high):
+                self.price[name] = float(np.sqrt(low * high))
+            else:
+                self.price[name] = low * self.step[name] if np.isinf(high) else high / self.step[name]
+                self.step[name] **= 1.5
+
+
+def _alone(problem: Problem, name: str) -> float:
+    """The least price at which the cheapest options keep within the budget ``name``, pair terms and others aside."""
+    starts, use, budget = problem.group_offsets[:-1], problem.resources[name], problem.budgets[name]
+
+    def spread(numbers: Floats) -> float:
+        return float((np.maximum.reduceat(numbers, starts) - np.minimum.reduceat(numbers, starts)).sum())
+
+    middle = (spread(problem.cost) or 1.0) / (spread(use) or 1.0)
+    low, high = 1e-9 * middle, 1e9 * middle
+    for _ in range(50):
+        price = float(np.sqrt(low * high))
+        chosen = _cheapest(problem, {name: price}) + starts
+        low, high = (price, high) if use[chosen].sum() > budget else (low, price)
+    return high if 1e-6 * middle < high < 1e6 * middle else middle
+
+
+def _cheapest(problem: Problem, prices: dict[str, float]) -> Integers:
+    """Every group's cheapest option ``(G,)`` at these prices, pair terms aside."""
+    cost = sum((price * problem.resources[name] for name, price in prices.items()), np.array(problem.cost))
+    order = np.lexsort((cost, problem.group_of))
+    return np.asarray(order[problem.group_offsets[:-1]] - problem.group_offsets[:-1])
+
+
+def paced(
+    call: Callable[[int, int], Any], reads: int, sweeps: int, seconds: float, search: Search, trial_sweeps: int = 1
+) -> Any:
+    """``call(reads, sweeps)``, with fewer of them where ``seconds`` do not allow all; for samplers that cannot be cut.
+
+    A short call measures the pace. Where it says how long its sampling took, that is taken without the conversion of
+    the model.
+    """
+    if np.isinf(seconds):
+        return call(reads, sweeps)
+    begun = search.elapsed()
+    trial = call(1, min(sweeps, trial_sweeps))
+    wall_s = search.elapsed() - begun
+    if seconds == 0 or search.remaining() < wall_s:  # no time to convert the model once more
+        return trial
+    timing = trial.info.get("timing")
+    trial_s = 1e-9 * timing["sampling_ns"] if timing else wall_s
+    affordable = seconds / trial_s * min(sweeps, trial_sweeps)
+    sweeps = max(1, min(sweeps, int(affordable)))
+    return call(max(1, min(reads, int(affordable / sweeps))), sweeps)

@@ -1,0 +1,117 @@
+"""What samples are worth, step by step: as sampled, decoded, repaired, polished.
+
+What always holds: every sample is counted, valid or not; nothing that repair or polish found is ever reported as the
+sampler's own; what is offered went through repair, which leaves alone what is within the budgets.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from formulations import Problem
+from solvers.base import Search
+from solvers.kernels.local_search import polish_flat
+from solvers.kernels.moves import Arrays, Floats, Integers, judge_all
+from solvers.kernels.repair import repair_flat
+
+POLISHED = 3
+"""Repaired samples of a round that are polished, best first."""
+
+POLISH_PASSES = 20
+
+
+@dataclass
+class Quality:
+    """What the samples were worth before and after each step; objectives scaled, None while there is none."""
+
+    raw: float | None = None  # valid (one option a group) and within the budgets as sampled
+    decoded: float | None = None  # within the budgets after decode
+    repaired: float | None = None
+    polished: float | None = None
+    samples: int = 0
+    valid: int = 0  # one option a group as sampled
+    feasible_raw: int = 0
+    feasible_decoded: int = 0
+    distinct: int = 0  # choices that differ within their round
+    repaired_count: int = 0  # of these, how many are within the budgets after repair; fewer when time was up
+    failed: int = 0  # repair found nothing
+    polished_count: int = 0
+
+    def details(self, search: Search) -> dict[str, Any]:
+        """For `Search.details`, in the problem's own unit."""
+        shares = {"valid": self.valid, "feasible_raw": self.feasible_raw, "feasible_decoded": self.feasible_decoded}
+        found = {"raw": self.raw, "decoded": self.decoded, "repaired": self.repaired, "polished": self.polished}
+        return (
+            {f"objective_{name}": None if value is None else search.unscaled(value) for name, value in found.items()}
+            | {f"share_{name}": count / self.samples if self.samples else 0.0 for name, count in shares.items()}
+            | {"samples": self.samples, "distinct": self.distinct, "repair_failed": self.failed}
+            | {"num_repaired": self.repaired_count, "num_polished": self.polished_count}
+        )
+
+
+@dataclass
+class Improver:
+    """Takes decoded samples to feasible, polished choices, offers them and keeps the books."""
+
+    problem: Problem
+    search: Search
+    arrays: Arrays
+    quality: Quality = field(default_factory=Quality)
+
+    def take(self, choices: Integers, valid: NDArray[np.bool_] | None = None) -> None:
+        """Choices ``(n, G)``, best samples first, and which of them came from valid samples (None: all)."""
+        quality, a = self.quality, self.arrays
+        chosen = choices + self.problem.group_offsets[:-1]
+        values, excess = judge_all(a, chosen)
+        values = values + self.problem.offset
+        is_valid = np.ones(len(chosen), dtype=bool) if valid is None else np.asarray(valid, dtype=bool)
+        fits = excess == 0
+        quality.samples += len(chosen)
+        quality.valid += int(is_valid.sum())
+        quality.feasible_raw += int((is_valid & fits).sum())
+        quality.feasible_decoded += int(fits.sum())
+        quality.raw = _least(quality.raw, values[is_valid & fits])
+        quality.decoded = _least(quality.decoded, values[fits])
+        firsts = np.sort(np.unique(chosen, axis=0, return_index=True)[1])  # the best ones first, should time run out
+        quality.distinct += len(firsts)
+        repaired = []
+        for one in chosen[firsts]:
+            if repair_flat(a, one):
+                repaired.append(one)
+            else:
+                quality.failed += 1
+            if self.search.expired():
+                break
+        quality.repaired_count += len(repaired)
+        if not repaired:
+            return
+        values = judge_all(a, np.stack(repaired))[0] + self.problem.offset
+        quality.repaired = _least(quality.repaired, values)
+        order = np.argsort(values, kind="stable")
+        self._offer(repaired[order[0]])
+        for at in order[:POLISHED]:
+            if self.search.expired():
+                break
+            polish_flat(a, repaired[at], POLISH_PASSES)
+            quality.polished_count += 1
+            quality.polished = _least(quality.polished, judge_all(a, repaired[at][None])[0] + self.problem.offset)
+            self._offer(repaired[at])
+
+    def stand_in(self, choice: Integers) -> None:
+        """Offer a choice ``(G,)`` that no sampler found, repaired and polished; it counts as no sample."""
+        chosen = choice + self.problem.group_offsets[:-1]
+        if repair_flat(self.arrays, chosen):
+            self._offer(chosen)
+            polish_flat(self.arrays, chosen, POLISH_PASSES)
+            self._offer(chosen)
+
+    def _offer(self, chosen: Integers) -> None:
+        self.search.offer(chosen - self.problem.group_offsets[:-1])
+
+
+def _least(known: float | None, values: Floats) -> float | None:
+    if not len(values):
+        return known
+    return float(values.min()) if known is None else min(known, float(values.min()))

@@ -1,0 +1,77 @@
+"""Simulated annealing on the QUBO (dwave-samplers), with temperatures derived from the coefficients.
+
+The first temperature lets any single bit flip: the largest change that one flip can make. The last one freezes the
+finest differences between options that matter. What always holds: variables stand in the order of the flat options,
+so that a seed gives the same samples again.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from formulations.forms.bqm import EncodedBqm
+from solvers.base import Search
+from solvers.qubo.route import QuboSolver, SampleRound, paced
+
+
+@dataclass(frozen=True)
+class SimulatedAnnealing(QuboSolver):
+    """Simulated annealing on the QUBO; samples are decoded, repaired and polished.
+
+    Attributes:
+        num_reads: samples a round.
+        num_sweeps: sweeps over all bits for each sample.
+
+    >>> from solvers import solve
+    >>> from formulations.generators.random_instances import layered_problem
+    >>> solution = solve(layered_problem(5), "sa", seed=0, rounds=4)
+    >>> solution.feasible, sorted(name for name in solution.details if name.startswith("objective"))
+    (True, ['objective_decoded', 'objective_polished', 'objective_raw', 'objective_repaired'])
+    """
+
+    name: ClassVar[str] = "sa"
+    summary: ClassVar[str] = "simulated annealing on the QUBO (dwave-samplers); decoded, repaired, polished"
+    least: ClassVar[dict[str, int]] = {"rounds": 1, "num_reads": 1, "num_sweeps": 1}
+    trial_sweeps: ClassVar[int] = 3  # of the read that measures how many fit into a time limit
+    num_reads: int = 10
+    num_sweeps: int = 300
+
+    def sampler(self) -> Any:
+        """The dwave sampler that is called."""
+        from dwave.samplers import SimulatedAnnealingSampler
+
+        return SimulatedAnnealingSampler()
+
+    def sampling(self, search: Search) -> SampleRound:
+        """Anneal from ``beta_range``."""
+        sampler = self.sampler()
+
+        def sample(encoded: EncodedBqm, seconds: float) -> Any:
+            def call(reads: int, sweeps: int) -> Any:
+                return sampler.sample(
+                    encoded.bqm,
+                    num_reads=reads,
+                    num_sweeps=sweeps,
+                    beta_range=beta_range(encoded),
+                    seed=int(search.rng.integers(2**31)),
+                    interrupt_function=search.expired,  # looked at between two reads only
+                )
+
+            return paced(call, self.num_reads, self.num_sweeps, seconds, search, self.trial_sweeps)
+
+        return sample
+
+
+def beta_range(encoded: EncodedBqm) -> tuple[float, float]:
+    """First and last inverse temperature for ``encoded``.
+
+    The first: an uphill flip that breaks a group is taken half of the time. The last: the 5 % quantile of what
+    options of one group differ by in cost is passed once in e³ tries.
+    """
+    starts = encoded.group_offsets[:-1]
+    differences = encoded.cost - np.repeat(np.minimum.reduceat(encoded.cost, starts), np.diff(encoded.group_offsets))
+    largest = max(float(encoded.penalty.max()), float(differences.max())) or 1.0
+    felt = differences[differences > 1e-9 * largest]
+    smallest = float(np.quantile(felt, 0.05)) if len(felt) else largest
+    return np.log(2.0) / largest, 3.0 / max(smallest, 1e-6 * largest)

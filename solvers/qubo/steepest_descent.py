@@ -1,0 +1,41 @@
+"""Steepest descent on the QUBO from random states (dwave-samplers): the baseline that any annealer has to beat."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from formulations.forms.bqm import EncodedBqm
+from solvers.base import Search
+from solvers.qubo.route import QuboSolver, SampleRound, paced
+
+
+@dataclass(frozen=True)
+class SteepestDescent(QuboSolver):
+    """Multi-start steepest descent on the QUBO; samples are decoded, repaired and polished.
+
+    Attributes:
+        num_reads: random starts a round.
+
+    >>> from solvers import solve
+    >>> from formulations.generators.random_instances import layered_problem
+    >>> solve(layered_problem(5), "steepest-descent", seed=0, rounds=2).feasible
+    True
+    """
+
+    name: ClassVar[str] = "steepest-descent"
+    summary: ClassVar[str] = "steepest descent on the QUBO from random states (dwave-samplers); the cheap baseline"
+    least: ClassVar[dict[str, int]] = {"rounds": 1, "num_reads": 1}
+    num_reads: int = 100
+
+    def sampling(self, search: Search) -> SampleRound:
+        """Random starts."""
+        from dwave.samplers import SteepestDescentSampler
+
+        sampler = SteepestDescentSampler()
+
+        def sample(encoded: EncodedBqm, seconds: float) -> Any:
+            def call(reads: int, _: int) -> Any:
+                return sampler.sample(encoded.bqm, num_reads=reads, seed=int(search.rng.integers(2**31)))
+
+            return paced(call, self.num_reads, 1, seconds, search)
+
+        return sample

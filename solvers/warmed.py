@@ -1,8 +1,0 @@
-"""Importing this loads and compiles what the solvers of a portfolio need: processes forked after it need not do so."""
-
-import solvers.auto
-from solvers.warm import warm
-
-__all__ = ["solvers"]
-
-warm()
