@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.leap_fixtures import leap, one_connection  # noqa: F401  (fixtures of several modules)
+from tests.leap.fixtures import leap, one_connection  # noqa: F401  (fixtures of several modules)
 
 
 @pytest.fixture(autouse=True)

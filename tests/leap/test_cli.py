@@ -11,8 +11,8 @@ from qcompress.cli import main
 from solvers import Solution
 
 pytest.importorskip("dwave.cloud")
-from tests.leap_fixtures import REMOTE, configure
-from tests.leap_server import TOKEN
+from tests.leap.fixtures import REMOTE, configure
+from tests.leap.server import TOKEN
 
 PROBLEM = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
 

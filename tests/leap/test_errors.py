@@ -19,8 +19,8 @@ from solvers.leap.errors import (
     LeapTokenError,
 )
 from solvers.leap.job import jobs_in
-from tests.leap_fixtures import REMOTE, configure
-from tests.leap_server import TOKEN
+from tests.leap.fixtures import REMOTE, configure
+from tests.leap.server import TOKEN
 
 PROBLEM = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
 SUBMIT = ("POST", "problems/")

@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from tests.leap_server import TOKEN, LeapServer
+from tests.leap.server import TOKEN, LeapServer
 
 HYBRID = ("leap-cqm", "leap-bqm", "leap-nl")
 """Back ends for the service's hybrid solvers."""

@@ -170,7 +170,7 @@ import sys
 from formulations.generators.random_instances import layered_problem
 from solvers import solve
 from solvers.composites.portfolio import Portfolio
-from tests.test_portfolio import Stubborn
+from tests.composites.test_portfolio import Stubborn
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     print(solve(layered_problem(20), Portfolio(solvers=(Stubborn(sys.argv[1]),)), seed=0).stop_reason, flush=True)

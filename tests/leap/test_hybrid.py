@@ -21,8 +21,8 @@ from solvers.leap import connection, job
 from solvers.leap.errors import LeapConnectionError, LeapError
 from solvers.leap.forms import CqmForm
 from solvers.leap.job import Job, jobs_in
-from tests.leap_fixtures import REMOTE
-from tests.leap_server import TOKEN
+from tests.leap.fixtures import REMOTE
+from tests.leap.server import TOKEN
 
 PROBLEM = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
 

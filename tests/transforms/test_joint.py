@@ -18,7 +18,7 @@ from qcompress.measuring.moments import second_moments
 from qcompress.model.parts import survey
 from qcompress.options import Options
 from tests.measurements import Chain, Mixed, solution
-from tests.test_low_rank import CONVS
+from tests.transforms.test_low_rank import CONVS
 
 ALL_KINDS = ("channels", "spatial", "tucker", "sliced")
 CODES = prune_quantize(bits=(3, 4, 8), sparsity=(0, 0.5))
