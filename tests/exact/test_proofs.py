@@ -74,7 +74,7 @@ def test_no_proof_of_a_linear_problem_is_contradicted(solver, options):
 def test_cp_sat_proves_nothing_before_its_search_has_begun():
     """Stopped while it presolves it says UNKNOWN and a bound of 0, which lies far above the optimum here."""
     pytest.importorskip("ortools")
-    from solvers.cp_sat import _Program
+    from solvers.exact.cp_sat import _Program
 
     problem = frustrated(60)
     known = solve(problem, "anneal", seed=0, time_limit=1.0).objective
