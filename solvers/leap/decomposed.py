@@ -95,8 +95,11 @@ class Decomposed(QuantumProcessor):
         from solvers.leap.connection import connect
         from solvers.leap.embedded import EmbeddedForm, access_time
 
-        with connect(self.config) as connection:
-            remote = connection.solver(EmbeddedForm.problem_type, self.remote)
+        if self.simulated:
+            remote = self._simulator
+        else:
+            with connect(self.config) as connection:
+                remote = connection.solver(EmbeddedForm.problem_type, self.remote)
         parameters = self.parameters(self.option_values, None)
         return access_time(len(remote.properties["qubits"]), remote, parameters, None, calls=self.calls)
 

@@ -56,14 +56,7 @@ class Device:
         """How many variables fit that are all coupled to each other."""
         if self.topology["type"] == WITHOUT_CHAINS:
             return len(self.qubits)
-        graph, fits, beyond = self.graph(), 0, len(self.qubits) + 1
-        while beyond - fits > 1:
-            size = min(2 * fits + 1, (fits + beyond) // 2)
-            if _clique(range(size), graph):
-                fits = size
-            else:
-                beyond = size
-        return fits
+        return len(busclique.busgraph_cache(self.graph()).largest_clique())
 
     def embed(self, bqm: Any, folder: Path) -> Embedding:
         """Where on the processor ``bqm`` runs; looked up in ``folder``, found and kept there the first time.
@@ -95,14 +88,10 @@ class Device:
         dense = 2 * len(pairs) > DENSE * len(variables) * (len(variables) - 1)
         found: Any = {}
         if dense and self.topology["type"] != WITHOUT_CHAINS:
-            found = _clique(variables, graph)
+            # without its cache of cliques minorminer takes all memory there is on a Zephyr graph
+            found = busclique.find_clique_embedding(variables, graph, use_cache=True)
         if not found:
             source = nx.Graph(pairs)
             source.add_nodes_from(variables)
             found = find_embedding(source, graph, random_seed=1, timeout=SEARCH_S)
         return {int(v): [int(qubit) for qubit in chain] for v, chain in found.items()}
-
-
-def _clique(variables: Any, graph: Any) -> Any:
-    """The chains of variables that are all coupled, or nothing when there is no room."""
-    return busclique.find_clique_embedding(list(variables), graph, use_cache=False)

@@ -78,14 +78,26 @@ class QuantumProcessor(LeapBqm):
 
     def stated(self, problem: Problem, connection: "Connection", time_limit: float | None) -> tuple["Form", "Estimate"]:
         """The embedded form, and the time that the processor would need for it."""
+        from solvers.leap.embedded import EmbeddedForm
+
+        return self._estimated(problem, connection.solver(EmbeddedForm.problem_type, self.remote), time_limit)
+
+    def _estimated(self, problem: Problem, remote: Any, time_limit: float | None) -> tuple["Form", "Estimate"]:
         from formulations.forms.precision import coefficient_report
         from solvers.leap.embedded import EmbeddedForm, access_time
 
-        remote = connection.solver(EmbeddedForm.problem_type, self.remote)
         form = EmbeddedForm.first(problem, remote, self.option_values)
         parameters = self.parameters(self.option_values, None)
         guess = access_time(form.sizes()["qubits"], remote, parameters, time_limit)
         return form, replace(guess, coefficients=coefficient_report(form.encoded))
+
+    def estimate(self, problem: Problem, *, time_limit: float | None = None) -> "Estimate":
+        """As at the service; a mock asks nobody and costs nothing."""
+        if not self.simulated:
+            return LeapBqm.estimate(self, problem, time_limit=time_limit)
+        from solvers.leap.job import scaled
+
+        return self._estimated(scaled(problem), self._simulator, time_limit)[1]
 
     def device(self) -> "Device":
         """The graph of the processor that would be taken."""
@@ -110,8 +122,7 @@ class QuantumProcessor(LeapBqm):
 
         mock = self._mock
         with search.phase("build_s"):
-            remote = SimpleNamespace(name="mock", properties=mock.properties)
-            form = EmbeddedForm.first(problem, remote, self.option_values)
+            form = EmbeddedForm.first(problem, self._simulator, self.option_values)
         with search.phase("solve_s"):
             mock.substitute_kwargs = {"seed": int(search.rng.integers(2**32))}  # of what it samples with
             found = mock.sample(form.on_device(mock.properties), num_reads=self.num_reads)
@@ -124,6 +135,12 @@ class QuantumProcessor(LeapBqm):
         if self.simulated:
             raise InvalidOptionError("a simulated processor runs here and has no jobs: leave out simulated or wait")
         return LeapBqm.submit(self, problem, time_limit=time_limit)
+
+    @property
+    def _simulator(self) -> Any:
+        """The mock as `dwave.cloud` describes a solver; its time is free."""
+        properties = self._mock.properties
+        return SimpleNamespace(name="mock", properties=properties, estimate_qpu_access_time=lambda **_: 0.0)
 
     @property
     def _mock(self) -> Any:

@@ -73,6 +73,18 @@ def test_a_dry_run_shows_size_time_and_charge_and_sends_nothing(run, leap, tmp_p
     assert not (tmp_path / "leap-jobs").exists()
 
 
+@pytest.mark.parametrize("solver", ["qpu", "qpu-decomposed"])
+def test_a_dry_run_of_a_mock_needs_neither_token_nor_network(run, leap, tmp_path, monkeypatch, solver):
+    configure(monkeypatch, tmp_path, leap.endpoint, token="")
+    words = ("--option", "simulated=true", "--option", "topology=zephyr", "--dry-run", "--json")
+    code, out, err = run("submit", "problem.npz", "--solver", solver, *words)
+    assert code == 0, err
+    shown = json.loads(out)[solver]
+    assert shown["sizes"]["qubits"][0] > 0
+    assert (shown["charge_s"], shown["quota_s"], shown["refusal"]) == (0.0, 0.0, "")
+    assert not leap.requests
+
+
 def test_a_dry_run_for_a_processor_says_what_its_precision_would_lose(run, leap):
     code, out, _ = run("submit", "problem.npz", "--solver", "qpu", "--dry-run")
     assert code == 0

@@ -111,6 +111,53 @@ def test_a_problem_that_does_not_fit_is_refused_with_the_size_that_does(tmp_path
         solve(layered_problem(10), "qpu", simulated=True, size=2, jobs=str(tmp_path))
 
 
+EMBED_CLIQUES = """
+import random, resource, sys, tempfile, warnings
+from itertools import combinations
+from pathlib import Path
+import dimod
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+from solvers.leap.device import Device
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import dwave.graphs
+topology, missing = sys.argv[1], float(sys.argv[2])
+shape = {"zephyr": [4, 4], "pegasus": [4], "chimera": [4, 4, 4]}[topology]
+graph, rng = getattr(dwave.graphs, topology + "_graph")(*shape), random.Random(1)
+graph.remove_nodes_from(rng.sample(sorted(graph), int(missing * len(graph))))
+graph.remove_edges_from(rng.sample(sorted(graph.edges), int(missing * graph.number_of_edges())))
+shown = {"topology": {"type": topology, "shape": shape}, "qubits": sorted(graph), "couplers": sorted(graph.edges)}
+device, folder = Device("made", shown), Path(tempfile.mkdtemp())
+for size in range(1, 13):
+    pairs = list(combinations(range(size), 2))
+    model = dimod.BinaryQuadraticModel(dict.fromkeys(range(size), 0), dict.fromkeys(pairs, 1), 0, "SPIN")
+    chains = device.embed(model, folder)
+    used = [qubit for chain in chains.values() for qubit in chain]
+    assert len(chains) == size and len(used) == len(set(used)), size
+    assert all(any(graph.has_edge(p, q) for p in chains[u] for q in chains[v]) for u, v in pairs), size
+print(device.largest_clique())
+"""
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.03])
+@pytest.mark.parametrize(("topology", "largest"), [("zephyr", 56), ("pegasus", 36), ("chimera", 16)])
+def test_all_small_cliques_are_embedded_within_a_memory_limit(topology, largest, missing):
+    command = [sys.executable, "-c", EMBED_CLIQUES, topology, str(missing)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) == largest if missing == 0.0 else 12 <= int(run.stdout) < largest
+
+
+def test_parts_on_a_processor_of_the_zephyr_kind(tmp_path):
+    problem = layered_problem(20, seed=3)
+    solution = solve(
+        problem, "qpu-decomposed", simulated=True, topology="zephyr", size=2, seed=0, calls=3, jobs=str(tmp_path)
+    )
+    assert solution.feasible
+    assert solution.details["room"] > 12
+    assert max(part["qubits"] for part in solution.details["parts"]) > solution.details["room"]
+
+
 def test_through_the_service_on_a_processor_with_chains(leap):
     leap.solvers = {"pegasus": pegasus() | {"identity": {"name": "pegasus", "version": {"graph_id": "p3"}}}}
     solution = solve(SPARSE, "qpu", num_reads=200)
