@@ -51,7 +51,13 @@ class Trained:
 
     def __init__(self, model: nn.Module) -> None:
         found = record_of(model)
-        parts = () if found is None else tuple(replace(own, transform=own.transform.nearest) for own in found.parts)
+        parts = (
+            ()
+            if found is None
+            else tuple(
+                replace(own, transform=own.transform.nearest) if _is_trained(model, own) else own for own in found.parts
+            )
+        )
         self.model, self.record = model, found and Compression(parts=parts)
         self.pieces = [piece for own in (self.record.parts if self.record else ()) for piece in _pieces(model, own)]
 
@@ -86,7 +92,7 @@ class Trained:
             return
         parts = tuple(
             CompressedPart(part=own.part, transform=own.transform, stored=_encoded(self.model, own))
-            if own.stored
+            if _is_trained(self.model, own)
             else own
             for own in self.record.parts
         )
@@ -95,9 +101,16 @@ class Trained:
         attach(self.model, Compression(parts=parts))
 
 
+def _is_trained(model: nn.Module, own: CompressedPart) -> bool:
+    """Whether a part is trained, and stored in another form: what is frozen stays bit by bit as it is stored."""
+    module = model.get_submodule(own.part.modules[0])
+    stored_layers = list(module) if isinstance(module, Factored) else [module]
+    return bool(own.stored) and any(layers.weight_of(layer).requires_grad for layer in stored_layers)
+
+
 def _pieces(model: nn.Module, own: CompressedPart) -> list[_Piece]:
     """What of a part is stored in another form than it is trained in."""
-    if not own.stored:
+    if not _is_trained(model, own):
         return []
     module = model.get_submodule(own.part.modules[0])
     if isinstance(module, Factored):

@@ -19,8 +19,8 @@ from qcompress.transforms.base import Keep
 from solvers import judge
 
 
-def network():
-    torch.manual_seed(0)
+def network(seed=0):
+    torch.manual_seed(seed)
     return nn.Sequential(
         nn.Conv2d(2, 8, 3, padding=1),
         nn.BatchNorm2d(8),
@@ -200,6 +200,24 @@ def test_a_cache_of_another_training_or_a_damaged_one_is_refused(data, tmp_path)
     cache.write_bytes(cache.read_bytes()[:-20])
     with pytest.raises(DataError, match="is no whole qcompress training"):
         finetune(small, data, 40, teacher=original, cache=cache)
+
+
+@pytest.mark.parametrize("name", ["quantized", "pruned", "composed"])
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_frozen_stays_bit_by_bit_and_its_record_too(seed, name, data):
+    original = network(seed)
+    small = compressed(original, data, OPTIONS[name])
+    for parameter in small[3].parameters():
+        parameter.requires_grad_(False)
+    tuned = finetune(small, data, 5, teacher=original)
+    assert not torch.equal(tuned[6].bias, small[6].bias)
+    for value, before in zip(tuned[3].parameters(), small[3].parameters(), strict=True):
+        assert torch.equal(value, before)
+    (part,), (before,) = (
+        [own for own in record_of(model).parts if own.part.modules[0] == "3"] for model in (tuned, small)
+    )
+    assert part.transform == before.transform
+    assert all(torch.equal(value, before.stored[key]) for key, value in part.stored.items())
 
 
 def test_modes_gradients_and_statistics_are_left_alone(data):
