@@ -427,9 +427,10 @@ def test_quantized_factors_get_closer_with_bits_and_pruned_ones_further_with_spa
     for form, slices in FORMS:
         ranks = (6, 6) if form == "tucker" else 6
         base = LowRank(ranks=ranks, form=form, slices=slices)
-        errors = [lost(weight, replace(base, then=PruneQuantize(bits))) for bits in (2, 3, 4, 8, 16)]
+        errors = [lost(weight, replace(base, then=PruneQuantize(bits))) for bits in (2, 3, 4, 8)]
         assert errors == sorted(errors, reverse=True)
-        assert errors[-1] == pytest.approx(lost(weight, base), rel=1e-5)
+        # from 8 bits on the rank is all of it, and which of two is closer by a hundred-thousandth is chance
+        assert lost(weight, replace(base, then=PruneQuantize(16))) == pytest.approx(lost(weight, base), rel=1e-5)
         pruned = [lost(weight, replace(base, then=PruneQuantize(8, share))) for share in (0, 0.3, 0.6, 0.9)]
         assert pruned == sorted(pruned)
 
