@@ -9,7 +9,6 @@ best known is. Writes the same as ``.json`` and ``.md``.
 """
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.tables import write_results
 from formulations.generators.random_instances import layered_problem
 from solvers import Solution, solve
 from solvers.bounds.duality import dual_bound
@@ -35,9 +35,7 @@ def main() -> None:
     }
     text = markdown(report, arguments.time_limit)
     print(text)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
-    arguments.output.with_suffix(".md").write_text(text + "\n")
+    write_results(arguments.output.parent, arguments.output.stem, report, text)
 
 
 def quick(problem_seed: int, time_limit: float, seeds: int) -> list[dict[str, Any]]:

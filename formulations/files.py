@@ -6,9 +6,12 @@ pickle is ever loaded.
 """
 
 import contextlib
+import errno
+import io
 import json
 import os
-import tempfile
+import secrets
+import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,10 +24,20 @@ from formulations.errors import FileFormatError
 
 AnyPath = str | os.PathLike[str]
 
+_MOST_LINKS = 40  # that lead to each other, as Linux has it
+
 
 @contextlib.contextmanager
 def replacing(path: AnyPath) -> Iterator[IO[bytes]]:
     """Open a new file that takes the place of ``path`` only when the block ends without an error.
+
+    Every file of the project is written through this function. A link stays a link: the file that it leads to is
+    replaced. An existing file keeps its mode. What is no regular file (a pipe, a device, anything below ``/dev`` or
+    ``/proc``) is written into once the whole content is there.
+
+    Raises:
+        OSError: the file cannot be written (a full disk, a read-only file or folder, a folder that is missing); it
+            names ``path``, and what was there is as it was.
 
     >>> import tempfile, pathlib
     >>> folder = pathlib.Path(tempfile.mkdtemp())
@@ -33,20 +46,55 @@ def replacing(path: AnyPath) -> Iterator[IO[bytes]]:
     >>> (folder / "note.txt").read_text()
     'whole'
     """
-    target = Path(path)
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    target = Path(os.path.realpath(path))
+    try:
+        with _written_into(path) if _is_special(path) else _replaced(target) as file:
+            yield file
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
+
+
+def _is_special(path: AnyPath) -> bool:
+    """Whether ``path`` leads to something that a regular file must not take the place of."""
+    hop = Path(path)
+    for _ in range(_MOST_LINKS):
+        if hop.parent.resolve().is_relative_to("/proc"):  # /dev/stdout is a link to there, whatever it leads to
+            return True
+        if not hop.is_symlink():
+            return hop.exists() and not hop.is_file()
+        hop = hop.parent / hop.readlink()
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
+
+
+@contextlib.contextmanager
+def _written_into(path: AnyPath) -> Iterator[IO[bytes]]:
+    content = io.BytesIO()
+    yield content
+    with Path(path).open("ab") as file:  # a shell's redirection keeps what else went to standard output
+        file.write(content.getbuffer())
+
+
+@contextlib.contextmanager
+def _replaced(target: Path) -> Iterator[IO[bytes]]:
+    if target.exists() and not os.access(target, os.W_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(target))
+    unfinished = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.part")
+    try:  # os.open applies the umask by itself; to read it, it would have to be set for all threads
+        descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(target)) from error
     try:
         with os.fdopen(descriptor, "wb") as file:
+            if target.exists():
+                unfinished.chmod(stat.S_IMODE(target.stat().st_mode))
             yield file
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # noqa: PTH101  (mkstemp makes private files; the target is an ordinary one)
-        os.replace(name, target)  # noqa: PTH105
+        unfinished.replace(target)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)  # noqa: PTH108
+        unfinished.unlink(missing_ok=True)
         raise
 
 

@@ -1,20 +1,32 @@
 """Files of problems and solutions: an exact round trip, one clear error for everything else, nothing half-written."""
 
+import contextlib
+import errno
 import io
 import json
+import os
 import pickle
+import stat
+import subprocess
+import sys
+import threading
+import re
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import formulations
 import formulations.files
 from formulations import FileFormatError, FormulationError, InvalidProblemError, Problem
 from formulations.files import read_json, replacing, write_json
 from formulations.generators.random_instances import layered_problem, small_problem
+from qcompress import plots
 from solvers import Solution, Status, StopReason, TracePoint
+from solvers.compare.runs import compare
 
 SEEDS = st.integers(0, 10**6)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
@@ -369,3 +381,180 @@ def test_no_object_array_is_ever_written(tmp_path):
             tmp_path / "x", kind="k", version=1, header={}, arrays={"x": np.array([object()], dtype=object)}
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def write(path, content=b"whole"):
+    with replacing(path) as file:
+        file.write(content)
+
+
+def writers():
+    """Every kind of file that the three packages write, by name: a function that writes it to a path."""
+    problem = small_problem(3)
+    solution = solution_of(problem)
+    compared = compare(problem, ["brute-force"])
+    return {
+        "problem.npz": problem.save,
+        "solution.json": solution.save,
+        "problem.lp": lambda path: formulations.write_lp(problem, path),
+        "problem.mps": lambda path: formulations.write_mps(problem, path),
+        "problem.cqm": lambda path: formulations.write_cqm(problem, path),
+        "problem.qubo": lambda path: formulations.write_qubo(problem, path),
+        "anytime.png": lambda path: plots.plot_anytime(compared, path),
+    }
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o755])
+def test_a_file_that_is_written_anew_keeps_its_mode(tmp_path, mode):
+    path = tmp_path / "file"
+    path.touch()
+    path.chmod(mode)
+    write(path)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+    assert path.read_bytes() == b"whole"
+
+
+def test_modes_of_new_files_follow_the_umask_without_setting_it(tmp_path, monkeypatch):
+    before = os.umask(0o027)
+    try:
+        monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask of all threads was set"))
+        write(tmp_path / "file")
+    finally:
+        monkeypatch.undo()
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+def test_a_link_stays_a_link_and_what_it_leads_to_is_written(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    file, link, second = tmp_path / "elsewhere" / "file", tmp_path / "link", tmp_path / "second"
+    link.symlink_to("elsewhere/file")
+    second.symlink_to(link)
+    for content in (b"new", b"again"):  # the first time the link leads to nothing yet
+        write(second, content)
+        assert link.is_symlink()
+        assert second.is_symlink()
+        assert file.read_bytes() == content
+    assert [entry.name for entry in (tmp_path / "elsewhere").iterdir()] == ["file"]
+
+
+def test_links_in_a_circle_are_refused(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(OSError, match="symbolic links.*'.*a'"):
+        write(tmp_path / "a")
+
+
+def test_a_pipe_gets_the_whole_content_and_stays_a_pipe(tmp_path):
+    path, received = tmp_path / "pipe", []
+    os.mkfifo(path)
+    reader = threading.Thread(target=lambda: received.append(path.read_bytes()))
+    reader.start()
+    small_problem(3).save(path)
+    reader.join()
+    assert stat.S_ISFIFO(path.stat().st_mode)
+    small_problem(3).save(tmp_path / "file")
+    assert len(received[0]) == (tmp_path / "file").stat().st_size
+    assert zipfile.is_zipfile(io.BytesIO(received[0]))
+
+
+def test_nothing_reaches_a_pipe_when_writing_fails(tmp_path):
+    path, received = tmp_path / "pipe", []
+    os.mkfifo(path)
+    descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # a reader that is there, so that opening would not wait
+    with pytest.raises(RuntimeError), replacing(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    with contextlib.suppress(BlockingIOError):
+        received.append(os.read(descriptor, 10))
+    os.close(descriptor)
+    assert received == []
+
+
+def test_a_device_is_written_into():
+    null = Path("/dev/null")
+    before = null.stat()
+    write(null)
+    assert os.path.samestat(null.stat(), before)
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_standard_output_can_be_the_file(tmp_path, name):
+    """A shell's redirection keeps its file: what is written before and after stays in it."""
+    code = f"""
+import sys
+from formulations.files import write_json
+print("before", flush=True)
+write_json({name!r}, [1])
+"""
+    path = tmp_path / "output"
+    with path.open("ab") as output:
+        subprocess.run([sys.executable, "-c", code], stdout=output, check=True)
+    assert path.read_text() == "before\n[\n 1\n]\n"
+
+
+def test_every_writer_follows_links_and_keeps_modes(tmp_path):
+    (tmp_path / "real").mkdir()
+    for name, save in writers().items():
+        file, link = tmp_path / "real" / name, tmp_path / name
+        file.touch(mode=0o600)
+        link.symlink_to(file)
+        save(link)
+        assert link.is_symlink(), name
+        assert file.stat().st_size > 0, name
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600, name
+
+
+def test_a_disk_without_room_is_named_with_the_file_and_leaves_nothing(tmp_path):
+    with pytest.raises(OSError, match=r"No space left on device: '.*problem.npz'"), replacing(tmp_path / "problem.npz"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as write() says it: without a name
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_device_is_named():
+    with pytest.raises(OSError, match=r"No space left on device: '/dev/full'"):
+        write("/dev/full", b"x" * 100_000)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_and_a_read_only_file_are_named(tmp_path):
+    folder, file = tmp_path / "folder", tmp_path / "file"
+    folder.mkdir()
+    folder.chmod(0o555)
+    file.touch(mode=0o444)
+    for path in (folder / "new", file):
+        with pytest.raises(PermissionError, match=f"Permission denied: '{path}'"):
+            write(path)
+    assert file.read_bytes() == b""
+
+
+def test_permission_errors_name_the_file_not_the_unfinished_one(tmp_path, monkeypatch):
+    def refuse(path, *_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), os.fspath(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OSError, match=f"Read-only file system: '{tmp_path / 'file'}'"):
+        write(tmp_path / "file")
+
+
+def test_a_folder_is_no_place_to_write_to(tmp_path):
+    with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+        write(tmp_path)
+
+
+WRITES = re.compile(
+    r"\.write_(text|bytes)\(|savez\w*\(|save_file\(|\.open\(\"[wx]b?\"|\bos\.replace\(|\.rename\(|umask\("
+)
+OTHERS = {  # what writes files and is not meant to replace anything
+    "formulations/files.py",
+    "solvers/exact/milp.py",  # the log of a solver's process, in a temporary folder
+}
+
+
+def test_every_file_is_written_through_one_function():
+    root = Path(formulations.__file__).parents[1]
+    for package in ("formulations", "solvers", "qcompress", "benchmarks"):
+        for module in sorted((root / package).rglob("*.py")):
+            code = "".join(line for line in module.read_text().splitlines(True) if not line.lstrip().startswith(">>>"))
+            name = str(module.relative_to(root))
+            assert name in OTHERS or not WRITES.search(code), f"{name}: {WRITES.search(code)}"
