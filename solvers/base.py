@@ -184,7 +184,7 @@ class Search:
         self._limit, self._on_progress = time_limit, on_progress
         self._evaluation: Evaluation | None = None
         self._bound: float | None = None
-        self._proved_infeasible = self._limit_seen = False
+        self._proved_infeasible = self._limit_seen = self._part_cut = False
         self._trace: list[TracePoint] = []
         self.choice: NDArray[np.int64] | None = None
         self.seed, self.rng, self.initial = seed, np.random.default_rng(seed), initial
@@ -223,7 +223,12 @@ class Search:
 
     def cut_short(self) -> None:
         """A part of the work was ended by its share of the time: what is left open is due to the time limit."""
-        self._limit_seen = True
+        self._part_cut = True
+
+    @property
+    def cut(self) -> bool:
+        """Whether time ended the work or a part of it before the answer was proven."""
+        return (self._limit_seen or self._part_cut) and not self.proven()
 
     @contextlib.contextmanager
     def at_most(self, seconds: float) -> Iterator[None]:
@@ -233,6 +238,7 @@ class Search:
         try:
             yield
         finally:
+            self._part_cut |= self._limit_seen
             self._limit, self._limit_seen = limit, seen
 
     # --- what is found ---------------------------------------------------------------------------------------------
@@ -319,7 +325,7 @@ class Search:
 
     def solution(self, stop_reason: StopReason, options: Mapping[str, Any]) -> Solution:
         """What is known now, as a `Solution`."""
-        if stop_reason is StopReason.COMPLETED and self._limit_seen and not self.proven():
+        if stop_reason is StopReason.COMPLETED and self.cut:
             stop_reason = StopReason.TIME_LIMIT
         if self._evaluation is None:
             status = Status.INFEASIBLE if self._proved_infeasible else Status.UNKNOWN

@@ -87,11 +87,6 @@ class PartSearch(Search):
         return own if whole.choice is None else min(own, whole._magnitude(whole.choice) / len(self._joint.bounds))
 
     @property
-    def cut(self) -> bool:
-        """Whether the part's share of the time ended it."""
-        return self._limit_seen and not self.proven()
-
-    @property
     def proven_infeasible(self) -> bool:
         """Whether the part, and with it the whole, has no choice within the budgets."""
         return self.closed and self.choice is None

@@ -53,6 +53,8 @@ def raise_dual_bound(problem: Problem, search: Search, share: float) -> DualBoun
         bound = dual_bound(problem, time_limit=seconds)
     if time.perf_counter() - start < seconds:  # the time did not cut it, so that another would be no better
         search.dual = problem, bound
+    else:
+        search.cut_short()
     search.raise_bound(bound.value)
     search.raise_option_bounds(bound.value + bound.reduced)
     search.details["prices"] = {name: search.unscaled(price) for name, price in bound.prices.items()}

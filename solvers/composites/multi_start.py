@@ -48,7 +48,7 @@ class MultiStart(Wrapper):
                 problem, search, solver=solver.name, time_limit=seconds, seed=seed, initial=search.initial
             )
             solver.run(problem, inner)
-            cut |= inner.was_cut
+            cut |= inner.cut
             found.append(inner.summary())
         if cut:
             search.cut_short()

@@ -56,7 +56,7 @@ class Polish(Wrapper):
                 initial=start,
             )
             solver.run(problem, inner)
-            cut |= inner.was_cut
+            cut |= inner.cut
             steps.append(inner.summary())
             start = search.choice
             if start is None or search.proven() or search.expired():

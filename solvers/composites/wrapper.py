@@ -70,11 +70,6 @@ class InnerSearch(Search):
         super().close()
         self.outer.close()
 
-    @property
-    def was_cut(self) -> bool:
-        """Whether time was over before the solver was done."""
-        return self._limit_seen
-
     def summary(self) -> dict[str, Any]:
         """What was found here, in the problem's own unit, for the outer search's details."""
         values = {"objective": self.objective, "bound": self.bound}

@@ -76,6 +76,7 @@ class CpSat(Linearised):
         search.details["workers"] = self.workers
         if num_products(left.problem) * SECONDS_PER_PRODUCT > search.remaining():
             search.details["stopped"] = "building the model would take longer than the time limit"
+            search.cut_short()
             return
         with search.phase("build_s"):
             program = _Program(left.problem, None if search.choice is None else left.lower(search.choice))
@@ -96,6 +97,8 @@ class CpSat(Linearised):
                         status = found
             if status == "INFEASIBLE":
                 search.close()
+            if status in ("FEASIBLE", "UNKNOWN"):
+                search.cut_short()
             if status != "OPTIMAL" or last is None:
                 return
             broken = left.problem.evaluate(last).violations or problem.evaluate(left.lift(last)).violations

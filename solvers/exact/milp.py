@@ -78,6 +78,7 @@ class Milp(Linearised):
         size = max(min(gap, 1.0), SMALLEST_UNIT)
         if num_products(left.problem) * SECONDS_PER_PRODUCT > search.remaining():
             search.details["stopped"] = "building the integer program would take longer than the time limit"
+            search.cut_short()
             return
         with search.phase("build_s"):
             program = to_integer_program(left.problem.scaled(1.0 / size))
@@ -105,6 +106,8 @@ class Milp(Linearised):
             return
         if found.complete:
             search.close()
+        else:
+            search.cut_short()
         if found.interrupted:
             raise KeyboardInterrupt
 

@@ -113,6 +113,8 @@ class Miqp(Exact):
             if found is None or not broken:
                 if status in COMPLETE:
                     search.close()
+                else:
+                    search.cut_short()
                 break
             program.cut_off(stated, found, next(iter(broken)))
             if np.isfinite(search.remaining()):

@@ -128,6 +128,7 @@ class _Plan:
         if self.population * self.steps > affordable:
             self.population = min(self.population, max(2, int(affordable / self.steps)))  # long cooling pays more
             self.steps = max(1, int(min(self.steps, affordable / self.population)))
+            search.cut_short()
         self.child_steps = max(min(LEAST_MOVES, self.steps), self.steps // 4)
 
 

@@ -145,7 +145,10 @@ def certify(problem: Problem, search: Search) -> Restriction:
         search.certified = options
         incumbent = np.inf if search.objective is None else search.objective
         with search.phase("semidefinite_s"):
+            begun = search.elapsed()
             found = semidefinite_bound(part.problem, target=incumbent, time_limit=seconds)
+            if search.elapsed() - begun >= seconds:
+                search.cut_short()
         search.raise_bound(min(found.value, incumbent))
         at_least = np.full(problem.num_options, -np.inf)
         at_least[part.options] = found.at_least

@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse
 
 from formulations import PairTerms, Problem
-from solvers import Status, solve
+from solvers import Status, StopReason, solve
 from solvers.base import Search
 from solvers.registry import solver_class
 
@@ -40,6 +40,8 @@ def assert_consistent(problem: Problem, solver: str, options: dict[str, str], li
     if why := solver_class(solver).why_not():
         pytest.skip(why)
     runs = [solve(problem, solver, seed=0, time_limit=seconds, **options) for seconds in limits]
+    if solver in ("cp-sat", "milp", "miqp"):  # the others may come to an end of their own without a proof
+        assert {run.stop_reason for run in runs if run.status is Status.FEASIBLE} <= {StopReason.TIME_LIMIT}
     rounding = 1e-7 * (1.0 + np.abs(problem.cost).sum())
     for one, other in itertools.product(runs, repeat=2):
         if one.bound is not None and other.objective is not None:
