@@ -10,6 +10,10 @@ from qcompress.compressed.apply import apply, apply_
 from qcompress.compressed.factored import fold_
 from qcompress.compressed.file import load_compressed, save_compressed
 from qcompress.compression import Result, compress
+from qcompress.engines.base import Engine, EngineInfo
+from qcompress.engines.export import ExportedFile, export
+from qcompress.engines.registry import engines
+from qcompress.engines.verify import Verification, verify
 from qcompress.formulation import PAIR_STRENGTH, formulate
 from qcompress.measurement import Measurement
 from qcompress.measuring.latency import TimingProgress, time_options
@@ -30,7 +34,10 @@ from solvers.sweep import Sweep, sweep
 __all__ = [
     "PAIR_STRENGTH",
     "Comparison",
+    "Engine",
+    "EngineInfo",
     "Evaluation",
+    "ExportedFile",
     "FinetuneProgress",
     "MeasureProgress",
     "Measurement",
@@ -47,12 +54,15 @@ __all__ = [
     "Sweep",
     "TimingProgress",
     "TrueLoss",
+    "Verification",
     "apply",
     "apply_",
     "available",
     "compare",
     "compress",
     "count_words",
+    "engines",
+    "export",
     "finetune",
     "fold_",
     "formulate",
@@ -70,5 +80,6 @@ __all__ = [
     "stable_rank",
     "sweep",
     "time_options",
+    "verify",
     "vocabulary_blocks",
 ]

@@ -5,6 +5,8 @@ QcompressError
 ├── DataError        (ValueError)  calibration data that is empty, cannot be read twice or is not finite
 ├── OptionsError     (ValueError)  options that do not exist or do not fit
 ├── ArtefactError    (ValueError)  a compressed-model file that is not whole or does not fit the model
+├── EngineError      (ValueError)  a model, layer, option or setting that an engine does not take, or no such engine
+├── VerificationError (RuntimeError) an engine's file that is not what was predicted of it
 └── MissingError     (ImportError) an optional package is missing; says what to install
 
 Errors of problems and solvers are those of `formulations.errors` and `solvers.errors`.
@@ -29,6 +31,14 @@ class OptionsError(QcompressError, ValueError):
 
 class ArtefactError(QcompressError, ValueError):
     """A compressed-model file that is not whole or does not fit the model."""
+
+
+class EngineError(QcompressError, ValueError):
+    """A model, layer, option or setting that an engine does not take, or an engine that does not exist."""
+
+
+class VerificationError(QcompressError, RuntimeError):
+    """An engine's file that is not what was predicted of it."""
 
 
 class MissingError(QcompressError, ImportError):

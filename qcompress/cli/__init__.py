@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import typer
 
-from qcompress.cli import compressing, exchanging, finetuning, leap, measuring, showing, solving, sweeping
+from qcompress.cli import compressing, exchanging, exporting, finetuning, leap, measuring, showing, solving, sweeping
 from qcompress.cli.console import INTERRUPTED, complain
 
 EPILOG = "Errors are one line; add --debug for the traceback. Every command tells more with --help."
@@ -26,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for family in (compressing, measuring, finetuning, solving, sweeping, exchanging, leap, showing):
+for family in (compressing, measuring, finetuning, solving, sweeping, exchanging, exporting, leap, showing):
     family.register(app)
 
 

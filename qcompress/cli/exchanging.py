@@ -1,4 +1,4 @@
-"""``export``: a problem in a file for other tools, and back."""
+"""``convert``: a problem in a file for other tools, and back."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,11 +11,11 @@ from qcompress.cli.console import say
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this family."""
-    app.command()(export)
+    app.command()(convert)
 
 
-def export(
-    source: Annotated[Path, typer.Argument(metavar="PROBLEM", help="A problem file, or one that export wrote.")],
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="PROBLEM", help="A problem file, or one that convert wrote.")],
     target: Annotated[
         Path, typer.Argument(metavar="FILE", help="What to write, by its suffix: .lp .mps .cqm .bqm .qubo or .npz.")
     ],
@@ -35,7 +35,7 @@ def export(
     .lp, .mps and .cqm files can be turned back into a problem; of .bqm and .qubo files, whose bits and penalties hide
     groups and budgets, becomes a problem of the bits.
 
-    Example: `qcompress export problem.npz problem.mps`
+    Example: `qcompress convert problem.npz problem.mps`
     """
     from formulations.exchange.suffixes import read_problem, write_problem
 

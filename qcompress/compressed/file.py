@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from formulations.files import AnyPath, replacing
-from qcompress.compressed.record import CompressedPart, Compression, attach, install_, record_of
+from qcompress.compressed.record import CompressedPart, Compression, attach, install_, record_of, require_unchanged
 from qcompress.errors import ArtefactError
 from qcompress.model import layers
 from qcompress.model.parts import Part
@@ -69,17 +69,10 @@ def save_compressed(model: nn.Module, path: AnyPath) -> SavedFile:
             f"this {type(model).__name__} carries no record of a compression: save what apply(), compress() or "
             "load_compressed() gave"
         )
+    written = {id(weight) for weight in require_unchanged(record, model)}
     tensors: dict[str, Tensor] = {}
-    written: set[int] = set()
     parts = []
     for item in record.parts:
-        weights = item.weights_in(model)
-        if weights is None:
-            raise ArtefactError(
-                f"the weight of {item.part.name!r} is no longer what apply() put there ({item.transform.label}): it "
-                "was fine-tuned, converted or replaced. Load the compressed weights again, or measure and apply anew"
-            )
-        written |= {id(weight) for weight in weights}
         stored = item.stored or item.transform.encode(Weight(item.part.weight(model).cpu(), item.part.target))
         tensors |= {f"{item.part.name}/{name}": value for name, value in stored.items()}
         parts.append({"part": item.part.to_json(), "transform": item.transform.to_json(), "arrays": sorted(stored)})

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.compressed.factored import Factored, factored, replace_
+from qcompress.errors import ArtefactError
 from qcompress.model import layers
 from qcompress.model.parts import Part
 from qcompress.transforms.base import Transform
@@ -90,6 +91,30 @@ def record_of(model: nn.Module) -> Compression | None:
 def attach(model: nn.Module, record: Compression) -> None:
     """Let ``model`` carry ``record``."""
     setattr(model, _ATTRIBUTE, record)
+
+
+def detach(model: nn.Module) -> None:
+    """Let ``model`` carry no record."""
+    if record_of(model) is not None:
+        delattr(model, _ATTRIBUTE)
+
+
+def require_unchanged(record: Compression, model: nn.Module) -> list[Tensor]:
+    """The parameters of ``model`` that hold the parts of its record.
+
+    Raises:
+        ArtefactError: one does not hold what is stored of it.
+    """
+    holding: list[Tensor] = []
+    for item in record.parts:
+        weights = item.weights_in(model)
+        if weights is None:
+            raise ArtefactError(
+                f"the weight of {item.part.name!r} is no longer what apply() put there ({item.transform.label}): it "
+                "was fine-tuned, converted or replaced. Load the compressed weights again, or measure and apply anew"
+            )
+        holding += weights
+    return holding
 
 
 def install_(model: nn.Module, parts: Sequence[CompressedPart]) -> None:

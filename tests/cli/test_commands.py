@@ -96,7 +96,10 @@ COMMANDS = [
     "solvers",
     "compare",
     "sweep",
+    "convert",
+    "engines",
     "export",
+    "verify",
     "show",
 ]
 

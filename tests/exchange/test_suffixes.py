@@ -379,14 +379,14 @@ def test_the_command_writes_by_suffix_and_back(tmp_path, capsys):
     problem = layered_problem(3, bits=(2, 4), rank=0)
     problem.save(tmp_path / "p.npz")
     for name in ("p.lp", "p.mps", "p.cqm", "p.bqm", "p.qubo"):
-        assert main(["export", str(tmp_path / "p.npz"), str(tmp_path / name)]) == 0
+        assert main(["convert", str(tmp_path / "p.npz"), str(tmp_path / name)]) == 0
         assert name in capsys.readouterr().err
-    assert main(["export", str(tmp_path / "p.mps"), str(tmp_path / "q.npz")]) == 0
+    assert main(["convert", str(tmp_path / "p.mps"), str(tmp_path / "q.npz")]) == 0
     assert Problem.load(tmp_path / "q.npz").fingerprint() == problem.fingerprint()
     words = ["--encoding", "domain-wall", "--price", "bytes=1e-5"]
-    assert main(["export", str(tmp_path / "p.npz"), str(tmp_path / "p.qubo"), *words]) == 0
+    assert main(["convert", str(tmp_path / "p.npz"), str(tmp_path / "p.qubo"), *words]) == 0
     assert read_problem(tmp_path / "p.qubo").num_groups == 3
     capsys.readouterr()
-    assert main(["export", str(tmp_path / "p.npz"), str(tmp_path / "p.xls")]) == 1
+    assert main(["convert", str(tmp_path / "p.npz"), str(tmp_path / "p.xls")]) == 1
     assert "known are .lp" in capsys.readouterr().err
-    assert main(["export", str(tmp_path / "p.npz"), str(tmp_path / "p.qubo"), "--price", "bytes=x"]) == 2
+    assert main(["convert", str(tmp_path / "p.npz"), str(tmp_path / "p.qubo"), "--price", "bytes=x"]) == 2

@@ -1,0 +1,81 @@
+"""`export`: a compressed model as an engine's own file, whole or not at all."""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from formulations.files import AnyPath
+from qcompress.compressed.record import record_of, require_unchanged
+from qcompress.engines.base import Engine
+from qcompress.engines.registry import as_engine
+from qcompress.errors import EngineError
+
+
+class HasModel(Protocol):
+    """What holds a compressed model, as `qcompress.Result` does."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedFile:
+    """What `export` wrote: a file, or a folder of files with their bytes added up."""
+
+    path: Path
+    size_bytes: int
+
+
+def export(
+    model_or_result: nn.Module | HasModel, path: AnyPath, *, target: str | Engine, example: Any = None
+) -> ExportedFile:
+    """Write a model for an engine.
+
+    Args:
+        model_or_result: what `apply`, `load_compressed` or `compress` gave; a model that is not compressed is
+            written as it is.
+        path: of the file, which is replaced, or of the folder, which must be new or empty.
+        target: name of an engine (`engines` lists them), or an engine with its settings.
+        example: a batch, for engines that trace the model.
+
+    Raises:
+        EngineError: an unknown engine, or a model, layer or option that it does not take.
+        ArtefactError: a compressed weight was changed since.
+        MissingError: a package of the engine is missing.
+        OSError: the file cannot be written; nothing is left half-written.
+    """
+    engine, model, goal = as_engine(target), model_of(model_or_result), Path(path)
+    if (record := record_of(model)) is not None:
+        require_unchanged(record, model)
+    if goal.is_dir() and any(goal.iterdir()):
+        raise EngineError(f"{goal} is a folder with something in it; name a new file or folder")
+    with tempfile.TemporaryDirectory(dir=goal.parent, prefix=f".{goal.name}.", suffix=".part") as folder:
+        draft = Path(folder) / goal.name  # in a folder of its own on the same disk, so that it moves at once
+        engine.write(model, draft, example)
+        if goal.is_dir():
+            goal.rmdir()
+        os.replace(draft, goal)  # noqa: PTH105
+    return ExportedFile(path=goal, size_bytes=size_on_disk(goal))
+
+
+def model_of(model_or_result: nn.Module | HasModel) -> nn.Module:
+    """The model itself.
+
+    Raises:
+        EngineError: it is neither a module nor holds one.
+    """
+    model = model_or_result if isinstance(model_or_result, nn.Module) else getattr(model_or_result, "model", None)
+    if not isinstance(model, nn.Module):
+        raise EngineError(f"give a torch module or what compress() gave, found {type(model_or_result).__name__}")
+    return model
+
+
+def size_on_disk(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)

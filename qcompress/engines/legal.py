@@ -1,0 +1,84 @@
+"""A measurement seen through an engine: only what it runs, with the bytes of its file as a resource."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from qcompress.engines.base import Engine
+from qcompress.errors import EngineError
+from qcompress.measurement import Measurement
+
+FILE_BYTES = "file_bytes"
+"""Name of the resource that counts the bytes of the engine's file."""
+
+
+def for_engine(engine: Engine, model: nn.Module, measurement: Measurement, example: Any = None) -> Measurement:
+    """The measurement with the options that the engine runs, and their bytes in its file as ``file_bytes``.
+
+    Of parts that the engine ties, only options that all of them have are left, in the order of the first.
+
+    Args:
+        engine: what the choice is made for.
+        model: that was measured.
+        measurement: of it.
+        example: a batch, for engines that trace the model.
+
+    Raises:
+        EngineError: the engine cannot take the model, or nothing that was measured besides keeping all parts.
+    """
+    options = _restricted(engine, measurement)
+    if all(len(kept) == 1 for kept in options):
+        refused = next(
+            (why for part, own in zip(measurement.parts, measurement.transforms, strict=True)
+             for transform in own if (why := engine.refuse(part, transform))),
+            "only 'keep' was on offer",
+        )  # fmt: skip
+        raise EngineError(f"engine {engine.name!r} runs nothing that was measured: {refused}")
+    starts = np.cumsum([0, *map(len, measurement.transforms[:-1])])
+    flat = np.concatenate([start + np.array(kept) for start, kept in zip(starts, options, strict=True)])
+    transforms = tuple(
+        tuple(own[option] for option in kept) for own, kept in zip(measurement.transforms, options, strict=True)
+    )
+    sizes = engine.sizes(model, measurement.parts, transforms, example)
+    file_bytes = np.array([size for own in sizes.options for size in own], dtype=np.float64)
+    whole = sizes.of([0] * len(options))
+    return replace(
+        measurement,
+        transforms=transforms,
+        cost=measurement.cost[flat],
+        factor=measurement.factor[flat],
+        error=measurement.error[flat],
+        resources=MappingProxyType(
+            {name: use[flat] for name, use in measurement.resources.items()} | {FILE_BYTES: file_bytes}
+        ),
+        fixed=MappingProxyType({**measurement.fixed, FILE_BYTES: float(sizes.overhead)}),
+        original=MappingProxyType({**measurement.original, FILE_BYTES: float(whole)}),
+        standing=tuple(kept.index(own) for kept, own in zip(options, measurement.standing, strict=True)),
+    )
+
+
+def _restricted(engine: Engine, measurement: Measurement) -> list[list[int]]:
+    """Per part the options that are left: legal ones, and of tied parts those that all have."""
+    options = [
+        [option for option, transform in enumerate(own)
+         if option == standing or not engine.refuse(part, transform)]
+        for part, own, standing in zip(measurement.parts, measurement.transforms, measurement.standing, strict=True)
+    ]  # fmt: skip
+    place = {part.name: index for index, part in enumerate(measurement.parts)}
+    for names in engine.ties(measurement.parts):
+        members = [place[name] for name in names]
+        common = _common([[measurement.transforms[index][option] for option in options[index]] for index in members])
+        for index in members:
+            own = measurement.transforms[index]
+            options[index] = sorted((option for option in options[index] if own[option] in common),
+                                    key=lambda option, own=own: common.index(own[option]))  # type: ignore[misc]  # fmt: skip
+    return options
+
+
+def _common(lists: Sequence[Sequence[Any]]) -> list[Any]:
+    """What all lists have, in the order of the first."""
+    return [item for item in lists[0] if all(item in other for other in lists[1:])]

@@ -1,0 +1,157 @@
+"""What holds around any engine: only what it runs is searched, sizes are to the byte, lies are found out."""
+
+import pytest
+import torch
+from torch import nn
+
+import qcompress
+from formulations.reductions.tie import tie
+from qcompress.engines.legal import FILE_BYTES, for_engine
+from qcompress.engines.registry import TABLE, as_engine
+from qcompress.errors import ArtefactError, DataError, EngineError, MissingError
+from solvers import solve
+from tests.engines.toy import Toy
+from tests.models import seeded
+
+
+def network() -> nn.Module:
+    return seeded(lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)))
+
+
+@pytest.fixture
+def data():
+    torch.manual_seed(1)
+    return [torch.randn(16, 8), torch.randn(5, 8)]
+
+
+@pytest.fixture
+def measurement(data):
+    return qcompress.measure(network(), data, qcompress.prune_quantize(bits=(2, 3, 4, 5), sparsity=(0,)))
+
+
+def compressed(measurement, engine, share):
+    model = network()
+    legal = for_engine(engine, model, measurement)
+    solution = solve(qcompress.formulate(legal, {FILE_BYTES: share}), "brute-force")
+    return qcompress.apply(model, legal, solution), solution
+
+
+def test_only_what_the_engine_runs_is_left(measurement):
+    legal = for_engine(Toy(), network(), measurement)
+    assert {label for own in legal.labels for label in own} == {"keep", "2 bits", "4 bits"}
+    kept = [measurement.labels[0].index(label) for label in legal.labels[0]]
+    assert legal.cost[: len(kept)].tolist() == measurement.cost[kept].tolist()
+
+
+def test_tied_parts_have_the_same_options_in_the_same_order(data):
+    model = network()
+    measurement = qcompress.measure(model, data, Toy().options())
+    engine = Toy(tied=(("0", "2"),))
+    legal = for_engine(engine, model, measurement)
+    assert legal.labels[0] == legal.labels[1]
+    both = tie(qcompress.formulate(legal, {FILE_BYTES: 0.5}), engine.ties(legal.parts))
+    choice = both.lift(solve(both.problem, "brute-force").choice)
+    assert choice[0] == choice[1]
+
+
+def test_an_engine_that_runs_nothing_of_it_says_what_it_refused(data):
+    model = network()
+    measurement = qcompress.measure(model, data, qcompress.prune_quantize(bits=(3,), sparsity=(0,)))
+    with pytest.raises(EngineError, match="engine 'toy' runs nothing that was measured: no kernel for 3 bits in '0'"):
+        for_engine(Toy(), model, measurement)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.7, 0.55])
+def test_the_file_takes_the_predicted_bytes_and_gives_the_emulations_outputs(measurement, data, tmp_path, share):
+    engine = Toy(factory=network)
+    model, solution = compressed(measurement, engine, share)
+    file = qcompress.export(model, tmp_path / "small.toy", target=engine)
+    assert file.size_bytes == solution.usage[FILE_BYTES] == file.path.stat().st_size
+    found = qcompress.verify(file.path, model, data, target=engine)
+    assert found.ok
+    assert (found.max_difference, found.kl, found.agreement) == (0.0, 0.0, 1.0)
+    assert found.speedup > 0
+
+
+def test_a_model_that_is_not_compressed_is_written_as_it_is(data, tmp_path):
+    engine = Toy(factory=network)
+    file = qcompress.export(network(), tmp_path / "whole.toy", target=engine)
+    assert qcompress.verify(file.path, network(), data, target=engine).ok
+
+
+def test_an_engine_that_gives_something_else_is_found_out(measurement, data, tmp_path):
+    engine = Toy(factory=network)
+    model, _ = compressed(measurement, engine, 0.7)
+    path = qcompress.export(model, tmp_path / "small.toy", target=engine).path
+    found = qcompress.verify(path, model, data, target=Toy(factory=network, wrong=0.5))
+    assert not found.ok
+    assert found.max_difference == pytest.approx(1.0)
+    assert "differ from the emulation's by" in found.why_not
+
+
+def test_bytes_that_nobody_predicted_are_found_out(measurement, data, tmp_path):
+    engine = Toy(factory=network, more=1)
+    model, solution = compressed(measurement, engine, 0.7)
+    path = qcompress.export(model, tmp_path / "small.toy", target=engine).path
+    found = qcompress.verify(path, model, data, target=engine)
+    assert not found.ok
+    assert found.size_bytes == solution.usage[FILE_BYTES] + 1
+    assert "predicted were" in found.why_not
+
+
+def test_nothing_is_left_half_written(tmp_path):
+    with pytest.raises(EngineError, match="no Conv2d"):
+        qcompress.export(nn.Sequential(nn.Conv2d(1, 1, 1)), tmp_path / "small.toy", target=Toy())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_weight_that_was_changed_since_is_refused(measurement, tmp_path):
+    model, _ = compressed(measurement, Toy(), 0.7)
+    with torch.no_grad():
+        model[2].weight.add_(1.0)
+        model[0].weight.add_(1.0)
+        model[4].weight.add_(1.0)
+    with pytest.raises(ArtefactError, match="no longer what apply"):
+        qcompress.export(model, tmp_path / "small.toy", target=Toy())
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "note").write_text("mine")
+    with pytest.raises(EngineError, match="folder with something in it"):
+        qcompress.export(network(), tmp_path / "mine", target=Toy())
+    assert (tmp_path / "mine" / "note").read_text() == "mine"
+
+
+def test_unknown_engines_settings_and_things_that_are_none_are_refused(tmp_path):
+    with pytest.raises(EngineError, match="no engine is called 'nobody'"):
+        qcompress.export(network(), tmp_path / "x", target="nobody")
+    with pytest.raises(EngineError, match="found int"):
+        as_engine(3)  # type: ignore[arg-type]
+    with pytest.raises(EngineError, match=r"has no setting 'speed'; it has: factory"):
+        as_engine(Toy(), speed=1)
+    with pytest.raises(EngineError, match="found dict"):
+        qcompress.export({}, tmp_path / "x", target=Toy())  # type: ignore[arg-type]
+
+
+def test_verifying_with_nothing_or_no_file_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        qcompress.verify(tmp_path / "none", network(), [torch.ones(1, 8)], target=Toy())
+    path = qcompress.export(network(), tmp_path / "whole.toy", target=Toy()).path
+    with pytest.raises(DataError, match="nothing to verify with"):
+        qcompress.verify(path, network(), [], target=Toy())
+
+
+def test_a_missing_package_is_named_with_what_to_install():
+    class Absent(Toy):
+        name = "absent"
+        requires = ("surely_not_there.core",)
+        extra = "absent"
+
+    assert not Absent.info().available
+    with pytest.raises(MissingError, match=r"engine 'absent' needs surely_not_there.core: pip install 'qcompress\[abs"):
+        as_engine(Absent())
+
+
+def test_the_listed_engines_are_those_of_the_table():
+    assert [info.name for info in qcompress.engines()] == list(TABLE)
