@@ -8,7 +8,6 @@ pruned filter's weights are zero and not stored; its batch normalisation and the
 semantics), so with ``batch_norm_data`` its channel becomes the constant that suits the data best.
 """
 
-import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,6 +19,7 @@ from torch import nn
 
 from formulations.generators.filters.tables import FilterChoice, FilterLayer, FilterNetwork
 from qcompress.compressed.apply import require_measured
+from qcompress.compressed.copying import own_copy
 from qcompress.compressed.record import CompressedPart, Compression, attach, install_
 from qcompress.errors import DataError, ModelError, OptionsError
 from qcompress.measurement import Measurement
@@ -152,7 +152,7 @@ def apply_filters(
     pruned_of = {
         place: pruned for one, pruned in zip(tables.network.sets, choice.pruned, strict=True) for place in one.layers
     }
-    smaller = copy.deepcopy(model)
+    smaller = own_copy(model)
     stored = []
     for place, part in enumerate(tables.parts):
         rows = part.weight(smaller).clone()

@@ -6,11 +6,11 @@ import io
 import json
 import os
 import pickle
+import re
 import stat
 import subprocess
 import sys
 import threading
-import re
 import zipfile
 from pathlib import Path
 

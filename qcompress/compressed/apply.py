@@ -4,7 +4,6 @@ Every part is encoded and decoded again, so the model holds exactly what a file 
 stored arrays goes with the model (`qcompress.compressed.record`) for `save_compressed`.
 """
 
-import copy
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -12,11 +11,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import nn
 
+from qcompress.compressed.copying import own_copy
 from qcompress.compressed.record import CompressedPart, Compression, attach, install_
 from qcompress.errors import ModelError
 from qcompress.measurement import Measurement
 from qcompress.model.batch_norm import reestimate_
-from qcompress.model.forward import Forward
+from qcompress.model.forward import Forward, first_batch
 from qcompress.transforms.base import Keep, Transform
 from solvers import Solution
 
@@ -41,7 +41,8 @@ def apply(
         forward: ``(model, batch) -> output tensor`` for that, where the default does not fit.
 
     Raises:
-        ModelError: another model than measured, or a solution that holds no choice for it.
+        ModelError: another model than measured, one that cannot be copied (see
+            `qcompress.compressed.copying.own_copy`), or a solution that holds no choice for it.
 
     >>> import torch
     >>> from qcompress import (formulate, measure, prune_quantize, solve)
@@ -53,7 +54,8 @@ def apply(
     True
     """
     transforms = _chosen(model, measurement, solution)
-    return _apply(copy.deepcopy(model), measurement, transforms, batch_norm_data, forward)
+    batch = None if batch_norm_data is None else first_batch(batch_norm_data)
+    return _apply(own_copy(model, batch, forward), measurement, transforms, batch_norm_data, forward)
 
 
 def apply_(

@@ -5,13 +5,12 @@ encode the same weights over and over. Here every option is encoded the first ti
 and only the parts that differ from the last choice are written.
 """
 
-import copy
-
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from qcompress.compressed.apply import choice_of, require_measured
+from qcompress.compressed.copying import own_copy
 from qcompress.measurement import Measurement
 from qcompress.model import layers
 from qcompress.transforms.base import Keep, Weight
@@ -33,7 +32,7 @@ class Emulation:
 
     def __init__(self, model: nn.Module, measurement: Measurement) -> None:
         require_measured(model, measurement.model_fingerprint)
-        self.model = copy.deepcopy(model).eval()
+        self.model = own_copy(model).eval()
         self._measurement = measurement
         self._original = [part.weight(model).clone() for part in measurement.parts]
         self._stored: dict[tuple[int, int], dict[str, Tensor]] = {}

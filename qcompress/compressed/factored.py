@@ -10,7 +10,7 @@ bias, so that padding in between is right: it adds zeros, or copies, of what a p
 """
 
 from collections import OrderedDict
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -71,8 +71,18 @@ class DenseWeight(Tensor):
     """The weight of a layer that has no such parameter.
 
     A type of its own, because PyTorch's fused kernels (as of `nn.TransformerEncoderLayer`) take a layer's weight past
-    the layer, and leave alone one that is not a plain tensor.
+    the layer, and leave alone one that is not a plain tensor. What is computed from it is a plain tensor.
+
+    >>> weight = torch.ones(2, 2).as_subclass(DenseWeight)
+    >>> type(torch.ones(1, 2) @ weight.T), type(weight)
+    (<class 'torch.Tensor'>, <class 'qcompress.compressed.factored.DenseWeight'>)
     """
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Compute as on a plain tensor."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
 
 
 class Foldable(nn.Module):

@@ -1,0 +1,151 @@
+"""A copy of a model that is really its own.
+
+`copy.deepcopy` follows what a model holds, not what its functions remember: a ``forward`` or a hook that was made as a
+closure goes on with the original's weights, and a module may say that a copy of it is itself. A compressed copy would
+then run what it was made from. So every copy is checked before anything is written to it, and a model that cannot be
+copied is refused by the name of what stands in the way.
+"""
+
+import contextlib
+import copy
+import dis
+import functools
+import inspect
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from qcompress.errors import ModelError
+from qcompress.model import forward as forwards
+from qcompress.model.tensors import Memory, held_tensors
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_IN_PLACE = "compress it in place instead: measure() it, solve, and apply_(model, measurement, solution)"
+
+
+def own_copy(model: Model, batch: Any = None, forward: forwards.Forward | None = None) -> Model:
+    """A copy that shares nothing with ``model``.
+
+    Args:
+        model: left as it is.
+        batch: with one, a second copy is run on it in evaluation mode, to see that it reads none of the original's
+            weights; without, the functions that the model holds are searched for them.
+        forward: how to run the batch, where `qcompress.model.forward.default_forward` does not fit.
+
+    Raises:
+        ModelError: something in the model cannot be copied, or the copy goes on using the original; says what.
+
+    >>> model = nn.Linear(2, 2)
+    >>> own_copy(model).weight.data_ptr() == model.weight.data_ptr()
+    False
+    >>> old = model.forward
+    >>> model.forward = lambda x: 2 * old(x)
+    >>> own_copy(model)
+    Traceback (most recent call last):
+    qcompress.errors.ModelError: a copy of the model goes on using the original: its 'forward' holds on to ...
+    """
+    copied, original = _copied(model), Memory(held_tensors(model))
+    for item in held_tensors(copied):
+        if original.owner_of(item.tensor) is not None:
+            raise _shared(f"{item.name!r} of the copy is the original's own memory")
+    if batch is None:
+        _require_own_functions(copied, model, original)
+    else:
+        _require_own_run(_copied(model), original, batch, forward)
+    return copied
+
+
+def _copied(model: Model) -> Model:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever the model's own objects raise
+        raise ModelError(f"the model cannot be copied: {_culprit(model) or repr(error)}; {_IN_PLACE}") from error
+
+
+def _culprit(model: nn.Module) -> str:
+    """Which attribute of which module cannot be copied."""
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name == "_modules":
+                continue
+            try:
+                copy.deepcopy(value)
+            except Exception as error:  # as above
+                where = f"{path}.{name}" if path else name
+                return f"its attribute {where!r} ({type(value).__name__}) refuses ({error})"
+    return ""
+
+
+def _shared(what: str) -> ModelError:
+    return ModelError(f"a copy of the model goes on using the original: {what}; {_IN_PLACE}")
+
+
+class _Reading(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the first tensor of the original's memory that any operation is given."""
+
+    def __init__(self, original: Memory) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.original, self.read = original, ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for value in tree_leaves((args, kwargs or {})):
+            if isinstance(value, Tensor) and not self.read:
+                self.read = self.original.owner_of(value) or ""
+        return func(*args, **(kwargs or {}))
+
+
+def _require_own_run(trial: nn.Module, original: Memory, batch: Any, forward: forwards.Forward | None) -> None:
+    reading = _Reading(original)
+    with torch.random.fork_rng(devices=()), forwards.evaluating(trial), torch.no_grad(), reading:
+        forwards.run(trial, batch, forward)
+    if reading.read:
+        raise _shared(
+            f"its forward pass reads the original's {reading.read!r} (a forward, a hook or the forward= that was given "
+            "holds on to the original instead of taking the model that it is called with)"
+        )
+
+
+def _require_own_functions(copied: nn.Module, model: nn.Module, original: Memory) -> None:
+    modules = {id(module) for module in model.modules()}
+    for path, module in copied.named_modules():
+        for name, value in vars(module).items():
+            if name in ("_parameters", "_buffers", "_modules"):
+                continue
+            for held in _remembered(value):
+                if id(held) in modules or (isinstance(held, Tensor) and original.owner_of(held)):
+                    where = f"{path}.{name}" if path else name
+                    raise _shared(f"its {where!r} holds on to the original's {type(held).__name__}")
+
+
+def _remembered(value: Any, depth: int = 6) -> Iterator[nn.Module | Tensor]:
+    """Modules and tensors that functions in ``value`` get at by what they close over, default to or are bound to."""
+    for item in _inside(value) if depth else ():
+        if isinstance(item, (nn.Module, Tensor)):
+            yield item
+        else:
+            yield from _remembered(item, depth - 1)
+
+
+def _inside(value: Any) -> list[Any]:
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    if isinstance(value, dict):
+        return list(value.values())
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if inspect.ismethod(value):
+        return [value.__self__, value.__func__]
+    if not inspect.isfunction(value):
+        return []
+    inside = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), vars(value)]
+    for cell in value.__closure__ or ():
+        with contextlib.suppress(ValueError):  # a cell that nothing was put into yet
+            inside.append(cell.cell_contents)
+    loads = {word.argval for word in dis.get_instructions(value) if word.opname == "LOAD_GLOBAL"}
+    named = [value.__globals__[name] for name in loads if name in value.__globals__]
+    return inside + [item for item in named if isinstance(item, (nn.Module, Tensor)) or inspect.ismethod(item)]

@@ -1,0 +1,173 @@
+"""Every tensor that a model holds, and which of them are one and the same memory.
+
+A state dict does not say: hooks may rename, drop or clone what is in it, buffers may be left out of it, and layers in
+a plain list are unknown to it. So bytes are counted, files written and copies checked by walking modules and looking
+at storages. What always holds: two tensors that share all their memory count once, under the name of the first.
+
+Plain tensors that are neither parameters nor buffers (a stashed activation, a constant) do not count: nothing tells
+those that belong to the model from those that a run left behind.
+"""
+
+import bisect
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Held:
+    """A tensor that a module of the model holds.
+
+    Attributes:
+        name: as in the state dict; ``experts[1].weight`` for a module in a plain list called ``experts``.
+        tensor: itself, not a copy.
+        module: whose it is.
+        key: its name there.
+        persistent: whether a state dict takes it; a buffer may be left out.
+    """
+
+    name: str
+    tensor: Tensor
+    module: nn.Module
+    key: str
+    persistent: bool = True
+
+
+def held_tensors(model: nn.Module) -> tuple[Held, ...]:
+    """All parameters and buffers of ``model``, persistent or not, in the order of its modules.
+
+    >>> [held.name for held in held_tensors(nn.BatchNorm1d(2))]
+    ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
+    """
+    found = []
+    for path, module in _all_modules(model):
+        tensors: dict[str, Any] = {**module._parameters, **module._buffers}
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            tensors[EXTRA_STATE] = module.get_extra_state()
+        found += [
+            Held(
+                name=f"{path}.{key}" if path else key,
+                tensor=tensor,
+                module=module,
+                key=key,
+                persistent=key not in module._non_persistent_buffers_set,
+            )
+            for key, tensor in tensors.items()
+            if isinstance(tensor, Tensor)
+        ]
+    return tuple(found)
+
+
+EXTRA_STATE = "_extra_state"
+"""Under which name `nn.Module.get_extra_state` goes into a state dict."""
+
+
+def unregistered_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules in plain lists, tuples and dicts of the modules of ``model``, by a name as ``layers[0]``.
+
+    >>> model = nn.Linear(2, 2)
+    >>> model.others = [nn.Linear(2, 2), nn.ReLU()]
+    >>> list(unregistered_modules(model))
+    ['others[0]', 'others[1]']
+    """
+    known = {id(module) for module in model.modules()}
+    found: dict[str, nn.Module] = {}
+    waiting = [(path, module) for path, module in model.named_modules()]
+    while waiting:
+        path, module = waiting.pop(0)
+        own = {
+            name: value for name, value in vars(module).items() if name not in ("_parameters", "_buffers", "_modules")
+        }
+        for name, value in own.items():
+            for place, child in _modules_in(value, f"{path}.{name}" if path else name):
+                for below, inner in child.named_modules(prefix=place):
+                    if id(inner) not in known:
+                        known.add(id(inner))
+                        found[below] = inner
+                        waiting.append((below, inner))
+    return found
+
+
+def _all_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    yield from model.named_modules(remove_duplicate=False)
+    yield from unregistered_modules(model).items()
+
+
+def _modules_in(value: Any, name: str, depth: int = 3) -> Iterator[tuple[str, nn.Module]]:
+    if isinstance(value, nn.Module):
+        yield name, value
+    elif depth and isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _modules_in(item, f"{name}[{index}]", depth - 1)
+    elif depth and isinstance(value, dict):
+        for key, item in value.items():
+            yield from _modules_in(item, f"{name}[{key!r}]", depth - 1)
+
+
+Extent = tuple[torch.device, int, int]
+
+
+def extent_of(tensor: Tensor) -> Extent | None:
+    """Device, first and last address of a tensor's memory; None where it has none of its own (empty, sparse, meta)."""
+    if tensor.layout != torch.strided or tensor.device.type == "meta" or tensor.is_nested or tensor.numel() == 0:
+        return None
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr()
+    return tensor.device, start, start + (reach + 1) * tensor.element_size()
+
+
+def first_names(held: Iterable[Held]) -> dict[str, str]:
+    """Name → name of the first tensor that is the same memory as a whole, however it is laid out.
+
+    Buffers that no state dict takes (masks, tables of angles) are made anew by every layer; of those that have the
+    same values, the first one counts.
+    """
+    first: dict[Any, str] = {}
+    names = {}
+    for item in held:
+        extent = extent_of(item.tensor)
+        key: Any = id(item.tensor)
+        if not item.persistent:
+            key = (item.tensor.dtype, tuple(item.tensor.shape), _digest(item.tensor))
+        elif extent is not None and extent[2] - extent[1] == item.tensor.numel() * item.tensor.element_size():
+            key = (item.tensor.dtype, *extent)
+        names[item.name] = first.setdefault(key, item.name)
+    return names
+
+
+class Memory:
+    """The storages of some tensors, to ask whether another tensor lies in one of them."""
+
+    def __init__(self, held: Iterable[Held]) -> None:
+        spans: dict[tuple[str, int], tuple[int, str]] = {}
+        for item in held:
+            if extent_of(item.tensor) is not None:
+                storage = item.tensor.untyped_storage()
+                start = storage.data_ptr()
+                spans.setdefault((str(item.tensor.device), start), (start + storage.nbytes(), item.name))
+        self._starts = sorted(spans)
+        self._ends = [spans[start] for start in self._starts]
+
+    def owner_of(self, tensor: Tensor) -> str | None:
+        """The name of the tensor whose storage this one lies in, or None."""
+        extent = extent_of(tensor)
+        if extent is None:
+            return None
+        device, start, stop = str(extent[0]), *extent[1:]
+        place = bisect.bisect_left(self._starts, (device, stop)) - 1
+        if place < 0 or self._starts[place][0] != device or self._ends[place][0] <= start:
+            return None
+        return self._ends[place][1]
+
+
+def bytes_of(tensor: Tensor) -> Any:
+    """The numbers of a tensor as bytes, in the order of its dimensions."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _digest(tensor: Tensor) -> bytes:
+    return hashlib.sha256(bytes_of(tensor)).digest()
