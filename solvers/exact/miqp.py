@@ -27,8 +27,12 @@ from solvers.kernels.moves import Arrays, Floats, Integers, to_arrays
 MAX_PRODUCTS = 200_000
 """The most entries of sparse blocks that are taken."""
 
-TOLERANCE = 1e-9
-"""SCIP's feasibility tolerance: what ``t_i ≥ w_i²`` may be short of, in units of U - L."""
+TOLERANCE = 1e-7
+"""SCIP's feasibility tolerance: what ``t_i ≥ w_i²`` may be short of, in units of U - L.
+
+SCIP solves a doubtful linear program again at a thousandth of it, and its simplex solver prints a warning each time it
+is asked for less than 1e-10.
+"""
 
 DUAL_SHARE = 0.4
 """Share of the time left that the dual bound of what is stated may take."""

@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -201,6 +202,21 @@ def test_an_interrupted_milp_keeps_what_it_has_and_prints_nothing(monkeypatch, c
     assert solution.feasible
     assert len(heard) > 1
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.slow
+def test_miqp_prints_nothing(capfd):
+    """Whole numbers up to ±1000 in sparse blocks: SCIP doubts some of its linear programs and solves them again."""
+    rng = np.random.default_rng(0)
+    first, second = np.sort(rng.integers(0, 80, (2, 480)), axis=0)
+    weights = rng.integers(-1000, 1001, 480).astype(float)
+    apart = first // 4 != second // 4
+    terms = scipy.sparse.csr_array((weights[apart], (first[apart], second[apart])), shape=(80, 80))
+    use = rng.integers(1, 100, 80).astype(float)
+    names = [f"g{group}" for group in range(20)]
+    problem = Problem(names, [list("wxyz")] * 20, np.zeros(80), {"b": use}, {"b": 900.0}, PairTerms(sparse=terms))
+    assert solve(problem, "miqp", seed=0, time_limit=12.0).feasible
+    assert "".join(capfd.readouterr()) == ""
 
 
 def test_miqp_bends_no_budget():
