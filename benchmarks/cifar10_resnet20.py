@@ -20,13 +20,13 @@ import torch
 import qcompress
 from benchmarks import cifar
 from benchmarks.tables import markdown, write_results
-from formulations import PairTerms, Problem
-from qcompress.formulation import PAIR_STRENGTH
+from formulations import Problem
 from solvers import judge, solve
 
 AVERAGE_BITS = (4.0, 3.5, 3.0, 2.5)
 BITS = (2, 3, 4, 5, 6, 8)
 SPARSITY = (0, 0.5, 0.75)
+STRENGTHS: dict[str, bool | float] = {"additive": False, "pairs": True, "pairs, full strength": 1.0}
 
 
 def uniform_choice(problem: Problem, bits: int) -> np.ndarray:
@@ -42,14 +42,6 @@ def bits_budget(problem: Problem, average: float) -> float:
     low, high = int(np.floor(average)), int(np.ceil(average))
     sizes = [problem.evaluate(uniform_choice(problem, bits)).usage["bytes"] for bits in (low, high)]
     return float(np.floor(sizes[0] + (sizes[1] - sizes[0]) * (average - low)))
-
-
-def at_full_strength(problem: Problem) -> Problem:
-    """The problem with the pair terms as they were measured."""
-    factor = problem.pairs.factor
-    assert factor is not None
-    pairs = PairTerms(factor=factor / PAIR_STRENGTH**0.5)
-    return Problem(problem.groups, problem.options, problem.cost, problem.resources, problem.budgets, pairs)
 
 
 def main() -> None:
@@ -105,11 +97,9 @@ def main() -> None:
                 if average not in budgets:
                     budgets[average] = bits_budget(problem, average)
                 budget = budgets[average]
-                for name in ("uniform", "additive", "pairs", "pairs, full strength"):
+                for name, strength in {"uniform": False, **STRENGTHS}.items():
                     row = {"options": family, "method": method, "average_bits": average, "choice": name}
-                    stated = qcompress.formulate(measurement, {"bytes": budget}, pairs=name.startswith("pairs"))
-                    if name == "pairs, full strength":
-                        stated = at_full_strength(stated)
+                    stated = qcompress.formulate(measurement, {"bytes": budget}, pairs=strength)
                     if name == "uniform":
                         if method != "fisher" or "pruning" in family:
                             continue

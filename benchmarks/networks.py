@@ -13,7 +13,7 @@ from pathlib import Path
 
 import qcompress
 from benchmarks import cifar
-from benchmarks.cifar10_resnet20 import BITS, at_full_strength, bits_budget
+from benchmarks.cifar10_resnet20 import BITS, bits_budget
 from benchmarks.tables import markdown, write_results
 from solvers import solve
 from solvers.base import relative_gap
@@ -37,11 +37,9 @@ def main() -> None:
         calibration, _ = cifar.images(folder, "cifar10_train4k_jpegsource", 0, 512)
         options = qcompress.prune_quantize(bits=BITS, sparsity=(0,))
         measurement = qcompress.measure(model, cifar.batched(calibration), options)
-        whole = qcompress.formulate(measurement, {"bytes": 1.0})
+        whole = qcompress.formulate(measurement, {"bytes": 1.0}, pairs=1.0 if arguments.full_strength else True)
         for average in AVERAGE_BITS:
             problem = whole.with_budgets(bytes=bits_budget(whole, average))
-            if arguments.full_strength:
-                problem = at_full_strength(problem)
             limit = arguments.time_limit or (30 if depth == 20 else 60)
             begun = time.process_time()
             solution = solve(problem, "auto", time_limit=limit, seed=0)

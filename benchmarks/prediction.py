@@ -16,6 +16,7 @@ from scipy.stats import spearmanr
 
 import qcompress
 from benchmarks import cifar
+from benchmarks.cifar10_resnet20 import STRENGTHS
 from benchmarks.tables import markdown, write_results
 from solvers import judge
 
@@ -53,14 +54,16 @@ def main() -> None:
         start = time.perf_counter()
         measurement = qcompress.measure(model, batches, options, method=method)
         passes = (time.perf_counter() - start) / forward_s
-        stated = [qcompress.formulate(measurement, {"bytes": 1.0}, pairs=pairs) for pairs in (False, True)]
+        stated = {
+            name: qcompress.formulate(measurement, {"bytes": 1.0}, pairs=strength)
+            for name, strength in STRENGTHS.items()
+        }
         choices = random_choices(arguments.choices, len(measurement.parts), independent=arguments.independent)
         if true is None:
-            models = (qcompress.apply(model, measurement, judge(stated[0], choice)) for choice in choices)
+            models = (qcompress.apply(model, measurement, judge(stated["additive"], choice)) for choice in choices)
             true = np.array([cifar.kl(reference, cifar.logits(smaller, calibration)) for smaller in models])
-        additive, pairs = (np.array([problem.evaluate(choice).objective for choice in choices]) for problem in stated)
-        full = additive + (pairs - additive) / qcompress.PAIR_STRENGTH
-        for name, predicted in (("additive", additive), ("pairs", pairs), ("pairs, full strength", full)):
+        for name, problem in stated.items():
+            predicted = np.array([problem.evaluate(choice).objective for choice in choices])
             correlation = float(spearmanr(predicted, true)[0])
             rows.append({"method": method, "prediction": name, "spearman": correlation, "forward_passes": passes})
     columns = {

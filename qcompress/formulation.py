@@ -1,15 +1,22 @@
 """From a Measurement and a budget to a Problem.
 
-The terms between parts are taken at half strength. At full strength they predict random choices best, but a solver
-does not choose at random: it seeks out the choices whose errors are predicted to cancel, and that cancelling is the
-part of the prediction that holds least once many layers change together. ``benchmarks/cifar10_resnet20.py``
-measures both.
+A solver does not choose at random: it seeks out the choices whose errors are predicted to cancel, and that cancelling
+is the part of the prediction that holds least. Single costs are measured, the terms between parts are products of a
+factor taken at another curvature: mixed as they come they form no positive semidefinite whole, and a solver finds
+choices that lose "less than nothing". So every row of the factor is scaled until half its square is at most the
+measured cost of its option (`consistent_rows`), and the terms between parts count at the strength t (`PAIR_STRENGTH`
+by default). With the additive part ``A`` and the positive costs in it ``A⁺``,
+
+    objective - offset = (A - t·A⁺) + t·(A⁺ - Σ_v ½‖F_v‖²) + t·½‖Σ_v F_v‖²  ≥  A - t·A⁺,
+
+which is ``(1 - t)·A ≥ 0`` where no option is measured to lower the loss, for every choice whatsoever.
 """
 
 import math
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from formulations import Problem
 from formulations.generators.prune_quantize import prune_quantize
@@ -17,14 +24,14 @@ from qcompress.errors import OptionsError
 from qcompress.measurement import Measurement
 
 PAIR_STRENGTH = 0.5
-
+"""Strength of the terms between parts, unless another one is asked for."""
 
 CHANGES = "changes"
 """Name of the resource that `formulate` counts changed parts by."""
 
 
 def formulate(
-    measurement: Measurement, budget: Mapping[str, float], *, pairs: bool = True, changes: int | None = None
+    measurement: Measurement, budget: Mapping[str, float], *, pairs: bool | float = True, changes: int | None = None
 ) -> Problem:
     """State the choice of options as a problem that any solver takes.
 
@@ -33,12 +40,14 @@ def formulate(
         budget: resource → the most the compressed model may use in all. A value up to 1 is a fraction of the
             original, above 1 it is absolute: ``{"bytes": 0.15}``, ``{"bytes": 120_000, "macs": 0.5}``. Below a second
             of ``latency_s`` (see `time_options`) give the fraction, or ``Problem.with_budgets``.
-        pairs: with the terms between different parts (at `PAIR_STRENGTH`); False gives the additive problem.
+        pairs: the terms between different parts: False for none (the additive problem), True for `PAIR_STRENGTH`, or
+            their strength, a float from 0.0 to 1.0. A choice's objective is never below ``1 - strength`` times its
+            additive part, and that of a single change is its measured cost.
         changes: parts at most that take another option than they were measured at (a trust region, after
             `remeasure`): one more resource and budget.
 
     Raises:
-        OptionsError: an unknown resource, or a budget that is no positive number.
+        OptionsError: an unknown resource, or a budget that is no positive number, or a strength outside its range.
 
     >>> from qcompress import measure, prune_quantize
     >>> import torch
@@ -51,6 +60,7 @@ def formulate(
         raise OptionsError(
             f"give at least one budget, as {{'bytes': 0.25}}; measured are: {', '.join(measurement.resources)}"
         )
+    strength = pair_strength(pairs)
     limits = {}
     for name, value in budget.items():
         if name not in measurement.resources:
@@ -76,7 +86,37 @@ def formulate(
         measurement.cost,
         resources,
         limits,
-        factor=measurement.factor * PAIR_STRENGTH**0.5 if pairs else None,
+        factor=consistent_rows(measurement.factor, measurement.cost) * strength**0.5 if strength else None,
         fixed=measurement.fixed,
         offset=measurement.standing_loss,
     )
+
+
+def pair_strength(pairs: bool | float) -> float:
+    """The strength that ``pairs`` of `formulate` stands for.
+
+    Raises:
+        OptionsError: it stands for none.
+
+    >>> pair_strength(True), pair_strength(False), pair_strength(0.25)
+    (0.5, 0.0, 0.25)
+    """
+    if isinstance(pairs, bool):
+        return PAIR_STRENGTH if pairs else 0.0
+    if not (isinstance(pairs, (int, float)) and 0 <= pairs <= 1):
+        raise OptionsError(f"pairs must be True, False or a strength from 0.0 to 1.0, found {pairs!r}")
+    return float(pairs)
+
+
+def consistent_rows(factor: NDArray[np.float64], cost: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``(V, r)``: the rows of ``factor``, each shrunk so that half its square is at most its option's ``cost``.
+
+    A row whose option costs nothing or less is zero: it has no loss that another change could cancel.
+
+    >>> consistent_rows(np.array([[2.0, 0.0], [0.0, 2.0], [1.0, 1.0]]), np.array([0.5, 8.0, -0.1])).tolist()
+    [[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]]
+    """
+    half_square = 0.5 * np.square(factor).sum(axis=1)
+    reach = np.maximum(cost, 0.0)
+    scale = np.sqrt(np.divide(reach, half_square, out=np.ones_like(reach), where=half_square > reach))
+    return np.asarray(factor * scale[:, None])
