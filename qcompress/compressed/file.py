@@ -95,7 +95,7 @@ def save_compressed(model: nn.Module, path: AnyPath) -> SavedFile:
 
 
 def load_compressed(path: AnyPath, model_factory: Callable[[], Model]) -> Model:
-    """The compressed model from its file, in the mode and on the device that ``model_factory`` gives.
+    """The compressed model from its file, in evaluation mode, on the device that ``model_factory`` gives.
 
     Args:
         path: what `save_compressed` wrote.
@@ -130,7 +130,7 @@ def load_compressed(path: AnyPath, model_factory: Callable[[], Model]) -> Model:
             state[name][1].copy_(value)
     record = (replace(item, stored={}) if isinstance(item.transform, Keep) else item for item in parts)
     attach(model, Compression(parts=tuple(record)))
-    return model
+    return model.eval()
 
 
 def stored_parts(path: AnyPath) -> tuple[CompressedPart, ...]:
