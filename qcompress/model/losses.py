@@ -125,7 +125,7 @@ class CallableLoss(Loss):
         return self.values(output, batch).double() - self.values(reference, batch).double()
 
     def gradient(self, point: Tensor, batch: Any, reference: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """By autograd."""
+        """The gradient, by autograd."""
         with torch.enable_grad():
             output = point.detach().requires_grad_(True)
             return torch.autograd.grad(self.values(output, batch).sum(), output)[0]
