@@ -8,7 +8,7 @@
 from formulations import Evaluation, PairTerms, Problem
 from qcompress.compressed.apply import apply, apply_
 from qcompress.compressed.factored import fold_
-from qcompress.compressed.file import load_compressed, save_compressed
+from qcompress.compressed.file import compressed_size, load_compressed, save_compressed
 from qcompress.compression import Result, compress
 from qcompress.engines.base import Engine, EngineInfo
 from qcompress.engines.export import ExportedFile, export
@@ -74,6 +74,7 @@ __all__ = [
     "refine",
     "remeasure",
     "prune_quantize",
+    "compressed_size",
     "save_compressed",
     "solve",
     "split_vocabulary_",

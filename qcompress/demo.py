@@ -20,7 +20,7 @@ from qcompress.errors import MissingError
 from qcompress.formulation import formulate
 from qcompress.measuring.measure import measure
 from qcompress.measuring.true_loss import mean_loss
-from qcompress.model.parts import total_bytes
+from qcompress.model.tensors import total_bytes
 from qcompress.options import low_rank, prune_quantize
 from solvers import solve
 

@@ -28,7 +28,8 @@ from qcompress import (
 from qcompress.compressed.factored import FactoredEmbedding, factored
 from qcompress.errors import DataError, ModelError, OptionsError
 from qcompress.measuring.moments import second_moments
-from qcompress.model.parts import survey, total_bytes
+from qcompress.model.parts import survey
+from qcompress.model.tensors import total_bytes
 from qcompress.transforms.base import Target, Weight
 from qcompress.transforms.low_rank.factors import LowRank
 from qcompress.vocabulary import (

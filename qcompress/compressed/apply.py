@@ -17,6 +17,7 @@ from qcompress.errors import ModelError
 from qcompress.measurement import Measurement
 from qcompress.model.batch_norm import reestimate_
 from qcompress.model.forward import Forward, first_batch
+from qcompress.model.tensors import left_out_bytes, total_bytes
 from qcompress.transforms.base import Keep, Transform
 from solvers import Solution
 
@@ -128,6 +129,7 @@ def _apply(
     batch_norm_data: Iterable[Any] | None,
     forward: Forward | None,
 ) -> Model:
+    fixed_bytes = _fixed_bytes(model, measurement)
     parts = []
     for part, weight, transform in zip(measurement.parts, measurement.weights(model), transforms, strict=True):
         try:
@@ -136,7 +138,25 @@ def _apply(
             raise ModelError(f"cannot compress {part.name!r}: {error}") from error
         parts.append(CompressedPart(part=part, transform=transform, stored=stored))
     install_(model, parts)
-    attach(model, Compression(parts=tuple(parts)))
+    chosen_bytes = sum(item.transform.size_bytes(item.part.target) for item in parts)
+    attach(model, Compression(parts=tuple(parts), payload_bytes=fixed_bytes + chosen_bytes))
     if batch_norm_data is not None:
         reestimate_(model, batch_norm_data, forward)
     return model
+
+
+def _fixed_bytes(model: nn.Module, measurement: Measurement) -> int:
+    """What everything takes that is no part, without buffers that no state dict takes.
+
+    Raises:
+        ModelError: it is not what was measured.
+    """
+    dense = sum(part.target.dense_bytes for part in measurement.parts)
+    found, expected = total_bytes(model) - dense, int(measurement.fixed["bytes"])
+    left_out = left_out_bytes(model)
+    if found != expected and not left_out:  # their size may depend on what the model was run on last
+        raise ModelError(
+            f"this is not the model that was measured: what stays as it is takes {found:,} bytes, measured were "
+            f"{expected:,}; tensors were added or removed, or no longer share memory"
+        )
+    return found - left_out

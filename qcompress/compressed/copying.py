@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from qcompress.errors import ModelError
 from qcompress.model import forward as forwards
-from qcompress.model.tensors import Memory, held_tensors
+from qcompress.model.tensors import Held, Memory, held_tensors, overlapping
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -62,9 +62,25 @@ def own_copy(model: Model, batch: Any = None, forward: forwards.Forward | None =
 
 def _copied(model: Model) -> Model:
     try:
-        return copy.deepcopy(model)
+        copied = copy.deepcopy(model)
     except Exception as error:  # whatever the model's own objects raise
         raise ModelError(f"the model cannot be copied: {_culprit(model) or repr(error)}; {_IN_PLACE}") from error
+    _share_as_before(held_tensors(model), held_tensors(copied))
+    return copied
+
+
+def _share_as_before(original: tuple[Held, ...], copied: tuple[Held, ...]) -> None:
+    """Let tensors of the copy share memory where the original's do; `copy.deepcopy` only knows of one and the same."""
+    shared = overlapping(original)
+    storages: dict[int, torch.UntypedStorage] = {}
+    for item, twin in zip(original, copied, strict=True):
+        if id(item.tensor) in shared:
+            storage = item.tensor.untyped_storage()
+            if storage.data_ptr() not in storages:
+                storages[storage.data_ptr()] = storage.clone()  # type: ignore[no-untyped-call]
+            own, old = storages[storage.data_ptr()], item.tensor
+            view = torch.empty(0, dtype=old.dtype, device=old.device)
+            twin.tensor.data = view.set_(own, old.storage_offset(), old.shape, old.stride())
 
 
 def _culprit(model: nn.Module) -> str:

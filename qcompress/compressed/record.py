@@ -16,6 +16,7 @@ from qcompress.compressed.factored import Factored, factored, replace_
 from qcompress.errors import ArtefactError
 from qcompress.model import layers
 from qcompress.model.parts import Part
+from qcompress.model.tensors import same_bits
 from qcompress.transforms.base import Transform
 
 _ATTRIBUTE = "_qcompress_compression"
@@ -68,18 +69,20 @@ class CompressedPart:
             if found[0].shape != (target.channels, target.per_channel) or found[0].dtype != target.dtype:
                 return None
             expected = [self.rows() if self.stored else found[0]]
-        same = all(
-            one.dtype == other.dtype and torch.equal(one.cpu(), other.cpu())
-            for one, other in zip(found, expected, strict=True)
-        )
-        return weights if same else None
+        return weights if all(map(same_bits, found, expected)) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Compression:
-    """How every part of a model is stored."""
+    """How every part of a model is stored.
+
+    Attributes:
+        payload_bytes: what the whole model takes as it was predicted, without buffers that no state dict takes (their
+            size may depend on what a model was run on); None where nothing was.
+    """
 
     parts: tuple[CompressedPart, ...]
+    payload_bytes: int | None = None
 
 
 def record_of(model: nn.Module) -> Compression | None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from qcompress.errors import ModelError, OptionsError
 from qcompress.model import forward as forwards
 from qcompress.model import layers
+from qcompress.model.tensors import held_tensors, overlapping, size_bytes, total_bytes, unregistered_modules
 from qcompress.transforms.base import Target, Weight, Window
 
 REPLACEABLE = (nn.Linear, nn.Conv2d, nn.Embedding)
@@ -104,7 +105,7 @@ def survey(
     for name, module in model.named_modules():
         if not layers.why_unsupported(module) and not bool(torch.isfinite(layers.weight_of(module)).all()):
             raise ModelError(f"the weight of {name!r} ({type(module).__name__}) holds NaN or infinity")
-    owners = _weight_owners(model)
+    owners, shared = _weight_owners(model), overlapping(held_tensors(model))
     calls = _count_calls(model, data, forward)
     parts: list[Part] = []
     skipped: list[Skipped] = []
@@ -118,10 +119,16 @@ def survey(
         reason = layers.why_unsupported(module)
         if not reason and not all(path in calls for path in modules):
             reason = "never called as a module; its weight is used in some other way, if at all"
+        if not reason and id(own[0]) in shared:
+            reason = f"its weight lies in the memory of {shared[id(own[0])]!r}, which would change with it"
         if reason:
-            skipped.append(Skipped(name=name, size_bytes=sum(map(_size_bytes, own)), reason=reason))
+            skipped.append(Skipped(name=name, size_bytes=sum(map(size_bytes, own)), reason=reason))
         else:
             parts += _blocks(model, modules, [calls[path] for path in modules], granularity)
+    for name, module in unregistered_modules(model).items():
+        if own := list(module.parameters(recurse=False)):
+            reason = "in a plain list or dict, where PyTorch does not see it: use nn.ModuleList or nn.ModuleDict"
+            skipped.append(Skipped(name=name, size_bytes=sum(map(size_bytes, own)), reason=reason))
     if not parts:
         found = (
             "; ".join(f"{item.name or 'the model itself'}: {item.reason}" for item in skipped[:5]) or "no parameters"
@@ -158,11 +165,6 @@ def weights_of(
             yield layer[1].block(rows, part.target)
 
 
-def total_bytes(model: nn.Module) -> int:
-    """Bytes of everything in the model's state dict, shared tensors once."""
-    return sum(_size_bytes(tensor) for tensor in unique_state(model).values())
-
-
 def unique_state(model: nn.Module) -> dict[str, Tensor]:
     """The state dict with every shared parameter or buffer under its first name only."""
     seen: set[int] = set()
@@ -172,10 +174,6 @@ def unique_state(model: nn.Module) -> dict[str, Tensor]:
             seen.add(id(tensor))
             unique[name] = tensor.detach()
     return unique
-
-
-def _size_bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
 
 
 def _weight_owners(model: nn.Module) -> dict[int, tuple[str, ...]]:

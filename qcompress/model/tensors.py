@@ -14,8 +14,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from qcompress.errors import ModelError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -132,8 +135,8 @@ def first_names(held: Iterable[Held]) -> dict[str, str]:
         extent = extent_of(item.tensor)
         key: Any = id(item.tensor)
         if not item.persistent:
-            key = (item.tensor.dtype, tuple(item.tensor.shape), _digest(item.tensor))
-        elif extent is not None and extent[2] - extent[1] == item.tensor.numel() * item.tensor.element_size():
+            key = (item.tensor.dtype, tuple(item.tensor.shape), hashlib.sha256(bytes_of(item.tensor)).digest())
+        elif extent is not None and extent[2] - extent[1] == size_bytes(item.tensor):
             key = (item.tensor.dtype, *extent)
         names[item.name] = first.setdefault(key, item.name)
     return names
@@ -164,10 +167,70 @@ class Memory:
         return self._ends[place][1]
 
 
-def bytes_of(tensor: Tensor) -> Any:
-    """The numbers of a tensor as bytes, in the order of its dimensions."""
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The numbers of a tensor as bytes, in the order of its dimensions; shares its memory where it can."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def _digest(tensor: Tensor) -> bytes:
-    return hashlib.sha256(bytes_of(tensor)).digest()
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same type, shape and bits: 0 is not -0, and not-a-number is itself."""
+    return (
+        one.dtype == other.dtype
+        and one.shape == other.shape
+        and np.array_equal(np.asarray(bytes_of(one)), np.asarray(bytes_of(other)))
+    )
+
+
+def digest_of(model: nn.Module) -> str:
+    """SHA-256 over the names, types, shapes and bits of all tensors that ``model`` holds."""
+    digest = hashlib.sha256()
+    for item in _once(model):
+        digest.update(f"{item.name} {item.tensor.dtype} {tuple(item.tensor.shape)}\n".encode())
+        digest.update(bytes_of(item.tensor))
+    return digest.hexdigest()
+
+
+def total_bytes(model: nn.Module) -> int:
+    """Bytes of everything that ``model`` holds, what is the same memory once.
+
+    Raises:
+        ModelError: a tensor is sparse.
+
+    >>> total_bytes(nn.Linear(3, 2))
+    32
+    """
+    return sum(size_bytes(item.tensor) for item in _once(model))
+
+
+def left_out_bytes(model: nn.Module) -> int:
+    """Bytes of the buffers among them that no state dict takes."""
+    return sum(size_bytes(item.tensor) for item in _once(model) if not item.persistent)
+
+
+def _once(model: nn.Module) -> list[Held]:
+    held = held_tensors(model)
+    if sparse := [item.name for item in held if item.tensor.layout != torch.strided]:
+        raise ModelError(f"{sparse[0]!r} is a sparse tensor, which cannot be stored: make it a dense one")
+    first = first_names(held)
+    return [item for item in held if first[item.name] == item.name]
+
+
+def size_bytes(tensor: Tensor) -> int:
+    """Bytes of the numbers of a tensor."""
+    return tensor.numel() * tensor.element_size()
+
+
+def overlapping(held: Iterable[Held]) -> dict[int, str]:
+    """Id of a tensor → name of another one that shares some of its memory, as far as there is one."""
+    items = {id(item.tensor): item for item in held}
+    spans = [(extent, item) for item in items.values() if (extent := extent_of(item.tensor)) is not None]
+    spans.sort(key=lambda span: (str(span[0][0]), *span[0][1:]))
+    found: dict[int, str] = {}
+    longest: tuple[Extent, Held] | None = None  # of those so far the one that reaches furthest
+    for extent, item in spans:
+        if longest is not None and longest[0][0] == extent[0] and extent[1] < longest[0][2]:
+            found[id(item.tensor)] = longest[1].name
+            found.setdefault(id(longest[1].tensor), item.name)
+        if longest is None or longest[0][0] != extent[0] or extent[2] > longest[0][2]:
+            longest = extent, item
+    return found

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.compressed.factored import Factored
-from qcompress.compressed.record import CompressedPart, Compression, attach, record_of
+from qcompress.compressed.record import CompressedPart, attach, record_of
 from qcompress.model import layers
 from qcompress.transforms.base import Keep, Target, Transform, Weight
 from qcompress.transforms.low_rank.factors import LowRank
@@ -58,7 +58,7 @@ class Trained:
                 replace(own, transform=own.transform.nearest) if _is_trained(model, own) else own for own in found.parts
             )
         )
-        self.model, self.record = model, found and Compression(parts=parts)
+        self.model, self.record = model, found and replace(found, parts=parts)
         self.pieces = [piece for own in (self.record.parts if self.record else ()) for piece in _pieces(model, own)]
 
     @contextlib.contextmanager
@@ -98,7 +98,7 @@ class Trained:
         )
         for piece in self.pieces:
             piece.set_(piece.approximation())
-        attach(self.model, Compression(parts=parts))
+        attach(self.model, replace(self.record, parts=parts))
 
 
 def _is_trained(model: nn.Module, own: CompressedPart) -> bool:

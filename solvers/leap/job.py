@@ -286,7 +286,7 @@ def _decoded(job: Job, form: Form, answer: Any, connection: Connection) -> Sampl
 
 
 def scaled(problem: Problem) -> Problem:
-    """The problem as solvers see it, scaled to about 1."""
+    """As solvers see it."""
     return problem.scaled(1.0 / objective_size(problem))
 
 
@@ -304,7 +304,7 @@ def _problem_file(folder: Path, fingerprint: str) -> Path:
 
 
 def _identified(job: Job, connection: Connection) -> Job:
-    """The job with its problem id, if the service already has the problem of an interrupted submission."""
+    """With the problem's id, if the service has the problem of an interrupted submission."""
     if job.problem_id is None and job.sending and (found := connection.find(job.label)) is not None:
         return job._next(problem_id=found, status="PENDING")
     return job

@@ -1,9 +1,11 @@
 """Files of compressed models: exact bytes, bit for bit back, and one clear error for everything else."""
 
+import base64
 import copy
 import json
 import pickle
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from qcompress.compressed import container
 from qcompress.compressed.apply import apply
 from qcompress.compressed.factored import fold_
-from qcompress.compressed.file import _checksum, load_compressed, save_compressed
+from qcompress.compressed.file import load_compressed, save_compressed, stored_parts
 from qcompress.compressed.record import record_of
 from qcompress.errors import ArtefactError
 from qcompress.options import low_rank, prune_quantize
@@ -217,19 +220,44 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 Change = Callable[[dict[str, torch.Tensor], dict[str, Any]], object]
 
 
-def rewritten(path: Path, change: Change) -> None:
-    with safetensors.safe_open(path, framework="pt") as file:
-        header = json.loads(file.metadata()["qcompress"])
-    tensors = safetensors.torch.load(path.read_bytes())
+def rewrite_as_version_2(path: Path, change: Change = lambda tensors, header: None) -> None:
+    """Write a file anew as earlier versions did: an entry for each array, everything else in plain JSON."""
+    contents, _ = container.read(path)
+    tensors = {f"{item.part.name}/{name}": value for item in contents.parts for name, value in item.stored.items()}
+    tensors |= contents.plain
+    header: dict[str, Any] = {
+        "kind": "qcompress compressed model",
+        "version": 2,
+        "parts": [
+            {"part": item.part.to_json(), "transform": item.transform.to_json(), "arrays": sorted(item.stored)}
+            for item in contents.parts
+        ],
+        "plain": list(contents.plain),
+        "state": {name: [own.dtype, list(own.shape), own.first] for name, own in contents.state.items()},
+    }
     change(tensors, header)
-    header["crc32"] = _checksum(tensors)
+    header["crc32"] = 0
+    for name in sorted(tensors):
+        header["crc32"] = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, header["crc32"])
     path.write_bytes(safetensors.torch.save(tensors, {"qcompress": json.dumps(header)}))
 
 
-@pytest.mark.parametrize("found", [{"version": 3}, {"version": "1"}, {"kind": "something else"}])
+def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], object]) -> None:
+    """Write a file anew with another index or header."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["qcompress"])
+    index = json.loads(zlib.decompress(base64.b85decode(header["index"])))
+    change(index, header)
+    header["index"] = base64.b85encode(zlib.compress(json.dumps(index).encode())).decode()
+    path.write_bytes(
+        safetensors.torch.save(safetensors.torch.load(path.read_bytes()), {"qcompress": json.dumps(header)})
+    )
+
+
+@pytest.mark.parametrize("found", [{"version": 4}, {"version": "1"}, {"kind": "something else"}])
 def test_a_newer_version_or_another_kind_is_refused(saved: Path, found: dict[str, Any]) -> None:
     rewritten(saved, lambda tensors, header: header.update(found))
-    with pytest.raises(ArtefactError, match="this program reads 'qcompress compressed model' up to version 2"):
+    with pytest.raises(ArtefactError, match="this program reads 'qcompress compressed model' up to version 3"):
         load_compressed(saved, Mixed)
 
 
@@ -254,9 +282,50 @@ def test_a_header_that_is_no_json_is_refused(saved: Path) -> None:
         lambda tensors, header: header["parts"][0].update(arrays=["codes"]),
     ],
 )
-def test_a_damaged_file_is_refused(saved: Path, change: Change) -> None:
-    rewritten(saved, change)
+def test_a_damaged_file_of_version_2_is_refused(saved: Path, change: Change) -> None:
+    rewrite_as_version_2(saved, change)
     with pytest.raises(ArtefactError, match="is damaged"):
+        load_compressed(saved, Mixed)
+
+
+def test_a_file_of_version_2_loads_as_before(smaller: nn.Module, saved: Path) -> None:
+    rewrite_as_version_2(saved)
+    assert same_state(load_compressed(saved, Mixed), smaller)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda index, header: index.pop("layers"),
+        lambda index, header: index.pop("names"),
+        lambda index, header: index["names"].pop(),
+        lambda index, header: index["layers"].pop(),
+        lambda index, header: index["layers"][0][1].append(0),
+        lambda index, header: index["layers"][0][1].__setitem__(0, 99),
+        lambda index, header: index["plain"].pop(),
+        lambda index, header: index["plain"].append([0, 10**6]),
+        lambda index, header: index["transforms"][0].update(kind="zip"),
+        lambda index, header: index["stores"][0][1].update(dtype="float33"),
+        lambda index, header: index["stores"][0][1].update(channels=3),
+        lambda index, header: index["stores"][0][2].pop(),
+        lambda index, header: index["shapes"].__setitem__(0, ["float32", [7]]),
+        lambda index, header: header.pop("digest"),
+        lambda index, header: index.clear(),
+    ],
+)
+def test_a_file_with_another_index_is_refused(
+    saved: Path, change: Callable[[dict[str, Any], dict[str, Any]], object]
+) -> None:
+    rewritten(saved, lambda index, header: None)
+    load_compressed(saved, Mixed)
+    rewritten(saved, change)
+    with pytest.raises(ArtefactError, match="is damaged|another architecture"):
+        load_compressed(saved, Mixed)
+
+
+def test_a_model_with_another_digest_is_refused(saved: Path) -> None:
+    rewritten(saved, lambda index, header: header.update(digest="0" * 64))
+    with pytest.raises(ArtefactError, match="is not the one that was saved: its tensors have another digest"):
         load_compressed(saved, Mixed)
 
 
@@ -355,12 +424,14 @@ def test_a_loaded_model_is_in_evaluation_mode_whatever_the_factory_gives(saved):
     assert not any(module.training for module in loaded.modules())
 
 
-def test_the_header_is_plain_json_and_the_loaded_model_keeps_the_record(saved: Path) -> None:
-    with safetensors.safe_open(saved, framework="pt") as file:
-        header = json.loads(file.metadata()["qcompress"])
-    record = record_of(load_compressed(saved, Mixed))
+def test_the_loaded_model_keeps_the_record(saved: Path, smaller: nn.Module) -> None:
+    before, record = record_of(smaller), record_of(load_compressed(saved, Mixed))
+    assert before is not None
     assert record is not None
-    assert [item.transform.to_json() for item in record.parts] == [part["transform"] for part in header["parts"]]
+    assert [(item.part, item.transform) for item in record.parts] == [
+        (item.part, item.transform) for item in before.parts
+    ]
+    assert [item.transform for item in stored_parts(saved)] == [item.transform for item in record.parts]
 
 
 def test_one_layer_alone_is_saved(tmp_path: Path) -> None:

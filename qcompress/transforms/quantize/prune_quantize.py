@@ -71,7 +71,7 @@ class PruneQuantize(Transform):
 
     @property
     def label(self) -> str:
-        """The name, as ``"4 bits"`` or ``"4 bits, 50 % sparse, compensated"``."""
+        """As ``"4 bits"`` or ``"4 bits, 50 % sparse, compensated"``."""
         sparse = f", {100 * self.sparsity:.12g} % sparse" if self.sparsity else ""
         return f"{self.bits} bits{sparse}" + (", compensated" if self.compensated else "")
 
@@ -81,7 +81,7 @@ class PruneQuantize(Transform):
         return replace(self, compensated=False)
 
     def to_json(self) -> dict[str, Any]:
-        """The transform as JSON; rounding to nearest has no entry, as in files from before there was a choice."""
+        """As of any offer; rounded to nearest, without the word, as before there was one."""
         value = super().to_json()
         return value if self.compensated else {name: own for name, own in value.items() if name != "compensated"}
 
@@ -132,7 +132,7 @@ class PruneQuantize(Transform):
     def approximate(self, weight: Weight) -> Tensor:
         """What `decode` gives for `encode`, without packing and unpacking."""
         codes, scales, _ = self._quantized(weight)
-        return _dequantized(codes, scales, weight.target.dtype)
+        return _dequantized(codes.add_(0.0), scales, weight.target.dtype)  # codes that are stored have no -0
 
     def _quantized(self, weight: Weight) -> tuple[Tensor, Tensor, Tensor | None]:
         """Codes as float32 rows (0 where pruned), scales, and which weights are kept (None for all)."""

@@ -1,0 +1,155 @@
+"""How the contents of a compressed model are put into a safetensors file and read back.
+
+One array of bytes holds all arrays one after the other, and one entry of the metadata says what they are: an entry of
+its own for every array would take more than the small ones themselves. Files of earlier versions are read as well.
+"""
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor, nn
+
+from formulations.files import AnyPath
+from qcompress.compressed.index import Contents, Described, dtype_name, pack_index, unpack_index
+from qcompress.compressed.record import CompressedPart
+from qcompress.errors import ArtefactError
+from qcompress.model.parts import Part
+from qcompress.model.tensors import EXTRA_STATE, bytes_of, held_tensors
+from qcompress.options import transform_from_json
+
+FILE_KIND = "qcompress compressed model"
+FILE_VERSION = 3
+_HEADER = "qcompress"
+_PAYLOAD = "payload"
+
+_DAMAGE = (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, zlib.error)
+
+
+def head(contents: Contents, digest: str) -> bytes:
+    """Everything that comes before the arrays; its length depends on neither the arrays' values nor the digest.
+
+    Args:
+        contents: of the file.
+        digest: of the model that it is the file of, 64 characters.
+    """
+    crc32 = 0
+    for array in contents.arrays:
+        crc32 = zlib.crc32(bytes_of(array), crc32)
+    own = {
+        "kind": FILE_KIND, "version": FILE_VERSION, "crc32": f"{crc32:08x}", "digest": digest,
+        "index": pack_index(contents),
+    }  # fmt: skip
+    size = contents.payload_bytes
+    value = {
+        "__metadata__": {_HEADER: json.dumps(own, separators=(",", ":"))},
+        _PAYLOAD: {"dtype": "U8", "shape": [size], "data_offsets": [0, size]},
+    }
+    text = json.dumps(value, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the arrays begin where any type may
+    return len(text).to_bytes(8, "little") + text
+
+
+def read(path: AnyPath) -> tuple[Contents, str | None]:
+    """The contents of a file, and the digest of the model that it was made of (None before version 3).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ArtefactError: it is no whole file of this kind.
+    """
+    metadata, tensors = _read(path)
+    if _HEADER not in metadata:
+        raise ArtefactError(f"{path} is a safetensors file, but no {FILE_KIND}: it has no {_HEADER!r} header")
+    try:
+        header = json.loads(metadata[_HEADER])
+        kind, version = header["kind"], header["version"]
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ArtefactError(f"{path} is damaged: no readable header in it ({error!r})") from error
+    if kind != FILE_KIND or not isinstance(version, int) or version > FILE_VERSION:
+        raise ArtefactError(
+            f"{path} holds a {kind!r} of version {version!r}; "
+            f"this program reads {FILE_KIND!r} up to version {FILE_VERSION}"
+        )
+    if header.get("crc32") != (f"{_checksum(tensors):08x}" if version >= 3 else _checksum(tensors)):
+        raise ArtefactError(f"{path} is damaged: its arrays do not have the checksum they were written with")
+    try:
+        if version < 3:
+            contents, digest = _contents_of_version_2(header, tensors), None
+        else:
+            contents, digest = unpack_index(header["index"], tensors[_PAYLOAD]), str(header["digest"])
+        for item in contents.parts:
+            _require_size(item)
+    except _DAMAGE as error:
+        raise ArtefactError(f"{path} is damaged: its header does not fit its arrays ({error!r})") from error
+    return contents, digest
+
+
+def require_tensors(model: nn.Module) -> None:
+    """Refuse a model whose state no file can hold.
+
+    Raises:
+        ArtefactError: a module has a state of its own that is no tensor, or a tensor is sparse.
+    """
+    for path, module in model.named_modules():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            extra = module.get_extra_state()
+            if not isinstance(extra, Tensor):
+                name = f"{path}.{EXTRA_STATE}" if path else EXTRA_STATE
+                raise ArtefactError(
+                    f"the state dict's {name!r} is {type(extra).__name__}, not a tensor: it cannot be stored"
+                )
+    for item in held_tensors(model):
+        if item.tensor.layout != torch.strided:
+            raise ArtefactError(f"{item.name!r} is a sparse tensor, which cannot be stored: make it a dense one")
+
+
+def _read(path: AnyPath) -> tuple[dict[str, str], dict[str, Tensor]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        with Path(path).open("rb") as file:
+            start = file.read(8)  # of a safetensors file the length of its header, which ends in zeros
+        if start[:2] == b"PK" or (start[:1] == b"\x80" and any(start[2:])):
+            raise ArtefactError(
+                f"{path} is a pickle (as torch.save writes), which is never loaded; give a file of save_compressed()"
+            ) from error
+        raise ArtefactError(
+            f"{path} is no whole compressed model: cut short, damaged or of another kind ({error})"
+        ) from error
+
+
+def _checksum(tensors: dict[str, Tensor]) -> int:
+    """CRC-32 over the bytes of all tensors, by name."""
+    value = 0
+    for name in sorted(tensors):
+        value = zlib.crc32(bytes_of(tensors[name]), value)
+    return value
+
+
+def _require_size(item: CompressedPart) -> None:
+    found = sum(tensor.numel() * tensor.element_size() for tensor in item.stored.values())
+    expected = item.transform.size_bytes(item.part.target)
+    if found != expected:
+        raise ValueError(f"{item.part.name!r} has {found} bytes, {item.transform.label} takes {expected}")
+
+
+def _contents_of_version_2(header: dict[str, Any], tensors: dict[str, Tensor]) -> Contents:
+    """What earlier versions wrote: every array under its own name, and the state dict alone."""
+    parts = []
+    for value in header["parts"]:
+        part = Part.from_json(value["part"])
+        stored = {name: tensors[f"{part.name}/{name}"].clone() for name in value["arrays"]}
+        parts.append(CompressedPart(part=part, transform=transform_from_json(value["transform"]), stored=stored))
+    state = {
+        name: Described(dtype=dtype, shape=tuple(shape), first=first)
+        for name, (dtype, shape, first) in header["state"].items()
+    }
+    plain = {name: tensors[name].clone() for name in header["plain"]}
+    for name, tensor in plain.items():
+        if (dtype_name(tensor), tuple(tensor.shape)) != (state[name].dtype, state[name].shape):
+            raise ValueError(f"{name!r} is {dtype_name(tensor)} {tuple(tensor.shape)}, expected {state[name]}")
+    return Contents(parts=tuple(parts), plain=plain, state=state)

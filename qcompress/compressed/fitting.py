@@ -1,0 +1,93 @@
+"""Whether a model is of the architecture that a file holds, and how the file's tensors are put into it."""
+
+import torch
+from torch import Tensor, nn
+
+from formulations.files import AnyPath
+from qcompress.compressed.index import Contents, Described, dtype_name
+from qcompress.errors import ArtefactError
+from qcompress.model import layers
+from qcompress.model.parts import Part
+from qcompress.model.tensors import EXTRA_STATE, held_tensors
+
+
+def part_differences(part: Part, model: nn.Module) -> list[str]:
+    """What of ``model`` does not fit a part of the file."""
+    target = part.target
+    try:
+        module = model.get_submodule(part.modules[0])
+    except AttributeError:
+        return [f"it has no layer {part.modules[0]!r}"]
+    reason = layers.why_unsupported(module)
+    if reason or type(module).__name__ != target.layer:
+        return [f"{part.modules[0]!r} is {type(module).__name__}, in the file {target.layer}"]
+    if target.window is not None:
+        kernel, expected = (*module.kernel_size, module.groups), (*target.window.kernel, 1)  # type: ignore[misc]
+        if kernel != expected:
+            words = ["a kernel of {}×{} in {} groups".format(*own) for own in (kernel, expected)]
+            return [f"{part.modules[0]!r} has {words[0]}, in the file {words[1]}"]
+    rows = layers.to_rows(module, layers.weight_of(module).detach())
+    start, stop = part.rows or (0, len(rows))
+    if stop > len(rows) or (stop - start, rows.shape[1]) != (target.channels, target.per_channel):
+        size = f"{len(rows)} channels of {rows.shape[1]} weights"
+        return [f"{part.name!r} has {size}, in the file {target.channels} of {target.per_channel}"]
+    return []
+
+
+def state_differences(expected: dict[str, Described], found: dict[str, Described]) -> list[str]:
+    """What of a state does not fit the file's.
+
+    Buffers that no state dict takes are put in place whatever there is; only the file may lack them (before version 3).
+    """
+    differences = [f"it lacks {name!r}" for name, own in expected.items() if own.persistent and name not in found]
+    differences += [
+        f"it has {name!r}, the file has not" for name, own in found.items() if own.persistent and name not in expected
+    ]
+    for name, own in expected.items():
+        if name in found and own.persistent and found[name] != own:
+            differences.append(f"{name!r} is {found[name].words(name)}, in the file {own.words(name)}")
+    return sorted(differences)
+
+
+def put_(model: nn.Module, contents: Contents) -> None:
+    """Give every tensor of ``model`` that is no part's weight the values of the file.
+
+    Raises:
+        ArtefactError: a buffer's module is missing.
+    """
+    places = {item.name: item for item in held_tensors(model)}
+    with torch.no_grad():
+        for name, own in contents.state.items():
+            if own.first not in contents.plain or (own.persistent and own.first != name):
+                continue
+            value, item = contents.plain[own.first], places.get(name)
+            if item is None or (dtype_name(item.tensor), tuple(item.tensor.shape)) != (own.dtype, own.shape):
+                _buffer_(model, name, value.clone())
+            elif item.key == EXTRA_STATE:
+                item.module.set_extra_state(value.to(item.tensor.device))
+            else:
+                item.tensor.copy_(value)
+
+
+def _buffer_(model: nn.Module, name: str, value: Tensor) -> None:
+    """Make a buffer that no state dict takes, of a size that depends on what the model was run on."""
+    path, _, key = name.rpartition(".")
+    try:
+        module = model.get_submodule(path)
+    except AttributeError as error:
+        raise ArtefactError(f"model_factory gives another architecture: it has no module {path!r}") from error
+    device = next((tensor.device for tensor in module.parameters()), value.device)
+    module.register_buffer(key, value.to(device), persistent=False)
+
+
+def refuse(path: AnyPath, differences: list[str]) -> None:
+    """Say what differs, if anything does.
+
+    Raises:
+        ArtefactError: something does.
+    """
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise ArtefactError(
+            f"model_factory gives another architecture than {path} holds: {'; '.join(differences[:3])}{more}"
+        )

@@ -1,0 +1,229 @@
+"""What a file of a compressed model says of its arrays: where each part's are, and how the state is put together.
+
+Everything is in tables without repetition (a transform, a shape, a store that many parts share is written once and
+numbered), written as JSON, packed by zlib: names and shapes of a network take a few bytes a tensor. What always holds:
+the size depends on names, shapes and the choice alone, not on the weights.
+"""
+
+import base64
+import json
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qcompress.compressed.record import CompressedPart
+from qcompress.errors import ArtefactError
+from qcompress.model.parts import Part
+from qcompress.model.tensors import Held, first_names, size_bytes
+from qcompress.options import transform_from_json
+from qcompress.transforms.base import Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """A tensor of the state without its numbers.
+
+    Attributes:
+        dtype: as ``"float32"``.
+        first: name of the first tensor that is the same memory; its own where it is that.
+        persistent: whether a state dict takes it.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    first: str
+    persistent: bool = True
+
+    def words(self, name: str) -> str:
+        """For people."""
+        return f"{self.dtype} {self.shape}" + ("" if self.first == name else f" shared with {self.first!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Contents:
+    """Everything that a file holds.
+
+    Attributes:
+        parts: how each part is stored, with its arrays (a kept one has its rows as an array here).
+        plain: all other tensors, by name, what is shared once.
+        state: what the whole state looks like.
+    """
+
+    parts: tuple[CompressedPart, ...]
+    plain: dict[str, Tensor]
+    state: dict[str, Described]
+
+    @property
+    def arrays(self) -> list[Tensor]:
+        """All arrays, in the order of the file."""
+        stored = [item.stored[name] for item in self.parts for name in sorted(item.stored)]
+        return [*stored, *self.plain.values()]
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(map(size_bytes, self.arrays))
+
+    @property
+    def left_out_bytes(self) -> int:
+        """Bytes of the buffers among them that no state dict takes."""
+        return sum(size_bytes(own) for name, own in self.plain.items() if not self.state[name].persistent)
+
+
+def described(held: Sequence[Held]) -> dict[str, Described]:
+    """The state that some tensors make."""
+    first = first_names(held)
+    return {
+        item.name: Described(
+            dtype=dtype_name(item.tensor),
+            shape=tuple(item.tensor.shape),
+            first=first[item.name],
+            persistent=item.persistent,
+        )
+        for item in held
+    }
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """As ``"float32"``."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+class _Table:
+    """Values by number, each once."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self._places: dict[str, int] = {}
+
+    def number(self, value: Any) -> int:
+        place = self._places.setdefault(json.dumps(value), len(self.values))
+        if place == len(self.values):
+            self.values.append(value)
+        return place
+
+
+def pack_index(contents: Contents) -> str:
+    """The tables as text.
+
+    Raises:
+        ArtefactError: the blocks of a layer do not follow each other.
+    """
+    transforms, stores, shapes = _Table(), _Table(), _Table()
+    layers: list[tuple[list[str], list[int]]] = []
+    for item in contents.parts:
+        arrays = [[name, dtype_name(own), list(own.shape)] for name, own in sorted(item.stored.items())]
+        target = item.part.to_json()["target"]
+        store = stores.number([transforms.number(item.transform.to_json()), target, arrays])
+        if layers and layers[-1][0] == list(item.part.modules):
+            layers[-1][1].append(store)
+        else:
+            layers.append((list(item.part.modules), [store]))
+    derived = [
+        part for modules, numbers in layers for part in _blocks(modules, [_target(stores.values[n]) for n in numbers])
+    ]
+    if wrong := [item.part.name for item, part in zip(contents.parts, derived, strict=True) if item.part != part]:
+        raise ArtefactError(
+            f"{wrong[0]!r} does not follow the block before it: the parts are in no order that a file has"
+        )
+    names = list(contents.state)
+    places = {name: place for place, name in enumerate(names)}
+    state = contents.state.values()
+    value = {
+        "transforms": transforms.values,
+        "stores": stores.values,
+        "layers": layers,
+        "names": names,
+        "tensors": [shapes.number([own.dtype, list(own.shape)]) for own in state],
+        "shapes": shapes.values,
+        "shared": [
+            [place, places[own.first]] for place, (name, own) in enumerate(contents.state.items()) if own.first != name
+        ],
+        "left_out": [place for place, own in enumerate(state) if not own.persistent],
+        "plain": _ranges([places[name] for name in contents.plain]),
+    }
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+    return base64.b85encode(zlib.compress(text, 9)).decode()
+
+
+def unpack_index(text: str, payload: Tensor) -> Contents:
+    """Undo `pack_index`: the contents, with arrays cut out of ``payload``.
+
+    Raises:
+        KeyError, IndexError, TypeError, ValueError, AttributeError, zlib.error: it is not what that gives.
+    """
+    value = json.loads(zlib.decompress(base64.b85decode(text)))
+    transforms = [transform_from_json(own) for own in value["transforms"]]
+    cut, parts = _Cut(payload), []
+    for modules, numbers in value["layers"]:
+        stores = [value["stores"][number] for number in numbers]
+        for part, (transform, _, arrays) in zip(_blocks(modules, list(map(_target, stores))), stores, strict=True):
+            stored = {name: cut.next(dtype, shape) for name, dtype, shape in arrays}
+            parts.append(CompressedPart(part=part, transform=transforms[transform], stored=stored))
+    names, first, left_out = value["names"], dict(value["shared"]), set(value["left_out"])
+    state = {}
+    for place, (name, shape) in enumerate(zip(names, value["tensors"], strict=True)):
+        dtype, size = value["shapes"][shape]
+        state[name] = Described(
+            dtype=dtype, shape=tuple(size), first=names[first.get(place, place)], persistent=place not in left_out
+        )
+    plain = {
+        names[place]: cut.next(state[names[place]].dtype, state[names[place]].shape)
+        for start, stop in value["plain"]
+        for place in range(start, stop)
+    }
+    cut.require_end()
+    return Contents(parts=tuple(parts), plain=plain, state=state)
+
+
+class _Cut:
+    """Arrays cut from one after the other."""
+
+    def __init__(self, payload: Tensor) -> None:
+        self._payload, self._place = payload, 0
+
+    def next(self, dtype: str, shape: Iterable[int]) -> Tensor:
+        own, size = getattr(torch, dtype), torch.Size(shape)
+        stop = self._place + size.numel() * own.itemsize
+        piece = self._payload[self._place : stop]
+        self._place = stop
+        return piece.clone().view(own).reshape(size)  # a clone begins where any type may
+
+    def require_end(self) -> None:
+        if self._place != len(self._payload):
+            raise ValueError(f"its arrays take {self._place} bytes, it has {len(self._payload)}")
+
+
+def _target(store: list[Any]) -> Target:
+    return Part.from_json({"name": "", "modules": [], "rows": None, "target": store[1]}).target
+
+
+def _blocks(modules: Sequence[str], targets: Sequence[Target]) -> list[Part]:
+    """The parts of a layer, whose blocks follow each other."""
+    parts, start = [], 0
+    for target in targets:
+        stop = start + target.channels
+        name = modules[0] if target.whole else f"{modules[0]}[{start}:{stop}]"
+        rows = None if target.whole else (start, stop)
+        parts.append(Part(name=name, modules=tuple(modules), rows=rows, target=target))
+        start = stop
+    return parts
+
+
+def _ranges(numbers: Iterable[int]) -> list[list[int]]:
+    """Numbers in rising order as ranges.
+
+    >>> _ranges([0, 1, 2, 5, 6])
+    [[0, 3], [5, 7]]
+    """
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and ranges[-1][1] == number:
+            ranges[-1][1] += 1
+        else:
+            ranges.append([number, number + 1])
+    return ranges
