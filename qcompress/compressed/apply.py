@@ -23,6 +23,9 @@ from solvers import Solution
 
 Model = TypeVar("Model", bound=nn.Module)
 
+NEAREST = "nearest"
+"""In a solution's ``details``: indices of parts whose codes are rounded to nearest, though their option says more."""
+
 
 def apply(
     model: Model,
@@ -37,7 +40,8 @@ def apply(
     Args:
         model: the model that was measured.
         measurement: what `measure` gave.
-        solution: a solution of the problem made from ``measurement``.
+        solution: a solution of the problem made from ``measurement``; parts that it lists under `NEAREST` in its
+            details are rounded to nearest (see `qcompress.guard`).
         batch_norm_data: batches to re-estimate batch-norm statistics on, or None to leave them.
         forward: ``(model, batch) -> output tensor`` for that, where the default does not fit.
 
@@ -87,7 +91,10 @@ def _chosen(model: nn.Module, measurement: Measurement, solution: Solution) -> l
         )
     choice = choice_of(measurement, solution.choice)
     require_measured(model, measurement.model_fingerprint)
-    return [options[option] for options, option in zip(measurement.transforms, choice, strict=True)]
+    chosen = [options[option] for options, option in zip(measurement.transforms, choice, strict=True)]
+    for part in solution.details.get(NEAREST, ()):
+        chosen[part] = chosen[part].nearest
+    return chosen
 
 
 def choice_of(measurement: Measurement, choice: ArrayLike) -> list[int]:

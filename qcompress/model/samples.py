@@ -1,0 +1,246 @@
+"""Keep some calibration samples aside, to see on them what everything fitted to the others is worth.
+
+Which samples: those whose content has the least digests. That holds whatever the order, so a loader that shuffles
+gives the same ones on every pass, without the others being held in memory; equal samples stay together, so that no
+copy of a sample that was fitted to is kept aside.
+
+Which rows of a batch belong to one sample is not guessed: the tensors with as many rows as the output has samples are
+cut, and the model must give the same outputs for some of the samples as it gave for them among all. Where it does not
+(rows that are positions, samples that depend on each other, fixed batch sizes) whole batches are kept aside, from a
+list of at least `MIN_SAMPLES` of them. Whatever stands in the way is told, not passed over.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qcompress.model import forward as forwards
+
+MIN_SAMPLES = 4
+"""Fewer samples are not split."""
+
+SHARE = 0.25
+"""Share of the samples that is kept aside, rounded up."""
+
+MAX_KEPT = 1024
+"""Samples kept aside at most."""
+
+SAME_OUTPUT = 1e-3
+"""How far, relative to the largest output, samples may move when others leave the batch: other kernels round anew."""
+
+Path = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Calibration data in two.
+
+    Attributes:
+        calibration: re-iterable batches to measure and fit on; the data as it was where nothing was kept aside.
+        kept: batches of the samples kept aside, in memory; none where they could not be.
+        num_kept, num_samples: samples (or whole batches, see ``unit``) kept aside, and of how many.
+        unit: ``"samples"`` or ``"batches"``.
+        why_not: why nothing, or no sample on its own, was kept aside; empty where samples were.
+    """
+
+    calibration: Iterable[Any]
+    kept: tuple[Any, ...] = ()
+    num_kept: int = 0
+    num_samples: int = 0
+    unit: str = "samples"
+    why_not: str = ""
+
+
+def split_samples(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None = None) -> Split:
+    """Keep `SHARE` of the samples of ``data`` aside (at most `MAX_KEPT`), from at least `MIN_SAMPLES`.
+
+    Args:
+        model: run on the first batch, in evaluation mode, to see which dimensions count samples.
+        data: re-iterable batches.
+        forward: how to run a batch, where `qcompress.model.forward.default_forward` does not fit.
+
+    >>> data = [torch.arange(24.0).view(12, 2), torch.arange(24.0, 40.0).view(8, 2)]
+    >>> split = split_samples(nn.Linear(2, 3), data)
+    >>> split.num_kept, sum(map(len, split.kept)), sum(map(len, split.calibration))
+    (5, 5, 15)
+    """
+    try:
+        cut = _cut_of(model, forwards.first_batch(forwards.checked_data(data)), forward)
+        digests = [digest for batch in data for digest in cut.digests(batch)]
+        if len(digests) < MIN_SAMPLES:
+            return Split(
+                calibration=data,
+                num_samples=len(digests),
+                why_not=f"{len(digests)} samples are too few to keep some aside (at least {MIN_SAMPLES})",
+            )
+        limit = sorted(digests)[_num_kept(len(digests)) - 1]
+        kept = tuple(part for batch in data if (part := cut.take(batch, _within(cut, batch, limit))) is not None)
+        rest = _Rest(data, cut, limit)
+        num_kept = sum(digest <= limit for digest in digests)
+        if sum(len(cut.digests(batch)) for batch in kept) != num_kept:
+            raise _UnclearError("the data holds other samples on every pass (random crops, say)")
+        if num_kept == len(digests):
+            raise _UnclearError("all samples are equal")
+    except _UnclearError as unclear:
+        return _whole_batches(data, str(unclear))
+    calibration = list(rest) if isinstance(data, Sequence) else rest
+    return Split(calibration=calibration, kept=kept, num_kept=num_kept, num_samples=len(digests))
+
+
+def _num_kept(num_samples: int) -> int:
+    return min(math.ceil(SHARE * num_samples), MAX_KEPT)
+
+
+def _whole_batches(data: Iterable[Any], why_not: str) -> Split:
+    """Batches of a list kept aside as they are."""
+    if not isinstance(data, Sequence) or len(data) < MIN_SAMPLES:
+        return Split(calibration=data, why_not=why_not)
+    digests = [_digest(_leaves(batch)) for batch in data]
+    limit = sorted(digests)[_num_kept(len(digests)) - 1]
+    kept = [batch for batch, digest in zip(data, digests, strict=True) if digest <= limit]
+    rest = [batch for batch, digest in zip(data, digests, strict=True) if digest > limit]
+    if not rest:
+        return Split(calibration=data, why_not=f"{why_not}; all batches are equal")
+    return Split(
+        calibration=rest,
+        kept=tuple(kept),
+        num_kept=len(kept),
+        num_samples=len(data),
+        unit="batches",
+        why_not=why_not,
+    )
+
+
+class _UnclearError(Exception):
+    """Why samples cannot be told apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """Which values inside a batch have a row for every sample."""
+
+    paths: frozenset[Path]
+
+    def num_samples(self, batch: Any) -> int:
+        counts = {len(value) for path, value in _leaves(batch) if path in self.paths}
+        if len(counts) != 1:
+            raise _UnclearError(
+                f"the tensors of a batch disagree on the number of samples ({', '.join(map(str, sorted(counts)))})"
+            )
+        return counts.pop()
+
+    def digests(self, batch: Any) -> list[bytes]:
+        """One for every sample."""
+        count = self.num_samples(batch)
+        rows = [(path, value) for path, value in _leaves(batch) if path in self.paths]
+        return [_digest([(path, value[index]) for path, value in rows]) for index in range(count)]
+
+    def take(self, batch: Any, chosen: Sequence[bool]) -> Any:
+        """The chosen samples of a batch, itself for all of them, None for none."""
+        if all(chosen):
+            return batch
+        return _mapped(batch, self.paths, [i for i, own in enumerate(chosen) if own]) if any(chosen) else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Rest:
+    """The samples that were not kept aside, found anew on every pass."""
+
+    data: Iterable[Any]
+    cut: _Cut
+    limit: bytes
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.data:
+            rest = self.cut.take(batch, [not own for own in _within(self.cut, batch, self.limit)])
+            if rest is not None:
+                yield rest
+
+
+def _within(cut: _Cut, batch: Any, limit: bytes) -> list[bool]:
+    return [digest <= limit for digest in cut.digests(batch)]
+
+
+def _cut_of(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> _Cut:
+    """Which tensors to cut, by evidence.
+
+    Raises:
+        _UnclearError: no tensor has as many rows as the output has samples, or samples depend on each other.
+    """
+    with forwards.evaluating(model), torch.no_grad():
+        whole = forwards.run(model, batch, forward)
+        count = len(whole)
+        cut = _Cut(frozenset(path for path, value in _leaves(batch) if _can_be_cut(value) and len(value) == count))
+        if not cut.paths:
+            raise _UnclearError(f"no tensor of the first batch has as many rows as the output has samples ({count})")
+        if count == 1:
+            return cut  # nothing to cut a batch into
+        some = [index % 2 == 1 for index in range(count)]
+        try:
+            part = forwards.run(model, cut.take(batch, some), forward)
+        except Exception as error:  # whatever a model raises that takes no smaller batch
+            raise _UnclearError(f"the model does not take a part of a batch: {error}") from error
+    expected = whole[torch.tensor(some, device=whole.device)]
+    coarsest = max((torch.finfo(own.dtype).eps for own in model.parameters() if own.is_floating_point()), default=0.0)
+    far = max(SAME_OUTPUT, 16 * coarsest) * float(expected.abs().max())
+    if part.shape != expected.shape or float((part - expected).abs().max()) > far:
+        raise _UnclearError(
+            "the model gives other outputs for some of a batch's samples than for the same among all (its rows are no "
+            "samples, or samples depend on each other)"
+        )
+    return cut
+
+
+def _leaves(value: Any, path: Path = ()) -> list[tuple[Path, Any]]:
+    """Everything inside a batch that has rows: tensors, arrays, and lists of plain values."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return [(path, value)] if value.ndim else []
+    if isinstance(value, Mapping):
+        return [leaf for key in value for leaf in _leaves(value[key], (*path, key))]
+    if isinstance(value, (tuple, list)):
+        if value and all(isinstance(item, (str, bytes, int, float)) for item in value):
+            return [(path, value)]
+        return [leaf for index, item in enumerate(value) for leaf in _leaves(item, (*path, index))]
+    return []
+
+
+def _can_be_cut(value: Any) -> bool:
+    return not (isinstance(value, Tensor) and (value.is_nested or value.layout != torch.strided))
+
+
+def _mapped(value: Any, paths: frozenset[Path], rows: list[int], path: Path = ()) -> Any:
+    """The batch with those rows of what is cut; everything else as it is."""
+    if path in paths:
+        if isinstance(value, (tuple, list)):
+            return type(value)(value[row] for row in rows)
+        return value[torch.tensor(rows, device=value.device) if isinstance(value, Tensor) else rows]
+    if isinstance(value, Mapping):
+        by_key = {key: _mapped(value[key], paths, rows, (*path, key)) for key in value}
+        return by_key if type(value) is dict else type(value)(by_key)  # type: ignore[call-arg]
+    if isinstance(value, (tuple, list)):
+        items = [_mapped(item, paths, rows, (*path, index)) for index, item in enumerate(value)]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def _digest(leaves: Iterable[tuple[Path, Any]]) -> bytes:
+    digest = hashlib.sha256()
+    for path, value in leaves:
+        digest.update(repr(path).encode())
+        if isinstance(value, Tensor):
+            digest.update(_dense(value).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        else:
+            digest.update(value.tobytes() if isinstance(value, (np.ndarray, np.generic)) else repr(value).encode())
+    return digest.digest()
+
+
+def _dense(value: Tensor) -> Tensor:
+    if value.is_nested:
+        return torch.cat([part.reshape(-1) for part in value.unbind()])
+    return value if value.layout == torch.strided else value.to_dense()

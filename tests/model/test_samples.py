@@ -1,0 +1,189 @@
+"""Samples kept aside are never among those that something is fitted to, however the data comes."""
+
+import itertools
+from collections import UserDict, namedtuple
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from qcompress.model.samples import MAX_KEPT, MIN_SAMPLES, Split, split_samples
+
+
+def numbered(count: int, width: int = 3) -> Tensor:
+    """Rows that can be told apart."""
+    return torch.arange(count * width, dtype=torch.float32).view(count, width)
+
+
+def linear(width: int = 3) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(width, 2)
+
+
+def rows(batches: Any) -> list[tuple[float, ...]]:
+    return [tuple(row) for batch in batches for row in batch.tolist()]
+
+
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6))
+def test_every_sample_is_on_one_side_and_a_quarter_is_kept_aside(sizes: list[int]) -> None:
+    total = sum(sizes)
+    data = list(numbered(total).split(sizes))
+    split = split_samples(linear(), data)
+    if total < MIN_SAMPLES:
+        assert (split.kept, split.num_kept) == ((), 0)
+        assert split.calibration is data
+        assert f"{total} samples are too few" in split.why_not
+        return
+    kept, rest = rows(split.kept), rows(split.calibration)
+    assert sorted(kept + rest) == rows(data)
+    assert len(kept) == split.num_kept == -(-total // 4)
+    assert (split.num_samples, split.unit, split.why_not) == (total, "samples", "")
+
+
+def test_a_loader_that_shuffles_keeps_the_same_samples_aside_on_every_pass() -> None:
+    data = DataLoader(numbered(40), batch_size=7, shuffle=True)
+    split = split_samples(linear(), data)
+    passes = [rows(split.calibration) for _ in range(3)]
+    assert passes[0] != passes[1]  # it does shuffle
+    assert sorted(passes[0]) == sorted(passes[1]) == sorted(passes[2])
+    assert sorted(passes[0] + rows(split.kept)) == rows([numbered(40)])
+
+
+def test_the_order_of_the_samples_does_not_matter_and_copies_of_a_sample_stay_together() -> None:
+    samples = numbered(20)
+    twice = torch.cat([samples, samples])[torch.randperm(40, generator=torch.Generator().manual_seed(1))]
+    split = split_samples(linear(), list(twice.split(8)))
+    kept, rest = set(rows(split.kept)), set(rows(split.calibration))
+    assert not kept & rest
+    assert kept == set(rows(split_samples(linear(), [samples]).kept))
+
+
+def test_at_most_so_many_are_kept_aside() -> None:
+    assert split_samples(linear(), [numbered(5 * MAX_KEPT)]).num_kept == MAX_KEPT
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = linear()
+
+    def forward(self, ids: Tensor, shift: Tensor, scale: float = 1.0) -> Tensor:
+        return self.layer(ids + shift) * scale
+
+
+Pair = namedtuple("Pair", ["inputs", "labels"])
+
+
+@pytest.mark.parametrize("kind", [dict, UserDict])
+def test_a_mapping_is_cut_where_it_has_a_row_for_every_sample(kind: Any) -> None:
+    data = [kind({"ids": numbered(12), "shift": torch.ones(1, 3), "scale": 2.0})]
+    split = split_samples(Named(), data, lambda model, batch: model(**batch))
+    (kept,), (rest,) = split.kept, split.calibration
+    assert type(kept) is kind
+    assert (len(kept["ids"]), len(rest["ids"])) == (3, 9)
+    assert kept["shift"] is data[0]["shift"]
+    assert kept["scale"] == 2.0
+
+
+@pytest.mark.parametrize("kind", [tuple, list, lambda entries: Pair(*entries)])
+def test_targets_and_names_go_with_their_inputs(kind: Any) -> None:
+    names = [str(index) for index in range(12)]
+    batch = kind([numbered(12), (torch.arange(12), names)])
+    split = split_samples(linear(), [batch])
+    (kept,) = split.kept
+    assert type(kept) is type(batch)
+    assert kept[1][0].tolist() == [int(name) for name in kept[1][1]]
+    assert rows([kept[0]]) == [rows([batch[0]])[int(name)] for name in kept[1][1]]
+
+
+def test_one_sample_a_batch_needs_no_cutting() -> None:
+    split = split_samples(linear(), list(numbered(8).split(1)))
+    assert (split.num_kept, len(split.kept), len(list(split.calibration))) == (2, 2, 6)
+
+
+class TimeMajor(nn.Module):
+    """Takes ``(time, samples, 3)``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.GRU(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)[0][-1]
+
+
+class Centred(nn.Module):
+    """Samples depend on each other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(dim=0)
+
+
+@pytest.mark.parametrize(
+    ("make_model", "batch", "reason"),
+    [
+        (TimeMajor, numbered(6 * 6).view(6, 6, 3), "its rows are no samples"),
+        (TimeMajor, numbered(5 * 6).view(5, 6, 3), "no tensor of the first batch has as many rows"),
+        (Centred, numbered(6), "samples depend on each other"),
+        (lambda: nn.Flatten(0), numbered(6), "no tensor of the first batch has as many rows"),
+        (lambda: nn.Unflatten(0, (2, 3)), numbered(6), "no tensor of the first batch has as many rows"),
+    ],
+)
+def test_where_rows_are_no_samples_whole_batches_of_a_list_are_kept_aside(
+    make_model: Callable[[], nn.Module], batch: Tensor, reason: str
+) -> None:
+    model, data = make_model(), [batch + index for index in range(5)]
+    split = split_samples(model, data)
+    assert (split.unit, split.num_kept, split.num_samples) == ("batches", 2, 5)
+    assert reason in split.why_not
+    found = [batch.flatten().tolist() for batch in itertools.chain(split.kept, split.calibration)]
+    assert sorted(found) == [batch.flatten().tolist() for batch in data]
+    alone = split_samples(model, [batch])
+    assert (alone.kept, alone.calibration) == ((), [batch])
+    assert reason in alone.why_not
+
+
+def test_a_model_that_takes_no_smaller_batch_is_told() -> None:
+    def forward(model: nn.Module, batch: Tensor) -> Tensor:
+        return model(batch.view(6, 3))
+
+    assert "does not take a part of a batch" in split_samples(linear(), [numbered(6)], forward).why_not
+
+
+class Augmented:
+    """Other samples on every pass."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield torch.randn(32, 3, generator=self.generator)
+
+
+def test_data_that_differs_on_every_pass_is_told() -> None:
+    split = split_samples(linear(), Augmented())
+    assert split.kept == ()
+    assert "other samples on every pass" in split.why_not
+
+
+def test_equal_samples_are_told() -> None:
+    split: Split = split_samples(linear(), [torch.ones(8, 3)])
+    assert split.kept == ()
+    assert "all samples are equal" in split.why_not
+
+
+def test_half_precision_is_cut_as_well() -> None:
+    model = linear().to(torch.bfloat16)
+    assert split_samples(model, [torch.randn(16, 3, dtype=torch.bfloat16)]).num_kept == 4
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = linear().train()
+    split_samples(model, [numbered(8)])
+    assert model.training
+    assert all(own.requires_grad for own in model.parameters())
