@@ -9,10 +9,13 @@ from torch import Tensor
 from qcompress.errors import OptionsError
 from qcompress.transforms.base import Keep, Offer, Target, Transform, Weight
 from qcompress.transforms.low_rank.factors import LowRank, RankRule
+from qcompress.transforms.quantize.group_wise import GroupWise
 from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 from qcompress.transforms.quantize.whole_filters import PruneFilters
 
-OFFERS: dict[str, type[Offer]] = {kind.kind: kind for kind in (Keep, PruneQuantize, PruneFilters, LowRank, RankRule)}
+OFFERS: dict[str, type[Offer]] = {
+    kind.kind: kind for kind in (Keep, PruneQuantize, GroupWise, PruneFilters, LowRank, RankRule)
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -152,13 +155,24 @@ def _from_json(value: Any) -> Offer:
 
 
 def prune_quantize(
-    bits: Iterable[int] = (2, 3, 4, 6, 8), sparsity: Iterable[float] = (0.0, 0.5, 0.75), *, compensated: bool = False
+    bits: Iterable[int] = (2, 3, 4, 6, 8),
+    sparsity: Iterable[float] | None = None,
+    *,
+    group_size: int | Iterable[int | None] | None = None,
+    symmetric: bool = True,
+    scale_dtype: str | None = None,
+    compensated: bool = False,
 ) -> Options:
-    """Pruning to each sparsity, then quantization to each number of bits: all combinations.
+    """Pruning to each sparsity, then quantization to each number of bits in groups of each size: all combinations.
 
     Args:
-        bits: 2 to 16 each.
-        sparsity: share of the weights to prune, from 0 to below 1 each.
+        bits: 2 to 16 each; in groups, with zero points or short scales to 8.
+        sparsity: share of the weights to prune, from 0 to below 1 each; by default none, a half and three quarters of
+            whole rows, and none in groups, where engines do not store which weights are pruned.
+        group_size: weights of a row that share a scale, as 32 or (32, 128); None for whole rows.
+        symmetric: False for zero points: a group's codes then reach as far up and down as its weights do.
+        scale_dtype: ``"float16"``, ``"bfloat16"`` or ``"float32"``; by default float32 for whole rows without zero
+            points, else float16.
         compensated: whether what is kept makes up for what is lost, for the inputs that the calibration data gives (in
             Linear layers and ungrouped convolutions): in the same bytes, a fraction of the loss. `measure` then keeps
             ``(in, in)`` second moments of each such layer (for a convolution of the unfolded input).
@@ -168,10 +182,22 @@ def prune_quantize(
 
     >>> prune_quantize(bits=(2, 4), sparsity=(0, 0.5))
     Options(2 bits; 4 bits; 2 bits, 50 % sparse; 4 bits, 50 % sparse)
+    >>> prune_quantize(bits=(4,), group_size=(32, 128), symmetric=False)
+    Options(4 bits in groups of 32, asymmetric; 4 bits in groups of 128, asymmetric)
     """
     all_bits = _listed(bits, "bits", "(2, 4, 8)")
-    shares = _listed(sparsity, "sparsity", "(0, 0.5)")
-    return Options(tuple(PruneQuantize(count, share, compensated) for share in shares for count in all_bits))
+    sizes = _listed(group_size, "group_size", "(32, 128)") if isinstance(group_size, Iterable) else [group_size]
+    given = None if sparsity is None else _listed(sparsity, "sparsity", "(0, 0.5)")
+    offers: list[Offer] = []
+    for size in sizes:
+        shares = given or ([0.0, 0.5, 0.75] if size is None else [0.0])
+        each = [(count, share, compensated) for share in shares for count in all_bits]
+        if size is None and symmetric is True and scale_dtype in (None, "float32"):
+            offers += [PruneQuantize(*values) for values in each]
+        else:
+            scales = scale_dtype or "float16"
+            offers += [GroupWise(*values, group_size=size, symmetric=symmetric, scale_dtype=scales) for values in each]
+    return Options(tuple(offers))
 
 
 def low_rank(

@@ -30,7 +30,16 @@ from tests.models import TiedLanguageModel
 
 OPTIONS = prune_quantize(bits=(2, 5, 8), sparsity=(0, 0.5)) + low_rank(ratios=(0.4, 0.7), kinds=("channels",))
 RANKS = low_rank(ratios=(0.5, 0.8), energies=(0.6,), kinds=("channels", "spatial", "tucker", "sliced"), slices=(2, 3))
-JOINT = OPTIONS + RANKS + RANKS.then(prune_quantize(bits=(4, 8), sparsity=(0, 0.5)))
+GROUPS = prune_quantize(bits=(3, 8), sparsity=(0, 0.5), group_size=(4, None), symmetric=False) + prune_quantize(
+    bits=(2, 4), group_size=(2, 16), scale_dtype="bfloat16"
+)
+JOINT = (
+    OPTIONS
+    + GROUPS
+    + RANKS.then(prune_quantize(bits=(5,), group_size=8))
+    + RANKS
+    + RANKS.then(prune_quantize(bits=(4, 8), sparsity=(0, 0.5)))
+)
 
 
 def payload_of(path: Path) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from qcompress.errors import ModelError, OptionsError
 from qcompress.transforms.base import Target, Transform, Weight, moments_missing
+from qcompress.transforms.quantize.grid import Grid
 from qcompress.transforms.quantize.packing import MAX_BITS, pack, packed_bytes, unpack
 
 
@@ -127,32 +128,38 @@ class PruneQuantize(Transform):
         if self.sparsity:
             mask = unpack(stored["mask"], 1, target.num_weights).to(torch.bool)
             codes = torch.zeros(target.num_weights).masked_scatter_(mask, codes)
-        return _dequantized(codes.view(target.channels, target.per_channel), stored["scales"], target.dtype)
+        return dequantized(codes.view(target.channels, target.per_channel), stored["scales"][:, None], target.dtype)
 
     def approximate(self, weight: Weight) -> Tensor:
         """What `decode` gives for `encode`, without packing and unpacking."""
         codes, scales, _ = self._quantized(weight)
-        return _dequantized(codes.add_(0.0), scales, weight.target.dtype)  # codes that are stored have no -0
+        return dequantized(codes.add_(0.0), scales[:, None], weight.target.dtype)  # codes that are stored have no -0
 
     def _quantized(self, weight: Weight) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Codes as float32 rows (0 where pruned), scales, and which weights are kept (None for all)."""
+        """Codes as float32 rows (0 where pruned), scales ``(channels,)``, and which weights are kept (None for all)."""
+        rows, kept = self._rows(weight)
+        masked = rows if kept is None else rows * kept
+        scales = _scales(masked, self.bits)[:, None]
+        levels = torch.full_like(scales, 2 ** (self.bits - 1))
+        codes = (masked / nonzero(scales)).round_().clamp_(-levels, levels - 1)
+        if self.compensated:
+            grid = Grid(scales=scales, low=-levels, high=levels - 1, group_size=rows.shape[1])
+            codes, scales = self._made_up(weight, rows, codes, grid, kept)
+        return codes, scales[:, 0], kept
+
+    def _rows(self, weight: Weight) -> tuple[Tensor, Tensor | None]:
+        """The rows in float32 on the CPU, and which weights are kept (None for all)."""
         rows = weight.rows
         exact = rows.detach().cpu().to(torch.promote_types(rows.dtype, torch.float32)).contiguous()
         weights = exact.to(torch.float32)
         if not bool(torch.isfinite(weights).all()):
             raise ModelError("the weight holds NaN, infinity or numbers beyond float32")
-        kept = self._kept(exact.view(-1)).view_as(weights) if self.sparsity else None
-        masked = weights if kept is None else weights * kept
-        scales = _scales(masked, self.bits)
-        levels = 2 ** (self.bits - 1)
-        codes = (masked / _nonzero(scales)[:, None]).round_().clamp_(-levels, levels - 1)
-        if self.compensated:
-            codes, scales = self._compensated(weight, weights, codes, scales, kept)
-        return codes, scales, kept
+        return weights, self._kept(exact.view(-1)).view_as(weights) if self.sparsity else None
 
-    def _compensated(
-        self, weight: Weight, rows: Tensor, codes: Tensor, scales: Tensor, kept: Tensor | None
+    def _made_up(
+        self, weight: Weight, rows: Tensor, codes: Tensor, grid: Grid, kept: Tensor | None
     ) -> tuple[Tensor, Tensor]:
+        """Codes and scales ``(channels, groups)`` that make up for each other."""
         from qcompress.transforms.quantize import compensation as compensate  # here: numba is slow to import
 
         if weight.moments is None or weight.moments.ndim != 2:
@@ -160,14 +167,17 @@ class PruneQuantize(Transform):
         moments = weight.moments
         curvature = weight.once_of_inputs("curvature", lambda: compensate.shrunk(moments, weight.num_inputs))
         if not bool(curvature.any()):  # it never sees anything: nothing is lost either way
-            return codes, scales
+            return codes, grid.scales
         ordered = weight.once_of_inputs("ordered", lambda: compensate.in_order(curvature))
         kept = torch.ones_like(rows, dtype=torch.bool) if kept is None else kept
-        peaks = _nonzero(rows.abs().amax(dim=1))
+        peaks = nonzero(rows.abs().amax(dim=1))
+        sizes = torch.ldexp(
+            torch.ones_like(peaks), torch.frexp(peaks).exponent - 1
+        )  # powers of two: dividing rounds nothing
         codes, scales = compensate.compensated(
-            rows / peaks[:, None], codes, scales / peaks, kept, self.bits, curvature, ordered
+            rows / sizes[:, None], codes, grid.of_size(sizes), kept, curvature, ordered
         )
-        return codes, scales * peaks
+        return codes, scales * sizes[:, None]
 
     def _num_kept(self, num_weights: int) -> int:
         return num_weights - math.floor(self.sparsity * num_weights)
@@ -185,10 +195,10 @@ class PruneQuantize(Transform):
         return kept
 
 
-def _dequantized(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+def dequantized(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     """Codes times scales in float32, rounded to ``dtype`` and kept in its range; ``codes`` is overwritten."""
     limit = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max)
-    return codes.mul_(scales[:, None]).clamp_(-limit, limit).to(dtype)
+    return codes.mul_(scales).clamp_(-limit, limit).to(dtype)
 
 
 def _scales(weights: Tensor, bits: int) -> Tensor:
@@ -196,8 +206,9 @@ def _scales(weights: Tensor, bits: int) -> Tensor:
     from qcompress.transforms.quantize.scales import best_scales  # here: numba is slow to import
 
     peaks = weights.abs().amax(dim=1)
-    return torch.from_numpy(best_scales((weights / _nonzero(peaks)[:, None]).numpy(), bits)) * peaks
+    return torch.from_numpy(best_scales((weights / nonzero(peaks)[:, None]).numpy(), bits)) * peaks
 
 
-def _nonzero(divisors: Tensor) -> Tensor:
+def nonzero(divisors: Tensor) -> Tensor:
+    """The divisors with 1 for 0."""
     return torch.where(divisors == 0, torch.ones(()), divisors)

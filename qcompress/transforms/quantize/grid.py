@@ -1,0 +1,43 @@
+"""The numbers that the weights of a row may take: whole codes times a scale, for the whole row or group by group."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Grid:
+    """The numbers that weights may take: scale times a whole number from ``low`` to ``high``, group by group.
+
+    Attributes:
+        scales, low, high: ``(channels, groups)`` float32.
+        group_size: weights of a row that share a scale; the last group of a row may be shorter.
+        storable: the nearest scales ``(channels,)`` that can be written, of any such.
+    """
+
+    scales: Tensor
+    low: Tensor
+    high: Tensor
+    group_size: int
+    storable: Callable[[Tensor], Tensor] = lambda scales: scales
+
+    def of_size(self, sizes: Tensor) -> "Grid":
+        """The same of rows divided by ``sizes`` ``(channels,)``."""
+        return replace(
+            self, scales=self.scales / sizes[:, None], storable=lambda scales: self.storable(scales * sizes) / sizes
+        )
+
+    def spread(self, num_weights: int) -> Tensor:
+        """The scale of every weight, ``(channels, num_weights)``."""
+        return spread(self.scales, self.group_size, num_weights)
+
+
+def spread(of_groups: Tensor, group_size: int, num_weights: int) -> Tensor:
+    """What groups have, ``(channels, groups)``, for each of their weights, ``(channels, num_weights)``.
+
+    >>> import torch
+    >>> spread(torch.tensor([[1, 2]]), group_size=2, num_weights=3)
+    tensor([[1, 1, 2]])
+    """
+    return of_groups.repeat_interleave(group_size, dim=1)[:, :num_weights]

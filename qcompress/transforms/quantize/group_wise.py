@@ -1,0 +1,179 @@
+"""Codes of a few bits with a scale for every group of weights along a row, as engines run them.
+
+A row ``w`` is cut into groups of ``group_size`` weights (the last may be shorter); a group becomes ``s·(q - z)`` with a
+scale ``s`` in a type of its own and whole codes ``q`` of ``bits`` bits. Symmetric, ``z`` is the middle code and not
+written, and the sign of ``s`` is free; asymmetric, ``z`` is one of the codes and written in as many bits. Scales and
+zero points are those of the least squared error; compensated, codes and scales are then those that lose least of the
+layer's output on the calibration data (`qcompress.transforms.quantize.compensation`), in the same bytes.
+"""
+
+import operator
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from qcompress.errors import OptionsError
+from qcompress.transforms.base import Target, Weight
+from qcompress.transforms.quantize.grid import Grid, spread
+from qcompress.transforms.quantize.packing import pack, packed_bytes, unpack
+from qcompress.transforms.quantize.prune_quantize import PruneQuantize, dequantized, nonzero
+
+SCALE_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+MAX_BITS = 8
+
+
+@dataclass(frozen=True)
+class GroupWise(PruneQuantize):
+    """Store the weights in ``bits`` bits each and a scale a group, after pruning the share ``sparsity`` of them.
+
+    Args:
+        bits: 2 to 8.
+        sparsity, compensated: as of `PruneQuantize`.
+        group_size: weights of a row that share a scale, at least 2; None for the whole row.
+        symmetric: without zero points.
+        scale_dtype: one of `SCALE_TYPES`. A weight whose scale is beyond it is stored with the nearest that is not.
+
+    Raises:
+        OptionsError: a value outside its range.
+
+    >>> transform = GroupWise(bits=4, group_size=32, symmetric=False)
+    >>> transform.label
+    '4 bits in groups of 32, asymmetric'
+    >>> target = Target(layer="Linear", channels=8, per_channel=80, dtype=torch.float32, macs=640)
+    >>> transform.size_bytes(target)  # 640 codes and 24 zero points of 4 bits, 24 scales of 2 bytes
+    380
+    >>> target = Target(layer="Linear", channels=1, per_channel=4, dtype=torch.float32, macs=4)
+    >>> GroupWise(bits=2, group_size=2).approximate(Weight(torch.tensor([[8.0, 4.0, 0.5, -1.0]]), target))
+    tensor([[ 8.0000,  4.0000,  0.5000, -1.0000]])
+    """
+
+    kind: ClassVar[str] = "group_wise"
+
+    group_size: int | None = None
+    symmetric: bool = True
+    scale_dtype: str = "float16"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bits > MAX_BITS:
+            raise OptionsError(f"bits in groups must be a whole number from 2 to {MAX_BITS}, found {self.bits!r}")
+        if self.group_size is not None:
+            object.__setattr__(self, "group_size", _group_size(self.group_size))
+        if not isinstance(self.symmetric, bool):
+            raise OptionsError(f"symmetric must be True or False, found {self.symmetric!r}")
+        if self.scale_dtype not in SCALE_TYPES:
+            raise OptionsError(f"scale_dtype must be one of {', '.join(SCALE_TYPES)}, found {self.scale_dtype!r}")
+
+    @property
+    def label(self) -> str:
+        """As ``"4 bits in groups of 32, asymmetric, bfloat16 scales, compensated"``; float16 goes without saying."""
+        bits, *rest = super().label.split(", ")
+        where = " by row" if self.group_size is None else f" in groups of {self.group_size}"
+        zeros = [] if self.symmetric else ["asymmetric"]
+        scales = [] if self.scale_dtype == "float16" else [f"{self.scale_dtype} scales"]
+        return ", ".join([bits + where, *zeros, *scales, *rest])
+
+    def size_bytes(self, target: Target) -> int:
+        """Codes of the kept weights, scales, zero points and, with pruning, a bit for every weight."""
+        groups = target.channels * self.num_groups(target)
+        codes = packed_bytes(self._num_kept(target.num_weights), self.bits)
+        zeros = 0 if self.symmetric else packed_bytes(groups, self.bits)
+        mask = packed_bytes(target.num_weights, 1) if self.sparsity else 0
+        return codes + SCALE_TYPES[self.scale_dtype].itemsize * groups + zeros + mask
+
+    def num_groups(self, target: Target) -> int:
+        """Groups in a row."""
+        return -(-target.per_channel // self._size(target))
+
+    def encode(self, weight: Weight) -> dict[str, Tensor]:
+        """``codes``, ``zeros`` and ``mask`` (packed, uint8) and ``scales`` ``(channels · groups,)``.
+
+        Raises:
+            ModelError: a weight is not finite, or beyond float32.
+            OptionsError: compensated, and the moments are missing.
+        """
+        codes, grid, kept = self._in_groups(weight)
+        shifted = (codes - spread(grid.low, grid.group_size, codes.shape[1])).to(torch.int32)
+        stored = {
+            "codes": pack(shifted.view(-1) if kept is None else shifted[kept], self.bits),
+            "scales": grid.scales.reshape(-1).to(SCALE_TYPES[self.scale_dtype]),
+        }
+        if not self.symmetric:
+            stored["zeros"] = pack(-grid.low.reshape(-1).to(torch.int32), self.bits)
+        return stored if kept is None else stored | {"mask": pack(kept.view(-1), 1)}
+
+    def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:
+        """Scale times code less zero point; 0 where pruned."""
+        shifted = unpack(stored["codes"], self.bits, self._num_kept(target.num_weights)).to(torch.float32)
+        zeros = spread(self.zero_points(stored, target), self._size(target), target.per_channel).float()
+        if self.sparsity:
+            mask = unpack(stored["mask"], 1, target.num_weights).to(torch.bool)
+            shifted = zeros.flatten().masked_scatter(mask, shifted)
+        codes = shifted.view(target.channels, target.per_channel) - zeros
+        scales = stored["scales"].to(torch.float32).view(target.channels, -1)
+        return dequantized(codes, spread(scales, self._size(target), target.per_channel), target.dtype)
+
+    def approximate(self, weight: Weight) -> Tensor:
+        """What `decode` gives for `encode`, without packing and unpacking."""
+        codes, grid, _ = self._in_groups(weight)
+        return dequantized(codes.add_(0.0), grid.spread(codes.shape[1]), weight.target.dtype)
+
+    def zero_points(self, stored: dict[str, Tensor], target: Target) -> Tensor:
+        """The code that stands for 0 in every group, ``(channels, groups)`` int32 from 0 to ``2**bits - 1``."""
+        shape = target.channels, self.num_groups(target)
+        if self.symmetric:
+            return torch.full(shape, 2 ** (self.bits - 1), dtype=torch.int32)
+        return unpack(stored["zeros"], self.bits, shape[0] * shape[1]).view(shape)
+
+    def _size(self, target: Target) -> int:
+        return target.per_channel if self.group_size is None else min(self.group_size, target.per_channel)
+
+    def _in_groups(self, weight: Weight) -> tuple[Tensor, Grid, Tensor | None]:
+        """Codes less zero points as float32 rows (0 where pruned), their grid, and which weights are kept."""
+        rows, kept = self._rows(weight)
+        masked = rows if kept is None else rows * kept
+        grid = self._nearest_grid(masked, self._size(weight.target))
+        low, high, scales = (
+            spread(each, grid.group_size, rows.shape[1]) for each in (grid.low, grid.high, grid.scales)
+        )
+        codes = torch.where(scales == 0, 0.0, masked / nonzero(scales)).round_().clamp_(low, high)
+        if self.compensated:
+            codes, scales = self._made_up(weight, rows, codes, grid, kept)
+            grid = replace(grid, scales=scales)
+        return codes, grid, kept
+
+    def _nearest_grid(self, rows: Tensor, size: int) -> Grid:
+        """Scales and zero points of least squared error."""
+        from qcompress.transforms.quantize.scales import best_ranges, best_scales  # here: numba is slow to import
+
+        channels, levels = len(rows), 2 ** (self.bits - 1)
+        groups = torch.nn.functional.pad(rows, (0, -rows.shape[1] % size)).view(-1, size)
+        peaks = groups.abs().amax(dim=1)
+        unit = (groups / nonzero(peaks)[:, None]).numpy()
+        if self.symmetric:
+            scales, zeros = torch.from_numpy(best_scales(unit, self.bits)), torch.full_like(peaks, levels)
+        else:
+            scales, zeros = map(torch.from_numpy, best_ranges(unit, self.bits))
+        low = -zeros.view(channels, -1)
+        return Grid(
+            scales=self._storable((scales * peaks).view(channels, -1)), low=low, high=low + (2 * levels - 1),
+            group_size=size, storable=self._storable,
+        )  # fmt: skip
+
+    def _storable(self, scales: Tensor) -> Tensor:
+        dtype = SCALE_TYPES[self.scale_dtype]
+        limit = torch.finfo(dtype).max
+        return scales.clamp(-limit, limit).to(dtype).to(torch.float32)
+
+
+def _group_size(value: object) -> int:
+    wrong = OptionsError(f"group_size must be a whole number from 2, or None for whole rows; found {value!r}")
+    try:
+        size = operator.index(value)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise wrong from error
+    if isinstance(value, bool) or size < 2:
+        raise wrong
+    return size
