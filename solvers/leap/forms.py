@@ -22,6 +22,7 @@ from formulations.forms.cqm_file import cqm_file, num_pairs
 from solvers.bounds.duality import dual_bound
 from solvers.kernels.moves import Floats, Integers
 from solvers.leap.connection import Connection
+from solvers.qubo.samples import states_of
 
 PRICES_S = 1.0
 """Seconds for the prices of budgets that slack bits cannot state."""
@@ -230,13 +231,11 @@ class NonlinearForm(Form):
 
 def bqm_samples(encoded: EncodedBqm, found: Any, timing_us: Mapping[str, float], **details: Any) -> Samples:
     """A dimod sample set of an encoded model as `Samples`, best energy first."""
-    columns = [found.variables.index(v) for v in encoded.bqm.variables]
-    order = np.argsort(found.record.energy, kind="stable")
-    states = found.record.sample[np.ix_(order, columns)]
+    states, energies = states_of(found, encoded.bqm.variables)
     return Samples(
         choices=encoded.decode_all(states),
         valid=encoded.valid(states),
-        energies=np.asarray(found.record.energy[order], dtype=np.float64),
+        energies=energies,
         timing_us=timing_us,
         details=details,
     )
