@@ -47,7 +47,7 @@ def measure(
     options: Options,
     *,
     method: str = "fisher",
-    loss: str | LossFunction = "kl",
+    loss: str | LossFunction | Loss = "kl",
     forward: forwards.Forward | None = None,
     granularity: str | int = "layer",
     seed: int = 0,

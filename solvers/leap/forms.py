@@ -98,7 +98,7 @@ class CqmForm(Form):
     }
 
     def sizes(self) -> dict[str, int]:
-        """As `formulations.forms.cqm_file` writes it: one bias a variable in objective and group, budgets, pairs."""
+        """Sizes in `formulations.forms.cqm_file`: one bias a variable in objective and group, budgets, pairs."""
         problem = self.problem
         used = sum(int(np.count_nonzero(problem.resources[name])) for name in problem.budgets)
         return {
@@ -118,7 +118,7 @@ class CqmForm(Form):
         return max(float(weighted), float(properties["minimum_time_limit_s"]))
 
     def file(self) -> Any:
-        """In dimod's CQM format."""
+        """The model in dimod's CQM format."""
         return cqm_file(self.problem)
 
     def decode(self, answer: Any, connection: Connection) -> Samples:  # noqa: ARG002
@@ -144,7 +144,7 @@ class BqmForm(Form):
 
     @classmethod
     def first(cls, problem: Problem, remote: Any, options: Mapping[str, Any]) -> "BqmForm":  # noqa: ARG003
-        """By slack bits if these can state the budgets exactly."""
+        """Take the form with slack bits if these can state the budgets exactly."""
         form = cls(problem, {"encoding": options["encoding"], "prices": None})
         try:
             _ = form.encoded
@@ -161,7 +161,7 @@ class BqmForm(Form):
         return to_bqm(self.problem, self.record["encoding"], prices=self.record["prices"])
 
     def sizes(self) -> dict[str, int]:
-        """Of the built model."""
+        """Sizes of the built model."""
         bqm = self.encoded.bqm
         return {"variables": bqm.num_variables, "biases": bqm.num_variables + bqm.num_interactions}
 
@@ -171,7 +171,7 @@ class BqmForm(Form):
         return float(np.interp(self.encoded.bqm.num_variables, variables, seconds))
 
     def file(self) -> Any:
-        """In dimod's BQM format."""
+        """The model in dimod's BQM format."""
         return self.encoded.bqm.to_file()
 
     def decode(self, answer: Any, connection: Connection) -> Samples:  # noqa: ARG002
@@ -198,7 +198,7 @@ class NonlinearForm(Form):
         return to_nonlinear(self.problem)
 
     def sizes(self) -> dict[str, int]:
-        """Of the built model."""
+        """Sizes of the built model."""
         model = self.encoded.model
         sizes = (model.num_nodes(), model.state_size(), model.decision_state_size())
         return dict(zip(self.limits, map(int, sizes), strict=True))
@@ -215,7 +215,7 @@ class NonlinearForm(Form):
         return max(float(weighted), float(properties.get("min_time_limit", 5)))
 
     def file(self) -> Any:
-        """In dwave-optimization's format, without states."""
+        """The model in dwave-optimization's format, without states."""
         return self.encoded.model.to_file()
 
     def decode(self, answer: Any, connection: Connection) -> Samples:

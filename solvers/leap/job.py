@@ -290,7 +290,7 @@ def _decoded(job: Job, form: Form, answer: Any, connection: Connection) -> Sampl
 
 
 def scaled(problem: Problem) -> Problem:
-    """As solvers see it."""
+    """The problem as solvers see it, scaled to about 1."""
     return problem.scaled(1.0 / objective_size(problem))
 
 
@@ -308,7 +308,7 @@ def _problem_file(folder: Path, fingerprint: str) -> Path:
 
 
 def _identified(job: Job, connection: Connection) -> Job:
-    """With the problem's id, if the service has the problem of an interrupted submission."""
+    """The job with its problem id, if the service already has the problem of an interrupted submission."""
     if job.problem_id is None and job.sending and (found := connection.find(job.label)) is not None:
         return job._next(problem_id=found, status="PENDING")
     return job

@@ -63,7 +63,7 @@ class Quality:
     polished_count: int = 0
 
     def details(self, search: Search) -> dict[str, Any]:
-        """For `Search.details`, in the problem's own unit."""
+        """Numbers for `Search.details`, in the problem's own unit."""
         shares = {"valid": self.valid, "feasible_raw": self.feasible_raw, "feasible_decoded": self.feasible_decoded}
         found = {"raw": self.raw, "decoded": self.decoded, "repaired": self.repaired, "polished": self.polished}
         return (
