@@ -9,6 +9,7 @@ from torch import nn
 from formulations import Problem
 from formulations.files import AnyPath
 from qcompress import steps
+from qcompress.budgets import KNOWN, Amount, require_known
 from qcompress.compressed.apply import require_measured
 from qcompress.errors import OptionsError
 from qcompress.measurement import Measurement
@@ -46,7 +47,7 @@ def compress(
     model: nn.Module,
     data: Iterable[Any],
     *,
-    budget: Mapping[str, float],
+    budget: Mapping[str, Amount],
     options: Options | None = None,
     solver: Any = "auto",
     time_limit: float | None = 60,
@@ -74,8 +75,9 @@ def compress(
     Args:
         model: the original; left as it is.
         data: re-iterable calibration batches (see `measure`).
-        budget: resource → fraction of the original (up to 1) or amount (above 1), as ``{"bytes": 0.15}``. With one for
-            ``latency_s`` every option is timed on the first batch (see `time_options`).
+        budget: resource → share of the original (up to 1), amount (above 1) or words, as ``{"bytes": 0.15}``,
+            ``{"bytes": "120 kB"}``, ``{"bits_per_weight": 4.25}`` (see `qcompress.budgets`). With one for ``latency_s``
+            every option is timed on the first batch (see `time_options`).
         options: what is on offer; the default is ``prune_quantize(compensated=True)``, of which the measurement holds a
             matrix of the square of each layer's inputs.
         solver: a name, a ``solvers.Solver``, or a dimod sampler.
@@ -121,6 +123,7 @@ def compress(
         require_rounds(refine_rounds)
     if finetune_steps != 0:
         require_training(finetune_steps, learning_rate)
+    require_known(budget, KNOWN if measurement is None else {*KNOWN, *measurement.resources})
     calibration = Calibration(model=model, data=data, forward=forward, loss=as_loss(loss), seed=seed)
     request = Request(
         calibration=calibration,

@@ -13,8 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from formulations import Problem
+from formulations import InfeasibleBudgetError, Problem
 from formulations.files import replacing
+from qcompress.budgets import Amount, fixed_use, with_resources
 from qcompress.compressed.apply import apply
 from qcompress.compressed.file import load_compressed, save_compressed
 from qcompress.formulation import formulate
@@ -67,7 +68,7 @@ class Request:
     options: Options
     method: str
     granularity: str | int
-    budget: Mapping[str, float]
+    budget: Mapping[str, Amount]
     pairs: bool | float
     solver: Solver
     time_limit: float | None
@@ -115,6 +116,7 @@ def measured(request: Request, run: RunFolder) -> Measurement:
     measurement = run.once(
         "measure", make if given is None else lambda _: given, key=request.measured_from(), kept=kept
     )
+    measurement = with_resources(measurement, request.budget)
     if LATENCY not in request.budget or LATENCY in measurement.resources:
         return measurement
     return run.once(
@@ -138,7 +140,12 @@ def formulated(request: Request, run: RunFolder, measurement: Measurement) -> Pr
         InfeasibleBudgetError: no choice is within the budgets.
     """
     problem = formulate(measurement, request.budget, pairs=request.pairs)
-    problem.require_reachable_budgets()
+    try:
+        problem.require_reachable_budgets()
+    except InfeasibleBudgetError as error:
+        if "bytes" in problem.budgets:
+            error.args = (f"{error}. {fixed_use(measurement)}",)
+        raise
     if run.path is not None:
         problem.save(run.path / "problem.npz")
     return problem

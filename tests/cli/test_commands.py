@@ -353,6 +353,18 @@ def test_compress_keeps_the_measurement_for_another_budget_or_solver(folder, cap
     assert (folder / "run/measurement.npz").stat().st_mtime_ns == measured
 
 
+def test_budgets_in_words_are_those_in_numbers(folder, capsys):
+    ran(["measure", *MEASURE[1:], "--output", "m.npz"])
+    capsys.readouterr()
+    for words, limits in (
+        (["bytes=30%"], {"bytes": 464}),
+        (["bytes=0.9kB"], {"bytes": 900}),
+        (["bits_per_weight=6.5", "macs=100%"], {"bits_per_weight": 6.5, "macs": 356}),
+    ):
+        ran(["formulate", "m.npz", *(word for limit in words for word in ("--budget", limit)), "--json"])
+        assert json.loads(capsys.readouterr().out)["budgets"] == limits
+
+
 def test_compress_names_its_folder_after_the_model(folder, capsys):
     ran(COMPRESS)
     assert (folder / "runs/network/model.safetensors").exists()
@@ -497,7 +509,11 @@ MISTAKES = [
     (["formulate", "problem.npz", "--budget", "bytes=0.5"], FAILURE, "is not a qcompress measurement file"),
     (["formulate", "m.npz"], USAGE, "--budget"),
     (["formulate", "m.npz", "--budget", "bytes"], USAGE, "--budget must be written name=value, found 'bytes'"),
-    (["formulate", "m.npz", "--budget", "bytes=half"], USAGE, "--budget bytes must be a number"),
+    (
+        ["formulate", "m.npz", "--budget", "bytes=half"],
+        USAGE,
+        "--budget: the budget for bytes must be a positive number",
+    ),
     (["formulate", "m.npz", "--budget", "bytes=1", "--budget", "bytes=2"], USAGE, "gives 'bytes' twice"),
     (["measure", "zoo_for_cli", "zoo_for_cli:batches"], USAGE, "must be written package.module:callable"),
     (["measure", "no_zoo:network", "zoo_for_cli:batches"], USAGE, "no module is called 'no_zoo'"),
