@@ -23,8 +23,8 @@ from qcompress.compressed.copying import own_copy
 from qcompress.compressed.record import CompressedPart, Compression, attach, install_
 from qcompress.errors import DataError, ModelError, OptionsError
 from qcompress.measurement import Measurement
-from qcompress.measuring import fisher
 from qcompress.measuring.candidates import fitted
+from qcompress.measuring.fisher import Fisher
 from qcompress.model import forward as forwards
 from qcompress.model.batch_norm import reestimate_
 from qcompress.model.losses import LossFunction, as_loss
@@ -210,11 +210,10 @@ def _option_losses(
     """
     (candidates, _), measured = fitted(model, parts, Options((transform,))), as_loss(loss)
     total, num_samples = np.zeros(candidates.num_options), 0
+    effects = Fisher(model, candidates, measured, forward)
     for index, batch in enumerate(batches):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-        cost, _, samples = fisher.batch_effects(
-            model, batch, candidates, measured, forward, generator, check=index == 0
-        )
+        cost, _, samples = effects.batch_effects(batch, generator)
         total, num_samples = total + cost, num_samples + samples
     if not num_samples or not np.isfinite(total).all():
         raise DataError("the calibration data holds no sample, or the losses measured on it are not finite")

@@ -20,10 +20,10 @@ from formulations import FileFormatError
 from formulations.files import AnyPath, read_arrays, write_arrays
 from qcompress.model.parts import Part, Skipped, unique_state, weights_of
 from qcompress.options import transform_from_json
-from qcompress.transforms.base import Transform, Weight
+from qcompress.transforms.base import Keep, Transform, Weight
 
 FILE_KIND = "qcompress measurement"
-FILE_VERSION = 3
+FILE_VERSION = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -48,6 +48,10 @@ class Measurement:
         moments: path of a part's first module → ``(n, n)`` float32 second moments of its (unfolded) input, where an
             option needs them.
         num_inputs: path → of how many inputs the moments are the mean.
+        tried: name of a part → why its options were tried one by one although the method is ``"fisher"``.
+        notes: what else is to be known of how it was measured.
+        codes: (part, option) → its arrays as they would be written, as far as they are at hand: `apply` need not
+            work them out again. They are not saved.
     """
 
     parts: tuple[Part, ...]
@@ -68,6 +72,9 @@ class Measurement:
     standing_loss: float = 0.0
     moments: MappingProxyType[str, NDArray[np.float32]] = field(default_factory=lambda: MappingProxyType({}))
     num_inputs: MappingProxyType[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    tried: MappingProxyType[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    notes: tuple[str, ...] = ()
+    codes: dict[tuple[int, int], dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
     @property
     def labels(self) -> tuple[tuple[str, ...], ...]:
@@ -76,8 +83,21 @@ class Measurement:
 
     def weights(self, model: nn.Module) -> Iterator[Weight]:
         """The weights of all parts in ``model`` (views), with the moments of their inputs where there are any."""
-        moments = {path: torch.tensor(own) for path, own in self.moments.items()}
+        distinct = {id(own): torch.tensor(own) for own in self.moments.values()}
+        moments = {path: distinct[id(own)] for path, own in self.moments.items()}
         return weights_of(model, self.parts, moments, self.num_inputs)
+
+    def encoded(self, part: int, transform: Transform, weight: Weight) -> dict[str, Tensor]:
+        """The arrays that a transform writes for a part, whose weight is the measured one; nothing when it is kept.
+
+        Raises:
+            ModelError: the weight cannot be stored so.
+        """
+        if isinstance(transform, Keep):
+            return {}
+        options = self.transforms[part]
+        known = self.codes.get((part, options.index(transform))) if transform in options else None
+        return transform.encode(weight) if known is None else known
 
     def weight(self, part: int, rows: Tensor) -> Weight:
         """A part's weight that has those rows."""
@@ -96,6 +116,8 @@ class Measurement:
 
     def save(self, path: AnyPath) -> None:
         """Write everything to one ``.npz`` file, whole or not at all."""
+        distinct = list({id(own): own for own in self.moments.values()}.values())
+        places = {id(own): place for place, own in enumerate(distinct)}
         header = {
             "parts": [part.to_json() for part in self.parts],
             "transforms": [[transform.to_json() for transform in options] for options in self.transforms],
@@ -110,12 +132,14 @@ class Measurement:
             "model_fingerprint": self.model_fingerprint,
             "standing": list(self.standing),
             "standing_loss": self.standing_loss,
-            "moments": list(self.moments),
+            "moments": {path: places[id(own)] for path, own in self.moments.items()},
             "num_inputs": dict(self.num_inputs),
+            "tried": dict(self.tried),
+            "notes": list(self.notes),
         }
         arrays: dict[str, NDArray[np.floating]] = {"cost": self.cost, "factor": self.factor, "error": self.error}
         arrays |= {f"resource_{i}": use for i, use in enumerate(self.resources.values())}
-        arrays |= {f"moments_{i}": own for i, own in enumerate(self.moments.values())}
+        arrays |= {f"moments_{i}": own for i, own in enumerate(distinct)}
         write_arrays(path, kind=FILE_KIND, version=FILE_VERSION, header=header, arrays=arrays)
 
     @classmethod
@@ -128,7 +152,10 @@ class Measurement:
         header, arrays = read_arrays(path, kind=FILE_KIND, version=FILE_VERSION)
         try:
             resources = {name: arrays[f"resource_{i}"] for i, name in enumerate(header["resources"])}
-            moments = {name: arrays[f"moments_{i}"] for i, name in enumerate(header.get("moments", ()))}
+            places = header.get("moments", {})
+            if isinstance(places, list):  # up to version 3 every layer had its own
+                places = {path: place for place, path in enumerate(places)}
+            moments = {path: arrays[f"moments_{place}"] for path, place in places.items()}
             return cls(
                 parts=tuple(map(Part.from_json, header["parts"])),
                 transforms=tuple(tuple(map(transform_from_json, options)) for options in header["transforms"]),
@@ -141,6 +168,8 @@ class Measurement:
                 skipped=tuple(Skipped(**item) for item in header["skipped"]),
                 moments=MappingProxyType(moments),
                 num_inputs=MappingProxyType(header.get("num_inputs", {})),
+                tried=MappingProxyType(header.get("tried", {})),
+                notes=tuple(header.get("notes", ())),
                 standing=tuple(header.get("standing", [0] * len(header["parts"]))),  # since version 3
                 standing_loss=header.get("standing_loss", 0.0),
                 **{key: header[key] for key in ("num_samples", "method", "loss", "seed", "model_fingerprint")},

@@ -80,6 +80,10 @@ class Options:
         """Whether something on offer takes the moments of the layer's input to fit there."""
         return any(own.needs_moments(target) for own in self.offers)
 
+    def uncalibrated(self) -> "Options":
+        """The same without what needs moments: rounded to nearest, factors closest for all inputs alike."""
+        return Options(tuple(own.uncalibrated for own in self.offers))
+
     def for_weight(self, weight: Weight) -> tuple[Fitted, ...]:
         """Keep, then what fits ``weight`` and is of use for it, each worked out once.
 

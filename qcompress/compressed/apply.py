@@ -18,7 +18,7 @@ from qcompress.measurement import Measurement
 from qcompress.model.batch_norm import reestimate_
 from qcompress.model.forward import Forward, first_batch
 from qcompress.model.tensors import left_out_bytes, total_bytes
-from qcompress.transforms.base import Keep, Transform
+from qcompress.transforms.base import Transform
 from solvers import Solution
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -138,12 +138,12 @@ def _apply(
 ) -> Model:
     fixed_bytes = _fixed_bytes(model, measurement)
     parts = []
-    for part, weight, transform in zip(measurement.parts, measurement.weights(model), transforms, strict=True):
+    for index, (part, weight) in enumerate(zip(measurement.parts, measurement.weights(model), strict=True)):
         try:
-            stored = {} if isinstance(transform, Keep) else transform.encode(weight)
+            stored = measurement.encoded(index, transforms[index], weight)
         except ModelError as error:
             raise ModelError(f"cannot compress {part.name!r}: {error}") from error
-        parts.append(CompressedPart(part=part, transform=transform, stored=stored))
+        parts.append(CompressedPart(part=part, transform=transforms[index], stored=stored))
     install_(model, parts)
     chosen_bytes = sum(item.transform.size_bytes(item.part.target) for item in parts)
     attach(model, Compression(parts=tuple(parts), payload_bytes=fixed_bytes + chosen_bytes))

@@ -47,7 +47,7 @@ class Emulation:
         if (part, option) not in self._stored:
             if self._encoding is None or self._encoding[0] != part:
                 self._encoding = part, self._measurement.weight(part, self._original[part])
-            self._stored[part, option] = transform.encode(self._encoding[1])
+            self._stored[part, option] = self._measurement.encoded(part, transform, self._encoding[1])
         return transform.decode(self._stored[part, option], target).to(self._original[part])
 
     def put(self, choice: ArrayLike) -> None:

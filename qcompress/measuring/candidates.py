@@ -6,6 +6,7 @@ at first the original's, later those of a choice that was made (`qcompress.remea
 """
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -22,6 +23,29 @@ from qcompress.options import Options
 from qcompress.transforms.base import Transform
 
 DECODED = 1 << 28  # bytes of decoded options that are kept
+
+
+Codes = dict[tuple[int, int], dict[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeProgress:
+    """How far working out the options has come.
+
+    Attributes:
+        part: the one just done.
+        parts, total_parts: how many are done, and are.
+        elapsed_s: so far.
+        remaining_s: forecast, by the weights that are left.
+        size_bytes: of the arrays that are held.
+    """
+
+    part: str
+    parts: int
+    total_parts: int
+    elapsed_s: float
+    remaining_s: float
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +70,7 @@ class Candidates:
         transforms: the options of each part.
         rows: (part, option) → what the option makes of the part's rows.
         standing: option of each part that its weight is at; option 0 keeps the original's.
+        codes: (part, option) → its arrays as they would be written, where they are at hand.
     """
 
     def __init__(
@@ -55,8 +80,9 @@ class Candidates:
         transforms: Sequence[tuple[Transform, ...]],
         rows: Callable[[int, int], Tensor],
         standing: Sequence[int],
+        codes: Codes | None = None,
     ) -> None:
-        self._model, self._rows = model, rows
+        self._model, self._rows, self.codes = model, rows, codes or {}
         self.parts, self.transforms, self.standing = parts, tuple(transforms), tuple(standing)
         sizes = [len(group) for group in self.transforms]
         self.offsets: NDArray[np.int64] = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
@@ -121,31 +147,50 @@ class Candidates:
 def fitted(
     model: nn.Module,
     parts: tuple[Part, ...],
-    options: Options,
+    options: Options | Mapping[str, Options],
     moments: Mapping[str, Tensor] = MappingProxyType({}),
     num_inputs: Mapping[str, float] = MappingProxyType({}),
+    on_encode: Callable[[EncodeProgress], None] | None = None,
 ) -> tuple[Candidates, NDArray[np.float64]]:
     """The options that are of use for each part of the original model, and the ``(V,)`` squared errors of all.
 
     Args:
         model: the original.
         parts: of it.
-        options: what is on offer.
+        options: what is on offer, for all parts or by their names.
         moments: of the inputs of the layers for which something on offer needs them, by `Part.modules`' first path.
         num_inputs: of how many inputs they are the mean.
+        on_encode: called after every part.
 
     Raises:
         ModelError: a weight is not finite.
     """
-    stored: list[tuple[dict[str, Tensor], ...]] = []
-    transforms, errors = [], []
+    codes: Codes = {}
+    work = np.cumsum([_work(part, moments) for part in parts])
+    start = time.perf_counter()
+    transforms: list[tuple[Transform, ...]] = []
+    errors: list[float] = []
     for part, weight in zip(parts, weights_of(model, parts, moments, num_inputs), strict=True):
         if not bool(torch.isfinite(weight.rows).all()):
             raise ModelError(f"the weight of {part.name!r} holds NaN or infinity")
-        found = options.for_weight(weight)
-        stored.append(tuple(own.stored for own in found))
+        offered = options if isinstance(options, Options) else options[part.name]
+        found = offered.for_weight(weight)
+        index = len(transforms)
+        codes |= {(index, option): own.stored for option, own in enumerate(found)}
         transforms.append(tuple(own.transform for own in found))
         errors += [own.error for own in found]
+        if on_encode is not None:
+            elapsed_s = time.perf_counter() - start
+            on_encode(
+                EncodeProgress(
+                    part=part.name,
+                    parts=index + 1,
+                    total_parts=len(parts),
+                    elapsed_s=elapsed_s,
+                    remaining_s=elapsed_s * float(work[-1] / work[index] - 1),
+                    size_bytes=sum(own.nbytes for arrays in codes.values() for own in arrays.values()),
+                )
+            )
     decoded: dict[tuple[int, int], Tensor] = {}
     room = DECODED
 
@@ -154,10 +199,16 @@ def fitted(
         if (part, option) in decoded:
             return decoded[part, option]
         own = parts[part]
-        found = transforms[part][option].decode(stored[part][option], own.target).to(own.weight(model))
+        found = transforms[part][option].decode(codes[part, option], own.target).to(own.weight(model))
         if found.nbytes <= room:
             room -= found.nbytes
             decoded[part, option] = found
         return found
 
-    return Candidates(model, parts, transforms, rows, [0] * len(parts)), np.array(errors)
+    return Candidates(model, parts, transforms, rows, [0] * len(parts), codes), np.array(errors)
+
+
+def _work(part: Part, moments: Mapping[str, Tensor]) -> float:
+    """About how long the options of a part take: compensation goes over all inputs for every weight."""
+    own = moments.get(part.modules[0])
+    return part.target.num_weights * (1.0 + (len(own) / 32 if own is not None and own.ndim == 2 else 0.0))

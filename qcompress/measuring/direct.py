@@ -4,8 +4,8 @@ Only the part of the network behind the changed module is run again (`qcompress.
 come from the change ``J_v`` of the output: exactly where outputs have few numbers, else by random probes.
 """
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,16 +19,19 @@ from qcompress.measuring.replay import Replay
 from qcompress.model import forward as forwards
 from qcompress.model.losses import Loss
 
-SAME_RUN = 1e-4  # relative to the largest output; a shortcut that is right repeats the very same operations
+SAME_RUN = 1e-2  # relative to what the change does; a shortcut that is right repeats the very same operations
 
 
 class Direct:
     """Tries options on batches; remembers which parts can be replayed from their own module on."""
 
+    tried: ClassVar[dict[str, str]] = {}  # beside what it always does
+
     def __init__(self, model: nn.Module, candidates: Candidates, loss: Loss, forward: forwards.Forward | None) -> None:
         self._model, self._candidates, self._loss, self._forward = model, candidates, loss, forward
         self._replay = Replay(model)
         self._shortcut: dict[int, bool] = {}
+        self._point: Tensor | None = None
 
     def batch_effects(
         self, batch: Any, generator: torch.Generator, reference: Tensor | None = None
@@ -44,27 +47,15 @@ class Direct:
             ModelError: an option's loss is not finite; names it.
         """
         candidates = self._candidates
-        point = self._replay.record(lambda: forwards.run(self._model, batch, self._forward))
-        goal = point if reference is None else reference
-        standing = 0.0 if reference is None else float(self._loss.rise(point, goal, batch).sum())
+        point = self.record(batch)
         small = point[0].numel() <= MAX_NUMBERS
         probes = point[None] if small else self._loss.probes(point, batch, generator)
         width = point[0].numel() if small else len(probes)
         found = torch.zeros(candidates.num_options, len(point), width, dtype=point.dtype)
         cost = np.zeros(candidates.num_options)
-        for part, options in enumerate(candidates.transforms):
-            for option in range(len(options)):
-                if option == candidates.standing[part]:
-                    continue
-                with candidates.applied(part, option):
-                    output = self._output(part, batch)
-                rise = float(self._loss.rise(output, goal, batch).sum()) - standing
-                if not np.isfinite(rise):
-                    name, label = candidates.parts[part].name, options[option].label
-                    raise ModelError(f"the loss with {name!r} at {label!r} is not finite; leave that option out")
-                flat = candidates.offsets[part] + option
+        for part in range(len(candidates.parts)):
+            for flat, rise, change in self.changes(part, batch, reference):
                 cost[flat] = rise
-                change = output - point
                 found[flat] = change.flatten(1) if small else torch.einsum("kn...,n...->nk", probes, change)
         if not small:
             return cost, [found.flatten(1).numpy()], len(point)
@@ -72,20 +63,56 @@ class Direct:
         points = curvature_points(self._loss, changes, point, cost, candidates) if reference is None else [point]
         return cost, exact_effects(self._loss, changes, points, batch), len(point)
 
-    def _output(self, part: int, batch: Any) -> Tensor:
-        """The output with a changed part; the first time by both ways, to see whether the shortcut holds."""
+    def record(self, batch: Any) -> Tensor:
+        """The outputs of a batch as the model stands; options are tried against this run."""
+        self._shortcut = {}
+        self._point = self._replay.record(lambda: forwards.run(self._model, batch, self._forward))
+        return self._point
+
+    def changes(self, part: int, batch: Any, reference: Tensor | None = None) -> Iterator[tuple[int, float, Tensor]]:
+        """Flat index, rise of the batch's loss and change of its outputs, for every option that changes a part.
+
+        Raises:
+            ModelError: an option's loss is not finite; names it.
+        """
+        candidates, point = self._candidates, self._point
+        assert point is not None  # noqa: S101
+        goal = point if reference is None else reference
+        standing = 0.0 if reference is None else float(self._loss.rise(point, goal, batch).sum())
+        for option in range(len(candidates.transforms[part])):
+            if option == candidates.standing[part]:
+                continue
+            with candidates.applied(part, option):
+                output = self._output(part, batch, point)
+            rise = float(self._loss.rise(output, goal, batch).sum()) - standing
+            if not np.isfinite(rise):
+                name, label = candidates.parts[part].name, candidates.transforms[part][option].label
+                raise ModelError(f"the loss with {name!r} at {label!r} is not finite; leave that option out")
+            yield int(candidates.offsets[part]) + option, rise, output - point
+
+    def _output(self, part: int, batch: Any, point: Tensor) -> Tensor:
+        """The output with a changed part; the first time in a batch by both ways, to see whether the shortcut holds."""
 
         def full() -> Tensor:
-            return forwards.run(self._model, batch, self._forward)
+            with torch.no_grad():
+                return forwards.run(self._model, batch, self._forward)
 
         paths = self._candidates.parts[part].modules
-        if self._shortcut.get(part) is not False:
-            output = self._replay.behind(paths, full)
-            if part in self._shortcut:
-                return output
-        with torch.no_grad():
-            true = full()
-        if part not in self._shortcut:
-            scale = float(true.abs().max())
-            self._shortcut[part] = output.shape == true.shape and float((output - true).abs().max()) <= SAME_RUN * scale
+        if self._shortcut.get(part) is False:
+            return full()
+        output = self._replay.behind(paths, full)
+        if part in self._shortcut:
+            return output
+        true = full()
+        if true.shape != point.shape:
+            name = self._candidates.parts[part].name
+            raise ModelError(
+                f"the model's output has the shape {tuple(true.shape)} with {name!r} changed and {tuple(point.shape)} "
+                "without; pass a forward whose outputs keep their shape"
+            )
+        rounding = 8 * torch.finfo(true.dtype).eps * float(true.abs().max())
+        same = output.shape == true.shape and float((output - true).abs().max()) <= max(
+            rounding, SAME_RUN * float((true - point).abs().max())
+        )
+        self._shortcut[part] = same
         return true

@@ -5,278 +5,351 @@ option makes at its own layer: for a probe ``a`` of the output's shape
 ``a·J_v(s) = ⟨∂(a·output)/∂(layer output), layer(input; ΔW_v)⟩`` for sample s. Outputs of few numbers are probed one
 by one, which gives ``J_v`` itself; others by random probes of the loss's Hessian. The loss increase of any choice is
 then ``½·Σ_s Σ_k (Σ_v effect_v)² / N``: a Gram matrix, from as many backward passes as there are probes.
+
+Every batch also gives evidence of whether that view is whole (`qcompress.measuring.evidence`). The options of a layer
+for which it is not are tried one by one instead, with the same probes.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from qcompress.errors import ModelError
+from qcompress.measuring import evidence
+from qcompress.measuring.calls import Call, Recorder, response
 from qcompress.measuring.candidates import Candidates, Layer
+from qcompress.measuring.direct import Direct
 from qcompress.measuring.effects import curvature_points, exact_effects, option_costs
+from qcompress.measuring.products import Place, shares
 from qcompress.model import forward as forwards
 from qcompress.model import layers
 from qcompress.model.losses import Loss
 
 MAX_PROBES = 16  # each probe costs one backward pass
-CHUNK = 16  # samples whose products are taken at once, and options whose responses are held
-USE_TOLERANCE = 1e-2  # float32 sums over a whole batch, in another order
+CHUNK = 16  # options whose responses are held at once
 
 
 @dataclass(slots=True)
-class _Call:
-    """One call of a layer: what went in, and a handle whose gradient is that of the output."""
+class _Run:
+    """One recorded pass: outputs, probes of them, and every call's gradients, one a probe."""
 
-    module: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    handle: Tensor
-
-
-@dataclass(slots=True)
-class _Recorder:
-    """Forward hooks that note the calls of the candidates' layers and make their outputs differentiable."""
-
-    calls: dict[str, list[_Call]] = field(default_factory=dict)
-
-    def hook(self, path: str) -> Any:
-        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-            with torch.enable_grad():
-                # adding a broadcast zero leaves the output as it is, whatever is done to it in place later
-                handle = (
-                    torch.zeros((), dtype=output.dtype, device=output.device).requires_grad_(True).expand_as(output)
-                )
-                self.calls.setdefault(path, []).append(_Call(module, args, kwargs, handle))
-                return output + handle
-
-        return note
+    point: Tensor
+    probes: list[Tensor]
+    calls: list[list[Call]]  # by layer
+    gradients: list[list[list[Tensor]]]  # by layer, call and probe
+    places: list[list[Place | None]]  # by layer and call
 
 
-def batch_effects(
-    model: nn.Module,
-    batch: Any,
-    candidates: Candidates,
-    loss: Loss,
-    forward: forwards.Forward | None,
-    generator: torch.Generator,
-    *,
-    check: bool,
-    reference: Tensor | None = None,
-) -> tuple[NDArray[np.float64], Iterable[NDArray[np.floating]], int]:
-    """Costs ``(V,)`` summed over the batch, blocks of effects ``(V, columns)``, and the number of samples.
+class Fisher:
+    """Effects of batches by linearisation, and by trying where that does not hold.
 
-    With ``check`` the recorded calls are compared with the weights' own gradients, to find weights that are also
-    used outside their modules. ``reference`` has the original's outputs, where the model is not the original.
+    Args:
+        model: with the candidates' parts.
+        candidates: options.
+        loss: what they are measured by.
+        forward: how to run a batch.
+        tried: names of parts that are to be tried from the start, and why.
 
-    Raises:
-        ModelError: a weight is used outside its module's calls, or a layer's output has no sample dimension.
+    Attributes:
+        reasons: index into the candidates' layers → why its options are tried one by one.
     """
-    recorder = _Recorder()
-    paths = [path for layer in candidates.layers for path in layer.modules]
-    hooks = [model.get_submodule(path).register_forward_hook(recorder.hook(path), with_kwargs=True) for path in paths]
-    weights = [layers.weight_of(model.get_submodule(layer.modules[0])) for layer in candidates.layers]
-    for weight in weights:
-        weight.requires_grad_(check)
-    try:
-        with torch.enable_grad():
-            output = forwards.run(model, batch, forward)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    point = output.detach()
-    num_samples, numbers = len(point), point[0].numel()
-    small = numbers <= MAX_PROBES
-    if small:
-        units = torch.eye(numbers, dtype=output.dtype, device=output.device)
-        probes = list(units.reshape(numbers, 1, *output.shape[1:]).expand(numbers, *output.shape))
-    else:
-        probes = list(loss.probes(point, batch, generator))
-    slope = loss.gradient(point, batch, reference)
-    if slope is not None and not small:
-        probes.append(slope)
-    calls = [call for layer in candidates.layers for path in layer.modules for call in recorder.calls.get(path, [])]
-    handles = [call.handle for call in calls]
-    if check:
-        _check_use(output, probes[0], candidates, weights, recorder, handles)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        candidates: Candidates,
+        loss: Loss,
+        forward: forwards.Forward | None,
+        tried: Mapping[str, str] | None = None,
+    ) -> None:
+        self._model, self._candidates, self._loss, self._forward = model, candidates, loss, forward
+        self._direct = Direct(model, candidates, loss, forward)
+        self.reasons: dict[int, str] = {}
+        for index, layer in enumerate(candidates.layers):
+            for part in layer.parts:
+                if reason := (tried or {}).get(candidates.parts[part].name):
+                    self.reasons[index] = reason
+            if len(layer.parts) > 1 and not _same_rows([model.get_submodule(path) for path in layer.modules]):
+                self.reasons[index] = "blocks of a weight that unlike layers share"
+
+    @property
+    def tried(self) -> dict[str, str]:
+        """Names of the parts whose options were tried one by one, and why."""
+        candidates = self._candidates
+        return {
+            candidates.parts[part].name: self.reasons[index]
+            for index in sorted(self.reasons)
+            for part in candidates.layers[index].parts
+        }
+
+    def batch_effects(
+        self, batch: Any, generator: torch.Generator, reference: Tensor | None = None
+    ) -> tuple[NDArray[np.float64], Iterable[NDArray[np.floating]], int]:
+        """Costs ``(V,)`` summed over the batch, blocks of effects ``(V, columns)``, and the number of samples.
+
+        Args:
+            batch: of the data.
+            generator: of random probes.
+            reference: the original's outputs, where the model is not the original.
+        """
+        loss, candidates = self._loss, self._candidates
+        run = self._recorded(batch, generator, reference)
+        point, num_samples = run.point, len(run.point)
+        small = point[0].numel() <= MAX_PROBES
+        effects = np.zeros((candidates.num_options, num_samples, len(run.probes)), dtype=np.float32)
+        with torch.no_grad():
+            for index, layer in enumerate(candidates.layers):
+                if index not in self.reasons:
+                    for call, gradients, place in zip(
+                        run.calls[index], run.gradients[index], run.places[index], strict=True
+                    ):
+                        assert place is not None  # noqa: S101
+                        self._add_call(effects, layer, call, gradients, place, num_samples)
+            risen = self._add_tried(effects, batch, run.probes, reference)
+            if small:
+                changes = torch.from_numpy(effects).to(point).reshape(len(effects), *point.shape)
+                cost = option_costs(loss, changes, point, batch, reference)
+                cost[list(risen)] = list(risen.values())
+                points = curvature_points(loss, changes, point, cost, candidates) if reference is None else [point]
+                return cost, exact_effects(loss, changes, points, batch), num_samples
+        first_order = np.zeros(candidates.num_options)
+        if loss.gradient(point, batch, reference) is not None:
+            first_order = effects[:, :, -1].sum(axis=1, dtype=np.float64)
+            effects = effects[:, :, :-1]
+        cost = first_order + 0.5 * np.square(effects, dtype=np.float64).sum(axis=(1, 2))
+        cost[list(risen)] = list(risen.values())
+        return cost, [effects.reshape(candidates.num_options, -1)], num_samples
+
+    def _recorded(self, batch: Any, generator: torch.Generator, reference: Tensor | None) -> _Run:
+        """Run, take all gradients, and note the layers for which they do not tell all."""
+        candidates, recorder = self._candidates, Recorder()
+        linear = [layer for index, layer in enumerate(candidates.layers) if index not in self.reasons]
+        weights = [layers.weight_of(self._model.get_submodule(layer.modules[0])) for layer in candidates.layers]
         for weight in weights:
-            weight.requires_grad_(False)
-    gradients = [_gradients(output, probe, handles, keep=index + 1 < len(probes)) for index, probe in enumerate(probes)]
-
-    found = np.zeros((candidates.num_options, num_samples, len(probes)), dtype=np.float32)
-    position = 0
-    with torch.no_grad():
-        for layer in candidates.layers:
-            for path in layer.modules:
-                for call in recorder.calls.get(path, []):
-                    own = [per_probe[position] for per_probe in gradients]
-                    _add_layer_effects(found, layer, call, own, candidates, num_samples)
-                    position += 1
-        if small:
-            changes = torch.from_numpy(found).to(point).reshape(len(found), *point.shape)
-            cost = option_costs(loss, changes, point, batch, reference)
-            points = curvature_points(loss, changes, point, cost, candidates) if reference is None else [point]
-            return cost, exact_effects(loss, changes, points, batch), num_samples
-    first_order = np.zeros(candidates.num_options)
-    if slope is not None:
-        first_order = found[:, :, -1].sum(axis=1, dtype=np.float64)
-        found = found[:, :, :-1]
-    cost = first_order + 0.5 * np.square(found, dtype=np.float64).sum(axis=(1, 2))
-    return cost, [found.reshape(candidates.num_options, -1)], num_samples
-
-
-def _gradients(output: Tensor, probe: Tensor, handles: list[Tensor], *, keep: bool) -> list[Tensor]:
-    """Gradient of ``probe·output`` with respect to every handle; zeros where the output does not depend on it."""
-    found = torch.autograd.grad(output, handles, grad_outputs=probe, retain_graph=keep, allow_unused=True)
-    return [torch.zeros_like(handle) if own is None else own for own, handle in zip(found, handles, strict=True)]
-
-
-def _response(call: _Call, change: Tensor) -> Tensor:
-    """What the layer would give for its recorded input with ``change`` as weight and no bias."""
-    state: dict[str, Tensor] = {"weight": change}
-    bias = call.module._parameters.get("bias")
-    if bias is not None:
-        state["bias"] = torch.zeros_like(bias)
-    response: Tensor = functional_call(call.module, state, call.args, call.kwargs)
-    return response
-
-
-def _add_layer_effects(
-    effects: NDArray[np.float32],
-    layer: Layer,
-    call: _Call,
-    gradients: list[Tensor],
-    candidates: Candidates,
-    num_samples: int,
-) -> None:
-    """Add one call's share to ``effects``; ``gradients`` are those of the call's output, one a probe."""
-    sample_dim = _sample_dim(gradients[0], num_samples)
-    gradients = [_wide(gradient) for gradient in gradients]
-    changing = candidates.changing(layer)
-    for start in range(0, len(changing), CHUNK):
-        options = changing[start : start + CHUNK]
-        responses = [_wide(_response(call, candidates.layer_change(layer, option))) for option in options]
-        if len(layer.parts) == 1:
-            shares = _whole(gradients, responses, sample_dim, num_samples)[:, None]
-        else:
-            starts = [(candidates.parts[part].rows or (0, 0))[0] for part in layer.parts]
-            split = _by_vocabulary if isinstance(call.module, nn.Embedding) else _by_channel
-            shares = torch.stack([split(call, gradients, own, sample_dim, num_samples, starts) for own in responses])
-        for option, share in zip(options, shares.cpu().numpy(), strict=True):
-            for part, own in zip(layer.parts, share, strict=True):
-                if option < len(candidates.transforms[part]):
-                    effects[candidates.offsets[part] + option] += own
-
-
-def _wide(values: Tensor) -> Tensor:
-    """For sums of many products: in half precision these would be lost below its least number."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def _whole(gradients: list[Tensor], responses: list[Tensor], sample_dim: int, num_samples: int) -> Tensor:
-    """The products of all options and probes per sample: ``(options, samples, probes)``."""
-    others = [dim for dim in range(gradients[0].ndim) if dim != sample_dim]
-    order = [sample_dim, *sorted(others, key=lambda dim: -gradients[0].stride()[dim])]  # as in memory: no copies
-    left, right = (
-        [value.permute(order).reshape(num_samples, -1) for value in values] for values in (responses, gradients)
-    )
-    return _products(left, right)
-
-
-def _products(left: list[Tensor], right: list[Tensor]) -> Tensor:
-    """All products per sample of two lists of ``(samples, m)``: ``(len(left), samples, len(right))``."""
-    chunks = []
-    for start in range(0, len(left[0]), CHUNK):  # small stacks stay in the cache
-        rows = slice(start, start + CHUNK)
-        stacked = (torch.stack([value[rows] for value in side], dim=1) for side in (left, right))
-        chunks.append(torch.bmm(next(stacked), next(stacked).mT))
-    return torch.cat(chunks).transpose(0, 1)
-
-
-def _sample_dim(output: Tensor, num_samples: int) -> int:
-    """Which dimension of a layer's output counts samples (the first may hold several rows per sample, in order).
-
-    Raises:
-        ModelError: none does.
-    """
-    if output.shape[0] % num_samples == 0:
-        return 0
-    if output.ndim > 1 and output.shape[1] == num_samples:
-        return 1
-    raise ModelError(
-        f"a layer's output of shape {tuple(output.shape)} has no dimension for the {num_samples} samples; "
-        "use method='direct'"
-    )
-
-
-def _by_sample(values: Tensor, sample_dim: int, num_samples: int) -> Tensor:
-    """A layer's output as ``(samples, everything else)``."""
-    return values.movedim(sample_dim, 0).reshape(num_samples, -1)
-
-
-def _by_channel(
-    call: _Call, gradients: list[Tensor], response: Tensor, sample_dim: int, num_samples: int, starts: list[int]
-) -> Tensor:
-    """The products split by the parts that the output's channels belong to: ``(parts, samples, probes)``."""
-    dim = layers.channel_dim(call.module, response)
-
-    def channels_first(values: Tensor) -> Tensor:
-        moved = values.movedim((dim, sample_dim), (0, 1))
-        return moved.reshape(moved.shape[0], num_samples, -1)
-
-    right = channels_first(response)
-    per_channel = torch.stack([(channels_first(value) * right).sum(-1) for value in gradients], dim=-1)
-    bounds = torch.tensor(starts[1:], device=response.device)
-    owner = torch.bucketize(torch.arange(len(per_channel), device=response.device), bounds, right=True)
-    return per_channel.new_zeros(len(starts), *per_channel.shape[1:]).index_add_(0, owner, per_channel)
-
-
-def _by_vocabulary(
-    call: _Call, gradients: list[Tensor], response: Tensor, sample_dim: int, num_samples: int, starts: list[int]
-) -> Tensor:
-    """The products split by the parts that the looked-up entries belong to: ``(parts, samples, probes)``."""
-    ids: Tensor = call.args[0] if call.args else call.kwargs["input"]
-    bounds = torch.tensor(starts[1:], device=ids.device)
-    owner = _by_sample(torch.bucketize(ids, bounds, right=True), sample_dim, num_samples)
-    products = [_by_sample((value * response).sum(-1), sample_dim, num_samples) for value in gradients]
-    rows = torch.arange(num_samples, device=ids.device)[:, None].expand_as(owner)
-    share = response.new_zeros(len(starts), num_samples, len(gradients))
-    return share.index_put_((owner, rows), torch.stack(products, dim=-1), accumulate=True)
-
-
-def _check_use(
-    output: Tensor,
-    probe: Tensor,
-    candidates: Candidates,
-    weights: list[nn.Parameter],
-    recorder: _Recorder,
-    handles: list[Tensor],
-) -> None:
-    """Compare the recorded calls' view of one option with the weight's own gradient.
-
-    Raises:
-        ModelError: they differ: the weight is also used outside its module's calls.
-    """
-    own = torch.autograd.grad(output, weights, grad_outputs=probe, retain_graph=True, allow_unused=True)
-    seen = _gradients(output, probe, handles, keep=True)
-    position = 0
-    for layer, gradient in zip(candidates.layers, own, strict=True):
-        change = candidates.layer_change(layer, max(candidates.changing(layer), default=0))
-        expected = 0.0 if gradient is None else float((gradient * change).sum())
-        size = 0.0 if gradient is None else float(gradient.norm() * change.norm())
-        found = 0.0
-        for path in layer.modules:
-            for call in recorder.calls.get(path, []):
+            weight.requires_grad_(True)
+        try:
+            try:
+                with torch.enable_grad(), recorder.recording(self._model, [p for own in linear for p in own.modules]):
+                    output = forwards.run(self._model, batch, self._forward)
+                run, own = self._differentiated(output, batch, recorder, weights, generator, reference)
+            except RuntimeError as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
                 with torch.no_grad():
-                    found += float((seen[position] * _response(call, change)).sum())
-                position += 1
-        if abs(found - expected) > USE_TOLERANCE * size:
-            raise ModelError(
-                f"the weight of {layer.modules[0]!r} is also used outside its module's calls, which method='fisher' "
-                "does not see; use method='direct'"
-            )
+                    output = forwards.run(self._model, batch, self._forward)  # fails as well: the model is at fault
+                self._try_all(f"the model does not run with gradients ({str(error).splitlines()[0]})")
+                recorder = Recorder()
+                run, own = self._differentiated(output, batch, recorder, weights, generator, reference)
+        finally:
+            for weight in weights:
+                weight.requires_grad_(False)
+        self._judge(run, own, recorder)
+        self._compare(run, batch, generator)
+        return run
+
+    def _differentiated(
+        self,
+        output: Tensor,
+        batch: Any,
+        recorder: Recorder,
+        weights: list[nn.Parameter],
+        generator: torch.Generator,
+        reference: Tensor | None,
+    ) -> tuple[_Run, list[tuple[list[Tensor], Tensor | None]]]:
+        """The run, and by layer the calls' and the weight's gradients of one probe with a factor for every sample."""
+        point = output.detach()
+        numbers = point[0].numel()
+        if numbers <= MAX_PROBES:
+            units = torch.eye(numbers, dtype=output.dtype, device=output.device)
+            probes = list(units.reshape(numbers, 1, *output.shape[1:]).expand(numbers, *output.shape))
+        else:
+            probes = list(self._loss.probes(point, batch, generator))
+            if (slope := self._loss.gradient(point, batch, reference)) is not None:
+                probes.append(slope)
+        calls = [[call for call in recorder.of(own.modules) if call.output.numel()] for own in self._candidates.layers]
+        handles = [call.handle for own in calls for call in own if call.handle is not None]
+        by_probe = [_gradients(output, probe, handles) for probe in probes]
+        mix = torch.randn(len(probes), generator=generator).tolist()
+        factors = evidence.sample_factors(len(point), generator).to(point)
+        scaled = _mixed(mix, probes) * factors.reshape(-1, *[1] * (point.ndim - 1))
+        found = _gradients(output, scaled, [*handles, *weights])
+        own_weights, position = found[len(handles) :], 0
+        gradients, places, own = [], [], []
+        for layer_calls, weight_gradient in zip(calls, own_weights, strict=True):
+            per_call, scaled_ones, layer_places = [], [], []
+            for call in layer_calls:
+                if call.handle is None:
+                    ones = [torch.zeros_like(call.output)] * (len(probes) + 1)
+                else:
+                    ones = [_filled(grads[position], call.output) for grads in (*by_probe, found)]
+                    position += 1
+                per_call.append(ones[:-1])
+                scaled_ones.append(ones[-1])
+                base = _mixed(mix, ones[:-1])
+                layer_places.append(evidence.place_of(call, base, ones[-1], factors))
+            gradients.append(per_call)
+            places.append(layer_places)
+            own.append((scaled_ones, weight_gradient))
+        return _Run(point, probes, calls, gradients, places), own
+
+    def _judge(self, run: _Run, own: list[tuple[list[Tensor], Tensor | None]], recorder: Recorder) -> None:
+        """Note the layers whose calls do not tell all that their weight does."""
+        for index, layer in enumerate(self._candidates.layers):
+            if index in self.reasons:
+                continue
+            odd = [reason for path in layer.modules if (reason := recorder.odd.get(path))]
+            weight = layers.weight_of(self._model.get_submodule(layer.modules[0]))
+            if odd:
+                self.reasons[index] = odd[0]
+            elif evidence.used_elsewhere(run.calls[index], own[index][0], weight, own[index][1]):
+                self.reasons[index] = "its weight is also used outside the layer's calls"
+            elif None in run.places[index]:
+                self.reasons[index] = "its output has numbers that several samples share"
+            elif len(layer.parts) > 1 and not all(layers.is_plain(call.module) for call in run.calls[index]):
+                self.reasons[index] = "blocks of a layer with a forward of its own"
+
+    def _compare(self, run: _Run, batch: Any, generator: torch.Generator) -> None:
+        """Move weights a little and note the layers for which outputs do not follow as predicted."""
+        rounded = evidence.half(run.point) or any(evidence.half(call.output) for own in run.calls for call in own)
+        step = evidence.STEP_ROUNDED if rounded else evidence.STEP
+        moves, predicted = {}, {}
+        for index, layer in enumerate(self._candidates.layers):
+            if index in self.reasons:
+                continue
+            weight = layers.weight_of(self._model.get_submodule(layer.modules[0])).detach()
+            noise = torch.randn(weight.shape, generator=generator).to(weight)
+            moves[index] = noise * (step * float(weight.float().square().mean().sqrt()))
+            total = torch.zeros(len(run.point), len(run.probes))
+            with torch.no_grad():
+                for call, gradients, place in zip(
+                    run.calls[index], run.gradients[index], run.places[index], strict=True
+                ):
+                    assert place is not None  # noqa: S101
+                    change = response(call, moves[index])
+                    own = shares(call, gradients, [change], place, len(run.point), [0])[0, 0]
+                    total += own.cpu().float()
+            predicted[index] = total
+        silent = [index for index, total in predicted.items() if not bool(total.any())]
+        for index in silent:
+            moves[index] /= step  # by its own size: nothing at all is predicted, however far it is moved
+        if silent and not self._follows(run, batch, silent, moves, predicted, rounded=rounded):
+            for index in silent:
+                self.reasons[index] = "no gradient reaches it, but its weight has an effect"
+        seen = [index for index in predicted if index not in silent]
+        if not seen:
+            return
+        size = torch.stack([predicted[index].norm() for index in seen])
+        for index, scale in zip(seen, (size.median() / size).clamp(0.1, 10).tolist(), strict=True):
+            moves[index] *= scale
+            predicted[index] *= scale
+        if not self._follows(run, batch, seen, moves, predicted, rounded=rounded):
+            for index in seen:
+                if not self._follows(run, batch, [index], moves, predicted, rounded=rounded):
+                    self.reasons[index] = "the outputs do not follow its gradient"
+
+    def _follows(
+        self,
+        run: _Run,
+        batch: Any,
+        indices: list[int],
+        moves: dict[int, Tensor],
+        predicted: dict[int, Tensor],
+        *,
+        rounded: bool,
+    ) -> bool:
+        """Whether the outputs change as predicted when these layers' weights are moved."""
+        paths = {index: self._candidates.layers[index].modules[0] for index in indices}
+        weights = {index: layers.weight_of(self._model.get_submodule(path)) for index, path in paths.items()}
+        before = {index: weight.detach().clone() for index, weight in weights.items()}
+        try:
+            with torch.no_grad():
+                for index, weight in weights.items():
+                    weight.add_(moves[index])
+                output = forwards.run(self._model, batch, self._forward)
+        finally:
+            with torch.no_grad():
+                for index, weight in weights.items():
+                    weight.copy_(before[index])
+        if output.shape != run.point.shape:
+            return False
+        found = torch.stack([_by_sample(probe * (output - run.point)).sum(1) for probe in run.probes], dim=1)
+        eps = 8 * torch.finfo(run.point.dtype).eps
+        sizes = [_by_sample(probe * run.point).norm(dim=1) for probe in run.probes]
+        noise = eps * torch.stack(sizes, dim=1).norm(dim=1)
+        total = torch.stack([predicted[index] for index in indices]).sum(0)
+        return evidence.follows(total, found.cpu().float(), noise.cpu().float(), rounded=rounded)
+
+    def _try_all(self, reason: str) -> None:
+        for index in range(len(self._candidates.layers)):
+            self.reasons.setdefault(index, reason)
+
+    def _add_call(
+        self,
+        effects: NDArray[np.float32],
+        layer: Layer,
+        call: Call,
+        gradients: list[Tensor],
+        place: Place,
+        num_samples: int,
+    ) -> None:
+        """Add one call's share of every option of its layer."""
+        candidates = self._candidates
+        starts = [(candidates.parts[part].rows or (0, 0))[0] for part in layer.parts]
+        changing = candidates.changing(layer)
+        for start in range(0, len(changing), CHUNK):
+            options = changing[start : start + CHUNK]
+            responses = [response(call, candidates.layer_change(layer, option)) for option in options]
+            found = shares(call, gradients, responses, place, num_samples, starts).cpu().numpy()
+            for option, by_part in zip(options, found, strict=True):
+                for part, share in zip(layer.parts, by_part, strict=True):
+                    if option < len(candidates.transforms[part]):
+                        effects[candidates.offsets[part] + option] += share
+
+    def _add_tried(
+        self, effects: NDArray[np.float32], batch: Any, probes: list[Tensor], reference: Tensor | None
+    ) -> dict[int, float]:
+        """Put in what trying gives; flat option → rise of the batch's loss."""
+        parts = [part for index in sorted(self.reasons) for part in self._candidates.layers[index].parts]
+        risen: dict[int, float] = {}
+        if not parts:
+            return risen
+        self._direct.record(batch)
+        for part in parts:
+            for flat, rise, change in self._direct.changes(part, batch, reference):
+                risen[flat] = rise
+                effects[flat] = (
+                    torch.stack([_by_sample(probe * change).sum(1) for probe in probes], dim=1).cpu().numpy()
+                )
+        return risen
+
+
+def _gradients(output: Tensor, probe: Tensor, inputs: list[Tensor]) -> list[Tensor | None]:
+    """Gradient of ``probe·output`` with respect to every input; None where the output does not depend on it."""
+    if not output.requires_grad or not inputs:
+        return [None] * len(inputs)
+    return list(torch.autograd.grad(output, inputs, grad_outputs=probe, retain_graph=True, allow_unused=True))
+
+
+def _mixed(weights: list[float], values: list[Tensor]) -> Tensor:
+    total = torch.zeros_like(values[0])
+    for weight, value in zip(weights, values, strict=True):
+        total += weight * value
+    return total
+
+
+def _filled(gradient: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if gradient is None else gradient
+
+
+def _by_sample(values: Tensor) -> Tensor:
+    return values.reshape(len(values), -1)
+
+
+def _same_rows(modules: list[nn.Module]) -> bool:
+    """Whether a block of rows is the same block of the weight in all these layers."""
+    kinds = {(isinstance(own, layers.TRANSPOSED), getattr(own, "groups", 1)) for own in modules}
+    return len(kinds) == 1 or not any(transposed for transposed, _ in kinds)

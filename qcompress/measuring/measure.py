@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -14,16 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from formulations.files import AnyPath
+from qcompress.compressed.apply import require_measured
 from qcompress.errors import DataError, OptionsError
 from qcompress.measurement import Measurement
-from qcompress.measuring import fisher
-from qcompress.measuring.candidates import Candidates, fitted
+from qcompress.measuring.candidates import Candidates, EncodeProgress, fitted
 from qcompress.measuring.direct import Direct
-from qcompress.measuring.moments import second_moments
+from qcompress.measuring.fisher import Fisher
+from qcompress.measuring.memory import require_memory
+from qcompress.measuring.moments import MAX_INPUTS, forecast_bytes, second_moments
+from qcompress.measuring.offered import Offered
 from qcompress.measuring.sums import Sums
 from qcompress.model import forward as forwards
 from qcompress.model.losses import Loss, LossFunction, as_loss
-from qcompress.model.parts import survey
+from qcompress.model.parts import Part, survey
+from qcompress.model.steady import steady
 from qcompress.options import Options
 
 METHODS = ("fisher", "direct")
@@ -44,25 +48,31 @@ class MeasureProgress:
 def measure(
     model: nn.Module,
     data: Iterable[Any],
-    options: Options,
+    options: Options | Mapping[str, Options],
     *,
+    skip: str | Iterable[str] = (),
+    only: str | Iterable[str] | None = None,
     method: str = "fisher",
-    loss: str | LossFunction | Loss = "kl",
+    loss: str | LossFunction = "kl",
     forward: forwards.Forward | None = None,
     granularity: str | int = "layer",
     seed: int = 0,
     cache: AnyPath | None = None,
     on_progress: Callable[[MeasureProgress], None] | None = None,
+    on_encode: Callable[[EncodeProgress], None] | None = None,
 ) -> Measurement:
     """Measure what every option of every part does to the loss, alone and together with the others.
 
     Args:
         model: the original; left as it is.
         data: re-iterable of batches: tensors, (inputs, targets) or dicts.
-        options: what is on offer, as ``prune_quantize() + low_rank()``. Whitened low-rank options and compensated codes
-            take one pass over the data more, and a matrix of the square of a layer's weights per channel for each such
-            layer. They are fitted to this data: give more inputs (tokens, positions) than a layer has weights per
-            channel.
+        options: what is on offer, as ``prune_quantize() + low_rank()``, for all layers or by patterns of their names,
+            the first that fits: ``{"head": prune_quantize(bits=(8,)), "*": prune_quantize()}``. Whitened low-rank
+            options and compensated codes take one pass over the data more, and a matrix of the square of a layer's
+            weights per channel for each distinct input (layers of more than `MAX_INPUTS` go without). They are fitted
+            to this data: give more inputs (tokens, positions) than a layer has weights per channel.
+        skip: patterns of names of layers that stay as they are, as ``("lm_head", "*.norm*")``.
+        only: patterns of the layers that do not.
         method: ``"fisher"``: linearised, a few backward passes for all options. ``"direct"``: every option's true
             loss increase, one partial forward pass per option and batch; in half precision a small one is lost in the
             rounding of the outputs.
@@ -73,6 +83,11 @@ def measure(
         seed: of the random mixtures that stand for many outputs.
         cache: a file for the sums so far; a measurement that was cut goes on from it, a finished one deletes it.
         on_progress: called after every batch.
+        on_encode: called after the options of every part were worked out, with a forecast.
+
+    What a pass draws at random it draws alike in every pass, and buffers that a pass changes are put back. Where the
+    gradient does not tell all that a weight does, ``"fisher"`` tries the options of that part one by one
+    (`Measurement.tried` says why).
 
     Raises:
         ModelError, DataError, OptionsError: see `qcompress.errors`.
@@ -86,20 +101,41 @@ def measure(
     """
     if method not in METHODS:
         raise OptionsError(f"method must be one of {', '.join(METHODS)}, found {method!r}")
-    if not isinstance(options, Options):
-        raise OptionsError(f"options must be qcompress.Options, as prune_quantize(), found {type(options).__name__}")
+    offered = Offered.of(options, skip=skip, only=only)
     batches = forwards.checked_data(data)
-    measured = as_loss(loss)
+    measured, run = as_loss(loss), steady(forward, seed)
     with forwards.evaluating(model):
-        inventory = survey(model, batches, forward, granularity)
-        calibrated = [part for part in inventory.parts if options.need_moments(part.target)]
-        moments, num_inputs = second_moments(model, calibrated, batches, forward) if calibrated else ({}, {})
-        candidates, errors = fitted(model, inventory.parts, options, moments, num_inputs)
         fingerprint = Measurement.fingerprint_of(model)
+        run.require_same(model, forwards.first_batch(batches))
+        inventory = survey(model, batches, run, granularity, loss=measured, left_out=offered.left_out)
+        offered.require_used()
+        per_part, notes = _calibrated(inventory.parts, offered)
+        calibrated = [part for part in inventory.parts if per_part[part.name].need_moments(part.target)]
+        require_memory(forecast_bytes(calibrated))
+        moments, num_inputs = second_moments(model, calibrated, batches, run) if calibrated else ({}, {})
+        candidates, errors = fitted(model, inventory.parts, per_part, moments, num_inputs, on_encode)
         settings = [fingerprint, method, measured.name, granularity, seed]
         sums = accumulate(
-            model, batches, candidates, measured, method, seed, forward, settings, cache=cache, on_progress=on_progress
+            model,
+            batches,
+            candidates,
+            measured,
+            method,
+            seed,
+            run,
+            settings,
+            tried=inventory.tried,
+            cache=cache,
+            on_progress=on_progress,
         )
+        require_measured(model, fingerprint)
+    if sums.num_batches != inventory.num_batches:
+        raise DataError(
+            f"the data gave {inventory.num_batches} batches in one pass and {sums.num_batches} in another: it has "
+            "to be the same every time it is gone through"
+        )
+    notes += [f"{name} changes while the model runs; it was put back after every pass" for name in sorted(run.moved)]
+    shared = {id(own): own.numpy() for own in moments.values()}
     measurement = Measurement(
         parts=inventory.parts,
         transforms=candidates.transforms,
@@ -116,14 +152,34 @@ def measure(
         seed=seed,
         model_fingerprint=fingerprint,
         standing=candidates.standing,
-        moments=MappingProxyType({name: own.numpy() for name, own in moments.items()}),
+        moments=MappingProxyType({name: shared[id(own)] for name, own in moments.items()}),
         num_inputs=MappingProxyType(num_inputs),
+        tried=MappingProxyType(sums.tried),
+        notes=tuple(notes),
+        codes=candidates.codes,
     )
     if cache is not None:
         Path(cache).unlink(missing_ok=True)
     return measurement
 
 
+def _calibrated(parts: Iterable[Part], offered: Offered) -> tuple[dict[str, Options], list[str]]:
+    """The options by name of a part, and what is to be said of those that go without calibration."""
+    per_part, notes = {}, []
+    for part in parts:
+        options = offered.options(part.modules[0])
+        large = part.target.layer != "Embedding" and part.target.per_channel > MAX_INPUTS
+        if large and options.need_moments(part.target):
+            options = options.uncalibrated()
+            notes.append(
+                f"{part.name}: no compensation and no whitening, because a channel has {part.target.per_channel:,} "
+                f"weights, more than {MAX_INPUTS:,}"
+            )
+        per_part[part.name] = options
+    return per_part, notes
+
+
+@forwards.layer_by_layer()
 def accumulate(
     model: nn.Module,
     batches: Iterable[Any],
@@ -135,6 +191,7 @@ def accumulate(
     settings: list[Any],
     *,
     original: nn.Module | None = None,
+    tried: Mapping[str, str] = MappingProxyType({}),
     cache: AnyPath | None = None,
     on_progress: Callable[[MeasureProgress], None] | None = None,
 ) -> Sums:
@@ -152,6 +209,7 @@ def accumulate(
         on_progress: as of `measure`.
         settings: of the measurement, to notice another one's cache file.
         original: where the model is another.
+        tried: parts that are known to need trying, and why.
 
     Raises:
         DataError: no sample, or a loss that is not finite.
@@ -160,8 +218,15 @@ def accumulate(
     told = [*settings, batch_fingerprint(forwards.first_batch(batches)), transforms]
     key = hashlib.sha256(json.dumps(told).encode()).hexdigest()
     file = None if cache is None else Path(cache)
-    sums = Sums.load(file, key) if file is not None and file.exists() else Sums(candidates.num_options, seed)
-    direct = Direct(model, candidates, loss, forward) if method == "direct" else None
+    if file is not None and file.exists():
+        sums = Sums.load(file, key)
+    else:
+        sums = Sums(candidates.num_options, seed)
+        sums.tried = dict(tried)
+    direct = method == "direct"
+    effects = (
+        Direct(model, candidates, loss, forward) if direct else Fisher(model, candidates, loss, forward, sums.tried)
+    )
     start = last_save = time.perf_counter()
     done_before = sums.num_batches
     for index, batch in enumerate(batches):
@@ -170,15 +235,8 @@ def accumulate(
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
         with torch.no_grad():
             reference = None if original is None else forwards.run(original, batch, forward)
-        if direct is not None:
-            sums.add(*direct.batch_effects(batch, generator, reference))
-        else:
-            first = index == 0
-            sums.add(
-                *fisher.batch_effects(
-                    model, batch, candidates, loss, forward, generator, check=first, reference=reference
-                )
-            )
+        sums.add(*effects.batch_effects(batch, generator, reference))
+        sums.tried = effects.tried
         if file is not None and time.perf_counter() - last_save > SAVE_EVERY_S:
             sums.save(file, key)
             last_save = time.perf_counter()
@@ -216,7 +274,7 @@ def batch_fingerprint(batch: Any) -> str:
         if isinstance(value, Tensor):
             digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        elif isinstance(value, dict):
+        elif isinstance(value, Mapping):
             for key in value:
                 digest.update(str(key).encode())
                 add(value[key])

@@ -7,7 +7,9 @@ input is a word, and the moments are the words' frequencies.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -16,10 +18,27 @@ from torch import Tensor, nn
 from qcompress.errors import DataError
 from qcompress.model import forward as forwards
 from qcompress.model import layers
+from qcompress.model.captured import products_of
 from qcompress.model.parts import Part
 
 FREQUENCIES = "word_frequencies"  # attribute of an Embedding: (words,) float32, where they are known beforehand
+MAX_INPUTS = 16384  # weights a channel up to which a layer has moments: 2 GB of sums
 CHUNK = 1 << 22  # numbers of unfolded input that are held at once
+
+
+def forecast_bytes(parts: Iterable[Part]) -> dict[str, int]:
+    """Memory that the moments of parts take at most, by the path of their first module: sums, then means.
+
+    >>> from qcompress.transforms.base import Target
+    >>> target = Target(layer="Linear", channels=4, per_channel=1000, dtype=torch.float32, macs=0)
+    >>> forecast_bytes([Part(name="fc", modules=("fc",), rows=None, target=target)])
+    {'fc': 12000000}
+    """
+    sizes = {}
+    for part in parts:
+        embedded = part.target.layer == "Embedding"
+        sizes[part.modules[0]] = 12 * (part.target.channels if embedded else part.target.per_channel**2)
+    return sizes
 
 
 def second_moments(
@@ -27,7 +46,8 @@ def second_moments(
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
     """``E[x xᵀ]`` of what goes into the layers of parts: ``(per_channel, per_channel)`` float32 on the CPU.
 
-    Of an Embedding ``(channels,)``: the diagonal. A block of a vocabulary has its frequencies from `split_vocabulary_`.
+    Layers that are given the very same inputs, as those of queries, keys and values, share one matrix. Of an Embedding
+    ``(channels,)``: the diagonal. A block of a vocabulary has its frequencies from `split_vocabulary_`.
 
     Args:
         model: as in `measure`.
@@ -41,32 +61,138 @@ def second_moments(
     Raises:
         DataError: what goes into a layer is not finite, or a layer was not called.
     """
-    sums: dict[str, Tensor] = {}
-    known: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
-    hooks = []
-    wanted = dict.fromkeys(part.modules for part in parts)
+    wanted = list(dict.fromkeys(part.modules for part in parts))
+    known = {
+        modules[0]: frequencies
+        for modules in wanted
+        if (frequencies := getattr(model.get_submodule(modules[0]), FREQUENCIES, None)) is not None
+    }
+    wanted = [modules for modules in wanted if modules[0] not in known]
+    together = _with_same_inputs(model, wanted, islice(data, 1), forward)
+    while True:
+        sums = _summed(model, wanted, together, data, forward)
+        if not sums.parted:
+            break
+        together = {name: name if leader in sums.parted else leader for name, leader in together.items()}
     for modules in wanted:
-        name = modules[0]
-        if (frequencies := getattr(model.get_submodule(name), FREQUENCIES, None)) is not None:
-            known[name] = frequencies
-            continue
+        if together[modules[0]] not in sums.totals:
+            raise DataError(
+                f"{modules[0]!r} was called in the first pass over the data and not in another: data has to be the "
+                "same every time it is gone through"
+            )
+    for name, total in sums.totals.items():
+        if not bool(torch.isfinite(total).all()):
+            raise DataError(
+                f"what goes into {name!r} is not finite on the calibration data; do not offer whitened factors or "
+                "compensated bits"
+            )
+    means = {}
+    for name in list(sums.totals):
+        means[name] = (sums.totals.pop(name) / max(sums.counts[name], 1)).float().cpu()
+    shared = {name: means[leader] for name, leader in together.items()}
+    return known | shared, {name: sums.counts[leader] for name, leader in together.items()}
 
-        def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
-            given = (args[0] if args else kwargs["input"]).detach()
-            if isinstance(module, nn.Embedding):
-                seen = torch.bincount(given.flatten(), minlength=module.num_embeddings).double()
-                sums[name] = sums[name] + seen if name in sums else seen
-                counts[name] = counts.get(name, 0) + given.numel()
-                return
-            for rows in input_rows(module, given):
-                if name not in sums:
-                    sums[name] = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
-                    counts[name] = 0
-                sums[name] += rows.T @ rows
-                counts[name] += len(rows)
 
-        hooks += [model.get_submodule(path).register_forward_pre_hook(add, with_kwargs=True) for path in modules]
+@dataclass(slots=True)
+class _Inputs:
+    """Tells whether a layer is given the very tensor that another one was given just before."""
+
+    given: Tensor | None = None
+    version: int = -1
+    name: str = ""
+    number: int = 0
+
+    def number_of(self, name: str, given: Tensor) -> int:
+        """A number that calls have in common when their input is the same; of the first it is a new one."""
+        version = -1 if given.is_inference() else given._version
+        if given is not self.given or version != self.version:
+            self.given, self.version, self.name, self.number = given, version, name, self.number + 1
+        return self.number
+
+
+@dataclass(slots=True)
+class _Summed:
+    """Sums over the data by the first of the layers that share them; ``parted``: those found to share them wrongly."""
+
+    totals: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    parted: set[str] = field(default_factory=set)
+
+
+def _with_same_inputs(
+    model: nn.Module, wanted: list[tuple[str, ...]], data: Iterable[Any], forward: forwards.Forward | None
+) -> dict[str, str]:
+    """Path of a layer → path of the first layer that is given just the same inputs."""
+    inputs = _Inputs()
+    seen: dict[str, list[int]] = {modules[0]: [] for modules in wanted}
+    linear = [
+        modules[0]
+        for modules in wanted
+        if len(modules) == 1
+        and isinstance(module := model.get_submodule(modules[0]), nn.Linear)
+        and layers.is_plain(module)
+    ]
+
+    def note(name: str, module: nn.Module, given: Tensor) -> None:  # noqa: ARG001
+        seen[name].append(inputs.number_of(name, given))
+
+    _listen(model, [(path,) for path in linear], data, forward, note)
+    first: dict[tuple[int, ...], str] = {}
+    leaders = {name: first.setdefault(tuple(seen[name]), name) for name in linear if seen[name]}
+    return {modules[0]: leaders.get(modules[0], modules[0]) for modules in wanted}
+
+
+def _summed(
+    model: nn.Module,
+    wanted: list[tuple[str, ...]],
+    together: dict[str, str],
+    data: Iterable[Any],
+    forward: forwards.Forward | None,
+) -> _Summed:
+    sums, inputs = _Summed(), _Inputs()
+    last: dict[str, int] = {}  # layer → the input that it last shared
+
+    def add(name: str, module: nn.Module, given: Tensor) -> None:
+        leader = together[name]
+        if isinstance(module, nn.Embedding):
+            seen = torch.bincount(given.flatten(), minlength=module.num_embeddings).double()
+            sums.totals[name] = sums.totals[name] + seen if name in sums.totals else seen
+            sums.counts[name] = sums.counts.get(name, 0) + given.numel()
+            return
+        number = inputs.number_of(name, given)
+        if leader != name:
+            if last.get(leader) != number or last.get(name) == number:
+                sums.parted.add(leader)
+            last[name] = number
+            return
+        last[name] = number
+        for rows in input_rows(module, given):
+            if name not in sums.totals:
+                size = rows.shape[1]
+                sums.totals[name] = torch.zeros(size, size, dtype=torch.float64, device=rows.device)
+                sums.counts[name] = 0
+            sums.totals[name] += rows.T @ rows
+            sums.counts[name] += len(rows)
+
+    _listen(model, wanted, data, forward, add)
+    return sums
+
+
+def _listen(
+    model: nn.Module,
+    wanted: list[tuple[str, ...]],
+    data: Iterable[Any],
+    forward: forwards.Forward | None,
+    note: Callable[[str, nn.Module, Tensor], None],
+) -> None:
+    """Tell what each layer's weight is multiplied with, call by call, under the layers' first paths."""
+    hooks = []
+    for modules in wanted:
+
+        def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = modules[0]) -> None:
+            note(name, module, args[0] if args else kwargs["input"])
+
+        hooks += [model.get_submodule(path).register_forward_pre_hook(hear, with_kwargs=True) for path in modules]
     try:
         with torch.no_grad():
             for batch in data:
@@ -74,20 +200,6 @@ def second_moments(
     finally:
         for hook in hooks:
             hook.remove()
-    for name, *_ in wanted:
-        if name not in sums and name not in known:
-            raise DataError(
-                f"{name!r} was called in the first pass over the data and not in another: data has to be the same "
-                "every time it is gone through"
-            )
-    for name, total in sums.items():
-        if not bool(torch.isfinite(total).all()):
-            raise DataError(
-                f"what goes into {name!r} is not finite on the calibration data; do not offer whitened factors or "
-                "compensated bits"
-            )
-    means = {name: (total / max(counts[name], 1)).float().cpu() for name, total in sums.items()}
-    return known | means, counts
 
 
 def input_rows(module: nn.Module, given: Tensor) -> Iterable[Tensor]:
@@ -96,18 +208,36 @@ def input_rows(module: nn.Module, given: Tensor) -> Iterable[Tensor]:
     >>> [rows.tolist() for rows in input_rows(nn.Conv2d(1, 1, (1, 2)), torch.tensor([[[[1.0, 2.0, 3.0]]]]))]
     [[[1.0, 2.0], [2.0, 3.0]]]
     """
-    wide = given.to(torch.promote_types(given.dtype, torch.float32))
     if not isinstance(module, layers.CONVOLUTIONS):
+        if not layers.is_plain(module):
+            (product,) = products_of(module, (given,), {})
+            given = product.input
+        wide = given.to(torch.promote_types(given.dtype, torch.float32))
         if wide.is_nested:  # samples of several lengths, as PyTorch's encoder has them with a padding mask
             wide = torch.cat(wide.unbind())
         yield from torch.split(wide.flatten(0, -2), max(1, CHUNK // wide.shape[-1]))
         return
-    kernel = module.kernel_size
+    (product,) = products_of(module, (given,), {})  # of the padded input, whatever pads it
+    wide, kernel = product.input.to(torch.promote_types(given.dtype, torch.float32)), module.kernel_size
     samples = wide if wide.ndim == 2 + len(kernel) else wide[None]
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    padded = nn.functional.pad(samples, module._reversed_padding_repeated_twice, mode=mode)
+    steps, widths = (_each(value, len(kernel)) for value in (product.stride, product.dilation))
+    padded = nn.functional.pad(samples, _padding(product.padding, kernel, widths))
     for chunk in torch.split(padded, max(1, CHUNK // (math.prod(kernel) * padded.shape[1:].numel()))):
         patches = chunk  # (samples, channels, places…), then with each turn a kernel's side at the end
-        for dim, (size, step, dilation) in enumerate(zip(kernel, module.stride, module.dilation, strict=True), start=2):
-            patches = patches.unfold(dim, dilation * (size - 1) + 1, step)[..., ::dilation]
+        for dim, (size, step, width) in enumerate(zip(kernel, steps, widths, strict=True), start=2):
+            patches = patches.unfold(dim, width * (size - 1) + 1, step)[..., ::width]
         yield patches.movedim(1, 1 + len(kernel)).flatten(0, len(kernel)).flatten(1)
+
+
+def _each(value: Any, count: int) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,) * count
+
+
+def _padding(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> list[int]:
+    """Zeros before and after each side, last side first, as ``pad`` takes them."""
+    if padding == "same":
+        totals = [width * (size - 1) for size, width in zip(kernel, dilation, strict=True)]
+        sides = [(total // 2, total - total // 2) for total in totals]
+    else:
+        sides = [(each, each) for each in _each(0 if padding == "valid" else padding, len(kernel))]
+    return [number for side in reversed(sides) for number in side]

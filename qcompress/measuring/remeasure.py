@@ -8,6 +8,7 @@ relative to the original's outputs.
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from types import MappingProxyType
 from typing import Any
 
 from numpy.typing import ArrayLike
@@ -22,6 +23,7 @@ from qcompress.measuring.measure import MeasureProgress, accumulate
 from qcompress.measuring.true_loss import mean_loss
 from qcompress.model import forward as forwards
 from qcompress.model.losses import Loss, LossFunction, as_loss
+from qcompress.model.steady import steady
 
 
 def remeasure(
@@ -30,7 +32,7 @@ def remeasure(
     measurement: Measurement,
     choice: ArrayLike,
     *,
-    loss: str | LossFunction | Loss | None = None,
+    loss: str | LossFunction | None = None,
     forward: forwards.Forward | None = None,
     cache: AnyPath | None = None,
     on_progress: Callable[[MeasureProgress], None] | None = None,
@@ -64,11 +66,15 @@ def remeasure(
     >>> again.standing, again.cost[[1, 5]].tolist()
     ((1, 2), [0.0, 0.0])
     """
-    emulation, measured = Emulation(model, measurement), loss_of(measurement, loss)
+    emulation, measured, run = (
+        Emulation(model, measurement),
+        loss_of(measurement, loss),
+        steady(forward, measurement.seed),
+    )
     emulation.put(choice)
     batches = forwards.checked_data(data)
-    standing_loss = mean_loss(model, emulation.model, batches, loss=measured, forward=forward)
-    return measured_at(model, batches, measurement, emulation, standing_loss, measured, forward, cache, on_progress)
+    standing_loss = mean_loss(model, emulation.model, batches, loss=measured, forward=run)
+    return measured_at(model, batches, measurement, emulation, standing_loss, measured, run, cache, on_progress)
 
 
 def measured_at(
@@ -94,9 +100,10 @@ def measured_at(
             loss,
             measurement.method,
             measurement.seed,
-            forward,
+            steady(forward, measurement.seed),
             settings,
             original=model,
+            tried=measurement.tried,
             cache=cache,
             on_progress=on_progress,
         )
@@ -105,12 +112,13 @@ def measured_at(
         cost=sums.mean_cost(),
         factor=sums.factor(),
         num_samples=sums.num_samples,
+        tried=MappingProxyType(sums.tried),
         standing=standing,
         standing_loss=standing_loss,
     )
 
 
-def loss_of(measurement: Measurement, loss: str | LossFunction | Loss | None) -> Loss:
+def loss_of(measurement: Measurement, loss: str | LossFunction | None) -> Loss:
     """The loss that was measured by.
 
     Raises:

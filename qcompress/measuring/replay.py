@@ -22,6 +22,7 @@ class _Call:
     end: int
     output: Any  # a copy of what the call returned
     returned: list[tuple[Tensor, int]]  # what it returned, with versions; empty once `changed` is known
+    untold: bool  # whether something in it has no version (inference mode)
     counts_after: dict[nn.Module, int]  # calls of the modules inside, when this call had ended
     changed: bool = False  # whether what follows changes the output in place
 
@@ -41,7 +42,7 @@ class Replay:
         with self._wrapped(self._note), torch.no_grad():
             output = run()
         for call in (call for calls in self._calls.values() for call in calls):
-            call.changed = any(leaf._version != version for leaf, version in call.returned)
+            call.changed = call.untold or any(leaf._version != version for leaf, version in call.returned)
             call.returned = []
         return output
 
@@ -71,8 +72,10 @@ class Replay:
         self._clock += 1
         counts_after = {inner: count for inner, count in self._counts.items() if before.get(inner, 0) != count}
         self._counts[module] = self._counts.get(module, 0) + 1
-        returned = [(leaf, leaf._version) for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
-        call = _Call(start, self._clock, _copied(output), returned, counts_after)
+        leaves = [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
+        returned = [(leaf, leaf._version) for leaf in leaves if not leaf.is_inference()]
+        untold = len(returned) < len(leaves)
+        call = _Call(start, self._clock, _copied(output), returned, untold, counts_after)
         self._calls.setdefault(module, []).append(call)
         return output
 

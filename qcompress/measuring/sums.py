@@ -22,7 +22,11 @@ EIGENVALUE_FLOOR = 1e-13  # relative to the largest; below it lies the rounding 
 
 
 class Sums:
-    """Cost and second-order sums over the samples seen so far."""
+    """Cost and second-order sums over the samples seen so far.
+
+    Attributes:
+        tried: names of parts whose options are tried one by one, and why.
+    """
 
     def __init__(self, num_options: int, seed: int) -> None:
         self._seed = seed
@@ -31,6 +35,7 @@ class Sums:
         self.second = np.zeros((num_options, num_options if self.exact else SKETCH_RANK))
         self.num_samples = 0
         self.num_batches = 0
+        self.tried: dict[str, str] = {}
 
     def add(self, cost: NDArray[np.float64], effects: Iterable[NDArray[np.floating]], num_samples: int) -> None:
         """Add one batch: sums of the costs ``(V,)`` over its samples, and its effects in blocks ``(V, columns)``."""
@@ -63,7 +68,8 @@ class Sums:
 
     def save(self, path: AnyPath, key: str) -> None:
         """Write the sums, whole or not at all; ``key`` says which measurement they belong to."""
-        header = {"key": key, "seed": self._seed, "num_samples": self.num_samples, "num_batches": self.num_batches}
+        counts = {"num_samples": self.num_samples, "num_batches": self.num_batches}
+        header = {"key": key, "seed": self._seed, "tried": self.tried, **counts}
         arrays = {"cost": self.cost, "second": self.second}
         write_arrays(path, kind=FILE_KIND, version=FILE_VERSION, header=header, arrays=arrays)
 
@@ -83,4 +89,5 @@ class Sums:
         sums = cls(len(arrays["cost"]), header["seed"])
         sums.cost, sums.second = arrays["cost"], arrays["second"]
         sums.num_samples, sums.num_batches = header["num_samples"], header["num_batches"]
+        sums.tried = header.get("tried", {})
         return sums

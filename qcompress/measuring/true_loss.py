@@ -8,9 +8,11 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from qcompress.compressed.emulation import Emulation
+from qcompress.errors import DataError
 from qcompress.measurement import Measurement
 from qcompress.model import forward as forwards
 from qcompress.model.losses import Loss, LossFunction, as_loss
+from qcompress.model.steady import steady
 
 
 def mean_loss(
@@ -21,11 +23,16 @@ def mean_loss(
     loss: str | LossFunction | Loss = "kl",
     forward: forwards.Forward | None = None,
 ) -> float:
-    """The true mean loss increase per sample of ``changed`` against ``original`` over ``data``."""
+    """The true mean loss increase per sample of ``changed`` against ``original`` over ``data``.
+
+    Both draw the same random numbers, if any, and start every batch from the buffers that they have.
+
+    Raises:
+        DataError: there is no sample.
+    """
+    run = steady(forward)
     with forwards.evaluating(original), torch.no_grad():
-        return _mean_rise(
-            changed, ((own, forwards.run(original, own, forward)) for own in data), as_loss(loss), forward
-        )
+        return _mean_rise(changed, ((own, forwards.run(original, own, run)) for own in data), as_loss(loss), run)
 
 
 class TrueLoss:
@@ -65,11 +72,12 @@ class TrueLoss:
         loss: str | LossFunction | Loss = "kl",
         forward: forwards.Forward | None = None,
     ) -> None:
-        self.emulation, self._loss, self._forward = Emulation(model, measurement), as_loss(loss), forward
+        self.emulation, self._loss = Emulation(model, measurement), as_loss(loss)
+        self._forward = steady(forward)
         self.data = list(forwards.checked_data(data))
         forwards.first_batch(self.data)
         with torch.no_grad():
-            self._references = [forwards.run(self.emulation.model, batch, forward) for batch in self.data]
+            self._references = [forwards.run(self.emulation.model, batch, self._forward) for batch in self.data]
 
     def __call__(self, choice: ArrayLike) -> float:
         """Per sample."""
@@ -87,4 +95,8 @@ def _mean_rise(
         for batch, reference in pairs:
             rise = loss.rise(forwards.run(changed, batch, forward), reference, batch)
             total, count = total + float(rise.sum()), count + len(rise)
+    if count == 0:
+        raise DataError(
+            "there is no sample to take the loss on: the data is empty, or an iterator that was read before"
+        )
     return total / count

@@ -1,12 +1,15 @@
 """Running a model on calibration data: batches in, one output tensor out.
 
-A batch is a tensor, a tuple or list whose first entry is the input, or a dict of keyword arguments. What does not
-fit is run by the caller's own ``forward(model, batch) -> tensor``.
+A batch is a tensor; a tuple or list of the model's inputs, with a target after them or not; or a mapping of keyword
+arguments. What does not fit is run by the caller's own ``forward(model, batch) -> tensor``.
 """
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+import inspect
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 
 from qcompress.errors import DataError, ModelError
 
+RULED_OUT = -1e30  # stands for minus infinity: the same softmax, and differences that are numbers
 Forward = Callable[[nn.Module, Any], Tensor]
 Given = ParamSpec("Given")
 Found = TypeVar("Found")
@@ -50,7 +54,7 @@ def checked_data(data: Any) -> Iterable[Any]:
         )
     if not isinstance(data, Iterable):
         raise DataError(f"data must be an iterable of batches (a list, a DataLoader), found {type(data).__name__}")
-    if isinstance(data, Iterator):
+    if isinstance(data, Iterator) or (not isinstance(data, Sized) and iter(data) is iter(data)):
         raise DataError("data is read more than once, a generator only lasts for one pass: pass a list or a DataLoader")
     return data
 
@@ -80,24 +84,32 @@ def run(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor:
             f"the model's output must be floating-point with the samples along its first dimension, "
             f"found {output.dtype} of shape {tuple(output.shape)}; pass forward=(model, batch) -> tensor"
         )
+    if output.is_inference():
+        output = output.clone()
+    output = output.to(torch.promote_types(output.dtype, torch.float32))
+    if bool((output.detach() == -math.inf).any()):  # logits of classes that are left out
+        output = output.clamp(min=RULED_OUT)
     if not bool(torch.isfinite(output.detach()).all()):
         raise ModelError("the model's output holds NaN or infinity; check the weights and the calibration data")
-    return output.to(torch.promote_types(output.dtype, torch.float32))
+    return output.as_subclass(Tensor) if type(output) is not Tensor else output
 
 
 def default_forward(model: nn.Module, batch: Any) -> Tensor:
-    """Call the model on a tensor, on the first entry of a tuple, or on a dict of keyword arguments.
+    """Call the model on a tensor, on the inputs in a tuple, or on a mapping of keyword arguments.
+
+    Of a tuple it takes as many entries as the model's ``forward`` needs, one at least; one more is a target.
 
     Raises:
         ModelError: the output is neither a tensor nor has ``logits``.
-        DataError: the batch is of another kind.
+        DataError: the batch is of another kind, or holds entries that the model does not take.
     """
     batch = to_device(batch, device_of(model))
     if isinstance(batch, Tensor):
         output = model(batch)
-    elif isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], Tensor):
-        output = model(batch[0])
+    elif isinstance(batch, list) and batch and isinstance(batch[0], Tensor):
+        output = model(*_inputs(model, batch))
     elif isinstance(batch, dict):
+        _require_taken(model, batch)
         output = model(**batch)
     else:
         raise DataError(
@@ -106,7 +118,7 @@ def default_forward(model: nn.Module, batch: Any) -> Tensor:
         )
     if isinstance(output, Tensor):
         return output
-    logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if isinstance(logits, Tensor):
         return logits
     raise ModelError(
@@ -115,16 +127,57 @@ def default_forward(model: nn.Module, batch: Any) -> Tensor:
     )
 
 
+def _parameters_of(model: nn.Module) -> list[inspect.Parameter]:
+    """What the model's ``forward`` takes, also behind ``torch.compile`` and ``DataParallel``."""
+    inner = getattr(model, "_orig_mod", getattr(model, "module", model))
+    own = inner if isinstance(inner, nn.Module) else model
+    return list(inspect.signature(own.forward).parameters.values())
+
+
+def _inputs(model: nn.Module, batch: list[Any]) -> list[Any]:
+    """The entries that the model needs.
+
+    Raises:
+        DataError: there are too few, or more than one over.
+    """
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [own.name for own in _parameters_of(model) if own.kind in positional and own.default is own.empty]
+    count = max(len(needed), 1)
+    if not count <= len(batch) <= count + 1:
+        raise DataError(
+            f"a batch of {len(batch)} entries was given, the model's forward needs {count} ({', '.join(needed)}), and "
+            "one target may follow; pass the inputs by name in a dict, or forward=(model, batch) -> tensor"
+        )
+    return batch[:count]
+
+
+def _require_taken(model: nn.Module, batch: dict[str, Any]) -> None:
+    """Refuse what the model has no parameter for.
+
+    Raises:
+        DataError: names the entries.
+    """
+    parameters = _parameters_of(model)
+    if any(own.kind is inspect.Parameter.VAR_KEYWORD for own in parameters):
+        return
+    known = [own.name for own in parameters if own.kind is not inspect.Parameter.VAR_POSITIONAL]
+    if surplus := [str(key) for key in batch if key not in known]:
+        raise DataError(
+            f"the batch holds {', '.join(surplus)}, which the model's forward does not take (it takes: "
+            f"{', '.join(known)}); leave that out, or pass forward=(model, batch) -> tensor"
+        )
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's first parameter lives (a model without one: the CPU)."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """Tensors inside ``value`` (tuples, lists, dicts) moved to ``device``."""
+    """Tensors inside ``value`` (tuples, lists, mappings: as lists and dicts) moved to ``device``."""
     if isinstance(value, Tensor):
         return value.to(device)
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: to_device(item, device) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [to_device(item, device) for item in value]
@@ -133,16 +186,39 @@ def to_device(value: Any, device: torch.device) -> Any:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no parameter gradients inside; every flag is put back after."""
+    """Evaluation mode and no parameter gradients inside; every flag is put back after.
+
+    What was compiled runs as it was written, so that every layer is called.
+    """
     training = [(module, module.training) for module in model.modules()]
     needed = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.eval()
     for parameter, _ in needed:
         parameter.requires_grad_(False)
     try:
-        yield
+        with _not_compiled():
+            yield
     finally:
         for module, flag in training:
             module.training = flag
         for parameter, flag in needed:
             parameter.requires_grad_(flag)
+
+
+@contextlib.contextmanager
+def layer_by_layer() -> Iterator[None]:
+    """PyTorch's attention blocks call their layers, instead of one function with the layers' weights."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _not_compiled() -> contextlib.AbstractContextManager[Any]:
+    """Compiled functions and modules run as written."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and asking further would import the compiler
+        return contextlib.nullcontext()
+    eager: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return eager

@@ -30,6 +30,18 @@ def why_unsupported(module: nn.Module) -> str:
     return ""
 
 
+def kind_of(module: nn.Module) -> type[nn.Module]:
+    """The supported class that a layer is of, or is derived from."""
+    return next(kind for kind in SUPPORTED if isinstance(module, kind))
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether the layer computes as PyTorch's own of its kind does, whatever its class is called."""
+    own, kind = type(module), kind_of(module)
+    inherited = all(getattr(own, name, None) is getattr(kind, name, None) for name in ("forward", "_conv_forward"))
+    return inherited and "forward" not in vars(module)
+
+
 def weight_of(module: nn.Module) -> nn.Parameter:
     """The weight of a supported layer."""
     weight = module._parameters["weight"]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from qcompress.errors import ModelError, OptionsError
+from qcompress.model.forward import RULED_OUT
 
 LossFunction = Callable[[Tensor, Any], Tensor]
 NUM_PROBES = 8
@@ -29,6 +30,18 @@ class Loss(ABC):
 
     name: str
     curvature_varies = False  # whether H depends on the outputs
+
+    def require(self, output: Tensor) -> None:
+        """Refuse outputs that the loss makes no sense of.
+
+        Raises:
+            ModelError: says what would.
+        """
+        if bool((output == RULED_OUT).any()):
+            raise ModelError(
+                f"the model's output holds minus infinity, which the loss {self.name!r} cannot compare; "
+                "pass a forward that leaves those numbers out"
+            )
 
     @abstractmethod
     def rise(self, output: Tensor, reference: Tensor, batch: Any) -> Tensor:
@@ -54,6 +67,19 @@ class KullbackLeibler(Loss):
 
     name = "kl"
     curvature_varies = True
+
+    def require(self, output: Tensor) -> None:
+        """Two classes at least, along a last dimension of their own.
+
+        Raises:
+            ModelError: there are not.
+        """
+        if output.ndim < 2 or output.shape[-1] < 2:
+            raise ModelError(
+                f"loss 'kl' compares distributions over the last dimension, (samples, …, classes), found outputs of "
+                f"shape {tuple(output.shape)}. For regression take loss='mse'; for one logit of yes or no per sample "
+                "make it two: forward=lambda model, batch: torch.stack([0 * (x := model(batch)), x], dim=-1)"
+            )
 
     def rise(self, output: Tensor, reference: Tensor, batch: Any) -> Tensor:  # noqa: ARG002
         """``Σ p·(log p - log q)``, averaged over positions."""
@@ -106,12 +132,7 @@ class CallableLoss(Loss):
         self._function = function
         self.name = getattr(function, "__qualname__", type(function).__qualname__)
 
-    def values(self, output: Tensor, batch: Any) -> Tensor:
-        """``(samples,)`` what the function gives.
-
-        Raises:
-            ModelError: it gives something else than one number per sample.
-        """
+    def _values(self, output: Tensor, batch: Any) -> Tensor:
         values = self._function(output, batch)
         if not isinstance(values, Tensor) or values.shape != output.shape[:1]:
             found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
@@ -122,13 +143,13 @@ class CallableLoss(Loss):
 
     def rise(self, output: Tensor, reference: Tensor, batch: Any) -> Tensor:
         """The function's difference."""
-        return self.values(output, batch).double() - self.values(reference, batch).double()
+        return self._values(output, batch).double() - self._values(reference, batch).double()
 
     def gradient(self, point: Tensor, batch: Any, reference: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """The gradient, by autograd."""
+        """By autograd."""
         with torch.enable_grad():
             output = point.detach().requires_grad_(True)
-            return torch.autograd.grad(self.values(output, batch).sum(), output)[0]
+            return torch.autograd.grad(self._values(output, batch).sum(), output)[0]
 
     def effects(self, changes: Tensor, point: Tensor, batch: Any) -> Tensor:
         """``g·J``."""

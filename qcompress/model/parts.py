@@ -5,7 +5,7 @@ part; a module that is called several times is one part. What cannot be compress
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,9 +15,15 @@ from torch import Tensor, nn
 from qcompress.errors import ModelError, OptionsError
 from qcompress.model import forward as forwards
 from qcompress.model import layers
+from qcompress.model.counting import Calls, Counted, count
+from qcompress.model.losses import Loss
+from qcompress.model.steady import steady
 from qcompress.model.tensors import held_tensors, overlapping, size_bytes, total_bytes, unregistered_modules
 from qcompress.transforms.base import Target, Weight, Window
 
+UNCALLED = "no calibration input: no batch calls it with anything, so that nothing is known of what its options do"
+USED_OTHERWISE = "its weight is used without calling the layer"
+UNREGISTERED = "in a plain list or dict, where PyTorch does not see it: use nn.ModuleList or nn.ModuleDict"
 REPLACEABLE = (nn.Linear, nn.Conv2d, nn.Embedding)
 
 
@@ -77,38 +83,97 @@ class Survey:
         original: resource → use of the whole original model (``bytes``, ``macs`` per sample).
         fixed: resource → use of what is no part.
         skipped: what was left out, by name.
+        tried: name of a part → why its calls do not show what its options do.
+        num_batches: in the data.
     """
 
     parts: tuple[Part, ...]
     original: dict[str, float]
     fixed: dict[str, float]
     skipped: tuple[Skipped, ...]
+    tried: dict[str, str]
+    num_batches: int
 
 
 def survey(
-    model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None = None, granularity: str | int = "layer"
+    model: nn.Module,
+    data: Iterable[Any],
+    forward: forwards.Forward | None = None,
+    granularity: str | int = "layer",
+    *,
+    loss: Loss | None = None,
+    left_out: Callable[[str], str] = lambda name: "",  # noqa: ARG005
 ) -> Survey:
-    """Run the first batch once and list the parts of ``model``.
+    """Run all batches once and list the parts of ``model``.
+
+    A layer that no batch gives an input is no part: nothing is known of what its options do. It stays as it is.
 
     Args:
         model: any module.
         data: batches.
         forward: how to run a batch, where `qcompress.model.forward.default_forward` does not fit.
         granularity: ``"layer"``, or the number of output channels per block.
+        loss: whose demands on the outputs are checked.
+        left_out: path of a layer → why it is to stay as it is, or an empty string.
 
     Raises:
         ModelError: nothing in the model can be compressed; says what was found.
         OptionsError: an unknown granularity.
+        DataError: there is no sample.
     """
     if granularity != "layer" and not (isinstance(granularity, int) and granularity >= 1):
         raise OptionsError(f"granularity must be 'layer' or a number of channels per block, found {granularity!r}")
     for name, module in model.named_modules():
         if not layers.why_unsupported(module) and not bool(torch.isfinite(layers.weight_of(module)).all()):
             raise ModelError(f"the weight of {name!r} ({type(module).__name__}) holds NaN or infinity")
-    owners, shared = _weight_owners(model), overlapping(held_tensors(model))
-    calls = _count_calls(model, data, forward)
+    counted = count(model, data, forward, loss)
+    groups, reasons, sizes = _groups(model)
+    for modules in groups:
+        if modules not in reasons and (reason := left_out(modules[0])):
+            reasons[modules] = reason
+    silent = [modules for modules in groups if modules not in reasons and not _rows_of(counted, modules)]
+    effective = _effective(model, [modules[0] for modules in silent], data, forward)
+    reasons |= {modules: UNCALLED for modules in silent if modules[0] not in effective}
     parts: list[Part] = []
-    skipped: list[Skipped] = []
+    tried: dict[str, str] = {}
+    for modules in groups:
+        if modules not in reasons:
+            own = [counted.calls.get(path, Calls()) for path in modules]
+            blocks = _blocks(model, modules, own, granularity)
+            parts += blocks
+            odd = next((calls.odd for calls in own if calls.odd), "")
+            if odd or modules in silent:
+                tried |= dict.fromkeys((part.name for part in blocks), odd or USED_OTHERWISE)
+    skipped = tuple(
+        Skipped(name=modules[0], size_bytes=sizes[modules], reason=reason) for modules, reason in reasons.items()
+    )
+    if not parts:
+        found = (
+            "; ".join(f"{item.name or 'the model itself'}: {item.reason}" for item in skipped[:5]) or "no parameters"
+        )
+        supported = ", ".join(layer.__name__ for layer in layers.SUPPORTED)
+        raise ModelError(f"nothing in the model can be compressed ({found}). Supported layers: {supported}")
+    original = {"bytes": float(total_bytes(model)), "macs": counted.macs}
+    dense = {
+        "bytes": sum(part.target.num_weights * part.target.dtype.itemsize for part in parts),
+        "macs": sum(part.target.macs for part in parts),
+    }
+    fixed = {name: max(original[name] - dense[name], 0.0) for name in original}
+    return Survey(
+        parts=tuple(parts),
+        original=original,
+        fixed=fixed,
+        skipped=skipped,
+        tried=tried,
+        num_batches=counted.num_batches,
+    )
+
+
+def _groups(model: nn.Module) -> tuple[list[tuple[str, ...]], dict[tuple[str, ...], str], dict[tuple[str, ...], int]]:
+    """Modules with parameters, those that share a weight together; why some are no parts; bytes of all."""
+    owners, shared, groups = _weight_owners(model), overlapping(held_tensors(model)), []
+    reasons: dict[tuple[str, ...], str] = {}
+    sizes: dict[tuple[str, ...], int] = {}
     for name, module in model.named_modules():
         own = [parameter for key, parameter in module.named_parameters(recurse=False) if key != "bias"]
         if not own:
@@ -116,38 +181,65 @@ def survey(
         modules = owners.get(id(own[0]), (name,))
         if modules[0] != name:
             continue  # the weight is listed under the first module that owns it
-        reason = layers.why_unsupported(module)
-        if not reason and not all(path in calls for path in modules):
-            reason = "never called as a module; its weight is used in some other way, if at all"
-        if not reason and id(own[0]) in shared:
-            reason = f"its weight lies in the memory of {shared[id(own[0])]!r}, which would change with it"
-        if reason:
-            skipped.append(Skipped(name=name, size_bytes=sum(map(size_bytes, own)), reason=reason))
-        else:
-            parts += _blocks(model, modules, [calls[path] for path in modules], granularity)
+        groups.append(modules)
+        sizes[modules] = sum(map(size_bytes, own))
+        if reason := next((why for path in modules if (why := layers.why_unsupported(model.get_submodule(path)))), ""):
+            reasons[modules] = reason
+        elif id(own[0]) in shared:
+            reasons[modules] = f"its weight lies in the memory of {shared[id(own[0])]!r}, which would change with it"
     for name, module in unregistered_modules(model).items():
         if own := list(module.parameters(recurse=False)):
-            reason = "in a plain list or dict, where PyTorch does not see it: use nn.ModuleList or nn.ModuleDict"
-            skipped.append(Skipped(name=name, size_bytes=sum(map(size_bytes, own)), reason=reason))
-    if not parts:
-        found = (
-            "; ".join(f"{item.name or 'the model itself'}: {item.reason}" for item in skipped[:5]) or "no parameters"
-        )
-        supported = ", ".join(layer.__name__ for layer in layers.SUPPORTED)
-        raise ModelError(f"nothing in the model can be compressed ({found}). Supported layers: {supported}")
-    original = {"bytes": float(total_bytes(model)), "macs": float(sum(own.macs for own in calls.values()))}
-    dense = {
-        "bytes": sum(part.target.num_weights * part.target.dtype.itemsize for part in parts),
-        "macs": sum(part.target.macs for part in parts),
+            groups.append((name,))
+            sizes[name,] = sum(map(size_bytes, own))
+            reasons[name,] = (
+                "in a plain list or dict, where PyTorch does not see it: use nn.ModuleList or nn.ModuleDict"
+            )
+    return groups, reasons, sizes
+
+
+def _rows_of(counted: Counted, modules: tuple[str, ...]) -> float:
+    return sum(counted.calls[path].rows for path in modules if path in counted.calls)
+
+
+def _effective(model: nn.Module, paths: list[str], data: Iterable[Any], forward: forwards.Forward | None) -> set[str]:
+    """The layers, of those never called, whose weight has an effect on outputs nevertheless."""
+    found: set[str] = set()
+    if not paths:
+        return found
+    run = steady(forward)
+    generator = torch.Generator().manual_seed(0)
+    weights = {path: layers.weight_of(model.get_submodule(path)) for path in paths}
+    moved = {
+        path: weight.detach() + torch.randn(weight.shape, generator=generator).to(weight) * weight.detach().abs().mean()
+        for path, weight in weights.items()
     }
-    fixed = {name: max(original[name] - dense[name], 0.0) for name in original}
-    return Survey(parts=tuple(parts), original=original, fixed=fixed, skipped=tuple(skipped))
+
+    def changes(chosen: list[str], batch: Any, output: Tensor) -> bool:
+        before = {path: weights[path].detach().clone() for path in chosen}
+        try:
+            for path in chosen:
+                weights[path].copy_(moved[path])
+            changed = forwards.run(model, batch, run)
+        finally:
+            for path in chosen:
+                weights[path].copy_(before[path])
+        return changed.shape != output.shape or not torch.equal(changed, output)
+
+    with forwards.evaluating(model), torch.no_grad():
+        for batch in data:
+            left = [path for path in paths if path not in found]
+            output = forwards.run(model, batch, run)
+            if left and changes(left, batch, output):
+                found |= {path for path in left if changes([path], batch, output)}
+    return found
 
 
 def weights_of(
     model: nn.Module, parts: Iterable[Part], moments: Mapping[str, Tensor], num_inputs: Mapping[str, float]
 ) -> Iterator[Weight]:
-    """The weights of parts of ``model``; the blocks of a layer share what is found of its inputs.
+    """The weights of parts of ``model``.
+
+    Blocks of a layer, and layers in a row with the same inputs, share what is found of these.
 
     Args:
         model: with these parts.
@@ -158,11 +250,12 @@ def weights_of(
     layer: tuple[str, Weight] | None = None
     for part in parts:
         rows, path = part.weight(model), part.modules[0]
-        if layer is None or layer[0] != path:
-            layer = path, Weight(rows, part.target, moments.get(path), num_inputs.get(path, math.inf))
-            yield layer[1]
+        own = moments.get(path)
+        if layer is not None and (layer[0] == path or (own is not None and own is layer[1].moments)):
+            layer = path, layer[1].block(rows, part.target)
         else:
-            yield layer[1].block(rows, part.target)
+            layer = path, Weight(rows, part.target, own, num_inputs.get(path, math.inf))
+        yield layer[1]
 
 
 def unique_state(model: nn.Module) -> dict[str, Tensor]:
@@ -186,52 +279,7 @@ def _weight_owners(model: nn.Module) -> dict[int, tuple[str, ...]]:
     return owners
 
 
-@dataclass(slots=True)
-class _Calls:
-    """Per sample, over all calls of a module: its macs, positions of `Window`, lookups."""
-
-    macs: float = 0.0
-    inputs: float = 0.0
-    halfway: float = 0.0
-    lookups: float = 0.0
-
-
-def _count_calls(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None) -> dict[str, _Calls]:
-    """The calls of every supported module that was called."""
-    calls: dict[str, _Calls] = {}
-    hooks = []
-    for name, module in model.named_modules():
-        if layers.why_unsupported(module):
-            continue
-
-        def count(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor, name: str = name
-        ) -> None:
-            own, given = calls.setdefault(name, _Calls()), args[0] if args else kwargs.get("input")
-            if isinstance(given, Tensor):
-                own.macs += layers.macs_of_call(module, given, output)
-                if isinstance(module, nn.Embedding):
-                    own.lookups += given.numel()
-                elif isinstance(module, nn.Conv2d):
-                    images = output.numel() // (output.shape[-1] * output.shape[-2] * module.out_channels)
-                    own.inputs += images * given.shape[-2] * given.shape[-1]
-                    own.halfway += images * output.shape[-2] * given.shape[-1]
-
-        hooks.append(module.register_forward_hook(count, with_kwargs=True))
-    try:
-        with forwards.evaluating(model), torch.no_grad():
-            output = forwards.run(model, forwards.first_batch(data), forward)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    samples = len(output)
-    return {
-        name: _Calls(own.macs / samples, own.inputs / samples, own.halfway / samples, own.lookups / samples)
-        for name, own in calls.items()
-    }
-
-
-def _blocks(model: nn.Module, modules: tuple[str, ...], calls: list[_Calls], granularity: str | int) -> list[Part]:
+def _blocks(model: nn.Module, modules: tuple[str, ...], calls: list[Calls], granularity: str | int) -> list[Part]:
     module = model.get_submodule(modules[0])
     channels, per_channel = layers.to_rows(module, layers.weight_of(module).detach()).shape
     macs = sum(own.macs for own in calls)
@@ -243,7 +291,9 @@ def _blocks(model: nn.Module, modules: tuple[str, ...], calls: list[_Calls], gra
         replaceable = (
             whole
             and modules != ("",)  # the model itself has no parent to be swapped in
-            and type(module) in REPLACEABLE
+            and isinstance(module, REPLACEABLE)
+            and layers.is_plain(module)
+            and calls[0].rows > 0
             and len(modules) == 1
             and getattr(module, "groups", 1) == 1
         )
@@ -252,7 +302,7 @@ def _blocks(model: nn.Module, modules: tuple[str, ...], calls: list[_Calls], gra
             height, width = module.kernel_size
             window = Window(kernel=(height, width), inputs=calls[0].inputs, halfway=calls[0].halfway)
         target = Target(
-            layer=type(module).__name__,
+            layer=(layers.kind_of(module) if layers.is_plain(module) else type(module)).__name__,
             channels=stop - start,
             per_channel=per_channel,
             dtype=layers.weight_of(module).dtype,
@@ -261,12 +311,13 @@ def _blocks(model: nn.Module, modules: tuple[str, ...], calls: list[_Calls], gra
             replaceable=replaceable,
             window=window,
             lookups=calls[0].lookups if replaceable else 0.0,
-            common_input=all(map(_has_common_input, map(model.get_submodule, modules))),
+            common_input=all(map(_has_common_input, map(model.get_submodule, modules), calls)),
         )
         name = modules[0] if whole else f"{modules[0]}[{start}:{stop}]"
         parts.append(Part(name=name, modules=modules, rows=None if whole else (start, stop), target=target))
     return parts
 
 
-def _has_common_input(module: nn.Module) -> bool:
-    return type(module) in (nn.Linear, *layers.CONVOLUTIONS) and getattr(module, "groups", 1) == 1
+def _has_common_input(module: nn.Module, calls: Calls) -> bool:
+    ungrouped = isinstance(module, (nn.Linear, *layers.CONVOLUTIONS)) and getattr(module, "groups", 1) == 1
+    return ungrouped and calls.rows > 0 and calls.common_input

@@ -53,7 +53,7 @@ class Target:
         window: of a replaceable Conv2d, else None.
         lookups: rows looked up per sample, of a replaceable Embedding.
         common_input: whether all rows are multiplied with the same input, of which `measure` can take the moments (a
-            Linear layer or an ungrouped convolution, not of a subclass).
+            Linear layer or an ungrouped convolution).
     """
 
     layer: str
@@ -105,7 +105,7 @@ class Weight:
         return found
 
     def once_of_inputs(self, key: Any, find: Callable[[], Found]) -> Found:
-        """Find once what depends on the moments alone, shared by all blocks of a layer (see `once`)."""
+        """As `once`, of what depends on the moments alone: shared with all blocks of a layer."""
         if key not in self._found_of_inputs:
             self._found_of_inputs[key] = find()
         found: Found = self._found_of_inputs[key]
@@ -173,6 +173,11 @@ class Offer(ABC):
         """Whether it takes the moments of the layer's input to fit there."""
         return False
 
+    @property
+    def uncalibrated(self) -> "Offer":
+        """The same without the moments of the layer's input."""
+        return self
+
     def to_json(self) -> dict[str, Any]:
         """The offer as plain JSON, with its kind."""
         values = {own.name: getattr(self, own.name) for own in fields(self)}
@@ -209,6 +214,11 @@ class Transform(Offer):
     def nearest(self) -> "Transform":
         """The same without compensation: how to store weights that were trained as what they are stored as."""
         return self
+
+    @property
+    def uncalibrated(self) -> "Offer":
+        """The same without the moments of the layer's input."""
+        return self.nearest
 
     @abstractmethod
     def encode(self, weight: Weight) -> dict[str, Tensor]:

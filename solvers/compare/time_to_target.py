@@ -16,10 +16,10 @@ from solvers.base import PROOF_TOLERANCE
 from solvers.solution import Solution
 
 CERTAINTY = 0.99
-"""Probability with which the target is reached within the stated time."""
+"""With which probability the target is reached within the time that is given."""
 
 CONFIDENCE = 0.95
-"""Coverage of the confidence interval."""
+"""Of the interval."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

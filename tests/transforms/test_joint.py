@@ -155,7 +155,7 @@ def test_measuring_again_gives_the_same_and_a_cut_run_goes_on(joint: Measurement
         def __iter__(self):  # type: ignore[no-untyped-def]
             self.passes += 1
             for index, batch in enumerate(list.__iter__(self)):
-                if self.passes == 4 and index == 2:  # the passes before are first batches and the moments
+                if self.passes == 6 and index == 2:  # the passes before are first batches, counts and moments
                     raise Cut
                 yield batch
 
@@ -204,7 +204,7 @@ def test_what_is_applied_after_loading_is_what_was_measured_and_takes_what_was_p
 
 
 def test_a_measurement_without_its_moments_is_not_applied(joint: Measurement) -> None:
-    bare = replace(joint, moments=MappingProxyType({}))
+    bare = replace(joint, moments=MappingProxyType({}), codes={})
     option = next(i for i, own in enumerate(joint.transforms[0]) if own.kind == "low_rank")
     with pytest.raises(OptionsError, match="needs the second moments"):
         apply(network(), bare, solution([option, 0, 0, 0]))

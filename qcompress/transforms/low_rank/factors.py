@@ -69,6 +69,11 @@ class _Factored(Offer):
         """When whitened, or when its factors are compensated."""
         return (self.whitened or self._makes_up(target)) and not self.unfit(target)
 
+    @property
+    def uncalibrated(self) -> "_Factored":
+        """Closest for all inputs alike, with factors rounded to nearest."""
+        return replace(self, whitened=False, then=self.then.nearest)
+
     def layout(self, target: Target) -> Form:
         """The form itself."""
         return Words() if target.layer == "Embedding" and self.form == "channels" else KINDS[self.form](self.slices)
@@ -133,7 +138,7 @@ class LowRank(_Factored, Transform):
 
     @property
     def label(self) -> str:
-        """The name, as ``"spatial rank 8, whitened, 4 bits"``."""
+        """As ``"spatial rank 8, whitened, 4 bits"``."""
         return KINDS[self.form](self.slices).label(self.ranks) + self._details()
 
     def why_not(self, target: Target) -> str:
@@ -151,17 +156,17 @@ class LowRank(_Factored, Transform):
         return ""
 
     def size_bytes(self, target: Target) -> int:
-        """Bytes of all factors."""
+        """Of all factors."""
         return sum(self.then.size_bytes(own) for own in self.factor_targets(target).values())
 
     def macs(self, target: Target) -> float:
-        """Multiply-accumulates of the smaller layers."""
+        """Those of the smaller layers."""
         sizes = (own.num_weights for own in self.factor_targets(target).values())
         return sum(often * size for often, size in zip(self.layout(target).positions(target), sizes, strict=True))
 
     @property
     def nearest(self) -> "LowRank":
-        """The transform with factors rounded to nearest."""
+        """With factors rounded to nearest."""
         return replace(self, then=self.then.nearest)
 
     def encode(self, weight: Weight) -> dict[str, Tensor]:
@@ -284,7 +289,7 @@ class RankRule(_Factored):
 
     @property
     def label(self) -> str:
-        """The name, as ``"rank for 50 % of the weights"``."""
+        """As ``"rank for 50 % of the weights"``."""
         kind = f"{self.slices} slices" if self.form == "sliced" else self.form
         start = "" if self.form == "channels" else f"{kind} "
         what = "weights" if self.by == "ratio" else "energy"

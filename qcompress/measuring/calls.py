@@ -1,0 +1,114 @@
+"""The calls of layers in one forward pass, and what a layer would give for another weight."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qcompress.model import layers
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of a layer.
+
+    Attributes:
+        module: the layer.
+        args, kwargs: what went in.
+        output: what came out, without gradient.
+        handle: zeros that were added to the output, so that their gradient is the output's; None where autograd is
+            off altogether (inference mode).
+        autocast: device type and dtype of the automatic casting that the call ran under, or None.
+    """
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Tensor
+    handle: Tensor | None
+    autocast: tuple[str, torch.dtype] | None
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Notes the calls of layers and makes their outputs differentiable.
+
+    Attributes:
+        calls: path of a module → its calls, in order.
+        odd: path of a module → why its calls could not be noted.
+    """
+
+    calls: dict[str, list[Call]] = field(default_factory=dict)
+    odd: dict[str, str] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def recording(self, model: nn.Module, paths: list[str]) -> Iterator[None]:
+        """Listen to these modules, before any other hook of theirs does."""
+        hooks = [
+            model.get_submodule(path).register_forward_hook(self._hook(path), with_kwargs=True, prepend=True)
+            for path in paths
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def of(self, paths: tuple[str, ...]) -> list[Call]:
+        """The calls of these modules."""
+        return [call for path in paths for call in self.calls.get(path, [])]
+
+    def _hook(self, path: str) -> Any:
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            if not isinstance(output, Tensor):
+                self.odd[path] = f"it returns a {type(output).__name__}"
+                return output
+            noted = self.calls.setdefault(path, [])
+            if torch.is_inference_mode_enabled():
+                noted.append(Call(module, args, kwargs, output.clone(), None, _autocast(output)))
+                return output
+            with torch.enable_grad():
+                # adding a broadcast zero leaves the output as it is, whatever is done to it in place later
+                handle = (
+                    torch.zeros((), dtype=output.dtype, device=output.device).requires_grad_(True).expand_as(output)
+                )
+                noted.append(Call(module, args, kwargs, output.detach(), handle, _autocast(output)))
+                return output + handle
+
+        return note
+
+
+def response(call: Call, change: Tensor) -> Tensor:
+    """How the output of a call changes when ``change`` is added to the layer's weight.
+
+    A layer of PyTorch's own is linear in its weight and is run once, on the change alone; any other is run with both
+    weights.
+    """
+    if layers.is_plain(call.module):
+        return rerun(call, change, bias=False)
+    weight = layers.weight_of(call.module).detach()
+    return rerun(call, weight + change) - rerun(call, weight)
+
+
+def rerun(call: Call, weight: Tensor, *, bias: bool = True) -> Tensor:
+    """The layer's output for its recorded input with another weight, under the call's automatic casting, past hooks."""
+    module, parameters = call.module, call.module._parameters
+    changed = {**parameters, "weight": weight}
+    if not bias and (own := parameters.get("bias")) is not None:
+        changed["bias"] = torch.zeros_like(own)
+    device, dtype = call.autocast or (weight.device.type, None)
+    module.__dict__["_parameters"] = changed
+    try:
+        with torch.autocast(device, dtype=dtype, enabled=call.autocast is not None):
+            output: Tensor = module.forward(*call.args, **call.kwargs)
+            return output
+    finally:
+        module.__dict__["_parameters"] = parameters
+
+
+def _autocast(output: Tensor) -> tuple[str, torch.dtype] | None:
+    device = output.device.type
+    return (device, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None

@@ -1,0 +1,113 @@
+"""What a gradient can be trusted with, found by evidence.
+
+A linearised prediction holds where the gradient of the layers' calls tells all that a change of the weight does. Three
+things break it without a word: numbers of a layer's output that belong to no one sample (statistics over a batch, a
+position that all samples share), a weight that is also used outside its layer, and steps that autograd does not see
+(``no_grad``, ``detach``, rounding, numpy). Each has its test here:
+
+- Scale the probe of each sample by a factor of its own: what belongs to one sample has its gradient scaled by that.
+- Compare the weight's own gradient, number by number, with that of the layer's calls.
+- Change all weights a little, run the model, and compare the outputs' change with the predicted one.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from qcompress.measuring.calls import Call, rerun
+from qcompress.measuring.products import Place
+from qcompress.model import layers
+
+EXACT = 1e-3  # two float32 gradients that only differ by the order of their sums
+ROUNDED = 5e-2  # the same in half precision
+STEP, STEP_ROUNDED = 1e-3, 5e-2  # how far weights are moved, relative to their size
+FOLLOWS, FOLLOWS_ROUNDED = 0.1, 0.5  # relative difference of outputs predicted and found at such a step
+FEW = 0.1  # share of the samples that may differ by more (a unit that switches)
+
+
+def half(values: Tensor) -> bool:
+    """Whether the dtype is one of half precision."""
+    return torch.finfo(values.dtype).eps > 1e-4
+
+
+def sample_factors(num_samples: int, generator: torch.Generator) -> Tensor:
+    """``(samples,)`` from 1 to 2, evenly, in random order."""
+    return torch.linspace(1, 2, num_samples)[torch.randperm(num_samples, generator=generator)]
+
+
+def place_of(call: Call, gradient: Tensor, scaled: Tensor, factors: Tensor) -> Place | None:
+    """Where the samples are in a call's output; None where numbers belong to no one sample.
+
+    Args:
+        call: of a layer.
+        gradient: of some probe, with respect to the call's output.
+        scaled: the same with every sample's probe times its factor.
+        factors: ``(samples,)``.
+    """
+    samples, channels = len(factors), layers.channel_dim(call.module, gradient)
+    gradient, scaled, factors = (value.float() for value in (gradient, scaled, factors))
+    size = float(scaled.norm())
+    tolerance = (ROUNDED if half(call.output) else EXACT) * size
+    for dim in range(gradient.ndim):
+        length = gradient.shape[dim]
+        if dim == channels or length % samples or (dim > 0 and length != samples):
+            continue
+        shape = [1] * gradient.ndim
+        shape[dim] = length
+        expected = gradient * factors.repeat_interleave(length // samples).reshape(shape)
+        if float((scaled - expected).norm()) <= tolerance:
+            return Place(dim=dim)
+    by_position, by_position_scaled = (
+        value.movedim(channels, -1).reshape(-1, value.shape[channels]) for value in (gradient, scaled)
+    )
+    square = by_position.square().sum(-1)
+    ratio = (by_position * by_position_scaled).sum(-1) / torch.where(square > 0, square, 1.0)
+    owner = (factors - ratio[:, None]).abs().argmin(-1)
+    lost = float((by_position_scaled - factors[owner, None] * by_position).norm())
+    # the ratios have to be far nearer to one factor than to the next
+    return Place(owner=owner) if lost <= min(tolerance, 0.1 * size / max(samples - 1, 1)) else None
+
+
+def used_elsewhere(calls: Sequence[Call], gradients: Sequence[Tensor], weight: Tensor, found: Tensor | None) -> bool:
+    """Whether a weight's gradient is another than that of its layers' calls.
+
+    Args:
+        calls: all of the layers with this weight.
+        gradients: of the calls' outputs.
+        weight: the weight.
+        found: its own gradient, None where there is none.
+    """
+    leaf = weight.detach().clone().requires_grad_(True)
+    seen = torch.zeros_like(leaf)
+    for call, gradient in zip(calls, gradients, strict=True):
+        if call.handle is None:  # autograd is off
+            continue
+        with torch.enable_grad():
+            output = rerun(call, leaf)
+        if output.requires_grad:
+            seen += _dense(torch.autograd.grad(output, leaf, gradient.to(output.dtype))[0])
+    whole = torch.zeros_like(leaf) if found is None else _dense(found)
+    tolerance = ROUNDED if half(weight) or any(half(call.output) for call in calls) else EXACT
+    return bool((whole - seen).abs().max() > tolerance * torch.maximum(whole.abs().max(), seen.abs().max()))
+
+
+def follows(predicted: Tensor, found: Tensor, noise: Tensor, *, rounded: bool) -> bool:
+    """Whether outputs change as predicted.
+
+    Args:
+        predicted: ``(samples, probes)`` products of probes with the change.
+        found: the same, of the outputs' true change.
+        noise: ``(samples,)`` that rounding alone may make of it.
+        rounded: whether something was computed in half precision.
+    """
+    size = torch.maximum(predicted.norm(dim=1), found.norm(dim=1))
+    size = torch.maximum(size, size.median())
+    difference = ((found - predicted).norm(dim=1) - noise).clamp(min=0)
+    tolerance = FOLLOWS_ROUNDED if rounded else FOLLOWS
+    wrong = difference > tolerance * size
+    return float(wrong.float().mean()) <= FEW and float(difference.norm()) <= tolerance * float(size.norm())
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient.to_dense() if gradient.is_sparse else gradient.detach()

@@ -1,0 +1,38 @@
+"""What the machine has room for."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from qcompress.errors import OptionsError
+
+SHOWN = 3
+
+
+def available_bytes() -> int | None:
+    """Memory that is free or can be freed, as Linux tells it; None elsewhere."""
+    file = Path("/proc/meminfo")
+    if not file.exists():
+        return None
+    lines = (line.split() for line in file.read_text().splitlines())
+    return next((1024 * int(words[1]) for words in lines if words[0] == "MemAvailable:"), None)
+
+
+def require_memory(wanted: Mapping[str, int]) -> None:
+    """Refuse, before anything runs, second moments that do not fit.
+
+    Args:
+        wanted: layer → bytes.
+
+    Raises:
+        OptionsError: names the largest layers, and what would work.
+    """
+    total, room = sum(wanted.values()), available_bytes()
+    if room is None or total <= room:
+        return
+    largest = sorted(wanted, key=lambda name: -wanted[name])[:SHOWN]
+    named = ", ".join(f"{name!r} ({wanted[name] / 1e9:.2g} GB)" for name in largest)
+    raise OptionsError(
+        f"compensated and whitened options take second moments of {total / 1e9:.3g} GB here, {room / 1e9:.3g} GB are "
+        f"free; the largest are of {named}. Offer those layers other options, as {{{largest[0]!r}: prune_quantize(), "
+        "'*': …}, or leave them out with skip="
+    )

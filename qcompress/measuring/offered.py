@@ -1,0 +1,100 @@
+"""Which options are on offer for which layer.
+
+Layers are named by patterns as of file names (`fnmatch`): ``"encoder.*.attention.*"``, ``"head"``. A pattern that no
+layer matches is an error, because it is a slip of the pen in most cases.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from qcompress.errors import OptionsError
+from qcompress.options import Options
+
+SHOWN = 20  # names of layers in an error
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """Options by layer.
+
+    Args:
+        by_pattern: options for the layers that a pattern matches; the first that does counts.
+        skip: patterns of layers that stay as they are.
+        only: patterns of the layers that do not, or None for all.
+
+    >>> from qcompress.options import prune_quantize
+    >>> offered = Offered.of({"head": prune_quantize(bits=(8,)), "*": prune_quantize(bits=(2, 4))}, skip="stem")
+    >>> offered.left_out("stem"), offered.options("head")
+    ("left out by skip='stem'", Options(8 bits; 8 bits, 50 % sparse; 8 bits, 75 % sparse))
+    """
+
+    by_pattern: dict[str, Options]
+    skip: tuple[str, ...] = ()
+    only: tuple[str, ...] | None = None
+    _names: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, options: Any, *, skip: Any = (), only: Any = None) -> "Offered":
+        """From what `qcompress.measure` takes.
+
+        Raises:
+            OptionsError: no options, or patterns that are no text.
+        """
+        given = dict(options) if isinstance(options, Mapping) else {"*": options}
+        for pattern, own in given.items():
+            if not isinstance(pattern, str) or not isinstance(own, Options):
+                raise OptionsError(
+                    "options must be qcompress.Options, as prune_quantize(), or a mapping from patterns of layers' "
+                    f"names to them; found {pattern!r}: {type(own).__name__}"
+                )
+        if not given:
+            raise OptionsError("no options are given: pass prune_quantize(), or a mapping of at least one pattern")
+        return cls(given, _patterns(skip, "skip"), None if only is None else _patterns(only, "only"))
+
+    def left_out(self, name: str) -> str:
+        """Why a layer stays as it is, or an empty string."""
+        self._names.append(name)
+        if pattern := self._match(name, self.skip):
+            return f"left out by skip={pattern!r}"
+        if self.only is not None and not self._match(name, self.only):
+            return "left out by only="
+        return "" if self._match(name, self.by_pattern) else "no pattern of the options matches its name"
+
+    def options(self, name: str) -> Options:
+        """What is on offer for a layer that is not left out."""
+        return self.by_pattern[self._match(name, self.by_pattern)]
+
+    def require_used(self) -> None:
+        """Refuse patterns that no layer asked about so far matches.
+
+        Raises:
+            OptionsError: names them, and the layers.
+        """
+        patterns = (*self.skip, *(self.only or ()), *(own for own in self.by_pattern if own != "*"))
+        unused = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in self._names)]
+        if unused:
+            names = list(dict.fromkeys(self._names))
+            more = f", … ({len(names)} in all)" if len(names) > SHOWN else ""
+            raise OptionsError(
+                f"no layer has a name like {', '.join(map(repr, unused))}; there are: {', '.join(names[:SHOWN])}{more}"
+            )
+
+    def to_json(self) -> Any:
+        """What tells this offer from another, as plain JSON; of plain options without patterns theirs alone."""
+        if not self.skip and self.only is None and list(self.by_pattern) == ["*"]:
+            return self.by_pattern["*"].to_json()
+        options = {pattern: own.to_json() for pattern, own in self.by_pattern.items()}
+        return {"options": options, "skip": list(self.skip), "only": None if self.only is None else list(self.only)}
+
+    def _match(self, name: str, patterns: Iterable[str]) -> str:
+        return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), "")
+
+
+def _patterns(given: Any, name: str) -> tuple[str, ...]:
+    listed = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else (given,)
+    wrong = [own for own in listed if not isinstance(own, str)]
+    if wrong:
+        raise OptionsError(f"{name} lists patterns of layers' names, as ('head', 'encoder.*'), found {wrong[0]!r}")
+    return listed

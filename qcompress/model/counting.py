@@ -1,0 +1,158 @@
+"""What a model does on the data, counted in one pass: its multiply-accumulates and the calls of its layers."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+from qcompress.errors import DataError
+from qcompress.model import forward as forwards
+from qcompress.model import layers
+from qcompress.model.captured import products_of
+from qcompress.model.losses import Loss
+
+
+@dataclass(slots=True)
+class Calls:
+    """Per sample, over all calls of a layer.
+
+    Attributes:
+        macs: multiply-accumulates.
+        rows: numbers that went in.
+        inputs, halfway: positions of `qcompress.transforms.base.Window`.
+        lookups: of an embedding.
+        odd: why a call could not be counted, or an empty string.
+        common_input: whether each call was one product of the weight, in rows of channels, with one input for all rows.
+    """
+
+    macs: float = 0.0
+    rows: float = 0.0
+    inputs: float = 0.0
+    halfway: float = 0.0
+    lookups: float = 0.0
+    odd: str = ""
+    common_input: bool = True
+
+    def add(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """One more call, of all samples."""
+        given = args[0] if args else kwargs.get("input")
+        if not layers.is_plain(module):
+            self.common_input = self.common_input and len(products_of(module, args, kwargs)) == 1
+        if not isinstance(given, Tensor) or not isinstance(output, Tensor):
+            self.odd = f"it takes a {type(given).__name__} and returns a {type(output).__name__}"
+            self.rows += given.numel() if isinstance(given, Tensor) else 1
+            return
+        self.rows += given.numel()
+        if given.numel() == 0 or given.is_nested:
+            return
+        self.macs += layers.macs_of_call(module, given, output)
+        if isinstance(module, nn.Embedding):
+            self.lookups += given.numel()
+        elif isinstance(module, nn.Conv2d):
+            images = output.numel() // (output.shape[-1] * output.shape[-2] * module.out_channels)
+            self.inputs += images * given.shape[-2] * given.shape[-1]
+            self.halfway += images * output.shape[-2] * given.shape[-1]
+
+    def per_sample(self, samples: int) -> "Calls":
+        """The means."""
+        means = {name: getattr(self, name) / samples for name in ("macs", "rows", "inputs", "halfway", "lookups")}
+        return replace(self, **means)
+
+
+@dataclass(slots=True)
+class Counted:
+    """The whole pass.
+
+    Attributes:
+        calls: path of a supported layer → its calls, where there were any.
+        macs: multiply-accumulates per sample, of everything: layers, products of attention, recurrent cells.
+        num_batches, num_samples: of the data.
+    """
+
+    calls: dict[str, Calls] = field(default_factory=dict)
+    macs: float = 0.0
+    num_batches: int = 0
+    num_samples: int = 0
+
+
+def count(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None, loss: Loss | None = None) -> Counted:
+    """Run all batches once.
+
+    Raises:
+        DataError: there is no batch, or no sample in it.
+        ModelError: an output that the loss makes no sense of.
+    """
+    found, products, hooks = Counted(), _Products(), []
+    for name, module in model.named_modules():
+        if layers.why_unsupported(module):
+            continue
+
+        def add(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, name: str = name
+        ) -> None:
+            with products.paused():
+                found.calls.setdefault(name, Calls()).add(module, args, kwargs, output)
+
+        hooks.append(module.register_forward_hook(add, with_kwargs=True, prepend=True))
+    try:
+        with forwards.evaluating(model), forwards.layer_by_layer(), torch.no_grad():
+            for batch in data:
+                with products:
+                    output = forwards.run(model, batch, forward)
+                if loss is not None:
+                    loss.require(output)
+                found.num_batches += 1
+                found.num_samples += len(output)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not found.num_batches:
+        raise DataError("the calibration data is empty, or an iterator that was read before: give at least one batch")
+    if not found.num_samples:
+        raise DataError("the calibration data holds no sample")
+    found.calls = {name: own.per_sample(found.num_samples) for name, own in found.calls.items()}
+    found.macs = max(products.flops / 2, 0.0) / found.num_samples
+    found.macs = max(found.macs, sum(own.macs for own in found.calls.values()))
+    return found
+
+
+class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the operations of products of matrices and of convolutions, two a multiply-accumulate."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0.0
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What runs inside does not count."""
+        before = self.flops
+        yield
+        self.flops = before
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func._overloadpacket not in flop_registry:
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        output = func(*args, **kwargs)
+        packet = func._overloadpacket
+        if packet in flop_registry:
+            self.flops += float(flop_registry[packet](*args, **kwargs, out_val=output))
+        elif packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+            self.flops += float(
+                sdpa_flop_count(  # type: ignore[no-untyped-call]
+                    *(value.shape for value in args[:3])
+                )
+            )
+        elif packet is torch.ops.aten.mkldnn_rnn_layer:
+            steps = args[0].numel() // args[0].shape[-1]
+            self.flops += 2.0 * steps * (args[1].numel() + args[2].numel())
+        return output

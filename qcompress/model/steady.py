@@ -1,0 +1,137 @@
+"""Passes that depend on nothing but the weights and the batch.
+
+Measuring compares outputs of the same batch under changed weights. A model that draws random numbers, counts its calls
+or keeps statistics in buffers would give another output every time, and that difference would be taken for an effect.
+So every pass starts from the same seeds and the same buffers, and what a pass changed is put back and named.
+"""
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qcompress.errors import ModelError
+from qcompress.model import forward as forwards
+
+SAME = 1e-4  # relative difference of outputs that run-to-run rounding may make (of accelerators)
+
+
+class Steady:
+    """A ``forward`` that starts every pass from the same seeds and state.
+
+    Args:
+        forward: what runs a batch; None for the default.
+        seed: of torch, numpy and random, set before and put back after every pass.
+
+    Attributes:
+        moved: names of what passes changed and was put back.
+
+    >>> noisy = lambda model, batch: model(batch) + torch.rand(())
+    >>> steady, model, batch = Steady(noisy), nn.Linear(2, 2), torch.ones(1, 2)
+    >>> torch.equal(steady(model, batch), steady(model, batch))
+    True
+    """
+
+    def __init__(self, forward: forwards.Forward | None = None, seed: int = 0) -> None:
+        self._forward, self._seed = forward or forwards.default_forward, seed
+        self.moved: set[str] = set()
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        """Run, then put back.
+
+        Raises:
+            ModelError: a parameter changed that is no ``max_norm`` Embedding's.
+        """
+        buffers = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers()}
+        limited = {
+            f"{name}.weight".lstrip("."): module.weight.detach().clone()
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Embedding) and module.max_norm is not None
+        }
+        versions = {name: own._version for name, own in model.named_parameters() if not own.is_inference()}
+        try:
+            with _seeded(self._seed):
+                return self._forward(model, batch)
+        finally:
+            self._put_back(model, buffers, limited, versions)
+
+    def require_same(self, model: nn.Module, batch: Any) -> None:
+        """Run twice.
+
+        Raises:
+            ModelError: the outputs differ.
+        """
+        with torch.no_grad():
+            first, second = (forwards.run(model, batch, self) for _ in range(2))
+        difference = float("inf")
+        if first.shape == second.shape:
+            difference = float((first - second).abs().max()) if first.numel() else 0.0
+        if difference > SAME * float(first.abs().max() if first.numel() else 0.0):
+            raise ModelError(
+                f"the model gives another output when the same batch is run again (difference {difference:.2g}), with "
+                "the same seeds of torch, numpy and random and the same buffers: it keeps state elsewhere or draws "
+                "numbers of its own; pass a forward that resets it"
+            )
+
+    def _put_back(
+        self,
+        model: nn.Module,
+        buffers: dict[str, tuple[Tensor, Tensor]],
+        limited: dict[str, Tensor],
+        versions: dict[str, int],
+    ) -> None:
+        changed = []
+        with torch.no_grad():
+            for name, (buffer, before) in buffers.items():
+                path, _, key = name.rpartition(".")
+                owner = model.get_submodule(path)
+                now = owner._buffers.get(key)
+                if now is not buffer or not _equal(buffer, before):
+                    self.moved.add(name)
+                    if buffer.shape == before.shape and not buffer.is_sparse:
+                        buffer.copy_(before)
+                    owner._buffers[key] = before if buffer.is_sparse else buffer
+            for name, parameter in model.named_parameters():
+                if versions.get(name, parameter._version) == parameter._version:
+                    continue
+                if name in limited:
+                    if not torch.equal(parameter, limited[name]):
+                        self.moved.add(name)
+                        parameter.copy_(limited[name])
+                else:
+                    changed.append(name)
+        if changed:
+            raise ModelError(
+                f"running the model changed its parameters {', '.join(changed)}: what is measured would not be the "
+                "model that was given; let the forward pass leave them alone, or make them buffers"
+            )
+
+
+def steady(forward: forwards.Forward | None, seed: int = 0) -> Steady:
+    """``forward`` as `Steady`, if it is not already."""
+    return forward if isinstance(forward, Steady) else Steady(forward, seed)
+
+
+def _equal(left: Tensor, right: Tensor) -> bool:
+    if left.shape != right.shape:
+        return False
+    left, right = (value.to_dense() if value.layout != torch.strided else value for value in (left, right))
+    return bool(((left == right) | ((left != left) & (right != right))).all())
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    plain, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(plain)
+            np.random.set_state(arrays)  # noqa: NPY002
