@@ -42,6 +42,7 @@ class EncodedBqm:
         encoding: the encoding's name.
         penalty: ``(G,)`` largest penalty of every group, in the objective's unit.
         cost: ``(V,)`` cost of each option, prices included; decides what decode takes where a sample leaves it open.
+        pairs: the pair terms of the options, expanded.
         code: what the groups' bits mean.
         slack: the budgets that are held by slack bits.
     """
@@ -51,6 +52,7 @@ class EncodedBqm:
     penalty: Floats
     cost: Floats = field(repr=False)
     group_offsets: Integers = field(repr=False)
+    pairs: Couplings = field(repr=False)
     code: Code = field(repr=False)
     slack: tuple[SlackRow, ...] = field(repr=False)
 
@@ -175,6 +177,7 @@ def to_bqm(
         penalty=penalty,
         cost=cost,
         group_offsets=problem.group_offsets,
+        pairs=pairs,
         code=code,
         slack=tuple(rows),
     )

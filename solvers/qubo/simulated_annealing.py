@@ -11,8 +11,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from formulations.forms.bqm import EncodedBqm
+from formulations.forms.couplings import Floats
 from solvers.base import Search
 from solvers.qubo.route import QuboSolver, SampleRound, paced
+
+FINEST = 0.03
+"""Share of what an option's pair terms typically add up to that a last temperature still tells apart."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,33 @@ class SimulatedAnnealing(QuboSolver):
 def beta_range(encoded: EncodedBqm) -> tuple[float, float]:
     """First and last inverse temperature for ``encoded``.
 
-    The first: an uphill flip that breaks a group is taken half of the time. The last: the 5 % quantile of what
-    options of one group differ by in cost is passed once in e³ tries.
+    The first: an uphill flip that breaks a group, or goes against typical pair terms, is taken half of the time. The
+    last: the 5 % quantile of the changes that matter is passed once in e³ tries. What an option changes is what it
+    costs above the cheapest of its group or the finest of what its pair terms add up to, whichever is larger.
     """
     starts = encoded.group_offsets[:-1]
     differences = encoded.cost - np.repeat(np.minimum.reduceat(encoded.cost, starts), np.diff(encoded.group_offsets))
-    largest = max(float(encoded.penalty.max()), float(differences.max())) or 1.0
-    felt = differences[differences > 1e-9 * largest]
+    typical, finest = pair_effects(encoded)
+    largest = max(float(encoded.penalty.max()), float((differences + 2.0 * typical).max())) or 1.0
+    changes = np.maximum(differences, finest)
+    felt = changes[changes > 1e-9 * largest]
     smallest = float(np.quantile(felt, 0.05)) if len(felt) else largest
     return np.log(2.0) / largest, 3.0 / max(smallest, 1e-6 * largest)
+
+
+def pair_effects(encoded: EncodedBqm) -> tuple[Floats, Floats]:
+    """``(V,)`` what an option's pair terms add up to: typically, and in the finest steps.
+
+    Typically for random choices of the others: the root of the sum of squares of its terms, each of which is met as
+    often as its other option is chosen. The finest step is the least term, or `FINEST` of the typical sum where many
+    different terms leave no step.
+    """
+    rows, columns, values = encoded.pairs
+    options, shares = len(encoded.cost), 1.0 / np.diff(encoded.group_offsets)
+    met = np.repeat(shares, np.diff(encoded.group_offsets))
+    square, least = np.zeros(options), np.full(options, np.inf)
+    for these, others in ((rows, columns), (columns, rows)):
+        square += np.bincount(these, weights=values**2 * met[others], minlength=options)
+        np.minimum.at(least, these, np.abs(values))
+    typical = np.sqrt(square)
+    return typical, np.where(square > 0, np.maximum(least, FINEST * typical), 0.0)

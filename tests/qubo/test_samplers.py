@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+from formulations import PairTerms, Problem, to_bqm
 from formulations.forms.bqm import ENCODINGS
 from formulations.generators.random_instances import layered_problem, small_problem
 from solvers import InvalidOptionError, Status, StopReason, UnsupportedProblemError, run
@@ -177,10 +178,36 @@ def test_invalid_samples_of_a_cqm_sampler_are_counted_as_invalid():
 
 
 def test_beta_range_rises():
-    from formulations import to_bqm
-
     hot, cold = beta_range(to_bqm(layered_problem(5), prices={"bytes": 1e-6}))
     assert 0 < hot < cold
+
+
+def cut_problem(num_nodes, weight=1.0, seed=0):
+    """Most edges of a random graph to cut: no costs, pair terms only."""
+    rng = np.random.default_rng(seed)
+    i, j = np.nonzero(np.triu(rng.random((num_nodes, num_nodes)) < 0.1, 1))
+    rows, columns = np.concatenate([2 * i, 2 * i + 1]), np.concatenate([2 * j, 2 * j + 1])
+    sides = scipy.sparse.csr_array((np.full(len(rows), weight), (rows, columns)), shape=(2 * num_nodes, 2 * num_nodes))
+    names = [f"node{node}" for node in range(num_nodes)]
+    return Problem(names, [["left", "right"]] * num_nodes, np.zeros(2 * num_nodes), {}, {}, PairTerms(sparse=sides))
+
+
+def test_temperatures_follow_pair_terms():
+    ranges = [np.array(beta_range(to_bqm(cut_problem(60, weight), "domain-wall"))) for weight in (1.0, 1000.0)]
+    assert ranges[0] == pytest.approx(1000.0 * ranges[1])
+    hot, cold = ranges[0]
+    assert hot < 1.0  # some six edges a node: at the first temperature any node changes sides
+    assert 1.0 < cold < 10.0  # one edge more or less is told apart at the last one
+
+
+@pytest.mark.parametrize("name", ["sa", "openjij"])
+def test_annealing_alone_comes_near_the_best_cut(name):
+    if name == "openjij":
+        pytest.importorskip("openjij")
+    problem = cut_problem(150)
+    best = solve(problem, Anneal(), seed=0).objective
+    details = solve(problem, name, seed=0, rounds=1).details
+    assert details["objective_decoded"] <= best + 4.0  # edges, of some thousand
 
 
 @pytest.mark.parametrize(
