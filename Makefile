@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check bench clean
+.PHONY: help demo test test-all check bench docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,5 +34,8 @@ check: $(READY)  ## format, lint, types and layers
 bench: $(READY)  ## the benchmarks (SHARED=folder of the models and data)
 	$(BIN)/python -m benchmarks $(if $(SHARED),--data $(SHARED))
 
+docs: $(READY)  ## the documentation, its tutorials executed (docs/_build/html)
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
+
 clean:  ## remove the environment and everything built
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build docs/tutorials docs/cli.md *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -43,3 +43,7 @@ class VerificationError(QcompressError, RuntimeError):
 
 class MissingError(QcompressError, ImportError):
     """An optional package is missing."""
+
+
+class UncheckedWarning(UserWarning):
+    """A run goes on from its folder, and something that it depends on cannot be checked."""

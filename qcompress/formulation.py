@@ -12,7 +12,6 @@ by default). With the additive part ``A`` and the positive costs in it ``A⁺``,
 which is ``(1 - t)·A ≥ 0`` where no option is measured to lower the loss, for every choice whatsoever.
 """
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from formulations import Problem
 from formulations.generators.prune_quantize import prune_quantize
+from qcompress import budgets
 from qcompress.errors import OptionsError
 from qcompress.measurement import Measurement
 
@@ -31,15 +31,20 @@ CHANGES = "changes"
 
 
 def formulate(
-    measurement: Measurement, budget: Mapping[str, float], *, pairs: bool | float = True, changes: int | None = None
+    measurement: Measurement,
+    budget: Mapping[str, budgets.Amount],
+    *,
+    pairs: bool | float = True,
+    changes: int | None = None,
 ) -> Problem:
     """State the choice of options as a problem that any solver takes.
 
     Args:
         measurement: what `measure` gave.
-        budget: resource → the most the compressed model may use in all. A value up to 1 is a fraction of the
-            original, above 1 it is absolute: ``{"bytes": 0.15}``, ``{"bytes": 120_000, "macs": 0.5}``. Below a second
-            of ``latency_s`` (see `time_options`) give the fraction, or ``Problem.with_budgets``.
+        budget: resource → the most the compressed model may use in all. A number up to 1 is a share of the original,
+            a number above 1 an amount, and words say which: ``{"bytes": 0.15}``, ``{"bytes": 120_000}``,
+            ``{"bytes": "120 kB", "macs": "50%", "latency_s": "20 ms"}``, ``{"bits_per_weight": 4.25}`` (see
+            `qcompress.budgets`).
         pairs: the terms between different parts: False for none (the additive problem), True for `PAIR_STRENGTH`, or
             their strength, a float from 0.0 to 1.0. A choice's objective is never below ``1 - strength`` times its
             additive part, and that of a single change is its measured cost.
@@ -47,7 +52,7 @@ def formulate(
             `remeasure`): one more resource and budget.
 
     Raises:
-        OptionsError: an unknown resource, or a budget that is no positive number, or a strength outside its range.
+        OptionsError: an unknown resource or unit, a budget that is no positive number, or a strength outside its range.
 
     >>> from qcompress import measure, prune_quantize
     >>> import torch
@@ -56,24 +61,9 @@ def formulate(
     >>> dict(formulate(measurement, {"bytes": 0.5}).budgets)
     {'bytes': 390.0}
     """
-    if not budget:
-        raise OptionsError(
-            f"give at least one budget, as {{'bytes': 0.25}}; measured are: {', '.join(measurement.resources)}"
-        )
     strength = pair_strength(pairs)
-    limits = {}
-    for name, value in budget.items():
-        if name not in measurement.resources:
-            raise OptionsError(f"no resource is called {name!r}; measured are: {', '.join(measurement.resources)}")
-        if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
-            raise OptionsError(
-                f"the budget for {name} must be a positive number: a fraction of the original up to 1, "
-                f"or an absolute amount above 1; found {value!r}"
-            )
-        original = measurement.original[name]
-        limits[name] = float(value) if value > 1 else value * original
-        if value <= 1 and float(original).is_integer():  # what comes in whole numbers
-            limits[name] = math.floor(limits[name])
+    measurement = budgets.with_resources(measurement, budget)
+    limits = budgets.limits(measurement, budget)
     resources = dict(measurement.resources)
     if changes is not None:
         sizes = [len(options) for options in measurement.transforms]

@@ -28,7 +28,7 @@ from qcompress.measuring.measure import MeasureProgress, batch_fingerprint
 from qcompress.measuring.remeasure import loss_of, measured_at
 from qcompress.measuring.true_loss import TrueLoss
 from qcompress.model import forward as forwards
-from qcompress.model.losses import LossFunction
+from qcompress.model.losses import Loss, LossFunction
 from solvers import solve
 
 FILE_KIND = "qcompress refinement"
@@ -72,6 +72,25 @@ class Refined:
         """Everything as plain JSON."""
         return {**asdict(self), "choice": self.choice.tolist()}
 
+    def save(self, path: AnyPath) -> None:
+        """Write everything as JSON, whole or not at all."""
+        write_json(path, {"kind": FILE_KIND, "version": FILE_VERSION, **self.to_json()})
+
+    @classmethod
+    def load(cls, path: AnyPath) -> "Refined":
+        """Read what `save` wrote.
+
+        Raises:
+            FileFormatError: the file is not whole, or of another kind or version.
+        """
+        value = read_json(path, FILE_KIND)
+        try:
+            if (value["kind"], value["version"]) != (FILE_KIND, FILE_VERSION):
+                raise ValueError(f"it is a {value['kind']!r} of version {value['version']!r}")
+            return cls.from_json(value)
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(f"{path} is no whole {FILE_KIND} file: {error!r}") from error
+
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Refined":
         """Undo `to_json`."""
@@ -96,7 +115,7 @@ def refine(
     solver: Any = "auto",
     time_limit: float | None = 10,
     seed: int = 0,
-    loss: str | LossFunction | None = None,
+    loss: str | LossFunction | Loss | None = None,
     forward: forwards.Forward | None = None,
     cache: AnyPath | None = None,
     on_progress: Callable[[MeasureProgress], None] | None = None,
@@ -171,6 +190,8 @@ def refine(
             part.unlink(missing_ok=True)
         if on_round is not None and not at.complete:
             on_round(at.steps[-1])
+    if file is not None:
+        file.with_name(f"{file.name}.part").unlink(missing_ok=True)  # where the process died after its round was kept
     return at
 
 

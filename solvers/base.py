@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from formulations import Evaluation, Problem
-from solvers.errors import InvalidOptionError, SolverUnavailableError, UnsupportedProblemError
+from solvers.errors import InvalidOptionError, SolverError, SolverUnavailableError, UnsupportedProblemError
 from solvers.solution import Solution, Status, StopReason, TracePoint
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class Search:
         self._limit, self._on_progress = time_limit, on_progress
         self._evaluation: Evaluation | None = None
         self._bound: float | None = None
-        self._proved_infeasible = self._limit_seen = self._part_cut = False
+        self._proved_infeasible = self._limit_seen = self._part_cut = self._recovered = False
         self._trace: list[TracePoint] = []
         self.choice: NDArray[np.int64] | None = None
         self.seed, self.rng, self.initial = seed, np.random.default_rng(seed), initial
@@ -229,6 +229,18 @@ class Search:
     def cut(self) -> bool:
         """Whether time ended the work or a part of it before the answer was proven."""
         return (self._limit_seen or self._part_cut) and not self.proven()
+
+    def recover(self, error: Exception) -> None:
+        """Foreign code failed: the run ends with the best so far, says ERROR_RECOVERED and what the error was.
+
+        Raises:
+            SolverError: there is no choice yet that could be kept.
+        """
+        said = f"{type(error).__name__}: {error}"
+        if self.choice is None:
+            raise SolverError(f"solver {self._solver!r} failed before it found a choice: {said}") from error
+        self.details["error"] = said
+        self._recovered = True
 
     @contextlib.contextmanager
     def at_most(self, seconds: float) -> Iterator[None]:
@@ -323,10 +335,15 @@ class Search:
 
     # --- the end ---------------------------------------------------------------------------------------------------
 
+    def _end(self) -> StopReason:
+        if self._recovered:
+            return StopReason.ERROR_RECOVERED
+        return StopReason.TIME_LIMIT if self.cut else StopReason.COMPLETED
+
     def solution(self, stop_reason: StopReason, options: Mapping[str, Any]) -> Solution:
         """What is known now, as a `Solution`."""
-        if stop_reason is StopReason.COMPLETED and self.cut:
-            stop_reason = StopReason.TIME_LIMIT
+        if stop_reason is StopReason.COMPLETED:
+            stop_reason = self._end()
         if self._evaluation is None:
             status = Status.INFEASIBLE if self._proved_infeasible else Status.UNKNOWN
         else:

@@ -46,7 +46,7 @@ def uniform(problem: Problem, resource: str) -> Integers | None:
 
 
 def threshold(problem: Problem, error: ArrayLike | None = None) -> Integers | None:
-    """In every group the option of least use whose error is at most t, for the smallest t that fits.
+    """Take in every group the option of least use whose error is at most t, for the smallest t that fits.
 
     Args:
         problem: uses of several budgets are added up in shares of the budgets.
@@ -69,7 +69,7 @@ def threshold(problem: Problem, error: ArrayLike | None = None) -> Integers | No
 
 
 def penalty(problem: Problem, resource: str, error: ArrayLike | None = None) -> Integers | None:
-    """In every group the least ``error + α·use`` for the smallest α ≥ 0 that fits.
+    """Take in every group the least ``error + α·use``, for the smallest α ≥ 0 that fits.
 
     Raises:
         InvalidProblemError: no such resource, or not one error for each option.
@@ -106,7 +106,7 @@ def _loosest(problem: Problem, limits: Floats, at: Callable[[float], Integers]) 
 
 
 def _least(problem: Problem, key: Floats, among_equals: Floats) -> Integers:
-    """In every group the local option with the least key."""
+    """The local option with the least key in every group."""
     order = np.lexsort((among_equals, key, problem.group_of))
     starts = problem.group_offsets[:-1]
     return order[starts] - starts

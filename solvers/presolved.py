@@ -76,6 +76,11 @@ class PartSearch(Search):
         """Pass on what is new."""
         self._joint.tell(self._at, self.choice, self._bound)
 
+    def recover(self, error: Exception) -> None:
+        """Keep what is known after an error; the whole ends with it as well."""
+        super().recover(error)
+        self._joint.search.recover(error)
+
     def close(self) -> None:
         """Every choice of the part was considered."""
         self.closed = True

@@ -34,7 +34,7 @@ class StopReason(enum.StrEnum):
     COMPLETED = "COMPLETED"
     TIME_LIMIT = "TIME_LIMIT"
     INTERRUPTED = "INTERRUPTED"
-    ERROR_RECOVERED = "ERROR_RECOVERED"
+    ERROR_RECOVERED = "ERROR_RECOVERED"  # foreign code failed; ``details["error"]`` says how
 
 
 class TracePoint(NamedTuple):

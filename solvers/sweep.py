@@ -29,7 +29,7 @@ FILE_KIND = "qcompress sweep"
 FILE_VERSION = 1
 
 BOUND_SHARE = 0.2
-"""At most this share of a point's time goes into its bound and price."""
+"""Largest share of a point's time that goes into its bound and price."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -1,6 +1,9 @@
 """From measurement to the smaller model: budgets as asked, files as predicted, a cut run goes on."""
 
+import itertools
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +29,11 @@ from qcompress import (
     prune_quantize,
 )
 from qcompress.compression import NoChoiceError
-from qcompress.errors import OptionsError
+from qcompress.errors import ModelError, OptionsError
 from qcompress.formulation import consistent_rows
+from qcompress.run_folder import RunFolder
 from solvers import Search, Solver
+from solvers.heuristic.greedy import Greedy
 from tests.models import Residual, TiedLanguageModel, seeded
 
 OPTIONS = prune_quantize(bits=(2, 4, 8), sparsity=(0, 0.5)) + low_rank(ratios=(0.5,))
@@ -158,21 +163,167 @@ def test_a_run_on_shuffled_data_goes_on_as_if_it_had_not_been_cut(
     np.testing.assert_array_equal(resumed.measurement.factor, whole.measurement.factor)
 
 
-def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
-    model, data = seeded(Residual), batches()
-    compress(model, data, budget={"bytes": 0.5}, options=OPTIONS, solver="greedy", folder=tmp_path / "run")
-    with pytest.raises(OptionsError, match="differs in: budget"):
-        compress(model, data, budget={"bytes": 0.4}, options=OPTIONS, solver="greedy", folder=tmp_path / "run")
-    with pytest.raises(OptionsError, match="differs in: data"):
-        compress(model, batches()[1:], budget={"bytes": 0.5}, options=OPTIONS, solver="greedy", folder=tmp_path / "run")
+class Killed(BaseException):
+    """The process is gone: nothing is written from here on."""
 
 
-def test_a_folder_of_a_run_with_other_batch_norm_statistics_is_refused(tmp_path: Path) -> None:
+def shift_loss(shift: float) -> Callable[[Tensor, Tensor], Tensor]:
+    def squared(output: Tensor, batch: Tensor) -> Tensor:
+        return (output - shift).square().mean(dim=1)
+
+    return squared
+
+
+FULL: dict[str, Any] = {
+    "budget": {"bytes": 0.5},
+    "options": prune_quantize(bits=(2, 4), sparsity=(0,)),
+    "solver": "lagrangian",
+    "time_limit": None,
+    "refine_rounds": 1,
+    "finetune_steps": 2,
+    "learning_rate": 1e-2,
+}
+
+
+def test_a_run_that_is_killed_before_or_after_any_file_is_written_goes_on_as_if_nothing_had_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("qcompress.measuring.measure", "qcompress.training.finetune"):
+        monkeypatch.setattr(f"{module}.SAVE_EVERY_S", -1)
+    model = seeded(lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)))
+    data = [torch.randn(16, 6)]
+    whole = compress(model, data, **FULL)
+    replace, left, after = os.replace, 0, False
+
+    def replace_until_killed(source: str, target: Path) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0 or (left == 0 and not after):
+            raise Killed
+        replace(source, target)
+        if left == 0:
+            raise Killed
+
+    for after in (False, True):
+        for kill in itertools.count(1):
+            folder = tmp_path / f"{after} {kill}"
+            monkeypatch.setattr(os, "replace", replace_until_killed)
+            left = kill
+            try:
+                compress(model, data, **FULL, folder=folder)
+            except Killed:
+                pass
+            else:
+                break  # more files are not written
+            monkeypatch.setattr(os, "replace", replace)
+            resumed = compress(model, data, **FULL, folder=folder)
+            np.testing.assert_array_equal(resumed.solution.choice, whole.solution.choice)
+            for name, tensor in whole.model.state_dict().items():
+                assert torch.equal(resumed.model.state_dict()[name], tensor), (after, kill, name)
+            assert resumed.report.loss_finetuned == whole.report.loss_finetuned
+            assert resumed.report.refined == whole.report.refined
+            assert not list(folder.glob("*.part"))
+        assert kill > 20
+
+
+STARTED: dict[str, Any] = {"budget": {"bytes": 0.5}, "options": OPTIONS, "solver": "greedy", "loss": shift_loss(1.0)}
+
+
+@pytest.mark.parametrize(
+    ("changed", "again"),
+    [
+        ({}, set()),
+        ({"budget": {"bytes": 0.3}}, {"solve", "apply"}),
+        ({"solver": "lagrangian"}, {"solve"}),
+        ({"solver": Greedy()}, set()),
+        ({"time_limit": 7}, {"solve"}),
+        ({"pairs": False}, {"solve"}),
+        ({"evaluate": lambda model: 1.0}, set()),
+        ({"batch_norm_data": batches()}, {"apply"}),
+        ({"refine_rounds": 1}, {"refine"}),
+        ({"loss": shift_loss(1.0)}, set()),
+        ({"loss": shift_loss(2.0)}, {"measure", "solve", "apply"}),
+        ({"forward": lambda model, batch: model(batch)}, {"measure", "apply"}),
+        ({"method": "direct"}, {"measure", "solve", "apply"}),
+        ({"seed": 1}, {"measure", "solve", "apply"}),
+        ({"granularity": 3}, {"measure", "solve", "apply"}),
+        ({"options": prune_quantize(bits=(3,))}, {"measure", "solve", "apply"}),
+    ],
+)
+def test_what_changed_is_made_anew_and_what_is_still_true_is_reused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, changed: dict[str, Any], again: set[str]
+) -> None:
     model, data = seeded(Residual), batches()
-    settings = {"budget": {"bytes": 0.5}, "options": OPTIONS, "solver": "greedy", "folder": tmp_path / "run"}
-    compress(model, data, **settings)  # type: ignore[arg-type]
-    with pytest.raises(OptionsError, match="differs in: batch_norm"):
-        compress(model, data, **settings, batch_norm_data=data)  # type: ignore[arg-type]
+    compress(model, data, **STARTED, folder=tmp_path)
+    made: set[str] = set()
+    once = RunFolder.once
+
+    def noted(run: RunFolder, step: str, make: Any, **settings: Any) -> Any:
+        return once(run, step, lambda cache: (made.add(step), make(cache))[1], **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "once", noted)
+        result = compress(model, data, **{**STARTED, **changed}, folder=tmp_path)
+    fresh = compress(model, data, **{**STARTED, **changed})
+    assert made - {"apply"} == again - {"apply"}
+    assert result.problem.fingerprint() == fresh.problem.fingerprint()
+    np.testing.assert_array_equal(result.solution.choice, fresh.solution.choice)
+    assert result.report.loss_measured == fresh.report.loss_measured
+    for name, tensor in fresh.model.state_dict().items():
+        assert torch.equal(result.model.state_dict()[name], tensor)
+
+
+def test_other_data_in_any_batch_and_another_model_are_measured(tmp_path: Path) -> None:
+    model, data = seeded(Residual), batches(3)
+    measured: list[object] = []
+
+    def run(model: nn.Module, data: list[Tensor]) -> int:
+        measured.clear()
+        compress(model, data, **STARTED, folder=tmp_path, on_measure=measured.append)
+        return len(measured)
+
+    assert [run(model, data), run(model, data)] == [3, 0]
+    assert run(model, [*data[:2], data[2] + 1e-6]) == 3
+    assert run(seeded(Residual, seed=1), data) == 3
+
+
+def test_a_model_that_comes_from_the_folder_is_in_the_mode_of_the_original(tmp_path: Path) -> None:
+    model, data = seeded(Residual).train(), batches()
+    model.body.eval()  # type: ignore[operator,union-attr]
+    first, again = (compress(model, data, **STARTED, folder=tmp_path).model for _ in range(2))
+    for path, module in first.named_modules():
+        assert again.get_submodule(path).training == module.training, path
+
+
+def test_a_measurement_of_another_day_is_used_in_the_place_of_measuring(tmp_path: Path) -> None:
+    model, data = seeded(Residual), batches()
+    settings = {"budget": {"bytes": 0.4}, "solver": "greedy"}
+    whole = compress(model, data, options=OPTIONS, **settings)  # type: ignore[arg-type]
+    whole.measurement.save(tmp_path / "measurement.npz")
+    measured: list[object] = []
+    for folder in (None, tmp_path / "run", tmp_path / "run"):
+        given = Measurement.load(tmp_path / "measurement.npz")
+        result = compress(
+            model,
+            data,
+            measurement=given,
+            on_measure=measured.append,
+            folder=folder,
+            **settings,  # type: ignore[arg-type]
+        )
+        assert result.problem.fingerprint() == whole.problem.fingerprint()
+        assert result.report.loss_measured == whole.report.loss_measured
+    assert not measured
+
+
+def test_a_measurement_of_another_model_or_loss_or_with_options_beside_it_is_refused(measurement: Measurement) -> None:
+    model, data, budget = seeded(Residual), batches(), {"bytes": 0.5}
+    with pytest.raises(ModelError, match="not the model that was measured"):
+        compress(seeded(Residual, seed=1), data, budget=budget, measurement=measurement)
+    with pytest.raises(OptionsError, match="made with the loss 'kl', found 'mse'"):
+        compress(model, data, budget=budget, measurement=measurement, loss="mse")
+    with pytest.raises(OptionsError, match="options or measurement, not both"):
+        compress(model, data, budget=budget, measurement=measurement, options=OPTIONS)
 
 
 @pytest.mark.parametrize("numbers", [{"finetune_steps": -1}, {"finetune_steps": 10, "learning_rate": 0.0}])

@@ -132,7 +132,7 @@ def _without(prefix: str, label: Any) -> str:
 
 
 def _option(variable: Any) -> str:
-    """Of a variable that is named (group, option) the option, of another the name."""
+    """The option of a variable that is named (group, option); the name of any other."""
     return str(variable[1]) if isinstance(variable, tuple) and len(variable) == 2 else str(variable)
 
 

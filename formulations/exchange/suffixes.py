@@ -1,9 +1,9 @@
 """Files for other tools: which suffix stands for which form, and what writes and reads it.
 
-    .lp .mps    the integer program, for MILP solvers                  formulations.exchange.linear_writer,
-    .linear_reader .cqm        dimod's constrained quadratic model
-    formulations.exchange.quadratic_writer, .quadratic_reader .bqm .qubo  bits and penalties, dimod's format and plain
-    text      the same .npz        the problem itself, exactly                            formulations.problem
+    .lp .mps    the integer program, for MILP solvers                  linear_writer, linear_reader
+    .cqm        dimod's constrained quadratic model                    quadratic_writer, quadratic_reader
+    .bqm .qubo  bits and penalties, dimod's format and plain text      the same
+    .npz        the problem itself, exactly                            formulations.problem
 
 What always holds: a file is written whole or not at all; what is read back has the objective of what was written for
 every choice (for ``.bqm`` and ``.qubo``: for every assignment of the bits).

@@ -93,7 +93,7 @@ class EncodedBqm:
         return np.asarray(self.valid_groups(samples).all(axis=1))
 
     def valid_groups(self, samples: ArrayLike) -> NDArray[np.bool_]:
-        """In which groups ``(n, G)`` the samples ``(n, variables)`` mean exactly one option."""
+        """Mark the groups ``(n, G)`` in which the samples ``(n, variables)`` mean exactly one option."""
         on = np.add.reduceat(self._options_on(samples) != 0, self.group_offsets[:-1], axis=1, dtype=np.int64)
         return np.asarray(on == 1)
 

@@ -22,7 +22,7 @@ def above(sufficient: Floats, cost: Floats) -> Floats:
 
 
 def objective_range(problem: Problem, cost: Floats, pairs: Couplings) -> float:
-    """At least how far the objectives of two choices can lie apart: spreads of costs and of pair terms, summed."""
+    """An upper bound on how far the objectives of two choices lie apart: spreads of costs and of pair terms, summed."""
     sizes, group_of = np.diff(problem.group_offsets), problem.group_of
     spread = np.maximum.reduceat(cost, problem.group_offsets[:-1]).sum()
     rows, columns, values = pairs

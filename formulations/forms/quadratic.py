@@ -22,7 +22,7 @@ class Quadratic:
 
     @classmethod
     def of(cls, linear: Floats, parts: list[Couplings], offset: float) -> "Quadratic":
-        """From lists of couplings, which add up."""
+        """Make the function from lists of couplings, which add up."""
         rows, columns, values = (np.concatenate(part) for part in zip(*parts, strict=True))
         size = len(linear)
         return cls(linear, scipy.sparse.csr_array((values, (rows, columns)), shape=(size, size)), offset)
@@ -35,7 +35,7 @@ class Quadratic:
         return Quadratic(self.linear + linear, self.matrix + matrix, self.offset + other.offset)
 
     def substituted(self, matrix: Any, constant: Floats) -> "Quadratic":
-        """As a function of b, with x = matrix·b + constant for the first variables and the others unchanged."""
+        """The function of b, with x = matrix·b + constant for the first variables and the others unchanged."""
         others = len(self.linear) - len(constant)
         whole = scipy.sparse.csr_array(scipy.sparse.block_diag([matrix, scipy.sparse.eye_array(others)]))
         fixed = np.concatenate([constant, np.zeros(others)])
@@ -48,7 +48,7 @@ class Quadratic:
         return Quadratic(self.linear[variables], self.matrix[variables][:, variables], self.offset)
 
     def bqm(self) -> "dimod.BinaryQuadraticModel":
-        """For bits, of which each is its own square."""
+        """The function as a model of bits, each of which is its own square."""
         import dimod
 
         both = scipy.sparse.coo_array(scipy.sparse.triu(self.matrix + self.matrix.T, 1))

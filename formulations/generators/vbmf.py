@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from formulations.errors import InvalidProblemError
 
 EDGE = 2.5129
-"""Of the threshold, for all shapes (table 1 of the paper gives the exact values; this fit is good to 1 %)."""
+"""Relative error of the threshold for all shapes (table 1 of the paper has exact values; the fit is good to 1 %)."""
 
 
 def vbmf_rank(singular_values: ArrayLike, shape: tuple[int, int]) -> int:
@@ -54,7 +54,7 @@ def vbmf_rank(singular_values: ArrayLike, shape: tuple[int, int]) -> int:
 
 
 def _free_energy(noise: float, scaled: NDArray[np.float64], alpha: float, edge: float) -> float:
-    """Of the noise's variance, up to a constant: equation (25) of the paper."""
+    """Free energy as a function of the noise's variance, up to a constant: equation (25) of the paper."""
     ratio = np.maximum(scaled / noise, 1e-300)
     signal, rest = ratio[ratio > edge], ratio[ratio <= edge]
     shifted = signal - (1 + alpha)

@@ -15,8 +15,8 @@ Budgets = Annotated[
         "--budget",
         "-b",
         metavar="NAME=LIMIT",
-        help="Most of a resource that may be used: a fraction of the original up to 1 (bytes=0.15), "
-        "an amount above 1 (bytes=120_000). May be given several times.",
+        help="Most of a resource that may be used: a share of the original (bytes=15% or bytes=0.15) or an amount "
+        "(bytes=120_000, bytes=120kB, latency_s=20ms, bits_per_weight=4.25). May be given several times.",
     ),
 ]
 SolverName = Annotated[str, typer.Option("--solver", "-s", help="Name of a solver; 'qcompress solvers' lists them.")]
@@ -106,16 +106,25 @@ def assignments(words: Iterable[str], what: str) -> dict[str, Any]:
     return found
 
 
-def budgets(words: Iterable[str]) -> dict[str, float]:
+def budgets(words: Iterable[str]) -> dict[str, float | str]:
     """``name=limit`` words as a budget.
 
     Raises:
-        typer.BadParameter: a limit that is no number.
+        typer.BadParameter: a limit that is no amount, or of an unknown unit.
 
-    >>> budgets(["bytes=0.15", "macs=120_000"])
-    {'bytes': 0.15, 'macs': 120000}
+    >>> budgets(["bytes=0.15", "macs=120_000", "latency_s=20 ms"])
+    {'bytes': 0.15, 'macs': 120000, 'latency_s': '20 ms'}
     """
-    return amounts(words, "--budget")
+    from qcompress.budgets import parse
+    from qcompress.errors import OptionsError
+
+    found = assignments(words, "--budget")
+    for name, asked in found.items():
+        try:
+            parse(name, asked)
+        except OptionsError as error:
+            raise typer.BadParameter(f"--budget: {error}.") from error
+    return found
 
 
 def amounts(words: Iterable[str], what: str) -> dict[str, float]:

@@ -130,6 +130,7 @@ def compress(
     import qcompress
     from formulations import InfeasibleBudgetError
     from qcompress.compression import NoChoiceError
+    from qcompress.training.finetune import LEARNING_RATE
 
     folder = Path("runs") / model.rpartition(":")[2] if output is None else output
     limits = arguments.budgets(budget)
@@ -155,7 +156,7 @@ def compress(
                 batch_norm_data=batches if batch_norm else None,
                 refine_rounds=refine_rounds,
                 finetune_steps=finetune_steps,
-                **({} if learning_rate is None else {"learning_rate": learning_rate}),
+                learning_rate=LEARNING_RATE if learning_rate is None else learning_rate,
                 evaluate=None if evaluate is None else arguments.function(evaluate, "--evaluate"),
                 folder=folder,
                 on_measure=watch.measured,

@@ -236,3 +236,4 @@ def print_comparison(comparison: Comparison) -> None:
     print_table(("solver", *columns), rows)
     print_lines(f"best objective {number(comparison.best)}, best bound {number(comparison.bound)}")
     print_lines(*(f"not run: {label} ({why})" for label, why in comparison.skipped.items()))
+    print_lines(*(f"failed: {run} ({why})" for run, why in comparison.errors.items()))

@@ -42,7 +42,7 @@ class GroupedLinear(nn.Module):
         return torch.einsum("...gi,goi->...go", input.reshape(*input.shape[:-1], self.groups, -1), blocks).flatten(-2)
 
     def extra_repr(self) -> str:
-        """As a grouped convolution's."""
+        """Describe the layer as a grouped convolution does."""
         rows, columns = self.weight.shape
         return f"in_features={columns * self.groups}, out_features={rows}, groups={self.groups}"
 
@@ -63,7 +63,7 @@ class Basis(nn.Module):
         return x @ self.weight
 
     def extra_repr(self) -> str:
-        """As a Linear layer's."""
+        """Describe the layer as a Linear layer does."""
         return f"rank={self.weight.shape[0]}, features={self.weight.shape[1]}"
 
 
@@ -104,7 +104,7 @@ class Factored(nn.Sequential, Foldable):
 
     @property
     def bias(self) -> Tensor | None:
-        """Of the last layer."""
+        """Bias of the last layer."""
         return getattr(self[-1], "bias", None)
 
     @property

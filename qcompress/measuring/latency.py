@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from formulations import FileFormatError
+from formulations.files import AnyPath, read_arrays, write_arrays
 from qcompress.compressed.apply import require_measured
 from qcompress.compressed.factored import factored
 from qcompress.errors import ModelError, OptionsError
@@ -34,6 +36,8 @@ from qcompress.model import layers
 from qcompress.transforms.base import Target, Transform
 
 LATENCY = "latency_s"
+FILE_KIND = "qcompress latency"
+FILE_VERSION = 1
 REPEATS = 15
 MICROSECOND = 1e-6
 OUTSIDE = -1  # in place of a layer's number: in none
@@ -129,11 +133,34 @@ def time_options(
         layer = number[part.modules]
         dense = seconds[layer] * part.target.channels / layers.num_channels(own[layer])
         use += [dense * ratios[layer].get(shape, 1.0) for shape in options]
+    return _with_times(measurement, np.array(use), rest, rest + float(seconds.sum()))
+
+
+def save_times(timed: Measurement, path: AnyPath) -> None:
+    """Write only what `time_options` added, as one ``.npz`` file."""
+    header = {"fixed": timed.fixed[LATENCY], "original": timed.original[LATENCY]}
+    arrays = {"use": timed.resources[LATENCY]}
+    write_arrays(path, kind=FILE_KIND, version=FILE_VERSION, header=header, arrays=arrays)
+
+
+def load_times(measurement: Measurement, path: AnyPath) -> Measurement:
+    """``measurement`` with the times that `save_times` wrote.
+
+    Raises:
+        FileFormatError: the file is not whole, or of another measurement.
+    """
+    header, arrays = read_arrays(path, kind=FILE_KIND, version=FILE_VERSION)
+    if arrays["use"].shape != measurement.cost.shape:
+        raise FileFormatError(f"{path} holds times of {len(arrays['use'])} options, not of {len(measurement.cost)}")
+    return _with_times(measurement, arrays["use"], header["fixed"], header["original"])
+
+
+def _with_times(measurement: Measurement, use: NDArray[np.float64], fixed: float, original: float) -> Measurement:
     return replace(
         measurement,
-        resources=MappingProxyType({**measurement.resources, LATENCY: np.array(use)}),
-        fixed=MappingProxyType({**measurement.fixed, LATENCY: rest}),
-        original=MappingProxyType({**measurement.original, LATENCY: rest + float(seconds.sum())}),
+        resources=MappingProxyType({**measurement.resources, LATENCY: use}),
+        fixed=MappingProxyType({**measurement.fixed, LATENCY: fixed}),
+        original=MappingProxyType({**measurement.original, LATENCY: original}),
     )
 
 

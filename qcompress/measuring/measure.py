@@ -53,7 +53,7 @@ def measure(
     skip: str | Iterable[str] = (),
     only: str | Iterable[str] | None = None,
     method: str = "fisher",
-    loss: str | LossFunction = "kl",
+    loss: str | LossFunction | Loss = "kl",
     forward: forwards.Forward | None = None,
     granularity: str | int = "layer",
     seed: int = 0,

@@ -32,7 +32,7 @@ def remeasure(
     measurement: Measurement,
     choice: ArrayLike,
     *,
-    loss: str | LossFunction | None = None,
+    loss: str | LossFunction | Loss | None = None,
     forward: forwards.Forward | None = None,
     cache: AnyPath | None = None,
     on_progress: Callable[[MeasureProgress], None] | None = None,
@@ -118,7 +118,7 @@ def measured_at(
     )
 
 
-def loss_of(measurement: Measurement, loss: str | LossFunction | None) -> Loss:
+def loss_of(measurement: Measurement, loss: str | LossFunction | Loss | None) -> Loss:
     """The loss that was measured by.
 
     Raises:

@@ -132,7 +132,12 @@ class CallableLoss(Loss):
         self._function = function
         self.name = getattr(function, "__qualname__", type(function).__qualname__)
 
-    def _values(self, output: Tensor, batch: Any) -> Tensor:
+    def values(self, output: Tensor, batch: Any) -> Tensor:
+        """``(samples,)`` what the function gives.
+
+        Raises:
+            ModelError: it gives something else than one number per sample.
+        """
         values = self._function(output, batch)
         if not isinstance(values, Tensor) or values.shape != output.shape[:1]:
             found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
@@ -143,13 +148,13 @@ class CallableLoss(Loss):
 
     def rise(self, output: Tensor, reference: Tensor, batch: Any) -> Tensor:
         """The function's difference."""
-        return self._values(output, batch).double() - self._values(reference, batch).double()
+        return self.values(output, batch).double() - self.values(reference, batch).double()
 
     def gradient(self, point: Tensor, batch: Any, reference: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """By autograd."""
+        """The gradient, by autograd."""
         with torch.enable_grad():
             output = point.detach().requires_grad_(True)
-            return torch.autograd.grad(self._values(output, batch).sum(), output)[0]
+            return torch.autograd.grad(self.values(output, batch).sum(), output)[0]
 
     def effects(self, changes: Tensor, point: Tensor, batch: Any) -> Tensor:
         """``g·J``."""

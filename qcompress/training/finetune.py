@@ -32,7 +32,7 @@ from qcompress.errors import OptionsError
 from qcompress.measurement import Measurement
 from qcompress.measuring.measure import SAVE_EVERY_S, batch_fingerprint
 from qcompress.model import forward as forwards
-from qcompress.model.losses import CallableLoss, LossFunction, as_loss
+from qcompress.model.losses import CallableLoss, Loss, LossFunction, as_loss
 from qcompress.training.checkpoint import Checkpoint, Standing
 from qcompress.training.optimiser import WideAdam
 from qcompress.training.straight_through import Trained
@@ -73,7 +73,7 @@ def finetune(
     steps: int,
     *,
     teacher: nn.Module | None = None,
-    loss: str | LossFunction = "kl",
+    loss: str | LossFunction | Loss = "kl",
     learning_rate: float = LEARNING_RATE,
     validation: Iterable[Any] | None = None,
     patience: int = 10,
@@ -143,8 +143,8 @@ def finetune(
     def losses(batch: Any, reference: Tensor | None) -> Tensor:
         output = forwards.run(student, batch, forward)
         if reference is None:
-            assert callable(loss)  # noqa: S101
-            return loss(output, batch)
+            assert isinstance(measured, CallableLoss)  # noqa: S101
+            return measured.values(output, batch)
         return measured.rise(output, reference.to(output.device), batch)
 
     references = [taught(batch) for batch in looked_at]

@@ -33,7 +33,7 @@ class WideAdam(torch.optim.Adam):
         super().__init__(self._wide, lr=lr)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Of the model's parameters and of the copies."""
+        """Clear the gradients of the model's parameters and of the copies."""
         super().zero_grad(set_to_none)
         for narrow, _ in self._copied():
             narrow.grad = None
@@ -51,7 +51,7 @@ class WideAdam(torch.optim.Adam):
                 self.state[wide][_WIDE] = wide.detach()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """With the copies that had taken steps."""
+        """Load the state, with the copies that had taken steps."""
         super().load_state_dict(state_dict)
         with torch.no_grad():
             for narrow, wide in self._copied():

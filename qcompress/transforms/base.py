@@ -105,7 +105,7 @@ class Weight:
         return found
 
     def once_of_inputs(self, key: Any, find: Callable[[], Found]) -> Found:
-        """As `once`, of what depends on the moments alone: shared with all blocks of a layer."""
+        """Find once what depends on the moments alone, shared by all blocks of a layer (see `once`)."""
         if key not in self._found_of_inputs:
             self._found_of_inputs[key] = find()
         found: Found = self._found_of_inputs[key]

@@ -22,7 +22,7 @@ SWEEPS = 10
 
 PRICE_PRECISION = 1.005
 PRICE_STEPS = 40
-"""With sparse blocks a budget's price is searched to this factor, in so many steps at most."""
+"""Factor to which a budget's price is searched with sparse blocks, and the maximum number of steps."""
 
 STEPS = 200
 """L-BFGS iterations at most at each temperature."""

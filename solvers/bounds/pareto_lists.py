@@ -26,7 +26,7 @@ TIE = 1e-12
 """A choice must be better by this, relative to the size of the costs it sums, to take the incumbent's place."""
 
 COMPARED = 64
-"""With several budgets a state is compared with so many before it (fewer drop out; the result is the same)."""
+"""Number of earlier states that a state is compared with under several budgets (a limit only keeps more states)."""
 
 
 _Step = tuple[NDArray[np.int32], NDArray[np.int16]]

@@ -29,7 +29,7 @@ from solvers.bounds.duality import dual_bound
 from solvers.kernels.moves import Floats, Integers, compiled, to_arrays
 
 ITERATIONS = 1000
-"""Of the method at most."""
+"""Maximum number of iterations."""
 
 LOOK = 20
 """Iterations between two looks at the bound, at the clock and at the step size."""
@@ -41,11 +41,11 @@ SMALLEST_SCALE = 0.01
 """Scales of options, relative to the 90 % quantile, before the root is taken."""
 
 STEP = 1.618
-"""Of the multipliers; below the golden ratio the method converges."""
+"""Step length of the multipliers; below the golden ratio the method converges."""
 
 
 SECONDS_PER_ITERATION = 5e-10
-"""Of an iteration, per cube of the number of options."""
+"""Seconds of an iteration, per cube of the number of options."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

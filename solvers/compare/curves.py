@@ -41,7 +41,7 @@ class Profile:
 
 
 def anytime(comparison: Comparison) -> tuple[Curve, ...]:
-    """For every solver the incumbent's objective over time, as step functions: median and range over the seeds.
+    """Each solver's incumbent over time, as step functions: median and range over the seeds.
 
     >>> from formulations.generators.random_instances import layered_problem
     >>> from solvers.compare.runs import compare

@@ -4,6 +4,7 @@
 goes on. What came out, with its tables, is in `solvers.compare.tables`, curves in `solvers.compare.curves`.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, overload
@@ -17,7 +18,7 @@ from solvers.compare.time_to_target import TimeToTarget, time_to_target
 from solvers.errors import InvalidOptionError, SolverUnavailableError, UnsupportedProblemError
 from solvers.journal import Journal, run_key
 from solvers.run import as_solver, solve
-from solvers.solution import Solution, StopReason
+from solvers.solution import Solution, Status, StopReason
 
 __all__ = [
     "FILE_KIND",
@@ -87,6 +88,8 @@ def compare(
 ) -> Comparison | Suite:
     """Run every solver with every seed on one problem, or on each of several.
 
+    A run that fails ends nothing but itself: its Solution has no choice, and ``details["error"]`` says what happened.
+
     Args:
         problem: what to solve, or several problems by name.
         solvers: names, `Solver` classes or instances (which may differ in their options), dimod samplers.
@@ -95,8 +98,9 @@ def compare(
         jobs: runs at the same time, each in a process of its own (-1: as many as there are cores). They share the
             cores, so that times are longer than of a run alone; leave 1 where times are what is compared.
         journal: a file that every run is written to as it ends. Runs that are in it already (same problem, solver,
-            options, time limit and seed) are taken from there. Ctrl-C then ends the comparison, and the next
-            call goes on where it was; without a journal it only ends the run that it interrupts.
+            options, time limit and seed) are taken from there, those that an error ended are made again. Ctrl-C then
+            ends the comparison, and the next call goes on where it was; without a journal it only ends the run that it
+            interrupts.
         on_run: called with label and Solution after every run that was made; with several problems the label is
             ``"problem: solver"``.
 
@@ -169,7 +173,8 @@ def _run_all(
         if journal is not None:
             if solution.stop_reason is StopReason.INTERRUPTED:
                 raise KeyboardInterrupt
-            journal.add(_key(task, time_limit), solution.to_json())
+            if solution.stop_reason is not StopReason.ERROR_RECOVERED:
+                journal.add(_key(task, time_limit), solution.to_json())
         found[task.name, task.label, task.seed] = solution
         if on_run is not None:
             on_run(f"{task.name}: {task.label}" if task.name else task.label, solution)
@@ -195,7 +200,26 @@ def _solve_numbered(number: int, task: _Task, time_limit: float | None) -> tuple
 
 
 def _solve(task: _Task, time_limit: float | None) -> Solution:
-    return solve(task.problem, task.solver, time_limit=time_limit, seed=task.seed)
+    begun = time.perf_counter()
+    try:
+        return solve(task.problem, task.solver, time_limit=time_limit, seed=task.seed)
+    except Exception as error:  # whatever a solver fails with, the others are still compared
+        return Solution(
+            choice=None,
+            objective=None,
+            usage={},
+            feasible=False,
+            bound=None,
+            gap=None,
+            status=Status.UNKNOWN,
+            stop_reason=StopReason.ERROR_RECOVERED,
+            wall_s=time.perf_counter() - begun,
+            solver=task.solver.name,
+            seed=task.seed,
+            options=task.solver.option_values,
+            details={"error": f"{type(error).__name__}: {error}"},
+            problem_fingerprint=task.problem.fingerprint(),
+        )
 
 
 def _key(task: _Task, time_limit: float | None) -> dict[str, Any]:

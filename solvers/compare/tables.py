@@ -16,7 +16,7 @@ from formulations import FileFormatError
 from formulations.files import AnyPath, read_json, write_json
 from solvers.base import relative_gap
 from solvers.compare.time_to_target import TimeToTarget, target_near, time_to_target
-from solvers.solution import Solution, Status
+from solvers.solution import Solution, Status, StopReason
 
 FILE_KIND = "qcompress comparison"
 SUITE_KIND = "qcompress comparison suite"
@@ -82,6 +82,16 @@ class Comparison:
         bound = max((run.bound for run in self._runs() if run.bound is not None), default=None)
         return bound if bound is None or self.best is None else min(bound, self.best)
 
+    @property
+    def errors(self) -> dict[str, str]:
+        """Label and seed of every run that an error ended → what it was."""
+        return {
+            f"{label}, seed {run.seed}": str(run.details["error"])
+            for label, runs in self.solutions.items()
+            for run in runs
+            if run.stop_reason is StopReason.ERROR_RECOVERED
+        }
+
     def rows(self) -> tuple[Row, ...]:
         """The table, best median first; among equals the quicker one."""
         rows = [_row(label, runs, self.best, self.bound) for label, runs in self.solutions.items()]
@@ -104,6 +114,7 @@ class Comparison:
             f"Best objective {_number(self.best)}, best bound {_number(self.bound)}, seeds {list(self.seeds)}.",
         ]
         lines += [f"Not run: {label} ({why})." for label, why in self.skipped.items()]
+        lines += [f"Failed: {run} ({why})." for run, why in self.errors.items()]
         return "\n".join(lines) + "\n"
 
     def to_json(self) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from solvers.base import PROOF_TOLERANCE
 from solvers.solution import Solution
 
 CERTAINTY = 0.99
-"""With which probability the target is reached within the time that is given."""
+"""Probability with which the target is reached within the stated time."""
 
 CONFIDENCE = 0.95
-"""Of the interval."""
+"""Coverage of the confidence interval."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,13 +11,13 @@ from solvers.kernels.local_search import polish
 from solvers.kernels.warm import warm
 
 SHARE = 0.7
-"""Of a time limit, what the solver inside may take."""
+"""Share of the time limit that the inner solver may take."""
 
 POLISHABLE = 2_000
 """Options up to which the local search runs to its end within a second or so."""
 
 COLD = Anneal(sweeps=1000, population=4, generations=10)
-"""From a given choice it begins cold: it keeps what is good and settles the rest."""
+"""Annealing from a given choice: it begins cold, so that it keeps what is good and settles the rest."""
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,11 @@ class InnerSearch(Search):
         super().raise_bound(bound)
         self.outer.raise_bound(bound)
 
+    def recover(self, error: Exception) -> None:
+        """Keep what is known after an error; the outer search ends with it as well."""
+        super().recover(error)
+        self.outer.recover(error)
+
     def close(self) -> None:
         """Every feasible choice was considered, and the outer search knows the best of them."""
         super().close()

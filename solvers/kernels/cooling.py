@@ -49,7 +49,7 @@ def _other(a: Arrays, group: int, old: int, bits: np.uint64) -> Any:
 
 @compiled
 def _filler(a: Arrays, usage: Floats, old1: int, new1: int, group: int, old2: int) -> int:
-    """With one budget: the other option of ``group`` that fills best what ``new1`` leaves; -1 for none."""
+    """The other option of ``group`` that best fills what ``new1`` leaves of the one budget; -1 for none."""
     room = max(a.limit[0], usage[0]) - (usage[0] + a.use[new1, 0] - a.use[old1, 0]) + a.use[old2, 0]
     most, new2 = -1.0, -1
     for v in range(a.starts[group], a.starts[group + 1]):

@@ -91,7 +91,7 @@ class Decomposed(QuantumProcessor):
             state.path.unlink(missing_ok=True)
 
     def estimate(self, problem: Problem, *, time_limit: float | None = None) -> "Estimate":  # noqa: ARG002
-        """At most: all calls, each on the whole processor; which parts there will be is not known before."""
+        """Estimate an upper limit: every call on the whole processor, since the parts are not known in advance."""
         from solvers.leap.connection import connect
         from solvers.leap.embedded import EmbeddedForm, access_time
 

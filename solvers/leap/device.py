@@ -40,7 +40,7 @@ class Device:
         self.couplers = [(int(u), int(v)) for u, v in properties["couplers"]]
 
     def graph(self) -> Any:
-        """As networkx; with the coordinates of its topology where it has one."""
+        """The graph as networkx, with the coordinates of its topology where it has one."""
         if self.topology["type"] == WITHOUT_CHAINS:
             graph = nx.Graph(self.couplers)
             graph.add_nodes_from(self.qubits)

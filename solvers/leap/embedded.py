@@ -62,7 +62,7 @@ class EmbeddedForm(BqmForm):
         return embed_bqm(self.source, self.chains, adjacency, chain_strength=self.chain_strength)
 
     def data(self, remote: Any) -> dict[str, Any]:
-        """As a submission holds it."""
+        """The model as a submission holds it."""
         linear, quadratic, _ = self.on_device(remote.properties).to_ising()
         return dict(encode_problem_as_qp(remote, linear, quadratic))
 

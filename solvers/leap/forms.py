@@ -22,6 +22,7 @@ from formulations.forms.cqm_file import cqm_file, num_pairs
 from solvers.bounds.duality import dual_bound
 from solvers.kernels.moves import Floats, Integers
 from solvers.leap.connection import Connection
+from solvers.qubo.samples import states_of
 
 PRICES_S = 1.0
 """Seconds for the prices of budgets that slack bits cannot state."""
@@ -97,7 +98,7 @@ class CqmForm(Form):
     }
 
     def sizes(self) -> dict[str, int]:
-        """As `formulations.forms.cqm_file` writes it: one bias a variable in objective and group, budgets, pairs."""
+        """Sizes in `formulations.forms.cqm_file`: one bias a variable in objective and group, budgets, pairs."""
         problem = self.problem
         used = sum(int(np.count_nonzero(problem.resources[name])) for name in problem.budgets)
         return {
@@ -117,7 +118,7 @@ class CqmForm(Form):
         return max(float(weighted), float(properties["minimum_time_limit_s"]))
 
     def file(self) -> Any:
-        """In dimod's CQM format."""
+        """The model in dimod's CQM format."""
         return cqm_file(self.problem)
 
     def decode(self, answer: Any, connection: Connection) -> Samples:  # noqa: ARG002
@@ -143,7 +144,7 @@ class BqmForm(Form):
 
     @classmethod
     def first(cls, problem: Problem, remote: Any, options: Mapping[str, Any]) -> "BqmForm":  # noqa: ARG003
-        """By slack bits if these can state the budgets exactly."""
+        """Take the form with slack bits if these can state the budgets exactly."""
         form = cls(problem, {"encoding": options["encoding"], "prices": None})
         try:
             _ = form.encoded
@@ -160,7 +161,7 @@ class BqmForm(Form):
         return to_bqm(self.problem, self.record["encoding"], prices=self.record["prices"])
 
     def sizes(self) -> dict[str, int]:
-        """Of the built model."""
+        """Sizes of the built model."""
         bqm = self.encoded.bqm
         return {"variables": bqm.num_variables, "biases": bqm.num_variables + bqm.num_interactions}
 
@@ -170,7 +171,7 @@ class BqmForm(Form):
         return float(np.interp(self.encoded.bqm.num_variables, variables, seconds))
 
     def file(self) -> Any:
-        """In dimod's BQM format."""
+        """The model in dimod's BQM format."""
         return self.encoded.bqm.to_file()
 
     def decode(self, answer: Any, connection: Connection) -> Samples:  # noqa: ARG002
@@ -197,7 +198,7 @@ class NonlinearForm(Form):
         return to_nonlinear(self.problem)
 
     def sizes(self) -> dict[str, int]:
-        """Of the built model."""
+        """Sizes of the built model."""
         model = self.encoded.model
         sizes = (model.num_nodes(), model.state_size(), model.decision_state_size())
         return dict(zip(self.limits, map(int, sizes), strict=True))
@@ -214,7 +215,7 @@ class NonlinearForm(Form):
         return max(float(weighted), float(properties.get("min_time_limit", 5)))
 
     def file(self) -> Any:
-        """In dwave-optimization's format, without states."""
+        """The model in dwave-optimization's format, without states."""
         return self.encoded.model.to_file()
 
     def decode(self, answer: Any, connection: Connection) -> Samples:
@@ -230,13 +231,11 @@ class NonlinearForm(Form):
 
 def bqm_samples(encoded: EncodedBqm, found: Any, timing_us: Mapping[str, float], **details: Any) -> Samples:
     """A dimod sample set of an encoded model as `Samples`, best energy first."""
-    columns = [found.variables.index(v) for v in encoded.bqm.variables]
-    order = np.argsort(found.record.energy, kind="stable")
-    states = found.record.sample[np.ix_(order, columns)]
+    states, energies = states_of(found, encoded.bqm.variables)
     return Samples(
         choices=encoded.decode_all(states),
         valid=encoded.valid(states),
-        energies=np.asarray(found.record.energy[order], dtype=np.float64),
+        energies=energies,
         timing_us=timing_us,
         details=details,
     )

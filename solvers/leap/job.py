@@ -24,7 +24,7 @@ from formulations import FileFormatError, Problem
 from formulations.files import AnyPath, read_json, write_json
 from solvers import registry
 from solvers.base import Search
-from solvers.errors import UnsupportedProblemError
+from solvers.errors import SolverError, UnsupportedProblemError
 from solvers.leap.answer import take, time_to_solution, times
 from solvers.leap.connection import Connection, connect
 from solvers.leap.errors import LeapError, LeapProblemError
@@ -263,6 +263,10 @@ def received(
     done = connection.answer(problem_id)
     with search.phase("decode_s"):
         samples = _decoded(job, job.form() if form is None else form, done.answer, connection)
+        if not len(samples.choices):
+            raise LeapProblemError(
+                f"the answer to problem {problem_id} of job {job.path} holds no samples; submit it anew as another job"
+            )
         take(problem, search, samples)
     search.timing |= times(state, samples.timing_us)
     search.details |= {"job": str(job.path), "problem_id": problem_id, "remote": job.remote}
@@ -278,7 +282,7 @@ def _decoded(job: Job, form: Form, answer: Any, connection: Connection) -> Sampl
         return form.decode(answer, connection)
     except LeapError:
         raise
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # what damage does to the libraries
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, SolverError) as error:  # what damage does
         raise LeapError(
             f"the answer to problem {job.problem_id} of job {job.path} was not understood ({error}): fetch it again, "
             "or submit it anew as another job"
@@ -286,7 +290,7 @@ def _decoded(job: Job, form: Form, answer: Any, connection: Connection) -> Sampl
 
 
 def scaled(problem: Problem) -> Problem:
-    """As solvers see it."""
+    """The problem as solvers see it, scaled to about 1."""
     return problem.scaled(1.0 / objective_size(problem))
 
 
@@ -304,7 +308,7 @@ def _problem_file(folder: Path, fingerprint: str) -> Path:
 
 
 def _identified(job: Job, connection: Connection) -> Job:
-    """With the problem's id, if the service has the problem of an interrupted submission."""
+    """The job with its problem id, if the service already has the problem of an interrupted submission."""
     if job.problem_id is None and job.sending and (found := connection.find(job.label)) is not None:
         return job._next(problem_id=found, status="PENDING")
     return job

@@ -92,7 +92,7 @@ class QuantumProcessor(LeapBqm):
         return form, replace(guess, coefficients=coefficient_report(form.encoded))
 
     def estimate(self, problem: Problem, *, time_limit: float | None = None) -> "Estimate":
-        """As at the service; a mock asks nobody and costs nothing."""
+        """Estimate what a submission would take; a simulated processor asks nobody and costs nothing."""
         if not self.simulated:
             return LeapBqm.estimate(self, problem, time_limit=time_limit)
         from solvers.leap.job import scaled
@@ -111,7 +111,7 @@ class QuantumProcessor(LeapBqm):
             return Device(remote.name, remote.properties)
 
     def run(self, problem: Problem, search: Search) -> None:
-        """At the service, or here."""
+        """Run on the service's processor, or on the simulated one on this machine."""
         if not self.simulated:
             LeapBqm.run(self, problem, search)
             return

@@ -17,11 +17,11 @@ from formulations import Problem
 from formulations.forms.bqm import ENCODINGS, EncodedBqm
 from formulations.forms.cqm import to_cqm
 from solvers.base import Search, Solver
-from solvers.errors import InvalidOptionError
+from solvers.errors import InvalidOptionError, SolverError
 from solvers.kernels.moves import to_arrays
 from solvers.kernels.warm import warm
 from solvers.qubo.route import refuse_too_many, require_known, sample_rounds
-from solvers.qubo.samples import Improver
+from solvers.qubo.samples import Improver, states_of
 
 READS = 20
 """Samples per call where the caller does not say (samplers themselves mostly default to 1)."""
@@ -139,20 +139,23 @@ class CqmSamplerSolver(SamplerSolver):
         with search.phase("build_s"):
             cqm = to_cqm(problem).cqm
         with search.phase("solve_s"):
-            found = self.sampler.sample_cqm(cqm, **self.arguments(search))
-            columns = [found.variables.index(v) for v in range(problem.num_options)]
-            order = np.argsort(found.record.energy, kind="stable")
-            states = found.record.sample[np.ix_(np.repeat(order, found.record.num_occurrences[order]), columns)]
+            try:
+                found = self.sampler.sample_cqm(cqm, **self.arguments(search))
+                states, _ = states_of(found, range(problem.num_options))
+                if not len(states):
+                    raise SolverError("the sampler returned no samples")
+            except Exception as error:  # whatever a sampler fails with
+                search.recover(error)
+                return
         with search.phase("decode_s"):
-            if len(states):
-                improver.take(*_read(problem, states))
+            improver.take(*_read(problem, states))
         search.details |= improver.quality.details(search)
 
 
 def _read(problem: Problem, states: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Choices ``(n, G)`` and which states were valid; in a group that is not, the first option on, or the first."""
     starts, flat = problem.group_offsets[:-1], np.arange(problem.num_options)
-    on = states > 0.5
+    on = states > 0
     first = np.minimum.reduceat(np.where(on, flat, flat + len(flat)), starts, axis=1) % len(flat)
     valid = (np.add.reduceat(on.astype(np.int64), starts, axis=1) == 1).all(axis=1)
     return first - starts, valid

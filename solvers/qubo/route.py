@@ -24,10 +24,10 @@ from formulations.forms.bqm import ENCODINGS, EncodedBqm, pair_couplings, to_bqm
 from formulations.forms.couplings import MAX_PAIRS, count_couplings
 from formulations.pairs import PairTerms
 from solvers.base import Search, Solver
-from solvers.errors import InvalidOptionError
+from solvers.errors import InvalidOptionError, SolverError
 from solvers.kernels.moves import Floats, Integers, to_arrays
 from solvers.kernels.warm import warm
-from solvers.qubo.samples import Improver
+from solvers.qubo.samples import Improver, states_of
 
 OFTEN_INVALID = 0.1
 """Share of a round's samples that are invalid in a group above which its penalty is doubled."""
@@ -144,10 +144,15 @@ def sample_rounds(
             encoded = to_bqm(problem, encoding, prices=asked, strength=strength, couplings=couplings)
         built_s = search.elapsed() - begun
         with search.phase("solve_s"):
-            found = sample(encoded, SHARE * search.remaining())
-            columns = [found.variables.index(v) for v in encoded.bqm.variables]
-            order = np.argsort(found.record.energy, kind="stable")
-            states = found.record.sample[np.ix_(np.repeat(order, found.record.num_occurrences[order]), columns)]
+            try:
+                states, _ = states_of(sample(encoded, SHARE * search.remaining()), encoded.bqm.variables)
+            except Exception as error:  # whatever a sampler fails with
+                search.recover(error)
+                break
+        if not len(states):
+            if search.expired():
+                break
+            continue
         with search.phase("decode_s"):
             choices, valid = encoded.decode_all(states), encoded.valid_groups(states)
             improver.take(choices, np.asarray(valid.all(axis=1)))
@@ -164,6 +169,8 @@ def sample_rounds(
         if done + 1 < rounds and max(2 * built_s, needed_s) > search.remaining():  # a model and its conversion
             search.cut_short()
             break
+    if not improver.quality.samples:
+        search.recover(SolverError("the sampler returned no samples"))
 
 
 def _needed_s(

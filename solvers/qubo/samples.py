@@ -4,6 +4,7 @@ What always holds: every sample is counted, valid or not; nothing that repair or
 sampler's own; what is offered went through repair, which leaves alone what is within the budgets.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from formulations import Problem
 from solvers.base import Search
+from solvers.errors import SolverError
 from solvers.kernels.local_search import polish_flat
 from solvers.kernels.moves import Arrays, Floats, Integers, judge_all
 from solvers.kernels.repair import repair_flat
@@ -20,6 +22,27 @@ POLISHED = 3
 """Repaired samples of a round that are polished, best first."""
 
 POLISH_PASSES = 20
+
+
+def states_of(found: Any, variables: Sequence[Any]) -> tuple[NDArray[np.int8], Floats]:
+    """States ``(n, variables)`` of 0 and 1 and energies ``(n,)``, least energy first, each as often as it occurred.
+
+    Args:
+        found: a ``dimod.SampleSet``, of bits or of spins.
+        variables: the columns that are asked for.
+
+    Raises:
+        SolverError: it is none, or says nothing about some of the variables.
+    """
+    if not all(hasattr(found, name) for name in ("record", "variables")):
+        raise SolverError(f"a sampler returns a dimod.SampleSet, found {type(found).__name__}")
+    if missing := [v for v in variables if v not in found.variables]:
+        raise SolverError(f"the sampler says nothing about {len(missing)} variables, the first is {missing[0]!r}")
+    columns = [found.variables.index(v) for v in variables]
+    order = np.argsort(found.record.energy, kind="stable")
+    order = np.repeat(order, found.record.num_occurrences[order])
+    states = (found.record.sample[np.ix_(order, columns)] > 0).astype(np.int8)
+    return states, np.asarray(found.record.energy[order], dtype=np.float64)
 
 
 @dataclass
@@ -40,7 +63,7 @@ class Quality:
     polished_count: int = 0
 
     def details(self, search: Search) -> dict[str, Any]:
-        """For `Search.details`, in the problem's own unit."""
+        """Numbers for `Search.details`, in the problem's own unit."""
         shares = {"valid": self.valid, "feasible_raw": self.feasible_raw, "feasible_decoded": self.feasible_decoded}
         found = {"raw": self.raw, "decoded": self.decoded, "repaired": self.repaired, "polished": self.polished}
         return (

@@ -339,8 +339,30 @@ def test_compress_leaves_everything_and_goes_on_where_it_was(folder, capsys):
     capsys.readouterr()
     ran(["show", "run"])
     assert "Compression" in capsys.readouterr().out
-    assert main([*COMPRESS, "--seed", "9", "--output", "run"]) == 1
-    assert "holds another run (it differs in: seed)" in capsys.readouterr().err
+    ran([*COMPRESS, "--seed", "9", "--output", "run"])
+    assert (folder / "run/measurement.npz").stat().st_mtime_ns != measured
+
+
+def test_compress_keeps_the_measurement_for_another_budget_or_solver(folder, capsys):
+    ran([*COMPRESS, "--output", "run"])
+    measured = (folder / "run/measurement.npz").stat().st_mtime_ns
+    capsys.readouterr()
+    ran([*COMPRESS, "--budget", "macs=1", "--solver", "lagrangian", "--output", "run", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert (set(report["budgets"]), report["solver"]) == ({"bytes", "macs"}, "lagrangian")
+    assert (folder / "run/measurement.npz").stat().st_mtime_ns == measured
+
+
+def test_budgets_in_words_are_those_in_numbers(folder, capsys):
+    ran(["measure", *MEASURE[1:], "--output", "m.npz"])
+    capsys.readouterr()
+    for words, limits in (
+        (["bytes=30%"], {"bytes": 464}),
+        (["bytes=0.9kB"], {"bytes": 900}),
+        (["bits_per_weight=6.5", "macs=100%"], {"bits_per_weight": 6.5, "macs": 356}),
+    ):
+        ran(["formulate", "m.npz", *(word for limit in words for word in ("--budget", limit)), "--json"])
+        assert json.loads(capsys.readouterr().out)["budgets"] == limits
 
 
 def test_compress_names_its_folder_after_the_model(folder, capsys):
@@ -357,8 +379,8 @@ def test_compress_refines_by_true_loss(folder, capsys):
     assert report["loss_measured"] == pytest.approx(nats("run/model.safetensors"), rel=1e-5)
     assert report["loss_measured"] == pytest.approx(refined["loss"], rel=1e-5)
     assert "measured again around the choice" in (folder / "run/summary.md").read_text()
-    assert main([*COMPRESS, "--output", "run"]) == 1
-    assert "holds another run (it differs in: refine_rounds)" in capsys.readouterr().err
+    ran([*COMPRESS, "--output", "run"])
+    assert json.loads((folder / "run/report.json").read_text())["refined"] is None
 
 
 TUNED = ["compress", *MEASURE[1:3], "--no-prune-quantize", "--ranks", "2,4", "--factor-bits", "3,4"]
@@ -399,14 +421,16 @@ def test_compress_fine_tunes_in_the_same_bytes_and_once(folder, monkeypatch, cap
     assert f"after fine-tuning {report['loss_finetuned']:.6g}" in (folder / "run/summary.md").read_text()
     content = (folder / after).read_bytes()
     (folder / "run/report.json").unlink()
-    monkeypatch.setattr(sys.modules["qcompress.compression"], "finetune", None)  # would fail if it were called
-    ran([*TUNED, "--output", "run"])
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules["qcompress.steps"], "finetune", None)  # would fail if it were called
+        ran([*TUNED, "--output", "run"])
     assert json.loads((folder / "run/report.json").read_text())["loss_finetuned"] == report["loss_finetuned"]
     assert (folder / after).read_bytes() == content
-    capsys.readouterr()
     for words in ([*TUNED, "--finetune-steps", "21"], [*TUNED, "--learning-rate", "0.1"], TUNED[:-4]):
-        assert main([*words, "--output", "run"]) == 1
-        assert "holds another run (it differs in: finetune)" in capsys.readouterr().err
+        ran([*words, "--output", "run"])
+        ran([*words, "--output", "fresh"])
+        assert (folder / after).read_bytes() != content
+        assert (folder / after).read_bytes() == (folder / "fresh/model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -485,7 +509,11 @@ MISTAKES = [
     (["formulate", "problem.npz", "--budget", "bytes=0.5"], FAILURE, "is not a qcompress measurement file"),
     (["formulate", "m.npz"], USAGE, "--budget"),
     (["formulate", "m.npz", "--budget", "bytes"], USAGE, "--budget must be written name=value, found 'bytes'"),
-    (["formulate", "m.npz", "--budget", "bytes=half"], USAGE, "--budget bytes must be a number"),
+    (
+        ["formulate", "m.npz", "--budget", "bytes=half"],
+        USAGE,
+        "--budget: the budget for bytes must be a positive number",
+    ),
     (["formulate", "m.npz", "--budget", "bytes=1", "--budget", "bytes=2"], USAGE, "gives 'bytes' twice"),
     (["measure", "zoo_for_cli", "zoo_for_cli:batches"], USAGE, "must be written package.module:callable"),
     (["measure", "no_zoo:network", "zoo_for_cli:batches"], USAGE, "no module is called 'no_zoo'"),

@@ -242,27 +242,24 @@ def test_no_process_at_all_is_refused():
 
 @dataclass(frozen=True)
 class Breaks(Solver):
-    """Ends the program, as a crash or the user would, at its second run."""
+    """Ends the program, as the user would, at its second run."""
 
     name = "breaks"
-    summary = "fails with seed 1"
-
-    interrupted: bool = False
+    summary = "is interrupted with seed 1"
 
     def run(self, problem, search):
         search.offer([0] * problem.num_groups)
         if search.seed == 1 and BROKEN:
-            raise KeyboardInterrupt if self.interrupted else RuntimeError
+            raise KeyboardInterrupt
 
 
 BROKEN = [True]
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_cut_comparison_goes_on_where_it_was(error, tmp_path, monkeypatch):
+def test_a_cut_comparison_goes_on_where_it_was(tmp_path, monkeypatch):
     path = tmp_path / "runs.jsonl"
-    solver = Breaks(interrupted=error is KeyboardInterrupt)
-    with pytest.raises(error):
+    solver = Breaks()
+    with pytest.raises(KeyboardInterrupt):
         compare(PROBLEM, [Dice, solver], seeds=(0, 1, 2), journal=path)
     monkeypatch.setattr(f"{__name__}.BROKEN", [])
     told = []
@@ -408,3 +405,32 @@ def test_profiles_are_drawn_for_one_problem_and_for_several(comparison, suite, t
         assert (tmp_path / "profile.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="no run found a choice"):
         plot_profile(comparison_of(run_of([], 1.0, None)), tmp_path / "profile.png")
+
+
+@dataclass(frozen=True)
+class Broken(Solver):
+    """Fails with every odd seed."""
+
+    name = "broken"
+    summary = "fails with every odd seed"
+
+    def run(self, problem, search):
+        search.offer([0] * problem.num_groups)
+        if search.seed % 2:
+            raise RuntimeError(f"seed {search.seed} is odd")
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_fails_is_a_row_and_ends_nothing_else(tmp_path, jobs):
+    run = {"seeds": (0, 1), "journal": tmp_path / "runs.jsonl", "jobs": jobs}
+    comparison = compare(PROBLEM, [Broken(), Dice()], **run)
+    assert comparison.errors == {"broken, seed 1": "RuntimeError: seed 1 is odd"}
+    rows = {row.label: row for row in comparison.rows()}
+    assert rows["broken"].feasible_share == 0.5
+    assert rows["dice"].feasible_share == 1.0
+    assert "Failed: broken, seed 1 (RuntimeError: seed 1 is odd)." in comparison.to_markdown()
+    comparison.save(tmp_path / "comparison.json")
+    assert Comparison.load(tmp_path / "comparison.json").errors == comparison.errors
+    again = []
+    compare(PROBLEM, [Broken(), Dice()], **run, on_run=lambda label, solution: again.append((label, solution.seed)))
+    assert again == [("broken", 1)]

@@ -247,8 +247,9 @@ def test_compress_with_rounds_gives_the_refined_choice_and_says_so(tmp_path: Pat
         model, data, budget={"bytes": 0.25}, options=BITS, refine_rounds=3, time_limit=5, folder=tmp_path / "run"
     )
     assert again.report.refined == refined
-    with pytest.raises(OptionsError, match="refine_rounds"):
-        compress(model, data, budget={"bytes": 0.25}, options=BITS, time_limit=5, folder=tmp_path / "run")
+    without = compress(model, data, budget={"bytes": 0.25}, options=BITS, time_limit=5, folder=tmp_path / "run")
+    assert without.report.refined is None
+    assert without.report.loss_measured == plain.report.loss_measured
 
 
 def test_without_pair_terms_the_rounds_have_none_either(

@@ -12,7 +12,8 @@ import scipy.sparse
 from formulations import PairTerms, Problem, to_bqm
 from formulations.forms.bqm import ENCODINGS
 from formulations.generators.random_instances import layered_problem, small_problem
-from solvers import InvalidOptionError, Status, StopReason, UnsupportedProblemError, run
+from solvers import InvalidOptionError, SolverError, Status, StopReason, UnsupportedProblemError, run
+from solvers.composites.polish import Polish
 from solvers.heuristic.anneal import Anneal
 from solvers.kernels.repair import repair
 from solvers.qubo.bifurcation import bifurcate
@@ -175,6 +176,104 @@ def test_invalid_samples_of_a_cqm_sampler_are_counted_as_invalid():
     assert solution.feasible  # repaired and polished
     assert (solution.details["samples"], solution.details["share_valid"]) == (2, 0.0)
     assert solution.details["objective_raw"] is None
+
+
+class Answers(dimod.Sampler):
+    """A sampler whose calls are answered in turn by what is given: a function of the model, or an error to raise."""
+
+    parameters: ClassVar = {}
+    properties: ClassVar = {}
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+
+    def sample(self, bqm, **_):
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer(bqm)
+
+    def sample_ising(self, *_, **__):
+        raise NotImplementedError
+
+
+def descended(bqm):
+    return dwave.samplers.SteepestDescentSampler().sample(bqm, num_reads=3, seed=1)
+
+
+def nothing(bqm):
+    return dimod.SampleSet.from_samples(([], list(bqm.variables)), energy=[], vartype=bqm.vartype)
+
+
+def test_a_sampler_without_samples_is_named_as_the_failure(problem):
+    with pytest.raises(SolverError, match="solver 'Answers' failed before it found a choice: .* no samples"):
+        solve(problem, Answers(nothing), rounds=2)
+
+
+def test_an_empty_round_is_passed_over(problem):
+    solution = solve(problem, Answers(nothing, descended), rounds=3)
+    assert solution.stop_reason is StopReason.COMPLETED
+    assert solution.details["samples"] == 6
+
+
+@pytest.mark.parametrize("presolve", [False, True])
+@pytest.mark.parametrize(
+    "answer", [RuntimeError("no network"), lambda _: None, lambda _: descended(dimod.BQM("BINARY"))]
+)
+def test_a_sampler_that_fails_later_keeps_the_best_so_far(problem, answer, presolve):
+    solution = solve(problem, Answers(descended, descended, answer), rounds=5, presolve=presolve)
+    assert solution.stop_reason is StopReason.ERROR_RECOVERED
+    assert solution.feasible
+    assert solution.details["error"]
+    wrapped = solve(problem, Polish(Answers(descended, descended, answer)), seed=0)
+    assert wrapped.stop_reason is StopReason.ERROR_RECOVERED
+    assert wrapped.objective <= solution.objective
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (RuntimeError("no network"), "RuntimeError: no network"),
+        (lambda _: None, "a sampler returns a dimod.SampleSet, found NoneType"),
+        (
+            lambda _: descended(dimod.BQM({0: 1.0}, {}, 0.0, "BINARY")),
+            "says nothing about .* variables, the first is 1",
+        ),
+    ],
+)
+def test_a_sampler_that_fails_at_once_is_an_error_that_says_how(problem, answer, said):
+    with pytest.raises(SolverError, match=said):
+        solve(problem, Answers(answer))
+
+
+def test_spins_are_read_as_spins(problem):
+    def spins(bqm):
+        found = descended(bqm)
+        return found.change_vartype("SPIN", inplace=False)
+
+    bits, turned = (solve(problem, Answers(answer), seed=0, rounds=1) for answer in (descended, spins))
+    assert turned.details == bits.details
+    assert turned.details["share_valid"] > 0
+
+
+def test_a_cqm_sampler_that_fails_or_returns_nothing_says_so():
+    class Failing:
+        parameters: ClassVar = {}
+
+        def __init__(self, answer):
+            self.answer = answer
+
+        def sample_cqm(self, cqm, **_):
+            return self.answer(cqm)
+
+    problem = layered_problem(4, bits=(2, 4, 8), seed=1)
+    with pytest.raises(SolverError, match="no samples"):
+        solve(
+            problem, Failing(lambda cqm: dimod.SampleSet.from_samples(([], list(cqm.variables)), "BINARY", energy=[]))
+        )
+    known = solve(problem, Failing(lambda _: 1 / 0), initial=[2, 0, 0, 0])
+    assert known.stop_reason is StopReason.ERROR_RECOVERED
+    assert known.choice.tolist() == [2, 0, 0, 0]
 
 
 def test_beta_range_rises():

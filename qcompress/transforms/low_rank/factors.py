@@ -138,7 +138,7 @@ class LowRank(_Factored, Transform):
 
     @property
     def label(self) -> str:
-        """As ``"spatial rank 8, whitened, 4 bits"``."""
+        """The name, as ``"spatial rank 8, whitened, 4 bits"``."""
         return KINDS[self.form](self.slices).label(self.ranks) + self._details()
 
     def why_not(self, target: Target) -> str:
@@ -156,17 +156,17 @@ class LowRank(_Factored, Transform):
         return ""
 
     def size_bytes(self, target: Target) -> int:
-        """Of all factors."""
+        """Bytes of all factors."""
         return sum(self.then.size_bytes(own) for own in self.factor_targets(target).values())
 
     def macs(self, target: Target) -> float:
-        """Those of the smaller layers."""
+        """Multiply-accumulates of the smaller layers."""
         sizes = (own.num_weights for own in self.factor_targets(target).values())
         return sum(often * size for often, size in zip(self.layout(target).positions(target), sizes, strict=True))
 
     @property
     def nearest(self) -> "LowRank":
-        """With factors rounded to nearest."""
+        """The transform with factors rounded to nearest."""
         return replace(self, then=self.then.nearest)
 
     def encode(self, weight: Weight) -> dict[str, Tensor]:
@@ -289,7 +289,7 @@ class RankRule(_Factored):
 
     @property
     def label(self) -> str:
-        """As ``"rank for 50 % of the weights"``."""
+        """The name, as ``"rank for 50 % of the weights"``."""
         kind = f"{self.slices} slices" if self.form == "sliced" else self.form
         start = "" if self.form == "channels" else f"{kind} "
         what = "weights" if self.by == "ratio" else "energy"

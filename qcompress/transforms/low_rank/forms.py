@@ -33,7 +33,7 @@ class Form(ABC):
 
     @abstractmethod
     def label(self, ranks: Ranks) -> str:
-        """As ``"rank 8"``."""
+        """The name, as ``"rank 8"``."""
 
     @abstractmethod
     def why_not(self, target: Target) -> str:
@@ -114,7 +114,7 @@ class Channels(Matrix):
     slices: int = 1
 
     def label(self, ranks: Ranks) -> str:
-        """As ``"rank 8"`` or ``"2 slices of rank 8"``."""
+        """The name, as ``"rank 8"`` or ``"2 slices of rank 8"``."""
         return f"rank {ranks[0]}" if self.slices == 1 else f"{self.slices} slices of rank {ranks[0]}"
 
     def why_not(self, target: Target) -> str:
@@ -124,7 +124,7 @@ class Channels(Matrix):
         return f"{inputs} input channels are not divided by {self.slices} slices" if inputs % self.slices else ""
 
     def largest(self, target: Target) -> Ranks:
-        """Of the slices' matrices."""
+        """The largest rank of the slices' matrices."""
         return (min(target.channels, target.per_channel // self.slices),)
 
     def shapes(self, target: Target, ranks: Ranks) -> dict[str, tuple[int, int]]:
@@ -133,11 +133,11 @@ class Channels(Matrix):
         return {"reduce": (narrow, target.per_channel // self.slices), "expand": (target.channels, narrow)}
 
     def positions(self, target: Target) -> tuple[float, ...]:
-        """Those of the output."""
+        """Positions of the output."""
         return (outputs_of(target),) * 2
 
     def first_moments(self, weight: Weight) -> Tensor | None:
-        """Those of the layer; slices have one each."""
+        """Moments of the layer's inputs; slices have one matrix each."""
         return moments_of(weight) if self.slices == 1 else None
 
     def matrices(self, weight: Weight, *, whitened: bool) -> list[tuple[Tensor, Tensor | None]]:
@@ -172,7 +172,7 @@ class Spatial(Matrix):
     """
 
     def label(self, ranks: Ranks) -> str:
-        """As ``"spatial rank 8"``."""
+        """The name, as ``"spatial rank 8"``."""
         return f"spatial rank {ranks[0]}"
 
     def why_not(self, target: Target) -> str:
@@ -182,7 +182,7 @@ class Spatial(Matrix):
         return "a kernel one wide has no rows to split off" if target.window.kernel[1] == 1 else ""
 
     def largest(self, target: Target) -> Ranks:
-        """Of ``(out · width, in · height)``."""
+        """The largest rank of the matrix ``(out · width, in · height)``."""
         width = kernel_of(target)[1]
         return (min(target.channels * width, target.per_channel // width),)
 
@@ -207,7 +207,7 @@ class Spatial(Matrix):
         return [(matrix, self.first_moments(weight) if whitened else None)]
 
     def first_moments(self, weight: Weight) -> Tensor | None:
-        """Of a column, averaged over the kernel's columns."""
+        """Moments of a column, averaged over the kernel's columns."""
         height, width = kernel_of(weight.target)
         inputs = weight.target.per_channel // (height * width)
         moments = moments_of(weight).reshape(inputs, height, width, inputs, height, width)
@@ -278,7 +278,7 @@ def outputs_of(target: Target) -> float:
 
 
 def moments_of(weight: Weight) -> Tensor:
-    """In float64; they must be there."""
+    """The moments in float64; they must be there."""
     assert weight.moments is not None  # noqa: S101
     return weight.moments.double()
 

@@ -20,7 +20,7 @@ class Tucker(Form):
     """
 
     def label(self, ranks: Ranks) -> str:
-        """As ``"Tucker ranks 4, 8"``: of inputs and outputs."""
+        """The name, as ``"Tucker ranks 4, 8"``: ranks of inputs and outputs."""
         return f"Tucker ranks {ranks[0]}, {ranks[1]}"
 
     def why_not(self, target: Target) -> str:
@@ -61,19 +61,19 @@ class Tucker(Form):
         return factors["expand"] @ narrow
 
     def within(self, weight: Weight, share: float, *, whitened: bool) -> Ranks | None:
-        """Of the pairs that fit, that of the most energy."""
+        """The pair of ranks with the most energy among those that fit."""
         kept, size = self._grid(weight, whitened=whitened)
         fits = size <= share * weight.target.num_weights
         return _pair(torch.where(fits, kept, -1.0).argmax(), kept) if bool(fits.any()) else None
 
     def keeping(self, weight: Weight, share: float, *, whitened: bool) -> Ranks:
-        """Of the pairs that keep the share, that of the fewest weights."""
+        """The pair of ranks with the fewest weights among those that keep the share."""
         kept, size = self._grid(weight, whitened=whitened)
         enough = kept >= share * kept[-1, -1] * (1 - 1e-12)
         return _pair(torch.where(enough, size, torch.inf).argmin(), kept)
 
     def _grid(self, weight: Weight, *, whitened: bool) -> tuple[Tensor, Tensor]:
-        """For every pair of ranks (out, in), counted from 1, the energy kept and the number of weights."""
+        """Energy kept and number of weights for every pair of ranks (out, in), counted from 1."""
         _, core, _ = self._bases(weight, whitened=whitened)
         kept = core.square().sum((2, 3)).cumsum(0).cumsum(1)
         (inputs, outputs), (height, width) = self.largest(weight.target), kernel_of(weight.target)

@@ -20,7 +20,7 @@ class Words(Matrix):
     """Codes of a word, then a matrix for all words."""
 
     def label(self, ranks: Ranks) -> str:
-        """As ``"rank 8"``."""
+        """The name, as ``"rank 8"``."""
         return f"rank {ranks[0]}"
 
     def why_not(self, target: Target) -> str:  # noqa: ARG002
@@ -28,7 +28,7 @@ class Words(Matrix):
         return ""
 
     def largest(self, target: Target) -> Ranks:
-        """Of the weight."""
+        """The largest rank of the weight."""
         return (min(target.channels, target.per_channel),)
 
     def shapes(self, target: Target, ranks: Ranks) -> dict[str, tuple[int, int]]:

@@ -72,7 +72,7 @@ class PruneQuantize(Transform):
 
     @property
     def label(self) -> str:
-        """As ``"4 bits"`` or ``"4 bits, 50 % sparse, compensated"``."""
+        """The name, as ``"4 bits"`` or ``"4 bits, 50 % sparse, compensated"``."""
         sparse = f", {100 * self.sparsity:.12g} % sparse" if self.sparsity else ""
         return f"{self.bits} bits{sparse}" + (", compensated" if self.compensated else "")
 
@@ -82,7 +82,7 @@ class PruneQuantize(Transform):
         return replace(self, compensated=False)
 
     def to_json(self) -> dict[str, Any]:
-        """As of any offer; rounded to nearest, without the word, as before there was one."""
+        """The transform as JSON; rounding to nearest has no entry, as in files from before there was a choice."""
         value = super().to_json()
         return value if self.compensated else {name: own for name, own in value.items() if name != "compensated"}
 

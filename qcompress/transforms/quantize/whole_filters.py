@@ -53,7 +53,7 @@ class PruneFilters(Transform):
 
     @property
     def label(self) -> str:
-        """As ``"4 bits"`` or ``"4 bits, 3 filters pruned"``."""
+        """The name, as ``"4 bits"`` or ``"4 bits, 3 filters pruned"``."""
         return f"{self.bits} bits" + (f", {self.num_pruned} filters pruned" if self.num_pruned else "")
 
     def why_not(self, target: Target) -> str:

@@ -1,0 +1,160 @@
+"""Published benchmark instances in the text formats they are distributed in, restated as a `Problem` to be minimised.
+
+    max-cut             ``n m``, then a line ``i j weight`` per edge                              Gset, BiqMac
+    QUBO                ``n m``, then a line ``i j q`` per entry; an off-diagonal entry counts twice    BiqMac, GKA
+    QKP                 name, n, linear profits, upper triangle row by row, 0, capacity, weights  Billionnet and Soutif
+    MMKP                ``groups options budgets``, capacities, then per group its number and a line per option
+                        ``value use_1 … use_k``                                                   Khan et al.
+
+Vertices and variables count from 1. A variable becomes a group of the two options "0" and "1". Where the source
+maximises, the objective is its value with the sign turned: a best known value ``v`` is the objective ``-v``.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import NDArray
+
+from formulations.errors import FileFormatError
+from formulations.files import AnyPath
+from formulations.pairs import PairTerms
+from formulations.problem import Problem
+
+
+def read_max_cut(path: AnyPath) -> Problem:
+    """The cut of largest weight: minimise ``-Σ w_ij·(x_i ≠ x_j)``.
+
+    Raises:
+        FileFormatError: a number is missing, or an edge has a vertex that is not there.
+
+    >>> import pathlib, tempfile
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "triangle.txt"
+    >>> _ = file.write_text(chr(10).join(["3 3", "1 2 1", "2 3 1", "1 3 5"]))
+    >>> read_max_cut(file).evaluate([0, 0, 1]).objective
+    -6.0
+    """
+
+    def problem(words: list[str]) -> Problem:
+        size, i, j, weight = _entries(words)
+        if (i == j).any():
+            raise ValueError("an edge joins a vertex to itself")
+        linear = np.zeros(size)  # w·(x_i ≠ x_j) = w·x_i + w·x_j - 2·w·x_i·x_j
+        np.subtract.at(linear, i, weight)
+        np.subtract.at(linear, j, weight)
+        return _binary(linear, i, j, 2.0 * weight)
+
+    return _read(path, "max-cut", problem)
+
+
+def read_coordinate_qubo(path: AnyPath) -> Problem:
+    """Minimise ``xᵀQx`` over bits, Q symmetric, of which the file states the diagonal and one triangle.
+
+    Raises:
+        FileFormatError: a number is missing, or an entry has a variable that is not there.
+    """
+
+    def problem(words: list[str]) -> Problem:
+        size, i, j, entry = _entries(words)
+        linear = np.zeros(size)
+        np.add.at(linear, i[i == j], entry[i == j])
+        apart = i != j
+        return _binary(linear, i[apart], j[apart], 2.0 * entry[apart])
+
+    return _read(path, "a QUBO", problem)
+
+
+def read_quadratic_knapsack(path: AnyPath) -> Problem:
+    """The set of items of largest linear and pairwise profit within a capacity (resource ``weight``).
+
+    Raises:
+        FileFormatError: a number is missing.
+    """
+
+    def problem(words: list[str]) -> Problem:
+        size = int(words[1])  # the name comes first
+        count = size + size * (size - 1) // 2 + 2 + size
+        numbers = np.array(words[2 : 2 + count], dtype=np.float64)
+        if len(numbers) < count:
+            raise ValueError(f"{size} items need {count} numbers, found {len(numbers)}")
+        linear, pairs, (kind, capacity), weight = np.split(numbers, [size, count - size - 2, count - size])
+        if kind != 0:
+            raise ValueError(f"only capacities that are upper limits (kind 0) are known, found kind {kind:g}")
+        i, j = np.triu_indices(size, 1)
+        return _binary(-linear, i, j, -pairs, weight=weight, capacity=float(capacity))
+
+    return _read(path, "a quadratic knapsack", problem)
+
+
+def read_multiple_choice_knapsack(path: AnyPath) -> Problem:
+    """One item of every group, of largest value, within several capacities (resources ``use 1``, ``use 2``, …).
+
+    Raises:
+        FileFormatError: a number is missing.
+    """
+
+    def problem(words: list[str]) -> Problem:
+        groups, options, budgets = (int(word) for word in words[:3])
+        numbers = np.array(words[3:], dtype=np.float64)
+        capacities, rest = numbers[:budgets], numbers[budgets:]
+        rows = rest.reshape(groups, 1 + options * (1 + budgets))[:, 1:].reshape(groups * options, 1 + budgets)
+        names = [f"use {k + 1}" for k in range(budgets)]
+        return Problem(
+            [str(g + 1) for g in range(groups)],
+            [[str(option + 1) for option in range(options)]] * groups,
+            -rows[:, 0],
+            dict(zip(names, rows[:, 1:].T, strict=True)),
+            dict(zip(names, capacities.tolist(), strict=True)),
+        )
+
+    return _read(path, "a multiple-choice multidimensional knapsack", problem)
+
+
+def _read(path: AnyPath, what: str, build: Callable[[list[str]], Problem]) -> Problem:
+    words = Path(path).read_text(encoding="ascii").split()
+    try:
+        return build(words)
+    except (IndexError, ValueError) as error:
+        raise FileFormatError(f"{path} is not {what} instance, or not a whole one: {error}") from error
+
+
+def _entries(words: list[str]) -> tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Size and the entries ``(i, j, value)``, counted from 0, of text that begins with ``n m``."""
+    size, count = int(words[0]), int(words[1])
+    if len(words) != 2 + 3 * count:
+        raise ValueError(f"{count} entries need {3 * count} numbers, found {len(words) - 2}")
+    table = np.array(words[2:], dtype=np.float64).reshape(count, 3)
+    i, j = table[:, 0].astype(np.int64) - 1, table[:, 1].astype(np.int64) - 1
+    least, most = min(i.min(initial=0), j.min(initial=0)), max(i.max(initial=0), j.max(initial=0))
+    if least < 0 or most >= size:
+        raise ValueError(f"entries lie between 1 and {size}, found {least + 1} to {most + 1}")
+    return size, i, j, table[:, 2]
+
+
+def _binary(
+    linear: NDArray[np.float64],
+    i: NDArray[np.int64],
+    j: NDArray[np.int64],
+    value: NDArray[np.float64],
+    *,
+    weight: NDArray[np.float64] | None = None,
+    capacity: float = 0.0,
+) -> Problem:
+    """The problem of bits with linear terms, pair terms ``value·x_i·x_j`` that add up, and one capacity."""
+    size = len(linear)
+    places = 2 * np.minimum(i, j) + 1, 2 * np.maximum(i, j) + 1
+    kept = value != 0
+    sparse = scipy.sparse.csr_array((value[kept], (places[0][kept], places[1][kept])), shape=(2 * size, 2 * size))
+
+    def of_ones(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.column_stack([np.zeros(size), numbers]).ravel()
+
+    return Problem(
+        [str(k + 1) for k in range(size)],
+        [["0", "1"]] * size,
+        of_ones(linear),
+        {} if weight is None else {"weight": of_ones(weight)},
+        {} if weight is None else {"weight": capacity},
+        PairTerms(sparse=sparse) if sparse.nnz else None,
+    )

@@ -1,0 +1,174 @@
+"""Budgets in words: what ``{"bytes": "15%", "latency_s": "0.5 s"}`` asks for, in the units of a measurement.
+
+A number up to 1 is a share of the original and a number above 1 an amount; words leave no doubt: ``"15%"`` is a share,
+``"0.5 s"`` an amount. ``bits_per_weight`` has no share among plain numbers: it is the bits of the weights that have a
+choice, scales and zero points included, over their number.
+"""
+
+import math
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from types import MappingProxyType
+
+import numpy as np
+
+from qcompress.errors import OptionsError
+from qcompress.measurement import Measurement
+from qcompress.scalars import as_number
+
+Amount = float | str
+"""A budget as it is given: a number, or words such as ``"15%"`` and ``"120 kB"``."""
+
+BITS_PER_WEIGHT = "bits_per_weight"
+LATENCY = "latency_s"
+KNOWN = ("bytes", "macs", LATENCY, BITS_PER_WEIGHT)
+"""Resources that `qcompress.measure`, `qcompress.time_options` and this module know."""
+
+_SIZES = {
+    "B": 1, "bytes": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12,
+    "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
+}  # fmt: skip
+_UNITS: Mapping[str, Mapping[str, float]] = {
+    "bytes": _SIZES,
+    "macs": {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
+    LATENCY: {"s": 1, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6},
+    BITS_PER_WEIGHT: {"bit": 1, "bits": 1},
+}
+_WORDS = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(%|[^\W\d_]*)\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """One budget: a share of the original's use, or an amount."""
+
+    value: float
+    is_share: bool
+
+    def amount(self, original: float) -> float:
+        """The most that may be used; a share of what comes in whole numbers is rounded down to one."""
+        if not self.is_share:
+            return self.value
+        if float(original).is_integer():
+            return float(math.floor(Fraction(repr(self.value)) * int(original)))  # 0.29 of 100 is 29
+        return self.value * original
+
+
+def parse(resource: str, asked: Amount) -> Limit:
+    """The limit that a number or words ask for.
+
+    Raises:
+        OptionsError: no positive number, or a unit that the resource does not come in.
+
+    >>> parse("bytes", "120 kB"), parse("bytes", "15%"), parse("latency_s", "250 ms")
+    (Limit(value=120000.0, is_share=False), Limit(value=0.15, is_share=True), Limit(value=0.25, is_share=False))
+    >>> parse("bytes", 0.15), parse("bytes", 120_000), parse("bits_per_weight", 1)
+    (Limit(value=0.15, is_share=True), Limit(value=120000.0, is_share=False), Limit(value=1.0, is_share=False))
+    """
+    name, wanted = f"the budget for {resource}", _wanted(resource)
+    words = _WORDS.fullmatch(asked) if isinstance(asked, str) else None
+    if isinstance(asked, str) and words is None:
+        raise OptionsError(f"{name} must be {wanted}, found {asked!r}")
+    value = as_number(asked if words is None else float(words[1]), name, above=0, wanted=wanted)
+    unit = "" if words is None else words[2]
+    if not unit:
+        return _limit(resource, value)
+    if unit == "%":
+        return Limit(float(Fraction(repr(value)) / 100), is_share=True)
+    units = _UNITS.get(resource, {})
+    if unit not in units:
+        known = ", ".join(["%", *units])
+        hint = "; kB is 1,000 bytes, KiB 1,024" if unit.lower() in ("k", "kb", "kib") and "kB" in units else ""
+        raise OptionsError(f"{name} has no unit {unit!r}; known are: {known}{hint}")
+    return Limit(value * units[unit], is_share=False)
+
+
+def require_known(budget: Mapping[str, Amount], resources: Collection[str] = KNOWN) -> None:
+    """Refuse budgets that cannot be meant, as far as that is known without a measurement.
+
+    Raises:
+        OptionsError: none at all, an unknown resource, no positive number, or an unknown unit.
+    """
+    if not budget:
+        raise OptionsError(f"give at least one budget, as {{'bytes': 0.25}}; measured are: {', '.join(resources)}")
+    for name, asked in budget.items():
+        if name not in resources:
+            hint = "; `time_options` measures it" if name == LATENCY else ""
+            raise OptionsError(f"no resource is called {name!r}; measured are: {', '.join(resources)}{hint}")
+        parse(name, asked)
+
+
+def limits(measurement: Measurement, budget: Mapping[str, Amount]) -> dict[str, float]:
+    """Resource → the most that may be used, in the measurement's unit.
+
+    Args:
+        measurement: with every resource of the budget (see `with_resources`).
+        budget: resource → number or words.
+
+    Raises:
+        OptionsError: as `require_known`.
+    """
+    require_known(budget, measurement.resources)
+    return {name: parse(name, asked).amount(measurement.original[name]) for name, asked in budget.items()}
+
+
+def with_resources(measurement: Measurement, names: Iterable[str]) -> Measurement:
+    """The measurement with those resources besides its own that can be worked out from it.
+
+    >>> import torch
+    >>> from qcompress import measure, prune_quantize
+    >>> measurement = measure(torch.nn.Linear(64, 4), [torch.randn(32, 64)], prune_quantize(bits=(4,), sparsity=(0,)))
+    >>> with_resources(measurement, ["bits_per_weight"]).resources["bits_per_weight"].tolist()  # a scale for 64 weights
+    [32.0, 4.5]
+    """
+    if BITS_PER_WEIGHT in names and BITS_PER_WEIGHT not in measurement.resources:
+        return _with_bits_per_weight(measurement)
+    return measurement
+
+
+def _with_bits_per_weight(measurement: Measurement) -> Measurement:
+    """With the bits of what has a choice over the number of weights in it."""
+    has_choice = np.array([len(options) > 1 for options in measurement.transforms])
+    num_weights = sum(
+        part.target.num_weights for part, counts in zip(measurement.parts, has_choice, strict=True) if counts
+    )
+    if not num_weights:
+        raise OptionsError(f"no part has more than one option, so there is no {BITS_PER_WEIGHT} to choose")
+    sizes = [len(options) for options in measurement.transforms]
+    use = np.where(np.repeat(has_choice, sizes), 8.0 * measurement.resources["bytes"] / num_weights, 0.0)
+    original = float(use[np.cumsum([0, *sizes[:-1]])].sum())  # option 0 keeps a part as it is
+    return replace(
+        measurement,
+        resources=MappingProxyType({**measurement.resources, BITS_PER_WEIGHT: use}),
+        fixed=MappingProxyType({**measurement.fixed, BITS_PER_WEIGHT: 0.0}),
+        original=MappingProxyType({**measurement.original, BITS_PER_WEIGHT: original}),
+    )
+
+
+def fixed_use(measurement: Measurement, most: int = 5) -> str:
+    """In words, what takes bytes whatever is chosen, largest first."""
+    whole = measurement.fixed["bytes"]
+    layers = sorted(measurement.skipped, key=lambda item: -item.size_bytes)
+    named = [f"{item.name or 'the model itself'} {item.size_bytes:,} ({item.reason})" for item in layers[:most]]
+    rest = whole - sum(item.size_bytes for item in layers[:most])
+    if rest > 0:
+        named.append(f"everything else, such as biases and buffers, {rest:,.0f}")
+    words = f": {'; '.join(named)}" if named else ""
+    return f"Of the original's {measurement.original['bytes']:,.0f} bytes, {whole:,.0f} are fixed{words}"
+
+
+def _limit(resource: str, value: float) -> Limit:
+    return Limit(value, is_share=value <= 1 and resource != BITS_PER_WEIGHT)
+
+
+def _wanted(resource: str) -> str:
+    """What a budget may be, in words."""
+    if resource == BITS_PER_WEIGHT:
+        return 'a positive number of bits (4.25) or a share of the original ("15%")'
+    units = [unit for unit in _UNITS.get(resource, ()) if unit not in ("B", "bytes")]
+    example = f', "2 {units[0]}"' if units else ""
+    return (
+        "a positive number (up to 1 a share of the original, above 1 an amount) or words that say which "
+        f'("15%"{example})'
+    )

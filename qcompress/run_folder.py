@@ -1,0 +1,196 @@
+"""The folder of a run that may be cut: every step is done once, and again only when something it depends on changed.
+
+A journal, ``run.json``, says for every step which digests its value was made from, how long it took over all
+attempts, and whether it is finished. What always holds: a value is reused only with the very key that it was made
+with; the key is taken out of the journal before a value is replaced, and put in after the new one is written, so a
+process that dies in between loses time and never mixes two runs.
+"""
+
+import contextlib
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from formulations import FileFormatError
+from formulations.files import AnyPath, read_json, write_json
+from qcompress.errors import OptionsError, UncheckedWarning
+from qcompress.identity import identify
+
+JOURNAL = "run.json"
+FILE_KIND = "qcompress run"
+FILE_VERSION = 1
+BEAT_EVERY_S = 2.0
+_EARLIER = "settings.json"  # what a run folder had before there was a journal
+
+Value = TypeVar("Value")
+Told = TypeVar("Told")
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept(Generic[Value]):
+    """How the value of a step is kept: a file name in the folder, ``save(value, path)`` and ``load(path)``."""
+
+    file: str
+    save: Callable[[Value, Path], object]
+    load: Callable[[Path], Value]
+
+
+class RunFolder:
+    """The values of a run as files, or a run that keeps nothing (``path`` None).
+
+    Attributes:
+        path: the folder, or None.
+        wall_s: step → seconds that it took, over all attempts at it.
+
+    Raises:
+        OptionsError: the folder cannot be written, or holds a run of an earlier version.
+        FileFormatError: its journal is no whole one.
+
+    >>> import tempfile, pathlib
+    >>> folder, kept = tempfile.mkdtemp(), Kept("note.txt", lambda text, path: path.write_text(text), Path.read_text)
+    >>> RunFolder(folder).once("write", lambda cache: "made", key={"by": "me"}, kept=kept)
+    'made'
+    >>> RunFolder(folder).once("write", lambda cache: "made again", key={"by": "me"}, kept=kept)
+    'made'
+    >>> RunFolder(folder).once("write", lambda cache: "made again", key={"by": "you"}, kept=kept)
+    'made again'
+    """
+
+    def __init__(self, path: AnyPath | None) -> None:
+        self.path = None if path is None else Path(path)
+        self.wall_s: dict[str, float] = {}
+        self._steps: dict[str, dict[str, Any]] = {}
+        self._running: tuple[str, float, float] | None = None  # step, when this attempt began, seconds before it
+        self._last_beat = 0.0
+        self._warned: set[str] = set()
+        if self.path is not None:
+            self._open(self.path)
+
+    def once(
+        self,
+        step: str,
+        make: Callable[[Path | None], Value],
+        *,
+        key: Mapping[str, Any],
+        kept: Kept[Value],
+    ) -> Value:
+        """The value of a step: from the folder if it was made with the same key, else made and kept there.
+
+        Args:
+            step: its name.
+            make: makes the value; given a file in which it may keep how far it is. A file that is still there
+                afterwards says that the step was ended early: its value is kept, and the next run goes on from it.
+            key: name → value of everything that the step's value depends on (see `qcompress.identity.identify`).
+            kept: how the value is kept.
+
+        Warns:
+            UncheckedWarning: something of the key cannot be looked into, so a change of it would go unnoticed.
+        """
+        if self.path is None:
+            with self.timed(step):
+                return make(None)
+        digests = self._digests(step, key)
+        file, part = self.path / kept.file, self.path / f"{step}.part"
+        earlier = self._steps.get(step, {"key": digests, "wall_s": 0.0, "done": False})
+        changed = sorted(
+            name for name in digests.keys() | earlier["key"].keys() if digests.get(name) != earlier["key"].get(name)
+        )
+        if not changed and earlier["done"] and file.exists():
+            _logger.info("%s: %s is reused", self.path, kept.file)
+            value = kept.load(file)
+            self.wall_s[step] = earlier["wall_s"]
+            return value
+        if changed:
+            _logger.info("%s: %s is made anew, for another %s", self.path, kept.file, ", ".join(changed))
+            part.unlink(missing_ok=True)
+        self._steps[step] = {"key": digests, "wall_s": 0.0 if changed else earlier["wall_s"], "done": False}
+        self._write()
+        with self.timed(step):
+            value = make(part)
+        kept.save(value, file)
+        self._steps[step]["done"] = not part.exists()
+        self._write()
+        return value
+
+    @contextlib.contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """A ``with`` block whose time adds to that of a step."""
+        before, begun = self._steps.get(step, {}).get("wall_s", self.wall_s.get(step, 0.0)), time.perf_counter()
+        self._running = (step, begun, before)
+        try:
+            yield
+        finally:
+            self._note_time()
+            self._running = None
+            if step in self._steps:
+                self._write()
+
+    def watched(self, callback: Callable[[Told], None] | None) -> Callable[[Told], None]:
+        """A progress callback that also notes the time of the running step, so that a killed process leaves it."""
+
+        def tell(progress: Told) -> None:
+            if self._running is not None and time.perf_counter() - self._last_beat > BEAT_EVERY_S:
+                self._last_beat = time.perf_counter()
+                self._note_time()
+                self._write()
+            if callback is not None:
+                callback(progress)
+
+        return tell
+
+    def _note_time(self) -> None:
+        assert self._running is not None  # noqa: S101
+        step, begun, before = self._running
+        self.wall_s[step] = before + time.perf_counter() - begun
+        if step in self._steps:
+            self._steps[step]["wall_s"] = self.wall_s[step]
+
+    def _digests(self, step: str, key: Mapping[str, Any]) -> dict[str, str]:
+        identities = {name: identify(value, name) for name, value in key.items()}
+        unchecked = dict.fromkeys(item for identity in identities.values() for item in identity.unchecked)
+        if new := [item for item in unchecked if item not in self._warned]:
+            self._warned.update(new)
+            warnings.warn(
+                f"{step} depends on something that cannot be checked ({'; '.join(new)}): if that changed since the "
+                f"run in {self.path}, delete the folder, or the result may be the earlier one's",
+                UncheckedWarning,
+                stacklevel=2,
+            )
+        return {name: identity.digest for name, identity in identities.items()}
+
+    def _open(self, path: Path) -> None:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if not (path / JOURNAL).exists():
+                if (path / _EARLIER).exists():
+                    raise OptionsError(
+                        f"{path} holds the run of an earlier version ({_EARLIER}), which cannot be checked against "
+                        "this one; choose another folder or delete that one"
+                    )
+                self._write()
+        except OSError as error:
+            raise OptionsError(f"the run folder {path} cannot be written: {error}") from error
+        value = read_json(path / JOURNAL, FILE_KIND)
+        if value.get("kind") != FILE_KIND or value.get("version") != FILE_VERSION:
+            raise OptionsError(
+                f"{path / JOURNAL} is of kind {value.get('kind')!r}, version {value.get('version')!r}; this program "
+                f"goes on with {FILE_KIND!r}, version {FILE_VERSION}: choose another folder or delete that one"
+            )
+        steps = value.get("steps")
+        if not (isinstance(steps, dict) and all(_is_entry(entry) for entry in steps.values())):
+            raise FileFormatError(f"{path / JOURNAL} is no whole {FILE_KIND} file: its steps are damaged; delete it")
+        self._steps = steps
+
+    def _write(self) -> None:
+        if self.path is not None:
+            write_json(self.path / JOURNAL, {"kind": FILE_KIND, "version": FILE_VERSION, "steps": self._steps})
+
+
+def _is_entry(entry: Any) -> bool:
+    fields = {"key": dict, "wall_s": float, "done": bool}
+    return isinstance(entry, dict) and all(isinstance(entry.get(name), kind) for name, kind in fields.items())

@@ -1,0 +1,345 @@
+"""The steps of `compress`, each from the values before it to one more: a step does only what its name says.
+
+Every step takes the `Request` and the `RunFolder`, and gives its value by `RunFolder.once` where making it takes
+time, keyed by what matters to it alone: another budget, solver or time limit leaves the measurement standing.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from formulations import InfeasibleBudgetError, Problem
+from formulations.files import replacing
+from qcompress.budgets import Amount, fixed_use, with_resources
+from qcompress.compressed.apply import apply
+from qcompress.compressed.file import load_compressed, save_compressed
+from qcompress.formulation import formulate
+from qcompress.identity import Identity, identify, identify_batches
+from qcompress.measurement import Measurement
+from qcompress.measuring.latency import LATENCY, TimingProgress, load_times, save_times, time_options
+from qcompress.measuring.measure import MeasureProgress, measure
+from qcompress.measuring.true_loss import mean_loss
+from qcompress.model.calibration import Calibration
+from qcompress.options import Options
+from qcompress.refinement import Refined, RefineStep, refine
+from qcompress.report import Report, make_report
+from qcompress.run_folder import Kept, RunFolder
+from qcompress.training.finetune import FinetuneProgress, finetune
+from solvers import Progress, Solution, Solver, SolverError, judge, solve
+from solvers.base import relative_gap
+
+MEASUREMENT_FILE = "measurement.npz"
+MODEL_FILE = "model.safetensors"
+
+
+class NoChoiceError(SolverError, RuntimeError):
+    """The solver found no choice within the budgets of ``problem``."""
+
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Callbacks:
+    """Who is told how the steps go on; see `qcompress.compress`."""
+
+    on_measure: Callable[[MeasureProgress], None] | None
+    on_timing: Callable[[TimingProgress], None] | None
+    on_progress: Callable[[Progress], None] | None
+    on_round: Callable[[RefineStep], None] | None
+    on_finetune: Callable[[FinetuneProgress], None] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Request:
+    """What `compress` was asked for, checked as far as it can be before anything runs; see there.
+
+    Attributes:
+        measurement: one that was made earlier, or None.
+        identities: of what is in ``calibration``, or nothing where no folder keeps the run.
+    """
+
+    calibration: Calibration
+    measurement: Measurement | None
+    options: Options
+    method: str
+    granularity: str | int
+    budget: Mapping[str, Amount]
+    pairs: bool | float
+    solver: Solver
+    time_limit: float | None
+    refine_rounds: int
+    batch_norm_data: Iterable[Any] | None
+    finetune_steps: int
+    learning_rate: float
+    evaluate: Callable[[nn.Module], float] | None
+    callbacks: Callbacks
+    identities: Mapping[str, Identity]
+
+    def measured_from(self) -> dict[str, Any]:
+        """What the measurement depends on."""
+        if self.measurement is not None:
+            model = {name: own for name, own in self.identities.items() if name == "model"}
+            return {**model, "measurement": self.measurement}
+        return {**self.identities, "options": self.options, "method": self.method, "granularity": self.granularity}
+
+    def solved_by(self) -> dict[str, Any]:
+        """What, besides the problem, a solution depends on."""
+        solver = [self.solver.name, self.solver]
+        return {"solver": solver, "time_limit": self.time_limit, "seed": self.calibration.seed}
+
+
+def measured(request: Request, run: RunFolder) -> Measurement:
+    """What every option does, with its time where a budget is for that."""
+    own, tell = request.calibration, run.watched(request.callbacks.on_measure)
+
+    def make(cache: Path | None) -> Measurement:
+        return measure(
+            own.model,
+            own.data,
+            request.options,
+            method=request.method,
+            loss=own.loss,
+            forward=own.forward,
+            granularity=request.granularity,
+            seed=own.seed,
+            cache=cache,
+            on_progress=tell,
+        )
+
+    kept = Kept(MEASUREMENT_FILE, Measurement.save, Measurement.load)
+    given = request.measurement
+    measurement = run.once(
+        "measure", make if given is None else lambda _: given, key=request.measured_from(), kept=kept
+    )
+    measurement = with_resources(measurement, request.budget)
+    if LATENCY not in request.budget or LATENCY in measurement.resources:
+        return measurement
+    return run.once(
+        "time",
+        lambda _: time_options(
+            own.model,
+            measurement,
+            own.first_batch(),
+            forward=own.forward,
+            on_progress=run.watched(request.callbacks.on_timing),
+        ),
+        key={**request.measured_from(), **request.identities},
+        kept=Kept("latency.npz", save_times, partial(load_times, measurement)),
+    )
+
+
+def formulated(request: Request, run: RunFolder, measurement: Measurement) -> Problem:
+    """The problem to solve.
+
+    Raises:
+        InfeasibleBudgetError: no choice is within the budgets.
+    """
+    problem = formulate(measurement, request.budget, pairs=request.pairs)
+    try:
+        problem.require_reachable_budgets()
+    except InfeasibleBudgetError as error:
+        if "bytes" in problem.budgets:
+            error.args = (f"{error}. {fixed_use(measurement)}",)
+        raise
+    if run.path is not None:
+        problem.save(run.path / "problem.npz")
+    return problem
+
+
+def solved(request: Request, run: RunFolder, problem: Problem) -> Solution:
+    """The solver's choice.
+
+    Raises:
+        NoChoiceError: it found none.
+    """
+    solution = run.once(
+        "solve",
+        lambda _: solve(
+            problem,
+            request.solver,
+            time_limit=request.time_limit,
+            seed=request.calibration.seed,
+            on_progress=run.watched(request.callbacks.on_progress),
+        ),
+        key={"problem": problem.fingerprint(), **request.solved_by()},
+        kept=Kept("solution.json", Solution.save, Solution.load),
+    )
+    if solution.choice is None:
+        error = NoChoiceError(
+            f"solver {solution.solver!r} found no choice within the budgets {dict(problem.budgets)} "
+            f"(status {solution.status}); allow more time or raise a budget"
+        )
+        error.problem = problem
+        raise error
+    return solution
+
+
+def refined(
+    request: Request, run: RunFolder, measurement: Measurement, problem: Problem, solution: Solution
+) -> Refined | None:
+    """Better choices by true loss, where rounds are asked for."""
+    if request.refine_rounds == 0:
+        return None
+    own, choice = request.calibration, solution.choice
+    assert choice is not None  # noqa: S101
+
+    def make(cache: Path | None) -> Refined:
+        better = refine(
+            own.model,
+            own.data,
+            measurement,
+            problem,
+            choice,
+            rounds=request.refine_rounds,
+            solver=request.solver,
+            time_limit=request.time_limit,
+            seed=own.seed,
+            loss=own.loss,
+            forward=own.forward,
+            cache=cache,
+            on_progress=run.watched(request.callbacks.on_measure),
+            on_round=request.callbacks.on_round,
+        )
+        if cache is not None:
+            cache.unlink(missing_ok=True)
+        return better
+
+    key = {
+        **request.measured_from(),
+        **request.identities,
+        **request.solved_by(),
+        "problem": problem.fingerprint(),
+        "choice": choice,
+        "rounds": request.refine_rounds,
+    }
+    return run.once("refine", make, key=key, kept=Kept("refined.json", Refined.save, Refined.load))
+
+
+def moved(problem: Problem, solution: Solution, better: Refined | None) -> Solution:
+    """The solution with the refined choice; its bound is that of the first prediction, as its objective."""
+    if better is None or not better.steps:
+        return solution
+    judged = judge(problem, better.choice)
+    return replace(
+        solution,
+        choice=judged.choice,
+        objective=judged.objective,
+        usage=judged.usage,
+        gap=relative_gap(judged.objective, solution.bound),
+        status=judged.status,
+        details={**solution.details, "refined": better.to_json()},
+    )
+
+
+def applied(request: Request, run: RunFolder, measurement: Measurement, solution: Solution) -> nn.Module:
+    """The compressed copy of the model, before any training."""
+    own, file = request.calibration, MODEL_FILE if request.finetune_steps == 0 else "chosen.safetensors"
+    return run.once(
+        "apply",
+        lambda _: apply(own.model, measurement, solution, batch_norm_data=request.batch_norm_data, forward=own.forward),
+        key=_applied_from(request, run, solution),
+        kept=_kept_model(file, own.model),
+    )
+
+
+def finetuned(request: Request, run: RunFolder, solution: Solution, chosen: nn.Module) -> nn.Module:
+    """The compressed model after fine-tuning with the original as teacher, where steps are asked for."""
+    if request.finetune_steps == 0:
+        return chosen
+    own = request.calibration
+    training = {"steps": request.finetune_steps, "learning_rate": request.learning_rate}
+    return run.once(
+        "finetune",
+        lambda cache: finetune(
+            chosen,
+            own.data,
+            request.finetune_steps,
+            teacher=own.model,
+            loss=own.loss,
+            learning_rate=request.learning_rate,
+            validation=own.data,
+            forward=own.forward,
+            seed=own.seed,
+            cache=cache,
+            on_progress=run.watched(request.callbacks.on_finetune),
+        ),
+        key={**_applied_from(request, run, solution), **request.identities, **training},
+        kept=_kept_model(MODEL_FILE, own.model),
+    )
+
+
+def reported(
+    request: Request,
+    run: RunFolder,
+    measurement: Measurement,
+    problem: Problem,
+    solution: Solution,
+    *,
+    better: Refined | None,
+    chosen: nn.Module,
+    smaller: nn.Module,
+) -> Report:
+    """The figures of the run, with true losses taken here, as JSON and for people in the folder."""
+    own, evaluate = request.calibration, request.evaluate
+    with run.timed("check"):
+        loss_measured, loss_finetuned = (
+            None if model is None else mean_loss(own.model, model, own.data, loss=own.loss, forward=own.forward)
+            for model in (chosen, None if smaller is chosen else smaller)
+        )
+        before, after = (None, None) if evaluate is None else (evaluate(own.model), evaluate(smaller))
+    assert loss_measured is not None  # noqa: S101
+    report = make_report(
+        measurement,
+        problem,
+        solution,
+        loss_measured=loss_measured,
+        loss_finetuned=loss_finetuned,
+        refined=better,
+        wall_s=run.wall_s,
+        metric_before=before,
+        metric_after=after,
+    )
+    if run.path is not None:
+        report.save(run.path / "report.json")
+        with replacing(run.path / "summary.md") as file:
+            file.write(report.to_markdown().encode())
+    return report
+
+
+def _applied_from(request: Request, run: RunFolder, solution: Solution) -> dict[str, Any]:
+    """What the compressed model depends on."""
+    if run.path is None:
+        return {}
+    batches = request.batch_norm_data
+    statistics = identify(None) if batches is None else identify_batches(batches, "batch_norm_data")
+    return {
+        **request.measured_from(),
+        "forward": request.identities["forward"],
+        "choice": solution.choice,
+        "batch_norm_data": statistics,
+    }
+
+
+def _kept_model(file: str, original: nn.Module) -> Kept[nn.Module]:
+    return Kept(
+        file,
+        save_compressed,
+        lambda path: _in_mode_of(original, load_compressed(path, partial(copy.deepcopy, original))),
+    )
+
+
+def _in_mode_of(original: nn.Module, model: nn.Module) -> nn.Module:
+    """``model`` in training or evaluation mode, module by module as the original."""
+    model.train(original.training)
+    modes = {path: module.training for path, module in original.named_modules()}
+    for path, module in model.named_modules():
+        if path in modes:
+            module.training = modes[path]
+        elif path.rpartition(".")[0] in modes:  # a factor in the place of a layer
+            module.training = modes[path.rpartition(".")[0]]
+    return model

@@ -1,0 +1,83 @@
+"""Published instances: the objective of every assignment is the source's own, computed from the text by plain loops."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from formulations import FileFormatError
+from formulations.exchange.published import (
+    read_coordinate_qubo,
+    read_max_cut,
+    read_multiple_choice_knapsack,
+    read_quadratic_knapsack,
+)
+
+
+def bits(size):
+    return itertools.product((0, 1), repeat=size)
+
+
+def test_every_cut_has_its_weight(tmp_path):
+    rng = np.random.default_rng(0)
+    edges = [(i, j, int(rng.integers(-5, 6))) for i, j in itertools.combinations(range(6), 2) if rng.random() < 0.7]
+    file = tmp_path / "graph.txt"
+    file.write_text(f"6 {len(edges)} \n" + "".join(f"{i + 1} {j + 1} {w}\n" for i, j, w in edges))
+    problem = read_max_cut(file)
+    for x in bits(6):
+        assert problem.evaluate(x).objective == -sum(w for i, j, w in edges if x[i] != x[j])
+
+
+def test_an_off_diagonal_entry_of_a_qubo_counts_twice(tmp_path):
+    file = tmp_path / "small.txt"
+    file.write_text("3 4\n1 1 -4\n1 2 3\n3 2 -2\n3 3 1\n")
+    problem = read_coordinate_qubo(file)
+    matrix = np.array([[-4, 3, 0], [3, 0, -2], [0, -2, 1]])
+    for x in bits(3):
+        assert problem.evaluate(x).objective == np.array(x) @ matrix @ np.array(x)
+
+
+def test_a_quadratic_knapsack_has_its_profits_and_its_capacity(tmp_path):
+    rng = np.random.default_rng(1)
+    size = 5
+    profit, weight = rng.integers(0, 100, (size, size)), rng.integers(1, 50, size)
+    triangle = "\n".join(" ".join(str(profit[i, j]) for j in range(i + 1, size)) for i in range(size - 1))
+    linear, weights = (" ".join(map(str, row)) for row in (profit.diagonal(), weight))
+    file = tmp_path / "items.txt"
+    file.write_text(f"r_5\n{size}\n{linear}\n{triangle}\n\n0\n60\n{weights}\n\nComments\nDensity : 25 %\n")
+    problem = read_quadratic_knapsack(file)
+    for x in bits(size):
+        judged = problem.evaluate(x)
+        value = sum(profit[i, i] for i in range(size) if x[i])
+        value += sum(profit[i, j] for i, j in itertools.combinations(range(size), 2) if x[i] and x[j])
+        assert judged.objective == -value
+        assert judged.feasible == (weight @ np.array(x) <= 60)
+
+
+def test_a_multiple_choice_knapsack_has_every_capacity(tmp_path):
+    file = tmp_path / "choices.txt"
+    file.write_text(" 2 2 2\n 7 5\n 1\n 10.0 1 2\n 20.0 4 3\n 2\n 5.0 2 2\n 9.5 3 3\n")
+    problem = read_multiple_choice_knapsack(file)
+    assert problem.budgets == {"use 1": 7, "use 2": 5}
+    assert problem.evaluate([1, 0]).objective == -25.0
+    assert problem.evaluate([1, 0]).feasible
+    assert problem.evaluate([1, 1]).violations == {"use 2": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("reader", "text", "says"),
+    [
+        (read_max_cut, "3 2\n1 2 1\n", "2 entries need 6 numbers, found 3"),
+        (read_max_cut, "3 1\n1 4 1\n", "between 1 and 3, found 1 to 4"),
+        (read_max_cut, "3 1\n2 2 1\n", "joins a vertex to itself"),
+        (read_coordinate_qubo, "two", "not a QUBO instance"),
+        (read_quadratic_knapsack, "r\n3\n1 2 3\n", "3 items need 11 numbers, found 3"),
+        (read_quadratic_knapsack, "r\n1\n5\n1\n9\n3\n", "found kind 1"),
+        (read_multiple_choice_knapsack, "1 2 1\n 4\n 1\n 3 4\n", "not a whole one"),
+    ],
+)
+def test_damage_is_named(reader, text, says, tmp_path):
+    file = tmp_path / "damaged.txt"
+    file.write_text(text)
+    with pytest.raises(FileFormatError, match=says):
+        reader(file)

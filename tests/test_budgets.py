@@ -1,0 +1,160 @@
+"""Budgets in words: what is asked for, exactly, and one clear error for what cannot be meant."""
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from formulations import InfeasibleBudgetError
+from qcompress import Measurement, compress, formulate, measure, prune_quantize, solve
+from qcompress.budgets import Limit, parse
+from qcompress.errors import OptionsError
+from tests.models import Residual, TiedLanguageModel, seeded
+
+
+def batches() -> list[Tensor]:
+    return [torch.randn(16, 2, 5, 5, generator=torch.Generator().manual_seed(0))]
+
+
+@pytest.fixture(scope="module")
+def measurement() -> Measurement:
+    return measure(seeded(Residual), batches(), prune_quantize(bits=(2, 4, 8), sparsity=(0,)))
+
+
+@pytest.mark.parametrize(
+    ("resource", "asked", "value"),
+    [
+        ("bytes", "120 kB", 120_000),
+        ("bytes", "120kB", 120_000),
+        ("bytes", "1.5 MB", 1_500_000),
+        ("bytes", "1.5 MiB", 1.5 * 2**20),
+        ("bytes", "2 GB", 2e9),
+        ("bytes", "1_000 bytes", 1000),
+        ("bytes", "1e3 B", 1000),
+        ("bytes", "64 KiB", 65_536),
+        ("latency_s", "0.5 s", 0.5),
+        ("latency_s", "20 ms", 0.02),
+        ("latency_s", "300 us", 3e-4),
+        ("macs", "3 M", 3e6),
+        ("bits_per_weight", "4.25 bits", 4.25),
+        ("bits_per_weight", 4.25, 4.25),
+        ("bits_per_weight", 0.9, 0.9),
+        ("bytes", 120_000, 120_000),
+        ("bytes", np.int64(120_000), 120_000),
+        ("bytes", torch.tensor(120_000.0), 120_000),
+        ("bytes", "120_000", 120_000),
+    ],
+)
+def test_amounts(resource: str, asked: Any, value: float) -> None:
+    found = parse(resource, asked)
+    assert found.value == pytest.approx(value, rel=1e-15)
+    assert not found.is_share
+
+
+@pytest.mark.parametrize(
+    ("resource", "asked"),
+    [("bytes", "15%"), ("bytes", "15 %"), ("bytes", 0.15), ("bytes", "0.15"), ("bytes", np.float32(0.15)),
+     ("latency_s", "15%"), ("bits_per_weight", "15%"), ("anything", "15%")],
+)  # fmt: skip
+def test_shares(resource: str, asked: Any) -> None:
+    found = parse(resource, asked)
+    assert found.is_share
+    assert found.value == pytest.approx(0.15, rel=1e-6)
+
+
+@given(hundredths=st.integers(1, 9999), original=st.integers(1, 10**12))
+def test_a_share_is_exact_to_the_byte(hundredths: int, original: int) -> None:
+    share = parse("bytes", f"{hundredths / 100}%").amount(original)
+    assert share == Fraction(hundredths, 10_000) * original // 1
+
+
+@pytest.mark.parametrize("asked", ["", "kB", "-5 kB", "0 kB", "0%", "half", "5 kB 3", "nan", "inf", "1..5", 0, -1, True,
+                                   None, float("nan"), [5], "1e999"])  # fmt: skip
+def test_what_is_no_positive_amount_is_refused(asked: Any) -> None:
+    with pytest.raises(OptionsError, match="the budget for bytes must be a positive number"):
+        parse("bytes", asked)
+
+
+@pytest.mark.parametrize(
+    ("resource", "asked", "error"),
+    [
+        ("bytes", "5 s", r"has no unit 's'; known are: %, B, bytes, kB"),
+        ("bytes", "5 KB", r"has no unit 'KB'.*kB is 1,000 bytes, KiB 1,024"),
+        ("latency_s", "5 kB", r"has no unit 'kB'; known are: %, s, ms"),
+        ("anything", "5 kB", r"has no unit 'kB'; known are: %$"),
+    ],
+)
+def test_an_unknown_unit_is_refused_with_those_there_are(resource: str, asked: str, error: str) -> None:
+    with pytest.raises(OptionsError, match=error):
+        parse(resource, asked)
+
+
+def test_words_and_numbers_give_the_same_problem(measurement: Measurement) -> None:
+    original = measurement.original["bytes"]
+    assert formulate(measurement, {"bytes": "50%"}).budgets == formulate(measurement, {"bytes": 0.5}).budgets
+    assert formulate(measurement, {"bytes": "0.9 kB"}).budgets["bytes"] == 900
+    assert formulate(measurement, {"bytes": "100%"}).budgets["bytes"] == original
+    assert Limit(0.29, is_share=True).amount(100) == 29  # as floats, 0.29 * 100 is below 29
+
+
+def test_bits_per_weight_are_the_bits_of_what_has_a_choice_over_its_weights() -> None:
+    options = prune_quantize(bits=(2, 4, 8), sparsity=(0, 0.5))
+    data = [torch.randint(0, 11, (8, 3), generator=torch.Generator().manual_seed(3))]
+    for factory, given_data in ((Residual, batches()), (TiedLanguageModel, data)):
+        measurement = measure(seeded(factory), given_data, options, granularity=3)
+        for asked in (9, 12.5, "40%"):
+            problem = formulate(measurement, {"bits_per_weight": asked})
+            choice = solve(problem, "greedy").choice
+            assert choice is not None
+            bits = weights = 0
+            for part, transforms, option in zip(measurement.parts, measurement.transforms, choice, strict=False):
+                assert len(transforms) > 1
+                bits += 8 * transforms[option].size_bytes(part.target)
+                weights += part.target.num_weights
+            usage = problem.evaluate(choice).usage["bits_per_weight"]
+            assert usage == pytest.approx(bits / weights, rel=1e-12)
+            assert usage <= (0.4 * 32 if asked == "40%" else asked) * (1 + 1e-12)  # type: ignore[operator]
+
+
+def test_bits_per_weight_at_a_number_that_a_choice_meets_exactly_take_that_choice() -> None:
+    model = seeded(lambda: nn.Sequential(nn.Linear(64, 32, bias=False), nn.ReLU(), nn.Linear(32, 16, bias=False)))
+    measurement = measure(model, [torch.randn(32, 64)], prune_quantize(bits=(2, 3, 4), sparsity=(0,)))
+    loose = formulate(measurement, {"bits_per_weight": 32})
+    for choice in ([1, 2, 0], [3, 1, 0], [2, 2, 0]):
+        use = loose.evaluate(choice).usage["bits_per_weight"]
+        assert formulate(measurement, {"bits_per_weight": use}).evaluate(choice).feasible
+        assert not formulate(measurement, {"bits_per_weight": use * (1 - 1e-9)}).evaluate(choice).feasible
+
+
+def test_the_report_of_a_run_by_bits_per_weight_names_them() -> None:
+    result = compress(seeded(Residual), batches(), budget={"bits_per_weight": 9.5, "bytes": "90%"}, solver="greedy")
+    report = result.report
+    assert report.usage["bits_per_weight"] <= report.budgets["bits_per_weight"] == 9.5
+    assert report.original["bits_per_weight"] == 32
+    assert "bits_per_weight" in report.to_markdown()
+
+
+def test_an_unknown_resource_is_refused_before_measuring() -> None:
+    measured: list[object] = []
+    for budget, error in (
+        ({"watts": 3}, "'watts'; measured are: bytes, macs, latency_s, bits_per_weight"),
+        ({}, "at least one budget"),
+        ({"bytes": "5 parsecs"}, "has no unit 'parsecs'"),
+    ):
+        with pytest.raises(OptionsError, match=error):
+            compress(seeded(Residual), batches(), budget=budget, on_measure=measured.append)  # type: ignore[arg-type]
+    assert not measured
+
+
+def test_a_budget_below_the_smallest_possible_says_what_is_fixed_and_why() -> None:
+    with pytest.raises(InfeasibleBudgetError) as caught:
+        compress(seeded(Residual), batches(), budget={"bytes": "1%"})
+    told = str(caught.value)
+    assert "the smallest possible use is" in told
+    assert "are fixed: norm 24 (BatchNorm2d is not supported); everything else, such as biases and buffers" in told
+    assert caught.value.problem is not None

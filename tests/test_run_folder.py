@@ -1,0 +1,210 @@
+"""A run folder: what is still true is reused, what changed is made anew, a dead process mixes nothing up."""
+
+import json
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from formulations import FileFormatError
+from qcompress.errors import OptionsError, UncheckedWarning
+from qcompress.run_folder import Kept, RunFolder
+
+
+def write(text: str, path: Path) -> None:
+    path.write_text(text)
+
+
+KEPT = Kept("value.txt", write, Path.read_text)
+
+
+class Maker:
+    """Makes numbered values and counts them."""
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    def __call__(self, cache: Path | None) -> str:
+        self.made += 1
+        return f"value {self.made}"
+
+
+def test_a_step_is_done_once_for_one_key_and_again_for_another(tmp_path: Path) -> None:
+    make = Maker()
+    for key, expected in [({"a": 1}, "value 1"), ({"a": 1}, "value 1"), ({"a": 2}, "value 2"), ({"a": 1}, "value 3")]:
+        assert RunFolder(tmp_path).once("step", make, key=key, kept=KEPT) == expected
+
+
+def test_the_log_says_what_is_reused_and_what_differs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "qcompress.run_folder")
+    for key in ({"data": 1, "loss": 2}, {"data": 1, "loss": 2}, {"data": 3, "loss": 2}):
+        RunFolder(tmp_path).once("step", Maker(), key=key, kept=KEPT)
+    told = [record.message.removeprefix(f"{tmp_path}: ") for record in caplog.records]
+    assert told == ["value.txt is reused", "value.txt is made anew, for another data"]
+
+
+def test_without_a_folder_nothing_is_kept_and_no_key_is_looked_at() -> None:
+    run, make = RunFolder(None), Maker()
+    assert run.once("step", make, key={"lock": threading.Lock()}, kept=KEPT) == "value 1"
+    assert run.once("step", make, key={"lock": threading.Lock()}, kept=KEPT) == "value 2"
+    assert set(run.wall_s) == {"step"}
+
+
+def test_a_step_that_leaves_its_cache_is_kept_and_goes_on_in_the_next_run(tmp_path: Path) -> None:
+    def make(cache: Path | None) -> str:
+        assert cache is not None
+        steps = int(cache.read_text()) + 1 if cache.exists() else 1
+        if steps < 3:
+            cache.write_text(str(steps))
+        else:
+            cache.unlink()
+        return f"{steps} steps"
+
+    found = [RunFolder(tmp_path).once("step", make, key={}, kept=KEPT) for _ in range(5)]
+    assert found == ["1 steps", "2 steps", "3 steps", "3 steps", "3 steps"]
+
+
+def test_the_cache_of_another_key_is_thrown_away(tmp_path: Path) -> None:
+    def cut(cache: Path | None) -> str:
+        assert cache is not None
+        cache.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        RunFolder(tmp_path).once("step", cut, key={"a": 1}, kept=KEPT)
+    found: list[bool] = []
+
+    def look(cache: Path | None) -> str:
+        assert cache is not None
+        found.append(cache.exists())
+        raise KeyboardInterrupt
+
+    for key in ({"a": 1}, {"a": 2}):
+        with pytest.raises(KeyboardInterrupt):
+            RunFolder(tmp_path).once("step", look, key=key, kept=KEPT)
+    assert found == [True, False]
+
+
+def test_a_value_whose_process_died_while_it_was_replaced_is_not_taken_for_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RunFolder(tmp_path).once("step", lambda _: "first", key={"a": 1}, kept=KEPT)
+    run = RunFolder(tmp_path)
+
+    def die(text: str, path: Path) -> None:
+        write(text, path)
+        monkeypatch.setattr(RunFolder, "_write", lambda self: None)  # a dead process writes nothing more
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.once("step", lambda _: "second", key={"a": 2}, kept=Kept("value.txt", die, Path.read_text))
+    monkeypatch.undo()
+    assert (tmp_path / "value.txt").read_text() == "second"
+    assert RunFolder(tmp_path).once("step", lambda _: "first", key={"a": 1}, kept=KEPT) == "first"
+
+
+class Clock:
+    """Time that passes only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    hand = Clock()
+    monkeypatch.setattr(time, "perf_counter", hand)
+    return hand
+
+
+def test_the_time_of_a_step_adds_up_over_attempts_and_outlives_a_killed_process(tmp_path: Path, clock: Clock) -> None:
+    def cut(cache: Path | None) -> str:
+        clock.now += 5
+        raise KeyboardInterrupt
+
+    def killed(cache: Path | None) -> str:
+        tell = run.watched(None)
+        clock.now += 7
+        tell("progress")
+        clock.now += 1  # after the last progress: lost with the process
+        run._steps = {}
+        run.path = None
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        RunFolder(tmp_path).once("step", cut, key={}, kept=KEPT)
+    run = RunFolder(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run.once("step", killed, key={}, kept=KEPT)
+
+    def finish(cache: Path | None) -> str:
+        clock.now += 11
+        return "done"
+
+    run = RunFolder(tmp_path)
+    run.once("step", finish, key={}, kept=KEPT)
+    assert run.wall_s == {"step": 23}
+    again = RunFolder(tmp_path)
+    again.once("step", finish, key={}, kept=KEPT)
+    assert again.wall_s == {"step": 23}
+    other = RunFolder(tmp_path)
+    other.once("step", finish, key={"a": 2}, kept=KEPT)
+    assert other.wall_s == {"step": 11}
+
+
+def test_what_cannot_be_checked_is_said_once_for_a_run(tmp_path: Path) -> None:
+    run, lock = RunFolder(tmp_path), threading.Lock()
+    with pytest.warns(UncheckedWarning, match=r"cannot be checked \(forward: lock\).*delete the folder"):
+        run.once("measure", Maker(), key={"forward": lock}, kept=KEPT)
+    run.once("apply", Maker(), key={"forward": lock}, kept=Kept("other.txt", write, Path.read_text))
+
+
+def test_the_folder_of_an_earlier_version_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text("{}")
+    with pytest.raises(OptionsError, match=r"an earlier version \(settings\.json\).*choose another folder"):
+        RunFolder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("journal", "error"),
+    [
+        ("{", FileFormatError),
+        ("[]", FileFormatError),
+        (json.dumps({"kind": "qcompress run", "version": 99, "steps": {}}), OptionsError),
+        (json.dumps({"kind": "something else", "version": 1}), OptionsError),
+        (json.dumps({"kind": "qcompress run", "version": 1, "steps": {"measure": {}}}), FileFormatError),
+    ],
+)
+def test_a_journal_that_is_no_whole_one_is_one_clear_error(
+    tmp_path: Path, journal: str, error: type[Exception]
+) -> None:
+    (tmp_path / "run.json").write_text(journal)
+    with pytest.raises(error, match=r"run\.json"):
+        RunFolder(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OptionsError, match="cannot be written"):
+        RunFolder(tmp_path / "file" / "run")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_a_folder_without_permission_is_one_clear_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(OptionsError, match="cannot be written"):
+        RunFolder(tmp_path)
+
+
+def test_the_value_of_another_step_is_left_alone(tmp_path: Path) -> None:
+    other: Kept[Any] = Kept("other.txt", write, Path.read_text)
+    RunFolder(tmp_path).once("first", lambda _: "1", key={"a": 1}, kept=KEPT)
+    RunFolder(tmp_path).once("second", lambda _: "2", key={"a": 9}, kept=other)
+    assert RunFolder(tmp_path).once("first", Maker(), key={"a": 1}, kept=KEPT) == "1"
