@@ -9,9 +9,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from formulations import Problem
 from formulations.forms.bqm import EncodedBqm
 from solvers.base import Search
 from solvers.qubo.route import QuboSolver, SampleRound
+
+MAX_BITS = 10_000
+"""The most bits of a model that is taken: the sampler keeps all pairs of them in one dense matrix (here 0.8 GB)."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,16 @@ class Tabu(QuboSolver):
     rounds: int = 8
     num_reads: int = 2
     num_restarts: int = 2
+
+    def refuse(self, problem: Problem) -> str:
+        """More bits than a dense matrix can be made for."""
+        bits = problem.num_options - (0 if self.encoding == "one-hot" else problem.num_groups)
+        if bits <= MAX_BITS:
+            return QuboSolver.refuse(self, problem)
+        return (
+            f"solver 'tabu' takes up to {MAX_BITS:,} bits, for its matrix is dense; this problem has {bits:,} in "
+            f"encoding {self.encoding!r}; use 'auto', 'anneal' or 'sa'"
+        )
 
     def sampling(self, search: Search) -> SampleRound:
         """Reads with a number of restarts, or as long as there is time."""

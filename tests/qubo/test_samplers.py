@@ -150,6 +150,16 @@ def test_a_qubo_that_would_be_too_large_is_refused():
         solve(layered_problem(1200), dwave.samplers.SteepestDescentSampler())
 
 
+def test_tabu_refuses_a_model_whose_dense_matrix_would_fill_the_memory():
+    problem = layered_problem(100_000, rank=0, bits=(4, 8))
+    with pytest.raises(
+        UnsupportedProblemError, match=r"up to 10,000 bits.* has 100,000 .*use 'auto', 'anneal' or 'sa'"
+    ):
+        solve(problem, "tabu", time_limit=1.0)
+    with pytest.raises(UnsupportedProblemError, match="200,000 in encoding 'one-hot'"):
+        solve(problem, "tabu", encoding="one-hot", time_limit=1.0)
+
+
 def test_every_sample_is_counted_as_often_as_it_occurred(problem):
     class Twice(dimod.Sampler):
         parameters: ClassVar = {"num_reads": []}
