@@ -9,6 +9,7 @@ from formulations import Evaluation, PairTerms, Problem
 from qcompress.compressed.apply import apply, apply_
 from qcompress.compressed.factored import fold_
 from qcompress.compressed.file import compressed_size, load_compressed, save_compressed
+from qcompress.compressed.packed import pack_
 from qcompress.compression import Result, compress
 from qcompress.engines.base import Engine, EngineInfo
 from qcompress.engines.export import ExportedFile, export
@@ -75,6 +76,7 @@ __all__ = [
     "remeasure",
     "prune_quantize",
     "compressed_size",
+    "pack_",
     "save_compressed",
     "solve",
     "split_vocabulary_",

@@ -16,6 +16,7 @@ from formulations.files import AnyPath, replacing
 from qcompress.compressed import container
 from qcompress.compressed.fitting import part_differences, put_, refuse, state_differences
 from qcompress.compressed.index import Contents, described
+from qcompress.compressed.packed import is_packed, pack_
 from qcompress.compressed.record import CompressedPart, Compression, attach, install_, record_of, require_unchanged
 from qcompress.errors import ArtefactError
 from qcompress.model.tensors import bytes_of, digest_of, held_tensors
@@ -90,12 +91,13 @@ def compressed_size(model: nn.Module) -> CompressedSize:
     return CompressedSize(payload_bytes=contents.payload_bytes, file_bytes=len(head) + contents.payload_bytes)
 
 
-def load_compressed(path: AnyPath, model_factory: Callable[[], Model]) -> Model:
+def load_compressed(path: AnyPath, model_factory: Callable[[], Model], *, packed: bool = False) -> Model:
     """The compressed model from its file, in evaluation mode, on the device that ``model_factory`` gives.
 
     Args:
         path: what `save_compressed` wrote.
         model_factory: makes the original, uncompressed architecture; its weights do not matter.
+        packed: let the weights stay packed in memory and decode them where they are used, see `pack_`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -120,7 +122,7 @@ def load_compressed(path: AnyPath, model_factory: Callable[[], Model]) -> Model:
         )
     parts = tuple(replace(item, stored={}) if isinstance(item.transform, Keep) else item for item in contents.parts)
     attach(model, Compression(parts=parts, payload_bytes=contents.payload_bytes - contents.left_out_bytes))
-    return model.eval()
+    return pack_(model.eval()) if packed else model.eval()
 
 
 def stored_parts(path: AnyPath) -> tuple[CompressedPart, ...]:
@@ -140,6 +142,10 @@ def _contents(model: nn.Module) -> Contents:
         raise ArtefactError(
             f"this {type(model).__name__} carries no record of a compression: save what apply(), compress() or "
             "load_compressed() gave"
+        )
+    if is_packed(model):
+        raise ArtefactError(
+            "the weights of this model are packed: save it before pack_(), or copy the file it came from"
         )
     written = {id(weight) for weight in require_unchanged(record, model)}
     parts = tuple(

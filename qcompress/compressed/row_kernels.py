@@ -1,0 +1,58 @@
+"""Loops over packed codes; see `qcompress.compressed.rows`. A module of its own, for numba is slow to import."""
+
+import numba
+
+
+@numba.njit(inline="always")
+def _code_at(packed, number, bits):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """The ``number``-th code of ``bits`` bits, at most 16: it lies in three bytes at most."""
+    first = number * bits
+    byte = first >> 3
+    value = numba.uint32(packed[byte])
+    if byte + 2 < packed.shape[0]:
+        value |= numba.uint32(packed[byte + 1]) << 8 | numba.uint32(packed[byte + 2]) << 16
+    elif byte + 1 < packed.shape[0]:
+        value |= numba.uint32(packed[byte + 1]) << 8
+    return numba.int32(value >> (first & 7) & ((1 << bits) - 1))
+
+
+@numba.njit(cache=True, nogil=True)
+def decode(codes, bits, numbers, scales, zeros, group_size, found):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Rows of codes: ``found[i, j] = (code - zero)·scale`` for row ``numbers[i]``, scale and zero of j's group."""
+    columns, low = found.shape[1], (1 << bits) - 1
+    for i in range(numbers.shape[0]):
+        place, row = numbers[i] * columns, found[i]
+        for group in range(scales.shape[1]):
+            scale, zero = scales[i, group], zeros[i, group]
+            j, stop = group * group_size, min((group + 1) * group_size, columns)
+            whole = bits <= 8
+            while j < stop and not (whole and (place + j) % 8 == 0):
+                row[j] = numba.float32(_code_at(codes, place + j, bits) - zero) * scale
+                j += 1
+            while j + 8 <= stop:  # eight codes fill `bits` bytes
+                byte = (place + j) // 8 * bits
+                word = numba.uint64(0)
+                for b in range(bits):
+                    word |= numba.uint64(codes[byte + b]) << numba.uint64(8 * b)
+                for c in range(8):
+                    row[j + c] = numba.float32(numba.int32(word >> numba.uint64(bits * c) & low) - zero) * scale
+                j += 8
+            while j < stop:
+                row[j] = numba.float32(_code_at(codes, place + j, bits) - zero) * scale
+                j += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def decode_kept(codes, mask, before, bits, numbers, scales, zeros, group_size, found):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """As `decode`, where only weights in the mask have a code; ``before`` counts those of the rows before."""
+    columns = found.shape[1]
+    for i in range(numbers.shape[0]):
+        place, code, row = numbers[i] * columns, before[i], found[i]
+        for group in range(scales.shape[1]):
+            scale, zero = scales[i, group], zeros[i, group]
+            for j in range(group * group_size, min((group + 1) * group_size, columns)):
+                value = zero
+                if mask[(place + j) >> 3] >> ((place + j) & 7) & 1:
+                    value = _code_at(codes, code, bits)
+                    code += 1
+                row[j] = numba.float32(value - zero) * scale

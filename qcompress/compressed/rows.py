@@ -1,0 +1,123 @@
+"""Any rows of a weight from the arrays that it is stored in, without making the others.
+
+Codes of a few bits lie one after the other, so a row is found by its number; with pruning also by how many weights were
+kept before it, which is counted once. In numba, because each weight takes a few bits from bytes that are not its own,
+which on whole arrays would need many times the memory of the rows.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from qcompress.transforms.base import Keep, Target, Transform
+from qcompress.transforms.quantize.packing import unpack
+from qcompress.transforms.quantize.prune_quantize import PruneQuantize
+
+
+class PackedRows(ABC):
+    """Rows ``(channels, per_channel)`` that are made where they are asked for."""
+
+    channels: int
+
+    @abstractmethod
+    def rows(self, numbers: Tensor) -> Tensor:
+        """The rows with these numbers ``(n,)``."""
+
+    def block(self, start: int, stop: int) -> Tensor:
+        """The rows from ``start`` to before ``stop``."""
+        return self.rows(torch.arange(start, stop))
+
+
+def packed_rows(blocks: Sequence[tuple[Transform, dict[str, Tensor], Target]]) -> PackedRows:
+    """The rows of blocks of channels that follow each other, each a transform with the arrays it stores and its target.
+
+    >>> from qcompress.transforms.base import Weight
+    >>> target = Target(layer="Linear", channels=3, per_channel=4, dtype=torch.float32, macs=12)
+    >>> transform, weight = PruneQuantize(4), torch.arange(12.0).reshape(3, 4)
+    >>> packed = packed_rows([(transform, transform.encode(Weight(weight, target)), target)])
+    >>> torch.equal(packed.rows(torch.tensor([2])), transform.approximate(Weight(weight, target))[2:])
+    True
+    """
+    packed = [_block(*block) for block in blocks]
+    return packed[0] if len(packed) == 1 else _Stacked(packed)
+
+
+def _block(transform: Transform, stored: dict[str, Tensor], target: Target) -> PackedRows:
+    if isinstance(transform, Keep):
+        return _Dense(stored["rows"])
+    if type(transform) is PruneQuantize:
+        return _Coded(transform, stored, target)
+    return _Whole(transform, stored, target)
+
+
+class _Dense(PackedRows):
+    """Rows as they are."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.channels, self._rows = len(rows), rows
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        return self._rows[numbers]
+
+
+class _Whole(PackedRows):
+    """Rows of a transform that only decodes all of them."""
+
+    def __init__(self, transform: Transform, stored: dict[str, Tensor], target: Target) -> None:
+        self.channels = target.channels
+        self._transform, self._stored, self._target = transform, stored, target
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        return self._transform.decode(self._stored, self._target)[numbers]
+
+
+class _Stacked(PackedRows):
+    """Blocks that follow each other."""
+
+    def __init__(self, blocks: Sequence[PackedRows]) -> None:
+        self._blocks = blocks
+        self._stops = torch.tensor([block.channels for block in blocks]).cumsum(0)
+        self.channels = int(self._stops[-1])
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        place = torch.searchsorted(self._stops, numbers, right=True)
+        pieces, order = [], []
+        for index in torch.unique(place).tolist():
+            chosen = (place == index).nonzero().view(-1)
+            block = self._blocks[index]
+            pieces.append(block.rows(numbers[chosen] - int(self._stops[index]) + block.channels))
+            order.append(chosen)
+        found = torch.cat(pieces)
+        return found[torch.cat(order).argsort()]
+
+
+class _Coded(PackedRows):
+    """Rows of codes with scales, pruned or not."""
+
+    def __init__(self, transform: PruneQuantize, stored: dict[str, Tensor], target: Target) -> None:
+        self.channels, self._columns, self._dtype = target.channels, target.per_channel, target.dtype
+        self._bits, self._codes = transform.bits, stored["codes"]
+        self._scales = stored["scales"].view(self.channels, -1)
+        self._zeros = torch.tensor([[2 ** (transform.bits - 1)]], dtype=torch.int32).expand(self.channels, 1)
+        self._group_size = target.per_channel
+        self._mask = stored.get("mask")
+        if self._mask is not None:
+            kept = unpack(self._mask, 1, target.num_weights).view(self.channels, -1).sum(1)
+            self._before = kept.cumsum(0) - kept
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        from qcompress.compressed import row_kernels  # here: numba is slow to import
+
+        found = torch.empty(len(numbers), self._columns)
+        scales, zeros = self._scales[numbers].to(torch.float32), self._zeros[numbers]
+        tables = numbers.numpy(), scales.numpy(), zeros.numpy(), self._group_size, found.numpy()
+        codes = self._codes.numpy()
+        if self._mask is None:
+            row_kernels.decode(codes, self._bits, *tables)
+        else:
+            before = self._before[numbers].numpy()
+            row_kernels.decode_kept(codes, self._mask.numpy(), before, self._bits, *tables)
+        limit = min(torch.finfo(self._dtype).max, torch.finfo(torch.float32).max)
+        return found.clamp_(-limit, limit).to(self._dtype)
