@@ -176,7 +176,7 @@ def prune_quantize(
         group_size: weights of a row that share a scale, as 32 or (32, 128); None for whole rows.
         symmetric: False for zero points: a group's codes then reach as far up and down as its weights do.
         scale_dtype: ``"float16"``, ``"bfloat16"`` or ``"float32"``; by default float32 for whole rows without zero
-            points, else float16.
+            points, else bfloat16 for bfloat16 weights and float16 for others.
         compensated: whether what is kept makes up for what is lost, for the inputs that the calibration data gives (in
             Linear layers and ungrouped convolutions): in the same bytes, a fraction of the loss. `measure` then keeps
             ``(in, in)`` second moments of each such layer (for a convolution of the unfolded input).
@@ -199,8 +199,9 @@ def prune_quantize(
         if size is None and symmetric is True and scale_dtype in (None, "float32"):
             offers += [PruneQuantize(*values) for values in each]
         else:
-            scales = scale_dtype or "float16"
-            offers += [GroupWise(*values, group_size=size, symmetric=symmetric, scale_dtype=scales) for values in each]
+            offers += [
+                GroupWise(*values, group_size=size, symmetric=symmetric, scale_dtype=scale_dtype) for values in each
+            ]
     return Options(tuple(offers))
 
 

@@ -15,7 +15,9 @@ from qcompress.errors import EngineError
 
 ENTRY_POINTS = "qcompress.engines"
 
-TABLE: dict[str, str] = {}
+TABLE: dict[str, str] = {
+    "compressed-tensors": "qcompress.engines.compressed_tensors:CompressedTensors",
+}
 
 
 def _table() -> dict[str, str]:

@@ -7,6 +7,7 @@ zero points are those of the least squared error; compensated, codes and scales 
 layer's output on the calibration data (`qcompress.transforms.quantize.compensation`), in the same bytes.
 """
 
+import functools
 import operator
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -33,7 +34,8 @@ class GroupWise(PruneQuantize):
         sparsity, compensated: as of `PruneQuantize`.
         group_size: weights of a row that share a scale, at least 2; None for the whole row.
         symmetric: without zero points.
-        scale_dtype: one of `SCALE_TYPES`. A weight whose scale is beyond it is stored with the nearest that is not.
+        scale_dtype: one of `SCALE_TYPES`; by default bfloat16 for bfloat16 weights, else float16. A group whose scale
+            is beyond its type has the nearest that is not.
 
     Raises:
         OptionsError: a value outside its range.
@@ -53,7 +55,7 @@ class GroupWise(PruneQuantize):
 
     group_size: int | None = None
     symmetric: bool = True
-    scale_dtype: str = "float16"
+    scale_dtype: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,16 +65,16 @@ class GroupWise(PruneQuantize):
             object.__setattr__(self, "group_size", _group_size(self.group_size))
         if not isinstance(self.symmetric, bool):
             raise OptionsError(f"symmetric must be True or False, found {self.symmetric!r}")
-        if self.scale_dtype not in SCALE_TYPES:
+        if self.scale_dtype is not None and self.scale_dtype not in SCALE_TYPES:
             raise OptionsError(f"scale_dtype must be one of {', '.join(SCALE_TYPES)}, found {self.scale_dtype!r}")
 
     @property
     def label(self) -> str:
-        """As ``"4 bits in groups of 32, asymmetric, bfloat16 scales, compensated"``; float16 goes without saying."""
+        """As ``"4 bits in groups of 32, asymmetric, float32 scales, compensated"``."""
         bits, *rest = super().label.split(", ")
         where = " by row" if self.group_size is None else f" in groups of {self.group_size}"
         zeros = [] if self.symmetric else ["asymmetric"]
-        scales = [] if self.scale_dtype == "float16" else [f"{self.scale_dtype} scales"]
+        scales = [] if self.scale_dtype is None else [f"{self.scale_dtype} scales"]
         return ", ".join([bits + where, *zeros, *scales, *rest])
 
     def size_bytes(self, target: Target) -> int:
@@ -81,7 +83,12 @@ class GroupWise(PruneQuantize):
         codes = packed_bytes(self._num_kept(target.num_weights), self.bits)
         zeros = 0 if self.symmetric else packed_bytes(groups, self.bits)
         mask = packed_bytes(target.num_weights, 1) if self.sparsity else 0
-        return codes + SCALE_TYPES[self.scale_dtype].itemsize * groups + zeros + mask
+        return codes + self.scale_type(target).itemsize * groups + zeros + mask
+
+    def scale_type(self, target: Target) -> torch.dtype:
+        """What scales are stored in."""
+        own = "bfloat16" if target.dtype == torch.bfloat16 else "float16"
+        return SCALE_TYPES[self.scale_dtype or own]
 
     def num_groups(self, target: Target) -> int:
         """Groups in a row."""
@@ -98,7 +105,7 @@ class GroupWise(PruneQuantize):
         shifted = (codes - spread(grid.low, grid.group_size, codes.shape[1])).to(torch.int32)
         stored = {
             "codes": pack(shifted.view(-1) if kept is None else shifted[kept], self.bits),
-            "scales": grid.scales.reshape(-1).to(SCALE_TYPES[self.scale_dtype]),
+            "scales": grid.scales.reshape(-1).to(self.scale_type(weight.target)),
         }
         if not self.symmetric:
             stored["zeros"] = pack(-grid.low.reshape(-1).to(torch.int32), self.bits)
@@ -134,7 +141,7 @@ class GroupWise(PruneQuantize):
         """Codes less zero points as float32 rows (0 where pruned), their grid, and which weights are kept."""
         rows, kept = self._rows(weight)
         masked = rows if kept is None else rows * kept
-        grid = self._nearest_grid(masked, self._size(weight.target))
+        grid = self._nearest_grid(masked, self._size(weight.target), self.scale_type(weight.target))
         low, high, scales = (
             spread(each, grid.group_size, rows.shape[1]) for each in (grid.low, grid.high, grid.scales)
         )
@@ -144,8 +151,8 @@ class GroupWise(PruneQuantize):
             grid = replace(grid, scales=scales)
         return codes, grid, kept
 
-    def _nearest_grid(self, rows: Tensor, size: int) -> Grid:
-        """Scales and zero points of least squared error."""
+    def _nearest_grid(self, rows: Tensor, size: int, dtype: torch.dtype) -> Grid:
+        """Scales of a type and zero points of least squared error."""
         from qcompress.transforms.quantize.scales import best_ranges, best_scales  # here: numba is slow to import
 
         channels, levels = len(rows), 2 ** (self.bits - 1)
@@ -157,15 +164,19 @@ class GroupWise(PruneQuantize):
         else:
             scales, zeros = map(torch.from_numpy, best_ranges(unit, self.bits))
         low = -zeros.view(channels, -1)
+        scales = (scales * peaks).view(channels, -1)
         return Grid(
-            scales=self._storable((scales * peaks).view(channels, -1)), low=low, high=low + (2 * levels - 1),
-            group_size=size, storable=self._storable,
-        )  # fmt: skip
+            scales=_stored_in(dtype, scales),
+            low=low,
+            high=low + (2 * levels - 1),
+            group_size=size,
+            storable=functools.partial(_stored_in, dtype),
+        )
 
-    def _storable(self, scales: Tensor) -> Tensor:
-        dtype = SCALE_TYPES[self.scale_dtype]
-        limit = torch.finfo(dtype).max
-        return scales.clamp(-limit, limit).to(dtype).to(torch.float32)
+
+def _stored_in(dtype: torch.dtype, scales: Tensor) -> Tensor:
+    limit = torch.finfo(dtype).max
+    return scales.clamp(-limit, limit).to(dtype).to(torch.float32)
 
 
 def _group_size(value: object) -> int:

@@ -1,0 +1,361 @@
+"""compressed-tensors: a Hugging Face folder with packed integer weights, which transformers and vLLM load as it is.
+
+The folder holds ``config.json`` with how each layer is stored, safetensors files (several from ``shard_bytes`` of dense
+weights on, with their index), and the tokenizer's files. Every layer's share of ``config.json`` and of the headers has
+room for the longest text it may need, so that the folder's bytes are a sum over the layers.
+
+vLLM runs q, k and v as one matrix, and gate and up: layers that it fuses must share one scheme (``fused``).
+transformers ties dense weights only, so weights that modules share stay as they are.
+"""
+
+import functools
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from qcompress.compressed.record import CompressedPart, record_of
+from qcompress.engines import tensor_file
+from qcompress.engines.base import Engine, EngineRun, FileSizes, timed
+from qcompress.engines.integer_codes import Scheme, integer_codes, scheme_of
+from qcompress.engines.tensor_file import Entry
+from qcompress.errors import EngineError
+from qcompress.model import forward as forwards
+from qcompress.model.parts import Part, unique_state
+from qcompress.options import Options, prune_quantize
+from qcompress.transforms.base import Keep, Target, Transform
+
+MAX_BITS = 8
+FUSED = (
+    ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"), ("w1", "w3"),
+)  # fmt: skip
+TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
+    "preprocessor_config.json", "processor_config.json", "sentencepiece.bpe.model", "spiece.model",
+)  # fmt: skip
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressedTensors(Engine):
+    """transformers with compressed-tensors.
+
+    Attributes:
+        tokenizer: folder whose tokenizer files are copied; by default the one that the model was loaded from.
+        fused: whether layers that vLLM fuses must share one scheme.
+        shard_bytes: most bytes of dense weights that go into one file.
+    """
+
+    name: ClassVar[str] = "compressed-tensors"
+    summary: ClassVar[str] = "Hugging Face folder with packed integer weights, for transformers and vLLM"
+    requires: ClassVar[tuple[str, ...]] = ("compressed_tensors", "transformers")
+    extra: ClassVar[str] = "compressed-tensors"
+    tolerance: ClassVar[float] = 1e-6
+
+    tokenizer: str | None = None
+    fused: bool = True
+    shard_bytes: int = 5_000_000_000
+
+    def options(self) -> Options:
+        """2 to 8 bits in groups of 32 to 128, compensated."""
+        return prune_quantize(bits=(2, 3, 4, 5, 6, 8), group_size=(32, 64, 128), compensated=True)
+
+    def refuse(self, part: Part, transform: Transform) -> str:
+        """Linear layers of their own, in integers of up to 8 bits; groups must fill a row evenly."""
+        target = part.target
+        if isinstance(transform, Keep):
+            return ""
+        scheme = scheme_of(transform, target)
+        if scheme is None or scheme.bits > MAX_BITS:
+            return f"{transform.label!r} of {part.name!r} is no integer format of up to {MAX_BITS} bits"
+        if not scheme.symmetric:
+            return f"{transform.label!r} of {part.name!r}: transformers (5.24) does not load packed zero points"
+        if target.layer != "Linear" or not target.whole:
+            return f"{part.name!r} is no whole Linear layer, only those have integer weights there"
+        if len(part.modules) > 1:
+            return f"{part.name!r} shares its weight with {part.modules[1]!r}, and only dense weights are tied there"
+        if scheme.group_size is not None and target.per_channel % scheme.group_size:
+            return f"the {target.per_channel} inputs of {part.name!r} are no multiple of {scheme.group_size}"
+        if scheme.scale_type != target.dtype and target.dtype != torch.float32:
+            return f"scales of {part.name!r} are read in {target.dtype}, {scheme.scale_type} would be rounded again"
+        return ""
+
+    def ties(self, parts: Sequence[Part]) -> list[tuple[str, ...]]:
+        """Layers that vLLM runs as one matrix."""
+        if not self.fused:
+            return []
+        groups: dict[tuple[str, int], list[str]] = {}
+        for part in parts:
+            parent, _, last = part.modules[0].rpartition(".")
+            for index, names in enumerate(FUSED):
+                if last in names and part.target.layer == "Linear":
+                    groups.setdefault((parent, index), []).append(part.name)
+        return [tuple(names) for names in groups.values() if len(names) > 1]
+
+    def sizes(
+        self,
+        model: nn.Module,
+        parts: Sequence[Part],
+        transforms: Sequence[Sequence[Transform]],
+        example: Any = None,  # noqa: ARG002
+    ) -> FileSizes:
+        """All files of the folder."""
+        files = _files_of(model, self.shard_bytes)
+        sharded = len(set(files.values())) > 1
+        state = unique_state(model)
+
+        def taken(name: str, transform: Transform, target: Target) -> int:
+            scheme = scheme_of(transform, target)
+            entries = _dense_entries(name, state[name]) if scheme is None else _packed_entries(name, scheme, target)
+            index = sum(len(_indexed(entry.name, files[name])) for entry in entries) if sharded else 0
+            config = 0 if scheme is None else _config_room(name, scheme)
+            return index + config + sum(entry.size_bytes for entry in entries)
+
+        weights = {part.name: _weight_name(part, state) for part in parts}
+        options = tuple(
+            tuple(taken(weights[part.name], transform, part.target) for transform in own)
+            for part, own in zip(parts, transforms, strict=True)
+        )
+        rest = [name for name in state if name not in weights.values()]
+        whole = sum(taken(name, Keep(), _ANY) for name in rest)
+        whole += tensor_file.OVERHEAD * len(set(files.values())) + (_INDEX_ROOM if sharded else 0)
+        whole += len(_plain_config(model)) + _CONFIG_ROOM + len(_generation_config(model) or b"")
+        whole += sum(file.stat().st_size for file in self._tokenizer_files(model))
+        return FileSizes(options=options, overhead=whole)
+
+    def write(self, model: nn.Module, path: Path, example: Any = None) -> None:  # noqa: ARG002
+        """Write the folder."""
+        state, items = unique_state(model), _compressed(self, model)
+        files = _files_of(model, self.shard_bytes)
+        packed = {_weight_name(item.part, state): item for item in items}
+        path.mkdir()
+        contents: dict[str, list[Entry]] = {file: [] for file in files.values()}
+        for name, tensor in state.items():
+            contents[files[name]] += _entries_of(name, packed[name]) if name in packed else _dense_entries(name, tensor)
+        for file, entries in contents.items():
+            with (path / file).open("wb") as stream:
+                tensor_file.write(stream, entries)
+        if len(contents) > 1:
+            (path / INDEX).write_bytes(_index(contents))
+        schemes = {name: _scheme(item) for name, item in packed.items()}
+        (path / "config.json").write_bytes(_config(model, schemes))
+        if generation := _generation_config(model):
+            (path / "generation_config.json").write_bytes(generation)
+        for source in self._tokenizer_files(model):
+            shutil.copy(source, path / source.name)
+
+    def run(self, path: Path, batches: Iterable[Any]) -> EngineRun:
+        """Load the folder with transformers and run it."""
+        model, batches = loaded(path), list(batches)
+        with torch.no_grad():
+            forwards.run(model, batches[0])  # the first call unpacks the weights
+        return timed(forwards.run(model, batch) for batch in batches)
+
+    def check(self, path: Path, model: nn.Module) -> str:
+        """Decode every packed weight with compressed-tensors itself: they must be the model's, bit for bit."""
+        from compressed_tensors.compressors import PackedQuantizationCompressor
+        from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+        from safetensors.torch import load_file
+
+        state: dict[str, Tensor] = {}
+        for file in sorted(path.glob("*.safetensors")):
+            state |= load_file(file)
+        ours = unique_state(model)
+        for item in _compressed(self, model):
+            weight = _weight_name(item.part, ours)
+            name = weight.removesuffix(".weight")
+            scheme = QuantizationScheme(targets=[name], weights=QuantizationArgs(**_arguments(_scheme(item))))
+            own = {key.removeprefix(name + "."): value for key, value in state.items() if key.startswith(name + ".")}
+            own["weight_scale"] = own["weight_scale"].to(ours[weight].dtype)
+            found = PackedQuantizationCompressor.decompress(own, scheme)["weight"]
+            if not torch.equal(found, ours[weight].cpu()):
+                return f"the weight of {item.part.name!r} in the file is not the model's"
+        return ""
+
+    def _tokenizer_files(self, model: nn.Module) -> list[Path]:
+        source = self.tokenizer or str(getattr(model, "name_or_path", ""))
+        folder = Path(source)
+        if self.tokenizer is not None and not folder.is_dir():
+            raise EngineError(f"tokenizer must be a folder with a tokenizer's files, there is no {self.tokenizer!r}")
+        return [folder / name for name in TOKENIZER if source and (folder / name).is_file()]
+
+
+def loaded(path: Path) -> nn.Module:
+    """The model of a folder, in evaluation mode, as transformers loads it."""
+    import transformers
+
+    names = json.loads((path / "config.json").read_text()).get("architectures") or ["AutoModel"]
+    model: nn.Module = getattr(transformers, names[0]).from_pretrained(path)
+    return model.eval()
+
+
+_ANY = Target(layer="", channels=0, per_channel=0, dtype=torch.float32, macs=0)
+_CONFIG_ROOM = 400
+_INDEX_ROOM = 100
+
+
+def _compressed(engine: CompressedTensors, model: nn.Module) -> list[CompressedPart]:
+    """The compressed parts of a model.
+
+    Raises:
+        EngineError: one that the engine does not run.
+    """
+    record = record_of(model)
+    items = [item for item in record.parts if item.stored] if record is not None else []
+    for item in items:
+        if why := engine.refuse(item.part, item.transform):
+            raise EngineError(f"engine {engine.name!r} cannot write this model: {why}")
+    return items
+
+
+def _scheme(item: CompressedPart) -> Scheme:
+    scheme = scheme_of(item.transform, item.part.target)
+    assert scheme is not None  # noqa: S101
+    return scheme
+
+
+def _weight_name(part: Part, state: Mapping[str, Tensor]) -> str:
+    """The name in the state dict of a part's weight."""
+    return next(name for module in part.modules if (name := f"{module}.weight") in state)
+
+
+def _files_of(model: nn.Module, shard_bytes: int) -> dict[str, str]:
+    """The file of every weight, whatever it is stored as."""
+    shards: dict[str, int] = {}
+    number, filled = 0, 0
+    for name, tensor in unique_state(model).items():
+        if filled and filled + tensor.nbytes > shard_bytes:
+            number, filled = number + 1, 0
+        shards[name] = number
+        filled += tensor.nbytes
+    stem, _, ending = WEIGHTS.rpartition(".")
+    return {
+        name: f"{stem}-{own + 1:05}-of-{number + 1:05}.{ending}" if number else WEIGHTS for name, own in shards.items()
+    }
+
+
+def _dense_entries(name: str, tensor: Tensor) -> list[Entry]:
+    return [Entry(name=name, dtype=tensor.dtype, shape=tuple(tensor.shape), tensor=lambda: tensor)]
+
+
+def _packed_entries(name: str, scheme: Scheme, target: Target) -> list[Entry]:
+    """What stands for a weight of ``name``: codes, scales and its shape."""
+    rows, groups = target.channels, scheme.num_groups(target)
+    shapes = {
+        "weight_packed": (torch.int32, (rows, -(-target.per_channel * scheme.bits // 32))),
+        "weight_scale": (scheme.scale_type, (rows, groups)),
+        "weight_shape": (torch.int64, (2,)),
+    }
+    module = name.removesuffix(".weight")
+    return [Entry(name=f"{module}.{key}", dtype=dtype, shape=shape) for key, (dtype, shape) in shapes.items()]
+
+
+def _entries_of(name: str, item: CompressedPart) -> list[Entry]:
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+
+    scheme, target = _scheme(item), item.part.target
+
+    def numbers(key: str) -> Tensor:
+        if key == "weight_shape":
+            return torch.tensor([target.channels, target.per_channel])
+        found = integer_codes(item.transform, item.stored, target)
+        if key == "weight_scale":
+            return found.scales
+        packed: Tensor = pack_to_int32((found.codes - found.zeros[:, :1]).to(torch.int8), scheme.bits)
+        return packed
+
+    return [
+        Entry(
+            name=entry.name,
+            dtype=entry.dtype,
+            shape=entry.shape,
+            tensor=functools.partial(numbers, entry.name.rpartition(".")[2]),
+        )
+        for entry in _packed_entries(name, scheme, target)
+    ]
+
+
+def _indexed(name: str, file: str) -> str:
+    return f"\n{json.dumps(name)}:{json.dumps(file)},"
+
+
+def _index(contents: Mapping[str, list[Entry]]) -> bytes:
+    """The index of the shards, padded to what `sizes` says."""
+    lines = [_indexed(entry.name, file) for file, entries in contents.items() for entry in entries]
+    total = sum(entry.nbytes for entries in contents.values() for entry in entries)
+    text = f'{{"metadata":{{"total_size":{total}}},"weight_map":{{{"".join(lines).rstrip(",")}\n}}}}'
+    return text.encode().ljust(sum(map(len, lines)) + _INDEX_ROOM)
+
+
+def _arguments(scheme: Scheme) -> dict[str, Any]:
+    """The scheme in compressed-tensors' words."""
+    grouped = {"strategy": "channel"} if scheme.group_size is None else {
+        "strategy": "group", "group_size": scheme.group_size
+    }  # fmt: skip
+    return {"num_bits": scheme.bits, "type": "int", "symmetric": scheme.symmetric, "dynamic": False, **grouped}
+
+
+def _group(modules: list[str], scheme: Scheme) -> dict[str, Any]:
+    return {
+        "format": "pack-quantized", "input_activations": None, "targets": modules, "weights": _arguments(scheme)
+    }  # fmt: skip
+
+
+def _config_room(name: str, scheme: Scheme) -> int:
+    """Bytes of ``config.json`` that are enough for a layer, also where it is the only one of its scheme."""
+    text = json.dumps({"group_000": _group([name.removesuffix(".weight")], scheme)}, indent=2)
+    return len(text.encode()) + 4 * (text.count("\n") + 1)
+
+
+def _config(model: nn.Module, schemes: Mapping[str, Scheme]) -> bytes:
+    plain, groups = _config_values(model), dict[Scheme, list[str]]()
+    for name, scheme in schemes.items():
+        groups.setdefault(scheme, []).append(name.removesuffix(".weight"))
+    if groups:
+        plain["quantization_config"] = {
+            "quant_method": "compressed-tensors",
+            "format": "pack-quantized",
+            "quantization_status": "compressed",
+            "ignore": [],
+            "config_groups": {
+                f"group_{index}": _group(own, scheme) for index, (scheme, own) in enumerate(groups.items())
+            },
+        }
+    text = json.dumps(plain, indent=2, sort_keys=True).encode()
+    room = len(_plain_config(model)) + _CONFIG_ROOM + sum(_config_room(*own) for own in schemes.items())
+    assert len(text) <= room  # noqa: S101
+    return text.ljust(room)
+
+
+def _plain_config(model: nn.Module) -> bytes:
+    return json.dumps(_config_values(model), indent=2, sort_keys=True).encode()
+
+
+def _config_values(model: nn.Module) -> dict[str, Any]:
+    """The model's own configuration.
+
+    Raises:
+        EngineError: it is no transformers model.
+    """
+    import transformers
+
+    if not isinstance(model, transformers.PreTrainedModel):
+        raise EngineError(
+            f"engine 'compressed-tensors' writes models of transformers (AutoModelForCausalLM.from_pretrained(…)), "
+            f"found {type(model).__name__}"
+        )
+    values: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=True))
+    values.pop("quantization_config", None)
+    dtype = str(model.dtype).removeprefix("torch.")  # else the first number in the files would decide: a scale
+    return values | {"architectures": [type(model).__name__], "dtype": dtype}
+
+
+def _generation_config(model: nn.Module) -> bytes | None:
+    config = getattr(model, "generation_config", None)
+    return None if config is None else config.to_json_string().encode()

@@ -1,0 +1,121 @@
+"""Folders for transformers: what is written loads, in exactly the predicted bytes, with the emulation's outputs."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import qcompress
+from qcompress.engines.compressed_tensors import CompressedTensors, loaded
+from qcompress.engines.legal import for_engine
+from qcompress.errors import EngineError
+from qcompress.transforms.quantize.group_wise import GroupWise
+from tests.engines.random_models import IN_GROUPS, chosen, llama
+from tests.measurements import measured, solution
+
+pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")
+
+
+def one_run(seed: int, folder: Path) -> None:
+    """A random model and choice, written and run."""
+    rng = random.Random(seed)  # noqa: S311
+    model, batch = llama(rng)
+    engine = CompressedTensors(fused=rng.random() < 0.5, shard_bytes=rng.choice([5_000_000_000, 20_000]))
+    smaller = chosen(engine, model, batch, IN_GROUPS, rng)
+    path = qcompress.export(smaller, folder / str(seed), target=engine).path
+    found = qcompress.verify(path, smaller, [batch], target=engine)
+    assert found.ok, (seed, found.why_not)
+    assert found.max_difference == 0.0, seed
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_random_model_runs_bit_for_bit_in_the_predicted_bytes(seed: int, tmp_path: Path) -> None:
+    one_run(seed, tmp_path)
+
+
+@pytest.mark.slow
+def test_100_random_models_run_bit_for_bit_in_the_predicted_bytes(tmp_path: Path) -> None:
+    for seed in range(100, 200):
+        one_run(seed, tmp_path)
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return llama(random.Random(3))[0]  # noqa: S311
+
+
+def test_the_folder_says_how_each_layer_is_stored_and_brings_the_tokenizer(tmp_path: Path, model: nn.Module) -> None:
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "tokens" / "tokenizer.json").write_text("{}")
+    batch = torch.randint(31, (2, 7))
+    engine = CompressedTensors(tokenizer=str(tmp_path / "tokens"))
+    legal = for_engine(engine, model, measured(model, batch, qcompress.prune_quantize(bits=(4,), group_size=16)))
+    choice = [len(options) - 1 for options in legal.transforms]
+    smaller = qcompress.apply(model, legal, solution(choice))
+    path = qcompress.export(smaller, tmp_path / "small", target=engine).path
+    names = {file.name for file in path.iterdir()}
+    assert names == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
+    config = json.loads((path / "config.json").read_text())
+    assert config["dtype"] == str(model.dtype).removeprefix("torch.")
+    groups = config["quantization_config"]["config_groups"]
+    told = {name for group in groups.values() for name in group["targets"]}
+    assert told == {part.name for part, own in zip(legal.parts, choice, strict=True) if own}
+    assert all(group["weights"]["num_bits"] == 4 for group in groups.values())
+    assert qcompress.verify(path, smaller, [batch], target=engine).ok
+
+
+def test_a_model_that_is_not_compressed_loads_as_it_is(tmp_path: Path, model: nn.Module) -> None:
+    path = qcompress.export(model, tmp_path / "whole", target="compressed-tensors").path
+    state = loaded(path).state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_weight_that_differs_in_the_file_is_found_out(tmp_path: Path, model: nn.Module) -> None:
+    batch, engine = torch.randint(31, (2, 7)), CompressedTensors()
+    legal = for_engine(engine, model, measured(model, batch, IN_GROUPS))
+    choice = [len(options) - 1 for options in legal.transforms]
+    smaller = qcompress.apply(model, legal, solution(choice))
+    path = qcompress.export(smaller, tmp_path / "small", target=engine).path
+    assert engine.check(path, smaller) == ""
+    content = bytearray((path / "model.safetensors").read_bytes())
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    name = next(name for name in header if name.endswith("weight_packed"))
+    content[8 + int.from_bytes(content[:8], "little") + header[name]["data_offsets"][0]] ^= 1
+    (path / "model.safetensors").write_bytes(content)
+    assert "is not the model's" in engine.check(path, smaller)
+
+
+def test_layers_that_vllm_fuses_are_tied(model: nn.Module) -> None:
+    parts = measured(model, torch.randint(31, (2, 7)), IN_GROUPS).parts
+    first = "model.layers.0."
+    ties = CompressedTensors().ties(parts)
+    assert tuple(f"{first}self_attn.{name}_proj" for name in "qkv") in ties
+    assert (f"{first}mlp.gate_proj", f"{first}mlp.up_proj") in ties
+    assert CompressedTensors(fused=False).ties(parts) == []
+
+
+def test_what_the_engine_does_not_run_is_refused_with_the_reason(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Embedding(31, 24), nn.Linear(24, 31, bias=False), nn.Linear(31, 8))
+    model[1].weight = model[0].weight
+    tied, alone = measured(model, torch.randint(31, (2, 7)), IN_GROUPS).parts
+    engine = CompressedTensors()
+    assert "shares its weight with '1'" in engine.refuse(tied, GroupWise(4)) or "no whole Linear" in engine.refuse(
+        tied, GroupWise(4)
+    )
+    assert engine.refuse(alone, GroupWise(4)) == ""
+    assert "31 inputs of '2' are no multiple of 16" in engine.refuse(alone, GroupWise(4, group_size=16))
+    assert "no integer format" in engine.refuse(alone, GroupWise(4, 0.5))
+    assert "zero points" in engine.refuse(alone, GroupWise(4, symmetric=False))
+    with pytest.raises(EngineError, match="writes models of transformers .* found Sequential"):
+        qcompress.export(model, tmp_path / "x", target=engine)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_that_is_no_folder_is_refused(tmp_path: Path, model: nn.Module) -> None:
+    engine = CompressedTensors(tokenizer=str(tmp_path / "nowhere"))
+    with pytest.raises(EngineError, match="tokenizer must be a folder"):
+        qcompress.export(model, tmp_path / "x", target=engine)
+    assert list(tmp_path.iterdir()) == []
