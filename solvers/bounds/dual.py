@@ -8,7 +8,7 @@ import numpy as np
 import scipy.optimize
 import scipy.sparse
 
-from formulations import Problem
+from formulations import PairTerms, Problem
 from solvers.bounds.messages import Blocks, block_minima, decode, pass_messages
 from solvers.bounds.smoothed_dual import descend
 from solvers.kernels.moves import Floats, Integers, compiled, to_arrays
@@ -29,6 +29,9 @@ STEPS = 200
 
 SPEED = 2e8
 """Numbers of the factor that an iteration goes through in a second, at least, on a busy machine."""
+
+LINEAR_PROGRAM = 10_000
+"""Up to so many options the prices of several budgets come from the linear program, exactly; it takes half a second."""
 
 SAMPLE, SETTLED = 30_000, 1e-3
 """With over twice so many groups the multipliers are first found for a sample of them, then for all, from this share of
@@ -136,7 +139,7 @@ class Dual:
             point = self._by_temperature(deadline, enough)
         else:
             point = np.zeros(self.size)
-            point[: len(self.limit)] = self.linear_prices()
+            point[: len(self.limit)] = self.linear_prices(deadline)
         return self._pass_messages(point, deadline, enough) if self.blocks.num_messages else point
 
     def _by_temperature(self, deadline: float, enough: float) -> Floats:
@@ -213,13 +216,19 @@ class Dual:
         starts = self.first[:-1]
         return float((np.maximum.reduceat(own, starts) - np.minimum.reduceat(own, starts)).mean())
 
-    def linear_prices(self) -> Floats:
-        """The budgets' best prices when pair terms are left out; zeros when the relaxation has no solution."""
+    def linear_prices(self, deadline: float) -> Floats:
+        """The budgets' best prices when pair terms are left out; zeros when the relaxation has no solution.
+
+        Those of several budgets in a large problem are found by temperature, to about seven digits of the bound.
+        """
         if len(self.limit) == 0:
             return np.zeros(0)
         if len(self.limit) == 1:
             return np.array([price_of_one_budget(self.first, self.cost, self.use[:, 0], float(self.limit[0]))])
         options, groups = self.problem.num_options, self.problem.num_groups
+        if options > LINEAR_PROGRAM:
+            alone = Dual(self.problem._replaced(pairs=PairTerms())) if self.problem.pairs else self
+            return alone._by_temperature(deadline, np.inf) / alone.unit * self.unit
         one = scipy.sparse.csr_array(
             (np.ones(options), (self.problem.group_of, np.arange(options))), shape=(groups, options)
         )

@@ -37,8 +37,8 @@ def dual_bound(problem: Problem, *, time_limit: float = float("inf")) -> DualBou
     >>> round(bound.value, 9), bound.prices
     (1.0, {'bytes': 0.25})
     """
-    dual = Dual(problem)
-    return dual.bound(dual.ascend(time.perf_counter() + time_limit) if problem.pairs else dual.linear_prices())
+    dual, deadline = Dual(problem), time.perf_counter() + time_limit
+    return dual.bound(dual.ascend(deadline) if problem.pairs else dual.linear_prices(deadline))
 
 
 def raise_dual_bound(problem: Problem, search: Search, share: float) -> DualBound:

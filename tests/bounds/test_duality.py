@@ -56,6 +56,19 @@ def test_a_bound_above_every_objective_is_met_only_without_a_feasible_choice(see
         assert found.objective <= largest_objective(problem)
 
 
+@pytest.mark.parametrize("degree", [0, 3])
+def test_prices_of_several_budgets_found_by_temperature_are_the_linear_program_s(monkeypatch, degree):
+    rng, problem = np.random.default_rng(1), layered_problem(200, rank=0, degree=degree, seed=4)
+    use = {name: rng.integers(1, 100, problem.num_options).astype(float) for name in ("macs", "time")}
+    both = problem.resources | use
+    limited = problem._replaced(resources=both, budgets=problem.budgets | {"macs": 9000.0, "time": 9000.0})
+    exact = dual_bound(limited).value
+    monkeypatch.setattr("solvers.bounds.dual.LINEAR_PROGRAM", 0)
+    found = dual_bound(limited).value
+    assert found <= exact + rounding(limited) or degree
+    assert found == pytest.approx(exact, rel=1e-5 if not degree else 1e-2)
+
+
 @pytest.mark.parametrize("num_budgets", [1, 2, 3])
 def test_linear_bound_is_the_linear_program_s(num_budgets):
     rng = np.random.default_rng(num_budgets)
