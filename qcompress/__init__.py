@@ -21,7 +21,7 @@ from qcompress.measuring.latency import TimingProgress, time_options
 from qcompress.measuring.measure import MeasureProgress, measure
 from qcompress.measuring.remeasure import remeasure
 from qcompress.measuring.true_loss import TrueLoss, mean_loss
-from qcompress.options import Options, low_rank, prune_quantize
+from qcompress.options import Options, gguf_types, low_rank, prune_quantize
 from qcompress.refinement import Refined, RefineStep, refine
 from qcompress.report import Report
 from qcompress.training.finetune import FinetuneProgress, finetune
@@ -67,6 +67,7 @@ __all__ = [
     "finetune",
     "fold_",
     "formulate",
+    "gguf_types",
     "load_compressed",
     "low_rank",
     "mean_loss",

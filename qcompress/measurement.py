@@ -52,6 +52,7 @@ class Measurement:
         notes: what else is to be known of how it was measured.
         codes: (part, option) → its arrays as they would be written, as far as they are at hand: `apply` need not
             work them out again. They are not saved.
+        squares: path → ``(n,)`` float32 mean squares of the layer's input columns, where an option needs them.
     """
 
     parts: tuple[Part, ...]
@@ -75,6 +76,7 @@ class Measurement:
     tried: MappingProxyType[str, str] = field(default_factory=lambda: MappingProxyType({}))
     notes: tuple[str, ...] = ()
     codes: dict[tuple[int, int], dict[str, Tensor]] = field(default_factory=dict, repr=False)
+    squares: MappingProxyType[str, NDArray[np.float32]] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def labels(self) -> tuple[tuple[str, ...], ...]:
@@ -85,7 +87,8 @@ class Measurement:
         """The weights of all parts in ``model`` (views), with the moments of their inputs where there are any."""
         distinct = {id(own): torch.tensor(own) for own in self.moments.values()}
         moments = {path: distinct[id(own)] for path, own in self.moments.items()}
-        return weights_of(model, self.parts, moments, self.num_inputs)
+        squares = {path: torch.tensor(values) for path, values in self.squares.items()}
+        return weights_of(model, self.parts, moments, self.num_inputs, squares)
 
     def encoded(self, part: int, transform: Transform, weight: Weight) -> dict[str, Tensor]:
         """The arrays that a transform writes for a part, whose weight is the measured one; nothing when it is kept.
@@ -103,7 +106,8 @@ class Measurement:
         """A part's weight that has those rows."""
         path, target = self.parts[part].modules[0], self.parts[part].target
         moments = torch.tensor(self.moments[path]) if path in self.moments else None
-        return Weight(rows, target, moments, self.num_inputs.get(path, math.inf))
+        squares = torch.tensor(self.squares[path]) if path in self.squares else None
+        return Weight(rows, target, moments, self.num_inputs.get(path, math.inf), squares)
 
     @staticmethod
     def fingerprint_of(model: nn.Module) -> str:
@@ -136,10 +140,12 @@ class Measurement:
             "num_inputs": dict(self.num_inputs),
             "tried": dict(self.tried),
             "notes": list(self.notes),
+            "squares": list(self.squares),
         }
         arrays: dict[str, NDArray[np.floating]] = {"cost": self.cost, "factor": self.factor, "error": self.error}
         arrays |= {f"resource_{i}": use for i, use in enumerate(self.resources.values())}
         arrays |= {f"moments_{i}": own for i, own in enumerate(distinct)}
+        arrays |= {f"squares_{i}": values for i, values in enumerate(self.squares.values())}
         write_arrays(path, kind=FILE_KIND, version=FILE_VERSION, header=header, arrays=arrays)
 
     @classmethod
@@ -156,6 +162,7 @@ class Measurement:
             if isinstance(places, list):  # up to version 3 every layer had its own
                 places = {path: place for place, path in enumerate(places)}
             moments = {path: arrays[f"moments_{place}"] for path, place in places.items()}
+            squares = {path: arrays[f"squares_{place}"] for place, path in enumerate(header.get("squares", ()))}
             return cls(
                 parts=tuple(map(Part.from_json, header["parts"])),
                 transforms=tuple(tuple(map(transform_from_json, options)) for options in header["transforms"]),
@@ -170,6 +177,7 @@ class Measurement:
                 num_inputs=MappingProxyType(header.get("num_inputs", {})),
                 tried=MappingProxyType(header.get("tried", {})),
                 notes=tuple(header.get("notes", ())),
+                squares=MappingProxyType(squares),
                 standing=tuple(header.get("standing", [0] * len(header["parts"]))),  # since version 3
                 standing_loss=header.get("standing_loss", 0.0),
                 **{key: header[key] for key in ("num_samples", "method", "loss", "seed", "model_fingerprint")},

@@ -8,13 +8,15 @@ from torch import Tensor
 
 from qcompress.errors import OptionsError
 from qcompress.transforms.base import Keep, Offer, Target, Transform, Weight
+from qcompress.transforms.ggml.gguf_type import GgufType
+from qcompress.transforms.ggml.types import TYPES
 from qcompress.transforms.low_rank.factors import LowRank, RankRule
 from qcompress.transforms.quantize.group_wise import GroupWise
 from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 from qcompress.transforms.quantize.whole_filters import PruneFilters
 
 OFFERS: dict[str, type[Offer]] = {
-    kind.kind: kind for kind in (Keep, PruneQuantize, GroupWise, PruneFilters, LowRank, RankRule)
+    kind.kind: kind for kind in (Keep, PruneQuantize, GroupWise, PruneFilters, LowRank, RankRule, GgufType)
 }
 
 
@@ -83,6 +85,10 @@ class Options:
     def uncalibrated(self) -> "Options":
         """The same without what needs moments: rounded to nearest, factors closest for all inputs alike."""
         return Options(tuple(own.uncalibrated for own in self.offers))
+
+    def need_squares(self, target: Target) -> bool:
+        """Whether something on offer takes the mean squares of the layer's input columns into account there."""
+        return any(own.needs_squares(target) for own in self.offers)
 
     def for_weight(self, weight: Weight) -> tuple[Fitted, ...]:
         """Keep, then what fits ``weight`` and is of use for it, each worked out once.
@@ -256,6 +262,29 @@ def low_rank(
             for by, value in rules
         )
     )
+
+
+RARE_TYPES = ("F32", "BF16", "IQ1_M", "IQ1_S")
+
+
+def gguf_types(names: Iterable[str] | None = None) -> Options:
+    """Tensor types of ggml, encoded by ggml itself, as llama.cpp runs them.
+
+    `measure` collects the mean squares of the layers' inputs, by which columns count, as llama.cpp's importance matrix.
+    Where rows are no multiple of a type's block, the type that llama.cpp falls back to is on offer instead.
+
+    Args:
+        names: of types, as in ``("Q4_K", "Q6_K")``; by default F16 and all that are quantized, to 2 bits.
+
+    Raises:
+        OptionsError: an empty list, or no such type; lists the known ones.
+
+    >>> gguf_types(("Q4_K", "Q8_0"))
+    Options(Q4_K; Q8_0)
+    """
+    if names is None:
+        names = [name for name in TYPES if name not in RARE_TYPES]
+    return Options(tuple(map(GgufType, _listed(names, "names", "('Q4_K', 'Q6_K')"))))
 
 
 def _listed(values: Any, name: str, example: str) -> list[Any]:

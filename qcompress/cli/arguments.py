@@ -43,7 +43,13 @@ Data = Annotated[
 Loss = Annotated[
     str, typer.Option(help="'kl' to the original's softmax, 'mse' of outputs, or package.module:callable.")
 ]
-Method = Annotated[str, typer.Option(help="'fisher' (a few backward passes) or 'direct' (every option's true loss).")]
+Method = Annotated[
+    str,
+    typer.Option(
+        help="'fisher' (a few backward passes), 'direct' (every option's true loss) or 'sampled' (language models: one "
+        "backward pass a sample)."
+    ),
+]
 Granularity = Annotated[str, typer.Option(help="'layer', or a number of output channels per block.")]
 
 

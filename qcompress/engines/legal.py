@@ -57,6 +57,12 @@ def for_engine(engine: Engine, model: nn.Module, measurement: Measurement, examp
         ),
         fixed=MappingProxyType({**measurement.fixed, FILE_BYTES: float(sizes.overhead)}),
         original=MappingProxyType({**measurement.original, FILE_BYTES: float(whole)}),
+        codes={
+            (part, kept.index(option)): stored
+            for (part, option), stored in measurement.codes.items()
+            for kept in (options[part],)
+            if option in kept
+        },
         standing=tuple(kept.index(own) for kept, own in zip(options, measurement.standing, strict=True)),
     )
 

@@ -16,6 +16,7 @@ from qcompress.errors import EngineError
 ENTRY_POINTS = "qcompress.engines"
 
 TABLE: dict[str, str] = {
+    "llama.cpp": "qcompress.engines.llama_cpp.engine:LlamaCpp",
     "compressed-tensors": "qcompress.engines.compressed_tensors:CompressedTensors",
 }
 

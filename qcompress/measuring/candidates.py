@@ -150,6 +150,7 @@ def fitted(
     options: Options | Mapping[str, Options],
     moments: Mapping[str, Tensor] = MappingProxyType({}),
     num_inputs: Mapping[str, float] = MappingProxyType({}),
+    squares: Mapping[str, Tensor] = MappingProxyType({}),
     on_encode: Callable[[EncodeProgress], None] | None = None,
 ) -> tuple[Candidates, NDArray[np.float64]]:
     """The options that are of use for each part of the original model, and the ``(V,)`` squared errors of all.
@@ -160,6 +161,7 @@ def fitted(
         options: what is on offer, for all parts or by their names.
         moments: of the inputs of the layers for which something on offer needs them, by `Part.modules`' first path.
         num_inputs: of how many inputs they are the mean.
+        squares: mean squares of the input columns of layers, by the same path.
         on_encode: called after every part.
 
     Raises:
@@ -170,7 +172,7 @@ def fitted(
     start = time.perf_counter()
     transforms: list[tuple[Transform, ...]] = []
     errors: list[float] = []
-    for part, weight in zip(parts, weights_of(model, parts, moments, num_inputs), strict=True):
+    for part, weight in zip(parts, weights_of(model, parts, moments, num_inputs, squares), strict=True):
         if not bool(torch.isfinite(weight.rows).all()):
             raise ModelError(f"the weight of {part.name!r} holds NaN or infinity")
         offered = options if isinstance(options, Options) else options[part.name]

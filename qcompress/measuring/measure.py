@@ -23,14 +23,16 @@ from qcompress.measuring.fisher import Fisher
 from qcompress.measuring.memory import require_memory
 from qcompress.measuring.moments import MAX_INPUTS, forecast_bytes, second_moments
 from qcompress.measuring.offered import Offered
+from qcompress.measuring.squares import input_squares
 from qcompress.measuring.sums import Sums
+from qcompress.measuring.weight_gradients import WeightGradients
 from qcompress.model import forward as forwards
 from qcompress.model.losses import Loss, LossFunction, as_loss
 from qcompress.model.parts import Part, survey
 from qcompress.model.steady import steady
 from qcompress.options import Options
 
-METHODS = ("fisher", "direct")
+METHODS = ("fisher", "direct", "sampled")
 SAVE_EVERY_S = 2.0
 
 
@@ -75,7 +77,9 @@ def measure(
         only: patterns of the layers that do not.
         method: ``"fisher"``: linearised, a few backward passes for all options. ``"direct"``: every option's true
             loss increase, one partial forward pass per option and batch; in half precision a small one is lost in the
-            rounding of the outputs.
+            rounding of the outputs. ``"sampled"``: one backward pass a sample for all options, from weight
+            gradients; for language models and other outputs of many numbers. Costs are estimates, and there are no
+            terms between parts.
         loss: ``"kl"`` to the original's softmax (nats per sample), ``"mse"`` of outputs, or a callable
             ``(output, batch) -> (samples,)``.
         forward: ``(model, batch) -> output tensor`` where the default does not fit.
@@ -113,7 +117,9 @@ def measure(
         calibrated = [part for part in inventory.parts if per_part[part.name].need_moments(part.target)]
         require_memory(forecast_bytes(calibrated))
         moments, num_inputs = second_moments(model, calibrated, batches, run) if calibrated else ({}, {})
-        candidates, errors = fitted(model, inventory.parts, per_part, moments, num_inputs, on_encode)
+        weighed = [part for part in inventory.parts if per_part[part.name].need_squares(part.target)]
+        squares = input_squares(model, weighed, batches, run) if weighed else {}
+        candidates, errors = fitted(model, inventory.parts, per_part, moments, num_inputs, squares, on_encode)
         settings = [fingerprint, method, measured.name, granularity, seed]
         sums = accumulate(
             model,
@@ -157,6 +163,7 @@ def measure(
         tried=MappingProxyType(sums.tried),
         notes=tuple(notes),
         codes=candidates.codes,
+        squares=MappingProxyType({name: values.numpy() for name, values in squares.items()}),
     )
     if cache is not None:
         Path(cache).unlink(missing_ok=True)
@@ -223,10 +230,13 @@ def accumulate(
     else:
         sums = Sums(candidates.num_options, seed)
         sums.tried = dict(tried)
-    direct = method == "direct"
-    effects = (
-        Direct(model, candidates, loss, forward) if direct else Fisher(model, candidates, loss, forward, sums.tried)
-    )
+    effects: Direct | Fisher | WeightGradients
+    if method == "direct":
+        effects = Direct(model, candidates, loss, forward)
+    elif method == "sampled":
+        effects = WeightGradients(model, candidates, loss, forward)
+    else:
+        effects = Fisher(model, candidates, loss, forward, sums.tried)
     start = last_save = time.perf_counter()
     done_before = sums.num_batches
     for index, batch in enumerate(batches):

@@ -56,6 +56,10 @@ class Loss(ABC):
         """``(K, *reference.shape)`` random probes of H at the original's outputs."""
 
     @abstractmethod
+    def probe(self, point: Tensor, batch: Any, generator: torch.Generator) -> Tensor:
+        """One random probe of the outputs' shape, whose square has the mean H: ``E[a·aᵀ] = H`` at ``point``."""
+
+    @abstractmethod
     def gradient(self, point: Tensor, batch: Any, reference: Tensor | None = None) -> Tensor | None:
         """The gradient at the outputs ``point``, of their shape, None when it is zero; without the original's outputs
         ``reference``, ``point`` are those.
@@ -97,6 +101,13 @@ class KullbackLeibler(Loss):
         mixed = p.sqrt() * _signs((NUM_PROBES, *p.shape), p, generator)
         return torch.div(mixed - p * mixed.sum(-1, keepdim=True), (_positions(p) * NUM_PROBES) ** 0.5)
 
+    def probe(self, point: Tensor, batch: Any, generator: torch.Generator) -> Tensor:  # noqa: ARG002
+        """``e_y - p`` for a label y drawn from the softmax at every position: the score of the Fisher information."""
+        p = point.softmax(-1)
+        drawn = torch.multinomial(p.reshape(-1, p.shape[-1]).cpu(), 1, generator=generator).to(p.device)
+        label = torch.zeros_like(p).scatter_(-1, drawn.view(*p.shape[:-1], 1), 1.0)
+        return torch.div(label - p, _positions(p) ** 0.5)
+
     def gradient(self, point: Tensor, batch: Any, reference: Tensor | None = None) -> Tensor | None:  # noqa: ARG002
         """``q - p`` at every position."""
         return None if reference is None else (point.softmax(-1) - reference.softmax(-1)) / _positions(point)
@@ -119,6 +130,10 @@ class MeanSquaredError(Loss):
         """``√(2/D)·z`` for random signs z."""
         signs = _signs((NUM_PROBES, *reference.shape), reference, generator)
         return torch.mul(signs, (2 / (reference[0].numel() * NUM_PROBES)) ** 0.5)
+
+    def probe(self, point: Tensor, batch: Any, generator: torch.Generator) -> Tensor:  # noqa: ARG002
+        """``√(2/D)·z`` for random signs z."""
+        return torch.mul(_signs(tuple(point.shape), point, generator), (2 / point[0].numel()) ** 0.5)
 
     def gradient(self, point: Tensor, batch: Any, reference: Tensor | None = None) -> Tensor | None:  # noqa: ARG002
         """``2/D`` times the difference."""
@@ -163,6 +178,10 @@ class CallableLoss(Loss):
     def probes(self, reference: Tensor, batch: Any, generator: torch.Generator) -> Tensor:  # noqa: ARG002
         """The gradient itself."""
         return self.gradient(reference, batch).unsqueeze(0)
+
+    def probe(self, point: Tensor, batch: Any, generator: torch.Generator) -> Tensor:  # noqa: ARG002
+        """The gradient itself."""
+        return self.gradient(point, batch)
 
 
 def as_loss(loss: str | LossFunction | Loss) -> Loss:

@@ -7,6 +7,7 @@ part; a module that is called several times is one part. What cannot be compress
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -235,7 +236,11 @@ def _effective(model: nn.Module, paths: list[str], data: Iterable[Any], forward:
 
 
 def weights_of(
-    model: nn.Module, parts: Iterable[Part], moments: Mapping[str, Tensor], num_inputs: Mapping[str, float]
+    model: nn.Module,
+    parts: Iterable[Part],
+    moments: Mapping[str, Tensor],
+    num_inputs: Mapping[str, float],
+    squares: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Iterator[Weight]:
     """The weights of parts of ``model``.
 
@@ -246,6 +251,7 @@ def weights_of(
         parts: in the model's order, so that the blocks of a layer follow each other.
         moments: second moments of the inputs of layers, by the path of a part's first module, as far as there are any.
         num_inputs: of how many inputs they are.
+        squares: mean squares of the input columns, by the same path.
     """
     layer: tuple[str, Weight] | None = None
     for part in parts:
@@ -254,7 +260,7 @@ def weights_of(
         if layer is not None and (layer[0] == path or (own is not None and own is layer[1].moments)):
             layer = path, layer[1].block(rows, part.target)
         else:
-            layer = path, Weight(rows, part.target, own, num_inputs.get(path, math.inf))
+            layer = path, Weight(rows, part.target, own, num_inputs.get(path, math.inf), squares.get(path))
         yield layer[1]
 
 

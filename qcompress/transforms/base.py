@@ -88,12 +88,14 @@ class Weight:
         moments: ``(per_channel, per_channel)`` second moments ``E[x xᵀ]`` of the layer's (unfolded) input, or None; of
             an Embedding, whose inputs are unit vectors, their diagonal: ``(channels,)`` frequencies of the words.
         num_inputs: how many inputs the moments are the mean of.
+        squares: ``(per_channel,)`` mean square of each input column of the layer, or None.
     """
 
     rows: Tensor
     target: Target
     moments: Tensor | None = None
     num_inputs: float = math.inf
+    squares: Tensor | None = None
     _found: dict[Any, Any] = field(default_factory=dict, repr=False)
     _found_of_inputs: dict[Any, Any] = field(default_factory=dict, repr=False)
 
@@ -113,7 +115,7 @@ class Weight:
 
     def block(self, rows: Tensor, target: Target) -> "Weight":
         """Another weight with the same inputs."""
-        return Weight(rows, target, self.moments, self.num_inputs, _found_of_inputs=self._found_of_inputs)
+        return Weight(rows, target, self.moments, self.num_inputs, self.squares, _found_of_inputs=self._found_of_inputs)
 
     def exact(self) -> Tensor:
         """The rows on the CPU in float64.
@@ -129,7 +131,8 @@ class Weight:
     def relative_error(self, approximation: Tensor) -> float:
         """Squared error of an approximation relative to the weight's own square.
 
-        With moments it is the error of the layer's output, ``E‖(W - W')x‖²`` relative to ``E‖Wx‖²``.
+        With moments it is the error of the layer's output, ``E‖(W - W')x‖²`` relative to ``E‖Wx‖²``; with the mean
+        squares of the inputs alone, the same for inputs that are independent of each other.
         """
         wide = torch.promote_types(self.rows.dtype, torch.float32)
         rows = self.once("wide", lambda: self.rows.detach().cpu().to(wide))
@@ -138,6 +141,8 @@ class Weight:
         return lost / whole if whole else float(lost > 0)
 
     def _energy(self, rows: Tensor) -> float:
+        if self.moments is None and self.squares is not None:
+            return float((rows.square() @ self.squares.cpu().to(rows)).sum(dtype=torch.float64))
         if self.moments is None:
             return float(torch.linalg.vector_norm(rows, dtype=torch.float64) ** 2)
         if self.moments.ndim == 1:
@@ -177,6 +182,10 @@ class Offer(ABC):
     def uncalibrated(self) -> "Offer":
         """The same without the moments of the layer's input."""
         return self
+
+    def needs_squares(self, target: Target) -> bool:  # noqa: ARG002
+        """Whether it takes the mean squares of the layer's input columns into account there."""
+        return False
 
     def to_json(self) -> dict[str, Any]:
         """The offer as plain JSON, with its kind."""

@@ -1,0 +1,188 @@
+"""How models of Hugging Face's transformers are called and described in GGUF: one line an architecture.
+
+Tensor names come from the maps of the package ``gguf``. What differs beyond the names is here: the head's values, rows
+that stand in another order, norms that are stored with 1 added.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qcompress.errors import EngineError
+
+Described = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """One of llama.cpp's.
+
+    Attributes:
+        name: llama.cpp's.
+        describe: config → values of the head, without the architecture's name before them.
+        interleaved: whether llama.cpp wants the rows of queries and keys with the halves of a rotation side by side.
+        shifted_norms: whether norm weights are stored with 1 added.
+        encoder: whether it gives embeddings instead of words.
+    """
+
+    name: str
+    describe: Callable[[Any], Described]
+    interleaved: bool = False
+    shifted_norms: bool = False
+    encoder: bool = False
+
+
+def _decoder(config: Any) -> Described:
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return {
+        "block_count": config.num_hidden_layers,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": heads,
+        "attention.head_count_kv": getattr(config, "num_key_value_heads", None) or heads,
+        "attention.key_length": head_dim,
+        "attention.value_length": head_dim,
+        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        "rope.dimension_count": head_dim,
+        "vocab_size": config.vocab_size,
+        **_rope(config),
+    }
+
+
+def _rope(config: Any) -> Described:
+    """Rotary positions.
+
+    Raises:
+        EngineError: they are scaled in a way that is not written here.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    if "full_attention" in rope:
+        local, rope = rope.get("sliding_attention", {}), rope["full_attention"]
+        if local.get("rope_type", "default") != "default":
+            raise EngineError(f"local rotary positions of type {local['rope_type']!r} are not written to GGUF")
+    kind = rope.get("rope_type", "default")
+    described: Described = {"rope.freq_base": float(rope.get("rope_theta", 10_000.0))}
+    if kind == "linear":
+        described |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
+    elif kind == "yarn":
+        described |= {
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": float(rope["factor"]),
+            "rope.scaling.original_context_length": int(rope["original_max_position_embeddings"]),
+        }
+    elif kind != "default":
+        raise EngineError(
+            f"rotary positions of type {kind!r} are not written to GGUF here; give a GGUF file of the model as source"
+        )
+    return described
+
+
+def _gemma2(config: Any) -> Described:
+    return _decoder(config) | {
+        "attn_logit_softcapping": float(config.attn_logit_softcapping),
+        "final_logit_softcapping": float(config.final_logit_softcapping),
+        "attention.sliding_window": config.sliding_window,
+    }
+
+
+def _gemma3(config: Any) -> Described:
+    return _decoder(config) | {"attention.sliding_window": config.sliding_window}
+
+
+def _phi3(config: Any) -> Described:
+    described = _decoder(config)
+    part = float((getattr(config, "rope_parameters", None) or {}).get("partial_rotary_factor", 1.0))
+    return described | {
+        "rope.dimension_count": int(part * described["rope.dimension_count"]),
+        "attention.sliding_window": getattr(config, "sliding_window", None) or 0,
+    }
+
+
+def _bert(config: Any) -> Described:
+    return {
+        "block_count": config.num_hidden_layers,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.layer_norm_epsilon": float(config.layer_norm_eps),
+        "attention.causal": False,
+        "pooling_type": 1,  # the mean over all words
+        "vocab_size": config.vocab_size,
+    }
+
+
+ARCHITECTURES = {
+    "llama": Architecture(name="llama", describe=_decoder, interleaved=True),
+    "mistral": Architecture(name="llama", describe=_decoder, interleaved=True),
+    "qwen2": Architecture(name="qwen2", describe=_decoder),
+    "qwen3": Architecture(name="qwen3", describe=_decoder),
+    "gemma": Architecture(name="gemma", describe=_decoder, shifted_norms=True),
+    "gemma2": Architecture(name="gemma2", describe=_gemma2, shifted_norms=True),
+    "gemma3_text": Architecture(name="gemma3", describe=_gemma3, shifted_norms=True),
+    "phi3": Architecture(name="phi3", describe=_phi3),
+    "bert": Architecture(name="bert", describe=_bert, encoder=True),
+}
+"""By ``config.model_type``."""
+
+
+def architecture_of(model_type: str) -> Architecture:
+    """The architecture behind a ``config.model_type``.
+
+    Raises:
+        EngineError: none; lists the known ones.
+    """
+    if model_type not in ARCHITECTURES:
+        raise EngineError(
+            f"engine 'llama.cpp' knows no model of type {model_type!r}; known are: {', '.join(ARCHITECTURES)}"
+        )
+    return ARCHITECTURES[model_type]
+
+
+def architecture_called(name: str) -> Architecture:
+    """The architecture by llama.cpp's name.
+
+    Raises:
+        EngineError: none; lists the known ones.
+    """
+    names = {architecture.name: architecture for architecture in ARCHITECTURES.values()}
+    if name not in names:
+        raise EngineError(f"the architecture {name!r} of a GGUF file is not known; known are: {', '.join(names)}")
+    return names[name]
+
+
+def tensor_names(architecture: Architecture, blocks: int, names: Mapping[str, Any]) -> dict[str, str]:
+    """GGUF's name of every tensor of a state dict; left out is what llama.cpp has no use for.
+
+    Args:
+        architecture: llama.cpp's.
+        blocks: number of layers.
+        names: of the state dict.
+
+    Raises:
+        EngineError: a tensor that has no name there.
+    """
+    import gguf
+
+    arch = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture.name)
+    table = gguf.get_tensor_name_map(arch, blocks)
+    known, unknown = {}, []
+    for name in names:
+        if name.endswith((".inv_freq", "position_ids", "token_type_ids")) or ".pooler." in f".{name}":
+            continue
+        short = next((name.removeprefix(word) for word in ("bert.",) if name.startswith(word)), name)
+        candidates = (short, f"model.{short}")
+        found = next((table.get_name(own, (".weight", ".bias")) for own in candidates
+                      if table.get_name(own, (".weight", ".bias"))), None)  # fmt: skip
+        if found is None:
+            unknown.append(name)
+        else:
+            known[name] = found
+    if unknown:
+        raise EngineError(
+            f"engine 'llama.cpp' has no place for {unknown[0]!r} in its architecture {architecture.name!r}"
+            + (f" (nor for {len(unknown) - 1} others)" if len(unknown) > 1 else "")
+        )
+    return known

@@ -1,0 +1,118 @@
+"""GGUF, the file: a head of named values and tensor descriptions, then the tensors, each at a multiple of 32 bytes.
+
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3, little-endian. The package ``gguf`` reads
+what is written here in the tests.
+"""
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompress.errors import EngineError
+
+ALIGNMENT: Final = 32
+UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
+_PACKED = {0: "<B", 1: "<b", 2: "<H", 3: "<h", UINT32: "<I", INT32: "<i", FLOAT32: "<f", BOOL: "<?", 10: "<Q", 11: "<q",
+           12: "<d"}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Value:
+    """A value of the head and its type in the file; of an array also the type of its items."""
+
+    content: Any
+    kind: int
+    item_kind: int | None = None
+
+    @classmethod
+    def of(cls, content: Any) -> "Value":
+        """The value of a plain Python object: whole numbers are unsigned, floats have 32 bits.
+
+        >>> Value.of([1.5, 2.0])
+        Value(content=[1.5, 2.0], kind=9, item_kind=6)
+        """
+        if isinstance(content, (list, tuple)):
+            items = list(content)
+            return cls(content=items, kind=ARRAY, item_kind=cls.of(items[0]).kind if items else UINT32)
+        kinds = {bool: BOOL, int: UINT32, float: FLOAT32, str: STRING}
+        return cls(content=content, kind=kinds[type(content)])
+
+    def packed(self) -> bytes:
+        """The value as it is written, its type first."""
+        if self.kind != ARRAY:
+            return struct.pack("<I", self.kind) + _packed(self.content, self.kind)
+        assert self.item_kind is not None  # noqa: S101
+        items = b"".join(_packed(item, self.item_kind) for item in self.content)
+        return struct.pack("<IIQ", ARRAY, self.item_kind, len(self.content)) + items
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorPlan:
+    """A tensor of the file: its content is asked for when it is written.
+
+    Attributes:
+        name: in the file.
+        shape: outermost first, in weights.
+        number: of its ggml type.
+        size_bytes: of its content.
+        content: gives the content, any shape and dtype.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    number: int
+    size_bytes: int
+    content: Callable[[], NDArray[Any]]
+
+
+def head(values: Mapping[str, Value], tensors: Sequence[TensorPlan]) -> bytes:
+    """Everything before the tensors, padding included; its length depends on no tensor's type."""
+    parts = [struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(values))]
+    parts += [_string(name) + value.packed() for name, value in values.items()]
+    offset = 0
+    for tensor in tensors:
+        dimensions = tensor.shape[::-1]
+        parts.append(_string(tensor.name) + struct.pack(f"<I{len(dimensions)}QIQ", len(dimensions), *dimensions,
+                                                        tensor.number, offset))  # fmt: skip
+        offset += padded(tensor.size_bytes)
+    whole = b"".join(parts)
+    return whole.ljust(padded(len(whole)), b"\0")
+
+
+def write(path: Path, values: Mapping[str, Value], tensors: Sequence[TensorPlan]) -> None:
+    """Write a file, one tensor at a time.
+
+    Raises:
+        EngineError: a tensor's content has another size than planned.
+    """
+    with path.open("wb") as file:
+        file.write(head(values, tensors))
+        for tensor in tensors:
+            content = np.ascontiguousarray(tensor.content())
+            if content.nbytes != tensor.size_bytes:
+                raise EngineError(f"tensor {tensor.name!r} takes {content.nbytes} bytes, planned {tensor.size_bytes}")
+            file.write(content.reshape(-1).view(np.uint8).data)
+            file.write(b"\0" * (padded(content.nbytes) - content.nbytes))
+
+
+def padded(size_bytes: int) -> int:
+    """Bytes up to where the next tensor begins.
+
+    >>> padded(33)
+    64
+    """
+    return -(-size_bytes // ALIGNMENT) * ALIGNMENT
+
+
+def _packed(content: Any, kind: int) -> bytes:
+    return _string(content) if kind == STRING else struct.pack(_PACKED[kind], content)
+
+
+def _string(text: str | bytes) -> bytes:
+    encoded = text.encode() if isinstance(text, str) else text
+    return struct.pack("<Q", len(encoded)) + encoded

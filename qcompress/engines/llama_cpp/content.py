@@ -1,0 +1,227 @@
+"""What goes into the GGUF file of a model: the head's values, and every tensor with its type.
+
+The head comes from a GGUF file of the same model, or from the model's configuration and its tokenizer's folder. Tensors
+are those of the state dict: the parts of its record as the blocks that they are stored in, others as they are, and
+those of one dimension, as llama.cpp wants them, in float32. What always holds: rows that llama.cpp wants in another
+order keep their blocks, for ggml encodes every row by itself.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from qcompress.compressed.record import CompressedPart, record_of
+from qcompress.engines.llama_cpp.architectures import (
+    Architecture,
+    architecture_called,
+    architecture_of,
+    tensor_names,
+)
+from qcompress.engines.llama_cpp.container import TensorPlan, Value
+from qcompress.engines.llama_cpp.tokenizer import tokenizer_values
+from qcompress.errors import EngineError
+from qcompress.model.parts import unique_state
+from qcompress.transforms.base import Keep
+from qcompress.transforms.ggml.gguf_type import GgufType
+from qcompress.transforms.ggml.types import TYPES
+
+GUESSED = 1024  # file type of mixtures
+PLAIN = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+FULL = ("position_embd.weight", "token_types.weight", "ffn_gate_inp.weight")  # llama.cpp reads them as float32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Head:
+    """What a GGUF file says of its model.
+
+    Attributes:
+        values: by name.
+        architecture: llama.cpp's.
+        tensors: that the file of a model has besides its weights, as factors of rotations.
+    """
+
+    values: dict[str, Value]
+    architecture: Architecture
+    tensors: tuple[TensorPlan, ...] = ()
+
+    def number(self, name: str, default: int | None = None) -> int:
+        """A whole number of the architecture.
+
+        Raises:
+            EngineError: it is not there.
+        """
+        value = self.values.get(f"{self.architecture.name}.{name}")
+        if value is None and default is None:
+            raise EngineError(f"the head of the GGUF file lacks {self.architecture.name}.{name}")
+        return int(value.content) if value is not None else default or 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Entry:
+    """A tensor of the state dict and its place in the file.
+
+    Attributes:
+        state: its name in the state dict.
+        plan: how it is written.
+        part: index into the parts that were asked about, or None.
+    """
+
+    state: str
+    plan: TensorPlan
+    part: CompressedPart | None
+
+
+def head_of(model: nn.Module, source: str) -> Head:
+    """The head for a model.
+
+    Args:
+        model: of Hugging Face's transformers, or with their names.
+        source: a GGUF file or a folder of Hugging Face files; empty takes the folder that the model came from.
+
+    Raises:
+        EngineError: the source is not there, or the model is of a type that is not known.
+    """
+    config = getattr(model, "config", None)
+    place = Path(source or getattr(model, "name_or_path", "") or getattr(config, "_name_or_path", "") or ".")
+    if place.is_file():
+        return _head_of_file(place)
+    if config is None or not hasattr(config, "model_type"):
+        raise EngineError(
+            f"{type(model).__name__} has no configuration of transformers; give a GGUF file of the same model as "
+            "source, as LlamaCpp(source='model-f16.gguf')"
+        )
+    if not (place / "tokenizer.json").is_file():
+        raise EngineError(
+            f"no tokenizer.json is in {str(place)!r}: give the model's folder, or a GGUF file of it, as source, as in "
+            "LlamaCpp(source='folder')"
+        )
+    architecture = architecture_of(config.model_type)
+    described = {
+        f"{architecture.name}.{name}": Value.of(value) for name, value in architecture.describe(config).items()
+    }
+    general = {
+        "general.architecture": Value.of(architecture.name),
+        "general.type": Value.of("model"),
+        "general.name": Value.of(place.resolve().name),
+    }
+    return Head(values=general | described | tokenizer_values(place, config), architecture=architecture)
+
+
+def _head_of_file(path: Path) -> Head:
+    import gguf
+
+    try:
+        reader = gguf.GGUFReader(path)
+    except ValueError as error:
+        raise EngineError(f"{path} is no GGUF file: {error}") from error
+    values = {}
+    for name, field in reader.fields.items():
+        if name.startswith(("GGUF.", "split.")) or name == "general.alignment":
+            continue
+        item_kind = int(field.types[-1]) if int(field.types[0]) == gguf.GGUFValueType.ARRAY else None
+        values[name] = Value(content=field.contents(), kind=int(field.types[0]), item_kind=item_kind)
+    extra = [tensor for tensor in reader.tensors if tensor.name.startswith("rope_")]
+    return Head(
+        values=values,
+        architecture=architecture_called(str(values["general.architecture"].content)),
+        tensors=tuple(
+            TensorPlan(
+                name=tensor.name,
+                shape=tuple(int(size) for size in reversed(tensor.shape)),
+                number=int(tensor.tensor_type),
+                size_bytes=int(tensor.data.nbytes),
+                content=lambda data=tensor.data: np.array(data),  # type: ignore[misc]
+            )
+            for tensor in extra
+        ),
+    )
+
+
+def entries(model: nn.Module, head: Head) -> list[Entry]:
+    """Every tensor of the file that comes from the model, in the order of its state dict.
+
+    Raises:
+        EngineError: a tensor that has no place, of a dtype or stored in a way that llama.cpp does not read.
+    """
+    state = unique_state(model)
+    names = tensor_names(head.architecture, head.number("block_count"), state)
+    record = record_of(model)
+    stored: dict[str, CompressedPart] = {}
+    for item in () if record is None else record.parts:
+        if item.part.rows is not None:
+            raise EngineError(f"a tensor of a GGUF file has one type: {item.part.name!r} is a block of one")
+        stored[f"{item.part.modules[0]}.weight"] = item
+    return [_entry(name, state[name], names[name], stored.get(name), head) for name in names]
+
+
+def _entry(name: str, tensor: Tensor, called: str, item: CompressedPart | None, head: Head) -> Entry:
+    order = _order(called, head, tensor.shape[0]) if tensor.ndim else None
+    if item is not None and isinstance(item.transform, GgufType):
+        plan = _plan(called, tuple(tensor.shape), item.transform.type, _rows(lambda: item.stored["blocks"], order))
+        return Entry(state=name, plan=plan, part=item)
+    if item is not None and not isinstance(item.transform, Keep):
+        raise EngineError(
+            f"engine 'llama.cpp' runs ggml's types, {name!r} is stored as {item.transform.label!r}; offer gguf_types()"
+        )
+    if tensor.dtype not in PLAIN:
+        raise EngineError(f"{name!r} holds {tensor.dtype}, which is not written to GGUF")
+    full = called in FULL or (item is None and tensor.ndim < 2)
+    kind = "F32" if full else PLAIN[tensor.dtype]
+    shift = float(head.architecture.shifted_norms and called.endswith("norm.weight"))
+
+    def values() -> Tensor:
+        wide = tensor.detach().cpu().to(torch.float32) + shift if full else tensor.detach().cpu()
+        return wide.contiguous().view(torch.uint8).view(len(wide), -1)
+
+    return Entry(state=name, plan=_plan(called, tuple(tensor.shape), kind, _rows(values, order)), part=item)
+
+
+def _plan(called: str, shape: tuple[int, ...], kind: str, content: Callable[[], NDArray[Any]]) -> TensorPlan:
+    rows = int(np.prod(shape[:-1]))
+    return TensorPlan(
+        name=called,
+        shape=shape,
+        number=TYPES[kind].number,
+        size_bytes=rows * TYPES[kind].row_bytes(shape[-1]),
+        content=content,
+    )
+
+
+def _rows(give: Callable[[], Tensor], order: NDArray[np.int64] | None) -> Callable[[], NDArray[Any]]:
+    def content() -> NDArray[Any]:
+        rows: NDArray[Any] = give().numpy()
+        return rows if order is None else rows[order]
+
+    return content
+
+
+def _order(called: str, head: Head, rows: int) -> NDArray[np.int64] | None:
+    """The order of rows that llama.cpp wants, or None for that of the state dict."""
+    kind = called.split(".")[-2] if "." in called else called
+    if not head.architecture.interleaved or kind not in ("attn_q", "attn_k"):
+        return None
+    heads = head.number("attention.head_count")
+    if kind == "attn_k":
+        heads = head.number("attention.head_count_kv", heads)
+    halves: NDArray[np.int64] = np.arange(rows).reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
+    return halves
+
+
+def state_rows(entry: Entry, rows: NDArray[Any], head: Head) -> NDArray[Any]:
+    """Rows of a file's tensor in the order of the state dict."""
+    order = _order(entry.plan.name, head, len(rows))
+    return rows if order is None else rows[np.argsort(order)]
+
+
+def values_of(head: Head) -> Mapping[str, Value]:
+    """The head's values for a file of mixed types."""
+    return head.values | {
+        "general.file_type": Value.of(GUESSED),
+        "general.quantization_version": Value.of(2),
+    }

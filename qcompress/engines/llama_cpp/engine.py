@@ -1,0 +1,165 @@
+"""llama.cpp as an engine: every dense layer and vocabulary in a ggml type of its own, in one GGUF file."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qcompress.engines.base import Engine, EngineRun, FileSizes, timed
+from qcompress.engines.llama_cpp import container, running
+from qcompress.engines.llama_cpp.content import FULL, Entry, entries, head_of, state_rows, values_of
+from qcompress.engines.llama_cpp.recipe import recipe_of
+from qcompress.errors import EngineError
+from qcompress.model import forward as forwards
+from qcompress.model.parts import Part, unique_state
+from qcompress.options import Options, gguf_types
+from qcompress.transforms.base import Keep, Transform
+from qcompress.transforms.ggml.gguf_type import GgufType
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaCpp(Engine):
+    """GGUF files, run by llama.cpp on the CPU.
+
+    Attributes:
+        source: the model's folder with its tokenizer, or a GGUF file of it, whose head (words, template, licence) is
+            taken over; empty: the folder that the model was loaded from.
+        recipe: a file to write the choice to as well, for ``llama-quantize --tensor-type-file``; empty: none.
+        threads: of llama.cpp; 0: as many as torch has.
+
+    llama.cpp rounds what goes into a quantized layer to 8 bits, so that outputs come within some percent of the
+    emulation's; weights are equal to the last bit.
+
+    >>> LlamaCpp().options().offers[-1].label
+    'IQ2_XXS'
+    """
+
+    name: ClassVar[str] = "llama.cpp"
+    summary: ClassVar[str] = "GGUF: ggml's block formats for language models and text encoders, on any processor"
+    requires: ClassVar[tuple[str, ...]] = ("gguf", "libggml", "xllamacpp")
+    extra: ClassVar[str] = "gguf"
+    tolerance: ClassVar[float] = 0.1
+
+    source: str = ""
+    recipe: str = ""
+    threads: int = 0
+
+    def options(self) -> Options:
+        """All of ggml's types down to 2 bits."""
+        return gguf_types()
+
+    def refuse(self, part: Part, transform: Transform) -> str:
+        """It runs ggml's types, one a tensor."""
+        if isinstance(transform, Keep):
+            return ""
+        if not isinstance(transform, GgufType):
+            return f"llama.cpp runs ggml's types, not {transform.label!r}; offer gguf_types()"
+        if part.rows is not None:
+            return f"a tensor of a GGUF file has one type: {part.name!r} is a block of one"
+        if ".pooler." in f".{part.name}":
+            return f"llama.cpp has no use for {part.name!r}, which is not in the file"
+        if any(word in part.name for word in ("position_embeddings", "token_type_embeddings")):
+            return f"llama.cpp reads {part.name!r} in full precision"
+        return transform.why_not(part.target)
+
+    def sizes(
+        self,
+        model: nn.Module,
+        parts: Sequence[Part],
+        transforms: Sequence[Sequence[Transform]],
+        example: Any = None,  # noqa: ARG002
+    ) -> FileSizes:
+        """Tensors at multiples of 32 bytes; the head has the same length for every choice."""
+        head = head_of(model, self.source)
+        inside = {f"{part.modules[0]}.weight" for part in parts}
+        plans = entries(model, head)
+        rest = [entry.plan.size_bytes for entry in plans if entry.state not in inside]
+        rest += [tensor.size_bytes for tensor in head.tensors]
+        whole = container.head(values_of(head), [*(entry.plan for entry in plans), *head.tensors])
+        places = {entry.state: entry.plan.name for entry in plans}
+
+        def size(part: Part, transform: Transform) -> int:
+            place = places.get(f"{part.modules[0]}.weight")
+            full = place in FULL and isinstance(transform, Keep)
+            size_bytes = 4 * part.target.num_weights if full else transform.size_bytes(part.target)
+            return 0 if place is None else container.padded(size_bytes)
+
+        options = tuple(
+            tuple(size(part, transform) for transform in on_offer)
+            for part, on_offer in zip(parts, transforms, strict=True)
+        )
+        return FileSizes(options=options, overhead=len(whole) + sum(map(container.padded, rest)))
+
+    def write(self, model: nn.Module, path: Path, example: Any = None) -> None:  # noqa: ARG002
+        """One file, a tensor at a time; beside it the recipe, where it is asked for."""
+        head = head_of(model, self.source)
+        plans = [*(entry.plan for entry in entries(model, head)), *head.tensors]
+        container.write(path, values_of(head), plans)
+        if self.recipe:
+            Path(self.recipe).write_text(recipe_of(plans), encoding="utf-8")
+
+    def run(self, path: Path, batches: Iterable[Any]) -> EngineRun:
+        """Log-probabilities of the word after every sample, or of an encoder every sample's embedding."""
+        threads = self.threads or torch.get_num_threads()
+        return running.run(path, batches, threads)
+
+    def emulate(self, model: nn.Module, batches: Iterable[Any]) -> EngineRun:
+        """The same from the model, a sample at a time, for its words may be fewer than the batch is wide."""
+        encoder = head_of(model, self.source).architecture.encoder
+
+        def outputs(batch: Any) -> Tensor:
+            rows = []
+            for words in running.sequences(batch):
+                given = forwards.to_device(torch.tensor([words]), forwards.device_of(model))
+                output = model(given)
+                rows.append(_embedding(output) if encoder else _next_word(output))
+            return torch.cat(rows)
+
+        return timed(outputs(batch) for batch in batches)
+
+    def check(self, path: Path, model: nn.Module) -> str:
+        """Every tensor as ``gguf`` decodes it, which is code of its own, equals the model's to the last bit."""
+        import gguf
+
+        head = head_of(model, self.source)
+        state = unique_state(model)
+        tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+        for entry in entries(model, head):
+            tensor = tensors.get(entry.plan.name)
+            if tensor is None:
+                return f"the file lacks {entry.plan.name!r}"
+            found = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            if why := _differs(entry, found, state[entry.state], head):
+                return why
+        return ""
+
+
+def _differs(entry: Entry, found: Any, weight: Tensor, head: Any) -> str:
+    wanted = weight.detach().cpu().float()
+    shift = float(head.architecture.shifted_norms and entry.plan.name.endswith("norm.weight"))
+    rows = state_rows(entry, np.asarray(found, dtype=np.float32).reshape(wanted.shape), head)
+    if torch.equal(torch.tensor(rows).to(weight.dtype), (wanted + shift).to(weight.dtype)):
+        return ""
+    return f"{entry.plan.name!r} in the file is not the model's {entry.state!r}"
+
+
+def _next_word(output: Any) -> Tensor:
+    """``(1, words)`` log-probabilities from ``(1, positions, words)`` logits."""
+    logits = output if isinstance(output, Tensor) else output.logits
+    return logits[:, -1].float().log_softmax(-1)
+
+
+def _embedding(output: Any) -> Tensor:
+    """``(1, width)``: the mean over the words, of length 1.
+
+    Raises:
+        EngineError: the model's output has no states of words.
+    """
+    states = output if isinstance(output, Tensor) else getattr(output, "last_hidden_state", None)
+    if not isinstance(states, Tensor) or states.ndim != 3:
+        raise EngineError(f"an encoder gives the states of its words, found {type(output).__name__}")
+    return torch.nn.functional.normalize(states.float().mean(1), dim=-1)

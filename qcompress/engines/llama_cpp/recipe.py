@@ -1,0 +1,18 @@
+"""The choice as a file for ``llama-quantize --tensor-type-file``, so that it can be made with llama.cpp's own tool."""
+
+import re
+from collections.abc import Iterable
+
+from qcompress.engines.llama_cpp.container import TensorPlan
+from qcompress.transforms.ggml.types import TYPES
+
+
+def recipe_of(plans: Iterable[TensorPlan]) -> str:
+    r"""A line ``name=type`` for every tensor of two dimensions or more; the names are regular expressions.
+
+    >>> plan = TensorPlan(name="blk.0.attn_q.weight", shape=(2, 32), number=8, size_bytes=68, content=lambda: None)
+    >>> recipe_of([plan])
+    '^blk\\.0\\.attn_q\\.weight$=q8_0\n'
+    """
+    names = {kind.number: name.lower() for name, kind in TYPES.items()}
+    return "".join(f"^{re.escape(plan.name)}$={names[plan.number]}\n" for plan in plans if len(plan.shape) > 1)

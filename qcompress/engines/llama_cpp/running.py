@@ -1,0 +1,112 @@
+"""A GGUF file run by llama.cpp (the package ``xllamacpp``): the next word's distribution, or a sentence's embedding."""
+
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qcompress.engines.base import EngineRun
+from qcompress.engines.llama_cpp.architectures import architecture_called
+from qcompress.errors import DataError, EngineError
+
+QUIET = -1
+
+
+def sequences(batch: Any) -> Iterator[list[int]]:
+    """The word numbers of every sample of a batch, without padding.
+
+    Args:
+        batch: ``(samples, words)`` numbers, alone, first in a tuple, or as ``input_ids`` of a dict with or without an
+            ``attention_mask``.
+
+    Raises:
+        DataError: it holds no such numbers.
+
+    >>> list(sequences({"input_ids": torch.tensor([[5, 6, 0]]), "attention_mask": torch.tensor([[1, 1, 0]])}))
+    [[5, 6]]
+    """
+    words = batch
+    mask = None
+    if isinstance(batch, dict) or hasattr(batch, "keys"):
+        words, mask = batch.get("input_ids"), batch.get("attention_mask")
+    elif isinstance(batch, (tuple, list)) and batch:
+        words = batch[0]
+    if not isinstance(words, Tensor) or words.ndim != 2 or words.is_floating_point():
+        raise DataError("engine 'llama.cpp' takes word numbers (samples, words), alone or as input_ids of a dict")
+    for index, row in enumerate(words):
+        yield row.tolist() if mask is None else row[mask[index].bool()].tolist()
+
+
+def run(path: Path, batches: Iterable[Any], threads: int) -> EngineRun:
+    """Log-probabilities ``(samples, words)`` of the word after every sample, or embeddings ``(samples, width)``.
+
+    Raises:
+        EngineError: llama.cpp does not run the file.
+    """
+    lists = [list(sequences(batch)) for batch in batches]
+    num_words, plain, encoder = _described(path)
+    server = _server(path, lists, threads, embedding=encoder)
+    outputs, wall_s = [], 0.0
+    for batch in lists:
+        rows = []
+        for words in batch:
+            start = time.perf_counter()
+            row, seconds = _embedding(server, words) if encoder else _next_word(server, words, num_words, plain)
+            wall_s += time.perf_counter() - start if seconds is None else seconds
+            rows.append(row)
+        outputs.append(torch.stack(rows))
+    return EngineRun(outputs=tuple(outputs), wall_s=wall_s)
+
+
+def _described(path: Path) -> tuple[int, int, bool]:
+    """How many words the file's model has, the number of one of plain letters, and whether it is an encoder."""
+    import gguf
+
+    reader = gguf.GGUFReader(path)
+    kind = str(reader.fields["general.architecture"].contents())
+    width = next(int(tensor.shape[-1]) for tensor in reader.tensors if tensor.name == "token_embd.weight")
+    encoder = architecture_called(kind).encoder
+    texts = () if encoder else reader.fields["tokenizer.ggml.tokens"].contents()
+    plain = next((number for number, text in enumerate(texts) if text.isascii() and text.isalpha()), 0)
+    return width, plain, encoder
+
+
+def _next_word(server: Any, words: list[int], num_words: int, plain: int) -> tuple[Tensor, float | None]:
+    """All log-probabilities; the word that is drawn is ``plain``: nothing is told of an end or of half a letter."""
+    drawn = {"max_tokens": 1, "temperature": 0, "logit_bias": [[plain, 1e6]]}
+    answer = server.handle_completions({"prompt": words, "logprobs": num_words, "cache_prompt": False, **drawn})
+    if not isinstance(answer, dict) or not answer.get("choices"):
+        raise EngineError(f"llama.cpp gave no next word: {answer}")
+    table = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    row = torch.full((num_words,), float("nan"))
+    row[[entry["id"] for entry in table]] = torch.tensor([entry["logprob"] for entry in table])
+    return row, answer["timings"]["prompt_ms"] / 1000  # without turning all words into text
+
+
+def _embedding(server: Any, words: list[int]) -> tuple[Tensor, float | None]:
+    answer = server.handle_embeddings({"input": [words]})
+    if not isinstance(answer, dict) or not answer.get("data"):
+        raise EngineError(f"llama.cpp gave no embedding: {answer}")
+    return torch.tensor(answer["data"][0]["embedding"]), None
+
+
+def _server(path: Path, batches: list[list[list[int]]], threads: int, *, embedding: bool) -> Any:
+    import xllamacpp
+
+    longest = max((len(words) for batch in batches for words in batch), default=0)
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.n_ctx = longest + 8
+    params.n_batch = params.n_ubatch = max(32, longest + 8)
+    params.n_parallel = 1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.verbosity = QUIET
+    params.warmup = False
+    params.embedding = embedding
+    try:
+        return xllamacpp.Server(params)
+    except (RuntimeError, ValueError) as error:
+        raise EngineError(f"llama.cpp does not load {path}: {error}") from error

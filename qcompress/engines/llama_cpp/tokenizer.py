@@ -1,0 +1,162 @@
+"""The words of a model, from the files of its Hugging Face folder to the values of a GGUF head."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qcompress.engines.llama_cpp.container import INT32, Value
+from qcompress.errors import EngineError
+
+NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": "seperator", "cls": "cls",
+           "mask": "mask"}  # GGUF's words, with the one it spells so  # fmt: skip
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+_SPLITS = {_LLAMA3: "llama-bpe", _LLAMA3.replace("{1,3}", ""): "qwen2"}
+
+
+def tokenizer_values(folder: Path, config: Any) -> dict[str, Value]:
+    """The head's values of ``tokenizer.json``.
+
+    Args:
+        folder: of Hugging Face files.
+        config: of the model, which may have more words than the tokenizer.
+
+    Raises:
+        EngineError: there is no tokenizer, or one that llama.cpp may cut words by other rules; says what would work.
+    """
+    file = folder / "tokenizer.json"
+    if not file.exists():
+        raise EngineError(f"{folder} has no tokenizer.json, without which a GGUF file holds no words")
+    tokenizer = json.loads(file.read_bytes())
+    settings_file = folder / "tokenizer_config.json"
+    settings = json.loads(settings_file.read_bytes()) if settings_file.exists() else {}
+    kind = tokenizer["model"]["type"]
+    if kind == "BPE" and tokenizer["model"].get("byte_fallback"):
+        values = _sentencepiece(folder, tokenizer, config.vocab_size)
+    elif kind == "BPE":
+        values = _byte_pairs(tokenizer, config.vocab_size)
+    elif kind == "WordPiece":
+        values = _word_pieces(tokenizer, config.vocab_size)
+    else:
+        raise EngineError(f"a tokenizer of type {kind!r} is not written to GGUF here; {_INSTEAD}")
+    template = folder / "chat_template.jinja"
+    if "chat_template" not in settings and template.exists():
+        settings["chat_template"] = template.read_text(encoding="utf-8")
+    return values | _special(settings, tokenizer, config)
+
+
+_INSTEAD = "give a GGUF file of the model as source, as LlamaCpp(source='model-f16.gguf')"
+
+
+def _words(tokenizer: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
+    """Word and type of every number; numbers without a word get one that is never used.
+
+    Raises:
+        EngineError: more words than the model has.
+    """
+    words = {number: word for word, number in tokenizer["model"]["vocab"].items()}
+    kinds = dict.fromkeys(words, NORMAL)
+    for added in tokenizer.get("added_tokens") or ():
+        words[added["id"]] = added["content"]
+        kinds[added["id"]] = CONTROL if added["special"] else USER
+    if max(words, default=-1) >= size:
+        raise EngineError(f"the tokenizer has {max(words) + 1} words, the model {size}")
+    return [words.get(n, f"[PAD{n}]") for n in range(size)], [kinds.get(n, UNUSED) for n in range(size)]
+
+
+def _table(model: str, words: list[str], kinds: list[int]) -> dict[str, Value]:
+    return {
+        "tokenizer.ggml.model": Value.of(model),
+        "tokenizer.ggml.tokens": Value.of(words),
+        "tokenizer.ggml.token_type": Value(content=kinds, kind=9, item_kind=INT32),
+    }
+
+
+def _byte_pairs(tokenizer: dict[str, Any], size: int) -> dict[str, Value]:
+    words, kinds = _words(tokenizer, size)
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in tokenizer["model"]["merges"]]
+    return _table("gpt2", words, kinds) | {
+        "tokenizer.ggml.pre": Value.of(_splitting(tokenizer.get("pre_tokenizer"))),
+        "tokenizer.ggml.merges": Value(content=merges, kind=9, item_kind=8),
+    }
+
+
+def _splitting(pre: dict[str, Any] | None) -> str:
+    """llama.cpp's name of the rules by which text is split before pairs are joined.
+
+    Raises:
+        EngineError: rules that have no name here.
+    """
+    steps = [] if pre is None else pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]
+    kinds = [step["type"] for step in steps]
+    if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
+        return "gpt-2"
+    if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits"):
+        return "smollm"
+    if kinds == ["Split", "ByteLevel"]:
+        pattern = steps[0]["pattern"].get("Regex", "")
+        if pattern in _SPLITS:
+            return _SPLITS[pattern]
+    raise EngineError(f"the tokenizer splits text by rules that have no name here ({pre}); {_INSTEAD}")
+
+
+def _word_pieces(tokenizer: dict[str, Any], size: int) -> dict[str, Value]:
+    words, kinds = _words(tokenizer, size)
+    prefix = tokenizer["model"].get("continuing_subword_prefix", "##")
+    shown = [
+        word if kind != NORMAL else word.removeprefix(prefix) if word.startswith(prefix) else f"\u2581{word}"
+        for word, kind in zip(words, kinds, strict=True)
+    ]
+    return _table("bert", shown, kinds) | {
+        "tokenizer.ggml.pre": Value.of("default"),
+        "tokenizer.ggml.token_type_count": Value.of(2),
+    }
+
+
+def _sentencepiece(folder: Path, tokenizer: dict[str, Any], size: int) -> dict[str, Value]:
+    """With the scores of ``tokenizer.model``; without one, the order of the merges stands for them."""
+    words, kinds = _words(tokenizer, size)
+    kinds = [BYTE if kind == NORMAL and _is_byte(word) else kind for word, kind in zip(words, kinds, strict=True)]
+    scores = [float(-number) for number in range(size)]
+    file = folder / "tokenizer.model"
+    if file.exists():
+        from sentencepiece import SentencePieceProcessor
+
+        pieces = SentencePieceProcessor(model_file=str(file))
+        for number in range(min(pieces.vocab_size(), size)):
+            scores[number] = float(pieces.GetScore(number))
+    unknown = tokenizer["model"].get("unk_token")
+    kinds = [UNKNOWN if word == unknown else kind for word, kind in zip(words, kinds, strict=True)]
+    return _table("llama", words, kinds) | {
+        "tokenizer.ggml.scores": Value.of(scores),
+        "tokenizer.ggml.pre": Value.of("default"),
+    }
+
+
+def _is_byte(word: str) -> bool:
+    return len(word) == 6 and word.startswith("<0x") and word.endswith(">")
+
+
+def _special(settings: Mapping[str, Any], tokenizer: dict[str, Any], config: Any) -> dict[str, Value]:
+    """Numbers of the words with a meaning of their own, and the template of conversations."""
+    numbers = dict(tokenizer["model"]["vocab"]) | {
+        added["content"]: added["id"] for added in tokenizer.get("added_tokens") or ()
+    }
+    values = {}
+    for short, long in SPECIAL.items():
+        word = settings.get(f"{short}_token")
+        word = word.get("content") if isinstance(word, dict) else word
+        number = numbers.get(word) if word is not None else getattr(config, f"{short}_token_id", None)
+        number = number[0] if isinstance(number, list) and number else number
+        if isinstance(number, int):
+            values[f"tokenizer.ggml.{long}_token_id"] = Value.of(number)
+    for end in ("bos", "eos"):
+        if isinstance(wish := settings.get(f"add_{end}_token"), bool):
+            values[f"tokenizer.ggml.add_{end}_token"] = Value.of(wish)
+    if isinstance(template := settings.get("chat_template"), str):
+        values["tokenizer.chat_template"] = Value.of(template)
+    return values

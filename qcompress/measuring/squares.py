@@ -1,0 +1,61 @@
+"""Mean square of every input column of a layer, which is what ggml's encoders weigh columns by.
+
+One pass over the data adds up ``x²`` of every input row of the dense layers that have the weight; a vocabulary that is
+also the output layer has the squares of what that layer is given. No activations are kept, one number a column is.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qcompress.errors import DataError
+from qcompress.measuring.moments import input_rows
+from qcompress.model import forward as forwards
+from qcompress.model.parts import Part
+
+
+def input_squares(
+    model: nn.Module, parts: Iterable[Part], data: Iterable[Any], forward: forwards.Forward | None
+) -> dict[str, Tensor]:
+    """``(per_channel,)`` float32 ``E[x²]`` by the path of a part's first module, where a dense layer has the weight.
+
+    Args:
+        model: as in `measure`.
+        parts: of it.
+        data: batches.
+        forward: how to run one.
+
+    Raises:
+        DataError: what goes into a layer is not finite.
+
+    >>> from qcompress.model.parts import survey
+    >>> model, data = nn.Sequential(nn.Linear(2, 1)), [torch.tensor([[1.0, 2.0], [3.0, 0.0]])]
+    >>> input_squares(model, survey(model, data).parts, data, None)
+    {'0': tensor([5., 2.])}
+    """
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+    hooks = []
+    for modules in dict.fromkeys(part.modules for part in parts):
+
+        def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = modules[0]) -> None:
+            for rows in input_rows(module, (args[0] if args else kwargs["input"]).detach()):
+                squares = rows.square().sum(0, dtype=torch.float64)
+                sums[name] = sums[name] + squares if name in sums else squares
+                counts[name] = counts.get(name, 0) + len(rows)
+
+        dense = [module for module in map(model.get_submodule, modules) if isinstance(module, nn.Linear)]
+        hooks += [module.register_forward_pre_hook(add, with_kwargs=True) for module in dense]
+    try:
+        with torch.no_grad():
+            for batch in data:
+                forwards.run(model, batch, forward)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, total in sums.items():
+        if not bool(torch.isfinite(total).all()):
+            raise DataError(f"what goes into {name!r} is not finite on the calibration data")
+    return {name: (total / counts[name]).float().cpu() for name, total in sums.items()}

@@ -1,0 +1,146 @@
+"""ggml's own encoders and decoders, called in its shared library (the package ``libggml-python``).
+
+ggml ends the whole process where it is used wrongly, so everything is checked before a call. Rows are independent of
+each other and ggml's calls let go of Python's lock: they are shared out over as many threads as torch has.
+"""
+
+import ctypes
+import functools
+import importlib.util
+import itertools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qcompress.errors import MissingError, ModelError
+from qcompress.transforms.ggml.types import LARGEST, TYPES
+
+
+class _Traits(ctypes.Structure):
+    """The head of ``struct ggml_type_traits``."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("block", ctypes.c_int64),
+        ("interleave", ctypes.c_int64),
+        ("block_bytes", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+    )
+
+
+def encode(name: str, rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
+    """``(channels, bytes of a row)`` by ggml's encoder.
+
+    Args:
+        name: of a type.
+        rows: ``(channels, n)``, contiguous; n is a multiple of the type's block.
+        importance: ``(n,)`` mean square of each input column, or None for all alike.
+
+    Raises:
+        MissingError: the library is missing.
+        ModelError: rows that do not fit, are not finite or beyond float16, or a type that needs an importance.
+
+    >>> encode("Q8_0", np.ones((2, 32), np.float32)).shape
+    (2, 34)
+    """
+    kind = TYPES[name]
+    channels, length = rows.shape
+    rows = np.ascontiguousarray(rows, dtype=np.float32)
+    if length % kind.block:
+        raise ModelError(f"{name} takes rows of a multiple of {kind.block} weights, found {length}")
+    if rows.size and not float(np.abs(rows).max()) <= LARGEST:  # which NaN is not, either
+        raise ModelError(f"{name} takes finite weights up to {LARGEST:.0f} in magnitude")
+    if importance is not None:
+        importance = _weights(importance, length)
+    if importance is None and not kind.blind:
+        raise ModelError(f"{name} needs the mean squares of the layer's inputs: measure() collects them")
+    library = _library()
+    library.ggml_quantize_init(kind.number)
+    blocks = np.empty((channels, kind.row_bytes(length)), dtype=np.uint8)
+    weights = None if importance is None else importance.ctypes.data
+
+    def chunk(start: int, stop: int) -> None:
+        library.ggml_quantize_chunk(
+            kind.number, rows[start:].ctypes.data, blocks[start:].ctypes.data, 0, stop - start, length, weights
+        )
+
+    _shared_out(chunk, channels)
+    return blocks
+
+
+def decode(name: str, blocks: NDArray[np.uint8], length: int) -> NDArray[np.float32]:
+    """``(channels, length)`` that blocks ``(channels, bytes of a row)`` stand for, by ggml.
+
+    Raises:
+        MissingError: the library is missing.
+        ModelError: blocks of another length.
+
+    >>> decode("Q8_0", encode("Q8_0", np.ones((1, 32), np.float32)), 32)[0, :2].round(3).tolist()
+    [1.0, 1.0]
+    """
+    kind = TYPES[name]
+    if blocks.shape[1] != kind.row_bytes(length) or length % kind.block:
+        raise ModelError(f"{length} weights of {name} take {kind.row_bytes(length)} bytes, found {blocks.shape[1]}")
+    blocks = np.ascontiguousarray(blocks)
+    if name == "F32":
+        return blocks.view(np.float32)
+    library = _library()
+    library.ggml_quantize_init(kind.number)  # some types decode by tables that are made there
+    to_float = library.ggml_get_type_traits(kind.number).contents.to_float
+    rows = np.empty((len(blocks), length), dtype=np.float32)
+
+    def chunk(start: int, stop: int) -> None:
+        to_float(blocks[start:].ctypes.data, rows[start:].ctypes.data, (stop - start) * length)
+
+    _shared_out(chunk, len(blocks))
+    return rows
+
+
+def _weights(importance: NDArray[np.float32], length: int) -> NDArray[np.float32] | None:
+    """The importance as ggml takes it: finite, of mean 1, nowhere nothing; None where no column counts more.
+
+    Raises:
+        ModelError: it is of another length, negative or not finite.
+    """
+    wide = np.asarray(importance, dtype=np.float64)
+    if wide.shape != (length,) or not np.isfinite(wide).all() or (wide < 0).any():
+        raise ModelError(f"the importance of columns must be {length} finite numbers that are not negative")
+    mean = wide.mean()
+    return np.ascontiguousarray(np.maximum(wide / mean, 1e-6), dtype=np.float32) if mean > 0 else None
+
+
+def _shared_out(chunk: Callable[[int, int], None], channels: int) -> None:
+    workers = max(1, min(torch.get_num_threads(), channels))
+    if workers == 1:
+        if channels:
+            chunk(0, channels)
+        return
+    bounds = np.linspace(0, channels, 4 * workers + 1).astype(int).tolist()
+    with ThreadPoolExecutor(workers) as threads:
+        list(threads.map(lambda pair: chunk(*pair) if pair[0] < pair[1] else None, itertools.pairwise(bounds)))
+
+
+@functools.cache
+def _library() -> Any:
+    found = importlib.util.find_spec("libggml")
+    if found is None or found.origin is None:
+        raise MissingError("ggml's types need libggml-python: pip install 'qcompress[gguf]'")
+    files = sorted(Path(found.origin).parent.glob("lib*/*ggml-base.*"))  # .so, .dylib or .dll
+    if not files:
+        raise MissingError(f"no library of ggml lies in {Path(found.origin).parent}: reinstall libggml-python")
+    library = ctypes.CDLL(str(files[0]))
+    library.ggml_quantize_init.argtypes = [ctypes.c_int]
+    library.ggml_quantize_init.restype = None
+    library.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p
+    ]  # fmt: skip
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_get_type_traits.argtypes = [ctypes.c_int]
+    library.ggml_get_type_traits.restype = ctypes.POINTER(_Traits)
+    return library

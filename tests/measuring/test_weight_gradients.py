@@ -1,0 +1,111 @@
+"""`method="sampled"`: its effects are weight gradients times changes, and its mean is the true second-order form."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import qcompress
+from qcompress.measuring.weight_gradients import samples
+from qcompress.model.losses import as_loss
+from tests.models import Functional, Reused, TiedLanguageModel, seeded
+
+OPTIONS = qcompress.prune_quantize(bits=(4, 6), sparsity=(0,))
+
+
+@pytest.mark.parametrize("loss", ["kl", "mse"])
+def test_squares_of_probes_have_the_loss_curvature_as_their_mean(loss):
+    generator = torch.Generator().manual_seed(0)
+    point = torch.randn(1, 3, 4, generator=generator)
+    found = as_loss(loss)
+    draws = torch.stack([found.probe(point, None, generator).reshape(-1) for _ in range(20_000)]).double()
+    curvature = torch.autograd.functional.hessian(
+        lambda moved: found.rise(moved, point, None).sum(), point.double()
+    ).reshape(12, 12)
+    mean = draws.T @ draws / len(draws)
+    # the mean of 20,000 draws of products below 1 is off by less than 5 / sqrt(20,000) of their size
+    torch.testing.assert_close(mean, curvature, atol=0.035 * float(curvature.abs().max()), rtol=0)
+
+
+def test_costs_are_near_those_of_the_second_order_on_many_samples():
+    model = seeded(TiedLanguageModel)
+    generator = torch.Generator().manual_seed(0)
+    data = [torch.randint(11, (100, 6), generator=generator) for _ in range(20)]
+    sampled = qcompress.measure(model, data, OPTIONS, method="sampled")
+    linear = qcompress.measure(model, data, OPTIONS)
+    # relative standard error of a mean of 2,000 squares: sqrt(2 / 2,000), 3 %; five of them
+    changed = linear.cost > 0
+    np.testing.assert_allclose(sampled.cost[changed], linear.cost[changed], rtol=0.16)
+    assert (sampled.cost[~changed] == 0).all()
+    assert not sampled.factor.any()
+
+
+@pytest.mark.parametrize("factory", [Reused, Functional])
+def test_every_use_of_a_weight_counts(factory):
+    """Called several times or used outside its module: the weight's own gradient sees all of it."""
+    model = seeded(factory)
+    generator = torch.Generator().manual_seed(0)
+    data = [
+        torch.randn(4, 5, generator=generator) if factory is Reused else torch.randint(7, (4, 3), generator=generator)
+    ]
+    measurement = qcompress.measure(
+        model, data, OPTIONS, method="sampled", loss=lambda out, _: out.reshape(len(out), -1).sum(1)
+    )
+    part = measurement.parts[0]
+    for option, transform in enumerate(measurement.transforms[0][1:], start=1):
+        change = transform.approximate(measurement.weight(0, part.weight(model))) - part.weight(model)
+        total = 0.0
+        for sample in data[0]:
+            weight = model.get_submodule(part.modules[0]).weight
+            effect = float((torch.autograd.grad(model(sample[None]).sum(), weight)[0] * change).sum())
+            total += effect + 0.5 * effect**2
+        assert measurement.cost[option] == pytest.approx(total / 4, rel=1e-4)
+
+
+def test_blocks_of_channels_add_up_to_their_layer():
+    model = seeded(lambda: nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 5)))
+    data = [torch.randn(6, 8, generator=torch.Generator().manual_seed(0))]
+    loss = lambda output, _: output.sum(1)  # noqa: E731
+    eight_bits = qcompress.prune_quantize(bits=(8,), sparsity=(0,))
+    blocks = qcompress.measure(model, data, eight_bits, method="sampled", loss=loss, granularity=4)
+    whole = qcompress.measure(model, data, eight_bits, method="sampled", loss=loss)
+    # first-order effects are sums over the weight's rows; the second order of an 8-bit rounding is far below them
+    first = blocks.cost.reshape(-1, 2)[:3, 1].sum()
+    assert first == pytest.approx(whole.cost[1], rel=1e-2, abs=1e-6)
+
+
+def test_flags_and_gradients_are_as_before():
+    model = seeded(TiedLanguageModel).requires_grad_(True)
+    qcompress.measure(
+        model, [torch.randint(11, (2, 6), generator=torch.Generator().manual_seed(0))], OPTIONS, method="sampled"
+    )
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_cut_run_goes_on_to_the_same_numbers(tmp_path):
+    model = seeded(TiedLanguageModel)
+    generator = torch.Generator().manual_seed(0)
+    data = [torch.randint(11, (2, 6), generator=generator) for _ in range(4)]
+    whole = qcompress.measure(model, data, OPTIONS, method="sampled")
+
+    class CutError(Exception):
+        pass
+
+    def stop(progress):
+        if progress.batches == 2:
+            raise CutError
+
+    with pytest.raises(CutError):
+        qcompress.measure(model, data, OPTIONS, method="sampled", cache=tmp_path / "part", on_progress=stop)
+    again = qcompress.measure(model, data, OPTIONS, method="sampled", cache=tmp_path / "part")
+    assert again.cost.tolist() == whole.cost.tolist()
+
+
+@pytest.mark.parametrize("batch", [torch.ones(3, 2), (torch.ones(3, 2), torch.ones(3)), {"a": torch.ones(3, 2)}])
+def test_batches_are_taken_apart(batch):
+    assert len(list(samples(batch))) == 3
+
+
+def test_what_cannot_be_taken_apart_stays_whole():
+    batch = {"a": torch.ones(3, 2), "b": torch.ones(2)}
+    assert list(samples(batch)) == [batch]
