@@ -107,7 +107,8 @@ def compress(
     Raises:
         InfeasibleBudgetError: the budget is below the smallest possible; says what that is.
         NoChoiceError: the solver found no choice within the budgets.
-        ModelError: the measurement is of another model.
+        ModelError: the measurement is of another model, or no copy of the model can be made that runs on its own
+            weights; `apply_` takes such a model.
         OptionsError: the folder holds a run of an earlier version, or numbers are outside their range.
 
     Warns:
@@ -127,6 +128,7 @@ def compress(
     calibration = Calibration(model=model, data=data, forward=forward, loss=as_loss(loss), seed=seed)
     request = Request(
         calibration=calibration,
+        copied=steps.copied(calibration),
         measurement=measurement,
         options=prune_quantize(compensated=True) if options is None else options,
         method=method,

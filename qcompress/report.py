@@ -1,6 +1,6 @@
 """What a compression run reports: sizes, losses predicted and true, the proof, and every part's choice."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ from formulations import Problem
 from formulations.files import AnyPath, write_json
 from qcompress.measurement import Measurement
 from qcompress.refinement import Refined
+from qcompress.transforms.base import Transform
 from solvers import Solution
 
 
@@ -141,8 +142,13 @@ def make_report(
     wall_s: dict[str, float],
     metric_before: float | None = None,
     metric_after: float | None = None,
+    stored: Sequence[Transform] | None = None,
 ) -> Report:
-    """Put the figures of a run together; the solution must hold a choice."""
+    """Put the figures of a run together; the solution must hold a choice.
+
+    ``stored`` says how every part is stored in the end, where that may not be as it was chosen: what was trained is
+    rounded to nearest.
+    """
     assert solution.choice is not None  # noqa: S101
     assert solution.objective is not None  # noqa: S101
     chosen = problem.flat(solution.choice)
@@ -150,13 +156,13 @@ def make_report(
     parts = tuple(
         PartReport(
             name=part.name,
-            option=options[local].label,
+            option=(options[local] if stored is None else stored[index]).label,
             bytes_before=float(part.target.num_weights * part.target.dtype.itemsize),
             bytes_after=float(size_bytes[flat]),
             loss_alone=float(problem.cost[flat]),
         )
-        for part, options, local, flat in zip(
-            measurement.parts, measurement.transforms, solution.choice[:-1].tolist(), chosen[:-1], strict=True
+        for index, (part, options, local, flat) in enumerate(
+            zip(measurement.parts, measurement.transforms, solution.choice[:-1].tolist(), chosen[:-1], strict=True)
         )
     )
     return Report(

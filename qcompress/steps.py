@@ -4,20 +4,22 @@ Every step takes the `Request` and the `RunFolder`, and gives its value by `RunF
 time, keyed by what matters to it alone: another budget, solver or time limit leaves the measurement standing.
 """
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from formulations import InfeasibleBudgetError, Problem
 from formulations.files import replacing
 from qcompress.budgets import Amount, fixed_use, with_resources
 from qcompress.compressed.apply import apply
+from qcompress.compressed.copying import own_copy
 from qcompress.compressed.file import load_compressed, save_compressed
+from qcompress.compressed.record import record_of
 from qcompress.formulation import formulate
 from qcompress.identity import Identity, identify, identify_batches
 from qcompress.measurement import Measurement
@@ -59,11 +61,13 @@ class Request:
     """What `compress` was asked for, checked as far as it can be before anything runs; see there.
 
     Attributes:
+        copied: a copy of the model, made before anything was measured: what is compressed is a copy of it.
         measurement: one that was made earlier, or None.
         identities: of what is in ``calibration``, or nothing where no folder keeps the run.
     """
 
     calibration: Calibration
+    copied: nn.Module
     measurement: Measurement | None
     options: Options
     method: str
@@ -91,6 +95,17 @@ class Request:
         """What, besides the problem, a solution depends on."""
         solver = [self.solver.name, self.solver]
         return {"solver": solver, "time_limit": self.time_limit, "seed": self.calibration.seed}
+
+
+def copied(own: Calibration) -> nn.Module:
+    """A copy of the model that shares nothing with it and runs on its own weights.
+
+    Raises:
+        ModelError: there can be none; says why (see `qcompress.compressed.copying`).
+    """
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(own.seed)
+        return own_copy(own.model, own.first_batch(), own.forward)
 
 
 def measured(request: Request, run: RunFolder) -> Measurement:
@@ -190,7 +205,7 @@ def refined(
 
     def make(cache: Path | None) -> Refined:
         better = refine(
-            own.model,
+            request.copied,
             own.data,
             measurement,
             problem,
@@ -241,9 +256,11 @@ def applied(request: Request, run: RunFolder, measurement: Measurement, solution
     own, file = request.calibration, MODEL_FILE if request.finetune_steps == 0 else "chosen.safetensors"
     return run.once(
         "apply",
-        lambda _: apply(own.model, measurement, solution, batch_norm_data=request.batch_norm_data, forward=own.forward),
+        lambda _: apply(
+            request.copied, measurement, solution, batch_norm_data=request.batch_norm_data, forward=own.forward
+        ),
         key=_applied_from(request, run, solution),
-        kept=_kept_model(file, own.model),
+        kept=_kept_model(file, request.copied),
     )
 
 
@@ -269,7 +286,7 @@ def finetuned(request: Request, run: RunFolder, solution: Solution, chosen: nn.M
             on_progress=run.watched(request.callbacks.on_finetune),
         ),
         key={**_applied_from(request, run, solution), **request.identities, **training},
-        kept=_kept_model(MODEL_FILE, own.model),
+        kept=_kept_model(MODEL_FILE, request.copied),
     )
 
 
@@ -293,6 +310,7 @@ def reported(
         )
         before, after = (None, None) if evaluate is None else (evaluate(own.model), evaluate(smaller))
     assert loss_measured is not None  # noqa: S101
+    record = record_of(smaller)
     report = make_report(
         measurement,
         problem,
@@ -303,6 +321,7 @@ def reported(
         wall_s=run.wall_s,
         metric_before=before,
         metric_after=after,
+        stored=None if record is None else [item.transform for item in record.parts],
     )
     if run.path is not None:
         report.save(run.path / "report.json")
@@ -329,7 +348,7 @@ def _kept_model(file: str, original: nn.Module) -> Kept[nn.Module]:
     return Kept(
         file,
         save_compressed,
-        lambda path: _in_mode_of(original, load_compressed(path, partial(copy.deepcopy, original))),
+        lambda path: _in_mode_of(original, load_compressed(path, partial(own_copy, original))),
     )
 
 

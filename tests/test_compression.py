@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from qcompress import (
     measure,
     prune_quantize,
 )
+from qcompress.compressed.file import stored_parts
+from qcompress.compressed.record import record_of
 from qcompress.compression import NoChoiceError
 from qcompress.errors import ModelError, OptionsError
 from qcompress.formulation import consistent_rows
@@ -375,3 +378,51 @@ def test_tied_embedding_and_head_are_compressed_as_one(tmp_path: Path) -> None:
     assert not torch.equal(head.weight, model.head.weight)  # type: ignore[arg-type,union-attr]
     loaded = load_compressed(tmp_path / "run" / "model.safetensors", lambda: seeded(TiedLanguageModel, seed=7))
     assert torch.equal(loaded(data[0]), result.model(data[0]))
+
+
+def test_a_model_is_copied_before_it_is_measured() -> None:
+    """What a run leaves in the model (here an activation with its graph, which no copy can take) does not matter."""
+
+    class Stashing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(16, 16)
+
+        def forward(self, x):
+            self.stash = self.fc(x)
+            return self.stash
+
+    result = compress(Stashing(), [torch.randn(8, 16)], budget={"bytes": 0.4}, solver="greedy")
+    assert isinstance(result.model, Stashing)
+
+
+@pytest.mark.parametrize("change", ["forward", "lock", "closed"])
+def test_what_cannot_be_copied_is_refused_before_anything_is_measured(change) -> None:
+    model, data, forward = nn.Sequential(nn.Linear(8, 8)), [torch.randn(4, 8)], None
+    if change == "forward":
+        forward = lambda given, batch: model(batch)  # noqa: E731
+    elif change == "lock":
+        model[0].lock = threading.Lock()
+    else:
+        old = model[0].forward
+        model[0].forward = lambda x: 2 * old(x)
+    with pytest.raises(ModelError, match=r"apply_\(model, measurement, solution\)"):
+        compress(
+            model, data, budget={"bytes": 0.4}, forward=forward, on_measure=lambda progress: pytest.fail("measured")
+        )
+
+
+def test_the_report_names_what_is_stored_after_fine_tuning(tmp_path) -> None:
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)), [torch.randn(64, 16)]
+    options = prune_quantize(bits=(3,), sparsity=(0,), compensated=True)
+    for steps, word in ((0, "3 bits, compensated"), (40, "3 bits")):
+        folder = tmp_path / str(steps)
+        result = compress(
+            model, data, budget={"bytes": 0.3}, options=options, solver="greedy", finetune_steps=steps, folder=folder,
+            learning_rate=1e-2,
+        )  # fmt: skip
+        labels = [part.option for part in result.report.parts]
+        assert labels == [item.transform.label for item in record_of(result.model).parts]
+        assert labels == [item.transform.label for item in stored_parts(folder / "model.safetensors")]
+        assert word in labels

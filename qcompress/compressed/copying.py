@@ -62,25 +62,31 @@ def own_copy(model: Model, batch: Any = None, forward: forwards.Forward | None =
 
 def _copied(model: Model) -> Model:
     try:
-        copied = copy.deepcopy(model)
+        with torch.no_grad():  # a scripted layer copies its parameters as any operation does
+            copied = copy.deepcopy(model)
     except Exception as error:  # whatever the model's own objects raise
         raise ModelError(f"the model cannot be copied: {_culprit(model) or repr(error)}; {_IN_PLACE}") from error
-    _share_as_before(held_tensors(model), held_tensors(copied))
+    original, twins = held_tensors(model), {item.name: item for item in held_tensors(copied)}
+    if lost := [item.name for item in original if item.name not in twins]:
+        raise ModelError(f"the model cannot be copied: the copy has no {lost[0]!r}; {_IN_PLACE}")
+    for item in original:
+        twins[item.name].tensor.requires_grad_(item.tensor.requires_grad)
+    _share_as_before(original, twins)
     return copied
 
 
-def _share_as_before(original: tuple[Held, ...], copied: tuple[Held, ...]) -> None:
-    """Let tensors of the copy share memory where the original's do; `copy.deepcopy` only knows of one and the same."""
+def _share_as_before(original: tuple[Held, ...], twins: dict[str, Held]) -> None:
+    """Let tensors of a copy share memory where the original's do; `copy.deepcopy` only knows of one and the same."""
     shared = overlapping(original)
     storages: dict[int, torch.UntypedStorage] = {}
-    for item, twin in zip(original, copied, strict=True):
+    for item in original:
         if id(item.tensor) in shared:
             storage = item.tensor.untyped_storage()
             if storage.data_ptr() not in storages:
                 storages[storage.data_ptr()] = storage.clone()  # type: ignore[no-untyped-call]
             own, old = storages[storage.data_ptr()], item.tensor
             view = torch.empty(0, dtype=old.dtype, device=old.device)
-            twin.tensor.data = view.set_(own, old.storage_offset(), old.shape, old.stride())
+            twins[item.name].tensor.data = view.set_(own, old.storage_offset(), old.shape, old.stride())
 
 
 def _culprit(model: nn.Module) -> str:

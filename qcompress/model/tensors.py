@@ -82,6 +82,8 @@ def unregistered_modules(model: nn.Module) -> dict[str, nn.Module]:
     waiting = [(path, module) for path, module in model.named_modules()]
     while waiting:
         path, module = waiting.pop(0)
+        if isinstance(module, torch.jit.ScriptModule):  # holds itself a second time, without its Python class
+            continue
         own = {
             name: value for name, value in vars(module).items() if name not in ("_parameters", "_buffers", "_modules")
         }

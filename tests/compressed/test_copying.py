@@ -201,3 +201,33 @@ def test_what_is_computed_from_the_weight_of_a_factored_layer_is_a_plain_tensor(
     results += [weight.view(-1), weight.clone(), weight.detach(), torch.cat([weight, weight]), weight.chunk(2)[0]]
     assert {type(result) for result in results} == {Tensor}
     torch.testing.assert_close(results[0] + layer.bias, layer(x))
+
+
+class Compiled(nn.Module):
+    """An inner block that is compiled, under autocast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.compile(nn.Linear(6, 6), backend="eager")
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.inner(x).float()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's of scripting
+@pytest.mark.parametrize(
+    "make",
+    [
+        Compiled,
+        lambda: nn.Sequential(torch.jit.script(nn.Linear(6, 6)), nn.Linear(6, 6)),
+        lambda: nn.Sequential(torch.jit.trace(nn.Linear(6, 6), torch.zeros(1, 6)), nn.Linear(6, 6)),
+        lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 6))),
+        lambda: nn.TransformerEncoderLayer(6, 2, 8, batch_first=True),
+    ],
+)
+def test_layers_that_run_in_their_own_way_are_copied(make: Callable[[], nn.Module]) -> None:
+    model, batch = make().eval(), torch.randn(3, 6)
+    for copied in (own_copy(model), own_copy(model, batch)):
+        assert torch.equal(copied(batch), model(batch))
+        assert all(parameter.is_leaf and parameter.requires_grad for parameter in copied.parameters())
