@@ -28,8 +28,9 @@ from qcompress.measuring.sums import Sums
 from qcompress.measuring.weight_gradients import WeightGradients
 from qcompress.model import forward as forwards
 from qcompress.model.losses import Loss, LossFunction, as_loss
-from qcompress.model.parts import Part, survey
+from qcompress.model.parts import Part, layer_names, survey
 from qcompress.model.steady import steady
+from qcompress.model.tensors import total_bytes
 from qcompress.options import Options
 
 METHODS = ("fisher", "direct", "sampled")
@@ -109,10 +110,11 @@ def measure(
     batches = forwards.checked_data(data)
     measured, run = as_loss(loss), steady(forward, seed)
     with forwards.evaluating(model):
+        total_bytes(model)  # refuses what cannot be counted
+        offered.require_known(layer_names(model))
         fingerprint = Measurement.fingerprint_of(model)
         run.require_same(model, forwards.first_batch(batches))
         inventory = survey(model, batches, run, granularity, loss=measured, left_out=offered.left_out)
-        offered.require_used()
         per_part, notes = _calibrated(inventory.parts, offered)
         calibrated = [part for part in inventory.parts if per_part[part.name].need_moments(part.target)]
         require_memory(forecast_bytes(calibrated))

@@ -4,8 +4,8 @@ Layers are named by patterns as of file names (`fnmatch`): ``"encoder.*.attentio
 layer matches is an error, because it is a slip of the pen in most cases.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -33,7 +33,6 @@ class Offered:
     by_pattern: dict[str, Options]
     skip: tuple[str, ...] = ()
     only: tuple[str, ...] | None = None
-    _names: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, options: Any, *, skip: Any = (), only: Any = None) -> "Offered":
@@ -55,7 +54,6 @@ class Offered:
 
     def left_out(self, name: str) -> str:
         """Why a layer stays as it is, or an empty string."""
-        self._names.append(name)
         if pattern := self._match(name, self.skip):
             return f"left out by skip={pattern!r}"
         if self.only is not None and not self._match(name, self.only):
@@ -66,16 +64,18 @@ class Offered:
         """What is on offer for a layer that is not left out."""
         return self.by_pattern[self._match(name, self.by_pattern)]
 
-    def require_used(self) -> None:
-        """Refuse patterns that no layer asked about so far matches.
+    def require_known(self, names: Sequence[str]) -> None:
+        """Refuse patterns that match no layer.
+
+        Args:
+            names: of all layers.
 
         Raises:
-            OptionsError: names them, and the layers.
+            OptionsError: names both.
         """
         patterns = (*self.skip, *(self.only or ()), *(own for own in self.by_pattern if own != "*"))
-        unused = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in self._names)]
+        unused = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]
         if unused:
-            names = list(dict.fromkeys(self._names))
             more = f", … ({len(names)} in all)" if len(names) > SHOWN else ""
             raise OptionsError(
                 f"no layer has a name like {', '.join(map(repr, unused))}; there are: {', '.join(names[:SHOWN])}{more}"

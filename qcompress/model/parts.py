@@ -170,6 +170,11 @@ def survey(
     )
 
 
+def layer_names(model: nn.Module) -> list[str]:
+    """Names of all layers that have weights, of those that share one the first: what parts are called by."""
+    return [modules[0] for modules in _groups(model)[0]]
+
+
 def _groups(model: nn.Module) -> tuple[list[tuple[str, ...]], dict[tuple[str, ...], str], dict[tuple[str, ...], int]]:
     """Modules with parameters, those that share a weight together; why some are no parts; bytes of all."""
     owners, shared, groups = _weight_owners(model), overlapping(held_tensors(model)), []

@@ -1,1 +1,1 @@
-"""Tests of `qcompress.model`."""
+"""Tests of the room `measuring`."""
