@@ -22,6 +22,7 @@ Amount = float | str
 """A budget as it is given: a number, or words such as ``"15%"`` and ``"120 kB"``."""
 
 BITS_PER_WEIGHT = "bits_per_weight"
+FILE_BYTES = "file_bytes"  # of an engine's file
 LATENCY = "latency_s"
 KNOWN = ("bytes", "macs", LATENCY, BITS_PER_WEIGHT)
 """Resources that `qcompress.measure`, `qcompress.time_options` and this module know."""
@@ -32,6 +33,7 @@ _SIZES = {
 }  # fmt: skip
 _UNITS: Mapping[str, Mapping[str, float]] = {
     "bytes": _SIZES,
+    FILE_BYTES: _SIZES,
     "macs": {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
     LATENCY: {"s": 1, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6},
     BITS_PER_WEIGHT: {"bit": 1, "bits": 1},

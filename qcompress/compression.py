@@ -1,16 +1,19 @@
 """`compress`: from measuring to the report in one call. A call that was cut goes on where it was."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from formulations import Problem
 from formulations.files import AnyPath
-from qcompress import steps
-from qcompress.budgets import KNOWN, Amount, require_known
+from qcompress import steps, targeting
+from qcompress.budgets import FILE_BYTES, KNOWN, Amount, require_known
 from qcompress.compressed.apply import require_measured
+from qcompress.engines.base import Engine
+from qcompress.engines.export import ExportedFile
+from qcompress.engines.verify import Verification
 from qcompress.errors import OptionsError
 from qcompress.measurement import Measurement
 from qcompress.measuring.latency import TimingProgress
@@ -33,13 +36,20 @@ __all__ = ["NoChoiceError", "Result", "compress"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Result:
-    """What `compress` gives: the smaller model and every value on the way to it."""
+    """What `compress` gives: the smaller model and every value on the way to it.
+
+    Attributes:
+        exported: the engine's file, where one was asked for.
+        verification: how it compares with ``model``.
+    """
 
     model: nn.Module
     measurement: Measurement
     problem: Problem
     solution: Solution
     report: Report
+    exported: ExportedFile | None = None
+    verification: Verification | None = None
 
 
 @forwards.seeded
@@ -58,6 +68,8 @@ def compress(
     granularity: str | int = "layer",
     pairs: bool = True,
     measurement: Measurement | None = None,
+    target: str | Engine | None = None,
+    output: AnyPath | None = None,
     batch_norm_data: Iterable[Any] | None = None,
     refine_rounds: int = 0,
     finetune_steps: int = 0,
@@ -89,6 +101,9 @@ def compress(
         granularity: ``"layer"``, or the number of output channels per block.
         pairs: with the terms between different parts.
         measurement: an earlier one of this model, used instead of measuring; it brings its options.
+        target: an engine (see `engines`): only what it runs is on offer, and ``{"file_bytes": …}`` is a budget for its
+            own file. None is our file.
+        output: where the engine's file is written; it is then run and compared with the model.
         batch_norm_data: batches to re-estimate batch-norm statistics on, or None to leave them.
         refine_rounds: of `refine` at most, with the solver and the time limit for every solve; 0 for none. The true
             loss on ``data`` does not rise by it; the choice is then no longer the prediction's best.
@@ -109,6 +124,8 @@ def compress(
         NoChoiceError: the solver found no choice within the budgets.
         ModelError: the measurement is of another model, or no copy of the model can be made that runs on its own
             weights; `apply_` takes such a model.
+        EngineError: no such engine, or a model or options that it does not take.
+        VerificationError: the engine's file is not what was predicted.
         OptionsError: the folder holds a run of an earlier version, or numbers are outside their range.
 
     Warns:
@@ -124,13 +141,16 @@ def compress(
         require_rounds(refine_rounds)
     if finetune_steps != 0:
         require_training(finetune_steps, learning_rate)
-    require_known(budget, KNOWN if measurement is None else {*KNOWN, *measurement.resources})
     calibration = Calibration(model=model, data=data, forward=forward, loss=as_loss(loss), seed=seed)
+    engine = targeting.engine_for(calibration, target, output)
+    known = [*KNOWN, *(() if measurement is None else measurement.resources), *([FILE_BYTES] if engine else [])]
+    require_known(budget, dict.fromkeys(known))
     request = Request(
         calibration=calibration,
         copied=steps.copied(calibration),
         measurement=measurement,
-        options=prune_quantize(compensated=True) if options is None else options,
+        options=_default_options(engine) if options is None else options,
+        engine=engine,
         method=method,
         granularity=granularity,
         budget=budget,
@@ -153,12 +173,17 @@ def compress(
     )
     if measurement is not None:
         _require_fitting(request, measurement, options)
-    return _compressed(request, RunFolder(folder))
+    return _compressed(request, RunFolder(folder), output)
 
 
-def _compressed(request: Request, run: RunFolder) -> Result:
+def _default_options(engine: Engine | None) -> Options:
+    return prune_quantize(compensated=True) if engine is None else engine.options()
+
+
+def _compressed(request: Request, run: RunFolder, output: AnyPath | None) -> Result:
     """One step after the other."""
-    measurement = steps.measured(request, run)
+    measurement = targeting.legal(request, steps.measured(request, run))
+    request = replace(request, solver=targeting.tying(request.engine, measurement, request.solver))
     problem = steps.formulated(request, run, measurement)
     solution = steps.solved(request, run, problem)
     better = steps.refined(request, run, measurement, problem, solution)
@@ -166,7 +191,16 @@ def _compressed(request: Request, run: RunFolder) -> Result:
     chosen = steps.applied(request, run, measurement, solution)
     smaller = steps.finetuned(request, run, solution, chosen)
     report = steps.reported(request, run, measurement, problem, solution, better=better, chosen=chosen, smaller=smaller)
-    return Result(model=smaller, measurement=measurement, problem=problem, solution=solution, report=report)
+    file, verification = targeting.exported(request, run, smaller, output)
+    return Result(
+        model=smaller,
+        measurement=measurement,
+        problem=problem,
+        solution=solution,
+        report=report,
+        exported=file,
+        verification=verification,
+    )
 
 
 def _require_fitting(request: Request, measurement: Measurement, options: Options | None) -> None:

@@ -20,6 +20,7 @@ from qcompress.compressed.apply import apply
 from qcompress.compressed.copying import own_copy
 from qcompress.compressed.file import load_compressed, save_compressed
 from qcompress.compressed.record import record_of
+from qcompress.engines.base import Engine
 from qcompress.formulation import formulate
 from qcompress.identity import Identity, identify, identify_batches
 from qcompress.measurement import Measurement
@@ -64,6 +65,7 @@ class Request:
         copied: a copy of the model, made before anything was measured: what is compressed is a copy of it.
         measurement: one that was made earlier, or None.
         identities: of what is in ``calibration``, or nothing where no folder keeps the run.
+        engine: what the choice is made for, or None for our own file.
     """
 
     calibration: Calibration
@@ -83,6 +85,7 @@ class Request:
     evaluate: Callable[[nn.Module], float] | None
     callbacks: Callbacks
     identities: Mapping[str, Identity]
+    engine: Engine | None = None
 
     def measured_from(self) -> dict[str, Any]:
         """What the measurement depends on."""
@@ -340,6 +343,7 @@ def _applied_from(request: Request, run: RunFolder, solution: Solution) -> dict[
         **request.measured_from(),
         "forward": request.identities["forward"],
         "choice": solution.choice,
+        "engine": None if request.engine is None else request.engine.name,
         "batch_norm_data": statistics,
     }
 

@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from qcompress.budgets import FILE_BYTES
 from qcompress.engines.base import Engine
 from qcompress.errors import EngineError
 from qcompress.measurement import Measurement
-
-FILE_BYTES = "file_bytes"
-"""Name of the resource that counts the bytes of the engine's file."""
 
 
 def for_engine(engine: Engine, model: nn.Module, measurement: Measurement, example: Any = None) -> Measurement:

@@ -6,9 +6,17 @@ from torch import nn
 
 import qcompress
 from formulations.reductions.tie import tie
-from qcompress.engines.legal import FILE_BYTES, for_engine
+from qcompress.budgets import FILE_BYTES
+from qcompress.engines.legal import for_engine
 from qcompress.engines.registry import TABLE, as_engine
-from qcompress.errors import ArtefactError, DataError, EngineError, MissingError
+from qcompress.errors import (
+    ArtefactError,
+    DataError,
+    EngineError,
+    MissingError,
+    OptionsError,
+    VerificationError,
+)
 from solvers import solve
 from tests.engines.toy import Toy
 from tests.models import seeded
@@ -155,3 +163,52 @@ def test_a_missing_package_is_named_with_what_to_install():
 
 def test_the_listed_engines_are_those_of_the_table():
     assert [info.name for info in qcompress.engines()] == list(TABLE)
+
+
+def test_compress_for_an_engine_searches_what_it_runs_and_ends_with_its_file(data, tmp_path):
+    engine = Toy(factory=network)
+    result = qcompress.compress(
+        network(),
+        data,
+        budget={FILE_BYTES: "1.5 kB"},
+        target=engine,
+        output=tmp_path / "small.toy",
+        solver="brute-force",
+    )
+    assert {label for labels in result.measurement.labels for label in labels} <= {"keep", "2 bits", "4 bits", "8 bits"}
+    assert result.exported.size_bytes == result.solution.usage[FILE_BYTES] <= 1500
+    assert result.exported.path.stat().st_size == result.exported.size_bytes
+    assert result.verification.ok
+
+
+def test_compress_keeps_to_what_the_engine_ties(data):
+    engine = Toy(factory=network, tied=(("0", "2", "4"),))
+    for share in (0.9, 0.75, 0.6):
+        result = qcompress.compress(network(), data, budget={FILE_BYTES: share}, target=engine, solver="milp")
+        assert (
+            len(
+                {
+                    options[option]
+                    for options, option in zip(result.measurement.labels, result.solution.choice, strict=False)
+                }
+            )
+            == 1
+        )
+
+
+def test_a_file_that_is_not_what_was_chosen_is_an_error(data, tmp_path):
+    with pytest.raises(VerificationError, match=r"small.toy is not what was chosen: its outputs differ"):
+        qcompress.compress(
+            network(),
+            data,
+            budget={FILE_BYTES: 0.7},
+            target=Toy(factory=network, wrong=1.0),
+            output=tmp_path / "small.toy",
+        )
+
+
+def test_an_output_without_an_engine_is_refused_before_anything_runs(tmp_path):
+    with pytest.raises(OptionsError, match="name the engine too"):
+        qcompress.compress(network(), [torch.ones(1, 8)], budget={"bytes": 0.5}, output=tmp_path / "x")
+    with pytest.raises(OptionsError, match="no resource is called 'file_bytes'"):
+        qcompress.compress(network(), [torch.ones(1, 8)], budget={"file_bytes": 0.5})

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import qcompress
-from qcompress.engines.legal import FILE_BYTES, for_engine
+from qcompress.budgets import FILE_BYTES
+from qcompress.engines.legal import for_engine
 from qcompress.engines.llama_cpp.container import TensorPlan, Value, write
 from qcompress.engines.llama_cpp.engine import LlamaCpp
 from qcompress.engines.llama_cpp.tokenizer import tokenizer_values

@@ -1,0 +1,82 @@
+"""The steps of `compress` that an engine adds: only what it runs is searched, and its file is written and compared."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+from torch import nn
+
+from formulations.files import AnyPath
+from qcompress.budgets import BITS_PER_WEIGHT, with_resources
+from qcompress.engines.base import Engine
+from qcompress.engines.export import ExportedFile, export
+from qcompress.engines.legal import for_engine
+from qcompress.engines.registry import as_engine
+from qcompress.engines.verify import Verification, verify
+from qcompress.errors import OptionsError, VerificationError
+from qcompress.measurement import Measurement
+from qcompress.measuring.weight_gradients import samples
+from qcompress.model.calibration import Calibration
+from qcompress.run_folder import RunFolder
+from qcompress.steps import Request
+from solvers import Solver
+from solvers.composites.tied import Tied
+
+VERIFIED = 2  # samples that the engine's file is compared on
+
+
+def engine_for(calibration: Calibration, target: str | Engine | None, output: AnyPath | None) -> Engine | None:
+    """The engine that is meant, if any, asked whether it takes the model.
+
+    Raises:
+        OptionsError: an output without a target.
+        EngineError: no such engine, or a model that it cannot take.
+        MissingError: a package of the engine is missing.
+    """
+    if target is None:
+        if output is not None:
+            raise OptionsError(
+                f"output={str(output)!r} is an engine's file: name the engine too, as target='llama.cpp'"
+            )
+        return None
+    engine = as_engine(target)
+    engine.sizes(calibration.model, (), (), calibration.first_batch())
+    return engine
+
+
+def legal(request: Request, measurement: Measurement) -> Measurement:
+    """The measurement with what the engine runs, and the bytes of its file."""
+    if request.engine is None:
+        return measurement
+    own, resources = request.calibration, dict(measurement.resources)
+    resources.pop(BITS_PER_WEIGHT, None)  # it is of the weights that have a choice, which are others for an engine
+    measurement = replace(measurement, resources=MappingProxyType(resources))
+    return with_resources(for_engine(request.engine, own.model, measurement, own.first_batch()), request.budget)
+
+
+def tying(engine: Engine | None, measurement: Measurement, solver: Solver) -> Solver:
+    """The solver, kept to what the engine ties."""
+    ties = [] if engine is None else engine.ties(measurement.parts)
+    return Tied(solver, tied=ties) if ties else solver
+
+
+def exported(
+    request: Request, run: RunFolder, model: nn.Module, output: AnyPath | None
+) -> tuple[ExportedFile | None, Verification | None]:
+    """The engine's file of ``model``, written and compared on the first samples, where one is asked for.
+
+    Raises:
+        VerificationError: the engine gives something else than was predicted; the file is left to be looked at.
+    """
+    engine = request.engine
+    if engine is None or output is None:
+        return None, None
+    batch = request.calibration.first_batch()
+    with run.timed("export"):
+        file = export(model, Path(output), target=engine, example=batch)
+    with run.timed("verify"):
+        found = verify(file.path, model, list(itertools.islice(samples(batch), VERIFIED)), target=engine)
+    if not found.ok:
+        raise VerificationError(f"{file.path} is not what was chosen: {found.why_not}")
+    return file, found

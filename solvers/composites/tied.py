@@ -1,0 +1,56 @@
+"""`Tied`: a solver on groups that must take the same option, joined into one each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from numpy.typing import ArrayLike
+
+from formulations import Problem
+from formulations.reductions.tie import Tied as Joined
+from formulations.reductions.tie import tie
+from solvers.base import Search
+from solvers.composites.wrapper import InnerSearch, Wrapper
+
+
+class _Lifting(InnerSearch):
+    """The search of the smaller problem, which hands on what its choices mean for the stated one."""
+
+    joined: Joined
+
+    def offer(self, choice: ArrayLike) -> bool:
+        """Judge a choice here, and hand on its lift when it is better."""
+        if kept := Search.offer(self, choice):
+            self.outer.offer(self.joined.lift(choice))
+        return kept
+
+
+@dataclass(frozen=True)
+class Tied(Wrapper):
+    """Runs a solver on the problem with each set of groups joined: every answer has one option a set.
+
+    A bound of the smaller problem is one of all choices that keep to the ties, and of no others.
+
+    Attributes:
+        tied: sets of group names, as of `formulations.reductions.tie.tie`.
+
+    >>> from solvers import solve
+    >>> problem = Problem(["a", "b"], [["4 bits", "8 bits"]] * 2, [3, 0, 2, 0], {"bytes": [1, 2] * 2}, {"bytes": 3})
+    >>> solve(problem, "brute-force").choice.tolist()
+    [1, 0]
+    >>> solve(problem, Tied("brute-force", tied=[("a", "b")])).choice.tolist()
+    [0, 0]
+    """
+
+    name: ClassVar[str] = "tied"
+    summary: ClassVar[str] = "a solver on groups that must take the same option"
+    presolved: ClassVar[bool] = False  # its groups go by the names that they were stated with
+    tied: Sequence[Sequence[str]] = ()
+
+    def run(self, problem: Problem, search: Search) -> None:
+        """One run of the solver inside."""
+        joined, solver = tie(problem, self.tied), self.inner
+        inner = _Lifting(joined.problem, search, solver=solver.name, seed=search.seed)
+        inner.joined = joined
+        solver.run(joined.problem, inner)
+        search.details["tied"] = inner.summary()
