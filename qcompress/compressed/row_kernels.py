@@ -5,14 +5,14 @@ import numba
 
 @numba.njit(inline="always")
 def _code_at(packed, number, bits):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """The ``number``-th code of ``bits`` bits, at most 16: it lies in three bytes at most."""
+    """The ``number``-th code of ``bits`` bits, at most 16: it lies in three bytes at most. Beyond the last one: 0."""
     first = number * bits
-    byte = first >> 3
-    value = numba.uint32(packed[byte])
+    byte, value = first >> 3, numba.uint32(0)
     if byte + 2 < packed.shape[0]:
-        value |= numba.uint32(packed[byte + 1]) << 8 | numba.uint32(packed[byte + 2]) << 16
-    elif byte + 1 < packed.shape[0]:
-        value |= numba.uint32(packed[byte + 1]) << 8
+        value = numba.uint32(packed[byte]) | numba.uint32(packed[byte + 1]) << 8 | numba.uint32(packed[byte + 2]) << 16
+    else:
+        for b in range(packed.shape[0] - byte):
+            value |= numba.uint32(packed[byte + b]) << numba.uint32(8 * b)
     return numba.int32(value >> (first & 7) & ((1 << bits) - 1))
 
 
@@ -51,8 +51,6 @@ def decode_kept(codes, mask, before, bits, numbers, scales, zeros, group_size, f
         for group in range(scales.shape[1]):
             scale, zero = scales[i, group], zeros[i, group]
             for j in range(group * group_size, min((group + 1) * group_size, columns)):
-                value = zero
-                if mask[(place + j) >> 3] >> ((place + j) & 7) & 1:
-                    value = _code_at(codes, code, bits)
-                    code += 1
-                row[j] = numba.float32(value - zero) * scale
+                kept = numba.int64(mask[(place + j) >> 3] >> ((place + j) & 7) & 1)
+                row[j] = numba.float32(kept * (_code_at(codes, code, bits) - zero)) * scale  # a branch would be guessed
+                code += kept

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qcompress.transforms.base import Keep, Target, Transform
+from qcompress.transforms.quantize.group_wise import GroupWise
 from qcompress.transforms.quantize.packing import unpack
 from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 
@@ -47,8 +48,8 @@ def packed_rows(blocks: Sequence[tuple[Transform, dict[str, Tensor], Target]]) -
 def _block(transform: Transform, stored: dict[str, Tensor], target: Target) -> PackedRows:
     if isinstance(transform, Keep):
         return _Dense(stored["rows"])
-    if type(transform) is PruneQuantize:
-        return _Coded(transform, stored, target)
+    if type(transform) in (PruneQuantize, GroupWise):
+        return _Coded(transform, stored, target)  # type: ignore[arg-type]
     return _Whole(transform, stored, target)
 
 
@@ -100,8 +101,13 @@ class _Coded(PackedRows):
         self.channels, self._columns, self._dtype = target.channels, target.per_channel, target.dtype
         self._bits, self._codes = transform.bits, stored["codes"]
         self._scales = stored["scales"].view(self.channels, -1)
-        self._zeros = torch.tensor([[2 ** (transform.bits - 1)]], dtype=torch.int32).expand(self.channels, 1)
-        self._group_size = target.per_channel
+        self._zeros, self._group_size = torch.tensor([[2 ** (transform.bits - 1)]]), target.per_channel
+        if isinstance(transform, GroupWise):
+            self._group_size = min(transform.group_size or target.per_channel, target.per_channel)
+            if not transform.symmetric:
+                self._zeros = transform.zero_points(stored, target)
+        self._zeros = self._zeros.to(torch.uint8 if transform.bits <= 8 else torch.int32)
+        self._zeros = self._zeros.expand(self._scales.shape)
         self._mask = stored.get("mask")
         if self._mask is not None:
             kept = unpack(self._mask, 1, target.num_weights).view(self.channels, -1).sum(1)
@@ -111,7 +117,7 @@ class _Coded(PackedRows):
         from qcompress.compressed import row_kernels  # here: numba is slow to import
 
         found = torch.empty(len(numbers), self._columns)
-        scales, zeros = self._scales[numbers].to(torch.float32), self._zeros[numbers]
+        scales, zeros = self._scales[numbers].to(torch.float32), self._zeros[numbers].to(torch.int32)
         tables = numbers.numpy(), scales.numpy(), zeros.numpy(), self._group_size, found.numpy()
         codes = self._codes.numpy()
         if self._mask is None:
