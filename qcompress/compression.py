@@ -15,20 +15,24 @@ from qcompress.engines.base import Engine
 from qcompress.engines.export import ExportedFile
 from qcompress.engines.verify import Verification
 from qcompress.errors import OptionsError
+from qcompress.formulation import pair_strength
 from qcompress.measurement import Measurement
+from qcompress.measuring.candidates import EncodeProgress
 from qcompress.measuring.latency import TimingProgress
-from qcompress.measuring.measure import MeasureProgress
+from qcompress.measuring.measure import MeasureProgress, require_method
+from qcompress.measuring.offered import Offered
 from qcompress.measuring.remeasure import loss_of
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.losses import LossFunction, as_loss
 from qcompress.options import Options, prune_quantize
-from qcompress.refinement import RefineStep, require_rounds
+from qcompress.refinement import RefineStep
 from qcompress.report import Report
 from qcompress.run_folder import RunFolder
+from qcompress.scalars import as_number, as_whole, plain
 from qcompress.steps import Callbacks, NoChoiceError, Request
 from qcompress.training.finetune import LEARNING_RATE, FinetuneProgress, require_training
-from solvers import Progress, Solution
+from solvers import Progress, Solution, Solver, SolverUnavailableError
 from solvers.run import as_solver
 
 __all__ = ["NoChoiceError", "Result", "compress"]
@@ -58,7 +62,9 @@ def compress(
     data: Iterable[Any],
     *,
     budget: Mapping[str, Amount],
-    options: Options | None = None,
+    options: Options | Mapping[str, Options] | None = None,
+    skip: str | Iterable[str] = (),
+    only: str | Iterable[str] | None = None,
     solver: Any = "auto",
     time_limit: float | None = 60,
     seed: int = 0,
@@ -66,7 +72,7 @@ def compress(
     loss: str | LossFunction = "kl",
     forward: forwards.Forward | None = None,
     granularity: str | int = "layer",
-    pairs: bool = True,
+    pairs: bool | float = True,
     measurement: Measurement | None = None,
     target: str | Engine | None = None,
     output: AnyPath | None = None,
@@ -76,6 +82,7 @@ def compress(
     learning_rate: float = LEARNING_RATE,
     evaluate: Callable[[nn.Module], float] | None = None,
     folder: AnyPath | None = None,
+    on_encode: Callable[[EncodeProgress], None] | None = None,
     on_measure: Callable[[MeasureProgress], None] | None = None,
     on_timing: Callable[[TimingProgress], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -90,8 +97,11 @@ def compress(
         budget: resource → share of the original (up to 1), amount (above 1) or words, as ``{"bytes": 0.15}``,
             ``{"bytes": "120 kB"}``, ``{"bits_per_weight": 4.25}`` (see `qcompress.budgets`). With one for ``latency_s``
             every option is timed on the first batch (see `time_options`).
-        options: what is on offer; the default is ``prune_quantize(compensated=True)``, of which the measurement holds a
-            matrix of the square of each layer's inputs.
+        options: what is on offer, for all layers or by patterns of their names as in `measure`. The default is
+            ``prune_quantize(compensated=True)``, for which the measurement holds a matrix of the square of each
+            layer's inputs.
+        skip: patterns of names of layers that stay as they are, as in `measure`.
+        only: patterns of the layers that do not.
         solver: a name, a ``solvers.Solver``, or a dimod sampler.
         time_limit: seconds for the solver.
         seed: of measuring, solving and shuffled data.
@@ -113,6 +123,7 @@ def compress(
         evaluate: ``model -> float``, reported before and after.
         folder: where all values are written as they come. A run that was cut goes on from them, and another call
             reuses those that nothing changed for: with another budget or solver the measurement, with other data none.
+        on_encode: called after the options of every part were worked out, as in `measure`.
         on_measure: called after every measured batch.
         on_timing: called while options are timed.
         on_progress: called while solving, as in `solve`.
@@ -137,43 +148,48 @@ def compress(
     >>> result.report.usage["bytes"] <= result.report.budgets["bytes"]
     True
     """
-    if refine_rounds != 0:
-        require_rounds(refine_rounds)
+    require_method(method, granularity)
+    pair_strength(pairs)
+    finetune_steps, learning_rate = plain(finetune_steps), plain(learning_rate)
     if finetune_steps != 0:
         require_training(finetune_steps, learning_rate)
+    if evaluate is not None and not callable(evaluate):
+        raise OptionsError(f"evaluate must be a callable model -> float, found {evaluate!r}")
     calibration = Calibration(model=model, data=data, forward=forward, loss=as_loss(loss), seed=seed)
     engine = targeting.engine_for(calibration, target, output)
     known = [*KNOWN, *(() if measurement is None else measurement.resources), *([FILE_BYTES] if engine else [])]
     require_known(budget, dict.fromkeys(known))
+    if measurement is not None:
+        _require_fitting(calibration, measurement, options)
+    run = RunFolder(folder)
     request = Request(
         calibration=calibration,
-        copied=steps.copied(calibration),
         measurement=measurement,
-        options=_default_options(engine) if options is None else options,
+        offered=Offered.of(_default_options(engine) if options is None else options, skip=skip, only=only),
         engine=engine,
         method=method,
         granularity=granularity,
         budget=budget,
         pairs=pairs,
-        solver=as_solver(solver),
-        time_limit=time_limit,
-        refine_rounds=refine_rounds,
-        batch_norm_data=batch_norm_data,
+        solver=_ready(solver),
+        time_limit=None if time_limit is None else as_number(time_limit, "time_limit", above=0),
+        refine_rounds=as_whole(refine_rounds, "refine_rounds", least=0),
+        batch_norm_data=None if batch_norm_data is None else forwards.checked_data(batch_norm_data),
         finetune_steps=finetune_steps,
         learning_rate=learning_rate,
         evaluate=evaluate,
         callbacks=Callbacks(
+            on_encode=on_encode,
             on_measure=on_measure,
             on_timing=on_timing,
             on_progress=on_progress,
             on_round=on_round,
             on_finetune=on_finetune,
         ),
-        identities={} if folder is None else calibration.identities(),
+        identities={} if run.path is None else calibration.identities(),
+        copied=steps.copied(calibration),  # the first pass: what could be checked without one is checked
     )
-    if measurement is not None:
-        _require_fitting(request, measurement, options)
-    return _compressed(request, RunFolder(folder), output)
+    return _compressed(request, run, output)
 
 
 def _default_options(engine: Engine | None) -> Options:
@@ -189,7 +205,7 @@ def _compressed(request: Request, run: RunFolder, output: AnyPath | None) -> Res
     better = steps.refined(request, run, measurement, problem, solution)
     solution = steps.moved(problem, solution, better)
     chosen = steps.applied(request, run, measurement, solution)
-    smaller = steps.finetuned(request, run, solution, chosen)
+    smaller = steps.finetuned(request, run, chosen)
     report = steps.reported(request, run, measurement, problem, solution, better=better, chosen=chosen, smaller=smaller)
     file, verification = targeting.exported(request, run, smaller, output)
     return Result(
@@ -203,7 +219,20 @@ def _compressed(request: Request, run: RunFolder, output: AnyPath | None) -> Res
     )
 
 
-def _require_fitting(request: Request, measurement: Measurement, options: Options | None) -> None:
+def _ready(solver: Any) -> Solver:
+    """The solver that is meant.
+
+    Raises:
+        UnknownSolverError, InvalidOptionError: there is none such.
+        SolverUnavailableError: a package is missing.
+    """
+    meant = as_solver(solver)
+    if why := meant.why_not():
+        raise SolverUnavailableError(why)
+    return meant
+
+
+def _require_fitting(calibration: Calibration, measurement: Measurement, options: object) -> None:
     """Refuse a given measurement that is none of this model by this loss.
 
     Raises:
@@ -212,5 +241,5 @@ def _require_fitting(request: Request, measurement: Measurement, options: Option
     """
     if options is not None:
         raise OptionsError("a measurement brings its options: give options or measurement, not both")
-    require_measured(request.calibration.model, measurement.model_fingerprint)
-    loss_of(measurement, request.calibration.loss)
+    require_measured(calibration.model, measurement.model_fingerprint)
+    loss_of(measurement, calibration.loss)

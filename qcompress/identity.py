@@ -61,12 +61,14 @@ def identify(value: Any, name: str = "value") -> Identity:
     return digest.identity()
 
 
-def identify_batches(batches: Iterable[Any], name: str = "data") -> Identity:
-    """The identity of all batches, read one after the other."""
+def identify_batches(batches: Iterable[Any], name: str = "data", *, seed: int = 0) -> Identity:
+    """The identity of all batches, read one after the other, shuffled as ``seed`` says where torch shuffles them."""
     digest = _Digest()
-    for batch in batches:
-        digest.add(batch, name)
-        digest.forget()
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(seed)
+        for batch in batches:
+            digest.add(batch, name)
+            digest.forget()
     return digest.identity()
 
 

@@ -8,8 +8,6 @@ What always holds: a round's choice is within the budgets, and its true loss on 
 before.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,13 +21,17 @@ from formulations import FileFormatError, Problem
 from formulations.files import AnyPath, read_json, write_json
 from qcompress.errors import OptionsError
 from qcompress.formulation import formulate
+from qcompress.identity import identify
 from qcompress.measurement import Measurement
-from qcompress.measuring.measure import MeasureProgress, batch_fingerprint
+from qcompress.measuring.measure import MeasureProgress
 from qcompress.measuring.remeasure import loss_of, measured_at
 from qcompress.measuring.true_loss import TrueLoss
 from qcompress.model import forward as forwards
+from qcompress.model.calibration import Calibration
 from qcompress.model.losses import Loss, LossFunction
+from qcompress.scalars import as_whole
 from solvers import solve
+from solvers.run import as_solver
 
 FILE_KIND = "qcompress refinement"
 FILE_VERSION = 1
@@ -131,9 +133,9 @@ def refine(
         measurement: what `measure` gave.
         problem: made from it by `formulate`; its budgets and its pair terms (or their absence) hold for all rounds.
         choice: ``(G,)`` a solver's answer to it.
-        rounds: at most; the first that brings nothing is the last.
-        solver: of every solve.
-        time_limit: seconds for each.
+        rounds: the most there are; the first that brings nothing is the last.
+        solver: a name, a ``solvers.Solver`` or a dimod sampler, for every solve.
+        time_limit: seconds for each solve.
         seed: of the solver.
         loss: as of `remeasure`.
         forward: as of `measure`.
@@ -156,53 +158,41 @@ def refine(
     >>> refined.loss <= refined.loss_before, problem.evaluate(refined.choice).feasible
     (True, True)
     """
-    require_rounds(rounds)
-    measured = loss_of(measurement, loss)
+    rounds, start = as_whole(rounds, "rounds", least=1), np.asarray(choice, dtype=np.int64)
+    solver, measured = as_solver(solver), loss_of(measurement, loss)
     true_loss = TrueLoss(model, measurement, data, loss=measured, forward=forward)
-    start = np.asarray(choice, dtype=np.int64)
-    name = solver if isinstance(solver, str) else getattr(solver, "name", type(solver).__name__)
-    settings = [problem.fingerprint(), start.tolist(), name, time_limit, seed, measured.name]
-    settings += [measurement.model_fingerprint, *map(batch_fingerprint, true_loss.data)]
-    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-    file = None if cache is None else Path(cache)
+    calibration = Calibration(model=model, data=true_loss.data, forward=forward, loss=measured, seed=measurement.seed)
+    file, key = (None, "") if cache is None else (Path(cache), "")
+    if file is not None:
+        solved_by = [problem.fingerprint(), start, solver.name, solver, time_limit, seed, measurement.method]
+        key = identify([solved_by, calibration.identities()]).digest
+    part = None if file is None else file.with_name(f"{file.name}.part")
     if file is not None and file.exists():
-        at = _load(file, key)
+        best = _load(file, key)
     else:
         before = true_loss(start)
-        at = Refined(choice=start, loss=before, loss_before=before, steps=(), complete=False)
-    while len(at.steps) < rounds and not at.complete:
-        true_loss.emulation.put(at.choice)
-        part = None if file is None else file.with_name(f"{file.name}.part")
-        local = measured_at(
-            model, true_loss.data, measurement, true_loss.emulation, at.loss, measured, forward, part, on_progress
-        )
-        tried = _nearby(local, problem, at.choice, solver=solver, time_limit=time_limit, seed=seed)
-        found = [(true_loss(one), predicted, one) for predicted, one in tried]
-        least, predicted, new = min(found, key=lambda one: one[0], default=(at.loss, at.loss, at.choice))
-        if least < at.loss:
-            step = RefineStep(changes=int((new != at.choice).sum()), predicted=predicted, loss=least)
-            at = replace(at, choice=new, loss=least, steps=(*at.steps, step))
-        else:
-            at = replace(at, complete=True)
+        best = Refined(choice=start, loss=before, loss_before=before, steps=(), complete=False)
+    while len(best.steps) < rounds and not best.complete:
+        true_loss.emulation.put(best.choice)
+        local = measured_at(calibration, measurement, true_loss.emulation, best.loss, part, on_progress)
+        nearby = _nearby(local, problem, best.choice, solver=solver, time_limit=time_limit, seed=seed)
+        best = _improved(best, [(true_loss(candidate), predicted, candidate) for predicted, candidate in nearby])
         if file is not None:
-            write_json(file, {"kind": FILE_KIND, "version": FILE_VERSION, "key": key, **at.to_json()})
-        if part is not None:
-            part.unlink(missing_ok=True)
-        if on_round is not None and not at.complete:
-            on_round(at.steps[-1])
-    if file is not None:
-        file.with_name(f"{file.name}.part").unlink(missing_ok=True)  # where the process died after its round was kept
-    return at
+            write_json(file, {"kind": FILE_KIND, "version": FILE_VERSION, "key": key, **best.to_json()})
+        if on_round is not None and not best.complete:
+            on_round(best.steps[-1])
+    if part is not None:
+        part.unlink(missing_ok=True)
+    return best
 
 
-def require_rounds(rounds: int) -> None:
-    """Refuse what is no number of rounds.
-
-    Raises:
-        OptionsError: it is not.
-    """
-    if not (isinstance(rounds, int) and rounds >= 1):
-        raise OptionsError(f"rounds must be a whole number from 1, found {rounds!r}")
+def _improved(best: Refined, tried: list[tuple[float, float, NDArray[np.int64]]]) -> Refined:
+    """The best one after a round that tried choices of those true and predicted losses."""
+    least, predicted, choice = min(tried, key=lambda item: item[0], default=(best.loss, best.loss, best.choice))
+    if least >= best.loss:
+        return replace(best, complete=True)
+    step = RefineStep(changes=int((choice != best.choice).sum()), predicted=predicted, loss=least)
+    return replace(best, choice=choice, loss=least, steps=(*best.steps, step))
 
 
 def _load(file: Path, key: str) -> Refined:

@@ -18,7 +18,7 @@ def as_number(value: Any, name: str, *, above: float, wanted: str = "") -> float
     >>> as_number(np.float32(0.5), "share", above=0)
     0.5
     """
-    number = _plain(value)
+    number = plain(value)
     if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number) or number <= above:
         raise OptionsError(f"{name} must be {wanted or f'a number above {above:g}'}, found {value!r}")
     return float(number)
@@ -33,13 +33,13 @@ def as_whole(value: Any, name: str, *, least: int) -> int:
     >>> as_whole(np.int64(3), "rounds", least=1)
     3
     """
-    number = _plain(value)
+    number = plain(value)
     if isinstance(number, bool) or not isinstance(number, int) or number < least:
         raise OptionsError(f"{name} must be a whole number from {least}, found {value!r}")
     return number
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The Python number in a scalar of numpy or torch; anything else as it is."""
     single = isinstance(value, np.generic) or (isinstance(value, (np.ndarray, Tensor)) and value.ndim == 0)
     return value.item() if single else value

@@ -4,6 +4,7 @@ Every step takes the `Request` and the `RunFolder`, and gives its value by `RunF
 time, keyed by what matters to it alone: another budget, solver or time limit leaves the measurement standing.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +17,7 @@ from torch import nn
 from formulations import InfeasibleBudgetError, Problem
 from formulations.files import replacing
 from qcompress.budgets import Amount, fixed_use, with_resources
-from qcompress.compressed.apply import apply
+from qcompress.compressed.apply import apply, chosen_transforms
 from qcompress.compressed.copying import own_copy
 from qcompress.compressed.file import load_compressed, save_compressed
 from qcompress.compressed.record import record_of
@@ -24,14 +25,16 @@ from qcompress.engines.base import Engine
 from qcompress.formulation import formulate
 from qcompress.identity import Identity, identify, identify_batches
 from qcompress.measurement import Measurement
+from qcompress.measuring.candidates import EncodeProgress
 from qcompress.measuring.latency import LATENCY, TimingProgress, load_times, save_times, time_options
 from qcompress.measuring.measure import MeasureProgress, measure
+from qcompress.measuring.offered import Offered
 from qcompress.measuring.true_loss import mean_loss
 from qcompress.model.calibration import Calibration
-from qcompress.options import Options
 from qcompress.refinement import Refined, RefineStep, refine
 from qcompress.report import Report, make_report
 from qcompress.run_folder import Kept, RunFolder
+from qcompress.scalars import as_number
 from qcompress.training.finetune import FinetuneProgress, finetune
 from solvers import Progress, Solution, Solver, SolverError, judge, solve
 from solvers.base import relative_gap
@@ -50,6 +53,7 @@ class NoChoiceError(SolverError, RuntimeError):
 class Callbacks:
     """Who is told how the steps go on; see `qcompress.compress`."""
 
+    on_encode: Callable[[EncodeProgress], None] | None
     on_measure: Callable[[MeasureProgress], None] | None
     on_timing: Callable[[TimingProgress], None] | None
     on_progress: Callable[[Progress], None] | None
@@ -71,7 +75,7 @@ class Request:
     calibration: Calibration
     copied: nn.Module
     measurement: Measurement | None
-    options: Options
+    offered: Offered
     method: str
     granularity: str | int
     budget: Mapping[str, Amount]
@@ -91,8 +95,13 @@ class Request:
         """What the measurement depends on."""
         if self.measurement is not None:
             model = {name: own for name, own in self.identities.items() if name == "model"}
-            return {**model, "measurement": self.measurement}
-        return {**self.identities, "options": self.options, "method": self.method, "granularity": self.granularity}
+            return {**model, "measurement": replace(self.measurement, codes={})}  # codes follow from the rest
+        return {
+            **self.identities,
+            "options": self.offered.to_json(),
+            "method": self.method,
+            "granularity": self.granularity,
+        }
 
     def solved_by(self) -> dict[str, Any]:
         """What, besides the problem, a solution depends on."""
@@ -119,7 +128,9 @@ def measured(request: Request, run: RunFolder) -> Measurement:
         return measure(
             own.model,
             own.data,
-            request.options,
+            request.offered.by_pattern,
+            skip=request.offered.skip,
+            only=request.offered.only,
             method=request.method,
             loss=own.loss,
             forward=own.forward,
@@ -127,6 +138,7 @@ def measured(request: Request, run: RunFolder) -> Measurement:
             seed=own.seed,
             cache=cache,
             on_progress=tell,
+            on_encode=run.watched(request.callbacks.on_encode),
         )
 
     kept = Kept(MEASUREMENT_FILE, Measurement.save, Measurement.load)
@@ -262,12 +274,12 @@ def applied(request: Request, run: RunFolder, measurement: Measurement, solution
         lambda _: apply(
             request.copied, measurement, solution, batch_norm_data=request.batch_norm_data, forward=own.forward
         ),
-        key=_applied_from(request, run, solution),
+        key=_applied_from(request, run, measurement, solution),
         kept=_kept_model(file, request.copied),
     )
 
 
-def finetuned(request: Request, run: RunFolder, solution: Solution, chosen: nn.Module) -> nn.Module:
+def finetuned(request: Request, run: RunFolder, chosen: nn.Module) -> nn.Module:
     """The compressed model after fine-tuning with the original as teacher, where steps are asked for."""
     if request.finetune_steps == 0:
         return chosen
@@ -288,7 +300,7 @@ def finetuned(request: Request, run: RunFolder, solution: Solution, chosen: nn.M
             cache=cache,
             on_progress=run.watched(request.callbacks.on_finetune),
         ),
-        key={**_applied_from(request, run, solution), **request.identities, **training},
+        key={"chosen": chosen, **request.identities, **training},
         kept=_kept_model(MODEL_FILE, request.copied),
     )
 
@@ -311,7 +323,7 @@ def reported(
             None if model is None else mean_loss(own.model, model, own.data, loss=own.loss, forward=own.forward)
             for model in (chosen, None if smaller is chosen else smaller)
         )
-        before, after = (None, None) if evaluate is None else (evaluate(own.model), evaluate(smaller))
+        before, after = (None, None) if evaluate is None else map(_metric, (evaluate(own.model), evaluate(smaller)))
     assert loss_measured is not None  # noqa: S101
     record = record_of(smaller)
     report = make_report(
@@ -333,17 +345,25 @@ def reported(
     return report
 
 
-def _applied_from(request: Request, run: RunFolder, solution: Solution) -> dict[str, Any]:
+def _metric(value: Any) -> float:
+    """What ``evaluate`` gave, as a number.
+
+    Raises:
+        OptionsError: it is none.
+    """
+    return as_number(value, "what evaluate(model) returns", above=-math.inf, wanted="a finite number")
+
+
+def _applied_from(request: Request, run: RunFolder, measurement: Measurement, solution: Solution) -> dict[str, Any]:
     """What the compressed model depends on."""
     if run.path is None:
         return {}
-    batches = request.batch_norm_data
+    batches, chosen = request.batch_norm_data, chosen_transforms(request.copied, measurement, solution)
     statistics = identify(None) if batches is None else identify_batches(batches, "batch_norm_data")
     return {
         **request.measured_from(),
         "forward": request.identities["forward"],
-        "choice": solution.choice,
-        "engine": None if request.engine is None else request.engine.name,
+        "transforms": [transform.to_json() for transform in chosen],
         "batch_norm_data": statistics,
     }
 

@@ -3,7 +3,9 @@
 import itertools
 import json
 import os
+import re
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,10 +34,10 @@ from qcompress import (
 from qcompress.compressed.file import stored_parts
 from qcompress.compressed.record import record_of
 from qcompress.compression import NoChoiceError
-from qcompress.errors import ModelError, OptionsError
+from qcompress.errors import DataError, ModelError, OptionsError
 from qcompress.formulation import consistent_rows
 from qcompress.run_folder import RunFolder
-from solvers import Search, Solver
+from solvers import Search, Solver, SolverError
 from solvers.heuristic.greedy import Greedy
 from tests.models import Residual, TiedLanguageModel, seeded
 
@@ -329,12 +331,124 @@ def test_a_measurement_of_another_model_or_loss_or_with_options_beside_it_is_ref
         compress(model, data, budget=budget, measurement=measurement, options=OPTIONS)
 
 
-@pytest.mark.parametrize("numbers", [{"finetune_steps": -1}, {"finetune_steps": 10, "learning_rate": 0.0}])
-def test_numbers_that_no_fine_tuning_can_have_are_refused_before_measuring(numbers: dict[str, Any]) -> None:
-    measured: list[object] = []
-    with pytest.raises(OptionsError, match="fine-tuning takes steps"):
-        compress(seeded(Residual), batches(), budget={"bytes": 0.5}, on_measure=measured.append, **numbers)
-    assert not measured
+class Lazy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.LazyLinear(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"finetune_steps": -1}, "fine-tuning takes steps and patience from 1"),
+        ({"finetune_steps": 1.5}, "fine-tuning takes steps and patience from 1"),
+        (
+            {"finetune_steps": 10, "learning_rate": 0.0},
+            "a learning rate above 0, found steps=10, patience=1, learning_rate=0.0",
+        ),
+        ({"refine_rounds": -1}, "refine_rounds must be a whole number from 0"),
+        ({"time_limit": 0}, "time_limit must be a number above 0, found 0"),
+        ({"time_limit": float("nan")}, "time_limit must be a number above 0, found nan"),
+        ({"seed": -1}, "seed must be a whole number from 0, found -1"),
+        ({"seed": True}, "seed must be a whole number from 0, found True"),
+        ({"solver": "gredy"}, "no solver is called 'gredy'; known are: auto"),
+        ({"solver": 3}, "solver must be a name"),
+        ({"method": "guess"}, "method must be one of fisher, direct"),
+        ({"loss": "l1"}, "loss must be 'kl', 'mse' or a callable"),
+        ({"granularity": 0}, "granularity must be 'layer' or a number of channels"),
+        ({"pairs": 2.0}, "pairs must be True, False or a strength"),
+        ({"options": [4, 8]}, "options must be qcompress.Options"),
+        ({"forward": "model(batch)"}, "forward must be a callable"),
+        ({"evaluate": 0.9}, "evaluate must be a callable"),
+        ({"data": iter(batches())}, "read more than once"),
+        ({"batch_norm_data": iter(batches())}, "read more than once"),
+        ({"folder": "/proc/nowhere"}, "the run folder /proc/nowhere cannot be written"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_done_is_told_before_the_first_pass(wrong: dict[str, Any], error: str) -> None:
+    ran: list[object] = []
+
+    def forward(model: nn.Module, batch: Tensor) -> Tensor:
+        ran.append(batch)
+        return model(batch)
+
+    asked: dict[str, Any] = {
+        "model": seeded(Residual), "data": batches(), "budget": {"bytes": 0.5}, "forward": forward, **wrong
+    }  # fmt: skip
+    with pytest.raises((OptionsError, ModelError, DataError, SolverError), match=re.escape(error)):
+        compress(**asked)
+    assert not ran
+
+
+def scripted() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.trace(nn.Linear(5, 3), torch.ones(1, 5), check_trace=False)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("factory", "error"),
+    [
+        (scripted, "the model is scripted"),
+        (Lazy, "'head' is lazy and has no weight yet: run one batch"),
+        (lambda: nn.Linear(5, 3, device="meta"), "weight of the model is on the meta device"),
+        (lambda: "resnet20", "model must be a torch.nn.Module, found str"),
+    ],
+)
+def test_a_model_that_cannot_be_looked_at_is_refused_by_name(factory: Callable[[], Any], error: str) -> None:
+    with pytest.raises(ModelError, match=error):
+        compress(factory(), [torch.ones(2, 5)], budget={"bytes": 0.5})
+    with pytest.raises(ModelError, match=error):
+        measure(factory(), [torch.ones(2, 5)], OPTIONS)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers() -> None:
+    settings: dict[str, Any] = {"options": OPTIONS, "solver": "greedy"}
+    plain = compress(seeded(Residual), batches(), budget={"bytes": 700}, seed=1, time_limit=5, **settings)
+    given = compress(
+        seeded(Residual),
+        batches(),
+        budget={"bytes": np.float32(700)},
+        seed=np.int64(1),  # type: ignore[arg-type]
+        time_limit=torch.tensor(5.0),  # type: ignore[arg-type]
+        refine_rounds=np.int64(0),  # type: ignore[arg-type]
+        evaluate=lambda model: torch.tensor(0.5),  # type: ignore[arg-type,return-value]
+        **settings,
+    )
+    assert given.problem.fingerprint() == plain.problem.fingerprint()
+    assert given.solution.choice is not None
+    np.testing.assert_array_equal(given.solution.choice, plain.solution.choice)
+    assert given.report.metric_before == 0.5
+
+
+@pytest.mark.parametrize("value", [float("nan"), "good", torch.ones(2)])
+def test_an_evaluation_that_is_no_number_is_one_clear_error(value: Any) -> None:
+    with pytest.raises(OptionsError, match="what evaluate\\(model\\) returns must be a finite number"):
+        compress(
+            seeded(Residual),
+            batches(),
+            budget={"bytes": 0.5},
+            options=OPTIONS,
+            solver="greedy",
+            evaluate=lambda _: value,
+        )
+
+
+def test_layers_are_skipped_and_given_options_of_their_own(tmp_path: Path) -> None:
+    options = {"head": prune_quantize(bits=(8,), sparsity=(0,)), "*": prune_quantize(bits=(2,), sparsity=(0,))}
+    settings: dict[str, Any] = {"budget": {"bytes": 0.8}, "solver": "greedy", "folder": tmp_path}
+    result = compress(seeded(Residual), batches(), options=options, skip="stem", **settings)
+    labels = {
+        part.name: set(own) for part, own in zip(result.measurement.parts, result.measurement.labels, strict=True)
+    }
+    assert "stem" not in labels
+    assert labels["head"] == {"keep", "8 bits"}
+    again = compress(seeded(Residual), batches(), options=options, skip="body.*", **settings)
+    assert "stem" in {part.name for part in again.measurement.parts}
 
 
 def test_a_damaged_value_in_the_folder_is_one_clear_error(tmp_path: Path) -> None:

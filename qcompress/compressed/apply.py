@@ -58,7 +58,7 @@ def apply(
     >>> len(smaller[0].weight.unique()) < len(model[0].weight.unique())
     True
     """
-    transforms = _chosen(model, measurement, solution)
+    transforms = chosen_transforms(model, measurement, solution)
     batch = None if batch_norm_data is None else first_batch(batch_norm_data)
     return _apply(own_copy(model, batch, forward), measurement, transforms, batch_norm_data, forward)
 
@@ -75,11 +75,11 @@ def apply_(
 
     Loading the original state dict undoes it; after low-rank options call `qcompress.compressed.factored.fold_` first.
     """
-    return _apply(model, measurement, _chosen(model, measurement, solution), batch_norm_data, forward)
+    return _apply(model, measurement, chosen_transforms(model, measurement, solution), batch_norm_data, forward)
 
 
-def _chosen(model: nn.Module, measurement: Measurement, solution: Solution) -> list[Transform]:
-    """The transform of every part.
+def chosen_transforms(model: nn.Module, measurement: Measurement, solution: Solution) -> list[Transform]:
+    """The transform that a solution gives every part.
 
     Raises:
         ModelError: the model, the measurement and the solution do not belong together.

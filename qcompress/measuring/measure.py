@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from formulations.files import AnyPath
 from qcompress.compressed.apply import require_measured
@@ -27,6 +27,7 @@ from qcompress.measuring.squares import input_squares
 from qcompress.measuring.sums import Sums
 from qcompress.measuring.weight_gradients import WeightGradients
 from qcompress.model import forward as forwards
+from qcompress.model.calibration import Calibration
 from qcompress.model.losses import Loss, LossFunction, as_loss
 from qcompress.model.parts import Part, layer_names, survey
 from qcompress.model.steady import steady
@@ -104,11 +105,10 @@ def measure(
     >>> measurement.labels[0]
     ('keep', '4 bits', '8 bits')
     """
-    if method not in METHODS:
-        raise OptionsError(f"method must be one of {', '.join(METHODS)}, found {method!r}")
+    require_method(method, granularity)
     offered = Offered.of(options, skip=skip, only=only)
-    batches = forwards.checked_data(data)
-    measured, run = as_loss(loss), steady(forward, seed)
+    calibration = Calibration(model=model, data=data, forward=forward, loss=as_loss(loss), seed=seed)
+    batches, measured, seed, run = data, calibration.loss, calibration.seed, steady(forward, calibration.seed)
     with forwards.evaluating(model):
         total_bytes(model)  # refuses what cannot be counted
         offered.require_known(layer_names(model))
@@ -122,7 +122,7 @@ def measure(
         weighed = [part for part in inventory.parts if per_part[part.name].need_squares(part.target)]
         squares = input_squares(model, weighed, batches, run) if weighed else {}
         candidates, errors = fitted(model, inventory.parts, per_part, moments, num_inputs, squares, on_encode)
-        settings = [fingerprint, method, measured.name, granularity, seed]
+        settings = [fingerprint, method, granularity, None if cache is None else calibration.digests()]
         sums = accumulate(
             model,
             batches,
@@ -172,6 +172,18 @@ def measure(
     return measurement
 
 
+def require_method(method: str, granularity: str | int) -> None:
+    """Refuse what no measurement can be made by.
+
+    Raises:
+        OptionsError: an unknown method or granularity.
+    """
+    if method not in METHODS:
+        raise OptionsError(f"method must be one of {', '.join(METHODS)}, found {method!r}")
+    if granularity != "layer" and not (isinstance(granularity, int) and granularity >= 1):
+        raise OptionsError(f"granularity must be 'layer' or a number of channels per block, found {granularity!r}")
+
+
 def _calibrated(parts: Iterable[Part], offered: Offered) -> tuple[dict[str, Options], list[str]]:
     """The options by name of a part, and what is to be said of those that go without calibration."""
     per_part, notes = {}, []
@@ -216,7 +228,7 @@ def accumulate(
         forward: as of `measure`.
         cache: as of `measure`.
         on_progress: as of `measure`.
-        settings: of the measurement, to notice another one's cache file.
+        settings: all that the measurement depends on besides the candidates, to notice another one's cache file.
         original: where the model is another.
         tried: parts that are known to need trying, and why.
 
@@ -224,8 +236,7 @@ def accumulate(
         DataError: no sample, or a loss that is not finite.
     """
     transforms = [[transform.to_json() for transform in own] for own in candidates.transforms]
-    told = [*settings, batch_fingerprint(forwards.first_batch(batches)), transforms]
-    key = hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([*settings, transforms]).encode()).hexdigest()
     file = None if cache is None else Path(cache)
     if file is not None and file.exists():
         sums = Sums.load(file, key)
@@ -276,25 +287,3 @@ def _resources(candidates: Candidates) -> MappingProxyType[str, Any]:
     ]
     macs = np.array([transform.macs(target) for target, transform in pairs], dtype=np.float64)
     return MappingProxyType({"bytes": candidates.size_bytes, "macs": macs})
-
-
-def batch_fingerprint(batch: Any) -> str:
-    """SHA-256 over the tensors of a batch, to notice other data under the same cache file."""
-    digest = hashlib.sha256()
-
-    def add(value: Any) -> None:
-        if isinstance(value, Tensor):
-            digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        elif isinstance(value, Mapping):
-            for key in value:
-                digest.update(str(key).encode())
-                add(value[key])
-        elif isinstance(value, (tuple, list)):
-            for item in value:
-                add(item)
-        else:
-            digest.update(repr(value).encode())
-
-    add(batch)
-    return digest.hexdigest()

@@ -22,6 +22,7 @@ from qcompress.measuring.candidates import Candidates
 from qcompress.measuring.measure import MeasureProgress, accumulate
 from qcompress.measuring.true_loss import mean_loss
 from qcompress.model import forward as forwards
+from qcompress.model.calibration import Calibration
 from qcompress.model.losses import Loss, LossFunction, as_loss
 from qcompress.model.steady import steady
 
@@ -66,41 +67,36 @@ def remeasure(
     >>> again.standing, again.cost[[1, 5]].tolist()
     ((1, 2), [0.0, 0.0])
     """
-    emulation, measured, run = (
-        Emulation(model, measurement),
-        loss_of(measurement, loss),
-        steady(forward, measurement.seed),
-    )
+    measured = loss_of(measurement, loss)
+    calibration = Calibration(model=model, data=data, forward=forward, loss=measured, seed=measurement.seed)
+    emulation = Emulation(model, measurement)
     emulation.put(choice)
-    batches = forwards.checked_data(data)
-    standing_loss = mean_loss(model, emulation.model, batches, loss=measured, forward=run)
-    return measured_at(model, batches, measurement, emulation, standing_loss, measured, run, cache, on_progress)
+    run = steady(forward, measurement.seed)
+    standing_loss = mean_loss(model, emulation.model, data, loss=measured, forward=run)
+    return measured_at(calibration, measurement, emulation, standing_loss, cache, on_progress)
 
 
 def measured_at(
-    model: nn.Module,
-    batches: Iterable[Any],
+    calibration: Calibration,
     measurement: Measurement,
     emulation: Emulation,
     standing_loss: float,
-    loss: Loss,
-    forward: forwards.Forward | None,
     cache: AnyPath | None,
     on_progress: Callable[[MeasureProgress], None] | None,
 ) -> Measurement:
     """`measurement` anew, as changes of the emulation's model, whose loss is ``standing_loss``."""
-    standing = tuple(emulation.choice)
+    standing, model = tuple(emulation.choice), calibration.model
     candidates = Candidates(emulation.model, measurement.parts, measurement.transforms, emulation.rows, standing)
-    settings = [measurement.model_fingerprint, measurement.method, loss.name, measurement.seed, standing]
+    settings = [measurement.method, standing, None if cache is None else calibration.digests()]
     with forwards.evaluating(model), forwards.evaluating(emulation.model):
         sums = accumulate(
             emulation.model,
-            batches,
+            calibration.data,
             candidates,
-            loss,
+            calibration.loss,
             measurement.method,
             measurement.seed,
-            steady(forward, measurement.seed),
+            steady(calibration.forward, measurement.seed),
             settings,
             original=model,
             tried=measurement.tried,

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from qcompress.errors import OptionsError
+from qcompress.errors import ModelError, OptionsError
 from qcompress.identity import Identity, identify, identify_batches
 from qcompress.model import forward as forwards
 from qcompress.model.losses import Loss
+from qcompress.scalars import as_whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -26,7 +28,8 @@ class Calibration:
 
     Raises:
         DataError: the data can be read only once.
-        OptionsError: a seed that is no whole number from 0.
+        ModelError: a model whose layers or weights cannot be looked at (see `require_usable`).
+        OptionsError: a seed that is no whole number from 0, or a ``forward`` that cannot be called.
     """
 
     model: nn.Module
@@ -36,9 +39,11 @@ class Calibration:
     seed: int
 
     def __post_init__(self) -> None:
+        require_usable(self.model)
         forwards.checked_data(self.data)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise OptionsError(f"seed must be a whole number from 0, found {self.seed!r}")
+        object.__setattr__(self, "seed", as_whole(self.seed, "seed", least=0))
+        if self.forward is not None and not callable(self.forward):
+            raise OptionsError(f"forward must be a callable (model, batch) -> tensor, found {self.forward!r}")
 
     def first_batch(self) -> Any:
         """The first batch.
@@ -50,13 +55,33 @@ class Calibration:
 
     def identities(self) -> dict[str, Identity]:
         """Name → identity of everything in it; reads all the data once, shuffled as the seed says."""
-        with torch.random.fork_rng(devices=()):
-            torch.default_generator.manual_seed(self.seed)
-            data = identify_batches(self.data)
         return {
             "model": identify(self.model, "model"),
-            "data": data,
+            "data": identify_batches(self.data, seed=self.seed),
             "forward": identify(self.forward, "forward"),
             "loss": identify(self.loss, "loss"),
             "seed": identify(self.seed),
         }
+
+    def digests(self) -> dict[str, str]:
+        """Name → digest, as `identities`, in plain JSON."""
+        return {name: identity.digest for name, identity in self.identities().items()}
+
+
+def require_usable(model: nn.Module) -> None:
+    """Refuse a model whose layers or weights cannot be looked at.
+
+    Raises:
+        ModelError: no module, a scripted one, a lazy one that has not run yet, or one on the meta device.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model must be a torch.nn.Module, found {type(model).__name__}")
+    for path, module in model.named_modules():
+        name = repr(path) if path else "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(f"{name} is scripted, so its layers cannot be changed: give the module it was made from")
+        for key, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            if is_lazy(tensor):
+                raise ModelError(f"{name} is lazy and has no {key} yet: run one batch through the model first")
+            if tensor.device.type == "meta":
+                raise ModelError(f"the {key} of {name} is on the meta device, without numbers: load the weights first")

@@ -52,37 +52,35 @@ class Checkpoint:
     Args:
         path: where it is.
         key: which training it belongs to.
-        model, optimiser, schedule: what is trained, and what trains it.
+        model: what is trained.
     """
 
     path: Path
     key: str
     model: nn.Module
-    optimiser: Optimizer
-    schedule: LRScheduler
 
-    def save(self, standing: Standing) -> None:
+    def save(self, standing: Standing, optimiser: Optimizer, schedule: LRScheduler) -> None:
         """Write everything."""
-        optimiser = self.optimiser.state_dict()
+        moments = optimiser.state_dict()
         tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"kept/{name}": value for name, value in (standing.kept or {}).items()}
         tensors |= {
             f"optimiser/{index}/{name}": value
-            for index, values in optimiser["state"].items()
+            for index, values in moments["state"].items()
             for name, value in values.items()
         }
         header = {
             "kind": FILE_KIND, "version": FILE_VERSION, "key": self.key,
             "step": standing.step, "before": standing.before, "best": standing.best, "idle": standing.idle,
             "kept": standing.kept is not None,
-            "groups": optimiser["param_groups"], "schedule": self.schedule.state_dict(),
+            "groups": moments["param_groups"], "schedule": schedule.state_dict(),
         }  # fmt: skip
         copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         content = safetensors.torch.save(copies, {_HEADER: json.dumps(header)})
         with replacing(self.path) as file:
             file.write(content)
 
-    def load(self) -> Standing:
+    def load(self, optimiser: Optimizer, schedule: LRScheduler) -> Standing:
         """Give model, optimiser and schedule what they had, and say where the training stands.
 
         Raises:
@@ -100,8 +98,8 @@ class Checkpoint:
             index, _, what = name.partition("/")
             state.setdefault(int(index), {})[what] = value
         self.model.load_state_dict(_below("model/", tensors))
-        self.optimiser.load_state_dict({"state": state, "param_groups": header["groups"]})
-        self.schedule.load_state_dict(header["schedule"])
+        optimiser.load_state_dict({"state": state, "param_groups": header["groups"]})
+        schedule.load_state_dict(header["schedule"])
         kept = _below("kept/", tensors) if header["kept"] else None
         numbers = {name: header[name] for name in ("step", "before", "best", "idle")}
         return Standing(**numbers, kept=kept)

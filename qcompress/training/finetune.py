@@ -10,9 +10,7 @@ its weights (so `save_compressed` takes it), and its loss on the validation batc
 above the one it had.
 """
 
-import hashlib
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -29,9 +27,10 @@ from formulations.files import AnyPath
 from qcompress.compressed.copying import own_copy
 from qcompress.compressed.record import record_of
 from qcompress.errors import OptionsError
-from qcompress.measurement import Measurement
-from qcompress.measuring.measure import SAVE_EVERY_S, batch_fingerprint
+from qcompress.identity import identify, identify_batches
+from qcompress.measuring.measure import SAVE_EVERY_S
 from qcompress.model import forward as forwards
+from qcompress.model.calibration import Calibration
 from qcompress.model.losses import CallableLoss, Loss, LossFunction, as_loss
 from qcompress.training.checkpoint import Checkpoint, Standing
 from qcompress.training.optimiser import WideAdam
@@ -119,55 +118,98 @@ def finetune(
     True
     """
     require_training(steps, learning_rate, patience)
-    measured = as_loss(loss)
-    if teacher is None and not isinstance(measured, CallableLoss):
+    calibration = Calibration(model=model, data=data, forward=forward, loss=as_loss(loss), seed=seed)
+    if teacher is None and not isinstance(calibration.loss, CallableLoss):
         raise OptionsError(
-            f"the loss {measured.name!r} is taken against a teacher: give teacher=the original model, or a loss "
-            "(output, batch) -> (samples,)"
+            f"the loss {calibration.loss.name!r} is taken against a teacher: give teacher=the original model, or a "
+            "loss (output, batch) -> (samples,)"
         )
-    batches = forwards.checked_data(data)
-    looked_at = list(islice(batches, VALIDATED) if validation is None else forwards.checked_data(validation))
-    first = [forwards.first_batch(own) for own in (batches, looked_at)]
+    looked_at = list(islice(data, VALIDATED) if validation is None else forwards.checked_data(validation))
+    for batches in (data, looked_at):
+        forwards.first_batch(batches)
     student = own_copy(model)
     modes = [(module, module.training) for module in student.modules()]
     student.eval()
-    trained = Trained(student)
-    before = trained.state()
-
-    def taught(batch: Any) -> Tensor | None:
-        if teacher is None:
-            return None
-        with forwards.evaluating(teacher), torch.no_grad():
-            return forwards.run(teacher, batch, forward)
-
-    def losses(batch: Any, reference: Tensor | None) -> Tensor:
-        output = forwards.run(student, batch, forward)
-        if reference is None:
-            assert isinstance(measured, CallableLoss)  # noqa: S101
-            return measured.values(output, batch)
-        return measured.rise(output, reference.to(output.device), batch)
-
-    references = [taught(batch) for batch in looked_at]
-
-    def look() -> float:
-        with torch.no_grad():
-            found = [losses(*own) for own in zip(looked_at, references, strict=True)]
-            added = 0.0 if penalty is None else float(penalty(student))
-        return float(torch.cat(found).double().mean()) + added
-
-    optimiser = WideAdam((own for own in student.parameters() if own.requires_grad), lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(_rate, steps=steps))
+    objective = _Objective(calibration, student, teacher, penalty, looked_at)
+    schedule = _Schedule(steps=steps, learning_rate=learning_rate, patience=patience)
     file = None
     if cache is not None:
-        settings = [measured.name, steps, learning_rate, patience, seed, getattr(penalty, "__qualname__", None)]
-        key = _key(settings, [model, teacher], first)
-        file = Checkpoint(Path(cache), key, student, optimiser, schedule)
+        settings = [steps, learning_rate, patience, penalty]
+        file = Checkpoint(Path(cache), _key(settings, calibration, teacher, looked_at), student)
+    _train(objective, schedule, file, on_progress)
+    for module, training in modes:
+        module.training = training
+    return student
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Schedule:
+    """How long, how fast and how patiently is trained; see `finetune`."""
+
+    steps: int
+    learning_rate: float
+    patience: int
+
+
+class _Objective:
+    """What is to be low: the student's loss, relative to the teacher's outputs where there is one, and a penalty."""
+
+    def __init__(
+        self,
+        calibration: Calibration,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        penalty: Callable[[nn.Module], Tensor] | None,
+        looked_at: list[Any],
+    ) -> None:
+        self.calibration, self.student = calibration, student
+        self._teacher, self._penalty = teacher, penalty
+        self._looked_at = [(batch, self._taught(batch)) for batch in looked_at]
+
+    def of_batch(self, batch: Any) -> Tensor:
+        """The mean over a batch, with gradients."""
+        mean = self._losses(batch, self._taught(batch)).mean()
+        return mean if self._penalty is None else mean + self._penalty(self.student)
+
+    def validated(self) -> float:
+        """The mean over the validation batches."""
+        with torch.no_grad():
+            losses = [self._losses(batch, reference) for batch, reference in self._looked_at]
+            added = 0.0 if self._penalty is None else float(self._penalty(self.student))
+        return float(torch.cat(losses).double().mean()) + added
+
+    def _taught(self, batch: Any) -> Tensor | None:
+        if self._teacher is None:
+            return None
+        with forwards.evaluating(self._teacher), torch.no_grad():
+            return forwards.run(self._teacher, batch, self.calibration.forward)
+
+    def _losses(self, batch: Any, reference: Tensor | None) -> Tensor:
+        output, loss = forwards.run(self.student, batch, self.calibration.forward), self.calibration.loss
+        if reference is None:
+            assert isinstance(loss, CallableLoss)  # noqa: S101
+            return loss.values(output, batch)
+        return loss.rise(output, reference.to(output.device), batch)
+
+
+def _train(
+    objective: _Objective,
+    schedule: _Schedule,
+    file: Checkpoint | None,
+    on_progress: Callable[[FinetuneProgress], None] | None,
+) -> None:
+    """Train the objective's student, and give it the best weights that were seen."""
+    student, steps = objective.student, schedule.steps
+    trained = Trained(student)
+    before = trained.state()
+    optimiser = WideAdam((own for own in student.parameters() if own.requires_grad), lr=schedule.learning_rate)
+    rates = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(_rate, steps=steps))
     if file is not None and file.path.exists():
-        at = file.load()
+        at = file.load(optimiser, rates)
     else:
-        at = Standing(before=(loss_before := look()), best=loss_before)
+        at = Standing(before=(loss_before := objective.validated()), best=loss_before)
         if file is not None:
-            file.save(at)
+            file.save(at, optimiser, rates)
     last_save = time.perf_counter()
 
     def tell(loss_now: float) -> None:
@@ -177,38 +219,32 @@ def finetune(
     every, cut = max(1, steps // LOOKS), False
     try:
         tell(at.best)
-        for batch in _from(batches, at.step, steps, seed):
+        for batch in _from(objective.calibration.data, at.step, steps, objective.calibration.seed):
             optimiser.zero_grad()
             with trained.stored():
-                objective = losses(batch, taught(batch)).mean()
-                if penalty is not None:
-                    objective = objective + penalty(student)
-                objective.backward()  # type: ignore[no-untyped-call]
+                objective.of_batch(batch).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-            schedule.step()
+            rates.step()
             trained.prune_()
             at.step += 1
             if at.step % every and at.step < steps:
                 continue
             with trained.stored():
-                loss_now = look()
+                loss_now = objective.validated()
             at.idle = at.idle + 1 if loss_now >= at.best else 0
             if loss_now < at.best:
                 at.best, at.kept = loss_now, trained.state()
             tell(loss_now)
-            if at.idle == patience:
+            if at.idle == schedule.patience:
                 break
             if file is not None and time.perf_counter() - last_save > SAVE_EVERY_S:
-                file.save(at)
+                file.save(at, optimiser, rates)
                 last_save = time.perf_counter()
     except KeyboardInterrupt:
         cut = True
     trained.finish_(before if at.kept is None else at.kept, changed=at.kept is not None)
     if file is not None and not cut:
         file.path.unlink(missing_ok=True)
-    for module, training in modes:
-        module.training = training
-    return student
 
 
 def require_training(steps: int, learning_rate: float, patience: int = 1) -> None:
@@ -242,11 +278,8 @@ def _from(batches: Iterable[Any], done: int, steps: int, seed: int) -> Iterator[
     return islice(endless(), skipped, skipped + steps - done)
 
 
-def _key(settings: list[Any], models: list[nn.Module | None], batches: list[Any]) -> str:
-    """Which training this is: its settings, models with how they are stored, and first batches."""
-    for own in models:
-        record = None if own is None else record_of(own)
-        settings.append(None if own is None else Measurement.fingerprint_of(own))
-        settings.append([part.transform.to_json() for part in record.parts] if record else None)
-    settings += [batch_fingerprint(batch) for batch in batches]
-    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+def _key(settings: list[Any], calibration: Calibration, teacher: nn.Module | None, looked_at: list[Any]) -> str:
+    """Which training this is: its settings, models with how they are stored, and all batches."""
+    record = record_of(calibration.model)
+    stored = [part.transform.to_json() for part in record.parts] if record else None
+    return identify([settings, calibration.identities(), teacher, stored, identify_batches(looked_at)]).digest
