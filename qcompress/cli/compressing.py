@@ -8,6 +8,7 @@ import typer
 from qcompress.cli import arguments
 from qcompress.cli.console import number, out, percent, print_json, print_lines, print_table, say
 from qcompress.cli.explaining import explain
+from qcompress.cli.exporting import engine_of
 from qcompress.cli.finetuning import tell_end
 from qcompress.cli.offering import offering
 from qcompress.cli.progress import watching
@@ -16,6 +17,7 @@ if TYPE_CHECKING:  # the measuring side is imported only by commands that measur
     from qcompress import Options
 
 FINETUNING = "Fine-tuning"
+ENGINE = "Engine"
 
 
 def register(app: typer.Typer) -> None:
@@ -106,8 +108,30 @@ def compress(
         typer.Option(metavar="PACKAGE.MODULE:CALLABLE", help="model -> float, reported before and after."),
     ] = None,
     seed: arguments.Seed = 0,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            "-t",
+            help="An engine to compress for: only what it runs is on offer, file_bytes=… is a budget, and its file "
+            "goes to --output. 'qcompress engines' lists them.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="A setting of the engine. May be given several times.", rich_help_panel=ENGINE
+        ),
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for everything. Default: runs/NAME of the model.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder for everything. Default: runs/NAME of the model. With --target the engine's file, and "
+            "everything else in runs/NAME.",
+        ),
     ] = None,
     as_json: arguments.AsJson = False,
 ) -> None:
@@ -125,6 +149,7 @@ def compress(
     - chosen ranks: `… --ranks 8,16 --kinds spatial,tucker` or `… --energies 0.9,0.99 --whitened`
     - rank, sparsity and bits as one choice: `… --low-rank --factor-bits 4,8 --factor-sparsity 0,0.5`
     - tight budgets, where predictions are poor: `… --refine-rounds 2`
+    - for an engine: `… --target llama.cpp --budget file_bytes=90MB --output small.gguf`
     - trained after the choice: `… --finetune-steps 1000`; on other data than DATA: `qcompress finetune`
     """
     import qcompress
@@ -132,10 +157,14 @@ def compress(
     from qcompress.compression import NoChoiceError
     from qcompress.training.finetune import LEARNING_RATE
 
-    folder = Path("runs") / model.rpartition(":")[2] if output is None else output
+    folder = Path("runs") / model.rpartition(":")[2] if output is None or target is not None else output
     limits = arguments.budgets(budget)
     if learning_rate is not None and not finetune_steps:
         raise typer.BadParameter("--learning-rate is for fine-tuning, as --finetune-steps 1000 --learning-rate 1e-3.")
+    if setting and target is None:
+        raise typer.BadParameter("--setting is for an engine, as --target llama.cpp --setting threads=2.")
+    engine = None if target is None else engine_of(target, setting)
+    unasked = engine is not None and options == qcompress.prune_quantize(compensated=True)  # what no words put on offer
     make_model, make_data = arguments.function(model, "MODEL"), arguments.function(data, "DATA")
     batches = make_data()
     try:
@@ -144,7 +173,7 @@ def compress(
                 make_model(),
                 batches,
                 budget=limits,
-                options=options,
+                options=None if unasked else options,
                 solver=solver,
                 time_limit=time_limit,
                 seed=seed,
@@ -157,6 +186,8 @@ def compress(
                 refine_rounds=refine_rounds,
                 finetune_steps=finetune_steps,
                 learning_rate=LEARNING_RATE if learning_rate is None else learning_rate,
+                target=engine,
+                output=None if engine is None else output,
                 evaluate=None if evaluate is None else arguments.function(evaluate, "--evaluate"),
                 folder=folder,
                 on_measure=watch.measured,
@@ -169,6 +200,8 @@ def compress(
         if error.problem is not None:
             explain(error.problem, as_json=as_json)
         raise
+    if result.exported is not None:
+        say(f"written: {result.exported.path} ({result.exported.size_bytes:,} bytes), run and compared")
     tell_end(watch, folder / "finetune.part")
     say(f"written to {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
     if as_json:

@@ -79,7 +79,7 @@ def export(
         )
     if target is None:
         raise typer.BadParameter("name an engine, as --target llama.cpp; 'qcompress engines' lists them.")
-    engine = _engine(target, setting)
+    engine = engine_of(target, setting)
     example = None if data is None else first_batch(arguments.function(data, "--data")())
     exported = qcompress.export(_loaded(model, compressed), output, target=engine, example=example)
     say(f"written: {exported.path}")
@@ -109,7 +109,7 @@ def verify(
     import qcompress
 
     batches = arguments.function(data, "DATA")()
-    found = qcompress.verify(file, _loaded(model, compressed), batches, target=_engine(target, setting))
+    found = qcompress.verify(file, _loaded(model, compressed), batches, target=engine_of(target, setting))
     if as_json:
         print_json(asdict(found))
     else:
@@ -126,7 +126,8 @@ def verify(
         raise typer.Exit(FAILED)
 
 
-def _engine(target: str, settings: list[str] | None) -> "Engine":
+def engine_of(target: str, settings: list[str] | None) -> "Engine":
+    """The engine that the words ask for."""
     from qcompress.engines.registry import as_engine
 
     return as_engine(target, **arguments.assignments(settings or [], "--setting"))
