@@ -263,10 +263,11 @@ def split_vocabulary_(model: Model, name: str, blocks: VocabularyBlocks) -> Mode
         embedding = model.get_submodule(name)
     except AttributeError:
         embedding = None
-    if not name or type(embedding) is not nn.Embedding:
-        known = [path for path, module in model.named_modules() if path and type(module) is nn.Embedding]
+    if not name or not _is_embedding(embedding):
+        known = [path for path, module in model.named_modules() if path and _is_embedding(module)]
         found = "nothing" if embedding is None else type(embedding).__name__
         raise ModelError(f"{name!r} is {found}, not an Embedding inside the model; there are: {', '.join(known)}")
+    assert isinstance(embedding, nn.Embedding)  # noqa: S101
     if reason := layers.why_unsupported(embedding):
         raise ModelError(f"{name!r} cannot be split: {reason}")
     if embedding.scale_grad_by_freq:
@@ -282,6 +283,11 @@ def split_vocabulary_(model: Model, name: str, blocks: VocabularyBlocks) -> Mode
         raise OptionsError(f"the blocks have {len(blocks.block)} words, {name!r} has {embedding.num_embeddings}")
     replace_(model, embedding, BlockedEmbedding(embedding, blocks))
     return model
+
+
+def _is_embedding(module: nn.Module | None) -> bool:
+    """Whether it looks words up as PyTorch's Embedding does, whatever its class is called."""
+    return isinstance(module, nn.Embedding) and layers.is_plain(module)
 
 
 def _embedding(weight: Tensor, padding_idx: int | None, *, sparse: bool) -> nn.Embedding:

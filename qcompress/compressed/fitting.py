@@ -18,8 +18,10 @@ def part_differences(part: Part, model: nn.Module) -> list[str]:
         module = model.get_submodule(part.modules[0])
     except AttributeError:
         return [f"it has no layer {part.modules[0]!r}"]
-    reason = layers.why_unsupported(module)
-    if reason or type(module).__name__ != target.layer:
+    names = {type(module).__name__}
+    if not layers.why_unsupported(module) and layers.is_plain(module):
+        names.add(layers.kind_of(module).__name__)
+    if layers.why_unsupported(module) or target.layer not in names:
         return [f"{part.modules[0]!r} is {type(module).__name__}, in the file {target.layer}"]
     if target.window is not None:
         kernel, expected = (*module.kernel_size, module.groups), (*target.window.kernel, 1)  # type: ignore[misc]

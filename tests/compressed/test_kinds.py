@@ -241,3 +241,30 @@ def test_a_file_takes_at_most_2_percent_and_2_kb_more_than_its_arrays(granularit
     choice = [min(own, len(offered) - 1) for own, offered in zip(choice, measurement.transforms, strict=True)]
     saved = save_compressed(apply(model, measurement, solution(choice)), tmp_path / "model")
     assert saved.file_bytes <= 1.02 * saved.payload_bytes + 2048
+
+
+class Named(nn.Linear):
+    """A layer with a class of its own that computes as PyTorch's."""
+
+
+class Doubled(nn.Linear):
+    """A layer that computes otherwise."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return 2 * super().forward(input)
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, Named, Doubled])
+def test_layers_of_a_class_of_their_own_come_back(kind: type[nn.Linear], tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(kind(16, 16), kind(16, 16))
+
+    batch = torch.randn(4, 16)
+    model = make()
+    measurement = measured(model, batch, OPTIONS)
+    smaller = apply(model, measurement, solution([len(options) - 1 for options in measurement.transforms]))
+    path = save_compressed(smaller, tmp_path / "model").path
+    assert torch.equal(load_compressed(path, make)(batch), smaller(batch))
+    if kind is Doubled:
+        with pytest.raises(ArtefactError, match="'0' is Linear, in the file Doubled"):
+            load_compressed(path, lambda: nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16)))
