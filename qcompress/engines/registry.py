@@ -18,6 +18,7 @@ ENTRY_POINTS = "qcompress.engines"
 TABLE: dict[str, str] = {
     "llama.cpp": "qcompress.engines.llama_cpp.engine:LlamaCpp",
     "compressed-tensors": "qcompress.engines.compressed_tensors:CompressedTensors",
+    "onnxruntime": "qcompress.engines.onnxruntime:OnnxRuntime",
 }
 
 

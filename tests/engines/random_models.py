@@ -1,6 +1,7 @@
 """Random small models and choices for engines: shapes that are multiples of nothing, bias or none, tied, shared."""
 
 import random
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -10,12 +11,13 @@ import qcompress
 from qcompress.engines.base import Engine
 from qcompress.engines.legal import for_engine
 from qcompress.measurement import Measurement
-from tests.measurements import measured, solution
+from tests.measurements import KINDS, Chain, measured, solution
 
-IN_GROUPS = qcompress.prune_quantize(bits=(2, 3, 4, 5, 6, 8), group_size=(16, 32, None)) + qcompress.prune_quantize(
-    bits=(2, 4, 8), sparsity=(0,)
-)
+IN_GROUPS = qcompress.prune_quantize(bits=(2, 3, 4, 5, 6, 8), group_size=(16, 32, None))
+IN_GROUPS += qcompress.prune_quantize(bits=(2, 4, 8), sparsity=(0,))
+RANKS = qcompress.low_rank(ratios=(0.5,), kinds=("channels", "spatial", "tucker"))
 ALL = IN_GROUPS + qcompress.prune_quantize(bits=(2, 4, 8), group_size=(16, 32, None), symmetric=False)
+ALL += RANKS + RANKS.then(qcompress.prune_quantize(bits=(4, 8), group_size=(16, None)))
 
 
 def llama(rng: random.Random) -> tuple[nn.Module, Tensor]:
@@ -37,6 +39,22 @@ def llama(rng: random.Random) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(rng.randrange(10**6))
     dtype = rng.choice([torch.float32, torch.float32, torch.bfloat16, torch.float16])
     return LlamaForCausalLM._from_config(config, dtype=dtype).eval(), torch.randint(31, (2, 7))
+
+
+def network(rng: random.Random) -> tuple[nn.Module, Any]:
+    """A network of any supported kind of layers, or of Linear layers of odd widths, and a batch."""
+    torch.manual_seed(rng.randrange(10**6))
+    kind = rng.choice([*KINDS, "wide", "wide"])
+    if kind != "wide":
+        make, make_batch = KINDS[kind]
+        return make().eval(), make_batch()
+    widths = [rng.randrange(3, 90) for _ in range(4)]
+    between = [nn.Linear(a, b, bias=rng.random() < 0.7) for a, b in pairwise(widths)]
+    if rng.random() < 0.5:  # two layers that share a weight
+        between += [nn.Linear(widths[-1], widths[-1]), nn.ReLU(), nn.Linear(widths[-1], widths[-1])]
+        between[-1].weight = between[-3].weight
+    shape = rng.choice([(3, widths[0]), (2, 5, widths[0]), (1, widths[0])])
+    return Chain(*between).eval(), torch.randn(shape)
 
 
 def chosen(engine: Engine, model: nn.Module, batch: Any, options: qcompress.Options, rng: random.Random) -> nn.Module:

@@ -1,0 +1,241 @@
+"""ONNX Runtime: Linear layers as MatMulNBits, everything else through DequantizeLinear, low rank as smaller layers.
+
+The file is the dense model's graph with the weights' codes in place. Every option's share has room for its numbers,
+names and operators, the rest is padding in the file's ``doc_string``, so that the bytes are a sum over the layers.
+"""
+
+import copy
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from qcompress.compressed.factored import Factored, fold_
+from qcompress.compressed.record import CompressedPart, record_of
+from qcompress.engines import onnx_graph
+from qcompress.engines.base import Engine, EngineRun, FileSizes
+from qcompress.engines.integer_codes import integer_codes, scheme_of
+from qcompress.engines.onnx_graph import Encoding
+from qcompress.errors import EngineError
+from qcompress.model.parts import Part
+from qcompress.options import Options, prune_quantize
+from qcompress.transforms.base import Keep, Target, Transform
+from qcompress.transforms.low_rank.factors import LowRank
+
+BITS = (2, 4, 8)
+ROOM = 2000  # for the padding and what the file says of itself
+ROOM_OF_FACTORS = 4000  # operators of a layer in several steps
+LARGEST = 2**31 - 1  # protobuf
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxRuntime(Engine):
+    """ONNX Runtime on the CPU.
+
+    Attributes:
+        accuracy_level: of MatMulNBits: 4 multiplies in 8-bit integers, rounding what goes in by block (fastest; about
+            half a percent of a layer's output), 1 in float32.
+        threads: that it runs on; 0 for as many as there are cores.
+    """
+
+    name: ClassVar[str] = "onnxruntime"
+    summary: ClassVar[str] = "ONNX file with 2-, 4- and 8-bit weights, for ONNX Runtime"
+    requires: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "onnxscript")
+    extra: ClassVar[str] = "onnx"
+    tolerance: ClassVar[float] = 0.05
+
+    accuracy_level: int = 4
+    threads: int = 0
+
+    def options(self) -> Options:
+        """2, 4 and 8 bits in groups of 32 and 128 and by row."""
+        return prune_quantize(bits=BITS, sparsity=(0,), group_size=(32, 128, None), compensated=True)
+
+    def refuse(self, part: Part, transform: Transform) -> str:
+        """Whole float32 layers, in 2, 4 or 8 bits, or as low-rank factors that are kept or stored so."""
+        if isinstance(transform, Keep):
+            return ""
+        if part.rows is not None:
+            return f"{part.name!r} is a block of a layer, a weight has one format there"
+        if part.target.dtype != torch.float32:
+            return f"{part.name!r} is {part.target.dtype}, float32 models are written"
+        if isinstance(transform, LowRank):
+            whys = (_why_not(transform.then, target) for target in transform.factor_targets(part.target).values())
+            return next((f"factors of {part.name!r}: {why}" for why in whys if why), "")
+        why = _why_not(transform, part.target)
+        return f"{part.name!r}: {why}" if why else ""
+
+    def sizes(
+        self, model: nn.Module, parts: Sequence[Part], transforms: Sequence[Sequence[Transform]], example: Any = None
+    ) -> FileSizes:
+        """The file, from the graph of the dense model."""
+        dense = _dense(model)
+        return self._sizes(onnx_graph.trace(dense, example), dense, parts, transforms)
+
+    def _sizes(
+        self, proto: Any, model: nn.Module, parts: Sequence[Part], transforms: Sequence[Sequence[Transform]]
+    ) -> FileSizes:
+        """From the graph of the dense ``model``."""
+        tensors = {item.name: item for item in proto.graph.initializer}
+
+        def taken(part: Part, name: str, transform: Transform) -> int:
+            dense = int(tensors[name].ByteSize()) + 8
+            if isinstance(transform, Keep):
+                return dense
+            if isinstance(transform, LowRank):
+                targets = transform.factor_targets(part.target)
+                return ROOM_OF_FACTORS + sum(
+                    own.dense_bytes + len(name) + 64
+                    if isinstance(transform.then, Keep)
+                    else _factor_encoding(f"{name}.{factor}.weight", transform.then, own).room()
+                    for factor, own in targets.items()
+                )
+            return _encoding(proto, name, model.get_submodule(part.modules[0]), transform, part.target).room()
+
+        names = [_initializer(model, part.modules[0], tensors) for part in parts]
+        options = tuple(
+            tuple(taken(part, name, transform) for transform in own)
+            for part, name, own in zip(parts, names, transforms, strict=True)
+        )
+        rest = proto.ByteSize() - sum(tensors[name].ByteSize() + 2 for name in names)
+        return FileSizes(options=options, overhead=rest + ROOM)
+
+    def write(self, model: nn.Module, path: Path, example: Any = None) -> None:
+        """Write the file."""
+        record = record_of(model)
+        items = [] if record is None else list(record.parts)
+        for item in items:
+            if why := self.refuse(item.part, item.transform):
+                raise EngineError(f"engine {self.name!r} cannot write this model: {why}")
+        whole = _dense(model)
+        dense = onnx_graph.trace(whole, example)
+        chosen = [(item.transform if item.stored else Keep(),) for item in items]
+        size = self._sizes(dense, whole, [item.part for item in items], chosen).of([0] * len(items))
+        if size > LARGEST:
+            raise EngineError(f"the file would take {size:,} bytes, an ONNX file without external data at most 2 GiB")
+        proto = dense if whole is model else onnx_graph.trace(model, example)
+        encodings = [own for item in items if item.stored for own in _encodings(proto, model, item)]
+        onnx_graph.replace(proto, encodings, self.accuracy_level)
+        path.write_bytes(_padded(proto, self.accuracy_level, size))
+
+    def run(self, path: Path, batches: Iterable[Any]) -> EngineRun:
+        """Run the file on the CPU."""
+        session = self.session(path)
+        count, outputs, wall_s = len(session.get_inputs()), [], 0.0
+        for index, batch in enumerate(batches):
+            tensors = onnx_graph.inputs_of(list(batch) if isinstance(batch, tuple) else batch, count)
+            feed = {given.name: tensor.numpy() for given, tensor in zip(session.get_inputs(), tensors, strict=True)}
+            if index == 0:
+                session.run(None, feed)  # the first run allocates
+            start = time.perf_counter()
+            found = session.run(None, feed)[0]
+            wall_s += time.perf_counter() - start
+            outputs.append(torch.from_numpy(found))
+        return EngineRun(outputs=tuple(outputs), wall_s=wall_s)
+
+    def session(self, path: Path) -> Any:
+        """The file in ONNX Runtime. Weights in DequantizeLinear are expanded once, when it is loaded.
+
+        Raises:
+            EngineError: ONNX Runtime does not take the file.
+        """
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = self.threads
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        try:
+            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors have no common class but this one
+            raise EngineError(f"ONNX Runtime does not take {path}: {error}") from error
+
+
+def _why_not(transform: Transform, target: Target) -> str:
+    if isinstance(transform, Keep):
+        return ""
+    scheme = scheme_of(transform, target)
+    if scheme is None or scheme.bits not in BITS:
+        return f"there is no kernel for {transform.label!r}, only for {', '.join(map(str, BITS))} bits without pruning"
+    if scheme.scale_type == torch.bfloat16:
+        return f"{transform.label!r} has bfloat16 scales, float16 and float32 are read"
+    return ""
+
+
+def _dense(model: nn.Module) -> nn.Module:
+    """The model with low-rank layers multiplied out."""
+    if not any(isinstance(module, Factored) for module in model.modules()):
+        return model
+    return fold_(copy.deepcopy(model))
+
+
+def _initializer(model: nn.Module, path: str, tensors: Mapping[str, Any]) -> str:
+    """The name in the graph of a layer's weight, which may have several in the model.
+
+    Raises:
+        EngineError: the exporter has computed something from it.
+    """
+    weight = model.get_submodule(path).weight
+    names = [name for name, tensor in model.state_dict(keep_vars=True).items() if tensor is weight]
+    for name in names:
+        if f"model.{name}" in tensors:
+            return f"model.{name}"
+    raise EngineError(f"the weight of {path!r} is not in the graph that PyTorch exports: the model computes with it")
+
+
+def _encoding(proto: Any, name: str, module: nn.Module, transform: Transform, target: Target) -> Encoding:
+    scheme = scheme_of(transform, target)
+    assert scheme is not None  # noqa: S101
+    products = onnx_graph.products_with(proto, name) if onnx_graph.takes_products(scheme) else ()
+    return Encoding(name=name, module=module, scheme=scheme, target=target, products=products)
+
+
+def _factor_encoding(name: str, transform: Transform, target: Target) -> Encoding:
+    """As `_encoding` before there is a graph with the factor: of the larger size, with a kernel to reshape to."""
+    scheme = scheme_of(transform, target)
+    assert scheme is not None  # noqa: S101
+    return Encoding(name=name, module=nn.Conv2d(1, 1, 1), scheme=scheme, target=target, products=())
+
+
+def _encodings(proto: Any, model: nn.Module, item: CompressedPart) -> list[tuple[Encoding, Any]]:
+    """What takes the places of a part's weight, or of its factors', with the numbers."""
+    tensors = {own.name: own for own in proto.graph.initializer}
+    if not isinstance(item.transform, LowRank):
+        path = item.part.modules[0]
+        name = _initializer(model, path, tensors)
+        encoding = _encoding(proto, name, model.get_submodule(path), item.transform, item.part.target)
+        return [(encoding, integer_codes(item.transform, item.stored, item.part.target))]
+    then = item.transform.then
+    if isinstance(then, Keep):
+        return []
+    found = []
+    for factor, target in item.transform.factor_targets(item.part.target).items():
+        path = f"{item.part.modules[0]}.{factor}"
+        stored: dict[str, Tensor] = {
+            key.split(".")[1]: value for key, value in item.stored.items() if key.split(".")[0] == factor
+        }
+        name = _initializer(model, path, tensors)
+        encoding = _encoding(proto, name, model.get_submodule(path), then, target)
+        found.append((encoding, integer_codes(then, stored, target)))
+    return found
+
+
+def _padded(proto: Any, accuracy_level: int, size: int) -> bytes:
+    """The file's bytes, ``size`` of them."""
+    import onnxruntime
+
+    told = {"engine": f"onnxruntime {onnxruntime.__version__}", "opset": proto.opset_import[0].version,
+            "accuracy_level": accuracy_level}  # fmt: skip
+    proto.metadata_props.add(key="qcompress", value=json.dumps(told))
+    room = size - proto.ByteSize()
+    for length in range(max(room - 8, 0), room):
+        proto.doc_string = " " * length
+        if proto.ByteSize() == size:
+            content: bytes = proto.SerializeToString()
+            return content
+    raise AssertionError(f"the graph takes {proto.ByteSize()} bytes, predicted were {size}")

@@ -1,0 +1,156 @@
+"""ONNX files: ONNX Runtime takes them, in exactly the predicted bytes, with the emulation's outputs."""
+
+import json
+import random
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import qcompress
+from qcompress.engines.legal import FILE_BYTES, for_engine
+from qcompress.engines.onnxruntime import OnnxRuntime
+from qcompress.errors import EngineError
+from qcompress.transforms.low_rank.factors import LowRank
+from qcompress.transforms.quantize.group_wise import GroupWise
+from qcompress.transforms.quantize.prune_quantize import PruneQuantize
+from tests.engines.random_models import ALL, chosen, network
+from tests.measurements import Chain, Mixed, measured, solution
+
+EXACT = OnnxRuntime(accuracy_level=1, threads=1)
+FLOAT = 1e-5  # sums in float32 in another order, outputs of size 1
+
+
+def one_run(seed: int, folder: Path) -> None:
+    """A random model and choice, written and run."""
+    rng = random.Random(seed)  # noqa: S311
+    model, batch = network(rng)
+    smaller = chosen(EXACT, model, batch, ALL, rng)
+    path = qcompress.export(smaller, folder / f"{seed}.onnx", target=EXACT, example=batch).path
+    found = qcompress.verify(path, smaller, [batch], target=EXACT)
+    assert found.ok, (seed, found.why_not)
+    assert found.max_difference < FLOAT, seed
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_random_model_runs_in_the_predicted_bytes(seed: int, tmp_path: Path) -> None:
+    one_run(seed, tmp_path)
+
+
+@pytest.mark.slow
+def test_100_random_models_run_in_the_predicted_bytes(tmp_path: Path) -> None:
+    for seed in range(100, 200):
+        one_run(seed, tmp_path)
+
+
+def operators(path: Path) -> list[str]:
+    import onnx
+
+    return [node.op_type for node in onnx.load(path).graph.node]
+
+
+def exported(model: nn.Module, batch: torch.Tensor, options: qcompress.Options, path: Path) -> nn.Module:
+    """The model with the last option everywhere, written to ``path``."""
+    legal = for_engine(EXACT, model, measured(model, batch, options), batch)
+    smaller = qcompress.apply(model, legal, solution([len(own) - 1 for own in legal.transforms]))
+    qcompress.export(smaller, path, target=EXACT, example=batch)
+    return smaller
+
+
+def test_linear_layers_in_blocks_are_products_in_integers_others_are_expanded(tmp_path: Path) -> None:
+    model, batch = Chain(nn.Linear(40, 20), nn.ReLU(), nn.Linear(20, 40)).eval(), torch.randn(3, 40)
+    exported(model, batch, qcompress.prune_quantize(bits=(4,), group_size=16), tmp_path / "blocks")
+    assert operators(tmp_path / "blocks").count("MatMulNBits") == 2
+    assert "DequantizeLinear" not in operators(tmp_path / "blocks")
+    exported(model, batch, qcompress.prune_quantize(bits=(4,), group_size=20), tmp_path / "odd")
+    assert operators(tmp_path / "odd").count("DequantizeLinear") == 2
+    exported(Mixed().eval(), torch.randn(2, 3, 6, 6), qcompress.prune_quantize(bits=(4,), group_size=16),
+             tmp_path / "mixed")  # fmt: skip
+    assert operators(tmp_path / "mixed").count("DequantizeLinear") >= 4
+
+
+def test_the_batch_may_be_of_any_size_and_the_file_says_what_it_was_written_for(tmp_path: Path) -> None:
+    import onnx
+
+    model, path = Chain(nn.Linear(40, 20)).eval(), tmp_path / "small.onnx"
+    smaller = exported(model, torch.randn(1, 40), qcompress.prune_quantize(bits=(4,), group_size=16), path)
+    for size in (1, 2, 17):
+        batch = torch.randn(size, 40)
+        with torch.no_grad():
+            torch.testing.assert_close(EXACT.run(path, [batch]).outputs[0], smaller(batch), atol=FLOAT, rtol=0)
+    told = json.loads(onnx.load(path).metadata_props[0].value)
+    assert told["opset"] == 23
+    assert told["accuracy_level"] == 1
+    assert told["engine"].startswith("onnxruntime ")
+
+
+def test_products_in_8_bit_integers_stay_within_their_accuracy_level(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, batch = Chain(nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 32)).eval(), torch.randn(64, 256)
+    path = tmp_path / "small.onnx"
+    smaller = exported(model, batch, qcompress.prune_quantize(bits=(4,), group_size=32), path)
+    fast = OnnxRuntime(accuracy_level=4, threads=1)
+    path = qcompress.export(smaller, tmp_path / "fast.onnx", target=fast, example=batch).path
+    found = qcompress.verify(path, smaller, [batch], target=fast)
+    assert found.ok
+    assert found.max_difference > 0
+
+
+def test_file_bytes_are_a_resource_and_the_budget_holds(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, batch = Chain(nn.Linear(200, 100), nn.ReLU(), nn.Linear(100, 10)).eval(), torch.randn(8, 200)
+    measurement = qcompress.measure(model, [batch], EXACT.options())
+    legal = for_engine(EXACT, model, measurement, batch)
+    found = qcompress.solve(qcompress.formulate(legal, {FILE_BYTES: 20_000.0}), "brute-force")
+    file = qcompress.export(qcompress.apply(model, legal, found), tmp_path / "small.onnx", target=EXACT, example=batch)
+    assert file.size_bytes == found.usage[FILE_BYTES] <= 20_000
+
+
+def test_dicts_and_lists_of_tensors_are_batches(tmp_path: Path) -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.out = nn.Embedding(40, 24), nn.Linear(24, 7)
+
+        def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return self.out((self.words(ids) * mask[..., None]).sum(1))
+
+    model, ids, mask = Pair().eval(), torch.randint(40, (3, 6)), torch.ones(3, 6)
+    for index, batch in enumerate(({"ids": ids, "mask": mask}, [ids, mask], (ids, mask), [ids, mask, torch.zeros(3)])):
+        path = qcompress.export(model, tmp_path / str(index), target=EXACT, example=batch).path
+        found, expected = (run([batch]).outputs[0] for run in (partial(EXACT.run, path), partial(EXACT.emulate, model)))
+        torch.testing.assert_close(found, expected, atol=FLOAT, rtol=0)
+
+
+def test_what_the_engine_does_not_run_is_refused_with_the_reason(tmp_path: Path) -> None:
+    model, batch = Chain(nn.Linear(40, 20)).eval(), torch.randn(3, 40)
+    (part,) = measured(model, batch, ALL).parts
+    assert "no kernel for '3 bits" in EXACT.refuse(part, GroupWise(3, group_size=16))
+    assert "without pruning" in EXACT.refuse(part, PruneQuantize(4, 0.5))
+    assert "bfloat16 scales" in EXACT.refuse(part, GroupWise(4, scale_dtype="bfloat16"))
+    assert "factors of 'layers.0': there is no kernel" in EXACT.refuse(part, LowRank(ranks=2, then=PruneQuantize(6)))
+    half = measured(model.half(), batch.half(), ALL).parts[0]
+    assert "float32 models are written" in EXACT.refuse(half, GroupWise(4))
+    block = measured(model.float(), batch, ALL, granularity=10).parts[0]
+    assert "block of a layer" in EXACT.refuse(block, GroupWise(4))
+    with pytest.raises(EngineError, match="give example="):
+        qcompress.export(model, tmp_path / "x", target=EXACT)
+    (tmp_path / "wrong").write_bytes(b"no graph")
+    with pytest.raises(EngineError, match="ONNX Runtime does not take"):
+        qcompress.verify(tmp_path / "wrong", model, [batch], target=EXACT)
+
+
+def test_a_model_that_pytorch_cannot_export_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x) if float(x.sum()) > 0 else x
+
+    with pytest.raises(EngineError, match="PyTorch cannot export Branching to ONNX"):
+        qcompress.export(Branching(), tmp_path / "x", target=EXACT, example=torch.ones(2, 4))
+    assert list(tmp_path.iterdir()) == []
