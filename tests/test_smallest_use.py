@@ -1,0 +1,86 @@
+"""The smallest use with an objective of at most so much: brute force finds the same, and nothing false is proven."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from formulations import InfeasibleBudgetError, PairTerms, Problem
+from solvers.errors import InvalidOptionError
+from solvers.smallest_use import SmallestUse, smallest_use
+
+
+def random_problem(seed: int, *, pairs: bool, whole: bool = True, macs: bool = False) -> Problem:
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 4, size=rng.integers(1, 5))
+    count = int(sizes.sum())
+    use = rng.integers(0, 30, size=count).astype(float)
+    resources = {"bytes": use if whole else use + rng.random(count), "macs": rng.integers(1, 9, size=count)}
+    factor = rng.normal(size=(count, 3)) if pairs else None
+    return Problem(
+        [f"g{i}" for i in range(len(sizes))],
+        [[f"o{i}" for i in range(size)] for size in sizes],
+        rng.normal(size=count) + 1.0,
+        resources,
+        {"macs": float(resources["macs"].max() * len(sizes) * 0.7)} if macs else {},
+        PairTerms(factor=factor) if pairs else None,
+        offset=rng.normal(),
+    )
+
+
+def by_brute_force(problem: Problem, at_most: float) -> float | None:
+    choices = itertools.product(*(range(len(options)) for options in problem.options))
+    judged = [problem.evaluate(choice) for choice in choices]
+    uses = [one.usage["bytes"] for one in judged if one.feasible and one.objective <= at_most]
+    return min(uses, default=None)
+
+
+@given(seed=st.integers(0, 10**6), pairs=st.booleans(), whole=st.booleans(), macs=st.booleans(),
+       at_most=st.floats(-2, 8), solver=st.sampled_from(["brute-force", "greedy", "anneal"]))  # fmt: skip
+def test_exact_solvers_find_the_smallest_use_and_none_proves_what_is_false(
+    seed: int, pairs: bool, whole: bool, macs: bool, at_most: float, solver: str
+) -> None:
+    problem = random_problem(seed, pairs=pairs, whole=whole, macs=macs)
+    smallest = by_brute_force(problem, at_most)
+    try:
+        found = smallest_use(problem, "bytes", at_most, solver=solver, seed=0, time_limit=2)
+    except InfeasibleBudgetError:
+        assert smallest is None or solver != "brute-force"
+        return
+    assert smallest is not None
+    judged = problem.evaluate(found.choice)
+    assert judged.feasible
+    assert judged.objective <= at_most * (1 + 1e-12) + 1e-12
+    assert found.at_least <= smallest * (1 + 1e-9)
+    assert smallest <= found.usage == judged.usage["bytes"]
+    if solver == "brute-force":
+        assert found.usage == pytest.approx(smallest, rel=1e-6 if pairs and not whole else 1e-12)
+        assert found.at_least == pytest.approx(smallest, rel=1e-5, abs=1e-5)
+
+
+def test_the_limit_is_met_exactly_at_its_edge() -> None:
+    problem = Problem(["a", "b"], [["keep", "small"]] * 2, [0, 0.25, 0, 0.5], {"bytes": [8, 4, 8, 2]}, {})
+    assert [smallest_use(problem, "bytes", limit).usage for limit in (0, 0.25, 0.49, 0.5, 0.75)] == [16, 12, 12, 10, 6]
+
+
+def test_a_limit_that_nothing_meets_says_how_far_the_objective_came() -> None:
+    for pairs in (False, True):
+        problem = random_problem(3, pairs=pairs)
+        with pytest.raises(InfeasibleBudgetError, match="at most -100; the least found is"):
+            smallest_use(problem, "bytes", -100.0, solver="brute-force")
+
+
+def test_unknown_resources_and_limits_that_are_no_number_are_refused() -> None:
+    with pytest.raises(InvalidOptionError, match="'watts'; there are: bytes, macs"):
+        smallest_use(random_problem(0, pairs=False), "watts", 1.0)
+    with pytest.raises(InvalidOptionError, match="finite number"):
+        smallest_use(random_problem(0, pairs=False), "bytes", float("nan"))
+
+
+def test_it_comes_back_from_its_file(tmp_path: Path) -> None:
+    found = smallest_use(random_problem(1, pairs=True), "bytes", 6.0, solver="brute-force")
+    found.save(tmp_path / "use.json")
+    assert SmallestUse.load(tmp_path / "use.json").to_json() == found.to_json()
