@@ -24,6 +24,7 @@ Amount = float | str
 BITS_PER_WEIGHT = "bits_per_weight"
 FILE_BYTES = "file_bytes"  # of an engine's file
 LATENCY = "latency_s"
+LOSS = "loss"  # no resource: the limit where one is to be made small
 KNOWN = ("bytes", "macs", LATENCY, BITS_PER_WEIGHT)
 """Resources that `qcompress.measure`, `qcompress.time_options` and this module know."""
 
@@ -99,6 +100,26 @@ def require_known(budget: Mapping[str, Amount], resources: Collection[str] = KNO
             hint = "; `time_options` measures it" if name == LATENCY else ""
             raise OptionsError(f"no resource is called {name!r}; measured are: {', '.join(resources)}{hint}")
         parse(name, asked)
+
+
+def split_loss(budget: Mapping[str, Amount], minimize: str | None) -> tuple[dict[str, Amount], float | None]:
+    """The budgets of resources, with all of the original's for the one to minimize, and the limit of the loss.
+
+    Raises:
+        OptionsError: a limit of the loss without a resource to minimize, or the other way round.
+
+    >>> split_loss({"loss": 0.02, "macs": "50%"}, "bytes")
+    ({'bytes': '100%', 'macs': '50%'}, 0.02)
+    """
+    others = {name: asked for name, asked in budget.items() if name != LOSS}
+    if minimize is None:
+        if LOSS in budget:
+            raise OptionsError("a budget for the loss needs a resource to make small, as minimize='bytes'")
+        return others, None
+    if LOSS not in budget:
+        raise OptionsError(f"minimize={minimize!r} needs a limit of the predicted loss, as budget={{'loss': 0.02}}")
+    limit = as_number(budget[LOSS], "the budget for the loss", above=0)
+    return {minimize: "100%", **others}, limit
 
 
 def limits(measurement: Measurement, budget: Mapping[str, Amount]) -> dict[str, float]:

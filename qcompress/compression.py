@@ -9,7 +9,7 @@ from torch import nn
 from formulations import Problem
 from formulations.files import AnyPath
 from qcompress import steps, targeting
-from qcompress.budgets import FILE_BYTES, KNOWN, Amount, require_known
+from qcompress.budgets import FILE_BYTES, KNOWN, Amount, require_known, split_loss
 from qcompress.compressed.apply import require_measured
 from qcompress.engines.base import Engine
 from qcompress.engines.export import ExportedFile
@@ -62,6 +62,7 @@ def compress(
     data: Iterable[Any],
     *,
     budget: Mapping[str, Amount],
+    minimize: str | None = None,
     options: Options | Mapping[str, Options] | None = None,
     skip: str | Iterable[str] = (),
     only: str | Iterable[str] | None = None,
@@ -97,6 +98,9 @@ def compress(
         budget: resource → share of the original (up to 1), amount (above 1) or words, as ``{"bytes": 0.15}``,
             ``{"bytes": "120 kB"}``, ``{"bits_per_weight": 4.25}`` (see `qcompress.budgets`). With one for ``latency_s``
             every option is timed on the first batch (see `time_options`).
+        minimize: a resource to make as small as can be with a predicted loss of at most ``budget["loss"]``, as
+            ``minimize="bytes", budget={"loss": 0.02}``; other budgets hold too. The report says what is proven. What
+            it finds becomes the budget of all that follows.
         options: what is on offer, for all layers or by patterns of their names as in `measure`. The default is
             ``prune_quantize(compensated=True)``, for which the measurement holds a matrix of the square of each
             layer's inputs.
@@ -158,6 +162,7 @@ def compress(
     calibration = Calibration(model=model, data=data, forward=forward, loss=as_loss(loss), seed=seed)
     engine = targeting.engine_for(calibration, target, output)
     known = [*KNOWN, *(() if measurement is None else measurement.resources), *([FILE_BYTES] if engine else [])]
+    budget, loss_limit = split_loss(budget, minimize)
     require_known(budget, dict.fromkeys(known))
     if measurement is not None:
         _require_fitting(calibration, measurement, options)
@@ -170,6 +175,8 @@ def compress(
         method=method,
         granularity=granularity,
         budget=budget,
+        minimize=minimize,
+        loss_limit=loss_limit,
         pairs=pairs,
         solver=_ready(solver),
         time_limit=None if time_limit is None else as_number(time_limit, "time_limit", above=0),
@@ -201,12 +208,24 @@ def _compressed(request: Request, run: RunFolder, output: AnyPath | None) -> Res
     measurement = targeting.legal(request, steps.measured(request, run))
     request = replace(request, solver=targeting.tying(request.engine, measurement, request.solver))
     problem = steps.formulated(request, run, measurement)
-    solution = steps.solved(request, run, problem)
+    smallest = steps.minimized(request, run, problem)
+    problem = steps.limited(run, problem, smallest)
+    solution = steps.solved(request, run, problem, smallest)
     better = steps.refined(request, run, measurement, problem, solution)
     solution = steps.moved(problem, solution, better)
     chosen = steps.applied(request, run, measurement, solution)
     smaller = steps.finetuned(request, run, chosen)
-    report = steps.reported(request, run, measurement, problem, solution, better=better, chosen=chosen, smaller=smaller)
+    report = steps.reported(
+        request,
+        run,
+        measurement,
+        problem,
+        solution,
+        better=better,
+        chosen=chosen,
+        smaller=smaller,
+        smallest=smallest,
+    )
     file, verification = targeting.exported(request, run, smaller, output)
     return Result(
         model=smaller,

@@ -10,6 +10,7 @@ from qcompress.measurement import Measurement
 from qcompress.refinement import Refined
 from qcompress.transforms.base import Transform
 from solvers import Solution
+from solvers.smallest_use import SmallestUse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,7 @@ class Report:
         skipped: name → why it stays as it is.
         refined: what `refine` brought (see `Refined`), or None; ``loss_predicted`` and ``bound`` are still those of the
             first prediction.
+        smallest: the smallest use that was found for a limit of the loss (see `solvers.smallest_use`), or None.
     """
 
     loss: str
@@ -57,6 +59,7 @@ class Report:
     parts: tuple[PartReport, ...]
     skipped: dict[str, str]
     refined: dict[str, Any] | None = None
+    smallest: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain JSON."""
@@ -81,6 +84,7 @@ class Report:
             f"- loss increase ({self.loss}): predicted {self.loss_predicted:.6g}, "
             f"measured {self.loss_measured:.6g}{tuned}",
             f"- choice: {self.status} by {self.solver} ({proof})",
+            *self._minimizing(),
             *self._refining(),
             f"- time: {', '.join(f'{name} {seconds:.1f} s' for name, seconds in self.wall_s.items())}",
         ]
@@ -93,6 +97,15 @@ class Report:
         if self.skipped:
             lines += ["", "Left as it is:", "", *(f"- {line}" for line in by_reason(self.skipped))]
         return "\n".join(lines) + "\n"
+
+    def _minimizing(self) -> list[str]:
+        if self.smallest is None:
+            return []
+        name, used, needed = (self.smallest[key] for key in ("resource", "usage", "at_least"))
+        proof = "proven to be the smallest" if needed >= used else f"proven to need at least {amount(needed)}"
+        return [
+            f"- smallest {name} with a predicted loss of at most {self.smallest['at_most']:g}: {amount(used)}, {proof}"
+        ]
 
     def _refining(self) -> list[str]:
         if self.refined is None:
@@ -139,6 +152,7 @@ def make_report(
     loss_measured: float,
     loss_finetuned: float | None = None,
     refined: Refined | None = None,
+    smallest: SmallestUse | None = None,
     wall_s: dict[str, float],
     metric_before: float | None = None,
     metric_after: float | None = None,
@@ -183,4 +197,5 @@ def make_report(
         parts=parts,
         skipped={item.name: item.reason for item in measurement.skipped},
         refined=None if refined is None else refined.to_json(),
+        smallest=None if smallest is None else smallest.to_json(),
     )

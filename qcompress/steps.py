@@ -38,6 +38,7 @@ from qcompress.scalars import as_number
 from qcompress.training.finetune import FinetuneProgress, finetune
 from solvers import Progress, Solution, Solver, SolverError, judge, solve
 from solvers.base import relative_gap
+from solvers.smallest_use import SmallestUse, smallest_use
 
 MEASUREMENT_FILE = "measurement.npz"
 MODEL_FILE = "model.safetensors"
@@ -79,6 +80,8 @@ class Request:
     method: str
     granularity: str | int
     budget: Mapping[str, Amount]
+    minimize: str | None
+    loss_limit: float | None
     pairs: bool | float
     solver: Solver
     time_limit: float | None
@@ -181,8 +184,43 @@ def formulated(request: Request, run: RunFolder, measurement: Measurement) -> Pr
     return problem
 
 
-def solved(request: Request, run: RunFolder, problem: Problem) -> Solution:
-    """The solver's choice.
+def minimized(request: Request, run: RunFolder, problem: Problem) -> SmallestUse | None:
+    """The smallest use of the resource that is to be small, where one is.
+
+    Raises:
+        InfeasibleBudgetError: no choice is predicted to lose so little.
+    """
+    resource, limit = request.minimize, request.loss_limit
+    if resource is None or limit is None:
+        return None
+    return run.once(
+        "minimize",
+        lambda _: smallest_use(
+            problem,
+            resource,
+            limit,
+            solver=request.solver,
+            time_limit=request.time_limit,
+            seed=request.calibration.seed,
+            on_progress=run.watched(request.callbacks.on_progress),
+        ),
+        key={"problem": problem.fingerprint(), "resource": resource, "loss": limit, **request.solved_by()},
+        kept=Kept("smallest.json", SmallestUse.save, SmallestUse.load),
+    )
+
+
+def limited(run: RunFolder, problem: Problem, smallest: SmallestUse | None) -> Problem:
+    """The problem with the smallest use as a budget."""
+    if smallest is None:
+        return problem
+    problem = problem.with_budgets(**{smallest.resource: smallest.usage})
+    if run.path is not None:
+        problem.save(run.path / "problem.npz")
+    return problem
+
+
+def solved(request: Request, run: RunFolder, problem: Problem, smallest: SmallestUse | None) -> Solution:
+    """The solver's choice, not worse than the one that has the smallest use.
 
     Raises:
         NoChoiceError: it found none.
@@ -194,9 +232,14 @@ def solved(request: Request, run: RunFolder, problem: Problem) -> Solution:
             request.solver,
             time_limit=request.time_limit,
             seed=request.calibration.seed,
+            initial=None if smallest is None else smallest.choice,
             on_progress=run.watched(request.callbacks.on_progress),
         ),
-        key={"problem": problem.fingerprint(), **request.solved_by()},
+        key={
+            "problem": problem.fingerprint(),
+            "initial": None if smallest is None else smallest.choice,
+            **request.solved_by(),
+        },
         kept=Kept("solution.json", Solution.save, Solution.load),
     )
     if solution.choice is None:
@@ -315,6 +358,7 @@ def reported(
     better: Refined | None,
     chosen: nn.Module,
     smaller: nn.Module,
+    smallest: SmallestUse | None,
 ) -> Report:
     """The figures of the run, with true losses taken here, as JSON and for people in the folder."""
     own, evaluate = request.calibration, request.evaluate
@@ -333,6 +377,7 @@ def reported(
         loss_measured=loss_measured,
         loss_finetuned=loss_finetuned,
         refined=better,
+        smallest=smallest,
         wall_s=run.wall_s,
         metric_before=before,
         metric_after=after,

@@ -540,3 +540,38 @@ def test_the_report_names_what_is_stored_after_fine_tuning(tmp_path) -> None:
         assert labels == [item.transform.label for item in record_of(result.model).parts]
         assert labels == [item.transform.label for item in stored_parts(folder / "model.safetensors")]
         assert word in labels
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_the_smallest_bytes_for_a_loss_are_those_of_brute_force(tmp_path: Path, pairs: bool) -> None:
+    model = seeded(lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)))
+    data = [torch.randn(32, 8)]
+    settings: dict[str, Any] = {"options": prune_quantize(bits=(2, 3, 4, 8), sparsity=(0,)), "pairs": pairs}
+    settings |= {"solver": "brute-force", "folder": tmp_path / "run"}
+    every = formulate(measure(model, data, settings["options"]), {"bytes": 1.0}, pairs=pairs)
+    judged = [every.evaluate(choice) for choice in itertools.product(*(range(len(own)) for own in every.options))]
+    for limit in (0.05, 0.001, 1e-6):
+        result = compress(model, data, minimize="bytes", budget={"loss": limit}, **settings)
+        smallest = min(one.usage["bytes"] for one in judged if one.objective <= limit)
+        least_loss = min(one.objective for one in judged if one.usage["bytes"] <= smallest)
+        assert result.report.usage["bytes"] == result.report.budgets["bytes"] == smallest
+        assert result.report.loss_predicted == pytest.approx(least_loss, rel=1e-9, abs=1e-15)
+        assert result.report.smallest is not None
+        assert result.report.smallest["at_least"] == smallest
+        assert f"at most {limit:g}: {smallest:,.0f}, proven to be the smallest" in result.report.to_markdown()
+        again = compress(model, data, minimize="bytes", budget={"loss": limit}, **settings)
+        assert again.report.smallest == result.report.smallest
+
+
+@pytest.mark.parametrize(
+    ("asked", "error"),
+    [
+        ({"budget": {"loss": 0.1}}, "a budget for the loss needs a resource to make small"),
+        ({"budget": {"bytes": 0.1}, "minimize": "bytes"}, "needs a limit of the predicted loss"),
+        ({"budget": {"loss": 0.1}, "minimize": "watts"}, "no resource is called 'watts'"),
+        ({"budget": {"loss": -0.1}, "minimize": "bytes"}, "the budget for the loss must be a number above 0"),
+    ],
+)
+def test_a_loss_and_what_is_to_be_small_belong_together(asked: dict[str, Any], error: str) -> None:
+    with pytest.raises(OptionsError, match=error):
+        compress(seeded(Residual), batches(), **asked)

@@ -75,6 +75,13 @@ def compress(
     data: arguments.Data,
     budget: arguments.Budgets,
     options: "Options",
+    minimize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Make this resource as small as can be with a predicted loss of at most --budget loss=0.02.",
+        ),
+    ] = None,
     solver: arguments.SolverName = "auto",
     time_limit: arguments.TimeLimit = 60.0,
     method: arguments.Method = "fisher",
@@ -150,6 +157,7 @@ def compress(
     - rank, sparsity and bits as one choice: `… --low-rank --factor-bits 4,8 --factor-sparsity 0,0.5`
     - tight budgets, where predictions are poor: `… --refine-rounds 2`
     - for an engine: `… --target llama.cpp --budget file_bytes=90MB --output small.gguf`
+    - as few bytes as a loss allows: `… --minimize bytes --budget loss=0.02`
     - trained after the choice: `… --finetune-steps 1000`; on other data than DATA: `qcompress finetune`
     """
     import qcompress
@@ -173,6 +181,7 @@ def compress(
                 make_model(),
                 batches,
                 budget=limits,
+                minimize=minimize,
                 options=None if unasked else options,
                 solver=solver,
                 time_limit=time_limit,
