@@ -30,6 +30,7 @@ from rich.progress import Progress
 from benchmarks.tables import markdown, write_results
 from formulations import InfeasibleBudgetError, Problem
 from formulations.generators.random_instances import small_problem
+from formulations.reductions.scaling import scaled
 from solvers import Solver, Status, StopReason, available, solve
 from solvers.registry import configured
 from solvers.run import as_solver
@@ -115,9 +116,9 @@ def problem_of(number: int) -> Problem:
     if number < 0:
         return degenerate_problems()[number]
     problem = small_problem(number)
-    return (
-        problem.scaled(10.0 ** float(np.random.default_rng(number).integers(-12, 10))) if number % 3 == 0 else problem
-    )
+    if number % 3:
+        return problem
+    return scaled(problem, 10.0 ** float(np.random.default_rng(number).integers(-12, 10))).problem
 
 
 def judge_chunk(numbers: range, only: list[str], every: dict[str, int]) -> list[tuple[int, Run]]:

@@ -195,15 +195,15 @@ class Problem:
             InvalidProblemError: a budget for a resource the problem does not have, or not a finite number.
         """
         merged = MappingProxyType(_checked_budgets({**self.budgets, **budgets}, self.resources))
-        return self._replaced(budgets=merged)
+        return self.derived(budgets=merged)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by construction (for worker processes only; files never hold pickles)."""
         resources, budgets = dict(self.resources), dict(self.budgets)
         return Problem, (self.groups, self.options, self.cost, resources, budgets, self.pairs, self.offset)
 
-    def _replaced(self, **fields: Any) -> "Problem":
-        """A copy with some fields set, without checking the others again (they hold already)."""
+    def derived(self, **fields: Any) -> "Problem":
+        """A copy with some fields set, taken as they are: for reductions, which keep what always holds."""
         copy = object.__new__(Problem)
         for field in self.__slots__:
             object.__setattr__(copy, field, fields.get(field, getattr(self, field)))
@@ -298,25 +298,6 @@ class Problem:
                 "sparse_indptr": sparse.indptr.astype(np.int64),
             }
         return arrays
-
-    def scaled(self, factor: float) -> "Problem":
-        """The same problem with every objective number (cost, pairs, offset) multiplied by ``factor`` > 0.
-
-        Raises:
-            InvalidProblemError: ``factor`` is not positive, or takes a number beyond what a float holds.
-        """
-        if not (np.isfinite(factor) and factor > 0):
-            raise InvalidProblemError(f"a problem is scaled by a positive finite number, found {factor!r}")
-        sparse, rows = self.pairs.sparse, self.pairs.factor
-        with np.errstate(over="ignore"):  # an overflow is refused below, by name
-            cost, offset = self.cost * factor, self.offset * factor
-            pairs = PairTerms(
-                sparse=None if sparse is None else sparse * factor,
-                factor=None if rows is None else _frozen(rows * np.sqrt(factor)),
-            )
-        return self._replaced(
-            cost=_checked_vector(cost, self.num_options, "cost"), pairs=pairs, offset=_checked_number(offset, "offset")
-        )
 
 
 def _names(values: Sequence[str], what: str) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from pymoo.core.problem import Problem as PymooProblem
 from pymoo.core.repair import Repair
 
 from formulations import Problem
+from formulations.reductions.scaling import scaled
 from solvers.errors import InvalidOptionError
 from solvers.heuristic.genetic_operators import set_up
 from solvers.kernels.local_search import descend_flat, polish_flat
@@ -38,7 +39,6 @@ from solvers.kernels.moves import (
 )
 from solvers.kernels.repair import repair_flat
 from solvers.kernels.warm import warm
-from solvers.scaling import objective_size
 
 TIE = 1e-12
 """Objectives that differ by less than this, relative to the front's, are equal."""
@@ -128,7 +128,7 @@ def pareto_front(
     start = time.perf_counter()
     deadline = start + (np.inf if time_limit is None else time_limit)
     rng = np.random.default_rng(seed)
-    space = _Space(problem.scaled(1.0 / objective_size(problem)), resource, rng)
+    space = _Space(scaled(problem).problem, resource, rng)
     bred = 0
     first = space.first(population)
     if len(first):

@@ -7,11 +7,11 @@ from numpy.typing import ArrayLike
 
 from formulations import Problem
 from formulations.reductions.presolve import reduce_problem
+from formulations.reductions.scaling import scaled
 from solvers import registry
-from solvers.base import OnProgress, Search, Solver
+from solvers.base import OnProgress, Search, Solver, SubSearch
 from solvers.errors import InvalidOptionError
 from solvers.presolved import solve_parts
-from solvers.scaling import objective_size
 from solvers.solution import Solution, StopReason
 
 if TYPE_CHECKING:
@@ -100,23 +100,21 @@ def solve(
         return job
     back_end.prepare()
 
-    def attack(stated: Problem, part: Search) -> None:
+    def attack(outer: Search) -> None:
+        search = SubSearch(scaled(outer.problem), outer, initial=outer.initial)
+        if outer.choice is not None:
+            search.offer(outer.choice)
         if bound:
             from solvers.bounds.duality import raise_dual_bound  # compiled code, imported only when it is used
 
-            raise_dual_bound(stated, part, 0.2)
-        if not part.proven():
-            back_end.run(stated, part)
+            raise_dual_bound(search.problem, search, 0.2)
+        if not search.proven():
+            back_end.run(search.problem, search)
+        if search.cut:
+            outer.cut_short()
 
-    scale = 1.0 / objective_size(problem)
     search = Search(
-        problem,
-        solver=back_end.name,
-        scale=scale,
-        time_limit=time_limit,
-        seed=seed,
-        initial=start,
-        on_progress=on_progress,
+        problem, solver=back_end.name, time_limit=time_limit, seed=seed, initial=start, on_progress=on_progress
     )
     stop_reason = StopReason.COMPLETED
     try:
@@ -129,7 +127,7 @@ def solve(
         if reduction is not None and reduction.changed:
             solve_parts(reduction, search, attack)
         else:
-            attack(problem.scaled(scale), search)
+            attack(search)
     except KeyboardInterrupt:
         stop_reason = StopReason.INTERRUPTED
     return search.solution(stop_reason, back_end.option_values)

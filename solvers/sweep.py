@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from formulations import FileFormatError, Problem
 from formulations.files import AnyPath, read_json, write_json
+from formulations.reductions.scaling import scaled
 from solvers import registry
 from solvers.base import Solver
 from solvers.errors import InvalidOptionError
 from solvers.journal import Journal, run_key
 from solvers.known import with_known
 from solvers.run import as_solver, solve
-from solvers.scaling import objective_size
 from solvers.solution import Solution, StopReason
 
 FILE_KIND = "qcompress sweep"
@@ -258,16 +258,16 @@ def _solved(
     from solvers.bounds.duality import dual_bound  # compiled code, imported only when it is used
 
     begin = time.perf_counter()
-    scale, budget = 1.0 / objective_size(problem), problem.budgets[resource]
+    reduction, budget = scaled(problem), problem.budgets[resource]
     seconds = float("inf") if time_limit is None else BOUND_SHARE * time_limit
-    dual = priced = dual_bound(problem.scaled(scale), time_limit=seconds)
+    dual = priced = dual_bound(reduction.problem, time_limit=seconds)
     if budget < (first := _first_step(problem, resource)):  # only the least use fits: any price above some would do
-        priced = dual_bound(problem.with_budgets(**{resource: first}).scaled(scale), time_limit=seconds)
+        priced = dual_bound(reduction.problem.with_budgets(**{resource: first}), time_limit=seconds)
     spent = time.perf_counter() - begin
     left = None if time_limit is None else time_limit - min(spent, BOUND_SHARE * time_limit)
     solution = solve(problem, solver, time_limit=left, seed=seed, initial=start)
-    solution = with_known(problem, solution, bounds=[dual.value / scale])
-    return SweepPoint(budget=budget, price=priced.prices[resource] / scale, solution=solution)
+    solution = with_known(problem, solution, bounds=[reduction.lift_bound(dual.value)])
+    return SweepPoint(budget=budget, price=priced.prices[resource] * reduction.unit, solution=solution)
 
 
 def _first_step(problem: Problem, resource: str) -> float:

@@ -7,6 +7,7 @@ import pytest
 
 from formulations import InfeasibleBudgetError
 from formulations.generators.random_instances import layered_problem, small_problem
+from formulations.reductions.scaling import scaled
 from solvers import InvalidOptionError, solve
 from solvers.pareto_front import pareto_front
 
@@ -82,7 +83,7 @@ def test_a_time_limit_gives_the_front_so_far():
 
 def test_objective_numbers_may_have_any_size():
     problem = layered_problem(12, seed=4)
-    small = pareto_front(problem.scaled(1e-12), "bytes", seed=0, population=20, generations=5)
+    small = pareto_front(scaled(problem, 1e-12).problem, "bytes", seed=0, population=20, generations=5)
     assert [point.choice for point in small] == [
         point.choice for point in pareto_front(problem, "bytes", seed=0, population=20, generations=5)
     ]

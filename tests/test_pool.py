@@ -37,7 +37,7 @@ def distances(choices):
 def test_it_is_the_list_of_brute_force(seed):
     problem = small_problem(seed, max_groups=5)
     if len(set(np.round(problem.cost, 9))) < problem.num_options:
-        problem = problem._replaced(cost=problem.cost + 1e-3 * np.random.default_rng(seed).random(problem.num_options))
+        problem = problem.derived(cost=problem.cost + 1e-3 * np.random.default_rng(seed).random(problem.num_options))
     for k, within, distance in ((4, 0.5, 1), (3, 10.0, 2), (50, 0.2, 1)):
         if distance > problem.num_groups:
             continue

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from formulations import InfeasibleBudgetError, InvalidProblemError, PairTerms, Problem
 from formulations.generators.random_instances import channel_problem, layered_problem, small_problem
+from formulations.reductions.scaling import scaled
 
 SEEDS = st.integers(0, 10**6)
 
@@ -252,19 +253,19 @@ def test_an_unreachable_budget_is_refused_with_resource_asked_and_smallest():
 @settings(max_examples=50, deadline=None)
 def test_scaled_multiplies_every_objective_and_touches_nothing_else(seed, factor):
     problem = small_problem(seed)
-    scaled = problem.scaled(factor)
+    other = scaled(problem, factor).problem
     choice = np.zeros(problem.num_groups, int)
-    before, after = problem.evaluate(choice), scaled.evaluate(choice)
+    before, after = problem.evaluate(choice), other.evaluate(choice)
     size = np.abs(problem.cost).sum() + abs(problem.offset)
     assert after.objective == pytest.approx(before.objective * factor, rel=1e-9, abs=1e-9 * factor * size)
     assert after.usage == before.usage
-    assert scaled.budgets == problem.budgets
+    assert other.budgets == problem.budgets
 
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf"), 1e308])
 def test_scaled_refuses_a_factor_that_leaves_no_problem(factor):
     with pytest.raises(InvalidProblemError):
-        two_groups(cost=[1e9] * 5).scaled(factor)
+        scaled(two_groups(cost=[1e9] * 5), factor)
 
 
 @given(SEEDS)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from formulations import FileFormatError, InfeasibleBudgetError, Problem
 from formulations.files import write_json
 from formulations.generators.random_instances import layered_problem, small_problem
+from formulations.reductions.scaling import scaled
 from qcompress.plots import plot_sweep
 from solvers import InvalidOptionError, Solver, Status, StopReason, judge, solve
 from solvers.known import with_known
@@ -159,7 +160,7 @@ def test_prices_are_in_the_problem_s_units(rank):
     )
     budget = problem.budgets["bytes"]
     (plain,) = sweep(problem, "bytes", [budget]).points
-    (tiny,) = sweep(problem.scaled(1e-9), "bytes", [budget]).points
+    (tiny,) = sweep(scaled(problem, 1e-9).problem, "bytes", [budget]).points
     (coarse,) = sweep(kilo, "bytes", [budget / 1024]).points
     assert plain.price > 0
     assert tiny.price == pytest.approx(plain.price * 1e-9, rel=1e-3)

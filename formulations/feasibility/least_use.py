@@ -52,7 +52,7 @@ class UsePrograms:
         keep = np.ones(problem.num_options, dtype=bool)
         uses = {name: problem.resources[name] for name in problem.budgets}
         total = sum((use / (use.max() or 1.0) for use in uses.values()), np.zeros(problem.num_options))
-        linear = problem._replaced(cost=total, pairs=PairTerms())
+        linear = problem.derived(cost=total, pairs=PairTerms())
         drop_dominated(linear, keep, np.arange(problem.num_options), list(uses))
         self.options = np.flatnonzero(keep)
         self.group_of = problem.group_of[self.options]

@@ -7,28 +7,24 @@
 * a dominated option goes (`formulations.reductions.dominance`).
 
 Groups with one option left are folded in, budgets of whole uses are lowered to what uses can add up to, and groups
-that neither a pair term nor a budget joins become problems of their own. What always holds: the best choices of the
-parts, lifted, are a best choice of the original, and if a part has none the original has none; an objective of the
-original is ``constant`` plus those of the parts, up to the rounding of a sum.
+that neither a pair term nor a budget joins become problems of their own (`formulations.reductions.components`). What
+always holds: a best choice of the reduced problem, lifted, is a best choice of the original, at the same objective up
+to the rounding of a sum; if the reduced problem has no choice the original has none.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import scipy.sparse
-import scipy.sparse.csgraph
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from formulations.pairs import PairTerms
 from formulations.problem import BUDGET_TOLERANCE, Problem
+from formulations.reductions.base import Choice, Reduction
+from formulations.reductions.components import Component, split
 from formulations.reductions.dominance import Flags, Integers, drop_dominated
-from formulations.reductions.restriction import Restriction, left_of, part, restrict
-
-MAX_PARTS = 16
-"""The most parts a problem is split into; the smallest components are left together in one."""
+from formulations.reductions.restriction import Restriction, restrict
 
 GRAIN = 2.0**-10
 """Uses that are multiples of this are added without rounding (up to `WHOLE` of them)."""
@@ -40,59 +36,62 @@ LARGE_FACTOR, COPY_PAYS = 20_000_000, 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Reduction:
-    """A problem's independent parts, and how their choices make one of the whole.
+class Presolved(Reduction):
+    """A problem without what no best choice needs.
 
     Attributes:
         original: the problem that was reduced.
+        problem: what is left (one group with one option when all is decided); the original itself when nothing goes.
         feasible: False when no choice meets the budgets; True says nothing.
-        parts: what is left to decide, small ones first; none when all is decided. Their offsets are 0.
-        constant: what the decided groups and the offset add to the objective.
-        decided: ``(G,)`` flat options of the original: those of decided groups, and any one for the others.
+        parts: the independent components of `problem`, small ones first; none when all is decided.
+        restriction: how its choices are made choices of the original.
         stand_in: ``(V,)`` flat options of the original: one that is kept and never worse, for each that went.
         budgets_dropped: names of budgets that no choice of what is left can break.
         budgets_lowered: names of budgets that were lowered to what uses can add up to.
     """
 
     original: Problem
+    problem: Problem
     feasible: bool
-    parts: tuple[Restriction, ...]
-    constant: float
-    decided: NDArray[np.int64]
-    stand_in: NDArray[np.int64]
+    parts: tuple[Component, ...]
+    restriction: Restriction
+    stand_in: Integers
     budgets_dropped: tuple[str, ...]
     budgets_lowered: tuple[str, ...]
 
     @property
     def changed(self) -> bool:
-        """Whether anything was reduced; if not, the one part is the original itself."""
-        return not (len(self.parts) == 1 and self.parts[0].problem is self.original)
+        """Whether there is less to search than before, or it can be searched in parts."""
+        return not self.feasible or len(self.parts) != 1 or self.problem is not self.original
 
-    def lift(self, choices: Sequence[ArrayLike]) -> NDArray[np.int64]:
-        """The original's choice ``(G,)`` for one choice of every part."""
-        chosen = self.decided.copy()
-        for piece, choice in zip(self.parts, choices, strict=True):
-            flat = piece.options[piece.problem.flat(choice)]
-            chosen[self.original.group_of[flat]] = flat
-        return chosen - self.original.group_offsets[:-1]
+    def lift(self, choice: ArrayLike) -> Choice:
+        """The original's choice ``(G,)`` for one of what is left."""
+        return self.restriction.lift(choice)
 
-    def lower(self, choice: ArrayLike) -> list[NDArray[np.int64]]:
-        """A choice for every part from one of the original; options that went are replaced by those that stand in.
+    def lower(self, choice: ArrayLike) -> Choice:
+        """The choice of what is left for one of the original; options that went are replaced by those that stand in.
 
-        Of a choice within the budgets the result, lifted, is within them too and no worse.
+        For a choice within the budgets the result, lifted, is within them too and no worse.
         """
-        chosen = self.stand_in[self.original.flat(choice)]
-        return [
-            np.searchsorted(
-                piece.options, chosen[self.original.group_of[piece.options[piece.problem.group_offsets[:-1]]]]
-            )
-            - piece.problem.group_offsets[:-1]
-            for piece in self.parts
-        ]
+        stands = self.stand_in[self.original.flat(choice)] - self.original.group_offsets[:-1]
+        lowered = self.restriction.lower(stands)
+        assert lowered is not None  # noqa: S101 - what stands in is kept
+        return lowered
+
+    def lift_bound(self, bound: float) -> float:
+        """The same bound."""
+        return bound
+
+    def join(self, choices: Sequence[ArrayLike]) -> Choice:
+        """The choice of what is left that is made of one choice for every part."""
+        joined = np.zeros(self.problem.num_groups, dtype=np.int64)
+        for part, choice in zip(self.parts, choices, strict=True):
+            joined[part.groups] = choice
+        return joined
 
     def summary(self) -> dict[str, Any]:
         """What was reduced, JSON-able: the numbers before and after, the names of budgets."""
-        left = [piece.problem for piece in self.parts]
+        left = [part.problem for part in self.parts]
         return {
             "groups": [self.original.num_groups, sum(one.num_groups for one in left)],
             "options": [self.original.num_options, sum(one.num_options for one in left)],
@@ -102,12 +101,12 @@ class Reduction:
         }
 
 
-def reduce_problem(problem: Problem) -> Reduction:
+def reduce_problem(problem: Problem) -> Presolved:
     """What of ``problem`` must be searched.
 
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 20})
     >>> reduction = reduce_problem(problem)
-    >>> reduction.summary()["options"], reduction.lift([]).tolist()
+    >>> reduction.summary()["options"], reduction.lift(reduction.join([])).tolist()
     ([4, 0], [0, 0])
     """
     keep, stand_in = np.ones(problem.num_options, dtype=bool), np.arange(problem.num_options)
@@ -115,7 +114,7 @@ def reduce_problem(problem: Problem) -> Reduction:
     while True:
         before = int(keep.sum())
         if not _drop_never_feasible(problem, keep, budgets):
-            return _reduction(problem, np.ones_like(keep), stand_in, (), feasible=False)
+            return _infeasible(problem)
         loose = [name for name in budgets if _never_binds(problem, keep, name)]
         budgets, dropped = [name for name in budgets if name not in loose], dropped + loose
         drop_dominated(problem, keep, stand_in, budgets)
@@ -127,55 +126,43 @@ def reduce_problem(problem: Problem) -> Reduction:
         budgets = [name for name in problem.budgets if name not in dropped]
     small = problem
     if dropped:
-        small = problem._replaced(budgets=MappingProxyType({name: problem.budgets[name] for name in budgets}))
+        small = problem.derived(budgets=MappingProxyType({name: problem.budgets[name] for name in budgets}))
     left = np.bincount(problem.group_of[keep])
-    if left.min() > 1 and keep.all():
-        base = Restriction(
-            problem=small, options=np.arange(len(keep)), decided=problem.group_offsets[:-1], original=problem
-        )
-    else:
-        base = restrict(small, keep)
-    if left.max() == 1:
-        constant = base.problem.offset + base.problem.cost[0]
-        return _reduction(problem, keep, stand_in, (), constant=constant, dropped=dropped)
-    lowered = {name: budget for name in budgets if (budget := _lowered(base.problem, name)) is not None}
-    of_group = _components(base.problem)
-    if base.problem is problem and not lowered and not of_group.any():
-        return _reduction(problem, keep, stand_in, (base,))
-    constant, merged = base.problem.offset, MappingProxyType({**base.problem.budgets, **lowered})
-    stated = base.problem._replaced(budgets=merged, offset=0.0)
-    parts = tuple(
-        Restriction(problem=piece, options=base.options[options], decided=base.decided, original=problem)
-        for piece, options in _pieces(stated, of_group)
-    )
-    return _reduction(problem, keep, stand_in, parts, constant=constant, dropped=dropped, lowered=lowered)
-
-
-def _reduction(
-    problem: Problem,
-    keep: Flags,
-    stand_in: Integers,
-    parts: tuple[Restriction, ...],
-    *,
-    feasible: bool = True,
-    constant: float = 0.0,
-    dropped: Sequence[str] = (),
-    lowered: Iterable[str] = (),
-) -> Reduction:
-    kept = np.flatnonzero(keep)
-    left = np.bincount(problem.group_of[kept], minlength=problem.num_groups)
-    decided = kept[np.cumsum(left) - left]
+    restriction = _everything(small) if left.min() > 1 and keep.all() else restrict(small, keep)
+    stated = restriction.problem
+    lowered = {name: budget for name in budgets if (budget := _lowered(stated, name)) is not None}
+    if lowered:
+        stated = stated.derived(budgets=MappingProxyType({**stated.budgets, **lowered}))
     while not np.array_equal(further := stand_in[stand_in], stand_in):
         stand_in = further
-    return Reduction(
+    return Presolved(
         original=problem,
-        feasible=feasible,
-        parts=parts,
-        constant=float(constant),
-        decided=decided,
-        stand_in=np.where(keep[stand_in], stand_in, decided[problem.group_of]),
+        problem=stated,
+        feasible=True,
+        parts=split(stated) if left.max() > 1 else (),
+        restriction=restriction,
+        stand_in=np.where(keep[stand_in], stand_in, restriction.decided[problem.group_of]),
         budgets_dropped=tuple(dropped),
         budgets_lowered=tuple(lowered),
+    )
+
+
+def _everything(problem: Problem) -> Restriction:
+    """The restriction that leaves nothing out, and copies nothing."""
+    options = np.arange(problem.num_options)
+    return Restriction(original=problem, problem=problem, options=options, decided=problem.group_offsets[:-1])
+
+
+def _infeasible(problem: Problem) -> Presolved:
+    return Presolved(
+        original=problem,
+        problem=problem,
+        feasible=False,
+        parts=(),
+        restriction=_everything(problem),
+        stand_in=np.arange(problem.num_options),
+        budgets_dropped=(),
+        budgets_lowered=(),
     )
 
 
@@ -212,54 +199,3 @@ def _lowered(problem: Problem, name: str) -> float | None:
     lowered = least.sum() + np.floor((budget + BUDGET_TOLERANCE * abs(budget) - least.sum()) / unit) * unit
     too_fine = unit <= 4 * BUDGET_TOLERANCE * abs(budget)
     return None if lowered >= budget or too_fine else float(lowered)
-
-
-def _components(problem: Problem) -> Integers:
-    """``(G,)`` the number of every group's component, small ones first: groups with nothing in common differ."""
-    groups, starts, sparse = problem.num_groups, problem.group_offsets[:-1], problem.pairs.sparse
-    hubs = []
-    for name in problem.budgets:
-        hubs.append(_varies(problem, name))
-        if hubs[-1].all():
-            return np.zeros(groups, dtype=np.int64)
-    if problem.pairs.factor is not None:
-        hubs.append(np.logical_or.reduceat(problem.pairs.factor.any(axis=1), starts))
-        if hubs[-1].all():
-            return np.zeros(groups, dtype=np.int64)
-    joined = [np.stack([np.flatnonzero(hub), np.full(hub.sum(), groups + i)]) for i, hub in enumerate(hubs)]
-    if sparse is not None:
-        rows = np.repeat(np.arange(problem.num_options), np.diff(sparse.indptr))
-        joined.append(problem.group_of[np.stack([rows, sparse.indices])])
-    nodes = groups + len(hubs)
-    first, second = np.concatenate(joined, axis=1) if joined else np.zeros((2, 0), dtype=np.int64)
-    graph = scipy.sparse.coo_array((np.ones(len(first), dtype=bool), (first, second)), shape=(nodes, nodes))
-    of_group = scipy.sparse.csgraph.connected_components(graph, directed=False)[1][:groups]
-    size = np.bincount(of_group, weights=np.diff(problem.group_offsets))
-    size[size == 0] = np.inf  # a budget or a factor without groups
-    rank = np.empty(len(size), dtype=np.int64)
-    rank[np.argsort(size, kind="stable")] = np.arange(len(size))
-    surplus = max(0, int(np.isfinite(size).sum()) - MAX_PARTS)
-    return np.asarray(np.maximum(rank[of_group] - surplus, 0))
-
-
-def _pieces(problem: Problem, of_group: Integers) -> Iterator[tuple[Problem, Integers]]:
-    """Each component's problem and its options ``(V',)``."""
-    starts = problem.group_offsets[:-1]
-    owner = {name: of_group[_varies(problem, name).argmax()] for name in problem.budgets}
-    for component in range(int(of_group.max()) + 1):
-        inside = of_group == component
-        options = np.flatnonzero(inside[problem.group_of])
-        budgets = {name: budget for name, budget in problem.budgets.items() if owner[name] == component}
-        if not inside.all():  # the others' uses do not vary
-            budgets = {name: left_of(problem, name, problem.resources[name][starts[~inside]].sum()) for name in budgets}
-        piece = part(problem, options, budgets)
-        factor, sparse = piece.pairs.factor, piece.pairs.sparse
-        factor = None if factor is None or not factor.any() else factor
-        sparse = None if sparse is None or not sparse.nnz else sparse
-        yield piece._replaced(pairs=PairTerms.trusted(sparse=sparse, factor=factor)), options
-
-
-def _varies(problem: Problem, name: str) -> Flags:
-    """``(G,)`` whether a group's options differ in their use."""
-    use, starts = problem.resources[name], problem.group_offsets[:-1]
-    return np.asarray(np.maximum.reduceat(use, starts) > np.minimum.reduceat(use, starts))

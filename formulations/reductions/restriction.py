@@ -17,32 +17,40 @@ from numpy.typing import ArrayLike, NDArray
 from formulations.errors import InvalidProblemError
 from formulations.pairs import PairTerms
 from formulations.problem import BUDGET_TOLERANCE, Problem
+from formulations.reductions.base import Choice, Reduction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Restriction:
+class Restriction(Reduction):
     """A part of a problem.
 
     Attributes:
+        original: the problem it is part of.
         problem: what is left to decide (one group with one option when nothing is).
         options: ``(V',)`` flat options of the original, in the smaller problem's order.
         decided: ``(G,)`` flat options of the original: those of the folded groups, and any one for the others.
-        original: the problem it is part of.
+        outside: a proven lower bound on every choice that is not part of it; infinite where there is none.
     """
 
+    original: Problem
     problem: Problem
     options: NDArray[np.int64]
     decided: NDArray[np.int64]
-    original: Problem
+    outside: float = -np.inf
 
-    def lift(self, choice: ArrayLike) -> NDArray[np.int64]:
+    @property
+    def complete(self) -> bool:
+        """Whether it is known that no choice outside is better than the best that is known."""
+        return bool(self.outside > -np.inf)
+
+    def lift(self, choice: ArrayLike) -> Choice:
         """The original's choice ``(G,)`` for one of the smaller problem."""
         chosen = self.decided.copy()
         flat = self.options[self.problem.flat(choice)]
         chosen[self.original.group_of[flat]] = flat
         return chosen - self.original.group_offsets[:-1]
 
-    def lower(self, choice: ArrayLike) -> NDArray[np.int64] | None:
+    def lower(self, choice: ArrayLike) -> Choice | None:
         """The smaller problem's choice for one of the original; None when it takes an option that was left out."""
         chosen = self.original.flat(choice)
         place = np.full(self.original.num_options, -1)
@@ -54,9 +62,19 @@ class Restriction:
             return None
         return place[chosen[groups]] - self.problem.group_offsets[:-1]
 
+    def lift_bound(self, bound: float) -> float:
+        """The lower of the bound and `outside`."""
+        return min(bound, self.outside)
 
-def restrict(problem: Problem, keep: NDArray[np.bool_]) -> Restriction:
+
+def restrict(problem: Problem, keep: NDArray[np.bool_], *, outside: float = -np.inf) -> Restriction:
     """The problem with only the options that ``keep`` ``(V,)`` marks; groups with one option left are folded in.
+
+    Args:
+        problem: any problem.
+        keep: which options are left.
+        outside: the objective of a known choice, when no choice with an option that is left out is better; infinite
+            when no such choice is feasible.
 
     Raises:
         InvalidProblemError: a group is left without an option.
@@ -90,8 +108,8 @@ def restrict(problem: Problem, keep: NDArray[np.bool_]) -> Restriction:
         cost += (sparse @ x + sparse.T @ x)[options]
     others = {name: float(problem.resources[name][fixed].sum()) for name in problem.budgets}
     smaller = part(problem, options, {name: left_of(problem, name, use) for name, use in others.items()})
-    smaller = smaller._replaced(cost=frozen(cost), offset=float(offset))
-    return Restriction(problem=smaller, options=options, decided=decided, original=problem)
+    smaller = smaller.derived(cost=frozen(cost), offset=float(offset))
+    return Restriction(original=problem, problem=smaller, options=options, decided=decided, outside=outside)
 
 
 def left_of(problem: Problem, name: str, use: float) -> float:
@@ -114,7 +132,7 @@ def part(problem: Problem, options: NDArray[np.int64], budgets: dict[str, float]
     if not everything:
         factor = None if factor is None else frozen(factor[options])
         sparse = None if sparse is None else sparse[options][:, options]
-    return problem._replaced(
+    return problem.derived(
         groups=problem.groups if everything else tuple(problem.groups[g] for g in groups.tolist()),
         options=problem.options if everything else tuple(_labels(problem, options, groups, group_offsets)),
         cost=problem.cost if everything else frozen(problem.cost[options]),

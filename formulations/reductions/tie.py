@@ -15,26 +15,44 @@ from numpy.typing import ArrayLike, NDArray
 from formulations.errors import InvalidProblemError
 from formulations.pairs import PairTerms
 from formulations.problem import Problem
+from formulations.reductions.base import Choice, Reduction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Tied:
+class Tied(Reduction):
     """A problem with tied groups joined.
 
     Attributes:
+        original: the problem with its groups apart.
         problem: the smaller problem; a joined group is named ``"a + b"`` and has the option names of its first.
         group: ``(G,)`` the smaller problem's group of every original group.
         option: ``(V,)`` the smaller problem's flat option of every original option.
     """
 
+    original: Problem
     problem: Problem
     group: NDArray[np.int64]
     option: NDArray[np.int64]
 
-    def lift(self, choice: ArrayLike) -> NDArray[np.int64]:
+    @property
+    def complete(self) -> bool:
+        """False: groups that choose apart may do better."""
+        return False
+
+    def lift(self, choice: ArrayLike) -> Choice:
         """The original's choice ``(G,)`` for one of the smaller problem."""
-        local: NDArray[np.int64] = (self.problem.flat(choice) - self.problem.group_offsets[:-1])[self.group]
+        local: Choice = (self.problem.flat(choice) - self.problem.group_offsets[:-1])[self.group]
         return local
+
+    def lower(self, choice: ArrayLike) -> Choice | None:
+        """The smaller problem's choice for one of the original; None when tied groups differ in it."""
+        local = self.original.flat(choice) - self.original.group_offsets[:-1]
+        joined = local[np.unique(self.group, return_index=True)[1]]
+        return joined if np.array_equal(joined[self.group], local) else None
+
+    def lift_bound(self, bound: float) -> float:  # noqa: ARG002
+        """Nothing: it says nothing of groups that choose apart."""
+        return -np.inf
 
     def combined(self, values: ArrayLike, function: np.ufunc) -> NDArray[np.float64]:
         """Numbers of the original's options ``(V,)``, put together by ``np.add`` or ``np.maximum``."""
@@ -96,7 +114,7 @@ def tie(problem: Problem, tied: Sequence[Sequence[str]]) -> Tied:
         PairTerms(sparse=sparse, factor=factor),
         problem.offset,
     )
-    return Tied(problem=smaller, group=group, option=option)
+    return Tied(original=problem, problem=smaller, group=group, option=option)
 
 
 def _joined(problem: Problem, tied: Sequence[Sequence[str]]) -> NDArray[np.int64]:

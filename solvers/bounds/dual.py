@@ -227,7 +227,7 @@ class Dual:
             return np.array([price_of_one_budget(self.first, self.cost, self.use[:, 0], float(self.limit[0]))])
         options, groups = self.problem.num_options, self.problem.num_groups
         if options > LINEAR_PROGRAM:
-            alone = Dual(self.problem._replaced(pairs=PairTerms())) if self.problem.pairs else self
+            alone = Dual(self.problem.derived(pairs=PairTerms())) if self.problem.pairs else self
             return alone._by_temperature(deadline, np.inf) / alone.unit * self.unit
         one = scipy.sparse.csr_array(
             (np.ones(options), (self.problem.group_of, np.arange(options))), shape=(groups, options)

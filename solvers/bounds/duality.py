@@ -21,8 +21,9 @@ found, the bound that is returned is d itself, with true minima.
 import time
 
 from formulations import Problem
-from solvers.base import Search
 from solvers.bounds.dual import Dual, DualBound, largest_objective
+from solvers.bounds.learned import learn_dual, learn_option_bounds, learned
+from solvers.search import Search
 
 __all__ = ["DualBound", "dual_bound", "largest_objective", "raise_dual_bound"]
 
@@ -46,18 +47,19 @@ def raise_dual_bound(problem: Problem, search: Search, share: float) -> DualBoun
 
     A bound that no choice can meet closes the search: nothing is feasible.
     """
-    if search.dual is not None and search.dual[0] is problem:
-        return search.dual[1]
+    known = learned(search).dual
+    if known is not None and known[0] is problem:
+        return known[1]
     with search.phase("bound_s"):
         seconds, start = share * search.remaining(), time.perf_counter()
         bound = dual_bound(problem, time_limit=seconds)
     if time.perf_counter() - start < seconds:  # the time did not cut it, so that another would be no better
-        search.dual = problem, bound
+        learn_dual(search, problem, bound)
     else:
         search.cut_short()
     search.raise_bound(bound.value)
-    search.raise_option_bounds(bound.value + bound.reduced)
-    search.details["prices"] = {name: search.unscaled(price) for name, price in bound.prices.items()}
+    learn_option_bounds(search, bound.value + bound.reduced)
+    search.note(prices=bound.prices)
     if bound.value > largest_objective(problem):
         search.close()
     return bound

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from formulations import Problem
-from solvers.base import Search
 from solvers.bounds.duality import DualBound
 from solvers.kernels.moves import Floats, Integers, compiled, to_arrays
+from solvers.search import Search
 
 TIE = 1e-12
 """A choice must be better by this, relative to the size of the costs it sums, to take the incumbent's place."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import scipy.special
 
-from solvers.base import PROOF_TOLERANCE
+from solvers.search import PROOF_TOLERANCE
 from solvers.solution import Solution
 
 CERTAINTY = 0.99

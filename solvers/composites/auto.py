@@ -13,13 +13,13 @@ import numpy as np
 from formulations import Problem
 from formulations.forms.integer_program import num_products
 from solvers.base import Search, Solver
+from solvers.bounds.warm import warm_bounds
 from solvers.exact.brute_force import BruteForce, num_choices
 from solvers.exact.dynamic_program import DynamicProgram
 from solvers.exact.milp import Milp
 from solvers.exact.miqp import Miqp
 from solvers.heuristic.anneal import Anneal
 from solvers.heuristic.lagrangian import Lagrangian
-from solvers.kernels.warm import warm_bounds
 
 ENUMERABLE = 1e6
 """Up to so many choices all are looked at (some 20 ms)."""

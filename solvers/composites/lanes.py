@@ -67,7 +67,7 @@ def _nothing() -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Task:
     """What a lane is to do; plain data, for it travels to another process."""
 
     solver: Solver
@@ -75,24 +75,40 @@ class Job:
     time_limit: float | None
     seed: int
     initial: Integers | None
+    unit: float
 
 
 class Lane:
     """A running lane, as its parent sees it."""
 
-    def __init__(self, job: Job) -> None:
-        self.name = job.solver.name
+    def __init__(self, task: Task) -> None:
+        self.name = task.solver.name
         self.summary: dict[str, Any] = {
-            "solver": job.solver.name,
-            "seed": job.seed,
+            "solver": task.solver.name,
+            "seed": task.seed,
             "outcome": "ended by the first proof",
         }
         self._told, self._start = 0, time.perf_counter()
         made = context()
         self.connection, theirs = made.Pipe()
-        self._process = made.Process(target=_work, args=(job, theirs), name=f"lane {self.name}", daemon=True)
+        self._process = made.Process(target=_work, args=(task, theirs), name=f"lane {self.name}", daemon=True)
         self._process.start()
         theirs.close()
+
+    def terminate(self) -> None:
+        """Ask its process to end."""
+        self._process.terminate()
+
+    def bury(self, seconds: float) -> None:
+        """Wait so long for its end, then end it and whatever it has started."""
+        self._process.join(max(0.0, seconds))
+        if self._process.exitcode != 0 and self._process.pid is not None and hasattr(os, "killpg"):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # its group is its own
+        self._process.kill()
+        self._process.join()
+        self._process.close()
+        self.connection.close()
 
     def hear(self) -> tuple[str, Any]:
         """The next message: ``choice``, ``bound``, ``closed``, ``ask``, or the end: ``done`` or ``failed``."""
@@ -120,17 +136,10 @@ class Lane:
 def end(lanes: Sequence[Lane]) -> None:
     """End lanes and whatever they have started; nothing of them is left when this returns."""
     for lane in lanes:
-        lane._process.terminate()
+        lane.terminate()
     deadline = time.perf_counter() + GRACE_S
     for lane in lanes:
-        lane._process.join(max(0.0, deadline - time.perf_counter()))
-        if lane._process.exitcode != 0 and lane._process.pid is not None and hasattr(os, "killpg"):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(lane._process.pid, signal.SIGKILL)  # its group is its own
-        lane._process.kill()
-        lane._process.join()
-        lane._process.close()
-        lane.connection.close()
+        lane.bury(deadline - time.perf_counter())
 
 
 # --- in the lane ---------------------------------------------------------------------------------------------------
@@ -139,22 +148,28 @@ def end(lanes: Sequence[Lane]) -> None:
 class _LaneSearch(Search):
     """Hands on what is found, and takes over what others found, whenever the solver looks at the clock."""
 
-    def __init__(self, job: Job, connection: Connection) -> None:
+    def __init__(self, task: Task, connection: Connection) -> None:
         super().__init__(
-            job.problem, solver=job.solver.name, time_limit=job.time_limit, seed=job.seed, initial=job.initial
+            task.problem, solver=task.solver.name, time_limit=task.time_limit, seed=task.seed, initial=task.initial
         )
         self._connection, self._asked, self._parent_bound = connection, -np.inf, -np.inf
+        self._unit = task.unit
+
+    @property
+    def unit(self) -> float:
+        return self._unit
 
     def offer(self, choice: ArrayLike) -> bool:
         if kept := super().offer(choice):
             self._connection.send(("choice", self.choice))
         return kept
 
-    def raise_bound(self, bound: float) -> None:
-        super().raise_bound(bound)
+    def raise_bound(self, bound: float) -> bool:
+        kept = super().raise_bound(bound)
         if self.bound is not None and self.bound > self._parent_bound:
             self._parent_bound = self.bound
             self._connection.send(("bound", self.bound))
+        return kept
 
     def close(self) -> None:
         super().close()
@@ -177,16 +192,16 @@ class _LaneSearch(Search):
         return super().expired() or self.proven()
 
 
-def _work(job: Job, connection: Connection) -> None:
+def _work(task: Task, connection: Connection) -> None:
     """A lane's whole life."""
     if hasattr(os, "setpgrp"):
         os.setpgrp()  # Ctrl-C goes to the parent alone, and what is started here can be ended with it
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
-        job.solver.prepare()
-        search = _LaneSearch(job, connection)
-        job.solver.run(job.problem, search)
+        task.solver.prepare()
+        search = _LaneSearch(task, connection)
+        task.solver.run(task.problem, search)
         connection.send(("done", search.details))
     except (EOFError, BrokenPipeError):
         return  # the parent has gone

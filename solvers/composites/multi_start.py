@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from formulations import Problem
 from solvers.base import Search
-from solvers.composites.wrapper import InnerSearch, Wrapper
+from solvers.composites.wrapper import Wrapper, inner_search
 from solvers.errors import InvalidOptionError
 
 
@@ -44,9 +44,7 @@ class MultiStart(Wrapper):
                 return
             seconds = search.remaining() / (self.starts - number)
             solver = self.inner
-            inner = InnerSearch(
-                problem, search, solver=solver.name, time_limit=seconds, seed=seed, initial=search.initial
-            )
+            inner = inner_search(search, solver, seconds=seconds, seed=seed, initial=search.initial)
             solver.run(problem, inner)
             cut |= inner.cut
             found.append(inner.summary())

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from formulations import Problem
 from solvers.base import Search
-from solvers.composites.wrapper import InnerSearch, Wrapper
+from solvers.composites.wrapper import Wrapper, inner_search
 from solvers.heuristic.anneal import Anneal
 from solvers.kernels.local_search import polish
 from solvers.kernels.warm import warm
@@ -47,14 +47,7 @@ class Polish(Wrapper):
         steps = search.details["steps"] = []
         start, cut = search.initial, False
         for solver, seed, share in ((self.inner, seeds[0], SHARE), (COLD, seeds[1], 1.0)):
-            inner = InnerSearch(
-                problem,
-                search,
-                solver=solver.name,
-                time_limit=share * search.remaining(),
-                seed=seed,
-                initial=start,
-            )
+            inner = inner_search(search, solver, seconds=share * search.remaining(), seed=seed, initial=start)
             solver.run(problem, inner)
             cut |= inner.cut
             steps.append(inner.summary())
@@ -62,8 +55,9 @@ class Polish(Wrapper):
             if start is None or search.proven() or search.expired():
                 break
         if start is not None and problem.num_options <= POLISHABLE and not (search.proven() or search.expired()):
-            last = InnerSearch(problem, search, solver="polish")
-            last.offer(polish(problem, start))
-            steps.append(last.summary())
+            begun, polished = search.elapsed(), polish(problem, start)
+            search.offer(polished)
+            last = {"solver": "polish", "objective": search.unit * problem.evaluate(polished).objective}
+            steps.append(last | {"wall_s": search.elapsed() - begun})
         if cut:
             search.cut_short()

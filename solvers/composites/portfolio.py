@@ -113,8 +113,11 @@ class _Race:
         if np.isinf(seconds) and solver.exact and self.problem.pairs:
             seconds = EXACT_S
         limit = None if np.isinf(seconds) else max(seconds, 1e-3)
-        job = lanes.Job(solver=solver, problem=self.problem, time_limit=limit, seed=seed, initial=self.search.initial)
-        lane = lanes.Lane(job)
+        search = self.search
+        task = lanes.Task(
+            solver=solver, problem=self.problem, time_limit=limit, seed=seed, initial=search.initial, unit=search.unit
+        )
+        lane = lanes.Lane(task)
         self.lanes.append(lane)
         self.running.append(lane)
 

@@ -18,8 +18,9 @@ from numpy.typing import ArrayLike
 
 from formulations import FileFormatError, Problem
 from formulations.files import AnyPath
-from solvers.base import Search, Solver
-from solvers.composites.wrapper import InnerSearch, Wrapper
+from formulations.reductions.base import Identity
+from solvers.base import Search, Solver, SubSearch
+from solvers.composites.wrapper import Wrapper
 from solvers.errors import InvalidOptionError
 
 FILE_KIND = "qcompress recording"
@@ -68,11 +69,11 @@ class Recording(Wrapper):
             "time_limit": search.limit,
         }
         with _Writer(self.path, header) as writer:
-            inner = _Recorded(problem, search, solver=solver.name, seed=seed, initial=search.initial, writer=writer)
+            inner = _Recorded(search, solver, seed, writer)
             if search.choice is not None:  # what was known before the solver began
                 writer.write(t_s=search.elapsed(), choice=search.choice.tolist())
             if search.bound is not None:
-                writer.write(t_s=search.elapsed(), bound=search.unscaled(search.bound))
+                writer.write(t_s=search.elapsed(), bound=search.stated.bound)
             try:
                 solver.run(problem, inner)
             finally:
@@ -83,21 +84,22 @@ class Recording(Wrapper):
                 search.details["recorded"] = self.path
 
 
-class _Recorded(InnerSearch):
+class _Recorded(SubSearch):
     """Writes what is found before it is handed on."""
 
-    def __init__(self, problem: Problem, outer: Search, *, writer: "_Writer", **arguments: Any) -> None:
-        super().__init__(problem, outer, **arguments)
+    def __init__(self, outer: Search, solver: Solver, seed: int, writer: "_Writer") -> None:
+        same = Identity(original=outer.problem)
+        super().__init__(same, outer, initial=outer.initial, apart=True, seed=seed, solver=solver.name)
         self._writer = writer
 
     def offer(self, choice: ArrayLike) -> bool:
         self._writer.write(t_s=self.outer.elapsed(), choice=np.asarray(choice, dtype=np.int64).tolist())
         return super().offer(choice)
 
-    def raise_bound(self, bound: float) -> None:
+    def raise_bound(self, bound: float) -> bool:
         if np.isfinite(bound):
-            self._writer.write(t_s=self.outer.elapsed(), bound=self.unscaled(float(bound)))
-        super().raise_bound(bound)
+            self._writer.write(t_s=self.outer.elapsed(), bound=self.unit * float(bound))
+        return super().raise_bound(bound)
 
     def close(self) -> None:
         self._writer.write(t_s=self.outer.elapsed(), closed=True)
@@ -174,10 +176,10 @@ class Replay(Solver):
             if "choice" in event:
                 search.offer(event["choice"])
             elif "bound" in event:
-                search.raise_bound(event["bound"] / search.unscaled(1.0))
+                search.raise_bound(event["bound"] / search.unit)
             elif "closed" in event:
                 search.close()
-            known = [None if value is None else search.unscaled(value) for value in (search.objective, search.bound)]
+            known = [search.stated.objective, search.stated.bound]
             if not course or course[-1][1:] != known:
                 course.append([event["t_s"], *known])
 

@@ -2,84 +2,32 @@
 
     solve(problem, MultiStart("sa", starts=4))          compare(problem, [Polish("ga"), Recording("anneal", path)])
 
-A wrapper's inner solver runs on an `InnerSearch`: it has an incumbent, a bound, details and random numbers of its own,
+A wrapper's inner solver runs on an `inner_search`: it has an incumbent, a bound, details and random numbers of its own,
 and everything it finds goes on to the outer search, which judges it again.
 """
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
 from formulations import Problem
-from solvers.base import Search, Solver
+from formulations.reductions.base import Choice, Identity
+from solvers.base import Search, Solver, SubSearch
 from solvers.run import as_solver
 
 INHERITED = ("native_constraints", "native_pairs", "needs_network", "deterministic", "honours_time_limit", "exact")
 
 
-class InnerSearch(Search):
-    """The search of a solver inside another; it ends with the outer one or when ``time_limit`` seconds are over."""
-
-    def __init__(
-        self,
-        problem: Problem,
-        outer: Search,
-        *,
-        solver: str,
-        time_limit: float = float("inf"),
-        seed: int | None = None,
-        initial: NDArray[np.int64] | None = None,
-    ) -> None:
-        seconds = min(outer.remaining(), time_limit)
-        limit = None if np.isinf(seconds) else max(seconds, 1e-9)
-        super().__init__(problem, solver=solver, time_limit=limit, seed=seed, initial=initial)
-        self.outer = outer
-
-    @property
-    def original(self) -> Problem:
-        """The problem as it was stated to the outer search."""
-        return self.outer.original
-
-    def unscaled(self, number: float) -> float:
-        """A scaled objective or price in the problem's own unit."""
-        return self.outer.unscaled(number)
-
-    def expired(self) -> bool:
-        """Whether the time of this search, or of the outer one, is over."""
-        return self.outer.expired() or super().expired()
-
-    def proven(self) -> bool:
-        """Whether nothing is left to do, here or outside."""
-        return super().proven() or self.outer.proven()
-
-    def offer(self, choice: ArrayLike) -> bool:
-        """Judge a choice, keep it when better than this search's own, and hand it on."""
-        if kept := super().offer(choice):
-            self.outer.offer(choice)
-        return kept
-
-    def raise_bound(self, bound: float) -> None:
-        """Keep a proven bound and hand it on."""
-        super().raise_bound(bound)
-        self.outer.raise_bound(bound)
-
-    def recover(self, error: Exception) -> None:
-        """Keep what is known after an error; the outer search ends with it as well."""
-        super().recover(error)
-        self.outer.recover(error)
-
-    def close(self) -> None:
-        """Every feasible choice was considered, and the outer search knows the best of them."""
-        super().close()
-        self.outer.close()
-
-    def summary(self) -> dict[str, Any]:
-        """What was found here, in the problem's own unit, for the outer search's details."""
-        values = {"objective": self.objective, "bound": self.bound}
-        own = {name: None if value is None else self.unscaled(value) for name, value in values.items()}
-        return {"solver": self._solver, "seed": self.seed, **own, "wall_s": self.elapsed(), "details": self.details}
+def inner_search(
+    search: Search,
+    solver: Solver,
+    *,
+    seconds: float | None = None,
+    seed: int | None = None,
+    initial: Choice | None = None,
+) -> SubSearch:
+    """The search of a solver inside another: a run of its own on the same problem, whose finds the outer one gets."""
+    same = Identity(original=search.problem)
+    return SubSearch(same, search, seconds=seconds, initial=initial, apart=True, seed=seed, solver=solver.name)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class CpSat(Linearised):
             return
         with search.phase("build_s"):
             program = _Program(left.problem, None if search.choice is None else left.lower(search.choice))
-        search.details["rounding_error"] = search.unscaled(program.error)
+        search.note(rounding_error=program.error)
         seed = int(search.rng.integers(2**31))
         while not search.expired():
             last = status = None

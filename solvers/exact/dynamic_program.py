@@ -7,8 +7,8 @@ from formulations import Problem
 from solvers.base import Search, Solver
 from solvers.bounds.duality import raise_dual_bound
 from solvers.bounds.pareto_lists import prove
+from solvers.bounds.warm import warm_bounds
 from solvers.kernels.repair import repair
-from solvers.kernels.warm import warm_bounds
 
 MAX_STATES = 2_000_000
 """The longest Pareto list that is kept (with one budget that takes some 100 MB)."""

@@ -22,6 +22,7 @@ import numpy as np
 
 from formulations import Problem
 from formulations.forms.integer_program import IntegerProgram, num_products, to_integer_program
+from formulations.reductions.scaling import scaled
 from solvers.base import Search
 from solvers.errors import InvalidOptionError
 from solvers.exact.open_part import Linearised, undecided
@@ -81,7 +82,7 @@ class Milp(Linearised):
             search.cut_short()
             return
         with search.phase("build_s"):
-            program = to_integer_program(left.problem.scaled(1.0 / size))
+            program = to_integer_program(scaled(left.problem, 1.0 / size).problem)
             start = None if search.choice is None else left.lower(search.choice)
             if start is not None:
                 program.start_from(start)

@@ -4,9 +4,9 @@ from formulations import Problem
 from formulations.forms.integer_program import MAX_PRODUCTS, num_products
 from formulations.reductions.restriction import Restriction
 from solvers.base import Search, Solver
+from solvers.bounds.warm import warm_bounds
 from solvers.heuristic.lagrangian import begin, certify
 from solvers.kernels.local_search import polish
-from solvers.kernels.warm import warm_bounds
 
 
 class Exact(Solver):

@@ -68,7 +68,7 @@ class Genetic(Solver):
                 idle = 0 if space.offer_best() else idle + 1
                 search.details["generations"] = generation + 1
         if search.choice is not None:
-            search.details["objective_before_polish"] = search.unscaled(search.objective or 0.0)
+            search.note(objective_before_polish=search.objective)
             with search.phase("polish_s"):
                 chosen = problem.flat(search.choice).copy()
                 polish_flat(space.arrays, chosen, POLISH_PASSES)

@@ -12,15 +12,15 @@ import numpy as np
 
 from formulations import Problem
 from formulations.reductions.restriction import Restriction, restrict
-from solvers.base import Search, Solver
+from solvers.base import Search, Solver, SubSearch
 from solvers.bounds.duality import DualBound, raise_dual_bound
+from solvers.bounds.learned import learn_certified, learn_option_bounds, learned
 from solvers.bounds.pareto_lists import prove
 from solvers.bounds.semidefinite import least_seconds, semidefinite_bound
+from solvers.bounds.warm import warm_bounds
 from solvers.heuristic.anneal import Anneal
 from solvers.kernels.local_search import polish
 from solvers.kernels.repair import repair
-from solvers.kernels.warm import warm_bounds
-from solvers.part import search_part
 
 MAX_STATES = 200_000
 """The longest Pareto list before the proof of a linear problem is given up (`dp` goes further)."""
@@ -105,7 +105,9 @@ def improve(problem: Problem, search: Search, bound: DualBound) -> None:
                 return
             part = open_part(problem, search, most)
             sweeps = min(2000, max(200, MOVES // part.problem.num_groups))
-            search_part(Anneal(sweeps=sweeps, population=6, generations=5), part, search)
+            start = None if search.choice is None else part.lower(search.choice)
+            anneal = Anneal(sweeps=sweeps, population=6, generations=5)
+            anneal.run(part.problem, SubSearch(part, search, initial=start))
             if search.objective == before and part.problem.num_options < most:
                 return
 
@@ -117,16 +119,17 @@ def open_part(problem: Problem, search: Search, most: int | None = None) -> Rest
     and beyond those and the incumbent's only the ``most`` options with the lowest bounds are left, where that is given.
     """
     keep = np.ones(problem.num_options, dtype=bool)
-    if search.choice is not None and search.objective is not None and search.at_least is not None:
-        at_least = search.at_least
+    at_least, outside = learned(search).at_least, np.inf
+    if search.choice is not None and search.objective is not None and at_least is not None:
+        outside = search.objective
         lowest = at_least == np.minimum.reduceat(at_least, problem.group_offsets[:-1])[problem.group_of]
         others = np.flatnonzero((at_least <= search.objective) & ~lowest)
         if most is not None and len(others) > most:
-            others = others[np.argpartition(at_least[others], most)[:most]]
+            outside, others = -np.inf, others[np.argpartition(at_least[others], most)[:most]]
             lowest[problem.flat(search.choice)] = True
         keep = lowest
         keep[others] = True
-    return restrict(problem, keep)
+    return restrict(problem, keep, outside=outside)
 
 
 def certify(problem: Problem, search: Search) -> Restriction:
@@ -140,19 +143,20 @@ def certify(problem: Problem, search: Search) -> Restriction:
         options = part.problem.num_options
         seconds = min(CERTIFY_SHARE * search.remaining(), CERTIFY_S)
         few = options <= MAX_OPTIONS and least_seconds(options) <= seconds
-        if not few or (search.certified and options > SHRUNK * search.certified):
+        certified = learned(search).certified
+        if not few or (certified and options > SHRUNK * certified):
             break
-        search.certified = options
+        learn_certified(search, options)
         incumbent = np.inf if search.objective is None else search.objective
         with search.phase("semidefinite_s"):
             begun = search.elapsed()
             found = semidefinite_bound(part.problem, target=incumbent, time_limit=seconds)
             if search.elapsed() - begun >= seconds:
                 search.cut_short()
-        search.raise_bound(min(found.value, incumbent))
+        search.raise_bound(part.lift_bound(found.value))
         at_least = np.full(problem.num_options, -np.inf)
         at_least[part.options] = found.at_least
-        search.raise_option_bounds(at_least)
+        learn_option_bounds(search, at_least)
         likely = np.lexsort((-found.share, part.problem.group_of))[part.problem.group_offsets[:-1]]
         feasible = repair(part.problem, likely - part.problem.group_offsets[:-1])
         if feasible is not None:

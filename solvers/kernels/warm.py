@@ -1,4 +1,4 @@
-"""Compiles the loops of heuristic solvers and of bounds before the clock of a run starts.
+"""Compiles the loops of heuristic solvers before the clock of a run starts.
 
 The first call on a machine takes some seconds (numba keeps the result on disk); a run of five seconds should not
 lose them. Later calls in the same process return at once.
@@ -7,13 +7,8 @@ lose them. Later calls in the same process return at once.
 from functools import cache
 
 import numpy as np
-import scipy.sparse
 
-from formulations import PairTerms, Problem
-from solvers.base import Search
-from solvers.bounds.duality import dual_bound
-from solvers.bounds.pareto_lists import prove
-from solvers.bounds.semidefinite import semidefinite_bound
+from formulations import Problem
 from solvers.kernels.cooling import NO_BEST, cool
 from solvers.kernels.local_search import descend_flat, polish_flat
 from solvers.kernels.moves import judge_all, to_arrays
@@ -31,16 +26,3 @@ def warm() -> None:
     judge_all(a, chosen[None])
     state = np.ones(1, dtype=np.uint64)
     cool(a, np.arange(2), chosen.copy(), np.ones(1), state, 1.0, 1.0, 1, 0.01, chosen.copy(), NO_BEST)
-
-
-@cache
-def warm_bounds() -> None:
-    """Compile, or load from disk, the loops of the bounds and of the proof of linear problems, and those of `warm`."""
-    warm()
-    tables = (["a", "b"], [["keep", "prune"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
-    linear = Problem(*tables)
-    prove(linear, Search(linear, solver="warm"), dual_bound(linear), max_states=10)
-    half = scipy.sparse.csr_array(([1.0], ([0], [2])), shape=(4, 4))
-    for pairs in (PairTerms(factor=np.eye(4)), PairTerms(sparse=half)):
-        dual_bound(Problem(*tables, pairs))
-    semidefinite_bound(linear, time_limit=0.0)

@@ -19,11 +19,12 @@ def take(problem: Problem, search: Search, samples: Samples) -> None:
     """Repair and polish what was sampled; each step is reported apart, in the problem's own unit."""
     improver = Improver(problem, search, to_arrays(problem))
     improver.take(samples.choices, samples.valid)
-    search.details |= {**improver.quality.details(search), **samples.details}
+    improver.quality.tell(search)
+    search.details |= samples.details
     if "chain_strength" in samples.details:
-        search.details["chain_strength"] = search.unscaled(samples.details["chain_strength"])
+        search.note(chain_strength=samples.details["chain_strength"])
     if samples.energies is not None and len(samples.energies):
-        search.details["energy_histogram"] = _histogram(search.unscaled(1.0) * samples.energies)
+        search.details["energy_histogram"] = _histogram(search.unit * samples.energies)
     if len(samples.choices):
         search.details["share_best"] = _share_best(problem, samples)
 

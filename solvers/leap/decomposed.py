@@ -16,12 +16,12 @@ import numpy as np
 
 from formulations import Problem
 from formulations.reductions.restriction import restrict
-from solvers.base import Search
+from formulations.reductions.scaling import scaled
+from solvers.base import Search, SubSearch
 from solvers.errors import InvalidOptionError
 from solvers.leap.descent import Descent, descent_path
 from solvers.leap.errors import LeapError, LeapProblemError
 from solvers.leap.qpu import QuantumProcessor
-from solvers.scaling import objective_size
 
 if TYPE_CHECKING:
     from solvers.leap.connection import Connection
@@ -134,7 +134,7 @@ class Decomposed(QuantumProcessor):
                     path=path,
                     seed=int(search.rng.integers(2**31)),
                     room=self.device().largest_clique() if self.variables is None else self.variables,
-                    start=search.unscaled(search.objective),
+                    start=search.unit * search.objective,
                     choice=tuple(search.choice.tolist()),
                 )
             yield state
@@ -159,14 +159,14 @@ class Decomposed(QuantumProcessor):
         keep = np.isin(problem.group_of, block)
         keep[problem.flat(state.choice)] = True
         part = restrict(problem, keep)
-        scale = 1.0 / objective_size(part.problem)
         seed = int(np.random.default_rng([state.seed, state.passes, len(state.blocks)]).integers(2**31))
-        inner = Search(part.problem, solver=self.name, scale=scale, seed=seed)
+        before, of_part = search.objective, SubSearch(part, search, apart=True, seed=seed, solver=self.name)
+        inner = SubSearch(scaled(part.problem), of_part)
         with search.phase("parts_s"):
-            self._decide(part.problem.scaled(scale), inner, state, connection)
+            self._decide(inner.problem, inner, state, connection)
         for name, seconds in inner.timing.items():
             search.timing[name] = search.timing.get(name, 0.0) + seconds
-        better = inner.choice is not None and search.offer(part.lift(inner.choice))
+        better = search.objective != before
         assert search.choice is not None  # noqa: S101
         told = {"groups": len(block), "better": better}
         return state.next(

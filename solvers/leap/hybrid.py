@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from formulations import Problem
+from formulations.reductions.scaling import scaled
 from solvers.base import Search, Solver
 from solvers.errors import InvalidOptionError, UnsupportedProblemError
 from solvers.kernels.warm import warm
@@ -127,21 +128,20 @@ class LeapSolver(Solver):
     def submit(self, problem: Problem, *, time_limit: float | None = None) -> "Job":
         """Send ``problem`` and give its job at once; see `solvers.solve` with ``wait=False``."""
         from solvers.leap.connection import connect
-        from solvers.leap.job import scaled, send
+        from solvers.leap.job import send
 
         if problem.num_options == problem.num_groups:
             raise UnsupportedProblemError("every group has one option: nothing is to be decided, and nothing was sent")
         with connect(self.config) as connection:
-            form, guess = self.stated(scaled(problem), connection, time_limit)
+            form, guess = self.stated(scaled(problem).problem, connection, time_limit)
             return send(self.job_of(problem, form, guess, connection, time_limit), connection, form)
 
     def estimate(self, problem: Problem, *, time_limit: float | None = None) -> "Estimate":
         """What sending ``problem`` would mean; asks the service for its solver's properties and sends nothing."""
         from solvers.leap.connection import connect
-        from solvers.leap.job import scaled
 
         with connect(self.config) as connection:
-            return self.stated(scaled(problem), connection, time_limit)[1]
+            return self.stated(scaled(problem).problem, connection, time_limit)[1]
 
     def stated(self, problem: Problem, connection: "Connection", time_limit: float | None) -> tuple["Form", "Estimate"]:
         """The form of ``problem`` for the service's solver, and what sending it would mean."""

@@ -22,15 +22,15 @@ import fasteners
 
 from formulations import FileFormatError, Problem
 from formulations.files import AnyPath, read_json, write_json
+from formulations.reductions.scaling import scaled
 from solvers import registry
-from solvers.base import Search
+from solvers.base import Search, SubSearch
 from solvers.errors import SolverError, UnsupportedProblemError
 from solvers.leap.answer import take, time_to_solution, times
 from solvers.leap.connection import Connection, connect
 from solvers.leap.errors import LeapError, LeapProblemError
 from solvers.leap.estimate import Estimate
 from solvers.leap.forms import Form, Samples
-from solvers.scaling import objective_size
 from solvers.solution import Solution, StopReason
 
 FILE_KIND = "qcompress leap job"
@@ -116,7 +116,7 @@ class Job:
 
     def form(self) -> Form:
         """The problem as it was encoded."""
-        form: Form = _back_end(self.solver).form_class()(scaled(self.problem()), self.record)
+        form: Form = _back_end(self.solver).form_class()(scaled(self.problem()).problem, self.record)
         return form
 
     def refresh(self, config: Mapping[str, Any] | None = None) -> "Job":
@@ -139,9 +139,10 @@ class Job:
             LeapError: see `solvers.leap.errors`; the job is as it was, try again.
         """
         problem = self.problem()
-        search = Search(problem, solver=self.solver, scale=1.0 / objective_size(problem))
+        search = Search(problem, solver=self.solver)
+        inner = SubSearch(scaled(problem), search)
         with connect(self._reach(config)) as connection:
-            received(scaled(problem), search, send(self, connection), connection, on_wait=on_wait)
+            received(inner.problem, inner, send(self, connection), connection, on_wait=on_wait)
         return search.solution(StopReason.COMPLETED, self.options)
 
     def _reach(self, config: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -287,11 +288,6 @@ def _decoded(job: Job, form: Form, answer: Any, connection: Connection) -> Sampl
             f"the answer to problem {job.problem_id} of job {job.path} was not understood ({error}): fetch it again, "
             "or submit it anew as another job"
         ) from error
-
-
-def scaled(problem: Problem) -> Problem:
-    """The problem as solvers see it, scaled to about 1."""
-    return problem.scaled(1.0 / objective_size(problem))
 
 
 def jobs_in(folder: AnyPath) -> list[Job]:

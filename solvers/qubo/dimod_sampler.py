@@ -149,7 +149,7 @@ class CqmSamplerSolver(SamplerSolver):
                 return
         with search.phase("decode_s"):
             improver.take(*_read(problem, states))
-        search.details |= improver.quality.details(search)
+        improver.quality.tell(search)
 
 
 def _read(problem: Problem, states: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

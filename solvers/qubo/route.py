@@ -130,7 +130,8 @@ def sample_rounds(
     needed_s = _needed_s(problem, search, sample if trial else None, encoding, prices.current(), small)
     if needed_s > search.remaining():
         why = f"a round may take {needed_s:.2g} s at least, {search.remaining():.2g} s are left"
-        search.details |= improver.quality.details(search) | {"rounds": 0}
+        improver.quality.tell(search)
+        search.details |= {"rounds": 0}
         search.details["not_sampled"] = f"{why}; the cheapest options at the first prices were repaired and polished"
         improver.stand_in(_cheapest(problem, prices.current()))
         search.cut_short()
@@ -158,12 +159,13 @@ def sample_rounds(
             improver.take(choices, np.asarray(valid.all(axis=1)))
         usage = problem.evaluate(choices[0]).usage
         prices.learn({name: usage[name] > budget for name, budget in problem.budgets.items()})
-        search.details |= improver.quality.details(search) | {"rounds": done + 1}
+        improver.quality.tell(search)
+        search.details |= {"rounds": done + 1}
         search.details["strength"] = {"least": float(strength.min()), "most": float(strength.max())}
         invalid = 1.0 - valid.mean(axis=0)
         strength = np.where(invalid == 0, strength / 2, strength)
         strength = np.where(invalid > OFTEN_INVALID, np.minimum(2 * strength, 1.0), strength)
-        search.details["prices"] = {name: search.unscaled(price) for name, price in asked.items()}
+        search.note(prices=asked)
         if search.expired():
             break
         if done + 1 < rounds and max(2 * built_s, needed_s) > search.remaining():  # a model and its conversion

@@ -62,16 +62,14 @@ class Quality:
     failed: int = 0  # repair found nothing
     polished_count: int = 0
 
-    def details(self, search: Search) -> dict[str, Any]:
-        """Numbers for `Search.details`, in the problem's own unit."""
+    def tell(self, search: Search) -> None:
+        """Write it all to the search's details."""
         shares = {"valid": self.valid, "feasible_raw": self.feasible_raw, "feasible_decoded": self.feasible_decoded}
         found = {"raw": self.raw, "decoded": self.decoded, "repaired": self.repaired, "polished": self.polished}
-        return (
-            {f"objective_{name}": None if value is None else search.unscaled(value) for name, value in found.items()}
-            | {f"share_{name}": count / self.samples if self.samples else 0.0 for name, count in shares.items()}
-            | {"samples": self.samples, "distinct": self.distinct, "repair_failed": self.failed}
-            | {"num_repaired": self.repaired_count, "num_polished": self.polished_count}
-        )
+        search.note(**{f"objective_{name}": value for name, value in found.items()})
+        search.details |= {f"share_{name}": count / max(1, self.samples) for name, count in shares.items()}
+        search.details |= {"samples": self.samples, "distinct": self.distinct, "repair_failed": self.failed}
+        search.details |= {"num_repaired": self.repaired_count, "num_polished": self.polished_count}
 
 
 @dataclass

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from formulations import InfeasibleBudgetError, PairTerms, Problem
+from formulations.reductions.scaling import scaled
 from solvers import registry, run
 from solvers.base import Progress, Solver
 from solvers.errors import InvalidOptionError, UnsupportedProblemError
@@ -266,7 +267,7 @@ def check_scale_changes_no_choice(solver: Solver) -> None:
     """Cost and pair terms multiplied by 1e-12 … 1e9, or bytes counted in other units, give the same choice."""
     for problem in taken(solver, [middle_problem(solver.native_pairs)]):
         reference = _listed(solve(problem, solver, seed=SEED).choice)
-        others = [(f"objective times {scale:g}", problem.scaled(scale)) for scale in SCALES]
+        others = [(f"objective times {scale:g}", scaled(problem, scale).problem) for scale in SCALES]
         others += [(f"uses times {unit:g}", in_other_units(problem, unit)) for unit in UNITS]
         for what, other in others:
             choice = _listed(solve(other, solver, seed=SEED).choice)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import solvers.bounds.dual
 from formulations import Problem
 from formulations.generators.random_instances import channel_problem, layered_problem, small_problem
+from formulations.reductions.scaling import scaled
 from solvers import Status, solve
 from solvers.bounds.dual import Dual
 from solvers.bounds.duality import dual_bound, largest_objective
@@ -141,5 +142,5 @@ def test_core_leaves_out_only_options_that_cannot_improve_the_incumbent():
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_prices_are_in_the_problems_own_unit(scale):
     problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
-    prices = solve(problem.scaled(scale), "lagrangian", presolve=False).details["prices"]
+    prices = solve(scaled(problem, scale).problem, "lagrangian", presolve=False).details["prices"]
     assert prices["bytes"] == pytest.approx(0.25 * scale)

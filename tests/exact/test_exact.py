@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from formulations import PairTerms, Problem
 from formulations.generators.random_instances import layered_problem, small_problem
+from formulations.reductions.scaling import scaled
 from solvers import Solution, Status, UnsupportedProblemError, run
 from solvers.errors import InvalidOptionError
 from solvers.exact.brute_force import MAX_CHOICES, num_choices
@@ -54,9 +55,9 @@ def test_brute_force_finds_the_first_best_choice(chunk):
 def test_brute_force_takes_the_first_of_equal_choices_however_the_costs_are_scaled():
     third = 1.0 / 3.0
     problem = Problem(["a", "b"], [["x", "y", "z"]] * 2, [1.0, 2 * third, 0, 0, third, 1.0], {}, {})
-    tied = problem._replaced(cost=np.array([0.1, 0.2, 0.3, 0.3, 0.2, 0.1]))
+    tied = problem.derived(cost=np.array([0.1, 0.2, 0.3, 0.3, 0.2, 0.1]))
     for scale in (1.0, 1e-12, 3.7, 1e9):
-        assert solve(tied.scaled(scale), "brute-force").choice.tolist() == [0, 2]
+        assert solve(scaled(tied, scale).problem, "brute-force").choice.tolist() == [0, 2]
 
 
 def test_brute_force_refuses_what_it_cannot_finish():
@@ -157,11 +158,11 @@ def test_scaling_all_scores_changes_no_choice(solver):
             continue
         plain = solve(problem, solver, seed=0)
         for factor in (1e-12, 1e-6, 1e9):
-            scaled = solve(problem.scaled(factor), solver, seed=0)
-            assert scaled.status is plain.status, (seed, factor)
-            assert (scaled.choice is None) == (plain.choice is None)
+            other = solve(scaled(problem, factor).problem, solver, seed=0)
+            assert other.status is plain.status, (seed, factor)
+            assert (other.choice is None) == (plain.choice is None)
             if plain.choice is not None:
-                assert scaled.choice.tolist() == plain.choice.tolist(), (seed, factor)
+                assert other.choice.tolist() == plain.choice.tolist(), (seed, factor)
 
 
 @pytest.mark.parametrize("backend", ["highs", "cbc"])

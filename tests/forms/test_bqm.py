@@ -13,6 +13,7 @@ from formulations import EncodingError, PairTerms, Problem, to_bqm
 from formulations.forms.bqm import ENCODINGS
 from formulations.forms.precision import coefficient_report
 from formulations.generators.random_instances import layered_problem, small_problem
+from formulations.reductions.scaling import scaled
 
 SEEDS = st.integers(0, 100_000)
 MOST_VARIABLES = 15
@@ -276,7 +277,8 @@ def test_coefficient_report_of_coefficients_that_a_processor_holds_loses_nothing
 def test_coefficient_report_scales_with_the_problem():
     problem = layered_problem(6)
     one, large = (
-        coefficient_report(to_bqm(problem.scaled(scale), prices={"bytes": scale * 1e-6})) for scale in (1.0, 2.0**20)
+        coefficient_report(to_bqm(scaled(problem, scale).problem, prices={"bytes": scale * 1e-6}))
+        for scale in (1.0, 2.0**20)
     )
     assert large.lost_couplings == one.lost_couplings
     assert large.moves_kept == one.moves_kept

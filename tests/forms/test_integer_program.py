@@ -65,7 +65,7 @@ def test_relaxation_of_a_full_block_is_its_convex_hull():
     for seed in range(20):
         rng = np.random.default_rng(seed)
         problem = layered_problem(2, rank=3, seed=seed, budget=1.0)
-        problem = problem._replaced(cost=rng.normal(size=problem.num_options))
+        problem = problem.derived(cost=rng.normal(size=problem.num_options))
         model = to_integer_program(problem).model
         model.solve(pulp.HiGHS(msg=False, mip=False))
         assert pulp.value(model.objective) == pytest.approx(solve(problem, "brute-force").objective, abs=1e-7)

@@ -11,6 +11,7 @@ import pytest
 
 from formulations import EncodingError, FileFormatError, Problem
 from formulations.generators.random_instances import layered_problem, small_problem
+from formulations.reductions.scaling import scaled
 from solvers import InvalidOptionError, Status, UnsupportedProblemError, available, solve
 from solvers.testing import optimum
 
@@ -59,14 +60,14 @@ def test_the_service_alone_finds_the_optimum(one_connection, solver):
 def test_the_cqm_that_was_uploaded_is_the_problem(leap):
     """Objective, up to the scale that solvers get, and feasibility equal `Problem.evaluate` on random choices."""
     problem = layered_problem(12, rank=3, seed=1)
-    scaled = job.scaled(problem)
+    stated = scaled(problem).problem
     solve(problem, "leap-cqm")
     (upload,) = leap.uploads.values()
     cqm = dimod.ConstrainedQuadraticModel.from_file(io.BytesIO(upload["whole"]))
     rng = np.random.default_rng(0)
     for choice in rng.integers(0, 6, size=(40, problem.num_groups)):
-        sample = dict.fromkeys(range(problem.num_options), 0) | dict.fromkeys(scaled.flat(choice).tolist(), 1)
-        assert cqm.objective.energy(sample) == pytest.approx(scaled.evaluate(choice).objective, rel=1e-9)
+        sample = dict.fromkeys(range(problem.num_options), 0) | dict.fromkeys(stated.flat(choice).tolist(), 1)
+        assert cqm.objective.energy(sample) == pytest.approx(stated.evaluate(choice).objective, rel=1e-9)
         assert cqm.check_feasible(sample) == problem.evaluate(choice).feasible
 
 
@@ -74,7 +75,7 @@ def test_the_nonlinear_model_that_was_uploaded_is_the_problem(leap):
     from dwave.optimization import Model
 
     problem = layered_problem(12, rank=3, seed=1)
-    scaled = job.scaled(problem)
+    stated = scaled(problem).problem
     solve(problem, "leap-nl")
     (upload,) = leap.uploads.values()
     model = Model.from_file(io.BytesIO(upload["whole"]))
@@ -84,7 +85,7 @@ def test_the_nonlinear_model_that_was_uploaded_is_the_problem(leap):
         model.states.resize(len(choices))
         for at, choice in enumerate(choices):
             decision.set_state(at, choice)
-            judged = scaled.evaluate(choice)
+            judged = stated.evaluate(choice)
             assert float(model.objective.state(at)) == pytest.approx(judged.objective, rel=1e-9)
             assert model.feasible(at) == judged.feasible
 
@@ -168,7 +169,7 @@ def test_the_least_time_is_what_d_waves_own_samplers_say(leap, solver, sampler, 
     for description in leap.solvers.values():  # so that the sizes matter
         description["properties"] |= {"num_variables_multiplier": 0.01, "num_nodes_multiplier": 1.0}
     with connection.connect() as line:
-        form, guess = solver_class(solver)().stated(job.scaled(problem), line, None)
+        form, guess = solver_class(solver)().stated(scaled(problem).problem, line, None)
     with getattr(dwave.system, sampler)() as theirs:
         model = form.encoded.model if solver == "leap-nl" else None
         if solver == "leap-bqm":

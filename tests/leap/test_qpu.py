@@ -14,6 +14,7 @@ from formulations import FileFormatError, Problem
 from formulations.files import write_json
 from formulations.forms.bqm import ENCODINGS
 from formulations.generators.random_instances import layered_problem, small_problem
+from formulations.reductions.scaling import scaled
 from solvers import InvalidOptionError, UnsupportedProblemError, solve
 from solvers.testing import check_solver, optimum
 
@@ -25,7 +26,7 @@ from solvers.leap.decomposed import Decomposed
 from solvers.leap.device import Device
 from solvers.leap.embedded import EmbeddedForm, access_time
 from solvers.leap.errors import LeapConnectionError, LeapError, LeapProblemError
-from solvers.leap.job import Job, jobs_in, scaled
+from solvers.leap.job import Job, jobs_in
 from solvers.leap.qpu import QuantumProcessor
 
 SPARSE = layered_problem(4, rank=0, degree=2, bits=(2, 4, 8), seed=2)
@@ -76,7 +77,7 @@ def test_the_report_of_a_run(mock):
 
 @pytest.mark.parametrize("factor", [1e-12, 1e9])
 def test_the_report_is_in_the_problems_unit(mock, factor):
-    plain, scaled_up = (solve(one, "qpu", seed=0, **mock).details for one in (SPARSE, SPARSE.scaled(factor)))
+    plain, scaled_up = (solve(one, "qpu", seed=0, **mock).details for one in (SPARSE, scaled(SPARSE, factor).problem))
     for name in ("chain_strength", "objective_raw", "objective_polished"):
         assert scaled_up[name] == pytest.approx(factor * plain[name])
     edges = [np.array(one["energy_histogram"]["edges"]) for one in (plain, scaled_up)]
@@ -86,7 +87,7 @@ def test_the_report_is_in_the_problems_unit(mock, factor):
 def test_the_model_on_the_qubits_has_the_energies_of_the_model(tmp_path):
     """With whole chains; and every coupling lies on a coupler of the processor."""
     remote = type("Remote", (), {"name": "p", "properties": pegasus()["properties"]})
-    problem = scaled(layered_problem(4, bits=(2, 4, 8), seed=2))
+    problem = scaled(layered_problem(4, bits=(2, 4, 8), seed=2)).problem
     form = EmbeddedForm.first(problem, remote, {"encoding": "domain-wall", "jobs": str(tmp_path)})
     on_device = form.on_device(remote.properties)
     couplers = {frozenset(pair) for pair in remote.properties["couplers"]}
@@ -189,7 +190,7 @@ def test_the_charge_is_d_waves_own_estimate(leap):
 
     with connect() as line:
         remote = line.solver("ising")
-        form, guess = QuantumProcessor(num_reads=500).stated(scaled(SPARSE), line, None)
+        form, guess = QuantumProcessor(num_reads=500).stated(scaled(SPARSE).problem, line, None)
         wanted = remote.estimate_qpu_access_time(num_qubits=form.sizes()["qubits"], num_reads=500) * 1e-6
         assert guess.charge_s == pytest.approx(wanted)
         assert access_time(form.sizes()["qubits"], remote, {"num_reads": 1000}, None).charge_s > guess.charge_s
@@ -213,7 +214,7 @@ def test_the_conformance_suite_on_the_mock(mock, solver):
 def test_samples_stand_for_reads(tmp_path):
     """A state that was read five times counts five times."""
     remote = type("Remote", (), {"name": "p", "properties": pegasus(2)["properties"]})
-    form = EmbeddedForm.first(scaled(SPARSE), remote, {"encoding": "one-hot", "jobs": str(tmp_path)})
+    form = EmbeddedForm.first(scaled(SPARSE).problem, remote, {"encoding": "one-hot", "jobs": str(tmp_path)})
     qubits = sorted(form.on_device(remote.properties).variables)
     found = dimod.SampleSet.from_samples(
         (np.ones((1, len(qubits))), qubits), energy=[0.0], num_occurrences=[5], vartype="SPIN"

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from formulations import PairTerms, Problem
 from formulations.generators.random_instances import layered_problem, small_problem
+from formulations.reductions import components as components_module
 from formulations.reductions import dominance as dominance_module
 from formulations.reductions import presolve as reduce_module
-from formulations.reductions.presolve import Reduction, reduce_problem
+from formulations.reductions.presolve import Presolved, reduce_problem
+from formulations.reductions.scaling import scaled
 from solvers import Status, StopReason, solve
 from solvers.base import Solver
 from solvers.exact.brute_force import BruteForce
@@ -56,22 +58,32 @@ def beside(*problems: Problem) -> Problem:
     )
 
 
-def assert_nothing_is_lost(problem: Problem, reduction: Reduction) -> None:
+def assert_nothing_is_lost(problem: Problem, reduction: Presolved) -> None:
     """Feasibility, the optimum and the first optimum in lexicographic order survive; a choice is never made worse."""
     best, first = best_choice(problem)
     found = [best_choice(part.problem) for part in reduction.parts]
     if best is None:
-        last = not reduction.parts and not problem.evaluate(reduction.lift([])).feasible
+        last = not reduction.parts and not problem.evaluate(reduction.lift(reduction.join([]))).feasible
         assert not reduction.feasible or last or any(one is None for one, _ in found)
         return
     assert reduction.feasible
-    assert reduction.constant * reduction.changed + sum(one for one, _ in found) == pytest.approx(best, abs=1e-9)
-    assert tuple(reduction.lift([choice for _, choice in found])) == first
+    joined = reduction.join([choice for _, choice in found])
+    assert reduction.problem.evaluate(joined).objective == pytest.approx(best, abs=1e-9)
+    if found:
+        assert reduction.problem.offset + sum(one for one, _ in found) == pytest.approx(best, abs=1e-9)
+    assert tuple(reduction.lift(joined)) == first
     rng = np.random.default_rng(problem.num_options)
     for _ in range(5):
         choice = rng.integers(0, np.diff(problem.group_offsets))
         before, after = problem.evaluate(choice), problem.evaluate(reduction.lift(reduction.lower(choice)))
         assert not before.feasible or (after.feasible and after.objective <= before.objective + 1e-9)
+
+
+def all_decided(problem: Problem) -> list[int]:
+    """The choice that presolve alone comes to."""
+    reduction = reduce_problem(problem)
+    assert not reduction.parts
+    return reduction.lift(reduction.join([])).tolist()
 
 
 @settings(max_examples=150, deadline=None)
@@ -90,7 +102,7 @@ def test_nothing_is_lost(seed, table):
 def test_nothing_is_lost_between_independent_parts(seed, most):
     problem = beside(*(small_problem(seed + i, max_groups=3, max_options=3) for i in range(3)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reduce_module, "MAX_PARTS", most)
+        patch.setattr(components_module, "MAX_PARTS", most)
         reduction = reduce_problem(problem)
     assert len(reduction.parts) <= most
     assert_nothing_is_lost(problem, reduction)
@@ -148,7 +160,7 @@ def test_an_option_that_leaves_no_room_for_the_others_goes_again_and_again():
 
 def test_of_equal_options_the_first_stays():
     reduction = reduce_problem(Problem(["a"], [["x", "y", "z"]], [2.0, 1.0, 1.0], {"bytes": [1, 1, 1]}, {}))
-    assert reduction.lift([]).tolist() == [1]
+    assert reduction.lift(reduction.join([])).tolist() == [1]
     assert reduction.stand_in.tolist() == [1, 1, 1]
 
 
@@ -159,10 +171,10 @@ def test_with_pair_terms_an_option_goes_only_when_no_context_could_need_it():
         uses = {"bytes": [1, 1, 1, 2]}
         return Problem(["a", "b"], [["x", "y"], ["x", "y"]], [0.0, gain, 0.0, 0.5], uses, {"bytes": 3}, pairs)
 
-    assert reduce_problem(problem(1.5)).lift([]).tolist() == [0, 1]
-    kept = reduce_problem(problem(0.5)._replaced(cost=np.array([0.0, 0.5, 0.0, 9.0])))
+    assert all_decided(problem(1.5)) == [0, 1]
+    kept = reduce_problem(problem(0.5).derived(cost=np.array([0.0, 0.5, 0.0, 9.0])))
     assert best_choice(kept.original)[1] == (1, 0)
-    assert kept.lift([best_choice(part.problem)[1] for part in kept.parts]).tolist() == [1, 0]
+    assert kept.lift(best_choice(kept.problem)[1]).tolist() == [1, 0]
 
 
 def test_budgets_that_cannot_bind_go_and_whole_uses_lower_the_others():
@@ -178,14 +190,14 @@ def test_uses_without_a_common_unit_leave_the_budget():
     uses = {"bytes": [0.3, 0.1, 0.7, 0.2]}
     reduction = reduce_problem(Problem(["a", "b"], [["x", "y"]] * 2, [0, 1, 0, 1], uses, {"bytes": 0.95}))
     assert not reduction.changed
-    assert reduction.parts[0].problem is reduction.original
+    assert reduction.problem is reduction.original
 
 
 def test_a_problem_in_which_nothing_can_go_is_not_copied():
     problem = layered_problem(60, seed=3)
     reduction = reduce_problem(problem)
     assert not reduction.changed
-    assert reduction.parts[0].problem is problem
+    assert reduction.problem is problem
     assert "presolve" not in solve(problem, "greedy").details
 
 
@@ -271,7 +283,7 @@ def test_a_start_goes_through_presolve_even_when_its_options_went():
     problem = layered_problem(8, rank=0, bits=(2, 4, 8), seed=1)
     cost = problem.cost.copy()
     cost[2] = 1e3  # 8 bits of the first layer are dominated
-    problem = problem._replaced(cost=cost)
+    problem = problem.derived(cost=cost)
     start = np.zeros(8, dtype=int)
     start[0] = 2
 
@@ -290,7 +302,7 @@ def test_a_pool_is_lifted():
     class Pooling(BruteForce):
         def run(self, problem, search):
             super().run(problem, search)
-            search.pool.append((tuple(search.choice.tolist()), search.unscaled(search.objective)))
+            search.pool.append((tuple(search.choice.tolist()), search.unit * search.objective))
 
     problem = two_parts()
     solution = solve(problem, Pooling)
@@ -317,4 +329,4 @@ def test_scores_of_any_size_give_the_same_reduction():
     problem = layered_problem(30, rank=2, degree=2, seed=4)
     reference = reduce_problem(problem)
     for scale in (1e-12, 1e-6, 3.7, 1e9):
-        assert np.array_equal(reduce_problem(problem.scaled(scale)).stand_in, reference.stand_in)
+        assert np.array_equal(reduce_problem(scaled(problem, scale).problem).stand_in, reference.stand_in)
