@@ -32,9 +32,7 @@ STRENGTHS: dict[str, bool | float] = {"additive": False, "pairs": True, "pairs, 
 def uniform_choice(problem: Problem, bits: int) -> np.ndarray:
     """Every layer at that bit-width, without pruning."""
     names = f"{bits} bits", f"{bits} bits, compensated"
-    return np.array(
-        [next(i for i, label in enumerate(labels) if label in names) for labels in problem.options[:-1]] + [0]
-    )
+    return np.array([next(i for i, label in enumerate(labels) if label in names) for labels in problem.options])
 
 
 def bits_budget(problem: Problem, average: float) -> float:

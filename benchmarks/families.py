@@ -93,8 +93,9 @@ def subproblem(problem: Problem, keep: list[list[int]]) -> Problem:
         pairs = type(pairs)(factor=pairs.factor[flat])
     options = [[problem.options[g][i] for i in own] for g, own in enumerate(keep)]
     resources = {name: use[flat] for name, use in problem.resources.items()}
+    fixed = problem.fixed
     return Problem(
-        problem.groups, options, problem.cost[flat], resources, problem.budgets, pairs, offset=problem.offset
+        problem.groups, options, problem.cost[flat], resources, problem.budgets, pairs, problem.offset, fixed
     )
 
 

@@ -91,7 +91,7 @@ def main() -> None:
     options = qcompress.low_rank(ratios=RATIOS, kinds=("channels", "spatial"), whitened=arguments.whitened)
     measurement = qcompress.measure(model, cifar.batched(training[:512]), options)
     true_loss = qcompress.TrueLoss(model, measurement, cifar.batched(training[:MEASURED]))
-    error = np.append(measurement.error, 0.0)
+    error = measurement.error
     spectral, square = norms(model, measurement)
 
     def chosen(name: str, problem: Problem, resource: str) -> np.ndarray | None:

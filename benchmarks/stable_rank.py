@@ -45,7 +45,7 @@ def main() -> None:
     choice = beam_search(problem, true_loss, max_measurements=150).choice
     assert choice is not None
     solution = judge(problem, choice)
-    chosen = [own[i] for own, i in zip(measurement.transforms, choice[:-1], strict=True)]
+    chosen = [own[i] for own, i in zip(measurement.transforms, choice, strict=True)]
     ranks = {
         part.modules[0]: own.ranks[0]
         for part, own in zip(measurement.parts, chosen, strict=True)

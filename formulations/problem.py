@@ -2,7 +2,7 @@
 
     minimise   offset + Σ cost[v]·x_v + Σ_{u<v, different groups} Q[u,v]·x_u·x_v          Q = S + F·Fᵀ
     subject to Σ_{v in group g} x_v = 1   for every group g
-               Σ_v use_k[v]·x_v ≤ budget_k for every budgeted resource k
+               fixed_k + Σ_v use_k[v]·x_v ≤ budget_k for every budgeted resource k
 
 Options are numbered flat, group after group: V of them in G groups. What always holds in a `Problem`: every group
 has an option, all numbers are finite, resources are not negative, no sparse pair term lies inside a group, arrays
@@ -26,7 +26,7 @@ from formulations.files import AnyPath, read_arrays, write_arrays
 from formulations.pairs import PairTerms
 
 FILE_KIND = "qcompress problem"
-FILE_VERSION = 1
+FILE_VERSION = 2
 
 BUDGET_TOLERANCE = 1e-12
 """Relative slack of a budget: room for the rounding of a sum of floats, below one byte in a terabyte."""
@@ -58,6 +58,7 @@ class Problem:
         budgets: name of a resource → the most its uses may add up to.
         pairs: what options of different groups cost together, or None.
         offset: constant part of the objective.
+        fixed: name of a resource → what is used of it whatever is chosen; 0 where it is not named.
 
     Raises:
         InvalidProblemError: anything that does not fit, with what was found and what would work.
@@ -76,6 +77,7 @@ class Problem:
     budgets: Mapping[str, float]
     pairs: PairTerms
     offset: float
+    fixed: Mapping[str, float]
     group_offsets: NDArray[np.int64]
     group_of: NDArray[np.int64]
 
@@ -88,6 +90,7 @@ class Problem:
         budgets: Mapping[str, float],
         pairs: PairTerms | None = None,
         offset: float = 0.0,
+        fixed: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         names = _names(groups, "groups")
         labels = tuple(_names(group, f"options of group {name!r}") for name, group in zip(names, options, strict=False))
@@ -113,6 +116,7 @@ class Problem:
             "budgets": MappingProxyType(_checked_budgets(budgets, uses)),
             "pairs": _checked_pairs(pairs, group_of),
             "offset": _checked_number(offset, "offset"),
+            "fixed": MappingProxyType(_checked_fixed(fixed, uses)),
             "group_offsets": _frozen(group_offsets),
             "group_of": _frozen(group_of),
         }
@@ -167,7 +171,7 @@ class Problem:
         chosen = self.flat(choice)
         if chosen.ndim != 1:
             raise InvalidProblemError(f"evaluate takes one choice of shape ({self.num_groups},), found {chosen.shape}")
-        usage = {name: float(use[chosen].sum()) for name, use in self.resources.items()}
+        usage = self.usage(chosen)
         violations = {
             name: usage[name] - budget
             for name, budget in self.budgets.items()
@@ -175,6 +179,10 @@ class Problem:
         }
         objective = self.offset + float(self.cost[chosen].sum()) + self._pair_value(chosen)
         return Evaluation(objective=objective, usage=usage, violations=violations)
+
+    def usage(self, chosen: NDArray[np.int64]) -> dict[str, float]:
+        """The use of every resource by flat options ``(G,)``, what is fixed included."""
+        return {name: self.fixed.get(name, 0.0) + float(use[chosen].sum()) for name, use in self.resources.items()}
 
     def _pair_value(self, chosen: NDArray[np.int64]) -> float:
         value = 0.0
@@ -199,8 +207,8 @@ class Problem:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by construction (for worker processes only; files never hold pickles)."""
-        resources, budgets = dict(self.resources), dict(self.budgets)
-        return Problem, (self.groups, self.options, self.cost, resources, budgets, self.pairs, self.offset)
+        resources, budgets, fixed = dict(self.resources), dict(self.budgets), dict(self.fixed)
+        return Problem, (self.groups, self.options, self.cost, resources, budgets, self.pairs, self.offset, fixed)
 
     def derived(self, **fields: Any) -> "Problem":
         """A copy with some fields set, taken as they are: for reductions, which keep what always holds."""
@@ -216,7 +224,31 @@ class Problem:
         {'bytes': 4.0}
         """
         starts = self.group_offsets[:-1]
-        return {name: float(np.minimum.reduceat(use, starts).sum()) for name, use in self.resources.items()}
+        return {
+            name: self.fixed.get(name, 0.0) + float(np.minimum.reduceat(use, starts).sum())
+            for name, use in self.resources.items()
+        }
+
+    def without_fixed(self) -> "Problem":
+        """The same choices with only their own uses, within what the fixed ones leave of the budgets.
+
+        Both draw the line at the same choices. The problem itself when nothing is fixed.
+
+        >>> problem = Problem(["a"], [["keep", "prune"]], [0, 1], {"bytes": [8, 4]}, {"bytes": 10}, fixed={"bytes": 5})
+        >>> round(problem.without_fixed().budgets["bytes"], 9)
+        5.0
+        """
+        if not self.fixed:
+            return self
+        left = {
+            name: budget + BUDGET_TOLERANCE * abs(budget) - self.fixed.get(name, 0.0)
+            for name, budget in self.budgets.items()
+        }
+        budgets = {
+            name: room - BUDGET_TOLERANCE * abs(room) if name in self.fixed else self.budgets[name]
+            for name, room in left.items()
+        }
+        return self.derived(budgets=MappingProxyType(budgets), fixed=MappingProxyType({}))
 
     def require_reachable_budgets(self) -> None:
         """Refuse budgets that no choice can meet, each taken on its own.
@@ -270,6 +302,7 @@ class Problem:
                 header["budgets"],
                 PairTerms(sparse=sparse, factor=arrays.get("factor")),
                 header["offset"],
+                header.get("fixed", {}),
             )
         except KeyError as error:
             raise InvalidProblemError(f"{path} lacks the entry {error}") from error
@@ -277,13 +310,14 @@ class Problem:
             raise InvalidProblemError(f"{path} does not hold a problem: {error}") from error
 
     def _header(self) -> dict[str, Any]:
-        return {
+        header = {
             "groups": self.groups,
             "options": self.options,
             "resources": list(self.resources),
             "budgets": dict(self.budgets),
             "offset": self.offset,
         }
+        return {**header, "fixed": dict(self.fixed)} if self.fixed else header  # old files keep their fingerprints
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         arrays: dict[str, NDArray[Any]] = {"cost": self.cost}
@@ -353,6 +387,18 @@ def _checked_budgets(budgets: Mapping[str, float], resources: Mapping[str, Any])
             known = ", ".join(sorted(resources)) or "none"
             raise InvalidProblemError(f"budget {name!r} names no resource of the problem; it has: {known}")
     return {str(name): _checked_number(budget, f"budget {name!r}") for name, budget in budgets.items()}
+
+
+def _checked_fixed(fixed: Mapping[str, float], resources: Mapping[str, Any]) -> dict[str, float]:
+    for name in fixed:
+        if name not in resources:
+            known = ", ".join(sorted(resources)) or "none"
+            raise InvalidProblemError(f"fixed use {name!r} names no resource of the problem; it has: {known}")
+    uses = {str(name): _checked_number(use, f"fixed use of {name!r}") for name, use in fixed.items()}
+    for name, use in uses.items():
+        if use < 0:
+            raise InvalidProblemError(f"fixed use of {name!r} must not be negative, found {use:g}")
+    return {name: use for name, use in uses.items() if use}
 
 
 def _checked_pairs(pairs: PairTerms | None, group_of: NDArray[np.int64]) -> PairTerms:

@@ -176,7 +176,7 @@ def make_report(
             loss_alone=float(problem.cost[flat]),
         )
         for index, (part, options, local, flat) in enumerate(
-            zip(measurement.parts, measurement.transforms, solution.choice[:-1].tolist(), chosen[:-1], strict=True)
+            zip(measurement.parts, measurement.transforms, solution.choice.tolist(), chosen, strict=True)
         )
     )
     return Report(

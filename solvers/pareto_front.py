@@ -21,7 +21,7 @@ from pymoo.core.problem import Problem as PymooProblem
 from pymoo.core.repair import Repair
 
 from formulations import Problem
-from formulations.reductions.scaling import scaled
+from formulations.reductions.scaling import normal_form
 from solvers.errors import InvalidOptionError
 from solvers.heuristic.genetic_operators import set_up
 from solvers.kernels.local_search import descend_flat, polish_flat
@@ -128,7 +128,7 @@ def pareto_front(
     start = time.perf_counter()
     deadline = start + (np.inf if time_limit is None else time_limit)
     rng = np.random.default_rng(seed)
-    space = _Space(scaled(problem).problem, resource, rng)
+    space = _Space(normal_form(problem).problem, resource, rng)
     bred = 0
     first = space.first(population)
     if len(first):

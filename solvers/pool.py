@@ -119,7 +119,7 @@ def _away(problem: Problem, members: Sequence[NDArray[np.int64]], distance: int)
         alike[problem.flat(member)] = 1.0
         resources[name], budgets[name] = alike, float(problem.num_groups - distance)
     return Problem(
-        problem.groups, problem.options, problem.cost, resources, budgets, problem.pairs, offset=problem.offset
+        problem.groups, problem.options, problem.cost, resources, budgets, problem.pairs, problem.offset, problem.fixed
     )
 
 

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 
 from formulations import Problem
 from formulations.reductions.presolve import reduce_problem
-from formulations.reductions.scaling import scaled
+from formulations.reductions.scaling import normal_form
 from solvers import registry
 from solvers.base import OnProgress, Search, Solver, SubSearch
 from solvers.errors import InvalidOptionError
@@ -101,7 +101,7 @@ def solve(
     back_end.prepare()
 
     def attack(outer: Search) -> None:
-        search = SubSearch(scaled(outer.problem), outer, initial=outer.initial)
+        search = SubSearch(normal_form(outer.problem), outer, initial=outer.initial)
         if outer.choice is not None:
             search.offer(outer.choice)
         if bound:

@@ -239,9 +239,10 @@ def _budgets(problem: Problem, resource: str, points: int | Iterable[float]) -> 
     if points < 2:
         raise InvalidOptionError(f"a curve has at least 2 points, found {points}")
     use, starts = problem.resources[resource], problem.group_offsets[:-1]
-    smallest, largest = (float(at.reduceat(use, starts).sum()) for at in (np.minimum, np.maximum))
+    fixed = problem.fixed.get(resource, 0.0)
+    smallest, largest = (fixed + float(extreme.reduceat(use, starts).sum()) for extreme in (np.minimum, np.maximum))
     spaced = np.geomspace(smallest, largest, points) if smallest > 0 else np.linspace(smallest, largest, points)
-    if (use == np.floor(use)).all():
+    if (use == np.floor(use)).all() and fixed == np.floor(fixed):
         spaced = np.floor(spaced)
     return [float(budget) for budget in np.unique([smallest, *spaced[1:-1], largest])]
 
@@ -273,9 +274,9 @@ def _solved(
 def _first_step(problem: Problem, resource: str) -> float:
     """The least use of a resource above the smallest possible one; the smallest itself where there is no other."""
     use, starts = problem.resources[resource], problem.group_offsets[:-1]
-    least = np.minimum.reduceat(use, starts)
+    least, smallest = np.minimum.reduceat(use, starts), problem.minimum_usage()[resource]
     above = use - least[problem.group_of]
-    return float(least.sum() + above[above > 0].min(initial=np.inf)) if above.any() else float(least.sum())
+    return float(smallest + above[above > 0].min()) if above.any() else smallest
 
 
 def _shared(problem: Problem, resource: str, points: list[SweepPoint]) -> tuple[SweepPoint, ...]:

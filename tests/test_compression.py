@@ -90,8 +90,8 @@ def test_pairs_off_gives_the_additive_problem(measurement: Measurement) -> None:
 
 def test_terms_between_parts_count_at_the_stated_strength(measurement: Measurement) -> None:
     with_pairs, without = (formulate(measurement, {"bytes": 1.0}, pairs=pairs) for pairs in (True, False))
-    choice = [1] * len(measurement.parts) + [0]
-    effects = consistent_rows(measurement.factor, measurement.cost)[with_pairs.flat(choice)[:-1]]
+    choice = [1] * len(measurement.parts)
+    effects = consistent_rows(measurement.factor, measurement.cost)[with_pairs.flat(choice)]
     between = 0.5 * (np.square(effects.sum(axis=0)).sum() - np.square(effects).sum())
     added = with_pairs.evaluate(choice).objective - without.evaluate(choice).objective
     assert added == pytest.approx(PAIR_STRENGTH * between, rel=1e-9)

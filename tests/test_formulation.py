@@ -89,7 +89,7 @@ def test_a_search_for_a_choice_below_its_share_finds_none(seed: int, strength: f
     rng = np.random.default_rng(seed)
     start = np.array([rng.integers(len(options)) for options in problem.options])
     for choice in (start, descended(hunted, start)):
-        additive = measurement.cost[problem.flat(choice)[:-1]].sum()
+        additive = measurement.cost[problem.flat(choice)].sum()
         objective = problem.evaluate(choice).objective
         assert objective >= (1 - strength) * additive - ROUNDING * measurement.cost.sum()
 
@@ -104,7 +104,7 @@ def test_no_solver_finds_a_choice_of_a_measured_model_that_loses_less_than_nothi
     solution = solve(problem, solver, time_limit=2, seed=0)
     assert solution.choice is not None
     assert solution.objective is not None
-    additive = measurement.cost[problem.flat(solution.choice)[:-1]].sum()
+    additive = measurement.cost[problem.flat(solution.choice)].sum()
     assert solution.objective >= (1 - strength) * additive * (1 - ROUNDING) > -ROUNDING
     mixed = Problem(
         problem.groups,
@@ -112,7 +112,8 @@ def test_no_solver_finds_a_choice_of_a_measured_model_that_loses_less_than_nothi
         problem.cost,
         problem.resources,
         problem.budgets,
-        replace(problem.pairs, factor=np.vstack([measurement.factor, np.zeros(measurement.factor.shape[1])])),
+        fixed=problem.fixed,
+        pairs=replace(problem.pairs, factor=measurement.factor),
     )
     assert solve(mixed, "brute-force").objective < 0  # which the terms as they were measured do
 
@@ -122,7 +123,7 @@ def test_no_solver_finds_a_choice_of_a_measured_model_that_loses_less_than_nothi
 def test_a_single_change_is_predicted_as_it_was_measured(seed: int, negative: bool) -> None:
     measurement = drawn(small(), seed, negative=negative)
     problem = formulate(measurement, {"bytes": 1.0})
-    for group, (options, offset) in enumerate(zip(problem.options[:-1], problem.group_offsets, strict=False)):
+    for group, (options, offset) in enumerate(zip(problem.options, problem.group_offsets, strict=False)):
         for option in range(len(options)):
             choice = np.zeros(problem.num_groups, dtype=np.int64)
             choice[group] = option

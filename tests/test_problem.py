@@ -62,6 +62,9 @@ def upper(entries, size=5):
         ({"budgets": {"bytes": np.nan}}, "budget 'bytes' must be a finite number, found nan"),
         ({"budgets": {"bytes": "plenty"}}, "budget 'bytes' must be a finite number, found 'plenty'"),
         ({"budgets": {"bytes": None}}, "budget 'bytes' must be a finite number, found None"),
+        ({"fixed": {"macs": 3}}, "fixed use 'macs' names no resource of the problem; it has: bytes"),
+        ({"fixed": {"bytes": -1.0}}, "fixed use of 'bytes' must not be negative, found -1"),
+        ({"fixed": {"bytes": np.inf}}, "fixed use of 'bytes' must be a finite number, found inf"),
         ({"offset": np.inf}, "offset must be a finite number, found inf"),
         ({"pairs": np.zeros((5, 5))}, "pairs must be a PairTerms, found ndarray"),
         ({"pairs": PairTerms(factor=np.ones((4, 1)))}, "pair terms are for 4 options, the problem has 5"),
@@ -148,7 +151,8 @@ def naive_evaluation(problem, choice):
                 objective += problem.pairs.sparse[u, v]
             if problem.pairs.factor is not None:
                 objective += sum(a * b for a, b in zip(problem.pairs.factor[u], problem.pairs.factor[v], strict=True))
-    return objective, {name: sum(use[v] for v in chosen) for name, use in problem.resources.items()}
+    fixed = {name: problem.fixed.get(name, 0.0) for name in problem.resources}
+    return objective, {name: fixed[name] + sum(use[v] for v in chosen) for name, use in problem.resources.items()}
 
 
 @given(SEEDS, SEEDS)
@@ -224,12 +228,38 @@ def test_with_budgets_sets_some_anew_and_keeps_the_rest():
 
 @given(SEEDS)
 @settings(max_examples=100, deadline=None)
+def test_a_budget_holds_with_fixed_use_exactly_where_what_it_leaves_holds_without(seed):
+    """The budgets are drawn so that some are met exactly; both problems must draw the line at the same choices."""
+    problem = small_problem(seed)
+    alone = problem.without_fixed()
+    assert not alone.fixed
+    for choice in itertools.product(*(range(len(options)) for options in problem.options)):
+        whole, part = problem.evaluate(choice), alone.evaluate(choice)
+        assert (part.objective, set(part.violations)) == (whole.objective, set(whole.violations))
+        rest = {name: use - part.usage[name] for name, use in whole.usage.items()}
+        assert rest == pytest.approx({name: problem.fixed.get(name, 0.0) for name in rest}, abs=1e-9)
+
+
+def test_fixed_use_counts_in_usage_budgets_and_the_smallest_use():
+    problem = two_groups(fixed={"bytes": 5.0})
+    assert problem.evaluate([1, 2]).usage == {"bytes": 13.0}
+    assert problem.evaluate([0, 1]).violations == {"bytes": 5.0}
+    assert problem.minimum_usage() == {"bytes": 13.0}
+    with pytest.raises(InfeasibleBudgetError, match="asked for at most 12, the smallest possible use is 13"):
+        problem.with_budgets(bytes=12).require_reachable_budgets()
+    assert two_groups(fixed={"bytes": 0.0}).fingerprint() == two_groups().fingerprint() != problem.fingerprint()
+    assert pickle.loads(pickle.dumps(problem)).fingerprint() == problem.fingerprint()
+
+
+@given(SEEDS)
+@settings(max_examples=100, deadline=None)
 def test_minimum_usage_is_the_least_use_of_each_resource_by_itself(seed):
     problem = small_problem(seed)
     offsets = problem.group_offsets
     for name, least in problem.minimum_usage().items():
         use = problem.resources[name]
-        assert least == pytest.approx(sum(use[a:b].min() for a, b in itertools.pairwise(offsets)))
+        fixed = problem.fixed.get(name, 0.0)
+        assert least == pytest.approx(fixed + sum(use[a:b].min() for a, b in itertools.pairwise(offsets)))
     problem.require_reachable_budgets()  # its budgets are drawn reachable
 
 

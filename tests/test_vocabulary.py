@@ -302,10 +302,10 @@ def test_every_choice_is_applied_saved_and_loaded_to_the_byte(split: bool, tmp_p
     rng = np.random.default_rng(0)
     budget = formulate(measurement, {"bytes": 1.0, "macs": 1e9})
     for run in range(6):
-        choice = [int(rng.integers(len(own))) for own in measurement.transforms] + [0]
+        choice = [int(rng.integers(len(own))) for own in measurement.transforms]
         if run == 0:  # a factored one in every block
             choice = [max(i for i, own in enumerate(options) if own.kind == "low_rank") for options in
-                      measurement.transforms[:-1]] + [0, 0]  # fmt: skip
+                      measurement.transforms[:-1]] + [0]  # fmt: skip
         small = apply(model, measurement, solution(choice))
         usage = budget.evaluate(choice).usage
         with FlopCounterMode(display=False) as counter:
@@ -378,7 +378,7 @@ def test_one_solve_chooses_the_blocks_ranks_with_everything_else(tmp_path: Path)
 def test_blocks_can_be_fine_tuned(tmp_path: Path) -> None:
     model, data = bag(), texts()
     measurement = measure(model, data, RANKS.then(CODES), loss="mse")
-    small = apply(model, measurement, solution([len(own) - 1 for own in measurement.transforms[:3]] + [0, 0]))
+    small = apply(model, measurement, solution([len(own) - 1 for own in measurement.transforms[:3]] + [0]))
     tuned = finetune(small, data, 30, teacher=model, loss="mse")
     assert mean_loss(model, tuned, data, loss="mse") < mean_loss(model, small, data, loss="mse")
     saved = save_compressed(tuned, tmp_path / "tuned.safetensors")

@@ -100,8 +100,8 @@ def _problem(header: dict[str, Any], model: Any) -> Problem:
         else:
             offset += value
     sparse = scipy.sparse.csr_array((values, (rows, columns)), shape=(size, size)) if rows else None
-    resources, budgets = _budgets(header, model, place, size)
-    return Problem(groups, options, cost, resources, budgets, PairTerms(sparse=sparse), offset)
+    resources, budgets, fixed = _budgets(header, model, place, size)
+    return Problem(groups, options, cost, resources, budgets, PairTerms(sparse=sparse), offset, fixed)
 
 
 def _places(model: Any, first: NDArray[np.int64]) -> dict[str, tuple[str, int, int]]:
@@ -147,20 +147,23 @@ def _check(header: dict[str, Any], model: Any) -> None:
 
 def _budgets(
     header: dict[str, Any], model: Any, place: dict[str, tuple[str, int, int]], size: int
-) -> tuple[dict[str, NDArray[np.float64]], dict[str, float]]:
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, float], dict[str, float]]:
+    """Uses of the options, budgets, and fixed uses, by resource."""
     row_of, matrix = {name: row for row, name in enumerate(model.row_names_)}, _matrix(model)
-    flat = np.array([place[name][1] if place[name][0] == "x" else size for name in model.col_names_])
-    resources, budgets = {}, {}
+    column = {"constant": size, "y": size + 1}
+    flat = np.array([column.get(place[name][0], place[name][1]) for name in model.col_names_])
+    resources, budgets, fixed = {}, {}, {}
     for k, (name, unit) in enumerate(header["budgets"]):
         row = row_of[f"budget_{k}"]
         line = matrix[[row]].tocoo()
-        use = np.zeros(size + 1)
+        use = np.zeros(size + 2)
         use[flat[line.coords[1]]] = line.data
-        if use[size]:
+        if use[size + 1]:
             raise ValueError(f"row budget_{k} holds variables that are no options")
         resources[str(name)] = use[:size] * unit
         budgets[str(name)] = float(model.row_upper_[row]) * unit
-    return resources, budgets
+        fixed[str(name)] = float(use[size]) * unit
+    return resources, budgets, fixed
 
 
 def _matrix(model: Any) -> Any:

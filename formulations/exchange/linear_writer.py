@@ -6,10 +6,11 @@ the product of two options in their flat order. Numbers are written so that they
 writers keep 12 digits, and drop the objective's constant). Names are reduced to what every reader takes, with the
 indices before them so that they stay distinct; the true names stand in comments at the top, in JSON.
 
-What survives: groups, options, costs, budgets with their resources, the offset, and the pair terms (all of them as a
-sparse part: a factor's products are expanded). What does not: resources without a budget. Budget rows and objective
-are in the problem's units, but for a resource whose uses are all below 1, which is measured in a power of two: solvers
-compare rows with absolute tolerances. An objective below about 1e-4 is too small for them: scale the problem first.
+What survives: groups, options, costs, budgets with their resources and fixed uses, the offset, and the pair terms (all
+of them as a sparse part: a factor's products are expanded). What does not: resources without a budget. Budget rows and
+objective are in the problem's units, but for a resource whose uses are all below 1, which is in a power of two: solvers
+compare rows with absolute tolerances. An objective below about 1e-4 is too small for them: scale the problem
+first.
 """
 
 import json
@@ -34,7 +35,7 @@ COMMENT_WIDTH = 200
 TERMS_IN_A_LINE = 6
 NAME_PART = 40
 CONSTANT = "constant"
-"""A variable that is fixed to 1 and carries the objective's offset (not every reader takes a bare constant)."""
+"""A variable that is fixed to 1 and carries offset and fixed uses (not every reader takes a bare constant)."""
 
 Terms = list[tuple[str, float]]
 
@@ -55,7 +56,7 @@ class _Program:
     rows: list[_Row]
     binary: list[str]
     products: list[str]
-    constant: bool  # whether there is a variable for the offset
+    constant: bool  # whether there is a variable for constants
 
 
 def write_lp(problem: Problem, path: AnyPath) -> None:
@@ -91,7 +92,8 @@ def _program(problem: Problem) -> _Program:
     names |= {y.name: f"y_{u}_{v}" for y, u, v in program.y}
     weights = {variable.name: float(weight) for variable, weight in program.model.objective.items()}
     objective = [(name, weights.get(own, 0.0)) for own, name in names.items()]
-    if problem.offset:
+    constant = bool(problem.offset or set(problem.fixed) & set(problem.budgets))
+    if constant:
         objective.append((CONSTANT, problem.offset))
     units = [_unit(problem.resources[name]) for name in problem.budgets]
     header = {
@@ -105,7 +107,7 @@ def _program(problem: Problem) -> _Program:
         rows=[*_budget_rows(problem, list(names.values()), units), *_other_rows(program, names)],
         binary=[names[x.name] for x in program.x],
         products=[names[y.name] for y, _, _ in program.y],
-        constant=bool(problem.offset),
+        constant=constant,
     )
 
 
@@ -125,6 +127,8 @@ def _budget_rows(problem: Problem, names: list[str], units: list[float]) -> Iter
     for k, ((resource, budget), unit) in enumerate(zip(problem.budgets.items(), units, strict=True)):
         use = problem.resources[resource]
         terms = [(names[v], float(use[v] / unit)) for v in np.flatnonzero(use)]
+        if resource in problem.fixed:
+            terms.append((CONSTANT, problem.fixed[resource] / unit))
         yield _Row(f"budget_{k}", terms or [(names[0], 0.0)], "<=", budget / unit)
 
 

@@ -93,12 +93,14 @@ def _problem_of_cqm(cqm: "dimod.ConstrainedQuadraticModel") -> Problem:
     group_rows, budget_rows = [], []
     for label, constraint in cqm.constraints.items():
         row = constraint.lhs
-        if row.is_soft() or row.num_interactions or row.offset:
+        budget = constraint.sense is dimod.sym.Sense.Le
+        if row.is_soft() or row.num_interactions or (row.offset and not budget):
             raise ValueError(f"constraint {label!r} is soft or not linear")
         if constraint.sense is dimod.sym.Sense.Eq and constraint.rhs == 1 and set(row.linear.values()) == {1.0}:
             group_rows.append((label, list(row.variables)))
-        elif constraint.sense is dimod.sym.Sense.Le:
-            budget_rows.append((_without("budget ", label), dict(row.linear), float(constraint.rhs)))
+        elif budget:
+            name = _without("budget ", label)
+            budget_rows.append((name, dict(row.linear), float(constraint.rhs), float(row.offset)))
         else:
             raise ValueError(f"constraint {label!r} is neither 'one of these' nor a budget")
     if other := [v for v in cqm.variables if cqm.vartype(v) is not dimod.BINARY]:
@@ -110,7 +112,7 @@ def _problem_of_cqm(cqm: "dimod.ConstrainedQuadraticModel") -> Problem:
         raise ValueError("not every variable is in one equation 'one of these'")
     flat = {variable: v for v, variable in enumerate(order)}
     budget_rows.sort(key=lambda row: row[0])
-    if len({name for name, _, _ in budget_rows}) < len(budget_rows):
+    if len({name for name, *_ in budget_rows}) < len(budget_rows):
         raise ValueError("two budgets have the same name")
     bqm = dimod.BinaryQuadraticModel(cqm.objective.linear, cqm.objective.quadratic, cqm.objective.offset, dimod.BINARY)
     bqm.add_linear_from((variable, 0.0) for variable in order)  # those that the objective does not have
@@ -120,10 +122,11 @@ def _problem_of_cqm(cqm: "dimod.ConstrainedQuadraticModel") -> Problem:
         [_without("group ", label) for label, _ in group_rows],
         [[_option(v) for v in order[a:b]] for a, b in _ranges(group_of)],
         linear,
-        {name: _spread(uses, flat) for name, uses, _ in budget_rows},
-        {name: budget for name, _, budget in budget_rows},
+        {name: _spread(uses, flat) for name, uses, _, _ in budget_rows},
+        {name: budget for name, _, budget, _ in budget_rows},
         PairTerms(sparse=_upper(couplers, len(order), group_of)),
         float(offset),
+        {name: fixed for name, _, _, fixed in budget_rows},
     )
 
 

@@ -83,6 +83,7 @@ class Infeasibility:
         budgets: every budget by itself and with the others.
         clash: budgets that no choice meets together.
         minimal: whether it is proven that any of them given up, the rest can be met.
+        fixed: what is used of the clashing budgets whatever is chosen.
         pinned: groups with the largest smallest uses of the clashing budgets, largest share first.
         relaxation: the least common factor for the clashing budgets; for all budgets when that cannot be enough;
             None when no factor is (a budget of zero), or none was found in time.
@@ -92,6 +93,7 @@ class Infeasibility:
     budgets: tuple[BudgetReach, ...]
     clash: tuple[str, ...]
     minimal: bool
+    fixed: dict[str, float]
     pinned: tuple[PinnedGroup, ...]
     relaxation: Relaxation | None
 
@@ -134,6 +136,7 @@ def explain_infeasibility(problem: Problem, *, time_limit: float = TIME_LIMIT_S)
         budgets=tuple(reaches),
         clash=clash,
         minimal=minimal,
+        fixed={name: problem.fixed[name] for name in clash if name in problem.fixed},
         pinned=_pinned(problem, clash),
         relaxation=_relaxation(problem, programs, clash) if clash else None,
     )
@@ -173,7 +176,7 @@ def _pinned(problem: Problem, clash: Sequence[str]) -> tuple[PinnedGroup, ...]:
                 num_options=len(problem.options[group]),
                 budget=name,
                 smallest=float(smallest[group]),
-                share=float(smallest[group] / smallest.sum()),
+                share=float(smallest[group] / problem.minimum_usage()[name]),
             )
             for group in np.argsort(-smallest, kind="stable")[:PINNED].tolist()
             if smallest[group] > 0
@@ -188,7 +191,7 @@ def _relaxation(problem: Problem, programs: UsePrograms, clash: Sequence[str]) -
             continue
         found = programs.factor(grow, [name for name in problem.budgets if name not in grow])
         if found.upper is not None and found.choice is not None:
-            usage = {name: float(use[found.choice].sum()) for name, use in problem.resources.items()}
+            usage = problem.usage(found.choice)
             return Relaxation(budgets=tuple(grow), factor=found.upper, lower=found.lower, usage=usage)
     return None
 
@@ -224,6 +227,8 @@ def _lines(why: Infeasibility) -> Iterator[str]:
         yield f"Enough: {', '.join(least.budgets)} times {least.factor:.6g}{so_far}. A choice then uses {uses}."
     elif why.clash:
         yield "No factor was found by which larger budgets could be met."
+    for name, use in why.fixed.items():
+        yield f"{_amount(use)} {name} are used whatever is chosen."
     for group in why.pinned:
         options = "its only option" if group.num_options == 1 else f"the smallest of {group.num_options} options"
         taken = f"{_amount(group.smallest)} {group.budget} ({group.share:.0%} of the smallest use)"

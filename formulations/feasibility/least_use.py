@@ -64,8 +64,8 @@ class UsePrograms:
         for name, use in uses.items():
             least = np.minimum.reduceat(use, problem.group_offsets[:-1])
             above = use[self.options] - least[self.group_of]
-            self.base[name] = float(least.sum())
-            self.whole[name] = bool((use == np.floor(use)).all())
+            self.base[name] = problem.minimum_usage()[name]
+            self.whole[name] = bool((np.append(use, problem.fixed.get(name, 0.0)) % 1 == 0).all())
             self.unit[name] = float(above[above > 0].mean()) if above.any() else 1.0
             self.use[name] = above / self.unit[name]
 
@@ -98,7 +98,7 @@ class UsePrograms:
         return all(self.base[name] <= limit_of(self.problem.budgets[name]) for name in hold)
 
     def _usage(self, chosen: Integers, name: str) -> float:
-        return float(self.problem.resources[name][chosen].sum())
+        return self.problem.usage(chosen)[name]
 
     def _broken(self, chosen: Integers, hold: Sequence[str]) -> list[str]:
         return [name for name in hold if self._usage(chosen, name) > limit_of(self.problem.budgets[name])]

@@ -150,6 +150,7 @@ def to_bqm(
     """
     if encoding not in ENCODINGS:
         raise EncodingError(f"no encoding is called {encoding!r}; known are: {', '.join(ENCODINGS)}")
+    problem = problem.without_fixed()
     cost = np.array(problem.cost) + (0.0 if prices is None else _priced(problem, prices))
     lowest = np.minimum.reduceat(cost, problem.group_offsets[:-1])
     shifted = cost - lowest[problem.group_of]

@@ -71,7 +71,8 @@ def to_cqm(problem: Problem) -> EncodedCqm:
     with cqm_file(problem, rows=()) as file:  # six times as fast as handing dimod the pairs
         cqm = dimod.ConstrainedQuadraticModel.from_file(file)
     for row in constraints(problem):
-        terms = zip(row.variables.tolist(), row.weights.tolist(), strict=True)
+        terms: list[tuple[Any, ...]] = [*zip(row.variables.tolist(), row.weights.tolist(), strict=True)]
+        terms += [(row.constant,)] if row.constant else []
         cqm.add_constraint_from_iterable(terms, row.sense, rhs=row.rhs, label=row.label)
         cqm.constraints[row.label].lhs.mark_discrete(row.discrete)
     return EncodedCqm(cqm=cqm, group_offsets=problem.group_offsets)

@@ -42,7 +42,7 @@ IN_MEMORY = 10**9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One linear constraint: ``weights · x[variables]`` ``sense`` ``rhs``; ``discrete``: one of the variables is 1."""
+    """A linear constraint ``constant + weights·x[variables] sense rhs``; ``discrete``: one of the variables is 1."""
 
     label: str
     variables: NDArray[np.int64]
@@ -50,6 +50,7 @@ class Row:
     sense: str
     rhs: float
     discrete: bool = False
+    constant: float = 0.0
 
 
 def constraints(problem: Problem) -> Iterator[Row]:
@@ -72,7 +73,8 @@ def constraints(problem: Problem) -> Iterator[Row]:
     for name, budget in problem.budgets.items():
         use = problem.resources[name]
         used = np.flatnonzero(use)
-        yield Row(label=f"budget {name}", variables=used, weights=use[used], sense="<=", rhs=budget)
+        constant = problem.fixed.get(name, 0.0)
+        yield Row(label=f"budget {name}", variables=used, weights=use[used], sense="<=", rhs=budget, constant=constant)
 
 
 def cqm_file(problem: Problem, rows: Iterable[Row] | None = None) -> IO[bytes]:
@@ -110,7 +112,7 @@ def cqm_file(problem: Problem, rows: Iterable[Row] | None = None) -> IO[bytes]:
             )
         for row in rows:
             label = json.dumps(row.label).replace("/", "\\u002f")  # a slash as it is would end the folder's name
-            left = b"".join(_expression("ConstraintView", row.variables, row.weights))
+            left = b"".join(_expression("ConstraintView", row.variables, row.weights, row.constant))
             archive.writestr(f"constraints/{label}/lhs", left)
             archive.writestr(f"constraints/{label}/rhs", struct.pack("<d", row.rhs))
             archive.writestr(f"constraints/{label}/sense", row.sense)

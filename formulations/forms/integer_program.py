@@ -9,8 +9,8 @@ linearised by the first-level reformulation-linearisation (RLT; Adams & Sherali,
 where a sum over a whole group makes its row an equation. Per pair of groups this is the convex hull of the products,
 so the relaxation is as tight as a row-wise one can be. The ``y`` need not be integer.
 
-What always holds: the model's objective is the problem's (offset included), and each budget row is divided by its
-largest coefficient, for solvers compare rows with absolute tolerances.
+What always holds: the model's objective is the problem's (offset included), and each budget row, less what is fixed,
+is divided by its largest coefficient, for solvers compare rows with absolute tolerances.
 """
 
 import itertools
@@ -98,6 +98,7 @@ def to_integer_program(problem: Problem) -> IntegerProgram:
     """
     import pulp  # here, so that asking which solvers are available does not load it
 
+    problem = problem.without_fixed()
     model = pulp.LpProblem("qcompress", pulp.LpMinimize)
     first = problem.group_offsets
     x = tuple(

@@ -14,11 +14,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from formulations.errors import InvalidProblemError
 from formulations.pairs import PairTerms
 from formulations.problem import Problem
-
-FIXED = "(fixed)"
 
 
 def prune_quantize(
@@ -41,8 +38,8 @@ def prune_quantize(
         resources: name → ``(V,)`` use of each option.
         budgets: name → the most the whole model may use, with the fixed part.
         factor: ``(V, r)``; chosen options u, v of different parts add ``factor[u]·factor[v]``.
-        fixed: name → use of everything that is not chosen about. It becomes a last group ``"(fixed)"`` with one
-            option, so that usage and budgets are those of the whole model.
+        fixed: name → use of everything that is not chosen about, so that usage and budgets are those of the whole
+            model.
         offset: added to the objective of every choice.
 
     Raises:
@@ -52,25 +49,7 @@ def prune_quantize(
     ...     ["conv"], [["keep", "4 bits"]], [0, 0.1], {"bytes": [40, 5]}, {"bytes": 20}, fixed={"bytes": 8}
     ... )
     >>> problem.groups, problem.minimum_usage()
-    (('conv', '(fixed)'), {'bytes': 13.0})
+    (('conv',), {'bytes': 13.0})
     """
-    rest = dict(fixed or {})
-    if unknown := set(rest) - set(resources):
-        raise InvalidProblemError(
-            f"fixed use of {sorted(unknown)} names no resource; there are: {', '.join(resources)}"
-        )
-    pairs = None
-    if factor is not None:
-        rows = np.asarray(factor, dtype=np.float64)
-        if rows.ndim != 2:
-            raise InvalidProblemError(f"factor must have shape (V, r), found {rows.shape}")
-        pairs = PairTerms(factor=np.vstack([rows, np.zeros((1, rows.shape[1]))]))
-    return Problem(
-        [*parts, FIXED],
-        [*options, ["as is"]],
-        np.append(np.asarray(cost, dtype=np.float64), 0.0),
-        {name: np.append(np.asarray(use, dtype=np.float64), rest.get(name, 0.0)) for name, use in resources.items()},
-        budgets,
-        pairs,
-        offset=offset,
-    )
+    pairs = None if factor is None else PairTerms(factor=np.asarray(factor, dtype=np.float64))
+    return Problem(parts, options, cost, resources, budgets, pairs, offset, fixed or {})

@@ -70,8 +70,8 @@ def small_problem(seed: int, *, max_groups: int = 6, max_options: int = 4) -> Pr
     """A small problem of any kind, with everything that trips solvers up; brute force can check it.
 
     Drawn at random: one to ``max_groups`` groups of one to ``max_options`` options; no, sparse, factor or both kinds
-    of pair terms; none to three budgets, of whole or fractional uses, loose, tight or exactly met; ties, zero and
-    negative costs; an offset. Each budget is reachable on its own, all together perhaps not.
+    of pair terms; none to three budgets, of whole or fractional uses, loose, tight or exactly met, some beside a fixed
+    use; ties, zero and negative costs; an offset. Each budget is reachable on its own, all together perhaps not.
 
     >>> small_problem(7).num_groups <= 6
     True
@@ -100,6 +100,12 @@ def small_problem(seed: int, *, max_groups: int = 6, max_options: int = 4) -> Pr
         sparse = scipy.sparse.csr_array(upper * rng.normal(0.0, 1.0, (num_options, num_options)))
     if kind in (2, 3):
         factor = rng.normal(0.0, 0.7, (num_options, rng.integers(1, 4)))
+    offset = float(rng.choice([0.0, rng.normal()]))
+    fixed = {}
+    for name, use in resources.items():
+        if rng.random() < 0.3:
+            fixed[name] = float(rng.integers(1, 20)) if (use % 1 == 0).all() else float(rng.random())
+            budgets[name] += fixed[name]
     return Problem(
         [f"g{g}" for g in range(len(sizes))],
         [[f"o{i}" for i in range(size)] for size in sizes],
@@ -107,7 +113,8 @@ def small_problem(seed: int, *, max_groups: int = 6, max_options: int = 4) -> Pr
         resources,
         budgets,
         PairTerms(sparse=sparse, factor=factor),
-        float(rng.choice([0.0, rng.normal()])),
+        offset,
+        fixed,
     )
 
 

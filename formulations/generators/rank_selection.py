@@ -112,7 +112,7 @@ def rank_selection(
         tables: one for each layer.
         budgets: resource of the tables → the most that the whole model may use.
         factor: ``(V, r)``; chosen options u, v of different layers add ``factor[u]·factor[v]``.
-        fixed: use of what is not chosen about; becomes a last group of one option (see `prune_quantize`).
+        fixed: resource → its use by what is not chosen about.
         tied: sets of layers that must take the same option; each becomes one group, named ``"a + b"``.
         largest: minimise the largest error, and the sum only among the choices whose largest error is least.
 
@@ -122,7 +122,7 @@ def rank_selection(
 
     >>> tables = [rank_table([3.0, 1.0, 0.5, 0.1], (4, 4)), rank_table([1.0, 1.0, 1.0, 1.0], (4, 4))]
     >>> problem = rank_selection(["steep", "flat"], tables, {"parameters": 24})
-    >>> problem.options[0], problem.evaluate([0, 1, 0]).feasible
+    >>> problem.options[0], problem.evaluate([0, 1]).feasible
     (('rank 1', 'dense'), True)
     """
     if len(tables) != len(layers):
@@ -135,7 +135,7 @@ def rank_selection(
     problem = prune_quantize(
         layers, [table.labels for table in tables], cost, resources, budgets, factor=factor, fixed=fixed
     )
-    error = np.append(cost, 0.0)
+    error = cost
     if tied:
         joined = tie(problem, tied)
         problem, error = joined.problem, joined.combined(error, np.maximum)
@@ -186,11 +186,12 @@ def allow_up_to(problem: Problem, error: ArrayLike, threshold: float) -> Problem
     if (left == 0).any():
         name = problem.groups[int(np.argmin(left))]
         raise InvalidProblemError(f"group {name!r} has no option with an error of at most {threshold:g}")
-    return part(problem, np.flatnonzero(keep), dict(problem.budgets))
+    return part(problem, np.flatnonzero(keep), problem.budgets)
 
 
 def _reachable(problem: Problem, keep: NDArray[np.bool_]) -> bool:
     """Whether some choice of the options that are kept meets all budgets."""
+    problem = problem.without_fixed()
     limits = {name: budget + BUDGET_TOLERANCE * abs(budget) for name, budget in problem.budgets.items()}
     uses = {name: np.where(keep, problem.resources[name], np.inf) for name in limits}
     least = {name: np.minimum.reduceat(use, problem.group_offsets[:-1]).sum() for name, use in uses.items()}

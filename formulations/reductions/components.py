@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from formulations.pairs import PairTerms
 from formulations.problem import Problem
 from formulations.reductions.base import Choice, Reduction
-from formulations.reductions.restriction import left_of, part
+from formulations.reductions.restriction import part
 
 MAX_PARTS = 16
 """Maximum number of components; the smallest ones are left together in one."""
@@ -70,8 +70,8 @@ def split(problem: Problem) -> tuple[Component, ...]:
     """The components of a problem, small ones first; one when everything hangs together.
 
     >>> problem = Problem(["a", "b"], [["x", "y"]] * 2, [0, 1, 5, 2], {"bytes": [2, 1, 3, 3]}, {"bytes": 5})
-    >>> [(component.problem.groups, dict(component.problem.budgets)) for component in split(problem)]
-    [(('a',), {'bytes': 2.0}), (('b',), {})]
+    >>> [(component.problem.groups, dict(component.problem.fixed)) for component in split(problem)]
+    [(('a',), {'bytes': 3.0}), (('b',), {})]
     """
     of_group = _components(problem)
     rest = np.zeros(problem.num_groups, dtype=np.int64)
@@ -123,9 +123,7 @@ def _pieces(problem: Problem, of_group: Integers) -> Iterator[tuple[Problem, Int
         inside = of_group == component
         options = np.flatnonzero(inside[problem.group_of])
         budgets = {name: budget for name, budget in problem.budgets.items() if owner[name] == component}
-        if not inside.all():  # the others' uses do not vary
-            budgets = {name: left_of(problem, name, problem.resources[name][starts[~inside]].sum()) for name in budgets}
-        piece = part(problem, options, budgets)
+        piece = part(problem, options, budgets, starts[~inside])  # the others' uses do not vary
         factor, sparse = piece.pairs.factor, piece.pairs.sparse
         factor = None if factor is None or not factor.any() else factor
         sparse = None if sparse is None or not sparse.nnz else sparse

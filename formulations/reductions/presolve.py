@@ -109,12 +109,13 @@ def reduce_problem(problem: Problem) -> Presolved:
     >>> reduction.summary()["options"], reduction.lift(reduction.join([])).tolist()
     ([4, 0], [0, 0])
     """
+    original, problem = problem, problem.without_fixed()
     keep, stand_in = np.ones(problem.num_options, dtype=bool), np.arange(problem.num_options)
     budgets, dropped = list(problem.budgets), list[str]()
     while True:
         before = int(keep.sum())
         if not _drop_never_feasible(problem, keep, budgets):
-            return _infeasible(problem)
+            return _infeasible(original)
         loose = [name for name in budgets if _never_binds(problem, keep, name)]
         budgets, dropped = [name for name in budgets if name not in loose], dropped + loose
         drop_dominated(problem, keep, stand_in, budgets)
@@ -129,14 +130,14 @@ def reduce_problem(problem: Problem) -> Presolved:
         small = problem.derived(budgets=MappingProxyType({name: problem.budgets[name] for name in budgets}))
     left = np.bincount(problem.group_of[keep])
     restriction = _everything(small) if left.min() > 1 and keep.all() else restrict(small, keep)
-    stated = restriction.problem
+    stated = restriction.problem.without_fixed()
     lowered = {name: budget for name in budgets if (budget := _lowered(stated, name)) is not None}
     if lowered:
         stated = stated.derived(budgets=MappingProxyType({**stated.budgets, **lowered}))
     while not np.array_equal(further := stand_in[stand_in], stand_in):
         stand_in = further
     return Presolved(
-        original=problem,
+        original=original,
         problem=stated,
         feasible=True,
         parts=split(stated) if left.max() > 1 else (),

@@ -1,12 +1,12 @@
 """Smaller problems with the same answer, and the way back.
 
 `restrict` leaves options out and folds in groups that have one option left: their cost, their pair terms with the
-others and their use become part of the cost, the offset and the budgets. What always holds: a choice of the smaller
-problem and its `lift` have the same objective, and the same budgets are met, up to the rounding of a sum.
+others and their use become part of the cost, the offset and the fixed use. What always holds: a choice of the smaller
+problem and its `lift` have the same objective and use of every budgeted resource, up to the rounding of a sum.
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -16,8 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from formulations.errors import InvalidProblemError
 from formulations.pairs import PairTerms
-from formulations.problem import BUDGET_TOLERANCE, Problem
+from formulations.problem import Problem
 from formulations.reductions.base import Choice, Reduction
+
+Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -106,40 +108,41 @@ def restrict(problem: Problem, keep: NDArray[np.bool_], *, outside: float = -np.
     if sparse is not None and len(fixed):
         offset += x @ (sparse @ x)
         cost += (sparse @ x + sparse.T @ x)[options]
-    others = {name: float(problem.resources[name][fixed].sum()) for name in problem.budgets}
-    smaller = part(problem, options, {name: left_of(problem, name, use) for name, use in others.items()})
+    smaller = part(problem, options, problem.budgets, fixed)
     smaller = smaller.derived(cost=frozen(cost), offset=float(offset))
     return Restriction(original=problem, problem=smaller, options=options, decided=decided, outside=outside)
 
 
-def left_of(problem: Problem, name: str, use: float) -> float:
-    """The budget that is left when ``use`` is taken, so that `Problem.evaluate` draws the line where it did."""
-    budget = problem.budgets[name]
-    left = budget + BUDGET_TOLERANCE * abs(budget) - use
-    return float(left - BUDGET_TOLERANCE * abs(left))
-
-
-def part(problem: Problem, options: NDArray[np.int64], budgets: dict[str, float]) -> Problem:
-    """Some of the options ``(V',)``, ascending, as a problem with these budgets; other groups are left out, not folded.
+def part(problem: Problem, options: Integers, budgets: Mapping[str, float], decided: Integers | None = None) -> Problem:
+    """Some of the options as a problem of their own; other groups are left out.
 
     Everything in it was checked when ``problem`` was made, and is not checked again: a million groups take a second.
+
+    Args:
+        problem: any problem.
+        options: ``(V',)`` flat options, ascending.
+        budgets: those that the part has; resources without one are left out.
+        decided: flat options of other groups, whose uses become fixed.
     """
+    uses = {name: float(problem.resources[name][decided].sum()) for name in budgets} if decided is not None else {}
+    fixed = {name: problem.fixed.get(name, 0.0) + uses.get(name, 0.0) for name in budgets}
     group_of = problem.group_of[options]
     groups, sizes = np.unique(group_of, return_counts=True)
     group_offsets = np.concatenate([[0], np.cumsum(sizes)])
     everything = len(options) == problem.num_options
-    factor, sparse, uses = problem.pairs.factor, problem.pairs.sparse, problem.resources
+    factor, sparse = problem.pairs.factor, problem.pairs.sparse
+    resources = {name: problem.resources[name] for name in budgets}
     if not everything:
+        resources = {name: frozen(use[options]) for name, use in resources.items()}
         factor = None if factor is None else frozen(factor[options])
         sparse = None if sparse is None else sparse[options][:, options]
     return problem.derived(
         groups=problem.groups if everything else tuple(problem.groups[g] for g in groups.tolist()),
         options=problem.options if everything else tuple(_labels(problem, options, groups, group_offsets)),
         cost=problem.cost if everything else frozen(problem.cost[options]),
-        resources=MappingProxyType(
-            {name: uses[name] if everything else frozen(uses[name][options]) for name in budgets}
-        ),
+        resources=MappingProxyType(resources),
         budgets=MappingProxyType(dict(budgets)),
+        fixed=MappingProxyType({name: use for name, use in fixed.items() if use}),
         pairs=PairTerms.trusted(sparse=sparse, factor=factor),
         group_offsets=frozen(group_offsets.astype(np.int64)),
         group_of=frozen(np.repeat(np.arange(len(groups)), sizes)),

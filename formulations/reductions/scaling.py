@@ -1,6 +1,6 @@
 """A problem with its objective in another unit. Solvers work in one that makes the numbers about 1."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -14,7 +14,7 @@ from formulations.reductions.base import Choice, Reduction
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Scaling(Reduction):
-    """A problem whose objective is ``factor`` times the original's; choices and uses are the same."""
+    """A problem whose objective is ``factor`` times the original's; choices and what is within budgets stay."""
 
     same_choices: ClassVar[bool] = True
     original: Problem
@@ -70,6 +70,18 @@ def scaled(problem: Problem, factor: float | None = None) -> Scaling:
     return Scaling(
         original=problem, problem=problem.derived(cost=cost, pairs=pairs, offset=float(offset)), factor=factor
     )
+
+
+def normal_form(problem: Problem) -> Reduction:
+    """The problem as back ends see it: objective numbers of about 1, and no fixed use, which lowers the budgets.
+
+    >>> problem = Problem(["a"], [["keep", "4 bit"]], [0, 3], {"bytes": [8, 4]}, {"bytes": 10}, fixed={"bytes": 6})
+    >>> stated = normal_form(problem).problem
+    >>> stated.cost.tolist(), round(stated.budgets["bytes"], 9), stated.evaluate([1]).usage
+    ([0.0, 1.0], 4.0, {'bytes': 4.0})
+    """
+    reduction = scaled(problem)
+    return replace(reduction, problem=reduction.problem.without_fixed())
 
 
 def objective_size(problem: Problem) -> float:

@@ -27,17 +27,19 @@ class Tied(Reduction):
         problem: the smaller problem; a joined group is named ``"a + b"`` and has the option names of its first.
         group: ``(G,)`` the smaller problem's group of every original group.
         option: ``(V,)`` the smaller problem's flat option of every original option.
+        binding: whether groups that choose apart are no choice at all.
     """
 
     original: Problem
     problem: Problem
     group: NDArray[np.int64]
     option: NDArray[np.int64]
+    binding: bool = False
 
     @property
     def complete(self) -> bool:
-        """False: groups that choose apart may do better."""
-        return False
+        """Whether the ties bind; otherwise groups that choose apart may do better."""
+        return self.binding
 
     def lift(self, choice: ArrayLike) -> Choice:
         """The original's choice ``(G,)`` for one of the smaller problem."""
@@ -50,9 +52,9 @@ class Tied(Reduction):
         joined = local[np.unique(self.group, return_index=True)[1]]
         return joined if np.array_equal(joined[self.group], local) else None
 
-    def lift_bound(self, bound: float) -> float:  # noqa: ARG002
-        """Nothing: it says nothing of groups that choose apart."""
-        return -np.inf
+    def lift_bound(self, bound: float) -> float:
+        """The same bound if the ties bind; otherwise it says nothing of groups that choose apart."""
+        return bound if self.binding else -np.inf
 
     def combined(self, values: ArrayLike, function: np.ufunc) -> NDArray[np.float64]:
         """Numbers of the original's options ``(V,)``, put together by ``np.add`` or ``np.maximum``."""
@@ -63,12 +65,13 @@ class Tied(Reduction):
         return result
 
 
-def tie(problem: Problem, tied: Sequence[Sequence[str]]) -> Tied:
+def tie(problem: Problem, tied: Sequence[Sequence[str]], *, binding: bool = False) -> Tied:
     """Join each set of groups into one that takes one decision for all of them.
 
     Args:
         problem: any problem.
         tied: disjoint sets of group names; the groups of a set have equally many options, which correspond in order.
+        binding: whether groups that choose apart are no choice at all.
 
     Raises:
         InvalidProblemError: an unknown group, one that stands in two sets, or different numbers of options.
@@ -113,8 +116,9 @@ def tie(problem: Problem, tied: Sequence[Sequence[str]]) -> Tied:
         problem.budgets,
         PairTerms(sparse=sparse, factor=factor),
         problem.offset,
+        problem.fixed,
     )
-    return Tied(original=problem, problem=smaller, group=group, option=option)
+    return Tied(original=problem, problem=smaller, group=group, option=option, binding=binding)
 
 
 def _joined(problem: Problem, tied: Sequence[Sequence[str]]) -> NDArray[np.int64]:

@@ -104,7 +104,7 @@ def choice_of(measurement: Measurement, choice: ArrayLike) -> list[int]:
         ModelError: it is a choice for something else.
     """
     chosen, num_parts = [int(option) for option in np.asarray(choice)], len(measurement.parts)
-    if len(chosen) not in (num_parts, num_parts + 1):  # the problem has one group more, for what is fixed
+    if len(chosen) not in (num_parts, num_parts + 1):  # earlier versions had one group more, for what is fixed
         raise ModelError(
             f"the solution chooses for {len(chosen)} groups, the measurement has {num_parts} parts: "
             "it solves another problem"

@@ -227,9 +227,7 @@ class _Lift:
         rows[np.arange(len(groups)), groups] = 0.0
         blocks = np.minimum.reduceat(rows, starts, axis=0)
         problem = self.problem
-        decided = dual_bound(
-            Problem(problem.groups, problem.options, linear, problem.resources, problem.budgets, offset=problem.offset)
-        )
+        decided = dual_bound(problem.derived(cost=linear, pairs=PairTerms()))
         value = decided.value + float(constant + blocks.sum())
         return value, value + decided.reduced + 2 * (rows - blocks[groups]).sum(axis=1)
 
@@ -251,8 +249,7 @@ class _Lift:
         middle = np.add.reduceat(means, self.first[:-1], axis=0) / sizes[:, None]
         cost = problem.cost + means.sum(axis=1) - middle.sum(axis=1)[problem.group_of]
         offset = problem.offset + 0.5 * float(middle.sum())
-        pairs = PairTerms(factor=factor)
-        return Problem(problem.groups, problem.options, cost, problem.resources, problem.budgets, pairs, offset)
+        return problem.derived(cost=cost, pairs=PairTerms(factor=factor), offset=offset)
 
 
 def _products(problem: Problem) -> Floats:

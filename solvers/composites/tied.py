@@ -4,25 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from numpy.typing import ArrayLike
-
 from formulations import Problem
-from formulations.reductions.tie import Tied as Joined
 from formulations.reductions.tie import tie
-from solvers.base import Search
-from solvers.composites.wrapper import InnerSearch, Wrapper
-
-
-class _Lifting(InnerSearch):
-    """The search of the smaller problem, which hands on what its choices mean for the stated one."""
-
-    joined: Joined
-
-    def offer(self, choice: ArrayLike) -> bool:
-        """Judge a choice here, and hand on its lift when it is better."""
-        if kept := Search.offer(self, choice):
-            self.outer.offer(self.joined.lift(choice))
-        return kept
+from solvers.base import Search, SubSearch
+from solvers.composites.wrapper import Wrapper
 
 
 @dataclass(frozen=True)
@@ -49,8 +34,7 @@ class Tied(Wrapper):
 
     def run(self, problem: Problem, search: Search) -> None:
         """One run of the solver inside."""
-        joined, solver = tie(problem, self.tied), self.inner
-        inner = _Lifting(joined.problem, search, solver=solver.name, seed=search.seed)
-        inner.joined = joined
+        joined, solver = tie(problem, self.tied, binding=True), self.inner
+        inner = SubSearch(joined, search, apart=True, seed=search.seed, solver=solver.name)
         solver.run(joined.problem, inner)
         search.details["tied"] = inner.summary()

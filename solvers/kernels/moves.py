@@ -28,7 +28,7 @@ class Arrays(NamedTuple):
     group_of: Integers  # (V,)
     cost: Floats  # (V,)
     use: Floats  # (V, K), budgeted resources only
-    limit: Floats  # (K,) the budgets with their rounding tolerance, as Problem.evaluate judges them
+    limit: Floats  # (K,) what the budgets leave beside what is fixed, with the tolerance of Problem.evaluate
     unit: Floats  # (K,) what the excess over each budget is measured in
     factor: Floats  # (V, r), the problem's own: it can be most of the memory
     indptr: Integers  # (V+1,) rows of the symmetric sparse part
@@ -45,6 +45,7 @@ def to_arrays(problem: Problem) -> Arrays:
     """
     num_options = problem.num_options
     budgets = np.array(list(problem.budgets.values()), dtype=np.float64)
+    fixed = np.array([problem.fixed.get(name, 0.0) for name in problem.budgets])
     uses = [problem.resources[name] for name in problem.budgets]
     use = np.stack(uses, axis=1) if uses else np.zeros((num_options, 0))
     spread = use.max(axis=0) - use.min(axis=0)
@@ -61,7 +62,7 @@ def to_arrays(problem: Problem) -> Arrays:
         group_of=np.array(problem.group_of, dtype=np.int64),
         cost=np.array(problem.cost),
         use=np.ascontiguousarray(use),
-        limit=budgets + BUDGET_TOLERANCE * np.abs(budgets),
+        limit=budgets + BUDGET_TOLERANCE * np.abs(budgets) - fixed,
         unit=np.where(spread > 0, spread, 1.0),
         factor=factor,
         indptr=both.indptr.astype(np.int64),

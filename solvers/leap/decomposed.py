@@ -16,7 +16,7 @@ import numpy as np
 
 from formulations import Problem
 from formulations.reductions.restriction import restrict
-from formulations.reductions.scaling import scaled
+from formulations.reductions.scaling import normal_form
 from solvers.base import Search, SubSearch
 from solvers.errors import InvalidOptionError
 from solvers.leap.descent import Descent, descent_path
@@ -161,7 +161,7 @@ class Decomposed(QuantumProcessor):
         part = restrict(problem, keep)
         seed = int(np.random.default_rng([state.seed, state.passes, len(state.blocks)]).integers(2**31))
         before, of_part = search.objective, SubSearch(part, search, apart=True, seed=seed, solver=self.name)
-        inner = SubSearch(scaled(part.problem), of_part)
+        inner = SubSearch(normal_form(part.problem), of_part)
         with search.phase("parts_s"):
             self._decide(inner.problem, inner, state, connection)
         for name, seconds in inner.timing.items():

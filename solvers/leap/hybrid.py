@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from formulations import Problem
-from formulations.reductions.scaling import scaled
+from formulations.reductions.scaling import normal_form
 from solvers.base import Search, Solver
 from solvers.errors import InvalidOptionError, UnsupportedProblemError
 from solvers.kernels.warm import warm
@@ -133,7 +133,7 @@ class LeapSolver(Solver):
         if problem.num_options == problem.num_groups:
             raise UnsupportedProblemError("every group has one option: nothing is to be decided, and nothing was sent")
         with connect(self.config) as connection:
-            form, guess = self.stated(scaled(problem).problem, connection, time_limit)
+            form, guess = self.stated(normal_form(problem).problem, connection, time_limit)
             return send(self.job_of(problem, form, guess, connection, time_limit), connection, form)
 
     def estimate(self, problem: Problem, *, time_limit: float | None = None) -> "Estimate":
@@ -141,7 +141,7 @@ class LeapSolver(Solver):
         from solvers.leap.connection import connect
 
         with connect(self.config) as connection:
-            return self.stated(scaled(problem).problem, connection, time_limit)[1]
+            return self.stated(normal_form(problem).problem, connection, time_limit)[1]
 
     def stated(self, problem: Problem, connection: "Connection", time_limit: float | None) -> tuple["Form", "Estimate"]:
         """The form of ``problem`` for the service's solver, and what sending it would mean."""

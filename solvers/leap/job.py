@@ -22,7 +22,7 @@ import fasteners
 
 from formulations import FileFormatError, Problem
 from formulations.files import AnyPath, read_json, write_json
-from formulations.reductions.scaling import scaled
+from formulations.reductions.scaling import normal_form
 from solvers import registry
 from solvers.base import Search, SubSearch
 from solvers.errors import SolverError, UnsupportedProblemError
@@ -116,7 +116,7 @@ class Job:
 
     def form(self) -> Form:
         """The problem as it was encoded."""
-        form: Form = _back_end(self.solver).form_class()(scaled(self.problem()).problem, self.record)
+        form: Form = _back_end(self.solver).form_class()(normal_form(self.problem()).problem, self.record)
         return form
 
     def refresh(self, config: Mapping[str, Any] | None = None) -> "Job":
@@ -140,7 +140,7 @@ class Job:
         """
         problem = self.problem()
         search = Search(problem, solver=self.solver)
-        inner = SubSearch(scaled(problem), search)
+        inner = SubSearch(normal_form(problem), search)
         with connect(self._reach(config)) as connection:
             received(inner.problem, inner, send(self, connection), connection, on_wait=on_wait)
         return search.solution(StopReason.COMPLETED, self.options)

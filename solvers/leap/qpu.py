@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from formulations import Problem
-from formulations.reductions.scaling import scaled
+from formulations.reductions.scaling import normal_form
 from solvers.base import Search
 from solvers.errors import InvalidOptionError
 from solvers.leap.hybrid import LeapBqm, LeapSolver
@@ -96,7 +96,7 @@ class QuantumProcessor(LeapBqm):
         """Estimate what a submission would take; a simulated processor asks nobody and costs nothing."""
         if not self.simulated:
             return LeapBqm.estimate(self, problem, time_limit=time_limit)
-        return self._estimated(scaled(problem).problem, self._simulator, time_limit)[1]
+        return self._estimated(normal_form(problem).problem, self._simulator, time_limit)[1]
 
     def device(self) -> "Device":
         """The graph of the processor that would be taken."""

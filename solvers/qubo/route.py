@@ -203,6 +203,7 @@ def _first_groups(problem: Problem, num_groups: int) -> Problem:
         {name: use[:end] for name, use in problem.resources.items()},
         problem.budgets,
         PairTerms(sparse=sparse, factor=factor),
+        fixed=problem.fixed,
     )
 
 
@@ -230,7 +231,8 @@ class _Prices:
 
 def _alone(problem: Problem, name: str) -> float:
     """The least price at which the cheapest options keep within the budget ``name``, pair terms and others aside."""
-    starts, use, budget = problem.group_offsets[:-1], problem.resources[name], problem.budgets[name]
+    starts, use = problem.group_offsets[:-1], problem.resources[name]
+    budget = problem.budgets[name] - problem.fixed.get(name, 0.0)
 
     def spread(numbers: Floats) -> float:
         return float((np.maximum.reduceat(numbers, starts) - np.minimum.reduceat(numbers, starts)).sum())

@@ -92,15 +92,15 @@ def _knapsack(num_groups: int) -> Problem:
 
 
 def _without_pairs(problem: Problem) -> Problem:
-    resources, budgets = dict(problem.resources), dict(problem.budgets)
-    return Problem(problem.groups, problem.options, problem.cost, resources, budgets, offset=problem.offset)
+    return problem.derived(pairs=PairTerms())
 
 
 def in_other_units(problem: Problem, unit: float) -> Problem:
     """The same problem with all uses and budgets multiplied."""
     uses = {name: use * unit for name, use in problem.resources.items()}
     budgets = {name: budget * unit for name, budget in problem.budgets.items()}
-    return Problem(problem.groups, problem.options, problem.cost, uses, budgets, problem.pairs, problem.offset)
+    fixed = {name: use * unit for name, use in problem.fixed.items()}
+    return Problem(problem.groups, problem.options, problem.cost, uses, budgets, problem.pairs, problem.offset, fixed)
 
 
 def taken(solver: Solver, problems: Sequence[Problem]) -> Iterator[Problem]:

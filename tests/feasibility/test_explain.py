@@ -114,6 +114,19 @@ def test_one_byte_in_many_decides():
     assert explain_infeasibility(problem.with_budgets(bytes=2**31 - 2)).feasible is True
 
 
+def test_what_is_fixed_counts_and_is_named():
+    uses = {"bytes": [8, 4, 8, 4], "seconds": [1, 3, 1, 3]}
+    fixed = {"bytes": 10.0}
+    problem = Problem(["a", "b"], [["x", "y"]] * 2, [0] * 4, uses, {"bytes": 18, "seconds": 2}, fixed=fixed)
+    why = explain_infeasibility(problem)
+    assert (why.clash, why.fixed) == (("bytes", "seconds"), fixed)
+    assert (why.budgets[0].alone, why.budgets[0].upper) == (18.0, 26.0)
+    enough = {name: budget * why.relaxation.factor for name, budget in problem.budgets.items()}
+    assert holds(problem.with_budgets(**enough), why.relaxation.usage, why.relaxation.budgets)
+    assert why.relaxation.usage["bytes"] in (18.0, 22.0, 26.0)
+    assert "10 bytes are used whatever is chosen." in str(why)
+
+
 def test_pinned_groups_are_named():
     uses = {"bytes": [100, 1, 2, 30, 40]}
     problem = Problem(["head", "a", "b"], [["keep"], ["x", "y"], ["x", "y"]], [0.0] * 5, uses, {"bytes": 110})

@@ -13,9 +13,9 @@ from formulations.generators.random_instances import small_problem
 from formulations.reductions.base import Chain, Identity, Reduction
 from formulations.reductions.components import Component, split
 from formulations.reductions.presolve import reduce_problem
-from formulations.reductions.restriction import restrict
-from formulations.reductions.scaling import scaled
-from formulations.reductions.tie import tie
+from formulations.reductions.restriction import Restriction, restrict
+from formulations.reductions.scaling import Scaling, normal_form, scaled
+from formulations.reductions.tie import Tied, tie
 
 TOLERANCE = 1e-9
 """Relative to the size of the costs: sums in another order differ by 1e-14, a wrong term by far more."""
@@ -41,7 +41,9 @@ def scaling(problem: Problem, rng: np.random.Generator) -> Reduction:
 
 
 def normalising(problem: Problem, rng: np.random.Generator) -> Reduction:
-    return scaled(problem)
+    form = normal_form(problem)
+    assert not form.problem.fixed
+    return form
 
 
 def restriction(problem: Problem, rng: np.random.Generator) -> Reduction:
@@ -104,6 +106,10 @@ def assert_promises_hold(reduction: Reduction) -> None:
         constants.append(whole.objective - reduction.unit * small.objective)
         if small.feasible and (decides_alone(reduction) or np.isfinite(best)):
             assert whole.feasible
+        if isinstance(reduction, Restriction | Tied | Scaling | Identity) and not (
+            reduction.original.fixed and not problem.fixed
+        ):
+            assert {name: whole.usage[name] for name in small.usage} == pytest.approx(small.usage)
     assert max(constants) - min(constants) <= tolerance
     assert not reduction.lift_bound(small_best) > best + tolerance
     if reduction.complete:

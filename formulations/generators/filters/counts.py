@@ -127,7 +127,7 @@ class FilterCounts:
     """The problem over counts, and the way back.
 
     Attributes:
-        problem: a group for every set (and one for what is fixed), resource ``"bytes"``, no pair terms.
+        problem: a group for every set, resource ``"bytes"``, no pair terms.
         counts: ``(V,)`` filters pruned by each option.
         bits: for every set ``(options, layers of the set)``.
     """
@@ -163,8 +163,8 @@ def filter_counts(network: FilterNetwork, budget_bytes: float) -> FilterCounts:
     >>> layer = FilterLayer(name="conv", scores=[3, 1, 2], weights_per_filter=8, bit_score=0.5)
     >>> counts = filter_counts(FilterNetwork(layers=(layer,), fixed_bytes=100), 118)
     >>> counts.problem
-    <Problem: 2 groups, 16 options, bytes <= 118, no pairs>
-    >>> counts.decode([4, 0]).bits.tolist(), counts.problem.evaluate([4, 0]).usage
+    <Problem: 1 groups, 15 options, bytes <= 118, no pairs>
+    >>> counts.decode([4]).bits.tolist(), counts.problem.evaluate([4]).usage
     ([6], {'bytes': 111.0})
     """
     tables = [_options(network, one) for one in network.sets]
