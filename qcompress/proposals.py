@@ -91,10 +91,9 @@ def uniform_settings(measurement: Measurement, problem: Problem) -> Iterator[Pro
     nearest = {own.label: own.nearest.label for options in measurement.transforms for own in options}
     fitting = {}
     for label, rounded in nearest.items():
-        choice = [own.get(label, other.get(rounded, 0)) for own, other in zip(exact, close, strict=True)]
-        padded = np.array([*choice, 0], dtype=np.int64)  # the last group is what is fixed
-        if problem.evaluate(padded).feasible:
-            fitting[label] = padded
+        choice = np.array([own.get(label, other.get(rounded, 0)) for own, other in zip(exact, close, strict=True)])
+        if problem.evaluate(choice).feasible:
+            fitting[label] = choice
     if fitting:
         alone = {label: problem.cost[problem.flat(choice)].sum() for label, choice in fitting.items()}
         used = {label: _budget_used(problem, choice) for label, choice in fitting.items()}

@@ -33,7 +33,7 @@ def solve_parts(reduction: Presolved, search: Search, attack: Attack) -> None:
         part = joint.search_of(number, search.remaining() * size / sum(sizes[number:]))
         try:
             if (start := joint.choices[number]) is not None:
-                part.offer(start)
+                part.begin_from(start)
             if not part.proven():
                 attack(part)
         finally:

@@ -103,7 +103,7 @@ def solve(
     def attack(outer: Search) -> None:
         search = SubSearch(normal_form(outer.problem), outer, initial=outer.initial)
         if outer.choice is not None:
-            search.offer(outer.choice)
+            search.begin_from(outer.choice)
         if bound:
             from solvers.bounds.duality import raise_dual_bound  # compiled code, imported only when it is used
 

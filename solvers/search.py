@@ -364,6 +364,10 @@ class SubSearch(Search):
         """No more than its share of the outer search's: or all parts could be proven and the whole not."""
         return min(super().tolerance(), self.outer.tolerance() / (self.reduction.unit * self._shares))
 
+    def begin_from(self, choice: ArrayLike) -> None:
+        """Take a choice for the incumbent that the outer search knows already."""
+        super().offer(choice)
+
     def offer(self, choice: ArrayLike) -> bool:
         """Judge a choice, keep it when it is better, and hand it on."""
         kept = super().offer(choice)

@@ -154,7 +154,7 @@ class GloballySeeded(Toy):
 
 class Absolute(Toy):
     def run(self, problem, search):
-        super().run(problem, search) if np.ptp(search._problem.cost) > 1e-9 else search.offer(
+        super().run(problem, search) if np.ptp(search.original.cost) > 1e-9 else search.offer(
             next(self.choices(problem))
         )
 
@@ -176,7 +176,7 @@ class Secretive(Toy):
     """Judges for itself and tells nobody until the end."""
 
     def run(self, problem, search):
-        search._on_progress = None
+        search.stated._on_progress = None
         super().run(problem, search)
 
 

@@ -108,7 +108,7 @@ def test_parts_that_saw_few_inputs_are_rounded_to_nearest_on_their_own() -> None
     measurement = measured(compensated=True)
     few = measurement.parts[0].modules[0]
     measurement = replace(measurement, num_inputs={**measurement.num_inputs, few: 3})  # type: ignore[arg-type]
-    choice = np.array([1] * len(measurement.parts) + [0])
+    choice = np.array([1] * len(measurement.parts))
     names = {own.name: own.nearest for own in rounded_to_nearest(measurement, Proposal(name="it", choice=choice))}
     assert names["it, to nearest where inputs are few"] == (0,)
 
@@ -116,7 +116,7 @@ def test_parts_that_saw_few_inputs_are_rounded_to_nearest_on_their_own() -> None
 def test_uniform_settings_are_the_largest_that_fits_and_the_one_of_least_predicted_loss() -> None:
     measurement = measured()
     problem = formulate(measurement, {"bytes": 1.0})
-    at = {bits: problem.evaluate([bits - 1] * len(measurement.parts) + [0]).usage["bytes"] for bits in (3, 4)}
+    at = {bits: problem.evaluate([bits - 1] * len(measurement.parts)).usage["bytes"] for bits in (3, 4)}
     problem = problem.with_budgets(bytes=(at[3] + at[4]) / 2)
     found = {own.name: own.choice for own in uniform_settings(measurement, problem)}
     assert list(found) == ["uniform: 3 bits", "uniform: equal shares of bytes"]
@@ -141,7 +141,7 @@ def test_without_pair_terms_no_choice_is_made_with_them() -> None:
 def test_the_solvers_pool_is_tried() -> None:
     measurement = measured()
     problem, solution = asked(measurement)
-    pool = tuple((tuple([option] * len(measurement.parts) + [0]), 1.0) for option in (1, 2, 1))
+    pool = tuple((tuple([option] * len(measurement.parts)), 1.0) for option in (1, 2, 1))
     found = [own for own in proposals(measurement, problem, replace(solution, pool=pool)) if "pool" in own.name]
     assert [own.name for own in found] == ["number 2 of the solver's pool", "number 3 of the solver's pool"]
     np.testing.assert_array_equal(found[0].choice, pool[1][0])
@@ -168,7 +168,7 @@ def test_what_is_over_budget_is_left_out_and_what_breaks_the_model_loses() -> No
     model.original = model.layer.weight.detach().clone()  # type: ignore[union-attr]
     breaking = measure(model, [torch.randn(8, 4)], BITS, method="fisher", loss="mse")
     assert kept_loss(model, breaking, [torch.randn(8, 4)], loss="mse")(
-        Proposal(name="2 bits", choice=np.array([1, 0]))
+        Proposal(name="2 bits", choice=np.array([1]))
     ) == float("inf")
 
 

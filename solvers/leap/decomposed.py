@@ -160,13 +160,13 @@ class Decomposed(QuantumProcessor):
         keep[problem.flat(state.choice)] = True
         part = restrict(problem, keep)
         seed = int(np.random.default_rng([state.seed, state.passes, len(state.blocks)]).integers(2**31))
-        before, of_part = search.objective, SubSearch(part, search, apart=True, seed=seed, solver=self.name)
-        inner = SubSearch(normal_form(part.problem), of_part)
+        alone = Search(part.problem, solver=self.name, seed=seed)  # its end alone is offered: it may be sent again
+        inner = SubSearch(normal_form(part.problem), alone)
         with search.phase("parts_s"):
             self._decide(inner.problem, inner, state, connection)
         for name, seconds in inner.timing.items():
             search.timing[name] = search.timing.get(name, 0.0) + seconds
-        better = search.objective != before
+        better = alone.choice is not None and search.offer(part.lift(alone.choice))
         assert search.choice is not None  # noqa: S101
         told = {"groups": len(block), "better": better}
         return state.next(

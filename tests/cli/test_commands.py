@@ -138,7 +138,7 @@ def test_from_a_model_to_a_smaller_model_step_by_step(folder, capsys):
     capsys.readouterr()
     for words, expected in (
         (["m.npz"], "Measurement by fisher (kl) over 48 samples: 3 parts"),
-        (["p.npz"], "Problem: 4 groups"),
+        (["p.npz"], "Problem: 3 groups"),
         (["p.solution.json"], "OPTIMAL (by brute-force"),
         (["p.solution.json", "--problem", "p.npz"], "8 bits"),
         (["small.safetensors"], "Compressed model"),

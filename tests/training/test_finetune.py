@@ -277,7 +277,7 @@ def test_kept_parts_stay_kept(data):
     original = network()
     measurement = qcompress.measure(original, data, OPTIONS["quantized"])
     problem = qcompress.formulate(measurement, {"bytes": 1.0})
-    small = qcompress.apply(original, measurement, judge(problem, [1, 0, 1, 0]))
+    small = qcompress.apply(original, measurement, judge(problem, [1, 0, 1]))
     tuned = finetune(small, data, 10, teacher=original)
     assert isinstance(record_of(tuned).parts[1].transform, Keep)
     assert record_of(tuned).parts[1].stored == {}
