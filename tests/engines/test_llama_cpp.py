@@ -54,7 +54,7 @@ def test_every_architecture_runs_as_the_emulation(kind, tmp_path):
     smaller, sizes, choice = any_choice(model, seed=3, options=gguf_types(("Q4_0", "Q5_1", "Q8_0", "Q4_K", "F16")))
     file = qcompress.export(smaller, tmp_path / "small.gguf", target=ENGINE)
     problem = qcompress.formulate(sizes, {FILE_BYTES: 1.0})
-    assert file.size_bytes == problem.evaluate([*choice, 0]).usage[FILE_BYTES]
+    assert file.size_bytes == problem.evaluate(choice).usage[FILE_BYTES]
     found = qcompress.verify(file.path, smaller, data, target=ENGINE)
     assert found.ok, found.why_not
     assert found.agreement >= 0.5

@@ -93,7 +93,7 @@ def test_a_vocabulary_in_blocks_is_timed_block_by_block(work: Work) -> None:
     choice = option_like(measurement, "low_rank")
     smaller = compressed(model, measurement, solution(choice))
     assert sum(isinstance(own, Factored) for own in smaller.modules()) >= 2
-    usage = formulate(measurement, {"latency_s": 1.0}).evaluate([*choice, 0]).usage["latency_s"]
+    usage = formulate(measurement, {"latency_s": 1.0}).evaluate(choice).usage["latency_s"]
     assert usage == pytest.approx(work_of(smaller, batch, work), rel=1e-12)
 
 

@@ -129,10 +129,10 @@ def test_the_original_is_left_as_it_is_and_the_file_keeps_where_it_stood(
         == ((1, 0, 2, 1), again.standing_loss)
     )
     problem = formulate(loaded, {"bytes": 0.9}, changes=1)
-    assert problem.evaluate([1, 0, 2, 1, 0]).objective == pytest.approx(again.standing_loss, rel=1e-12)
+    assert problem.evaluate([1, 0, 2, 1]).objective == pytest.approx(again.standing_loss, rel=1e-12)
     for choice in itertools.product(range(4), repeat=4):
         changes = sum(own != there for own, there in zip(choice, again.standing, strict=True))
-        assert problem.evaluate([*choice, 0]).usage["changes"] == changes
+        assert problem.evaluate(choice).usage["changes"] == changes
 
 
 def test_a_cut_run_goes_on_and_another_one_is_refused(
@@ -170,7 +170,7 @@ def test_the_true_loss_of_a_choice_is_that_of_the_compressed_model(kind: str) ->
     for _ in range(8):
         choice = np.array([rng.integers(len(own)) for own in found.transforms])
         problem = formulate(found, {"bytes": 1.0}).with_budgets(bytes=1e9)
-        small = apply(model, found, judge(problem, [*choice, 0]))
+        small = apply(model, found, judge(problem, choice))
         # factors multiply in another order, in float32
         assert true_loss(choice) == pytest.approx(mean_loss(model, small, data, loss="mse"), rel=1e-3, abs=1e-9)
 
@@ -182,11 +182,11 @@ def test_every_round_is_within_the_budget_and_truly_better(measurement: Measurem
     model, data = seeded(Residual), batches()
     problem = formulate(measurement, {"bytes": 0.3})
     worst = max(
-        (list(own) for own in itertools.product(range(4), repeat=4) if problem.evaluate([*own, 0]).feasible),
+        (list(own) for own in itertools.product(range(4), repeat=4) if problem.evaluate(own).feasible),
         key=TrueLoss(model, measurement, data),
     )
     rounds = []
-    refined = refine(model, data, measurement, problem, [*worst, 0], rounds=4, on_round=rounds.append)
+    refined = refine(model, data, measurement, problem, worst, rounds=4, on_round=rounds.append)
     assert refined.steps == tuple(rounds)
     losses = [refined.loss_before, *(own.loss for own in refined.steps)]
     assert all(later < earlier for earlier, later in itertools.pairwise(losses))
@@ -195,7 +195,7 @@ def test_every_round_is_within_the_budget_and_truly_better(measurement: Measurem
     found = mean_loss(model, apply(model, measurement, solution), data)
     assert refined.loss == losses[-1] == pytest.approx(found, rel=1e-6)
     best = min(
-        (list(own) for own in itertools.product(range(4), repeat=4) if problem.evaluate([*own, 0]).feasible),
+        (list(own) for own in itertools.product(range(4), repeat=4) if problem.evaluate(own).feasible),
         key=TrueLoss(model, measurement, data),
     )
     assert refined.loss <= 1.05 * TrueLoss(model, measurement, data)(best)  # from the worst choice to about the best
