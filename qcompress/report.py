@@ -4,13 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from formulations import Problem
-from formulations.files import AnyPath, write_json
+from formulations import FileFormatError, Problem
+from formulations.files import AnyPath, read_json, write_json
 from qcompress.measurement import Measurement
 from qcompress.refinement import Refined
 from qcompress.transforms.base import Transform
 from solvers import Solution
 from solvers.smallest_use import SmallestUse
+
+FILE_KIND = "qcompress report"
+FILE_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +70,25 @@ class Report:
 
     def save(self, path: AnyPath) -> None:
         """Write the report as JSON, whole or not at all."""
-        write_json(path, self.to_json())
+        write_json(path, {"kind": FILE_KIND, "version": FILE_VERSION, **self.to_json()})
+
+    @classmethod
+    def load(cls, path: AnyPath) -> "Report":
+        """Read what `save` wrote.
+
+        Raises:
+            FileFormatError: the file is not whole, or of another kind or version.
+        """
+        value = read_json(path, FILE_KIND)
+        kind, version = value.pop("kind", None), value.pop("version", None)
+        if kind != FILE_KIND or not isinstance(version, int) or version > FILE_VERSION:
+            raise FileFormatError(
+                f"{path} is no {FILE_KIND} file up to version {FILE_VERSION}: found {kind!r}, version {version!r}"
+            )
+        try:
+            return cls(**{**value, "parts": tuple(PartReport(**part) for part in value["parts"])})
+        except (KeyError, TypeError) as error:
+            raise FileFormatError(f"{path} is no whole {FILE_KIND} file: {error!r}") from error
 
     def to_markdown(self) -> str:
         """A readable summary."""

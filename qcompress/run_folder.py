@@ -71,6 +71,11 @@ class RunFolder:
         if self.path is not None:
             self._open(self.path)
 
+    @property
+    def steps(self) -> dict[str, dict[str, Any]]:
+        """Step → its entry in the journal: ``key``, ``wall_s`` and whether it is ``done``."""
+        return dict(self._steps)
+
     def once(
         self,
         step: str,

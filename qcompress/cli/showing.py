@@ -23,6 +23,8 @@ from solvers.sweep import Sweep
 if TYPE_CHECKING:
     from qcompress import Measurement
 
+SHOWN = ("comparison.json", "suite.json", "report.json")
+JOURNAL = "run.json"
 MODEL_SUFFIX = ".safetensors"
 
 
@@ -34,7 +36,10 @@ def register(app: typer.Typer) -> None:
 def show(
     file: Annotated[
         Path,
-        typer.Argument(help="A problem, solution, measurement, comparison, sweep or model file, or a run's folder."),
+        typer.Argument(
+            help="A problem, solution, measurement, comparison, sweep, report or model file, or a folder of "
+            "'compress' or 'compare'."
+        ),
     ],
     problem: Annotated[Path | None, typer.Option(help="The problem of a solution: names what was chosen.")] = None,
 ) -> None:
@@ -43,15 +48,39 @@ def show(
     Example: `qcompress show runs/small/solution.json --problem runs/small/problem.npz`
     """
     if file.is_dir():
-        out.print(Markdown((file / "summary.md").read_text()))
+        _show_folder(file)
     elif file.suffix == MODEL_SUFFIX:
         _show_model(file)
     else:
         _show_value(file, problem)
 
 
+def _show_folder(folder: Path) -> None:
+    """What a folder of `compress` or `compare` holds: its result, or how far it is."""
+    if (summary := folder / "summary.md").exists():
+        out.print(Markdown(summary.read_text()))
+    elif found := next((folder / name for name in SHOWN if (folder / name).exists()), None):
+        _show_value(found, None)
+    elif (folder / JOURNAL).exists():
+        _show_steps(folder)
+    else:
+        names = ", ".join(sorted(item.name for item in folder.iterdir())) or "nothing"
+        raise FileFormatError(f"{folder} is no folder of 'compress' or 'compare'; it holds {names}")
+
+
+def _show_steps(folder: Path) -> None:
+    from qcompress.run_folder import RunFolder
+
+    rows = [
+        (step, f"{entry['wall_s']:.1f} s", "done" if entry["done"] else "not finished")
+        for step, entry in RunFolder(folder).steps.items()
+    ]
+    print_lines("A run that was cut; the same command goes on.")
+    print_table(("step", ">time", "state"), rows)
+
+
 def _show_value(file: Path, problem_file: Path | None) -> None:
-    from qcompress import measurement
+    from qcompress import measurement, report
 
     kind = kind_of(file)
     if kind == formulations.problem.FILE_KIND:
@@ -64,6 +93,8 @@ def _show_value(file: Path, problem_file: Path | None) -> None:
         print_compared(Suite.load(file))
     elif kind == solvers.sweep.FILE_KIND:
         print_sweep(Sweep.load(file))
+    elif kind == report.FILE_KIND:
+        out.print(Markdown(report.Report.load(file).to_markdown()))
     elif kind == measurement.FILE_KIND:
         _show_measurement(measurement.Measurement.load(file))
     else:

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import runpy
 import sys
 
@@ -341,6 +342,33 @@ def test_compress_leaves_everything_and_goes_on_where_it_was(folder, capsys):
     assert "Compression" in capsys.readouterr().out
     ran([*COMPRESS, "--seed", "9", "--output", "run"])
     assert (folder / "run/measurement.npz").stat().st_mtime_ns != measured
+
+
+def test_show_reads_reports_cut_runs_and_folders_of_comparisons(folder, problem_file, monkeypatch, capsys):
+    def cut(*given, **named):
+        raise RuntimeError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules["qcompress.steps"], "solve", cut)
+        assert main([*COMPRESS, "--output", "run"]) == 1
+    capsys.readouterr()
+    ran(["show", "run"])
+    lines = capsys.readouterr().out
+    assert "the same command goes on" in lines
+    assert re.search(r"measure +[\d.]+ s +done", lines)
+    assert re.search(r"solve +[\d.]+ s +not finished", lines)
+    ran([*COMPRESS, "--output", "run"])
+    told = capsys.readouterr().out
+    for shown in ("run", "run/report.json"):
+        ran(["show", shown])
+        assert capsys.readouterr().out == told
+    ran(["compare", problem_file, "--solver", "greedy", "--seeds", "1", "--output", "compared"])
+    told = capsys.readouterr().out
+    ran(["show", "compared"])
+    assert capsys.readouterr().out == told
+    (folder / "else").mkdir()
+    assert main(["show", "else"]) == 1
+    assert "else is no folder of 'compress' or 'compare'; it holds nothing" in capsys.readouterr().err
 
 
 def test_compress_keeps_the_measurement_for_another_budget_or_solver(folder, capsys):
