@@ -267,7 +267,7 @@ def low_rank(
 RARE_TYPES = ("F32", "BF16", "IQ1_M", "IQ1_S")
 
 
-def gguf_types(names: Iterable[str] | None = None) -> Options:
+def gguf_types(names: Iterable[str] | None = None, *, compensated: bool = False) -> Options:
     """Tensor types of ggml, encoded by ggml itself, as llama.cpp runs them.
 
     `measure` collects the mean squares of the layers' inputs, by which columns count, as llama.cpp's importance matrix.
@@ -275,6 +275,9 @@ def gguf_types(names: Iterable[str] | None = None) -> Options:
 
     Args:
         names: of types, as in ``("Q4_K", "Q6_K")``; by default F16 and all that are quantized, to 2 bits.
+        compensated: whether the codes of linear types (not the IQ types) make up for each other's errors for the inputs
+            that the calibration data gives, in the same bytes; llama.cpp reads them as any. `measure` then keeps
+            ``(in, in)`` second moments of each such layer.
 
     Raises:
         OptionsError: an empty list, or no such type; lists the known ones.
@@ -284,7 +287,7 @@ def gguf_types(names: Iterable[str] | None = None) -> Options:
     """
     if names is None:
         names = [name for name in TYPES if name not in RARE_TYPES]
-    return Options(tuple(map(GgufType, _listed(names, "names", "('Q4_K', 'Q6_K')"))))
+    return Options(tuple(GgufType(name, compensated) for name in _listed(names, "names", "('Q4_K', 'Q6_K')")))
 
 
 def _listed(values: Any, name: str, example: str) -> list[Any]:
