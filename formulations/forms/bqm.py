@@ -56,8 +56,8 @@ class EncodedBqm:
     code: Code = field(repr=False)
     slack: tuple[SlackRow, ...] = field(repr=False)
 
-    def state(self, choice: ArrayLike) -> NDArray[np.int8]:
-        """The values of the variables that mean ``choice`` ``(G,)``, slack bits filled up to the budgets."""
+    def encode(self, choice: ArrayLike) -> NDArray[np.int8]:
+        """The sample: values of the variables that mean ``choice`` ``(G,)``, slack bits filled up to the budgets."""
         chosen = np.asarray(choice, dtype=np.int64) + self.group_offsets[:-1]
         return np.concatenate([self.code.state(chosen), *(row.state(chosen) for row in self.slack)])
 

@@ -27,6 +27,12 @@ class EncodedCqm:
     cqm: "dimod.ConstrainedQuadraticModel"
     group_offsets: NDArray[np.int64] = field(repr=False)
 
+    def encode(self, choice: ArrayLike) -> dict[int, int]:
+        """The sample (variable → 0 or 1) that means a choice ``(G,)``."""
+        on = np.zeros(int(self.group_offsets[-1]), dtype=np.int64)
+        on[self.group_offsets[:-1] + np.asarray(choice)] = 1
+        return dict(enumerate(on.tolist()))
+
     def decode(self, sample: Mapping[Any, int] | ArrayLike) -> NDArray[np.int64]:
         """The choice ``(G,)`` of a sample: a mapping variable → 0/1, or the values in the order of the variables.
 

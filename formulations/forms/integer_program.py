@@ -45,14 +45,18 @@ class IntegerProgram:
     y: tuple[tuple[Any, int, int], ...]
     group_offsets: NDArray[np.int64]
 
-    def start_from(self, choice: ArrayLike) -> None:
-        """Give the model's variables the values of a choice ``(G,)``, for solvers that start from them."""
+    def encode(self, choice: ArrayLike) -> dict[str, float]:
+        """The sample (variable name → value) that means a choice ``(G,)``."""
         chosen = np.zeros(len(self.x))
         chosen[self.group_offsets[:-1] + np.asarray(choice)] = 1.0
-        for x, value in zip(self.x, chosen.tolist(), strict=True):
-            x.varValue = value
-        for y, u, v in self.y:
-            y.varValue = float(chosen[u] * chosen[v])
+        sample = dict(zip((x.name for x in self.x), chosen.tolist(), strict=True))
+        return sample | {y.name: float(chosen[u] * chosen[v]) for y, u, v in self.y}
+
+    def start_from(self, choice: ArrayLike) -> None:
+        """Give the model's variables the values of a choice ``(G,)``, for solvers that start from them."""
+        sample = self.encode(choice)
+        for variable in (*self.x, *(y for y, _, _ in self.y)):
+            variable.varValue = sample[variable.name]
 
     def decode(self, sample: Mapping[str, float] | None = None) -> NDArray[np.int64]:
         """The choice ``(G,)`` of a sample (variable name → value), by default of the values the model holds.

@@ -29,6 +29,10 @@ class EncodedNonlinear:
     model: Any
     decision: Any = field(repr=False)
 
+    def encode(self, choice: ArrayLike) -> NDArray[np.int64]:
+        """The state of the decision that means a choice ``(G,)``: the choice itself."""
+        return self.decode(choice)
+
     def decode(self, state: ArrayLike) -> NDArray[np.int64]:
         """The choice ``(G,)`` of a state of the decision.
 

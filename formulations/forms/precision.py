@@ -111,7 +111,7 @@ def _states(encoded: EncodedBqm, rng: np.random.Generator) -> tuple[Floats, Floa
         group = rng.choice(several, CHOICES)
         at = np.arange(CHOICES)
         moved[at, group] = (choices[at, group] + rng.integers(1, sizes[group])) % sizes[group]
-    states = [np.array([encoded.state(choice) for choice in some], dtype=np.float64) for some in (choices, moved)]
+    states = [np.array([encoded.encode(choice) for choice in some], dtype=np.float64) for some in (choices, moved)]
     return states[0], states[1]
 
 

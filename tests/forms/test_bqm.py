@@ -75,7 +75,7 @@ def test_energy_of_a_choice_is_its_objective_and_its_state_decodes_to_it(encodin
     assume(whole and evaluation.feasible)  # then slack bits make up the budgets exactly
     encoded = to_bqm(problem, encoding)
     assume(encoded.bqm.num_variables)
-    state = encoded.state(choice)
+    state = encoded.encode(choice)
     scale = 1 + abs(encoded.bqm.offset)
     assert encoded.bqm.energy((state, encoded.bqm.variables)) == pytest.approx(evaluation.objective, abs=1e-9 * scale)
     assert encoded.decode(state).tolist() == choice.tolist()
@@ -117,7 +117,7 @@ def test_strength_may_differ_from_group_to_group():
 
 def test_one_hot_state_is_one_bit_an_option():
     encoded = to_bqm(Problem(["a", "b"], [["x", "y", "z"], ["x", "y"]], np.zeros(5), {}, {}))
-    assert encoded.state([2, 0]).tolist() == [0, 0, 1, 1, 0]
+    assert encoded.encode([2, 0]).tolist() == [0, 0, 1, 1, 0]
 
 
 def coded_problem(sizes, seed):
