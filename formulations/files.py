@@ -11,7 +11,9 @@ import io
 import json
 import os
 import secrets
+import shutil
 import stat
+import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,8 +33,8 @@ _MOST_LINKS = 40  # that lead to each other, as Linux has it
 def replacing(path: AnyPath) -> Iterator[IO[bytes]]:
     """Open a new file that takes the place of ``path`` only when the block ends without an error.
 
-    Every file of the project is written through this function. A link stays a link: the file that it leads to is
-    replaced. An existing file keeps its mode. What is no regular file (a pipe, a device, anything below ``/dev`` or
+    Every file of the project is written through this function or `drafting`. A link stays a link: the file that it
+    leads to is replaced. An existing file keeps its mode. What is no regular file (a pipe, a device, anything below
     ``/proc``) is written into once the whole content is there.
 
     Raises:
@@ -52,6 +54,47 @@ def replacing(path: AnyPath) -> Iterator[IO[bytes]]:
             yield file
     except OSError as error:
         if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
+
+
+@contextlib.contextmanager
+def drafting(path: AnyPath) -> Iterator[Path]:
+    """Give a place for a file or a folder that moves to ``path`` only when the block ends without an error.
+
+    For what is written by other libraries, which take a path; the rules are those of `replacing`. A folder takes the
+    place of an empty one, or of none.
+
+    Raises:
+        OSError: as there.
+
+    >>> import tempfile, pathlib
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> with drafting(folder / "note.txt") as draft:
+    ...     _ = draft.write_text("whole")
+    >>> (folder / "note.txt").read_text()
+    'whole'
+    """
+    target, special = Path(os.path.realpath(path)), _is_special(path) and not Path(path).is_dir()
+    beside = None if special else target.parent
+    try:
+        if not special and target.is_file() and not os.access(target, os.W_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(target))
+        with tempfile.TemporaryDirectory(dir=beside, prefix=f".{target.name[:40]}.", suffix=".part") as folder:
+            draft = Path(folder) / target.name  # in a folder of its own on the same disk, so that it moves at once
+            yield draft
+            if special:
+                with _written_into(path) as file, draft.open("rb") as whole:
+                    shutil.copyfileobj(whole, file)
+                return
+            if target.is_dir():
+                target.rmdir()
+            elif target.exists():
+                draft.chmod(stat.S_IMODE(target.stat().st_mode))
+            draft.replace(target)
+    except OSError as error:
+        named = () if error.filename is None else Path(str(error.filename)).parts
+        if error.errno is None or (named and not any(name.endswith(".part") for name in named)):
             raise
         raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import formulations
 import formulations.files
 from formulations import FileFormatError, FormulationError, InvalidProblemError, Problem
-from formulations.files import read_json, replacing, write_json
+from formulations.files import drafting, read_json, replacing, write_json
 from formulations.generators.random_instances import layered_problem, small_problem
 from qcompress import plots
 from solvers import Solution, Status, StopReason, TracePoint
@@ -563,6 +563,9 @@ WRITES = re.compile(
 OTHERS = {  # what writes files and is not meant to replace anything
     "formulations/files.py",
     "solvers/exact/milp.py",  # the log of a solver's process, in a temporary folder
+    "qcompress/engines/compressed_tensors.py",  # engines write to the place that drafting() gives them
+    "qcompress/engines/llama_cpp/container.py",
+    "qcompress/engines/onnxruntime.py",
 }
 
 
@@ -573,3 +576,62 @@ def test_every_file_is_written_through_one_function():
             code = "".join(line for line in module.read_text().splitlines(True) if not line.lstrip().startswith(">>>"))
             name = str(module.relative_to(root))
             assert name in OTHERS or not WRITES.search(code), f"{name}: {WRITES.search(code)}"
+
+
+def draft(path, content=b"whole"):
+    with drafting(path) as place:
+        place.write_bytes(content)
+
+
+def folder_draft(path):
+    with drafting(path) as place:
+        place.mkdir()
+        (place / "part").write_bytes(b"x")
+
+
+def test_a_draft_follows_links_and_keeps_modes(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    file, link = tmp_path / "elsewhere" / "file", tmp_path / "link"
+    link.symlink_to(file)
+    draft(link, b"new")
+    file.chmod(0o600)
+    draft(link, b"again")
+    assert link.is_symlink()
+    assert file.read_bytes() == b"again"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert [entry.name for entry in file.parent.iterdir()] == ["file"]
+
+
+def test_a_draft_is_written_into_a_device_and_leaves_it(tmp_path):
+    draft("/dev/null")
+    assert not Path("/dev/null").is_file()
+    with pytest.raises(OSError, match=r"No space left on device: '/dev/full'"):
+        draft("/dev/full", b"x" * 100_000)
+
+
+def test_a_draft_that_fails_leaves_what_was_there(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"), drafting(path) as place:
+        place.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_of_drafts_takes_the_place_of_an_empty_one_only(tmp_path):
+    for name in ("new", "empty", "full"):
+        goal = tmp_path / name
+        if name != "new":
+            goal.mkdir()
+        if name == "full":
+            (goal / "other").touch()
+        if name == "full":
+            with pytest.raises(OSError, match="not empty"):
+                folder_draft(goal)
+        else:
+            folder_draft(goal)
+        assert [entry.name for entry in goal.iterdir()] == (["other"] if name == "full" else ["part"])
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["empty", "full", "new"]
+    with pytest.raises(FileNotFoundError, match="nowhere/new'"):
+        draft(tmp_path / "nowhere" / "new")

@@ -1,14 +1,12 @@
 """`export`: a compressed model as an engine's own file, whole or not at all."""
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
 
-from formulations.files import AnyPath
+from formulations.files import AnyPath, drafting
 from qcompress.compressed.record import record_of, require_unchanged
 from qcompress.engines.base import Engine
 from qcompress.engines.registry import as_engine
@@ -54,12 +52,8 @@ def export(
         require_unchanged(record, model)
     if goal.is_dir() and any(goal.iterdir()):
         raise EngineError(f"{goal} is a folder with something in it; name a new file or folder")
-    with tempfile.TemporaryDirectory(dir=goal.parent, prefix=f".{goal.name}.", suffix=".part") as folder:
-        draft = Path(folder) / goal.name  # in a folder of its own on the same disk, so that it moves at once
+    with drafting(goal) as draft:
         engine.write(model, draft, example)
-        if goal.is_dir():
-            goal.rmdir()
-        os.replace(draft, goal)  # noqa: PTH105
     return ExportedFile(path=goal, size_bytes=size_on_disk(goal))
 
 

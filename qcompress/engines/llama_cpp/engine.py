@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from formulations.files import replacing
 from qcompress.engines.base import Engine, EngineRun, FileSizes, timed
 from qcompress.engines.llama_cpp import container, running
 from qcompress.engines.llama_cpp.content import FULL, Entry, entries, head_of, state_rows, values_of
@@ -100,7 +101,8 @@ class LlamaCpp(Engine):
         plans = [*(entry.plan for entry in entries(model, head)), *head.tensors]
         container.write(path, values_of(head), plans)
         if self.recipe:
-            Path(self.recipe).write_text(recipe_of(plans), encoding="utf-8")
+            with replacing(self.recipe) as file:
+                file.write(recipe_of(plans).encode())
 
     def run(self, path: Path, batches: Iterable[Any]) -> EngineRun:
         """Log-probabilities of the word after every sample, or of an encoder every sample's embedding."""
