@@ -17,6 +17,7 @@ from qcompress.engines.registry import engines
 from qcompress.engines.verify import Verification, verify
 from qcompress.formulation import PAIR_STRENGTH, formulate
 from qcompress.measurement import Measurement
+from qcompress.measuring.candidates import EncodeProgress
 from qcompress.measuring.latency import TimingProgress, time_options
 from qcompress.measuring.measure import MeasureProgress, measure
 from qcompress.measuring.remeasure import remeasure
@@ -37,6 +38,7 @@ __all__ = [
     "Comparison",
     "Engine",
     "EngineInfo",
+    "EncodeProgress",
     "Evaluation",
     "ExportedFile",
     "FinetuneProgress",

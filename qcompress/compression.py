@@ -63,7 +63,7 @@ def compress(
     *,
     budget: Mapping[str, Amount],
     minimize: str | None = None,
-    options: Options | Mapping[str, Options] | None = None,
+    options: Options | Mapping[str, Options] | Offered | None = None,
     skip: str | Iterable[str] = (),
     only: str | Iterable[str] | None = None,
     solver: Any = "auto",

@@ -15,6 +15,7 @@ from qcompress.cli.progress import watching
 
 if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
     from qcompress import Options
+    from qcompress.measuring.offered import Offered
 
 FINETUNING = "Fine-tuning"
 ENGINE = "Engine"
@@ -74,7 +75,7 @@ def compress(
     model: arguments.Model,
     data: arguments.Data,
     budget: arguments.Budgets,
-    options: "Options",
+    options: "Options | Offered",
     minimize: Annotated[
         str | None,
         typer.Option(
@@ -199,6 +200,7 @@ def compress(
                 output=None if engine is None else output,
                 evaluate=None if evaluate is None else arguments.function(evaluate, "--evaluate"),
                 folder=folder,
+                on_encode=watch.encoded,
                 on_measure=watch.measured,
                 on_timing=watch.timed,
                 on_progress=watch.solved,

@@ -12,6 +12,7 @@ from qcompress.cli.progress import watching
 
 if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
     from qcompress import Options
+    from qcompress.measuring.offered import Offered
 
 MeasurementFile = Annotated[
     Path, typer.Argument(metavar="MEASUREMENT", help="A measurement file, as 'qcompress measure' writes.")
@@ -30,7 +31,7 @@ def register(app: typer.Typer) -> None:
 def measure(
     model: arguments.Model,
     data: arguments.Data,
-    options: "Options",
+    options: "Options | Offered",
     method: arguments.Method = "fisher",
     loss: arguments.Loss = "kl",
     granularity: arguments.Granularity = "layer",
@@ -69,6 +70,7 @@ def measure(
             seed=seed,
             cache=output.with_name(f"{output.name}.part"),
             on_progress=watch.measured,
+            on_encode=watch.encoded,
         )
         if latency:
             measurement = qcompress.time_options(
@@ -82,6 +84,8 @@ def measure(
         "samples": measurement.num_samples,
         "original": dict(measurement.original),
         "skipped": {item.name: item.reason for item in measurement.skipped},
+        "tried": dict(measurement.tried),
+        "notes": list(measurement.notes),
     }
     if as_json:
         print_json({"file": str(output), **summary})
@@ -93,6 +97,8 @@ def measure(
     ]
     rows += [(f"original {name}", amount(value)) for name, value in measurement.original.items()]
     rows += [(f"left as it is: {item.name}", item.reason) for item in measurement.skipped]
+    rows += [(f"tried option by option: {name}", reason) for name, reason in measurement.tried.items()]
+    rows += [("note", note) for note in measurement.notes]
     print_table(("", ""), rows)
 
 

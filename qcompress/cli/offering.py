@@ -19,8 +19,9 @@ from qcompress.cli.arguments import numbers
 
 if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
     from qcompress import Options
+    from qcompress.measuring.offered import Offered
 
-QUANTIZE, RANKS = "Pruning and quantization", "Low rank"
+QUANTIZE, RANKS, LAYERS = "Pruning and quantization", "Low rank", "Layers"
 
 
 def _listed(help: str, panel: str, metavar: str = "NUMBER,…") -> Any:  # noqa: A002  (typer's own name)
@@ -81,7 +82,11 @@ def offered(
     factor_sparsity: Annotated[
         str | None, _listed("Shares of the factors to prune before they are quantized. Default: 0.", RANKS)
     ] = None,
-) -> "Options":
+    skip: Annotated[
+        str | None, _listed("Names of layers that stay as they are, as 'lm_head,*.norm*'.", LAYERS, "PATTERN,…")
+    ] = None,
+    only: Annotated[str | None, _listed("Names of the layers that do not.", LAYERS, "PATTERN,…")] = None,
+) -> "Options | Offered":
     """The options on offer.
 
     Raises:
@@ -89,6 +94,7 @@ def offered(
     """
     import qcompress
     from qcompress.errors import OptionsError
+    from qcompress.measuring.offered import Offered
 
     def listed(**words: str | None) -> dict[str, Any]:
         """What is given, by the names of the library's arguments."""
@@ -125,11 +131,14 @@ def offered(
         raise typer.BadParameter(f"{error}.") from error
     if not on_offer.offers:
         raise typer.BadParameter("nothing is on offer: --no-prune-quantize needs --low-rank.")
-    return on_offer
+    patterns = {
+        name: [own.strip() for own in text.split(",")] for name, text in (("skip", skip), ("only", only)) if text
+    }
+    return Offered.of(on_offer, **patterns) if patterns else on_offer
 
 
 def offering(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``command`` with the words of `offered` beside its own; it is called with their `Options` as ``options``."""
+    """``command`` with the words of `offered` beside its own; it is called with what that gives as ``options``."""
     words = inspect.signature(offered).parameters
     signature = inspect.signature(command)
 

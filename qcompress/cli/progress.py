@@ -1,6 +1,7 @@
-"""What is seen while something runs: one line on stderr that is kept up to date, and nothing when nobody looks."""
+"""What is seen while something runs: a line on stderr, kept up to date; into a file or pipe one now and then."""
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,10 @@ from qcompress.cli.console import err, number, percent
 from solvers import Progress as SolverProgress
 
 if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
-    from qcompress import FinetuneProgress, MeasureProgress, RefineStep, TimingProgress
+    from qcompress import EncodeProgress, FinetuneProgress, MeasureProgress, RefineStep, TimingProgress
+
+
+LINE_EVERY_S = 10.0  # off a terminal
 
 
 class Watch:
@@ -18,7 +22,16 @@ class Watch:
 
     def __init__(self, display: Progress, task: TaskID) -> None:
         self._display, self._task = display, task
+        self._last_line = time.monotonic()
         self.finetuning: FinetuneProgress | None = None
+
+    def encoded(self, progress: "EncodeProgress") -> None:
+        """Show parts, and the forecast."""
+        state = (
+            f"{progress.parts} of {progress.total_parts} layers, about {progress.remaining_s:.0f} s left, "
+            f"{progress.size_bytes / 1e6:,.1f} MB held"
+        )
+        self._show("working out options", state, progress.parts, progress.total_parts)
 
     def measured(self, progress: "MeasureProgress") -> None:
         """Show batches and samples."""
@@ -51,6 +64,9 @@ class Watch:
 
     def _show(self, what: str, state: str, done: int = 0, total: int | None = None) -> None:
         self._display.update(self._task, description=what, completed=done, total=total, state=state)
+        if not err.is_terminal and time.monotonic() - self._last_line > LINE_EVERY_S:
+            self._last_line = time.monotonic()
+            err.print(f"{what}: {state}")
 
 
 @contextlib.contextmanager

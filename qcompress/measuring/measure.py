@@ -52,7 +52,7 @@ class MeasureProgress:
 def measure(
     model: nn.Module,
     data: Iterable[Any],
-    options: Options | Mapping[str, Options],
+    options: Options | Mapping[str, Options] | Offered,
     *,
     skip: str | Iterable[str] = (),
     only: str | Iterable[str] | None = None,

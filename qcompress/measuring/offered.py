@@ -36,11 +36,18 @@ class Offered:
 
     @classmethod
     def of(cls, options: Any, *, skip: Any = (), only: Any = None) -> "Offered":
-        """From what `qcompress.measure` takes.
+        """From what `qcompress.measure` takes; patterns of one that is given come on top of its own.
 
         Raises:
             OptionsError: no options, or patterns that are no text.
         """
+        if isinstance(options, Offered):
+            both = (
+                None
+                if only is None and options.only is None
+                else (*(options.only or ()), *_patterns(only or (), "only"))
+            )
+            return cls(options.by_pattern, (*options.skip, *_patterns(skip, "skip")), both)
         given = dict(options) if isinstance(options, Mapping) else {"*": options}
         for pattern, own in given.items():
             if not isinstance(pattern, str) or not isinstance(own, Options):
