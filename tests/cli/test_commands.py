@@ -689,3 +689,11 @@ def test_exporting_a_problem_names_the_word_for_it(folder, capsys):
     assert "name an engine" in capsys.readouterr().err
     assert main(["compress", "zoo_for_cli:network", "zoo_for_cli:batches", "-b", "bytes=0.5", "--setting", "a=1"]) == 2
     assert "--setting is for an engine" in capsys.readouterr().err
+
+
+def test_layers_are_left_out_by_name(folder, capsys):
+    words = ["measure", "zoo_for_cli:network", "zoo_for_cli:batches", "--bits", "4", "--json", "--skip"]
+    assert main([*words, "0,nothing*"]) != 0
+    assert "no layer has a name like 'nothing*'; there are: 0, " in capsys.readouterr().err
+    ran([*words, "0"])
+    assert json.loads(capsys.readouterr().out)["skipped"]["0"] == "left out by skip='0'"
