@@ -22,10 +22,10 @@ Amount = float | str
 """A budget as it is given: a number, or words such as ``"15%"`` and ``"120 kB"``."""
 
 BITS_PER_WEIGHT = "bits_per_weight"
-FILE_BYTES = "file_bytes"  # of an engine's file
+FILE_BYTES = "file_bytes"  # of the whole file, ours or an engine's
 LATENCY = "latency_s"
 LOSS = "loss"  # no resource: the limit where one is to be made small
-KNOWN = ("bytes", "macs", LATENCY, BITS_PER_WEIGHT)
+KNOWN = ("bytes", "macs", LATENCY, BITS_PER_WEIGHT, FILE_BYTES)
 """Resources that `qcompress.measure`, `qcompress.time_options` and this module know."""
 
 _SIZES = {
@@ -39,6 +39,7 @@ _UNITS: Mapping[str, Mapping[str, float]] = {
     LATENCY: {"s": 1, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6},
     BITS_PER_WEIGHT: {"bit": 1, "bits": 1},
 }
+_HINTS = {LATENCY: "; `time_options` measures it", FILE_BYTES: "; `compress` works it out from the model"}
 _WORDS = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(%|[^\W\d_]*)\s*")
 
 
@@ -97,7 +98,7 @@ def require_known(budget: Mapping[str, Amount], resources: Collection[str] = KNO
         raise OptionsError(f"give at least one budget, as {{'bytes': 0.25}}; measured are: {', '.join(resources)}")
     for name, asked in budget.items():
         if name not in resources:
-            hint = "; `time_options` measures it" if name == LATENCY else ""
+            hint = _HINTS.get(name, "")
             raise OptionsError(f"no resource is called {name!r}; measured are: {', '.join(resources)}{hint}")
         parse(name, asked)
 

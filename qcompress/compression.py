@@ -9,7 +9,7 @@ from torch import nn
 from formulations import Problem
 from formulations.files import AnyPath
 from qcompress import steps, targeting
-from qcompress.budgets import FILE_BYTES, KNOWN, Amount, require_known, split_loss
+from qcompress.budgets import KNOWN, Amount, require_known, split_loss
 from qcompress.compressed.apply import require_measured
 from qcompress.engines.base import Engine
 from qcompress.engines.export import ExportedFile
@@ -161,7 +161,7 @@ def compress(
         raise OptionsError(f"evaluate must be a callable model -> float, found {evaluate!r}")
     calibration = Calibration(model=model, data=data, forward=forward, loss=as_loss(loss), seed=seed)
     engine = targeting.engine_for(calibration, target, output)
-    known = [*KNOWN, *(() if measurement is None else measurement.resources), *([FILE_BYTES] if engine else [])]
+    known = [*KNOWN, *(() if measurement is None else measurement.resources)]
     budget, loss_limit = split_loss(budget, minimize)
     require_known(budget, dict.fromkeys(known))
     if measurement is not None:
@@ -196,7 +196,9 @@ def compress(
         identities={} if run.path is None else calibration.identities(),
         copied=steps.copied(calibration),  # the first pass: what could be checked without one is checked
     )
-    return _compressed(request, run, output)
+    while (result := _compressed(request, run, output)).report.over_file_budget:  # by a few bytes, now and then
+        request = replace(request, room_bytes=request.room_bytes + result.report.over_file_budget)
+    return result
 
 
 def _default_options(engine: Engine | None) -> Options:

@@ -1,11 +1,13 @@
 """What a compression run reports: sizes, losses predicted and true, the proof, and every part's choice."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from formulations import FileFormatError, Problem
 from formulations.files import AnyPath, read_json, write_json
+from qcompress.budgets import FILE_BYTES
 from qcompress.measurement import Measurement
 from qcompress.refinement import Refined
 from qcompress.transforms.base import Transform
@@ -63,6 +65,11 @@ class Report:
     skipped: dict[str, str]
     refined: dict[str, Any] | None = None
     smallest: dict[str, Any] | None = None
+
+    @property
+    def over_file_budget(self) -> float:
+        """Bytes by which the file is larger than its budget; 0 where it is not, or where it has none."""
+        return max(0.0, self.usage.get(FILE_BYTES, 0.0) - self.budgets.get(FILE_BYTES, math.inf))
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain JSON."""

@@ -16,10 +16,11 @@ from torch import nn
 
 from formulations import InfeasibleBudgetError, Problem
 from formulations.files import replacing
-from qcompress.budgets import Amount, fixed_use, with_resources
+from qcompress.budgets import FILE_BYTES, Amount, fixed_use, with_resources
 from qcompress.compressed.apply import apply, chosen_transforms
 from qcompress.compressed.copying import own_copy
-from qcompress.compressed.file import load_compressed, save_compressed
+from qcompress.compressed.file import compressed_size, load_compressed, save_compressed
+from qcompress.compressed.file_bytes import with_file_bytes
 from qcompress.compressed.record import record_of
 from qcompress.engines.base import Engine
 from qcompress.formulation import formulate
@@ -70,6 +71,7 @@ class Request:
         copied: a copy of the model, made before anything was measured: what is compressed is a copy of it.
         measurement: one that was made earlier, or None.
         identities: of what is in ``calibration``, or nothing where no folder keeps the run.
+        room_bytes: more room in the file, where a first try came out too large.
         engine: what the choice is made for, or None for our own file.
     """
 
@@ -92,6 +94,7 @@ class Request:
     evaluate: Callable[[nn.Module], float] | None
     callbacks: Callbacks
     identities: Mapping[str, Identity]
+    room_bytes: float = 0.0
     engine: Engine | None = None
 
     def measured_from(self) -> dict[str, Any]:
@@ -150,6 +153,8 @@ def measured(request: Request, run: RunFolder) -> Measurement:
         "measure", make if given is None else lambda _: given, key=request.measured_from(), kept=kept
     )
     measurement = with_resources(measurement, request.budget)
+    if FILE_BYTES in request.budget and request.engine is None:
+        measurement = with_file_bytes(request.copied, measurement, more=request.room_bytes)
     if LATENCY not in request.budget or LATENCY in measurement.resources:
         return measurement
     return run.once(
@@ -383,6 +388,9 @@ def reported(
         metric_after=after,
         stored=None if record is None else [item.transform for item in record.parts],
     )
+    if FILE_BYTES in report.usage and request.engine is None:  # room was left for it: what it really is
+        size = float(compressed_size(smaller).file_bytes)
+        report = replace(report, usage={**report.usage, FILE_BYTES: size})
     if run.path is not None:
         report.save(run.path / "report.json")
         with replacing(run.path / "summary.md") as file:

@@ -128,7 +128,7 @@ class _Search:
         self._solver = solver
         self._deadline = None if time_limit is None else time.perf_counter() + time_limit
         use = problem.resources[resource]
-        self._whole = bool((use == np.floor(use)).all())
+        self._whole = bool((use == np.floor(use)).all()) and float(problem.fixed.get(resource, 0.0)).is_integer()
         self._at_least = problem.minimum_usage()[resource]
         self._best: SmallestUse | None = None
 
@@ -146,6 +146,8 @@ class _Search:
             problem.resources[self._resource],
             {**problem.resources, _OBJECTIVE: above},
             {**problem.budgets, _OBJECTIVE: room},
+            offset=problem.fixed.get(self._resource, 0.0),
+            fixed=problem.fixed,
         )
         solution = solve(swapped, self._solver, time_limit=self._left(1), **self._settings)
         if solution.choice is None or not self._offer(solution.choice):
@@ -158,6 +160,7 @@ class _Search:
         """With pair terms: the least objective at one budget after the other."""
         problem, resource = self._problem, self._resource
         largest = float(np.maximum.reduceat(problem.resources[resource], problem.group_offsets[:-1]).sum())
+        largest += problem.fixed.get(resource, 0.0)
         largest = min(largest, problem.budgets.get(resource, largest))
         reached = self._try(largest, steps=20)
         if self._best is None:

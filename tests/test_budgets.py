@@ -1,6 +1,7 @@
 """Budgets in words: what is asked for, exactly, and one clear error for what cannot be meant."""
 
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from formulations import InfeasibleBudgetError
-from qcompress import Measurement, compress, formulate, measure, prune_quantize, solve
+from qcompress import (
+    Measurement,
+    Options,
+    compress,
+    formulate,
+    low_rank,
+    measure,
+    prune_quantize,
+    save_compressed,
+    solve,
+)
 from qcompress.budgets import Limit, parse
 from qcompress.errors import OptionsError
 from tests.models import Residual, TiedLanguageModel, seeded
@@ -125,7 +136,7 @@ def test_bits_per_weight_at_a_number_that_a_choice_meets_exactly_take_that_choic
     model = seeded(lambda: nn.Sequential(nn.Linear(64, 32, bias=False), nn.ReLU(), nn.Linear(32, 16, bias=False)))
     measurement = measure(model, [torch.randn(32, 64)], prune_quantize(bits=(2, 3, 4), sparsity=(0,)))
     loose = formulate(measurement, {"bits_per_weight": 32})
-    for choice in ([1, 2, 0], [3, 1, 0], [2, 2, 0]):
+    for choice in ([1, 2], [3, 1], [2, 2]):
         use = loose.evaluate(choice).usage["bits_per_weight"]
         assert formulate(measurement, {"bits_per_weight": use}).evaluate(choice).feasible
         assert not formulate(measurement, {"bits_per_weight": use * (1 - 1e-9)}).evaluate(choice).feasible
@@ -158,3 +169,33 @@ def test_a_budget_below_the_smallest_possible_says_what_is_fixed_and_why() -> No
     assert "the smallest possible use is" in told
     assert "are fixed: norm 24 (BatchNorm2d is not supported); everything else, such as biases and buffers" in told
     assert caught.value.problem is not None
+
+
+@pytest.mark.parametrize("share", [0.999, 0.8, 0.6, 0.5])
+@pytest.mark.parametrize("options", [prune_quantize(bits=(2, 4, 8)), low_rank() + prune_quantize(bits=(4,))], ids=str)
+def test_a_budget_for_the_file_holds_to_the_byte_and_wastes_little(
+    tmp_path: Path, share: float, options: Options
+) -> None:
+    model = seeded(lambda: nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 64), nn.ReLU(), nn.Linear(64, 9)))
+    data = [torch.randn(16, 64)]
+    settings: dict[str, Any] = {
+        "options": options,
+        "solver": "lagrangian",
+        "granularity": 16 if share < 0.8 else "layer",
+    }
+    result = compress(model, data, budget={"file_bytes": share}, folder=tmp_path, **settings)
+    report, size = result.report, (tmp_path / "model.safetensors").stat().st_size
+    assert size == report.usage["file_bytes"] <= report.budgets["file_bytes"]
+    by_bytes = compress(model, data, budget={"bytes": report.budgets["file_bytes"] - 2500}, **settings)
+    assert report.loss_predicted <= by_bytes.report.loss_predicted
+    assert save_compressed(by_bytes.model, tmp_path / "other.safetensors").file_bytes <= report.budgets["file_bytes"]
+
+
+def test_a_file_that_is_too_large_at_first_is_made_smaller(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("qcompress.compressed.file_bytes.ROOM_PER_PART", -8)
+    model, data = seeded(lambda: nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 9))), [torch.randn(16, 64)]
+    options = prune_quantize(bits=tuple(range(2, 9)), sparsity=(0,))
+    result = compress(
+        model, data, budget={"file_bytes": "8 kB"}, options=options, granularity=2, solver="lagrangian", folder=tmp_path
+    )
+    assert (tmp_path / "model.safetensors").stat().st_size == result.report.usage["file_bytes"] <= 8000

@@ -28,6 +28,7 @@ def random_problem(seed: int, *, pairs: bool, whole: bool = True, macs: bool = F
         {"macs": float(resources["macs"].max() * len(sizes) * 0.7)} if macs else {},
         PairTerms(factor=factor) if pairs else None,
         offset=rng.normal(),
+        fixed={"bytes": float(rng.integers(0, 9))},
     )
 
 
