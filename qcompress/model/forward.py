@@ -188,7 +188,8 @@ def to_device(value: Any, device: torch.device) -> Any:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no parameter gradients inside; every flag is put back after.
 
-    What was compiled runs as it was written, so that every layer is called.
+    What was compiled runs as it was written, so that every layer is called. Accelerators compute in float32 what is
+    float32: losses are small differences of outputs, which TensorFloat-32 blurs.
     """
     training = [(module, module.training) for module in model.modules()]
     needed = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -196,7 +197,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     for parameter, _ in needed:
         parameter.requires_grad_(False)
     try:
-        with _not_compiled():
+        with _not_compiled(), _full_precision():
             yield
     finally:
         for module, flag in training:
@@ -214,6 +215,24 @@ def layer_by_layer() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """No TensorFloat-32 in products and convolutions."""
+    if hasattr(torch.backends.cudnn, "conv"):  # since PyTorch 2.9
+        places = [(torch.backends.cuda.matmul, "fp32_precision"), (torch.backends.cudnn.conv, "fp32_precision")]
+        exact: str | bool = "ieee"
+    else:
+        places, exact = [(torch.backends.cuda.matmul, "allow_tf32"), (torch.backends.cudnn, "allow_tf32")], False
+    before = [getattr(place, name) for place, name in places]
+    for place, name in places:
+        setattr(place, name, exact)
+    try:
+        yield
+    finally:
+        for (place, name), value in zip(places, before, strict=True):
+            setattr(place, name, value)
 
 
 def _not_compiled() -> contextlib.AbstractContextManager[Any]:
