@@ -25,6 +25,7 @@ from qcompress.measuring.remeasure import loss_of
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.losses import LossFunction, as_loss
+from qcompress.model.samples import Split
 from qcompress.options import Options, prune_quantize
 from qcompress.refinement import RefineStep
 from qcompress.report import Report
@@ -75,6 +76,8 @@ def compress(
     granularity: str | int = "layer",
     pairs: bool | float = True,
     measurement: Measurement | None = None,
+    validation: Iterable[Any] | None = None,
+    guard: bool = True,
     target: str | Engine | None = None,
     output: AnyPath | None = None,
     batch_norm_data: Iterable[Any] | None = None,
@@ -113,8 +116,12 @@ def compress(
         loss: ``"kl"``, ``"mse"`` or a callable, as in `measure`.
         forward: ``(model, batch) -> output tensor`` where the default does not fit.
         granularity: ``"layer"``, or the number of output channels per block.
-        pairs: with the terms between different parts.
+        pairs: with the terms between different parts, or their strength (see `formulate`).
         measurement: an earlier one of this model, used instead of measuring; it brings its options.
+        validation: re-iterable batches that nothing is measured on or fitted to. Without them a quarter of the samples
+            of ``data`` is kept aside (see `qcompress.model.samples`; where it cannot be, the report warns).
+        guard: try the solver's choice and others on the samples kept aside, and take the best of them (see
+            `qcompress.guard`). False takes the solver's choice, measured and fitted on all of ``data``.
         target: an engine (see `engines`): only what it runs is on offer, and ``{"file_bytes": …}`` is a budget for its
             own file. None is our file.
         output: where the engine's file is written; it is then run and compared with the model.
@@ -166,9 +173,15 @@ def compress(
     require_known(budget, dict.fromkeys(known))
     if measurement is not None:
         _require_fitting(calibration, measurement, options)
+    if validation is not None:
+        forwards.first_batch(forwards.checked_data(validation))
     run = RunFolder(folder)
     request = Request(
         calibration=calibration,
+        data=data,
+        split=Split(calibration=data),
+        kept=() if validation is None else validation,
+        guard=guard,
         measurement=measurement,
         offered=Offered.of(_default_options(engine) if options is None else options, skip=skip, only=only),
         engine=engine,
@@ -193,9 +206,10 @@ def compress(
             on_round=on_round,
             on_finetune=on_finetune,
         ),
-        identities={} if run.path is None else calibration.identities(),
+        identities={},
         copied=steps.copied(calibration),  # the first pass: what could be checked without one is checked
     )
+    request = steps.kept_aside(request, run)
     while (result := _compressed(request, run, output)).report.over_file_budget:  # by a few bytes, now and then
         request = replace(request, room_bytes=request.room_bytes + result.report.over_file_budget)
     return result
@@ -214,7 +228,8 @@ def _compressed(request: Request, run: RunFolder, output: AnyPath | None) -> Res
     problem = steps.limited(run, problem, smallest)
     solution = steps.solved(request, run, problem, smallest)
     better = steps.refined(request, run, measurement, problem, solution)
-    solution = steps.moved(problem, solution, better)
+    best = steps.guarded(request, run, measurement, problem, solution, better)
+    solution = steps.taken(problem, steps.moved(problem, solution, better), best, run)
     chosen = steps.applied(request, run, measurement, solution)
     smaller = steps.finetuned(request, run, chosen)
     report = steps.reported(
@@ -224,6 +239,7 @@ def _compressed(request: Request, run: RunFolder, output: AnyPath | None) -> Res
         problem,
         solution,
         better=better,
+        best=best,
         chosen=chosen,
         smaller=smaller,
         smallest=smallest,

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from formulations import Problem
+from formulations import PairTerms, Problem
 from formulations.generators.prune_quantize import prune_quantize
 from qcompress import budgets
 from qcompress.errors import OptionsError
@@ -80,6 +80,12 @@ def formulate(
         fixed=measurement.fixed,
         offset=measurement.standing_loss,
     )
+
+
+def at_strength(problem: Problem, measurement: Measurement, strength: float) -> Problem:
+    """A problem of that measurement with its terms between parts at another strength, from 0.0 to 1.0."""
+    rows = consistent_rows(measurement.factor, measurement.cost) * strength**0.5
+    return problem.derived(pairs=PairTerms(factor=rows) if strength else PairTerms())
 
 
 def pair_strength(pairs: bool | float) -> float:

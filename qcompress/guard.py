@@ -2,8 +2,14 @@
 
 A proof says that no choice is predicted to lose less; what the prediction is worth is seen by running the model on
 samples that nothing was measured on or fitted to. Tried are the proposals of `qcompress.proposals`, and the best of
-them rounded to nearest where codes were compensated. What always holds: all of them are within the budgets, the one
-that comes back has the least loss there, and of equals it is the first.
+them rounded to nearest where codes were compensated.
+
+Few samples kept aside tell little: losses are heavy-tailed, a handful of samples makes up most of their mean, and of a
+dozen choices some look better by chance. So a choice whose loss is below that of the base (the additive choice, or the
+refined one) is a candidate only where the difference stands out from the samples' spread: taken of the fourth roots
+of the losses, sample by sample (position by position where outputs have them), its mean is at least `CONFIDENCE`
+standard errors. The others are told as undecided. What always holds: all choices are within the budgets, and the one
+that comes back has the least loss of all candidates; of equals it is the first.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from formulations import FileFormatError, Problem
@@ -21,7 +28,10 @@ from qcompress.measuring.true_loss import TrueLoss
 from qcompress.model import forward as forwards
 from qcompress.model.batch_norm import reestimate_
 from qcompress.model.losses import Loss, LossFunction
-from qcompress.proposals import Proposal, rounded_to_nearest
+from qcompress.proposals import ADDITIVE, Proposal, rounded_to_nearest
+
+CONFIDENCE = 1.5
+"""Standard errors that a difference of losses has to stand out by."""
 
 MOST_NEAREST = 2
 """Choices that are tried rounded to nearest: the best of those before."""
@@ -40,11 +50,26 @@ class Candidate(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Seen:
+    """What a choice was seen to lose: the mean per sample, and the loss of every sample and position."""
+
+    mean: float
+    each: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Guarded:
-    """The proposal that loses least, and all that were tried, in the order they were."""
+    """What the guard found.
+
+    Attributes:
+        best: the candidate that loses least.
+        candidates: what was tried, in that order.
+        undecided: what was tried and lost less than the base there, but by no more than chance would have it.
+    """
 
     best: Proposal
     candidates: tuple[Candidate, ...]
+    undecided: tuple[Candidate, ...] = ()
 
     @property
     def won(self) -> Candidate:
@@ -54,8 +79,11 @@ class Guarded:
     def save(self, path: AnyPath) -> None:
         """Write it as JSON, whole or not at all."""
         best = {"name": self.best.name, "choice": self.best.choice.tolist(), "nearest": list(self.best.nearest)}
-        candidates = [candidate._asdict() for candidate in self.candidates]
-        write_json(path, {"kind": FILE_KIND, "version": FILE_VERSION, "best": best, "candidates": candidates})
+        tried = {
+            name: [candidate._asdict() for candidate in group]
+            for name, group in (("candidates", self.candidates), ("undecided", self.undecided))
+        }
+        write_json(path, {"kind": FILE_KIND, "version": FILE_VERSION, "best": best, **tried})
 
     @classmethod
     def load(cls, path: AnyPath) -> "Guarded":
@@ -74,42 +102,75 @@ class Guarded:
                     nearest=tuple(best["nearest"]),
                 ),
                 candidates=tuple(Candidate(**candidate) for candidate in value["candidates"]),
+                undecided=tuple(Candidate(**candidate) for candidate in value["undecided"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{path} is no whole {FILE_KIND} file: {error!r}") from error
 
 
 def guard(
-    measurement: Measurement, problem: Problem, first: Iterable[Proposal], true_loss: Callable[[Proposal], float]
+    measurement: Measurement,
+    problem: Problem,
+    first: Iterable[Proposal],
+    seen_of: Callable[[Proposal], Seen],
+    *,
+    base: str = ADDITIVE,
 ) -> Guarded:
-    """Try proposals, then the best of them rounded to nearest, and take the best of all.
+    """Try proposals, then the best of them rounded to nearest, and take the best of the candidates.
 
     Args:
         measurement: what the problem was made from.
         problem: which judges budgets and predicts.
-        first: what to try; what is over budget is left out. See `proposals`.
-        true_loss: the loss of a proposal on samples that nothing was fitted to.
+        first: what to try, see `proposals`; what is over budget is left out.
+        seen_of: what a proposal loses on samples that nothing was fitted to, see `kept_loss`.
+        base: name of the proposal that others have to beat; the first of all where there is none of that name.
     """
-    losses: dict[tuple[bytes, tuple[int, ...]], float] = {}
-    tried: list[Proposal] = []
+    known: dict[tuple[bytes, tuple[int, ...]], Seen] = {}
 
-    def loss_of(proposal: Proposal) -> float:
+    def seen(proposal: Proposal) -> Seen:
         key = proposal.choice.tobytes(), proposal.nearest
-        if key not in losses:
-            losses[key] = true_loss(proposal)
-        return losses[key]
+        if key not in known:
+            known[key] = seen_of(proposal)
+        return known[key]
 
-    tried.extend(proposal for proposal in first if problem.evaluate(proposal.choice).feasible)
+    tried = [proposal for proposal in first if problem.evaluate(proposal.choice).feasible]
     different = {proposal.choice.tobytes(): proposal for proposal in reversed(tried)}.values()
-    for proposal in sorted(different, key=loss_of)[:MOST_NEAREST]:
+    for proposal in sorted(different, key=lambda own: seen(own).mean)[:MOST_NEAREST]:
         tried.extend(rounded_to_nearest(measurement, proposal))
-    judged = [(proposal, problem.evaluate(proposal.choice)) for proposal in tried]
+    standard = seen(next((own for own in tried if own.name == base), tried[0]))
+    groups: dict[bool, list[Proposal]] = {True: [], False: []}
+    for proposal in tried:
+        better = seen(proposal).mean < standard.mean
+        groups[not better or stands_out(standard, seen(proposal))].append(proposal)
+
+    def figures(proposal: Proposal) -> Candidate:
+        judged = problem.evaluate(proposal.choice)
+        return Candidate(proposal.name, judged.objective, seen(proposal).mean, judged.usage)
+
     return Guarded(
-        best=min(tried, key=loss_of),
-        candidates=tuple(
-            Candidate(proposal.name, found.objective, loss_of(proposal), found.usage) for proposal, found in judged
-        ),
+        best=min(groups[True], key=lambda own: seen(own).mean),
+        candidates=tuple(map(figures, groups[True])),
+        undecided=tuple(map(figures, groups[False])),
     )
+
+
+def stands_out(standard: Seen, other: Seen) -> bool:
+    """Whether ``other`` loses less than ``standard`` by more than chance.
+
+    >>> rng = np.random.default_rng(0)
+    >>> losses = rng.lognormal(size=64)
+    >>> standard, lower, noisy = (Seen(mean=1.0, each=each) for each in (losses, 0.9 * losses, rng.permutation(losses)))
+    >>> stands_out(standard, lower), stands_out(standard, noisy)
+    (True, False)
+    """
+    if not np.isfinite(standard.mean):
+        return bool(np.isfinite(other.mean))
+    gain = _fourth_root(standard.each) - _fourth_root(other.each)
+    return len(gain) > 1 and bool(gain.mean() > CONFIDENCE * gain.std(ddof=1) / len(gain) ** 0.5)
+
+
+def _fourth_root(losses: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.sign(losses) * np.abs(losses) ** 0.25)
 
 
 def kept_loss(
@@ -120,8 +181,8 @@ def kept_loss(
     loss: str | LossFunction | Loss = "kl",
     forward: forwards.Forward | None = None,
     batch_norm_data: Iterable[Any] | None = None,
-) -> Callable[[Proposal], float]:
-    """The true loss of proposals on batches kept aside; infinite where the model's output is no longer finite.
+) -> Callable[[Proposal], Seen]:
+    """What proposals lose on batches kept aside; infinitely much where the model's output is no longer finite.
 
     Args:
         model: the original; left as it is.
@@ -135,7 +196,7 @@ def kept_loss(
     wider = replace(measurement, transforms=tuple(map(tuple, options)))
     true_loss = TrueLoss(model, wider, kept, loss=loss, forward=forward)
 
-    def lost(proposal: Proposal) -> float:
+    def seen(proposal: Proposal) -> Seen:
         choice = proposal.choice[: len(options)].copy()
         for part in proposal.nearest:
             choice[part] += len(options[part]) // 2
@@ -143,8 +204,12 @@ def kept_loss(
             if batch_norm_data is not None:
                 true_loss.emulation.put(choice)
                 reestimate_(true_loss.emulation.model, batch_norm_data, forward)
-            return true_loss(choice)
+            batches = true_loss.by_position(choice)
         except ModelError:  # what a choice does to the model is what is asked
-            return float("inf")
+            return Seen(mean=float("inf"), each=np.zeros(0))
+        return Seen(
+            mean=float(np.concatenate([batch.mean(axis=1) for batch in batches]).mean()),
+            each=np.concatenate([batch.ravel() for batch in batches]),
+        )
 
-    return lost
+    return seen

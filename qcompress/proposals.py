@@ -12,19 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from formulations import Problem
-from qcompress.formulation import formulate, pair_strength
+from qcompress.formulation import at_strength, pair_strength
 from qcompress.measurement import Measurement
-from solvers import Solution, solve
-from solvers.baselines import uniform
+from solvers import Solution, Solver, solve
+
+ADDITIVE = "additive"
+"""Name of the choice without terms between parts."""
 
 STRENGTHS = (0.0, 0.25, 0.5, 1.0)
 """Of the terms between parts, that choices are made with."""
 
-SOLVER = "lagrangian"
-"""Makes the other choices: quick, of any size, and nothing that is paid for."""
+SOLVER = "auto"
+"""Makes the other choices: of any size, here, and nothing that is paid for."""
 
-SHARE_OF_TIME = 0.1
-"""Of the solver's time limit, for each of them."""
+SHARE_OF_TIME, UNLIMITED_S = 0.05, 5.0
+"""Of the solver's time limit, for each of them; seconds for each where it has none."""
 
 MOST_OF_POOL = 3
 """Choices of the solver's pool that are tried at most."""
@@ -45,6 +47,7 @@ def proposals(
     solution: Solution,
     *,
     pairs: bool | float = True,
+    solver: str | Solver = SOLVER,
     time_limit: float | None = None,
     seed: int = 0,
 ) -> Iterator[Proposal]:
@@ -55,18 +58,18 @@ def proposals(
         problem: as `formulate` made it.
         solution: a solver's, with a choice.
         pairs: as of `formulate`; without them no choice is made with them.
-        time_limit: the solver's, in seconds; `SHARE_OF_TIME` of it goes into each choice by pair terms.
-        seed: of the solver of these.
+        solver: makes the choices with the terms at other strengths.
+        time_limit: that of ``solution``'s solver, in seconds; `SHARE_OF_TIME` of it goes into each of these choices.
+        seed: of their solver.
     """
     assert solution.choice is not None  # noqa: S101
     asked = pair_strength(pairs)
     yield Proposal(name=_named(asked), choice=solution.choice)
-    whole = dict.fromkeys(problem.budgets, 1.0)
     for strength in STRENGTHS if asked else ():
         if strength != asked:
-            other = formulate(measurement, whole, pairs=strength).with_budgets(**problem.budgets)
-            limit = None if time_limit is None else SHARE_OF_TIME * time_limit
-            choice = solve(other, SOLVER, time_limit=limit, seed=seed).choice
+            other = at_strength(problem, measurement, strength)
+            limit = UNLIMITED_S if time_limit is None else SHARE_OF_TIME * time_limit
+            choice = solve(other, solver, time_limit=limit, seed=seed).choice
             if choice is not None:
                 yield Proposal(name=_named(strength), choice=choice)
     yield from uniform_settings(measurement, problem)
@@ -75,7 +78,7 @@ def proposals(
 
 
 def _named(strength: float) -> str:
-    return f"pair terms at {strength:g}" if strength else "additive"
+    return f"pair terms at {strength:g}" if strength else ADDITIVE
 
 
 def uniform_settings(measurement: Measurement, problem: Problem) -> Iterator[Proposal]:
@@ -83,6 +86,8 @@ def uniform_settings(measurement: Measurement, problem: Problem) -> Iterator[Pro
 
     A part that does not have the setting takes what it is rounded to nearest, else it stays as it is.
     """
+    from solvers.baselines import uniform  # here: numba is slow to import
+
     exact: list[dict[str, int]] = []
     close: list[dict[str, int]] = []
     for options in measurement.transforms:

@@ -1,13 +1,14 @@
 """What a compression run reports: sizes, losses predicted and true, the proof, and every part's choice."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from formulations import FileFormatError, Problem
 from formulations.files import AnyPath, read_json, write_json
 from qcompress.budgets import FILE_BYTES
+from qcompress.guard import Candidate, Guarded
 from qcompress.measurement import Measurement
 from qcompress.refinement import Refined
 from qcompress.transforms.base import Transform
@@ -35,9 +36,12 @@ class Report:
 
     Attributes:
         loss_predicted: the problem's objective for the choice.
-        loss_measured: the true loss of the compressed model on the calibration data, before any fine-tuning.
+        loss_validation: the true loss of the compressed model on samples that nothing was fitted to, after any
+            fine-tuning, or None where there are none.
+        loss_measured: that on all the data that was given, fitted to or not, before any fine-tuning.
         loss_finetuned: that of the fine-tuned model, or None.
-        bound, gap, status: the proof, as the solver gave it; ``gap`` relative to ``loss_predicted``.
+        bound, gap, status: the proof, as the solver gave it, of the predicted loss and nothing else; ``gap`` relative
+            to ``loss_predicted``.
         usage, original, budgets: resource → amount (``bytes``, ``macs`` per sample, ``latency_s`` per batch).
         metric_before, metric_after: what the caller's ``evaluate`` gave, or None.
         parts: every part's choice.
@@ -45,6 +49,10 @@ class Report:
         refined: what `refine` brought (see `Refined`), or None; ``loss_predicted`` and ``bound`` are still those of the
             first prediction.
         smallest: the smallest use that was found for a limit of the loss (see `solvers.smallest_use`), or None.
+        candidates: what the guard tried, ``(name, loss_predicted, loss_validation, usage)`` each; the compressed model
+            is the one of least loss on the samples kept aside, called ``chosen``.
+        undecided: what lost less there than the choice that all have to beat, but no more than chance would have it.
+        warnings: where these numbers may not hold, and what would help.
     """
 
     loss: str
@@ -65,6 +73,11 @@ class Report:
     skipped: dict[str, str]
     refined: dict[str, Any] | None = None
     smallest: dict[str, Any] | None = None
+    loss_validation: float | None = None
+    candidates: tuple[Candidate, ...] = ()
+    undecided: tuple[Candidate, ...] = ()
+    chosen: str | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def over_file_budget(self) -> float:
@@ -73,7 +86,8 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain JSON."""
-        return asdict(self)
+        tried = {name: [own._asdict() for own in getattr(self, name)] for name in ("candidates", "undecided")}
+        return {**asdict(self), **tried}
 
     def save(self, path: AnyPath) -> None:
         """Write the report as JSON, whole or not at all."""
@@ -93,31 +107,40 @@ class Report:
                 f"{path} is no {FILE_KIND} file up to version {FILE_VERSION}: found {kind!r}, version {version!r}"
             )
         try:
-            return cls(**{**value, "parts": tuple(PartReport(**part) for part in value["parts"])})
+            for name, made in (("parts", PartReport), ("candidates", Candidate), ("undecided", Candidate)):
+                value[name] = tuple(made(**entry) for entry in value.get(name, ()))
+            return cls(**{**value, "warnings": tuple(value.get("warnings", ()))})
         except (KeyError, TypeError) as error:
             raise FileFormatError(f"{path} is no whole {FILE_KIND} file: {error!r}") from error
 
     def to_markdown(self) -> str:
         """A readable summary."""
-        lines = ["# Compression", "", "| resource | original | budget | compressed | ratio |", "|---|--:|--:|--:|--:|"]
+        lines = [
+            "# Compression",
+            "",
+            *(f"> **WARNING:** {text}\n" for text in self.warnings),
+            "| resource | original | budget | compressed | ratio |",
+            "|---|--:|--:|--:|--:|",
+        ]
         for name, used in self.usage.items():
             before, budget = self.original[name], self.budgets.get(name)
             limit = "–" if budget is None else amount(budget)
             ratio = f"{before / used:.2f}×" if used else "–"
             lines.append(f"| {name} | {amount(before)} | {limit} | {amount(used)} | {ratio} |")
-        proof = "no bound" if self.gap is None else f"bound {self.bound:.6g}, gap {self.gap:.3%}"
         tuned = "" if self.loss_finetuned is None else f", after fine-tuning {self.loss_finetuned:.6g}"
+        aside = "" if self.loss_validation is None else f"on samples kept aside {self.loss_validation:.6g}, "
         lines += [
             "",
-            f"- loss increase ({self.loss}): predicted {self.loss_predicted:.6g}, "
-            f"measured {self.loss_measured:.6g}{tuned}",
-            f"- choice: {self.status} by {self.solver} ({proof})",
+            f"- loss increase ({self.loss}): predicted {self.loss_predicted:.6g}, {aside}"
+            f"on all the data {self.loss_measured:.6g}{tuned}",
+            self._proof(),
             *self._minimizing(),
             *self._refining(),
             f"- time: {', '.join(f'{name} {seconds:.1f} s' for name, seconds in self.wall_s.items())}",
         ]
         if self.metric_before is not None and self.metric_after is not None:
             lines.append(f"- metric: {self.metric_before:.6g} before, {self.metric_after:.6g} after")
+        lines += self._tried()
         lines += ["", "| part | choice | bytes before | after | loss alone |", "|---|---|--:|--:|--:|"]
         for part in self.parts:
             sizes = f"{part.bytes_before:,.0f} | {part.bytes_after:,.0f}"
@@ -134,6 +157,28 @@ class Report:
         return [
             f"- smallest {name} with a predicted loss of at most {self.smallest['at_most']:g}: {amount(used)}, {proof}"
         ]
+
+    def _proof(self) -> str:
+        """What is known of the choice, and of what."""
+        bound = "no bound" if self.gap is None else f"bound {self.bound:.6g}, gap {self.gap:.3%}"
+        known = "proven optimal for the predicted loss" if self.status == "OPTIMAL" else "not proven optimal"
+        return f"- choice: {self.status} by {self.solver}: {known} ({bound})"
+
+    def _tried(self) -> list[str]:
+        """The guard's table."""
+        if not self.candidates:
+            return []
+        lines = [
+            "",
+            "Tried on the samples kept aside:",
+            "",
+            "| choice | predicted | kept aside | |",
+            "|---|--:|--:|---|",
+        ]
+        for group, note in ((self.candidates, ""), (self.undecided, "undecided: no clearer than chance")):
+            for name, predicted, seen, _ in group:
+                lines.append(f"| {name} | {predicted:.4g} | {seen:.4g} | {'taken' if name == self.chosen else note} |")
+        return lines
 
     def _refining(self) -> list[str]:
         if self.refined is None:
@@ -178,9 +223,12 @@ def make_report(
     solution: Solution,
     *,
     loss_measured: float,
+    loss_validation: float | None = None,
     loss_finetuned: float | None = None,
     refined: Refined | None = None,
     smallest: SmallestUse | None = None,
+    guarded: Guarded | None = None,
+    warnings: Iterable[str] = (),
     wall_s: dict[str, float],
     metric_before: float | None = None,
     metric_after: float | None = None,
@@ -226,4 +274,9 @@ def make_report(
         skipped={item.name: item.reason for item in measurement.skipped},
         refined=None if refined is None else refined.to_json(),
         smallest=None if smallest is None else smallest.to_json(),
+        loss_validation=loss_validation,
+        candidates=() if guarded is None else guarded.candidates,
+        undecided=() if guarded is None else guarded.undecided,
+        chosen=None if guarded is None else guarded.best.name,
+        warnings=tuple(warnings),
     )

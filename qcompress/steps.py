@@ -5,7 +5,7 @@ time, keyed by what matters to it alone: another budget, solver or time limit le
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,14 +16,16 @@ from torch import nn
 
 from formulations import InfeasibleBudgetError, Problem
 from formulations.files import replacing
+from qcompress import cautions
 from qcompress.budgets import FILE_BYTES, Amount, fixed_use, with_resources
-from qcompress.compressed.apply import apply, chosen_transforms
+from qcompress.compressed.apply import NEAREST, apply, chosen_transforms
 from qcompress.compressed.copying import own_copy
 from qcompress.compressed.file import compressed_size, load_compressed, save_compressed
 from qcompress.compressed.file_bytes import with_file_bytes
 from qcompress.compressed.record import record_of
 from qcompress.engines.base import Engine
 from qcompress.formulation import formulate
+from qcompress.guard import Guarded, guard, kept_loss
 from qcompress.identity import Identity, identify, identify_batches
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import EncodeProgress
@@ -32,6 +34,9 @@ from qcompress.measuring.measure import MeasureProgress, measure
 from qcompress.measuring.offered import Offered
 from qcompress.measuring.true_loss import mean_loss
 from qcompress.model.calibration import Calibration
+from qcompress.model.forward import first_batch
+from qcompress.model.samples import Split, split_samples
+from qcompress.proposals import ADDITIVE, SOLVER, Proposal, proposals
 from qcompress.refinement import Refined, RefineStep, refine
 from qcompress.report import Report, make_report
 from qcompress.run_folder import Kept, RunFolder
@@ -39,7 +44,15 @@ from qcompress.scalars import as_number
 from qcompress.training.finetune import FinetuneProgress, finetune
 from solvers import Progress, Solution, Solver, SolverError, judge, solve
 from solvers.base import relative_gap
+from solvers.composites.tied import Tied
+from solvers.run import as_solver
 from solvers.smallest_use import SmallestUse, smallest_use
+
+KEPT = "validation"
+"""Name of the identity of the batches kept aside."""
+
+REFINED = "refined"
+"""Name of the refined choice among the guard's."""
 
 MEASUREMENT_FILE = "measurement.npz"
 MODEL_FILE = "model.safetensors"
@@ -68,14 +81,22 @@ class Request:
     """What `compress` was asked for, checked as far as it can be before anything runs; see there.
 
     Attributes:
+        data: all batches, those of ``calibration`` and the samples kept aside.
+        split: how the data was split; whose ``calibration`` is the calibration's data.
+        kept: batches that nothing is fitted to, or none.
+        guard: whether choices are tried on them.
         copied: a copy of the model, made before anything was measured: what is compressed is a copy of it.
         measurement: one that was made earlier, or None.
-        identities: of what is in ``calibration``, or nothing where no folder keeps the run.
+        identities: of what is in ``calibration`` and ``kept``, or nothing where no folder keeps the run.
         room_bytes: more room in the file, where a first try came out too large.
         engine: what the choice is made for, or None for our own file.
     """
 
     calibration: Calibration
+    data: Iterable[Any]
+    split: Split
+    kept: Iterable[Any]
+    guard: bool
     copied: nn.Module
     measurement: Measurement | None
     offered: Offered
@@ -99,11 +120,12 @@ class Request:
 
     def measured_from(self) -> dict[str, Any]:
         """What the measurement depends on."""
+        identities = {name: own for name, own in self.identities.items() if name != KEPT}
         if self.measurement is not None:
-            model = {name: own for name, own in self.identities.items() if name == "model"}
+            model = {name: own for name, own in identities.items() if name == "model"}
             return {**model, "measurement": replace(self.measurement, codes={})}  # codes follow from the rest
         return {
-            **self.identities,
+            **identities,
             "options": self.offered.to_json(),
             "method": self.method,
             "granularity": self.granularity,
@@ -124,6 +146,19 @@ def copied(own: Calibration) -> nn.Module:
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(own.seed)
         return own_copy(own.model, own.first_batch(), own.forward)
+
+
+def kept_aside(request: Request, run: RunFolder) -> Request:
+    """The request with the samples that nothing is fitted to, where none were given and the guard needs them."""
+    own, split, kept = request.calibration, request.split, request.kept
+    if request.guard and kept == ():
+        split = split_samples(request.copied, request.data, own.forward)
+        kept = split.kept
+    own = replace(own, data=split.calibration)
+    identities: dict[str, Identity] = {}
+    if run.path is not None:
+        identities = {**own.identities(), KEPT: identify_batches(kept, KEPT)}
+    return replace(request, calibration=own, split=split, kept=kept, identities=identities)
 
 
 def measured(request: Request, run: RunFolder) -> Measurement:
@@ -162,7 +197,7 @@ def measured(request: Request, run: RunFolder) -> Measurement:
         lambda _: time_options(
             own.model,
             measurement,
-            own.first_batch(),
+            first_batch(request.data),
             forward=own.forward,
             on_progress=run.watched(request.callbacks.on_timing),
         ),
@@ -245,7 +280,7 @@ def solved(request: Request, run: RunFolder, problem: Problem, smallest: Smalles
             "initial": None if smallest is None else smallest.choice,
             **request.solved_by(),
         },
-        kept=Kept("solution.json", Solution.save, Solution.load),
+        kept=Kept("solved.json", Solution.save, Solution.load),
     )
     if solution.choice is None:
         error = NoChoiceError(
@@ -314,6 +349,79 @@ def moved(problem: Problem, solution: Solution, better: Refined | None) -> Solut
     )
 
 
+def guarded(
+    request: Request,
+    run: RunFolder,
+    measurement: Measurement,
+    problem: Problem,
+    solution: Solution,
+    better: Refined | None,
+) -> Guarded | None:
+    """Of this and other choices the best on the samples kept aside, where there are any."""
+    own, batches = request.calibration, request.batch_norm_data
+    if not (request.guard and any(True for _ in request.kept)):
+        return None
+    ties = () if request.engine is None else request.engine.ties(measurement.parts)
+    refined_choice = () if better is None or not better.steps else (Proposal(name=REFINED, choice=better.choice),)
+
+    def make(_: Path | None) -> Guarded:
+        others = proposals(
+            measurement,
+            problem,
+            solution,
+            pairs=request.pairs,
+            solver=Tied(as_solver(SOLVER), tied=ties) if ties else SOLVER,
+            time_limit=request.time_limit,
+            seed=own.seed,
+        )
+        seen = kept_loss(
+            request.copied, measurement, request.kept, loss=own.loss, forward=own.forward, batch_norm_data=batches
+        )
+        base = REFINED if refined_choice else ADDITIVE
+        within = [own for own in (*refined_choice, *others) if _may_be_taken(own, problem, request.loss_limit, ties)]
+        return guard(measurement, problem, within, seen, base=base)
+
+    statistics = {} if run.path is None else {"batch_norm_data": _identity_of(batches, "batch_norm_data")}
+    key = {
+        **request.measured_from(),
+        **request.identities,
+        **request.solved_by(),
+        **statistics,
+        "problem": problem.fingerprint(),
+        "choice": solution.choice,
+        "refined": () if better is None else better.choice,
+        "pairs": request.pairs,
+    }
+    return run.once("guard", make, key=key, kept=Kept("guard.json", Guarded.save, Guarded.load))
+
+
+def _may_be_taken(
+    proposal: Proposal, problem: Problem, loss_limit: float | None, ties: Sequence[Sequence[str]]
+) -> bool:
+    """Whether a choice keeps to what an engine ties, and to a limit of the predicted loss where there is one."""
+    options = dict(zip(problem.groups, proposal.choice.tolist(), strict=True))
+    tied = all(len({options[name] for name in names}) == 1 for names in ties)
+    return tied and (loss_limit is None or problem.evaluate(proposal.choice).objective <= loss_limit)
+
+
+def taken(problem: Problem, solution: Solution, best: Guarded | None, run: RunFolder) -> Solution:
+    """The solution with the guard's choice; its bound is that of the solver's problem."""
+    if best is not None and (best.best.nearest or (best.best.choice != solution.choice).any()):
+        judged = judge(problem, best.best.choice)
+        solution = replace(
+            solution,
+            choice=judged.choice,
+            objective=judged.objective,
+            usage=judged.usage,
+            gap=relative_gap(judged.objective, solution.bound),
+            status=judged.status,
+            details={**solution.details, "guard": best.best.name, NEAREST: list(best.best.nearest)},
+        )
+    if run.path is not None:
+        solution.save(run.path / "solution.json")
+    return solution
+
+
 def applied(request: Request, run: RunFolder, measurement: Measurement, solution: Solution) -> nn.Module:
     """The compressed copy of the model, before any training."""
     own, file = request.calibration, MODEL_FILE if request.finetune_steps == 0 else "chosen.safetensors"
@@ -361,28 +469,40 @@ def reported(
     solution: Solution,
     *,
     better: Refined | None,
+    best: Guarded | None,
     chosen: nn.Module,
     smaller: nn.Module,
     smallest: SmallestUse | None,
 ) -> Report:
     """The figures of the run, with true losses taken here, as JSON and for people in the folder."""
-    own, evaluate = request.calibration, request.evaluate
+    own, evaluate, kept = request.calibration, request.evaluate, list(request.kept)
+
+    def lost(model: nn.Module, data: Iterable[Any]) -> float:
+        return mean_loss(own.model, model, data, loss=own.loss, forward=own.forward)
+
     with run.timed("check"):
-        loss_measured, loss_finetuned = (
-            None if model is None else mean_loss(own.model, model, own.data, loss=own.loss, forward=own.forward)
-            for model in (chosen, None if smaller is chosen else smaller)
-        )
+        loss_measured = lost(chosen, request.data)
+        loss_finetuned = None if smaller is chosen else lost(smaller, request.data)
+        loss_validation = lost(smaller, kept) if kept else None
         before, after = (None, None) if evaluate is None else map(_metric, (evaluate(own.model), evaluate(smaller)))
-    assert loss_measured is not None  # noqa: S101
     record = record_of(smaller)
+    assert solution.objective is not None  # noqa: S101
+    warnings: list[str] = []
+    if loss_validation is not None and smaller is chosen:
+        warnings += cautions.of_prediction(measurement.loss, solution.objective, loss_validation)
+    warnings += cautions.of_split(request.split, given=request.measurement is not None)
+    warnings += cautions.of_inputs(measurement, solution)
     report = make_report(
         measurement,
         problem,
         solution,
         loss_measured=loss_measured,
+        loss_validation=loss_validation,
         loss_finetuned=loss_finetuned,
         refined=better,
         smallest=smallest,
+        guarded=best,
+        warnings=warnings,
         wall_s=run.wall_s,
         metric_before=before,
         metric_after=after,
@@ -419,6 +539,10 @@ def _applied_from(request: Request, run: RunFolder, measurement: Measurement, so
         "transforms": [transform.to_json() for transform in chosen],
         "batch_norm_data": statistics,
     }
+
+
+def _identity_of(batches: Iterable[Any] | None, name: str) -> Identity:
+    return identify(None) if batches is None else identify_batches(batches, name)
 
 
 def _kept_model(file: str, original: nn.Module) -> Kept[nn.Module]:

@@ -270,7 +270,8 @@ def test_what_changed_is_made_anew_and_what_is_still_true_is_reused(
         patch.setattr(RunFolder, "once", noted)
         result = compress(model, data, **{**STARTED, **changed}, folder=tmp_path)
     fresh = compress(model, data, **{**STARTED, **changed})
-    assert made - {"apply"} == again - {"apply"}
+    assert made - {"apply", "guard"} == again - {"apply"}
+    assert ("guard" in made) == bool(again)
     assert result.problem.fingerprint() == fresh.problem.fingerprint()
     np.testing.assert_array_equal(result.solution.choice, fresh.solution.choice)
     assert result.report.loss_measured == fresh.report.loss_measured
@@ -547,7 +548,7 @@ def test_the_smallest_bytes_for_a_loss_are_those_of_brute_force(tmp_path: Path, 
     model = seeded(lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)))
     data = [torch.randn(32, 8)]
     settings: dict[str, Any] = {"options": prune_quantize(bits=(2, 3, 4, 8), sparsity=(0,)), "pairs": pairs}
-    settings |= {"solver": "brute-force", "folder": tmp_path / "run"}
+    settings |= {"solver": "brute-force", "folder": tmp_path / "run", "guard": False}
     every = formulate(measure(model, data, settings["options"]), {"bytes": 1.0}, pairs=pairs)
     judged = [every.evaluate(choice) for choice in itertools.product(*(range(len(own)) for own in every.options))]
     for limit in (0.05, 0.001, 1e-6):

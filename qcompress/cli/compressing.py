@@ -90,6 +90,16 @@ def compress(
     granularity: arguments.Granularity = "layer",
     forward: arguments.Forward = None,
     pairs: Annotated[bool, typer.Option(help="With the terms between different parts.")] = True,
+    validation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PACKAGE.MODULE:CALLABLE",
+            help="Batches that nothing is fitted to, to check choices on. Default: a quarter of DATA, kept aside.",
+        ),
+    ] = None,
+    guard: Annotated[
+        bool, typer.Option(help="Try several choices on the samples kept aside, and take the best of them.")
+    ] = True,
     batch_norm: Annotated[bool, typer.Option(help="Re-estimate batch-norm statistics on DATA afterwards.")] = False,
     refine_rounds: Annotated[
         int,
@@ -192,6 +202,8 @@ def compress(
                 forward=arguments.forward(forward),
                 granularity=arguments.granularity(granularity),
                 pairs=pairs,
+                validation=None if validation is None else arguments.function(validation, "--validation")(),
+                guard=guard,
                 batch_norm_data=batches if batch_norm else None,
                 refine_rounds=refine_rounds,
                 finetune_steps=finetune_steps,
@@ -214,6 +226,8 @@ def compress(
     if result.exported is not None:
         say(f"written: {result.exported.path} ({result.exported.size_bytes:,} bytes), run and compared")
     tell_end(watch, folder / "finetune.part")
+    for warning in result.report.warnings:
+        say(f"WARNING: {warning}")
     say(f"written to {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
     if as_json:
         print_json({"folder": str(folder), **result.report.to_json()})

@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from qcompress.compressed.emulation import Emulation
@@ -81,9 +82,22 @@ class TrueLoss:
 
     def __call__(self, choice: ArrayLike) -> float:
         """Per sample."""
+        return float(self.by_sample(choice).mean())
+
+    def by_sample(self, choice: ArrayLike) -> NDArray[np.float64]:
+        """``(samples,)``: the rise of every sample's loss."""
+        return np.concatenate([batch.mean(axis=1) for batch in self.by_position(choice)])
+
+    def by_position(self, choice: ArrayLike) -> list[NDArray[np.float64]]:
+        """``(samples, positions)`` of every batch: the rise of the loss at every position of its output."""
         self.emulation.put(choice)
-        pairs = zip(self.data, self._references, strict=True)
-        return _mean_rise(self.emulation.model, pairs, self._loss, self._forward)
+        with forwards.evaluating(self.emulation.model), torch.no_grad():
+            return [
+                self._loss.rise_by_position(forwards.run(self.emulation.model, batch, self._forward), reference, batch)
+                .cpu()
+                .numpy()
+                for batch, reference in zip(self.data, self._references, strict=True)
+            ]
 
 
 def _mean_rise(

@@ -47,6 +47,10 @@ class Loss(ABC):
     def rise(self, output: Tensor, reference: Tensor, batch: Any) -> Tensor:
         """``(samples,)`` float64: the loss of ``output`` less that of the original's ``reference``."""
 
+    def rise_by_position(self, output: Tensor, reference: Tensor, batch: Any) -> Tensor:
+        """``(samples, positions)`` float64, whose means over positions are `rise`; one position where it has none."""
+        return self.rise(output, reference, batch)[:, None]
+
     @abstractmethod
     def effects(self, changes: Tensor, point: Tensor, batch: Any) -> Tensor:
         """Product form of H at the outputs ``point`` ``(samples, …)``: changes ``(V, samples, …)`` → ``(V, …)``."""
@@ -87,8 +91,11 @@ class KullbackLeibler(Loss):
 
     def rise(self, output: Tensor, reference: Tensor, batch: Any) -> Tensor:  # noqa: ARG002
         """``Σ p·(log p - log q)``, averaged over positions."""
-        log_p, log_q = reference.double().log_softmax(-1), output.double().log_softmax(-1)
-        return _per_sample_mean((log_p.exp() * (log_p - log_q)).sum(-1))
+        return _per_sample_mean(_divergence(output, reference))
+
+    def rise_by_position(self, output: Tensor, reference: Tensor, batch: Any) -> Tensor:  # noqa: ARG002
+        """The divergence at every position."""
+        return _divergence(output, reference).reshape(len(output), -1)
 
     def effects(self, changes: Tensor, point: Tensor, batch: Any) -> Tensor:  # noqa: ARG002
         """``√p·(J - p·J)`` at every position."""
@@ -220,3 +227,9 @@ def _signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> 
     """Random signs, drawn on the CPU so that every device gets the same."""
     drawn = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8)
     return drawn.to(like.device, like.dtype) * 2 - 1
+
+
+def _divergence(output: Tensor, reference: Tensor) -> Tensor:
+    """KL of the last dimension."""
+    log_p, log_q = reference.double().log_softmax(-1), output.double().log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)

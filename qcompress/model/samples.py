@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.model import forward as forwards
+from qcompress.model.steady import steady
 
 MIN_SAMPLES = 4
 """Fewer samples are not split."""
@@ -173,6 +174,7 @@ def _cut_of(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> _
     Raises:
         _UnclearError: no tensor has as many rows as the output has samples, or samples depend on each other.
     """
+    forward = steady(forward)
     with forwards.evaluating(model), torch.no_grad():
         whole = forwards.run(model, batch, forward)
         count = len(whole)

@@ -399,7 +399,7 @@ def test_compress_names_its_folder_after_the_model(folder, capsys):
 
 
 def test_compress_refines_by_true_loss(folder, capsys):
-    refining = [*COMPRESS, "--refine-rounds", "2", "--output", "run"]
+    refining = [*COMPRESS, "--refine-rounds", "2", "--no-guard", "--output", "run"]
     ran([*refining, "--json"])
     report = json.loads(capsys.readouterr().out)
     refined = report["refined"]
@@ -411,8 +411,17 @@ def test_compress_refines_by_true_loss(folder, capsys):
     assert json.loads((folder / "run/report.json").read_text())["refined"] is None
 
 
-TUNED = ["compress", *MEASURE[1:3], "--no-prune-quantize", "--ranks", "2,4", "--factor-bits", "3,4"]
-TUNED += ["--budget", "bytes=0.5", "--solver", "brute-force", "--finetune-steps", "20", "--learning-rate", "3e-3"]
+TUNED = ["compress", *MEASURE[1:3], "--no-guard", "--no-prune-quantize", "--ranks", "2,4", "--factor-bits", "3,4"]
+TUNED += [
+    "--budget",
+    "bytes=0.5",
+    "--solver",
+    "brute-force",
+    "--finetune-steps",
+    "20",
+    "--learning-rate",
+    "3e-3",
+]
 
 
 def nats(file):

@@ -231,9 +231,16 @@ def test_a_refinement_that_was_cut_goes_on_and_another_one_is_refused(measuremen
 def test_compress_with_rounds_gives_the_refined_choice_and_says_so(tmp_path: Path) -> None:
     model, data = seeded(Residual), batches()
     result = compress(
-        model, data, budget={"bytes": 0.25}, options=BITS, refine_rounds=3, time_limit=5, folder=tmp_path / "run"
+        model,
+        data,
+        budget={"bytes": 0.25},
+        options=BITS,
+        refine_rounds=3,
+        time_limit=5,
+        guard=False,
+        folder=tmp_path / "run",
     )
-    plain = compress(model, data, budget={"bytes": 0.25}, options=BITS, time_limit=5)
+    plain = compress(model, data, budget={"bytes": 0.25}, options=BITS, time_limit=5, guard=False)
     refined = result.report.refined
     assert refined is not None
     assert refined["loss_before"] == pytest.approx(plain.report.loss_measured, rel=1e-6)
@@ -244,10 +251,19 @@ def test_compress_with_rounds_gives_the_refined_choice_and_says_so(tmp_path: Pat
     assert mean_loss(model, result.model, data) == pytest.approx(refined["loss"], rel=1e-6)
     assert "measured again around the choice" in result.report.to_markdown()
     again = compress(
-        model, data, budget={"bytes": 0.25}, options=BITS, refine_rounds=3, time_limit=5, folder=tmp_path / "run"
+        model,
+        data,
+        budget={"bytes": 0.25},
+        options=BITS,
+        refine_rounds=3,
+        time_limit=5,
+        guard=False,
+        folder=tmp_path / "run",
     )
     assert again.report.refined == refined
-    without = compress(model, data, budget={"bytes": 0.25}, options=BITS, time_limit=5, folder=tmp_path / "run")
+    without = compress(
+        model, data, budget={"bytes": 0.25}, options=BITS, time_limit=5, guard=False, folder=tmp_path / "run"
+    )
     assert without.report.refined is None
     assert without.report.loss_measured == plain.report.loss_measured
 

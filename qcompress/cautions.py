@@ -1,0 +1,71 @@
+"""What a report has to say aloud: where its numbers may not hold on other data, and what would help."""
+
+import math
+from collections.abc import Iterator
+
+from qcompress.measurement import Measurement
+from qcompress.model.samples import Split
+from qcompress.proposals import has_few_inputs
+from solvers import Solution
+
+FACTOR = 2.0
+"""Predicted loss and loss on samples kept aside that differ by more than this are told."""
+
+LEAST_NATS = 1e-3
+"""Of ``kl``, differences below it are nothing to tell."""
+
+WHAT_HELPS = (
+    "more calibration samples, measuring again around the choice (refine_rounds=2, --refine-rounds 2) and costs "
+    "measured one by one (method='direct', --method direct)"
+)
+
+
+def of_split(split: Split, *, given: bool) -> Iterator[str]:
+    """Where samples could not be kept aside, or may have been seen by a measurement that was given."""
+    if given and split.num_kept:
+        yield (
+            "the measurement that was given may have seen the samples kept aside; give validation=, batches that it "
+            "has not seen"
+        )
+    if split.unit == "batches" and split.num_kept:
+        yield (
+            f"whole batches were kept aside, {split.num_kept} of {split.num_samples}, since single samples cannot be: "
+            f"{split.why_not}"
+        )
+    elif split.why_not:
+        yield (
+            f"no samples were kept aside: {split.why_not}. The choice was not checked on samples that nothing was "
+            "fitted to; give validation=, other batches of the same kind (--validation), or guard=False (--no-guard)"
+        )
+
+
+def of_prediction(loss: str, predicted: float, seen: float) -> Iterator[str]:
+    """Where the prediction did not hold on samples kept aside."""
+    least = LEAST_NATS if loss == "kl" else 0.0
+    low, high = sorted((predicted, seen))
+    if high - low > least and not (low > 0 and high <= FACTOR * low):
+        ratio = f"{high / low:.3g} times" if low > 0 else "not"
+        worse = "more" if seen > predicted else "less"
+        yield (
+            f"the loss on samples kept aside, {seen:.6g}, is {worse} than the predicted one, {predicted:.6g} "
+            f"({ratio} as much): the proof is of the prediction only. What helps: {WHAT_HELPS}"
+        )
+
+
+def of_inputs(measurement: Measurement, solution: Solution) -> Iterator[str]:
+    """Where something was fitted to fewer inputs than a layer's inputs have numbers."""
+    assert solution.choice is not None  # noqa: S101
+    few = {}
+    for index, (options, option) in enumerate(zip(measurement.transforms, solution.choice.tolist(), strict=False)):
+        part = measurement.parts[index]
+        if options[option].needs_moments(part.target) and has_few_inputs(measurement, index):
+            few[part.name] = measurement.num_inputs[part.modules[0]], len(measurement.moments[part.modules[0]])
+    if few:
+        name = min(few, key=lambda own: few[own][0] / few[own][1])
+        found, width = few[name]
+        needed = max(math.ceil(measurement.num_samples * width / found) for found, width in few.values())
+        yield (
+            f"{len(few)} of {len(measurement.parts)} parts were fitted to fewer calibration inputs than their inputs "
+            f"have numbers ({name!r}: {found:,} for {width:,}), which does not carry over to other inputs: "
+            f"{needed:,} samples like these would do (now {measurement.num_samples:,})"
+        )

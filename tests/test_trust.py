@@ -1,0 +1,166 @@
+"""`compress` keeps samples aside before anything is fitted, takes what loses least there, and says what it saw."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qcompress import Solution, apply, compress, load_compressed, mean_loss, measure, prune_quantize
+from qcompress.cautions import FACTOR, of_inputs, of_prediction
+from qcompress.errors import DataError
+from qcompress.model.samples import split_samples
+from qcompress.report import Report
+from tests.models import Residual, seeded
+
+BITS = prune_quantize(bits=(2, 3, 4), sparsity=(0,))
+QUICK: dict[str, Any] = {"budget": {"bytes": 0.35}, "options": BITS, "time_limit": 2}
+
+
+def batches(first: int = 0, count: int = 2) -> list[Tensor]:
+    generators = (torch.Generator().manual_seed(seed) for seed in range(first, first + count))
+    return [torch.randn(16, 2, 5, 5, generator=generator) for generator in generators]
+
+
+def test_nothing_is_measured_on_the_samples_kept_aside_and_the_report_is_of_them() -> None:
+    model, data = seeded(Residual), batches()
+    result = compress(model, data, **QUICK)
+    split = split_samples(model, data)
+    assert result.measurement.num_samples == 24
+    expected = measure(model, split.calibration, BITS)
+    np.testing.assert_array_equal(result.measurement.cost, expected.cost)
+    report = result.report
+    assert report.loss_validation == pytest.approx(mean_loss(model, result.model, split.kept), rel=1e-6)
+    assert report.loss_measured == pytest.approx(mean_loss(model, result.model, data), rel=1e-6)
+    losses = {own.name: own.loss_validation for own in report.candidates}
+    assert losses[report.chosen] == min(losses.values()) == pytest.approx(report.loss_validation, rel=1e-5)
+    assert {"additive", "uniform: equal shares of bytes"} <= losses.keys() | {own.name for own in report.undecided}
+    assert report.wall_s["guard"] > 0
+
+
+def test_batches_given_for_validation_leave_all_the_data_to_measure_on() -> None:
+    model, data, other = seeded(Residual), batches(), batches(10)
+    report = compress(model, data, **QUICK, validation=other).report
+    result = compress(model, data, **QUICK, validation=other)
+    assert result.measurement.num_samples == 32
+    assert report.loss_validation == pytest.approx(mean_loss(model, result.model, other), rel=1e-6)
+    with pytest.raises(DataError, match="empty"):
+        compress(model, data, **QUICK, validation=[])
+
+
+def test_without_the_guard_the_solvers_choice_is_taken() -> None:
+    model, data = seeded(Residual), batches()
+    result = compress(model, data, **QUICK, guard=False)
+    assert result.measurement.num_samples == 32
+    assert (result.report.candidates, result.report.chosen, result.report.loss_validation) == ((), None, None)
+    assert result.report.warnings == ()
+    seen = compress(model, data, **QUICK, guard=False, validation=batches(10))
+    assert seen.report.candidates == ()
+    assert seen.report.loss_validation == pytest.approx(mean_loss(model, seen.model, batches(10)), rel=1e-6)
+
+
+class Misled(nn.Module):
+    """Two layers, of which the second has an effect on one sample in sixteen only; no batch that is measured has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seldom, self.often = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.often(x) + self.seldom(x) * (x[:, :1] > 0)
+
+
+def test_a_choice_that_fails_on_other_samples_is_not_taken_and_the_report_warns() -> None:
+    model = seeded(Misled)
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(64, 8, generator=generator)
+    data[:, 0] = -data[:, 0].abs()
+    other = torch.randn(64, 8, generator=generator)
+    settings: dict[str, Any] = {"options": prune_quantize(bits=(2, 8), sparsity=(0,)), "loss": "mse", "time_limit": 2}
+    settings["budget"] = {"bytes": 0.37}  # one layer at 8 bits, the other at 2
+    guarded, bare = (compress(model, [data], validation=[other], guard=own, **settings) for own in (True, False))
+    assert guarded.report.loss_validation <= bare.report.loss_validation
+    (warning,) = bare.report.warnings
+    assert "is more than the predicted one" in warning
+    assert "refine_rounds" in warning
+    markdown = bare.report.to_markdown()
+    assert markdown.index("**WARNING:**") < markdown.index("| resource |")
+    assert bare.report.to_json()["warnings"] == (warning,)
+
+
+def test_the_report_says_of_what_the_proof_is_and_lists_what_was_tried(tmp_path: Path) -> None:
+    result = compress(seeded(Residual), batches(), **QUICK, solver="brute-force", guard=False)
+    assert "OPTIMAL by brute-force: proven optimal for the predicted loss" in result.report.to_markdown()
+    guarded = compress(seeded(Residual), batches(), **QUICK).report
+    assert f"| {guarded.chosen} |" in guarded.to_markdown()
+    assert guarded.to_markdown().count("| taken |") == 1
+    guarded.save(tmp_path / "report.json")
+    assert Report.load(tmp_path / "report.json") == guarded
+    assert json.loads(json.dumps(guarded.to_json()))["candidates"][0].keys() == {
+        "name",
+        "loss_predicted",
+        "loss_validation",
+        "usage",
+    }
+
+
+def test_data_that_cannot_be_split_is_told() -> None:
+    few = compress(seeded(Residual), [batches()[0][:3]], **QUICK).report
+    assert few.candidates == ()
+    assert few.loss_validation is None
+    assert "no samples were kept aside: 3 samples are too few" in few.warnings[0]
+    model, data = seeded(Residual), batches()
+    measurement = measure(model, data, BITS)
+    given = {name: value for name, value in QUICK.items() if name != "options"}
+    assert any(
+        "may have seen" in own for own in compress(model, data, **given, measurement=measurement).report.warnings
+    )
+
+
+def test_what_is_fitted_to_fewer_inputs_than_a_layer_has_is_told_with_the_number_that_would_do() -> None:
+    model = seeded(lambda: nn.Sequential(nn.Linear(48, 16), nn.Tanh(), nn.Linear(16, 4)))
+    options = prune_quantize(bits=(3, 4), sparsity=(0,), compensated=True)
+    result = compress(model, [torch.randn(40, 48)], budget={"bytes": 0.2}, options=options, time_limit=2, guard=False)
+    (warning,) = result.report.warnings
+    assert "1 of 2 parts were fitted to fewer calibration inputs than their inputs have numbers" in warning
+    assert "('0': 40 for 48)" in warning
+    assert "48 samples like these would do (now 40)" in warning
+    enough = compress(model, [torch.randn(48, 48)], budget={"bytes": 0.2}, options=options, guard=False, time_limit=2)
+    assert not list(of_inputs(enough.measurement, enough.solution))
+
+
+@pytest.mark.parametrize(
+    ("predicted", "seen", "told"),
+    [
+        (0.1, 0.1 * FACTOR, False),
+        (0.1, 0.11 * FACTOR, True),
+        (0.1, 0.09 / FACTOR, True),
+        (-0.02, 1.2, True),
+        (0.0, 0.0, False),
+        (1e-5, 5e-4, False),
+    ],
+)
+def test_losses_that_differ_by_more_than_the_factor_are_told(predicted: float, seen: float, told: bool) -> None:
+    assert bool(list(of_prediction("kl", predicted, seen))) == told
+
+
+def test_a_run_that_is_cut_goes_on_with_the_guards_choice_and_its_files_are_of_that_choice(tmp_path: Path) -> None:
+    model, data = seeded(Residual), batches()
+
+    def cut(_: nn.Module) -> float:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(model, data, **QUICK, folder=tmp_path, evaluate=cut)
+    written = (tmp_path / "guard.json").stat().st_mtime_ns
+    result = compress(model, data, **QUICK, folder=tmp_path)
+    assert (tmp_path / "guard.json").stat().st_mtime_ns == written
+    solution = Solution.load(tmp_path / "solution.json")
+    np.testing.assert_array_equal(solution.choice, result.solution.choice)
+    applied = apply(model, result.measurement, solution)
+    loaded = load_compressed(tmp_path / "model.safetensors", lambda: seeded(Residual, seed=5))
+    for name, tensor in applied.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
