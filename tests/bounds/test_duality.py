@@ -62,7 +62,7 @@ def test_prices_of_several_budgets_found_by_temperature_are_the_linear_program_s
     rng, problem = np.random.default_rng(1), layered_problem(200, rank=0, degree=degree, seed=4)
     use = {name: rng.integers(1, 100, problem.num_options).astype(float) for name in ("macs", "time")}
     both = problem.resources | use
-    limited = problem._replaced(resources=both, budgets=problem.budgets | {"macs": 9000.0, "time": 9000.0})
+    limited = problem.derived(resources=both, budgets=problem.budgets | {"macs": 9000.0, "time": 9000.0})
     exact = dual_bound(limited).value
     monkeypatch.setattr("solvers.bounds.dual.LINEAR_PROGRAM", 0)
     found = dual_bound(limited).value
