@@ -184,8 +184,9 @@ def prune_quantize(
         scale_dtype: ``"float16"``, ``"bfloat16"`` or ``"float32"``; by default float32 for whole rows without zero
             points, else bfloat16 for bfloat16 weights and float16 for others.
         compensated: whether what is kept makes up for what is lost, for the inputs that the calibration data gives (in
-            Linear layers and ungrouped convolutions): in the same bytes, a fraction of the loss. `measure` then keeps
-            ``(in, in)`` second moments of each such layer (for a convolution of the unfolded input).
+            Linear layers and convolutions of all kinds): in the same bytes, a fraction of the loss. `measure` then
+            keeps ``(in, in)`` second moments of each such layer (for a convolution of the unfolded input, for one in
+            groups of each group's).
 
     Raises:
         OptionsError: an empty list or a value outside its range.

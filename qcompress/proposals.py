@@ -133,4 +133,4 @@ def has_few_inputs(measurement: Measurement, part: int) -> bool:
     """Whether the moments of a part's inputs are the mean of fewer inputs than an input has numbers."""
     path = measurement.parts[part].modules[0]
     moments = measurement.moments.get(path)
-    return moments is not None and moments.ndim == 2 and measurement.num_inputs.get(path, np.inf) < len(moments)
+    return moments is not None and moments.ndim > 1 and measurement.num_inputs.get(path, np.inf) < moments.shape[-1]

@@ -7,7 +7,7 @@ input is a word, and the moments are the words' frequencies.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -37,7 +37,8 @@ def forecast_bytes(parts: Iterable[Part]) -> dict[str, int]:
     sizes = {}
     for part in parts:
         embedded = part.target.layer == "Embedding"
-        sizes[part.modules[0]] = 12 * (part.target.channels if embedded else part.target.per_channel**2)
+        numbers = part.target.channels if embedded else part.target.per_channel**2 * part.target.input_groups
+        sizes[part.modules[0]] = 12 * numbers
     return sizes
 
 
@@ -47,11 +48,12 @@ def second_moments(
     """``E[x xᵀ]`` of what goes into the layers of parts: ``(per_channel, per_channel)`` float32 on the CPU.
 
     Layers that are given the very same inputs, as those of queries, keys and values, share one matrix. Of an Embedding
-    ``(channels,)``: the diagonal. A block of a vocabulary has its frequencies from `split_vocabulary_`.
+    ``(channels,)``: the diagonal; of a grouped convolution ``(groups, per_channel, per_channel)``. A block of a
+    vocabulary has its frequencies from `split_vocabulary_`.
 
     Args:
         model: as in `measure`.
-        parts: of Linear, Embedding or ungrouped convolution layers; over layers that share a weight it is one mean.
+        parts: of Linear, Embedding or convolution layers; over layers that share a weight it is one mean.
         data: batches.
         forward: how to run one.
 
@@ -168,11 +170,11 @@ def _summed(
         last[name] = number
         for rows in input_rows(module, given):
             if name not in sums.totals:
-                size = rows.shape[1]
-                sums.totals[name] = torch.zeros(size, size, dtype=torch.float64, device=rows.device)
+                shape = (*rows.shape[:-2], rows.shape[-1], rows.shape[-1])
+                sums.totals[name] = torch.zeros(shape, dtype=torch.float64, device=rows.device)
                 sums.counts[name] = 0
-            sums.totals[name] += rows.T @ rows
-            sums.counts[name] += len(rows)
+            sums.totals[name] += rows.mT @ rows
+            sums.counts[name] += rows.shape[-2]
 
     _listen(model, wanted, data, forward, add)
     return sums
@@ -205,9 +207,15 @@ def _listen(
 def input_rows(module: nn.Module, given: Tensor) -> Iterable[Tensor]:
     """What a layer's weight rows are multiplied with, as ``(positions, per_channel)``, a chunk at a time.
 
+    Of a grouped convolution ``(groups, positions, per_channel)``. A transposed convolution is one over the input with
+    zeros between its places, by the kernel turned around.
+
     >>> [rows.tolist() for rows in input_rows(nn.Conv2d(1, 1, (1, 2)), torch.tensor([[[[1.0, 2.0, 3.0]]]]))]
     [[[1.0, 2.0], [2.0, 3.0]]]
     """
+    if isinstance(module, layers.TRANSPOSED):
+        yield from _patches(*_spread_out(module, given), module.groups, turned=True)
+        return
     if not isinstance(module, layers.CONVOLUTIONS):
         if not layers.is_plain(module):
             (product,) = products_of(module, (given,), {})
@@ -222,11 +230,43 @@ def input_rows(module: nn.Module, given: Tensor) -> Iterable[Tensor]:
     samples = wide if wide.ndim == 2 + len(kernel) else wide[None]
     steps, widths = (_each(value, len(kernel)) for value in (product.stride, product.dilation))
     padded = nn.functional.pad(samples, _padding(product.padding, kernel, widths))
+    yield from _patches(padded, kernel, steps, widths, product.groups)
+
+
+def _patches(
+    padded: Tensor,
+    kernel: tuple[int, ...],
+    steps: tuple[int, ...],
+    widths: tuple[int, ...],
+    groups: int,
+    *,
+    turned: bool = False,
+) -> Iterator[Tensor]:
+    """What a kernel sees at all its places of an input ``(samples, channels, …)``, see `input_rows`."""
+    sides = range(-len(kernel), 0)
     for chunk in torch.split(padded, max(1, CHUNK // (math.prod(kernel) * padded.shape[1:].numel()))):
         patches = chunk  # (samples, channels, places…), then with each turn a kernel's side at the end
         for dim, (size, step, width) in enumerate(zip(kernel, steps, widths, strict=True), start=2):
             patches = patches.unfold(dim, width * (size - 1) + 1, step)[..., ::width]
-        yield patches.movedim(1, 1 + len(kernel)).flatten(0, len(kernel)).flatten(1)
+        patches = patches.flip(tuple(sides)) if turned else patches
+        rows = patches.movedim(1, 1 + len(kernel)).flatten(0, len(kernel)).flatten(1)
+        yield rows if groups == 1 else rows.view(len(rows), groups, -1).movedim(1, 0)
+
+
+def _spread_out(module: Any, given: Tensor) -> tuple[Tensor, tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """The input of a transposed convolution as that of a plain one: itself, kernel, stride and dilation."""
+    kernel, widths, steps = module.kernel_size, module.dilation, module.stride
+    wide = given.to(torch.promote_types(given.dtype, torch.float32))
+    samples = wide if wide.ndim == 2 + len(kernel) else wide[None]
+    places = [(size - 1) * step + 1 for size, step in zip(samples.shape[2:], steps, strict=True)]
+    apart = samples.new_zeros(*samples.shape[:2], *places)
+    between: tuple[slice, ...] = tuple(slice(None, None, step) for step in steps)
+    apart[(slice(None), slice(None), *between)] = samples
+    margins: list[int] = []
+    for size, width, padding, more in zip(kernel, widths, module.padding, module.output_padding, strict=True):
+        margin = width * (size - 1) - padding
+        margins = [margin, margin + more, *margins]
+    return nn.functional.pad(apart, margins), kernel, (1,) * len(kernel), widths
 
 
 def _each(value: Any, count: int) -> tuple[int, ...]:

@@ -323,6 +323,7 @@ def _blocks(model: nn.Module, modules: tuple[str, ...], calls: list[Calls], gran
             window=window,
             lookups=calls[0].lookups if replaceable else 0.0,
             common_input=all(map(_has_common_input, map(model.get_submodule, modules), calls)),
+            input_groups=_input_groups(module, calls[0]) if whole and len(modules) == 1 else 1,
         )
         name = modules[0] if whole else f"{modules[0]}[{start}:{stop}]"
         parts.append(Part(name=name, modules=modules, rows=None if whole else (start, stop), target=target))
@@ -330,5 +331,16 @@ def _blocks(model: nn.Module, modules: tuple[str, ...], calls: list[Calls], gran
 
 
 def _has_common_input(module: nn.Module, calls: Calls) -> bool:
-    ungrouped = isinstance(module, (nn.Linear, *layers.CONVOLUTIONS)) and getattr(module, "groups", 1) == 1
-    return ungrouped and calls.rows > 0 and calls.common_input
+    return _has_inputs(module, calls) and getattr(module, "groups", 1) == 1
+
+
+def _input_groups(module: nn.Module, calls: Calls) -> int:
+    return int(getattr(module, "groups", 1)) if _has_inputs(module, calls) else 1
+
+
+def _has_inputs(module: nn.Module, calls: Calls) -> bool:
+    """Whether it is known what the weight's rows are multiplied with."""
+    known = isinstance(module, (nn.Linear, *layers.CONVOLUTIONS)) or (
+        isinstance(module, layers.TRANSPOSED) and layers.is_plain(module)
+    )
+    return known and calls.rows > 0 and calls.common_input

@@ -66,6 +66,7 @@ class Target:
     window: Window | None = None
     lookups: float = 0.0
     common_input: bool = False
+    input_groups: int = 1
 
     @property
     def num_weights(self) -> int:
@@ -86,7 +87,8 @@ class Weight:
         rows: ``(channels, per_channel)``, any float dtype, any strides, any device.
         target: their description.
         moments: ``(per_channel, per_channel)`` second moments ``E[x xᵀ]`` of the layer's (unfolded) input, or None; of
-            an Embedding, whose inputs are unit vectors, their diagonal: ``(channels,)`` frequencies of the words.
+            an Embedding, whose inputs are unit vectors, their diagonal: ``(channels,)`` frequencies of the words; of a
+            grouped convolution one matrix for each group, ``(input_groups, per_channel, per_channel)``.
         num_inputs: how many inputs the moments are the mean of.
         squares: ``(per_channel,)`` mean square of each input column of the layer, or None.
     """
@@ -148,6 +150,8 @@ class Weight:
         if self.moments.ndim == 1:
             return float((self.moments[:, None] * rows.square()).sum())
         narrow = rows.to(self.moments.dtype)
+        if self.moments.ndim == 3:
+            narrow = narrow.view(len(self.moments), -1, narrow.shape[1])
         return max(float((narrow @ self.moments * narrow).sum()), 0.0)
 
 

@@ -16,6 +16,7 @@ from qcompress import apply, compress, finetune, load_compressed, low_rank, meas
 from qcompress.compressed.record import record_of
 from qcompress.errors import DataError, OptionsError
 from qcompress.measuring.moments import input_rows, second_moments
+from qcompress.model.layers import from_rows, to_rows
 from qcompress.model.parts import survey
 from qcompress.options import Options
 from qcompress.transforms.base import Keep, Target, Weight
@@ -168,7 +169,7 @@ def test_without_moments_it_says_what_is_missing() -> None:
 # ---- in a model ----
 
 
-def test_layers_without_a_common_input_are_rounded_to_nearest_and_say_so() -> None:
+def test_all_convolutions_are_compensated_those_in_groups_by_the_moments_of_each() -> None:
     measurement = measure(Mixed().eval(), [torch.randn(4, 3, 6, 6)], OPTIONS)
     compensated = {
         part.name: {own.label.endswith("compensated") for own in options[1:]}
@@ -176,13 +177,14 @@ def test_layers_without_a_common_input_are_rounded_to_nearest_and_say_so() -> No
     }
     assert compensated == {
         "stem": {True},
-        "depthwise": {False},
-        "grouped": {False},
+        "depthwise": {True},
+        "grouped": {True},
         "wide": {True},
-        "up": {False},
+        "up": {True},
         "fc": {True},
     }
-    assert list(measurement.moments) == ["stem", "wide", "fc"]
+    assert list(measurement.moments) == ["stem", "depthwise", "grouped", "wide", "up", "fc"]
+    assert measurement.moments["depthwise"].shape == (8, 9, 9)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
@@ -210,6 +212,9 @@ def test_moments_of_samples_of_several_lengths_are_of_what_is_not_padding() -> N
         (lambda: nn.Conv2d(4, 6, (3, 2), stride=(1, 2), padding=(2, 1), padding_mode="circular"), (5, 4, 7, 8)),
         (lambda: nn.Conv3d(2, 6, (1, 3, 5), padding="same"), (3, 2, 4, 5, 6)),
         (lambda: nn.Conv1d(4, 6, 3), (4, 9)),  # one sample without its dimension
+        (lambda: nn.ConvTranspose1d(4, 6, 3, stride=3, padding=1, output_padding=2, dilation=2), (5, 4, 7)),
+        (lambda: nn.ConvTranspose2d(4, 6, (3, 2), stride=(1, 2), padding=(3, 0)), (5, 4, 7, 8)),
+        (lambda: nn.ConvTranspose3d(2, 6, (1, 3, 2), stride=2), (3, 2, 4, 3, 2)),
     ],
 )
 def test_input_rows_are_what_a_convolution_multiplies(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
@@ -218,8 +223,57 @@ def test_input_rows_are_what_a_convolution_multiplies(make: Callable[[], nn.Modu
     (rows,) = input_rows(conv, given)
     expected = conv(given)
     batched_output = expected if given.ndim == weight.ndim else expected[None]
-    outputs = (rows @ weight.flatten(1).T + bias).reshape(len(batched_output), -1, len(weight))
+    channels = to_rows(conv, weight)
+    outputs = (rows @ channels.T + bias).reshape(len(batched_output), -1, len(channels))
     torch.testing.assert_close(outputs.transpose(1, 2).reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: nn.Conv2d(6, 12, 3, padding=1, groups=3), (4, 6, 5, 5)),
+        (lambda: nn.Conv1d(6, 6, 2, groups=6), (4, 6, 9)),
+        (lambda: nn.ConvTranspose2d(6, 9, (2, 3), stride=2, padding=1, groups=3), (4, 6, 4, 5)),
+    ],
+)
+def test_input_rows_of_a_grouped_convolution_are_those_of_each_group(
+    make: Callable[[], nn.Module], shape: tuple[int, ...]
+) -> None:
+    conv, given = seeded(make), torch.randn(*shape)
+    (rows,) = input_rows(conv, given)
+    channels = to_rows(conv, conv.get_parameter("weight"))
+    blocks = channels.view(len(rows), -1, channels.shape[1])
+    expected = conv(given)
+    outputs = torch.cat([seen @ block.T for seen, block in zip(rows, blocks, strict=True)], 1) + conv.bias
+    found = outputs.reshape(len(given), -1, len(channels)).transpose(1, 2).reshape(expected.shape)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        lambda: nn.Conv2d(8, 16, 3, groups=2),
+        lambda: nn.ConvTranspose2d(8, 6, 2, stride=2, groups=2),
+        lambda: nn.ConvTranspose2d(8, 6, 3),
+    ],
+    ids=["depthwise", "grouped", "transposed in groups", "transposed"],
+)
+def test_grouped_and_transposed_convolutions_lose_less_of_their_output(make: Callable[[], nn.Module]) -> None:
+    conv, generator = seeded(make), torch.Generator().manual_seed(0)
+    mixed = torch.einsum("nchw,dc->ndhw", torch.randn(16, 3, 6, 6, generator=generator), torch.randn(8, 3))
+    given = torch.relu(nn.functional.avg_pool2d(mixed, 3, 1, 1) + 0.5)
+    measurement = measure(conv, [given], prune_quantize(bits=(3,), sparsity=(0,), compensated=True), loss="mse")
+    (weight,) = measurement.weights(conv)
+    transform = measurement.transforms[0][1]
+    assert transform.label.endswith("compensated")
+    found, nearest = (weight.relative_error(one.approximate(weight)) for one in (transform, transform.nearest))
+    assert found < 0.7 * nearest
+    rows, exact = transform.approximate(weight), conv(given)
+    with torch.no_grad():
+        conv.weight.copy_(from_rows(conv, rows, conv.weight.shape))
+        lost = (conv(given) - exact).square().mean() / (exact - conv.bias.view(-1, 1, 1)).square().mean()
+    assert float(lost) == pytest.approx(found, rel=1e-3)  # the moments tell the loss of the output itself
 
 
 def test_a_weight_shared_with_an_embedding_is_rounded_to_nearest() -> None:

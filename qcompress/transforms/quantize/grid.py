@@ -22,6 +22,10 @@ class Grid:
     group_size: int
     storable: Callable[[Tensor], Tensor] = lambda scales: scales
 
+    def __getitem__(self, rows: slice) -> "Grid":
+        """That of some rows."""
+        return replace(self, scales=self.scales[rows], low=self.low[rows], high=self.high[rows])
+
     def of_size(self, sizes: Tensor) -> "Grid":
         """The same of rows divided by ``sizes`` ``(channels,)``."""
         return replace(

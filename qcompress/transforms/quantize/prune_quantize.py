@@ -29,8 +29,7 @@ class PruneQuantize(Transform):
         bits: 2 to 16.
         sparsity: at least 0, less than 1; exactly ``floor(sparsity · weights)`` are pruned, of equal ones the first.
         compensated: whether the weights that are kept make up for what is lost, on the layer's calibration inputs.
-            Where a layer's rows have no common input (an Embedding, a grouped or transposed convolution, a subclass of
-            a layer) it resolves to rounding to nearest.
+            Where rows have no input in common with others, as in an Embedding, it resolves to rounding to nearest.
 
     Raises:
         OptionsError: a value outside its range.
@@ -87,8 +86,8 @@ class PruneQuantize(Transform):
         return value if self.compensated else {name: own for name, own in value.items() if name != "compensated"}
 
     def needs_moments(self, target: Target) -> bool:
-        """When compensated, where the rows have one input."""
-        return self.compensated and target.common_input
+        """When compensated, where the rows have one input, or each group of them has."""
+        return self.compensated and (target.common_input or target.input_groups > 1)
 
     def resolve(self, weight: Weight) -> "PruneQuantize | None":
         """Itself, where it saves anything; rounded to nearest where there is nothing to compensate with."""
@@ -160,20 +159,30 @@ class PruneQuantize(Transform):
         self, weight: Weight, rows: Tensor, codes: Tensor, grid: Grid, kept: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Codes and scales ``(channels, groups)`` that make up for each other."""
+        if weight.moments is None or weight.moments.ndim < 2:
+            raise OptionsError(moments_missing(self.label))
+        kept = torch.ones_like(rows, dtype=torch.bool) if kept is None else kept
+        moments = weight.moments if weight.moments.ndim == 3 else weight.moments[None]
+        found = []
+        for index, here in enumerate(torch.arange(len(rows)).chunk(len(moments))):
+            block = slice(int(here[0]), int(here[-1]) + 1)
+            found.append(
+                self._made_up_block(weight, moments[index], index, rows[block], codes[block], grid[block], kept[block])
+            )
+        return torch.cat([own for own, _ in found]), torch.cat([scales for _, scales in found])
+
+    def _made_up_block(
+        self, weight: Weight, moments: Tensor, index: int, rows: Tensor, codes: Tensor, grid: Grid, kept: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The rows that see one input, of those ``moments``."""
         from qcompress.transforms.quantize import compensation as compensate  # here: numba is slow to import
 
-        if weight.moments is None or weight.moments.ndim != 2:
-            raise OptionsError(moments_missing(self.label))
-        moments = weight.moments
-        curvature = weight.once_of_inputs("curvature", lambda: compensate.shrunk(moments, weight.num_inputs))
+        curvature = weight.once_of_inputs(("curvature", index), lambda: compensate.shrunk(moments, weight.num_inputs))
         if not bool(curvature.any()):  # it never sees anything: nothing is lost either way
             return codes, grid.scales
-        ordered = weight.once_of_inputs("ordered", lambda: compensate.in_order(curvature))
-        kept = torch.ones_like(rows, dtype=torch.bool) if kept is None else kept
+        ordered = weight.once_of_inputs(("ordered", index), lambda: compensate.in_order(curvature))
         peaks = nonzero(rows.abs().amax(dim=1))
-        sizes = torch.ldexp(
-            torch.ones_like(peaks), torch.frexp(peaks).exponent - 1
-        )  # powers of two: dividing rounds nothing
+        sizes = torch.ldexp(torch.ones_like(peaks), torch.frexp(peaks).exponent - 1)  # powers of two round nothing
         codes, scales = compensate.compensated(
             rows / sizes[:, None], codes, grid.of_size(sizes), kept, curvature, ordered
         )
