@@ -81,7 +81,9 @@ def trace(model: nn.Module, example: Any) -> Any:
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
             raise EngineError(f"PyTorch cannot export {type(model).__name__} to ONNX: {error}") from error
     assert program is not None  # noqa: S101
-    return _bare(program.model_proto)
+    proto = _bare(program.model_proto)
+    _leave_out_zero_biases(proto.graph)
+    return proto
 
 
 def _num_inputs(model: nn.Module) -> int:
@@ -102,6 +104,37 @@ def _bare(proto: Any) -> Any:
         for field in ("metadata_props", "doc_string"):
             item.ClearField(field)
     return proto
+
+
+def _leave_out_zero_biases(graph: Any) -> None:
+    """Convolutions without a bias are exported with one that is computed, which keeps batch norm from being fused."""
+    from onnx import numpy_helper
+
+    if any(item.HasField("g") for node in graph.node for item in node.attribute):
+        return  # what is read inside a branch is not seen here
+    by_output = {name: node for node in graph.node for name in node.output}
+
+    def is_zero(name: str) -> bool:
+        node = by_output.get(name)
+        if node is None:
+            return False
+        if node.op_type in ("Expand", "CastLike"):
+            return is_zero(node.input[0])
+        return node.op_type == "Constant" and node.attribute[0].name == "value" and not (
+            numpy_helper.to_array(node.attribute[0].t).any()
+        )  # fmt: skip
+
+    for node in graph.node:
+        if node.op_type in ("Conv", "ConvTranspose") and len(node.input) == 3 and is_zero(node.input[2]):
+            del node.input[2]
+    outputs = {item.name for item in graph.output}
+    while True:
+        read = outputs | {name for node in graph.node for name in node.input}
+        unread = [node for node in graph.node if not read & set(node.output)]
+        if not unread:
+            return
+        for node in unread:
+            graph.node.remove(node)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
