@@ -66,8 +66,8 @@ class Case:
 
 def resnet20(words: argparse.Namespace) -> Case:
     folder = cifar.data_folder(words)
-    inputs, labels = cifar.images(folder, "cifar10_test_jpegsource", 0, 2500)
-    seen, _ = cifar.images(folder, "cifar10_train4k_jpegsource", 0, 512)
+    inputs, labels = cifar.images(folder, "cifar10_test_jpegsource", 0, 1000)
+    seen, _ = cifar.images(folder, "cifar10_train4k_jpegsource", 0, 256)
     return Case(
         model=cifar.resnet(20, folder), calibration=cifar.batched(seen), tests=cifar.batched(inputs),
         quality=lambda outputs: cifar.accuracy(outputs, labels), timed=(inputs[:1], inputs[:32]),
