@@ -12,7 +12,7 @@ _WIDE = "parameter"  # beside Adam's own moments, so that a checkpoint has it to
 class WideAdam(torch.optim.Adam):
     """Adam that keeps a float32 copy of every half-precision parameter, and takes its steps on that.
 
-    The parameter itself is the copy rounded (arXiv 1710.03740, section 3.1). Others are trained as they are.
+    Sparse gradients are taken as dense ones. The parameter itself is the copy rounded (arXiv 1710.03740, section 3.1). Others are trained as they are.
 
     >>> weight = nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
     >>> adam = WideAdam([weight], lr=1e-3)  # half of the least step down from 1 that bfloat16 has is 2e-3
@@ -24,7 +24,7 @@ class WideAdam(torch.optim.Adam):
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
-        self._narrow = list(parameters)
+        self._narrow: list[Tensor] = list(parameters)
         wide = [torch.promote_types(own.dtype, torch.float32) for own in self._narrow]
         self._wide = [
             own if own.dtype == dtype else nn.Parameter(own.detach().to(dtype))
@@ -42,6 +42,9 @@ class WideAdam(torch.optim.Adam):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step; a closure is not taken."""
         assert closure is None  # noqa: S101
+        for narrow in self._narrow:
+            if narrow.grad is not None and narrow.grad.is_sparse:  # of an Embedding(sparse=True)
+                narrow.grad = narrow.grad.to_dense()
         for narrow, wide in self._copied():
             wide.grad = None if narrow.grad is None else narrow.grad.to(wide)
         super().step()

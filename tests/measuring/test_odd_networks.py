@@ -13,7 +13,7 @@ from qcompress.model import layers
 from tests.odd_networks import KINDS, Odd, odd_network
 
 FINE = prune_quantize(bits=(8,), sparsity=(0,))
-FEW, MANY = 30, 2000
+FEW, MANY = 40, 2000
 
 
 def differences(odd: Odd, method: str, granularity: str | int) -> tuple[np.ndarray, np.ndarray]:

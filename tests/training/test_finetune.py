@@ -281,3 +281,17 @@ def test_kept_parts_stay_kept(data):
     tuned = finetune(small, data, 10, teacher=original)
     assert isinstance(record_of(tuned).parts[1].transform, Keep)
     assert record_of(tuned).parts[1].stored == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_embeddings_with_sparse_gradients_are_trained_as_any_other(dtype):
+    tuned = []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(20, 8, sparse=sparse), nn.Flatten(), nn.Linear(40, 4)).to(dtype)
+        batches = [torch.randint(20, (32, 5), generator=torch.Generator().manual_seed(1))]
+        options = prune_quantize(bits=(2,), sparsity=(0,))
+        small = qcompress.compress(model, batches, budget={"bytes": 0.9}, options=options).model
+        tuned.append(finetune(small, batches, 5, teacher=model, patience=5))
+    for name, weight in tuned[0].state_dict().items():
+        assert torch.equal(weight, tuned[1].state_dict()[name])
