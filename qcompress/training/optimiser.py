@@ -12,7 +12,8 @@ _WIDE = "parameter"  # beside Adam's own moments, so that a checkpoint has it to
 class WideAdam(torch.optim.Adam):
     """Adam that keeps a float32 copy of every half-precision parameter, and takes its steps on that.
 
-    Sparse gradients are taken as dense ones. The parameter itself is the copy rounded (arXiv 1710.03740, section 3.1). Others are trained as they are.
+    The parameter itself is the copy rounded (arXiv 1710.03740, section 3.1). Others are trained as they are, and sparse
+    gradients taken as dense ones.
 
     >>> weight = nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
     >>> adam = WideAdam([weight], lr=1e-3)  # half of the least step down from 1 that bfloat16 has is 2e-3
