@@ -182,6 +182,7 @@ def test_a_budget_for_the_file_holds_to_the_byte_and_wastes_little(
         "options": options,
         "solver": "lagrangian",
         "granularity": 16 if share < 0.8 else "layer",
+        "guard": False,  # the predicted best, whatever it truly loses
     }
     result = compress(model, data, budget={"file_bytes": share}, folder=tmp_path, **settings)
     report, size = result.report, (tmp_path / "model.safetensors").stat().st_size
