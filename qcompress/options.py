@@ -164,6 +164,10 @@ def _from_json(value: Any) -> Offer:
         raise OptionsError(f"not the fields of a {value['kind']} transform: {fields} ({error})") from error
 
 
+SPARSITY, SPARSITY_IN_GROUPS = (0.0, 0.5, 0.75), (0.0,)
+"""Shares of the weights to prune by default; engines of grouped codes do not store which weights are pruned."""
+
+
 def prune_quantize(
     bits: Iterable[int] = (2, 3, 4, 6, 8),
     sparsity: Iterable[float] | None = None,
@@ -201,7 +205,7 @@ def prune_quantize(
     given = None if sparsity is None else _listed(sparsity, "sparsity", "(0, 0.5)")
     offers: list[Offer] = []
     for size in sizes:
-        shares = given or ([0.0, 0.5, 0.75] if size is None else [0.0])
+        shares = given or (SPARSITY if size is None else SPARSITY_IN_GROUPS)
         each = [(count, share, compensated) for share in shares for count in all_bits]
         if size is None and symmetric is True and scale_dtype in (None, "float32"):
             offers += [PruneQuantize(*values) for values in each]

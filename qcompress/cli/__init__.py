@@ -13,7 +13,24 @@ from collections.abc import Sequence
 
 import typer
 
-from qcompress.cli import compressing, exchanging, exporting, finetuning, leap, measuring, showing, solving, sweeping
+from qcompress.cli import (
+    apply,
+    compare,
+    compress,
+    convert,
+    demo,
+    engines,
+    export,
+    finetune,
+    formulate,
+    leap,
+    measure,
+    show,
+    solve,
+    solvers,
+    sweep,
+    verify,
+)
 from qcompress.cli.console import INTERRUPTED, complain
 
 EPILOG = "Errors are one line; add --debug for the traceback. Every command tells more with --help."
@@ -26,8 +43,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for family in (compressing, measuring, finetuning, solving, sweeping, exchanging, exporting, leap, showing):
-    family.register(app)
+for command in (
+    demo.demo, compress.compress, measure.measure, formulate.formulate, apply.apply, finetune.finetune,
+    solvers.solvers, solve.solve, compare.compare, sweep.sweep, convert.convert,
+    engines.engines, export.export, verify.verify, show.show,
+):  # fmt: skip
+    app.command()(command)
+leap.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

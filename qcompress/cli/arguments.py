@@ -51,6 +51,9 @@ Method = Annotated[
     ),
 ]
 Granularity = Annotated[str, typer.Option(help="'layer', or a number of output channels per block.")]
+ProblemFile = Annotated[
+    Path, typer.Argument(metavar="PROBLEM", help="A problem file, as 'qcompress formulate' writes.")
+]
 
 
 def named(reference: str, what: str) -> Any:

@@ -12,7 +12,7 @@ import typer
 
 from qcompress.cli import arguments
 from qcompress.cli.console import complain, print_json, print_lines, print_table, say
-from qcompress.cli.solving import ProblemFile, print_solution
+from qcompress.cli.printing import print_solution
 
 if TYPE_CHECKING:
     from solvers.leap.estimate import Estimate
@@ -39,7 +39,7 @@ def register(app: typer.Typer) -> None:
 
 
 def submit(
-    problem_file: ProblemFile,
+    problem_file: arguments.ProblemFile,
     solver: Annotated[
         str, typer.Option("--solver", "-s", help="leap-cqm, leap-nl, leap-bqm or qpu (--dry-run: qpu-decomposed, too).")
     ],

@@ -33,7 +33,16 @@ def offered(
         bool, typer.Option(help="Offer pruning, then quantization.", rich_help_panel=QUANTIZE)
     ] = True,
     bits: Annotated[str | None, _listed("Bits of a weight, 2 to 16. Default: 2,3,4,6,8.", QUANTIZE)] = None,
-    sparsity: Annotated[str | None, _listed("Shares of the weights to prune. Default: 0,0.5,0.75.", QUANTIZE)] = None,
+    sparsity: Annotated[
+        str | None, _listed("Shares of the weights to prune. Default: 0,0.5,0.75; 0 in groups.", QUANTIZE)
+    ] = None,
+    group_size: Annotated[
+        str | None, _listed("Weights of a row that share a scale, as 32,128. Default: whole rows.", QUANTIZE)
+    ] = None,
+    symmetric: Annotated[
+        bool | None,
+        typer.Option("--symmetric/--asymmetric", help="Codes around zero. Default: yes.", rich_help_panel=QUANTIZE),
+    ] = None,
     compensated: Annotated[
         bool | None,
         typer.Option(
@@ -100,7 +109,9 @@ def offered(
         """What is given, by the names of the library's arguments."""
         return {name: numbers(text, _flag(name)) for name, text in words.items() if text is not None}
 
-    simple = listed(bits=bits, sparsity=sparsity)
+    simple = listed(bits=bits, sparsity=sparsity, group_size=group_size)
+    if symmetric is not None:
+        simple["symmetric"] = symmetric
     if simple and not prune_quantize:
         raise typer.BadParameter(f"{_flag(next(iter(simple)))} and --no-prune-quantize do not go together.")
     rank_words: dict[str, Any] = listed(ratios=ratios, ranks=ranks, energies=energies, slices=slices)
@@ -130,7 +141,7 @@ def offered(
     except OptionsError as error:
         raise typer.BadParameter(f"{error}.") from error
     if not on_offer.offers:
-        raise typer.BadParameter("nothing is on offer: --no-prune-quantize needs --low-rank.")
+        raise typer.BadParameter("no compression options enabled: --no-prune-quantize needs --low-rank.")
     patterns = {
         name: [own.strip() for own in text.split(",")] for name, text in (("skip", skip), ("only", only)) if text
     }

@@ -18,6 +18,7 @@ from qcompress.cli import arguments, console, main
 from qcompress.cli.offering import offered
 from qcompress.compressed.file import stored_parts
 from qcompress.demo import DemoResult, DemoRow
+from qcompress.options import SPARSITY, SPARSITY_IN_GROUPS
 from solvers import Solution, StopReason, available
 from solvers.compare.runs import Comparison, Suite
 from solvers.sweep import Sweep
@@ -209,18 +210,28 @@ OFFERED = [
         ["--no-whitened", "--no-compensated", "--factor-bits", "8", "--factor-sparsity", "0,0.5"],
         prune_quantize() + low_rank() + low_rank().then(prune_quantize(bits=(8,), sparsity=(0, 0.5))),
     ),
+    (
+        ["--bits", "3,4", "--group-size", "32,64", "--asymmetric"],
+        prune_quantize(bits=(3, 4), group_size=(32, 64), symmetric=False, compensated=True),
+    ),
 ]
 
 
 @pytest.mark.parametrize(
     ("function", "name"),
-    [(prune_quantize, "bits"), (prune_quantize, "sparsity"), (low_rank, "kinds"), (low_rank, "slices")],
+    [(prune_quantize, "bits"), (low_rank, "kinds"), (low_rank, "slices")],
 )
 def test_the_help_names_the_librarys_defaults(function, name):
     default = inspect.signature(function).parameters[name].default
     text = inspect.signature(offered).parameters[name].annotation.__metadata__[0].help
     words = ",".join(own if isinstance(own, str) else f"{own:g}" for own in default)
     assert text.endswith(f"Default: {words}.")
+
+
+def test_the_help_names_the_librarys_sparsity():
+    text = inspect.signature(offered).parameters["sparsity"].annotation.__metadata__[0].help
+    shares, grouped = (",".join(f"{share:g}" for share in each) for each in (SPARSITY, SPARSITY_IN_GROUPS))
+    assert text.endswith(f"Default: {shares}; {grouped} in groups.")
 
 
 @pytest.mark.parametrize(("words", "options"), OFFERED, ids=[" ".join(words) for words, _ in OFFERED])
@@ -567,7 +578,7 @@ MISTAKES = [
         "RuntimeError: the model's own error, in two lines",
     ),
     (["measure", "zoo_for_cli:network", "zoo_for_cli:once"], FAILURE, "data is read more than once"),
-    ([*MEASURE, "--method", "guess"], FAILURE, "method must be one of fisher, direct, found 'guess'"),
+    ([*MEASURE, "--method", "guess"], FAILURE, "method must be one of fisher, direct, sampled, found 'guess'"),
     ([*MEASURE[:3], "--bits", "2,four"], USAGE, "--bits must be numbers with commas between, as 2,4,8; found 'four'"),
     ([*MEASURE[:3], "--bits", "1"], USAGE, "bits must be a whole number from 2 to 16, found 1"),
     ([*MEASURE[:3], "--ranks", "8,0"], USAGE, "a rank must be a whole number from 1, found 0"),
@@ -576,7 +587,7 @@ MISTAKES = [
     ([*MEASURE[:3], "--slices", "2"], USAGE, "--slices is for the kind sliced, as --kinds sliced --slices 2,4"),
     ([*MEASURE[:3], "--factor-sparsity", "0.5"], USAGE, "--factor-sparsity needs --factor-bits"),
     ([*MEASURE, "--no-prune-quantize"], USAGE, "--bits and --no-prune-quantize do not go together"),
-    ([*COMPRESS[:3], "--budget", "bytes=0.5", "--no-prune-quantize"], USAGE, "nothing is on offer"),
+    ([*COMPRESS[:3], "--budget", "bytes=0.5", "--no-prune-quantize"], USAGE, "no compression options enabled"),
     ([*MEASURE[:3], "--no-prune-quantize", "--low-rank", "--compensated"], USAGE, "--compensated is for bits"),
     ([*COMPRESS[:-4], "--budget", "bytes=0.01"], FAILURE, "the smallest possible use is"),
     ([*COMPRESS[:-4], "--budget", "watts=0.5"], FAILURE, "no resource is called 'watts'; measured are: bytes, macs"),

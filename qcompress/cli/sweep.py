@@ -7,17 +7,11 @@ import typer
 
 from qcompress.cli import arguments
 from qcompress.cli.console import amount, complain, number, percent, print_json, print_table, say
-from qcompress.cli.solving import ProblemFile
 from solvers.sweep import Sweep, SweepPoint
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands of this family."""
-    app.command()(sweep)
-
-
 def sweep(
-    problem_file: ProblemFile,
+    problem_file: arguments.ProblemFile,
     resource: Annotated[str, typer.Option(help="The resource whose budget is changed.")] = "bytes",
     points: Annotated[int, typer.Option(help="How many budgets, from the smallest possible use to the largest.")] = 10,
     budgets: Annotated[

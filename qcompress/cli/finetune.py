@@ -10,11 +10,6 @@ from qcompress.cli.console import number, print_json, print_table, say
 from qcompress.cli.progress import Watch, watching
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands of this family."""
-    app.command()(finetune)
-
-
 def finetune(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="package.module:callable that returns the original, the teacher.")

@@ -1,4 +1,4 @@
-"""``engines``, ``export`` and ``verify``: a compressed model as an engine's own file."""
+"""``export``: a compressed model as an engine's own file."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,49 +6,26 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qcompress.cli import arguments
-from qcompress.cli.console import FAILED, print_json, print_table, say
+from qcompress.cli.console import print_json, print_table, say
 
 if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
     from torch import nn
 
     from qcompress import Engine
 
+
 CompressedFile = Annotated[
     Path, typer.Argument(metavar="COMPRESSED", help="A compressed model, as 'compress' and 'apply' write.")
 ]
+
+
 TargetName = Annotated[str, typer.Option("--target", "-t", help="Name of an engine; 'qcompress engines' lists them.")]
+
+
 Settings = Annotated[
     list[str] | None,
     typer.Option("--setting", metavar="NAME=VALUE", help="A setting of the engine. May be given several times."),
 ]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this family."""
-    app.command()(engines)
-    app.command()(export)
-    app.command()(verify)
-
-
-def engines(as_json: arguments.AsJson = False) -> None:
-    """List the engines that models are written for: which are here, and what is missing.
-
-    Example: `qcompress engines`
-    """
-    from dataclasses import asdict
-
-    import qcompress
-
-    infos = qcompress.engines()
-    if as_json:
-        print_json([asdict(info) for info in infos])
-        return
-    rows = [
-        (info.name, "yes" if info.available else "no",
-         info.summary if info.available else f"{info.summary} [{info.why_not}]")
-        for info in infos
-    ]  # fmt: skip
-    print_table(("engine", "here", "summary"), rows)
 
 
 def export(
@@ -87,43 +64,6 @@ def export(
         print_json({"file": str(exported.path), "size_bytes": exported.size_bytes})
         return
     print_table(("", ""), [("file", f"{exported.size_bytes:,} bytes")])
-
-
-def verify(
-    model: arguments.Model,
-    compressed: CompressedFile,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What 'qcompress export' wrote of it.")],
-    data: arguments.Data,
-    target: TargetName,
-    setting: Settings = None,
-    as_json: arguments.AsJson = False,
-) -> None:
-    """Run an engine's file on samples and compare bytes, weights and outputs with the compressed model.
-
-    Ends with exit code 1 where they are not what they should be.
-
-    Example: `qcompress verify zoo:smollm small.safetensors small.gguf zoo:sentences --target llama.cpp`
-    """
-    from dataclasses import asdict
-
-    import qcompress
-
-    batches = arguments.function(data, "DATA")()
-    found = qcompress.verify(file, _loaded(model, compressed), batches, target=engine_of(target, setting))
-    if as_json:
-        print_json(asdict(found))
-    else:
-        rows = [
-            ("bytes", f"{found.size_bytes:,}"),
-            ("largest difference", f"{found.max_difference:.4g}"),
-            ("KL, nats per sample", f"{found.kl:.4g}"),
-            ("same largest output", f"{found.agreement:.2%}"),
-            ("time against dense weights", f"{found.speedup:.2f} times as fast"),
-            ("as predicted", "yes" if found.ok else f"no: {found.why_not}"),
-        ]
-        print_table(("", ""), rows)
-    if not found.ok:
-        raise typer.Exit(FAILED)
 
 
 def engine_of(target: str, settings: list[str] | None) -> "Engine":

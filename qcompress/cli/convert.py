@@ -9,11 +9,6 @@ from qcompress.cli import arguments
 from qcompress.cli.console import say
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands of this family."""
-    app.command()(convert)
-
-
 def convert(
     source: Annotated[Path, typer.Argument(metavar="PROBLEM", help="A problem file, or one that convert wrote.")],
     target: Annotated[

@@ -14,8 +14,8 @@ import solvers.sweep
 from formulations import FileFormatError, Problem
 from formulations.files import kind_of
 from qcompress.cli.console import amount, number, out, print_lines, print_table
-from qcompress.cli.solving import print_compared, print_solution
-from qcompress.cli.sweeping import print_sweep
+from qcompress.cli.printing import print_compared, print_solution
+from qcompress.cli.sweep import print_sweep
 from solvers import Solution
 from solvers.compare import Comparison, Suite
 from solvers.sweep import Sweep
@@ -26,11 +26,6 @@ if TYPE_CHECKING:
 SHOWN = ("comparison.json", "suite.json", "report.json")
 JOURNAL = "run.json"
 MODEL_SUFFIX = ".safetensors"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this family."""
-    app.command()(show)
 
 
 def show(

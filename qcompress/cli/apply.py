@@ -1,0 +1,52 @@
+"""``apply``: a solution put into the model, saved as real bytes."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qcompress.cli import arguments
+from qcompress.cli.console import print_json, print_table, say
+
+if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
+    pass
+from qcompress.cli.formulate import MeasurementFile
+
+SolutionFile = Annotated[Path, typer.Argument(metavar="SOLUTION", help="A solution file, as 'qcompress solve' writes.")]
+
+
+def apply(
+    model: arguments.Model,
+    measurement_file: MeasurementFile,
+    solution_file: SolutionFile,
+    batch_norm: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="package.module:callable of batches to re-estimate batch norms on."),
+    ] = None,
+    forward: arguments.Forward = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The model file to write.")] = Path(
+        "model.safetensors"
+    ),
+    as_json: arguments.AsJson = False,
+) -> None:
+    """Apply a solution to the model and save the compressed model as real bytes.
+
+    Load it with `qcompress.load_compressed(path, model_factory)`.
+
+    Example: `qcompress apply zoo:resnet20 measurement.npz problem.solution.json --output small.safetensors`
+    """
+    import qcompress
+
+    smaller = qcompress.apply(
+        arguments.function(model, "MODEL")(),
+        qcompress.Measurement.load(measurement_file),
+        qcompress.Solution.load(solution_file),
+        batch_norm_data=None if batch_norm is None else arguments.function(batch_norm, "--batch-norm")(),
+        forward=arguments.forward(forward),
+    )
+    saved = qcompress.save_compressed(smaller, output)
+    say(f"written: {output}")
+    if as_json:
+        print_json({"file": str(output), "payload_bytes": saved.payload_bytes, "file_bytes": saved.file_bytes})
+        return
+    print_table(("", ""), [("payload", f"{saved.payload_bytes:,} bytes"), ("file", f"{saved.file_bytes:,} bytes")])

@@ -1,0 +1,30 @@
+"""``engines``: which engines there are, and what is missing."""
+
+from typing import TYPE_CHECKING
+
+from qcompress.cli import arguments
+from qcompress.cli.console import print_json, print_table
+
+if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
+    pass
+
+
+def engines(as_json: arguments.AsJson = False) -> None:
+    """List the engines that models are written for: which are here, and what is missing.
+
+    Example: `qcompress engines`
+    """
+    from dataclasses import asdict
+
+    import qcompress
+
+    infos = qcompress.engines()
+    if as_json:
+        print_json([asdict(info) for info in infos])
+        return
+    rows = [
+        (info.name, "yes" if info.available else "no",
+         info.summary if info.available else f"{info.summary} [{info.why_not}]")
+        for info in infos
+    ]  # fmt: skip
+    print_table(("engine", "here", "summary"), rows)

@@ -1,0 +1,45 @@
+"""``formulate``: a measurement and budgets as a problem file."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qcompress.cli import arguments
+from qcompress.cli.console import amount, print_json, print_table, say
+
+if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
+    pass
+
+
+MeasurementFile = Annotated[
+    Path, typer.Argument(metavar="MEASUREMENT", help="A measurement file, as 'qcompress measure' writes.")
+]
+
+
+def formulate(
+    measurement_file: MeasurementFile,
+    budget: arguments.Budgets,
+    pairs: Annotated[bool, typer.Option(help="With the terms between different parts.")] = True,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The problem file to write.")] = Path("problem.npz"),
+    as_json: arguments.AsJson = False,
+) -> None:
+    """State the choice as a problem with budgets. Takes no model and no data, and no time.
+
+    Example: `qcompress formulate measurement.npz --budget bytes=0.15 --budget macs=0.5`
+    """
+    from qcompress import Measurement
+    from qcompress import formulate as state
+
+    limits = arguments.budgets(budget)
+    problem = state(Measurement.load(measurement_file), limits, pairs=pairs)
+    problem.require_reachable_budgets()
+    problem.save(output)
+    say(f"written: {output}")
+    smallest = problem.minimum_usage()
+    if as_json:
+        budgets = dict(problem.budgets)
+        print_json({"file": str(output), "groups": problem.num_groups, "budgets": budgets, "smallest": smallest})
+        return
+    rows = [(name, amount(limit), amount(smallest[name])) for name, limit in problem.budgets.items()]
+    print_table(("resource", ">budget", ">smallest possible"), rows)

@@ -1,0 +1,60 @@
+"""Solutions and comparisons as tables, for the commands that print them."""
+
+from qcompress.cli.console import amount, number, percent, print_lines, print_table
+from qcompress.cli.sampling import print_sampling
+from solvers import Solution
+from solvers.compare.runs import TARGET, Comparison, Suite
+
+
+def print_solution(solution: Solution, budgets: dict[str, float]) -> None:
+    """The answer in a few lines; ``budgets`` may be empty when they are not known."""
+    stopped = "" if solution.stop_reason == "COMPLETED" else f", stopped: {solution.stop_reason}"
+    rows = [
+        ("status", f"{solution.status} (by {solution.solver} in {solution.wall_s:.2f} s{stopped})"),
+        ("objective", number(solution.objective, 9)),
+        ("bound", number(solution.bound, 9)),
+        ("gap", percent(solution.gap)),
+    ]
+    for name, used in solution.usage.items():
+        limit = f" of {amount(budgets[name])}" if name in budgets else ""
+        rows.append((name, amount(used) + limit))
+    print_table(("", ""), rows)
+    print_sampling(solution)
+
+
+def print_compared(compared: Comparison | Suite) -> None:
+    """The table of a comparison, or of a suite and each of its problems."""
+    if isinstance(compared, Comparison):
+        print_comparison(compared)
+        return
+    rows = []
+    for row in compared.rows():
+        shares = [f"{share:.0%}" for share in (row.target_share, row.proven_share, row.feasible_share)]
+        rows.append((row.label, str(row.problems), *shares, percent(row.gap), f"{row.wall_s:.2f} s"))
+    columns = (f">within {TARGET:.0%} of best", ">proven", ">feasible", ">median gap", ">time")
+    print_table(("solver", ">problems", *columns), rows)
+    for name, comparison in compared.comparisons.items():
+        print_lines("", name)
+        print_comparison(comparison)
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """The table of a comparison."""
+    rows = []
+    for row in comparison.rows():
+        statuses = ", ".join(f"{status} ×{count}" for status, count in row.statuses.items())
+        reached = row.to_target
+        values = [
+            number(row.median),
+            number(row.best),
+            percent(row.gap),
+            f"{row.feasible_share:.0%}",
+            f"{row.wall_s:.2f} s",
+            "–" if reached is None or reached.seconds is None else f"{reached.seconds:.2g} s",
+        ]
+        rows.append((row.label, *values, statuses))
+    columns = (">median objective", ">best", ">gap to bound", ">feasible", ">time", f">to {TARGET:.0%}", "status")
+    print_table(("solver", *columns), rows)
+    print_lines(f"best objective {number(comparison.best)}, best bound {number(comparison.bound)}")
+    print_lines(*(f"not run: {label} ({why})" for label, why in comparison.skipped.items()))
+    print_lines(*(f"failed: {run} ({why})" for run, why in comparison.errors.items()))

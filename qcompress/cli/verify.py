@@ -1,0 +1,50 @@
+"""``verify``: an engine's file run on samples and compared with the model it was written from."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qcompress.cli import arguments
+from qcompress.cli.console import FAILED, print_json, print_table
+
+if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
+    pass
+from qcompress.cli.export import CompressedFile, Settings, TargetName, _loaded, engine_of
+
+
+def verify(
+    model: arguments.Model,
+    compressed: CompressedFile,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What 'qcompress export' wrote of it.")],
+    data: arguments.Data,
+    target: TargetName,
+    setting: Settings = None,
+    as_json: arguments.AsJson = False,
+) -> None:
+    """Run an engine's file on samples and compare bytes, weights and outputs with the compressed model.
+
+    Ends with exit code 1 where they are not what they should be.
+
+    Example: `qcompress verify zoo:smollm small.safetensors small.gguf zoo:sentences --target llama.cpp`
+    """
+    from dataclasses import asdict
+
+    import qcompress
+
+    batches = arguments.function(data, "DATA")()
+    found = qcompress.verify(file, _loaded(model, compressed), batches, target=engine_of(target, setting))
+    if as_json:
+        print_json(asdict(found))
+    else:
+        rows = [
+            ("bytes", f"{found.size_bytes:,}"),
+            ("largest difference", f"{found.max_difference:.4g}"),
+            ("KL, nats per sample", f"{found.kl:.4g}"),
+            ("same largest output", f"{found.agreement:.2%}"),
+            ("time against dense weights", f"{found.speedup:.2f} times as fast"),
+            ("as predicted", "yes" if found.ok else f"no: {found.why_not}"),
+        ]
+        print_table(("", ""), rows)
+    if not found.ok:
+        raise typer.Exit(FAILED)
