@@ -1,0 +1,40 @@
+"""Random models and choices, written and run: does an engine refuse one, or give other bytes or outputs than predicted?
+
+    python -m benchmarks.engine_fuzz onnxruntime [--runs 1000] [--start 1000]
+    python -m benchmarks.engine_fuzz compressed-tensors
+
+The models are those of the tests: every kind of layer, shapes that are multiples of nothing, bias or none, tied and
+shared weights. A failure is printed with its seed; the last line counts them.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+from tests.engines import test_compressed_tensors, test_onnxruntime
+
+RUNS = {"onnxruntime": test_onnxruntime.one_run, "compressed-tensors": test_compressed_tensors.one_run}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("engine", choices=RUNS)
+    parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--start", type=int, default=1000, help="the first seed")
+    words = parser.parse_args()
+    failed, start = [], time.perf_counter()
+    for seed in range(words.start, words.start + words.runs):
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                RUNS[words.engine](seed, Path(folder))
+            except Exception as error:  # every kind of failure is counted, and printed
+                failed.append(seed)
+                print(f"seed {seed}: {type(error).__name__}: {error}", flush=True)
+        if (seed - words.start + 1) % 50 == 0:
+            print(f"{seed - words.start + 1} runs, {time.perf_counter() - start:.0f} s", flush=True)
+    print(f"{words.runs} models in {words.engine}: {len(failed)} failed{f' (seeds {failed})' if failed else ''}")
+
+
+if __name__ == "__main__":
+    main()
