@@ -57,9 +57,13 @@ def scheme_of(transform: Transform, target: Target) -> Scheme | None:
     True
     """
     if isinstance(transform, GroupWise) and not transform.sparsity:
-        scale_type = transform.scale_type(target)
+        scale_type, size = transform.scale_type(target), transform.group_size
+        whole = size is None or size > target.per_channel  # one group, longer than the row
         return Scheme(
-            bits=transform.bits, group_size=transform.group_size, symmetric=transform.symmetric, scale_type=scale_type
+            bits=transform.bits,
+            group_size=None if whole else size,
+            symmetric=transform.symmetric,
+            scale_type=scale_type,
         )
     if type(transform) is PruneQuantize and not transform.sparsity:
         return Scheme(bits=transform.bits, group_size=None, symmetric=True, scale_type=torch.float32)

@@ -6,6 +6,8 @@ are of a size that the operator takes, else `DequantizeLinear` (with a reshape f
 fuses the rest when it loads the file.
 """
 
+import contextlib
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -71,7 +73,7 @@ def trace(model: nn.Module, example: Any) -> Any:
     pair = tuple(torch.cat([tensor, tensor]) if len(tensor) == 1 else tensor for tensor in tensors)  # 1 would be fixed
     auto = torch.export.Dim.AUTO
     shapes = tuple(dict.fromkeys(range(1 if tensor.is_floating_point() else tensor.ndim), auto) for tensor in tensors)
-    with forwards.evaluating(model), warnings.catch_warnings(), torch.no_grad():
+    with _inference(model), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of PyTorch's exporter about itself
         try:
             program = torch.onnx.export(
@@ -86,9 +88,19 @@ def trace(model: nn.Module, example: Any) -> Any:
     return proto
 
 
-def _num_inputs(model: nn.Module) -> int:
-    import inspect
+@contextlib.contextmanager
+def _inference(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside. The exporter reads flags of accelerators that `forwards.evaluating` sets the new way."""
+    training = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in training:
+            module.training = flag
 
+
+def _num_inputs(model: nn.Module) -> int:
     own = inspect.signature(model.forward).parameters.values()
     needed = [each for each in own if each.default is each.empty and each.kind is not each.VAR_KEYWORD]
     return max(len(needed), 1)

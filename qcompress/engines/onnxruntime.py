@@ -7,7 +7,7 @@ names and operators, the rest is padding in the file's ``doc_string``, so that t
 import copy
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -83,7 +83,9 @@ class OnnxRuntime(Engine):
         """From the graph of the dense ``model``."""
         tensors = {item.name: item for item in proto.graph.initializer}
 
-        def taken(part: Part, name: str, transform: Transform) -> int:
+        def taken(part: Part, name: str | None, transform: Transform) -> int:
+            if name is None:
+                return 0
             dense = int(tensors[name].ByteSize()) + 8
             if isinstance(transform, Keep):
                 return dense
@@ -102,7 +104,7 @@ class OnnxRuntime(Engine):
             tuple(taken(part, name, transform) for transform in own)
             for part, name, own in zip(parts, names, transforms, strict=True)
         )
-        rest = proto.ByteSize() - sum(tensors[name].ByteSize() + 2 for name in names)
+        rest = proto.ByteSize() - sum(tensors[name].ByteSize() + 2 for name in names if name is not None)
         return FileSizes(options=options, overhead=rest + ROOM)
 
     def write(self, model: nn.Module, path: Path, example: Any = None) -> None:
@@ -174,18 +176,11 @@ def _dense(model: nn.Module) -> nn.Module:
     return fold_(copy.deepcopy(model))
 
 
-def _initializer(model: nn.Module, path: str, tensors: Mapping[str, Any]) -> str:
-    """The name in the graph of a layer's weight, which may have several in the model.
-
-    Raises:
-        EngineError: the exporter has computed something from it.
-    """
+def _initializer(model: nn.Module, path: str, tensors: Mapping[str, Any]) -> str | None:
+    """The name in the graph of a layer's weight, which may have several in the model; None where no output needs it."""
     weight = model.get_submodule(path).weight
     names = [name for name, tensor in model.state_dict(keep_vars=True).items() if tensor is weight]
-    for name in names:
-        if f"model.{name}" in tensors:
-            return f"model.{name}"
-    raise EngineError(f"the weight of {path!r} is not in the graph that PyTorch exports: the model computes with it")
+    return next((f"model.{name}" for name in names if f"model.{name}" in tensors), None)
 
 
 def _encoding(proto: Any, name: str, module: nn.Module, transform: Transform, target: Target) -> Encoding:
@@ -203,26 +198,25 @@ def _factor_encoding(name: str, transform: Transform, target: Target) -> Encodin
 
 
 def _encodings(proto: Any, model: nn.Module, item: CompressedPart) -> list[tuple[Encoding, Any]]:
-    """What takes the places of a part's weight, or of its factors', with the numbers."""
+    """What takes the places of a part's weight, or of its factors', with the numbers; nothing for one not needed."""
     tensors = {own.name: own for own in proto.graph.initializer}
-    if not isinstance(item.transform, LowRank):
-        path = item.part.modules[0]
-        name = _initializer(model, path, tensors)
-        encoding = _encoding(proto, name, model.get_submodule(path), item.transform, item.part.target)
-        return [(encoding, integer_codes(item.transform, item.stored, item.part.target))]
-    then = item.transform.then
-    if isinstance(then, Keep):
-        return []
     found = []
-    for factor, target in item.transform.factor_targets(item.part.target).items():
-        path = f"{item.part.modules[0]}.{factor}"
-        stored: dict[str, Tensor] = {
-            key.split(".")[1]: value for key, value in item.stored.items() if key.split(".")[0] == factor
-        }
-        name = _initializer(model, path, tensors)
-        encoding = _encoding(proto, name, model.get_submodule(path), then, target)
-        found.append((encoding, integer_codes(then, stored, target)))
+    for path, transform, stored, target in _stored_weights(item):
+        if (name := _initializer(model, path, tensors)) is not None:
+            encoding = _encoding(proto, name, model.get_submodule(path), transform, target)
+            found.append((encoding, integer_codes(transform, stored, target)))
     return found
+
+
+def _stored_weights(item: CompressedPart) -> Iterator[tuple[str, Transform, dict[str, Tensor], Target]]:
+    """Layer, transform, arrays and description of a part's weight, or of its factors' where those are codes."""
+    path, transform, target = item.part.modules[0], item.transform, item.part.target
+    if not isinstance(transform, LowRank):
+        yield path, transform, item.stored, target
+    elif not isinstance(transform.then, Keep):
+        for factor, shape in transform.factor_targets(target).items():
+            own = {key.split(".")[1]: value for key, value in item.stored.items() if key.split(".")[0] == factor}
+            yield f"{path}.{factor}", transform.then, own, shape
 
 
 def _padded(proto: Any, accuracy_level: int, size: int) -> bytes:

@@ -31,7 +31,7 @@ def one_run(seed: int, folder: Path) -> None:
     assert found.max_difference == 0.0, seed
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [*range(5), 1041])  # 1041: groups longer than every row
 def test_a_random_model_runs_bit_for_bit_in_the_predicted_bytes(seed: int, tmp_path: Path) -> None:
     one_run(seed, tmp_path)
 

@@ -154,3 +154,30 @@ def test_a_model_that_pytorch_cannot_export_is_refused_and_nothing_is_left(tmp_p
     with pytest.raises(EngineError, match="PyTorch cannot export Branching to ONNX"):
         qcompress.export(Branching(), tmp_path / "x", target=EXACT, example=torch.ones(2, 4))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_transformer_encoder_is_exported_with_its_attention(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            config = BertConfig(vocab_size=40, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                                intermediate_size=64)  # fmt: skip
+            self.bert = BertModel(config, add_pooling_layer=True)
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state[:, 0]
+
+    torch.manual_seed(0)
+    model = Encoder().eval()
+    batch = {"input_ids": torch.randint(40, (3, 7)), "attention_mask": torch.ones(3, 7, dtype=torch.int64)}
+    legal = for_engine(EXACT, model, measured(model, batch, qcompress.prune_quantize(bits=(8,), group_size=16)), batch)
+    model = qcompress.apply(model, legal, solution([len(own) - 1 for own in legal.transforms]))
+    file = qcompress.export(model, tmp_path / "bert.onnx", target=EXACT, example=batch)
+    assert qcompress.verify(file.path, model, [batch], target=EXACT).ok  # also of the pooler, which nothing reads
+    path = file.path
+    longer = {"input_ids": torch.randint(40, (2, 12)), "attention_mask": torch.ones(2, 12, dtype=torch.int64)}
+    for other in (batch, longer):
+        found, expected = EXACT.run(path, [other]).outputs[0], EXACT.emulate(model, [other]).outputs[0]
+        torch.testing.assert_close(found, expected, atol=FLOAT, rtol=0)
