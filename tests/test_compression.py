@@ -368,7 +368,7 @@ class Lazy(nn.Module):
         ({"batch_norm_data": iter(batches())}, "read more than once"),
         ({"folder": "/proc/nowhere"}, "the run folder /proc/nowhere cannot be written"),
     ],
-    ids=str,
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else value,
 )
 def test_what_cannot_be_done_is_told_before_the_first_pass(wrong: dict[str, Any], error: str) -> None:
     ran: list[object] = []

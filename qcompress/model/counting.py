@@ -1,14 +1,15 @@
 """What a model does on the data, counted in one pass: its multiply-accumulates and the calls of its layers."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry
 
 from qcompress.errors import DataError
 from qcompress.model import forward as forwards
@@ -144,15 +145,22 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return parts
         output = func(*args, **kwargs)
         packet = func._overloadpacket
-        if packet in flop_registry:
+        if "_scaled_dot_product" in str(packet):
+            self.flops += attention_flops(*(value.shape for value in args[:3]))
+        elif packet in flop_registry:
             self.flops += float(flop_registry[packet](*args, **kwargs, out_val=output))
-        elif packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
-            self.flops += float(
-                sdpa_flop_count(  # type: ignore[no-untyped-call]
-                    *(value.shape for value in args[:3])
-                )
-            )
         elif packet is torch.ops.aten.mkldnn_rnn_layer:
             steps = args[0].numel() // args[0].shape[-1]
             self.flops += 2.0 * steps * (args[1].numel() + args[2].numel())
         return output
+
+
+def attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> float:
+    """Operations of attention by the shapes ``(…, positions, width)``, two a multiply-accumulate.
+
+    Queries of several heads may share keys and values: that saves memory, but no multiplication.
+
+    >>> attention_flops((1, 8, 10, 64), (1, 2, 10, 64), (1, 2, 10, 64)) == 2 * 8 * 10 * 10 * (64 + 64)
+    True
+    """
+    return 2.0 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
