@@ -52,20 +52,29 @@ def of_prediction(loss: str, predicted: float, seen: float) -> Iterator[str]:
         )
 
 
-def of_inputs(measurement: Measurement, solution: Solution) -> Iterator[str]:
-    """Where something was fitted to fewer inputs than a layer's inputs have numbers."""
+def of_inputs(measurement: Measurement, solution: Solution, fitted: Measurement | None = None) -> Iterator[str]:
+    """Where something was fitted to fewer inputs than a layer's inputs have numbers.
+
+    Args:
+        measurement: whose samples are counted.
+        solution: a choice from it.
+        fitted: the same with the moments that codes were fitted to in the end, where those are others.
+    """
     assert solution.choice is not None  # noqa: S101
+    fitted = measurement if fitted is None else fitted
     few = {}
     for index, (options, option) in enumerate(zip(measurement.transforms, solution.choice.tolist(), strict=False)):
         part = measurement.parts[index]
-        if options[option].needs_moments(part.target) and has_few_inputs(measurement, index):
-            few[part.name] = measurement.num_inputs[part.modules[0]], len(measurement.moments[part.modules[0]])
+        if options[option].needs_moments(part.target) and has_few_inputs(fitted, index):
+            few[part.name] = fitted.num_inputs[part.modules[0]], len(fitted.moments[part.modules[0]])
     if few:
         name = min(few, key=lambda own: few[own][0] / few[own][1])
         found, width = few[name]
-        needed = max(math.ceil(measurement.num_samples * width / found) for found, width in few.values())
+        path = next(part.modules[0] for part in measurement.parts if part.name == name)
+        samples = round(measurement.num_samples * found / measurement.num_inputs[path])
+        needed = max(math.ceil(samples * width / found) for found, width in few.values())
         yield (
             f"{len(few)} of {len(measurement.parts)} parts were fitted to fewer calibration inputs than their inputs "
             f"have numbers ({name!r}: {found:,} for {width:,}), which does not carry over to other inputs: "
-            f"{needed:,} samples like these would do (now {measurement.num_samples:,})"
+            f"{needed:,} samples like these would do (now {samples:,})"
         )

@@ -44,6 +44,7 @@ class Result:
     """What `compress` gives: the smaller model and every value on the way to it.
 
     Attributes:
+        measurement: costs from before anything was chosen; the moments are those that ``model`` was fitted to.
         exported: the engine's file, where one was asked for.
         verification: how it compares with ``model``.
     """
@@ -121,7 +122,9 @@ def compress(
         validation: re-iterable batches that nothing is measured on or fitted to. Without them a quarter of the samples
             of ``data`` is kept aside (see `qcompress.model.samples`; where it cannot be, the report warns).
         guard: try the solver's choice and others on the samples kept aside, and take the best of them (see
-            `qcompress.guard`). False takes the solver's choice, measured and fitted on all of ``data``.
+            `qcompress.guard`). Compensated codes and whitened factors of that choice are then fitted anew to all of
+            ``data``, unless fine-tuning follows or the measurement was given. False takes the solver's choice, measured
+            and fitted on all of ``data``.
         target: an engine (see `engines`): only what it runs is on offer, and ``{"file_bytes": …}`` is a budget for its
             own file. None is our file.
         output: where the engine's file is written; it is then run and compared with the model.
@@ -230,7 +233,8 @@ def _compressed(request: Request, run: RunFolder, output: AnyPath | None) -> Res
     better = steps.refined(request, run, measurement, problem, solution)
     best = steps.guarded(request, run, measurement, problem, solution, better)
     solution = steps.taken(problem, steps.moved(problem, solution, better), best, run)
-    chosen = steps.applied(request, run, measurement, solution)
+    fitted = steps.refitted(request, run, measurement, solution)
+    chosen = steps.applied(request, run, fitted, solution, refitted=fitted is not measurement)
     smaller = steps.finetuned(request, run, chosen)
     report = steps.reported(
         request,
@@ -243,11 +247,12 @@ def _compressed(request: Request, run: RunFolder, output: AnyPath | None) -> Res
         chosen=chosen,
         smaller=smaller,
         smallest=smallest,
+        fitted=fitted,
     )
     file, verification = targeting.exported(request, run, smaller, output)
     return Result(
         model=smaller,
-        measurement=measurement,
+        measurement=fitted,
         problem=problem,
         solution=solution,
         report=report,

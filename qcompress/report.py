@@ -37,7 +37,9 @@ class Report:
     Attributes:
         loss_predicted: the problem's objective for the choice.
         loss_validation: the true loss of the compressed model on samples that nothing was fitted to, after any
-            fine-tuning, or None where there are none.
+            fine-tuning, or None where there are none. ``refitted``, it is that of the same choice before the refit.
+        refitted: whether codes and factors were fitted anew after the choice, to all the data; no sample kept aside is
+            then left that the model has not seen.
         loss_measured: that on all the data that was given, fitted to or not, before any fine-tuning.
         loss_finetuned: that of the fine-tuned model, or None.
         bound, gap, status: the proof, as the solver gave it, of the predicted loss and nothing else; ``gap`` relative
@@ -74,6 +76,7 @@ class Report:
     refined: dict[str, Any] | None = None
     smallest: dict[str, Any] | None = None
     loss_validation: float | None = None
+    refitted: bool = False
     candidates: tuple[Candidate, ...] = ()
     undecided: tuple[Candidate, ...] = ()
     chosen: str | None = None
@@ -128,7 +131,8 @@ class Report:
             ratio = f"{before / used:.2f}×" if used else "–"
             lines.append(f"| {name} | {amount(before)} | {limit} | {amount(used)} | {ratio} |")
         tuned = "" if self.loss_finetuned is None else f", after fine-tuning {self.loss_finetuned:.6g}"
-        aside = "" if self.loss_validation is None else f"on samples kept aside {self.loss_validation:.6g}, "
+        earlier = " before codes and factors were fitted to them too" if self.refitted else ""
+        aside = "" if self.loss_validation is None else f"on samples kept aside {self.loss_validation:.6g}{earlier}, "
         lines += [
             "",
             f"- loss increase ({self.loss}): predicted {self.loss_predicted:.6g}, {aside}"
@@ -224,6 +228,7 @@ def make_report(
     *,
     loss_measured: float,
     loss_validation: float | None = None,
+    refitted: bool = False,
     loss_finetuned: float | None = None,
     refined: Refined | None = None,
     smallest: SmallestUse | None = None,
@@ -275,6 +280,7 @@ def make_report(
         refined=None if refined is None else refined.to_json(),
         smallest=None if smallest is None else smallest.to_json(),
         loss_validation=loss_validation,
+        refitted=refitted,
         candidates=() if guarded is None else guarded.candidates,
         undecided=() if guarded is None else guarded.undecided,
         chosen=None if guarded is None else guarded.best.name,

@@ -32,6 +32,7 @@ from qcompress.measuring.candidates import EncodeProgress
 from qcompress.measuring.latency import LATENCY, TimingProgress, load_times, save_times, time_options
 from qcompress.measuring.measure import MeasureProgress, measure
 from qcompress.measuring.offered import Offered
+from qcompress.measuring.refit import refit, with_fit_of
 from qcompress.measuring.true_loss import mean_loss
 from qcompress.model.calibration import Calibration
 from qcompress.model.forward import first_batch
@@ -55,6 +56,7 @@ REFINED = "refined"
 """Name of the refined choice among the guard's."""
 
 MEASUREMENT_FILE = "measurement.npz"
+REFITTED_FILE = "refitted.npz"
 MODEL_FILE = "model.safetensors"
 
 
@@ -422,7 +424,32 @@ def taken(problem: Problem, solution: Solution, best: Guarded | None, run: RunFo
     return solution
 
 
-def applied(request: Request, run: RunFolder, measurement: Measurement, solution: Solution) -> nn.Module:
+def refitted(request: Request, run: RunFolder, measurement: Measurement, solution: Solution) -> Measurement:
+    """What the choice is fitted to, over all the data: the samples kept aside have done their work with the choice.
+
+    The measurement stays as it is where none were kept aside, where it was given, where nothing chosen is fitted, and
+    before fine-tuning, whose result is then seen on samples that nothing was fitted to.
+    """
+    own = request.calibration
+    if not request.split.kept or request.measurement is not None or request.finetune_steps:
+        return measurement
+    chosen = chosen_transforms(request.copied, measurement, solution)
+    targets = [part.target for part in measurement.parts]
+    if not any(
+        item.needs_moments(target) or item.needs_squares(target) for item, target in zip(chosen, targets, strict=True)
+    ):
+        return measurement
+    return run.once(
+        "refit",
+        lambda _: refit(own.model, request.data, measurement, forward=own.forward, seed=own.seed),
+        key={**request.measured_from(), **request.identities},
+        kept=Kept(REFITTED_FILE, Measurement.save, lambda path: with_fit_of(measurement, Measurement.load(path))),
+    )
+
+
+def applied(
+    request: Request, run: RunFolder, measurement: Measurement, solution: Solution, *, refitted: bool = False
+) -> nn.Module:
     """The compressed copy of the model, before any training."""
     own, file = request.calibration, MODEL_FILE if request.finetune_steps == 0 else "chosen.safetensors"
     return run.once(
@@ -430,7 +457,7 @@ def applied(request: Request, run: RunFolder, measurement: Measurement, solution
         lambda _: apply(
             request.copied, measurement, solution, batch_norm_data=request.batch_norm_data, forward=own.forward
         ),
-        key=_applied_from(request, run, measurement, solution),
+        key=_applied_from(request, run, measurement, solution, refitted=refitted),
         kept=_kept_model(file, request.copied),
     )
 
@@ -473,8 +500,13 @@ def reported(
     chosen: nn.Module,
     smaller: nn.Module,
     smallest: SmallestUse | None,
+    fitted: Measurement,
 ) -> Report:
-    """The figures of the run, with true losses taken here, as JSON and for people in the folder."""
+    """The figures of the run, with true losses taken here, as JSON and for people in the folder.
+
+    Once ``fitted`` has seen the samples kept aside, the loss on them is the guard's, from before.
+    """
+    again = fitted is not measurement
     own, evaluate, kept = request.calibration, request.evaluate, list(request.kept)
 
     def lost(model: nn.Module, data: Iterable[Any]) -> float:
@@ -483,7 +515,10 @@ def reported(
     with run.timed("check"):
         loss_measured = lost(chosen, request.data)
         loss_finetuned = None if smaller is chosen else lost(smaller, request.data)
-        loss_validation = lost(smaller, kept) if kept else None
+        if again and best is not None:
+            loss_validation: float | None = best.won.loss_validation
+        else:
+            loss_validation = lost(smaller, kept) if kept else None
         before, after = (None, None) if evaluate is None else map(_metric, (evaluate(own.model), evaluate(smaller)))
     record = record_of(smaller)
     assert solution.objective is not None  # noqa: S101
@@ -491,13 +526,14 @@ def reported(
     if loss_validation is not None and smaller is chosen:
         warnings += cautions.of_prediction(measurement.loss, solution.objective, loss_validation)
     warnings += cautions.of_split(request.split, given=request.measurement is not None)
-    warnings += cautions.of_inputs(measurement, solution)
+    warnings += cautions.of_inputs(measurement, solution, fitted)
     report = make_report(
         measurement,
         problem,
         solution,
         loss_measured=loss_measured,
         loss_validation=loss_validation,
+        refitted=again,
         loss_finetuned=loss_finetuned,
         refined=better,
         smallest=smallest,
@@ -527,14 +563,17 @@ def _metric(value: Any) -> float:
     return as_number(value, "what evaluate(model) returns", above=-math.inf, wanted="a finite number")
 
 
-def _applied_from(request: Request, run: RunFolder, measurement: Measurement, solution: Solution) -> dict[str, Any]:
-    """What the compressed model depends on."""
+def _applied_from(
+    request: Request, run: RunFolder, measurement: Measurement, solution: Solution, *, refitted: bool
+) -> dict[str, Any]:
+    """What the compressed model depends on; refitted, on the samples kept aside as well."""
     if run.path is None:
         return {}
     batches, chosen = request.batch_norm_data, chosen_transforms(request.copied, measurement, solution)
     statistics = identify(None) if batches is None else identify_batches(batches, "batch_norm_data")
     return {
         **request.measured_from(),
+        **({KEPT: request.identities[KEPT]} if refitted else {}),
         "forward": request.identities["forward"],
         "transforms": [transform.to_json() for transform in chosen],
         "batch_norm_data": statistics,

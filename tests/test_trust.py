@@ -1,6 +1,7 @@
 """`compress` keeps samples aside before anything is fitted, takes what loses least there, and says what it saw."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qcompress import Solution, apply, compress, load_compressed, mean_loss, measure, prune_quantize
+from qcompress import (
+    Measurement,
+    Solution,
+    apply,
+    compress,
+    load_compressed,
+    low_rank,
+    mean_loss,
+    measure,
+    prune_quantize,
+)
 from qcompress.cautions import FACTOR, of_inputs, of_prediction
+from qcompress.compressed.record import record_of
 from qcompress.errors import DataError
 from qcompress.model.samples import split_samples
 from qcompress.report import Report
@@ -164,3 +176,129 @@ def test_a_run_that_is_cut_goes_on_with_the_guards_choice_and_its_files_are_of_t
     loaded = load_compressed(tmp_path / "model.safetensors", lambda: seeded(Residual, seed=5))
     for name, tensor in applied.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+COMPENSATED: dict[str, Any] = {
+    "budget": {"bytes": 0.35},
+    "options": prune_quantize(bits=(2, 3, 4), sparsity=(0,), compensated=True),
+    "time_limit": 2,
+}
+WHITENED: dict[str, Any] = {
+    "budget": {"macs": 0.6},
+    "options": low_rank(ratios=(0.25, 0.5), whitened=True),
+    "time_limit": 2,
+}
+
+
+def few_inputs() -> tuple[nn.Module, list[Tensor]]:
+    """A model whose layers see about as many samples as a sample has numbers, so that each of them counts."""
+    model = seeded(lambda: nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 12)))
+    generator = torch.Generator().manual_seed(3)
+    return model, [torch.randn(20, 12, generator=generator) * torch.linspace(0.1, 2, 12) for _ in range(2)]
+
+
+def same_weights(left: nn.Module, right: nn.Module) -> bool:
+    found = right.state_dict()
+    return all(torch.equal(tensor, found[name]) for name, tensor in left.state_dict().items())
+
+
+@pytest.mark.parametrize("settings", [COMPENSATED, WHITENED])
+def test_after_the_choice_codes_and_factors_are_fitted_to_all_the_data(settings: dict[str, Any]) -> None:
+    model, data = few_inputs()
+    result = compress(model, data, **settings)
+    assert not result.solution.details.get("nearest")
+    whole = measure(model, data, settings["options"])
+    for path, moments in whole.moments.items():
+        np.testing.assert_array_equal(result.measurement.moments[path], moments)
+    assert result.measurement.num_inputs == whole.num_inputs == {"0": 40, "2": 40}
+    assert same_weights(result.model, apply(model, result.measurement, result.solution))
+    assert same_weights(result.model, apply(model, whole, result.solution))
+
+    split = split_samples(model, data)
+    earlier = measure(model, split.calibration, settings["options"])
+    np.testing.assert_array_equal(result.measurement.cost, earlier.cost)
+    before, report = apply(model, earlier, result.solution), result.report
+    assert not same_weights(result.model, before)
+    assert report.refitted
+    assert report.loss_validation == pytest.approx(mean_loss(model, before, split.kept), rel=1e-5)
+    assert report.loss_validation != pytest.approx(mean_loss(model, result.model, split.kept), rel=1e-3)
+    assert report.loss_measured == pytest.approx(mean_loss(model, result.model, data), rel=1e-6)
+    assert report.usage == result.solution.usage
+    assert report.usage["bytes"] == record_bytes(before) == record_bytes(result.model)
+    assert "before codes and factors were fitted to them too" in report.to_markdown()
+
+
+def record_bytes(model: nn.Module) -> int:
+    record = record_of(model)
+    assert record is not None
+    return record.payload_bytes
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        QUICK,
+        {**COMPENSATED, "guard": False},
+        {**COMPENSATED, "validation": batches(10)},
+        {**COMPENSATED, "finetune_steps": 1},
+    ],
+    ids=["nothing fitted", "no guard", "validation given", "fine-tuned"],
+)
+def test_nothing_is_fitted_anew_where_no_samples_were_kept_aside_for_the_choice_alone(settings: dict[str, Any]) -> None:
+    report = compress(seeded(Residual), batches(), **settings).report
+    assert not report.refitted
+    assert "refit" not in report.wall_s
+    assert "before codes" not in report.to_markdown()
+
+
+def test_a_measurement_that_is_given_keeps_its_moments() -> None:
+    model, data = few_inputs()
+    given = measure(model, [torch.cat(data), data[0] + 1], COMPENSATED["options"])
+    settings = {name: value for name, value in COMPENSATED.items() if name != "options"}
+    result = compress(model, data, **settings, measurement=given)
+    assert result.measurement.num_inputs == given.num_inputs
+    assert not result.report.refitted
+
+
+def test_a_run_that_is_cut_while_or_after_it_is_fitted_anew_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = few_inputs()
+    whole = compress(model, data, **COMPENSATED)
+    passes: list[object] = []
+
+    def cut(*given: object, **_: object) -> float:
+        passes.append(given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("qcompress.measuring.refit.second_moments", cut)
+        with pytest.raises(KeyboardInterrupt):
+            compress(model, data, **COMPENSATED, folder=tmp_path)
+    assert not (tmp_path / "refitted.npz").exists()
+    with pytest.raises(KeyboardInterrupt):
+        compress(model, data, **COMPENSATED, folder=tmp_path, evaluate=cut)
+    assert len(passes) == 2
+    monkeypatch.setattr("qcompress.measuring.refit.second_moments", cut)
+    resumed = compress(model, data, **COMPENSATED, folder=tmp_path)
+    assert len(passes) == 2
+    assert replace(resumed.report, wall_s={}) == replace(whole.report, wall_s={})
+    saved = Measurement.load(tmp_path / "refitted.npz")
+    loaded = load_compressed(tmp_path / "model.safetensors", lambda: few_inputs()[0])
+    for smaller in (
+        resumed.model,
+        loaded,
+        apply(model, resumed.measurement, resumed.solution),
+        apply(model, saved, Solution.load(tmp_path / "solution.json")),
+    ):
+        assert same_weights(whole.model, smaller)
+
+
+def test_another_budget_in_the_same_folder_is_fitted_to_the_same_moments(tmp_path: Path) -> None:
+    model, data = few_inputs()
+    compress(model, data, **COMPENSATED, folder=tmp_path)
+    written = (tmp_path / "refitted.npz").stat().st_mtime_ns
+    tighter = {**COMPENSATED, "budget": {"bytes": 0.3}}
+    again = compress(model, data, **tighter, folder=tmp_path)
+    assert (tmp_path / "refitted.npz").stat().st_mtime_ns == written
+    assert same_weights(again.model, compress(model, data, **tighter).model)

@@ -1,0 +1,74 @@
+"""Take again what codes and factors are fitted to, over more data: the second moments and squares of layers' inputs.
+
+Costs and effects stay what they were measured as, and so does every choice made from them; the same options take the
+same bytes. Only what `qcompress.apply` fits to its moments comes out anew.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
+
+from qcompress.measurement import Measurement
+from qcompress.measuring.moments import second_moments
+from qcompress.measuring.squares import input_squares
+from qcompress.model import forward as forwards
+from qcompress.model.steady import steady
+
+
+@forwards.seeded
+def refit(
+    model: nn.Module,
+    data: Iterable[Any],
+    measurement: Measurement,
+    *,
+    forward: forwards.Forward | None = None,
+    seed: int = 0,
+) -> Measurement:
+    """The measurement with the moments and squares of ``data``, where it has any; codes at hand are let go.
+
+    Args:
+        model: the one that was measured.
+        data: re-iterable batches.
+        measurement: what `measure` gave.
+        forward: as in `measure`.
+        seed: as in `measure`.
+
+    Raises:
+        DataError: what goes into a layer is not finite, or a layer is not called.
+
+    >>> import torch
+    >>> from qcompress import measure, prune_quantize
+    >>> model, data = nn.Sequential(nn.Linear(3, 2)), [torch.eye(3), 3 * torch.eye(3)]
+    >>> measurement = measure(model, data[:1], prune_quantize(bits=(3,), sparsity=(0,), compensated=True))
+    >>> again = refit(model, data, measurement)
+    >>> [(float(own.moments["0"].trace().round()), own.num_inputs["0"]) for own in (measurement, again)]
+    [(1.0, 3), (5.0, 6)]
+    """
+    run = steady(forward, seed)
+    fitted = [part for part in measurement.parts if part.modules[0] in measurement.moments]
+    weighed = [part for part in measurement.parts if part.modules[0] in measurement.squares]
+    with forwards.evaluating(model):
+        moments, num_inputs = second_moments(model, fitted, data, run) if fitted else ({}, {})
+        squares = input_squares(model, weighed, data, run) if weighed else {}
+    shared = {id(own): own.numpy() for own in moments.values()}  # layers with the same inputs share one
+    return replace(
+        measurement,
+        moments=MappingProxyType({path: shared[id(own)] for path, own in moments.items()}),
+        num_inputs=MappingProxyType(num_inputs),
+        squares=MappingProxyType({path: values.numpy() for path, values in squares.items()}),
+        codes={},
+    )
+
+
+def with_fit_of(measurement: Measurement, other: Measurement) -> Measurement:
+    """The measurement with what `refit` took in another of the same model."""
+    return replace(
+        measurement,
+        moments=other.moments,
+        num_inputs=other.num_inputs,
+        squares=other.squares,
+        codes={},
+    )
