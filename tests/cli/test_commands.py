@@ -360,7 +360,7 @@ def test_show_reads_reports_cut_runs_and_folders_of_comparisons(folder, problem_
         raise RuntimeError
 
     with monkeypatch.context() as patched:
-        patched.setattr(sys.modules["qcompress.steps"], "solve", cut)
+        patched.setattr(sys.modules["qcompress.steps.choosing"], "solve", cut)
         assert main([*COMPRESS, "--output", "run"]) == 1
     capsys.readouterr()
     ran(["show", "run"])
@@ -471,7 +471,7 @@ def test_compress_fine_tunes_in_the_same_bytes_and_once(folder, monkeypatch, cap
     content = (folder / after).read_bytes()
     (folder / "run/report.json").unlink()
     with monkeypatch.context() as patched:
-        patched.setattr(sys.modules["qcompress.steps"], "finetune", None)  # would fail if it were called
+        patched.setattr(sys.modules["qcompress.steps.finishing"], "finetune", None)  # would fail if it were called
         ran([*TUNED, "--output", "run"])
     assert json.loads((folder / "run/report.json").read_text())["loss_finetuned"] == report["loss_finetuned"]
     assert (folder / after).read_bytes() == content

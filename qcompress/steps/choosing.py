@@ -1,0 +1,240 @@
+"""From a measurement to a choice: formulated, solved, refined by true loss, guarded by samples kept aside."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from formulations import InfeasibleBudgetError, Problem
+from qcompress.budgets import fixed_use
+from qcompress.compressed.apply import NEAREST
+from qcompress.formulation import formulate
+from qcompress.guard import Guarded, guard, kept_loss
+from qcompress.measurement import Measurement
+from qcompress.proposals import ADDITIVE, SOLVER, Proposal, proposals
+from qcompress.refinement import Refined, refine
+from qcompress.run_folder import Kept, RunFolder
+from qcompress.steps.request import NoChoiceError, Request, identity_of
+from solvers import Solution, judge, solve
+from solvers.base import relative_gap
+from solvers.composites.tied import Tied
+from solvers.run import as_solver
+from solvers.smallest_use import SmallestUse, smallest_use
+
+REFINED = "refined"
+"""Name of the refined choice among the guard's."""
+
+
+def formulated(request: Request, run: RunFolder, measurement: Measurement) -> Problem:
+    """The problem to solve.
+
+    Raises:
+        InfeasibleBudgetError: no choice is within the budgets.
+    """
+    problem = formulate(measurement, request.budget, pairs=request.pairs)
+    try:
+        problem.require_reachable_budgets()
+    except InfeasibleBudgetError as error:
+        if "bytes" in problem.budgets:
+            error.args = (f"{error}. {fixed_use(measurement)}",)
+        raise
+    if run.path is not None:
+        problem.save(run.path / "problem.npz")
+    return problem
+
+
+def minimized(request: Request, run: RunFolder, problem: Problem) -> SmallestUse | None:
+    """The smallest use of the resource that is to be small, where one is.
+
+    Raises:
+        InfeasibleBudgetError: no choice is predicted to lose so little.
+    """
+    resource, limit = request.minimize, request.loss_limit
+    if resource is None or limit is None:
+        return None
+    return run.once(
+        "minimize",
+        lambda _: smallest_use(
+            problem,
+            resource,
+            limit,
+            solver=request.solver,
+            time_limit=request.time_limit,
+            seed=request.calibration.seed,
+            on_progress=run.watched(request.callbacks.on_progress),
+        ),
+        key={"problem": problem.fingerprint(), "resource": resource, "loss": limit, **request.solved_by()},
+        kept=Kept("smallest.json", SmallestUse.save, SmallestUse.load),
+    )
+
+
+def limited(run: RunFolder, problem: Problem, smallest: SmallestUse | None) -> Problem:
+    """The problem with the smallest use as a budget."""
+    if smallest is None:
+        return problem
+    problem = problem.with_budgets(**{smallest.resource: smallest.usage})
+    if run.path is not None:
+        problem.save(run.path / "problem.npz")
+    return problem
+
+
+def solved(request: Request, run: RunFolder, problem: Problem, smallest: SmallestUse | None) -> Solution:
+    """The solver's choice, not worse than the one that has the smallest use.
+
+    Raises:
+        NoChoiceError: it found none.
+    """
+    solution = run.once(
+        "solve",
+        lambda _: solve(
+            problem,
+            request.solver,
+            time_limit=request.time_limit,
+            seed=request.calibration.seed,
+            initial=None if smallest is None else smallest.choice,
+            on_progress=run.watched(request.callbacks.on_progress),
+        ),
+        key={
+            "problem": problem.fingerprint(),
+            "initial": None if smallest is None else smallest.choice,
+            **request.solved_by(),
+        },
+        kept=Kept("solved.json", Solution.save, Solution.load),
+    )
+    if solution.choice is None:
+        error = NoChoiceError(
+            f"solver {solution.solver!r} found no choice within the budgets {dict(problem.budgets)} "
+            f"(status {solution.status}); allow more time or raise a budget"
+        )
+        error.problem = problem
+        raise error
+    return solution
+
+
+def refined(
+    request: Request, run: RunFolder, measurement: Measurement, problem: Problem, solution: Solution
+) -> Refined | None:
+    """Better choices by true loss, where rounds are asked for."""
+    if request.refine_rounds == 0:
+        return None
+    own, choice = request.calibration, solution.choice
+    assert choice is not None  # noqa: S101
+
+    def make(cache: Path | None) -> Refined:
+        better = refine(
+            request.copied,
+            own.data,
+            measurement,
+            problem,
+            choice,
+            rounds=request.refine_rounds,
+            solver=request.solver,
+            time_limit=request.time_limit,
+            seed=own.seed,
+            loss=own.loss,
+            forward=own.forward,
+            cache=cache,
+            on_progress=run.watched(request.callbacks.on_measure),
+            on_round=request.callbacks.on_round,
+        )
+        if cache is not None:
+            cache.unlink(missing_ok=True)
+        return better
+
+    key = {
+        **request.measured_from(),
+        **request.identities,
+        **request.solved_by(),
+        "problem": problem.fingerprint(),
+        "choice": choice,
+        "rounds": request.refine_rounds,
+    }
+    return run.once("refine", make, key=key, kept=Kept("refined.json", Refined.save, Refined.load))
+
+
+def moved(problem: Problem, solution: Solution, better: Refined | None) -> Solution:
+    """The solution with the refined choice; its bound is that of the first prediction, as its objective."""
+    if better is None or not better.steps:
+        return solution
+    judged = judge(problem, better.choice)
+    return replace(
+        solution,
+        choice=judged.choice,
+        objective=judged.objective,
+        usage=judged.usage,
+        gap=relative_gap(judged.objective, solution.bound),
+        status=judged.status,
+        details={**solution.details, "refined": better.to_json()},
+    )
+
+
+def guarded(
+    request: Request,
+    run: RunFolder,
+    measurement: Measurement,
+    problem: Problem,
+    solution: Solution,
+    better: Refined | None,
+) -> Guarded | None:
+    """Of this and other choices the best on the samples kept aside, where there are any."""
+    own, batches = request.calibration, request.batch_norm_data
+    if not (request.guard and any(True for _ in request.kept)):
+        return None
+    ties = () if request.engine is None else request.engine.ties(measurement.parts)
+    refined_choice = () if better is None or not better.steps else (Proposal(name=REFINED, choice=better.choice),)
+
+    def make(_: Path | None) -> Guarded:
+        others = proposals(
+            measurement,
+            problem,
+            solution,
+            pairs=request.pairs,
+            solver=Tied(as_solver(SOLVER), tied=ties) if ties else SOLVER,
+            time_limit=request.time_limit,
+            seed=own.seed,
+        )
+        seen = kept_loss(
+            request.copied, measurement, request.kept, loss=own.loss, forward=own.forward, batch_norm_data=batches
+        )
+        base = REFINED if refined_choice else ADDITIVE
+        within = [own for own in (*refined_choice, *others) if _may_be_taken(own, problem, request.loss_limit, ties)]
+        return guard(measurement, problem, within, seen, base=base)
+
+    statistics = {} if run.path is None else {"batch_norm_data": identity_of(batches, "batch_norm_data")}
+    key = {
+        **request.measured_from(),
+        **request.identities,
+        **request.solved_by(),
+        **statistics,
+        "problem": problem.fingerprint(),
+        "choice": solution.choice,
+        "refined": () if better is None else better.choice,
+        "pairs": request.pairs,
+    }
+    return run.once("guard", make, key=key, kept=Kept("guard.json", Guarded.save, Guarded.load))
+
+
+def _may_be_taken(
+    proposal: Proposal, problem: Problem, loss_limit: float | None, ties: Sequence[Sequence[str]]
+) -> bool:
+    """Whether a choice keeps to what an engine ties, and to a limit of the predicted loss where there is one."""
+    options = dict(zip(problem.groups, proposal.choice.tolist(), strict=True))
+    tied = all(len({options[name] for name in names}) == 1 for names in ties)
+    return tied and (loss_limit is None or problem.evaluate(proposal.choice).objective <= loss_limit)
+
+
+def taken(problem: Problem, solution: Solution, best: Guarded | None, run: RunFolder) -> Solution:
+    """The solution with the guard's choice; its bound is that of the solver's problem."""
+    if best is not None and (best.best.nearest or (best.best.choice != solution.choice).any()):
+        judged = judge(problem, best.best.choice)
+        solution = replace(
+            solution,
+            choice=judged.choice,
+            objective=judged.objective,
+            usage=judged.usage,
+            gap=relative_gap(judged.objective, solution.bound),
+            status=judged.status,
+            details={**solution.details, "guard": best.best.name, NEAREST: list(best.best.nearest)},
+        )
+    if run.path is not None:
+        solution.save(run.path / "solution.json")
+    return solution

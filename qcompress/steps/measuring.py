@@ -1,0 +1,118 @@
+"""From a request to a measurement: the copy, the samples kept aside, what every option does, and the refit after the
+choice.
+"""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from qcompress.budgets import FILE_BYTES, with_resources
+from qcompress.compressed.apply import chosen_transforms
+from qcompress.compressed.copying import own_copy
+from qcompress.compressed.file_bytes import with_file_bytes
+from qcompress.identity import Identity, identify_batches
+from qcompress.measurement import Measurement
+from qcompress.measuring.latency import LATENCY, load_times, save_times, time_options
+from qcompress.measuring.measure import measure
+from qcompress.measuring.refit import refit, with_fit_of
+from qcompress.model.calibration import Calibration
+from qcompress.model.forward import first_batch
+from qcompress.model.samples import split_samples
+from qcompress.run_folder import Kept, RunFolder
+from qcompress.steps.request import KEPT, MEASUREMENT_FILE, REFITTED_FILE, Request
+from solvers import Solution
+
+
+def copied(own: Calibration) -> nn.Module:
+    """A copy of the model that shares nothing with it and runs on its own weights.
+
+    Raises:
+        ModelError: there can be none; says why (see `qcompress.compressed.copying`).
+    """
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(own.seed)
+        return own_copy(own.model, own.first_batch(), own.forward)
+
+
+def kept_aside(request: Request, run: RunFolder) -> Request:
+    """The request with the samples that nothing is fitted to, where none were given and the guard needs them."""
+    own, split, kept = request.calibration, request.split, request.kept
+    if request.guard and kept == ():
+        split = split_samples(request.copied, request.data, own.forward)
+        kept = split.kept
+    own = replace(own, data=split.calibration)
+    identities: dict[str, Identity] = {}
+    if run.path is not None:
+        identities = {**own.identities(), KEPT: identify_batches(kept, KEPT)}
+    return replace(request, calibration=own, split=split, kept=kept, identities=identities)
+
+
+def measured(request: Request, run: RunFolder) -> Measurement:
+    """What every option does, with its time where a budget is for that."""
+    own, tell = request.calibration, run.watched(request.callbacks.on_measure)
+
+    def make(cache: Path | None) -> Measurement:
+        return measure(
+            own.model,
+            own.data,
+            request.offered.by_pattern,
+            skip=request.offered.skip,
+            only=request.offered.only,
+            method=request.method,
+            loss=own.loss,
+            forward=own.forward,
+            granularity=request.granularity,
+            seed=own.seed,
+            cache=cache,
+            on_progress=tell,
+            on_encode=run.watched(request.callbacks.on_encode),
+        )
+
+    kept = Kept(MEASUREMENT_FILE, Measurement.save, Measurement.load)
+    given = request.measurement
+    measurement = run.once(
+        "measure", make if given is None else lambda _: given, key=request.measured_from(), kept=kept
+    )
+    measurement = with_resources(measurement, request.budget)
+    if FILE_BYTES in request.budget and request.engine is None:
+        measurement = with_file_bytes(request.copied, measurement, more=request.room_bytes)
+    if LATENCY not in request.budget or LATENCY in measurement.resources:
+        return measurement
+    return run.once(
+        "time",
+        lambda _: time_options(
+            own.model,
+            measurement,
+            first_batch(request.data),
+            forward=own.forward,
+            on_progress=run.watched(request.callbacks.on_timing),
+        ),
+        key={**request.measured_from(), **request.identities},
+        kept=Kept("latency.npz", save_times, partial(load_times, measurement)),
+    )
+
+
+def refitted(request: Request, run: RunFolder, measurement: Measurement, solution: Solution) -> Measurement:
+    """What the choice is fitted to, over all the data: the samples kept aside have done their work with the choice.
+
+    The measurement stays as it is where none were kept aside, where it was given, where nothing chosen is fitted, and
+    before fine-tuning, whose result is then seen on samples that nothing was fitted to.
+    """
+    own = request.calibration
+    if not request.split.kept or request.measurement is not None or request.finetune_steps:
+        return measurement
+    chosen = chosen_transforms(request.copied, measurement, solution)
+    targets = [part.target for part in measurement.parts]
+    if not any(
+        item.needs_moments(target) or item.needs_squares(target) for item, target in zip(chosen, targets, strict=True)
+    ):
+        return measurement
+    return run.once(
+        "refit",
+        lambda _: refit(own.model, request.data, measurement, forward=own.forward, seed=own.seed),
+        key={**request.measured_from(), **request.identities},
+        kept=Kept(REFITTED_FILE, Measurement.save, lambda path: with_fit_of(measurement, Measurement.load(path))),
+    )
