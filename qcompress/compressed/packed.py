@@ -32,6 +32,7 @@ class Packed:
     """What a layer has in common with others whose weight is packed; its class is also that of the layer."""
 
     _rows: PackedRows
+    _reader: nn.Module  # the layer that reads the weight as these rows: itself, or an unlike one that shares the weight
     _shape: torch.Size
     _device: torch.device
 
@@ -39,7 +40,7 @@ class Packed:
     def weight(self) -> Tensor:
         """The dense weight, decoded anew every time."""
         whole = self._decoded(0, self._rows.channels)
-        return layers.from_rows(self, whole, self._shape)  # type: ignore[arg-type]
+        return layers.from_rows(self._reader, whole, self._shape)
 
     def _decoded(self, start: int, stop: int) -> Tensor:
         return self._rows.block(start, stop).to(self._device)
@@ -123,7 +124,7 @@ def pack_(model: Model) -> Model:
         else:
             rows = _rows_of(first, items)
             for path in modules:
-                _pack(model.get_submodule(path), rows)
+                _pack(model.get_submodule(path), rows, first)
     return model
 
 
@@ -151,12 +152,13 @@ def _pack_factors(module: Factored, item: CompressedPart) -> None:
     for name, target in item.transform.factor_targets(item.part.target).items():
         start = f"{name}."
         stored = {key.removeprefix(start): own for key, own in item.stored.items() if key.startswith(start)}
-        _pack(module.get_submodule(name), packed_rows([(item.transform.then, stored, target)]))
+        factor = module.get_submodule(name)
+        _pack(factor, packed_rows([(item.transform.then, stored, target)]), factor)
 
 
-def _pack(module: nn.Module, rows: PackedRows) -> None:
+def _pack(module: nn.Module, rows: PackedRows, reader: nn.Module) -> None:
     weight = layers.weight_of(module)
     del module._parameters["weight"]
     kind: type[nn.Module] = type(module)
     module.__class__ = _packed_class(kind)  # type: ignore[arg-type]
-    vars(module).update(_rows=rows, _shape=weight.shape, _device=weight.device)
+    vars(module).update(_rows=rows, _reader=reader, _shape=weight.shape, _device=weight.device)

@@ -73,7 +73,7 @@ class Fisher:
             for part in layer.parts:
                 if reason := (tried or {}).get(candidates.parts[part].name):
                     self.reasons[index] = reason
-            if len(layer.parts) > 1 and not _same_rows([model.get_submodule(path) for path in layer.modules]):
+            if len(layer.parts) > 1 and not layers.same_rows(map(model.get_submodule, layer.modules)):
                 self.reasons[index] = "blocks of a weight that unlike layers share"
 
     @property
@@ -347,9 +347,3 @@ def _filled(gradient: Tensor | None, like: Tensor) -> Tensor:
 
 def _by_sample(values: Tensor) -> Tensor:
     return values.reshape(len(values), -1)
-
-
-def _same_rows(modules: list[nn.Module]) -> bool:
-    """Whether a block of rows is the same block of the weight in all these layers."""
-    kinds = {(isinstance(own, layers.TRANSPOSED), getattr(own, "groups", 1)) for own in modules}
-    return len(kinds) == 1 or not any(transposed for transposed, _ in kinds)

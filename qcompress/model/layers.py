@@ -4,6 +4,8 @@ A layer is supported when its output is linear in one plain ``weight`` parameter
 type of layer is in this module; the rest of the package sees rows ``(channels, weights per channel)``.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -65,6 +67,15 @@ def from_rows(module: nn.Module, rows: Tensor, shape: torch.Size) -> Tensor:
         grouped = rows.reshape(module.groups, outputs, inputs // module.groups, *kernel)
         return grouped.transpose(1, 2).reshape(shape)
     return rows.reshape(shape)
+
+
+def same_rows(modules: Iterable[nn.Module]) -> bool:
+    """Whether all read a weight that they share as the same rows; transposed convolutions read it otherwise.
+
+    >>> same_rows([nn.Linear(4, 4), nn.Embedding(4, 4)]), same_rows([nn.Conv1d(4, 4, 3), nn.ConvTranspose1d(4, 4, 3)])
+    (True, False)
+    """
+    return len({module.groups if isinstance(module, TRANSPOSED) else 0 for module in modules}) <= 1
 
 
 def num_channels(module: nn.Module) -> int:

@@ -291,7 +291,8 @@ def _weight_owners(model: nn.Module) -> dict[int, tuple[str, ...]]:
 
 
 def _blocks(model: nn.Module, modules: tuple[str, ...], calls: list[Calls], granularity: str | int) -> list[Part]:
-    module = model.get_submodule(modules[0])
+    sharing = [model.get_submodule(path) for path in modules]
+    module = sharing[0]
     channels, per_channel = layers.to_rows(module, layers.weight_of(module).detach()).shape
     macs = sum(own.macs for own in calls)
     step = channels if granularity == "layer" else int(granularity)
@@ -322,7 +323,7 @@ def _blocks(model: nn.Module, modules: tuple[str, ...], calls: list[Calls], gran
             replaceable=replaceable,
             window=window,
             lookups=calls[0].lookups if replaceable else 0.0,
-            common_input=all(map(_has_common_input, map(model.get_submodule, modules), calls)),
+            common_input=layers.same_rows(sharing) and all(map(_has_common_input, sharing, calls)),
             input_groups=_input_groups(module, calls[0]) if whole and len(modules) == 1 else 1,
         )
         name = modules[0] if whole else f"{modules[0]}[{start}:{stop}]"

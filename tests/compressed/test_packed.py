@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from qcompress import pack_
+from qcompress import compress, pack_
 from qcompress.compressed import packed as packing
 from qcompress.compressed.apply import apply
 from qcompress.compressed.file import load_compressed, save_compressed
@@ -266,6 +266,46 @@ def test_a_file_is_loaded_packed(tmp_path: Path) -> None:
         save_compressed(packed, tmp_path / "again")
     with pytest.raises(KeyError, match="'weight' already exists"):
         packed[1].weight = nn.Parameter(torch.zeros(16, 16))
+
+
+class Mirrored(nn.Module):
+    """A convolution and transposed ones that read its weight as other rows, in either order."""
+
+    def __init__(self, transposed_first: bool, groups: int, channels: int) -> None:
+        super().__init__()
+        down = nn.Conv2d(4, 4 if groups > 1 else channels, 3, padding=1)
+        up = nn.ConvTranspose2d(down.out_channels, 4, 3, padding=1)
+        other = nn.ConvTranspose2d(down.out_channels, 4 * groups, 3, padding=1, groups=groups)
+        up.weight = other.weight = down.weight
+        if transposed_first:
+            self.up, self.other, self.down = up, other, down
+        else:
+            self.down, self.other, self.up = down, other, up
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = torch.relu(self.down(x))
+        return (self.up(inner) + self.other(inner)[:, :4]).flatten(1)
+
+
+@pytest.mark.parametrize("transposed_first", [False, True])
+@pytest.mark.parametrize(("groups", "channels"), [(1, 6), (1, 4), (2, 4)])
+def test_a_weight_that_unlike_layers_share_is_compressed_and_packed(
+    transposed_first: bool, groups: int, channels: int, tmp_path: Path
+) -> None:
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return Mirrored(transposed_first, groups, channels)
+
+    batch = torch.randn(8, 4, 5, 5, generator=torch.Generator().manual_seed(1))
+    options = prune_quantize(bits=(4, 8), compensated=True)
+    smaller = compress(make(), [batch], budget={"bytes": 0.4}, options=options, loss="mse", solver="greedy").model
+    expected = smaller(batch)
+    path = save_compressed(smaller, tmp_path / "model").path
+    assert torch.equal(load_compressed(path, make)(batch), expected)
+    packed = load_compressed(path, make, packed=True)
+    assert isinstance(packed.down, Packed)
+    assert torch.equal(packed(batch), expected)
+    assert torch.equal(copy.deepcopy(packed)(batch), expected)
 
 
 def test_what_is_not_compressed_or_was_changed_is_refused() -> None:
