@@ -85,7 +85,9 @@ def wide_rows() -> list[dict[str, object]]:
     """The same rank in all layers of a network with random weights, for every rank."""
     model, batch = Wide().eval(), torch.randn(WIDE_BATCH, WIDE)
     measurement = timed(
-        model, qcompress.measure(model, [batch], qcompress.low_rank(ranks=WIDE_RANKS), loss="mse"), batch
+        model,
+        qcompress.measure(model, [batch], qcompress.low_rank(ranks=WIDE_RANKS, whitened=False), loss="mse"),
+        batch,
     )
     problem = qcompress.formulate(measurement, {"macs": 1.0})
     choices = {label: np.array([*[option] * WIDE_LAYERS, 0]) for option, label in enumerate(problem.options[0])}

@@ -39,7 +39,9 @@ def main() -> None:
     training = cifar.batched(cifar.images(folder, "cifar10_train4k_jpegsource")[0])
     inputs, labels = cifar.images(folder, "cifar10_test_jpegsource", 0, arguments.test)
     reference = cifar.logits(model, inputs)
-    measurement = qcompress.measure(model, training[:4], qcompress.low_rank(ratios=RATIOS, kinds=("channels",)))
+    measurement = qcompress.measure(
+        model, training[:4], qcompress.low_rank(ratios=RATIOS, kinds=("channels",), whitened=False)
+    )
     problem = qcompress.formulate(measurement, {"macs": arguments.share})
     true_loss = qcompress.TrueLoss(model, measurement, training[:2])
     choice = beam_search(problem, true_loss, max_measurements=150).choice

@@ -40,8 +40,8 @@ class Options:
     """What is on offer for every weight; "keep as it is" is always among it and not listed.
 
     >>> prune_quantize(bits=(4, 8), sparsity=(0,)) + low_rank(ratios=(0.25,))
-    Options(4 bits; 8 bits; rank for 25 % of the weights; spatial rank for 25 % of the weights)
-    >>> low_rank(ranks=(8,)).then(prune_quantize(bits=(4,), sparsity=(0,)))
+    Options(4 bits; 8 bits; rank for 25 % of the weights, whitened; spatial rank for 25 % of the weights, whitened)
+    >>> low_rank(ranks=(8,), whitened=False).then(prune_quantize(bits=(4,), sparsity=(0,)))
     Options(rank 8, 4 bits; spatial rank 8, 4 bits)
     """
 
@@ -223,7 +223,7 @@ def low_rank(
     energies: Iterable[float] | None = None,
     kinds: Iterable[str] = ("channels", "spatial"),
     slices: Iterable[int] = (2, 4),
-    whitened: bool = False,
+    whitened: bool = True,
 ) -> Options:
     """Low-rank factors in the place of Linear and ungrouped Conv2d layers: every kind at every rank.
 
@@ -237,7 +237,7 @@ def low_rank(
             ``"tucker"``: 1×1, kernel, 1×1; ``"sliced"``: a rank for each slice of the input channels. A Linear layer
             takes "channels" and "sliced" only.
         slices: how many, for ``"sliced"``.
-        whitened: closest for the inputs that the calibration data gives instead of for all alike. `measure` then
+        whitened: closest for the inputs that the calibration data gives; False for all inputs alike. `measure`
             keeps ``(in, in)`` second moments of each such layer (for a convolution of the unfolded input).
 
     Ranks that save neither bytes nor macs in a layer are not offered there. ``low_rank(…).then(prune_quantize(…))``
@@ -247,9 +247,9 @@ def low_rank(
         OptionsError: an empty list or a value outside its range.
 
     >>> low_rank(ratios=(0.25, 0.5), kinds=("channels",))
-    Options(rank for 25 % of the weights; rank for 50 % of the weights)
-    >>> low_rank(energies=(0.9,), kinds=("spatial", "sliced"), slices=(2,), whitened=True)
-    Options(spatial rank for 90 % of the energy, whitened; 2 slices rank for 90 % of the energy, whitened)
+    Options(rank for 25 % of the weights, whitened; rank for 50 % of the weights, whitened)
+    >>> low_rank(energies=(0.9,), kinds=("spatial", "sliced"), slices=(2,), whitened=False)
+    Options(spatial rank for 90 % of the energy; 2 slices rank for 90 % of the energy)
     """
     if ratios is None and ranks is None and energies is None:
         ratios = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75)

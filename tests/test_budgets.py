@@ -172,7 +172,9 @@ def test_a_budget_below_the_smallest_possible_says_what_is_fixed_and_why() -> No
 
 
 @pytest.mark.parametrize("share", [0.999, 0.8, 0.6, 0.5])
-@pytest.mark.parametrize("options", [prune_quantize(bits=(2, 4, 8)), low_rank() + prune_quantize(bits=(4,))], ids=str)
+@pytest.mark.parametrize(
+    "options", [prune_quantize(bits=(2, 4, 8)), low_rank(whitened=False) + prune_quantize(bits=(4,))], ids=str
+)
 def test_a_budget_for_the_file_holds_to_the_byte_and_wastes_little(
     tmp_path: Path, share: float, options: Options
 ) -> None:

@@ -41,7 +41,7 @@ from solvers import Search, Solver, SolverError
 from solvers.heuristic.greedy import Greedy
 from tests.models import Residual, TiedLanguageModel, seeded
 
-OPTIONS = prune_quantize(bits=(2, 4, 8), sparsity=(0, 0.5)) + low_rank(ratios=(0.5,))
+OPTIONS = prune_quantize(bits=(2, 4, 8), sparsity=(0, 0.5)) + low_rank(ratios=(0.5,), whitened=False)
 
 
 def batches(count: int = 2) -> list[Tensor]:

@@ -14,7 +14,7 @@ from qcompress import low_rank, prune_quantize
 from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 from solvers import Solution
 
-RANKS = low_rank(ratios=(0.25, 0.5), kinds=("channels",))
+RANKS = low_rank(ratios=(0.25, 0.5), kinds=("channels",), whitened=False)
 OFFERED = (
     prune_quantize(bits=(3, 4, 8), sparsity=(0,))
     + prune_quantize(bits=(4,), sparsity=(0.5,))

@@ -26,7 +26,7 @@ def test_all_combinations_are_offered_once() -> None:
 
 
 def test_sums_keep_the_order_and_drop_what_is_double() -> None:
-    options = prune_quantize(bits=(4,), sparsity=(0,)) + low_rank(ratios=(0.5,), kinds=("channels",))
+    options = prune_quantize(bits=(4,), sparsity=(0,)) + low_rank(ratios=(0.5,), kinds=("channels",), whitened=False)
     assert (options + options) == options
     assert [transform.label for transform in options.offers] == ["4 bits", "rank for 50 % of the weights"]
     with pytest.raises(TypeError):
@@ -34,13 +34,13 @@ def test_sums_keep_the_order_and_drop_what_is_double() -> None:
 
 
 def test_labels_are_distinct() -> None:
-    options = prune_quantize(sparsity=(0, 0.001, 0.5)) + low_rank(ratios=(1 / 3, 0.333, 0.34))
+    options = prune_quantize(sparsity=(0, 0.001, 0.5)) + low_rank(ratios=(1 / 3, 0.333, 0.34), whitened=False)
     labels = [transform.label for transform in options.offers]
     assert len(set(labels)) == len(labels) == 15 + 2 * 3
 
 
 def test_options_come_back_from_json() -> None:
-    options = prune_quantize() + low_rank()
+    options = prune_quantize() + low_rank(whitened=False)
     assert Options.from_json(json.loads(json.dumps(options.to_json()))) == options
     assert transform_from_json(Keep().to_json()) == Keep()
 
@@ -64,6 +64,10 @@ def test_json_that_is_no_list_is_refused() -> None:
         Options.from_json({})
 
 
+def test_factors_are_whitened_unless_told_otherwise() -> None:
+    assert low_rank() == low_rank(whitened=True) != low_rank(whitened=False)
+
+
 @pytest.mark.parametrize("make", [lambda: prune_quantize(bits=()), lambda: low_rank(ratios=[])])
 def test_empty_lists_are_refused(make: object) -> None:
     with pytest.raises(OptionsError, match=r"is empty: give at least one"):
@@ -84,7 +88,9 @@ def test_what_is_no_transform_is_refused() -> None:
 def test_keep_comes_first_and_what_does_not_fit_is_left_out() -> None:
     target, rows = weight(3, 2)
     assert prune_quantize().for_target(target, rows)[0] == Keep()
-    assert (prune_quantize(bits=(16,), sparsity=(0,)) + low_rank(ratios=(0.1,))).for_target(target, rows) == (Keep(),)
+    assert (prune_quantize(bits=(16,), sparsity=(0,)) + low_rank(ratios=(0.1,), whitened=False)).for_target(
+        target, rows
+    ) == (Keep(),)
 
 
 def test_only_options_that_no_other_one_beats_are_left() -> None:
@@ -111,7 +117,7 @@ def test_of_equal_options_one_is_left() -> None:
     target, rows = weight(8, 8)
     assert len(prune_quantize(sparsity=(0,)).for_target(target, torch.zeros_like(rows))) == 2
     ratios = (0.5, 0.501, 0.502)  # all of rank 2
-    assert low_rank(ratios).for_target(target, rows) == (Keep(), LowRank(ranks=2))
+    assert low_rank(ratios, whitened=False).for_target(target, rows) == (Keep(), LowRank(ranks=2))
 
 
 def test_a_half_precision_weight_is_offered_less() -> None:

@@ -132,7 +132,7 @@ def offered(
         if prune_quantize:
             on_offer += qcompress.prune_quantize(**simple, compensated=made_up)
         if low_rank or rank_words or coded:
-            factors = qcompress.low_rank(**{"whitened": True, **rank_words})
+            factors = qcompress.low_rank(**rank_words)
             on_offer += factors
             if coded:
                 bits_of, sparsity_of = coded["factor_bits"], coded.get("factor_sparsity", (0,))

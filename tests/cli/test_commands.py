@@ -193,11 +193,11 @@ OFFERED = [
     (["--no-compensated"], prune_quantize()),
     (["--bits", "4", "--sparsity", "0,0.5"], prune_quantize(bits=(4,), sparsity=(0, 0.5), compensated=True)),
     (["--low-rank"], BITS + low_rank(whitened=True)),
-    (["--no-whitened"], BITS + low_rank()),
+    (["--no-whitened"], BITS + low_rank(whitened=False)),
     (["--ratios", "0.25,0.5"], BITS + low_rank(ratios=(0.25, 0.5), whitened=True)),
     (["--no-prune-quantize", "--energies", "0.9"], low_rank(energies=(0.9,), whitened=True)),
     (["--no-prune-quantize", "--kinds", "tucker, channels"], low_rank(kinds=("tucker", "channels"), whitened=True)),
-    (["--no-prune-quantize", "--no-whitened"], low_rank()),
+    (["--no-prune-quantize", "--no-whitened"], low_rank(whitened=False)),
     (
         ["--no-prune-quantize", *RANKED],
         FACTORS + FACTORS.then(prune_quantize(bits=(3, 4), sparsity=(0,), compensated=True)),
@@ -208,7 +208,9 @@ OFFERED = [
     ),
     (
         ["--no-whitened", "--no-compensated", "--factor-bits", "8", "--factor-sparsity", "0,0.5"],
-        prune_quantize() + low_rank() + low_rank().then(prune_quantize(bits=(8,), sparsity=(0, 0.5))),
+        prune_quantize()
+        + low_rank(whitened=False)
+        + low_rank(whitened=False).then(prune_quantize(bits=(8,), sparsity=(0, 0.5))),
     ),
     (
         ["--bits", "3,4", "--group-size", "32,64", "--asymmetric"],

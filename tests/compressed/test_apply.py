@@ -17,7 +17,9 @@ from qcompress.transforms.base import Keep, Weight
 from tests.measurements import KINDS, Chain, Mixed, measured, option_like, solution
 from tests.models import Reused, TiedLanguageModel
 
-OPTIONS = prune_quantize(bits=(3, 8), sparsity=(0, 0.5)) + low_rank(ratios=(0.4, 0.7), kinds=("channels",))
+OPTIONS = prune_quantize(bits=(3, 8), sparsity=(0, 0.5)) + low_rank(
+    ratios=(0.4, 0.7), kinds=("channels",), whitened=False
+)
 
 
 def made(kind: str) -> tuple[nn.Module, torch.Tensor]:
@@ -69,7 +71,7 @@ def test_tied_and_reused_modules_stay_one() -> None:
 
 def test_low_rank_puts_two_layers_everywhere_the_layer_was() -> None:
     model, batch = made("reused")
-    measurement = measured(model, batch, low_rank(ratios=(0.7,)))
+    measurement = measured(model, batch, low_rank(ratios=(0.7,), whitened=False))
     smaller = apply(model, measurement, solution(option_like(measurement, "low_rank")))
     assert isinstance(smaller, Reused)
     assert isinstance(smaller.first, FactoredLinear)
@@ -235,7 +237,7 @@ def test_an_encoder_layer_with_a_fused_kernel_runs_on_the_factors(grad: bool, mo
     torch.manual_seed(0)
     encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
     model, batch = nn.Sequential(encoder, nn.Flatten(), nn.Linear(96, 4)).eval(), torch.randn(8, 6, 16)
-    measurement = measured(model, batch, low_rank(ratios=(0.3,), kinds=("channels",)))
+    measurement = measured(model, batch, low_rank(ratios=(0.3,), kinds=("channels",), whitened=False))
     small = apply(model, measurement, solution([len(options) - 1 for options in measurement.transforms]))
     layer = small[0].linear1
     assert type(layer) is FactoredLinear

@@ -18,7 +18,7 @@ from qcompress.options import low_rank, prune_quantize
 from tests.measurements import measured, predicted_bytes, solution
 from tests.small_networks import KINDS, Recipe
 
-RANKS = low_rank(ratios=(0.5,), kinds=("channels", "spatial", "tucker"))
+RANKS = low_rank(ratios=(0.5,), kinds=("channels", "spatial", "tucker"), whitened=False)
 OPTIONS = (
     prune_quantize(bits=(2, 5, 8), sparsity=(0, 0.5))
     + RANKS

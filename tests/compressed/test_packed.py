@@ -28,7 +28,7 @@ from tests.measurements import KINDS, measured, solution
 from tests.small_networks import KINDS as ODD_KINDS
 from tests.small_networks import Recipe
 
-RANKS = low_rank(ratios=(0.5,), kinds=("channels", "spatial", "tucker", "sliced"), slices=(2,))
+RANKS = low_rank(ratios=(0.5,), kinds=("channels", "spatial", "tucker", "sliced"), slices=(2,), whitened=False)
 OPTIONS = (
     prune_quantize(bits=(2, 3, 8, 12), sparsity=(0, 0.5))
     + RANKS

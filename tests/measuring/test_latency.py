@@ -22,9 +22,9 @@ from qcompress.vocabulary import vocabulary_blocks
 from tests.measurements import KINDS, Chain, measured, option_like, solution
 from tests.models import Reused
 
-OPTIONS = low_rank(ratios=(0.3, 0.6), kinds=("channels", "spatial", "tucker", "sliced"), slices=(2,)) + low_rank(
-    ratios=(0.6,)
-).then(prune_quantize(bits=(4,), sparsity=(0,)))
+OPTIONS = low_rank(
+    ratios=(0.3, 0.6), kinds=("channels", "spatial", "tucker", "sliced"), slices=(2,), whitened=False
+) + low_rank(ratios=(0.6,), whitened=False).then(prune_quantize(bits=(4,), sparsity=(0,)))
 
 
 class Work(TorchDispatchMode):
@@ -89,7 +89,7 @@ def test_a_vocabulary_in_blocks_is_timed_block_by_block(work: Work) -> None:
     torch.manual_seed(0)
     model, batch = Chain(nn.Embedding(30, 8), nn.Linear(8, 3)).eval(), torch.randint(30, (4, 5))
     split_vocabulary_(model, "layers.0", vocabulary_blocks(range(30), sizes=(10, 20)))
-    measurement = time_options(model, measured(model, batch, low_rank(ratios=(0.6,))), batch, repeats=1)
+    measurement = time_options(model, measured(model, batch, low_rank(ratios=(0.6,), whitened=False)), batch, repeats=1)
     choice = option_like(measurement, "low_rank")
     smaller = compressed(model, measurement, solution(choice))
     assert sum(isinstance(own, Factored) for own in smaller.modules()) >= 2
@@ -107,7 +107,7 @@ def test_what_a_layer_takes_by_name_is_timed(work: Work) -> None:
             return self.fc(input=x)
 
     model, batch = Named().eval(), torch.randn(4, 8)
-    measurement = time_options(model, measured(model, batch, low_rank(ranks=(2,))), batch, repeats=1)
+    measurement = time_options(model, measured(model, batch, low_rank(ranks=(2,), whitened=False)), batch, repeats=1)
     dense, factors = measurement.resources["latency_s"]
     smaller = compressed(model, measurement, solution([1]))
     assert factors - dense == work_of(smaller, batch, work) - work_of(model, batch, work)
@@ -123,7 +123,7 @@ def test_a_layer_that_the_batch_does_not_reach_takes_no_time(work: Work) -> None
             return self.second(self.first(x)) if len(x) > 2 else self.first(x)
 
     model, batch = Sometimes().eval(), torch.randn(4, 8)
-    measurement = measured(model, batch, low_rank(ranks=(2,)))
+    measurement = measured(model, batch, low_rank(ranks=(2,), whitened=False))
     assert all(_uses(time_options(model, measurement, batch, repeats=1))[1])
     assert not any(_uses(time_options(model, measurement, batch[:2], repeats=1))[1])
 
@@ -169,7 +169,7 @@ def test_the_model_is_left_as_it_was() -> None:
     model, batch = Reused().train(), torch.randn(3, 5)
     model.out.weight.requires_grad_(False)
     before = Measurement.fingerprint_of(model)
-    time_options(model, measured(model, batch, low_rank(ranks=(1,))), batch, repeats=1)
+    time_options(model, measured(model, batch, low_rank(ranks=(1,), whitened=False)), batch, repeats=1)
     assert model.training
     assert model.first.weight.requires_grad
     assert not model.out.weight.requires_grad
@@ -188,7 +188,7 @@ def test_what_cannot_be_timed_is_refused() -> None:
             return self.a(self.b(x)) if self.turn % 2 else self.b(self.a(x))
 
     model, batch = Alternating(), torch.randn(2, 4)
-    measurement = measured(model, batch, low_rank(ranks=(1,)))
+    measurement = measured(model, batch, low_rank(ranks=(1,), whitened=False))
     with pytest.raises(ModelError, match="in another order"):
         time_options(model, measurement, batch)
     with pytest.raises(ModelError, match="not the model that was measured"):
@@ -202,7 +202,11 @@ def test_compress_times_the_options_once_when_a_budget_asks_for_it(
 ) -> None:
     torch.manual_seed(0)
     model, data = Chain(nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 24)).eval(), [torch.randn(2, 24)]
-    settings: Any = {"budget": {"latency_s": 0.7, "bytes": 0.9}, "options": low_rank(), "folder": tmp_path / "run"}
+    settings: Any = {
+        "budget": {"latency_s": 0.7, "bytes": 0.9},
+        "options": low_rank(whitened=False),
+        "folder": tmp_path / "run",
+    }
     result = compress(model, data, **settings)
     assert result.report.usage["latency_s"] <= 0.7 * result.report.original["latency_s"]
     assert work_of(result.model, data[0], work) <= 0.7 * work_of(model, data[0], work)

@@ -248,7 +248,9 @@ def test_sums_of_another_measurement_are_refused(tmp_path: Path, monkeypatch: py
 
 
 def test_a_measurement_comes_back_from_its_file(tmp_path: Path) -> None:
-    measurement = measure(seeded(Residual), [inputs(8, 2, 5, 5)], prune_quantize() + low_rank(), granularity="layer")
+    measurement = measure(
+        seeded(Residual), [inputs(8, 2, 5, 5)], prune_quantize() + low_rank(whitened=False), granularity="layer"
+    )
     measurement.save(tmp_path / "m.npz")
     loaded = Measurement.load(tmp_path / "m.npz")
     assert loaded.parts == measurement.parts

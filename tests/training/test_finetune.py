@@ -53,9 +53,9 @@ def kl(original, model, data):
 OPTIONS = {
     "quantized": prune_quantize(bits=(3,), sparsity=(0,)),
     "pruned": prune_quantize(bits=(4,), sparsity=(0.75,)),
-    "factored": low_rank(ratios=(0.25,)),
-    "spatial": low_rank(ratios=(0.4,), kinds=("spatial",)),
-    "composed": low_rank(ratios=(0.4,)).then(prune_quantize(bits=(4,), sparsity=(0.3,))),
+    "factored": low_rank(ratios=(0.25,), whitened=False),
+    "spatial": low_rank(ratios=(0.4,), kinds=("spatial",), whitened=False),
+    "composed": low_rank(ratios=(0.4,), whitened=False).then(prune_quantize(bits=(4,), sparsity=(0.3,))),
 }
 
 

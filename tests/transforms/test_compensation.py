@@ -365,7 +365,7 @@ def test_what_is_measured_is_what_is_applied_saved_and_loaded(name: str, tmp_pat
     torch.manual_seed(0)
     make, batch = KINDS[name]
     model = make().eval()
-    ranks = low_rank(ratios=(0.5,), kinds=("channels", "spatial", "tucker", "sliced"), slices=(3,))
+    ranks = low_rank(ratios=(0.5,), kinds=("channels", "spatial", "tucker", "sliced"), slices=(3,), whitened=False)
     coded = ranks.then(prune_quantize(bits=(4,), sparsity=(0,), compensated=True))
     measurement = measure(model, [batch() for _ in range(2)], OPTIONS + coded)
     starts = np.cumsum([0, *map(len, measurement.transforms)])
@@ -430,7 +430,7 @@ def test_what_is_fine_tuned_is_rounded_to_nearest_from_then_on(tmp_path: Path) -
 
     model, data = make(), [torch.randn(32, 12) for _ in range(4)]
     options = prune_quantize((3,), (0,), compensated=True)
-    options += low_rank(ranks=(4,), kinds=("channels",)).then(options)
+    options += low_rank(ranks=(4,), kinds=("channels",), whitened=False).then(options)
     measurement = measure(model, data, options)
     assert measurement.labels[0][1:] == ("3 bits, compensated", "rank 4, 3 bits, compensated")
     smaller = apply(model, measurement, solution([2, 1]))
@@ -457,7 +457,7 @@ def test_compress_offers_it_unless_told_otherwise() -> None:
 
 
 def test_options_round_trip_as_json() -> None:
-    offered = OPTIONS + low_rank(ranks=(2,)).then(OPTIONS)
+    offered = OPTIONS + low_rank(ranks=(2,), whitened=False).then(OPTIONS)
     assert Options.from_json(offered.to_json()) == offered
     older = [{"kind": "prune_quantize", "bits": 4, "sparsity": 0.5}]
     assert Options.from_json(older) == prune_quantize((4,), (0.5,))

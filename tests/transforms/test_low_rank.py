@@ -348,7 +348,7 @@ def test_where_it_does_not_fit_it_says_why(transform: LowRank, changes: dict[str
         (lambda: low_rank(kinds=("sliced",), slices=(1,)), "'sliced' takes 2 slices or more"),
         (
             lambda: low_rank().then(low_rank()),
-            "only low_rank.* can be composed, found 'rank for 12.5 % of the weights'",
+            "only low_rank.* can be composed, found 'rank for 12.5 % of the weights, whitened'",
         ),
         (lambda: low_codes().then(low_codes()), "can be composed, found '4 bits'"),
         (lambda: low_rank().then(low_codes()).then(low_codes()), "can be composed, found 'rank .*, 4 bits'"),
@@ -368,8 +368,8 @@ def test_shares_outside_0_to_1_are_refused(name: str, value: object) -> None:
 
 def test_a_rank_above_the_weights_own_is_not_offered_and_refused_when_asked_for() -> None:
     weight = linear(random_rows(6, 40))
-    assert low_rank(ranks=(3, 7, 100)).for_weight(weight)[1:][0].transform == LowRank(ranks=3)
-    assert len(low_rank(ranks=(3, 7, 100)).for_weight(weight)) == 2
+    assert low_rank(ranks=(3, 7, 100), whitened=False).for_weight(weight)[1:][0].transform == LowRank(ranks=3)
+    assert len(low_rank(ranks=(3, 7, 100), whitened=False).for_weight(weight)) == 2
     with pytest.raises(OptionsError, match="'rank 7' is asked of a weight whose own ranks are 6"):
         LowRank(ranks=7).encode(weight)
 
@@ -438,7 +438,7 @@ def test_quantized_factors_get_closer_with_bits_and_pruned_ones_further_with_spa
 def test_one_decomposition_serves_all_ranks_and_what_is_done_to_the_factors(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr("qcompress.transforms.low_rank.forms.split", lambda *args: calls.append(1) or split(*args))
-    offered = low_rank(ratios=(0.2, 0.5), energies=(0.5,), kinds=("channels", "spatial"))
+    offered = low_rank(ratios=(0.2, 0.5), energies=(0.5,), kinds=("channels", "spatial"), whitened=False)
     found = (offered + offered.then(low_codes())).for_weight(conv(random_rows(16, 108), (3, 3)))
     assert len(found) > 12
     assert len(calls) == 2
