@@ -247,7 +247,7 @@ def accumulate(
     if method == "direct":
         effects = Direct(model, candidates, loss, forward)
     elif method == "sampled":
-        effects = WeightGradients(model, candidates, loss, forward)
+        effects = WeightGradients(model, candidates, loss, forward, sums.tried if sums.num_batches else None)
     else:
         effects = Fisher(model, candidates, loss, forward, sums.tried)
     start = last_save = time.perf_counter()

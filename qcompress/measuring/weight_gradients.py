@@ -8,9 +8,13 @@ multiplied with the changes of the layer's options and let go.
 
 The costs are of the second order, and estimates: their relative standard error is about ``√(2 / samples)``. That is
 enough to tell where bits are needed; it is not enough to tell which options go together, so there are no pair terms.
+
+Two things are not taken for granted. Where samples give other outputs alone than among the others, a batch is one
+sample. Where no gradient reaches a weight in a whole batch and the outputs change with it nevertheless (``no_grad``,
+``detach``, rounding, numpy), its options are tried one by one.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,9 +23,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qcompress.measuring.candidates import Candidates, Layer
+from qcompress.measuring.direct import Direct
 from qcompress.model import forward as forwards
 from qcompress.model import layers
 from qcompress.model.losses import Loss
+from qcompress.model.samples import same_outputs
+
+UNSEEN = "no gradient reaches it, but its weight has an effect"
 
 
 class WeightGradients:
@@ -32,11 +40,24 @@ class WeightGradients:
         candidates: options.
         loss: what they are measured by.
         forward: how to run a batch.
+        tried: names of parts whose options are to be tried from the start, and why.
+
+    Attributes:
+        tried: the same, with those found since.
     """
 
-    def __init__(self, model: nn.Module, candidates: Candidates, loss: Loss, forward: forwards.Forward | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        candidates: Candidates,
+        loss: Loss,
+        forward: forwards.Forward | None,
+        tried: Mapping[str, str] | None = None,
+    ) -> None:
         self._model, self._candidates, self._loss, self._forward = model, candidates, loss, forward
-        self.tried: dict[str, str] = {}  # a weight's own gradient sees every use of it: nothing needs trying
+        self._direct = Direct(model, candidates, loss, forward)
+        self._apart: bool | None = None  # whether samples give the same outputs alone; unknown before the first batch
+        self.tried: dict[str, str] = dict(tried or {})
 
     def batch_effects(
         self, batch: Any, generator: torch.Generator, reference: Tensor | None = None
@@ -49,8 +70,9 @@ class WeightGradients:
             reference: outputs of the original, where the model is not the original.
         """
         cost, num_samples = np.zeros(self._candidates.num_options), 0
-        for sample in samples(batch):
-            with torch.enable_grad(), _Gradients(self._model, self._candidates) as gradients:
+        reached: set[Layer] = set()
+        for sample in self._samples(batch):
+            with torch.enable_grad(), _Gradients(self._model, self._candidates, reached) as gradients:
                 output = forwards.run(self._model, sample, self._forward)
                 point, stop = output.detach(), num_samples + len(output)
                 wanted = None if reference is None else reference[num_samples:stop]
@@ -59,14 +81,76 @@ class WeightGradients:
                     cost += gradients.products(output, slope, keep=True)
                 cost += 0.5 * gradients.products(output, probe, keep=False) ** 2
             num_samples = stop
+        self._try_unseen(batch, reached, cost, reference)
         return cost, (), num_samples
+
+    def _samples(self, batch: Any) -> list[Any]:
+        found = list(samples(batch))
+        if self._apart is None and len(found) > 1:
+            self._apart = self._same_alone(batch, found)
+        return found if self._apart else [batch]
+
+    @torch.no_grad()
+    def _same_alone(self, batch: Any, found: list[Any]) -> bool:
+        """Whether the first and the last sample of a batch give the same outputs alone as among all."""
+        whole = forwards.run(self._model, batch, self._forward)
+        rows = len(whole) // len(found)
+        if rows * len(found) != len(whole):
+            return False
+        for index in (0, len(found) - 1):
+            try:
+                alone = forwards.run(self._model, found[index], self._forward)
+            except Exception:  # whatever a model raises that takes no smaller batch: it is run with whole ones
+                return False
+            if not same_outputs(self._model, alone, whole[index * rows : (index + 1) * rows]):
+                return False
+        return True
+
+    @torch.no_grad()
+    def _try_unseen(self, batch: Any, reached: set[Layer], cost: NDArray[np.float64], reference: Tensor | None) -> None:
+        """Put the true costs in for the layers that have an effect on outputs and no gradient."""
+        candidates = self._candidates
+        names = {layer: [candidates.parts[part].name for part in layer.parts] for layer in candidates.layers}
+        silent = [own for own in candidates.layers if own not in reached and names[own][0] not in self.tried]
+        if silent:
+            point = forwards.run(self._model, batch, self._forward)
+            if self._moves(silent, batch, point):
+                for layer in silent:
+                    if self._moves([layer], batch, point):
+                        self.tried |= dict.fromkeys(names[layer], UNSEEN)
+        parts = [
+            part for layer in candidates.layers for part in layer.parts if candidates.parts[part].name in self.tried
+        ]
+        if parts:
+            self._direct.record(batch)
+        for part in parts:
+            for flat, rise, _ in self._direct.changes(part, batch, reference):
+                cost[flat] = rise
+
+    def _moves(self, chosen: list[Layer], batch: Any, point: Tensor) -> bool:
+        """Whether outputs change when weights are moved at random, by their own size."""
+        weights = [layers.weight_of(self._model.get_submodule(layer.modules[0])) for layer in chosen]
+        before = [weight.detach().clone() for weight in weights]
+        generator = torch.Generator().manual_seed(0)
+        try:
+            for weight, original in zip(weights, before, strict=True):
+                noise = torch.randn(weight.shape, generator=generator).to(original)
+                weight.add_(noise * original.float().square().mean().sqrt().to(original))
+            moved = forwards.run(self._model, batch, self._forward)
+        finally:
+            for weight, original in zip(weights, before, strict=True):
+                weight.copy_(original)
+        return moved.shape != point.shape or not torch.equal(moved, point)
 
 
 class _Gradients:
-    """While open: weights of the candidates that ask for gradients, which are multiplied as soon as they are there."""
+    """While open: weights of the candidates that ask for gradients, which are multiplied as soon as they are there.
 
-    def __init__(self, model: nn.Module, candidates: Candidates) -> None:
-        self._candidates = candidates
+    The layers that have a gradient other than zero are added to ``reached``.
+    """
+
+    def __init__(self, model: nn.Module, candidates: Candidates, reached: set[Layer]) -> None:
+        self._candidates, self._reached = candidates, reached
         self._weights = [layers.weight_of(model.get_submodule(layer.modules[0])) for layer in candidates.layers]
         self._modules = [model.get_submodule(layer.modules[0]) for layer in candidates.layers]
         self._products = np.zeros(candidates.num_options)
@@ -78,7 +162,8 @@ class _Gradients:
 
             def multiply(weight: Tensor, module: nn.Module = module, layer: Layer = layer) -> None:
                 gradient, weight.grad = weight.grad, None
-                if gradient is not None:
+                if gradient is not None and bool(gradient.any()):
+                    self._reached.add(layer)
                     self._multiply(layer, layers.to_rows(module, gradient))
 
             self._hooks.append(weight.register_post_accumulate_grad_hook(multiply))  # type: ignore[no-untyped-call]
@@ -94,7 +179,8 @@ class _Gradients:
     def products(self, output: Tensor, probe: Tensor, *, keep: bool) -> NDArray[np.float64]:
         """``⟨∂(probe·output)/∂W, ΔW⟩`` of every option ``(V,)``; with ``keep`` it can be asked for again."""
         self._products[:] = 0.0
-        output.backward(probe, retain_graph=keep)  # type: ignore[no-untyped-call]
+        if output.requires_grad:
+            output.backward(probe, retain_graph=keep)  # type: ignore[no-untyped-call]
         return self._products.copy()
 
     @torch.no_grad()

@@ -189,14 +189,27 @@ def _cut_of(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> _
         except Exception as error:  # whatever a model raises that takes no smaller batch
             raise _UnclearError(f"the model does not take a part of a batch: {error}") from error
     expected = whole[torch.tensor(some, device=whole.device)]
-    coarsest = max((torch.finfo(own.dtype).eps for own in model.parameters() if own.is_floating_point()), default=0.0)
-    far = max(SAME_OUTPUT, 16 * coarsest) * float(expected.abs().max())
-    if part.shape != expected.shape or float((part - expected).abs().max()) > far:
+    if not same_outputs(model, part, expected):
         raise _UnclearError(
             "the model gives other outputs for some of a batch's samples than for the same among all (its rows are no "
             "samples, or samples depend on each other)"
         )
     return cut
+
+
+def same_outputs(model: nn.Module, found: Tensor, expected: Tensor) -> bool:
+    """Whether outputs are the same but for rounding in the coarsest of the model's dtypes; infinity is as any number.
+
+    >>> logits, layer = torch.tensor([1.0, -torch.inf]), nn.Linear(1, 1)
+    >>> same_outputs(layer, logits + 1e-5, logits), same_outputs(layer, torch.zeros(2), logits)
+    (True, False)
+    """
+    finite = expected.isfinite()
+    if found.shape != expected.shape or not torch.equal(found[~finite], expected[~finite]):
+        return False
+    coarsest = max((torch.finfo(own.dtype).eps for own in model.parameters() if own.is_floating_point()), default=0.0)
+    far = max(SAME_OUTPUT, 16 * coarsest) * torch.where(finite, expected, 0.0).abs().max()
+    return bool(((found - expected)[finite].abs() <= far).all())
 
 
 def _leaves(value: Any, path: Path = ()) -> list[tuple[Path, Any]]:

@@ -109,3 +109,82 @@ def test_batches_are_taken_apart(batch):
 def test_what_cannot_be_taken_apart_stays_whole():
     batch = {"a": torch.ones(3, 2), "b": torch.ones(2)}
     assert list(samples(batch)) == [batch]
+
+
+class Unseen(nn.Module):
+    """Its first layer has an effect that autograd does not see."""
+
+    def __init__(self, step: str) -> None:
+        super().__init__()
+        self.step, self.first, self.last = step, nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.step == "no_grad":
+            with torch.no_grad():
+                inner = self.first(x)
+        elif self.step == "detach":
+            inner = self.first(x).detach()
+        elif self.step == "round":
+            inner = torch.round(8 * self.first(x)) / 8
+        else:
+            inner = torch.from_numpy(self.first(x).detach().numpy())
+        return self.last(torch.relu(inner))
+
+
+@pytest.mark.parametrize("granularity", ["layer", 4])
+@pytest.mark.parametrize("step", ["no_grad", "detach", "round", "numpy"])
+def test_a_missing_gradient_is_not_taken_for_no_effect(step, granularity):
+    model = seeded(lambda: Unseen(step))
+    generator = torch.Generator().manual_seed(0)
+    data = [torch.randn(16, 6, generator=generator) for _ in range(2)]
+    sampled = qcompress.measure(model, data, OPTIONS, method="sampled", granularity=granularity)
+    direct = qcompress.measure(model, data, OPTIONS, method="direct", granularity=granularity)
+    tried = [part.name for part in sampled.parts if part.modules == ("first",)]
+    assert set(sampled.tried) == set(tried)
+    count = 3 * len(tried)
+    assert (direct.cost[:count] > 0).sum() == 2 * len(tried)
+    np.testing.assert_allclose(sampled.cost[:count], direct.cost[:count], rtol=1e-6)
+
+
+def test_a_model_that_autograd_sees_nothing_of_is_tried_whole():
+    class NoGradient(nn.Sequential):
+        @torch.no_grad()
+        def forward(self, x):
+            return super().forward(x)
+
+    model = seeded(lambda: NoGradient(nn.Linear(5, 4)))
+    data = [torch.randn(8, 5, generator=torch.Generator().manual_seed(0))]
+    sampled = qcompress.measure(model, data, OPTIONS, method="sampled")
+    direct = qcompress.measure(model, data, OPTIONS, method="direct")
+    np.testing.assert_allclose(sampled.cost, direct.cost, rtol=1e-6)
+
+
+class TimeMajor(nn.Module):
+    """Rows of a batch are steps in time: the outputs of one depend on those before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.memory, self.last = nn.Linear(5, 8), nn.GRU(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.memory(3 * self.first(x))[0])
+
+
+class BatchStatistics(nn.Sequential):
+    """Samples of a batch depend on each other, and one alone cannot be run."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(5, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.ReLU(), nn.Linear(8, 4))
+
+
+@pytest.mark.parametrize(("factory", "shape"), [(TimeMajor, (12, 3, 5)), (BatchStatistics, (6, 5))])
+def test_rows_that_depend_on_each_other_are_not_taken_apart(factory, shape):
+    model = seeded(factory)
+    generator = torch.Generator().manual_seed(0)
+    data = [torch.randn(shape, generator=generator) for _ in range(300)]
+    sampled = qcompress.measure(model, data, OPTIONS, method="sampled")
+    direct = qcompress.measure(model, data, OPTIONS, method="direct")
+    changed = direct.cost > 0
+    # a batch is one draw: five relative standard errors of sqrt(2 / 300)
+    np.testing.assert_allclose(sampled.cost[changed], direct.cost[changed], rtol=0.41)
+    assert sampled.num_samples == direct.num_samples
