@@ -24,6 +24,7 @@ Amount = float | str
 BITS_PER_WEIGHT = "bits_per_weight"
 FILE_BYTES = "file_bytes"  # of the whole file, ours or an engine's
 LATENCY = "latency_s"
+FRACTIONAL = (LATENCY, BITS_PER_WEIGHT)  # a share of 32 bits need not be a whole number of them
 LOSS = "loss"  # no resource: the limit where one is to be made small
 KNOWN = ("bytes", "macs", LATENCY, BITS_PER_WEIGHT, FILE_BYTES)
 """Resources that `qcompress.measure`, `qcompress.time_options` and this module know."""
@@ -50,11 +51,11 @@ class Limit:
     value: float
     is_share: bool
 
-    def amount(self, original: float) -> float:
-        """The most that may be used; a share of what comes in whole numbers is rounded down to one."""
+    def amount(self, original: float, *, whole: bool = True) -> float:
+        """The most that may be used; a share of what comes in ``whole`` numbers is rounded down to one."""
         if not self.is_share:
             return self.value
-        if float(original).is_integer():
+        if whole and float(original).is_integer():
             return float(math.floor(Fraction(repr(self.value)) * int(original)))  # 0.29 of 100 is 29
         return self.value * original
 
@@ -134,7 +135,10 @@ def limits(measurement: Measurement, budget: Mapping[str, Amount]) -> dict[str, 
         OptionsError: as `require_known`.
     """
     require_known(budget, measurement.resources)
-    return {name: parse(name, asked).amount(measurement.original[name]) for name, asked in budget.items()}
+    return {
+        name: parse(name, asked).amount(measurement.original[name], whole=name not in FRACTIONAL)
+        for name, asked in budget.items()
+    }
 
 
 def with_resources(measurement: Measurement, names: Iterable[str]) -> Measurement:

@@ -1,5 +1,6 @@
 """Budgets in words: what is asked for, exactly, and one clear error for what cannot be meant."""
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from qcompress import (
     save_compressed,
     solve,
 )
-from qcompress.budgets import Limit, parse
+from qcompress.budgets import Limit, limits, parse
 from qcompress.errors import OptionsError
 from tests.models import Residual, TiedLanguageModel, seeded
 
@@ -140,6 +141,19 @@ def test_bits_per_weight_at_a_number_that_a_choice_meets_exactly_take_that_choic
         use = loose.evaluate(choice).usage["bits_per_weight"]
         assert formulate(measurement, {"bits_per_weight": use}).evaluate(choice).feasible
         assert not formulate(measurement, {"bits_per_weight": use * (1 - 1e-9)}).evaluate(choice).feasible
+
+
+def test_a_share_of_bits_or_seconds_is_not_rounded_to_a_whole_number() -> None:
+    measurement = measure(seeded(Residual), batches(), prune_quantize(bits=(2, 4, 8), sparsity=(0,)))
+    assert formulate(measurement, {"bits_per_weight": "45%"}).budgets["bits_per_weight"] == pytest.approx(0.45 * 32)
+    times = {"latency_s": np.zeros_like(measurement.resources["bytes"])}
+    timed = replace(
+        measurement,
+        resources={**measurement.resources, **times},
+        fixed={**measurement.fixed, "latency_s": 2.0},
+        original={**measurement.original, "latency_s": 2.0},
+    )
+    assert limits(timed, {"latency_s": "80%"}) == {"latency_s": pytest.approx(1.6)}
 
 
 def test_the_report_of_a_run_by_bits_per_weight_names_them() -> None:
