@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from formulations.files import AnyPath
 from qcompress.compressed.copying import own_copy
+from qcompress.compressed.packed import is_packed
 from qcompress.compressed.record import record_of
-from qcompress.errors import OptionsError
+from qcompress.errors import ModelError, OptionsError
 from qcompress.identity import identify, identify_batches
 from qcompress.measuring.measure import SAVE_EVERY_S
 from qcompress.model import forward as forwards
@@ -107,6 +108,7 @@ def finetune(
     Raises:
         OptionsError: no steps, a loss that needs a teacher without one, or numbers outside their range.
         DataError: no batch, or the cache is of another training.
+        ModelError: its weights are packed.
 
     >>> from qcompress import compress, mean_loss, prune_quantize
     >>> _ = torch.manual_seed(0)
@@ -118,6 +120,11 @@ def finetune(
     True
     """
     require_training(steps, learning_rate, patience)
+    if is_packed(model):
+        raise ModelError(
+            "the weights of this model are packed, so that they cannot be trained: fine-tune it before pack_(), or "
+            "load its file without packed=True"
+        )
     calibration = Calibration(model=model, data=data, forward=forward, loss=as_loss(loss), seed=seed)
     if teacher is None and not isinstance(calibration.loss, CallableLoss):
         raise OptionsError(

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from qcompress import compress, pack_
+from qcompress import compress, finetune, pack_
 from qcompress.compressed import packed as packing
 from qcompress.compressed.apply import apply
 from qcompress.compressed.file import load_compressed, save_compressed
 from qcompress.compressed.packed import Packed
 from qcompress.compressed.record import record_of
 from qcompress.compressed.rows import packed_rows
-from qcompress.errors import ArtefactError
+from qcompress.errors import ArtefactError, ModelError
 from qcompress.model.tensors import same_bits, total_bytes
 from qcompress.options import low_rank, prune_quantize
 from qcompress.transforms.base import Keep, Target, Transform, Weight
@@ -264,6 +264,8 @@ def test_a_file_is_loaded_packed(tmp_path: Path) -> None:
     assert total_bytes(packed) == 4 * (16 + 3)
     with pytest.raises(ArtefactError, match="the weights of this model are packed: save it before"):
         save_compressed(packed, tmp_path / "again")
+    with pytest.raises(ModelError, match=r"packed, so that they cannot be trained: fine-tune it before pack_\(\)"):
+        finetune(packed, [batch], 1, teacher=smaller)
     with pytest.raises(KeyError, match="'weight' already exists"):
         packed[1].weight = nn.Parameter(torch.zeros(16, 16))
 
