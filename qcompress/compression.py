@@ -177,7 +177,7 @@ def compress(
     if measurement is not None:
         _require_fitting(calibration, measurement, options)
     if validation is not None:
-        forwards.first_batch(forwards.checked_data(validation))
+        forwards.first_batch(forwards.checked_data(validation), "validation")
     run = RunFolder(folder)
     request = Request(
         calibration=calibration,

@@ -366,6 +366,7 @@ class Lazy(nn.Module):
         ({"evaluate": 0.9}, "evaluate must be a callable"),
         ({"data": iter(batches())}, "read more than once"),
         ({"batch_norm_data": iter(batches())}, "read more than once"),
+        ({"validation": []}, "validation is empty: give at least one batch"),
         ({"folder": "/proc/nowhere"}, "the run folder /proc/nowhere cannot be written"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else value,

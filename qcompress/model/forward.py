@@ -59,15 +59,15 @@ def checked_data(data: Any) -> Iterable[Any]:
     return data
 
 
-def first_batch(data: Iterable[Any]) -> Any:
-    """The first batch.
+def first_batch(data: Iterable[Any], name: str = "the calibration data") -> Any:
+    """The first batch of the data of that name.
 
     Raises:
         DataError: there is none.
     """
     for batch in data:
         return batch
-    raise DataError("the calibration data is empty: give at least one batch")
+    raise DataError(f"{name} is empty: give at least one batch")
 
 
 def run(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor:
