@@ -4,43 +4,12 @@ Every step takes the `Request` and the `RunFolder`, and gives its value by `RunF
 time, keyed by what matters to it alone: another budget, solver or time limit leaves the measurement standing.
 """
 
-from qcompress.steps.choosing import REFINED, formulated, guarded, limited, minimized, moved, refined, solved, taken
+from qcompress.steps.choosing import formulated, guarded, limited, minimized, moved, refined, solved, taken
 from qcompress.steps.finishing import applied, finetuned, reported
 from qcompress.steps.measuring import copied, kept_aside, measured, refitted
-from qcompress.steps.request import (
-    KEPT,
-    MEASUREMENT_FILE,
-    MODEL_FILE,
-    REFITTED_FILE,
-    Callbacks,
-    NoChoiceError,
-    Request,
-    identity_of,
-)
+from qcompress.steps.request import Callbacks, NoChoiceError, Request
 
 __all__ = [
-    "KEPT",
-    "MEASUREMENT_FILE",
-    "REFITTED_FILE",
-    "MODEL_FILE",
-    "NoChoiceError",
-    "Callbacks",
-    "Request",
-    "identity_of",
-    "copied",
-    "kept_aside",
-    "measured",
-    "refitted",
-    "REFINED",
-    "formulated",
-    "minimized",
-    "limited",
-    "solved",
-    "refined",
-    "moved",
-    "guarded",
-    "taken",
-    "applied",
-    "finetuned",
-    "reported",
-]
+    "Callbacks", "NoChoiceError", "Request", "copied", "kept_aside", "measured", "formulated", "minimized", "limited",
+    "solved", "refined", "guarded", "moved", "taken", "refitted", "applied", "finetuned", "reported",
+]  # fmt: skip
