@@ -1,15 +1,12 @@
 """``apply``: a solution put into the model, saved as real bytes."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from qcompress.cli import arguments
 from qcompress.cli.console import print_json, print_table, say
-
-if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
-    pass
 from qcompress.cli.formulate import MeasurementFile
 
 SolutionFile = Annotated[Path, typer.Argument(metavar="SOLUTION", help="A solution file, as 'qcompress solve' writes.")]
@@ -24,9 +21,7 @@ def apply(
         typer.Option(metavar="DATA", help="package.module:callable of batches to re-estimate batch norms on."),
     ] = None,
     forward: arguments.Forward = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The model file to write.")] = Path(
-        "model.safetensors"
-    ),
+    output: Annotated[Path, arguments.output_option("The model file to write.")] = Path("model.safetensors"),
     as_json: arguments.AsJson = False,
 ) -> None:
     """Apply a solution to the model and save the compressed model as real bytes.
@@ -45,7 +40,7 @@ def apply(
         forward=arguments.forward(forward),
     )
     saved = qcompress.save_compressed(smaller, output)
-    say(f"written: {output}")
+    say(f"wrote {output}")
     if as_json:
         print_json({"file": str(output), "payload_bytes": saved.payload_bytes, "file_bytes": saved.file_bytes})
         return

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+CALLABLE = "PACKAGE.MODULE:CALLABLE"
+
 Budgets = Annotated[
     list[str],
     typer.Option(
@@ -32,14 +34,13 @@ JournalFile = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
 Forward = Annotated[
     str | None,
-    typer.Option(
-        metavar="PACKAGE.MODULE:CALLABLE", help="(model, batch) -> output tensor, where the default does not fit."
-    ),
+    typer.Option(metavar=CALLABLE, help="(model, batch) -> output tensor, where the default does not fit."),
 ]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="package.module:callable that returns the model.")]
 Data = Annotated[
     str, typer.Argument(metavar="DATA", help="package.module:callable that returns the calibration batches.")
 ]
+Pairs = Annotated[bool, typer.Option(help="Include the pair terms between different parts.")]
 Loss = Annotated[
     str, typer.Option(help="'kl' to the original's softmax, 'mse' of outputs, or package.module:callable.")
 ]
@@ -54,6 +55,11 @@ Granularity = Annotated[str, typer.Option(help="'layer', or a number of output c
 ProblemFile = Annotated[
     Path, typer.Argument(metavar="PROBLEM", help="A problem file, as 'qcompress formulate' writes.")
 ]
+
+
+def output_option(help: str) -> Any:  # noqa: A002  (typer's own name)
+    """``--output``, ``-o``."""
+    return typer.Option("--output", "-o", help=help)
 
 
 def named(reference: str, what: str) -> Any:

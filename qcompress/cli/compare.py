@@ -25,9 +25,7 @@ def compare(
         int, typer.Option(help="Runs at the same time. They share the cores: leave 1 where times are compared.")
     ] = 1,
     journal: arguments.JournalFile = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for values, table and plots.")] = Path(
-        "comparison"
-    ),
+    output: Annotated[Path, arguments.output_option("Folder for values, table and plots.")] = Path("comparison"),
     as_json: arguments.AsJson = False,
 ) -> int:
     """Run several solvers with several seeds on one problem or many: a table, and plots of who had what when.
@@ -59,7 +57,7 @@ def compare(
     comparisons = [compared] if isinstance(compared, Comparison) else list(compared.comparisons.values())
     unsolved = all(one.best is None for one in comparisons)
     plots = [] if unsolved else _drawn(compared, output)
-    say(f"written to {output}: {', '.join([value_file, 'comparison.md', *plots])}")
+    say(f"wrote to {output}: {', '.join([value_file, 'comparison.md', *plots])}")
     if as_json:
         print_json(compared.to_json())
     else:

@@ -37,4 +37,4 @@ def convert(
     problem = read_problem(source)
     prices = arguments.amounts(price, "--price") if price else None
     write_problem(problem, target, encoding=encoding, prices=prices)
-    say(f"written: {target} ({target.stat().st_size:,} bytes)")
+    say(f"wrote {target} ({target.stat().st_size:,} bytes)")

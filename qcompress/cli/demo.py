@@ -1,14 +1,11 @@
 """``demo``: the main job on a small network that is trained on the spot."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from qcompress.cli import arguments
 from qcompress.cli.console import number, percent, print_json, print_lines, print_table, say
-
-if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
-    pass
 
 
 def demo(

@@ -1,12 +1,7 @@
 """``engines``: which engines there are, and what is missing."""
 
-from typing import TYPE_CHECKING
-
 from qcompress.cli import arguments
 from qcompress.cli.console import print_json, print_table
-
-if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
-    pass
 
 
 def engines(as_json: arguments.AsJson = False) -> None:

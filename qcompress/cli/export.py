@@ -7,11 +7,10 @@ import typer
 
 from qcompress.cli import arguments
 from qcompress.cli.console import print_json, print_table, say
+from qcompress.cli.shared_flags import engine_of
 
 if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
     from torch import nn
-
-    from qcompress import Engine
 
 
 CompressedFile = Annotated[
@@ -35,10 +34,10 @@ def export(
         str | None, typer.Option("--target", "-t", help="Name of an engine; 'qcompress engines' lists them.")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="PACKAGE.MODULE:CALLABLE", help="Batches, for engines that trace the model.")
+        str | None, typer.Option(metavar=arguments.CALLABLE, help="Batches, for engines that trace the model.")
     ] = None,
     setting: Settings = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file or folder to write.")] = Path("model.out"),
+    output: Annotated[Path, arguments.output_option("The file or folder to write.")] = Path("model.out"),
     as_json: arguments.AsJson = False,
 ) -> None:
     """Write a compressed model as an engine's own file.
@@ -58,22 +57,16 @@ def export(
         raise typer.BadParameter("name an engine, as --target llama.cpp; 'qcompress engines' lists them.")
     engine = engine_of(target, setting)
     example = None if data is None else first_batch(arguments.function(data, "--data")())
-    exported = qcompress.export(_loaded(model, compressed), output, target=engine, example=example)
-    say(f"written: {exported.path}")
+    exported = qcompress.export(load(model, compressed), output, target=engine, example=example)
+    say(f"wrote {exported.path}")
     if as_json:
         print_json({"file": str(exported.path), "size_bytes": exported.size_bytes})
         return
     print_table(("", ""), [("file", f"{exported.size_bytes:,} bytes")])
 
 
-def engine_of(target: str, settings: list[str] | None) -> "Engine":
-    """The engine that the words ask for."""
-    from qcompress.engines.registry import as_engine
-
-    return as_engine(target, **arguments.assignments(settings or [], "--setting"))
-
-
-def _loaded(model: str, compressed: Path) -> "nn.Module":
+def load(model: str, compressed: Path) -> "nn.Module":
+    """The compressed model in a file, with the original named on the command line."""
     import qcompress
 
     loaded: nn.Module = qcompress.load_compressed(compressed, arguments.function(model, "MODEL"))

@@ -7,78 +7,72 @@ import typer
 
 from qcompress.cli import arguments
 from qcompress.cli.console import number, print_json, print_table, say
+from qcompress.cli.flag_groups import with_flag_groups
 from qcompress.cli.progress import Watch, watching
+from qcompress.cli.shared_flags import CalibrationFlags
 
 
+@with_flag_groups
 def finetune(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="package.module:callable that returns the original, the teacher.")
-    ],
-    data: Annotated[str, typer.Argument(metavar="DATA", help="package.module:callable that returns the batches.")],
+    calibration: CalibrationFlags,
     small: Annotated[
-        Path, typer.Argument(metavar="SMALL", help="A compressed model, as 'qcompress compress' or 'apply' write.")
+        Path, typer.Argument(metavar="SMALL", help="A compressed model, as 'qcompress compress' or 'apply' writes.")
     ],
-    steps: Annotated[int, typer.Option(help="At most so many, one batch each.", min=1)] = 1000,
+    steps: Annotated[int, typer.Option(help="Maximum number of steps, one batch each.", min=1)] = 1000,
     learning_rate: Annotated[
-        float, typer.Option(help="The highest: it rises over the first fifth of the steps, then falls.")
+        float, typer.Option(help="Peak learning rate; it rises over the first fifth of the steps, then falls.")
     ] = 3e-4,
-    loss: arguments.Loss = "kl",
     validation: Annotated[
         str | None,
         typer.Option(
-            metavar="PACKAGE.MODULE:CALLABLE",
+            metavar=arguments.CALLABLE,
             help="Batches that the best weights are picked on. Default: the first four of DATA.",
         ),
     ] = None,
-    forward: arguments.Forward = None,
-    seed: arguments.Seed = 0,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Default: SMALL's name with .tuned.safetensors.")
-    ] = None,
+    output: Annotated[Path | None, arguments.output_option("Default: SMALL's name with .tuned.safetensors.")] = None,
     as_json: arguments.AsJson = False,
 ) -> None:
-    """Train a compressed model to meet the outputs of the original, MODEL, and write it in the same bytes.
+    """Train a compressed model to match the outputs of the original, MODEL, and write it in the same bytes.
 
-    Needs no labels. It ends early when the loss no longer falls, and the loss is never higher than before. A run that
-    was cut goes on where it was when the same command is given again; Ctrl-C takes the best so far.
+    Needs no labels. Training ends early when the loss stops falling, and never makes the loss higher. If a run is
+    interrupted, the same command resumes it; Ctrl-C keeps the best weights so far.
 
     Example: `qcompress finetune zoo:resnet20 zoo:training runs/small/model.safetensors --steps 2000`
     """
     import qcompress
 
-    make_model, make_data = arguments.function(model, "MODEL"), arguments.function(data, "DATA")
     target = small.with_suffix(".tuned.safetensors") if output is None else output
-    looked_at = None if validation is None else arguments.function(validation, "--validation")()
     cache = target.with_name(f"{target.name}.part")
+    settings = calibration.arguments()
+    if validation is not None:
+        settings["validation"] = arguments.function(validation, "--validation")()
+    teacher, batches = calibration.model_and_data()
     with watching("fine-tuning") as watch:
         tuned = qcompress.finetune(
-            qcompress.load_compressed(small, make_model),
-            make_data(),
+            qcompress.load_compressed(small, arguments.function(calibration.model, "MODEL")),
+            batches,
             steps,
-            teacher=make_model(),
-            loss=arguments.loss(loss),
+            teacher=teacher,
             learning_rate=learning_rate,
-            validation=looked_at,
-            forward=arguments.forward(forward),
-            seed=seed,
             cache=cache,
             on_progress=watch.finetuned,
+            **settings,
         )
     saved = qcompress.save_compressed(tuned, target)
     tell_end(watch, cache)
-    say(f"written: {target}")
+    say(f"wrote {target}")
     last = watch.finetuning
-    assert last is not None  # noqa: S101  (told before the first step)
+    assert last is not None  # noqa: S101  (reported before the first step)
+    values = {"steps": last.step, "loss": calibration.loss, "loss_before": last.before, "loss_after": last.best}
     if as_json:
-        values = {"steps": last.step, "loss": loss, "loss_before": last.before, "loss_after": last.best}
         print_json(
             {"file": str(target), **values, "payload_bytes": saved.payload_bytes, "file_bytes": saved.file_bytes}
         )
         return
     rows = [
         ("steps", f"{last.step:,} of {steps:,}"),
-        (f"loss ({loss}) before", number(last.before)),
-        (f"loss ({loss}) after", number(last.best)),
+        (f"loss ({calibration.loss}) before", number(last.before)),
+        (f"loss ({calibration.loss}) after", number(last.best)),
         ("payload", f"{saved.payload_bytes:,} bytes"),
         ("file", f"{saved.file_bytes:,} bytes"),
     ]
@@ -86,9 +80,9 @@ def finetune(
 
 
 def tell_end(watch: Watch, cache: Path) -> None:
-    """A word where a training ended before its last step."""
+    """Say why a training ended before its last step, where it did."""
     last = watch.finetuning
     if last is None or last.step == last.steps:
         return
-    why = "interrupted; the same command goes on" if cache.exists() else "the loss no longer fell"
+    why = "interrupted; the same command resumes it" if cache.exists() else "the loss stopped falling"
     say(f"fine-tuning ended after {last.step:,} of {last.steps:,} steps: {why}")

@@ -1,16 +1,12 @@
 """``formulate``: a measurement and budgets as a problem file."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from qcompress.cli import arguments
 from qcompress.cli.console import amount, print_json, print_table, say
-
-if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
-    pass
-
 
 MeasurementFile = Annotated[
     Path, typer.Argument(metavar="MEASUREMENT", help="A measurement file, as 'qcompress measure' writes.")
@@ -20,8 +16,8 @@ MeasurementFile = Annotated[
 def formulate(
     measurement_file: MeasurementFile,
     budget: arguments.Budgets,
-    pairs: Annotated[bool, typer.Option(help="With the terms between different parts.")] = True,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The problem file to write.")] = Path("problem.npz"),
+    pairs: arguments.Pairs = True,
+    output: Annotated[Path, arguments.output_option("The problem file to write.")] = Path("problem.npz"),
     as_json: arguments.AsJson = False,
 ) -> None:
     """State the choice as a problem with budgets. Takes no model and no data, and no time.
@@ -35,7 +31,7 @@ def formulate(
     problem = state(Measurement.load(measurement_file), limits, pairs=pairs)
     problem.require_reachable_budgets()
     problem.save(output)
-    say(f"written: {output}")
+    say(f"wrote {output}")
     smallest = problem.minimum_usage()
     if as_json:
         budgets = dict(problem.budgets)

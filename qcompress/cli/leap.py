@@ -97,9 +97,7 @@ def status(job_file: JobFile, as_json: arguments.AsJson = False) -> None:
 
 def fetch(
     job_file: JobFile,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Default: JOB's name with .solution.json.")
-    ] = None,
+    output: Annotated[Path | None, arguments.output_option("Default: JOB's name with .solution.json.")] = None,
     as_json: arguments.AsJson = False,
 ) -> int:
     """Wait for a job's answer and write its solution; goes on with a submission that was cut, never sends it twice.
@@ -120,7 +118,7 @@ def fetch(
     solution = job.fetch(on_wait=waiting)
     target = output or job_file.with_name(job_file.name.removesuffix(SUFFIX) + ".solution.json")
     solution.save(target)
-    say(f"written: {target}")
+    say(f"wrote {target}")
     if as_json:
         print_json(solution.to_json())
     else:

@@ -70,7 +70,7 @@ def _show_steps(folder: Path) -> None:
         (step, f"{entry['wall_s']:.1f} s", "done" if entry["done"] else "not finished")
         for step, entry in RunFolder(folder).steps.items()
     ]
-    print_lines("A run that was cut; the same command goes on.")
+    print_lines("This run was interrupted; the same command resumes it.")
     print_table(("step", ">time", "state"), rows)
 
 

@@ -20,9 +20,7 @@ def solve(
     seed: arguments.Seed = 0,
     option: arguments.SolverOptions = None,
     initial: Annotated[Path | None, typer.Option(help="A solution file to start from.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Default: PROBLEM's name with .solution.json.")
-    ] = None,
+    output: Annotated[Path | None, arguments.output_option("Default: PROBLEM's name with .solution.json.")] = None,
     as_json: arguments.AsJson = False,
 ) -> int:
     """Solve a problem: choose one option for every part within the budgets.
@@ -48,7 +46,7 @@ def solve(
         raise
     target = problem_file.with_suffix(".solution.json") if output is None else output
     solution.save(target)
-    say(f"written: {target}")
+    say(f"wrote {target}")
     unexplained = solution.choice is None and solution.stop_reason != "INTERRUPTED"
     if not as_json:
         print_solution(solution, dict(problem.budgets))

@@ -22,9 +22,7 @@ def sweep(
     seed: arguments.Seed = 0,
     option: arguments.SolverOptions = None,
     journal: arguments.JournalFile = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Default: PROBLEM's name with .sweep.json.")
-    ] = None,
+    output: Annotated[Path | None, arguments.output_option("Default: PROBLEM's name with .sweep.json.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the curve into this PNG file.")] = None,
     as_json: arguments.AsJson = False,
 ) -> int:
@@ -58,11 +56,11 @@ def sweep(
     )
     target = problem_file.with_suffix(".sweep.json") if output is None else output
     curve.save(target)
-    say(f"written: {target}")
+    say(f"wrote {target}")
     unsolved = all(point.solution.choice is None for point in curve.points)
     if plot is not None and not unsolved:
         plot_sweep(curve, plot)
-        say(f"written: {plot}")
+        say(f"wrote {plot}")
     if as_json:
         print_json(curve.to_json())
     else:

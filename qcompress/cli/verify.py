@@ -1,16 +1,14 @@
 """``verify``: an engine's file run on samples and compared with the model it was written from."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from qcompress.cli import arguments
 from qcompress.cli.console import FAILED, print_json, print_table
-
-if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
-    pass
-from qcompress.cli.export import CompressedFile, Settings, TargetName, _loaded, engine_of
+from qcompress.cli.export import CompressedFile, Settings, TargetName, load
+from qcompress.cli.shared_flags import engine_of
 
 
 def verify(
@@ -33,7 +31,7 @@ def verify(
     import qcompress
 
     batches = arguments.function(data, "DATA")()
-    found = qcompress.verify(file, _loaded(model, compressed), batches, target=engine_of(target, setting))
+    found = qcompress.verify(file, load(model, compressed), batches, target=engine_of(target, setting))
     if as_json:
         print_json(asdict(found))
     else:

@@ -5,6 +5,8 @@ import json
 import re
 import runpy
 import sys
+from dataclasses import dataclass
+from typing import get_type_hints
 
 import pytest
 import safetensors.numpy
@@ -15,7 +17,8 @@ from formulations import Problem
 from formulations.generators.random_instances import layered_problem
 from qcompress import Measurement, load_compressed, low_rank, prune_quantize
 from qcompress.cli import arguments, console, main
-from qcompress.cli.offering import offered
+from qcompress.cli.flag_groups import with_flag_groups
+from qcompress.cli.offering import OfferFlags
 from qcompress.compressed.file import stored_parts
 from qcompress.demo import DemoResult, DemoRow
 from qcompress.options import SPARSITY, SPARSITY_IN_GROUPS
@@ -219,21 +222,26 @@ OFFERED = [
 ]
 
 
+def help_of(flag):
+    """The help of one of the flags that enable options."""
+    return get_type_hints(OfferFlags, include_extras=True)[flag].__metadata__[0].help
+
+
 @pytest.mark.parametrize(
     ("function", "name"),
     [(prune_quantize, "bits"), (low_rank, "kinds"), (low_rank, "slices")],
 )
 def test_the_help_names_the_librarys_defaults(function, name):
     default = inspect.signature(function).parameters[name].default
-    text = inspect.signature(offered).parameters[name].annotation.__metadata__[0].help
+    text = help_of(name)
     words = ",".join(own if isinstance(own, str) else f"{own:g}" for own in default)
     assert text.endswith(f"Default: {words}.")
 
 
 def test_the_help_names_the_librarys_sparsity():
-    text = inspect.signature(offered).parameters["sparsity"].annotation.__metadata__[0].help
+    text = help_of("sparsity")
     shares, grouped = (",".join(f"{share:g}" for share in each) for each in (SPARSITY, SPARSITY_IN_GROUPS))
-    assert text.endswith(f"Default: {shares}; {grouped} in groups.")
+    assert text.endswith(f"Default: {shares}; with groups {grouped}.")
 
 
 @pytest.mark.parametrize(("words", "options"), OFFERED, ids=[" ".join(words) for words, _ in OFFERED])
@@ -245,7 +253,7 @@ def test_words_put_on_offer_what_the_library_calls_the_same(command, words, opti
         pass
 
     def keep(*given, **named):
-        found["options"] = named["options"] if "options" in named else given[2]
+        found.update(named, options=given[2] if len(given) > 2 else named["options"] or BITS)
         raise EnoughError
 
     monkeypatch.setattr("qcompress.measure", keep)
@@ -253,6 +261,32 @@ def test_words_put_on_offer_what_the_library_calls_the_same(command, words, opti
     with pytest.raises(EnoughError):
         main([*command, *words, "--debug"])
     assert found["options"] == options
+
+
+@pytest.mark.parametrize("command", [MEASURE[:3], ["compress", *MEASURE[1:3], "--budget", "bytes=0.5"]])
+def test_patterns_of_layers_go_to_the_library_as_they_are(command, monkeypatch):
+    found = {}
+    monkeypatch.setattr("qcompress.measure", lambda *given, **named: found.update(named))
+    monkeypatch.setattr("qcompress.compress", lambda *given, **named: found.update(named))
+    main([*command, "--skip", "0, *.norm*", "--only", "2"])
+    assert (found["skip"], found["only"]) == (["0", "*.norm*"], ["2"])
+
+
+def test_a_group_of_flags_becomes_the_flags_of_a_command():
+    @dataclass(frozen=True, kw_only=True)
+    class Pair:
+        first: int
+        second: str = "b"
+
+    @with_flag_groups
+    def command(pair: Pair, third: int = 3) -> tuple[Pair, int]:
+        return pair, third
+
+    names = inspect.signature(command).parameters
+    assert {name: parameter.default for name, parameter in names.items()} == {
+        "first": inspect.Parameter.empty, "second": "b", "third": 3,
+    }  # fmt: skip
+    assert command(first=1, second="x", third=4) == (Pair(first=1, second="x"), 4)
 
 
 def test_solvers_are_listed_with_their_options(capsys):
@@ -367,7 +401,7 @@ def test_show_reads_reports_cut_runs_and_folders_of_comparisons(folder, problem_
     capsys.readouterr()
     ran(["show", "run"])
     lines = capsys.readouterr().out
-    assert "the same command goes on" in lines
+    assert "the same command resumes it" in lines
     assert re.search(r"measure +[\d.]+ s +done", lines)
     assert re.search(r"solve +[\d.]+ s +not finished", lines)
     ran([*COMPRESS, "--output", "run"])
@@ -496,7 +530,7 @@ def test_compress_goes_on_with_a_training_that_was_cut(error, folder, monkeypatc
         patched.setattr(qcompress.cli.progress.Watch, "finetuned", cut)
         assert main([*TUNED, "--output", "cut"]) == (0 if error is KeyboardInterrupt else 1)
     assert (folder / "cut/finetune.part").exists()
-    told = "fine-tuning ended after 7 of 20 steps: interrupted; the same command goes on"
+    told = "fine-tuning ended after 7 of 20 steps: interrupted; the same command resumes it"
     assert (told in capsys.readouterr().err) == (folder / "cut/report.json").exists() == (error is KeyboardInterrupt)
     ran([*TUNED, "--output", "cut"])
     assert not (folder / "cut/finetune.part").exists()
@@ -517,7 +551,7 @@ def test_finetune_gives_another_file_of_the_same_bytes(folder, capsys):
     assert told["payload_bytes"] == payload(told["file"]) == payload("run/model.safetensors")
     ran([*words, "--validation", "zoo_for_cli:batches", "--learning-rate", "1e6", "--output", "same.safetensors"])
     out, err = capsys.readouterr()
-    assert "fine-tuning ended after 10 of 20 steps: the loss no longer fell" in err
+    assert "fine-tuning ended after 10 of 20 steps: the loss stopped falling" in err
     assert "10 of 20" in out
     assert (folder / "same.safetensors").read_bytes() == (folder / "run/model.safetensors").read_bytes()
 
@@ -586,14 +620,22 @@ MISTAKES = [
     ([*MEASURE[:3], "--ranks", "8,0"], USAGE, "a rank must be a whole number from 1, found 0"),
     ([*MEASURE[:3], "--energies", "90"], USAGE, "the energy must be a number above 0 and below 1, found 90"),
     ([*MEASURE[:3], "--kinds", "tuker"], USAGE, "is of the kind channels, spatial, tucker, sliced; found 'tuker'"),
-    ([*MEASURE[:3], "--slices", "2"], USAGE, "--slices is for the kind sliced, as --kinds sliced --slices 2,4"),
+    ([*MEASURE[:3], "--slices", "2"], USAGE, "--slices needs the kind sliced, for example --kinds sliced --slices 2,4"),
     ([*MEASURE[:3], "--factor-sparsity", "0.5"], USAGE, "--factor-sparsity needs --factor-bits"),
-    ([*MEASURE, "--no-prune-quantize"], USAGE, "--bits and --no-prune-quantize do not go together"),
+    ([*MEASURE, "--no-prune-quantize"], USAGE, "--bits has no effect with --no-prune-quantize"),
     ([*COMPRESS[:3], "--budget", "bytes=0.5", "--no-prune-quantize"], USAGE, "no compression options enabled"),
-    ([*MEASURE[:3], "--no-prune-quantize", "--low-rank", "--compensated"], USAGE, "--compensated is for bits"),
+    (
+        [*MEASURE[:3], "--no-prune-quantize", "--low-rank", "--compensated"],
+        USAGE,
+        "--compensated has no effect with --no-prune-quantize",
+    ),
     ([*COMPRESS[:-4], "--budget", "bytes=0.01"], FAILURE, "the smallest possible use is"),
     ([*COMPRESS[:-4], "--budget", "watts=0.5"], FAILURE, "no resource is called 'watts'; measured are: bytes, macs"),
-    ([*COMPRESS, "--learning-rate", "1e-3"], USAGE, "--learning-rate is for fine-tuning, as --finetune-steps 1000"),
+    (
+        [*COMPRESS, "--learning-rate", "1e-3"],
+        USAGE,
+        "--learning-rate needs --finetune-steps, for example --finetune-steps 1000",
+    ),
     ([*COMPRESS, "--finetune-steps", "-1"], USAGE, "--finetune-steps"),
     ([*TUNED, "--learning-rate", "0"], FAILURE, "a learning rate above 0, found steps=20, patience=1, learning_rate=0"),
     (["finetune", *MEASURE[1:3], "nowhere.safetensors"], FAILURE, "nowhere.safetensors"),
@@ -710,7 +752,7 @@ def test_exporting_a_problem_names_the_word_for_it(folder, capsys):
     assert main(["export", "zoo_for_cli:network", "small.safetensors"]) == 2
     assert "name an engine" in capsys.readouterr().err
     assert main(["compress", "zoo_for_cli:network", "zoo_for_cli:batches", "-b", "bytes=0.5", "--setting", "a=1"]) == 2
-    assert "--setting is for an engine" in capsys.readouterr().err
+    assert "--setting needs --target" in capsys.readouterr().err
 
 
 def test_layers_are_left_out_by_name(folder, capsys):
