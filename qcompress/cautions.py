@@ -41,7 +41,7 @@ def of_split(split: Split, *, given: bool) -> Iterator[str]:
 
 def of_prediction(loss: str, predicted: float, seen: float) -> Iterator[str]:
     """Where the prediction did not hold on samples kept aside."""
-    least = LEAST_NATS if loss == "kl" else 0.0
+    least = LEAST_NATS if loss.startswith("kl") else 0.0
     low, high = sorted((predicted, seen))
     if high - low > least and not (low > 0 and high <= FACTOR * low):
         ratio = f"{high / low:.3g} times" if low > 0 else "not"

@@ -42,7 +42,11 @@ Data = Annotated[
 ]
 Pairs = Annotated[bool, typer.Option(help="Include the pair terms between different parts.")]
 Loss = Annotated[
-    str, typer.Option(help="'kl' to the original's softmax, 'mse' of outputs, or package.module:callable.")
+    str,
+    typer.Option(
+        help="'kl' to the original's softmax ('kl:1': its classes are dimension 1), 'mse' of outputs, or "
+        "package.module:callable."
+    ),
 ]
 Method = Annotated[
     str,
@@ -180,7 +184,9 @@ def granularity(text: str) -> str | int:
 
 def loss(text: str) -> Any:
     """``kl``, ``mse``, or the callable that is named."""
-    return function(text, "--loss") if ":" in text else text
+    from qcompress.model.losses import is_named  # here: PyTorch is slow to import
+
+    return text if is_named(text) or ":" not in text else function(text, "--loss")
 
 
 def forward(reference: str | None) -> Any:

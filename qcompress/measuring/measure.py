@@ -82,8 +82,8 @@ def measure(
             rounding of the outputs. ``"sampled"``: one backward pass a sample for all options, from weight
             gradients; for language models and other outputs of many numbers. Costs are estimates, and there are no
             terms between parts.
-        loss: ``"kl"`` to the original's softmax (nats per sample), ``"mse"`` of outputs, or a callable
-            ``(output, batch) -> (samples,)``.
+        loss: ``"kl"`` to the original's softmax (nats per sample; ``"kl:1"`` with the classes in dimension 1),
+            ``"mse"`` of outputs, or a callable ``(output, batch) -> (samples,)``.
         forward: ``(model, batch) -> output tensor`` where the default does not fit.
         granularity: ``"layer"``, or the number of output channels per block.
         seed: of the random mixtures that stand for many outputs.

@@ -23,7 +23,7 @@ from qcompress.measuring.measure import MeasureProgress, accumulate
 from qcompress.measuring.true_loss import mean_loss
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
-from qcompress.model.losses import Loss, LossFunction, as_loss
+from qcompress.model.losses import Loss, LossFunction, as_loss, is_named
 from qcompress.model.steady import steady
 
 
@@ -120,7 +120,7 @@ def loss_of(measurement: Measurement, loss: str | LossFunction | Loss | None) ->
     Raises:
         OptionsError: it is a callable that was not given, or another one.
     """
-    if loss is None and measurement.loss not in ("kl", "mse"):
+    if loss is None and not is_named(measurement.loss):
         raise OptionsError(f"the measurement was made with the loss {measurement.loss!r}: give that callable as loss=")
     found = as_loss(measurement.loss if loss is None else loss)
     if found.name != measurement.loss:

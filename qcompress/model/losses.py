@@ -5,12 +5,13 @@ form: the exact effects ``E(J)`` of given changes, with ``Jᵀ·H·J = E·E``, o
 output's shape with ``Jᵀ·H·J = Σ_k (a_k·J)²`` in expectation (Hutchinson's estimator with signs), for outputs of many
 numbers. Losses are per sample; ``kl`` is in nats.
 
-- ``kl``: KL divergence of the original's softmax to the compressed model's (last dimension: classes; other
-  dimensions between it and the samples: positions, averaged). Its gradient is zero, ``H = diag(p) - p·pᵀ``.
+- ``kl``: KL divergence of the original's softmax to the compressed model's (last dimension, or ``kl:1`` the second:
+  classes; other dimensions but the samples: positions, averaged). Its gradient is zero, ``H = diag(p) - p·pᵀ``.
 - ``mse``: mean squared difference of the outputs. Its gradient is zero, ``H = 2/D``.
 - a callable ``(output, batch) -> (samples,)``: gradient by autograd, ``H`` by the empirical Fisher ``g·gᵀ``.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,16 @@ from qcompress.model.forward import RULED_OUT
 
 LossFunction = Callable[[Tensor, Any], Tensor]
 NUM_PROBES = 8
+
+MAX_PLAIN_DIMS = 3
+"""Outputs ``(samples, classes)`` and ``(samples, positions, classes)`` need no word on where their classes are."""
+
+KL_DIM = re.compile(r"kl:(-?[0-9]+)")
+
+INSTEAD = (
+    "For regression take loss='mse'; for one logit of yes or no per sample make it two: "
+    "forward=lambda model, batch: torch.stack([0 * (x := model(batch)), x], dim=-1)"
+)
 
 
 class Loss(ABC):
@@ -71,53 +82,97 @@ class Loss(ABC):
 
 
 class KullbackLeibler(Loss):
-    """KL divergence of the original's softmax to the compressed model's."""
+    """KL divergence of the original's softmax to the compressed model's.
 
-    name = "kl"
+    Args:
+        dim: the dimension of the outputs that holds the classes; None is the last of at most three.
+    """
+
     curvature_varies = True
 
+    def __init__(self, dim: int | None = None) -> None:
+        if dim == 0:
+            raise OptionsError("loss 'kl:0' takes the samples for classes: the dimension 0 counts the samples")
+        self.name = "kl" if dim is None else f"kl:{dim}"
+        self._dim = -1 if dim is None else dim
+        self._asked = dim is not None
+
     def require(self, output: Tensor) -> None:
-        """Two classes at least, along a last dimension of their own.
+        """Two classes at least, along a dimension of their own that is no matter of guessing.
 
         Raises:
             ModelError: there are not.
         """
-        if output.ndim < 2 or output.shape[-1] < 2:
+        super().require(output)
+        shape = tuple(output.shape)
+        if output.ndim > MAX_PLAIN_DIMS and not self._asked:
             raise ModelError(
-                f"loss 'kl' compares distributions over the last dimension, (samples, …, classes), found outputs of "
-                f"shape {tuple(output.shape)}. For regression take loss='mse'; for one logit of yes or no per sample "
-                "make it two: forward=lambda model, batch: torch.stack([0 * (x := model(batch)), x], dim=-1)"
+                f"loss 'kl' compares distributions over classes, and outputs of shape {shape} do not tell which "
+                "dimension holds these: loss='kl:1' takes the second, as of a segmentation's (samples, classes, "
+                "height, width), loss='kl:-1' the last"
             )
+        if not 1 <= (self._dim if self._dim > 0 else output.ndim + self._dim) < output.ndim:
+            raise ModelError(
+                f"loss {self.name!r} compares distributions over {self._words}, found outputs of shape {shape}. "
+                f"{INSTEAD}"
+            )
+        if output.shape[self._dim] < 2:
+            raise ModelError(
+                f"loss {self.name!r} compares distributions over {self._words}, found outputs of shape {shape}, which "
+                f"has one class there. {INSTEAD}"
+            )
+
+    @property
+    def _words(self) -> str:
+        return f"dimension {self._dim}" if self._asked else "the last dimension, (samples, …, classes)"
+
+    def _classes_last(self, values: Tensor, before: int = 0) -> Tensor:
+        """Tensors of the outputs' shape, after ``before`` more dimensions, with the classes as the last."""
+        return values.movedim(self._dim + before if self._dim > 0 else self._dim, -1)
+
+    def _classes_back(self, values: Tensor, before: int = 0) -> Tensor:
+        return values.movedim(-1, self._dim + before if self._dim > 0 else self._dim)
+
+    def _divergence(self, output: Tensor, reference: Tensor) -> Tensor:
+        """The KL divergence at every position."""
+        log_p = self._classes_last(reference).double().log_softmax(-1)
+        log_q = self._classes_last(output).double().log_softmax(-1)
+        return (log_p.exp() * (log_p - log_q)).sum(-1)
 
     def rise(self, output: Tensor, reference: Tensor, batch: Any) -> Tensor:  # noqa: ARG002
         """``Σ p·(log p - log q)``, averaged over positions."""
-        return _per_sample_mean(_divergence(output, reference))
+        return _per_sample_mean(self._divergence(output, reference))
 
     def rise_by_position(self, output: Tensor, reference: Tensor, batch: Any) -> Tensor:  # noqa: ARG002
         """The divergence at every position."""
-        return _divergence(output, reference).reshape(len(output), -1)
+        return self._divergence(output, reference).reshape(len(output), -1)
 
     def effects(self, changes: Tensor, point: Tensor, batch: Any) -> Tensor:  # noqa: ARG002
         """``√p·(J - p·J)`` at every position."""
-        p = point.softmax(-1)
-        return (p / _positions(p)).sqrt() * (changes - (p * changes).sum(-1, keepdim=True))
+        p, moved = self._classes_last(point).softmax(-1), self._classes_last(changes, before=1)
+        found = (p / _positions(p)).sqrt() * (moved - (p * moved).sum(-1, keepdim=True))
+        return self._classes_back(found, before=1)
 
     def probes(self, reference: Tensor, batch: Any, generator: torch.Generator) -> Tensor:  # noqa: ARG002
         """``√p·z - p·(√p·z)`` for random signs z."""
-        p = reference.softmax(-1)
+        p = self._classes_last(reference).softmax(-1)
         mixed = p.sqrt() * _signs((NUM_PROBES, *p.shape), p, generator)
-        return torch.div(mixed - p * mixed.sum(-1, keepdim=True), (_positions(p) * NUM_PROBES) ** 0.5)
+        found = torch.div(mixed - p * mixed.sum(-1, keepdim=True), (_positions(p) * NUM_PROBES) ** 0.5)
+        return self._classes_back(found, before=1)
 
     def probe(self, point: Tensor, batch: Any, generator: torch.Generator) -> Tensor:  # noqa: ARG002
         """``e_y - p`` for a label y drawn from the softmax at every position: the score of the Fisher information."""
-        p = point.softmax(-1)
+        p = self._classes_last(point).softmax(-1)
         drawn = torch.multinomial(p.reshape(-1, p.shape[-1]).cpu(), 1, generator=generator).to(p.device)
         label = torch.zeros_like(p).scatter_(-1, drawn.view(*p.shape[:-1], 1), 1.0)
-        return torch.div(label - p, _positions(p) ** 0.5)
+        return self._classes_back(torch.div(label - p, _positions(p) ** 0.5))
 
     def gradient(self, point: Tensor, batch: Any, reference: Tensor | None = None) -> Tensor | None:  # noqa: ARG002
         """``q - p`` at every position."""
-        return None if reference is None else (point.softmax(-1) - reference.softmax(-1)) / _positions(point)
+        if reference is None:
+            return None
+        q, p = (self._classes_last(own).softmax(-1) for own in (point, reference))
+        return self._classes_back((q - p) / _positions(p))
 
 
 class MeanSquaredError(Loss):
@@ -191,21 +246,31 @@ class CallableLoss(Loss):
         return self.gradient(point, batch)
 
 
+def is_named(loss: object) -> bool:
+    """Whether a loss is one of those that have a name, so that it can be made from it."""
+    return isinstance(loss, str) and (loss in ("kl", "mse") or KL_DIM.fullmatch(loss) is not None)
+
+
 def as_loss(loss: str | LossFunction | Loss) -> Loss:
     """The loss behind a name or a function (or itself).
 
     Raises:
-        OptionsError: neither ``"kl"``, ``"mse"`` nor a callable.
+        OptionsError: neither ``"kl"``, ``"kl:1"`` (classes in dimension 1), ``"mse"`` nor a callable.
     """
     if isinstance(loss, Loss):
         return loss
     if loss == "kl":
         return KullbackLeibler()
+    if isinstance(loss, str) and (dim := KL_DIM.fullmatch(loss)):
+        return KullbackLeibler(int(dim[1]))
     if loss == "mse":
         return MeanSquaredError()
     if callable(loss):
         return CallableLoss(loss)
-    raise OptionsError(f"loss must be 'kl', 'mse' or a callable (output, batch) -> (samples,), found {loss!r}")
+    raise OptionsError(
+        f"loss must be 'kl', 'mse' or a callable (output, batch) -> (samples,), found {loss!r}; 'kl:1' is 'kl' with "
+        "the classes in dimension 1"
+    )
 
 
 def _per_sample_mean(values: Tensor) -> Tensor:
@@ -213,13 +278,7 @@ def _per_sample_mean(values: Tensor) -> Tensor:
 
 
 def _positions(p: Tensor) -> int:
-    """Positions per sample of probabilities ``(samples, …, classes)``.
-
-    Raises:
-        ModelError: there is no dimension for the classes.
-    """
-    if p.ndim < 2:
-        raise ModelError(f"loss 'kl' needs outputs (samples, …, classes), found shape {tuple(p.shape)}; use 'mse'")
+    """Positions per sample of probabilities ``(samples, …, classes)``."""
     return p[0, ..., 0].numel()
 
 
@@ -227,9 +286,3 @@ def _signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> 
     """Random signs, drawn on the CPU so that every device gets the same."""
     drawn = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8)
     return drawn.to(like.device, like.dtype) * 2 - 1
-
-
-def _divergence(output: Tensor, reference: Tensor) -> Tensor:
-    """KL of the last dimension."""
-    log_p, log_q = reference.double().log_softmax(-1), output.double().log_softmax(-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
