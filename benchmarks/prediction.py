@@ -73,7 +73,7 @@ def main() -> None:
         "forward_passes": "forward passes",
     }
     table = markdown(rows, columns)
-    write_results(Path(arguments.out), "prediction", rows, table)
+    write_results(Path(arguments.out), "prediction_independent" if arguments.independent else "prediction", rows, table)
     print(table)
 
 

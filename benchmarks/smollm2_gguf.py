@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 import qcompress
+from benchmarks.tables import markdown, write_results
 from qcompress.engines.legal import for_engine
 from qcompress.engines.llama_cpp.container import head as gguf_head
 from qcompress.engines.llama_cpp.content import entries, head_of, values_of
@@ -70,8 +71,7 @@ def main() -> None:
     legal = for_engine(engine, model, measurement)
     content = head_of(model, engine.source)
     head_bytes = len(gguf_head(values_of(content), [entry.plan for entry in entries(model, content)]))
-    print("| preset | tensor bytes | its KL | predicted | gap | KL | of the preset's | solving |", flush=True)
-    print("|---|---|---|---|---|---|---|---|")
+    rows = []
     for preset in words.preset or PRESETS:
         tensor_bytes, preset_kl = PRESETS[preset]
         problem = qcompress.formulate(legal, {"file_bytes": tensor_bytes + head_bytes}, pairs=False)
@@ -80,13 +80,14 @@ def main() -> None:
         written = qcompress.export(smaller, words.folder / f"{preset}.gguf", target=engine)
         assert written.size_bytes == solution.usage["file_bytes"]
         kl = qcompress.mean_loss(model, smaller, judges)
-        assert solution.objective is not None
-        gap = "–" if solution.gap is None else f"{solution.gap:.2%}"
-        columns = (
-            preset, f"{written.size_bytes - head_bytes:,}", f"{preset_kl:.4f}", f"{solution.objective:.4f}", gap,
-            f"{kl:.4f}", f"{kl / preset_kl:.2f} ×", f"{solution.wall_s:.2f} s",
-        )  # fmt: skip
-        print(f"| {' | '.join(columns)} |", flush=True)
+        rows.append({
+            "preset": preset, "tensor_bytes": written.size_bytes - head_bytes, "preset_kl": preset_kl,
+            "predicted": solution.objective, "gap": solution.gap, "kl": kl, "ratio": kl / preset_kl,
+            "solve_s": solution.wall_s,
+        })  # fmt: skip
+        table = markdown(rows, {key: key for key in rows[0]})
+        write_results(words.folder, "smollm2_gguf", rows, table)
+        print(table, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
 """Tables of results, as JSON and Markdown."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from formulations.files import read_json, replacing, write_json
+
+PLACES = dict.fromkeys(("--data", "--model", "--out", "--output", "--folder"), "FOLDER") | {"--text": "FILE"}
+"""Flags that name a place on this machine, and what stands for it."""
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
@@ -16,11 +20,38 @@ def markdown(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> s
 
 
 def write_results(folder: Path, name: str, values: Any, table: str) -> None:
-    """Write ``name.json`` and ``name.md`` into ``folder``."""
+    """Write ``name.json`` and ``name.md`` into ``folder``.
+
+    Args:
+        folder: made where it is missing.
+        name: of both files.
+        values: a mapping, or the rows alone; the command that is running is added as ``command``.
+        table: Markdown for people.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{name}.json", values)
+    write_json(
+        folder / f"{name}.json", {"command": command(), **(values if isinstance(values, dict) else {"rows": values})}
+    )
     with replacing(folder / f"{name}.md") as file:
         file.write((table + "\n").encode())
+
+
+def command() -> str:
+    """The running benchmark as it is called, with the placeholders of the documentation for places on this machine.
+
+    >>> from unittest.mock import patch
+    >>> with patch("sys.argv", ["/here/benchmarks/trust.py", "--data", "/there", "--samples", "64"]):
+    ...     command()
+    'python -m benchmarks.trust --data FOLDER --samples 64'
+    """
+    words = ["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
+    for place, word in enumerate(words):
+        flag, equals, _ = word.partition("=")
+        if equals and flag in PLACES:
+            words[place] = f"{flag}={PLACES[flag]}"
+        elif flag in PLACES and place + 1 < len(words):
+            words[place + 1] = PLACES[flag]
+    return " ".join(words)
 
 
 class Rows:

@@ -1,0 +1,211 @@
+"""The tables of the documentation and the README, made from the rows that the benchmarks wrote.
+
+    python -m benchmarks.pages                                    write every table between its markers anew
+    python -m benchmarks.pages --publish benchmarks/results/trust.json   take over the rows of a run, then do that
+
+Between ``<!-- table NAME -->`` and ``<!-- end of table -->`` stands what `VIEWS` makes of the rows in
+``benchmarks/published/``, with the command that gave them; nobody edits it by hand, and a test compares the two.
+"""
+
+import argparse
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+from formulations.files import read_json, replacing, write_json
+
+ROOT = Path(__file__).parent.parent
+PUBLISHED = ROOT / "benchmarks" / "published"
+PAGES = (ROOT / "docs" / "benchmarks.md", ROOT / "README.md")
+TABLE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+MISSING = "–"
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """How rows become a table.
+
+    Attributes:
+        columns: heading → format of a cell, as ``"{kl:.3f}"``.
+        across: a key whose values become columns of their own, in the order of the rows; ``cell`` is their format.
+            The rows that agree in ``columns`` then make one row of the table.
+        source: the file in ``benchmarks/published/``, where it is not called as the table.
+        where: key → value that the rows must have.
+    """
+
+    columns: Mapping[str, str]
+    across: str = ""
+    cell: str = ""
+    source: str = ""
+    where: Row | None = None
+
+    def table(self, rows: Iterable[Row]) -> str:
+        """The rows as Markdown."""
+        wanted = self.where or {}
+        kept = [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+        values = list(dict.fromkeys(row[self.across] for row in kept)) if self.across else []
+        lines: dict[tuple[str, ...], dict[Any, str]] = {}
+        for number, row in enumerate(kept):
+            head = tuple(filled(text, row) for text in self.columns.values())
+            cells = lines.setdefault(head if self.across else (*head, str(number)), {})
+            if self.across:
+                cells[row[self.across]] = filled(self.cell, row)
+        width = len(self.columns)
+        body = [[*head[:width], *(cells.get(value, MISSING) for value in values)] for head, cells in lines.items()]
+        headings = [*self.columns, *(f"{value:g}" if isinstance(value, float) else str(value) for value in values)]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *body))
+
+    def keys(self) -> set[str]:
+        """The keys of rows that the table shows."""
+        formats = "".join((*self.columns.values(), self.cell))
+        names = {name for _, name, _, _ in Formatter().parse(formats) if name}
+        return names | set(self.where or ()) | ({self.across} if self.across else set())
+
+
+def filled(text: str, row: Row) -> str:
+    """A format with the row's values; a dash where one is missing.
+
+    >>> filled("{kl:.2f} ({accuracy:.1f})", {"kl": 0.123, "accuracy": 80.0}), filled("{gap:.1%}", {"gap": None})
+    ('0.12 (80.0)', '–')
+    """
+    names = [name for _, name, _, _ in Formatter().parse(text) if name]
+    return MISSING if any(row.get(name) is None for name in names) else text.format(**row)
+
+
+CHOSEN = "{kl:.2f} → {kl_tuned:.2f} ({accuracy_tuned:.1f})"
+VIEWS = {
+    "trust": View(
+        columns={
+            "model": "{model}",
+            "options": "{family}",
+            "budget": "{budget}",
+            "default": "{default:.3g}",
+            "additive": "{additive:.3g}",
+            "pair terms": "{pairs:.3g}",
+            "uniform": "{uniform:.3g}",
+            "default / better of additive and uniform": "{ratio:.2f}",
+        }
+    ),
+    "smollm2_gguf": View(
+        columns={
+            "preset": "{preset}",
+            "tensor bytes": "{tensor_bytes:,}",
+            "KL of the preset": "{preset_kl:.4f}",
+            "predicted KL": "{predicted:.4f}",
+            "KL": "{kl:.4f}",
+            "relative to the preset": "{ratio:.2f}",
+        }
+    ),
+    "onnx_resnet20": View(
+        columns={
+            "file": "{file}",
+            "bytes": "{bytes:,}",
+            "accuracy": "{quality:.1f}",
+            "ms per sample, batch 1": "{ms1:.2f}",
+        }
+    ),
+    "cifar10_resnet20": View(
+        columns={"average bits": "{average_bits:g}", "options": "{options}", "measured by": "{method}"},
+        across="choice",
+        cell="{accuracy:.1f} ({kl:.3f})",
+    ),
+    "compensation_resnet20": View(columns={"stored as": "{stored}"}, across="way", cell="{accuracy:.1f} ({kl:.4g})"),
+    **dict.fromkeys(
+        ("prediction", "prediction_independent"),
+        View(
+            columns={"measured by": "{method}", "forward passes": "{forward_passes:.0f}"},
+            across="prediction",
+            cell="{spearman:.3f}",
+        ),
+    ),
+    "ranks_resnet20": View(
+        columns={"chosen by": "{choice}"}, across="budget", cell=CHOSEN, source="ranks_resnet20_whitened"
+    ),
+    "ranks_resnet56": View(
+        columns={"chosen by": "{choice}"}, across="budget", cell=CHOSEN, source="ranks_resnet56_whitened"
+    ),
+    "latency_resnet20": View(
+        columns={
+            "chosen by": "{choice}",
+            "macs": "{macs:.2f}",
+            "time, predicted": "{predicted_time:.2f}",
+            "time, measured": "{time:.2f}",
+            "KL": "{kl:.2f}",
+            "accuracy": "{accuracy:.1f}",
+        }
+    ),
+    "joint_resnet20": View(columns={"average bits": "{bits:g}"}, across="choice", cell="{kl:.3f} ({accuracy:.1f})"),
+    "minilm_sts": View(columns={"share of the bytes": "{budget}"}, across="choice", cell="{spearman:.2f}"),
+    "solvers_exact": View(
+        columns={
+            "structure": "{structure}",
+            "groups": "{groups:,}",
+            "solver": "{solver}",
+            "time": "{wall_s:.2f} s",
+            "gap": "{gap_percent:.2g} %",
+            "status": "{status}",
+        }
+    ),
+    "networks": View(
+        columns={
+            "network": "{network}",
+            "average bits": "{average_bits:g}",
+            "gap by the dual bound alone": "{dual_gap:.2%}",
+            "gap proven by `auto`": "{gap:.2%}",
+            "time": "{wall_s:.1f} s",
+        }
+    ),
+    "anneal_versions": View(
+        columns={
+            "problem": "{problem}",
+            "version": "{version}",
+            "median above the best": "{median:.2f} %",
+            "worst": "{worst:.2f} %",
+        }
+    ),
+}
+
+
+def block(name: str) -> str:
+    """What stands between the markers of a table: its command and its rows."""
+    view = VIEWS[name]
+    values = read_json(PUBLISHED / f"{view.source or name}.json", "rows of a benchmark")
+    return f"\n`{values['command']}`\n\n{view.table(values['rows'])}\n\n"
+
+
+def with_tables(text: str) -> str:
+    """The text of a page with every table written anew."""
+    return TABLE.sub(lambda found: f"{found[1]}{block(found[2])}{found[3]}", text)
+
+
+def publish(file: Path) -> None:
+    """Take over what a benchmark wrote: its command, and of its rows what the tables show."""
+    views = [view for name, view in VIEWS.items() if (view.source or name) == file.stem]
+    if not views:
+        raise SystemExit(f"no table shows {file.stem}; known are: {', '.join(v.source or n for n, v in VIEWS.items())}")
+    values, shown = read_json(file, "rows of a benchmark"), set().union(*(view.keys() for view in views))
+    rows = [{key: value for key, value in row.items() if key in shown} for row in values["rows"]]
+    PUBLISHED.mkdir(exist_ok=True)
+    write_json(PUBLISHED / file.name, {"command": values["command"], "rows": rows})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--publish", type=Path, nargs="+", default=(), help="JSON files that benchmarks wrote")
+    for file in parser.parse_args().publish:
+        publish(file)
+    for page in PAGES:
+        text = page.read_text()
+        if (new := with_tables(text)) != text:
+            with replacing(page) as file:
+                file.write(new.encode())
+            print(f"wrote {page.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

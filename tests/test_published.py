@@ -1,0 +1,55 @@
+"""Tables of measurements are generated: what a page shows is what `benchmarks/published` gives, and nothing else."""
+
+import json
+import re
+
+import pytest
+
+from benchmarks import pages
+from benchmarks.tables import write_results
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
+def test_a_page_shows_what_the_published_rows_give(page):
+    text = page.read_text()
+    assert pages.with_tables(text) == text, "run: python -m benchmarks.pages"
+
+
+def test_the_benchmarks_page_has_no_table_by_hand_and_shows_every_published_one():
+    text = pages.PAGES[0].read_text()
+    shown = re.findall(r"<!-- table (\S+) -->", text)
+    assert not re.search(r"^\|", pages.TABLE.sub("", text), re.MULTILINE)
+    assert {pages.VIEWS[name].source or name for name in shown} == {file.stem for file in pages.PUBLISHED.iterdir()}
+
+
+def test_every_published_table_names_a_benchmark_that_exists():
+    for file in pages.PUBLISHED.iterdir():
+        command = json.loads(file.read_text())["command"].split()
+        assert command[:2] == ["python", "-m"]
+        assert (pages.ROOT / (command[2].replace(".", "/") + ".py")).exists(), command
+
+
+def test_values_across_become_columns_and_what_is_missing_a_dash():
+    view = pages.View(columns={"way": "{way}"}, across="bits", cell="{kl:.1f}", where={"model": "a"})
+    rows = [
+        {"model": "a", "way": "x", "bits": 2.5, "kl": 1.0},
+        {"model": "a", "way": "x", "bits": 4.0, "kl": 2.0},
+        {"model": "b", "way": "x", "bits": 4.0, "kl": 9.0},
+        {"model": "a", "way": "y", "bits": 4.0, "kl": None},
+    ]
+    assert view.table(rows).splitlines() == [
+        "| way | 2.5 | 4 |", "| --- | --- | --- |", "| x | 1.0 | 2.0 |", "| y | – | – |",
+    ]  # fmt: skip
+
+
+def test_publishing_keeps_the_command_and_what_the_tables_show(tmp_path, monkeypatch):
+    view = pages.View(columns={"file": "{file}"})
+    monkeypatch.setattr(pages, "PUBLISHED", tmp_path / "published")
+    monkeypatch.setattr(pages, "VIEWS", {"sizes": view})
+    monkeypatch.setattr("sys.argv", ["/benchmarks/sizes.py", "--data", "/a/place", "--samples", "3"])
+    write_results(tmp_path, "sizes", [{"file": "a", "seconds": 1.0}], "")
+    pages.publish(tmp_path / "sizes.json")
+    published = json.loads((tmp_path / "published" / "sizes.json").read_text())
+    assert published == {"command": "python -m benchmarks.sizes --data FOLDER --samples 3", "rows": [{"file": "a"}]}
+    with pytest.raises(SystemExit, match="no table shows other; known are: sizes"):
+        pages.publish(tmp_path / "other.json")
