@@ -1,0 +1,70 @@
+"""Cut indices out of a model's tensors, in place: modules, names, hooks and parameters stay the same objects."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qcompress.model.tensors import held_tensors
+
+Cuts = Mapping[tuple[str, int], Sequence[int]]
+"""(Name of a tensor, dimension) → indices that go, in rising order."""
+
+
+def cut_(model: nn.Module, cuts: Cuts) -> None:
+    """Take indices out of tensors, and let the layers that hold them follow.
+
+    >>> layer = nn.Linear(3, 4)
+    >>> cut_(layer, {("weight", 0): [1], ("bias", 0): [1]})
+    >>> layer
+    Linear(in_features=3, out_features=3, bias=True)
+    """
+    tensors = {item.name: item.tensor for item in held_tensors(model)}
+    with torch.no_grad():
+        for (name, dim), indices in cuts.items():
+            tensor = tensors[name]
+            stay = np.setdiff1d(np.arange(tensor.shape[dim]), indices)
+            tensor.data = tensor.data.index_select(dim, torch.from_numpy(stay).to(tensor.device)).contiguous()
+            tensor.grad = None
+    changed = {id(tensors[name]) for name, _ in cuts}
+    for module in model.modules():
+        own = [*module._parameters.values(), *module._buffers.values()]
+        if any(id(tensor) in changed for tensor in own):
+            _follow(module)
+
+
+def _follow(module: nn.Module) -> None:
+    """Set the sizes that a layer notes of itself to those of its tensors."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        return
+    if isinstance(module, nn.modules.conv._ConvNd):
+        _follow_convolution(module, weight)
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = weight.shape
+    elif isinstance(module, nn.GroupNorm):
+        module.num_groups = module.num_groups * len(weight) // module.num_channels
+        module.num_channels = len(weight)
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        module.num_features = len(weight)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(weight)
+    elif type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # of transformers: a linear layer, turned
+        setattr(module, "nf", weight.shape[1])  # noqa: B010 - torch's type knows of no such number
+
+
+def _follow_convolution(module: nn.modules.conv._ConvNd, weight: Tensor) -> None:
+    depthwise = module.groups == module.in_channels and module.groups > 1
+    if depthwise and not module.transposed:
+        repeats = module.out_channels // module.in_channels
+        module.groups = module.in_channels = len(weight) // repeats
+        module.out_channels = len(weight)
+    elif depthwise:
+        module.groups = module.in_channels = module.out_channels = len(weight)
+    elif module.transposed:
+        module.in_channels, module.out_channels = len(weight), weight.shape[1] * module.groups
+    else:
+        module.out_channels, module.in_channels = len(weight), weight.shape[1] * module.groups

@@ -1,0 +1,57 @@
+"""After the run: what code takes for granted of shapes, worked into what goes together and what stays."""
+
+import numpy as np
+from torch import Tensor
+
+from qcompress.structure.nodes import Nodes
+from qcompress.structure.tracing import Tracer, compacted, distinct
+
+MAX_ROUNDS = 10
+
+AT_FIXED_PLACES = "cut into pieces at places that are written in the code"
+
+
+def settle(tracer: Tracer) -> tuple[Nodes, dict[int, str]]:
+    """Root of every node, and why a root is blocked, of those that are."""
+    nodes = tracer.nodes
+    roots = nodes.roots()
+    for _ in range(MAX_ROUNDS):
+        for labels, dims in tracer.splits:
+            _keep_grid(tracer, labels, dims, roots)
+        for (_, dim), (labels, pieces) in tracer.pieces.items():
+            _keep_pieces(tracer, labels, dim, sorted(pieces), roots)
+        before, roots = roots, nodes.roots()
+        if np.array_equal(before, roots):
+            break
+    for item in tracer.constants:
+        for dim in item.dims:
+            found = roots[compacted(item.labels)]
+            if (found != np.take(found, [0], axis=dim)).any():
+                labels = item.labels if item.mask is None else item.labels[item.mask]
+                nodes.block(distinct(labels), item.reason)
+                break
+    return roots, nodes.reasons(roots)
+
+
+def _keep_grid(tracer: Tracer, labels: Tensor, dims: tuple[int, ...], roots: Nodes) -> None:
+    """One dimension became several: what goes has to go along one of them. Else all but the last go together."""
+    found = roots[compacted(labels)]
+    along = [dim for dim in dims if (found != np.take(found, [0], axis=dim)).any()]
+    for dim in along[:-1]:
+        tracer.nodes.join(found, np.take(found, [0], axis=dim))
+
+
+def _keep_pieces(tracer: Tracer, labels: Tensor, dim: int, pieces: list[tuple[int, int, int]], roots: Nodes) -> None:
+    """Pieces of one length that make up a dimension lose the same places each; other pieces lose nothing."""
+    whole = compacted(labels)
+    found = roots[whole]
+    if not (found != np.take(found, [0], axis=dim)).any():
+        return
+    size, length = labels.shape[dim], pieces[0][1]
+    starts = [start for start, _, _ in pieces]
+    if pieces == [(start, length, 1) for start in range(0, size, length)]:
+        first = np.take(whole, range(length), axis=dim)
+        for start in starts[1:]:
+            tracer.nodes.join(np.take(whole, range(start, start + length), axis=dim), first)
+    else:
+        tracer.nodes.block(distinct(labels), AT_FIXED_PLACES)

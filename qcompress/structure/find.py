@@ -1,0 +1,54 @@
+"""Find what can be removed: trace a few samples, then try it."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from qcompress.model import forward as forwards
+from qcompress.structure.sets import Structure, trace
+from qcompress.structure.trial import failing
+
+SAMPLES = 2
+"""How many are run to see how channels flow."""
+
+
+def find_sets(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None = None) -> Structure:
+    """The coupled sets of ``model``, found by watching it run a few samples of the first batch.
+
+    Every set was tried: the model runs without one of its units, and gives what it gives with the unit masked.
+
+    Raises:
+        ModelError: the model does not run.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 5))
+    >>> structure = find_sets(model, [torch.randn(2, 3, 6, 6)])
+    >>> [(item.name, item.num_units, [axis.tensor for axis in item.axes if axis.reads]) for item in structure.sets]
+    [('0', 8, ['4.weight'])]
+    >>> structure.kept
+    {'4': 'it reaches the output'}
+    """
+    batch = _few(model, forwards.first_batch(data), forward)
+    structure = trace(model, batch, forward)
+    failed = failing(model, structure.sets, batch, forward) if structure.sets else {}
+    left = tuple(item for item in structure.sets if item.name not in failed)
+    return replace(structure, sets=left, kept={**structure.kept, **failed})
+
+
+def _few(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> Any:
+    """The batch with its first samples alone, where the model runs on them; else the whole."""
+    tensors = [value for value in tree_leaves(batch) if isinstance(value, Tensor) and value.ndim]
+    if tensors and len(tensors[0]) > SAMPLES:
+        count = len(tensors[0])
+        few = tree_map(
+            lambda value: value[:SAMPLES] if isinstance(value, Tensor) and value.shape[:1] == (count,) else value, batch
+        )
+        try:
+            forwards.run(model, few, forward)
+        except Exception:
+            return batch
+        return few
+    return batch

@@ -1,0 +1,204 @@
+"""Products: a weight reads one channel and makes another; attention takes a head as one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qcompress.structure.nodes import Nodes
+from qcompress.structure.tracing import Seen, Tracer, aten, distinct
+
+Args = Sequence[Any]
+
+INPUT = "it reads the input"
+
+
+def varies(labels: Tensor, dim: int) -> bool:
+    """Whether the nodes differ along a dimension."""
+    if labels.shape[dim] < 2 or labels.stride(dim) == 0:
+        return False
+    for other in range(labels.ndim):
+        if other != dim and labels.stride(other) == 0 and labels.shape[other] > 1:
+            labels = labels.narrow(other, 0, 1)
+    return bool((labels != labels.narrow(dim, 0, 1)).any())
+
+
+def axis(seen: Seen, dim: int, taken: Sequence[int] = ()) -> int | None:
+    """The dimension of a parameter that runs along ``dim`` of the tensor that it became, and along nothing else."""
+    size = seen.tensor.shape[dim]
+    fitting = []
+    for own, places in enumerate(seen.places):
+        along = [place for place in range(places.ndim) if varies(places, place)]
+        if own not in taken and (along == [dim] or (not along and size == 1)):
+            fitting.append(own)
+    return fitting[0] if fitting else None
+
+
+def read_nodes(tracer: Tracer, labels: Tensor | None, dim: int, nodes: Nodes) -> None:
+    """Join what is read along a dimension with the weight's ``nodes`` there; block what reads no channel."""
+    if labels is None:
+        tracer.nodes.block(nodes, INPUT)
+        return
+    flat = labels.movedim(dim, 0).reshape(len(nodes), -1).numpy()
+    some, every = (flat > 0).any(axis=1), (flat > 0).all(axis=1)
+    tracer.nodes.join(nodes[:, None], flat)
+    tracer.nodes.block(nodes[~some], INPUT)
+    tracer.nodes.block(nodes[some & ~every], "read together with numbers that are no channels'")
+
+
+def convolution(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
+    """Channels along dimension 1; groups keep equal numbers of them, depthwise ones have one each."""
+    given, weight, bias = args[0], tracer.seen(args[1]), tracer.seen(args[2])
+    transposed, groups = args[6], args[8]
+    labels = tracer.labels(given)
+    first = second = None
+    if weight is not None and weight.places:
+        first = axis(weight, 0)
+        second = None if first is None else axis(weight, 1, (first,))
+    if weight is None or first is None or second is None or given.ndim != args[1].ndim:
+        for value in args[:3]:
+            tracer.block(value, "a convolution with computed weights")
+        return
+    nodes = tracer.nodes
+    rows, columns = nodes.of(weight.source, first), nodes.of(weight.source, second)
+    num_in, num_out = given.shape[1], output.shape[1]
+    made = columns if transposed else rows
+    if groups == 1:
+        read = (weight.source, first if transposed else second)
+        tracer.reads.add(read)
+        read_nodes(tracer, labels, 1, nodes.of(*read))
+    elif groups == num_in and (transposed or num_out % groups == 0):
+        if transposed and num_out != num_in:
+            tracer.block(given, "a grouped transposed convolution")
+            tracer.block(args[1], "a grouped transposed convolution")
+        made = rows
+        nodes.block(columns, "one a group")
+        repeats = num_out // num_in
+        read_nodes(tracer, labels, 1, rows[::repeats])
+        nodes.join(rows.reshape(num_in, repeats), rows[::repeats, None])
+    else:
+        in_nodes, out_nodes = (rows, columns) if transposed else (columns, rows)
+        per_group = num_in // groups
+        if transposed:
+            tracer.reads.add((weight.source, first))
+            read_nodes(tracer, labels, 1, in_nodes)
+            nodes.join(in_nodes.reshape(groups, per_group), in_nodes[None, :per_group])
+            made = np.tile(out_nodes, groups)
+        else:
+            tracer.reads.add((weight.source, second))
+            read_nodes(tracer, labels, 1, np.tile(in_nodes, groups))
+            nodes.join(out_nodes.reshape(groups, -1), out_nodes[None, : num_out // groups])
+            made = out_nodes
+    result = torch.from_numpy(made).view(1, -1, *[1] * (output.ndim - 2)).expand(output.shape)
+    tracer.mark(output, result)
+    if bias is not None and bias.places:
+        nodes.join(nodes.of(bias.source, 0), made)
+
+
+def matrix_product(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
+    """A product of matrices, one a batch or one in all: of channels and a weight, or of activations; with a bias."""
+    added = func._overloadpacket in (aten.addmm, aten.baddbmm)
+    bias, one, other = args[:3] if added else (None, *args[:2])
+    left, right = tracer.seen(one), tracer.seen(other)
+    if right is not None and right.places and not (left is not None and left.places):
+        weighted(tracer, one, right, output, bias, turned=False)
+    elif left is not None and left.places and not (right is not None and right.places):
+        weighted(tracer, other, left, output, bias, turned=True)
+    elif left is not None and left.places:
+        for value in (bias, one, other):
+            tracer.block(value, "a product of weights with one another")
+    else:
+        batched(tracer, one, other, output)
+        if bias is not None and (tracer.seen(bias) is not None or tracer.labels(output) is not None):
+            tracer.block(bias, "added to a product of activations")
+            tracer.block(output, "added to a product of activations")
+
+
+def weighted(tracer: Tracer, given: Tensor, weight: Seen, output: Tensor, bias: Tensor | None, *, turned: bool) -> None:
+    """Channels times a weight ``(inputs, outputs)``; turned, a weight ``(outputs, inputs)`` times channels."""
+    inner, outer = (-1, -2) if turned else (-2, -1)
+    rank, labels, nodes = weight.tensor.ndim, tracer.labels(given), tracer.nodes
+    read = axis(weight, rank + inner)
+    made = None if read is None else axis(weight, rank + outer, (read,))
+    if read is None or made is None:
+        for value in (bias, given, weight.tensor):
+            tracer.block(value, "a product with computed weights")
+        return
+    read_by, made_by = nodes.of(weight.source, read), nodes.of(weight.source, made)
+    along, across = (inner, outer) if turned else (outer, inner)  # of channels: what is summed, and the rest
+    along, across = along % given.ndim, across % given.ndim
+    if labels is not None and not varies(labels, along) and varies(labels, across):
+        nodes.block(np.concatenate([read_by, made_by]), "it mixes positions")
+        tracer.block(bias, "it mixes positions")
+        tracer.mark(output, labels.narrow(along, 0, 1).expand(output.shape))
+        return
+    tracer.reads.add((weight.source, read))
+    read_nodes(tracer, labels, along, read_by)
+    shape = [1] * output.ndim
+    shape[outer] = len(made_by)
+    result = torch.from_numpy(made_by).view(shape).expand(output.shape)
+    tracer.mark(output, result)
+    if bias is None:
+        return
+    added = tracer.seen(bias)
+    place = axis(added, added.tensor.ndim - 1) if added is not None and added.places and not turned else None
+    if added is not None and place is not None:
+        nodes.join(nodes.of(added.source, place), made_by)
+    elif added is not None and added.labels is not None:
+        nodes.join(added.labels.expand(output.shape).numpy(), result.numpy())
+    else:
+        tracer.block(bias, "a bias that is computed")
+        nodes.block(made_by, "a bias that is computed")
+
+
+def batched(tracer: Tracer, one: Tensor, other: Tensor, output: Tensor) -> None:
+    """All channels in a product of two activations are one (a head); one alone is carried on."""
+    left, right = tracer.labels(one), tracer.labels(other)
+    if left is not None and right is not None:
+        heads = 1 if left.ndim == 2 else len(left)
+        both = torch.cat([left.reshape(heads, -1), right.reshape(heads, -1)], dim=1)
+        for head in both:
+            tracer.nodes.join_all(distinct(head))
+        tracer.mark(output, both.amax(dim=1).view(heads, 1, 1).expand(heads, *output.shape[-2:]).reshape(output.shape))
+    elif left is not None:
+        tracer.constant(left, [left.ndim - 1], "multiplied by numbers that are no channels'")
+        tracer.mark(output, left[..., :1].expand(output.shape))
+    elif right is not None:
+        tracer.constant(right, [right.ndim - 2], "multiplied by numbers that are no channels'")
+        tracer.mark(output, right[..., :1, :].expand(output.shape))
+    made = tracer.labels(output)
+    tracer.work.append(
+        (torch.zeros((), dtype=torch.int64).expand(output.shape) if made is None else made, one.shape[-1])
+    )
+
+
+def attention(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
+    """Queries, keys and values of a head go together; heads of queries may share keys and values."""
+    given = [tracer.labels(value) for value in args[:3]]
+    share = args[1].shape[-2] * (args[0].shape[-1] + args[2].shape[-1]) / args[2].shape[-1]
+    none = torch.zeros((), dtype=torch.int64).expand(output[0].shape)
+    if any(labels is None for labels in given):
+        for value in args[:3]:
+            tracer.block(value, "attention over numbers that are no channels'")
+        tracer.work.append((none, share))
+        return
+    heads = args[0].shape[1]
+    query, key, value = (
+        labels.repeat_interleave(heads // labels.shape[1], dim=1) for labels in given if labels is not None
+    )
+    for head in range(heads):
+        tracer.nodes.join_all(np.concatenate([distinct(labels[:, head]) for labels in (query, key, value)]))
+    tracer.mark(output[0], value[:, :, :1].expand(output[0].shape))
+    tracer.work.append((value[:, :, :1].expand(output[0].shape), share))
+
+
+def embedding(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
+    """A row of the table for every index; its columns are channels."""
+    table = tracer.seen(args[0])
+    if table is None or len(table.places) != 2:
+        tracer.block(args[0], "a table that is computed")
+        return
+    tracer.nodes.block(tracer.nodes.of(table.source, 0), "an entry of a table")
+    tracer.mark(output, torch.from_numpy(tracer.nodes.of(table.source, 1)).expand(output.shape))

@@ -1,0 +1,87 @@
+"""Cut removed units out of a model, or mask them; both compute the same.
+
+In the **masked** network the weights that read a removed unit are zero, so that nothing it holds counts. In the
+**smaller** one every tensor is cut where the unit lies (`qcompress.compressed.cutting`).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import nn
+
+from qcompress.compressed.cutting import cut_
+from qcompress.errors import ModelError
+from qcompress.model.tensors import held_tensors
+from qcompress.structure.nodes import Nodes
+from qcompress.structure.sets import CoupledSet
+
+Removed = Mapping[str, ArrayLike]
+"""Name of a set → units of it that go."""
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def mask_(model: Model, sets: Sequence[CoupledSet], removed: Removed) -> Model:
+    """Set the weights that read removed units to zero, in place.
+
+    Raises:
+        ModelError: as of `remove_`.
+    """
+    tensors = {item.name: item.tensor for item in held_tensors(model)}
+    with torch.no_grad():
+        for item, units in _chosen(sets, removed):
+            for axis in item.axes:
+                if axis.reads:
+                    tensor = tensors[axis.tensor]
+                    indices = torch.from_numpy(np.unique(axis.indices[units])).to(tensor.device)
+                    tensor.index_fill_(axis.dim, indices, 0.0)
+    return model
+
+
+def remove_(model: Model, sets: Sequence[CoupledSet], removed: Removed) -> Model:
+    """Cut removed units out of every tensor, in place.
+
+    Raises:
+        ModelError: no such set or unit, or no unit of a set would stay.
+
+    >>> from qcompress.structure.find import find_sets
+    >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> sets = find_sets(model, [torch.randn(4, 3)]).sets
+    >>> remove_(model, sets, {"0": [0, 5]})
+    Sequential(
+      (0): Linear(in_features=3, out_features=6, bias=True)
+      (1): ReLU()
+      (2): Linear(in_features=6, out_features=2, bias=True)
+    )
+    """
+    cut_(model, cuts_of(sets, removed))
+    return model
+
+
+def cuts_of(sets: Sequence[CoupledSet], removed: Removed) -> dict[tuple[str, int], list[int]]:
+    """What `qcompress.compressed.cutting.cut_` is to take out of which tensors."""
+    cuts: dict[tuple[str, int], set[int]] = {}
+    for item, units in _chosen(sets, removed):
+        for axis in item.axes:
+            cuts.setdefault((axis.tensor, axis.dim), set()).update(axis.indices[units].ravel().tolist())
+    return {place: sorted(indices) for place, indices in cuts.items()}
+
+
+def _chosen(sets: Sequence[CoupledSet], removed: Removed) -> list[tuple[CoupledSet, Nodes]]:
+    """Sets with units that go."""
+    known = {item.name: item for item in sets}
+    chosen = []
+    for name, given in removed.items():
+        if name not in known:
+            raise ModelError(f"there is no coupled set {name!r}; there are: {', '.join(known)}")
+        units, count = np.unique(np.asarray(given, dtype=np.int64)), known[name].num_units
+        if len(units) and not 0 <= units[0] <= units[-1] < count:
+            raise ModelError(f"set {name!r} has units 0..{count - 1}, asked to remove {units.tolist()}")
+        if len(units) == count:
+            raise ModelError(f"removing all {count} units of {name!r} would cut the network in two; one must stay")
+        if len(units):
+            chosen.append((known[name], units))
+    return chosen

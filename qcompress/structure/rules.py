@@ -1,0 +1,380 @@
+"""What operations do to channels, one rule a kind; an operation without a rule blocks what it reads."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from qcompress.structure import products
+from qcompress.structure.tracing import Rule, Seen, Tracer, aten, distinct
+
+Args = Sequence[Any]
+
+
+def rule_of(func: Any) -> Rule | None:
+    """The rule of an operation, or None."""
+    packet = func._overloadpacket
+    if packet in RULES:
+        return RULES[packet]
+    if torch.Tag.pointwise in func.tags:
+        return pointwise
+    return None
+
+
+def pointwise(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:
+    """Numbers at the same place belong together; numbers of no channel must not lie along channels."""
+    if not isinstance(output, Tensor):
+        for value in tree_leaves((args, kwargs)):
+            tracer.block(value, f"the operation {func} is not followed")
+        return
+    operands = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor) and value.numel() > 1]
+    labelled = [value for value in operands if tracer.labels(value) is not None]
+    sources = [seen for value in operands if (seen := tracer.seen(value)) is not None and seen.places]
+    if not labelled:
+        if len(operands) == 1 and len(sources) == 1 and output.shape == operands[0].shape:
+            tracer.mark_source(output, sources[0].source, sources[0].places)
+        else:
+            for value in operands:
+                tracer.block(value, "weights are computed with before they are used")
+        return
+    merged = torch.zeros((), dtype=torch.int64).expand(output.shape)
+    for value in labelled:
+        merged = _merge(tracer, merged, tracer.labels(value).expand(output.shape))  # type: ignore[union-attr]
+    for seen in sources:
+        own = labels_of_source(tracer, seen, merged)
+        if own is None:
+            tracer.block(seen.tensor, "it is combined with channels in a way that is not followed")
+            tracer.nodes.block(distinct(merged), "combined with a weight in a way that is not followed")
+        else:
+            merged = _merge(tracer, merged, own)
+    for value in operands:
+        seen = tracer.seen(value)
+        if seen is not None and seen.places:
+            continue
+        lead = output.ndim - value.ndim
+        dims = [lead + dim for dim, size in enumerate(value.shape) if size > 1]
+        own = None if seen is None else seen.labels
+        if own is None:
+            tracer.constant(merged, dims, "combined with numbers that are no channels'")
+        elif bool((missing := (own.expand(output.shape) == 0) & (merged != 0)).any()):
+            tracer.constant(merged, dims, "combined with numbers that are no channels' (padding)", missing)
+    tracer.mark(output, merged)
+
+
+def _merge(tracer: Tracer, one: Tensor, other: Tensor) -> Tensor:
+    shrunk = [dim for dim in range(one.ndim) if one.stride(dim) == 0 and other.stride(dim) == 0 and one.shape[dim] > 1]
+    shape = one.shape
+    for dim in shrunk:
+        one, other = one.narrow(dim, 0, 1), other.narrow(dim, 0, 1)
+    tracer.nodes.join(one.numpy(), other.numpy())
+    return torch.where(one > 0, one, other).expand(shape)
+
+
+def labels_of_source(tracer: Tracer, seen: Seen, labels: Tensor) -> Tensor | None:
+    """The nodes of a parameter that is combined with channels ``labels`` place by place; None if none can be told."""
+    along = [dim for dim in range(labels.ndim) if products.varies(labels, dim)]
+    lead = labels.ndim - seen.tensor.ndim
+    fitting = []
+    for dim, places in enumerate(seen.places):
+        own = [lead + place for place in range(places.ndim) if products.varies(places, place)]
+        if own and set(own) <= set(along):
+            fitting.append(dim)
+    if len(fitting) != 1:
+        return None
+    start = tracer.nodes.starts[seen.source, fitting[0]]
+    return (seen.places[fitting[0]] + start).expand(labels.shape)
+
+
+def move(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:
+    """Numbers go elsewhere, and their nodes with them."""
+    outputs = [output] if isinstance(output, Tensor) else list(output)
+    given = [value for value in tree_leaves((args, kwargs)) if tracer.seen(value) is not None]
+    if any(not isinstance(item, Tensor) or item.is_complex() for item in outputs):
+        for value in given:
+            tracer.block(value, f"the operation {func} is not followed")
+        return
+    listed = isinstance(args[0], (list, tuple))
+    if listed and any(tracer.labels(value) is not None for value in args[0]):
+        nodes = [_or_zeros(tracer, value) for value in args[0]]
+        tracer.mark(outputs[0], func(nodes, *args[1:], **kwargs))
+        for value in given:
+            if tracer.seen(value).places:  # type: ignore[union-attr]
+                tracer.block(value, "weights are put beside channels")
+        return
+    seen = None if listed else tracer.seen(args[0])
+    if seen is None or any(tracer.seen(value) is not None for value in tree_leaves(args[1:])):
+        for value in given:
+            tracer.block(value, f"the operation {func} is not followed here")
+        return
+
+    def moved(nodes: Tensor) -> list[Tensor]:
+        found = repeated(func, nodes, args[1:], kwargs, outputs)
+        return [found] if isinstance(found, Tensor) else list(found)
+
+    if seen.places:
+        for item, places in zip(outputs, zip(*map(moved, seen.places), strict=True), strict=True):
+            tracer.mark_source(item, seen.source, places)
+    else:
+        assert seen.labels is not None  # noqa: S101
+        for item, labels in zip(outputs, moved(seen.labels), strict=True):
+            tracer.mark(item, labels)
+
+
+def repeated(func: Any, nodes: Tensor, rest: Args, kwargs: dict[str, Any], outputs: list[Tensor]) -> Any:
+    """The same move of nodes."""
+    packet = func._overloadpacket
+    if packet in (aten.view, aten._unsafe_view, aten.reshape):
+        return nodes.reshape(outputs[0].shape)
+    if packet in (aten.clone, aten._to_copy, aten.detach, aten.alias, aten.lift_fresh, aten.contiguous):
+        return nodes
+    if packet is aten.constant_pad_nd:
+        return func(nodes, rest[0])
+    return func(nodes, *rest, **kwargs)
+
+
+def _or_zeros(tracer: Tracer, value: Tensor) -> Tensor:
+    own = tracer.labels(value)
+    return torch.zeros((), dtype=torch.int64).expand(value.shape) if own is None else own
+
+
+def view(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:
+    """A move that may split a dimension into several: what is removed must leave a whole grid."""
+    if not isinstance(args[1], (list, tuple)):  # to another type
+        tracer.block(args[0], f"the operation {func} is not followed")
+        return
+    move(tracer, func, args, kwargs, output)
+    labels = tracer.labels(output)
+    if labels is not None:
+        for dims in split_dims(args[0].shape, output.shape):
+            tracer.splits.append((labels, dims))
+
+
+def split_dims(before: Sequence[int], after: Sequence[int]) -> list[tuple[int, ...]]:
+    """Dimensions of ``after`` that came of fewer dimensions before, together.
+
+    >>> split_dims((2, 12), (2, 3, 4)), split_dims((6, 4), (2, 3, 4)), split_dims((2, 3, 4), (2, 12))
+    ([(1, 2)], [(0, 1)], [])
+    """
+    found, i, j = [], 0, 0
+    while i < len(before) and j < len(after):
+        first, start, old, new = j, i, before[i], after[j]
+        while old != new:
+            if old < new:
+                i += 1
+                old *= before[i]
+            else:
+                j += 1
+                new *= after[j]
+        dims = tuple(dim for dim in range(first, j + 1) if after[dim] > 1)
+        if len(dims) > 1 and sum(size > 1 for size in before[start : i + 1]) < len(dims):
+            found.append(dims)
+        i, j = i + 1, j + 1
+    return found
+
+
+def piece(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:
+    """A move of some indices of a dimension; which ones is written in the code."""
+    labels = tracer.labels(args[0])
+    move(tracer, func, args, kwargs, output)
+    if labels is None:
+        return
+    for dim, start, length, step in pieces_of(func, args, kwargs, output):
+        dim %= labels.ndim
+        if length < labels.shape[dim] or step != 1:
+            known = tracer.pieces.setdefault((id(args[0]), dim), (labels, set()))
+            known[1].add((start % labels.shape[dim], length, step))
+
+
+def pieces_of(func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> list[tuple[int, int, int, int]]:
+    """Dimension, first index, length and step of every piece."""
+    packet, size = func._overloadpacket, args[0].shape
+    names = {"slice": ("dim", "start", "end", "step"), "select": ("dim", "index"), "unbind": ("dim",)}
+    given = dict(zip(names.get(packet.__name__, ("size", "dim")), args[1:], strict=False)) | kwargs
+    dim = given.get("dim", 0)
+    if packet is aten.select:
+        return [(dim, given["index"], 1, 1)]
+    if packet is aten.slice:
+        start = min(given.get("start") or 0, size[dim])
+        return [(dim, start, output.shape[dim], given.get("step", 1))]
+    if packet is aten.unbind:
+        return [(dim, index, 1, 1) for index in range(size[dim])]
+    found, start = [], 0
+    for item in output:
+        found.append((dim, start, item.shape[dim], 1))
+        start += item.shape[dim]
+    return found
+
+
+def pick(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:
+    """A move by index tensors: along channels it is not followed."""
+    labels, seen = tracer.labels(args[0]), tracer.seen(args[0])
+    if seen is not None and seen.places and func._overloadpacket is not aten.index_select:
+        tracer.block(args[0], f"the operation {func} is not followed on weights")
+        return
+    move(tracer, func, args, kwargs, output)
+    if labels is None:
+        return
+    if func._overloadpacket is aten.index:
+        dims = [dim for dim, index in enumerate(args[1]) if index is not None]
+    else:
+        dims = [args[1] % labels.ndim]
+    tracer.constant(labels, dims, f"picked by the indices of {func._overloadpacket}")
+
+
+def copy(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
+    """Numbers written over others."""
+    labels = tracer.labels(args[1])
+    if tracer.labels(args[0]) is not None or (tracer.seen(args[0]) is not None):
+        tracer.block(args[0], "written over")
+        tracer.block(args[1], "written over others")
+    elif labels is not None:
+        tracer.mark(output, labels.expand(output.shape))
+
+
+def reduce(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:
+    """One number of many: of one channel's alone."""
+    labels = tracer.labels(args[0])
+    if labels is None or not isinstance(output, (Tensor, tuple)):
+        tracer.block(args[0], f"the operation {func} is not followed on weights")
+        return
+    given = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    if func._overloadpacket is aten.linalg_vector_norm:
+        given = kwargs.get("dim", args[2] if len(args) > 2 else None)
+    numbers = [given] if type(given) is int else given if isinstance(given, (list, tuple)) else []
+    dims = [dim % labels.ndim for dim in (numbers or range(labels.ndim))]
+    tracer.constant(labels, dims, f"{func._overloadpacket} goes over them together")
+    for dim in dims:
+        labels = labels.narrow(dim, 0, 1)
+    for item in [output] if isinstance(output, Tensor) else output:
+        tracer.mark(item, labels.reshape(item.shape) if item.numel() == labels.numel() else None)
+
+
+def along(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:
+    """Numbers of a dimension together, which keep their places: softmax, cumulative sums."""
+    labels = tracer.labels(args[0])
+    if labels is None:
+        tracer.block(args[0], f"the operation {func} is not followed on weights")
+        return
+    dim = int(args[1] if len(args) > 1 else kwargs["dim"])
+    tracer.constant(labels, [dim % labels.ndim], f"{func._overloadpacket} goes over them together")
+    for item in [output] if isinstance(output, Tensor) else output:
+        tracer.mark(item, labels)
+
+
+def pool(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
+    """Windows over positions; channels come before these."""
+    labels, item = tracer.labels(args[0]), output if isinstance(output, Tensor) else output[0]
+    if labels is None:
+        return
+    dims = [dim for dim in range(-SPACE.get(func._overloadpacket, 2), 0) if -dim <= labels.ndim]
+    tracer.constant(labels, [dim % labels.ndim for dim in dims], f"{func._overloadpacket} goes over them together")
+    for dim in dims:
+        labels = labels.narrow(dim, 0, 1)
+    tracer.mark(item, labels.expand(item.shape))
+
+
+def batch_norm(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
+    """Every channel by itself, with one number of each parameter."""
+    labels = tracer.labels(args[0])
+    parameters = [seen for value in args[1:5] if (seen := tracer.seen(value)) is not None]
+    if labels is None:
+        for seen in parameters:
+            tracer.block(seen.tensor, "it reads the input")
+        return
+    for seen in parameters:
+        shape = [1, len(seen.tensor), *[1] * (labels.ndim - 2)]
+        if len(seen.places) != 1:
+            tracer.block(seen.tensor, "not a number a channel")
+            continue
+        own = (seen.places[0] + tracer.nodes.starts[seen.source, 0]).view(shape).expand(labels.shape)
+        labels = _merge(tracer, labels, own)
+    tracer.mark(output[0], labels)
+
+
+def layer_norm(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
+    """Normalised together over the last dimensions; what is normalised has to be one channel's (a head's)."""
+    labels = tracer.labels(args[0])
+    parameters = [seen for value in args[2:4] if (seen := tracer.seen(value)) is not None]
+    if labels is None:
+        for seen in parameters:
+            tracer.block(seen.tensor, "it reads the input")
+        return
+    dims = range(labels.ndim - len(args[1]), labels.ndim)
+    tracer.constant(labels, list(dims), "normalised together")
+    for seen in parameters:
+        tracer.block(seen.tensor, "normalised together")
+    tracer.mark(output[0] if isinstance(output, (tuple, list)) else output, labels)
+
+
+def group_norm(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
+    """Normalised in groups: a whole group goes or stays."""
+    labels = tracer.labels(args[0])
+    parameters = [seen for value in args[1:3] if (seen := tracer.seen(value)) is not None]
+    groups = next(value for value in reversed(args) if isinstance(value, int) and not isinstance(value, bool))
+    if labels is None:
+        for seen in parameters:
+            tracer.block(seen.tensor, "it reads the input")
+        return
+    for seen in parameters:
+        shape = [1, len(seen.tensor), *[1] * (labels.ndim - 2)]
+        own = (seen.places[0] + tracer.nodes.starts[seen.source, 0]).view(shape).expand(labels.shape)
+        labels = _merge(tracer, labels, own)
+    for group in labels.chunk(groups, dim=1):
+        tracer.nodes.join_all(distinct(group))
+    tracer.mark(output[0], labels)
+
+
+def glu(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
+    """One half times the other's sigmoid."""
+    labels = tracer.labels(args[0])
+    if labels is None:
+        tracer.block(args[0], "not followed on weights")
+        return
+    one, other = labels.chunk(2, dim=int(args[1]) if len(args) > 1 else -1)
+    tracer.mark(output, _merge(tracer, one, other))
+
+
+SPACE = {
+    aten.max_pool2d_with_indices: 2, aten._adaptive_avg_pool2d: 2, aten.avg_pool2d: 2, aten.adaptive_max_pool2d: 2,
+    aten.avg_pool1d: 1, aten._adaptive_avg_pool3d: 3, aten.avg_pool3d: 3, aten.max_pool3d_with_indices: 3,
+    aten.upsample_nearest1d: 1, aten.upsample_nearest2d: 2, aten.upsample_bilinear2d: 2, aten.upsample_bicubic2d: 2,
+    aten.upsample_nearest3d: 3, aten.reflection_pad1d: 1, aten.reflection_pad2d: 2, aten.replication_pad2d: 2,
+}  # fmt: skip
+
+_MOVES = (
+    aten.permute, aten.transpose, aten.t, aten.expand, aten.unsqueeze, aten.squeeze, aten.clone, aten._to_copy,
+    aten.detach, aten.alias, aten.lift_fresh, aten.constant_pad_nd, aten.repeat, aten.flip, aten.cat, aten.stack,
+    aten.contiguous,
+)  # fmt: skip
+
+RULES: dict[Any, Rule] = {
+    **dict.fromkeys(_MOVES, move),
+    **dict.fromkeys((aten.view, aten._unsafe_view, aten.reshape), view),
+    **dict.fromkeys((aten.slice, aten.select, aten.split, aten.split_with_sizes, aten.unbind), piece),
+    **dict.fromkeys((aten.index, aten.index_select, aten.gather), pick),
+    **dict.fromkeys((aten.mean, aten.sum, aten.amax, aten.amin, aten.var, aten.std, aten.var_mean, aten.logsumexp,
+                     aten.linalg_vector_norm, aten.argmax, aten.any, aten.all, aten.prod), reduce),
+    **dict.fromkeys((aten._softmax, aten._log_softmax, aten._safe_softmax, aten.cumsum), along),
+    **dict.fromkeys(SPACE, pool),
+    aten.copy_: copy,
+    aten.native_batch_norm: batch_norm,
+    aten._native_batch_norm_legit_no_training: batch_norm,
+    aten.native_layer_norm: layer_norm,
+    aten._fused_rms_norm: layer_norm,
+    aten.native_group_norm: group_norm,
+    aten.glu: glu,
+    aten.hardswish: pointwise,
+    aten.hardswish_: pointwise,
+    aten._prelu_kernel: pointwise,
+    aten.convolution: products.convolution,
+    aten.mm: products.matrix_product,
+    aten.addmm: products.matrix_product,
+    aten.bmm: products.matrix_product,
+    aten.baddbmm: products.matrix_product,
+    aten.embedding: products.embedding,
+    aten._scaled_dot_product_flash_attention_for_cpu: products.attention,
+    aten._scaled_dot_product_flash_attention: products.attention,
+    aten._scaled_dot_product_efficient_attention: products.attention,
+}  # fmt: skip

@@ -1,0 +1,154 @@
+"""Coupled sets: channels that are like each other, each with everything that goes when it goes.
+
+A **unit** is the least that can be removed: a channel with the filter that makes it, its numbers in normalisations,
+and the weights that read it; the same channel in all layers whose outputs are added; a whole head of attention with
+its queries, keys and values. A **set** is the units that lie along the same dimensions of the same tensors, as the
+channels of one layer: they take one decision, how many stay.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from qcompress.model import forward as forwards
+from qcompress.model.tensors import held_tensors, overlapping, unregistered_modules
+from qcompress.structure.constraints import settle
+from qcompress.structure.nodes import Nodes, NodeSet
+from qcompress.structure.rules import rule_of
+from qcompress.structure.tracing import Tracer, compacted, distinct
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Axis:
+    """Where a set's units lie in a tensor.
+
+    Attributes:
+        tensor: name of a parameter or buffer, the first where it has several.
+        dim: of it.
+        reads: whether its weights read the units (those of a removed one count for nothing in the masked network).
+        indices: ``(units, per unit)`` of every unit.
+    """
+
+    tensor: str
+    dim: int
+    reads: bool
+    indices: Nodes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CoupledSet:
+    """Units that take one decision together: how many of them stay.
+
+    Attributes:
+        axes: where they lie.
+        work: share that one unit has in the products of activations of the whole network (a head of attention).
+    """
+
+    name: str
+    axes: tuple[Axis, ...]
+    work: float = 0.0
+
+    @property
+    def num_units(self) -> int:
+        """How many there are; one of them always stays."""
+        return len(self.axes[0].indices)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Structure:
+    """What can be removed of a model.
+
+    Attributes:
+        sets: by the order of the first layer in each.
+        kept: name of a layer → why its output channels stay.
+    """
+
+    sets: tuple[CoupledSet, ...]
+    kept: dict[str, str]
+
+
+def trace(model: nn.Module, batch: Any, forward: forwards.Forward | None = None) -> Structure:
+    """The coupled sets of ``model`` by watching it run a batch; see `qcompress.structure.find.find_sets`."""
+    held = held_tensors(model)
+    nodes = NodeSet(held)
+    tracer = Tracer(nodes, held, rule_of)
+    with forwards.evaluating(model), forwards.layer_by_layer(), torch.no_grad(), tracer:
+        output = (forward or forwards.default_forward)(model, batch)
+    labels = tracer.labels(output)
+    if labels is not None:
+        nodes.block(distinct(labels), "it reaches the output")
+    shared = overlapping(held)
+    unseen = tuple(unregistered_modules(model))
+    for item in held:
+        if id(item.tensor) in shared:
+            tracer.block(item.tensor, f"its memory is also that of {shared[id(item.tensor)]!r}")
+        elif unseen and item.name.startswith(unseen):
+            tracer.block(item.tensor, "in a plain list or dict, where PyTorch does not see it")
+    roots, reasons = settle(tracer)
+    return _grouped(tracer, roots, reasons)
+
+
+def _grouped(tracer: Tracer, roots: Nodes, reasons: dict[int, str]) -> Structure:
+    """Units of the same dimensions together, and the layers whose channels stay."""
+    nodes = tracer.nodes
+    members: dict[int, dict[tuple[str, int], list[int]]] = {}
+    kept: dict[str, str] = {}
+    for (name, dim), start in nodes.starts.items():
+        own = roots[start : start + nodes.sizes[name, dim]].tolist()
+        if dim == 0 and name.endswith("weight") and own[0] in reasons and nodes.sizes[name, dim] > 1:
+            kept.setdefault(name.rpartition(".")[0], reasons[own[0]])
+        for index, root in enumerate(own):
+            if root not in reasons:
+                members.setdefault(root, {}).setdefault((name, dim), []).append(index)
+    sets: dict[tuple[Any, ...], list[dict[tuple[str, int], list[int]]]] = {}
+    for unit in members.values():
+        if any(place in tracer.reads for place in unit) and len(unit) > 1:
+            signature = tuple((place, len(indices)) for place, indices in unit.items())
+            sets.setdefault(signature, []).append(unit)
+    work = _work(tracer, roots)
+    found: list[CoupledSet] = []
+    for signature, units in sets.items():
+        if len(units) < 2:
+            kept.setdefault(_layer(signature[0][0][0]), "all its channels go together")
+            continue
+        axes = tuple(
+            Axis(
+                tensor=place[0],
+                dim=place[1],
+                reads=place in tracer.reads,
+                indices=np.array([unit[place] for unit in units], dtype=np.int64),
+            )
+            for place, _ in signature
+        )
+        root = int(roots[nodes.starts[signature[0][0]] + units[0][signature[0][0]][0]])
+        found.append(CoupledSet(name=_name(axes, [own.name for own in found]), axes=axes, work=work.get(root, 0.0)))
+    return Structure(sets=tuple(found), kept=kept)
+
+
+def _work(tracer: Tracer, roots: Nodes) -> dict[int, float]:
+    """Root → its share of the products of activations."""
+    shares: dict[int, float] = {}
+    total = 0.0
+    for labels, each in tracer.work:
+        whole, inside = labels.numel() * each, compacted(labels)
+        total += whole
+        own, counts = np.unique(roots[inside], return_counts=True)
+        for root, count in zip(own.tolist(), counts.tolist(), strict=True):
+            shares[root] = shares.get(root, 0.0) + whole * count / inside.size
+    return {root: share / total for root, share in shares.items()} if total else {}
+
+
+def _layer(tensor: str) -> str:
+    return tensor.rpartition(".")[0] or tensor
+
+
+def _name(axes: tuple[Axis, ...], taken: list[str]) -> str:
+    """The first layer that makes the units; a number after it where several sets begin there."""
+    making = [axis for axis in axes if not axis.reads] or list(axes)
+    name, count = _layer(making[0].tensor), 1
+    while (own := name if count == 1 else f"{name} ({count})") in taken:
+        count += 1
+    return own

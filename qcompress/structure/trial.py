@@ -1,0 +1,56 @@
+"""Try what was traced: a size that is written in the code, and anything else that tracing cannot see, shows here.
+
+One unit is removed of every set at once and the smaller network compared with the masked one. Where they differ, or
+the smaller one does not run, halves of the sets are tried, down to the ones at fault. Those are named and stay.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qcompress.compressed.copying import own_copy
+from qcompress.model import forward as forwards
+from qcompress.structure.removal import mask_, remove_
+from qcompress.structure.sets import CoupledSet
+
+SAME = 1e-3
+"""How far outputs may differ, relative to the largest: sums of other lengths round otherwise."""
+
+
+def failing(
+    model: nn.Module, sets: Sequence[CoupledSet], batch: Any, forward: forwards.Forward | None = None
+) -> dict[str, str]:
+    """Name of a set → why removing a unit of it does not give what masking it gives."""
+    why = _why_not(model, sets, batch, forward)
+    if not why:
+        return {}
+    if len(sets) == 1:
+        return {sets[0].name: why}
+    half = len(sets) // 2
+    found = failing(model, sets[:half], batch, forward) | failing(model, sets[half:], batch, forward)
+    if found:
+        return found
+    return dict.fromkeys((item.name for item in sets), f"with others: {why}")
+
+
+def _why_not(model: nn.Module, sets: Sequence[CoupledSet], batch: Any, forward: forwards.Forward | None) -> str:
+    removed = {item.name: [0] for item in sets}
+    masked = _output(mask_(own_copy(model), sets, removed), batch, forward)
+    try:
+        smaller = _output(remove_(own_copy(model), sets, removed), batch, forward)
+    except Exception as error:
+        return f"the model does not run without one ({str(error).splitlines()[0] if str(error) else error!r})"
+    if smaller.shape != masked.shape:
+        return f"the outputs are then of shape {tuple(smaller.shape)} instead of {tuple(masked.shape)}"
+    difference = float((smaller - masked).abs().max())
+    if difference > SAME * max(float(masked.abs().max()), 1e-30):
+        return f"the outputs are then others than with it masked (by {difference:.2g})"
+    return ""
+
+
+def _output(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> Tensor:
+    with forwards.evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(0)
+        return forwards.run(model, batch, forward)
