@@ -1,9 +1,4 @@
-"""Files that hold named arrays and one JSON header, written whole or not at all.
-
-Every value of the project that is made of arrays (problems, measurements) is stored this way: one ``.npz`` with
-a ``header`` entry that names the kind and version. Arrays of Python objects are neither written nor read, so no
-pickle is ever loaded.
-"""
+"""Files that are replaced whole or not at all, and JSON in them; what they hold is in `formulations.file_kinds`."""
 
 import contextlib
 import errno
@@ -14,13 +9,9 @@ import secrets
 import shutil
 import stat
 import tempfile
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from formulations.errors import FileFormatError
 
@@ -161,84 +152,3 @@ def read_json(path: AnyPath, kind: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FileFormatError(f"{path} is not a {kind} file: expected a JSON object, found {type(value).__name__}")
     return value
-
-
-def kind_of(path: AnyPath) -> str:
-    """What kind of file of ours this is, by its own header; nothing else of it is read.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        FileFormatError: it has no header of ours.
-    """
-    with Path(path).open("rb") as file:
-        try:
-            if zipfile.is_zipfile(file):
-                file.seek(0)
-                with np.load(file, allow_pickle=False) as archive:
-                    header = json.loads(archive["header"].tobytes())
-            else:
-                file.seek(0)
-                header = json.loads(file.read())
-            return str(header["kind"])
-        except MemoryError:
-            raise
-        except Exception as error:  # whatever damage does to zipfile, numpy and json
-            raise FileFormatError(f"{path} is none of our files, or not a whole one: {error}") from error
-
-
-def write_arrays(
-    path: AnyPath, *, kind: str, version: int, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
-) -> None:
-    """Write arrays and a JSON header as one ``.npz`` file, whole or not at all.
-
-    Raises:
-        ValueError: an array of Python objects, which only a pickle could hold, or a header with not-a-number in it.
-    """
-    if objects := [name for name, array in arrays.items() if array.dtype.hasobject]:
-        raise ValueError(f"arrays of Python objects cannot be stored: {', '.join(objects)}")
-    text = json.dumps({"kind": kind, "version": version, **header, "arrays": sorted(arrays)}, allow_nan=False)
-    with replacing(path) as file:
-        np.savez(file, header=np.frombuffer(text.encode(), dtype=np.uint8), **dict(arrays))  # type: ignore[arg-type]
-
-
-def read_arrays(path: AnyPath, *, kind: str, version: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Read back what `write_arrays` wrote.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        FileFormatError: the file is cut short, is of another kind or a newer version, or holds a pickle.
-    """
-    with Path(path).open("rb") as file:
-        try:
-            header, arrays = _read_archive(file)
-        except MemoryError:
-            raise
-        except Exception as error:  # zipfile and numpy answer damage with a dozen kinds of exceptions
-            raise FileFormatError(
-                f"{path} is not a {kind} file, or not a whole one (cut short, damaged, or with a pickle in it, "
-                f"which is never loaded): {error}"
-            ) from error
-    if not isinstance(header, dict) or header.get("kind") != kind:
-        found = header.get("kind") if isinstance(header, dict) else header
-        raise FileFormatError(f"{path} is not a {kind} file: its header says {found!r}")
-    if not isinstance(header.get("version"), int) or header["version"] > version:
-        raise FileFormatError(
-            f"{path} is a {kind} file of version {header.get('version')!r}; this program reads up to version {version}"
-        )
-    if header.get("arrays") != sorted(arrays):
-        raise FileFormatError(
-            f"{path} is not a whole {kind} file: its header lists the arrays {header.get('arrays')}, "
-            f"it holds {sorted(arrays)}"
-        )
-    return header, arrays
-
-
-def _read_archive(file: IO[bytes]) -> tuple[Any, dict[str, NDArray[Any]]]:
-    if damaged := zipfile.ZipFile(file).testzip():  # before numpy believes a shape and asks for that much memory
-        raise ValueError(f"the checksum of {damaged} does not fit")
-    file.seek(0)
-    with np.load(file, allow_pickle=False) as archive:
-        if "header" not in archive:
-            raise ValueError("it has no header")
-        arrays = dict(archive)
-    return json.loads(arrays.pop("header").tobytes()), arrays

@@ -22,11 +22,11 @@ import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
 from formulations.errors import InfeasibleBudgetError, InvalidProblemError
-from formulations.files import AnyPath, read_arrays, write_arrays
+from formulations.file_kinds import FileKind
+from formulations.files import AnyPath
 from formulations.pairs import PairTerms
 
-FILE_KIND = "qcompress problem"
-FILE_VERSION = 2
+FILE_KIND = FileKind("qcompress problem", version=2)
 
 BUDGET_TOLERANCE = 1e-12
 """Relative slack of a budget: room for the rounding of a sum of floats, below one byte in a terabyte."""
@@ -277,7 +277,7 @@ class Problem:
 
     def save(self, path: AnyPath) -> None:
         """Write the problem to one ``.npz`` file, whole or not at all; `load` gives it back exactly."""
-        write_arrays(path, kind=FILE_KIND, version=FILE_VERSION, header=self._header(), arrays=self._arrays())
+        FILE_KIND.write_arrays(path, self._header(), self._arrays())
 
     @classmethod
     def load(cls, path: AnyPath) -> "Problem":
@@ -287,7 +287,7 @@ class Problem:
             FileFormatError: the file is cut short, of another kind, newer, or holds a pickle.
             InvalidProblemError: its content does not make a problem.
         """
-        header, arrays = read_arrays(path, kind=FILE_KIND, version=FILE_VERSION)
+        header, arrays = FILE_KIND.read_arrays(path)
         try:
             sparse = None
             if "sparse_data" in arrays:

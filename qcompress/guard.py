@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from formulations import FileFormatError, Problem
-from formulations.files import AnyPath, read_json, write_json
+from formulations import Problem
+from formulations.file_kinds import FileKind
+from formulations.files import AnyPath
 from qcompress.errors import ModelError
 from qcompress.measurement import Measurement
 from qcompress.measuring.true_loss import TrueLoss
@@ -36,8 +37,7 @@ CONFIDENCE = 1.5
 MOST_NEAREST = 2
 """Choices that are tried rounded to nearest: the best of those before."""
 
-FILE_KIND = "qcompress guard"
-FILE_VERSION = 1
+FILE_KIND = FileKind("qcompress guard", version=1)
 
 
 class Candidate(NamedTuple):
@@ -83,7 +83,7 @@ class Guarded:
             name: [candidate._asdict() for candidate in group]
             for name, group in (("candidates", self.candidates), ("undecided", self.undecided))
         }
-        write_json(path, {"kind": FILE_KIND, "version": FILE_VERSION, "best": best, **tried})
+        FILE_KIND.write_json(path, {"best": best, **tried})
 
     @classmethod
     def load(cls, path: AnyPath) -> "Guarded":
@@ -92,8 +92,8 @@ class Guarded:
         Raises:
             FileFormatError: the file is no such JSON.
         """
-        value = read_json(path, FILE_KIND)
-        try:
+        value = FILE_KIND.read_json(path)
+        with FILE_KIND.building(path):
             best = value["best"]
             return cls(
                 best=Proposal(
@@ -104,8 +104,6 @@ class Guarded:
                 candidates=tuple(Candidate(**candidate) for candidate in value["candidates"]),
                 undecided=tuple(Candidate(**candidate) for candidate in value["undecided"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(f"{path} is no whole {FILE_KIND} file: {error!r}") from error
 
 
 def guard(

@@ -16,14 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from formulations import FileFormatError
-from formulations.files import AnyPath, read_arrays, write_arrays
+from formulations.file_kinds import FileKind
+from formulations.files import AnyPath
 from qcompress.model.parts import Part, Skipped, unique_state, weights_of
 from qcompress.options import transform_from_json
 from qcompress.transforms.base import Keep, Transform, Weight
 
-FILE_KIND = "qcompress measurement"
-FILE_VERSION = 4
+FILE_KIND = FileKind("qcompress measurement", version=4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -146,7 +145,7 @@ class Measurement:
         arrays |= {f"resource_{i}": use for i, use in enumerate(self.resources.values())}
         arrays |= {f"moments_{i}": own for i, own in enumerate(distinct)}
         arrays |= {f"squares_{i}": values for i, values in enumerate(self.squares.values())}
-        write_arrays(path, kind=FILE_KIND, version=FILE_VERSION, header=header, arrays=arrays)
+        FILE_KIND.write_arrays(path, header, arrays)
 
     @classmethod
     def load(cls, path: AnyPath) -> "Measurement":
@@ -155,8 +154,8 @@ class Measurement:
         Raises:
             FileFormatError: the file is cut short, of another kind, newer, or holds a pickle.
         """
-        header, arrays = read_arrays(path, kind=FILE_KIND, version=FILE_VERSION)
-        try:
+        header, arrays = FILE_KIND.read_arrays(path)
+        with FILE_KIND.building(path):
             resources = {name: arrays[f"resource_{i}"] for i, name in enumerate(header["resources"])}
             places = header.get("moments", {})
             if isinstance(places, list):  # up to version 3 every layer had its own
@@ -182,5 +181,3 @@ class Measurement:
                 standing_loss=header.get("standing_loss", 0.0),
                 **{key: header[key] for key in ("num_samples", "method", "loss", "seed", "model_fingerprint")},
             )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise FileFormatError(f"{path} is no whole {FILE_KIND} file: {error!r}") from error

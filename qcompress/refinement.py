@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from formulations import FileFormatError, Problem
-from formulations.files import AnyPath, read_json, write_json
+from formulations import Problem
+from formulations.file_kinds import FileKind
+from formulations.files import AnyPath
 from qcompress.errors import OptionsError
 from qcompress.formulation import formulate
 from qcompress.identity import identify
@@ -33,8 +34,7 @@ from qcompress.scalars import as_whole
 from solvers import solve
 from solvers.run import as_solver
 
-FILE_KIND = "qcompress refinement"
-FILE_VERSION = 1
+FILE_KIND = FileKind("qcompress refinement", version=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,7 @@ class Refined:
 
     def save(self, path: AnyPath) -> None:
         """Write everything as JSON, whole or not at all."""
-        write_json(path, {"kind": FILE_KIND, "version": FILE_VERSION, **self.to_json()})
+        FILE_KIND.write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: AnyPath) -> "Refined":
@@ -85,13 +85,9 @@ class Refined:
         Raises:
             FileFormatError: the file is not whole, or of another kind or version.
         """
-        value = read_json(path, FILE_KIND)
-        try:
-            if (value["kind"], value["version"]) != (FILE_KIND, FILE_VERSION):
-                raise ValueError(f"it is a {value['kind']!r} of version {value['version']!r}")
+        value = FILE_KIND.read_json(path)
+        with FILE_KIND.building(path):
             return cls.from_json(value)
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(f"{path} is no whole {FILE_KIND} file: {error!r}") from error
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Refined":
@@ -178,7 +174,7 @@ def refine(
         nearby = _nearby(local, problem, best.choice, solver=solver, time_limit=time_limit, seed=seed)
         best = _improved(best, [(true_loss(candidate), predicted, candidate) for predicted, candidate in nearby])
         if file is not None:
-            write_json(file, {"kind": FILE_KIND, "version": FILE_VERSION, "key": key, **best.to_json()})
+            FILE_KIND.write_json(file, {"key": key, **best.to_json()})
         if on_round is not None and not best.complete:
             on_round(best.steps[-1])
     if part is not None:
@@ -196,16 +192,14 @@ def _improved(best: Refined, tried: list[tuple[float, float, NDArray[np.int64]]]
 
 
 def _load(file: Path, key: str) -> Refined:
-    value = read_json(file, FILE_KIND)
-    if value.get("version") != FILE_VERSION or value.get("key") != key:
+    value = FILE_KIND.read_json(file)
+    if value.get("key") != key:
         raise OptionsError(
-            f"{file} holds another refinement (model, data, problem, choice or solver differ, or it is of another "
-            "version); choose another file or delete it"
+            f"{file} holds another refinement (model, data, problem, choice or solver differ); choose another file "
+            "or delete it"
         )
-    try:
+    with FILE_KIND.building(file):
         return Refined.from_json(value)
-    except (KeyError, TypeError, ValueError) as error:
-        raise FileFormatError(f"{file} is no whole {FILE_KIND} file: {error!r}") from error
 
 
 def _nearby(

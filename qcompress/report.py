@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from formulations import FileFormatError, Problem
-from formulations.files import AnyPath, read_json, write_json
+from formulations import Problem
+from formulations.file_kinds import FileKind
+from formulations.files import AnyPath
 from qcompress.budgets import FILE_BYTES
 from qcompress.guard import Candidate, Guarded
 from qcompress.measurement import Measurement
@@ -15,8 +16,7 @@ from qcompress.transforms.base import Transform
 from solvers import Solution
 from solvers.smallest_use import SmallestUse
 
-FILE_KIND = "qcompress report"
-FILE_VERSION = 1
+FILE_KIND = FileKind("qcompress report", version=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,7 @@ class Report:
 
     def save(self, path: AnyPath) -> None:
         """Write the report as JSON, whole or not at all."""
-        write_json(path, {"kind": FILE_KIND, "version": FILE_VERSION, **self.to_json()})
+        FILE_KIND.write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: AnyPath) -> "Report":
@@ -103,18 +103,11 @@ class Report:
         Raises:
             FileFormatError: the file is not whole, or of another kind or version.
         """
-        value = read_json(path, FILE_KIND)
-        kind, version = value.pop("kind", None), value.pop("version", None)
-        if kind != FILE_KIND or not isinstance(version, int) or version > FILE_VERSION:
-            raise FileFormatError(
-                f"{path} is no {FILE_KIND} file up to version {FILE_VERSION}: found {kind!r}, version {version!r}"
-            )
-        try:
+        value = FILE_KIND.read_json(path)
+        with FILE_KIND.building(path):
             for name, made in (("parts", PartReport), ("candidates", Candidate), ("undecided", Candidate)):
                 value[name] = tuple(made(**entry) for entry in value.get(name, ()))
             return cls(**{**value, "warnings": tuple(value.get("warnings", ()))})
-        except (KeyError, TypeError) as error:
-            raise FileFormatError(f"{path} is no whole {FILE_KIND} file: {error!r}") from error
 
     def to_markdown(self) -> str:
         """A readable summary."""

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from formulations import FileFormatError
-from formulations.files import AnyPath, read_json, write_json
+from formulations.file_kinds import FileKind
+from formulations.files import AnyPath
 from qcompress.errors import OptionsError, UncheckedWarning
 from qcompress.identity import identify
 
 JOURNAL = "run.json"
-FILE_KIND = "qcompress run"
-FILE_VERSION = 1
+FILE_KIND = FileKind("qcompress run", version=1)
 BEAT_EVERY_S = 2.0
 _EARLIER = "settings.json"  # what a run folder had before there was a journal
 
@@ -180,20 +180,16 @@ class RunFolder:
                 self._write()
         except OSError as error:
             raise OptionsError(f"the run folder {path} cannot be written: {error}") from error
-        value = read_json(path / JOURNAL, FILE_KIND)
-        if value.get("kind") != FILE_KIND or value.get("version") != FILE_VERSION:
-            raise OptionsError(
-                f"{path / JOURNAL} is of kind {value.get('kind')!r}, version {value.get('version')!r}; this program "
-                f"goes on with {FILE_KIND!r}, version {FILE_VERSION}: choose another folder or delete that one"
-            )
-        steps = value.get("steps")
+        steps = FILE_KIND.read_json(path / JOURNAL).get("steps")
         if not (isinstance(steps, dict) and all(_is_entry(entry) for entry in steps.values())):
-            raise FileFormatError(f"{path / JOURNAL} is no whole {FILE_KIND} file: its steps are damaged; delete it")
+            raise FileFormatError(
+                f"{path / JOURNAL} is not a whole {FILE_KIND.name} file: its steps are damaged; delete it"
+            )
         self._steps = steps
 
     def _write(self) -> None:
         if self.path is not None:
-            write_json(self.path / JOURNAL, {"kind": FILE_KIND, "version": FILE_VERSION, "steps": self._steps})
+            FILE_KIND.write_json(self.path / JOURNAL, {"steps": self._steps})
 
 
 def _is_entry(entry: Any) -> bool:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from formulations import FileFormatError, Problem
+from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from solvers.base import Solver
 
-FILE_KIND = "qcompress journal"
-FILE_VERSION = 1
+FILE_KIND = FileKind("qcompress journal", version=1)
 
-_BEGIN = json.dumps({"kind": FILE_KIND})[:-1].encode()  # how every line of ours begins
+_BEGIN = json.dumps({"kind": FILE_KIND.name})[:-1].encode()  # how every line of ours begins
 
 
 class Journal:
@@ -43,7 +43,7 @@ class Journal:
         self._values = dict(self._read(number, line) for number, line in enumerate(whole.splitlines(), start=1))
         half = content[len(whole) :]
         if not (half.startswith(_BEGIN) or _BEGIN.startswith(half)):
-            raise FileFormatError(f"{path} is no {FILE_KIND} file: its last line is none of ours, {half[:40]!r}")
+            raise FileFormatError(f"{path} is not a {FILE_KIND.name} file: its last line is {half[:40]!r}")
         with self._path.open("ab") as file:  # also finds out at once whether it can be written
             file.truncate(len(whole))
 
@@ -53,7 +53,7 @@ class Journal:
 
     def add(self, key: dict[str, Any], value: Any) -> None:
         """Write down a value (JSON-able) for a key. Not-a-number is refused (ValueError)."""
-        entry = {"kind": FILE_KIND, "version": FILE_VERSION, "key": key, "value": value}
+        entry = {**FILE_KIND.header, "key": key, "value": value}
         line = json.dumps(entry, allow_nan=False, ensure_ascii=False).encode() + b"\n"
         with self._path.open("ab", buffering=0) as file:
             file.write(line)
@@ -61,15 +61,11 @@ class Journal:
         self._values[_canonical(key)] = json.loads(line)["value"]
 
     def _read(self, number: int, line: bytes) -> tuple[str, Any]:
-        try:
+        where = f"{self._path}, line {number},"
+        with FILE_KIND.building(where):
             entry = json.loads(line)
-            if entry["kind"] != FILE_KIND or not 1 <= entry["version"] <= FILE_VERSION:
-                raise ValueError(f"found {entry['kind']!r}, version {entry['version']!r}")
+            FILE_KIND.require(entry, where)
             return _canonical(entry["key"]), entry["value"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(
-                f"{self._path}, line {number}, is no {FILE_KIND} line up to version {FILE_VERSION}: {error}"
-            ) from error
 
 
 def run_key(

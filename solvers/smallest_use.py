@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from formulations import FileFormatError, InfeasibleBudgetError, Problem
-from formulations.files import AnyPath, read_json, write_json
+from formulations import InfeasibleBudgetError, Problem
+from formulations.file_kinds import FileKind
+from formulations.files import AnyPath
 from formulations.problem import BUDGET_TOLERANCE
 from solvers.base import OnProgress
 from solvers.errors import InvalidOptionError
 from solvers.run import solve
 
-FILE_KIND = "qcompress smallest use"
-FILE_VERSION = 1
+FILE_KIND = FileKind("qcompress smallest use", version=1)
 FINEST = 1e-6  # of uses that do not come in whole numbers, relative
 _OBJECTIVE = "objective"
 
@@ -54,7 +54,7 @@ class SmallestUse:
 
     def save(self, path: AnyPath) -> None:
         """Write everything as JSON, whole or not at all."""
-        write_json(path, {"kind": FILE_KIND, "version": FILE_VERSION, **self.to_json()})
+        FILE_KIND.write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: AnyPath) -> "SmallestUse":
@@ -63,13 +63,9 @@ class SmallestUse:
         Raises:
             FileFormatError: the file is not whole, or of another kind or version.
         """
-        value = read_json(path, FILE_KIND)
-        if (value.pop("kind", None), value.pop("version", None)) != (FILE_KIND, FILE_VERSION):
-            raise FileFormatError(f"{path} is no {FILE_KIND} file of version {FILE_VERSION}")
-        try:
+        value = FILE_KIND.read_json(path)
+        with FILE_KIND.building(path):
             return cls(**{**value, "choice": np.array(value["choice"], dtype=np.int64)})
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(f"{path} is no whole {FILE_KIND} file: {error!r}") from error
 
 
 def smallest_use(

@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from formulations import FileFormatError
+from formulations.file_kinds import FileKind
 from formulations.files import AnyPath, read_json, write_json
 
-FILE_KIND = "qcompress solution"
-FILE_VERSION = 1
+FILE_KIND = FileKind("qcompress solution", version=1)
 
 
 class Status(enum.StrEnum):
@@ -82,7 +81,7 @@ class Solution:
         """A JSON-able dictionary of everything in here."""
         value = asdict(self)
         value["choice"] = None if self.choice is None else self.choice.tolist()
-        return {"kind": FILE_KIND, "version": FILE_VERSION, **value}
+        return {**FILE_KIND.header, **value}
 
     def save(self, path: AnyPath) -> None:
         """Write the solution as JSON, whole or not at all."""
@@ -95,7 +94,7 @@ class Solution:
         Raises:
             FileFormatError: the file is no such JSON, or of a newer version.
         """
-        return cls.from_json(read_json(path, FILE_KIND), str(path))
+        return cls.from_json(read_json(path, FILE_KIND.name), str(path))
 
     @classmethod
     def from_json(cls, json: dict[str, Any], where: str) -> "Solution":
@@ -104,13 +103,8 @@ class Solution:
         Raises:
             FileFormatError: it is no such dictionary, or of a newer version.
         """
-        value = dict(json)
-        kind, version = value.pop("kind", None), value.pop("version", None)
-        if kind != FILE_KIND or not isinstance(version, int) or version > FILE_VERSION:
-            raise FileFormatError(
-                f"{where} is no {FILE_KIND} file up to version {FILE_VERSION}: found {kind!r}, version {version!r}"
-            )
-        try:
+        value = FILE_KIND.content(json, where)
+        with FILE_KIND.building(where):
             value["choice"] = None if value["choice"] is None else _whole_numbers(value["choice"])
             value |= {
                 name: None if value[name] is None else float(value[name]) for name in ("objective", "bound", "gap")
@@ -121,8 +115,6 @@ class Solution:
             value["trace"] = tuple(TracePoint(*point) for point in value["trace"])
             value["pool"] = tuple((tuple(choice), objective) for choice, objective in value["pool"])
             return cls(**value)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(f"{where} is no whole {FILE_KIND} file: {error!r}") from error
 
 
 def _whole_numbers(values: Any) -> NDArray[np.int64]:

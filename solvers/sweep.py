@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from formulations import FileFormatError, Problem
-from formulations.files import AnyPath, read_json, write_json
+from formulations import Problem
+from formulations.file_kinds import FileKind
+from formulations.files import AnyPath, write_json
 from formulations.reductions.scaling import scaled
 from solvers import registry
 from solvers.base import Solver
@@ -25,8 +26,7 @@ from solvers.known import with_known
 from solvers.run import as_solver, solve
 from solvers.solution import Solution, StopReason
 
-FILE_KIND = "qcompress sweep"
-FILE_VERSION = 1
+FILE_KIND = FileKind("qcompress sweep", version=1)
 
 BOUND_SHARE = 0.2
 """Largest share of a point's time that goes into its bound and price."""
@@ -59,13 +59,9 @@ class SweepPoint:
         Raises:
             FileFormatError: it is no such dictionary.
         """
-        try:
+        with FILE_KIND.building(where):
             budget, price = float(json["budget"]), float(json["price"])
             return cls(budget=budget, price=price, solution=Solution.from_json(json["solution"], where))
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, FileFormatError):
-                raise
-            raise FileFormatError(f"{where} holds no whole point of a sweep: {error!r}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -119,7 +115,7 @@ class Sweep:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dictionary of everything in here."""
-        header = {"kind": FILE_KIND, "version": FILE_VERSION, "problem_fingerprint": self.problem_fingerprint}
+        header = {**FILE_KIND.header, "problem_fingerprint": self.problem_fingerprint}
         settings = {
             "resource": self.resource, "solver": self.solver, "time_limit": self.time_limit, "seed": self.seed,
         }  # fmt: skip
@@ -136,17 +132,10 @@ class Sweep:
         Raises:
             FileFormatError: the file is no such JSON, or of a newer version.
         """
-        value = read_json(path, FILE_KIND)
-        kind, version = value.pop("kind", None), value.pop("version", None)
-        if kind != FILE_KIND or not isinstance(version, int) or version > FILE_VERSION:
-            raise FileFormatError(
-                f"{path} is no {FILE_KIND} file up to version {FILE_VERSION}: found {kind!r}, version {version!r}"
-            )
-        try:
+        value = FILE_KIND.read_json(path)
+        with FILE_KIND.building(path):
             value["points"] = tuple(SweepPoint.from_json(point, str(path)) for point in value["points"])
             return cls(**value)
-        except (KeyError, TypeError) as error:
-            raise FileFormatError(f"{path} is no whole {FILE_KIND} file: {error!r}") from error
 
 
 def sweep(

@@ -20,8 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import formulations
-import formulations.files
+import formulations.file_kinds
 from formulations import FileFormatError, FormulationError, InvalidProblemError, Problem
+from formulations.file_kinds import FileKind
 from formulations.files import drafting, read_json, replacing, write_json
 from formulations.generators.random_instances import layered_problem, small_problem
 from qcompress import plots
@@ -354,7 +355,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(saved, tmp_path
         file.write(b"half of it")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(formulations.files.np, "savez", breaks_midway)
+    monkeypatch.setattr(formulations.file_kinds.np, "savez", breaks_midway)
     with pytest.raises(OSError, match="no space left"):
         problem.save(path)
     assert path.read_bytes() == before
@@ -392,9 +393,7 @@ def test_no_object_array_is_ever_written(tmp_path):
     with pytest.raises(InvalidProblemError):
         Problem(["a"], [["x"]], [object()], {}, {})
     with pytest.raises(ValueError, match="[Oo]bject"):
-        formulations.files.write_arrays(
-            tmp_path / "x", kind="k", version=1, header={}, arrays={"x": np.array([object()], dtype=object)}
-        )
+        FileKind("k", version=1).write_arrays(tmp_path / "x", {}, {"x": np.array([object()], dtype=object)})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -561,6 +560,7 @@ WRITES = re.compile(
     r"\.write_(text|bytes)\(|savez\w*\(|save_file\(|\.open\(\"[wx]b?\"|\bos\.replace\(|\.rename\(|umask\("
 )
 OTHERS = {  # what writes files and is not meant to replace anything
+    "formulations/file_kinds.py",  # through replacing()
     "formulations/files.py",
     "solvers/exact/milp.py",  # the log of a solver's process, in a temporary folder
     "qcompress/engines/compressed_tensors.py",  # engines write to the place that drafting() gives them

@@ -177,8 +177,8 @@ def test_the_folder_of_an_earlier_version_is_one_clear_error(tmp_path: Path) -> 
     [
         ("{", FileFormatError),
         ("[]", FileFormatError),
-        (json.dumps({"kind": "qcompress run", "version": 99, "steps": {}}), OptionsError),
-        (json.dumps({"kind": "something else", "version": 1}), OptionsError),
+        (json.dumps({"kind": "qcompress run", "version": 99, "steps": {}}), FileFormatError),
+        (json.dumps({"kind": "something else", "version": 1}), FileFormatError),
         (json.dumps({"kind": "qcompress run", "version": 1, "steps": {"measure": {}}}), FileFormatError),
     ],
 )

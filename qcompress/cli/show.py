@@ -12,7 +12,7 @@ import solvers.compare.tables
 import solvers.solution
 import solvers.sweep
 from formulations import FileFormatError, Problem
-from formulations.files import kind_of
+from formulations.file_kinds import kind_of
 from qcompress.cli.console import amount, number, out, print_lines, print_table
 from qcompress.cli.printing import print_compared, print_solution
 from qcompress.cli.sweep import print_sweep
@@ -78,19 +78,19 @@ def _show_value(file: Path, problem_file: Path | None) -> None:
     from qcompress import measurement, report
 
     kind = kind_of(file)
-    if kind == formulations.problem.FILE_KIND:
+    if kind == formulations.problem.FILE_KIND.name:
         _show_problem(Problem.load(file))
-    elif kind == solvers.solution.FILE_KIND:
+    elif kind == solvers.solution.FILE_KIND.name:
         _show_solution(Solution.load(file), None if problem_file is None else Problem.load(problem_file))
-    elif kind == solvers.compare.tables.FILE_KIND:
+    elif kind == solvers.compare.tables.FILE_KIND.name:
         print_compared(Comparison.load(file))
-    elif kind == solvers.compare.tables.SUITE_KIND:
+    elif kind == solvers.compare.tables.SUITE_KIND.name:
         print_compared(Suite.load(file))
-    elif kind == solvers.sweep.FILE_KIND:
+    elif kind == solvers.sweep.FILE_KIND.name:
         print_sweep(Sweep.load(file))
-    elif kind == report.FILE_KIND:
+    elif kind == report.FILE_KIND.name:
         out.print(Markdown(report.Report.load(file).to_markdown()))
-    elif kind == measurement.FILE_KIND:
+    elif kind == measurement.FILE_KIND.name:
         _show_measurement(measurement.Measurement.load(file))
     else:
         raise FileFormatError(f"{file} is of a kind that 'show' does not know: {kind!r}")

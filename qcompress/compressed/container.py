@@ -13,6 +13,8 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from formulations import FileFormatError
+from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from qcompress.compressed.index import Contents, Described, dtype_name, pack_index, unpack_index
 from qcompress.compressed.record import CompressedPart
@@ -21,8 +23,7 @@ from qcompress.model.parts import Part
 from qcompress.model.tensors import EXTRA_STATE, bytes_of, held_tensors
 from qcompress.options import transform_from_json
 
-FILE_KIND = "qcompress compressed model"
-FILE_VERSION = 3
+FILE_KIND = FileKind("qcompress compressed model", version=3)
 _HEADER = "qcompress"
 _PAYLOAD = "payload"
 
@@ -40,7 +41,7 @@ def head(contents: Contents, digest: str) -> bytes:
     for array in contents.arrays:
         crc32 = zlib.crc32(bytes_of(array), crc32)
     own = {
-        "kind": FILE_KIND, "version": FILE_VERSION, "crc32": f"{crc32:08x}", "digest": digest,
+        **FILE_KIND.header, "crc32": f"{crc32:08x}", "digest": digest,
         "index": pack_index(contents),
     }  # fmt: skip
     size = contents.payload_bytes
@@ -62,17 +63,15 @@ def read(path: AnyPath) -> tuple[Contents, str | None]:
     """
     metadata, tensors = _read(path)
     if _HEADER not in metadata:
-        raise ArtefactError(f"{path} is a safetensors file, but no {FILE_KIND}: it has no {_HEADER!r} header")
+        raise ArtefactError(f"{path} is a safetensors file, but not a {FILE_KIND.name}: it has no {_HEADER!r} header")
     try:
         header = json.loads(metadata[_HEADER])
-        kind, version = header["kind"], header["version"]
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        FILE_KIND.require(header, path)
+    except json.JSONDecodeError as error:
         raise ArtefactError(f"{path} is damaged: no readable header in it ({error!r})") from error
-    if kind != FILE_KIND or not isinstance(version, int) or version > FILE_VERSION:
-        raise ArtefactError(
-            f"{path} holds a {kind!r} of version {version!r}; "
-            f"this program reads {FILE_KIND!r} up to version {FILE_VERSION}"
-        )
+    except FileFormatError as error:
+        raise ArtefactError(str(error)) from error
+    version = header["version"]
     if header.get("crc32") != (f"{_checksum(tensors):08x}" if version >= 3 else _checksum(tensors)):
         raise ArtefactError(f"{path} is damaged: its arrays do not have the checksum they were written with")
     try:

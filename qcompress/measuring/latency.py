@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from formulations import FileFormatError
-from formulations.files import AnyPath, read_arrays, write_arrays
+from formulations.file_kinds import FileKind
+from formulations.files import AnyPath
 from qcompress.compressed.apply import require_measured
 from qcompress.compressed.factored import factored
 from qcompress.errors import ModelError, OptionsError
@@ -36,8 +37,7 @@ from qcompress.model import layers
 from qcompress.transforms.base import Target, Transform
 
 LATENCY = "latency_s"
-FILE_KIND = "qcompress latency"
-FILE_VERSION = 1
+FILE_KIND = FileKind("qcompress latency", version=1)
 REPEATS = 15
 MICROSECOND = 1e-6
 OUTSIDE = -1  # in place of a layer's number: in none
@@ -140,7 +140,7 @@ def save_times(timed: Measurement, path: AnyPath) -> None:
     """Write only what `time_options` added, as one ``.npz`` file."""
     header = {"fixed": timed.fixed[LATENCY], "original": timed.original[LATENCY]}
     arrays = {"use": timed.resources[LATENCY]}
-    write_arrays(path, kind=FILE_KIND, version=FILE_VERSION, header=header, arrays=arrays)
+    FILE_KIND.write_arrays(path, header, arrays)
 
 
 def load_times(measurement: Measurement, path: AnyPath) -> Measurement:
@@ -149,7 +149,7 @@ def load_times(measurement: Measurement, path: AnyPath) -> Measurement:
     Raises:
         FileFormatError: the file is not whole, or of another measurement.
     """
-    header, arrays = read_arrays(path, kind=FILE_KIND, version=FILE_VERSION)
+    header, arrays = FILE_KIND.read_arrays(path)
     if arrays["use"].shape != measurement.cost.shape:
         raise FileFormatError(f"{path} holds times of {len(arrays['use'])} options, not of {len(measurement.cost)}")
     return _with_times(measurement, arrays["use"], header["fixed"], header["original"])

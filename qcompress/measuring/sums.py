@@ -11,11 +11,11 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from formulations.files import AnyPath, read_arrays, write_arrays
+from formulations.file_kinds import FileKind
+from formulations.files import AnyPath
 from qcompress.errors import DataError
 
-FILE_KIND = "qcompress partial measurement"
-FILE_VERSION = 1
+FILE_KIND = FileKind("qcompress partial measurement", version=1)
 MAX_EXACT = 4096
 SKETCH_RANK = 512
 EIGENVALUE_FLOOR = 1e-13  # relative to the largest; below it lies the rounding of the sums
@@ -71,7 +71,7 @@ class Sums:
         counts = {"num_samples": self.num_samples, "num_batches": self.num_batches}
         header = {"key": key, "seed": self._seed, "tried": self.tried, **counts}
         arrays = {"cost": self.cost, "second": self.second}
-        write_arrays(path, kind=FILE_KIND, version=FILE_VERSION, header=header, arrays=arrays)
+        FILE_KIND.write_arrays(path, header, arrays)
 
     @classmethod
     def load(cls, path: AnyPath, key: str) -> "Sums":
@@ -80,7 +80,7 @@ class Sums:
         Raises:
             DataError: they belong to another measurement (model, data, options or method differ).
         """
-        header, arrays = read_arrays(path, kind=FILE_KIND, version=FILE_VERSION)
+        header, arrays = FILE_KIND.read_arrays(path)
         if header["key"] != key:
             raise DataError(
                 f"{path} holds the sums of another measurement (model, data, options, method or seed differ); "

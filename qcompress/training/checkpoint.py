@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from formulations.file_kinds import FileKind
 from formulations.files import replacing
 from qcompress.errors import DataError
 
-FILE_KIND = "qcompress training"
-FILE_VERSION = 1
+FILE_KIND = FileKind("qcompress training", version=1)
 _HEADER = "qcompress"
 
 State = dict[str, Tensor]
@@ -70,7 +70,7 @@ class Checkpoint:
             for name, value in values.items()
         }
         header = {
-            "kind": FILE_KIND, "version": FILE_VERSION, "key": self.key,
+            **FILE_KIND.header, "key": self.key,
             "step": standing.step, "before": standing.before, "best": standing.best, "idle": standing.idle,
             "kept": standing.kept is not None,
             "groups": moments["param_groups"], "schedule": schedule.state_dict(),
@@ -109,10 +109,9 @@ class Checkpoint:
             with safetensors.safe_open(self.path, framework="pt") as file:
                 header = json.loads((file.metadata() or {})[_HEADER])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if (header["kind"], header["version"]) != (FILE_KIND, FILE_VERSION):
-                raise ValueError(f"it is a {header['kind']!r} of version {header['version']!r}")
+            FILE_KIND.require(header, "it")
         except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{self.path} is no whole {FILE_KIND} of this version ({error}); delete it") from error
+            raise DataError(f"{self.path} is not a whole {FILE_KIND.name} file ({error}); delete it") from error
         return header, tensors
 
 

@@ -6,26 +6,23 @@ same. All solvers are measured against the same yardstick: the best bound that a
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from formulations import FileFormatError
+from formulations.file_kinds import FileKind
 from formulations.files import AnyPath, read_json, write_json
 from solvers.base import relative_gap
 from solvers.compare.time_to_target import TimeToTarget, target_near, time_to_target
 from solvers.solution import Solution, Status, StopReason
 
-FILE_KIND = "qcompress comparison"
-SUITE_KIND = "qcompress comparison suite"
-FILE_VERSION = 1
+FILE_KIND = FileKind("qcompress comparison", version=1)
+SUITE_KIND = FileKind("qcompress comparison suite", version=1)
 
 TARGET = 0.01
 """A run has reached its target when it is within this share of the best objective any run found."""
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +117,7 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dictionary of everything in here."""
         runs = {label: [run.to_json() for run in runs] for label, runs in self.solutions.items()}
-        header = {"kind": FILE_KIND, "version": FILE_VERSION, "problem_fingerprint": self.problem_fingerprint}
+        header = {**FILE_KIND.header, "problem_fingerprint": self.problem_fingerprint}
         settings = {"time_limit": self.time_limit, "seeds": self.seeds, "skipped": dict(self.skipped)}
         return {**header, **settings, "solutions": runs}
 
@@ -135,7 +132,7 @@ class Comparison:
         Raises:
             FileFormatError: the file is no such JSON, or of a newer version.
         """
-        return cls.from_json(read_json(path, FILE_KIND), str(path))
+        return cls.from_json(read_json(path, FILE_KIND.name), str(path))
 
     @classmethod
     def from_json(cls, json: dict[str, Any], where: str) -> "Comparison":
@@ -144,11 +141,9 @@ class Comparison:
         Raises:
             FileFormatError: it is no such dictionary, or of a newer version.
         """
-        return _read(
-            json,
-            FILE_KIND,
-            where,
-            lambda: cls(
+        FILE_KIND.require(json, where)
+        with FILE_KIND.building(where):
+            return cls(
                 problem_fingerprint=json["problem_fingerprint"],
                 time_limit=json["time_limit"],
                 seeds=tuple(json["seeds"]),
@@ -157,8 +152,7 @@ class Comparison:
                     for label, runs in json["solutions"].items()
                 },
                 skipped=dict(json["skipped"]),
-            ),
-        )
+            )
 
     def _runs(self) -> list[Solution]:
         return [run for runs in self.solutions.values() for run in runs]
@@ -217,7 +211,7 @@ class Suite:
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dictionary of everything in here."""
         comparisons = {name: one.to_json() for name, one in self.comparisons.items()}
-        return {"kind": SUITE_KIND, "version": FILE_VERSION, "comparisons": comparisons}
+        return {**SUITE_KIND.header, "comparisons": comparisons}
 
     def save(self, path: AnyPath) -> None:
         """Write every run as JSON, whole or not at all."""
@@ -230,13 +224,10 @@ class Suite:
         Raises:
             FileFormatError: the file is no such JSON, or of a newer version.
         """
-        json = read_json(path, SUITE_KIND)
-
-        def build() -> Suite:
-            parts = json["comparisons"].items()
-            return cls(comparisons={name: Comparison.from_json(one, str(path)) for name, one in parts})
-
-        return _read(json, SUITE_KIND, str(path), build)
+        content = SUITE_KIND.read_json(path)
+        with SUITE_KIND.building(path):
+            comparisons = content["comparisons"].items()
+            return cls(comparisons={name: Comparison.from_json(saved, str(path)) for name, saved in comparisons})
 
     def _row(self, label: str) -> SuiteRow:
         mine = [(one, one.solutions[label]) for one in self.comparisons.values() if label in one.solutions]
@@ -257,21 +248,6 @@ class Suite:
 
 def _near(run: Solution, best: float) -> bool:
     return run.objective is not None and run.objective <= target_near(best, TARGET)
-
-
-def _read(json: dict[str, Any], expected: str, where: str, build: Callable[[], Value]) -> Value:
-    """What ``build`` makes of a dictionary that says it is of the expected kind."""
-    kind, version = json.get("kind"), json.get("version")
-    if kind != expected or not isinstance(version, int) or version > FILE_VERSION:
-        raise FileFormatError(
-            f"{where} is no {expected} file up to version {FILE_VERSION}: found {kind!r}, version {version!r}"
-        )
-    try:
-        return build()
-    except FileFormatError:
-        raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise FileFormatError(f"{where} is no whole {expected} file: {error!r}") from error
 
 
 def _row(label: str, runs: tuple[Solution, ...], best: float | None, bound: float | None) -> Row:

@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from formulations import FileFormatError, Problem
+from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from formulations.reductions.base import Identity
 from solvers.base import Search, Solver, SubSearch
 from solvers.composites.wrapper import Wrapper
 from solvers.errors import InvalidOptionError
 
-FILE_KIND = "qcompress recording"
-FILE_VERSION = 1
+FILE_KIND = FileKind("qcompress recording", version=1)
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,7 @@ class Recording(Wrapper):
         solver = self.inner
         seed = int(search.rng.integers(2**31)) if search.seed is None else search.seed
         header = {
-            "kind": FILE_KIND,
-            "version": FILE_VERSION,
+            **FILE_KIND.header,
             "problem": search.original.fingerprint(),
             "groups": problem.num_groups,
             "solver": solver.name,
@@ -198,14 +197,9 @@ def _read(path: AnyPath) -> list[list[dict[str, Any]]]:
             run = event.pop("run")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             if line and not line.startswith(b'{"run": "'):  # a line of ours that was cut off is left out
-                raise FileFormatError(f"{path} is not a {FILE_KIND} file: found {line[:40]!r}") from error
+                raise FileFormatError(f"{path} is not a {FILE_KIND.name} file: found {line[:40]!r}") from error
             continue
         if run not in runs:
-            version = event.get("version")
-            if event.get("kind") != FILE_KIND or not isinstance(version, int) or version > FILE_VERSION:
-                raise FileFormatError(
-                    f"{path} is no {FILE_KIND} file up to version {FILE_VERSION}: "
-                    f"found {event.get('kind')!r}, version {version!r}"
-                )
+            FILE_KIND.require(event, path)
         runs.setdefault(run, []).append(event)
     return list(runs.values())

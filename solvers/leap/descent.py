@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from formulations import FileFormatError
-from formulations.files import read_json, write_json
+from formulations.file_kinds import FileKind
 
-FILE_KIND = "qcompress descent"
-FILE_VERSION = 1
+FILE_KIND = FileKind("qcompress descent", version=1)
 SUFFIX = ".descent.json"
 
 
@@ -53,7 +51,7 @@ class Descent:
         """The state with some fields set anew, its file written."""
         state = dataclasses.replace(self, **changes)
         value = {field.name: getattr(state, field.name) for field in dataclasses.fields(state) if field.name != "path"}
-        write_json(state.path, {"kind": FILE_KIND, "version": FILE_VERSION, **value})
+        FILE_KIND.write_json(state.path, value)
         return state
 
     @classmethod
@@ -65,16 +63,11 @@ class Descent:
         """
         if not path.exists():
             return None
-        value = read_json(path, FILE_KIND)
-        kind, version = value.pop("kind", None), value.pop("version", None)
-        if kind != FILE_KIND or not isinstance(version, int) or version > FILE_VERSION:
-            raise FileFormatError(f"{path} is no {FILE_KIND} file up to version {FILE_VERSION}: found {kind!r}")
-        try:
+        value = FILE_KIND.read_json(path)
+        with FILE_KIND.building(path, "delete it to begin anew"):
             state = cls(path=path, **value)
             blocks = tuple(tuple(block) for block in state.blocks)
             return dataclasses.replace(state, choice=tuple(state.choice), blocks=blocks, parts=tuple(state.parts))
-        except TypeError as error:
-            raise FileFormatError(f"{path} is no whole {FILE_KIND} file: {error}; delete it to begin anew") from error
 
 
 def descent_path(folder: str, asked: Any) -> Path:

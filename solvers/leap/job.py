@@ -21,7 +21,8 @@ from typing import Any
 import fasteners
 
 from formulations import FileFormatError, Problem
-from formulations.files import AnyPath, read_json, write_json
+from formulations.file_kinds import FileKind
+from formulations.files import AnyPath
 from formulations.reductions.scaling import normal_form
 from solvers import registry
 from solvers.base import Search, SubSearch
@@ -33,8 +34,7 @@ from solvers.leap.estimate import Estimate
 from solvers.leap.forms import Form, Samples
 from solvers.solution import Solution, StopReason
 
-FILE_KIND = "qcompress leap job"
-FILE_VERSION = 1
+FILE_KIND = FileKind("qcompress leap job", version=1)
 SUFFIX = ".job.json"
 
 NOT_SENT = "NOT SENT"
@@ -84,7 +84,7 @@ class Job:
     def save(self) -> None:
         """Write the file, whole or not at all."""
         value = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "path"}
-        write_json(self.path, {"kind": FILE_KIND, "version": FILE_VERSION, **value})
+        FILE_KIND.write_json(self.path, value)
 
     @classmethod
     def load(cls, path: AnyPath) -> "Job":
@@ -93,14 +93,9 @@ class Job:
         Raises:
             FileFormatError: it is none, not whole, or of a newer version.
         """
-        value = read_json(path, FILE_KIND)
-        kind, version = value.pop("kind", None), value.pop("version", None)
-        if kind != FILE_KIND or not isinstance(version, int) or version > FILE_VERSION:
-            raise FileFormatError(f"{path} is no {FILE_KIND} file up to version {FILE_VERSION}: found {kind!r}")
-        try:
+        value = FILE_KIND.read_json(path)
+        with FILE_KIND.building(path):
             return cls(path=Path(path), **value)
-        except TypeError as error:
-            raise FileFormatError(f"{path} is no whole {FILE_KIND} file: {error}") from error
 
     def problem(self) -> Problem:
         """The problem that was sent.

@@ -219,10 +219,10 @@ def test_a_suite_comes_back_from_its_file_and_others_are_refused(suite, comparis
     suite.save(tmp_path / "suite.json")
     assert Suite.load(tmp_path / "suite.json").to_markdown() == suite.to_markdown()
     comparison.save(tmp_path / "comparison.json")
-    with pytest.raises(FileFormatError, match="is no qcompress comparison suite file"):
+    with pytest.raises(FileFormatError, match="is not a qcompress comparison suite file"):
         Suite.load(tmp_path / "comparison.json")
     write_json(tmp_path / "suite.json", {**suite.to_json(), "comparisons": {"one": {}}})
-    with pytest.raises(FileFormatError, match="is no qcompress comparison file"):
+    with pytest.raises(FileFormatError, match="is not a qcompress comparison file"):
         Suite.load(tmp_path / "suite.json")
 
 

@@ -192,7 +192,7 @@ def test_a_file_cut_anywhere_is_refused(saved: Path) -> None:
     content = saved.read_bytes()
     for length in [*range(64), *range(64, len(content), 97), len(content) - 1]:
         saved.write_bytes(content[:length])
-        with pytest.raises(ArtefactError, match="no whole compressed model|no qcompress compressed model"):
+        with pytest.raises(ArtefactError, match="no whole compressed model|not a qcompress compressed model"):
             load_compressed(saved, Mixed)
 
 
@@ -270,14 +270,16 @@ def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], obj
 @pytest.mark.parametrize("found", [{"version": 4}, {"version": "1"}, {"kind": "something else"}])
 def test_a_newer_version_or_another_kind_is_refused(saved: Path, found: dict[str, Any]) -> None:
     rewritten(saved, lambda tensors, header: header.update(found))
-    with pytest.raises(ArtefactError, match="this program reads 'qcompress compressed model' up to version 3"):
+    with pytest.raises(
+        ArtefactError, match="this program reads up to version 3|is not a qcompress compressed model file"
+    ):
         load_compressed(saved, Mixed)
 
 
 def test_a_header_that_is_no_json_is_refused(saved: Path) -> None:
     for header in ("{", "[]", "{}"):
         saved.write_bytes(safetensors.torch.save({"a": torch.zeros(1)}, {"qcompress": header}))
-        with pytest.raises(ArtefactError, match="is damaged: no readable header"):
+        with pytest.raises(ArtefactError, match="is damaged: no readable header|its header says"):
             load_compressed(saved, Mixed)
 
 

@@ -9,7 +9,7 @@ import traceback
 import numpy as np
 import pytest
 
-from formulations import EncodingError, FileFormatError, Problem
+from formulations import EncodingError, FileFormatError, Problem, file_kinds
 from formulations.generators.random_instances import layered_problem, small_problem
 from formulations.reductions.scaling import scaled
 from solvers import InvalidOptionError, Status, UnsupportedProblemError, available, solve
@@ -264,7 +264,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("written", [False, True], ids=["before", "after"])
 def test_a_process_killed_at_any_write_of_its_job_file_loses_nothing(leap, tmp_path, monkeypatch, written):
-    write = job.write_json
+    write = file_kinds.write_json
     solve(PROBLEM, "leap-cqm", wait=False)
     for k in range(4):
         folder = tmp_path / f"{k}"
@@ -280,10 +280,10 @@ def test_a_process_killed_at_any_write_of_its_job_file_loses_nothing(leap, tmp_p
             if dies:
                 raise Killed
 
-        monkeypatch.setattr(job, "write_json", dying)
+        monkeypatch.setattr(file_kinds, "write_json", dying)
         with pytest.raises(Killed):
             solve(PROBLEM, "leap-cqm", wait=False)
-        monkeypatch.setattr(job, "write_json", write)
+        monkeypatch.setattr(file_kinds, "write_json", write)
         assert finished("leap-cqm").objective == 1.0
         assert len(leap.problems) == 1, f"killed at write {k}"
 
@@ -349,8 +349,8 @@ def test_a_damaged_job_file_and_a_changed_problem_are_refused(leap):
     made.path.write_text(made.path.read_text()[:40])
     with pytest.raises(FileFormatError, match="no readable JSON"):
         Job.load(made.path)
-    made.path.write_text(json.dumps({"kind": job.FILE_KIND, "version": 1}))
-    with pytest.raises(FileFormatError, match="no whole"):
+    made.path.write_text(json.dumps({"kind": job.FILE_KIND.name, "version": 1}))
+    with pytest.raises(FileFormatError, match="not a whole"):
         Job.load(made.path)
 
 
