@@ -16,6 +16,7 @@ import numpy as np
 
 from qcompress.errors import OptionsError
 from qcompress.measurement import Measurement
+from qcompress.model.parts import Survey
 from qcompress.scalars import as_number
 
 Amount = float | str
@@ -174,7 +175,7 @@ def _with_bits_per_weight(measurement: Measurement) -> Measurement:
     )
 
 
-def fixed_use(measurement: Measurement, most: int = 5) -> str:
+def fixed_use(measurement: Measurement | Survey, most: int = 5) -> str:
     """In words, what takes bytes whatever is chosen, largest first."""
     whole = measurement.fixed["bytes"]
     layers = sorted(measurement.skipped, key=lambda item: -item.size_bytes)

@@ -212,6 +212,9 @@ def compress(
         identities={},
         copied=steps.copied(calibration),  # the first pass: what could be checked without one is checked
     )
+    if validation is not None:
+        steps.require_fitting(request, validation)
+    steps.require_possible(request)
     request = steps.kept_aside(request, run)
     while (result := _compressed(request, run, output)).report.over_file_budget:  # by a few bytes, now and then
         request = replace(request, room_bytes=request.room_bytes + result.report.over_file_budget)

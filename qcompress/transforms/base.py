@@ -178,6 +178,10 @@ class Offer(ABC):
     def resolve(self, weight: Weight) -> "Transform | None":
         """The transform of this weight, or None where it does not fit or saves nothing."""
 
+    @abstractmethod
+    def least_use(self, target: Target) -> tuple[float, float] | None:
+        """Bytes and macs that it takes at least, whatever the numbers of the weight; None where it does not fit."""
+
     def needs_moments(self, target: Target) -> bool:  # noqa: ARG002
         """Whether it takes the moments of the layer's input to fit there."""
         return False
@@ -214,6 +218,10 @@ class Transform(Offer):
     def resolve(self, weight: Weight) -> "Transform | None":
         """Itself, where it fits."""
         return None if self.why_not(weight.target) else self
+
+    def least_use(self, target: Target) -> tuple[float, float] | None:
+        """Its bytes and macs."""
+        return None if self.why_not(target) else (self.size_bytes(target), self.macs(target))
 
     @abstractmethod
     def size_bytes(self, target: Target) -> int:

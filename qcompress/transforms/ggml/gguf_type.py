@@ -78,6 +78,11 @@ class GgufType(Transform):
         fitting = self.fitting(target)
         return TYPES[fitting.type].weighted and not fitting.why_not(target)
 
+    def least_use(self, target: Target) -> tuple[float, float] | None:
+        """Of what llama.cpp makes of it there."""
+        fitting = self.fitting(target)
+        return None if fitting.why_not(target) else (fitting.size_bytes(target), fitting.macs(target))
+
     def resolve(self, weight: Weight) -> "GgufType | None":
         """Itself or what llama.cpp falls back to, where it fits and saves anything."""
         fitting = self.fitting(weight.target)

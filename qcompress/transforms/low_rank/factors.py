@@ -24,6 +24,7 @@ from qcompress.transforms.low_rank.forms import (
     Channels,
     Factors,
     Form,
+    Matrix,
     Ranks,
     Spatial,
     kernel_of,
@@ -295,6 +296,21 @@ class RankRule(_Factored):
         what = "weights" if self.by == "ratio" else "energy"
         rule = f"rank {self.value}" if self.by == "rank" else f"rank for {100 * self.value:.12g} % of the {what}"
         return start + rule + self._details()
+
+    def least_use(self, target: Target) -> tuple[float, float] | None:
+        """Of the rank, where the shape alone tells it, else of the smallest."""
+        if self.unfit(target):
+            return None
+        layout = self.layout(target)
+        ranks: Ranks | None = (1,) * len(layout.largest(target))
+        if self.by == "rank":
+            ranks = (int(self.value),) * len(layout.largest(target))
+        elif self.by == "ratio" and isinstance(layout, Matrix):
+            ranks = layout.within(Weight(torch.empty(0), target), self.value, whitened=self.whitened)
+        if ranks is None:
+            return None
+        found = LowRank(ranks=ranks, form=self.form, slices=self.slices, whitened=self.whitened, then=self.then)
+        return found.least_use(target)
 
     def resolve(self, weight: Weight) -> LowRank | None:
         """The layer's rank, if it saves anything there."""

@@ -1,0 +1,106 @@
+"""What cannot work is said before anything is measured, and nothing that can work is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from formulations import InfeasibleBudgetError
+from qcompress import compress, formulate, low_rank, measure, prune_quantize
+from qcompress.errors import DataError
+from qcompress.options import Options, gguf_types
+from tests.models import Residual, seeded
+
+
+def images(count: int = 2) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(8, 2, 5, 5, generator=generator) for _ in range(count)]
+
+
+FAMILIES = {
+    "bits": prune_quantize(bits=(2, 4)),
+    "compensated": prune_quantize(bits=(3,), sparsity=(0,), compensated=True),
+    "groups": prune_quantize(bits=(4,), group_size=4),
+    "ratio": low_rank(),
+    "rank": low_rank(ranks=(2,), kinds=("channels", "spatial", "tucker", "sliced")),
+    "then": low_rank(ratios=(0.5,)).then(prune_quantize(bits=(4,), sparsity=(0,))),
+    "joint": prune_quantize(bits=(4,), sparsity=(0,)) + low_rank(ratios=(0.25,)),
+}
+
+
+@pytest.mark.parametrize("resource", ["bytes", "macs", "file_bytes"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_smallest_use_is_known_before_measuring(family: str, resource: str, tmp_path: Path) -> None:
+    options = FAMILIES[family]
+    model = seeded(Residual)
+    measured = measure(model, images(), options)
+    own = "bytes" if resource == "file_bytes" else resource
+    smallest = formulate(measured, {own: 1.0}).minimum_usage()[own]
+    told: list[object] = []
+    with pytest.raises(
+        InfeasibleBudgetError, match=f"{own}: asked for at most .*, the smallest possible use is"
+    ) as why:
+        compress(
+            model, images(), budget={resource: f"{0.99 * smallest}" if own == "macs" else 0.99 * smallest},
+            options=options, folder=tmp_path, on_measure=told.append, on_encode=told.append,
+        )  # fmt: skip
+    assert not told
+    assert why.value.problem is not None
+    assert ("are fixed" in str(why.value)) == (own == "bytes")
+
+
+@pytest.mark.parametrize("family", ["bits", "then", "joint"])
+def test_the_smallest_use_itself_is_not_refused(family: str) -> None:
+    model = seeded(Residual)
+    smallest = formulate(measure(model, images(), FAMILIES[family]), {"bytes": 1.0}).minimum_usage()["bytes"]
+    result = compress(model, images(), budget={"bytes": smallest}, options=FAMILIES[family], solver="greedy")
+    assert result.report.usage["bytes"] == smallest
+
+
+@pytest.mark.parametrize("offers", [low_rank(energies=(0.5, 0.9)), low_rank(ratios=(0.25,), kinds=("tucker",))])
+def test_what_the_weights_alone_tell_is_taken_at_its_least(offers: Options) -> None:
+    model = seeded(Residual)
+    smallest = formulate(measure(model, images(), offers), {"bytes": 1.0}).minimum_usage()["bytes"]
+    compress(model, images(), budget={"bytes": smallest}, options=offers, solver="greedy", guard=False)
+    with pytest.raises(InfeasibleBudgetError):
+        compress(model, images(), budget={"bytes": smallest - 1}, options=offers, solver="greedy", guard=False)
+
+
+def test_a_type_that_falls_back_to_a_smaller_one_is_counted_as_that() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64))  # 64 is no multiple of Q4_K's 256
+    types = gguf_types(("Q4_K",))
+    smallest = formulate(measure(model, [torch.eye(64)], types), {"bytes": 1.0}).minimum_usage()["bytes"]
+    result = compress(model, [torch.eye(64)], budget={"bytes": smallest}, options=types, solver="greedy", guard=False)
+    assert result.report.usage["bytes"] == smallest
+
+
+class Experts(nn.Module):
+    """Takes another layer for negative inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(x) if float(x.sum()) > 0 else self.two(x)
+
+
+def test_layers_that_only_later_batches_reach_are_not_taken_for_fixed() -> None:
+    torch.manual_seed(0)
+    model, data = Experts(), [torch.rand(6, 8), -torch.rand(6, 8)]
+    options = prune_quantize(bits=(2,), sparsity=(0,))
+    smallest = formulate(measure(model, data, options), {"bytes": 1.0}).minimum_usage()["bytes"]
+    result = compress(model, data, budget={"bytes": smallest}, options=options, solver="greedy", guard=False)
+    assert result.report.usage["bytes"] == smallest
+
+
+def test_validation_that_the_model_does_not_take_is_told_before_measuring() -> None:
+    told: list[object] = []
+    for wrong, match in (
+        ([torch.randn(4, 3, 5, 5)], "does not take the first batch of validation: .*channels"),
+        ([torch.randn(2, 5, 5)], "validation"),
+    ):
+        with pytest.raises(DataError, match=match):
+            compress(seeded(Residual), images(), budget={"bytes": 0.5}, validation=wrong, on_measure=told.append)
+    assert not told
