@@ -11,7 +11,6 @@ are read-only. `Problem.evaluate` is the one judge of objective and feasibility.
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -25,6 +24,17 @@ from formulations.errors import InfeasibleBudgetError, InvalidProblemError
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from formulations.pairs import PairTerms
+from formulations.validation import (
+    checked_budgets,
+    checked_fixed,
+    checked_names,
+    checked_number,
+    checked_pairs,
+    checked_uses,
+    checked_vector,
+    frozen,
+    require_distinct,
+)
 
 FILE_KIND = FileKind("qcompress problem", version=2)
 
@@ -92,33 +102,26 @@ class Problem:
         offset: float = 0.0,
         fixed: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        names = _names(groups, "groups")
-        labels = tuple(_names(group, f"options of group {name!r}") for name, group in zip(names, options, strict=False))
-        _check_names(names, labels, len(options))
+        names = checked_names(groups, "groups")
+        labels = tuple(
+            checked_names(group, f"options of group {name!r}") for name, group in zip(names, options, strict=False)
+        )
+        require_distinct(names, labels, len(options))
         sizes = np.array([len(group) for group in labels], dtype=np.int64)
         group_offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         group_of = np.repeat(np.arange(len(names)), sizes)
-        num_options = int(group_offsets[-1])
-        uses = {str(name): _checked_vector(use, num_options, f"resource {name!r}") for name, use in resources.items()}
-        for name, use in uses.items():
-            if (use < 0).any():
-                worst = int(np.argmin(use))
-                group = group_of[worst]
-                raise InvalidProblemError(
-                    f"resource {name!r} must not be negative, found {use[worst]:g} for option "
-                    f"{labels[group][worst - group_offsets[group]]!r} of group {names[group]!r}"
-                )
+        uses = checked_uses(resources, names, labels, group_offsets)
         values = {
             "groups": names,
             "options": labels,
-            "cost": _checked_vector(cost, num_options, "cost"),
+            "cost": checked_vector(cost, len(group_of), "cost"),
             "resources": MappingProxyType(uses),
-            "budgets": MappingProxyType(_checked_budgets(budgets, uses)),
-            "pairs": _checked_pairs(pairs, group_of),
-            "offset": _checked_number(offset, "offset"),
-            "fixed": MappingProxyType(_checked_fixed(fixed, uses)),
-            "group_offsets": _frozen(group_offsets),
-            "group_of": _frozen(group_of),
+            "budgets": MappingProxyType(checked_budgets(budgets, uses)),
+            "pairs": checked_pairs(pairs, group_of),
+            "offset": checked_number(offset, "offset"),
+            "fixed": MappingProxyType(checked_fixed(fixed, uses)),
+            "group_offsets": frozen(group_offsets),
+            "group_of": frozen(group_of),
         }
         for field, value in values.items():
             object.__setattr__(self, field, value)
@@ -202,7 +205,7 @@ class Problem:
         Raises:
             InvalidProblemError: a budget for a resource the problem does not have, or not a finite number.
         """
-        merged = MappingProxyType(_checked_budgets({**self.budgets, **budgets}, self.resources))
+        merged = MappingProxyType(checked_budgets({**self.budgets, **budgets}, self.resources))
         return self.derived(budgets=merged)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -332,94 +335,3 @@ class Problem:
                 "sparse_indptr": sparse.indptr.astype(np.int64),
             }
         return arrays
-
-
-def _names(values: Sequence[str], what: str) -> tuple[str, ...]:
-    if isinstance(values, str):  # its letters would pass for names
-        raise InvalidProblemError(f"{what} must be a sequence of names, found the string {values!r}")
-    return tuple(str(value) for value in values)
-
-
-def _check_names(groups: tuple[str, ...], options: tuple[tuple[str, ...], ...], num_listed: int) -> None:
-    if not groups:
-        raise InvalidProblemError("a problem needs at least one group, found none")
-    if num_listed != len(groups):
-        raise InvalidProblemError(
-            f"options must list one sequence per group: {len(groups)} groups, {num_listed} sequences"
-        )
-    if len(set(groups)) != len(groups):
-        twice = Counter(groups).most_common(1)[0][0]
-        raise InvalidProblemError(f"group names must differ, found {twice!r} twice")
-    for name, labels in zip(groups, options, strict=True):
-        if not labels:
-            raise InvalidProblemError(f"group {name!r} has no option; give it at least one")
-        if len(set(labels)) != len(labels):
-            twice = Counter(labels).most_common(1)[0][0]
-            raise InvalidProblemError(f"option names must differ within a group, found {twice!r} twice in {name!r}")
-
-
-def _checked_vector(values: ArrayLike, size: int, what: str) -> NDArray[np.float64]:
-    try:
-        array = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InvalidProblemError(f"{what} must be numbers: {error}") from error
-    if array.shape != (size,):
-        raise InvalidProblemError(f"{what} must have shape ({size},), one number per option; found {array.shape}")
-    if not np.isfinite(array).all():
-        at = int(np.argmin(np.isfinite(array)))
-        raise InvalidProblemError(f"{what} must be finite, found {array[at]} at flat option {at}")
-    return _frozen(array)
-
-
-def _checked_number(value: float, what: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if not np.isfinite(number):
-        raise InvalidProblemError(f"{what} must be a finite number, found {value!r}")
-    return number
-
-
-def _checked_budgets(budgets: Mapping[str, float], resources: Mapping[str, Any]) -> dict[str, float]:
-    for name in budgets:
-        if name not in resources:
-            known = ", ".join(sorted(resources)) or "none"
-            raise InvalidProblemError(f"budget {name!r} names no resource of the problem; it has: {known}")
-    return {str(name): _checked_number(budget, f"budget {name!r}") for name, budget in budgets.items()}
-
-
-def _checked_fixed(fixed: Mapping[str, float], resources: Mapping[str, Any]) -> dict[str, float]:
-    for name in fixed:
-        if name not in resources:
-            known = ", ".join(sorted(resources)) or "none"
-            raise InvalidProblemError(f"fixed use {name!r} names no resource of the problem; it has: {known}")
-    uses = {str(name): _checked_number(use, f"fixed use of {name!r}") for name, use in fixed.items()}
-    for name, use in uses.items():
-        if use < 0:
-            raise InvalidProblemError(f"fixed use of {name!r} must not be negative, found {use:g}")
-    return {name: use for name, use in uses.items() if use}
-
-
-def _checked_pairs(pairs: PairTerms | None, group_of: NDArray[np.int64]) -> PairTerms:
-    if pairs is None:
-        return PairTerms()
-    if not isinstance(pairs, PairTerms):
-        raise InvalidProblemError(f"pairs must be a PairTerms, found {type(pairs).__name__}")
-    if pairs.num_options not in (None, len(group_of)):
-        raise InvalidProblemError(f"pair terms are for {pairs.num_options} options, the problem has {len(group_of)}")
-    if pairs.sparse is not None:
-        rows = np.repeat(np.arange(len(group_of)), np.diff(pairs.sparse.indptr))
-        inside = group_of[rows] == group_of[pairs.sparse.indices]
-        if inside.any():
-            at = int(np.argmax(inside))
-            raise InvalidProblemError(
-                f"a pair term joins two options of one group (flat options {rows[at]} and {pairs.sparse.indices[at]}); "
-                "only one option of a group is ever chosen, so it must go"
-            )
-    return pairs
-
-
-def _frozen(array: NDArray[Any]) -> NDArray[Any]:
-    array.flags.writeable = False
-    return array
