@@ -18,7 +18,9 @@ from typing import Any, ClassVar
 
 from formulations import Problem
 from solvers.errors import InvalidOptionError, SolverUnavailableError, UnsupportedProblemError
-from solvers.search import OnProgress, Progress, Search, SubSearch, relative_gap
+from solvers.search import OnProgress, Progress, Search
+from solvers.solution import relative_gap
+from solvers.sub_search import SubSearch
 
 __all__ = ["OnProgress", "Progress", "Search", "Solver", "SolverInfo", "SubSearch", "relative_gap"]
 

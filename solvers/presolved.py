@@ -13,7 +13,8 @@ import numpy as np
 from formulations import Problem
 from formulations.reductions.base import Choice
 from formulations.reductions.presolve import Presolved
-from solvers.search import Search, SubSearch
+from solvers.search import Search
+from solvers.sub_search import SubSearch
 
 Attack = Callable[[Search], None]
 """What is done to the problem of a search: a back end's run, after a bound where one is asked for."""

@@ -44,6 +44,15 @@ class TracePoint(NamedTuple):
     bound: float | None
 
 
+def relative_gap(objective: float | None, bound: float | None) -> float | None:
+    """``(objective - bound) / |objective|``, 0 when they meet, None when one is missing or the objective is 0."""
+    if objective is None or bound is None:
+        return None
+    if objective <= bound:
+        return 0.0
+    return (objective - bound) / abs(objective) if objective != 0 else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Solution:
     """The answer of one solver run.

@@ -10,8 +10,9 @@ from formulations.reductions.components import split
 from formulations.reductions.restriction import restrict
 from formulations.reductions.scaling import scaled
 from formulations.reductions.tie import tie
-from solvers.search import Search, SubSearch
+from solvers.search import Search
 from solvers.solution import Status, StopReason
+from solvers.sub_search import SubSearch
 
 
 def two_layers() -> Problem:
