@@ -8,8 +8,8 @@ outputs are those of the dense model, but that blocks of a matrix product may ad
 
 import functools
 import itertools
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from qcompress.compressed.factored import Factored
 from qcompress.compressed.record import CompressedPart, record_of, require_unchanged
 from qcompress.compressed.rows import PackedRows, packed_rows
-from qcompress.errors import ArtefactError
+from qcompress.errors import ArtefactError, ModelError
 from qcompress.model import layers
 from qcompress.transforms.base import Keep
 from qcompress.transforms.low_rank.factors import LowRank
@@ -35,6 +35,23 @@ class Packed:
     _reader: nn.Module  # the layer that reads the weight as these rows: itself, or an unlike one that shares the weight
     _shape: torch.Size
     _device: torch.device
+    _dtype: torch.dtype
+    weight_is_packed = True
+
+    def _apply(self, change: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Go along to another device; codes are of one dtype.
+
+        Raises:
+            ModelError: it is to be of another dtype.
+        """
+        moved = change(torch.empty(0, dtype=self._dtype, device=self._device))
+        if moved.dtype != self._dtype:
+            raise ModelError(
+                f"packed weights decode to {self._dtype}, they cannot become {moved.dtype}: convert the original "
+                "before it is compressed"
+            )
+        self._device = moved.device
+        return super()._apply(change, recurse)  # type: ignore[misc,no-any-return]
 
     @property
     def weight(self) -> Tensor:
@@ -161,4 +178,4 @@ def _pack(module: nn.Module, rows: PackedRows, reader: nn.Module) -> None:
     del module._parameters["weight"]
     kind: type[nn.Module] = type(module)
     module.__class__ = _packed_class(kind)  # type: ignore[arg-type]
-    vars(module).update(_rows=rows, _reader=reader, _shape=weight.shape, _device=weight.device)
+    vars(module).update(_rows=rows, _reader=reader, _shape=weight.shape, _device=weight.device, _dtype=weight.dtype)

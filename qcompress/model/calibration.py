@@ -72,7 +72,7 @@ def require_usable(model: nn.Module) -> None:
     """Refuse a model whose layers or weights cannot be looked at.
 
     Raises:
-        ModelError: no module, a scripted one, a lazy one that has not run yet, or one on the meta device.
+        ModelError: no module, a scripted one, a packed one, a lazy one that has not run yet, or one on the meta device.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"model must be a torch.nn.Module, found {type(model).__name__}")
@@ -80,6 +80,11 @@ def require_usable(model: nn.Module) -> None:
         name = repr(path) if path else "the model"
         if isinstance(module, torch.jit.ScriptModule):
             raise ModelError(f"{name} is scripted, so its layers cannot be changed: give the module it was made from")
+        if getattr(module, "weight_is_packed", False):
+            raise ModelError(
+                f"the weights of {name} are packed, they can only be run: give the original, or what compress() or "
+                "load_compressed() gave before pack_()"
+            )
         for key, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             if is_lazy(tensor):
                 raise ModelError(f"{name} is lazy and has no {key} yet: run one batch through the model first")

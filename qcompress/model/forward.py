@@ -75,8 +75,18 @@ def run(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor:
 
     Raises:
         ModelError: the output is no tensor with a sample dimension, or holds numbers that are not finite.
+        DataError: the batch is of another dtype than the weights, and the model does not take it.
     """
-    output = (forward or default_forward)(model, batch)
+    try:
+        output = (forward or default_forward)(model, batch)
+    except RuntimeError as error:
+        held, computes = _dtypes_in(batch), _dtypes_in(list(model.parameters()))
+        if held and computes and held != computes and "type" in str(error):
+            raise DataError(
+                f"the model does not run on a batch of {_listed(held)}, its weights are {_listed(computes)}: convert "
+                f"the batches, or the model ({error})"
+            ) from error
+        raise
     if not isinstance(output, Tensor):
         raise ModelError(f"forward(model, batch) must return a tensor, found {type(output).__name__}")
     if output.ndim == 0 or not output.is_floating_point():
@@ -92,6 +102,18 @@ def run(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor:
     if not bool(torch.isfinite(output.detach()).all()):
         raise ModelError("the model's output holds NaN or infinity; check the weights and the calibration data")
     return output.as_subclass(Tensor) if type(output) is not Tensor else output
+
+
+def _dtypes_in(value: Any) -> set[torch.dtype]:
+    """Of the floating-point tensors inside."""
+    if isinstance(value, Tensor):
+        return {value.dtype} if value.is_floating_point() else set()
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    return {dtype for item in items for dtype in _dtypes_in(item)}
+
+
+def _listed(dtypes: Iterable[torch.dtype]) -> str:
+    return " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
 
 
 def default_forward(model: nn.Module, batch: Any) -> Tensor:

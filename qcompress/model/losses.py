@@ -32,7 +32,7 @@ KL_DIM = re.compile(r"kl:(-?[0-9]+)")
 
 INSTEAD = (
     "For regression take loss='mse'; for one logit of yes or no per sample make it two: "
-    "forward=lambda model, batch: torch.stack([0 * (x := model(batch)), x], dim=-1)"
+    "forward=lambda model, batch: torch.{}([0 * (x := model(batch)), x], dim=-1)"
 )
 
 
@@ -103,7 +103,6 @@ class KullbackLeibler(Loss):
         Raises:
             ModelError: there are not.
         """
-        super().require(output)
         shape = tuple(output.shape)
         if output.ndim > MAX_PLAIN_DIMS and not self._asked:
             raise ModelError(
@@ -114,12 +113,12 @@ class KullbackLeibler(Loss):
         if not 1 <= (self._dim if self._dim > 0 else output.ndim + self._dim) < output.ndim:
             raise ModelError(
                 f"loss {self.name!r} compares distributions over {self._words}, found outputs of shape {shape}. "
-                f"{INSTEAD}"
+                f"{INSTEAD.format('stack')}"
             )
         if output.shape[self._dim] < 2:
             raise ModelError(
                 f"loss {self.name!r} compares distributions over {self._words}, found outputs of shape {shape}, which "
-                f"has one class there. {INSTEAD}"
+                f"has one class there. {INSTEAD.format('cat')}"
             )
 
     @property

@@ -319,3 +319,24 @@ def test_what_is_not_compressed_or_was_changed_is_refused() -> None:
     with pytest.raises(ArtefactError, match="the weight of '0' is no longer what apply"):
         pack_(smaller)
     assert isinstance(smaller[0].weight, nn.Parameter)
+
+
+def packed_layers() -> tuple[nn.Module, list[Tensor]]:
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 4)), [torch.randn(8, 16)]
+    return pack_(compress(model, data, budget={"bytes": 0.4}, solver="greedy", guard=False).model), data
+
+
+def test_a_packed_model_is_refused_by_name_where_its_layers_are_to_change() -> None:
+    packed, data = packed_layers()
+    with pytest.raises(ModelError, match=r"the weights of '0' are packed, .* before pack_\(\)"):
+        compress(packed, data, budget={"bytes": 0.4})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_packed_weights_become_no_other_dtype(dtype: torch.dtype) -> None:
+    packed, data = packed_layers()
+    before = packed(data[0])
+    with pytest.raises(ModelError, match=f"decode to torch.float32, they cannot become {dtype}"):
+        packed.to(dtype)
+    assert torch.equal(packed.to(torch.float32)(data[0]), before)

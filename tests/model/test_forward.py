@@ -70,8 +70,15 @@ def test_kl_of_what_is_no_distribution_is_refused_with_what_to_use(outputs: tupl
             measure(model, data, FINE, method=method)
     assert measure(model, data, FINE, loss="mse").cost.max() > 0
     # the form that the error names is the divergence of yes-or-no distributions
+    join = "stack" if len(outputs) == 1 else "cat"
+    with pytest.raises(ModelError, match=rf"torch.{join}\(\[0 \* \(x := model\(batch\)\), x\], dim=-1\)"):
+        measure(model, data, FINE)
     measurement = measure(
-        model, data, FINE, method="direct", forward=lambda model, batch: torch.stack([0 * (x := model(batch)), x], -1)
+        model,
+        data,
+        FINE,
+        method="direct",
+        forward=lambda model, batch: getattr(torch, join)([0 * (x := model(batch)), x], -1),
     )
     changed = Logit().eval()
     changed.load_state_dict(model.state_dict())
@@ -245,3 +252,11 @@ def test_data_of_another_length_in_another_pass_is_refused() -> None:
 
     with pytest.raises(DataError, match="2 batches in one pass and 1 in another"):
         measure(nn.Linear(5, 3), Shrinking(), prune_quantize(bits=(4,), sparsity=(0,)))
+
+
+@pytest.mark.parametrize(("weights", "inputs_dtype"), [("float16", "float32"), ("float32", "float64")])
+def test_batches_of_another_dtype_than_the_weights_are_named(weights: str, inputs_dtype: str) -> None:
+    model = nn.Linear(3, 2).to(getattr(torch, weights))
+    batch = torch.ones(4, 3, dtype=getattr(torch, inputs_dtype))
+    with pytest.raises(DataError, match=f"a batch of {inputs_dtype}, its weights are {weights}: convert the batches"):
+        measure(model, [batch], prune_quantize(bits=(4,)))
