@@ -26,7 +26,8 @@ from formulations import Problem
 from solvers.base import Search, Solver
 from solvers.bounds.duality import dual_bound
 from solvers.errors import InvalidOptionError
-from solvers.kernels.moves import Arrays, Floats, Integers, begin, compiled, delta, judge_all, to_arrays
+from solvers.kernels.compiled import compiled
+from solvers.kernels.moves import Arrays, Floats, Integers, begin, delta, judge_all, to_arrays
 from solvers.kernels.repair import repair_flat
 from solvers.kernels.warm import warm
 

@@ -24,13 +24,13 @@ from formulations import Problem
 from formulations.reductions.scaling import normal_form
 from solvers.errors import InvalidOptionError
 from solvers.heuristic.genetic_operators import set_up
+from solvers.kernels.compiled import compiled
 from solvers.kernels.local_search import descend_flat, polish_flat
 from solvers.kernels.moves import (
     Arrays,
     Floats,
     Integers,
     begin,
-    compiled,
     delta,
     fits,
     judge_all,

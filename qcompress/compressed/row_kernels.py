@@ -2,6 +2,8 @@
 
 import numba
 
+from solvers.kernels.compiled import compiled
+
 
 @numba.njit(inline="always")
 def _code_at(packed, number, bits):  # type: ignore[no-untyped-def]  # pragma: no cover
@@ -16,7 +18,7 @@ def _code_at(packed, number, bits):  # type: ignore[no-untyped-def]  # pragma: n
     return numba.int32(value >> (first & 7) & ((1 << bits) - 1))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def decode(codes, bits, numbers, scales, zeros, group_size, found):  # type: ignore[no-untyped-def]  # pragma: no cover
     """Rows of codes: ``found[i, j] = (code - zero)·scale`` for row ``numbers[i]``, scale and zero of j's group."""
     columns, low = found.shape[1], (1 << bits) - 1
@@ -42,7 +44,7 @@ def decode(codes, bits, numbers, scales, zeros, group_size, found):  # type: ign
                 j += 1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def decode_kept(codes, mask, before, bits, numbers, scales, zeros, group_size, found):  # type: ignore[no-untyped-def]  # pragma: no cover
     """As `decode`, where only weights in the mask have a code; ``before`` counts those of the rows before."""
     columns = found.shape[1]

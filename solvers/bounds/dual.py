@@ -11,7 +11,8 @@ import scipy.sparse
 from formulations import PairTerms, Problem
 from solvers.bounds.messages import Blocks, block_minima, decode, pass_messages
 from solvers.bounds.smoothed_dual import descend
-from solvers.kernels.moves import Floats, Integers, compiled, to_arrays
+from solvers.kernels.compiled import compiled
+from solvers.kernels.moves import Floats, Integers, to_arrays
 
 COOLING = 0.3
 COLDEST = 1e-6

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from formulations import Problem
-from solvers.kernels.moves import Floats, Integers, compiled
+from solvers.kernels.compiled import compiled
+from solvers.kernels.moves import Floats, Integers
 
 NEGLIGIBLE = 40.0
 """Beyond this many temperatures above the minimum softmin's weight is taken as 0 (it is below 1e-17)."""

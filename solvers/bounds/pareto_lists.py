@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from formulations import Problem
 from solvers.bounds.duality import DualBound
-from solvers.kernels.moves import Floats, Integers, compiled, to_arrays
+from solvers.kernels.compiled import compiled
+from solvers.kernels.moves import Floats, Integers, to_arrays
 from solvers.search import Search
 
 TIE = 1e-12

@@ -26,7 +26,8 @@ import scipy.linalg
 
 from formulations import PairTerms, Problem
 from solvers.bounds.duality import dual_bound
-from solvers.kernels.moves import Floats, Integers, compiled, to_arrays
+from solvers.kernels.compiled import compiled
+from solvers.kernels.moves import Floats, Integers, to_arrays
 
 ITERATIONS = 1000
 """Maximum number of iterations."""

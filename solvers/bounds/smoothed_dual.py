@@ -4,17 +4,21 @@ At temperature T a minimum is replaced by ``-T·log Σ exp(-cost / T)``, which i
 evaluation also gives the sum with true minima, which is the bound, and the best one is kept.
 """
 
+from functools import partial
+
 import numpy as np
-from numba import njit
 
 from solvers.bounds.messages import NEGLIGIBLE, block_minima
-from solvers.kernels.moves import Floats, Integers, compiled
+from solvers.kernels.compiled import compiled
+from solvers.kernels.moves import Floats, Integers
+
+_fast = partial(compiled, fastmath=True)
 
 MEMORY = 10
 """Pairs of steps and gradient changes that L-BFGS keeps."""
 
 
-@njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator]
+@_fast
 def _dot(a: Floats, b: Floats) -> float:
     """``a·b`` in this thread: BLAS would start threads, which loses more than it gains where cores are shared."""
     total = 0.0
@@ -23,7 +27,7 @@ def _dot(a: Floats, b: Floats) -> float:
     return total
 
 
-@njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator]
+@_fast
 def _times(matrix: Floats, vector: Floats) -> Floats:
     """``matrix @ vector``, for a few columns."""
     product = np.zeros(matrix.shape[0])
@@ -33,7 +37,7 @@ def _times(matrix: Floats, vector: Floats) -> Floats:
     return product
 
 
-@njit(cache=True, nogil=True, fastmath=True)  # type: ignore[untyped-decorator]
+@_fast
 def _sum_rows(weight: Floats, matrix: Floats) -> Floats:
     """``weight @ matrix``, for a few columns; rows of weight 0 are skipped."""
     total = np.zeros(matrix.shape[1])

@@ -12,7 +12,8 @@ import numpy as np
 
 from formulations import Problem
 from solvers.base import Search, Solver
-from solvers.kernels.moves import Arrays, Floats, Integers, compiled, to_arrays
+from solvers.kernels.compiled import compiled
+from solvers.kernels.moves import Arrays, Floats, Integers, to_arrays
 
 MAX_CHOICES = 10**9
 """Beyond this many choices the solver refuses (it looks at some 50 million a second)."""

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from solvers.kernels.moves import Arrays, Floats, Integers, begin, compiled, cross, delta, fits, objective, switch
+from solvers.kernels.compiled import compiled
+from solvers.kernels.moves import Arrays, Floats, Integers, begin, cross, delta, fits, objective, switch
 
 PAIRED = 128
 """Share of the moves that switch two groups, in 256ths."""

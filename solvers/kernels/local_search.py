@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from formulations import Problem
-from solvers.kernels.moves import Arrays, Floats, Integers, begin, compiled, cross, delta, switch, to_arrays
+from solvers.kernels.compiled import compiled
+from solvers.kernels.moves import Arrays, Floats, Integers, begin, cross, delta, switch, to_arrays
 
 PASSES = 20
 """Passes over all groups before the descent ends even if it could go on."""

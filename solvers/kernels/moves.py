@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
-from numba import njit
 from numpy.typing import NDArray
 
 from formulations import Problem
 from formulations.problem import BUDGET_TOLERANCE
+from solvers.kernels.compiled import compiled
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -71,14 +71,9 @@ def to_arrays(problem: Problem) -> Arrays:
     )
 
 
-def compiled(function: Any) -> Any:
-    """``numba.njit`` as every kernel here wants it: cached on disk, free of the interpreter lock."""
-    return njit(cache=True, nogil=True)(function)
-
-
 def summed(function: Any) -> Any:
     """`compiled`, with sums in whatever order is fastest: for short ones over the columns of a factor."""
-    return njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})(function)
+    return compiled(function, fastmath={"reassoc", "contract"})
 
 
 @compiled

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from formulations import Problem
-from solvers.kernels.moves import Arrays, Floats, Integers, begin, compiled, delta, fits, switch, to_arrays
+from solvers.kernels.compiled import compiled
+from solvers.kernels.moves import Arrays, Floats, Integers, begin, delta, fits, switch, to_arrays
 
 BREAKOUT_STEPS, BREAKOUT_WORK = 200, 1_000_000
 """Steps of the breakout search before it gives up: the first, or as many as weigh that many switches."""

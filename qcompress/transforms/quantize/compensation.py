@@ -18,12 +18,12 @@ seen by chance is not fitted. In numba, because a weight depends on the one befo
 
 from dataclasses import replace
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from qcompress.transforms.quantize.grid import Grid
+from solvers.kernels.compiled import compiled
 
 SHRINKAGE = 0.01  # at least: GPTQ's damping
 BLOCK = 128  # columns rounded before the others hear of it: the rest is one matrix product
@@ -133,7 +133,7 @@ def _in_order(rows: Tensor, grid: Grid, kept: Tensor, order: Tensor, root: Tenso
     return codes
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _rounded(rows, scales, kept, root, low, high, of_group):  # type: ignore[no-untyped-def]  # pragma: no cover
     """Codes of a block of columns, and what each lost over its diagonal of the root; ``rows`` is overwritten."""
     codes, lost = np.zeros_like(rows), np.zeros_like(rows)
@@ -149,7 +149,7 @@ def _rounded(rows, scales, kept, root, low, high, of_group):  # type: ignore[no-
     return codes, lost
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _descend(codes, gradient, scales, kept, metric, low, high, size):  # type: ignore[no-untyped-def]  # pragma: no cover
     """Codes to their best, one at a time, in place; ``gradient`` is ``(rows - codes·scales)·C`` and follows."""
     for i in range(codes.shape[0]):

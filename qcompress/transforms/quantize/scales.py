@@ -8,15 +8,18 @@ of the few codes next to where 0 lies in the row's range the search is the same.
 that stays in the cache beats a pass over memory for each of the grid's candidates by an order of magnitude.
 """
 
-import numba
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
+
+from solvers.kernels.compiled import compiled
 
 Floats = NDArray[np.float32]
 
 CANDIDATES = 128
 REFINEMENTS = 4
-_FAST = {"reassoc", "nsz", "contract", "arcp"}  # sums in any order, so that loops run on vectors
+_fast = partial(compiled, fastmath={"reassoc", "nsz", "contract", "arcp"})  # sums in any order: loops run on vectors
 
 
 def best_scales(rows: Floats, bits: int) -> Floats:
@@ -73,7 +76,7 @@ def _ratios(reach: float, num_weights: int, count: int) -> Floats:
     return np.linspace(max(0.05, (1 - c) / (1 + c)), 1 + 1.2 / num_weights**0.5, count).astype(np.float32)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _best_scales(rows, grid, low, high):  # type: ignore[no-untyped-def]  # pragma: no cover
     scales = np.zeros(rows.shape[0], dtype=np.float32)
     for i in range(rows.shape[0]):
@@ -87,7 +90,7 @@ def _best_scales(rows, grid, low, high):  # type: ignore[no-untyped-def]  # prag
     return scales
 
 
-@numba.njit(cache=True, nogil=True, fastmath=_FAST)
+@_fast
 def _squared_error(row, scale, low, high):  # type: ignore[no-untyped-def]  # pragma: no cover
     inverse, total = np.float32(1) / scale, np.float32(0)
     for i in range(row.shape[0]):  # over an index: iterating the row itself would not run on vectors
@@ -96,7 +99,7 @@ def _squared_error(row, scale, low, high):  # type: ignore[no-untyped-def]  # pr
     return total
 
 
-@numba.njit(cache=True, nogil=True, fastmath=_FAST)
+@_fast
 def _refitted(row, scale, low, high):  # type: ignore[no-untyped-def]  # pragma: no cover
     inverse, product, square = np.float32(1) / scale, np.float32(0), np.float32(0)
     for i in range(row.shape[0]):
@@ -106,7 +109,7 @@ def _refitted(row, scale, low, high):  # type: ignore[no-untyped-def]  # pragma:
     return product / square if product != 0 else scale
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _best_ranges(rows, ratios, top):  # type: ignore[no-untyped-def]  # pragma: no cover
     scales, zeros = np.zeros(rows.shape[0], dtype=np.float32), np.zeros(rows.shape[0], dtype=np.float32)
     for i in range(rows.shape[0]):

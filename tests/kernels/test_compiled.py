@@ -1,0 +1,38 @@
+"""Kernels are compiled once on a machine, and whoever waits for that is told so, in one line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+KERNELS = """
+from solvers.kernels.compiled import compiled
+
+@compiled
+def twice(a):
+    return 2 * a
+
+@compiled
+def thrice(a):
+    return 3 * a
+
+print(twice(1), thrice(1), thrice(1.0))
+"""
+
+
+def test_compiling_is_told_in_one_line_on_stderr_and_only_where_something_is_compiled(tmp_path):
+    (tmp_path / "kernels.py").write_text(KERNELS)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+
+    def run() -> tuple[str, str]:
+        done = subprocess.run(
+            [sys.executable, "kernels.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout, done.stderr
+
+    first, second = run(), run()
+    assert first[0] == second[0] == "2 3 3.0\n"
+    assert first[1].startswith("qcompress: compiling numerical kernels")
+    assert first[1].count("\n") == 1
+    assert second[1] == ""
