@@ -19,9 +19,11 @@ from qcompress.formulation import PAIR_STRENGTH, formulate
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import EncodeProgress
 from qcompress.measuring.latency import TimingProgress, time_options
-from qcompress.measuring.measure import MeasureProgress, measure
+from qcompress.measuring.measure import measure
+from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.remeasure import remeasure
 from qcompress.measuring.true_loss import TrueLoss, mean_loss
+from qcompress.model.opened import open_model
 from qcompress.options import Options, gguf_types, low_rank, prune_quantize
 from qcompress.refinement import Refined, RefineStep, refine
 from qcompress.report import Report
@@ -74,6 +76,7 @@ __all__ = [
     "low_rank",
     "mean_loss",
     "measure",
+    "open_model",
     "pool",
     "refine",
     "remeasure",

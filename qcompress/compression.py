@@ -19,8 +19,9 @@ from qcompress.formulation import pair_strength
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import EncodeProgress
 from qcompress.measuring.latency import TimingProgress
-from qcompress.measuring.measure import MeasureProgress, require_method
+from qcompress.measuring.measure import require_method
 from qcompress.measuring.offered import Offered
+from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.remeasure import loss_of
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration

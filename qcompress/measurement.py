@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
+from qcompress.model.opened import opened_of
 from qcompress.model.parts import Part, Skipped, unique_state, weights_of
 from qcompress.options import transform_from_json
 from qcompress.transforms.base import Keep, Transform, Weight
@@ -52,6 +53,7 @@ class Measurement:
         codes: (part, option) → its arrays as they would be written, as far as they are at hand: `apply` need not
             work them out again. They are not saved.
         squares: path → ``(n,)`` float32 mean squares of the layer's input columns, where an option needs them.
+        standard_error: ``(V,)`` of the costs as estimates from samples of the outputs; None where that is not known.
     """
 
     parts: tuple[Part, ...]
@@ -76,6 +78,7 @@ class Measurement:
     notes: tuple[str, ...] = ()
     codes: dict[tuple[int, int], dict[str, Tensor]] = field(default_factory=dict, repr=False)
     squares: MappingProxyType[str, NDArray[np.float32]] = field(default_factory=lambda: MappingProxyType({}))
+    standard_error: NDArray[np.float64] | None = None
 
     @property
     def labels(self) -> tuple[tuple[str, ...], ...]:
@@ -111,6 +114,8 @@ class Measurement:
     @staticmethod
     def fingerprint_of(model: nn.Module) -> str:
         """SHA-256 over the names, types and values of the model's state dict."""
+        if (opened := opened_of(model)) is not None:
+            return opened.fingerprint
         digest = hashlib.sha256()
         for name, tensor in unique_state(model).items():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -145,6 +150,8 @@ class Measurement:
         arrays |= {f"resource_{i}": use for i, use in enumerate(self.resources.values())}
         arrays |= {f"moments_{i}": own for i, own in enumerate(distinct)}
         arrays |= {f"squares_{i}": values for i, values in enumerate(self.squares.values())}
+        if self.standard_error is not None:
+            arrays["standard_error"] = self.standard_error
         FILE_KIND.write_arrays(path, header, arrays)
 
     @classmethod
@@ -167,6 +174,7 @@ class Measurement:
                 transforms=tuple(tuple(map(transform_from_json, options)) for options in header["transforms"]),
                 cost=arrays["cost"],
                 factor=arrays["factor"],
+                standard_error=arrays.get("standard_error"),
                 error=arrays.get("error", np.full(len(arrays["cost"]), np.nan)),  # version 1 had none
                 resources=MappingProxyType(resources),
                 fixed=MappingProxyType(header["fixed"]),

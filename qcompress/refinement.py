@@ -24,7 +24,7 @@ from qcompress.errors import OptionsError
 from qcompress.formulation import formulate
 from qcompress.identity import identify
 from qcompress.measurement import Measurement
-from qcompress.measuring.measure import MeasureProgress
+from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.remeasure import loss_of, measured_at
 from qcompress.measuring.true_loss import TrueLoss
 from qcompress.model import forward as forwards

@@ -36,7 +36,7 @@ class Watch:
     def measured(self, progress: "MeasureProgress") -> None:
         """Show batches and samples."""
         total = "" if progress.total_batches is None else f" of {progress.total_batches}"
-        state = f"{progress.batches}{total} batches, {progress.num_samples} samples"
+        state = f"{progress.batches}{total} {progress.unit}, {progress.num_samples} samples"
         self._show("measuring", state, progress.batches, progress.total_batches)
 
     def timed(self, progress: "TimingProgress") -> None:

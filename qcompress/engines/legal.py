@@ -50,6 +50,7 @@ def for_engine(engine: Engine, model: nn.Module, measurement: Measurement, examp
         cost=measurement.cost[flat],
         factor=measurement.factor[flat],
         error=measurement.error[flat],
+        standard_error=None if measurement.standard_error is None else measurement.standard_error[flat],
         resources=MappingProxyType(
             {name: use[flat] for name, use in measurement.resources.items()} | {FILE_BYTES: file_bytes}
         ),

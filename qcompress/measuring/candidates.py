@@ -152,6 +152,7 @@ def fitted(
     num_inputs: Mapping[str, float] = MappingProxyType({}),
     squares: Mapping[str, Tensor] = MappingProxyType({}),
     on_encode: Callable[[EncodeProgress], None] | None = None,
+    decoded_bytes: int = DECODED,
 ) -> tuple[Candidates, NDArray[np.float64]]:
     """The options that are of use for each part of the original model, and the ``(V,)`` squared errors of all.
 
@@ -163,6 +164,7 @@ def fitted(
         num_inputs: of how many inputs they are the mean.
         squares: mean squares of the input columns of layers, by the same path.
         on_encode: called after every part.
+        decoded_bytes: of decoded options that are kept, so that they are not decoded every time they are asked for.
 
     Raises:
         ModelError: a weight is not finite.
@@ -194,7 +196,7 @@ def fitted(
                 )
             )
     decoded: dict[tuple[int, int], Tensor] = {}
-    room = DECODED
+    room = decoded_bytes
 
     def rows(part: int, option: int) -> Tensor:
         nonlocal room

@@ -4,7 +4,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sized
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,31 +20,24 @@ from qcompress.measuring.candidates import Candidates, EncodeProgress, fitted
 from qcompress.measuring.direct import Direct
 from qcompress.measuring.fisher import Fisher
 from qcompress.measuring.memory import require_memory
-from qcompress.measuring.moments import MAX_INPUTS, forecast_bytes, second_moments
-from qcompress.measuring.offered import Offered
+from qcompress.measuring.moments import forecast_bytes, second_moments
+from qcompress.measuring.offered import Offered, calibrated_options
+from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.squares import input_squares
+from qcompress.measuring.streamed import measure_streamed
 from qcompress.measuring.sums import Sums
 from qcompress.measuring.weight_gradients import WeightGradients
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.losses import Loss, LossFunction, as_loss
-from qcompress.model.parts import Part, layer_names, survey
+from qcompress.model.opened import opened_of
+from qcompress.model.parts import layer_names, survey
 from qcompress.model.steady import steady
 from qcompress.model.tensors import total_bytes
 from qcompress.options import Options
 
 METHODS = ("fisher", "direct", "sampled")
 SAVE_EVERY_S = 2.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeasureProgress:
-    """Where a measurement stands; ``total_batches`` is None when the data does not tell its length."""
-
-    batches: int
-    total_batches: int | None
-    num_samples: int
-    elapsed_s: float
 
 
 @forwards.seeded
@@ -62,13 +54,15 @@ def measure(
     granularity: str | int = "layer",
     seed: int = 0,
     cache: AnyPath | None = None,
+    memory: int | str | None = None,
     on_progress: Callable[[MeasureProgress], None] | None = None,
     on_encode: Callable[[EncodeProgress], None] | None = None,
 ) -> Measurement:
     """Measure what every option of every part does to the loss, alone and together with the others.
 
     Args:
-        model: the original; left as it is.
+        model: the original; left as it is. One that `qcompress.open_model` gave is measured block by block, by
+            ``method="sampled"``; its samples are the rows of a batch's tensors, and its macs those of the first.
         data: re-iterable of batches: tensors, (inputs, targets) or dicts.
         options: what is on offer, as ``prune_quantize() + low_rank()``, for all layers or by patterns of their names,
             the first that fits: ``{"head": prune_quantize(bits=(8,)), "*": prune_quantize()}``. Whitened low-rank
@@ -87,8 +81,11 @@ def measure(
         forward: ``(model, batch) -> output tensor`` where the default does not fit.
         granularity: ``"layer"``, or the number of output channels per block.
         seed: of the random mixtures that stand for many outputs.
-        cache: a file for the sums so far; a measurement that was cut goes on from it, a finished one deletes it.
-        on_progress: called after every batch.
+        cache: a file for the sums so far; a measurement that was cut goes on from it, a finished one deletes it. Of an
+            opened model a folder.
+        memory: the most that the process may hold while an opened model is measured, as ``"4 GB"``; refused before
+            anything long runs where the largest block does not fit.
+        on_progress: called after every batch; of an opened model after every block.
         on_encode: called after the options of every part were worked out, with a forecast.
 
     What a pass draws at random it draws alike in every pass, and buffers that a pass changes are put back. Where the
@@ -108,6 +105,17 @@ def measure(
     require_method(method, granularity)
     offered = Offered.of(options, skip=skip, only=only)
     calibration = Calibration(model=model, data=data, forward=forward, loss=as_loss(loss), seed=seed)
+    if opened_of(model) is not None:
+        if method != "sampled" or granularity != "layer":
+            raise OptionsError(
+                f"an opened model is measured by method='sampled', layer by layer; found method={method!r}, "
+                f"granularity={granularity!r}"
+            )
+        return measure_streamed(
+            calibration, offered, cache=cache, memory=memory, on_progress=on_progress, on_encode=on_encode
+        )
+    if memory is not None:
+        raise OptionsError("memory= is for models that are read block by block: give qcompress.open_model(folder)")
     batches, measured, seed, run = data, calibration.loss, calibration.seed, steady(forward, calibration.seed)
     with forwards.evaluating(model):
         total_bytes(model)  # refuses what cannot be counted
@@ -115,7 +123,7 @@ def measure(
         fingerprint = Measurement.fingerprint_of(model)
         run.require_same(model, forwards.first_batch(batches))
         inventory = survey(model, batches, run, granularity, loss=measured, left_out=offered.left_out)
-        per_part, notes = _calibrated(inventory.parts, offered)
+        per_part, notes = calibrated_options(inventory.parts, offered)
         calibrated = [part for part in inventory.parts if per_part[part.name].need_moments(part.target)]
         require_memory(forecast_bytes(calibrated))
         moments, num_inputs = second_moments(model, calibrated, batches, run) if calibrated else ({}, {})
@@ -182,22 +190,6 @@ def require_method(method: str, granularity: str | int) -> None:
         raise OptionsError(f"method must be one of {', '.join(METHODS)}, found {method!r}")
     if granularity != "layer" and not (isinstance(granularity, int) and granularity >= 1):
         raise OptionsError(f"granularity must be 'layer' or a number of channels per block, found {granularity!r}")
-
-
-def _calibrated(parts: Iterable[Part], offered: Offered) -> tuple[dict[str, Options], list[str]]:
-    """The options by name of a part, and what is to be said of those that go without calibration."""
-    per_part, notes = {}, []
-    for part in parts:
-        options = offered.options(part.modules[0])
-        large = part.target.layer != "Embedding" and part.target.per_channel > MAX_INPUTS
-        if large and options.need_moments(part.target):
-            options = options.uncalibrated()
-            notes.append(
-                f"{part.name}: no compensation and no whitening, because a channel has {part.target.per_channel:,} "
-                f"weights, more than {MAX_INPUTS:,}"
-            )
-        per_part[part.name] = options
-    return per_part, notes
 
 
 @forwards.layer_by_layer()

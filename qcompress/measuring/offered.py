@@ -10,6 +10,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from qcompress.errors import OptionsError
+from qcompress.measuring.moments import MAX_INPUTS
+from qcompress.model.parts import Part
 from qcompress.options import Options
 
 SHOWN = 20  # names of layers in an error
@@ -105,3 +107,19 @@ def _patterns(given: Any, name: str) -> tuple[str, ...]:
     if wrong:
         raise OptionsError(f"{name} lists patterns of layers' names, as ('head', 'encoder.*'), found {wrong[0]!r}")
     return listed
+
+
+def calibrated_options(parts: Iterable[Part], offered: Offered) -> tuple[dict[str, Options], list[str]]:
+    """The options by name of a part, and what is to be said of those that go without calibration."""
+    per_part, notes = {}, []
+    for part in parts:
+        options = offered.options(part.modules[0])
+        large = part.target.layer != "Embedding" and part.target.per_channel > MAX_INPUTS
+        if large and options.need_moments(part.target):
+            options = options.uncalibrated()
+            notes.append(
+                f"{part.name}: no compensation and no whitening, because a channel has {part.target.per_channel:,} "
+                f"weights, more than {MAX_INPUTS:,}"
+            )
+        per_part[part.name] = options
+    return per_part, notes

@@ -19,7 +19,8 @@ from qcompress.compressed.emulation import Emulation
 from qcompress.errors import OptionsError
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import Candidates
-from qcompress.measuring.measure import MeasureProgress, accumulate
+from qcompress.measuring.measure import accumulate
+from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.true_loss import mean_loss
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration

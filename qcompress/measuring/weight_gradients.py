@@ -72,7 +72,7 @@ class WeightGradients:
         cost, num_samples = np.zeros(self._candidates.num_options), 0
         reached: set[Layer] = set()
         for sample in self._samples(batch):
-            with torch.enable_grad(), _Gradients(self._model, self._candidates, reached) as gradients:
+            with torch.enable_grad(), Gradients(self._model, self._candidates, reached) as gradients:
                 output = forwards.run(self._model, sample, self._forward)
                 point, stop = output.detach(), num_samples + len(output)
                 wanted = None if reference is None else reference[num_samples:stop]
@@ -143,7 +143,7 @@ class WeightGradients:
         return moved.shape != point.shape or not torch.equal(moved, point)
 
 
-class _Gradients:
+class Gradients:
     """While open: weights of the candidates that ask for gradients, which are multiplied as soon as they are there.
 
     The layers that have a gradient other than zero are added to ``reached``.
@@ -156,7 +156,7 @@ class _Gradients:
         self._products = np.zeros(candidates.num_options)
         self._hooks: list[Any] = []
 
-    def __enter__(self) -> "_Gradients":
+    def __enter__(self) -> "Gradients":
         for weight, module, layer in zip(self._weights, self._modules, self._candidates.layers, strict=True):
             weight.requires_grad_(True)
 

@@ -12,6 +12,7 @@ from qcompress.errors import ModelError, OptionsError
 from qcompress.identity import Identity, identify, identify_batches
 from qcompress.model import forward as forwards
 from qcompress.model.losses import Loss
+from qcompress.model.opened import opened_of
 from qcompress.scalars import as_whole
 
 
@@ -55,8 +56,9 @@ class Calibration:
 
     def identities(self) -> dict[str, Identity]:
         """Name → identity of everything in it; reads all the data once, shuffled as the seed says."""
+        opened = opened_of(self.model)
         return {
-            "model": identify(self.model, "model"),
+            "model": identify(self.model, "model") if opened is None else identify(opened.fingerprint),
             "data": identify_batches(self.data, seed=self.seed),
             "forward": identify(self.forward, "forward"),
             "loss": identify(self.loss, "loss"),
@@ -72,7 +74,8 @@ def require_usable(model: nn.Module) -> None:
     """Refuse a model whose layers or weights cannot be looked at.
 
     Raises:
-        ModelError: no module, a scripted one, a packed one, a lazy one that has not run yet, or one on the meta device.
+        ModelError: no module, a scripted one, a packed one, a lazy one that has not run yet, or one on the meta device
+            that was not opened by `qcompress.open_model`.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"model must be a torch.nn.Module, found {type(model).__name__}")
@@ -88,5 +91,5 @@ def require_usable(model: nn.Module) -> None:
         for key, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             if is_lazy(tensor):
                 raise ModelError(f"{name} is lazy and has no {key} yet: run one batch through the model first")
-            if tensor.device.type == "meta":
+            if tensor.device.type == "meta" and opened_of(model) is None:
                 raise ModelError(f"the {key} of {name} is on the meta device, without numbers: load the weights first")

@@ -191,8 +191,8 @@ def _require_taken(model: nn.Module, batch: dict[str, Any]) -> None:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter lives (a model without one: the CPU)."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    """Where the model's first parameter that has numbers lives (a model without one: the CPU)."""
+    return next((own.device for own in model.parameters() if not own.is_meta), torch.device("cpu"))
 
 
 def to_device(value: Any, device: torch.device) -> Any:

@@ -125,7 +125,9 @@ def survey(
     if granularity != "layer" and not (isinstance(granularity, int) and granularity >= 1):
         raise OptionsError(f"granularity must be 'layer' or a number of channels per block, found {granularity!r}")
     for name, module in model.named_modules():
-        if not layers.why_unsupported(module) and not bool(torch.isfinite(layers.weight_of(module)).all()):
+        if layers.why_unsupported(module) or layers.weight_of(module).is_meta:  # an opened model's are seen when read
+            continue
+        if not bool(torch.isfinite(layers.weight_of(module)).all()):
             raise ModelError(f"the weight of {name!r} ({type(module).__name__}) holds NaN or infinity")
     counted = count(model, data, forward, loss)
     groups, reasons, sizes = _groups(model)
@@ -210,6 +212,7 @@ def _rows_of(counted: Counted, modules: tuple[str, ...]) -> float:
 def _effective(model: nn.Module, paths: list[str], data: Iterable[Any], forward: forwards.Forward | None) -> set[str]:
     """The layers, of those never called, whose weight has an effect on outputs nevertheless."""
     found: set[str] = set()
+    paths = [path for path in paths if not layers.weight_of(model.get_submodule(path)).is_meta]
     if not paths:
         return found
     run = steady(forward)

@@ -13,8 +13,8 @@ from qcompress.identity import Identity, identify, identify_batches
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import EncodeProgress
 from qcompress.measuring.latency import TimingProgress
-from qcompress.measuring.measure import MeasureProgress
 from qcompress.measuring.offered import Offered
+from qcompress.measuring.progress import MeasureProgress
 from qcompress.model.calibration import Calibration
 from qcompress.model.samples import Split
 from qcompress.refinement import RefineStep

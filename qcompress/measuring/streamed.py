@@ -1,0 +1,205 @@
+"""`measure` of an opened model: block by block under a limit of memory, resumed from every block.
+
+What is worked out is that of ``method="sampled"`` (`qcompress.measuring.weight_gradients`), and the numbers are the
+same; here they come with standard errors and with terms between parts (`qcompress.measuring.streamed_effects`).
+"""
+
+import contextlib
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from formulations.file_kinds import FileKind
+from formulations.files import AnyPath
+from qcompress.errors import DataError, OptionsError
+from qcompress.measurement import Measurement
+from qcompress.measuring.candidates import DECODED, EncodeProgress
+from qcompress.measuring.forecast import UnitForecast, as_bytes, forecast_of, resident_bytes, room_for_decoded
+from qcompress.measuring.offered import Offered, calibrated_options
+from qcompress.measuring.progress import MeasureProgress
+from qcompress.measuring.streamed_effects import Effects, StreamedEffects
+from qcompress.measuring.sweep import Sweep
+from qcompress.model import forward as forwards
+from qcompress.model.calibration import Calibration
+from qcompress.model.chain import without_cache
+from qcompress.model.opened import opened_of
+from qcompress.model.parts import Part, Survey, layer_names, survey
+from qcompress.model.steady import steady
+from qcompress.options import Options
+from qcompress.transforms.base import Transform
+
+KEY, KEY_KIND = "key.json", FileKind("qcompress streamed measurement", version=1)
+UNREACHED = "no gradient reaches it, so that nothing is known of what its options do: it stays as it is"
+
+
+def measure_streamed(
+    calibration: Calibration,
+    offered: Offered,
+    *,
+    cache: AnyPath | None = None,
+    memory: int | str | None = None,
+    on_progress: Callable[[MeasureProgress], None] | None = None,
+    on_encode: Callable[[EncodeProgress], None] | None = None,
+) -> Measurement:
+    """`qcompress.measure` of an opened model; arguments as there.
+
+    Raises:
+        OptionsError: a loss whose gradient at the original is not zero, or too little memory.
+    """
+    model, limit = calibration.model, as_bytes(memory)
+    opened = opened_of(model)
+    assert opened is not None  # noqa: S101
+    if calibration.loss.name not in ("kl", "mse"):
+        raise OptionsError(f"an opened model is measured by loss 'kl' or 'mse', found {calibration.loss.name!r}")
+    offered.require_known(layer_names(model))
+    key = _key(calibration, offered)
+    with _folder(cache, key) as folder, forwards.evaluating(model), forwards.layer_by_layer(), without_cache(model):
+        run = steady(calibration.forward, calibration.seed)
+        sweep = Sweep(model, opened, calibration.data, run, folder)
+        outputs: list[Tensor] = []
+
+        def watched(model: nn.Module, batch: Any) -> Tensor:
+            outputs.append(forwards.run(model, batch, run))
+            return outputs[-1]
+
+        inventory = survey(model, [sweep.samples[0].inputs], watched, loss=calibration.loss, left_out=offered.left_out)
+        options, notes = calibrated_options(inventory.parts, offered)
+        room = room_for_decoded(
+            limit, resident_bytes(), _forecasts(sweep, inventory.parts, options, outputs[0]), DECODED
+        )
+        effects = StreamedEffects(sweep, inventory.parts, options, calibration.loss, calibration.seed, room, on_encode)
+        tell = _telling(sweep, on_progress)
+        for index in sweep.forward():
+            tell(index + 1)
+        sweep.require_chain(outputs[0])
+        units = []
+        for number, unit in enumerate(effects.units()):
+            units.append(unit)
+            tell(len(sweep.chain) + number + 1)
+        return _assembled(calibration, inventory, units, sweep, notes)
+
+
+def _forecasts(
+    sweep: Sweep, parts: Sequence[Part], options: Mapping[str, Options], output: Tensor
+) -> list[UnitForecast]:
+    """Of every block and of what is outside of them."""
+    tokens = max(shape[:-1].numel() for shape in sweep.shapes)
+    itemsize = sweep.dtype.itemsize
+    found: list[UnitForecast] = []
+    inside: set[str] = set()
+    for path in sweep.opened.blocks:
+        own = [part for part in parts if part.modules[0].startswith(f"{path}.")]
+        inside.update(part.name for part in own)
+        through = sum(part.target.per_channel + part.target.channels for part in own)
+        weights = sweep.opened.block_bytes(path)
+        found.append(forecast_of(f"block {path!r}", weights, own, options, 4 * tokens * through * itemsize))
+    outside = [part for part in parts if part.name not in inside]
+    found.append(forecast_of("what is outside the blocks", 0, outside, options, 8 * 4 * output.numel()))
+    return found
+
+
+def _telling(sweep: Sweep, on_progress: Callable[[MeasureProgress], None] | None) -> Callable[[int], None]:
+    start, total = time.perf_counter(), 2 * len(sweep.chain) + 2
+
+    def tell(done: int) -> None:
+        if on_progress is not None:
+            elapsed_s = time.perf_counter() - start
+            on_progress(
+                MeasureProgress(
+                    batches=done, total_batches=total, num_samples=len(sweep), elapsed_s=elapsed_s, unit="blocks"
+                )
+            )
+
+    return tell
+
+
+def _key(calibration: Calibration, offered: Offered) -> str:
+    """What the files of a measurement that was cut belong to."""
+    settings = {**calibration.digests(), "options": offered.to_json()}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _folder(cache: AnyPath | None, key: str) -> Iterator[Path]:
+    """A folder for the files of this measurement, which is removed when the block ends without an error.
+
+    Raises:
+        DataError: it holds those of another one.
+    """
+    if cache is None:
+        with tempfile.TemporaryDirectory(prefix="qcompress.") as folder:
+            yield Path(folder)
+        return
+    path = Path(cache)
+    path.mkdir(parents=True, exist_ok=True)
+    if not (path / KEY).exists():
+        KEY_KIND.write_json(path / KEY, {"key": key})
+    elif KEY_KIND.read_json(path / KEY).get("key") != key:
+        raise DataError(
+            f"{path} holds the files of another measurement (model, data, options or seed differ); choose another "
+            "cache or delete it"
+        )
+    yield path
+    shutil.rmtree(path)
+
+
+def _assembled(
+    calibration: Calibration,
+    inventory: Survey,
+    units: Sequence[Effects],
+    sweep: Sweep,
+    notes: list[str],
+) -> Measurement:
+    """The measurement from the units' effects; a part that is in two of them has the sum of both."""
+    effects: dict[str, NDArray[np.float64]] = {}
+    found: dict[str, tuple[tuple[Transform, ...], NDArray[np.float64]]] = {}
+    reached: set[str] = set()
+    for unit in units:
+        start = 0
+        for name, own in zip(unit.parts, unit.transforms, strict=True):
+            place = slice(start, start := start + len(own))
+            effects[name] = effects.get(name, 0.0) + unit.effects[place]
+            found[name] = own, unit.errors[place]
+        reached.update(set(unit.parts) - set(unit.unreached))
+    names = [part.name for part in inventory.parts]
+    last = {name: None if name in reached else 1 for name in names}
+    notes = [*notes, *(f"{name}: {UNREACHED}" for name in names if name not in reached)]
+    transforms = tuple(found[name][0][: last[name]] for name in names)
+    rows = np.concatenate([effects[name][: last[name]] for name in names])
+    half_squares, count = 0.5 * rows**2, len(sweep)
+    num_samples = sum(sweep.sizes)
+    targets = [(part.target, own) for part, each in zip(inventory.parts, transforms, strict=True) for own in each]
+    return Measurement(
+        parts=inventory.parts,
+        transforms=transforms,
+        cost=half_squares.sum(axis=1) / num_samples,
+        factor=rows / num_samples**0.5,
+        error=np.concatenate([found[name][1][: last[name]] for name in names]),
+        resources=MappingProxyType(
+            {
+                "bytes": np.array([own.size_bytes(target) for target, own in targets], dtype=np.float64),
+                "macs": np.array([own.macs(target) for target, own in targets], dtype=np.float64),
+            }
+        ),
+        fixed=MappingProxyType(inventory.fixed),
+        original=MappingProxyType(inventory.original),
+        skipped=inventory.skipped,
+        num_samples=num_samples,
+        method="sampled",
+        loss=calibration.loss.name,
+        seed=calibration.seed,
+        model_fingerprint=Measurement.fingerprint_of(calibration.model),
+        standing=(0,) * len(names),
+        notes=tuple(notes),
+        standard_error=half_squares.std(axis=1, ddof=1) * count**0.5 / num_samples if count > 1 else None,
+    )

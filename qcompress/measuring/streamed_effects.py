@@ -1,0 +1,217 @@
+"""Effects of all options of an opened model from weight gradients (see `weight_gradients`), one block in memory.
+
+Forward, all samples go through the blocks one after the other. At the output a label is drawn for every position, and
+the gradient goes back the same way: each block is run again and its options are worked out, multiplied with the weight
+gradients of every sample, and dropped. What stays of an option is one number a sample, its effect. These give the
+costs with their standard errors, and the terms between parts: the effects are the factor's columns.
+
+What is outside the blocks is measured in the same way, where the gradient passes: what comes after them at the start,
+what comes before them at the end.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from formulations.file_kinds import FileKind
+from qcompress.measuring.candidates import Candidates, EncodeProgress, fitted
+from qcompress.measuring.moments import second_moments
+from qcompress.measuring.squares import input_squares
+from qcompress.measuring.sweep import Sweep
+from qcompress.measuring.weight_gradients import Gradients
+from qcompress.model.losses import Loss
+from qcompress.model.parts import Part
+from qcompress.options import Options, transform_from_json
+from qcompress.transforms.base import Transform
+
+FILE_KIND = FileKind("qcompress effects", version=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Effects:
+    """What a unit (a block, or what is outside the blocks) gave.
+
+    Attributes:
+        parts: names.
+        transforms: the options of each.
+        effects: ``(options, samples)``.
+        errors: ``(options,)`` squared errors.
+        unreached: parts that no gradient reached.
+    """
+
+    parts: tuple[str, ...]
+    transforms: tuple[tuple[Transform, ...], ...]
+    effects: NDArray[np.float64]
+    errors: NDArray[np.float64]
+    unreached: tuple[str, ...]
+
+    def save(self, path: Path) -> None:
+        """Write it, whole or not at all."""
+        options = [[transform.to_json() for transform in own] for own in self.transforms]
+        header = {"parts": list(self.parts), "transforms": options, "unreached": list(self.unreached)}
+        arrays = {"effects": self.effects, "errors": self.errors}
+        FILE_KIND.write_arrays(path, header, arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> "Effects":
+        """Read what `save` wrote."""
+        header, arrays = FILE_KIND.read_arrays(path)
+        return cls(
+            parts=tuple(header["parts"]),
+            transforms=tuple(tuple(map(transform_from_json, own)) for own in header["transforms"]),
+            unreached=tuple(header["unreached"]),
+            **arrays,
+        )
+
+
+class StreamedEffects:
+    """The effects of all options, unit after unit from the model's end to its beginning.
+
+    Args:
+        sweep: the samples.
+        parts: of the model.
+        options: on offer for each, by its name.
+        loss: whose Fisher information is sampled.
+        seed: of the labels.
+        decoded_bytes: of decoded options that are kept while samples go through a block.
+        on_encode: called after the options of every part were worked out.
+    """
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        parts: Sequence[Part],
+        options: Mapping[str, Options],
+        loss: Loss,
+        seed: int,
+        decoded_bytes: int,
+        on_encode: Callable[[EncodeProgress], None] | None = None,
+    ) -> None:
+        self._sweep, self._options, self._loss, self._seed = sweep, options, loss, seed
+        self._decoded_bytes, self._on_encode = decoded_bytes, on_encode
+        inside = {path: index for index, path in enumerate(sweep.opened.blocks)}
+        self._of_block: list[list[Part]] = [[] for _ in inside]
+        self._before: list[Part] = []
+        self._after: list[Part] = []
+        for part in parts:
+            block = next((index for path, index in inside.items() if part.modules[0].startswith(f"{path}.")), None)
+            if block is not None:
+                self._of_block[block].append(part)
+                continue
+            if sweep.before.intersection(part.modules):
+                self._before.append(part)
+            if sweep.after.intersection(part.modules):
+                self._after.append(part)
+
+    @property
+    def files(self) -> list[Path]:
+        """Of all units."""
+        names = ["after", *(f"{index:04}" for index in range(len(self._of_block))), "before"]
+        return [self._sweep.folder / f"effects_{name}.npz" for name in names]
+
+    def units(self) -> Iterator[Effects]:
+        """Every unit's effects, as they come; those whose file is there are read."""
+        after, *blocks, before = self.files
+        last = len(blocks)
+        yield from self._once(after, last, self._after_blocks)
+        for index in reversed(range(last)):
+            yield from self._once(blocks[index], index, functools.partial(self._block, index))
+        yield from self._once(before, None, self._before_blocks)
+
+    def _once(self, file: Path, boundary: int | None, make: Callable[[], Effects]) -> Iterator[Effects]:
+        if not file.exists():
+            make().save(file)
+        if boundary is not None:
+            self._sweep.states(boundary + 1, "gradients").delete()  # this unit's were written from them
+        yield Effects.load(file)
+
+    def _after_blocks(self) -> Effects:
+        sweep = self._sweep
+        generators: dict[int, torch.Generator] = {}
+
+        def passed(index: int, gradients: Gradients) -> NDArray[np.float64]:
+            number = sweep.samples[index].batch
+            generator = generators.setdefault(number, torch.Generator().manual_seed(self._seed * 1_000_003 + number))
+            hidden = sweep.hidden(len(sweep.chain), index).requires_grad_()
+            output = sweep.output(index, hidden)
+            probe = self._loss.probe(output.detach(), sweep.samples[index].inputs, generator)
+            products = gradients.products(output, probe, keep=False)
+            assert hidden.grad is not None  # noqa: S101
+            put(hidden.grad)
+            return products
+
+        with sweep.states(len(sweep.chain), "gradients").writing() as put:
+            return self._unit(self._after, lambda index: sweep.output(index), passed)
+
+    def _block(self, block: int) -> Effects:
+        sweep = self._sweep
+        behind = sweep.states(block + 1, "gradients")
+
+        def passed(index: int, gradients: Gradients) -> NDArray[np.float64]:
+            hidden = sweep.hidden(block, index).requires_grad_()
+            products = gradients.products(sweep.through(block, index, hidden), behind.read(index), keep=False)
+            assert hidden.grad is not None  # noqa: S101
+            put(hidden.grad)
+            return products
+
+        with sweep.opened.loaded(sweep.opened.blocks[block]), sweep.states(block, "gradients").writing() as put:
+            return self._unit(self._of_block[block], lambda index: sweep.through(block, index), passed)
+
+    def _before_blocks(self) -> Effects:
+        sweep = self._sweep
+        behind = sweep.states(0, "gradients")
+
+        def passed(index: int, gradients: Gradients) -> NDArray[np.float64]:
+            hidden, _ = sweep.chain.call(0, sweep.samples[index].inputs)
+            return gradients.products(hidden, behind.read(index), keep=False)
+
+        return self._unit(self._before, lambda index: sweep.output(index), passed)
+
+    def _unit(
+        self,
+        parts: Sequence[Part],
+        run: Callable[[int], Tensor],
+        passed: Callable[[int, Gradients], NDArray[np.float64]],
+    ) -> Effects:
+        """The effects of parts.
+
+        Args:
+            parts: whose weights are in memory.
+            run: takes a sample through the parts' layers, to see what goes into them.
+            passed: takes a sample through and back, and gives the products of its weight gradients.
+        """
+        candidates, errors = self._candidates(tuple(parts), run)
+        effects = np.zeros((candidates.num_options, len(self._sweep)))
+        reached: set[Any] = set()
+        for index in range(len(self._sweep)):
+            with torch.enable_grad(), Gradients(self._sweep.model, candidates, reached) as gradients:
+                effects[:, index] = passed(index, gradients)
+        silent = [layer for layer in candidates.layers if layer not in reached]
+        return Effects(
+            parts=tuple(part.name for part in parts),
+            transforms=candidates.transforms,
+            effects=effects,
+            errors=errors,
+            unreached=tuple(parts[part].name for layer in silent for part in layer.parts),
+        )
+
+    def _candidates(
+        self, parts: tuple[Part, ...], run: Callable[[int], Tensor]
+    ) -> tuple[Candidates, NDArray[np.float64]]:
+        model, data = self._sweep.model, range(len(self._sweep))
+        calibrated = [part for part in parts if self._options[part.name].need_moments(part.target)]
+        weighed = [part for part in parts if self._options[part.name].need_squares(part.target)]
+        one = lambda _, index: run(index)  # noqa: E731
+        moments, num_inputs = second_moments(model, calibrated, data, one) if calibrated else ({}, {})
+        squares = input_squares(model, weighed, data, one) if weighed else {}
+        with torch.no_grad():
+            return fitted(
+                model, parts, self._options, moments, num_inputs, squares, self._on_encode, self._decoded_bytes
+            )

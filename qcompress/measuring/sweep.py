@@ -1,0 +1,121 @@
+"""Samples that go through a model block by block: forward once, then backward from the last block to the first.
+
+Only what passes between blocks is kept, in files; a block is in memory while all samples go through it. Every block
+whose file is there is a resume point.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qcompress.errors import DataError, ModelError
+from qcompress.measuring.activations import Activations
+from qcompress.measuring.weight_gradients import samples
+from qcompress.model import forward as forwards
+from qcompress.model.chain import Chain
+from qcompress.model.opened import Opened
+from qcompress.model.samples import same_outputs
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sample as a batch of its own, and the number of the batch that it came in."""
+
+    inputs: Any
+    batch: int
+
+
+class Sweep:
+    """The samples of some data on their way through an opened model.
+
+    Args:
+        model: opened, in evaluation mode.
+        opened: where its weights come from.
+        data: re-iterable batches; a sample is a row of all tensors of a batch.
+        forward: how to run a batch.
+        folder: for the files.
+
+    Attributes:
+        samples: all of them.
+        sizes: of how many rows of the output each is one.
+        shapes, dtype: of the samples' hidden states.
+        before, after: paths of the modules that are called before the blocks, and after them.
+
+    Raises:
+        DataError: there is no sample.
+        ModelError: the blocks are no chain.
+    """
+
+    def __init__(
+        self, model: nn.Module, opened: Opened, data: Iterable[Any], forward: forwards.Forward | None, folder: Path
+    ) -> None:
+        self.model, self.opened, self.folder = model, opened, folder
+        self.chain = Chain(model, opened.blocks, forward)
+        self.samples = [Sample(own, number) for number, batch in enumerate(data) for own in samples(batch)]
+        if not self.samples:
+            raise DataError("the calibration data holds no sample")
+        with torch.no_grad():
+            starts = [self.chain.call(0, sample.inputs)[0] for sample in self.samples]
+            self.shapes, self.dtype = [start.shape for start in starts], starts[0].dtype
+            self.sizes = [shape[0] for shape in self.shapes]
+            with opened.loaded(opened.blocks[0]):  # how a block wraps what it gives
+                self.chain.block(0, starts[0], self.chain.call(0, self.samples[0].inputs)[1])
+            self.before, self.after = self.chain.calls_of_rest(self.samples[0].inputs, starts[0])
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def boundary_bytes(self) -> int:
+        """Bytes of all samples' hidden states between two blocks."""
+        return sum(shape.numel() for shape in self.shapes) * self.dtype.itemsize
+
+    def states(self, boundary: int, name: str = "states") -> Activations:
+        """What goes into block ``boundary`` (or, of the last boundary, out of the last block)."""
+        return Activations(self.folder / f"{name}_{boundary:04}.bin", self.shapes, self.dtype)
+
+    def hidden(self, boundary: int, sample: int) -> Tensor:
+        """The hidden states of a sample there."""
+        if boundary == 0:
+            with torch.no_grad():
+                return self.chain.call(0, self.samples[sample].inputs)[0]
+        return self.states(boundary).read(sample)
+
+    def through(self, block: int, sample: int, hidden: Tensor | None = None) -> Tensor:
+        """What a block, whose weights are in memory, makes of a sample."""
+        with torch.no_grad():
+            _, call = self.chain.call(block, self.samples[sample].inputs)
+        return self.chain.block(block, self.hidden(block, sample) if hidden is None else hidden, call)
+
+    def output(self, sample: int, hidden: Tensor | None = None) -> Tensor:
+        """The model's output for a sample, from what the last block gave."""
+        last = self.hidden(len(self.chain), sample) if hidden is None else hidden
+        return self.chain.rest(self.samples[sample].inputs, last)
+
+    def forward(self) -> Iterator[int]:
+        """Take all samples through all blocks, as far as that was not done; tells every block that is done."""
+        first = max((index for index in range(1, len(self.chain) + 1) if self.states(index).complete), default=0)
+        for index in range(first, len(self.chain)):
+            loaded, writing = self.opened.loaded(self.opened.blocks[index]), self.states(index + 1).writing()
+            with loaded, writing as put, torch.no_grad():
+                for sample in range(len(self)):
+                    put(self.through(index, sample))
+            yield index
+
+    def require_chain(self, expected: Tensor) -> None:
+        """Refuse a model whose blocks, one after the other, give another output than its forward pass.
+
+        Args:
+            expected: the output for the first sample.
+
+        Raises:
+            ModelError: it differs.
+        """
+        with torch.no_grad():
+            found = self.output(0)
+        if not same_outputs(self.model, found, expected):
+            raise ModelError("the model's blocks, one after the other, do not give what its forward pass gives")

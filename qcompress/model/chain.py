@@ -1,0 +1,143 @@
+"""A model as what comes before its blocks, the blocks one after the other, and what comes after them.
+
+Nothing of the model's own code is repeated: its forward pass runs with stubs in the blocks' places, which note what
+they are called with, stop the pass, or hand on hidden states that were computed elsewhere. So whatever a model does
+around its blocks (masks, positions, scaling, a last norm) is done by the model.
+
+What must hold, and is checked: every block is called once in their order, and takes the hidden states that the one
+before it gave, as its first argument.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qcompress.errors import ModelError
+from qcompress.model import forward as forwards
+from qcompress.model.opened import opened_of
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a block was called with, besides the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class _StopError(Exception):
+    """Ends a forward pass whose rest is not needed."""
+
+
+class Chain:
+    """The blocks of a model, apart from each other.
+
+    Args:
+        model: in evaluation mode.
+        blocks: paths of its blocks in their order.
+        forward: how to run a batch.
+    """
+
+    def __init__(self, model: nn.Module, blocks: Sequence[str], forward: forwards.Forward | None) -> None:
+        self.model, self.blocks, self._forward = model, tuple(blocks), forward
+        self._wrapped: type | None = None  # of a block's output, where it is no tensor
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def call(self, index: int, batch: Any) -> tuple[Tensor, Call]:
+        """The hidden states that the model starts with, and what block ``index`` is called with beside them.
+
+        With gradients on, the hidden states of block 0 have a graph back to the model's weights.
+        """
+        caught: list[tuple[Tensor, Call]] = []
+
+        def catch(hidden: Tensor, call: Call) -> Tensor:
+            caught.append((hidden, call))
+            raise _StopError
+
+        with self._stubs({index: catch}), contextlib.suppress(_StopError):
+            forwards.run(self.model, batch, self._forward)
+        if not caught:
+            raise ModelError(f"the forward pass does not call {self.blocks[index]!r}: its blocks are no chain")
+        return caught[0]
+
+    def block(self, index: int, hidden: Tensor, call: Call) -> Tensor:
+        """What a block, whose weights are in memory, makes of hidden states."""
+        output = self.model.get_submodule(self.blocks[index])(hidden, *call.args, **call.kwargs)
+        if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
+            self._wrapped, output = tuple, output[0]
+        if not isinstance(output, Tensor) or output.shape != hidden.shape:
+            raise ModelError(
+                f"{self.blocks[index]!r} does not give hidden states of the shape that it takes "
+                f"({tuple(hidden.shape)}): the blocks are no chain"
+            )
+        return output
+
+    def rest(self, batch: Any, hidden: Tensor) -> Tensor:
+        """The model's output where the last block gives ``hidden``."""
+        with self._stubs({len(self) - 1: lambda *_: hidden}):
+            return forwards.run(self.model, batch, self._forward)
+
+    def calls_of_rest(self, batch: Any, hidden: Tensor) -> tuple[set[str], set[str]]:
+        """Paths of the modules that are called before the blocks, and after them."""
+        called: tuple[set[str], set[str]] = set(), set()
+        inside = tuple(f"{path}." for path in self.blocks)
+        stage, hooks = 0, []
+
+        def give(*_: Any) -> Tensor:
+            nonlocal stage
+            stage = 1
+            return hidden
+
+        for path, module in self.model.named_modules():
+            if path not in self.blocks and not path.startswith(inside):
+                note = lambda *_, path=path: called[stage].add(path)  # noqa: E731
+                hooks.append(module.register_forward_pre_hook(note))
+        try:
+            with self._stubs({len(self) - 1: give}), torch.no_grad():
+                forwards.run(self.model, batch, self._forward)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return called
+
+    @contextlib.contextmanager
+    def _stubs(self, special: dict[int, Callable[[Tensor, Call], Tensor]]) -> Iterator[None]:
+        """Blocks hand on what they are given, except for some."""
+        opened = opened_of(self.model)
+        modules = [self.model.get_submodule(path) for path in self.blocks]
+        try:
+            for index, module in enumerate(modules):
+                module.forward = self._stub(special.get(index))
+            with contextlib.nullcontext() if opened is None else opened.unread():
+                yield
+        finally:
+            for module in modules:
+                vars(module).pop("forward", None)
+
+    def _stub(self, special: Callable[[Tensor, Call], Tensor] | None) -> Callable[..., Any]:
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            found = hidden_states if special is None else special(hidden_states, Call(args, kwargs))
+            return found if self._wrapped is None else (found,)
+
+        return forward
+
+
+@contextlib.contextmanager
+def without_cache(model: nn.Module) -> Iterator[None]:
+    """A language model keeps no keys and values of earlier passes."""
+    config = getattr(model, "config", None)
+    before = getattr(config, "use_cache", None)
+    if not before:
+        yield
+        return
+    config.use_cache = False  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        config.use_cache = before  # type: ignore[union-attr]

@@ -1,0 +1,269 @@
+"""A Hugging Face folder as a model whose weights are read block by block.
+
+The blocks are the model's repeated layers; outside of their own run their weights are on PyTorch's ``meta`` device,
+which holds shapes and no numbers. A block reads its weights when it is called and lets go of them after, so that any
+function that runs the model can be given it; `Opened.loaded` keeps those of one block for longer. What is not in a
+block (embeddings, norms, the output layer) is read once and stays.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from formulations.files import AnyPath
+from qcompress.errors import MissingError, ModelError
+from qcompress.model.weight_files import WeightFiles
+
+_ATTRIBUTE = "_qcompress_opened"
+
+
+class Opened:
+    """Where the weights of an opened model come from.
+
+    Args:
+        model: its blocks' weights on the meta device.
+        files: that hold them.
+        blocks: path of the list of blocks.
+
+    Attributes:
+        blocks: paths of the blocks, in their order.
+        stubs: while above 0, blocks that are called read nothing.
+    """
+
+    def __init__(self, model: nn.Module, files: WeightFiles, blocks: str) -> None:
+        self.files, self.stubs = files, 0
+        self._model = model
+        listed = model.get_submodule(blocks)
+        assert isinstance(listed, nn.ModuleList)  # noqa: S101
+        self.blocks = tuple(f"{blocks}.{index}" for index in range(len(listed)))
+        self._held: dict[str, int] = {}
+        self._meta: dict[str, list[tuple[nn.Module, str, nn.Parameter]]] = {}
+        self._fingerprint: str | None = None
+        for path in self.blocks:
+            block = model.get_submodule(path)
+            block.register_forward_pre_hook(lambda *_, path=path: self._called(path))
+            block.register_forward_hook(lambda *_, path=path: self._returned(path), always_call=True)
+
+    def read(self, name: str) -> Tensor:
+        """The numbers of the weight of that name in the state dict, in the model's type."""
+        path, _, key = name.rpartition(".")
+        place = self._model.get_submodule(path)._parameters[key]
+        assert place is not None  # noqa: S101
+        return self.files.read(name).to(place.dtype)
+
+    @contextlib.contextmanager
+    def loaded(self, block: str) -> Iterator[nn.Module]:
+        """The block of that path with its weights in memory.
+
+        Raises:
+            ModelError: a weight is not finite.
+        """
+        self._load(block)
+        try:
+            yield self._model.get_submodule(block)
+        finally:
+            self._free(block)
+
+    @contextlib.contextmanager
+    def unread(self) -> Iterator[None]:
+        """Blocks that are called inside read no weights."""
+        self.stubs += 1
+        try:
+            yield
+        finally:
+            self.stubs -= 1
+
+    def block_bytes(self, block: str) -> int:
+        """Bytes of a block's weights in the model's type."""
+        return sum(own.numel() * own.element_size() for own in self._model.get_submodule(block).parameters())
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the names, types and numbers of the state dict, as that of the model in memory."""
+        if self._fingerprint is None:
+            digest, seen = hashlib.sha256(), set()
+            for name, tensor in self._model.state_dict(keep_vars=True).items():
+                if id(tensor) in seen:
+                    continue
+                seen.add(id(tensor))
+                numbers = self.read(name) if tensor.device.type == "meta" else tensor.detach()
+                digest.update(f"{name} {numbers.dtype} {tuple(numbers.shape)}\n".encode())
+                digest.update(numbers.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def _called(self, path: str) -> None:
+        if not self.stubs:
+            self._load(path)
+
+    def _returned(self, path: str) -> None:
+        if not self.stubs:
+            self._free(path)
+
+    def _load(self, path: str) -> None:
+        self._held[path] = self._held.get(path, 0) + 1
+        if self._held[path] > 1:
+            return
+        places, block = [], self._model.get_submodule(path)
+        for inner, module in block.named_modules(prefix=path):
+            for key, place in list(module._parameters.items()):
+                if place is None:
+                    continue
+                numbers = self.read(f"{inner}.{key}")
+                if not bool(torch.isfinite(numbers).all()):
+                    raise ModelError(f"the weight {f'{inner}.{key}'!r} holds NaN or infinity")
+                places.append((module, key, place))
+                module._parameters[key] = nn.Parameter(numbers, requires_grad=False)
+        self._meta[path] = places
+
+    def _free(self, path: str) -> None:
+        self._held[path] -= 1
+        if self._held[path] == 0:
+            for module, key, place in self._meta.pop(path, []):
+                module._parameters[key] = place
+
+
+def open_model(folder: AnyPath, *, dtype: torch.dtype | None = None) -> nn.Module:
+    """A model of transformers in evaluation mode whose blocks' weights stay on disk until they are needed.
+
+    `qcompress.measure` (``method="sampled"``), `apply`, `export`, `mean_loss` and `compress` take it as any other
+    model, and go through it block by block.
+
+    Args:
+        folder: as ``save_pretrained`` writes it: ``config.json`` and safetensors files.
+        dtype: to compute in; by default that of ``config.json``.
+
+    Raises:
+        ModelError: no such folder, no repeated blocks, quantized weights, or files that name weights otherwise than
+            the model does.
+        MissingError: transformers is missing.
+
+    >>> import tempfile
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> config = LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=16, num_hidden_layers=2,
+    ...     num_attention_heads=2, num_key_value_heads=2)
+    >>> folder = tempfile.mkdtemp()
+    >>> LlamaForCausalLM(config).save_pretrained(folder)
+    >>> model = open_model(folder)
+    >>> model.model.layers[0].mlp.up_proj.weight.device.type, model(torch.tensor([[1, 2]])).logits.shape
+    ('meta', torch.Size([1, 2, 32]))
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingError("open_model needs transformers: pip install 'qcompress[compressed-tensors]'") from error
+    source = Path(folder)
+    if not (source / "config.json").is_file():
+        raise ModelError(f"{str(source)!r} is no folder of a Hugging Face model: it has no config.json")
+    config = transformers.AutoConfig.from_pretrained(source)
+    if getattr(config, "quantization_config", None):
+        raise ModelError(f"{source} holds quantized weights; open the folder of the original model")
+    files = WeightFiles(source)
+    names = getattr(config, "architectures", None) or ["AutoModel"]
+    kind = getattr(transformers, names[0], None)
+    if kind is None:
+        raise ModelError(f"transformers has no {names[0]!r}, which {source}/config.json asks for")
+    with _parameters_on_meta():
+        model: nn.Module = kind._from_config(config, dtype=dtype or config.dtype or torch.float32)
+    model.tie_weights()  # type: ignore[operator]
+    model.name_or_path = str(source)  # type: ignore[assignment]
+    if transformers.GenerationConfig is not None and (source / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(source)
+    model.eval().requires_grad_(False)
+    _require_stored(model, files)
+    opened = Opened(model, files, blocks_of(model))
+    _read_the_rest(model, opened)
+    setattr(model, _ATTRIBUTE, opened)
+    return model
+
+
+def opened_of(model: nn.Module) -> Opened | None:
+    """Where an opened model's weights come from; None for a model in memory."""
+    opened: Opened | None = getattr(model, _ATTRIBUTE, None)
+    return opened
+
+
+def blocks_of(model: nn.Module) -> str:
+    """The path of the list of modules that holds most of a model's weights, all of one class.
+
+    Raises:
+        ModelError: there is none.
+    """
+    sizes = {
+        path: sum(own.numel() for own in module.parameters())
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len({type(own) for own in module}) == 1
+    }
+    if not sizes:
+        raise ModelError("the model has no list of repeated blocks that could be read one by one: load it whole")
+    return str(max(sizes, key=sizes.__getitem__))
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Parameters that modules register inside hold no numbers; buffers do."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        register(module, name, parameter)
+        if parameter is not None:
+            place = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+            place.__dict__.update(parameter.__dict__)
+            module._parameters[name] = place
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def _require_stored(model: nn.Module, files: WeightFiles) -> None:
+    """Refuse files that do not hold the model's weights.
+
+    Raises:
+        ModelError: names what is missing or of another shape.
+    """
+    by_place: dict[int, list[str]] = {}
+    state: dict[str, Any] = model.state_dict(keep_vars=True)
+    for name, place in state.items():
+        by_place.setdefault(id(place), []).append(name)
+    missing = [names[0] for names in by_place.values() if not any(name in files for name in names)]
+    if missing:
+        raise ModelError(
+            f"{files.folder} has no {missing[0]!r} ({len(missing)} of the model's weights are not in its files by the "
+            "names that transformers' model has): load it with from_pretrained and save it again"
+        )
+    for names in by_place.values():
+        stored = next(files[name] for name in names if name in files)
+        if stored.shape != tuple(state[names[0]].shape):
+            raise ModelError(
+                f"{names[0]!r} has the shape {stored.shape} in {stored.file}, the model's is "
+                f"{tuple(state[names[0]].shape)}"
+            )
+
+
+def _read_the_rest(model: nn.Module, opened: Opened) -> None:
+    """Put numbers into all parameters and buffers outside the blocks, those that are shared once."""
+    inside = tuple(f"{path}." for path in opened.blocks)
+    places = {
+        name: (module, key, place)
+        for path, module in model.named_modules(remove_duplicate=False)
+        for key, place in module._parameters.items()
+        if place is not None and not (name := f"{path}.{key}" if path else key).startswith(inside)
+    }
+    numbers: dict[int, nn.Parameter] = {}
+    for _, _, place in places.values():
+        if id(place) not in numbers:
+            stored = next(name for name, (_, _, own) in places.items() if own is place and name in opened.files)
+            numbers[id(place)] = nn.Parameter(opened.files.read(stored).to(place.dtype), requires_grad=False)
+    for module, key, place in places.values():
+        module._parameters[key] = numbers[id(place)]
+    for name, buffer in model.named_buffers():
+        if name in opened.files:
+            buffer.copy_(opened.files.read(name))

@@ -1,0 +1,117 @@
+"""The tensors of a folder's safetensors files by name, read one at a time.
+
+A tensor is read into memory of its own, never mapped: what a program holds is what it asked for, also under a limit
+of its address space.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qcompress.errors import ModelError
+
+INDEX = "model.safetensors.index.json"
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """Where a tensor lies: ``nbytes`` bytes of ``file`` from ``start`` on."""
+
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+
+class WeightFiles(Mapping[str, StoredTensor]):
+    """What the safetensors files of a folder hold.
+
+    Args:
+        folder: with ``model.safetensors``, or several files with their index.
+
+    Raises:
+        ModelError: there are none, or one is damaged.
+
+    >>> import tempfile
+    >>> from safetensors.torch import save_file
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> save_file({"weight": torch.eye(2)}, folder / "model.safetensors")
+    >>> WeightFiles(folder).read("weight").tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if (folder / INDEX).exists():
+            listed = json.loads((folder / INDEX).read_text())["weight_map"]
+            files = [folder / name for name in dict.fromkeys(listed.values())]
+        else:
+            files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise ModelError(f"{folder} has no safetensors files; save the model with save_pretrained(folder)")
+        self._tensors = {name: stored for file in files for name, stored in _header(file).items()}
+
+    def __getitem__(self, name: str) -> StoredTensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def read(self, name: str) -> Tensor:
+        """The numbers of a tensor, in the type that they are stored in.
+
+        Raises:
+            ModelError: the file was cut.
+        """
+        stored = self._tensors[name]
+        numbers = torch.empty(stored.nbytes, dtype=torch.uint8)
+        with stored.file.open("rb", buffering=0) as file:
+            file.seek(stored.start)
+            place, view = 0, numbers.numpy().data
+            while place < stored.nbytes and (count := file.readinto(view[place:])):
+                place += count
+        if place < stored.nbytes:
+            raise ModelError(f"{stored.file} ends within {name!r}: the file was cut")
+        return numbers.view(stored.dtype).view(stored.shape)
+
+
+def _header(file: Path) -> dict[str, StoredTensor]:
+    """The tensors that a file says it holds.
+
+    Raises:
+        ModelError: there is no such file, or it is no safetensors file.
+    """
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 0 < length <= file.stat().st_size - 8:
+                raise ValueError("its header is longer than the file")
+            header = json.loads(stream.read(length))
+        tensors = {}
+        for name, told in header.items():
+            if name == "__metadata__":
+                continue
+            start, stop = told["data_offsets"]
+            dtype, shape = DTYPES[told["dtype"]], tuple(told["shape"])
+            if stop - start != math.prod(shape) * dtype.itemsize or 8 + length + stop > file.stat().st_size:
+                raise ValueError(f"the place of {name!r} is not in the file")
+            tensors[name] = StoredTensor(
+                file=file, dtype=dtype, shape=shape, start=8 + length + start, nbytes=stop - start
+            )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{file} is no whole safetensors file: {error}") from error
+    return tensors

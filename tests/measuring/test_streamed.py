@@ -1,0 +1,190 @@
+"""Measuring opened models: the numbers of the model in memory, whatever is cut, within the memory that was given."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import qcompress
+from qcompress.errors import DataError, OptionsError
+from qcompress.measuring.forecast import as_bytes
+from qcompress.measuring.streamed_effects import StreamedEffects
+from qcompress.measuring.sweep import Sweep
+from qcompress.measuring.weight_gradients import Gradients
+from qcompress.model.opened import open_model
+from tests.opened_models import in_memory, saved, tokens
+
+NEAREST = qcompress.prune_quantize(bits=(3, 4), group_size=16)
+COMPENSATED = qcompress.prune_quantize(bits=(3, 4), group_size=16, compensated=True)
+
+
+def data() -> list[torch.Tensor]:
+    return [tokens(2, 9, seed=1), tokens(1, 7, seed=2), tokens(3, 9, seed=3)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "options"),
+    [
+        ("Llama", {}, NEAREST),
+        ("Llama", {}, COMPENSATED),
+        ("Llama", {"tie_word_embeddings": True}, NEAREST),
+        ("Gemma2", {"head_dim": 8}, NEAREST),
+        ("Llama", {}, qcompress.low_rank(ratios=(0.25,))),
+        ("Llama", {}, qcompress.gguf_types(names=("Q4_0",))),
+    ],
+)
+def test_it_gives_the_numbers_of_the_model_in_memory(
+    kind: str, more: dict[str, Any], options: qcompress.Options, tmp_path: Path
+) -> None:
+    folder = saved(kind, tmp_path, **more)
+    batches = [tokens(2, 9, seed=1), tokens(1, 9, seed=2), tokens(3, 9, seed=3)]
+    expected = qcompress.measure(in_memory(folder), batches, options, method="sampled", seed=5)
+    found = qcompress.measure(open_model(folder), batches, options, method="sampled", seed=5)
+    assert found.labels == expected.labels
+    assert [part.to_json() for part in found.parts] == [part.to_json() for part in expected.parts]
+    # the same operations sample by sample; only gradients of a weight that is used twice are added in another order
+    np.testing.assert_allclose(found.cost, expected.cost, rtol=1e-5, atol=1e-12)
+    np.testing.assert_allclose(found.error, expected.error, rtol=1e-5)
+    assert (found.fixed, found.original) == (expected.fixed, expected.original)
+    assert (found.num_samples, found.model_fingerprint) == (expected.num_samples, expected.model_fingerprint)
+
+
+def test_half_precision_gives_the_numbers_of_the_model_in_memory(tmp_path: Path) -> None:
+    folder = saved("Llama", tmp_path, dtype=torch.bfloat16)
+    expected = qcompress.measure(in_memory(folder), data(), NEAREST, method="sampled")
+    found = qcompress.measure(open_model(folder), data(), NEAREST, method="sampled")
+    np.testing.assert_allclose(found.cost, expected.cost, rtol=1e-6)
+
+
+def test_padded_batches_are_measured_as_in_memory(tmp_path: Path) -> None:
+    folder = saved("Llama", tmp_path)
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[0, 6:] = 0
+    batches = [{"input_ids": tokens(2, 9), "attention_mask": mask}]
+    expected = qcompress.measure(in_memory(folder), batches, NEAREST, method="sampled")
+    found = qcompress.measure(open_model(folder), batches, NEAREST, method="sampled")
+    np.testing.assert_allclose(found.cost, expected.cost, rtol=1e-5, atol=1e-12)
+
+
+def test_the_factor_is_made_of_the_effects_and_standard_errors_tell_their_spread(tmp_path: Path) -> None:
+    found = qcompress.measure(open_model(saved("Llama", tmp_path)), data(), NEAREST, method="sampled")
+    np.testing.assert_allclose(0.5 * np.square(found.factor).sum(axis=1), found.cost)
+    halves = 0.5 * found.num_samples * found.factor**2
+    assert found.standard_error is not None
+    np.testing.assert_allclose(found.standard_error, halves.std(axis=1, ddof=1) / found.num_samples**0.5)
+    found.save(tmp_path / "measurement.npz")
+    loaded = qcompress.Measurement.load(tmp_path / "measurement.npz")
+    assert loaded.standard_error is not None
+    assert (loaded.standard_error == found.standard_error).all()
+
+
+def test_layers_may_be_left_out(tmp_path: Path) -> None:
+    found = qcompress.measure(
+        open_model(saved("Llama", tmp_path)), data(), {"*.up_proj": NEAREST}, skip="*.1.*", method="sampled"
+    )
+    assert [part.name for part in found.parts] == [f"model.layers.{index}.mlp.up_proj" for index in (0, 2)]
+
+
+class CutError(Exception):
+    """Stands for a process that was killed."""
+
+
+def cut_after(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, count: int) -> None:
+    """Let the call number ``count`` fail, and those after it not."""
+    original: Callable[..., Any] = getattr(owner, name)
+    calls = 0
+
+    def counted(*given: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            raise CutError
+        return original(*given, **named)
+
+    monkeypatch.setattr(owner, name, counted)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    """A model's folder, and the file of its measurement."""
+    folder = saved("Llama", tmp_path_factory.mktemp("whole"))
+    return folder, measured_file(folder, folder / "whole.npz", None)
+
+
+def measured_file(folder: Path, file: Path, cache: Path | None) -> bytes:
+    """The bytes of a measurement on three samples."""
+    only = ("*.mlp.up_proj", "*.o_proj", "lm_head", "*.embed_tokens")
+    model, batches = open_model(folder), [tokens(2, 5), tokens(1, 4)]
+    qcompress.measure(model, batches, NEAREST, only=only, method="sampled", cache=cache).save(file)
+    return file.read_bytes()
+
+
+# 3 samples: 9 runs of blocks forward and as many backward; 15 products; 5 units
+POINTS = [
+    *((Sweep, "through", count) for count in (1, 2, 4, 7, 9, 10, 14, 18)),
+    *((Gradients, "products", count) for count in (1, 3, 4, 6, 8, 12, 13, 15)),
+    *((StreamedEffects, "_unit", count) for count in (1, 2, 3, 4, 5)),
+]
+
+
+@pytest.mark.parametrize(("owner", "name", "count"), POINTS)
+def test_a_measurement_that_was_cut_anywhere_goes_on_to_the_same_bytes(
+    owner: Any, name: str, count: int, whole: tuple[Path, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, expected = whole
+    with monkeypatch.context() as patch:
+        cut_after(patch, owner, name, count)
+        with pytest.raises(CutError):
+            measured_file(folder, tmp_path / "cut.npz", tmp_path / "cache")
+    assert measured_file(folder, tmp_path / "resumed.npz", tmp_path / "cache") == expected
+    assert not (tmp_path / "cache").exists()
+
+
+def test_blocks_that_are_done_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = open_model(saved("Llama", tmp_path / "model"))
+    with monkeypatch.context() as patch:
+        cut_after(patch, Gradients, "products", 13)  # in the second block from the end
+        with pytest.raises(CutError):
+            qcompress.measure(model, data(), NEAREST, method="sampled", cache=tmp_path / "cache")
+    done: list[int] = []
+    original = Sweep.through
+    monkeypatch.setattr(Sweep, "through", lambda self, block, *more: done.append(block) or original(self, block, *more))
+    qcompress.measure(model, data(), NEAREST, method="sampled", cache=tmp_path / "cache")
+    assert done == [1] * 6 + [0] * 6
+
+
+def test_files_of_another_measurement_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = open_model(saved("Llama", tmp_path / "model"))
+    with monkeypatch.context() as patch:
+        cut_after(patch, Sweep, "through", 5)
+        with pytest.raises(CutError):
+            qcompress.measure(model, data(), NEAREST, method="sampled", cache=tmp_path / "cache")
+    with pytest.raises(DataError, match="the files of another measurement"):
+        qcompress.measure(model, data()[:2], NEAREST, method="sampled", cache=tmp_path / "cache")
+
+
+def test_too_little_memory_is_refused_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = open_model(saved("Llama", tmp_path))
+    monkeypatch.setattr(Sweep, "forward", lambda _: pytest.fail("it ran"))
+    with pytest.raises(OptionsError, match=r"memory=0\.01 GB was given, about .* GB are needed: .* 'model\.layers\.0'"):
+        qcompress.measure(model, data(), NEAREST, method="sampled", memory="10 MB")
+    with pytest.raises(OptionsError, match="memory must be an amount, as '4 GB', found '50%'"):
+        qcompress.measure(model, data(), NEAREST, method="sampled", memory="50%")
+
+
+def test_memory_is_an_amount() -> None:
+    assert as_bytes("1 GiB") == 2**30
+    assert as_bytes(None) is None
+
+
+def test_what_an_opened_model_is_not_measured_by_is_refused(tmp_path: Path) -> None:
+    model = open_model(saved("Llama", tmp_path))
+    with pytest.raises(OptionsError, match="by method='sampled', layer by layer; found method='fisher'"):
+        qcompress.measure(model, data(), NEAREST)
+    with pytest.raises(OptionsError, match="by loss 'kl' or 'mse', found"):
+        qcompress.measure(model, data(), NEAREST, method="sampled", loss=lambda output, _: output.sum((1, 2)))
+    with pytest.raises(OptionsError, match="memory= is for models that are read block by block"):
+        qcompress.measure(torch.nn.Linear(2, 2), [torch.ones(1, 2)], NEAREST, memory="4 GB")

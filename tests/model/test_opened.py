@@ -1,0 +1,136 @@
+"""Opened models: the same outputs as in memory, with no weights of a block beyond its own run."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import qcompress
+from qcompress.errors import ModelError
+from qcompress.measurement import Measurement
+from qcompress.model.opened import Opened, blocks_of, open_model, opened_of
+from qcompress.model.weight_files import WeightFiles
+from tests.opened_models import in_memory, saved, tokens
+
+
+def opened(model: torch.nn.Module) -> Opened:
+    found = opened_of(model)
+    assert found is not None
+    return found
+
+
+KINDS = ["Llama", "Qwen2", "Mistral", "Gemma2", "GPT2", "Phi3"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shards", [False, True])
+def test_an_opened_model_gives_the_outputs_of_the_model_in_memory(kind: str, shards: bool, tmp_path: Path) -> None:
+    more = {"head_dim": 8} if kind == "Gemma2" else {"pad_token_id": 0} if kind == "Phi3" else {}
+    folder = saved(kind, tmp_path, shards=shards, **more)
+    model, words = open_model(folder), tokens(2, 9)
+    with torch.no_grad():
+        assert torch.equal(model(words).logits, in_memory(folder)(words).logits)
+
+
+def test_tied_weights_and_half_precision_are_those_in_memory(tmp_path: Path) -> None:
+    folder = saved("Llama", tmp_path, dtype=torch.bfloat16, tie_word_embeddings=True)
+    model, words = open_model(folder), tokens(2, 9)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    with torch.no_grad():
+        assert torch.equal(model(words).logits, in_memory(folder)(words).logits)
+    assert Measurement.fingerprint_of(model) == Measurement.fingerprint_of(in_memory(folder))
+
+
+def test_dtype_is_what_is_computed_in(tmp_path: Path) -> None:
+    model = open_model(saved("Llama", tmp_path, dtype=torch.bfloat16), dtype=torch.float32)
+    assert model(tokens(1, 5)).logits.dtype == torch.float32
+
+
+def test_only_the_block_that_runs_is_in_memory(tmp_path: Path) -> None:
+    model = open_model(saved("Llama", tmp_path))
+    held: list[list[bool]] = []
+
+    def look(*_: object) -> None:
+        held.append([not block.mlp.up_proj.weight.is_meta for block in model.model.layers])
+
+    for block in model.model.layers:
+        block.mlp.register_forward_hook(look)
+    model(tokens(1, 5))
+    assert held == [[True, False, False], [False, True, False], [False, False, True]]
+    assert all(block.mlp.up_proj.weight.is_meta for block in model.model.layers)
+
+
+def test_a_block_whose_run_fails_lets_go_of_its_weights(tmp_path: Path) -> None:
+    model = open_model(saved("Llama", tmp_path))
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("full disk")
+
+    hook = model.model.layers[1].mlp.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="full disk"):
+        model(tokens(1, 5))
+    hook.remove()
+    assert model.model.layers[1].mlp.up_proj.weight.is_meta
+    assert model(tokens(1, 5)).logits.isfinite().all()
+
+
+def test_loaded_keeps_a_block_for_several_runs(tmp_path: Path) -> None:
+    model = open_model(saved("Llama", tmp_path))
+    path = opened(model).blocks[1]
+    with opened(model).loaded(path) as block:
+        model(tokens(1, 5))
+        assert not block.mlp.up_proj.weight.is_meta
+    assert block.mlp.up_proj.weight.is_meta
+
+
+def test_what_cannot_be_opened_is_told_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no folder of a Hugging Face model: it has no config\.json"):
+        open_model(tmp_path)
+    folder = saved("Llama", tmp_path / "a")
+    (folder / "model.safetensors").rename(tmp_path / "away")
+    with pytest.raises(ModelError, match="has no safetensors files"):
+        open_model(folder)
+    whole = (tmp_path / "away").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(ModelError, match=r"is no whole safetensors file: the place of .* is not in the file"):
+        open_model(folder)
+    (folder / "model.safetensors").write_bytes(whole)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
+    with pytest.raises(ModelError, match=r"has the shape \(48, 32\) in .*, the model's is \(40, 32\)"):
+        open_model(folder)
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
+    with pytest.raises(ModelError, match=r"has no 'model\.layers\.3\..*by the names that transformers' model has"):
+        open_model(folder)
+
+
+def test_weights_that_are_not_finite_are_named_when_they_are_read(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = saved("Llama", tmp_path)
+    state = load_file(folder / "model.safetensors")
+    state["model.layers.2.mlp.up_proj.weight"][0, 0] = torch.nan
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(ModelError, match=r"'model\.layers\.2\.mlp\.up_proj\.weight' holds NaN"):
+        open_model(folder)(tokens(1, 5))
+
+
+def test_a_model_without_repeated_blocks_is_to_be_loaded_whole() -> None:
+    with pytest.raises(ModelError, match="no list of repeated blocks"):
+        blocks_of(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+
+
+def test_a_model_on_the_meta_device_that_was_not_opened_is_refused() -> None:
+    with pytest.raises(ModelError, match="meta device"):
+        qcompress.measure(torch.nn.Linear(2, 2, device="meta"), [torch.ones(1, 2)], qcompress.prune_quantize())
+
+
+def test_every_tensor_is_read_as_safetensors_reads_it(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    folder = saved("Llama", tmp_path, dtype=torch.float16, shards=True)
+    files = WeightFiles(folder)
+    expected = {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
+    assert set(files) == set(expected)
+    assert all(torch.equal(files.read(name), expected[name]) for name in files)
