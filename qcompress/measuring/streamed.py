@@ -32,6 +32,7 @@ from qcompress.measuring.sweep import Sweep
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.chain import without_cache
+from qcompress.model.losses import CallableLoss
 from qcompress.model.opened import opened_of
 from qcompress.model.parts import Part, Survey, layer_names, survey
 from qcompress.model.steady import steady
@@ -59,7 +60,7 @@ def measure_streamed(
     model, limit = calibration.model, as_bytes(memory)
     opened = opened_of(model)
     assert opened is not None  # noqa: S101
-    if calibration.loss.name not in ("kl", "mse"):
+    if isinstance(calibration.loss, CallableLoss):
         raise OptionsError(f"an opened model is measured by loss 'kl' or 'mse', found {calibration.loss.name!r}")
     offered.require_known(layer_names(model))
     key = _key(calibration, offered)

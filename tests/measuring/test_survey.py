@@ -236,7 +236,7 @@ def test_a_layer_whose_product_is_not_with_its_weight_is_not_compensated() -> No
 def test_layers_with_too_many_inputs_go_without_moments_and_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(40, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
-    monkeypatch.setattr("qcompress.measuring.measure.MAX_INPUTS", 20)
+    monkeypatch.setattr("qcompress.measuring.offered.MAX_INPUTS", 20)
     options = COMPENSATED + low_rank(ratios=(0.5,), whitened=True)
     measurement = measure(model, [inputs(64, 40)], options, loss="mse")
     assert list(measurement.moments) == ["2"]
