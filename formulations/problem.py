@@ -2,11 +2,12 @@
 
     minimise   offset + Σ cost[v]·x_v + Σ_{u<v, different groups} Q[u,v]·x_u·x_v          Q = S + F·Fᵀ
     subject to Σ_{v in group g} x_v = 1   for every group g
-               fixed_k + Σ_v use_k[v]·x_v ≤ budget_k for every budgeted resource k
+               fixed_k + Σ_v use_k[v]·x_v + Σ_{u<v, different groups} P_k[u,v]·x_u·x_v ≤ budget_k
+                                for every budgeted resource k
 
 Options are numbered flat, group after group: V of them in G groups. What always holds in a `Problem`: every group
-has an option, all numbers are finite, resources are not negative, no sparse pair term lies inside a group, arrays
-are read-only. `Problem.evaluate` is the one judge of objective and feasibility.
+has an option, all numbers are finite, resources and their pair terms are not negative, no sparse pair term lies inside
+a group, arrays are read-only. `Problem.evaluate` is the one judge of objective and feasibility.
 """
 
 import hashlib
@@ -24,6 +25,7 @@ from formulations.errors import InfeasibleBudgetError, InvalidProblemError
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from formulations.pairs import PairTerms
+from formulations.resource_pairs import arrays_of, checked_resource_pairs, least_of_blocks, matrix_from
 from formulations.validation import (
     checked_budgets,
     checked_fixed,
@@ -36,7 +38,7 @@ from formulations.validation import (
     require_distinct,
 )
 
-FILE_KIND = FileKind("qcompress problem", version=2)
+FILE_KIND = FileKind("qcompress problem", version=3)
 
 BUDGET_TOLERANCE = 1e-12
 """Relative slack of a budget: room for the rounding of a sum of floats, below one byte in a terabyte."""
@@ -69,6 +71,9 @@ class Problem:
         pairs: what options of different groups cost together, or None.
         offset: constant part of the objective.
         fixed: name of a resource → what is used of it whatever is chosen; 0 where it is not named.
+        resource_pairs: name of a resource → ``(V, V)`` scipy sparse matrix, strictly upper triangular and not negative:
+            what two options of different groups use of it together (a layer's bytes are the channels that come in times
+            those that go out).
 
     Raises:
         InvalidProblemError: anything that does not fit, with what was found and what would work.
@@ -88,6 +93,7 @@ class Problem:
     pairs: PairTerms
     offset: float
     fixed: Mapping[str, float]
+    resource_pairs: Mapping[str, Any]
     group_offsets: NDArray[np.int64]
     group_of: NDArray[np.int64]
 
@@ -101,6 +107,7 @@ class Problem:
         pairs: PairTerms | None = None,
         offset: float = 0.0,
         fixed: Mapping[str, float] = MappingProxyType({}),
+        resource_pairs: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         names = checked_names(groups, "groups")
         labels = tuple(
@@ -120,6 +127,7 @@ class Problem:
             "pairs": checked_pairs(pairs, group_of),
             "offset": checked_number(offset, "offset"),
             "fixed": MappingProxyType(checked_fixed(fixed, uses)),
+            "resource_pairs": MappingProxyType(checked_resource_pairs(resource_pairs, uses, group_of)),
             "group_offsets": frozen(group_offsets),
             "group_of": frozen(group_of),
         }
@@ -131,7 +139,8 @@ class Problem:
         pairs = (
             f"factor rank {self.pairs.rank}, {self.pairs.num_sparse} sparse pair terms" if self.pairs else "no pairs"
         )
-        return f"<Problem: {self.num_groups} groups, {self.num_options} options, {budgets}, {pairs}>"
+        uses = "".join(f", {terms.nnz} pair terms in {name}" for name, terms in self.resource_pairs.items())
+        return f"<Problem: {self.num_groups} groups, {self.num_options} options, {budgets}, {pairs}{uses}>"
 
     @property
     def num_groups(self) -> int:
@@ -185,7 +194,12 @@ class Problem:
 
     def usage(self, chosen: NDArray[np.int64]) -> dict[str, float]:
         """The use of every resource by flat options ``(G,)``, what is fixed included."""
-        return {name: self.fixed.get(name, 0.0) + float(use[chosen].sum()) for name, use in self.resources.items()}
+        usage = {name: self.fixed.get(name, 0.0) + float(use[chosen].sum()) for name, use in self.resources.items()}
+        for name, terms in self.resource_pairs.items():
+            x = np.zeros(self.num_options)
+            x[chosen] = 1.0
+            usage[name] += float(x @ (terms @ x))
+        return usage
 
     def _pair_value(self, chosen: NDArray[np.int64]) -> float:
         value = 0.0
@@ -211,7 +225,8 @@ class Problem:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by construction (for worker processes only; files never hold pickles)."""
         resources, budgets, fixed = dict(self.resources), dict(self.budgets), dict(self.fixed)
-        return Problem, (self.groups, self.options, self.cost, resources, budgets, self.pairs, self.offset, fixed)
+        stated = (self.groups, self.options, self.cost, resources, budgets, self.pairs, self.offset, fixed)
+        return Problem, (*stated, dict(self.resource_pairs))
 
     def derived(self, **fields: Any) -> "Problem":
         """A copy with some fields set, taken as they are: for reductions, which keep what always holds."""
@@ -223,14 +238,36 @@ class Problem:
     def minimum_usage(self) -> dict[str, float]:
         """The smallest use of every resource that any choice can have (each on its own).
 
+        With pair terms no choice uses less, but it may be that all use more: each pair of groups counts its least term.
+
         >>> Problem(["a"], [["keep", "prune"]], [0, 1], {"bytes": [8, 4]}, {}).minimum_usage()
         {'bytes': 4.0}
         """
         starts = self.group_offsets[:-1]
-        return {
+        smallest = {
             name: self.fixed.get(name, 0.0) + float(np.minimum.reduceat(use, starts).sum())
             for name, use in self.resources.items()
         }
+        for name, terms in self.resource_pairs.items():
+            smallest[name] += least_of_blocks(terms, self.group_of, np.diff(self.group_offsets))
+        return smallest
+
+    @property
+    def paired_budgets(self) -> tuple[str, ...]:
+        """Names of the budgets whose resource has pair terms."""
+        return tuple(name for name in self.budgets if name in self.resource_pairs)
+
+    def require_linear_budgets(self, what: str) -> None:
+        """Refuse budgets whose resource has pair terms, on behalf of something that has no place for them.
+
+        Raises:
+            InvalidProblemError: names ``what`` and the budgets.
+        """
+        if self.paired_budgets:
+            raise InvalidProblemError(
+                f"{what} takes no pair terms in a budget, this problem has some in {', '.join(self.paired_budgets)}; "
+                "solve() takes them, and so do to_cqm and to_integer_program"
+            )
 
     def without_fixed(self) -> "Problem":
         """The same choices with only their own uses, within what the fixed ones leave of the budgets.
@@ -306,6 +343,10 @@ class Problem:
                 PairTerms(sparse=sparse, factor=arrays.get("factor")),
                 header["offset"],
                 header.get("fixed", {}),
+                {
+                    name: matrix_from(arrays, f"resource_pairs_{i}", len(arrays["cost"]))
+                    for i, name in enumerate(header.get("resource_pairs", ()))
+                },
             )
         except KeyError as error:
             raise InvalidProblemError(f"{path} lacks the entry {error}") from error
@@ -320,7 +361,9 @@ class Problem:
             "budgets": dict(self.budgets),
             "offset": self.offset,
         }
-        return {**header, "fixed": dict(self.fixed)} if self.fixed else header  # old files keep their fingerprints
+        header |= {"fixed": dict(self.fixed)} if self.fixed else {}  # old files keep their fingerprints
+        header |= {"resource_pairs": list(self.resource_pairs)} if self.resource_pairs else {}
+        return header
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         arrays: dict[str, NDArray[Any]] = {"cost": self.cost}
@@ -334,4 +377,6 @@ class Problem:
                 "sparse_indices": sparse.indices.astype(np.int64),
                 "sparse_indptr": sparse.indptr.astype(np.int64),
             }
+        for i, terms in enumerate(self.resource_pairs.values()):
+            arrays |= arrays_of(terms, f"resource_pairs_{i}")
         return arrays

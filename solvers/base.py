@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from formulations import Problem
+from formulations.reductions.pricing import priced
 from solvers.errors import InvalidOptionError, SolverUnavailableError, UnsupportedProblemError
 from solvers.search import OnProgress, Progress, Search
 from solvers.solution import relative_gap
@@ -48,6 +49,7 @@ class Solver(ABC):
     exact: ClassVar[bool] = False  # proves optimality when given the time
     native_constraints: ClassVar[bool] = True  # takes budgets as they are (no penalty)
     native_pairs: ClassVar[bool] = True  # takes pair terms
+    native_use_pairs: ClassVar[bool] = False  # takes pair terms in budgets as they are; others work at prices
     needs_network: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True  # same seed, same answer when no time limit cuts it
     honours_time_limit: ClassVar[bool] = True  # ends in time; False only where foreign code cannot be stopped
@@ -88,8 +90,18 @@ class Solver(ABC):
         """
         if why := self.why_not():
             raise SolverUnavailableError(why)
+        stated = ""
+        if problem.paired_budgets and not self.native_use_pairs:
+            budgets = ", ".join(problem.paired_budgets)
+            if self.needs_network:
+                raise UnsupportedProblemError(
+                    f"solver {self.name!r} takes no pair terms in a budget ({budgets}): it would be called for many "
+                    "prices; use 'auto', 'anneal', 'ga', 'lagrangian' or 'brute-force'"
+                )
+            stated = f"the budget for {budgets} has pair terms, which come into the objective at a price, and "
+            problem = priced(problem, dict.fromkeys(problem.paired_budgets, 1.0)).problem
         if why := self.refuse(problem):
-            raise UnsupportedProblemError(why)
+            raise UnsupportedProblemError(stated + why)
 
     @classmethod
     def why_not(cls) -> str:

@@ -64,6 +64,7 @@ def pool(
             f"a pool takes k ≥ 1, within ≥ 0 and a distance of 1 to {problem.num_groups} groups; "
             f"found k={k}, within={within}, distance={distance}"
         )
+    problem.require_linear_budgets("pool")
     back_end = registry.configured(as_solver(solver), options)
     back_end.require(problem)
     back_end.prepare()  # before the clock starts, as `solve` does

@@ -104,7 +104,7 @@ def solve(
         search = SubSearch(normal_form(outer.problem), outer, initial=outer.initial)
         if outer.choice is not None:
             search.begin_from(outer.choice)
-        if bound:
+        if bound and not search.problem.paired_budgets:
             from solvers.bounds.duality import raise_dual_bound  # compiled code, imported only when it is used
 
             raise_dual_bound(search.problem, search, 0.2)
@@ -120,12 +120,17 @@ def solve(
     try:
         if start is not None:
             search.offer(start)
-        reduction = None
-        if presolve and back_end.presolved:
+        if problem.paired_budgets and not back_end.native_use_pairs:
+            from solvers.paired import solve_paired  # compiled code, imported only when it is used
+
+            solve_paired(problem, search, attack)
+        elif presolve and back_end.presolved and not problem.paired_budgets:
             with search.phase("presolve_s"):
                 reduction = reduce_problem(problem)
-        if reduction is not None and reduction.changed:
-            solve_parts(reduction, search, attack)
+            if reduction.changed:
+                solve_parts(reduction, search, attack)
+            else:
+                attack(search)
         else:
             attack(search)
     except KeyboardInterrupt:

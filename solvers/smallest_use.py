@@ -100,6 +100,12 @@ def smallest_use(
     """
     if resource not in problem.resources:
         raise InvalidOptionError(f"no resource is called {resource!r}; there are: {', '.join(problem.resources)}")
+    if problem.resource_pairs:
+        paired = ", ".join(problem.resource_pairs)
+        raise InvalidOptionError(
+            f"smallest_use takes no resources with pair terms, this problem has some in {paired}; solve it for several "
+            "budgets instead"
+        )
     if not math.isfinite(at_most):
         raise InvalidOptionError(f"at_most must be a finite number, found {at_most!r}")
     search = _Search(problem, resource, at_most, solver, time_limit, seed, on_progress)

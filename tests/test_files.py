@@ -239,7 +239,7 @@ def test_a_plain_npz_and_a_plain_npy_are_no_problem_files(tmp_path):
 def test_another_kind_and_a_newer_version_are_refused(saved):
     path = saved[1]
     with_header(path, version=99)
-    with pytest.raises(FileFormatError, match="of version 99; this program reads up to version 2"):
+    with pytest.raises(FileFormatError, match="of version 99; this program reads up to version 3"):
         Problem.load(path)
     with_header(path, version="one")
     with pytest.raises(FileFormatError, match="of version 'one'"):

@@ -119,6 +119,7 @@ def explain_infeasibility(problem: Problem, *, time_limit: float = TIME_LIMIT_S)
     >>> why.clash, why.budgets[0].upper, why.relaxation.factor
     (('bytes', 'seconds'), 16.0, 2.0)
     """
+    problem.require_linear_budgets("explain_infeasibility")
     programs = UsePrograms(problem, time.perf_counter() + time_limit)
     names = list(problem.budgets)
     smallest = problem.minimum_usage()

@@ -60,6 +60,7 @@ def constraints(problem: Problem) -> Iterator[Row]:
     >>> [(row.label, row.sense, row.rhs, row.discrete) for row in constraints(problem)]
     [('group a', '==', 1.0, True), ('group b', '==', 1.0, True), ('budget bytes', '<=', 12.0, False)]
     """
+    problem.require_linear_budgets("the file of a constrained quadratic model")
     variables, ones = np.arange(problem.num_options), np.ones(problem.num_options)
     for name, start, end in zip(problem.groups, problem.group_offsets[:-1], problem.group_offsets[1:], strict=True):
         yield Row(

@@ -69,6 +69,7 @@ def to_nonlinear(problem: Problem) -> EncodedNonlinear:
         from dwave.optimization import Model
     except ImportError as error:
         raise EncodingError("a nonlinear model needs dwave-optimization: pip install 'qcompress[dwave]'") from error
+    problem.require_linear_budgets("the nonlinear model")
     model, problem = Model(), problem.without_fixed()
     starts, most = problem.group_offsets[:-1], np.diff(problem.group_offsets) - 1
     decision = model.integer(problem.num_groups, lower_bound=np.zeros(len(most)), upper_bound=most)

@@ -109,6 +109,7 @@ def reduce_problem(problem: Problem) -> Presolved:
     >>> reduction.summary()["options"], reduction.lift(reduction.join([])).tolist()
     ([4, 0], [0, 0])
     """
+    problem.require_linear_budgets("presolve")
     original, problem = problem, problem.without_fixed()
     keep, stand_in = np.ones(problem.num_options, dtype=bool), np.arange(problem.num_options)
     budgets, dropped = list(problem.budgets), list[str]()

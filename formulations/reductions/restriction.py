@@ -110,7 +110,26 @@ def restrict(problem: Problem, keep: NDArray[np.bool_], *, outside: float = -np.
         cost += (sparse @ x + sparse.T @ x)[options]
     smaller = part(problem, options, problem.budgets, fixed)
     smaller = smaller.derived(cost=frozen(cost), offset=float(offset))
+    if problem.paired_budgets:
+        smaller = smaller.derived(**_paired_uses(problem, smaller, options, x))
     return Restriction(original=problem, problem=smaller, options=options, decided=decided, outside=outside)
+
+
+def _paired_uses(problem: Problem, smaller: Problem, options: Integers, x: NDArray[np.float64]) -> dict[str, Any]:
+    """Uses of what is left when ``x`` ``(V,)`` is decided: terms with decided options become uses and fixed uses."""
+    resources, fixed, pairs = dict(smaller.resources), dict(smaller.fixed), {}
+    for name in problem.paired_budgets:
+        terms = problem.resource_pairs[name]
+        resources[name] = frozen(resources[name] + (terms @ x + terms.T @ x)[options])
+        fixed[name] = fixed.get(name, 0.0) + float(x @ (terms @ x))
+        left = terms[options][:, options]
+        if left.nnz:
+            pairs[name] = left
+    return {
+        "resources": MappingProxyType(resources),
+        "fixed": MappingProxyType({name: use for name, use in fixed.items() if use}),
+        "resource_pairs": MappingProxyType(pairs),
+    }
 
 
 def part(problem: Problem, options: Integers, budgets: Mapping[str, float], decided: Integers | None = None) -> Problem:
@@ -144,6 +163,7 @@ def part(problem: Problem, options: Integers, budgets: Mapping[str, float], deci
         budgets=MappingProxyType(dict(budgets)),
         fixed=MappingProxyType({name: use for name, use in fixed.items() if use}),
         pairs=PairTerms.trusted(sparse=sparse, factor=factor),
+        resource_pairs=MappingProxyType({}),
         group_offsets=frozen(group_offsets.astype(np.int64)),
         group_of=frozen(np.repeat(np.arange(len(groups)), sizes)),
     )

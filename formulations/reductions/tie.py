@@ -81,6 +81,7 @@ def tie(problem: Problem, tied: Sequence[Sequence[str]], *, binding: bool = Fals
     >>> both.problem.groups, both.problem.cost.tolist(), both.lift([1, 0]).tolist()
     (('a + c', 'b'), [8.0, 5.0, 2.0, 0.0], [1, 0, 1])
     """
+    problem.require_linear_budgets("tie")
     group = _joined(problem, tied)
     first_member = np.unique(group, return_index=True)[1]
     sizes = np.diff(problem.group_offsets)

@@ -43,6 +43,7 @@ def to_arrays(problem: Problem) -> Arrays:
     >>> to_arrays(Problem(["a"], [["keep", "prune"]], [0, 1], {"bytes": [8, 4]}, {"bytes": 4})).use.tolist()
     [[8.0], [4.0]]
     """
+    problem.require_linear_budgets("a kernel of moves")
     num_options = problem.num_options
     budgets = np.array(list(problem.budgets.values()), dtype=np.float64)
     fixed = np.array([problem.fixed.get(name, 0.0) for name in problem.budgets])

@@ -1,0 +1,103 @@
+"""Budgets with pair terms taken into the objective at a price: the Lagrangian relaxation.
+
+With prices λ ≥ 0 of some budgets the problem becomes
+
+    minimise  objective + Σ_k λ_k·(usage_k - budget_k)
+
+without those budgets: pair terms of a resource become pair terms of the objective, which every solver takes. What
+always holds: a lower bound on the priced problem is one on the original, for on a choice within the budgets nothing
+positive is added. Unlike other reductions it is one of bounds only: a choice may break the budgets that are priced,
+and its objective is another.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import ArrayLike
+
+from formulations.errors import InvalidProblemError
+from formulations.pairs import PairTerms
+from formulations.problem import BUDGET_TOLERANCE, Problem
+from formulations.reductions.base import Choice, Reduction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Pricing(Reduction):
+    """A problem with some of its budgets priced; see the module's page.
+
+    Attributes:
+        original: the problem with its budgets.
+        problem: the same choices without the priced budgets, at the priced objective.
+        prices: objective for each unit of a resource.
+    """
+
+    same_choices: ClassVar[bool] = True
+    original: Problem
+    problem: Problem
+    prices: Mapping[str, float]
+
+    @property
+    def complete(self) -> bool:
+        """Never: the best priced choice may break a budget, or leave some of it."""
+        return False
+
+    def lift(self, choice: ArrayLike) -> Choice:
+        """The same choice."""
+        return np.array(choice, dtype=np.int64)
+
+    def lower(self, choice: ArrayLike) -> Choice:
+        """The same choice."""
+        return np.array(choice, dtype=np.int64)
+
+    def lift_bound(self, bound: float) -> float:
+        """The same bound."""
+        return bound
+
+
+def priced(problem: Problem, prices: Mapping[str, float]) -> Pricing:
+    """Take budgets into the objective at prices.
+
+    Args:
+        problem: any problem.
+        prices: name of a budget → objective for each unit of its resource, not negative.
+
+    Raises:
+        InvalidProblemError: no such budget, or a negative price.
+
+    >>> terms = scipy.sparse.csr_array(([6.0], ([0], [2])), shape=(4, 4))
+    >>> problem = Problem(
+    ...     ["a", "b"], [["wide", "narrow"]] * 2, [0, 2, 0, 3], {"macs": [0] * 4}, {"macs": 5}, None, 0.0, {},
+    ...     {"macs": terms},
+    ... )
+    >>> relaxed = priced(problem, {"macs": 0.5}).problem
+    >>> dict(relaxed.budgets), [round(relaxed.evaluate(choice).objective, 9) for choice in ([0, 0], [1, 0])]
+    ({}, [0.5, -0.5])
+    """
+    cost, offset, sparse = problem.cost.copy(), problem.offset, problem.pairs.sparse
+    for name, price in prices.items():
+        if name not in problem.budgets:
+            raise InvalidProblemError(f"no budget is called {name!r}; there are: {', '.join(problem.budgets)}")
+        if not (np.isfinite(price) and price >= 0):
+            raise InvalidProblemError(f"the price of {name!r} must be a finite number, not negative, found {price!r}")
+        budget = problem.budgets[name]
+        cost += price * problem.resources[name]
+        offset += price * (problem.fixed.get(name, 0.0) - budget - BUDGET_TOLERANCE * abs(budget))
+        terms = problem.resource_pairs.get(name)
+        if terms is not None and price:
+            sparse = price * terms if sparse is None else scipy.sparse.csr_array(sparse + price * terms)
+    cost.flags.writeable = False
+    left = {name: budget for name, budget in problem.budgets.items() if name not in prices}
+    relaxed = problem.derived(
+        cost=cost,
+        offset=float(offset),
+        pairs=PairTerms.trusted(sparse=sparse, factor=problem.pairs.factor),
+        budgets=MappingProxyType(left),
+        resources=MappingProxyType({name: problem.resources[name] for name in left}),
+        fixed=MappingProxyType({name: use for name, use in problem.fixed.items() if name in left}),
+        resource_pairs=MappingProxyType({}),
+    )
+    return Pricing(original=problem, problem=relaxed, prices=MappingProxyType(dict(prices)))

@@ -1,0 +1,49 @@
+"""Every choice of a problem whose budgets have pair terms: the oracle for those."""
+
+import numpy as np
+
+from formulations import Problem
+from solvers.kernels.compiled import compiled
+from solvers.kernels.moves import Arrays, Floats, Integers, begin, objective
+from solvers.kernels.paired_uses import PairedUses, arrays_of, begin_uses
+from solvers.search import Search
+
+
+def enumerate_paired(problem: Problem, search: Search) -> None:
+    """Look at every choice, all of them with one option of the first group after those with another."""
+    a, u = arrays_of(problem)
+    chosen, best = problem.group_offsets[:-1].copy(), np.array([np.inf])
+    least = chosen.copy()
+    for first in range(a.starts[0], a.starts[1]):
+        if search.expired():
+            return
+        chosen[:] = a.starts[:-1]
+        chosen[0] = first
+        _enumerate(a, u, chosen, best, least)
+        if np.isfinite(best[0]):
+            search.offer(least - a.starts[:-1])
+    search.close()
+
+
+@compiled
+def _enumerate(a: Arrays, u: PairedUses, chosen: Integers, best: Floats, least: Integers) -> None:
+    """All choices with this option of the first group, counted up from the last group."""
+    last = len(chosen) - 1
+    while True:
+        _, usage = begin_uses(u, chosen)
+        within = True
+        for k in range(len(usage)):
+            within &= usage[k] <= u.limit[k]
+        if within:
+            total, field, _ = begin(a, chosen)
+            value = objective(a, chosen, total, field)
+            if value < best[0] - 1e-12 * (1.0 + abs(value)):
+                best[0] = value
+                least[:] = chosen
+        at = last
+        while at > 0 and chosen[at] + 1 == a.starts[at + 1]:
+            chosen[at] = a.starts[at]
+            at -= 1
+        if at == 0:
+            return
+        chosen[at] += 1

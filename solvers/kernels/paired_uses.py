@@ -1,0 +1,229 @@
+"""Moves where budgets have pair terms: repair and descent within the true uses.
+
+Beside the state of `solvers.kernels.moves` a kernel keeps ``use_field`` ``(V, K)``: what each option's pair terms
+with the chosen ones use. What always holds: what `repair_paired` calls done is within the budgets, and a descent ends
+there when it begins there.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse
+
+from formulations import Problem
+from formulations.problem import BUDGET_TOLERANCE
+from solvers.kernels.compiled import compiled
+from solvers.kernels.moves import Arrays, Floats, Integers, begin, delta, switch, to_arrays
+
+PAIRS = 3_000_000
+"""Pairs of switches weighed in a pass of the descent at most; where there are more, evenly spread partners."""
+
+
+class PairedUses(NamedTuple):
+    """Uses of the K budgets: of options alone, and of pairs as a symmetric matrix that all budgets share."""
+
+    use: Floats  # (V, K)
+    limit: Floats  # (K,), with the tolerance of Problem.evaluate, less what is fixed
+    unit: Floats  # (K,) what excess is measured in
+    indptr: Integers
+    indices: Integers
+    data: Floats  # (nnz, K)
+
+
+def arrays_of(problem: Problem) -> tuple[Arrays, PairedUses]:
+    """The problem without budgets for the objective's kernels, and its uses."""
+    budgets = np.array(list(problem.budgets.values()))
+    fixed = np.array([problem.fixed.get(name, 0.0) for name in problem.budgets])
+    use = np.stack([problem.resources[name] for name in problem.budgets], axis=1)
+    size = problem.num_options
+    pattern = scipy.sparse.csr_array((size, size))
+    for name in problem.paired_budgets:
+        terms = problem.resource_pairs[name]
+        pattern = pattern + scipy.sparse.csr_array(
+            (np.ones(terms.nnz), terms.indices, terms.indptr), shape=(size, size)
+        )
+    pattern = scipy.sparse.csr_array(pattern + pattern.T)
+    pattern.sort_indices()
+    rows = np.repeat(np.arange(size), np.diff(pattern.indptr))
+    data = np.zeros((pattern.nnz, len(budgets)))
+    for k, name in enumerate(problem.budgets):
+        if name in problem.resource_pairs:
+            half = problem.resource_pairs[name]
+            data[:, k] = np.asarray((half + half.T)[rows, pattern.indices]).ravel()
+    limit = budgets + BUDGET_TOLERANCE * np.abs(budgets) - fixed
+    uses = PairedUses(
+        use=np.ascontiguousarray(use),
+        limit=limit,
+        unit=np.where(np.abs(limit) > 0, np.abs(limit), 1.0),
+        indptr=pattern.indptr.astype(np.int64),
+        indices=pattern.indices.astype(np.int64),
+        data=data,
+    )
+    return to_arrays(problem.derived(budgets={}, resource_pairs={})), uses
+
+
+@compiled
+def begin_uses(u: PairedUses, chosen: Integers) -> tuple[Floats, Floats]:
+    """``(use_field, usage)`` of the chosen flat options."""
+    num_budgets = len(u.limit)
+    field, usage = np.zeros((len(u.use), num_budgets)), np.zeros(num_budgets)
+    for v in chosen:
+        for at in range(u.indptr[v], u.indptr[v + 1]):
+            for k in range(num_budgets):
+                field[u.indices[at], k] += u.data[at, k]
+    for v in chosen:
+        for k in range(num_budgets):
+            usage[k] += u.use[v, k] + 0.5 * field[v, k]
+    return field, usage
+
+
+@compiled
+def use_change(u: PairedUses, field: Floats, old: int, new: int, k: int) -> float:
+    """What switching from ``old`` to ``new`` of the same group adds to a use."""
+    return float(u.use[new, k] + field[new, k] - u.use[old, k] - field[old, k])
+
+
+@compiled
+def switch_uses(u: PairedUses, field: Floats, usage: Floats, old: int, new: int) -> None:
+    """Make a switch."""
+    for k in range(len(usage)):
+        usage[k] += use_change(u, field, old, new, k)
+    for at in range(u.indptr[old], u.indptr[old + 1]):
+        for k in range(len(usage)):
+            field[u.indices[at], k] -= u.data[at, k]
+    for at in range(u.indptr[new], u.indptr[new + 1]):
+        for k in range(len(usage)):
+            field[u.indices[at], k] += u.data[at, k]
+
+
+@compiled
+def excess(u: PairedUses, usage: Floats) -> float:
+    """By how much the budgets are broken, each in its unit."""
+    total = 0.0
+    for k in range(len(usage)):
+        total += max(0.0, usage[k] - u.limit[k]) / u.unit[k]
+    return total
+
+
+@compiled
+def repair_paired(a: Arrays, u: PairedUses, chosen: Integers) -> bool:
+    """Switches in the order of objective per unit of excess, in place; whether every budget holds then."""
+    total, field, _ = begin(a, chosen)
+    use_field, usage = begin_uses(u, chosen)
+    for _ in range(len(a.cost)):
+        over = excess(u, usage)
+        if over <= 0.0:
+            break
+        price, best = np.inf, -1
+        for new in range(len(a.cost)):
+            old = chosen[a.group_of[new]]
+            if new == old:
+                continue
+            after = 0.0
+            for k in range(len(usage)):
+                after += max(0.0, usage[k] + use_change(u, use_field, old, new, k) - u.limit[k]) / u.unit[k]
+            if after < over - 1e-12:
+                ratio = delta(a, total, field, old, new) / (over - after)
+                if ratio < price:
+                    price, best = ratio, new
+        if best < 0:
+            break
+        old = chosen[a.group_of[best]]
+        switch_uses(u, use_field, usage, old, best)
+        switch(a, chosen, total, field, np.zeros(0), best)
+    _, usage = begin_uses(u, chosen)
+    return bool(excess(u, usage) <= 0.0)
+
+
+@compiled
+def _entry(indptr: Integers, indices: Integers, one: int, other: int) -> int:
+    """Where the term of two options is, or -1."""
+    low, high = indptr[one], indptr[one + 1]
+    end = high
+    while low < high:
+        middle = (low + high) // 2
+        if indices[middle] < other:
+            low = middle + 1
+        else:
+            high = middle
+    return low if low < end and indices[low] == other else -1
+
+
+@compiled
+def _cross_use(u: PairedUses, old1: int, new1: int, old2: int, new2: int, k: int) -> float:
+    """What two switches use together beyond each alone."""
+    change = 0.0
+    for one, other, sign in ((new1, new2, 1.0), (new1, old2, -1.0), (old1, new2, -1.0), (old1, old2, 1.0)):
+        at = _entry(u.indptr, u.indices, one, other)
+        if at >= 0:
+            change += sign * u.data[at, k]
+    return change
+
+
+@compiled
+def _cross_cost(a: Arrays, old1: int, new1: int, old2: int, new2: int) -> float:
+    change = 0.0
+    for k in range(a.factor.shape[1]):
+        change += (a.factor[new1, k] - a.factor[old1, k]) * (a.factor[new2, k] - a.factor[old2, k])
+    for one, other, sign in ((new1, new2, 1.0), (new1, old2, -1.0), (old1, new2, -1.0), (old1, old2, 1.0)):
+        at = _entry(a.indptr, a.indices, one, other)
+        if at >= 0:
+            change += sign * a.data[at]
+    return change
+
+
+@compiled
+def descend_paired(a: Arrays, u: PairedUses, chosen: Integers, passes: int) -> None:
+    """Single switches and pairs of switches within the budgets, in place, until none pays or the passes are over."""
+    step = max(1, len(a.cost) * len(a.cost) // PAIRS)
+    num_budgets = len(u.limit)
+    for number in range(passes):
+        total, field, _ = begin(a, chosen)
+        use_field, usage = begin_uses(u, chosen)
+        improved = False
+        for group in range(len(chosen)):
+            old, best, least = chosen[group], -1, -1e-13 * (1.0 + abs(a.cost[chosen[group]]))
+            for new in range(a.starts[group], a.starts[group + 1]):
+                fits = new != old
+                for k in range(num_budgets):
+                    fits &= usage[k] + use_change(u, use_field, old, new, k) <= u.limit[k]
+                if fits:
+                    change = delta(a, total, field, old, new)
+                    if change < least:
+                        least, best = change, new
+            if best >= 0:
+                switch_uses(u, use_field, usage, old, best)
+                switch(a, chosen, total, field, np.zeros(0), best)
+                improved = True
+        for group in range(len(chosen)):
+            old1, best1, best2 = chosen[group], -1, -1
+            least = -1e-13 * (1.0 + abs(a.cost[old1]))
+            for partner in range(number % step, len(chosen), step):
+                if partner == group:
+                    continue
+                old2 = chosen[partner]
+                for new1 in range(a.starts[group], a.starts[group + 1]):
+                    if new1 == old1:
+                        continue
+                    first = delta(a, total, field, old1, new1)
+                    for new2 in range(a.starts[partner], a.starts[partner + 1]):
+                        if new2 == old2:
+                            continue
+                        change = first + delta(a, total, field, old2, new2)
+                        change += _cross_cost(a, old1, new1, old2, new2)
+                        if change >= least:
+                            continue
+                        fits = True
+                        for k in range(num_budgets):
+                            after = usage[k] + use_change(u, use_field, old1, new1, k)
+                            after += use_change(u, use_field, old2, new2, k)
+                            fits &= after + _cross_use(u, old1, new1, old2, new2, k) <= u.limit[k]
+                        if fits:
+                            least, best1, best2 = change, new1, new2
+            if best1 >= 0:
+                for new in (best1, best2):
+                    switch_uses(u, use_field, usage, chosen[a.group_of[new]], new)
+                    switch(a, chosen, total, field, np.zeros(0), new)
+                improved = True
+        if not improved:
+            return
