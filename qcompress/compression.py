@@ -34,7 +34,7 @@ from qcompress.run_folder import RunFolder
 from qcompress.scalars import as_number, as_whole, plain
 from qcompress.steps import Callbacks, NoChoiceError, Request
 from qcompress.training.finetune import LEARNING_RATE, FinetuneProgress, require_training
-from solvers import Progress, Solution, Solver, SolverUnavailableError
+from solvers import Progress, Solution, Solver, SolverLike, SolverUnavailableError
 from solvers.run import as_solver
 
 __all__ = ["NoChoiceError", "Result", "compress"]
@@ -69,7 +69,7 @@ def compress(
     options: Options | Mapping[str, Options] | Offered | None = None,
     skip: str | Iterable[str] = (),
     only: str | Iterable[str] | None = None,
-    solver: Any = "auto",
+    solver: SolverLike = "auto",
     time_limit: float | None = 60,
     seed: int = 0,
     method: str = "fisher",
@@ -265,7 +265,7 @@ def _compressed(request: Request, run: RunFolder, output: AnyPath | None) -> Res
     )
 
 
-def _ready(solver: Any) -> Solver:
+def _ready(solver: SolverLike) -> Solver:
     """The solver that is meant.
 
     Raises:

@@ -31,7 +31,7 @@ from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.losses import Loss, LossFunction
 from qcompress.scalars import as_whole
-from solvers import solve
+from solvers import SolverLike, solve
 from solvers.run import as_solver
 
 FILE_KIND = FileKind("qcompress refinement", version=1)
@@ -110,7 +110,7 @@ def refine(
     choice: ArrayLike,
     *,
     rounds: int = 2,
-    solver: Any = "auto",
+    solver: SolverLike = "auto",
     time_limit: float | None = 10,
     seed: int = 0,
     loss: str | LossFunction | Loss | None = None,

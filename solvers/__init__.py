@@ -9,7 +9,7 @@ Back ends, and what needs compiled code or another package, are imported when th
 import importlib
 from typing import Any
 
-from solvers.base import Progress, Search, Solver, SolverInfo
+from solvers.base import Progress, Search, Solver, SolverInfo, SolverLike
 from solvers.errors import (
     InvalidOptionError,
     SolverError,
@@ -29,6 +29,7 @@ __all__ = [
     "Solver",
     "SolverError",
     "SolverInfo",
+    "SolverLike",
     "SolverUnavailableError",
     "Status",
     "StopReason",

@@ -14,7 +14,7 @@ import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from formulations import Problem
 from formulations.reductions.pricing import priced
@@ -23,7 +23,7 @@ from solvers.search import OnProgress, Progress, Search
 from solvers.solution import relative_gap
 from solvers.sub_search import SubSearch
 
-__all__ = ["OnProgress", "Progress", "Search", "Solver", "SolverInfo", "SubSearch", "relative_gap"]
+__all__ = ["OnProgress", "Progress", "Search", "Solver", "SolverInfo", "SolverLike", "SubSearch", "relative_gap"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,3 +144,23 @@ class Solver(ABC):
     def option_values(self) -> dict[str, Any]:
         """Option name → this instance's value."""
         return {name: getattr(self, name) for name in self.option_defaults()}
+
+
+class BqmSampler(Protocol):
+    """A dimod sampler or composite: it samples binary quadratic models."""
+
+    parameters: Any
+
+    def sample(self, bqm: Any, **parameters: Any) -> Any:
+        """Samples of the model, as a ``dimod.SampleSet``."""
+
+
+class CqmSampler(Protocol):
+    """A sampler of constrained quadratic models."""
+
+    def sample_cqm(self, cqm: Any, **parameters: Any) -> Any:
+        """Samples of the model, as a ``dimod.SampleSet``."""
+
+
+SolverLike = str | Solver | type[Solver] | BqmSampler | CqmSampler
+"""What is taken for a solver: a registered name, a `Solver` class or instance, or a dimod sampler."""

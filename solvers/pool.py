@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from formulations import InfeasibleBudgetError, Problem
 from solvers import registry
+from solvers.base import SolverLike
 from solvers.compare.time_to_target import target_near
 from solvers.errors import InvalidOptionError
 from solvers.known import with_known
@@ -29,7 +30,7 @@ def pool(
     *,
     within: float = 0.01,
     distance: int = 1,
-    solver: Any = "auto",
+    solver: SolverLike = "auto",
     time_limit: float | None = None,
     seed: int | None = None,
     **options: Any,

@@ -9,7 +9,7 @@ from formulations import Problem
 from formulations.reductions.presolve import reduce_problem
 from formulations.reductions.scaling import normal_form
 from solvers import registry
-from solvers.base import OnProgress, Search, Solver, SubSearch
+from solvers.base import OnProgress, Search, Solver, SolverLike, SubSearch
 from solvers.errors import InvalidOptionError
 from solvers.presolved import solve_parts
 from solvers.solution import Solution, StopReason
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @overload
 def solve(
-    problem: Problem, solver: Any = ..., *, wait: Literal[False], time_limit: float | None = ..., **options: Any
+    problem: Problem, solver: SolverLike = ..., *, wait: Literal[False], time_limit: float | None = ..., **options: Any
 ) -> "Job": ...
 
 
 @overload
 def solve(
     problem: Problem,
-    solver: Any = ...,
+    solver: SolverLike = ...,
     *,
     time_limit: float | None = ...,
     seed: int | None = ...,
@@ -42,7 +42,7 @@ def solve(
 
 def solve(
     problem: Problem,
-    solver: Any = "auto",
+    solver: SolverLike = "auto",
     *,
     time_limit: float | None = None,
     seed: int | None = None,
@@ -154,7 +154,7 @@ def judge(problem: Problem, choice: ArrayLike, *, name: str = "given") -> Soluti
     return search.solution(StopReason.COMPLETED, {})
 
 
-def as_solver(solver: Any) -> Solver:
+def as_solver(solver: SolverLike) -> Solver:
     """The `Solver` that is meant by a name, a class, an instance or a dimod sampler.
 
     Raises:

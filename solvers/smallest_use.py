@@ -19,7 +19,7 @@ from formulations import InfeasibleBudgetError, Problem
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from formulations.problem import BUDGET_TOLERANCE
-from solvers.base import OnProgress
+from solvers.base import OnProgress, SolverLike
 from solvers.errors import InvalidOptionError
 from solvers.run import solve
 
@@ -73,7 +73,7 @@ def smallest_use(
     resource: str,
     at_most: float,
     *,
-    solver: Any = "auto",
+    solver: SolverLike = "auto",
     time_limit: float | None = None,
     seed: int | None = None,
     on_progress: OnProgress | None = None,
@@ -120,7 +120,7 @@ class _Search:
         problem: Problem,
         resource: str,
         at_most: float,
-        solver: Any,
+        solver: SolverLike,
         time_limit: float | None,
         seed: int | None,
         on_progress: OnProgress | None,

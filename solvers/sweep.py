@@ -19,7 +19,7 @@ from formulations.file_kinds import FileKind
 from formulations.files import AnyPath, write_json
 from formulations.reductions.scaling import scaled
 from solvers import registry
-from solvers.base import Solver
+from solvers.base import Solver, SolverLike
 from solvers.errors import InvalidOptionError
 from solvers.journal import Journal, run_key
 from solvers.known import with_known
@@ -143,7 +143,7 @@ def sweep(
     resource: str,
     points: int | Iterable[float] = 10,
     *,
-    solver: Any = "auto",
+    solver: SolverLike = "auto",
     time_limit: float | None = None,
     seed: int | None = None,
     journal: AnyPath | None = None,

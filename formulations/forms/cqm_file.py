@@ -41,7 +41,7 @@ IN_MEMORY = 10**9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class Constraint:
     """A linear constraint ``constant + weights·x[variables] sense rhs``; ``discrete``: one of the variables is 1."""
 
     label: str
@@ -53,7 +53,7 @@ class Row:
     constant: float = 0.0
 
 
-def constraints(problem: Problem) -> Iterator[Row]:
+def constraints(problem: Problem) -> Iterator[Constraint]:
     """One option a group, then the budgets.
 
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
@@ -63,7 +63,7 @@ def constraints(problem: Problem) -> Iterator[Row]:
     problem.require_linear_budgets("the file of a constrained quadratic model")
     variables, ones = np.arange(problem.num_options), np.ones(problem.num_options)
     for name, start, end in zip(problem.groups, problem.group_offsets[:-1], problem.group_offsets[1:], strict=True):
-        yield Row(
+        yield Constraint(
             label=f"group {name}",
             variables=variables[start:end],
             weights=ones[start:end],
@@ -75,10 +75,12 @@ def constraints(problem: Problem) -> Iterator[Row]:
         use = problem.resources[name]
         used = np.flatnonzero(use)
         constant = problem.fixed.get(name, 0.0)
-        yield Row(label=f"budget {name}", variables=used, weights=use[used], sense="<=", rhs=budget, constant=constant)
+        yield Constraint(
+            label=f"budget {name}", variables=used, weights=use[used], sense="<=", rhs=budget, constant=constant
+        )
 
 
-def cqm_file(problem: Problem, rows: Iterable[Row] | None = None) -> IO[bytes]:
+def cqm_file(problem: Problem, rows: Iterable[Constraint] | None = None) -> IO[bytes]:
     """The model's file, open at its begin; the caller closes it.
 
     Args:

@@ -1,8 +1,8 @@
 """Layers that stand for one layer by the product of smaller ones, and how they take its place in a model.
 
 A factored layer is an `nn.Sequential` with named members, so its state dict reads ``fc.reduce.weight``,
-``fc.expand.weight``, ``fc.expand.bias``. The members' weights are the factors of a `Form`, in its order, and so
-they can be folded back to one dense layer at any time.
+``fc.expand.weight``, ``fc.expand.bias``. The members' weights are the factors of a `Factorisation`, in its order, and
+so they can be folded back to one dense layer at any time.
 
 The stride, padding and dilation of a convolution go where its kernel goes: all to ``reduce`` or to a Tucker
 ``core``, the vertical ones to ``vertical`` and the horizontal ones to ``horizontal``. No layer but the last has a
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from qcompress.transforms.low_rank.forms import Channels, Factors, Form, Spatial
+from qcompress.transforms.low_rank.forms import Channels, Factorisation, Factors, Spatial
 from qcompress.transforms.low_rank.tucker import Tucker
 from qcompress.transforms.low_rank.words import Words
 
@@ -112,12 +112,12 @@ class Factored(nn.Sequential, Foldable):
         """The members' weights as rows, by name."""
         return {name: layer.weight.detach().flatten(1) for name, layer in self.named_children()}  # type: ignore[operator]
 
-    def _product(self, form: Form, kernel: tuple[int, int]) -> Tensor:
+    def _product(self, form: Factorisation, kernel: tuple[int, int]) -> Tensor:
         """The rows of the dense weight, added up in float32 or wider."""
         wide = {name: own.to(torch.promote_types(own.dtype, torch.float32)) for name, own in self.factors.items()}
         return form.product(wide, kernel)
 
-    def _dense_conv(self, form: Form, tall: nn.Conv2d, wide: nn.Conv2d) -> nn.Conv2d:
+    def _dense_conv(self, form: Factorisation, tall: nn.Conv2d, wide: nn.Conv2d) -> nn.Conv2d:
         """The Conv2d whose kernel has the height of one member and the width of another."""
         rows = self._product(form, (tall.kernel_size[0], wide.kernel_size[1]))
         first, last = self[0], self[-1]

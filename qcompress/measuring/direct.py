@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qcompress.errors import ModelError
 from qcompress.measuring.candidates import Candidates
 from qcompress.measuring.effects import MAX_NUMBERS, curvature_points, exact_effects
-from qcompress.measuring.replay import Replay
+from qcompress.measuring.replay import RecordedCalls
 from qcompress.model import forward as forwards
 from qcompress.model.losses import Loss
 
@@ -29,7 +29,7 @@ class Direct:
 
     def __init__(self, model: nn.Module, candidates: Candidates, loss: Loss, forward: forwards.Forward | None) -> None:
         self._model, self._candidates, self._loss, self._forward = model, candidates, loss, forward
-        self._replay = Replay(model)
+        self._replay = RecordedCalls(model)
         self._shortcut: dict[int, bool] = {}
         self._point: Tensor | None = None
 

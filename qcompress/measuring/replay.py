@@ -27,7 +27,7 @@ class _Call:
     changed: bool = False  # whether what follows changes the output in place
 
 
-class Replay:
+class RecordedCalls:
     """The recorded calls of one batch."""
 
     def __init__(self, model: nn.Module) -> None:

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, overload
 
 from formulations import Problem
 from formulations.files import AnyPath
-from solvers.base import Solver
+from solvers.base import Solver, SolverLike
 from solvers.compare.curves import Curve, Profile, anytime, performance_profile
-from solvers.compare.tables import FILE_KIND, SUITE_KIND, TARGET, Comparison, Row, Suite, SuiteRow
+from solvers.compare.tables import FILE_KIND, SUITE_KIND, TARGET, Comparison, ComparisonRow, Suite, SuiteRow
 from solvers.compare.time_to_target import TimeToTarget, time_to_target
 from solvers.errors import InvalidOptionError, SolverUnavailableError, UnsupportedProblemError
 from solvers.journal import Journal, run_key
@@ -27,7 +27,7 @@ __all__ = [
     "Comparison",
     "Curve",
     "Profile",
-    "Row",
+    "ComparisonRow",
     "Suite",
     "SuiteRow",
     "TimeToTarget",
@@ -53,7 +53,7 @@ class _Task(NamedTuple):
 @overload
 def compare(
     problem: Problem,
-    solvers: Iterable[Any],
+    solvers: Iterable[SolverLike],
     *,
     time_limit: float | None = ...,
     seeds: Iterable[int] = ...,
@@ -66,7 +66,7 @@ def compare(
 @overload
 def compare(
     problem: Mapping[str, Problem],
-    solvers: Iterable[Any],
+    solvers: Iterable[SolverLike],
     *,
     time_limit: float | None = ...,
     seeds: Iterable[int] = ...,
@@ -78,7 +78,7 @@ def compare(
 
 def compare(
     problem: Problem | Mapping[str, Problem],
-    solvers: Iterable[Any],
+    solvers: Iterable[SolverLike],
     *,
     time_limit: float | None = None,
     seeds: Iterable[int] = (0,),

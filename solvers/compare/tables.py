@@ -26,7 +26,7 @@ TARGET = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class ComparisonRow:
     """One solver over all its seeds.
 
     Attributes:
@@ -89,7 +89,7 @@ class Comparison:
             if run.stop_reason is StopReason.ERROR_RECOVERED
         }
 
-    def rows(self) -> tuple[Row, ...]:
+    def rows(self) -> tuple[ComparisonRow, ...]:
         """The table, best median first; among equals the quicker one."""
         rows = [_row(label, runs, self.best, self.bound) for label, runs in self.solutions.items()]
         return tuple(sorted(rows, key=lambda row: (row.median is None, row.median or 0.0, row.wall_s)))
@@ -250,10 +250,10 @@ def _near(run: Solution, best: float) -> bool:
     return run.objective is not None and run.objective <= target_near(best, TARGET)
 
 
-def _row(label: str, runs: tuple[Solution, ...], best: float | None, bound: float | None) -> Row:
+def _row(label: str, runs: tuple[Solution, ...], best: float | None, bound: float | None) -> ComparisonRow:
     objectives = [np.inf if run.objective is None else run.objective for run in runs]
     median = _finite(statistics.median(objectives))
-    return Row(
+    return ComparisonRow(
         label=label,
         feasible_share=sum(run.feasible for run in runs) / len(runs),
         best=_finite(min(objectives)),

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from formulations import Problem
 from formulations.reductions.base import Choice, Identity
-from solvers.base import Search, Solver, SubSearch
+from solvers.base import Search, Solver, SolverLike, SubSearch
 from solvers.run import as_solver
 
 INHERITED = ("native_constraints", "native_pairs", "needs_network", "deterministic", "honours_time_limit", "exact")
@@ -40,7 +40,7 @@ class Wrapper(Solver):
 
     name: ClassVar[str] = "wrapper"
     summary: ClassVar[str] = "runs another solver"
-    solver: Any = "auto"
+    solver: SolverLike = "auto"
 
     def __post_init__(self) -> None:
         inner = self.inner

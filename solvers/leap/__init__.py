@@ -1,6 +1,6 @@
 """D-Wave: the Leap service's hybrid solvers and its quantum processors. Needs the extra ``dwave`` and an account.
 
-    Problem ──Form──▶ model file ──Connection──▶ the service ──Job──▶ answer ──Form──▶ choices ──▶ Solution
+    Problem ──RemoteForm──▶ model file ──Connection──▶ the service ──Job──▶ answer ──RemoteForm──▶ choices ──▶ Solution
 
 What always holds: nothing is sent unless one of these solvers is named; before anything is sent its size is compared
 with what the service publishes; a `Job` file is written before the upload, and names what was sent by a label of its

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from formulations.forms.precision import CoefficientReport
-from solvers.leap.forms import Form
+from solvers.leap.forms import RemoteForm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ class Estimate:
         return asdict(self)
 
 
-def estimate(form: Form, remote: Any, time_limit: float | None) -> Estimate:
+def estimate(form: RemoteForm, remote: Any, time_limit: float | None) -> Estimate:
     """What sending ``form`` to the service's hybrid solver ``remote`` would mean.
 
     Args:

@@ -47,7 +47,7 @@ class Samples:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Form(ABC):
+class RemoteForm(ABC):
     """A problem for one kind of solver.
 
     Attributes:
@@ -62,7 +62,7 @@ class Form(ABC):
         self.problem, self.record = problem, dict(record)
 
     @classmethod
-    def first(cls, problem: Problem, remote: Any, options: Mapping[str, Any]) -> "Form":  # noqa: ARG003
+    def first(cls, problem: Problem, remote: Any, options: Mapping[str, Any]) -> "RemoteForm":  # noqa: ARG003
         """The form of a problem that was never sent, for the service's solver ``remote``."""
         return cls(problem, {})
 
@@ -87,7 +87,7 @@ class Form(ABC):
         """The choices that an answer of the service means."""
 
 
-class CqmForm(Form):
+class CqmForm(RemoteForm):
     """Discrete groups and budgets as constraints; a factor's products are expanded."""
 
     problem_type = "cqm"
@@ -133,7 +133,7 @@ class CqmForm(Form):
         return Samples(choices=first - starts, valid=valid, energies=energies, timing_us=_times(found.info))
 
 
-class BqmForm(Form):
+class BqmForm(RemoteForm):
     """A QUBO. Budgets by slack bits where the uses are whole numbers, else by the dual's price of each.
 
     Its record: ``encoding`` and ``prices`` (name → price in the scaled objective, or None for slack bits).
@@ -180,7 +180,7 @@ class BqmForm(Form):
         return bqm_samples(self.encoded, found, _times(found.info))
 
 
-class NonlinearForm(Form):
+class NonlinearForm(RemoteForm):
     """Integer decisions with table look-up; a factor stays a factor."""
 
     problem_type = "nl"

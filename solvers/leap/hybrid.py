@@ -21,7 +21,7 @@ from solvers.kernels.warm import warm
 if TYPE_CHECKING:
     from solvers.leap.connection import Connection
     from solvers.leap.estimate import Estimate
-    from solvers.leap.forms import Form
+    from solvers.leap.forms import RemoteForm
     from solvers.leap.job import Job
 
 JOBS = "leap-jobs"
@@ -52,7 +52,7 @@ class LeapSolver(Solver):
 
     @classmethod
     @abstractmethod
-    def form_class(cls) -> type["Form"]:
+    def form_class(cls) -> type["RemoteForm"]:
         """How the problem is stated."""
 
     @classmethod
@@ -143,7 +143,9 @@ class LeapSolver(Solver):
         with connect(self.config) as connection:
             return self.stated(normal_form(problem).problem, connection, time_limit)[1]
 
-    def stated(self, problem: Problem, connection: "Connection", time_limit: float | None) -> tuple["Form", "Estimate"]:
+    def stated(
+        self, problem: Problem, connection: "Connection", time_limit: float | None
+    ) -> tuple["RemoteForm", "Estimate"]:
         """The form of ``problem`` for the service's solver, and what sending it would mean."""
         from solvers.leap.estimate import estimate
 
@@ -153,7 +155,12 @@ class LeapSolver(Solver):
         return form, estimate(form, remote, time_limit)
 
     def job_of(
-        self, problem: Problem, form: "Form", guess: "Estimate", connection: "Connection", time_limit: float | None
+        self,
+        problem: Problem,
+        form: "RemoteForm",
+        guess: "Estimate",
+        connection: "Connection",
+        time_limit: float | None,
     ) -> "Job":
         """A new job, its file written."""
         from solvers.leap.job import begin
@@ -178,7 +185,7 @@ class LeapCqm(LeapSolver):
     summary: ClassVar[str] = "D-Wave Leap's hybrid CQM solver: groups and budgets as constraints"
 
     @classmethod
-    def form_class(cls) -> type["Form"]:
+    def form_class(cls) -> type["RemoteForm"]:
         """Constraints."""
         from solvers.leap.forms import CqmForm
 
@@ -194,7 +201,7 @@ class LeapNonlinear(LeapSolver):
     distributions: ClassVar[tuple[str, ...]] = (*LeapSolver.distributions, "dwave-optimization")
 
     @classmethod
-    def form_class(cls) -> type["Form"]:
+    def form_class(cls) -> type["RemoteForm"]:
         """Decisions and tables."""
         from solvers.leap.forms import NonlinearForm
 
@@ -222,7 +229,7 @@ class LeapBqm(LeapSolver):
             raise InvalidOptionError(f"option 'encoding' of {self.name!r} knows {known}, found {self.encoding!r}")
 
     @classmethod
-    def form_class(cls) -> type["Form"]:
+    def form_class(cls) -> type["RemoteForm"]:
         """A QUBO."""
         from solvers.leap.forms import BqmForm
 

@@ -31,7 +31,7 @@ from solvers.leap.answer import take, time_to_solution, times
 from solvers.leap.connection import Connection, connect
 from solvers.leap.errors import LeapError, LeapProblemError
 from solvers.leap.estimate import Estimate
-from solvers.leap.forms import Form, Samples
+from solvers.leap.forms import RemoteForm, Samples
 from solvers.solution import Solution, StopReason
 
 FILE_KIND = FileKind("qcompress leap job", version=1)
@@ -109,9 +109,9 @@ class Job:
             raise FileFormatError(f"{path} does not hold the problem of job {self.path}")
         return problem
 
-    def form(self) -> Form:
+    def form(self) -> RemoteForm:
         """The problem as it was encoded."""
-        form: Form = _back_end(self.solver).form_class()(normal_form(self.problem()).problem, self.record)
+        form: RemoteForm = _back_end(self.solver).form_class()(normal_form(self.problem()).problem, self.record)
         return form
 
     def refresh(self, config: Mapping[str, Any] | None = None) -> "Job":
@@ -151,7 +151,7 @@ class Job:
 
 def begin(
     problem: Problem,
-    form: Form,
+    form: RemoteForm,
     guess: Estimate,
     *,
     solver: str,
@@ -190,7 +190,7 @@ def begin(
     return job
 
 
-def send(job: Job, connection: Connection, form: Form | None = None) -> Job:
+def send(job: Job, connection: Connection, form: RemoteForm | None = None) -> Job:
     """Bring a job to the point where the service has its problem, from wherever it is; never submits it twice.
 
     Args:
@@ -224,7 +224,7 @@ def received(
     job: Job,
     connection: Connection,
     *,
-    form: Form | None = None,
+    form: RemoteForm | None = None,
     on_wait: Callable[[Job], None] | None = None,
 ) -> Job:
     """Wait for the answer of a job that was sent; decode, repair and polish it into ``search``.
@@ -273,7 +273,7 @@ def received(
     return job
 
 
-def _decoded(job: Job, form: Form, answer: Any, connection: Connection) -> Samples:
+def _decoded(job: Job, form: RemoteForm, answer: Any, connection: Connection) -> Samples:
     try:
         return form.decode(answer, connection)
     except LeapError:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from solvers.leap.connection import Connection
     from solvers.leap.device import Device
     from solvers.leap.estimate import Estimate
-    from solvers.leap.forms import Form
+    from solvers.leap.forms import RemoteForm
     from solvers.leap.job import Job
 
 
@@ -65,7 +65,7 @@ class QuantumProcessor(LeapBqm):
             )
 
     @classmethod
-    def form_class(cls) -> type["Form"]:
+    def form_class(cls) -> type["RemoteForm"]:
         """Embedded."""
         from solvers.leap.embedded import EmbeddedForm
 
@@ -77,13 +77,15 @@ class QuantumProcessor(LeapBqm):
         asked = {"num_reads": options["num_reads"], "annealing_time": options["annealing_time_us"]}
         return {name: value for name, value in asked.items() if value is not None}
 
-    def stated(self, problem: Problem, connection: "Connection", time_limit: float | None) -> tuple["Form", "Estimate"]:
+    def stated(
+        self, problem: Problem, connection: "Connection", time_limit: float | None
+    ) -> tuple["RemoteForm", "Estimate"]:
         """The embedded form, and the time that the processor would need for it."""
         from solvers.leap.embedded import EmbeddedForm
 
         return self._estimated(problem, connection.solver(EmbeddedForm.problem_type, self.remote), time_limit)
 
-    def _estimated(self, problem: Problem, remote: Any, time_limit: float | None) -> tuple["Form", "Estimate"]:
+    def _estimated(self, problem: Problem, remote: Any, time_limit: float | None) -> tuple["RemoteForm", "Estimate"]:
         from formulations.forms.precision import coefficient_report
         from solvers.leap.embedded import EmbeddedForm, access_time
 

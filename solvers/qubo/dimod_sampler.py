@@ -27,7 +27,7 @@ READS = 20
 """Samples per call where the caller does not say (samplers themselves mostly default to 1)."""
 
 
-def from_sampler(sampler: Any) -> Solver:
+def from_sampler(sampler: object) -> Solver:
     """A `Solver` that runs ``sampler``.
 
     Args:

@@ -9,8 +9,7 @@ and on which problem. `checks_for` picks them by what the solver declares (``exa
 before `Problem.evaluate`; an answer without a choice never passes where one exists.
 """
 
-from typing import Any
-
+from solvers.base import SolverLike
 from solvers.errors import SolverUnavailableError
 from solvers.run import as_solver
 from solvers.testing import checks
@@ -19,7 +18,7 @@ from solvers.testing.judge import ConformanceError, optimum
 __all__ = ["ConformanceError", "check_solver", "checks_for", "optimum"]
 
 
-def check_solver(solver: Any) -> tuple[str, ...]:
+def check_solver(solver: SolverLike) -> tuple[str, ...]:
     """Run every check that applies to ``solver``.
 
     Args:
@@ -55,7 +54,7 @@ def check_solver(solver: Any) -> tuple[str, ...]:
     return tuple(check.__name__ for check in suite)
 
 
-def checks_for(solver: Any) -> tuple[checks.Check, ...]:
+def checks_for(solver: SolverLike) -> tuple[checks.Check, ...]:
     """The checks that apply to a solver, by what it declares."""
     back_end = as_solver(solver)
     optional = (

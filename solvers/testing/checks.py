@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from formulations import InfeasibleBudgetError, PairTerms, Problem
 from formulations.reductions.scaling import scaled
 from solvers import registry, run
-from solvers.base import Progress, Solver
+from solvers.base import Progress, Solver, SolverLike
 from solvers.errors import InvalidOptionError, UnsupportedProblemError
 from solvers.solution import Solution, Status, StopReason
 from solvers.testing.judge import (
@@ -47,7 +47,7 @@ SEED = 11
 Check = Callable[[Solver], None]
 
 
-def solve(problem: Problem, solver: Any, **options: Any) -> Solution:
+def solve(problem: Problem, solver: SolverLike, **options: Any) -> Solution:
     """`solvers.solve` without presolve."""
     solution: Solution = run.solve(problem, solver, presolve=False, **options)
     return solution

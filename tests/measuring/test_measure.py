@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qcompress import Measurement, low_rank, measure, prune_quantize
 from qcompress.errors import DataError, ModelError, OptionsError
 from qcompress.measuring.candidates import fitted
-from qcompress.measuring.replay import Replay
+from qcompress.measuring.replay import RecordedCalls
 from qcompress.model.losses import CallableLoss, KullbackLeibler, MeanSquaredError
 from qcompress.model.parts import survey
 from tests.models import Residual, Reused, TiedLanguageModel, seeded
@@ -160,7 +160,7 @@ def test_replay_gives_the_full_run(factory: type[nn.Module], shape: tuple[int, .
     def run() -> Tensor:
         return model(batch)
 
-    replay = Replay(model)
+    replay = RecordedCalls(model)
     replay.record(run)
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
@@ -187,7 +187,7 @@ def test_replay_skips_what_lies_before_the_changed_module() -> None:
 
     model = seeded(Noted)
     model.body = Body(*model.body)
-    replay = Replay(model)
+    replay = RecordedCalls(model)
     replay.record(lambda: model(inputs(4, 2, 5, 5)))
     ran.clear()
     replay.behind(("head",), lambda: model(inputs(4, 2, 5, 5)))

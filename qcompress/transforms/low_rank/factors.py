@@ -22,9 +22,9 @@ from qcompress.errors import OptionsError
 from qcompress.transforms.base import Keep, Offer, Target, Transform, Weight, moments_missing
 from qcompress.transforms.low_rank.forms import (
     Channels,
+    Factorisation,
     Factors,
-    Form,
-    Matrix,
+    MatrixFactorisation,
     Ranks,
     Spatial,
     kernel_of,
@@ -37,7 +37,7 @@ from qcompress.transforms.low_rank.tucker import Tucker
 from qcompress.transforms.low_rank.words import Words
 from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 
-KINDS: dict[str, Callable[[int], Form]] = {
+KINDS: dict[str, Callable[[int], Factorisation]] = {
     "channels": lambda slices: Channels(),  # noqa: ARG005
     "spatial": lambda slices: Spatial(),  # noqa: ARG005
     "tucker": lambda slices: Tucker(),  # noqa: ARG005
@@ -75,7 +75,7 @@ class _Factored(Offer):
         """Closest for all inputs alike, with factors rounded to nearest."""
         return replace(self, whitened=False, then=self.then.nearest)
 
-    def layout(self, target: Target) -> Form:
+    def layout(self, target: Target) -> Factorisation:
         """The form itself."""
         return Words() if target.layer == "Embedding" and self.form == "channels" else KINDS[self.form](self.slices)
 
@@ -305,7 +305,7 @@ class RankRule(_Factored):
         ranks: Ranks | None = (1,) * len(layout.largest(target))
         if self.by == "rank":
             ranks = (int(self.value),) * len(layout.largest(target))
-        elif self.by == "ratio" and isinstance(layout, Matrix):
+        elif self.by == "ratio" and isinstance(layout, MatrixFactorisation):
             ranks = layout.within(Weight(torch.empty(0), target), self.value, whitened=self.whitened)
         if ranks is None:
             return None

@@ -28,7 +28,7 @@ Factors = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Form(ABC):
+class Factorisation(ABC):
     """One way to stand for a layer by smaller ones."""
 
     @abstractmethod
@@ -73,7 +73,7 @@ class Form(ABC):
 
 
 @dataclass(frozen=True, slots=True)
-class Matrix(Form):
+class MatrixFactorisation(Factorisation):
     """A form that is the product of two matrices for each of some slices of the weight."""
 
     @abstractmethod
@@ -105,7 +105,7 @@ class Matrix(Form):
 
 
 @dataclass(frozen=True, slots=True)
-class Channels(Matrix):
+class Channels(MatrixFactorisation):
     """Fewer channels in between; with ``slices`` each slice of the input channels has its own.
 
     Whitened, a slice takes its own block of the moments; the last layer sees them all (`refitted`).
@@ -164,7 +164,7 @@ class Channels(Matrix):
 
 
 @dataclass(frozen=True, slots=True)
-class Spatial(Matrix):
+class Spatial(MatrixFactorisation):
     """A convolution down the columns, then one along the rows.
 
     Whitened, the first layer takes the moments of a column, averaged over the kernel's columns; what two columns have
@@ -233,7 +233,7 @@ def kernel_of(target: Target) -> tuple[int, int]:
     return target.window.kernel if target.window else (1, 1)
 
 
-def refitted(factors: Factors, form: Form, weight: Weight, *, whitened: bool) -> Factors:
+def refitted(factors: Factors, form: Factorisation, weight: Weight, *, whitened: bool) -> Factors:
     """The factors with the last one fitted anew: of all, it leaves the least error behind the others.
 
     This makes up for what a form left out of the moments, of the other bases, or of what rounding did to the others.
@@ -247,7 +247,7 @@ def refitted(factors: Factors, form: Form, weight: Weight, *, whitened: bool) ->
     return factors | {last: weight.exact() @ through @ inverse}
 
 
-def seen_by_last(factors: Factors, form: Form, weight: Weight) -> Tensor:
+def seen_by_last(factors: Factors, form: Factorisation, weight: Weight) -> Tensor:
     """``B``: its product with the layer's (unfolded) input is what the last factor is multiplied with."""
     *_, last = factors
     unit = torch.eye(factors[last].shape[1], dtype=torch.float64)

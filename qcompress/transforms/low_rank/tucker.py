@@ -7,11 +7,11 @@ from torch import Tensor
 
 from qcompress.transforms.base import Target, Weight
 from qcompress.transforms.low_rank.decomposition import damped, eigenvectors, roots
-from qcompress.transforms.low_rank.forms import Factors, Form, Ranks, kernel_of, moments_of, outputs_of
+from qcompress.transforms.low_rank.forms import Factorisation, Factors, Ranks, kernel_of, moments_of, outputs_of
 
 
 @dataclass(frozen=True, slots=True)
-class Tucker(Form):
+class Tucker(Factorisation):
     """Fewer input and output channels around the kernel; ranks ``(in, out)``.
 
     The bases are those of the higher-order SVD, whose squared error is at most twice the least one; they are nested,

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from qcompress.transforms.base import Target, Weight
 from qcompress.transforms.low_rank.decomposition import DAMPING
-from qcompress.transforms.low_rank.forms import Factors, Matrix, Ranks, moments_of
+from qcompress.transforms.low_rank.forms import Factors, MatrixFactorisation, Ranks, moments_of
 
 
 @dataclass(frozen=True, slots=True)
-class Words(Matrix):
+class Words(MatrixFactorisation):
     """Codes of a word, then a matrix for all words."""
 
     def label(self, ranks: Ranks) -> str:
