@@ -1,6 +1,7 @@
-"""What the documentation shows is run: Python of the start page and the README, words of the command line elsewhere."""
+"""What the documentation shows is run: the README, the start page, the guides; elsewhere commands and flags exist."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,28 +9,74 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from qcompress.cli import app
+from qcompress.cli import app, main
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 PAGES = [page for page in PAGES if "tutorials" not in page.parts and page.name != "cli.md"]
 
 
-def blocks(page: Path, language: str) -> list[str]:
-    """The fenced blocks of a page in one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+NOT_RUN = "# not run here: "
+"""How a block begins that needs more than this machine has; the reader sees it too."""
+
+GUIDES = [ROOT / "docs" / "start.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "start.md"], ids=lambda page: page.name)
-def test_the_first_pages_python_runs_as_it_is_shown(page, tmp_path):
-    """All blocks of a page together, in a folder of their own, as a reader would paste them."""
-    program = "\n".join(blocks(page, "python"))
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """Language and text of the fenced blocks of a page."""
+    return re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def test_the_readmes_python_runs_as_it_is_shown(tmp_path):
+    """All blocks together, in a folder of their own, as a reader would paste them."""
+    program = "\n".join(text for language, text in blocks(ROOT / "README.md") if language == "python")
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False,
         env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": ""},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "small.safetensors").exists()
+
+
+@pytest.fixture
+def reader(tmp_path, monkeypatch):
+    """A folder with the start page's module, as a reader of the guides has it."""
+    (module,) = [text for _, text in blocks(GUIDES[0]) if text.startswith("# my_model.py")]
+    (tmp_path / "my_model.py").write_text(module)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    sys.modules.pop("my_model", None)
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
+def test_a_guides_blocks_run_one_after_the_other(page, reader):
+    """Python and commands, in the order of the page; what does not run says why."""
+    names: dict[str, object] = {}
+    for language, text in blocks(page):
+        if language == "text" or text.startswith((NOT_RUN, "# my_model.py")):
+            continue
+        if language == "python":
+            exec(compile(text, page.name, "exec"), names)  # noqa: S102
+            continue
+        for line in text.splitlines():
+            words = shlex.split(line)
+            assert words[0] == "qcompress", f"{page.name}: {line!r} is no command of ours: say why it is not run"
+            assert main(words[1:]) == 0, line
+
+
+def test_the_blocks_that_are_not_run_are_these():
+    """The list of what a reader's first try is not checked for here."""
+    reasons = {
+        (page.stem, text.removeprefix(NOT_RUN).split("\n")[0])
+        for page in GUIDES for _, text in blocks(page) if text.startswith(NOT_RUN)
+    }  # fmt: skip
+    assert reasons == {
+        ("start", "installs packages"),
+        ("dwave", "installs packages"),
+        ("dwave", "needs a D-Wave account"),
+        ("engines", "needs a language model in Hugging Face's form"),
+    }
 
 
 def shown_commands() -> list[str]:
