@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from formulations import Problem
 from formulations.reductions.presolve import reduce_problem
@@ -83,14 +83,8 @@ def solve(
     >>> solution.choice.tolist(), solution.objective, str(solution.status)
     ([0, 1], 1.0, 'OPTIMAL')
     """
-    if not isinstance(problem, Problem):
-        raise InvalidOptionError(f"solve takes a formulations.Problem, found {type(problem).__name__}")
-    if time_limit is not None and not (np.isfinite(time_limit) and time_limit > 0):
-        raise InvalidOptionError(f"time_limit must be a positive number of seconds, found {time_limit!r}")
+    start = _checked_start(problem, time_limit, initial)
     back_end = registry.configured(as_solver(solver), options)
-    start = None if initial is None else problem.flat(initial) - problem.group_offsets[:-1]
-    if start is not None and start.ndim != 1:
-        raise InvalidOptionError(f"initial must be one choice of shape ({problem.num_groups},), found {start.shape}")
     problem.require_reachable_budgets()
     back_end.require(problem)
     if not wait:
@@ -99,20 +93,6 @@ def solve(
         job: Job = back_end.submit(problem, time_limit=time_limit)
         return job
     back_end.prepare()
-
-    def attack(outer: Search) -> None:
-        search = SubSearch(normal_form(outer.problem), outer, initial=outer.initial)
-        if outer.choice is not None:
-            search.begin_from(outer.choice)
-        if bound and not search.problem.paired_budgets:
-            from solvers.bounds.duality import raise_dual_bound  # compiled code, imported only when it is used
-
-            raise_dual_bound(search.problem, search, 0.2)
-        if not search.proven():
-            back_end.run(search.problem, search)
-        if search.cut:
-            outer.cut_short()
-
     search = Search(
         problem, solver=back_end.name, time_limit=time_limit, seed=seed, initial=start, on_progress=on_progress
     )
@@ -120,22 +100,60 @@ def solve(
     try:
         if start is not None:
             search.offer(start)
-        if problem.paired_budgets and not back_end.native_use_pairs:
-            from solvers.paired import solve_paired  # compiled code, imported only when it is used
-
-            solve_paired(problem, search, attack)
-        elif presolve and back_end.presolved and not problem.paired_budgets:
-            with search.phase("presolve_s"):
-                reduction = reduce_problem(problem)
-            if reduction.changed:
-                solve_parts(reduction, search, attack)
-            else:
-                attack(search)
-        else:
-            attack(search)
+        _run_reduced(search, back_end, bound=bound, presolve=presolve)
     except KeyboardInterrupt:
         stop_reason = StopReason.INTERRUPTED
     return search.solution(stop_reason, back_end.option_values)
+
+
+def _checked_start(problem: Problem, time_limit: float | None, initial: ArrayLike | None) -> NDArray[np.int64] | None:
+    """The choice to start from, when problem, time limit and choice are what `solve` takes."""
+    if not isinstance(problem, Problem):
+        raise InvalidOptionError(f"solve takes a formulations.Problem, found {type(problem).__name__}")
+    if time_limit is not None and not (np.isfinite(time_limit) and time_limit > 0):
+        raise InvalidOptionError(f"time_limit must be a positive number of seconds, found {time_limit!r}")
+    if initial is None:
+        return None
+    start = problem.flat(initial) - problem.group_offsets[:-1]
+    if start.ndim != 1:
+        raise InvalidOptionError(f"initial must be one choice of shape ({problem.num_groups},), found {start.shape}")
+    return start
+
+
+def _run_reduced(search: Search, back_end: Solver, *, bound: bool, presolve: bool) -> None:
+    """Run the back end on what reductions leave of the search's problem."""
+    problem = search.problem
+
+    def run(outer: Search) -> None:
+        _run_scaled(outer, back_end, bound=bound)
+
+    if problem.paired_budgets and not back_end.native_use_pairs:
+        from solvers.paired import solve_paired  # compiled code, imported only when it is used
+
+        solve_paired(problem, search, run)
+        return
+    if presolve and back_end.presolved and not problem.paired_budgets:
+        with search.phase("presolve_s"):
+            reduction = reduce_problem(problem)
+        if reduction.changed:
+            solve_parts(reduction, search, run)
+            return
+    run(search)
+
+
+def _run_scaled(outer: Search, back_end: Solver, *, bound: bool) -> None:
+    """Run the back end on the problem in units of about 1, after a proven bound where one is asked for."""
+    search = SubSearch(normal_form(outer.problem), outer, initial=outer.initial)
+    if outer.choice is not None:
+        search.begin_from(outer.choice)
+    if bound and not search.problem.paired_budgets:
+        from solvers.bounds.duality import raise_dual_bound  # compiled code, imported only when it is used
+
+        raise_dual_bound(search.problem, search, 0.2)
+    if not search.proven():
+        back_end.run(search.problem, search)
+    if search.cut:
+        outer.cut_short()
 
 
 def judge(problem: Problem, choice: ArrayLike, *, name: str = "given") -> Solution:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from formulations import Problem
 from formulations.forms.bqm import ENCODINGS, EncodedBqm, pair_couplings, to_bqm
@@ -129,12 +130,7 @@ def sample_rounds(
     prices, strength = _Prices(problem), np.ones(problem.num_groups)
     needed_s = _needed_s(problem, search, sample if trial else None, encoding, prices.current(), small)
     if needed_s > search.remaining():
-        why = f"a round may take {needed_s:.2g} s at least, {search.remaining():.2g} s are left"
-        improver.quality.tell(search)
-        search.details |= {"rounds": 0}
-        search.details["not_sampled"] = f"{why}; the cheapest options at the first prices were repaired and polished"
-        improver.stand_in(_cheapest(problem, prices.current()))
-        search.cut_short()
+        _stand_in(problem, search, improver, prices.current(), needed_s)
         return
     with search.phase("build_s"):
         couplings = pair_couplings(problem)
@@ -162,9 +158,7 @@ def sample_rounds(
         improver.quality.tell(search)
         search.details |= {"rounds": done + 1}
         search.details["strength"] = {"least": float(strength.min()), "most": float(strength.max())}
-        invalid = 1.0 - valid.mean(axis=0)
-        strength = np.where(invalid == 0, strength / 2, strength)
-        strength = np.where(invalid > OFTEN_INVALID, np.minimum(2 * strength, 1.0), strength)
+        strength = _adapted(strength, valid)
         search.note(prices=asked)
         if search.expired():
             break
@@ -173,6 +167,23 @@ def sample_rounds(
             break
     if not improver.quality.samples:
         search.recover(SolverError("the sampler returned no samples"))
+
+
+def _stand_in(problem: Problem, search: Search, improver: Improver, prices: dict[str, float], needed_s: float) -> None:
+    """Repair and polish the cheapest options, where the time left is too short for a single round."""
+    why = f"a round may take {needed_s:.2g} s at least, {search.remaining():.2g} s are left"
+    improver.quality.tell(search)
+    search.details["rounds"] = 0
+    search.details["not_sampled"] = f"{why}; the cheapest options at the first prices were repaired and polished"
+    improver.stand_in(_cheapest(problem, prices))
+    search.cut_short()
+
+
+def _adapted(strength: Floats, valid: NDArray[np.bool_]) -> Floats:
+    """Penalties for the next round ``(G,)``: half where all samples were valid, twice where many were not."""
+    invalid = 1.0 - valid.mean(axis=0)
+    relaxed = np.where(invalid == 0, strength / 2, strength)
+    return np.where(invalid > OFTEN_INVALID, np.minimum(2 * relaxed, 1.0), relaxed)
 
 
 def _needed_s(
@@ -187,8 +198,8 @@ def _needed_s(
     encoded = to_bqm(part, encoding, prices=prices)
     if sample is not None and encoded.bqm.num_variables:
         sample(encoded, 0.0)
-    whole, some = (count_couplings(one) + one.num_options for one in (problem, part))
-    return CAUTION * whole / some * (time.perf_counter() - begun)
+    whole_size, part_size = (count_couplings(model) + model.num_options for model in (problem, part))
+    return CAUTION * whole_size / part_size * (time.perf_counter() - begun)
 
 
 def _first_groups(problem: Problem, num_groups: int) -> Problem:
