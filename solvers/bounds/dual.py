@@ -10,7 +10,7 @@ import scipy.sparse
 
 from formulations import PairTerms, Problem
 from solvers.bounds.messages import Blocks, block_minima, decode, pass_messages
-from solvers.bounds.smoothed_dual import descend
+from solvers.bounds.smoothed_dual import DualTerms, descend
 from solvers.kernels.compiled import compiled
 from solvers.kernels.moves import Floats, Integers, to_arrays
 
@@ -250,7 +250,7 @@ def _cooled(
         if left <= 0.0:
             break
         steps = min(STEPS, 1 + SPEED * left / size)
-        descend(*arrays, temperature, point, best, best_point, int(steps), enough)
+        descend(DualTerms(*arrays), temperature, point, best, best_point, int(steps), enough)
         temperature *= COOLING
     return best_point
 

@@ -5,6 +5,7 @@ evaluation also gives the sum with true minima, which is the bound, and the best
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -69,50 +70,78 @@ def group_minima(first: Integers, cost: Floats, temperature: float, share: Float
     return exact, soft
 
 
+class DualTerms(NamedTuple):
+    """What the dual function is made of: G groups, V options, K budgets, a factor of rank r, and blocks of pair terms.
+
+    The last three are those of `solvers.bounds.messages.Blocks.arrays`.
+    """
+
+    first: Integers  # (G+1,) first option of every group
+    cost: Floats  # (V,)
+    use: Floats  # (V, K)
+    limit: Floats  # (K,)
+    factor: Floats  # (V, r)
+    row: Integers
+    weights: Floats
+    option: Integers
+
+
+class Memory(NamedTuple):
+    """The latest steps of L-BFGS, oldest overwritten first."""
+
+    moves: Floats  # (MEMORY, n) changes of the point
+    changes: Floats  # (MEMORY, n) changes of the gradient
+    curvature: Floats  # (MEMORY,) their products
+
+
 @compiled
-def _smooth(
-    first: Integers,
-    cost: Floats,
-    use: Floats,
-    limit: Floats,
-    factor: Floats,
-    row: Integers,
-    weights: Floats,
-    option: Integers,
-    temperature: float,
-    point: Floats,
-    gradient: Floats,
-) -> tuple[float, float]:
+def _smooth(terms: DualTerms, temperature: float, point: Floats, gradient: Floats) -> tuple[float, float]:
     """-d with softmin, and d with true minima; ``gradient`` is that of the former."""
-    budgets, rank = len(limit), factor.shape[1]
+    budgets, rank = len(terms.limit), terms.factor.shape[1]
     price, direction, messages = point[:budgets], point[budgets : budgets + rank], point[budgets + rank :]
-    total = cost + _times(use, price) + _times(factor, direction)
+    total = terms.cost + _times(terms.use, price) + _times(terms.factor, direction)
     for m in range(len(messages)):
-        total[option[m]] += messages[m]
-    share = np.empty(len(cost))
-    exact, soft = group_minima(first, total, temperature, share)
-    slack = _dot(price, limit) + 0.5 * _dot(direction, direction)
-    gradient[:budgets] = limit - _sum_rows(share, use)
-    gradient[budgets : budgets + rank] = direction - _sum_rows(share, factor)
+        total[terms.option[m]] += messages[m]
+    share = np.empty(len(terms.cost))
+    exact, soft = group_minima(terms.first, total, temperature, share)
+    slack = _dot(price, terms.limit) + 0.5 * _dot(direction, direction)
+    gradient[:budgets] = terms.limit - _sum_rows(share, terms.use)
+    gradient[budgets : budgets + rank] = direction - _sum_rows(share, terms.factor)
     if len(messages):
         marginals = gradient[budgets + rank :]
-        block_exact, block_soft = block_minima(row, weights, messages, temperature, marginals)
+        block_exact, block_soft = block_minima(terms.row, terms.weights, messages, temperature, marginals)
         exact, soft = exact + block_exact, soft + block_soft
         for m in range(len(messages)):
-            marginals[m] -= share[option[m]]
+            marginals[m] -= share[terms.option[m]]
     return slack - soft, exact - slack
 
 
 @compiled
+def _times_inverse(memory: Memory, kept: int, descent: Floats, first_scale: float) -> None:
+    """Multiply by the inverse curvature that ``kept`` steps showed, in place; by ``first_scale`` before there are any.
+
+    Nocedal & Wright, algorithm 7.4.
+    """
+    moves, changes, curvature = memory
+    alpha = np.zeros(MEMORY)
+    oldest = max(0, kept - MEMORY)
+    for i in range(kept - 1, oldest - 1, -1):
+        slot = i % MEMORY
+        alpha[slot] = _dot(moves[slot], descent) / curvature[slot]
+        descent -= alpha[slot] * changes[slot]
+    if kept:
+        slot = (kept - 1) % MEMORY
+        descent *= curvature[slot] / _dot(changes[slot], changes[slot])
+    else:
+        descent *= first_scale
+    for i in range(oldest, kept):
+        slot = i % MEMORY
+        descent += (alpha[slot] - _dot(changes[slot], descent) / curvature[slot]) * moves[slot]
+
+
+@compiled
 def descend(
-    first: Integers,
-    cost: Floats,
-    use: Floats,
-    limit: Floats,
-    factor: Floats,
-    row: Integers,
-    weights: Floats,
-    option: Integers,
+    terms: DualTerms,
     temperature: float,
     point: Floats,
     best: Floats,
@@ -124,12 +153,11 @@ def descend(
 
     ``best`` and ``best_point`` keep the best d seen; a d above ``enough`` ends the descent.
     """
-    size, budgets = len(point), len(limit)
-    moves, changes, curvature = np.zeros((MEMORY, size)), np.zeros((MEMORY, size)), np.zeros(MEMORY)
-    gradient, new_gradient, alpha = np.empty(size), np.empty(size), np.zeros(MEMORY)
-    kept = 0
-    tolerance = 1e-3 * temperature * (len(first) - 1)
-    value, exact = _smooth(first, cost, use, limit, factor, row, weights, option, temperature, point, gradient)
+    size, budgets = len(point), len(terms.limit)
+    memory, kept = Memory(np.zeros((MEMORY, size)), np.zeros((MEMORY, size)), np.zeros(MEMORY)), 0
+    gradient, new_gradient = np.empty(size), np.empty(size)
+    tolerance = 1e-3 * temperature * (len(terms.first) - 1)
+    value, exact = _smooth(terms, temperature, point, gradient)
     earlier = value + 1.0 + 1e3 * abs(value)
     for step in range(steps):
         if exact > best[0]:
@@ -145,18 +173,7 @@ def descend(
         for k in range(budgets):
             if point[k] <= 0.0 and gradient[k] > 0.0:
                 descent[k] = 0.0
-        for i in range(kept - 1, max(-1, kept - 1 - MEMORY), -1):
-            at = i % MEMORY
-            alpha[at] = _dot(moves[at], descent) / curvature[at]
-            descent -= alpha[at] * changes[at]
-        if kept:
-            at = (kept - 1) % MEMORY
-            descent *= curvature[at] / _dot(changes[at], changes[at])
-        else:
-            descent *= temperature / (1e-300 + np.sqrt(_dot(gradient, gradient)))
-        for i in range(max(0, kept - MEMORY), kept):
-            at = i % MEMORY
-            descent += (alpha[at] - _dot(changes[at], descent) / curvature[at]) * moves[at]
+        _times_inverse(memory, kept, descent, temperature / (1e-300 + np.sqrt(_dot(gradient, gradient))))
         for k in range(budgets):
             if point[k] <= 0.0 and (gradient[k] > 0.0 or descent[k] < 0.0):
                 descent[k] = 0.0
@@ -168,9 +185,7 @@ def descend(
             new_point = point + length * descent
             for k in range(budgets):
                 new_point[k] = max(0.0, new_point[k])
-            new_value, exact = _smooth(
-                first, cost, use, limit, factor, row, weights, option, temperature, new_point, new_gradient
-            )
+            new_value, exact = _smooth(terms, temperature, new_point, new_gradient)
             if new_value <= value + 1e-4 * length * fall:
                 break
             length *= 0.5
@@ -178,7 +193,7 @@ def descend(
                 return
         move, change = new_point - point, new_gradient - gradient
         if _dot(move, change) > 1e-12 * _dot(change, change) > 1e-200:
-            at = kept % MEMORY
-            moves[at], changes[at], curvature[at] = move, change, _dot(move, change)
+            slot = kept % MEMORY
+            memory.moves[slot], memory.changes[slot], memory.curvature[slot] = move, change, _dot(move, change)
             kept += 1
         point[:], gradient[:], value = new_point, new_gradient, new_value
