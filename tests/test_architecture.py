@@ -1,7 +1,9 @@
 """The layers hold, and importing the package brings in nothing that only some users need."""
 
+import ast
 import json
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,19 @@ HEAVY = (
     "pymoo", "pyscipopt", "rich", "sklearn", "typer",
 )  # fmt: skip
 """What a plain ``import qcompress`` must not import, unless torch does it by itself."""
+
+
+ROOT = Path(__file__).parents[1]
+
+MAX_FILE, MAX_FUNCTION, MAX_MEDIAN = 400, 60, 130
+"""Lines of a module, of a function without its docstring, and of the median module of a package."""
+
+LONG_FUNCTIONS = {
+    "qcompress/cli/compress.py: compress": "the signature holds the command's flags",
+    "qcompress/compression.py: compress": "the public signature, one argument a line, and the steps it calls",
+    "qcompress/measuring/measure.py: measure": "the public signature, one argument a line, and its methods",
+}
+"""Functions that are longer, and why."""
 
 
 def imported_by(statement):
@@ -87,3 +102,34 @@ def test_tests_seed_the_generators_that_they_make():
     found = [str(path) for place in ("tests", "benchmarks") for path in (root / place).rglob("*.py")
              if unseeded.search(path.read_text(encoding="utf-8"))]  # fmt: skip
     assert not found
+
+
+def modules(package):
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def function_lengths(path):
+    """Name and number of lines, docstring left out, of every function of a module."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            documented = ast.get_docstring(node) is not None
+            docstring = node.body[0].end_lineno - node.body[0].lineno + 1 if documented else 0
+            yield node.name, node.end_lineno - node.lineno + 1 - docstring
+
+
+@pytest.mark.parametrize("package", ["formulations", "solvers", "qcompress"])
+def test_modules_hold_one_idea_each(package):
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in modules(package)}
+    assert {str(path.relative_to(ROOT)): length for path, length in lengths.items() if length > MAX_FILE} == {}
+    assert statistics.median(lengths.values()) < MAX_MEDIAN
+
+
+def test_functions_fit_on_a_page_or_are_listed_with_a_reason():
+    long = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for package in ("formulations", "solvers", "qcompress")
+        for path in modules(package)
+        for name, length in function_lengths(path)
+        if length > MAX_FUNCTION
+    }
+    assert long <= set(LONG_FUNCTIONS), "split it, or give the reason"
