@@ -121,7 +121,7 @@ class Search:
 
     def share_clock(self, other: "Search") -> None:
         """Count from where ``other`` began, and to its limit."""
-        self._start, self._limit = other._start, other._limit
+        self._start, self._limit = other._start, other._limit  # noqa: SLF001 - of the same class
 
     def expired(self) -> bool:
         """Whether the time limit has come. A back end that sees True must stop."""

@@ -40,11 +40,6 @@ class BudgetReach:
     lower: float | None
     upper: float | None
 
-    @property
-    def reachable_alone(self) -> bool:
-        """Whether some choice meets this budget."""
-        return self.alone <= limit_of(self.asked)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PinnedGroup:

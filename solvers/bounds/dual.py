@@ -229,7 +229,7 @@ class Dual:
         options, groups = self.problem.num_options, self.problem.num_groups
         if options > LINEAR_PROGRAM:
             alone = Dual(self.problem.derived(pairs=PairTerms())) if self.problem.pairs else self
-            return alone._by_temperature(deadline, np.inf) / alone.unit * self.unit
+            return alone._by_temperature(deadline, np.inf) / alone.unit * self.unit  # noqa: SLF001 - of the same class
         one = scipy.sparse.csr_array(
             (np.ones(options), (self.problem.group_of, np.arange(options))), shape=(groups, options)
         )

@@ -143,7 +143,8 @@ class Job:
     def _reach(self, config: Mapping[str, Any] | None) -> dict[str, Any]:
         return {"endpoint": self.endpoint} | dict(config or {})
 
-    def _next(self, **changes: Any) -> "Job":
+    def advanced(self, **changes: Any) -> "Job":
+        """The job with some fields set anew, its file written."""
         job = dataclasses.replace(self, **changes)
         job.save()
         return job
@@ -210,12 +211,12 @@ def send(job: Job, connection: Connection, form: RemoteForm | None = None) -> Jo
         remote = connection.solver(form.problem_type, job.remote)
         if job.data_id is None and back_end.uploads:
             with form.file() as file:
-                job = job._next(data_id=connection.upload(file))
+                job = job.advanced(data_id=connection.upload(file))
         data = {"format": "ref", "data": job.data_id} if back_end.uploads else form.data(remote)
         params = back_end.parameters(job.options, job.time_limit_s)
-        job = job._next(sending=True)
+        job = job.advanced(sending=True)
         problem_id = connection.submit(remote, form.problem_type, data, params, job.label)
-        return job._next(problem_id=problem_id, status="PENDING")
+        return job.advanced(problem_id=problem_id, status="PENDING")
 
 
 def received(
@@ -301,10 +302,10 @@ def _problem_file(folder: Path, fingerprint: str) -> Path:
 def _identified(job: Job, connection: Connection) -> Job:
     """The job with its problem id, if the service already has the problem of an interrupted submission."""
     if job.problem_id is None and job.sending and (found := connection.find(job.label)) is not None:
-        return job._next(problem_id=found, status="PENDING")
+        return job.advanced(problem_id=found, status="PENDING")
     return job
 
 
 def _heard(job: Job, state: Any) -> Job:
     status = str(state.status.value)
-    return job if status == job.status else job._next(status=status)
+    return job if status == job.status else job.advanced(status=status)

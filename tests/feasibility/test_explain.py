@@ -51,7 +51,6 @@ def assert_explained(problem: Problem, why: Infeasibility) -> None:
         others = [name for name in names if name != one.name]
         within = [usage[one.name] for usage in every if holds(problem, usage, others)]
         assert one.alone == pytest.approx(min(usage[one.name] for usage in every))
-        assert one.reachable_alone == (one.alone <= one.asked * (1 + 1e-12))
         if within:
             assert one.lower <= min(within) + 1e-12
             assert one.lower == pytest.approx(min(within), abs=1e-4)
