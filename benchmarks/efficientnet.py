@@ -29,6 +29,13 @@ class SameConv2d(nn.Conv2d):
         return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
+def _depthwise(channels: int, kernel: int, stride: int) -> nn.Conv2d:
+    """One kernel a channel; of stride 1 it is padded alike on all sides."""
+    if stride == 1:
+        return nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
+    return SameConv2d(channels, channels, kernel, stride, groups=channels, bias=False)
+
+
 def _norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-3)
 
@@ -42,8 +49,7 @@ class Block(nn.Module):
         self.expands, self.stays = expansion > 1, stride == 1 and inputs == outputs
         if self.expands:
             self._expand_conv, self._bn0 = nn.Conv2d(inputs, inner, 1, bias=False), _norm(inner)
-        self._depthwise_conv = SameConv2d(inner, inner, kernel, stride, groups=inner, bias=False)
-        self._bn1 = _norm(inner)
+        self._depthwise_conv, self._bn1 = _depthwise(inner, kernel, stride), _norm(inner)
         self._project_conv, self._bn2 = nn.Conv2d(inner, outputs, 1, bias=False), _norm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:

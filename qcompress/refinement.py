@@ -25,7 +25,7 @@ from qcompress.formulation import formulate
 from qcompress.identity import identify
 from qcompress.measurement import Measurement
 from qcompress.measuring.progress import MeasureProgress
-from qcompress.measuring.remeasure import loss_of, measured_at
+from qcompress.measuring.remeasure import loss_of, measured_at, require_weights_alone
 from qcompress.measuring.true_loss import TrueLoss
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
@@ -156,6 +156,7 @@ def refine(
     """
     rounds, start = as_whole(rounds, "rounds", least=1), np.asarray(choice, dtype=np.int64)
     solver, measured = as_solver(solver), loss_of(measurement, loss)
+    require_weights_alone(measurement)
     true_loss = TrueLoss(model, measurement, data, loss=measured, forward=forward)
     calibration = Calibration(model=model, data=true_loss.data, forward=forward, loss=measured, seed=measurement.seed)
     file, key = (None, "") if cache is None else (Path(cache), "")

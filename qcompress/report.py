@@ -8,7 +8,7 @@ from typing import Any
 from formulations import Problem
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
-from qcompress.budgets import FILE_BYTES
+from qcompress.budgets import FILE_BYTES, LATENCY
 from qcompress.guard import Candidate, Guarded
 from qcompress.measurement import Measurement
 from qcompress.refinement import Refined
@@ -45,6 +45,8 @@ class Report:
         bound, gap, status: the proof, as the solver gave it, of the predicted loss and nothing else; ``gap`` relative
             to ``loss_predicted``.
         usage, original, budgets: resource → amount (``bytes``, ``macs`` per sample, ``latency_s`` per batch).
+        latency_measured_s: seconds of the whole compressed model in the engine, beside the predicted ``latency_s`` of
+            ``usage``; None where no engine was timed.
         metric_before, metric_after: what the caller's ``evaluate`` gave, or None.
         parts: every part's choice.
         skipped: name → why it stays as it is.
@@ -76,6 +78,7 @@ class Report:
     refined: dict[str, Any] | None = None
     smallest: dict[str, Any] | None = None
     loss_validation: float | None = None
+    latency_measured_s: float | None = None
     refitted: bool = False
     candidates: tuple[Candidate, ...] = ()
     undecided: tuple[Candidate, ...] = ()
@@ -131,6 +134,7 @@ class Report:
             f"- loss increase ({self.loss}): predicted {self.loss_predicted:.6g}, {aside}"
             f"on all the data {self.loss_measured:.6g}{tuned}",
             self._proof(),
+            *self._timing(),
             *self._minimizing(),
             *self._refining(),
             f"- time: {', '.join(f'{name} {seconds:.1f} s' for name, seconds in self.wall_s.items())}",
@@ -154,6 +158,13 @@ class Report:
         return [
             f"- smallest {name} with a predicted loss of at most {self.smallest['at_most']:g}: {amount(used)}, {proof}"
         ]
+
+    def _timing(self) -> list[str]:
+        if self.latency_measured_s is None:
+            return []
+        seconds = self.original[LATENCY], self.usage[LATENCY], self.latency_measured_s
+        before, predicted, measured = (f"{1000 * own:.4g} ms" for own in seconds)
+        return [f"- time in the engine: {before} before, {predicted} predicted, {measured} measured"]
 
     def _proof(self) -> str:
         """What is known of the choice, and of what."""
@@ -223,6 +234,7 @@ def make_report(
     loss_validation: float | None = None,
     refitted: bool = False,
     loss_finetuned: float | None = None,
+    latency_measured_s: float | None = None,
     refined: Refined | None = None,
     smallest: SmallestUse | None = None,
     guarded: Guarded | None = None,
@@ -258,6 +270,7 @@ def make_report(
         loss_predicted=solution.objective,
         loss_measured=loss_measured,
         loss_finetuned=loss_finetuned,
+        latency_measured_s=latency_measured_s,
         bound=solution.bound,
         gap=solution.gap,
         status=str(solution.status),

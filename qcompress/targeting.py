@@ -1,24 +1,27 @@
 """The steps of `compress` that an engine adds: only what it runs is searched, and its file is written and compared."""
 
 import itertools
+from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
 from torch import nn
 
 from formulations.files import AnyPath
-from qcompress.budgets import BITS_PER_WEIGHT, with_resources
+from qcompress.budgets import BITS_PER_WEIGHT, LATENCY, with_resources
 from qcompress.engines.base import Engine
 from qcompress.engines.export import ExportedFile, export
 from qcompress.engines.legal import for_engine
 from qcompress.engines.registry import as_engine
-from qcompress.engines.verify import Verification, verify
-from qcompress.errors import OptionsError, VerificationError
+from qcompress.engines.verify import Verification, speedup_of, verify
+from qcompress.errors import EngineError, OptionsError, VerificationError
 from qcompress.measurement import Measurement
+from qcompress.measuring.latency import load_times, save_times
 from qcompress.measuring.weight_gradients import samples
 from qcompress.model.calibration import Calibration
-from qcompress.run_folder import RunFolder
+from qcompress.run_folder import Kept, RunFolder
 from qcompress.steps import Request
 from solvers import Solver
 from solvers.composites.tied import Tied
@@ -26,12 +29,14 @@ from solvers.composites.tied import Tied
 VERIFIED = 2  # samples that the engine's file is compared on
 
 
-def engine_for(calibration: Calibration, target: str | Engine | None, output: AnyPath | None) -> Engine | None:
+def engine_for(
+    calibration: Calibration, target: str | Engine | None, output: AnyPath | None, budget: Collection[str] = ()
+) -> Engine | None:
     """The engine that is meant, if any, asked whether it takes the model.
 
     Raises:
         OptionsError: an output without a target.
-        EngineError: no such engine, or a model that it cannot take.
+        EngineError: no such engine, a model that it cannot take, or a budget for seconds that it does not measure.
         MissingError: a package of the engine is missing.
     """
     if target is None:
@@ -41,18 +46,45 @@ def engine_for(calibration: Calibration, target: str | Engine | None, output: An
             )
         return None
     engine = as_engine(target)
+    if LATENCY in budget and (why := engine.why_not_timed()):
+        raise EngineError(why)
     engine.sizes(calibration.model, (), (), calibration.first_batch())
     return engine
 
 
-def legal(request: Request, measurement: Measurement) -> Measurement:
-    """The measurement with what the engine runs, and the bytes of its file."""
-    if request.engine is None:
+def legal(request: Request, run: RunFolder, measurement: Measurement) -> Measurement:
+    """The measurement with what the engine runs, the bytes of its file, and the seconds where a budget is for them."""
+    engine = request.engine
+    if engine is None:
         return measurement
     own, resources = request.calibration, dict(measurement.resources)
+    resources.pop(LATENCY, None)  # it is PyTorch's
     resources.pop(BITS_PER_WEIGHT, None)  # it is of the weights that have a choice, which are others for an engine
     measurement = replace(measurement, resources=MappingProxyType(resources))
-    return with_resources(for_engine(request.engine, own.model, measurement, own.first_batch()), request.budget)
+    measurement = with_resources(for_engine(engine, own.model, measurement, own.first_batch()), request.budget)
+    if LATENCY not in request.budget:
+        return measurement
+    return run.once(
+        "time",
+        lambda _: engine.time_options(
+            own.model, measurement, own.first_batch(), run.watched(request.callbacks.on_timing)
+        ),
+        key={**request.measured_from(), **request.identities, "engine": [engine.name, engine]},
+        kept=Kept("latency.npz", save_times, partial(load_times, measurement)),
+    )
+
+
+def timed(request: Request, run: RunFolder, model: nn.Module, measurement: Measurement) -> float | None:
+    """Seconds of the compressed model in the engine, where a budget is for them, on the batch that was timed.
+
+    Taken in turn with the original, by whose time then it counts, so that a machine that got slower does not.
+    """
+    engine = request.engine
+    if engine is None or LATENCY not in request.budget:
+        return None
+    with run.timed("check"):
+        faster = speedup_of(engine, request.copied, model, [request.calibration.first_batch()])
+    return measurement.original[LATENCY] / faster
 
 
 def tying(engine: Engine | None, measurement: Measurement, solver: Solver) -> Solver:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.measurement import Measurement
-from qcompress.model.parts import survey
+from qcompress.measuring.ranges import activation_ranges
+from qcompress.model.parts import survey, weights_of
 from qcompress.options import Options
 from solvers import Solution, Status, StopReason
 from tests.models import Reused, TiedLanguageModel
@@ -63,7 +64,10 @@ KINDS: dict[str, tuple[Any, Any]] = {  # name → (makes the model, makes a batc
 def measured(model: nn.Module, batch: Tensor, options: Options, granularity: str | int = "layer") -> Measurement:
     """A measurement with the true parts, options and sizes of ``model``, and no losses."""
     found = survey(model, [batch], None, granularity)
-    transforms = tuple(options.for_target(part.target, part.weight(model)) for part in found.parts)
+    ranged = [part for part in found.parts if options.need_ranges(part.target)]
+    ranges = activation_ranges(model, ranged, [batch], None)
+    weights = weights_of(model, found.parts, {}, {}, ranges=ranges)
+    transforms = tuple(tuple(own.transform for own in options.for_weight(weight)) for weight in weights)
     pairs = [(part.target, one) for part, own in zip(found.parts, transforms, strict=True) for one in own]
     sizes = np.array([transform.size_bytes(target) for target, transform in pairs], dtype=np.float64)
     macs = np.array([transform.macs(target) for target, transform in pairs])

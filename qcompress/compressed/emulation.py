@@ -5,6 +5,8 @@ encode the same weights over and over. Here every option is encoded the first ti
 and only the parts that differ from the last choice are written.
 """
 
+from typing import Any
+
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
@@ -38,6 +40,7 @@ class Emulation:
         self._stored: dict[tuple[int, int], dict[str, Tensor]] = {}
         self._encoding: tuple[int, Weight] | None = None  # the last one, for the options of a part often follow
         self.choice = [0] * len(measurement.parts)  # option 0 keeps a part as it is
+        self._rounding: dict[int, list[Any]] = {}  # part → handles of the hooks that round its activations
 
     def rows(self, part: int, option: int) -> Tensor:
         """What an option makes of a part's rows, ``(channels, per_channel)``."""
@@ -67,4 +70,15 @@ class Emulation:
             whole[start:stop] = self.rows(index, option)
             with torch.no_grad():
                 weight.copy_(layers.from_rows(module, whole, weight.shape))
+            self._round(index, option)
             self.choice[index] = option
+
+    def _round(self, index: int, option: int) -> None:
+        """Let the layers of a part round their activations as its option says."""
+        for handle in self._rounding.pop(index, []):
+            handle.remove()
+        if (activations := self._measurement.transforms[index][option].activations) is not None:
+            paths = self._measurement.parts[index].modules
+            self._rounding[index] = [
+                handle for path in paths for handle in activations.attach(self.model.get_submodule(path))
+            ]

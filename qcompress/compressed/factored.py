@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from qcompress.transforms import activations
 from qcompress.transforms.low_rank.forms import Channels, Factorisation, Factors, Spatial
 from qcompress.transforms.low_rank.tucker import Tucker
 from qcompress.transforms.low_rank.words import Words
@@ -254,6 +255,8 @@ def factored(layer: nn.Module, factors: Factors) -> Factored:
 def fold_(model: Model) -> Model:
     """Put dense layers in the place of factored ones, in place, so that the original state dict loads again.
 
+    No layer rounds its activations any longer.
+
     An Embedding in blocks (`qcompress.vocabulary`) becomes one again as well.
 
     >>> factors = {"reduce": torch.ones(2, 8), "expand": torch.ones(4, 2)}
@@ -263,6 +266,7 @@ def fold_(model: Model) -> Model:
     )
     """
     for module in reversed(list(model.modules())):  # what is inside another one first
+        activations.detach(module)
         if isinstance(module, Foldable):
             replace_(model, module, module.to_dense().train(module.training))
     return model

@@ -17,6 +17,7 @@ from qcompress.errors import ArtefactError
 from qcompress.model import layers
 from qcompress.model.parts import Part
 from qcompress.model.tensors import same_bits
+from qcompress.transforms import activations
 from qcompress.transforms.base import Transform
 
 _ATTRIBUTE = "_qcompress_compression"
@@ -123,9 +124,14 @@ def require_unchanged(record: Compression, model: nn.Module) -> list[Tensor]:
 def install_(model: nn.Module, parts: Sequence[CompressedPart]) -> None:
     """Give ``model`` what ``parts`` store; where nothing is stored its weight stays."""
     for modules, group in itertools.groupby(parts, key=lambda item: item.part.modules):
+        for path in modules:
+            activations.detach(model.get_submodule(path))
         items = [item for item in group if item.stored]
         if not items:
             continue
+        if (rounding := items[0].transform.activations) is not None:
+            for path in modules:
+                rounding.attach(model.get_submodule(path))
         module = model.get_submodule(modules[0])
         if factors := items[0].factors:
             replace_(model, module, factored(module, factors))

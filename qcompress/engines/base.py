@@ -12,7 +12,7 @@ import dataclasses
 import importlib.util
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.errors import EngineError, MissingError
+from qcompress.measurement import Measurement
+from qcompress.measuring.latency import TimingProgress
 from qcompress.model import forward as forwards
 from qcompress.model.parts import Part
 from qcompress.options import Options
@@ -158,6 +160,41 @@ class Engine(ABC):
     def emulate(self, model: nn.Module, batches: Iterable[Any]) -> EngineRun:
         """What `run` should give: by default the model's outputs."""
         return timed(forwards.run(model, batch) for batch in batches)
+
+    def why_not_timed(self) -> str:
+        """Why options cannot be timed in the engine, or an empty string."""
+        return (
+            f"engine {self.name!r} does not time options: a budget for latency_s is for target 'onnxruntime', or for "
+            "none (PyTorch)"
+        )
+
+    def time_options(
+        self,
+        model: nn.Module,  # noqa: ARG002
+        measurement: Measurement,  # noqa: ARG002
+        batch: Any,  # noqa: ARG002
+        on_progress: Callable[[TimingProgress], None] | None = None,  # noqa: ARG002
+    ) -> Measurement:
+        """A measurement of what the engine runs with ``latency_s``, the seconds of every option in the engine.
+
+        Args:
+            model: that was measured.
+            measurement: of it, with only options that the engine runs (see `qcompress.engines.legal.for_engine`).
+            batch: one batch, of the size and length that it will be in use.
+            on_progress: called after every layer and those like it.
+
+        Raises:
+            EngineError: the engine does not time options.
+        """
+        raise EngineError(self.why_not_timed())
+
+    def seconds(self, paths: Sequence[Path], batches: Sequence[Any]) -> list[float]:
+        """Seconds that each of some files takes for all the batches."""
+        return [self.run(path, batches).wall_s for path in paths]
+
+    def peak_bytes(self, path: Path, batch: Any) -> int | None:  # noqa: ARG002
+        """The most memory that loading the file and running a batch takes, or None where that is not measured."""
+        return None
 
     def check(self, path: Path, model: nn.Module) -> str:  # noqa: ARG002
         """What the file's weights differ in from the model's, or an empty string; by default nothing is looked at."""

@@ -9,7 +9,7 @@ fuses the rest when it loads the file.
 import contextlib
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from qcompress.engines.integer_codes import IntegerCodes, Scheme
 from qcompress.errors import EngineError
 from qcompress.model import forward as forwards
 from qcompress.model import layers
+from qcompress.transforms.activations import unrounded
 from qcompress.transforms.base import Target
 
 OPSET, OPSET_OF_2_BITS = 23, 25
@@ -57,6 +58,27 @@ def inputs_of(batch: Any, count: int | None = None) -> list[Tensor]:
     return tensors if isinstance(batch, dict) or count is None else tensors[:count]
 
 
+def feed_of(session: Any, batch: Any) -> dict[str, Any]:
+    """A batch as the inputs of a session of ONNX Runtime, by name."""
+    given = session.get_inputs()
+    tensors = inputs_of(list(batch) if isinstance(batch, tuple) else batch, len(given))
+    return {own.name: tensor.numpy() for own, tensor in zip(given, tensors, strict=True)}
+
+
+def copied(proto: Any) -> Any:
+    """Another graph that is the same."""
+    other = type(proto)()
+    other.CopyFrom(proto)
+    return other
+
+
+def initializer_of(model: nn.Module, path: str, names: Collection[str]) -> str | None:
+    """The name in the graph of a layer's weight, which may have several in the model; None where no output needs it."""
+    weight = model.get_submodule(path).weight
+    own = [name for name, tensor in model.state_dict(keep_vars=True).items() if tensor is weight]
+    return next((f"model.{name}" for name in own if f"model.{name}" in names), None)
+
+
 def trace(model: nn.Module, example: Any) -> Any:
     """The dense model as an ONNX ModelProto, weights named ``model.…`` as in the state dict, without comments.
 
@@ -73,7 +95,7 @@ def trace(model: nn.Module, example: Any) -> Any:
     pair = tuple(torch.cat([tensor, tensor]) if len(tensor) == 1 else tensor for tensor in tensors)  # 1 would be fixed
     auto = torch.export.Dim.AUTO
     shapes = tuple(dict.fromkeys(range(1 if tensor.is_floating_point() else tensor.ndim), auto) for tensor in tensors)
-    with _inference(model), warnings.catch_warnings(), torch.no_grad():
+    with _inference(model), unrounded(), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of PyTorch's exporter about itself
         try:
             program = torch.onnx.export(

@@ -6,31 +6,39 @@ names and operators, the rest is padding in the file's ``doc_string``, so that t
 
 import copy
 import json
+import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from qcompress.compressed.factored import Factored, fold_
 from qcompress.compressed.record import CompressedPart, record_of
-from qcompress.engines import onnx_graph
+from qcompress.engines import onnx_graph, onnx_integer, onnx_timing
 from qcompress.engines.base import Engine, EngineRun, FileSizes
 from qcompress.engines.integer_codes import integer_codes, scheme_of
 from qcompress.engines.onnx_graph import Encoding
+from qcompress.engines.onnx_integer import IntegerLayer
+from qcompress.engines.onnx_session import opened, peak_bytes
 from qcompress.errors import EngineError
+from qcompress.measurement import Measurement
+from qcompress.measuring.latency import TimingProgress
 from qcompress.model.parts import Part
-from qcompress.options import Options, prune_quantize
+from qcompress.options import Options, integer_products, prune_quantize
 from qcompress.transforms.base import Keep, Target, Transform
 from qcompress.transforms.low_rank.factors import LowRank
+from qcompress.transforms.quantize.integer import IntegerProduct
 
 BITS = (2, 4, 8)
 ROOM = 2000  # for the padding and what the file says of itself
 ROOM_OF_FACTORS = 4000  # operators of a layer in several steps
 LARGEST = 2**31 - 1  # protobuf
+LOOKS = 8  # at the clock, for the time of a file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +61,9 @@ class OnnxRuntime(Engine):
     threads: int = 0
 
     def options(self) -> Options:
-        """2, 4 and 8 bits in groups of 32 and 128 and by row."""
-        return prune_quantize(bits=BITS, sparsity=(0,), group_size=(32, 128, None), compensated=True)
+        """2, 4 and 8 bits in groups of 32 and 128 and by row; weights and activations in 8 bits."""
+        weights = prune_quantize(bits=BITS, sparsity=(0,), group_size=(32, 128, None), compensated=True)
+        return weights + integer_products()
 
     def refuse(self, part: Part, transform: Transform) -> str:
         """Whole float32 layers, in 2, 4 or 8 bits, or as low-rank factors that are kept or stored so."""
@@ -97,9 +106,15 @@ class OnnxRuntime(Engine):
                     else _factor_encoding(f"{name}.{factor}.weight", transform.then, own).room()
                     for factor, own in targets.items()
                 )
+            if isinstance(transform, IntegerProduct):
+                if why := onnx_integer.refused(proto, name):
+                    raise EngineError(
+                        f"{part.name!r} cannot be multiplied in integers: {why}; skip {transform.label!r}"
+                    )
+                return onnx_integer.room(proto, IntegerLayer(name=name, transform=transform, target=part.target))
             return _encoding(proto, name, model.get_submodule(part.modules[0]), transform, part.target).room()
 
-        names = [_initializer(model, part.modules[0], tensors) for part in parts]
+        names = [onnx_graph.initializer_of(model, part.modules[0], tensors) for part in parts]
         options = tuple(
             tuple(taken(part, name, transform) for transform in own)
             for part, name, own in zip(parts, names, transforms, strict=True)
@@ -121,17 +136,19 @@ class OnnxRuntime(Engine):
         if size > LARGEST:
             raise EngineError(f"the file would take {size:,} bytes, an ONNX file without external data at most 2 GiB")
         proto = dense if whole is model else onnx_graph.trace(model, example)
-        encodings = [own for item in items if item.stored for own in _encodings(proto, model, item)]
+        integers = [item for item in items if isinstance(item.transform, IntegerProduct)]
+        encodings = [
+            own for item in items if item.stored and item not in integers for own in _encodings(proto, model, item)
+        ]
         onnx_graph.replace(proto, encodings, self.accuracy_level)
+        onnx_integer.put_(proto, list(_integer_layers(proto, model, integers)))
         path.write_bytes(_padded(proto, self.accuracy_level, size))
 
     def run(self, path: Path, batches: Iterable[Any]) -> EngineRun:
         """Run the file on the CPU."""
-        session = self.session(path)
-        count, outputs, wall_s = len(session.get_inputs()), [], 0.0
+        session, outputs, wall_s = self.session(path), [], 0.0
         for index, batch in enumerate(batches):
-            tensors = onnx_graph.inputs_of(list(batch) if isinstance(batch, tuple) else batch, count)
-            feed = {given.name: tensor.numpy() for given, tensor in zip(session.get_inputs(), tensors, strict=True)}
+            feed = onnx_graph.feed_of(session, batch)
             if index == 0:
                 session.run(None, feed)  # the first run allocates
             start = time.perf_counter()
@@ -140,20 +157,40 @@ class OnnxRuntime(Engine):
             outputs.append(torch.from_numpy(found))
         return EngineRun(outputs=tuple(outputs), wall_s=wall_s)
 
+    def why_not_timed(self) -> str:
+        """Options are timed."""
+        return ""
+
+    def time_options(
+        self,
+        model: nn.Module,
+        measurement: Measurement,
+        batch: Any,
+        on_progress: Callable[[TimingProgress], None] | None = None,
+    ) -> Measurement:
+        """See `Engine.time_options`, and `qcompress.engines.onnx_timing` for how."""
+        self.require()
+        return onnx_timing.time_options(self, model, measurement, batch, on_progress)
+
+    def seconds(self, paths: Sequence[Path], batches: Sequence[Any]) -> list[float]:
+        """The least of several runs, taken in turn."""
+        return onnx_timing.in_turn([self.session(path) for path in paths], batches, self.threads, LOOKS)
+
+    def peak_bytes(self, path: Path, batch: Any) -> int | None:
+        """The growth of a process of its own that loads the file and runs a batch."""
+        with tempfile.TemporaryDirectory() as folder:
+            inputs = Path(folder) / "inputs.npz"
+            np.savez(inputs, **onnx_graph.feed_of(self.session(path), batch))
+            return peak_bytes(path, inputs, self.threads)
+
     def session(self, path: Path) -> Any:
         """The file in ONNX Runtime. Weights in DequantizeLinear are expanded once, when it is loaded.
 
         Raises:
             EngineError: ONNX Runtime does not take the file.
         """
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = self.threads
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
-            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            return opened(path, self.threads)
         except Exception as error:  # its errors have no common class but this one
             raise EngineError(f"ONNX Runtime does not take {path}: {error}") from error
 
@@ -161,6 +198,8 @@ class OnnxRuntime(Engine):
 def _why_not(transform: Transform, target: Target) -> str:
     if isinstance(transform, Keep):
         return ""
+    if isinstance(transform, IntegerProduct):
+        return "" if target.dtype == torch.float32 else "integer products are of float32 models"
     scheme = scheme_of(transform, target)
     if scheme is None or scheme.bits not in BITS:
         return f"there is no kernel for {transform.label!r}, only for {', '.join(map(str, BITS))} bits without pruning"
@@ -174,13 +213,6 @@ def _dense(model: nn.Module) -> nn.Module:
     if not any(isinstance(module, Factored) for module in model.modules()):
         return model
     return fold_(copy.deepcopy(model))
-
-
-def _initializer(model: nn.Module, path: str, tensors: Mapping[str, Any]) -> str | None:
-    """The name in the graph of a layer's weight, which may have several in the model; None where no output needs it."""
-    weight = model.get_submodule(path).weight
-    names = [name for name, tensor in model.state_dict(keep_vars=True).items() if tensor is weight]
-    return next((f"model.{name}" for name in names if f"model.{name}" in tensors), None)
 
 
 def _encoding(proto: Any, name: str, module: nn.Module, transform: Transform, target: Target) -> Encoding:
@@ -202,10 +234,19 @@ def _encodings(proto: Any, model: nn.Module, item: CompressedPart) -> list[tuple
     tensors = {own.name: own for own in proto.graph.initializer}
     found = []
     for path, transform, stored, target in _stored_weights(item):
-        if (name := _initializer(model, path, tensors)) is not None:
+        if (name := onnx_graph.initializer_of(model, path, tensors)) is not None:
             encoding = _encoding(proto, name, model.get_submodule(path), transform, target)
             found.append((encoding, integer_codes(transform, stored, target)))
     return found
+
+
+def _integer_layers(proto: Any, model: nn.Module, items: Iterable[CompressedPart]) -> Iterator[IntegerLayer]:
+    """The parts that are multiplied in integers; none that no output needs."""
+    tensors = {own.name: own for own in proto.graph.initializer}
+    for item in items:
+        assert isinstance(item.transform, IntegerProduct)  # noqa: S101
+        if (name := onnx_graph.initializer_of(model, item.part.modules[0], tensors)) is not None:
+            yield IntegerLayer(name=name, transform=item.transform, target=item.part.target, stored=item.stored)
 
 
 def _stored_weights(item: CompressedPart) -> Iterator[tuple[str, Transform, dict[str, Tensor], Target]]:

@@ -2,7 +2,7 @@
 
 import copy
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ class Verification:
         kl: mean KL divergence from the emulation's outputs to the engine's, nats per sample, over the last dimension.
         agreement: share of outputs whose largest entry is the same.
         speedup: time of the same model with dense weights over that of the file, both in the engine.
+        peak_bytes, dense_peak_bytes: most memory that loading the file and running a batch takes in its own process,
+            and that with dense weights; None where the engine does not tell.
         ok: nothing is wrong with it.
         why_not: what is wrong: bytes that differ from the prediction, weights or outputs from the emulation.
     """
@@ -41,6 +43,8 @@ class Verification:
     speedup: float
     ok: bool
     why_not: str
+    peak_bytes: int | None = None
+    dense_peak_bytes: int | None = None
 
 
 def verify(
@@ -79,14 +83,17 @@ def verify(
             f"its outputs differ from the emulation's by {found.relative:.2%} of their spread, "
             f"{engine.tolerance:.2%} at most is to be expected"
         )
+    faster, peaks = _against_dense(engine, model, file, batches)
     return Verification(
         size_bytes=size_bytes,
         max_difference=found.largest,
         kl=found.kl,
         agreement=found.agreement,
-        speedup=_dense_seconds(engine, model, batches) / run.wall_s,
+        speedup=faster,
         ok=not wrong,
         why_not=wrong,
+        peak_bytes=peaks[0],
+        dense_peak_bytes=peaks[1],
     )
 
 
@@ -130,11 +137,24 @@ def _predicted_bytes(engine: Engine, model: nn.Module, example: Any) -> int:
     return engine.sizes(model, parts, transforms, example).of([0] * len(parts))
 
 
-def _dense_seconds(engine: Engine, model: nn.Module, batches: list[Any]) -> float:
-    """Time in the engine of the same model with weights as dense as they are here."""
+def speedup_of(engine: Engine, original: nn.Module, smaller: nn.Module, batches: Sequence[Any]) -> float:
+    """Time in the engine of one model over that of another, both taken in turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / "original", Path(folder) / "smaller"]
+        for file, model in zip(files, (original, smaller), strict=True):
+            engine.write(model, file, batches[0])
+        before_s, after_s = engine.seconds(files, batches)
+    return before_s / after_s
+
+
+def _against_dense(
+    engine: Engine, model: nn.Module, file: Path, batches: Sequence[Any]
+) -> tuple[float, list[int | None]]:
+    """How much faster the file is than the model with dense weights in the engine, and the memory that both take."""
     dense = fold_(copy.deepcopy(model))
     detach(dense)
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "dense"
-        engine.write(dense, file, batches[0])
-        return engine.run(file, batches).wall_s
+        files = [file, Path(folder) / "dense"]
+        engine.write(dense, files[1], batches[0])
+        small_s, dense_s = engine.seconds(files, batches)
+        return dense_s / small_s, [engine.peak_bytes(own, batches[0]) for own in files]

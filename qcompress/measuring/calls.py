@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.model import layers
+from qcompress.transforms.activations import Activations
 
 
 @dataclass(slots=True)
@@ -68,32 +69,35 @@ class Recorder:
                 return output
             noted = self.calls.setdefault(path, [])
             if torch.is_inference_mode_enabled():
-                noted.append(Call(module, args, kwargs, output.clone(), None, _autocast(output)))
+                noted.append(Call(module, args, kwargs, output.clone(), None, autocast_of(output)))
                 return output
             with torch.enable_grad():
                 # adding a broadcast zero leaves the output as it is, whatever is done to it in place later
                 handle = (
                     torch.zeros((), dtype=output.dtype, device=output.device).requires_grad_(True).expand_as(output)
                 )
-                noted.append(Call(module, args, kwargs, output.detach(), handle, _autocast(output)))
+                noted.append(Call(module, args, kwargs, output.detach(), handle, autocast_of(output)))
                 return output + handle
 
         return note
 
 
-def response(call: Call, change: Tensor) -> Tensor:
-    """How the output of a call changes when ``change`` is added to the layer's weight.
+def response(call: Call, change: Tensor, activations: Activations | None = None) -> Tensor:
+    """How the output of a call changes when ``change`` is added to the layer's weight and its activations are rounded.
 
     A layer of PyTorch's own is linear in its weight and is run once, on the change alone; any other is run with both
     weights.
     """
+    if activations is not None:
+        weight = layers.weight_of(call.module).detach()
+        return rerun(call, weight + change, activations=activations) - call.output
     if layers.is_plain(call.module):
         return rerun(call, change, bias=False)
     weight = layers.weight_of(call.module).detach()
     return rerun(call, weight + change) - rerun(call, weight)
 
 
-def rerun(call: Call, weight: Tensor, *, bias: bool = True) -> Tensor:
+def rerun(call: Call, weight: Tensor, *, bias: bool = True, activations: Activations | None = None) -> Tensor:
     """The layer's output for its recorded input with another weight, under the call's automatic casting, past hooks."""
     module, parameters = call.module, call.module._parameters
     changed = {**parameters, "weight": weight}
@@ -103,12 +107,16 @@ def rerun(call: Call, weight: Tensor, *, bias: bool = True) -> Tensor:
     module.__dict__["_parameters"] = changed
     try:
         with torch.autocast(device, dtype=dtype, enabled=call.autocast is not None):
-            output: Tensor = module.forward(*call.args, **call.kwargs)
-            return output
+            if activations is None:
+                output: Tensor = module.forward(*call.args, **call.kwargs)
+                return output
+            args, kwargs = activations.before(call.args, call.kwargs)
+            return activations.after(module.forward(*args, **kwargs))
     finally:
         module.__dict__["_parameters"] = parameters
 
 
-def _autocast(output: Tensor) -> tuple[str, torch.dtype] | None:
+def autocast_of(output: Tensor) -> tuple[str, torch.dtype] | None:
+    """Device type and dtype of the automatic casting that an output came from, or None."""
     device = output.device.type
     return (device, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None

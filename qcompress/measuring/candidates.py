@@ -20,7 +20,8 @@ from qcompress.errors import ModelError
 from qcompress.model import layers
 from qcompress.model.parts import Part, weights_of
 from qcompress.options import Options
-from qcompress.transforms.base import Transform
+from qcompress.transforms.activations import Activations
+from qcompress.transforms.base import Ranges, Transform
 
 DECODED = 1 << 28  # bytes of decoded options that are kept
 
@@ -125,6 +126,12 @@ class Candidates:
         ]
         return layers.from_rows(module, torch.cat(rows), weight.shape)
 
+    def activations(self, layer: Layer, option: int) -> Activations | None:
+        """How the layer's activations are rounded when its part takes the option; blocks of a layer round nothing."""
+        if len(layer.parts) > 1 or option >= len(self.transforms[layer.parts[0]]):
+            return None
+        return self.transforms[layer.parts[0]][option].activations
+
     @contextlib.contextmanager
     def applied(self, part: int, option: int) -> Iterator[None]:
         """The model with one option of one part in place; put back exactly afterwards."""
@@ -137,8 +144,13 @@ class Candidates:
         rows[start:stop] = self._rows(part, option)
         with torch.no_grad():
             weight.copy_(layers.from_rows(module, rows, weight.shape))
+        rounding = contextlib.ExitStack()
+        if (activations := self.transforms[part][option].activations) is not None:
+            for path in own.modules:
+                rounding.enter_context(activations.on(self._model.get_submodule(path)))
         try:
-            yield
+            with rounding:
+                yield
         finally:
             with torch.no_grad():
                 weight.copy_(original)
@@ -153,6 +165,7 @@ def fitted(
     squares: Mapping[str, Tensor] = MappingProxyType({}),
     on_encode: Callable[[EncodeProgress], None] | None = None,
     decoded_bytes: int = DECODED,
+    ranges: Mapping[str, Ranges] = MappingProxyType({}),
 ) -> tuple[Candidates, NDArray[np.float64]]:
     """The options that are of use for each part of the original model, and the ``(V,)`` squared errors of all.
 
@@ -165,6 +178,7 @@ def fitted(
         squares: mean squares of the input columns of layers, by the same path.
         on_encode: called after every part.
         decoded_bytes: of decoded options that are kept, so that they are not decoded every time they are asked for.
+        ranges: of the layers' activations, by the same path.
 
     Raises:
         ModelError: a weight is not finite.
@@ -174,7 +188,7 @@ def fitted(
     start = time.perf_counter()
     transforms: list[tuple[Transform, ...]] = []
     errors: list[float] = []
-    for part, weight in zip(parts, weights_of(model, parts, moments, num_inputs, squares), strict=True):
+    for part, weight in zip(parts, weights_of(model, parts, moments, num_inputs, squares, ranges), strict=True):
         if not bool(torch.isfinite(weight.rows).all()):
             raise ModelError(f"the weight of {part.name!r} holds NaN or infinity")
         offered = options if isinstance(options, Options) else options[part.name]

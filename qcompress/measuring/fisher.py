@@ -302,7 +302,10 @@ class Fisher:
         changing = candidates.changing(layer)
         for start in range(0, len(changing), CHUNK):
             options = changing[start : start + CHUNK]
-            responses = [response(call, candidates.layer_change(layer, option)) for option in options]
+            responses = [
+                response(call, candidates.layer_change(layer, option), candidates.activations(layer, option))
+                for option in options
+            ]
             found = shares(call, gradients, responses, place, num_samples, starts).cpu().numpy()
             for option, by_part in zip(options, found, strict=True):
                 for part, share in zip(layer.parts, by_part, strict=True):

@@ -133,7 +133,7 @@ def time_options(
         layer = number[part.modules]
         dense = seconds[layer] * part.target.channels / layers.num_channels(own[layer])
         use += [dense * ratios[layer].get(shape, 1.0) for shape in options]
-    return _with_times(measurement, np.array(use), rest, rest + float(seconds.sum()))
+    return with_times(measurement, np.array(use), rest, rest + float(seconds.sum()))
 
 
 def save_times(timed: Measurement, path: AnyPath) -> None:
@@ -152,10 +152,11 @@ def load_times(measurement: Measurement, path: AnyPath) -> Measurement:
     header, arrays = FILE_KIND.read_arrays(path)
     if arrays["use"].shape != measurement.cost.shape:
         raise FileFormatError(f"{path} holds times of {len(arrays['use'])} options, not of {len(measurement.cost)}")
-    return _with_times(measurement, arrays["use"], header["fixed"], header["original"])
+    return with_times(measurement, arrays["use"], header["fixed"], header["original"])
 
 
-def _with_times(measurement: Measurement, use: NDArray[np.float64], fixed: float, original: float) -> Measurement:
+def with_times(measurement: Measurement, use: NDArray[np.float64], fixed: float, original: float) -> Measurement:
+    """The measurement with ``(V,)`` seconds of its options, of everything else, and of the original."""
     return replace(
         measurement,
         resources=MappingProxyType({**measurement.resources, LATENCY: use}),

@@ -23,6 +23,7 @@ from qcompress.measuring.memory import require_memory
 from qcompress.measuring.moments import forecast_bytes, second_moments
 from qcompress.measuring.offered import Offered, calibrated_options
 from qcompress.measuring.progress import MeasureProgress
+from qcompress.measuring.ranges import activation_ranges
 from qcompress.measuring.squares import input_squares
 from qcompress.measuring.streamed import measure_streamed
 from qcompress.measuring.sums import Sums
@@ -129,7 +130,11 @@ def measure(
         moments, num_inputs = second_moments(model, calibrated, batches, run) if calibrated else ({}, {})
         weighed = [part for part in inventory.parts if per_part[part.name].need_squares(part.target)]
         squares = input_squares(model, weighed, batches, run) if weighed else {}
-        candidates, errors = fitted(model, inventory.parts, per_part, moments, num_inputs, squares, on_encode)
+        ranged = [part for part in inventory.parts if per_part[part.name].need_ranges(part.target)]
+        ranges = activation_ranges(model, ranged, batches, run) if ranged else {}
+        candidates, errors = fitted(
+            model, inventory.parts, per_part, moments, num_inputs, squares, on_encode, ranges=ranges
+        )
         settings = [fingerprint, method, granularity, None if cache is None else calibration.digests()]
         sums = accumulate(
             model,

@@ -57,7 +57,7 @@ def remeasure(
 
     Raises:
         ModelError: another model than measured, or no choice for it.
-        OptionsError: another loss than measured.
+        OptionsError: another loss than measured, or options that round activations.
 
     >>> import torch
     >>> from qcompress import measure, prune_quantize
@@ -69,6 +69,7 @@ def remeasure(
     ((1, 2), [0.0, 0.0])
     """
     measured = loss_of(measurement, loss)
+    require_weights_alone(measurement)
     calibration = Calibration(model=model, data=data, forward=forward, loss=measured, seed=measurement.seed)
     emulation = Emulation(model, measurement)
     emulation.put(choice)
@@ -113,6 +114,20 @@ def measured_at(
         standing=standing,
         standing_loss=standing_loss,
     )
+
+
+def require_weights_alone(measurement: Measurement) -> None:
+    """Refuse what cannot be measured from where a choice stands: a rounded input does not tell what it was before.
+
+    Raises:
+        OptionsError: an option rounds activations.
+    """
+    for part, options in zip(measurement.parts, measurement.transforms, strict=True):
+        if found := next((own.label for own in options if own.activations is not None), ""):
+            raise OptionsError(
+                f"options that round activations are not measured again around a choice: {part.name!r} has {found!r}; "
+                "leave integer_products() out, or do not refine"
+            )
 
 
 def loss_of(measurement: Measurement, loss: str | LossFunction | Loss | None) -> Loss:

@@ -55,7 +55,8 @@ def measure_streamed(
     """`qcompress.measure` of an opened model; arguments as there.
 
     Raises:
-        OptionsError: a loss whose gradient at the original is not zero, or too little memory.
+        OptionsError: a loss whose gradient at the original is not zero, options that round activations, or too little
+            memory.
     """
     model, limit = calibration.model, as_bytes(memory)
     opened = opened_of(model)
@@ -75,6 +76,8 @@ def measure_streamed(
 
         inventory = survey(model, [sweep.samples[0].inputs], watched, loss=calibration.loss, left_out=offered.left_out)
         options, notes = calibrated_options(inventory.parts, offered)
+        if any(options[part.name].need_ranges(part.target) for part in inventory.parts):
+            raise OptionsError("an opened model is measured for its weights alone: leave integer_products() out")
         room = room_for_decoded(
             limit, resident_bytes(), _forecasts(sweep, inventory.parts, options, outputs[0]), DECODED
         )

@@ -22,12 +22,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from qcompress.measuring.calls import Call, autocast_of, response
 from qcompress.measuring.candidates import Candidates, Layer
 from qcompress.measuring.direct import Direct
 from qcompress.model import forward as forwards
 from qcompress.model import layers
 from qcompress.model.losses import Loss
 from qcompress.model.samples import same_outputs
+from qcompress.transforms.activations import Activations
 
 UNSEEN = "no gradient reaches it, but its weight has an effect"
 
@@ -150,7 +152,7 @@ class Gradients:
     """
 
     def __init__(self, model: nn.Module, candidates: Candidates, reached: set[Layer]) -> None:
-        self._candidates, self._reached = candidates, reached
+        self._model, self._candidates, self._reached = model, candidates, reached
         self._weights = [layers.weight_of(model.get_submodule(layer.modules[0])) for layer in candidates.layers]
         self._modules = [model.get_submodule(layer.modules[0]) for layer in candidates.layers]
         self._products = np.zeros(candidates.num_options)
@@ -167,7 +169,38 @@ class Gradients:
                     self._multiply(layer, layers.to_rows(module, gradient))
 
             self._hooks.append(weight.register_post_accumulate_grad_hook(multiply))  # type: ignore[no-untyped-call]
+        for layer in self._candidates.layers:
+            if rounding := self._rounding(layer):
+                self._hooks += [
+                    self._listen(self._model.get_submodule(path), layer, rounding) for path in layer.modules
+                ]
         return self
+
+    def _rounding(self, layer: Layer) -> list[tuple[int, Activations]]:
+        """Options of a layer that round its activations, and how."""
+        part = layer.parts[0]
+        options = range(len(self._candidates.transforms[part]))
+        found = [(option, self._candidates.activations(layer, option)) for option in options]
+        return [(option, own) for option, own in found if own is not None and option != self._candidates.standing[part]]
+
+    def _listen(self, module: nn.Module, layer: Layer, rounding: list[tuple[int, Activations]]) -> Any:
+        """Multiply the gradient of every call's output with what these options do to it."""
+
+        def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if not (isinstance(output, Tensor) and output.requires_grad):
+                return
+            call = Call(module, args, kwargs, output.detach().clone(), None, autocast_of(output))
+
+            @torch.no_grad()
+            def multiply(gradient: Tensor) -> None:
+                for option, activations in rounding:
+                    change = response(call, self._candidates.layer_change(layer, option), activations)
+                    product = (gradient.float() * change.float()).sum(dtype=torch.float64)
+                    self._products[self._candidates.offsets[layer.parts[0]] + option] += float(product)
+
+            output.register_hook(multiply)  # type: ignore[no-untyped-call]
+
+        return module.register_forward_hook(note, with_kwargs=True, prepend=True)
 
     def __exit__(self, *_: object) -> None:
         for hook in self._hooks:
@@ -190,7 +223,7 @@ class Gradients:
             start, stop = candidates.parts[part].rows or (0, len(gradient))
             rows = gradient[start:stop].float().reshape(-1)
             for option in range(len(candidates.transforms[part])):
-                if option != candidates.standing[part]:
+                if option != candidates.standing[part] and candidates.activations(layer, option) is None:
                     change = candidates.change(part, option).float().reshape(-1)
                     self._products[candidates.offsets[part] + option] = float(rows @ change)
 

@@ -20,7 +20,7 @@ from qcompress.model.counting import Calls, Counted, count
 from qcompress.model.losses import Loss
 from qcompress.model.steady import steady
 from qcompress.model.tensors import held_tensors, overlapping, size_bytes, total_bytes, unregistered_modules
-from qcompress.transforms.base import Target, Weight, Window
+from qcompress.transforms.base import Ranges, Target, Weight, Window
 
 UNCALLED = "no calibration input: no batch calls it with anything, so that nothing is known of what its options do"
 USED_OTHERWISE = "its weight is used without calling the layer"
@@ -249,6 +249,7 @@ def weights_of(
     moments: Mapping[str, Tensor],
     num_inputs: Mapping[str, float],
     squares: Mapping[str, Tensor] = MappingProxyType({}),
+    ranges: Mapping[str, Ranges] = MappingProxyType({}),
 ) -> Iterator[Weight]:
     """The weights of parts of ``model``.
 
@@ -260,15 +261,17 @@ def weights_of(
         moments: second moments of the inputs of layers, by the path of a part's first module, as far as there are any.
         num_inputs: of how many inputs they are.
         squares: mean squares of the input columns, by the same path.
+        ranges: of the activations, by the same path.
     """
     layer: tuple[str, Weight] | None = None
     for part in parts:
         rows, path = part.weight(model), part.modules[0]
         own = moments.get(path)
         if layer is not None and (layer[0] == path or (own is not None and own is layer[1].moments)):
-            layer = path, layer[1].block(rows, part.target)
+            layer = path, layer[1].block(rows, part.target, ranges.get(path))
         else:
-            layer = path, Weight(rows, part.target, own, num_inputs.get(path, math.inf), squares.get(path))
+            known = num_inputs.get(path, math.inf), squares.get(path), ranges.get(path)
+            layer = path, Weight(rows, part.target, own, *known)
         yield layer[1]
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from formulations import Problem
 from formulations.files import replacing
 from qcompress import cautions
-from qcompress.budgets import FILE_BYTES
+from qcompress.budgets import FILE_BYTES, LATENCY
 from qcompress.compressed.apply import apply, chosen_transforms
 from qcompress.compressed.copying import own_copy
 from qcompress.compressed.file import compressed_size, load_compressed, save_compressed
@@ -84,6 +84,7 @@ def reported(
     smaller: nn.Module,
     smallest: SmallestUse | None,
     fitted: Measurement,
+    latency_measured_s: float | None = None,
 ) -> Report:
     """The figures of the run, with true losses taken here, as JSON and for people in the folder.
 
@@ -110,6 +111,7 @@ def reported(
         warnings += cautions.of_prediction(measurement.loss, solution.objective, loss_validation)
     warnings += cautions.of_split(request.split, given=request.measurement is not None)
     warnings += cautions.of_inputs(measurement, solution, fitted)
+    warnings += cautions.of_latency(problem.budgets.get(LATENCY), latency_measured_s)
     report = make_report(
         measurement,
         problem,
@@ -118,6 +120,7 @@ def reported(
         loss_validation=loss_validation,
         refitted=again,
         loss_finetuned=loss_finetuned,
+        latency_measured_s=latency_measured_s,
         refined=better,
         smallest=smallest,
         guarded=best,

@@ -79,8 +79,8 @@ def measured(request: Request, run: RunFolder) -> Measurement:
     measurement = with_resources(measurement, request.budget)
     if FILE_BYTES in request.budget and request.engine is None:
         measurement = with_file_bytes(request.copied, measurement, more=request.room_bytes)
-    if LATENCY not in request.budget or LATENCY in measurement.resources:
-        return measurement
+    if LATENCY not in request.budget or LATENCY in measurement.resources or request.engine is not None:
+        return measurement  # an engine times what it runs (see `qcompress.targeting`)
     return run.once(
         "time",
         lambda _: time_options(

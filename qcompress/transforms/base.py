@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from qcompress.errors import ModelError
+from qcompress.transforms.activations import Activations
 
 Found = TypeVar("Found")
+Ranges = tuple[tuple[float, float], tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,7 @@ class Weight:
             grouped convolution one matrix for each group, ``(input_groups, per_channel, per_channel)``.
         num_inputs: how many inputs the moments are the mean of.
         squares: ``(per_channel,)`` mean square of each input column of the layer, or None.
+        ranges: ``(low, high)`` of the layer's inputs and of its outputs (see `qcompress.measuring.ranges`), or None.
     """
 
     rows: Tensor
@@ -98,6 +101,7 @@ class Weight:
     moments: Tensor | None = None
     num_inputs: float = math.inf
     squares: Tensor | None = None
+    ranges: Ranges | None = None
     _found: dict[Any, Any] = field(default_factory=dict, repr=False)
     _found_of_inputs: dict[Any, Any] = field(default_factory=dict, repr=False)
 
@@ -115,9 +119,10 @@ class Weight:
         found: Found = self._found_of_inputs[key]
         return found
 
-    def block(self, rows: Tensor, target: Target) -> "Weight":
+    def block(self, rows: Tensor, target: Target, ranges: Ranges | None = None) -> "Weight":
         """Another weight with the same inputs."""
-        return Weight(rows, target, self.moments, self.num_inputs, self.squares, _found_of_inputs=self._found_of_inputs)
+        known = self.moments, self.num_inputs, self.squares
+        return Weight(rows, target, *known, ranges, _found_of_inputs=self._found_of_inputs)
 
     def exact(self) -> Tensor:
         """The rows on the CPU in float64.
@@ -195,6 +200,10 @@ class Offer(ABC):
         """Whether it takes the mean squares of the layer's input columns into account there."""
         return False
 
+    def needs_ranges(self, target: Target) -> bool:  # noqa: ARG002
+        """Whether it takes the ranges of the layer's activations to fit there."""
+        return False
+
     def to_json(self) -> dict[str, Any]:
         """The offer as plain JSON, with its kind."""
         values = {own.name: getattr(self, own.name) for own in fields(self)}
@@ -230,6 +239,11 @@ class Transform(Offer):
     def macs(self, target: Target) -> float:
         """Multiply-accumulates per sample afterwards."""
         return target.macs
+
+    @property
+    def activations(self) -> Activations | None:
+        """How the layer's inputs and outputs are rounded when it runs, or None."""
+        return None
 
     @property
     def nearest(self) -> "Transform":

@@ -5,6 +5,7 @@ import random
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from qcompress.errors import EngineError
 from qcompress.transforms.low_rank.factors import LowRank
 from qcompress.transforms.quantize.group_wise import GroupWise
 from qcompress.transforms.quantize.prune_quantize import PruneQuantize
-from tests.engines.random_models import ALL, chosen, network
+from tests.engines.random_models import ALL, WITH_INTEGERS, chosen, network
 from tests.measurements import Chain, Mixed, measured, solution
 
 EXACT = OnnxRuntime(accuracy_level=1, threads=1)
@@ -181,3 +182,121 @@ def test_a_transformer_encoder_is_exported_with_its_attention(tmp_path: Path) ->
     for other in (batch, longer):
         found, expected = EXACT.run(path, [other]).outputs[0], EXACT.emulate(model, [other]).outputs[0]
         torch.testing.assert_close(found, expected, atol=FLOAT, rtol=0)
+
+
+def one_integer_run(seed: int, folder: Path) -> None:
+    """A random model whose layers may multiply in integers, written and run."""
+    rng = random.Random(seed)  # noqa: S311
+    model, batch = network(rng)
+    smaller = chosen(EXACT, model, batch, WITH_INTEGERS, rng)
+    path = qcompress.export(smaller, folder / f"{seed}.onnx", target=EXACT, example=batch).path
+    found = qcompress.verify(path, smaller, [batch], target=EXACT)
+    assert found.ok, (seed, found.why_not)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_random_model_with_integer_products_gives_the_emulations_outputs(seed: int, tmp_path: Path) -> None:
+    one_integer_run(seed, tmp_path)
+
+
+@pytest.mark.slow
+def test_100_random_models_with_integer_products(tmp_path: Path) -> None:
+    for seed in range(100, 200):
+        one_integer_run(seed, tmp_path)
+
+
+class Rows(nn.Module):
+    """Two convolutions with a clamp between them, and two Linear layers behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, groups=8)
+        self.hidden, self.out = nn.Linear(8, 12), nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.second(nn.functional.relu6(self.first(x))))
+        return self.out(torch.relu(self.hidden(x.mean((2, 3)))))
+
+
+def test_codes_stay_codes_from_one_layer_to_the_next(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, batch = Rows().eval(), torch.randn(4, 3, 8, 8)
+    smaller = exported(model, batch, qcompress.integer_products(("static",)), tmp_path / "static")
+    assert operators(tmp_path / "static")[:4] == ["QuantizeLinear", "QLinearConv", "QLinearConv", "DequantizeLinear"]
+    assert not {"Clip", "Conv", "Gemm"} & set(operators(tmp_path / "static"))
+    assert operators(tmp_path / "static").count("MatMulIntegerToFloat") == 2
+    assert qcompress.verify(tmp_path / "static", smaller, [batch], target=EXACT).ok
+    smaller = exported(model, batch, qcompress.integer_products(("dynamic",)), tmp_path / "dynamic")
+    assert operators(tmp_path / "dynamic").count("DynamicQuantizeMatMul") == 2
+    assert qcompress.verify(tmp_path / "dynamic", smaller, [batch], target=EXACT).ok
+
+
+def test_a_bias_far_beyond_its_weights_fits_into_whole_numbers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, batch = Rows().eval(), torch.randn(4, 3, 8, 8)
+    with torch.no_grad():
+        model.first.weight[:3] *= 1e-12
+        model.first.weight[3] = 0
+        model.first.bias[:] = 3.0
+    smaller = exported(model, batch, qcompress.integer_products(("static",)), tmp_path / "small")
+    assert qcompress.verify(tmp_path / "small", smaller, [batch], target=EXACT).ok
+
+
+def test_a_weight_that_is_read_otherwise_too_is_refused_by_name(tmp_path: Path) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(40, 40)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x) + self.fc.weight.sum()
+
+    model, batch = Odd().eval(), torch.randn(3, 40)
+    with pytest.raises(EngineError, match="'fc' cannot be multiplied in integers"):
+        exported(model, batch, qcompress.integer_products(), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_options_are_timed_in_the_engine_and_the_budget_is_kept_and_measured(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Chain(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 16)).eval()
+    data = [torch.randn(32, 256) for _ in range(2)]
+    options = qcompress.integer_products() + qcompress.prune_quantize(bits=(4,), group_size=(32, 20))
+    result = qcompress.compress(
+        model, data, budget={"latency_s": 0.95}, options=options, target=EXACT, folder=tmp_path / "run", time_limit=5
+    )
+    times, kept = (
+        result.measurement.resources["latency_s"],
+        [0, *np.cumsum([len(o) for o in result.measurement.labels])],
+    )
+    assert float(times[kept[:-1]].sum()) + result.measurement.fixed["latency_s"] == pytest.approx(
+        result.measurement.original["latency_s"]
+    )
+    expanded = result.measurement.labels[0].index("4 bits in groups of 20")  # expanded when the file is loaded
+    assert times[expanded] == times[0]
+    assert result.report.usage["latency_s"] <= result.report.budgets["latency_s"]
+    assert result.report.latency_measured_s is not None
+    assert result.report.latency_measured_s > 0
+    assert "time in the engine" in result.report.to_markdown()
+    again = qcompress.compress(
+        model, data, budget={"latency_s": 0.95}, options=options, target=EXACT, folder=tmp_path / "run", time_limit=5
+    )
+    assert np.array_equal(again.measurement.resources["latency_s"], times)
+
+
+def test_layers_of_one_kind_are_timed_as_one() -> None:
+    torch.manual_seed(0)
+    model = Chain(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)).eval()
+    batch, told = torch.randn(8, 64), []
+    legal = for_engine(EXACT, model, measured(model, batch, qcompress.integer_products()), batch)
+    timed = EXACT.time_options(model, legal, batch, told.append)
+    times = timed.resources["latency_s"].reshape(3, -1)
+    assert [own.layers for own in told] == [3]
+    assert np.allclose(times, times[0])
+
+
+def test_an_engine_that_times_nothing_says_so_before_anything_runs() -> None:
+    with pytest.raises(EngineError, match=r"'compressed-tensors' does not time options.*'onnxruntime'"):
+        qcompress.compress(
+            nn.Linear(4, 4), [torch.randn(2, 4)], budget={"latency_s": 0.5}, target="compressed-tensors", output="x"
+        )

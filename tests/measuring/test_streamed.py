@@ -188,3 +188,9 @@ def test_what_an_opened_model_is_not_measured_by_is_refused(tmp_path: Path) -> N
         qcompress.measure(model, data(), NEAREST, method="sampled", loss=lambda output, _: output.sum((1, 2)))
     with pytest.raises(OptionsError, match="memory= is for models that are read block by block"):
         qcompress.measure(torch.nn.Linear(2, 2), [torch.ones(1, 2)], NEAREST, memory="4 GB")
+
+
+def test_options_that_round_activations_are_refused(tmp_path: Path) -> None:
+    model = open_model(saved("Llama", tmp_path))
+    with pytest.raises(OptionsError, match="leave integer_products"):
+        qcompress.measure(model, data(), qcompress.integer_products(), method="sampled")

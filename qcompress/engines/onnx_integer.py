@@ -1,0 +1,315 @@
+"""Layers of an ONNX graph that multiply 8-bit weights with 8-bit activations, by ONNX Runtime's integer operators.
+
+A Linear layer becomes `MatMulIntegerToFloat` behind a `QuantizeLinear` (static) or `DynamicQuantizeMatMul` (dynamic),
+a convolution `QLinearConv` between `QuantizeLinear` and `DequantizeLinear`. The operators are written as they run, so
+that nothing depends on what ONNX Runtime fuses. Codes that a layer gives on the grid that the next one reads stay
+codes: the pair between them goes, and so does a clamp that the codes' range does anyway.
+"""
+
+import math
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qcompress.transforms.activations import Range
+from qcompress.transforms.base import Target
+from qcompress.transforms.quantize.integer import IntegerProduct
+from qcompress.transforms.quantize.packing import unpack
+
+SAME_STEP = 1e-5  # relative; ranges of one tensor that was seen as an output and as an input
+LARGEST_BIAS = 2.0**30  # in steps of an int32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class IntegerLayer:
+    """A layer to multiply in integers.
+
+    Attributes:
+        name: of its weight's initializer.
+        transform: how it is stored.
+        target: of its rows.
+        stored: the arrays; None where only sizes count.
+    """
+
+    name: str
+    transform: IntegerProduct
+    target: Target
+    stored: Mapping[str, Tensor] | None = None
+
+    def numbers(self) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """Codes ``(channels, per_channel)`` and scales ``(channels,)``."""
+        rows, columns = self.target.channels, self.target.per_channel
+        if self.stored is None:
+            return np.zeros((rows, columns), np.int8), np.ones(rows, np.float32)
+        codes = unpack(self.stored["codes"], 8, rows * columns).numpy().reshape(rows, columns) - 128
+        return codes.astype(np.int8), self.stored["scales"].numpy().astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Use:
+    """A product with a weight: operator, input, initializer of the bias or "", what it gives, and the node itself."""
+
+    operator: str
+    given: str
+    bias: str
+    output: str
+    node: Any
+
+
+def refused(proto: Any, name: str) -> str:
+    """Why a weight's products cannot be in integers, or an empty string."""
+    return "" if _uses(proto, name) else "the graph does not multiply its weight alone with what goes into the layer"
+
+
+def room(proto: Any, layer: IntegerLayer) -> int:
+    """Bytes of the file that are enough for it."""
+    writer = _Writer(proto)
+    uses = _uses(proto, layer.name)
+    nodes = [node for use in uses for node in writer.nodes(layer, use)]
+    again = sum(len(use.output) + 64 for use in uses)  # a second DequantizeLinear, behind a clamp
+    total = sum(int(item.ByteSize()) + 8 for item in (*nodes, *writer.initializers))
+    return total + again
+
+
+def put_(proto: Any, integers: Sequence[IntegerLayer]) -> None:
+    """Let the graph multiply these layers in integers."""
+    writer = _Writer(proto)
+    by_output = {use.output: (layer, use) for layer in integers for use in _uses(proto, layer.name)}
+    gone = {id(use.node) for _, use in by_output.values()}
+    nodes: list[Any] = []
+    for node in proto.graph.node:
+        found = by_output.get(node.output[0])
+        if found is not None:
+            nodes += writer.nodes(*found)
+        elif id(node) not in gone:
+            nodes += [*writer.behind(node), node]
+    initializers = [*proto.graph.initializer, *writer.initializers]
+    outputs = {item.name for item in proto.graph.output}
+    while True:
+        read = outputs.union(*(node.input for node in nodes))
+        needed = [node for node in nodes if read.intersection(node.output)]
+        if len(needed) == len(nodes):
+            break
+        nodes = needed
+    kept_nodes = [_copy(node) for node in nodes]
+    kept_initializers = [_copy(item) for item in initializers if item.name in read]
+    del proto.graph.node[:], proto.graph.initializer[:]
+    proto.graph.node.extend(kept_nodes)
+    proto.graph.initializer.extend(kept_initializers)
+
+
+def _copy(item: Any) -> Any:
+    copied = type(item)()
+    copied.CopyFrom(item)
+    return copied
+
+
+@dataclass(slots=True)
+class _Writer:
+    """Writes nodes, and remembers which tensors there are codes of.
+
+    Attributes:
+        codes: tensor → its codes' name and range, where it is what these stand for.
+    """
+
+    proto: Any
+    initializers: list[Any] = field(default_factory=list)
+    codes: dict[str, list[tuple[str, Range]]] = field(default_factory=dict)
+    _known: dict[str, Any] = field(default_factory=dict)
+
+    def nodes(self, layer: IntegerLayer, use: _Use) -> Iterator[Any]:
+        """The operators of one product."""
+        from onnx import helper
+
+        if use.operator == "Conv":
+            yield from self._convolution(layer, use)
+            return
+        codes, scales = layer.numbers()
+        weight = [self._constant(f"{layer.name}.codes", np.ascontiguousarray(codes.T))]
+        scale = [self._constant(f"{layer.name}.scales", scales)]
+        inputs = layer.transform.activations.inputs
+        if inputs is None:
+            names, operator = [use.given, *weight, *scale, "", use.bias], "DynamicQuantizeMatMul"
+        else:
+            given, step, zero = yield from self._quantized(use.given, inputs)
+            names, operator = [given, *weight, step, *scale, zero, "", use.bias], "MatMulIntegerToFloat"
+        while not names[-1]:
+            names.pop()
+        yield helper.make_node(operator, names, [use.output], domain="com.microsoft", name=f"{use.output}.product")
+
+    def behind(self, node: Any) -> Iterator[Any]:
+        """Where a node is a clamp that codes do anyway, what they stand for under the clamp's name, in its place."""
+        if not node.input or node.input[0] not in self.codes or not self._is_done(node):
+            return
+        for name, span in self.codes[node.input[0]]:
+            yield self._dense(name, span, node.output[0])
+            self.codes.setdefault(node.output[0], []).append((name, span))
+        node.output[0] = f"{node.output[0]}.unread"
+
+    def _is_done(self, node: Any) -> bool:
+        """Whether a clamp changes nothing that the first codes of its input stand for."""
+        span = self.codes[node.input[0]][0][1]
+        low, high = -span.zero * span.step, (255 - span.zero) * span.step
+        if node.op_type == "Relu":
+            return low >= 0
+        if node.op_type != "Clip":
+            return False
+        ends = [self._scalar(name) for name in (*node.input[1:], "", "")[:2]]
+        least, most = -math.inf if ends[0] is None else ends[0], math.inf if ends[1] is None else ends[1]
+        return least <= low and high <= most * (1 + SAME_STEP)
+
+    def _scalar(self, name: str) -> float | None:
+        """The value of a constant; None where there is none, NaN, which is like nothing, where it is not known."""
+        from onnx import numpy_helper
+
+        if not name:
+            return None
+        for item in self.proto.graph.initializer:
+            if item.name == name:
+                return float(numpy_helper.to_array(item))
+        for node in self.proto.graph.node:
+            if name in node.output:
+                if node.op_type in ("Cast", "CastLike", "Identity"):
+                    return self._scalar(node.input[0])
+                values = {own.name: own for own in node.attribute}
+                if node.op_type == "Constant" and "value" in values:
+                    return float(numpy_helper.to_array(values["value"].t))
+                for kind, field_name in (("value_float", "f"), ("value_int", "i")):
+                    if node.op_type == "Constant" and kind in values:
+                        return float(getattr(values[kind], field_name))
+        return math.nan
+
+    def _convolution(self, layer: IntegerLayer, use: _Use) -> Iterator[Any]:
+        from onnx import helper, numpy_helper
+
+        inputs, outputs = layer.transform.activations.inputs, layer.transform.activations.outputs
+        assert inputs is not None  # noqa: S101
+        assert outputs is not None  # noqa: S101
+        tensors = {item.name: item for item in self.proto.graph.initializer}
+        codes, scales = layer.numbers()
+        bias = np.zeros(len(scales)) if not use.bias else numpy_helper.to_array(tensors[use.bias]).astype(np.float64)
+        codes, scales = _with_room_for(bias, codes, scales, inputs.step)
+        given, step, zero = yield from self._quantized(use.given, inputs)
+        steps = np.round(bias / (np.float64(inputs.step) * scales)).astype(np.int32)
+        names = [
+            given, step, zero,
+            self._constant(f"{layer.name}.codes", codes.reshape(tuple(tensors[layer.name].dims))),
+            self._constant(f"{layer.name}.scales", scales),
+            self._constant(f"{layer.name}.zeros", np.zeros(len(scales), np.int8)),
+            *self._grid(use.output, outputs),
+            self._constant(f"{use.output}.bias", steps),
+        ]  # fmt: skip
+        product = helper.make_node("QLinearConv", names, [f"{use.output}.codes"], name=f"{use.output}.product")
+        product.attribute.extend(use.node.attribute)
+        yield product
+        self.codes[use.output] = [(f"{use.output}.codes", outputs)]
+        yield self._dense(f"{use.output}.codes", outputs, use.output)
+
+    def _quantized(self, name: str, span: Range) -> Generator[Any, None, tuple[str, str, str]]:
+        """A tensor's codes, their step and zero point: those that there are, or new ones."""
+        from onnx import helper
+
+        for codes, known in self.codes.get(name, ()):
+            if known.zero == span.zero and abs(known.step - span.step) <= SAME_STEP * span.step:
+                return codes, *self._grid(codes, known)
+        codes = f"{name}.codes{len(self.codes.get(name, ()))}"
+        self.codes.setdefault(name, []).append((codes, span))
+        step, zero = self._grid(codes, span)
+        yield helper.make_node("QuantizeLinear", [name, step, zero], [codes], name=codes)
+        return codes, step, zero
+
+    def _dense(self, codes: str, span: Range, output: str) -> Any:
+        from onnx import helper
+
+        return helper.make_node("DequantizeLinear", [codes, *self._grid(codes, span)], [output], name=f"{output}.dense")
+
+    def _grid(self, name: str, span: Range) -> tuple[str, str]:
+        """Names of a range's step and zero point."""
+        name = name.removesuffix(".codes")
+        return (
+            self._constant(f"{name}.step", np.array(span.step, np.float32)),
+            self._constant(f"{name}.zero", np.array(span.zero, np.uint8)),
+        )
+
+    def _constant(self, name: str, value: NDArray[Any]) -> str:
+        from onnx import numpy_helper
+
+        if name not in self._known:
+            self._known[name] = value
+            self.initializers.append(numpy_helper.from_array(value, name))
+        return name
+
+
+def _with_room_for(
+    bias: NDArray[np.float64], codes: NDArray[np.int8], scales: NDArray[np.float32], step: float
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Codes and scales with which a bias fits into an int32: weights that are nothing beside it take larger steps."""
+    least = np.maximum(np.abs(bias) / (step * LARGEST_BIAS), np.finfo(np.float32).tiny).astype(np.float32)
+    wider = np.where(scales == 0, np.maximum(least, np.float32(1e-6)), np.maximum(np.abs(scales), least))
+    wider = (wider * np.where(scales < 0, -1, 1)).astype(np.float32)
+    moved = np.round(codes * (scales / wider)[:, None]).astype(np.int8)
+    return moved, wider
+
+
+def _uses(proto: Any, name: str) -> list[_Use]:
+    """The products with a weight; none where something else is done with it."""
+    readers = _readers(proto)
+    found = []
+    for node in readers.get(name, ()):
+        if node.op_type == "Conv" and node.input[1] == name and node.input[0] != name:
+            found.append(_use("Conv", node, _initializer(proto, node, 2)))
+        elif node.op_type == "Gemm" and node.input[1] == name and _is_linear(node):
+            found.append(_use("Linear", node, _initializer(proto, node, 2)))
+        elif node.op_type == "Transpose":
+            inner = readers.get(node.output[0], [])
+            if not all(use.op_type == "MatMul" and use.input[1] == node.output[0] for use in inner):
+                return []
+            found += [_with_bias(proto, use, readers) for use in inner]
+        else:
+            return []
+    return [] if None in found else found  # type: ignore[return-value]
+
+
+def _use(operator: str, node: Any, bias: str | None) -> _Use | None:
+    if bias is None:
+        return None
+    return _Use(operator=operator, given=node.input[0], bias=bias, output=node.output[0], node=node)
+
+
+def _with_bias(proto: Any, product: Any, readers: Mapping[str, list[Any]]) -> _Use:
+    """A product, with the addition of a bias behind it if that alone reads it."""
+    behind = readers.get(product.output[0], [])
+    vectors = {item.name for item in proto.graph.initializer if len(item.dims) == 1}
+    outputs = {item.name for item in proto.graph.output}
+    if len(behind) == 1 and behind[0].op_type == "Add" and product.output[0] not in outputs:
+        others = [name for name in behind[0].input if name != product.output[0]]
+        if len(others) == 1 and others[0] in vectors:
+            return _Use(
+                operator="Linear", given=product.input[0], bias=others[0], output=behind[0].output[0], node=product
+            )
+    return _Use(operator="Linear", given=product.input[0], bias="", output=product.output[0], node=product)
+
+
+def _readers(proto: Any) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for node in proto.graph.node:
+        for name in dict.fromkeys(node.input):
+            found.setdefault(name, []).append(node)
+    return found
+
+
+def _initializer(proto: Any, node: Any, place: int) -> str | None:
+    """The name of an input that is an initializer; "" where it is left out, None where it is computed."""
+    name = node.input[place] if len(node.input) > place else ""
+    if not name or any(item.name == name for item in proto.graph.initializer):
+        return name
+    return None
+
+
+def _is_linear(node: Any) -> bool:
+    values = {item.name: item.f if item.name in ("alpha", "beta") else item.i for item in node.attribute}
+    return values == {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}

@@ -1,0 +1,62 @@
+"""A file in ONNX Runtime, and the memory that it takes there; also a program of its own, which imports nothing else.
+
+    python -I onnx_session.py FILE INPUTS.npz THREADS
+
+prints the bytes by which the process grew, at most, while it loaded the file and ran it once.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+STATUS = Path("/proc/self/status")  # of Linux; elsewhere nothing is measured
+
+
+def opened(path: Path, threads: int) -> Any:
+    """The file, ready to run. Weights in DequantizeLinear are expanded once, when it is loaded."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def peak_bytes(path: Path, inputs: Path, threads: int) -> int | None:
+    """The most memory that loading and running a file takes in a process of its own; None where it cannot be seen.
+
+    Args:
+        path: the file.
+        inputs: ``.npz`` file of its inputs by name.
+        threads: that it runs on.
+    """
+    if not STATUS.exists():
+        return None
+    # isolated, or the modules beside this file would hide packages of the same name
+    command = [sys.executable, "-I", __file__, str(path), str(inputs), str(threads)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    return int(told.stdout)
+
+
+def _most_bytes() -> int:
+    """The most memory that this process has had."""
+    line = next(own for own in STATUS.read_text().splitlines() if own.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])
+
+
+def _main() -> None:
+    import numpy as np
+    import onnxruntime  # noqa: F401  (its own memory comes before)
+
+    path, inputs, threads = sys.argv[1:]
+    with np.load(inputs, allow_pickle=False) as held:
+        feed = dict(held)
+    before = _most_bytes()
+    opened(Path(path), int(threads)).run(None, feed)
+    sys.stdout.write(str(_most_bytes() - before))
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,288 @@
+"""Seconds of every option in ONNX Runtime, as a resource: differences to the layer as it is.
+
+Each layer is put into a graph of its own, with the input that it has for the batch, and timed in turn with what could
+stand for it; layers of one kind, size and input are timed once. A graph of its own flatters: its weight is still in the
+cache, and it pays for conversions that layers in a row spare each other. So each kind of option is then put everywhere
+at once, and what that model takes more or less than predicted is shared out over its layers, by their time.
+
+What always holds: ``fixed`` and the layers as they are add up to ``original``, the time of the float32 file. Times are
+those of one machine, batch and number of threads; with one thread they are processor time, so that other programs count
+little. Weights that ONNX Runtime expands when it loads the file take the time of the layer as it is.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from qcompress.compressed.factored import factored
+from qcompress.engines import onnx_graph, onnx_integer
+from qcompress.engines.integer_codes import IntegerCodes, Scheme, scheme_of
+from qcompress.engines.onnx_graph import Encoding
+from qcompress.engines.onnx_integer import IntegerLayer
+from qcompress.measurement import Measurement
+from qcompress.measuring.latency import TimingProgress, with_times
+from qcompress.model import forward as forwards
+from qcompress.model.parts import Part
+from qcompress.transforms.base import Keep, Target, Transform
+from qcompress.transforms.low_rank.factors import LowRank
+from qcompress.transforms.quantize.integer import IntegerProduct
+
+if TYPE_CHECKING:
+    from qcompress.engines.onnxruntime import OnnxRuntime
+
+ROUNDS = 25
+LEAST_S = 2e-4  # of a look at the clock: short runs are taken several times
+
+Kind = tuple[Hashable, ...]
+"""What the time of an option depends on, within one layer; () of the layer as it is."""
+
+
+def time_options(
+    engine: "OnnxRuntime",
+    model: nn.Module,
+    measurement: Measurement,
+    batch: Any,
+    on_progress: Callable[[TimingProgress], None] | None = None,
+) -> Measurement:
+    """The measurement with ``latency_s`` of every option in the engine; see `Engine.time_options`."""
+    kinds = [
+        [_kind(transform, part.target) for transform in options]
+        for part, options in zip(measurement.parts, measurement.transforms, strict=True)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        clock = _Clock(engine, Path(folder))
+        layers = _layers(model, measurement.parts, batch)
+        alike: dict[Hashable, list[int]] = {}
+        for place, layer in enumerate(layers):
+            alike.setdefault(layer.likeness, []).append(place)
+        dense = np.zeros(len(layers))
+        change: list[dict[Kind, float]] = [{} for _ in layers]
+        done = 0
+        for group in alike.values():
+            wanted = {
+                kind: transform
+                for place in group
+                for kind, transform in zip(kinds[place], measurement.transforms[place], strict=True)
+            }
+            seconds = clock.layer(measurement.parts[group[0]], layers[group[0]], wanted)
+            for place in group:
+                dense[place] = seconds[()]
+                change[place] = {kind: own - seconds[()] for kind, own in seconds.items()}
+            done += len(group)
+            if on_progress is not None:
+                on_progress(TimingProgress(layers=done, total_layers=len(layers)))
+        whole = clock.whole(model, measurement, batch, kinds, dense, change)
+    dense *= min(1.0, whole / max(float(dense.sum()), 1e-12))
+    use = [max(dense[place] + change[place].get(kind, 0.0), 0.0) for place, own in enumerate(kinds) for kind in own]
+    return with_times(measurement, np.array(use), whole - float(dense.sum()), whole)
+
+
+def _kind(transform: Transform, target: Target) -> Kind:
+    """What an option's time depends on; () where the weight is expanded when the file is loaded."""
+    if isinstance(transform, IntegerProduct):
+        return "integer", transform.dynamic
+    if isinstance(transform, LowRank):
+        shapes = [(own.channels, own.per_channel) for own in transform.factor_targets(target).values()]
+        return "factors", *shapes, *[_kind(transform.then, own) for own in transform.factor_targets(target).values()]
+    scheme = None if isinstance(transform, Keep) else scheme_of(transform, target)
+    if scheme is None or target.layer != "Linear" or not onnx_graph.takes_products(scheme):
+        return ()
+    return "bits", scheme.bits, scheme.group_size, scheme.symmetric, scheme.scale_type == torch.float16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Layer:
+    """A layer with what it is given for the batch: one input a call."""
+
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+    likeness: Hashable
+
+
+def _layers(model: nn.Module, parts: Sequence[Part], batch: Any) -> list[_Layer]:
+    """The layers of parts; one that the batch does not call has no inputs."""
+    given: dict[nn.Module, list[Tensor]] = {}
+
+    def note(module: nn.Module, args: Any, kwargs: Any) -> None:
+        given.setdefault(module, []).append(args[0] if args else kwargs["input"])
+
+    members = [[model.get_submodule(path) for path in part.modules] for part in parts]
+    hooks = [
+        module.register_forward_pre_hook(note, with_kwargs=True)
+        for module in {own: None for modules in members for own in modules}
+    ]
+    try:
+        with forwards.evaluating(model), torch.no_grad():
+            forwards.run(model, batch, None)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found = []
+    for modules in members:
+        inputs = tuple(tensor.detach() for module in modules for tensor in given.get(module, []))
+        shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in inputs)
+        plain = type(modules[0]).__module__.startswith("torch.")
+        likeness = (repr(modules[0]) if plain else id(modules[0]), shapes)
+        found.append(_Layer(module=modules[0], inputs=inputs, likeness=likeness))
+    return found
+
+
+class _Alone(nn.Module):
+    """A model of one layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output."""
+        output: Tensor = self.layer(x)
+        return output
+
+
+class _Clock:
+    """Times graphs in one engine, in turn."""
+
+    def __init__(self, engine: "OnnxRuntime", folder: Path) -> None:
+        self._engine, self._folder = engine, folder
+
+    def layer(self, part: Part, layer: _Layer, wanted: dict[Kind, Transform]) -> dict[Kind, float]:
+        """Seconds of a layer and of what could stand for it, over all its calls; without the cost of a call itself."""
+        total = dict.fromkeys([(), *wanted], 0.0)
+        for shape in dict.fromkeys(tensor.shape for tensor in layer.inputs):
+            calls = [tensor for tensor in layer.inputs if tensor.shape == shape]
+            dense = onnx_graph.trace(_Alone(layer.module), calls[0])
+            protos: dict[Kind, Any] = {(): dense}
+            for kind, transform in wanted.items():
+                if kind:
+                    protos[kind] = self._with(dense, layer.module, part, transform, calls[0])
+            seconds = in_turn([self._session(proto) for proto in protos.values()], [calls[0]], self._engine.threads)
+            nothing = in_turn([self._session(_empty(dense))], [calls[0]], self._engine.threads)[0]
+            for kind, own in zip(protos, seconds, strict=True):
+                total[kind] += len(calls) * max(own - nothing, 0.0)
+        return total
+
+    def whole(
+        self,
+        model: nn.Module,
+        measurement: Measurement,
+        batch: Any,
+        kinds: list[list[Kind]],
+        dense: NDArray[np.float64],
+        change: list[dict[Kind, float]],
+    ) -> float:
+        """Seconds of the whole model as it is; ``change`` is moved so that each kind everywhere gives what it takes."""
+        traced = onnx_graph.trace(model, batch)
+        plain = self._session(traced)
+        seconds = in_turn([plain], [batch], self._engine.threads)[0]
+        everywhere = dict.fromkeys(kind for own in kinds for kind in own if kind and kind[0] != "factors")
+        for kind in everywhere:
+            places = [place for place, own in enumerate(kinds) if kind in own and dense[place] > 0]
+            if not places:
+                continue
+            chosen = {place: measurement.transforms[place][kinds[place].index(kind)] for place in places}
+            proto = self._everywhere(traced, model, measurement.parts, chosen)
+            before, after = in_turn([plain, self._session(proto)], [batch], self._engine.threads)
+            missing = seconds * (after / before - 1) - sum(change[place][kind] for place in places)
+            for place in places:
+                change[place][kind] += missing * dense[place] / dense[places].sum()
+        return seconds
+
+    def _session(self, proto: Any) -> Any:
+        file = self._folder / "graph.onnx"
+        file.write_bytes(proto.SerializeToString())
+        return self._engine.session(file)
+
+    def _everywhere(self, traced: Any, model: nn.Module, parts: Sequence[Part], chosen: dict[int, Transform]) -> Any:
+        proto = onnx_graph.copied(traced)
+        tensors = {item.name for item in proto.graph.initializer}
+        encodings, integers = [], []
+        for place, transform in chosen.items():
+            part = parts[place]
+            name = onnx_graph.initializer_of(model, part.modules[0], tensors)
+            if name is None:
+                continue
+            if isinstance(transform, IntegerProduct):
+                integers.append(IntegerLayer(name=name, transform=transform, target=part.target))
+            else:
+                encodings.append(_encoded(proto, name, model.get_submodule(part.modules[0]), transform, part.target))
+        onnx_graph.replace(proto, encodings, self._engine.accuracy_level)
+        onnx_integer.put_(proto, integers)
+        return proto
+
+    def _with(self, dense: Any, module: nn.Module, part: Part, transform: Transform, given: Tensor) -> Any:
+        """The graph of one layer with an option in its place; the numbers in it do not matter for the time."""
+        if isinstance(transform, LowRank):
+            targets = transform.factor_targets(part.target)
+            means = {name: torch.full((own.channels, own.per_channel), 1 / own.per_channel)
+                     for name, own in targets.items()}  # fmt: skip
+            whole = _Alone(factored(module, means))
+            proto = onnx_graph.trace(whole, given)
+            tensors = {item.name for item in proto.graph.initializer}
+            if isinstance(transform.then, Keep):
+                return proto
+            encodings = [
+                _encoded(proto, name, whole.get_submodule(f"layer.{factor}"), transform.then, own)
+                for factor, own in targets.items()
+                if (name := onnx_graph.initializer_of(whole, f"layer.{factor}", tensors)) is not None
+            ]
+            onnx_graph.replace(proto, encodings, self._engine.accuracy_level)
+            return proto
+        alone = _Alone(module)
+        renamed = {0: Part(name="layer", modules=("layer",), rows=None, target=part.target)}
+        return self._everywhere(dense, alone, [renamed[0]], {0: transform})
+
+
+def _encoded(
+    proto: Any, name: str, module: nn.Module, transform: Transform, target: Target
+) -> tuple[Encoding, IntegerCodes]:
+    """A weight in codes that are all the middle one."""
+    scheme: Scheme | None = scheme_of(transform, target)
+    assert scheme is not None  # noqa: S101
+    products = onnx_graph.products_with(proto, name) if onnx_graph.takes_products(scheme) else ()
+    groups, middle = scheme.num_groups(target), 2 ** (scheme.bits - 1)
+    codes = IntegerCodes(
+        codes=torch.full((target.channels, target.per_channel), middle, dtype=torch.int32),
+        scales=torch.ones(target.channels, groups, dtype=scheme.scale_type),
+        zeros=torch.full((target.channels, groups), middle, dtype=torch.int32),
+    )
+    return Encoding(name=name, module=module, scheme=scheme, target=target, products=products), codes
+
+
+def _empty(proto: Any) -> Any:
+    """A graph with the same input that does nothing."""
+    from onnx import helper
+
+    empty = onnx_graph.copied(proto)
+    given = empty.graph.input[0]
+    del empty.graph.node[:], empty.graph.initializer[:], empty.graph.output[:]
+    empty.graph.node.append(helper.make_node("Shape", [given.name], ["shape"]))
+    empty.graph.output.append(helper.make_tensor_value_info("shape", 7, [len(given.type.tensor_type.shape.dim)]))
+    return empty
+
+
+def in_turn(sessions: Sequence[Any], batches: Iterable[Any], threads: int, rounds: int = ROUNDS) -> list[float]:
+    """Least seconds of every session for all the batches, taken in turn over rounds, each in another order."""
+    feeds = [[onnx_graph.feed_of(session, batch) for batch in batches] for session in sessions]
+    now = time.thread_time if threads == 1 else time.perf_counter
+    order, least, counts = np.random.default_rng(0), [float("inf")] * len(sessions), [1] * len(sessions)
+    for turn in range(rounds + 1):
+        for place in order.permutation(len(sessions)).tolist():
+            begun = now()
+            for _ in range(counts[place]):
+                for feed in feeds[place]:
+                    sessions[place].run(None, feed)
+            seconds = (now() - begun) / counts[place]
+            if turn == 0:  # the first turn warms up, and tells how often one has to run to be seen
+                counts[place] = max(1, round(LEAST_S / max(seconds, 1e-6)))
+            else:
+                least[place] = min(least[place], seconds)
+    return least
