@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from benchmarks.tables import markdown, write_results
+from qcompress.compressed.removal import mask_, remove_
 from qcompress.model.counting import count
 from qcompress.model.tensors import total_bytes
 from qcompress.structure.find import find_sets
-from qcompress.structure.removal import mask_, remove_
 from qcompress.structure.uses import uses_of
 from tests.structure.random_channels import random_network
 

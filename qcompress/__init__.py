@@ -25,7 +25,7 @@ from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.remeasure import remeasure
 from qcompress.measuring.true_loss import TrueLoss, mean_loss
 from qcompress.model.opened import open_model
-from qcompress.options import Options, gguf_types, integer_products, low_rank, prune_quantize
+from qcompress.options import Options, gguf_types, integer_products, low_rank, prune_channels, prune_quantize
 from qcompress.refinement import Refined, RefineStep, refine
 from qcompress.report import Report
 from qcompress.training.finetune import FinetuneProgress, finetune
@@ -84,6 +84,7 @@ __all__ = [
     "refine",
     "remeasure",
     "prune_quantize",
+    "prune_channels",
     "compressed_size",
     "pack_",
     "save_compressed",

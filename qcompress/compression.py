@@ -216,6 +216,7 @@ def compress(
         identities={},
         copied=steps.copied(calibration),  # the first pass: what could be checked without one is checked
     )
+    steps.require_for_channels(request)
     if validation is not None:
         steps.require_fitting(request, validation)
     steps.require_possible(request)

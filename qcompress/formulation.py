@@ -70,7 +70,7 @@ def formulate(
         resources[CHANGES] = np.concatenate([np.ones(size) for size in sizes])
         resources[CHANGES][np.cumsum([0, *sizes[:-1]]) + measurement.standing] = 0.0
         limits[CHANGES] = float(changes)
-    return prune_quantize(
+    problem = prune_quantize(
         [part.name for part in measurement.parts],
         measurement.labels,
         measurement.cost,
@@ -80,6 +80,7 @@ def formulate(
         fixed=measurement.fixed,
         offset=measurement.standing_loss,
     )
+    return problem.derived(resource_pairs=measurement.resource_pairs)
 
 
 def at_strength(problem: Problem, measurement: Measurement, strength: float) -> Problem:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
+from formulations.resource_pairs import arrays_of, matrix_from
+from qcompress.model.coupled import CoupledSet
 from qcompress.model.opened import opened_of
 from qcompress.model.parts import Part, Skipped, unique_state, weights_of
 from qcompress.options import transform_from_json
@@ -54,6 +57,8 @@ class Measurement:
             work them out again. They are not saved.
         squares: path → ``(n,)`` float32 mean squares of the layer's input columns, where an option needs them.
         standard_error: ``(V,)`` of the costs as estimates from samples of the outputs; None where that is not known.
+        sets: the coupled sets that the parts stand for, where channels are on offer; else none.
+        resource_pairs: name of a resource → ``(V, V)`` what two options of different parts use of it together.
     """
 
     parts: tuple[Part, ...]
@@ -79,6 +84,8 @@ class Measurement:
     codes: dict[tuple[int, int], dict[str, Tensor]] = field(default_factory=dict, repr=False)
     squares: MappingProxyType[str, NDArray[np.float32]] = field(default_factory=lambda: MappingProxyType({}))
     standard_error: NDArray[np.float64] | None = None
+    sets: tuple[CoupledSet, ...] = ()
+    resource_pairs: MappingProxyType[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def labels(self) -> tuple[tuple[str, ...], ...]:
@@ -145,6 +152,8 @@ class Measurement:
             "tried": dict(self.tried),
             "notes": list(self.notes),
             "squares": list(self.squares),
+            **({"sets": [item.to_json() for item in self.sets]} if self.sets else {}),
+            **({"resource_pairs": list(self.resource_pairs)} if self.resource_pairs else {}),
         }
         arrays: dict[str, NDArray[np.floating]] = {"cost": self.cost, "factor": self.factor, "error": self.error}
         arrays |= {f"resource_{i}": use for i, use in enumerate(self.resources.values())}
@@ -152,6 +161,8 @@ class Measurement:
         arrays |= {f"squares_{i}": values for i, values in enumerate(self.squares.values())}
         if self.standard_error is not None:
             arrays["standard_error"] = self.standard_error
+        for i, terms in enumerate(self.resource_pairs.values()):
+            arrays |= arrays_of(terms, f"resource_pairs_{i}")
         FILE_KIND.write_arrays(path, header, arrays)
 
     @classmethod
@@ -187,5 +198,12 @@ class Measurement:
                 squares=MappingProxyType(squares),
                 standing=tuple(header.get("standing", [0] * len(header["parts"]))),  # since version 3
                 standing_loss=header.get("standing_loss", 0.0),
+                sets=tuple(map(CoupledSet.from_json, header.get("sets", ()))),
+                resource_pairs=MappingProxyType(
+                    {
+                        name: matrix_from(arrays, f"resource_pairs_{i}", len(arrays["cost"]))
+                        for i, name in enumerate(header.get("resource_pairs", ()))
+                    }
+                ),
                 **{key: header[key] for key in ("num_samples", "method", "loss", "seed", "model_fingerprint")},
             )

@@ -7,8 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from qcompress.errors import OptionsError
+from qcompress.scalars import plain
 from qcompress.transforms.activations import Activations
 from qcompress.transforms.base import Keep, Offer, Target, Transform, Weight
+from qcompress.transforms.channels import KeepChannels, RemoveChannels
 from qcompress.transforms.ggml.gguf_type import GgufType
 from qcompress.transforms.ggml.types import TYPES
 from qcompress.transforms.low_rank.factors import LowRank, RankRule
@@ -19,7 +21,18 @@ from qcompress.transforms.quantize.whole_filters import PruneFilters
 
 OFFERS: dict[str, type[Offer]] = {
     kind.kind: kind
-    for kind in (Keep, PruneQuantize, GroupWise, IntegerProduct, PruneFilters, LowRank, RankRule, GgufType)
+    for kind in (
+        Keep,
+        PruneQuantize,
+        GroupWise,
+        IntegerProduct,
+        PruneFilters,
+        LowRank,
+        RankRule,
+        GgufType,
+        KeepChannels,
+        RemoveChannels,
+    )
 }
 
 
@@ -327,6 +340,33 @@ def gguf_types(names: Iterable[str] | None = None, *, compensated: bool = False)
     if names is None:
         names = [name for name in TYPES if name not in RARE_TYPES]
     return Options(tuple(GgufType(name, compensated) for name in _listed(names, "names", "('Q4_K', 'Q6_K')")))
+
+
+def prune_channels(
+    keep: Iterable[float] = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125),
+    *,
+    granularity: int = 1,
+    scores: str = "obs",
+    reconstructed: bool = True,
+) -> Options:
+    """Channels, heads and gated units removed with all that belongs to them: the result is a smaller dense network.
+
+    Args:
+        keep: shares of the channels of a coupled set that may stay, above 0 and below 1 each.
+        granularity: channels that go together: what stays is a multiple of it.
+        scores: in which order channels go. ``"obs"``: by what is lost when the others make up for them, one after the
+            other; ``"fisher"``: by the linearised change of the outputs; ``"l1"``: by their mean absolute weights.
+        reconstructed: whether the layers that read a set are fitted anew to what stays, by least squares on the
+            calibration data. `measure` then keeps ``(in, in)`` second moments of each of them.
+
+    Raises:
+        OptionsError: an empty list or a value outside its range.
+
+    >>> prune_channels(keep=(0.75, 0.5))
+    Options(75 % of the channels; 50 % of the channels)
+    """
+    shares = _listed(keep, "keep", "(0.75, 0.5)")
+    return Options(tuple(KeepChannels(plain(own), plain(granularity), scores, reconstructed) for own in shares))
 
 
 def _listed(values: Any, name: str, example: str) -> list[Any]:

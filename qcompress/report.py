@@ -5,6 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from formulations import Problem
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
@@ -225,6 +228,16 @@ def amount(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:,.4g}"
 
 
+def bytes_of_parts(problem: Problem, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
+    """``(G,)`` bytes of the flat options ``chosen``; what two parts take together counts half for each."""
+    used = problem.resources["bytes"][chosen]
+    if (terms := problem.resource_pairs.get("bytes")) is None:
+        return used
+    x = np.zeros(problem.num_options)
+    x[chosen] = 1.0
+    return np.asarray(used + 0.5 * (terms @ x + terms.T @ x)[chosen])
+
+
 def make_report(
     measurement: Measurement,
     problem: Problem,
@@ -252,13 +265,17 @@ def make_report(
     assert solution.choice is not None  # noqa: S101
     assert solution.objective is not None  # noqa: S101
     chosen = problem.flat(solution.choice)
-    size_bytes = problem.resources["bytes"]
+    before, after = (bytes_of_parts(problem, flat) for flat in (problem.group_offsets[:-1], chosen))
     parts = tuple(
         PartReport(
             name=part.name,
             option=(options[local] if stored is None else stored[index]).label,
-            bytes_before=float(part.target.num_weights * part.target.dtype.itemsize),
-            bytes_after=float(size_bytes[flat]),
+            bytes_before=(
+                float(before[index])
+                if measurement.sets
+                else float(part.target.num_weights * part.target.dtype.itemsize)
+            ),
+            bytes_after=float(after[index]),
             loss_alone=float(problem.cost[flat]),
         )
         for index, (part, options, local, flat) in enumerate(

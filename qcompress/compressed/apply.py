@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import nn
 
+from qcompress.compressed.channels import remove_chosen_
 from qcompress.compressed.copying import own_copy
 from qcompress.compressed.record import CompressedPart, Compression, attach, install_
 from qcompress.errors import ModelError
@@ -136,6 +137,11 @@ def _apply(
     batch_norm_data: Iterable[Any] | None,
     forward: Forward | None,
 ) -> Model:
+    if measurement.sets:
+        remove_chosen_(model, measurement, transforms)
+        if batch_norm_data is not None:
+            reestimate_(model, batch_norm_data, forward)
+        return model
     fixed_bytes = _fixed_bytes(model, measurement)
     parts = []
     for index, (part, weight) in enumerate(zip(measurement.parts, measurement.weights(model), strict=True)):

@@ -14,7 +14,8 @@ from torch import nn
 
 from formulations.files import AnyPath, replacing
 from qcompress.compressed import container
-from qcompress.compressed.fitting import part_differences, put_, refuse, state_differences
+from qcompress.compressed.cutting import cut_
+from qcompress.compressed.fitting import cut_differences, part_differences, put_, refuse, state_differences
 from qcompress.compressed.index import Contents, described
 from qcompress.compressed.packed import is_packed, pack_
 from qcompress.compressed.record import CompressedPart, Compression, attach, install_, record_of, require_unchanged
@@ -108,6 +109,9 @@ def load_compressed(path: AnyPath, model_factory: Callable[[], Model], *, packed
     model = model_factory()
     if not isinstance(model, nn.Module):
         raise ArtefactError(f"model_factory must return a torch module, found {type(model).__name__}")
+    if contents.cuts:
+        refuse(path, cut_differences(contents, model))
+        cut_(model, contents.cuts)
     refuse(path, [difference for item in contents.parts for difference in part_differences(item.part, model)])
     try:
         install_(model, contents.parts)
@@ -121,7 +125,10 @@ def load_compressed(path: AnyPath, model_factory: Callable[[], Model], *, packed
             "what model_factory gives may lie in another one's memory, or change as it is set"
         )
     parts = tuple(replace(item, stored={}) if isinstance(item.transform, Keep) else item for item in contents.parts)
-    attach(model, Compression(parts=parts, payload_bytes=contents.payload_bytes - contents.left_out_bytes))
+    attach(
+        model,
+        Compression(parts=parts, payload_bytes=contents.payload_bytes - contents.left_out_bytes, cuts=contents.cuts),
+    )
     return pack_(model.eval()) if packed else model.eval()
 
 
@@ -162,7 +169,7 @@ def _contents(model: nn.Module) -> Contents:
         for item in held
         if state[item.name].first == item.name and id(item.tensor) not in written
     }
-    contents = Contents(parts=parts, plain=plain, state=state)
+    contents = Contents(parts=parts, plain=plain, state=state, cuts=record.cuts)
     predictable = contents.payload_bytes - contents.left_out_bytes
     if record.payload_bytes is not None and predictable != record.payload_bytes:
         raise ArtefactError(

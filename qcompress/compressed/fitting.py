@@ -36,6 +36,20 @@ def part_differences(part: Part, model: nn.Module) -> list[str]:
     return []
 
 
+def cut_differences(contents: Contents, model: nn.Module) -> list[str]:
+    """What of ``model`` does not fit what the file takes out of its tensors."""
+    shapes = {item.name: list(item.tensor.shape) for item in held_tensors(model)}
+    expected: dict[str, list[int]] = {}
+    for (name, dim), indices in contents.cuts.items():
+        shape = expected.setdefault(name, list(contents.state[name].shape))
+        shape[dim] += len(indices)
+    return [
+        f"{name!r} is of shape {shapes.get(name)}, the file was cut from {shape}"
+        for name, shape in expected.items()
+        if shapes.get(name) != shape
+    ]
+
+
 def state_differences(expected: dict[str, Described], found: dict[str, Described]) -> list[str]:
     """What of a state does not fit the file's.
 

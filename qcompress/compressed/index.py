@@ -9,12 +9,13 @@ import base64
 import json
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from qcompress.compressed.cutting import Cuts
 from qcompress.compressed.record import CompressedPart
 from qcompress.errors import ArtefactError
 from qcompress.model.parts import Part
@@ -51,11 +52,13 @@ class Contents:
         parts: how each part is stored, with its arrays (a kept one has its rows as an array here).
         plain: all other tensors, by name, what is shared once.
         state: what the whole state looks like.
+        cuts: what was taken out of the original's tensors.
     """
 
     parts: tuple[CompressedPart, ...]
     plain: dict[str, Tensor]
     state: dict[str, Described]
+    cuts: Cuts = field(default_factory=dict)
 
     @property
     def arrays(self) -> list[Tensor]:
@@ -146,6 +149,8 @@ def pack_index(contents: Contents) -> str:
         "left_out": [place for place, own in enumerate(state) if not own.persistent],
         "plain": _ranges([places[name] for name in contents.plain]),
     }
+    if contents.cuts:
+        value["cuts"] = [[places[name], dim, _ranges(indices)] for (name, dim), indices in contents.cuts.items()]
     text = json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
     return base64.b85encode(zlib.compress(text, 9)).decode()
 
@@ -177,7 +182,11 @@ def unpack_index(text: str, payload: Tensor) -> Contents:
         for place in range(start, stop)
     }
     cut.require_end()
-    return Contents(parts=tuple(parts), plain=plain, state=state)
+    cuts = {
+        (names[place], int(dim)): [index for start, stop in ranges for index in range(start, stop)]
+        for place, dim, ranges in value.get("cuts", ())
+    }
+    return Contents(parts=tuple(parts), plain=plain, state=state, cuts=cuts)
 
 
 class _Cut:

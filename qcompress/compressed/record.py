@@ -7,11 +7,12 @@ survives `copy.deepcopy`, and state dicts do not know of it.
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from qcompress.compressed.cutting import Cuts
 from qcompress.compressed.factored import Factored, factored, replace_
 from qcompress.errors import ArtefactError
 from qcompress.model import layers
@@ -80,10 +81,12 @@ class Compression:
     Attributes:
         payload_bytes: what the whole model takes as it was predicted, without buffers that no state dict takes (their
             size may depend on what a model was run on); None where nothing was.
+        cuts: what was taken out of the original's tensors.
     """
 
     parts: tuple[CompressedPart, ...]
     payload_bytes: int | None = None
+    cuts: Cuts = field(default_factory=dict)
 
 
 def record_of(model: nn.Module) -> Compression | None:

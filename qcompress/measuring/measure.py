@@ -17,6 +17,7 @@ from qcompress.compressed.apply import require_measured
 from qcompress.errors import DataError, OptionsError
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import Candidates, EncodeProgress, fitted
+from qcompress.measuring.channels import measure_channels, offers_channels
 from qcompress.measuring.direct import Direct
 from qcompress.measuring.fisher import Fisher
 from qcompress.measuring.memory import require_memory
@@ -106,6 +107,15 @@ def measure(
     require_method(method, granularity)
     offered = Offered.of(options, skip=skip, only=only)
     calibration = Calibration(model=model, data=data, forward=forward, loss=as_loss(loss), seed=seed)
+    if offers_channels(offered):
+        if opened_of(model) is not None or memory is not None or granularity != "layer":
+            raise OptionsError(
+                "channels are measured on a model in memory, and in blocks by prune_channels(granularity=...)"
+            )
+        with forwards.evaluating(model):
+            return measure_channels(
+                calibration, offered, accumulate, method=method, cache=cache, on_progress=on_progress
+            )
     if opened_of(model) is not None:
         if method != "sampled" or granularity != "layer":
             raise OptionsError(

@@ -14,7 +14,8 @@ import torch
 from formulations import InfeasibleBudgetError
 from formulations.generators.prune_quantize import prune_quantize
 from qcompress.budgets import FILE_BYTES, fixed_use, parse
-from qcompress.errors import DataError
+from qcompress.errors import DataError, OptionsError
+from qcompress.measuring.channels import offers_channels
 from qcompress.model import forward as forwards
 from qcompress.model.parts import UNCALLED, Survey, survey
 from qcompress.model.steady import steady
@@ -44,13 +45,38 @@ def require_fitting(request: Request, validation: Iterable[Any]) -> None:
         )
 
 
+def require_for_channels(request: Request) -> None:
+    """Refuse what cannot be asked for together with channels, whether they are on offer or measured.
+
+    Raises:
+        OptionsError: names it.
+    """
+    given = request.measurement
+    if not (bool(given.sets) if given is not None else offers_channels(request.offered)):
+        return
+    asked = {
+        f"a budget for {name}": name in request.budget and name not in ("bytes", "macs") for name in request.budget
+    }
+    asked |= {
+        "minimize=": request.minimize is not None,
+        "target=": request.engine is not None,
+        "refine_rounds=": request.refine_rounds > 0,
+        "granularity=": request.granularity != "layer",
+    }
+    if wrong := [name for name, meant in asked.items() if meant]:
+        raise OptionsError(
+            f"{', '.join(wrong)} is not for channels: they take budgets for bytes and macs, and blocks by "
+            "prune_channels(granularity=...). The smaller model can be exported, or compressed further"
+        )
+
+
 def require_possible(request: Request) -> None:
     """Refuse budgets below what the smallest options take.
 
     Raises:
         InfeasibleBudgetError: names each such resource, the budget asked and the least that it takes.
     """
-    if request.measurement is not None or request.minimize is not None:
+    if request.measurement is not None or request.minimize is not None or offers_channels(request.offered):
         return
     own = request.calibration
     inventory = survey(

@@ -128,7 +128,7 @@ def reported(
         wall_s=run.wall_s,
         metric_before=before,
         metric_after=after,
-        stored=None if record is None else [item.transform for item in record.parts],
+        stored=None if record is None or record.cuts else [item.transform for item in record.parts],
     )
     if FILE_BYTES in report.usage and request.engine is None:  # room was left for it: what it really is
         size = float(compressed_size(smaller).file_bytes)

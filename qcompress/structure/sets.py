@@ -14,47 +14,12 @@ import torch
 from torch import nn
 
 from qcompress.model import forward as forwards
+from qcompress.model.coupled import Axis, CoupledSet
 from qcompress.model.tensors import held_tensors, overlapping, unregistered_modules
 from qcompress.structure.constraints import settle
 from qcompress.structure.nodes import Nodes, NodeSet
 from qcompress.structure.rules import rule_of
 from qcompress.structure.tracing import Tracer, compacted, distinct
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Axis:
-    """Where a set's units lie in a tensor.
-
-    Attributes:
-        tensor: name of a parameter or buffer, the first where it has several.
-        dim: of it.
-        reads: whether its weights read the units (those of a removed one count for nothing in the masked network).
-        indices: ``(units, per unit)`` of every unit.
-    """
-
-    tensor: str
-    dim: int
-    reads: bool
-    indices: Nodes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class CoupledSet:
-    """Units that take one decision together: how many of them stay.
-
-    Attributes:
-        axes: where they lie.
-        work: share that one unit has in the products of activations of the whole network (a head of attention).
-    """
-
-    name: str
-    axes: tuple[Axis, ...]
-    work: float = 0.0
-
-    @property
-    def num_units(self) -> int:
-        """How many there are; one of them always stays."""
-        return len(self.axes[0].indices)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -72,7 +72,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.work: list[tuple[Tensor, float]] = []
         self._seen: dict[int, Seen] = {}
         for item in held:
-            if id(item.tensor) in self._seen:  # one tensor under two names: the first counts
+            if id(item.tensor) in self._seen or not item.tensor.ndim:  # of two names of one tensor the first counts
                 continue
             shape = item.tensor.shape
             places = tuple(

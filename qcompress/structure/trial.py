@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.compressed.copying import own_copy
+from qcompress.compressed.removal import mask_, remove_
 from qcompress.model import forward as forwards
-from qcompress.structure.removal import mask_, remove_
-from qcompress.structure.sets import CoupledSet
+from qcompress.model.coupled import CoupledSet
 
 SAME = 1e-3
 """How far outputs may differ, relative to the largest: sums of other lengths round otherwise."""

@@ -16,8 +16,8 @@ from torch import nn
 
 from qcompress.errors import ModelError
 from qcompress.model.counting import Counted
+from qcompress.model.coupled import CoupledSet
 from qcompress.model.tensors import first_names, held_tensors, size_bytes
-from qcompress.structure.sets import CoupledSet
 
 Extent = tuple[float, Mapping[int, float]]
 """Indices along a dimension that always stay, and index of a set → indices for each unit of it."""

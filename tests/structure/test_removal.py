@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qcompress.compressed.removal import mask_, remove_
 from qcompress.errors import ModelError
 from qcompress.model.counting import count
 from qcompress.model.tensors import total_bytes
 from qcompress.structure.find import find_sets
-from qcompress.structure.removal import mask_, remove_
 from qcompress.structure.uses import uses_of
 from tests.structure.random_channels import random_network
 

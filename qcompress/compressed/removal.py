@@ -9,14 +9,13 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from qcompress.compressed.cutting import cut_
 from qcompress.errors import ModelError
+from qcompress.model.coupled import CoupledSet
 from qcompress.model.tensors import held_tensors
-from qcompress.structure.nodes import Nodes
-from qcompress.structure.sets import CoupledSet
 
 Removed = Mapping[str, ArrayLike]
 """Name of a set → units of it that go."""
@@ -70,7 +69,7 @@ def cuts_of(sets: Sequence[CoupledSet], removed: Removed) -> dict[tuple[str, int
     return {place: sorted(indices) for place, indices in cuts.items()}
 
 
-def _chosen(sets: Sequence[CoupledSet], removed: Removed) -> list[tuple[CoupledSet, Nodes]]:
+def _chosen(sets: Sequence[CoupledSet], removed: Removed) -> list[tuple[CoupledSet, NDArray[np.int64]]]:
     """Sets with units that go."""
     known = {item.name: item for item in sets}
     chosen = []

@@ -1,0 +1,46 @@
+"""The options of coupled sets put into a model: masked while they are tried, cut out when they are chosen."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from qcompress.compressed.cutting import cut_
+from qcompress.compressed.reconstruction import reconstruct_
+from qcompress.compressed.record import Compression, attach
+from qcompress.compressed.removal import cuts_of, mask_
+from qcompress.measurement import Measurement
+from qcompress.model.coupled import CoupledSet
+from qcompress.model.tensors import left_out_bytes, total_bytes
+from qcompress.transforms.base import Transform
+from qcompress.transforms.channels import RemoveChannels
+
+
+def remove_chosen_(model: nn.Module, measurement: Measurement, transforms: Sequence[Transform]) -> None:
+    """Cut what a choice takes out of ``model``, and let it carry a record of that."""
+    removed = put_channels_(model, measurement.sets, transforms, measurement.moments)
+    cuts = cuts_of(measurement.sets, removed)
+    cut_(model, cuts)
+    attach(model, Compression(parts=(), payload_bytes=total_bytes(model) - left_out_bytes(model), cuts=cuts))
+
+
+def put_channels_(
+    model: nn.Module,
+    sets: Sequence[CoupledSet],
+    transforms: Sequence[Transform],
+    moments: Mapping[str, NDArray[np.float32]],
+) -> dict[str, NDArray[np.int64]]:
+    """Mask what options take out, with what stays making up for it where they say so, in place; what goes by set."""
+    going = [own if isinstance(own, RemoveChannels) else None for own in transforms]
+    removed = {
+        item.name: np.array(own.removed, dtype=np.int64)
+        for item, own in zip(sets, going, strict=True)
+        if own is not None
+    }
+    made_up = {
+        item.name: removed[item.name] for item, own in zip(sets, going, strict=True) if own and own.reconstructed
+    }
+    reconstruct_(model, sets, made_up, moments)
+    mask_(model, sets, removed)
+    return removed

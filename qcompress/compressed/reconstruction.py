@@ -1,0 +1,99 @@
+"""What stays makes up for what goes: least squares on the inputs of a layer that loses some of them.
+
+A layer computes ``W·x``; without the inputs R and with weights ``W'`` for the inputs K that stay, ``E‖W·x - W'·x_K‖²``
+is least at ``W' = W_K + W_R·H_RK·H_KK⁻¹`` for the second moments ``H = E[x·xᵀ]``. The group's form of the optimal
+brain surgeon (Hassibi & Stork, NIPS 1992; layer by layer as in arXiv 2208.11580).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from qcompress.model import layers
+from qcompress.model.coupled import Axis, CoupledSet
+
+DAMPING = 0.01
+"""Of the moments' mean diagonal, added to it: inputs that hardly move would else be trusted without end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Reader:
+    """A layer that reads a set and whose inputs are known.
+
+    Attributes:
+        path: of the layer.
+        columns: ``(units, columns per unit)`` of its weight as rows.
+    """
+
+    path: str
+    columns: NDArray[np.int64]
+
+
+def readers(model: nn.Module, item: CoupledSet) -> list[Reader]:
+    """The linear layers and ungrouped convolutions that read a set."""
+    found = []
+    for axis in item.axes:
+        path = axis.tensor.rpartition(".")[0]
+        module = model.get_submodule(path) if axis.reads and axis.tensor.endswith(".weight") else None
+        fitting = isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) and layers.is_plain(module)
+        if fitting and axis.dim == 1 and getattr(module, "groups", 1) == 1:
+            assert module is not None  # noqa: S101
+            found.append(Reader(path=path, columns=_columns(axis, layers.weight_of(module))))
+    return found
+
+
+def _columns(axis: Axis, weight: Tensor) -> NDArray[np.int64]:
+    each = weight[0, 0].numel()
+    return np.asarray((axis.indices[:, :, None] * each + np.arange(each)).reshape(len(axis.indices), -1))
+
+
+def damped(moments: Tensor) -> Tensor:
+    """Second moments in float64 with `DAMPING` on the diagonal."""
+    wide = moments.double()
+    diagonal = wide.diagonal()
+    return wide + torch.eye(len(wide), dtype=torch.float64) * max(DAMPING * float(diagonal.mean()), 1e-30)
+
+
+def reconstruct(rows: Tensor, moments: Tensor, gone: Tensor) -> Tensor:
+    """Rows ``(channels, n)`` with the columns ``gone`` zero and the others such that outputs change least.
+
+    >>> rows, moments = torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 1.0], [1.0, 1.0]])  # two inputs that are one
+    >>> reconstruct(rows, moments, torch.tensor([1])).round(decimals=1)
+    tensor([[2., 0.]])
+    """
+    whole = damped(moments)
+    mask = torch.ones(len(whole), dtype=torch.bool)
+    mask[gone] = False
+    stay = mask.nonzero()[:, 0]
+    wide = rows.detach().cpu().double()
+    factor = torch.linalg.cholesky(whole[stay][:, stay])
+    moved = torch.cholesky_solve(whole[stay][:, gone], factor)
+    result = torch.zeros_like(wide)
+    result[:, stay] = wide[:, stay] + wide[:, gone] @ moved.T
+    return result.to(rows)
+
+
+def reconstruct_(
+    model: nn.Module,
+    sets: Sequence[CoupledSet],
+    removed: Mapping[str, NDArray[np.int64]],
+    moments: Mapping[str, NDArray[np.float32]],
+) -> None:
+    """Let every layer that reads removed units, and whose moments there are, make up for them; in place."""
+    gone: dict[str, list[NDArray[np.int64]]] = {}
+    for item in sets:
+        if len(units := removed.get(item.name, ())):
+            for reader in readers(model, item):
+                if reader.path in moments:
+                    gone.setdefault(reader.path, []).append(reader.columns[units].ravel())
+    with torch.no_grad():
+        for path, columns in gone.items():
+            module = model.get_submodule(path)
+            weight = layers.weight_of(module)
+            rows = layers.to_rows(module, weight.detach())
+            places = torch.from_numpy(np.unique(np.concatenate(columns)))
+            weight.copy_(layers.from_rows(module, reconstruct(rows, torch.tensor(moments[path]), places), weight.shape))

@@ -1,0 +1,226 @@
+"""In which order the units of a set go.
+
+- ``l1``: mean absolute weight of all that makes and reads a unit; takes no data.
+- ``fisher``: ½ mean square of the linearised change of the outputs when the unit counts for nothing, in the loss's
+  curvature: the unit's block of the Fisher information with all its weights (arXiv 1906.10771 has the sum of squares).
+- ``obs``: what is lost when what stays makes up for a unit, unit after unit: the least is taken out, and the others'
+  weights and costs follow, so that of two channels that say the same only the first is cheap (block elimination by the
+  inverse second moments; arXiv 2208.11580, 2302.04089). Outputs of a reader weigh by their mean square gradient.
+
+``fisher`` and ``obs`` do not change when a layer is scaled and the next one is scaled back.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from qcompress.compressed.reconstruction import damped, readers
+from qcompress.model import forward as forwards
+from qcompress.model import layers
+from qcompress.model.coupled import CoupledSet
+from qcompress.model.losses import Loss
+from qcompress.model.tensors import held_tensors
+
+READERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class Sensitivity:
+    """What the outputs feel of inputs and outputs of layers, over some data.
+
+    Attributes:
+        fisher: name of a set → ``(units,)`` the scores.
+        outputs: path of a layer → ``(channels,)`` mean square gradient of its outputs, summed over positions.
+    """
+
+    fisher: dict[str, Floats] = field(default_factory=dict)
+    outputs: dict[str, Floats] = field(default_factory=dict)
+
+
+def by_weight(model: nn.Module, item: CoupledSet) -> Floats:
+    """``l1`` of every unit."""
+    tensors = {own.name: own.tensor for own in held_tensors(model)}
+    sums, counts = np.zeros(item.num_units), 0.0
+    for axis in item.axes:
+        tensor = tensors[axis.tensor]
+        if tensor.ndim < 2:
+            continue
+        others = [dim for dim in range(tensor.ndim) if dim != axis.dim]
+        along = tensor.detach().abs().double().sum(dim=others).cpu().numpy()
+        sums += along[axis.indices].sum(axis=1)
+        counts += tensor.numel() / tensor.shape[axis.dim] * axis.indices.shape[1]
+    return sums / max(counts, 1.0)
+
+
+def sensitivity(
+    model: nn.Module,
+    data: Iterable[Any],
+    sets: Sequence[CoupledSet],
+    loss: Loss,
+    forward: forwards.Forward | None,
+    seed: int,
+) -> Sensitivity:
+    """Scores by a few backward passes a batch, from the inputs of the layers that read a set."""
+    found, num_samples = Sensitivity(), 0
+    places = _places(model, sets)
+    for index, batch in enumerate(data):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+        calls, output = _watched(model, list(places), batch, forward)
+        probes = loss.probes(output.detach(), batch, generator)
+        num_samples += len(output)
+        handles = [tensor for call in calls for tensor in call[1:]]
+        per_probe: list[dict[str, Tensor]] = []
+        for probe in probes:
+            gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
+                output, handles, grad_outputs=probe, retain_graph=True, allow_unused=True
+            )
+            shares: dict[str, Tensor] = {}
+            for (path, given, _), (back, front) in zip(
+                calls, zip(gradients[::2], gradients[1::2], strict=True), strict=True
+            ):
+                if back is None or front is None:
+                    continue
+                module = model.get_submodule(path)
+                _add(found.outputs, path, _per_channel(front.square(), _made_dim(module)).sum(0).double().cpu().numpy())
+                share = _read(module, _per_channel(given.detach() * back, _given_dim(module)))
+                shares[path] = shares[path] + share if path in shares else share
+            per_probe.append(shares)
+        for item in sets:
+            total = np.zeros(item.num_units)
+            for shares in per_probe:
+                effect = torch.zeros(len(output), item.num_units, dtype=torch.float64)
+                for path, indices in places_of(places, item.name):
+                    if path in shares:
+                        effect += shares[path][:, torch.from_numpy(indices)].sum(-1).double().cpu()
+                total += effect.square().sum(0).numpy()
+            _add(found.fisher, item.name, 0.5 * total)
+    for table in (found.fisher, found.outputs):
+        for name in table:
+            table[name] /= max(num_samples, 1)
+    return found
+
+
+def elimination_order(
+    model: nn.Module, item: CoupledSet, moments: Mapping[str, Tensor], outputs: Mapping[str, Floats]
+) -> list[int] | None:
+    """Units in the order in which they go by ``obs``, all but the last; None where no reader's inputs are known."""
+    parts = []
+    for reader in readers(model, item):
+        if reader.path in moments and reader.path in outputs:
+            module = model.get_submodule(reader.path)
+            rows = layers.to_rows(module, layers.weight_of(module).detach()).cpu().double()
+            weight = torch.from_numpy(outputs[reader.path]).clamp(min=0.0).sqrt()
+            inverse = torch.linalg.inv(damped(moments[reader.path]))
+            parts.append((rows * weight[:, None], inverse, torch.from_numpy(reader.columns)))
+    if not parts:
+        return None
+    alive, order = np.ones(item.num_units, dtype=bool), []
+    for _ in range(item.num_units - 1):
+        left = np.flatnonzero(alive)
+        costs = sum(_elimination_costs(*part, torch.from_numpy(left)) for part in parts)
+        unit = int(left[int(torch.as_tensor(costs).argmin())])
+        for rows, inverse, columns in parts:
+            _eliminate(rows, inverse, columns[unit])
+        alive[unit] = False
+        order.append(unit)
+    return order
+
+
+def _elimination_costs(rows: Tensor, inverse: Tensor, columns: Tensor, units: Tensor) -> Tensor:
+    """``tr(W_u·[H⁻¹]_uu⁻¹·W_uᵀ)`` of units."""
+    own = columns[units]  # (units, p)
+    blocks = inverse[own[:, :, None], own[:, None, :]]
+    weights = rows[:, own].transpose(0, 1)  # (units, channels, p)
+    gram = weights.transpose(1, 2) @ weights
+    return torch.diagonal(torch.linalg.solve(blocks, gram), dim1=1, dim2=2).sum(-1)
+
+
+def _eliminate(rows: Tensor, inverse: Tensor, columns: Tensor) -> None:
+    """Take columns out; rows and inverse of what is left follow, in place."""
+    across = inverse[columns].clone()  # (p, n)
+    step = torch.linalg.solve(across[:, columns], across)
+    rows -= rows[:, columns] @ step
+    inverse -= across.T @ step
+    rows[:, columns] = 0.0
+    inverse[columns], inverse[:, columns] = 0.0, 0.0
+    inverse[columns, columns] = 1.0
+
+
+def _places(model: nn.Module, sets: Sequence[CoupledSet]) -> dict[str, dict[str, NDArray[np.int64]]]:
+    """Path of a layer → name of a set → ``(units, per unit)`` which of its inputs are the set's."""
+    found: dict[str, dict[str, NDArray[np.int64]]] = {}
+    names = {own.name: own.tensor for own in held_tensors(model)}
+    owners: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, READERS):
+            owners.setdefault(id(module.weight), []).append(path)
+    for item in sets:
+        for axis in item.axes:
+            for path in owners.get(id(names[axis.tensor]), ()) if axis.reads else ():
+                found.setdefault(path, {})[item.name] = axis.indices
+    return found
+
+
+def places_of(places: Mapping[str, Mapping[str, NDArray[np.int64]]], name: str) -> list[tuple[str, NDArray[np.int64]]]:
+    """The layers that read a set, and where."""
+    return [(path, own[name]) for path, own in places.items() if name in own]
+
+
+def _watched(
+    model: nn.Module, paths: list[str], batch: Any, forward: forwards.Forward | None
+) -> tuple[list[tuple[str, Tensor, Tensor]], Tensor]:
+    """A run with gradients: every call of the layers, with its input and output."""
+    calls: list[tuple[str, Tensor, Tensor]] = []
+    given: dict[str, Tensor] = {}
+    hooks = []
+    for path in paths:
+        module = model.get_submodule(path)
+
+        def before(_: nn.Module, args: tuple[Any, ...], path: str = path) -> tuple[Any, ...]:
+            own = args[0].clone() if args[0].requires_grad else args[0].detach().clone().requires_grad_(True)
+            given[path] = own
+            return (own, *args[1:])
+
+        def after(_: nn.Module, __: Any, output: Tensor, path: str = path) -> Tensor:
+            calls.append((path, given[path], output))
+            return output.clone()  # what follows may write over it
+
+        hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    try:
+        with torch.enable_grad():
+            return calls, forwards.run(model, batch, forward)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _given_dim(module: nn.Module) -> int:
+    return -1 if isinstance(module, nn.Linear) else 1
+
+
+def _made_dim(module: nn.Module) -> int:
+    return _given_dim(module)
+
+
+def _per_channel(values: Tensor, dim: int) -> Tensor:
+    """``(samples, channels)``: sums over positions."""
+    moved = values.movedim(dim, -1)
+    return moved.reshape(len(values), -1, moved.shape[-1]).sum(1)
+
+
+def _read(module: nn.Module, shares: Tensor) -> Tensor:
+    """By index of the weight's dimension that reads: groups of a convolution share one."""
+    groups = getattr(module, "groups", 1)
+    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+    return shares if groups == 1 or transposed else shares.view(len(shares), groups, -1).sum(1)
+
+
+def _add(table: dict[str, Floats], name: str, values: Floats) -> None:
+    table[name] = table[name] + values if name in table else values

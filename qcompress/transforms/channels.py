@@ -1,0 +1,105 @@
+"""Coupled channels removed: how many stay is on offer, which ones go is what an option says."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from qcompress.errors import OptionsError
+from qcompress.transforms.base import Keep, Offer, Target, Transform, Weight
+
+SCORES = ("obs", "fisher", "l1")
+"""What says which channels go first; see `qcompress.prune_channels`."""
+
+
+@dataclass(frozen=True)
+class KeepChannels(Offer):
+    """Keep a share of the channels of every coupled set.
+
+    Attributes:
+        keep: share that stays, above 0 and below 1.
+        granularity: channels that go together; what stays is a multiple of it where the set has so many.
+        scores: one of `SCORES`.
+        reconstructed: whether what stays makes up for what goes, for the inputs that the calibration data gives.
+    """
+
+    kind: ClassVar[str] = "keep_channels"
+    keep: float
+    granularity: int = 1
+    scores: str = "obs"
+    reconstructed: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keep, bool) or not isinstance(self.keep, (int, float)) or not 0 < self.keep < 1:
+            raise OptionsError(f"keep must hold shares above 0 and below 1, found {self.keep!r}")
+        if type(self.granularity) is not int or self.granularity < 1:
+            raise OptionsError(f"granularity must be a number of channels, 1 at least, found {self.granularity!r}")
+        if self.scores not in SCORES:
+            raise OptionsError(f"scores must be one of {', '.join(SCORES)}, found {self.scores!r}")
+        if not isinstance(self.reconstructed, bool):
+            raise OptionsError(f"reconstructed must be True or False, found {self.reconstructed!r}")
+
+    @property
+    def label(self) -> str:
+        """As ``"50 % of the channels"``."""
+        return f"{100 * self.keep:g} % of the channels"
+
+    def kept(self, units: int) -> int:
+        """How many of so many units stay."""
+        blocks = math.floor(self.keep * units / self.granularity + 0.5)
+        return min(max(blocks, 1) * self.granularity, units)
+
+    def resolve(self, weight: Weight) -> Transform | None:  # noqa: ARG002
+        """Nothing: a weight alone has no channels that could go."""
+        return None
+
+    def least_use(self, target: Target) -> tuple[int, float] | None:  # noqa: ARG002
+        """Nothing that a weight alone would tell."""
+        return None
+
+
+@dataclass(frozen=True)
+class RemoveChannels(Transform):
+    """Some units of a coupled set are cut out of the network.
+
+    Attributes:
+        units: of the set.
+        removed: which of them go.
+        reconstructed: whether the weights that read the set make up for it.
+    """
+
+    kind: ClassVar[str] = "remove_channels"
+    units: int
+    removed: tuple[int, ...]
+    reconstructed: bool
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "removed", tuple(self.removed))
+
+    @property
+    def label(self) -> str:
+        """As ``"12 of 16 channels"``."""
+        return f"{self.units - len(self.removed)} of {self.units} channels"
+
+    def why_not(self, target: Target) -> str:  # noqa: ARG002
+        """It changes no weight by itself."""
+        return "it removes channels of several layers, and stores no weight"
+
+    def size_bytes(self, target: Target) -> int:  # noqa: ARG002
+        """Nothing of its own: what stays is stored as it is."""
+        return 0
+
+    def encode(self, weight: Weight) -> dict[str, Tensor]:
+        """The rows of a set that is kept; else there are none."""
+        return Keep().encode(weight)
+
+    def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:
+        """Undo `encode`."""
+        return Keep().decode(stored, target)
+
+    def to_json(self) -> dict[str, Any]:
+        """The transform as plain JSON, with its kind."""
+        return {
+            "kind": self.kind, "units": self.units, "removed": list(self.removed), "reconstructed": self.reconstructed
+        }  # fmt: skip
