@@ -75,8 +75,8 @@ def drafting(path: AnyPath) -> Iterator[Path]:
             draft = Path(folder) / target.name  # in a folder of its own on the same disk, so that it moves at once
             yield draft
             if special:
-                with _written_into(path) as file, draft.open("rb") as whole:
-                    shutil.copyfileobj(whole, file)
+                with _written_into(path) as file, draft.open("rb") as content:
+                    shutil.copyfileobj(content, file)
                 return
             if target.is_dir():
                 target.rmdir()

@@ -280,13 +280,13 @@ class Problem:
         """
         if not self.fixed:
             return self
-        left = {
+        rest = {
             name: budget + BUDGET_TOLERANCE * abs(budget) - self.fixed.get(name, 0.0)
             for name, budget in self.budgets.items()
         }
         budgets = {
             name: room - BUDGET_TOLERANCE * abs(room) if name in self.fixed else self.budgets[name]
-            for name, room in left.items()
+            for name, room in rest.items()
         }
         return self.derived(budgets=MappingProxyType(budgets), fixed=MappingProxyType({}))
 

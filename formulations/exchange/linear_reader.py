@@ -119,9 +119,9 @@ def _places(model: Any, first: NDArray[np.int64]) -> dict[str, tuple[str, int, i
             place[name] = ("y", int(match[1]), int(match[2]))
         else:
             raise ValueError(f"variable {name} is none of a problem's")
-    found = sorted(u for kind, u, _ in place.values() if kind == "x")
-    if found != list(range(int(first[-1]))):
-        raise ValueError(f"there are variables for {len(found)} options, the names are for {first[-1]}")
+    options = sorted(u for kind, u, _ in place.values() if kind == "x")
+    if options != list(range(int(first[-1]))):
+        raise ValueError(f"there are variables for {len(options)} options, the names are for {first[-1]}")
     return place
 
 
@@ -133,11 +133,11 @@ def _check(header: dict[str, Any], model: Any) -> None:
     rows = dict(zip(model.row_names_, zip(lower.tolist(), upper.tolist(), strict=True), strict=True))
     ones = {f"one_{g}": (1.0, 1.0) for g in range(len(header["groups"]))}
     budgets = {f"budget_{k}" for k in range(len(header["budgets"]))}
-    others = [name for name in rows if name not in ones and name not in budgets and not name.startswith("product_")]
+    foreign = [name for name in rows if name not in ones and name not in budgets and not name.startswith("product_")]
     broken = [name for name, ends in ones.items() if rows.get(name) != ends]
     broken += [name for name in budgets if name not in rows or np.isfinite(rows[name][0])]
-    if others or broken:
-        raise ValueError(f"rows missing or changed: {broken[:3]}; rows that are none of a problem's: {others[:3]}")
+    if foreign or broken:
+        raise ValueError(f"rows missing or changed: {broken[:3]}; rows that are none of a problem's: {foreign[:3]}")
     least = np.array([float(name == CONSTANT) for name in model.col_names_])
     if model.sense_ != highspy.ObjSense.kMinimize:
         raise ValueError("it is a maximisation")

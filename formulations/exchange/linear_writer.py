@@ -91,7 +91,7 @@ def _program(problem: Problem) -> _Program:
     names = {x.name: name for x, name in zip(program.x, _option_names(problem), strict=True)}
     names |= {y.name: f"y_{u}_{v}" for y, u, v in program.y}
     weights = {variable.name: float(weight) for variable, weight in program.model.objective.items()}
-    objective = [(name, weights.get(own, 0.0)) for own, name in names.items()]
+    objective = [(name, weights.get(variable, 0.0)) for variable, name in names.items()]
     constant = bool(problem.offset or set(problem.fixed) & set(problem.budgets))
     if constant:
         objective.append((CONSTANT, problem.offset))
@@ -146,8 +146,8 @@ def _write(path: AnyPath, lines: Iterable[str]) -> None:
 
 
 def _comments(sign: str, header: str) -> Iterator[str]:
-    for at in range(0, len(header), COMMENT_WIDTH):
-        yield f"{sign} {MARK}{header[at : at + COMMENT_WIDTH]}"
+    for begin in range(0, len(header), COMMENT_WIDTH):
+        yield f"{sign} {MARK}{header[begin : begin + COMMENT_WIDTH]}"
 
 
 def _lp_lines(program: _Program) -> Iterator[str]:
@@ -172,8 +172,8 @@ def _lp_sum(name: str, terms: Terms, end: str) -> Iterator[str]:
     words = [f"{'-' if weight < 0 else '+'} {abs(weight)!r} {variable}" for variable, weight in terms]
     words[0] = f"{name}: {words[0]}"
     words[-1] += end
-    for at in range(0, len(words), TERMS_IN_A_LINE):
-        yield f" {' '.join(words[at : at + TERMS_IN_A_LINE])}"
+    for begin in range(0, len(words), TERMS_IN_A_LINE):
+        yield f" {' '.join(words[begin : begin + TERMS_IN_A_LINE])}"
 
 
 def _mps_lines(program: _Program) -> Iterator[str]:

@@ -103,8 +103,8 @@ def _problem_of_cqm(cqm: "dimod.ConstrainedQuadraticModel") -> Problem:
             budget_rows.append((name, dict(row.linear), float(constraint.rhs), float(row.offset)))
         else:
             raise ValueError(f"constraint {label!r} is neither 'one of these' nor a budget")
-    if other := [v for v in cqm.variables if cqm.vartype(v) is not dimod.BINARY]:
-        raise ValueError(f"variable {other[0]!r} is not binary")
+    if not_binary := [v for v in cqm.variables if cqm.vartype(v) is not dimod.BINARY]:
+        raise ValueError(f"variable {not_binary[0]!r} is not binary")
     place = {variable: v for v, variable in enumerate(cqm.variables)}
     group_rows.sort(key=lambda row: min(place[variable] for variable in row[1]))
     order = [variable for _, variables in group_rows for variable in sorted(variables, key=place.__getitem__)]
@@ -182,11 +182,11 @@ def _problem_of_text(lines: Sequence[str]) -> Problem:
     size = int(max(rows.max(), columns.max())) + 1
     diagonal = rows == columns
     if announced is not None:
-        found = (int(diagonal.sum()), int((~diagonal).sum()))
-        if announced[1:] != found or size > announced[0]:
+        counts = (int(diagonal.sum()), int((~diagonal).sum()))
+        if announced[1:] != counts or size > announced[0]:
             raise ValueError(
                 f"the p line announces {announced[1]} diagonal entries and {announced[2]} couplers of {announced[0]} "
-                f"variables; found {found[0]} and {found[1]} of {size}"
+                f"variables; found {counts[0]} and {counts[1]} of {size}"
             )
         size = announced[0]
     linear = np.bincount(rows[diagonal], weights=values[diagonal], minlength=size).astype(np.float64)

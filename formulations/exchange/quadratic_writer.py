@@ -89,8 +89,8 @@ def write_qubo(problem: Problem, path: AnyPath, *, encoding: str = "one-hot", pr
     linear, (rows, columns, values), offset = bqm.to_numpy_vectors(variable_order=range(bqm.num_variables))
     about = f"{problem.num_groups} groups, {problem.num_options} options as bits"
     with replacing(path) as file:
-        given = None if prices is None else dict(prices)
-        file.write(f"c {about}: encoding {encoding}, prices {given}\n".encode())
+        stated_prices = None if prices is None else dict(prices)
+        file.write(f"c {about}: encoding {encoding}, prices {stated_prices}\n".encode())
         file.write(f"c offset {float(offset)!r}\np qubo 0 {len(linear)} {len(linear)} {len(values)}\n".encode())
         file.writelines(f"{i} {i} {bias!r}\n".encode() for i, bias in enumerate(linear.tolist()))
         first, second = np.minimum(rows, columns).tolist(), np.maximum(rows, columns).tolist()

@@ -120,11 +120,11 @@ def explain_infeasibility(problem: Problem, *, time_limit: float = TIME_LIMIT_S)
     smallest = problem.minimum_usage()
     reaches, verdicts = list[BudgetReach](), set[bool | None]()
     for name in names:
-        found = programs.least(name, [other for other in names if other != name])
-        lower = None if found.impossible else found.lower
-        asked, alone = problem.budgets[name], smallest[name]
-        reaches.append(BudgetReach(name=name, asked=asked, alone=alone, lower=lower, upper=found.upper))
-        verdicts.add(_verdict(problem, name, found))
+        least = programs.least(name, [held for held in names if held != name])
+        lower = None if least.impossible else least.lower
+        budget, alone = problem.budgets[name], smallest[name]
+        reaches.append(BudgetReach(name=name, asked=budget, alone=alone, lower=lower, upper=least.upper))
+        verdicts.add(_verdict(problem, name, least))
     feasible = not names or (True if True in verdicts else False if False in verdicts else None)
     clash, minimal = _clash(problem, programs) if feasible is False else ((), False)
     return Infeasibility(
@@ -138,12 +138,12 @@ def explain_infeasibility(problem: Problem, *, time_limit: float = TIME_LIMIT_S)
     )
 
 
-def _verdict(problem: Problem, name: str, found: Least) -> bool | None:
+def _verdict(problem: Problem, name: str, least: Least) -> bool | None:
     """Whether a budget holds together with those that ``found`` holds; None when it is not known."""
     limit = limit_of(problem.budgets[name])
-    if found.impossible or found.lower > limit:
+    if least.impossible or least.lower > limit:
         return False
-    return True if found.upper is not None and found.upper <= limit else None
+    return True if least.upper is not None and least.upper <= limit else None
 
 
 def _clash(problem: Problem, programs: UsePrograms) -> tuple[tuple[str, ...], bool]:
@@ -154,7 +154,7 @@ def _clash(problem: Problem, programs: UsePrograms) -> tuple[tuple[str, ...], bo
         return (alone[0],), True
     clash, minimal = list(problem.budgets), True
     for name in problem.budgets:
-        rest = [other for other in clash if other != name]
+        rest = [budget for budget in clash if budget != name]
         meets = _verdict(problem, rest[0], programs.least(rest[0], rest[1:]))
         if meets is False:
             clash = rest
@@ -163,10 +163,10 @@ def _clash(problem: Problem, programs: UsePrograms) -> tuple[tuple[str, ...], bo
 
 
 def _pinned(problem: Problem, clash: Sequence[str]) -> tuple[PinnedGroup, ...]:
-    found: list[PinnedGroup] = []
+    pinned: list[PinnedGroup] = []
     for name in clash:
         smallest = np.minimum.reduceat(problem.resources[name], problem.group_offsets[:-1])
-        found += [
+        pinned += [
             PinnedGroup(
                 group=problem.groups[group],
                 num_options=len(problem.options[group]),
@@ -177,7 +177,7 @@ def _pinned(problem: Problem, clash: Sequence[str]) -> tuple[PinnedGroup, ...]:
             for group in np.argsort(-smallest, kind="stable")[:PINNED].tolist()
             if smallest[group] > 0
         ]
-    return tuple(sorted(found, key=lambda one: -one.share)[:PINNED])
+    return tuple(sorted(pinned, key=lambda group: -group.share)[:PINNED])
 
 
 def _relaxation(problem: Problem, programs: UsePrograms, clash: Sequence[str]) -> Relaxation | None:
@@ -185,10 +185,10 @@ def _relaxation(problem: Problem, programs: UsePrograms, clash: Sequence[str]) -
     for grow in ([name for name in positive if name in clash], positive):
         if not grow:
             continue
-        found = programs.factor(grow, [name for name in problem.budgets if name not in grow])
-        if found.upper is not None and found.choice is not None:
-            usage = problem.usage(found.choice)
-            return Relaxation(budgets=tuple(grow), factor=found.upper, lower=found.lower, usage=usage)
+        least = programs.factor(grow, [name for name in problem.budgets if name not in grow])
+        if least.upper is not None and least.choice is not None:
+            usage = problem.usage(least.choice)
+            return Relaxation(budgets=tuple(grow), factor=least.upper, lower=least.lower, usage=usage)
     return None
 
 
@@ -204,16 +204,16 @@ def _lines(why: Infeasibility) -> Iterator[str]:
         given_up = "; without any one of them the rest can be met" if why.minimal else ""
         yield f"No choice meets the budgets for {clash} together{given_up}."
     table = [("budget", "asked", "smallest alone", "smallest while the others hold")]
-    for one in why.budgets:
-        if one.lower is None:
+    for reach in why.budgets:
+        if reach.lower is None:
             together = "the others cannot hold"
-        elif one.upper is None:
-            together = f"at least {_amount(one.lower)}"
-        elif _same(one.lower, one.upper):
-            together = _amount(one.upper)
+        elif reach.upper is None:
+            together = f"at least {_amount(reach.lower)}"
+        elif _same(reach.lower, reach.upper):
+            together = _amount(reach.upper)
         else:
-            together = f"between {_amount(one.lower)} and {_amount(one.upper)}"
-        table.append((one.name, _amount(one.asked), _amount(one.alone), together))
+            together = f"between {_amount(reach.lower)} and {_amount(reach.upper)}"
+        table.append((reach.name, _amount(reach.asked), _amount(reach.alone), together))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for name, *cells in table:
         yield "  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])])

@@ -75,24 +75,24 @@ class UsePrograms:
             return Least(impossible=True)
         if not hold:
             return Least(lower=self.base[name], upper=self.base[name])
-        found = self._solve(self.use[name], hold, [])
-        lower = max(self.base[name], self.base[name] + self.unit[name] * found.lower)
+        least = self._solve(self.use[name], hold, [])
+        lower = max(self.base[name], self.base[name] + self.unit[name] * least.lower)
         if self.whole[name]:
             lower = float(np.ceil(lower))
-        if found.choice is None:
-            return Least(lower=lower, impossible=found.impossible)
-        upper = self._usage(found.choice, name)
-        return Least(lower=min(upper, lower), upper=upper, choice=found.choice)
+        if least.choice is None:
+            return Least(lower=lower, impossible=least.impossible)
+        upper = self._usage(least.choice, name)
+        return Least(lower=min(upper, lower), upper=upper, choice=least.choice)
 
     def factor(self, grow: Sequence[str], hold: Sequence[str]) -> Least:
         """The least factor by which the budgets ``grow`` must be multiplied for a choice to meet them and ``hold``."""
         if not self._possible(hold):
             return Least(impossible=True)
-        found = self._solve(np.zeros(len(self.options)), hold, grow)
-        if found.choice is None:
-            return found
-        upper = max(self._usage(found.choice, name) / self.problem.budgets[name] for name in grow)
-        return Least(lower=min(upper, found.lower), upper=upper, choice=found.choice)
+        least = self._solve(np.zeros(len(self.options)), hold, grow)
+        if least.choice is None:
+            return least
+        upper = max(self._usage(least.choice, name) / self.problem.budgets[name] for name in grow)
+        return Least(lower=min(upper, least.lower), upper=upper, choice=least.choice)
 
     def _possible(self, hold: Sequence[str]) -> bool:
         return all(self.base[name] <= limit_of(self.problem.budgets[name]) for name in hold)
@@ -112,18 +112,18 @@ class UsePrograms:
         end = time.perf_counter() + SHARE * max(0.0, self.deadline - time.perf_counter())
         if not core.price(end - time.perf_counter()):
             return Least(impossible=core.impossible)
-        while (left := end - time.perf_counter()) > 0:
-            at = core.solve(left)
+        while (seconds := end - time.perf_counter()) > 0:
+            choice = core.solve(seconds)
             if core.impossible:
                 return Least(impossible=True)
-            if at is None:
+            if choice is None:
                 if core.everything:
                     break
                 core.grow()
                 continue
-            chosen = self.options[at]
+            chosen = self.options[choice]
             if broken := self._broken(chosen, hold):  # it holds within the solver's tolerance only
-                core.forbid(broken[0], at)
+                core.forbid(broken[0], choice)
             elif core.everything or core.value <= core.outside:
                 return Least(lower=core.lower, choice=chosen)
             else:
@@ -151,13 +151,15 @@ class _Core:
         if seconds <= 0:
             return False
         size, groups = len(self.target), len(self.starts)
-        one = scipy.sparse.csr_array((np.ones(size), (self.group_of, np.arange(size))), shape=(groups, size))
+        membership = scipy.sparse.csr_array((np.ones(size), (self.group_of, np.arange(size))), shape=(groups, size))
         free = int(self.last.any())
         solved = scipy.optimize.linprog(
             np.append(self.target, [1.0] * free),
             A_ub=scipy.sparse.csr_array(np.hstack([self.rows, -self.last[:, None]][: 1 + free])),
             b_ub=self.limits,
-            A_eq=scipy.sparse.hstack([one, scipy.sparse.csr_array((groups, free))], format="csr") if free else one,
+            A_eq=scipy.sparse.hstack([membership, scipy.sparse.csr_array((groups, free))], format="csr")
+            if free
+            else membership,
             b_eq=np.ones(groups),
             method="highs",
             options={"time_limit": seconds},
@@ -180,10 +182,10 @@ class _Core:
         """Take more options into the core."""
         self.size *= 8
 
-    def forbid(self, name: str, at: Integers) -> None:
+    def forbid(self, name: str, options: Integers) -> None:
         """Not every group may use as much of a resource as it does there."""
         use = self.programs.use[name]
-        self.rows = np.vstack([self.rows, use >= use[at][self.group_of]])
+        self.rows = np.vstack([self.rows, use >= use[options][self.group_of]])
         self.limits, self.last = np.append(self.limits, len(self.starts) - 1.0), np.append(self.last, 0.0)
 
     def solve(self, seconds: float) -> Integers | None:
@@ -197,14 +199,14 @@ class _Core:
         fixed = inside[~several[self.group_of[inside]]]
         groups, group_of = np.unique(self.group_of[open_ones], return_inverse=True)
         size, free = len(open_ones), int(self.last.any())
-        one = np.ones(size), (group_of, np.arange(size))
+        membership = np.ones(size), (group_of, np.arange(size))
         result = scipy.optimize.milp(
             np.append(self.target[open_ones], [1.0] * free),
             integrality=np.append(np.ones(size), [0.0] * free),
             bounds=scipy.optimize.Bounds(0.0, np.append(np.ones(size), [np.inf] * free)),
             constraints=[
                 scipy.optimize.LinearConstraint(
-                    scipy.sparse.csr_array(one, shape=(len(groups), size + free)), 1.0, 1.0
+                    scipy.sparse.csr_array(membership, shape=(len(groups), size + free)), 1.0, 1.0
                 ),
                 scipy.optimize.LinearConstraint(
                     np.hstack([self.rows[:, open_ones], -self.last[:, None]][: 1 + free]),
@@ -226,8 +228,8 @@ class _Core:
             self.everything = True  # time was up
             return None
         self.value = constant + float(result.fun)
-        at = np.empty(len(self.starts), dtype=np.int64)
-        at[self.group_of[fixed]] = fixed
+        choice = np.empty(len(self.starts), dtype=np.int64)
+        choice[self.group_of[fixed]] = fixed
         order = np.lexsort((-result.x[:size], group_of))
-        at[groups] = open_ones[order[np.searchsorted(group_of, np.arange(len(groups)))]]
-        return at
+        choice[groups] = open_ones[order[np.searchsorted(group_of, np.arange(len(groups)))]]
+        return choice

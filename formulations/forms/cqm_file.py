@@ -107,16 +107,16 @@ def cqm_file(problem: Problem, rows: Iterable[Constraint] | None = None) -> IO[b
     file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115  (the caller closes it)
     file.write(_header(b"DIMODCQM", header))
     with zipfile.ZipFile(file, "a") as archive:
-        known = np.full(size, np.array((BINARY, 0.0, 1.0), dtype=VARIABLE))
-        archive.writestr("varinfo", b"".join(_section(b"VTYP", known)))
+        variables = np.full(size, np.array((BINARY, 0.0, 1.0), dtype=VARIABLE))
+        archive.writestr("varinfo", b"".join(_section(b"VTYP", variables)))
         with archive.open("objective", "w", force_zip64=True) as objective:
             objective.writelines(
                 _expression("ObjectiveView", np.arange(size), problem.cost, problem.offset, pairs, _couplings(problem))
             )
         for row in rows:
             label = json.dumps(row.label).replace("/", "\\u002f")  # a slash as it is would end the folder's name
-            left = b"".join(_expression("ConstraintView", row.variables, row.weights, row.constant))
-            archive.writestr(f"constraints/{label}/lhs", left)
+            side = b"".join(_expression("ConstraintView", row.variables, row.weights, row.constant))
+            archive.writestr(f"constraints/{label}/lhs", side)
             archive.writestr(f"constraints/{label}/rhs", struct.pack("<d", row.rhs))
             archive.writestr(f"constraints/{label}/sense", row.sense)
             if row.discrete:

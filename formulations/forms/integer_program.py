@@ -216,9 +216,9 @@ def _add_products(
         all_above, all_beside = len(above) == sizes[g], len(beside) == sizes[h]
         lines: list[tuple[Any, Any, bool]] = [(u, line, all_beside) for u, line in zip(above, y, strict=True)]
         lines += [(v, line, all_above) for v, line in zip(beside, zip(*y, strict=True), strict=True)]
-        for option, line, whole in lines:
+        for option, line, complete in lines:
             terms = _sum([(variable, 1.0) for variable in line] + [(x[option], -1.0)])
-            sense = pulp.LpConstraintEQ if whole else pulp.LpConstraintLE
+            sense = pulp.LpConstraintEQ if complete else pulp.LpConstraintLE
             model.addConstraint(pulp.LpConstraint(terms, sense, f"product_{g}_{h}_{option}", 0.0))
         if not (all_above or all_beside):
             terms = _sum([(variable, 1.0) for variable in flat] + [(x[option], -1.0) for option in (*above, *beside)])

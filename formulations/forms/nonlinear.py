@@ -46,7 +46,7 @@ class EncodedNonlinear:
 
     def choices(self) -> NDArray[np.int64]:
         """The choices ``(n, G)`` of all states that the locked model holds."""
-        states = [self.decode(self.decision.state(at)) for at in range(self.model.states.size())]
+        states = [self.decode(self.decision.state(state)) for state in range(self.model.states.size())]
         return np.array(states, dtype=np.int64).reshape(len(states), -1)
 
 

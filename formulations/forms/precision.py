@@ -76,8 +76,8 @@ def coefficient_report(encoded: EncodedBqm, *, bits: int = BITS, seed: int = 0) 
     (25, True, True)
     """
     linear, couplings = encoded.ising()
-    whole = max(float(np.abs(linear).max(initial=0.0)) / BIAS_RANGE, float(np.abs(couplings.data).max(initial=0.0)))
-    step = 2.0**-bits * (whole or 1.0)
+    largest = max(float(np.abs(linear).max(initial=0.0)) / BIAS_RANGE, float(np.abs(couplings.data).max(initial=0.0)))
+    step = 2.0**-bits * (largest or 1.0)
     coarse_linear = np.round(linear / (BIAS_RANGE * step)) * BIAS_RANGE * step
     coarse = couplings.copy()
     coarse.data = np.round(couplings.data / step) * step
@@ -109,9 +109,9 @@ def _states(encoded: EncodedBqm, rng: np.random.Generator) -> tuple[Floats, Floa
     several = np.flatnonzero(sizes > 1)
     if len(several):
         group = rng.choice(several, CHOICES)
-        at = np.arange(CHOICES)
-        moved[at, group] = (choices[at, group] + rng.integers(1, sizes[group])) % sizes[group]
-    states = [np.array([encoded.encode(choice) for choice in some], dtype=np.float64) for some in (choices, moved)]
+        rows = np.arange(CHOICES)
+        moved[rows, group] = (choices[rows, group] + rng.integers(1, sizes[group])) % sizes[group]
+    states = [np.array([encoded.encode(choice) for choice in block], dtype=np.float64) for block in (choices, moved)]
     return states[0], states[1]
 
 

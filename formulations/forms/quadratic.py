@@ -36,12 +36,12 @@ class Quadratic:
 
     def substituted(self, matrix: Any, constant: Floats) -> "Quadratic":
         """The function of b, with x = matrix·b + constant for the first variables and the others unchanged."""
-        others = len(self.linear) - len(constant)
-        whole = scipy.sparse.csr_array(scipy.sparse.block_diag([matrix, scipy.sparse.eye_array(others)]))
-        fixed = np.concatenate([constant, np.zeros(others)])
-        linear = whole.T @ (self.linear + self.matrix @ fixed + self.matrix.T @ fixed)
+        num_unchanged = len(self.linear) - len(constant)
+        extended = scipy.sparse.csr_array(scipy.sparse.block_diag([matrix, scipy.sparse.eye_array(num_unchanged)]))
+        fixed = np.concatenate([constant, np.zeros(num_unchanged)])
+        linear = extended.T @ (self.linear + self.matrix @ fixed + self.matrix.T @ fixed)
         offset = self.offset + self.linear @ fixed + fixed @ (self.matrix @ fixed)
-        return Quadratic(linear, whole.T @ self.matrix @ whole, float(offset))
+        return Quadratic(linear, extended.T @ self.matrix @ extended, float(offset))
 
     def selected(self, variables: Integers) -> "Quadratic":
         """The variables named, in this order; the others are 0."""

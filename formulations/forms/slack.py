@@ -48,8 +48,8 @@ class SlackRow:
 
     def state(self, chosen: Integers) -> NDArray[np.int8]:
         """The slack bits ``(bits,)`` that fill up what flat options ``chosen`` leave; all 0 when that is nothing."""
-        left, on = self.target - self.weights[chosen].sum(), np.zeros(len(self.bits), dtype=np.int8)
-        for at, weight in enumerate(self.bits):
-            if weight <= left:
-                on[at], left = 1, left - weight
+        unused, on = self.target - self.weights[chosen].sum(), np.zeros(len(self.bits), dtype=np.int8)
+        for bit, weight in enumerate(self.bits):
+            if weight <= unused:
+                on[bit], unused = 1, unused - weight
         return on

@@ -85,14 +85,14 @@ def small_problem(seed: int, *, max_groups: int = 6, max_options: int = 4) -> Pr
         cost = rng.integers(-1, 3, num_options).astype(np.float64)  # ties and zeros
     resources, budgets = {}, {}
     for k in range(rng.integers(0, 4)):
-        whole = rng.random() < 0.6
-        use = rng.integers(0, 9, num_options).astype(np.float64) if whole else rng.random(num_options)
+        integral = rng.random() < 0.6
+        use = rng.integers(0, 9, num_options).astype(np.float64) if integral else rng.random(num_options)
         starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
         low, high = np.minimum.reduceat(use, starts).sum(), np.maximum.reduceat(use, starts).sum()
         share = rng.choice([0.0, 1.0, rng.random()], p=[0.1, 0.1, 0.8])
         budget = low + share * (high - low)
         resources[f"r{k}"] = use
-        budgets[f"r{k}"] = float(np.ceil(budget)) if whole else float(budget)
+        budgets[f"r{k}"] = float(np.ceil(budget)) if integral else float(budget)
     sparse = factor = None
     kind = rng.integers(4)
     if kind in (1, 3):

@@ -182,9 +182,9 @@ def allow_up_to(problem: Problem, error: ArrayLike, threshold: float) -> Problem
         InvalidProblemError: a group has no such option.
     """
     keep = np.asarray(error, dtype=np.float64) <= threshold
-    left = np.bincount(problem.group_of[keep], minlength=problem.num_groups)
-    if (left == 0).any():
-        name = problem.groups[int(np.argmin(left))]
+    num_kept = np.bincount(problem.group_of[keep], minlength=problem.num_groups)
+    if (num_kept == 0).any():
+        name = problem.groups[int(np.argmin(num_kept))]
         raise InvalidProblemError(f"group {name!r} has no option with an error of at most {threshold:g}")
     return part(problem, np.flatnonzero(keep), problem.budgets)
 
@@ -200,12 +200,12 @@ def _reachable(problem: Problem, keep: NDArray[np.bool_]) -> bool:
     if len(limits) < 2:
         return True
     kept = np.flatnonzero(keep)
-    one = scipy.sparse.csr_array((np.ones(len(kept)), (problem.group_of[kept], np.arange(len(kept)))))
-    rows = [scipy.optimize.LinearConstraint(one, 1, 1)]
+    membership = scipy.sparse.csr_array((np.ones(len(kept)), (problem.group_of[kept], np.arange(len(kept)))))
+    rows = [scipy.optimize.LinearConstraint(membership, 1, 1)]
     for name, limit in limits.items():
         scale = limit or 1.0  # rows near 1: the solver compares with an absolute tolerance
         rows.append(scipy.optimize.LinearConstraint(problem.resources[name][kept][None] / scale, ub=limit / scale))
-    found: Any = scipy.optimize.milp(
+    answer: Any = scipy.optimize.milp(
         np.zeros(len(kept)), integrality=np.ones(len(kept)), bounds=scipy.optimize.Bounds(0, 1), constraints=rows
     )
-    return bool(found.status == 0)
+    return bool(answer.status == 0)

@@ -47,10 +47,10 @@ def vbmf_rank(singular_values: ArrayLike, shape: tuple[int, int]) -> int:
     lower = max(float(squares[most]) / (long * edge), float(squares[most:].mean()) / long, 1e-12 * upper)
     if lower >= upper:
         return int((squares > long * upper * edge).sum())
-    found = scipy.optimize.minimize_scalar(
+    minimum = scipy.optimize.minimize_scalar(
         _free_energy, args=(squares / long, alpha, edge), bounds=(lower, upper), method="bounded"
     )
-    return int((squares > long * found.x * edge).sum())
+    return int((squares > long * minimum.x * edge).sum())
 
 
 def _free_energy(noise: float, scaled: NDArray[np.float64], alpha: float, edge: float) -> float:

@@ -55,10 +55,10 @@ def drop_dominated(problem: Problem, keep: Flags, stand_in: Integers, budgets: l
     pairs = _PairBound(problem, keep.copy()) if problem.pairs else None
     for first, second in _neighbours(problem, keep):
         for better, worse, strictly in ((first, second, False), (second, first, True)):
-            at = keep[better] & keep[worse]
+            candidates = keep[better] & keep[worse]
             for use in uses:
-                at &= use[better] <= use[worse]
-            better, worse = better[at], worse[at]
+                candidates &= use[better] <= use[worse]
+            better, worse = better[candidates], worse[candidates]
             gain = cost[worse] - cost[better]
             if pairs is not None:
                 proven = pairs.proves(better, worse, gain, tie if strictly else None)
@@ -96,18 +96,18 @@ class _PairBound:
         With ``tie`` they must stay below it by more than that and by more than the rounding of pair terms.
         """
         proven = np.zeros(len(better), dtype=bool)
-        at, bound = np.arange(len(better)), self._loosely
+        candidates, bound = np.arange(len(better)), self._loosely
         if self.problem.num_options <= EXACT_OPTIONS and len(better):
             differences = self.fields[:, better] - self.fields[:, worse]
-            at = np.flatnonzero((differences <= gain + TIE * self.size).all(axis=0))
-            if len(at) * self.problem.num_options <= EXACT_WORK:
+            candidates = np.flatnonzero((differences <= gain + TIE * self.size).all(axis=0))
+            if len(candidates) * self.problem.num_options <= EXACT_WORK:
                 bound = self._exactly
         if bound == self._loosely and self.sparse is None:
-            at = at[gain[at] >= 0.0]  # what Cauchy-Schwarz allows for is not negative
-        if len(at):
+            candidates = candidates[gain[candidates] >= 0.0]  # what Cauchy-Schwarz allows for is not negative
+        if len(candidates):
             margin = 0.0 if tie is None else tie + TIE * self.size
-            excess = bound(better[at], worse[at]) - gain[at]
-            proven[at] = excess <= 0.0 if tie is None else excess < -margin
+            excess = bound(better[candidates], worse[candidates]) - gain[candidates]
+            proven[candidates] = excess <= 0.0 if tie is None else excess < -margin
         return proven
 
     @cached_property
@@ -180,8 +180,8 @@ class _PairBound:
             reach = self.longest.sum() - self.longest[self.problem.group_of[better]]
             step = max(1, CHUNK // self.factor.shape[1])
             for begin in range(0, len(better), step):
-                some = slice(begin, begin + step)
-                bound[some] = np.linalg.norm(self.factor[better[some]] - self.factor[worse[some]], axis=1)
+                block = slice(begin, begin + step)
+                bound[block] = np.linalg.norm(self.factor[better[block]] - self.factor[worse[block]], axis=1)
             bound *= reach
         if self.sparse is not None:
             bound += self._sparse_maxima(better, worse)

@@ -91,13 +91,13 @@ class Presolved(Reduction):
 
     def summary(self) -> dict[str, Any]:
         """What was reduced, JSON-able: the numbers before and after, the names of budgets."""
-        left = [part.problem for part in self.parts]
+        problems = [part.problem for part in self.parts]
         return {
-            "groups": [self.original.num_groups, sum(one.num_groups for one in left)],
-            "options": [self.original.num_options, sum(one.num_options for one in left)],
+            "groups": [self.original.num_groups, sum(part.num_groups for part in problems)],
+            "options": [self.original.num_options, sum(part.num_options for part in problems)],
             "budgets_dropped": list(self.budgets_dropped),
             "budgets_lowered": list(self.budgets_lowered),
-            "parts": len(left),
+            "parts": len(problems),
         }
 
 
@@ -129,8 +129,8 @@ def reduce_problem(problem: Problem) -> Presolved:
     small = problem
     if dropped:
         small = problem.derived(budgets=MappingProxyType({name: problem.budgets[name] for name in budgets}))
-    left = np.bincount(problem.group_of[keep])
-    restriction = _everything(small) if left.min() > 1 and keep.all() else restrict(small, keep)
+    num_kept = np.bincount(problem.group_of[keep])
+    restriction = _everything(small) if num_kept.min() > 1 and keep.all() else restrict(small, keep)
     stated = restriction.problem.without_fixed()
     lowered = {name: budget for name in budgets if (budget := _lowered(stated, name)) is not None}
     if lowered:
@@ -141,7 +141,7 @@ def reduce_problem(problem: Problem) -> Presolved:
         original=original,
         problem=stated,
         feasible=True,
-        parts=split(stated) if left.max() > 1 else (),
+        parts=split(stated) if num_kept.max() > 1 else (),
         restriction=restriction,
         stand_in=np.where(keep[stand_in], stand_in, restriction.decided[problem.group_of]),
         budgets_dropped=tuple(dropped),

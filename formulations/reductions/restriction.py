@@ -87,11 +87,11 @@ def restrict(problem: Problem, keep: NDArray[np.bool_], *, outside: float = -np.
     (('b',), [0, 1])
     """
     kept = np.flatnonzero(keep)
-    left = np.bincount(problem.group_of[kept], minlength=problem.num_groups)
-    if (left == 0).any():
-        raise InvalidProblemError(f"group {problem.groups[int(np.argmin(left))]!r} is left without an option")
-    decided = kept[np.cumsum(left) - left]
-    folded = left == 1
+    num_kept = np.bincount(problem.group_of[kept], minlength=problem.num_groups)
+    if (num_kept == 0).any():
+        raise InvalidProblemError(f"group {problem.groups[int(np.argmin(num_kept))]!r} is left without an option")
+    decided = kept[np.cumsum(num_kept) - num_kept]
+    folded = num_kept == 1
     if folded.all():
         folded[-1] = False  # a problem has at least one group
     fixed = decided[folded]

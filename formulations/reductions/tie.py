@@ -110,8 +110,8 @@ def tie(problem: Problem, tied: Sequence[Sequence[str]], *, binding: bool = Fals
         sparse = scipy.sparse.csr_array((entries.data[apart], places), shape=(count, count))
     members = [np.flatnonzero(group == g) for g in range(len(first_member))]
     smaller = Problem(
-        [" + ".join(problem.groups[g] for g in own) for own in members],
-        [problem.options[own[0]] for own in members],
+        [" + ".join(problem.groups[g] for g in numbers) for numbers in members],
+        [problem.options[numbers[0]] for numbers in members],
         cost,
         {name: summed(use) for name, use in problem.resources.items()},
         problem.budgets,

@@ -82,8 +82,8 @@ def encode(
     products = needed & letters.composed
     linear[products] += 3 * tie[products]
     kept = np.flatnonzero(needed)
-    others = np.arange(len(letters.code), len(full.linear))
-    energy = (full + Quadratic.of(linear, held, 0.0)).selected(np.concatenate([kept, others]))
+    extra_bits = np.arange(len(letters.code), len(full.linear))
+    energy = (full + Quadratic.of(linear, held, 0.0)).selected(np.concatenate([kept, extra_bits]))
     code = Code(
         matrix=matrix,
         constant=constant,
@@ -122,11 +122,11 @@ class _Letters:
         """Which are products of several bits."""
         return np.asarray(self.rest != self.bit)
 
-    def levels(self, which: Flags) -> tuple[Integers, ...]:
+    def levels(self, wanted: Flags) -> tuple[Integers, ...]:
         """``(letter, rest, bit)`` of the letters ``which``, those of the fewest bits first, ``(3, n)`` each."""
         sizes = np.bitwise_count(self.code)
-        chosen = (np.flatnonzero(which & (sizes == size)) for size in range(2, int(sizes.max(initial=0)) + 1))
-        return tuple(np.stack([some, self.rest[some], self.bit[some]]) for some in chosen)
+        chosen = (np.flatnonzero(wanted & (sizes == size)) for size in range(2, int(sizes.max(initial=0)) + 1))
+        return tuple(np.stack([members, self.rest[members], self.bit[members]]) for members in chosen)
 
 
 def _refuse_too_large(problem: Problem, pairs: Couplings) -> None:
@@ -145,9 +145,9 @@ def _refuse_too_large(problem: Problem, pairs: Couplings) -> None:
 
 def _subsets(size: int, codes: Integers | None = None) -> Floats:
     """``(size - 1, codes)``: whether a monomial S = 1 … size − 1 is 1 at a code: whether S ⊆ code."""
-    some = np.arange(size) if codes is None else codes
+    codes = np.arange(size) if codes is None else codes
     letters = np.arange(1, size)[:, None]
-    return np.asarray((letters & some) == letters, dtype=np.float64)
+    return np.asarray((letters & codes) == letters, dtype=np.float64)
 
 
 def _indicators(size: int) -> Floats:
@@ -160,10 +160,10 @@ def _indicators(size: int) -> Floats:
 def _extrapolations(size: int) -> Floats:
     """``(size, unused codes)``: what the options' indicators come to at a code ≥ size, less the last option."""
     unused = np.arange(size, 1 << int(size - 1).bit_length())
-    found = _indicators(size) @ _subsets(size, unused)
-    found[0] += 1.0
-    found[-1] -= 1.0
-    return found
+    weights = _indicators(size) @ _subsets(size, unused)
+    weights[0] += 1.0
+    weights[-1] -= 1.0
+    return weights
 
 
 def _tiled(problem: Problem, order: Integers, starts: Integers, block: Callable[[int], Floats]) -> Any:
@@ -171,12 +171,12 @@ def _tiled(problem: Problem, order: Integers, starts: Integers, block: Callable[
     sizes = np.diff(problem.group_offsets)
     values, rows, columns, width = [], [], [], 0
     for size in np.unique(sizes):
-        one, groups = block(int(size)), np.flatnonzero(sizes == size)
-        row, column = np.nonzero(one)
-        values.append(np.tile(one[row, column], len(groups)))
+        matrix, groups = block(int(size)), np.flatnonzero(sizes == size)
+        row, column = np.nonzero(matrix)
+        values.append(np.tile(matrix[row, column], len(groups)))
         rows.append(order[problem.group_offsets[groups][:, None] + row].ravel())
         columns.append((starts[groups][:, None] + column).ravel())
-        width = max(width, int(starts[groups[-1]]) + one.shape[1])
+        width = max(width, int(starts[groups[-1]]) + matrix.shape[1])
     shape = (problem.num_options, width)
     return sparse(np.concatenate(values), np.concatenate(rows), np.concatenate(columns), shape)
 
@@ -197,12 +197,12 @@ def _cleaned(form: Quadratic, matrix: Any, constant: Floats) -> Quadratic:
 def _forbidden(problem: Problem, letters: _Letters) -> tuple[Integers, Integers, Integers]:
     """``(group, letter of H_i, letter of bit i)`` for every zero bit i of every group's n − 1."""
     last = np.diff(problem.group_offsets) - 1
-    found = []
+    terms = []
     for i in range(int(last.max()).bit_length() - 1):
         group = np.flatnonzero((last >> i & 1 == 0) & (last >> i > 0))
         above = last[group] >> (i + 1) << (i + 1)
-        found.append(np.stack([group, letters.starts[group] + above - 1, letters.starts[group] + (1 << i) - 1]))
-    group, prefix, bit = np.concatenate(found, axis=1) if found else np.zeros((3, 0), dtype=np.int64)
+        terms.append(np.stack([group, letters.starts[group] + above - 1, letters.starts[group] + (1 << i) - 1]))
+    group, prefix, bit = np.concatenate(terms, axis=1) if terms else np.zeros((3, 0), dtype=np.int64)
     return group, prefix, bit
 
 

@@ -36,12 +36,12 @@ def sufficient(problem: Problem, cost: Floats, pairs: Couplings) -> Floats:
     rows, columns, values = pairs
     felt = problem.group_of[np.concatenate([rows, columns])] * num_options + np.concatenate([columns, rows])
     keys, least, most = extremes(felt, np.concatenate([values, values]), lambda keys: sizes[keys // num_options])
-    group, other = keys // num_options, problem.group_of[keys % num_options]
-    blocks, spread = largest(group * num_groups + other, most - least)  # S_gh
+    group, other_group = keys // num_options, problem.group_of[keys % num_options]
+    blocks, spread = largest(group * num_groups + other_group, most - least)  # S_gh
     left, right = blocks // num_groups, blocks % num_groups
-    at = np.searchsorted(blocks, right * num_groups + left)  # a block's mirror image is among them
+    mirror = np.searchsorted(blocks, right * num_groups + left)  # a block's mirror image is among them
     wrong = (sizes - 1) // 2
-    felt_by = np.bincount(left, spread + wrong[right] * np.minimum(spread, spread[at]), minlength=num_groups)
+    felt_by = np.bincount(left, spread + wrong[right] * np.minimum(spread, spread[mirror]), minlength=num_groups)
     return above(np.maximum.reduceat(cost, problem.group_offsets[:-1]) + felt_by, cost)
 
 

@@ -51,8 +51,8 @@ def sufficient(problem: Problem, cost: Floats, pairs: Couplings) -> Floats:
     """Per group ``(G,)`` a penalty that makes every ground state valid; arguments as `encode`."""
     num_groups, group_of = problem.num_groups, problem.group_of
     rows, columns, values = pairs
-    option, other = np.concatenate([rows, columns]), group_of[np.concatenate([columns, rows])]
-    blocks, most = largest(option * num_groups + other, np.concatenate([values, values]))
+    option, other_group = np.concatenate([rows, columns]), group_of[np.concatenate([columns, rows])]
+    blocks, most = largest(option * num_groups + other_group, np.concatenate([values, values]))
     filling = cost + np.bincount(blocks // num_groups, weights=most, minlength=len(cost))
     fill = np.minimum.reduceat(filling, problem.group_offsets[:-1])
     blocks, gain = largest(group_of[rows] * num_groups + group_of[columns], -values)

@@ -53,20 +53,20 @@ def best_choice(network: FilterNetwork, gamma: float) -> FilterChoice:
     worth = network.worth(gamma)
     pruned, bits = [], np.zeros(len(network.layers), dtype=np.int64)
     removable = np.arange(network.high_bits - network.low_bits + 1)
-    for one in network.sets:
-        value = _count_losses(one)
+    for filter_set in network.sets:
+        value = _count_losses(filter_set)
         count = np.arange(len(value))
         chosen = {}
-        for place in one.layers:
+        for place in filter_set.layers:
             layer = network.layers[place]
             kept = layer.weights_per_filter * (network.high_bits - removable) + SCALE_BITS  # bits of a kept filter
             table = network.beta * (layer.bit_score * removable) ** 2 + worth * np.outer(len(value) - count, kept)
             chosen[place] = table.argmin(axis=1)
             value = value + table.min(axis=1)
         best = int(value.argmin())
-        pruned.append(_smallest(one, best))
-        for place, own in chosen.items():
-            bits[place] = network.high_bits - own[best]
+        pruned.append(_smallest(filter_set, best))
+        for place, removed in chosen.items():
+            bits[place] = network.high_bits - removed[best]
     return FilterChoice(pruned=tuple(pruned), bits=bits)
 
 
@@ -90,7 +90,7 @@ def fit_size(network: FilterNetwork, size_bytes: float) -> tuple[float, FilterCh
         return network.evaluate(best_choice(network, gamma))
 
     smallest = FilterChoice(
-        pruned=tuple(_smallest(one, len(one.scores) - 1) for one in network.sets),
+        pruned=tuple(_smallest(filter_set, len(filter_set.scores) - 1) for filter_set in network.sets),
         bits=np.full(len(network.layers), network.low_bits),
     )
     if not (least := network.evaluate(smallest).size_bytes) <= size_bytes:  # so that NaN is refused too
@@ -141,9 +141,9 @@ class FilterCounts:
         """The filters and bits that ``choice`` ``(G,)`` of the problem means."""
         flat, bits = self.problem.flat(choice), np.zeros(len(self.network.layers), dtype=np.int64)
         starts, pruned = self.problem.group_offsets, []
-        for place, one in enumerate(self.network.sets):
-            pruned.append(_smallest(one, int(self.counts[flat[place]])))
-            bits[list(one.layers)] = self.bits[place][flat[place] - starts[place]]
+        for place, filter_set in enumerate(self.network.sets):
+            pruned.append(_smallest(filter_set, int(self.counts[flat[place]])))
+            bits[list(filter_set.layers)] = self.bits[place][flat[place] - starts[place]]
         return FilterChoice(pruned=tuple(pruned), bits=bits)
 
 
@@ -167,9 +167,9 @@ def filter_counts(network: FilterNetwork, budget_bytes: float) -> FilterCounts:
     >>> counts.decode([4]).bits.tolist(), counts.problem.evaluate([4]).usage
     ([6], {'bytes': 111.0})
     """
-    tables = [_options(network, one) for one in network.sets]
+    tables = [_options(network, filter_set) for filter_set in network.sets]
     problem = prune_quantize(
-        [one.name for one in network.sets],
+        [filter_set.name for filter_set in network.sets],
         [_labels(counts, bits) for _, _, counts, bits in tables],
         np.concatenate([loss for _, loss, _, _ in tables]),
         {"bytes": np.concatenate([size for size, _, _, _ in tables])},
@@ -180,28 +180,28 @@ def filter_counts(network: FilterNetwork, budget_bytes: float) -> FilterCounts:
     return FilterCounts(problem=problem, network=network, counts=counts, bits=tuple(bits for *_, bits in tables))
 
 
-def _options(network: FilterNetwork, one: FilterSet) -> tuple[Integers, Floats, Integers, Integers]:
+def _options(network: FilterNetwork, filter_set: FilterSet) -> tuple[Integers, Floats, Integers, Integers]:
     """The Pareto-optimal bytes, losses, counts ``(n,)`` and bits ``(n, layers)`` of a set, by rising bytes."""
     widths = np.arange(network.low_bits, network.high_bits + 1)
-    found = []
-    for count, pruned_loss in enumerate(_count_losses(one)):
+    columns = []
+    for count, pruned_loss in enumerate(_count_losses(filter_set)):
         size, loss, bits = np.zeros(1, dtype=np.int64), np.array([pruned_loss]), np.zeros((1, 0), dtype=np.int64)
-        for place in one.layers:
+        for place in filter_set.layers:
             layer = network.layers[place]
-            own = stored_bytes(len(one.scores), layer.weights_per_filter, count, widths)
+            stored = stored_bytes(len(filter_set.scores), layer.weights_per_filter, count, widths)
             rise = network.beta * (layer.bit_score * (network.high_bits - widths)) ** 2
             if len(size) * len(widths) > MAX_OPTIONS:
                 raise EncodingError(
-                    f"the bits of the layers of {one.name!r} combine to more than {MAX_OPTIONS:,} options; "
+                    f"the bits of the layers of {filter_set.name!r} combine to more than {MAX_OPTIONS:,} options; "
                     "give fewer bit-widths, or use filter_problem()"
                 )
-            size = np.add.outer(size, own).ravel()
+            size = np.add.outer(size, stored).ravel()
             loss = np.add.outer(loss, rise).ravel()
             bits = np.column_stack([np.repeat(bits, len(widths), axis=0), np.tile(widths, len(bits))])
             kept = _pareto(size, loss)
             size, loss, bits = size[kept], loss[kept], bits[kept]
-        found.append((size, loss, np.full(len(size), count), bits))
-    size, loss, counts, bits = (np.concatenate(column) for column in zip(*found, strict=True))
+        columns.append((size, loss, np.full(len(size), count), bits))
+    size, loss, counts, bits = (np.concatenate(column) for column in zip(*columns, strict=True))
     kept = _pareto(size, loss)
     return size[kept], loss[kept], counts[kept], bits[kept]
 
@@ -216,17 +216,17 @@ def _pareto(size: Integers, loss: Floats) -> Integers:
 
 def _labels(counts: Integers, bits: Integers) -> list[str]:
     return [
-        f"{count} pruned, {'/'.join(map(str, own))} bits"
-        for count, own in zip(counts.tolist(), bits.tolist(), strict=True)
+        f"{count} pruned, {'/'.join(map(str, widths))} bits"
+        for count, widths in zip(counts.tolist(), bits.tolist(), strict=True)
     ]
 
 
-def _count_losses(one: FilterSet) -> Floats:
+def _count_losses(filter_set: FilterSet) -> Floats:
     """``(N,)`` L_p of a set by the number of filters pruned, 0 to N - 1: those of smallest score."""
-    return np.asarray(np.square(np.concatenate([[0.0], np.cumsum(one.scores[one.order[:-1]])])))
+    return np.asarray(np.square(np.concatenate([[0.0], np.cumsum(filter_set.scores[filter_set.order[:-1]])])))
 
 
-def _smallest(one: FilterSet, count: int) -> NDArray[np.bool_]:
-    pruned = np.zeros(len(one.scores), dtype=np.bool_)
-    pruned[one.order[:count]] = True
+def _smallest(filter_set: FilterSet, count: int) -> NDArray[np.bool_]:
+    pruned = np.zeros(len(filter_set.scores), dtype=np.bool_)
+    pruned[filter_set.order[:count]] = True
     return pruned

@@ -105,17 +105,19 @@ def filter_problem(network: FilterNetwork, gamma: float) -> FilterProblem:
     prune = 2 * np.arange(count) + 1  # flat option of every "prune"
     cost, factor = [np.zeros(2 * count)], np.zeros((2 * count + len(removed) * len(network.layers), len(network.sets)))
     groups, entries, start = [], [], 0
-    for column, one in enumerate(network.sets):
-        own, scores = prune[start : start + len(one.prunable)], one.scores[one.prunable]
-        groups += [f"{one.name}[{index}]" for index in one.prunable]
-        cost[0][own] = np.square(scores) - worth * _filter_bits(network, one.layers)
-        factor[own, column] = np.sqrt(2.0) * scores  # a pair of one set adds 2·score·score
-        for place in one.layers:
+    for column, filter_set in enumerate(network.sets):
+        options, scores = prune[start : start + len(filter_set.prunable)], filter_set.scores[filter_set.prunable]
+        groups += [f"{filter_set.name}[{index}]" for index in filter_set.prunable]
+        cost[0][options] = np.square(scores) - worth * _filter_bits(network, filter_set.layers)
+        factor[options, column] = np.sqrt(2.0) * scores  # a pair of one set adds 2·score·score
+        for place in filter_set.layers:
             places = 2 * count + place * len(removed) + removed[1:]  # nothing removed joins nothing
             value = worth * network.layers[place].weights_per_filter * removed[1:]
-            entries.append((np.repeat(own, len(places)), np.tile(places, len(own)), np.tile(value, len(own))))
-        start += len(own)
-    set_of = {place: one for one in network.sets for place in one.layers}
+            entries.append(
+                (np.repeat(options, len(places)), np.tile(places, len(options)), np.tile(value, len(options)))
+            )
+        start += len(options)
+    set_of = {place: filter_set for filter_set in network.sets for place in filter_set.layers}
     for place, layer in enumerate(network.layers):
         saved = len(set_of[place].scores) * layer.weights_per_filter * removed
         cost.append(network.beta * np.square(layer.bit_score * removed) - worth * saved)
@@ -154,7 +156,7 @@ def filter_bqm(network: FilterNetwork, gamma: float) -> FilterBqm:
     import dimod
 
     worth, weights, count = network.worth(gamma), code_weights(network.high_bits - network.low_bits), 0
-    pairs = sum(len(one.prunable) * (len(one.prunable) - 1) // 2 for one in network.sets)
+    pairs = sum(len(filter_set.prunable) * (len(filter_set.prunable) - 1) // 2 for filter_set in network.sets)
     if pairs > MAX_PAIRS:
         raise EncodingError(
             f"every set of filters is coupled completely: {pairs} pairs, more than {MAX_PAIRS}; "
@@ -163,15 +165,15 @@ def filter_bqm(network: FilterNetwork, gamma: float) -> FilterBqm:
     linear = np.zeros(network.num_prunable + len(weights) * len(network.layers))
     first, second = np.triu_indices(len(weights), 1)
     terms: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = []
-    for one in network.sets:
-        filters, scores = count + np.arange(len(one.prunable)), one.scores[one.prunable]
-        linear[filters] = np.square(scores) - worth * _filter_bits(network, one.layers)
+    for filter_set in network.sets:
+        filters, scores = count + np.arange(len(filter_set.prunable)), filter_set.scores[filter_set.prunable]
+        linear[filters] = np.square(scores) - worth * _filter_bits(network, filter_set.layers)
         i, j = np.triu_indices(len(filters), 1)
         terms.append((filters[i], filters[j], 2 * scores[i] * scores[j]))
-        for place in one.layers:
+        for place in filter_set.layers:
             layer, code = network.layers[place], network.num_prunable + place * len(weights) + np.arange(len(weights))
             loss = network.beta * layer.bit_score**2
-            linear[code] = loss * weights**2 - worth * len(one.scores) * layer.weights_per_filter * weights
+            linear[code] = loss * weights**2 - worth * len(filter_set.scores) * layer.weights_per_filter * weights
             terms.append((code[first], code[second], 2 * loss * weights[first] * weights[second]))
             product = worth * layer.weights_per_filter * weights
             terms.append((np.repeat(filters, len(code)), np.tile(code, len(filters)), np.tile(product, len(filters))))
@@ -198,11 +200,11 @@ def _filter_bits(network: FilterNetwork, layers: tuple[int, ...]) -> int:
 
 def _spread(network: FilterNetwork, values: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], ...]:
     """Values of the prunable filters → for every set all its filters."""
-    ends = np.cumsum([len(one.prunable) for one in network.sets])
+    ends = np.cumsum([len(filter_set.prunable) for filter_set in network.sets])
     pruned = []
-    for one, own in zip(network.sets, np.split(values, ends[:-1]), strict=True):
-        pruned.append(np.zeros(len(one.scores), dtype=np.bool_))
-        pruned[-1][one.prunable] = own
+    for filter_set, chosen in zip(network.sets, np.split(values, ends[:-1]), strict=True):
+        pruned.append(np.zeros(len(filter_set.scores), dtype=np.bool_))
+        pruned[-1][filter_set.prunable] = chosen
     return tuple(pruned)
 
 
@@ -212,9 +214,12 @@ def _gathered(network: FilterNetwork, choice: FilterChoice) -> NDArray[np.bool_]
     Raises:
         InvalidProblemError: the filter that is always kept is pruned.
     """
-    for one, pruned in zip(network.sets, choice.pruned, strict=True):
-        if pruned[one.order[-1]]:
+    for filter_set, pruned in zip(network.sets, choice.pruned, strict=True):
+        if pruned[filter_set.order[-1]]:
             raise InvalidProblemError(
-                f"the choice prunes filter {one.order[-1]} of {one.name!r}, whose score is the largest: it always stays"
+                f"the choice prunes filter {filter_set.order[-1]} of {filter_set.name!r}, whose score is the largest: "
+                "it always stays"
             )
-    return np.concatenate([pruned[one.prunable] for one, pruned in zip(network.sets, choice.pruned, strict=True)])
+    return np.concatenate(
+        [pruned[filter_set.prunable] for filter_set, pruned in zip(network.sets, choice.pruned, strict=True)]
+    )

@@ -182,7 +182,7 @@ class FilterNetwork:
     @property
     def num_prunable(self) -> int:
         """Filters (of sets, not of layers) that may be pruned."""
-        return sum(len(one.scores) - 1 for one in self.sets)
+        return sum(len(filter_set.scores) - 1 for filter_set in self.sets)
 
     def worth(self, gamma: float) -> float:
         """γ for each stored bit.
@@ -203,9 +203,9 @@ class FilterNetwork:
         self.require(choice)
         prune_loss = bit_loss = 0.0
         stored, size_bytes = 0, self.fixed_bytes
-        for one, pruned in zip(self.sets, choice.pruned, strict=True):
-            prune_loss += float(one.scores[pruned].sum()) ** 2
-            for layer, bits in ((self.layers[place], int(choice.bits[place])) for place in one.layers):
+        for filter_set, pruned in zip(self.sets, choice.pruned, strict=True):
+            prune_loss += float(filter_set.scores[pruned].sum()) ** 2
+            for layer, bits in ((self.layers[place], int(choice.bits[place])) for place in filter_set.layers):
                 bit_loss += (layer.bit_score * (self.high_bits - bits)) ** 2
                 stored += int((~pruned).sum()) * (layer.weights_per_filter * bits + SCALE_BITS)
                 size_bytes += int(stored_bytes(len(pruned), layer.weights_per_filter, int(pruned.sum()), bits))
@@ -217,18 +217,23 @@ class FilterNetwork:
 
     def require(self, choice: FilterChoice) -> None:
         """Refuse a choice that is none of this network's (see `evaluate`)."""
-        shapes, found = [one.scores.shape for one in self.sets], [pruned.shape for pruned in choice.pruned]
-        if found != shapes or choice.bits.shape != (len(self.layers),):
+        shapes, given = (
+            [filter_set.scores.shape for filter_set in self.sets],
+            [pruned.shape for pruned in choice.pruned],
+        )
+        if given != shapes or choice.bits.shape != (len(self.layers),):
             raise InvalidProblemError(
-                f"the choice is for sets of filters of shapes {found} and layers of shape {choice.bits.shape}, "
+                f"the choice is for sets of filters of shapes {given} and layers of shape {choice.bits.shape}, "
                 f"the network has sets of shapes {shapes} and {len(self.layers)} layers"
             )
-        if whole := [one.name for one, pruned in zip(self.sets, choice.pruned, strict=True) if pruned.all()]:
-            raise InvalidProblemError(f"the choice prunes every filter of {whole[0]!r}; at least one must stay")
+        if emptied := [
+            filter_set.name for filter_set, pruned in zip(self.sets, choice.pruned, strict=True) if pruned.all()
+        ]:
+            raise InvalidProblemError(f"the choice prunes every filter of {emptied[0]!r}; at least one must stay")
         if (wrong := (choice.bits < self.low_bits) | (choice.bits > self.high_bits)).any():
-            at = int(np.argmax(wrong))
+            layer = int(np.argmax(wrong))
             raise InvalidProblemError(
-                f"the choice gives {self.layers[at].name!r} {choice.bits[at]} bits, "
+                f"the choice gives {self.layers[layer].name!r} {choice.bits[layer]} bits, "
                 f"allowed are {self.low_bits} to {self.high_bits}"
             )
 
@@ -249,13 +254,13 @@ def _sets(layers: Sequence[FilterLayer]) -> tuple[FilterSet, ...]:
     places: dict[str, list[int]] = {}
     for place, layer in enumerate(layers):
         places.setdefault(layer.tied, []).append(place)
-    found = []
-    for name, own in places.items():
-        counts = {layers[place].name: len(layers[place].scores) for place in own}
+    sets = []
+    for name, members in places.items():
+        counts = {layers[place].name: len(layers[place].scores) for place in members}
         if len(set(counts.values())) > 1:
             raise InvalidProblemError(f"tied layers must have equally many filters, found {counts} in {name!r}")
-        scores = np.sum([layers[place].scores for place in own], axis=0)
+        scores = np.sum([layers[place].scores for place in members], axis=0)
         order = np.argsort(scores, kind="stable")
         scores.flags.writeable = order.flags.writeable = False
-        found.append(FilterSet(name=name, layers=tuple(own), scores=scores, order=order))
-    return tuple(found)
+        sets.append(FilterSet(name=name, layers=tuple(members), scores=scores, order=order))
+    return tuple(sets)
