@@ -262,26 +262,7 @@ def make_report(
     ``stored`` says how every part is stored in the end, where that may not be as it was chosen: what was trained is
     rounded to nearest.
     """
-    assert solution.choice is not None  # noqa: S101
     assert solution.objective is not None  # noqa: S101
-    chosen = problem.flat(solution.choice)
-    before, after = (bytes_of_parts(problem, flat) for flat in (problem.group_offsets[:-1], chosen))
-    parts = tuple(
-        PartReport(
-            name=part.name,
-            option=(options[local] if stored is None else stored[index]).label,
-            bytes_before=(
-                float(before[index])
-                if measurement.sets
-                else float(part.target.num_weights * part.target.dtype.itemsize)
-            ),
-            bytes_after=float(after[index]),
-            loss_alone=float(problem.cost[flat]),
-        )
-        for index, (part, options, local, flat) in enumerate(
-            zip(measurement.parts, measurement.transforms, solution.choice.tolist(), chosen, strict=True)
-        )
-    )
     return Report(
         loss=measurement.loss,
         loss_predicted=solution.objective,
@@ -298,7 +279,7 @@ def make_report(
         budgets=dict(problem.budgets),
         metric_before=metric_before,
         metric_after=metric_after,
-        parts=parts,
+        parts=_parts(measurement, problem, solution, stored),
         skipped={item.name: item.reason for item in measurement.skipped},
         refined=None if refined is None else refined.to_json(),
         smallest=None if smallest is None else smallest.to_json(),
@@ -308,4 +289,29 @@ def make_report(
         undecided=() if guarded is None else guarded.undecided,
         chosen=None if guarded is None else guarded.best.name,
         warnings=tuple(warnings),
+    )
+
+
+def _parts(
+    measurement: Measurement, problem: Problem, solution: Solution, stored: Sequence[Transform] | None
+) -> tuple[PartReport, ...]:
+    """Every part's choice; see `make_report`."""
+    assert solution.choice is not None  # noqa: S101
+    chosen = problem.flat(solution.choice)
+    before, after = (bytes_of_parts(problem, flat) for flat in (problem.group_offsets[:-1], chosen))
+    return tuple(
+        PartReport(
+            name=part.name,
+            option=(options[local] if stored is None else stored[index]).label,
+            bytes_before=(
+                float(before[index])
+                if measurement.sets
+                else float(part.target.num_weights * part.target.dtype.itemsize)
+            ),
+            bytes_after=float(after[index]),
+            loss_alone=float(problem.cost[flat]),
+        )
+        for index, (part, options, local, flat) in enumerate(
+            zip(measurement.parts, measurement.transforms, solution.choice.tolist(), chosen, strict=True)
+        )
     )

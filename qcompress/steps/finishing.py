@@ -133,11 +133,16 @@ def reported(
     if FILE_BYTES in report.usage and request.engine is None:  # room was left for it: what it really is
         size = float(compressed_size(smaller).file_bytes)
         report = replace(report, usage={**report.usage, FILE_BYTES: size})
+    _keep(report, run)
+    return report
+
+
+def _keep(report: Report, run: RunFolder) -> None:
+    """Write the report into the run's folder, as JSON and for people."""
     if run.path is not None:
         report.save(run.path / "report.json")
         with replacing(run.path / "summary.md") as file:
             file.write(report.to_markdown().encode())
-    return report
 
 
 def _metric(value: Any) -> float:
