@@ -2,6 +2,7 @@
 
     python -m benchmarks.engine_fuzz onnxruntime [--runs 1000] [--start 1000]
     python -m benchmarks.engine_fuzz compressed-tensors
+    python -m benchmarks.engine_fuzz llama.cpp
 
 The models are those of the tests: every kind of layer, shapes that are multiples of nothing, bias or none, tied and
 shared weights. A failure is printed with its seed; the last line counts them.
@@ -12,9 +13,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.engines import test_compressed_tensors, test_onnxruntime
+from tests.engines import test_compressed_tensors, test_llama_cpp, test_onnxruntime
 
-RUNS = {"onnxruntime": test_onnxruntime.one_run, "compressed-tensors": test_compressed_tensors.one_run}
+RUNS = {
+    "onnxruntime": test_onnxruntime.one_run,
+    "compressed-tensors": test_compressed_tensors.one_run,
+    "llama.cpp": test_llama_cpp.one_run,
+}
 
 
 def main() -> None:

@@ -1,26 +1,36 @@
 """SmolLM2-135M as GGUF: mixtures of ggml's types chosen by a proven optimum, against llama.cpp's presets.
 
     python -m benchmarks.smollm2_gguf --model FOLDER --text FILE [--folder RUN] [--windows 24] [--preset NAME …]
+    python -m benchmarks.smollm2_gguf --model FOLDER --text FILE --compensated
 
 FOLDER has the model in Hugging Face's form and ``model-f16.gguf``, whose head is taken over; FILE has plain text, which
 is cut into windows of 512 tokens: 200 to 215 judge, and ``--windows`` others, evenly spread, are measured on. At the
 tensor bytes of each preset the choice of the least predicted loss is written to RUN, and its KL divergence to the float
-model stated. The presets' own numbers were taken on the same windows with ``llama-quantize`` and an importance matrix
-of 24 windows.
+model stated. With ``--compensated`` codes, scales and offsets are chosen here on the second moments of the layers'
+inputs, else by ggml. The presets' own numbers were taken on the same windows with ``llama-quantize`` and an importance
+matrix of 24 windows. Times are of this machine: once for everything (moments, encoding of all options, costs, in
+``measure_s``), then for each size solving and writing; ``ggml_s`` is what ggml's own encoders take for the mixture that
+was chosen, with an importance matrix that is at hand, which is what ``llama-quantize`` spends its time on.
 """
 
 import argparse
+import dataclasses
 import time
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 import qcompress
 from benchmarks.tables import markdown, write_results
+from formulations.files import read_json, write_json
 from qcompress.engines.legal import for_engine
 from qcompress.engines.llama_cpp.container import head as gguf_head
 from qcompress.engines.llama_cpp.content import entries, head_of, values_of
 from qcompress.engines.llama_cpp.engine import LlamaCpp
+from qcompress.options import Options, gguf_types
+from qcompress.transforms.base import Keep
+from qcompress.transforms.ggml.gguf_type import GgufType
 
 PRESETS = {  # name → bytes of its tensors, KL in nats a token
     "IQ3_XXS": (85_171_968, 0.2046),
@@ -31,6 +41,7 @@ PRESETS = {  # name → bytes of its tensors, KL in nats a token
     "Q4_K_S": (100_253_952, 0.0536),
 }
 LENGTH, JUDGED = 512, range(200, 216)
+COMPENSATED = ("Q5_K", "Q4_K", "IQ4_XS", "Q3_K")  # once compensated, others lose more in as many bytes
 
 
 def windows(folder: Path, text: Path, count: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -44,6 +55,48 @@ def windows(folder: Path, text: Path, count: int) -> tuple[list[torch.Tensor], l
     return [whole[number] for number in chosen], [whole[number] for number in JUDGED]
 
 
+def measured(model: torch.nn.Module, data: list[torch.Tensor], options: Options, file: Path) -> qcompress.Measurement:
+    """The measurement with its encoded options, which are kept beside it: a run that was cut goes on from them."""
+    codes, times = file.with_suffix(".safetensors"), file.with_suffix(".json")
+    if file.exists():
+        measurement = qcompress.Measurement.load(file)
+    else:
+        start = time.perf_counter()
+        measurement = qcompress.measure(
+            model, data, options, method="sampled", cache=file.with_suffix(".part"),
+            on_progress=lambda done: print(f"window {done.batches}, {done.elapsed_s:.0f} s", flush=True),
+            on_encode=lambda done: print(f"{done.part}, {done.elapsed_s:.0f} s", flush=True),
+        )  # fmt: skip
+        save_file(
+            {f"{part} {option} {key}": array for (part, option), stored in measurement.codes.items()
+             for key, array in stored.items()}, codes,
+        )  # fmt: skip
+        write_json(times, {"measure_s": time.perf_counter() - start})
+        measurement.save(file)
+    if codes.exists():
+        known: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
+        for name, array in load_file(codes).items():
+            part, option, key = name.split()
+            known.setdefault((int(part), int(option)), {})[key] = array
+        measurement = dataclasses.replace(measurement, codes=known)
+    return measurement
+
+
+def ggml_seconds(model: torch.nn.Module, measurement: qcompress.Measurement, solution: qcompress.Solution) -> float:
+    """What ggml takes to encode a mixture of types."""
+    assert solution.choice is not None
+    start = time.perf_counter()
+    for options, option, weight in zip(
+        measurement.transforms, solution.choice, measurement.weights(model), strict=True
+    ):
+        transform = options[option]
+        if isinstance(transform, GgufType):
+            transform.nearest.encode(weight)
+        else:
+            assert isinstance(transform, Keep)
+    return time.perf_counter() - start
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of the model")
@@ -51,42 +104,46 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/smollm2"), help="where everything is kept")
     parser.add_argument("--windows", type=int, default=24, help="windows to measure on")
     parser.add_argument("--preset", action="append", choices=PRESETS, help="only these")
+    parser.add_argument("--compensated", action="store_true", help="codes that make up for each other")
     words = parser.parse_args()
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(words.model, dtype=torch.float32).eval()
     data, judges = windows(words.model, words.text, words.windows)
     words.folder.mkdir(parents=True, exist_ok=True)
-    engine, start = LlamaCpp(source=str(words.model / "model-f16.gguf")), time.perf_counter()
-    file = words.folder / "measurement.npz"
-    if file.exists():
-        measurement = qcompress.Measurement.load(file)
-    else:
-        measurement = qcompress.measure(
-            model, data, engine.options(), method="sampled", cache=words.folder / "measurement.part",
-            on_progress=lambda done: print(f"window {done.batches}, {done.elapsed_s:.0f} s", flush=True),
-        )  # fmt: skip
-        measurement.save(file)
-        print(f"measured in {time.perf_counter() - start:.0f} s: {len(measurement.cost)} options", flush=True)
+    engine = LlamaCpp(source=str(words.model / "model-f16.gguf"))
+    name = "smollm2_gguf_compensated" if words.compensated else "smollm2_gguf"
+    options = (
+        gguf_types(COMPENSATED, compensated=True) + gguf_types(("Q6_K",)) if words.compensated else engine.options()
+    )
+    file = words.folder / f"measurement{'_compensated' if words.compensated else ''}.npz"
+    measurement, times = measured(model, data, options, file), file.with_suffix(".json")
+    measure_s = read_json(times, "times of a benchmark")["measure_s"] if times.exists() else None
     legal = for_engine(engine, model, measurement)
     content = head_of(model, engine.source)
     head_bytes = len(gguf_head(values_of(content), [entry.plan for entry in entries(model, content)]))
-    rows = []
+    results = words.folder / f"{name}.json"
+    rows = read_json(results, "rows of a benchmark")["rows"] if results.exists() else []
     for preset in words.preset or PRESETS:
+        if any(row["preset"] == preset for row in rows):
+            continue
         tensor_bytes, preset_kl = PRESETS[preset]
         problem = qcompress.formulate(legal, {"file_bytes": tensor_bytes + head_bytes}, pairs=False)
         solution = qcompress.solve(problem, "milp", time_limit=60)
+        start = time.perf_counter()
         smaller = qcompress.apply(model, legal, solution)
-        written = qcompress.export(smaller, words.folder / f"{preset}.gguf", target=engine)
+        written = qcompress.export(smaller, words.folder / f"{name}_{preset}.gguf", target=engine)
+        write_s = time.perf_counter() - start
         assert written.size_bytes == solution.usage["file_bytes"]
         kl = qcompress.mean_loss(model, smaller, judges)
         rows.append({
             "preset": preset, "tensor_bytes": written.size_bytes - head_bytes, "preset_kl": preset_kl,
             "predicted": solution.objective, "gap": solution.gap, "kl": kl, "ratio": kl / preset_kl,
-            "solve_s": solution.wall_s,
+            "measure_s": measure_s, "solve_s": solution.wall_s, "write_s": write_s,
+            "ggml_s": ggml_seconds(model, legal, solution),
         })  # fmt: skip
         table = markdown(rows, {key: key for key in rows[0]})
-        write_results(words.folder, "smollm2_gguf", rows, table)
+        write_results(words.folder, name, rows, table)
         print(table, flush=True)
 
 

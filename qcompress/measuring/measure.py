@@ -139,7 +139,7 @@ def measure(
         require_memory(forecast_bytes(calibrated))
         moments, num_inputs = second_moments(model, calibrated, batches, run) if calibrated else ({}, {})
         weighed = [part for part in inventory.parts if per_part[part.name].need_squares(part.target)]
-        squares = input_squares(model, weighed, batches, run) if weighed else {}
+        squares = input_squares(model, weighed, batches, run, moments) if weighed else {}
         ranged = [part for part in inventory.parts if per_part[part.name].need_ranges(part.target)]
         ranges = activation_ranges(model, ranged, batches, run) if ranged else {}
         candidates, errors = fitted(

@@ -36,7 +36,7 @@ def forecast_bytes(parts: Iterable[Part]) -> dict[str, int]:
     """
     sizes = {}
     for part in parts:
-        embedded = part.target.layer == "Embedding"
+        embedded = part.target.layer == "Embedding" and not part.target.head
         numbers = part.target.channels if embedded else part.target.per_channel**2 * part.target.input_groups
         sizes[part.modules[0]] = 12 * numbers
     return sizes
@@ -48,8 +48,8 @@ def second_moments(
     """``E[x xᵀ]`` of what goes into the layers of parts: ``(per_channel, per_channel)`` float32 on the CPU.
 
     Layers that are given the very same inputs, as those of queries, keys and values, share one matrix. Of an Embedding
-    ``(channels,)``: the diagonal; of a grouped convolution ``(groups, per_channel, per_channel)``. A block of a
-    vocabulary has its frequencies from `split_vocabulary_`.
+    ``(channels,)``: the diagonal, or those of the Linear layers that share its weight; of a grouped convolution
+    ``(groups, per_channel, per_channel)``. A block of a vocabulary has its frequencies from `split_vocabulary_`.
 
     Args:
         model: as in `measure`.
@@ -153,9 +153,14 @@ def _summed(
 ) -> _Summed:
     sums, inputs = _Summed(), _Inputs()
     last: dict[str, int] = {}  # layer → the input that it last shared
+    heads = {
+        modules[0] for modules in wanted if any(isinstance(model.get_submodule(path), nn.Linear) for path in modules)
+    }
 
     def add(name: str, module: nn.Module, given: Tensor) -> None:
         leader = together[name]
+        if isinstance(module, nn.Embedding) and name in heads:
+            return
         if isinstance(module, nn.Embedding):
             seen = torch.bincount(given.flatten(), minlength=module.num_embeddings).double()
             sums.totals[name] = sums.totals[name] + seen if name in sums.totals else seen

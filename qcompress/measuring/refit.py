@@ -52,7 +52,7 @@ def refit(
     weighed = [part for part in measurement.parts if part.modules[0] in measurement.squares]
     with forwards.evaluating(model):
         moments, num_inputs = second_moments(model, fitted, data, run) if fitted else ({}, {})
-        squares = input_squares(model, weighed, data, run) if weighed else {}
+        squares = input_squares(model, weighed, data, run, moments) if weighed else {}
     shared = {id(own): own.numpy() for own in moments.values()}  # layers with the same inputs share one
     return replace(
         measurement,

@@ -4,7 +4,8 @@ One pass over the data adds up ``x²`` of every input row of the dense layers th
 also the output layer has the squares of what that layer is given. No activations are kept, one number a column is.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,7 +18,11 @@ from qcompress.model.parts import Part
 
 
 def input_squares(
-    model: nn.Module, parts: Iterable[Part], data: Iterable[Any], forward: forwards.Forward | None
+    model: nn.Module,
+    parts: Iterable[Part],
+    data: Iterable[Any],
+    forward: forwards.Forward | None,
+    moments: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> dict[str, Tensor]:
     """``(per_channel,)`` float32 ``E[x²]`` by the path of a part's first module, where a dense layer has the weight.
 
@@ -26,6 +31,7 @@ def input_squares(
         parts: of it.
         data: batches.
         forward: how to run one.
+        moments: second moments of the same inputs by the same path, whose diagonals they are, as far as there are any.
 
     Raises:
         DataError: what goes into a layer is not finite.
@@ -35,6 +41,14 @@ def input_squares(
     >>> input_squares(model, survey(model, data).parts, data, None)
     {'0': tensor([5., 2.])}
     """
+    known = {
+        path: moments[path].diagonal().clone()
+        for path in dict.fromkeys(part.modules[0] for part in parts)
+        if path in moments and moments[path].ndim == 2
+    }
+    parts = [part for part in parts if part.modules[0] not in known]
+    if not parts:
+        return known
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
     hooks = []
@@ -58,4 +72,4 @@ def input_squares(
     for name, total in sums.items():
         if not bool(torch.isfinite(total).all()):
             raise DataError(f"what goes into {name!r} is not finite on the calibration data")
-    return {name: (total / counts[name]).float().cpu() for name, total in sums.items()}
+    return known | {name: (total / counts[name]).float().cpu() for name, total in sums.items()}

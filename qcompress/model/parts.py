@@ -331,6 +331,7 @@ def _blocks(model: nn.Module, modules: tuple[str, ...], calls: list[Calls], gran
             lookups=calls[0].lookups if replaceable else 0.0,
             common_input=layers.same_rows(sharing) and all(map(_has_common_input, sharing, calls)),
             input_groups=_input_groups(module, calls[0]) if whole and len(modules) == 1 else 1,
+            head=_is_head(sharing, calls),
         )
         name = modules[0] if whole else f"{modules[0]}[{start}:{stop}]"
         parts.append(Part(name=name, modules=modules, rows=None if whole else (start, stop), target=target))
@@ -339,6 +340,14 @@ def _blocks(model: nn.Module, modules: tuple[str, ...], calls: list[Calls], gran
 
 def _has_common_input(module: nn.Module, calls: Calls) -> bool:
     return _has_inputs(module, calls) and getattr(module, "groups", 1) == 1
+
+
+def _is_head(sharing: list[nn.Module], calls: list[Calls]) -> bool:
+    """Whether an Embedding and Linear layers share the weight, and it is known what goes into these."""
+    dense = [own for own in zip(sharing, calls, strict=True) if not isinstance(own[0], nn.Embedding)]
+    return 0 < len(dense) < len(sharing) and layers.same_rows(sharing) and all(
+        isinstance(module, nn.Linear) and _has_common_input(module, own) for module, own in dense
+    )  # fmt: skip
 
 
 def _input_groups(module: nn.Module, calls: Calls) -> int:

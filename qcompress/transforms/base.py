@@ -56,6 +56,7 @@ class Target:
         lookups: rows looked up per sample, of a replaceable Embedding.
         common_input: whether all rows are multiplied with the same input, of which `measure` can take the moments (a
             Linear layer or an ungrouped convolution).
+        head: whether the weight is that of an Embedding and of Linear layers, and their inputs are such.
     """
 
     layer: str
@@ -69,6 +70,7 @@ class Target:
     lookups: float = 0.0
     common_input: bool = False
     input_groups: int = 1
+    head: bool = False
 
     @property
     def num_weights(self) -> int:

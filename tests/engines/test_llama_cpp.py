@@ -1,5 +1,7 @@
 """The engine llama.cpp: any architecture it knows, any choice of types: as the emulation, in the predicted bytes."""
 
+import random
+
 import gguf
 import numpy as np
 import pytest
@@ -14,11 +16,14 @@ from qcompress.engines.llama_cpp.engine import LlamaCpp
 from qcompress.engines.llama_cpp.tokenizer import tokenizer_values
 from qcompress.errors import DataError, EngineError
 from qcompress.options import gguf_types
+from qcompress.transforms.ggml.types import TYPES
 from solvers import solve
-from tests.engines.tiny import KINDS, tiny, words
+from tests.engines.random_models import random_choice
+from tests.engines.tiny import KINDS, any_tiny, tiny, words
 from tests.measurements import measured, solution
 
 ENGINE = LlamaCpp(threads=1)
+TYPE_NAMES = [name for name in TYPES if name != "F32"]
 
 
 @pytest.fixture
@@ -32,6 +37,29 @@ def any_choice(model, seed, options=None):
     draw = np.random.default_rng(seed)
     choice = [int(draw.integers(len(options))) for options in sizes.transforms]
     return qcompress.apply(model, sizes, solution(choice)), sizes, choice
+
+
+def one_run(seed, folder):
+    """A random model and choice, of ggml's encoders or ours, written and run."""
+    rng = random.Random(seed)  # noqa: S311
+    model = any_tiny(rng, folder / "model")
+    engine = LlamaCpp(threads=1)
+    compensated = rng.random() < 0.5
+    options = gguf_types(rng.sample(TYPE_NAMES, 4), compensated=compensated)
+    batch = {"input_ids": words(seed)}
+    legal = for_engine(engine, model, measured_on(model, batch, options))
+    choice = random_choice(engine, legal, rng)
+    smaller = qcompress.apply(model, legal, solution(choice))
+    file = qcompress.export(smaller, folder / "small.gguf", target=engine)
+    predicted = qcompress.formulate(legal, {FILE_BYTES: 1.0}, pairs=False).evaluate(choice).usage[FILE_BYTES]
+    assert file.size_bytes == predicted, (seed, file.size_bytes, predicted)
+    found = qcompress.verify(file.path, smaller, [words(seed, samples=1, length=rng.choice([1, 9]))], target=engine)
+    assert found.ok, (seed, found.why_not)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_random_model_runs_in_the_predicted_bytes(seed, tmp_path):
+    one_run(seed, tmp_path)
 
 
 def measured_sizes(model, options=None):

@@ -1,5 +1,6 @@
 """Tiny language models of random weights with a tokenizer of their own, as folders of Hugging Face files."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def write_word_pieces(folder: Path) -> None:
     whole.save_pretrained(folder)
 
 
-def tiny(kind: str, folder: Path, seed: int = 0, **changes: Any) -> nn.Module:
+def tiny(kind: str, folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> nn.Module:
     """A model of random weights, loaded from ``folder``, where it is written to first."""
     import transformers
 
@@ -73,7 +74,29 @@ def tiny(kind: str, folder: Path, seed: int = 0, **changes: Any) -> nn.Module:
                 parameter.mul_(4.0)  # from outputs that are all alike to ones that tell words apart
     model.save_pretrained(folder)
     (write_word_pieces if kind == "bert" else write_tokenizer)(folder)
-    return factory.from_pretrained(folder, dtype=torch.float32).eval()
+    return factory.from_pretrained(folder, dtype=dtype).eval()
+
+
+def any_tiny(rng: random.Random, folder: Path) -> nn.Module:
+    """One of any architecture and shape that llama.cpp runs, in any precision; widths fit few types or all."""
+    kind = rng.choice(list(KINDS))
+    heads, head_dim = rng.choice([(2, 16), (4, 16), (2, 32), (3, 32), (5, 8), (4, 64)])
+    changes: dict[str, Any] = {
+        "hidden_size": heads * head_dim,
+        "num_attention_heads": heads,
+        "intermediate_size": rng.choice([32, 50, 96, 160, 256]),
+        "num_hidden_layers": rng.choice([1, 1, 2]),
+        "vocab_size": WORDS + rng.choice([0, 0, 1, 13]),
+    }
+    if kind != "bert":
+        changes |= {
+            "num_key_value_heads": rng.choice([own for own in (1, 2, 4, heads) if heads % own == 0]),
+            "tie_word_embeddings": rng.random() < 0.5 if kind != "phi3" else False,
+        }
+        changes |= {"head_dim": head_dim} if "head_dim" in KINDS[kind] else {}
+        changes |= {"query_pre_attn_scalar": head_dim} if "query_pre_attn_scalar" in KINDS[kind] else {}
+    dtype = rng.choice([torch.float32, torch.float32, torch.bfloat16, torch.float16])
+    return tiny(kind, folder, rng.randrange(10**6), dtype=dtype, **changes)
 
 
 def words(seed: int, samples: int = 2, length: int = 12) -> torch.Tensor:

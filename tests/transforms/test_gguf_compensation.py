@@ -11,9 +11,12 @@ from qcompress.errors import OptionsError
 from qcompress.options import gguf_types, transform_from_json
 from qcompress.transforms.base import Target, Weight
 from qcompress.transforms.ggml import library
-from qcompress.transforms.ggml.codes import FORMATS, lines, put, with_scales
+from qcompress.transforms.ggml.codes import FORMATS, put, scales_of
 from qcompress.transforms.ggml.gguf_type import GgufType
-from qcompress.transforms.ggml.types import LINEAR, TYPES
+from qcompress.transforms.ggml.scales import Scales
+from qcompress.transforms.ggml.types import COMPENSATED, TYPES
+from qcompress.transforms.quantize import compensation
+from tests.models import TiedLanguageModel
 
 
 def calibrated(channels=8, length=256, seed=0, inputs=2000):
@@ -28,33 +31,48 @@ def calibrated(channels=8, length=256, seed=0, inputs=2000):
     return Weight(rows, target, x.T @ x / inputs, inputs, x.square().mean(0))
 
 
-def test_every_linear_type_has_its_layout():
-    assert set(FORMATS) == set(LINEAR) <= set(TYPES)
+def any_scales(name, like, rng):
+    """Scales and offsets from all that can be written."""
+
+    def whole(span):
+        return rng.integers(span[0], span[1] + 1, like.steps.shape).astype(np.float32)
+
+    layout = FORMATS[name].scales
+    units = 2.0 ** rng.integers(-8, 8, like.units.shape) if layout.powers else rng.normal(size=like.units.shape)
+    offset = layout.lows is not None
+    return Scales(
+        units=units.astype(np.float16).astype(np.float32),
+        steps=whole(layout.steps),
+        low_units=rng.normal(size=units.shape).astype(np.float16).astype(np.float32) if offset else None,
+        lows=whole(layout.lows) if offset else None,
+    )
 
 
-@pytest.mark.parametrize("name", LINEAR)
+def test_every_type_that_is_compensated_has_its_layout():
+    assert set(FORMATS) == set(COMPENSATED) <= set(TYPES)
+
+
+@pytest.mark.parametrize("name", COMPENSATED)
 @pytest.mark.parametrize("seed", range(3))
-def test_codes_that_are_put_are_the_ones_that_gguf_reads(name, seed):
+def test_codes_scales_and_offsets_that_are_put_are_the_ones_that_gguf_reads(name, seed):
     rng, kind = np.random.default_rng(seed), FORMATS[name]
-    rows = rng.normal(size=(5, 512)).astype(np.float32)
-    blocks = library.encode(name, rows)
-    codes = rng.integers(0, kind.levels, size=rows.shape).astype(np.uint8)
-    offset, scales = lines(name, blocks, 512)
-    expected = offset + np.repeat(scales, kind.group, axis=1) * codes
-    found = gguf.quants.dequantize(put(name, blocks, codes), gguf.GGMLQuantizationType[name])
-    # offset and scale are differences of decoded float32 numbers: of their size times the largest code's rounding
-    np.testing.assert_allclose(found, expected, atol=1e-5 * float(np.abs(expected).max()))
+    blocks = library.encode(name, rng.normal(size=(5, 512)).astype(np.float32))
+    codes = rng.integers(0, len(kind.numbers), size=(5, 512)).astype(np.uint8)
+    scales = any_scales(name, scales_of(name, blocks), rng)
+    written = put(name, blocks, codes, scales)
+    numbers = np.array(kind.numbers, np.float32)[codes].reshape(-1, scales.steps.shape[1], kind.group)
+    expected = (scales.units[:, None] * scales.steps)[:, :, None] * numbers
+    if scales.lows is not None:
+        expected += (scales.low_units[:, None] * scales.lows)[:, :, None]
+    found = gguf.quants.dequantize(written, gguf.GGMLQuantizationType[name])
+    # products of a float16, a step and a code are exact in float32; one rounding is left in their sum
+    np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=0, atol=2e-7 * np.abs(expected).max())
+    again = scales_of(name, written)
+    for field in ("units", "steps", "low_units", "lows"):
+        assert np.array_equal(getattr(again, field), getattr(scales, field))
 
 
-@pytest.mark.parametrize("name", [name for name in LINEAR if FORMATS[name].free])
-def test_scales_that_are_put_are_the_ones_that_gguf_reads(name):
-    blocks = library.encode(name, np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32))
-    wanted = np.array([[0.5, 0.25], [1.0, -2.0], [4.0, 0.125]], np.float32)
-    found = lines(name, with_scales(name, blocks, wanted), 64)[1]
-    np.testing.assert_allclose(found, wanted, rtol=1e-6)
-
-
-@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("name", COMPENSATED)
 def test_compensated_rows_lose_less_on_their_inputs_in_the_same_bytes(name):
     weight = calibrated()
     plain, better = GgufType(name), GgufType(name, compensated=True)
@@ -66,12 +84,10 @@ def test_compensated_rows_lose_less_on_their_inputs_in_the_same_bytes(name):
     assert lost[better] < 0.8 * lost[plain]
 
 
-@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("name", COMPENSATED)
 def test_no_row_loses_more_than_ggmls(name):
     weight = calibrated(channels=32, seed=1, inputs=40)  # few inputs: what is shrunk counts
-    from qcompress.transforms.quantize.compensation import shrunk
-
-    curvature = shrunk(weight.moments, weight.num_inputs)
+    curvature = compensation.shrunk(weight.moments, weight.num_inputs)
     lost = []
     for one in (GgufType(name), GgufType(name, compensated=True)):
         change = (one.approximate(weight) - weight.rows).double()
@@ -79,12 +95,41 @@ def test_no_row_loses_more_than_ggmls(name):
     assert (lost[1] <= lost[0] * (1 + 1e-4)).all()  # float32 sums of 256 products
 
 
+@pytest.mark.parametrize("name", ["Q4_K", "Q3_K", "Q5_1", "IQ4_XS"])
+def test_scales_and_offsets_are_refitted_within_the_format(name):
+    weight = calibrated()
+    before = scales_of(name, GgufType(name).encode(weight)["blocks"].numpy())
+    after = scales_of(name, GgufType(name, compensated=True).encode(weight)["blocks"].numpy())
+    layout = FORMATS[name].scales
+    assert (before.units != after.units).any()
+    assert (before.steps != after.steps).any() == (layout.steps != (1, 1))
+    if layout.lows is not None:
+        assert (before.low_units != after.low_units).any()
+        assert (before.lows != after.lows).any() == (layout.lows != (1, 1))
+
+
+def test_a_refitted_factor_is_the_best_that_can_be_stored():
+    weight = calibrated(length=64)
+    rows, metric = weight.rows, weight.moments + 0.1 * torch.eye(64)
+    along, factors = rows + 0.3 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(1)), torch.ones(8, 2)
+    gradient = (rows - along * factors.repeat_interleave(32, 1)) @ metric
+    storable = lambda numbers: (4 * numbers).round().clamp(0, 8) / 4  # noqa: E731
+    compensation.refit(factors, along, 32, storable, gradient, metric)
+    change = rows - along * factors.repeat_interleave(32, 1)
+    torch.testing.assert_close(gradient, change @ metric, rtol=1e-4, atol=1e-4)
+
+    def loss(last):  # the first stretch was chosen before the last, which hears of it
+        tried = rows - along * torch.stack([factors[:, 0], torch.full((8,), last)], 1).repeat_interleave(32, 1)
+        return ((tried @ metric) * tried).sum(1)
+
+    losses = torch.stack([loss(step / 4) for step in range(1, 9)])
+    assert torch.equal(factors[:, 1], (losses.argmin(0) + 1) / 4)
+
+
 def test_compensation_is_offered_where_it_can_be():
     weight = calibrated()
-    types = [found.transform for found in gguf_types(("Q4_K", "IQ4_XS"), compensated=True).for_weight(weight)]
-    assert types[1:] == [GgufType("Q4_K", compensated=True), GgufType("IQ4_XS")] or types[1:] == [
-        GgufType("IQ4_XS"), GgufType("Q4_K", compensated=True)
-    ]  # fmt: skip
+    types = [found.transform for found in gguf_types(("Q4_K", "IQ3_S"), compensated=True).for_weight(weight)]
+    assert set(types[1:]) == {GgufType("Q4_K", compensated=True), GgufType("IQ3_S")}
     with pytest.raises(OptionsError, match="needs the second moments"):
         GgufType("Q4_K", compensated=True).encode(Weight(weight.rows, weight.target))
     assert transform_from_json(GgufType("Q4_K", compensated=True).to_json()) == GgufType("Q4_K", compensated=True)
@@ -101,3 +146,19 @@ def test_a_model_of_compensated_codes_loses_less():
         result = qcompress.compress(model, data, budget={"bytes": 0.16}, options=options, solver="brute-force")
         losses.append(qcompress.mean_loss(model, result.model, data))
     assert losses[1] < losses[0]
+
+
+def test_a_vocabulary_that_is_a_head_too_has_the_moments_of_the_heads_input():
+    torch.manual_seed(0)
+    model, data = TiedLanguageModel(width=32), [torch.randint(11, (16, 5))]
+    options = gguf_types(("Q4_0",), compensated=True)
+    measurement = qcompress.measure(model, data, options, method="sampled")
+    part = measurement.parts[0]
+    assert part.target.head
+    assert not part.target.common_input
+    heard = []
+    model.head.register_forward_pre_hook(lambda module, given: heard.append(given[0].reshape(-1, given[0].shape[-1])))
+    model(data[0])
+    expected = (heard[0].T @ heard[0] / len(heard[0])).detach().numpy()
+    np.testing.assert_allclose(measurement.moments[part.modules[0]], expected, rtol=1e-4, atol=1e-6)
+    assert GgufType("Q4_0", compensated=True) in measurement.transforms[0]

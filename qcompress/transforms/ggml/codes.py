@@ -1,39 +1,35 @@
-"""Where ggml's linear formats keep the code of each weight in a block, so that codes can be chosen by others than ggml.
+"""ggml's formats whose weights are an offset and a scale times a number of a table, as blocks that others can fill.
 
-Linear are the formats whose weights are ``offset + scale·code`` with an offset and a scale a group. `put` writes codes
-into blocks and leaves everything else; what offsets and scales are is asked of the decoder (`lines`). Source of the
-layouts: ``ggml-common.h`` of https://github.com/ggml-org/ggml.
+`put` writes codes into blocks and leaves everything else; `qcompress.transforms.ggml.scales` does so for scales and
+offsets. Source of the layouts: ``ggml-common.h`` of https://github.com/ggml-org/ggml.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from qcompress.transforms.ggml import library
+from qcompress.transforms.ggml import scales
+from qcompress.transforms.ggml.scales import Bytes, Layout, Scales
 from qcompress.transforms.ggml.types import TYPES
 
-Bytes = NDArray[np.uint8]
 LOW, HALF = np.uint8(15), np.uint8(4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Linear:
-    """How a format codes.
+class Format:
+    """How a type codes.
 
     Attributes:
-        levels: codes from 0 to below this.
-        group: weights that share offset and scale.
-        zero: the code that stands for 0, or None where the offset is free.
-        free: whether a block begins with its only scale, in float16.
+        numbers: what each code stands for, times its group's scale.
+        group: weights that share scale and offset.
+        scales: where these are.
         put: writes codes ``(blocks, weights of a block)`` into ``(blocks, bytes of a block)``.
     """
 
-    levels: int
+    numbers: tuple[int, ...]
     group: int
-    zero: int | None
-    free: bool
+    scales: Layout
     put: Callable[[Bytes, Bytes], None]
 
 
@@ -97,43 +93,53 @@ def _put_q6_k(blocks: Bytes, codes: Bytes) -> None:
     blocks[:, 128:192] = _quarters((codes >> 4).astype(np.uint8))
 
 
+def _put_iq4_xs(blocks: Bytes, codes: Bytes) -> None:
+    blocks[:, 8:136] = _nibbles(codes.reshape(-1, 32)).reshape(len(codes), 128)
+
+
+def _signed(levels: int) -> tuple[int, ...]:
+    return tuple(range(-levels // 2, levels // 2))
+
+
+def _small(numbers: tuple[int, ...], layout: Layout, put: Callable[[Bytes, Bytes], None]) -> Format:
+    return Format(numbers=numbers, group=32, scales=layout, put=put)
+
+
+UNEVEN = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+FLOATS = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 FORMATS = {
-    "Q4_0": Linear(levels=16, group=32, zero=8, free=True, put=_put_small(2, high=False)),
-    "Q4_1": Linear(levels=16, group=32, zero=None, free=True, put=_put_small(4, high=False)),
-    "Q5_0": Linear(levels=32, group=32, zero=16, free=True, put=_put_small(2, high=True)),
-    "Q5_1": Linear(levels=32, group=32, zero=None, free=True, put=_put_small(4, high=True)),
-    "Q8_0": Linear(levels=256, group=32, zero=128, free=True, put=_put_bytes),
-    "Q2_K": Linear(levels=4, group=16, zero=None, free=False, put=_put_q2_k),
-    "Q3_K": Linear(levels=8, group=16, zero=4, free=False, put=_put_q3_k),
-    "Q4_K": Linear(levels=16, group=32, zero=None, free=False, put=_put_q4_k),
-    "Q5_K": Linear(levels=32, group=32, zero=None, free=False, put=_put_q5_k),
-    "Q6_K": Linear(levels=64, group=16, zero=32, free=False, put=_put_q6_k),
+    "Q4_0": _small(_signed(16), scales.ONE, _put_small(2, high=False)),
+    "Q4_1": _small(tuple(range(16)), scales.TWO, _put_small(4, high=False)),
+    "Q5_0": _small(_signed(32), scales.ONE, _put_small(2, high=True)),
+    "Q5_1": _small(tuple(range(32)), scales.TWO, _put_small(4, high=True)),
+    "Q8_0": _small(_signed(256), scales.ONE, _put_bytes),
+    "IQ4_NL": _small(UNEVEN, scales.ONE, _put_small(2, high=False)),
+    "MXFP4": _small(FLOATS, scales.POWER, _put_small(1, high=False)),
+    "Q2_K": Format(numbers=tuple(range(4)), group=16, scales=scales.Q2_K, put=_put_q2_k),
+    "Q3_K": Format(numbers=_signed(8), group=16, scales=scales.Q3_K, put=_put_q3_k),
+    "Q4_K": Format(numbers=tuple(range(16)), group=32, scales=scales.SIXES, put=_put_q4_k),
+    "Q5_K": Format(numbers=tuple(range(32)), group=32, scales=scales.SIXES, put=_put_q5_k),
+    "Q6_K": Format(numbers=_signed(64), group=16, scales=scales.Q6_K, put=_put_q6_k),
+    "IQ4_XS": Format(numbers=UNEVEN, group=32, scales=scales.IQ4_XS, put=_put_iq4_xs),
 }
 
 
-def put(name: str, blocks: Bytes, codes: Bytes) -> Bytes:
-    """Blocks ``(channels, bytes of a row)`` with other codes ``(channels, n)``.
+def put(name: str, blocks: Bytes, codes: Bytes, chosen: Scales) -> Bytes:
+    """Blocks ``(channels, bytes of a row)`` with other codes ``(channels, n)``, scales and offsets.
 
+    >>> from qcompress.transforms.ggml import library
     >>> blocks = library.encode("Q4_0", np.arange(32, dtype=np.float32)[None])
-    >>> library.decode("Q4_0", put("Q4_0", blocks, np.full((1, 32), 8, np.uint8)), 32).tolist() == [[0.0] * 32]
-    True
+    >>> found = put("Q4_0", blocks, np.full((1, 32), 9, np.uint8), scales_of("Q4_0", blocks))
+    >>> library.decode("Q4_0", found, 32)[0, :2] == scales_of("Q4_0", blocks).units
+    array([ True,  True])
     """
     kind = TYPES[name]
     changed = blocks.reshape(-1, kind.block_bytes).copy()
     FORMATS[name].put(changed, codes.reshape(-1, kind.block))
+    FORMATS[name].scales.write(changed, chosen)
     return changed.reshape(blocks.shape)
 
 
-def lines(name: str, blocks: Bytes, length: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Offset ``(channels, n)`` of the code 0, and scale ``(channels, groups)``."""
-    shape = len(blocks), length
-    offset, above = (library.decode(name, put(name, blocks, np.full(shape, code, np.uint8)), length) for code in (0, 1))
-    return offset, np.ascontiguousarray((above - offset)[:, :: FORMATS[name].group])
-
-
-def with_scales(name: str, blocks: Bytes, scales: NDArray[np.float32]) -> Bytes:
-    """Blocks of a format with a free scale, with other ones ``(channels, groups)``."""
-    kind = TYPES[name]
-    changed = blocks.reshape(-1, kind.block_bytes).copy()
-    changed[:, :2] = scales.astype(np.float16).reshape(-1, 1).view(np.uint8)
-    return changed.reshape(blocks.shape)
+def scales_of(name: str, blocks: Bytes) -> Scales:
+    """Scales and offsets of blocks ``(channels, bytes of a row)``, row after row."""
+    return FORMATS[name].scales.read(blocks.reshape(-1, TYPES[name].block_bytes))

@@ -1,10 +1,17 @@
-"""Codes of ggml's linear formats that make up for each other's errors, in the scales that ggml found.
+"""Codes, scales and offsets of ggml's formats that make up for each other's errors on the inputs that the layer has.
 
-ggml rounds every weight by itself. Here the codes are chosen as `qcompress.transforms.quantize.compensation` does, on
-the second moments of the layer's inputs; a format whose blocks have one scale of their own gets it refitted, rounded as
-it is stored. What always holds: the same bytes, and no row loses more than ggml's by the moments as they are taken
-there.
+ggml rounds every weight by itself. From its blocks, on the second moments of the layer's inputs and in the same bytes:
+
+1. Codes in order, as `qcompress.transforms.quantize.compensation` chooses them.
+2. Each scale and offset to its best while all else stays: whole steps and lows of groups within their few bits, then
+   the units of blocks as they are rounded to float16.
+3. Each code to its best while all others stay.
+
+Steps 2 and 3 alternate. What always holds: no row loses more than ggml's by the moments as they are taken there.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,7 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qcompress.transforms.ggml import library
-from qcompress.transforms.ggml.codes import FORMATS, lines, put, with_scales
+from qcompress.transforms.ggml.codes import FORMATS, Format, put, scales_of
+from qcompress.transforms.ggml.scales import Scales
+from qcompress.transforms.ggml.types import TYPES
 from qcompress.transforms.quantize import compensation
 from qcompress.transforms.quantize.grid import Grid, spread
 from qcompress.transforms.quantize.prune_quantize import nonzero
@@ -24,38 +33,178 @@ def compensated(
     """Better blocks.
 
     Args:
-        name: of a linear format.
+        name: of a type with a `Format`.
         rows: ``(channels, n)`` weights.
         blocks: ``(channels, bytes of a row)`` as ggml encodes them.
         curvature: of the inputs, as `compensation.shrunk` gives it.
         ordered: of that, as `compensation.in_order` gives it.
     """
-    kind, length = FORMATS[name], rows.shape[1]
-    offset, steps = lines(name, blocks, length)
-    zero = kind.zero or 0
-    scales = torch.from_numpy(steps)
-    low = torch.full_like(scales, float(-zero))
-    grid = Grid(
-        scales=scales,
-        low=low,
-        high=low + (kind.levels - 1),
-        group_size=kind.group,
-        storable=_half if kind.free else torch.zeros_like,  # a scale of 0 is never taken: they stay
-    )
-    wanted = torch.from_numpy(rows if kind.zero is not None else rows - offset)
-    wide = spread(scales, kind.group, length)
-    above = torch.from_numpy(library.decode(name, blocks, length) - offset)
-    codes = torch.where(wide == 0, 0.0, (above / nonzero(wide)).round() - zero)
+    wanted, metric = torch.from_numpy(rows), curvature.float()
     sizes = torch.ldexp(torch.ones(len(rows)), torch.frexp(nonzero(wanted.abs().amax(dim=1))).exponent - 1)
-    everything = torch.ones(wanted.shape, dtype=torch.bool)
-    codes, scales = compensation.compensated(
-        wanted / sizes[:, None], codes, grid.of_size(sizes), everything, curvature, ordered
-    )
-    if kind.free:
-        blocks = with_scales(name, blocks, (scales * sizes[:, None]).numpy())
-    return put(name, blocks, (codes + zero).numpy().astype(np.uint8))
+    fit = _Fit.of(name, blocks, rows.shape[1], sizes)
+    wanted = wanted / sizes[:, None]
+    kept = torch.ones(wanted.shape, dtype=torch.bool)
+    grid, above = fit.grid, wanted - fit.offsets
+    made_up = compensation.made_up(above, grid, kept, ordered)
+    fit.codes = compensation.best_of(above, fit.codes, made_up, grid, metric)
+    for _ in range(compensation.ROUNDS):
+        gradient = (wanted - fit.rows) @ metric
+        fit.refit_(gradient, metric)
+        compensation.descend(fit.codes, fit.grid, kept, gradient, metric)
+    fit.refit_((wanted - fit.rows) @ metric, metric)
+    return put(name, blocks, fit.numbers, fit.scales)
 
 
-def _half(scales: Tensor) -> Tensor:
-    limit = torch.finfo(torch.float16).max
-    return scales.clamp(-limit, limit).to(torch.float16).to(torch.float32)
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Fit:
+    """What stands for rows divided by their sizes, while it is made better.
+
+    Attributes:
+        kind: the format.
+        block: weights of a block.
+        sizes: ``(channels,)`` powers of two.
+        codes: ``(channels, n)`` what the codes stand for.
+        units, steps: ``(channels, blocks)`` and ``(channels, groups)``.
+        low_units, lows: the same of the offsets, zeros where there are none.
+    """
+
+    kind: Format
+    block: int
+    sizes: Tensor
+    codes: Tensor
+    units: Tensor
+    steps: Tensor
+    low_units: Tensor
+    lows: Tensor
+
+    @classmethod
+    def of(cls, name: str, blocks: NDArray[np.uint8], length: int, sizes: Tensor) -> "_Fit":
+        kind, read, channels = FORMATS[name], scales_of(name, blocks), len(blocks)
+
+        def by_row(numbers: NDArray[np.float32] | None, like: NDArray[np.float32]) -> Tensor:
+            return torch.from_numpy(np.zeros_like(like) if numbers is None else numbers).reshape(channels, -1)
+
+        fit = cls(
+            kind=kind,
+            block=TYPES[name].block,
+            sizes=sizes,
+            codes=torch.zeros(channels, length),
+            units=by_row(read.units, read.units) / sizes[:, None],
+            steps=by_row(read.steps, read.steps),
+            low_units=by_row(read.low_units, read.units) / sizes[:, None],
+            lows=by_row(read.lows, read.steps),
+        )
+        decoded = torch.from_numpy(library.decode(name, blocks, length)) / sizes[:, None]
+        wide = spread(fit.grid.scales, kind.group, length)
+        places = np.searchsorted(fit.between, ((decoded - fit.offsets) / nonzero(wide)).numpy())
+        codes = torch.from_numpy(fit.grid.numbers[places])
+        fit.codes = torch.where(wide == 0, fit.grid.numbers[0], codes)
+        return fit
+
+    @property
+    def table(self) -> NDArray[np.float32]:
+        """What codes stand for, ascending."""
+        numbers: NDArray[np.float32] = np.unique(np.array(self.kind.numbers, np.float32))
+        return numbers
+
+    @property
+    def between(self) -> NDArray[np.float32]:
+        """Where one number of the table ends and the next begins."""
+        return (self.table[1:] + self.table[:-1]) * np.float32(0.5)
+
+    @property
+    def numbers(self) -> NDArray[np.uint8]:
+        """``(channels, n)`` codes as they are written."""
+        _, first = np.unique(np.array(self.kind.numbers), return_index=True)
+        return first.astype(np.uint8)[np.searchsorted(self.table, self.codes.numpy())]
+
+    @property
+    def grid(self) -> Grid:
+        """The numbers that stand for weights above their offsets."""
+        scales = self._of_groups(self.units) * self.steps
+        low = torch.full_like(scales, float(self.table[0]))
+        return Grid(
+            scales=scales, low=low, high=low + float(np.ptp(self.table)), group_size=self.kind.group, numbers=self.table
+        )
+
+    @property
+    def offsets(self) -> Tensor:
+        """``(channels, n)``."""
+        return spread(self._of_groups(self.low_units) * self.lows, self.kind.group, self.codes.shape[1])
+
+    @property
+    def rows(self) -> Tensor:
+        """``(channels, n)`` what all of it stands for."""
+        return self.codes * self.grid.spread(self.codes.shape[1]) + self.offsets
+
+    @property
+    def scales(self) -> Scales:
+        """As they are written."""
+        units, low_units = ((own * self.sizes[:, None]).reshape(-1).numpy() for own in (self.units, self.low_units))
+        steps, lows = (own.reshape(len(units), -1).numpy() for own in (self.steps, self.lows))
+        offset = self.kind.scales.lows is not None
+        return Scales(units=units, steps=steps, low_units=low_units if offset else None, lows=lows if offset else None)
+
+    def refit_(self, gradient: Tensor, metric: Tensor) -> None:
+        """Scales and offsets to their best, one after the other; ``gradient`` follows."""
+        span, length = max(self.block, compensation.BLOCK), self.codes.shape[1]
+        for start in range(0, length, span):
+            here = slice(start, min(start + span, length))
+            part, near = self._columns(here), gradient[:, here].clone()
+            before = part.rows
+            part._refit_all_(near, metric[here, here])
+            gradient -= (part.rows - before) @ metric[here]
+
+    def _columns(self, here: slice) -> "_Fit":
+        """The same of some columns, which changes with it."""
+
+        def of(factors: Tensor) -> Tensor:
+            width = self.codes.shape[1] // factors.shape[1]
+            return factors[:, here.start // width : here.stop // width]
+
+        return replace(
+            self, codes=self.codes[:, here], units=of(self.units), steps=of(self.steps),
+            low_units=of(self.low_units), lows=of(self.lows),
+        )  # fmt: skip
+
+    def _refit_all_(self, gradient: Tensor, metric: Tensor) -> None:
+        ones, layout = torch.ones_like(self.codes), self.kind.scales
+        self._refit(self.steps, self.codes * self._wide(self.units), layout.steps, gradient, metric)
+        if layout.lows is not None:
+            self._refit(self.lows, ones * self._wide(self.low_units), layout.lows, gradient, metric)
+        stored = self._powers if layout.powers else self._halves
+        self._refit(self.units, self.codes * self._wide(self.steps), stored, gradient, metric)
+        if layout.lows is not None:
+            self._refit(self.low_units, ones * self._wide(self.lows), self._halves, gradient, metric)
+
+    def _refit(
+        self,
+        factors: Tensor,
+        along: Tensor,
+        stored: tuple[int, int] | Callable[[Tensor], Tensor],
+        gradient: Tensor,
+        metric: Tensor,
+    ) -> None:
+        if isinstance(stored, tuple):
+            least, most = stored
+            if least == most:
+                return
+            stored = lambda numbers: numbers.round().clamp(least, most)  # noqa: E731
+        size, zero = along.shape[1] // factors.shape[1], factors is self.lows or factors is self.low_units
+        compensation.refit(factors, along, size, stored, gradient, metric, zero=zero)
+
+    def _halves(self, numbers: Tensor) -> Tensor:
+        limit = torch.finfo(torch.float16).max
+        return (numbers * self.sizes).clamp(-limit, limit).to(torch.float16).to(torch.float32) / self.sizes
+
+    def _powers(self, numbers: Tensor) -> Tensor:
+        mantissa, exponent = torch.frexp((numbers * self.sizes).clamp_min(2.0**-120))
+        return torch.ldexp(torch.ones_like(numbers), exponent - (mantissa < 0.75).int()) / self.sizes
+
+    def _of_groups(self, units: Tensor) -> Tensor:
+        """``(channels, groups)`` of units of blocks."""
+        return units.repeat_interleave(self.block // self.kind.group, dim=1)
+
+    def _wide(self, factors: Tensor) -> Tensor:
+        """``(channels, n)`` of factors of groups or blocks."""
+        return factors.repeat_interleave(self.codes.shape[1] // factors.shape[1], dim=1)

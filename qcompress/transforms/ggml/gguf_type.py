@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qcompress.errors import OptionsError
 from qcompress.transforms.base import Target, Transform, Weight, moments_missing
-from qcompress.transforms.ggml.types import LARGEST, LINEAR, TYPES
+from qcompress.transforms.ggml.types import COMPENSATED, LARGEST, TYPES
 
 LAYERS = ("Linear", "Embedding")
 
@@ -65,8 +65,9 @@ class GgufType(Transform):
         return value if self.compensated else {name: field for name, field in value.items() if name != "compensated"}
 
     def needs_moments(self, target: Target) -> bool:
-        """When compensated, where the rows have one input and the codes are linear."""
-        return self.compensated and target.common_input and self.fitting(target).type in LINEAR
+        """When compensated, where the rows have one input and the codes are no lattice."""
+        inputs_known = target.common_input or target.head
+        return self.compensated and inputs_known and self.fitting(target).type in COMPENSATED
 
     def fitting(self, target: Target) -> "GgufType":
         """Itself, or what llama.cpp falls back to where rows are no multiple of the block."""

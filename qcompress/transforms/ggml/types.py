@@ -42,8 +42,10 @@ def _large(number: int, block_bytes: int, fallback: str, *, blind: bool = True) 
     return TensorType(number=number, block=256, block_bytes=block_bytes, fallback=fallback, blind=blind)
 
 
-LINEAR = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K")
-"""Types whose weights are an offset and a scale times a whole code (`qcompress.transforms.ggml.codes`)."""
+COMPENSATED = (
+    "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL", "MXFP4", "Q6_K", "Q5_K", "Q4_K", "IQ4_XS", "Q3_K", "Q2_K",
+)  # fmt: skip
+"""Types whose codes can be chosen here (`qcompress.transforms.ggml.codes`): an offset and a scale times a number."""
 
 TYPES = {
     "F32": TensorType(number=0, block=1, block_bytes=4, weighted=False),

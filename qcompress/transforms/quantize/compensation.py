@@ -16,6 +16,7 @@ taken here: of unit size, and drawn to the identity the more, the fewer inputs t
 seen by chance is not fitted. In numba, because a weight depends on the one before it.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -83,42 +84,76 @@ def compensated(
     tensor(1.)
     """
     metric, grid = curvature.float(), replace(grid, scales=grid.scales.contiguous().clone())
-    best = _in_order(rows, grid, kept, *ordered)
-    apart, nearest = (_residual(rows, tried, grid) for tried in (best, codes))
-    codes = torch.where((_loss(apart, metric) < _loss(nearest, metric))[:, None], best, codes)
+    codes = best_of(rows, codes, made_up(rows, grid, kept, ordered), grid, metric)
     for _ in range(ROUNDS):
-        gradient = _residual(rows, codes, grid) @ metric
-        _refit(codes, grid, gradient, metric)
-        _descend(
-            codes.numpy(), gradient.numpy(), grid.scales.numpy(), kept.numpy(), metric.numpy(), grid.low.numpy(),
-            grid.high.numpy(), grid.group_size,
-        )  # fmt: skip
-    _refit(codes, grid, _residual(rows, codes, grid) @ metric, metric)
+        gradient = residual(rows, codes, grid) @ metric
+        refit(grid.scales, codes, grid.group_size, grid.storable, gradient, metric)
+        descend(codes, grid, kept, gradient, metric)
+    gradient = residual(rows, codes, grid) @ metric
+    refit(grid.scales, codes, grid.group_size, grid.storable, gradient, metric)
     return codes, grid.scales
 
 
-def _residual(rows: Tensor, codes: Tensor, grid: Grid) -> Tensor:
+def best_of(rows: Tensor, codes: Tensor, others: Tensor, grid: Grid, metric: Tensor) -> Tensor:
+    """Of two codes of every row those that lose less, the first where they lose the same."""
+    losses = [((change @ metric) * change).sum(1) for change in (residual(rows, own, grid) for own in (codes, others))]
+    return torch.where((losses[1] < losses[0])[:, None], others, codes)
+
+
+def residual(rows: Tensor, codes: Tensor, grid: Grid) -> Tensor:
+    """What codes lack of the rows, ``(channels, n)``."""
     return rows - codes * grid.spread(rows.shape[1])
 
 
-def _loss(change: Tensor, metric: Tensor) -> Tensor:
-    return ((change @ metric) * change).sum(1)
+def refit(
+    factors: Tensor,
+    along: Tensor,
+    size: int,
+    storable: Callable[[Tensor], Tensor],
+    gradient: Tensor,
+    metric: Tensor,
+    *,
+    zero: bool = False,
+) -> None:
+    """What stretches of every row are multiplied with to the best that can be stored, one after the other; in place.
+
+    Args:
+        factors: ``(channels, stretches)``.
+        along: ``(channels, n)`` what they multiply.
+        size: columns of a stretch; the last may be shorter.
+        storable: the nearest factors ``(channels,)`` that can be written.
+        gradient: ``(channels, n)`` ``(rows - what stands for them)·C``, which follows.
+        metric: ``C``.
+        zero: whether a factor of 0 will do.
+    """
+    span = size * max(1, BLOCK // size)
+    for start in range(0, along.shape[1], span):  # the columns of a block hear of each step, the rest of them all
+        block = slice(start, start + span)
+        change, near, inner = torch.zeros_like(along[:, block]), gradient[:, block].clone(), metric[block, block]
+        for place in range(0, change.shape[1], size):
+            here = slice(place, place + size)
+            own, factor = along[:, block][:, here], factors[:, (start + place) // size]
+            square, product = ((own @ inner[here, here]) * own).sum(1), (own * near[:, here]).sum(1)
+            wanted = storable(torch.where(square > 0, factor + product / square, factor))
+            step = wanted - factor
+            step = torch.where((step * (2 * product - step * square) > 0) & (zero | (wanted != 0)), step, 0.0)
+            factor += step
+            change[:, here] = own * step[:, None]
+            near -= change[:, here] @ inner[here]
+        gradient -= change @ metric[block]
 
 
-def _refit(codes: Tensor, grid: Grid, gradient: Tensor, metric: Tensor) -> None:
-    """Scales to their best, a group at a time, in place; ``gradient`` is ``(rows - codes·scales)·C`` and follows."""
-    for group, start in enumerate(range(0, codes.shape[1], grid.group_size)):
-        here = slice(start, start + grid.group_size)
-        own, scales = codes[:, here], grid.scales[:, group]
-        square, product = ((own @ metric[here, here]) * own).sum(1), (own * gradient[:, here]).sum(1)
-        wanted = grid.storable(torch.where(square > 0, scales + product / square, scales))
-        step = wanted - scales
-        step = torch.where((wanted != 0) & (step * (2 * product - step * square) > 0), step, 0.0)
-        scales += step
-        gradient -= (own * step[:, None]) @ metric[here]
+def descend(codes: Tensor, grid: Grid, kept: Tensor, gradient: Tensor, metric: Tensor) -> None:
+    """Codes to their best, one at a time, in place; ``gradient`` is ``(rows - codes·scales)·C`` and follows."""
+    _descend(
+        codes.numpy(), gradient.numpy(), grid.scales.numpy(), kept.numpy(), metric.numpy(), grid.low.numpy(),
+        grid.high.numpy(), grid.group_size, grid.numbers,
+    )  # fmt: skip
 
 
-def _in_order(rows: Tensor, grid: Grid, kept: Tensor, order: Tensor, root: Tensor) -> Tensor:
+def made_up(rows: Tensor, grid: Grid, kept: Tensor, ordered: tuple[Tensor, Tensor]) -> Tensor:
+    """Codes ``(channels, n)`` in order: what is still open makes up for what was lost."""
+    order, root = ordered
     open_rows, kept, codes = rows[:, order], kept[:, order], torch.zeros_like(rows)
     of_group = (order // grid.group_size).numpy()
     for start in range(0, rows.shape[1], BLOCK):
@@ -126,7 +161,7 @@ def _in_order(rows: Tensor, grid: Grid, kept: Tensor, order: Tensor, root: Tenso
         own = open_rows[:, block].contiguous().numpy()
         found, lost = _rounded(
             own, grid.scales.numpy(), kept[:, block].contiguous().numpy(), root[block, block].contiguous().numpy(),
-            grid.low.numpy(), grid.high.numpy(), of_group[block],
+            grid.low.numpy(), grid.high.numpy(), of_group[block], grid.numbers,
         )  # fmt: skip
         codes[:, order[block]] = torch.from_numpy(found)
         open_rows[:, start + BLOCK :] -= torch.from_numpy(lost) @ root[block, start + BLOCK :]
@@ -134,7 +169,23 @@ def _in_order(rows: Tensor, grid: Grid, kept: Tensor, order: Tensor, root: Tenso
 
 
 @compiled
-def _rounded(rows, scales, kept, root, low, high, of_group):  # type: ignore[no-untyped-def]  # pragma: no cover
+def _nearest(wanted, low, high, numbers):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """The whole number from low to high, or the one of ascending ``numbers`` where there are any."""
+    if not len(numbers):
+        return min(max(np.rint(wanted), low), high)
+    above = len(numbers) - 1
+    below = 0
+    while above - below > 1:
+        middle = (above + below) // 2
+        if numbers[middle] <= wanted:
+            below = middle
+        else:
+            above = middle
+    return numbers[below] if wanted - numbers[below] <= numbers[above] - wanted else numbers[above]
+
+
+@compiled
+def _rounded(rows, scales, kept, root, low, high, of_group, numbers):  # type: ignore[no-untyped-def]  # pragma: no cover
     """Codes of a block of columns, and what each lost over its diagonal of the root; ``rows`` is overwritten."""
     codes, lost = np.zeros_like(rows), np.zeros_like(rows)
     for i in range(rows.shape[0]):
@@ -142,7 +193,7 @@ def _rounded(rows, scales, kept, root, low, high, of_group):  # type: ignore[no-
             group = of_group[j]
             scale = scales[i, group]
             if kept[i, j] and scale != 0:
-                codes[i, j] = min(max(np.rint(rows[i, j] / scale), low[i, group]), high[i, group])
+                codes[i, j] = _nearest(rows[i, j] / scale, low[i, group], high[i, group], numbers)
             lost[i, j] = (rows[i, j] - codes[i, j] * scale) / root[j, j]
             for k in range(j + 1, rows.shape[1]):
                 rows[i, k] -= lost[i, j] * root[j, k]
@@ -150,7 +201,7 @@ def _rounded(rows, scales, kept, root, low, high, of_group):  # type: ignore[no-
 
 
 @compiled
-def _descend(codes, gradient, scales, kept, metric, low, high, size):  # type: ignore[no-untyped-def]  # pragma: no cover
+def _descend(codes, gradient, scales, kept, metric, low, high, size, numbers):  # type: ignore[no-untyped-def]  # pragma: no cover
     """Codes to their best, one at a time, in place; ``gradient`` is ``(rows - codes·scales)·C`` and follows."""
     for i in range(codes.shape[0]):
         for _ in range(SWEEPS):
@@ -161,7 +212,7 @@ def _descend(codes, gradient, scales, kept, metric, low, high, size):  # type: i
                 if scale == 0 or not kept[i, j]:
                     continue
                 wanted = codes[i, j] + gradient[i, j] / metric[j, j] / scale
-                best = min(max(np.rint(wanted), low[i, group]), high[i, group])
+                best = _nearest(wanted, low[i, group], high[i, group], numbers)
                 if best != codes[i, j]:
                     step = (best - codes[i, j]) * scale
                     codes[i, j] = best

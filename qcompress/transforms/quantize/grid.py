@@ -1,8 +1,10 @@
 """The numbers that the weights of a row may take: whole codes times a scale, for the whole row or group by group."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -14,6 +16,7 @@ class Grid:
         scales, low, high: ``(channels, groups)`` float32.
         group_size: weights of a row that share a scale; the last group of a row may be shorter.
         storable: the nearest scales ``(channels,)`` that can be written, of any such.
+        numbers: ascending float32, the codes there are; empty: all whole numbers from low to high.
     """
 
     scales: Tensor
@@ -21,6 +24,7 @@ class Grid:
     high: Tensor
     group_size: int
     storable: Callable[[Tensor], Tensor] = lambda scales: scales
+    numbers: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
 
     def __getitem__(self, rows: slice) -> "Grid":
         """That of some rows."""
