@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from formulations import Problem
+from formulations import InfeasibleBudgetError, Problem
 from formulations.files import AnyPath
 from qcompress import steps, targeting
-from qcompress.budgets import KNOWN, Amount, require_known, split_loss
+from qcompress.budgets import FILE_BYTES, KNOWN, Amount, require_known, split_loss
 from qcompress.compressed.apply import require_measured
 from qcompress.engines.base import Engine
 from qcompress.engines.export import ExportedFile
@@ -221,8 +221,25 @@ def compress(
         steps.require_fitting(request, validation)
     steps.require_possible(request)
     request = steps.kept_aside(request, run)
-    while (result := _compressed(request, run, output)).report.over_file_budget:  # by a few bytes, now and then
+    return _within_file_budget(request, run, output)
+
+
+def _within_file_budget(request: Request, run: RunFolder, output: AnyPath | None) -> Result:
+    """All steps, with as much room for what is around the arrays in the file as it turns out to take.
+
+    Raises:
+        InfeasibleBudgetError: no choice is within the budgets even without that room, or what comes out is not.
+    """
+    try:
+        result = _compressed(request, run, output)
+    except InfeasibleBudgetError:
+        if FILE_BYTES not in request.budget or request.engine is not None:
+            raise
+        request = replace(request, tight_room=True)
+        result = _compressed(request, run, output)
+    while result.report.over_file_budget:  # by a few bytes, now and then
         request = replace(request, room_bytes=request.room_bytes + result.report.over_file_budget)
+        result = _compressed(request, run, output)
     return result
 
 

@@ -213,8 +213,8 @@ def _option_losses(
     effects = Fisher(model, candidates, measured, forward)
     for index, batch in enumerate(batches):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-        cost, _, samples = effects.batch_effects(batch, generator)
-        total, num_samples = total + cost, num_samples + samples
+        found = effects.batch_effects(batch, generator)
+        total, num_samples = total + found.cost, num_samples + found.num_samples
     if not num_samples or not np.isfinite(total).all():
         raise DataError("the calibration data holds no sample, or the losses measured on it are not finite")
     return np.asarray(np.maximum(total[candidates.offsets[:-1] + 1] / num_samples, 0.0))

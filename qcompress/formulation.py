@@ -89,6 +89,19 @@ def at_strength(problem: Problem, measurement: Measurement, strength: float) -> 
     return problem.derived(pairs=PairTerms(factor=rows) if strength else PairTerms())
 
 
+def at_softened_outputs(problem: Problem, measurement: Measurement, strength: float) -> Problem:
+    """A problem of that measurement with the costs that options have at softened outputs, see `Measurement.softened`.
+
+    The terms between parts keep the directions of the factor; a row's length is that of its option's cost.
+    """
+    assert measurement.softened is not None  # noqa: S101
+    cost = np.maximum(measurement.softened, 0.0)
+    half_square = 0.5 * np.square(measurement.factor).sum(axis=1)
+    scale = np.sqrt(np.divide(strength * cost, half_square, out=np.zeros_like(cost), where=half_square > 0))
+    pairs = PairTerms(factor=measurement.factor * scale[:, None]) if strength else PairTerms()
+    return problem.derived(cost=cost, pairs=pairs)
+
+
 def pair_strength(pairs: bool | float) -> float:
     """The strength that ``pairs`` of `formulate` stands for.
 

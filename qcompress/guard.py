@@ -5,11 +5,12 @@ samples that nothing was measured on or fitted to. Tried are the proposals of `q
 them rounded to nearest where codes were compensated.
 
 Few samples kept aside tell little: losses are heavy-tailed, a handful of samples makes up most of their mean, and of a
-dozen choices some look better by chance. So a choice whose loss is below that of the base (the additive choice, or the
-refined one) is a candidate only where the difference stands out from the samples' spread: taken of the fourth roots
-of the losses, sample by sample (position by position where outputs have them), its mean is at least `CONFIDENCE`
-standard errors. The others are told as undecided. What always holds: all choices are within the budgets, and the one
-that comes back has the least loss of all candidates; of equals it is the first.
+dozen choices some look better by chance. So a choice whose loss is below that of the base (the choice by the costs at
+softened outputs, without these the additive one, or the refined one) is a candidate only where the difference stands
+out from the samples' spread: taken of the fourth roots of the losses, sample by sample (position by position where
+outputs have them), its mean is at least `CONFIDENCE` standard errors. The others are told as undecided. What always
+holds: all choices are within the budgets, and the one that comes back has the least loss of all candidates; of equals
+it is the first.
 """
 
 from collections.abc import Callable, Iterable
@@ -132,12 +133,11 @@ def guard(
         return known[key]
 
     tried = [proposal for proposal in first if problem.evaluate(proposal.choice).feasible]
-    different = {proposal.choice.tobytes(): proposal for proposal in reversed(tried)}.values()
-    for proposal in sorted(different, key=lambda own: seen(own).mean)[:MOST_NEAREST]:
-        tried.extend(rounded_to_nearest(measurement, proposal))
     standard = seen(next((own for own in tried if own.name == base), tried[0]))
+    for proposal in sorted(_different(tried), key=lambda own: seen(own).mean)[:MOST_NEAREST]:
+        tried.extend(rounded_to_nearest(measurement, proposal))
     groups: dict[bool, list[Proposal]] = {True: [], False: []}
-    for proposal in tried:
+    for proposal in map(_named_by_all, _alike(tried)):
         better = seen(proposal).mean < standard.mean
         groups[not better or stands_out(standard, seen(proposal))].append(proposal)
 
@@ -150,6 +150,23 @@ def guard(
         candidates=tuple(map(figures, groups[True])),
         undecided=tuple(map(figures, groups[False])),
     )
+
+
+def _alike(proposals: Iterable[Proposal]) -> list[list[Proposal]]:
+    """Those that come to the same together, in the order of the first of each."""
+    groups: dict[tuple[bytes, tuple[int, ...]], list[Proposal]] = {}
+    for proposal in proposals:
+        groups.setdefault((proposal.choice.tobytes(), proposal.nearest), []).append(proposal)
+    return list(groups.values())
+
+
+def _different(proposals: Iterable[Proposal]) -> list[Proposal]:
+    return [first for first, *_ in _alike(proposals)]
+
+
+def _named_by_all(alike: list[Proposal]) -> Proposal:
+    """One of several that come to the same, under all their names."""
+    return replace(alike[0], name="; ".join(proposal.name for proposal in alike))
 
 
 def stands_out(standard: Seen, other: Seen) -> bool:

@@ -59,6 +59,7 @@ class Measurement:
         standard_error: ``(V,)`` of the costs as estimates from samples of the outputs; None where that is not known.
         sets: the coupled sets that the parts stand for, where channels are on offer; else none.
         resource_pairs: name of a resource → ``(V, V)`` what two options of different parts use of it together.
+        softened: ``(V,)`` as ``cost``, at outputs that are less sure (see `qcompress.model.losses`), where known.
     """
 
     parts: tuple[Part, ...]
@@ -86,6 +87,7 @@ class Measurement:
     standard_error: NDArray[np.float64] | None = None
     sets: tuple[CoupledSet, ...] = ()
     resource_pairs: MappingProxyType[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    softened: NDArray[np.float64] | None = None
 
     @property
     def labels(self) -> tuple[tuple[str, ...], ...]:
@@ -163,6 +165,8 @@ class Measurement:
             arrays["standard_error"] = self.standard_error
         for i, terms in enumerate(self.resource_pairs.values()):
             arrays |= arrays_of(terms, f"resource_pairs_{i}")
+        if self.softened is not None:
+            arrays["softened"] = self.softened
         FILE_KIND.write_arrays(path, header, arrays)
 
     @classmethod
@@ -196,6 +200,7 @@ class Measurement:
                 tried=MappingProxyType(header.get("tried", {})),
                 notes=tuple(header.get("notes", ())),
                 squares=MappingProxyType(squares),
+                softened=arrays.get("softened"),
                 standing=tuple(header.get("standing", [0] * len(header["parts"]))),  # since version 3
                 standing_loss=header.get("standing_loss", 0.0),
                 sets=tuple(map(CoupledSet.from_json, header.get("sets", ()))),

@@ -3,6 +3,10 @@
 The solver's choice is the best by one prediction. Others are made with the terms between parts at other strengths and
 without them, by the same setting for all parts, and from the solver's pool; compensated codes have rounding to nearest
 beside them. None of them costs a measurement.
+
+Costs at softened outputs need fewer samples: where a network is sure of itself, one sample in twenty makes up most of a
+loss, and which one it is differs from draw to draw; divided by a temperature all samples count, and small changes count
+as before. The choice by them is no better than another where samples are many, and far better where they are few.
 """
 
 from collections.abc import Iterator
@@ -12,12 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from formulations import Problem
-from qcompress.formulation import at_strength, pair_strength
+from qcompress.formulation import at_softened_outputs, at_strength, pair_strength
 from qcompress.measurement import Measurement
 from solvers import Solution, Solver, solve
 
 ADDITIVE = "additive"
 """Name of the choice without terms between parts."""
+
+SOFTENED = "softened outputs"
+"""Name of the choice by the costs at outputs that are less sure, without terms between parts."""
 
 STRENGTHS = (0.0, 0.25, 0.5, 1.0)
 """Of the terms between parts, that choices are made with."""
@@ -65,13 +72,16 @@ def proposals(
     assert solution.choice is not None  # noqa: S101
     asked = pair_strength(pairs)
     yield Proposal(name=_named(asked), choice=solution.choice)
-    for strength in STRENGTHS if asked else ():
-        if strength != asked:
-            other = at_strength(problem, measurement, strength)
-            limit = UNLIMITED_S if time_limit is None else SHARE_OF_TIME * time_limit
-            choice = solve(other, solver, time_limit=limit, seed=seed).choice
-            if choice is not None:
-                yield Proposal(name=_named(strength), choice=choice)
+    limit = UNLIMITED_S if time_limit is None else SHARE_OF_TIME * time_limit
+    others = {_named(own): at_strength(problem, measurement, own) for own in STRENGTHS if asked and own != asked}
+    if measurement.softened is not None:
+        others[SOFTENED] = at_softened_outputs(problem, measurement, 0.0)
+        if asked:
+            others[f"{SOFTENED}, {_named(asked)}"] = at_softened_outputs(problem, measurement, asked)
+    for name, other in others.items():
+        choice = solve(other, solver, time_limit=limit, seed=seed).choice
+        if choice is not None:
+            yield Proposal(name=name, choice=choice)
     yield from uniform_settings(measurement, problem)
     for rank, (pooled, _) in enumerate(solution.pool[1 : 1 + MOST_OF_POOL], start=2):
         yield Proposal(name=f"number {rank} of the solver's pool", choice=np.array(pooled, dtype=np.int64))

@@ -17,6 +17,7 @@ from qcompress import (
     Measurement,
     Options,
     compress,
+    compressed_size,
     formulate,
     low_rank,
     measure,
@@ -216,3 +217,19 @@ def test_a_file_that_is_too_large_at_first_is_made_smaller(monkeypatch: pytest.M
         model, data, budget={"file_bytes": "8 kB"}, options=options, granularity=2, solver="lagrangian", folder=tmp_path
     )
     assert (tmp_path / "model.safetensors").stat().st_size == result.report.usage["file_bytes"] <= 8000
+
+
+@pytest.mark.parametrize("granularity", ["layer", 8])
+def test_a_file_budget_that_the_smallest_file_just_meets_is_met(granularity: str | int) -> None:
+    model, data = seeded(lambda: nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 9))), [torch.randn(16, 64)]
+    settings: dict[str, Any] = {
+        "options": prune_quantize(bits=(2, 4), sparsity=(0,)), "granularity": granularity, "guard": False,
+        "solver": "lagrangian",
+    }  # fmt: skip
+    measurement = measure(model, data, settings["options"], granularity=granularity)
+    smallest = formulate(measurement, {"bytes": 1.0}).minimum_usage()["bytes"]
+    file_bytes = compressed_size(compress(model, data, budget={"bytes": smallest}, **settings).model).file_bytes
+    result = compress(model, data, budget={"file_bytes": file_bytes}, **settings)
+    assert result.report.usage["file_bytes"] == compressed_size(result.model).file_bytes <= file_bytes
+    with pytest.raises(InfeasibleBudgetError):
+        compress(model, data, budget={"file_bytes": file_bytes - 1}, **settings)

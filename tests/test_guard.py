@@ -14,8 +14,10 @@ from qcompress import Measurement, apply, formulate, mean_loss, measure, prune_q
 from qcompress.compressed.apply import NEAREST
 from qcompress.compressed.record import record_of
 from qcompress.errors import ModelError
+from qcompress.formulation import at_softened_outputs
 from qcompress.guard import CONFIDENCE, Guarded, Seen, guard, kept_loss, stands_out
 from qcompress.measuring.true_loss import TrueLoss
+from qcompress.model.losses import SOFTENED
 from qcompress.proposals import Proposal, proposals, rounded_to_nearest, uniform_settings
 from solvers import Solution, judge
 from tests.models import Residual, seeded
@@ -55,11 +57,11 @@ def test_the_best_has_the_least_true_loss_of_all_and_every_candidate_is_within_t
 
 def test_a_prediction_that_is_wrong_does_not_win() -> None:
     measurement = measured()
-    wrong = replace(measurement, cost=measurement.cost.max() - measurement.cost)
+    wrong = replace(measurement, cost=measurement.cost.max() - measurement.cost, softened=None)
     problem, solution = asked(wrong, 0.9)
     lost = kept_loss(seeded(Residual), wrong, batches(10))
     found = guard(wrong, problem, proposals(wrong, problem, solution), lost)
-    named = {own.name: own for own in found.candidates}
+    named = {name: own for own in found.candidates for name in own.name.split("; ")}
     assert found.best.name.startswith("uniform")
     assert found.won.loss_validation < 0.5 * named["pair terms at 0.5"].loss_validation
     assert found.won.loss_predicted > named["pair terms at 0.5"].loss_predicted
@@ -71,7 +73,7 @@ def test_of_equals_the_solvers_own_choice_comes_first() -> None:
     found = guard(
         measurement, problem, proposals(measurement, problem, solution), lambda _: Seen(mean=1.0, each=np.ones(4))
     )
-    assert found.best.name == "pair terms at 0.5"
+    assert found.best.name.startswith("pair terms at 0.5")
     np.testing.assert_array_equal(found.best.choice, solution.choice)
 
 
@@ -237,3 +239,61 @@ def test_positions_of_a_sequence_count_on_their_own() -> None:
     assert seen.each.shape == (15,)
     smaller = apply(model, found, judge(formulate(found, {"bytes": 1.0}), [1, 1]))
     assert seen.mean == pytest.approx(mean_loss(model, smaller, data), rel=1e-5)
+
+
+def test_equal_choices_are_listed_once_under_all_their_names() -> None:
+    measurement = measured()
+    problem, solution = asked(measurement)
+    assert solution.choice is not None
+    other = np.array([3] * len(measurement.parts))
+    tried = [("a", solution.choice), ("b", other), ("c", solution.choice), ("d", other * 0)]
+    losses = {"a": 2.0, "b": 1.0, "c": 2.0, "d": 3.0}
+    asked_of: list[str] = []
+
+    def seen_of(proposal: Proposal) -> Seen:
+        asked_of.append(proposal.name)
+        return Seen(mean=losses[proposal.name], each=np.full(8, losses[proposal.name]) + np.arange(8))
+
+    found = guard(
+        measurement,
+        problem.with_budgets(bytes=1e9),
+        [Proposal(name=name, choice=choice) for name, choice in tried],
+        seen_of,
+        base="c",
+    )
+    assert [own.name for own in found.candidates] == ["a; c", "b", "d"]
+    assert found.best.name == "b"
+    assert len(asked_of) == 3
+
+
+def test_costs_at_softened_outputs_are_those_of_outputs_over_the_temperature() -> None:
+    model, measurement = seeded(Residual), measured()
+    assert measurement.softened is not None
+    problem = formulate(measurement, {"bytes": 1.0})
+    soft = at_softened_outputs(problem, measurement, 0.5)
+    for part in range(len(measurement.parts)):
+        for option in range(len(measurement.transforms[part])):
+            choice = np.zeros(len(measurement.parts), dtype=int)
+            choice[part] = option
+            smaller = apply(model, measurement, judge(problem, choice))
+            true = SOFTENED**2 * mean_loss(
+                model, smaller, batches(0), forward=lambda model, batch: model(batch) / SOFTENED
+            )
+            at = problem.flat(choice)[part]
+            # effects are linearised, so that harsh options differ by some per cent
+            assert measurement.softened[at] == pytest.approx(true, rel=0.2, abs=2e-3 * measurement.softened.max())
+            assert soft.evaluate(choice).objective == pytest.approx(measurement.softened[at], abs=1e-9)
+
+
+def test_softened_costs_are_proposed_and_come_back_from_the_file(tmp_path: Path) -> None:
+    measurement = measured()
+    measurement.save(tmp_path / "measurement.npz")
+    loaded = Measurement.load(tmp_path / "measurement.npz")
+    assert loaded.softened is not None
+    np.testing.assert_array_equal(loaded.softened, measurement.softened)
+    problem, solution = asked(measurement)
+    found = {own.name: own.choice for own in proposals(measurement, problem, solution)}
+    best = solve(at_softened_outputs(problem, measurement, 0.0), "brute-force")
+    np.testing.assert_array_equal(found["softened outputs"], best.choice)
+    without = replace(measurement, softened=None)
+    assert not any("softened" in own.name for own in proposals(without, problem, solution))

@@ -20,19 +20,22 @@ ROOM_PER_PART = 24
 """Bytes for a part's entry beyond those of a part that is kept as it is."""
 
 
-def with_file_bytes(model: nn.Module, measurement: Measurement, *, more: float = 0.0) -> Measurement:
+def with_file_bytes(
+    model: nn.Module, measurement: Measurement, *, more: float = 0.0, tight: bool = False
+) -> Measurement:
     """The measurement with one more resource, ``file_bytes``.
 
     Args:
         model: the one that was measured; left as it is.
         measurement: of it.
         more: bytes of room for what is around the arrays, besides those that are left anyway.
+        tight: leave no room for the parts' entries, so that no file takes less than is said.
     """
     kept = own_copy(model)
     parts = tuple(CompressedPart(part=part, transform=Keep(), stored={}) for part in measurement.parts)
-    attach(kept, Compression(parts=parts))
+    attach(kept, Compression(parts=() if tight else parts))
     original = compressed_size(kept).file_bytes
-    around = original - measurement.original["bytes"] + ROOM_PER_PART * len(parts) + more
+    around = original - measurement.original["bytes"] + (0 if tight else ROOM_PER_PART * len(parts)) + more
     return replace(
         measurement,
         resources=MappingProxyType({**measurement.resources, FILE_BYTES: measurement.resources["bytes"]}),

@@ -48,6 +48,7 @@ def for_engine(engine: Engine, model: nn.Module, measurement: Measurement, examp
         measurement,
         transforms=transforms,
         cost=measurement.cost[flat],
+        softened=None if measurement.softened is None else measurement.softened[flat],
         factor=measurement.factor[flat],
         error=measurement.error[flat],
         standard_error=None if measurement.standard_error is None else measurement.standard_error[flat],

@@ -4,17 +4,16 @@ Only the part of the network behind the changed module is run again (`qcompress.
 come from the change ``J_v`` of the output: exactly where outputs have few numbers, else by random probes.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qcompress.errors import ModelError
 from qcompress.measuring.candidates import Candidates
-from qcompress.measuring.effects import MAX_NUMBERS, curvature_points, exact_effects
+from qcompress.measuring.effects import MAX_NUMBERS, Effects, curvature_points, exact_effects, softened_costs
 from qcompress.measuring.replay import RecordedCalls
 from qcompress.model import forward as forwards
 from qcompress.model.losses import Loss
@@ -33,10 +32,8 @@ class Direct:
         self._shortcut: dict[int, bool] = {}
         self._point: Tensor | None = None
 
-    def batch_effects(
-        self, batch: Any, generator: torch.Generator, reference: Tensor | None = None
-    ) -> tuple[NDArray[np.float64], Iterable[NDArray[np.floating]], int]:
-        """Costs ``(V,)`` summed over the batch, blocks of effects ``(V, columns)``, and the number of samples.
+    def batch_effects(self, batch: Any, generator: torch.Generator, reference: Tensor | None = None) -> Effects:
+        """What a batch shows.
 
         Args:
             batch: of the data.
@@ -58,10 +55,11 @@ class Direct:
                 cost[flat] = rise
                 found[flat] = change.flatten(1) if small else torch.einsum("kn...,n...->nk", probes, change)
         if not small:
-            return cost, [found.flatten(1).numpy()], len(point)
+            return Effects(cost, [found.flatten(1).numpy()], len(point))
         changes = found.to(point.device).reshape(len(found), *point.shape)
         points = curvature_points(self._loss, changes, point, cost, candidates) if reference is None else [point]
-        return cost, exact_effects(self._loss, changes, points, batch), len(point)
+        softened = softened_costs(self._loss, changes, point, batch, reference)
+        return Effects(cost, exact_effects(self._loss, changes, points, batch), len(point), softened)
 
     def record(self, batch: Any) -> Tensor:
         """The outputs of a batch as the model stands; options are tried against this run."""

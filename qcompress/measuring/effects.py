@@ -7,8 +7,8 @@ over what the options ask, every part's cheapest option at that price; points ``
 in the integral's weights ``2·(1 - t)``. A mean of Gram matrices is a Gram matrix, so the factor form stays.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,30 @@ def option_costs(
     goal = point if reference is None else reference
     standing = 0.0 if reference is None else float(loss.rise(point, goal, batch).sum())
     return np.array([float(loss.rise(point + change, goal, batch).sum()) - standing for change in changes])
+
+
+class Effects(NamedTuple):
+    """What a batch shows of all options.
+
+    Attributes:
+        cost: ``(V,)`` loss increases of every option alone, summed over the samples.
+        blocks: ``(V, columns)`` each, whose products are the second-order terms.
+        num_samples: in the batch.
+        softened: ``(V,)`` as ``cost``, by the softened loss; None where that is no other or the outputs have too many
+            numbers for their changes to be known.
+    """
+
+    cost: NDArray[np.float64]
+    blocks: Iterable[NDArray[np.floating]]
+    num_samples: int
+    softened: NDArray[np.float64] | None = None
+
+
+def softened_costs(
+    loss: Loss, changes: Tensor, point: Tensor, batch: Any, reference: Tensor | None = None
+) -> NDArray[np.float64] | None:
+    """`option_costs` by the softened loss, where there is one."""
+    return None if loss.softened is None else option_costs(loss.softened, changes, point, batch, reference)
 
 
 def exact_effects(loss: Loss, changes: Tensor, points: list[Tensor], batch: Any) -> Iterator[NDArray[np.floating]]:

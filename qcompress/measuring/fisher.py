@@ -10,7 +10,7 @@ Every batch also gives evidence of whether that view is whole (`qcompress.measur
 for which it is not are tried one by one instead, with the same probes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from qcompress.measuring import evidence
 from qcompress.measuring.calls import Call, Recorder, response
 from qcompress.measuring.candidates import Candidates, Layer
 from qcompress.measuring.direct import Direct
-from qcompress.measuring.effects import curvature_points, exact_effects, option_costs
+from qcompress.measuring.effects import Effects, curvature_points, exact_effects, option_costs, softened_costs
 from qcompress.measuring.products import Place, shares
 from qcompress.model import forward as forwards
 from qcompress.model import layers
@@ -86,10 +86,8 @@ class Fisher:
             for part in candidates.layers[index].parts
         }
 
-    def batch_effects(
-        self, batch: Any, generator: torch.Generator, reference: Tensor | None = None
-    ) -> tuple[NDArray[np.float64], Iterable[NDArray[np.floating]], int]:
-        """Costs ``(V,)`` summed over the batch, blocks of effects ``(V, columns)``, and the number of samples.
+    def batch_effects(self, batch: Any, generator: torch.Generator, reference: Tensor | None = None) -> Effects:
+        """What a batch shows.
 
         Args:
             batch: of the data.
@@ -115,14 +113,15 @@ class Fisher:
                 cost = option_costs(loss, changes, point, batch, reference)
                 cost[list(risen)] = list(risen.values())
                 points = curvature_points(loss, changes, point, cost, candidates) if reference is None else [point]
-                return cost, exact_effects(loss, changes, points, batch), num_samples
+                softened = softened_costs(loss, changes, point, batch, reference)
+                return Effects(cost, exact_effects(loss, changes, points, batch), num_samples, softened)
         first_order = np.zeros(candidates.num_options)
         if loss.gradient(point, batch, reference) is not None:
             first_order = effects[:, :, -1].sum(axis=1, dtype=np.float64)
             effects = effects[:, :, :-1]
         cost = first_order + 0.5 * np.square(effects, dtype=np.float64).sum(axis=(1, 2))
         cost[list(risen)] = list(risen.values())
-        return cost, [effects.reshape(candidates.num_options, -1)], num_samples
+        return Effects(cost, [effects.reshape(candidates.num_options, -1)], num_samples)
 
     def _recorded(self, batch: Any, generator: torch.Generator, reference: Tensor | None) -> _Run:
         """Run, take all gradients, and note the layers for which they do not tell all."""

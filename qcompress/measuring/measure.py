@@ -171,6 +171,7 @@ def measure(
         parts=inventory.parts,
         transforms=candidates.transforms,
         cost=sums.mean_cost(),
+        softened=sums.mean_softened(),
         factor=sums.factor(),
         error=errors,
         resources=_resources(candidates),

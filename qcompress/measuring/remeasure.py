@@ -108,6 +108,7 @@ def measured_at(
     return dataclasses.replace(
         measurement,
         cost=sums.mean_cost(),
+        softened=sums.mean_softened(),
         factor=sums.factor(),
         num_samples=sums.num_samples,
         tried=MappingProxyType(sums.tried),

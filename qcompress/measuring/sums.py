@@ -32,15 +32,26 @@ class Sums:
         self._seed = seed
         self.exact = num_options <= MAX_EXACT
         self.cost = np.zeros(num_options)
+        self.softened: NDArray[np.float64] | None = None
         self.second = np.zeros((num_options, num_options if self.exact else SKETCH_RANK))
         self.num_samples = 0
         self.num_batches = 0
         self.tried: dict[str, str] = {}
 
-    def add(self, cost: NDArray[np.float64], effects: Iterable[NDArray[np.floating]], num_samples: int) -> None:
+    def add(
+        self,
+        cost: NDArray[np.float64],
+        effects: Iterable[NDArray[np.floating]],
+        num_samples: int,
+        softened: NDArray[np.float64] | None = None,
+    ) -> None:
         """Add one batch: sums of the costs ``(V,)`` over its samples, and its effects in blocks ``(V, columns)``."""
         rng = np.random.default_rng([self._seed, self.num_batches])
         self.cost += cost
+        if softened is None or (self.softened is None and self.num_batches):
+            self.softened = None  # one batch without them, and there are none
+        else:
+            self.softened = softened if self.softened is None else self.softened + softened
         for block in effects:
             if self.exact:
                 wide = block.astype(np.float64)
@@ -54,6 +65,10 @@ class Sums:
     def mean_cost(self) -> NDArray[np.float64]:
         """``(V,)`` mean cost per sample."""
         return self.cost / self.num_samples
+
+    def mean_softened(self) -> NDArray[np.float64] | None:
+        """``(V,)`` mean softened cost per sample, where there are any."""
+        return None if self.softened is None else self.softened / self.num_samples
 
     def factor(self) -> NDArray[np.float64]:
         """``(V, r)`` whose products are the mean second-order terms per sample."""
@@ -71,6 +86,8 @@ class Sums:
         counts = {"num_samples": self.num_samples, "num_batches": self.num_batches}
         header = {"key": key, "seed": self._seed, "tried": self.tried, **counts}
         arrays = {"cost": self.cost, "second": self.second}
+        if self.softened is not None:
+            arrays["softened"] = self.softened
         FILE_KIND.write_arrays(path, header, arrays)
 
     @classmethod
@@ -87,7 +104,7 @@ class Sums:
                 "choose another cache file or delete it"
             )
         sums = cls(len(arrays["cost"]), header["seed"])
-        sums.cost, sums.second = arrays["cost"], arrays["second"]
+        sums.cost, sums.second, sums.softened = arrays["cost"], arrays["second"], arrays.get("softened")
         sums.num_samples, sums.num_batches = header["num_samples"], header["num_batches"]
         sums.tried = header.get("tried", {})
         return sums

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from qcompress.measuring.calls import Call, autocast_of, response
 from qcompress.measuring.candidates import Candidates, Layer
 from qcompress.measuring.direct import Direct
+from qcompress.measuring.effects import Effects
 from qcompress.model import forward as forwards
 from qcompress.model import layers
 from qcompress.model.losses import Loss
@@ -61,10 +62,8 @@ class WeightGradients:
         self._apart: bool | None = None  # whether samples give the same outputs alone; unknown before the first batch
         self.tried: dict[str, str] = dict(tried or {})
 
-    def batch_effects(
-        self, batch: Any, generator: torch.Generator, reference: Tensor | None = None
-    ) -> tuple[NDArray[np.float64], Iterable[NDArray[np.floating]], int]:
-        """Costs ``(V,)`` summed over the batch, no effects, and the number of samples.
+    def batch_effects(self, batch: Any, generator: torch.Generator, reference: Tensor | None = None) -> Effects:
+        """Costs of the batch, without terms between parts.
 
         Args:
             batch: samples, each of which is run alone; where it cannot be taken apart, all are one sample of the costs.
@@ -84,7 +83,7 @@ class WeightGradients:
                 cost += 0.5 * gradients.products(output, probe, keep=False) ** 2
             num_samples = stop
         self._try_unseen(batch, reached, cost, reference)
-        return cost, (), num_samples
+        return Effects(cost, (), num_samples)
 
     def _samples(self, batch: Any) -> list[Any]:
         found = list(samples(batch))

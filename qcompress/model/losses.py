@@ -28,6 +28,9 @@ NUM_PROBES = 8
 MAX_PLAIN_DIMS = 3
 """Outputs ``(samples, classes)`` and ``(samples, positions, classes)`` need no word on where their classes are."""
 
+SOFTENED = 4.0
+"""Temperature of softened outputs."""
+
 KL_DIM = re.compile(r"kl:(-?[0-9]+)")
 
 INSTEAD = (
@@ -41,6 +44,11 @@ class Loss(ABC):
 
     name: str
     curvature_varies = False  # whether H depends on the outputs
+
+    @property
+    def softened(self) -> "Loss | None":
+        """The same where the original is less sure of itself, so that few samples tell more; None: it is no other."""
+        return None
 
     def require(self, output: Tensor) -> None:
         """Refuse outputs that the loss makes no sense of.
@@ -86,16 +94,27 @@ class KullbackLeibler(Loss):
 
     Args:
         dim: the dimension of the outputs that holds the classes; None is the last of at most three.
+        temperature: both outputs are divided by it, and what comes out is multiplied by its square, so that small
+            changes count alike.
     """
 
     curvature_varies = True
 
-    def __init__(self, dim: int | None = None) -> None:
+    def __init__(self, dim: int | None = None, *, temperature: float = 1.0) -> None:
         if dim == 0:
             raise OptionsError("loss 'kl:0' takes the samples for classes: the dimension 0 counts the samples")
         self.name = "kl" if dim is None else f"kl:{dim}"
         self._dim = -1 if dim is None else dim
-        self._asked = dim is not None
+        self._given, self._temperature = dim, temperature
+
+    @property
+    def softened(self) -> "KullbackLeibler":
+        """At the temperature `SOFTENED`."""
+        return KullbackLeibler(self._given, temperature=SOFTENED)
+
+    def _probabilities(self, output: Tensor) -> Tensor:
+        """``(samples, …, classes)``."""
+        return self._classes_last(output / self._temperature).softmax(-1)
 
     def require(self, output: Tensor) -> None:
         """Two classes at least, along a dimension of their own that is no matter of guessing.
@@ -104,7 +123,7 @@ class KullbackLeibler(Loss):
             ModelError: there are not.
         """
         shape = tuple(output.shape)
-        if output.ndim > MAX_PLAIN_DIMS and not self._asked:
+        if output.ndim > MAX_PLAIN_DIMS and self._given is None:
             raise ModelError(
                 f"loss 'kl' compares distributions over classes, and outputs of shape {shape} do not tell which "
                 "dimension holds these: loss='kl:1' takes the second, as of a segmentation's (samples, classes, "
@@ -123,7 +142,7 @@ class KullbackLeibler(Loss):
 
     @property
     def _words(self) -> str:
-        return f"dimension {self._dim}" if self._asked else "the last dimension, (samples, …, classes)"
+        return f"dimension {self._dim}" if self._given is not None else "the last dimension, (samples, …, classes)"
 
     def _classes_last(self, values: Tensor, before: int = 0) -> Tensor:
         """Tensors of the outputs' shape, after ``before`` more dimensions, with the classes as the last."""
@@ -134,9 +153,10 @@ class KullbackLeibler(Loss):
 
     def _divergence(self, output: Tensor, reference: Tensor) -> Tensor:
         """The KL divergence at every position."""
-        log_p = self._classes_last(reference).double().log_softmax(-1)
-        log_q = self._classes_last(output).double().log_softmax(-1)
-        return (log_p.exp() * (log_p - log_q)).sum(-1)
+        log_p, log_q = (
+            (self._classes_last(own).double() / self._temperature).log_softmax(-1) for own in (reference, output)
+        )
+        return (log_p.exp() * (log_p - log_q)).sum(-1) * self._temperature**2
 
     def rise(self, output: Tensor, reference: Tensor, batch: Any) -> Tensor:  # noqa: ARG002
         """``Σ p·(log p - log q)``, averaged over positions."""
@@ -148,20 +168,20 @@ class KullbackLeibler(Loss):
 
     def effects(self, changes: Tensor, point: Tensor, batch: Any) -> Tensor:  # noqa: ARG002
         """``√p·(J - p·J)`` at every position."""
-        p, moved = self._classes_last(point).softmax(-1), self._classes_last(changes, before=1)
+        p, moved = self._probabilities(point), self._classes_last(changes, before=1)
         found = (p / _positions(p)).sqrt() * (moved - (p * moved).sum(-1, keepdim=True))
         return self._classes_back(found, before=1)
 
     def probes(self, reference: Tensor, batch: Any, generator: torch.Generator) -> Tensor:  # noqa: ARG002
         """``√p·z - p·(√p·z)`` for random signs z."""
-        p = self._classes_last(reference).softmax(-1)
+        p = self._probabilities(reference)
         mixed = p.sqrt() * _signs((NUM_PROBES, *p.shape), p, generator)
         found = torch.div(mixed - p * mixed.sum(-1, keepdim=True), (_positions(p) * NUM_PROBES) ** 0.5)
         return self._classes_back(found, before=1)
 
     def probe(self, point: Tensor, batch: Any, generator: torch.Generator) -> Tensor:  # noqa: ARG002
         """``e_y - p`` for a label y drawn from the softmax at every position: the score of the Fisher information."""
-        p = self._classes_last(point).softmax(-1)
+        p = self._probabilities(point)
         drawn = torch.multinomial(p.reshape(-1, p.shape[-1]).cpu(), 1, generator=generator).to(p.device)
         label = torch.zeros_like(p).scatter_(-1, drawn.view(*p.shape[:-1], 1), 1.0)
         return self._classes_back(torch.div(label - p, _positions(p) ** 0.5))
@@ -170,8 +190,8 @@ class KullbackLeibler(Loss):
         """``q - p`` at every position."""
         if reference is None:
             return None
-        q, p = (self._classes_last(own).softmax(-1) for own in (point, reference))
-        return self._classes_back((q - p) / _positions(p))
+        q, p = self._probabilities(point), self._probabilities(reference)
+        return self._classes_back(self._temperature * (q - p) / _positions(p))
 
 
 class MeanSquaredError(Loss):

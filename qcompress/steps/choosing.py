@@ -10,7 +10,7 @@ from qcompress.compressed.apply import NEAREST
 from qcompress.formulation import formulate
 from qcompress.guard import Guarded, guard, kept_loss
 from qcompress.measurement import Measurement
-from qcompress.proposals import ADDITIVE, SOLVER, Proposal, proposals
+from qcompress.proposals import ADDITIVE, SOFTENED, SOLVER, Proposal, proposals
 from qcompress.refinement import Refined, refine
 from qcompress.run_folder import Kept, RunFolder
 from qcompress.steps.request import NoChoiceError, Request, identity_of
@@ -195,7 +195,7 @@ def guarded(
         seen = kept_loss(
             request.copied, measurement, request.kept, loss=own.loss, forward=own.forward, batch_norm_data=batches
         )
-        base = REFINED if refined_choice else ADDITIVE
+        base = REFINED if refined_choice else ADDITIVE if measurement.softened is None else SOFTENED
         within = [own for own in (*refined_choice, *others) if _may_be_taken(own, problem, request.loss_limit, ties)]
         return guard(measurement, problem, within, seen, base=base)
 

@@ -78,7 +78,7 @@ def measured(request: Request, run: RunFolder) -> Measurement:
     )
     measurement = with_resources(measurement, request.budget)
     if FILE_BYTES in request.budget and request.engine is None:
-        measurement = with_file_bytes(request.copied, measurement, more=request.room_bytes)
+        measurement = with_file_bytes(request.copied, measurement, more=request.room_bytes, tight=request.tight_room)
     if LATENCY not in request.budget or LATENCY in measurement.resources or request.engine is not None:
         return measurement  # an engine times what it runs (see `qcompress.targeting`)
     return run.once(

@@ -65,6 +65,7 @@ class Request:
         measurement: one that was made earlier, or None.
         identities: of what is in ``calibration`` and ``kept``, or nothing where no folder keeps the run.
         room_bytes: more room in the file, where a first try came out too large.
+        tight_room: whether none is left for the parts' entries, where the usual one left no choice.
         engine: what the choice is made for, or None for our own file.
     """
 
@@ -92,6 +93,7 @@ class Request:
     callbacks: Callbacks
     identities: Mapping[str, Identity]
     room_bytes: float = 0.0
+    tight_room: bool = False
     engine: Engine | None = None
 
     def measured_from(self) -> dict[str, Any]:
