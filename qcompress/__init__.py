@@ -28,6 +28,7 @@ from qcompress.model.opened import open_model
 from qcompress.options import Options, gguf_types, integer_products, low_rank, prune_channels, prune_quantize
 from qcompress.refinement import Refined, RefineStep, refine
 from qcompress.report import Report
+from qcompress.structure.find import find_sets
 from qcompress.training.finetune import FinetuneProgress, finetune
 from qcompress.training.stable_rank import stable_rank
 from qcompress.vocabulary import count_words, split_vocabulary_, vocabulary_blocks
@@ -85,6 +86,7 @@ __all__ = [
     "remeasure",
     "prune_quantize",
     "prune_channels",
+    "find_sets",
     "compressed_size",
     "pack_",
     "save_compressed",

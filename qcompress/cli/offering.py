@@ -18,7 +18,7 @@ from qcompress.cli.arguments import numbers
 if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
     from qcompress import Options
 
-QUANTIZE, RANKS, LAYERS = "Pruning and quantization", "Low rank", "Layers"
+QUANTIZE, RANKS, CHANNELS, LAYERS = "Pruning and quantization", "Low rank", "Channels", "Layers"
 LOW_RANK_NUMBERS = ("ratios", "ranks", "energies", "slices")
 QUANTIZE_NUMBERS = ("bits", "sparsity", "group_size")
 
@@ -103,6 +103,26 @@ class OfferFlags:
     factor_sparsity: Annotated[
         str | None, _list_option("Fractions of the factors to prune before they are quantized. Default: 0.", RANKS)
     ] = None
+    channels: Annotated[
+        bool,
+        typer.Option(
+            "--channels",
+            help="Remove channels and heads with all that belongs to them, and nothing else: the result is a smaller "
+            "dense network, which can be compressed further.",
+            rich_help_panel=CHANNELS,
+        ),
+    ] = False
+    keep: Annotated[
+        str | None,
+        _list_option("Fractions of the channels that may stay. Default: 0.125 to 0.875. Enables --channels.", CHANNELS),
+    ] = None
+    channel_block: Annotated[
+        int | None,
+        typer.Option(
+            help="Channels that go together: what stays is a multiple of it. Enables --channels.",
+            rich_help_panel=CHANNELS,
+        ),
+    ] = None
     skip: Annotated[
         str | None, _list_option("Layers to leave unchanged, such as `lm_head,*.norm*`.", LAYERS, "PATTERN,…")
     ] = None
@@ -130,6 +150,8 @@ class OfferFlags:
         from qcompress.errors import OptionsError
 
         quantizing, factoring, coding = self._quantizing(), self._factoring(), self._coding()
+        if self.channels or self.keep is not None or self.channel_block is not None:
+            return self._channels({**quantizing, **factoring, **coding})
         self._require_consistent(quantizing, factoring, coding)
         compensated, enabled = self.compensated is not False, qcompress.Options(())
         try:
@@ -143,6 +165,24 @@ class OfferFlags:
         except OptionsError as error:
             raise typer.BadParameter(f"{error}.") from error
         return enabled
+
+    def _channels(self, others: dict[str, Any]) -> "Options":
+        """`prune_channels` as it is asked for, by itself."""
+        import qcompress
+        from qcompress.errors import OptionsError
+
+        if others or self.low_rank or not self.prune_quantize or self.compensated is not None:
+            raise typer.BadParameter(
+                "channels are chosen by themselves: leave out the flags of the other options, and compress the smaller "
+                "model afterwards."
+            )
+        given: dict[str, Any] = self._numbers(("keep",))
+        if self.channel_block is not None:
+            given["granularity"] = self.channel_block
+        try:
+            return qcompress.prune_channels(**given)
+        except OptionsError as error:
+            raise typer.BadParameter(f"{error}.") from error
 
     def _quantizing(self) -> dict[str, Any]:
         """The given arguments of `prune_quantize`."""

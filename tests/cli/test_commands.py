@@ -15,7 +15,7 @@ import torch
 import qcompress.cli
 from formulations import Problem
 from formulations.generators.random_instances import layered_problem
-from qcompress import Measurement, load_compressed, low_rank, prune_quantize
+from qcompress import Measurement, load_compressed, low_rank, prune_channels, prune_quantize
 from qcompress.cli import arguments, console, main
 from qcompress.cli.flag_groups import with_flag_groups
 from qcompress.cli.offering import OfferFlags
@@ -219,6 +219,8 @@ OFFERED = [
         ["--bits", "3,4", "--group-size", "32,64", "--asymmetric"],
         prune_quantize(bits=(3, 4), group_size=(32, 64), symmetric=False, compensated=True),
     ),
+    (["--channels"], prune_channels()),
+    (["--keep", "0.5,0.25", "--channel-block", "4"], prune_channels(keep=(0.5, 0.25), granularity=4)),
 ]
 
 
@@ -622,6 +624,7 @@ MISTAKES = [
     ([*MEASURE[:3], "--kinds", "tuker"], USAGE, "is of the kind channels, spatial, tucker, sliced; found 'tuker'"),
     ([*MEASURE[:3], "--slices", "2"], USAGE, "--slices needs the kind sliced, for example --kinds sliced --slices 2,4"),
     ([*MEASURE[:3], "--factor-sparsity", "0.5"], USAGE, "--factor-sparsity needs --factor-bits"),
+    ([*MEASURE[:3], "--channels", "--bits", "4"], USAGE, "channels are chosen by themselves"),
     ([*MEASURE, "--no-prune-quantize"], USAGE, "--bits has no effect with --no-prune-quantize"),
     ([*COMPRESS[:3], "--budget", "bytes=0.5", "--no-prune-quantize"], USAGE, "no compression options enabled"),
     (

@@ -1,0 +1,207 @@
+"""Channels of a ResNet removed at equal macs: this project's choice against uniform widths and global rankings.
+
+Ours: how many channels of every coupled set stay is solved for from the measured loss of every option, with the layers
+that read a set fitted anew to what stays ("obs, made up for"), and the same without. Beside it, at no more macs: the
+same share of every set by mean absolute weight (L1); all units ranked together by their Fisher score for each of the
+macs that they save (what Taylor pruning does with its squares, arXiv 1906.10771); and, where torch-pruning is
+installed, its group magnitude and group Taylor importance, global. Every row is judged on test images as it is cut,
+with batch-norm statistics taken again, and after the same fine-tuning (distillation from the original).
+
+A cut run goes on: the measurement and the rows are kept in ``--out``.
+
+    python -m benchmarks.channels_resnet --data FOLDER [--depth 56] [--shares 0.7 0.5] [--steps 50]
+"""
+
+import argparse
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import qcompress
+from benchmarks import cifar
+from benchmarks.tables import Rows, markdown, write_results
+from qcompress.compressed.removal import remove_
+from qcompress.measurement import Measurement
+from qcompress.model.batch_norm import reestimate_
+from qcompress.model.counting import count
+from qcompress.model.coupled import CoupledSet
+from qcompress.model.losses import as_loss
+from qcompress.model.tensors import total_bytes
+from qcompress.structure.find import find_sets
+from qcompress.structure.scores import by_weight, sensitivity
+from qcompress.structure.uses import Uses, uses_of
+from solvers import solve
+
+OURS = {"ours": {}, "ours, nothing made up for": {"reconstructed": False}}
+THEIRS = {
+    "torch-pruning, group magnitude": "GroupMagnitudeImportance",
+    "torch-pruning, group Taylor": "GroupTaylorImportance",
+}
+COLUMNS = {
+    "share": "macs asked for",
+    "choice": "chosen by",
+    "macs": "macs",
+    "bytes": "bytes",
+    "gap": "gap",
+    "kl": "KL",
+    "accuracy": "accuracy %",
+    "renormed": "batch norm taken again",
+    "tuned": "fine-tuned",
+}
+
+
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {own: getattr(arguments, own) for own in ("depth", "calibration", "test", "steps", "time_limit")}
+
+
+def within(
+    sets: tuple[CoupledSet, ...], uses: Uses, limit: float, removed_at: Callable[[float], dict[str, list[int]]]
+) -> dict[str, list[int]]:
+    """What is removed at the least of a rising strength from 0 to 1 that is within the macs."""
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = 0.5 * (low + high)
+        removed = removed_at(middle)
+        kept = [item.num_units - len(removed[item.name]) for item in sets]
+        low, high = (low, middle) if uses.of(kept)["macs"] <= limit else (middle, high)
+    return removed_at(high)
+
+
+def uniform_l1(model: nn.Module, sets: tuple[CoupledSet, ...]) -> Ranking:
+    orders = {item.name: np.argsort(by_weight(model, item), kind="stable").tolist() for item in sets}
+    return lambda share: {
+        item.name: orders[item.name][: min(int(share * item.num_units), item.num_units - 1)] for item in sets
+    }
+
+
+def ranked_fisher(model: nn.Module, data: list[Tensor], sets: tuple[CoupledSet, ...], uses: Uses) -> Ranking:
+    scores = sensitivity(model, data, sets, as_loss("kl"), None, 0).fisher
+    whole = [item.num_units for item in sets]
+    ranked = []
+    for place, item in enumerate(sets):
+        saved = uses.of(whole)["macs"] - uses.of([*whole[:place], whole[place] - 1, *whole[place + 1 :]])["macs"]
+        ranked += [(score / saved, item.name, unit) for unit, score in enumerate(scores[item.name].tolist())]
+    ranked.sort()
+
+    def removed_at(share: float) -> dict[str, list[int]]:
+        removed: dict[str, list[int]] = {item.name: [] for item in sets}
+        sizes = {item.name: item.num_units for item in sets}
+        for _, name, unit in ranked[: int(share * len(ranked))]:
+            if len(removed[name]) < sizes[name] - 1:
+                removed[name].append(unit)
+        return removed
+
+    return removed_at
+
+
+def torch_pruned(
+    model: nn.Module, data: list[Tensor], labels: Tensor, importance: str, limit: float
+) -> nn.Module | None:
+    """The least pruned of its models that is within the macs; None where it is not installed."""
+    try:
+        import torch_pruning as pruning
+    except ImportError:
+        return None
+    low, high, best = 0.0, 0.95, None
+    for _ in range(10):
+        ratio, smaller = 0.5 * (low + high), copy.deepcopy(model)
+        pruner = pruning.pruner.BasePruner(
+            smaller, data[0][:1], importance=getattr(pruning.importance, kind)(), global_pruning=True,
+            pruning_ratio=ratio, ignored_layers=[smaller.linear],
+        )  # fmt: skip
+        if "Taylor" in kind:
+            for batch, own in zip(data, labels.split(len(data[0])), strict=True):
+                nn.functional.cross_entropy(smaller(batch), own).backward()
+        pruner.step()
+        smaller.zero_grad(set_to_none=True)
+        fits = count(smaller, data[:1], None).macs <= limit
+        if fits:
+            high, best = ratio, smaller
+        else:
+            low = ratio
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder with the weights and images")
+    parser.add_argument("--out", default="benchmarks/results", help="where JSON and Markdown go")
+    parser.add_argument("--depth", type=int, choices=(20, 56), default=56, help="of the network")
+    parser.add_argument("--shares", type=float, nargs="+", default=(0.7, 0.5), help="of the macs that may stay")
+    parser.add_argument("--calibration", type=int, default=256, help="training images")
+    parser.add_argument("--test", type=int, default=2500, help="test images")
+    parser.add_argument("--steps", type=int, default=50, help="of fine-tuning, 128 images each; 0 for none")
+    parser.add_argument("--time-limit", type=float, default=20, help="seconds for each solve")
+    arguments = parser.parse_args()
+    folder, out = cifar.data_folder(arguments), Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    model, name = cifar.resnet(arguments.depth, folder), f"channels_resnet{arguments.depth}"
+    training, classes = cifar.images(folder, "cifar10_train4k_lossless")
+    data = cifar.batched(training[: arguments.calibration], 64)
+    inputs, labels = cifar.images(folder, "cifar10_test_jpegsource", 0, arguments.test)
+    reference = cifar.logits(model, inputs)
+    rows = Rows(out / f"{name}.json", {"original": cifar.accuracy(reference, labels), **settings_of(arguments)})
+    print(f"original: {rows.values['original']:.2f} % on {len(labels)} test images", flush=True)
+    sets = find_sets(model, data[:1]).sets
+    uses = uses_of(model, sets, count(model, data[:1], None))
+    whole = uses.of([item.num_units for item in sets])
+
+    def measured(choice: str) -> Measurement:
+        file = out / f"{name}_{choice.replace(', ', '_').replace(' ', '_')}.npz"
+        if not file.exists():
+            options = qcompress.prune_channels(**OURS[choice])
+            qcompress.measure(model, data, options, cache=file.with_suffix(".part")).save(file)
+        return Measurement.load(file)
+
+    def smaller_by(choice: str, share: float) -> tuple[nn.Module | None, float | None]:
+        if choice in OURS:
+            measurement = measured(choice)
+            problem = qcompress.formulate(measurement, {"macs": share})
+            solution = solve(problem, time_limit=arguments.time_limit, seed=0)
+            return qcompress.apply(model, measurement, solution), solution.gap
+        if choice in THEIRS:
+            own = classes[: arguments.calibration]
+            return torch_pruned(model, data, own, THEIRS[choice], share * whole["macs"]), None
+        ranking = uniform_l1(model, sets) if choice == "uniform, L1" else ranked_fisher(model, data, sets, uses)
+        return remove_(copy.deepcopy(model), sets, within(sets, uses, share * whole["macs"], ranking)), None
+
+    def judged(choice: str, share: float) -> dict[str, Any]:
+        row: dict[str, Any] = {"share": share, "choice": choice}
+        smaller, gap = smaller_by(choice, share)
+        if smaller is None:
+            return row
+        output = cifar.logits(smaller, inputs)
+        renormed = reestimate_(copy.deepcopy(smaller), data)
+        row |= {
+            "macs": count(smaller, data[:1], None).macs / whole["macs"],
+            "bytes": total_bytes(smaller) / whole["bytes"],
+            "gap": gap,
+            "kl": cifar.kl(reference, output),
+            "accuracy": cifar.accuracy(output, labels),
+            "renormed": cifar.accuracy(cifar.logits(renormed, inputs), labels),
+        }
+        if arguments.steps:
+            batches = cifar.batched(training)
+            start = renormed if row["renormed"] > row["accuracy"] else smaller
+            tuned = qcompress.finetune(start, batches[:-4], arguments.steps, teacher=model, validation=batches[-4:])
+            row["tuned"] = cifar.accuracy(cifar.logits(tuned, inputs), labels)
+        return row
+
+    for share in arguments.shares:
+        for choice in (*OURS, "uniform, L1", "ranked, Fisher for macs", *THEIRS):
+            if not rows.of(share=share, choice=choice):
+                rows.add(judged(choice, share))
+                print(rows.of(share=share, choice=choice)[0], flush=True)
+    table = markdown(rows.of(), COLUMNS)
+    write_results(out, name, rows.values, table)
+    print(table)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()
