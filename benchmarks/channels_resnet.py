@@ -42,6 +42,9 @@ THEIRS = {
     "torch-pruning, group magnitude": "GroupMagnitudeImportance",
     "torch-pruning, group Taylor": "GroupTaylorImportance",
 }
+Ranking = Callable[[float], dict[str, list[int]]]
+"""Strength of pruning, 0 to 1 → units of every set that go."""
+
 COLUMNS = {
     "share": "macs asked for",
     "choice": "chosen by",
@@ -59,9 +62,7 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     return {own: getattr(arguments, own) for own in ("depth", "calibration", "test", "steps", "time_limit")}
 
 
-def within(
-    sets: tuple[CoupledSet, ...], uses: Uses, limit: float, removed_at: Callable[[float], dict[str, list[int]]]
-) -> dict[str, list[int]]:
+def within(sets: tuple[CoupledSet, ...], uses: Uses, limit: float, removed_at: Ranking) -> dict[str, list[int]]:
     """What is removed at the least of a rising strength from 0 to 1 that is within the macs."""
     low, high = 0.0, 1.0
     for _ in range(30):
@@ -99,9 +100,7 @@ def ranked_fisher(model: nn.Module, data: list[Tensor], sets: tuple[CoupledSet, 
     return removed_at
 
 
-def torch_pruned(
-    model: nn.Module, data: list[Tensor], labels: Tensor, importance: str, limit: float
-) -> nn.Module | None:
+def torch_pruned(model: nn.Module, data: list[Tensor], labels: Tensor, kind: str, limit: float) -> nn.Module | None:
     """The least pruned of its models that is within the macs; None where it is not installed."""
     try:
         import torch_pruning as pruning
@@ -146,7 +145,7 @@ def main() -> None:
     inputs, labels = cifar.images(folder, "cifar10_test_jpegsource", 0, arguments.test)
     reference = cifar.logits(model, inputs)
     rows = Rows(out / f"{name}.json", {"original": cifar.accuracy(reference, labels), **settings_of(arguments)})
-    print(f"original: {rows.values['original']:.2f} % on {len(labels)} test images", flush=True)
+    print(f"original: {rows.values['settings']['original']:.2f} % on {len(labels)} test images", flush=True)
     sets = find_sets(model, data[:1]).sets
     uses = uses_of(model, sets, count(model, data[:1], None))
     whole = uses.of([item.num_units for item in sets])
