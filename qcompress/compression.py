@@ -32,7 +32,7 @@ from qcompress.refinement import RefineStep
 from qcompress.report import Report
 from qcompress.run_folder import RunFolder
 from qcompress.scalars import as_number, as_whole, plain
-from qcompress.steps import Callbacks, NoChoiceError, Request
+from qcompress.steps import Arguments, NoChoiceError, Request
 from qcompress.training.finetune import LEARNING_RATE, FinetuneProgress, require_training
 from qcompress.transforms.quantize.integer import IntegerProduct
 from solvers import Progress, Solution, Solver, SolverLike, SolverUnavailableError
@@ -164,94 +164,90 @@ def compress(
     >>> result.report.usage["bytes"] <= result.report.budgets["bytes"]
     True
     """
-    require_method(method, granularity)
-    pair_strength(pairs)
-    finetune_steps, learning_rate = plain(finetune_steps), plain(learning_rate)
-    if finetune_steps != 0:
-        require_training(finetune_steps, learning_rate)
-    if evaluate is not None and not callable(evaluate):
-        raise OptionsError(f"evaluate must be a callable model -> float, found {evaluate!r}")
-    calibration = Calibration(model=model, data=data, forward=forward, loss=as_loss(loss), seed=seed)
-    engine = targeting.engine_for(calibration, target, output, budget)
-    known = [*KNOWN, *(() if measurement is None else measurement.resources)]
-    budget, loss_limit = split_loss(budget, minimize)
-    require_known(budget, dict.fromkeys(known))
-    if measurement is not None:
-        _require_fitting(calibration, measurement, options)
-    if validation is not None:
-        forwards.first_batch(forwards.checked_data(validation), "validation")
-    run = RunFolder(folder)
-    request = Request(
-        calibration=calibration,
-        data=data,
-        split=Split(calibration=data),
-        kept=() if validation is None else validation,
-        guard=guard,
-        measurement=measurement,
-        offered=Offered.of(
-            _default_options(engine, refine_rounds) if options is None else options, skip=skip, only=only
-        ),
-        engine=engine,
-        method=method,
-        granularity=granularity,
-        budget=budget,
-        minimize=minimize,
-        loss_limit=loss_limit,
-        pairs=pairs,
-        solver=_ready(solver),
-        time_limit=None if time_limit is None else as_number(time_limit, "time_limit", above=0),
-        refine_rounds=as_whole(refine_rounds, "refine_rounds", least=0),
-        batch_norm_data=None if batch_norm_data is None else forwards.checked_data(batch_norm_data),
-        finetune_steps=finetune_steps,
-        learning_rate=learning_rate,
-        evaluate=evaluate,
-        callbacks=Callbacks(
-            on_encode=on_encode,
-            on_measure=on_measure,
-            on_timing=on_timing,
-            on_progress=on_progress,
-            on_round=on_round,
-            on_finetune=on_finetune,
-        ),
-        identities={},
-        copied=steps.copied(calibration),  # the first pass: what could be checked without one is checked
-    )
-    steps.require_for_channels(request)
-    if validation is not None:
-        steps.require_fitting(request, validation)
-    steps.require_possible(request)
-    request = steps.kept_aside(request, run)
-    return _within_file_budget(request, run, output)
+    arguments = Arguments(**locals())
+    request, run = _checked(arguments)
+    return _within_file_budget(steps.kept_aside(request, run), run)
 
 
-def _within_file_budget(request: Request, run: RunFolder, output: AnyPath | None) -> Result:
+def _within_file_budget(request: Request, run: RunFolder) -> Result:
     """All steps, with as much room for what is around the arrays in the file as it turns out to take.
 
     Raises:
         InfeasibleBudgetError: no choice is within the budgets even without that room, or what comes out is not.
     """
     try:
-        result = _compressed(request, run, output)
+        result = _compressed(request, run)
     except InfeasibleBudgetError:
         if FILE_BYTES not in request.budget or request.engine is not None:
             raise
         request = replace(request, tight_room=True)
-        result = _compressed(request, run, output)
+        result = _compressed(request, run)
     while result.report.over_file_budget:  # by a few bytes, now and then
         request = replace(request, room_bytes=request.room_bytes + result.report.over_file_budget)
-        result = _compressed(request, run, output)
+        result = _compressed(request, run)
     return result
 
 
-def _default_options(engine: Engine | None, refine_rounds: int) -> Options:
-    """What is on offer where nothing is said; options that round activations cannot be refined."""
+def _checked(given: Arguments) -> tuple[Request, RunFolder]:
+    """The request for these arguments and its folder; everything is refused that can be before a long step runs."""
+    require_method(given.method, given.granularity)
+    pair_strength(given.pairs)
+    finetune_steps, learning_rate = plain(given.finetune_steps), plain(given.learning_rate)
+    if finetune_steps != 0:
+        require_training(finetune_steps, learning_rate)
+    if given.evaluate is not None and not callable(given.evaluate):
+        raise OptionsError(f"evaluate must be a callable model -> float, found {given.evaluate!r}")
+    calibration = Calibration(
+        model=given.model, data=given.data, forward=given.forward, loss=as_loss(given.loss), seed=given.seed
+    )
+    engine = targeting.engine_for(calibration, given.target, given.output, given.budget)
+    budget, loss_limit = split_loss(given.budget, given.minimize)
+    known = [*KNOWN, *(() if given.measurement is None else given.measurement.resources)]
+    require_known(budget, dict.fromkeys(known))
+    if given.measurement is not None:
+        _require_fitting(calibration, given.measurement, given.options)
+    if given.validation is not None:
+        forwards.first_batch(forwards.checked_data(given.validation), "validation")
+    run = RunFolder(given.folder)
+    request = Request.of(
+        given,
+        calibration=calibration,
+        split=Split(calibration=given.data),
+        kept=() if given.validation is None else given.validation,
+        offered=Offered.of(_offered(given, engine), skip=given.skip, only=given.only),
+        engine=engine,
+        budget=budget,
+        loss_limit=loss_limit,
+        solver=_ready(given.solver),
+        time_limit=None if given.time_limit is None else as_number(given.time_limit, "time_limit", above=0),
+        refine_rounds=as_whole(given.refine_rounds, "refine_rounds", least=0),
+        batch_norm_data=None if given.batch_norm_data is None else forwards.checked_data(given.batch_norm_data),
+        finetune_steps=finetune_steps,
+        learning_rate=learning_rate,
+        identities={},
+        copied=steps.copied(calibration),  # the first pass: what could be checked without one is checked
+    )
+    steps.require_for_channels(request)
+    if given.validation is not None:
+        steps.require_fitting(request, given.validation)
+    steps.require_possible(request)
+    return request, run
+
+
+def _offered(given: Arguments, engine: Engine | None) -> Options | Mapping[str, Options] | Offered:
+    """The options that were given, or the default ones of the engine or of our own file.
+
+    Options that round activations cannot be refined.
+    """
+    if given.options is not None:
+        return given.options
     options = prune_quantize(compensated=True) if engine is None else engine.options()
-    if not refine_rounds:
+    if not given.refine_rounds:
         return options
-    return Options(tuple(own for own in options.offers if not isinstance(own, IntegerProduct)))
+    return Options(tuple(offer for offer in options.offers if not isinstance(offer, IntegerProduct)))
 
 
-def _compressed(request: Request, run: RunFolder, output: AnyPath | None) -> Result:
+def _compressed(request: Request, run: RunFolder) -> Result:
     """One step after the other."""
     measurement = targeting.legal(request, run, steps.measured(request, run))
     request = replace(request, solver=targeting.tying(request.engine, measurement, request.solver))
@@ -279,7 +275,7 @@ def _compressed(request: Request, run: RunFolder, output: AnyPath | None) -> Res
         fitted=fitted,
         latency_measured_s=targeting.timed(request, run, smaller, measurement),
     )
-    file, verification = targeting.exported(request, run, smaller, output)
+    file, verification = targeting.exported(request, run, smaller)
     return Result(
         model=smaller,
         measurement=fitted,

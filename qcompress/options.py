@@ -1,5 +1,6 @@
 """What is on offer: a set of transforms that every part of a model may choose from, besides being kept as it is."""
 
+import importlib.metadata
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,9 @@ from qcompress.transforms.quantize.group_wise import GroupWise
 from qcompress.transforms.quantize.integer import IntegerProduct
 from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 from qcompress.transforms.quantize.whole_filters import PruneFilters
+
+ENTRY_POINTS = "qcompress.transforms"
+"""Group of the entry points by which a package of its own adds a transform: its kind → ``module:Class``."""
 
 OFFERS: dict[str, type[Offer]] = {
     kind.kind: kind
@@ -171,15 +175,28 @@ def transform_from_json(value: Any) -> Transform:
     return found
 
 
+def _offer_class(kind: Any) -> type[Offer]:
+    """The class of a kind: one of `OFFERS`, or one that a package of its own names as an entry point.
+
+    Raises:
+        OptionsError: there is none; lists the known ones.
+    """
+    if kind in OFFERS:
+        return OFFERS[kind]
+    points = {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+    if kind not in points:
+        raise OptionsError(f"no transform is of the kind {kind!r}; known are: {', '.join([*OFFERS, *points])}")
+    found: type[Offer] = points[kind].load()
+    return found
+
+
 def _from_json(value: Any) -> Offer:
-    if not isinstance(value, dict) or value.get("kind") not in OFFERS:
-        found = value.get("kind") if isinstance(value, dict) else value
-        raise OptionsError(f"no transform is of the kind {found!r}; known are: {', '.join(OFFERS)}")
+    offer_class = _offer_class(value.get("kind") if isinstance(value, dict) else value)
     fields = {
         name: _from_json(item) if isinstance(item, dict) else item for name, item in value.items() if name != "kind"
     }
     try:
-        return OFFERS[value["kind"]](**fields)
+        return offer_class(**fields)
     except TypeError as error:
         raise OptionsError(f"not the fields of a {value['kind']} transform: {fields} ({error})") from error
 

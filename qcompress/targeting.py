@@ -93,15 +93,13 @@ def tying(engine: Engine | None, measurement: Measurement, solver: Solver) -> So
     return Tied(solver, tied=ties) if ties else solver
 
 
-def exported(
-    request: Request, run: RunFolder, model: nn.Module, output: AnyPath | None
-) -> tuple[ExportedFile | None, Verification | None]:
+def exported(request: Request, run: RunFolder, model: nn.Module) -> tuple[ExportedFile | None, Verification | None]:
     """The engine's file of ``model``, written and compared on the first samples, where one is asked for.
 
     Raises:
         VerificationError: the engine gives something else than was predicted; the file is left to be looked at.
     """
-    engine = request.engine
+    engine, output = request.engine, request.output
     if engine is None or output is None:
         return None, None
     batch = request.calibration.first_batch()

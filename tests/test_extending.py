@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("solver", "reduction", "formulation")
+PAGES = ("solver", "reduction", "formulation", "transform", "engine")
 
 
 def files_of(page: Path) -> dict[str, str]:

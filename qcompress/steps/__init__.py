@@ -8,10 +8,10 @@ from qcompress.steps.choosing import formulated, guarded, limited, minimized, mo
 from qcompress.steps.early import require_fitting, require_for_channels, require_possible
 from qcompress.steps.finishing import applied, finetuned, reported
 from qcompress.steps.measuring import copied, kept_aside, measured, refitted
-from qcompress.steps.request import Callbacks, NoChoiceError, Request
+from qcompress.steps.request import Arguments, NoChoiceError, Request
 
 __all__ = [
-    "Callbacks", "NoChoiceError", "Request", "copied", "require_fitting",
+    "Arguments", "NoChoiceError", "Request", "copied", "require_fitting",
     "require_for_channels", "require_possible", "kept_aside", "measured", "formulated", "minimized", "limited",
     "solved", "refined", "guarded", "moved", "taken", "refitted", "applied", "finetuned", "reported",
 ]  # fmt: skip

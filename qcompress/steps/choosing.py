@@ -60,7 +60,7 @@ def minimized(request: Request, run: RunFolder, problem: Problem) -> SmallestUse
             solver=request.solver,
             time_limit=request.time_limit,
             seed=request.calibration.seed,
-            on_progress=run.watched(request.callbacks.on_progress),
+            on_progress=run.watched(request.on_progress),
         ),
         key={"problem": problem.fingerprint(), "resource": resource, "loss": limit, **request.solved_by()},
         kept=Kept("smallest.json", SmallestUse.save, SmallestUse.load),
@@ -91,7 +91,7 @@ def solved(request: Request, run: RunFolder, problem: Problem, smallest: Smalles
             time_limit=request.time_limit,
             seed=request.calibration.seed,
             initial=None if smallest is None else smallest.choice,
-            on_progress=run.watched(request.callbacks.on_progress),
+            on_progress=run.watched(request.on_progress),
         ),
         key={
             "problem": problem.fingerprint(),
@@ -133,8 +133,8 @@ def refined(
             loss=own.loss,
             forward=own.forward,
             cache=cache,
-            on_progress=run.watched(request.callbacks.on_measure),
-            on_round=request.callbacks.on_round,
+            on_progress=run.watched(request.on_measure),
+            on_round=request.on_round,
         )
         if cache is not None:
             cache.unlink(missing_ok=True)

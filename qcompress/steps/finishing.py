@@ -64,7 +64,7 @@ def finetuned(request: Request, run: RunFolder, chosen: nn.Module) -> nn.Module:
             forward=own.forward,
             seed=own.seed,
             cache=cache,
-            on_progress=run.watched(request.callbacks.on_finetune),
+            on_progress=run.watched(request.on_finetune),
         ),
         key={"chosen": chosen, **request.identities, **training},
         kept=_kept_model(MODEL_FILE, request.copied),

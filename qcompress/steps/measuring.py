@@ -52,7 +52,7 @@ def kept_aside(request: Request, run: RunFolder) -> Request:
 
 def measured(request: Request, run: RunFolder) -> Measurement:
     """What every option does, with its time where a budget is for that."""
-    own, tell = request.calibration, run.watched(request.callbacks.on_measure)
+    own, tell = request.calibration, run.watched(request.on_measure)
 
     def make(cache: Path | None) -> Measurement:
         return measure(
@@ -68,7 +68,7 @@ def measured(request: Request, run: RunFolder) -> Measurement:
             seed=own.seed,
             cache=cache,
             on_progress=tell,
-            on_encode=run.watched(request.callbacks.on_encode),
+            on_encode=run.watched(request.on_encode),
         )
 
     kept = Kept(MEASUREMENT_FILE, Measurement.save, Measurement.load)
@@ -88,7 +88,7 @@ def measured(request: Request, run: RunFolder) -> Measurement:
             measurement,
             first_batch(request.data),
             forward=own.forward,
-            on_progress=run.watched(request.callbacks.on_timing),
+            on_progress=run.watched(request.on_timing),
         ),
         key={**request.measured_from(), **request.identities},
         kept=Kept("latency.npz", save_times, partial(load_times, measurement)),

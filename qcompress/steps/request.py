@@ -1,12 +1,13 @@
-"""What `compress` was asked for, checked as far as it can be before anything runs, and who is told how it goes on."""
+"""The arguments of `compress` as a value, and the request that its steps work on."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import nn
 
 from formulations import Problem
+from formulations.files import AnyPath
 from qcompress.budgets import Amount
 from qcompress.engines.base import Engine
 from qcompress.identity import Identity, identify, identify_batches
@@ -16,10 +17,13 @@ from qcompress.measuring.latency import TimingProgress
 from qcompress.measuring.offered import Offered
 from qcompress.measuring.progress import MeasureProgress
 from qcompress.model.calibration import Calibration
+from qcompress.model.forward import Forward
+from qcompress.model.losses import LossFunction
 from qcompress.model.samples import Split
+from qcompress.options import Options
 from qcompress.refinement import RefineStep
 from qcompress.training.finetune import FinetuneProgress
-from solvers import Progress, Solver, SolverError
+from solvers import Progress, Solver, SolverError, SolverLike
 
 KEPT = "validation"
 """Name of the identity of the batches kept aside."""
@@ -40,10 +44,36 @@ class NoChoiceError(SolverError, RuntimeError):
     problem: Problem | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Callbacks:
-    """Who is told how the steps go on; see `qcompress.compress`."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Arguments:
+    """The arguments of `qcompress.compress`, as they were given; see there."""
 
+    model: nn.Module
+    data: Iterable[Any]
+    budget: Mapping[str, Amount]
+    minimize: str | None
+    options: Options | Mapping[str, Options] | Offered | None
+    skip: str | Iterable[str]
+    only: str | Iterable[str] | None
+    solver: SolverLike
+    time_limit: float | None
+    seed: int
+    method: str
+    loss: str | LossFunction
+    forward: Forward | None
+    granularity: str | int
+    pairs: bool | float
+    measurement: Measurement | None
+    validation: Iterable[Any] | None
+    guard: bool
+    target: str | Engine | None
+    output: AnyPath | None
+    batch_norm_data: Iterable[Any] | None
+    refine_rounds: int
+    finetune_steps: int
+    learning_rate: float
+    evaluate: Callable[[nn.Module], float] | None
+    folder: AnyPath | None
     on_encode: Callable[[EncodeProgress], None] | None
     on_measure: Callable[[MeasureProgress], None] | None
     on_timing: Callable[[TimingProgress], None] | None
@@ -53,48 +83,41 @@ class Callbacks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Request:
-    """What `compress` was asked for, checked as far as it can be before anything runs; see there.
+class Request(Arguments):
+    """The arguments checked as far as they can be before anything runs, and what follows from them.
 
     Attributes:
-        data: all batches, those of ``calibration`` and the samples kept aside.
-        split: how the data was split; whose ``calibration`` is the calibration's data.
-        kept: batches that nothing is fitted to, or none.
-        guard: whether choices are tried on them.
-        copied: a copy of the model, made before anything was measured: what is compressed is a copy of it.
-        measurement: one that was made earlier, or None.
-        identities: of what is in ``calibration`` and ``kept``, or nothing where no folder keeps the run.
-        room_bytes: more room in the file, where a first try came out too large.
-        tight_room: whether none is left for the parts' entries, where the usual one left no choice.
-        engine: what the choice is made for, or None for our own file.
+        solver: ready to run.
+        budget: without a limit for the loss.
+        calibration: the model with the batches that costs are measured on and codes are fitted to.
+        split: how ``data`` was split into those and the samples that were held out.
+        kept: held-out batches that nothing is fitted to; none where the choice is not checked.
+        copied: a copy of the model, made before anything was measured; copies of it are compressed.
+        offered: the options by layer.
+        loss_limit: the largest predicted loss, where a resource is minimized.
+        identities: digests of what is in ``calibration`` and ``kept``; empty where no folder keeps the run.
+        room_bytes: bytes to leave free in the file, after a first try came out too large.
+        tight_room: whether no room is left for the parts' entries, where the usual room left no choice.
+        engine: the engine that the choice is made for, or None for our own file.
     """
 
+    solver: Solver
     calibration: Calibration
-    data: Iterable[Any]
     split: Split
     kept: Iterable[Any]
-    guard: bool
     copied: nn.Module
-    measurement: Measurement | None
     offered: Offered
-    method: str
-    granularity: str | int
-    budget: Mapping[str, Amount]
-    minimize: str | None
     loss_limit: float | None
-    pairs: bool | float
-    solver: Solver
-    time_limit: float | None
-    refine_rounds: int
-    batch_norm_data: Iterable[Any] | None
-    finetune_steps: int
-    learning_rate: float
-    evaluate: Callable[[nn.Module], float] | None
-    callbacks: Callbacks
     identities: Mapping[str, Identity]
+    engine: Engine | None
     room_bytes: float = 0.0
     tight_room: bool = False
-    engine: Engine | None = None
+
+    @classmethod
+    def of(cls, arguments: Arguments, **values: Any) -> "Request":
+        """The request for ``arguments``, with ``values`` in the place of those of the same names and beside them."""
+        given = {field.name: getattr(arguments, field.name) for field in fields(arguments)}
+        return cls(**{**given, **values})
 
     def measured_from(self) -> dict[str, Any]:
         """What the measurement depends on."""
