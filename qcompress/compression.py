@@ -261,20 +261,19 @@ def _compressed(request: Request, run: RunFolder) -> Result:
     fitted = steps.refitted(request, run, measurement, solution)
     chosen = steps.applied(request, run, fitted, solution, refitted=fitted is not measurement)
     smaller = steps.finetuned(request, run, chosen)
-    report = steps.reported(
-        request,
-        run,
-        measurement,
-        problem,
-        solution,
-        better=better,
-        best=best,
+    outcome = steps.Outcome(
+        measurement=measurement,
+        problem=problem,
+        solution=solution,
+        smallest=smallest,
+        refined=better,
+        guarded=best,
+        fitted=fitted,
         chosen=chosen,
         smaller=smaller,
-        smallest=smallest,
-        fitted=fitted,
         latency_measured_s=targeting.timed(request, run, smaller, measurement),
     )
+    report = steps.reported(request, run, outcome)
     file, verification = targeting.exported(request, run, smaller)
     return Result(
         model=smaller,

@@ -1,23 +1,14 @@
 """What a compression run reports: sizes, losses predicted and true, the proof, and every part's choice."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from formulations import Problem
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from qcompress.budgets import FILE_BYTES, LATENCY
-from qcompress.guard import Candidate, Guarded
-from qcompress.measurement import Measurement
-from qcompress.refinement import Refined
-from qcompress.transforms.base import Transform
-from solvers import Solution
-from solvers.smallest_use import SmallestUse
+from qcompress.guard import Candidate
 
 FILE_KIND = FileKind("qcompress report", version=1)
 
@@ -226,92 +217,3 @@ def amount(value: float) -> str:
     ('1,234', '0.01235')
     """
     return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:,.4g}"
-
-
-def bytes_of_parts(problem: Problem, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
-    """``(G,)`` bytes of the flat options ``chosen``; what two parts take together counts half for each."""
-    used = problem.resources["bytes"][chosen]
-    if (terms := problem.resource_pairs.get("bytes")) is None:
-        return used
-    x = np.zeros(problem.num_options)
-    x[chosen] = 1.0
-    return np.asarray(used + 0.5 * (terms @ x + terms.T @ x)[chosen])
-
-
-def make_report(
-    measurement: Measurement,
-    problem: Problem,
-    solution: Solution,
-    *,
-    loss_measured: float,
-    loss_validation: float | None = None,
-    refitted: bool = False,
-    loss_finetuned: float | None = None,
-    latency_measured_s: float | None = None,
-    refined: Refined | None = None,
-    smallest: SmallestUse | None = None,
-    guarded: Guarded | None = None,
-    warnings: Iterable[str] = (),
-    wall_s: dict[str, float],
-    metric_before: float | None = None,
-    metric_after: float | None = None,
-    stored: Sequence[Transform] | None = None,
-) -> Report:
-    """Put the figures of a run together; the solution must hold a choice.
-
-    ``stored`` says how every part is stored in the end, where that may not be as it was chosen: what was trained is
-    rounded to nearest.
-    """
-    assert solution.objective is not None  # noqa: S101
-    return Report(
-        loss=measurement.loss,
-        loss_predicted=solution.objective,
-        loss_measured=loss_measured,
-        loss_finetuned=loss_finetuned,
-        latency_measured_s=latency_measured_s,
-        bound=solution.bound,
-        gap=solution.gap,
-        status=str(solution.status),
-        solver=solution.solver,
-        wall_s=wall_s,
-        usage=solution.usage,
-        original=dict(measurement.original),
-        budgets=dict(problem.budgets),
-        metric_before=metric_before,
-        metric_after=metric_after,
-        parts=_parts(measurement, problem, solution, stored),
-        skipped={item.name: item.reason for item in measurement.skipped},
-        refined=None if refined is None else refined.to_json(),
-        smallest=None if smallest is None else smallest.to_json(),
-        loss_validation=loss_validation,
-        refitted=refitted,
-        candidates=() if guarded is None else guarded.candidates,
-        undecided=() if guarded is None else guarded.undecided,
-        chosen=None if guarded is None else guarded.best.name,
-        warnings=tuple(warnings),
-    )
-
-
-def _parts(
-    measurement: Measurement, problem: Problem, solution: Solution, stored: Sequence[Transform] | None
-) -> tuple[PartReport, ...]:
-    """Every part's choice; see `make_report`."""
-    assert solution.choice is not None  # noqa: S101
-    chosen = problem.flat(solution.choice)
-    before, after = (bytes_of_parts(problem, flat) for flat in (problem.group_offsets[:-1], chosen))
-    return tuple(
-        PartReport(
-            name=part.name,
-            option=(options[local] if stored is None else stored[index]).label,
-            bytes_before=(
-                float(before[index])
-                if measurement.sets
-                else float(part.target.num_weights * part.target.dtype.itemsize)
-            ),
-            bytes_after=float(after[index]),
-            loss_alone=float(problem.cost[flat]),
-        )
-        for index, (part, options, local, flat) in enumerate(
-            zip(measurement.parts, measurement.transforms, solution.choice.tolist(), chosen, strict=True)
-        )
-    )

@@ -66,9 +66,7 @@ def legal(request: Request, run: RunFolder, measurement: Measurement) -> Measure
         return measurement
     return run.once(
         "time",
-        lambda _: engine.time_options(
-            own.model, measurement, own.first_batch(), run.watched(request.callbacks.on_timing)
-        ),
+        lambda _: engine.time_options(own.model, measurement, own.first_batch(), run.watched(request.on_timing)),
         key={**request.measured_from(), **request.identities, "engine": [engine.name, engine]},
         kept=Kept("latency.npz", save_times, partial(load_times, measurement)),
     )

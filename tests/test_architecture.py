@@ -24,8 +24,6 @@ MAX_FILE, MAX_FUNCTION, MAX_MEDIAN = 400, 60, 130
 """Lines of a module, of a function without its docstring, and of the median module of a package."""
 
 LONG_FUNCTIONS = {
-    "qcompress/cli/compress.py: compress": "the signature holds the command's flags",
-    "qcompress/compression.py: compress": "the public signature, one argument a line, and the steps it calls",
     "qcompress/measuring/measure.py: measure": "the public signature, one argument a line, and its methods",
 }
 """Functions that are longer, and why."""

@@ -1,7 +1,7 @@
 """``compress``: the whole way in one command."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from qcompress.cli.shared_flags import (
     MeasureFlags,
     TrainingFlags,
 )
+
+if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
+    from qcompress import Result
 
 
 @with_flag_groups
@@ -94,9 +97,13 @@ def compress(
         if error.problem is not None:
             explain(error.problem, as_json=as_json)
         raise
+    tell_end(watch, folder / "finetune.part")
+    _print_result(result, folder, as_json=as_json)
+
+
+def _print_result(result: "Result", folder: Path, *, as_json: bool) -> None:
     if result.exported is not None:
         say(f"wrote {result.exported.path} ({result.exported.size_bytes:,} bytes), ran it and compared its outputs")
-    tell_end(watch, folder / "finetune.part")
     for warning in result.report.warnings:
         say(f"WARNING: {warning}")
     say(f"wrote to {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
