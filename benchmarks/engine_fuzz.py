@@ -1,11 +1,13 @@
 """Random models and choices, written and run: does an engine refuse one, or give other bytes or outputs than predicted?
 
     python -m benchmarks.engine_fuzz onnxruntime [--runs 1000] [--start 1000]
+    python -m benchmarks.engine_fuzz onnxruntime-integers
     python -m benchmarks.engine_fuzz compressed-tensors
     python -m benchmarks.engine_fuzz llama.cpp
 
 The models are those of the tests: every kind of layer, shapes that are multiples of nothing, bias or none, tied and
-shared weights. A failure is printed with its seed; the last line counts them.
+shared weights; ``onnxruntime-integers`` has activations in 8 bits among the options. A failure is printed with its
+seed; the last line counts them.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from tests.engines import test_compressed_tensors, test_llama_cpp, test_onnxrunt
 
 RUNS = {
     "onnxruntime": test_onnxruntime.one_run,
+    "onnxruntime-integers": test_onnxruntime.one_integer_run,
     "compressed-tensors": test_compressed_tensors.one_run,
     "llama.cpp": test_llama_cpp.one_run,
 }

@@ -32,6 +32,7 @@ def verify(
 
     batches = arguments.function(data, "DATA")()
     found = qcompress.verify(file, load(model, compressed), batches, target=engine_of(target, setting))
+    peak = found.peak_bytes
     if as_json:
         print_json(asdict(found))
     else:
@@ -41,6 +42,11 @@ def verify(
             ("KL, nats per sample", f"{found.kl:.4g}"),
             ("same largest output", f"{found.agreement:.2%}"),
             ("time against dense weights", f"{found.speedup:.2f} times as fast"),
+            *(
+                []
+                if peak is None
+                else [("peak memory, with dense weights", f"{peak:,}, {found.dense_peak_bytes:,} bytes")]
+            ),
             ("as predicted", "yes" if found.ok else f"no: {found.why_not}"),
         ]
         print_table(("", ""), rows)

@@ -3,7 +3,8 @@
 Each layer is put into a graph of its own, with the input that it has for the batch, and timed in turn with what could
 stand for it; layers of one kind, size and input are timed once. A graph of its own flatters: its weight is still in the
 cache, and it pays for conversions that layers in a row spare each other. So each kind of option is then put everywhere
-at once, and what that model takes more or less than predicted is shared out over its layers, by their time.
+at once, and what that model takes more or less than predicted is shared out over its layers, by how much their times
+change.
 
 What always holds: ``fixed`` and the layers as they are add up to ``original``, the time of the float32 file. Times are
 those of one machine, batch and number of threads; with one thread they are processor time, so that other programs count
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from qcompress.engines.onnxruntime import OnnxRuntime
 
 ROUNDS = 25
+TINY = 1e-12
 LEAST_S = 2e-4  # of a look at the clock: short runs are taken several times
 
 Kind = tuple[Hashable, ...]
@@ -80,9 +82,8 @@ def time_options(
             if on_progress is not None:
                 on_progress(TimingProgress(layers=done, total_layers=len(layers)))
         whole = clock.whole(model, measurement, batch, kinds, dense, change)
-    dense *= min(1.0, whole / max(float(dense.sum()), 1e-12))
     use = [max(dense[place] + change[place].get(kind, 0.0), 0.0) for place, own in enumerate(kinds) for kind in own]
-    return with_times(measurement, np.array(use), whole - float(dense.sum()), whole)
+    return with_times(measurement, np.array(use), max(whole - float(dense.sum()), 0.0), whole)
 
 
 def _kind(transform: Transform, target: Target) -> Kind:
@@ -179,10 +180,17 @@ class _Clock:
         dense: NDArray[np.float64],
         change: list[dict[Kind, float]],
     ) -> float:
-        """Seconds of the whole model as it is; ``change`` is moved so that each kind everywhere gives what it takes."""
+        """Seconds of the whole model as it is, which the layers then do not exceed.
+
+        ``change`` is moved so that each kind everywhere gives what that model takes, of every layer in proportion.
+        """
         traced = onnx_graph.trace(model, batch)
         plain = self._session(traced)
         seconds = in_turn([plain], [batch], self._engine.threads)[0]
+        scale = min(1.0, seconds / max(float(dense.sum()), TINY))
+        dense *= scale
+        for own_changes in change:
+            own_changes.update({kind: scale * own for kind, own in own_changes.items()})
         everywhere = dict.fromkeys(kind for own in kinds for kind in own if kind and kind[0] != "factors")
         for kind in everywhere:
             places = [place for place, own in enumerate(kinds) if kind in own and dense[place] > 0]
@@ -191,9 +199,11 @@ class _Clock:
             chosen = {place: measurement.transforms[place][kinds[place].index(kind)] for place in places}
             proto = self._everywhere(traced, model, measurement.parts, chosen)
             before, after = in_turn([plain, self._session(proto)], [batch], self._engine.threads)
-            missing = seconds * (after / before - 1) - sum(change[place][kind] for place in places)
-            for place in places:
-                change[place][kind] += missing * dense[place] / dense[places].sum()
+            own = np.array([change[place][kind] for place in places])
+            missing = seconds * (after / before - 1) - float(own.sum())
+            weights = np.abs(own) + TINY * dense[places]
+            for place, share in zip(places, weights / weights.sum(), strict=True):
+                change[place][kind] += missing * share
         return seconds
 
     def _session(self, proto: Any) -> Any:

@@ -48,7 +48,12 @@ class Verification:
 
 
 def verify(
-    path: AnyPath, model_or_result: nn.Module | HasModel, data: Iterable[Any], *, target: str | Engine
+    path: AnyPath,
+    model_or_result: nn.Module | HasModel,
+    data: Iterable[Any],
+    *,
+    target: str | Engine,
+    memory: bool = True,
 ) -> Verification:
     """Run an engine's file on samples and compare it with the model that it was written from.
 
@@ -57,6 +62,7 @@ def verify(
         model_or_result: from this.
         data: batches; a few samples are enough.
         target: as for `export`.
+        memory: whether to measure the peak memory of both, in processes of their own.
 
     Raises:
         EngineError: an unknown engine, or a file that it does not run.
@@ -83,7 +89,7 @@ def verify(
             f"its outputs differ from the emulation's by {found.relative:.2%} of their spread, "
             f"{engine.tolerance:.2%} at most is to be expected"
         )
-    faster, peaks = _against_dense(engine, model, file, batches)
+    faster, peaks = _against_dense(engine, model, file, batches, memory=memory)
     return Verification(
         size_bytes=size_bytes,
         max_difference=found.largest,
@@ -148,7 +154,7 @@ def speedup_of(engine: Engine, original: nn.Module, smaller: nn.Module, batches:
 
 
 def _against_dense(
-    engine: Engine, model: nn.Module, file: Path, batches: Sequence[Any]
+    engine: Engine, model: nn.Module, file: Path, batches: Sequence[Any], *, memory: bool
 ) -> tuple[float, list[int | None]]:
     """How much faster the file is than the model with dense weights in the engine, and the memory that both take."""
     dense = fold_(copy.deepcopy(model))
@@ -157,4 +163,5 @@ def _against_dense(
         files = [file, Path(folder) / "dense"]
         engine.write(dense, files[1], batches[0])
         small_s, dense_s = engine.seconds(files, batches)
-        return dense_s / small_s, [engine.peak_bytes(own, batches[0]) for own in files]
+        peaks = [engine.peak_bytes(own, batches[0]) if memory else None for own in files]
+        return dense_s / small_s, peaks

@@ -1,7 +1,10 @@
 """ONNX files: ONNX Runtime takes them, in exactly the predicted bytes, with the emulation's outputs."""
 
+import errno
+import itertools
 import json
 import random
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,9 +14,11 @@ import torch
 from torch import nn
 
 import qcompress
+from formulations import InfeasibleBudgetError
 from qcompress.engines.legal import FILE_BYTES, for_engine
 from qcompress.engines.onnxruntime import OnnxRuntime
 from qcompress.errors import EngineError
+from qcompress.measuring.latency import load_times
 from qcompress.transforms.low_rank.factors import LowRank
 from qcompress.transforms.quantize.group_wise import GroupWise
 from qcompress.transforms.quantize.prune_quantize import PruneQuantize
@@ -30,7 +35,7 @@ def one_run(seed: int, folder: Path) -> None:
     model, batch = network(rng)
     smaller = chosen(EXACT, model, batch, ALL, rng)
     path = qcompress.export(smaller, folder / f"{seed}.onnx", target=EXACT, example=batch).path
-    found = qcompress.verify(path, smaller, [batch], target=EXACT)
+    found = qcompress.verify(path, smaller, [batch], target=EXACT, memory=False)
     assert found.ok, (seed, found.why_not)
     assert found.max_difference < FLOAT, seed
 
@@ -97,6 +102,8 @@ def test_products_in_8_bit_integers_stay_within_their_accuracy_level(tmp_path: P
     found = qcompress.verify(path, smaller, [batch], target=fast)
     assert found.ok
     assert found.max_difference > 0
+    assert found.peak_bytes is not None
+    assert found.dense_peak_bytes is not None
 
 
 def test_file_bytes_are_a_resource_and_the_budget_holds(tmp_path: Path) -> None:
@@ -176,7 +183,9 @@ def test_a_transformer_encoder_is_exported_with_its_attention(tmp_path: Path) ->
     legal = for_engine(EXACT, model, measured(model, batch, qcompress.prune_quantize(bits=(8,), group_size=16)), batch)
     model = qcompress.apply(model, legal, solution([len(own) - 1 for own in legal.transforms]))
     file = qcompress.export(model, tmp_path / "bert.onnx", target=EXACT, example=batch)
-    assert qcompress.verify(file.path, model, [batch], target=EXACT).ok  # also of the pooler, which nothing reads
+    assert qcompress.verify(
+        file.path, model, [batch], target=EXACT, memory=False
+    ).ok  # also of the pooler, which nothing reads
     path = file.path
     longer = {"input_ids": torch.randint(40, (2, 12)), "attention_mask": torch.ones(2, 12, dtype=torch.int64)}
     for other in (batch, longer):
@@ -190,7 +199,7 @@ def one_integer_run(seed: int, folder: Path) -> None:
     model, batch = network(rng)
     smaller = chosen(EXACT, model, batch, WITH_INTEGERS, rng)
     path = qcompress.export(smaller, folder / f"{seed}.onnx", target=EXACT, example=batch).path
-    found = qcompress.verify(path, smaller, [batch], target=EXACT)
+    found = qcompress.verify(path, smaller, [batch], target=EXACT, memory=False)
     assert found.ok, (seed, found.why_not)
 
 
@@ -225,10 +234,10 @@ def test_codes_stay_codes_from_one_layer_to_the_next(tmp_path: Path) -> None:
     assert operators(tmp_path / "static")[:4] == ["QuantizeLinear", "QLinearConv", "QLinearConv", "DequantizeLinear"]
     assert not {"Clip", "Conv", "Gemm"} & set(operators(tmp_path / "static"))
     assert operators(tmp_path / "static").count("MatMulIntegerToFloat") == 2
-    assert qcompress.verify(tmp_path / "static", smaller, [batch], target=EXACT).ok
+    assert qcompress.verify(tmp_path / "static", smaller, [batch], target=EXACT, memory=False).ok
     smaller = exported(model, batch, qcompress.integer_products(("dynamic",)), tmp_path / "dynamic")
     assert operators(tmp_path / "dynamic").count("DynamicQuantizeMatMul") == 2
-    assert qcompress.verify(tmp_path / "dynamic", smaller, [batch], target=EXACT).ok
+    assert qcompress.verify(tmp_path / "dynamic", smaller, [batch], target=EXACT, memory=False).ok
 
 
 def test_a_bias_far_beyond_its_weights_fits_into_whole_numbers(tmp_path: Path) -> None:
@@ -239,7 +248,7 @@ def test_a_bias_far_beyond_its_weights_fits_into_whole_numbers(tmp_path: Path) -
         model.first.weight[3] = 0
         model.first.bias[:] = 3.0
     smaller = exported(model, batch, qcompress.integer_products(("static",)), tmp_path / "small")
-    assert qcompress.verify(tmp_path / "small", smaller, [batch], target=EXACT).ok
+    assert qcompress.verify(tmp_path / "small", smaller, [batch], target=EXACT, memory=False).ok
 
 
 def test_a_weight_that_is_read_otherwise_too_is_refused_by_name(tmp_path: Path) -> None:
@@ -259,11 +268,11 @@ def test_a_weight_that_is_read_otherwise_too_is_refused_by_name(tmp_path: Path) 
 
 def test_options_are_timed_in_the_engine_and_the_budget_is_kept_and_measured(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = Chain(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 16)).eval()
-    data = [torch.randn(32, 256) for _ in range(2)]
+    model = Chain(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256)).eval()
+    data = [torch.randn(32, 256)]
     options = qcompress.integer_products() + qcompress.prune_quantize(bits=(4,), group_size=(32, 20))
     result = qcompress.compress(
-        model, data, budget={"latency_s": 0.95}, options=options, target=EXACT, folder=tmp_path / "run", time_limit=5
+        model, data, budget={"latency_s": 1.0}, options=options, target=EXACT, folder=tmp_path / "run", time_limit=5
     )
     times, kept = (
         result.measurement.resources["latency_s"],
@@ -278,10 +287,8 @@ def test_options_are_timed_in_the_engine_and_the_budget_is_kept_and_measured(tmp
     assert result.report.latency_measured_s is not None
     assert result.report.latency_measured_s > 0
     assert "time in the engine" in result.report.to_markdown()
-    again = qcompress.compress(
-        model, data, budget={"latency_s": 0.95}, options=options, target=EXACT, folder=tmp_path / "run", time_limit=5
-    )
-    assert np.array_equal(again.measurement.resources["latency_s"], times)
+    kept_times = load_times(replace(result.measurement, cost=np.zeros(len(times))), tmp_path / "run" / "latency.npz")
+    assert np.array_equal(kept_times.resources["latency_s"], times)
 
 
 def test_layers_of_one_kind_are_timed_as_one() -> None:
@@ -300,3 +307,49 @@ def test_an_engine_that_times_nothing_says_so_before_anything_runs() -> None:
         qcompress.compress(
             nn.Linear(4, 4), [torch.randn(2, 4)], budget={"latency_s": 0.5}, target="compressed-tensors", output="x"
         )
+
+
+def test_wishes_that_the_engine_cannot_grant_are_told_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data, file = (
+        Chain(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8)).eval(),
+        [torch.randn(16, 64)],
+        tmp_path / "x",
+    )
+    in_4_bits = qcompress.prune_quantize(bits=(4,), group_size=32)
+    with pytest.raises(InfeasibleBudgetError, match="file_bytes"):
+        qcompress.compress(model, data, budget={"file_bytes": 100.5}, options=in_4_bits, target=EXACT, output=file)
+    with pytest.raises(EngineError, match="runs nothing that was measured: .*no kernel for '3 bits"):
+        qcompress.compress(
+            model, data, budget={"bytes": 0.5}, options=qcompress.prune_quantize(bits=(3,)), target=EXACT, output=file
+        )
+
+    def full(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        qcompress.export(model, file, target=EXACT, example=data[0])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_smallest_file_and_the_least_time_for_a_loss(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Chain(nn.Linear(200, 300), nn.ReLU(), nn.Linear(300, 10)).eval()
+    data, options = [torch.randn(32, 200)], qcompress.prune_quantize(bits=(4, 8), group_size=32)
+    for resource in (FILE_BYTES, "latency_s"):
+        result = qcompress.compress(
+            model, data, budget={"loss": 1e-3}, minimize=resource, options=options, target=EXACT, time_limit=10
+        )
+        smallest = result.report.smallest
+        assert smallest is not None
+        assert result.report.loss_predicted <= 1e-3
+        assert smallest["at_least"] <= smallest["usage"] <= result.report.original[resource]
+        choices = itertools.product(*(range(len(own)) for own in result.measurement.labels))
+        judged = [result.problem.evaluate(np.array(choice)) for choice in choices]
+        least = min(own.usage[resource] for own in judged if own.objective <= 1e-3)
+        assert smallest["usage"] == pytest.approx(least)
+        assert result.report.usage[resource] == pytest.approx(smallest["usage"])
