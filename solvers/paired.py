@@ -6,35 +6,39 @@ the solver then works at the best prices, and around them. What it and the dual 
 the true uses. `brute-force` looks at every choice as it is, and so proves.
 """
 
+import time
 from collections.abc import Callable, Mapping
+from functools import cache
 
 import numpy as np
+import scipy.sparse
 
-from formulations import Problem
+from formulations import PairTerms, Problem
 from formulations.reductions.pricing import priced
-from solvers.bounds.dual import DualBound
-from solvers.bounds.duality import dual_bound, largest_objective
+from solvers.bounds.dual import DualBound, largest_objective
+from solvers.bounds.paired_dual import PairedDual
 from solvers.kernels.moves import Integers
 from solvers.kernels.paired_uses import arrays_of, descend_paired, repair_paired
 from solvers.search import Search
 from solvers.sub_search import SubSearch
 
-DOUBLINGS, BISECTIONS = 60, 24
+DOUBLINGS, BISECTIONS = 40, 16
 """Steps in which a price is first found too high, then narrowed."""
+
+PRECISION = 1e-3
+"""Relative width at which a price is known well enough."""
 
 ROUNDS = 3
 """Rounds over the prices of several budgets."""
 
-SPREAD = (1.0, 1.03, 0.97, 1.1)
+SPREAD = (1.0, 1.02, 0.98, 1.08)
 """Prices that the solver works at, relative to the best one: just too high, to end within the budget."""
 
-BOUND_SHARE = 0.4
-"""Share of the time that the prices take."""
+PRICE_SHARE, PRICE_S = 0.4, 60.0
+"""Share of the time that the prices take, and how long without a limit."""
 
-DUALS = 30
-"""One dual takes this part of that share at most."""
-
-PASSES = 12
+PASSES = 20
+"""Passes of the descent at most."""
 
 Attack = Callable[[Search], None]
 
@@ -43,9 +47,13 @@ def solve_paired(problem: Problem, search: Search, attack: Attack) -> None:
     """Search ``problem``, whose budgets have pair terms, with what ``attack`` does to a priced problem."""
     within = Within(problem, search)
     with search.phase("price_s"):
-        within.offer(_cheapest(problem))
-        prices = _Prices(problem, search, within).best()
+        within.offer(_cheapest(problem), paired=False)
+        found = _Prices(problem, search)
+        prices = found.best()
     search.note(prices=prices)
+    if found.choice is not None:
+        with search.phase("repair_s"):
+            within.offer(found.choice)
     for number, factor in enumerate(SPREAD):
         if search.proven() or search.expired():
             return
@@ -57,75 +65,86 @@ def solve_paired(problem: Problem, search: Search, attack: Attack) -> None:
                 within.offer(inner.choice)
 
 
+@cache
+def prepare() -> None:
+    """Compile, or load from disk, the loops, before the clock of a run starts."""
+    terms = scipy.sparse.csr_array(([6.0], ([0], [2])), shape=(4, 4))
+    tables = (["a", "b"], [["wide", "narrow"]] * 2, [0, 2, 0, 3], {"macs": [0] * 4}, {"macs": 5})
+    for factor in (None, np.eye(4)):
+        problem = Problem(*tables, PairTerms(factor=factor), 0.0, {}, {"macs": terms})
+        solve_paired(problem, Search(problem, solver="warm"), lambda _: None)
+
+
 class Within:
     """Makes choices fit the true budgets, better, and offers them."""
 
     def __init__(self, problem: Problem, search: Search) -> None:
         self.problem, self.search = problem, search
         self.arrays, self.uses = arrays_of(problem)
-        self._seen: set[bytes] = set()
 
-    def offer(self, choice: Integers) -> None:
-        """Repair, descend, offer."""
+    def offer(self, choice: Integers, *, paired: bool = True) -> None:
+        """Repair, descend by single switches or also by two at once, offer."""
         chosen = self.problem.flat(choice).copy()
-        if chosen.tobytes() in self._seen:
+        if not repair_paired(self.arrays, self.uses, chosen):
             return
-        self._seen.add(chosen.tobytes())
-        if repair_paired(self.arrays, self.uses, chosen):
+        for number in range(PASSES):
             self.search.offer(chosen - self.problem.group_offsets[:-1])
-            descend_paired(self.arrays, self.uses, chosen, PASSES)
-            self.search.offer(chosen - self.problem.group_offsets[:-1])
+            if self.search.expired():
+                return
+            if not descend_paired(self.arrays, self.uses, chosen, number, 1, paired):
+                break
+        self.search.offer(chosen - self.problem.group_offsets[:-1])
 
 
 class _Prices:
     """The prices of budgets with pair terms, one after the other."""
 
-    def __init__(self, problem: Problem, search: Search, within: Within) -> None:
-        self.problem, self.search, self.within = problem, search, within
+    def __init__(self, problem: Problem, search: Search) -> None:
+        self.problem, self.search = problem, search
         self.names = problem.paired_budgets
         self.prices = dict.fromkeys(self.names, 0.0)
-        self.value = -np.inf
+        self.choice: Integers | None = None  # the dual's last one within the budgets, else its first
+        self._dual = PairedDual(problem)
+        self._most = largest_objective(problem.derived(budgets={}, resource_pairs={}))
+        self._deadline = time.perf_counter() + min(PRICE_S, PRICE_SHARE * search.remaining())
 
     def best(self) -> Mapping[str, float]:
-        """The prices of the highest bound that is met; every bound is handed in."""
-        kept = dict(self.prices)
-        if self._over(self._at(self.prices)):
+        """Prices just high enough for the dual's choice; every bound on the way is handed in."""
+        if self._over(self.prices):
             for _ in range(ROUNDS if len(self.names) > 1 else 1):
                 for name in self.names:
                     self._bisect(name)
-            kept = self.prices
-        return kept
+        return self.prices
 
     def _bisect(self, name: str) -> None:
         low, high = 0.0, self.prices[name] or self._scale(name)
         for _ in range(DOUBLINGS):
-            if self._ends() or not self._over(self._at({**self.prices, name: high}), name):
+            if self._ends() or not self._over({**self.prices, name: high}, name):
                 break
             low, high = high, 4.0 * high
         for _ in range(BISECTIONS):
-            if self._ends() or high - low < 1e-4 * high:
+            if self._ends() or high - low < PRECISION * high:
                 break
-            middle = 0.5 * (low + high) if low else 0.25 * high
-            if self._over(self._at({**self.prices, name: middle}), name):
+            middle = (low * high) ** 0.5 if low else 0.25 * high
+            if self._over({**self.prices, name: middle}, name):
                 low = middle
             else:
                 high = middle
         self.prices[name] = high
 
     def _ends(self) -> bool:
-        return self.search.proven() or self.search.expired()
+        return self.search.proven() or self.search.expired() or time.perf_counter() > self._deadline
 
-    def _at(self, prices: Mapping[str, float]) -> DualBound:
-        problem = priced(self.problem, prices).problem
-        bound = dual_bound(problem, time_limit=BOUND_SHARE * self.search.remaining() / DUALS)
-        self.search.raise_bound(min(bound.value, largest_objective(self.problem.derived(budgets={}))))
-        self.within.offer(bound.choice)
-        return bound
-
-    def _over(self, bound: DualBound, name: str | None = None) -> bool:
-        """Whether the dual's choice uses more than the budget."""
-        broken = self.problem.evaluate(bound.choice).violations
-        return bool(set(broken) & set(self.names)) if name is None else name in broken
+    def _over(self, prices: Mapping[str, float], name: str | None = None) -> bool:
+        """Whether the dual's choice at these prices uses more than the budgets, or the named one, allow."""
+        bound: DualBound = self._dual.bound(prices, self._deadline)
+        self.search.raise_bound(min(bound.value, self._most))
+        broken = set(self.problem.evaluate(bound.choice).violations)
+        if not broken or self.choice is None:
+            self.choice = bound.choice
+        if not broken:
+            self.search.offer(bound.choice)
+        return bool(broken & set(self.names)) if name is None else name in broken
 
     def _scale(self, name: str) -> float:
         """A price at which the resource weighs about a hundredth of the objective."""

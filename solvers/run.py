@@ -93,6 +93,10 @@ def solve(
         job: Job = back_end.submit(problem, time_limit=time_limit)
         return job
     back_end.prepare()
+    if problem.paired_budgets and not back_end.native_use_pairs:
+        from solvers import paired  # compiled code, imported only when it is used
+
+        paired.prepare()
     search = Search(
         problem, solver=back_end.name, time_limit=time_limit, seed=seed, initial=start, on_progress=on_progress
     )

@@ -145,7 +145,7 @@ class Dual:
 
     def _by_temperature(self, deadline: float, enough: float) -> Floats:
         """L-BFGS at falling temperatures."""
-        point, temperature = np.zeros(self.size), self._typical_effect() or 1.0
+        point, temperature = np.zeros(self.size), self.typical_effect() or 1.0
         coldest = COLDEST * temperature
         if self.problem.num_groups > 2 * SAMPLE and not self.blocks.num_messages:
             scale = np.ones(self.size)
@@ -190,7 +190,7 @@ class Dual:
                 best, best_point = found, point.copy()
             return found
 
-        smallest = 1e-3 * self._typical_effect()
+        smallest = 1e-3 * self.typical_effect()
         for k in [*range(budgets)] * (1 if budgets < 2 else 3):
             price, factor = max(float(best_point[k]), smallest), 2.0
             for _ in range(PRICE_STEPS):
@@ -209,7 +209,7 @@ class Dual:
                 break
         return best_point
 
-    def _typical_effect(self) -> float:
+    def typical_effect(self) -> float:
         """The mean over the groups of how much the group's own choice can change the Lagrangian cost."""
         own = self.cost + np.square(self.factor).sum(axis=1)
         if self.blocks.num_messages:

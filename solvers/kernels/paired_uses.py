@@ -15,7 +15,7 @@ from formulations.problem import BUDGET_TOLERANCE
 from solvers.kernels.compiled import compiled
 from solvers.kernels.moves import Arrays, Floats, Integers, begin, delta, switch, to_arrays
 
-PAIRS = 3_000_000
+PAIRS = 400_000
 """Pairs of switches weighed in a pass of the descent at most; where there are more, evenly spread partners."""
 
 
@@ -107,32 +107,64 @@ def excess(u: PairedUses, usage: Floats) -> float:
 
 @compiled
 def repair_paired(a: Arrays, u: PairedUses, chosen: Integers) -> bool:
-    """Switches in the order of objective per unit of excess, in place; whether every budget holds then."""
+    """Switches in the order of objective per unit of excess, in place; whether every budget holds then.
+
+    Each round weighs the best switch of every group and makes the cheapest tenth of them, as long as they help.
+    """
     total, field, _ = begin(a, chosen)
     use_field, usage = begin_uses(u, chosen)
+    groups = len(chosen)
+    price, best = np.empty(groups), np.empty(groups, np.int64)
     for _ in range(len(a.cost)):
         over = excess(u, usage)
         if over <= 0.0:
             break
-        price, best = np.inf, -1
-        for new in range(len(a.cost)):
-            old = chosen[a.group_of[new]]
-            if new == old:
-                continue
-            after = 0.0
-            for k in range(len(usage)):
-                after += max(0.0, usage[k] + use_change(u, use_field, old, new, k) - u.limit[k]) / u.unit[k]
+        for group in range(groups):
+            price[group], best[group] = _cheapest_switch(a, u, chosen, total, field, use_field, usage, group)
+        improved = False
+        for group in np.argsort(price)[: 1 + groups // 10]:
+            if over <= 0.0 or price[group] == np.inf:
+                break
+            old, new = chosen[group], best[group]
+            if _excess_after(u, use_field, usage, old, new) < over - 1e-12:
+                switch_uses(u, use_field, usage, old, new)
+                switch(a, chosen, total, field, np.zeros(0), new)
+                over, improved = excess(u, usage), True
+        if not improved:
+            break
+    _, usage = begin_uses(u, chosen)
+    return bool(excess(u, usage) <= 0.0)
+
+
+@compiled
+def _excess_after(u: PairedUses, use_field: Floats, usage: Floats, old: int, new: int) -> float:
+    after = 0.0
+    for k in range(len(usage)):
+        after += max(0.0, usage[k] + use_change(u, use_field, old, new, k) - u.limit[k]) / u.unit[k]
+    return after
+
+
+@compiled
+def _cheapest_switch(
+    a: Arrays,
+    u: PairedUses,
+    chosen: Integers,
+    total: Floats,
+    field: Floats,
+    use_field: Floats,
+    usage: Floats,
+    group: int,
+) -> tuple[float, int]:
+    """The price of a unit of excess by the group's best switch, and that; infinite where none helps."""
+    over, old, price, best = excess(u, usage), chosen[group], np.inf, -1
+    for new in range(a.starts[group], a.starts[group + 1]):
+        if new != old:
+            after = _excess_after(u, use_field, usage, old, new)
             if after < over - 1e-12:
                 ratio = delta(a, total, field, old, new) / (over - after)
                 if ratio < price:
                     price, best = ratio, new
-        if best < 0:
-            break
-        old = chosen[a.group_of[best]]
-        switch_uses(u, use_field, usage, old, best)
-        switch(a, chosen, total, field, np.zeros(0), best)
-    _, usage = begin_uses(u, chosen)
-    return bool(excess(u, usage) <= 0.0)
+    return price, best
 
 
 @compiled
@@ -173,11 +205,15 @@ def _cross_cost(a: Arrays, old1: int, new1: int, old2: int, new2: int) -> float:
 
 
 @compiled
-def descend_paired(a: Arrays, u: PairedUses, chosen: Integers, passes: int) -> None:
-    """Single switches and pairs of switches within the budgets, in place, until none pays or the passes are over."""
+def descend_paired(a: Arrays, u: PairedUses, chosen: Integers, first: int, passes: int, paired: bool) -> bool:
+    """Single switches and, ``paired``, two switches at once within the budgets, in place.
+
+    Until none pays or the passes are over; whether the last one still paid. ``first`` numbers the passes, for the
+    partners that are looked at.
+    """
     step = max(1, len(a.cost) * len(a.cost) // PAIRS)
     num_budgets = len(u.limit)
-    for number in range(passes):
+    for number in range(first, first + passes):
         total, field, _ = begin(a, chosen)
         use_field, usage = begin_uses(u, chosen)
         improved = False
@@ -195,7 +231,7 @@ def descend_paired(a: Arrays, u: PairedUses, chosen: Integers, passes: int) -> N
                 switch_uses(u, use_field, usage, old, best)
                 switch(a, chosen, total, field, np.zeros(0), best)
                 improved = True
-        for group in range(len(chosen)):
+        for group in range(len(chosen) if paired else 0):
             old1, best1, best2 = chosen[group], -1, -1
             least = -1e-13 * (1.0 + abs(a.cost[old1]))
             for partner in range(number % step, len(chosen), step):
@@ -205,11 +241,11 @@ def descend_paired(a: Arrays, u: PairedUses, chosen: Integers, passes: int) -> N
                 for new1 in range(a.starts[group], a.starts[group + 1]):
                     if new1 == old1:
                         continue
-                    first = delta(a, total, field, old1, new1)
+                    alone = delta(a, total, field, old1, new1)
                     for new2 in range(a.starts[partner], a.starts[partner + 1]):
                         if new2 == old2:
                             continue
-                        change = first + delta(a, total, field, old2, new2)
+                        change = alone + delta(a, total, field, old2, new2)
                         change += _cross_cost(a, old1, new1, old2, new2)
                         if change >= least:
                             continue
@@ -226,4 +262,5 @@ def descend_paired(a: Arrays, u: PairedUses, chosen: Integers, passes: int) -> N
                     switch(a, chosen, total, field, np.zeros(0), new)
                 improved = True
         if not improved:
-            return
+            return False
+    return True

@@ -1,0 +1,141 @@
+"""The dual of a problem whose budgets have pair terms, at prices that move.
+
+At given prices the budgets' pair terms lie in the objective (`formulations.reductions.pricing`), and the dual function
+of `solvers.bounds.dual` bounds what is left. From one price to the next the blocks stay where they are and only their
+weights change, so messages and multipliers of the factor go on from where they were: a few sweeps are enough.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+
+from formulations import PairTerms, Problem
+from formulations.problem import BUDGET_TOLERANCE
+from solvers.bounds.dual import Dual, DualBound
+from solvers.bounds.messages import pass_messages
+from solvers.bounds.smoothed_dual import DualTerms, descend
+from solvers.kernels.moves import Floats
+
+SWEEPS = 6
+"""Sweeps of message passing between two looks at the bound."""
+
+ROUNDS = 8
+"""Looks at the bound for one price at most."""
+
+SETTLED = 1e-4
+"""A round that raises the bound by no more than this share of it is the last."""
+
+STEPS = 60
+"""L-BFGS iterations at each temperature, where there is a factor."""
+
+FIRST, LATER = 40, 6
+"""Steps of the multipliers of the factor at the first price, and at later ones."""
+
+TEMPERATURES = (0.3, 0.1, 0.03, 0.01, 0.003)
+"""Of softmin, relative to what a group's own choice typically changes; later prices begin at the third."""
+
+
+class PairedDual:
+    """Bounds of a problem at prices of its budgets that have pair terms."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        terms = {name: problem.resource_pairs[name] for name in problem.paired_budgets}
+        sparse = problem.pairs.sparse
+        pattern = sum(terms.values(), start=scipy.sparse.csr_array((problem.num_options,) * 2))
+        pattern = pattern if sparse is None else pattern + abs(sparse)
+        left = {name: budget for name, budget in problem.budgets.items() if name not in terms}
+        self._dual = Dual(
+            problem.derived(
+                pairs=PairTerms.trusted(sparse=scipy.sparse.csr_array(pattern), factor=problem.pairs.factor),
+                budgets=left,
+                resources={name: problem.resources[name] for name in left},
+                fixed={name: use for name, use in problem.fixed.items() if name in left},
+                resource_pairs={},
+            )
+        )
+        self._cost, self._blocks = self._dual.cost, self._dual.blocks
+        self._weights = np.zeros(len(self._blocks.weights)) if sparse is None else self._on_blocks(sparse)
+        self._uses = {name: self._on_blocks(own) for name, own in terms.items()}
+        self._point = np.zeros(self._dual.size)
+        self._warm = False
+
+    def bound(self, prices: Mapping[str, float], deadline: float) -> DualBound:
+        """The bound at these prices, on any choice within the budgets; its choice may break them."""
+        problem, dual = self.problem, self._dual
+        weights, cost, constant = self._weights.copy(), self._cost.copy(), 0.0
+        for name, price in prices.items():
+            weights += price * self._uses[name]
+            cost += price * problem.resources[name]
+            budget = problem.budgets[name]
+            constant += price * (problem.fixed.get(name, 0.0) - budget - BUDGET_TOLERANCE * abs(budget))
+        dual.cost, dual.blocks = cost, replace(self._blocks, weights=weights)
+        if len(dual.limit):
+            self._by_temperature(deadline)
+        elif dual.factor.shape[1]:
+            self._averaged(deadline)
+        best = self._passed(deadline)
+        return replace(best, value=best.value + constant)
+
+    def _by_temperature(self, deadline: float) -> None:
+        """L-BFGS from where the last prices ended."""
+        dual = self._dual
+        typical = dual.typical_effect() or 1.0
+        terms = DualTerms(dual.first, dual.cost, dual.use, dual.limit, dual.factor, *dual.blocks.arrays)
+        best, best_point = np.array([-np.inf]), self._point.copy()
+        for temperature in TEMPERATURES[2 * self._warm :]:
+            if time.perf_counter() > deadline:
+                break
+            point = best_point.copy()
+            descend(terms, temperature * typical, point, best, best_point, STEPS, np.inf)
+        self._point, self._warm = best_point, True
+
+    def _averaged(self, deadline: float) -> None:
+        """Multipliers y of the factor: d rises along ``Fᵀx - y`` for the dual's choice x, by steps that fall.
+
+        As the average of many choices' ``Fᵀx`` it is what conditional gradients give; later prices move it less.
+        """
+        dual, blocks, first = self._dual, self._dual.blocks, self.problem.group_offsets[:-1]
+        best, best_point = -np.inf, self._point
+        for step in range(LATER if self._warm else FIRST):
+            _, direction, messages = dual.split(self._point)
+            cost = dual.cost + dual.factor @ direction
+            pass_messages(dual.first, cost, blocks.row, blocks.weights, *blocks.incident, messages, 1)
+            found = dual.bound(self._point)
+            if found.value > best:
+                best, best_point = found.value, self._point.copy()
+            if time.perf_counter() > deadline:
+                break
+            toward = dual.factor[first + found.choice].sum(axis=0)
+            direction += (toward - direction) * (0.3 / (1 + step) if self._warm else 2.0 / (2 + step))
+        self._point, self._warm = best_point.copy(), True
+
+    def _passed(self, deadline: float) -> DualBound:
+        dual, blocks = self._dual, self._dual.blocks
+        price, direction, messages = dual.split(self._point)
+        best = dual.bound(self._point)
+        cost = dual.cost + dual.use @ price + dual.factor @ direction
+        for _ in range(ROUNDS):
+            pass_messages(dual.first, cost, blocks.row, blocks.weights, *blocks.incident, messages, SWEEPS)
+            found = dual.bound(self._point)
+            gained = found.value - best.value
+            best = found if gained > 0 else best
+            if gained <= SETTLED * abs(best.value) or time.perf_counter() > deadline:
+                break
+        return best
+
+    def _on_blocks(self, matrix: Any) -> Floats:
+        """A matrix of pair terms, laid out as the weights of the blocks."""
+        blocks, problem = self._blocks, self.problem
+        entries = matrix.tocoo()
+        u, v = (coordinate.astype(np.int64) for coordinate in entries.coords)
+        first, of, count = problem.group_offsets, problem.group_of, problem.num_groups
+        block = np.searchsorted(blocks.group[:, 0] * count + blocks.group[:, 1], of[u] * count + of[v])
+        columns = np.diff(first)[blocks.group[:, 1]]
+        weights = np.zeros(len(blocks.weights))
+        weights[blocks.row[block, 0] + (u - first[of[u]]) * columns[block] + v - first[of[v]]] = entries.data
+        return weights
