@@ -230,12 +230,12 @@ class _Losses:
 
     def of(self, flats: list[Integers]) -> list[Scored]:
         """The choices with their losses, best first and each once; without those there was no measurement left for."""
-        found: dict[bytes, Scored] = {}
+        scored: dict[bytes, Scored] = {}
         for flat in flats:
             if flat.tobytes() not in self.seen and not self._look(flat):
                 break
-            found.setdefault(flat.tobytes(), self.seen[flat.tobytes()])
-        return sorted(found.values(), key=lambda one: one[0])
+            scored.setdefault(flat.tobytes(), self.seen[flat.tobytes()])
+        return sorted(scored.values(), key=lambda entry: entry[0])
 
     def _look(self, flat: Integers) -> bool:
         choice = flat - self._problem.group_offsets[:-1]
@@ -272,7 +272,7 @@ class _Space:
 
     def learn(self, losses: "_Losses") -> None:
         """Correct the options' costs by what the measured losses differ from the prediction (ridge regression)."""
-        measured = [one for one in losses.seen.values() if np.isfinite(one[0])][-LEARN:]
+        measured = [scored for scored in losses.seen.values() if np.isfinite(scored[0])][-LEARN:]
         if not measured:
             return
         flats = np.stack([flat for _, flat in measured])
@@ -316,9 +316,9 @@ class _Space:
             for child, difference in zip(children, predicted[1:] - predicted[0], strict=True):
                 key = child.tobytes()
                 if key not in losses.seen:
-                    one = (float(loss + difference), child)
-                    expected[key] = min(one, expected.get(key, one), key=lambda each: each[0])
-        return [child for _, child in sorted(expected.values(), key=lambda each: each[0])[:count]]
+                    scored = (float(loss + difference), child)
+                    expected[key] = min(scored, expected.get(key, scored), key=lambda entry: entry[0])
+        return [child for _, child in sorted(expected.values(), key=lambda entry: entry[0])[:count]]
 
 
 @compiled

@@ -39,13 +39,13 @@ class Journal:
     def __init__(self, path: AnyPath) -> None:
         self._path = Path(path)
         content = self._path.read_bytes() if self._path.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        self._values = dict(self._read(number, line) for number, line in enumerate(whole.splitlines(), start=1))
-        half = content[len(whole) :]
+        complete = content[: content.rfind(b"\n") + 1]
+        self._values = dict(self._read(number, line) for number, line in enumerate(complete.splitlines(), start=1))
+        half = content[len(complete) :]
         if not (half.startswith(_BEGIN) or _BEGIN.startswith(half)):
             raise FileFormatError(f"{path} is not a {FILE_KIND.name} file: its last line is {half[:40]!r}")
         with self._path.open("ab") as file:  # also finds out at once whether it can be written
-            file.truncate(len(whole))
+            file.truncate(len(complete))
 
     def get(self, key: dict[str, Any]) -> Any | None:
         """The value that was added for this key, or None."""

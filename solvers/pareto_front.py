@@ -118,8 +118,8 @@ def pareto_front(
     [(8.0, 4.0), (12.0, 1.0), (16.0, 0.0)]
     """
     if resource not in problem.resources:
-        has = ", ".join(problem.resources) or "none"
-        raise InvalidOptionError(f"the problem has no resource {resource!r}; it has: {has}")
+        known_resources = ", ".join(problem.resources) or "none"
+        raise InvalidOptionError(f"the problem has no resource {resource!r}; it has: {known_resources}")
     for option, value, least in (("population", population, 2), ("generations", generations, 1)):
         if value < least:
             raise InvalidOptionError(f"option {option!r} of a Pareto front must be at least {least}, found {value}")
@@ -198,21 +198,21 @@ class _Space(PymooProblem):  # type: ignore[misc]
             return np.zeros((0, len(self.sizes)), dtype=np.int64)
         chosen = self.flat(self.rng.integers(0, self.sizes, size=(count, len(self.sizes))))
         prices = np.quantile(self.slopes, np.linspace(0.0, 1.0, count // 2)) * np.linspace(0.99, 1.01, count // 2)
-        for one, price in zip(chosen[: count // 2], prices, strict=True):
-            one[:] = np.lexsort((a.cost + price * self.use, a.group_of))[a.starts[:-1]]
-            self._descend(one, price)
-        for one in chosen[count // 2 :]:
-            repair_flat(a, one)
+        for choice, price in zip(chosen[: count // 2], prices, strict=True):
+            choice[:] = np.lexsort((a.cost + price * self.use, a.group_of))[a.starts[:-1]]
+            self._descend(choice, price)
+        for choice in chosen[count // 2 :]:
+            repair_flat(a, choice)
         self.judge(chosen)
         return chosen - a.starts[:-1]
 
     def improved(self, chosen: Integers) -> Integers:
         """Children: half of them go down at a random price, half within the use they have."""
-        for number, one in enumerate(chosen):
+        for number, choice in enumerate(chosen):
             if number % 2:
-                self._descend(one, self.rng.choice(self.slopes) * self.rng.lognormal(0.0, 0.2))
-            elif repair_flat(self.arrays, one):
-                descend_flat(self._within(self.use[one].sum()), one)
+                self._descend(choice, self.rng.choice(self.slopes) * self.rng.lognormal(0.0, 0.2))
+            elif repair_flat(self.arrays, choice):
+                descend_flat(self._within(self.use[choice].sum()), choice)
         return chosen
 
     def finish(self, deadline: float, count: int) -> None:
@@ -223,10 +223,10 @@ class _Space(PymooProblem):  # type: ignore[misc]
             return
         picked = np.unique(np.linspace(0, len(self.chosen) - 1, count).astype(np.int64))
         polished, uses = self.chosen[picked], np.append(self._front[1:, 1], np.inf)[picked]
-        for one, following in zip(polished, uses, strict=True):
+        for choice, following in zip(polished, uses, strict=True):
             if time.perf_counter() >= deadline:
                 return
-            polish_flat(self._within(following), one, 2)
+            polish_flat(self._within(following), choice, 2)
         self.judge(polished)
         self._try_switches(deadline, tried)
 
@@ -234,21 +234,21 @@ class _Space(PymooProblem):  # type: ignore[misc]
         """Every single switch of every point, until nothing new comes to the front."""
         a = self.arrays
         while time.perf_counter() < deadline and len(tried) < TRIED:
-            fresh = np.array([one.tobytes() not in tried for one in self.chosen])
+            fresh = np.array([point.tobytes() not in tried for point in self.chosen])
             if not fresh.any():
                 return
             points = self.chosen[fresh][:: 1 + fresh.sum() // BATCH]  # from end to end, should it be cut
-            tried.update(one.tobytes() for one in points)
+            tried.update(point.tobytes() for point in points)
             value, use, within = _switched(a, self.use, points)
             rival = np.searchsorted(self._front[:, 1], use, side="right") - 1
-            at, option = np.nonzero(within & ((rival < 0) | (value < self._front[rival, 0])))
-            switched = points[at]
-            switched[np.arange(len(at)), a.group_of[option]] = option
+            places, option = np.nonzero(within & ((rival < 0) | (value < self._front[rival, 0])))
+            switched = points[places]
+            switched[np.arange(len(places)), a.group_of[option]] = option
             self.judge(switched)
 
-    def _descend(self, one: Integers, price: float) -> None:
-        if repair_flat(self.arrays, one):
-            descend_flat(self.arrays._replace(cost=self.arrays.cost + price * self.use), one)
+    def _descend(self, chosen: Integers, price: float) -> None:
+        if repair_flat(self.arrays, chosen):
+            descend_flat(self.arrays._replace(cost=self.arrays.cost + price * self.use), chosen)
 
     def _within(self, usage: float) -> Arrays:
         """The problem with one budget more: the resource at ``usage``."""
@@ -264,8 +264,8 @@ class _Space(PymooProblem):  # type: ignore[misc]
         order = np.lexsort((self.arrays.cost, self.use, self.arrays.group_of))
         cost, use, same = self.arrays.cost[order], self.use[order], np.diff(self.arrays.group_of[order]) == 0
         falls, rises = -np.diff(cost)[same], np.diff(use)[same]
-        found = np.sort(falls[(falls > 0) & (rises > 0)] / rises[(falls > 0) & (rises > 0)])
-        return found if len(found) else np.ones(1)
+        slopes = np.sort(falls[(falls > 0) & (rises > 0)] / rises[(falls > 0) & (rises > 0)])
+        return slopes if len(slopes) else np.ones(1)
 
 
 @compiled

@@ -71,8 +71,8 @@ def pool(
     back_end.prepare()  # before the clock starts, as `solve` does
     end = np.inf if time_limit is None else time.perf_counter() + time_limit
 
-    def run(left: int, part: Problem, start: NDArray[np.int64] | None) -> Solution:
-        seconds = None if time_limit is None else max((end - time.perf_counter()) / left, 1e-3)
+    def run(runs_left: int, part: Problem, start: NDArray[np.int64] | None) -> Solution:
+        seconds = None if time_limit is None else max((end - time.perf_counter()) / runs_left, 1e-3)
         return solve(part, back_end, time_limit=seconds, seed=seed, initial=start)
 
     best = run(k, problem, None)
@@ -82,23 +82,23 @@ def pool(
         if time.perf_counter() > end:
             proven, stopped = False, "time limit"
             break
-        away = _away(problem, members, distance)
+        restricted = _away(problem, members, distance)
         try:
-            found = run(k - len(members), away, _start(away, members[0]))
+            further = run(k - len(members), restricted, _start(restricted, members[0]))
         except InfeasibleBudgetError:  # groups of one option keep them too alike
             stopped = "no other choice differs enough"
             break
         limit = target_near(min(_objectives(problem, members)), within)
-        if found.status is Status.INFEASIBLE:
+        if further.status is Status.INFEASIBLE:
             stopped = "no other choice differs enough"
             break
-        if found.objective is None or found.objective > limit:
-            beyond = found.bound is not None and found.bound > limit
+        if further.objective is None or further.objective > limit:
+            beyond = further.bound is not None and further.bound > limit
             proven, stopped = proven and beyond, "no other choice is near enough"
             break
-        assert found.choice is not None  # noqa: S101 - it has an objective
-        members.append(found.choice)
-        proven = proven and found.status is Status.OPTIMAL
+        assert further.choice is not None  # noqa: S101 - it has an objective
+        members.append(further.choice)
+        proven = proven and further.status is Status.OPTIMAL
     best = with_known(problem, best, choices=members)
     ranked = sorted(zip(_objectives(problem, members), (tuple(m.tolist()) for m in members), strict=True))
     near = [(choice, value) for value, choice in ranked if value <= target_near(ranked[0][0], within)]
@@ -125,8 +125,8 @@ def _away(problem: Problem, members: Sequence[NDArray[np.int64]], distance: int)
     )
 
 
-def _start(away: Problem, best: NDArray[np.int64]) -> NDArray[np.int64] | None:
+def _start(restricted: Problem, best: NDArray[np.int64]) -> NDArray[np.int64] | None:
     """The best choice, changed as little as it takes to be far enough from the members."""
     from solvers.kernels.repair import repair  # compiled code, imported only when it is used
 
-    return repair(away, best)
+    return repair(restricted, best)

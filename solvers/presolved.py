@@ -63,13 +63,13 @@ class _Joint:
             start if start is not None and part.problem.evaluate(start).feasible else None
             for start, part in zip(starts, parts, strict=True)
         ]
-        if (known := self._joined(self.choices)) is not None:
-            search.offer(known)
+        if (joined := self._joined(self.choices)) is not None:
+            search.offer(joined)
 
     def search_of(self, number: int, seconds: float) -> SubSearch:
         """The search of a part, beside what is known of the others."""
         parts = self.reduction.parts
-        others = [choice for i, choice in enumerate(self.choices) if i != number]
+        other_choices = [choice for i, choice in enumerate(self.choices) if i != number]
         bounds = [-np.inf if bound is None else bound for i, bound in enumerate(self.bounds) if i != number]
         firsts = [np.zeros(part.problem.num_groups, dtype=np.int64) for part in parts]
         rest = self.reduction.join([first if c is None else c for c, first in zip(self.choices, firsts, strict=True)])
@@ -81,13 +81,13 @@ class _Joint:
             initial=self.hints[number],
             shares=len(parts),
         )
-        if others:
+        if other_choices:
             part.details = {}
         return part
 
     def keep(self, part: SubSearch) -> None:
         """Take over what a part's search leaves behind: details, and its pool joined with the best of the others."""
-        number, details, whole = len(self.searches), self.search.details, self.reduction.original
+        number, details, original = len(self.searches), self.search.details, self.reduction.original
         self.searches.append(part)
         self.choices[number] = part.choice
         self.bounds[number] = part.bound
@@ -95,11 +95,11 @@ class _Joint:
             details.setdefault("parts", []).append(part.details)
         if "prices" in part.details:
             prices = details.get("prices", {}) | part.details["prices"]
-            details["prices"] = {name: prices.get(name, 0.0) for name in whole.budgets}
+            details["prices"] = {name: prices.get(name, 0.0) for name in original.budgets}
         pool = dict(self.search.pool)
         for choice, _ in part.pool:
             lifted = self._joined([*self.choices[:number], np.array(choice), *self.choices[number + 1 :]])
-            if lifted is not None and (judged := whole.evaluate(lifted)).feasible:
+            if lifted is not None and (judged := original.evaluate(lifted)).feasible:
                 pool[tuple(lifted.tolist())] = judged.objective
         self.search.pool = sorted(pool.items(), key=lambda entry: entry[1])
 
@@ -115,8 +115,8 @@ class _Joint:
 
     def _joined(self, choices: list[Choice | None]) -> Choice | None:
         """The original's choice of one choice for every part; None when one is missing."""
-        known = [choice for choice in choices if choice is not None]
-        return self.reduction.lift(self.reduction.join(known)) if len(known) == len(choices) else None
+        found_choices = [choice for choice in choices if choice is not None]
+        return self.reduction.lift(self.reduction.join(found_choices)) if len(found_choices) == len(choices) else None
 
 
 def _cheap(problem: Problem) -> Choice | None:

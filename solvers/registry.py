@@ -63,8 +63,8 @@ def solver_class(name: str) -> type[Solver]:
     if name not in table:
         raise UnknownSolverError(f"no solver is called {name!r}; known are: {', '.join(table)}")
     module, _, attribute = table[name].partition(":")
-    found: type[Solver] = getattr(importlib.import_module(module), attribute)
-    return found
+    solver: type[Solver] = getattr(importlib.import_module(module), attribute)
+    return solver
 
 
 def configured(solver: Solver, options: dict[str, Any]) -> Solver:
@@ -73,10 +73,12 @@ def configured(solver: Solver, options: dict[str, Any]) -> Solver:
     Raises:
         InvalidOptionError: an option it does not have; lists the ones it has.
     """
-    known = solver.option_defaults()
-    if unknown := [name for name in options if name not in known]:
-        has = ", ".join(f"{name} (default {value!r})" for name, value in known.items()) or "none"
-        raise InvalidOptionError(f"solver {solver.name!r} has no option {', '.join(map(repr, unknown))}; it has: {has}")
+    defaults = solver.option_defaults()
+    if unknown := [name for name in options if name not in defaults]:
+        listed = ", ".join(f"{name} (default {value!r})" for name, value in defaults.items()) or "none"
+        raise InvalidOptionError(
+            f"solver {solver.name!r} has no option {', '.join(map(repr, unknown))}; it has: {listed}"
+        )
     return dataclasses.replace(solver, **options) if options else solver  # type: ignore[type-var]
 
 

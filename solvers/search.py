@@ -144,10 +144,10 @@ class Search:
         Raises:
             SolverError: there is no choice yet that could be kept.
         """
-        said = f"{type(error).__name__}: {error}"
+        message = f"{type(error).__name__}: {error}"
         if self.choice is None:
-            raise SolverError(f"solver {self.solver!r} failed before it found a choice: {said}") from error
-        self.details["error"] = said
+            raise SolverError(f"solver {self.solver!r} failed before it found a choice: {message}") from error
+        self.details["error"] = message
         self._recovered = True
 
     @contextlib.contextmanager

@@ -105,12 +105,12 @@ class Sweep:
             "|--:|--:|--:|--:|--:|---|--:|--:|",
         ]
         for point in self.points:
-            found = point.solution
-            used = "–" if found.choice is None else f"{found.usage[self.resource]:,.10g}"
-            gap = "–" if found.gap is None else f"{found.gap:.3%}"
-            numbers = [f"{point.budget:,.10g}", used, _number(found.objective), _number(found.bound), gap]
+            solution = point.solution
+            used = "–" if solution.choice is None else f"{solution.usage[self.resource]:,.10g}"
+            gap = "–" if solution.gap is None else f"{solution.gap:.3%}"
+            numbers = [f"{point.budget:,.10g}", used, _number(solution.objective), _number(solution.bound), gap]
             prices = [f"{point.price:.3g}", f"{0.01 * point.budget * point.price:.3g}"]
-            lines.append(f"| {' | '.join([*numbers, str(found.status), *prices])} |")
+            lines.append(f"| {' | '.join([*numbers, str(solution.status), *prices])} |")
         return "\n".join(lines) + "\n"
 
     def to_json(self) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def sweep(
         at_budget.require_reachable_budgets()
         back_end.require(at_budget)
     notes = None if journal is None else Journal(journal)
-    found: list[SweepPoint] = []
+    solved_points: list[SweepPoint] = []
     last = None
     for at_budget in problems.values():
         key = run_key("sweep", at_budget, back_end, time_limit, seed)
@@ -201,7 +201,7 @@ def sweep(
                 on_point(point)
         else:
             point = SweepPoint.from_json(value, "the journal")
-        found.append(point)
+        solved_points.append(point)
         last = last if point.solution.choice is None else point.solution.choice
         if point.solution.stop_reason is StopReason.INTERRUPTED:
             break
@@ -211,15 +211,15 @@ def sweep(
         solver=back_end.name,
         time_limit=time_limit,
         seed=seed,
-        points=_shared(problem, resource, found),
+        points=_shared(problem, resource, solved_points),
     )
 
 
 def _budgets(problem: Problem, resource: str, points: int | Iterable[float]) -> list[float]:
     """The budgets, ascending and each once."""
     if resource not in problem.resources:
-        known = ", ".join(problem.resources) or "none"
-        raise InvalidOptionError(f"the problem has no resource {resource!r}; it has: {known}")
+        resources = ", ".join(problem.resources) or "none"
+        raise InvalidOptionError(f"the problem has no resource {resource!r}; it has: {resources}")
     if not isinstance(points, int | np.integer):
         budgets = sorted({float(budget) for budget in points})
         if not budgets or not np.isfinite(budgets).all():
@@ -254,8 +254,8 @@ def _solved(
     if budget < (first := _first_step(problem, resource)):  # only the least use fits: any price above some would do
         priced = dual_bound(reduction.problem.with_budgets(**{resource: first}), time_limit=seconds)
     spent = time.perf_counter() - begin
-    left = None if time_limit is None else time_limit - min(spent, BOUND_SHARE * time_limit)
-    solution = solve(problem, solver, time_limit=left, seed=seed, initial=start)
+    rest = None if time_limit is None else time_limit - min(spent, BOUND_SHARE * time_limit)
+    solution = solve(problem, solver, time_limit=rest, seed=seed, initial=start)
     solution = with_known(problem, solution, bounds=[reduction.lift_bound(dual.value)])
     return SweepPoint(budget=budget, price=priced.prices[resource] * reduction.unit, solution=solution)
 

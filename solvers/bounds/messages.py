@@ -102,16 +102,16 @@ def decode(
     groups = len(first) - 1
     choice = np.zeros(groups, np.int64)
     for group in range(groups):
-        own = cost[first[group] : first[group + 1]].copy()
-        for at in range(start[group], start[group + 1]):
-            if incident[at] % 2:  # the group has the columns, so the rows' group came before
-                block = incident[at] // 2
+        reduced = cost[first[group] : first[group + 1]].copy()
+        for place in range(start[group], start[group + 1]):
+            if incident[place] % 2:  # the group has the columns, so the rows' group came before
+                block = incident[place] // 2
                 weight, message, rows = row[block]
                 columns = row[block + 1, 1] - message - rows
                 chosen = choice[group_pair[block, 0]]
                 for j in range(columns):
-                    own[j] += weights[weight + chosen * columns + j] - messages[message + rows + j]
-        choice[group] = np.argmin(own)
+                    reduced[j] += weights[weight + chosen * columns + j] - messages[message + rows + j]
+        choice[group] = np.argmin(reduced)
     return choice
 
 
@@ -139,30 +139,30 @@ def pass_messages(
             group = step if side == 0 else groups - 1 - step
             begin, end = start[group], start[group + 1]
             ahead = 0
-            for at in range(begin, end):
-                ahead += incident[at] % 2 == side
+            for place in range(begin, end):
+                ahead += incident[place] % 2 == side
             if ahead == 0:
                 continue
             share = 1.0 / max(ahead, end - begin - ahead)
-            own = cost[first[group] : first[group + 1]].copy()
-            for at in range(begin, end):
-                block = incident[at] // 2
-                mine = row[block, 1] + (row[block, 2] if incident[at] % 2 else 0)
-                own += messages[mine : mine + len(own)]
-            for at in range(begin, end):
-                if incident[at] % 2 != side:
+            reduced = cost[first[group] : first[group + 1]].copy()
+            for place in range(begin, end):
+                block = incident[place] // 2
+                sent = row[block, 1] + (row[block, 2] if incident[place] % 2 else 0)
+                reduced += messages[sent : sent + len(reduced)]
+            for place in range(begin, end):
+                if incident[place] % 2 != side:
                     continue
-                block = incident[at] // 2
+                block = incident[place] // 2
                 weight, message, rows = row[block]
                 columns = row[block + 1, 1] - message - rows
-                mine, other = (message, message + rows) if side == 0 else (message + rows, message)
-                messages[mine : mine + len(own)] -= share * own
+                sent, answered = (message, message + rows) if side == 0 else (message + rows, message)
+                messages[sent : sent + len(reduced)] -= share * reduced
                 for j in range(columns if side == 0 else rows):
                     least = np.inf
-                    for i in range(len(own)):
+                    for i in range(len(reduced)):
                         entry = weight + (i * columns + j if side == 0 else j * columns + i)
-                        least = min(least, weights[entry] - messages[mine + i])
-                    messages[other + j] = least
+                        least = min(least, weights[entry] - messages[sent + i])
+                    messages[answered + j] = least
 
 
 @compiled

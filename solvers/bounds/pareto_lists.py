@@ -106,11 +106,11 @@ def _behind(function: np.ufunc, values: Floats, end: float) -> Floats:
     return result
 
 
-def _cheapest_unit(reduced: Floats, deviation: Floats, which: NDArray[np.bool_] | None, starts: Integers) -> Floats:
-    if which is None:
+def _cheapest_unit(reduced: Floats, deviation: Floats, able: NDArray[np.bool_] | None, starts: Integers) -> Floats:
+    if able is None:
         return np.zeros(len(starts))
     ratio = np.full(len(reduced), np.inf)
-    ratio[which] = reduced[which] / np.abs(deviation[which, 0])
+    ratio[able] = reduced[able] / np.abs(deviation[able, 0])
     return _behind(np.minimum, _each(np.minimum, ratio, starts), np.inf)
 
 
@@ -246,10 +246,10 @@ def _undominated(usage: Floats, reduced: Floats, price: Floats) -> Integers:
     for state in range(states):
         useless = False
         for i in range(count - 1, max(-1, count - 1 - COMPARED), -1):
-            other = kept[i]
-            useless = cost[other] <= cost[state]
+            earlier = kept[i]
+            useless = cost[earlier] <= cost[state]
             for k in range(1, budgets):
-                useless &= usage[other, k] <= usage[state, k]
+                useless &= usage[earlier, k] <= usage[state, k]
             if useless or budgets == 1:
                 break
         if not useless:

@@ -86,8 +86,8 @@ def semidefinite_bound(
     value, at_least, looks = -np.inf, np.full(problem.num_options, -np.inf), []
     while lift.iterations < ITERATIONS:
         lift.advance()
-        found, options = lift.bound()
-        value, at_least = max(value, found), np.maximum(at_least, options)
+        latest, options = lift.bound()
+        value, at_least = max(value, latest), np.maximum(at_least, options)
         looks.append(value)
         missing = min(target, lift.objective()) - value
         stagnates = len(looks) > PATIENCE and value - looks[-1 - PATIENCE] < STAGNATION * missing
@@ -131,11 +131,11 @@ class _Lift:
         self.apart = groups[:, None] != groups[None, :]
         a = to_arrays(problem)
         smallest = np.minimum.reduceat(a.use, self.first[:-1], axis=0)
-        left = a.limit - smallest.sum(axis=0)
+        slack = a.limit - smallest.sum(axis=0)
         use = a.use - smallest[groups]
         largest = use.max(axis=0, initial=0.0)
-        unit = np.where(left > 1e-9 * a.limit, left, np.where(largest > 0, largest, 1.0))
-        self.use, self.limit = use / unit, left / unit  # t = limit - use·x lies between 0 and limit ≤ 1
+        unit = np.where(slack > 1e-9 * a.limit, slack, np.where(largest > 0, largest, 1.0))
+        self.use, self.limit = use / unit, slack / unit  # t = limit - use·x lies between 0 and limit ≤ 1
 
         self.products = np.where(self.apart, _products(problem), 0.0)
         options, size = problem.num_options, 1 + problem.num_options + len(self.limit)
@@ -157,8 +157,8 @@ class _Lift:
         start = scale * self.basis[:, 0]
         self.Y, self.Z = np.outer(start, start), np.zeros((size, size))
         self.penalty, self.iterations = 0.5, 0
-        own = scale[self.options]
-        self.weight = 2 * (scale[0] * own) ** 2 + own**4
+        option_scale = scale[self.options]
+        self.weight = 2 * (scale[0] * option_scale) ** 2 + option_scale**4
 
     def _face(self, size: int) -> Floats:
         """Columns that span the vectors y which the equations allow; the first is even shares of all options."""
@@ -201,17 +201,17 @@ class _Lift:
 
     def _within_bounds(self, matrix: Floats) -> Floats:
         """The nearest matrix that is not negative and has the zeros and equal entries that groups ask for."""
-        options, own = self.options, self.scale[self.options]
+        options, scale = self.options, self.scale[self.options]
         nearest = np.maximum(matrix, 0.0) if self.nonnegative else matrix.copy()
         nearest[0, options.stop :] = nearest[options.stop :, 0] = np.maximum(matrix[0, options.stop :], 0.0)
         nearest[0, 0] = self.scale[0] ** 2
         diagonal = np.diagonal(matrix)[options]
-        share = (2 * self.scale[0] * own * matrix[0, options] + own**2 * diagonal) / self.weight
+        share = (2 * self.scale[0] * scale * matrix[0, options] + scale**2 * diagonal) / self.weight
         share = _nearest_shares(share, self.weight, self.first)
         nearest[options, options] *= self.apart
-        nearest[0, options] = nearest[options, 0] = self.scale[0] * own * share
-        at = np.arange(options.start, options.stop)
-        nearest[at, at] = own**2 * share
+        nearest[0, options] = nearest[options, 0] = self.scale[0] * scale * share
+        diagonal_entries = np.arange(options.start, options.stop)
+        nearest[diagonal_entries, diagonal_entries] = scale**2 * share
         return nearest
 
     def bound(self) -> tuple[float, Floats]:

@@ -69,8 +69,10 @@ def performance_profile(compared: Comparison | Suite, *, within: float = TARGET)
     ([1.0], [1.0])
     """
     comparisons = [compared] if isinstance(compared, Comparison) else list(compared.comparisons.values())
-    labels = list(dict.fromkeys(label for one in comparisons for label in (*one.solutions, *one.skipped)))
-    tasks = [_end_times(one, labels, within) for one in comparisons]
+    labels = list(
+        dict.fromkeys(label for comparison in comparisons for label in (*comparison.solutions, *comparison.skipped))
+    )
+    tasks = [_end_times(comparison, labels, within) for comparison in comparisons]
     times = np.concatenate([np.maximum(task, LEAST_S) for task in tasks], axis=1)  # (labels, tasks)
     quickest = times.min(axis=0)
     with np.errstate(invalid="ignore"):  # nobody ended it: infinite for all
@@ -89,18 +91,18 @@ def _end_times(comparison: Comparison, labels: list[str], within: float) -> NDAr
         return times
     target = target_near(comparison.best, within)
     for row, label in zip(times, labels, strict=True):
-        for at, run in enumerate(comparison.solutions.get(label, ())):
+        for number, run in enumerate(comparison.solutions.get(label, ())):
             hit = first_hit(run, target)
             if hit is not None:
-                row[at] = hit
+                row[number] = hit
     return times
 
 
 def _curve(label: str, runs: tuple[Solution, ...]) -> Curve:
-    found = [[(p.t_s, p.objective) for p in run.trace if p.objective is not None] for run in runs]
-    times = np.unique([0.0, *(t for points in found for t, _ in points), *(run.wall_s for run in runs)])
+    courses = [[(p.t_s, p.objective) for p in run.trace if p.objective is not None] for run in runs]
+    times = np.unique([0.0, *(t for points in courses for t, _ in points), *(run.wall_s for run in runs)])
     values = np.full((len(runs), len(times)), np.inf)
-    for row, points in zip(values, found, strict=True):
+    for row, points in zip(values, courses, strict=True):
         for t, objective in points:  # in order of time, so the later ones overwrite
             row[times >= t] = objective
     return Curve(

@@ -115,7 +115,7 @@ def compare(
     [('brute-force', 1.0, 0.0, {'OPTIMAL': 2})]
     """
     problems = dict(problem) if isinstance(problem, Mapping) else {"": problem}
-    if wrong := [type(one).__name__ for one in problems.values() if not isinstance(one, Problem)]:
+    if wrong := [type(stated).__name__ for stated in problems.values() if not isinstance(stated, Problem)]:
         raise InvalidOptionError(f"compare takes a formulations.Problem or several by name, found {wrong[0]}")
     back_ends = [as_solver(solver) for solver in solvers]
     numbers = tuple(int(seed) for seed in seeds)
@@ -125,34 +125,34 @@ def compare(
             "compare needs at least one solver and one seed for at least one problem, "
             f"found {labels}, {list(numbers)} and {len(problems)} problems"
         )
-    if twice := [str(item) for item, count in Counter([*labels, *numbers]).items() if count > 1]:
+    if twice := [str(name) for name, count in Counter([*labels, *numbers]).items() if count > 1]:
         raise InvalidOptionError(f"compare runs every solver once with every seed; given twice: {', '.join(twice)}")
     if jobs == 0:
         raise InvalidOptionError("jobs must be a number of processes, or -1 for one a core; found 0")
-    for one in problems.values():
-        one.require_reachable_budgets()
-    skipped = {name: _why_skipped(one, labels, back_ends) for name, one in problems.items()}
+    for stated in problems.values():
+        stated.require_reachable_budgets()
+    skipped = {name: _why_skipped(stated, labels, back_ends) for name, stated in problems.items()}
     tasks = [
-        _Task(name, label, one, solver, seed)
-        for name, one in problems.items()
+        _Task(name, label, stated, solver, seed)
+        for name, stated in problems.items()
         for label, solver in zip(labels, back_ends, strict=True)
         if label not in skipped[name]
         for seed in numbers
     ]
-    found = _run_all(tasks, time_limit, jobs, None if journal is None else Journal(journal), on_run)
+    solved = _run_all(tasks, time_limit, jobs, None if journal is None else Journal(journal), on_run)
     comparisons = {
         name: Comparison(
-            problem_fingerprint=one.fingerprint(),
+            problem_fingerprint=stated.fingerprint(),
             time_limit=time_limit,
             seeds=numbers,
             solutions={
-                label: tuple(found[name, label, seed] for seed in numbers)
+                label: tuple(solved[name, label, seed] for seed in numbers)
                 for label in labels
                 if label not in skipped[name]
             },
             skipped=skipped[name],
         )
-        for name, one in problems.items()
+        for name, stated in problems.items()
     }
     return Suite(comparisons=comparisons) if isinstance(problem, Mapping) else comparisons[""]
 
@@ -161,24 +161,24 @@ def _run_all(
     tasks: list[_Task], time_limit: float | None, jobs: int, journal: Journal | None, on_run: OnRun | None
 ) -> dict[tuple[str, str, int], Solution]:
     """The solution of every task by problem, label and seed: from the journal, or run and written to it."""
-    found: dict[tuple[str, str, int], Solution] = {}
-    left = []
+    solved: dict[tuple[str, str, int], Solution] = {}
+    missing = []
     for task in tasks:
         value = None if journal is None else journal.get(_key(task, time_limit))
         if value is None:
-            left.append(task)
+            missing.append(task)
         else:
-            found[task.name, task.label, task.seed] = Solution.from_json(value, "the journal")
-    for task, solution in _solved(left, time_limit, jobs):
+            solved[task.name, task.label, task.seed] = Solution.from_json(value, "the journal")
+    for task, solution in _solved(missing, time_limit, jobs):
         if journal is not None:
             if solution.stop_reason is StopReason.INTERRUPTED:
                 raise KeyboardInterrupt
             if solution.stop_reason is not StopReason.ERROR_RECOVERED:
                 journal.add(_key(task, time_limit), solution.to_json())
-        found[task.name, task.label, task.seed] = solution
+        solved[task.name, task.label, task.seed] = solution
         if on_run is not None:
             on_run(f"{task.name}: {task.label}" if task.name else task.label, solution)
-    return found
+    return solved
 
 
 def _solved(tasks: list[_Task], time_limit: float | None, jobs: int) -> Iterator[tuple[_Task, Solution]]:
@@ -190,7 +190,7 @@ def _solved(tasks: list[_Task], time_limit: float | None, jobs: int) -> Iterator
     import joblib  # here: it takes a while, and one process needs none
 
     parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
-    numbered = parallel(joblib.delayed(_solve_numbered)(*item, time_limit) for item in enumerate(tasks))
+    numbered = parallel(joblib.delayed(_solve_numbered)(number, task, time_limit) for number, task in enumerate(tasks))
     for number, solution in numbered:
         yield tasks[number], solution
 

@@ -191,7 +191,7 @@ class Suite:
 
     def rows(self) -> tuple[SuiteRow, ...]:
         """The table over all problems: who most often comes near the best comes first; among equals the quicker."""
-        labels = dict.fromkeys(label for one in self.comparisons.values() for label in one.solutions)
+        labels = dict.fromkeys(label for comparison in self.comparisons.values() for label in comparison.solutions)
         rows = [self._row(label) for label in labels]
         return tuple(sorted(rows, key=lambda row: (-row.problems * row.target_share, row.wall_s)))
 
@@ -205,12 +205,12 @@ class Suite:
             shares = [f"{share:.0%}" for share in (row.target_share, row.proven_share, row.feasible_share)]
             values = [str(row.problems), *shares, _percent(row.gap), f"{row.wall_s:.2f} s"]
             lines.append(f"| {row.label} | {' | '.join(values)} |")
-        parts = [f"\n## {name}\n\n{one.to_markdown()}" for name, one in self.comparisons.items()]
+        parts = [f"\n## {name}\n\n{comparison.to_markdown()}" for name, comparison in self.comparisons.items()]
         return "\n".join(lines) + "\n" + "".join(parts)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dictionary of everything in here."""
-        comparisons = {name: one.to_json() for name, one in self.comparisons.items()}
+        comparisons = {name: comparison.to_json() for name, comparison in self.comparisons.items()}
         return {**SUITE_KIND.header, "comparisons": comparisons}
 
     def save(self, path: AnyPath) -> None:
@@ -230,14 +230,18 @@ class Suite:
             return cls(comparisons={name: Comparison.from_json(saved, str(path)) for name, saved in comparisons})
 
     def _row(self, label: str) -> SuiteRow:
-        mine = [(one, one.solutions[label]) for one in self.comparisons.values() if label in one.solutions]
-        pairs = [(one, run) for one, runs in mine for run in runs]
-        near = [one.best is not None and _near(run, one.best) for one, run in pairs]
-        gaps = [relative_gap(run.objective, one.bound) for one, run in pairs]
+        compared = [
+            (comparison, comparison.solutions[label])
+            for comparison in self.comparisons.values()
+            if label in comparison.solutions
+        ]
+        pairs = [(comparison, run) for comparison, runs in compared for run in runs]
+        near = [comparison.best is not None and _near(run, comparison.best) for comparison, run in pairs]
+        gaps = [relative_gap(run.objective, comparison.bound) for comparison, run in pairs]
         median = statistics.median(np.inf if gap is None else gap for gap in gaps)
         return SuiteRow(
             label=label,
-            problems=len(mine),
+            problems=len(compared),
             feasible_share=sum(run.feasible for _, run in pairs) / len(pairs),
             target_share=sum(near) / len(pairs),
             proven_share=sum(run.status is Status.OPTIMAL for _, run in pairs) / len(pairs),

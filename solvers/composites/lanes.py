@@ -37,11 +37,11 @@ def context() -> Any:
     """How processes are started: forked from a clean, warm server where the system can, else from nothing."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
-    made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(
+    forkserver = multiprocessing.get_context("forkserver")
+    forkserver.set_forkserver_preload(
         ["solvers.composites.warmed", "joblib.externals.loky"]
     )  # a parent may be a worker of joblib's
-    return made
+    return forkserver
 
 
 def prepare() -> None:
@@ -89,9 +89,9 @@ class Lane:
             "outcome": "ended by the first proof",
         }
         self._told, self._start = 0, time.perf_counter()
-        made = context()
-        self.connection, theirs = made.Pipe()
-        self._process = made.Process(target=_work, args=(task, theirs), name=f"lane {self.name}", daemon=True)
+        processes = context()
+        self.connection, theirs = processes.Pipe()
+        self._process = processes.Process(target=_work, args=(task, theirs), name=f"lane {self.name}", daemon=True)
         self._process.start()
         theirs.close()
 

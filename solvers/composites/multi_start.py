@@ -37,7 +37,7 @@ class MultiStart(Wrapper):
     def run(self, problem: Problem, search: Search) -> None:
         """Start after start, until proven, done, or out of time."""
         seeds = search.rng.integers(2**31, size=self.starts).tolist()
-        found = search.details["starts"] = []
+        summaries = search.details["starts"] = []
         cut = False
         for number, seed in enumerate(seeds):
             if search.proven() or search.expired():
@@ -47,6 +47,6 @@ class MultiStart(Wrapper):
             inner = inner_search(search, solver, seconds=seconds, seed=seed, initial=search.initial)
             solver.run(problem, inner)
             cut |= inner.cut
-            found.append(inner.summary())
+            summaries.append(inner.summary())
         if cut:
             search.cut_short()

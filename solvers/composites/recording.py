@@ -178,9 +178,9 @@ class Replay(Solver):
                 search.raise_bound(event["bound"] / search.unit)
             elif "closed" in event:
                 search.close()
-            known = [search.stated.objective, search.stated.bound]
-            if not course or course[-1][1:] != known:
-                course.append([event["t_s"], *known])
+            state = [search.stated.objective, search.stated.bound]
+            if not course or course[-1][1:] != state:
+                course.append([event["t_s"], *state])
 
 
 def _read(path: AnyPath) -> list[list[dict[str, Any]]]:

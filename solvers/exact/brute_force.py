@@ -127,10 +127,10 @@ def _enumerate(
             objective += total[depth, i] * a.factor[option, i]
             total[depth + 1, i] = total[depth, i] + a.factor[option, i]
         for entry in range(a.indptr[option], a.indptr[option + 1]):
-            other = a.indices[entry]
-            if other > option:  # the groups behind this one are not chosen yet
+            neighbour = a.indices[entry]
+            if neighbour > option:  # the groups behind this one are not chosen yet
                 break
-            if chosen[a.group_of[other]] == other:
+            if chosen[a.group_of[neighbour]] == neighbour:
                 objective += a.data[entry]
         value[depth + 1] = objective
         chosen[depth] = option

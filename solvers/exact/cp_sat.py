@@ -70,38 +70,38 @@ class CpSat(Linearised):
 
     def run(self, problem: Problem, search: Search) -> None:
         """Bound and incumbent, then CP-SAT over what they leave open."""
-        left = undecided(problem, search)
-        if left is None:
+        part = undecided(problem, search)
+        if part is None:
             return
         search.details["workers"] = self.workers
-        if num_products(left.problem) * SECONDS_PER_PRODUCT > search.remaining():
+        if num_products(part.problem) * SECONDS_PER_PRODUCT > search.remaining():
             search.details["stopped"] = "building the model would take longer than the time limit"
             search.cut_short()
             return
         with search.phase("build_s"):
-            program = _Program(left.problem, None if search.choice is None else left.lower(search.choice))
+            program = _Program(part.problem, None if search.choice is None else part.lower(search.choice))
         search.note(rounding_error=program.error)
         seed = int(search.rng.integers(2**31))
         while not search.expired():
             last = status = None
             course = program.solved(search, seed, self.workers)
             with search.phase("solve_s"), contextlib.closing(course):
-                for kind, found in course:
+                for kind, news in course:
                     if kind == "choice":
-                        last = found
-                        search.offer(left.lift(found))
+                        last = news
+                        search.offer(part.lift(news))
                     elif kind == "bound":
-                        lower = program.bound(found)
+                        lower = program.bound(news)
                         search.raise_bound(lower if search.objective is None else min(lower, search.objective))
                     else:
-                        status = found
+                        status = news
             if status == "INFEASIBLE":
                 search.close()
             if status in ("FEASIBLE", "UNKNOWN"):
                 search.cut_short()
             if status != "OPTIMAL" or last is None:
                 return
-            broken = left.problem.evaluate(last).violations or problem.evaluate(left.lift(last)).violations
+            broken = part.problem.evaluate(last).violations or problem.evaluate(part.lift(last)).violations
             if not broken:
                 if program.error <= NEGLIGIBLE * program.size:
                     search.close()
@@ -120,8 +120,8 @@ class _Program:
         self.first = problem.group_offsets
         self.x = [self.model.new_bool_var("") for _ in range(problem.num_options)]
         self.y: list[tuple[Any, int, int]] = []
-        for one, end in itertools.pairwise(self.first.tolist()):
-            self.model.add_exactly_one(self.x[one:end])
+        for begin, end in itertools.pairwise(self.first.tolist()):
+            self.model.add_exactly_one(self.x[begin:end])
         self._add_budgets()
         self._set_objective()
         self._hint()
@@ -132,11 +132,11 @@ class _Program:
             most = float(np.maximum.reduceat(use, self.first[:-1]).sum())
             if most <= limit:
                 continue
-            whole = most < 2.0**53 and bool((use == np.floor(use)).all())
-            scale = 1.0 if whole else 2.0 ** (USE_BITS - np.ceil(np.log2(most)))
-            room = 0.0 if whole else self.problem.num_groups * 2.0**-52 * limit  # the rounding of the sum of uses
+            integral = most < 2.0**53 and bool((use == np.floor(use)).all())
+            scale = 1.0 if integral else 2.0 ** (USE_BITS - np.ceil(np.log2(most)))
+            room = 0.0 if integral else self.problem.num_groups * 2.0**-52 * limit  # the rounding of the sum of uses
             uses = np.floor(use * scale).astype(np.int64).tolist()
-            self.model.add(weighted(self.x, uses) <= int(np.ceil((limit + room) * scale) if not whole else limit))
+            self.model.add(weighted(self.x, uses) <= int(np.ceil((limit + room) * scale) if not integral else limit))
 
     def _set_objective(self) -> None:
         problem = self.problem
@@ -151,12 +151,12 @@ class _Program:
         costs, error = _rounded(above * self.scale)
         self.error = float(np.maximum.reduceat(error, self.first[:-1]).sum())
         variables, coefficients = list(self.x), costs.tolist()
-        for options, others, weight in blocks:
-            whole, off = _rounded(weight * self.scale)
-            self.error += float(off.max())
-            y = self._products(options, others)
+        for options, beside, weight in blocks:
+            rounded, rounding = _rounded(weight * self.scale)
+            self.error += float(rounding.max())
+            y = self._products(options, beside)
             variables += y
-            coefficients += whole.ravel().tolist()
+            coefficients += rounded.ravel().tolist()
         self.error /= self.scale
         self.model.minimize(_weighted_sum()(variables, coefficients))
 
@@ -167,11 +167,11 @@ class _Program:
         sizes = np.diff(self.first)
         sides = ((above, y, beside), (beside, list(zip(*y, strict=True)), above))
         partial = []
-        for options, lines, others in sides:
-            whole = len(others) == sizes[problem.group_of[others[0]]]
-            partial.append(not whole)
+        for options, lines, opposite in sides:
+            complete = len(opposite) == sizes[problem.group_of[opposite[0]]]
+            partial.append(not complete)
             for option, line in zip(options.tolist(), lines, strict=True):
-                model.add(sum(line) == x[option] if whole else sum(line) <= x[option])
+                model.add(sum(line) == x[option] if complete else sum(line) <= x[option])
         if all(partial):
             flat = [variable for line in y for variable in line]
             chosen = [x[option] for option in (*above.tolist(), *beside.tolist())]
@@ -189,9 +189,9 @@ class _Program:
         for variable, u, v in self.y:
             self.model.add_hint(variable, bool(chosen[u] and chosen[v]))
 
-    def bound(self, whole: float) -> float:
+    def bound(self, scaled_bound: float) -> float:
         """A lower bound on the problem from one on the whole-number objective."""
-        return self.shift + whole / self.scale - self.error
+        return self.shift + scaled_bound / self.scale - self.error
 
     def cut_off(self, choice: Integers, budget: str) -> None:
         """Forbid a choice that breaks a budget, and every choice in which all groups use at least as much."""
@@ -237,14 +237,14 @@ class _Program:
         try:
             while True:
                 try:
-                    kind, found = news.get(timeout=LOOK_S)
+                    kind, value = news.get(timeout=LOOK_S)
                 except queue.Empty:
                     if search.expired() or search.proven():
                         solver.stop_search()
                     continue
                 if kind == "error":
-                    raise found
-                yield kind, found
+                    raise value
+                yield kind, value
                 if kind == "status":
                     return
         finally:
@@ -254,8 +254,8 @@ class _Program:
 
 
 def _rounded(values: Floats) -> tuple[Integers, Floats]:
-    whole = np.rint(values)
-    return whole.astype(np.int64), np.abs(values - whole)
+    rounded = np.rint(values)
+    return rounded.astype(np.int64), np.abs(values - rounded)
 
 
 def _weighted_sum() -> Any:

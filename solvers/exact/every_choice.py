@@ -40,10 +40,10 @@ def _enumerate(a: Arrays, u: PairedUses, chosen: Integers, best: Floats, least: 
             if value < best[0] - 1e-12 * (1.0 + abs(value)):
                 best[0] = value
                 least[:] = chosen
-        at = last
-        while at > 0 and chosen[at] + 1 == a.starts[at + 1]:
-            chosen[at] = a.starts[at]
-            at -= 1
-        if at == 0:
+        group = last
+        while group > 0 and chosen[group] + 1 == a.starts[group + 1]:
+            chosen[group] = a.starts[group]
+            group -= 1
+        if group == 0:
             return
-        chosen[at] += 1
+        chosen[group] += 1

@@ -72,44 +72,44 @@ class Milp(Linearised):
 
     def run(self, problem: Problem, search: Search) -> None:
         """Bound and incumbent, then the integer program over what they leave open."""
-        left = undecided(problem, search)
-        if left is None:
+        part = undecided(problem, search)
+        if part is None:
             return
         gap = np.inf if search.objective is None or search.bound is None else search.objective - search.bound
         size = max(min(gap, 1.0), SMALLEST_UNIT)
-        if num_products(left.problem) * SECONDS_PER_PRODUCT > search.remaining():
+        if num_products(part.problem) * SECONDS_PER_PRODUCT > search.remaining():
             search.details["stopped"] = "building the integer program would take longer than the time limit"
             search.cut_short()
             return
         with search.phase("build_s"):
-            program = to_integer_program(scaled(left.problem, 1.0 / size).problem)
-            start = None if search.choice is None else left.lower(search.choice)
+            program = to_integer_program(scaled(part.problem, 1.0 / size).problem)
+            start = None if search.choice is None else part.lower(search.choice)
             if start is not None:
                 program.start_from(start)
         run = _cbc if self.backend == "cbc" else _highs
         while not search.expired():
             with search.phase("solve_s"):
-                found = run(program, search, warm=start is not None)
-            if found.bound is not None:
-                bound = (found.bound + program.model.objective.constant) * size  # PuLP tells no back end the constant
+                answer = run(program, search, warm=start is not None)
+            if answer.bound is not None:
+                bound = (answer.bound + program.model.objective.constant) * size  # PuLP tells no back end the constant
                 search.raise_bound(min(bound, np.inf if search.objective is None else search.objective))
-            if found.interrupted or found.choice is None:
+            if answer.interrupted or answer.choice is None:
                 break
-            choice = left.lift(found.choice)
+            choice = part.lift(answer.choice)
             search.offer(choice)
             broken = problem.evaluate(choice).violations
             if not broken:
                 break
             search.details["cuts"] = search.details.get("cuts", 0) + 1
-            _cut_off(program, left.problem, found.choice, left.problem.evaluate(found.choice).violations or broken)
+            _cut_off(program, part.problem, answer.choice, part.problem.evaluate(answer.choice).violations or broken)
             start = None
         else:
             return
-        if found.complete:
+        if answer.complete:
             search.close()
         else:
             search.cut_short()
-        if found.interrupted:
+        if answer.interrupted:
             raise KeyboardInterrupt
 
 

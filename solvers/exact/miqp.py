@@ -104,23 +104,23 @@ class Miqp(Exact):
         while not search.expired():
             with search.phase("solve_s"):
                 model.optimize()
-            found = program.decode() if model.getNSols() else None
-            if found is not None:
-                search.offer(part.lift(found))
+            choice = program.decode() if model.getNSols() else None
+            if choice is not None:
+                search.offer(part.lift(choice))
             status, lower = model.getStatus(), model.getDualbound()
             if status in PROVING and abs(lower) < model.infinity():
                 lower = bound.value + size * (min(lower, 1.0) - TOLERANCE * len(bound.direction))
                 search.raise_bound(lower if search.objective is None else min(lower, search.objective))
             if status == "userinterrupt":
                 raise KeyboardInterrupt
-            broken = {} if found is None else stated.evaluate(found).violations
-            if found is None or not broken:
+            broken = {} if choice is None else stated.evaluate(choice).violations
+            if choice is None or not broken:
                 if status in COMPLETE:
                     search.close()
                 else:
                     search.cut_short()
                 break
-            program.cut_off(stated, found, next(iter(broken)))
+            program.cut_off(stated, choice, next(iter(broken)))
             if np.isfinite(search.remaining()):
                 model.setParam("limits/time", search.remaining())
         search.details["nodes"] = model.getNNodes()
@@ -167,12 +167,12 @@ class _Program:
             self.model.setObjlimit(1.0)
 
     def _slacks(self, problem: Problem, a: Arrays, bound: DualBound, fixed: Integers, size: float) -> list[Any]:
-        left, terms = a.limit - a.use[fixed].sum(axis=0), []
+        room, terms = a.limit - a.use[fixed].sum(axis=0), []
         for k, name in enumerate(problem.budgets):
             unit = a.unit[k]
             slack = self.model.addVar(lb=0.0)
             used = self.sum((a.use[v, k] / unit) * x for v, x in self.x.items())
-            self.model.addCons(used + slack == left[k] / unit)
+            self.model.addCons(used + slack == room[k] / unit)
             terms.append((bound.prices[name] * unit / size) * slack)
         return terms
 

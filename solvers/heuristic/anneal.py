@@ -68,8 +68,8 @@ class Anneal(Solver):
     def __post_init__(self) -> None:
         for option, least in (("sweeps", 1), ("population", 1), ("generations", 0)):
             if getattr(self, option) < least:
-                found = getattr(self, option)
-                raise InvalidOptionError(f"option {option!r} of 'anneal' must be at least {least}, found {found}")
+                value = getattr(self, option)
+                raise InvalidOptionError(f"option {option!r} of 'anneal' must be at least {least}, found {value}")
 
     def prepare(self) -> None:
         """Compile the loops."""
@@ -79,7 +79,7 @@ class Anneal(Solver):
         """Cool a population, then recombine it."""
         a = to_arrays(problem)
         free = np.flatnonzero(np.diff(a.starts) > 1)
-        start, given = _start(a, search)
+        start, warm_start = _start(a, search)
         _offer(search, problem, [start] if start is not None else [])
         if not len(free) or search.expired():
             return
@@ -90,9 +90,9 @@ class Anneal(Solver):
         with search.phase("solve_s"), ThreadPoolExecutor(min(CHILDREN, os.cpu_count() or 1)) as threads:
             plan = _Plan(self, len(free), _moves_per_s(a, free, fallback, price, hot), search)
             herd = _Herd(problem, search, a, free, threads, cold)
-            begins = [fallback if given else _random_choice(a, search.rng) for _ in range(plan.population)]
-            warm = hot * REHEAT if given else hot
-            elite = herd.cooled([_Chain(one, price, search.rng) for one in begins], warm, plan.steps, plan.share)
+            begins = [fallback if warm_start else _random_choice(a, search.rng) for _ in range(plan.population)]
+            warm = hot * REHEAT if warm_start else hot
+            elite = herd.cooled([_Chain(begin, price, search.rng) for begin in begins], warm, plan.steps, plan.share)
             idle = 0
             for generation in range(self.generations if len(elite) > 1 else 0):
                 if idle == PATIENCE or search.expired():
@@ -152,7 +152,7 @@ class _Herd:
         while done < steps and not self.search.expired():
             arguments = (self.a, self.free, hot * ratio**done, ratio, min(chunk, steps - done), rate)
             done = max(done + chunk, int(steps * min(1.0, (self.search.elapsed() - begin) / allowed)))
-            list(self.threads.map(lambda chain, given=arguments: chain.advance(*given), chains))
+            list(self.threads.map(lambda chain, settings=arguments: chain.advance(*settings), chains))
             leader = min(chains, key=lambda chain: chain.value)
             if leader.value < record:
                 record = leader.value
@@ -191,13 +191,13 @@ def _random_choice(a: Arrays, rng: np.random.Generator) -> Integers:
 
 def _start(a: Arrays, search: Search) -> tuple[Integers | None, bool]:
     """A feasible choice to begin with, if repair finds one, and whether the caller gave it."""
-    given = search.initial is not None
+    warm_start = search.initial is not None
     if search.initial is not None:
         chosen = a.starts[:-1] + search.initial
     else:
         cheapest = np.lexsort((a.cost, a.group_of))  # per group the option of least cost
         chosen = cheapest[a.starts[:-1]]
-    return (chosen, given) if repair_flat(a, chosen) else (None, given)
+    return (chosen, warm_start) if repair_flat(a, chosen) else (None, warm_start)
 
 
 def _temperatures(a: Arrays, chosen: Integers) -> tuple[float, float]:

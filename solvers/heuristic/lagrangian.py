@@ -123,12 +123,12 @@ def open_part(problem: Problem, search: Search, most: int | None = None) -> Rest
     if search.choice is not None and search.objective is not None and at_least is not None:
         outside = search.objective
         lowest = at_least == np.minimum.reduceat(at_least, problem.group_offsets[:-1])[problem.group_of]
-        others = np.flatnonzero((at_least <= search.objective) & ~lowest)
-        if most is not None and len(others) > most:
-            outside, others = -np.inf, others[np.argpartition(at_least[others], most)[:most]]
+        rivals = np.flatnonzero((at_least <= search.objective) & ~lowest)
+        if most is not None and len(rivals) > most:
+            outside, rivals = -np.inf, rivals[np.argpartition(at_least[rivals], most)[:most]]
             lowest[problem.flat(search.choice)] = True
         keep = lowest
-        keep[others] = True
+        keep[rivals] = True
     return restrict(problem, keep, outside=outside)
 
 
@@ -150,14 +150,14 @@ def certify(problem: Problem, search: Search) -> Restriction:
         incumbent = np.inf if search.objective is None else search.objective
         with search.phase("semidefinite_s"):
             begun = search.elapsed()
-            found = semidefinite_bound(part.problem, target=incumbent, time_limit=seconds)
+            bound = semidefinite_bound(part.problem, target=incumbent, time_limit=seconds)
             if search.elapsed() - begun >= seconds:
                 search.cut_short()
-        search.raise_bound(part.lift_bound(found.value))
+        search.raise_bound(part.lift_bound(bound.value))
         at_least = np.full(problem.num_options, -np.inf)
-        at_least[part.options] = found.at_least
+        at_least[part.options] = bound.at_least
         learn_option_bounds(search, at_least)
-        likely = np.lexsort((-found.share, part.problem.group_of))[part.problem.group_offsets[:-1]]
+        likely = np.lexsort((-bound.share, part.problem.group_of))[part.problem.group_offsets[:-1]]
         feasible = repair(part.problem, likely - part.problem.group_offsets[:-1])
         if feasible is not None:
             search.offer(part.lift(polish(part.problem, feasible)))

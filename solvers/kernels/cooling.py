@@ -111,14 +111,14 @@ def cool(
             for k in range(num_budgets):
                 price[k] *= 1.0 + rate if usage[k] > a.limit[k] else 1.0 / (1.0 + rate)
         first, second, third = _draw(state), _draw(state), _draw(state)
-        at = _below(first, num_free)
-        group1 = free[at]
+        place1 = _below(first, num_free)
+        group1 = free[place1]
         old1 = chosen[group1]
         new1 = _other(a, group1, old1, first)
         old2 = new2 = old1  # no second switch
         if num_free > 1 and (third & np.uint64(255)) < np.uint64(PAIRED):
-            at2 = _below(second, num_free - 1)
-            group2 = free[at2 + 1 if at2 >= at else at2]
+            place2 = _below(second, num_free - 1)
+            group2 = free[place2 + 1 if place2 >= place1 else place2]
             old2 = chosen[group2]
             if num_budgets == 1:
                 new2 = _filler(a, usage, old1, new1, group2, old2)

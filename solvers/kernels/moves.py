@@ -84,8 +84,8 @@ def begin(a: Arrays, chosen: Integers) -> tuple[Floats, Floats, Floats]:
     for v in chosen:
         total += a.factor[v]
         usage += a.use[v]
-        for at in range(a.indptr[v], a.indptr[v + 1]):
-            field[a.indices[at]] += a.data[at]
+        for entry in range(a.indptr[v], a.indptr[v + 1]):
+            field[a.indices[entry]] += a.data[entry]
     return total, field, usage
 
 
@@ -159,10 +159,10 @@ def switch(a: Arrays, chosen: Integers, total: Floats, field: Floats, usage: Flo
         total[k] += a.factor[new, k] - a.factor[old, k]
     for k in range(len(usage)):
         usage[k] += a.use[new, k] - a.use[old, k]
-    for at in range(a.indptr[old], a.indptr[old + 1]):
-        field[a.indices[at]] -= a.data[at]
-    for at in range(a.indptr[new], a.indptr[new + 1]):
-        field[a.indices[at]] += a.data[at]
+    for entry in range(a.indptr[old], a.indptr[old + 1]):
+        field[a.indices[entry]] -= a.data[entry]
+    for entry in range(a.indptr[new], a.indptr[new + 1]):
+        field[a.indices[entry]] += a.data[entry]
 
 
 @compiled

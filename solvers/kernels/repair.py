@@ -149,21 +149,21 @@ def _tree(a: Arrays, chosen: Integers) -> bool:
         for k in range(num_budgets):
             rest[group, k] = rest[group + 1, k] + a.use[a.starts[group] : a.starts[group + 1], k].min()
     used = np.zeros((num_groups + 1, num_budgets))
-    at, path = 0, a.starts[:-1].copy()
+    depth, path = 0, a.starts[:-1].copy()
     for _ in range(TREE_NODES):
-        if path[at] == a.starts[at + 1]:
-            if at == 0:
+        if path[depth] == a.starts[depth + 1]:
+            if depth == 0:
                 return False
-            at -= 1
-            path[at] += 1
+            depth -= 1
+            path[depth] += 1
             continue
-        used[at + 1] = used[at] + a.use[path[at]]
-        if not fits(a, used[at + 1] + rest[at + 1]):
-            path[at] += 1
-        elif at + 1 == num_groups:
+        used[depth + 1] = used[depth] + a.use[path[depth]]
+        if not fits(a, used[depth + 1] + rest[depth + 1]):
+            path[depth] += 1
+        elif depth + 1 == num_groups:
             chosen[:] = path
             return True
         else:
-            at += 1
-            path[at] = a.starts[at]
+            depth += 1
+            path[depth] = a.starts[depth]
     return False

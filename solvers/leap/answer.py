@@ -32,11 +32,11 @@ def take(problem: Problem, search: Search, samples: Samples) -> None:
 def times(state: Any, timing_us: Mapping[str, float]) -> dict[str, float]:
     """Seconds in the queue, of solving, on the quantum processor and charged, as far as the service tells."""
     named = {"run_time": "solve_s", "qpu_access_time": "qpu_s", "charge_time": "charge_s"}
-    found = {ours: timing_us[name] / 1e6 for name, ours in named.items() if name in timing_us}
+    seconds = {ours: timing_us[name] / 1e6 for name, ours in named.items() if name in timing_us}
     if state.solved_on is not None:
         total = (state.solved_on - state.submitted_on).total_seconds()
-        found["queue_s"] = max(0.0, total - found.get("solve_s", found.get("qpu_s", 0.0)))
-    return found
+        seconds["queue_s"] = max(0.0, total - seconds.get("solve_s", seconds.get("qpu_s", 0.0)))
+    return seconds
 
 
 def time_to_solution(read_s: float, share: float) -> float | None:

@@ -58,12 +58,12 @@ class Connection:
         Raises:
             LeapSolverError: there is none, or it does not take problems of this type.
         """
-        found = self._found.get((problem_type, name)) or self._look_up(problem_type, name)
-        if problem_type not in found.supported_problem_types:
-            takes = ", ".join(sorted(found.supported_problem_types))
-            raise LeapSolverError(f"solver {found.name!r} takes {takes} problems, not {problem_type}; name another")
-        self._found[problem_type, name] = self._found[problem_type, found.name] = found
-        return found
+        solver = self._found.get((problem_type, name)) or self._look_up(problem_type, name)
+        if problem_type not in solver.supported_problem_types:
+            takes = ", ".join(sorted(solver.supported_problem_types))
+            raise LeapSolverError(f"solver {solver.name!r} takes {takes} problems, not {problem_type}; name another")
+        self._found[problem_type, name] = self._found[problem_type, solver.name] = solver
+        return solver
 
     def _look_up(self, problem_type: str, name: str) -> Any:
         with plainly("a solver was looked up", self.endpoint):
@@ -78,10 +78,12 @@ class Connection:
                     supported_problem_types__contains=problem_type, order_by="-properties.version"
                 )
             except api.ResourceNotFoundError as error:
-                has = [f"{one.name} ({', '.join(sorted(one.supported_problem_types))})" for one in self.solvers()]
-                asked = f"solver {name!r}" if name else f"solver for {problem_type} problems"
+                offered = [
+                    f"{solver.name} ({', '.join(sorted(solver.supported_problem_types))})" for solver in self.solvers()
+                ]
+                wanted = f"solver {name!r}" if name else f"solver for {problem_type} problems"
                 raise LeapSolverError(
-                    f"the account has no {asked} that is online; it has: {'; '.join(has) or 'none'}"
+                    f"the account has no {wanted} that is online; it has: {'; '.join(offered) or 'none'}"
                 ) from error
 
     def upload(self, file: Any) -> str:
@@ -107,19 +109,19 @@ class Connection:
     def find(self, label: str) -> str | None:
         """The id of the problem that was submitted with ``label``, or None."""
         with plainly("submitted problems were listed", self.endpoint):
-            found = self._problems.list_problems(label=label)
-        return next((str(one.id) for one in found if one.label == label), None)
+            problems = self._problems.list_problems(label=label)
+        return next((str(problem.id) for problem in problems if problem.label == label), None)
 
     def status(self, problem_id: str, wait_s: int = 0) -> Any:
         """The problem's state; the service may take up to ``wait_s`` seconds to answer when it is not done."""
         with plainly("a problem's status was asked for", self.endpoint):
-            found = self._problems.list_problems(id=problem_id, timeout=wait_s or None)
-        if not found:
+            problems = self._problems.list_problems(id=problem_id, timeout=wait_s or None)
+        if not problems:
             raise LeapProblemError(
                 f"the service at {self.endpoint} does not know problem {problem_id}, or no longer; submit it anew as "
                 "another job"
             )
-        return found[0]
+        return problems[0]
 
     def answer(self, problem_id: str) -> Any:
         """The state of a problem that is done, with its answer."""

@@ -70,7 +70,7 @@ class Descent:
             return dataclasses.replace(state, choice=tuple(state.choice), blocks=blocks, parts=tuple(state.parts))
 
 
-def descent_path(folder: str, asked: Any) -> Path:
+def descent_path(folder: str, settings: Any) -> Path:
     """The file of a descent that ``asked`` (JSON-able) tells from all others."""
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return Path(folder) / f"qpu-decomposed-{digest[:16]}{SUFFIX}"

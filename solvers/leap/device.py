@@ -70,28 +70,28 @@ class Device:
         kept = folder / f"embedding-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
         if kept.exists():
             return {int(v): chain for v, chain in read_json(kept, "embedding").items()}
-        found = self._found(variables, pairs)
-        if not found:
+        embedding = self._found(variables, pairs)
+        if not embedding:
             raise UnsupportedProblemError(
                 f"a model of {len(variables)} variables and {len(pairs)} couplings does not fit on {self.name!r}: it "
                 f"has room for at most {self.largest_clique()} variables that are all coupled; take fewer groups or "
                 "options, or solver 'qpu-decomposed', which sends parts"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(kept, found)
-        return found
+        write_json(kept, embedding)
+        return embedding
 
     def _found(self, variables: list[int], pairs: list[tuple[int, int]]) -> Embedding:
         if len(variables) > len(self.qubits):
             return {}
         graph = self.graph()
         dense = 2 * len(pairs) > DENSE * len(variables) * (len(variables) - 1)
-        found: Any = {}
+        embedding: Any = {}
         if dense and self.topology["type"] != WITHOUT_CHAINS:
             # without its cache of cliques minorminer takes all memory there is on a Zephyr graph
-            found = busclique.find_clique_embedding(variables, graph, use_cache=True)
-        if not found:
+            embedding = busclique.find_clique_embedding(variables, graph, use_cache=True)
+        if not embedding:
             source = nx.Graph(pairs)
             source.add_nodes_from(variables)
-            found = find_embedding(source, graph, random_seed=1, timeout=SEARCH_S)
-        return {int(v): [int(qubit) for qubit in chain] for v, chain in found.items()}
+            embedding = find_embedding(source, graph, random_seed=1, timeout=SEARCH_S)
+        return {int(v): [int(qubit) for qubit in chain] for v, chain in embedding.items()}

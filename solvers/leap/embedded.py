@@ -76,30 +76,30 @@ class EmbeddedForm(BqmForm):
 
     def decode(self, answer: Any, connection: Connection) -> Samples:  # noqa: ARG002
         """Chains by majority, then as any QUBO."""
-        found = decode_qp_numpy({"type": "ising", "answer": answer.model_dump(mode="json")}, return_matrix=True)
-        active = found["active_variables"]
+        decoded = decode_qp_numpy({"type": "ising", "answer": answer.model_dump(mode="json")}, return_matrix=True)
+        active = decoded["active_variables"]
         sampled = dimod.SampleSet.from_samples(
-            (found["solutions"][:, active], active),
-            energy=found["energies"],
-            num_occurrences=found["num_occurrences"],
+            (decoded["solutions"][:, active], active),
+            energy=decoded["energies"],
+            num_occurrences=decoded["num_occurrences"],
             vartype=dimod.SPIN,
         )
         return self.unembedded(sampled, {name: float(value) for name, value in answer.timing.items()})
 
     def unembedded(self, sampled: dimod.SampleSet, timing_us: Mapping[str, float]) -> Samples:
         """The choices that samples of the qubits mean, one for every read, and how the chains did."""
-        found = unembed_sampleset(sampled, self.chains, self.source, chain_break_fraction=True)
-        reads = np.repeat(np.arange(len(found.record)), found.record.num_occurrences)
-        found = dimod.SampleSet(found.record[reads], found.variables, {}, found.vartype)
-        found.record.num_occurrences[:] = 1
-        found.change_vartype(dimod.BINARY)
+        samples = unembed_sampleset(sampled, self.chains, self.source, chain_break_fraction=True)
+        reads = np.repeat(np.arange(len(samples.record)), samples.record.num_occurrences)
+        samples = dimod.SampleSet(samples.record[reads], samples.variables, {}, samples.vartype)
+        samples.record.num_occurrences[:] = 1
+        samples.change_vartype(dimod.BINARY)
         lengths = [len(chain) for chain in self.chains.values()]
         return bqm_samples(
             self.encoded,
-            found,
+            samples,
             timing_us,
             chain_strength=self.chain_strength,
-            chain_breaks=float(found.record.chain_break_fraction.mean()),
+            chain_breaks=float(samples.record.chain_break_fraction.mean()),
             longest_chain=max(lengths),
             qubits=sum(lengths),
             variables=len(lengths),

@@ -59,12 +59,12 @@ def estimate(form: RemoteForm, remote: Any, time_limit: float | None) -> Estimat
     sizes = {name: (size, properties.get(form.limits[name])) for name, size in form.sizes().items()}
     least, hours = form.min_time_s(properties), properties.get("maximum_time_limit_hrs")
     most = None if hours is None else 3600.0 * hours
-    asked = least if time_limit is None else float(time_limit)
+    seconds = least if time_limit is None else float(time_limit)
     why = [f"{size:,} {name}, it takes {limit:,}" for name, (size, limit) in sizes.items() if limit and size > limit]
-    if asked < least:
-        why.append(f"a time limit of {asked:g} s, it needs at least {least:.3g} s for this problem")
-    if most is not None and asked > most:
-        why.append(f"a time limit of {asked:g} s, it takes at most {most:g} s")
+    if seconds < least:
+        why.append(f"a time limit of {seconds:g} s, it needs at least {least:.3g} s for this problem")
+    if most is not None and seconds > most:
+        why.append(f"a time limit of {seconds:g} s, it takes at most {most:g} s")
     rate = properties.get("quota_conversion_rate")
     return Estimate(
         remote=remote.name,
@@ -72,8 +72,8 @@ def estimate(form: RemoteForm, remote: Any, time_limit: float | None) -> Estimat
         sizes=sizes,
         min_time_s=least,
         max_time_s=most,
-        time_limit_s=asked,
-        charge_s=asked,
-        quota_s=asked / rate if rate else None,
+        time_limit_s=seconds,
+        charge_s=seconds,
+        quota_s=seconds / rate if rate else None,
         refusal=f"solver {remote.name!r} cannot take it: " + "; ".join(why) if why else "",
     )

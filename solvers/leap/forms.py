@@ -123,14 +123,14 @@ class CqmForm(RemoteForm):
 
     def decode(self, answer: Any, connection: Connection) -> Samples:  # noqa: ARG002
         """A group with none or several variables on is no valid sample; its first one on, or first at all, is taken."""
-        found = dimod.SampleSet.from_serializable(answer.data)
-        columns = [found.variables.index(v) for v in range(self.problem.num_options)]
-        on = found.record.sample[:, columns] > 0.5
+        sampleset = dimod.SampleSet.from_serializable(answer.data)
+        columns = [sampleset.variables.index(v) for v in range(self.problem.num_options)]
+        on = sampleset.record.sample[:, columns] > 0.5
         starts, flat = self.problem.group_offsets[:-1], np.arange(self.problem.num_options)
         first = np.minimum.reduceat(np.where(on, flat, flat + len(flat)), starts, axis=1) % len(flat)
         valid = (np.add.reduceat(on.astype(np.int64), starts, axis=1) == 1).all(axis=1)
-        energies = np.asarray(found.record.energy, dtype=np.float64)
-        return Samples(choices=first - starts, valid=valid, energies=energies, timing_us=_times(found.info))
+        energies = np.asarray(sampleset.record.energy, dtype=np.float64)
+        return Samples(choices=first - starts, valid=valid, energies=energies, timing_us=_times(sampleset.info))
 
 
 class BqmForm(RemoteForm):
@@ -176,8 +176,8 @@ class BqmForm(RemoteForm):
 
     def decode(self, answer: Any, connection: Connection) -> Samples:  # noqa: ARG002
         """Groups that are no one option are decoded to the cheapest of those that are on."""
-        found = dimod.SampleSet.from_serializable(answer.data)
-        return bqm_samples(self.encoded, found, _times(found.info))
+        sampleset = dimod.SampleSet.from_serializable(answer.data)
+        return bqm_samples(self.encoded, sampleset, _times(sampleset.info))
 
 
 class NonlinearForm(RemoteForm):
@@ -229,9 +229,9 @@ class NonlinearForm(RemoteForm):
         return Samples(choices=choices, valid=np.ones(len(choices), dtype=bool), timing_us=_times(answer.timing))
 
 
-def bqm_samples(encoded: EncodedBqm, found: Any, timing_us: Mapping[str, float], **details: Any) -> Samples:
+def bqm_samples(encoded: EncodedBqm, sampleset: Any, timing_us: Mapping[str, float], **details: Any) -> Samples:
     """A dimod sample set of an encoded model as `Samples`, best energy first."""
-    states, energies = states_of(found, encoded.bqm.variables)
+    states, energies = states_of(sampleset, encoded.bqm.variables)
     return Samples(
         choices=encoded.decode_all(states),
         valid=encoded.valid(states),

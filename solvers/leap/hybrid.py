@@ -225,8 +225,8 @@ class LeapBqm(LeapSolver):
         from formulations.forms.bqm import ENCODINGS
 
         if self.encoding not in ENCODINGS:
-            known = ", ".join(ENCODINGS)
-            raise InvalidOptionError(f"option 'encoding' of {self.name!r} knows {known}, found {self.encoding!r}")
+            encodings = ", ".join(ENCODINGS)
+            raise InvalidOptionError(f"option 'encoding' of {self.name!r} knows {encodings}, found {self.encoding!r}")
 
     @classmethod
     def form_class(cls) -> type["RemoteForm"]:

@@ -253,9 +253,9 @@ def received(
         time.sleep(pause)
         pause = min(PAUSE_GROWTH * pause, LONGEST_PAUSE_S)
     if job.status != "COMPLETED":
-        said = getattr(state, "error_message", None) or "the service does not say why"
+        reason = getattr(state, "error_message", None) or "the service does not say why"
         raise LeapProblemError(
-            f"problem {problem_id} of job {job.path} ended as {job.status} ({said}); submit it anew as another job"
+            f"problem {problem_id} of job {job.path} ended as {job.status} ({reason}); submit it anew as another job"
         )
     done = connection.answer(problem_id)
     with search.phase("decode_s"):
@@ -301,8 +301,8 @@ def _problem_file(folder: Path, fingerprint: str) -> Path:
 
 def _identified(job: Job, connection: Connection) -> Job:
     """The job with its problem id, if the service already has the problem of an interrupted submission."""
-    if job.problem_id is None and job.sending and (found := connection.find(job.label)) is not None:
-        return job.advanced(problem_id=found, status="PENDING")
+    if job.problem_id is None and job.sending and (problem_id := connection.find(job.label)) is not None:
+        return job.advanced(problem_id=problem_id, status="PENDING")
     return job
 
 

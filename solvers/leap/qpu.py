@@ -74,8 +74,8 @@ class QuantumProcessor(LeapBqm):
     @classmethod
     def parameters(cls, options: Mapping[str, Any], time_limit_s: float | None) -> dict[str, Any]:  # noqa: ARG003
         """The processor takes numbers of reads, not seconds."""
-        asked = {"num_reads": options["num_reads"], "annealing_time": options["annealing_time_us"]}
-        return {name: value for name, value in asked.items() if value is not None}
+        parameters = {"num_reads": options["num_reads"], "annealing_time": options["annealing_time_us"]}
+        return {name: value for name, value in parameters.items() if value is not None}
 
     def stated(
         self, problem: Problem, connection: "Connection", time_limit: float | None
@@ -126,10 +126,10 @@ class QuantumProcessor(LeapBqm):
             form = EmbeddedForm.first(problem, self._simulator, self.option_values)
         with search.phase("solve_s"):
             mock.substitute_kwargs = {"seed": int(search.rng.integers(2**32))}  # of what it samples with
-            found = mock.sample(form.on_device(mock.properties), num_reads=self.num_reads)
-            found.resolve()
+            sampleset = mock.sample(form.on_device(mock.properties), num_reads=self.num_reads)
+            sampleset.resolve()
         with search.phase("decode_s"):
-            take(problem, search, form.unembedded(found, {}))
+            take(problem, search, form.unembedded(sampleset, {}))
 
     def submit(self, problem: Problem, *, time_limit: float | None = None) -> "Job":
         """Send it; a mock has no jobs."""

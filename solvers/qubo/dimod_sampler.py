@@ -72,10 +72,10 @@ class SamplerSolver(Solver):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", type(self.sampler).__name__)
-        known = getattr(self.sampler, "parameters", None) or {}
-        if unknown := [name for name in self.parameters or {} if name not in known]:
-            has = ", ".join(known) or "none"
-            raise InvalidOptionError(f"sampler {self.name} has no parameter {', '.join(unknown)}; it has: {has}")
+        accepted = getattr(self.sampler, "parameters", None) or {}
+        if unknown := [name for name in self.parameters or {} if name not in accepted]:
+            listed = ", ".join(accepted) or "none"
+            raise InvalidOptionError(f"sampler {self.name} has no parameter {', '.join(unknown)}; it has: {listed}")
 
     def prepare(self) -> None:
         """Compile the loops."""
@@ -88,12 +88,12 @@ class SamplerSolver(Solver):
 
     def arguments(self, search: Search) -> dict[str, Any]:
         """The call's keywords: the caller's, and what the sampler has a parameter for."""
-        known = getattr(self.sampler, "parameters", None) or {}
+        accepted = getattr(self.sampler, "parameters", None) or {}
         ours: dict[str, Any] = {"num_reads": READS, "seed": int(search.rng.integers(2**31))}
         ours["interrupt_function"] = search.expired
         if np.isfinite(search.remaining()):
             ours["time_limit"] = search.remaining()
-        return {name: value for name, value in ours.items() if name in known} | dict(self.parameters or {})
+        return {name: value for name, value in ours.items() if name in accepted} | dict(self.parameters or {})
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,8 @@ class CqmSamplerSolver(SamplerSolver):
             cqm = to_cqm(problem).cqm
         with search.phase("solve_s"):
             try:
-                found = self.sampler.sample_cqm(cqm, **self.arguments(search))
-                states, _ = states_of(found, range(problem.num_options))
+                sampleset = self.sampler.sample_cqm(cqm, **self.arguments(search))
+                states, _ = states_of(sampleset, range(problem.num_options))
                 if not len(states):
                     raise SolverError("the sampler returned no samples")
             except Exception as error:  # whatever a sampler fails with

@@ -59,12 +59,12 @@ class OpenJij(QuboSolver):
             if np.isinf(seconds):
                 return dimod.concatenate([read(self.num_sweeps) for _ in range(self.num_reads)])
             begun = search.elapsed()
-            found = [read(1)]
+            samplesets = [read(1)]
             converted_s = search.elapsed() - begun  # every read converts the model anew
-            sweep_s = 1e-6 * max(found[0].info["execution_time"], 1.0)
-            while len(found) <= self.num_reads and search.elapsed() - begun + converted_s < seconds:
+            sweep_s = 1e-6 * max(samplesets[0].info["execution_time"], 1.0)
+            while len(samplesets) <= self.num_reads and search.elapsed() - begun + converted_s < seconds:
                 affordable = (seconds - (search.elapsed() - begun) - converted_s) / sweep_s
-                found.append(read(max(1, min(self.num_sweeps, int(affordable)))))
-            return dimod.concatenate(found)
+                samplesets.append(read(max(1, min(self.num_sweeps, int(affordable)))))
+            return dimod.concatenate(samplesets)
 
         return sample

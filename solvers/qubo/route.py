@@ -62,8 +62,8 @@ class QuboSolver(Solver):
 
     def __post_init__(self) -> None:
         for option, least in self.least.items():
-            if (found := getattr(self, option)) < least:
-                raise InvalidOptionError(f"option {option!r} of {self.name!r} must be at least {least}, found {found}")
+            if (value := getattr(self, option)) < least:
+                raise InvalidOptionError(f"option {option!r} of {self.name!r} must be at least {least}, found {value}")
         require_known(self.name, "encoding", self.encoding, ENCODINGS)
 
     @abstractmethod
@@ -85,14 +85,14 @@ class QuboSolver(Solver):
         sample_rounds(problem, search, self.sampling(search), self.rounds, self.encoding, small=self.small)
 
 
-def require_known(name: str, option: str, found: str, known: Any) -> None:
+def require_known(name: str, option: str, word: str, words: Any) -> None:
     """Refuse a word that an option does not know.
 
     Raises:
         InvalidOptionError: it is none of ``known``.
     """
-    if found not in known:
-        raise InvalidOptionError(f"option {option!r} of {name!r} knows {', '.join(known)}, found {found!r}")
+    if word not in words:
+        raise InvalidOptionError(f"option {option!r} of {name!r} knows {', '.join(words)}, found {word!r}")
 
 
 def refuse_too_many(name: str, problem: Problem) -> str:
@@ -137,8 +137,8 @@ def sample_rounds(
     for done in range(rounds):
         begun = search.elapsed()
         with search.phase("build_s"):
-            asked = prices.current()
-            encoded = to_bqm(problem, encoding, prices=asked, strength=strength, couplings=couplings)
+            round_prices = prices.current()
+            encoded = to_bqm(problem, encoding, prices=round_prices, strength=strength, couplings=couplings)
         built_s = search.elapsed() - begun
         with search.phase("solve_s"):
             try:
@@ -159,7 +159,7 @@ def sample_rounds(
         search.details |= {"rounds": done + 1}
         search.details["strength"] = {"least": float(strength.min()), "most": float(strength.max())}
         strength = _adapted(strength, valid)
-        search.note(prices=asked)
+        search.note(prices=round_prices)
         if search.expired():
             break
         if done + 1 < rounds and max(2 * built_s, needed_s) > search.remaining():  # a model and its conversion

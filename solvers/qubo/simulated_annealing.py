@@ -95,8 +95,8 @@ def pair_effects(encoded: EncodedBqm) -> tuple[Floats, Floats]:
     options, shares = len(encoded.cost), 1.0 / np.diff(encoded.group_offsets)
     met = np.repeat(shares, np.diff(encoded.group_offsets))
     square, least = np.zeros(options), np.full(options, np.inf)
-    for these, others in ((rows, columns), (columns, rows)):
-        square += np.bincount(these, weights=values**2 * met[others], minlength=options)
-        np.minimum.at(least, these, np.abs(values))
+    for own_side, far_side in ((rows, columns), (columns, rows)):
+        square += np.bincount(own_side, weights=values**2 * met[far_side], minlength=options)
+        np.minimum.at(least, own_side, np.abs(values))
     typical = np.sqrt(square)
     return typical, np.where(square > 0, np.maximum(least, FINEST * typical), 0.0)

@@ -44,8 +44,8 @@ def check_solver(solver: SolverLike) -> tuple[str, ...]:
         try:
             check(back_end)
         except Exception as error:  # whatever a solver breaks with is a finding; the others are still looked at
-            said = str(error) if isinstance(error, ConformanceError) else f"raised {error!r}"
-            failures.append(f"{check.__name__}: {said}")
+            message = str(error) if isinstance(error, ConformanceError) else f"raised {error!r}"
+            failures.append(f"{check.__name__}: {message}")
             first = first or error
     if failures:
         lines = "\n  ".join(failures)

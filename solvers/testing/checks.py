@@ -64,9 +64,9 @@ def check_description(solver: Solver) -> None:
     require(solver, set(info.options) == set(solver.option_values), "info() must list exactly the options it has")
     again = registry.configured(solver, dict(solver.option_values))
     require(solver, again.option_values == solver.option_values, "setting every option to its value changed one")
-    known = {entry.name: entry for entry in registry.available()}
-    if info.name in known and type(solver) is registry.solver_class(info.name):
-        require(solver, known[info.name] == info, "available() describes it differently")
+    registered = {entry.name: entry for entry in registry.available()}
+    if info.name in registered and type(solver) is registry.solver_class(info.name):
+        require(solver, registered[info.name] == info, "available() describes it differently")
 
 
 def check_unknown_option_is_refused(solver: Solver) -> None:
@@ -147,12 +147,12 @@ def check_budgets_that_clash(solver: Solver) -> None:
     """Budgets each reachable alone but not together: no choice, and INFEASIBLE from whoever claims to be exact."""
     uses = {"bytes": [8, 4, 8, 4], "seconds": [1, 3, 1, 3]}
     problem = Problem(["a", "b"], [["x", "y"]] * 2, [0, 1, 0, 1], uses, {"bytes": 8, "seconds": 2})
-    for one in taken(solver, [problem]):
-        solution = solve(one, solver, seed=SEED)
-        judge_answer(solver, one, solution)
+    for clashing in taken(solver, [problem]):
+        solution = solve(clashing, solver, seed=SEED)
+        judge_answer(solver, clashing, solution)
         if solver.exact:
-            found = f"{solution.status}, {solution.stop_reason}"
-            require(solver, solution.status is Status.INFEASIBLE, f"must prove INFEASIBLE, said {found}", one)
+            outcome = f"{solution.status}, {solution.stop_reason}"
+            require(solver, solution.status is Status.INFEASIBLE, f"must prove INFEASIBLE, said {outcome}", clashing)
 
 
 def check_pair_terms_are_refused(solver: Solver) -> None:
@@ -186,8 +186,8 @@ def check_time_limit(solver: Solver) -> None:
             allowed = TIME_LIMIT_S * 1.1 + _slowdown()
             if wall <= allowed:
                 break
-            found = f"took {wall:.2f} s with time_limit={TIME_LIMIT_S} (allowed: {allowed:.2f} s)"
-            require(solver, not last, found, problem)
+            overrun = f"took {wall:.2f} s with time_limit={TIME_LIMIT_S} (allowed: {allowed:.2f} s)"
+            require(solver, not last, overrun, problem)
 
 
 def _slowdown() -> float:
@@ -267,11 +267,11 @@ def check_scale_changes_no_choice(solver: Solver) -> None:
     """Cost and pair terms multiplied by 1e-12 … 1e9, or bytes counted in other units, give the same choice."""
     for problem in taken(solver, [middle_problem(solver.native_pairs)]):
         reference = _listed(solve(problem, solver, seed=SEED).choice)
-        others = [(f"objective times {scale:g}", scaled(problem, scale).problem) for scale in SCALES]
-        others += [(f"uses times {unit:g}", in_other_units(problem, unit)) for unit in UNITS]
-        for what, other in others:
-            choice = _listed(solve(other, solver, seed=SEED).choice)
-            require(solver, choice == reference, f"{what} changed the choice from {reference} to {choice}", problem)
+        changes = [(f"objective times {scale:g}", scaled(problem, scale).problem) for scale in SCALES]
+        changes += [(f"uses times {unit:g}", in_other_units(problem, unit)) for unit in UNITS]
+        for change, changed in changes:
+            choice = _listed(solve(changed, solver, seed=SEED).choice)
+            require(solver, choice == reference, f"{change} changed the choice from {reference} to {choice}", problem)
 
 
 def check_initial_is_used(solver: Solver) -> None:
@@ -279,12 +279,12 @@ def check_initial_is_used(solver: Solver) -> None:
     for problem in taken(solver, [p for p in random_problems(solver.native_pairs) if optimum(p) is not None][:6]):
         choices = list(all_choices(problem))
         judged = [problem.evaluate(choice) for choice in choices]
-        feasible = [at for at, one in enumerate(judged) if one.feasible]
-        best = min(feasible, key=lambda at: judged[at].objective)
+        feasible = [number for number, evaluation in enumerate(judged) if evaluation.feasible]
+        best = min(feasible, key=lambda number: judged[number].objective)
         solution = solve(problem, solver, seed=SEED, initial=choices[best])
         judge_answer(solver, problem, solution)
         require(solver, close(problem, solution.objective, judged[best].objective), "worse than initial", problem)
-        if broken := [at for at, one in enumerate(judged) if not one.feasible]:
+        if broken := [number for number, evaluation in enumerate(judged) if not evaluation.feasible]:
             judge_answer(solver, problem, solve(problem, solver, seed=SEED, initial=choices[broken[0]]))
 
 

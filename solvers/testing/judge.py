@@ -27,7 +27,7 @@ def optimum(problem: Problem) -> float | None:
     2.0
     """
     judged = (problem.evaluate(choice) for choice in all_choices(problem))
-    return min((one.objective for one in judged if one.feasible), default=None)
+    return min((evaluation.objective for evaluation in judged if evaluation.feasible), default=None)
 
 
 def judge_answer(solver: Solver, problem: Problem, solution: Solution) -> None:
@@ -44,8 +44,8 @@ def judge_answer(solver: Solver, problem: Problem, solution: Solution) -> None:
         sound = bound is None or bound <= best or close(problem, bound, best)
         require(solver, sound, f"bound {bound!r} lies above the optimum {best!r}", problem)
     if solution.status is Status.OPTIMAL:
-        found = f"called {solution.objective!r} OPTIMAL, the optimum is {best!r}"
-        require(solver, close(problem, solution.objective, best), found, problem)
+        claim = f"called {solution.objective!r} OPTIMAL, the optimum is {best!r}"
+        require(solver, close(problem, solution.objective, best), claim, problem)
 
 
 def judge_course(solver: Solver, problem: Problem, solution: Solution) -> None:
@@ -65,8 +65,8 @@ def judge_course(solver: Solver, problem: Problem, solution: Solution) -> None:
     origin = (solution.solver, solution.problem_fingerprint)
     require(solver, origin == (solver.name, problem.fingerprint()), "does not say whose answer it is", problem)
     for name, values in (("time", [p.t_s for p in solution.trace]), ("bound", [p.bound for p in solution.trace])):
-        known = [value for value in values if value is not None]
-        require(solver, known == sorted(known), f"the trace's {name} goes down", problem)
+        reported = [value for value in values if value is not None]
+        require(solver, reported == sorted(reported), f"the trace's {name} goes down", problem)
     objectives = [point.objective for point in solution.trace if point.objective is not None]
     require(solver, objectives == sorted(objectives, reverse=True), "the trace's objective goes up", problem)
     for choice, objective in solution.pool:
@@ -79,24 +79,24 @@ def judge_course(solver: Solver, problem: Problem, solution: Solution) -> None:
         raise ConformanceError(f"{solver.name}: its answer cannot be saved as JSON: {error}") from error
 
 
-def close(problem: Problem, found: float | None, wanted: float) -> bool:
+def close(problem: Problem, value: float | None, wanted: float) -> bool:
     """Whether two objectives are equal up to the rounding of their sums (costs, and a factor's squares, can cancel)."""
     largest = float(np.abs(problem.cost).max())
     if problem.pairs.factor is not None:
         largest = max(largest, float(np.square(problem.pairs.factor).sum(axis=1).max()))
     size = 1e-300 + abs(wanted) + largest * problem.num_groups
-    return found is not None and abs(found - wanted) <= 1e-9 * size
+    return value is not None and abs(value - wanted) <= 1e-9 * size
 
 
-def require(solver: Solver, holds: bool, found: str, problem: Problem | None = None) -> None:
+def require(solver: Solver, holds: bool, message: str, problem: Problem | None = None) -> None:
     """Raise `ConformanceError` with what was found, unless it holds."""
     if not holds:
-        fail(solver, found, problem)
+        fail(solver, message, problem)
 
 
-def fail(solver: Solver, found: str, problem: Problem | None = None) -> NoReturn:
+def fail(solver: Solver, message: str, problem: Problem | None = None) -> NoReturn:
     """Raise `ConformanceError` with what was found."""
-    raise ConformanceError(f"{solver.name}: {found}" + (f" [on {problem!r}]" if problem is not None else ""))
+    raise ConformanceError(f"{solver.name}: {message}" + (f" [on {problem!r}]" if problem is not None else ""))
 
 
 def all_choices(problem: Problem) -> Iterator[NDArray[np.int64]]:
