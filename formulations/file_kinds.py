@@ -66,7 +66,7 @@ class FileKind:
 
     @contextlib.contextmanager
     def building(self, where: object, hint: str = "") -> Iterator[None]:
-        """A ``with`` block that makes a value of what was read from ``where``; an error ends with the ``hint``.
+        """A ``with`` block that builds a value from what was read; its errors name ``where`` and end with the ``hint``.
 
         Raises:
             FileFormatError: the content lacks something, or something in it has the wrong type or shape.

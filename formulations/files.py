@@ -51,13 +51,13 @@ def replacing(path: AnyPath) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def drafting(path: AnyPath) -> Iterator[Path]:
-    """Give a place for a file or a folder that moves to ``path`` only when the block ends without an error.
+    """Give a temporary place for a file or a folder, which moves to ``path`` only when the block ends without an error.
 
-    For what is written by other libraries, which take a path; the rules are those of `replacing`. A folder takes the
+    For files that other libraries write, which take a path; the rules are those of `replacing`. A folder takes the
     place of an empty one, or of none.
 
     Raises:
-        OSError: as there.
+        OSError: as for `replacing`.
 
     >>> import tempfile, pathlib
     >>> folder = pathlib.Path(tempfile.mkdtemp())
@@ -143,7 +143,7 @@ def read_json(path: AnyPath, kind: str) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        FileFormatError: the file is no JSON object.
+        FileFormatError: the file does not hold a JSON object.
     """
     try:
         value = json.loads(Path(path).read_bytes())

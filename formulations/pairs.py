@@ -85,7 +85,7 @@ def _checked_sparse(sparse: Any) -> Any:
     try:
         matrix.check_format()
     except ValueError as error:
-        raise InvalidProblemError(f"sparse pair terms are no sound sparse matrix: {error}") from error
+        raise InvalidProblemError(f"sparse pair terms are not a valid sparse matrix: {error}") from error
     matrix.sum_duplicates()
     matrix.eliminate_zeros()
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:

@@ -60,7 +60,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True, eq=False, init=False, repr=False)
 class Problem:
-    """A quadratic multiple-choice knapsack (see the module's page).
+    """A quadratic multiple-choice knapsack (see the module's docstring).
 
     Args:
         groups: G distinct names.
@@ -193,7 +193,7 @@ class Problem:
         return Evaluation(objective=objective, usage=usage, violations=violations)
 
     def usage(self, chosen: NDArray[np.int64]) -> dict[str, float]:
-        """The use of every resource by flat options ``(G,)``, what is fixed included."""
+        """The use of every resource by flat options ``(G,)``, fixed uses included."""
         usage = {name: self.fixed.get(name, 0.0) + float(use[chosen].sum()) for name, use in self.resources.items()}
         for name, terms in self.resource_pairs.items():
             x = np.zeros(self.num_options)
@@ -229,7 +229,7 @@ class Problem:
         return Problem, (*stated, dict(self.resource_pairs))
 
     def derived(self, **fields: Any) -> "Problem":
-        """A copy with some fields set, taken as they are: for reductions, which keep what always holds."""
+        """A copy with some fields replaced, which are not checked: for reductions, which keep what always holds."""
         copy = object.__new__(Problem)
         for field in self.__slots__:
             object.__setattr__(copy, field, fields.get(field, getattr(self, field)))
@@ -238,7 +238,7 @@ class Problem:
     def minimum_usage(self) -> dict[str, float]:
         """The smallest use of every resource that any choice can have (each on its own).
 
-        With pair terms no choice uses less, but it may be that all use more: each pair of groups counts its least term.
+        With pair terms it is a lower bound, which perhaps no choice reaches: each pair of groups counts its least term.
 
         >>> Problem(["a"], [["keep", "prune"]], [0, 1], {"bytes": [8, 4]}, {}).minimum_usage()
         {'bytes': 4.0}
@@ -270,9 +270,9 @@ class Problem:
             )
 
     def without_fixed(self) -> "Problem":
-        """The same choices with only their own uses, within what the fixed ones leave of the budgets.
+        """The same problem without fixed uses: each budget is lowered by what is fixed.
 
-        Both draw the line at the same choices. The problem itself when nothing is fixed.
+        Exactly the same choices are feasible. The problem itself when nothing is fixed.
 
         >>> problem = Problem(["a"], [["keep", "prune"]], [0, 1], {"bytes": [8, 4]}, {"bytes": 10}, fixed={"bytes": 5})
         >>> round(problem.without_fixed().budgets["bytes"], 9)

@@ -1,4 +1,4 @@
-"""Checks of what others add: a reduction keeps its promises, a formulation states what it was meant to state.
+"""Checks of your own reduction or formulation: it keeps its promises, it states what it was meant to state.
 
     from formulations.testing import check_formulation, check_reduction
     check_reduction(make)                  # make(problem, rng) gives the reduction of a problem

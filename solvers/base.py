@@ -62,7 +62,7 @@ class Solver(ABC):
         """Search ``problem`` until done or ``search.expired()``, telling ``search`` what is found."""
 
     def submit(self, problem: Problem, *, time_limit: float | None = None) -> Any:  # noqa: ARG002
-        """Send ``problem`` to a service and give its job at once, where the back end is one (see `solvers.leap`).
+        """Send ``problem`` to a service and return its job at once; only for services (see `solvers.leap`).
 
         Raises:
             InvalidOptionError: the back end runs on this machine.
@@ -73,7 +73,7 @@ class Solver(ABC):
         """Compile or load what a run needs. `solve` calls it before the clock starts."""
 
     def refuse(self, problem: Problem) -> str:
-        """Why this back end cannot take ``problem`` and which can, or an empty string."""
+        """Say why this back end cannot take ``problem``, and which can; an empty string where it can."""
         if problem.pairs and not self.native_pairs:
             return (
                 f"solver {self.name!r} takes no pair terms; use 'auto', 'anneal' or 'milp', "
@@ -105,7 +105,7 @@ class Solver(ABC):
 
     @classmethod
     def why_not(cls) -> str:
-        """What is missing to use this back end, or an empty string. Imports nothing."""
+        """Say what is missing to use this back end; an empty string when nothing is. Imports nothing."""
         missing = [module for module in cls.requires if importlib.util.find_spec(module.split(".")[0]) is None]
         if not missing:
             return ""
@@ -135,7 +135,7 @@ class Solver(ABC):
 
     @property
     def label(self) -> str:
-        """Its name, with the options that differ from their defaults."""
+        """The solver's name, with the options that differ from their defaults."""
         defaults = self.option_defaults()
         changed = [f"{name}={value!r}" for name, value in self.option_values.items() if value != defaults[name]]
         return f"{self.name}({', '.join(changed)})" if changed else self.name

@@ -19,13 +19,13 @@ from formulations import InvalidProblemError, Problem
 from solvers.kernels.moves import Floats, Integers
 
 STEPS = 100
-"""Bisections of the penalty."""
+"""Number of bisections of the penalty."""
 
 
 def uniform(problem: Problem, resource: str) -> Integers | None:
-    """Every group at the same share of its largest use of ``resource``: the largest share that fits.
+    """Take every group at the same share of its largest use of ``resource``: the largest share that fits.
 
-    A group takes its largest option within the share, or its smallest where none is.
+    A group takes its largest option within the share, or its smallest option where none is within it.
 
     Raises:
         InvalidProblemError: no such resource.

@@ -42,7 +42,7 @@ LEARN, RIDGE, EXACT = 1000, 0.01, 1e-9
 the relative difference up to which nothing is corrected."""
 
 PRICING_S = 1.0
-"""Seconds at most for the budgets' prices, which tell the worthwhile switches."""
+"""Maximum seconds for the budgets' prices, which show which switches are worthwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ class BeamStep:
 
     Attributes:
         level: 1, 2, … up to the number of levels; higher ones are rounds at the budgets.
-        measurements: calls of ``measure`` so far, those answered by the cache not counted.
+        measurements: calls of ``measure`` so far, without those that the cache answered.
         loss: the best measured loss of this level's choices.
         best: the best measured loss of a choice within the budgets, or None before there is one.
     """
@@ -100,18 +100,18 @@ def beam_search(
 
     Args:
         problem: groups, options, budgets, and an objective that predicts the loss.
-        measure: choice ``(G,)`` → loss; may take as long as it wants. An exception in it ends the search, and with a
-            ``cache`` nothing is lost by that.
+        measure: choice ``(G,)`` → loss; may take as long as it wants. An exception in it ends the search; with a
+            ``cache`` nothing that was measured is lost.
         width: choices kept a level.
-        branch: choices measured a level for each one kept; fewer where that would use up half of ``max_measurements``
+        branch: choices measured per level for each one kept; fewer where that would use up half of ``max_measurements``
             before the budgets are reached.
         levels: steps from the loosest choice to the budgets.
-        max_measurements: calls of ``measure`` at most.
-        start: ``(G,)`` a choice to be measured too, at the budgets; kept only if it is feasible.
-        cache: any dict-like from text to number. Known losses are taken from it, new ones put into it, so that a search
-            that was cut goes on where it was when it is called again with the same cache.
+        max_measurements: maximum number of calls of ``measure``.
+        start: ``(G,)`` a further choice to measure when the budgets are reached; kept only if it is feasible.
+        cache: any dict-like from text to number. Known losses are read from it and new ones written to it, so that an
+            interrupted search resumes when it is called again with the same cache.
         on_progress: called after every level.
-        stop: asked before every measurement; True ends the search.
+        stop: called before every measurement; True ends the search.
 
     Returns:
         The best choice, its loss and what it took.
@@ -229,7 +229,7 @@ class _Losses:
         self.best: Integers | None = None
 
     def of(self, flats: list[Integers]) -> list[Scored]:
-        """The choices with their losses, best first and each once; without those there was no measurement left for."""
+        """The choices with their losses, best first, each once; those for which no measurement was left are missing."""
         scored: dict[bytes, Scored] = {}
         for flat in flats:
             if flat.tobytes() not in self.seen and not self._look(flat):

@@ -1,4 +1,4 @@
-"""An append-only file of results that cost time to get, so that work that was cut goes on where it was.
+"""An append-only file of results that cost time to get, so that interrupted work resumes.
 
 One JSON line a result, ``{"kind", "version", "key", "value"}``: the key says what was asked, the value what came out.
 What always holds: a line is written in one piece and reaches the disk before `Journal.add` returns; a last line
@@ -48,11 +48,11 @@ class Journal:
             file.truncate(len(complete))
 
     def get(self, key: dict[str, Any]) -> Any | None:
-        """The value that was added for this key, or None."""
+        """Look up the value that was added for this key, or None."""
         return self._values.get(_canonical(key))
 
     def add(self, key: dict[str, Any], value: Any) -> None:
-        """Write down a value (JSON-able) for a key. Not-a-number is refused (ValueError)."""
+        """Append a value (JSON-able) for a key. Not-a-number is refused (ValueError)."""
         entry = {**FILE_KIND.header, "key": key, "value": value}
         line = json.dumps(entry, allow_nan=False, ensure_ascii=False).encode() + b"\n"
         with self._path.open("ab", buffering=0) as file:

@@ -1,4 +1,4 @@
-"""What becomes of a `Solution` when a better choice or bound for its problem is known from elsewhere."""
+"""Update a `Solution` when a better choice or bound for its problem is known from elsewhere."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -19,7 +19,7 @@ def with_known(
     """``solution`` with the best of its own choice and the given ones, and the best bound; judged as in any run.
 
     Args:
-        problem: what it is a solution of, or the same with tighter budgets (a bound holds for those as well).
+        problem: the problem of the solution, or the same with tighter budgets (a bound holds for those as well).
         solution: what one run found.
         choices: each ``(G,)``; those over a budget are left out.
         bounds: proven lower bounds on every feasible choice's objective.

@@ -1,4 +1,4 @@
-"""The front of objective against one resource: NSGA-II (pymoo; Deb et al., doi:10.1109/4235.996017) with local search.
+"""The Pareto front of objective and a resource: NSGA-II (pymoo; Deb et al., doi:10.1109/4235.996017) with local search.
 
     pareto_front(problem, "bytes")  ──▶  every point a choice that no other found is better than in both
 
@@ -41,7 +41,7 @@ from solvers.kernels.repair import repair_flat
 from solvers.kernels.warm import warm
 
 TIE = 1e-12
-"""Objectives that differ by less than this, relative to the front's, are equal."""
+"""Objectives that differ by less than this, relative to the front's range, are equal."""
 
 BATCH, TRIED = 256, 10_000
 """Points whose single switches are weighed at once, and in all."""
@@ -64,9 +64,9 @@ class ParetoFront:
     """Points by rising use and falling objective.
 
     Attributes:
-        resource: what the objective is set against.
+        resource: the second objective.
         points: none is dominated by another.
-        generations: how many were bred.
+        generations: number of generations that were bred.
         wall_s: how long it took.
     """
 
@@ -98,7 +98,7 @@ def pareto_front(
     seed: int | None = None,
     on_generation: Callable[[int, int], None] | None = None,
 ) -> ParetoFront:
-    """Choices that trade the objective for a resource; all budgets hold, the one of ``resource``, if any, included.
+    """Find choices that trade the objective for a resource; all budgets hold, also one of ``resource``.
 
     Args:
         problem: what to choose for.

@@ -35,13 +35,13 @@ def pool(
     seed: int | None = None,
     **options: Any,
 ) -> Solution:
-    """Up to ``k`` good choices that differ from each other.
+    """Find up to ``k`` good choices that differ from each other.
 
     Args:
         problem: what to solve.
-        k: how many choices at most, the best among them.
+        k: maximum number of choices, including the best.
         within: how far above the best objective they may lie, as a share of its size.
-        distance: in how many groups any two of them differ at least.
+        distance: minimum number of groups in which any two of them differ.
         solver: as `solve` takes it; it is run once for each.
         time_limit: seconds for all of it.
         seed: same seed, same answer.

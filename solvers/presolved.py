@@ -17,11 +17,11 @@ from solvers.search import Search
 from solvers.sub_search import SubSearch
 
 Attack = Callable[[Search], None]
-"""What is done to the problem of a search: a back end's run, after a bound where one is asked for."""
+"""Works on the problem of a search: a back end's run, after a bound where one is asked for."""
 
 
 def solve_parts(reduction: Presolved, search: Search, attack: Attack) -> None:
-    """Attack every part with its share of the time, by its number of options; close the search when all are closed."""
+    """Solve every part with a share of the time by its number of options; close the search when all are closed."""
     search.details["presolve"] = reduction.summary()
     if not reduction.feasible:
         search.close()
@@ -45,7 +45,7 @@ def solve_parts(reduction: Presolved, search: Search, attack: Attack) -> None:
 
 
 class _Joint:
-    """What is known of all parts, and what follows for the whole."""
+    """The state of all parts, and what follows for the whole problem."""
 
     def __init__(self, reduction: Presolved, search: Search) -> None:
         self.reduction, self.search = reduction, search
@@ -104,7 +104,7 @@ class _Joint:
         self.search.pool = sorted(pool.items(), key=lambda entry: entry[1])
 
     def end(self) -> None:
-        """Say for the whole what holds for the parts."""
+        """Close the whole search, or say that it was cut, as follows from the parts."""
         if any(part.closed and part.choice is None for part in self.searches):
             if self.search.choice is None:
                 self.search.close()

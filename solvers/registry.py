@@ -68,7 +68,7 @@ def solver_class(name: str) -> type[Solver]:
 
 
 def configured(solver: Solver, options: dict[str, Any]) -> Solver:
-    """``solver`` with some options set anew.
+    """Replace some options of ``solver``.
 
     Raises:
         InvalidOptionError: an option it does not have; lists the ones it has.

@@ -1,4 +1,4 @@
-"""`solve`: the one door to every back end."""
+"""`solve`: the one entry point to every back end."""
 
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -161,12 +161,12 @@ def _run_scaled(outer: Search, back_end: Solver, *, bound: bool) -> None:
 
 
 def judge(problem: Problem, choice: ArrayLike, *, name: str = "given") -> Solution:
-    """A choice made by other means (uniform bits, by hand) as a `Solution`; without a choice when over budget.
+    """Judge a choice made by other means (uniform bits, by hand); the `Solution` has no choice when it is over budget.
 
     Args:
         problem: what it is a choice for.
         choice: ``(G,)`` local option index of every group.
-        name: what stands as the solver.
+        name: the solver's name in the solution.
 
     >>> judge(Problem(["a"], [["keep", "4 bit"]], [0, 3], {}, {}), [1]).objective
     3.0

@@ -2,7 +2,8 @@
 
 HiGHS reads the file; what is done here is to find the problem in the linear program: options and products by the
 variables' names, groups and budgets by the rows'. What always holds: a problem comes back as it was written (see
-`formulations.exchange.linear_writer` for what survives), and a model that is none is refused, not guessed at.
+`formulations.exchange.linear_writer` for what survives), and a model that holds no problem is refused, never guessed
+at.
 """
 
 import json
@@ -75,7 +76,7 @@ def _parsed(path: Path) -> Any:
     highs.setOptionValue("small_matrix_value", 1e-12)  # else uses below 1e-9 are dropped
     if highs.readModel(str(path)) != highspy.HighsStatus.kOk:
         raise FileFormatError(
-            f"{path} is no sound {path.suffix} file: HiGHS cannot read it, or not every number as it is"
+            f"{path} is not a valid {path.suffix} file: HiGHS cannot read it, or not every number exactly"
         )
     return highs.getLp()
 
@@ -118,15 +119,15 @@ def _places(model: Any, first: NDArray[np.int64]) -> dict[str, tuple[str, int, i
         elif match := re.fullmatch(r"y_(\d+)_(\d+)", name):
             place[name] = ("y", int(match[1]), int(match[2]))
         else:
-            raise ValueError(f"variable {name} is none of a problem's")
+            raise ValueError(f"variable {name} belongs to no problem")
     options = sorted(u for kind, u, _ in place.values() if kind == "x")
     if options != list(range(int(first[-1]))):
-        raise ValueError(f"there are variables for {len(options)} options, the names are for {first[-1]}")
+        raise ValueError(f"found variables for {len(options)} options, the header names {first[-1]}")
     return place
 
 
 def _check(header: dict[str, Any], model: Any) -> None:
-    """Refuse a model that says something else than the problem that will be made of it."""
+    """Refuse a model that holds anything beyond the problem that is made of it."""
     import highspy
 
     lower, upper = np.array(model.row_lower_), np.array(model.row_upper_)
@@ -137,10 +138,10 @@ def _check(header: dict[str, Any], model: Any) -> None:
     broken = [name for name, ends in ones.items() if rows.get(name) != ends]
     broken += [name for name in budgets if name not in rows or np.isfinite(rows[name][0])]
     if foreign or broken:
-        raise ValueError(f"rows missing or changed: {broken[:3]}; rows that are none of a problem's: {foreign[:3]}")
+        raise ValueError(f"rows missing or changed: {broken[:3]}; rows that belong to no problem: {foreign[:3]}")
     least = np.array([float(name == CONSTANT) for name in model.col_names_])
     if model.sense_ != highspy.ObjSense.kMinimize:
-        raise ValueError("it is a maximisation")
+        raise ValueError("the model maximises, a problem is minimised")
     if (np.array(model.col_lower_) != least).any() or (np.array(model.col_upper_) != 1.0).any():
         raise ValueError("a variable has other bounds than 0 and 1")
 
@@ -159,7 +160,7 @@ def _budgets(
         use = np.zeros(size + 2)
         use[flat[line.coords[1]]] = line.data
         if use[size + 1]:
-            raise ValueError(f"row budget_{k} holds variables that are no options")
+            raise ValueError(f"row budget_{k} holds variables that are not options")
         resources[str(name)] = use[:size] * unit
         budgets[str(name)] = float(model.row_upper_[row]) * unit
         fixed[str(name)] = float(use[size]) * unit

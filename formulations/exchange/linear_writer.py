@@ -8,7 +8,7 @@ indices before them so that they stay distinct; the true names stand in comments
 
 What survives: groups, options, costs, budgets with their resources and fixed uses, the offset, and the pair terms (all
 of them as a sparse part: a factor's products are expanded). What does not: resources without a budget. Budget rows and
-objective are in the problem's units, but for a resource whose uses are all below 1, which is in a power of two: solvers
+objective are in the problem's units, except that a resource whose uses are all below 1 is in a power of two: solvers
 compare rows with absolute tolerances. An objective below about 1e-4 is too small for them: scale the problem
 first.
 """
@@ -49,7 +49,7 @@ class _Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Program:
-    """What both formats write down."""
+    """The content that both formats share."""
 
     header: str
     objective: Terms

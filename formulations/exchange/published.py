@@ -27,7 +27,7 @@ def read_max_cut(path: AnyPath) -> Problem:
     """The cut of largest weight: minimise ``-Σ w_ij·(x_i ≠ x_j)``.
 
     Raises:
-        FileFormatError: a number is missing, or an edge has a vertex that is not there.
+        FileFormatError: a number is missing, or an edge has an unknown vertex.
 
     >>> import pathlib, tempfile
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "triangle.txt"
@@ -52,7 +52,7 @@ def read_coordinate_qubo(path: AnyPath) -> Problem:
     """Minimise ``xᵀQx`` over bits, Q symmetric, of which the file states the diagonal and one triangle.
 
     Raises:
-        FileFormatError: a number is missing, or an entry has a variable that is not there.
+        FileFormatError: a number is missing, or an entry has an unknown variable.
     """
 
     def problem(words: list[str]) -> Problem:
@@ -80,7 +80,7 @@ def read_quadratic_knapsack(path: AnyPath) -> Problem:
             raise ValueError(f"{size} items need {count} numbers, found {len(numbers)}")
         linear, pairs, (kind, capacity), weight = np.split(numbers, [size, count - size - 2, count - size])
         if kind != 0:
-            raise ValueError(f"only capacities that are upper limits (kind 0) are known, found kind {kind:g}")
+            raise ValueError(f"only upper limits (kind 0) can be read as capacities, found kind {kind:g}")
         i, j = np.triu_indices(size, 1)
         return _binary(-linear, i, j, -pairs, weight=weight, capacity=float(capacity))
 

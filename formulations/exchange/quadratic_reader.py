@@ -43,7 +43,7 @@ def read_cqm(path: AnyPath) -> Problem:
 
 
 def read_bqm(path: AnyPath) -> Problem:
-    """The problem of a BQM file's bits (or spins, taken as bits): a group each, no budget; see the module's page.
+    """The problem of a BQM file: one group per bit (spins are taken as bits), no budget; see the module's docstring.
 
     Raises:
         FileFormatError: the file is no BQM, or not a whole one.
@@ -58,10 +58,10 @@ def read_bqm(path: AnyPath) -> Problem:
 
 
 def read_qubo(path: AnyPath) -> Problem:
-    """The problem of a QUBO's bits in coordinate text: a group each, no budget; see the module's page.
+    """The problem of a QUBO in coordinate text: one group per bit, no budget; see the module's docstring.
 
-    It is the text that `formulations.exchange.quadratic_writer` describes; but the ``p`` line may be missing, couplers
-    may stand in either order, entries for the same place add up, and comments may begin with ``#``.
+    The text is the one that `formulations.exchange.quadratic_writer` describes, except that the ``p`` line may be
+    missing, couplers may stand in either order, entries for the same place add up, and comments may begin with ``#``.
 
     Raises:
         FileFormatError: a line is no entry, or there are fewer than the ``p`` line says.
@@ -195,7 +195,7 @@ def _problem_of_text(lines: Sequence[str]) -> Problem:
 
 
 def _two_options(names: list[str], linear: NDArray[np.float64], couplers: Any, offset: float) -> Problem:
-    """One group a bit; the second option is the bit set."""
+    """One group per bit; its second option means that the bit is 1."""
     size = len(names)
     cost = np.stack([np.zeros(size), linear], axis=1).ravel()
     rows, columns, values = couplers

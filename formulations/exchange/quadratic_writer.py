@@ -1,7 +1,7 @@
 """A `Problem` as dimod's CQM and BQM files and as QUBO coordinate text; `formulations.exchange.quadratic_reader` reads
 them.
 
-A **CQM** file holds the problem as it is: variables are named ``(group, option)``, and all of it comes back but for
+A **CQM** file holds the problem as it is: variables are named ``(group, option)``, and all of it comes back except for
 resources without a budget, the order of the budgets (they come back sorted by name), and the factor, whose products
 are expanded. A **BQM** or **QUBO** file holds bits of an encoding with penalties (`formulations.to_bqm`), from which
 groups and budgets cannot be told any more; ``to_bqm(problem, ...).decode`` with the same arguments makes a choice of
@@ -53,7 +53,7 @@ def write_bqm(problem: Problem, path: AnyPath, *, encoding: str = "one-hot", pri
         problem: what to encode.
         path: of the file.
         encoding: of `formulations.to_bqm`.
-        prices: of `formulations.to_bqm`; needed where a budget is in fractions.
+        prices: of `formulations.to_bqm`; needed where uses are not whole numbers.
 
     Raises:
         EncodingError: see `formulations.to_bqm`.
@@ -67,7 +67,7 @@ def write_bqm(problem: Problem, path: AnyPath, *, encoding: str = "one-hot", pri
 
 
 def write_qubo(problem: Problem, path: AnyPath, *, encoding: str = "one-hot", prices: Prices | None = None) -> None:
-    """Write the QUBO as coordinate text (see the module's page), whole or not at all. Arguments as of `write_bqm`.
+    """Write the QUBO as coordinate text (see the module's docstring), whole or not at all; arguments of `write_bqm`.
 
     Raises:
         EncodingError: see `formulations.to_bqm`.

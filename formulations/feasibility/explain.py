@@ -19,7 +19,7 @@ TIME_LIMIT_S = 20.0
 """Seconds for all programs together."""
 
 PINNED = 5
-"""How many groups are named."""
+"""Number of groups that are named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +58,9 @@ class Relaxation:
 
     Attributes:
         budgets: those that are multiplied; the others stay.
-        factor: enough.
-        lower: no smaller factor is enough than this.
-        usage: what a choice uses that meets them then.
+        factor: a factor that is enough.
+        lower: proven: no factor below this is enough.
+        usage: the use of a choice that meets the multiplied budgets.
     """
 
     budgets: tuple[str, ...]
@@ -77,7 +77,7 @@ class Infeasibility:
         feasible: whether a choice meets all budgets; None when time was up before that was known.
         budgets: every budget by itself and with the others.
         clash: budgets that no choice meets together.
-        minimal: whether it is proven that any of them given up, the rest can be met.
+        minimal: whether it is proven that without any one of them the others can be met.
         fixed: what is used of the clashing budgets whatever is chosen.
         pinned: groups with the largest smallest uses of the clashing budgets, largest share first.
         relaxation: the least common factor for the clashing budgets; for all budgets when that cannot be enough;
@@ -102,11 +102,11 @@ class Infeasibility:
 
 
 def explain_infeasibility(problem: Problem, *, time_limit: float = TIME_LIMIT_S) -> Infeasibility:
-    """Why the budgets of ``problem`` cannot be met, and what would be enough.
+    """Explain why the budgets of ``problem`` cannot be met, and what would be enough.
 
     Args:
-        problem: what no choice may be feasible for.
-        time_limit: seconds, after which what is known is given.
+        problem: any problem; the answer says so when its budgets can be met.
+        time_limit: maximum seconds; the answer then holds what is known.
 
     >>> uses = {"bytes": [8, 4, 8, 4], "seconds": [1, 3, 1, 3]}
     >>> problem = Problem(["a", "b"], [["x", "y"]] * 2, [0, 1, 0, 1], uses, {"bytes": 8, "seconds": 2})
@@ -139,7 +139,7 @@ def explain_infeasibility(problem: Problem, *, time_limit: float = TIME_LIMIT_S)
 
 
 def _verdict(problem: Problem, name: str, least: Least) -> bool | None:
-    """Whether a budget holds together with those that ``found`` holds; None when it is not known."""
+    """Whether a budget can hold together with the others, whose least use of it is given; None when it is not known."""
     limit = limit_of(problem.budgets[name])
     if least.impossible or least.lower > limit:
         return False
@@ -197,7 +197,7 @@ def _lines(why: Infeasibility) -> Iterator[str]:
     if why.feasible:
         yield "All budgets can be met together."
     elif why.feasible is None:
-        yield "Whether the budgets can be met together is not known: time was up."
+        yield "Whether the budgets can be met together is not known: the time limit came first."
     elif len(why.clash) == 1:
         yield f"No choice meets the budget for {clash}, whatever the others are."
     else:

@@ -23,20 +23,20 @@ TOLERANCE = 2e-6
 """HiGHS's absolute tolerance; uses are given to it in units of their mean spread in a group."""
 
 SHARE = 0.25
-"""Share of the time left that one program may take; nearly all end long before."""
+"""Share of the remaining time that one program may take; nearly all end long before."""
 
 CORE, PRESOLVED = 200, 5000
 """Options beyond one a group in the first core; columns up to which HiGHS's presolve is in time."""
 
 
 def limit_of(budget: float) -> float:
-    """The most use that `Problem.evaluate` lets pass for a budget."""
+    """The largest use that `Problem.evaluate` accepts for a budget."""
     return budget + BUDGET_TOLERANCE * abs(budget)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Least:
-    """The least of something: proven lower end, and what a choice has; ``impossible``: no choice holds the budgets."""
+    """The least value of something: a proven lower bound, and a choice with its value, or that no choice exists."""
 
     lower: float = -np.inf
     upper: float | None = None
@@ -147,7 +147,7 @@ class _Core:
         self.impossible = self.everything = False
 
     def price(self, seconds: float) -> bool:
-        """Solve the linear program; False when it came to no end, or has no solution (then ``impossible``)."""
+        """Solve the linear program; False when time ran out, or when it has no solution (then ``impossible``)."""
         if seconds <= 0:
             return False
         size, groups = len(self.target), len(self.starts)
@@ -183,7 +183,7 @@ class _Core:
         self.size *= 8
 
     def forbid(self, name: str, options: Integers) -> None:
-        """Not every group may use as much of a resource as it does there."""
+        """Forbid choices in which every group uses at least as much of a resource as with these ``options``."""
         use = self.programs.use[name]
         self.rows = np.vstack([self.rows, use >= use[options][self.group_of]])
         self.limits, self.last = np.append(self.limits, len(self.starts) - 1.0), np.append(self.last, 0.0)

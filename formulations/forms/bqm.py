@@ -1,13 +1,13 @@
 """A `Problem` as a binary quadratic model (QUBO), for annealers and every other dimod sampler.
 
-"One option per group" is written in bits by an encoding, each in a module of `formulations.encodings`: **one-hot**
-(a bit per option), **domain-wall** (a bit per boundary between neighbouring options) and **binary** (the option's
-place as a number). Each holds groups valid by penalties whose size is derived. Each budget is held by slack bits
-(exact) or by a price per unit (a Lagrange multiplier, which keeps the model sparse; the caller looks for the right
+"One option per group" is written in bits by an encoding, each in a module of `formulations.forms.encodings`:
+**one-hot** (a bit per option), **domain-wall** (a bit per boundary between neighbouring options) and **binary** (the
+option's place as a number). Each keeps groups valid by penalties whose size is derived. Each budget is held by slack
+bits (exact) or by a price per unit (a Lagrange multiplier, which keeps the model sparse; the caller looks for the right
 price, as solver 'sa' does by bisection).
 
-With slack bits a broken budget must not pay either: by R, the most that the objectives of two valid choices can
-differ, the penalties grow, and the squared excess is weighed per unit², so that whatever is invalid or over budget
+With slack bits a broken budget must not pay off either. Let R be the most that the objectives of two valid choices can
+differ: all penalties grow by R, and the squared excess costs R per unit², so that whatever is invalid or over budget
 lies above every choice within the budgets.
 """
 
@@ -124,7 +124,7 @@ def to_bqm(
     strength: float | Floats = 1.0,
     couplings: Couplings | None = None,
 ) -> EncodedBqm:
-    """``problem`` as a binary quadratic model.
+    """Encode a problem as a binary quadratic model.
 
     Args:
         problem: what to encode; products of a factor are expanded, one coupling per pair of options.

@@ -8,7 +8,7 @@ from formulations.errors import EncodingError
 from formulations.problem import Problem
 
 MAX_PAIRS = 20_000_000
-"""Most pairs of options a model may couple (about 1 GB while it is built)."""
+"""Largest number of pairs of options that a model may couple (about 1 GB while it is built)."""
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -42,7 +42,7 @@ def pair_couplings(problem: Problem, *, complete: bool = False) -> Couplings:
 
 
 def count_couplings(problem: Problem, *, complete: bool = False) -> int:
-    """How many pairs of options a model couples: all of them when ``complete`` or with a factor."""
+    """Number of pairs of options that a model couples: all of them when ``complete`` or with a factor."""
     if problem.pairs.rank > 0 or complete:
         return problem.num_options * (problem.num_options - 1) // 2
     return int(problem.pairs.num_sparse)

@@ -56,7 +56,7 @@ class EncodedCqm:
 
 
 def to_cqm(problem: Problem) -> EncodedCqm:
-    """``problem`` as a constrained quadratic model.
+    """State a problem as a constrained quadratic model.
 
     Raises:
         EncodingError: more pairs than `formulations.forms.couplings.MAX_PAIRS` (`cqm_file` writes more).

@@ -81,7 +81,7 @@ def constraints(problem: Problem) -> Iterator[Constraint]:
 
 
 def cqm_file(problem: Problem, rows: Iterable[Constraint] | None = None) -> IO[bytes]:
-    """The model's file, open at its begin; the caller closes it.
+    """The model's file, open at its beginning; the caller closes it.
 
     Args:
         problem: what to state.

@@ -128,7 +128,7 @@ def to_integer_program(problem: Problem) -> IntegerProgram:
 
 
 def num_products(problem: Problem) -> int:
-    """How many product variables the pair terms make.
+    """Number of product variables that the pair terms make.
 
     >>> from formulations import PairTerms
     >>> num_products(Problem(["a", "b"], [["x", "y"]] * 2, [0, 0, 0, 0], {}, {}, PairTerms(factor=[[1.0]] * 4)))

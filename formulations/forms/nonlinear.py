@@ -51,7 +51,7 @@ class EncodedNonlinear:
 
 
 def to_nonlinear(problem: Problem) -> EncodedNonlinear:
-    """``problem`` as a nonlinear model.
+    """State a problem as a nonlinear model.
 
     Raises:
         EncodingError: dwave-optimization is missing.

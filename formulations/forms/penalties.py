@@ -1,4 +1,4 @@
-"""What penalties have to outweigh; each encoding derives its own from these (see `formulations.encodings`).
+"""What penalties have to outweigh; each encoding derives its own from these (see `formulations.forms.encodings`).
 
 Costs are shifted so that the cheapest option of every group costs 0. What always holds: a penalty is `MARGIN` above
 what is proven sufficient, and never 0, which would leave groups free.
@@ -12,7 +12,7 @@ from formulations.forms.couplings import Couplings, Floats, Integers
 from formulations.problem import Problem
 
 MARGIN = 1.01
-"""What a penalty is raised by above what is just sufficient, so that rounding cannot make it insufficient."""
+"""Factor by which a penalty is raised above what is just sufficient, so that rounding cannot make it insufficient."""
 
 
 def above(sufficient: Floats, cost: Floats) -> Floats:

@@ -21,7 +21,7 @@ BIAS_RANGE = 4.0
 """How much larger a bias may be than a coupling."""
 
 CHOICES = 200
-"""Random choices whose order is looked at."""
+"""Number of random choices whose order is compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

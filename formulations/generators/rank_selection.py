@@ -129,7 +129,9 @@ def rank_selection(
         raise InvalidProblemError(f"one table for each layer: {len(layers)} layers, {len(tables)} tables")
     names = list(tables[0].resources) if tables else []
     if odd := [layer for layer, table in zip(layers, tables, strict=True) if list(table.resources) != names]:
-        raise InvalidProblemError(f"all tables have the same resources: {layers[0]!r} has {names}, {odd[0]!r} has not")
+        raise InvalidProblemError(
+            f"all tables have the same resources: {layers[0]!r} has {names}, {odd[0]!r} has others"
+        )
     cost = np.concatenate([table.error for table in tables]) if tables else np.zeros(0)
     resources = {name: np.concatenate([table.resources[name] for table in tables]) for name in names}
     problem = prune_quantize(

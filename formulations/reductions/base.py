@@ -1,4 +1,4 @@
-"""A problem seen through another one: scaled, restricted, tied, split, presolved, or several of these in a row.
+"""A problem seen through another one: scaled, restricted, tied, split, presolved, or a chain of these.
 
 A `Reduction` holds both problems and the ways between them, so that whoever solves the second needs to know nothing of
 the first. What always holds, up to the rounding of a sum:
@@ -66,7 +66,7 @@ class Reduction(ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Identity(Reduction):
-    """A problem seen as it is."""
+    """The reduction that changes nothing."""
 
     same_choices: ClassVar[bool] = True
     original: Problem
@@ -91,7 +91,7 @@ class Identity(Reduction):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Chain(Reduction):
-    """A reduction of what another one leaves.
+    """A reduction of another reduction's problem.
 
     >>> from formulations.reductions.restriction import restrict
     >>> from formulations.reductions.scaling import scaled
@@ -107,12 +107,12 @@ class Chain(Reduction):
 
     @property
     def original(self) -> Problem:  # type: ignore[override]
-        """The problem that the first one reduces."""
+        """The problem that the first reduction reduces."""
         return self.first.original
 
     @property
     def problem(self) -> Problem:  # type: ignore[override]
-        """What the second one leaves."""
+        """The problem that the second reduction leads to."""
         return self.second.problem
 
     @property
@@ -122,7 +122,7 @@ class Chain(Reduction):
 
     @property
     def complete(self) -> bool:
-        """Whether both are."""
+        """Whether both reductions are complete."""
         return self.first.complete and self.second.complete
 
     @property

@@ -58,7 +58,7 @@ class Component(Reduction):
         return np.asarray(choice, dtype=np.int64)[self.groups]
 
     def lift_bound(self, bound: float) -> float:
-        """The bound with that of the other groups added."""
+        """The bound, plus the bound of the other groups."""
         return bound + self.rest_bound
 
     def beside(self, rest: ArrayLike, rest_bound: float) -> "Component":
@@ -67,7 +67,7 @@ class Component(Reduction):
 
 
 def split(problem: Problem) -> tuple[Component, ...]:
-    """The components of a problem, small ones first; one when everything hangs together.
+    """The components of a problem, small ones first; a single one when all groups are connected.
 
     >>> problem = Problem(["a", "b"], [["x", "y"]] * 2, [0, 1, 5, 2], {"bytes": [2, 1, 3, 3]}, {"bytes": 5})
     >>> [(component.problem.groups, dict(component.problem.fixed)) for component in split(problem)]

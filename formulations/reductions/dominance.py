@@ -22,19 +22,19 @@ from numpy.typing import NDArray
 from formulations.problem import Problem
 
 EXACT_OPTIONS = 20_000
-"""Up to so many options the maxima over each other group are taken."""
+"""Largest number of options for which the maxima over each other group are taken."""
 
 EXACT_WORK = 20_000_000
 """Entries that are looked at for that in one go (a few tenths of a second); Cauchy-Schwarz where it would take more."""
 
 COMPARISONS = 50_000_000
-"""Pairs of options of one group that are compared at most (some seconds)."""
+"""Maximum number of pairs of options of one group that are compared (some seconds)."""
 
 CHUNK = 2_000_000
-"""Entries of the tables that are made on the way."""
+"""Number of entries of the intermediate tables."""
 
 TIE = 4e-12
-"""What is strictly better must be so by more than this, relative to the size of the objective's terms."""
+"""Margin of what counts as strictly better, relative to the size of the objective's terms."""
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -42,7 +42,7 @@ Flags = NDArray[np.bool_]
 
 
 def drop_dominated(problem: Problem, keep: Flags, stand_in: Integers, budgets: list[str]) -> None:
-    """Take dominated options out of ``keep`` ``(V,)``, in place, and note in ``stand_in`` ``(V,)`` who stands in.
+    """Take dominated options out of ``keep`` ``(V,)``, in place, and note in ``stand_in`` ``(V,)`` what stands in.
 
     Args:
         problem: costs, uses and pair terms.
@@ -112,7 +112,7 @@ class _PairBound:
 
     @cached_property
     def size(self) -> float:
-        """The size of the pair terms of a choice, at most."""
+        """An upper bound on the size of a choice's pair terms."""
         sparse = 0.0 if self.sparse is None else float(np.abs(self.sparse.data).sum())
         return sparse + (0.0 if self.factor is None else 0.5 * float(self.longest.sum()) ** 2)
 

@@ -37,7 +37,7 @@ LARGE_FACTOR, COPY_PAYS = 20_000_000, 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Presolved(Reduction):
-    """A problem without what no best choice needs.
+    """A problem without the options, groups and budgets that no best choice needs.
 
     Attributes:
         original: the problem that was reduced.
@@ -83,7 +83,7 @@ class Presolved(Reduction):
         return bound
 
     def join(self, choices: Sequence[ArrayLike]) -> Choice:
-        """The choice of what is left that is made of one choice for every part."""
+        """Join one choice of every part into a choice of the reduced problem."""
         joined = np.zeros(self.problem.num_groups, dtype=np.int64)
         for part, choice in zip(self.parts, choices, strict=True):
             joined[part.groups] = choice
@@ -102,7 +102,7 @@ class Presolved(Reduction):
 
 
 def reduce_problem(problem: Problem) -> Presolved:
-    """What of ``problem`` must be searched.
+    """Reduce a problem to what must be searched.
 
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 20})
     >>> reduction = reduce_problem(problem)
@@ -185,7 +185,7 @@ def _drop_never_feasible(problem: Problem, keep: Flags, budgets: list[str]) -> b
 
 
 def _never_binds(problem: Problem, keep: Flags, name: str) -> bool:
-    """Whether even the largest uses keep within a budget."""
+    """Whether even the largest uses stay within a budget."""
     budget = problem.budgets[name]
     most = np.maximum.reduceat(np.where(keep, problem.resources[name], 0.0), problem.group_offsets[:-1]).sum()
     return bool(most <= budget + 0.5 * BUDGET_TOLERANCE * abs(budget))

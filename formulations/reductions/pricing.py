@@ -27,7 +27,7 @@ from formulations.reductions.base import Choice, Reduction
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Pricing(Reduction):
-    """A problem with some of its budgets priced; see the module's page.
+    """A problem with some of its budgets priced; see the module's docstring.
 
     Attributes:
         original: the problem with its budgets.
@@ -42,7 +42,7 @@ class Pricing(Reduction):
 
     @property
     def complete(self) -> bool:
-        """Never: the best priced choice may break a budget, or leave some of it."""
+        """False: the best priced choice may break a budget, or leave some of it unused."""
         return False
 
     def lift(self, choice: ArrayLike) -> Choice:

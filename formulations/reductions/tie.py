@@ -57,7 +57,7 @@ class Tied(Reduction):
         return bound if self.binding else -np.inf
 
     def combined(self, values: ArrayLike, function: np.ufunc) -> NDArray[np.float64]:
-        """Numbers of the original's options ``(V,)``, put together by ``np.add`` or ``np.maximum``."""
+        """Combine numbers of the original's options ``(V,)`` by ``np.add`` or ``np.maximum``."""
         numbers = np.asarray(values, dtype=np.float64)
         start = 0.0 if function is np.add else -np.inf
         result = np.full(self.problem.num_options, start)
@@ -71,7 +71,7 @@ def tie(problem: Problem, tied: Sequence[Sequence[str]], *, binding: bool = Fals
     Args:
         problem: any problem.
         tied: disjoint sets of group names; the groups of a set have equally many options, which correspond in order.
-        binding: whether groups that choose apart are no choice at all.
+        binding: whether choices in which tied groups differ are ruled out.
 
     Raises:
         InvalidProblemError: an unknown group, one that stands in two sets, or different numbers of options.
@@ -132,9 +132,11 @@ def _joined(problem: Problem, tied: Sequence[Sequence[str]]) -> NDArray[np.int64
             raise InvalidProblemError(f"tied groups are sets of names, as [('a', 'b')], found the string {names!r}")
         for name in names:
             if name not in place:
-                raise InvalidProblemError(f"no group is called {name!r} that could be tied to others")
+                raise InvalidProblemError(f"cannot tie {name!r}: the problem has no group of this name")
             if name in seen:
-                raise InvalidProblemError(f"group {name!r} is tied twice; put all that goes together into one set")
+                raise InvalidProblemError(
+                    f"group {name!r} is in two sets; put all groups that belong together into one set"
+                )
             seen.add(name)
             if len(problem.options[place[name]]) != len(problem.options[place[names[0]]]):
                 raise InvalidProblemError(

@@ -1,4 +1,4 @@
-"""Curves of a comparison as plain numbers: who had what when, and who is how much slower than the quickest.
+"""Curves of a comparison as plain numbers: objectives over time, and how much slower a solver is than the quickest.
 
 Nothing is drawn here; `qcompress.plots` does. What always holds: every curve is a step function, given by where it
 steps and the value from there on.
@@ -14,7 +14,7 @@ from solvers.compare.time_to_target import first_hit, target_near
 from solvers.solution import Solution
 
 LEAST_S = 1e-3
-"""Times below are told apart by the clock only, and count as equal."""
+"""Seconds below which times count as equal: only the clock tells them apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

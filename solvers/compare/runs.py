@@ -1,4 +1,4 @@
-"""Several solvers on one problem or many, each with several seeds: who finds what, how soon, how far from the proof.
+"""Run several solvers on one problem or many, each with several seeds.
 
 `compare` only runs them, one after the other or in parallel processes, with a journal from which a cut comparison
 goes on. What came out, with its tables, is in `solvers.compare.tables`, curves in `solvers.compare.curves`.
@@ -88,7 +88,7 @@ def compare(
 ) -> Comparison | Suite:
     """Run every solver with every seed on one problem, or on each of several.
 
-    A run that fails ends nothing but itself: its Solution has no choice, and ``details["error"]`` says what happened.
+    A failing run does not end the comparison: its Solution has no choice, and ``details["error"]`` says what happened.
 
     Args:
         problem: what to solve, or several problems by name.
@@ -99,8 +99,7 @@ def compare(
             cores, so that times are longer than of a run alone; leave 1 where times are what is compared.
         journal: a file that every run is written to as it ends. Runs that are in it already (same problem, solver,
             options, time limit and seed) are taken from there, those that an error ended are made again. Ctrl-C then
-            ends the comparison, and the next call goes on where it was; without a journal it only ends the run that it
-            interrupts.
+            ends the comparison, and the next call resumes it; without a journal Ctrl-C only ends the current run.
         on_run: called with label and Solution after every run that was made; with several problems the label is
             ``"problem: solver"``.
 
@@ -126,7 +125,7 @@ def compare(
             f"found {labels}, {list(numbers)} and {len(problems)} problems"
         )
     if twice := [str(name) for name, count in Counter([*labels, *numbers]).items() if count > 1]:
-        raise InvalidOptionError(f"compare runs every solver once with every seed; given twice: {', '.join(twice)}")
+        raise InvalidOptionError(f"solvers and seeds must differ; given twice: {', '.join(twice)}")
     if jobs == 0:
         raise InvalidOptionError("jobs must be a number of processes, or -1 for one a core; found 0")
     for stated in problems.values():
@@ -160,7 +159,7 @@ def compare(
 def _run_all(
     tasks: list[_Task], time_limit: float | None, jobs: int, journal: Journal | None, on_run: OnRun | None
 ) -> dict[tuple[str, str, int], Solution]:
-    """The solution of every task by problem, label and seed: from the journal, or run and written to it."""
+    """The solution of every task by problem, label and seed: read from the journal, or run and added to it."""
     solved: dict[tuple[str, str, int], Solution] = {}
     missing = []
     for task in tasks:
@@ -227,7 +226,7 @@ def _key(task: _Task, time_limit: float | None) -> dict[str, Any]:
 
 
 def _why_skipped(problem: Problem, labels: list[str], back_ends: list[Solver]) -> dict[str, str]:
-    """Label → why it cannot run on the problem, for those that cannot."""
+    """Label → why the solver cannot run on the problem, for each solver that cannot."""
     skipped = {}
     for label, solver in zip(labels, back_ends, strict=True):
         try:

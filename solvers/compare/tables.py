@@ -1,7 +1,7 @@
 """What came out of comparing solvers: every run on one problem (`Comparison`) or on several (`Suite`), and the tables.
 
 Every `Solution` is kept and the tables are computed from them, so that a comparison loaded from its file shows the
-same. All solvers are measured against the same yardstick: the best bound that any of them proved.
+same. The gaps of all solvers refer to the same bound: the best one that any of them proved.
 """
 
 import statistics
@@ -163,9 +163,9 @@ class SuiteRow:
     """One solver over all problems of a suite and all its seeds.
 
     Attributes:
-        problems: on how many it was run.
-        feasible_share, proven_share: of its runs, those with a choice, and with a proof of optimality.
-        target_share: of its runs, those within `TARGET` of the best that any solver found for the problem.
+        problems: number of problems that it was run on.
+        feasible_share, proven_share: share of its runs with a choice, and with a proof of optimality.
+        target_share: share of its runs within `TARGET` of the best that any solver found for the problem.
         gap: median over its runs of the gap to the best bound that any solver proved, or None.
         wall_s: median time of a run.
     """
@@ -190,7 +190,7 @@ class Suite:
         return self.comparisons[name]
 
     def rows(self) -> tuple[SuiteRow, ...]:
-        """The table over all problems: who most often comes near the best comes first; among equals the quicker."""
+        """The table over all problems: solvers that are most often near the best first; among equals the quicker."""
         labels = dict.fromkeys(label for comparison in self.comparisons.values() for label in comparison.solutions)
         rows = [self._row(label) for label in labels]
         return tuple(sorted(rows, key=lambda row: (-row.problems * row.target_share, row.wall_s)))

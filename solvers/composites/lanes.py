@@ -30,11 +30,11 @@ ASK_S = 0.05
 """Seconds between two questions of a lane for news."""
 
 GRACE_S = 0.3
-"""How long lanes that were asked to end may take before they are ended."""
+"""Seconds that lanes may take to end by themselves before they are killed."""
 
 
 def context() -> Any:
-    """How processes are started: forked from a clean, warm server where the system can, else from nothing."""
+    """How processes are started: forked from a clean, warm server where the system can, else as new processes."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     forkserver = multiprocessing.get_context("forkserver")
@@ -100,7 +100,7 @@ class Lane:
         self._process.terminate()
 
     def bury(self, seconds: float) -> None:
-        """Wait so long for its end, then end it and whatever it has started."""
+        """Wait for the process to end; after that time kill it and everything that it started."""
         self._process.join(max(0.0, seconds))
         if self._process.exitcode != 0 and self._process.pid is not None and hasattr(os, "killpg"):
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -193,7 +193,7 @@ class _LaneSearch(Search):
 
 
 def _work(task: Task, connection: Connection) -> None:
-    """A lane's whole life."""
+    """Run a task in a lane's process, from its start to its end."""
     if hasattr(os, "setpgrp"):
         os.setpgrp()  # Ctrl-C goes to the parent alone, and what is started here can be ended with it
     signal.signal(signal.SIGTERM, _leave)

@@ -35,7 +35,7 @@ class MultiStart(Wrapper):
             raise InvalidOptionError(f"option starts of 'multi-start' must be at least 1, found {self.starts}")
 
     def run(self, problem: Problem, search: Search) -> None:
-        """Start after start, until proven, done, or out of time."""
+        """Run start after start, until one proves its answer, all are done, or time is up."""
         seeds = search.rng.integers(2**31, size=self.starts).tolist()
         summaries = search.details["starts"] = []
         cut = False

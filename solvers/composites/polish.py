@@ -42,7 +42,7 @@ class Polish(Wrapper):
         warm()
 
     def run(self, problem: Problem, search: Search) -> None:
-        """The solver inside, a cold anneal from its choice, a descent."""
+        """Run the inner solver, then anneal from its choice at a low temperature, then descend."""
         seeds = search.rng.integers(2**31, size=2).tolist()
         steps = search.details["steps"] = []
         start, cut = search.initial, False

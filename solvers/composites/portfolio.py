@@ -122,14 +122,14 @@ class _Race:
         self.running.append(lane)
 
     def listen(self) -> None:
-        """Take what the lanes have to say, or wait for it a little."""
+        """Handle the lanes' messages, or wait briefly for some."""
         seconds = min(LOOK_S, self.search.remaining())
         heard = wait([lane.connection for lane in self.running], timeout=seconds)
         for lane in [lane for lane in self.running if lane.connection in heard]:
             self._take(lane, *lane.hear())
 
     def end(self) -> None:
-        """End what still runs."""
+        """End the lanes that still run."""
         for lane in self.running:
             lane.close("ended by the first proof" if self.search.proven() else "ended when time was up")
         lanes.end(self.lanes)

@@ -152,7 +152,7 @@ class Replay(Solver):
         object.__setattr__(self, "path", os.fspath(self.path))
 
     def refuse(self, problem: Problem) -> str:
-        """The recording has no run on this problem."""
+        """Refuse a problem that the recording has no run on."""
         runs = _read(self.path)
         fingerprint = problem.fingerprint()
         if any(run[0]["problem"] == fingerprint for run in runs):
@@ -164,7 +164,7 @@ class Replay(Solver):
         )
 
     def run(self, problem: Problem, search: Search) -> None:  # noqa: ARG002 - choices are of the stated problem
-        """Event after event."""
+        """Offer the recorded choices and bounds again, in their order."""
         fingerprint = search.original.fingerprint()
         header, *events = [run for run in _read(self.path) if run[0]["problem"] == fingerprint][-1]
         search.details["recorded"] = header

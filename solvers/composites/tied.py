@@ -33,7 +33,7 @@ class Tied(Wrapper):
     tied: Sequence[Sequence[str]] = ()
 
     def run(self, problem: Problem, search: Search) -> None:
-        """One run of the solver inside."""
+        """Run the inner solver on the smaller problem."""
         joined, solver = tie(problem, self.tied, binding=True), self.inner
         inner = SubSearch(joined, search, apart=True, seed=search.seed, solver=solver.name)
         solver.run(joined.problem, inner)

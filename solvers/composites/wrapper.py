@@ -60,11 +60,11 @@ class Wrapper(Solver):
         return {name: value for name, value in super().option_defaults().items() if name != "solver"}
 
     def prepare(self) -> None:
-        """Whatever the solver inside needs."""
+        """Prepare the inner solver."""
         self.inner.prepare()
 
     def refuse(self, problem: Problem) -> str:
-        """What the solver inside says."""
+        """Say why the inner solver cannot take ``problem``, or an empty string."""
         return self.inner.refuse(problem)
 
     def require(self, problem: Problem) -> None:

@@ -44,7 +44,7 @@ class BruteForce(Solver):
     native_use_pairs: ClassVar[bool] = True
 
     def refuse(self, problem: Problem) -> str:
-        """Too many choices to look at."""
+        """Refuse a problem with too many choices."""
         count, most = num_choices(problem), MAX_PAIRED if problem.paired_budgets else MAX_CHOICES
         if count <= most:
             return ""
@@ -75,7 +75,7 @@ class BruteForce(Solver):
 
 
 def num_choices(problem: Problem) -> float:
-    """How many choices there are: the product of the groups' sizes (infinite beyond 1e308)."""
+    """Number of choices: the product of the groups' sizes (infinite beyond 1e308)."""
     return float(np.exp(np.minimum(np.log(np.diff(problem.group_offsets)).sum(), 709.0)))
 
 
@@ -104,7 +104,7 @@ class _State(NamedTuple):
 def _enumerate(
     a: Arrays, state: _State, depth: int, steps: int, tie: float, best: Floats, best_choice: Integers
 ) -> int:
-    """Go on from ``depth`` for ``steps`` options; the depth to go on from next, -1 when all was seen."""
+    """Enumerate ``steps`` options from ``depth`` on; return the depth to continue from, -1 when all were seen."""
     following, chosen, value, usage, total = state
     last = len(a.starts) - 2
     while steps > 0 and depth >= 0:

@@ -36,7 +36,7 @@ NEGLIGIBLE = 1e-12
 """A rounding error this small, relative to the objective's terms, is one of `Problem.evaluate`, too: proofs stand."""
 
 SECONDS_PER_PRODUCT = 1e-5
-"""What building the model takes for each product variable."""
+"""Seconds that building the model takes for each product variable."""
 
 LOOK_S = 0.05
 """Seconds between two looks at the clock."""
@@ -111,7 +111,7 @@ class CpSat(Linearised):
 
 
 class _Program:
-    """The CP-SAT model of a problem; ``objective = shift + whole / scale``, to within ``error``."""
+    """The CP-SAT model of a problem; ``objective = shift + scaled_objective / scale``, to within ``error``."""
 
     def __init__(self, problem: Problem, start: Integers | None) -> None:
         from ortools.sat.python import cp_model
@@ -225,7 +225,7 @@ class _Program:
             try:
                 status = solver.solve(self.model, Choices())
                 if status == cp_model.MODEL_INVALID:
-                    raise SolverError(f"CP-SAT does not take the model: {self.model.validate()}")
+                    raise SolverError(f"CP-SAT refuses the model: {self.model.validate()}")
                 if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):  # in others the bound may be 0 and mean nothing
                     news.put(("bound", solver.best_objective_bound))
                 news.put(("status", status.name))

@@ -10,7 +10,7 @@ from solvers.search import Search
 
 
 def enumerate_paired(problem: Problem, search: Search) -> None:
-    """Look at every choice, all of them with one option of the first group after those with another."""
+    """Try every choice, one option of the first group after the other."""
     a, u = arrays_of(problem)
     chosen, best = problem.group_offsets[:-1].copy(), np.array([np.inf])
     least = chosen.copy()
@@ -27,7 +27,7 @@ def enumerate_paired(problem: Problem, search: Search) -> None:
 
 @compiled
 def _enumerate(a: Arrays, u: PairedUses, chosen: Integers, best: Floats, least: Integers) -> None:
-    """All choices with this option of the first group, counted up from the last group."""
+    """Try all choices with this option of the first group, counting up from the last group."""
     last = len(chosen) - 1
     while True:
         _, usage = begin_uses(u, chosen)

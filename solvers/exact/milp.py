@@ -6,8 +6,7 @@ A MIP solver compares with absolute tolerances (about 1e-6), so it is never give
   is divided by U - L: what is still to be found out is of size 1, however small the scores are.
 * A choice the solver returns is judged like any other. One that bends a budget is cut off (a cover inequality: not
   every group may use as much as it does there), and the program is solved again.
-* PuLP's ``status`` is not asked but how the solver itself says that it stopped; its bound counts only where it
-  stopped in a way that proves one.
+* PuLP's ``status`` is not used: the solver itself says how it stopped, and its bound counts only where that proves one.
 """
 
 import re
@@ -31,16 +30,16 @@ from solvers.kernels.moves import Integers
 BACKENDS = ("highs", "cbc")
 
 SECONDS_PER_PRODUCT = 5e-5
-"""What building the model takes for each product variable (PuLP makes a Python object of everything)."""
+"""Seconds that building the model takes for each product variable (PuLP makes a Python object of everything)."""
 
 GRACE_S = 0.2
-"""How long CBC may overrun before it is asked, and then made, to stop."""
+"""Seconds that CBC may overrun before it is asked to stop, and after that is killed."""
 
 CBC_DIGIT = 1e-3
-"""CBC prints its bound to so much, rounded: up or down."""
+"""Largest error of the bound that CBC prints, which is rounded up or down."""
 
 POLL_S = 0.1
-"""How often it is looked whether HiGHS is done or Ctrl-C was pressed."""
+"""Seconds between two checks whether HiGHS is done or Ctrl-C was pressed."""
 
 SMALLEST_UNIT = 1e-6
 """The objective is divided by U - L, but by no less than this times its largest effect: solvers mind huge numbers."""
@@ -115,7 +114,7 @@ class Milp(Linearised):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
-    """What one run of a back end gave: a choice, a proven bound, and whether it looked at everything."""
+    """The outcome of one run: a choice, a proven bound, and whether the search was complete."""
 
     choice: Integers | None
     bound: float | None

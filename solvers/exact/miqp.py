@@ -44,10 +44,10 @@ FULL_RANK = 1 / 3
 """From this many columns per option a factor is replaced by the one whose relaxation is tightest."""
 
 COMPLETE = ("optimal", "infeasible", "inforunbd")
-"""How SCIP stops when it has looked at everything (no variable is unbounded below)."""
+"""SCIP's status when its search is complete (no variable is unbounded below)."""
 
 PROVING = (*COMPLETE, "timelimit", "userinterrupt")
-"""How SCIP stops where its bound is proven."""
+"""SCIP's status when its bound is proven."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ class Miqp(Exact):
     extra: ClassVar[str] = "exact"
 
     def refuse(self, problem: Problem) -> str:
-        """Too many sparse terms."""
+        """Refuse a problem with too many sparse terms."""
         if problem.pairs.num_sparse <= MAX_PRODUCTS:
             return ""
         return (

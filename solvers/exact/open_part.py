@@ -20,10 +20,10 @@ class Exact(Solver):
 
 
 class Linearised(Exact):
-    """One that gives every product of options a variable of its own."""
+    """An exact back end that gives every product of options a variable of its own."""
 
     def refuse(self, problem: Problem) -> str:
-        """Too many products of options."""
+        """Refuse a problem with too many products of options."""
         if (count := num_products(problem)) <= MAX_PRODUCTS:
             return ""
         return (

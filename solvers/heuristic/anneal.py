@@ -29,7 +29,7 @@ CHUNK = 100_000
 """Moves between two looks at the clock (about 10 ms)."""
 
 LEAST_MOVES = 20_000
-"""Moves of every cooling at least: small problems are searched through in no time, and safer for it."""
+"""Minimum number of moves of a cooling: small problems take no time anyway, and are searched more thoroughly."""
 
 CHILDREN = 4
 """Children of a generation, cooled at the same time."""
@@ -51,7 +51,7 @@ class Anneal(Solver):
     Attributes:
         sweeps: moves per group in the cooling of one random start; a child takes a quarter. Fewer where time is short.
         population: choices that are kept and recombined.
-        generations: rounds of recombination at most; the search ends earlier when they stop paying.
+        generations: maximum number of rounds of recombination; the search ends earlier when they stop paying.
 
     >>> from solvers import solve
     >>> from formulations.generators.random_instances import layered_problem

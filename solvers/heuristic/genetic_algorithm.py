@@ -26,7 +26,7 @@ class Genetic(Solver):
 
     Attributes:
         population: choices alive at a time.
-        generations: rounds of mating at most; the search ends earlier when they stop paying.
+        generations: maximum number of rounds of mating; the search ends earlier when they stop paying.
 
     >>> from solvers import solve
     >>> from formulations.generators.random_instances import layered_problem

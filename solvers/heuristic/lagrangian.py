@@ -26,7 +26,7 @@ MAX_STATES = 200_000
 """The longest Pareto list before the proof of a linear problem is given up (`dp` goes further)."""
 
 CORES = (250, 1000, 4000, 16_000)
-"""How many of the options that are left open are annealed in each round, at most."""
+"""Maximum number of open options that are annealed in one round."""
 
 MOVES = 2_000_000
 """Moves for one of six choices in one round, within 200 and 2000 per group (some 0.1 s)."""
@@ -77,7 +77,7 @@ class Lagrangian(Solver):
 
 
 def begin(problem: Problem, search: Search) -> DualBound:
-    """What everything else starts from: the bound is raised, and a good choice offered where one is found."""
+    """Raise the bound and offer a good choice where one is found: the start of all other work."""
     bound = raise_dual_bound(problem, search, 0.4)
     if search.proven():
         return bound

@@ -20,7 +20,7 @@ PAIRED = 128
 """Share of the moves that switch two groups, in 256ths."""
 
 NO_BEST = np.inf
-"""Value of a record that holds nothing yet."""
+"""Objective of a record that holds no choice yet."""
 
 
 @compiled

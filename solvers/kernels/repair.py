@@ -1,4 +1,4 @@
-"""A choice that breaks budgets, made feasible by the cheapest switches.
+"""Repair: a choice that breaks budgets is made feasible by the cheapest switches.
 
 Three steps, each only when the one before did not end within the budgets: switches in the order of objective per
 unit of excess (a lazily updated heap over the groups, so 10,000 groups take milliseconds); with several budgets a
@@ -16,7 +16,7 @@ from solvers.kernels.compiled import compiled
 from solvers.kernels.moves import Arrays, Floats, Integers, begin, delta, fits, switch, to_arrays
 
 BREAKOUT_STEPS, BREAKOUT_WORK = 200, 1_000_000
-"""Steps of the breakout search before it gives up: the first, or as many as weigh that many switches."""
+"""Limits of the breakout search: a number of steps, or the number of steps that weigh so many switches."""
 
 TREE_NODES = 2_000_000
 """Nodes of the depth-first search before it gives up."""

@@ -1,4 +1,4 @@
-"""What an answer is worth: its samples made to choices, each step reported apart, and where the time went."""
+"""Turn an answer's samples into choices, with each step and the time it took reported apart."""
 
 import math
 from collections.abc import Mapping

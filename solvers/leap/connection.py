@@ -1,4 +1,4 @@
-"""The line to the service: D-Wave's own client, with every error in plain words.
+"""The connection to the service: D-Wave's own client, with every error in plain words.
 
 Uploads and the choice of a solver go through ``dwave.cloud.Client``, problems through its ``api.Problems`` resource,
 which sends one request a call: what was sent and what was not is known at every step. POST requests are never
@@ -36,7 +36,7 @@ NO_TOKEN = (
 
 
 class Connection:
-    """An open line to the service; made by `connect`."""
+    """An open connection to the service; made by `connect`."""
 
     def __init__(self, client: Any, problems: Any) -> None:
         self._client, self._problems = client, problems
@@ -87,12 +87,12 @@ class Connection:
                 ) from error
 
     def upload(self, file: Any) -> str:
-        """Upload an encoded model; gives the id by which a submission names it."""
+        """Upload an encoded model; returns the id by which a submission names it."""
         with plainly("the model was uploaded", self.endpoint):
             return str(self._client.upload_problem_encoded(file).result())
 
     def submit(self, solver: Any, problem_type: str, data: Mapping[str, Any], params: Any, label: str) -> str:
-        """Submit one problem; gives its id. Sends one request, once."""
+        """Submit one problem and return its id. Sends one request, once."""
         job = ProblemJob(
             data=ProblemData.model_validate(dict(data)),
             params=dict(params),
@@ -136,7 +136,7 @@ class Connection:
 
 @contextlib.contextmanager
 def connect(config: Mapping[str, Any] | None = None) -> Iterator[Connection]:
-    """A line to the service, closed at the end of the block.
+    """Connect to the service; the connection is closed at the end of the block.
 
     Args:
         config: what ``dwave.cloud.Client.from_config`` takes; over environment and configuration file.

@@ -38,7 +38,7 @@ TOLD = (
     "share_feasible_decoded",
     "problem_id",
 )
-"""What the report says of each part, beside its groups and whether it was better."""
+"""Entries of the report on each part, besides its groups and whether it was better."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Decomposed(QuantumProcessor):
     """Parts of a problem on a quantum processor, one after the other.
 
     Attributes:
-        calls: most parts that are sent; each is charged as one problem of `num_reads` samples.
-        variables: most variables of a part; None: what the processor holds fully coupled.
+        calls: maximum number of parts that are sent; each is charged as one problem of `num_reads` samples.
+        variables: maximum number of variables of a part; None: what the processor holds fully coupled.
 
     >>> import tempfile
     >>> from formulations.generators.random_instances import layered_problem
@@ -104,9 +104,9 @@ class Decomposed(QuantumProcessor):
         return access_time(len(remote.properties["qubits"]), remote, parameters, None, calls=self.calls)
 
     def submit(self, problem: Problem, *, time_limit: float | None = None) -> "Job":  # noqa: ARG002
-        """Refused: it is many problems, each decided by the one before."""
+        """Refuse: the descent sends many problems, each of which depends on the one before."""
         raise InvalidOptionError(
-            f"{self.name!r} sends many problems, each after the one before: it cannot be left alone"
+            f"{self.name!r} sends many problems, each of which depends on the one before: leave out wait=False"
         )
 
     @contextlib.contextmanager
@@ -121,7 +121,7 @@ class Decomposed(QuantumProcessor):
         lock = fasteners.InterProcessLock(str(path.with_suffix(".lock")))
         if not lock.acquire(blocking=False):
             lock.lockfile.close()  # fasteners leaves it open
-            raise LeapError(f"another process goes on with {path}: wait for it, or take another folder or seed")
+            raise LeapError(f"{path} is in use by another process: wait for it, or use another folder or seed")
         try:
             state = Descent.load(path)
             if state is not None:
@@ -142,7 +142,7 @@ class Decomposed(QuantumProcessor):
             lock.release()
 
     def _first(self, problem: Problem, search: Search) -> bool:
-        """Make sure of a choice within the budgets, from the dual; whether there is one."""
+        """Find a first choice within the budgets, from the dual; returns whether there is one."""
         from solvers.bounds.duality import dual_bound
         from solvers.kernels.repair import repair
 

@@ -1,4 +1,4 @@
-"""How far a descent over parts of a problem has come, in a file: a run that was cut goes on where it was.
+"""The progress of a descent over parts of a problem, in a file, so that an interrupted run resumes.
 
 The file is written before a part goes out and after its answer is in, so that a killed process loses neither the
 best choice nor a part that was sent. Its name is made of the problem and what was asked; the same call finds it again.
@@ -26,7 +26,7 @@ class Descent:
     Attributes:
         path: the file.
         seed: of blocks and parts.
-        room: most variables of a part.
+        room: maximum number of variables of a part.
         start: objective of the first choice, in the problem's unit.
         choice: the best so far.
         passes: how many were begun.
@@ -56,10 +56,10 @@ class Descent:
 
     @classmethod
     def load(cls, path: Path) -> "Descent | None":
-        """What a run that was cut left, or None.
+        """Read the state that an interrupted run left, or None.
 
         Raises:
-            FileFormatError: the file is none of this kind, not whole, or of a newer version.
+            FileFormatError: the file is of another kind, not whole, or of a newer version.
         """
         if not path.exists():
             return None
@@ -71,6 +71,6 @@ class Descent:
 
 
 def descent_path(folder: str, settings: Any) -> Path:
-    """The file of a descent that ``asked`` (JSON-able) tells from all others."""
+    """The file of the descent with these ``settings`` (JSON-able), which no other descent shares."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return Path(folder) / f"qpu-decomposed-{digest[:16]}{SUFFIX}"

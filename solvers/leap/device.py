@@ -53,7 +53,7 @@ class Device:
         return make(*self.topology["shape"], node_list=self.qubits, edge_list=self.couplers)
 
     def largest_clique(self) -> int:
-        """How many variables fit that are all coupled to each other."""
+        """Largest number of variables that fit when all are coupled to each other."""
         if self.topology["type"] == WITHOUT_CHAINS:
             return len(self.qubits)
         return len(busclique.busgraph_cache(self.graph()).largest_clique())

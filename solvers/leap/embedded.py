@@ -31,7 +31,7 @@ class EmbeddedForm(BqmForm):
 
     @classmethod
     def first(cls, problem: Problem, remote: Any, options: Mapping[str, Any]) -> "EmbeddedForm":
-        """Slack bits would couple all variables, so budgets are always priced."""
+        """Encode with priced budgets: slack bits would couple all variables."""
         prices = dual_bound(problem, time_limit=PRICES_S).prices
         form = cls(problem, {"encoding": options["encoding"], "prices": prices})
         chains = Device(remote.name, remote.properties).embed(form.encoded.bqm, Path(options["jobs"]))
@@ -71,11 +71,11 @@ class EmbeddedForm(BqmForm):
         return {"qubits": sum(len(chain) for chain in self.chains.values())}
 
     def min_time_s(self, properties: Mapping[str, Any]) -> float:  # noqa: ARG002
-        """A processor has no least time."""
+        """Return 0: a processor has no minimum time."""
         return 0.0
 
     def decode(self, answer: Any, connection: Connection) -> Samples:  # noqa: ARG002
-        """Chains by majority, then as any QUBO."""
+        """Decode chains by majority, then the bits as of any QUBO."""
         decoded = decode_qp_numpy({"type": "ising", "answer": answer.model_dump(mode="json")}, return_matrix=True)
         active = decoded["active_variables"]
         sampled = dimod.SampleSet.from_samples(
@@ -87,7 +87,7 @@ class EmbeddedForm(BqmForm):
         return self.unembedded(sampled, {name: float(value) for name, value in answer.timing.items()})
 
     def unembedded(self, sampled: dimod.SampleSet, timing_us: Mapping[str, float]) -> Samples:
-        """The choices that samples of the qubits mean, one for every read, and how the chains did."""
+        """Decode samples of the qubits into choices, one for every read, with statistics of broken chains."""
         samples = unembed_sampleset(sampled, self.chains, self.source, chain_break_fraction=True)
         reads = np.repeat(np.arange(len(samples.record)), samples.record.num_occurrences)
         samples = dimod.SampleSet(samples.record[reads], samples.variables, {}, samples.vartype)

@@ -1,4 +1,4 @@
-"""What sending a problem would mean: its size against the solver's limits, the least time, the expected charge."""
+"""Estimate what sending a problem would take: its size against the solver's limits, the least time, the charge."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -48,7 +48,7 @@ class Estimate:
 
 
 def estimate(form: RemoteForm, remote: Any, time_limit: float | None) -> Estimate:
-    """What sending ``form`` to the service's hybrid solver ``remote`` would mean.
+    """Estimate what sending ``form`` to the service's hybrid solver ``remote`` would take.
 
     Args:
         form: the problem in the solver's form.

@@ -37,7 +37,7 @@ class Samples:
         valid: ``(n,)`` which of them were one option a group as sampled.
         energies: ``(n,)`` in the form's model; None where the service gives none.
         timing_us: microseconds, as the service calls them.
-        details: for the report.
+        details: further entries for the report.
     """
 
     choices: Integers
@@ -68,18 +68,18 @@ class RemoteForm(ABC):
 
     @abstractmethod
     def sizes(self) -> dict[str, int]:
-        """What `limits` limit."""
+        """The sizes that `limits` bounds."""
 
     @abstractmethod
     def min_time_s(self, properties: Mapping[str, Any]) -> float:
         """The least time limit that a solver with these properties takes for it, seconds."""
 
     def file(self) -> Any:
-        """The model as a binary file, open at its begin; of forms that are uploaded."""
+        """The model as a binary file, open at its beginning; for forms that are uploaded."""
         raise NotImplementedError
 
     def data(self, remote: Any) -> dict[str, Any]:
-        """The model as a submission to ``remote`` holds it; of forms that are not uploaded."""
+        """The model as a submission to ``remote`` holds it; for forms that are not uploaded."""
         raise NotImplementedError
 
     @abstractmethod
@@ -122,7 +122,7 @@ class CqmForm(RemoteForm):
         return cqm_file(self.problem)
 
     def decode(self, answer: Any, connection: Connection) -> Samples:  # noqa: ARG002
-        """A group with none or several variables on is no valid sample; its first one on, or first at all, is taken."""
+        """Decode each group: the first option that is on, or the first of all; mark samples without exactly one."""
         sampleset = dimod.SampleSet.from_serializable(answer.data)
         columns = [sampleset.variables.index(v) for v in range(self.problem.num_options)]
         on = sampleset.record.sample[:, columns] > 0.5
@@ -166,7 +166,7 @@ class BqmForm(RemoteForm):
         return {"variables": bqm.num_variables, "biases": bqm.num_variables + bqm.num_interactions}
 
     def min_time_s(self, properties: Mapping[str, Any]) -> float:
-        """Linear between the points that the solver publishes."""
+        """Interpolate linearly between the points that the solver publishes."""
         variables, seconds = zip(*properties["minimum_time_limit"], strict=True)
         return float(np.interp(self.encoded.bqm.num_variables, variables, seconds))
 
@@ -175,7 +175,7 @@ class BqmForm(RemoteForm):
         return self.encoded.bqm.to_file()
 
     def decode(self, answer: Any, connection: Connection) -> Samples:  # noqa: ARG002
-        """Groups that are no one option are decoded to the cheapest of those that are on."""
+        """Decode groups with several options on to the cheapest of them, with none on to the cheapest of all."""
         sampleset = dimod.SampleSet.from_serializable(answer.data)
         return bqm_samples(self.encoded, sampleset, _times(sampleset.info))
 
@@ -219,7 +219,7 @@ class NonlinearForm(RemoteForm):
         return self.encoded.model.to_file()
 
     def decode(self, answer: Any, connection: Connection) -> Samples:
-        """Every state is a choice."""
+        """Read the choices: every state is one."""
         model = self.encoded.model
         with connection.download(answer) as downloaded, tempfile.TemporaryFile() as file, model.lock():
             file.write(downloaded.read())

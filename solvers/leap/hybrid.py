@@ -30,7 +30,7 @@ JOBS = "leap-jobs"
 
 @dataclass(frozen=True)
 class LeapSolver(Solver):
-    """What all back ends share that send a problem to the service.
+    """A back end that sends a problem to the service.
 
     Attributes:
         remote: name of the service's solver; empty: as D-Wave's client chooses (configured, or the newest).
@@ -53,11 +53,11 @@ class LeapSolver(Solver):
     @classmethod
     @abstractmethod
     def form_class(cls) -> type["RemoteForm"]:
-        """How the problem is stated."""
+        """The form in which the problem is stated."""
 
     @classmethod
     def parameters(cls, options: Mapping[str, Any], time_limit_s: float | None) -> dict[str, Any]:  # noqa: ARG003
-        """What the service's solver is told beside the problem."""
+        """The parameters that are sent with the problem."""
         return {"time_limit": time_limit_s}
 
     @classmethod
@@ -67,7 +67,7 @@ class LeapSolver(Solver):
 
     @classmethod
     def why_not(cls) -> str:
-        """Which packages are missing. Imports nothing: ``dwave`` itself is there with the samplers."""
+        """Say which packages are missing. Imports nothing: ``dwave`` itself is installed with the samplers."""
         missing = [name for name in cls.distributions if not _installed(name)]
         if not missing:
             return ""
@@ -88,7 +88,7 @@ class LeapSolver(Solver):
 
     @staticmethod
     def decided(problem: Problem, search: Search) -> bool:
-        """Whether there is nothing to decide, and so nothing to pay for; then its one choice is given."""
+        """Whether there is nothing to decide, and so nothing to pay for; then the one choice is offered."""
         if problem.num_options > problem.num_groups:
             return False
         search.offer(np.zeros(problem.num_groups, dtype=np.int64))
@@ -103,7 +103,7 @@ class LeapSolver(Solver):
         job: "Job | None" = None,
         on_begun: "Callable[[Job], object]" = lambda _: None,
     ) -> None:
-        """One problem to the service and back, or only what is left of it to do for a ``job`` that was begun.
+        """Send one problem and take its answer, or finish a ``job`` that was begun.
 
         Args:
             problem: scaled; ``search.original`` as it was stated.
@@ -131,7 +131,9 @@ class LeapSolver(Solver):
         from solvers.leap.job import send
 
         if problem.num_options == problem.num_groups:
-            raise UnsupportedProblemError("every group has one option: nothing is to be decided, and nothing was sent")
+            raise UnsupportedProblemError(
+                "every group has one option: there is nothing to decide, and nothing was sent"
+            )
         with connect(self.config) as connection:
             form, guess = self.stated(normal_form(problem).problem, connection, time_limit)
             return send(self.job_of(problem, form, guess, connection, time_limit), connection, form)

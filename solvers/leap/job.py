@@ -40,7 +40,7 @@ SUFFIX = ".job.json"
 NOT_SENT = "NOT SENT"
 
 FIRST_PAUSE_S, PAUSE_GROWTH, LONGEST_PAUSE_S = 0.01, 1.5, 10.0
-"""Between two questions whether a problem is done."""
+"""Pauses between two questions whether a problem is done."""
 
 SETTLE_S = 5.0
 """A request that was cut may still be on its way: so long it is waited for before the problem is sent again."""
@@ -91,7 +91,7 @@ class Job:
         """Read a job file.
 
         Raises:
-            FileFormatError: it is none, not whole, or of a newer version.
+            FileFormatError: the file is of another kind, not whole, or of a newer version.
         """
         value = FILE_KIND.read_json(path)
         with FILE_KIND.building(path):
@@ -123,7 +123,7 @@ class Job:
     def fetch(
         self, config: Mapping[str, Any] | None = None, *, on_wait: Callable[["Job"], None] | None = None
     ) -> Solution:
-        """Wait until the problem is done and give its solution; goes on with a submission that was cut.
+        """Wait until the problem is done and return its solution; an interrupted submission is finished first.
 
         Args:
             config: of D-Wave's client.

@@ -66,14 +66,14 @@ class QuantumProcessor(LeapBqm):
 
     @classmethod
     def form_class(cls) -> type["RemoteForm"]:
-        """Embedded."""
+        """The embedded form."""
         from solvers.leap.embedded import EmbeddedForm
 
         return EmbeddedForm
 
     @classmethod
     def parameters(cls, options: Mapping[str, Any], time_limit_s: float | None) -> dict[str, Any]:  # noqa: ARG003
-        """The processor takes numbers of reads, not seconds."""
+        """The parameters of a submission: the processor takes numbers of reads, not seconds."""
         parameters = {"num_reads": options["num_reads"], "annealing_time": options["annealing_time_us"]}
         return {name: value for name, value in parameters.items() if value is not None}
 
@@ -132,9 +132,11 @@ class QuantumProcessor(LeapBqm):
             take(problem, search, form.unembedded(sampleset, {}))
 
     def submit(self, problem: Problem, *, time_limit: float | None = None) -> "Job":
-        """Send it; a mock has no jobs."""
+        """Send ``problem`` and return its job; a simulated processor has none."""
         if self.simulated:
-            raise InvalidOptionError("a simulated processor runs here and has no jobs: leave out simulated or wait")
+            raise InvalidOptionError(
+                "a simulated processor runs on this machine and has no jobs: leave out 'simulated' or 'wait'"
+            )
         return LeapBqm.submit(self, problem, time_limit=time_limit)
 
     @property

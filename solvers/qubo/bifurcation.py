@@ -24,7 +24,7 @@ from solvers.qubo.route import QuboSolver, SampleRound, require_known
 DYNAMICS = ("discrete", "ballistic")
 
 DT = 0.7
-"""Step in time; 1.25 is given for even couplings, penalties make these uneven."""
+"""Step in time; the literature takes 1.25 for even couplings, penalties make them uneven."""
 
 DENSE = 0.05
 """Share of couplings above which a dense product is faster."""

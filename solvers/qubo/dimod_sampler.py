@@ -56,7 +56,7 @@ def from_sampler(sampler: object) -> Solver:
 
 @dataclass(frozen=True)
 class SamplerSolver(Solver):
-    """What both kinds of sampler share.
+    """A dimod sampler as a back end.
 
     Attributes:
         sampler: the dimod sampler.
@@ -116,7 +116,7 @@ class BqmSamplerSolver(SamplerSolver):
         require_known(self.name, "encoding", self.encoding, ENCODINGS)
 
     def refuse(self, problem: Problem) -> str:
-        """A factor that makes too many couplings when it is expanded."""
+        """Refuse a factor that makes too many couplings when it is expanded."""
         return refuse_too_many(self.name, problem)
 
     def run(self, problem: Problem, search: Search) -> None:

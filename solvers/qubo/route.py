@@ -2,7 +2,8 @@
 
 A budget enters the model as a price per unit (a Lagrange multiplier), which keeps it sparse; the price is bisected,
 round by round: up after the best sample went over the budget, down after it stayed within. The penalty on groups
-begins at what is proven sufficient (see `formulations.encodings`) and is halved for every group that was valid in all
+begins at what is proven sufficient (see `formulations.forms.encodings`) and is halved for every group that was valid in
+all
 samples of a round, since a penalty larger than needed freezes an annealer; decode takes any sample, so a penalty too
 small costs nothing but quality. What always holds: what is offered went through decode and, where needed, `repair`.
 
@@ -77,7 +78,7 @@ class QuboSolver(Solver):
             importlib.import_module(module)
 
     def refuse(self, problem: Problem) -> str:
-        """A factor that makes too many couplings when it is expanded."""
+        """Refuse a factor that makes too many couplings when it is expanded."""
         return refuse_too_many(self.name, problem)
 
     def run(self, problem: Problem, search: Search) -> None:
@@ -86,10 +87,10 @@ class QuboSolver(Solver):
 
 
 def require_known(name: str, option: str, word: str, words: Any) -> None:
-    """Refuse a word that an option does not know.
+    """Refuse a value that is not among the words that an option knows.
 
     Raises:
-        InvalidOptionError: it is none of ``known``.
+        InvalidOptionError: it is not among ``words``.
     """
     if word not in words:
         raise InvalidOptionError(f"option {option!r} of {name!r} knows {', '.join(words)}, found {word!r}")

@@ -32,12 +32,12 @@ def states_of(found: Any, variables: Sequence[Any]) -> tuple[NDArray[np.int8], F
         variables: the columns that are asked for.
 
     Raises:
-        SolverError: it is none, or says nothing about some of the variables.
+        SolverError: it is not a sample set, or lacks some of the variables.
     """
     if not all(hasattr(found, name) for name in ("record", "variables")):
         raise SolverError(f"a sampler returns a dimod.SampleSet, found {type(found).__name__}")
     if missing := [v for v in variables if v not in found.variables]:
-        raise SolverError(f"the sampler says nothing about {len(missing)} variables, the first is {missing[0]!r}")
+        raise SolverError(f"the sampler's answer lacks {len(missing)} variables, the first is {missing[0]!r}")
     columns = [found.variables.index(v) for v in variables]
     order = np.argsort(found.record.energy, kind="stable")
     order = np.repeat(order, found.record.num_occurrences[order])
@@ -74,7 +74,7 @@ class Quality:
 
 @dataclass
 class Improver:
-    """Takes decoded samples to feasible, polished choices, offers them and keeps the books."""
+    """Turns decoded samples into feasible, polished choices, offers them and records what each step gained."""
 
     problem: Problem
     search: Search

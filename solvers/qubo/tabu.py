@@ -40,7 +40,7 @@ class Tabu(QuboSolver):
     num_restarts: int = 2
 
     def refuse(self, problem: Problem) -> str:
-        """More bits than a dense matrix can be made for."""
+        """Refuse a problem with more bits than a dense matrix can hold."""
         bits = problem.num_options - (0 if self.encoding == "one-hot" else problem.num_groups)
         if bits <= MAX_BITS:
             return QuboSolver.refuse(self, problem)

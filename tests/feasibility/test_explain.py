@@ -153,7 +153,7 @@ def test_no_time_claims_nothing():
     assert why.feasible is None
     assert [(one.lower, one.upper) for one in why.budgets] == [(8.0, None), (2.0, None)]
     assert (why.clash, why.minimal, why.relaxation) == ((), False, None)
-    assert "time was up" in str(why)
+    assert "the time limit came first" in str(why)
     assert "at least 8" in str(why)
 
 

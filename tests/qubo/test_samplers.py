@@ -247,7 +247,7 @@ def test_a_sampler_that_fails_later_keeps_the_best_so_far(problem, answer, preso
         (lambda _: None, "a sampler returns a dimod.SampleSet, found NoneType"),
         (
             lambda _: descended(dimod.BQM({0: 1.0}, {}, 0.0, "BINARY")),
-            "says nothing about .* variables, the first is 1",
+            "lacks .* variables, the first is 1",
         ),
     ],
 )

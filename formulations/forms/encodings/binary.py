@@ -123,7 +123,7 @@ class _Letters:
         return np.asarray(self.rest != self.bit)
 
     def levels(self, wanted: Flags) -> tuple[Integers, ...]:
-        """``(letter, rest, bit)`` of the letters ``which``, those of the fewest bits first, ``(3, n)`` each."""
+        """``(letter, rest, bit)`` of the ``wanted`` letters, those of the fewest bits first, ``(3, n)`` each."""
         sizes = np.bitwise_count(self.code)
         chosen = (np.flatnonzero(wanted & (sizes == size)) for size in range(2, int(sizes.max(initial=0)) + 1))
         return tuple(np.stack([members, self.rest[members], self.bit[members]]) for members in chosen)

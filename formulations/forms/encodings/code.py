@@ -32,7 +32,7 @@ class Code:
 
     @property
     def num_bits(self) -> int:
-        """B, the model's variables but for slack bits."""
+        """B, the number of the model's variables without slack bits."""
         return len(self.bits)
 
     def options_on(self, states: ArrayLike) -> NDArray[np.float64]:

@@ -29,7 +29,7 @@ from formulations.generators.prune_quantize import prune_quantize
 from formulations.problem import Problem
 
 MAX_OPTIONS = 2_000_000
-"""Most options that one set may have while they are made."""
+"""Largest number of options of one set while they are built."""
 
 MAX_STEPS = 200
 

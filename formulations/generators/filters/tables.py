@@ -49,7 +49,7 @@ class FilterLayer:
         tied: name of the set of layers whose filter i is pruned in all or in none; its own name when empty.
 
     Raises:
-        InvalidProblemError: numbers that are no such table.
+        InvalidProblemError: the numbers do not make such a table.
     """
 
     name: str
@@ -216,7 +216,7 @@ class FilterNetwork:
         )
 
     def require(self, choice: FilterChoice) -> None:
-        """Refuse a choice that is none of this network's (see `evaluate`)."""
+        """Refuse a choice that does not fit this network (see `evaluate`)."""
         shapes, given = (
             [filter_set.scores.shape for filter_set in self.sets],
             [pruned.shape for pruned in choice.pruned],
