@@ -139,7 +139,12 @@ def test_tied_groups_choose_alike_at_the_same_objective(seed):
 
 @pytest.mark.parametrize(
     ("sets", "word"),
-    [([["a", "z"]], "'z'"), ([["a", "b"], ["b", "c"]], "twice"), ([["a", "d"]], "equally many"), (["ab"], "string")],
+    [
+        ([["a", "z"]], "'z'"),
+        ([["a", "b"], ["b", "c"]], "is in two sets"),
+        ([["a", "d"]], "equally many"),
+        (["ab"], "string"),
+    ],
 )
 def test_wrong_ties_are_refused(sets, word):
     problem = Problem(list("abcd"), [["x", "y"]] * 3 + [["x"]], [0.0] * 7, {}, {})
