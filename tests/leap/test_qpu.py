@@ -381,7 +381,7 @@ def test_two_processes_do_not_share_a_descent(mock, tmp_path):
     command = [sys.executable, "-uc", program, str(left.with_suffix(".lock"))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as another:
         another.stdout.readline()
-        with pytest.raises(LeapError, match="another process goes on"):
+        with pytest.raises(LeapError, match="in use by another process"):
             solve(problem, "qpu-decomposed", seed=0, initial=[0] * 20, **mock)
         another.stdin.close()
     assert solve(problem, "qpu-decomposed", seed=0, initial=[0] * 20, **mock).feasible
