@@ -1,10 +1,10 @@
 """Channels of a ResNet removed at equal macs: this project's choice against uniform widths and global rankings.
 
 Ours: how many channels of every coupled set stay is solved for from the measured loss of every option, with the layers
-that read a set fitted anew to what stays ("obs, made up for"), and the same without. Beside it, at no more macs: the
-same share of every set by mean absolute weight (L1); all units ranked together by their Fisher score for each of the
-macs that they save (what Taylor pruning does with its squares, arXiv 1906.10771); and, where torch-pruning is
-installed, its group magnitude and group Taylor importance, global. Every row is judged on test images as it is cut,
+that read a set fitted anew to what stays, then all layers fitted in turn; and the same without. Beside it, at no more
+macs: the same share of every set by mean absolute weight (L1); all units ranked together by their Fisher score for
+each of the macs that they save (what Taylor pruning does with its squares, arXiv 1906.10771); and, where torch-pruning
+is installed, its group magnitude and group Taylor importance, global. Every row is judged on test images as it is cut,
 with batch-norm statistics taken again, and after the same fine-tuning (distillation from the original).
 
 A cut run goes on: the measurement and the rows are kept in ``--out``.
@@ -37,7 +37,11 @@ from qcompress.structure.scores import by_weight, sensitivity
 from qcompress.structure.uses import Uses, uses_of
 from solvers import solve
 
-OURS = {"ours": {}, "ours, nothing made up for": {"reconstructed": False}}
+OURS: dict[str, tuple[dict[str, Any], bool]] = {  # options, and whether layers are fitted in turn
+    "ours": ({}, True),
+    "ours, not fitted in turn": ({}, False),
+    "ours, nothing made up for": ({"reconstructed": False}, False),
+}
 THEIRS = {
     "torch-pruning, group magnitude": "GroupMagnitudeImportance",
     "torch-pruning, group Taylor": "GroupTaylorImportance",
@@ -151,9 +155,9 @@ def main() -> None:
     whole = uses.of([item.num_units for item in sets])
 
     def measured(choice: str) -> Measurement:
-        file = out / f"{name}_{choice.replace(', ', '_').replace(' ', '_')}.npz"
+        file = out / f"{name}_{'_'.join(['made_up', *OURS[choice][0]])}.npz"
         if not file.exists():
-            options = qcompress.prune_channels(**OURS[choice])
+            options = qcompress.prune_channels(**OURS[choice][0])
             qcompress.measure(model, data, options, cache=file.with_suffix(".part")).save(file)
         return Measurement.load(file)
 
@@ -162,7 +166,8 @@ def main() -> None:
             measurement = measured(choice)
             problem = qcompress.formulate(measurement, {"macs": share})
             solution = solve(problem, time_limit=arguments.time_limit, seed=0)
-            return qcompress.apply(model, measurement, solution), solution.gap
+            smaller = qcompress.apply(model, measurement, solution)
+            return (qcompress.fit_in_turn_(smaller, model, data) if OURS[choice][1] else smaller), solution.gap
         if choice in THEIRS:
             own = classes[: arguments.calibration]
             return torch_pruned(model, data, own, THEIRS[choice], share * whole["macs"]), None

@@ -29,6 +29,7 @@ from qcompress.options import Options, gguf_types, integer_products, low_rank, p
 from qcompress.refinement import Refined, RefineStep, refine
 from qcompress.report import Report
 from qcompress.structure.find import find_sets
+from qcompress.structure.in_turn import fit_in_turn_
 from qcompress.training.finetune import FinetuneProgress, finetune
 from qcompress.training.stable_rank import stable_rank
 from qcompress.vocabulary import count_words, split_vocabulary_, vocabulary_blocks
@@ -87,6 +88,7 @@ __all__ = [
     "prune_quantize",
     "prune_channels",
     "find_sets",
+    "fit_in_turn_",
     "compressed_size",
     "pack_",
     "save_compressed",

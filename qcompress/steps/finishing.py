@@ -1,6 +1,7 @@
 """From a choice to the compressed model: applied, fine-tuned."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -8,10 +9,13 @@ from torch import nn
 from qcompress.compressed.apply import apply, chosen_transforms
 from qcompress.compressed.copying import own_copy
 from qcompress.compressed.file import load_compressed, save_compressed
+from qcompress.compressed.record import record_of
 from qcompress.identity import identify, identify_batches
 from qcompress.measurement import Measurement
+from qcompress.measuring.true_loss import mean_loss
 from qcompress.run_folder import Kept, RunFolder
 from qcompress.steps.request import KEPT, MODEL_FILE, Request
+from qcompress.structure.in_turn import fit_in_turn_
 from qcompress.training.finetune import finetune
 from solvers import Solution
 
@@ -20,7 +24,8 @@ def applied(
     request: Request, run: RunFolder, measurement: Measurement, solution: Solution, *, refitted: bool = False
 ) -> nn.Module:
     """The compressed copy of the model, before any training."""
-    own, file = request.calibration, MODEL_FILE if request.finetune_steps == 0 else "chosen.safetensors"
+    own, last = request.calibration, request.finetune_steps == 0 and not measurement.sets
+    file = MODEL_FILE if last else "chosen.safetensors"
     return run.once(
         "apply",
         lambda _: apply(
@@ -28,6 +33,29 @@ def applied(
         ),
         key=_applied_from(request, run, measurement, solution, refitted=refitted),
         kept=_kept_model(file, request.copied),
+    )
+
+
+def made_up(request: Request, run: RunFolder, chosen: nn.Module) -> nn.Module:
+    """The smaller network with its layers fitted in turn, where that loses less on samples not fitted to.
+
+    Only where channels were removed; without samples kept aside the data itself decides.
+    """
+    record = record_of(chosen)
+    if record is None or not record.cuts:
+        return chosen
+    own, judged = request.calibration, list(request.kept) or request.calibration.data
+
+    def make(_: Path | None) -> nn.Module:
+        fitted = fit_in_turn_(own_copy(chosen), request.copied, own.data, own.forward)
+        losses = [mean_loss(own.model, item, judged, loss=own.loss, forward=own.forward) for item in (chosen, fitted)]
+        return fitted if losses[1] < losses[0] else chosen
+
+    return run.once(
+        "fit",
+        make,
+        key={"chosen": chosen, **request.identities},
+        kept=_kept_model(MODEL_FILE if request.finetune_steps == 0 else "fitted.safetensors", request.copied),
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import qcompress
 from formulations import Problem
-from qcompress import compress, formulate, mean_loss, measure, prune_channels, prune_quantize, solve
+from qcompress import compress, fit_in_turn_, formulate, mean_loss, measure, prune_channels, prune_quantize, solve
 from qcompress.compressed.reconstruction import DAMPING, reconstruct
 from qcompress.errors import ArtefactError, ModelError, OptionsError
 from qcompress.measurement import Measurement
@@ -142,6 +142,19 @@ def test_making_up_for_what_goes_loses_less_on_the_calibration_data() -> None:
         for own in (True, False)
     )
     assert with_it.cost.sum() < 0.8 * without.cost.sum()
+
+
+def test_fitting_in_turn_loses_less_than_options_made_up_for_alone() -> None:
+    model, data = seeded(two_layers), images(samples=96)
+    measurement = measure(model, data, prune_channels(keep=KEEP), loss="mse")
+    smaller = qcompress.apply(model, measurement, solve(formulate(measurement, {"macs": 0.4}), "brute-force"))
+    before = mean_loss(model, smaller, data, loss="mse")
+    shapes = [tensor.shape for tensor in smaller.parameters()]
+    fit_in_turn_(smaller, model, data)
+    assert mean_loss(model, smaller, data, loss="mse") < 0.9 * before
+    assert [tensor.shape for tensor in smaller.parameters()] == shapes
+    with pytest.raises(ModelError, match="no record of removed channels"):
+        fit_in_turn_(model, model, data)
 
 
 def test_a_file_holds_the_smaller_network_and_measurements_round_trip(tmp_path: Path) -> None:

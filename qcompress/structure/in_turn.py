@@ -1,0 +1,156 @@
+"""Fit the layers of a smaller network one after the other to what the original's layers give.
+
+Options are made up for one at a time, on the inputs that the original sees; with many sets cut at once, every layer
+gets other inputs than it was fitted to. So the layers are gone through in the order in which they run: each is fitted,
+by least squares, to the outputs of the original's layer on the inputs that the smaller network really gives it
+(channel pruning by reconstruction, arXiv 1707.06168). Weights move no further than the data asks: what hardly moves
+the outputs stays as it was.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qcompress.compressed.record import record_of
+from qcompress.errors import ModelError
+from qcompress.model import forward as forwards
+from qcompress.model import layers
+from qcompress.model.tensors import held_tensors, overlapping
+
+MAX_INPUTS = 16384
+"""Weights a channel up to which a layer is fitted: 2 GB of sums."""
+
+DAMPING = 0.01
+"""Of the moments' mean diagonal: how strongly weights are held where they are."""
+
+
+class _EnoughError(Exception):
+    """The layer that was waited for has run."""
+
+
+@forwards.layer_by_layer()
+def fit_in_turn_(
+    smaller: nn.Module, original: nn.Module, data: Iterable[Any], forward: forwards.Forward | None = None
+) -> nn.Module:
+    """Fit the Linear and Conv2d layers of ``smaller``, in place and in the order in which they run.
+
+    Args:
+        smaller: what `qcompress.apply` made of ``original`` by options of channels.
+        original: left as it is.
+        data: re-iterable batches; every layer takes one pass, up to the layer.
+        forward: how to run a batch.
+
+    Raises:
+        ModelError: ``smaller`` carries no record of what was cut.
+
+    >>> from qcompress import apply, formulate, measure, mean_loss, prune_channels, solve
+    >>> model, data = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), [torch.randn(64, 4)]
+    >>> measurement = measure(model, data, prune_channels(keep=(0.5,)), loss="mse")
+    >>> smaller = apply(model, measurement, solve(formulate(measurement, {"macs": 0.6}), "brute-force"))
+    >>> before = mean_loss(model, smaller, data, loss="mse")
+    >>> mean_loss(model, fit_in_turn_(smaller, model, data), data, loss="mse") <= before
+    True
+    """
+    record = record_of(smaller)
+    if record is None or not record.cuts:
+        raise ModelError("the model carries no record of removed channels: give what apply() made by prune_channels()")
+    kept = {
+        name.rpartition(".")[0]: np.setdiff1d(np.arange(len(original.get_parameter(name))), indices)
+        for (name, dim), indices in record.cuts.items()
+        if dim == 0 and name.endswith("weight") and name in dict(original.named_parameters())
+    }
+    with forwards.evaluating(smaller), forwards.evaluating(original), torch.no_grad():
+        for path in _in_order(smaller, data, forward):
+            _fit(smaller, original, path, kept.get(path), data, forward)
+    return smaller
+
+
+def _in_order(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None) -> list[str]:
+    """Paths of the layers that can be fitted and are called once, in the order of their calls."""
+    called: list[str] = []
+    shared = overlapping(held_tensors(model))
+    hooks = [
+        module.register_forward_hook(lambda *_, path=path: called.append(path))
+        for path, module in model.named_modules()
+        if _fits(module) and id(module.weight) not in shared
+    ]
+    try:
+        forwards.run(model, forwards.first_batch(data), forward)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [path for path in dict.fromkeys(called) if called.count(path) == 1]
+
+
+def _fits(module: nn.Module) -> bool:
+    if not isinstance(module, (nn.Linear, nn.Conv2d)) or not layers.is_plain(module):
+        return False
+    plain = not isinstance(module, nn.Conv2d) or (module.groups == 1 and module.padding_mode == "zeros")
+    return plain and module.weight[0].numel() <= MAX_INPUTS and not isinstance(getattr(module, "padding", 0), str)
+
+
+def _fit(
+    smaller: nn.Module,
+    original: nn.Module,
+    path: str,
+    kept: NDArray[np.int64] | None,
+    data: Iterable[Any],
+    forward: forwards.Forward | None,
+) -> None:
+    """One layer."""
+    module = smaller.get_submodule(path)
+    moments = cross = torch.zeros(())
+    for batch in data:
+        inputs, _ = _at(smaller, path, batch, forward)
+        _, wanted = _at(original, path, batch, forward)
+        rows, goal = _rows(module, inputs), _rows_of_outputs(module, wanted)
+        if kept is not None:
+            goal = goal[:, torch.from_numpy(kept)]
+        bias = getattr(module, "bias", None)
+        if bias is not None:
+            goal = goal - bias
+        moments, cross = moments + (rows.T @ rows).double(), cross + (goal.T @ rows).double()
+    weight = layers.weight_of(module)
+    before = layers.to_rows(module, weight.detach()).double()
+    held = moments + torch.eye(len(moments), dtype=torch.float64) * (DAMPING * float(moments.diagonal().mean()) + 1e-30)
+    change = torch.linalg.solve(held, (cross - before @ moments).T).T
+    weight.copy_(layers.from_rows(module, (before + change).to(weight), weight.shape))
+
+
+def _at(model: nn.Module, path: str, batch: Any, forward: forwards.Forward | None) -> tuple[Tensor, Tensor]:
+    """What a layer is given, and gives; what comes behind it does not run."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        seen.append((args[0] if args else kwargs["input"], output))
+        raise _EnoughError
+
+    hook = model.get_submodule(path).register_forward_hook(note, with_kwargs=True)
+    try:
+        forwards.run(model, batch, forward)
+    except _EnoughError:
+        return seen[0]
+    finally:
+        hook.remove()
+    raise ModelError(f"{path!r} was called by one batch and not by another")
+
+
+def _rows(module: nn.Module, given: Tensor) -> Tensor:
+    """Inputs ``(positions, weights per channel)``."""
+    if isinstance(module, nn.Conv2d):
+        sizes = (module.kernel_size, module.dilation, module.padding, module.stride)
+        unfolded = functional.unfold(given, *sizes)  # type: ignore[arg-type]
+        return unfolded.transpose(1, 2).reshape(-1, unfolded.shape[1])
+    return given.reshape(-1, given.shape[-1])
+
+
+def _rows_of_outputs(module: nn.Module, output: Tensor) -> Tensor:
+    """Outputs ``(positions, channels)``."""
+    if isinstance(module, nn.Conv2d):
+        return output.flatten(2).transpose(1, 2).reshape(-1, output.shape[1])
+    return output.reshape(-1, output.shape[-1])
