@@ -12,7 +12,7 @@ to about 1, and usually a part of the stated one; what it finds is carried back 
 import dataclasses
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -56,6 +56,24 @@ class Solver(ABC):
     presolved: ClassVar[bool] = True  # may see the problem reduced; False where it must see it as it was stated
     requires: ClassVar[tuple[str, ...]] = ()  # modules it imports when it runs
     extra: ClassVar[str] = ""  # what installs them: pip install 'qcompress[extra]'
+    minima: ClassVar[Mapping[str, float]] = {}  # option → its least value (None, where it is the default, is taken)
+    words: ClassVar[Mapping[str, Collection[str]]] = {}  # option → the words that it may be
+
+    def __post_init__(self) -> None:
+        """Refuse values that options cannot take.
+
+        Raises:
+            InvalidOptionError: a number below its minimum, or a word that the option does not know.
+        """
+        for option, least in self.minima.items():
+            value = getattr(self, option)
+            if value is not None and not value >= least:
+                raise InvalidOptionError(f"option {option!r} of {self.name!r} must be at least {least}, found {value}")
+        for option, known in self.words.items():
+            if (value := getattr(self, option)) not in known:
+                raise InvalidOptionError(
+                    f"option {option!r} of {self.name!r} knows {', '.join(known)}, found {value!r}"
+                )
 
     @abstractmethod
     def run(self, problem: Problem, search: "Search") -> None:

@@ -14,7 +14,7 @@ bounded, and the same input gives the same answer.
 """
 
 import itertools
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -179,13 +179,10 @@ class Beam(Solver):
     summary: ClassVar[str] = (
         "beam search from the loosest choice to the budgets; beam_search takes a measured objective"
     )
+    minima: ClassVar[Mapping[str, int]] = {"width": 1, "branch": 1, "levels": 1}
     width: int = 8
     branch: int = 16
     levels: int = 16
-
-    def __post_init__(self) -> None:
-        for option in self.option_defaults():
-            _at_least_one(option, getattr(self, option))
 
     def prepare(self) -> None:
         """Compile the loops."""

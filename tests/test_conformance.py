@@ -5,7 +5,7 @@ import importlib.metadata
 import itertools
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -234,6 +234,15 @@ class Unpicklable(Toy):
     callback: Any = field(default=lambda: None)
 
 
+@dataclass(frozen=True)
+class Lax(Toy):
+    minima: ClassVar = {"tries": 1}
+    tries: int = 1
+
+    def __post_init__(self):
+        """Nothing is checked."""
+
+
 BROKEN = [
     (Silent, "check_answers_are_sound", "no choice, though one exists"),
     (FalseProof, "check_answers_are_sound", "lies above the optimum|OPTIMAL, the optimum is"),
@@ -254,6 +263,7 @@ BROKEN = [
     (NotJson, "check_answers_are_sound", "cannot be saved as JSON"),
     (PoolLies, "check_degenerate_problems", "its pool holds"),
     (Unpicklable, "check_pickle", "cannot be pickled"),
+    (Lax, "check_option_limits", "accepted tries=0"),
 ]
 
 

@@ -1,12 +1,12 @@
 """`MultiStart`: a solver run several times with independent seeds, the best of all kept."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from formulations import Problem
 from solvers.base import Search
 from solvers.composites.wrapper import Wrapper, inner_search
-from solvers.errors import InvalidOptionError
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,8 @@ class MultiStart(Wrapper):
 
     name: ClassVar[str] = "multi-start"
     summary: ClassVar[str] = "a solver run several times with independent seeds, the best kept"
+    minima: ClassVar[Mapping[str, int]] = {"starts": 1}
     starts: int = 4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.starts < 1:
-            raise InvalidOptionError(f"option starts of 'multi-start' must be at least 1, found {self.starts}")
 
     def run(self, problem: Problem, search: Search) -> None:
         """Run start after start, until one proves its answer, all are done, or time is up."""

@@ -48,6 +48,7 @@ class Wrapper(Solver):
         for attribute in INHERITED:
             object.__setattr__(self, attribute, getattr(inner, attribute))
         object.__setattr__(self, "presolved", type(self).presolved and inner.presolved)
+        super().__post_init__()
 
     @property
     def inner(self) -> Solver:

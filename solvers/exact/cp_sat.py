@@ -16,7 +16,7 @@ import contextlib
 import itertools
 import queue
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,7 +25,7 @@ import numpy as np
 from formulations import Problem
 from formulations.forms.integer_program import num_products, pair_blocks
 from solvers.base import Search
-from solvers.errors import InvalidOptionError, SolverError
+from solvers.errors import SolverError
 from solvers.exact.open_part import Linearised, undecided
 from solvers.kernels.moves import Floats, Integers, to_arrays
 
@@ -62,11 +62,8 @@ class CpSat(Linearised):
     requires: ClassVar[tuple[str, ...]] = ("ortools",)
     extra: ClassVar[str] = "cp-sat"
 
+    minima: ClassVar[Mapping[str, int]] = {"workers": 1}
     workers: int = 1
-
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise InvalidOptionError(f"option workers of solver 'cp-sat' must be at least 1, found {self.workers}")
 
     def run(self, problem: Problem, search: Search) -> None:
         """Bound and incumbent, then CP-SAT over what they leave open."""

@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import tempfile
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +24,6 @@ from formulations import Problem
 from formulations.forms.integer_program import IntegerProgram, num_products, to_integer_program
 from formulations.reductions.scaling import scaled
 from solvers.base import Search
-from solvers.errors import InvalidOptionError
 from solvers.exact.open_part import Linearised, undecided
 from solvers.kernels.moves import Integers
 
@@ -63,11 +63,8 @@ class Milp(Linearised):
     summary: ClassVar[str] = "mixed-integer programming by HiGHS or CBC (PuLP); pair terms linearised"
     requires: ClassVar[tuple[str, ...]] = ("pulp", "highspy")
 
+    words: ClassVar[Mapping[str, Collection[str]]] = {"backend": BACKENDS}
     backend: str = "highs"
-
-    def __post_init__(self) -> None:
-        if self.backend not in BACKENDS:
-            raise InvalidOptionError(f"option backend of solver 'milp' is one of {BACKENDS}, found {self.backend!r}")
 
     def run(self, problem: Problem, search: Search) -> None:
         """Bound and incumbent, then the integer program over what they leave open."""

@@ -10,6 +10,7 @@ cuts the run.
 
 import os
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,7 +19,6 @@ import numpy as np
 
 from formulations import Problem
 from solvers.base import Search, Solver
-from solvers.errors import InvalidOptionError
 from solvers.kernels.cooling import NO_BEST, cool
 from solvers.kernels.local_search import polish_flat
 from solvers.kernels.moves import Arrays, Floats, Integers, begin, delta, fits, to_arrays
@@ -61,15 +61,10 @@ class Anneal(Solver):
 
     name: ClassVar[str] = "anneal"
     summary: ClassVar[str] = "annealing inside the choice space, with recombination; any problem, any size"
+    minima: ClassVar[Mapping[str, int]] = {"sweeps": 1, "population": 1, "generations": 0}
     sweeps: int = 20_000
     population: int = 8
     generations: int = 60
-
-    def __post_init__(self) -> None:
-        for option, least in (("sweeps", 1), ("population", 1), ("generations", 0)):
-            if getattr(self, option) < least:
-                value = getattr(self, option)
-                raise InvalidOptionError(f"option {option!r} of 'anneal' must be at least {least}, found {value}")
 
     def prepare(self) -> None:
         """Compile the loops."""

@@ -5,12 +5,12 @@ algorithm), so that selection compares what choices can become, not penalties an
 random numbers come from the run's own generator, so that a seed gives the same answer again.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from formulations import Problem
 from solvers.base import Search, Solver
-from solvers.errors import InvalidOptionError
 from solvers.kernels.local_search import polish_flat
 from solvers.kernels.warm import warm
 
@@ -37,13 +37,9 @@ class Genetic(Solver):
     name: ClassVar[str] = "ga"
     summary: ClassVar[str] = "genetic algorithm (pymoo) with repair and descent, polished at the end"
     requires: ClassVar[tuple[str, ...]] = ("pymoo",)
+    minima: ClassVar[Mapping[str, int]] = {"population": 2, "generations": 1}
     population: int = 100
     generations: int = 300
-
-    def __post_init__(self) -> None:
-        for option, least in (("population", 2), ("generations", 1)):
-            if (found := getattr(self, option)) < least:
-                raise InvalidOptionError(f"option {option!r} of 'ga' must be at least {least}, found {found}")
 
     def prepare(self) -> None:
         """Compile the loops."""

@@ -8,7 +8,7 @@ under way (`solvers.leap.descent`).
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -61,14 +61,9 @@ class Decomposed(QuantumProcessor):
     name: ClassVar[str] = "qpu-decomposed"
     summary: ClassVar[str] = "a quantum processor, or its mock, on parts of a problem that is too large for it"
     has_jobs: ClassVar[bool] = False
+    minima: ClassVar[Mapping[str, int]] = {**QuantumProcessor.minima, "calls": 1, "variables": 1}
     calls: int = 20
     variables: int | None = None
-
-    def __post_init__(self) -> None:
-        QuantumProcessor.__post_init__(self)
-        for name, value in {"calls": self.calls, "variables": self.variables}.items():
-            if value is not None and value < 1:
-                raise InvalidOptionError(f"option {name!r} of {self.name!r} must be at least 1, found {value}")
 
     def run(self, problem: Problem, search: Search) -> None:
         """Descend until a pass improves nothing, the calls are used up, or time is."""

@@ -6,16 +6,17 @@ time limit is the service's; the queue before it is not counted. Ctrl-C leaves t
 
 import importlib.metadata
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from formulations import Problem
+from formulations.forms.encodings import ENCODINGS
 from formulations.reductions.scaling import normal_form
 from solvers.base import Search, Solver
-from solvers.errors import InvalidOptionError, UnsupportedProblemError
+from solvers.errors import UnsupportedProblemError
 from solvers.kernels.warm import warm
 
 if TYPE_CHECKING:
@@ -221,14 +222,8 @@ class LeapBqm(LeapSolver):
     name: ClassVar[str] = "leap-bqm"
     summary: ClassVar[str] = "D-Wave Leap's hybrid BQM solver on the QUBO; decoded, repaired, polished"
     native_constraints: ClassVar[bool] = False
+    words: ClassVar[Mapping[str, Collection[str]]] = {"encoding": ENCODINGS}
     encoding: str = "domain-wall"
-
-    def __post_init__(self) -> None:
-        from formulations.forms.bqm import ENCODINGS
-
-        if self.encoding not in ENCODINGS:
-            encodings = ", ".join(ENCODINGS)
-            raise InvalidOptionError(f"option 'encoding' of {self.name!r} knows {encodings}, found {self.encoding!r}")
 
     @classmethod
     def form_class(cls) -> type["RemoteForm"]:

@@ -7,7 +7,7 @@ the same embedding and decoding without a network, by steepest descent instead o
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -49,20 +49,13 @@ class QuantumProcessor(LeapBqm):
     summary: ClassVar[str] = "a D-Wave quantum processor, or its mock: embedded QUBO; decoded, repaired, polished"
     distributions: ClassVar[tuple[str, ...]] = (*LeapSolver.distributions, "dwave-system", "minorminer")
     uploads: ClassVar[bool] = False
+    minima: ClassVar[Mapping[str, int]] = {"num_reads": 1}
+    words: ClassVar[Mapping[str, Collection[str]]] = {**LeapBqm.words, "topology": ("pegasus", "zephyr", "chimera")}
     num_reads: int = 100
     annealing_time_us: float | None = None
     simulated: bool = False
     topology: str = "pegasus"
     size: int = 4
-
-    def __post_init__(self) -> None:
-        LeapBqm.__post_init__(self)
-        if self.num_reads < 1:
-            raise InvalidOptionError(f"option 'num_reads' of {self.name!r} must be at least 1, found {self.num_reads}")
-        if self.topology not in ("pegasus", "zephyr", "chimera"):
-            raise InvalidOptionError(
-                f"option 'topology' of {self.name!r} knows pegasus, zephyr, chimera, found {self.topology!r}"
-            )
 
     @classmethod
     def form_class(cls) -> type["RemoteForm"]:

@@ -10,6 +10,7 @@ faster to settle), and c scaled so that the push of random spins is about 1/2. A
 that a step is one product with J; the package that goes by the method's name needs torch, which solvers never import.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ import scipy.sparse
 from formulations.forms.bqm import EncodedBqm
 from formulations.forms.couplings import Floats
 from solvers.base import Search
-from solvers.qubo.route import QuboSolver, SampleRound, require_known
+from solvers.qubo.route import QuboSolver, SampleRound
 
 DYNAMICS = ("discrete", "ballistic")
 
@@ -50,14 +51,11 @@ class Bifurcation(QuboSolver):
     name: ClassVar[str] = "bifurcation"
     summary: ClassVar[str] = "simulated bifurcation on the QUBO, all spins at once; decoded, repaired, polished"
     requires: ClassVar[tuple[str, ...]] = ("dimod",)
-    least: ClassVar[dict[str, int]] = {"rounds": 1, "num_reads": 1, "num_steps": 1}
+    minima: ClassVar[Mapping[str, int]] = {"rounds": 1, "num_reads": 1, "num_steps": 1}
+    words: ClassVar[Mapping[str, Collection[str]]] = {**QuboSolver.words, "dynamics": DYNAMICS}
     dynamics: str = "discrete"
     num_reads: int = 20
     num_steps: int = 1000
-
-    def __post_init__(self) -> None:
-        QuboSolver.__post_init__(self)
-        require_known(self.name, "dynamics", self.dynamics, DYNAMICS)
 
     def sampling(self, search: Search) -> SampleRound:
         """All reads together."""

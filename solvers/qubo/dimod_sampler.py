@@ -6,6 +6,7 @@ What always holds: only parameters that the sampler itself lists are passed on; 
 the sampler has a parameter for them.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from solvers.base import Search, Solver
 from solvers.errors import InvalidOptionError, SolverError
 from solvers.kernels.moves import to_arrays
 from solvers.kernels.warm import warm
-from solvers.qubo.route import refuse_too_many, require_known, sample_rounds
+from solvers.qubo.route import refuse_too_many, sample_rounds
 from solvers.qubo.samples import Improver, states_of
 
 READS = 20
@@ -72,6 +73,7 @@ class SamplerSolver(Solver):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", type(self.sampler).__name__)
+        super().__post_init__()
         accepted = getattr(self.sampler, "parameters", None) or {}
         if unknown := [name for name in self.parameters or {} if name not in accepted]:
             listed = ", ".join(accepted) or "none"
@@ -106,14 +108,10 @@ class BqmSamplerSolver(SamplerSolver):
     """
 
     native_constraints: ClassVar[bool] = False
+    minima: ClassVar[Mapping[str, int]] = {"rounds": 1}
+    words: ClassVar[Mapping[str, Collection[str]]] = {"encoding": ENCODINGS}
     rounds: int = 10
     encoding: str = "domain-wall"
-
-    def __post_init__(self) -> None:
-        SamplerSolver.__post_init__(self)
-        if self.rounds < 1:
-            raise InvalidOptionError(f"option 'rounds' of {self.name!r} must be at least 1, found {self.rounds}")
-        require_known(self.name, "encoding", self.encoding, ENCODINGS)
 
     def refuse(self, problem: Problem) -> str:
         """Refuse a factor that makes too many couplings when it is expanded."""

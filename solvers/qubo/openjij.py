@@ -4,6 +4,7 @@ OpenJij gives all reads of a call the same seed, and so the same sample; here ev
 own, which keeps runs repeatable.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from formulations.forms.bqm import EncodedBqm
 from solvers.base import Search
-from solvers.qubo.route import QuboSolver, SampleRound, require_known
+from solvers.qubo.route import QuboSolver, SampleRound
 from solvers.qubo.simulated_annealing import beta_range
 
 ALGORITHMS = ("sa", "sqa")
@@ -31,15 +32,12 @@ class OpenJij(QuboSolver):
     summary: ClassVar[str] = "OpenJij's annealing or quantum annealing on the QUBO; decoded, repaired, polished"
     requires: ClassVar[tuple[str, ...]] = ("dimod", "openjij")
     extra: ClassVar[str] = "openjij"
-    least: ClassVar[dict[str, int]] = {"rounds": 1, "num_reads": 1, "num_sweeps": 1}
+    minima: ClassVar[Mapping[str, int]] = {"rounds": 1, "num_reads": 1, "num_sweeps": 1}
+    words: ClassVar[Mapping[str, Collection[str]]] = {**QuboSolver.words, "algorithm": ALGORITHMS}
     small: ClassVar[int] = 10_000  # it converts models slowly
     algorithm: str = "sa"
     num_reads: int = 5
     num_sweeps: int = 300
-
-    def __post_init__(self) -> None:
-        QuboSolver.__post_init__(self)
-        require_known(self.name, "algorithm", self.algorithm, ALGORITHMS)
 
     def sampling(self, search: Search) -> SampleRound:
         """Reads one by one."""

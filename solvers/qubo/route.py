@@ -14,7 +14,7 @@ whole would not be done in time it is not begun, and ``details["not_sampled"]`` 
 import importlib
 import time
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,7 +26,7 @@ from formulations.forms.bqm import ENCODINGS, EncodedBqm, pair_couplings, to_bqm
 from formulations.forms.couplings import MAX_PAIRS, count_couplings
 from formulations.pairs import PairTerms
 from solvers.base import Search, Solver
-from solvers.errors import InvalidOptionError, SolverError
+from solvers.errors import SolverError
 from solvers.kernels.moves import Floats, Integers, to_arrays
 from solvers.kernels.warm import warm
 from solvers.qubo.samples import Improver, states_of
@@ -56,16 +56,11 @@ class QuboSolver(Solver):
 
     native_constraints: ClassVar[bool] = False
     requires: ClassVar[tuple[str, ...]] = ("dimod", "dwave.samplers")
-    least: ClassVar[dict[str, int]] = {"rounds": 1}  # options that are counts, and the least they may be
+    minima: ClassVar[Mapping[str, int]] = {"rounds": 1}
+    words: ClassVar[Mapping[str, Collection[str]]] = {"encoding": ENCODINGS}
     small: ClassVar[int] = 100_000  # couplings of a model that is built and converted in some hundredths of a second
     rounds: int = 12
     encoding: str = "domain-wall"
-
-    def __post_init__(self) -> None:
-        for option, least in self.least.items():
-            if (value := getattr(self, option)) < least:
-                raise InvalidOptionError(f"option {option!r} of {self.name!r} must be at least {least}, found {value}")
-        require_known(self.name, "encoding", self.encoding, ENCODINGS)
 
     @abstractmethod
     def sampling(self, search: Search) -> SampleRound:
@@ -84,16 +79,6 @@ class QuboSolver(Solver):
     def run(self, problem: Problem, search: Search) -> None:
         """Sample, decode, repair, polish, round by round."""
         sample_rounds(problem, search, self.sampling(search), self.rounds, self.encoding, small=self.small)
-
-
-def require_known(name: str, option: str, word: str, words: Any) -> None:
-    """Refuse a value that is not among the words that an option knows.
-
-    Raises:
-        InvalidOptionError: it is not among ``words``.
-    """
-    if word not in words:
-        raise InvalidOptionError(f"option {option!r} of {name!r} knows {', '.join(words)}, found {word!r}")
 
 
 def refuse_too_many(name: str, problem: Problem) -> str:

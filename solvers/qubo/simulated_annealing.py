@@ -5,6 +5,7 @@ finest differences between options that matter. What always holds: variables sta
 so that a seed gives the same samples again.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,7 +37,7 @@ class SimulatedAnnealing(QuboSolver):
 
     name: ClassVar[str] = "sa"
     summary: ClassVar[str] = "simulated annealing on the QUBO (dwave-samplers); decoded, repaired, polished"
-    least: ClassVar[dict[str, int]] = {"rounds": 1, "num_reads": 1, "num_sweeps": 1}
+    minima: ClassVar[Mapping[str, int]] = {"rounds": 1, "num_reads": 1, "num_sweeps": 1}
     trial_sweeps: ClassVar[int] = 3  # of the read that measures how many fit into a time limit
     num_reads: int = 10
     num_sweeps: int = 300

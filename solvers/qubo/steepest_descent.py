@@ -1,5 +1,6 @@
 """Steepest descent on the QUBO from random states (dwave-samplers): the baseline that any annealer has to beat."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,7 +24,7 @@ class SteepestDescent(QuboSolver):
 
     name: ClassVar[str] = "steepest-descent"
     summary: ClassVar[str] = "steepest descent on the QUBO from random states (dwave-samplers); the cheap baseline"
-    least: ClassVar[dict[str, int]] = {"rounds": 1, "num_reads": 1}
+    minima: ClassVar[Mapping[str, int]] = {"rounds": 1, "num_reads": 1}
     num_reads: int = 100
 
     def sampling(self, search: Search) -> SampleRound:

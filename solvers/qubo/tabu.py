@@ -4,6 +4,7 @@ What always holds: a read ends after a number of restarts, so that a seed gives 
 time limit cuts it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -34,7 +35,7 @@ class Tabu(QuboSolver):
 
     name: ClassVar[str] = "tabu"
     summary: ClassVar[str] = "tabu search on the QUBO (dwave-samplers); decoded, repaired, polished"
-    least: ClassVar[dict[str, int]] = {"rounds": 1, "num_reads": 1, "num_restarts": 0}
+    minima: ClassVar[Mapping[str, int]] = {"rounds": 1, "num_reads": 1, "num_restarts": 0}
     rounds: int = 8
     num_reads: int = 2
     num_restarts: int = 2

@@ -79,6 +79,19 @@ def check_unknown_option_is_refused(solver: Solver) -> None:
         fail(solver, "accepted the unknown option no_such_option=1")
 
 
+def check_option_limits(solver: Solver) -> None:
+    """A number below an option's minimum and a word that an option does not know raise InvalidOptionError."""
+    wrong: list[tuple[str, Any]] = [(option, least - 1) for option, least in solver.minima.items()]
+    wrong += [(option, "no such word") for option in solver.words]
+    for option, value in wrong:
+        try:
+            registry.configured(solver, {option: value})
+        except InvalidOptionError as error:
+            require(solver, option in str(error), f"the error does not name the option {option!r}: {error}")
+        else:
+            fail(solver, f"accepted {option}={value!r}")
+
+
 def check_pickle(solver: Solver) -> None:
     """A pickled copy has the same options and gives the same kind of answer (worker processes need this)."""
     try:
@@ -302,6 +315,7 @@ def check_inputs_are_unchanged(solver: Solver) -> None:
 ALWAYS: tuple[Check, ...] = (
     check_description,
     check_unknown_option_is_refused,
+    check_option_limits,
     check_pickle,
     check_answers_are_sound,
     check_presolve_changes_no_answer,
