@@ -6,7 +6,7 @@
 """
 
 from formulations import Evaluation, PairTerms, Problem
-from qcompress.compressed.apply import apply, apply_
+from qcompress.compressed.apply import apply_
 from qcompress.compressed.factored import fold_
 from qcompress.compressed.file import compressed_size, load_compressed, save_compressed
 from qcompress.compressed.folding import fold_batch_norms
@@ -28,6 +28,7 @@ from qcompress.model.opened import open_model
 from qcompress.options import Options, gguf_types, integer_products, low_rank, prune_channels, prune_quantize
 from qcompress.refinement import Refined, RefineStep, refine
 from qcompress.report import Report
+from qcompress.streaming.applying import apply
 from qcompress.structure.find import find_sets
 from qcompress.structure.in_turn import fit_in_turn_
 from qcompress.training.finetune import FinetuneProgress, finetune

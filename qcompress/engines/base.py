@@ -76,6 +76,7 @@ class Engine(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     requires: ClassVar[tuple[str, ...]] = ()  # modules it imports when it writes or runs
+    by_block: ClassVar[bool] = False  # whether it writes and runs an opened model with one block in memory at a time
     extra: ClassVar[str] = ""  # the extra of qcompress that brings them
     tolerance: ClassVar[
         float
@@ -156,6 +157,14 @@ class Engine(ABC):
     @abstractmethod
     def run(self, path: Path, batches: Iterable[Any]) -> EngineRun:
         """Run the file in the engine."""
+
+    def run_by_block(self, path: Path, batches: Iterable[Any]) -> EngineRun:  # noqa: ARG002
+        """Run the file with a block's weights in memory at a time.
+
+        Raises:
+            EngineError: the engine only runs it whole.
+        """
+        raise EngineError(f"engine {self.name!r} does not run a model block by block: load it whole")
 
     def emulate(self, model: nn.Module, batches: Iterable[Any]) -> EngineRun:
         """What `run` should give: by default the model's outputs."""

@@ -8,10 +8,11 @@ vLLM runs q, k and v as one matrix, and gate and up: layers that it fuses must s
 transformers ties dense weights only, so weights that modules share stay as they are.
 """
 
+import dataclasses
 import functools
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,7 +27,9 @@ from qcompress.engines.integer_codes import Scheme, integer_codes, scheme_of
 from qcompress.engines.tensor_file import Entry
 from qcompress.errors import EngineError
 from qcompress.model import forward as forwards
+from qcompress.model.opened import Opened, opened_from, opened_of
 from qcompress.model.parts import Part, unique_state
+from qcompress.model.weight_files import StoredTensor, WeightFiles
 from qcompress.options import Options, prune_quantize
 from qcompress.transforms.base import Keep, Target, Transform
 
@@ -56,6 +59,7 @@ class CompressedTensors(Engine):
     summary: ClassVar[str] = "Hugging Face folder with packed integer weights, for transformers and vLLM"
     requires: ClassVar[tuple[str, ...]] = ("compressed_tensors", "transformers")
     extra: ClassVar[str] = "compressed-tensors"
+    by_block: ClassVar[bool] = True
     tolerance: ClassVar[float] = 1e-6
 
     tokenizer: str | None = None
@@ -137,7 +141,8 @@ class CompressedTensors(Engine):
         path.mkdir()
         contents: dict[str, list[Entry]] = {file: [] for file in files.values()}
         for name, tensor in state.items():
-            contents[files[name]] += _entries_of(name, packed[name]) if name in packed else _dense_entries(name, tensor)
+            own = _entries_of(name, packed[name]) if name in packed else _dense_entries(name, tensor, opened_of(model))
+            contents[files[name]] += own
         for file, entries in contents.items():
             with (path / file).open("wb") as stream:
                 tensor_file.write(stream, entries)
@@ -157,24 +162,18 @@ class CompressedTensors(Engine):
             forwards.run(model, batches[0])  # the first call unpacks the weights
         return timed(forwards.run(model, batch) for batch in batches)
 
+    def run_by_block(self, path: Path, batches: Iterable[Any]) -> EngineRun:
+        """Open the folder with weights that compressed-tensors unpacks block by block, and run it with transformers."""
+        model = opened_from(PackedFiles(path))
+        return timed(forwards.run(model, batch) for batch in batches)
+
     def check(self, path: Path, model: nn.Module) -> str:
         """Decode every packed weight with compressed-tensors itself: they must be the model's, bit for bit."""
-        from compressed_tensors.compressors import PackedQuantizationCompressor
-        from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-        from safetensors.torch import load_file
-
-        state: dict[str, Tensor] = {}
-        for file in sorted(path.glob("*.safetensors")):
-            state |= load_file(file)
-        ours = unique_state(model)
+        ours, files, opened = unique_state(model), PackedFiles(path), opened_of(model)
         for item in _compressed(self, model):
             weight = _weight_name(item.part, ours)
-            name = weight.removesuffix(".weight")
-            scheme = QuantizationScheme(targets=[name], weights=QuantizationArgs(**_arguments(_scheme(item))))
-            own = {key.removeprefix(name + "."): value for key, value in state.items() if key.startswith(name + ".")}
-            own["weight_scale"] = own["weight_scale"].to(ours[weight].dtype)
-            found = PackedQuantizationCompressor.decompress(own, scheme)["weight"]
-            if not torch.equal(found, ours[weight].cpu()):
+            numbers = ours[weight].cpu() if opened is None else opened.read(weight)
+            if not torch.equal(files.read(weight), numbers):
                 return f"the weight of {item.part.name!r} in the file is not the model's"
         return ""
 
@@ -193,6 +192,48 @@ def loaded(path: Path) -> nn.Module:
     names = json.loads((path / "config.json").read_text()).get("architectures") or ["AutoModel"]
     model: nn.Module = getattr(transformers, names[0]).from_pretrained(path)
     return model.eval()
+
+
+class PackedFiles(WeightFiles):
+    """The files of a folder as if its weights were dense: compressed-tensors itself unpacks those that are packed.
+
+    Args:
+        folder: as `CompressedTensors.write` writes it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        config = json.loads((folder / "config.json").read_text())
+        groups = config.get("quantization_config", {}).get("config_groups", {}).values()
+        self._dtype = getattr(torch, config["dtype"])
+        self._schemes = {f"{module}.weight": group["weights"] for group in groups for module in group["targets"]}
+
+    def __getitem__(self, name: str) -> StoredTensor:
+        if name not in self._schemes:
+            return super().__getitem__(name)
+        packed = super().__getitem__(f"{name}_packed")
+        shape = tuple(super().read(f"{name}_shape").tolist())
+        return dataclasses.replace(packed, shape=shape, dtype=self._dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._schemes
+        yield from super().__iter__()
+
+    def __len__(self) -> int:
+        return super().__len__() + len(self._schemes)
+
+    def read(self, name: str) -> Tensor:
+        """The numbers of a tensor; of a packed weight in the type that the model computes in."""
+        if name not in self._schemes:
+            return super().read(name)
+        from compressed_tensors.compressors import PackedQuantizationCompressor
+        from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+        scheme = QuantizationScheme(targets=[name], weights=QuantizationArgs(**self._schemes[name]))
+        own = {f"weight_{key}": super(PackedFiles, self).read(f"{name}_{key}") for key in ("packed", "scale", "shape")}
+        own["weight_scale"] = own["weight_scale"].to(self._dtype)
+        numbers: Tensor = PackedQuantizationCompressor.decompress(own, scheme)["weight"]
+        return numbers
 
 
 _ANY = Target(layer="", channels=0, per_channel=0, dtype=torch.float32, macs=0)
@@ -240,8 +281,10 @@ def _files_of(model: nn.Module, shard_bytes: int) -> dict[str, str]:
     }
 
 
-def _dense_entries(name: str, tensor: Tensor) -> list[Entry]:
-    return [Entry(name=name, dtype=tensor.dtype, shape=tuple(tensor.shape), tensor=lambda: tensor)]
+def _dense_entries(name: str, tensor: Tensor, opened: Opened | None = None) -> list[Entry]:
+    """A weight as it is; of an opened model it is read when it is written."""
+    numbers = (lambda: tensor) if opened is None or not tensor.is_meta else functools.partial(opened.read, name)
+    return [Entry(name=name, dtype=tensor.dtype, shape=tuple(tensor.shape), tensor=numbers)]
 
 
 def _packed_entries(name: str, scheme: Scheme, target: Target) -> list[Entry]:

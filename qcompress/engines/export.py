@@ -11,6 +11,7 @@ from qcompress.compressed.record import record_of, require_unchanged
 from qcompress.engines.base import Engine
 from qcompress.engines.registry import as_engine
 from qcompress.errors import EngineError
+from qcompress.model.opened import opened_of
 
 
 class HasModel(Protocol):
@@ -48,7 +49,9 @@ def export(
         OSError: the file cannot be written; nothing is left half-written.
     """
     engine, model, goal = as_engine(target), model_of(model_or_result), Path(path)
-    if (record := record_of(model)) is not None:
+    if opened_of(model) is not None and not engine.by_block:
+        raise EngineError(f"engine {engine.name!r} does not write a model block by block: load it whole")
+    if (record := record_of(model)) is not None and opened_of(model) is None:  # an opened model is what it is stored as
         require_unchanged(record, model)
     if goal.is_dir() and any(goal.iterdir()):
         raise EngineError(f"{goal} is a folder with something in it; name a new file or folder")

@@ -1,6 +1,7 @@
 """`verify`: an engine's file against the model it was written from, by running both on samples."""
 
 import copy
+import math
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from qcompress.engines.export import HasModel, model_of, size_on_disk
 from qcompress.engines.registry import as_engine
 from qcompress.errors import DataError
 from qcompress.model import forward as forwards
+from qcompress.model.opened import opened_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +31,8 @@ class Verification:
         max_difference: largest difference between the engine's outputs and the emulation's.
         kl: mean KL divergence from the emulation's outputs to the engine's, nats per sample, over the last dimension.
         agreement: share of outputs whose largest entry is the same.
-        speedup: time of the same model with dense weights over that of the file, both in the engine.
+        speedup: time of the same model with dense weights over that of the file, both in the engine; not-a-number of
+            an opened model, whose time is that of reading.
         peak_bytes, dense_peak_bytes: most memory that loading the file and running a batch takes in its own process,
             and that with dense weights; None where the engine does not tell.
         ok: nothing is wrong with it.
@@ -78,7 +81,8 @@ def verify(
         raise DataError("there is nothing to verify with: the data is empty, give at least one batch")
     with forwards.evaluating(model):
         expected = engine.emulate(model, batches)
-    run = engine.run(file, batches)
+    by_block = opened_of(model) is not None
+    run = engine.run_by_block(file, batches) if by_block else engine.run(file, batches)
     found = compared(run, expected)
     size_bytes, predicted = size_on_disk(file), _predicted_bytes(engine, model, batches[0])
     wrong = engine.check(file, model)
@@ -89,7 +93,9 @@ def verify(
             f"its outputs differ from the emulation's by {found.relative:.2%} of their spread, "
             f"{engine.tolerance:.2%} at most is to be expected"
         )
-    faster, peaks = _against_dense(engine, model, file, batches, memory=memory)
+    faster, peaks = math.nan, (None, None)
+    if not by_block:
+        faster, peaks = _against_dense(engine, model, file, batches, memory=memory)
     return Verification(
         size_bytes=size_bytes,
         max_difference=found.largest,

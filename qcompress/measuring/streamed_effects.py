@@ -18,12 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from formulations.file_kinds import FileKind
-from qcompress.measuring.candidates import Candidates, EncodeProgress, fitted
-from qcompress.measuring.moments import second_moments
-from qcompress.measuring.squares import input_squares
+from qcompress.measuring.candidates import EncodeProgress, fitted
+from qcompress.measuring.streamed_inputs import inputs_of
 from qcompress.measuring.sweep import Sweep
 from qcompress.measuring.weight_gradients import Gradients
 from qcompress.model.losses import Loss
@@ -96,13 +94,11 @@ class StreamedEffects:
     ) -> None:
         self._sweep, self._options, self._loss, self._seed = sweep, options, loss, seed
         self._decoded_bytes, self._on_encode = decoded_bytes, on_encode
-        inside = {path: index for index, path in enumerate(sweep.opened.blocks)}
-        self._of_block: list[list[Part]] = [[] for _ in inside]
+        self._of_block: list[list[Part]] = [[] for _ in sweep.opened.blocks]
         self._before: list[Part] = []
         self._after: list[Part] = []
         for part in parts:
-            block = next((index for path, index in inside.items() if part.modules[0].startswith(f"{path}.")), None)
-            if block is not None:
+            if (block := sweep.opened.block_of(part.modules[0])) is not None:
                 self._of_block[block].append(part)
                 continue
             if sweep.before.intersection(part.modules):
@@ -148,7 +144,7 @@ class StreamedEffects:
             return products
 
         with sweep.states(len(sweep.chain), "gradients").writing() as put:
-            return self._unit(self._after, lambda index: sweep.output(index), passed)
+            return self._unit(self._after, None, passed)
 
     def _block(self, block: int) -> Effects:
         sweep = self._sweep
@@ -162,7 +158,7 @@ class StreamedEffects:
             return products
 
         with sweep.opened.loaded(sweep.opened.blocks[block]), sweep.states(block, "gradients").writing() as put:
-            return self._unit(self._of_block[block], lambda index: sweep.through(block, index), passed)
+            return self._unit(self._of_block[block], block, passed)
 
     def _before_blocks(self) -> Effects:
         sweep = self._sweep
@@ -172,22 +168,27 @@ class StreamedEffects:
             hidden, _ = sweep.chain.call(0, sweep.samples[index].inputs)
             return gradients.products(hidden, behind.read(index), keep=False)
 
-        return self._unit(self._before, lambda index: sweep.output(index), passed)
+        return self._unit(self._before, None, passed)
 
     def _unit(
         self,
         parts: Sequence[Part],
-        run: Callable[[int], Tensor],
+        block: int | None,
         passed: Callable[[int, Gradients], NDArray[np.float64]],
     ) -> Effects:
         """The effects of parts.
 
         Args:
             parts: whose weights are in memory.
-            run: takes a sample through the parts' layers, to see what goes into them.
+            block: that they are in.
             passed: takes a sample through and back, and gives the products of its weight gradients.
         """
-        candidates, errors = self._candidates(tuple(parts), run)
+        model, offers = self._sweep.model, {part.name: self._options[part.name].offers for part in parts}
+        inputs = inputs_of(model, self._sweep, block, parts, offers)
+        with torch.no_grad():
+            candidates, errors = fitted(
+                model, tuple(parts), self._options, *inputs, self._on_encode, self._decoded_bytes
+            )
         effects = np.zeros((candidates.num_options, len(self._sweep)))
         reached: set[Any] = set()
         for index in range(len(self._sweep)):
@@ -201,17 +202,3 @@ class StreamedEffects:
             errors=errors,
             unreached=tuple(parts[part].name for layer in silent for part in layer.parts),
         )
-
-    def _candidates(
-        self, parts: tuple[Part, ...], run: Callable[[int], Tensor]
-    ) -> tuple[Candidates, NDArray[np.float64]]:
-        model, data = self._sweep.model, range(len(self._sweep))
-        calibrated = [part for part in parts if self._options[part.name].need_moments(part.target)]
-        weighed = [part for part in parts if self._options[part.name].need_squares(part.target)]
-        one = lambda _, index: run(index)  # noqa: E731
-        moments, num_inputs = second_moments(model, calibrated, data, one) if calibrated else ({}, {})
-        squares = input_squares(model, weighed, data, one) if weighed else {}
-        with torch.no_grad():
-            return fitted(
-                model, parts, self._options, moments, num_inputs, squares, self._on_encode, self._decoded_bytes
-            )

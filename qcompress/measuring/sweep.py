@@ -4,6 +4,8 @@ Only what passes between blocks is kept, in files; a block is in memory while al
 whose file is there is a resume point.
 """
 
+import contextlib
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,8 @@ from qcompress.errors import DataError, ModelError
 from qcompress.measuring.activations import Activations
 from qcompress.measuring.weight_gradients import samples
 from qcompress.model import forward as forwards
-from qcompress.model.chain import Chain
-from qcompress.model.opened import Opened
+from qcompress.model.chain import Chain, without_cache
+from qcompress.model.opened import Opened, opened_of
 from qcompress.model.samples import same_outputs
 
 
@@ -119,3 +121,22 @@ class Sweep:
             found = self.output(0)
         if not same_outputs(self.model, found, expected):
             raise ModelError("the model's blocks, one after the other, do not give what its forward pass gives")
+
+
+@contextlib.contextmanager
+def swept_outputs(
+    model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None
+) -> Iterator[Iterator[tuple[Any, Tensor]]]:
+    """Every sample of an opened model with its output, after one pass of all samples block by block."""
+    opened = opened_of(model)
+    assert opened is not None  # noqa: S101
+    with (
+        tempfile.TemporaryDirectory(prefix="qcompress.") as folder,
+        forwards.evaluating(model),
+        without_cache(model),
+        torch.no_grad(),
+    ):
+        sweep = Sweep(model, opened, data, forward, Path(folder))
+        for done in sweep.forward():
+            sweep.states(done).delete()
+        yield ((sample.inputs, sweep.output(index)) for index, sample in enumerate(sweep.samples))

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from qcompress.compressed.emulation import Emulation
 from qcompress.errors import DataError
 from qcompress.measurement import Measurement
+from qcompress.measuring.sweep import swept_outputs
 from qcompress.model import forward as forwards
 from qcompress.model.losses import Loss, LossFunction, as_loss
+from qcompress.model.opened import opened_of
 from qcompress.model.steady import steady
 
 
@@ -31,9 +33,13 @@ def mean_loss(
     Raises:
         DataError: there is no sample.
     """
-    run = steady(forward)
+    run, measured = steady(forward), as_loss(loss)
+    if opened_of(original) is not None and opened_of(changed) is not None:
+        with swept_outputs(original, data, run) as before, swept_outputs(changed, data, run) as after:
+            rises = [measured.rise(new, old, batch) for (batch, old), (_, new) in zip(before, after, strict=True)]
+        return float(torch.cat(rises).mean())
     with forwards.evaluating(original), torch.no_grad():
-        return _mean_rise(changed, ((own, forwards.run(original, own, run)) for own in data), as_loss(loss), run)
+        return _mean_rise(changed, ((own, forwards.run(original, own, run)) for own in data), measured, run)
 
 
 class TrueLoss:

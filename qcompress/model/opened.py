@@ -8,6 +8,7 @@ block (embeddings, norms, the output layer) is read once and stays.
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class Opened:
         blocks: path of the list of blocks.
 
     Attributes:
+        files: as given.
         blocks: paths of the blocks, in their order.
         stubs: while above 0, blocks that are called read nothing.
     """
@@ -77,6 +79,10 @@ class Opened:
             yield
         finally:
             self.stubs -= 1
+
+    def block_of(self, path: str) -> int | None:
+        """The number of the block that a module is in, if it is in one."""
+        return next((number for number, own in enumerate(self.blocks) if f"{path}.".startswith(f"{own}.")), None)
 
     def block_bytes(self, block: str) -> int:
         """Bytes of a block's weights in the model's type."""
@@ -153,17 +159,24 @@ def open_model(folder: AnyPath, *, dtype: torch.dtype | None = None) -> nn.Modul
     >>> model.model.layers[0].mlp.up_proj.weight.device.type, model(torch.tensor([[1, 2]])).logits.shape
     ('meta', torch.Size([1, 2, 32]))
     """
+    source = Path(folder)
+    if not (source / "config.json").is_file():
+        raise ModelError(f"{str(source)!r} is no folder of a Hugging Face model: it has no config.json")
+    if json.loads((source / "config.json").read_text()).get("quantization_config"):
+        raise ModelError(f"{source} holds quantized weights; open the folder of the original model")
+    return opened_from(WeightFiles(source), dtype=dtype)
+
+
+def opened_from(files: WeightFiles, *, dtype: torch.dtype | None = None) -> nn.Module:
+    """The opened model of a folder with the weights that ``files`` give, see `open_model`."""
     try:
         import transformers
     except ImportError as error:
         raise MissingError("open_model needs transformers: pip install 'qcompress[compressed-tensors]'") from error
-    source = Path(folder)
-    if not (source / "config.json").is_file():
-        raise ModelError(f"{str(source)!r} is no folder of a Hugging Face model: it has no config.json")
+    source = files.folder
     config = transformers.AutoConfig.from_pretrained(source)
-    if getattr(config, "quantization_config", None):
-        raise ModelError(f"{source} holds quantized weights; open the folder of the original model")
-    files = WeightFiles(source)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
     names = getattr(config, "architectures", None) or ["AutoModel"]
     kind = getattr(transformers, names[0], None)
     if kind is None:

@@ -1,0 +1,98 @@
+"""The weights of an opened model with a choice made: codes in a folder of files, decoded when a weight is read.
+
+Every file holds the arrays of one block's parts (``PART:ARRAY`` in a safetensors file). What is not compressed is
+read from where the original's weights are.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+from torch import Tensor, nn
+
+from formulations.files import replacing
+from qcompress.compressed.record import CompressedPart, Compression, attach
+from qcompress.measurement import Measurement
+from qcompress.model.opened import opened_from, opened_of
+from qcompress.model.weight_files import StoredTensor, WeightFiles
+from qcompress.transforms.base import Keep, Transform
+
+
+class StoredArrays(Mapping[str, Tensor]):
+    """The arrays of a part, read from their file each time they are asked for."""
+
+    def __init__(self, files: WeightFiles, part: str) -> None:
+        self._files = files
+        self._names = {name.rpartition(":")[2]: name for name in files if name.rpartition(":")[0] == part}
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self._files.read(self._names[key])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class ChosenWeights(WeightFiles):
+    """Files whose weights are what a choice makes of them.
+
+    Args:
+        files: of the original.
+        parts: how each part is stored.
+    """
+
+    def __init__(self, files: WeightFiles, parts: Sequence[CompressedPart]) -> None:
+        self.folder, self._original = files.folder, files
+        self._of = {f"{path}.weight": item for item in parts if item.stored for path in item.part.modules}
+
+    def __getitem__(self, name: str) -> StoredTensor:
+        return self._original[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._original)
+
+    def __len__(self) -> int:
+        return len(self._original)
+
+    def read(self, name: str) -> Tensor:
+        """The numbers of a tensor; of a chosen part those that its codes give."""
+        item = self._of.get(name)
+        return self._original.read(name) if item is None else item.rows().view(self._original[name].shape)
+
+
+def write_codes(path: Path, codes: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Write the arrays of parts by their names, whole or not at all."""
+    from safetensors.torch import save
+
+    arrays = {f"{part}:{key}": array.contiguous() for part, own in codes.items() for key, array in own.items()}
+    with replacing(path) as file:
+        file.write(save(arrays))
+
+
+def chosen_model(
+    model: nn.Module, measurement: Measurement, transforms: Sequence[Transform], folder: Path
+) -> nn.Module:
+    """An opened model with the weights that the codes in a folder give, and the record of them.
+
+    Args:
+        model: the original, opened.
+        measurement: of it.
+        transforms: the chosen one of every part.
+        folder: with the codes of all parts that are not kept.
+    """
+    opened = opened_of(model)
+    assert opened is not None  # noqa: S101
+    files = WeightFiles(folder) if any(folder.glob("*.safetensors")) else None
+    parts = []
+    for part, transform in zip(measurement.parts, transforms, strict=True):
+        kept = isinstance(transform, Keep) or files is None
+        stored = {} if kept or files is None else StoredArrays(files, part.name)
+        parts.append(CompressedPart(part=part, transform=transform, stored=cast("dict[str, Tensor]", stored)))
+    dtype = next(own.dtype for own in model.parameters() if own.is_floating_point())
+    chosen = opened_from(ChosenWeights(opened.files, parts), dtype=dtype)
+    chosen.config, chosen.generation_config = model.config, model.generation_config
+    chosen_bytes = sum(item.transform.size_bytes(item.part.target) for item in parts)
+    attach(chosen, Compression(parts=tuple(parts), payload_bytes=int(measurement.fixed["bytes"]) + chosen_bytes))
+    return chosen

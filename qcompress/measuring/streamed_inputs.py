@@ -1,0 +1,43 @@
+"""What goes into the layers of a unit of an opened model: the moments and squares that its options are fitted to."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from qcompress.measuring.moments import second_moments
+from qcompress.measuring.squares import input_squares
+from qcompress.measuring.sweep import Sweep
+from qcompress.model.parts import Part
+from qcompress.transforms.base import Offer
+
+Inputs = tuple[dict[str, Tensor], dict[str, int], dict[str, Tensor]]
+
+
+def inputs_of(
+    model: nn.Module,
+    sweep: Sweep | None,
+    block: int | None,
+    parts: Sequence[Part],
+    offers: Mapping[str, Sequence[Offer]],
+) -> Inputs:
+    """Moments, of how many inputs, and squares, as `qcompress.model.parts.weights_of` takes them.
+
+    Args:
+        model: opened, with the parts' weights in memory.
+        sweep: that went forward through all blocks; None where nothing is fitted to inputs.
+        block: that the parts are in, None for those outside the blocks.
+        parts: of it.
+        offers: what is to be worked out of each, by its name.
+    """
+    calibrated = [part for part in parts if any(own.needs_moments(part.target) for own in offers[part.name])]
+    weighed = [part for part in parts if any(own.needs_squares(part.target) for own in offers[part.name])]
+    if sweep is None or not (calibrated or weighed):
+        return {}, {}, {}
+    data = range(len(sweep))
+
+    def run(_: nn.Module, sample: int) -> Tensor:
+        return sweep.output(sample) if block is None else sweep.through(block, sample)
+
+    moments, num_inputs = second_moments(model, calibrated, data, run) if calibrated else ({}, {})
+    squares = input_squares(model, weighed, data, run) if weighed else {}
+    return moments, num_inputs, squares

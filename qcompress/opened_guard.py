@@ -1,0 +1,74 @@
+"""The guard's trial of choices in an opened model: they go through each block together while it is in memory."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from qcompress.guard import Seen
+from qcompress.measurement import Measurement
+from qcompress.model import forward as forwards
+from qcompress.model.losses import Loss
+from qcompress.proposals import Proposal
+from qcompress.streaming.losses import Choice, losses_of
+
+
+class OpenedKeptLoss:
+    """What proposals lose on batches kept aside, as `qcompress.guard.kept_loss` of an opened model.
+
+    Args:
+        model: the original, opened.
+        measurement: what the proposals choose from.
+        kept: the batches.
+        data: what compensated codes are fitted to.
+        loss: as of `measure`.
+        forward: as of `measure`.
+        first: proposals that go through the blocks together as soon as one of them is asked for.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        measurement: Measurement,
+        kept: Iterable[Any],
+        data: Iterable[Any],
+        *,
+        loss: Loss,
+        forward: forwards.Forward | None = None,
+        first: Sequence[Proposal] = (),
+    ) -> None:
+        self._model, self._measurement, self._kept, self._data = model, measurement, kept, data
+        self._loss, self._forward, self._waiting = loss, forward, list(first)
+        self._seen: dict[Choice, Seen] = {}
+
+    def __call__(self, proposal: Proposal) -> Seen:
+        """Infinitely much where the model's output is no longer finite."""
+        choice = self._transforms(proposal)
+        if choice not in self._seen:
+            choices = list(dict.fromkeys([choice, *map(self._transforms, self._waiting)]))
+            self._waiting = []
+            new = [own for own in choices if own not in self._seen]
+            found = losses_of(
+                self._model, self._measurement, new, self._kept, self._data, loss=self._loss, forward=self._forward
+            )
+            self._seen |= dict(zip(new, map(_as_seen, found), strict=True))
+        return self._seen[choice]
+
+    def _transforms(self, proposal: Proposal) -> Choice:
+        return tuple(
+            options[option].nearest if part in proposal.nearest else options[option]
+            for part, (options, option) in enumerate(
+                zip(self._measurement.transforms, proposal.choice.tolist(), strict=False)
+            )
+        )
+
+
+def _as_seen(by_position: list[NDArray[np.float64]] | None) -> Seen:
+    if by_position is None:
+        return Seen(mean=float("inf"), each=np.zeros(0))
+    return Seen(
+        mean=float(np.concatenate([own.mean(axis=1) for own in by_position]).mean()),
+        each=np.concatenate([own.ravel() for own in by_position]),
+    )

@@ -1,0 +1,116 @@
+"""`apply`: of a model in memory to a copy, of an opened model to codes in a folder."""
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from formulations.files import AnyPath
+from qcompress.compressed import apply as in_memory
+from qcompress.compressed.apply import chosen_transforms
+from qcompress.compressed.chosen_weights import chosen_model, write_codes
+from qcompress.errors import DataError, OptionsError
+from qcompress.measurement import Measurement
+from qcompress.measuring.sweep import Sweep
+from qcompress.model import forward as forwards
+from qcompress.model.chain import without_cache
+from qcompress.model.opened import opened_of
+from qcompress.model.steady import steady
+from qcompress.streaming.encoding import encoded, loaded, need_inputs, units_of
+from solvers import Solution
+
+KEPT_FOLDER = "_qcompress_folder"  # of a chosen model whose codes are in a temporary folder
+
+
+def apply(
+    model: in_memory.Model,
+    measurement: Measurement,
+    solution: Solution,
+    *,
+    batch_norm_data: Iterable[Any] | None = None,
+    forward: forwards.Forward | None = None,
+    data: Iterable[Any] | None = None,
+    folder: AnyPath | None = None,
+) -> in_memory.Model:
+    """A compressed copy of ``model``; the original is left as it is.
+
+    Args:
+        model: the model that was measured.
+        measurement: what `measure` gave.
+        solution: a solution of the problem made from ``measurement``; parts that it lists under
+            `qcompress.compressed.apply.NEAREST` in its details are rounded to nearest (see `qcompress.guard`).
+        batch_norm_data: batches to re-estimate batch-norm statistics on, or None to leave them.
+        forward: ``(model, batch) -> output tensor`` for that, where the default does not fit.
+        data: of an opened model the batches that compensated codes are fitted to; they are not in its measurement.
+        folder: of an opened model where the codes are written, block by block; by default a temporary one, which is
+            gone with the model. What an earlier call that was cut has left there is gone on from.
+
+    Raises:
+        ModelError: another model than measured, one that cannot be copied (see
+            `qcompress.compressed.copying.own_copy`), or a solution that holds no choice for it.
+        OptionsError, DataError: something that an opened model is not compressed by, or data that is missing for it.
+
+    >>> import torch
+    >>> from qcompress import (formulate, measure, prune_quantize, solve)
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    >>> measurement = measure(model, [torch.randn(32, 8)], prune_quantize(bits=(4,), sparsity=(0,)))
+    >>> solution = solve(formulate(measurement, {"bytes": 0.5}), "brute-force")
+    >>> smaller = apply(model, measurement, solution)
+    >>> len(smaller[0].weight.unique()) < len(model[0].weight.unique())
+    True
+    """
+    if opened_of(model) is None:
+        if data is not None or folder is not None:
+            raise OptionsError("data= and folder= are for models that are read block by block, see open_model")
+        return in_memory.apply(model, measurement, solution, batch_norm_data=batch_norm_data, forward=forward)
+    if batch_norm_data is not None:
+        raise OptionsError("statistics of batch norm cannot be re-estimated in an opened model")
+    return _apply_opened(model, measurement, solution, forward, data, folder)  # type: ignore[return-value]
+
+
+def _apply_opened(
+    model: nn.Module,
+    measurement: Measurement,
+    solution: Solution,
+    forward: forwards.Forward | None,
+    data: Iterable[Any] | None,
+    folder: AnyPath | None,
+) -> nn.Module:
+    transforms = chosen_transforms(model, measurement, solution)
+    wanted = {part: (transform,) for part, transform in enumerate(transforms)}
+    for part, transform in zip(measurement.parts, transforms, strict=True):
+        if transform.factor_targets(part.target):
+            raise OptionsError(f"{part.name!r} would become factors, which an opened model does not take; it quantizes")
+    if need_inputs(measurement, wanted) and data is None:
+        raise DataError("compensated codes of an opened model are fitted to data: give apply(…, data=batches)")
+    temporary = tempfile.TemporaryDirectory(prefix="qcompress.") if folder is None else None
+    path = Path(temporary.name if folder is None and temporary is not None else folder or "")
+    path.mkdir(parents=True, exist_ok=True)
+    opened = opened_of(model)
+    assert opened is not None  # noqa: S101
+    with (
+        tempfile.TemporaryDirectory(prefix="qcompress.") as states,
+        forwards.evaluating(model),
+        forwards.layer_by_layer(),
+        without_cache(model),
+    ):
+        todo = [unit for unit in units_of(opened, measurement) if not _file(path, unit.name).exists()]
+        left = {part: wanted[part] for unit in todo for part in unit.parts}
+        sweep = None
+        if need_inputs(measurement, left):
+            sweep = Sweep(model, opened, data or (), steady(forward), Path(states))
+            for _ in sweep.forward():
+                pass
+        for unit in todo:
+            with loaded(opened, unit):
+                codes = encoded(model, measurement, unit, wanted, sweep)
+            write_codes(_file(path, unit.name), {measurement.parts[part].name: own for (part, _), own in codes.items()})
+    chosen = chosen_model(model, measurement, transforms, path)
+    setattr(chosen, KEPT_FOLDER, temporary)
+    return chosen
+
+
+def _file(folder: Path, unit: str) -> Path:
+    return folder / f"{unit}.safetensors"

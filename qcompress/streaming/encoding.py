@@ -1,0 +1,91 @@
+"""Working out chosen options of an opened model, block by block."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qcompress.measurement import Measurement
+from qcompress.measuring.streamed_inputs import inputs_of
+from qcompress.measuring.sweep import Sweep
+from qcompress.model.opened import Opened
+from qcompress.model.parts import weights_of
+from qcompress.transforms.base import Keep, Transform
+
+Codes = dict[tuple[int, Transform], dict[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """Parts whose weights are in memory together.
+
+    Attributes:
+        name: of the block's file, or ``"outside"``.
+        block: its number, None for what is outside the blocks.
+        parts: indices into the measurement's parts.
+    """
+
+    name: str
+    block: int | None
+    parts: tuple[int, ...]
+
+
+def units_of(opened: Opened, measurement: Measurement) -> list[Unit]:
+    """What is outside the blocks, then the blocks."""
+    of_block: dict[int | None, list[int]] = {}
+    for index, part in enumerate(measurement.parts):
+        of_block.setdefault(opened.block_of(part.modules[0]), []).append(index)
+    outside = Unit(name="outside", block=None, parts=tuple(of_block.get(None, ())))
+    blocks = [
+        Unit(name=f"block_{number:04}", block=number, parts=tuple(of_block.get(number, ())))
+        for number in range(len(opened.blocks))
+    ]
+    return [outside, *blocks]
+
+
+def need_inputs(measurement: Measurement, wanted: Mapping[int, Sequence[Transform]]) -> bool:
+    """Whether something of what is wanted is fitted to the layers' inputs."""
+    return any(
+        own.needs_moments(target) or own.needs_squares(target)
+        for part, transforms in wanted.items()
+        for target in (measurement.parts[part].target,)
+        for own in transforms
+    )
+
+
+@contextlib.contextmanager
+def loaded(opened: Opened, unit: Unit) -> Iterator[None]:
+    """The unit's weights in memory."""
+    with contextlib.nullcontext() if unit.block is None else opened.loaded(opened.blocks[unit.block]):
+        yield
+
+
+def encoded(
+    model: nn.Module,
+    measurement: Measurement,
+    unit: Unit,
+    wanted: Mapping[int, Sequence[Transform]],
+    sweep: Sweep | None,
+) -> Codes:
+    """The arrays of what is wanted of a unit whose weights are in memory.
+
+    Args:
+        model: opened.
+        measurement: of it.
+        unit: of it.
+        wanted: part → transforms; parts of other units are passed over.
+        sweep: that went forward, where something is fitted to inputs.
+    """
+    own = [part for part in unit.parts if any(not isinstance(item, Keep) for item in wanted.get(part, ()))]
+    parts = [measurement.parts[part] for part in own]
+    needs = {measurement.parts[part].name: wanted[part] for part in own}
+    inputs = inputs_of(model, sweep, unit.block, parts, needs)
+    codes: Codes = {}
+    with torch.no_grad():
+        for part, weight in zip(own, weights_of(model, parts, *inputs), strict=True):
+            for transform in dict.fromkeys(wanted[part]):
+                if not isinstance(transform, Keep):
+                    codes[part, transform] = transform.encode(weight)
+    return codes

@@ -1,0 +1,152 @@
+"""The true loss of several choices in an opened model: all of them go through a block while it is in memory."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from qcompress.errors import ModelError
+from qcompress.measurement import Measurement
+from qcompress.measuring.activations import Activations
+from qcompress.measuring.sweep import Sweep
+from qcompress.model import forward as forwards
+from qcompress.model import layers
+from qcompress.model.chain import without_cache
+from qcompress.model.losses import Loss
+from qcompress.model.opened import Opened, opened_of
+from qcompress.model.steady import steady
+from qcompress.streaming.encoding import Codes, Unit, encoded, loaded, need_inputs, units_of
+from qcompress.transforms.base import Keep, Transform
+
+Choice = tuple[Transform, ...]
+
+
+def losses_of(
+    model: nn.Module,
+    measurement: Measurement,
+    choices: Sequence[Choice],
+    kept: Iterable[Any],
+    data: Iterable[Any],
+    *,
+    loss: Loss,
+    forward: forwards.Forward | None = None,
+) -> list[list[NDArray[np.float64]] | None]:
+    """Of every choice the rise of the loss of every sample, ``(rows, positions)``; None where it is not finite.
+
+    Args:
+        model: the original, opened.
+        measurement: of it.
+        choices: a transform of every part each.
+        kept: what the loss is taken on.
+        data: what compensated codes are fitted to.
+        loss: relative to the original's outputs.
+        forward: how to run a batch.
+    """
+    opened, run = opened_of(model), steady(forward)
+    assert opened is not None  # noqa: S101
+    wanted = {part: tuple(choice[part] for choice in choices) for part in range(len(measurement.parts))}
+    with (
+        tempfile.TemporaryDirectory(prefix="qcompress.") as folder,
+        forwards.evaluating(model),
+        forwards.layer_by_layer(),
+        without_cache(model),
+        torch.no_grad(),
+    ):
+        calibrating = None
+        if need_inputs(measurement, wanted):
+            (Path(folder) / "data").mkdir()
+            calibrating = Sweep(model, opened, data, run, Path(folder) / "data")
+            for _ in calibrating.forward():
+                pass
+        sweep = Sweep(model, opened, kept, run, Path(folder))
+        outside, *blocks = units_of(opened, measurement)
+        around = encoded(model, measurement, outside, wanted, calibrating)
+        placing = [weights_of_choice(model, measurement, outside, around, choice) for choice in choices]
+        runs: list[Choice | None] = [None, *choices]
+        for number, weights in enumerate([{}, *placing]):
+            with placed(model, weights), _states(sweep, 0, number).writing() as put:
+                for sample in range(len(sweep)):
+                    put(sweep.hidden(0, sample))
+        for unit in blocks:
+            _through(model, opened, measurement, unit, wanted, calibrating, sweep, runs)
+        return [_rises(model, sweep, number + 1, weights, loss) for number, weights in enumerate(placing)]
+
+
+def _through(
+    model: nn.Module,
+    opened: Opened,
+    measurement: Measurement,
+    unit: Unit,
+    wanted: Mapping[int, Sequence[Transform]],
+    calibrating: Sweep | None,
+    sweep: Sweep,
+    runs: Sequence[Choice | None],
+) -> None:
+    """Take the samples of all choices, and of the original, through a block."""
+    assert unit.block is not None  # noqa: S101
+    with loaded(opened, unit):
+        codes = encoded(model, measurement, unit, wanted, calibrating)
+        for number, choice in enumerate(runs):
+            weights = {} if choice is None else weights_of_choice(model, measurement, unit, codes, choice)
+            before = _states(sweep, unit.block, number)
+            with placed(model, weights), _states(sweep, unit.block + 1, number).writing() as put:
+                for sample in range(len(sweep)):
+                    put(sweep.through(unit.block, sample, before.read(sample)))
+            before.delete()
+
+
+def _rises(
+    model: nn.Module, sweep: Sweep, number: int, weights: Mapping[str, nn.Parameter], loss: Loss
+) -> list[NDArray[np.float64]] | None:
+    """What a choice loses on every sample."""
+    last, found = len(sweep.chain), []
+    for sample, own in enumerate(sweep.samples):
+        reference = sweep.output(sample, _states(sweep, last, 0).read(sample))
+        try:
+            with placed(model, weights):
+                output = sweep.output(sample, _states(sweep, last, number).read(sample))
+        except ModelError:  # what a choice does to the model is what is asked
+            return None
+        found.append(loss.rise_by_position(output, reference, own.inputs).cpu().numpy())
+    return found
+
+
+def _states(sweep: Sweep, boundary: int, number: int) -> Activations:
+    return sweep.states(boundary, f"choice_{number:03}")
+
+
+def weights_of_choice(
+    model: nn.Module, measurement: Measurement, unit: Unit, codes: Codes, choice: Choice
+) -> dict[str, nn.Parameter]:
+    """Path of a module → the weight that a choice gives it, where it is not kept."""
+    found: dict[str, nn.Parameter] = {}
+    for index in unit.parts:
+        part, transform = measurement.parts[index], choice[index]
+        if isinstance(transform, Keep):
+            continue
+        module = model.get_submodule(part.modules[0])
+        weight = layers.weight_of(module)
+        rows = transform.decode(codes[index, transform], part.target)
+        new = nn.Parameter(layers.from_rows(module, rows, weight.shape).to(weight), requires_grad=False)
+        found |= dict.fromkeys(part.modules, new)
+    return found
+
+
+@contextlib.contextmanager
+def placed(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """The model with those weights of its modules; put back after."""
+    modules = {path: model.get_submodule(path) for path in weights}
+    before = {path: layers.weight_of(module) for path, module in modules.items()}
+    try:
+        for path, module in modules.items():
+            module._parameters["weight"] = weights[path]
+        yield
+    finally:
+        for path, module in modules.items():
+            module._parameters["weight"] = before[path]
