@@ -83,6 +83,7 @@ def compress(
     guard: bool = True,
     target: str | Engine | None = None,
     output: AnyPath | None = None,
+    memory: int | str | None = None,
     batch_norm_data: Iterable[Any] | None = None,
     refine_rounds: int = 0,
     finetune_steps: int = 0,
@@ -99,7 +100,8 @@ def compress(
     """Compress ``model`` to a budget, with the choice made by ``solver`` and a report of how good it is.
 
     Args:
-        model: the original; left as it is.
+        model: the original; left as it is. One that `open_model` gave is compressed block by block, by
+            ``method="sampled"``; compensated codes of its choice are fitted to all of ``data``.
         data: re-iterable calibration batches (see `measure`).
         budget: resource → share of the original (up to 1), amount (above 1) or words, as ``{"bytes": 0.15}``,
             ``{"bytes": "120 kB"}``, ``{"bits_per_weight": 4.25}`` (see `qcompress.budgets`). With one for ``latency_s``
@@ -130,6 +132,7 @@ def compress(
         target: an engine (see `engines`): only what it runs is on offer, and ``{"file_bytes": …}`` is a budget for its
             own file. None is our file.
         output: where the engine's file is written; it is then run and compared with the model.
+        memory: the most that the process may hold while a model that `open_model` gave is measured, as ``"4 GB"``.
         batch_norm_data: batches to re-estimate batch-norm statistics on, or None to leave them.
         refine_rounds: of `refine` at most, with the solver and the time limit for every solve; 0 for none. The true
             loss on ``data`` does not rise by it; the choice is then no longer the prediction's best.
@@ -227,6 +230,7 @@ def _checked(given: Arguments) -> tuple[Request, RunFolder]:
         identities={},
         copied=steps.copied(calibration),  # the first pass: what could be checked without one is checked
     )
+    steps.require_taken(request)
     steps.require_for_channels(request)
     if given.validation is not None:
         steps.require_fitting(request, given.validation)

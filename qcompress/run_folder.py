@@ -8,6 +8,7 @@ process that dies in between loses time and never mixes two runs.
 
 import contextlib
 import logging
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -88,8 +89,9 @@ class RunFolder:
 
         Args:
             step: its name.
-            make: makes the value; given a file in which it may keep how far it is. A file that is still there
-                afterwards says that the step was ended early: its value is kept, and the next run goes on from it.
+            make: makes the value; given the path of a file or folder in which it may keep how far it is. What is
+                still there afterwards says that the step was ended early: its value is kept, and the next run goes on
+                from it.
             key: name → value of everything that the step's value depends on (see `qcompress.identity.identify`).
             kept: how the value is kept.
 
@@ -112,7 +114,7 @@ class RunFolder:
             return value
         if changed:
             _logger.info("%s: %s is made anew, for another %s", self.path, kept.file, ", ".join(changed))
-            part.unlink(missing_ok=True)
+            _remove(part)
         self._steps[step] = {"key": digests, "wall_s": 0.0 if changed else earlier["wall_s"], "done": False}
         self._write()
         with self.timed(step):
@@ -190,6 +192,14 @@ class RunFolder:
     def _write(self) -> None:
         if self.path is not None:
             FILE_KIND.write_json(self.path / JOURNAL, {"steps": self._steps})
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _is_entry(entry: Any) -> bool:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.model import forward as forwards
+from qcompress.model.opened import opened_of
 from qcompress.model.steady import steady
 
 MIN_SAMPLES = 4
@@ -72,7 +73,8 @@ def split_samples(model: nn.Module, data: Iterable[Any], forward: forwards.Forwa
     (5, 5, 15)
     """
     try:
-        cut = _cut_of(model, forwards.first_batch(forwards.checked_data(data)), forward)
+        batch = forwards.first_batch(forwards.checked_data(data))
+        cut = _cut_of(model, batch, forward) if opened_of(model) is None else _rows_of(batch)
         digests = [digest for batch in data for digest in cut.digests(batch)]
         if len(digests) < MIN_SAMPLES:
             return Split(
@@ -194,6 +196,17 @@ def _cut_of(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> _
             "the model gives other outputs for some of a batch's samples than for the same among all (its rows are no "
             "samples, or samples depend on each other)"
         )
+    return cut
+
+
+def _rows_of(batch: Any) -> _Cut:
+    """The tensors of a batch cut by rows, which is what a sample of an opened model is.
+
+    Raises:
+        _UnclearError: they differ in number.
+    """
+    cut = _Cut(frozenset(path for path, value in _leaves(batch) if _can_be_cut(value)))
+    cut.num_samples(batch)
     return cut
 
 

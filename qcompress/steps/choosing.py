@@ -1,6 +1,6 @@
 """From a measurement to a choice: formulated, solved, refined by true loss, guarded by samples kept aside."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +8,10 @@ from formulations import InfeasibleBudgetError, Problem
 from qcompress.budgets import fixed_use
 from qcompress.compressed.apply import NEAREST
 from qcompress.formulation import formulate
-from qcompress.guard import Guarded, guard, kept_loss
+from qcompress.guard import Guarded, Seen, guard, kept_loss
 from qcompress.measurement import Measurement
+from qcompress.model.opened import opened_of
+from qcompress.opened_guard import OpenedKeptLoss
 from qcompress.proposals import ADDITIVE, SOFTENED, SOLVER, Proposal, proposals
 from qcompress.refinement import Refined, refine
 from qcompress.run_folder import Kept, RunFolder
@@ -192,11 +194,18 @@ def guarded(
             time_limit=request.time_limit,
             seed=own.seed,
         )
-        seen = kept_loss(
-            request.copied, measurement, request.kept, loss=own.loss, forward=own.forward, batch_norm_data=batches
-        )
         base = REFINED if refined_choice else ADDITIVE if measurement.softened is None else SOFTENED
         within = [own for own in (*refined_choice, *others) if _may_be_taken(own, problem, request.loss_limit, ties)]
+        seen: Callable[[Proposal], Seen]
+        if opened_of(own.model) is None:
+            seen = kept_loss(
+                request.copied, measurement, request.kept, loss=own.loss, forward=own.forward, batch_norm_data=batches
+            )
+        else:
+            seen = OpenedKeptLoss(
+                own.model, measurement, request.kept, own.data, loss=own.loss, forward=own.forward,
+                first=[own for own in within if problem.evaluate(own.choice).feasible],
+            )  # fmt: skip
         return guard(measurement, problem, within, seen, base=base)
 
     statistics = {} if run.path is None else {"batch_norm_data": identity_of(batches, "batch_norm_data")}

@@ -19,6 +19,7 @@ from qcompress.measuring.channels import offers_channels
 from qcompress.model import forward as forwards
 from qcompress.model.parts import UNCALLED, Survey, survey
 from qcompress.model.steady import steady
+from qcompress.steps.opened import first_of
 from qcompress.steps.request import Request
 from qcompress.transforms.base import Keep
 
@@ -33,9 +34,9 @@ def require_fitting(request: Request, validation: Iterable[Any]) -> None:
     run = steady(own.forward, own.seed)
     batch = forwards.first_batch(forwards.checked_data(validation), "validation")
     with forwards.evaluating(model), torch.no_grad():
-        expected = forwards.run(model, own.first_batch(), run)
+        expected = forwards.run(model, first_of(model, own.first_batch()), run)
         try:
-            found = forwards.run(model, batch, run)
+            found = forwards.run(model, first_of(model, batch), run)
         except Exception as error:  # whatever a model raises that does not take it
             raise DataError(f"the model does not take the first batch of validation: {error}") from error
     if found.ndim != expected.ndim:
@@ -81,7 +82,7 @@ def require_possible(request: Request) -> None:
     own = request.calibration
     inventory = survey(
         request.copied,
-        [own.first_batch()],
+        [first_of(own.model, own.first_batch())],
         steady(own.forward, own.seed),
         request.granularity,
         loss=own.loss,

@@ -13,7 +13,9 @@ from qcompress.compressed.record import record_of
 from qcompress.identity import identify, identify_batches
 from qcompress.measurement import Measurement
 from qcompress.measuring.true_loss import mean_loss
+from qcompress.model.opened import opened_of
 from qcompress.run_folder import Kept, RunFolder
+from qcompress.steps import opened
 from qcompress.steps.request import KEPT, MODEL_FILE, Request
 from qcompress.structure.in_turn import fit_in_turn_
 from qcompress.training.finetune import finetune
@@ -26,6 +28,9 @@ def applied(
     """The compressed copy of the model, before any training."""
     own, last = request.calibration, request.finetune_steps == 0 and not measurement.sets
     file = MODEL_FILE if last else "chosen.safetensors"
+    if opened_of(own.model) is not None:
+        key = _applied_from(request, run, measurement, solution, refitted=refitted)
+        return opened.applied(request, run, measurement, solution, key)
     return run.once(
         "apply",
         lambda _: apply(

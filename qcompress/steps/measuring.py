@@ -20,8 +20,10 @@ from qcompress.measuring.measure import measure
 from qcompress.measuring.refit import refit, with_fit_of
 from qcompress.model.calibration import Calibration
 from qcompress.model.forward import first_batch
+from qcompress.model.opened import opened_of
 from qcompress.model.samples import split_samples
 from qcompress.run_folder import Kept, RunFolder
+from qcompress.steps import opened
 from qcompress.steps.request import KEPT, MEASUREMENT_FILE, REFITTED_FILE, Request
 from solvers import Solution
 
@@ -32,6 +34,8 @@ def copied(own: Calibration) -> nn.Module:
     Raises:
         ModelError: there can be none; says why (see `qcompress.compressed.copying`).
     """
+    if opened_of(own.model) is not None:  # nothing is ever written to one
+        return own.model
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(own.seed)
         return own_copy(own.model, own.first_batch(), own.forward)
@@ -67,6 +71,7 @@ def measured(request: Request, run: RunFolder) -> Measurement:
             granularity=request.granularity,
             seed=own.seed,
             cache=cache,
+            memory=request.memory,
             on_progress=tell,
             on_encode=run.watched(request.on_encode),
         )
@@ -102,6 +107,8 @@ def refitted(request: Request, run: RunFolder, measurement: Measurement, solutio
     before fine-tuning, whose result is then seen on samples that nothing was fitted to.
     """
     own = request.calibration
+    if opened_of(own.model) is not None:
+        return opened.refitted(request, measurement, solution)
     if not request.split.kept or request.measurement is not None or request.finetune_steps:
         return measurement
     chosen = chosen_transforms(request.copied, measurement, solution)

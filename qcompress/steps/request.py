@@ -68,6 +68,7 @@ class Arguments:
     guard: bool
     target: str | Engine | None
     output: AnyPath | None
+    memory: int | str | None
     batch_norm_data: Iterable[Any] | None
     refine_rounds: int
     finetune_steps: int

@@ -1,6 +1,8 @@
 """`apply`: of a model in memory to a copy, of an opened model to codes in a folder."""
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,6 @@ from qcompress.model.opened import opened_of
 from qcompress.model.steady import steady
 from qcompress.streaming.encoding import encoded, loaded, need_inputs, units_of
 from solvers import Solution
-
-KEPT_FOLDER = "_qcompress_folder"  # of a chosen model whose codes are in a temporary folder
 
 
 def apply(
@@ -85,8 +85,7 @@ def _apply_opened(
             raise OptionsError(f"{part.name!r} would become factors, which an opened model does not take; it quantizes")
     if need_inputs(measurement, wanted) and data is None:
         raise DataError("compensated codes of an opened model are fitted to data: give apply(…, data=batches)")
-    temporary = tempfile.TemporaryDirectory(prefix="qcompress.") if folder is None else None
-    path = Path(temporary.name if folder is None and temporary is not None else folder or "")
+    path = Path(tempfile.mkdtemp(prefix="qcompress.") if folder is None else folder)
     path.mkdir(parents=True, exist_ok=True)
     opened = opened_of(model)
     assert opened is not None  # noqa: S101
@@ -108,7 +107,8 @@ def _apply_opened(
                 codes = encoded(model, measurement, unit, wanted, sweep)
             write_codes(_file(path, unit.name), {measurement.parts[part].name: own for (part, _), own in codes.items()})
     chosen = chosen_model(model, measurement, transforms, path)
-    setattr(chosen, KEPT_FOLDER, temporary)
+    if folder is None:
+        weakref.finalize(chosen, shutil.rmtree, path, ignore_errors=True)
     return chosen
 
 

@@ -67,15 +67,18 @@ def losses_of(
         sweep = Sweep(model, opened, kept, run, Path(folder))
         outside, *blocks = units_of(opened, measurement)
         around = encoded(model, measurement, outside, wanted, calibrating)
-        placing = [weights_of_choice(model, measurement, outside, around, choice) for choice in choices]
         runs: list[Choice | None] = [None, *choices]
-        for number, weights in enumerate([{}, *placing]):
+        for number, choice in enumerate(runs):
+            weights = weights_of_choice(model, measurement, outside, around, choice)
             with placed(model, weights), _states(sweep, 0, number).writing() as put:
                 for sample in range(len(sweep)):
                     put(sweep.hidden(0, sample))
         for unit in blocks:
             _through(model, opened, measurement, unit, wanted, calibrating, sweep, runs)
-        return [_rises(model, sweep, number + 1, weights, loss) for number, weights in enumerate(placing)]
+        return [
+            _rises(model, sweep, number, weights_of_choice(model, measurement, outside, around, choice), loss)
+            for number, choice in enumerate(choices, start=1)
+        ]
 
 
 def _through(
@@ -93,7 +96,7 @@ def _through(
     with loaded(opened, unit):
         codes = encoded(model, measurement, unit, wanted, calibrating)
         for number, choice in enumerate(runs):
-            weights = {} if choice is None else weights_of_choice(model, measurement, unit, codes, choice)
+            weights = weights_of_choice(model, measurement, unit, codes, choice)
             before = _states(sweep, unit.block, number)
             with placed(model, weights), _states(sweep, unit.block + 1, number).writing() as put:
                 for sample in range(len(sweep)):
@@ -122,10 +125,12 @@ def _states(sweep: Sweep, boundary: int, number: int) -> Activations:
 
 
 def weights_of_choice(
-    model: nn.Module, measurement: Measurement, unit: Unit, codes: Codes, choice: Choice
+    model: nn.Module, measurement: Measurement, unit: Unit, codes: Codes, choice: Choice | None
 ) -> dict[str, nn.Parameter]:
-    """Path of a module → the weight that a choice gives it, where it is not kept."""
+    """Path of a module → the weight that a choice gives it, where it is not kept; nothing without a choice."""
     found: dict[str, nn.Parameter] = {}
+    if choice is None:
+        return found
     for index in unit.parts:
         part, transform = measurement.parts[index], choice[index]
         if isinstance(transform, Keep):

@@ -1,0 +1,201 @@
+"""Models larger than the memory: time against size, under a hard limit of the process's address space.
+
+    python -m benchmarks.streaming --folder FOLDER [--sizes 0.1 0.4 1.5 6] [--limit 3] [--samples 4] [--tokens 64]
+
+For each size (GB on disk) a model of Llama's shape with random weights is written to FOLDER in shards, opened,
+measured, solved, applied, written for compressed-tensors and compared, all in a process whose address space is limited
+to ``--limit`` GB (``RLIMIT_AS``); every step's seconds, the largest resident size and the bytes per second are noted.
+``--kill N`` kills that process N times at random moments and starts it again; the files are then compared with those of
+a run that was not killed. A run that was cut goes on; the models are deleted afterwards unless ``--keep``.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.tables import markdown, write_results
+
+BITS, GROUP = (3, 4), 64
+SHAPES = {0.1: (512, 5, 1536), 0.4: (1024, 7, 2816), 1.5: (1536, 13, 4096), 6.0: (2048, 31, 5632)}
+"""Size in GB → width, layers, width between."""
+
+
+def build(folder: Path, size: float) -> None:
+    """Write a random model of about ``size`` GB in float32, one layer at a time."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import LlamaConfig
+
+    width, layers, inner = SHAPES[size]
+    config = LlamaConfig(
+        vocab_size=8192, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
+        num_attention_heads=width // 64, num_key_value_heads=width // 128, tie_word_embeddings=False,
+        architectures=["LlamaForCausalLM"], dtype="float32",
+    )  # fmt: skip
+    folder.mkdir(parents=True)
+    config.save_pretrained(folder)
+    generator = torch.Generator().manual_seed(0)
+    index: dict[str, str] = {}
+
+    def write(name: str, shapes: dict[str, tuple[int, ...]]) -> None:
+        tensors = {
+            key: torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=generator) * shape[-1] ** -0.5
+            for key, shape in shapes.items()
+        }
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        index.update(dict.fromkeys(tensors, name))
+
+    for layer in range(layers):
+        place = f"model.layers.{layer}"
+        write(f"layer_{layer:03}.safetensors", {
+            f"{place}.input_layernorm.weight": (width,), f"{place}.post_attention_layernorm.weight": (width,),
+            f"{place}.self_attn.q_proj.weight": (width, width), f"{place}.self_attn.k_proj.weight": (width // 2, width),
+            f"{place}.self_attn.v_proj.weight": (width // 2, width),
+            f"{place}.self_attn.o_proj.weight": (width, width), f"{place}.mlp.gate_proj.weight": (inner, width),
+            f"{place}.mlp.up_proj.weight": (inner, width), f"{place}.mlp.down_proj.weight": (width, inner),
+        })  # fmt: skip
+    write("rest.safetensors", {
+        "model.embed_tokens.weight": (8192, width), "model.norm.weight": (width,), "lm_head.weight": (8192, width),
+    })  # fmt: skip
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+
+def compress(folder: Path, run: Path, limit: float, samples: int, tokens: int) -> None:
+    """The limited process: everything from opening to the comparison of the file; its figures go to ``run``."""
+    resource.setrlimit(resource.RLIMIT_AS, (int(limit * 1e9), int(limit * 1e9)))
+    import torch
+
+    import qcompress
+
+    start = time.perf_counter()
+    model = qcompress.open_model(folder)
+    data = [torch.randint(8192, (samples, tokens), generator=torch.Generator().manual_seed(1))]
+    kept = [torch.randint(8192, (2, tokens), generator=torch.Generator().manual_seed(2))]
+    shutil.rmtree(run / "out", ignore_errors=True)
+    result = qcompress.compress(
+        model, data, budget={"bits_per_weight": 3.9}, options=qcompress.prune_quantize(bits=BITS, group_size=GROUP),
+        only="model.layers.*", method="sampled", target="compressed-tensors", output=run / "out", folder=run / "run",
+        validation=kept, guard=False, solver="milp", pairs=False, time_limit=60, memory=f"{limit - 0.5} GB",
+        on_measure=lambda told: print(f"{told.batches} of {told.total_batches} blocks, {told.elapsed_s:.0f} s"),
+    )  # fmt: skip
+    assert result.verification is not None
+    assert result.verification.ok, result.verification.why_not
+    figures = {
+        "wall_s": time.perf_counter() - start,
+        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        "max_difference": result.verification.max_difference,
+        "loss_predicted": result.report.loss_predicted,
+        "loss_measured": result.report.loss_measured,
+        "file_gb": result.exported.size_bytes / 1e9 if result.exported else 0.0,
+        **{f"{step}_s": seconds for step, seconds in result.report.wall_s.items()},
+    }
+    (run / "figures.json").write_text(json.dumps(figures))
+
+
+def limited(words: argparse.Namespace, folder: Path, run: Path, kills: int = 0) -> dict[str, Any]:
+    """Figures of `compress` in a process of its own, killed some times on the way."""
+    command = [
+        sys.executable, "-m", "benchmarks.streaming", "--folder", str(folder), "--run", str(run), "--limit",
+        str(words.limit), "--samples", str(words.samples), "--tokens", str(words.tokens),
+    ]  # fmt: skip
+    rng = random.Random(0)  # noqa: S311
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "NUMBA_NUM_THREADS": "1"}
+    run.mkdir(parents=True, exist_ok=True)
+    for _ in range(kills):
+        process = subprocess.Popen(command, env=environment)  # noqa: S603
+        try:
+            process.wait(timeout=words.least_s + rng.random() * words.between_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    start = time.perf_counter()
+    subprocess.run(command, env=environment, check=True)  # noqa: S603
+    return json.loads((run / "figures.json").read_text()) | {"last_run_s": time.perf_counter() - start}
+
+
+def digest(folder: Path) -> str:
+    """Of all files of a folder."""
+    found = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        found.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 24):
+                found.update(block)
+    return found.hexdigest()
+
+
+def row(words: argparse.Namespace, size: float) -> dict[str, Any]:
+    """One size."""
+    folder = words.folder / f"model_{size}"
+    if not (folder / "model.safetensors.index.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        build(folder, size)
+    on_disk = sum(file.stat().st_size for file in folder.iterdir()) / 1e9
+    figures = limited(words, folder, words.folder / f"run_{size}")
+    if words.kill:
+        limited(words, folder, words.folder / f"killed_{size}", words.kill)
+        same = digest(words.folder / f"run_{size}" / "out") == digest(words.folder / f"killed_{size}" / "out")
+        figures["killed"] = f"{words.kill} times, {'the same' if same else 'OTHER'} bytes"
+    if not words.keep:
+        shutil.rmtree(folder)
+    return {"gb": on_disk, **figures}
+
+
+def plot(rows: list[dict[str, Any]], file: Path) -> None:
+    """Seconds and the largest resident size against the size."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5))
+    sizes = [own["gb"] for own in rows]
+    for step in ("measure_s", "apply_s", "export_s", "verify_s"):
+        left.loglog(sizes, [own[step] for own in rows], "o-", label=step.removesuffix("_s"))
+    left.set(xlabel="model on disk (GB)", ylabel="seconds")
+    left.legend()
+    right.semilogx(sizes, [own["peak_gb"] for own in rows], "o-")
+    right.set(xlabel="model on disk (GB)", ylabel="largest resident size (GB)", ylim=(0, None))
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="for models and runs")
+    parser.add_argument("--sizes", type=float, nargs="+", choices=SHAPES, default=[0.1, 0.4, 1.5, 6.0], help="GB")
+    parser.add_argument("--limit", type=float, default=3.0, help="GB of address space")
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--kill", type=int, default=0, help="times, of a second run")
+    parser.add_argument("--least-s", type=float, default=8.0, help="seconds that a process lives at least")
+    parser.add_argument("--between-s", type=float, default=15.0, help="seconds on top of that at most")
+    parser.add_argument("--keep", action="store_true", help="keep the models")
+    parser.add_argument("--out", default="benchmarks/results", help="where JSON, Markdown and the plot go")
+    parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
+    words = parser.parse_args()
+    if words.run is not None:
+        compress(words.folder, words.run, words.limit, words.samples, words.tokens)
+        return
+    rows = [row(words, size) for size in words.sizes]
+    columns = {
+        "gb": "GB on disk", "peak_gb": "largest resident GB", "measure_s": "measure s", "apply_s": "apply s",
+        "export_s": "write s", "verify_s": "compare s", "wall_s": "all s",
+    }  # fmt: skip
+    table = markdown(rows, columns)
+    write_results(Path(words.out), "streaming", rows, table)
+    plot(rows, Path(words.out) / "streaming.png")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The steps of `compress` that are others for an opened model."""
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from qcompress.budgets import FILE_BYTES
+from qcompress.compressed.apply import chosen_transforms
+from qcompress.compressed.chosen_weights import chosen_model
+from qcompress.errors import EngineError, OptionsError
+from qcompress.measurement import Measurement
+from qcompress.measuring.latency import LATENCY
+from qcompress.measuring.weight_gradients import samples
+from qcompress.model.opened import opened_of
+from qcompress.run_folder import Kept, RunFolder
+from qcompress.steps.request import Request
+from qcompress.streaming.applying import apply
+from qcompress.streaming.encoding import need_inputs
+from solvers import Solution
+
+CODES = "codes"
+
+
+def require_taken(request: Request) -> None:
+    """Refuse what an opened model is not compressed by, and memory for one that is not opened.
+
+    Raises:
+        OptionsError, EngineError: says what.
+    """
+    if opened_of(request.calibration.model) is None:
+        if request.memory is not None:
+            raise OptionsError("memory= is for models that are read block by block: give qcompress.open_model(folder)")
+        return
+    refused = {
+        "refine_rounds": request.refine_rounds != 0,
+        "finetune_steps": request.finetune_steps != 0,
+        "batch_norm_data": request.batch_norm_data is not None,
+        f"a budget for {LATENCY}": LATENCY in request.budget,
+        f"a budget for {FILE_BYTES} without a target": FILE_BYTES in request.budget and request.engine is None,
+    }
+    if asked := [name for name, given in refused.items() if given]:
+        raise OptionsError(f"an opened model is compressed without {asked[0]}: leave that out, or load the model whole")
+    if request.engine is not None and not request.engine.by_block:
+        raise EngineError(f"engine {request.engine.name!r} does not write a model block by block: load it whole")
+    if request.measurement is None and request.method != "sampled":
+        raise OptionsError(f"an opened model is measured by method='sampled', found {request.method!r}")
+
+
+def first_of(model: nn.Module, batch: Any) -> Any:
+    """What of a batch is run to see how the model takes it: all, or the first sample of an opened model's."""
+    return batch if opened_of(model) is None else next(samples(batch))
+
+
+def refitted(request: Request, measurement: Measurement, solution: Solution) -> Measurement:
+    """The measurement, as another one where `applied` fits the choice to all the data."""
+    chosen = chosen_transforms(request.calibration.model, measurement, solution)
+    fitted = need_inputs(measurement, {part: (transform,) for part, transform in enumerate(chosen)})
+    return replace(measurement) if fitted and request.split.kept else measurement
+
+
+def applied(
+    request: Request, run: RunFolder, measurement: Measurement, solution: Solution, key: dict[str, Any]
+) -> nn.Module:
+    """The model with the choice's codes, which are written to the run's folder block by block."""
+    own = request.calibration
+    data: Iterable[Any] = request.data
+
+    def make(part: Path | None) -> nn.Module:
+        return apply(own.model, measurement, solution, forward=own.forward, data=data, folder=part)
+
+    if run.path is None:
+        with run.timed("apply"):
+            return make(None)
+
+    part = run.path / "apply.part"
+
+    def keep(_: nn.Module, path: Path) -> None:
+        shutil.rmtree(path, ignore_errors=True)
+        part.replace(path)
+
+    def again(path: Path) -> nn.Module:
+        return chosen_model(own.model, measurement, chosen_transforms(own.model, measurement, solution), path)
+
+    run.once("apply", make, key=key, kept=Kept(CODES, keep, again))
+    return again(run.path / CODES)

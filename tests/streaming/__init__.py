@@ -1,0 +1,1 @@
+"""Opened models: choices written and tried."""
