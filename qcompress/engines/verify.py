@@ -93,7 +93,8 @@ def verify(
             f"its outputs differ from the emulation's by {found.relative:.2%} of their spread, "
             f"{engine.tolerance:.2%} at most is to be expected"
         )
-    faster, peaks = math.nan, (None, None)
+    faster = math.nan
+    peaks: list[int | None] = [None, None]
     if not by_block:
         faster, peaks = _against_dense(engine, model, file, batches, memory=memory)
     return Verification(

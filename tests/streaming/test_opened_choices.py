@@ -242,7 +242,7 @@ def test_a_run_that_was_cut_anywhere_goes_on_to_the_same_bytes(
     [
         ({"refine_rounds": 1}, "compressed without refine_rounds"),
         ({"finetune_steps": 5}, "compressed without finetune_steps"),
-        ({"budget": {"latency_s": "1 s"}}, "compressed without a budget for latency_s"),
+        ({"target": None, "budget": {"latency_s": "1 s"}}, "compressed without a budget for latency_s"),
         (
             {"target": None, "budget": {"file_bytes": 0.5}},
             "compressed without a budget for file_bytes without a target",
