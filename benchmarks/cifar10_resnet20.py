@@ -12,10 +12,13 @@ Pair terms are taken as `qcompress.formulate` does, and at full strength.
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 import qcompress
 from benchmarks import cifar
@@ -42,7 +45,93 @@ def bits_budget(problem: Problem, average: float) -> float:
     return float(np.floor(sizes[0] + (sizes[1] - sizes[0]) * (average - low)))
 
 
+FAMILIES = {  # options, and the methods that they are measured by
+    "bits": (qcompress.prune_quantize(bits=BITS, sparsity=(0,)), ("fisher", "direct")),
+    "bits + pruning": (qcompress.prune_quantize(bits=BITS, sparsity=SPARSITY), ("fisher",)),
+    "bits, compensated": (qcompress.prune_quantize(bits=BITS, sparsity=(0,), compensated=True), ("fisher", "direct")),
+    "bits + pruning, compensated": (
+        qcompress.prune_quantize(bits=BITS, sparsity=SPARSITY, compensated=True),
+        ("fisher",),
+    ),
+}
+COLUMNS = {
+    "options": "options",
+    "average_bits": "average bits",
+    "choice": "choice",
+    "method": "measured by",
+    "bytes": "bytes",
+    "accuracy": "accuracy %",
+    "kl": "KL",
+    "gap": "proven gap",
+}
+
+
+class Judge:
+    """Accuracy and KL on the test images of a choice; equal networks are run once."""
+
+    def __init__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> None:
+        self._model, self._inputs, self._labels = model, inputs, labels
+        self.reference = cifar.logits(model, inputs)
+        self._seen: dict[bytes, dict[str, float]] = {}
+
+    def __call__(self, measurement: qcompress.Measurement, solution: qcompress.Solution) -> dict[str, float]:
+        smaller = qcompress.apply(self._model, measurement, solution)
+        key = b"".join(tensor.numpy().tobytes() for tensor in smaller.state_dict().values())
+        if key not in self._seen:
+            output = cifar.logits(smaller, self._inputs)
+            accuracy, kl = cifar.accuracy(output, self._labels), cifar.kl(self.reference, output)
+            self._seen[key] = {"accuracy": accuracy, "kl": kl}
+        return self._seen[key]
+
+
+def choices(
+    measurement: qcompress.Measurement, average: float, budget: float, time_limit: float, *, with_uniform: bool
+) -> Iterator[tuple[str, qcompress.Solution]]:
+    """The choices to compare within so many bytes, by name."""
+    if with_uniform:
+        stated = qcompress.formulate(measurement, {"bytes": budget}, pairs=False)
+        yield "uniform", judge(stated, uniform_choice(stated, int(average)))
+    for name, strength in STRENGTHS.items():
+        stated = qcompress.formulate(measurement, {"bytes": budget}, pairs=strength)
+        yield name, solve(stated, time_limit=time_limit, seed=0)
+
+
 def main() -> None:
+    arguments = _arguments()
+    folder = cifar.data_folder(arguments)
+    model = cifar.resnet(arguments.depth, folder)
+    calibration, _ = cifar.images(folder, "cifar10_train4k_jpegsource", 0, arguments.calibration)
+    inputs, labels = cifar.images(folder, "cifar10_test_jpegsource", 0, arguments.test)
+    judged = Judge(model, inputs, labels)
+    original = cifar.accuracy(judged.reference, labels)
+    print(f"original: {original:.2f} % on {len(labels)} test images")
+    rows: list[dict[str, Any]] = []
+    budgets: dict[float, float] = {}  # what all layers at so many bits take, of the problem without pruning
+    for family, method in [(family, method) for family, (_, methods) in FAMILIES.items() for method in methods]:
+        start = time.perf_counter()
+        measurement = qcompress.measure(model, cifar.batched(calibration), FAMILIES[family][0], method=method)
+        seconds = time.perf_counter() - start
+        print(f"{family}, {method}: measured {len(measurement.cost)} options in {seconds:.0f} s")
+        problem = qcompress.formulate(measurement, {"bytes": 1.0})
+        uniform_here = method == "fisher" and "pruning" not in family
+        for average in AVERAGE_BITS:
+            if average not in budgets:
+                budgets[average] = bits_budget(problem, average)
+            for name, solution in choices(
+                measurement, average, budgets[average], arguments.time_limit, with_uniform=uniform_here
+            ):
+                row = {"options": family, "method": method, "average_bits": average, "choice": name}
+                row |= judged(measurement, solution)
+                row |= {"bytes": solution.usage["bytes"], "gap": solution.gap, "predicted": solution.objective}
+                rows.append({**row, "status": str(solution.status)})
+                print(json.dumps(rows[-1]))
+    table = markdown(rows, COLUMNS)
+    name = f"cifar10_resnet{arguments.depth}"
+    write_results(Path(arguments.out), name, {"original": original, "rows": rows}, table)
+    print(table)
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder with the weights and images")
     parser.add_argument("--out", default="benchmarks/results", help="where JSON and Markdown go")
@@ -50,87 +139,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=512, help="training images to measure on")
     parser.add_argument("--test", type=int, default=10_000, help="test images")
     parser.add_argument("--time-limit", type=float, default=20, help="seconds for each solve")
-    arguments = parser.parse_args()
-    folder = cifar.data_folder(arguments)
-    model = cifar.resnet(arguments.depth, folder)
-    calibration, _ = cifar.images(folder, "cifar10_train4k_jpegsource", 0, arguments.calibration)
-    inputs, labels = cifar.images(folder, "cifar10_test_jpegsource", 0, arguments.test)
-    batches = cifar.batched(calibration)
-    reference = cifar.logits(model, inputs)
-    print(f"original: {cifar.accuracy(reference, labels):.2f} % on {len(labels)} test images")
-
-    rows = []
-    families = {
-        "bits": (qcompress.prune_quantize(bits=BITS, sparsity=(0,)), ("fisher", "direct")),
-        "bits + pruning": (qcompress.prune_quantize(bits=BITS, sparsity=SPARSITY), ("fisher",)),
-        "bits, compensated": (
-            qcompress.prune_quantize(bits=BITS, sparsity=(0,), compensated=True),
-            ("fisher", "direct"),
-        ),
-        "bits + pruning, compensated": (
-            qcompress.prune_quantize(bits=BITS, sparsity=SPARSITY, compensated=True),
-            ("fisher",),
-        ),
-    }
-    budgets: dict[float, float] = {}  # what all layers at so many bits take, of the problem without pruning
-    seen: dict[bytes, tuple[float, float]] = {}
-
-    def judged(measurement: qcompress.Measurement, solution: qcompress.Solution) -> tuple[float, float]:
-        """Accuracy and KL on the test images of a choice."""
-        smaller = qcompress.apply(model, measurement, solution)
-        key = b"".join(tensor.numpy().tobytes() for tensor in smaller.state_dict().values())
-        if key not in seen:
-            output = cifar.logits(smaller, inputs)
-            seen[key] = cifar.accuracy(output, labels), cifar.kl(reference, output)
-        return seen[key]
-
-    for family, (options, methods) in families.items():
-        for method in methods:
-            start = time.perf_counter()
-            measurement = qcompress.measure(model, batches, options, method=method)
-            measure_s = time.perf_counter() - start
-            print(f"{family}, {method}: measured {len(measurement.cost)} options in {measure_s:.0f} s")
-            problem = qcompress.formulate(measurement, {"bytes": 1.0})
-            for average in AVERAGE_BITS:
-                if average not in budgets:
-                    budgets[average] = bits_budget(problem, average)
-                budget = budgets[average]
-                for name, strength in {"uniform": False, **STRENGTHS}.items():
-                    row = {"options": family, "method": method, "average_bits": average, "choice": name}
-                    stated = qcompress.formulate(measurement, {"bytes": budget}, pairs=strength)
-                    if name == "uniform":
-                        if method != "fisher" or "pruning" in family:
-                            continue
-                        fixed = uniform_choice(stated, int(average))
-                        solution = judge(stated, fixed)
-                        row["method"] = "–"
-                    else:
-                        solution = solve(stated, time_limit=arguments.time_limit, seed=0)
-                    row["accuracy"], row["kl"] = judged(measurement, solution)
-                    row |= {"bytes": solution.usage["bytes"], "gap": solution.gap, "predicted": solution.objective}
-                    row["status"] = str(solution.status)
-                    rows.append(row)
-                    print(json.dumps(row))
-    table = markdown(
-        rows,
-        {
-            "options": "options",
-            "average_bits": "average bits",
-            "choice": "choice",
-            "method": "measured by",
-            "bytes": "bytes",
-            "accuracy": "accuracy %",
-            "kl": "KL",
-            "gap": "proven gap",
-        },
-    )
-    write_results(
-        Path(arguments.out),
-        f"cifar10_resnet{arguments.depth}",
-        {"original": cifar.accuracy(reference, labels), "rows": rows},
-        table,
-    )
-    print(table)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def wide_rows() -> list[dict[str, object]]:
         batch,
     )
     problem = qcompress.formulate(measurement, {"macs": 1.0})
-    choices = {label: np.array([*[option] * WIDE_LAYERS, 0]) for option, label in enumerate(problem.options[0])}
+    choices = {label: np.array([option] * WIDE_LAYERS) for option, label in enumerate(problem.options[0])}
     return [row(f"all: {label}", judge(problem, own), measurement, model, batch)[0] for label, own in choices.items()]
 
 

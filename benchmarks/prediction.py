@@ -24,12 +24,12 @@ BITS = (2, 3, 4, 5, 6, 7, 8)
 
 
 def random_choices(count: int, num_layers: int, *, independent: bool) -> list[np.ndarray]:
-    """Option indices (keep is 0, 2 bits 1, 3 bits 2, …) with the fixed part's at the end."""
+    """Option indices, where keep is 0, 2 bits are 1, and so on."""
     rng = np.random.default_rng(0)
     choices = []
     for _ in range(count):
         low, high = (2, 7) if independent else sorted(rng.integers(2, 8, size=2))
-        choices.append(np.append(rng.integers(low, high + 1, size=num_layers), 0))
+        choices.append(rng.integers(low, high + 1, size=num_layers))
     return choices
 
 

@@ -13,6 +13,9 @@ written as they come, and a cut run goes on.
 """
 
 import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ from solvers.baselines import penalty, threshold, uniform
 RATIOS = tuple(np.round(np.linspace(0.08, 0.92, 25), 3).tolist())
 SELECTIONS = ("pairs", "additive", "beam", "uniform", "energy", "LC", "ALDS")
 MEASURED, LOOKS = 256, 150
+Way = Callable[[Problem, str], np.ndarray | None]
 COLUMNS = {
     "budget": "budget",
     "choice": "chosen by",
@@ -54,7 +58,7 @@ def norms(model: nn.Module, measurement: qcompress.Measurement) -> tuple[np.ndar
             lost = weight.rows - transform.approximate(weight)
             spectral.append(float(torch.linalg.matrix_norm(lost, ord=2) / largest))
             square.append(float(weight.rows.square().sum()))
-    return np.array([*spectral, 0.0]), np.array([*square, 0.0])  # the last group is what is fixed
+    return np.array(spectral), np.array(square)
 
 
 def vbmf(model: nn.Module, measurement: qcompress.Measurement) -> np.ndarray:
@@ -66,79 +70,96 @@ def vbmf(model: nn.Module, measurement: qcompress.Measurement) -> np.ndarray:
         offered = {i: own.ranks[0] for i, own in enumerate(transforms) if getattr(own, "form", "") == "channels"}
         offered[0] = min(rows.shape)
         choice.append(min(offered, key=lambda i: abs(offered[i] - rank)))
-    return np.array([*choice, 0])
+    return np.array(choice)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Study:
+    """The network with what selections are made by and judged on."""
+
+    model: nn.Module
+    measurement: qcompress.Measurement
+    training: torch.Tensor
+    inputs: torch.Tensor
+    labels: torch.Tensor
+    time_limit: float
+    steps: int
+
+    @cached_property
+    def ways(self) -> dict[str, Way]:
+        """Selection → the choice that it makes for a problem and the resource with the budget."""
+        images = cifar.batched(self.training[:MEASURED])
+        true_loss = qcompress.TrueLoss(self.model, self.measurement, images)
+        spectral, square = norms(self.model, self.measurement)
+        error, limit = self.measurement.error, self.time_limit
+        return {
+            "pairs": lambda problem, _: solve(problem, time_limit=limit, seed=0).choice,
+            "additive": lambda problem, _: solve(problem, time_limit=limit, seed=0).choice,
+            "beam": lambda problem, _: beam_search(problem, true_loss, max_measurements=LOOKS).choice,
+            "uniform": uniform,
+            "energy": lambda problem, _: threshold(problem, error),
+            "LC": lambda problem, resource: penalty(problem, resource, error * square),
+            "ALDS": lambda problem, _: threshold(problem, spectral),
+            "VBMF": lambda *_: vbmf(self.model, self.measurement),
+        }
+
+    @cached_property
+    def reference(self) -> torch.Tensor:
+        """The original's outputs for the test images."""
+        return cifar.logits(self.model, self.inputs)
+
+    def row(self, budget: str, name: str, resource: str, share: float) -> dict[str, Any]:
+        """What one selection at one budget is worth, before and after fine-tuning."""
+        problem = qcompress.formulate(self.measurement, {resource: share}, pairs=name in ("pairs", "beam"))
+        row: dict[str, Any] = {"budget": budget, "choice": name}
+        choice = self.ways[name](problem, resource)
+        if choice is None:
+            return row
+        solution = judge(problem, choice)
+        smaller = qcompress.apply(self.model, self.measurement, solution)
+        row |= {
+            "used": solution.usage[resource] / self.measurement.original[resource],
+            "predicted": solution.objective,
+            **self.judged(smaller),
+            "time": time_ratios(smaller, self.model, self.inputs[:128])["wall"],
+        }
+        if self.steps:
+            batches = cifar.batched(self.training)
+            tuned = qcompress.finetune(smaller, batches[:-4], self.steps, teacher=self.model, validation=batches[-4:])
+            row |= {f"{key}_tuned": value for key, value in self.judged(tuned).items()}
+        return row
+
+    def judged(self, model: nn.Module) -> dict[str, float]:
+        """KL and accuracy on the test images."""
+        output = cifar.logits(model, self.inputs)
+        return {"kl": cifar.kl(self.reference, output), "accuracy": cifar.accuracy(output, self.labels)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="folder with the weights and images")
-    parser.add_argument("--out", default="benchmarks/results", help="where JSON and Markdown go")
-    parser.add_argument("--depth", type=int, choices=(20, 56), default=20, help="of the network")
-    parser.add_argument("--shares", type=float, nargs="+", default=(0.7, 0.5, 0.4), help="budgets")
-    parser.add_argument("--resources", nargs="+", choices=("macs", "bytes"), default=("macs", "bytes"))
-    parser.add_argument("--whitened", action="store_true", help="factors that are closest on the calibration images")
-    parser.add_argument("--steps", type=int, default=50, help="of fine-tuning, 128 images each; 0 for none")
-    parser.add_argument("--test", type=int, default=2500, help="test images")
-    parser.add_argument("--time-limit", type=float, default=10, help="seconds for each solve")
-    arguments = parser.parse_args()
+    arguments = _arguments()
     folder = cifar.data_folder(arguments)
     model = cifar.resnet(arguments.depth, folder)
     training, _ = cifar.images(folder, "cifar10_train4k_jpegsource")
     inputs, labels = cifar.images(folder, "cifar10_test_jpegsource", 0, arguments.test)
-    reference = cifar.logits(model, inputs)
-    original = cifar.accuracy(reference, labels)
-    print(f"original: {original:.2f} % on {len(labels)} test images")
     options = qcompress.low_rank(ratios=RATIOS, kinds=("channels", "spatial"), whitened=arguments.whitened)
-    measurement = qcompress.measure(model, cifar.batched(training[:512]), options)
-    true_loss = qcompress.TrueLoss(model, measurement, cifar.batched(training[:MEASURED]))
-    error = measurement.error
-    spectral, square = norms(model, measurement)
-
-    def chosen(name: str, problem: Problem, resource: str) -> np.ndarray | None:
-        if name == "uniform":
-            return uniform(problem, resource)
-        if name == "energy":
-            return threshold(problem, error)
-        if name == "ALDS":
-            return threshold(problem, spectral)
-        if name == "LC":
-            return penalty(problem, resource, error * square)
-        if name == "VBMF":
-            return vbmf(model, measurement)
-        if name == "beam":
-            return beam_search(problem, true_loss, max_measurements=LOOKS).choice
-        return solve(problem, time_limit=arguments.time_limit, seed=0).choice
-
-    def judged(budget: str, name: str, resource: str, share: float) -> dict[str, Any]:
-        problem = qcompress.formulate(measurement, {resource: share}, pairs=name in ("pairs", "beam"))
-        row: dict[str, Any] = {"budget": budget, "choice": name}
-        choice = chosen(name, problem, resource)
-        if choice is None:
-            return row
-        solution = judge(problem, choice)
-        smaller = qcompress.apply(model, measurement, solution)
-        output = cifar.logits(smaller, inputs)
-        row |= {
-            "used": solution.usage[resource] / measurement.original[resource],
-            "predicted": solution.objective,
-            "kl": cifar.kl(reference, output),
-            "accuracy": cifar.accuracy(output, labels),
-            "time": time_ratios(smaller, model, inputs[:128])["wall"],
-        }
-        if arguments.steps:
-            batches = cifar.batched(training)
-            tuned = qcompress.finetune(smaller, batches[:-4], arguments.steps, teacher=model, validation=batches[-4:])
-            output = cifar.logits(tuned, inputs)
-            row |= {"kl_tuned": cifar.kl(reference, output), "accuracy_tuned": cifar.accuracy(output, labels)}
-        return row
-
+    study = Study(
+        model=model,
+        measurement=qcompress.measure(model, cifar.batched(training[:512]), options),
+        training=training,
+        inputs=inputs,
+        labels=labels,
+        time_limit=arguments.time_limit,
+        steps=arguments.steps,
+    )
+    original = cifar.accuracy(study.reference, labels)
+    print(f"original: {original:.2f} % on {len(labels)} test images")
     name, out = f"ranks_resnet{arguments.depth}" + ("_whitened" if arguments.whitened else ""), Path(arguments.out)
     settings = {own: getattr(arguments, own) for own in ("depth", "whitened", "steps", "test", "time_limit")}
     rows = Rows(out / f"{name}.json", {"original": original, **settings})
 
     def add(budget: str, choice: str, resource: str, share: float) -> dict[str, Any]:
         if not rows.of(budget=budget, choice=choice):
-            rows.add(judged(budget, choice, resource, share))
+            rows.add(study.row(budget, choice, resource, share))
         return rows.of(budget=budget, choice=choice)[0]
 
     for resource in arguments.resources:
@@ -151,6 +172,20 @@ def main() -> None:
     table = markdown(rows.of(), COLUMNS)
     write_results(out, name, rows.values, table)
     print(table)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder with the weights and images")
+    parser.add_argument("--out", default="benchmarks/results", help="where JSON and Markdown go")
+    parser.add_argument("--depth", type=int, choices=(20, 56), default=20, help="of the network")
+    parser.add_argument("--shares", type=float, nargs="+", default=(0.7, 0.5, 0.4), help="budgets")
+    parser.add_argument("--resources", nargs="+", choices=("macs", "bytes"), default=("macs", "bytes"))
+    parser.add_argument("--whitened", action="store_true", help="factors that are closest on the calibration images")
+    parser.add_argument("--steps", type=int, default=50, help="of fine-tuning, 128 images each; 0 for none")
+    parser.add_argument("--test", type=int, default=2500, help="test images")
+    parser.add_argument("--time-limit", type=float, default=10, help="seconds for each solve")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ it all of them come after. Every row has the same ranks and as many steps of dis
 
 import argparse
 import dataclasses
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,72 +24,80 @@ from solvers import beam_search, judge
 RATIOS = tuple(np.round(np.linspace(0.1, 0.9, 17), 3).tolist())
 
 
+COLUMNS = {
+    "penalty": "penalty",
+    "beyond": "singular values beyond the rank / within",
+    "kl": "KL at the cut",
+    "accuracy": "accuracy % at the cut",
+    "kl_tuned": "KL, trained",
+    "accuracy_tuned": "accuracy %, trained",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Study:
+    """The network, the ranks that it is cut to, and what it is trained and judged on."""
+
+    model: nn.Module
+    measurement: qcompress.Measurement
+    solution: qcompress.Solution
+    ranks: dict[str, int]
+    training: list[torch.Tensor]
+    inputs: torch.Tensor
+    labels: torch.Tensor
+
+    def row(self, name: str, dense: nn.Module, steps: int) -> dict[str, object]:
+        """What a dense network is worth at the cut and after so many steps of training."""
+        own = dataclasses.replace(self.measurement, model_fingerprint=self.measurement.fingerprint_of(dense))
+        factored = qcompress.apply(dense, own, self.solution)
+        tuned = qcompress.finetune(
+            factored, self.training[:-4], steps, teacher=self.model, validation=self.training[-4:]
+        )
+        beyond = float(qcompress.stable_rank(dense, self.ranks).detach()) / len(self.ranks)
+        after = {f"{key}_tuned": value for key, value in self.judged(tuned).items()}
+        row = {"penalty": name, "beyond": beyond, **self.judged(factored), **after}
+        print(row, flush=True)
+        return row
+
+    def judged(self, model: nn.Module) -> dict[str, float]:
+        """KL and accuracy on the test images."""
+        output, reference = cifar.logits(model, self.inputs), cifar.logits(self.model, self.inputs)
+        return {"kl": cifar.kl(reference, output), "accuracy": cifar.accuracy(output, self.labels)}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="folder with the weights and images")
-    parser.add_argument("--out", default="benchmarks/results", help="where JSON and Markdown go")
-    parser.add_argument("--share", type=float, default=0.5, help="of the macs")
-    parser.add_argument("--steps", type=int, default=100, help="of training in all, 128 images each")
-    parser.add_argument("--strengths", type=float, nargs="+", default=(1, 10, 100), help="of the penalty")
-    parser.add_argument("--test", type=int, default=2500, help="test images")
-    arguments = parser.parse_args()
+    arguments = _arguments()
     folder = cifar.data_folder(arguments)
     model = cifar.resnet(20, folder)
     training = cifar.batched(cifar.images(folder, "cifar10_train4k_jpegsource")[0])
     inputs, labels = cifar.images(folder, "cifar10_test_jpegsource", 0, arguments.test)
-    reference = cifar.logits(model, inputs)
-    measurement = qcompress.measure(
-        model, training[:4], qcompress.low_rank(ratios=RATIOS, kinds=("channels",), whitened=False)
-    )
+    options = qcompress.low_rank(ratios=RATIOS, kinds=("channels",), whitened=False)
+    measurement = qcompress.measure(model, training[:4], options)
     problem = qcompress.formulate(measurement, {"macs": arguments.share})
     true_loss = qcompress.TrueLoss(model, measurement, training[:2])
     choice = beam_search(problem, true_loss, max_measurements=150).choice
     assert choice is not None
-    solution = judge(problem, choice)
     chosen = [own[i] for own, i in zip(measurement.transforms, choice, strict=True)]
     ranks = {
         part.modules[0]: own.ranks[0]
         for part, own in zip(measurement.parts, chosen, strict=True)
         if isinstance(own, LowRank)
     }
-    tuned = partial(qcompress.finetune, data=training[:-4], teacher=model, validation=training[-4:])
-
-    def cut(dense: nn.Module) -> nn.Module:
-        own = dataclasses.replace(measurement, model_fingerprint=measurement.fingerprint_of(dense))
-        return qcompress.apply(dense, own, solution)
-
-    def beyond(dense: nn.Module) -> float:
-        return float(qcompress.stable_rank(dense, ranks).detach()) / len(ranks)
-
-    def row(name: str, dense: nn.Module, steps: int) -> dict[str, object]:
-        factored = cut(dense)
-        before, after = (cifar.logits(own, inputs) for own in (factored, tuned(factored, steps=steps)))
-        found: dict[str, object] = {
-            "penalty": name,
-            "beyond": beyond(dense),
-            "accuracy": cifar.accuracy(before, labels),
-            "kl": cifar.kl(reference, before),
-            "accuracy_tuned": cifar.accuracy(after, labels),
-            "kl_tuned": cifar.kl(reference, after),
-        }
-        print(found, flush=True)
-        return found
-
-    print(f"original: {cifar.accuracy(reference, labels):.2f} %; ranks {ranks}")
-    rows = [row("none", model, arguments.steps)]
-    half = arguments.steps // 2
+    study = Study(
+        model=model,
+        measurement=measurement,
+        solution=judge(problem, choice),
+        ranks=ranks,
+        training=training,
+        inputs=inputs,
+        labels=labels,
+    )
+    print(f"original: {cifar.accuracy(cifar.logits(model, inputs), labels):.2f} %; ranks {ranks}")
+    rows, half = [study.row("none", model, arguments.steps)], arguments.steps // 2
     for strength in arguments.strengths:
         dense = penalised(model, training[:-4], ranks, strength, half)
-        rows.append(row(f"{strength:g}", dense, arguments.steps - half))
-    columns = {
-        "penalty": "penalty",
-        "beyond": "singular values beyond the rank / within",
-        "kl": "KL at the cut",
-        "accuracy": "accuracy % at the cut",
-        "kl_tuned": "KL, trained",
-        "accuracy_tuned": "accuracy %, trained",
-    }
-    table = markdown(rows, columns)
+        rows.append(study.row(f"{strength:g}", dense, arguments.steps - half))
+    table = markdown(rows, COLUMNS)
     write_results(Path(arguments.out), "stable_rank", {"ranks": ranks, "rows": rows}, table)
     print(table)
 
@@ -104,6 +111,17 @@ def penalised(
         return strength * qcompress.stable_rank(own, ranks)
 
     return qcompress.finetune(model, batches, steps, teacher=model, penalty=penalty)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder with the weights and images")
+    parser.add_argument("--out", default="benchmarks/results", help="where JSON and Markdown go")
+    parser.add_argument("--share", type=float, default=0.5, help="of the macs")
+    parser.add_argument("--steps", type=int, default=100, help="of training in all, 128 images each")
+    parser.add_argument("--strengths", type=float, nargs="+", default=(1, 10, 100), help="of the penalty")
+    parser.add_argument("--test", type=int, default=2500, help="test images")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
