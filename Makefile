@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check bench docs clean
+.PHONY: help demo test test-fast test-all check bench docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,6 +21,9 @@ demo: $(READY)  ## compress a small network with several solvers (under two minu
 
 test: $(READY)  ## the test suite (under 12 minutes on two cores)
 	$(BIN)/python -m pytest -n 2
+
+test-fast: $(READY)  ## the quickest tests (under two minutes on two cores)
+	$(BIN)/python -m pytest -n 2 --fast
 
 test-all: $(READY)  ## the test suite with the slow tests
 	$(BIN)/python -m pytest -n 2 -m ''

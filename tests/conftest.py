@@ -13,6 +13,8 @@ from hypothesis import HealthCheck, settings
 
 from tests.leap.fixtures import leap, one_connection  # noqa: F401  (fixtures of several modules)
 
+pytest_plugins = ["tests.durations"]
+
 # The same examples in every run, and no verdict by the clock; `pytest --hypothesis-profile=default` searches anew.
 settings.register_profile("steady", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
