@@ -187,7 +187,7 @@ def publish(file: Path) -> None:
     """Take over what a benchmark wrote: its command, and of its rows what the tables show."""
     views = [view for name, view in VIEWS.items() if (view.source or name) == file.stem]
     if not views:
-        raise SystemExit(f"no table shows {file.stem}; known are: {', '.join(v.source or n for n, v in VIEWS.items())}")
+        raise SystemExit(f"no table shows {file.stem}; known: {', '.join(v.source or n for n, v in VIEWS.items())}")
     values, shown = read_json(file, "rows of a benchmark"), set().union(*(view.keys() for view in views))
     rows = [{key: value for key, value in row.items() if key in shown} for row in values["rows"]]
     PUBLISHED.mkdir(exist_ok=True)

@@ -161,7 +161,7 @@ def kind_of(path: AnyPath) -> str:
         except MemoryError:
             raise
         except Exception as error:  # whatever damage does to zipfile, numpy and json
-            raise FileFormatError(f"{path} is none of our files, or not a whole one: {error}") from error
+            raise FileFormatError(f"{path} is not a file of qcompress, or not a whole one: {error}") from error
 
 
 def _read_archive(file: IO[bytes]) -> tuple[Any, dict[str, NDArray[Any]]]:

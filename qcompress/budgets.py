@@ -86,7 +86,7 @@ def parse(resource: str, asked: Amount) -> Limit:
     if unit not in units:
         known = ", ".join(["%", *units])
         hint = "; kB is 1,000 bytes, KiB 1,024" if unit.lower() in ("k", "kb", "kib") and "kB" in units else ""
-        raise OptionsError(f"{name} has no unit {unit!r}; known are: {known}{hint}")
+        raise OptionsError(f"{name} has no unit {unit!r}; known: {known}{hint}")
     return Limit(value * units[unit], is_share=False)
 
 
@@ -117,10 +117,12 @@ def split_loss(budget: Mapping[str, Amount], minimize: str | None) -> tuple[dict
     others = {name: asked for name, asked in budget.items() if name != LOSS}
     if minimize is None:
         if LOSS in budget:
-            raise OptionsError("a budget for the loss needs a resource to make small, as minimize='bytes'")
+            raise OptionsError("a budget for the loss needs a resource to minimize, for example minimize='bytes'")
         return others, None
     if LOSS not in budget:
-        raise OptionsError(f"minimize={minimize!r} needs a limit of the predicted loss, as budget={{'loss': 0.02}}")
+        raise OptionsError(
+            f"minimize={minimize!r} needs a limit for the predicted loss, for example budget={{'loss': 0.02}}"
+        )
     limit = as_number(budget[LOSS], "the budget for the loss", above=0)
     return {minimize: "100%", **others}, limit
 

@@ -9,7 +9,7 @@ from qcompress.proposals import has_few_inputs
 from solvers import Solution
 
 FACTOR = 2.0
-"""Predicted loss and loss on samples kept aside that differ by more than this are told."""
+"""Predicted loss and loss on held-out samples that differ by more than this are told."""
 
 LEAST_NATS = 1e-3
 """Of ``kl``, differences below it are nothing to tell."""
@@ -27,30 +27,30 @@ def of_split(split: Split, *, given: bool) -> Iterator[str]:
     """Where samples could not be kept aside, or may have been seen by a measurement that was given."""
     if given and split.num_kept:
         yield (
-            "the measurement that was given may have seen the samples kept aside; give validation=, batches that it "
+            "the measurement that was given may have seen the held-out samples; give validation=, batches that it "
             "has not seen"
         )
     if split.unit == "batches" and split.num_kept:
         yield (
-            f"whole batches were kept aside, {split.num_kept} of {split.num_samples}, since single samples cannot be: "
+            f"whole batches were held out, {split.num_kept} of {split.num_samples}, since single samples cannot be: "
             f"{split.why_not}"
         )
     elif split.why_not:
         yield (
-            f"no samples were kept aside: {split.why_not}. The choice was not checked on samples that nothing was "
+            f"no samples were held out: {split.why_not}. The choice was not checked on samples that nothing was "
             "fitted to; give validation=, other batches of the same kind (--validation), or guard=False (--no-guard)"
         )
 
 
 def of_prediction(loss: str, predicted: float, seen: float) -> Iterator[str]:
-    """Where the prediction did not hold on samples kept aside."""
+    """Where the prediction did not hold on held-out samples."""
     least = LEAST_NATS if loss.startswith("kl") else 0.0
     low, high = sorted((predicted, seen))
     if high - low > least and not (low > 0 and high <= FACTOR * low):
         ratio = f"{high / low:.3g} times" if low > 0 else "not"
         worse = "more" if seen > predicted else "less"
         yield (
-            f"the loss on samples kept aside, {seen:.6g}, is {worse} than the predicted one, {predicted:.6g} "
+            f"the loss on held-out samples, {seen:.6g}, is {worse} than the predicted one, {predicted:.6g} "
             f"({ratio} as much): the proof is of the prediction only. What helps: {WHAT_HELPS}"
         )
 

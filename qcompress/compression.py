@@ -124,8 +124,8 @@ def compress(
         pairs: with the terms between different parts, or their strength (see `formulate`).
         measurement: an earlier one of this model, used instead of measuring; it brings its options.
         validation: re-iterable batches that nothing is measured on or fitted to. Without them a quarter of the samples
-            of ``data`` is kept aside (see `qcompress.model.samples`; where it cannot be, the report warns).
-        guard: try the solver's choice and others on the samples kept aside, and take the best of them (see
+            of ``data`` is held out (see `qcompress.model.samples`; where it cannot be, the report warns).
+        guard: try the solver's choice and others on the held-out samples, and take the best of them (see
             `qcompress.guard`). Compensated codes and whitened factors of that choice are then fitted anew to all of
             ``data``, unless fine-tuning follows or the measurement was given. False takes the solver's choice, measured
             and fitted on all of ``data``.

@@ -229,10 +229,14 @@ def _groups(names: Sequence[str], tied: Sequence[Sequence[str]]) -> dict[str, st
     group_of: dict[str, str] = {}
     for group in tied:
         if isinstance(group, str):
-            raise OptionsError(f"tied lists groups of layer names, as [['conv1', 'conv2']], found {group!r}")
+            raise OptionsError(
+                f"tied must be a list of groups of layer names, such as [['conv1', 'conv2']], found {group!r}"
+            )
         for name in group:
             if name not in names:
-                raise OptionsError(f"tied names {name!r}, which is no layer read; there are: {', '.join(names)}")
+                raise OptionsError(
+                    f"tied names {name!r}, which is not one of the layers; there are: {', '.join(names)}"
+                )
             if name in group_of:
                 raise OptionsError(f"tied names {name!r} twice: join the two groups")
             group_of[name] = " + ".join(group)

@@ -1,10 +1,10 @@
-"""The guard: of a few choices made in different ways, the one that truly loses least on samples kept aside.
+"""The guard: of a few choices made in different ways, the one that truly loses least on held-out samples.
 
 A proof says that no choice is predicted to lose less; what the prediction is worth is seen by running the model on
 samples that nothing was measured on or fitted to. Tried are the proposals of `qcompress.proposals`, and the best of
 them rounded to nearest where codes were compensated.
 
-Few samples kept aside tell little: losses are heavy-tailed, a handful of samples makes up most of their mean, and of a
+Few held-out samples tell little: losses are heavy-tailed, a handful of samples makes up most of their mean, and of a
 dozen choices some look better by chance. So a choice whose loss is below that of the base (the choice by the costs at
 softened outputs, without these the additive one, or the refined one) is a candidate only where the difference stands
 out from the samples' spread: taken of the fourth roots of the losses, sample by sample (position by position where
@@ -42,7 +42,7 @@ FILE_KIND = FileKind("qcompress guard", version=1)
 
 
 class Candidate(NamedTuple):
-    """A choice that was tried: predicted loss, true loss on the samples kept aside, resource → use."""
+    """A choice that was tried: predicted loss, true loss on the held-out samples, resource → use."""
 
     name: str
     loss_predicted: float

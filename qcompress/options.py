@@ -70,7 +70,7 @@ class Options:
     def __post_init__(self) -> None:
         wrong = [item for item in self.offers if not isinstance(item, Offer)]
         if wrong:
-            raise OptionsError(f"options are transforms, as prune_quantize() makes them; found {wrong[0]!r}")
+            raise OptionsError(f"options must be transforms, such as those of prune_quantize(); found {wrong[0]!r}")
         distinct = dict.fromkeys(item for item in self.offers if not isinstance(item, Keep))
         object.__setattr__(self, "offers", tuple(distinct))
 
@@ -185,7 +185,7 @@ def _offer_class(kind: Any) -> type[Offer]:
         return OFFERS[kind]
     points = {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
     if kind not in points:
-        raise OptionsError(f"no transform is of the kind {kind!r}; known are: {', '.join([*OFFERS, *points])}")
+        raise OptionsError(f"no transform is of the kind {kind!r}; known: {', '.join([*OFFERS, *points])}")
     found: type[Offer] = points[kind].load()
     return found
 
@@ -388,8 +388,8 @@ def prune_channels(
 
 def _listed(values: Any, name: str, example: str) -> list[Any]:
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-        raise OptionsError(f"{name} must be a list, as {example}, found {values!r}")
+        raise OptionsError(f"{name} must be a list, such as {example}, found {values!r}")
     listed = list(values)
     if not listed:
-        raise OptionsError(f"{name} is empty: give at least one, as {example}")
+        raise OptionsError(f"{name} is empty: give at least one, for example {example}")
     return listed

@@ -48,7 +48,7 @@ class Report:
             first prediction.
         smallest: the smallest use that was found for a limit of the loss (see `solvers.smallest_use`), or None.
         candidates: what the guard tried, ``(name, loss_predicted, loss_validation, usage)`` each; the compressed model
-            is the one of least loss on the samples kept aside, called ``chosen``.
+            is the one of least loss on the held-out samples, called ``chosen``.
         undecided: what lost less there than the choice that all have to beat, but no more than chance would have it.
         warnings: where these numbers may not hold, and what would help.
     """
@@ -122,7 +122,7 @@ class Report:
             lines.append(f"| {name} | {amount(before)} | {limit} | {amount(used)} | {ratio} |")
         tuned = "" if self.loss_finetuned is None else f", after fine-tuning {self.loss_finetuned:.6g}"
         earlier = " before codes and factors were fitted to them too" if self.refitted else ""
-        aside = "" if self.loss_validation is None else f"on samples kept aside {self.loss_validation:.6g}{earlier}, "
+        aside = "" if self.loss_validation is None else f"on held-out samples {self.loss_validation:.6g}{earlier}, "
         lines += [
             "",
             f"- loss increase ({self.loss}): predicted {self.loss_predicted:.6g}, {aside}"
@@ -141,7 +141,7 @@ class Report:
             sizes = f"{part.bytes_before:,.0f} | {part.bytes_after:,.0f}"
             lines.append(f"| {part.name} | {part.option} | {sizes} | {part.loss_alone:.3g} |")
         if self.skipped:
-            lines += ["", "Left as it is:", "", *(f"- {line}" for line in by_reason(self.skipped))]
+            lines += ["", "Left unchanged:", "", *(f"- {line}" for line in by_reason(self.skipped))]
         return "\n".join(lines) + "\n"
 
     def _minimizing(self) -> list[str]:
@@ -172,9 +172,9 @@ class Report:
             return []
         lines = [
             "",
-            "Tried on the samples kept aside:",
+            "Tried on the held-out samples:",
             "",
-            "| choice | predicted | kept aside | |",
+            "| choice | predicted | held out | |",
             "|---|--:|--:|---|",
         ]
         for group, note in ((self.candidates, ""), (self.undecided, "undecided: no clearer than chance")):

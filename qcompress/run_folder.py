@@ -50,7 +50,7 @@ class RunFolder:
 
     Raises:
         OptionsError: the folder cannot be written, or holds a run of an earlier version.
-        FileFormatError: its journal is no whole one.
+        FileFormatError: its journal is not a whole one.
 
     >>> import tempfile, pathlib
     >>> folder, kept = tempfile.mkdtemp(), Kept("note.txt", lambda text, path: path.write_text(text), Path.read_text)

@@ -106,5 +106,5 @@ def exported(request: Request, run: RunFolder, model: nn.Module) -> tuple[Export
     with run.timed("verify"):
         found = verify(file.path, model, list(itertools.islice(samples(batch), VERIFIED)), target=engine)
     if not found.ok:
-        raise VerificationError(f"{file.path} is not what was chosen: {found.why_not}")
+        raise VerificationError(f"{file.path} does not match the chosen model: {found.why_not}")
     return file, found

@@ -97,7 +97,7 @@ def vocabulary_blocks(
     if sizes is None:
         if num_blocks < 1 or 2**num_blocks - 1 > len(often):
             most = int(math.log2(len(often) + 1))
-            raise OptionsError(f"{len(often)} words make 1 to {most} blocks of twice the size, asked were {num_blocks}")
+            raise OptionsError(f"num_blocks must be 1 to {most} for {len(often)} words, got {num_blocks}")
         stops = [len(often) * (2 ** (i + 1) - 1) // (2**num_blocks - 1) for i in range(num_blocks)]
         sizes = [stop - start for start, stop in zip([0, *stops], stops, strict=False)]
     if not sizes or min(sizes) < 1 or sum(sizes) != len(often):

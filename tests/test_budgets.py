@@ -96,10 +96,10 @@ def test_what_is_no_positive_amount_is_refused(asked: Any) -> None:
 @pytest.mark.parametrize(
     ("resource", "asked", "error"),
     [
-        ("bytes", "5 s", r"has no unit 's'; known are: %, B, bytes, kB"),
+        ("bytes", "5 s", r"has no unit 's'; known: %, B, bytes, kB"),
         ("bytes", "5 KB", r"has no unit 'KB'.*kB is 1,000 bytes, KiB 1,024"),
-        ("latency_s", "5 kB", r"has no unit 'kB'; known are: %, s, ms"),
-        ("anything", "5 kB", r"has no unit 'kB'; known are: %$"),
+        ("latency_s", "5 kB", r"has no unit 'kB'; known: %, s, ms"),
+        ("anything", "5 kB", r"has no unit 'kB'; known: %$"),
     ],
 )
 def test_an_unknown_unit_is_refused_with_those_there_are(resource: str, asked: str, error: str) -> None:

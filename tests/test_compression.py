@@ -355,7 +355,7 @@ class Lazy(nn.Module):
         ({"time_limit": float("nan")}, "time_limit must be a number above 0, found nan"),
         ({"seed": -1}, "seed must be a whole number from 0, found -1"),
         ({"seed": True}, "seed must be a whole number from 0, found True"),
-        ({"solver": "gredy"}, "no solver is called 'gredy'; known are: auto"),
+        ({"solver": "gredy"}, "no solver is called 'gredy'; known: auto"),
         ({"solver": 3}, "solver must be a name"),
         ({"method": "guess"}, "method must be one of fisher, direct"),
         ({"loss": "l1"}, "loss must be 'kl', 'mse' or a callable"),
@@ -568,7 +568,7 @@ def test_the_smallest_bytes_for_a_loss_are_those_of_brute_force(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("asked", "error"),
     [
-        ({"budget": {"loss": 0.1}}, "a budget for the loss needs a resource to make small"),
+        ({"budget": {"loss": 0.1}}, "a budget for the loss needs a resource to minimize"),
         ({"budget": {"bytes": 0.1}, "minimize": "bytes"}, "needs a limit of the predicted loss"),
         ({"budget": {"loss": 0.1}, "minimize": "watts"}, "no resource is called 'watts'"),
         ({"budget": {"loss": -0.1}, "minimize": "bytes"}, "the budget for the loss must be a number above 0"),

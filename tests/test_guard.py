@@ -1,4 +1,4 @@
-"""The guard takes what truly loses least on the samples kept aside, whatever the prediction says."""
+"""The guard takes what truly loses least on the held-out samples, whatever the prediction says."""
 
 from dataclasses import replace
 from functools import cache

@@ -50,7 +50,7 @@ def test_options_come_back_from_json() -> None:
     [
         (
             {"kind": "zip"},
-            "'zip'; known are: keep, prune_quantize, group_wise, integer_product, prune_filters, low_rank, rank_rule",
+            "'zip'; known: keep, prune_quantize, group_wise, integer_product, prune_filters, low_rank, rank_rule",
         ),
         ("low_rank", "'low_rank'; known"),
         ({"kind": "low_rank", "ratio": 0.5}, "not the fields of a low_rank"),

@@ -51,5 +51,5 @@ def test_publishing_keeps_the_command_and_what_the_tables_show(tmp_path, monkeyp
     pages.publish(tmp_path / "sizes.json")
     published = json.loads((tmp_path / "published" / "sizes.json").read_text())
     assert published == {"command": "python -m benchmarks.sizes --data FOLDER --samples 3", "rows": [{"file": "a"}]}
-    with pytest.raises(SystemExit, match="no table shows other; known are: sizes"):
+    with pytest.raises(SystemExit, match="no table shows other; known: sizes"):
         pages.publish(tmp_path / "other.json")

@@ -69,7 +69,7 @@ def test_a_transform_that_breaks_its_word_is_named(broken, message, monkeypatch)
 
 
 def test_a_transform_that_no_file_can_name_is_refused():
-    with pytest.raises(OptionsError, match="no transform is of the kind 'broken'; known are: keep, prune_quantize"):
+    with pytest.raises(OptionsError, match="no transform is of the kind 'broken'; known: keep, prune_quantize"):
         check_transform(Larger(4))
     with pytest.raises(OptionsError, match="no transform is of the kind 3"):
         transform_from_json({"kind": 3})
@@ -85,5 +85,5 @@ def test_an_engine_is_checked_in_bytes_and_outputs():
     check_engine(Toy(factory=network), network, data)
     with pytest.raises(CheckError, match="differ from the emulation's"):
         check_engine(Toy(factory=network, wrong=0.5), network, data)
-    with pytest.raises(CheckError, match="predicted were"):
+    with pytest.raises(CheckError, match="instead of the predicted"):
         check_engine(Toy(factory=network, more=1), network, data)

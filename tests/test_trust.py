@@ -123,7 +123,7 @@ def test_data_that_cannot_be_split_is_told() -> None:
     few = compress(seeded(Residual), [batches()[0][:3]], **QUICK).report
     assert few.candidates == ()
     assert few.loss_validation is None
-    assert "no samples were kept aside: 3 samples are too few" in few.warnings[0]
+    assert "no samples were held out: 3 samples are too few" in few.warnings[0]
     model, data = seeded(Residual), batches()
     measurement = measure(model, data, BITS)
     given = {name: value for name, value in QUICK.items() if name != "options"}

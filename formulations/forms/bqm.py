@@ -149,7 +149,7 @@ def to_bqm(
     (5, [0, 1])
     """
     if encoding not in ENCODINGS:
-        raise EncodingError(f"no encoding is called {encoding!r}; known are: {', '.join(ENCODINGS)}")
+        raise EncodingError(f"no encoding is called {encoding!r}; known: {', '.join(ENCODINGS)}")
     problem = problem.without_fixed()
     cost = np.array(problem.cost) + (0.0 if prices is None else _priced(problem, prices))
     lowest = np.minimum.reduceat(cost, problem.group_offsets[:-1])

@@ -172,7 +172,7 @@ def numbers(text: str, what: str) -> tuple[Any, ...]:
     """
     values = tuple(_literal(word.strip()) for word in text.split(","))
     if wrong := [value for value in values if isinstance(value, bool) or not isinstance(value, int | float)]:
-        raise typer.BadParameter(f"{what} must be numbers with commas between, as 2,4,8; found {wrong[0]!r}.")
+        raise typer.BadParameter(f"{what} must be numbers separated by commas, such as 2,4,8; found {wrong[0]!r}.")
     return values
 
 

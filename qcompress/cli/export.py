@@ -51,10 +51,10 @@ def export(
 
     if target is None and Path(model).is_file():
         raise typer.BadParameter(
-            f"export writes models for engines; a problem is written by 'qcompress convert {model} {compressed}'."
+            f"export writes models for engines; to write a problem, use 'qcompress convert {model} {compressed}'."
         )
     if target is None:
-        raise typer.BadParameter("name an engine, as --target llama.cpp; 'qcompress engines' lists them.")
+        raise typer.BadParameter("name an engine, for example --target llama.cpp; 'qcompress engines' lists them.")
     engine = engine_of(target, setting)
     example = None if data is None else first_batch(arguments.function(data, "--data")())
     exported = qcompress.export(load(model, compressed), output, target=engine, example=example)

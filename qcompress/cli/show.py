@@ -60,7 +60,7 @@ def _show_folder(folder: Path) -> None:
         _show_steps(folder)
     else:
         names = ", ".join(sorted(item.name for item in folder.iterdir())) or "nothing"
-        raise FileFormatError(f"{folder} is no folder of 'compress' or 'compare'; it holds {names}")
+        raise FileFormatError(f"{folder} is not a folder written by 'compress' or 'compare'; it contains {names}")
 
 
 def _show_steps(folder: Path) -> None:
@@ -93,7 +93,7 @@ def _show_value(file: Path, problem_file: Path | None) -> None:
     elif kind == measurement.FILE_KIND.name:
         _show_measurement(measurement.Measurement.load(file))
     else:
-        raise FileFormatError(f"{file} is of a kind that 'show' does not know: {kind!r}")
+        raise FileFormatError(f"{file} has a kind that 'show' does not know: {kind!r}")
 
 
 def _show_problem(problem: Problem) -> None:
@@ -117,7 +117,7 @@ def _show_solution(solution: Solution, problem: Problem | None) -> None:
     if problem is None or solution.choice is None:
         return
     if solution.problem_fingerprint != problem.fingerprint():
-        raise FileFormatError("this solution is of another problem than the one given with --problem")
+        raise FileFormatError("this solution belongs to another problem than the one given with --problem")
     chosen = problem.flat(solution.choice)
     rows = [
         (
@@ -150,7 +150,7 @@ def _show_measurement(measurement: "Measurement") -> None:
             flat += 1
     print_table(("part", "option", ">bytes", ">loss increase alone"), rows)
     skipped = {item.name: item.reason for item in measurement.skipped}
-    print_lines(*(f"left as it is: {line}" for line in by_reason(skipped)))
+    print_lines(*(f"left unchanged: {line}" for line in by_reason(skipped)))
 
 
 def _show_model(file: Path) -> None:

@@ -108,7 +108,7 @@ def choice_of(measurement: Measurement, choice: ArrayLike) -> list[int]:
     if len(chosen) not in (num_parts, num_parts + 1):  # earlier versions had one group more, for what is fixed
         raise ModelError(
             f"the solution chooses for {len(chosen)} groups, the measurement has {num_parts} parts: "
-            "it solves another problem"
+            "it belongs to another problem"
         )
     for part, options, option in zip(measurement.parts, measurement.transforms, chosen, strict=False):
         if not 0 <= option < len(options):
@@ -169,7 +169,7 @@ def _fixed_bytes(model: nn.Module, measurement: Measurement) -> int:
     left_out = left_out_bytes(model)
     if found != expected and not left_out:  # their size may depend on what the model was run on last
         raise ModelError(
-            f"this is not the model that was measured: what stays as it is takes {found:,} bytes, measured were "
-            f"{expected:,}; tensors were added or removed, or no longer share memory"
+            f"this is not the model that was measured: what is left unchanged takes {found:,} bytes, but "
+            f"{expected:,} were measured; tensors were added or removed, or no longer share memory"
         )
     return found - left_out

@@ -59,7 +59,7 @@ def read(path: AnyPath) -> tuple[Contents, str | None]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ArtefactError: it is no whole file of this kind.
+        ArtefactError: it is not a whole file of this kind.
     """
     metadata, tensors = _read(path)
     if _HEADER not in metadata:
@@ -117,7 +117,7 @@ def _read(path: AnyPath) -> tuple[dict[str, str], dict[str, Tensor]]:
                 f"{path} is a pickle (as torch.save writes), which is never loaded; give a file of save_compressed()"
             ) from error
         raise ArtefactError(
-            f"{path} is no whole compressed model: cut short, damaged or of another kind ({error})"
+            f"{path} is not a whole compressed model: cut short, damaged or of another kind ({error})"
         ) from error
 
 

@@ -81,7 +81,7 @@ class CompressedTensors(Engine):
         if not scheme.symmetric:
             return f"{transform.label!r} of {part.name!r}: transformers (5.24) does not load packed zero points"
         if target.layer != "Linear" or not target.whole:
-            return f"{part.name!r} is no whole Linear layer, only those have integer weights there"
+            return f"{part.name!r} is not a whole Linear layer, only those have integer weights there"
         if len(part.modules) > 1:
             return f"{part.name!r} shares its weight with {part.modules[1]!r}, and only dense weights are tied there"
         if scheme.group_size is not None and target.per_channel % scheme.group_size:

@@ -54,7 +54,7 @@ def export(
     if (record := record_of(model)) is not None and opened_of(model) is None:  # an opened model is what it is stored as
         require_unchanged(record, model)
     if goal.is_dir() and any(goal.iterdir()):
-        raise EngineError(f"{goal} is a folder with something in it; name a new file or folder")
+        raise EngineError(f"{goal} is a folder that is not empty; name a new file or folder")
     with drafting(goal) as draft:
         engine.write(model, draft, example)
     return ExportedFile(path=goal, size_bytes=size_on_disk(goal))
@@ -68,7 +68,9 @@ def model_of(model_or_result: nn.Module | HasModel) -> nn.Module:
     """
     model = model_or_result if isinstance(model_or_result, nn.Module) else getattr(model_or_result, "model", None)
     if not isinstance(model, nn.Module):
-        raise EngineError(f"give a torch module or what compress() gave, found {type(model_or_result).__name__}")
+        raise EngineError(
+            f"expected a torch module or the result of compress(), found {type(model_or_result).__name__}"
+        )
     return model
 
 

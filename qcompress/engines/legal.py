@@ -35,7 +35,7 @@ def for_engine(engine: Engine, model: nn.Module, measurement: Measurement, examp
              for transform in own if (why := engine.refuse(part, transform))),
             "only 'keep' was on offer",
         )  # fmt: skip
-        raise EngineError(f"engine {engine.name!r} runs nothing that was measured: {refused}")
+        raise EngineError(f"engine {engine.name!r} runs none of the measured options: {refused}")
     starts = np.cumsum([0, *map(len, measurement.transforms[:-1])])
     flat = np.concatenate([start + np.array(kept) for start, kept in zip(starts, options, strict=True)])
     transforms = tuple(

@@ -273,4 +273,4 @@ def _padded(proto: Any, accuracy_level: int, size: int) -> bytes:
         if proto.ByteSize() == size:
             content: bytes = proto.SerializeToString()
             return content
-    raise AssertionError(f"the graph takes {proto.ByteSize()} bytes, predicted were {size}")
+    raise AssertionError(f"the graph takes {proto.ByteSize()} bytes instead of the predicted {size}")

@@ -35,7 +35,7 @@ def engine_class(name: str) -> type[Engine]:
     """
     table = TABLE if name in TABLE else _table()
     if name not in table:
-        raise EngineError(f"no engine is called {name!r}; known are: {', '.join(table) or 'none'}")
+        raise EngineError(f"no engine is called {name!r}; known: {', '.join(table) or 'none'}")
     module, _, attribute = table[name].partition(":")
     cls: type[Engine] = getattr(importlib.import_module(module), attribute)
     return cls
@@ -55,7 +55,7 @@ def as_engine(target: str | Engine, **settings: Any) -> Engine:
     if not isinstance(target, (str, Engine)):
         raise EngineError(
             f"target must be the name of an engine or an Engine, found {type(target).__name__}; "
-            f"known are: {', '.join(_table()) or 'none'}"
+            f"known: {', '.join(_table()) or 'none'}"
         )
     engine = engine_class(target)() if isinstance(target, str) else target
     engine.require()

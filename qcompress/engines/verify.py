@@ -78,7 +78,7 @@ def verify(
         raise FileNotFoundError(2, "there is no such file", str(file))
     batches = list(forwards.checked_data(data))
     if not batches:
-        raise DataError("there is nothing to verify with: the data is empty, give at least one batch")
+        raise DataError("there is nothing to verify with because the data is empty: give at least one batch")
     with forwards.evaluating(model):
         expected = engine.emulate(model, batches)
     by_block = opened_of(model) is not None
@@ -87,7 +87,7 @@ def verify(
     size_bytes, predicted = size_on_disk(file), _predicted_bytes(engine, model, batches[0])
     wrong = engine.check(file, model)
     if size_bytes != predicted:
-        wrong = f"the file takes {size_bytes:,} bytes, predicted were {predicted:,}"
+        wrong = f"the file takes {size_bytes:,} bytes instead of the predicted {predicted:,}"
     elif not wrong and not found.relative <= engine.tolerance:
         wrong = (
             f"its outputs differ from the emulation's by {found.relative:.2%} of their spread, "

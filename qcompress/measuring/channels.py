@@ -108,7 +108,7 @@ def measure_channels(
         model, data, candidates, loss, "direct", calibration.seed, run, settings, cache=cache, on_progress=on_progress
     )
     if sums.num_batches != inventory.num_batches:
-        raise DataError("the data is not the same every time it is gone through")
+        raise DataError("the data differs from pass to pass")
     tables = {name: uses.tables(name, [_counts(options) for options in transforms]) for name in ("bytes", "macs")}
     sizes = {item.name: size_bytes(item.tensor) for item in held_tensors(model)}
     return Measurement(

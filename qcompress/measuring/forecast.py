@@ -94,10 +94,11 @@ def room_for_decoded(memory: int | None, base: int, units: Sequence[UnitForecast
     needed = base + COMPILING + largest.total
     if needed > memory:
         raise OptionsError(
-            f"memory={memory / SHOWN:.3g} GB was given, about {needed / SHOWN:.3g} GB are needed: the process and what "
-            f"is outside the blocks hold {(base + COMPILING) / SHOWN:.3g}, {largest.name} takes "
+            f"memory={memory / SHOWN:.3g} GB was given, but about {needed / SHOWN:.3g} GB are needed: the process and "
+            f"everything outside the blocks hold {(base + COMPILING) / SHOWN:.3g}, {largest.name} takes "
             f"{largest.weights / SHOWN:.3g} for weights, {largest.options / SHOWN:.3g} for its options and "
-            f"{largest.working / SHOWN:.3g} to work them out; give more memory, offer fewer options, or shorter samples"
+            f"{largest.working / SHOWN:.3g} to work them out; give more memory, enable fewer options, or use "
+            "shorter samples"
         )
     return min(most, memory - needed)
 
@@ -115,7 +116,7 @@ def as_bytes(memory: int | str | None) -> int | None:
         return None
     limit = parse("bytes", memory)
     if limit.is_share:
-        raise OptionsError(f"memory must be an amount, as '4 GB', found {memory!r}")
+        raise OptionsError(f"memory must be an amount, such as '4 GB', found {memory!r}")
     return int(limit.value)
 
 

@@ -276,7 +276,7 @@ class _Stopwatch:
                 hook.remove()
         orders = {tuple(layer for _, layer in own) for own in runs}
         if len(orders) > 1:
-            raise ModelError("the model calls its layers in another order from run to run: they cannot be timed")
+            raise ModelError("the model calls its layers in a different order each time, so they cannot be timed")
         moments = [[moment for moment, _ in own] for own in runs[1:]]  # the first one warmed up
         pieces = np.median(np.diff(moments), axis=0)
         seconds = np.zeros(self._num_layers + 1)  # the last one is OUTSIDE

@@ -33,6 +33,6 @@ def require_memory(wanted: Mapping[str, int]) -> None:
     named = ", ".join(f"{name!r} ({wanted[name] / 1e9:.2g} GB)" for name in largest)
     raise OptionsError(
         f"compensated and whitened options take second moments of {total / 1e9:.3g} GB here, {room / 1e9:.3g} GB are "
-        f"free; the largest are of {named}. Offer those layers other options, as {{{largest[0]!r}: prune_quantize(), "
-        "'*': …}, or leave them out with skip="
+        f"free; the largest are of {named}. Give those layers other options, such as "
+        f"{{{largest[0]!r}: prune_quantize(), '*': …}}, or leave them out with skip="
     )

@@ -54,8 +54,8 @@ class Offered:
         for pattern, own in given.items():
             if not isinstance(pattern, str) or not isinstance(own, Options):
                 raise OptionsError(
-                    "options must be qcompress.Options, as prune_quantize(), or a mapping from patterns of layers' "
-                    f"names to them; found {pattern!r}: {type(own).__name__}"
+                    "options must be qcompress.Options, such as prune_quantize(), or a mapping from patterns "
+                    f"of layer names to them; found {pattern!r}: {type(own).__name__}"
                 )
         if not given:
             raise OptionsError("no options are given: pass prune_quantize(), or a mapping of at least one pattern")
@@ -105,7 +105,9 @@ def _patterns(given: Any, name: str) -> tuple[str, ...]:
     listed = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else (given,)
     wrong = [own for own in listed if not isinstance(own, str)]
     if wrong:
-        raise OptionsError(f"{name} lists patterns of layers' names, as ('head', 'encoder.*'), found {wrong[0]!r}")
+        raise OptionsError(
+            f"{name} must list patterns of layer names, such as ('head', 'encoder.*'), found {wrong[0]!r}"
+        )
     return listed
 
 

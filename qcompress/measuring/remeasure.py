@@ -138,7 +138,7 @@ def loss_of(measurement: Measurement, loss: str | LossFunction | Loss | None) ->
         OptionsError: it is a callable that was not given, or another one.
     """
     if loss is None and not is_named(measurement.loss):
-        raise OptionsError(f"the measurement was made with the loss {measurement.loss!r}: give that callable as loss=")
+        raise OptionsError(f"the measurement was made with the loss {measurement.loss!r}: pass that callable as loss=")
     found = as_loss(measurement.loss if loss is None else loss)
     if found.name != measurement.loss:
         raise OptionsError(f"the measurement was made with the loss {measurement.loss!r}, found {found.name!r}")

@@ -117,6 +117,6 @@ def _mean_rise(
             total, count = total + float(rise.sum()), count + len(rise)
     if count == 0:
         raise DataError(
-            "there is no sample to take the loss on: the data is empty, or an iterator that was read before"
+            "the data holds no sample to compute the loss on: it is empty, or an iterator that has been read before"
         )
     return total / count

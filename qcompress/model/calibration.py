@@ -30,7 +30,7 @@ class Calibration:
     Raises:
         DataError: the data can be read only once.
         ModelError: a model whose layers or weights cannot be looked at (see `require_usable`).
-        OptionsError: a seed that is no whole number from 0, or a ``forward`` that cannot be called.
+        OptionsError: a seed that is not a whole number from 0, or a ``forward`` that cannot be called.
     """
 
     model: nn.Module

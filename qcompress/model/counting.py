@@ -113,7 +113,9 @@ def count(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | Non
         for hook in hooks:
             hook.remove()
     if not found.num_batches:
-        raise DataError("the calibration data is empty, or an iterator that was read before: give at least one batch")
+        raise DataError(
+            "the calibration data is empty, or an iterator that has been read before: give at least one batch"
+        )
     if not found.num_samples:
         raise DataError("the calibration data holds no sample")
     found.calls = {name: own.per_sample(found.num_samples) for name, own in found.calls.items()}

@@ -2,7 +2,7 @@
 
 Which samples: those whose content has the least digests. That holds whatever the order, so a loader that shuffles
 gives the same ones on every pass, without the others being held in memory; equal samples stay together, so that no
-copy of a sample that was fitted to is kept aside.
+copy of a sample that was fitted to is held out.
 
 Which rows of a batch belong to one sample is not guessed: the tensors with as many rows as the output has samples are
 cut, and the model must give the same outputs for some of the samples as it gave for them among all. Where it does not
@@ -28,10 +28,10 @@ MIN_SAMPLES = 4
 """Fewer samples are not split."""
 
 SHARE = 0.25
-"""Share of the samples that is kept aside, rounded up."""
+"""Share of the samples that is held out, rounded up."""
 
 MAX_KEPT = 1024
-"""Samples kept aside at most."""
+"""Held-out samples at most."""
 
 SAME_OUTPUT = 1e-3
 """How far, relative to the largest output, samples may move when others leave the batch: other kernels round anew."""
@@ -44,11 +44,11 @@ class Split:
     """Calibration data in two.
 
     Attributes:
-        calibration: re-iterable batches to measure and fit on; the data as it was where nothing was kept aside.
-        kept: batches of the samples kept aside, in memory; none where they could not be.
-        num_kept, num_samples: samples (or whole batches, see ``unit``) kept aside, and of how many.
+        calibration: re-iterable batches to measure and fit on; the data as it was where nothing was held out.
+        kept: batches of the held-out samples, in memory; none where they could not be.
+        num_kept, num_samples: samples (or whole batches, see ``unit``) held out, and of how many.
         unit: ``"samples"`` or ``"batches"``.
-        why_not: why nothing, or no sample on its own, was kept aside; empty where samples were.
+        why_not: why nothing, or no sample on its own, was held out; empty where samples were.
     """
 
     calibration: Iterable[Any]
@@ -87,7 +87,7 @@ def split_samples(model: nn.Module, data: Iterable[Any], forward: forwards.Forwa
         rest = _Rest(data, cut, limit)
         num_kept = sum(digest <= limit for digest in digests)
         if sum(len(cut.digests(batch)) for batch in kept) != num_kept:
-            raise _UnclearError("the data holds other samples on every pass (random crops, say)")
+            raise _UnclearError("the data differs from pass to pass (random crops, for example)")
         if num_kept == len(digests):
             raise _UnclearError("all samples are equal")
     except _UnclearError as unclear:

@@ -1,4 +1,4 @@
-"""From a measurement to a choice: formulated, solved, refined by true loss, guarded by samples kept aside."""
+"""From a measurement to a choice: formulated, solved, refined by true loss, guarded by held-out samples."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -177,7 +177,7 @@ def guarded(
     solution: Solution,
     better: Refined | None,
 ) -> Guarded | None:
-    """Of this and other choices the best on the samples kept aside, where there are any."""
+    """Of this and other choices the best on the held-out samples, where there are any."""
     own, batches = request.calibration, request.batch_norm_data
     if not (request.guard and any(True for _ in request.kept)):
         return None

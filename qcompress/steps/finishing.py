@@ -93,7 +93,7 @@ def finetuned(request: Request, run: RunFolder, chosen: nn.Module) -> nn.Module:
 def _applied_from(
     request: Request, run: RunFolder, measurement: Measurement, solution: Solution, *, refitted: bool
 ) -> dict[str, Any]:
-    """What the compressed model depends on; refitted, on the samples kept aside as well."""
+    """What the compressed model depends on; refitted, on the held-out samples as well."""
     if run.path is None:
         return {}
     batches, chosen = request.batch_norm_data, chosen_transforms(request.copied, measurement, solution)

@@ -1,4 +1,4 @@
-"""From a request to a measurement: the copy, the samples kept aside, what every option does, and the refit after the
+"""From a request to a measurement: the copy, the held-out samples, what every option does, and the refit after the
 choice.
 """
 
@@ -101,9 +101,9 @@ def measured(request: Request, run: RunFolder) -> Measurement:
 
 
 def refitted(request: Request, run: RunFolder, measurement: Measurement, solution: Solution) -> Measurement:
-    """What the choice is fitted to, over all the data: the samples kept aside have done their work with the choice.
+    """What the choice is fitted to, over all the data: the held-out samples have done their work with the choice.
 
-    The measurement stays as it is where none were kept aside, where it was given, where nothing chosen is fitted, and
+    The measurement stays as it is where none were held out, where it was given, where nothing chosen is fitted, and
     before fine-tuning, whose result is then seen on samples that nothing was fitted to.
     """
     own = request.calibration

@@ -128,7 +128,7 @@ def finetune(
     calibration = Calibration(model=model, data=data, forward=forward, loss=as_loss(loss), seed=seed)
     if teacher is None and not isinstance(calibration.loss, CallableLoss):
         raise OptionsError(
-            f"the loss {calibration.loss.name!r} is taken against a teacher: give teacher=the original model, or a "
+            f"the loss {calibration.loss.name!r} compares with a teacher: pass teacher=the original model, or a "
             "loss (output, batch) -> (samples,)"
         )
     looked_at = list(islice(data, VALIDATED) if validation is None else forwards.checked_data(validation))

@@ -417,7 +417,7 @@ def test_show_reads_reports_cut_runs_and_folders_of_comparisons(folder, problem_
     assert capsys.readouterr().out == told
     (folder / "else").mkdir()
     assert main(["show", "else"]) == 1
-    assert "else is no folder of 'compress' or 'compare'; it holds nothing" in capsys.readouterr().err
+    assert "else is not a folder written by 'compress' or 'compare'; it contains nothing" in capsys.readouterr().err
 
 
 def test_compress_keeps_the_measurement_for_another_budget_or_solver(folder, capsys):
@@ -583,7 +583,7 @@ MISTAKES = [
     (["solve", "problem.npz", "--seed", "x"], USAGE, "Invalid value for '--seed'"),
     (["solve", "nowhere.npz"], FAILURE, "nowhere.npz"),
     (["solve", "zoo_for_cli.py"], FAILURE, "zoo_for_cli.py is not a qcompress problem file"),
-    (["solve", "problem.npz", "--solver", "nobody"], FAILURE, "no solver is called 'nobody'; known are: auto"),
+    (["solve", "problem.npz", "--solver", "nobody"], FAILURE, "no solver is called 'nobody'; known: auto"),
     (["solve", "problem.npz", "--time-limit", "0"], FAILURE, "time_limit must be a positive number"),
     (["solve", "problem.npz", "--option", "sweeps"], USAGE, "--option must be written name=value, found 'sweeps'"),
     (["solve", "problem.npz", "--option", "nothing=1"], FAILURE, "has no option 'nothing'"),
@@ -617,7 +617,11 @@ MISTAKES = [
     ),
     (["measure", "zoo_for_cli:network", "zoo_for_cli:once"], FAILURE, "data is read more than once"),
     ([*MEASURE, "--method", "guess"], FAILURE, "method must be one of fisher, direct, sampled, found 'guess'"),
-    ([*MEASURE[:3], "--bits", "2,four"], USAGE, "--bits must be numbers with commas between, as 2,4,8; found 'four'"),
+    (
+        [*MEASURE[:3], "--bits", "2,four"],
+        USAGE,
+        "--bits must be numbers separated by commas, such as 2,4,8; found 'four'",
+    ),
     ([*MEASURE[:3], "--bits", "1"], USAGE, "bits must be a whole number from 2 to 16, found 1"),
     ([*MEASURE[:3], "--ranks", "8,0"], USAGE, "a rank must be a whole number from 1, found 0"),
     ([*MEASURE[:3], "--energies", "90"], USAGE, "the energy must be a number above 0 and below 1, found 90"),
@@ -642,11 +646,11 @@ MISTAKES = [
     ([*COMPRESS, "--finetune-steps", "-1"], USAGE, "--finetune-steps"),
     ([*TUNED, "--learning-rate", "0"], FAILURE, "a learning rate above 0, found steps=20, patience=1, learning_rate=0"),
     (["finetune", *MEASURE[1:3], "nowhere.safetensors"], FAILURE, "nowhere.safetensors"),
-    (["finetune", *MEASURE[1:3], "bad.safetensors"], FAILURE, "bad.safetensors is no whole"),
+    (["finetune", *MEASURE[1:3], "bad.safetensors"], FAILURE, "bad.safetensors is not a whole"),
     (["show", "nowhere"], FAILURE, "nowhere"),
-    (["show", "zoo_for_cli.py"], FAILURE, "none of our files"),
+    (["show", "zoo_for_cli.py"], FAILURE, "not a file of qcompress"),
     (["show", "other.json"], FAILURE, "of a kind that 'show' does not know: 'something'"),
-    (["show", "bad.safetensors"], FAILURE, "bad.safetensors is no whole"),
+    (["show", "bad.safetensors"], FAILURE, "bad.safetensors is not a whole"),
     (["apply", "zoo_for_cli:network", "problem.npz", "x.json"], FAILURE, "is not a qcompress measurement file"),
 ]
 

@@ -165,7 +165,7 @@ def test_bytes_are_those_of_the_formulation(filters: int, weights: int, bits: in
     [
         ({"scores": "l2"}, "scores must be one of l1, fisher, found 'l2'"),
         ({"bits": (1, 8)}, "bits must be a whole number from 2 to 16, found 1"),
-        ({"tied": [["stem", "tail"]]}, "'tail', which is no layer read; there are: stem, body.0, body.2"),
+        ({"tied": [["stem", "tail"]]}, "'tail', which is not one of the layers; there are: stem, body.0, body.2"),
         ({"tied": [["stem", "body.2"], ["stem"]]}, "'stem' twice"),
         ({"tied": ["stem"]}, "groups of layer names"),
     ],

@@ -185,7 +185,7 @@ def test_other_bytes_than_predicted_are_an_error_and_nothing_is_written(tmp_path
             write(smaller)
     assert list(tmp_path.iterdir()) == []
     model.more = [nn.Linear(2, 2)]  # type: ignore[assignment]
-    with pytest.raises(ModelError, match="what stays as it is takes 152 bytes, measured were 128"):
+    with pytest.raises(ModelError, match="what is left unchanged takes 152 bytes, but 128 were measured"):
         apply(model, measurement, solution([1, 1]))
 
 

@@ -155,7 +155,7 @@ def test_what_has_no_place_in_the_file_is_refused(llama, tmp_path):
         qcompress.export(llama, tmp_path / "x", target=ENGINE)
     del llama.extra
     llama.config.model_type = "surprise"
-    with pytest.raises(EngineError, match="knows no model of type 'surprise'; known are: llama"):
+    with pytest.raises(EngineError, match="knows no model of type 'surprise'; known: llama"):
         qcompress.export(llama, tmp_path / "x", target=ENGINE)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 

@@ -189,7 +189,7 @@ def test_what_cannot_be_timed_is_refused() -> None:
 
     model, batch = Alternating(), torch.randn(2, 4)
     measurement = measured(model, batch, low_rank(ranks=(1,), whitened=False))
-    with pytest.raises(ModelError, match="in another order"):
+    with pytest.raises(ModelError, match="in a different order"):
         time_options(model, measurement, batch)
     with pytest.raises(ModelError, match="not the model that was measured"):
         time_options(Alternating(), measurement, batch)

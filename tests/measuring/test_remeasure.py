@@ -330,7 +330,7 @@ def test_a_callable_loss_has_to_be_given_again() -> None:
     assert choice is not None
     refined = refine(model, data, found, problem, choice, loss=squared, rounds=1)
     assert refined.loss <= refined.loss_before
-    with pytest.raises(OptionsError, match="'squared': give that callable as loss="):
+    with pytest.raises(OptionsError, match="'squared': pass that callable as loss="):
         refine(model, data, found, problem, choice)
     with pytest.raises(OptionsError, match="made with the loss 'squared', found 'kl'"):
         remeasure(model, data, found, choice, loss="kl")

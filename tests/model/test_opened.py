@@ -93,7 +93,7 @@ def test_what_cannot_be_opened_is_told_by_name(tmp_path: Path) -> None:
         open_model(folder)
     whole = (tmp_path / "away").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[:-100])
-    with pytest.raises(ModelError, match=r"is no whole safetensors file: the place of .* is not in the file"):
+    with pytest.raises(ModelError, match=r"is not a whole safetensors file: the place of .* is not in the file"):
         open_model(folder)
     (folder / "model.safetensors").write_bytes(whole)
     config = json.loads((folder / "config.json").read_text())

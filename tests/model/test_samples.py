@@ -1,4 +1,4 @@
-"""Samples kept aside are never among those that something is fitted to, however the data comes."""
+"""Held-out samples are never among those that something is fitted to, however the data comes."""
 
 import itertools
 from collections import UserDict, namedtuple
@@ -168,7 +168,7 @@ class Augmented:
 def test_data_that_differs_on_every_pass_is_told() -> None:
     split = split_samples(linear(), Augmented())
     assert split.kept == ()
-    assert "other samples on every pass" in split.why_not
+    assert "the data differs from pass to pass" in split.why_not
 
 
 def test_equal_samples_are_told() -> None:

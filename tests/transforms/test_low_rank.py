@@ -370,7 +370,7 @@ def test_a_rank_above_the_weights_own_is_not_offered_and_refused_when_asked_for(
     weight = linear(random_rows(6, 40))
     assert low_rank(ranks=(3, 7, 100), whitened=False).for_weight(weight)[1:][0].transform == LowRank(ranks=3)
     assert len(low_rank(ranks=(3, 7, 100), whitened=False).for_weight(weight)) == 2
-    with pytest.raises(OptionsError, match="'rank 7' is asked of a weight whose own ranks are 6"):
+    with pytest.raises(OptionsError, match="'rank 7' does not fit a weight whose largest rank is 6"):
         LowRank(ranks=7).encode(weight)
 
 

@@ -136,7 +136,7 @@ def architecture_of(model_type: str) -> Architecture:
     """
     if model_type not in ARCHITECTURES:
         raise EngineError(
-            f"engine 'llama.cpp' knows no model of type {model_type!r}; known are: {', '.join(ARCHITECTURES)}"
+            f"engine 'llama.cpp' knows no model of type {model_type!r}; known: {', '.join(ARCHITECTURES)}"
         )
     return ARCHITECTURES[model_type]
 
@@ -149,7 +149,7 @@ def architecture_called(name: str) -> Architecture:
     """
     names = {architecture.name: architecture for architecture in ARCHITECTURES.values()}
     if name not in names:
-        raise EngineError(f"the architecture {name!r} of a GGUF file is not known; known are: {', '.join(names)}")
+        raise EngineError(f"the architecture {name!r} of a GGUF file is not known; known: {', '.join(names)}")
     return names[name]
 
 

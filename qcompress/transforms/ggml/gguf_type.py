@@ -40,7 +40,7 @@ class GgufType(Transform):
     def __post_init__(self) -> None:
         if self.type not in TYPES or self.type == "F32":
             known = ", ".join(name for name in TYPES if name != "F32")
-            raise OptionsError(f"no type of ggml is called {self.type!r}; on offer are: {known}")
+            raise OptionsError(f"no type of ggml is called {self.type!r}; known: {known}")
         if not isinstance(self.compensated, bool):
             raise OptionsError(f"compensated must be True or False, found {self.compensated!r}")
 

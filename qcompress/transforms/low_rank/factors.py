@@ -57,9 +57,9 @@ class _Factored(Offer):
 
     def __post_init__(self) -> None:
         if self.form not in KINDS:
-            raise OptionsError(f"a low-rank layer is of the kind {', '.join(KINDS)}; found {self.form!r}")
+            raise OptionsError(f"the kind of a low-rank layer must be one of {', '.join(KINDS)}; found {self.form!r}")
         if not isinstance(self.then, (Keep, PruneQuantize)):
-            raise OptionsError(f"factors are kept or pruned and quantized, found {self.then!r}")
+            raise OptionsError(f"factors can be kept, or pruned and quantized; found {self.then!r}")
         slices = _whole(self.slices, "slices")
         if (slices > 1) != (self.form == "sliced"):
             raise OptionsError(f"'sliced' takes 2 slices or more, the other kinds 1; found {slices} for {self.form!r}")
@@ -252,7 +252,7 @@ class LowRank(_Factored, Transform):
         largest = self.layout(weight.target).largest(weight.target)
         if any(rank > most for rank, most in zip(self.ranks, largest, strict=True)):
             raise OptionsError(
-                f"{self.label!r} is asked of a weight whose own ranks are {', '.join(map(str, largest))}"
+                f"{self.label!r} does not fit a weight whose largest rank is {', '.join(map(str, largest))}"
             )
         self._require_moments(weight)
         factors = weight.once(replace(self, then=Keep()), lambda: self._found(weight))
