@@ -8,6 +8,7 @@ from typing import Any
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from qcompress.budgets import FILE_BYTES, LATENCY
+from qcompress.formatting import amount, plural
 from qcompress.guard import Candidate
 
 FILE_KIND = FileKind("qcompress report", version=1)
@@ -190,8 +191,8 @@ class Report:
             return [f"- measured again around the choice: no better one found near it (loss {before:.6g})"]
         changes = ", ".join(str(step["changes"]) for step in steps)
         return [
-            f"- measured again around the choice: loss {before:.6g} before, {after:.6g} after {len(steps)} "
-            f"round{'s' * (len(steps) > 1)} (parts changed: {changes}); the bound is the first prediction's"
+            f"- measured again around the choice: loss {before:.6g} before, {after:.6g} after "
+            f"{plural(len(steps), 'round')} (parts changed: {changes}); the bound is the first prediction's"
         ]
 
 
@@ -208,12 +209,3 @@ def by_reason(skipped: Mapping[str, str], most: int = 3) -> list[str]:
         f"{f'{len(own)} × ' if len(own) > 1 else ''}{reason}: {', '.join(own[:most])}{', …' if len(own) > most else ''}"
         for reason, own in names.items()
     ]
-
-
-def amount(value: float) -> str:
-    """An amount of a resource for people: large and whole numbers in full.
-
-    >>> amount(1234.5), amount(0.01234567)
-    ('1,234', '0.01235')
-    """
-    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:,.4g}"

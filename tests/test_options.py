@@ -79,12 +79,12 @@ def test_empty_lists_are_refused(make: object) -> None:
 
 @pytest.mark.parametrize("make", [lambda: prune_quantize(bits=4), lambda: low_rank(ratios="0.5")])
 def test_a_single_value_is_refused_with_an_example(make: object) -> None:
-    with pytest.raises(OptionsError, match=r"must be a list, as \("):
+    with pytest.raises(OptionsError, match=r"must be a list, such as \("):
         make()  # type: ignore[operator]
 
 
 def test_what_is_no_transform_is_refused() -> None:
-    with pytest.raises(OptionsError, match="options are transforms"):
+    with pytest.raises(OptionsError, match="options must be transforms"):
         Options(("4 bits",))  # type: ignore[arg-type]
 
 

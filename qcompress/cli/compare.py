@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from qcompress.cli import arguments
-from qcompress.cli.console import complain, number, print_json, say
+from qcompress.cli.console import complain, print_json, say
 from qcompress.cli.printing import print_compared
+from qcompress.formatting import number
 from solvers import Solution
 from solvers.compare.runs import Comparison, Suite
 

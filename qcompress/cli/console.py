@@ -64,18 +64,3 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # as it is: names may hold rich's square brackets
     out.print(table)
-
-
-def number(value: float | None, digits: int = 6) -> str:
-    """A number for people, or a dash."""
-    return "–" if value is None else f"{value:,.{digits}g}"
-
-
-def amount(value: float) -> str:
-    """An amount of a resource: whole numbers in full."""
-    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:,.4g}"
-
-
-def percent(value: float | None) -> str:
-    """A share in percent, or a dash."""
-    return "–" if value is None else f"{value:.3%}"

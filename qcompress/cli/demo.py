@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from qcompress.cli import arguments
-from qcompress.cli.console import number, percent, print_json, print_lines, print_table, say
+from qcompress.cli.console import print_json, print_lines, print_table, say
+from qcompress.formatting import number, percent
 
 
 def demo(

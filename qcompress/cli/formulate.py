@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from qcompress.cli import arguments
-from qcompress.cli.console import amount, print_json, print_table, say
+from qcompress.cli.console import print_json, print_table, say
+from qcompress.formatting import amount
 
 MeasurementFile = Annotated[
     Path, typer.Argument(metavar="MEASUREMENT", help="A measurement file, as 'qcompress measure' writes.")

@@ -1,7 +1,8 @@
 """Solutions and comparisons as tables, for the commands that print them."""
 
-from qcompress.cli.console import amount, number, percent, print_lines, print_table
+from qcompress.cli.console import print_lines, print_table
 from qcompress.cli.sampling import print_sampling
+from qcompress.formatting import amount, number, percent
 from solvers import Solution
 from solvers.compare.runs import TARGET, Comparison, Suite
 

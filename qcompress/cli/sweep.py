@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from qcompress.cli import arguments
-from qcompress.cli.console import amount, complain, number, percent, print_json, print_table, say
+from qcompress.cli.console import complain, print_json, print_table, say
+from qcompress.formatting import amount, number, percent
 from solvers.sweep import Sweep, SweepPoint
 
 

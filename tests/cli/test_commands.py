@@ -625,7 +625,7 @@ MISTAKES = [
     ([*MEASURE[:3], "--bits", "1"], USAGE, "bits must be a whole number from 2 to 16, found 1"),
     ([*MEASURE[:3], "--ranks", "8,0"], USAGE, "a rank must be a whole number from 1, found 0"),
     ([*MEASURE[:3], "--energies", "90"], USAGE, "the energy must be a number above 0 and below 1, found 90"),
-    ([*MEASURE[:3], "--kinds", "tuker"], USAGE, "is of the kind channels, spatial, tucker, sliced; found 'tuker'"),
+    ([*MEASURE[:3], "--kinds", "tuker"], USAGE, "must be one of channels, spatial, tucker, sliced; found 'tuker'"),
     ([*MEASURE[:3], "--slices", "2"], USAGE, "--slices needs the kind sliced, for example --kinds sliced --slices 2,4"),
     ([*MEASURE[:3], "--factor-sparsity", "0.5"], USAGE, "--factor-sparsity needs --factor-bits"),
     ([*MEASURE[:3], "--channels", "--bits", "4"], USAGE, "channels are chosen by themselves"),
@@ -649,7 +649,7 @@ MISTAKES = [
     (["finetune", *MEASURE[1:3], "bad.safetensors"], FAILURE, "bad.safetensors is not a whole"),
     (["show", "nowhere"], FAILURE, "nowhere"),
     (["show", "zoo_for_cli.py"], FAILURE, "not a file of qcompress"),
-    (["show", "other.json"], FAILURE, "of a kind that 'show' does not know: 'something'"),
+    (["show", "other.json"], FAILURE, "has a kind that 'show' does not know: 'something'"),
     (["show", "bad.safetensors"], FAILURE, "bad.safetensors is not a whole"),
     (["apply", "zoo_for_cli:network", "problem.npz", "x.json"], FAILURE, "is not a qcompress measurement file"),
 ]

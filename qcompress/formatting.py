@@ -1,0 +1,37 @@
+"""Numbers as people read them, in reports and on the command line."""
+
+
+def number(value: float | None, digits: int = 6) -> str:
+    """A number with so many significant digits, or a dash for None.
+
+    >>> number(1234.56789), number(None)
+    ('1,234.57', '–')
+    """
+    return "–" if value is None else f"{value:,.{digits}g}"
+
+
+def amount(value: float) -> str:
+    """An amount of a resource: large and whole numbers in full.
+
+    >>> amount(1234.5), amount(0.01234567)
+    ('1,234', '0.01235')
+    """
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:,.4g}"
+
+
+def percent(value: float | None) -> str:
+    """A fraction in percent, or a dash for None.
+
+    >>> percent(0.0123456), percent(None)
+    ('1.235%', '–')
+    """
+    return "–" if value is None else f"{value:.3%}"
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun.
+
+    >>> plural(1, "round"), plural(2, "round")
+    ('1 round', '2 rounds')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
