@@ -181,17 +181,24 @@ def _offer_class(kind: Any) -> type[Offer]:
     Raises:
         OptionsError: there is none; lists the known ones.
     """
-    if kind in OFFERS:
+    if isinstance(kind, str) and kind in OFFERS:
         return OFFERS[kind]
-    points = {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
-    if kind not in points:
-        raise OptionsError(f"no transform is of the kind {kind!r}; known: {', '.join([*OFFERS, *points])}")
-    found: type[Offer] = points[kind].load()
+    points = [point for point in importlib.metadata.entry_points(group=ENTRY_POINTS) if point.name == kind]
+    if not points:
+        raise _unknown(kind)
+    found: type[Offer] = points[0].load()
     return found
 
 
+def _unknown(kind: Any) -> OptionsError:
+    known = [*OFFERS, *(point.name for point in importlib.metadata.entry_points(group=ENTRY_POINTS))]
+    return OptionsError(f"no transform is of the kind {kind!r}; known: {', '.join(known)}")
+
+
 def _from_json(value: Any) -> Offer:
-    offer_class = _offer_class(value.get("kind") if isinstance(value, dict) else value)
+    if not isinstance(value, dict):
+        raise _unknown(value)
+    offer_class = _offer_class(value.get("kind"))
     fields = {
         name: _from_json(item) if isinstance(item, dict) else item for name, item in value.items() if name != "kind"
     }

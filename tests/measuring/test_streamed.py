@@ -169,7 +169,9 @@ def test_files_of_another_measurement_are_refused(tmp_path: Path, monkeypatch: p
 def test_too_little_memory_is_refused_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = open_model(saved("Llama", tmp_path))
     monkeypatch.setattr(Sweep, "forward", lambda _: pytest.fail("it ran"))
-    with pytest.raises(OptionsError, match=r"memory=0\.01 GB was given, but about .* GB are needed: .* 'model\.layers\.0'"):
+    with pytest.raises(
+        OptionsError, match=r"memory=0\.01 GB was given, but about .* GB are needed: .* 'model\.layers\.0'"
+    ):
         qcompress.measure(model, data(), NEAREST, method="sampled", memory="10 MB")
     with pytest.raises(OptionsError, match="memory must be an amount, such as '4 GB', found '50%'"):
         qcompress.measure(model, data(), NEAREST, method="sampled", memory="50%")
