@@ -61,7 +61,7 @@ def solver_class(name: str) -> type[Solver]:
     """
     table = TABLE if name in TABLE else _table()  # looking for plug-ins takes 20 ms
     if name not in table:
-        raise UnknownSolverError(f"no solver is called {name!r}; known are: {', '.join(table)}")
+        raise UnknownSolverError(f"no solver is called {name!r}; known: {', '.join(table)}")
     module, _, attribute = table[name].partition(":")
     solver: type[Solver] = getattr(importlib.import_module(module), attribute)
     return solver

@@ -306,7 +306,7 @@ def test_an_unknown_or_missing_solver_is_named():
     class Missing(Toy):
         requires = ("a_package_that_is_not_there",)
 
-    with pytest.raises(UnknownSolverError, match="no solver is called 'nobody'; known are: auto, "):
+    with pytest.raises(UnknownSolverError, match="no solver is called 'nobody'; known: auto, "):
         check_solver("nobody")
     with pytest.raises(SolverUnavailableError, match="needs a_package_that_is_not_there: pip install"):
         check_solver(Missing)
