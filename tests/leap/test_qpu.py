@@ -21,6 +21,7 @@ from solvers.testing import check_solver, optimum
 pytest.importorskip("dwave.cloud")
 import dimod
 
+from solvers.leap import descent, job
 from solvers.leap.answer import time_to_solution
 from solvers.leap.decomposed import Decomposed
 from solvers.leap.device import Device
@@ -308,24 +309,23 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("written", [pytest.param(False, marks=pytest.mark.slow), True], ids=["before", "after"])
-@pytest.mark.parametrize("module", ["descent", "job"])
+@pytest.mark.parametrize("module", [descent, job], ids=["descent", "job"])
 def test_parts_go_on_where_the_process_was_killed_at_a_write(leap, undisturbed, tmp_path, monkeypatch, module, written):
     """No part is sent twice and no better choice is lost, whichever of the files was being written."""
     choice, sent, _ = undisturbed
-    place = f"solvers.leap.{module}.write_json"
     for k in itertools.count():
         afresh(leap, tmp_path, monkeypatch, f"{k}")
         countdown = itertools.count(-k)
 
         def dying(path, value, countdown=countdown):
-            dies = next(countdown) == 0
+            dies = value.get("kind") == module.FILE_KIND.name and next(countdown) == 0
             if written or not dies:
                 write_json(path, value)
             if dies:
                 raise Killed
 
         with monkeypatch.context() as patched:
-            patched.setattr(place, dying)
+            patched.setattr("formulations.file_kinds.write_json", dying)
             try:
                 in_parts()
                 break
