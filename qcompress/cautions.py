@@ -69,11 +69,11 @@ def of_inputs(measurement: Measurement, solution: Solution, fitted: Measurement 
     for index, (options, option) in enumerate(zip(measurement.transforms, solution.choice.tolist(), strict=False)):
         part = measurement.parts[index]
         if options[option].needs_moments(part.target) and has_few_inputs(fitted, index):
-            few[part.name] = fitted.num_inputs[part.modules[0]], len(fitted.moments[part.modules[0]])
+            few[part.name] = fitted.num_inputs[part.path], len(fitted.moments[part.path])
     if few:
         name = min(few, key=lambda own: few[own][0] / few[own][1])
         found, width = few[name]
-        path = next(part.modules[0] for part in measurement.parts if part.name == name)
+        path = next(part.path for part in measurement.parts if part.name == name)
         samples = round(measurement.num_samples * found / measurement.num_inputs[path])
         needed = max(math.ceil(samples * width / found) for found, width in few.values())
         yield (

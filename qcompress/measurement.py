@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from formulations.resource_pairs import arrays_of, matrix_from
+from qcompress.model.composed import composed
 from qcompress.model.coupled import CoupledSet
 from qcompress.model.opened import opened_of
 from qcompress.model.parts import Part, Skipped, unique_state, weights_of
@@ -48,7 +49,7 @@ class Measurement:
         model_fingerprint: of the measured model's state dict.
         standing: option of each part in the model that was measured; 0, its own weight, at first (see `remeasure`).
         standing_loss: loss of that model; ``cost`` comes on top of it.
-        moments: path of a part's first module → ``(n, n)`` float32 second moments of its (unfolded) input, where an
+        moments: `Part.path` → ``(n, n)`` float32 second moments of its (unfolded) input, where an
             option needs them.
         num_inputs: path → of how many inputs the moments are the mean.
         tried: name of a part → why its options were tried one by one although the method is ``"fisher"``.
@@ -115,20 +116,21 @@ class Measurement:
 
     def weight(self, part: int, rows: Tensor) -> Weight:
         """A part's weight that has those rows."""
-        path, target = self.parts[part].modules[0], self.parts[part].target
+        path, target = self.parts[part].path, self.parts[part].target
         moments = torch.tensor(self.moments[path]) if path in self.moments else None
         squares = torch.tensor(self.squares[path]) if path in self.squares else None
         return Weight(rows, target, moments, self.num_inputs.get(path, math.inf), squares)
 
     @staticmethod
     def fingerprint_of(model: nn.Module) -> str:
-        """SHA-256 over the names, types and values of the model's state dict."""
+        """SHA-256 over the names, types and values of the model's state dict, with its weights as it uses them."""
         if (opened := opened_of(model)) is not None:
             return opened.fingerprint
         digest = hashlib.sha256()
-        for name, tensor in unique_state(model).items():
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        with composed(model):
+            for name, tensor in unique_state(model).items():
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+                digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def save(self, path: AnyPath) -> None:

@@ -141,6 +141,6 @@ def rounded_to_nearest(measurement: Measurement, proposal: Proposal) -> Iterator
 
 def has_few_inputs(measurement: Measurement, part: int) -> bool:
     """Whether the moments of a part's inputs are the mean of fewer inputs than an input has numbers."""
-    path = measurement.parts[part].modules[0]
+    path = measurement.parts[part].path
     moments = measurement.moments.get(path)
     return moments is not None and moments.ndim > 1 and measurement.num_inputs.get(path, np.inf) < moments.shape[-1]

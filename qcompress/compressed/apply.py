@@ -17,6 +17,7 @@ from qcompress.compressed.record import CompressedPart, Compression, attach, ins
 from qcompress.errors import ModelError
 from qcompress.measurement import Measurement
 from qcompress.model.batch_norm import reestimate_
+from qcompress.model.composed import compose_
 from qcompress.model.forward import Forward, first_batch
 from qcompress.model.tensors import left_out_bytes, total_bytes
 from qcompress.transforms.base import Transform
@@ -75,6 +76,7 @@ def apply_(
     """Compress ``model`` in place (arguments as in `apply`) and return it.
 
     Loading the original state dict undoes it; after low-rank options call `qcompress.compressed.factored.fold_` first.
+    Weights that are computed from others (parametrizations) become plain parameters for good.
     """
     return _apply(model, measurement, chosen_transforms(model, measurement, solution), batch_norm_data, forward)
 
@@ -137,6 +139,7 @@ def _apply(
     batch_norm_data: Iterable[Any] | None,
     forward: Forward | None,
 ) -> Model:
+    compose_(model)
     if measurement.sets:
         remove_chosen_(model, measurement, transforms)
         if batch_norm_data is not None:

@@ -7,14 +7,13 @@ and only the parts that differ from the last choice are written.
 
 from typing import Any
 
-import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from qcompress.compressed.apply import choice_of, require_measured
 from qcompress.compressed.copying import own_copy
 from qcompress.measurement import Measurement
-from qcompress.model import layers
+from qcompress.model.composed import compose_
 from qcompress.transforms.base import Keep, Weight
 
 
@@ -35,8 +34,9 @@ class Emulation:
     def __init__(self, model: nn.Module, measurement: Measurement) -> None:
         require_measured(model, measurement.model_fingerprint)
         self.model = own_copy(model).eval()
+        compose_(self.model)
         self._measurement = measurement
-        self._original = [part.weight(model).clone() for part in measurement.parts]
+        self._original = [part.weight(self.model).clone() for part in measurement.parts]
         self._stored: dict[tuple[int, int], dict[str, Tensor]] = {}
         self._encoding: tuple[int, Weight] | None = None  # the last one, for the options of a part often follow
         self.choice = [0] * len(measurement.parts)  # option 0 keeps a part as it is
@@ -63,13 +63,11 @@ class Emulation:
             if option == self.choice[index]:
                 continue
             part = self._measurement.parts[index]
-            module = self.model.get_submodule(part.modules[0])
-            weight = layers.weight_of(module)
-            whole = layers.to_rows(module, weight.detach()).clone()
+            site = part.site(self.model)
+            whole = site.rows.clone()
             start, stop = part.rows or (0, len(whole))
             whole[start:stop] = self.rows(index, option)
-            with torch.no_grad():
-                weight.copy_(layers.from_rows(module, whole, weight.shape))
+            site.put_(whole)
             self._round(index, option)
             self.choice[index] = option
 

@@ -20,6 +20,7 @@ from qcompress.compressed.index import Contents, described
 from qcompress.compressed.packed import is_packed, pack_
 from qcompress.compressed.record import CompressedPart, Compression, attach, install_, record_of, require_unchanged
 from qcompress.errors import ArtefactError
+from qcompress.model.composed import compose_
 from qcompress.model.tensors import bytes_of, digest_of, held_tensors
 from qcompress.transforms.base import Keep, Weight
 
@@ -109,6 +110,7 @@ def load_compressed(path: AnyPath, model_factory: Callable[[], Model], *, packed
     model = model_factory()
     if not isinstance(model, nn.Module):
         raise ArtefactError(f"model_factory must return a torch module, found {type(model).__name__}")
+    compose_(model, contents.state)
     if contents.cuts:
         refuse(path, cut_differences(contents, model))
         cut_(model, contents.cuts)

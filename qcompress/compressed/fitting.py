@@ -15,20 +15,21 @@ def part_differences(part: Part, model: nn.Module) -> list[str]:
     """What of ``model`` does not fit a part of the file."""
     target = part.target
     try:
-        module = model.get_submodule(part.modules[0])
+        site = part.site(model)
     except AttributeError:
         return [f"it has no layer {part.modules[0]!r}"]
-    names = {type(module).__name__}
-    if not layers.why_unsupported(module) and layers.is_plain(module):
-        names.add(layers.kind_of(module).__name__)
-    if layers.why_unsupported(module) or target.layer not in names:
+    module = site.module
+    names = {type(module).__name__, layers.kind_name(module)}
+    if not site.is_layer:
+        names = {f"{name}.{part.parameter}" for name in names}
+    if site.why_not() or target.layer not in names:
         return [f"{part.modules[0]!r} is {type(module).__name__}, in the file {target.layer}"]
     if target.window is not None:
         kernel, expected = (*module.kernel_size, module.groups), (*target.window.kernel, 1)  # type: ignore[misc]
         if kernel != expected:
             words = ["a kernel of {}×{} in {} groups".format(*own) for own in (kernel, expected)]
             return [f"{part.modules[0]!r} has {words[0]}, in the file {words[1]}"]
-    rows = layers.to_rows(module, layers.weight_of(module).detach())
+    rows = site.rows
     start, stop = part.rows or (0, len(rows))
     if stop > len(rows) or (stop - start, rows.shape[1]) != (target.channels, target.per_channel):
         size = f"{len(rows)} channels of {rows.shape[1]} weights"

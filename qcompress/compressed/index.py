@@ -18,7 +18,8 @@ from torch import Tensor
 from qcompress.compressed.cutting import Cuts
 from qcompress.compressed.record import CompressedPart
 from qcompress.errors import ArtefactError
-from qcompress.model.parts import Part
+from qcompress.model.parts import Part, path_of
+from qcompress.model.sites import WEIGHT
 from qcompress.model.tensors import Held, first_names, size_bytes
 from qcompress.options import transform_from_json
 from qcompress.transforms.base import Target
@@ -117,17 +118,19 @@ def pack_index(contents: Contents) -> str:
         ArtefactError: the blocks of a layer do not follow each other.
     """
     transforms, stores, shapes = _Table(), _Table(), _Table()
-    layers: list[tuple[list[str], list[int]]] = []
+    layers: list[tuple[list[str], list[int], str]] = []
     for item in contents.parts:
         arrays = [[name, dtype_name(own), list(own.shape)] for name, own in sorted(item.stored.items())]
         target = item.part.to_json()["target"]
         store = stores.number([transforms.number(item.transform.to_json()), target, arrays])
-        if layers and layers[-1][0] == list(item.part.modules):
+        if layers and (layers[-1][0], layers[-1][2]) == (list(item.part.modules), item.part.parameter):
             layers[-1][1].append(store)
         else:
-            layers.append((list(item.part.modules), [store]))
+            layers.append((list(item.part.modules), [store], item.part.parameter))
     derived = [
-        part for modules, numbers in layers for part in _blocks(modules, [_target(stores.values[n]) for n in numbers])
+        part
+        for modules, numbers, parameter in layers
+        for part in _blocks(modules, [_target(stores.values[number]) for number in numbers], parameter)
     ]
     if wrong := [item.part.name for item, part in zip(contents.parts, derived, strict=True) if item.part != part]:
         raise ArtefactError(
@@ -139,7 +142,7 @@ def pack_index(contents: Contents) -> str:
     value = {
         "transforms": transforms.values,
         "stores": stores.values,
-        "layers": layers,
+        "layers": [own if own[2] != WEIGHT else own[:2] for own in layers],
         "names": names,
         "tensors": [shapes.number([own.dtype, list(own.shape)]) for own in state],
         "shapes": shapes.values,
@@ -164,9 +167,10 @@ def unpack_index(text: str, payload: Tensor) -> Contents:
     value = json.loads(zlib.decompress(base64.b85decode(text)))
     transforms = [transform_from_json(own) for own in value["transforms"]]
     cut, parts = _Cut(payload), []
-    for modules, numbers in value["layers"]:
+    for modules, numbers, *parameter in value["layers"]:
         stores = [value["stores"][number] for number in numbers]
-        for part, (transform, _, arrays) in zip(_blocks(modules, list(map(_target, stores))), stores, strict=True):
+        blocks = _blocks(modules, list(map(_target, stores)), *parameter)
+        for part, (transform, _, arrays) in zip(blocks, stores, strict=True):
             stored = {name: cut.next(dtype, shape) for name, dtype, shape in arrays}
             parts.append(CompressedPart(part=part, transform=transforms[transform], stored=stored))
     names, first, left_out = value["names"], dict(value["shared"]), set(value["left_out"])
@@ -211,14 +215,15 @@ def _target(store: list[Any]) -> Target:
     return Part.from_json({"name": "", "modules": [], "rows": None, "target": store[1]}).target
 
 
-def _blocks(modules: Sequence[str], targets: Sequence[Target]) -> list[Part]:
-    """The parts of a layer, whose blocks follow each other."""
+def _blocks(modules: Sequence[str], targets: Sequence[Target], parameter: str = WEIGHT) -> list[Part]:
+    """The parts of a weight, whose blocks follow each other."""
     parts, start = [], 0
     for target in targets:
         stop = start + target.channels
-        name = modules[0] if target.whole else f"{modules[0]}[{start}:{stop}]"
+        path = path_of(modules[0], parameter)
+        name = path if target.whole else f"{path}[{start}:{stop}]"
         rows = None if target.whole else (start, stop)
-        parts.append(Part(name=name, modules=tuple(modules), rows=rows, target=target))
+        parts.append(Part(name=name, modules=tuple(modules), rows=rows, target=target, parameter=parameter))
         start = stop
     return parts
 

@@ -9,6 +9,7 @@ outputs are those of the dense model, but that blocks of a matrix product may ad
 import functools
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Self, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from qcompress.compressed.factored import Factored
 from qcompress.compressed.record import CompressedPart, record_of, require_unchanged
 from qcompress.compressed.rows import PackedRows, packed_rows
 from qcompress.errors import ArtefactError, ModelError
-from qcompress.model import layers
+from qcompress.model.sites import WEIGHT, Site
 from qcompress.transforms.base import Keep
 from qcompress.transforms.low_rank.factors import LowRank
 
@@ -28,14 +29,44 @@ BLOCK = 1 << 20
 """Weights of a Linear layer that are decoded at once."""
 
 
-class Packed:
-    """What a layer has in common with others whose weight is packed; its class is also that of the layer."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Codes:
+    """A packed weight.
 
-    _rows: PackedRows
-    _reader: nn.Module  # the layer that reads the weight as these rows: itself, or an unlike one that shares the weight
-    _shape: torch.Size
-    _device: torch.device
-    _dtype: torch.dtype
+    Attributes:
+        rows: decodes them.
+        restore: rows → the weight's shape, as the first layer reads it, where unlike ones share the weight.
+        shape, dtype, device: of the weight.
+    """
+
+    rows: PackedRows
+    restore: Callable[[Tensor], Tensor]
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    def moved(self, change: Callable[[Tensor], Tensor]) -> "_Codes":
+        """For where ``change`` puts tensors."""
+        moved = change(torch.empty(0, dtype=self.dtype, device=self.device))
+        if moved.dtype != self.dtype:
+            raise ModelError(
+                f"packed weights decode to {self.dtype}, they cannot become {moved.dtype}: convert the original "
+                "before it is compressed"
+            )
+        return replace(self, device=moved.device)
+
+    def decoded(self, start: int, stop: int) -> Tensor:
+        return self.rows.block(start, stop).to(self.device)
+
+    def dense(self) -> Tensor:
+        return self.restore(self.decoded(0, self.rows.channels))
+
+
+class Packed:
+    """What a module has in common with others with packed weights; its class is also that of the module."""
+
+    _packed: dict[str, _Codes]  # by parameter
+    _unpacked: type[nn.Module]
     weight_is_packed = True
 
     def _apply(self, change: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -44,23 +75,8 @@ class Packed:
         Raises:
             ModelError: it is to be of another dtype.
         """
-        moved = change(torch.empty(0, dtype=self._dtype, device=self._device))
-        if moved.dtype != self._dtype:
-            raise ModelError(
-                f"packed weights decode to {self._dtype}, they cannot become {moved.dtype}: convert the original "
-                "before it is compressed"
-            )
-        self._device = moved.device
+        self._packed = {name: codes.moved(change) for name, codes in self._packed.items()}
         return super()._apply(change, recurse)  # type: ignore[misc,no-any-return]
-
-    @property
-    def weight(self) -> Tensor:
-        """The dense weight, decoded anew every time."""
-        whole = self._decoded(0, self._rows.channels)
-        return layers.from_rows(self._reader, whole, self._shape)
-
-    def _decoded(self, start: int, stop: int) -> Tensor:
-        return self._rows.block(start, stop).to(self._device)
 
 
 class _PackedLinear(Packed):
@@ -70,13 +86,14 @@ class _PackedLinear(Packed):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (as of a Linear layer)
         """``(…, in)`` → ``(…, out)``."""
-        channels, features = self._shape
+        codes = self._packed[WEIGHT]
+        channels, features = codes.shape
         step = max(8, BLOCK // features)
         blocks = []
         for start in range(0, channels, step):
             stop = min(start + step, channels)
             bias = None if self.bias is None else self.bias[start:stop]
-            blocks.append(nn.functional.linear(input, self._decoded(start, stop), bias))
+            blocks.append(nn.functional.linear(input, codes.decoded(start, stop), bias))
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-1)
 
 
@@ -85,27 +102,35 @@ class _PackedEmbedding(Packed):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (as of an Embedding)
         """``(…)`` ids → ``(…, features)``."""
+        codes, channels = self._packed[WEIGHT], self._packed[WEIGHT].rows.channels
         words, places = torch.unique(input.cpu(), return_inverse=True)
-        if len(words) and not 0 <= int(words[0]) <= int(words[-1]) < self._rows.channels:
-            raise IndexError(f"ids must be from 0 to {self._rows.channels - 1}, found {words[0]} to {words[-1]}")
-        return self._rows.rows(words)[places].to(self._device)
+        if len(words) and not 0 <= int(words[0]) <= int(words[-1]) < channels:
+            raise IndexError(f"ids must be from 0 to {channels - 1}, found {words[0]} to {words[-1]}")
+        return codes.rows.rows(words)[places].to(codes.device)
 
 
 @functools.cache
-def _packed_class(layer: type[nn.Module]) -> type[nn.Module]:
-    """The class of a layer with its weight packed. One that computes as PyTorch's own does it a part at a time."""
+def _packed_class(layer: type[nn.Module], parameters: tuple[str, ...]) -> type[nn.Module]:
+    """The class of a module with those parameters packed; one that runs as PyTorch's own does it a part at a time."""
     kind: type[Packed] = Packed
-    if issubclass(layer, nn.Linear) and layer.forward is nn.Linear.forward:
+    if WEIGHT in parameters and issubclass(layer, nn.Linear) and layer.forward is nn.Linear.forward:
         kind = _PackedLinear
-    elif issubclass(layer, nn.Embedding) and layer.forward is nn.Embedding.forward:
+    elif WEIGHT in parameters and issubclass(layer, nn.Embedding) and layer.forward is nn.Embedding.forward:
         kind = _PackedEmbedding
-    return type(f"Packed{layer.__name__}", (kind, layer), {})
+    content = {"_unpacked": layer, **{name: _decoding(name) for name in parameters}}
+    return type(f"Packed{layer.__name__}", (kind, layer), content)
+
+
+def _decoding(parameter: str) -> property:
+    """The dense parameter, decoded anew every time."""
+    return property(lambda self: self._packed[parameter].dense())
 
 
 def pack_(model: Model) -> Model:
     """Let ``model`` hold packed codes instead of dense weights, in place, and return it; it can then only be run.
 
-    Time: every call decodes (`benchmarks.packed` says what that costs). Weights that are kept as they are stay.
+    Time: every call decodes (`benchmarks.packed` says what that costs). Weights that are kept as they are stay, and so
+    do those of recurrent layers, which PyTorch runs from a list of its own.
 
     Args:
         model: what `apply`, `compress` or `load_compressed` gave.
@@ -131,17 +156,17 @@ def pack_(model: Model) -> Model:
             "load_compressed() gave"
         )
     require_unchanged(record, model)
-    for modules, parts in itertools.groupby(record.parts, key=lambda item: item.part.modules):
+    for _, parts in itertools.groupby(record.parts, key=lambda item: item.part.path):
         items = list(parts)
-        if not any(item.stored for item in items):
+        site = items[0].part.site(model)
+        if not any(item.stored for item in items) or isinstance(site.module, nn.RNNBase):
             continue
-        first = model.get_submodule(modules[0])
-        if isinstance(first, Factored):
-            _pack_factors(first, items[0])
+        if isinstance(site.module, Factored):
+            _pack_factors(site.module, items[0])
         else:
-            rows = _rows_of(first, items)
-            for path in modules:
-                _pack(model.get_submodule(path), rows, first)
+            codes = _codes_of(site, _rows_of(site, items))
+            for path in items[0].part.modules:
+                _pack(Site(model.get_submodule(path), site.parameter), codes)
     return model
 
 
@@ -150,9 +175,9 @@ def is_packed(model: nn.Module) -> bool:
     return any(isinstance(module, Packed) for module in model.modules())
 
 
-def _rows_of(module: nn.Module, items: Sequence[CompressedPart]) -> PackedRows:
-    """The rows of all blocks of a layer; those of a kept block are copied, for the weight goes."""
-    whole = layers.to_rows(module, layers.weight_of(module).detach())
+def _rows_of(site: Site, items: Sequence[CompressedPart]) -> PackedRows:
+    """The rows of all blocks of a weight; those of a kept block are copied, for the weight goes."""
+    whole = site.rows
     blocks = []
     for item in items:
         start, stop = item.part.rows or (0, len(whole))
@@ -169,13 +194,20 @@ def _pack_factors(module: Factored, item: CompressedPart) -> None:
     for name, target in item.transform.factor_targets(item.part.target).items():
         start = f"{name}."
         stored = {key.removeprefix(start): own for key, own in item.stored.items() if key.startswith(start)}
-        factor = module.get_submodule(name)
-        _pack(factor, packed_rows([(item.transform.then, stored, target)]), factor)
+        factor = Site(module.get_submodule(name))
+        _pack(factor, _codes_of(factor, packed_rows([(item.transform.then, stored, target)])))
 
 
-def _pack(module: nn.Module, rows: PackedRows, reader: nn.Module) -> None:
-    weight = layers.weight_of(module)
-    del module._parameters["weight"]
-    kind: type[nn.Module] = type(module)
-    module.__class__ = _packed_class(kind)  # type: ignore[arg-type]
-    vars(module).update(_rows=rows, _reader=reader, _shape=weight.shape, _device=weight.device, _dtype=weight.dtype)
+def _codes_of(site: Site, rows: PackedRows) -> _Codes:
+    weight = site.weight
+    restore = functools.partial(site.restored, shape=weight.shape)
+    return _Codes(rows, restore, weight.shape, weight.dtype, weight.device)
+
+
+def _pack(site: Site, codes: _Codes) -> None:
+    module = site.module
+    packed = {**getattr(module, "_packed", {}), site.parameter: codes}
+    kind: type[nn.Module] = module._unpacked if isinstance(module, Packed) else type(module)
+    del module._parameters[site.parameter]
+    module.__class__ = _packed_class(kind, tuple(packed))  # type: ignore[arg-type]
+    vars(module).update(_packed=packed)

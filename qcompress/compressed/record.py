@@ -9,13 +9,11 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
 from qcompress.compressed.cutting import Cuts
 from qcompress.compressed.factored import Factored, factored, replace_
 from qcompress.errors import ArtefactError
-from qcompress.model import layers
 from qcompress.model.parts import Part
 from qcompress.model.tensors import same_bits
 from qcompress.transforms import activations
@@ -51,9 +49,10 @@ class CompressedPart:
         A kept weight has nothing stored: it only has to be there, in its shape and type.
         """
         try:
-            module = model.get_submodule(self.part.modules[0])
+            site = self.part.site(model)
         except AttributeError:
             return None
+        module = site.module
         factors = self.factors
         if list(factors) != (list(module.factors) if isinstance(module, Factored) else []):
             return None
@@ -63,9 +62,9 @@ class CompressedPart:
             expected = list(factors.values())
             found = list(module.factors.values())
         else:
-            if layers.why_unsupported(module):
+            if site.why_not():
                 return None
-            weights = [layers.weight_of(module)]
+            weights = [site.weight]
             found = [self.part.weight(model)]
             target = self.part.target
             if found[0].shape != (target.channels, target.per_channel) or found[0].dtype != target.dtype:
@@ -126,23 +125,23 @@ def require_unchanged(record: Compression, model: nn.Module) -> list[Tensor]:
 
 def install_(model: nn.Module, parts: Sequence[CompressedPart]) -> None:
     """Give ``model`` what ``parts`` store; where nothing is stored its weight stays."""
-    for modules, group in itertools.groupby(parts, key=lambda item: item.part.modules):
-        for path in modules:
-            activations.detach(model.get_submodule(path))
-        items = [item for item in group if item.stored]
+    for _, group in itertools.groupby(parts, key=lambda item: item.part.path):
+        items = list(group)
+        site, modules = items[0].part.site(model), items[0].part.modules
+        if site.is_layer:
+            for path in modules:
+                activations.detach(model.get_submodule(path))
+        items = [item for item in items if item.stored]
         if not items:
             continue
         if (rounding := items[0].transform.activations) is not None:
             for path in modules:
                 rounding.attach(model.get_submodule(path))
-        module = model.get_submodule(modules[0])
         if factors := items[0].factors:
-            replace_(model, module, factored(module, factors))
+            replace_(model, site.module, factored(site.module, factors))
             continue
-        weight = layers.weight_of(module)
-        rows = layers.to_rows(module, weight.detach()).clone()
+        rows = site.rows.clone()
         for item in items:
             start, stop = item.part.rows or (0, len(rows))
             rows[start:stop] = item.rows()
-        with torch.no_grad():
-            weight.copy_(layers.from_rows(module, rows, weight.shape))
+        site.put_(rows)

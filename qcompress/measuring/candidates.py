@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qcompress.errors import ModelError
-from qcompress.model import layers
 from qcompress.model.parts import Part, weights_of
+from qcompress.model.sites import WEIGHT, Site
 from qcompress.options import Options
 from qcompress.transforms.activations import Activations
 from qcompress.transforms.base import Ranges, Transform
@@ -56,10 +56,16 @@ class Layer:
     Attributes:
         modules: paths of the modules that share the weight.
         parts: indices into the candidates' parts, ascending rows.
+        parameter: the weight's name in them.
     """
 
     modules: tuple[str, ...]
     parts: tuple[int, ...]
+    parameter: str = WEIGHT
+
+    def site(self, model: nn.Module) -> Site:
+        """Where the weight is in ``model``."""
+        return Site(model.get_submodule(self.modules[0]), self.parameter)
 
 
 class Candidates:
@@ -87,10 +93,13 @@ class Candidates:
         self.parts, self.transforms, self.standing = parts, tuple(transforms), tuple(standing)
         sizes = [len(group) for group in self.transforms]
         self.offsets: NDArray[np.int64] = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        by_weight: dict[tuple[str, ...], list[int]] = {}
+        by_weight: dict[tuple[tuple[str, ...], str], list[int]] = {}
         for index, part in enumerate(parts):
-            by_weight.setdefault(part.modules, []).append(index)
-        self.layers = tuple(Layer(modules=modules, parts=tuple(own)) for modules, own in by_weight.items())
+            by_weight.setdefault((part.modules, part.parameter), []).append(index)
+        self.layers = tuple(
+            Layer(modules=modules, parts=tuple(own), parameter=parameter)
+            for (modules, parameter), own in by_weight.items()
+        )
 
     @property
     def size_bytes(self) -> NDArray[np.float64]:
@@ -116,15 +125,13 @@ class Candidates:
 
     def layer_change(self, layer: Layer, option: int) -> Tensor:
         """The change of the whole weight when every part takes its ``option``-th option, where it has one."""
-        module = self._model.get_submodule(layer.modules[0])
-        weight = layers.weight_of(module).detach()
         rows = [
             self.change(part, option)
             if option < len(self.transforms[part])
             else torch.zeros_like(self.parts[part].weight(self._model))
             for part in layer.parts
         ]
-        return layers.from_rows(module, torch.cat(rows), weight.shape)
+        return layer.site(self._model).from_rows(torch.cat(rows))
 
     def activations(self, layer: Layer, option: int) -> Activations | None:
         """How the layer's activations are rounded when its part takes the option; blocks of a layer round nothing."""
@@ -136,14 +143,12 @@ class Candidates:
     def applied(self, part: int, option: int) -> Iterator[None]:
         """The model with one option of one part in place; put back exactly afterwards."""
         own = self.parts[part]
-        module = self._model.get_submodule(own.modules[0])
-        weight = layers.weight_of(module)
-        original = weight.detach().clone()
+        site = own.site(self._model)
+        original = site.weight.detach().clone()
         start, stop = own.rows or (0, own.target.channels)
-        rows = layers.to_rows(module, original).clone()
+        rows = site.to_rows(original).clone()
         rows[start:stop] = self._rows(part, option)
-        with torch.no_grad():
-            weight.copy_(layers.from_rows(module, rows, weight.shape))
+        site.put_(rows)
         rounding = contextlib.ExitStack()
         if (activations := self.transforms[part][option].activations) is not None:
             for path in own.modules:
@@ -153,7 +158,7 @@ class Candidates:
                 yield
         finally:
             with torch.no_grad():
-                weight.copy_(original)
+                site.weight.copy_(original)
 
 
 def fitted(
@@ -173,7 +178,7 @@ def fitted(
         model: the original.
         parts: of it.
         options: what is on offer, for all parts or by their names.
-        moments: of the inputs of the layers for which something on offer needs them, by `Part.modules`' first path.
+        moments: of the inputs of the layers for which something on offer needs them, by `Part.path`.
         num_inputs: of how many inputs they are the mean.
         squares: mean squares of the input columns of layers, by the same path.
         on_encode: called after every part.
@@ -228,5 +233,5 @@ def fitted(
 
 def _work(part: Part, moments: Mapping[str, Tensor]) -> float:
     """About how long the options of a part take: compensation goes over all inputs for every weight."""
-    own = moments.get(part.modules[0])
+    own = moments.get(part.path)
     return part.target.num_weights * (1.0 + (len(own) / 32 if own is not None and own.ndim == 2 else 0.0))

@@ -73,7 +73,11 @@ class Fisher:
             for part in layer.parts:
                 if reason := (tried or {}).get(candidates.parts[part].name):
                     self.reasons[index] = reason
-            if len(layer.parts) > 1 and not layers.same_rows(map(model.get_submodule, layer.modules)):
+            if (
+                len(layer.parts) > 1
+                and layer.site(model).is_layer
+                and not layers.same_rows(map(model.get_submodule, layer.modules))
+            ):
                 self.reasons[index] = "blocks of a weight that unlike layers share"
 
     @property
@@ -127,7 +131,7 @@ class Fisher:
         """Run, take all gradients, and note the layers for which they do not tell all."""
         candidates, recorder = self._candidates, Recorder()
         linear = [layer for index, layer in enumerate(candidates.layers) if index not in self.reasons]
-        weights = [layers.weight_of(self._model.get_submodule(layer.modules[0])) for layer in candidates.layers]
+        weights = [layer.site(self._model).weight for layer in candidates.layers]
         for weight in weights:
             weight.requires_grad_(True)
         try:
@@ -201,7 +205,7 @@ class Fisher:
             if index in self.reasons:
                 continue
             odd = [reason for path in layer.modules if (reason := recorder.odd.get(path))]
-            weight = layers.weight_of(self._model.get_submodule(layer.modules[0]))
+            weight = layer.site(self._model).weight
             if odd:
                 self.reasons[index] = odd[0]
             elif evidence.used_elsewhere(run.calls[index], own[index][0], weight, own[index][1]):
@@ -219,7 +223,7 @@ class Fisher:
         for index, layer in enumerate(self._candidates.layers):
             if index in self.reasons:
                 continue
-            weight = layers.weight_of(self._model.get_submodule(layer.modules[0])).detach()
+            weight = layer.site(self._model).weight.detach()
             noise = torch.randn(weight.shape, generator=generator).to(weight)
             moves[index] = noise * (step * float(weight.float().square().mean().sqrt()))
             total = torch.zeros(len(run.point), len(run.probes))
@@ -261,8 +265,7 @@ class Fisher:
         rounded: bool,
     ) -> bool:
         """Whether the outputs change as predicted when these layers' weights are moved."""
-        paths = {index: self._candidates.layers[index].modules[0] for index in indices}
-        weights = {index: layers.weight_of(self._model.get_submodule(path)) for index, path in paths.items()}
+        weights = {index: self._candidates.layers[index].site(self._model).weight for index in indices}
         before = {index: weight.detach().clone() for index, weight in weights.items()}
         try:
             with torch.no_grad():

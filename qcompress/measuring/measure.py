@@ -31,6 +31,7 @@ from qcompress.measuring.sums import Sums
 from qcompress.measuring.weight_gradients import WeightGradients
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
+from qcompress.model.composed import composed
 from qcompress.model.losses import Loss, LossFunction, as_loss
 from qcompress.model.opened import opened_of
 from qcompress.model.parts import layer_names, survey
@@ -128,7 +129,7 @@ def measure(
     if memory is not None:
         raise OptionsError("memory= is for models that are read block by block: give qcompress.open_model(folder)")
     batches, measured, seed, run = data, calibration.loss, calibration.seed, steady(forward, calibration.seed)
-    with forwards.evaluating(model):
+    with composed(model), forwards.evaluating(model):
         total_bytes(model)  # refuses what cannot be counted
         offered.require_known(layer_names(model))
         fingerprint = Measurement.fingerprint_of(model)

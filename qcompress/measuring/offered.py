@@ -61,17 +61,17 @@ class Offered:
             raise OptionsError("no options are given: pass prune_quantize(), or a mapping of at least one pattern")
         return cls(given, _patterns(skip, "skip"), None if only is None else _patterns(only, "only"))
 
-    def left_out(self, name: str) -> str:
-        """Why a layer stays as it is, or an empty string."""
-        if pattern := self._match(name, self.skip):
+    def left_out(self, *names: str) -> str:
+        """Why a layer stays as it is that has these names, or an empty string."""
+        if pattern := self._match(names, self.skip):
             return f"left out by skip={pattern!r}"
-        if self.only is not None and not self._match(name, self.only):
+        if self.only is not None and not self._match(names, self.only):
             return "left out by only="
-        return "" if self._match(name, self.by_pattern) else "no pattern of the options matches its name"
+        return "" if self._match(names, self.by_pattern) else "no pattern of the options matches its name"
 
-    def options(self, name: str) -> Options:
+    def options(self, *names: str) -> Options:
         """What is on offer for a layer that is not left out."""
-        return self.by_pattern[self._match(name, self.by_pattern)]
+        return self.by_pattern[self._match(names, self.by_pattern)]
 
     def require_known(self, names: Sequence[str]) -> None:
         """Refuse patterns that match no layer.
@@ -97,8 +97,8 @@ class Offered:
         options = {pattern: own.to_json() for pattern, own in self.by_pattern.items()}
         return {"options": options, "skip": list(self.skip), "only": None if self.only is None else list(self.only)}
 
-    def _match(self, name: str, patterns: Iterable[str]) -> str:
-        return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), "")
+    def _match(self, names: Sequence[str], patterns: Iterable[str]) -> str:
+        return next((pattern for pattern in patterns if any(fnmatchcase(name, pattern) for name in names)), "")
 
 
 def _patterns(given: Any, name: str) -> tuple[str, ...]:
@@ -115,7 +115,7 @@ def calibrated_options(parts: Iterable[Part], offered: Offered) -> tuple[dict[st
     """The options by name of a part, and what is to be said of those that go without calibration."""
     per_part, notes = {}, []
     for part in parts:
-        options = offered.options(part.modules[0])
+        options = offered.options(part.path, part.modules[0])
         large = part.target.layer != "Embedding" and part.target.per_channel > MAX_INPUTS
         if large and options.need_moments(part.target):
             options = options.uncalibrated()

@@ -15,6 +15,7 @@ from qcompress.measurement import Measurement
 from qcompress.measuring.moments import second_moments
 from qcompress.measuring.squares import input_squares
 from qcompress.model import forward as forwards
+from qcompress.model.composed import composed
 from qcompress.model.steady import steady
 
 
@@ -48,9 +49,9 @@ def refit(
     [(1.0, 3), (5.0, 6)]
     """
     run = steady(forward, seed)
-    fitted = [part for part in measurement.parts if part.modules[0] in measurement.moments]
-    weighed = [part for part in measurement.parts if part.modules[0] in measurement.squares]
-    with forwards.evaluating(model):
+    fitted = [part for part in measurement.parts if part.path in measurement.moments]
+    weighed = [part for part in measurement.parts if part.path in measurement.squares]
+    with composed(model), forwards.evaluating(model):
         moments, num_inputs = second_moments(model, fitted, data, run) if fitted else ({}, {})
         squares = input_squares(model, weighed, data, run, moments) if weighed else {}
     shared = {id(own): own.numpy() for own in moments.values()}  # layers with the same inputs share one

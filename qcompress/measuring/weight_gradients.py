@@ -27,9 +27,9 @@ from qcompress.measuring.candidates import Candidates, Layer
 from qcompress.measuring.direct import Direct
 from qcompress.measuring.effects import Effects
 from qcompress.model import forward as forwards
-from qcompress.model import layers
 from qcompress.model.losses import Loss
 from qcompress.model.samples import same_outputs
+from qcompress.model.sites import Site
 from qcompress.transforms.activations import Activations
 
 UNSEEN = "no gradient reaches it, but its weight has an effect"
@@ -130,7 +130,7 @@ class WeightGradients:
 
     def _moves(self, chosen: list[Layer], batch: Any, point: Tensor) -> bool:
         """Whether outputs change when weights are moved at random, by their own size."""
-        weights = [layers.weight_of(self._model.get_submodule(layer.modules[0])) for layer in chosen]
+        weights = [layer.site(self._model).weight for layer in chosen]
         before = [weight.detach().clone() for weight in weights]
         generator = torch.Generator().manual_seed(0)
         try:
@@ -152,22 +152,21 @@ class Gradients:
 
     def __init__(self, model: nn.Module, candidates: Candidates, reached: set[Layer]) -> None:
         self._model, self._candidates, self._reached = model, candidates, reached
-        self._weights = [layers.weight_of(model.get_submodule(layer.modules[0])) for layer in candidates.layers]
-        self._modules = [model.get_submodule(layer.modules[0]) for layer in candidates.layers]
+        self._sites = [layer.site(model) for layer in candidates.layers]
         self._products = np.zeros(candidates.num_options)
         self._hooks: list[Any] = []
 
     def __enter__(self) -> "Gradients":
-        for weight, module, layer in zip(self._weights, self._modules, self._candidates.layers, strict=True):
-            weight.requires_grad_(True)
+        for site, layer in zip(self._sites, self._candidates.layers, strict=True):
+            site.weight.requires_grad_(True)
 
-            def multiply(weight: Tensor, module: nn.Module = module, layer: Layer = layer) -> None:
+            def multiply(weight: Tensor, site: Site = site, layer: Layer = layer) -> None:
                 gradient, weight.grad = weight.grad, None
                 if gradient is not None and bool(gradient.any()):
                     self._reached.add(layer)
-                    self._multiply(layer, layers.to_rows(module, gradient))
+                    self._multiply(layer, site.to_rows(gradient))
 
-            self._hooks.append(weight.register_post_accumulate_grad_hook(multiply))  # type: ignore[no-untyped-call]
+            self._hooks.append(site.weight.register_post_accumulate_grad_hook(multiply))  # type: ignore[no-untyped-call]
         for layer in self._candidates.layers:
             if rounding := self._rounding(layer):
                 self._hooks += [
@@ -204,9 +203,9 @@ class Gradients:
     def __exit__(self, *_: object) -> None:
         for hook in self._hooks:
             hook.remove()
-        for weight in self._weights:
-            weight.requires_grad_(False)
-            weight.grad = None
+        for site in self._sites:
+            site.weight.requires_grad_(False)
+            site.weight.grad = None
 
     def products(self, output: Tensor, probe: Tensor, *, keep: bool) -> NDArray[np.float64]:
         """``⟨∂(probe·output)/∂W, ΔW⟩`` of every option ``(V,)``; with ``keep`` it can be asked for again."""

@@ -11,30 +11,54 @@ from torch import Tensor, nn
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-SUPPORTED = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, nn.Embedding)
+SUPPORTED = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, nn.Embedding, nn.EmbeddingBag, nn.Bilinear)
+INPUTS_FIRST = ("transformers.pytorch_utils.Conv1D",)
+"""Linear layers of other packages, whose weight is ``(in, out)``; by name, so that none has to be imported."""
 
 
 def why_unsupported(module: nn.Module) -> str:
     """Why the weight of ``module`` cannot be compressed, or an empty string."""
-    if not isinstance(module, SUPPORTED):
+    if kind_of(module) is None:
         return f"{type(module).__name__} is not supported"
     if module._parameters.get("weight") is None:
         return "its weight is computed (parametrised or lazy), not a parameter of its own"
-    weight = module.weight
+    weight = weight_of(module)
     if isinstance(weight, nn.UninitializedParameter):
         return "its weight is not initialised yet; run the model once first"
     if not weight.is_floating_point():
         return f"its weight holds {weight.dtype}, not floating-point numbers"
     if weight.numel() == 0:
         return "its weight is empty"
-    if isinstance(module, nn.Embedding) and module.max_norm is not None:
-        return "an Embedding with max_norm changes its weight when it runs"
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
+        return f"an {kind_name(module)} with max_norm changes its weight when it runs"
     return ""
 
 
-def kind_of(module: nn.Module) -> type[nn.Module]:
-    """The supported class that a layer is of, or is derived from."""
-    return next(kind for kind in SUPPORTED if isinstance(module, kind))
+def kind_of(module: nn.Module) -> type[nn.Module] | None:
+    """The supported class that a layer is of, or is derived from; None where its output is not linear in its weight.
+
+    >>> kind_of(nn.EmbeddingBag(2, 2)), kind_of(nn.EmbeddingBag(2, 2, mode="max"))
+    (<class 'torch.nn.modules.sparse.EmbeddingBag'>, None)
+    """
+    if isinstance(module, nn.EmbeddingBag) and module.mode == "max":
+        return None
+    return next((kind for kind in type(module).__mro__ if kind in SUPPORTED or _inputs_first(kind)), None)
+
+
+def kind_name(module: nn.Module) -> str:
+    """What a layer is called among options and in files: its kind, where it computes as that does."""
+    kind = kind_of(module)
+    return (kind if kind is not None and is_plain(module) else type(module)).__name__
+
+
+def has_inputs_first(module: nn.Module) -> bool:
+    """Whether the layer's weight is ``(in, out)``."""
+    kind = kind_of(module)
+    return kind is not None and _inputs_first(kind)
+
+
+def _inputs_first(kind: type) -> bool:
+    return f"{kind.__module__}.{kind.__qualname__}" in INPUTS_FIRST
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -57,6 +81,8 @@ def to_rows(module: nn.Module, weight: Tensor) -> Tensor:
         inputs, outputs, *kernel = weight.shape
         grouped = weight.reshape(module.groups, inputs // module.groups, outputs, *kernel)
         return grouped.transpose(1, 2).reshape(module.groups * outputs, -1)
+    if has_inputs_first(module):
+        return weight.t()
     return weight.reshape(weight.shape[0], -1)
 
 
@@ -66,35 +92,39 @@ def from_rows(module: nn.Module, rows: Tensor, shape: torch.Size) -> Tensor:
         inputs, outputs, *kernel = shape
         grouped = rows.reshape(module.groups, outputs, inputs // module.groups, *kernel)
         return grouped.transpose(1, 2).reshape(shape)
+    if has_inputs_first(module):
+        return rows.t()
     return rows.reshape(shape)
 
 
 def same_rows(modules: Iterable[nn.Module]) -> bool:
-    """Whether all read a weight that they share as the same rows; transposed convolutions read it otherwise.
+    """Whether all read a weight that they share as the same rows; transposed layers read it otherwise.
 
     >>> same_rows([nn.Linear(4, 4), nn.Embedding(4, 4)]), same_rows([nn.Conv1d(4, 4, 3), nn.ConvTranspose1d(4, 4, 3)])
     (True, False)
     """
-    return len({module.groups if isinstance(module, TRANSPOSED) else 0 for module in modules}) <= 1
+    return (
+        len({-1 if has_inputs_first(own) else own.groups if isinstance(own, TRANSPOSED) else 0 for own in modules}) <= 1
+    )
 
 
 def num_channels(module: nn.Module) -> int:
     """Rows that `to_rows` gives."""
     if isinstance(module, TRANSPOSED):
         return int(module.out_channels)
-    return weight_of(module).shape[0]
+    return weight_of(module).shape[1 if has_inputs_first(module) else 0]
 
 
 def channel_dim(module: nn.Module, output: Tensor) -> int:
     """The dimension of the layer's output that its channels lie along (an embedding has none: -1 is its features)."""
-    if isinstance(module, (nn.Linear, nn.Embedding)):
-        return output.ndim - 1
-    return output.ndim - 1 - len(module.kernel_size)  # type: ignore[arg-type]
+    if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
+        return output.ndim - 1 - len(module.kernel_size)
+    return output.ndim - 1
 
 
 def macs_of_call(module: nn.Module, inputs: Tensor, output: Tensor) -> int:
     """Multiply-accumulates of one call (all samples); an embedding only looks up: 0."""
-    if isinstance(module, nn.Embedding):
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return 0
     weights = weight_of(module).numel()
     if isinstance(module, TRANSPOSED):

@@ -19,6 +19,7 @@ from qcompress.measuring.latency import LATENCY, load_times, save_times, time_op
 from qcompress.measuring.measure import measure
 from qcompress.measuring.refit import refit, with_fit_of
 from qcompress.model.calibration import Calibration
+from qcompress.model.composed import compose_
 from qcompress.model.forward import first_batch
 from qcompress.model.opened import opened_of
 from qcompress.model.samples import split_samples
@@ -29,7 +30,7 @@ from solvers import Solution
 
 
 def copied(own: Calibration) -> nn.Module:
-    """A copy of the model that shares nothing with it and runs on its own weights.
+    """A copy of the model that shares nothing with it and runs on its own weights, none of which is computed.
 
     Raises:
         ModelError: there can be none; says why (see `qcompress.compressed.copying`).
@@ -38,7 +39,9 @@ def copied(own: Calibration) -> nn.Module:
         return own.model
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(own.seed)
-        return own_copy(own.model, own.first_batch(), own.forward)
+        copy = own_copy(own.model, own.first_batch(), own.forward)
+    compose_(copy)
+    return copy
 
 
 def kept_aside(request: Request, run: RunFolder) -> Request:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from qcompress.compressed.factored import Factored
 from qcompress.compressed.record import CompressedPart, attach, record_of
-from qcompress.model import layers
+from qcompress.model.sites import Site
 from qcompress.transforms.base import Keep, Target, Transform, Weight
 from qcompress.transforms.low_rank.factors import LowRank
 
@@ -22,7 +22,7 @@ from qcompress.transforms.low_rank.factors import LowRank
 class _Piece:
     """A weight, or a block of its rows, that is stored in some way other than as it is."""
 
-    module: nn.Module
+    site: Site
     rows: tuple[int, int]
     transform: Transform
     target: Target
@@ -30,20 +30,19 @@ class _Piece:
 
     @property
     def parameter(self) -> Tensor:
-        return layers.weight_of(self.module)
+        return self.site.weight
 
     def latent(self) -> Tensor:
-        return layers.to_rows(self.module, self.parameter.detach())[self.rows[0] : self.rows[1]]
+        return self.site.rows[self.rows[0] : self.rows[1]]
 
     def approximation(self) -> Tensor:
         """What the rows become when they are stored."""
         return self.transform.approximate(Weight(self.latent(), self.target))
 
     def set_(self, rows: Tensor) -> None:
-        whole = layers.to_rows(self.module, self.parameter.detach()).clone()
+        whole = self.site.rows.clone()
         whole[self.rows[0] : self.rows[1]] = rows.to(whole)
-        with torch.no_grad():
-            self.parameter.copy_(layers.from_rows(self.module, whole, self.parameter.shape))
+        self.site.put_(whole)
 
 
 class Trained:
@@ -103,9 +102,9 @@ class Trained:
 
 def _is_trained(model: nn.Module, own: CompressedPart) -> bool:
     """Whether a part is trained, and stored in another form: what is frozen stays bit by bit as it is stored."""
-    module = model.get_submodule(own.part.modules[0])
-    stored_layers = list(module) if isinstance(module, Factored) else [module]
-    return bool(own.stored) and any(layers.weight_of(layer).requires_grad for layer in stored_layers)
+    site = own.part.site(model)
+    factors = [Site(layer) for layer in site.module] if isinstance(site.module, Factored) else [site]
+    return bool(own.stored) and any(factor.weight.requires_grad for factor in factors)
 
 
 def _pieces(model: nn.Module, own: CompressedPart) -> list[_Piece]:
@@ -122,16 +121,16 @@ def _pieces(model: nn.Module, own: CompressedPart) -> list[_Piece]:
         found = []
         for layer, (name, target) in zip(module, targets.items(), strict=True):
             sparse = f"{name}.mask" in own.stored
-            found.append(_piece(layer, (0, target.channels), then, target, sparse=sparse))
+            found.append(_piece(Site(layer), (0, target.channels), then, target, sparse=sparse))
         return found
     target = own.part.target
     rows = own.part.rows or (0, target.channels)
-    return [_piece(module, rows, own.transform, target, sparse="mask" in own.stored)]
+    return [_piece(own.part.site(model), rows, own.transform, target, sparse="mask" in own.stored)]
 
 
-def _piece(module: nn.Module, rows: tuple[int, int], transform: Transform, target: Target, *, sparse: bool) -> _Piece:
-    piece = _Piece(module, rows, transform, target, None)
-    return _Piece(module, rows, transform, target, piece.latent() == 0) if sparse else piece
+def _piece(site: Site, rows: tuple[int, int], transform: Transform, target: Target, *, sparse: bool) -> _Piece:
+    piece = _Piece(site, rows, transform, target, None)
+    return _Piece(site, rows, transform, target, piece.latent() == 0) if sparse else piece
 
 
 def _encoded(model: nn.Module, own: CompressedPart) -> dict[str, Tensor]:

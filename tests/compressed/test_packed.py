@@ -164,7 +164,7 @@ def test_a_large_linear_layer_is_decoded_a_block_at_a_time(features: int, monkey
     expected = smaller(batch)
     pack_(smaller)
     most = 0
-    rows = smaller[0]._rows
+    rows = smaller[0]._packed["weight"].rows
     decode = rows.rows
 
     def watched(numbers: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ def test_an_embedding_decodes_only_the_rows_that_are_looked_up(monkeypatch: pyte
     expected = smaller(batch)
     pack_(smaller)
     decoded: list[int] = []
-    rows = smaller[0]._rows
+    rows = smaller[0]._packed["weight"].rows
     decode = rows.rows
     monkeypatch.setattr(rows, "rows", lambda numbers: decoded.extend(numbers.tolist()) or decode(numbers))
     assert torch.equal(smaller(batch), expected)
@@ -204,7 +204,13 @@ def test_memory_falls_to_what_is_stored() -> None:
     record = record_of(smaller)
     assert record is not None
     stored = {own.data_ptr() for item in record.parts for own in item.stored.values()}
-    held = [own for module in smaller.modules() if isinstance(module, Packed) for own in vars(module._rows).values()]
+    held = [
+        own
+        for module in smaller.modules()
+        if isinstance(module, Packed)
+        for codes in module._packed.values()
+        for own in vars(codes.rows).values()
+    ]
     arrays = [own for own in held if isinstance(own, Tensor)]
     assert sum(own.untyped_storage().nbytes() for own in arrays if own.data_ptr() not in stored) == 2 * 1  # zero points
 
@@ -215,7 +221,7 @@ def test_tied_layers_share_their_codes() -> None:
     smaller = quantized(make().eval(), batch)
     expected = smaller(batch)
     pack_(smaller)
-    assert smaller.embed._rows is smaller.head._rows
+    assert smaller.embed._packed["weight"] is smaller.head._packed["weight"]
     assert torch.equal(smaller(batch), expected)
 
 

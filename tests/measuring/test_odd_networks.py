@@ -9,7 +9,6 @@ import torch
 from qcompress import measure, prune_quantize
 from qcompress.errors import QcompressError
 from qcompress.measuring.true_loss import mean_loss
-from qcompress.model import layers
 from tests.odd_networks import KINDS, Odd, odd_network
 
 FINE = prune_quantize(bits=(8,), sparsity=(0,))
@@ -25,13 +24,11 @@ def differences(odd: Odd, method: str, granularity: str | int) -> tuple[np.ndarr
     ):
         for option in options:
             changed = copy.deepcopy(odd.model)
-            module = changed.get_submodule(part.modules[0])
-            own = layers.weight_of(module)
-            rows = layers.to_rows(module, own.detach()).clone()
+            site = part.site(changed)
+            rows = site.rows.clone()
             start, stop = part.rows or (0, len(rows))
             rows[start:stop] = option.approximate(weight)
-            with torch.no_grad():
-                own.copy_(layers.from_rows(module, rows, own.shape))
+            site.put_(rows)
             true.append(mean_loss(odd.model, changed, odd.data, loss=odd.loss))
     return measurement.cost, np.array(true)
 
