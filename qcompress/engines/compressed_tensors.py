@@ -263,7 +263,7 @@ def _scheme(item: CompressedPart) -> Scheme:
 
 def _weight_name(part: Part, state: Mapping[str, Tensor]) -> str:
     """The name in the state dict of a part's weight."""
-    return next(name for module in part.modules if (name := f"{module}.weight") in state)
+    return next(name for module in part.modules if (name := f"{module}.{part.parameter}".lstrip(".")) in state)
 
 
 def _files_of(model: nn.Module, shard_bytes: int) -> dict[str, str]:

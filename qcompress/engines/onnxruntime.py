@@ -29,6 +29,7 @@ from qcompress.errors import EngineError
 from qcompress.measurement import Measurement
 from qcompress.measuring.latency import TimingProgress
 from qcompress.model.parts import Part
+from qcompress.model.sites import WEIGHT
 from qcompress.options import Options, integer_products, prune_quantize
 from qcompress.transforms.base import Keep, Target, Transform
 from qcompress.transforms.low_rank.factors import LowRank
@@ -71,6 +72,8 @@ class OnnxRuntime(Engine):
             return ""
         if part.rows is not None:
             return f"{part.name!r} is a block of a layer, a weight has one format there"
+        if part.parameter != WEIGHT:
+            return f"{part.name!r} is not the weight of a layer that the engine has in fewer bits"
         if part.target.dtype != torch.float32:
             return f"{part.name!r} is {part.target.dtype}, float32 models are written"
         if isinstance(transform, LowRank):
@@ -114,7 +117,10 @@ class OnnxRuntime(Engine):
                 return onnx_integer.room(proto, IntegerLayer(name=name, transform=transform, target=part.target))
             return _encoding(proto, name, model.get_submodule(part.modules[0]), transform, part.target).room()
 
-        names = [onnx_graph.initializer_of(model, part.modules[0], tensors) for part in parts]
+        names = [
+            onnx_graph.initializer_of(model, part.modules[0], tensors) if part.parameter == WEIGHT else None
+            for part in parts
+        ]
         options = tuple(
             tuple(taken(part, name, transform) for transform in own)
             for part, name, own in zip(parts, names, transforms, strict=True)

@@ -5,17 +5,16 @@ same name, with the same outputs. `composed` makes it so for a while, `compose_`
 """
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
+import torch
 from torch import nn
-from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from qcompress.model import forward as forwards
-
-Removal = Callable[[], Any]
 
 
 def compose_(model: nn.Module, names: Collection[str] | None = None) -> None:
@@ -23,7 +22,7 @@ def compose_(model: nn.Module, names: Collection[str] | None = None) -> None:
 
     Args:
         model: computes the same as before, in evaluation mode.
-        names: of the weights in the state dict that are to be plain; None for all.
+        names: of parameters in the state dict; modules that compute none of these stay as they are. None for all.
 
     >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
     >>> sorted(dict(layer.named_parameters()))
@@ -33,22 +32,22 @@ def compose_(model: nn.Module, names: Collection[str] | None = None) -> None:
     (['bias', 'weight'], 'Linear')
     """
     found = [
-        remove
+        module
         for path, module in model.named_modules()
-        for parameter, remove in _removals(module).items()
-        if names is None or f"{path}.{parameter}".lstrip(".") in names
+        if (computed := _computed(module))
+        and (names is None or any(f"{path}.{name}".lstrip(".") in names for name in computed))
     ]
     if not found:
         return
-    with forwards.evaluating(model):  # training mode changes what some of them give
-        for remove in found:
-            remove()
+    with forwards.evaluating(model), torch.no_grad():  # training mode changes what some of them give
+        for module in found:
+            _compose_module(module)
 
 
 @contextlib.contextmanager
 def composed(model: nn.Module) -> Iterator[None]:
     """While open, computed weights of ``model`` are plain parameters."""
-    before = [(module, type(module), _attributes(module)) for module in model.modules() if _removals(module)]
+    before = [(module, type(module), _attributes(module)) for module in model.modules() if _computed(module)]
     try:
         compose_(model)
         yield
@@ -58,31 +57,38 @@ def composed(model: nn.Module) -> Iterator[None]:
             _restore(module, attributes)
 
 
-def _removals(module: nn.Module) -> dict[str, Removal]:
-    """Name of a computed parameter → what makes it a plain one."""
-    found: dict[str, Removal] = {}
+def _computed(module: nn.Module) -> list[str]:
+    """Names of the parameters that a module computes."""
+    names = list(module.parametrizations) if parametrize.is_parametrized(module) else []  # type: ignore[arg-type]
+    return names + [name for name, _ in _hooks(module)]
+
+
+def _hooks(module: nn.Module) -> list[tuple[str, Any]]:
+    """Name of a parameter and the hook that computes it before every call, as earlier versions of PyTorch do it."""
+    return [
+        (hook._tensor_name if isinstance(hook, prune.BasePruningMethod) else hook.name, hook)
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, (WeightNorm, SpectralNorm, prune.BasePruningMethod))
+    ]
+
+
+def _compose_module(module: nn.Module) -> None:
+    values = {}
     if parametrize.is_parametrized(module):
-        for name in module.parametrizations:  # type: ignore[union-attr]
-            found[name] = _partial(parametrize.remove_parametrizations, module, name)
-    for hook in module._forward_pre_hooks.values():
-        if isinstance(hook, WeightNorm):
-            found[hook.name] = _partial(remove_weight_norm, module, hook.name)
-        elif isinstance(hook, SpectralNorm):
-            found[hook.name] = _partial(remove_spectral_norm, module, hook.name)
-        elif isinstance(hook, prune.BasePruningMethod):
-            found[hook._tensor_name] = _partial(prune.remove, module, hook._tensor_name)
-    return found
-
-
-def _partial(function: Callable[..., Any], module: nn.Module, name: str) -> Removal:
-    def remove() -> None:
-        function(module, name)
-        if name not in module._parameters:  # a frozen one becomes a plain attribute
-            value = getattr(module, name).detach()
-            delattr(module, name)
-            module.register_parameter(name, nn.Parameter(value, requires_grad=False))
-
-    return remove
+        values = {name: getattr(module, name) for name in module.parametrizations}  # type: ignore[union-attr]
+        del module.parametrizations
+        module.__class__ = type(module).__bases__[0]  # PyTorch's own removal would break copies, which share the class
+    for name, hook in _hooks(module):
+        if isinstance(hook, prune.BasePruningMethod):
+            values[name] = hook.apply_mask(module)
+            del module._parameters[f"{name}_orig"], module._buffers[f"{name}_mask"], vars(module)[name]
+        else:
+            hook.remove(module)
+        for hooks in (module._forward_pre_hooks, module._state_dict_hooks, module._load_state_dict_pre_hooks):
+            for key in [key for key, own in hooks.items() if hook in (own, getattr(own, "fn", None))]:
+                del hooks[key]
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value.detach().clone()))
 
 
 def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:

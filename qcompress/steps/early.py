@@ -117,7 +117,7 @@ def _resources(request: Request, inventory: Survey) -> dict[str, np.ndarray[Any,
     """Per part the use as it is and the least of what is on offer, each resource on its own."""
     bytes_, macs = [], []
     for part in inventory.parts:
-        offers = [Keep(), *request.offered.options(part.modules[0]).offers]
+        offers = [Keep(), *request.offered.options(part.path, part.modules[0]).offers]
         least = [found for offer in offers if (found := offer.least_use(part.target)) is not None]
         bytes_ += [least[0][0], min(own[0] for own in least)]
         macs += [least[0][1], min(own[1] for own in least)]

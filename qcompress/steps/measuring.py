@@ -19,7 +19,6 @@ from qcompress.measuring.latency import LATENCY, load_times, save_times, time_op
 from qcompress.measuring.measure import measure
 from qcompress.measuring.refit import refit, with_fit_of
 from qcompress.model.calibration import Calibration
-from qcompress.model.composed import compose_
 from qcompress.model.forward import first_batch
 from qcompress.model.opened import opened_of
 from qcompress.model.samples import split_samples
@@ -30,7 +29,7 @@ from solvers import Solution
 
 
 def copied(own: Calibration) -> nn.Module:
-    """A copy of the model that shares nothing with it and runs on its own weights, none of which is computed.
+    """A copy of the model that shares nothing with it and runs on its own weights.
 
     Raises:
         ModelError: there can be none; says why (see `qcompress.compressed.copying`).
@@ -39,9 +38,7 @@ def copied(own: Calibration) -> nn.Module:
         return own.model
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(own.seed)
-        copy = own_copy(own.model, own.first_batch(), own.forward)
-    compose_(copy)
-    return copy
+        return own_copy(own.model, own.first_batch(), own.forward)
 
 
 def kept_aside(request: Request, run: RunFolder) -> Request:

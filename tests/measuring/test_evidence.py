@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from qcompress import Measurement, Options, measure, prune_quantize
-from qcompress.model import layers
 from qcompress.model.forward import Forward, run
 from qcompress.model.losses import as_loss
 from tests.models import Functional, seeded
@@ -37,11 +36,11 @@ def true_costs(
     ):
         for option in options:
             changed = copy.deepcopy(model)
-            module = changed.get_submodule(part.modules[0])
-            rows = layers.to_rows(module, layers.weight_of(module).detach()).clone()
+            site = part.site(changed)
+            rows = site.rows.clone()
             start, stop = part.rows or (0, len(rows))
             rows[start:stop] = option.approximate(weight)
-            layers.weight_of(module).copy_(layers.from_rows(module, rows, layers.weight_of(module).shape))
+            site.put_(rows)
             pairs = [(run(changed, own, forward), run(model, own, forward), own) for own in data]
             found.append(float(torch.cat([as_loss(loss).rise(*own) for own in pairs]).mean()))
     return np.array(found)

@@ -4,7 +4,6 @@ import copy
 
 import numpy as np
 import pytest
-import torch
 
 from qcompress import measure, prune_quantize
 from qcompress.errors import QcompressError

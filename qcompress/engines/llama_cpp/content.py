@@ -156,7 +156,7 @@ def entries(model: nn.Module, head: Head) -> list[Entry]:
     for item in () if record is None else record.parts:
         if item.part.rows is not None:
             raise EngineError(f"a tensor of a GGUF file has one type: {item.part.name!r} is a block of one")
-        stored[f"{item.part.modules[0]}.weight"] = item
+        stored[item.part.state_name] = item
     return [_entry(name, state[name], names[name], stored.get(name), head) for name in names]
 
 

@@ -76,7 +76,7 @@ class LlamaCpp(Engine):
     ) -> FileSizes:
         """Tensors at multiples of 32 bytes; the head has the same length for every choice."""
         head = head_of(model, self.source)
-        inside = {f"{part.modules[0]}.weight" for part in parts}
+        inside = {part.state_name for part in parts}
         plans = entries(model, head)
         rest = [entry.plan.size_bytes for entry in plans if entry.state not in inside]
         rest += [tensor.size_bytes for tensor in head.tensors]
@@ -84,7 +84,7 @@ class LlamaCpp(Engine):
         places = {entry.state: entry.plan.name for entry in plans}
 
         def size(part: Part, transform: Transform) -> int:
-            place = places.get(f"{part.modules[0]}.weight")
+            place = places.get(part.state_name)
             full = place in FULL and isinstance(transform, Keep)
             size_bytes = 4 * part.target.num_weights if full else transform.size_bytes(part.target)
             return 0 if place is None else container.padded(size_bytes)

@@ -1,0 +1,111 @@
+"""Weights as rows, wherever a module keeps them."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qcompress import apply, formulate, load_compressed, measure, prune_quantize, save_compressed, solve
+from qcompress.model.parts import survey
+from qcompress.model.sites import Site, sites_of
+
+EIGHT = prune_quantize(bits=(8,), sparsity=(0,))
+
+
+class Experts(nn.Module):
+    """A stack of matrices, multiplied from either side."""
+
+    def __init__(self, inputs_first: bool) -> None:
+        super().__init__()
+        self.is_transposed = inputs_first
+        self.up = nn.Parameter(torch.randn(3, 6, 4) if inputs_first else torch.randn(3, 4, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        up = self.up if self.is_transposed else self.up.mT
+        return torch.stack([x[i % len(x)] @ up[i] for i in range(3)])
+
+
+def modules() -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    return {
+        "stack": Experts(False), "stack, inputs first": Experts(True), "attention": nn.MultiheadAttention(4, 2),
+        "recurrent": nn.GRU(3, 5, bidirectional=True), "bilinear": nn.Bilinear(2, 3, 4), "bag": nn.EmbeddingBag(5, 3),
+        "convolution": nn.Conv2d(4, 6, 3, groups=2), "transposed": nn.ConvTranspose1d(4, 6, 3),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(modules()))
+def test_rows_give_the_weight_back(name: str) -> None:
+    for site in sites_of(modules()[name]):
+        if not site.why_not():
+            assert torch.equal(site.from_rows(site.rows), site.weight), site.parameter
+
+
+def test_rows_of_a_stack_are_output_channels_whichever_side_inputs_are_on() -> None:
+    plain, turned = Experts(False), Experts(True)
+    with torch.no_grad():
+        turned.up.copy_(plain.up.mT)
+    assert torch.equal(Site(plain, "up").rows, Site(turned, "up").rows)
+
+
+@pytest.mark.parametrize("granularity", ["layer", 3])
+def test_each_matrix_of_a_stack_has_parts_of_its_own(granularity: str | int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Experts(False), nn.Linear(4, 2))
+    found = survey(model, [torch.randn(3, 6)], granularity=granularity)
+    ends = [(0, 4), (4, 8), (8, 12)] if granularity == "layer" else [(0, 3), (3, 4), (4, 7), (7, 8), (8, 11), (11, 12)]
+    assert [part.rows for part in found.parts if part.path == "0.up"] == ends
+
+
+def test_vectors_are_no_parts_and_an_unused_weight_is_named() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    model.spare = nn.Parameter(torch.ones(4, 4))
+    model.token = nn.Parameter(torch.ones(1, 1, 8))
+    found = survey(model, [torch.randn(2, 3, generator=torch.Generator().manual_seed(0))])
+    assert [part.name for part in found.parts] == ["0"]
+    reasons = {item.name: item.reason for item in found.skipped}
+    assert set(reasons) == {"", "1", "spare"}
+    assert "no batch" in reasons["spare"]
+
+
+def test_a_module_is_left_out_by_its_name() -> None:
+    model = nn.Sequential(nn.LSTM(3, 4), Last(), nn.Linear(4, 2))
+    data = [torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))]
+    assert [part.name for part in measure(model, data, EIGHT, skip="0").parts] == ["2"]
+    only = measure(model, data, EIGHT, only="0.weight_hh_l0")
+    assert [part.name for part in only.parts] == ["0.weight_hh_l0"]
+
+
+class Last(nn.Module):
+    """The outputs of a recurrent layer without its state."""
+
+    def forward(self, given: tuple[Tensor, object]) -> Tensor:
+        return given[0]
+
+
+class Bags(nn.Module):
+    """Words of bags added up, and a bilinear form of the two halves."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.bag, self.form = nn.EmbeddingBag(11, 6, mode=mode), nn.Bilinear(3, 3, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.bag(ids)
+        return self.form(x[:, :3], x[:, 3:])
+
+
+@pytest.mark.parametrize("granularity", ["layer", 4])
+@pytest.mark.parametrize("mode", ["mean", "max"])
+def test_bags_and_bilinear_layers_cost_what_trying_them_does(mode: str, granularity: str | int, tmp_path) -> None:
+    torch.manual_seed(0)
+    model, data = Bags(mode), [torch.randint(11, (8, 3))]
+    tried, linearised = (
+        measure(model, data, EIGHT, method=method, granularity=granularity) for method in ("direct", "fisher")
+    )
+    np.testing.assert_allclose(linearised.cost, tried.cost, rtol=0.1, atol=0.01 * tried.cost.max())
+    solution = solve(formulate(tried, {"bytes": 0.45}), "greedy")
+    smaller = apply(model, tried, solution)
+    saved = save_compressed(smaller, tmp_path / "model.safetensors")
+    assert saved.payload_bytes == solution.usage["bytes"]
+    assert torch.equal(load_compressed(saved.path, lambda: Bags(mode))(data[0]), smaller.eval()(data[0]))
