@@ -91,7 +91,8 @@ def time_options(
     require_measured(model, measurement.model_fingerprint)
     if not (isinstance(repeats, int) and repeats >= 1):
         raise OptionsError(f"repeats must be a whole number from 1, found {repeats!r}")
-    paths = tuple(dict.fromkeys(part.modules for part in measurement.parts))
+    # what is no layer's weight takes the same time whatever its option: its module's time is the rest's
+    paths = tuple(dict.fromkeys(part.modules for part in measurement.parts if part.site(model).is_layer))
     number = {modules: i for i, modules in enumerate(paths)}
     own = [model.get_submodule(modules[0]) for modules in paths]
     shapes = [
@@ -120,7 +121,7 @@ def time_options(
             wanted = {
                 shape: None
                 for part, options in zip(measurement.parts, shapes, strict=True)
-                if number[part.modules] in group
+                if number.get(part.modules) in group
                 for shape in options
                 if shape
             }
@@ -130,6 +131,9 @@ def time_options(
             tell(done := done + len(group))
     use = []
     for part, options in zip(measurement.parts, shapes, strict=True):
+        if part.modules not in number or not part.site(model).is_layer:
+            use += [0.0 for _ in options]
+            continue
         layer = number[part.modules]
         dense = seconds[layer] * part.target.channels / layers.num_channels(own[layer])
         use += [dense * ratios[layer].get(shape, 1.0) for shape in options]

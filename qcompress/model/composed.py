@@ -80,7 +80,7 @@ def _compose_module(module: nn.Module) -> None:
         module.__class__ = type(module).__bases__[0]  # PyTorch's own removal would break copies, which share the class
     for name, hook in _hooks(module):
         if isinstance(hook, prune.BasePruningMethod):
-            values[name] = hook.apply_mask(module)
+            values[name] = hook.apply_mask(module)  # type: ignore[no-untyped-call]
             del module._parameters[f"{name}_orig"], module._buffers[f"{name}_mask"], vars(module)[name]
         else:
             hook.remove(module)
