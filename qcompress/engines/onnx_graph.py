@@ -74,7 +74,7 @@ def copied(proto: Any) -> Any:
 
 def initializer_of(model: nn.Module, path: str, names: Collection[str]) -> str | None:
     """The name in the graph of a layer's weight, which may have several in the model; None where no output needs it."""
-    weight = model.get_submodule(path).weight
+    weight = getattr(model.get_submodule(path), "weight", None)
     own = [name for name, tensor in model.state_dict(keep_vars=True).items() if tensor is weight]
     return next((f"model.{name}" for name in own if f"model.{name}" in names), None)
 
