@@ -1,15 +1,16 @@
 """`measure`: over the batches, with progress, and saved so that a cut run goes on where it was."""
 
 import hashlib
+import itertools
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from formulations.files import AnyPath
@@ -18,8 +19,6 @@ from qcompress.errors import DataError, OptionsError
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import Candidates, EncodeProgress, fitted
 from qcompress.measuring.channels import measure_channels, offers_channels
-from qcompress.measuring.direct import Direct
-from qcompress.measuring.fisher import Fisher
 from qcompress.measuring.memory import require_memory
 from qcompress.measuring.moments import forecast_bytes, second_moments
 from qcompress.measuring.offered import Offered, calibrated_options
@@ -28,7 +27,7 @@ from qcompress.measuring.ranges import activation_ranges
 from qcompress.measuring.squares import input_squares
 from qcompress.measuring.streamed import measure_streamed
 from qcompress.measuring.sums import Sums
-from qcompress.measuring.weight_gradients import WeightGradients
+from qcompress.measuring.workers import BatchResult, Work, checked_jobs, results
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.composed import composed
@@ -56,6 +55,7 @@ def measure(
     forward: forwards.Forward | None = None,
     granularity: str | int = "layer",
     seed: int = 0,
+    jobs: int = 1,
     cache: AnyPath | None = None,
     memory: int | str | None = None,
     on_progress: Callable[[MeasureProgress], None] | None = None,
@@ -84,6 +84,9 @@ def measure(
         forward: ``(model, batch) -> output tensor`` where the default does not fit.
         granularity: ``"layer"``, or the number of output channels per block.
         seed: of the random mixtures that stand for many outputs.
+        jobs: processes that measure, a batch at a time (-1: one a core); with ``joblib.parallel_config`` those of a
+            cluster. Any number gives the same measurement, to the last bit from 2 on: other processes compute with one
+            thread each, and sums of many threads may round otherwise.
         cache: a file for the sums so far; a measurement that was cut goes on from it, a finished one deletes it. Of an
             opened model a folder.
         memory: the most that the process may hold while an opened model is measured, as ``"4 GB"``; refused before
@@ -106,6 +109,7 @@ def measure(
     ('keep', '4 bits', '8 bits')
     """
     require_method(method, granularity)
+    jobs = checked_jobs(jobs)
     offered = Offered.of(options, skip=skip, only=only)
     calibration = Calibration(model=model, data=data, forward=forward, loss=as_loss(loss), seed=seed)
     if offers_channels(offered):
@@ -115,13 +119,18 @@ def measure(
             )
         with forwards.evaluating(model):
             return measure_channels(
-                calibration, offered, accumulate, method=method, cache=cache, on_progress=on_progress
+                calibration,
+                offered,
+                partial(accumulate, jobs=jobs),
+                method=method,
+                cache=cache,
+                on_progress=on_progress,
             )
     if opened_of(model) is not None:
-        if method != "sampled" or granularity != "layer":
+        if method != "sampled" or granularity != "layer" or jobs != 1:
             raise OptionsError(
-                f"an opened model is measured by method='sampled', layer by layer; found method={method!r}, "
-                f"granularity={granularity!r}"
+                f"an opened model is measured by method='sampled', layer by layer, in one process; found "
+                f"method={method!r}, granularity={granularity!r}, jobs={jobs}"
             )
         return measure_streamed(
             calibration, offered, cache=cache, memory=memory, on_progress=on_progress, on_encode=on_encode
@@ -157,6 +166,7 @@ def measure(
             run,
             settings,
             tried=inventory.tried,
+            jobs=jobs,
             cache=cache,
             on_progress=on_progress,
         )
@@ -209,7 +219,6 @@ def require_method(method: str, granularity: str | int) -> None:
         raise OptionsError(f"granularity must be 'layer' or a number of channels per block, found {granularity!r}")
 
 
-@forwards.layer_by_layer()
 def accumulate(
     model: nn.Module,
     batches: Iterable[Any],
@@ -222,6 +231,7 @@ def accumulate(
     *,
     original: nn.Module | None = None,
     tried: Mapping[str, str] = MappingProxyType({}),
+    jobs: int = 1,
     cache: AnyPath | None = None,
     on_progress: Callable[[MeasureProgress], None] | None = None,
 ) -> Sums:
@@ -240,6 +250,7 @@ def accumulate(
         settings: all that the measurement depends on besides the candidates, to notice another one's cache file.
         original: where the model is another.
         tried: parts that are known to need trying, and why.
+        jobs: as of `measure`.
 
     Raises:
         DataError: no sample, or a loss that is not finite.
@@ -252,23 +263,20 @@ def accumulate(
     else:
         sums = Sums(candidates.num_options, seed)
         sums.tried = dict(tried)
-    effects: Direct | Fisher | WeightGradients
-    if method == "direct":
-        effects = Direct(model, candidates, loss, forward)
-    elif method == "sampled":
-        effects = WeightGradients(model, candidates, loss, forward, sums.tried if sums.num_batches else None)
-    else:
-        effects = Fisher(model, candidates, loss, forward, sums.tried)
+    begun = sums.first_tried is not None
+    from_start = {} if method == "sampled" else tried  # gradients of weights tell of what calls do not show
+    work = Work(
+        model=model, candidates=candidates, loss=loss, method=method, seed=seed, forward=steady(forward, seed),
+        original=original, tried=from_start if sums.first_tried is None else sums.first_tried,
+    )  # fmt: skip
     start = last_save = time.perf_counter()
-    done_before = sums.num_batches
-    for index, batch in enumerate(batches):
-        if index < done_before:
-            continue
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-        with torch.no_grad():
-            reference = None if original is None else forwards.run(original, batch, forward)
-        sums.add(*effects.batch_effects(batch, generator, reference))
-        sums.tried = effects.tried
+    numbered = itertools.islice(enumerate(batches), sums.num_batches, None)
+    for result in _in_order(work, numbered, jobs, begun=begun):
+        sums.add(*result.effects)
+        if sums.first_tried is None:
+            sums.first_tried, sums.tried = result.tried, {}
+        sums.tried |= result.tried
+        work.forward.moved |= result.moved
         if file is not None and time.perf_counter() - last_save > SAVE_EVERY_S:
             sums.save(file, key)
             last_save = time.perf_counter()
@@ -285,6 +293,16 @@ def accumulate(
     if not (np.isfinite(sums.cost).all() and np.isfinite(sums.second).all()):
         raise DataError("the measured loss increases are not finite; check the weights and the calibration data")
     return sums
+
+
+def _in_order(work: Work, batches: Iterator[tuple[int, Any]], jobs: int, *, begun: bool) -> Iterator[BatchResult]:
+    """The first batch in this process, unless it is done; the others as it tells, wherever they are done."""
+    if not begun:
+        for number, batch in itertools.islice(batches, 1):
+            first = work.result(number, batch)
+            yield first
+            work = work.after(first)
+    yield from results(work, batches, jobs)
 
 
 def _resources(candidates: Candidates) -> MappingProxyType[str, Any]:

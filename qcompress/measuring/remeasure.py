@@ -22,6 +22,7 @@ from qcompress.measuring.candidates import Candidates
 from qcompress.measuring.measure import accumulate
 from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.true_loss import mean_loss
+from qcompress.measuring.workers import checked_jobs
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.losses import Loss, LossFunction, as_loss, is_named
@@ -36,6 +37,7 @@ def remeasure(
     *,
     loss: str | LossFunction | Loss | None = None,
     forward: forwards.Forward | None = None,
+    jobs: int = 1,
     cache: AnyPath | None = None,
     on_progress: Callable[[MeasureProgress], None] | None = None,
 ) -> Measurement:
@@ -48,6 +50,7 @@ def remeasure(
         choice: ``(G,)`` of a problem made from it.
         loss: the callable that was measured by; ``"kl"`` and ``"mse"`` are known from the measurement.
         forward: as of `measure`.
+        jobs: as of `measure`.
         cache: as of `measure`.
         on_progress: as of `measure`.
 
@@ -75,7 +78,7 @@ def remeasure(
     emulation.put(choice)
     run = steady(forward, measurement.seed)
     standing_loss = mean_loss(model, emulation.model, data, loss=measured, forward=run)
-    return measured_at(calibration, measurement, emulation, standing_loss, cache, on_progress)
+    return measured_at(calibration, measurement, emulation, standing_loss, cache, on_progress, checked_jobs(jobs))
 
 
 def measured_at(
@@ -85,6 +88,7 @@ def measured_at(
     standing_loss: float,
     cache: AnyPath | None,
     on_progress: Callable[[MeasureProgress], None] | None,
+    jobs: int = 1,
 ) -> Measurement:
     """`measurement` anew, as changes of the emulation's model, whose loss is ``standing_loss``."""
     standing, model = tuple(emulation.choice), calibration.model
@@ -102,6 +106,7 @@ def measured_at(
             settings,
             original=model,
             tried=measurement.tried,
+            jobs=jobs,
             cache=cache,
             on_progress=on_progress,
         )

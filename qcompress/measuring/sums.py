@@ -26,6 +26,7 @@ class Sums:
 
     Attributes:
         tried: names of parts whose options are tried one by one, and why.
+        first_tried: those of the first batch, which all others start from; None before it.
     """
 
     def __init__(self, num_options: int, seed: int) -> None:
@@ -37,6 +38,7 @@ class Sums:
         self.num_samples = 0
         self.num_batches = 0
         self.tried: dict[str, str] = {}
+        self.first_tried: dict[str, str] | None = None
 
     def add(
         self,
@@ -84,7 +86,7 @@ class Sums:
     def save(self, path: AnyPath, key: str) -> None:
         """Write the sums, whole or not at all; ``key`` says which measurement they belong to."""
         counts = {"num_samples": self.num_samples, "num_batches": self.num_batches}
-        header = {"key": key, "seed": self._seed, "tried": self.tried, **counts}
+        header = {"key": key, "seed": self._seed, "tried": self.tried, "first_tried": self.first_tried, **counts}
         arrays = {"cost": self.cost, "second": self.second}
         if self.softened is not None:
             arrays["softened"] = self.softened
@@ -106,5 +108,5 @@ class Sums:
         sums = cls(len(arrays["cost"]), header["seed"])
         sums.cost, sums.second, sums.softened = arrays["cost"], arrays["second"], arrays.get("softened")
         sums.num_samples, sums.num_batches = header["num_samples"], header["num_batches"]
-        sums.tried = header.get("tried", {})
+        sums.tried, sums.first_tried = header.get("tried", {}), header.get("first_tried")
         return sums

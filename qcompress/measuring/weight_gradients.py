@@ -44,9 +44,10 @@ class WeightGradients:
         loss: what they are measured by.
         forward: how to run a batch.
         tried: names of parts whose options are to be tried from the start, and why.
+        apart: whether samples give the same outputs alone; None where that is to be found out.
 
     Attributes:
-        tried: the same, with those found since.
+        tried, apart: the same, with what was found since.
     """
 
     def __init__(
@@ -56,10 +57,11 @@ class WeightGradients:
         loss: Loss,
         forward: forwards.Forward | None,
         tried: Mapping[str, str] | None = None,
+        apart: bool | None = None,
     ) -> None:
         self._model, self._candidates, self._loss, self._forward = model, candidates, loss, forward
         self._direct = Direct(model, candidates, loss, forward)
-        self._apart: bool | None = None  # whether samples give the same outputs alone; unknown before the first batch
+        self.apart = apart
         self.tried: dict[str, str] = dict(tried or {})
 
     def batch_effects(self, batch: Any, generator: torch.Generator, reference: Tensor | None = None) -> Effects:
@@ -87,9 +89,9 @@ class WeightGradients:
 
     def _samples(self, batch: Any) -> list[Any]:
         found = list(samples(batch))
-        if self._apart is None and len(found) > 1:
-            self._apart = self._same_alone(batch, found)
-        return found if self._apart else [batch]
+        if self.apart is None and len(found) > 1:
+            self.apart = self._same_alone(batch, found)
+        return found if self.apart else [batch]
 
     @torch.no_grad()
     def _same_alone(self, batch: Any, found: list[Any]) -> bool:

@@ -1,0 +1,212 @@
+"""The batches of a measurement, in this process or spread over others: each is a piece of work of its own.
+
+What a batch gives depends on nothing but the batch, its number and what the first batch told (`Work.tried`), so it does
+not matter who works it out; results are added up in the order of the batches. Spreading goes through joblib: processes
+of this machine by default, a cluster under ``joblib.parallel_config(backend="dask")`` or ``"ray"``. The work is packed
+once and unpacked once in every process. Where a process is lost, what it had not given back is done again.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import BrokenExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from qcompress.errors import ModelError
+from qcompress.measuring.candidates import Candidates
+from qcompress.measuring.direct import Direct
+from qcompress.measuring.effects import Effects
+from qcompress.measuring.fisher import Fisher
+from qcompress.measuring.weight_gradients import WeightGradients
+from qcompress.model import forward as forwards
+from qcompress.model.losses import Loss
+from qcompress.model.steady import Steady
+from qcompress.scalars import as_whole
+
+ROUND = 4
+"""Batches for every worker that are handed over before their results are waited for."""
+
+MOST_LOSSES = 3
+"""Workers lost one after the other without any result between, before it is given up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BatchResult:
+    """What a batch gives.
+
+    Attributes:
+        effects: of all options.
+        tried: names of parts whose options were tried one by one, and why.
+        apart: whether samples give the same outputs alone, where that was looked at.
+        moved: what passes changed and was put back.
+    """
+
+    effects: Effects
+    tried: dict[str, str]
+    apart: bool | None = None
+    moved: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Work:
+    """All that a batch is measured with.
+
+    Attributes:
+        model: whose weights the options change, in evaluation mode.
+        candidates: its options.
+        loss: what they are measured by.
+        method: as of `qcompress.measure`.
+        seed: of the probes.
+        forward: how to run a batch.
+        original: where the model is another.
+        tried: parts that are to be tried from the start, and why.
+        apart: see `BatchResult`.
+    """
+
+    model: nn.Module
+    candidates: Candidates
+    loss: Loss
+    method: str
+    seed: int
+    forward: Steady
+    original: nn.Module | None = None
+    tried: Mapping[str, str] = field(default_factory=dict)
+    apart: bool | None = None
+
+    def after(self, first: BatchResult) -> "Work":
+        """The same for all batches after the first."""
+        return replace(self, tried=dict(first.tried), apart=first.apart)
+
+    @forwards.layer_by_layer()
+    def result(self, number: int, batch: Any) -> BatchResult:
+        """What the batch with this number gives."""
+        with contextlib.ExitStack() as stack:
+            for model in (self.model, self.original):
+                if model is not None:
+                    stack.enter_context(forwards.evaluating(model))
+            means = self._means()
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+            with torch.no_grad():
+                reference = None if self.original is None else forwards.run(self.original, batch, self.forward)
+            effects = means.batch_effects(batch, generator, reference)
+            return BatchResult(
+                effects=effects._replace(blocks=list(effects.blocks)),
+                tried=dict(means.tried),
+                apart=means.apart if isinstance(means, WeightGradients) else None,
+                moved=frozenset(self.forward.moved),
+            )
+
+    def _means(self) -> "Direct | Fisher | WeightGradients":
+        given = self.model, self.candidates, self.loss, self.forward
+        if self.method == "direct":
+            return Direct(*given)
+        if self.method == "sampled":
+            return WeightGradients(*given, self.tried, self.apart)
+        return Fisher(*given, self.tried)
+
+
+def results(work: Work, batches: Iterable[tuple[int, Any]], jobs: int = 1) -> Iterator[BatchResult]:
+    """What numbered batches give, in their order.
+
+    Args:
+        work: with what they are measured.
+        batches: number and batch.
+        jobs: as of `qcompress.measure`; other processes compute with one thread each.
+
+    Raises:
+        ModelError: the work cannot be handed to other processes, or workers are lost again and again.
+    """
+    if jobs == 1:
+        for number, batch in batches:
+            yield work.result(number, batch)
+        return
+    import joblib  # here: it takes a while, and one process needs none
+
+    packed, source = _packed(work), iter(batches)
+    count = joblib.effective_n_jobs(jobs)
+    while waiting := list(itertools.islice(source, ROUND * count)):
+        losses = 0
+        while waiting:
+            parallel = joblib.Parallel(n_jobs=jobs, return_as="generator")
+            try:
+                for result in parallel(joblib.delayed(_result)(*packed, *item) for item in list(waiting)):
+                    yield result
+                    waiting.pop(0)
+                    losses = 0
+            except Exception as error:
+                losses += 1
+                if not _is_loss(error):
+                    raise
+                if losses > MOST_LOSSES:
+                    raise ModelError(
+                        f"processes that measure were lost {losses} times in a row at batch {waiting[0][0]} ({error}): "
+                        "it may take more memory than there is; give smaller batches or fewer jobs"
+                    ) from error
+
+
+def checked_jobs(jobs: Any) -> int:
+    """``jobs`` if it is a number of processes.
+
+    Raises:
+        OptionsError: it is none.
+    """
+    if jobs == -1:
+        return -1
+    return as_whole(jobs, "jobs (processes that measure; -1 for one a core)", least=1)
+
+
+def _is_loss(error: Exception) -> bool:
+    """Whether a worker is gone, rather than something wrong with its work."""
+    ray_lost = type(error).__module__.startswith("ray.") and "Died" in type(error).__name__ + str(error)
+    return isinstance(error, BrokenExecutor) or type(error).__name__ == "KilledWorker" or ray_lost
+
+
+def _packed(work: Work) -> tuple[NDArray[np.uint8], str]:
+    """The work as an array, which joblib's backends share or send once, and its digest.
+
+    Raises:
+        ModelError: something in it cannot be sent.
+    """
+    import cloudpickle
+
+    try:
+        packed = cloudpickle.dumps(work)
+    except Exception as error:  # whatever the model's own objects raise
+        raise ModelError(
+            f"the model, its forward or the loss cannot be handed to other processes ({error}); measure with jobs=1"
+        ) from error
+    return np.frombuffer(packed, dtype=np.uint8), hashlib.sha256(packed).hexdigest()
+
+
+class _Held:
+    """The work that this process has unpacked; batches take turns, for they change the model's weights."""
+
+    def __init__(self) -> None:
+        self.turn, self.key = threading.Lock(), ""
+        self.work: Work | None = None
+
+
+_held = _Held()
+
+
+def _result(packed: NDArray[np.uint8], key: str, number: int, batch: Any) -> BatchResult:
+    """In a worker: unpack the work once, and do one batch of it."""
+    import cloudpickle
+
+    with _held.turn:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            if _held.work is None or _held.key != key:
+                _held.work, _held.key = cloudpickle.loads(packed.tobytes()), key
+            return _held.work.result(number, batch)
+        finally:
+            torch.set_num_threads(threads)
