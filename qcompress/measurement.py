@@ -23,7 +23,8 @@ from formulations.resource_pairs import arrays_of, matrix_from
 from qcompress.model.composed import composed
 from qcompress.model.coupled import CoupledSet
 from qcompress.model.opened import opened_of
-from qcompress.model.parts import Part, Skipped, unique_state, weights_of
+from qcompress.model.parts import Part, unique_state, weights_of
+from qcompress.model.weights import Skipped
 from qcompress.options import transform_from_json
 from qcompress.transforms.base import Keep, Transform, Weight
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from qcompress.compressed.cutting import Cuts
 from qcompress.compressed.record import CompressedPart
 from qcompress.errors import ArtefactError
-from qcompress.model.parts import Part, path_of
-from qcompress.model.sites import WEIGHT
+from qcompress.model.parts import Part
+from qcompress.model.sites import WEIGHT, path_of
 from qcompress.model.tensors import Held, first_names, size_bytes
 from qcompress.options import transform_from_json
 from qcompress.transforms.base import Target

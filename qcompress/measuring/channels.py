@@ -27,9 +27,10 @@ from qcompress.measuring.progress import MeasureProgress
 from qcompress.model.calibration import Calibration
 from qcompress.model.counting import count
 from qcompress.model.coupled import CoupledSet
-from qcompress.model.parts import Part, Skipped, layer_names, survey
+from qcompress.model.parts import Part, survey
 from qcompress.model.steady import steady
 from qcompress.model.tensors import held_tensors, size_bytes
+from qcompress.model.weights import Skipped, layer_names
 from qcompress.structure.find import find_sets
 from qcompress.structure.scores import by_weight, elimination_order, sensitivity
 from qcompress.structure.uses import Uses, uses_of

@@ -33,9 +33,10 @@ from qcompress.model.calibration import Calibration
 from qcompress.model.composed import composed
 from qcompress.model.losses import Loss, LossFunction, as_loss
 from qcompress.model.opened import opened_of
-from qcompress.model.parts import layer_names, survey
+from qcompress.model.parts import survey
 from qcompress.model.steady import steady
 from qcompress.model.tensors import total_bytes
+from qcompress.model.weights import layer_names
 from qcompress.options import Options
 
 METHODS = ("fisher", "direct", "sampled")

@@ -34,8 +34,9 @@ from qcompress.model.calibration import Calibration
 from qcompress.model.chain import without_cache
 from qcompress.model.losses import CallableLoss
 from qcompress.model.opened import opened_of
-from qcompress.model.parts import Part, Survey, layer_names, survey
+from qcompress.model.parts import Part, Survey, survey
 from qcompress.model.steady import steady
+from qcompress.model.weights import layer_names
 from qcompress.options import Options
 from qcompress.transforms.base import Transform
 

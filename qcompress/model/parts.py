@@ -19,16 +19,15 @@ from qcompress.model import forward as forwards
 from qcompress.model import layers
 from qcompress.model.counting import Calls, Counted, count
 from qcompress.model.losses import Loss
-from qcompress.model.sites import WEIGHT, Site, sites_of
-from qcompress.model.steady import steady
-from qcompress.model.tensors import held_tensors, overlapping, size_bytes, total_bytes, unregistered_modules
+from qcompress.model.sites import WEIGHT, Site, path_of
+from qcompress.model.tensors import total_bytes
+from qcompress.model.weights import ModelWeight, Skipped, effective_paths, find_weights
 from qcompress.transforms.base import Ranges, Target, Weight, Window
 
 UNCALLED = "no calibration input: no batch calls it with anything, so that nothing is known of what its options do"
 USED_OTHERWISE = "its weight is used without calling the layer"
 NOT_LINEAR = "the output of its module is not linear in it"
 WORDS_IN_BLOCKS = "blocks of words whose rows are added up"
-UNREGISTERED = "in a plain list or dict, where PyTorch does not see it: use nn.ModuleList or nn.ModuleDict"
 REPLACEABLE = (nn.Linear, nn.Conv2d, nn.Embedding)
 
 
@@ -98,20 +97,6 @@ class Part:
         return cls(name=value["name"], modules=tuple(value["modules"]), rows=rows, target=target, parameter=parameter)
 
 
-def path_of(module: str, parameter: str) -> str:
-    """What a weight is called by: its module's path, and the parameter's name where that is not ``weight``."""
-    return module if parameter == WEIGHT else f"{module}.{parameter}".lstrip(".")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Skipped:
-    """Something with parameters that stays as it is, and why."""
-
-    name: str
-    size_bytes: int
-    reason: str
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
     """The parts of a model and the cost of everything.
@@ -160,7 +145,7 @@ def survey(
     """
     if granularity != "layer" and not (isinstance(granularity, int) and granularity >= 1):
         raise OptionsError(f"granularity must be 'layer' or a number of channels per block, found {granularity!r}")
-    weights, skipped = _weights(model)
+    weights, skipped = find_weights(model)
     for weight in weights:
         tensor = weight.site.weight
         if not tensor.is_meta and not bool(torch.isfinite(tensor).all()):  # an opened model's are seen when read
@@ -173,7 +158,7 @@ def survey(
         else:
             chosen.append(weight)
     silent = [weight for weight in chosen if not _rows_of(counted, weight)]
-    effective = _effective(silent, model, data, forward)
+    effective = effective_paths(silent, model, data, forward)
     left += [weight.skipped(UNCALLED) for weight in silent if weight.path not in effective]
     parts: list[Part] = []
     tried: dict[str, str] = {}
@@ -210,64 +195,7 @@ def survey(
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Weight:
-    """A weight of a model that can be compressed, with all modules that have it under this name."""
-
-    modules: tuple[str, ...]
-    site: Site
-
-    @property
-    def path(self) -> str:
-        return path_of(self.modules[0], self.site.parameter)
-
-    @property
-    def kind(self) -> str:
-        """The layer's, or one that no layer has."""
-        module = self.site.module
-        return layers.kind_name(module) if self.site.is_layer else f"{type(module).__name__}.{self.site.parameter}"
-
-    def skipped(self, reason: str) -> Skipped:
-        return Skipped(name=self.path, size_bytes=size_bytes(self.site.weight), reason=reason)
-
-
-def layer_names(model: nn.Module) -> list[str]:
-    """Paths of all weights and of their modules, of those that modules share the first: what parts are called by."""
-    weights, skipped = _weights(model)
-    names = [name for weight in weights for name in (weight.modules[0], weight.path)]
-    return list(dict.fromkeys([*names, *(item.name for item in skipped)]))
-
-
-def _weights(model: nn.Module) -> tuple[list[_Weight], tuple[Skipped, ...]]:
-    """Weights that can be compressed, in the model's order, and what else has parameters."""
-    owners, shared = _owners(model), overlapping(held_tensors(model))
-    weights, skipped = [], []
-    for path, module in model.named_modules():
-        rest: dict[str, list[Tensor]] = {}  # why not → parameters
-        for site in sites_of(module):
-            holders = owners[id(site.weight)]
-            name = WEIGHT if any(parameter == WEIGHT for _, parameter in holders) else holders[0][1]
-            modules = tuple(own for own, parameter in holders if parameter == name)
-            if (path, site.parameter) != (modules[0], name):
-                continue  # listed where it is first
-            reasons = [Site(model.get_submodule(own), name).why_not() for own in modules]
-            reason = next(filter(None, reasons), "")
-            if not reason and id(site.weight) in shared:
-                reason = f"its weight lies in the memory of {shared[id(site.weight)]!r}, which would change with it"
-            if reason and "bias" not in site.parameter:
-                rest.setdefault(reason, []).append(site.weight)
-            elif not reason:
-                weights.append(_Weight(modules, site))
-        skipped += [
-            Skipped(name=path, size_bytes=sum(map(size_bytes, own)), reason=reason) for reason, own in rest.items()
-        ]
-    for path, module in unregistered_modules(model).items():
-        if own := list(module.parameters(recurse=False)):
-            skipped.append(Skipped(name=path, size_bytes=sum(map(size_bytes, own)), reason=UNREGISTERED))
-    return weights, tuple(skipped)
-
-
-def _why_tried(weight: _Weight, calls: list[Calls], blocks: list[Part], *, silent: bool) -> str:
+def _why_tried(weight: ModelWeight, calls: list[Calls], blocks: list[Part], *, silent: bool) -> str:
     """Why calls of the layer do not show what the options of its weight do, or an empty string."""
     if not weight.site.is_layer:
         return NOT_LINEAR
@@ -278,49 +206,10 @@ def _why_tried(weight: _Weight, calls: list[Calls], blocks: list[Part], *, silen
     return USED_OTHERWISE if silent else ""
 
 
-def _rows_of(counted: Counted, weight: _Weight) -> float:
+def _rows_of(counted: Counted, weight: ModelWeight) -> float:
     if not weight.site.is_layer:
         return 0.0
     return sum(counted.calls[path].rows for path in weight.modules if path in counted.calls)
-
-
-def _effective(
-    weights: list[_Weight], model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None
-) -> set[str]:
-    """Paths of the weights, of those that no call shows, that have an effect on outputs nevertheless."""
-    found: set[str] = set()
-    weights = [weight for weight in weights if not weight.site.weight.is_meta]  # an opened model's cannot be moved
-    if not weights:
-        return found
-    run = steady(forward)
-    generator = torch.Generator().manual_seed(0)
-    sites = {weight.path: weight.site for weight in weights}
-    moved = {path: _moved(site.weight, generator) for path, site in sites.items()}
-
-    def changes(chosen: list[str], batch: Any, output: Tensor) -> bool:
-        before = {path: sites[path].weight.detach().clone() for path in chosen}
-        try:
-            for path in chosen:
-                sites[path].weight.copy_(moved[path])
-            changed = forwards.run(model, batch, run)
-        finally:
-            for path in chosen:
-                sites[path].weight.copy_(before[path])
-        return changed.shape != output.shape or not torch.equal(changed, output)
-
-    with forwards.evaluating(model), torch.no_grad():
-        for batch in data:
-            left = [path for path in sites if path not in found]
-            output = forwards.run(model, batch, run)
-            if left and changes(left, batch, output):
-                found |= {path for path in left if changes([path], batch, output)}
-    return found
-
-
-def _moved(weight: Tensor, generator: torch.Generator) -> Tensor:
-    """A weight with noise of its own size added."""
-    noise = torch.randn(weight.shape, generator=generator).to(weight)
-    return weight.detach() + noise * weight.detach().abs().mean()
 
 
 def weights_of(
@@ -366,16 +255,7 @@ def unique_state(model: nn.Module) -> dict[str, Tensor]:
     return unique
 
 
-def _owners(model: nn.Module) -> dict[int, list[tuple[str, str]]]:
-    """Id of a parameter → all its places: paths of modules and its name there."""
-    owners: dict[int, list[tuple[str, str]]] = {}
-    for path, module in model.named_modules():
-        for site in sites_of(module):
-            owners.setdefault(id(site.weight), []).append((path, site.parameter))
-    return owners
-
-
-def _blocks(model: nn.Module, weight: _Weight, calls: list[Calls], granularity: str | int) -> list[Part]:
+def _blocks(model: nn.Module, weight: ModelWeight, calls: list[Calls], granularity: str | int) -> list[Part]:
     module, site, modules = weight.site.module, weight.site, weight.modules
     sharing = [model.get_submodule(path) for path in modules]
     channels, per_channel = site.rows.shape

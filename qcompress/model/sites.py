@@ -100,6 +100,11 @@ class Site:
         return num_dimensions in (2, 3) and bool(getattr(self.module, "is_transposed", False))
 
 
+def path_of(module: str, parameter: str) -> str:
+    """What a weight is called by: its module's path, and the parameter's name where that is not ``weight``."""
+    return module if parameter == WEIGHT else f"{module}.{parameter}".lstrip(".")
+
+
 def sites_of(module: nn.Module) -> Iterator[Site]:
     """Sites of a module's own parameters, with those that cannot be compressed."""
     for name, parameter in module._parameters.items():

@@ -1,0 +1,135 @@
+"""Which weights a model has, which of them modules share, and which have an effect that no call of a layer shows.
+
+What always holds: a parameter is listed once, under its first place, whatever modules have it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qcompress.model import forward as forwards
+from qcompress.model import layers
+from qcompress.model.sites import WEIGHT, Site, path_of, sites_of
+from qcompress.model.steady import steady
+from qcompress.model.tensors import held_tensors, overlapping, size_bytes, unregistered_modules
+
+UNREGISTERED = "in a plain list or dict, where PyTorch does not see it: use nn.ModuleList or nn.ModuleDict"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """Something with parameters that stays as it is, and why."""
+
+    name: str
+    size_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelWeight:
+    """A weight of a model that can be compressed, with all modules that have it under this name."""
+
+    modules: tuple[str, ...]
+    site: Site
+
+    @property
+    def path(self) -> str:
+        """What it is called by."""
+        return path_of(self.modules[0], self.site.parameter)
+
+    @property
+    def kind(self) -> str:
+        """The layer's, or one that no layer has."""
+        module = self.site.module
+        return layers.kind_name(module) if self.site.is_layer else f"{type(module).__name__}.{self.site.parameter}"
+
+    def skipped(self, reason: str) -> Skipped:
+        """The weight as something that stays as it is."""
+        return Skipped(name=self.path, size_bytes=size_bytes(self.site.weight), reason=reason)
+
+
+def layer_names(model: nn.Module) -> list[str]:
+    """Paths of all weights and of their modules, of those that modules share the first: what parts are called by."""
+    weights, skipped = find_weights(model)
+    names = [name for weight in weights for name in (weight.modules[0], weight.path)]
+    return list(dict.fromkeys([*names, *(item.name for item in skipped)]))
+
+
+def find_weights(model: nn.Module) -> tuple[list[ModelWeight], tuple[Skipped, ...]]:
+    """Weights that can be compressed, in the model's order, and what else has parameters."""
+    owners, shared = _owners(model), overlapping(held_tensors(model))
+    weights, skipped = [], []
+    for path, module in model.named_modules():
+        rest: dict[str, list[Tensor]] = {}  # why not → parameters
+        for site in sites_of(module):
+            holders = owners[id(site.weight)]
+            name = WEIGHT if any(parameter == WEIGHT for _, parameter in holders) else holders[0][1]
+            modules = tuple(own for own, parameter in holders if parameter == name)
+            if (path, site.parameter) != (modules[0], name):
+                continue  # listed where it is first
+            reasons = [Site(model.get_submodule(own), name).why_not() for own in modules]
+            reason = next(filter(None, reasons), "")
+            if not reason and id(site.weight) in shared:
+                reason = f"its weight lies in the memory of {shared[id(site.weight)]!r}, which would change with it"
+            if reason and "bias" not in site.parameter:
+                rest.setdefault(reason, []).append(site.weight)
+            elif not reason:
+                weights.append(ModelWeight(modules, site))
+        skipped += [
+            Skipped(name=path, size_bytes=sum(map(size_bytes, own)), reason=reason) for reason, own in rest.items()
+        ]
+    for path, module in unregistered_modules(model).items():
+        if own := list(module.parameters(recurse=False)):
+            skipped.append(Skipped(name=path, size_bytes=sum(map(size_bytes, own)), reason=UNREGISTERED))
+    return weights, tuple(skipped)
+
+
+def effective_paths(
+    weights: list[ModelWeight], model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None
+) -> set[str]:
+    """Paths of the weights, of those that no call shows, that have an effect on outputs nevertheless."""
+    found: set[str] = set()
+    weights = [weight for weight in weights if not weight.site.weight.is_meta]  # an opened model's cannot be moved
+    if not weights:
+        return found
+    run = steady(forward)
+    generator = torch.Generator().manual_seed(0)
+    sites = {weight.path: weight.site for weight in weights}
+    moved = {path: _moved(site.weight, generator) for path, site in sites.items()}
+
+    def changes(chosen: list[str], batch: Any, output: Tensor) -> bool:
+        before = {path: sites[path].weight.detach().clone() for path in chosen}
+        try:
+            for path in chosen:
+                sites[path].weight.copy_(moved[path])
+            changed = forwards.run(model, batch, run)
+        finally:
+            for path in chosen:
+                sites[path].weight.copy_(before[path])
+        return changed.shape != output.shape or not torch.equal(changed, output)
+
+    with forwards.evaluating(model), torch.no_grad():
+        for batch in data:
+            left = [path for path in sites if path not in found]
+            output = forwards.run(model, batch, run)
+            if left and changes(left, batch, output):
+                found |= {path for path in left if changes([path], batch, output)}
+    return found
+
+
+def _moved(weight: Tensor, generator: torch.Generator) -> Tensor:
+    """A weight with noise of its own size added."""
+    noise = torch.randn(weight.shape, generator=generator).to(weight)
+    return weight.detach() + noise * weight.detach().abs().mean()
+
+
+def _owners(model: nn.Module) -> dict[int, list[tuple[str, str]]]:
+    """Id of a parameter → all its places: paths of modules and its name there."""
+    owners: dict[int, list[tuple[str, str]]] = {}
+    for path, module in model.named_modules():
+        for site in sites_of(module):
+            owners.setdefault(id(site.weight), []).append((path, site.parameter))
+    return owners
