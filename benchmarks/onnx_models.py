@@ -13,6 +13,7 @@ from the calibration data. The measurement and the files are kept in ``--folder`
 """
 
 import argparse
+import functools
 import os
 import shutil
 import time
@@ -38,7 +39,6 @@ from qcompress.engines.onnx_timing import in_turn
 from qcompress.engines.onnxruntime import OnnxRuntime
 from qcompress.measuring.latency import LATENCY, load_times, save_times
 from qcompress.transforms.base import Transform
-from qcompress.transforms.quantize.group_wise import GroupWise
 from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 
 ENGINE = OnnxRuntime(threads=1)
@@ -57,7 +57,7 @@ class Case:
         timed: batches of one and of many samples.
         times, sizes: budgets, as shares of the float32 file's time and bytes.
         loss, method: of `qcompress.measure`.
-        grouped: a group size that fits its layers well.
+        groups: group sizes on offer, None for whole rows; uniform bits have the last.
     """
 
     model: nn.Module
@@ -69,7 +69,7 @@ class Case:
     sizes: tuple[float, ...]
     loss: str
     method: str
-    grouped: int | None
+    groups: tuple[int | None, ...]
 
 
 def resnet20(words: argparse.Namespace) -> Case:
@@ -80,7 +80,7 @@ def resnet20(words: argparse.Namespace) -> Case:
         model=qcompress.fold_batch_norms(cifar.resnet(20, folder), inputs[:2]), calibration=cifar.batched(seen),
         tests=cifar.batched(inputs),
         quality=lambda outputs: cifar.accuracy(outputs, labels), timed=(inputs[:1], inputs[:32]),
-        times=(0.9, 0.8, 0.7, 0.6), sizes=(0.2, 0.16), loss="kl", method="fisher", grouped=None,
+        times=(0.9, 0.8, 0.7, 0.6), sizes=(0.2, 0.16), loss="kl", method="fisher", groups=(32, 128, None),
     )  # fmt: skip
 
 
@@ -127,7 +127,7 @@ def minilm(words: argparse.Namespace) -> Case:
     return Case(
         model=Encoder(AutoModel.from_pretrained(place)).eval(), calibration=batched(drawn, 16),
         tests=batched(first + second, 32), quality=spearman, timed=(batched(typical, 1)[0], batched(typical, 32)[0]),
-        times=(0.7, 0.6, 0.5, 0.45, 0.4), sizes=(0.27, 0.2, 0.15), loss="mse", method="sampled", grouped=32,
+        times=(0.7, 0.6, 0.5, 0.45, 0.4), sizes=(0.27, 0.2, 0.15), loss="mse", method="sampled", groups=(None, 128, 32),
     )  # fmt: skip
 
 
@@ -139,9 +139,9 @@ def efficientnet_lite0(words: argparse.Namespace) -> Case:
     model = efficientnet.trained()
     return Case(
         model=qcompress.fold_batch_norms(model, inputs[:2]), calibration=cifar.batched(inputs[:64], 8),
-        tests=cifar.batched(inputs[200:], 16), quality=lambda outputs: cifar.accuracy(outputs, labels[200:]),
+        tests=cifar.batched(inputs[200:600], 16), quality=lambda outputs: cifar.accuracy(outputs, labels[200:600]),
         timed=(inputs[:1], inputs[:8]), times=(0.9, 0.8, 0.7, 0.6, 0.55), sizes=(0.27, 0.2, 0.15), loss="kl",
-        method="sampled", grouped=None,
+        method="sampled", groups=(None,),
     )  # fmt: skip
 
 
@@ -187,8 +187,7 @@ def session_of(name: str, path: Path) -> Any:
 def measured(case: Case, folder: Path) -> qcompress.Measurement:
     """Losses, bytes and seconds of all options; kept in the folder."""
     options = qcompress.integer_products() + qcompress.prune_quantize(bits=(8,), sparsity=(0,))
-    options += qcompress.prune_quantize(bits=(4, 8), group_size=dict.fromkeys((None, 32, 128, case.grouped)),
-                                        compensated=case.loss == "kl")  # fmt: skip
+    options += qcompress.prune_quantize(bits=(4, 8), group_size=case.groups, compensated=case.method == "fisher")
     file, times = folder / "measurement.npz", folder / "latency.npz"
     start = time.perf_counter()
     if file.exists():
@@ -210,7 +209,7 @@ def uniform(timed: qcompress.Measurement, fits: Callable[[Transform], bool]) -> 
     """The first option of every part that fits, or else 8 bits for the weights alone, or else what is kept."""
 
     def place(options: Sequence[Transform]) -> int:
-        for wanted in (fits, lambda own: type(own) is PruneQuantize):
+        for wanted in (fits, lambda own: isinstance(own, PruneQuantize) and own.bits == 8):
             if found := [index for index, own in enumerate(options) if wanted(own)]:
                 return found[0]
         return 0
@@ -221,16 +220,17 @@ def uniform(timed: qcompress.Measurement, fits: Callable[[Transform], bool]) -> 
 def uniform_choices(timed: qcompress.Measurement, grouped: int | None) -> Iterator[tuple[str, list[int]]]:
     yield "float32", [0] * len(timed.parts)
     yield "uniform W8A8, static", uniform(timed, lambda own: own.kind == "integer_product" and not own.dynamic)  # type: ignore[attr-defined]
-    if any(getattr(own, "dynamic", False) for options in timed.transforms for own in options):
+    dynamic = [any(getattr(own, "dynamic", False) for own in options) for options in timed.transforms]
+    if sum(dynamic) > len(dynamic) / 2:
         yield "uniform W8A8, dynamic", uniform(timed, lambda own: getattr(own, "dynamic", False))
     for bits in (8, 4):
-        yield (
-            f"uniform {bits} bits",
-            uniform(
-                timed,
-                lambda own, bits=bits: isinstance(own, GroupWise) and (own.bits, own.group_size) == (bits, grouped),  # type: ignore[misc]
-            ),
-        )
+        yield f"uniform {bits} bits", uniform(timed, functools.partial(is_stored_in, bits, grouped))
+
+
+def is_stored_in(bits: int, group_size: int | None, transform: Transform) -> bool:
+    """Whether only weights are quantized, to so many bits in groups of that size."""
+    grouped = getattr(transform, "group_size", None) == group_size
+    return isinstance(transform, PruneQuantize) and transform.bits == bits and grouped
 
 
 def predicted(timed: qcompress.Measurement, choice: Sequence[int]) -> dict[str, float]:
@@ -246,10 +246,10 @@ def written(
     """A file for every choice, and what was predicted of it."""
     problem = qcompress.formulate(timed, {FILE_BYTES: 1.0})
     blank = qcompress.solve(problem, "lagrangian")
-    choices = dict(uniform_choices(timed, case.grouped))
+    choices = dict(uniform_choices(timed, case.groups[-1]))
     for name, shares in ((LATENCY, case.times), (FILE_BYTES, case.sizes)):
         for share in shares:
-            asked = {name: share * timed.original[name]}
+            asked = {name: f"{share:.0%}"}
             try:
                 found = qcompress.solve(qcompress.formulate(timed, asked), time_limit=20)
             except InfeasibleBudgetError as error:

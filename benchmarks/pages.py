@@ -78,6 +78,7 @@ def filled(text: str, row: Row) -> str:
 
 
 CHOSEN = "{kl:.2f} → {kl_tuned:.2f} ({accuracy_tuned:.1f})"
+NETWORKS = (("resnet20", "accuracy", 32), ("efficientnet", "accuracy", 8), ("minilm", "Spearman", 32))
 VIEWS = {
     "trust": View(
         columns={
@@ -101,14 +102,20 @@ VIEWS = {
             "relative to the preset": "{ratio:.2f}",
         }
     ),
-    "onnx_resnet20": View(
-        columns={
-            "file": "{file}",
-            "bytes": "{bytes:,}",
-            "accuracy": "{quality:.1f}",
-            "ms per sample, batch 1": "{ms1:.2f}",
-        }
-    ),
+    **{
+        f"onnx_{network}": View(
+            columns={
+                "file": "{file}",
+                "bytes": "{bytes:,}",
+                quality: "{quality:.1f}",
+                "ms, predicted": "{ms_predicted:.2f}",
+                "ms per sample, batch 1": "{ms1:.2f}",
+                "times as fast": "{faster1:.2f}",
+                f"times as fast, batch {many}": f"{{faster{many}:.2f}}",
+            }
+        )
+        for network, quality, many in NETWORKS
+    },
     "cifar10_resnet20": View(
         columns={"average bits": "{average_bits:g}", "options": "{options}", "measured by": "{method}"},
         across="choice",
