@@ -23,8 +23,8 @@ def checked_resource_pairs(
     checked = {}
     for name, terms in given.items():
         if name not in resources:
-            known = ", ".join(sorted(resources)) or "none"
-            raise InvalidProblemError(f"pair terms of {name!r} name no resource of the problem; it has: {known}")
+            listed = ", ".join(sorted(resources)) or "none"
+            raise InvalidProblemError(f"pair terms of {name!r} name no resource of the problem; it has: {listed}")
         try:
             matrix = PairTerms(sparse=terms).sparse
         except InvalidProblemError as error:
@@ -39,10 +39,10 @@ def checked_resource_pairs(
             )
         rows = np.repeat(np.arange(len(group_of)), np.diff(matrix.indptr))
         if (inside := group_of[rows] == group_of[matrix.indices]).any():
-            at = int(np.argmax(inside))
+            first = int(np.argmax(inside))
             raise InvalidProblemError(
-                f"a pair term of resource {name!r} joins two options of one group (flat options {rows[at]} and "
-                f"{matrix.indices[at]}); only one of them is ever chosen, so it must go"
+                f"a pair term of resource {name!r} joins two options of one group (flat options {rows[first]} and "
+                f"{matrix.indices[first]}); only one of them is ever chosen, so it must go"
             )
         if matrix.nnz:
             checked[str(name)] = matrix
@@ -55,8 +55,8 @@ def least_of_blocks(terms: Any, group_of: NDArray[np.int64], sizes: NDArray[np.i
     block = group_of[rows].astype(np.int64) * len(sizes) + group_of[columns]
     order = np.argsort(block, kind="stable")
     names, starts, counts = np.unique(block[order], return_index=True, return_counts=True)
-    whole = counts == sizes[names // len(sizes)] * sizes[names % len(sizes)]  # else some two options have no term
-    return float(np.minimum.reduceat(terms.data[order], starts)[whole].sum()) if len(names) else 0.0
+    complete = counts == sizes[names // len(sizes)] * sizes[names % len(sizes)]  # else some two options have no term
+    return float(np.minimum.reduceat(terms.data[order], starts)[complete].sum()) if len(names) else 0.0
 
 
 def arrays_of(terms: Any, name: str) -> dict[str, NDArray[Any]]:

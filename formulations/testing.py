@@ -140,6 +140,6 @@ def _tolerance(problem: Problem) -> float:
     return TOLERANCE * (1.0 + float(np.abs(problem.cost).sum()) + squares + abs(problem.offset))
 
 
-def _require(holds: Any, reduction: Reduction, found: str) -> None:
+def _require(holds: Any, reduction: Reduction, message: str) -> None:
     if not holds:
-        raise CheckError(f"{type(reduction).__name__}: {found} [of {reduction.original!r}]")
+        raise CheckError(f"{type(reduction).__name__}: {message} [of {reduction.original!r}]")

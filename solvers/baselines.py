@@ -96,13 +96,13 @@ def penalty(problem: Problem, resource: str, error: ArrayLike | None = None) -> 
     return at(high)
 
 
-def _loosest(problem: Problem, limits: Floats, at: Callable[[float], Integers]) -> Integers | None:
+def _loosest(problem: Problem, limits: Floats, choose: Callable[[float], Integers]) -> Integers | None:
     """The choice at the first of ``limits`` (loosest answers first) that is within the budgets; they stay so after."""
     low, high = 0, len(limits)
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if problem.evaluate(at(limits[middle])).feasible else (middle + 1, high)
-    return at(limits[low]) if low < len(limits) else None
+        low, high = (low, middle) if problem.evaluate(choose(limits[middle])).feasible else (middle + 1, high)
+    return choose(limits[low]) if low < len(limits) else None
 
 
 def _least(problem: Problem, key: Floats, among_equals: Floats) -> Integers:

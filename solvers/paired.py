@@ -48,17 +48,17 @@ def solve_paired(problem: Problem, search: Search, attack: Attack) -> None:
     within = Within(problem, search)
     with search.phase("price_s"):
         within.offer(_cheapest(problem), paired=False)
-        found = _Prices(problem, search)
-        prices = found.best()
+        price_search = _Prices(problem, search)
+        prices = price_search.best()
     search.note(prices=prices)
-    if found.choice is not None:
+    if price_search.choice is not None:
         with search.phase("repair_s"):
-            within.offer(found.choice)
+            within.offer(price_search.choice)
     for number, factor in enumerate(SPREAD):
         if search.proven() or search.expired():
             return
-        at = priced(problem, {name: factor * price for name, price in prices.items()})
-        inner = SubSearch(at, search, seconds=search.remaining() / (len(SPREAD) - number), initial=search.choice)
+        pricing = priced(problem, {name: factor * price for name, price in prices.items()})
+        inner = SubSearch(pricing, search, seconds=search.remaining() / (len(SPREAD) - number), initial=search.choice)
         attack(inner)
         if inner.choice is not None:
             with search.phase("repair_s"):

@@ -90,14 +90,14 @@ def priced(problem: Problem, prices: Mapping[str, float]) -> Pricing:
         if terms is not None and price:
             sparse = price * terms if sparse is None else scipy.sparse.csr_array(sparse + price * terms)
     cost.flags.writeable = False
-    left = {name: budget for name, budget in problem.budgets.items() if name not in prices}
+    unpriced = {name: budget for name, budget in problem.budgets.items() if name not in prices}
     relaxed = problem.derived(
         cost=cost,
         offset=float(offset),
         pairs=PairTerms.trusted(sparse=sparse, factor=problem.pairs.factor),
-        budgets=MappingProxyType(left),
-        resources=MappingProxyType({name: problem.resources[name] for name in left}),
-        fixed=MappingProxyType({name: use for name, use in problem.fixed.items() if name in left}),
+        budgets=MappingProxyType(unpriced),
+        resources=MappingProxyType({name: problem.resources[name] for name in unpriced}),
+        fixed=MappingProxyType({name: use for name, use in problem.fixed.items() if name in unpriced}),
         resource_pairs=MappingProxyType({}),
     )
     return Pricing(original=problem, problem=relaxed, prices=MappingProxyType(dict(prices)))

@@ -122,9 +122,9 @@ def _paired_uses(problem: Problem, smaller: Problem, options: Integers, x: NDArr
         terms = problem.resource_pairs[name]
         resources[name] = frozen(resources[name] + (terms @ x + terms.T @ x)[options])
         fixed[name] = fixed.get(name, 0.0) + float(x @ (terms @ x))
-        left = terms[options][:, options]
-        if left.nnz:
-            pairs[name] = left
+        open_terms = terms[options][:, options]
+        if open_terms.nnz:
+            pairs[name] = open_terms
     return {
         "resources": MappingProxyType(resources),
         "fixed": MappingProxyType({name: use for name, use in fixed.items() if use}),

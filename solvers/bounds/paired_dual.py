@@ -48,19 +48,19 @@ class PairedDual:
         sparse = problem.pairs.sparse
         pattern = sum(terms.values(), start=scipy.sparse.csr_array((problem.num_options,) * 2))
         pattern = pattern if sparse is None else pattern + abs(sparse)
-        left = {name: budget for name, budget in problem.budgets.items() if name not in terms}
+        unpaired = {name: budget for name, budget in problem.budgets.items() if name not in terms}
         self._dual = Dual(
             problem.derived(
                 pairs=PairTerms.trusted(sparse=scipy.sparse.csr_array(pattern), factor=problem.pairs.factor),
-                budgets=left,
-                resources={name: problem.resources[name] for name in left},
-                fixed={name: use for name, use in problem.fixed.items() if name in left},
+                budgets=unpaired,
+                resources={name: problem.resources[name] for name in unpaired},
+                fixed={name: use for name, use in problem.fixed.items() if name in unpaired},
                 resource_pairs={},
             )
         )
         self._cost, self._blocks = self._dual.cost, self._dual.blocks
         self._weights = np.zeros(len(self._blocks.weights)) if sparse is None else self._on_blocks(sparse)
-        self._uses = {name: self._on_blocks(own) for name, own in terms.items()}
+        self._uses = {name: self._on_blocks(matrix) for name, matrix in terms.items()}
         self._point = np.zeros(self._dual.size)
         self._warm = False
 
@@ -105,12 +105,12 @@ class PairedDual:
             _, direction, messages = dual.split(self._point)
             cost = dual.cost + dual.factor @ direction
             pass_messages(dual.first, cost, blocks.row, blocks.weights, *blocks.incident, messages, 1)
-            found = dual.bound(self._point)
-            if found.value > best:
-                best, best_point = found.value, self._point.copy()
+            bound = dual.bound(self._point)
+            if bound.value > best:
+                best, best_point = bound.value, self._point.copy()
             if time.perf_counter() > deadline:
                 break
-            toward = dual.factor[first + found.choice].sum(axis=0)
+            toward = dual.factor[first + bound.choice].sum(axis=0)
             direction += (toward - direction) * (0.3 / (1 + step) if self._warm else 2.0 / (2 + step))
         self._point, self._warm = best_point.copy(), True
 
@@ -121,9 +121,9 @@ class PairedDual:
         cost = dual.cost + dual.use @ price + dual.factor @ direction
         for _ in range(ROUNDS):
             pass_messages(dual.first, cost, blocks.row, blocks.weights, *blocks.incident, messages, SWEEPS)
-            found = dual.bound(self._point)
-            gained = found.value - best.value
-            best = found if gained > 0 else best
+            bound = dual.bound(self._point)
+            gained = bound.value - best.value
+            best = bound if gained > 0 else best
             if gained <= SETTLED * abs(best.value) or time.perf_counter() > deadline:
                 break
         return best

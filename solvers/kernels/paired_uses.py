@@ -68,9 +68,9 @@ def begin_uses(u: PairedUses, chosen: Integers) -> tuple[Floats, Floats]:
     num_budgets = len(u.limit)
     field, usage = np.zeros((len(u.use), num_budgets)), np.zeros(num_budgets)
     for v in chosen:
-        for at in range(u.indptr[v], u.indptr[v + 1]):
+        for entry in range(u.indptr[v], u.indptr[v + 1]):
             for k in range(num_budgets):
-                field[u.indices[at], k] += u.data[at, k]
+                field[u.indices[entry], k] += u.data[entry, k]
     for v in chosen:
         for k in range(num_budgets):
             usage[k] += u.use[v, k] + 0.5 * field[v, k]
@@ -88,12 +88,12 @@ def switch_uses(u: PairedUses, field: Floats, usage: Floats, old: int, new: int)
     """Make a switch."""
     for k in range(len(usage)):
         usage[k] += use_change(u, field, old, new, k)
-    for at in range(u.indptr[old], u.indptr[old + 1]):
+    for entry in range(u.indptr[old], u.indptr[old + 1]):
         for k in range(len(usage)):
-            field[u.indices[at], k] -= u.data[at, k]
-    for at in range(u.indptr[new], u.indptr[new + 1]):
+            field[u.indices[entry], k] -= u.data[entry, k]
+    for entry in range(u.indptr[new], u.indptr[new + 1]):
         for k in range(len(usage)):
-            field[u.indices[at], k] += u.data[at, k]
+            field[u.indices[entry], k] += u.data[entry, k]
 
 
 @compiled
@@ -168,27 +168,27 @@ def _cheapest_switch(
 
 
 @compiled
-def _entry(indptr: Integers, indices: Integers, one: int, other: int) -> int:
+def _entry(indptr: Integers, indices: Integers, option: int, partner: int) -> int:
     """Where the term of two options is, or -1."""
-    low, high = indptr[one], indptr[one + 1]
+    low, high = indptr[option], indptr[option + 1]
     end = high
     while low < high:
         middle = (low + high) // 2
-        if indices[middle] < other:
+        if indices[middle] < partner:
             low = middle + 1
         else:
             high = middle
-    return low if low < end and indices[low] == other else -1
+    return low if low < end and indices[low] == partner else -1
 
 
 @compiled
 def _cross_use(u: PairedUses, old1: int, new1: int, old2: int, new2: int, k: int) -> float:
     """What two switches use together beyond each alone."""
     change = 0.0
-    for one, other, sign in ((new1, new2, 1.0), (new1, old2, -1.0), (old1, new2, -1.0), (old1, old2, 1.0)):
-        at = _entry(u.indptr, u.indices, one, other)
-        if at >= 0:
-            change += sign * u.data[at, k]
+    for option, partner, sign in ((new1, new2, 1.0), (new1, old2, -1.0), (old1, new2, -1.0), (old1, old2, 1.0)):
+        entry = _entry(u.indptr, u.indices, option, partner)
+        if entry >= 0:
+            change += sign * u.data[entry, k]
     return change
 
 
@@ -197,10 +197,10 @@ def _cross_cost(a: Arrays, old1: int, new1: int, old2: int, new2: int) -> float:
     change = 0.0
     for k in range(a.factor.shape[1]):
         change += (a.factor[new1, k] - a.factor[old1, k]) * (a.factor[new2, k] - a.factor[old2, k])
-    for one, other, sign in ((new1, new2, 1.0), (new1, old2, -1.0), (old1, new2, -1.0), (old1, old2, 1.0)):
-        at = _entry(a.indptr, a.indices, one, other)
-        if at >= 0:
-            change += sign * a.data[at]
+    for option, partner, sign in ((new1, new2, 1.0), (new1, old2, -1.0), (old1, new2, -1.0), (old1, old2, 1.0)):
+        entry = _entry(a.indptr, a.indices, option, partner)
+        if entry >= 0:
+            change += sign * a.data[entry]
     return change
 
 

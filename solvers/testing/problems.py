@@ -37,26 +37,30 @@ def degenerate_problems() -> tuple[Problem, ...]:
 
     The last ones have pair terms: all zero, of rank 0, the whole objective, against each other, beside a huge offset.
     """
-    one, two = ["a"], ["a", "b"]
+    single, couple = ["a"], ["a", "b"]
     xy = ["x", "y"]
     return (
-        Problem(one, [["x"]], [3.0], {}, {}),
-        Problem(one, [["x"]], [3.0], {"bytes": [7]}, {"bytes": 7}),
-        Problem(one, [["x", "y", "z"]], [3.0, -1.0, 2.0], {}, {}),
-        Problem(one, [xy], [0.0, 0.0], {"bytes": [1, 1]}, {"bytes": 1}),
-        Problem(two, [["x"], ["x"]], [1.0, 2.0], {"bytes": [1, 2]}, {"bytes": 3}, offset=-3.0),
-        Problem(two, [xy, xy], [0, 0, 0, 0], {"bytes": [1, 2, 1, 2]}, {"bytes": 3}),
-        Problem(two, [xy, xy], [1, 1, 1, 1], {}, {}),
-        Problem(two, [xy, xy], [0, 1, 0, 1], {"bytes": [2, 1, 2, 1]}, {}),
-        Problem(two, [xy, xy], [0, 1, 0, 1], {"bytes": [0, 0, 0, 0]}, {"bytes": 0}),
-        Problem(two, [xy, xy], [0, 1, 0, 1], {"bytes": [2e12, 1e12, 2e12, 1e12]}, {"bytes": 3e12}),
-        Problem(two, [xy, xy], [-5, -6, -5, -6], {"bytes": [1, 2, 1, 2]}, {"bytes": 3}, offset=100.0),
-        Problem(two, [xy, xy], [1e-9, 1e6, 2e-9, 2e6], {"bytes": [2, 1, 2, 1]}, {"bytes": 3}),
-        Problem(two, [xy, xy], [0, 1, 0, 1], {"bytes": [2, 1, 2, 1]}, {"bytes": 3}, PairTerms(factor=np.zeros((4, 2)))),
-        Problem(two, [xy, xy], [0, 1, 0, 1], {"bytes": [2, 1, 2, 1]}, {"bytes": 3}, PairTerms(factor=np.zeros((4, 0)))),
-        Problem(two, [xy, xy], [0, 0, 0, 0], {}, {}, PairTerms(factor=np.array([[1.0], [-1.0], [1.0], [-1.0]]))),
-        Problem(two, [xy, xy], [0, 0, 0, 0], {}, {}, PairTerms(_one_term(-2.0), np.eye(4)[:, :1])),
-        Problem(two, [xy, xy], [1, 0, 0, 1], {"bytes": [1, 2, 1, 2]}, {"bytes": 3}, PairTerms(_one_term(5.0)), 1e9),
+        Problem(single, [["x"]], [3.0], {}, {}),
+        Problem(single, [["x"]], [3.0], {"bytes": [7]}, {"bytes": 7}),
+        Problem(single, [["x", "y", "z"]], [3.0, -1.0, 2.0], {}, {}),
+        Problem(single, [xy], [0.0, 0.0], {"bytes": [1, 1]}, {"bytes": 1}),
+        Problem(couple, [["x"], ["x"]], [1.0, 2.0], {"bytes": [1, 2]}, {"bytes": 3}, offset=-3.0),
+        Problem(couple, [xy, xy], [0, 0, 0, 0], {"bytes": [1, 2, 1, 2]}, {"bytes": 3}),
+        Problem(couple, [xy, xy], [1, 1, 1, 1], {}, {}),
+        Problem(couple, [xy, xy], [0, 1, 0, 1], {"bytes": [2, 1, 2, 1]}, {}),
+        Problem(couple, [xy, xy], [0, 1, 0, 1], {"bytes": [0, 0, 0, 0]}, {"bytes": 0}),
+        Problem(couple, [xy, xy], [0, 1, 0, 1], {"bytes": [2e12, 1e12, 2e12, 1e12]}, {"bytes": 3e12}),
+        Problem(couple, [xy, xy], [-5, -6, -5, -6], {"bytes": [1, 2, 1, 2]}, {"bytes": 3}, offset=100.0),
+        Problem(couple, [xy, xy], [1e-9, 1e6, 2e-9, 2e6], {"bytes": [2, 1, 2, 1]}, {"bytes": 3}),
+        Problem(
+            couple, [xy, xy], [0, 1, 0, 1], {"bytes": [2, 1, 2, 1]}, {"bytes": 3}, PairTerms(factor=np.zeros((4, 2)))
+        ),
+        Problem(
+            couple, [xy, xy], [0, 1, 0, 1], {"bytes": [2, 1, 2, 1]}, {"bytes": 3}, PairTerms(factor=np.zeros((4, 0)))
+        ),
+        Problem(couple, [xy, xy], [0, 0, 0, 0], {}, {}, PairTerms(factor=np.array([[1.0], [-1.0], [1.0], [-1.0]]))),
+        Problem(couple, [xy, xy], [0, 0, 0, 0], {}, {}, PairTerms(_one_term(-2.0), np.eye(4)[:, :1])),
+        Problem(couple, [xy, xy], [1, 0, 0, 1], {"bytes": [1, 2, 1, 2]}, {"bytes": 3}, PairTerms(_one_term(5.0)), 1e9),
     )
 
 
