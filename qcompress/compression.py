@@ -264,7 +264,7 @@ def _compressed(request: Request, run: RunFolder) -> Result:
     solution = steps.taken(problem, steps.moved(problem, solution, better), best, run)
     fitted = steps.refitted(request, run, measurement, solution)
     chosen = steps.applied(request, run, fitted, solution, refitted=fitted is not measurement)
-    chosen = steps.made_up(request, run, chosen)
+    chosen = steps.made_up(request, run, measurement, chosen)
     smaller = steps.finetuned(request, run, chosen)
     outcome = steps.Outcome(
         measurement=measurement,

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from qcompress.compressed.cutting import cut_
+from qcompress.compressed.cutting import cut_, together
 from qcompress.compressed.reconstruction import reconstruct_
-from qcompress.compressed.record import Compression, attach
+from qcompress.compressed.record import Compression, attach, record_of
 from qcompress.compressed.removal import cuts_of, mask_
 from qcompress.measurement import Measurement
 from qcompress.model.coupled import CoupledSet
@@ -20,8 +20,10 @@ from qcompress.transforms.channels import RemoveChannels
 def remove_chosen_(model: nn.Module, measurement: Measurement, transforms: Sequence[Transform]) -> None:
     """Cut what a choice takes out of ``model``, and let it carry a record of that."""
     removed = put_channels_(model, measurement.sets, transforms, measurement.moments)
-    cuts = cuts_of(measurement.sets, removed)
+    before, cuts = record_of(model), cuts_of(measurement.sets, removed)
     cut_(model, cuts)
+    if before is not None and before.cuts:
+        cuts = together(before.cuts, cuts, model)
     attach(model, Compression(parts=(), payload_bytes=total_bytes(model) - left_out_bytes(model), cuts=cuts))
 
 

@@ -34,6 +34,30 @@ def cut_(model: nn.Module, cuts: Cuts) -> None:
             _follow(module)
 
 
+def together(first: Cuts, second: Cuts, model: nn.Module) -> dict[tuple[str, int], list[int]]:
+    """Both cuts as one of the original's tensors.
+
+    Args:
+        first: of the original.
+        second: of what the first one left.
+        model: with both made.
+
+    >>> layer = nn.Linear(3, 5)
+    >>> first, second = {("weight", 0): [1]}, {("weight", 0): [0, 2]}
+    >>> cut_(layer, first), cut_(layer, second)
+    (None, None)
+    >>> together(first, second, layer)
+    {('weight', 0): [0, 1, 3]}
+    """
+    shapes = {item.name: item.tensor.shape for item in held_tensors(model)}
+    joined = {}
+    for place in dict.fromkeys([*first, *second]):
+        gone, more = list(first.get(place, ())), list(second.get(place, ()))
+        left = np.setdiff1d(np.arange(shapes[place[0]][place[1]] + len(gone) + len(more)), gone)
+        joined[place] = sorted([*gone, *left[more].tolist()])
+    return joined
+
+
 def _follow(module: nn.Module) -> None:
     """Set the sizes that a layer notes of itself to those of its tensors."""
     weight = getattr(module, "weight", None)

@@ -7,7 +7,7 @@ survives `copy.deepcopy`, and state dicts do not know of it.
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
@@ -95,7 +95,10 @@ def record_of(model: nn.Module) -> Compression | None:
 
 
 def attach(model: nn.Module, record: Compression) -> None:
-    """Let ``model`` carry ``record``."""
+    """Let ``model`` carry ``record``; what was cut before stays noted."""
+    before = record_of(model)
+    if before is not None and before.cuts and not record.cuts:
+        record = replace(record, cuts=before.cuts)
     setattr(model, _ATTRIBUTE, record)
 
 

@@ -41,13 +41,13 @@ def applied(
     )
 
 
-def made_up(request: Request, run: RunFolder, chosen: nn.Module) -> nn.Module:
+def made_up(request: Request, run: RunFolder, measurement: Measurement, chosen: nn.Module) -> nn.Module:
     """The smaller network with its layers fitted in turn, where that loses less on samples not fitted to.
 
     Only where channels were removed; without samples kept aside the data itself decides.
     """
     record = record_of(chosen)
-    if record is None or not record.cuts:
+    if not measurement.sets or record is None or not record.cuts:
         return chosen
     own, judged = request.calibration, list(request.kept) or request.calibration.data
 

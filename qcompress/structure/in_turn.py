@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qcompress.compressed.record import record_of
+from qcompress.compressed.record import Compression, record_of
 from qcompress.errors import ModelError
 from qcompress.model import forward as forwards
 from qcompress.model import layers
@@ -59,15 +59,26 @@ def fit_in_turn_(
     record = record_of(smaller)
     if record is None or not record.cuts:
         raise ModelError("the model carries no record of removed channels: give what apply() made by prune_channels()")
-    kept = {
-        name.rpartition(".")[0]: np.setdiff1d(np.arange(len(original.get_parameter(name))), indices)
-        for (name, dim), indices in record.cuts.items()
-        if dim == 0 and name.endswith("weight") and name in dict(original.named_parameters())
-    }
+    kept = _kept_rows(original, record)
     with forwards.evaluating(smaller), forwards.evaluating(original), torch.no_grad():
         for path in _in_order(smaller, data, forward):
             _fit(smaller, original, path, kept.get(path), data, forward)
     return smaller
+
+
+def _kept_rows(original: nn.Module, record: Compression) -> dict[str, NDArray[np.int64]]:
+    """Path of a layer → which of the original's output channels are left, where some are not.
+
+    The original may itself be what an earlier removal left.
+    """
+    before, kept = record_of(original), {}
+    parameters = dict(original.named_parameters())
+    for (name, dim), gone in record.cuts.items():
+        if dim == 0 and name.endswith("weight") and name in parameters:
+            earlier = () if before is None else before.cuts.get((name, 0), ())
+            there = np.setdiff1d(np.arange(len(parameters[name]) + len(earlier)), earlier)
+            kept[name.rpartition(".")[0]] = np.flatnonzero(~np.isin(there, gone))
+    return kept
 
 
 def _in_order(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None) -> list[str]:

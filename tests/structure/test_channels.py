@@ -194,11 +194,17 @@ def test_compress_gives_a_smaller_dense_network_within_the_budget(tmp_path: Path
     assert torch.equal(again.model(data[0]), result.model(data[0]))
 
 
-def test_a_smaller_network_can_be_compressed_further() -> None:
+def test_a_smaller_network_can_be_compressed_further(tmp_path: Path) -> None:
     model, data = seeded(two_layers), images()
     smaller = compress(model, data, budget={"macs": 0.6}, options=prune_channels(keep=KEEP), time_limit=5).model
     result = compress(smaller, data, budget={"bytes": 0.4}, options=prune_quantize(bits=(4, 8)), time_limit=5)
     assert result.model[0].out_channels < 8
+    again = compress(smaller, data, budget={"macs": 0.7}, options=prune_channels(keep=KEEP), time_limit=5).model
+    assert again[0].out_channels + again[2].out_channels < smaller[0].out_channels + smaller[2].out_channels
+    for number, own in enumerate((result.model, again)):  # into the architecture before anything was cut
+        saved = qcompress.save_compressed(own, tmp_path / f"{number}.st")
+        loaded = qcompress.load_compressed(saved.path, lambda: seeded(two_layers, seed=3))
+        assert torch.equal(loaded(data[0]), own(data[0]))
 
 
 def test_granularity_keeps_multiples() -> None:
