@@ -137,7 +137,8 @@ def compress(
         refine_rounds: of `refine` at most, with the solver and the time limit for every solve; 0 for none. The true
             loss on ``data`` does not rise by it; the choice is then no longer the prediction's best.
         finetune_steps: of `finetune` on ``data`` after the choice, with the original as teacher; 0 for none. The
-            model stays in the same bytes, and its loss on ``data`` does not rise.
+            model stays in the same bytes, and its loss on the samples kept aside (without any, on ``data``) does
+            not rise.
         learning_rate: the highest of these steps.
         evaluate: ``model -> float``, reported before and after.
         folder: where all values are written as they come. A run that was cut goes on from them, and another call

@@ -1,5 +1,6 @@
 """From measurement to the smaller model: budgets as asked, files as predicted, a cut run goes on."""
 
+import importlib
 import itertools
 import json
 import os
@@ -577,3 +578,24 @@ def test_the_smallest_bytes_for_a_loss_are_those_of_brute_force(tmp_path: Path, 
 def test_a_loss_and_what_is_to_be_small_belong_together(asked: dict[str, Any], error: str) -> None:
     with pytest.raises(OptionsError, match=error):
         compress(seeded(Residual), batches(), **asked)
+
+
+def test_fine_tuning_picks_its_step_on_the_samples_kept_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, looked_at = importlib.import_module("qcompress.steps.finishing"), []
+    tune = module.finetune
+
+    def spied(*given: Any, **named: Any) -> nn.Module:
+        looked_at.append((given[1], named["validation"]))
+        return tune(*given, **named)
+
+    monkeypatch.setattr(module, "finetune", spied)
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3)), [torch.randn(32, 8)]
+    settings: dict[str, Any] = {"budget": {"bytes": 0.3}, "solver": "greedy", "finetune_steps": 4}
+    guarded = compress(model, data, **settings)
+    trained_on, kept = looked_at[0]
+    rows = torch.cat([*trained_on, *kept])
+    assert (len(torch.cat(list(kept))), len(torch.unique(rows, dim=0))) == (8, 32)
+    assert guarded.report.loss_validation == pytest.approx(mean_loss(model, guarded.model, kept), rel=1e-5)
+    compress(model, data, guard=False, **settings)
+    assert looked_at[1] == (data, data)

@@ -9,9 +9,10 @@ multiplied with the changes of the layer's options and let go.
 The costs are of the second order, and estimates: their relative standard error is about ``√(2 / samples)``. That is
 enough to tell where bits are needed; it is not enough to tell which options go together, so there are no pair terms.
 
-Two things are not taken for granted. Where samples give other outputs alone than among the others, a batch is one
+Three things are not taken for granted. Where samples give other outputs alone than among the others, a batch is one
 sample. Where no gradient reaches a weight in a whole batch and the outputs change with it nevertheless (``no_grad``,
-``detach``, rounding, numpy), its options are tried one by one.
+``detach``, rounding, numpy), and where the outputs of the first sample do not follow a gradient that is there (see
+`gradient_check`), its options are tried one by one.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,12 +27,14 @@ from qcompress.measuring.calls import Call, autocast_of, response
 from qcompress.measuring.candidates import Candidates, Layer
 from qcompress.measuring.direct import Direct
 from qcompress.measuring.effects import Effects
+from qcompress.measuring.gradient_check import misleading
 from qcompress.model import forward as forwards
 from qcompress.model.losses import Loss
 from qcompress.model.samples import same_outputs
 from qcompress.model.sites import Site
 from qcompress.transforms.activations import Activations
 
+MISLED = "the outputs do not follow its gradient"
 UNSEEN = "no gradient reaches it, but its weight has an effect"
 
 
@@ -62,6 +65,7 @@ class WeightGradients:
         self._model, self._candidates, self._loss, self._forward = model, candidates, loss, forward
         self._direct = Direct(model, candidates, loss, forward)
         self.apart = apart
+        self._checked = tried is not None  # a run that goes on has looked at the first batch
         self.tried: dict[str, str] = dict(tried or {})
 
     def batch_effects(self, batch: Any, generator: torch.Generator, reference: Tensor | None = None) -> Effects:
@@ -75,6 +79,9 @@ class WeightGradients:
         cost, num_samples = np.zeros(self._candidates.num_options), 0
         reached: set[Layer] = set()
         for sample in self._samples(batch):
+            if not self._checked:
+                self._check(sample)
+                self._checked = True
             with torch.enable_grad(), Gradients(self._model, self._candidates, reached) as gradients:
                 output = forwards.run(self._model, sample, self._forward)
                 point, stop = output.detach(), num_samples + len(output)
@@ -86,6 +93,16 @@ class WeightGradients:
             num_samples = stop
         self._try_unseen(batch, reached, cost, reference)
         return Effects(cost, (), num_samples)
+
+    def _check(self, sample: Any) -> None:
+        """Note the layers whose gradient the outputs do not follow."""
+        own = [
+            layer for layer in self._candidates.layers if self._candidates.parts[layer.parts[0]].name not in self.tried
+        ]
+        weights = [layer.site(self._model).weight for layer in own]
+        generator = torch.Generator().manual_seed(0)
+        for index in misleading(lambda: forwards.run(self._model, sample, self._forward), weights, generator):
+            self.tried |= {self._candidates.parts[part].name: MISLED for part in own[index].parts}
 
     def _samples(self, batch: Any) -> list[Any]:
         found = list(samples(batch))

@@ -65,7 +65,10 @@ def made_up(request: Request, run: RunFolder, measurement: Measurement, chosen: 
 
 
 def finetuned(request: Request, run: RunFolder, chosen: nn.Module) -> nn.Module:
-    """The compressed model after fine-tuning with the original as teacher, where steps are asked for."""
+    """The compressed model after fine-tuning with the original as teacher, where steps are asked for.
+
+    The best step is picked on the samples kept aside, which nothing is trained on, where there are any.
+    """
     if request.finetune_steps == 0:
         return chosen
     own = request.calibration
@@ -79,7 +82,7 @@ def finetuned(request: Request, run: RunFolder, chosen: nn.Module) -> nn.Module:
             teacher=own.model,
             loss=own.loss,
             learning_rate=request.learning_rate,
-            validation=own.data,
+            validation=list(request.kept) or own.data,
             forward=own.forward,
             seed=own.seed,
             cache=cache,

@@ -1,0 +1,109 @@
+"""Whether outputs follow the gradients of weights, asked with few passes and without false alarms.
+
+A straight-through estimator, or a path of which `detach` cuts a part, leaves a gradient that is there and wrong.
+Moving a weight along its gradient by a small share ``s`` of its size has to change a probed output by ``s·‖W‖·‖g‖``;
+the difference of a step forth and a step back leaves out what is of second order. Deep networks bend even so along
+their gradients, so a smaller step is asked where one does not follow: a wrong gradient stays wrong. Layers are asked a
+few together, each with the same share of the predicted change, and one by one only where those do not follow.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from qcompress.measuring import evidence
+
+STEPS = 3e-4, 3e-5
+"""How far a weight is moved, relative to its size, and how far if that is too far to be linear."""
+
+GROUPS = 8
+"""Into how many the layers are cut."""
+
+TOGETHER, ALONE = 0.05, 0.2
+"""Relative differences of the change predicted and found that layers together, and one alone, have to exceed."""
+
+LARGEST_SHARE = 10.0
+"""How many times farther, or less far, a weight is moved to have an equal share."""
+
+
+@torch.no_grad()
+def misleading(run: Callable[[], Tensor], weights: Sequence[nn.Parameter], generator: torch.Generator) -> list[int]:
+    """Indices of the weights whose gradient outputs do not follow; none that rounding alone may explain.
+
+    Args:
+        run: gives the outputs of some samples, the same on every call.
+        weights: to be moved; put back exactly.
+        generator: of the probe.
+
+    >>> layer, x = nn.Linear(3, 2), torch.ones(1, 3)
+    >>> rounded = lambda: (y := layer(x)) + (torch.round(4 * y) / 4 - y).detach()
+    >>> [misleading(run, [layer.weight], torch.Generator()) for run in (lambda: layer(x), rounded)]
+    [[], [0]]
+    """
+    point, probe, gradients = _probed(run, weights, generator)
+    if evidence.half(point) or any(evidence.half(weight) for weight in weights):
+        return []  # steps this small are lost in the rounding
+    sizes = {
+        index: float(gradient.norm()) * float(weight.norm())
+        for index, (gradient, weight) in enumerate(zip(gradients, weights, strict=True))
+    }
+    sizes = {index: size for index, size in sizes.items() if size > 0}
+    if not sizes:
+        return []
+    middle = float(torch.tensor(list(sizes.values())).median())
+    noise = 16 * torch.finfo(point.dtype).eps * float((probe * point).norm())
+
+    def follows(indices: list[int], tolerance: float) -> bool:
+        return any(follows_at(step / len(indices), indices, tolerance) for step in STEPS)
+
+    def follows_at(step: float, indices: list[int], tolerance: float) -> bool:
+        before = [weights[index].detach().clone() for index in indices]
+        moves, predicted = [], 0.0
+        for index in indices:
+            share = min(max(middle / sizes[index], 1 / LARGEST_SHARE), LARGEST_SHARE)
+            length = step * share * float(weights[index].norm())
+            moves.append(gradients[index] * (length / float(gradients[index].norm())))
+            predicted += step * share * sizes[index]
+        found = []
+        try:
+            for sign in (1.0, -1.0):
+                for index, original, move in zip(indices, before, moves, strict=True):
+                    weights[index].copy_(original + sign * move)
+                found.append(float((probe.double() * run().double()).sum()))
+        finally:
+            for index, original in zip(indices, before, strict=True):
+                weights[index].copy_(original)
+        return abs(0.5 * (found[0] - found[1]) - predicted) <= tolerance * predicted + noise
+
+    order, wrong = list(sizes), []
+    together = -(-len(order) // GROUPS)
+    for start in range(0, len(order), together):
+        group = order[start : start + together]
+        if not follows(group, TOGETHER):
+            wrong += [index for index in group if not follows([index], ALONE)]
+    return wrong
+
+
+def _probed(
+    run: Callable[[], Tensor], weights: Sequence[nn.Parameter], generator: torch.Generator
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The outputs, a random probe of them, and its gradient with respect to every weight."""
+    flags = [weight.requires_grad for weight in weights]
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)
+        with torch.enable_grad():
+            output = run()
+            probe = torch.randn(output.shape, generator=generator).to(output)
+            found: Sequence[Tensor | None] = [None] * len(weights)
+            if output.requires_grad:
+                found = torch.autograd.grad(output, list(weights), probe, allow_unused=True)
+    finally:
+        for weight, flag in zip(weights, flags, strict=True):
+            weight.requires_grad_(flag)
+    gradients = [
+        torch.zeros_like(weight) if own is None else own.to_dense() if own.is_sparse else own
+        for weight, own in zip(weights, found, strict=True)
+    ]
+    return output.detach(), probe, gradients

@@ -1,0 +1,91 @@
+"""Gradients that are there and wrong are found; those that are right are never accused."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import qcompress
+from qcompress.measuring.gradient_check import misleading
+from tests.models import Residual, TiedLanguageModel, seeded
+
+OPTIONS = qcompress.prune_quantize(bits=(4, 6), sparsity=(0,))
+
+
+class Misled(nn.Module):
+    """Its first layer has a gradient that does not tell all."""
+
+    def __init__(self, step: str) -> None:
+        super().__init__()
+        self.step = step
+        self.first, self.last, self.other = nn.Linear(6, 8), nn.Linear(8, 4), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.first(x)
+        if self.step == "straight-through":
+            inner = inner + (4 * torch.tanh(inner) - inner).detach()
+        elif self.step == "rounding":
+            inner = inner + (torch.round(2 * inner) / 2 - inner).detach()
+        elif self.step == "half detached":
+            inner = 0.2 * inner + (0.8 * inner).detach()
+        return self.last(inner) + self.other(x)
+
+
+@pytest.mark.parametrize("step", ["straight-through", "half detached", "rounding"])
+def test_a_gradient_that_is_there_and_wrong_is_found_and_its_options_are_tried(step: str) -> None:
+    model = seeded(lambda: Misled(step))
+    data = [torch.randn(32, 6, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
+    sampled = qcompress.measure(model, data, OPTIONS, method="sampled")
+    direct = qcompress.measure(model, data, OPTIONS, method="direct")
+    assert sampled.tried == {"first": "the outputs do not follow its gradient"}
+    np.testing.assert_allclose(sampled.cost[:3], direct.cost[:3], rtol=1e-4)
+
+
+class Gated(nn.Module):
+    """What networks have that bends: rectifiers, maxima, normalisation, attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(30, 16)
+        layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True, norm_first=True)
+        self.layers, self.head = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False), nn.Linear(16, 30)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.layers(self.embed(ids))).sort(-1).values
+
+
+def words(seed: int) -> Tensor:
+    return torch.randint(0, 11, (2, 9), generator=torch.Generator().manual_seed(seed))
+
+
+def images(seed: int) -> Tensor:
+    return torch.randn(3, 2, 5, 5, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("make", "inputs"), [(TiedLanguageModel, words), (Residual, images), (Gated, words)])
+def test_right_gradients_are_not_accused(make: Callable[[], nn.Module], inputs: Callable[[int], Tensor]) -> None:
+    for seed in range(25):
+        torch.manual_seed(seed)
+        model = make().eval()
+        weights = [
+            module.weight for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding))
+        ]
+        weights = list(dict.fromkeys(weights))
+        before = [weight.detach().clone() for weight in weights]
+        found = misleading(partial(model, inputs(seed)), weights, torch.Generator().manual_seed(seed))
+        assert found == [], seed
+        assert all(torch.equal(weight, old) for weight, old in zip(weights, before, strict=True))
+
+
+def test_half_precision_is_not_judged() -> None:
+    layer = nn.Linear(4, 4).bfloat16()
+    inputs = torch.ones(2, 4, dtype=torch.bfloat16)
+    assert (
+        misleading(
+            lambda: torch.round(layer(inputs)).float() + layer(inputs).float(), [layer.weight], torch.Generator()
+        )
+        == []
+    )
