@@ -17,11 +17,15 @@ from qcompress.cli.shared_flags import (
     ChoiceFlags,
     EngineFlags,
     MeasureFlags,
+    TextFlags,
     TrainingFlags,
 )
 
 if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
+    from torch import nn
+
     from qcompress import Result
+    from qcompress.model.text import Windows
 
 
 @with_flag_groups
@@ -32,6 +36,7 @@ def compress(
     offer: OfferFlags,
     training: TrainingFlags,
     target: EngineFlags,
+    text: TextFlags,
     batch_norm: Annotated[bool, typer.Option(help="Re-estimate batch-norm statistics on DATA afterwards.")] = False,
     evaluate: Annotated[
         str | None,
@@ -61,13 +66,15 @@ def compress(
     - tight budgets, where predictions are inaccurate: `… --refine-rounds 2`
     - for an engine: `… --target llama.cpp --budget file_bytes=90MB --output small.gguf`
     - the fewest bytes within a loss: `… --minimize bytes --budget loss=0.02`
+    - a language model: `qcompress compress hf:FOLDER --text FILE --budget bits_per_weight=4 -t compressed-tensors`
     - fine-tuned after the choice: `… --finetune-steps 1000`; on other data than DATA: `qcompress finetune`
     """
     import qcompress
     from formulations import InfeasibleBudgetError
     from qcompress.compression import NoChoiceError
 
-    folder = Path("runs") / calibration.model.rpartition(":")[2] if output is None or target.target else output
+    name = Path(calibration.model.rpartition(":")[2]).name
+    folder = Path("runs") / name if output is None or target.target else output
     engine = target.engine()
     settings: dict[str, Any] = {
         "options": None if offer.are_default() else offer.options(),
@@ -78,7 +85,12 @@ def compress(
     }
     for flags in (offer, training, measuring, calibration, choice):
         settings |= flags.arguments()
-    network, batches = calibration.model_and_data()
+    language = text.opened(calibration.model, calibration.data)
+    if language is None:
+        network, batches = calibration.model_and_data()
+    else:
+        network, batches = language[0], language[1].calibration
+        settings |= _for_language_model(*language, text, offer, settings)
     try:
         with watching("measuring") as watch:
             result = qcompress.compress(
@@ -99,6 +111,38 @@ def compress(
         raise
     tell_end(watch, folder / "finetune.part")
     _print_result(result, folder, as_json=as_json)
+
+
+def _for_language_model(
+    network: "nn.Module", windows: "Windows", text: TextFlags, offer: OfferFlags, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """The arguments that a language model's text stands for; says first how long it will take."""
+    from functools import partial
+
+    from qcompress.measuring.forecast_time import forecast_seconds
+    from qcompress.measuring.offered import Offered
+    from qcompress.measuring.perplexity import perplexity
+    from qcompress.model.opened import opened_of
+
+    opened = opened_of(network)
+    assert opened is not None  # noqa: S101
+    words = offer.arguments()
+    engine = settings["target"]
+    options = settings["options"] or (offer.options() if engine is None else engine.options())
+    offered = Offered.of(options, skip=words.get("skip", ()), only=words.get("only"))
+    sizes = [opened.block_bytes(path) for path in opened.blocks]
+    seconds = forecast_seconds(network, windows.calibration, offered)
+    say(
+        f"{len(sizes)} blocks of {max(sizes) / 1e6:,.0f} MB, {len(windows.calibration)} windows of {text.length} "
+        f"tokens ({len(windows.validation)} more check choices, {len(windows.test)} judge): measuring takes about "
+        f"{seconds:,.0f} s, and more where codes are compensated"
+    )
+    return {
+        "method": "sampled",
+        "memory": text.memory,
+        "validation": settings["validation"] or windows.validation,
+        "evaluate": settings["evaluate"] or partial(perplexity, windows=windows.test),
+    }
 
 
 def _print_result(result: "Result", folder: Path, *, as_json: bool) -> None:

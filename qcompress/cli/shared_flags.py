@@ -1,6 +1,7 @@
 """Groups of flags that name the arguments of the library's functions, each with ``arguments()`` that gives those."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -8,9 +9,13 @@ import typer
 from qcompress.cli import arguments
 
 if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
-    from qcompress import Engine
+    from torch import nn
 
-TRAINING, ENGINE = "Fine-tuning", "Engine"
+    from qcompress import Engine
+    from qcompress.model.text import Windows
+
+TRAINING, ENGINE, TEXT = "Fine-tuning", "Engine", "Language models (MODEL hf:FOLDER)"
+HF = "hf:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,11 +23,19 @@ class CalibrationFlags:
     """The model, the data, and how the loss between two outputs is taken."""
 
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="package.module:callable that returns the original model.")
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="package.module:callable that returns the original model, or hf:FOLDER, a language model's folder.",
+        ),
     ]
     data: Annotated[
-        str, typer.Argument(metavar="DATA", help="package.module:callable that returns the calibration batches.")
-    ]
+        str | None,
+        typer.Argument(
+            metavar="DATA",
+            help="package.module:callable that returns the calibration batches. For hf:FOLDER give --text instead.",
+        ),
+    ] = None
     loss: arguments.Loss = "kl"
     forward: arguments.Forward = None
     seed: arguments.Seed = 0
@@ -36,9 +49,62 @@ class CalibrationFlags:
         }
 
     def model_and_data(self) -> tuple[Any, Any]:
-        """The model and the batches; both names are checked before either callable runs."""
+        """The model and the batches; both names are checked before either callable runs.
+
+        Raises:
+            typer.BadParameter: a name that stands for none, or no data.
+        """
+        if self.data is None:
+            raise typer.BadParameter(f"{self.model!r} needs DATA, package.module:callable that returns batches.")
         make_model, make_data = arguments.function(self.model, "MODEL"), arguments.function(self.data, "DATA")
         return make_model(), make_data()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFlags:
+    """The text that a language model is calibrated on, and the memory that it may take."""
+
+    text: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Plain text that windows of tokens are taken from.", rich_help_panel=TEXT),
+    ] = None
+    windows: Annotated[
+        int,
+        typer.Option(
+            help="Windows to calibrate on, spread evenly over the text; a quarter as many check choices, and as many "
+            "judge the result.",
+            min=4,
+            rich_help_panel=TEXT,
+        ),
+    ] = 64
+    length: Annotated[int, typer.Option(help="Tokens of a window.", min=2, rich_help_panel=TEXT)] = 512
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AMOUNT",
+            help="The most memory that measuring may take, as 4GB; the model is read block by block.",
+            rich_help_panel=TEXT,
+        ),
+    ] = None
+
+    def opened(self, model: str, data: str | None) -> "tuple[nn.Module, Windows] | None":
+        """The opened model of ``hf:FOLDER`` and the windows of the text; None for any other MODEL.
+
+        Raises:
+            typer.BadParameter: words that do not go together.
+        """
+        if not model.startswith(HF):
+            if self.text is not None or self.memory is not None:
+                raise typer.BadParameter("--text and --memory are for MODEL hf:FOLDER.")
+            return None
+        if self.text is None or data is not None:
+            raise typer.BadParameter(f"{model!r} takes its data from --text FILE, without DATA.")
+        import qcompress
+        from qcompress.model.text import token_windows
+
+        folder = model.removeprefix(HF)
+        windows = token_windows(folder, self.text, length=self.length, count=self.windows)
+        return qcompress.open_model(folder), windows
 
 
 @dataclass(frozen=True, kw_only=True)

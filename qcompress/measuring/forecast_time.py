@@ -1,0 +1,77 @@
+"""How long measuring an opened model takes, from one block and a few rows of its weights, said before it starts."""
+
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qcompress.measuring.offered import Offered
+from qcompress.measuring.sweep import Sweep
+from qcompress.model import forward as forwards
+from qcompress.model import layers
+from qcompress.model.chain import without_cache
+from qcompress.model.opened import opened_of
+from qcompress.model.steady import steady
+from qcompress.transforms.base import Target, Transform, Weight
+
+PASSES = 5.0  # of a block forward: once forward; again and about three times as much backward
+ROWS = 64  # of each layer's weight that options are worked out of
+
+
+def forecast_seconds(
+    model: nn.Module, data: Iterable[Any], offered: Offered, forward: forwards.Forward | None = None
+) -> float:
+    """About the seconds of `qcompress.measure` of an opened model, without moments and compensation.
+
+    Args:
+        model: opened.
+        data: batches.
+        offered: options by layer.
+        forward: how to run a batch.
+    """
+    opened = opened_of(model)
+    assert opened is not None  # noqa: S101
+    with (
+        tempfile.TemporaryDirectory(prefix="qcompress.") as folder,
+        forwards.evaluating(model),
+        without_cache(model),
+        torch.no_grad(),
+    ):
+        sweep = Sweep(model, opened, data, steady(forward), Path(folder))
+        start = time.perf_counter()
+        with opened.loaded(opened.blocks[0]) as block:
+            reading_s = time.perf_counter() - start
+            sweep.through(0, 0)  # the first call of all is slower
+            start = time.perf_counter()
+            sweep.through(0, 0)
+            passing_s = time.perf_counter() - start
+            encoding_s = sum(
+                _encoding_s(module, f"{opened.blocks[0]}.{path}", offered) for path, module in block.named_modules()
+            )
+    return len(opened.blocks) * (2 * reading_s + PASSES * len(sweep) * passing_s + encoding_s)
+
+
+def _encoding_s(module: nn.Module, name: str, offered: Offered) -> float:
+    """Seconds of working out a layer's options, from some of its rows, rounded to nearest."""
+    if layers.why_unsupported(module) or offered.left_out(name):
+        return 0.0
+    rows = layers.to_rows(module, layers.weight_of(module).detach())
+    few = rows[:ROWS]
+    target = Target(
+        layer=layers.kind_of(module).__name__, channels=len(few), per_channel=few.shape[1], dtype=few.dtype, macs=0.0
+    )
+    offers = [own for own in offered.options(name).uncalibrated().offers if isinstance(own, Transform)]
+    for own in offers:
+        own.encode(Weight(few[:1], Target(**{**_fields(target), "channels": 1})))  # compiled on first use
+    start = time.perf_counter()
+    for own in offers:
+        own.decode(own.encode(Weight(few, target)), target)
+    return (time.perf_counter() - start) * len(rows) / len(few)
+
+
+def _fields(target: Target) -> dict[str, Any]:
+    return {"layer": target.layer, "per_channel": target.per_channel, "dtype": target.dtype, "macs": 0.0}

@@ -1,0 +1,102 @@
+"""`compress hf:FOLDER --text FILE`: a folder and a text in, an engine's folder, perplexity and KL out."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import qcompress
+from qcompress.cli import main
+from qcompress.errors import DataError
+from qcompress.measuring.perplexity import perplexity
+from qcompress.model.opened import open_model
+from qcompress.model.text import token_windows
+from tests.opened_models import in_memory, saved
+
+pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")
+
+SAID = "the choice of a layer is what a budget makes of all layers and no layer knows more than its own part . "
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama with a tokenizer of words made on the spot, and ``text.txt`` beside it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    place = tmp_path_factory.mktemp("language")
+    (place / "text.txt").write_text(SAID * 30)
+    words = {word: number for number, word in enumerate(["?", *dict.fromkeys(SAID.split())])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="?"))  # noqa: S106
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?").save_pretrained(place / "model")  # noqa: S106
+    return saved("Llama", place / "model").parent
+
+
+def command(folder: Path, output: Path, *more: str) -> list[str]:
+    return [
+        "compress", f"hf:{folder / 'model'}", "--text", str(folder / "text.txt"), "--length", "12", "--windows", "8",
+        "--budget", "bits_per_weight=5", "--bits", "3,4", "--group-size", "16", "--no-compensated", "--solver", "dp",
+        "--no-pairs", "--target", "compressed-tensors", "--output", str(output), *more,
+    ]  # fmt: skip
+
+
+def test_a_folder_and_a_text_become_an_engines_folder_with_perplexity_and_kl(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(command(folder, tmp_path / "out", "--memory", "8GB", "--json")) == 0
+    told = capsys.readouterr()
+    report = json.loads(told.out)
+    assert "3 blocks of" in told.err
+    assert "measuring takes about" in told.err
+    windows = token_windows(folder / "model", folder / "text.txt", length=12, count=8)
+    model, small = in_memory(folder / "model"), in_memory(tmp_path / "out")
+    assert report["metric_before"] == pytest.approx(perplexity(model, windows.test), rel=1e-5)
+    assert report["metric_after"] == pytest.approx(perplexity(small, windows.test), rel=1e-5)
+    assert report["loss_validation"] == pytest.approx(qcompress.mean_loss(model, small, windows.validation), rel=1e-4)
+    assert report["usage"]["bits_per_weight"] <= 5
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+    assert (tmp_path / "runs" / "model" / "report.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["compress", "hf:model", "--budget", "bytes=0.5"], "takes its data from --text FILE"),
+        (["compress", "zoo:net", "zoo:data", "--text", "a", "--budget", "bytes=0.5"], "are for MODEL hf:FOLDER"),
+        (["compress", "zoo:net", "--budget", "bytes=0.5"], "needs DATA"),
+        (["measure", "zoo:net"], "needs DATA"),
+    ],
+)
+def test_words_that_do_not_go_together_are_refused(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_perplexity_is_that_of_the_next_tokens(folder: Path) -> None:
+    window = torch.tensor([[1, 2, 3, 4]])
+    expected = torch.nn.functional.cross_entropy(in_memory(folder / "model")(window).logits[0, :-1], window[0, 1:])
+    found = [perplexity(model, [window]) for model in (in_memory(folder / "model"), open_model(folder / "model"))]
+    assert found == pytest.approx([float(expected.detach().exp())] * 2, rel=1e-6)
+
+
+def test_windows_share_no_token_and_are_spread_over_the_text(folder: Path) -> None:
+    found = token_windows(folder / "model", folder / "text.txt", length=12, count=8)
+    assert [len(own) for own in (found.calibration, found.validation, found.test)] == [8, 2, 2]
+    everything = token_windows(folder / "model", folder / "text.txt", length=12, count=10_000)
+    number = len(SAID.split()) * 30 // 12
+    assert len(everything.calibration) + len(everything.validation) + len(everything.test) == number
+
+
+def test_a_text_that_is_too_short_or_none_is_told(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has 690 tokens, which are 5 windows of 120: .* \(115 tokens at most\)"):
+        token_windows(folder / "model", folder / "text.txt", length=120)
+    with pytest.raises(DataError, match="cannot be read as plain text"):
+        token_windows(folder / "model", tmp_path / "none.txt")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="cannot be read as plain text"):
+        token_windows(folder / "model", tmp_path / "bytes")
