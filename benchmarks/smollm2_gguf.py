@@ -8,13 +8,18 @@ is cut into windows of 512 tokens: 200 to 215 judge, and ``--windows`` others, e
 tensor bytes of each preset the choice of the least predicted loss is written to RUN, and its KL divergence to the float
 model stated. With ``--compensated`` codes, scales and offsets are chosen here on the second moments of the layers'
 inputs, else by ggml. The presets' own numbers were taken on the same windows with ``llama-quantize`` and an importance
-matrix of 24 windows. Times are of this machine: once for everything (moments, encoding of all options, costs, in
-``measure_s``), then for each size solving and writing; ``ggml_s`` is what ggml's own encoders take for the mixture that
-was chosen, with an importance matrix that is at hand, which is what ``llama-quantize`` spends its time on.
+matrix of 24 windows.
+
+Times are seconds of the processor, all threads together: ``measure_s`` once for all sizes (moments, encoding of all
+options, costs), then solving and writing each; ``ggml_s`` is what ggml's own encoders take for the mixture that was
+chosen, and ``llama_quantize_s`` what llama.cpp takes to write the preset, where the package ``cyllama`` is installed,
+which brings its ``llama_model_quantize``.
 """
 
 import argparse
 import dataclasses
+import importlib.util
+import tempfile
 import time
 from pathlib import Path
 
@@ -40,6 +45,7 @@ PRESETS = {  # name → bytes of its tensors, KL in nats a token
     "Q3_K_M": (91_724_544, 0.1071),
     "Q4_K_S": (100_253_952, 0.0536),
 }
+FILE_TYPES = {"IQ3_XXS": 23, "Q3_K_S": 11, "IQ3_M": 27, "IQ4_XS": 30, "Q3_K_M": 12, "Q4_K_S": 14}  # of llama.cpp
 LENGTH, JUDGED = 512, range(200, 216)
 COMPENSATED = ("Q5_K", "Q4_K", "IQ4_XS", "Q3_K")  # once compensated, others lose more in as many bytes
 
@@ -61,7 +67,7 @@ def measured(model: torch.nn.Module, data: list[torch.Tensor], options: Options,
     if file.exists():
         measurement = qcompress.Measurement.load(file)
     else:
-        start = time.perf_counter()
+        start = time.process_time()
         measurement = qcompress.measure(
             model, data, options, method="sampled", cache=file.with_suffix(".part"),
             on_progress=lambda done: print(f"window {done.batches}, {done.elapsed_s:.0f} s", flush=True),
@@ -71,7 +77,7 @@ def measured(model: torch.nn.Module, data: list[torch.Tensor], options: Options,
             {f"{part} {option} {key}": array for (part, option), stored in measurement.codes.items()
              for key, array in stored.items()}, codes,
         )  # fmt: skip
-        write_json(times, {"measure_s": time.perf_counter() - start})
+        write_json(times, {"measure_s": time.process_time() - start})
         measurement.save(file)
     if codes.exists():
         known: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
@@ -85,7 +91,7 @@ def measured(model: torch.nn.Module, data: list[torch.Tensor], options: Options,
 def ggml_seconds(model: torch.nn.Module, measurement: qcompress.Measurement, solution: qcompress.Solution) -> float:
     """What ggml takes to encode a mixture of types."""
     assert solution.choice is not None
-    start = time.perf_counter()
+    start = time.process_time()
     for options, option, weight in zip(
         measurement.transforms, solution.choice, measurement.weights(model), strict=True
     ):
@@ -94,7 +100,21 @@ def ggml_seconds(model: torch.nn.Module, measurement: qcompress.Measurement, sol
             transform.nearest.encode(weight)
         else:
             assert isinstance(transform, Keep)
-    return time.perf_counter() - start
+    return time.process_time() - start
+
+
+def llama_quantize_seconds(source: Path, preset: str, folder: Path) -> float | None:
+    """What llama.cpp takes to write a preset, without an importance matrix; None where its quantizer is missing."""
+    if importlib.util.find_spec("cyllama") is None:
+        return None
+    from cyllama.llama import llama_cpp
+
+    words = llama_cpp.LlamaModelQuantizeParams()
+    words.ftype, words.nthread = FILE_TYPES[preset], torch.get_num_threads()
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        start = time.process_time()
+        llama_cpp.model_quantize(str(source), str(Path(place) / "preset.gguf"), words)
+        return time.process_time() - start
 
 
 def main() -> None:
@@ -129,18 +149,20 @@ def main() -> None:
             continue
         tensor_bytes, preset_kl = PRESETS[preset]
         problem = qcompress.formulate(legal, {"file_bytes": tensor_bytes + head_bytes}, pairs=False)
+        start = time.process_time()
         solution = qcompress.solve(problem, "milp", time_limit=60)
-        start = time.perf_counter()
+        solve_s, start = time.process_time() - start, time.process_time()
         smaller = qcompress.apply(model, legal, solution)
         written = qcompress.export(smaller, words.folder / f"{name}_{preset}.gguf", target=engine)
-        write_s = time.perf_counter() - start
+        write_s = time.process_time() - start
         assert written.size_bytes == solution.usage["file_bytes"]
         kl = qcompress.mean_loss(model, smaller, judges)
         rows.append({
             "preset": preset, "tensor_bytes": written.size_bytes - head_bytes, "preset_kl": preset_kl,
             "predicted": solution.objective, "gap": solution.gap, "kl": kl, "ratio": kl / preset_kl,
-            "measure_s": measure_s, "solve_s": solution.wall_s, "write_s": write_s,
+            "measure_s": measure_s, "solve_s": solve_s, "write_s": write_s,
             "ggml_s": ggml_seconds(model, legal, solution),
+            "llama_quantize_s": llama_quantize_seconds(Path(engine.source), preset, words.folder),
         })  # fmt: skip
         table = markdown(rows, {key: key for key in rows[0]})
         write_results(words.folder, name, rows, table)

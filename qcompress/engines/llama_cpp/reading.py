@@ -1,0 +1,122 @@
+"""A GGUF file as a model of transformers: the way back from what the engine writes, for any of ggml's types.
+
+The configuration comes from the file's head, the tensors are decoded by the package ``gguf``, row orders and norms are
+turned back. What always holds: a file that the engine wrote gives the weights that it was written from, bit for bit
+where it stores them as they are (norms that are stored with 1 added: up to that sum's rounding). What the head does not
+tell (activation functions, dropout) is as transformers has it for the type of model.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from formulations.files import AnyPath
+from qcompress.engines.llama_cpp.architectures import tensor_names
+from qcompress.engines.llama_cpp.content import Head, entries, head_of, state_rows
+from qcompress.errors import EngineError
+from qcompress.model.parts import unique_state
+
+MODEL_TYPES = {"gemma3": "gemma3_text"}  # of transformers, where llama.cpp has another name
+FIELDS = {
+    "num_hidden_layers": "block_count",
+    "max_position_embeddings": "context_length",
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "layer_norm_eps": "attention.layer_norm_epsilon",
+    "sliding_window": "attention.sliding_window",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "query_pre_attn_scalar": "attention.key_length",
+}
+
+
+def read_gguf(path: AnyPath) -> nn.Module:
+    """The model of a GGUF file in float32, in evaluation mode.
+
+    Args:
+        path: of a file of an architecture that the engine writes; blocks of any type are decoded. Its head goes into
+            another file with ``LlamaCpp(source=path)``.
+
+    Raises:
+        EngineError: no GGUF file, of another architecture, or with tensors that do not fit it.
+        FileNotFoundError: there is no such file.
+    """
+    import gguf
+    import transformers
+
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(2, "there is no such GGUF file", str(file))
+    head = head_of(nn.Identity(), str(file))
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+    shapes = {name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in tensors.items()}
+    config = transformers.AutoConfig.for_model(**_config(head, shapes))
+    factory = transformers.AutoModel if head.architecture.encoder else transformers.AutoModelForCausalLM
+    model: nn.Module = factory.from_config(config, dtype=torch.float32).eval()
+    state = dict(model.state_dict())
+    for entry in entries(model, head):
+        name = entry.plan.name
+        if name not in tensors:
+            raise EngineError(f"{file} lacks {name!r}, which a model of type {config.model_type!r} has")
+        if shapes[name] != entry.plan.shape:
+            raise EngineError(f"{name!r} in {file} has the shape {shapes[name]}, expected {entry.plan.shape}")
+        rows = gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type).astype(np.float32)
+        rows = state_rows(entry, rows.reshape(entry.plan.shape), head)
+        shift = float(head.architecture.shifted_norms and name.endswith("norm.weight"))
+        state[entry.state].copy_(torch.from_numpy(np.ascontiguousarray(rows)) - shift)
+    _require_all_read(file, head, unique_state(model), shapes)
+    return model
+
+
+def _require_all_read(file: Path, head: Head, state: Mapping[str, Tensor], shapes: Mapping[str, Any]) -> None:
+    """Refuse a file with tensors that the model has no place for."""
+    read = set(tensor_names(head.architecture, head.number("block_count"), state).values())
+    unread = [name for name in shapes if name not in read and not name.startswith("rope_")]
+    if unread:
+        raise EngineError(
+            f"{file} has {unread[0]!r}, for which a model of architecture {head.architecture.name!r} has no place"
+            + (f" (nor for {len(unread) - 1} others)" if len(unread) > 1 else "")
+        )
+
+
+def _config(head: Head, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The configuration in transformers' words."""
+    name = head.architecture.name
+
+    def told(key: str, default: Any = None) -> Any:
+        value = head.values.get(f"{name}.{key}")
+        return default if value is None else value.content
+
+    config = {field: value for field, key in FIELDS.items() if (value := told(key)) not in (None, 0)}  # 0: no window
+    config |= {
+        "model_type": MODEL_TYPES.get(name, name),
+        "vocab_size": shapes["token_embd.weight"][0],
+        "tie_word_embeddings": "output.weight" not in shapes,
+        "attention_bias": "blk.0.attn_q.bias" in shapes,
+        "mlp_bias": "blk.0.ffn_up.bias" in shapes,
+    }
+    for field, key in (("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")):
+        value = head.values.get(f"tokenizer.ggml.{key}_token_id")
+        config[field] = None if value is None else int(value.content)
+    if head.architecture.encoder:
+        config["type_vocab_size"] = shapes["token_types.weight"][0]
+        return config
+    rope = {"rope_type": "default", "rope_theta": told("rope.freq_base", 10_000.0)}
+    if scaling := told("rope.scaling.type"):
+        rope |= {"rope_type": scaling, "factor": told("rope.scaling.factor")}
+        if scaling == "yarn":
+            rope["original_max_position_embeddings"] = told("rope.scaling.original_context_length")
+    width = config.get("head_dim", config["hidden_size"] // config["num_attention_heads"])
+    if (part := told("rope.dimension_count", width)) != width:
+        rope["partial_rotary_factor"] = part / width
+    if name != "gemma3":  # whose local layers have a rotation of their own
+        config["rope_parameters"] = rope
+    return config

@@ -1,0 +1,102 @@
+"""Wishes that cannot be met, for the engines of language models: one clear error each, and nothing half-written."""
+
+import contextlib
+import importlib.util
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+import qcompress
+from formulations import InfeasibleBudgetError
+from qcompress.engines.base import Engine
+from qcompress.engines.compressed_tensors import CompressedTensors
+from qcompress.engines.llama_cpp.engine import LlamaCpp
+from qcompress.errors import EngineError, MissingError
+from tests.engines.tiny import tiny, words
+
+pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")
+ENGINES = {
+    "llama.cpp": (LlamaCpp(threads=1), qcompress.gguf_types(("Q4_0", "Q8_0"))),
+    "compressed-tensors": (CompressedTensors(), qcompress.prune_quantize(bits=(4, 8), group_size=32)),
+}
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    return ENGINES[request.param][0]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> nn.Module:
+    return tiny("llama", tmp_path / "model")
+
+
+def compress(model: nn.Module, engine: Engine, folder: Path, budget: dict[str, Any], **changes: Any) -> Any:
+    settings = {"options": ENGINES[engine.name][1], "method": "sampled", "solver": "greedy", **changes}
+    return qcompress.compress(model, [words(0)], budget=budget, target=engine, output=folder / "small", **settings)
+
+
+@contextlib.contextmanager
+def room_for(size_bytes: int) -> Iterator[None]:
+    """No file of this process grows beyond so many bytes: the system refuses it in the midst of writing."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def left(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.name != "model"]
+
+
+@pytest.mark.parametrize("asked", [1000, "1%"])
+def test_a_budget_below_the_smallest_file_names_it(
+    model: nn.Module, engine: Engine, tmp_path: Path, asked: int | str
+) -> None:
+    with pytest.raises(InfeasibleBudgetError, match="the smallest possible use is") as error:
+        compress(model, engine, tmp_path, {"file_bytes": asked})
+    smallest = int(str(error.value).rsplit(" ", 1)[1].replace(",", ""))
+    result = compress(model, engine, tmp_path, {"file_bytes": smallest}, guard=False)
+    assert result.exported.size_bytes == smallest
+
+
+def test_options_that_the_engine_has_no_kernel_for(model: nn.Module, engine: Engine, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=f"engine '{engine.name}' runs nothing that was measured: .*rank"):
+        compress(model, engine, tmp_path, {"file_bytes": "50%"}, options=qcompress.low_rank(ratios=(0.5,)))
+    assert left(tmp_path) == []
+
+
+def test_a_missing_package_is_told_before_anything_runs(
+    model: nn.Module, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name in engine.requires else there(name, *rest)
+    )
+    with pytest.raises(
+        MissingError, match=rf"engine '{engine.name}' needs .*pip install 'qcompress\[{engine.extra}\]'"
+    ):
+        compress(model, engine, tmp_path, {"file_bytes": "50%"})
+    with pytest.raises(MissingError, match="pip install"):
+        qcompress.export(model, tmp_path / "small", target=engine)
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("room", [0, 100, 30_000])
+def test_a_disk_that_fills_up_leaves_nothing(model: nn.Module, engine: Engine, tmp_path: Path, room: int) -> None:
+    with pytest.raises(OSError, match=r"small"), room_for(room):
+        qcompress.export(model, tmp_path / "small", target=engine)
+    assert left(tmp_path) == []
+
+
+def test_a_file_that_was_there_outlives_a_disk_that_fills_up(model: nn.Module, tmp_path: Path) -> None:
+    (tmp_path / "small").write_text("before")
+    with pytest.raises(OSError, match="small"), room_for(30_000):
+        qcompress.export(model, tmp_path / "small", target="llama.cpp")
+    assert (tmp_path / "small").read_text() == "before"
