@@ -48,6 +48,7 @@ class WeightGradients:
         forward: how to run a batch.
         tried: names of parts whose options are to be tried from the start, and why.
         apart: whether samples give the same outputs alone; None where that is to be found out.
+        check: whether outputs follow the gradients is asked on the first sample.
 
     Attributes:
         tried, apart: the same, with what was found since.
@@ -61,11 +62,13 @@ class WeightGradients:
         forward: forwards.Forward | None,
         tried: Mapping[str, str] | None = None,
         apart: bool | None = None,
+        *,
+        check: bool = True,
     ) -> None:
         self._model, self._candidates, self._loss, self._forward = model, candidates, loss, forward
         self._direct = Direct(model, candidates, loss, forward)
         self.apart = apart
-        self._checked = tried is not None  # a run that goes on has looked at the first batch
+        self._check_due = check
         self.tried: dict[str, str] = dict(tried or {})
 
     def batch_effects(self, batch: Any, generator: torch.Generator, reference: Tensor | None = None) -> Effects:
@@ -79,9 +82,9 @@ class WeightGradients:
         cost, num_samples = np.zeros(self._candidates.num_options), 0
         reached: set[Layer] = set()
         for sample in self._samples(batch):
-            if not self._checked:
+            if self._check_due:
                 self._check(sample)
-                self._checked = True
+                self._check_due = False
             with torch.enable_grad(), Gradients(self._model, self._candidates, reached) as gradients:
                 output = forwards.run(self._model, sample, self._forward)
                 point, stop = output.detach(), num_samples + len(output)

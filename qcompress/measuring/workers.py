@@ -92,7 +92,7 @@ class Work:
             for model in (self.model, self.original):
                 if model is not None:
                     stack.enter_context(forwards.evaluating(model))
-            means = self._means()
+            means = self._means(first=number == 0)
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
             with torch.no_grad():
                 reference = None if self.original is None else forwards.run(self.original, batch, self.forward)
@@ -104,12 +104,12 @@ class Work:
                 moved=frozenset(self.forward.moved),
             )
 
-    def _means(self) -> "Direct | Fisher | WeightGradients":
+    def _means(self, *, first: bool) -> "Direct | Fisher | WeightGradients":
         given = self.model, self.candidates, self.loss, self.forward
         if self.method == "direct":
             return Direct(*given)
         if self.method == "sampled":
-            return WeightGradients(*given, self.tried, self.apart)
+            return WeightGradients(*given, self.tried, self.apart, check=first)
         return Fisher(*given, self.tried)
 
 
