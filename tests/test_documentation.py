@@ -19,7 +19,11 @@ PAGES = [page for page in PAGES if "tutorials" not in page.parts and page.name !
 NOT_RUN = "# not run here: "
 """How a block begins that needs more than this machine has; the reader sees it too."""
 
-GUIDES = [ROOT / "docs" / "start.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
+GUIDES = [
+    ROOT / "docs" / "start.md",
+    *sorted((ROOT / "docs").glob("guides/*.md")),
+    ROOT / "docs/concepts/reductions.md",
+]
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
