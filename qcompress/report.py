@@ -7,8 +7,8 @@ from typing import Any
 
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
+from formulations.formatting import amount, plural
 from qcompress.budgets import FILE_BYTES, LATENCY
-from qcompress.formatting import amount, plural
 from qcompress.guard import Candidate
 
 FILE_KIND = FileKind("qcompress report", version=1)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from formulations import Problem
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath, write_json
+from formulations.formatting import number, percent
 from formulations.reductions.scaling import scaled
 from solvers import registry
 from solvers.base import Solver, SolverLike
@@ -107,10 +108,10 @@ class Sweep:
         for point in self.points:
             solution = point.solution
             used = "–" if solution.choice is None else f"{solution.usage[self.resource]:,.10g}"
-            gap = "–" if solution.gap is None else f"{solution.gap:.3%}"
-            numbers = [f"{point.budget:,.10g}", used, _number(solution.objective), _number(solution.bound), gap]
+            results = [used, number(solution.objective), number(solution.bound), percent(solution.gap)]
             prices = [f"{point.price:.3g}", f"{0.01 * point.budget * point.price:.3g}"]
-            lines.append(f"| {' | '.join([*numbers, str(solution.status), *prices])} |")
+            cells = [f"{point.budget:,.10g}", *results, str(solution.status), *prices]
+            lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines) + "\n"
 
     def to_json(self) -> dict[str, Any]:
@@ -283,7 +284,3 @@ def _shared(problem: Problem, resource: str, points: list[SweepPoint]) -> tuple[
 
 def _or(value: float | None, missing: float) -> float:
     return missing if value is None else value
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.6g}"

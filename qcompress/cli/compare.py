@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
+from formulations.formatting import number
 from qcompress.cli import arguments
 from qcompress.cli.console import complain, print_json, say
 from qcompress.cli.printing import print_compared
-from qcompress.formatting import number
 from solvers import Solution
 from solvers.compare.runs import Comparison, Suite
 

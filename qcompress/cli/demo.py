@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
+from formulations.formatting import number, percent
 from qcompress.cli import arguments
 from qcompress.cli.console import print_json, print_lines, print_table, say
-from qcompress.formatting import number, percent
 
 
 def demo(

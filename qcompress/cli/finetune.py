@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
+from formulations.formatting import number
 from qcompress.cli import arguments
 from qcompress.cli.console import print_json, print_table, say
 from qcompress.cli.flag_groups import with_flag_groups
 from qcompress.cli.progress import Watch, watching
 from qcompress.cli.shared_flags import CalibrationFlags
-from qcompress.formatting import number
 
 
 @with_flag_groups

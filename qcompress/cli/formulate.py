@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
+from formulations.formatting import amount
 from qcompress.cli import arguments
 from qcompress.cli.console import print_json, print_table, say
-from qcompress.formatting import amount
 
 MeasurementFile = Annotated[
     Path, typer.Argument(metavar="MEASUREMENT", help="A measurement file, as 'qcompress measure' writes.")

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from formulations.formatting import amount
 from qcompress.cli import arguments
 from qcompress.cli.console import print_json, print_table, say
 from qcompress.cli.flag_groups import with_flag_groups
 from qcompress.cli.offering import OfferFlags
 from qcompress.cli.progress import watching
 from qcompress.cli.shared_flags import CalibrationFlags, MeasureFlags
-from qcompress.formatting import amount
 
 if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
     from qcompress import Measurement

@@ -1,8 +1,8 @@
 """Solutions and comparisons as tables, for the commands that print them."""
 
+from formulations.formatting import amount, number, percent
 from qcompress.cli.console import print_lines, print_table
 from qcompress.cli.sampling import print_sampling
-from qcompress.formatting import amount, number, percent
 from solvers import Solution
 from solvers.compare.runs import TARGET, Comparison, Suite
 

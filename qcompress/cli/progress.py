@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from formulations.formatting import number, percent
 from qcompress.cli.console import err
-from qcompress.formatting import number, percent
 from solvers import Progress as SolverProgress
 
 if TYPE_CHECKING:  # the measuring side is imported only by commands that measure

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from formulations.formatting import number, percent
 from qcompress.cli.console import print_lines, print_table
-from qcompress.formatting import number, percent
 from solvers import Solution
 
 STEPS = ("raw", "decoded", "repaired", "polished")

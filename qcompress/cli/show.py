@@ -13,10 +13,10 @@ import solvers.solution
 import solvers.sweep
 from formulations import FileFormatError, Problem
 from formulations.file_kinds import kind_of
+from formulations.formatting import amount, number
 from qcompress.cli.console import out, print_lines, print_table
 from qcompress.cli.printing import print_compared, print_solution
 from qcompress.cli.sweep import print_sweep
-from qcompress.formatting import amount, number
 from solvers import Solution
 from solvers.compare import Comparison, Suite
 from solvers.sweep import Sweep

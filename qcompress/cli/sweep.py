@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
+from formulations.formatting import amount, number, percent
 from qcompress.cli import arguments
 from qcompress.cli.console import complain, print_json, print_table, say
-from qcompress.formatting import amount, number, percent
 from solvers.sweep import Sweep, SweepPoint
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath, read_json, write_json
+from formulations.formatting import number, percent
 from solvers.base import relative_gap
 from solvers.compare.time_to_target import TimeToTarget, target_near, time_to_target
 from solvers.solution import Solution, Status, StopReason
@@ -102,13 +103,13 @@ class Comparison:
             "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|",
         ]
         for row in self.rows():
-            numbers = [_number(row.median), _number(row.best), _percent(row.above_best), _percent(row.gap)]
-            numbers += [_number(row.bound), f"{row.feasible_share:.0%}", f"{row.wall_s:.2f} s", _until(row.to_target)]
+            numbers = [number(row.median), number(row.best), percent(row.above_best), percent(row.gap)]
+            numbers += [number(row.bound), f"{row.feasible_share:.0%}", f"{row.wall_s:.2f} s", _until(row.to_target)]
             statuses = ", ".join(f"{status} ×{count}" for status, count in row.statuses.items())
             lines.append(f"| {row.label} | {' | '.join(numbers)} | {statuses} |")
         lines += [
             "",
-            f"Best objective {_number(self.best)}, best bound {_number(self.bound)}, seeds {list(self.seeds)}.",
+            f"Best objective {number(self.best)}, best bound {number(self.bound)}, seeds {list(self.seeds)}.",
         ]
         lines += [f"Not run: {label} ({why})." for label, why in self.skipped.items()]
         lines += [f"Failed: {run} ({why})." for run, why in self.errors.items()]
@@ -203,7 +204,7 @@ class Suite:
         ]
         for row in self.rows():
             shares = [f"{share:.0%}" for share in (row.target_share, row.proven_share, row.feasible_share)]
-            values = [str(row.problems), *shares, _percent(row.gap), f"{row.wall_s:.2f} s"]
+            values = [str(row.problems), *shares, percent(row.gap), f"{row.wall_s:.2f} s"]
             lines.append(f"| {row.label} | {' | '.join(values)} |")
         parts = [f"\n## {name}\n\n{comparison.to_markdown()}" for name, comparison in self.comparisons.items()]
         return "\n".join(lines) + "\n" + "".join(parts)
@@ -273,14 +274,6 @@ def _row(label: str, runs: tuple[Solution, ...], best: float | None, bound: floa
 
 def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.6g}"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3%}"
 
 
 def _until(time: TimeToTarget | None) -> str:

@@ -1,4 +1,4 @@
-"""Numbers as people read them, in reports and on the command line."""
+"""Numbers as people read them, in tables, reports and on the command line."""
 
 
 def number(value: float | None, digits: int = 6) -> str:
