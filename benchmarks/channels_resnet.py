@@ -63,7 +63,7 @@ COLUMNS = {
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {own: getattr(arguments, own) for own in ("depth", "calibration", "test", "steps", "time_limit")}
+    return {own: getattr(arguments, own) for own in ("depth", "calibration", "keep", "test", "steps", "time_limit")}
 
 
 def within(sets: tuple[CoupledSet, ...], uses: Uses, limit: float, removed_at: Ranking) -> dict[str, list[int]]:
@@ -137,6 +137,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, choices=(20, 56), default=56, help="of the network")
     parser.add_argument("--shares", type=float, nargs="+", default=(0.7, 0.5), help="of the macs that may stay")
     parser.add_argument("--calibration", type=int, default=256, help="training images")
+    parser.add_argument("--keep", type=float, nargs="+", default=(0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125))
     parser.add_argument("--test", type=int, default=2500, help="test images")
     parser.add_argument("--steps", type=int, default=50, help="of fine-tuning, 128 images each; 0 for none")
     parser.add_argument("--time-limit", type=float, default=20, help="seconds for each solve")
@@ -155,9 +156,9 @@ def main() -> None:
     whole = uses.of([item.num_units for item in sets])
 
     def measured(choice: str) -> Measurement:
-        file = out / f"{name}_{'_'.join(['made_up', *OURS[choice][0]])}.npz"
+        file = out / f"{name}_{'_'.join(['measured', *OURS[choice][0]])}.npz"
         if not file.exists():
-            options = qcompress.prune_channels(**OURS[choice][0])
+            options = qcompress.prune_channels(keep=arguments.keep, **OURS[choice][0])
             qcompress.measure(model, data, options, cache=file.with_suffix(".part")).save(file)
         return Measurement.load(file)
 
