@@ -181,7 +181,8 @@ def main() -> None:
         if smaller is None:
             return row
         output = cifar.logits(smaller, inputs)
-        renormed = reestimate_(copy.deepcopy(smaller), data)
+        renormed = copy.deepcopy(smaller)
+        reestimate_(renormed, data)
         row |= {
             "macs": count(smaller, data[:1], None).macs / whole["macs"],
             "bytes": total_bytes(smaller) / whole["bytes"],

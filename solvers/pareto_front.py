@@ -120,6 +120,8 @@ def pareto_front(
     if resource not in problem.resources:
         known_resources = ", ".join(problem.resources) or "none"
         raise InvalidOptionError(f"the problem has no resource {resource!r}; it has: {known_resources}")
+    if problem.resource_pairs:
+        raise InvalidOptionError("pareto_front takes no resources with pair terms; use sweep with budgets as points")
     for option, value, least in (("population", population, 2), ("generations", generations, 1)):
         if value < least:
             raise InvalidOptionError(f"option {option!r} of a Pareto front must be at least {least}, found {value}")

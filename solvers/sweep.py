@@ -228,6 +228,8 @@ def _budgets(problem: Problem, resource: str, points: int | Iterable[float]) -> 
         return budgets
     if points < 2:
         raise InvalidOptionError(f"a curve has at least 2 points, found {points}")
+    if resource in problem.resource_pairs:
+        raise InvalidOptionError(f"{resource!r} has pair terms, so its range is not known: give the budgets as points")
     use, starts = problem.resources[resource], problem.group_offsets[:-1]
     fixed = problem.fixed.get(resource, 0.0)
     smallest, largest = (fixed + float(extreme.reduceat(use, starts).sum()) for extreme in (np.minimum, np.maximum))

@@ -5,14 +5,23 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pulp
 import pytest
 import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formulations import InfeasibleBudgetError, InvalidProblemError, PairTerms, Problem
+from formulations.exchange.suffixes import write_problem
+from formulations.feasibility.explain import explain_infeasibility
+from formulations.forms.bqm import to_bqm
+from formulations.forms.cqm import to_cqm
+from formulations.forms.integer_program import to_integer_program
+from formulations.forms.nonlinear import to_nonlinear
+from formulations.reductions.presolve import reduce_problem
 from formulations.reductions.pricing import priced
 from formulations.reductions.restriction import restrict
+from formulations.reductions.tie import tie
 from solvers import Status, UnsupportedProblemError, available, solve
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -182,3 +191,28 @@ def test_who_cannot_take_the_terms_says_so_by_name() -> None:
     network = next(info.name for info in available() if info.needs_network and info.available)
     with pytest.raises(UnsupportedProblemError, match=f"solver {network!r} takes no pair terms in a budget"):
         solve(problem, network)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_integer_program_and_the_constrained_model_hold_the_terms(seed: int) -> None:
+    problem = paired_problem(seed)
+    model, decode = to_integer_program(problem)
+    model.solve(pulp.HiGHS(msg=False))
+    judged = problem.evaluate(decode())
+    assert judged.feasible
+    assert judged.objective == pytest.approx(best_of(problem), abs=1e-6)
+    encoded = to_cqm(problem)
+    for choice in every_choice(problem)[:40]:
+        sample = np.zeros(problem.num_options)
+        sample[problem.flat(choice)] = 1
+        (state,) = encoded.cqm.iter_constraint_data(dict(enumerate(sample)), labels=["budget macs"])
+        assert state.lhs_energy == pytest.approx(problem.evaluate(choice).usage["macs"], rel=1e-9)
+
+
+def test_forms_without_a_place_for_the_terms_refuse_them(tmp_path: Path) -> None:
+    problem = paired_problem(0)
+    for refuse in (to_bqm, to_nonlinear, reduce_problem, explain_infeasibility, lambda own: tie(own, [])):
+        with pytest.raises(InvalidProblemError, match="takes no pair terms in a budget"):
+            refuse(problem)
+    with pytest.raises(InvalidProblemError, match="takes no pair terms in a budget"):
+        write_problem(problem, tmp_path / "problem.cqm")

@@ -95,6 +95,7 @@ def _program(problem: Problem) -> _Program:
     constant = bool(problem.offset or set(problem.fixed) & set(problem.budgets))
     if constant:
         objective.append((CONSTANT, problem.offset))
+    problem.require_linear_budgets("a linear program's file")
     units = [_unit(problem.resources[name]) for name in problem.budgets]
     header = {
         "version": VERSION,

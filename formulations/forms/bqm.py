@@ -148,6 +148,7 @@ def to_bqm(
     >>> encoded.bqm.num_variables, encoded.decode(dimod.ExactSolver().sample(encoded.bqm).first.sample).tolist()
     (5, [0, 1])
     """
+    problem.require_linear_budgets("to_bqm")
     if encoding not in ENCODINGS:
         raise EncodingError(f"no encoding is called {encoding!r}; known: {', '.join(ENCODINGS)}")
     problem = problem.without_fixed()

@@ -60,7 +60,6 @@ def constraints(problem: Problem) -> Iterator[Constraint]:
     >>> [(row.label, row.sense, row.rhs, row.discrete) for row in constraints(problem)]
     [('group a', '==', 1.0, True), ('group b', '==', 1.0, True), ('budget bytes', '<=', 12.0, False)]
     """
-    problem.require_linear_budgets("the file of a constrained quadratic model")
     variables, ones = np.arange(problem.num_options), np.ones(problem.num_options)
     for name, start, end in zip(problem.groups, problem.group_offsets[:-1], problem.group_offsets[1:], strict=True):
         yield Constraint(
@@ -93,7 +92,10 @@ def cqm_file(problem: Problem, rows: Iterable[Constraint] | None = None) -> IO[b
     ...     dimod.ConstrainedQuadraticModel.from_file(file).num_biases()
     12
     """
-    rows = list(constraints(problem) if rows is None else rows)
+    if rows is None:
+        problem.require_linear_budgets("the file of a constrained quadratic model")
+        rows = constraints(problem)
+    rows = list(rows)
     size, pairs = problem.num_options, num_pairs(problem)
     header = {
         "num_variables": size,

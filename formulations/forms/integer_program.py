@@ -23,6 +23,7 @@ import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
 from formulations.errors import EncodingError
+from formulations.pairs import PairTerms
 from formulations.problem import BUDGET_TOLERANCE, Problem
 
 MAX_PRODUCTS = 400_000
@@ -112,19 +113,57 @@ def to_integer_program(problem: Problem) -> IntegerProgram:
     for group, (begin, end) in enumerate(itertools.pairwise(first.tolist())):
         terms = _sum([(variable, 1.0) for variable in x[begin:end]])
         model.addConstraint(pulp.LpConstraint(terms, pulp.LpConstraintEQ, f"one_{group}", 1.0))
+    y, weights = _add_products(model, _with_all_products(problem), x)
+    if problem.paired_budgets:
+        weights = _objective_weights(problem, y)
     for k, (name, budget) in enumerate(problem.budgets.items()):
         use = problem.resources[name]
-        size = float(use.max()) or 1.0
-        terms = _sum([(x[option], use[option] / size) for option in np.flatnonzero(use)])
+        together = [(variable, w) for variable, w in _uses_together(problem, name, y) if w]
+        size = max([float(use.max()), *(w for _, w in together)]) or 1.0
+        terms = [*((x[option], use[option] / size) for option in np.flatnonzero(use))]
+        terms += [(variable, w / size) for variable, w in together]
         limit = (budget + BUDGET_TOLERANCE * abs(budget)) / size
-        model.addConstraint(pulp.LpConstraint(terms, pulp.LpConstraintLE, f"budget_{k}", limit))
-    y, weights = _add_products(model, problem, x)
+        model.addConstraint(pulp.LpConstraint(_sum(terms), pulp.LpConstraintLE, f"budget_{k}", limit))
     objective = [
         *zip(x, problem.cost.tolist(), strict=True),
         *((product[0], w) for product, w in zip(y, weights, strict=True)),
     ]
     model.setObjective(pulp.LpAffineExpression(objective, constant=problem.offset))
     return IntegerProgram(model=model, x=x, y=tuple(y), group_offsets=first)
+
+
+def _with_all_products(problem: Problem) -> Problem:
+    """The problem with a pair term for every product that its objective or a budget takes."""
+    if not problem.paired_budgets:
+        return problem
+    pattern = sum((problem.resource_pairs[name] for name in problem.paired_budgets), start=_no_terms(problem))
+    if problem.pairs.sparse is not None:
+        pattern = pattern + abs(problem.pairs.sparse)
+    pairs = PairTerms.trusted(sparse=scipy.sparse.csr_array(pattern), factor=problem.pairs.factor)
+    return problem.derived(pairs=pairs)
+
+
+def _no_terms(problem: Problem) -> Any:
+    return scipy.sparse.csr_array((problem.num_options, problem.num_options))
+
+
+def _objective_weights(problem: Problem, y: list[tuple[Any, int, int]]) -> list[float]:
+    """What every product adds to the objective."""
+    u, v = (np.array([product[side] for product in y], dtype=np.int64) for side in (1, 2))
+    sparse = _no_terms(problem) if problem.pairs.sparse is None else problem.pairs.sparse
+    weights = np.asarray(sparse[u, v]).ravel() if len(u) else np.zeros(0)
+    if problem.pairs.factor is not None:
+        weights = weights + np.einsum("pr,pr->p", problem.pairs.factor[u], problem.pairs.factor[v])
+    return [float(weight) for weight in weights]
+
+
+def _uses_together(problem: Problem, name: str, y: list[tuple[Any, int, int]]) -> list[tuple[Any, float]]:
+    """Every product variable with what it uses of a resource."""
+    if name not in problem.resource_pairs or not y:
+        return []
+    u, v = (np.array([product[side] for product in y], dtype=np.int64) for side in (1, 2))
+    uses = np.asarray(problem.resource_pairs[name][u, v]).ravel()
+    return [(product[0], float(use)) for product, use in zip(y, uses, strict=True)]
 
 
 def num_products(problem: Problem) -> int:
