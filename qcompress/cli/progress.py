@@ -28,8 +28,9 @@ class Watch:
 
     def encoded(self, progress: "EncodeProgress") -> None:
         """Show parts, and the forecast."""
+        left = "" if progress.remaining_s is None else f"about {progress.remaining_s:.0f} s left, "
         state = (
-            f"{progress.parts} of {progress.total_parts} layers, about {progress.remaining_s:.0f} s left, "
+            f"{progress.parts} of {progress.total_parts} layers, {left}"
             f"{progress.size_bytes / 1e6:,.1f} MB held"
         )
         self._show("working out options", state, progress.parts, progress.total_parts)

@@ -37,7 +37,8 @@ class EncodeProgress:
         part: the one just done.
         parts, total_parts: how many are done, and are.
         elapsed_s: so far.
-        remaining_s: forecast, by the weights that are left.
+        remaining_s: forecast, by the weights that are left; None after the first part, in whose time kernels may have
+            been compiled.
         size_bytes: of the arrays that are held.
     """
 
@@ -45,7 +46,7 @@ class EncodeProgress:
     parts: int
     total_parts: int
     elapsed_s: float
-    remaining_s: float
+    remaining_s: float | None
     size_bytes: int
 
 
@@ -190,7 +191,7 @@ def fitted(
     """
     codes: Codes = {}
     work = np.cumsum([_work(part, moments) for part in parts])
-    start = time.perf_counter()
+    start, first_s = time.perf_counter(), 0.0
     transforms: list[tuple[Transform, ...]] = []
     errors: list[float] = []
     for part, weight in zip(parts, weights_of(model, parts, moments, num_inputs, squares, ranges), strict=True):
@@ -204,13 +205,15 @@ def fitted(
         errors += [own.error for own in found]
         if on_encode is not None:
             elapsed_s = time.perf_counter() - start
+            first_s = elapsed_s if index == 0 else first_s
+            later = float((work[-1] - work[index]) / (work[index] - work[0])) if index else None
             on_encode(
                 EncodeProgress(
                     part=part.name,
                     parts=index + 1,
                     total_parts=len(parts),
                     elapsed_s=elapsed_s,
-                    remaining_s=elapsed_s * float(work[-1] / work[index] - 1),
+                    remaining_s=None if later is None else (elapsed_s - first_s) * later,
                     size_bytes=sum(own.nbytes for arrays in codes.values() for own in arrays.values()),
                 )
             )
