@@ -85,24 +85,18 @@ def compress(
     }
     for flags in (offer, training, measuring, calibration, choice):
         settings |= flags.arguments()
-    language = text.opened(calibration.model, calibration.data)
-    if language is None:
-        network, batches = calibration.model_and_data()
-    else:
+    if language := text.opened(calibration.model, calibration.data):
         network, batches = language[0], language[1].calibration
         settings |= _for_language_model(*language, text, offer, settings)
+    else:
+        network, batches = calibration.model_and_data()
     try:
         with watching("measuring") as watch:
             result = qcompress.compress(
                 network,
                 batches,
                 batch_norm_data=batches if batch_norm else None,
-                on_encode=watch.encoded,
-                on_measure=watch.measured,
-                on_timing=watch.timed,
-                on_progress=watch.solved,
-                on_round=watch.refined,
-                on_finetune=watch.finetuned,
+                **watch.callbacks(),
                 **settings,
             )
     except (InfeasibleBudgetError, NoChoiceError) as error:

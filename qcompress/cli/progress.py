@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
@@ -26,13 +26,21 @@ class Watch:
         self._last_line = time.monotonic()
         self.finetuning: FinetuneProgress | None = None
 
+    def callbacks(self) -> dict[str, Any]:
+        """The callbacks of `qcompress.compress`."""
+        return {
+            "on_encode": self.encoded,
+            "on_measure": self.measured,
+            "on_timing": self.timed,
+            "on_progress": self.solved,
+            "on_round": self.refined,
+            "on_finetune": self.finetuned,
+        }
+
     def encoded(self, progress: "EncodeProgress") -> None:
         """Show parts, and the forecast."""
         left = "" if progress.remaining_s is None else f"about {progress.remaining_s:.0f} s left, "
-        state = (
-            f"{progress.parts} of {progress.total_parts} layers, {left}"
-            f"{progress.size_bytes / 1e6:,.1f} MB held"
-        )
+        state = f"{progress.parts} of {progress.total_parts} layers, {left}{progress.size_bytes / 1e6:,.1f} MB held"
         self._show("working out options", state, progress.parts, progress.total_parts)
 
     def measured(self, progress: "MeasureProgress") -> None:

@@ -57,13 +57,12 @@ def forecast_seconds(
 
 def _encoding_s(module: nn.Module, name: str, offered: Offered) -> float:
     """Seconds of working out a layer's options, from some of its rows, rounded to nearest."""
-    if layers.why_unsupported(module) or offered.left_out(name):
+    kind = layers.kind_of(module)
+    if kind is None or layers.why_unsupported(module) or offered.left_out(name):
         return 0.0
     rows = layers.to_rows(module, layers.weight_of(module).detach())
     few = rows[:ROWS]
-    target = Target(
-        layer=layers.kind_of(module).__name__, channels=len(few), per_channel=few.shape[1], dtype=few.dtype, macs=0.0
-    )
+    target = Target(layer=kind.__name__, channels=len(few), per_channel=few.shape[1], dtype=few.dtype, macs=0.0)
     offers = [own for own in offered.options(name).uncalibrated().offers if isinstance(own, Transform)]
     for own in offers:
         own.encode(Weight(few[:1], Target(**{**_fields(target), "channels": 1})))  # compiled on first use

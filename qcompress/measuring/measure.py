@@ -4,14 +4,16 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from formulations.files import AnyPath
 from qcompress.compressed.apply import require_measured
@@ -33,11 +35,12 @@ from qcompress.model.calibration import Calibration
 from qcompress.model.composed import composed
 from qcompress.model.losses import Loss, LossFunction, as_loss
 from qcompress.model.opened import opened_of
-from qcompress.model.parts import survey
+from qcompress.model.parts import Part, Survey, survey
 from qcompress.model.steady import steady
 from qcompress.model.tensors import total_bytes
 from qcompress.model.weights import layer_names
 from qcompress.options import Options
+from qcompress.transforms.base import Ranges
 
 METHODS = ("fisher", "direct", "sampled")
 SAVE_EVERY_S = 2.0
@@ -138,7 +141,64 @@ def measure(
         )
     if memory is not None:
         raise OptionsError("memory= is for models that are read block by block: give qcompress.open_model(folder)")
-    batches, measured, seed, run = data, calibration.loss, calibration.seed, steady(forward, calibration.seed)
+    return _measured_in_memory(
+        calibration,
+        offered,
+        method=method,
+        granularity=granularity,
+        jobs=jobs,
+        cache=cache,
+        on_progress=on_progress,
+        on_encode=on_encode,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Statistics:
+    """What options are fitted to: statistics of the layers' inputs, by `Part.path`; see `fitted`."""
+
+    moments: Mapping[str, Tensor]
+    num_inputs: Mapping[str, int]
+    squares: Mapping[str, Tensor]
+    ranges: Mapping[str, Ranges]
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `fitted` of the same names."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def _statistics(
+    model: nn.Module, batches: Iterable[Any], run: forwards.Forward, parts: Sequence[Part], per_part: dict[str, Options]
+) -> _Statistics:
+    """Passes over the data for what some option needs, of the layers that it is for.
+
+    Raises:
+        OptionsError: the second moments do not fit into the memory that is free.
+    """
+    calibrated = [part for part in parts if per_part[part.name].need_moments(part.target)]
+    require_memory(forecast_bytes(calibrated))
+    moments, num_inputs = second_moments(model, calibrated, batches, run) if calibrated else ({}, {})
+    weighed = [part for part in parts if per_part[part.name].need_squares(part.target)]
+    squares = input_squares(model, weighed, batches, run, moments) if weighed else {}
+    ranged = [part for part in parts if per_part[part.name].need_ranges(part.target)]
+    ranges = activation_ranges(model, ranged, batches, run) if ranged else {}
+    return _Statistics(moments=moments, num_inputs=num_inputs, squares=squares, ranges=ranges)
+
+
+def _measured_in_memory(
+    calibration: Calibration,
+    offered: Offered,
+    *,
+    method: str,
+    granularity: str | int,
+    jobs: int,
+    cache: AnyPath | None,
+    on_progress: Callable[[MeasureProgress], None] | None,
+    on_encode: Callable[[EncodeProgress], None] | None,
+) -> Measurement:
+    """`measure` for a model whose weights are all in memory."""
+    model, batches, measured = calibration.model, calibration.data, calibration.loss
+    seed, run = calibration.seed, steady(calibration.forward, calibration.seed)
     with composed(model), forwards.evaluating(model):
         total_bytes(model)  # refuses what cannot be counted
         offered.require_known(layer_names(model))
@@ -146,16 +206,8 @@ def measure(
         run.require_same(model, forwards.first_batch(batches))
         inventory = survey(model, batches, run, granularity, loss=measured, left_out=offered.left_out)
         per_part, notes = calibrated_options(inventory.parts, offered)
-        calibrated = [part for part in inventory.parts if per_part[part.name].need_moments(part.target)]
-        require_memory(forecast_bytes(calibrated))
-        moments, num_inputs = second_moments(model, calibrated, batches, run) if calibrated else ({}, {})
-        weighed = [part for part in inventory.parts if per_part[part.name].need_squares(part.target)]
-        squares = input_squares(model, weighed, batches, run, moments) if weighed else {}
-        ranged = [part for part in inventory.parts if per_part[part.name].need_ranges(part.target)]
-        ranges = activation_ranges(model, ranged, batches, run) if ranged else {}
-        candidates, errors = fitted(
-            model, inventory.parts, per_part, moments, num_inputs, squares, on_encode, ranges=ranges
-        )
+        seen = _statistics(model, batches, run, inventory.parts, per_part)
+        candidates, errors = fitted(model, inventory.parts, per_part, on_encode=on_encode, **seen.arguments())
         settings = [fingerprint, method, granularity, None if cache is None else calibration.digests()]
         sums = accumulate(
             model,
@@ -178,8 +230,37 @@ def measure(
             "to be the same every time it is gone through"
         )
     notes += [f"{name} changes while the model runs; it was put back after every pass" for name in sorted(run.moved)]
-    shared = {id(own): own.numpy() for own in moments.values()}
-    measurement = Measurement(
+    measurement = _stated(
+        inventory,
+        candidates,
+        sums,
+        seen,
+        method=method,
+        calibration=calibration,
+        fingerprint=fingerprint,
+        errors=errors,
+        notes=tuple(notes),
+    )
+    if cache is not None:
+        Path(cache).unlink(missing_ok=True)
+    return measurement
+
+
+def _stated(
+    inventory: Survey,
+    candidates: Candidates,
+    sums: Sums,
+    seen: _Statistics,
+    *,
+    method: str,
+    calibration: Calibration,
+    fingerprint: str,
+    errors: NDArray[np.float64],
+    notes: tuple[str, ...],
+) -> Measurement:
+    """The measurement that the passes over the data gave."""
+    shared = {id(own): own.numpy() for own in seen.moments.values()}
+    return Measurement(
         parts=inventory.parts,
         transforms=candidates.transforms,
         cost=sums.mean_cost(),
@@ -192,20 +273,17 @@ def measure(
         skipped=inventory.skipped,
         num_samples=sums.num_samples,
         method=method,
-        loss=measured.name,
-        seed=seed,
+        loss=calibration.loss.name,
+        seed=calibration.seed,
         model_fingerprint=fingerprint,
         standing=candidates.standing,
-        moments=MappingProxyType({name: shared[id(own)] for name, own in moments.items()}),
-        num_inputs=MappingProxyType(num_inputs),
+        moments=MappingProxyType({name: shared[id(own)] for name, own in seen.moments.items()}),
+        num_inputs=MappingProxyType(seen.num_inputs),
         tried=MappingProxyType(sums.tried),
-        notes=tuple(notes),
+        notes=notes,
         codes=candidates.codes,
-        squares=MappingProxyType({name: values.numpy() for name, values in squares.items()}),
+        squares=MappingProxyType({name: values.numpy() for name, values in seen.squares.items()}),
     )
-    if cache is not None:
-        Path(cache).unlink(missing_ok=True)
-    return measurement
 
 
 def require_method(method: str, granularity: str | int) -> None:
