@@ -23,21 +23,11 @@ from qcompress.transforms.quantize.whole_filters import PruneFilters
 ENTRY_POINTS = "qcompress.transforms"
 """Group of the entry points by which a package of its own adds a transform: its kind → ``module:Class``."""
 
-OFFERS: dict[str, type[Offer]] = {
-    kind.kind: kind
-    for kind in (
-        Keep,
-        PruneQuantize,
-        GroupWise,
-        IntegerProduct,
-        PruneFilters,
-        LowRank,
-        RankRule,
-        GgufType,
-        KeepChannels,
-        RemoveChannels,
-    )
-}
+KINDS: tuple[type[Offer], ...] = (
+    Keep, PruneQuantize, GroupWise, IntegerProduct, PruneFilters, LowRank,
+    RankRule, GgufType, KeepChannels, RemoveChannels,
+)  # fmt: skip
+OFFERS = {kind.kind: kind for kind in KINDS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
