@@ -83,6 +83,7 @@ VIEWS = {
     "trust": View(
         columns={
             "model": "{model}",
+            "samples": "{samples} {source}",
             "options": "{family}",
             "budget": "{budget}",
             "default": "{default:.3g}",

@@ -4,9 +4,8 @@ The solver's choice is the best by one prediction. Others are made with the term
 without them, by the same setting for all parts, and from the solver's pool; compensated codes have rounding to nearest
 beside them. None of them costs a measurement.
 
-Costs at softened outputs need fewer samples: where a network is sure of itself, one sample in twenty makes up most of a
-loss, and which one it is differs from draw to draw; divided by a temperature all samples count, and small changes count
-as before. The choice by them is no better than another where samples are many, and far better where they are few.
+Costs at softened outputs need fewer samples: where a network is sure of itself, a few samples make up most of a loss,
+and which ones differs from draw to draw; divided by a temperature all samples count, and small changes count as before.
 """
 
 from collections.abc import Iterator
