@@ -33,7 +33,7 @@ from qcompress.model.weight_files import StoredTensor, WeightFiles
 from qcompress.options import Options, prune_quantize
 from qcompress.transforms.base import Keep, Target, Transform
 
-MAX_BITS = 8
+MAX_BITS, ZERO_POINT_BITS = 8, (4, 8)
 FUSED = (
     ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"), ("w1", "w3"),
 )  # fmt: skip
@@ -53,6 +53,9 @@ class CompressedTensors(Engine):
         tokenizer: folder whose tokenizer files are copied; by default the one that the model was loaded from.
         fused: whether layers that vLLM fuses must share one scheme.
         shard_bytes: most bytes of dense weights that go into one file.
+        zero_points: whether asymmetric codes of 4 and 8 bits are legal. vLLM runs them; transformers (5.24) does not
+            load them, because it expects zero points that are not packed. Here such a folder is run with transformers
+            on the weights that compressed-tensors unpacks.
     """
 
     name: ClassVar[str] = "compressed-tensors"
@@ -65,6 +68,7 @@ class CompressedTensors(Engine):
     tokenizer: str | None = None
     fused: bool = True
     shard_bytes: int = 5_000_000_000
+    zero_points: bool = False
 
     def options(self) -> Options:
         """2 to 8 bits in groups of 32 to 128, compensated."""
@@ -78,8 +82,13 @@ class CompressedTensors(Engine):
         scheme = scheme_of(transform, target)
         if scheme is None or scheme.bits > MAX_BITS:
             return f"{transform.label!r} of {part.name!r} is no integer format of up to {MAX_BITS} bits"
-        if not scheme.symmetric:
-            return f"{transform.label!r} of {part.name!r}: transformers (5.24) does not load packed zero points"
+        if not scheme.symmetric and not self.zero_points:
+            return (
+                f"{transform.label!r} of {part.name!r}: transformers (5.24) does not load packed zero points; for vLLM "
+                "set zero_points=True"
+            )
+        if not scheme.symmetric and scheme.bits not in ZERO_POINT_BITS:
+            return f"{transform.label!r} of {part.name!r}: vLLM runs zero points of 4 and 8 bits"
         if target.layer != "Linear" or not target.whole:
             return f"{part.name!r} is not a whole Linear layer, only those have integer weights there"
         if len(part.modules) > 1:
@@ -157,6 +166,8 @@ class CompressedTensors(Engine):
 
     def run(self, path: Path, batches: Iterable[Any]) -> EngineRun:
         """Load the folder with transformers and run it."""
+        if PackedFiles(path).has_zero_points:
+            return self.run_by_block(path, batches)
         model, batches = loaded(path), list(batches)
         with torch.no_grad():
             forwards.run(model, batches[0])  # the first call unpacks the weights
@@ -208,6 +219,11 @@ class PackedFiles(WeightFiles):
         self._dtype = getattr(torch, config["dtype"])
         self._schemes = {f"{module}.weight": group["weights"] for group in groups for module in group["targets"]}
 
+    @property
+    def has_zero_points(self) -> bool:
+        """Whether a weight has."""
+        return any(not scheme["symmetric"] for scheme in self._schemes.values())
+
     def __getitem__(self, name: str) -> StoredTensor:
         if name not in self._schemes:
             return super().__getitem__(name)
@@ -230,7 +246,8 @@ class PackedFiles(WeightFiles):
         from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
         scheme = QuantizationScheme(targets=[name], weights=QuantizationArgs(**self._schemes[name]))
-        own = {f"weight_{key}": super(PackedFiles, self).read(f"{name}_{key}") for key in ("packed", "scale", "shape")}
+        keys = ("packed", "scale", "shape") + (() if self._schemes[name]["symmetric"] else ("zero_point",))
+        own = {f"weight_{key}": super(PackedFiles, self).read(f"{name}_{key}") for key in keys}
         own["weight_scale"] = own["weight_scale"].to(self._dtype)
         numbers: Tensor = PackedQuantizationCompressor.decompress(own, scheme)["weight"]
         return numbers
@@ -295,6 +312,8 @@ def _packed_entries(name: str, scheme: Scheme, target: Target) -> list[Entry]:
         "weight_scale": (scheme.scale_type, (rows, groups)),
         "weight_shape": (torch.int64, (2,)),
     }
+    if not scheme.symmetric:
+        shapes["weight_zero_point"] = (torch.int32, (-(-rows * scheme.bits // 32), groups))
     module = name.removesuffix(".weight")
     return [Entry(name=f"{module}.{key}", dtype=dtype, shape=shape) for key, (dtype, shape) in shapes.items()]
 
@@ -310,8 +329,10 @@ def _entries_of(name: str, item: CompressedPart) -> list[Entry]:
         found = integer_codes(item.transform, item.stored, target)
         if key == "weight_scale":
             return found.scales
-        packed: Tensor = pack_to_int32((found.codes - found.zeros[:, :1]).to(torch.int8), scheme.bits)
-        return packed
+        codes, along = (found.zeros, 0) if key == "weight_zero_point" else (found.codes, 1)
+        signed = (codes - 2 ** (scheme.bits - 1)).to(torch.int8)
+        packed: Tensor = pack_to_int32(signed, scheme.bits, packed_dim=along)
+        return packed.contiguous()
 
     return [
         Entry(

@@ -19,12 +19,17 @@ from tests.measurements import measured, solution
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")
 
 
+ASYMMETRIC = qcompress.prune_quantize(bits=(3, 4, 8), group_size=(16, 32, None), symmetric=False)
+
+
 def one_run(seed: int, folder: Path) -> None:
     """A random model and choice, written and run."""
     rng = random.Random(seed)  # noqa: S311
     model, batch = llama(rng)
-    engine = CompressedTensors(fused=rng.random() < 0.5, shard_bytes=rng.choice([5_000_000_000, 20_000]))
-    smaller = chosen(engine, model, batch, IN_GROUPS, rng)
+    engine = CompressedTensors(
+        fused=rng.random() < 0.5, shard_bytes=rng.choice([5_000_000_000, 20_000]), zero_points=rng.random() < 0.3
+    )
+    smaller = chosen(engine, model, batch, IN_GROUPS + ASYMMETRIC if engine.zero_points else IN_GROUPS, rng)
     path = qcompress.export(smaller, folder / str(seed), target=engine).path
     found = qcompress.verify(path, smaller, [batch], target=engine)
     assert found.ok, (seed, found.why_not)
@@ -108,7 +113,9 @@ def test_what_the_engine_does_not_run_is_refused_with_the_reason(tmp_path: Path)
     assert engine.refuse(alone, GroupWise(4)) == ""
     assert "31 inputs of '2' are no multiple of 16" in engine.refuse(alone, GroupWise(4, group_size=16))
     assert "no integer format" in engine.refuse(alone, GroupWise(4, 0.5))
-    assert "zero points" in engine.refuse(alone, GroupWise(4, symmetric=False))
+    assert "set zero_points=True" in engine.refuse(alone, GroupWise(4, symmetric=False))
+    assert CompressedTensors(zero_points=True).refuse(alone, GroupWise(4, symmetric=False)) == ""
+    assert "4 and 8 bits" in CompressedTensors(zero_points=True).refuse(alone, GroupWise(3, symmetric=False))
     with pytest.raises(EngineError, match="writes models of transformers .* found Sequential"):
         qcompress.export(model, tmp_path / "x", target=engine)
     assert list(tmp_path.iterdir()) == []

@@ -8,6 +8,9 @@ from torch import nn
 
 import qcompress
 from qcompress.errors import OptionsError
+from qcompress.measuring.moments import second_moments
+from qcompress.measuring.squares import input_squares
+from qcompress.model.parts import survey
 from qcompress.options import gguf_types, transform_from_json
 from qcompress.transforms.base import Target, Weight
 from qcompress.transforms.ggml import library
@@ -162,3 +165,14 @@ def test_a_vocabulary_that_is_a_head_too_has_the_moments_of_the_heads_input():
     expected = (heard[0].T @ heard[0] / len(heard[0])).detach().numpy()
     np.testing.assert_allclose(measurement.moments[part.modules[0]], expected, rtol=1e-4, atol=1e-6)
     assert GgufType("Q4_0", compensated=True) in measurement.transforms[0]
+
+
+def test_squares_of_inputs_are_the_diagonals_of_moments_that_are_at_hand():
+    torch.manual_seed(0)
+    model, data = TiedLanguageModel(width=32), [torch.randint(11, (16, 5)) for _ in range(2)]
+    parts = survey(model, data).parts
+    moments, _ = second_moments(model, parts, data, None)
+    found, taken = input_squares(model, parts, data, None, moments), input_squares(model, parts, data, None)
+    assert found.keys() == taken.keys() == {"embed", "mix"}
+    for path in found:
+        torch.testing.assert_close(found[path], taken[path])
