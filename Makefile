@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-all check bench docs clean
+.PHONY: help demo test test-fast durations test-all check bench docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,9 @@ test: $(READY)  ## the test suite (under 12 minutes on two cores)
 
 test-fast: $(READY)  ## the quickest tests (under two minutes on two cores)
 	$(BIN)/python -m pytest -n 2 --fast
+
+durations: $(READY)  ## record what each test takes, which test-fast chooses by
+	$(BIN)/python -m pytest -n 2 --record-durations
 
 test-all: $(READY)  ## the test suite with the slow tests
 	$(BIN)/python -m pytest -n 2 -m ''
