@@ -341,9 +341,11 @@ def gguf_types(names: Iterable[str] | None = None, *, compensated: bool = False)
 
     Args:
         names: of types, as in ``("Q4_K", "Q6_K")``; by default F16 and all that are quantized, to 2 bits.
-        compensated: whether the codes of linear types (not the IQ types) make up for each other's errors for the inputs
-            that the calibration data gives, in the same bytes; llama.cpp reads them as any. `measure` then keeps
-            ``(in, in)`` second moments of each such layer.
+        compensated: whether codes, scales and offsets make up for each other's errors on the inputs that the
+            calibration data gives, in the same bytes: of all types but F16, BF16 and those of 1 to 3 bits whose names
+            begin with IQ, which stay as ggml encodes them. llama.cpp reads them as any. `measure` then keeps
+            ``(in, in)`` second moments of each such layer, of a vocabulary that is the output layer too those of that
+            layer's input.
 
     Raises:
         OptionsError: an empty list, or no such type; lists the known ones.

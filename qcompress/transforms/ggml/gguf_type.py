@@ -20,9 +20,9 @@ class GgufType(Transform):
     """Rows in blocks of one of ggml's types, encoded by ggml itself.
 
     Where the inputs' mean squares are known, columns count by them, as with llama.cpp's importance matrix. Rows that
-    are no multiple of the type's block get the type that llama.cpp falls back to. Compensated, the codes of linear
-    types are chosen on the second moments of the layer's inputs (`qcompress.transforms.ggml.compensation`), in the same
-    bytes.
+    are no multiple of the type's block get the type that llama.cpp falls back to. Compensated, codes,
+    scales and offsets are chosen on the second moments of the layer's inputs, in the same bytes
+    (`qcompress.transforms.ggml.compensation`).
 
     >>> target = Target(layer="Linear", channels=2, per_channel=256, dtype=torch.float32, macs=512)
     >>> GgufType("Q4_K").size_bytes(target)  # a block of 256 weights takes 144 bytes
