@@ -137,6 +137,16 @@ VIEWS = {
     "ranks_resnet56": View(
         columns={"chosen by": "{choice}"}, across="budget", cell=CHOSEN, source="ranks_resnet56_whitened"
     ),
+    "channels_resnet20": View(
+        columns={
+            "macs asked for": "{share:g}",
+            "chosen by": "{choice}",
+            "macs": "{macs:.3f}",
+            "KL": "{kl:.2f}",
+            "accuracy": "{accuracy:.1f}",
+            "with batch norm taken again": "{renormed:.1f}",
+        }
+    ),
     "latency_resnet20": View(
         columns={
             "chosen by": "{choice}",

@@ -110,20 +110,14 @@ def measure_channels(
     )
     if sums.num_batches != inventory.num_batches:
         raise DataError("the data differs from pass to pass")
-    tables = {name: uses.tables(name, [_counts(options) for options in transforms]) for name in ("bytes", "macs")}
-    sizes = {item.name: size_bytes(item.tensor) for item in held_tensors(model)}
     return Measurement(
         parts=candidates.parts,
         transforms=transforms,
         cost=sums.mean_cost(),
         factor=sums.factor(),
         error=np.full(candidates.num_options, np.nan),
-        resources=MappingProxyType({name: table[1] for name, table in tables.items()}),
-        fixed=MappingProxyType({name: table[0] for name, table in tables.items()}),
         original=MappingProxyType(inventory.original),
-        skipped=tuple(
-            Skipped(name=name, size_bytes=sizes.get(f"{name}.weight", 0), reason=why) for name, why in kept.items()
-        ),
+        skipped=_skipped(model, kept),
         num_samples=sums.num_samples,
         method="direct",
         loss=loss.name,
@@ -133,7 +127,25 @@ def measure_channels(
         moments=MappingProxyType({path: own.numpy() for path, own in moments.items()}),
         num_inputs=MappingProxyType(num_inputs),
         sets=sets,
-        resource_pairs=MappingProxyType({name: table[2] for name, table in tables.items() if table[2].nnz}),
+        **_use_tables(uses, transforms),
+    )
+
+
+def _use_tables(uses: Uses, transforms: Sequence[Sequence[Transform]]) -> dict[str, Any]:
+    """What a measurement says of uses: of options alone, of what is fixed, and of two options together."""
+    tables = {name: uses.tables(name, [_counts(options) for options in transforms]) for name in ("bytes", "macs")}
+    return {
+        "fixed": MappingProxyType({name: table[0] for name, table in tables.items()}),
+        "resources": MappingProxyType({name: table[1] for name, table in tables.items()}),
+        "resource_pairs": MappingProxyType({name: table[2] for name, table in tables.items() if table[2].nnz}),
+    }
+
+
+def _skipped(model: nn.Module, kept: Mapping[str, str]) -> tuple[Skipped, ...]:
+    """Layers whose channels stay, and why."""
+    sizes = {item.name: size_bytes(item.tensor) for item in held_tensors(model)}
+    return tuple(
+        Skipped(name=name, size_bytes=sizes.get(f"{name}.weight", 0), reason=why) for name, why in kept.items()
     )
 
 
