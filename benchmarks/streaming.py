@@ -7,6 +7,7 @@ measured, solved, applied, written for compressed-tensors and compared, all in a
 to ``--limit`` GB (``RLIMIT_AS``); every step's seconds, the largest resident size and the bytes per second are noted.
 ``--kill N`` kills that process N times at random moments and starts it again; the files are then compared with those of
 a run that was not killed. A run that was cut goes on; the models are deleted afterwards unless ``--keep``.
+``--rates`` only prints what one thread reads, passes, encodes and decodes in a second of processor time.
 """
 
 import argparse
@@ -169,9 +170,54 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
     figure.savefig(file, dpi=120)
 
 
+def rates() -> dict[str, float]:
+    """GB read, GFLOP passed, million weights encoded and decoded, by one thread in a second of processor time."""
+    import tempfile
+
+    import torch
+    from safetensors.torch import save_file
+
+    import qcompress
+    from qcompress.model.weight_files import WeightFiles
+    from qcompress.transforms.base import Target, Weight
+
+    def seconds(run: Any, least: float = 0.5) -> float:
+        run()
+        start, count = time.process_time(), 0
+        while time.process_time() - start < least:
+            run()
+            count += 1
+        return (time.process_time() - start) / count
+
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        save_file({"x": torch.zeros(64_000_000, dtype=torch.bfloat16)}, Path(folder) / "model.safetensors")
+        files = WeightFiles(Path(folder))
+        found["read_gb"] = 0.128 / seconds(lambda: files.read("x"))
+    for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        left, right = (torch.randn(256, 4096).to(dtype), torch.randn(4096, 4096).to(dtype))
+        found[f"pass_gflop_{name}"] = 2 * 256 * 4096**2 / 1e9 / seconds(lambda left=left, right=right: left @ right)
+    rows = torch.randn(256, 4096, generator=generator)
+    target = Target(layer="Linear", channels=256, per_channel=4096, dtype=torch.float32, macs=0.0, common_input=True)
+    weight = Weight(rows, target)
+    for (offer,) in (qcompress.prune_quantize(bits=(bits,), group_size=GROUP).offers for bits in (3, 4)):
+        stored = offer.encode(weight)
+        found[f"encode_{offer.bits}_bits_mw"] = rows.numel() / 1e6 / seconds(lambda offer=offer: offer.encode(weight))
+        found[f"decode_{offer.bits}_bits_mw"] = (
+            rows.numel() / 1e6 / seconds(lambda offer=offer, stored=stored: offer.decode(stored, target))
+        )
+    narrow, gradient = rows.to(torch.bfloat16), torch.randn(rows.numel())
+    other = narrow + 1
+    multiplied = seconds(lambda: float(gradient @ (other - narrow).float().view(-1)))
+    found["multiply_mw"] = rows.numel() / 1e6 / multiplied
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="for models and runs")
+    parser.add_argument("--folder", type=Path, default=Path("runs/streaming"), help="for models and runs")
     parser.add_argument("--sizes", type=float, nargs="+", choices=SHAPES, default=[0.1, 0.4, 1.5, 6.0], help="GB")
     parser.add_argument("--limit", type=float, default=3.0, help="GB of address space")
     parser.add_argument("--samples", type=int, default=4)
@@ -182,7 +228,11 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="keep the models")
     parser.add_argument("--out", default="benchmarks/results", help="where JSON, Markdown and the plot go")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--rates", action="store_true", help="only what one thread does in a second")
     words = parser.parse_args()
+    if words.rates:
+        print(json.dumps({name: round(value, 3) for name, value in rates().items()}, indent=2))
+        return
     if words.run is not None:
         compress(words.folder, words.run, words.limit, words.samples, words.tokens)
         return

@@ -8,11 +8,10 @@ vLLM runs q, k and v as one matrix, and gate and up: layers that it fuses must s
 transformers ties dense weights only, so weights that modules share stay as they are.
 """
 
-import dataclasses
 import functools
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,12 +23,12 @@ from qcompress.compressed.record import CompressedPart, record_of
 from qcompress.engines import tensor_file
 from qcompress.engines.base import Engine, EngineRun, FileSizes, timed
 from qcompress.engines.integer_codes import Scheme, integer_codes, scheme_of
+from qcompress.engines.packed_files import PackedFiles
 from qcompress.engines.tensor_file import Entry
 from qcompress.errors import EngineError
 from qcompress.model import forward as forwards
 from qcompress.model.opened import Opened, opened_from, opened_of
 from qcompress.model.parts import Part, unique_state
-from qcompress.model.weight_files import StoredTensor, WeightFiles
 from qcompress.options import Options, prune_quantize
 from qcompress.transforms.base import Keep, Target, Transform
 
@@ -203,54 +202,6 @@ def loaded(path: Path) -> nn.Module:
     names = json.loads((path / "config.json").read_text()).get("architectures") or ["AutoModel"]
     model: nn.Module = getattr(transformers, names[0]).from_pretrained(path)
     return model.eval()
-
-
-class PackedFiles(WeightFiles):
-    """The files of a folder as if its weights were dense: compressed-tensors itself unpacks those that are packed.
-
-    Args:
-        folder: as `CompressedTensors.write` writes it.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        config = json.loads((folder / "config.json").read_text())
-        groups = config.get("quantization_config", {}).get("config_groups", {}).values()
-        self._dtype = getattr(torch, config["dtype"])
-        self._schemes = {f"{module}.weight": group["weights"] for group in groups for module in group["targets"]}
-
-    @property
-    def has_zero_points(self) -> bool:
-        """Whether a weight has."""
-        return any(not scheme["symmetric"] for scheme in self._schemes.values())
-
-    def __getitem__(self, name: str) -> StoredTensor:
-        if name not in self._schemes:
-            return super().__getitem__(name)
-        packed = super().__getitem__(f"{name}_packed")
-        shape = tuple(super().read(f"{name}_shape").tolist())
-        return dataclasses.replace(packed, shape=shape, dtype=self._dtype)
-
-    def __iter__(self) -> Iterator[str]:
-        yield from self._schemes
-        yield from super().__iter__()
-
-    def __len__(self) -> int:
-        return super().__len__() + len(self._schemes)
-
-    def read(self, name: str) -> Tensor:
-        """The numbers of a tensor; of a packed weight in the type that the model computes in."""
-        if name not in self._schemes:
-            return super().read(name)
-        from compressed_tensors.compressors import PackedQuantizationCompressor
-        from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-
-        scheme = QuantizationScheme(targets=[name], weights=QuantizationArgs(**self._schemes[name]))
-        keys = ("packed", "scale", "shape") + (() if self._schemes[name]["symmetric"] else ("zero_point",))
-        own = {f"weight_{key}": super(PackedFiles, self).read(f"{name}_{key}") for key in keys}
-        own["weight_scale"] = own["weight_scale"].to(self._dtype)
-        numbers: Tensor = PackedQuantizationCompressor.decompress(own, scheme)["weight"]
-        return numbers
 
 
 _ANY = Target(layer="", channels=0, per_channel=0, dtype=torch.float32, macs=0)

@@ -1,0 +1,59 @@
+"""A folder of compressed-tensors read one weight at a time, each unpacked by compressed-tensors itself."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qcompress.model.weight_files import StoredTensor, WeightFiles
+
+
+class PackedFiles(WeightFiles):
+    """The files of a folder as if its weights were dense: compressed-tensors itself unpacks those that are packed.
+
+    Args:
+        folder: as the engine writes it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        config = json.loads((folder / "config.json").read_text())
+        groups = config.get("quantization_config", {}).get("config_groups", {}).values()
+        self._dtype = getattr(torch, config["dtype"])
+        self._schemes = {f"{module}.weight": group["weights"] for group in groups for module in group["targets"]}
+
+    @property
+    def has_zero_points(self) -> bool:
+        """Whether a weight has."""
+        return any(not scheme["symmetric"] for scheme in self._schemes.values())
+
+    def __getitem__(self, name: str) -> StoredTensor:
+        if name not in self._schemes:
+            return super().__getitem__(name)
+        packed = super().__getitem__(f"{name}_packed")
+        shape = tuple(super().read(f"{name}_shape").tolist())
+        return dataclasses.replace(packed, shape=shape, dtype=self._dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._schemes
+        yield from super().__iter__()
+
+    def __len__(self) -> int:
+        return super().__len__() + len(self._schemes)
+
+    def read(self, name: str) -> Tensor:
+        """The numbers of a tensor; of a packed weight in the type that the model computes in."""
+        if name not in self._schemes:
+            return super().read(name)
+        from compressed_tensors.compressors import PackedQuantizationCompressor
+        from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+        scheme = QuantizationScheme(targets=[name], weights=QuantizationArgs(**self._schemes[name]))
+        keys = ("packed", "scale", "shape") + (() if self._schemes[name]["symmetric"] else ("zero_point",))
+        own = {f"weight_{key}": super(PackedFiles, self).read(f"{name}_{key}") for key in keys}
+        own["weight_scale"] = own["weight_scale"].to(self._dtype)
+        numbers: Tensor = PackedQuantizationCompressor.decompress(own, scheme)["weight"]
+        return numbers
