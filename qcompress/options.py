@@ -82,27 +82,31 @@ class Options:
             OptionsError: these are not all low rank with factors as they are, or the others not all pruning and
                 quantization.
         """
-        wrong = [own.label for own in self.offers if not (isinstance(own, (LowRank, RankRule)) and own.then == Keep())]
-        wrong += [own.label for own in other.offers if not isinstance(own, PruneQuantize)]
+        wrong = [
+            offer.label
+            for offer in self.offers
+            if not (isinstance(offer, (LowRank, RankRule)) and offer.then == Keep())
+        ]
+        wrong += [offer.label for offer in other.offers if not isinstance(offer, PruneQuantize)]
         if wrong:
             raise OptionsError(f"only low_rank(…).then(prune_quantize(…)) can be composed, found {wrong[0]!r}")
         return Options(tuple(replace(first, then=second) for first in self.offers for second in other.offers))  # type: ignore[call-arg]
 
     def need_moments(self, target: Target) -> bool:
         """Whether something on offer takes the moments of the layer's input to fit there."""
-        return any(own.needs_moments(target) for own in self.offers)
+        return any(offer.needs_moments(target) for offer in self.offers)
 
     def uncalibrated(self) -> "Options":
         """The same without what needs moments: rounded to nearest, factors closest for all inputs alike."""
-        return Options(tuple(own.uncalibrated for own in self.offers))
+        return Options(tuple(offer.uncalibrated for offer in self.offers))
 
     def need_squares(self, target: Target) -> bool:
         """Whether something on offer takes the mean squares of the layer's input columns into account there."""
-        return any(own.needs_squares(target) for own in self.offers)
+        return any(offer.needs_squares(target) for offer in self.offers)
 
     def need_ranges(self, target: Target) -> bool:
         """Whether something on offer takes the ranges of the layer's activations to fit there."""
-        return any(own.needs_ranges(target) for own in self.offers)
+        return any(offer.needs_ranges(target) for offer in self.offers)
 
     def for_weight(self, weight: Weight) -> tuple[Fitted, ...]:
         """Keep, then what fits ``weight`` and is of use for it, each worked out once.
@@ -112,7 +116,7 @@ class Options:
         of low rank and one of rounding can do different harm at the same square.
         """
         useful: dict[tuple[str, Activations | None], list[tuple[int, float, Fitted]]] = {}
-        for transform in dict.fromkeys(own.resolve(weight) for own in self.offers):
+        for transform in dict.fromkeys(offer.resolve(weight) for offer in self.offers):
             if transform is None:
                 continue
             stored = transform.encode(weight)
@@ -120,19 +124,21 @@ class Options:
             size_bytes, macs = transform.size_bytes(weight.target), transform.macs(weight.target)
             new = Fitted(transform=transform, stored=stored, error=error)
             family = useful.setdefault((transform.kind, transform.activations), [])
-            if not any(size <= size_bytes and often <= macs and own.error <= new.error for size, often, own in family):
+            if not any(
+                size <= size_bytes and often <= macs and other.error <= new.error for size, often, other in family
+            ):
                 family[:] = [
-                    (size, often, own)
-                    for size, often, own in family
-                    if not (size_bytes <= size and macs <= often and new.error <= own.error)
+                    (size, often, other)
+                    for size, often, other in family
+                    if not (size_bytes <= size and macs <= often and new.error <= other.error)
                 ]
                 family.append((size_bytes, macs, new))
-        found = tuple(own for family in useful.values() for _, _, own in family)
-        return (Fitted(transform=Keep(), stored={}, error=0.0), *found)
+        fitted = tuple(each for family in useful.values() for _, _, each in family)
+        return (Fitted(transform=Keep(), stored={}, error=0.0), *fitted)
 
     def for_target(self, target: Target, rows: Tensor) -> tuple[Transform, ...]:
         """The transforms of `for_weight`, for rows without calibration."""
-        return tuple(own.transform for own in self.for_weight(Weight(rows, target)))
+        return tuple(offer.transform for offer in self.for_weight(Weight(rows, target)))
 
     def to_json(self) -> list[dict[str, Any]]:
         """The offers as plain JSON."""
@@ -159,10 +165,10 @@ def transform_from_json(value: Any) -> Transform:
     >>> transform_from_json({"kind": "prune_quantize", "bits": 4, "sparsity": 0.5})
     PruneQuantize(bits=4, sparsity=0.5, compensated=False)
     """
-    found = _from_json(value)
-    if not isinstance(found, Transform):
-        raise OptionsError(f"{found.label!r} is an offer for any weight, not the transform of one")
-    return found
+    offer = _from_json(value)
+    if not isinstance(offer, Transform):
+        raise OptionsError(f"{offer.label!r} is an offer for any weight, not the transform of one")
+    return offer
 
 
 def _offer_class(kind: Any) -> type[Offer]:
@@ -176,8 +182,8 @@ def _offer_class(kind: Any) -> type[Offer]:
     points = [point for point in importlib.metadata.entry_points(group=ENTRY_POINTS) if point.name == kind]
     if not points:
         raise _unknown(kind)
-    found: type[Offer] = points[0].load()
-    return found
+    offer_class: type[Offer] = points[0].load()
+    return offer_class
 
 
 def _unknown(kind: Any) -> OptionsError:
@@ -382,7 +388,7 @@ def prune_channels(
     Options(75 % of the channels; 50 % of the channels)
     """
     shares = _listed(keep, "keep", "(0.75, 0.5)")
-    return Options(tuple(KeepChannels(plain(own), plain(granularity), scores, reconstructed) for own in shares))
+    return Options(tuple(KeepChannels(plain(share), plain(granularity), scores, reconstructed) for share in shares))
 
 
 def _listed(values: Any, name: str, example: str) -> list[Any]:

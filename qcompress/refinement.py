@@ -96,7 +96,7 @@ class Refined:
             choice=np.array(value["choice"], dtype=np.int64),
             loss=value["loss"],
             loss_before=value["loss_before"],
-            steps=tuple(RefineStep(**own) for own in value["steps"]),
+            steps=tuple(RefineStep(**step) for step in value["steps"]),
             complete=value["complete"],
         )
 

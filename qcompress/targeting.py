@@ -57,16 +57,20 @@ def legal(request: Request, run: RunFolder, measurement: Measurement) -> Measure
     engine = request.engine
     if engine is None:
         return measurement
-    own, resources = request.calibration, dict(measurement.resources)
+    calibration, resources = request.calibration, dict(measurement.resources)
     resources.pop(LATENCY, None)  # it is PyTorch's
     resources.pop(BITS_PER_WEIGHT, None)  # it is of the weights that have a choice, which are others for an engine
     measurement = replace(measurement, resources=MappingProxyType(resources))
-    measurement = with_resources(for_engine(engine, own.model, measurement, own.first_batch()), request.budget)
+    measurement = with_resources(
+        for_engine(engine, calibration.model, measurement, calibration.first_batch()), request.budget
+    )
     if LATENCY not in request.budget:
         return measurement
     return run.once(
         "time",
-        lambda _: engine.time_options(own.model, measurement, own.first_batch(), run.watched(request.on_timing)),
+        lambda _: engine.time_options(
+            calibration.model, measurement, calibration.first_batch(), run.watched(request.on_timing)
+        ),
         key={**request.measured_from(), **request.identities, "engine": [engine.name, engine]},
         kept=Kept("latency.npz", save_times, partial(load_times, measurement)),
     )
@@ -104,7 +108,7 @@ def exported(request: Request, run: RunFolder, model: nn.Module) -> tuple[Export
     with run.timed("export"):
         file = export(model, Path(output), target=engine, example=batch)
     with run.timed("verify"):
-        found = verify(file.path, model, list(itertools.islice(samples(batch), VERIFIED)), target=engine)
-    if not found.ok:
-        raise VerificationError(f"{file.path} does not match the chosen model: {found.why_not}")
-    return file, found
+        verification = verify(file.path, model, list(itertools.islice(samples(batch), VERIFIED)), target=engine)
+    if not verification.ok:
+        raise VerificationError(f"{file.path} does not match the chosen model: {verification.why_not}")
+    return file, verification

@@ -118,22 +118,22 @@ def refined(
     """Better choices by true loss, where rounds are asked for."""
     if request.refine_rounds == 0:
         return None
-    own, choice = request.calibration, solution.choice
+    calibration, choice = request.calibration, solution.choice
     assert choice is not None  # noqa: S101
 
     def make(cache: Path | None) -> Refined:
         better = refine(
             request.copied,
-            own.data,
+            calibration.data,
             measurement,
             problem,
             choice,
             rounds=request.refine_rounds,
             solver=request.solver,
             time_limit=request.time_limit,
-            seed=own.seed,
-            loss=own.loss,
-            forward=own.forward,
+            seed=calibration.seed,
+            loss=calibration.loss,
+            forward=calibration.forward,
             cache=cache,
             on_progress=run.watched(request.on_measure),
             on_round=request.on_round,
@@ -178,7 +178,7 @@ def guarded(
     better: Refined | None,
 ) -> Guarded | None:
     """Of this and other choices the best on the held-out samples, where there are any."""
-    own, batches = request.calibration, request.batch_norm_data
+    calibration, batches = request.calibration, request.batch_norm_data
     if not (request.guard and any(True for _ in request.kept)):
         return None
     ties = () if request.engine is None else request.engine.ties(measurement.parts)
@@ -192,19 +192,29 @@ def guarded(
             pairs=request.pairs,
             solver=Tied(as_solver(SOLVER), tied=ties) if ties else SOLVER,
             time_limit=request.time_limit,
-            seed=own.seed,
+            seed=calibration.seed,
         )
         base = REFINED if refined_choice else ADDITIVE if measurement.softened is None else SOFTENED
-        within = [own for own in (*refined_choice, *others) if _may_be_taken(own, problem, request.loss_limit, ties)]
+        within = [
+            proposal
+            for proposal in (*refined_choice, *others)
+            if _may_be_taken(proposal, problem, request.loss_limit, ties)
+        ]
         seen: Callable[[Proposal], Seen]
-        if opened_of(own.model) is None:
+        if opened_of(calibration.model) is None:
             seen = kept_loss(
-                request.copied, measurement, request.kept, loss=own.loss, forward=own.forward, batch_norm_data=batches
+                request.copied,
+                measurement,
+                request.kept,
+                loss=calibration.loss,
+                forward=calibration.forward,
+                batch_norm_data=batches,
             )
         else:
             seen = OpenedKeptLoss(
-                own.model, measurement, request.kept, own.data, loss=own.loss, forward=own.forward,
-                first=[own for own in within if problem.evaluate(own.choice).feasible],
+                calibration.model, measurement, request.kept, calibration.data, loss=calibration.loss,
+                forward=calibration.forward,
+                first=[proposal for proposal in within if problem.evaluate(proposal.choice).feasible],
             )  # fmt: skip
         return guard(measurement, problem, within, seen, base=base)
 

@@ -30,18 +30,18 @@ def require_fitting(request: Request, validation: Iterable[Any]) -> None:
     Raises:
         DataError: says what the model made of it.
     """
-    own, model = request.calibration, request.copied
-    run = steady(own.forward, own.seed)
+    calibration, model = request.calibration, request.copied
+    run = steady(calibration.forward, calibration.seed)
     batch = forwards.first_batch(forwards.checked_data(validation), "validation")
     with forwards.evaluating(model), torch.no_grad():
-        expected = forwards.run(model, first_of(model, own.first_batch()), run)
+        expected = forwards.run(model, first_of(model, calibration.first_batch()), run)
         try:
-            found = forwards.run(model, first_of(model, batch), run)
+            output = forwards.run(model, first_of(model, batch), run)
         except Exception as error:  # whatever a model raises that does not take it
             raise DataError(f"the model does not take the first batch of validation: {error}") from error
-    if found.ndim != expected.ndim:
+    if output.ndim != expected.ndim:
         raise DataError(
-            f"the first batch of validation gives outputs of shape {tuple(found.shape)}, that of data "
+            f"the first batch of validation gives outputs of shape {tuple(output.shape)}, that of data "
             f"{tuple(expected.shape)}: validation has to be of the same kind as data"
         )
 
@@ -79,13 +79,13 @@ def require_possible(request: Request) -> None:
     """
     if request.measurement is not None or request.minimize is not None or offers_channels(request.offered):
         return
-    own = request.calibration
+    calibration = request.calibration
     inventory = survey(
         request.copied,
-        [first_of(own.model, own.first_batch())],
-        steady(own.forward, own.seed),
+        [first_of(calibration.model, calibration.first_batch())],
+        steady(calibration.forward, calibration.seed),
         request.granularity,
-        loss=own.loss,
+        loss=calibration.loss,
         left_out=request.offered.left_out,
     )
     resources, limits = _resources(request, inventory), {}
@@ -93,7 +93,7 @@ def require_possible(request: Request) -> None:
     fixed = {**inventory.fixed, "bytes": inventory.fixed["bytes"] - unreached}
     for name, asked in request.budget.items():
         resource = "bytes" if name == FILE_BYTES and request.engine is None else name
-        if resource in resources and not (resource == "macs" and (unreached or not _alike(own.data))):
+        if resource in resources and not (resource == "macs" and (unreached or not _alike(calibration.data))):
             limits[resource] = parse(name, asked).amount(inventory.original[resource])
     if not limits:
         return
@@ -118,9 +118,9 @@ def _resources(request: Request, inventory: Survey) -> dict[str, np.ndarray[Any,
     bytes_, macs = [], []
     for part in inventory.parts:
         offers = [Keep(), *request.offered.options(part.path, part.modules[0]).offers]
-        least = [found for offer in offers if (found := offer.least_use(part.target)) is not None]
-        bytes_ += [least[0][0], min(own[0] for own in least)]
-        macs += [least[0][1], min(own[1] for own in least)]
+        least = [use for offer in offers if (use := offer.least_use(part.target)) is not None]
+        bytes_ += [least[0][0], min(use[0] for use in least)]
+        macs += [least[0][1], min(use[1] for use in least)]
     return {"bytes": np.array(bytes_, dtype=np.float64), "macs": np.array(macs, dtype=np.float64)}
 
 

@@ -26,15 +26,15 @@ def applied(
     request: Request, run: RunFolder, measurement: Measurement, solution: Solution, *, refitted: bool = False
 ) -> nn.Module:
     """The compressed copy of the model, before any training."""
-    own, last = request.calibration, request.finetune_steps == 0 and not measurement.sets
+    calibration, last = request.calibration, request.finetune_steps == 0 and not measurement.sets
     file = MODEL_FILE if last else "chosen.safetensors"
-    if opened_of(own.model) is not None:
+    if opened_of(calibration.model) is not None:
         key = _applied_from(request, run, measurement, solution, refitted=refitted)
         return opened.applied(request, run, measurement, solution, key)
     return run.once(
         "apply",
         lambda _: apply(
-            request.copied, measurement, solution, batch_norm_data=request.batch_norm_data, forward=own.forward
+            request.copied, measurement, solution, batch_norm_data=request.batch_norm_data, forward=calibration.forward
         ),
         key=_applied_from(request, run, measurement, solution, refitted=refitted),
         kept=_kept_model(file, request.copied),
@@ -49,11 +49,14 @@ def made_up(request: Request, run: RunFolder, measurement: Measurement, chosen: 
     record = record_of(chosen)
     if not measurement.sets or record is None or not record.cuts:
         return chosen
-    own, judged = request.calibration, list(request.kept) or request.calibration.data
+    calibration, judged = request.calibration, list(request.kept) or request.calibration.data
 
     def make(_: Path | None) -> nn.Module:
-        fitted = fit_in_turn_(own_copy(chosen), request.copied, own.data, own.forward)
-        losses = [mean_loss(own.model, item, judged, loss=own.loss, forward=own.forward) for item in (chosen, fitted)]
+        fitted = fit_in_turn_(own_copy(chosen), request.copied, calibration.data, calibration.forward)
+        losses = [
+            mean_loss(calibration.model, item, judged, loss=calibration.loss, forward=calibration.forward)
+            for item in (chosen, fitted)
+        ]
         return fitted if losses[1] < losses[0] else chosen
 
     return run.once(
@@ -71,20 +74,20 @@ def finetuned(request: Request, run: RunFolder, chosen: nn.Module) -> nn.Module:
     """
     if request.finetune_steps == 0:
         return chosen
-    own = request.calibration
+    calibration = request.calibration
     training = {"steps": request.finetune_steps, "learning_rate": request.learning_rate}
     return run.once(
         "finetune",
         lambda cache: finetune(
             chosen,
-            own.data,
+            calibration.data,
             request.finetune_steps,
-            teacher=own.model,
-            loss=own.loss,
+            teacher=calibration.model,
+            loss=calibration.loss,
             learning_rate=request.learning_rate,
-            validation=list(request.kept) or own.data,
-            forward=own.forward,
-            seed=own.seed,
+            validation=list(request.kept) or calibration.data,
+            forward=calibration.forward,
+            seed=calibration.seed,
             cache=cache,
             on_progress=run.watched(request.on_finetune),
         ),

@@ -28,48 +28,48 @@ from qcompress.steps.request import KEPT, MEASUREMENT_FILE, REFITTED_FILE, Reque
 from solvers import Solution
 
 
-def copied(own: Calibration) -> nn.Module:
+def copied(calibration: Calibration) -> nn.Module:
     """A copy of the model that shares nothing with it and runs on its own weights.
 
     Raises:
         ModelError: there can be none; says why (see `qcompress.compressed.copying`).
     """
-    if opened_of(own.model) is not None:  # nothing is ever written to one
-        return own.model
+    if opened_of(calibration.model) is not None:  # nothing is ever written to one
+        return calibration.model
     with torch.random.fork_rng(devices=()):
-        torch.default_generator.manual_seed(own.seed)
-        return own_copy(own.model, own.first_batch(), own.forward)
+        torch.default_generator.manual_seed(calibration.seed)
+        return own_copy(calibration.model, calibration.first_batch(), calibration.forward)
 
 
 def kept_aside(request: Request, run: RunFolder) -> Request:
     """The request with the samples that nothing is fitted to, where none were given and the guard needs them."""
-    own, split, kept = request.calibration, request.split, request.kept
+    calibration, split, kept = request.calibration, request.split, request.kept
     if request.guard and kept == ():
-        split = split_samples(request.copied, request.data, own.forward)
+        split = split_samples(request.copied, request.data, calibration.forward)
         kept = split.kept
-    own = replace(own, data=split.calibration)
+    calibration = replace(calibration, data=split.calibration)
     identities: dict[str, Identity] = {}
     if run.path is not None:
-        identities = {**own.identities(), KEPT: identify_batches(kept, KEPT)}
-    return replace(request, calibration=own, split=split, kept=kept, identities=identities)
+        identities = {**calibration.identities(), KEPT: identify_batches(kept, KEPT)}
+    return replace(request, calibration=calibration, split=split, kept=kept, identities=identities)
 
 
 def measured(request: Request, run: RunFolder) -> Measurement:
     """What every option does, with its time where a budget is for that."""
-    own, tell = request.calibration, run.watched(request.on_measure)
+    calibration, tell = request.calibration, run.watched(request.on_measure)
 
     def make(cache: Path | None) -> Measurement:
         return measure(
-            own.model,
-            own.data,
+            calibration.model,
+            calibration.data,
             request.offered.by_pattern,
             skip=request.offered.skip,
             only=request.offered.only,
             method=request.method,
-            loss=own.loss,
-            forward=own.forward,
+            loss=calibration.loss,
+            forward=calibration.forward,
             granularity=request.granularity,
-            seed=own.seed,
+            seed=calibration.seed,
             cache=cache,
             memory=request.memory,
             on_progress=tell,
@@ -89,10 +89,10 @@ def measured(request: Request, run: RunFolder) -> Measurement:
     return run.once(
         "time",
         lambda _: time_options(
-            own.model,
+            calibration.model,
             measurement,
             first_batch(request.data),
-            forward=own.forward,
+            forward=calibration.forward,
             on_progress=run.watched(request.on_timing),
         ),
         key={**request.measured_from(), **request.identities},
@@ -106,8 +106,8 @@ def refitted(request: Request, run: RunFolder, measurement: Measurement, solutio
     The measurement stays as it is where none were held out, where it was given, where nothing chosen is fitted, and
     before fine-tuning, whose result is then seen on samples that nothing was fitted to.
     """
-    own = request.calibration
-    if opened_of(own.model) is not None:
+    calibration = request.calibration
+    if opened_of(calibration.model) is not None:
         return opened.refitted(request, measurement, solution)
     if not request.split.kept or request.measurement is not None or request.finetune_steps:
         return measurement
@@ -119,7 +119,9 @@ def refitted(request: Request, run: RunFolder, measurement: Measurement, solutio
         return measurement
     return run.once(
         "refit",
-        lambda _: refit(own.model, request.data, measurement, forward=own.forward, seed=own.seed),
+        lambda _: refit(
+            calibration.model, request.data, measurement, forward=calibration.forward, seed=calibration.seed
+        ),
         key={**request.measured_from(), **request.identities},
         kept=Kept(REFITTED_FILE, Measurement.save, lambda path: with_fit_of(measurement, Measurement.load(path))),
     )

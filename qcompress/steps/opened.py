@@ -66,11 +66,11 @@ def applied(
     request: Request, run: RunFolder, measurement: Measurement, solution: Solution, key: dict[str, Any]
 ) -> nn.Module:
     """The model with the choice's codes, which are written to the run's folder block by block."""
-    own = request.calibration
+    calibration = request.calibration
     data: Iterable[Any] = request.data
 
     def make(part: Path | None) -> nn.Module:
-        return apply(own.model, measurement, solution, forward=own.forward, data=data, folder=part)
+        return apply(calibration.model, measurement, solution, forward=calibration.forward, data=data, folder=part)
 
     if run.path is None:
         with run.timed("apply"):
@@ -83,7 +83,9 @@ def applied(
         part.replace(path)
 
     def again(path: Path) -> nn.Module:
-        return chosen_model(own.model, measurement, chosen_transforms(own.model, measurement, solution), path)
+        return chosen_model(
+            calibration.model, measurement, chosen_transforms(calibration.model, measurement, solution), path
+        )
 
     run.once("apply", make, key=key, kept=Kept(CODES, keep, again))
     return again(run.path / CODES)

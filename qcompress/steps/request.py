@@ -122,9 +122,9 @@ class Request(Arguments):
 
     def measured_from(self) -> dict[str, Any]:
         """What the measurement depends on."""
-        identities = {name: own for name, own in self.identities.items() if name != KEPT}
+        identities = {name: identity for name, identity in self.identities.items() if name != KEPT}
         if self.measurement is not None:
-            model = {name: own for name, own in identities.items() if name == "model"}
+            model = {name: identity for name, identity in identities.items() if name == "model"}
             return {**model, "measurement": replace(self.measurement, codes={})}  # codes follow from the rest
         return {
             **identities,

@@ -209,7 +209,9 @@ def _train(
     student, steps = objective.student, schedule.steps
     trained = Trained(student)
     before = trained.state()
-    optimiser = WideAdam((own for own in student.parameters() if own.requires_grad), lr=schedule.learning_rate)
+    optimiser = WideAdam(
+        (parameter for parameter in student.parameters() if parameter.requires_grad), lr=schedule.learning_rate
+    )
     rates = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(_rate, steps=steps))
     if file is not None and file.path.exists():
         at = file.load(optimiser, rates)

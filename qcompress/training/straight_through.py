@@ -49,16 +49,17 @@ class Trained:
     """A model in training: its compressed parts, and the weights of full precision behind them."""
 
     def __init__(self, model: nn.Module) -> None:
-        found = record_of(model)
+        record = record_of(model)
         parts = (
             ()
-            if found is None
+            if record is None
             else tuple(
-                replace(own, transform=own.transform.nearest) if _is_trained(model, own) else own for own in found.parts
+                replace(item, transform=item.transform.nearest) if _is_trained(model, item) else item
+                for item in record.parts
             )
         )
-        self.model, self.record = model, found and replace(found, parts=parts)
-        self.pieces = [piece for own in (self.record.parts if self.record else ()) for piece in _pieces(model, own)]
+        self.model, self.record = model, record and replace(record, parts=parts)
+        self.pieces = [piece for item in (self.record.parts if self.record else ()) for piece in _pieces(model, item)]
 
     @contextlib.contextmanager
     def stored(self) -> Iterator[None]:
@@ -90,42 +91,42 @@ class Trained:
         if self.record is None or not changed:
             return
         parts = tuple(
-            CompressedPart(part=own.part, transform=own.transform, stored=_encoded(self.model, own))
-            if _is_trained(self.model, own)
-            else own
-            for own in self.record.parts
+            CompressedPart(part=item.part, transform=item.transform, stored=_encoded(self.model, item))
+            if _is_trained(self.model, item)
+            else item
+            for item in self.record.parts
         )
         for piece in self.pieces:
             piece.set_(piece.approximation())
         attach(self.model, replace(self.record, parts=parts))
 
 
-def _is_trained(model: nn.Module, own: CompressedPart) -> bool:
+def _is_trained(model: nn.Module, item: CompressedPart) -> bool:
     """Whether a part is trained, and stored in another form: what is frozen stays bit by bit as it is stored."""
-    site = own.part.site(model)
+    site = item.part.site(model)
     factors = [Site(layer) for layer in site.module] if isinstance(site.module, Factored) else [site]
-    return bool(own.stored) and any(factor.weight.requires_grad for factor in factors)
+    return bool(item.stored) and any(factor.weight.requires_grad for factor in factors)
 
 
-def _pieces(model: nn.Module, own: CompressedPart) -> list[_Piece]:
+def _pieces(model: nn.Module, item: CompressedPart) -> list[_Piece]:
     """What of a part is stored in another form than it is trained in."""
-    if not _is_trained(model, own):
+    if not _is_trained(model, item):
         return []
-    module = model.get_submodule(own.part.modules[0])
+    module = model.get_submodule(item.part.modules[0])
     if isinstance(module, Factored):
-        assert isinstance(own.transform, LowRank)  # noqa: S101
-        then = own.transform.then
+        assert isinstance(item.transform, LowRank)  # noqa: S101
+        then = item.transform.then
         if isinstance(then, Keep):
             return []
-        targets = own.transform.factor_targets(own.part.target)
-        found = []
+        targets = item.transform.factor_targets(item.part.target)
+        pieces = []
         for layer, (name, target) in zip(module, targets.items(), strict=True):
-            sparse = f"{name}.mask" in own.stored
-            found.append(_piece(Site(layer), (0, target.channels), then, target, sparse=sparse))
-        return found
-    target = own.part.target
-    rows = own.part.rows or (0, target.channels)
-    return [_piece(own.part.site(model), rows, own.transform, target, sparse="mask" in own.stored)]
+            sparse = f"{name}.mask" in item.stored
+            pieces.append(_piece(Site(layer), (0, target.channels), then, target, sparse=sparse))
+        return pieces
+    target = item.part.target
+    rows = item.part.rows or (0, target.channels)
+    return [_piece(item.part.site(model), rows, item.transform, target, sparse="mask" in item.stored)]
 
 
 def _piece(site: Site, rows: tuple[int, int], transform: Transform, target: Target, *, sparse: bool) -> _Piece:
@@ -133,11 +134,11 @@ def _piece(site: Site, rows: tuple[int, int], transform: Transform, target: Targ
     return _Piece(site, rows, transform, target, piece.latent() == 0) if sparse else piece
 
 
-def _encoded(model: nn.Module, own: CompressedPart) -> dict[str, Tensor]:
-    module = model.get_submodule(own.part.modules[0])
+def _encoded(model: nn.Module, item: CompressedPart) -> dict[str, Tensor]:
+    module = model.get_submodule(item.part.modules[0])
     if isinstance(module, Factored):
-        assert isinstance(own.transform, LowRank)  # noqa: S101
-        return own.transform.encode_factors(
-            {name: rows.detach().cpu() for name, rows in module.factors.items()}, own.part.target
+        assert isinstance(item.transform, LowRank)  # noqa: S101
+        return item.transform.encode_factors(
+            {name: rows.detach().cpu() for name, rows in module.factors.items()}, item.part.target
         )
-    return own.transform.encode(Weight(own.part.weight(model).cpu(), own.part.target))
+    return item.transform.encode(Weight(item.part.weight(model).cpu(), item.part.target))
