@@ -273,11 +273,15 @@ def main() -> None:
     parser.add_argument("network", choices=CASES)
     parser.add_argument("--data", help="folder with the images or sentences")
     parser.add_argument("--model", help="folder of MiniLM's files")
+    parser.add_argument("--times", type=float, nargs="*", help="shares of float32's time to choose for")
+    parser.add_argument("--sizes", type=float, nargs="*", help="shares of float32's bytes to choose for")
     parser.add_argument("--folder", default=Path("runs/onnx"), type=Path, help="where everything is kept")
     parser.add_argument("--out", default="benchmarks/results", type=Path)
     words = parser.parse_args()
     torch.set_num_threads(1)
     case, folder = CASES[words.network](words), words.folder / words.network
+    given = {name: tuple(shares) for name in ("times", "sizes") if (shares := getattr(words, name)) is not None}
+    case = replace(case, **given)
     folder.mkdir(parents=True, exist_ok=True)
     timed = measured(case, folder)
     files, told = written(case, timed, folder)

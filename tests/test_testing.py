@@ -13,6 +13,7 @@ from qcompress.testing import CheckError, check_engine, check_transform
 from qcompress.transforms.base import Target, Weight
 from qcompress.transforms.low_rank.factors import LowRank
 from qcompress.transforms.quantize.group_wise import GroupWise
+from qcompress.transforms.quantize.integer import IntegerProduct
 from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 from qcompress.transforms.quantize.whole_filters import PruneFilters
 from tests.engines.toy import Toy
@@ -25,6 +26,7 @@ from tests.engines.toy import Toy
         GroupWise(4, group_size=4),
         PruneFilters(4, 1),
         LowRank(ranks=(2,)),
+        IntegerProduct(dynamic=True),
     ],
     ids=lambda own: own.label,
 )
