@@ -1,17 +1,19 @@
 """Try what was traced: a size that is written in the code, and anything else that tracing cannot see, shows here.
 
-One unit is removed of every set at once and the smaller network compared with the masked one. Where they differ, or
-the smaller one does not run, halves of the sets are tried, down to the ones at fault. Those are named and stay.
+One unit is removed of every set at once, then half of them, and the smaller network compared with the masked one.
+Where they differ, or the smaller one does not run, halves of the sets are tried, down to the ones at fault. Those are
+named and stay.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from qcompress.compressed.copying import own_copy
-from qcompress.compressed.removal import mask_, remove_
+from qcompress.compressed.removal import Removed, mask_, remove_
 from qcompress.model import forward as forwards
 from qcompress.model.coupled import CoupledSet
 
@@ -23,30 +25,34 @@ def failing(
     model: nn.Module, sets: Sequence[CoupledSet], batch: Any, forward: forwards.Forward | None = None
 ) -> dict[str, str]:
     """Name of a set → why removing a unit of it does not give what masking it gives."""
-    why = _why_not(model, sets, batch, forward)
+    one = {item.name: np.zeros(1, dtype=np.int64) for item in sets}
+    rng = np.random.default_rng(0)
+    half = {item.name: rng.choice(item.num_units, item.num_units // 2, replace=False) for item in sets}
+    why = _why_not(model, sets, one, batch, forward) or _why_not(model, sets, half, batch, forward)
     if not why:
         return {}
     if len(sets) == 1:
         return {sets[0].name: why}
-    half = len(sets) // 2
-    found = failing(model, sets[:half], batch, forward) | failing(model, sets[half:], batch, forward)
+    middle = len(sets) // 2
+    found = failing(model, sets[:middle], batch, forward) | failing(model, sets[middle:], batch, forward)
     if found:
         return found
     return dict.fromkeys((item.name for item in sets), f"with others: {why}")
 
 
-def _why_not(model: nn.Module, sets: Sequence[CoupledSet], batch: Any, forward: forwards.Forward | None) -> str:
-    removed = {item.name: [0] for item in sets}
+def _why_not(
+    model: nn.Module, sets: Sequence[CoupledSet], removed: Removed, batch: Any, forward: forwards.Forward | None
+) -> str:
     masked = _output(mask_(own_copy(model), sets, removed), batch, forward)
     try:
         smaller = _output(remove_(own_copy(model), sets, removed), batch, forward)
     except Exception as error:
-        return f"the model does not run without one ({str(error).splitlines()[0] if str(error) else error!r})"
+        return f"the model does not run without some ({str(error).splitlines()[0] if str(error) else error!r})"
     if smaller.shape != masked.shape:
         return f"the outputs are then of shape {tuple(smaller.shape)} instead of {tuple(masked.shape)}"
     difference = float((smaller - masked).abs().max())
     if difference > SAME * max(float(masked.abs().max()), 1e-30):
-        return f"the outputs are then others than with it masked (by {difference:.2g})"
+        return f"the outputs are then others than with them masked (by {difference:.2g})"
     return ""
 
 
