@@ -23,6 +23,7 @@ from qcompress.measuring.measure import require_method
 from qcompress.measuring.offered import Offered
 from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.remeasure import loss_of
+from qcompress.measuring.workers import checked_jobs
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.losses import LossFunction, as_loss
@@ -84,6 +85,7 @@ def compress(
     target: str | Engine | None = None,
     output: AnyPath | None = None,
     memory: int | str | None = None,
+    jobs: int = 1,
     batch_norm_data: Iterable[Any] | None = None,
     refine_rounds: int = 0,
     finetune_steps: int = 0,
@@ -133,6 +135,7 @@ def compress(
             own file. None is our file.
         output: where the engine's file is written; it is then run and compared with the model.
         memory: the most that the process may hold while a model that `open_model` gave is measured, as ``"4 GB"``.
+        jobs: processes that measure, as in `measure`.
         batch_norm_data: batches to re-estimate batch-norm statistics on, or None to leave them.
         refine_rounds: of `refine` at most, with the solver and the time limit for every solve; 0 for none. The true
             loss on ``data`` does not rise by it; the choice is then no longer the prediction's best.
@@ -195,6 +198,7 @@ def _within_file_budget(request: Request, run: RunFolder) -> Result:
 def _checked(given: Arguments) -> tuple[Request, RunFolder]:
     """The request for these arguments and its folder; everything is refused that can be before a long step runs."""
     require_method(given.method, given.granularity)
+    checked_jobs(given.jobs)
     pair_strength(given.pairs)
     finetune_steps, learning_rate = plain(given.finetune_steps), plain(given.learning_rate)
     if finetune_steps != 0:

@@ -113,10 +113,11 @@ class MeasureFlags:
 
     method: arguments.Method = "fisher"
     granularity: arguments.Granularity = "layer"
+    jobs: Annotated[int, typer.Option(help="Processes that measure, a batch at a time; -1 for one a core.")] = 1
 
     def arguments(self) -> dict[str, Any]:
-        """``method`` and ``granularity``."""
-        return {"method": self.method, "granularity": arguments.granularity(self.granularity)}
+        """``method``, ``granularity`` and ``jobs``."""
+        return {"method": self.method, "granularity": arguments.granularity(self.granularity), "jobs": self.jobs}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,6 +72,7 @@ def measured(request: Request, run: RunFolder) -> Measurement:
             seed=calibration.seed,
             cache=cache,
             memory=request.memory,
+            jobs=request.jobs,
             on_progress=tell,
             on_encode=run.watched(request.on_encode),
         )

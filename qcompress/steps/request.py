@@ -69,6 +69,7 @@ class Arguments:
     target: str | Engine | None
     output: AnyPath | None
     memory: int | str | None
+    jobs: int
     batch_norm_data: Iterable[Any] | None
     refine_rounds: int
     finetune_steps: int
