@@ -132,10 +132,12 @@ def results(work: Work, batches: Iterable[tuple[int, Any]], jobs: int = 1) -> It
 
     packed, source = _packed(work), iter(batches)
     count = joblib.effective_n_jobs(jobs)
+    backend = joblib.parallel.get_active_backend()[0]
+    given_back = "generator" if getattr(backend, "supports_return_generator", False) else "list"  # Ray has no other
     while waiting := list(itertools.islice(source, ROUND * count)):
         losses = 0
         while waiting:
-            parallel = joblib.Parallel(n_jobs=jobs, return_as="generator")
+            parallel = joblib.Parallel(n_jobs=jobs, return_as=given_back)
             try:
                 for result in parallel(joblib.delayed(_result)(*packed, *item) for item in list(waiting)):
                     yield result

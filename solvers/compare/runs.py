@@ -95,7 +95,8 @@ def compare(
         solvers: names, `Solver` classes or instances (which may differ in their options), dimod samplers.
         time_limit: seconds for every run.
         seeds: one run for each.
-        jobs: runs at the same time, each in a process of its own (-1: as many as there are cores). They share the
+        jobs: runs at the same time, each in a process of its own (-1: as many as there are cores), or on a cluster
+            under ``joblib.parallel_config(backend="dask")`` or ``"ray"``. They share the
             cores, so that times are longer than of a run alone; leave 1 where times are what is compared.
         journal: a file that every run is written to as it ends. Runs that are in it already (same problem, solver,
             options, time limit and seed) are taken from there, those that an error ended are made again. Ctrl-C then
@@ -188,7 +189,9 @@ def _solved(tasks: list[_Task], time_limit: float | None, jobs: int) -> Iterator
         return
     import joblib  # here: it takes a while, and one process needs none
 
-    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
+    backend = joblib.parallel.get_active_backend()[0]
+    at_once = getattr(backend, "supports_return_generator", False)  # Ray gives all back at the end
+    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered" if at_once else "list")
     numbered = parallel(joblib.delayed(_solve_numbered)(number, task, time_limit) for number, task in enumerate(tasks))
     for number, solution in numbered:
         yield tasks[number], solution

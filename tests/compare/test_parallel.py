@@ -1,8 +1,12 @@
 """`compare` in parallel processes: the same answers in the same places. Apart, so that the processes load no torch."""
 
+import contextlib
+import os
+import sys
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 
 from formulations.generators.random_instances import layered_problem
 from solvers import Solver
@@ -43,3 +47,37 @@ def test_parallel_processes_give_the_same_answers_and_write_the_same_journal(tmp
     for problem in problems.values():
         for seed in seeds:
             assert journal.get(run_key("compare", problem, Dice(rolls=9), None, seed))["seed"] == seed
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("backend", ["dask", "ray"])
+def test_a_cluster_gives_the_same_answers(backend):
+    joblib = pytest.importorskip("joblib")
+    problem, seeds = layered_problem(5, rank=2), (0, 1, 2)
+    alone = compare(problem, ["greedy", "anneal"], seeds=seeds, time_limit=5)
+    with cluster(backend), joblib.parallel_config(backend=backend):
+        spread = compare(problem, ["greedy", "anneal"], seeds=seeds, time_limit=5, jobs=2)
+    for label, runs in alone.solutions.items():
+        assert [run.objective for run in spread.solutions[label]] == [run.objective for run in runs]
+
+
+@contextlib.contextmanager
+def cluster(backend):
+    """Two workers of a kind on this machine."""
+    if backend == "dask":
+        distributed = pytest.importorskip("distributed")
+        workers = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+        with workers, distributed.Client(workers):
+            yield
+        return
+    ray = pytest.importorskip("ray")
+    from ray.util.joblib import register_ray
+
+    path = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=path)
+    try:
+        register_ray()
+        yield
+    finally:
+        ray.shutdown()
