@@ -82,8 +82,28 @@ def time_options(
             if on_progress is not None:
                 on_progress(TimingProgress(layers=done, total_layers=len(layers)))
         whole = clock.whole(model, measurement, batch, kinds, dense, change)
+    dense, change = with_room(dense, change, whole)
     use = [max(dense[place] + change[place].get(kind, 0.0), 0.0) for place, own in enumerate(kinds) for kind in own]
     return with_times(measurement, np.array(use), max(whole - float(dense.sum()), 0.0), whole)
+
+
+def with_room(
+    dense: NDArray[np.float64], change: list[dict[Kind, float]], whole: float
+) -> tuple[NDArray[np.float64], list[dict[Kind, float]]]:
+    """Times of layers that leave room for what their options save, and do not exceed the whole together.
+
+    What an option saves in the whole model is known better than what its layer takes there: weights that are read from
+    memory each time are faster in a graph of their own.
+
+    >>> dense, change = with_room(np.array([1.0, 2.0]), [{("a",): -3.0}, {("a",): 1.0}], 10.0)
+    >>> dense.tolist(), change
+    ([3.0, 2.0], [{('a',): -3.0}, {('a',): 1.0}])
+    >>> with_room(np.array([1.0, 2.0]), [{("a",): -3.0}, {}], 4.0)[0].tolist()
+    [2.4000000000000004, 1.6]
+    """
+    wide = np.maximum(dense, [max((-own for own in changes.values()), default=0.0) for changes in change])
+    scale = min(1.0, whole / max(float(wide.sum()), TINY))
+    return scale * wide, [{kind: scale * own for kind, own in changes.items()} for changes in change]
 
 
 def _kind(transform: Transform, target: Target) -> Kind:
