@@ -24,6 +24,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+TIED = ("gemma", "gemma2")  # llama.cpp has no output layer of their own for these
+
+
 def write_tokenizer(folder: Path) -> None:
     """All bytes as words and a few pairs, with three words of a meaning of their own."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -91,7 +94,7 @@ def any_tiny(rng: random.Random, folder: Path) -> nn.Module:
     if kind != "bert":
         changes |= {
             "num_key_value_heads": rng.choice([own for own in (1, 2, 4, heads) if heads % own == 0]),
-            "tie_word_embeddings": rng.random() < 0.5 if kind != "phi3" else False,
+            "tie_word_embeddings": kind in TIED or (kind != "phi3" and rng.random() < 0.5),
         }
         changes |= {"head_dim": head_dim} if "head_dim" in KINDS[kind] else {}
         changes |= {"query_pre_attn_scalar": head_dim} if "query_pre_attn_scalar" in KINDS[kind] else {}
