@@ -82,12 +82,15 @@ def one_run(seed, folder):
     compensated = rng.random() < 0.5
     options = gguf_types(rng.sample(TYPE_NAMES, 4), compensated=compensated)
     batch = {"input_ids": words(seed)}
-    legal = for_engine(engine, model, measured_on(model, batch, options))
-    choice = random_choice(engine, legal, rng)
-    smaller = qcompress.apply(model, legal, solution(choice))
+    measurement = measured_on(model, batch, options)
+    smaller, predicted = model, None
+    if any(len(own) > 1 for own in measurement.transforms):  # else no row is a multiple of a block
+        legal = for_engine(engine, model, measurement)
+        choice = random_choice(engine, legal, rng)
+        smaller = qcompress.apply(model, legal, solution(choice))
+        predicted = qcompress.formulate(legal, {FILE_BYTES: 1.0}, pairs=False).evaluate(choice).usage[FILE_BYTES]
     file = qcompress.export(smaller, folder / "small.gguf", target=engine)
-    predicted = qcompress.formulate(legal, {FILE_BYTES: 1.0}, pairs=False).evaluate(choice).usage[FILE_BYTES]
-    assert file.size_bytes == predicted, (seed, file.size_bytes, predicted)
+    assert predicted in (None, file.size_bytes), (seed, file.size_bytes, predicted)
     found = qcompress.verify(file.path, smaller, [words(seed, samples=1, length=rng.choice([1, 9]))], target=engine)
     assert found.ok, (seed, found.why_not)
 
