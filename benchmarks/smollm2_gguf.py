@@ -46,6 +46,7 @@ PRESETS = {  # name → bytes of its tensors, KL in nats a token
     "Q4_K_S": (100_253_952, 0.0536),
 }
 FILE_TYPES = {"IQ3_XXS": 23, "Q3_K_S": 11, "IQ3_M": 27, "IQ4_XS": 30, "Q3_K_M": 12, "Q4_K_S": 14}  # of llama.cpp
+NEEDS_MATRIX = ("IQ3_XXS",)
 LENGTH, JUDGED = 512, range(200, 216)
 COMPENSATED = ("Q5_K", "Q4_K", "IQ4_XS", "Q3_K")  # once compensated, others lose more in as many bytes
 
@@ -104,8 +105,8 @@ def ggml_seconds(model: torch.nn.Module, measurement: qcompress.Measurement, sol
 
 
 def llama_quantize_seconds(source: Path, preset: str, folder: Path) -> float | None:
-    """What llama.cpp takes to write a preset, without an importance matrix; None where its quantizer is missing."""
-    if importlib.util.find_spec("cyllama") is None:
+    """What llama.cpp takes to write a preset without an importance matrix; None where it does not, or is missing."""
+    if importlib.util.find_spec("cyllama") is None or preset in NEEDS_MATRIX:
         return None
     from cyllama.llama import llama_cpp
 
