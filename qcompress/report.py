@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from formulations.file_kinds import FileKind
@@ -45,6 +45,7 @@ class Report:
         metric_before, metric_after: what the caller's ``evaluate`` gave, or None.
         parts: every part's choice.
         skipped: name → why it stays as it is.
+        skipped_bytes: name → its bytes.
         refined: what `refine` brought (see `Refined`), or None; ``loss_predicted`` and ``bound`` are still those of the
             first prediction.
         smallest: the smallest use that was found for a limit of the loss (see `solvers.smallest_use`), or None.
@@ -79,6 +80,7 @@ class Report:
     undecided: tuple[Candidate, ...] = ()
     chosen: str | None = None
     warnings: tuple[str, ...] = ()
+    skipped_bytes: dict[str, int] = field(default_factory=dict)
 
     @property
     def over_file_budget(self) -> float:
@@ -142,7 +144,8 @@ class Report:
             sizes = f"{part.bytes_before:,.0f} | {part.bytes_after:,.0f}"
             lines.append(f"| {part.name} | {part.option} | {sizes} | {part.loss_alone:.3g} |")
         if self.skipped:
-            lines += ["", "Left unchanged:", "", *(f"- {line}" for line in by_reason(self.skipped))]
+            left = by_reason(self.skipped, self.skipped_bytes, self.original.get("bytes", 0.0))
+            lines += ["", "Left unchanged:", "", *(f"- {line}" for line in left)]
         return "\n".join(lines) + "\n"
 
     def _minimizing(self) -> list[str]:
@@ -196,16 +199,28 @@ class Report:
         ]
 
 
-def by_reason(skipped: Mapping[str, str], most: int = 3) -> list[str]:
-    """A line for each reason why something stays as it is, with at most so many of the names.
+def by_reason(
+    skipped: Mapping[str, str], size_bytes: Mapping[str, float], whole_bytes: float, most: int = 3
+) -> list[str]:
+    """A line for each reason why something stays as it is, with its share of the bytes and at most so many names.
 
-    >>> by_reason({"a": "BatchNorm2d is not supported", "b": "BatchNorm2d is not supported", "c": "empty"}, most=1)
-    ['2 × BatchNorm2d is not supported: a, …', 'empty: c']
+    Args:
+        skipped: name → reason.
+        size_bytes: name → bytes.
+        whole_bytes: of the whole model.
+        most: names in a line.
+
+    >>> by_reason({"a": "a vector", "b": "a vector", "c": "empty"}, {"a": 6, "b": 4, "c": 0}, 1000, most=1)
+    ['2 × a vector (1 % of the bytes): a, …', 'empty (0 % of the bytes): c']
     """
     names: dict[str, list[str]] = {}
     for name, reason in skipped.items():
         names.setdefault(reason, []).append(name or "the model itself")
+    sizes: dict[str, float] = {}
+    for name, reason in skipped.items():
+        sizes[reason] = sizes.get(reason, 0.0) + size_bytes.get(name, 0.0)
     return [
-        f"{f'{len(own)} × ' if len(own) > 1 else ''}{reason}: {', '.join(own[:most])}{', …' if len(own) > most else ''}"
+        f"{f'{len(own)} × ' if len(own) > 1 else ''}{reason} ({100 * sizes[reason] / (whole_bytes or 1.0):.3g} % of the bytes): "
+        f"{', '.join(own[:most])}{', …' if len(own) > most else ''}"
         for reason, own in names.items()
     ]

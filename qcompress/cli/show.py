@@ -151,7 +151,9 @@ def _show_measurement(measurement: "Measurement") -> None:
             flat += 1
     print_table(("part", "option", ">bytes", ">loss increase alone"), rows)
     skipped = {item.name: item.reason for item in measurement.skipped}
-    print_lines(*(f"left unchanged: {line}" for line in by_reason(skipped)))
+    sizes = {item.name: item.size_bytes for item in measurement.skipped}
+    left = by_reason(skipped, sizes, measurement.original.get("bytes", 0.0))
+    print_lines(*(f"left unchanged: {line}" for line in left))
 
 
 def _show_model(file: Path) -> None:

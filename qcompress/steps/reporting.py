@@ -100,6 +100,7 @@ def reported(request: Request, run: RunFolder, outcome: Outcome) -> Report:
         metric_after=checked.metric_after,
         parts=tuple(_part_reports(outcome)),
         skipped={item.name: item.reason for item in measurement.skipped},
+        skipped_bytes={item.name: item.size_bytes for item in measurement.skipped},
         refined=None if outcome.refined is None else outcome.refined.to_json(),
         smallest=None if outcome.smallest is None else outcome.smallest.to_json(),
         candidates=() if guarded is None else guarded.candidates,
