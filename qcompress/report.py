@@ -206,7 +206,7 @@ def by_reason(
 
     Args:
         skipped: name → reason.
-        size_bytes: name → bytes.
+        size_bytes: name → bytes; empty where they are not known (reports of earlier versions).
         whole_bytes: of the whole model.
         most: names in a line.
 
@@ -219,8 +219,10 @@ def by_reason(
     sizes: dict[str, float] = {}
     for name, reason in skipped.items():
         sizes[reason] = sizes.get(reason, 0.0) + size_bytes.get(name, 0.0)
-    return [
-        f"{f'{len(own)} × ' if len(own) > 1 else ''}{reason} ({100 * sizes[reason] / (whole_bytes or 1.0):.3g} % of the bytes): "
-        f"{', '.join(own[:most])}{', …' if len(own) > most else ''}"
-        for reason, own in names.items()
-    ]
+    lines = []
+    for reason, own in names.items():
+        count = f"{len(own)} × " if len(own) > 1 else ""
+        share = f" ({100 * sizes[reason] / (whole_bytes or 1.0):.3g} % of the bytes)" if size_bytes else ""
+        listed = ", ".join(own[:most]) + (", …" if len(own) > most else "")
+        lines.append(f"{count}{reason}{share}: {listed}")
+    return lines
