@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from formulations.files import replacing
@@ -41,11 +42,14 @@ class ChosenWeights(WeightFiles):
     Args:
         files: of the original.
         parts: how each part is stored.
+        model: the original, whose modules say how their weights are seen as rows.
     """
 
-    def __init__(self, files: WeightFiles, parts: Sequence[CompressedPart]) -> None:
-        self.folder, self._original = files.folder, files
-        self._of = {f"{path}.weight": item for item in parts if item.stored for path in item.part.modules}
+    def __init__(self, files: WeightFiles, parts: Sequence[CompressedPart], model: nn.Module) -> None:
+        self.folder, self._original, self._model = files.folder, files, model
+        self._of = {
+            f"{path}.{item.part.parameter}": item for item in parts if item.stored for path in item.part.modules
+        }
 
     def __getitem__(self, name: str) -> StoredTensor:
         return self._original[name]
@@ -59,7 +63,9 @@ class ChosenWeights(WeightFiles):
     def read(self, name: str) -> Tensor:
         """The numbers of a tensor; of a chosen part those that its codes give."""
         item = self._of.get(name)
-        return self._original.read(name) if item is None else item.rows().view(self._original[name].shape)
+        if item is None:
+            return self._original.read(name)
+        return item.part.site(self._model).restored(item.rows(), torch.Size(self._original[name].shape))
 
 
 def write_codes(path: Path, codes: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -91,7 +97,7 @@ def chosen_model(
         stored = {} if kept or files is None else StoredArrays(files, part.name)
         parts.append(CompressedPart(part=part, transform=transform, stored=cast("dict[str, Tensor]", stored)))
     dtype = next(own.dtype for own in model.parameters() if own.is_floating_point())
-    chosen = opened_from(ChosenWeights(opened.files, parts), dtype=dtype)
+    chosen = opened_from(ChosenWeights(opened.files, parts, model), dtype=dtype)
     chosen.config, chosen.generation_config = model.config, model.generation_config
     chosen_bytes = sum(item.transform.size_bytes(item.part.target) for item in parts)
     attach(chosen, Compression(parts=tuple(parts), payload_bytes=int(measurement.fixed["bytes"]) + chosen_bytes))

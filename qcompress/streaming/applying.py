@@ -81,6 +81,8 @@ def _apply_opened(
     transforms = chosen_transforms(model, measurement, solution)
     wanted = {part: (transform,) for part, transform in enumerate(transforms)}
     for part, transform in zip(measurement.parts, transforms, strict=True):
+        if transform.activations is not None:
+            raise OptionsError(f"{part.name!r} would round its inputs, which an opened model does not take")
         if transform.factor_targets(part.target):
             raise OptionsError(f"{part.name!r} would become factors, which an opened model does not take; it quantizes")
     if need_inputs(measurement, wanted) and data is None:

@@ -16,7 +16,6 @@ from qcompress.measurement import Measurement
 from qcompress.measuring.activations import Activations
 from qcompress.measuring.sweep import Sweep
 from qcompress.model import forward as forwards
-from qcompress.model import layers
 from qcompress.model.chain import without_cache
 from qcompress.model.losses import Loss
 from qcompress.model.opened import Opened, opened_of
@@ -25,6 +24,8 @@ from qcompress.streaming.encoding import Codes, Unit, encoded, loaded, need_inpu
 from qcompress.transforms.base import Keep, Transform
 
 Choice = tuple[Transform, ...]
+Weights = dict[tuple[str, str], nn.Parameter]
+"""Path of a module and name of its parameter → what stands there."""
 
 
 def losses_of(
@@ -105,7 +106,7 @@ def _through(
 
 
 def _rises(
-    model: nn.Module, sweep: Sweep, number: int, weights: Mapping[str, nn.Parameter], loss: Loss
+    model: nn.Module, sweep: Sweep, number: int, weights: Weights, loss: Loss
 ) -> list[NDArray[np.float64]] | None:
     """What a choice loses on every sample."""
     last, found = len(sweep.chain), []
@@ -126,32 +127,31 @@ def _states(sweep: Sweep, boundary: int, number: int) -> Activations:
 
 def weights_of_choice(
     model: nn.Module, measurement: Measurement, unit: Unit, codes: Codes, choice: Choice | None
-) -> dict[str, nn.Parameter]:
-    """Path of a module → the weight that a choice gives it, where it is not kept; nothing without a choice."""
-    found: dict[str, nn.Parameter] = {}
+) -> Weights:
+    """The weights that a choice gives, where they are not kept; nothing without a choice."""
+    found: Weights = {}
     if choice is None:
         return found
     for index in unit.parts:
         part, transform = measurement.parts[index], choice[index]
         if isinstance(transform, Keep):
             continue
-        module = model.get_submodule(part.modules[0])
-        weight = layers.weight_of(module)
+        site = part.site(model)
         rows = transform.decode(codes[index, transform], part.target)
-        new = nn.Parameter(layers.from_rows(module, rows, weight.shape).to(weight), requires_grad=False)
-        found |= dict.fromkeys(part.modules, new)
+        new = nn.Parameter(site.from_rows(rows).contiguous().to(site.weight), requires_grad=False)
+        found |= {(path, part.parameter): new for path in part.modules}
     return found
 
 
 @contextlib.contextmanager
-def placed(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> Iterator[None]:
+def placed(model: nn.Module, weights: Weights) -> Iterator[None]:
     """The model with those weights of its modules; put back after."""
-    modules = {path: model.get_submodule(path) for path in weights}
-    before = {path: layers.weight_of(module) for path, module in modules.items()}
+    places = [(model.get_submodule(path)._parameters, name, new) for (path, name), new in weights.items()]
+    before = [parameters[name] for parameters, name, _ in places]
     try:
-        for path, module in modules.items():
-            module._parameters["weight"] = weights[path]
+        for parameters, name, new in places:
+            parameters[name] = new
         yield
     finally:
-        for path, module in modules.items():
-            module._parameters["weight"] = before[path]
+        for (parameters, name, _), weight in zip(places, before, strict=True):
+            parameters[name] = weight

@@ -23,8 +23,7 @@ def opened(model: torch.nn.Module) -> Opened:
 KINDS = ["Llama", "Qwen2", "Mistral", "Gemma2", "GPT2", "Phi3"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shards", [False, True])
+@pytest.mark.parametrize(("kind", "shards"), [("Llama", True), *((kind, False) for kind in KINDS)])
 def test_an_opened_model_gives_the_outputs_of_the_model_in_memory(kind: str, shards: bool, tmp_path: Path) -> None:
     more = {"head_dim": 8} if kind == "Gemma2" else {"pad_token_id": 0} if kind == "Phi3" else {}
     folder = saved(kind, tmp_path, shards=shards, **more)
