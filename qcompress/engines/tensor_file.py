@@ -63,6 +63,16 @@ def write(file: BinaryIO, entries: Sequence[Entry]) -> None:
     file.write(header)
     for entry in entries:
         assert entry.tensor is not None  # noqa: S101
-        tensor = entry.tensor().detach().cpu().contiguous()
+        tensor = entry.tensor().detach().cpu()
         assert (tensor.dtype, tuple(tensor.shape)) == (entry.dtype, entry.shape)  # noqa: S101
-        file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        file.write(bytes_of(tensor).numpy().data)
+
+
+def bytes_of(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor's numbers, row by row, as a flat uint8 tensor.
+
+    >>> bytes_of(torch.tensor([[1, 2]], dtype=torch.int16).T[:1])  # a single number, two apart from the next
+    tensor([1, 0], dtype=torch.uint8)
+    """
+    flat = tensor.contiguous().reshape(-1)
+    return flat.as_strided(flat.shape, (1,)).view(torch.uint8)  # the stride of a single number may be any

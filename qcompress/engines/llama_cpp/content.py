@@ -25,6 +25,7 @@ from qcompress.engines.llama_cpp.architectures import (
 )
 from qcompress.engines.llama_cpp.container import TensorPlan, Value
 from qcompress.engines.llama_cpp.tokenizer import tokenizer_values
+from qcompress.engines.tensor_file import bytes_of
 from qcompress.errors import EngineError
 from qcompress.model.parts import unique_state
 from qcompress.transforms.base import Keep
@@ -177,7 +178,7 @@ def _entry(name: str, tensor: Tensor, called: str, item: CompressedPart | None, 
 
     def values() -> Tensor:
         wide = tensor.detach().cpu().to(torch.float32) + shift if full else tensor.detach().cpu()
-        return wide.contiguous().view(torch.uint8).view(len(wide), -1)
+        return bytes_of(wide).view(len(wide), -1)
 
     return Entry(state=name, plan=_plan(called, tuple(tensor.shape), kind, _rows(values, order)), part=item)
 
