@@ -25,6 +25,7 @@ from qcompress.cli import (
     formulate,
     leap,
     measure,
+    report,
     show,
     solve,
     solvers,
@@ -46,7 +47,7 @@ app = typer.Typer(
 for command in (
     demo.demo, compress.compress, measure.measure, formulate.formulate, apply.apply, finetune.finetune,
     solvers.solvers, solve.solve, compare.compare, sweep.sweep, convert.convert,
-    engines.engines, export.export, verify.verify, show.show,
+    engines.engines, export.export, verify.verify, show.show, report.report,
 ):  # fmt: skip
     app.command()(command)
 leap.register(app)

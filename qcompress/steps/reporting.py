@@ -12,6 +12,7 @@ from torch import nn
 from formulations import Problem
 from formulations.files import replacing
 from qcompress import cautions
+from qcompress.agreement import agreement
 from qcompress.budgets import FILE_BYTES, LATENCY
 from qcompress.compressed.file import compressed_size
 from qcompress.compressed.record import record_of
@@ -110,6 +111,9 @@ def reported(request: Request, run: RunFolder, outcome: Outcome) -> Report:
     )
     if run.path is not None:
         report.save(run.path / "report.json")
+        own, data = request.calibration, list(request.kept) or request.data
+        if measurement.loss == "kl" and isinstance(own.model, nn.Module):  # scores of classes, in the last dimension
+            agreement(own.model, outcome.smaller, data, forward=own.forward).save(run.path / "agreement.json")
         with replacing(run.path / "summary.md") as file:
             file.write(report.to_markdown().encode())
     return report

@@ -1,0 +1,161 @@
+"""Whom a compression changes: samples whose answer differs from the original's, by how sure that was, and by class.
+
+A mean loss hides who pays for it: what changes is mostly what the original was unsure of, and rare classes (Hooker et
+al., arXiv 1911.05248). The margin is the difference between the original's largest and second largest log-probability.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from formulations.file_kinds import FileKind
+from formulations.files import AnyPath
+from qcompress.model import forward as forwards
+
+FILE_KIND = FileKind("qcompress agreement", version=1)
+
+BINS = 10
+"""Groups of equally many samples, from the least sure to the surest."""
+
+MOST_CLASSES = 30
+"""Classes that are listed, those in which the largest share changes first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarginGroup:
+    """Samples whose margins lie between ``low`` and ``high``, and how many of them changed."""
+
+    low: float
+    high: float
+    samples: int
+    changed: int
+
+    @property
+    def share(self) -> float:
+        """Of these samples, how many changed."""
+        return self.changed / self.samples
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassGroup:
+    """Samples to which the original gives one answer, and how many of them changed."""
+
+    label: int
+    samples: int
+    changed: int
+
+    @property
+    def share(self) -> float:
+        """Of these samples, how many changed."""
+        return self.changed / self.samples
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """Where original and compressed model give the same first answer, and where not.
+
+    Attributes:
+        samples: how many answers were compared (of a language model: tokens).
+        changed: how many differ.
+        by_margin: from the least sure to the surest, about equally many in each.
+        by_class: the classes in which most change, at most `MOST_CLASSES`.
+    """
+
+    samples: int
+    changed: int
+    by_margin: tuple[MarginGroup, ...]
+    by_class: tuple[ClassGroup, ...]
+
+    @property
+    def share(self) -> float:
+        """Share of all samples that change."""
+        return self.changed / self.samples
+
+    @property
+    def tail_ratio(self) -> float:
+        """How many times more often the less sure half changes than the surer half; infinite where that never does."""
+        half = len(self.by_margin) // 2
+        low, high = (sum(group.changed for group in part) for part in (self.by_margin[:half], self.by_margin[half:]))
+        return low / high if high else float("inf")
+
+    def save(self, path: AnyPath) -> None:
+        """Write it as JSON, whole or not at all."""
+        FILE_KIND.write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: AnyPath) -> "Agreement":
+        """Read what `save` wrote.
+
+        Raises:
+            FileFormatError: the file is not whole, or of another kind or version.
+        """
+        value = FILE_KIND.read_json(path)
+        with FILE_KIND.building(path):
+            return cls(
+                samples=value["samples"],
+                changed=value["changed"],
+                by_margin=tuple(MarginGroup(**group) for group in value["by_margin"]),
+                by_class=tuple(ClassGroup(**group) for group in value["by_class"]),
+            )
+
+
+@torch.no_grad()
+def agreement(
+    original: nn.Module, compressed: nn.Module, data: Iterable[Any], *, forward: forwards.Forward | None = None
+) -> Agreement:
+    """Compare the first answers of two models, whose outputs are ``(…, C)`` scores of C ≥ 2 classes.
+
+    Raises:
+        ValueError: the outputs are no scores of classes, or the models' outputs differ in shape, or there is no data.
+
+    >>> model = nn.Linear(4, 3)
+    >>> agreement(model, model, [torch.randn(8, 4)]).changed
+    0
+    """
+    margins, answers, changed = [], [], []
+    for batch in data:
+        before, after = (forwards.run(model, batch, forward) for model in (original, compressed))
+        if before.shape != after.shape or before.ndim < 2 or before.shape[-1] < 2:
+            raise ValueError(
+                f"answers can be compared for outputs (…, classes) of two classes or more; found {tuple(before.shape)} "
+                f"and {tuple(after.shape)}"
+            )
+        top = before.float().log_softmax(-1).topk(2, dim=-1)
+        margins.append((top.values[..., 0] - top.values[..., 1]).flatten().cpu())
+        answers.append(top.indices[..., 0].flatten().cpu())
+        changed.append((after.argmax(-1) != top.indices[..., 0]).flatten().cpu())
+    if not margins:
+        raise ValueError("there is no data to compare on")
+    return _grouped(*(torch.cat(parts).numpy() for parts in (margins, answers, changed)))
+
+
+def _grouped(margins: NDArray[np.float32], answers: NDArray[np.int64], changed: NDArray[np.bool_]) -> Agreement:
+    order = np.argsort(margins, kind="stable")
+    bins = [part for part in np.array_split(order, min(BINS, len(order))) if len(part)]
+    by_margin = [
+        MarginGroup(
+            low=float(margins[part[0]]),
+            high=float(margins[part[-1]]),
+            samples=len(part),
+            changed=int(changed[part].sum()),
+        )
+        for part in bins
+    ]
+    labels, inverse = np.unique(answers, return_inverse=True)
+    samples, differing = np.bincount(inverse), np.bincount(inverse, weights=changed)
+    by_class = [
+        ClassGroup(label=int(label), samples=int(count), changed=int(count_changed))
+        for label, count, count_changed in zip(labels, samples, differing, strict=True)
+    ]
+    by_class.sort(key=lambda group: (-group.share, group.label))
+    return Agreement(
+        samples=len(margins),
+        changed=int(changed.sum()),
+        by_margin=tuple(by_margin),
+        by_class=tuple(by_class[:MOST_CLASSES]),
+    )
