@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from formulations.files import AnyPath, replacing
+from formulations.formatting import amount, number
 from qcompress.agreement import Agreement
 from qcompress.errors import MissingError
-from qcompress.formatting import amount, number
 from qcompress.pages import figures
 from qcompress.report import Report, by_reason
 from solvers import Solution
@@ -166,7 +166,12 @@ def _tiles(report: Report) -> str:
 
 def _resources(report: Report) -> str:
     rows = [
-        (name, amount(report.original[name]), "–" if name not in report.budgets else amount(report.budgets[name]), amount(used))
+        (
+            name,
+            amount(report.original[name]),
+            "–" if name not in report.budgets else amount(report.budgets[name]),
+            amount(used),
+        )
         for name, used in report.usage.items()
     ]
     return _table(("resource", "original", "budget", "compressed"), rows)
