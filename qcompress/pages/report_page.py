@@ -216,11 +216,8 @@ def _parts(report: Report) -> str:
 def _skipped(report: Report) -> str:
     if not report.skipped:
         return ""
-    return (
-        "<h2>Left as it is</h2><ul>"
-        + "".join(f"<li>{html.escape(line)}</li>" for line in by_reason(report.skipped))
-        + "</ul>"
-    )
+    lines = by_reason(report.skipped, report.skipped_bytes, report.original["bytes"])
+    return f"<h2>Left as it is</h2><ul>{''.join(f'<li>{html.escape(line)}</li>' for line in lines)}</ul>"
 
 
 def _downloads(report: Report) -> str:
