@@ -6,8 +6,9 @@
     MMKP                ``groups options budgets``, capacities, then per group its number and a line per option
                         ``value use_1 … use_k``                                                   Khan et al.
 
-Vertices and variables count from 1. A variable becomes a group of the two options "0" and "1". Where the source
-maximises, the objective is its value with the sign turned: a best known value ``v`` is the objective ``-v``.
+Vertices and variables count from 1; words behind ``n m`` are remarks. A variable becomes a group of the two options
+"0" and "1". Where the source maximises, the objective is its value with the sign turned: a best known value ``v`` is
+the objective ``-v``.
 """
 
 from collections.abc import Callable
@@ -122,14 +123,24 @@ def _read(path: AnyPath, what: str, build: Callable[[list[str]], Problem]) -> Pr
 def _entries(words: list[str]) -> tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Size and the entries ``(i, j, value)``, counted from 0, of text that begins with ``n m``."""
     size, count = int(words[0]), int(words[1])
-    if len(words) != 2 + 3 * count:
-        raise ValueError(f"{count} entries need {3 * count} numbers, found {len(words) - 2}")
-    table = np.array(words[2:], dtype=np.float64).reshape(count, 3)
+    remarks = next((number for number, word in enumerate(words[2:]) if _is_number(word)), len(words) - 2)
+    numbers = words[2 + remarks :]  # some files have words behind n and m
+    if len(numbers) != 3 * count:
+        raise ValueError(f"{count} entries need {3 * count} numbers, found {len(numbers)}")
+    table = np.array(numbers, dtype=np.float64).reshape(count, 3)
     i, j = table[:, 0].astype(np.int64) - 1, table[:, 1].astype(np.int64) - 1
     least, most = min(i.min(initial=0), j.min(initial=0)), max(i.max(initial=0), j.max(initial=0))
     if least < 0 or most >= size:
         raise ValueError(f"entries lie between 1 and {size}, found {least + 1} to {most + 1}")
     return size, i, j, table[:, 2]
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _binary(

@@ -23,6 +23,7 @@ from qcompress.cli import (
     export,
     finetune,
     formulate,
+    instances,
     leap,
     measure,
     report,
@@ -51,6 +52,7 @@ for command in (
 ):  # fmt: skip
     app.command()(command)
 leap.register(app)
+instances.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

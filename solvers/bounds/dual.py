@@ -1,7 +1,7 @@
 """The Lagrangian dual function of a problem and the search for good multipliers; see `solvers.bounds.duality`."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,19 @@ class DualBound:
     messages: Floats
     reduced: Floats
     choice: Integers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Ascent:
+    """How far a search for multipliers has come, so that another one can go on from there.
+
+    Attributes:
+        point: the best multipliers so far, as `Dual` states them.
+        temperature: of softmin, where cooling goes on; at most the coldest when it is done.
+    """
+
+    point: Floats
+    temperature: float
 
 
 def largest_objective(problem: Problem) -> float:
@@ -133,24 +146,31 @@ class Dual:
             value=float(value), prices=prices, direction=direction, messages=messages, reduced=reduced, choice=choice
         )
 
-    def ascend(self, deadline: float) -> Floats:
-        """Multipliers that make d large, for problems with pair terms."""
+    def ascend(self, deadline: float, begun: Ascent | None = None) -> Ascent:
+        """Multipliers that make d large, for problems with pair terms; from where an earlier ascent was cut."""
         enough = largest_objective(self.problem) - self.problem.offset
         if self.factor.shape[1]:
-            point = self._by_temperature(deadline, enough)
+            ascent = self._by_temperature(deadline, enough, begun)
+        elif begun is not None:
+            ascent = begun
         else:
             point = np.zeros(self.size)
             point[: len(self.limit)] = self.linear_prices(deadline)
-        return self._pass_messages(point, deadline, enough) if self.blocks.num_messages else point
+            ascent = Ascent(point=point, temperature=0.0)
+        if not self.blocks.num_messages:
+            return ascent
+        return replace(ascent, point=self._pass_messages(ascent.point.copy(), deadline, enough))
 
-    def _by_temperature(self, deadline: float, enough: float) -> Floats:
+    def _by_temperature(self, deadline: float, enough: float, begun: Ascent | None = None) -> Ascent:
         """L-BFGS at falling temperatures."""
         point, temperature = np.zeros(self.size), self.typical_effect() or 1.0
         coldest = COLDEST * temperature
-        if self.problem.num_groups > 2 * SAMPLE and not self.blocks.num_messages:
+        if begun is not None:
+            point, temperature = begun.point, begun.temperature
+        elif self.problem.num_groups > 2 * SAMPLE and not self.blocks.num_messages:
             scale = np.ones(self.size)
             scale[len(self.limit) :] = np.sqrt(self.problem.num_groups / SAMPLE)
-            point = scale * _cooled(self._sampled(), point, (temperature, coldest), deadline, np.inf)
+            point = scale * _cooled(self._sampled(), point, (temperature, coldest), deadline, np.inf).point
             temperature *= SETTLED
         arrays = (self.first, self.cost, self.use, self.limit, self.factor, *self.blocks.arrays)
         return _cooled(arrays, point, (temperature, coldest), deadline, enough)
@@ -229,7 +249,8 @@ class Dual:
         options, groups = self.problem.num_options, self.problem.num_groups
         if options > LINEAR_PROGRAM:
             alone = Dual(self.problem.derived(pairs=PairTerms())) if self.problem.pairs else self
-            return alone._by_temperature(deadline, np.inf) / alone.unit * self.unit  # noqa: SLF001 - of the same class
+            ascent = alone._by_temperature(deadline, np.inf)  # noqa: SLF001 - of the same class
+            return ascent.point / alone.unit * self.unit
         one = scipy.sparse.csr_array(
             (np.ones(options), (self.problem.group_of, np.arange(options))), shape=(groups, options)
         )
@@ -241,7 +262,7 @@ class Dual:
 
 def _cooled(
     arrays: tuple[Any, ...], point: Floats, temperatures: tuple[float, float], deadline: float, enough: float
-) -> Floats:
+) -> Ascent:
     """L-BFGS at temperatures falling from the first to the second; the point with the best d that was met."""
     (temperature, coldest), size = temperatures, arrays[4].size + len(point)
     point, best, best_point = point.copy(), np.array([-np.inf]), point.copy()
@@ -252,7 +273,7 @@ def _cooled(
         steps = min(STEPS, 1 + SPEED * left / size)
         descend(DualTerms(*arrays), temperature, point, best, best_point, int(steps), enough)
         temperature *= COOLING
-    return best_point
+    return Ascent(point=best_point, temperature=temperature)
 
 
 def price_of_one_budget(first: Integers, cost: Floats, use: Floats, limit: float) -> float:

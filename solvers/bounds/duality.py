@@ -21,8 +21,8 @@ found, the bound that is returned is d itself, with true minima.
 import time
 
 from formulations import Problem
-from solvers.bounds.dual import Dual, DualBound, largest_objective
-from solvers.bounds.learned import learn_dual, learn_option_bounds, learned
+from solvers.bounds.dual import Ascent, Dual, DualBound, largest_objective
+from solvers.bounds.learned import learn_ascent, learn_dual, learn_option_bounds, learned
 from solvers.search import Search
 
 __all__ = ["DualBound", "dual_bound", "largest_objective", "raise_dual_bound"]
@@ -38,25 +38,37 @@ def dual_bound(problem: Problem, *, time_limit: float = float("inf")) -> DualBou
     >>> round(bound.value, 9), bound.prices
     (1.0, {'bytes': 0.25})
     """
+    return _ascend(problem, time_limit, None)[0]
+
+
+def _ascend(problem: Problem, time_limit: float, begun: Ascent | None) -> tuple[DualBound, Ascent | None]:
+    """The bound, and where the search for it stands (linear problems are done at once)."""
     dual, deadline = Dual(problem), time.perf_counter() + time_limit
-    return dual.bound(dual.ascend(deadline) if problem.pairs else dual.linear_prices(deadline))
+    if not problem.pairs:
+        return dual.bound(dual.linear_prices(deadline)), None
+    ascent = dual.ascend(deadline, begun)
+    return dual.bound(ascent.point), ascent
 
 
 def raise_dual_bound(problem: Problem, search: Search, share: float) -> DualBound:
     """Hand the dual bound and its prices to a search; at most ``share`` of its remaining time is taken.
 
-    A bound that no choice can meet closes the search: nothing is feasible.
+    A search for the bound that an earlier time limit cut goes on from there. A bound that no choice can meet closes
+    the search: nothing is feasible.
     """
-    known = learned(search).dual
-    if known is not None and known[0] is problem:
-        return known[1]
+    known = learned(search)
+    if known.dual is not None and known.dual[0] is problem:
+        return known.dual[1]
+    begun = None if known.ascent is None or known.ascent[0] is not problem else known.ascent[1]
     with search.phase("bound_s"):
         seconds, start = share * search.remaining(), time.perf_counter()
-        bound = dual_bound(problem, time_limit=seconds)
+        bound, ascent = _ascend(problem, seconds, begun)
     if time.perf_counter() - start < seconds:  # the time did not cut it, so that another would be no better
         learn_dual(search, problem, bound)
     else:
         search.cut_short()
+        if ascent is not None:
+            learn_ascent(search, problem, ascent)
     search.raise_bound(bound.value)
     learn_option_bounds(search, bound.value + bound.reduced)
     search.note(prices=bound.prices)

@@ -94,7 +94,7 @@ class Portfolio(Solver):
     def _chosen(self, problem: Problem) -> list[Solver]:
         if self.solvers:
             return [as_solver(solver) for solver in self.solvers]
-        return [solver for solver, _, _ in plan(problem)]
+        return [solver for solver, _ in plan(problem)]
 
 
 class _Race:

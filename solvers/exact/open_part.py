@@ -36,6 +36,6 @@ def undecided(problem: Problem, search: Search) -> Restriction | None:
     """`begin`, polish and `certify`: what is left for an exact solver; None when it is decided or time is up."""
     begin(problem, search)
     if not problem.pairs and search.choice is not None and not (search.proven() or search.expired()):
-        search.offer(polish(problem, search.choice))
+        search.offer(polish(problem, search.choice, search.remaining()))
     part = certify(problem, search)
     return None if search.proven() or search.expired() else part

@@ -11,10 +11,8 @@ from typing import ClassVar
 
 from formulations import Problem
 from solvers.base import Search, Solver
-from solvers.kernels.local_search import polish_flat
+from solvers.kernels.local_search import polish
 from solvers.kernels.warm import warm
-
-POLISH_PASSES = 5
 
 PATIENCE = 60
 """Generations without a better choice after which the search ends."""
@@ -66,6 +64,4 @@ class Genetic(Solver):
         if search.choice is not None:
             search.note(objective_before_polish=search.objective)
             with search.phase("polish_s"):
-                chosen = problem.flat(search.choice).copy()
-                polish_flat(space.arrays, chosen, POLISH_PASSES)
-                search.offer(chosen - problem.group_offsets[:-1])
+                search.offer(polish(problem, search.choice, search.remaining()))

@@ -17,7 +17,7 @@ from pymoo.operators.selection.tournament import TournamentSelection
 from formulations import Problem
 from solvers.base import Search
 from solvers.kernels.local_search import descend_flat
-from solvers.kernels.moves import Arrays, Integers, judge_all, to_arrays
+from solvers.kernels.moves import Integers, judge_all, to_arrays
 from solvers.kernels.repair import repair_flat
 
 MATINGS = 3
@@ -55,25 +55,32 @@ class ChoiceSpace(PymooProblem):  # type: ignore[misc]
         choices = self.search.rng.integers(0, self.sizes, size=(count, len(self.sizes)))
         if self.search.initial is not None:
             choices[0] = self.search.initial
+        else:  # the cheapest options: should there be time for one only, it is no random one
+            cheapest = np.lexsort((self.problem.cost, self.problem.group_of))[self.problem.group_offsets[:-1]]
+            choices[0] = cheapest - self.problem.group_offsets[:-1]
         chosen = self.flat(choices)
         if not repair_flat(self.arrays, chosen[0]):
             return choices[:0]
-        return improved(self.arrays, chosen) - self.problem.group_offsets[:-1]
+        return self.improved(chosen) - self.problem.group_offsets[:-1]
 
+    def improved(self, chosen: Integers) -> Integers:
+        """Flat choices ``(n, G)``, repaired where that is possible, and those taken to where no single switch pays.
 
-def improved(a: Arrays, chosen: Integers) -> Integers:
-    """Flat choices ``(n, G)``, repaired where that is possible, and those taken to where no single switch pays."""
-    for one in chosen:
-        attempt = one.copy()
-        if repair_flat(a, attempt):
-            descend_flat(a, attempt)
-            one[:] = attempt
-    return chosen
+        Once time is up the rest stays as it is.
+        """
+        for row in chosen:
+            attempt = row.copy()
+            if repair_flat(self.arrays, attempt):
+                descend_flat(self.arrays, attempt)
+                row[:] = attempt
+            if self.search.expired():
+                break
+        return chosen
 
 
 class _Improved(Repair):  # type: ignore[misc]
     def _do(self, problem: ChoiceSpace, choices: Integers, **_: Any) -> Integers:
-        return improved(problem.arrays, problem.flat(choices)) - problem.problem.group_offsets[:-1]
+        return problem.improved(problem.flat(choices)) - problem.problem.group_offsets[:-1]
 
 
 class Uniform(Crossover):  # type: ignore[misc]

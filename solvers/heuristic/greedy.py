@@ -34,4 +34,4 @@ class Greedy(Solver):
         if feasible is not None:
             search.offer(feasible)
             if not search.expired():
-                search.offer(polish(problem, feasible))
+                search.offer(polish(problem, feasible, search.remaining()))

@@ -14,7 +14,7 @@ from formulations import Problem
 from formulations.reductions.restriction import Restriction, restrict
 from solvers.base import Search, Solver, SubSearch
 from solvers.bounds.duality import DualBound, raise_dual_bound
-from solvers.bounds.learned import learn_certified, learn_option_bounds, learned
+from solvers.bounds.learned import learn_certified, learn_option_bounds, learn_searched, learned
 from solvers.bounds.pareto_lists import prove
 from solvers.bounds.semidefinite import least_seconds, semidefinite_bound
 from solvers.bounds.warm import warm_bounds
@@ -93,7 +93,8 @@ def improve(problem: Problem, search: Search, bound: DualBound) -> None:
     """Anneal among the options that can still improve the incumbent, those with the lowest bounds first.
 
     The dual's choice is off by the few groups that it leaves near a tie, and what is best for them is soon found. Each
-    better incumbent leaves fewer options: one whose reduced cost reaches the gap is in no better choice.
+    better incumbent leaves fewer options: one whose reduced cost reaches the gap is in no better choice. What time cut
+    goes on from there when it is called again.
     """
     with search.phase("anneal_s"):
         if search.choice is None:  # nothing is known that could leave options out
@@ -103,13 +104,19 @@ def improve(problem: Problem, search: Search, bound: DualBound) -> None:
             before = search.objective
             if before is None or search.proven() or search.expired():
                 return
+            objective, searched = learned(search).searched
+            if objective == before and most <= searched < CORES[-1]:
+                continue
             part = open_part(problem, search, most)
             sweeps = min(2000, max(200, MOVES // part.problem.num_groups))
             start = None if search.choice is None else part.lower(search.choice)
             anneal = Anneal(sweeps=sweeps, population=6, generations=5)
             anneal.run(part.problem, SubSearch(part, search, initial=start))
-            if search.objective == before and part.problem.num_options < most:
-                return
+            if search.objective == before and not search.expired():
+                whole = part.problem.num_options < most
+                learn_searched(search, before, CORES[-1] if whole else most)
+                if whole:
+                    return
 
 
 def open_part(problem: Problem, search: Search, most: int | None = None) -> Restriction:
@@ -160,6 +167,6 @@ def certify(problem: Problem, search: Search) -> Restriction:
         likely = np.lexsort((-bound.share, part.problem.group_of))[part.problem.group_offsets[:-1]]
         feasible = repair(part.problem, likely - part.problem.group_offsets[:-1])
         if feasible is not None:
-            search.offer(part.lift(polish(part.problem, feasible)))
+            search.offer(part.lift(polish(part.problem, feasible, search.remaining())))
         part = open_part(problem, search)
     return part

@@ -4,6 +4,8 @@ A budget that is nearly spent blocks nearly every single switch that would pay; 
 what the other uses, go on from there. What always holds: feasible in, feasible out, never worse.
 """
 
+import time
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -15,13 +17,15 @@ PASSES = 20
 """Passes over all groups before the descent ends even if it could go on."""
 
 PAIRS = 4_000_000
-"""Pairs of switches weighed in a pass; where there are more (above 2,000 options) evenly spread partners are taken."""
+"""Pairs of switches weighed in a pass; where there are more (above 2,000 options) evenly spread partners are taken. It
+also bounds how many options are weighed anew after pairs were switched."""
 
 
-def polish(problem: Problem, choice: ArrayLike) -> Integers:
+def polish(problem: Problem, choice: ArrayLike, seconds: float = float("inf")) -> Integers:
     """A choice ``(G,)`` that no single switch and no two switches improve, reached from the feasible ``choice``.
 
-    `PASSES` and `PAIRS` bound the work on large problems, so that there a better pair may be left.
+    `PASSES`, `PAIRS` and ``seconds`` (looked at between passes) bound the work on large problems, so that there a
+    better pair may be left.
 
     Raises:
         ValueError: ``choice`` breaks a budget; `repair` it first.
@@ -34,7 +38,10 @@ def polish(problem: Problem, choice: ArrayLike) -> Integers:
     chosen = problem.flat(choice).copy()
     if broken := problem.evaluate(choice).violations:
         raise ValueError(f"polish needs a feasible choice, this one is over budget by {broken}; repair it first")
-    polish_flat(to_arrays(problem), chosen, PASSES)
+    a, deadline = to_arrays(problem), time.perf_counter() + seconds
+    for number in range(PASSES):
+        if not _polish_pass(a, chosen, number) or time.perf_counter() > deadline:
+            break
     polished = chosen - problem.group_offsets[:-1]
     better = problem.evaluate(polished)
     return polished if better.feasible else np.array(choice, dtype=np.int64)
@@ -43,22 +50,34 @@ def polish(problem: Problem, choice: ArrayLike) -> Integers:
 @compiled
 def polish_flat(a: Arrays, chosen: Integers, passes: int) -> bool:
     """Polish feasible flat options in place, for callers that hold `Arrays`; whether the last pass still improved."""
+    number, improved = 0, True
+    while improved and number < passes:
+        improved = _polish_pass(a, chosen, number)
+        number += 1
+    return improved
+
+
+@compiled
+def _polish_pass(a: Arrays, chosen: Integers, number: int) -> bool:
+    """One pass over all groups, first by single switches, then by pairs; whether it improved."""
     num_groups = len(chosen)
     step = max(1, len(a.cost) * len(a.cost) // PAIRS)
-    for number in range(passes):
-        total, field, usage = begin(a, chosen)  # anew in every pass, so that rounding cannot add up
-        improved = False
-        for group in range(num_groups):
-            improved |= _improve_alone(a, chosen, total, field, usage, group)
-        single, length, reach = np.empty(len(a.cost)), np.empty(len(a.cost)), np.empty(len(a.cost))
-        _weigh(a, chosen, total, field, single, length, reach)
-        for group in range(num_groups):
-            while _improve_paired(a, chosen, total, field, usage, single, length, reach, group, number % step, step):
-                improved = True
-                _weigh(a, chosen, total, field, single, length, reach)
-        if not improved:
-            return False
-    return True
+    left = 1 + PAIRS // len(a.cost)  # pairs that may still be switched
+    total, field, usage = begin(a, chosen)  # anew in every pass, so that rounding cannot add up
+    improved = False
+    for group in range(num_groups):
+        improved |= _improve_alone(a, chosen, total, field, usage, group)
+    single, length, reach = np.empty(len(a.cost)), np.empty(len(a.cost)), np.empty(len(a.cost))
+    _weigh(a, chosen, total, field, single, length, reach)
+    first = number * (num_groups // PASSES)  # where a pass ends early the next one looks at other groups
+    for offset in range(num_groups):
+        group = (first + offset) % num_groups
+        while left > 0 and _improve_paired(
+            a, chosen, total, field, usage, single, length, reach, group, number % step, step
+        ):
+            improved, left = True, left - 1
+            _weigh(a, chosen, total, field, single, length, reach)
+    return improved
 
 
 @compiled

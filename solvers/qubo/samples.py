@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from formulations import Problem
 from solvers.base import Search
 from solvers.errors import SolverError
-from solvers.kernels.local_search import polish_flat
+from solvers.kernels.local_search import polish, polish_flat
 from solvers.kernels.moves import Arrays, Floats, Integers, judge_all
-from solvers.kernels.repair import repair_flat
+from solvers.kernels.repair import repair, repair_flat
 
 POLISHED = 3
 """Repaired samples of a round that are polished, best first."""
@@ -122,11 +122,10 @@ class Improver:
 
     def stand_in(self, choice: Integers) -> None:
         """Offer a choice ``(G,)`` that no sampler found, repaired and polished; it counts as no sample."""
-        chosen = choice + self.problem.group_offsets[:-1]
-        if repair_flat(self.arrays, chosen):
-            self._offer(chosen)
-            polish_flat(self.arrays, chosen, POLISH_PASSES)
-            self._offer(chosen)
+        feasible = repair(self.problem, choice)
+        if feasible is not None:
+            self.search.offer(feasible)
+            self.search.offer(polish(self.problem, feasible, self.search.remaining()))
 
     def _offer(self, chosen: Integers) -> None:
         self.search.offer(chosen - self.problem.group_offsets[:-1])

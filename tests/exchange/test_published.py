@@ -28,6 +28,12 @@ def test_every_cut_has_its_weight(tmp_path):
         assert problem.evaluate(x).objective == -sum(w for i, j, w in edges if x[i] != x[j])
 
 
+def test_words_behind_the_sizes_are_remarks(tmp_path):
+    file = tmp_path / "remarked.txt"
+    file.write_text("3 3 J\n1 2 1\n2 3 1\n1 3 5\n")
+    assert read_max_cut(file).evaluate([0, 0, 1]).objective == -6
+
+
 def test_an_off_diagonal_entry_of_a_qubo_counts_twice(tmp_path):
     file = tmp_path / "small.txt"
     file.write_text("3 4\n1 1 -4\n1 2 3\n3 2 -2\n3 3 1\n")

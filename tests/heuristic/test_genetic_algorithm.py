@@ -9,7 +9,8 @@ import pytest
 from formulations import InfeasibleBudgetError
 from formulations.generators.random_instances import layered_problem, small_problem
 from solvers import InvalidOptionError, Status, StopReason, run
-from solvers.heuristic.genetic_operators import improved
+from solvers.base import Search
+from solvers.heuristic.genetic_operators import ChoiceSpace
 from solvers.kernels.moves import judge_all, to_arrays
 
 solve = partial(run.solve, presolve=False)  # the back end itself is tested
@@ -45,7 +46,15 @@ def test_children_over_budget_are_repaired():
     problem = layered_problem(30)
     chosen = problem.flat(np.random.default_rng(0).integers(0, 6, (10, 30)))
     chosen[0] = problem.flat(np.full(30, 5))
-    assert (judge_all(to_arrays(problem), improved(to_arrays(problem), chosen))[1] == 0).all()
+    improved = ChoiceSpace(problem, Search(problem, solver="ga")).improved(chosen)
+    assert (judge_all(to_arrays(problem), improved)[1] == 0).all()
+
+
+def test_a_first_population_without_time_begins_with_the_cheapest_options():
+    problem = layered_problem(30)
+    first = ChoiceSpace(problem, Search(problem, solver="ga", time_limit=1e-9)).first(10)
+    greedy = solve(problem, "greedy")
+    assert problem.evaluate(first[0]).objective <= 1.2 * greedy.objective
 
 
 def test_same_seed_same_answer():

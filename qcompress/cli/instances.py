@@ -1,0 +1,96 @@
+"""``instances``: a library of problems with the best choices and bounds known, listed, checked, improved."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from formulations.formatting import number, percent
+from qcompress.cli import arguments
+from qcompress.cli.console import complain, print_json, print_table, say
+from solvers import Solution
+from solvers.library import Library
+
+Folder = Annotated[Path, typer.Argument(metavar="LIBRARY", help="Folder of records.json.")]
+Published = Annotated[
+    Path | None, typer.Option(help="Folder of the published instances, which are not part of the library.")
+]
+Only = Annotated[str, typer.Option(help="Instances with this in their names.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this family."""
+    instances = typer.Typer(help="A library of instances with proven records.", rich_markup_mode="markdown")
+    instances.command("list")(list_instances)
+    instances.command()(verify)
+    instances.command()(improve)
+    app.add_typer(instances, name="instances", no_args_is_help=True)
+
+
+def list_instances(folder: Folder, only: Only = "", as_json: arguments.AsJson = False) -> int:
+    """List the instances: size, best known, proven bound, and who found them.
+
+    Example: `qcompress instances list benchmarks/instances`
+    """
+    records = [record for record in Library(folder) if only in record.name]
+    if as_json:
+        from dataclasses import asdict
+
+        print_json([asdict(record) for record in records])
+    else:
+        rows = [
+            (record.name, number(record.best, 10), "proven" if record.proven else percent(record.gap), record.found_by)
+            for record in records
+        ]
+        print_table(("instance", ">best known", ">gap", "found by"), rows)
+    return 0
+
+
+def verify(folder: Folder, published: Published = None, only: Only = "") -> int:
+    """Recompute every record: the problem's fingerprint, its best choice's objective and budgets, its bound.
+
+    Example: `qcompress instances verify benchmarks/instances`
+    """
+    library = Library(folder, published)
+    failed = checked = absent = 0
+    for record in library:
+        if only not in record.name:
+            continue
+        if not library.has(record.name):
+            absent += 1
+            continue
+        checked += 1
+        for wrong in library.check(record.name):
+            failed += 1
+            complain(f"{record.name}: {wrong}")
+    say(f"{checked} instances recomputed, {absent} published ones are not here")
+    return complain(f"{failed} records do not hold") if failed else 0
+
+
+def improve(
+    folder: Folder,
+    solver: arguments.SolverName = "auto",
+    time_limit: arguments.TimeLimit = 10.0,
+    seed: arguments.Seed = 0,
+    published: Published = None,
+    only: Only = "",
+) -> int:
+    """Solve the instances, and record better choices and bounds.
+
+    Example: `qcompress instances improve benchmarks/instances --solver auto --time-limit 60`
+    """
+    from solvers import solve
+
+    library = Library(folder, published)
+    for record in list(library):
+        if only in record.name and not record.proven and library.has(record.name):
+            start = library.choices.get(record.name)
+            problem = library.problem(record.name)
+            solution: Solution = solve(problem, solver, time_limit=time_limit, seed=seed, initial=start)
+            better = library.improve(record.name, solution)
+            if better:
+                library.save()
+            after = library.records[record.name]
+            word = "improved" if better else "as before"
+            say(f"{record.name}: {word}, best {number(after.best, 10)}, gap {percent(after.gap)}")
+    return 0

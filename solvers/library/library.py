@@ -1,0 +1,163 @@
+"""A folder of records, their best choices, and the problems that no generator states.
+
+The folder holds ``records.json``, the best choices in ``choices.npz``, and problem files. Published instances stay
+where they are distributed: their records name the file and its reader, and the folder that has them is given beside.
+What is recorded can be checked by arithmetic that shares no code with `Problem.evaluate`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from formulations import Problem
+from formulations.errors import FileFormatError
+from formulations.exchange import published
+from formulations.file_kinds import FileKind
+from formulations.files import AnyPath
+from formulations.generators.families import member
+from solvers.library.recomputed import TOLERANCE, recomputed
+from solvers.library.record import Record
+from solvers.search import PROOF_TOLERANCE
+from solvers.solution import Solution
+
+RECORDS = FileKind("qcompress instance records", version=1)
+CHOICES = FileKind("qcompress instance choices", version=1)
+
+READERS = MappingProxyType(
+    {
+        "max-cut": published.read_max_cut,
+        "qubo": published.read_coordinate_qubo,
+        "qkp": published.read_quadratic_knapsack,
+        "mmkp": published.read_multiple_choice_knapsack,
+        "problem": Problem.load,
+    }
+)
+"""Readers of problem files by the name that a record gives."""
+
+
+class Library:
+    """The records of a folder, and the problems they are about.
+
+    Args:
+        folder: of ``records.json``.
+        published: the folder of published instances that are not in it.
+
+    >>> import tempfile
+    >>> library = Library(tempfile.mkdtemp())
+    >>> library.add(Record(name="q4", origin="drawn", family="random_qubo", arguments={"variables": 4, "density": 1.0}))
+    >>> from solvers import solve
+    >>> library.improve("q4", solve(library.problem("q4"), "brute-force"))
+    True
+    >>> library.records["q4"].proven, library.check("q4")
+    (True, [])
+    """
+
+    def __init__(self, folder: AnyPath, published: AnyPath | None = None) -> None:
+        self.folder = Path(folder)
+        self.published = None if published is None else Path(published)
+        self.records: dict[str, Record] = {}
+        self.choices: dict[str, NDArray[np.int64]] = {}
+        file = self.folder / "records.json"
+        if file.exists():
+            content = RECORDS.read_json(file)
+            with RECORDS.building(file):
+                self.records = {entry["name"]: Record(**entry) for entry in content["records"]}
+        if (self.folder / "choices.npz").exists():
+            _, arrays = CHOICES.read_arrays(self.folder / "choices.npz")
+            self.choices = {name: choice.astype(np.int64) for name, choice in arrays.items()}
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records.values())
+
+    def add(self, record: Record) -> None:
+        """Add an instance, with the fingerprint of its problem.
+
+        Raises:
+            ValueError: there is one of this name.
+        """
+        if record.name in self.records:
+            raise ValueError(f"the library has an instance {record.name!r}")
+        self.records[record.name] = replace(record, fingerprint=self._read(record).fingerprint())
+
+    def has(self, name: str) -> bool:
+        """Whether the instance's problem is here: made, or its file present."""
+        record = self.records[name]
+        return bool(record.family) or self._file(record) is not None
+
+    def problem(self, name: str) -> Problem:
+        """The problem of an instance.
+
+        Raises:
+            FileNotFoundError: it is a published one whose file is not here.
+            FileFormatError: it is not the one that was recorded.
+        """
+        record = self.records[name]
+        problem = self._read(record)
+        if problem.fingerprint() != record.fingerprint:
+            raise FileFormatError(f"instance {name!r} is not the one that was recorded: its fingerprint differs")
+        return problem
+
+    def improve(self, name: str, solution: Solution) -> bool:
+        """Take over a better choice and a better bound; whether one was.
+
+        The choice is judged anew; a bound above the best known is refused by `check`, not here.
+        """
+        record, by = self.records[name], _signature(solution)
+        if solution.choice is not None and (record.best is None or _better(solution.objective, record.best)):
+            record = replace(record, best=solution.objective, found_by=by)
+            self.choices[name] = np.array(solution.choice, dtype=np.int64)
+        if solution.bound is not None and (record.bound is None or _better(-solution.bound, -record.bound)):
+            record = replace(record, bound=solution.bound, bound_by=by)
+        changed = record != self.records[name]
+        self.records[name] = record
+        return changed
+
+    def check(self, name: str) -> list[str]:
+        """What does not hold of a record: its choice recomputed, its bound against it; empty when all holds."""
+        record, problem = self.records[name], self.problem(name)
+        wrong = []
+        choice = self.choices.get(name)
+        if choice is not None:
+            objective, excess = recomputed(problem, choice)
+            if record.best is None or abs(objective - record.best) > TOLERANCE * (1 + abs(objective)):
+                wrong.append(f"its choice costs {objective!r}, recorded is {record.best!r}")
+            wrong += [f"its choice is over the budget {budget!r} by {more:g}" for budget, more in excess.items()]
+        if record.best is not None and record.bound is not None:
+            above = record.bound - record.best
+            if above > TOLERANCE * (1 + abs(record.best)):
+                wrong.append(f"its bound {record.bound!r} is above the best known {record.best!r}")
+        return wrong
+
+    def save(self) -> None:
+        """Write records and choices."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        entries = [{**asdict(record), "arguments": dict(record.arguments)} for record in self]
+        RECORDS.write_json(self.folder / "records.json", {"records": entries})
+        small = {name: choice.astype(np.uint16) for name, choice in self.choices.items()}
+        CHOICES.write_arrays(self.folder / "choices.npz", {}, small)
+
+    def _read(self, record: Record) -> Problem:
+        if record.family:
+            return member(record.family, record.arguments)
+        if (file := self._file(record)) is None:
+            raise FileNotFoundError(f"instance {record.name!r} is published in {record.origin}; its file {record.file} "
+                                    "is not here: name the folder that has it")  # fmt: skip
+        return READERS[record.reader](file)
+
+    def _file(self, record: Record) -> Path | None:
+        folders = [self.folder, *([] if self.published is None else [self.published])]
+        return next((folder / record.file for folder in folders if (folder / record.file).is_file()), None)
+
+
+def _better(objective: float | None, known: float) -> bool:
+    """Better by more than rounding."""
+    return objective is not None and objective < known - PROOF_TOLERANCE * abs(known)
+
+
+def _signature(solution: Solution) -> str:
+    return f"{solution.solver} of qcompress {version('qcompress')}, {solution.wall_s:.3g} s, seed {solution.seed}"

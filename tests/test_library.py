@@ -1,0 +1,130 @@
+"""The library of instances: records that can be recomputed, and improve only."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from formulations import FormulationError
+from formulations.generators.families import FAMILIES, member
+from formulations.generators.random_instances import small_problem
+from solvers import judge, solve
+from solvers.library import Library, Record, recomputed
+
+SMALL = {
+    "multiple_choice_knapsack": {"groups": 3, "options": 3, "budgets": 2},
+    "signed_pairs": {"groups": 4, "options": 3, "degree": 2, "largest": 5},
+    "dense_pairs": {"groups": 3, "options": 3},
+    "chain": {"groups": 4, "options": 2},
+    "layers": {"num_groups": 3, "more_budgets": 1},
+    "factor_and_pairs": {"num_groups": 3, "degree": 1},
+    "random_max_cut": {"vertices": 6, "density": 0.6},
+    "torus_max_cut": {"rows": 2, "columns": 3},
+    "random_qubo": {"variables": 6, "density": 0.8},
+    "quadratic_knapsack": {"items": 8, "density": 0.5},
+}
+
+
+@pytest.fixture
+def library(tmp_path):
+    made = Library(tmp_path / "library")
+    made.add(Record(name="qubo", origin="drawn", family="random_qubo", arguments=SMALL["random_qubo"]))
+    return made
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.data())
+def test_what_is_recomputed_is_what_the_problem_judges(data):
+    problem = small_problem(data.draw(st.integers(0, 10**6)))
+    choice = [data.draw(st.integers(0, len(options) - 1)) for options in problem.options]
+    objective, excess = recomputed(problem, choice)
+    judged = problem.evaluate(choice)
+    assert objective == pytest.approx(judged.objective, rel=1e-9, abs=1e-9 * (1 + np.abs(problem.cost).sum()))
+    assert set(excess) == set(judged.violations)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_draws_the_same_member_again_and_another_for_another_seed(family):
+    first, again, other = (member(family, {**SMALL[family], "seed": seed}) for seed in (3, 3, 4))
+    assert first.fingerprint() == again.fingerprint() != other.fingerprint()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_members_of_families_can_be_solved(family):
+    assert solve(member(family, SMALL[family]), "brute-force").feasible
+
+
+def test_a_cut_is_what_a_graph_says():
+    problem = member("torus_max_cut", {"rows": 2, "columns": 3, "seed": 1})
+    cuts = [problem.evaluate(choice).objective for choice in itertools.product((0, 1), repeat=6)]
+    assert cuts == cuts[::-1]  # a cut is that of its other side
+    assert cuts[0] == 0
+
+
+def test_an_unknown_family_or_argument_is_named():
+    with pytest.raises(FormulationError, match="no family 'cliques'"):
+        member("cliques", {})
+    with pytest.raises(FormulationError, match="unexpected keyword argument 'vertices'"):
+        member("random_qubo", {"vertices": 3, "density": 1.0})
+
+
+def test_records_improve_only(library):
+    problem = library.problem("qubo")
+    assert library.improve("qubo", judge(problem, [0] * 6))
+    best = solve(problem, "brute-force")
+    assert library.improve("qubo", best)
+    assert not library.improve("qubo", judge(problem, [0] * 6))
+    assert library.records["qubo"].best == best.objective
+    assert library.records["qubo"].proven
+
+
+def test_what_is_saved_is_loaded_and_holds(library):
+    library.improve("qubo", solve(library.problem("qubo"), "brute-force"))
+    library.save()
+    loaded = Library(library.folder)
+    assert loaded.records == library.records
+    assert loaded.check("qubo") == []
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [({"best": -1e6}, "its choice costs"), ({"bound": 1e6}, "above the best known")],
+)
+def test_a_record_that_does_not_hold_is_found(library, change, wrong):
+    library.improve("qubo", solve(library.problem("qubo"), "brute-force"))
+    library.records["qubo"] = replace(library.records["qubo"], **change)
+    assert any(wrong in found for found in library.check("qubo"))
+
+
+def test_a_choice_over_a_budget_is_found(tmp_path):
+    library = Library(tmp_path)
+    library.add(
+        Record(name="k", origin="drawn", family="multiple_choice_knapsack", arguments=SMALL["multiple_choice_knapsack"])
+    )
+    problem = library.problem("k")
+    most = [int(np.argmax(problem.resources["use0"][3 * group : 3 * group + 3])) for group in range(3)]
+    library.choices["k"] = np.array(most)
+    assert any("over the budget 'use0'" in found for found in library.check("k"))
+
+
+def test_a_generator_that_changed_is_noticed(library):
+    library.records["qubo"] = replace(library.records["qubo"], arguments={"variables": 7, "density": 0.8})
+    with pytest.raises(FormulationError, match="fingerprint differs"):
+        library.problem("qubo")
+
+
+def test_published_instances_are_read_from_their_folder(tmp_path):
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / "triangle.txt").write_text("3 3\n1 2 1\n2 3 1\n1 3 5\n")
+    library = Library(tmp_path / "library", tmp_path / "published")
+    library.add(Record(name="triangle", origin="a paper", licence="public", file="triangle.txt", reader="max-cut"))
+    library.improve("triangle", solve(library.problem("triangle"), "brute-force"))
+    library.save()
+    assert library.records["triangle"].best == -6
+    alone = Library(tmp_path / "library")
+    assert not alone.has("triangle")
+    with pytest.raises(FileNotFoundError, match="triangle"):
+        alone.problem("triangle")
