@@ -103,6 +103,19 @@ VIEWS = {
             "relative to the preset": "{ratio:.2f}",
         }
     ),
+    "smollm2_gguf_compensated": View(
+        columns={
+            "preset": "{preset}",
+            "tensor bytes": "{tensor_bytes:,}",
+            "KL of the preset": "{preset_kl:.4f}",
+            "predicted KL": "{predicted:.4f}",
+            "KL": "{kl:.4f}",
+            "relative to the preset": "{ratio:.2f}",
+            "gap": "{gap:.2%}",
+            "seconds of ggml's encoders": "{ggml_s:.0f}",
+            "seconds of llama-quantize": "{llama_quantize_s:.0f}",
+        }
+    ),
     **{
         f"onnx_{network}": View(
             columns={
