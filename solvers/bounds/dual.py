@@ -21,9 +21,9 @@ COLDEST = 1e-6
 SWEEPS = 10
 """Sweeps of message passing between two looks at a price."""
 
-PRICE_PRECISION = 1.005
+FIRST_STEP, PRICE_PRECISION = 2.0, 1.005
 PRICE_STEPS = 40
-"""Factor to which a budget's price is searched with sparse blocks, and the maximum number of steps."""
+"""Factors by which a budget's price is moved first and last with sparse blocks, and the maximum number of steps."""
 
 STEPS = 200
 """L-BFGS iterations at most at each temperature."""
@@ -69,10 +69,12 @@ class Ascent:
     Attributes:
         point: the best multipliers so far, as `Dual` states them.
         temperature: of softmin, where cooling goes on; at most the coldest when it is done.
+        step: factor by which prices are moved between sweeps of messages.
     """
 
     point: Floats
     temperature: float
+    step: float = FIRST_STEP
 
 
 def largest_objective(problem: Problem) -> float:
@@ -159,7 +161,7 @@ class Dual:
             ascent = Ascent(point=point, temperature=0.0)
         if not self.blocks.num_messages:
             return ascent
-        return replace(ascent, point=self._pass_messages(ascent.point.copy(), deadline, enough))
+        return self._pass_messages(ascent, deadline, enough)
 
     def _by_temperature(self, deadline: float, enough: float, begun: Ascent | None = None) -> Ascent:
         """L-BFGS at falling temperatures."""
@@ -190,11 +192,12 @@ class Dual:
         factor.flags.writeable = False  # as the whole one is: compiled code is made for one kind of array
         return first, self.cost[rows], self.use[rows], self.limit * share, factor, *self.blocks.arrays
 
-    def _pass_messages(self, point: Floats, deadline: float, enough: float) -> Floats:
+    def _pass_messages(self, begun: Ascent, deadline: float, enough: float) -> Ascent:
         """Message passing between the groups, with a search for the price of each budget in turn."""
         budgets, blocks = len(self.limit), self.blocks
+        point, best_point, factor = begun.point.copy(), begun.point, begun.step
         incident, messages = blocks.incident, point[budgets + self.factor.shape[1] :]
-        best, best_point = -np.inf, point.copy()
+        best = self.bound(point).value if factor < FIRST_STEP else -np.inf
 
         def value(k: int, price: float) -> float:
             """The bound after some more sweeps at this price (none once time is up)."""
@@ -212,7 +215,7 @@ class Dual:
 
         smallest = 1e-3 * self.typical_effect()
         for k in [*range(budgets)] * (1 if budgets < 2 else 3):
-            price, factor = max(float(best_point[k]), smallest), 2.0
+            price = max(float(best_point[k]), smallest)
             for _ in range(PRICE_STEPS):
                 if factor < PRICE_PRECISION or time.perf_counter() > deadline:
                     break
@@ -222,12 +225,15 @@ class Dual:
                 else:
                     price *= factor if up > down else 1.0 / factor
             point[:] = best_point
+            if time.perf_counter() > deadline:
+                return replace(begun, point=best_point, step=factor)
+            factor = FIRST_STEP
         for _ in range(10):
             before = best
             value(budgets, 0.0)
             if best - before < 1e-6 * abs(best):
                 break
-        return best_point
+        return replace(begun, point=best_point, step=PRICE_PRECISION)
 
     def typical_effect(self) -> float:
         """The mean over the groups of how much the group's own choice can change the Lagrangian cost."""

@@ -46,8 +46,12 @@ FEW_BUDGETS = 2
 FEW_OPEN, SMALL_GAP = 400, 0.05
 """Up to so many open options, at so small a relative gap, an exact solver's turn comes before the others'."""
 
-GREEDY_SHARE, RELAX_SHARE, PROOF_SHARE, TURN_SHARE = 0.1, 0.5, 0.5, 0.1
-"""Share of the time left for a first choice, the bound, an exact solver's turn, and the first turns of the others."""
+GREEDY_SHARE, RELAX_SHARE, LONG_SHARE, PROOF_SHARE, TURN_SHARE = 0.1, 0.25, 0.5, 0.5, 0.1
+"""Share of the time left for a first choice, the bound, the long turn that follows from it, an exact solver's turn, and
+the first turns of all."""
+
+WEAK_GAP = 0.1
+"""Relative gap above which the long turn is the annealer's: the bound leads nowhere, though it had its time."""
 
 ENTRY_S = 1e-6
 """Seconds a number of the problem that a turn takes at least: what a solver needs to begin is a part of it."""
@@ -80,7 +84,14 @@ class Auto(Solver):
         (first, why), *others = plan(problem)
         if problem.pairs and others:
             turns.take(Greedy(), "a choice to begin with", GREEDY_SHARE)
-        turns.take(first, why, RELAX_SHARE if problem.pairs and others else PROOF_SHARE if others else 1.0)
+        if problem.pairs and others:
+            turns.take(first, why, RELAX_SHARE)
+            if _gap(search) > WEAK_GAP and learned(search).ascent is None:
+                turns.take(Anneal(), "the bound says little, so a long search for good choices", LONG_SHARE)
+            else:
+                turns.take(first, why, LONG_SHARE)
+        else:
+            turns.take(first, why, PROOF_SHARE if others else 1.0)
         exact = [step for step in others if step[0].exact]
         improving = [step for step in others if not step[0].exact]
         if problem.pairs:
@@ -92,11 +103,16 @@ class Auto(Solver):
         turns.improve(improving, exact)
 
 
+def _gap(search: Search) -> float:
+    """The relative gap; infinite without a choice or a bound, 0 around zero."""
+    if search.objective is None or search.bound is None:
+        return float("inf")
+    return relative_gap(search.objective, search.bound) or 0.0
+
+
 def _provable(problem: Problem, search: Search) -> bool:
     """Whether a proof seems within reach."""
-    gap = relative_gap(search.objective, search.bound)
-    close = gap is None or gap <= SMALL_GAP
-    return close and open_part(problem, search).problem.num_options <= FEW_OPEN
+    return _gap(search) <= SMALL_GAP and open_part(problem, search).problem.num_options <= FEW_OPEN
 
 
 class _Turns:

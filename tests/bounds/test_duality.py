@@ -11,8 +11,10 @@ from formulations import Problem
 from formulations.generators.random_instances import channel_problem, layered_problem, small_problem
 from formulations.reductions.scaling import scaled
 from solvers import Status, solve
+from solvers.base import Search
 from solvers.bounds.dual import Dual
-from solvers.bounds.duality import dual_bound, largest_objective
+from solvers.bounds.duality import dual_bound, largest_objective, raise_dual_bound
+from solvers.bounds.learned import learned
 from solvers.bounds.pareto_lists import Core
 
 
@@ -144,3 +146,17 @@ def test_prices_are_in_the_problems_own_unit(scale):
     problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
     prices = solve(scaled(problem, scale).problem, "lagrangian", presolve=False).details["prices"]
     assert prices["bytes"] == pytest.approx(0.25 * scale)
+
+
+@pytest.mark.parametrize("arguments", [{"rank": 4}, {"degree": 4}], ids=["factor", "sparse"])
+def test_an_ascent_that_time_cuts_goes_on_and_ends_where_one_does_that_is_not_cut(arguments):
+    problem = layered_problem(60, seed=2, **arguments)
+    whole, search = dual_bound(problem).value, Search(problem, solver="test", time_limit=1000.0)
+    values = []
+    for _ in range(1000):
+        values.append(raise_dual_bound(problem, search, 1e-5).value)  # some 10 ms
+        if learned(search).dual is not None:
+            break
+    assert learned(search).dual is not None
+    assert max(values) >= whole - 1e-3 * abs(whole)  # cuts end its stages at other points
+    assert search.bound == max(values)
