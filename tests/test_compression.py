@@ -570,7 +570,7 @@ def test_the_smallest_bytes_for_a_loss_are_those_of_brute_force(tmp_path: Path, 
     ("asked", "error"),
     [
         ({"budget": {"loss": 0.1}}, "a budget for the loss needs a resource to minimize"),
-        ({"budget": {"bytes": 0.1}, "minimize": "bytes"}, "needs a limit of the predicted loss"),
+        ({"budget": {"bytes": 0.1}, "minimize": "bytes"}, "needs a limit for the predicted loss"),
         ({"budget": {"loss": 0.1}, "minimize": "watts"}, "no resource is called 'watts'"),
         ({"budget": {"loss": -0.1}, "minimize": "bytes"}, "the budget for the loss must be a number above 0"),
     ],

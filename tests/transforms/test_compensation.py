@@ -367,7 +367,7 @@ def test_what_is_measured_is_what_is_applied_saved_and_loaded(name: str, tmp_pat
     model = make().eval()
     ranks = low_rank(ratios=(0.5,), kinds=("channels", "spatial", "tucker", "sliced"), slices=(3,), whitened=False)
     coded = ranks.then(prune_quantize(bits=(4,), sparsity=(0,), compensated=True))
-    measurement = measure(model, [batch() for _ in range(2)], OPTIONS + coded)
+    measurement = measure(model, [batch() for _ in range(2)], OPTIONS + coded, loss="kl:-1")
     starts = np.cumsum([0, *map(len, measurement.transforms)])
     for turn in range(max(map(len, measurement.transforms))):
         choice = [turn % len(own) for own in measurement.transforms]
@@ -391,9 +391,8 @@ def test_factors_are_compensated_too(form: str, *, whitened: bool) -> None:
     model = nn.Sequential(nn.Conv2d(6, 12, 3), nn.ReLU(), nn.Conv2d(12, 16, 3)).eval()
     data = [torch.relu(torch.randn(64, 6, 8, 8).cumsum(2))]
     ranks = low_rank(ratios=(0.4,), kinds=(form,), slices=(2,), whitened=whitened)
-    measurement = measure(
-        model, data, ranks.then(prune_quantize((3,), (0,), compensated=True)) + ranks.then(prune_quantize((3,), (0,)))
-    )
+    coded = [prune_quantize((3,), (0,), compensated=compensated) for compensated in (True, False)]
+    measurement = measure(model, data, ranks.then(coded[0]) + ranks.then(coded[1]), loss="kl:-1")
     errors = []
     for own, options in zip(measurement.weights(model), measurement.transforms, strict=True):
         (compensated,) = [one for one in options if one.label.endswith("compensated")]
