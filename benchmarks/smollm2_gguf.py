@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 
 import qcompress
 from benchmarks.tables import markdown, write_results
-from formulations.files import read_json, write_json
+from formulations.files import drafting, read_json, write_json
 from qcompress.engines.legal import for_engine
 from qcompress.engines.llama_cpp.container import head as gguf_head
 from qcompress.engines.llama_cpp.content import entries, head_of, values_of
@@ -74,10 +74,13 @@ def measured(model: torch.nn.Module, data: list[torch.Tensor], options: Options,
             on_progress=lambda done: print(f"window {done.batches}, {done.elapsed_s:.0f} s", flush=True),
             on_encode=lambda done: print(f"{done.part}, {done.elapsed_s:.0f} s", flush=True),
         )  # fmt: skip
-        save_file(
-            {f"{part} {option} {key}": array for (part, option), stored in measurement.codes.items()
-             for key, array in stored.items()}, codes,
-        )  # fmt: skip
+        arrays = {
+            f"{part} {option} {key}": array
+            for (part, option), stored in measurement.codes.items()
+            for key, array in stored.items()
+        }
+        with drafting(codes) as draft:
+            save_file(arrays, draft)
         write_json(times, {"measure_s": time.process_time() - start})
         measurement.save(file)
     if codes.exists():

@@ -80,6 +80,7 @@ def test_the_blocks_that_are_not_run_are_these():
         ("dwave", "installs packages"),
         ("dwave", "needs a D-Wave account"),
         ("engines", "needs a language model in Hugging Face's form"),
+        ("large_models", "needs a language model in Hugging Face's form"),
         ("machines", "needs a cluster"),
     }
 

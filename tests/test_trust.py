@@ -49,7 +49,9 @@ def test_nothing_is_measured_on_the_samples_kept_aside_and_the_report_is_of_them
     assert report.loss_measured == pytest.approx(mean_loss(model, result.model, data), rel=1e-6)
     losses = {own.name: own.loss_validation for own in report.candidates}
     assert losses[report.chosen] == min(losses.values()) == pytest.approx(report.loss_validation, rel=1e-5)
-    assert {"additive", "uniform: equal shares of bytes"} <= losses.keys() | {own.name for own in report.undecided}
+    tried = "; ".join([*losses, *(own.name for own in report.undecided)])  # equal ones stand once, under all names
+    assert "additive" in tried.split("; ")
+    assert "uniform: equal shares of bytes" in tried.split("; ")
     assert report.wall_s["guard"] > 0
 
 

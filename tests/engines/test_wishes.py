@@ -67,7 +67,7 @@ def test_a_budget_below_the_smallest_file_names_it(
 
 
 def test_options_that_the_engine_has_no_kernel_for(model: nn.Module, engine: Engine, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=f"engine '{engine.name}' runs nothing that was measured: .*rank"):
+    with pytest.raises(EngineError, match=f"engine '{engine.name}' runs none of the measured options: .*rank"):
         compress(model, engine, tmp_path, {"file_bytes": "50%"}, options=qcompress.low_rank(ratios=(0.5,)))
     assert left(tmp_path) == []
 
