@@ -566,6 +566,7 @@ OTHERS = {  # what writes files and is not meant to replace anything
     "qcompress/engines/compressed_tensors.py",  # engines write to the place that drafting() gives them
     "qcompress/engines/llama_cpp/container.py",
     "qcompress/engines/onnxruntime.py",
+    "benchmarks/smollm2_gguf.py",  # through drafting()
     "benchmarks/streaming.py",  # models of random weights, in a folder that is made for them
     "qcompress/engines/onnx_timing.py",  # graphs that are timed, in a temporary folder
 }
