@@ -117,8 +117,10 @@ def table(rows: list[dict[str, Any]], solvers: tuple[str, ...]) -> tuple[str, li
     columns = {"kind": "kind", "seed": "seed", "best": "best found"} | {name: f"{name} %" for name in solvers}
     columns |= {"status": "auto says", "wall_s": "auto's time (s)"}
     listed = list(lines.values())
-    tied = sum(line.get("auto", np.inf) <= 100 * TIED for line in listed)
-    text = markdown(listed, columns) + f"\n\n`auto` is best or within {100 * TIED:g} % on {tied} of {len(listed)}.\n"
+    text = markdown(listed, columns)
+    if len({row["solver"] for row in rows}) > 1:
+        tied = sum(line.get("auto", np.inf) <= 100 * TIED for line in listed)
+        text += f"\n\n`auto` is best or within {100 * TIED:g} % on {tied} of {len(listed)}.\n"
     return text, listed
 
 
