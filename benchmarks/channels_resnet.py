@@ -130,7 +130,7 @@ def torch_pruned(model: nn.Module, data: list[Tensor], labels: Tensor, kind: str
     return best
 
 
-def main() -> None:
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder with the weights and images")
     parser.add_argument("--out", default="benchmarks/results", help="where JSON and Markdown go")
@@ -141,7 +141,11 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=2500, help="test images")
     parser.add_argument("--steps", type=int, default=50, help="of fine-tuning, 128 images each; 0 for none")
     parser.add_argument("--time-limit", type=float, default=20, help="seconds for each solve")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = _arguments()
     folder, out = cifar.data_folder(arguments), Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     model, name = cifar.resnet(arguments.depth, folder), f"channels_resnet{arguments.depth}"
@@ -202,7 +206,6 @@ def main() -> None:
         for choice in (*OURS, "uniform, L1", "ranked, Fisher for macs", *THEIRS):
             if not rows.of(share=share, choice=choice):
                 rows.add(judged(choice, share))
-                print(rows.of(share=share, choice=choice)[0], flush=True)
     table = markdown(rows.of(), COLUMNS)
     write_results(out, name, rows.values, table)
     print(table)

@@ -1,24 +1,23 @@
-"""The instance library of this project: adds what is missing, and solves for better records.
+"""The instance library of this project: adds the instances that are missing.
 
-    python -m benchmarks.library [--time-limit S] [--only NAME] [--data FOLDER] [--library FOLDER]
+    python -m benchmarks.library [--data FOLDER] [--library FOLDER]
 
 Instances: two members of each kind of `benchmarks.kinds`; with ``--data`` the published ones in ``FOLDER/instances``,
 of which only the records are kept; problems from real networks, whose files `qcompress formulate` writes into the
-library's folder. ``qcompress instances verify benchmarks/instances`` recomputes all records.
+library's folder. ``qcompress instances improve benchmarks/instances`` solves them, ``verify`` recomputes all records.
 """
 
 import argparse
 from pathlib import Path
 
 from benchmarks.kinds import KINDS, PREFIXES
-from solvers import solve
 from solvers.library import Library, Record
 
 FOLDER = Path(__file__).parent / "instances"
 
 ORIGINS = {
     "max-cut": "Gset, Helmberg and Rendl, doi:10.1137/S1052623497328987",
-    "qubo": "BiqMac library, Wiegele 2007, https://biqmac.aau.at/biqmaclib.html",
+    "qubo": "BiqMac library, Wiegele 2007",
     "qkp": "Billionnet and Soutif, doi:10.1016/S0377-2217(03)00244-3",
     "mmkp": "Khan, Li, Manning, Akbar 2002, Studia Informatica Universalis 2(1)",
 }
@@ -34,35 +33,21 @@ LITERATURE = {
     "qkp_jeu_200_25_5": -187324,
     "qkp_jeu_200_75_3": -61924,
     "qkp_jeu_300_50_4": -307124,
-    "mmkp_I07": -24607,
 }
-"""Objectives of the best values that are published (for the last one, a bound)."""
+"""Objectives of the best values that are published."""
 
 SEEDS = 2
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--time-limit", type=float, default=10.0, help="seconds for each instance")
-    parser.add_argument("--only", default="", help="instances with this in their names")
     parser.add_argument("--data", type=Path, help="folder of the models and data; its instances are added")
     parser.add_argument("--library", type=Path, default=FOLDER, help="folder of the records")
     arguments = parser.parse_args()
     library = Library(arguments.library, None if arguments.data is None else arguments.data / "instances")
     add_missing(library)
-    for record in list(library):
-        if arguments.only in record.name and not record.proven and library.has(record.name):
-            solution = solve(
-                library.problem(record.name),
-                "auto",
-                time_limit=arguments.time_limit,
-                seed=0,
-                initial=library.choices.get(record.name),
-            )
-            library.improve(record.name, solution)
-            library.save()
-            after = library.records[record.name]
-            print(f"{record.name}: best {after.best}, bound {after.bound}, gap {after.gap}", flush=True)
+    library.save()
+    print(f"{len(library.records)} instances in {arguments.library}")
 
 
 def add_missing(library: Library) -> None:

@@ -27,36 +27,35 @@ MOST_CLASSES = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MarginGroup:
-    """Samples whose margins lie between ``low`` and ``high``, and how many of them changed."""
+class Group:
+    """Some samples, and how many of them get another answer."""
+
+    samples: int
+    changed: int
+
+    @property
+    def share(self) -> float:
+        """Of these samples, how many changed."""
+        return self.changed / self.samples
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarginGroup(Group):
+    """Samples whose margins lie between ``low`` and ``high``."""
 
     low: float
     high: float
-    samples: int
-    changed: int
-
-    @property
-    def share(self) -> float:
-        """Of these samples, how many changed."""
-        return self.changed / self.samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClassGroup:
-    """Samples to which the original gives one answer, and how many of them changed."""
+class ClassGroup(Group):
+    """Samples to which the original gives the answer ``label``."""
 
     label: int
-    samples: int
-    changed: int
-
-    @property
-    def share(self) -> float:
-        """Of these samples, how many changed."""
-        return self.changed / self.samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Agreement:
+class Agreement(Group):
     """Where original and compressed model give the same first answer, and where not.
 
     Attributes:
@@ -66,15 +65,8 @@ class Agreement:
         by_class: the classes in which most change, at most `MOST_CLASSES`.
     """
 
-    samples: int
-    changed: int
     by_margin: tuple[MarginGroup, ...]
     by_class: tuple[ClassGroup, ...]
-
-    @property
-    def share(self) -> float:
-        """Share of all samples that change."""
-        return self.changed / self.samples
 
     @property
     def tail_ratio(self) -> float:

@@ -1,6 +1,7 @@
 """Measurements without losses, of small models of every supported kind, for tests of what comes after measuring."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -119,3 +120,18 @@ def option_like(measurement: Measurement, kind: str) -> list[int]:
         places = [place for place, transform in enumerate(own) if transform.kind == kind]
         choice.append(places[-1] if places else 0)
     return choice
+
+
+def changed_copies(model: nn.Module, measurement: Measurement) -> Iterator[nn.Module]:
+    """A copy of the model for every option of every part, in the measurement's order, with that option in it alone."""
+    for part, weight, options in zip(
+        measurement.parts, measurement.weights(model), measurement.transforms, strict=True
+    ):
+        for option in options:
+            changed = copy.deepcopy(model)
+            site = part.site(changed)
+            rows = site.rows.clone()
+            start, stop = part.rows or (0, len(rows))
+            rows[start:stop] = option.approximate(weight)
+            site.put_(rows)
+            yield changed

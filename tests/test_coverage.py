@@ -1,6 +1,5 @@
 """Nearly every byte of a model is a part, whatever its architecture; measured, applied, saved and loaded alike."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +14,14 @@ from qcompress.measurement import Measurement
 from qcompress.measuring.true_loss import mean_loss
 from qcompress.model.forward import default_forward, run
 from tests.architectures import NAMES, Architecture, architecture
+from tests.measurements import changed_copies
 
 OPTIONS = prune_quantize(bits=(4,), sparsity=(0,), compensated=False)
 
 
 def single_losses(model: nn.Module, measurement: Measurement, own: Architecture) -> np.ndarray:
     """True mean losses of every option alone, from copies of the model with its rows put in."""
-    true = []
-    for part, weight, options in zip(
-        measurement.parts, measurement.weights(model), measurement.transforms, strict=True
-    ):
-        for option in options:
-            changed = copy.deepcopy(model)
-            site = part.site(changed)
-            rows = site.rows.clone()
-            start, stop = part.rows or (0, len(rows))
-            rows[start:stop] = option.approximate(weight)
-            site.put_(rows)
-            true.append(mean_loss(model, changed, own.data))
-    return np.array(true)
+    return np.array([mean_loss(model, changed, own.data) for changed in changed_copies(model, measurement)])
 
 
 def few_outputs(model: nn.Module, batch: Any) -> Tensor:

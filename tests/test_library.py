@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,6 +98,26 @@ def test_a_record_that_does_not_hold_is_found(library, change, wrong):
     library.improve("qubo", solve(library.problem("qubo"), "brute-force"))
     library.records["qubo"] = replace(library.records["qubo"], **change)
     assert any(wrong in found for found in library.check("qubo"))
+
+
+def test_a_best_value_without_its_choice_is_found(library):
+    library.improve("qubo", solve(library.problem("qubo"), "brute-force"))
+    del library.choices["qubo"]
+    assert any("no choice is recorded" in found for found in library.check("qubo"))
+
+
+def test_an_objective_that_its_choice_does_not_have_is_not_taken_over(library):
+    honest = judge(library.problem("qubo"), [0] * 6)
+    library.improve("qubo", replace(honest, objective=-1e6))
+    assert library.records["qubo"].best == honest.objective
+
+
+@pytest.mark.slow
+def test_the_records_of_this_repository_hold():
+    library = Library(Path(__file__).parents[1] / "benchmarks" / "instances")
+    here = [record.name for record in library if library.has(record.name)]
+    assert len(here) >= 58
+    assert {name: wrong for name in here if (wrong := library.check(name))} == {}
 
 
 def test_a_choice_over_a_budget_is_found(tmp_path):

@@ -275,13 +275,19 @@ def pool(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: 
     tracer.mark(item, labels.expand(item.shape))
 
 
-def batch_norm(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
-    """Every channel by itself, with one number of each parameter."""
-    labels = tracer.labels(args[0])
-    parameters = [seen for value in args[1:5] if (seen := tracer.seen(value)) is not None]
+def _normalised(tracer: Tracer, item: Any, values: Sequence[Any]) -> tuple[Tensor | None, list[Seen]]:
+    """Labels of what is normalised, and the parameters among ``values``; those of the input itself are blocked."""
+    labels, parameters = tracer.labels(item), [seen for value in values if (seen := tracer.seen(value)) is not None]
     if labels is None:
         for seen in parameters:
             tracer.block(seen.tensor, "it reads the input")
+    return labels, parameters
+
+
+def batch_norm(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
+    """Every channel by itself, with one number of each parameter."""
+    labels, parameters = _normalised(tracer, args[0], args[1:5])
+    if labels is None:
         return
     for seen in parameters:
         shape = [1, len(seen.tensor), *[1] * (labels.ndim - 2)]
@@ -295,11 +301,8 @@ def batch_norm(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], ou
 
 def layer_norm(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
     """Normalised together over the last dimensions; what is normalised has to be one channel's (a head's)."""
-    labels = tracer.labels(args[0])
-    parameters = [seen for value in args[2:4] if (seen := tracer.seen(value)) is not None]
+    labels, parameters = _normalised(tracer, args[0], args[2:4])
     if labels is None:
-        for seen in parameters:
-            tracer.block(seen.tensor, "it reads the input")
         return
     dims = range(labels.ndim - len(args[1]), labels.ndim)
     tracer.constant(labels, list(dims), "normalised together")

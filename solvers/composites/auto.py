@@ -84,12 +84,11 @@ class Auto(Solver):
         (first, why), *others = plan(problem)
         if problem.pairs and others:
             turns.take(Greedy(), "a choice to begin with", GREEDY_SHARE)
-        if problem.pairs and others:
             turns.take(first, why, RELAX_SHARE)
-            if _gap(search) > WEAK_GAP and learned(search).ascent is None:
-                turns.take(Anneal(), "the bound says little, so a long search for good choices", LONG_SHARE)
-            else:
-                turns.take(first, why, LONG_SHARE)
+            if np.isfinite(search.remaining()):  # else it had all the time it wanted, and the others will have
+                weak = _gap(search) > WEAK_GAP and learned(search).ascent is None
+                long = (Anneal(), "the bound says little, so a long search for good choices") if weak else (first, why)
+                turns.take(*long, LONG_SHARE)
         else:
             turns.take(first, why, PROOF_SHARE if others else 1.0)
         exact = [step for step in others if step[0].exact]

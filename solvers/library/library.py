@@ -105,12 +105,14 @@ class Library:
     def improve(self, name: str, solution: Solution) -> bool:
         """Take over a better choice and a better bound; whether one was.
 
-        The choice is judged anew; a bound above the best known is refused by `check`, not here.
+        The choice is judged anew, by `recomputed`. A bound that lies above the best known is found by `check`.
         """
         record, by = self.records[name], _signature(solution)
-        if solution.choice is not None and (record.best is None or _better(solution.objective, record.best)):
-            record = replace(record, best=solution.objective, found_by=by)
-            self.choices[name] = np.array(solution.choice, dtype=np.int64)
+        if solution.choice is not None:
+            objective, excess = recomputed(self.problem(name), solution.choice)
+            if not excess and (record.best is None or _better(objective, record.best)):
+                record = replace(record, best=objective, found_by=by)
+                self.choices[name] = np.array(solution.choice, dtype=np.int64)
         if solution.bound is not None and (record.bound is None or _better(-solution.bound, -record.bound)):
             record = replace(record, bound=solution.bound, bound_by=by)
         changed = record != self.records[name]
@@ -122,6 +124,8 @@ class Library:
         record, problem = self.records[name], self.problem(name)
         wrong = []
         choice = self.choices.get(name)
+        if choice is None and record.best is not None:
+            wrong.append(f"no choice is recorded that costs {record.best!r}")
         if choice is not None:
             objective, excess = recomputed(problem, choice)
             if record.best is None or abs(objective - record.best) > TOLERANCE * (1 + abs(objective)):
@@ -154,9 +158,9 @@ class Library:
         return next((folder / record.file for folder in folders if (folder / record.file).is_file()), None)
 
 
-def _better(objective: float | None, known: float) -> bool:
+def _better(objective: float, known: float) -> bool:
     """Better by more than rounding."""
-    return objective is not None and objective < known - PROOF_TOLERANCE * abs(known)
+    return objective < known - PROOF_TOLERANCE * abs(known)
 
 
 def _signature(solution: Solution) -> str:

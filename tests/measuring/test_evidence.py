@@ -1,6 +1,5 @@
 """Where a gradient does not tell all that a weight does, its options are tried instead: the costs are the true ones."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from qcompress import Measurement, Options, measure, prune_quantize
 from qcompress.model.forward import Forward, run
 from qcompress.model.losses import as_loss
+from tests.measurements import changed_copies
 from tests.models import Functional, seeded
 
 FINE = prune_quantize(bits=(8,), sparsity=(0,))
@@ -31,18 +31,9 @@ def true_costs(
 ) -> np.ndarray:
     """``(V,)`` mean loss of copies of the model with one option of one part in them each."""
     found = []
-    for part, weight, options in zip(
-        measurement.parts, measurement.weights(model), measurement.transforms, strict=True
-    ):
-        for option in options:
-            changed = copy.deepcopy(model)
-            site = part.site(changed)
-            rows = site.rows.clone()
-            start, stop = part.rows or (0, len(rows))
-            rows[start:stop] = option.approximate(weight)
-            site.put_(rows)
-            pairs = [(run(changed, own, forward), run(model, own, forward), own) for own in data]
-            found.append(float(torch.cat([as_loss(loss).rise(*own) for own in pairs]).mean()))
+    for changed in changed_copies(model, measurement):
+        pairs = [(run(changed, own, forward), run(model, own, forward), own) for own in data]
+        found.append(float(torch.cat([as_loss(loss).rise(*own) for own in pairs]).mean()))
     return np.array(found)
 
 
