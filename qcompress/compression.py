@@ -1,4 +1,4 @@
-"""`compress`: from measuring to the report in one call. A call that was cut goes on where it was."""
+"""`compress`: from measuring to the report in one call. An interrupted call can be resumed."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -44,12 +44,16 @@ __all__ = ["NoChoiceError", "Result", "compress"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Result:
-    """What `compress` gives: the smaller model and every value on the way to it.
+    """Result of `compress`: the smaller model and every intermediate value.
 
     Attributes:
-        measurement: costs from before anything was chosen; the moments are those that ``model`` was fitted to.
-        exported: the engine's file, where one was asked for.
-        verification: how it compares with ``model``.
+        model: the compressed model.
+        measurement: costs measured on the original model, with the moments that ``model`` was fitted to.
+        problem: the problem that was solved.
+        solution: the solution whose choice was applied.
+        report: sizes, losses, the proof and every part's choice.
+        exported: the engine's file, or None without an engine.
+        verification: comparison of the engine's file with ``model``, or None without an engine.
     """
 
     model: nn.Module
@@ -99,71 +103,72 @@ def compress(
     on_round: Callable[[RefineStep], None] | None = None,
     on_finetune: Callable[[FinetuneProgress], None] | None = None,
 ) -> Result:
-    """Compress ``model`` to a budget, with the choice made by ``solver`` and a report of how good it is.
+    """Compress ``model`` to a budget: measure, choose with ``solver``, apply and report.
 
     Args:
-        model: the original; left as it is. One that `open_model` gave is compressed block by block, by
-            ``method="sampled"``; compensated codes of its choice are fitted to all of ``data``.
+        model: the original model; it is not modified. A model from `open_model` is compressed block by block with
+            ``method="sampled"``; the compensated codes of the choice are fitted to all of ``data``.
         data: re-iterable calibration batches (see `measure`).
-        budget: resource → share of the original (up to 1), amount (above 1) or words, as ``{"bytes": 0.15}``,
-            ``{"bytes": "120 kB"}``, ``{"bits_per_weight": 4.25}`` (see `qcompress.budgets`). With one for ``latency_s``
-            every option is timed on the first batch (see `time_options`); with a target, in that engine.
-        minimize: a resource to make as small as can be with a predicted loss of at most ``budget["loss"]``, as
-            ``minimize="bytes", budget={"loss": 0.02}``; other budgets hold too. The report says what is proven. What
-            it finds becomes the budget of all that follows.
-        options: what is on offer, for all layers or by patterns of their names as in `measure`. The default is
-            ``prune_quantize(compensated=True)``, for which the measurement holds a matrix of the square of each
-            layer's inputs.
-        skip: patterns of names of layers that stay as they are, as in `measure`.
-        only: patterns of the layers that do not.
-        solver: a name, a ``solvers.Solver``, or a dimod sampler.
+        budget: resource → share of the original (up to 1), amount (above 1) or text, for example ``{"bytes": 0.15}``,
+            ``{"bytes": "120 kB"}`` or ``{"bits_per_weight": 4.25}`` (see `qcompress.budgets`). A budget for
+            ``latency_s`` has every option timed on the first batch (see `time_options`), in the engine if there is a
+            ``target``.
+        minimize: resource to minimize subject to a predicted loss of at most ``budget["loss"]``, for example
+            ``minimize="bytes", budget={"loss": 0.02}``. Other budgets still hold. The smallest use found becomes the
+            budget for all later steps; the report says what is proven about it.
+        options: options on offer, for all layers or by patterns of their names as in `measure`. The default is
+            ``prune_quantize(compensated=True)``; the measurement then holds an ``(in, in)`` matrix for each layer.
+        skip: patterns of the names of layers to leave unchanged, as in `measure`.
+        only: patterns of the names of layers to compress; all others are left unchanged.
+        solver: name of a solver, a ``solvers.Solver``, or a dimod sampler.
         time_limit: seconds for the solver.
-        seed: of measuring, solving and shuffled data.
+        seed: seed for measuring, solving and shuffling.
         method: ``"fisher"`` or ``"direct"``, as in `measure`.
         loss: ``"kl"``, ``"mse"`` or a callable, as in `measure`.
-        forward: ``(model, batch) -> output tensor`` where the default does not fit.
+        forward: ``(model, batch) -> output tensor``, for models that the default does not fit.
         granularity: ``"layer"``, or the number of output channels per block.
-        pairs: with the terms between different parts, or their strength (see `formulate`).
-        measurement: an earlier one of this model, used instead of measuring; it brings its options.
-        validation: re-iterable batches that nothing is measured on or fitted to. Without them a quarter of the samples
-            of ``data`` is held out (see `qcompress.model.samples`; where it cannot be, the report warns).
-        guard: try the solver's choice and others on the held-out samples, and take the best of them (see
-            `qcompress.guard`). Compensated codes and whitened factors of that choice are then fitted anew to all of
-            ``data``, unless fine-tuning follows or the measurement was given. False takes the solver's choice, measured
-            and fitted on all of ``data``.
-        target: an engine (see `engines`): only what it runs is on offer, and ``{"file_bytes": …}`` is a budget for its
-            own file. None is our file.
-        output: where the engine's file is written; it is then run and compared with the model.
-        memory: the most that the process may hold while a model that `open_model` gave is measured, as ``"4 GB"``.
-        jobs: processes that measure, as in `measure`.
-        batch_norm_data: batches to re-estimate batch-norm statistics on, or None to leave them.
-        refine_rounds: of `refine` at most, with the solver and the time limit for every solve; 0 for none. The true
-            loss on ``data`` does not rise by it; the choice is then no longer the prediction's best.
-        finetune_steps: of `finetune` on ``data`` after the choice, with the original as teacher; 0 for none. The
-            model stays in the same bytes, and its loss on the samples kept aside (without any, on ``data``) does
-            not rise.
-        learning_rate: the highest of these steps.
-        evaluate: ``model -> float``, reported before and after.
-        folder: where all values are written as they come. A run that was cut goes on from them, and another call
-            reuses those that nothing changed for: with another budget or solver the measurement, with other data none.
-        on_encode: called after the options of every part were worked out, as in `measure`.
+        pairs: whether to include pair terms, or their strength (see `formulate`).
+        measurement: an earlier measurement of this model, used instead of measuring; its options are used.
+        validation: re-iterable batches that are never used for measuring or fitting. By default a quarter of the
+            samples of ``data`` is held out (see `qcompress.model.samples`); the report warns if that is not possible.
+        guard: whether to evaluate several candidates on the held-out samples and to return the best (see
+            `qcompress.guard`). Its compensated codes and whitened factors are then refitted to all of ``data``, unless
+            fine-tuning follows or ``measurement`` was given. If False, the solver's choice is returned, measured and
+            fitted on all of ``data``.
+        target: engine to export to (see `engines`). Only options that it runs are then on offer, and
+            ``{"file_bytes": …}`` limits the size of its file. None stands for the package's own file format.
+        output: path for the engine's file, which is then run and compared with the model.
+        memory: maximum memory of the process while a model from `open_model` is measured, for example ``"4 GB"``.
+        jobs: number of processes that measure, as in `measure`.
+        batch_norm_data: batches on which to re-estimate batch-norm statistics, or None to leave them unchanged.
+        refine_rounds: maximum number of `refine` rounds; each solve uses ``solver`` and ``time_limit``. 0 disables
+            refining. Refining never raises the true loss on ``data``, but the choice is then no longer the optimum of
+            the prediction.
+        finetune_steps: number of `finetune` steps on ``data`` after the choice, with the original as teacher; 0
+            disables fine-tuning. The size of the model does not change, and its loss on the held-out samples (on
+            ``data`` if there are none) does not rise.
+        learning_rate: peak learning rate of fine-tuning.
+        evaluate: metric ``model -> float``, reported for the original and the compressed model.
+        folder: folder for intermediate values. An interrupted run resumes from it, and other calls reuse every value
+            that still applies: another budget or solver reuses the measurement, other data reuses nothing.
+        on_encode: called after the options of each part were encoded, as in `measure`.
         on_measure: called after every measured batch.
         on_timing: called while options are timed.
         on_progress: called while solving, as in `solve`.
-        on_round: called after every round of refining that brought something.
+        on_round: called after every round of refining that lowered the loss.
         on_finetune: called while fine-tuning, as in `finetune`.
 
     Raises:
-        InfeasibleBudgetError: the budget is below the smallest possible; says what that is.
+        InfeasibleBudgetError: the budget is below the smallest possible use, which the message states.
         NoChoiceError: the solver found no choice within the budgets.
-        ModelError: the measurement is of another model, or no copy of the model can be made that runs on its own
-            weights; `apply_` takes such a model.
-        EngineError: no such engine, or a model or options that it does not take.
-        VerificationError: the engine's file is not what was predicted.
-        OptionsError: the folder holds a run of an earlier version, or numbers are outside their range.
+        ModelError: the measurement belongs to another model, or the model cannot be copied so that the copy runs on
+            its own weights; use `apply_` for such a model.
+        EngineError: the engine does not exist, or does not support the model or the options.
+        VerificationError: the engine's file does not behave as predicted.
+        OptionsError: the folder holds a run of an earlier version, or an argument is outside its range.
 
     Warns:
-        UncheckedWarning: whether something is what it was in the folder's run cannot be checked.
+        UncheckedWarning: an input of the run in ``folder`` cannot be checked for changes.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
@@ -177,10 +182,10 @@ def compress(
 
 
 def _within_file_budget(request: Request, run: RunFolder) -> Result:
-    """All steps, with as much room for what is around the arrays in the file as it turns out to take.
+    """Run all steps, reserving enough of the file budget for the bytes around the arrays.
 
     Raises:
-        InfeasibleBudgetError: no choice is within the budgets even without that room, or what comes out is not.
+        InfeasibleBudgetError: no choice meets the budgets even with the tightest reserve, or the result exceeds them.
     """
     try:
         result = _compressed(request, run)
@@ -189,14 +194,14 @@ def _within_file_budget(request: Request, run: RunFolder) -> Result:
             raise
         request = replace(request, tight_room=True)
         result = _compressed(request, run)
-    while result.report.over_file_budget:  # by a few bytes, now and then
+    while result.report.over_file_budget:  # occasionally by a few bytes
         request = replace(request, room_bytes=request.room_bytes + result.report.over_file_budget)
         result = _compressed(request, run)
     return result
 
 
 def _checked(given: Arguments) -> tuple[Request, RunFolder]:
-    """The request for these arguments and its folder; everything is refused that can be before a long step runs."""
+    """Check the arguments before any long step and return them as a request with its run folder."""
     require_method(given.method, given.granularity)
     checked_jobs(given.jobs)
     pair_strength(given.pairs)
@@ -233,7 +238,7 @@ def _checked(given: Arguments) -> tuple[Request, RunFolder]:
         finetune_steps=finetune_steps,
         learning_rate=learning_rate,
         identities={},
-        copied=steps.copied(calibration),  # the first pass: what could be checked without one is checked
+        copied=steps.copied(calibration),  # the first forward pass, after all checks that need none
     )
     steps.require_taken(request)
     steps.require_for_channels(request)
@@ -244,9 +249,9 @@ def _checked(given: Arguments) -> tuple[Request, RunFolder]:
 
 
 def _offered(given: Arguments, engine: Engine | None) -> Options | Mapping[str, Options] | Offered:
-    """The options that were given, or the default ones of the engine or of our own file.
+    """Return the given options, or the defaults of the engine or of the package's own file.
 
-    Options that round activations cannot be refined.
+    Options that round activations cannot be refined, so the defaults exclude them when refining.
     """
     if given.options is not None:
         return given.options
@@ -257,7 +262,7 @@ def _offered(given: Arguments, engine: Engine | None) -> Options | Mapping[str, 
 
 
 def _compressed(request: Request, run: RunFolder) -> Result:
-    """One step after the other."""
+    """Run all steps in order."""
     measurement = targeting.legal(request, run, steps.measured(request, run))
     request = replace(request, solver=targeting.tying(request.engine, measurement, request.solver))
     problem = steps.formulated(request, run, measurement)
@@ -297,10 +302,10 @@ def _compressed(request: Request, run: RunFolder) -> Result:
 
 
 def _ready(solver: SolverLike) -> Solver:
-    """The solver that is meant.
+    """Return the solver that ``solver`` stands for.
 
     Raises:
-        UnknownSolverError, InvalidOptionError: there is none such.
+        UnknownSolverError, InvalidOptionError: there is no such solver.
         SolverUnavailableError: a package is missing.
     """
     meant = as_solver(solver)
@@ -310,13 +315,13 @@ def _ready(solver: SolverLike) -> Solver:
 
 
 def _require_fitting(calibration: Calibration, measurement: Measurement, options: object) -> None:
-    """Refuse a given measurement that is none of this model by this loss.
+    """Check that a given measurement was made of this model with this loss.
 
     Raises:
-        ModelError: another model.
-        OptionsError: another loss, or options beside it.
+        ModelError: it belongs to another model.
+        OptionsError: it was made with another loss, or options were given as well.
     """
     if options is not None:
-        raise OptionsError("a measurement brings its options: give options or measurement, not both")
+        raise OptionsError("a measurement has its own options: give options or measurement, not both")
     require_measured(calibration.model, measurement.model_fingerprint)
     loss_of(measurement, calibration.loss)

@@ -1,4 +1,4 @@
-"""What is on offer: a set of transforms that every part of a model may choose from, besides being kept as it is."""
+"""Options: the set of transforms that each part of a model may choose from, besides being kept as it is."""
 
 import importlib.metadata
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 from qcompress.transforms.quantize.whole_filters import PruneFilters
 
 ENTRY_POINTS = "qcompress.transforms"
-"""Group of the entry points by which a package of its own adds a transform: its kind → ``module:Class``."""
+"""Entry point group with which another package adds a transform: its kind → ``module:Class``."""
 
 KINDS: tuple[type[Offer], ...] = (
     Keep, PruneQuantize, GroupWise, IntegerProduct, PruneFilters, LowRank,
@@ -32,12 +32,12 @@ OFFERS = {kind.kind: kind for kind in KINDS}
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Fitted:
-    """A transform that is of use for a weight, and what it makes of it.
+    """A transform that is useful for a weight, and its result.
 
     Attributes:
-        stored: the arrays of the weight as they would be written, many times smaller than the rows they stand for;
-            none when it is kept.
-        error: its squared error, see `Weight.relative_error`.
+        stored: arrays of the encoded weight as they would be written, many times smaller than its rows; empty for
+            "keep".
+        error: squared error of the decoded weight, see `Weight.relative_error`.
     """
 
     transform: Transform
@@ -47,7 +47,7 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Options:
-    """What is on offer for every weight; "keep as it is" is always among it and not listed.
+    """Options for every weight. "Keep as it is" is always among them and not listed.
 
     >>> prune_quantize(bits=(4, 8), sparsity=(0,)) + low_rank(ratios=(0.25,))
     Options(4 bits; 8 bits; rank for 25 % of the weights, whitened; spatial rank for 25 % of the weights, whitened)
@@ -73,14 +73,14 @@ class Options:
         return f"Options({'; '.join(offer.label for offer in self.offers)})"
 
     def then(self, other: "Options") -> "Options":
-        """Each of these low-rank options with each of the others done to its factors.
+        """Return every low-rank option here combined with every option of ``other``, applied to its factors.
 
         Args:
-            other: `prune_quantize` options.
+            other: options of `prune_quantize`.
 
         Raises:
-            OptionsError: these are not all low rank with factors as they are, or the others not all pruning and
-                quantization.
+            OptionsError: an option here is not low rank or already transforms its factors, or one of ``other`` is not
+                from `prune_quantize`.
         """
         wrong = [
             offer.label
@@ -93,27 +93,27 @@ class Options:
         return Options(tuple(replace(first, then=second) for first in self.offers for second in other.offers))  # type: ignore[call-arg]
 
     def need_moments(self, target: Target) -> bool:
-        """Whether something on offer takes the moments of the layer's input to fit there."""
+        """Whether any option needs the second moments of the layer's input to be fitted to ``target``."""
         return any(offer.needs_moments(target) for offer in self.offers)
 
     def uncalibrated(self) -> "Options":
-        """The same without what needs moments: rounded to nearest, factors closest for all inputs alike."""
+        """The same options without calibration: weights rounded to nearest, factors closest in plain squared error."""
         return Options(tuple(offer.uncalibrated for offer in self.offers))
 
     def need_squares(self, target: Target) -> bool:
-        """Whether something on offer takes the mean squares of the layer's input columns into account there."""
+        """Whether any option uses the mean squares of the layer's input columns at ``target``."""
         return any(offer.needs_squares(target) for offer in self.offers)
 
     def need_ranges(self, target: Target) -> bool:
-        """Whether something on offer takes the ranges of the layer's activations to fit there."""
+        """Whether any option needs the ranges of the layer's activations to be fitted to ``target``."""
         return any(offer.needs_ranges(target) for offer in self.offers)
 
     def for_weight(self, weight: Weight) -> tuple[Fitted, ...]:
-        """Keep, then what fits ``weight`` and is of use for it, each worked out once.
+        """Return "keep" and every option that is useful for ``weight``, each encoded once.
 
-        Of one kind, a transform is of no use when another one takes no more bytes and no more macs and has no larger
-        squared error (of equal ones the first stays). Across kinds, and roundings of activations, it may be: an error
-        of low rank and one of rounding can do different harm at the same square.
+        Within one kind, a transform is dropped when another one takes no more bytes, no more macs and has no larger
+        squared error; of equal transforms the first stays. Transforms of different kinds, or with different rounding of
+        activations, are never compared: equal squared errors of low rank and of rounding can do different harm.
         """
         useful: dict[tuple[str, Activations | None], list[tuple[int, float, Fitted]]] = {}
         for transform in dict.fromkeys(offer.resolve(weight) for offer in self.offers):
@@ -137,11 +137,11 @@ class Options:
         return (Fitted(transform=Keep(), stored={}, error=0.0), *fitted)
 
     def for_target(self, target: Target, rows: Tensor) -> tuple[Transform, ...]:
-        """The transforms of `for_weight`, for rows without calibration."""
+        """Return the transforms of `for_weight` for rows without calibration."""
         return tuple(offer.transform for offer in self.for_weight(Weight(rows, target)))
 
     def to_json(self) -> list[dict[str, Any]]:
-        """The offers as plain JSON."""
+        """Return the offers as plain JSON."""
         return [offer.to_json() for offer in self.offers]
 
     @classmethod
@@ -149,7 +149,7 @@ class Options:
         """Undo `to_json`.
 
         Raises:
-            OptionsError: it is not what `to_json` gives.
+            OptionsError: ``value`` is not a result of `to_json`.
         """
         if not isinstance(value, list):
             raise OptionsError(f"options are a list of transforms, found {type(value).__name__}")
@@ -160,22 +160,22 @@ def transform_from_json(value: Any) -> Transform:
     """Undo `Transform.to_json`.
 
     Raises:
-        OptionsError: an unknown kind, or fields that do not belong to it.
+        OptionsError: the kind is unknown, or the fields do not belong to it.
 
     >>> transform_from_json({"kind": "prune_quantize", "bits": 4, "sparsity": 0.5})
     PruneQuantize(bits=4, sparsity=0.5, compensated=False)
     """
     offer = _from_json(value)
     if not isinstance(offer, Transform):
-        raise OptionsError(f"{offer.label!r} is an offer for any weight, not the transform of one")
+        raise OptionsError(f"{offer.label!r} is a rule for any weight, not a transform of a single one")
     return offer
 
 
 def _offer_class(kind: Any) -> type[Offer]:
-    """The class of a kind: one of `OFFERS`, or one that a package of its own names as an entry point.
+    """Return the class of a kind, from `OFFERS` or from the entry point of another package.
 
     Raises:
-        OptionsError: there is none; lists the known ones.
+        OptionsError: the kind is unknown; the message lists the known ones.
     """
     if isinstance(kind, str) and kind in OFFERS:
         return OFFERS[kind]
@@ -188,7 +188,7 @@ def _offer_class(kind: Any) -> type[Offer]:
 
 def _unknown(kind: Any) -> OptionsError:
     known = [*OFFERS, *(point.name for point in importlib.metadata.entry_points(group=ENTRY_POINTS))]
-    return OptionsError(f"no transform is of the kind {kind!r}; known: {', '.join(known)}")
+    return OptionsError(f"no transform has the kind {kind!r}; known: {', '.join(known)}")
 
 
 def _from_json(value: Any) -> Offer:
@@ -201,11 +201,11 @@ def _from_json(value: Any) -> Offer:
     try:
         return offer_class(**fields)
     except TypeError as error:
-        raise OptionsError(f"not the fields of a {value['kind']} transform: {fields} ({error})") from error
+        raise OptionsError(f"invalid fields for a {value['kind']} transform: {fields} ({error})") from error
 
 
 SPARSITY, SPARSITY_IN_GROUPS = (0.0, 0.5, 0.75), (0.0,)
-"""Shares of the weights to prune by default; engines of grouped codes do not store which weights are pruned."""
+"""Default shares of the weights to prune; engines for grouped codes do not store which weights are pruned."""
 
 
 def prune_quantize(
@@ -217,23 +217,23 @@ def prune_quantize(
     scale_dtype: str | None = None,
     compensated: bool = False,
 ) -> Options:
-    """Pruning to each sparsity, then quantization to each number of bits in groups of each size: all combinations.
+    """Prune to each sparsity, then quantize to each number of bits in groups of each size: all combinations.
 
     Args:
-        bits: 2 to 16 each; in groups, with zero points or short scales to 8.
-        sparsity: share of the weights to prune, from 0 to below 1 each; by default none, a half and three quarters of
-            whole rows, and none in groups, where engines do not store which weights are pruned.
-        group_size: weights of a row that share a scale, as 32 or (32, 128); None for whole rows.
-        symmetric: False for zero points: a group's codes then reach as far up and down as its weights do.
-        scale_dtype: ``"float16"``, ``"bfloat16"`` or ``"float32"``; by default float32 for whole rows without zero
-            points, else bfloat16 for bfloat16 weights and float16 for others.
-        compensated: whether what is kept makes up for what is lost, for the inputs that the calibration data gives (in
-            Linear layers and convolutions of all kinds): in the same bytes, a fraction of the loss. `measure` then
-            keeps ``(in, in)`` second moments of each such layer (for a convolution of the unfolded input, for one in
-            groups of each group's).
+        bits: numbers of bits, each from 2 to 16; at most 8 in groups, with zero points or with short scales.
+        sparsity: shares of the weights to prune, each from 0 to below 1. The default is 0, 0.5 and 0.75 for whole rows,
+            and 0 for groups, because engines for grouped codes do not store which weights are pruned.
+        group_size: number of weights of a row that share a scale, for example 32 or (32, 128); None for whole rows.
+        symmetric: False to use zero points, so that a group's codes span exactly the range of its weights.
+        scale_dtype: ``"float16"``, ``"bfloat16"`` or ``"float32"``. The default is float32 for whole rows without zero
+            points; otherwise bfloat16 for bfloat16 weights and float16 for all others.
+        compensated: whether the remaining weights are adjusted to compensate the error on the calibration inputs (in
+            Linear layers and all kinds of convolutions): the same bytes at a fraction of the loss. `measure` then
+            stores ``(in, in)`` second moments of each such layer (for a convolution, of the unfolded input; for a
+            grouped convolution, of each group's unfolded input).
 
     Raises:
-        OptionsError: an empty list or a value outside its range.
+        OptionsError: a list is empty or a value is outside its range.
 
     >>> prune_quantize(bits=(2, 4), sparsity=(0, 0.5))
     Options(2 bits; 4 bits; 2 bits, 50 % sparse; 4 bits, 50 % sparse)
@@ -265,26 +265,26 @@ def low_rank(
     slices: Iterable[int] = (2, 4),
     whitened: bool = True,
 ) -> Options:
-    """Low-rank factors in the place of Linear and ungrouped Conv2d layers: every kind at every rank.
+    """Low-rank factors in place of Linear and ungrouped Conv2d layers: every kind at every rank.
 
     Args:
-        ratios: shares of the weights, above 0 and below 1: the largest rank whose factors fit in. The default, where
-            neither ranks nor energies are given, is an eighth to six eighths.
-        ranks: from 1.
-        energies: shares of the weight's squared norm, above 0 and below 1: the smallest rank that keeps them. The rank
-            depends on the weight; the option that is measured, solved for and saved names it.
+        ratios: shares of the number of weights, above 0 and below 1; each gives the largest rank whose factors fit into
+            it. The default, if neither ranks nor energies are given, is one eighth to six eighths.
+        ranks: ranks, from 1.
+        energies: shares of the weight's squared norm, above 0 and below 1; each gives the smallest rank that retains
+            it. The rank depends on the weight; the option that is measured, solved for and saved states it.
         kinds: ``"channels"``: the weight as ``(out, in)`` matrix; ``"spatial"``: a column, then a row of a kernel;
-            ``"tucker"``: 1×1, kernel, 1×1; ``"sliced"``: a rank for each slice of the input channels. A Linear layer
-            takes "channels" and "sliced" only.
-        slices: how many, for ``"sliced"``.
-        whitened: closest for the inputs that the calibration data gives; False for all inputs alike. `measure`
-            keeps ``(in, in)`` second moments of each such layer (for a convolution of the unfolded input).
+            ``"tucker"``: 1×1, kernel, 1×1; ``"sliced"``: a rank for each slice of the input channels. Linear layers
+            support "channels" and "sliced" only.
+        slices: numbers of slices, for ``"sliced"``.
+        whitened: whether the factors are closest on the calibration inputs; False weighs all inputs alike. If True,
+            `measure` stores ``(in, in)`` second moments of each such layer (for a convolution, of the unfolded input).
 
     Ranks that save neither bytes nor macs in a layer are not offered there. ``low_rank(…).then(prune_quantize(…))``
     prunes and quantizes the factors.
 
     Raises:
-        OptionsError: an empty list or a value outside its range.
+        OptionsError: a list is empty or a value is outside its range.
 
     >>> low_rank(ratios=(0.25, 0.5), kinds=("channels",))
     Options(rank for 25 % of the weights, whitened; rank for 50 % of the weights, whitened)
@@ -313,19 +313,19 @@ RANGES = ("static", "dynamic")
 
 
 def integer_products(ranges: Iterable[str] = RANGES, *, compensated: bool = False) -> Options:
-    """Weights and activations in 8 bits (W8A8), multiplied as integers, where an engine has kernels for that.
+    """Weights and activations in 8 bits (W8A8), multiplied as integers where an engine has kernels for that.
 
-    Weights are in 8 bits by row; what goes into a Linear layer or a convolution is rounded to 8 bits when it runs, and
-    what a convolution gives as well: fold batch norms first (`fold_batch_norms`), so that this is what the next layer
-    reads. The rounding is a part of the option's measured loss, and of the compressed model that `apply` gives.
+    Weights are stored in 8 bits by row. The input of a Linear layer or convolution is rounded to 8 bits at run time,
+    and so is the output of a convolution; fold batch norms first (`fold_batch_norms`), so that this output is what the
+    next layer reads. The rounding is included in the measured loss of the option and in the model that `apply` returns.
 
     Args:
-        ranges: ``"static"``, found on the calibration data, and ``"dynamic"``, that of every tensor as it comes (of
-            Linear layers only; a batch then rounds together).
-        compensated: as of `prune_quantize`, for the weights.
+        ranges: ``"static"`` for ranges from the calibration data, ``"dynamic"`` for the range of each tensor at run
+            time (Linear layers only; all samples of a batch then share one range).
+        compensated: same as in `prune_quantize`, for the weights.
 
     Raises:
-        OptionsError: an empty list, or another word.
+        OptionsError: the list is empty, or contains another word.
 
     >>> integer_products()
     Options(8 bits, activations in 8 bits; 8 bits, activations in 8 bits, dynamic)
@@ -340,21 +340,20 @@ RARE_TYPES = ("F32", "BF16", "IQ1_M", "IQ1_S")
 
 
 def gguf_types(names: Iterable[str] | None = None, *, compensated: bool = False) -> Options:
-    """Tensor types of ggml, encoded by ggml itself, as llama.cpp runs them.
+    """Tensor types of ggml, encoded by ggml itself, as run by llama.cpp.
 
-    `measure` collects the mean squares of the layers' inputs, by which columns count, as llama.cpp's importance matrix.
-    Where rows are no multiple of a type's block, the type that llama.cpp falls back to is on offer instead.
+    `measure` collects the mean squares of the layers' inputs, which weigh the columns like llama.cpp's importance
+    matrix. If the row length is not a multiple of a type's block, the type that llama.cpp falls back to is offered.
 
     Args:
-        names: of types, as in ``("Q4_K", "Q6_K")``; by default F16 and all that are quantized, to 2 bits.
-        compensated: whether codes, scales and offsets make up for each other's errors on the inputs that the
-            calibration data gives, in the same bytes: of all types but F16, BF16 and those of 1 to 3 bits whose names
-            begin with IQ, which stay as ggml encodes them. llama.cpp reads them as any. `measure` then keeps
-            ``(in, in)`` second moments of each such layer, of a vocabulary that is the output layer too those of that
-            layer's input.
+        names: type names, such as ``("Q4_K", "Q6_K")``; by default F16 and all quantized types down to 2 bits.
+        compensated: whether codes, scales and offsets are adjusted to compensate each other's errors on the calibration
+            inputs, in the same bytes. This covers all types except F16, BF16 and those of 1 to 3 bits whose names begin
+            with IQ, which stay as ggml encodes them. llama.cpp needs no change. `measure` then stores ``(in, in)``
+            second moments of each such layer; for an embedding tied to the output layer, those of the latter's input.
 
     Raises:
-        OptionsError: an empty list, or no such type; lists the known ones.
+        OptionsError: the list is empty, or a type does not exist; the message lists the known ones.
 
     >>> gguf_types(("Q4_K", "Q8_0"))
     Options(Q4_K; Q8_0)
@@ -371,18 +370,19 @@ def prune_channels(
     scores: str = "obs",
     reconstructed: bool = True,
 ) -> Options:
-    """Channels, heads and gated units removed with all that belongs to them: the result is a smaller dense network.
+    """Remove channels, heads and gated units with everything that belongs to them, leaving a smaller dense network.
 
     Args:
-        keep: shares of the channels of a coupled set that may stay, above 0 and below 1 each.
-        granularity: channels that go together: what stays is a multiple of it.
-        scores: in which order channels go. ``"obs"``: by what is lost when the others make up for them, one after the
-            other; ``"fisher"``: by the linearised change of the outputs; ``"l1"``: by their mean absolute weights.
-        reconstructed: whether the layers that read a set are fitted anew to what stays, by least squares on the
-            calibration data. `measure` then keeps ``(in, in)`` second moments of each of them.
+        keep: shares of the channels of a coupled set to keep, each above 0 and below 1.
+        granularity: number of channels that are removed together; the number that stays is a multiple of it.
+        scores: order in which channels are removed. ``"obs"``: by the loss that remains after the other channels
+            compensate, one channel after another; ``"fisher"``: by the linearised change of the outputs; ``"l1"``: by
+            the mean absolute weight.
+        reconstructed: whether the layers that read a set are refitted to the remaining channels, by least squares on
+            the calibration data. `measure` then stores ``(in, in)`` second moments of each of them.
 
     Raises:
-        OptionsError: an empty list or a value outside its range.
+        OptionsError: a list is empty or a value is outside its range.
 
     >>> prune_channels(keep=(0.75, 0.5))
     Options(75 % of the channels; 50 % of the channels)

@@ -53,7 +53,7 @@ def test_options_come_back_from_json() -> None:
             "'zip'; known: keep, prune_quantize, group_wise, integer_product, prune_filters, low_rank, rank_rule",
         ),
         ("low_rank", "'low_rank'; known"),
-        ({"kind": "low_rank", "ratio": 0.5}, "not the fields of a low_rank"),
+        ({"kind": "low_rank", "ratio": 0.5}, "invalid fields for a low_rank"),
         ({"kind": "prune_quantize", "bits": 99}, "from 2 to 16, found 99"),
     ],
 )

@@ -71,9 +71,9 @@ def test_a_transform_that_breaks_its_word_is_named(broken, message, monkeypatch)
 
 
 def test_a_transform_that_no_file_can_name_is_refused():
-    with pytest.raises(OptionsError, match="no transform is of the kind 'broken'; known: keep, prune_quantize"):
+    with pytest.raises(OptionsError, match="no transform has the kind 'broken'; known: keep, prune_quantize"):
         check_transform(Larger(4))
-    with pytest.raises(OptionsError, match="no transform is of the kind 3"):
+    with pytest.raises(OptionsError, match="no transform has the kind 3"):
         transform_from_json({"kind": 3})
 
 
