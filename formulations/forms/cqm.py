@@ -81,7 +81,7 @@ def to_cqm(problem: Problem) -> EncodedCqm:
         terms += [(row.constant,)] if row.constant else []
         if (name := row.label.removeprefix("budget ")) in problem.resource_pairs and name != row.label:
             entries = problem.resource_pairs[name].tocoo()
-            terms += zip(*(own.tolist() for own in (*entries.coords, entries.data)), strict=True)
+            terms += zip(*(column.tolist() for column in (*entries.coords, entries.data)), strict=True)
         cqm.add_constraint_from_iterable(terms, row.sense, rhs=row.rhs, label=row.label)
         cqm.constraints[row.label].lhs.mark_discrete(row.discrete)
     return EncodedCqm(cqm=cqm, group_offsets=problem.group_offsets)

@@ -25,8 +25,8 @@ def settle(tracer: Tracer) -> tuple[Nodes, dict[int, str]]:
             break
     for item in tracer.constants:
         for dim in item.dims:
-            found = roots[compacted(item.labels)]
-            if (found != np.take(found, [0], axis=dim)).any():
+            item_roots = roots[compacted(item.labels)]
+            if (item_roots != np.take(item_roots, [0], axis=dim)).any():
                 labels = item.labels if item.mask is None else item.labels[item.mask]
                 nodes.block(distinct(labels), item.reason)
                 break
@@ -35,17 +35,17 @@ def settle(tracer: Tracer) -> tuple[Nodes, dict[int, str]]:
 
 def _keep_grid(tracer: Tracer, labels: Tensor, dims: tuple[int, ...], roots: Nodes) -> None:
     """One dimension became several: what goes has to go along one of them. Else all but the last go together."""
-    found = roots[compacted(labels)]
-    along = [dim for dim in dims if (found != np.take(found, [0], axis=dim)).any()]
+    item_roots = roots[compacted(labels)]
+    along = [dim for dim in dims if (item_roots != np.take(item_roots, [0], axis=dim)).any()]
     for dim in along[:-1]:
-        tracer.nodes.join(found, np.take(found, [0], axis=dim))
+        tracer.nodes.join(item_roots, np.take(item_roots, [0], axis=dim))
 
 
 def _keep_pieces(tracer: Tracer, labels: Tensor, dim: int, pieces: list[tuple[int, int, int]], roots: Nodes) -> None:
     """Pieces of one length that make up a dimension lose the same places each; other pieces lose nothing."""
     whole = compacted(labels)
-    found = roots[whole]
-    if not (found != np.take(found, [0], axis=dim)).any():
+    whole_roots = roots[whole]
+    if not (whole_roots != np.take(whole_roots, [0], axis=dim)).any():
         return
     size, length = labels.shape[dim], pieces[0][1]
     starts = [start for start, _, _ in pieces]

@@ -34,10 +34,10 @@ class NodeSet:
         start = self.starts[name, dim]
         return np.arange(start, start + self.sizes[name, dim])
 
-    def join(self, one: Nodes, other: Nodes) -> None:
-        """What has a node of ``one`` removed has that of ``other`` removed; pairs with no node (0) do not count."""
-        one, other = np.broadcast_arrays(one, other)
-        pairs = np.stack([one.ravel(), other.ravel()])
+    def join(self, first: Nodes, second: Nodes) -> None:
+        """Let each node of ``first`` go with that of ``second`` at its place; pairs with no node (0) do not count."""
+        first, second = np.broadcast_arrays(first, second)
+        pairs = np.stack([first.ravel(), second.ravel()])
         pairs = pairs[:, (pairs[0] != pairs[1]) & (pairs > 0).all(axis=0)]
         if pairs.shape[1]:
             pairs = np.unique(pairs, axis=1)
@@ -57,18 +57,18 @@ class NodeSet:
 
     def roots(self) -> Nodes:
         """``(count,)``: equal numbers for nodes that are joined; 0 for no node alone."""
-        one = np.concatenate([pair[0] for pair in self._joined] or [np.zeros(0, dtype=np.int64)])
-        other = np.concatenate([pair[1] for pair in self._joined] or [np.zeros(0, dtype=np.int64)])
-        graph = coo_array((np.ones(len(one)), (one, other)), shape=(self.count, self.count))
+        first = np.concatenate([pair[0] for pair in self._joined] or [np.zeros(0, dtype=np.int64)])
+        second = np.concatenate([pair[1] for pair in self._joined] or [np.zeros(0, dtype=np.int64)])
+        graph = coo_array((np.ones(len(first)), (first, second)), shape=(self.count, self.count))
         components = connected_components(graph, directed=False)[1].astype(np.int64)
-        first = np.full(components.max() + 1, self.count, dtype=np.int64)
-        np.minimum.at(first, components, np.arange(self.count))
-        return np.asarray(first[components])
+        least = np.full(components.max() + 1, self.count, dtype=np.int64)
+        np.minimum.at(least, components, np.arange(self.count))
+        return np.asarray(least[components])
 
     def reasons(self, roots: Nodes) -> dict[int, str]:
         """Root → why it is blocked, of all that are; the first reason that was found."""
-        found: dict[int, str] = {}
+        reasons: dict[int, str] = {}
         for nodes, reason in self._blocked:
             for root in np.unique(roots[nodes]).tolist():
-                found.setdefault(root, reason)
-        return found
+                reasons.setdefault(root, reason)
+        return reasons

@@ -29,10 +29,10 @@ def axis(seen: Seen, dim: int, taken: Sequence[int] = ()) -> int | None:
     """The dimension of a parameter that runs along ``dim`` of the tensor that it became, and along nothing else."""
     size = seen.tensor.shape[dim]
     fitting = []
-    for own, places in enumerate(seen.places):
+    for dimension, places in enumerate(seen.places):
         along = [place for place in range(places.ndim) if varies(places, place)]
-        if own not in taken and (along == [dim] or (not along and size == 1)):
-            fitting.append(own)
+        if dimension not in taken and (along == [dim] or (not along and size == 1)):
+            fitting.append(dimension)
     return fitting[0] if fitting else None
 
 
@@ -100,17 +100,17 @@ def convolution(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], o
 def matrix_product(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
     """A product of matrices, one a batch or one in all: of channels and a weight, or of activations; with a bias."""
     added = func._overloadpacket in (aten.addmm, aten.baddbmm)
-    bias, one, other = args[:3] if added else (None, *args[:2])
-    left, right = tracer.seen(one), tracer.seen(other)
+    bias, first, second = args[:3] if added else (None, *args[:2])
+    left, right = tracer.seen(first), tracer.seen(second)
     if right is not None and right.places and not (left is not None and left.places):
-        weighted(tracer, one, right, output, bias, turned=False)
+        weighted(tracer, first, right, output, bias, turned=False)
     elif left is not None and left.places and not (right is not None and right.places):
-        weighted(tracer, other, left, output, bias, turned=True)
+        weighted(tracer, second, left, output, bias, turned=True)
     elif left is not None and left.places:
-        for value in (bias, one, other):
+        for value in (bias, first, second):
             tracer.block(value, "a product of weights with one another")
     else:
-        batched(tracer, one, other, output)
+        batched(tracer, first, second, output)
         if bias is not None and (tracer.seen(bias) is not None or tracer.labels(output) is not None):
             tracer.block(bias, "added to a product of activations")
             tracer.block(output, "added to a product of activations")
@@ -153,9 +153,9 @@ def weighted(tracer: Tracer, given: Tensor, weight: Seen, output: Tensor, bias: 
         nodes.block(made_by, "a bias that is computed")
 
 
-def batched(tracer: Tracer, one: Tensor, other: Tensor, output: Tensor) -> None:
+def batched(tracer: Tracer, first: Tensor, second: Tensor, output: Tensor) -> None:
     """All channels in a product of two activations are one (a head); one alone is carried on."""
-    left, right = tracer.labels(one), tracer.labels(other)
+    left, right = tracer.labels(first), tracer.labels(second)
     if left is not None and right is not None:
         heads = 1 if left.ndim == 2 else len(left)
         both = torch.cat([left.reshape(heads, -1), right.reshape(heads, -1)], dim=1)
@@ -170,7 +170,7 @@ def batched(tracer: Tracer, one: Tensor, other: Tensor, output: Tensor) -> None:
         tracer.mark(output, right[..., :1, :].expand(output.shape))
     made = tracer.labels(output)
     tracer.work.append(
-        (torch.zeros((), dtype=torch.int64).expand(output.shape) if made is None else made, one.shape[-1])
+        (torch.zeros((), dtype=torch.int64).expand(output.shape) if made is None else made, first.shape[-1])
     )
 
 

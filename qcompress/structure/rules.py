@@ -43,33 +43,35 @@ def pointwise(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], out
     for value in labelled:
         merged = _merge(tracer, merged, tracer.labels(value).expand(output.shape))  # type: ignore[union-attr]
     for seen in sources:
-        own = labels_of_source(tracer, seen, merged)
-        if own is None:
+        source_labels = labels_of_source(tracer, seen, merged)
+        if source_labels is None:
             tracer.block(seen.tensor, "it is combined with channels in a way that is not followed")
             tracer.nodes.block(distinct(merged), "combined with a weight in a way that is not followed")
         else:
-            merged = _merge(tracer, merged, own)
+            merged = _merge(tracer, merged, source_labels)
     for value in operands:
         seen = tracer.seen(value)
         if seen is not None and seen.places:
             continue
         lead = output.ndim - value.ndim
         dims = [lead + dim for dim, size in enumerate(value.shape) if size > 1]
-        own = None if seen is None else seen.labels
-        if own is None:
+        labels = None if seen is None else seen.labels
+        if labels is None:
             tracer.constant(merged, dims, "combined with numbers that are no channels'")
-        elif bool((missing := (own.expand(output.shape) == 0) & (merged != 0)).any()):
+        elif bool((missing := (labels.expand(output.shape) == 0) & (merged != 0)).any()):
             tracer.constant(merged, dims, "combined with numbers that are no channels' (padding)", missing)
     tracer.mark(output, merged)
 
 
-def _merge(tracer: Tracer, one: Tensor, other: Tensor) -> Tensor:
-    shrunk = [dim for dim in range(one.ndim) if one.stride(dim) == 0 and other.stride(dim) == 0 and one.shape[dim] > 1]
-    shape = one.shape
+def _merge(tracer: Tracer, first: Tensor, second: Tensor) -> Tensor:
+    shrunk = [
+        dim for dim in range(first.ndim) if first.stride(dim) == 0 and second.stride(dim) == 0 and first.shape[dim] > 1
+    ]
+    shape = first.shape
     for dim in shrunk:
-        one, other = one.narrow(dim, 0, 1), other.narrow(dim, 0, 1)
-    tracer.nodes.join(one.numpy(), other.numpy())
-    return torch.where(one > 0, one, other).expand(shape)
+        first, second = first.narrow(dim, 0, 1), second.narrow(dim, 0, 1)
+    tracer.nodes.join(first.numpy(), second.numpy())
+    return torch.where(first > 0, first, second).expand(shape)
 
 
 def labels_of_source(tracer: Tracer, seen: Seen, labels: Tensor) -> Tensor | None:
@@ -78,8 +80,8 @@ def labels_of_source(tracer: Tracer, seen: Seen, labels: Tensor) -> Tensor | Non
     lead = labels.ndim - seen.tensor.ndim
     fitting = []
     for dim, places in enumerate(seen.places):
-        own = [lead + place for place in range(places.ndim) if products.varies(places, place)]
-        if own and set(own) <= set(along):
+        varying = [lead + place for place in range(places.ndim) if products.varies(places, place)]
+        if varying and set(varying) <= set(along):
             fitting.append(dim)
     if len(fitting) != 1:
         return None
@@ -110,8 +112,8 @@ def move(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: 
         return
 
     def moved(nodes: Tensor) -> list[Tensor]:
-        found = repeated(func, nodes, args[1:], kwargs, outputs)
-        return [found] if isinstance(found, Tensor) else list(found)
+        pieces = repeated(func, nodes, args[1:], kwargs, outputs)
+        return [pieces] if isinstance(pieces, Tensor) else list(pieces)
 
     if seen.places:
         for item, places in zip(outputs, zip(*map(moved, seen.places), strict=True), strict=True):
@@ -135,8 +137,8 @@ def repeated(func: Any, nodes: Tensor, rest: Args, kwargs: dict[str, Any], outpu
 
 
 def _or_zeros(tracer: Tracer, value: Tensor) -> Tensor:
-    own = tracer.labels(value)
-    return torch.zeros((), dtype=torch.int64).expand(value.shape) if own is None else own
+    labels = tracer.labels(value)
+    return torch.zeros((), dtype=torch.int64).expand(value.shape) if labels is None else labels
 
 
 def view(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:
@@ -157,7 +159,7 @@ def split_dims(before: Sequence[int], after: Sequence[int]) -> list[tuple[int, .
     >>> split_dims((2, 12), (2, 3, 4)), split_dims((6, 4), (2, 3, 4)), split_dims((2, 3, 4), (2, 12))
     ([(1, 2)], [(0, 1)], [])
     """
-    found, i, j = [], 0, 0
+    pieces, i, j = [], 0, 0
     while i < len(before) and j < len(after):
         first, start, old, new = j, i, before[i], after[j]
         while old != new:
@@ -169,9 +171,9 @@ def split_dims(before: Sequence[int], after: Sequence[int]) -> list[tuple[int, .
                 new *= after[j]
         dims = tuple(dim for dim in range(first, j + 1) if after[dim] > 1)
         if len(dims) > 1 and sum(size > 1 for size in before[start : i + 1]) < len(dims):
-            found.append(dims)
+            pieces.append(dims)
         i, j = i + 1, j + 1
-    return found
+    return pieces
 
 
 def piece(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:
@@ -200,11 +202,11 @@ def pieces_of(func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> lis
         return [(dim, start, output.shape[dim], given.get("step", 1))]
     if packet is aten.unbind:
         return [(dim, index, 1, 1) for index in range(size[dim])]
-    found, start = [], 0
+    pieces, start = [], 0
     for item in output:
-        found.append((dim, start, item.shape[dim], 1))
+        pieces.append((dim, start, item.shape[dim], 1))
         start += item.shape[dim]
-    return found
+    return pieces
 
 
 def pick(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:
@@ -294,8 +296,8 @@ def batch_norm(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], ou
         if len(seen.places) != 1:
             tracer.block(seen.tensor, "not a number a channel")
             continue
-        own = (seen.places[0] + tracer.nodes.starts[seen.source, 0]).view(shape).expand(labels.shape)
-        labels = _merge(tracer, labels, own)
+        parameter_labels = (seen.places[0] + tracer.nodes.starts[seen.source, 0]).view(shape).expand(labels.shape)
+        labels = _merge(tracer, labels, parameter_labels)
     tracer.mark(output[0], labels)
 
 
@@ -322,8 +324,8 @@ def group_norm(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], ou
         return
     for seen in parameters:
         shape = [1, len(seen.tensor), *[1] * (labels.ndim - 2)]
-        own = (seen.places[0] + tracer.nodes.starts[seen.source, 0]).view(shape).expand(labels.shape)
-        labels = _merge(tracer, labels, own)
+        parameter_labels = (seen.places[0] + tracer.nodes.starts[seen.source, 0]).view(shape).expand(labels.shape)
+        labels = _merge(tracer, labels, parameter_labels)
     for group in labels.chunk(groups, dim=1):
         tracer.nodes.join_all(distinct(group))
     tracer.mark(output[0], labels)
@@ -335,8 +337,8 @@ def glu(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: A
     if labels is None:
         tracer.block(args[0], "not followed on weights")
         return
-    one, other = labels.chunk(2, dim=int(args[1]) if len(args) > 1 else -1)
-    tracer.mark(output, _merge(tracer, one, other))
+    value, gate = labels.chunk(2, dim=int(args[1]) if len(args) > 1 else -1)
+    tracer.mark(output, _merge(tracer, value, gate))
 
 
 SPACE = {

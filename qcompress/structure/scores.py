@@ -46,7 +46,7 @@ class Sensitivity:
 
 def by_weight(model: nn.Module, item: CoupledSet) -> Floats:
     """``l1`` of every unit."""
-    tensors = {own.name: own.tensor for own in held_tensors(model)}
+    tensors = {held.name: held.tensor for held in held_tensors(model)}
     sums, counts = np.zeros(item.num_units), 0.0
     for axis in item.axes:
         tensor = tensors[axis.tensor]
@@ -68,7 +68,7 @@ def sensitivity(
     seed: int,
 ) -> Sensitivity:
     """Scores by a few backward passes a batch, from the inputs of the layers that read a set."""
-    found, num_samples = Sensitivity(), 0
+    scores, num_samples = Sensitivity(), 0
     places = _places(model, sets)
     for index, batch in enumerate(data):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
@@ -88,7 +88,9 @@ def sensitivity(
                 if back is None or front is None:
                     continue
                 module = model.get_submodule(path)
-                _add(found.outputs, path, _per_channel(front.square(), _made_dim(module)).sum(0).double().cpu().numpy())
+                _add(
+                    scores.outputs, path, _per_channel(front.square(), _made_dim(module)).sum(0).double().cpu().numpy()
+                )
                 share = _read(module, _per_channel(given.detach() * back, _given_dim(module)))
                 shares[path] = shares[path] + share if path in shares else share
             per_probe.append(shares)
@@ -100,11 +102,11 @@ def sensitivity(
                     if path in shares:
                         effect += shares[path][:, torch.from_numpy(indices)].sum(-1).double().cpu()
                 total += effect.square().sum(0).numpy()
-            _add(found.fisher, item.name, 0.5 * total)
-    for table in (found.fisher, found.outputs):
+            _add(scores.fisher, item.name, 0.5 * total)
+    for table in (scores.fisher, scores.outputs):
         for name in table:
             table[name] /= max(num_samples, 1)
-    return found
+    return scores
 
 
 def elimination_order(
@@ -135,9 +137,9 @@ def elimination_order(
 
 def _elimination_costs(rows: Tensor, inverse: Tensor, columns: Tensor, units: Tensor) -> Tensor:
     """``tr(W_u·[H⁻¹]_uu⁻¹·W_uᵀ)`` of units."""
-    own = columns[units]  # (units, p)
-    blocks = inverse[own[:, :, None], own[:, None, :]]
-    weights = rows[:, own].transpose(0, 1)  # (units, channels, p)
+    unit_columns = columns[units]  # (units, p)
+    blocks = inverse[unit_columns[:, :, None], unit_columns[:, None, :]]
+    weights = rows[:, unit_columns].transpose(0, 1)  # (units, channels, p)
     gram = weights.transpose(1, 2) @ weights
     return torch.diagonal(torch.linalg.solve(blocks, gram), dim1=1, dim2=2).sum(-1)
 
@@ -155,8 +157,8 @@ def _eliminate(rows: Tensor, inverse: Tensor, columns: Tensor) -> None:
 
 def _places(model: nn.Module, sets: Sequence[CoupledSet]) -> dict[str, dict[str, NDArray[np.int64]]]:
     """Path of a layer → name of a set → ``(units, per unit)`` which of its inputs are the set's."""
-    found: dict[str, dict[str, NDArray[np.int64]]] = {}
-    names = {own.name: own.tensor for own in held_tensors(model)}
+    places: dict[str, dict[str, NDArray[np.int64]]] = {}
+    names = {held.name: held.tensor for held in held_tensors(model)}
     owners: dict[int, list[str]] = {}
     for path, module in model.named_modules():
         if isinstance(module, READERS):
@@ -164,13 +166,13 @@ def _places(model: nn.Module, sets: Sequence[CoupledSet]) -> dict[str, dict[str,
     for item in sets:
         for axis in item.axes:
             for path in owners.get(id(names[axis.tensor]), ()) if axis.reads else ():
-                found.setdefault(path, {})[item.name] = axis.indices
-    return found
+                places.setdefault(path, {})[item.name] = axis.indices
+    return places
 
 
 def places_of(places: Mapping[str, Mapping[str, NDArray[np.int64]]], name: str) -> list[tuple[str, NDArray[np.int64]]]:
     """The layers that read a set, and where."""
-    return [(path, own[name]) for path, own in places.items() if name in own]
+    return [(path, by_set[name]) for path, by_set in places.items() if name in by_set]
 
 
 def _watched(
@@ -184,9 +186,9 @@ def _watched(
         module = model.get_submodule(path)
 
         def before(_: nn.Module, args: tuple[Any, ...], path: str = path) -> tuple[Any, ...]:
-            own = args[0].clone() if args[0].requires_grad else args[0].detach().clone().requires_grad_(True)
-            given[path] = own
-            return (own, *args[1:])
+            watched_input = args[0].clone() if args[0].requires_grad else args[0].detach().clone().requires_grad_(True)
+            given[path] = watched_input
+            return (watched_input, *args[1:])
 
         def after(_: nn.Module, __: Any, output: Tensor, path: str = path) -> Tensor:
             calls.append((path, given[path], output))

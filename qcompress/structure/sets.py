@@ -62,20 +62,20 @@ def _grouped(tracer: Tracer, roots: Nodes, reasons: dict[int, str]) -> Structure
     members: dict[int, dict[tuple[str, int], list[int]]] = {}
     kept: dict[str, str] = {}
     for (name, dim), start in nodes.starts.items():
-        own = roots[start : start + nodes.sizes[name, dim]].tolist()
-        if dim == 0 and name.endswith("weight") and own[0] in reasons and nodes.sizes[name, dim] > 1:
-            kept.setdefault(name.rpartition(".")[0], reasons[own[0]])
-        for index, root in enumerate(own):
+        dim_roots = roots[start : start + nodes.sizes[name, dim]].tolist()
+        if dim == 0 and name.endswith("weight") and dim_roots[0] in reasons and nodes.sizes[name, dim] > 1:
+            kept.setdefault(name.rpartition(".")[0], reasons[dim_roots[0]])
+        for index, root in enumerate(dim_roots):
             if root not in reasons:
                 members.setdefault(root, {}).setdefault((name, dim), []).append(index)
-    sets: dict[tuple[Any, ...], list[dict[tuple[str, int], list[int]]]] = {}
+    alike: dict[tuple[Any, ...], list[dict[tuple[str, int], list[int]]]] = {}
     for unit in members.values():
         if any(place in tracer.reads for place in unit) and len(unit) > 1:
             signature = tuple((place, len(indices)) for place, indices in unit.items())
-            sets.setdefault(signature, []).append(unit)
+            alike.setdefault(signature, []).append(unit)
     work = _work(tracer, roots)
-    found: list[CoupledSet] = []
-    for signature, units in sets.items():
+    sets: list[CoupledSet] = []
+    for signature, units in alike.items():
         if len(units) < 2:
             kept.setdefault(_layer(signature[0][0][0]), "all its channels go together")
             continue
@@ -89,8 +89,8 @@ def _grouped(tracer: Tracer, roots: Nodes, reasons: dict[int, str]) -> Structure
             for place, _ in signature
         )
         root = int(roots[nodes.starts[signature[0][0]] + units[0][signature[0][0]][0]])
-        found.append(CoupledSet(name=_name(axes, [own.name for own in found]), axes=axes, work=work.get(root, 0.0)))
-    return Structure(sets=tuple(found), kept=kept)
+        sets.append(CoupledSet(name=_name(axes, [item.name for item in sets]), axes=axes, work=work.get(root, 0.0)))
+    return Structure(sets=tuple(sets), kept=kept)
 
 
 def _work(tracer: Tracer, roots: Nodes) -> dict[int, float]:
@@ -100,8 +100,8 @@ def _work(tracer: Tracer, roots: Nodes) -> dict[int, float]:
     for labels, each in tracer.work:
         whole, inside = labels.numel() * each, compacted(labels)
         total += whole
-        own, counts = np.unique(roots[inside], return_counts=True)
-        for root, count in zip(own.tolist(), counts.tolist(), strict=True):
+        distinct, counts = np.unique(roots[inside], return_counts=True)
+        for root, count in zip(distinct.tolist(), counts.tolist(), strict=True):
             shares[root] = shares.get(root, 0.0) + whole * count / inside.size
     return {root: share / total for root, share in shares.items()} if total else {}
 
@@ -114,6 +114,6 @@ def _name(axes: tuple[Axis, ...], taken: list[str]) -> str:
     """The first layer that makes the units; a number after it where several sets begin there."""
     making = [axis for axis in axes if not axis.reads] or list(axes)
     name, count = _layer(making[0].tensor), 1
-    while (own := name if count == 1 else f"{name} ({count})") in taken:
+    while (candidate := name if count == 1 else f"{name} ({count})") in taken:
         count += 1
-    return own
+    return candidate

@@ -25,18 +25,18 @@ def failing(
     model: nn.Module, sets: Sequence[CoupledSet], batch: Any, forward: forwards.Forward | None = None
 ) -> dict[str, str]:
     """Name of a set → why removing a unit of it does not give what masking it gives."""
-    one = {item.name: np.zeros(1, dtype=np.int64) for item in sets}
+    first_unit = {item.name: np.zeros(1, dtype=np.int64) for item in sets}
     rng = np.random.default_rng(0)
     half = {item.name: rng.choice(item.num_units, item.num_units // 2, replace=False) for item in sets}
-    why = _why_not(model, sets, one, batch, forward) or _why_not(model, sets, half, batch, forward)
+    why = _why_not(model, sets, first_unit, batch, forward) or _why_not(model, sets, half, batch, forward)
     if not why:
         return {}
     if len(sets) == 1:
         return {sets[0].name: why}
     middle = len(sets) // 2
-    found = failing(model, sets[:middle], batch, forward) | failing(model, sets[middle:], batch, forward)
-    if found:
-        return found
+    failing_halves = failing(model, sets[:middle], batch, forward) | failing(model, sets[middle:], batch, forward)
+    if failing_halves:
+        return failing_halves
     return dict.fromkeys((item.name for item in sets), f"with others: {why}")
 
 

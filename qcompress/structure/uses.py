@@ -69,13 +69,13 @@ class Uses:
         constant, linear = self.fixed[name], np.zeros(starts[-1])
         pairs: dict[tuple[int, int], float] = {}
         for item in self.products[name]:
-            (one, per_one), (other, per_other) = (*item.extents, (1.0, {}))[:2]
-            constant += item.factor * one * other
-            for own, rest in ((per_one, other), (per_other, one)):
-                for s, each in own.items():
+            (first, per_first), (second, per_second) = (*item.extents, (1.0, {}))[:2]
+            constant += item.factor * first * second
+            for slopes, rest in ((per_first, second), (per_second, first)):
+                for s, each in slopes.items():
                     linear[starts[s] : starts[s + 1]] += item.factor * rest * each * counts[s]
-            for s, a in per_one.items():
-                for t, b in per_other.items():
+            for s, a in per_first.items():
+                for t, b in per_second.items():
                     if s == t:
                         linear[starts[s] : starts[s + 1]] += item.factor * a * b * counts[s] ** 2
                     else:
@@ -145,7 +145,7 @@ def uses_of(model: nn.Module, sets: Sequence[CoupledSet], counted: Counted) -> U
         calls.macs for path, calls in counted.calls.items() if hasattr(model.get_submodule(path), "weight")
     )
     products = {"bytes": in_bytes, "macs": in_macs}
-    varying = {name: tuple(item for item in own if item.extents) for name, own in products.items()}
-    always = {name: sum(item.factor for item in own if not item.extents) for name, own in products.items()}
+    varying = {name: tuple(item for item in terms if item.extents) for name, terms in products.items()}
+    always = {name: sum(item.factor for item in terms if not item.extents) for name, terms in products.items()}
     always["macs"] += rest + uncounted
     return Uses(products=MappingProxyType(varying), fixed=MappingProxyType(always))

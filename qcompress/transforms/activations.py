@@ -139,8 +139,8 @@ def unrounded() -> Iterator[None]:
 
 def _through(values: Tensor, step: float, zero: int) -> Tensor:
     """``values`` on a grid; gradients pass as if they were not."""
-    found = values.detach()
-    wide = found.to(torch.promote_types(found.dtype, torch.float32))
+    detached = values.detach()
+    wide = detached.to(torch.promote_types(detached.dtype, torch.float32))
     codes = wide.div(step).round_().clamp_(-zero, LEVELS - zero)
     rounded = codes.mul_(step).to(values.dtype)
-    return values + (rounded - found) if values.requires_grad else rounded
+    return values + (rounded - detached) if values.requires_grad else rounded

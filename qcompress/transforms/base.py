@@ -111,15 +111,15 @@ class Weight:
         """``find()``, run only the first time for a key: what several transforms need of one weight."""
         if key not in self._found:
             self._found[key] = find()
-        found: Found = self._found[key]
-        return found
+        value: Found = self._found[key]
+        return value
 
     def once_of_inputs(self, key: Any, find: Callable[[], Found]) -> Found:
         """Find once what depends on the moments alone, shared by all blocks of a layer (see `once`)."""
         if key not in self._found_of_inputs:
             self._found_of_inputs[key] = find()
-        found: Found = self._found_of_inputs[key]
-        return found
+        value: Found = self._found_of_inputs[key]
+        return value
 
     def block(self, rows: Tensor, target: Target, ranges: Ranges | None = None) -> "Weight":
         """Another weight with the same inputs."""
@@ -208,7 +208,7 @@ class Offer(ABC):
 
     def to_json(self) -> dict[str, Any]:
         """The offer as plain JSON, with its kind."""
-        values = {own.name: getattr(self, own.name) for own in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {"kind": self.kind, **{name: _plain(value) for name, value in values.items()}}
 
 

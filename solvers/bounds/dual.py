@@ -208,10 +208,10 @@ class Dual:
                 point[k] = price
             cost = self.cost + self.use @ point[:budgets] + self.factor @ self.split(point)[1]
             pass_messages(self.first, cost, blocks.row, blocks.weights, *incident, messages, SWEEPS)
-            found = self.bound(point).value
-            if found > best:
-                best, best_point = found, point.copy()
-            return found
+            bound = self.bound(point).value
+            if bound > best:
+                best, best_point = bound, point.copy()
+            return bound
 
         smallest = 1e-3 * self.typical_effect()
         for k in [*range(budgets)] * (1 if budgets < 2 else 3):
@@ -237,11 +237,11 @@ class Dual:
 
     def typical_effect(self) -> float:
         """The mean over the groups of how much the group's own choice can change the Lagrangian cost."""
-        own = self.cost + np.square(self.factor).sum(axis=1)
+        effect = self.cost + np.square(self.factor).sum(axis=1)
         if self.blocks.num_messages:
-            own += abs(self.problem.pairs.sparse).mean(axis=1) + abs(self.problem.pairs.sparse).mean(axis=0)
+            effect += abs(self.problem.pairs.sparse).mean(axis=1) + abs(self.problem.pairs.sparse).mean(axis=0)
         starts = self.first[:-1]
-        return float((np.maximum.reduceat(own, starts) - np.minimum.reduceat(own, starts)).mean())
+        return float((np.maximum.reduceat(effect, starts) - np.minimum.reduceat(effect, starts)).mean())
 
     def linear_prices(self, deadline: float) -> Floats:
         """The budgets' best prices when pair terms are left out; zeros when the relaxation has no solution.
@@ -257,11 +257,11 @@ class Dual:
             alone = Dual(self.problem.derived(pairs=PairTerms())) if self.problem.pairs else self
             ascent = alone._by_temperature(deadline, np.inf)  # noqa: SLF001 - of the same class
             return ascent.point / alone.unit * self.unit
-        one = scipy.sparse.csr_array(
+        one_option_each = scipy.sparse.csr_array(
             (np.ones(options), (self.problem.group_of, np.arange(options))), shape=(groups, options)
         )
         solved = scipy.optimize.linprog(
-            self.cost, A_ub=self.use.T, b_ub=self.limit, A_eq=one, b_eq=np.ones(groups), method="highs"
+            self.cost, A_ub=self.use.T, b_ub=self.limit, A_eq=one_option_each, b_eq=np.ones(groups), method="highs"
         )
         return np.maximum(0.0, -solved.ineqlin.marginals) if solved.status == 0 else np.zeros(len(self.limit))
 
@@ -290,8 +290,8 @@ def price_of_one_budget(first: Integers, cost: Floats, use: Floats, limit: float
     slope, step = _hull_steps(first, cost, use)
     order = np.argsort(-slope, kind="stable")
     filled = np.cumsum(step[order])
-    at = int(np.searchsorted(filled, limit, side="right"))
-    return float(slope[order[at]]) if at < len(order) else 0.0
+    last_step = int(np.searchsorted(filled, limit, side="right"))
+    return float(slope[order[last_step]]) if last_step < len(order) else 0.0
 
 
 @compiled

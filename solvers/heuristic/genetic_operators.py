@@ -38,9 +38,9 @@ class ChoiceSpace(PymooProblem):  # type: ignore[misc]
         values, excess = judge_all(self.arrays, self.flat(choices))
         out["F"], out["G"] = values[:, None], excess[:, None]
         feasible = np.where(excess == 0, values, np.inf)
-        at = int(np.argmin(feasible))
-        if feasible[at] < self.best_value:
-            self.best, self.best_value = choices[at].copy(), feasible[at]
+        best_row = int(np.argmin(feasible))
+        if feasible[best_row] < self.best_value:
+            self.best, self.best_value = choices[best_row].copy(), feasible[best_row]
 
     def offer_best(self) -> bool:
         """Hand the best feasible choice so far to the search; whether it was better than what that knew."""

@@ -128,10 +128,10 @@ def _weigh(
         square, new_most, old_most = 0.0, 0.0, 0.0
         for k in range(a.factor.shape[1]):
             square += (a.factor[v, k] - a.factor[old, k]) ** 2
-        for at in range(a.indptr[v], a.indptr[v + 1]):
-            new_most = max(new_most, abs(a.data[at]))
-        for at in range(a.indptr[old], a.indptr[old + 1]):
-            old_most = max(old_most, abs(a.data[at]))
+        for entry in range(a.indptr[v], a.indptr[v + 1]):
+            new_most = max(new_most, abs(a.data[entry]))
+        for entry in range(a.indptr[old], a.indptr[old + 1]):
+            old_most = max(old_most, abs(a.data[entry]))
         length[v], reach[v] = np.sqrt(square), 2.0 * (new_most + old_most)
 
 

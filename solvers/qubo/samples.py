@@ -24,25 +24,25 @@ POLISHED = 3
 POLISH_PASSES = 20
 
 
-def states_of(found: Any, variables: Sequence[Any]) -> tuple[NDArray[np.int8], Floats]:
+def states_of(sample_set: Any, variables: Sequence[Any]) -> tuple[NDArray[np.int8], Floats]:
     """States ``(n, variables)`` of 0 and 1 and energies ``(n,)``, least energy first, each as often as it occurred.
 
     Args:
-        found: a ``dimod.SampleSet``, of bits or of spins.
+        sample_set: a ``dimod.SampleSet``, of bits or of spins.
         variables: the columns that are asked for.
 
     Raises:
         SolverError: it is not a sample set, or lacks some of the variables.
     """
-    if not all(hasattr(found, name) for name in ("record", "variables")):
-        raise SolverError(f"a sampler returns a dimod.SampleSet, found {type(found).__name__}")
-    if missing := [v for v in variables if v not in found.variables]:
+    if not all(hasattr(sample_set, name) for name in ("record", "variables")):
+        raise SolverError(f"a sampler returns a dimod.SampleSet, found {type(sample_set).__name__}")
+    if missing := [v for v in variables if v not in sample_set.variables]:
         raise SolverError(f"the sampler's answer lacks {len(missing)} variables, the first is {missing[0]!r}")
-    columns = [found.variables.index(v) for v in variables]
-    order = np.argsort(found.record.energy, kind="stable")
-    order = np.repeat(order, found.record.num_occurrences[order])
-    states = (found.record.sample[np.ix_(order, columns)] > 0).astype(np.int8)
-    return states, np.asarray(found.record.energy[order], dtype=np.float64)
+    columns = [sample_set.variables.index(v) for v in variables]
+    order = np.argsort(sample_set.record.energy, kind="stable")
+    order = np.repeat(order, sample_set.record.num_occurrences[order])
+    states = (sample_set.record.sample[np.ix_(order, columns)] > 0).astype(np.int8)
+    return states, np.asarray(sample_set.record.energy[order], dtype=np.float64)
 
 
 @dataclass
@@ -65,8 +65,8 @@ class Quality:
     def tell(self, search: Search) -> None:
         """Write it all to the search's details."""
         shares = {"valid": self.valid, "feasible_raw": self.feasible_raw, "feasible_decoded": self.feasible_decoded}
-        found = {"raw": self.raw, "decoded": self.decoded, "repaired": self.repaired, "polished": self.polished}
-        search.note(**{f"objective_{name}": value for name, value in found.items()})
+        objectives = {"raw": self.raw, "decoded": self.decoded, "repaired": self.repaired, "polished": self.polished}
+        search.note(**{f"objective_{name}": value for name, value in objectives.items()})
         search.details |= {f"share_{name}": count / max(1, self.samples) for name, count in shares.items()}
         search.details |= {"samples": self.samples, "distinct": self.distinct, "repair_failed": self.failed}
         search.details |= {"num_repaired": self.repaired_count, "num_polished": self.polished_count}
@@ -98,9 +98,9 @@ class Improver:
         firsts = np.sort(np.unique(chosen, axis=0, return_index=True)[1])  # the best ones first, should time run out
         quality.distinct += len(firsts)
         repaired = []
-        for one in chosen[firsts]:
-            if repair_flat(a, one):
-                repaired.append(one)
+        for candidate in chosen[firsts]:
+            if repair_flat(a, candidate):
+                repaired.append(candidate)
             else:
                 quality.failed += 1
             if self.search.expired():
@@ -112,13 +112,13 @@ class Improver:
         quality.repaired = _least(quality.repaired, values)
         order = np.argsort(values, kind="stable")
         self._offer(repaired[order[0]])
-        for at in order[:POLISHED]:
+        for place in order[:POLISHED]:
             if self.search.expired():
                 break
-            polish_flat(a, repaired[at], POLISH_PASSES)
+            polish_flat(a, repaired[place], POLISH_PASSES)
             quality.polished_count += 1
-            quality.polished = _least(quality.polished, judge_all(a, repaired[at][None])[0] + self.problem.offset)
-            self._offer(repaired[at])
+            quality.polished = _least(quality.polished, judge_all(a, repaired[place][None])[0] + self.problem.offset)
+            self._offer(repaired[place])
 
     def stand_in(self, choice: Integers) -> None:
         """Offer a choice ``(G,)`` that no sampler found, repaired and polished; it counts as no sample."""

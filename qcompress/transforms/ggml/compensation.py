@@ -140,8 +140,8 @@ class _Fit:
     @property
     def scales(self) -> Scales:
         """As they are written."""
-        units, low_units = ((own * self.sizes[:, None]).reshape(-1).numpy() for own in (self.units, self.low_units))
-        steps, lows = (own.reshape(len(units), -1).numpy() for own in (self.steps, self.lows))
+        units, low_units = ((sizes * self.sizes[:, None]).reshape(-1).numpy() for sizes in (self.units, self.low_units))
+        steps, lows = (codes.reshape(len(units), -1).numpy() for codes in (self.steps, self.lows))
         offset = self.kind.scales.lows is not None
         return Scales(units=units, steps=steps, low_units=low_units if offset else None, lows=lows if offset else None)
 

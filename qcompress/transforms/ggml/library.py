@@ -128,12 +128,12 @@ def _shared_out(chunk: Callable[[int, int], None], channels: int) -> None:
 
 @functools.cache
 def _library() -> Any:
-    found = importlib.util.find_spec("libggml")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("libggml")
+    if spec is None or spec.origin is None:
         raise MissingError("ggml's types need libggml-python: pip install 'qcompress[gguf]'")
-    files = sorted(Path(found.origin).parent.glob("lib*/*ggml-base.*"))  # .so, .dylib or .dll
+    files = sorted(Path(spec.origin).parent.glob("lib*/*ggml-base.*"))  # .so, .dylib or .dll
     if not files:
-        raise MissingError(f"no library of ggml lies in {Path(found.origin).parent}: reinstall libggml-python")
+        raise MissingError(f"no library of ggml lies in {Path(spec.origin).parent}: reinstall libggml-python")
     library = ctypes.CDLL(str(files[0]))
     library.ggml_quantize_init.argtypes = [ctypes.c_int]
     library.ggml_quantize_init.restype = None

@@ -158,11 +158,11 @@ class LowRank(_Factored, Transform):
 
     def size_bytes(self, target: Target) -> int:
         """Bytes of all factors."""
-        return sum(self.then.size_bytes(own) for own in self.factor_targets(target).values())
+        return sum(self.then.size_bytes(factor) for factor in self.factor_targets(target).values())
 
     def macs(self, target: Target) -> float:
         """Multiply-accumulates of the smaller layers."""
-        sizes = (own.num_weights for own in self.factor_targets(target).values())
+        sizes = (factor.num_weights for factor in self.factor_targets(target).values())
         return sum(often * size for often, size in zip(self.layout(target).positions(target), sizes, strict=True))
 
     @property
@@ -185,19 +185,19 @@ class LowRank(_Factored, Transform):
         calibrated = self._makes_up(weight.target)
         stored, rounded = {}, dict(factors)
         for name in factors:
-            own = Weight(factors[name], targets[name])
+            factor_weight = Weight(factors[name], targets[name])
             if name == last:
                 rounded = {part: rows.double() for part, rows in rounded.items()}
                 seen = seen_by_last(rounded, layout, weight)
                 moments = seen @ moments_of(weight) @ seen.T if calibrated else seen @ seen.T
                 fitted = refitted(rounded, layout, weight, whitened=calibrated)[last].to(factors[last])
-                own = Weight(fitted, targets[name], moments, weight.num_inputs if calibrated else math.inf)
+                factor_weight = Weight(fitted, targets[name], moments, weight.num_inputs if calibrated else math.inf)
             elif name == first and calibrated and (into := self._into_first(weight)).moments is not None:
-                own = into.block(factors[name], targets[name])
-            then = self.then if own.moments is not None else self.then.nearest
-            stored[name] = then.encode(own)
+                factor_weight = into.block(factors[name], targets[name])
+            then = self.then if factor_weight.moments is not None else self.then.nearest
+            stored[name] = then.encode(factor_weight)
             rounded[name] = then.decode(stored[name], targets[name])
-        return {f"{factor}.{name}": value for factor, own in stored.items() for name, value in own.items()}
+        return {f"{factor}.{name}": value for factor, arrays in stored.items() for name, value in arrays.items()}
 
     def encode_factors(self, factors: Factors, target: Target) -> dict[str, Tensor]:
         """What `then` writes of factors (as rows) as they are."""
@@ -216,9 +216,10 @@ class LowRank(_Factored, Transform):
         """The weights of the smaller layers, in order."""
         return {
             factor: self.then.decode(
-                {name.split(".")[1]: value for name, value in stored.items() if name.split(".")[0] == factor}, own
+                {name.split(".")[1]: value for name, value in stored.items() if name.split(".")[0] == factor},
+                factor_target,
             )
-            for factor, own in self.factor_targets(target).items()
+            for factor, factor_target in self.factor_targets(target).items()
         }
 
     def _found(self, weight: Weight) -> Factors:
@@ -229,7 +230,9 @@ class LowRank(_Factored, Transform):
 
     def _product(self, factors: Factors, target: Target) -> Tensor:
         wide = torch.promote_types(target.dtype, torch.float32)
-        rows = self.layout(target).product({name: own.to(wide) for name, own in factors.items()}, kernel_of(target))
+        rows = self.layout(target).product(
+            {name: factor.to(wide) for name, factor in factors.items()}, kernel_of(target)
+        )
         return rows.to(target.dtype)
 
     def factor_targets(self, target: Target) -> dict[str, Target]:
@@ -257,7 +260,7 @@ class LowRank(_Factored, Transform):
         self._require_moments(weight)
         factors = weight.once(replace(self, then=Keep()), lambda: self._found(weight))
         wide = torch.promote_types(weight.target.dtype, torch.float32)
-        return {name: own.to(wide) for name, own in factors.items()}
+        return {name: factor.to(wide) for name, factor in factors.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,8 +312,8 @@ class RankRule(_Factored):
             ranks = layout.within(Weight(torch.empty(0), target), self.value, whitened=self.whitened)
         if ranks is None:
             return None
-        found = LowRank(ranks=ranks, form=self.form, slices=self.slices, whitened=self.whitened, then=self.then)
-        return found.least_use(target)
+        transform = LowRank(ranks=ranks, form=self.form, slices=self.slices, whitened=self.whitened, then=self.then)
+        return transform.least_use(target)
 
     def resolve(self, weight: Weight) -> LowRank | None:
         """The layer's rank, if it saves anything there."""
@@ -326,8 +329,8 @@ class RankRule(_Factored):
             ranks = find(weight, self.value, whitened=self.whitened)
         if ranks is None:
             return None
-        found = LowRank(ranks=ranks, form=self.form, slices=self.slices, whitened=self.whitened, then=self.then)
-        return None if found.why_not(weight.target) else found
+        transform = LowRank(ranks=ranks, form=self.form, slices=self.slices, whitened=self.whitened, then=self.then)
+        return None if transform.why_not(weight.target) else transform
 
 
 def _whole(value: Any, name: str) -> int:

@@ -84,12 +84,12 @@ class MatrixFactorisation(Factorisation):
         """The split of each matrix, good for ``rank`` (None: for all); found once per weight."""
         columns = None if rank is None else columns_for(rank, *self.largest(weight.target))
         matrices = functools.partial(self.matrices, weight, whitened=whitened)
-        return weight.once((self, whitened, columns), lambda: [split(*own, columns) for own in matrices()])
+        return weight.once((self, whitened, columns), lambda: [split(*matrix, columns) for matrix in matrices()])
 
     def within(self, weight: Weight, share: float, *, whitened: bool) -> Ranks | None:  # noqa: ARG002
         """The largest rank that fits; it takes no decomposition."""
-        one = sum(rows * columns for rows, columns in self.shapes(weight.target, (1,)).values())
-        rank = min(int(share * weight.target.num_weights / one), self.largest(weight.target)[0])
+        weights_per_rank = sum(rows * columns for rows, columns in self.shapes(weight.target, (1,)).values())
+        rank = min(int(share * weight.target.num_weights / weights_per_rank), self.largest(weight.target)[0])
         return (rank,) if rank else None
 
     def keeping(self, weight: Weight, share: float, *, whitened: bool) -> Ranks:
@@ -153,8 +153,8 @@ class Channels(MatrixFactorisation):
         """The first columns and rows of every slice's split."""
         splits, rank = self.splits(weight, ranks[0], whitened=whitened), ranks[0]
         return {
-            "reduce": torch.cat([own.right[:rank] for own in splits]),
-            "expand": torch.cat([own.left[:, :rank] for own in splits], dim=1),
+            "reduce": torch.cat([piece.right[:rank] for piece in splits]),
+            "expand": torch.cat([piece.left[:, :rank] for piece in splits], dim=1),
         }
 
     def product(self, factors: Factors, kernel: tuple[int, int]) -> Tensor:  # noqa: ARG002
@@ -215,9 +215,9 @@ class Spatial(MatrixFactorisation):
 
     def factors(self, weight: Weight, ranks: Ranks, *, whitened: bool) -> Factors:
         """The first rows and columns of the split."""
-        (own,) = self.splits(weight, ranks[0], whitened=whitened)
-        left = own.left[:, : ranks[0]].reshape(weight.target.channels, -1, ranks[0])
-        return {"vertical": own.right[: ranks[0]], "horizontal": left.transpose(1, 2).reshape(len(left), -1)}
+        (piece,) = self.splits(weight, ranks[0], whitened=whitened)
+        left = piece.left[:, : ranks[0]].reshape(weight.target.channels, -1, ranks[0])
+        return {"vertical": piece.right[: ranks[0]], "horizontal": left.transpose(1, 2).reshape(len(left), -1)}
 
     def product(self, factors: Factors, kernel: tuple[int, int]) -> Tensor:
         """Over the rank."""
@@ -285,8 +285,8 @@ def moments_of(weight: Weight) -> Tensor:
 
 def _first_keeping(splits: list[Split], share: float) -> int:
     """The smallest rank whose energies reach the share of the total; one more than there are when none does."""
-    kept = torch.stack([own.energy for own in splits]).sum(0).cumsum(0)
-    enough = kept >= share * sum(own.total for own in splits) * (1 - 1e-12)
+    kept = torch.stack([piece.energy for piece in splits]).sum(0).cumsum(0)
+    enough = kept >= share * sum(piece.total for piece in splits) * (1 - 1e-12)
     return int((~enough).sum()) + 1
 
 

@@ -45,8 +45,8 @@ class Words(MatrixFactorisation):
 
     def factors(self, weight: Weight, ranks: Ranks, *, whitened: bool) -> Factors:
         """The first rows and columns of the split, the stretch undone."""
-        (own,), rank = self.splits(weight, ranks[0], whitened=whitened), ranks[0]
-        return {"basis": own.right[:rank], "codes": own.left[:, :rank] / self._stretch(weight, whitened=whitened)}
+        (piece,), rank = self.splits(weight, ranks[0], whitened=whitened), ranks[0]
+        return {"basis": piece.right[:rank], "codes": piece.left[:, :rank] / self._stretch(weight, whitened=whitened)}
 
     def product(self, factors: Factors, kernel: tuple[int, int]) -> Tensor:  # noqa: ARG002
         """Codes times basis."""

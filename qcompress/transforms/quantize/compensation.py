@@ -96,7 +96,10 @@ def compensated(
 
 def best_of(rows: Tensor, codes: Tensor, others: Tensor, grid: Grid, metric: Tensor) -> Tensor:
     """Of two codes of every row those that lose less, the first where they lose the same."""
-    losses = [((change @ metric) * change).sum(1) for change in (residual(rows, own, grid) for own in (codes, others))]
+    losses = [
+        ((change @ metric) * change).sum(1)
+        for change in (residual(rows, candidates, grid) for candidates in (codes, others))
+    ]
     return torch.where((losses[1] < losses[0])[:, None], others, codes)
 
 
@@ -132,13 +135,13 @@ def refit(
         change, near, inner = torch.zeros_like(along[:, block]), gradient[:, block].clone(), metric[block, block]
         for place in range(0, change.shape[1], size):
             here = slice(place, place + size)
-            own, factor = along[:, block][:, here], factors[:, (start + place) // size]
-            square, product = ((own @ inner[here, here]) * own).sum(1), (own * near[:, here]).sum(1)
+            direction, factor = along[:, block][:, here], factors[:, (start + place) // size]
+            square, product = ((direction @ inner[here, here]) * direction).sum(1), (direction * near[:, here]).sum(1)
             wanted = storable(torch.where(square > 0, factor + product / square, factor))
             step = wanted - factor
             step = torch.where((step * (2 * product - step * square) > 0) & (zero | (wanted != 0)), step, 0.0)
             factor += step
-            change[:, here] = own * step[:, None]
+            change[:, here] = direction * step[:, None]
             near -= change[:, here] @ inner[here]
         gradient -= change @ metric[block]
 
@@ -158,12 +161,12 @@ def made_up(rows: Tensor, grid: Grid, kept: Tensor, ordered: tuple[Tensor, Tenso
     of_group = (order // grid.group_size).numpy()
     for start in range(0, rows.shape[1], BLOCK):
         block = slice(start, start + BLOCK)
-        own = open_rows[:, block].contiguous().numpy()
-        found, lost = _rounded(
-            own, grid.scales.numpy(), kept[:, block].contiguous().numpy(), root[block, block].contiguous().numpy(),
-            grid.low.numpy(), grid.high.numpy(), of_group[block], grid.numbers,
+        block_rows = open_rows[:, block].contiguous().numpy()
+        block_codes, lost = _rounded(
+            block_rows, grid.scales.numpy(), kept[:, block].contiguous().numpy(),
+            root[block, block].contiguous().numpy(), grid.low.numpy(), grid.high.numpy(), of_group[block], grid.numbers,
         )  # fmt: skip
-        codes[:, order[block]] = torch.from_numpy(found)
+        codes[:, order[block]] = torch.from_numpy(block_codes)
         open_rows[:, start + BLOCK :] -= torch.from_numpy(lost) @ root[block, start + BLOCK :]
     return codes
 

@@ -87,8 +87,8 @@ class GroupWise(PruneQuantize):
 
     def scale_type(self, target: Target) -> torch.dtype:
         """What scales are stored in."""
-        own = "bfloat16" if target.dtype == torch.bfloat16 else "float16"
-        return SCALE_TYPES[self.scale_dtype or own]
+        default = "bfloat16" if target.dtype == torch.bfloat16 else "float16"
+        return SCALE_TYPES[self.scale_dtype or default]
 
     def num_groups(self, target: Target) -> int:
         """Groups in a row."""

@@ -69,7 +69,7 @@ class IntegerProduct(Transform):
         """What is rounded."""
         if self.inputs is None and not self.dynamic:
             raise OptionsError(f"{self.label!r} has no range yet: measure() finds it")
-        inputs, outputs = (None if own is None else Range(*own) for own in (self.inputs, self.outputs))
+        inputs, outputs = (None if ends is None else Range(*ends) for ends in (self.inputs, self.outputs))
         return Activations(None if self.dynamic else inputs, outputs)
 
     @property
@@ -79,8 +79,8 @@ class IntegerProduct(Transform):
 
     def to_json(self) -> dict[str, Any]:
         """The transform as JSON, without what it has not."""
-        value = {own.name: getattr(self, own.name) for own in fields(self)}
-        return {"kind": self.kind, **{name: own for name, own in value.items() if own}}
+        value = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {"kind": self.kind, **{name: entry for name, entry in value.items() if entry}}
 
     def needs_moments(self, target: Target) -> bool:
         """When compensated."""

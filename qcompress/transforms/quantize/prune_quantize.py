@@ -83,7 +83,7 @@ class PruneQuantize(Transform):
     def to_json(self) -> dict[str, Any]:
         """The transform as JSON; rounding to nearest has no entry, as in files from before there was a choice."""
         value = super().to_json()
-        return value if self.compensated else {name: own for name, own in value.items() if name != "compensated"}
+        return value if self.compensated else {name: entry for name, entry in value.items() if name != "compensated"}
 
     def needs_moments(self, target: Target) -> bool:
         """When compensated, where the rows have one input, or each group of them has."""
@@ -163,13 +163,13 @@ class PruneQuantize(Transform):
             raise OptionsError(moments_missing(self.label))
         kept = torch.ones_like(rows, dtype=torch.bool) if kept is None else kept
         moments = weight.moments if weight.moments.ndim == 3 else weight.moments[None]
-        found = []
+        made_up = []
         for index, here in enumerate(torch.arange(len(rows)).chunk(len(moments))):
             block = slice(int(here[0]), int(here[-1]) + 1)
-            found.append(
+            made_up.append(
                 self._made_up_block(weight, moments[index], index, rows[block], codes[block], grid[block], kept[block])
             )
-        return torch.cat([own for own, _ in found]), torch.cat([scales for _, scales in found])
+        return torch.cat([block_codes for block_codes, _ in made_up]), torch.cat([scales for _, scales in made_up])
 
     def _made_up_block(
         self, weight: Weight, moments: Tensor, index: int, rows: Tensor, codes: Tensor, grid: Grid, kept: Tensor
