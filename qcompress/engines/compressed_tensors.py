@@ -131,8 +131,8 @@ class CompressedTensors(Engine):
 
         weights = {part.name: _weight_name(part, state) for part in parts}
         options = tuple(
-            tuple(taken(weights[part.name], transform, part.target) for transform in own)
-            for part, own in zip(parts, transforms, strict=True)
+            tuple(taken(weights[part.name], transform, part.target) for transform in part_options)
+            for part, part_options in zip(parts, transforms, strict=True)
         )
         rest = [name for name in state if name not in weights.values()]
         whole = sum(taken(name, Keep(), _ANY) for name in rest)
@@ -149,8 +149,10 @@ class CompressedTensors(Engine):
         path.mkdir()
         contents: dict[str, list[Entry]] = {file: [] for file in files.values()}
         for name, tensor in state.items():
-            own = _entries_of(name, packed[name]) if name in packed else _dense_entries(name, tensor, opened_of(model))
-            contents[files[name]] += own
+            written = (
+                _entries_of(name, packed[name]) if name in packed else _dense_entries(name, tensor, opened_of(model))
+            )
+            contents[files[name]] += written
         for file, entries in contents.items():
             with (path / file).open("wb") as stream:
                 tensor_file.write(stream, entries)
@@ -245,7 +247,8 @@ def _files_of(model: nn.Module, shard_bytes: int) -> dict[str, str]:
         filled += tensor.nbytes
     stem, _, ending = WEIGHTS.rpartition(".")
     return {
-        name: f"{stem}-{own + 1:05}-of-{number + 1:05}.{ending}" if number else WEIGHTS for name, own in shards.items()
+        name: f"{stem}-{place + 1:05}-of-{number + 1:05}.{ending}" if number else WEIGHTS
+        for name, place in shards.items()
     }
 
 
@@ -277,10 +280,10 @@ def _entries_of(name: str, item: CompressedPart) -> list[Entry]:
     def numbers(key: str) -> Tensor:
         if key == "weight_shape":
             return torch.tensor([target.channels, target.per_channel])
-        found = integer_codes(item.transform, item.stored, target)
+        item_codes = integer_codes(item.transform, item.stored, target)
         if key == "weight_scale":
-            return found.scales
-        codes, along = (found.zeros, 0) if key == "weight_zero_point" else (found.codes, 1)
+            return item_codes.scales
+        codes, along = (item_codes.zeros, 0) if key == "weight_zero_point" else (item_codes.codes, 1)
         signed = (codes - 2 ** (scheme.bits - 1)).to(torch.int8)
         packed: Tensor = pack_to_int32(signed, scheme.bits, packed_dim=along)
         return packed.contiguous()
@@ -339,11 +342,15 @@ def _config(model: nn.Module, schemes: Mapping[str, Scheme]) -> bytes:
             "quantization_status": "compressed",
             "ignore": [],
             "config_groups": {
-                f"group_{index}": _group(own, scheme) for index, (scheme, own) in enumerate(groups.items())
+                f"group_{index}": _group(names, scheme) for index, (scheme, names) in enumerate(groups.items())
             },
         }
     text = json.dumps(plain, indent=2, sort_keys=True).encode()
-    room = len(_plain_config(model)) + _CONFIG_ROOM + sum(_config_room(*own) for own in schemes.items())
+    room = (
+        len(_plain_config(model))
+        + _CONFIG_ROOM
+        + sum(_config_room(*scheme_and_names) for scheme_and_names in schemes.items())
+    )
     assert len(text) <= room  # noqa: S101
     return text.ljust(room)
 

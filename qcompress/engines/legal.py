@@ -31,18 +31,19 @@ def for_engine(engine: Engine, model: nn.Module, measurement: Measurement, examp
     options = _restricted(engine, measurement)
     if all(len(kept) == 1 for kept in options):
         refused = next(
-            (why for part, own in zip(measurement.parts, measurement.transforms, strict=True)
-             for transform in own if (why := engine.refuse(part, transform))),
+            (why for part, part_options in zip(measurement.parts, measurement.transforms, strict=True)
+             for transform in part_options if (why := engine.refuse(part, transform))),
             "only 'keep' was on offer",
         )  # fmt: skip
         raise EngineError(f"engine {engine.name!r} runs none of the measured options: {refused}")
     starts = np.cumsum([0, *map(len, measurement.transforms[:-1])])
     flat = np.concatenate([start + np.array(kept) for start, kept in zip(starts, options, strict=True)])
     transforms = tuple(
-        tuple(own[option] for option in kept) for own, kept in zip(measurement.transforms, options, strict=True)
+        tuple(part_options[option] for option in kept)
+        for part_options, kept in zip(measurement.transforms, options, strict=True)
     )
     sizes = engine.sizes(model, measurement.parts, transforms, example)
-    file_bytes = np.array([size for own in sizes.options for size in own], dtype=np.float64)
+    file_bytes = np.array([size for part_sizes in sizes.options for size in part_sizes], dtype=np.float64)
     whole = sizes.of([0] * len(options))
     return replace(
         measurement,
@@ -70,18 +71,20 @@ def for_engine(engine: Engine, model: nn.Module, measurement: Measurement, examp
 def _restricted(engine: Engine, measurement: Measurement) -> list[list[int]]:
     """Per part the options that are left: legal ones, and of tied parts those that all have."""
     options = [
-        [option for option, transform in enumerate(own)
+        [option for option, transform in enumerate(part_options)
          if option == standing or not engine.refuse(part, transform)]
-        for part, own, standing in zip(measurement.parts, measurement.transforms, measurement.standing, strict=True)
+        for part, part_options, standing in zip(
+            measurement.parts, measurement.transforms, measurement.standing, strict=True
+        )
     ]  # fmt: skip
     place = {part.name: index for index, part in enumerate(measurement.parts)}
     for names in engine.ties(measurement.parts):
         members = [place[name] for name in names]
         common = _common([[measurement.transforms[index][option] for option in options[index]] for index in members])
         for index in members:
-            own = measurement.transforms[index]
-            options[index] = sorted((option for option in options[index] if own[option] in common),
-                                    key=lambda option, own=own: common.index(own[option]))  # type: ignore[misc]  # fmt: skip
+            part_options = measurement.transforms[index]
+            options[index] = sorted((option for option in options[index] if part_options[option] in common),
+                                    key=lambda option, part_options=part_options: common.index(part_options[option]))  # type: ignore[misc]  # fmt: skip
     return options
 
 

@@ -62,7 +62,7 @@ def feed_of(session: Any, batch: Any) -> dict[str, Any]:
     """A batch as the inputs of a session of ONNX Runtime, by name."""
     given = session.get_inputs()
     tensors = inputs_of(list(batch) if isinstance(batch, tuple) else batch, len(given))
-    return {own.name: tensor.numpy() for own, tensor in zip(given, tensors, strict=True)}
+    return {entry.name: tensor.numpy() for entry, tensor in zip(given, tensors, strict=True)}
 
 
 def copied(proto: Any) -> Any:
@@ -75,8 +75,8 @@ def copied(proto: Any) -> Any:
 def initializer_of(model: nn.Module, path: str, names: Collection[str]) -> str | None:
     """The name in the graph of a layer's weight, which may have several in the model; None where no output needs it."""
     weight = getattr(model.get_submodule(path), "weight", None)
-    own = [name for name, tensor in model.state_dict(keep_vars=True).items() if tensor is weight]
-    return next((f"model.{name}" for name in own if f"model.{name}" in names), None)
+    names_of_weight = [name for name, tensor in model.state_dict(keep_vars=True).items() if tensor is weight]
+    return next((f"model.{name}" for name in names_of_weight if f"model.{name}" in names), None)
 
 
 def trace(model: nn.Module, example: Any) -> Any:
@@ -123,8 +123,8 @@ def _inference(model: nn.Module) -> Iterator[None]:
 
 
 def _num_inputs(model: nn.Module) -> int:
-    own = inspect.signature(model.forward).parameters.values()
-    needed = [each for each in own if each.default is each.empty and each.kind is not each.VAR_KEYWORD]
+    parameters = inspect.signature(model.forward).parameters.values()
+    needed = [each for each in parameters if each.default is each.empty and each.kind is not each.VAR_KEYWORD]
     return max(len(needed), 1)
 
 
@@ -212,12 +212,12 @@ class Encoding:
             shape = rows, groups, size * bits // 8
             yield Array(
                 name=f"{self.name}.codes", onnx_type=TensorProto.UINT8, dims=shape, nbytes=rows * groups * shape[2],
-                numbers=lambda own: _packed(_padded(own.codes, groups * size), bits),
+                numbers=lambda stored: _packed(_padded(stored.codes, groups * size), bits),
             )  # fmt: skip
             zeros = rows, -(-groups // per_byte)
             zero = Array(
                 name=f"{self.name}.zeros", onnx_type=TensorProto.UINT8, dims=zeros, nbytes=zeros[0] * zeros[1],
-                numbers=lambda own: _packed(_padded(own.zeros, zeros[1] * per_byte), bits),
+                numbers=lambda stored: _packed(_padded(stored.zeros, zeros[1] * per_byte), bits),
             )  # fmt: skip
         else:
             signed = "" if self.scheme.symmetric else "U"
@@ -225,16 +225,17 @@ class Encoding:
             kind = getattr(TensorProto, f"{signed}INT{bits}")
             yield Array(
                 name=f"{self.name}.codes", onnx_type=kind, dims=(rows, self.target.per_channel),
-                nbytes=-(-self.target.num_weights // per_byte), numbers=lambda own: _packed(own.codes - middle, bits),
+                nbytes=-(-self.target.num_weights // per_byte),
+                numbers=lambda stored: _packed(stored.codes - middle, bits),
             )  # fmt: skip
             zero = Array(
                 name=f"{self.name}.zeros", onnx_type=kind, dims=self._per_group, nbytes=-(-rows * groups // per_byte),
-                numbers=lambda own: _packed(own.zeros, bits),
+                numbers=lambda stored: _packed(stored.zeros, bits),
             )  # fmt: skip
         scales = (rows, groups) if self.products else self._per_group
         yield Array(
             name=f"{self.name}.scales", onnx_type=scale_type, dims=scales,
-            nbytes=rows * groups * self.scheme.scale_type.itemsize, numbers=lambda own: own.scales.numpy(),
+            nbytes=rows * groups * self.scheme.scale_type.itemsize, numbers=lambda stored: stored.scales.numpy(),
         )  # fmt: skip
         if not self.scheme.symmetric:
             yield zero
@@ -317,18 +318,18 @@ class Encoding:
 
 def products_with(proto: Any, name: str) -> tuple[Any, ...]:
     """The nodes that multiply with a weight ``(out, in)``, where all its uses are such; else none."""
-    found: list[Any] = []
+    nodes: list[Any] = []
     for node in _readers(proto, name):
         if node.op_type == "Gemm" and list(node.input[1:2]) == [name] and _is_linear(node):
-            found.append(node)
+            nodes.append(node)
         elif node.op_type == "Transpose":
             inner = list(_readers(proto, node.output[0]))
             if not all(use.op_type == "MatMul" and use.input[1] == node.output[0] for use in inner):
                 return ()
-            found += inner
+            nodes += inner
         else:
             return ()
-    return tuple(found)
+    return tuple(nodes)
 
 
 def _readers(proto: Any, name: str) -> Iterator[Any]:

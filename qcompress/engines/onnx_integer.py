@@ -82,9 +82,9 @@ def put_(proto: Any, integers: Sequence[IntegerLayer]) -> None:
     gone = {id(use.node) for _, use in by_output.values()}
     nodes: list[Any] = []
     for node in proto.graph.node:
-        found = by_output.get(node.output[0])
-        if found is not None:
-            nodes += writer.nodes(*found)
+        product = by_output.get(node.output[0])
+        if product is not None:
+            nodes += writer.nodes(*product)
         elif id(node) not in gone:
             nodes += [*writer.behind(node), node]
     initializers = [*proto.graph.initializer, *writer.initializers]
@@ -175,7 +175,7 @@ class _Writer:
             if name in node.output:
                 if node.op_type in ("Cast", "CastLike", "Identity"):
                     return self._scalar(node.input[0])
-                values = {own.name: own for own in node.attribute}
+                values = {attribute.name: attribute for attribute in node.attribute}
                 if node.op_type == "Constant" and "value" in values:
                     return float(numpy_helper.to_array(values["value"].t))
                 for kind, field_name in (("value_float", "f"), ("value_int", "i")):
@@ -258,20 +258,20 @@ def _with_room_for(
 def _uses(proto: Any, name: str) -> list[_Use]:
     """The products with a weight; none where something else is done with it."""
     readers = _readers(proto)
-    found = []
+    uses = []
     for node in readers.get(name, ()):
         if node.op_type == "Conv" and node.input[1] == name and node.input[0] != name:
-            found.append(_use("Conv", node, _initializer(proto, node, 2)))
+            uses.append(_use("Conv", node, _initializer(proto, node, 2)))
         elif node.op_type == "Gemm" and node.input[1] == name and _is_linear(node):
-            found.append(_use("Linear", node, _initializer(proto, node, 2)))
+            uses.append(_use("Linear", node, _initializer(proto, node, 2)))
         elif node.op_type == "Transpose":
             inner = readers.get(node.output[0], [])
             if not all(use.op_type == "MatMul" and use.input[1] == node.output[0] for use in inner):
                 return []
-            found += [_with_bias(proto, use, readers) for use in inner]
+            uses += [_with_bias(proto, use, readers) for use in inner]
         else:
             return []
-    return [] if None in found else found  # type: ignore[return-value]
+    return [] if None in uses else uses  # type: ignore[return-value]
 
 
 def _use(operator: str, node: Any, bias: str | None) -> _Use | None:
@@ -295,11 +295,11 @@ def _with_bias(proto: Any, product: Any, readers: Mapping[str, list[Any]]) -> _U
 
 
 def _readers(proto: Any) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
+    readers: dict[str, list[Any]] = {}
     for node in proto.graph.node:
         for name in dict.fromkeys(node.input):
-            found.setdefault(name, []).append(node)
-    return found
+            readers.setdefault(name, []).append(node)
+    return readers
 
 
 def _initializer(proto: Any, node: Any, place: int) -> str | None:

@@ -42,8 +42,8 @@ def peak_bytes(path: Path, inputs: Path, threads: int) -> int | None:
 
 def _most_bytes() -> int:
     """The most memory that this process has had."""
-    line = next(own for own in STATUS.read_text().splitlines() if own.startswith("VmHWM"))
-    return 1024 * int(line.split()[1])
+    peak = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+    return 1024 * int(peak.split()[1])
 
 
 def _main() -> None:

@@ -77,13 +77,17 @@ def time_options(
             seconds = clock.layer(measurement.parts[group[0]], layers[group[0]], wanted)
             for place in group:
                 dense[place] = seconds[()]
-                change[place] = {kind: own - seconds[()] for kind, own in seconds.items()}
+                change[place] = {kind: option_s - seconds[()] for kind, option_s in seconds.items()}
             done += len(group)
             if on_progress is not None:
                 on_progress(TimingProgress(layers=done, total_layers=len(layers)))
         whole = clock.whole(model, measurement, batch, kinds, dense, change)
     dense, change = with_room(dense, change, whole)
-    use = [max(dense[place] + change[place].get(kind, 0.0), 0.0) for place, own in enumerate(kinds) for kind in own]
+    use = [
+        max(dense[place] + change[place].get(kind, 0.0), 0.0)
+        for place, part_kinds in enumerate(kinds)
+        for kind in part_kinds
+    ]
     return with_times(measurement, np.array(use), max(whole - float(dense.sum()), 0.0), whole)
 
 
@@ -101,9 +105,9 @@ def with_room(
     >>> with_room(np.array([1.0, 2.0]), [{("a",): -3.0}, {}], 4.0)[0].tolist()
     [2.4000000000000004, 1.6]
     """
-    wide = np.maximum(dense, [max((-own for own in changes.values()), default=0.0) for changes in change])
+    wide = np.maximum(dense, [max((-change_s for change_s in changes.values()), default=0.0) for changes in change])
     scale = min(1.0, whole / max(float(wide.sum()), TINY))
-    return scale * wide, [{kind: scale * own for kind, own in changes.items()} for changes in change]
+    return scale * wide, [{kind: scale * change_s for kind, change_s in changes.items()} for changes in change]
 
 
 def _kind(transform: Transform, target: Target) -> Kind:
@@ -111,8 +115,12 @@ def _kind(transform: Transform, target: Target) -> Kind:
     if isinstance(transform, IntegerProduct):
         return "integer", transform.dynamic
     if isinstance(transform, LowRank):
-        shapes = [(own.channels, own.per_channel) for own in transform.factor_targets(target).values()]
-        return "factors", *shapes, *[_kind(transform.then, own) for own in transform.factor_targets(target).values()]
+        shapes = [(factor.channels, factor.per_channel) for factor in transform.factor_targets(target).values()]
+        return (
+            "factors",
+            *shapes,
+            *[_kind(transform.then, factor) for factor in transform.factor_targets(target).values()],
+        )
     scheme = None if isinstance(transform, Keep) else scheme_of(transform, target)
     if scheme is None or target.layer != "Linear" or not onnx_graph.takes_products(scheme):
         return ()
@@ -138,7 +146,7 @@ def _layers(model: nn.Module, parts: Sequence[Part], batch: Any) -> list[_Layer]
     members = [[model.get_submodule(path) for path in part.modules] for part in parts]
     hooks = [
         module.register_forward_pre_hook(note, with_kwargs=True)
-        for module in {own: None for modules in members for own in modules}
+        for module in {module_of_part: None for modules in members for module_of_part in modules}
     ]
     try:
         with forwards.evaluating(model), torch.no_grad():
@@ -146,14 +154,14 @@ def _layers(model: nn.Module, parts: Sequence[Part], batch: Any) -> list[_Layer]
     finally:
         for hook in hooks:
             hook.remove()
-    found = []
+    layers = []
     for modules in members:
         inputs = tuple(tensor.detach() for module in modules for tensor in given.get(module, []))
         shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in inputs)
         plain = type(modules[0]).__module__.startswith("torch.")
         likeness = (repr(modules[0]) if plain else id(modules[0]), shapes)
-        found.append(_Layer(module=modules[0], inputs=inputs, likeness=likeness))
-    return found
+        layers.append(_Layer(module=modules[0], inputs=inputs, likeness=likeness))
+    return layers
 
 
 class _Alone(nn.Module):
@@ -187,8 +195,8 @@ class _Clock:
                     protos[kind] = self._with(dense, layer.module, part, transform, calls[0])
             seconds = in_turn([self._session(proto) for proto in protos.values()], [calls[0]], self._engine.threads)
             nothing = in_turn([self._session(_empty(dense))], [calls[0]], self._engine.threads)[0]
-            for kind, own in zip(protos, seconds, strict=True):
-                total[kind] += len(calls) * max(own - nothing, 0.0)
+            for kind, median_s in zip(protos, seconds, strict=True):
+                total[kind] += len(calls) * max(median_s - nothing, 0.0)
         return total
 
     def whole(
@@ -210,18 +218,18 @@ class _Clock:
         scale = min(1.0, seconds / max(float(dense.sum()), TINY))
         dense *= scale
         for own_changes in change:
-            own_changes.update({kind: scale * own for kind, own in own_changes.items()})
-        everywhere = dict.fromkeys(kind for own in kinds for kind in own if kind and kind[0] != "factors")
+            own_changes.update({kind: scale * change_s for kind, change_s in own_changes.items()})
+        everywhere = dict.fromkeys(kind for part_kinds in kinds for kind in part_kinds if kind and kind[0] != "factors")
         for kind in everywhere:
-            places = [place for place, own in enumerate(kinds) if kind in own and dense[place] > 0]
+            places = [place for place, part_kinds in enumerate(kinds) if kind in part_kinds and dense[place] > 0]
             if not places:
                 continue
             chosen = {place: measurement.transforms[place][kinds[place].index(kind)] for place in places}
             proto = self._everywhere(traced, model, measurement.parts, chosen)
             before, after = in_turn([plain, self._session(proto)], [batch], self._engine.threads)
-            own = np.array([change[place][kind] for place in places])
-            missing = seconds * (after / before - 1) - float(own.sum())
-            weights = np.abs(own) + TINY * dense[places]
+            alone_s = np.array([change[place][kind] for place in places])
+            missing = seconds * (after / before - 1) - float(alone_s.sum())
+            weights = np.abs(alone_s) + TINY * dense[places]
             for place, share in zip(places, weights / weights.sum(), strict=True):
                 change[place][kind] += missing * share
         return seconds
@@ -252,16 +260,18 @@ class _Clock:
         """The graph of one layer with an option in its place; the numbers in it do not matter for the time."""
         if isinstance(transform, LowRank):
             targets = transform.factor_targets(part.target)
-            means = {name: torch.full((own.channels, own.per_channel), 1 / own.per_channel)
-                     for name, own in targets.items()}  # fmt: skip
+            means = {
+                name: torch.full((of_factor.channels, of_factor.per_channel), 1 / of_factor.per_channel)
+                for name, of_factor in targets.items()
+            }
             whole = _Alone(factored(module, means))
             proto = onnx_graph.trace(whole, given)
             tensors = {item.name for item in proto.graph.initializer}
             if isinstance(transform.then, Keep):
                 return proto
             encodings = [
-                _encoded(proto, name, whole.get_submodule(f"layer.{factor}"), transform.then, own)
-                for factor, own in targets.items()
+                _encoded(proto, name, whole.get_submodule(f"layer.{factor}"), transform.then, factor_target)
+                for factor, factor_target in targets.items()
                 if (name := onnx_graph.initializer_of(whole, f"layer.{factor}", tensors)) is not None
             ]
             onnx_graph.replace(proto, encodings, self._engine.accuracy_level)

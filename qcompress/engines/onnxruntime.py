@@ -104,10 +104,10 @@ class OnnxRuntime(Engine):
             if isinstance(transform, LowRank):
                 targets = transform.factor_targets(part.target)
                 return ROOM_OF_FACTORS + sum(
-                    own.dense_bytes + len(name) + 64
+                    factor_target.dense_bytes + len(name) + 64
                     if isinstance(transform.then, Keep)
-                    else _factor_encoding(f"{name}.{factor}.weight", transform.then, own).room()
-                    for factor, own in targets.items()
+                    else _factor_encoding(f"{name}.{factor}.weight", transform.then, factor_target).room()
+                    for factor, factor_target in targets.items()
                 )
             if isinstance(transform, IntegerProduct):
                 if why := onnx_integer.refused(proto, name):
@@ -122,8 +122,8 @@ class OnnxRuntime(Engine):
             for part in parts
         ]
         options = tuple(
-            tuple(taken(part, name, transform) for transform in own)
-            for part, name, own in zip(parts, names, transforms, strict=True)
+            tuple(taken(part, name, transform) for transform in part_options)
+            for part, name, part_options in zip(parts, names, transforms, strict=True)
         )
         rest = proto.ByteSize() - sum(tensors[name].ByteSize() + 2 for name in names if name is not None)
         return FileSizes(options=options, overhead=rest + ROOM)
@@ -144,7 +144,10 @@ class OnnxRuntime(Engine):
         proto = dense if whole is model else onnx_graph.trace(model, example)
         integers = [item for item in items if isinstance(item.transform, IntegerProduct)]
         encodings = [
-            own for item in items if item.stored and item not in integers for own in _encodings(proto, model, item)
+            encoding
+            for item in items
+            if item.stored and item not in integers
+            for encoding in _encodings(proto, model, item)
         ]
         onnx_graph.replace(proto, encodings, self.accuracy_level)
         onnx_integer.put_(proto, list(_integer_layers(proto, model, integers)))
@@ -158,9 +161,9 @@ class OnnxRuntime(Engine):
             if index == 0:
                 session.run(None, feed)  # the first run allocates
             start = time.perf_counter()
-            found = session.run(None, feed)[0]
+            output = session.run(None, feed)[0]
             wall_s += time.perf_counter() - start
-            outputs.append(torch.from_numpy(found))
+            outputs.append(torch.from_numpy(output))
         return EngineRun(outputs=tuple(outputs), wall_s=wall_s)
 
     def why_not_timed(self) -> str:
@@ -237,18 +240,18 @@ def _factor_encoding(name: str, transform: Transform, target: Target) -> Encodin
 
 def _encodings(proto: Any, model: nn.Module, item: CompressedPart) -> list[tuple[Encoding, Any]]:
     """What takes the places of a part's weight, or of its factors', with the numbers; nothing for one not needed."""
-    tensors = {own.name: own for own in proto.graph.initializer}
-    found = []
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    encodings = []
     for path, transform, stored, target in _stored_weights(item):
         if (name := onnx_graph.initializer_of(model, path, tensors)) is not None:
             encoding = _encoding(proto, name, model.get_submodule(path), transform, target)
-            found.append((encoding, integer_codes(transform, stored, target)))
-    return found
+            encodings.append((encoding, integer_codes(transform, stored, target)))
+    return encodings
 
 
 def _integer_layers(proto: Any, model: nn.Module, items: Iterable[CompressedPart]) -> Iterator[IntegerLayer]:
     """The parts that are multiplied in integers; none that no output needs."""
-    tensors = {own.name: own for own in proto.graph.initializer}
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     for item in items:
         assert isinstance(item.transform, IntegerProduct)  # noqa: S101
         if (name := onnx_graph.initializer_of(model, item.part.modules[0], tensors)) is not None:
@@ -262,8 +265,8 @@ def _stored_weights(item: CompressedPart) -> Iterator[tuple[str, Transform, dict
         yield path, transform, item.stored, target
     elif not isinstance(transform.then, Keep):
         for factor, shape in transform.factor_targets(target).items():
-            own = {key.split(".")[1]: value for key, value in item.stored.items() if key.split(".")[0] == factor}
-            yield f"{path}.{factor}", transform.then, own, shape
+            arrays = {key.split(".")[1]: value for key, value in item.stored.items() if key.split(".")[0] == factor}
+            yield f"{path}.{factor}", transform.then, arrays, shape
 
 
 def _padded(proto: Any, accuracy_level: int, size: int) -> bytes:

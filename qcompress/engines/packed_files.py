@@ -53,7 +53,7 @@ class PackedFiles(WeightFiles):
 
         scheme = QuantizationScheme(targets=[name], weights=QuantizationArgs(**self._schemes[name]))
         keys = ("packed", "scale", "shape") + (() if self._schemes[name]["symmetric"] else ("zero_point",))
-        own = {f"weight_{key}": super(PackedFiles, self).read(f"{name}_{key}") for key in keys}
-        own["weight_scale"] = own["weight_scale"].to(self._dtype)
-        numbers: Tensor = PackedQuantizationCompressor.decompress(own, scheme)["weight"]
+        arrays = {f"weight_{key}": super(PackedFiles, self).read(f"{name}_{key}") for key in keys}
+        arrays["weight_scale"] = arrays["weight_scale"].to(self._dtype)
+        numbers: Tensor = PackedQuantizationCompressor.decompress(arrays, scheme)["weight"]
         return numbers

@@ -83,14 +83,14 @@ def verify(
         expected = engine.emulate(model, batches)
     by_block = opened_of(model) is not None
     run = engine.run_by_block(file, batches) if by_block else engine.run(file, batches)
-    found = compared(run, expected)
+    difference = compared(run, expected)
     size_bytes, predicted = size_on_disk(file), _predicted_bytes(engine, model, batches[0])
     wrong = engine.check(file, model)
     if size_bytes != predicted:
         wrong = f"the file takes {size_bytes:,} bytes instead of the predicted {predicted:,}"
-    elif not wrong and not found.relative <= engine.tolerance:
+    elif not wrong and not difference.relative <= engine.tolerance:
         wrong = (
-            f"its outputs differ from the emulation's by {found.relative:.2%} of their spread, "
+            f"its outputs differ from the emulation's by {difference.relative:.2%} of their spread, "
             f"{engine.tolerance:.2%} at most is to be expected"
         )
     faster = math.nan
@@ -99,9 +99,9 @@ def verify(
         faster, peaks = _against_dense(engine, model, file, batches, memory=memory)
     return Verification(
         size_bytes=size_bytes,
-        max_difference=found.largest,
-        kl=found.kl,
-        agreement=found.agreement,
+        max_difference=difference.largest,
+        kl=difference.kl,
+        agreement=difference.agreement,
         speedup=faster,
         ok=not wrong,
         why_not=wrong,
@@ -127,15 +127,15 @@ def compared(run: EngineRun, expected: EngineRun) -> Difference:
     >>> compared(same, same)
     Difference(largest=0.0, relative=0.0, kl=0.0, agreement=1.0)
     """
-    found, wanted = (torch.cat([_rows(output) for output in one.outputs]) for one in (run, expected))
-    log_p, log_q = wanted.log_softmax(-1), found.log_softmax(-1)
+    actual, wanted = (torch.cat([_rows(output) for output in outcome.outputs]) for outcome in (run, expected))
+    log_p, log_q = wanted.log_softmax(-1), actual.log_softmax(-1)
     spread = (wanted - wanted.mean(-1, keepdim=True)).square().mean().sqrt()
-    off = (found - wanted).square().mean().sqrt()
+    off = (actual - wanted).square().mean().sqrt()
     return Difference(
-        largest=float((found - wanted).abs().max()),
+        largest=float((actual - wanted).abs().max()),
         relative=float(off / spread) if spread else float(off > 0),
         kl=float((log_p.exp() * (log_p - log_q)).sum(-1).mean()),
-        agreement=float((found.argmax(-1) == wanted.argmax(-1)).double().mean()),
+        agreement=float((actual.argmax(-1) == wanted.argmax(-1)).double().mean()),
     )
 
 
@@ -170,5 +170,5 @@ def _against_dense(
         files = [file, Path(folder) / "dense"]
         engine.write(dense, files[1], batches[0])
         small_s, dense_s = engine.seconds(files, batches)
-        peaks = [engine.peak_bytes(own, batches[0]) if memory else None for own in files]
+        peaks = [engine.peak_bytes(path, batches[0]) if memory else None for path in files]
         return dense_s / small_s, peaks

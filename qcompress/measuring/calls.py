@@ -101,8 +101,8 @@ def rerun(call: Call, weight: Tensor, *, bias: bool = True, activations: Activat
     """The layer's output for its recorded input with another weight, under the call's automatic casting, past hooks."""
     module, parameters = call.module, call.module._parameters
     changed = {**parameters, "weight": weight}
-    if not bias and (own := parameters.get("bias")) is not None:
-        changed["bias"] = torch.zeros_like(own)
+    if not bias and (bias_now := parameters.get("bias")) is not None:
+        changed["bias"] = torch.zeros_like(bias_now)
     device, dtype = call.autocast or (weight.device.type, None)
     module.__dict__["_parameters"] = changed
     try:

@@ -98,15 +98,15 @@ class Candidates:
         for index, part in enumerate(parts):
             by_weight.setdefault((part.modules, part.parameter), []).append(index)
         self.layers = tuple(
-            Layer(modules=modules, parts=tuple(own), parameter=parameter)
-            for (modules, parameter), own in by_weight.items()
+            Layer(modules=modules, parts=tuple(parts_of_weight), parameter=parameter)
+            for (modules, parameter), parts_of_weight in by_weight.items()
         )
 
     @property
     def size_bytes(self) -> NDArray[np.float64]:
         """``(V,)`` bytes of every option."""
-        own = zip(self.parts, self.transforms, strict=True)
-        sizes = [transform.size_bytes(part.target) for part, options in own for transform in options]
+        options_of_parts = zip(self.parts, self.transforms, strict=True)
+        sizes = [transform.size_bytes(part.target) for part, options in options_of_parts for transform in options]
         return np.array(sizes, dtype=np.float64)
 
     @property
@@ -143,16 +143,16 @@ class Candidates:
     @contextlib.contextmanager
     def applied(self, part: int, option: int) -> Iterator[None]:
         """The model with one option of one part in place; put back exactly afterwards."""
-        own = self.parts[part]
-        site = own.site(self._model)
+        measured_part = self.parts[part]
+        site = measured_part.site(self._model)
         original = site.weight.detach().clone()
-        start, stop = own.rows or (0, own.target.channels)
+        start, stop = measured_part.rows or (0, measured_part.target.channels)
         rows = site.to_rows(original).clone()
         rows[start:stop] = self._rows(part, option)
         site.put_(rows)
         rounding = contextlib.ExitStack()
         if (activations := self.transforms[part][option].activations) is not None:
-            for path in own.modules:
+            for path in measured_part.modules:
                 rounding.enter_context(activations.on(self._model.get_submodule(path)))
         try:
             with rounding:
@@ -198,11 +198,11 @@ def fitted(
         if not bool(torch.isfinite(weight.rows).all()):
             raise ModelError(f"the weight of {part.name!r} holds NaN or infinity")
         offered = options if isinstance(options, Options) else options[part.name]
-        found = offered.for_weight(weight)
+        fits = offered.for_weight(weight)
         index = len(transforms)
-        codes |= {(index, option): own.stored for option, own in enumerate(found)}
-        transforms.append(tuple(own.transform for own in found))
-        errors += [own.error for own in found]
+        codes |= {(index, option): fit.stored for option, fit in enumerate(fits)}
+        transforms.append(tuple(fit.transform for fit in fits))
+        errors += [fit.error for fit in fits]
         if on_encode is not None:
             elapsed_s = time.perf_counter() - start
             first_s = elapsed_s if index == 0 else first_s
@@ -214,7 +214,7 @@ def fitted(
                     total_parts=len(parts),
                     elapsed_s=elapsed_s,
                     remaining_s=None if later is None else (elapsed_s - first_s) * later,
-                    size_bytes=sum(own.nbytes for arrays in codes.values() for own in arrays.values()),
+                    size_bytes=sum(array.nbytes for arrays in codes.values() for array in arrays.values()),
                 )
             )
     decoded: dict[tuple[int, int], Tensor] = {}
@@ -224,17 +224,19 @@ def fitted(
         nonlocal room
         if (part, option) in decoded:
             return decoded[part, option]
-        own = parts[part]
-        found = transforms[part][option].decode(codes[part, option], own.target).to(own.weight(model))
-        if found.nbytes <= room:
-            room -= found.nbytes
-            decoded[part, option] = found
-        return found
+        target, weight = parts[part].target, parts[part].weight(model)
+        changed = transforms[part][option].decode(codes[part, option], target).to(weight)
+        if changed.nbytes <= room:
+            room -= changed.nbytes
+            decoded[part, option] = changed
+        return changed
 
     return Candidates(model, parts, transforms, rows, [0] * len(parts), codes), np.array(errors)
 
 
 def _work(part: Part, moments: Mapping[str, Tensor]) -> float:
     """About how long the options of a part take: compensation goes over all inputs for every weight."""
-    own = moments.get(part.path)
-    return part.target.num_weights * (1.0 + (len(own) / 32 if own is not None and own.ndim == 2 else 0.0))
+    input_moments = moments.get(part.path)
+    return part.target.num_weights * (
+        1.0 + (len(input_moments) / 32 if input_moments is not None and input_moments.ndim == 2 else 0.0)
+    )

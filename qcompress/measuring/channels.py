@@ -124,7 +124,7 @@ def measure_channels(
         seed=calibration.seed,
         model_fingerprint=fingerprint,
         standing=(0,) * len(sets),
-        moments=MappingProxyType({path: own.numpy() for path, own in moments.items()}),
+        moments=MappingProxyType({path: table.numpy() for path, table in moments.items()}),
         num_inputs=MappingProxyType(num_inputs),
         sets=sets,
         **_use_tables(uses, transforms),
@@ -163,7 +163,7 @@ class ChannelCandidates(Candidates):
     ) -> None:
         super().__init__(model, parts, transforms, _no_rows, [0] * len(parts))
         self._sets, self._uses = tuple(sets), uses
-        self._moments = {path: own.numpy() for path, own in moments.items()}
+        self._moments = {path: table.numpy() for path, table in moments.items()}
         self._tensors = {item.name: item.tensor for item in held_tensors(model)}
 
     @property
@@ -207,12 +207,12 @@ def _pattern_name(item: CoupledSet) -> str:
 
 
 def _offers(offered: Offered, item: CoupledSet) -> list[KeepChannels]:
-    return [own for own in offered.options(_pattern_name(item)).offers if isinstance(own, KeepChannels)]
+    return [offer for offer in offered.options(_pattern_name(item)).offers if isinstance(offer, KeepChannels)]
 
 
 def _counts(options: Sequence[Transform]) -> list[int]:
-    units = next(own.units for own in options if isinstance(own, RemoveChannels))
-    return [units - len(own.removed) if isinstance(own, RemoveChannels) else units for own in options]
+    units = next(removal.units for removal in options if isinstance(removal, RemoveChannels))
+    return [units - len(removal.removed) if isinstance(removal, RemoveChannels) else units for removal in options]
 
 
 def _moments(
@@ -227,7 +227,7 @@ def _moments(
     paths = {
         reader.path
         for item in sets
-        if any(own.reconstructed or own.scores == "obs" for own in offers[item.name])
+        if any(offer.reconstructed or offer.scores == "obs" for offer in offers[item.name])
         for reader in readers(model, item)
     }
     fitting = [
@@ -249,33 +249,33 @@ def _orders(
     moments: Mapping[str, Tensor],
 ) -> dict[str, dict[str, list[int]]]:
     """Name of a set → scores → its units in the order in which they go."""
-    model, found = calibration.model, {item.name: dict[str, list[int]]() for item in sets}
-    asked = {own.scores for options in offers.values() for own in options}
+    model, orders = calibration.model, {item.name: dict[str, list[int]]() for item in sets}
+    asked = {offer.scores for options in offers.values() for offer in options}
     felt = (
         sensitivity(model, calibration.data, sets, calibration.loss, run, calibration.seed) if asked - {"l1"} else None
     )
     for item in sets:
-        for scores in {own.scores for own in offers[item.name]}:
+        for scores in {offer.scores for offer in offers[item.name]}:
             order = None
             if scores == "obs" and felt is not None:
                 order = elimination_order(model, item, moments, felt.outputs)
             if order is None:
                 values = by_weight(model, item) if scores == "l1" or felt is None else felt.fisher[item.name]
                 order = np.argsort(values, kind="stable").tolist()
-            found[item.name][scores] = order
-    return found
+            orders[item.name][scores] = order
+    return orders
 
 
 def _options(
     item: CoupledSet, offers: Sequence[KeepChannels], orders: Mapping[str, list[int]]
 ) -> tuple[Transform, ...]:
     """Keep all, then what is on offer, most units first, each count once."""
-    found: dict[int, Transform] = {}
-    for own in sorted(offers, key=lambda own: -own.keep):
-        if (kept := own.kept(item.num_units)) < item.num_units:
-            gone = sorted(orders[own.scores][: item.num_units - kept])
-            found.setdefault(kept, RemoveChannels(item.num_units, tuple(gone), own.reconstructed))
-    return (Keep(), *found.values())
+    by_count: dict[int, Transform] = {}
+    for offer in sorted(offers, key=lambda offer: -offer.keep):
+        if (kept := offer.kept(item.num_units)) < item.num_units:
+            gone = sorted(orders[offer.scores][: item.num_units - kept])
+            by_count.setdefault(kept, RemoveChannels(item.num_units, tuple(gone), offer.reconstructed))
+    return (Keep(), *by_count.values())
 
 
 def _parts(model: nn.Module, sets: Sequence[CoupledSet]) -> tuple[Part, ...]:

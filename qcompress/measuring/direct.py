@@ -48,15 +48,15 @@ class Direct:
         small = point[0].numel() <= MAX_NUMBERS
         probes = point[None] if small else self._loss.probes(point, batch, generator)
         width = point[0].numel() if small else len(probes)
-        found = torch.zeros(candidates.num_options, len(point), width, dtype=point.dtype)
+        responses = torch.zeros(candidates.num_options, len(point), width, dtype=point.dtype)
         cost = np.zeros(candidates.num_options)
         for part in range(len(candidates.parts)):
             for flat, rise, change in self.changes(part, batch, reference):
                 cost[flat] = rise
-                found[flat] = change.flatten(1) if small else torch.einsum("kn...,n...->nk", probes, change)
+                responses[flat] = change.flatten(1) if small else torch.einsum("kn...,n...->nk", probes, change)
         if not small:
-            return Effects(cost, [found.flatten(1).numpy()], len(point))
-        changes = found.to(point.device).reshape(len(found), *point.shape)
+            return Effects(cost, [responses.flatten(1).numpy()], len(point))
+        changes = responses.to(point.device).reshape(len(responses), *point.shape)
         points = curvature_points(self._loss, changes, point, cost, candidates) if reference is None else [point]
         softened = softened_costs(self._loss, changes, point, batch, reference)
         return Effects(cost, exact_effects(self._loss, changes, points, batch), len(point), softened)

@@ -69,14 +69,16 @@ def place_of(call: Call, gradient: Tensor, scaled: Tensor, factors: Tensor) -> P
     return Place(owner=owner) if lost <= min(tolerance, 0.1 * size / max(samples - 1, 1)) else None
 
 
-def used_elsewhere(calls: Sequence[Call], gradients: Sequence[Tensor], weight: Tensor, found: Tensor | None) -> bool:
+def used_elsewhere(
+    calls: Sequence[Call], gradients: Sequence[Tensor], weight: Tensor, weight_gradient: Tensor | None
+) -> bool:
     """Whether a weight's gradient is another than that of its layers' calls.
 
     Args:
         calls: all of the layers with this weight.
         gradients: of the calls' outputs.
         weight: the weight.
-        found: its own gradient, None where there is none.
+        weight_gradient: its own gradient, None where there is none.
     """
     leaf = weight.detach().clone().requires_grad_(True)
     seen = torch.zeros_like(leaf)
@@ -87,23 +89,23 @@ def used_elsewhere(calls: Sequence[Call], gradients: Sequence[Tensor], weight: T
             output = rerun(call, leaf)
         if output.requires_grad:
             seen += _dense(torch.autograd.grad(output, leaf, gradient.to(output.dtype))[0])
-    whole = torch.zeros_like(leaf) if found is None else _dense(found)
+    whole = torch.zeros_like(leaf) if weight_gradient is None else _dense(weight_gradient)
     tolerance = ROUNDED if half(weight) or any(half(call.output) for call in calls) else EXACT
     return bool((whole - seen).abs().max() > tolerance * torch.maximum(whole.abs().max(), seen.abs().max()))
 
 
-def follows(predicted: Tensor, found: Tensor, noise: Tensor, *, rounded: bool) -> bool:
+def follows(predicted: Tensor, actual: Tensor, noise: Tensor, *, rounded: bool) -> bool:
     """Whether outputs change as predicted.
 
     Args:
         predicted: ``(samples, probes)`` products of probes with the change.
-        found: the same, of the outputs' true change.
+        actual: the same, of the outputs' true change.
         noise: ``(samples,)`` that rounding alone may make of it.
         rounded: whether something was computed in half precision.
     """
-    size = torch.maximum(predicted.norm(dim=1), found.norm(dim=1))
+    size = torch.maximum(predicted.norm(dim=1), actual.norm(dim=1))
     size = torch.maximum(size, size.median())
-    difference = ((found - predicted).norm(dim=1) - noise).clamp(min=0)
+    difference = ((actual - predicted).norm(dim=1) - noise).clamp(min=0)
     tolerance = FOLLOWS_ROUNDED if rounded else FOLLOWS
     wrong = difference > tolerance * size
     return float(wrong.float().mean()) <= FEW and float(difference.norm()) <= tolerance * float(size.norm())

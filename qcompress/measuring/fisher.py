@@ -136,9 +136,12 @@ class Fisher:
             weight.requires_grad_(True)
         try:
             try:
-                with torch.enable_grad(), recorder.recording(self._model, [p for own in linear for p in own.modules]):
+                with (
+                    torch.enable_grad(),
+                    recorder.recording(self._model, [p for layer in linear for p in layer.modules]),
+                ):
                     output = forwards.run(self._model, batch, self._forward)
-                run, own = self._differentiated(output, batch, recorder, weights, generator, reference)
+                run, layer_gradients = self._differentiated(output, batch, recorder, weights, generator, reference)
             except RuntimeError as error:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
@@ -146,11 +149,11 @@ class Fisher:
                     output = forwards.run(self._model, batch, self._forward)  # fails as well: the model is at fault
                 self._try_all(f"the model does not run with gradients ({str(error).splitlines()[0]})")
                 recorder = Recorder()
-                run, own = self._differentiated(output, batch, recorder, weights, generator, reference)
+                run, layer_gradients = self._differentiated(output, batch, recorder, weights, generator, reference)
         finally:
             for weight in weights:
                 weight.requires_grad_(False)
-        self._judge(run, own, recorder)
+        self._judge(run, layer_gradients, recorder)
         self._compare(run, batch, generator)
         return run
 
@@ -173,22 +176,24 @@ class Fisher:
             probes = list(self._loss.probes(point, batch, generator))
             if (slope := self._loss.gradient(point, batch, reference)) is not None:
                 probes.append(slope)
-        calls = [[call for call in recorder.of(own.modules) if call.output.numel()] for own in self._candidates.layers]
-        handles = [call.handle for own in calls for call in own if call.handle is not None]
+        calls = [
+            [call for call in recorder.of(layer.modules) if call.output.numel()] for layer in self._candidates.layers
+        ]
+        handles = [call.handle for layer_calls in calls for call in layer_calls if call.handle is not None]
         by_probe = [_gradients(output, probe, handles) for probe in probes]
         mix = torch.randn(len(probes), generator=generator).tolist()
         factors = evidence.sample_factors(len(point), generator).to(point)
         scaled = _mixed(mix, probes) * factors.reshape(-1, *[1] * (point.ndim - 1))
-        found = _gradients(output, scaled, [*handles, *weights])
-        own_weights, position = found[len(handles) :], 0
-        gradients, places, own = [], [], []
+        by_sample = _gradients(output, scaled, [*handles, *weights])
+        own_weights, position = by_sample[len(handles) :], 0
+        gradients, places, layer_gradients = [], [], []
         for layer_calls, weight_gradient in zip(calls, own_weights, strict=True):
             per_call, scaled_ones, layer_places = [], [], []
             for call in layer_calls:
                 if call.handle is None:
                     ones = [torch.zeros_like(call.output)] * (len(probes) + 1)
                 else:
-                    ones = [_filled(grads[position], call.output) for grads in (*by_probe, found)]
+                    ones = [_filled(grads[position], call.output) for grads in (*by_probe, by_sample)]
                     position += 1
                 per_call.append(ones[:-1])
                 scaled_ones.append(ones[-1])
@@ -196,10 +201,10 @@ class Fisher:
                 layer_places.append(evidence.place_of(call, base, ones[-1], factors))
             gradients.append(per_call)
             places.append(layer_places)
-            own.append((scaled_ones, weight_gradient))
-        return _Run(point, probes, calls, gradients, places), own
+            layer_gradients.append((scaled_ones, weight_gradient))
+        return _Run(point, probes, calls, gradients, places), layer_gradients
 
-    def _judge(self, run: _Run, own: list[tuple[list[Tensor], Tensor | None]], recorder: Recorder) -> None:
+    def _judge(self, run: _Run, layer_gradients: list[tuple[list[Tensor], Tensor | None]], recorder: Recorder) -> None:
         """Note the layers whose calls do not tell all that their weight does."""
         for index, layer in enumerate(self._candidates.layers):
             if index in self.reasons:
@@ -208,7 +213,9 @@ class Fisher:
             weight = layer.site(self._model).weight
             if odd:
                 self.reasons[index] = odd[0]
-            elif evidence.used_elsewhere(run.calls[index], own[index][0], weight, own[index][1]):
+            elif evidence.used_elsewhere(
+                run.calls[index], layer_gradients[index][0], weight, layer_gradients[index][1]
+            ):
                 self.reasons[index] = "its weight is also used outside the layer's calls"
             elif None in run.places[index]:
                 self.reasons[index] = "its output has numbers that several samples share"
@@ -217,7 +224,9 @@ class Fisher:
 
     def _compare(self, run: _Run, batch: Any, generator: torch.Generator) -> None:
         """Move weights a little and note the layers for which outputs do not follow as predicted."""
-        rounded = evidence.half(run.point) or any(evidence.half(call.output) for own in run.calls for call in own)
+        rounded = evidence.half(run.point) or any(
+            evidence.half(call.output) for layer_calls in run.calls for call in layer_calls
+        )
         step = evidence.STEP_ROUNDED if rounded else evidence.STEP
         moves, predicted = {}, {}
         for index, layer in enumerate(self._candidates.layers):
@@ -233,8 +242,8 @@ class Fisher:
                 ):
                     assert place is not None  # noqa: S101
                     change = response(call, moves[index])
-                    own = shares(call, gradients, [change], place, len(run.point), [0])[0, 0]
-                    total += own.cpu().float()
+                    share = shares(call, gradients, [change], place, len(run.point), [0])[0, 0]
+                    total += share.cpu().float()
             predicted[index] = total
         silent = [index for index, total in predicted.items() if not bool(total.any())]
         for index in silent:
@@ -278,12 +287,12 @@ class Fisher:
                     weight.copy_(before[index])
         if output.shape != run.point.shape:
             return False
-        found = torch.stack([_by_sample(probe * (output - run.point)).sum(1) for probe in run.probes], dim=1)
+        actual = torch.stack([_by_sample(probe * (output - run.point)).sum(1) for probe in run.probes], dim=1)
         eps = 8 * torch.finfo(run.point.dtype).eps
         sizes = [_by_sample(probe * run.point).norm(dim=1) for probe in run.probes]
         noise = eps * torch.stack(sizes, dim=1).norm(dim=1)
         total = torch.stack([predicted[index] for index in indices]).sum(0)
-        return evidence.follows(total, found.cpu().float(), noise.cpu().float(), rounded=rounded)
+        return evidence.follows(total, actual.cpu().float(), noise.cpu().float(), rounded=rounded)
 
     def _try_all(self, reason: str) -> None:
         for index in range(len(self._candidates.layers)):
@@ -308,8 +317,8 @@ class Fisher:
                 response(call, candidates.layer_change(layer, option), candidates.activations(layer, option))
                 for option in options
             ]
-            found = shares(call, gradients, responses, place, num_samples, starts).cpu().numpy()
-            for option, by_part in zip(options, found, strict=True):
+            products = shares(call, gradients, responses, place, num_samples, starts).cpu().numpy()
+            for option, by_part in zip(options, products, strict=True):
                 for part, share in zip(layer.parts, by_part, strict=True):
                     if option < len(candidates.transforms[part]):
                         effects[candidates.offsets[part] + option] += share

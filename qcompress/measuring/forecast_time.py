@@ -63,12 +63,12 @@ def _encoding_s(module: nn.Module, name: str, offered: Offered) -> float:
     rows = layers.to_rows(module, layers.weight_of(module).detach())
     few = rows[:ROWS]
     target = Target(layer=kind.__name__, channels=len(few), per_channel=few.shape[1], dtype=few.dtype, macs=0.0)
-    offers = [own for own in offered.options(name).uncalibrated().offers if isinstance(own, Transform)]
-    for own in offers:
-        own.encode(Weight(few[:1], Target(**{**_fields(target), "channels": 1})))  # compiled on first use
+    offers = [offer for offer in offered.options(name).uncalibrated().offers if isinstance(offer, Transform)]
+    for offer in offers:
+        offer.encode(Weight(few[:1], Target(**{**_fields(target), "channels": 1})))  # compiled on first use
     start = time.perf_counter()
-    for own in offers:
-        own.decode(own.encode(Weight(few, target)), target)
+    for offer in offers:
+        offer.decode(offer.encode(Weight(few, target)), target)
     return (time.perf_counter() - start) * len(rows) / len(few)
 
 

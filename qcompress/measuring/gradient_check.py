@@ -65,16 +65,16 @@ def misleading(run: Callable[[], Tensor], weights: Sequence[nn.Parameter], gener
             length = step * share * float(weights[index].norm())
             moves.append(gradients[index] * (length / float(gradients[index].norm())))
             predicted += step * share * sizes[index]
-        found = []
+        outcomes = []
         try:
             for sign in (1.0, -1.0):
                 for index, original, move in zip(indices, before, moves, strict=True):
                     weights[index].copy_(original + sign * move)
-                found.append(float((probe.double() * run().double()).sum()))
+                outcomes.append(float((probe.double() * run().double()).sum()))
         finally:
             for index, original in zip(indices, before, strict=True):
                 weights[index].copy_(original)
-        return abs(0.5 * (found[0] - found[1]) - predicted) <= tolerance * predicted + noise
+        return abs(0.5 * (outcomes[0] - outcomes[1]) - predicted) <= tolerance * predicted + noise
 
     order, wrong = list(sizes), []
     together = -(-len(order) // GROUPS)
@@ -96,14 +96,14 @@ def _probed(
         with torch.enable_grad():
             output = run()
             probe = torch.randn(output.shape, generator=generator).to(output)
-            found: Sequence[Tensor | None] = [None] * len(weights)
+            taken: Sequence[Tensor | None] = [None] * len(weights)
             if output.requires_grad:
-                found = torch.autograd.grad(output, list(weights), probe, allow_unused=True)
+                taken = torch.autograd.grad(output, list(weights), probe, allow_unused=True)
     finally:
         for weight, flag in zip(weights, flags, strict=True):
             weight.requires_grad_(flag)
     gradients = [
-        torch.zeros_like(weight) if own is None else own.to_dense() if own.is_sparse else own
-        for weight, own in zip(weights, found, strict=True)
+        torch.zeros_like(weight) if gradient is None else gradient.to_dense() if gradient.is_sparse else gradient
+        for weight, gradient in zip(weights, taken, strict=True)
     ]
     return output.detach(), probe, gradients

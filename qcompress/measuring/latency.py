@@ -94,7 +94,7 @@ def time_options(
     # what is no layer's weight takes the same time whatever its option: its module's time is the rest's
     paths = tuple(dict.fromkeys(part.modules for part in measurement.parts if part.site(model).is_layer))
     number = {modules: i for i, modules in enumerate(paths)}
-    own = [model.get_submodule(modules[0]) for modules in paths]
+    modules_of_layers = [model.get_submodule(modules[0]) for modules in paths]
     shapes = [
         [_shape(transform, part.target) for transform in options]
         for part, options in zip(measurement.parts, measurement.transforms, strict=True)
@@ -113,7 +113,7 @@ def time_options(
         seconds, rest = stopwatch.times(run, repeats)
         tell(done := 0)
         alike: dict[Hashable, list[int]] = {}
-        for layer, module in enumerate(own):
+        for layer, module in enumerate(modules_of_layers):
             alike.setdefault(_likeness(module, calls[layer]), []).append(layer)
         ratios: list[dict[Shape, float]] = [{} for _ in paths]
         for group in alike.values():
@@ -125,9 +125,9 @@ def time_options(
                 for shape in options
                 if shape
             }
-            found = _ratios(own[group[0]], list(wanted), calls[group[0]], repeats)
+            layer_ratios = _ratios(modules_of_layers[group[0]], list(wanted), calls[group[0]], repeats)
             for layer in group:
-                ratios[layer] = found
+                ratios[layer] = layer_ratios
             tell(done := done + len(group))
     use = []
     for part, options in zip(measurement.parts, shapes, strict=True):
@@ -135,7 +135,7 @@ def time_options(
             use += [0.0 for _ in options]
             continue
         layer = number[part.modules]
-        dense = seconds[layer] * part.target.channels / layers.num_channels(own[layer])
+        dense = seconds[layer] * part.target.channels / layers.num_channels(modules_of_layers[layer])
         use += [dense * ratios[layer].get(shape, 1.0) for shape in options]
     return with_times(measurement, np.array(use), rest, rest + float(seconds.sum()))
 
@@ -173,7 +173,9 @@ Shape = tuple[tuple[str, int, int], ...]  # name, rows and columns of every fact
 
 
 def _shape(transform: Transform, target: Target) -> Shape:
-    return tuple((name, own.channels, own.per_channel) for name, own in transform.factor_targets(target).items())
+    return tuple(
+        (name, factor.channels, factor.per_channel) for name, factor in transform.factor_targets(target).items()
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,8 +219,8 @@ def _ratios(module: nn.Module, shapes: list[Shape], calls: list[_Call], repeats:
             for call in calls:
                 candidate(*call.args, **call.kwargs)
             seconds[turn, place] = now() - begun
-    own, *others = np.median(seconds[1:], axis=0).tolist()  # the first turn warmed up
-    return {shape: other / own for shape, other in zip(shapes, others, strict=True)}
+    dense_s, *others = np.median(seconds[1:], axis=0).tolist()  # the first turn warmed up
+    return {shape: other / dense_s for shape, other in zip(shapes, others, strict=True)}
 
 
 class _Stopwatch:
@@ -231,14 +233,14 @@ class _Stopwatch:
 
     def __init__(self, model: nn.Module, paths: tuple[tuple[str, ...], ...]) -> None:
         self._now, self._num_layers = _clock(model), len(paths)
-        self._layer_of = {model.get_submodule(path): i for i, own in enumerate(paths) for path in own}
+        self._layer_of = {model.get_submodule(path): i for i, layer_paths in enumerate(paths) for path in layer_paths}
 
     def calls(self, run: Callable[[], None]) -> list[list[_Call]]:
         """Per layer what it is given in one run."""
-        found: list[list[_Call]] = [[] for _ in range(self._num_layers)]
+        calls: list[list[_Call]] = [[] for _ in range(self._num_layers)]
 
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found[self._layer_of[module]].append(_Call(args=args, kwargs=kwargs))
+            calls[self._layer_of[module]].append(_Call(args=args, kwargs=kwargs))
 
         hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in self._layer_of]
         try:
@@ -246,7 +248,7 @@ class _Stopwatch:
         finally:
             for hook in hooks:
                 hook.remove()
-        return found
+        return calls
 
     def times(self, run: Callable[[], None], repeats: int) -> tuple[NDArray[np.float64], float]:
         """Seconds in every layer, over all its calls, and in none of them.
@@ -278,10 +280,10 @@ class _Stopwatch:
         finally:
             for hook in hooks:
                 hook.remove()
-        orders = {tuple(layer for _, layer in own) for own in runs}
+        orders = {tuple(layer for _, layer in marked) for marked in runs}
         if len(orders) > 1:
             raise ModelError("the model calls its layers in a different order each time, so they cannot be timed")
-        moments = [[moment for moment, _ in own] for own in runs[1:]]  # the first one warmed up
+        moments = [[moment for moment, _ in marked] for marked in runs[1:]]  # the first one warmed up
         pieces = np.median(np.diff(moments), axis=0)
         seconds = np.zeros(self._num_layers + 1)  # the last one is OUTSIDE
         np.add.at(seconds, list(orders.pop()[:-1]), pieces)

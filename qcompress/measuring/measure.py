@@ -259,7 +259,7 @@ def _stated(
     notes: tuple[str, ...],
 ) -> Measurement:
     """The measurement that the passes over the data gave."""
-    shared = {id(own): own.numpy() for own in seen.moments.values()}
+    shared = {id(table): table.numpy() for table in seen.moments.values()}
     return Measurement(
         parts=inventory.parts,
         transforms=candidates.transforms,
@@ -277,7 +277,7 @@ def _stated(
         seed=calibration.seed,
         model_fingerprint=fingerprint,
         standing=candidates.standing,
-        moments=MappingProxyType({name: shared[id(own)] for name, own in seen.moments.items()}),
+        moments=MappingProxyType({name: shared[id(table)] for name, table in seen.moments.items()}),
         num_inputs=MappingProxyType(seen.num_inputs),
         tried=MappingProxyType(sums.tried),
         notes=notes,
@@ -334,7 +334,7 @@ def accumulate(
     Raises:
         DataError: no sample, or a loss that is not finite.
     """
-    transforms = [[transform.to_json() for transform in own] for own in candidates.transforms]
+    transforms = [[transform.to_json() for transform in options] for options in candidates.transforms]
     key = hashlib.sha256(json.dumps([*settings, transforms]).encode()).hexdigest()
     file = None if cache is None else Path(cache)
     if file is not None and file.exists():
@@ -388,8 +388,8 @@ def _resources(candidates: Candidates) -> MappingProxyType[str, Any]:
     """``bytes`` and ``macs`` of every option."""
     pairs = [
         (part.target, transform)
-        for part, own in zip(candidates.parts, candidates.transforms, strict=True)
-        for transform in own
+        for part, options in zip(candidates.parts, candidates.transforms, strict=True)
+        for transform in options
     ]
     macs = np.array([transform.macs(target) for target, transform in pairs], dtype=np.float64)
     return MappingProxyType({"bytes": candidates.size_bytes, "macs": macs})

@@ -51,11 +51,11 @@ class Offered:
             )
             return cls(options.by_pattern, (*options.skip, *_patterns(skip, "skip")), both)
         given = dict(options) if isinstance(options, Mapping) else {"*": options}
-        for pattern, own in given.items():
-            if not isinstance(pattern, str) or not isinstance(own, Options):
+        for pattern, pattern_options in given.items():
+            if not isinstance(pattern, str) or not isinstance(pattern_options, Options):
                 raise OptionsError(
                     "options must be qcompress.Options, such as prune_quantize(), or a mapping from patterns "
-                    f"of layer names to them; found {pattern!r}: {type(own).__name__}"
+                    f"of layer names to them; found {pattern!r}: {type(pattern_options).__name__}"
                 )
         if not given:
             raise OptionsError("no options are given: pass prune_quantize(), or a mapping of at least one pattern")
@@ -82,7 +82,7 @@ class Offered:
         Raises:
             OptionsError: names both.
         """
-        patterns = (*self.skip, *(self.only or ()), *(own for own in self.by_pattern if own != "*"))
+        patterns = (*self.skip, *(self.only or ()), *(listed for listed in self.by_pattern if listed != "*"))
         unused = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]
         if unused:
             more = f", … ({len(names)} in all)" if len(names) > SHOWN else ""
@@ -94,7 +94,7 @@ class Offered:
         """What tells this offer from another, as plain JSON; of plain options without patterns theirs alone."""
         if not self.skip and self.only is None and list(self.by_pattern) == ["*"]:
             return self.by_pattern["*"].to_json()
-        options = {pattern: own.to_json() for pattern, own in self.by_pattern.items()}
+        options = {pattern: offered.to_json() for pattern, offered in self.by_pattern.items()}
         return {"options": options, "skip": list(self.skip), "only": None if self.only is None else list(self.only)}
 
     def _match(self, names: Sequence[str], patterns: Iterable[str]) -> str:
@@ -103,7 +103,7 @@ class Offered:
 
 def _patterns(given: Any, name: str) -> tuple[str, ...]:
     listed = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else (given,)
-    wrong = [own for own in listed if not isinstance(own, str)]
+    wrong = [pattern for pattern in listed if not isinstance(pattern, str)]
     if wrong:
         raise OptionsError(
             f"{name} must list patterns of layer names, such as ('head', 'encoder.*'), found {wrong[0]!r}"

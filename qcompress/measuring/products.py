@@ -43,12 +43,14 @@ def shares(
     """
     gradients, responses = [wide(value) for value in gradients], [wide(value) for value in responses]
     if place.owner is not None:
-        return torch.stack([_by_owner(call, gradients, own, place.owner, num_samples, starts) for own in responses])
+        return torch.stack(
+            [_by_owner(call, gradients, response, place.owner, num_samples, starts) for response in responses]
+        )
     assert place.dim is not None  # noqa: S101
     if len(starts) == 1:
         return _whole(gradients, responses, place.dim, num_samples)[:, None]
     split = _by_vocabulary if isinstance(call.module, nn.Embedding) else _by_channel
-    return torch.stack([split(call, gradients, own, place.dim, num_samples, starts) for own in responses])
+    return torch.stack([split(call, gradients, response, place.dim, num_samples, starts) for response in responses])
 
 
 def wide(values: Tensor) -> Tensor:

@@ -79,11 +79,11 @@ def activation_ranges(
     finally:
         for hook in hooks:
             hook.remove()
-    found = {}
+    ranges = {}
     for name, (inputs, outputs) in seen.items():
         if name not in odd:
-            found[name] = inputs.range(name), outputs.range(name, clamps.of(name))
-    return found
+            ranges[name] = inputs.range(name), outputs.range(name, clamps.of(name))
+    return ranges
 
 
 def _is_known(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> bool:
@@ -96,9 +96,11 @@ def _is_known(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> bool
     given, product = (args[0] if args else kwargs["input"]), products[0]
     weight, bias = layers.weight_of(module), getattr(module, "bias", None)
     convolve = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[weight.ndim - 3]
-    own = convolve(product.input, weight, bias, product.stride, product.padding, product.dilation, product.groups)
+    product_alone = convolve(
+        product.input, weight, bias, product.stride, product.padding, product.dilation, product.groups
+    )
     same_sum = torch.isclose(product.input.abs().double().sum(), given.abs().double().sum(), rtol=1e-6)
-    return bool(same_sum) and own.shape == output.shape and bool(torch.equal(own, output))
+    return bool(same_sum) and product_alone.shape == output.shape and bool(torch.equal(product_alone, output))
 
 
 @dataclass(slots=True)

@@ -54,10 +54,10 @@ def refit(
     with composed(model), forwards.evaluating(model):
         moments, num_inputs = second_moments(model, fitted, data, run) if fitted else ({}, {})
         squares = input_squares(model, weighed, data, run, moments) if weighed else {}
-    shared = {id(own): own.numpy() for own in moments.values()}  # layers with the same inputs share one
+    shared = {id(table): table.numpy() for table in moments.values()}  # layers with the same inputs share one
     return replace(
         measurement,
-        moments=MappingProxyType({path: shared[id(own)] for path, own in moments.items()}),
+        moments=MappingProxyType({path: shared[id(table)] for path, table in moments.items()}),
         num_inputs=MappingProxyType(num_inputs),
         squares=MappingProxyType({path: values.numpy() for path, values in squares.items()}),
         codes={},

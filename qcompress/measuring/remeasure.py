@@ -129,9 +129,9 @@ def require_weights_alone(measurement: Measurement) -> None:
         OptionsError: an option rounds activations.
     """
     for part, options in zip(measurement.parts, measurement.transforms, strict=True):
-        if found := next((own.label for own in options if own.activations is not None), ""):
+        if label := next((option.label for option in options if option.activations is not None), ""):
             raise OptionsError(
-                f"options that round activations are not measured again around a choice: {part.name!r} has {found!r}; "
+                f"options that round activations are not measured again around a choice: {part.name!r} has {label!r}; "
                 "leave integer_products() out, or do not refine"
             )
 
@@ -144,7 +144,7 @@ def loss_of(measurement: Measurement, loss: str | LossFunction | Loss | None) ->
     """
     if loss is None and not is_named(measurement.loss):
         raise OptionsError(f"the measurement was made with the loss {measurement.loss!r}: pass that callable as loss=")
-    found = as_loss(measurement.loss if loss is None else loss)
-    if found.name != measurement.loss:
-        raise OptionsError(f"the measurement was made with the loss {measurement.loss!r}, found {found.name!r}")
-    return found
+    asked = as_loss(measurement.loss if loss is None else loss)
+    if asked.name != measurement.loss:
+        raise OptionsError(f"the measurement was made with the loss {measurement.loss!r}, found {asked.name!r}")
+    return asked

@@ -89,16 +89,16 @@ class RecordedCalls:
                 def wrapper(*args: Any, _module: nn.Module = module, _forward: Any = forward, **kwargs: Any) -> Any:
                     return around(_module, _forward, args, kwargs)
 
-                own = module.__dict__.get("forward")
+                own_forward = module.__dict__.get("forward")
                 module.__dict__["forward"] = wrapper
-                changed.append((module, own))
+                changed.append((module, own_forward))
             yield
         finally:
-            for module, own in changed:
-                if own is None:
+            for module, own_forward in changed:
+                if own_forward is None:
                     del module.__dict__["forward"]
                 else:
-                    module.__dict__["forward"] = own
+                    module.__dict__["forward"] = own_forward
 
 
 def _copied(output: Any) -> Any:

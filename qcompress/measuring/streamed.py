@@ -100,17 +100,17 @@ def _forecasts(
     """Of every block and of what is outside of them."""
     tokens = max(shape[:-1].numel() for shape in sweep.shapes)
     itemsize = sweep.dtype.itemsize
-    found: list[UnitForecast] = []
+    forecasts: list[UnitForecast] = []
     inside: set[str] = set()
     for path in sweep.opened.blocks:
-        own = [part for part in parts if part.modules[0].startswith(f"{path}.")]
-        inside.update(part.name for part in own)
-        through = sum(part.target.per_channel + part.target.channels for part in own)
+        block_parts = [part for part in parts if part.modules[0].startswith(f"{path}.")]
+        inside.update(part.name for part in block_parts)
+        through = sum(part.target.per_channel + part.target.channels for part in block_parts)
         weights = sweep.opened.block_bytes(path)
-        found.append(forecast_of(f"block {path!r}", weights, own, options, 4 * tokens * through * itemsize))
+        forecasts.append(forecast_of(f"block {path!r}", weights, block_parts, options, 4 * tokens * through * itemsize))
     outside = [part for part in parts if part.name not in inside]
-    found.append(forecast_of("what is outside the blocks", 0, outside, options, 8 * 4 * output.numel()))
-    return found
+    forecasts.append(forecast_of("what is outside the blocks", 0, outside, options, 8 * 4 * output.numel()))
+    return forecasts
 
 
 def _telling(sweep: Sweep, on_progress: Callable[[MeasureProgress], None] | None) -> Callable[[int], None]:
@@ -167,29 +167,31 @@ def _assembled(
 ) -> Measurement:
     """The measurement from the units' effects; a part that is in two of them has the sum of both."""
     effects: dict[str, NDArray[np.float64]] = {}
-    found: dict[str, tuple[tuple[Transform, ...], NDArray[np.float64]]] = {}
+    by_part: dict[str, tuple[tuple[Transform, ...], NDArray[np.float64]]] = {}
     reached: set[str] = set()
     for unit in units:
         start = 0
-        for name, own in zip(unit.parts, unit.transforms, strict=True):
-            place = slice(start, start := start + len(own))
+        for name, options in zip(unit.parts, unit.transforms, strict=True):
+            place = slice(start, start := start + len(options))
             effects[name] = effects.get(name, 0.0) + unit.effects[place]
-            found[name] = own, unit.errors[place]
+            by_part[name] = options, unit.errors[place]
         reached.update(set(unit.parts) - set(unit.unreached))
     names = [part.name for part in inventory.parts]
     last = {name: None if name in reached else 1 for name in names}
     notes = [*notes, *(f"{name}: {UNREACHED}" for name in names if name not in reached)]
-    transforms = tuple(found[name][0][: last[name]] for name in names)
+    transforms = tuple(by_part[name][0][: last[name]] for name in names)
     rows = np.concatenate([effects[name][: last[name]] for name in names])
     half_squares, count = 0.5 * rows**2, len(sweep)
     num_samples = sum(sweep.sizes)
-    targets = [(part.target, own) for part, each in zip(inventory.parts, transforms, strict=True) for own in each]
+    targets = [
+        (part.target, transform) for part, each in zip(inventory.parts, transforms, strict=True) for transform in each
+    ]
     return Measurement(
         parts=inventory.parts,
         transforms=transforms,
         cost=half_squares.sum(axis=1) / num_samples,
         factor=rows / num_samples**0.5,
-        error=np.concatenate([found[name][1][: last[name]] for name in names]),
+        error=np.concatenate([by_part[name][1][: last[name]] for name in names]),
         resources=MappingProxyType(
             {
                 "bytes": np.array([own.size_bytes(target) for target, own in targets], dtype=np.float64),

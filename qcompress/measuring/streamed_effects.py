@@ -52,7 +52,7 @@ class Effects:
 
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
-        options = [[transform.to_json() for transform in own] for own in self.transforms]
+        options = [[transform.to_json() for transform in part_options] for part_options in self.transforms]
         header = {"parts": list(self.parts), "transforms": options, "unreached": list(self.unreached)}
         arrays = {"effects": self.effects, "errors": self.errors}
         FILE_KIND.write_arrays(path, header, arrays)
@@ -63,7 +63,7 @@ class Effects:
         header, arrays = FILE_KIND.read_arrays(path)
         return cls(
             parts=tuple(header["parts"]),
-            transforms=tuple(tuple(map(transform_from_json, own)) for own in header["transforms"]),
+            transforms=tuple(tuple(map(transform_from_json, options)) for options in header["transforms"]),
             unreached=tuple(header["unreached"]),
             **arrays,
         )

@@ -29,8 +29,8 @@ def inputs_of(
         parts: of it.
         offers: what is to be worked out of each, by its name.
     """
-    calibrated = [part for part in parts if any(own.needs_moments(part.target) for own in offers[part.name])]
-    weighed = [part for part in parts if any(own.needs_squares(part.target) for own in offers[part.name])]
+    calibrated = [part for part in parts if any(offer.needs_moments(part.target) for offer in offers[part.name])]
+    weighed = [part for part in parts if any(offer.needs_squares(part.target) for offer in offers[part.name])]
     if sweep is None or not (calibrated or weighed):
         return {}, {}, {}
     data = range(len(sweep))

@@ -57,7 +57,7 @@ class Sweep:
     ) -> None:
         self.model, self.opened, self.folder = model, opened, folder
         self.chain = Chain(model, opened.blocks, forward)
-        self.samples = [Sample(own, number) for number, batch in enumerate(data) for own in samples(batch)]
+        self.samples = [Sample(inputs, number) for number, batch in enumerate(data) for inputs in samples(batch)]
         if not self.samples:
             raise DataError("the calibration data holds no sample")
         with torch.no_grad():
@@ -118,8 +118,8 @@ class Sweep:
             ModelError: it differs.
         """
         with torch.no_grad():
-            found = self.output(0)
-        if not same_outputs(self.model, found, expected):
+            chained = self.output(0)
+        if not same_outputs(self.model, chained, expected):
             raise ModelError("the model's blocks, one after the other, do not give what its forward pass gives")
 
 

@@ -39,7 +39,7 @@ def mean_loss(
             rises = [measured.rise(new, old, batch) for (batch, old), (_, new) in zip(before, after, strict=True)]
         return float(torch.cat(rises).mean())
     with forwards.evaluating(original), torch.no_grad():
-        return _mean_rise(changed, ((own, forwards.run(original, own, run)) for own in data), measured, run)
+        return _mean_rise(changed, ((inputs, forwards.run(original, inputs, run)) for inputs in data), measured, run)
 
 
 class TrueLoss:

@@ -99,30 +99,30 @@ class WeightGradients:
 
     def _check(self, sample: Any) -> None:
         """Note the layers whose gradient the outputs do not follow."""
-        own = [
+        layers = [
             layer for layer in self._candidates.layers if self._candidates.parts[layer.parts[0]].name not in self.tried
         ]
-        weights = [layer.site(self._model).weight for layer in own]
+        weights = [layer.site(self._model).weight for layer in layers]
         generator = torch.Generator().manual_seed(0)
         for index in misleading(lambda: forwards.run(self._model, sample, self._forward), weights, generator):
-            self.tried |= {self._candidates.parts[part].name: MISLED for part in own[index].parts}
+            self.tried |= {self._candidates.parts[part].name: MISLED for part in layers[index].parts}
 
     def _samples(self, batch: Any) -> list[Any]:
-        found = list(samples(batch))
-        if self.apart is None and len(found) > 1:
-            self.apart = self._same_alone(batch, found)
-        return found if self.apart else [batch]
+        alone = list(samples(batch))
+        if self.apart is None and len(alone) > 1:
+            self.apart = self._same_alone(batch, alone)
+        return alone if self.apart else [batch]
 
     @torch.no_grad()
-    def _same_alone(self, batch: Any, found: list[Any]) -> bool:
+    def _same_alone(self, batch: Any, each: list[Any]) -> bool:
         """Whether the first and the last sample of a batch give the same outputs alone as among all."""
         whole = forwards.run(self._model, batch, self._forward)
-        rows = len(whole) // len(found)
-        if rows * len(found) != len(whole):
+        rows = len(whole) // len(each)
+        if rows * len(each) != len(whole):
             return False
-        for index in (0, len(found) - 1):
+        for index in (0, len(each) - 1):
             try:
-                alone = forwards.run(self._model, found[index], self._forward)
+                alone = forwards.run(self._model, each[index], self._forward)
             except Exception:  # whatever a model raises that takes no smaller batch: it is run with whole ones
                 return False
             if not same_outputs(self._model, alone, whole[index * rows : (index + 1) * rows]):
@@ -134,7 +134,11 @@ class WeightGradients:
         """Put the true costs in for the layers that have an effect on outputs and no gradient."""
         candidates = self._candidates
         names = {layer: [candidates.parts[part].name for part in layer.parts] for layer in candidates.layers}
-        silent = [own for own in candidates.layers if own not in reached and names[own][0] not in self.tried]
+        silent = [
+            candidate
+            for candidate in candidates.layers
+            if candidate not in reached and names[candidate][0] not in self.tried
+        ]
         if silent:
             point = forwards.run(self._model, batch, self._forward)
             if self._moves(silent, batch, point):
@@ -200,8 +204,12 @@ class Gradients:
         """Options of a layer that round its activations, and how."""
         part = layer.parts[0]
         options = range(len(self._candidates.transforms[part]))
-        found = [(option, self._candidates.activations(layer, option)) for option in options]
-        return [(option, own) for option, own in found if own is not None and option != self._candidates.standing[part]]
+        activations = [(option, self._candidates.activations(layer, option)) for option in options]
+        return [
+            (option, rounding)
+            for option, rounding in activations
+            if rounding is not None and option != self._candidates.standing[part]
+        ]
 
     def _listen(self, module: nn.Module, layer: Layer, rounding: list[tuple[int, Activations]]) -> Any:
         """Multiply the gradient of every call's output with what these options do to it."""

@@ -174,12 +174,12 @@ def tensor_names(architecture: Architecture, blocks: int, names: Mapping[str, An
             continue
         short = next((name.removeprefix(word) for word in ("bert.",) if name.startswith(word)), name)
         candidates = (short, f"model.{short}")
-        found = next((table.get_name(own, (".weight", ".bias")) for own in candidates
-                      if table.get_name(own, (".weight", ".bias"))), None)  # fmt: skip
-        if found is None:
+        gguf_name = next((table.get_name(candidate, (".weight", ".bias")) for candidate in candidates
+                      if table.get_name(candidate, (".weight", ".bias"))), None)  # fmt: skip
+        if gguf_name is None:
             unknown.append(name)
         else:
-            known[name] = found
+            known[name] = gguf_name
     if unknown:
         raise EngineError(
             f"engine 'llama.cpp' has no place for {unknown[0]!r} in its architecture {architecture.name!r}"

@@ -134,16 +134,16 @@ class LlamaCpp(Engine):
             tensor = tensors.get(entry.plan.name)
             if tensor is None:
                 return f"the file lacks {entry.plan.name!r}"
-            found = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-            if why := _differs(entry, found, state[entry.state], head):
+            decoded = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            if why := _differs(entry, decoded, state[entry.state], head):
                 return why
         return ""
 
 
-def _differs(entry: Entry, found: Any, weight: Tensor, head: Any) -> str:
+def _differs(entry: Entry, decoded: Any, weight: Tensor, head: Any) -> str:
     wanted = weight.detach().cpu().float()
     shift = float(head.architecture.shifted_norms and entry.plan.name.endswith("norm.weight"))
-    rows = state_rows(entry, np.asarray(found, dtype=np.float32).reshape(wanted.shape), head)
+    rows = state_rows(entry, np.asarray(decoded, dtype=np.float32).reshape(wanted.shape), head)
     if torch.equal(torch.tensor(rows).to(weight.dtype), (wanted + shift).to(weight.dtype)):
         return ""
     return f"{entry.plan.name!r} in the file is not the model's {entry.state!r}"
