@@ -89,21 +89,21 @@ def main() -> None:
     for name in [arguments.only] if arguments.only else PROBLEMS:
         problem = PROBLEMS[name]()
         known = solve(problem, "auto", seed=0, time_limit=best_s)
-        found: dict[str, list[float]] = {version: [] for version in VERSIONS}
+        objectives: dict[str, list[float]] = {version: [] for version in VERSIONS}
         for seed in range(arguments.seeds):
             for version, solver in VERSIONS.items():
                 with processor_time(CORES) if arguments.processor_time else contextlib.nullcontext():
                     solution = solve(problem, solver, seed=seed, time_limit=arguments.time_limit)
-                found[version].append(problem.evaluate(solution.choice).objective)
-        rows += compared(name, found, known.objective, known.bound)
+                objectives[version].append(problem.evaluate(solution.choice).objective)
+        rows += compared(name, objectives, known.objective, known.bound)
         print(markdown(rows[-len(VERSIONS) :], COLUMNS), flush=True)
     write_results(arguments.out, "anneal_versions", rows, markdown(rows, COLUMNS))
 
 
-def compared(name: str, found: dict[str, list[float]], known: float, bound: float) -> list[dict[str, Any]]:
+def compared(name: str, objectives: dict[str, list[float]], known: float, bound: float) -> list[dict[str, Any]]:
     """A row for each version."""
-    best = min(known, *(min(values) for values in found.values()))
-    medians = {version: 100 * (statistics.median(values) / best - 1) for version, values in found.items()}
+    best = min(known, *(min(values) for values in objectives.values()))
+    medians = {version: 100 * (statistics.median(values) / best - 1) for version, values in objectives.items()}
     return [
         {
             "problem": name,
@@ -113,7 +113,7 @@ def compared(name: str, found: dict[str, list[float]], known: float, bound: floa
             "margin": medians[version] - medians["now"],
             "open": 100 * (best - bound) / best,
         }
-        for version, values in found.items()
+        for version, values in objectives.items()
     ]
 
 

@@ -63,7 +63,7 @@ COLUMNS = {
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {own: getattr(arguments, own) for own in ("depth", "calibration", "keep", "test", "steps", "time_limit")}
+    return {name: getattr(arguments, name) for name in ("depth", "calibration", "keep", "test", "steps", "time_limit")}
 
 
 def within(sets: tuple[CoupledSet, ...], uses: Uses, limit: float, removed_at: Ranking) -> dict[str, list[int]]:
@@ -118,8 +118,8 @@ def torch_pruned(model: nn.Module, data: list[Tensor], labels: Tensor, kind: str
             pruning_ratio=ratio, ignored_layers=[smaller.linear],
         )  # fmt: skip
         if "Taylor" in kind:
-            for batch, own in zip(data, labels.split(len(data[0])), strict=True):
-                nn.functional.cross_entropy(smaller(batch), own).backward()
+            for batch, batch_classes in zip(data, labels.split(len(data[0])), strict=True):
+                nn.functional.cross_entropy(smaller(batch), batch_classes).backward()
         pruner.step()
         smaller.zero_grad(set_to_none=True)
         fits = count(smaller, data[:1], None).macs <= limit
@@ -174,8 +174,8 @@ def main() -> None:
             smaller = qcompress.apply(model, measurement, solution)
             return (qcompress.fit_in_turn_(smaller, model, data) if OURS[choice][1] else smaller), solution.gap
         if choice in THEIRS:
-            own = classes[: arguments.calibration]
-            return torch_pruned(model, data, own, THEIRS[choice], share * whole["macs"]), None
+            labels_given = classes[: arguments.calibration]
+            return torch_pruned(model, data, labels_given, THEIRS[choice], share * whole["macs"]), None
         ranking = uniform_l1(model, sets) if choice == "uniform, L1" else ranked_fisher(model, data, sets, uses)
         return remove_(copy.deepcopy(model), sets, within(sets, uses, share * whole["macs"], ranking)), None
 

@@ -28,9 +28,9 @@ def time_ratios(model: nn.Module, dense: nn.Module, batch: Tensor) -> dict[str, 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
-    def seconds(own: nn.Module) -> np.ndarray:
+    def seconds(network: nn.Module) -> np.ndarray:
         begun = time.process_time(), time.perf_counter()
-        own(batch)
+        network(batch)
         return np.array([time.process_time(), time.perf_counter()]) - begun
 
     pairs = [seconds(model) / seconds(dense) for _ in range(PAIRS + 2)]

@@ -56,8 +56,8 @@ def main() -> None:
         problem = qcompress.formulate(measurement, {"bytes": 1.0})
         solution = qcompress.solve(problem.with_budgets(bytes=problem.minimum_usage()["bytes"]), "brute-force")
         for way in WAYS:
-            own = PruneQuantize(bits, sparsity, compensated=way != "to nearest")
-            transforms = tuple((options[0], *[own] * (len(options) - 1)) for options in measurement.transforms)
+            transform = PruneQuantize(bits, sparsity, compensated=way != "to nearest")
+            transforms = tuple((options[0], *[transform] * (len(options) - 1)) for options in measurement.transforms)
             stated = replace(measurement, transforms=transforms)
             with patch.object(compensate, "ROUNDS", 0 if way == "in order" else compensate.ROUNDS):
                 begun = time.process_time()
@@ -68,7 +68,7 @@ def main() -> None:
                 for part, weight in zip(measurement.parts, measurement.weights(model), strict=True)
             ]
             output = cifar.logits(smaller, inputs)
-            row = {"stored": own.nearest.label, "way": way, "error": float(np.mean(errors)), "cpu_s": seconds}
+            row = {"stored": transform.nearest.label, "way": way, "error": float(np.mean(errors)), "cpu_s": seconds}
             rows.append(row | {"kl": cifar.kl(reference, output), "accuracy": cifar.accuracy(output, labels)})
             print(rows[-1], flush=True)
     table = markdown(rows, COLUMNS)

@@ -94,5 +94,5 @@ def pictures(folder: Path, start: int, stop: int) -> Tensor:
     with np.load(folder / "imagenet_sample1000_jpeg224.npz", allow_pickle=False) as file:
         data, offsets = file["jpeg_bytes"].tobytes(), file["offsets"]
     files = [data[offsets[index] : offsets[index + 1]] for index in range(start, stop)]
-    pixels = np.stack([np.asarray(Image.open(io.BytesIO(own)).convert("RGB")) for own in files])
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB")) for encoded in files])
     return (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - 127) / 128

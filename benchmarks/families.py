@@ -51,11 +51,11 @@ class Apart(Options):
 
     def for_weight(self, weight: Weight) -> tuple[Fitted, ...]:
         """Keep, then what any of the families has for ``weight``."""
-        found: dict[Transform, Fitted] = {}
+        fitted: dict[Transform, Fitted] = {}
         for family in FAMILIES.values():
-            offers = [own for own in self.offers if (it := own.resolve(weight)) is not None and family(it)]
-            found |= {own.transform: own for own in Options(tuple(offers)).for_weight(weight)}
-        return tuple(found.values())
+            offers = [offer for offer in self.offers if (it := offer.resolve(weight)) is not None and family(it)]
+            fitted |= {fit.transform: fit for fit in Options(tuple(offers)).for_weight(weight)}
+        return tuple(fitted.values())
 
 
 def measured(folder: Path, name: str, options: Options, run: Callable[[Options], Measurement]) -> Measurement:
@@ -78,7 +78,7 @@ def kept(problem: Problem, measurement: Measurement, family: Family, only: str =
     """Options of each group that a family has; layers whose names do not start with ``only`` stay as they are."""
     rows = zip(measurement.parts, measurement.transforms, strict=True)
     keep = [
-        [i for i, own in enumerate(options) if i == 0 or (part.name.startswith(only) and family(own))]
+        [i for i, transform in enumerate(options) if i == 0 or (part.name.startswith(only) and family(transform))]
         for part, options in rows
     ]
     return keep + [[0]] * (problem.num_groups - len(keep))  # the last group is what is fixed
@@ -86,12 +86,14 @@ def kept(problem: Problem, measurement: Measurement, family: Family, only: str =
 
 def subproblem(problem: Problem, keep: list[list[int]]) -> Problem:
     """The problem with only those options of each group."""
-    flat = np.concatenate([start + np.array(own) for start, own in zip(problem.group_offsets, keep, strict=False)])
+    flat = np.concatenate(
+        [start + np.array(numbers) for start, numbers in zip(problem.group_offsets, keep, strict=False)]
+    )
     pairs = problem.pairs
     if pairs is not None:
         assert pairs.factor is not None
         pairs = type(pairs)(factor=pairs.factor[flat])
-    options = [[problem.options[g][i] for i in own] for g, own in enumerate(keep)]
+    options = [[problem.options[g][i] for i in numbers] for g, numbers in enumerate(keep)]
     resources = {name: use[flat] for name, use in problem.resources.items()}
     fixed = problem.fixed
     return Problem(
@@ -101,13 +103,13 @@ def subproblem(problem: Problem, keep: list[list[int]]) -> Problem:
 
 def restricted(measurement: Measurement, keep: list[list[int]]) -> Measurement:
     """The measurement with only those options of each part."""
-    sizes = [len(own) for own in measurement.transforms]
+    sizes = [len(numbers) for numbers in measurement.transforms]
     starts = np.cumsum([0, *sizes[:-1]])
-    flat = np.concatenate([start + np.array(own) for start, own in zip(starts, keep, strict=False)])
+    flat = np.concatenate([start + np.array(numbers) for start, numbers in zip(starts, keep, strict=False)])
     rows = zip(measurement.transforms, keep, strict=False)
     return replace(
         measurement,
-        transforms=tuple(tuple(options[i] for i in own) for options, own in rows),
+        transforms=tuple(tuple(options[i] for i in numbers) for options, numbers in rows),
         cost=measurement.cost[flat],
         error=measurement.error[flat],
         factor=measurement.factor[flat],
@@ -130,19 +132,19 @@ def solved(problem: Problem, keep: list[list[int]], time_limit: float, starts: l
     least = small.minimum_usage()
     if any(least[name] > budget for name, budget in problem.budgets.items()):
         return None
-    inside = [start for start in starts if all(int(i) in own for own, i in zip(keep, start, strict=True))]
+    inside = [start for start in starts if all(int(i) in numbers for numbers, i in zip(keep, start, strict=True))]
     best = min(inside, key=lambda choice: problem.evaluate(choice).objective, default=None)
-    initial = None if best is None else [own.index(int(i)) for own, i in zip(keep, best, strict=True)]
-    found = solve(small, time_limit=time_limit, seed=0, initial=initial)
-    assert found.choice is not None
-    solution = judge(problem, np.array([own[i] for own, i in zip(keep, found.choice, strict=True)]))
+    initial = None if best is None else [numbers.index(int(i)) for numbers, i in zip(keep, best, strict=True)]
+    small_solution = solve(small, time_limit=time_limit, seed=0, initial=initial)
+    assert small_solution.choice is not None
+    solution = judge(problem, np.array([numbers[i] for numbers, i in zip(keep, small_solution.choice, strict=True)]))
     assert solution.feasible
-    return replace(solution, bound=found.bound, gap=found.gap)
+    return replace(solution, bound=small_solution.bound, gap=small_solution.gap)
 
 
 def solve_families(
     rows: Rows,
-    at: Mapping[str, Any],
+    setting: Mapping[str, Any],
     problem: Problem,
     measurement: Measurement,
     worth: Callable[[Solution], Mapping[str, Any]],
@@ -155,7 +157,7 @@ def solve_families(
 
     Args:
         rows: where they go; one without bytes says that the family cannot meet the budgets.
-        at: what every row of this problem says.
+        setting: what every row of this problem says.
         problem: made from ``measurement``.
         measurement: of all options.
         worth: what the row of a solution says besides bytes, predicted loss and proven gap.
@@ -163,22 +165,26 @@ def solve_families(
         time_limit: seconds for each solve.
         only: start of the names of the layers to choose about; the others stay as they are.
     """
-    found: dict[str, Solution] = {}
+    solutions: dict[str, Solution] = {}
     for name, family in families.items():
-        if before := rows.of(**at, choice=name):
+        if before := rows.of(**setting, choice=name):
             solution = judge(problem, choice_of(problem, before[0]["options"])) if "options" in before[0] else None
         else:
-            starts = [own.choice for own in found.values()]
+            starts = [solution.choice for solution in solutions.values()]
             solution = solved(problem, kept(problem, measurement, family, only), time_limit, starts)
-            rows.add({**at, "choice": name} | ({} if solution is None else row_of(measurement, solution, worth)))
+            rows.add({**setting, "choice": name} | ({} if solution is None else row_of(measurement, solution, worth)))
         if solution is None:
             continue
-        if name == JOINT and found:
-            best = min(found, key=lambda own: found[own].objective)
-            print(f"predicted loss: joint {solution.objective:.4g}, best family ({best}) {found[best].objective:.4g}")
-            assert solution.objective <= found[best].objective * (1 + 1e-9), "the joint choice is worse than a family"
-        found[name] = solution
-    return found
+        if name == JOINT and solutions:
+            best = min(solutions, key=lambda family: solutions[family].objective)
+            print(
+                f"predicted loss: joint {solution.objective:.4g}, best family ({best}) {solutions[best].objective:.4g}"
+            )
+            assert solution.objective <= solutions[best].objective * (1 + 1e-9), (
+                "the joint choice is worse than a family"
+            )
+        solutions[name] = solution
+    return solutions
 
 
 def row_of(
@@ -196,46 +202,46 @@ def row_of(
 
 def refine_families(
     rows: Rows,
-    at: Mapping[str, Any],
+    setting: Mapping[str, Any],
     problem: Problem,
     measurement: Measurement,
     worth: Callable[[Solution], Mapping[str, Any]],
-    found: Mapping[str, Solution],
+    solutions: Mapping[str, Solution],
     refine: Callable[[Measurement, Problem, Choice], Refined],
 ) -> None:
     """A row each for the joint choice and that of the best family, measured again around it and chosen again.
 
     Args:
         rows: as of `solve_families`.
-        at: as of `solve_families`.
+        setting: the same as in `solve_families`.
         problem: as of `solve_families`.
         measurement: as of `solve_families`.
         worth: as of `solve_families`.
-        found: what that gave.
+        solutions: what that gave.
         refine: `qcompress.refine` of the model and its data.
     """
-    best = min((name for name in found if name != JOINT), key=lambda name: found[name].objective, default=JOINT)
+    best = min((name for name in solutions if name != JOINT), key=lambda name: solutions[name].objective, default=JOINT)
     for name in dict.fromkeys((best, JOINT)):
-        if name not in found or rows.of(**at, choice=f"{name}, refined"):
+        if name not in solutions or rows.of(**setting, choice=f"{name}, refined"):
             continue
-        keep, start = kept(problem, measurement, FAMILIES[name]), found[name].choice
+        keep, start = kept(problem, measurement, FAMILIES[name]), solutions[name].choice
         assert start is not None
-        inside = np.array([own.index(int(i)) for own, i in zip(keep, start, strict=True)])
+        inside = np.array([numbers.index(int(i)) for numbers, i in zip(keep, start, strict=True)])
         begun = time.process_time()
         refined = refine(restricted(measurement, keep), subproblem(problem, keep), inside)
         seconds = time.process_time() - begun
-        solution = judge(problem, np.array([own[i] for own, i in zip(keep, refined.choice, strict=True)]))
-        predicted = refined.steps[-1].predicted if refined.steps else found[name].objective
-        own = {"rounds": len(refined.steps), "cpu_s": seconds, "predicted": predicted, "gap": None}
-        rows.add({**at, "choice": f"{name}, refined", **row_of(measurement, solution, worth), **own})
+        solution = judge(problem, np.array([numbers[i] for numbers, i in zip(keep, refined.choice, strict=True)]))
+        predicted = refined.steps[-1].predicted if refined.steps else solutions[name].objective
+        refinement = {"rounds": len(refined.steps), "cpu_s": seconds, "predicted": predicted, "gap": None}
+        rows.add({**setting, "choice": f"{name}, refined", **row_of(measurement, solution, worth), **refinement})
 
 
 def labels_of(measurement: Measurement, choice: Choice) -> list[str]:
     """The chosen option of every layer."""
-    return [labels[int(own)] for labels, own in zip(measurement.labels, choice, strict=False)]
+    return [labels[int(option)] for labels, option in zip(measurement.labels, choice, strict=False)]
 
 
 def choice_of(problem: Problem, labels: list[str]) -> Choice:
     """Undo `labels_of`."""
-    chosen = [own.index(label) for own, label in zip(problem.options, labels, strict=False)]
+    chosen = [options.index(label) for options, label in zip(problem.options, labels, strict=False)]
     return np.array(chosen + [0] * (problem.num_groups - len(chosen)))

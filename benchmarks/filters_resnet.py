@@ -90,10 +90,10 @@ def sample(encoded: FilterBqm, stated: FilterProblem, seed: int, optimum: float)
     sampler, beta, trace = SimulatedAnnealingSampler(), beta_range(encoded.bqm), []
     start, choice = time.perf_counter(), None
     for read in range(READS):
-        found = sampler.sample(encoded.bqm, num_reads=1, num_sweeps=SWEEPS, beta_range=beta, seed=READS * seed + read)
-        if choice is None or found.first.energy < trace[-1].objective:
-            choice = encoded.decode(found.first.sample)
-            trace.append(TracePoint(time.perf_counter() - start, found.first.energy, None))
+        samples = sampler.sample(encoded.bqm, num_reads=1, num_sweeps=SWEEPS, beta_range=beta, seed=READS * seed + read)
+        if choice is None or samples.first.energy < trace[-1].objective:
+            choice = encoded.decode(samples.first.sample)
+            trace.append(TracePoint(time.perf_counter() - start, samples.first.energy, None))
         if trace[-1].objective <= optimum:
             break
     assert choice is not None
@@ -113,11 +113,11 @@ def beta_range(bqm: dimod.BinaryQuadraticModel) -> tuple[float, float]:
 def in_cpu_seconds(run: Callable[[int], Solution], seed: int) -> Solution:
     """A run whose times are CPU seconds: the wall time of every point times the run's own CPU seconds a second."""
     start, start_cpu = time.perf_counter(), time.process_time()
-    found = run(seed)
+    solution = run(seed)
     cpu_s = time.process_time() - start_cpu
     ratio = cpu_s / (time.perf_counter() - start)
-    trace = tuple(point._replace(t_s=point.t_s * ratio) for point in found.trace)
-    return replace(found, wall_s=cpu_s, trace=trace)
+    trace = tuple(point._replace(t_s=point.t_s * ratio) for point in solution.trace)
+    return replace(solution, wall_s=cpu_s, trace=trace)
 
 
 def row_of(name: str, lengths: Sequence[Sequence[Solution]], optimum: float) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def row_of(name: str, lengths: Sequence[Sequence[Solution]], optimum: float) -> 
     runs = lengths[-1]
     gaps = [max(0.0, (run.objective - optimum) / abs(optimum)) for run in runs if run.objective is not None]
     targets = [target_near(optimum, within) for within in TARGETS]
-    times = [[time_to_target(own, target).seconds for own in lengths] for target in targets]
+    times = [[time_to_target(runs_of_target, target).seconds for runs_of_target in lengths] for target in targets]
     return {
         "solver": name,
         "optimal": f"{time_to_target(runs, optimum).hits}/{len(runs)}",
@@ -156,9 +156,9 @@ def search(network: FilterNetwork, budget: int, seeds: int) -> tuple[list[dict[s
         solve(stated.problem, name, **lengths[0])  # compiles
         kinds[name] = [solved(name, options) for options in lengths]
     for name, runs in kinds.items():
-        found = [[in_cpu_seconds(run, seed) for seed in range(seeds)] for run in runs]
-        rows.append(row_of(name, found, optimum))
-        choices[f"γ, {name}"] = stated.decode(found[-1][-1].choice)
+        runs_by_solver = [[in_cpu_seconds(run, seed) for seed in range(seeds)] for run in runs]
+        rows.append(row_of(name, runs_by_solver, optimum))
+        choices[f"γ, {name}"] = stated.decode(runs_by_solver[-1][-1].choice)
     for row in rows:
         row["variables"] = encoded.bqm.num_variables
     counts = filter_counts(network, budget)
@@ -231,10 +231,10 @@ def main() -> None:
                 for name, choice in choices.items():
                     accuracies.append(where | {"choice": name} | judged.applied(tables, choice))
                 if scores == arguments.scores[0]:
-                    own = solve(qcompress.formulate(measurement, {"bytes": budget}), time_limit=10, seed=0)
-                    ours = qcompress.apply(model, measurement, own)
+                    solution = solve(qcompress.formulate(measurement, {"bytes": budget}), time_limit=10, seed=0)
+                    ours = qcompress.apply(model, measurement, solution)
                     row = {"choice": "qcompress.formulate, bits only", "accuracy": judged.accuracy(ours)}
-                    accuracies.append(where | {"scores": "–", "bytes": int(own.usage["bytes"])} | row)
+                    accuracies.append(where | {"scores": "–", "bytes": int(solution.usage["bytes"])} | row)
     table = markdown(searches, SEARCH_COLUMNS)
     if accuracies:
         table += "\n\n" + markdown(accuracies, ACCURACY_COLUMNS)

@@ -52,7 +52,7 @@ Run = tuple[str, float, str]
 def main() -> None:
     arguments = _arguments()
     numbers = range(arguments.first, arguments.problems)
-    chunks = [numbers[at : at + CHUNK] for at in range(0, len(numbers), CHUNK)]
+    chunks = [numbers[first : first + CHUNK] for first in range(0, len(numbers), CHUNK)]
     look = functools.partial(judge_chunk, only=arguments.only, every=dict(arguments.every))
     tally, done = Tally(), arguments.first
     with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool, Progress() as progress:

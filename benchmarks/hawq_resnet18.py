@@ -74,11 +74,11 @@ def main() -> int:
             limited = with_limit(problem, resource, share)
             cells = []
             for name in SOLVERS:
-                found = solve(limited, name)
-                agrees = f"{found.objective:.6f}" == f"{optimum:.6f}" and found.status is Status.OPTIMAL
+                solution = solve(limited, name)
+                agrees = f"{solution.objective:.6f}" == f"{optimum:.6f}" and solution.status is Status.OPTIMAL
                 wrong += not agrees
                 cells.append(
-                    f"{found.objective:.6f} {found.status} {1e3 * found.wall_s:4.0f}ms{'' if agrees else ' !'}"
+                    f"{solution.objective:.6f} {solution.status} {1e3 * solution.wall_s:4.0f}ms{'' if agrees else ' !'}"
                 )
             print(f"{resource:8} {share:5} {optimum:10.6f}  " + "  ".join(f"{cell:>22}" for cell in cells))
     print("all agree, all proven" if not wrong else f"{wrong} answers differ or are not proven")

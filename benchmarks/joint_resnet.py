@@ -79,12 +79,12 @@ class Judge:
 
     def worth(self, smaller: nn.Module) -> dict[str, float]:
         """KL to the original on the calibration images and on the test images, accuracy on these; then all again."""
-        found = self._worth(smaller)
+        worth = self._worth(smaller)
         if self.steps:
             batches, seen = cifar.batched(self.training), cifar.batched(self.seen[:VALIDATED])
             tuned = qcompress.finetune(smaller, batches, self.steps, teacher=self.original, validation=seen)
-            found |= {f"{name}_tuned": value for name, value in self._worth(tuned).items()}
-        return found
+            worth |= {f"{name}_tuned": value for name, value in self._worth(tuned).items()}
+        return worth
 
     def _worth(self, smaller: nn.Module) -> dict[str, float]:
         seen, output = cifar.logits(smaller, self.seen), cifar.logits(smaller, self.inputs)
@@ -134,15 +134,15 @@ def main() -> None:
     def worth(solution: Solution) -> dict[str, float]:
         return judge.worth(qcompress.apply(model, measurement, solution))
 
-    def refine(own: qcompress.Measurement, problem: Problem, choice: Choice) -> qcompress.Refined:
+    def refine(current: qcompress.Measurement, problem: Problem, choice: Choice) -> qcompress.Refined:
         limit = arguments.time_limit
-        return qcompress.refine(model, data, own, problem, choice, rounds=arguments.rounds, time_limit=limit)
+        return qcompress.refine(model, data, current, problem, choice, rounds=arguments.rounds, time_limit=limit)
 
     for bits in arguments.bits:
         problem = qcompress.formulate(measurement, {"bytes": bits / 32})
-        found = solve_families(rows, {"bits": bits}, problem, measurement, worth, time_limit=arguments.time_limit)
+        solutions = solve_families(rows, {"bits": bits}, problem, measurement, worth, time_limit=arguments.time_limit)
         if arguments.rounds:
-            refine_families(rows, {"bits": bits}, problem, measurement, worth, found, refine)
+            refine_families(rows, {"bits": bits}, problem, measurement, worth, solutions, refine)
         print(verdict(rows.of(bits=bits)), flush=True)
 
     table = markdown([row for bits in arguments.bits for row in rows.of(bits=bits)], COLUMNS)

@@ -56,14 +56,14 @@ class Wide(nn.Sequential):
 def timed(model: nn.Module, measurement: qcompress.Measurement, batch: Tensor) -> qcompress.Measurement:
     """The measurement with times, and a word on how many and how long."""
     begun = time.perf_counter()
-    found = qcompress.time_options(model, measurement, batch)
-    own, fixed = found.original[LATENCY], found.fixed[LATENCY]
+    with_times = qcompress.time_options(model, measurement, batch)
+    whole_s, fixed = with_times.original[LATENCY], with_times.fixed[LATENCY]
     print(
-        f"{len(found.parts)} layers, {len(found.cost)} options timed in {time.perf_counter() - begun:.0f} s: "
-        f"{1000 * own:.1f} ms a batch, {1000 * fixed:.1f} ms of them outside the layers",
+        f"{len(with_times.parts)} layers, {len(with_times.cost)} options timed in {time.perf_counter() - begun:.0f} s: "
+        f"{1000 * whole_s:.1f} ms a batch, {1000 * fixed:.1f} ms of them outside the layers",
         flush=True,
     )
-    return found
+    return with_times
 
 
 def row(
@@ -91,7 +91,10 @@ def wide_rows() -> list[dict[str, object]]:
     )
     problem = qcompress.formulate(measurement, {"macs": 1.0})
     choices = {label: np.array([option] * WIDE_LAYERS) for option, label in enumerate(problem.options[0])}
-    return [row(f"all: {label}", judge(problem, own), measurement, model, batch)[0] for label, own in choices.items()]
+    return [
+        row(f"all: {label}", judge(problem, uniform), measurement, model, batch)[0]
+        for label, uniform in choices.items()
+    ]
 
 
 def main() -> None:
@@ -117,23 +120,23 @@ def main() -> None:
         return solve(qcompress.formulate(measurement, budget), time_limit=arguments.time_limit, seed=0)
 
     def add(choice: str, solution: Solution) -> None:
-        found, smaller = row(choice, solution, measurement, model, batch)
+        values, smaller = row(choice, solution, measurement, model, batch)
         output = cifar.logits(smaller, inputs)
-        rows.append({**found, "kl": cifar.kl(reference, output), "accuracy": cifar.accuracy(output, labels)})
+        rows.append({**values, "kl": cifar.kl(reference, output), "accuracy": cifar.accuracy(output, labels)})
         print(rows[-1], flush=True)
 
     whole = qcompress.formulate(measurement, {"macs": 1.0})
 
     def macs_within(share: float) -> Solution | None:
-        low, high, found = whole.minimum_usage()["macs"] / measurement.original["macs"], 1.0, None
+        low, high, best_within = whole.minimum_usage()["macs"] / measurement.original["macs"], 1.0, None
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
-            own = best(macs=middle)
-            if own.choice is not None and own.usage[LATENCY] <= share * measurement.original[LATENCY]:
-                low, found = middle, own
+            solution = best(macs=middle)
+            if solution.choice is not None and solution.usage[LATENCY] <= share * measurement.original[LATENCY]:
+                low, best_within = middle, solution
             else:
                 high = middle
-        return found
+        return best_within
 
     add("dense", judge(whole, np.zeros(whole.num_groups, dtype=np.int64)))
     for share in arguments.shares:
@@ -143,12 +146,12 @@ def main() -> None:
             add(f"macs, within {share:g} of the latency", within)
         else:
             print(f"no choice for macs takes {share:g} of the latency or less")
-    generator, sizes = np.random.default_rng(0), [len(own) for own in whole.options]
+    generator, sizes = np.random.default_rng(0), [len(options) for options in whole.options]
     for i in range(RANDOM_CHOICES):
         rows.append(row(f"random {i}", judge(whole, generator.integers(sizes)), measurement, model, batch)[0])  # noqa: PERF401
     rows += wide_rows()
-    for network in dict.fromkeys(own["network"] for own in rows):
-        off = [own["time"] / own["predicted_time"] for own in rows if own["network"] == network]
+    for network in dict.fromkeys(entry["network"] for entry in rows):
+        off = [entry["time"] / entry["predicted_time"] for entry in rows if entry["network"] == network]
         spread = f"median {statistics.median(off):.3f}, {min(off):.3f} to {max(off):.3f}"
         print(f"{network}: measured / predicted time: {spread}")
     table = markdown(rows, COLUMNS)

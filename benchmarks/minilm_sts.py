@@ -106,7 +106,7 @@ def main() -> None:
     test = batched(tokenizer, first + second)
     reference, weight = spearman(original, test, scores), original.get_submodule(WORDS).weight
     blocks = blocks_of(tokenizer, folder / "wikitext2_valid_tokens.txt", weight, arguments.blocks, arguments.refine)
-    original_bytes = 4 * sum(own.numel() for own in original.parameters())
+    original_bytes = 4 * sum(parameter.numel() for parameter in original.parameters())
     embedding_bytes = weight.numel() * weight.element_size()
     model = split_vocabulary_(original, WORDS, blocks)
     print(f"original: {reference:.2f}, {original_bytes:,} bytes; blocks of {blocks.sizes} words", flush=True)

@@ -39,6 +39,7 @@ from qcompress.engines.onnx_timing import in_turn
 from qcompress.engines.onnxruntime import OnnxRuntime
 from qcompress.measuring.latency import LATENCY, load_times, save_times
 from qcompress.transforms.base import Transform
+from qcompress.transforms.quantize.integer import IntegerProduct
 from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 
 ENGINE = OnnxRuntime(threads=1)
@@ -167,7 +168,7 @@ def quantized_by_ort(whole: Path, case: Case, folder: Path) -> Iterator[tuple[st
             batch = next(self.left, None)
             if batch is None:
                 return None
-            return {name: own.numpy() for name, own in zip(names, inputs_of(batch), strict=True)}
+            return {name: entry.numpy() for name, entry in zip(names, inputs_of(batch), strict=True)}
 
     quantize_static(str(ready), str(folder / "static.onnx"), Reader(), quant_format=QuantFormat.QDQ, per_channel=True)
     yield "ORT static", folder / "static.onnx"
@@ -209,9 +210,9 @@ def uniform(timed: qcompress.Measurement, fits: Callable[[Transform], bool]) -> 
     """The first option of every part that fits, or else 8 bits for the weights alone, or else what is kept."""
 
     def place(options: Sequence[Transform]) -> int:
-        for wanted in (fits, lambda own: isinstance(own, PruneQuantize) and own.bits == 8):
-            if found := [index for index, own in enumerate(options) if wanted(own)]:
-                return found[0]
+        for wanted in (fits, lambda transform: isinstance(transform, PruneQuantize) and transform.bits == 8):
+            if fitting := [index for index, transform in enumerate(options) if wanted(transform)]:
+                return fitting[0]
         return 0
 
     return [place(options) for options in timed.transforms]
@@ -219,10 +220,11 @@ def uniform(timed: qcompress.Measurement, fits: Callable[[Transform], bool]) -> 
 
 def uniform_choices(timed: qcompress.Measurement, grouped: int | None) -> Iterator[tuple[str, list[int]]]:
     yield "float32", [0] * len(timed.parts)
-    yield "uniform W8A8, static", uniform(timed, lambda own: own.kind == "integer_product" and not own.dynamic)  # type: ignore[attr-defined]
-    dynamic = [any(getattr(own, "dynamic", False) for own in options) for options in timed.transforms]
+    static = uniform(timed, lambda transform: isinstance(transform, IntegerProduct) and not transform.dynamic)
+    yield "uniform W8A8, static", static
+    dynamic = [any(getattr(transform, "dynamic", False) for transform in options) for options in timed.transforms]
     if sum(dynamic) > len(dynamic) / 2:
-        yield "uniform W8A8, dynamic", uniform(timed, lambda own: getattr(own, "dynamic", False))
+        yield "uniform W8A8, dynamic", uniform(timed, lambda transform: getattr(transform, "dynamic", False))
     for bits in (8, 4):
         yield f"uniform {bits} bits", uniform(timed, functools.partial(is_stored_in, bits, grouped))
 
@@ -251,13 +253,13 @@ def written(
         for share in shares:
             asked = {name: f"{share:.0%}"}
             try:
-                found = qcompress.solve(qcompress.formulate(timed, asked), time_limit=20)
+                solution = qcompress.solve(qcompress.formulate(timed, asked), time_limit=20)
             except InfeasibleBudgetError as error:
                 print(f"{share:g} of {name}: {error}", flush=True)
                 continue
-            assert found.choice is not None
+            assert solution.choice is not None
             what = "time" if name == LATENCY else "bytes"
-            choices[f"chosen, {share:g} of the {what}"] = found.choice.tolist()
+            choices[f"chosen, {share:g} of the {what}"] = solution.choice.tolist()
     files, told = {}, {}
     for index, (name, choice) in enumerate(choices.items()):
         model = qcompress.apply(case.model, timed, replace(blank, choice=np.array(choice)))
@@ -293,15 +295,15 @@ def main() -> None:
     counts = [len(inputs_of(batch)[0]) for batch in case.timed]
     rows = []
     for place, (name, session) in enumerate(sessions.items()):
-        outputs = torch.cat([torch.from_numpy(session.run(None, feed_of(session, own))[0]) for own in case.tests])
+        outputs = torch.cat([torch.from_numpy(session.run(None, feed_of(session, batch))[0]) for batch in case.tests])
         row = {
             "file": name,
             "bytes": files[name].stat().st_size,
             "quality": case.quality(outputs),
             **told.get(name, {}),
         }
-        for count, own in zip(counts, seconds, strict=True):
-            row |= {f"ms{count}": 1000 * own[place] / count, f"faster{count}": own[0] / own[place]}
+        for count, times in zip(counts, seconds, strict=True):
+            row |= {f"ms{count}": 1000 * times[place] / count, f"faster{count}": times[0] / times[place]}
         rows.append(row)
         print(row, flush=True)
     columns = {"file": "file", "bytes": "bytes", "quality": "quality, %", "ms_predicted": "ms predicted"}

@@ -111,7 +111,7 @@ def measured(make: Callable[[], nn.Module], batch: Tensor, transform: Transform)
     packed = pack_(copy.deepcopy(dense))
     record = record_of(packed)
     assert record is not None
-    arrays = sum(size_bytes(own) for item in record.parts for own in item.stored.values())
+    arrays = sum(size_bytes(array) for item in record.parts for array in item.stored.values())
     held = total_bytes(packed) + arrays
     expected = dense(batch)
     difference = float((packed(batch) - expected).abs().max() / expected.abs().max())

@@ -211,7 +211,7 @@ def block(name: str) -> str:
 
 def with_tables(text: str) -> str:
     """The text of a page with every table written anew."""
-    return TABLE.sub(lambda found: f"{found[1]}{block(found[2])}{found[3]}", text)
+    return TABLE.sub(lambda match: f"{match[1]}{block(match[2])}{match[3]}", text)
 
 
 def publish(file: Path) -> None:

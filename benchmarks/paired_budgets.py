@@ -47,7 +47,8 @@ def layers_in_a_row(count: int, rank: int, seed: int = 0) -> Problem:
     together = 0.5 * rng.normal(size=count - 1) * np.sqrt(sensitivity[:-1] * sensitivity[1:])
     costs = together[:, None, None] * np.outer(removed, removed)
     uses, sparse = (
-        scipy.sparse.csr_array((own.ravel(), (rows, columns.ravel())), shape=(size, size)) for own in (products, costs)
+        scipy.sparse.csr_array((values.ravel(), (rows, columns.ravel())), shape=(size, size))
+        for values in (products, costs)
     )
     factor = None
     if rank:
@@ -76,10 +77,10 @@ def main() -> None:
             for rank in arguments.ranks:
                 problem = layers_in_a_row(count, rank)
                 start, cpu = time.perf_counter(), time.process_time()
-                found = solve(problem, solver, time_limit=arguments.time_limit, seed=0)
+                solution = solve(problem, solver, time_limit=arguments.time_limit, seed=0)
                 times = {"wall_s": time.perf_counter() - start, "cpu_s": time.process_time() - cpu}
-                values = {"objective": found.objective, "bound": found.bound}
-                gap = None if found.gap is None else 100 * found.gap
+                values = {"objective": solution.objective, "bound": solution.bound}
+                gap = None if solution.gap is None else 100 * solution.gap
                 rows.append({"layers": count, "rank": rank, "solver": solver, **values, "gap": gap, **times})
                 print(rows[-1], flush=True)
     table = markdown(rows, COLUMNS)

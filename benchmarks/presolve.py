@@ -53,15 +53,15 @@ def clusters(count: int, groups: int) -> Problem:
     each = [layered_problem(groups, degree=4, seed=seed) for seed in range(count)]
     size = each[0].num_options
     uses = {f"bytes{i}": np.zeros(count * size) for i in range(count)}
-    for i, one in enumerate(each):
-        uses[f"bytes{i}"][i * size : (i + 1) * size] = one.resources["bytes"]
+    for i, cluster in enumerate(each):
+        uses[f"bytes{i}"][i * size : (i + 1) * size] = cluster.resources["bytes"]
     return Problem(
-        [f"{name} of {i}" for i, one in enumerate(each) for name in one.groups],
-        [options for one in each for options in one.options],
-        np.concatenate([one.cost for one in each]),
+        [f"{name} of {i}" for i, cluster in enumerate(each) for name in cluster.groups],
+        [options for cluster in each for options in cluster.options],
+        np.concatenate([cluster.cost for cluster in each]),
         uses,
-        {f"bytes{i}": one.budgets["bytes"] for i, one in enumerate(each)},
-        PairTerms(sparse=scipy.sparse.csr_array(scipy.sparse.block_diag([one.pairs.sparse for one in each]))),
+        {f"bytes{i}": cluster.budgets["bytes"] for i, cluster in enumerate(each)},
+        PairTerms(sparse=scipy.sparse.csr_array(scipy.sparse.block_diag([cluster.pairs.sparse for cluster in each]))),
     )
 
 
@@ -108,14 +108,14 @@ def _row(problem: Problem, solver: str | None) -> dict[str, Any]:
     }
     if solver is not None:
         solve(layered_problem(5), solver if solver != "milp" else "auto", time_limit=1.0)  # loads compiled code
-        found = {}
+        solutions = {}
         for presolve in (False, True):
             key = "with_s" if presolve else "without_s"
             start = time.process_time()
-            found[presolve] = solve(problem, solver, seed=0, time_limit=20.0, presolve=presolve)
+            solutions[presolve] = solve(problem, solver, seed=0, time_limit=20.0, presolve=presolve)
             row[key] = time.process_time() - start
-        row["status"] = f"{found[False].status} → {found[True].status}"
-        row["objectives"] = [found[False].objective, found[True].objective]
+        row["status"] = f"{solutions[False].status} → {solutions[True].status}"
+        row["objectives"] = [solutions[False].objective, solutions[True].objective]
     return row
 
 

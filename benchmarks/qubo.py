@@ -124,11 +124,11 @@ def summary(sampler: str, encoding: str, runs: list[dict[str, Any]]) -> dict[str
         "cpu_s",
         "variables",
     ):
-        middle = statistics.median(float("inf") if one[name] is None else one[name] for one in runs)
+        middle = statistics.median(float("inf") if run[name] is None else run[name] for run in runs)
         row[name] = None if middle == float("inf") else middle
-    polished = [one["polished"] for one in runs]
+    polished = [run["polished"] for run in runs]
     row["worst"] = None if None in polished else max(polished)
-    row["feasible"] = statistics.mean(one["feasible"] for one in runs)
+    row["feasible"] = statistics.mean(run["feasible"] for run in runs)
     return row
 
 

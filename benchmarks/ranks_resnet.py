@@ -67,7 +67,11 @@ def vbmf(model: nn.Module, measurement: qcompress.Measurement) -> np.ndarray:
     for part, transforms in zip(measurement.parts, measurement.transforms, strict=True):
         rows = part.weight(model)
         rank = max(1, vbmf_rank(torch.linalg.svdvals(rows).numpy(), tuple(rows.shape)))
-        offered = {i: own.ranks[0] for i, own in enumerate(transforms) if getattr(own, "form", "") == "channels"}
+        offered = {
+            i: transform.ranks[0]
+            for i, transform in enumerate(transforms)
+            if getattr(transform, "form", "") == "channels"
+        }
         offered[0] = min(rows.shape)
         choice.append(min(offered, key=lambda i: abs(offered[i] - rank)))
     return np.array(choice)
@@ -154,7 +158,9 @@ def main() -> None:
     original = cifar.accuracy(study.reference, labels)
     print(f"original: {original:.2f} % on {len(labels)} test images")
     name, out = f"ranks_resnet{arguments.depth}" + ("_whitened" if arguments.whitened else ""), Path(arguments.out)
-    settings = {own: getattr(arguments, own) for own in ("depth", "whitened", "steps", "test", "time_limit")}
+    settings = {
+        setting: getattr(arguments, setting) for setting in ("depth", "whitened", "steps", "test", "time_limit")
+    }
     rows = Rows(out / f"{name}.json", {"original": original, **settings})
 
     def add(budget: str, choice: str, resource: str, share: float) -> dict[str, Any]:

@@ -40,8 +40,8 @@ def tried(seed: int) -> dict[str, Any]:
     uses = uses_of(network, sets, count(network, [data], None)).of(kept)
     masked, smaller = (change(copy.deepcopy(network), sets, removed) for change in (mask_, remove_))
     with torch.no_grad():
-        expected, found = masked(data), smaller(data)
-    difference = float((expected - found).abs().max() / expected.abs().max())
+        expected, outputs = masked(data), smaller(data)
+    difference = float((expected - outputs).abs().max() / expected.abs().max())
     macs = count(smaller, [data], None).macs
     return {
         "sets": len(sets),

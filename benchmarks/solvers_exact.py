@@ -56,17 +56,17 @@ COLUMNS = {
 def measure(structure: str, groups: int, solver: str, time_limit: float, options: dict[str, Any]) -> dict[str, Any]:
     """One row of the table."""
     problem = layered_problem(groups, **STRUCTURE[structure])
-    found = solve(problem, solver, time_limit=time_limit, seed=0, **options)
+    solution = solve(problem, solver, time_limit=time_limit, seed=0, **options)
     name = " ".join([solver, *options.values()])
     return {
         "structure": structure,
         "groups": groups,
         "solver": name,
         "time_limit": time_limit,
-        "wall_s": round(found.wall_s, 2),
-        "objective": found.objective,
-        "gap_percent": None if found.gap is None else 100 * found.gap,
-        "status": str(found.status),
+        "wall_s": round(solution.wall_s, 2),
+        "objective": solution.objective,
+        "gap_percent": None if solution.gap is None else 100 * solution.gap,
+        "status": str(solution.status),
     }
 
 

@@ -99,8 +99,8 @@ def beam() -> list[dict[str, Any]]:
         assert blind is not None
         row: dict[str, Any] = {"seed": seed, "prediction": percent(true.evaluate(blind).objective / best - 1)}
         for most in MEASUREMENTS:
-            found = beam_search(predicted, lambda choice, p=true: p.evaluate(choice).objective, max_measurements=most)
-            row[str(most)] = f"{percent(found.loss / best - 1)} ({found.measurements})"
+            search = beam_search(predicted, lambda choice, p=true: p.evaluate(choice).objective, max_measurements=most)
+            row[str(most)] = f"{percent(search.loss / best - 1)} ({search.measurements})"
         rows.append(row)
     return rows
 
@@ -114,16 +114,16 @@ def front() -> list[dict[str, Any]]:
         starts = problem.group_offsets[:-1]
         high = float(np.maximum.reduceat(problem.resources["bytes"], starts).sum())
         free = problem.with_budgets(bytes=high)
-        found, cpu = timed(lambda p=free: pareto_front(p, "bytes", seed=0))
+        points, cpu = timed(lambda p=free: pareto_front(p, "bytes", seed=0))
         above = []
         for share in (0.05, 0.1, 0.2, 0.4, 0.7):
             budget = low + share * (high - low)
             alone = solve(problem.with_budgets(bytes=budget), "lagrangian", seed=0).objective
-            point = found.best_within(budget)
+            point = points.best_within(budget)
             assert alone is not None
             assert point is not None
             above.append(point.objective / alone - 1)
-        rows.append({"problem": family, "points": len(found), "above": percent(max(above)), "cpu_s": cpu})
+        rows.append({"problem": family, "points": len(points), "above": percent(max(above)), "cpu_s": cpu})
     return rows
 
 

@@ -48,8 +48,8 @@ class Study:
 
     def row(self, name: str, dense: nn.Module, steps: int) -> dict[str, object]:
         """What a dense network is worth at the cut and after so many steps of training."""
-        own = dataclasses.replace(self.measurement, model_fingerprint=self.measurement.fingerprint_of(dense))
-        factored = qcompress.apply(dense, own, self.solution)
+        measured = dataclasses.replace(self.measurement, model_fingerprint=self.measurement.fingerprint_of(dense))
+        factored = qcompress.apply(dense, measured, self.solution)
         tuned = qcompress.finetune(
             factored, self.training[:-4], steps, teacher=self.model, validation=self.training[-4:]
         )
@@ -77,11 +77,11 @@ def main() -> None:
     true_loss = qcompress.TrueLoss(model, measurement, training[:2])
     choice = beam_search(problem, true_loss, max_measurements=150).choice
     assert choice is not None
-    chosen = [own[i] for own, i in zip(measurement.transforms, choice, strict=True)]
+    chosen = [options[i] for options, i in zip(measurement.transforms, choice, strict=True)]
     ranks = {
-        part.modules[0]: own.ranks[0]
-        for part, own in zip(measurement.parts, chosen, strict=True)
-        if isinstance(own, LowRank)
+        part.modules[0]: transform.ranks[0]
+        for part, transform in zip(measurement.parts, chosen, strict=True)
+        if isinstance(transform, LowRank)
     }
     study = Study(
         model=model,
@@ -107,8 +107,8 @@ def penalised(
 ) -> nn.Module:
     """The dense network trained to meet the original's outputs with the penalty on top."""
 
-    def penalty(own: nn.Module) -> torch.Tensor:
-        return strength * qcompress.stable_rank(own, ranks)
+    def penalty(network: nn.Module) -> torch.Tensor:
+        return strength * qcompress.stable_rank(network, ranks)
 
     return qcompress.finetune(model, batches, steps, teacher=model, penalty=penalty)
 

@@ -125,13 +125,13 @@ def limited(words: argparse.Namespace, folder: Path, run: Path, kills: int = 0) 
 
 def digest(folder: Path) -> str:
     """Of all files of a folder."""
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for file in sorted(folder.iterdir()):
-        found.update(file.name.encode())
+        sha.update(file.name.encode())
         with file.open("rb") as stream:
             while block := stream.read(1 << 24):
-                found.update(block)
-    return found.hexdigest()
+                sha.update(block)
+    return sha.hexdigest()
 
 
 def row(words: argparse.Namespace, size: float) -> dict[str, Any]:
@@ -159,12 +159,12 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5))
-    sizes = [own["gb"] for own in rows]
+    sizes = [row["gb"] for row in rows]
     for step in ("measure_s", "apply_s", "export_s", "verify_s"):
-        left.loglog(sizes, [own[step] for own in rows], "o-", label=step.removesuffix("_s"))
+        left.loglog(sizes, [row[step] for row in rows], "o-", label=step.removesuffix("_s"))
     left.set(xlabel="model on disk (GB)", ylabel="seconds")
     left.legend()
-    right.semilogx(sizes, [own["peak_gb"] for own in rows], "o-")
+    right.semilogx(sizes, [row["peak_gb"] for row in rows], "o-")
     right.set(xlabel="model on disk (GB)", ylabel="largest resident size (GB)", ylim=(0, None))
     figure.tight_layout()
     figure.savefig(file, dpi=120)
@@ -191,28 +191,32 @@ def rates() -> dict[str, float]:
 
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
-    found = {}
+    rates_per_s = {}
     with tempfile.TemporaryDirectory() as folder:
         save_file({"x": torch.zeros(64_000_000, dtype=torch.bfloat16)}, Path(folder) / "model.safetensors")
         files = WeightFiles(Path(folder))
-        found["read_gb"] = 0.128 / seconds(lambda: files.read("x"))
+        rates_per_s["read_gb"] = 0.128 / seconds(lambda: files.read("x"))
     for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
         left, right = (torch.randn(256, 4096).to(dtype), torch.randn(4096, 4096).to(dtype))
-        found[f"pass_gflop_{name}"] = 2 * 256 * 4096**2 / 1e9 / seconds(lambda left=left, right=right: left @ right)
+        rates_per_s[f"pass_gflop_{name}"] = (
+            2 * 256 * 4096**2 / 1e9 / seconds(lambda left=left, right=right: left @ right)
+        )
     rows = torch.randn(256, 4096, generator=generator)
     target = Target(layer="Linear", channels=256, per_channel=4096, dtype=torch.float32, macs=0.0, common_input=True)
     weight = Weight(rows, target)
     for (offer,) in (qcompress.prune_quantize(bits=(bits,), group_size=GROUP).offers for bits in (3, 4)):
         stored = offer.encode(weight)
-        found[f"encode_{offer.bits}_bits_mw"] = rows.numel() / 1e6 / seconds(lambda offer=offer: offer.encode(weight))
-        found[f"decode_{offer.bits}_bits_mw"] = (
+        rates_per_s[f"encode_{offer.bits}_bits_mw"] = (
+            rows.numel() / 1e6 / seconds(lambda offer=offer: offer.encode(weight))
+        )
+        rates_per_s[f"decode_{offer.bits}_bits_mw"] = (
             rows.numel() / 1e6 / seconds(lambda offer=offer, stored=stored: offer.decode(stored, target))
         )
     narrow, gradient = rows.to(torch.bfloat16), torch.randn(rows.numel())
     other = narrow + 1
     multiplied = seconds(lambda: float(gradient @ (other - narrow).float().view(-1)))
-    found["multiply_mw"] = rows.numel() / 1e6 / multiplied
-    return found
+    rates_per_s["multiply_mw"] = rows.numel() / 1e6 / multiplied
+    return rates_per_s
 
 
 def main() -> None:

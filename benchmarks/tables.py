@@ -64,10 +64,10 @@ class Rows:
 
     def __init__(self, file: Path, settings: Mapping[str, Any]) -> None:
         self._file, self._settings = file, json.loads(json.dumps(settings))
-        found = read_json(file, "rows of a benchmark") if file.exists() else {}
-        same = found.get("settings") == self._settings
-        self._rows: list[dict[str, Any]] = found["rows"] if same else []
-        if found:
+        written = read_json(file, "rows of a benchmark") if file.exists() else {}
+        same = written.get("settings") == self._settings
+        self._rows: list[dict[str, Any]] = written["rows"] if same else []
+        if written:
             print(f"{file}: {f'goes on after {len(self._rows)} rows' if same else 'other settings, begins anew'}")
 
     @property

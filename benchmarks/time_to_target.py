@@ -60,10 +60,10 @@ def reached(name: str, comparison: Comparison) -> list[dict[str, Any]]:
     for label, runs in comparison.solutions.items():
         row: dict[str, Any] = {"problem": name, "solver": label}
         for share in SHARES:
-            found = time_to_target(runs, target_near(comparison.best, share))
-            row[f"{share:.1%}"] = f"{found.hits} of {found.runs}"
-            if found.seconds is not None:
-                row[f"{share:.1%}"] += f": {found.seconds:.2g} s ({found.low_s:.2g}–{found.high_s:.2g})"
+            hits = time_to_target(runs, target_near(comparison.best, share))
+            row[f"{share:.1%}"] = f"{hits.hits} of {hits.runs}"
+            if hits.seconds is not None:
+                row[f"{share:.1%}"] += f": {hits.seconds:.2g} s ({hits.low_s:.2g}–{hits.high_s:.2g})"
         rows.append(row)
     return rows
 

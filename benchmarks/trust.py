@@ -77,7 +77,7 @@ def names() -> list[str]:
 
 def uniform_choice(measurement: qcompress.Measurement, problem: Problem) -> np.ndarray | None:
     """Of the uniform settings that fit, the one of least additive loss."""
-    settings = [own.choice for own in uniform_settings(measurement, problem)]
+    settings = [setting.choice for setting in uniform_settings(measurement, problem)]
     return min(settings, key=lambda choice: problem.cost[problem.flat(choice)].sum(), default=None)
 
 
@@ -120,7 +120,7 @@ def rows_of(
         )  # fmt: skip
         row["default"], row["chosen"] = lost(result.model), result.report.chosen
         row["predicted"], row["kept_aside"] = result.report.loss_predicted, result.report.loss_validation
-        row["ratio"] = row["default"] / min(row[own] for own in ("additive", "uniform") if row[own] is not None)
+        row["ratio"] = row["default"] / min(row[rival] for rival in ("additive", "uniform") if row[rival] is not None)
         yield row
 
 

@@ -75,7 +75,7 @@ class VisionTransformer(nn.Module):
 def _trained(model: nn.Module, folder: Path, epochs: int = 6) -> nn.Module:
     """The model after a short training on images 1,024 to 2,000 of both sources."""
     batches = [cifar.images(folder, name, 1024, 2000) for name in IMAGES.values()]
-    inputs, labels = (torch.cat(own) for own in zip(*batches, strict=True))
+    inputs, labels = (torch.cat(tensors) for tensors in zip(*batches, strict=True))
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for _ in range(epochs):
         for rows in torch.randperm(len(inputs)).split(64):
@@ -120,7 +120,7 @@ def _minilm(words: argparse.Namespace) -> Case:
     tokenizer = AutoTokenizer.from_pretrained(place)
 
     def batches(file: str, samples: int, size: int = 32) -> Batches:
-        texts = [text for own in sentences(folder / file)[:2] for text in own]
+        texts = [text for texts_of_file in sentences(folder / file)[:2] for text in texts_of_file]
         chosen = sorted((texts[place] for place in np.random.default_rng(0).permutation(len(texts))[:samples]), key=len)
         return [
             dict(tokenizer(chosen[start : start + size], padding=True, truncation=True, return_tensors="pt"))
