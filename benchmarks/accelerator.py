@@ -31,7 +31,7 @@ BUDGETS = {"bits": {"bytes": 0.12}, "bits, compensated": {"bytes": 0.12}, "ranks
 
 
 def models(folder: Path | None) -> Iterator[tuple[str, nn.Module, list[Tensor], Callable[..., Tensor] | None]]:
-    """Name, model, calibration batches and forward of every model that is there."""
+    """Name, model, calibration batches and forward of every model that is available."""
     if folder is not None:
         pixels, _ = images(folder, "cifar10_train4k_lossless", 0, 512)
         for depth in (20, 56):
@@ -49,7 +49,7 @@ def models(folder: Path | None) -> Iterator[tuple[str, nn.Module, list[Tensor], 
 
 
 def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
-    """Wall time of the second of two runs, and what it gives."""
+    """Wall time of the second of two runs, and its result."""
     run()
     start = time.perf_counter()
     result = run()

@@ -67,7 +67,7 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def within(sets: tuple[CoupledSet, ...], uses: Uses, limit: float, removed_at: Ranking) -> dict[str, list[int]]:
-    """What is removed at the least of a rising strength from 0 to 1 that is within the macs."""
+    """The removal at the smallest strength between 0 and 1 that is within the macs."""
     low, high = 0.0, 1.0
     for _ in range(30):
         middle = 0.5 * (low + high)
@@ -105,7 +105,7 @@ def ranked_fisher(model: nn.Module, data: list[Tensor], sets: tuple[CoupledSet, 
 
 
 def torch_pruned(model: nn.Module, data: list[Tensor], labels: Tensor, kind: str, limit: float) -> nn.Module | None:
-    """The least pruned of its models that is within the macs; None where it is not installed."""
+    """The least pruned of torch-pruning's models that is within the macs; None if the package is not installed."""
     try:
         import torch_pruning as pruning
     except ImportError:

@@ -87,7 +87,7 @@ class Judge:
 def choices(
     measurement: qcompress.Measurement, average: float, budget: float, time_limit: float, *, with_uniform: bool
 ) -> Iterator[tuple[str, qcompress.Solution]]:
-    """The choices to compare within so many bytes, by name."""
+    """The choices to compare within a budget in bytes, by name."""
     if with_uniform:
         stated = qcompress.formulate(measurement, {"bytes": budget}, pairs=False)
         yield "uniform", judge(stated, uniform_choice(stated, int(average)))

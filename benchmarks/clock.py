@@ -13,7 +13,7 @@ PAIRS = 11
 
 @contextlib.contextmanager
 def processor_time(cores: int) -> Iterator[None]:
-    """In the block a second of `time.perf_counter`, hence of any time limit, is one of processor time on each core."""
+    """Let `time.perf_counter`, and with it every time limit, count processor time per core inside the block."""
     wall = time.perf_counter
     time.perf_counter = lambda: time.process_time() / cores
     try:
@@ -24,7 +24,7 @@ def processor_time(cores: int) -> Iterator[None]:
 
 @torch.no_grad()
 def time_ratios(model: nn.Module, dense: nn.Module, batch: Tensor) -> dict[str, float]:
-    """Processor and wall time of a batch on one thread relative to the dense network's: medians of pairs, by turns."""
+    """Processor and wall time of a batch on one thread relative to the dense network's: medians of alternating runs."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 

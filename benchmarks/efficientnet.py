@@ -19,7 +19,7 @@ STAGES = (  # kernel, stride, expansion, outputs, repeats
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution whose output is the input's size over the stride, rounded up; more is padded at the far end."""
+    """A convolution padded as TensorFlow's "SAME": output size = input size / stride, rounded up."""
 
     def forward(self, x: Tensor) -> Tensor:
         sizes = zip(x.shape[-2:], self.kernel_size, self.stride, strict=True)
@@ -30,7 +30,7 @@ class SameConv2d(nn.Conv2d):
 
 
 def _depthwise(channels: int, kernel: int, stride: int) -> nn.Conv2d:
-    """One kernel a channel; of stride 1 it is padded alike on all sides."""
+    """A depthwise convolution; with stride 1 it is padded symmetrically."""
     if stride == 1:
         return nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
     return SameConv2d(channels, channels, kernel, stride, groups=channels, bias=False)
@@ -41,7 +41,7 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 
 
 class Block(nn.Module):
-    """Expand, one convolution a channel, project; a shortcut where the shape stays."""
+    """Expand, depthwise convolution, project; with a shortcut where the shape stays the same."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def trained() -> EfficientNetLite0:
 
 
 def pictures(folder: Path, start: int, stop: int) -> Tensor:
-    """``(N, 3, 224, 224)``, scaled as the network wants them."""
+    """Images ``(N, 3, 224, 224)``, normalised as the network expects."""
     from PIL import Image
 
     with np.load(folder / "imagenet_sample1000_jpeg224.npz", allow_pickle=False) as file:

@@ -43,10 +43,11 @@ FAMILIES: dict[str, Family] = {  # the transforms that each has besides keeping;
 
 @dataclass(frozen=True)
 class Apart(Options):
-    """Options of which every family keeps those that are of use within it.
+    """Options thinned separately for each family.
 
-    What is on offer is thinned for every weight: 4 bits of half of the weights take the bytes of 3 bits of all, and
-    where they have the smaller error, 3 bits would be missing from the family that has nothing but bits.
+    Options that are dominated are dropped for every weight. Dropped across families, an option of one family could
+    remove those of another: 4 bits of half of the weights take the bytes of 3 bits of all, and with the smaller error
+    they would leave the family of plain bit-widths without 3 bits.
     """
 
     def for_weight(self, weight: Weight) -> tuple[Fitted, ...]:
@@ -59,7 +60,7 @@ class Apart(Options):
 
 
 def measured(folder: Path, name: str, options: Options, run: Callable[[Options], Measurement]) -> Measurement:
-    """What ``run`` measures of the options, apart for the families; from a file in ``folder`` when it is there."""
+    """The measurement by ``run`` of the options, thinned by family; read from a file in ``folder`` if it exists."""
     key = hashlib.sha256(json.dumps(options.to_json()).encode()).hexdigest()[:8]
     file = folder / f"{name}_{key}.npz"
     if file.exists():
@@ -75,7 +76,7 @@ def measured(folder: Path, name: str, options: Options, run: Callable[[Options],
 
 
 def kept(problem: Problem, measurement: Measurement, family: Family, only: str = "") -> list[list[int]]:
-    """Options of each group that a family has; layers whose names do not start with ``only`` stay as they are."""
+    """Indices of the options of each group that belong to a family; only for layers whose names start with ``only``."""
     rows = zip(measurement.parts, measurement.transforms, strict=True)
     keep = [
         [i for i, transform in enumerate(options) if i == 0 or (part.name.startswith(only) and family(transform))]
@@ -85,7 +86,7 @@ def kept(problem: Problem, measurement: Measurement, family: Family, only: str =
 
 
 def subproblem(problem: Problem, keep: list[list[int]]) -> Problem:
-    """The problem with only those options of each group."""
+    """The problem with only the options ``keep`` of each group."""
     flat = np.concatenate(
         [start + np.array(numbers) for start, numbers in zip(problem.group_offsets, keep, strict=False)]
     )
@@ -102,7 +103,7 @@ def subproblem(problem: Problem, keep: list[list[int]]) -> Problem:
 
 
 def restricted(measurement: Measurement, keep: list[list[int]]) -> Measurement:
-    """The measurement with only those options of each part."""
+    """The measurement with only the options ``keep`` of each part."""
     sizes = [len(numbers) for numbers in measurement.transforms]
     starts = np.cumsum([0, *sizes[:-1]])
     flat = np.concatenate([start + np.array(numbers) for start, numbers in zip(starts, keep, strict=False)])
@@ -118,15 +119,15 @@ def restricted(measurement: Measurement, keep: list[list[int]]) -> Measurement:
 
 
 def solved(problem: Problem, keep: list[list[int]], time_limit: float, starts: list[Choice]) -> Solution | None:
-    """The best found with those options, as a choice of the whole problem; None where the budgets cannot be met.
+    """The best solution with the options ``keep``, as a choice of the whole problem; None if it is infeasible.
 
-    Bound and gap are of the family.
+    Bound and gap hold for the restricted problem.
 
     Args:
-        problem: with all options.
-        keep: options of each group.
+        problem: the problem with all options.
+        keep: indices of the allowed options of each group.
         time_limit: seconds.
-        starts: choices of the whole problem; the best of those that have only these options is where it starts.
+        starts: choices of the whole problem; the best of those that use only allowed options is the initial choice.
     """
     small = subproblem(problem, keep)
     least = small.minimum_usage()
@@ -153,17 +154,17 @@ def solve_families(
     time_limit: float,
     only: str = "",
 ) -> dict[str, Solution]:
-    """A row for the best choice of each family, solved for where it is not there yet; what was found.
+    """Add a row for the best choice of each family, solving where there is none yet; return the solutions.
 
     Args:
-        rows: where they go; one without bytes says that the family cannot meet the budgets.
-        setting: what every row of this problem says.
-        problem: made from ``measurement``.
-        measurement: of all options.
-        worth: what the row of a solution says besides bytes, predicted loss and proven gap.
-        families: in the order of `FAMILIES`.
+        rows: receives the rows; a row without bytes says that the family cannot meet the budgets.
+        setting: entries common to all rows of this problem.
+        problem: the problem, made from ``measurement``.
+        measurement: the measurement of all options.
+        worth: gives the entries of a row besides bytes, predicted loss and proven gap.
+        families: names of the families, in the order of `FAMILIES`.
         time_limit: seconds for each solve.
-        only: start of the names of the layers to choose about; the others stay as they are.
+        only: common beginning of the names of the layers to choose about; all others are kept unchanged.
     """
     solutions: dict[str, Solution] = {}
     for name, family in families.items():
@@ -190,7 +191,7 @@ def solve_families(
 def row_of(
     measurement: Measurement, solution: Solution, worth: Callable[[Solution], Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """What the row of a choice says; `choice_of` takes the choice from its ``options``."""
+    """The row of a choice; `choice_of` restores the choice from its ``options``."""
     return {
         "bytes": solution.usage["bytes"],
         "predicted": solution.objective,
@@ -209,16 +210,16 @@ def refine_families(
     solutions: Mapping[str, Solution],
     refine: Callable[[Measurement, Problem, Choice], Refined],
 ) -> None:
-    """A row each for the joint choice and that of the best family, measured again around it and chosen again.
+    """Add rows for the joint choice and the best family's choice after refinement.
 
     Args:
-        rows: as of `solve_families`.
-        setting: the same as in `solve_families`.
-        problem: as of `solve_families`.
-        measurement: as of `solve_families`.
-        worth: as of `solve_families`.
-        solutions: what that gave.
-        refine: `qcompress.refine` of the model and its data.
+        rows: receives the rows.
+        setting: entries common to all rows of this problem.
+        problem: the problem, made from ``measurement``.
+        measurement: the measurement of all options.
+        worth: gives the entries of a row besides bytes, predicted loss and proven gap.
+        solutions: the solutions that `solve_families` returned.
+        refine: `qcompress.refine` with the model and its data.
     """
     best = min((name for name in solutions if name != JOINT), key=lambda name: solutions[name].objective, default=JOINT)
     for name in dict.fromkeys((best, JOINT)):

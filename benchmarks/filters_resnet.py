@@ -72,14 +72,14 @@ ACCURACY_COLUMNS = {
 
 
 def tied_layers(model: cifar.ResNet) -> list[list[str]]:
-    """Layers whose outputs are added: in every stage the second convolutions, in the first one also the stem."""
+    """Layers whose outputs are added: the second convolutions of each stage, and the stem in the first stage."""
     second = [name for name, _ in model.named_modules() if name.endswith("conv2")]
     stages = [[name for name in second if name.startswith(f"layer{stage}.")] for stage in (1, 2, 3)]
     return [["conv1", *stages[0]], *stages[1:]]
 
 
 def budget_of(network: FilterNetwork, average_bits: float) -> int:
-    """Bytes of the network with all filters and all layers at so many bits."""
+    """Bytes of the network with all filters kept and all layers at ``bits`` bits."""
     weights = sum(len(layer.scores) * layer.weights_per_filter for layer in network.layers)
     scales = sum(4 * len(layer.scores) for layer in network.layers)
     return network.fixed_bytes + scales + math.floor(weights * average_bits / 8)
@@ -101,7 +101,7 @@ def sample(encoded: FilterBqm, stated: FilterProblem, seed: int, optimum: float)
 
 
 def beta_range(bqm: dimod.BinaryQuadraticModel) -> tuple[float, float]:
-    """From where the largest flip is taken half of the time to where 3 % of the median linear bias are not."""
+    """Inverse temperatures, from accepting the largest flip half of the time to rejecting 3 % of the median bias."""
     vectors = bqm.to_numpy_vectors()
     strength = abs(vectors.linear_biases)
     smallest = 0.03 * float(np.median(strength))
@@ -111,7 +111,7 @@ def beta_range(bqm: dimod.BinaryQuadraticModel) -> tuple[float, float]:
 
 
 def in_cpu_seconds(run: Callable[[int], Solution], seed: int) -> Solution:
-    """A run whose times are CPU seconds: the wall time of every point times the run's own CPU seconds a second."""
+    """A run with times in CPU seconds: wall times multiplied by the run's CPU seconds per second of wall time."""
     start, start_cpu = time.perf_counter(), time.process_time()
     solution = run(seed)
     cpu_s = time.process_time() - start_cpu
@@ -121,7 +121,7 @@ def in_cpu_seconds(run: Callable[[int], Solution], seed: int) -> Solution:
 
 
 def row_of(name: str, lengths: Sequence[Sequence[Solution]], optimum: float) -> dict[str, Any]:
-    """One row of the table of searches; quality is that of the longer runs."""
+    """One row of the table of searches; the quality is that of the longer runs."""
     runs = lengths[-1]
     gaps = [max(0.0, (run.objective - optimum) / abs(optimum)) for run in runs if run.objective is not None]
     targets = [target_near(optimum, within) for within in TARGETS]
@@ -138,7 +138,7 @@ def row_of(name: str, lengths: Sequence[Sequence[Solution]], optimum: float) -> 
 
 
 def search(network: FilterNetwork, budget: int, seeds: int) -> tuple[list[dict[str, Any]], dict[str, FilterChoice]]:
-    """All solvers at the γ of a size: their rows, and their choices (those of the last seed)."""
+    """Run all solvers at the γ of a size: their rows, and their choices with the last seed."""
     gamma, _ = fit_size(network, budget)
     start = time.process_time()
     exact = best_choice(network, gamma)

@@ -75,7 +75,7 @@ def main() -> None:
 
 
 class Tally:
-    """What came out so far, by back end."""
+    """Outcomes so far, by back end."""
 
     def __init__(self) -> None:
         self.problems, self.failed, self.cut, self.seconds = (Counter[str]() for _ in range(4))
@@ -122,7 +122,7 @@ def problem_of(number: int) -> Problem:
 
 
 def judge_chunk(numbers: range, only: list[str], every: dict[str, int]) -> list[tuple[int, Run]]:
-    """Every run on some problems."""
+    """Run every back end on some problems."""
     runs = []
     for number in numbers:
         problem = problem_of(number)
@@ -148,7 +148,7 @@ def _back_ends() -> Iterator[tuple[str, Solver]]:
 
 
 def judged(solver: Solver, problem: Problem) -> str:
-    """What is wrong with a back end's answer to a problem, or an empty string."""
+    """Describe what is wrong with a back end's answer to a problem; an empty string if nothing is."""
     best = optimum(problem)
     try:
         for presolve in (False, True):  # most of these problems are decided by presolve

@@ -59,7 +59,7 @@ COLUMNS = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Judge:
-    """What a smaller network is worth, before and after fine-tuning."""
+    """Judges a smaller network before and after fine-tuning."""
 
     original: nn.Module
     training: Tensor
@@ -78,7 +78,7 @@ class Judge:
         return cifar.logits(self.original, self.seen), cifar.logits(self.original, self.inputs)
 
     def worth(self, smaller: nn.Module) -> dict[str, float]:
-        """KL to the original on the calibration images and on the test images, accuracy on these; then all again."""
+        """KL on calibration and test images and accuracy on test images, before and after fine-tuning."""
         worth = self._worth(smaller)
         if self.steps:
             batches, seen = cifar.batched(self.training), cifar.batched(self.seen[:VALIDATED])
@@ -96,7 +96,7 @@ class Judge:
 
 
 def verdict(rows: list[dict[str, Any]]) -> str:
-    """The least of every number at one budget: the joint choice's or which family's."""
+    """For each number, whether the joint choice or which family has the smallest value at one budget."""
     fitting = {row["choice"]: row for row in rows if "bytes" in row}
     said = []
     for key in COLUMNS:

@@ -69,7 +69,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def published(folder: Path) -> Iterator[tuple[str, Problem]]:
-    """The instances of a folder, told apart by the beginning of their names."""
+    """The instances in a folder; the beginning of a file's name tells its kind."""
     for file in sorted(folder.glob("*.txt")):
         reader = PREFIXES.get(file.name.split("_")[0])
         if reader is not None:
@@ -100,7 +100,7 @@ def run(problem: Problem, solver: str, time_limit: float) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]], solvers: tuple[str, ...]) -> tuple[str, list[dict[str, Any]]]:
-    """Per problem each solver's distance from the best in percent, and `auto`'s proven gap."""
+    """The table of each solver's distance from the best in percent and `auto`'s proven gap, by problem."""
     lines: dict[tuple[str, int], dict[str, Any]] = {}
     best: dict[tuple[str, int], float] = {}
     for row in rows:

@@ -54,7 +54,7 @@ class Wide(nn.Sequential):
 
 
 def timed(model: nn.Module, measurement: qcompress.Measurement, batch: Tensor) -> qcompress.Measurement:
-    """The measurement with times, and a word on how many and how long."""
+    """The measurement with times; prints how many options were timed and how long it took."""
     begun = time.perf_counter()
     with_times = qcompress.time_options(model, measurement, batch)
     whole_s, fixed = with_times.original[LATENCY], with_times.fixed[LATENCY]
@@ -69,7 +69,7 @@ def timed(model: nn.Module, measurement: qcompress.Measurement, batch: Tensor) -
 def row(
     choice: str, solution: Solution, measurement: qcompress.Measurement, dense: nn.Module, batch: Tensor
 ) -> tuple[dict[str, object], nn.Module]:
-    """What a choice is predicted and measured to take, and its model."""
+    """The row of a choice with its predicted and measured time, and its model."""
     smaller = qcompress.apply(dense, measurement, solution)
     return {
         "network": type(dense).__name__,

@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def add_missing(library: Library) -> None:
-    """Every kind's members, the published instances that are here, and problem files in the library's folder."""
+    """Add all kinds' members, the published instances at hand, and the problem files in the library's folder."""
     for kind, (family, arguments) in KINDS.items():
         for seed in range(SEEDS):
             name = f"{kind}, seed {seed}"

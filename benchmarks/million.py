@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def timed(rows: list[dict[str, Any]], phase: str, work: Callable[[], Any]) -> Any:
-    """What ``work`` gives; its time and the peak so far become a row."""
+    """Run ``work`` and return its result; its time and the peak memory so far become a row."""
     start, begun = time.monotonic(), time.process_time()
     result = work()
     wall_s, cpu_s = time.monotonic() - start, time.process_time() - begun

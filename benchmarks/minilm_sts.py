@@ -49,7 +49,7 @@ COLUMNS = {
 
 
 def encode(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Mean over a sentence's words, of length 1; positions are given for each sentence, so that all have samples."""
+    """Normalised means over words. Position ids are given per sentence, so that they have a batch dimension."""
     ids, mask = batch["input_ids"], batch["attention_mask"]
     positions = torch.arange(ids.shape[1]).expand(ids.shape)
     states = model(
@@ -66,7 +66,7 @@ def sentences(file: Path) -> tuple[list[str], list[str], np.ndarray]:
 
 
 def batched(tokenizer: Any, texts: list[str], size: int = 64) -> list[dict[str, Any]]:
-    """Batches of sentences of like length; ``of`` says which sentences are in a batch."""
+    """Batches of sentences of similar length; ``of`` holds the indices of a batch's sentences."""
     ordered = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     groups = [ordered[start : start + size] for start in range(0, len(texts), size)]
     settings = {"padding": True, "truncation": True, "max_length": 128, "return_tensors": "pt"}
@@ -74,7 +74,7 @@ def batched(tokenizer: Any, texts: list[str], size: int = 64) -> list[dict[str, 
 
 
 def spearman(model: nn.Module, test: list[dict[str, Any]], scores: np.ndarray) -> float:
-    """100 times the rank correlation of cosine and score over pairs of sentences, first ones and then second ones."""
+    """100 times Spearman's correlation of cosine and score; the first sentences of all pairs come before the second."""
     with torch.no_grad():
         parts = {index: row for batch in test for index, row in zip(batch["of"], encode(model, batch), strict=True)}
     vectors = torch.stack([parts[index] for index in range(2 * len(scores))])
@@ -83,7 +83,7 @@ def spearman(model: nn.Module, test: list[dict[str, Any]], scores: np.ndarray) -
 
 
 def blocks_of(tokenizer: Any, text: Path, weight: Tensor, count: int, rank: int) -> Any:
-    """The vocabulary in ``count`` blocks by the frequencies of a text, refined at a rank unless that is 0."""
+    """Split the vocabulary into ``count`` blocks by word frequency in a text, refined at ``rank`` unless it is 0."""
     lines = [line for line in text.read_text(encoding="utf-8").splitlines() if line.strip()]
     ids = tokenizer(lines, add_special_tokens=True)["input_ids"]
     blocks = vocabulary_blocks(count_words(map(torch.tensor, ids), len(weight)), count)

@@ -54,11 +54,11 @@ class Case:
     Attributes:
         calibration: batches to measure on.
         tests: batches to judge on.
-        quality: the outputs of all tests → a percentage.
+        quality: function from the outputs of all tests to a percentage.
         timed: batches of one and of many samples.
         times, sizes: budgets, as shares of the float32 file's time and bytes.
-        loss, method: of `qcompress.measure`.
-        groups: group sizes on offer, None for whole rows; uniform bits have the last.
+        loss, method: arguments of `qcompress.measure`.
+        groups: group sizes of the options, None for whole rows; the uniform choices use the last.
     """
 
     model: nn.Module
@@ -86,7 +86,7 @@ def resnet20(words: argparse.Namespace) -> Case:
 
 
 class Encoder(nn.Module):
-    """Mean over a sentence's words, of length 1."""
+    """Sentence embeddings: means over words, normalised."""
 
     def __init__(self, bert: nn.Module) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ def quantized_by_ort(whole: Path, case: Case, folder: Path) -> Iterator[tuple[st
 
 
 def session_of(name: str, path: Path) -> Any:
-    """ORT's own files with its own defaults: their pairs are what its int8 kernels are picked by."""
+    """A session with ORT's defaults for ORT's files: its int8 kernels are chosen by their QuantizeLinear pairs."""
     if not name.startswith("ORT"):
         return ENGINE.session(path)
     import onnxruntime
@@ -207,7 +207,7 @@ def measured(case: Case, folder: Path) -> qcompress.Measurement:
 
 
 def uniform(timed: qcompress.Measurement, fits: Callable[[Transform], bool]) -> list[int]:
-    """The first option of every part that fits, or else 8 bits for the weights alone, or else what is kept."""
+    """The first option of every part that fits; failing that, 8 bits for the weights alone, or else the original."""
 
     def place(options: Sequence[Transform]) -> int:
         for wanted in (fits, lambda transform: isinstance(transform, PruneQuantize) and transform.bits == 8):
@@ -230,13 +230,13 @@ def uniform_choices(timed: qcompress.Measurement, grouped: int | None) -> Iterat
 
 
 def is_stored_in(bits: int, group_size: int | None, transform: Transform) -> bool:
-    """Whether only weights are quantized, to so many bits in groups of that size."""
+    """Whether only weights are quantized, to ``bits`` bits in groups of ``group_size``."""
     grouped = getattr(transform, "group_size", None) == group_size
     return isinstance(transform, PruneQuantize) and transform.bits == bits and grouped
 
 
 def predicted(timed: qcompress.Measurement, choice: Sequence[int]) -> dict[str, float]:
-    """Milliseconds and loss that a choice is predicted to take."""
+    """Predicted milliseconds and loss of a choice."""
     starts = np.cumsum([0, *map(len, timed.transforms[:-1])]) + np.array(choice)
     seconds = timed.fixed[LATENCY] + timed.resources[LATENCY][starts].sum()
     return {"ms_predicted": 1000 * float(seconds), "loss": float(timed.cost[starts].sum())}
@@ -245,7 +245,7 @@ def predicted(timed: qcompress.Measurement, choice: Sequence[int]) -> dict[str, 
 def written(
     case: Case, timed: qcompress.Measurement, folder: Path
 ) -> tuple[dict[str, Path], dict[str, dict[str, float]]]:
-    """A file for every choice, and what was predicted of it."""
+    """Write a file for every choice; return the files with their predictions."""
     problem = qcompress.formulate(timed, {FILE_BYTES: 1.0})
     blank = qcompress.solve(problem, "lagrangian")
     choices = dict(uniform_choices(timed, case.groups[-1]))

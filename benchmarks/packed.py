@@ -131,7 +131,7 @@ def measured(make: Callable[[], nn.Module], batch: Tensor, transform: Transform)
 
 
 def process_bytes() -> int:
-    """Resident memory of this process, after everything that is free was given back."""
+    """Resident memory of this process after free memory has been returned to the system."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

@@ -31,10 +31,10 @@ class View:
     """How rows become a table.
 
     Attributes:
-        columns: heading → format of a cell, as ``"{kl:.3f}"``.
+        columns: heading → format of a cell, such as ``"{kl:.3f}"``.
         across: a key whose values become columns of their own, in the order of the rows; ``cell`` is their format.
             The rows that agree in ``columns`` then make one row of the table.
-        source: the file in ``benchmarks/published/``, where it is not called as the table.
+        source: name of the file in ``benchmarks/published/``, if it differs from the table's.
         where: key → value that the rows must have.
     """
 
@@ -203,7 +203,7 @@ VIEWS = {
 
 
 def block(name: str) -> str:
-    """What stands between the markers of a table: its command and its rows."""
+    """The text between the markers of a table: its command and its rows."""
     view = VIEWS[name]
     values = read_json(PUBLISHED / f"{view.source or name}.json", "rows of a benchmark")
     return f"\n`{values['command']}`\n\n{view.table(values['rows'])}\n\n"
@@ -215,7 +215,7 @@ def with_tables(text: str) -> str:
 
 
 def publish(file: Path) -> None:
-    """Take over what a benchmark wrote: its command, and of its rows what the tables show."""
+    """Copy the command and the columns that the tables show from a benchmark's file to ``benchmarks/published/``."""
     views = [view for name, view in VIEWS.items() if (view.source or name) == file.stem]
     if not views:
         raise SystemExit(f"no table shows {file.stem}; known: {', '.join(v.source or n for n, v in VIEWS.items())}")

@@ -33,7 +33,7 @@ COLUMNS = {
 
 
 def layers_in_a_row(count: int, rank: int, seed: int = 0) -> Problem:
-    """So many layers, with half of their macs for a budget."""
+    """A chain of ``count`` layers with a budget of half of their macs."""
     rng, size = np.random.default_rng(seed), count * OPTIONS
     shares = np.linspace(1.0, 1.0 / OPTIONS, OPTIONS)
     kept = np.round(rng.choice([16, 32, 64, 128], count)[:, None] * shares)

@@ -24,7 +24,7 @@ BITS = (2, 3, 4, 5, 6, 7, 8)
 
 
 def random_choices(count: int, num_layers: int, *, independent: bool) -> list[np.ndarray]:
-    """Option indices, where keep is 0, 2 bits are 1, and so on."""
+    """Random choices as option indices: 0 is keep, 1 is 2 bits, and so on."""
     rng = np.random.default_rng(0)
     choices = []
     for _ in range(count):

@@ -112,7 +112,7 @@ def run(
 
 
 def summary(sampler: str, encoding: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over the problems; a step that is missing in a run counts as infinitely bad."""
+    """Medians over the problems; a step that a run lacks counts as infinitely bad."""
     row: dict[str, Any] = {"sampler": sampler, "encoding": encoding, "runs": runs}
     for name in (
         "raw",
@@ -133,7 +133,7 @@ def summary(sampler: str, encoding: str, runs: list[dict[str, Any]]) -> dict[str
 
 
 def precision_row(problem: Problem, encoding: str) -> dict[str, Any]:
-    """What a quantum processor would keep of the model at the price that the sampler ended with."""
+    """How much of the model survives a quantum processor's precision, at the sampler's final prices."""
     prices = solve(problem, "sa", seed=0, encoding="domain-wall", presolve=False).details["prices"]
     return {"encoding": encoding} | coefficient_report(to_bqm(problem, encoding, prices=prices)).to_json()
 

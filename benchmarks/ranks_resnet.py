@@ -50,7 +50,7 @@ COLUMNS = {
 
 
 def norms(model: nn.Module, measurement: qcompress.Measurement) -> tuple[np.ndarray, np.ndarray]:
-    """Per option the largest singular value of its error, relative to the weight's; and the weight's square."""
+    """The largest singular value of each option's error relative to the weight's, and the square of the weight's."""
     spectral, square = [], []
     for weight, transforms in zip(measurement.weights(model), measurement.transforms, strict=True):
         largest = torch.linalg.matrix_norm(weight.rows, ord=2)
@@ -62,7 +62,7 @@ def norms(model: nn.Module, measurement: qcompress.Measurement) -> tuple[np.ndar
 
 
 def vbmf(model: nn.Module, measurement: qcompress.Measurement) -> np.ndarray:
-    """In every layer the factors of the rank that VBMF finds in its channels, or of the nearest rank on offer."""
+    """Choose in every layer the rank that VBMF finds in its channels, or the nearest rank available."""
     choice = []
     for part, transforms in zip(measurement.parts, measurement.transforms, strict=True):
         rows = part.weight(model)
@@ -79,7 +79,7 @@ def vbmf(model: nn.Module, measurement: qcompress.Measurement) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Study:
-    """The network with what selections are made by and judged on."""
+    """The network with the data for making and judging selections."""
 
     model: nn.Module
     measurement: qcompress.Measurement
@@ -91,7 +91,7 @@ class Study:
 
     @cached_property
     def ways(self) -> dict[str, Way]:
-        """Selection → the choice that it makes for a problem and the resource with the budget."""
+        """Functions by name of a selection, each from a problem and its budgeted resource to a choice."""
         images = cifar.batched(self.training[:MEASURED])
         true_loss = qcompress.TrueLoss(self.model, self.measurement, images)
         spectral, square = norms(self.model, self.measurement)
@@ -113,7 +113,7 @@ class Study:
         return cifar.logits(self.model, self.inputs)
 
     def row(self, budget: str, name: str, resource: str, share: float) -> dict[str, Any]:
-        """What one selection at one budget is worth, before and after fine-tuning."""
+        """The row of one selection at one budget, before and after fine-tuning."""
         problem = qcompress.formulate(self.measurement, {resource: share}, pairs=name in ("pairs", "beam"))
         row: dict[str, Any] = {"budget": budget, "choice": name}
         choice = self.ways[name](problem, resource)

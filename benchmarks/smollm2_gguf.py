@@ -52,7 +52,7 @@ COMPENSATED = ("Q5_K", "Q4_K", "IQ4_XS", "Q3_K")  # once compensated, others los
 
 
 def windows(folder: Path, text: Path, count: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Windows to measure on, evenly spread over the text, and those that judge."""
+    """Windows for calibration, evenly spread over the text, and windows for evaluation."""
     from transformers import AutoTokenizer
 
     ids = torch.tensor(AutoTokenizer.from_pretrained(folder)(text.read_text())["input_ids"])
@@ -63,7 +63,7 @@ def windows(folder: Path, text: Path, count: int) -> tuple[list[torch.Tensor], l
 
 
 def measured(model: torch.nn.Module, data: list[torch.Tensor], options: Options, file: Path) -> qcompress.Measurement:
-    """The measurement with its encoded options, which are kept beside it: a run that was cut goes on from them."""
+    """The measurement with its encoded options; both are stored, so that an interrupted run resumes."""
     codes, times = file.with_suffix(".safetensors"), file.with_suffix(".json")
     if file.exists():
         measurement = qcompress.Measurement.load(file)
@@ -93,7 +93,7 @@ def measured(model: torch.nn.Module, data: list[torch.Tensor], options: Options,
 
 
 def ggml_seconds(model: torch.nn.Module, measurement: qcompress.Measurement, solution: qcompress.Solution) -> float:
-    """What ggml takes to encode a mixture of types."""
+    """Seconds that ggml takes to encode a mixture of types."""
     assert solution.choice is not None
     start = time.process_time()
     for options, option, weight in zip(
@@ -108,7 +108,7 @@ def ggml_seconds(model: torch.nn.Module, measurement: qcompress.Measurement, sol
 
 
 def llama_quantize_seconds(source: Path, preset: str, folder: Path) -> float | None:
-    """What llama.cpp takes to write a preset without an importance matrix; None where it does not, or is missing."""
+    """Seconds llama.cpp takes to write a preset without an importance matrix; None if it refuses or is missing."""
     if importlib.util.find_spec("cyllama") is None or preset in NEEDS_MATRIX:
         return None
     from cyllama.llama import llama_cpp

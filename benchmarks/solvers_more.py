@@ -106,7 +106,7 @@ def beam() -> list[dict[str, Any]]:
 
 
 def front() -> list[dict[str, Any]]:
-    """The front at five budgets, against a solver that is given each."""
+    """Compare the front at five budgets with a solver that solves for each."""
     rows = []
     for family in ("linear, 200 groups", "factor of rank 8, 50 groups"):
         problem = layered_problem(**FAMILIES[family])
@@ -128,7 +128,7 @@ def front() -> list[dict[str, Any]]:
 
 
 def timed(run: Callable[[], Any]) -> tuple[Any, float]:
-    """What ``run`` gives, and the CPU seconds of this process."""
+    """The result of ``run``, and the CPU seconds of this process."""
     begun = time.process_time()
     result = run()
     return result, time.process_time() - begun

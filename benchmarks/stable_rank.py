@@ -36,7 +36,7 @@ COLUMNS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Study:
-    """The network, the ranks that it is cut to, and what it is trained and judged on."""
+    """The network, the ranks to cut it to, and the data for training and judging."""
 
     model: nn.Module
     measurement: qcompress.Measurement
@@ -47,7 +47,7 @@ class Study:
     labels: torch.Tensor
 
     def row(self, name: str, dense: nn.Module, steps: int) -> dict[str, object]:
-        """What a dense network is worth at the cut and after so many steps of training."""
+        """The row of a dense network: judged right after the cut and after ``steps`` steps of training."""
         measured = dataclasses.replace(self.measurement, model_fingerprint=self.measurement.fingerprint_of(dense))
         factored = qcompress.apply(dense, measured, self.solution)
         tuned = qcompress.finetune(
@@ -105,7 +105,7 @@ def main() -> None:
 def penalised(
     model: nn.Module, batches: list[torch.Tensor], ranks: dict[str, int], strength: float, steps: int
 ) -> nn.Module:
-    """The dense network trained to meet the original's outputs with the penalty on top."""
+    """The dense network, trained on the distance to the original's outputs plus the penalty."""
 
     def penalty(network: nn.Module) -> torch.Tensor:
         return strength * qcompress.stable_rank(network, ranks)

@@ -71,7 +71,7 @@ def build(folder: Path, size: float) -> None:
 
 
 def compress(folder: Path, run: Path, limit: float, samples: int, tokens: int) -> None:
-    """The limited process: everything from opening to the comparison of the file; its figures go to ``run``."""
+    """Run everything in the limited process, from opening the model to verifying the file; figures go to ``run``."""
     resource.setrlimit(resource.RLIMIT_AS, (int(limit * 1e9), int(limit * 1e9)))
     import torch
 
@@ -103,7 +103,7 @@ def compress(folder: Path, run: Path, limit: float, samples: int, tokens: int) -
 
 
 def limited(words: argparse.Namespace, folder: Path, run: Path, kills: int = 0) -> dict[str, Any]:
-    """Figures of `compress` in a process of its own, killed some times on the way."""
+    """Run `compress` in a separate process, killed several times on the way; return its figures."""
     command = [
         sys.executable, "-m", "benchmarks.streaming", "--folder", str(folder), "--run", str(run), "--limit",
         str(words.limit), "--samples", str(words.samples), "--tokens", str(words.tokens),
@@ -124,7 +124,7 @@ def limited(words: argparse.Namespace, folder: Path, run: Path, kills: int = 0) 
 
 
 def digest(folder: Path) -> str:
-    """Of all files of a folder."""
+    """SHA-256 over the names and contents of all files in a folder."""
     sha = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         sha.update(file.name.encode())
@@ -135,7 +135,7 @@ def digest(folder: Path) -> str:
 
 
 def row(words: argparse.Namespace, size: float) -> dict[str, Any]:
-    """One size."""
+    """The row of one model size."""
     folder = words.folder / f"model_{size}"
     if not (folder / "model.safetensors.index.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -152,7 +152,7 @@ def row(words: argparse.Namespace, size: float) -> dict[str, Any]:
 
 
 def plot(rows: list[dict[str, Any]], file: Path) -> None:
-    """Seconds and the largest resident size against the size."""
+    """Plot time and peak resident memory against the model's size."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -171,7 +171,7 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
 
 
 def rates() -> dict[str, float]:
-    """GB read, GFLOP passed, million weights encoded and decoded, by one thread in a second of processor time."""
+    """Rates of one thread per second of processor time: GB read, GFLOP, million weights encoded and decoded."""
     import tempfile
 
     import torch

@@ -23,10 +23,10 @@ def write_results(folder: Path, name: str, values: Any, table: str) -> None:
     """Write ``name.json`` and ``name.md`` into ``folder``.
 
     Args:
-        folder: made where it is missing.
-        name: of both files.
-        values: a mapping, or the rows alone; the command that is running is added as ``command``.
-        table: Markdown for people.
+        folder: folder for the files; created if missing.
+        name: name of both files, without the ending.
+        values: a mapping, or just the rows; the running command is added as ``command``.
+        table: the rows as Markdown.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_json(
@@ -37,7 +37,7 @@ def write_results(folder: Path, name: str, values: Any, table: str) -> None:
 
 
 def command() -> str:
-    """The running benchmark as it is called, with the placeholders of the documentation for places on this machine.
+    """The command line of the running benchmark, with the documentation's placeholders for local paths.
 
     >>> from unittest.mock import patch
     >>> with patch("sys.argv", ["/here/benchmarks/trust.py", "--data", "/there", "--samples", "64"]):
@@ -55,11 +55,11 @@ def command() -> str:
 
 
 class Rows:
-    """Rows in a JSON file, written as they come: a run with the same settings goes on where it was cut.
+    """Rows in a JSON file, written one by one: an interrupted run with the same settings resumes.
 
     Args:
-        file: where they are; of other settings it is written anew.
-        settings: what the rows depend on, as plain JSON.
+        file: the JSON file; it is replaced if it was written with other settings.
+        settings: everything that the rows depend on, as plain JSON.
     """
 
     def __init__(self, file: Path, settings: Mapping[str, Any]) -> None:
@@ -72,15 +72,15 @@ class Rows:
 
     @property
     def values(self) -> dict[str, Any]:
-        """What is written."""
+        """All rows written so far."""
         return {"settings": self._settings, "rows": self._rows}
 
     def of(self, **keys: Any) -> list[dict[str, Any]]:
-        """The rows with these values."""
+        """All rows that have the given values."""
         return [row for row in self._rows if all(row.get(key) == value for key, value in keys.items())]
 
     def add(self, row: dict[str, Any]) -> None:
-        """Write one more, and print it without its lists."""
+        """Add a row to the file, and print it without its lists."""
         print({key: value for key, value in row.items() if not isinstance(value, list)}, flush=True)
         self._rows.append(row)
         self._file.parent.mkdir(parents=True, exist_ok=True)

@@ -64,7 +64,7 @@ COLUMNS = {
 
 
 def names() -> list[str]:
-    """Of all cells, small sets of samples first."""
+    """Names of all cells, those with the fewest samples first."""
     return [
         f"{model}/{source}/{samples}/{family}"
         for samples in SIZES
@@ -76,13 +76,13 @@ def names() -> list[str]:
 
 
 def uniform_choice(measurement: qcompress.Measurement, problem: Problem) -> np.ndarray | None:
-    """Of the uniform settings that fit, the one of least additive loss."""
+    """The uniform setting within the budget with the smallest additive loss."""
     settings = [setting.choice for setting in uniform_settings(measurement, problem)]
     return min(settings, key=lambda choice: problem.cost[problem.flat(choice)].sum(), default=None)
 
 
 def measured(case: Case, data: list[Any], family: str, place: Path) -> qcompress.Measurement:
-    """All of the data, or what an earlier run left of it."""
+    """Measure on all of the data, resuming what an earlier run left."""
     file = place / "whole.npz"
     if not file.exists():
         place.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ def pass_s(case: Case, data: list[Any]) -> float:
 
 
 def forecast(rows: Rows, family: str, model: str, seconds: float) -> str:
-    """How long a cell will take, in words: as many passes as earlier cells of the family, best of the same model."""
+    """State how long a cell will take, from the number of passes in earlier cells of its family."""
     of_family = [row for row in rows.of(family=family) if row.get("passes")]
     alike = [row for row in of_family if row["model"] == model] or of_family
     if not alike:
@@ -142,7 +142,7 @@ def forecast(rows: Rows, family: str, model: str, seconds: float) -> str:
 
 
 def table_of(values: list[dict[str, Any]]) -> str:
-    """The rows, and what they come to."""
+    """The table of the rows, with a summary."""
     ratios = np.array([row["ratio"] for row in values])
     gains = np.array([row["pairs"] / row["additive"] for row in values])
     return markdown(values, COLUMNS) + (

