@@ -71,14 +71,14 @@ def of_inputs(measurement: Measurement, solution: Solution, fitted: Measurement 
         if options[option].needs_moments(part.target) and has_few_inputs(fitted, index):
             few[part.name] = fitted.num_inputs[part.path], len(fitted.moments[part.path])
     if few:
-        name = min(few, key=lambda own: few[own][0] / few[own][1])
-        found, width = few[name]
+        name = min(few, key=lambda layer: few[layer][0] / few[layer][1])
+        num_inputs, width = few[name]
         path = next(part.path for part in measurement.parts if part.name == name)
-        samples = round(measurement.num_samples * found / measurement.num_inputs[path])
-        needed = max(math.ceil(samples * width / found) for found, width in few.values())
+        samples = round(measurement.num_samples * num_inputs / measurement.num_inputs[path])
+        needed = max(math.ceil(samples * width / num_inputs) for num_inputs, width in few.values())
         yield (
             f"{len(few)} of {len(measurement.parts)} parts were fitted to fewer calibration inputs than their inputs "
-            f"have numbers ({name!r}: {found:,} for {width:,}), which does not carry over to other inputs: "
+            f"have numbers ({name!r}: {num_inputs:,} for {width:,}), which does not carry over to other inputs: "
             f"{needed:,} samples like these would do (now {samples:,})"
         )
 

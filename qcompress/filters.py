@@ -100,8 +100,8 @@ def read_filters(
     low, high = (PruneFilters(bits=number).bits for number in bits)
     batches = forwards.checked_data(data)
     with forwards.evaluating(model):
-        found = survey(model, batches, forward)
-        parts = tuple(part for part in found.parts if part.target.layer == "Conv2d")
+        surveyed = survey(model, batches, forward)
+        parts = tuple(part for part in surveyed.parts if part.target.layer == "Conv2d")
         if not parts:
             raise ModelError("the model has no Conv2d that can be compressed, so there is no filter to prune")
         if scores == "l1":
@@ -121,7 +121,7 @@ def read_filters(
         for part, (filter_scores, lowest) in zip(parts, measured, strict=True)
     )
     network = FilterNetwork(
-        layers=layers, low_bits=low, high_bits=high, beta=beta, fixed_bytes=_fixed_bytes(found, parts)
+        layers=layers, low_bits=low, high_bits=high, beta=beta, fixed_bytes=_fixed_bytes(surveyed, parts)
     )
     return FilterTables(network=network, parts=parts, model_fingerprint=fingerprint)
 
@@ -150,7 +150,7 @@ def apply_filters(
     tables.network.require(choice)
     require_measured(model, tables.model_fingerprint)
     pruned_of = {
-        place: pruned for one, pruned in zip(tables.network.sets, choice.pruned, strict=True) for place in one.layers
+        place: pruned for tied, pruned in zip(tables.network.sets, choice.pruned, strict=True) for place in tied.layers
     }
     smaller = own_copy(model)
     stored = []
@@ -213,8 +213,8 @@ def _option_losses(
     effects = Fisher(model, candidates, measured, forward)
     for index, batch in enumerate(batches):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-        found = effects.batch_effects(batch, generator)
-        total, num_samples = total + found.cost, num_samples + found.num_samples
+        effects_of_batch = effects.batch_effects(batch, generator)
+        total, num_samples = total + effects_of_batch.cost, num_samples + effects_of_batch.num_samples
     if not num_samples or not np.isfinite(total).all():
         raise DataError("the calibration data holds no sample, or the losses measured on it are not finite")
     return np.asarray(np.maximum(total[candidates.offsets[:-1] + 1] / num_samples, 0.0))
@@ -243,6 +243,6 @@ def _groups(names: Sequence[str], tied: Sequence[Sequence[str]]) -> dict[str, st
     return group_of
 
 
-def _fixed_bytes(found: Survey, parts: Sequence[Part]) -> int:
+def _fixed_bytes(surveyed: Survey, parts: Sequence[Part]) -> int:
     """Bytes of everything but ``parts``, as it is."""
-    return int(found.original["bytes"]) - sum(part.target.num_weights * part.target.dtype.itemsize for part in parts)
+    return int(surveyed.original["bytes"]) - sum(part.target.num_weights * part.target.dtype.itemsize for part in parts)

@@ -133,8 +133,8 @@ def guard(
         return known[key]
 
     tried = [proposal for proposal in first if problem.evaluate(proposal.choice).feasible]
-    standard = seen(next((own for own in tried if own.name == base), tried[0]))
-    for proposal in sorted(_different(tried), key=lambda own: seen(own).mean)[:MOST_NEAREST]:
+    standard = seen(next((attempt for attempt in tried if attempt.name == base), tried[0]))
+    for proposal in sorted(_different(tried), key=lambda candidate: seen(candidate).mean)[:MOST_NEAREST]:
         tried.extend(rounded_to_nearest(measurement, proposal))
     groups: dict[bool, list[Proposal]] = {True: [], False: []}
     for proposal in map(_named_by_all, _alike(tried)):
@@ -146,7 +146,7 @@ def guard(
         return Candidate(proposal.name, judged.objective, seen(proposal).mean, judged.usage)
 
     return Guarded(
-        best=min(groups[True], key=lambda own: seen(own).mean),
+        best=min(groups[True], key=lambda candidate: seen(candidate).mean),
         candidates=tuple(map(figures, groups[True])),
         undecided=tuple(map(figures, groups[False])),
     )
@@ -207,7 +207,9 @@ def kept_loss(
         forward: as of `measure`.
         batch_norm_data: as of `qcompress.apply`, for every proposal anew.
     """
-    options = [[*own, *(item.nearest for item in own)] for own in measurement.transforms]
+    options = [
+        [*part_transforms, *(item.nearest for item in part_transforms)] for part_transforms in measurement.transforms
+    ]
     wider = replace(measurement, transforms=tuple(map(tuple, options)))
     true_loss = TrueLoss(model, wider, kept, loss=loss, forward=forward)
 

@@ -170,12 +170,12 @@ class _Digest:
         words = sorted(_names_in(value.__code__))
         for word in words:
             if word in value.__globals__:
-                found = value.__globals__[word]
-                self.add(found, f"{name}.{word}")
-                if isinstance(found, types.ModuleType) and not _is_library_module(found.__name__):
+                referenced = value.__globals__[word]
+                self.add(referenced, f"{name}.{word}")
+                if isinstance(referenced, types.ModuleType) and not _is_library_module(referenced.__name__):
                     for inner in words:  # what is taken out of a module of the user's own
-                        if inner in vars(found):
-                            self.add(vars(found)[inner], f"{name}.{word}.{inner}")
+                        if inner in vars(referenced):
+                            self.add(vars(referenced)[inner], f"{name}.{word}.{inner}")
 
     def _add_class(self, value: type, name: str) -> None:
         self._put("class", value.__module__, value.__qualname__)

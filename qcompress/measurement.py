@@ -98,8 +98,8 @@ class Measurement:
 
     def weights(self, model: nn.Module) -> Iterator[Weight]:
         """The weights of all parts in ``model`` (views), with the moments of their inputs where there are any."""
-        distinct = {id(own): torch.tensor(own) for own in self.moments.values()}
-        moments = {path: distinct[id(own)] for path, own in self.moments.items()}
+        distinct = {id(table): torch.tensor(table) for table in self.moments.values()}
+        moments = {path: distinct[id(table)] for path, table in self.moments.items()}
         squares = {path: torch.tensor(values) for path, values in self.squares.items()}
         return weights_of(model, self.parts, moments, self.num_inputs, squares)
 
@@ -136,8 +136,8 @@ class Measurement:
 
     def save(self, path: AnyPath) -> None:
         """Write everything to one ``.npz`` file, whole or not at all."""
-        distinct = list({id(own): own for own in self.moments.values()}.values())
-        places = {id(own): place for place, own in enumerate(distinct)}
+        distinct = list({id(table): table for table in self.moments.values()}.values())
+        places = {id(table): place for place, table in enumerate(distinct)}
         header = {
             "parts": [part.to_json() for part in self.parts],
             "transforms": [[transform.to_json() for transform in options] for options in self.transforms],
@@ -152,7 +152,7 @@ class Measurement:
             "model_fingerprint": self.model_fingerprint,
             "standing": list(self.standing),
             "standing_loss": self.standing_loss,
-            "moments": {path: places[id(own)] for path, own in self.moments.items()},
+            "moments": {path: places[id(table)] for path, table in self.moments.items()},
             "num_inputs": dict(self.num_inputs),
             "tried": dict(self.tried),
             "notes": list(self.notes),
@@ -162,7 +162,7 @@ class Measurement:
         }
         arrays: dict[str, NDArray[np.floating]] = {"cost": self.cost, "factor": self.factor, "error": self.error}
         arrays |= {f"resource_{i}": use for i, use in enumerate(self.resources.values())}
-        arrays |= {f"moments_{i}": own for i, own in enumerate(distinct)}
+        arrays |= {f"moments_{i}": table for i, table in enumerate(distinct)}
         arrays |= {f"squares_{i}": values for i, values in enumerate(self.squares.values())}
         if self.standard_error is not None:
             arrays["standard_error"] = self.standard_error

@@ -49,11 +49,11 @@ class OpenedKeptLoss:
         if choice not in self._seen:
             choices = list(dict.fromkeys([choice, *map(self._transforms, self._waiting)]))
             self._waiting = []
-            new = [own for own in choices if own not in self._seen]
-            found = losses_of(
+            new = [candidate for candidate in choices if candidate not in self._seen]
+            losses = losses_of(
                 self._model, self._measurement, new, self._kept, self._data, loss=self._loss, forward=self._forward
             )
-            self._seen |= dict(zip(new, map(_as_seen, found), strict=True))
+            self._seen |= dict(zip(new, map(_as_seen, losses), strict=True))
         return self._seen[choice]
 
     def _transforms(self, proposal: Proposal) -> Choice:
@@ -69,6 +69,6 @@ def _as_seen(by_position: list[NDArray[np.float64]] | None) -> Seen:
     if by_position is None:
         return Seen(mean=float("inf"), each=np.zeros(0))
     return Seen(
-        mean=float(np.concatenate([own.mean(axis=1) for own in by_position]).mean()),
-        each=np.concatenate([own.ravel() for own in by_position]),
+        mean=float(np.concatenate([losses.mean(axis=1) for losses in by_position]).mean()),
+        each=np.concatenate([losses.ravel() for losses in by_position]),
     )

@@ -117,10 +117,10 @@ def plot_sweep(sweep: Sweep, path: AnyPath) -> None:
     >>> file.read_bytes()[1:4]
     b'PNG'
     """
-    found = [(p.budget, p.solution.objective) for p in sweep.points if p.solution.objective is not None]
-    if not found:
+    points = [(p.budget, p.solution.objective) for p in sweep.points if p.solution.objective is not None]
+    if not points:
         raise ValueError("no point has a choice, so there is nothing to draw")
-    budgets, objectives = np.array(found).T
+    budgets, objectives = np.array(points).T
     figure = _figure()
     axes = figure.add_subplot()
     band = sweep.band()

@@ -72,7 +72,11 @@ def proposals(
     asked = pair_strength(pairs)
     yield Proposal(name=_named(asked), choice=solution.choice)
     limit = UNLIMITED_S if time_limit is None else SHARE_OF_TIME * time_limit
-    others = {_named(own): at_strength(problem, measurement, own) for own in STRENGTHS if asked and own != asked}
+    others = {
+        _named(strength): at_strength(problem, measurement, strength)
+        for strength in STRENGTHS
+        if asked and strength != asked
+    }
     if measurement.softened is not None:
         others[SOFTENED] = at_softened_outputs(problem, measurement, 0.0)
         if asked:
@@ -102,10 +106,12 @@ def uniform_settings(measurement: Measurement, problem: Problem) -> Iterator[Pro
     for options in measurement.transforms:
         exact.append({transform.label: index for index, transform in reversed(list(enumerate(options)))})
         close.append({transform.nearest.label: index for index, transform in reversed(list(enumerate(options)))})
-    nearest = {own.label: own.nearest.label for options in measurement.transforms for own in options}
+    nearest = {option.label: option.nearest.label for options in measurement.transforms for option in options}
     fitting = {}
     for label, rounded in nearest.items():
-        choice = np.array([own.get(label, other.get(rounded, 0)) for own, other in zip(exact, close, strict=True)])
+        choice = np.array(
+            [numbers.get(label, other.get(rounded, 0)) for numbers, other in zip(exact, close, strict=True)]
+        )
         if problem.evaluate(choice).feasible:
             fitting[label] = choice
     if fitting:

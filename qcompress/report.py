@@ -89,7 +89,9 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain JSON."""
-        tried = {name: [own._asdict() for own in getattr(self, name)] for name in ("candidates", "undecided")}
+        tried = {
+            name: [candidate._asdict() for candidate in getattr(self, name)] for name in ("candidates", "undecided")
+        }
         return {**asdict(self), **tried}
 
     def save(self, path: AnyPath) -> None:
@@ -161,7 +163,7 @@ class Report:
         if self.latency_measured_s is None:
             return []
         seconds = self.original[LATENCY], self.usage[LATENCY], self.latency_measured_s
-        before, predicted, measured = (f"{1000 * own:.4g} ms" for own in seconds)
+        before, predicted, measured = (f"{1000 * duration_s:.4g} ms" for duration_s in seconds)
         return [f"- time in the engine: {before} before, {predicted} predicted, {measured} measured"]
 
     def _proof(self) -> str:
@@ -220,9 +222,9 @@ def by_reason(
     for name, reason in skipped.items():
         sizes[reason] = sizes.get(reason, 0.0) + size_bytes.get(name, 0.0)
     lines = []
-    for reason, own in names.items():
-        count = f"{len(own)} × " if len(own) > 1 else ""
+    for reason, listed_names in names.items():
+        count = f"{len(listed_names)} × " if len(listed_names) > 1 else ""
         share = f" ({100 * sizes[reason] / (whole_bytes or 1.0):.3g} % of the bytes)" if size_bytes else ""
-        listed = ", ".join(own[:most]) + (", …" if len(own) > most else "")
+        listed = ", ".join(listed_names[:most]) + (", …" if len(listed_names) > most else "")
         lines.append(f"{count}{reason}{share}: {listed}")
     return lines

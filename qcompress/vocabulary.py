@@ -166,8 +166,8 @@ def _moved(block: Tensor, lost: Tensor, lowest: Tensor, highest: Tensor) -> Tens
     movers = movers[gain[movers] > 0]
     for side, room in ((block, sizes - lowest), (best, highest - sizes)):  # who may leave, then who may come
         place = torch.empty_like(movers)
-        for own in range(len(lost)):
-            same = side[movers] == own
+        for number in range(len(lost)):
+            same = side[movers] == number
             place[same] = torch.arange(int(same.sum()))
         movers = movers[place < room[side[movers]]]
     moved = block.clone()
@@ -200,9 +200,11 @@ class BlockedEmbedding(Foldable):
         self.register_buffer("position", order.argsort().to(weight.device, narrow))
         self.blocks = nn.ModuleList()
         for words in blocks.words:
-            own = [] if embedding.padding_idx is None else (words == embedding.padding_idx).nonzero().view(-1).tolist()
+            padding = (
+                [] if embedding.padding_idx is None else (words == embedding.padding_idx).nonzero().view(-1).tolist()
+            )
             rows = weight.detach()[words.to(weight.device)].clone()
-            member = _embedding(rows, own[0] if own else None, sparse=embedding.sparse)
+            member = _embedding(rows, padding[0] if padding else None, sparse=embedding.sparse)
             member.weight.requires_grad_(weight.requires_grad)
             setattr(member, FREQUENCIES, (blocks.frequencies[words] / blocks.frequencies[words].sum()).float())
             self.blocks.append(member)
@@ -215,9 +217,9 @@ class BlockedEmbedding(Foldable):
         start = 0
         for block, size in zip(self.blocks, self.sizes, strict=True):
             local = place - start
-            own = (local >= 0) & (local < size)
-            found: Tensor = block(torch.where(own, local, 0))
-            features = found if features is None else torch.where(own[..., None], found, features)
+            inside = (local >= 0) & (local < size)
+            block_features: Tensor = block(torch.where(inside, local, 0))
+            features = block_features if features is None else torch.where(inside[..., None], block_features, features)
             start += size
         assert features is not None  # noqa: S101
         return features
@@ -265,8 +267,8 @@ def split_vocabulary_(model: Model, name: str, blocks: VocabularyBlocks) -> Mode
         embedding = None
     if not name or not _is_embedding(embedding):
         known = [path for path, module in model.named_modules() if path and _is_embedding(module)]
-        found = "nothing" if embedding is None else type(embedding).__name__
-        raise ModelError(f"{name!r} is {found}, not an Embedding inside the model; there are: {', '.join(known)}")
+        actual = "nothing" if embedding is None else type(embedding).__name__
+        raise ModelError(f"{name!r} is {actual}, not an Embedding inside the model; there are: {', '.join(known)}")
     assert isinstance(embedding, nn.Embedding)  # noqa: S101
     if reason := layers.why_unsupported(embedding):
         raise ModelError(f"{name!r} cannot be split: {reason}")
@@ -275,7 +277,7 @@ def split_vocabulary_(model: Model, name: str, blocks: VocabularyBlocks) -> Mode
     owners = [
         path
         for path, module in model.named_modules()
-        if module is not embedding and any(own is embedding.weight for own in module._parameters.values())
+        if module is not embedding and any(parameter is embedding.weight for parameter in module._parameters.values())
     ]
     if owners:
         raise ModelError(f"{name!r} cannot be split: its weight is shared with {', '.join(owners)}")

@@ -78,17 +78,17 @@ def named(reference: str, what: str) -> Any:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        found: Any = importlib.import_module(module_name)
+        value: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise typer.BadParameter(
             f"{what} {reference!r}: no module is called {error.name!r} (looked in {Path.cwd()} and what is installed)."
         ) from error
     for part in attribute.split("."):
-        if not hasattr(found, part):
-            names = ", ".join(name for name in vars(found) if not name.startswith("_")) or "nothing public"
+        if not hasattr(value, part):
+            names = ", ".join(name for name in vars(value) if not name.startswith("_")) or "nothing public"
             raise typer.BadParameter(f"{what} {reference!r}: {module_name} has no {part!r}; it has: {names}.")
-        found = getattr(found, part)
-    return found
+        value = getattr(value, part)
+    return value
 
 
 def function(reference: str, what: str) -> Callable[..., Any]:
@@ -97,12 +97,12 @@ def function(reference: str, what: str) -> Callable[..., Any]:
     Raises:
         typer.BadParameter: there is none of that name, or it cannot be called.
     """
-    found = named(reference, what)
-    if not callable(found):
+    value = named(reference, what)
+    if not callable(value):
         raise typer.BadParameter(
-            f"{what} {reference!r} is a {type(found).__name__}; name a function without arguments that returns it."
+            f"{what} {reference!r} is a {type(value).__name__}; name a function without arguments that returns it."
         )
-    return found  # type: ignore[no-any-return]
+    return value  # type: ignore[no-any-return]
 
 
 def assignments(words: Iterable[str], what: str) -> dict[str, Any]:
@@ -114,15 +114,15 @@ def assignments(words: Iterable[str], what: str) -> dict[str, Any]:
     >>> assignments(["sweeps=1_000", "backend=cbc", "polish=False"], "--option")
     {'sweeps': 1000, 'backend': 'cbc', 'polish': False}
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for word in words:
         name, equals, text = word.partition("=")
         if not (name and equals and text):
             raise typer.BadParameter(f"{what} must be written name=value, found {word!r}.")
-        if name in found:
+        if name in values:
             raise typer.BadParameter(f"{what} gives {name!r} twice.")
-        found[name] = _literal(text)
-    return found
+        values[name] = _literal(text)
+    return values
 
 
 def budgets(words: Iterable[str]) -> dict[str, float | str]:
@@ -137,13 +137,13 @@ def budgets(words: Iterable[str]) -> dict[str, float | str]:
     from qcompress.budgets import parse
     from qcompress.errors import OptionsError
 
-    found = assignments(words, "--budget")
-    for name, asked in found.items():
+    limits = assignments(words, "--budget")
+    for name, asked in limits.items():
         try:
             parse(name, asked)
         except OptionsError as error:
             raise typer.BadParameter(f"--budget: {error}.") from error
-    return found
+    return limits
 
 
 def amounts(words: Iterable[str], what: str) -> dict[str, float]:
@@ -152,13 +152,13 @@ def amounts(words: Iterable[str], what: str) -> dict[str, float]:
     Raises:
         typer.BadParameter: a value that is no number.
     """
-    found = assignments(words, what)
-    for name, value in found.items():
+    numbers = assignments(words, what)
+    for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise typer.BadParameter(
                 f"{what} {name} must be a number, as {name}=0.15 or {name}=120_000; found {value!r}."
             )
-    return found
+    return numbers
 
 
 def numbers(text: str, what: str) -> tuple[Any, ...]:

@@ -56,7 +56,7 @@ def compare(
     with replacing(output / "comparison.md") as file:
         file.write(compared.to_markdown().encode())
     comparisons = [compared] if isinstance(compared, Comparison) else list(compared.comparisons.values())
-    unsolved = all(one.best is None for one in comparisons)
+    unsolved = all(comparison.best is None for comparison in comparisons)
     plots = [] if unsolved else _drawn(compared, output)
     say(f"wrote to {output}: {', '.join([value_file, 'comparison.md', *plots])}")
     if as_json:

@@ -64,11 +64,11 @@ def submit(
 
     problem = Problem.load(problem_file)
     options = {"jobs": str(jobs)} | arguments.assignments(option or [], "--option")
-    found = registry.solver_class(solver)
-    if not issubclass(found, LeapSolver) or not (found.has_jobs or dry_run):
+    solver_type = registry.solver_class(solver)
+    if not issubclass(solver_type, LeapSolver) or not (solver_type.has_jobs or dry_run):
         known = [name for name in registry.names() if getattr(registry.solver_class(name), "has_jobs", False)]
         raise typer.BadParameter(f"--solver must be one of {', '.join(known)}, found {solver!r}.")
-    back_end = registry.configured(found(), options)
+    back_end = registry.configured(solver_type(), options)
     assert isinstance(back_end, LeapSolver)  # noqa: S101  (seen above)
     if dry_run:
         problem.require_reachable_budgets()
@@ -148,22 +148,28 @@ def list_solvers(as_json: arguments.AsJson = False) -> None:
     from solvers.leap.connection import connect
 
     with connect() as connection:
-        found = [
+        solvers = [
             {
-                "name": one.name,
-                "takes": sorted(one.supported_problem_types),
-                "kind": str(one.properties.get("category", "")),
-                "online": bool(one.online),
-                "load": one.avg_load,
+                "name": solver.name,
+                "takes": sorted(solver.supported_problem_types),
+                "kind": str(solver.properties.get("category", "")),
+                "online": bool(solver.online),
+                "load": solver.avg_load,
             }
-            for one in connection.solvers()
+            for solver in connection.solvers()
         ]
     if as_json:
-        print_json(found)
+        print_json(solvers)
         return
     rows = [
-        (one["name"], one["kind"], ", ".join(one["takes"]), "yes" if one["online"] else "no", f"{one['load'] or 0:.2f}")
-        for one in found
+        (
+            solver["name"],
+            solver["kind"],
+            ", ".join(solver["takes"]),
+            "yes" if solver["online"] else "no",
+            f"{solver['load'] or 0:.2f}",
+        )
+        for solver in solvers
     ]
     print_table(("solver", "kind", "takes", "online", ">load"), rows)
 
@@ -182,45 +188,47 @@ def _estimates(back_end: "LeapSolver", problem: Any, time_limit: float | None) -
     from solvers.leap.errors import LeapSolverError
     from solvers.leap.hybrid import LeapCqm, LeapNonlinear
 
-    found = {back_end.name: back_end.estimate(problem, time_limit=time_limit)}
+    estimates = {back_end.name: back_end.estimate(problem, time_limit=time_limit)}
     for other in (LeapCqm, LeapNonlinear):
-        if isinstance(back_end, LeapCqm | LeapNonlinear) and other.name not in found and not other.why_not():
+        if isinstance(back_end, LeapCqm | LeapNonlinear) and other.name not in estimates and not other.why_not():
             try:
-                found[other.name] = other(config=back_end.config).estimate(problem)
+                estimates[other.name] = other(config=back_end.config).estimate(problem)
             except LeapSolverError as error:
                 say(f"not compared with {other.name}: {error}")
-    return found
+    return estimates
 
 
-def _show_estimates(found: dict[str, "Estimate"], as_json: bool) -> int:
-    named = next(iter(found.values()))
+def _show_estimates(estimates: dict[str, "Estimate"], as_json: bool) -> int:
+    named = next(iter(estimates.values()))
     if as_json:
-        print_json({name: one.to_json() for name, one in found.items()})
+        print_json({name: estimate.to_json() for name, estimate in estimates.items()})
         return 0
     rows = []
-    for name, one in found.items():
+    for name, estimate in estimates.items():
         sizes = "; ".join(
             f"{word.replace('_', ' ')} {size:,}" + (f" of {limit:,}" if limit else "")
-            for word, (size, limit) in one.sizes.items()
+            for word, (size, limit) in estimate.sizes.items()
         )
-        quota = "–" if one.quota_s is None else f"{one.quota_s:.3g} s"
-        times = (f"{one.min_time_s:.3g} s", f"{one.time_limit_s:.3g} s", f"{one.charge_s:.3g} s", quota)
-        rows.append((name, one.remote, sizes, *times))
+        quota = "–" if estimate.quota_s is None else f"{estimate.quota_s:.3g} s"
+        times = (f"{estimate.min_time_s:.3g} s", f"{estimate.time_limit_s:.3g} s", f"{estimate.charge_s:.3g} s", quota)
+        rows.append((name, estimate.remote, sizes, *times))
     print_table(("solver", "at the service", "size", ">least time", ">time", ">charge", ">of the quota"), rows)
-    if len(found) > 1:
-        cheapest = min(found, key=lambda name: (bool(found[name].refusal), found[name].min_time_s, found[name].numbers))
-        print_lines(f"cheaper for this problem: {cheapest} ({'; '.join(map(_least, found.items()))})")
-    print_lines(*(f"{name}: {one.coefficients}" for name, one in found.items() if one.coefficients))
-    print_lines(*(f"{name}: {one.refusal}" for name, one in found.items() if one.refusal))
+    if len(estimates) > 1:
+        cheapest = min(
+            estimates,
+            key=lambda name: (bool(estimates[name].refusal), estimates[name].min_time_s, estimates[name].numbers),
+        )
+        print_lines(f"cheaper for this problem: {cheapest} ({'; '.join(map(_least, estimates.items()))})")
+    print_lines(*(f"{name}: {estimate.coefficients}" for name, estimate in estimates.items() if estimate.coefficients))
+    print_lines(*(f"{name}: {estimate.refusal}" for name, estimate in estimates.items() if estimate.refusal))
     print_lines("nothing was sent")
     return complain(named.refusal) if named.refusal else 0
 
 
 def _least(named: "tuple[str, Estimate]") -> str:
-    name, one = named
-    return (
-        f"{name}: {one.numbers:,} {'biases' if 'biases' in one.sizes else 'numbers of state'}, {one.min_time_s:.3g} s"
-    )
+    name, estimate = named
+    word = "biases" if "biases" in estimate.sizes else "numbers of state"
+    return f"{name}: {estimate.numbers:,} {word}, {estimate.min_time_s:.3g} s"
 
 
 def _job_json(job: "Job") -> dict[str, Any]:

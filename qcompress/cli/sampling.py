@@ -65,13 +65,13 @@ def _time_to_solution(seconds: float | None, timing: Mapping[str, float]) -> str
 def _print_parts(details: Mapping[str, Any]) -> None:
     rows = [
         (
-            str(at + 1),
+            str(number + 1),
             str(part["groups"]),
             *(str(part.get(name, "–")) for name in ("variables", "qubits")),
             percent(part.get("chain_breaks")),
             percent(part.get("share_feasible_decoded")),
             "yes" if part["better"] else "no",
         )
-        for at, part in enumerate(details["parts"])
+        for number, part in enumerate(details["parts"])
     ]
     print_table((">part", ">groups", ">variables", ">qubits", ">chains broken", ">feasible", "better"), rows)

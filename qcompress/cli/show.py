@@ -55,8 +55,8 @@ def _show_folder(folder: Path) -> None:
     """What a folder of `compress` or `compare` holds: its result, or how far it is."""
     if (summary := folder / "summary.md").exists():
         out.print(Markdown(summary.read_text()))
-    elif found := next((folder / name for name in SHOWN if (folder / name).exists()), None):
-        _show_value(found, None)
+    elif result := next((folder / name for name in SHOWN if (folder / name).exists()), None):
+        _show_value(result, None)
     elif (folder / JOURNAL).exists():
         _show_steps(folder)
     else:

@@ -41,8 +41,9 @@ def sweep(
     problem = Problem.load(problem_file)
 
     def told(point: SweepPoint) -> None:
-        found = point.solution
-        say(f"{resource} {amount(point.budget)}: {number(found.objective)} ({found.status}, {found.wall_s:.1f} s)")
+        solution = point.solution
+        done = f"{number(solution.objective)} ({solution.status}, {solution.wall_s:.1f} s)"
+        say(f"{resource} {amount(point.budget)}: {done}")
 
     curve = run(
         problem,
@@ -73,9 +74,11 @@ def print_sweep(curve: Sweep) -> None:
     """The curve as a table."""
     rows = []
     for point in curve.points:
-        found = point.solution
-        used = "–" if found.choice is None else amount(found.usage[curve.resource])
-        values = [amount(point.budget), used, number(found.objective), number(found.bound), percent(found.gap)]
-        rows.append((*values, str(found.status), number(point.price, 3), number(0.01 * point.budget * point.price, 3)))
+        solution = point.solution
+        used = "–" if solution.choice is None else amount(solution.usage[curve.resource])
+        values = [amount(point.budget), used, number(solution.objective), number(solution.bound), percent(solution.gap)]
+        rows.append(
+            (*values, str(solution.status), number(point.price, 3), number(0.01 * point.budget * point.price, 3))
+        )
     columns = (f">{curve.resource} at most", ">used", ">objective", ">bound", ">gap", "status", ">price per unit")
     print_table((*columns, ">price per 1 %"), rows)

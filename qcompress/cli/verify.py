@@ -31,24 +31,24 @@ def verify(
     import qcompress
 
     batches = arguments.function(data, "DATA")()
-    found = qcompress.verify(file, load(model, compressed), batches, target=engine_of(target, setting))
-    peak = found.peak_bytes
+    verification = qcompress.verify(file, load(model, compressed), batches, target=engine_of(target, setting))
+    peak = verification.peak_bytes
     if as_json:
-        print_json(asdict(found))
+        print_json(asdict(verification))
     else:
         rows = [
-            ("bytes", f"{found.size_bytes:,}"),
-            ("largest difference", f"{found.max_difference:.4g}"),
-            ("KL, nats per sample", f"{found.kl:.4g}"),
-            ("same largest output", f"{found.agreement:.2%}"),
-            ("time against dense weights", f"{found.speedup:.2f} times as fast"),
+            ("bytes", f"{verification.size_bytes:,}"),
+            ("largest difference", f"{verification.max_difference:.4g}"),
+            ("KL, nats per sample", f"{verification.kl:.4g}"),
+            ("same largest output", f"{verification.agreement:.2%}"),
+            ("time against dense weights", f"{verification.speedup:.2f} times as fast"),
             *(
                 []
                 if peak is None
-                else [("peak memory, with dense weights", f"{peak:,}, {found.dense_peak_bytes:,} bytes")]
+                else [("peak memory, with dense weights", f"{peak:,}, {verification.dense_peak_bytes:,} bytes")]
             ),
-            ("as predicted", "yes" if found.ok else f"no: {found.why_not}"),
+            ("as predicted", "yes" if verification.ok else f"no: {verification.why_not}"),
         ]
         print_table(("", ""), rows)
-    if not found.ok:
+    if not verification.ok:
         raise typer.Exit(FAILED)

@@ -124,10 +124,10 @@ def require_measured(model: nn.Module, fingerprint: str) -> None:
     Raises:
         ModelError: it has.
     """
-    found = Measurement.fingerprint_of(model)
-    if found != fingerprint:
+    actual = Measurement.fingerprint_of(model)
+    if actual != fingerprint:
         raise ModelError(
-            f"this is not the model that was measured: its state dict has the fingerprint {found[:12]}…, measured was "
+            f"this is not the model that was measured: its state dict has the fingerprint {actual[:12]}…, measured was "
             f"{fingerprint[:12]}…; give the original weights (undo an earlier apply), or measure it"
         )
 
@@ -168,11 +168,11 @@ def _fixed_bytes(model: nn.Module, measurement: Measurement) -> int:
         ModelError: it is not what was measured.
     """
     dense = sum(part.target.dense_bytes for part in measurement.parts)
-    found, expected = total_bytes(model) - dense, int(measurement.fixed["bytes"])
+    actual, expected = total_bytes(model) - dense, int(measurement.fixed["bytes"])
     left_out = left_out_bytes(model)
-    if found != expected and not left_out:  # their size may depend on what the model was run on last
+    if actual != expected and not left_out:  # their size may depend on what the model was run on last
         raise ModelError(
-            f"this is not the model that was measured: what is left unchanged takes {found:,} bytes, but "
+            f"this is not the model that was measured: what is left unchanged takes {actual:,} bytes, but "
             f"{expected:,} were measured; tensors were added or removed, or no longer share memory"
         )
-    return found - left_out
+    return actual - left_out

@@ -34,14 +34,16 @@ def put_channels_(
     moments: Mapping[str, NDArray[np.float32]],
 ) -> dict[str, NDArray[np.int64]]:
     """Mask what options take out, with what stays making up for it where they say so, in place; what goes by set."""
-    going = [own if isinstance(own, RemoveChannels) else None for own in transforms]
+    going = [transform if isinstance(transform, RemoveChannels) else None for transform in transforms]
     removed = {
-        item.name: np.array(own.removed, dtype=np.int64)
-        for item, own in zip(sets, going, strict=True)
-        if own is not None
+        item.name: np.array(removal.removed, dtype=np.int64)
+        for item, removal in zip(sets, going, strict=True)
+        if removal is not None
     }
     made_up = {
-        item.name: removed[item.name] for item, own in zip(sets, going, strict=True) if own and own.reconstructed
+        item.name: removed[item.name]
+        for item, removal in zip(sets, going, strict=True)
+        if removal and removal.reconstructed
     }
     reconstruct_(model, sets, made_up, moments)
     mask_(model, sets, removed)

@@ -72,7 +72,11 @@ def write_codes(path: Path, codes: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Write the arrays of parts by their names, whole or not at all."""
     from safetensors.torch import save
 
-    arrays = {f"{part}:{key}": array.contiguous() for part, own in codes.items() for key, array in own.items()}
+    arrays = {
+        f"{part}:{key}": array.contiguous()
+        for part, arrays_of_part in codes.items()
+        for key, array in arrays_of_part.items()
+    }
     with replacing(path) as file:
         file.write(save(arrays))
 
@@ -96,7 +100,7 @@ def chosen_model(
         kept = isinstance(transform, Keep) or files is None
         stored = {} if kept or files is None else StoredArrays(files, part.name)
         parts.append(CompressedPart(part=part, transform=transform, stored=cast("dict[str, Tensor]", stored)))
-    dtype = next(own.dtype for own in model.parameters() if own.is_floating_point())
+    dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
     chosen = opened_from(ChosenWeights(opened.files, parts, model), dtype=dtype)
     chosen.config, chosen.generation_config = model.config, model.generation_config
     chosen_bytes = sum(item.transform.size_bytes(item.part.target) for item in parts)

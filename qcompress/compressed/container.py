@@ -40,13 +40,13 @@ def head(contents: Contents, digest: str) -> bytes:
     crc32 = 0
     for array in contents.arrays:
         crc32 = zlib.crc32(bytes_of(array), crc32)
-    own = {
+    header = {
         **FILE_KIND.header, "crc32": f"{crc32:08x}", "digest": digest,
         "index": pack_index(contents),
     }  # fmt: skip
     size = contents.payload_bytes
     value = {
-        "__metadata__": {_HEADER: json.dumps(own, separators=(",", ":"))},
+        "__metadata__": {_HEADER: json.dumps(header, separators=(",", ":"))},
         _PAYLOAD: {"dtype": "U8", "shape": [size], "data_offsets": [0, size]},
     }
     text = json.dumps(value, separators=(",", ":")).encode()
@@ -130,10 +130,10 @@ def _checksum(tensors: dict[str, Tensor]) -> int:
 
 
 def _require_size(item: CompressedPart) -> None:
-    found = sum(tensor.numel() * tensor.element_size() for tensor in item.stored.values())
+    size = sum(tensor.numel() * tensor.element_size() for tensor in item.stored.values())
     expected = item.transform.size_bytes(item.part.target)
-    if found != expected:
-        raise ValueError(f"{item.part.name!r} has {found} bytes, {item.transform.label} takes {expected}")
+    if size != expected:
+        raise ValueError(f"{item.part.name!r} has {size} bytes, {item.transform.label} takes {expected}")
 
 
 def _contents_of_version_2(header: dict[str, Any], tensors: dict[str, Tensor]) -> Contents:

@@ -86,9 +86,9 @@ def _share_as_before(original: tuple[Held, ...], twins: dict[str, Held]) -> None
             storage = item.tensor.untyped_storage()
             if storage.data_ptr() not in storages:
                 storages[storage.data_ptr()] = storage.clone()  # type: ignore[no-untyped-call]
-            own, old = storages[storage.data_ptr()], item.tensor
+            storage_of_copy, old = storages[storage.data_ptr()], item.tensor
             view = torch.empty(0, dtype=old.dtype, device=old.device)
-            twins[item.name].tensor.data = view.set_(own, old.storage_offset(), old.shape, old.stride())
+            twins[item.name].tensor.data = view.set_(storage_of_copy, old.storage_offset(), old.shape, old.stride())
 
 
 def _culprit(model: nn.Module) -> str:

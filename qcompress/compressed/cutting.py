@@ -29,8 +29,8 @@ def cut_(model: nn.Module, cuts: Cuts) -> None:
             tensor.grad = None
     changed = {id(tensors[name]) for name, _ in cuts}
     for module in model.modules():
-        own = [*module._parameters.values(), *module._buffers.values()]
-        if any(id(tensor) in changed for tensor in own):
+        held = [*module._parameters.values(), *module._buffers.values()]
+        if any(id(tensor) in changed for tensor in held):
             _follow(module)
 
 

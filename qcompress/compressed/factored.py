@@ -115,7 +115,9 @@ class Factored(nn.Sequential, Foldable):
 
     def _product(self, form: Factorisation, kernel: tuple[int, int]) -> Tensor:
         """The rows of the dense weight, added up in float32 or wider."""
-        wide = {name: own.to(torch.promote_types(own.dtype, torch.float32)) for name, own in self.factors.items()}
+        wide = {
+            name: factor.to(torch.promote_types(factor.dtype, torch.float32)) for name, factor in self.factors.items()
+        }
         return form.product(wide, kernel)
 
     def _dense_conv(self, form: Factorisation, tall: nn.Conv2d, wide: nn.Conv2d) -> nn.Conv2d:
@@ -294,8 +296,8 @@ def _conv(
             otherwise if wide is None else getattr(wide, name)[1],
         )
 
-    kernel, one = both("kernel_size", 1), tall or wide
-    padding = one.padding if one is not None and isinstance(one.padding, str) else both("padding", 0)
+    kernel, either = both("kernel_size", 1), tall or wide
+    padding = either.padding if either is not None and isinstance(either.padding, str) else both("padding", 0)
     return nn.Conv2d(
         inputs,
         outputs,
@@ -304,7 +306,7 @@ def _conv(
         padding=padding,
         dilation=both("dilation", 1),
         groups=1 if rows is None else inputs * kernel[0] * kernel[1] // rows.shape[1],
-        padding_mode="zeros" if one is None else one.padding_mode,
+        padding_mode="zeros" if either is None else either.padding_mode,
         device="meta",
     )
 

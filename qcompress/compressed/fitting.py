@@ -27,7 +27,7 @@ def part_differences(part: Part, model: nn.Module) -> list[str]:
     if target.window is not None:
         kernel, expected = (*module.kernel_size, module.groups), (*target.window.kernel, 1)  # type: ignore[misc]
         if kernel != expected:
-            words = ["a kernel of {}×{} in {} groups".format(*own) for own in (kernel, expected)]
+            words = ["a kernel of {}×{} in {} groups".format(*shape) for shape in (kernel, expected)]
             return [f"{part.modules[0]!r} has {words[0]}, in the file {words[1]}"]
     rows = site.rows
     start, stop = part.rows or (0, len(rows))
@@ -51,18 +51,22 @@ def cut_differences(contents: Contents, model: nn.Module) -> list[str]:
     ]
 
 
-def state_differences(expected: dict[str, Described], found: dict[str, Described]) -> list[str]:
+def state_differences(expected: dict[str, Described], actual: dict[str, Described]) -> list[str]:
     """What of a state does not fit the file's.
 
     Buffers that no state dict takes are put in place whatever there is; only the file may lack them (before version 3).
     """
-    differences = [f"it lacks {name!r}" for name, own in expected.items() if own.persistent and name not in found]
-    differences += [
-        f"it has {name!r}, the file has not" for name, own in found.items() if own.persistent and name not in expected
+    differences = [
+        f"it lacks {name!r}" for name, described in expected.items() if described.persistent and name not in actual
     ]
-    for name, own in expected.items():
-        if name in found and own.persistent and found[name] != own:
-            differences.append(f"{name!r} is {found[name].words(name)}, in the file {own.words(name)}")
+    differences += [
+        f"it has {name!r}, the file has not"
+        for name, described in actual.items()
+        if described.persistent and name not in expected
+    ]
+    for name, described in expected.items():
+        if name in actual and described.persistent and actual[name] != described:
+            differences.append(f"{name!r} is {actual[name].words(name)}, in the file {described.words(name)}")
     return sorted(differences)
 
 
@@ -74,11 +78,14 @@ def put_(model: nn.Module, contents: Contents) -> None:
     """
     places = {item.name: item for item in held_tensors(model)}
     with torch.no_grad():
-        for name, own in contents.state.items():
-            if own.first not in contents.plain or (own.persistent and own.first != name):
+        for name, described in contents.state.items():
+            if described.first not in contents.plain or (described.persistent and described.first != name):
                 continue
-            value, item = contents.plain[own.first], places.get(name)
-            if item is None or (dtype_name(item.tensor), tuple(item.tensor.shape)) != (own.dtype, own.shape):
+            value, item = contents.plain[described.first], places.get(name)
+            if item is None or (dtype_name(item.tensor), tuple(item.tensor.shape)) != (
+                described.dtype,
+                described.shape,
+            ):
                 _buffer_(model, name, value.clone())
             elif item.key == EXTRA_STATE:
                 item.module.set_extra_state(value.to(item.tensor.device))

@@ -58,7 +58,7 @@ def _pairs(model: nn.Module, example: Any, forward: forwards.Forward | None) -> 
     paths = {module: path for path, module in model.named_modules()}
     given: dict[int, tuple[str, Tensor]] = {}  # id of an output → its layer, and the output, so that it lives
     calls: dict[str, int] = {}
-    found: dict[str, str] = {}
+    layers_before: dict[str, str] = {}
 
     def after(module: nn.Module, args: Any, output: Tensor) -> None:  # noqa: ARG001
         calls[paths[module]] = calls.get(paths[module], 0) + 1
@@ -67,7 +67,7 @@ def _pairs(model: nn.Module, example: Any, forward: forwards.Forward | None) -> 
     def before(module: nn.Module, args: Any) -> None:
         calls[paths[module]] = calls.get(paths[module], 0) + 1
         if args and id(args[0]) in given:
-            found[paths[module]] = given[id(args[0])][0]
+            layers_before[paths[module]] = given[id(args[0])][0]
 
     hooks = [
         module.register_forward_hook(after)
@@ -80,7 +80,7 @@ def _pairs(model: nn.Module, example: Any, forward: forwards.Forward | None) -> 
     finally:
         for hook in hooks:
             hook.remove()
-    return {norm: layer for norm, layer in found.items() if calls[norm] == calls[layer] == 1}
+    return {norm: layer for norm, layer in layers_before.items() if calls[norm] == calls[layer] == 1}
 
 
 def _is_fixed(module: nn.Module) -> bool:
@@ -90,7 +90,7 @@ def _is_fixed(module: nn.Module) -> bool:
 
 def _fold(layer: nn.Module, norm: nn.Module) -> None:
     """Let a layer give what a batch norm behind it gave."""
-    held = {name: own for name, own in norm.state_dict().items() if own is not None}
+    held = {name: tensor for name, tensor in norm.state_dict().items() if tensor is not None}
     weight = layers.weight_of(layer)
     gain = (held["running_var"].double() + norm.eps).rsqrt() * held.get("weight", torch.ones(())).double()
     bias = torch.zeros_like(gain) if layer.bias is None else layer.bias.double()

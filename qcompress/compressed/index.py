@@ -75,7 +75,7 @@ class Contents:
     @property
     def left_out_bytes(self) -> int:
         """Bytes of the buffers among them that no state dict takes."""
-        return sum(size_bytes(own) for name, own in self.plain.items() if not self.state[name].persistent)
+        return sum(size_bytes(tensor) for name, tensor in self.plain.items() if not self.state[name].persistent)
 
 
 def described(held: Sequence[Held]) -> dict[str, Described]:
@@ -120,7 +120,7 @@ def pack_index(contents: Contents) -> str:
     transforms, stores, shapes = _Table(), _Table(), _Table()
     layers: list[tuple[list[str], list[int], str]] = []
     for item in contents.parts:
-        arrays = [[name, dtype_name(own), list(own.shape)] for name, own in sorted(item.stored.items())]
+        arrays = [[name, dtype_name(array), list(array.shape)] for name, array in sorted(item.stored.items())]
         target = item.part.to_json()["target"]
         store = stores.number([transforms.number(item.transform.to_json()), target, arrays])
         if layers and (layers[-1][0], layers[-1][2]) == (list(item.part.modules), item.part.parameter):
@@ -142,14 +142,16 @@ def pack_index(contents: Contents) -> str:
     value = {
         "transforms": transforms.values,
         "stores": stores.values,
-        "layers": [own if own[2] != WEIGHT else own[:2] for own in layers],
+        "layers": [layer if layer[2] != WEIGHT else layer[:2] for layer in layers],
         "names": names,
-        "tensors": [shapes.number([own.dtype, list(own.shape)]) for own in state],
+        "tensors": [shapes.number([entry.dtype, list(entry.shape)]) for entry in state],
         "shapes": shapes.values,
         "shared": [
-            [place, places[own.first]] for place, (name, own) in enumerate(contents.state.items()) if own.first != name
+            [place, places[described.first]]
+            for place, (name, described) in enumerate(contents.state.items())
+            if described.first != name
         ],
-        "left_out": [place for place, own in enumerate(state) if not own.persistent],
+        "left_out": [place for place, entry in enumerate(state) if not entry.persistent],
         "plain": _ranges([places[name] for name in contents.plain]),
     }
     if contents.cuts:
@@ -165,7 +167,7 @@ def unpack_index(text: str, payload: Tensor) -> Contents:
         KeyError, IndexError, TypeError, ValueError, AttributeError, zlib.error: it is not what that gives.
     """
     value = json.loads(zlib.decompress(base64.b85decode(text)))
-    transforms = [transform_from_json(own) for own in value["transforms"]]
+    transforms = [transform_from_json(stated) for stated in value["transforms"]]
     cut, parts = _Cut(payload), []
     for modules, numbers, *parameter in value["layers"]:
         stores = [value["stores"][number] for number in numbers]
@@ -200,11 +202,11 @@ class _Cut:
         self._payload, self._place = payload, 0
 
     def next(self, dtype: str, shape: Iterable[int]) -> Tensor:
-        own, size = getattr(torch, dtype), torch.Size(shape)
-        stop = self._place + size.numel() * own.itemsize
+        torch_dtype, size = getattr(torch, dtype), torch.Size(shape)
+        stop = self._place + size.numel() * torch_dtype.itemsize
         piece = self._payload[self._place : stop]
         self._place = stop
-        return piece.clone().view(own).reshape(size)  # a clone begins where any type may
+        return piece.clone().view(torch_dtype).reshape(size)  # a clone begins where any type may
 
     def require_end(self) -> None:
         if self._place != len(self._payload):

@@ -193,7 +193,7 @@ def _pack_factors(module: Factored, item: CompressedPart) -> None:
         return
     for name, target in item.transform.factor_targets(item.part.target).items():
         start = f"{name}."
-        stored = {key.removeprefix(start): own for key, own in item.stored.items() if key.startswith(start)}
+        stored = {key.removeprefix(start): array for key, array in item.stored.items() if key.startswith(start)}
         factor = Site(module.get_submodule(name))
         _pack(factor, _codes_of(factor, packed_rows([(item.transform.then, stored, target)])))
 

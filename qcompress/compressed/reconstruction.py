@@ -35,15 +35,15 @@ class Reader:
 
 def readers(model: nn.Module, item: CoupledSet) -> list[Reader]:
     """The linear layers and ungrouped convolutions that read a set."""
-    found = []
+    reading = []
     for axis in item.axes:
         path = axis.tensor.rpartition(".")[0]
         module = model.get_submodule(path) if axis.reads and axis.tensor.endswith(".weight") else None
         fitting = isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) and layers.is_plain(module)
         if fitting and axis.dim == 1 and getattr(module, "groups", 1) == 1:
             assert module is not None  # noqa: S101
-            found.append(Reader(path=path, columns=_columns(axis, layers.weight_of(module))))
-    return found
+            reading.append(Reader(path=path, columns=_columns(axis, layers.weight_of(module))))
+    return reading
 
 
 def _columns(axis: Axis, weight: Tensor) -> NDArray[np.int64]:

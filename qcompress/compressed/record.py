@@ -60,17 +60,17 @@ class CompressedPart:
         if isinstance(module, Factored):
             weights: list[Tensor] = [layer.weight for layer in module]  # type: ignore[misc]
             expected = list(factors.values())
-            found = list(module.factors.values())
+            actual = list(module.factors.values())
         else:
             if site.why_not():
                 return None
             weights = [site.weight]
-            found = [self.part.weight(model)]
+            actual = [self.part.weight(model)]
             target = self.part.target
-            if found[0].shape != (target.channels, target.per_channel) or found[0].dtype != target.dtype:
+            if actual[0].shape != (target.channels, target.per_channel) or actual[0].dtype != target.dtype:
                 return None
-            expected = [self.rows() if self.stored else found[0]]
-        return weights if all(map(same_bits, found, expected)) else None
+            expected = [self.rows() if self.stored else actual[0]]
+        return weights if all(map(same_bits, actual, expected)) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -19,11 +19,11 @@ def _code_at(packed, number, bits):  # type: ignore[no-untyped-def]  # pragma: n
 
 
 @compiled
-def decode(codes, bits, numbers, scales, zeros, group_size, found):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """Rows of codes: ``found[i, j] = (code - zero)·scale`` for row ``numbers[i]``, scale and zero of j's group."""
-    columns, low = found.shape[1], (1 << bits) - 1
+def decode(codes, bits, numbers, scales, zeros, group_size, decoded):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Rows of codes: ``decoded[i, j] = (code - zero)·scale`` for row ``numbers[i]``, scale and zero of j's group."""
+    columns, low = decoded.shape[1], (1 << bits) - 1
     for i in range(numbers.shape[0]):
-        place, row = numbers[i] * columns, found[i]
+        place, row = numbers[i] * columns, decoded[i]
         for group in range(scales.shape[1]):
             scale, zero = scales[i, group], zeros[i, group]
             j, stop = group * group_size, min((group + 1) * group_size, columns)
@@ -45,11 +45,11 @@ def decode(codes, bits, numbers, scales, zeros, group_size, found):  # type: ign
 
 
 @compiled
-def decode_kept(codes, mask, before, bits, numbers, scales, zeros, group_size, found):  # type: ignore[no-untyped-def]  # pragma: no cover
+def decode_kept(codes, mask, before, bits, numbers, scales, zeros, group_size, decoded):  # type: ignore[no-untyped-def]  # pragma: no cover
     """As `decode`, where only weights in the mask have a code; ``before`` counts those of the rows before."""
-    columns = found.shape[1]
+    columns = decoded.shape[1]
     for i in range(numbers.shape[0]):
-        place, code, row = numbers[i] * columns, before[i], found[i]
+        place, code, row = numbers[i] * columns, before[i], decoded[i]
         for group in range(scales.shape[1]):
             scale, zero = scales[i, group], zeros[i, group]
             for j in range(group * group_size, min((group + 1) * group_size, columns)):

@@ -90,8 +90,8 @@ class _Stacked(PackedRows):
             block = self._blocks[index]
             pieces.append(block.rows(numbers[chosen] - int(self._stops[index]) + block.channels))
             order.append(chosen)
-        found = torch.cat(pieces)
-        return found[torch.cat(order).argsort()]
+        stacked = torch.cat(pieces)
+        return stacked[torch.cat(order).argsort()]
 
 
 class _Coded(PackedRows):
@@ -116,9 +116,9 @@ class _Coded(PackedRows):
     def rows(self, numbers: Tensor) -> Tensor:
         from qcompress.compressed import row_kernels  # here: numba is slow to import
 
-        found = torch.empty(len(numbers), self._columns)
+        decoded = torch.empty(len(numbers), self._columns)
         scales, zeros = self._scales[numbers].to(torch.float32), self._zeros[numbers].to(torch.int32)
-        tables = numbers.numpy(), scales.numpy(), zeros.numpy(), self._group_size, found.numpy()
+        tables = numbers.numpy(), scales.numpy(), zeros.numpy(), self._group_size, decoded.numpy()
         codes = self._codes.numpy()
         if self._mask is None:
             row_kernels.decode(codes, self._bits, *tables)
@@ -126,4 +126,4 @@ class _Coded(PackedRows):
             before = self._before[numbers].numpy()
             row_kernels.decode_kept(codes, self._mask.numpy(), before, self._bits, *tables)
         limit = min(torch.finfo(self._dtype).max, torch.finfo(torch.float32).max)
-        return found.clamp_(-limit, limit).to(self._dtype)
+        return decoded.clamp_(-limit, limit).to(self._dtype)

@@ -64,7 +64,7 @@ def for_engine(engine: Engine, model: nn.Module, measurement: Measurement, examp
             for kept in (options[part],)
             if option in kept
         },
-        standing=tuple(kept.index(own) for kept, own in zip(options, measurement.standing, strict=True)),
+        standing=tuple(kept.index(option) for kept, option in zip(options, measurement.standing, strict=True)),
     )
 
 

@@ -194,8 +194,8 @@ def _assembled(
         error=np.concatenate([by_part[name][1][: last[name]] for name in names]),
         resources=MappingProxyType(
             {
-                "bytes": np.array([own.size_bytes(target) for target, own in targets], dtype=np.float64),
-                "macs": np.array([own.macs(target) for target, own in targets], dtype=np.float64),
+                "bytes": np.array([transform.size_bytes(target) for target, transform in targets], dtype=np.float64),
+                "macs": np.array([transform.macs(target) for target, transform in targets], dtype=np.float64),
             }
         ),
         fixed=MappingProxyType(inventory.fixed),

@@ -122,8 +122,8 @@ class Chain:
 
     def _stub(self, special: Callable[[Tensor, Call], Tensor] | None) -> Callable[..., Any]:
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            found = hidden_states if special is None else special(hidden_states, Call(args, kwargs))
-            return found if self._wrapped is None else (found,)
+            states = hidden_states if special is None else special(hidden_states, Call(args, kwargs))
+            return states if self._wrapped is None else (states,)
 
         return forward
 

@@ -31,16 +31,16 @@ def compose_(model: nn.Module, names: Collection[str] | None = None) -> None:
     >>> sorted(dict(layer.named_parameters())), type(layer).__name__
     (['bias', 'weight'], 'Linear')
     """
-    found = [
+    composed = [
         module
         for path, module in model.named_modules()
         if (computed := _computed(module))
         and (names is None or any(f"{path}.{name}".lstrip(".") in names for name in computed))
     ]
-    if not found:
+    if not composed:
         return
     with forwards.evaluating(model), torch.no_grad():  # training mode changes what some of them give
-        for module in found:
+        for module in composed:
             _compose_module(module)
 
 
@@ -85,7 +85,9 @@ def _compose_module(module: nn.Module) -> None:
         else:
             hook.remove(module)
         for hooks in (module._forward_pre_hooks, module._state_dict_hooks, module._load_state_dict_pre_hooks):
-            for key in [key for key, own in hooks.items() if hook in (own, getattr(own, "fn", None))]:
+            for key in [
+                key for key, registered in hooks.items() if hook in (registered, getattr(registered, "fn", None))
+            ]:
                 del hooks[key]
     for name, value in values.items():
         module.register_parameter(name, nn.Parameter(value.detach().clone()))

@@ -88,7 +88,7 @@ def count(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | Non
         DataError: there is no batch, or no sample in it.
         ModelError: an output that the loss makes no sense of.
     """
-    found, products, hooks = Counted(), _Products(), []
+    counted, products, hooks = Counted(), _Products(), []
     for name, module in model.named_modules():
         if layers.why_unsupported(module):
             continue
@@ -97,7 +97,7 @@ def count(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | Non
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, name: str = name
         ) -> None:
             with products.paused():
-                found.calls.setdefault(name, Calls()).add(module, args, kwargs, output)
+                counted.calls.setdefault(name, Calls()).add(module, args, kwargs, output)
 
         hooks.append(module.register_forward_hook(add, with_kwargs=True, prepend=True))
     try:
@@ -107,21 +107,23 @@ def count(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | Non
                     output = forwards.run(model, batch, forward)
                 if loss is not None:
                     loss.require(output)
-                found.num_batches += 1
-                found.num_samples += len(output)
+                counted.num_batches += 1
+                counted.num_samples += len(output)
     finally:
         for hook in hooks:
             hook.remove()
-    if not found.num_batches:
+    if not counted.num_batches:
         raise DataError(
             "the calibration data is empty, or an iterator that has been read before: give at least one batch"
         )
-    if not found.num_samples:
+    if not counted.num_samples:
         raise DataError("the calibration data holds no sample")
-    found.calls = {name: own.per_sample(found.num_samples) for name, own in found.calls.items()}
-    found.macs = max(products.flops / 2, 0.0) / found.num_samples
-    found.macs = max(found.macs, sum(own.macs for own in found.calls.values()))
-    return found
+    counted.calls = {
+        name: calls_of_layer.per_sample(counted.num_samples) for name, calls_of_layer in counted.calls.items()
+    }
+    counted.macs = max(products.flops / 2, 0.0) / counted.num_samples
+    counted.macs = max(counted.macs, sum(calls_of_layer.macs for calls_of_layer in counted.calls.values()))
+    return counted
 
 
 class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]

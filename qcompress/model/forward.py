@@ -152,8 +152,8 @@ def default_forward(model: nn.Module, batch: Any) -> Tensor:
 def _parameters_of(model: nn.Module) -> list[inspect.Parameter]:
     """What the model's ``forward`` takes, also behind ``torch.compile`` and ``DataParallel``."""
     inner = getattr(model, "_orig_mod", getattr(model, "module", model))
-    own = inner if isinstance(inner, nn.Module) else model
-    return list(inspect.signature(own.forward).parameters.values())
+    owner = inner if isinstance(inner, nn.Module) else model
+    return list(inspect.signature(owner.forward).parameters.values())
 
 
 def _inputs(model: nn.Module, batch: list[Any]) -> list[Any]:
@@ -163,7 +163,11 @@ def _inputs(model: nn.Module, batch: list[Any]) -> list[Any]:
         DataError: there are too few, or more than one over.
     """
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    needed = [own.name for own in _parameters_of(model) if own.kind in positional and own.default is own.empty]
+    needed = [
+        parameter.name
+        for parameter in _parameters_of(model)
+        if parameter.kind in positional and parameter.default is parameter.empty
+    ]
     count = max(len(needed), 1)
     if not count <= len(batch) <= count + 1:
         raise DataError(
@@ -180,9 +184,9 @@ def _require_taken(model: nn.Module, batch: dict[str, Any]) -> None:
         DataError: names the entries.
     """
     parameters = _parameters_of(model)
-    if any(own.kind is inspect.Parameter.VAR_KEYWORD for own in parameters):
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
         return
-    known = [own.name for own in parameters if own.kind is not inspect.Parameter.VAR_POSITIONAL]
+    known = [parameter.name for parameter in parameters if parameter.kind is not inspect.Parameter.VAR_POSITIONAL]
     if surplus := [str(key) for key in batch if key not in known]:
         raise DataError(
             f"the batch holds {', '.join(surplus)}, which the model's forward does not take (it takes: "
@@ -192,7 +196,7 @@ def _require_taken(model: nn.Module, batch: dict[str, Any]) -> None:
 
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's first parameter that has numbers lives (a model without one: the CPU)."""
-    return next((own.device for own in model.parameters() if not own.is_meta), torch.device("cpu"))
+    return next((parameter.device for parameter in model.parameters() if not parameter.is_meta), torch.device("cpu"))
 
 
 def to_device(value: Any, device: torch.device) -> Any:

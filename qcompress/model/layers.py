@@ -63,8 +63,10 @@ def _inputs_first(kind: type) -> bool:
 
 def is_plain(module: nn.Module) -> bool:
     """Whether the layer computes as PyTorch's own of its kind does, whatever its class is called."""
-    own, kind = type(module), kind_of(module)
-    inherited = all(getattr(own, name, None) is getattr(kind, name, None) for name in ("forward", "_conv_forward"))
+    layer_type, kind = type(module), kind_of(module)
+    inherited = all(
+        getattr(layer_type, name, None) is getattr(kind, name, None) for name in ("forward", "_conv_forward")
+    )
     return inherited and "forward" not in vars(module)
 
 
@@ -104,7 +106,13 @@ def same_rows(modules: Iterable[nn.Module]) -> bool:
     (True, False)
     """
     return (
-        len({-1 if has_inputs_first(own) else own.groups if isinstance(own, TRANSPOSED) else 0 for own in modules}) <= 1
+        len(
+            {
+                -1 if has_inputs_first(module) else module.groups if isinstance(module, TRANSPOSED) else 0
+                for module in modules
+            }
+        )
+        <= 1
     )
 
 

@@ -154,7 +154,7 @@ class KullbackLeibler(Loss):
     def _divergence(self, output: Tensor, reference: Tensor) -> Tensor:
         """The KL divergence at every position."""
         log_p, log_q = (
-            (self._classes_last(own).double() / self._temperature).log_softmax(-1) for own in (reference, output)
+            (self._classes_last(logits).double() / self._temperature).log_softmax(-1) for logits in (reference, output)
         )
         return (log_p.exp() * (log_p - log_q)).sum(-1) * self._temperature**2
 
@@ -169,15 +169,15 @@ class KullbackLeibler(Loss):
     def effects(self, changes: Tensor, point: Tensor, batch: Any) -> Tensor:  # noqa: ARG002
         """``√p·(J - p·J)`` at every position."""
         p, moved = self._probabilities(point), self._classes_last(changes, before=1)
-        found = (p / _positions(p)).sqrt() * (moved - (p * moved).sum(-1, keepdim=True))
-        return self._classes_back(found, before=1)
+        effects = (p / _positions(p)).sqrt() * (moved - (p * moved).sum(-1, keepdim=True))
+        return self._classes_back(effects, before=1)
 
     def probes(self, reference: Tensor, batch: Any, generator: torch.Generator) -> Tensor:  # noqa: ARG002
         """``√p·z - p·(√p·z)`` for random signs z."""
         p = self._probabilities(reference)
         mixed = p.sqrt() * _signs((NUM_PROBES, *p.shape), p, generator)
-        found = torch.div(mixed - p * mixed.sum(-1, keepdim=True), (_positions(p) * NUM_PROBES) ** 0.5)
-        return self._classes_back(found, before=1)
+        probes = torch.div(mixed - p * mixed.sum(-1, keepdim=True), (_positions(p) * NUM_PROBES) ** 0.5)
+        return self._classes_back(probes, before=1)
 
     def probe(self, point: Tensor, batch: Any, generator: torch.Generator) -> Tensor:  # noqa: ARG002
         """``e_y - p`` for a label y drawn from the softmax at every position: the score of the Fisher information."""
@@ -236,9 +236,9 @@ class CallableLoss(Loss):
         """
         values = self._function(output, batch)
         if not isinstance(values, Tensor) or values.shape != output.shape[:1]:
-            found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            actual = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ModelError(
-                f"loss(output, batch) must return one number per sample: expected ({len(output)},), found {found}"
+                f"loss(output, batch) must return one number per sample: expected ({len(output)},), found {actual}"
             )
         return values
 

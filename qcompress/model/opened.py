@@ -82,11 +82,13 @@ class Opened:
 
     def block_of(self, path: str) -> int | None:
         """The number of the block that a module is in, if it is in one."""
-        return next((number for number, own in enumerate(self.blocks) if f"{path}.".startswith(f"{own}.")), None)
+        return next((number for number, block in enumerate(self.blocks) if f"{path}.".startswith(f"{block}.")), None)
 
     def block_bytes(self, block: str) -> int:
         """Bytes of a block's weights in the model's type."""
-        return sum(own.numel() * own.element_size() for own in self._model.get_submodule(block).parameters())
+        return sum(
+            parameter.numel() * parameter.element_size() for parameter in self._model.get_submodule(block).parameters()
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -208,9 +210,9 @@ def blocks_of(model: nn.Module) -> str:
         ModelError: there is none.
     """
     sizes = {
-        path: sum(own.numel() for own in module.parameters())
+        path: sum(parameter.numel() for parameter in module.parameters())
         for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len({type(own) for own in module}) == 1
+        if isinstance(module, nn.ModuleList) and len({type(block) for block in module}) == 1
     }
     if not sizes:
         raise ModelError("the model has no list of repeated blocks that could be read one by one: load it whole")
@@ -273,7 +275,9 @@ def _read_the_rest(model: nn.Module, opened: Opened) -> None:
     numbers: dict[int, nn.Parameter] = {}
     for _, _, place in places.values():
         if id(place) not in numbers:
-            stored = next(name for name, (_, _, own) in places.items() if own is place and name in opened.files)
+            stored = next(
+                name for name, (_, _, parameter) in places.items() if parameter is place and name in opened.files
+            )
             numbers[id(place)] = nn.Parameter(opened.files.read(stored).to(place.dtype), requires_grad=False)
     for module, key, place in places.values():
         module._parameters[key] = numbers[id(place)]

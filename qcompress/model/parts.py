@@ -88,10 +88,10 @@ class Part:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Part":
         """Undo `to_json`; KeyError, TypeError or AttributeError when it is not what that gives."""
-        own = dict(value["target"])
-        if window := own.get("window"):
-            own["window"] = Window(**{**window, "kernel": tuple(window["kernel"])})
-        target = Target(**{**own, "dtype": getattr(torch, own["dtype"])})
+        fields = dict(value["target"])
+        if window := fields.get("window"):
+            fields["window"] = Window(**{**window, "kernel": tuple(window["kernel"])})
+        target = Target(**{**fields, "dtype": getattr(torch, fields["dtype"])})
         rows = None if value["rows"] is None else (int(value["rows"][0]), int(value["rows"][1]))
         parameter = str(value.get("parameter", WEIGHT))
         return cls(name=value["name"], modules=tuple(value["modules"]), rows=rows, target=target, parameter=parameter)
@@ -172,12 +172,12 @@ def survey(
             tried |= dict.fromkeys((part.name for part in blocks), reason)
     skipped = tuple(left)
     if not parts:
-        found = (
+        reasons = (
             "; ".join(f"{item.name or 'the model itself'}: {item.reason}" for item in skipped[:5]) or "no parameters"
         )
         raise ModelError(
-            f"nothing in the model can be compressed ({found}). Parts are floating-point weights of two dimensions or "
-            "more that have an effect on the outputs"
+            f"nothing in the model can be compressed ({reasons}). Parts are floating-point weights of two dimensions "
+            "or more that have an effect on the outputs"
         )
     original = {"bytes": float(total_bytes(model)), "macs": counted.macs}
     dense = {
@@ -199,7 +199,7 @@ def _why_tried(weight: ModelWeight, calls: list[Calls], blocks: list[Part], *, s
     """Why calls of the layer do not show what the options of its weight do, or an empty string."""
     if not weight.site.is_layer:
         return NOT_LINEAR
-    if odd := next((own.odd for own in calls if own.odd), ""):
+    if odd := next((call.odd for call in calls if call.odd), ""):
         return odd
     if len(blocks) > 1 and isinstance(weight.site.module, nn.EmbeddingBag):
         return WORDS_IN_BLOCKS
@@ -235,12 +235,14 @@ def weights_of(
     layer: tuple[str, Weight] | None = None
     for part in parts:
         rows, path = part.weight(model), part.path
-        own = moments.get(path)
-        if layer is not None and (layer[0] == path or (own is not None and own is layer[1].moments)):
+        input_moments = moments.get(path)
+        if layer is not None and (
+            layer[0] == path or (input_moments is not None and input_moments is layer[1].moments)
+        ):
             layer = path, layer[1].block(rows, part.target, ranges.get(path))
         else:
             known = num_inputs.get(path, math.inf), squares.get(path), ranges.get(path)
-            layer = path, Weight(rows, part.target, own, *known)
+            layer = path, Weight(rows, part.target, input_moments, *known)
         yield layer[1]
 
 
@@ -259,7 +261,7 @@ def _blocks(model: nn.Module, weight: ModelWeight, calls: list[Calls], granulari
     module, site, modules = weight.site.module, weight.site, weight.modules
     sharing = [model.get_submodule(path) for path in modules]
     channels, per_channel = site.rows.shape
-    macs = sum(own.macs for own in calls)
+    macs = sum(call.macs for call in calls)
     height = channels // site.num_matrices
     step = height if granularity == "layer" else min(int(granularity), height)
     parts = []
@@ -313,9 +315,9 @@ def _has_common_input(module: nn.Module, calls: Calls) -> bool:
 
 def _is_head(sharing: list[nn.Module], calls: list[Calls]) -> bool:
     """Whether an Embedding and Linear layers share the weight, and it is known what goes into these."""
-    dense = [own for own in zip(sharing, calls, strict=True) if not isinstance(own[0], nn.Embedding)]
+    dense = [pair for pair in zip(sharing, calls, strict=True) if not isinstance(pair[0], nn.Embedding)]
     return 0 < len(dense) < len(sharing) and layers.same_rows(sharing) and all(
-        isinstance(module, nn.Linear) and _has_common_input(module, own) for module, own in dense
+        isinstance(module, nn.Linear) and _has_common_input(module, of_module) for module, of_module in dense
     )  # fmt: skip
 
 

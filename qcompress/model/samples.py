@@ -148,7 +148,11 @@ class _Cut:
         """The chosen samples of a batch, itself for all of them, None for none."""
         if all(chosen):
             return batch
-        return _mapped(batch, self.paths, [i for i, own in enumerate(chosen) if own]) if any(chosen) else None
+        return (
+            _mapped(batch, self.paths, [i for i, chosen_sample in enumerate(chosen) if chosen_sample])
+            if any(chosen)
+            else None
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +165,7 @@ class _Rest:
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self.data:
-            rest = self.cut.take(batch, [not own for own in _within(self.cut, batch, self.limit)])
+            rest = self.cut.take(batch, [not inside for inside in _within(self.cut, batch, self.limit)])
             if rest is not None:
                 yield rest
 
@@ -210,7 +214,7 @@ def _rows_of(batch: Any) -> _Cut:
     return cut
 
 
-def same_outputs(model: nn.Module, found: Tensor, expected: Tensor) -> bool:
+def same_outputs(model: nn.Module, actual: Tensor, expected: Tensor) -> bool:
     """Whether outputs are the same but for rounding in the coarsest of the model's dtypes; infinity is as any number.
 
     >>> logits, layer = torch.tensor([1.0, -torch.inf]), nn.Linear(1, 1)
@@ -218,11 +222,14 @@ def same_outputs(model: nn.Module, found: Tensor, expected: Tensor) -> bool:
     (True, False)
     """
     finite = expected.isfinite()
-    if found.shape != expected.shape or not torch.equal(found[~finite], expected[~finite]):
+    if actual.shape != expected.shape or not torch.equal(actual[~finite], expected[~finite]):
         return False
-    coarsest = max((torch.finfo(own.dtype).eps for own in model.parameters() if own.is_floating_point()), default=0.0)
+    coarsest = max(
+        (torch.finfo(parameter.dtype).eps for parameter in model.parameters() if parameter.is_floating_point()),
+        default=0.0,
+    )
     far = max(SAME_OUTPUT, 16 * coarsest) * torch.where(finite, expected, 0.0).abs().max()
-    return bool(((found - expected)[finite].abs() <= far).all())
+    return bool(((actual - expected)[finite].abs() <= far).all())
 
 
 def _leaves(value: Any, path: Path = ()) -> list[tuple[Path, Any]]:

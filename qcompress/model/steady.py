@@ -52,7 +52,9 @@ class Steady:
             for name, module in model.named_modules()
             if isinstance(module, nn.Embedding) and module.max_norm is not None
         }
-        versions = {name: own._version for name, own in model.named_parameters() if not own.is_inference()}
+        versions = {
+            name: parameter._version for name, parameter in model.named_parameters() if not parameter.is_inference()
+        }
         try:
             with _seeded(self._seed):
                 return self._forward(model, batch)

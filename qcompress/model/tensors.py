@@ -46,12 +46,12 @@ def held_tensors(model: nn.Module) -> tuple[Held, ...]:
     >>> [held.name for held in held_tensors(nn.BatchNorm1d(2))]
     ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
     """
-    found = []
+    held = []
     for path, module in _all_modules(model):
         tensors: dict[str, Any] = {**module._parameters, **module._buffers}
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             tensors[EXTRA_STATE] = module.get_extra_state()
-        found += [
+        held += [
             Held(
                 name=f"{path}.{key}" if path else key,
                 tensor=tensor,
@@ -62,7 +62,7 @@ def held_tensors(model: nn.Module) -> tuple[Held, ...]:
             for key, tensor in tensors.items()
             if isinstance(tensor, Tensor)
         ]
-    return tuple(found)
+    return tuple(held)
 
 
 EXTRA_STATE = "_extra_state"
@@ -78,23 +78,23 @@ def unregistered_modules(model: nn.Module) -> dict[str, nn.Module]:
     ['others[0]', 'others[1]']
     """
     known = {id(module) for module in model.modules()}
-    found: dict[str, nn.Module] = {}
+    modules: dict[str, nn.Module] = {}
     waiting = [(path, module) for path, module in model.named_modules()]
     while waiting:
         path, module = waiting.pop(0)
         if isinstance(module, torch.jit.ScriptModule):  # holds itself a second time, without its Python class
             continue
-        own = {
+        attributes = {
             name: value for name, value in vars(module).items() if name not in ("_parameters", "_buffers", "_modules")
         }
-        for name, value in own.items():
+        for name, value in attributes.items():
             for place, child in _modules_in(value, f"{path}.{name}" if path else name):
                 for below, inner in child.named_modules(prefix=place):
                     if id(inner) not in known:
                         known.add(id(inner))
-                        found[below] = inner
+                        modules[below] = inner
                         waiting.append((below, inner))
-    return found
+    return modules
 
 
 def _all_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -174,12 +174,12 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def same_bits(one: Tensor, other: Tensor) -> bool:
+def same_bits(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors have the same type, shape and bits: 0 is not -0, and not-a-number is itself."""
     return (
-        one.dtype == other.dtype
-        and one.shape == other.shape
-        and np.array_equal(np.asarray(bytes_of(one)), np.asarray(bytes_of(other)))
+        first.dtype == second.dtype
+        and first.shape == second.shape
+        and np.array_equal(np.asarray(bytes_of(first)), np.asarray(bytes_of(second)))
     )
 
 
@@ -227,12 +227,12 @@ def overlapping(held: Iterable[Held]) -> dict[int, str]:
     items = {id(item.tensor): item for item in held}
     spans = [(extent, item) for item in items.values() if (extent := extent_of(item.tensor)) is not None]
     spans.sort(key=lambda span: (str(span[0][0]), *span[0][1:]))
-    found: dict[int, str] = {}
+    overlaps: dict[int, str] = {}
     longest: tuple[Extent, Held] | None = None  # of those so far the one that reaches furthest
     for extent, item in spans:
         if longest is not None and longest[0][0] == extent[0] and extent[1] < longest[0][2]:
-            found[id(item.tensor)] = longest[1].name
-            found.setdefault(id(longest[1].tensor), item.name)
+            overlaps[id(item.tensor)] = longest[1].name
+            overlaps.setdefault(id(longest[1].tensor), item.name)
         if longest is None or longest[0][0] != extent[0] or extent[2] > longest[0][2]:
             longest = extent, item
-    return found
+    return overlaps

@@ -67,10 +67,10 @@ def find_weights(model: nn.Module) -> tuple[list[ModelWeight], tuple[Skipped, ..
         for site in sites_of(module):
             holders = owners[id(site.weight)]
             name = WEIGHT if any(parameter == WEIGHT for _, parameter in holders) else holders[0][1]
-            modules = tuple(own for own, parameter in holders if parameter == name)
+            modules = tuple(holder for holder, parameter in holders if parameter == name)
             if (path, site.parameter) != (modules[0], name):
                 continue  # listed where it is first
-            reasons = [Site(model.get_submodule(own), name).why_not() for own in modules]
+            reasons = [Site(model.get_submodule(holder), name).why_not() for holder in modules]
             reason = next(filter(None, reasons), "")
             if not reason and id(site.weight) in shared:
                 reason = f"its weight lies in the memory of {shared[id(site.weight)]!r}, which would change with it"
@@ -79,11 +79,12 @@ def find_weights(model: nn.Module) -> tuple[list[ModelWeight], tuple[Skipped, ..
             elif not reason:
                 weights.append(ModelWeight(modules, site))
         skipped += [
-            Skipped(name=path, size_bytes=sum(map(size_bytes, own)), reason=reason) for reason, own in rest.items()
+            Skipped(name=path, size_bytes=sum(map(size_bytes, parameters)), reason=reason)
+            for reason, parameters in rest.items()
         ]
     for path, module in unregistered_modules(model).items():
-        if own := list(module.parameters(recurse=False)):
-            skipped.append(Skipped(name=path, size_bytes=sum(map(size_bytes, own)), reason=UNREGISTERED))
+        if parameters := list(module.parameters(recurse=False)):
+            skipped.append(Skipped(name=path, size_bytes=sum(map(size_bytes, parameters)), reason=UNREGISTERED))
     return weights, tuple(skipped)
 
 
@@ -91,10 +92,10 @@ def effective_paths(
     weights: list[ModelWeight], model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None
 ) -> set[str]:
     """Paths of the weights, of those that no call shows, that have an effect on outputs nevertheless."""
-    found: set[str] = set()
+    effective: set[str] = set()
     weights = [weight for weight in weights if not weight.site.weight.is_meta]  # an opened model's cannot be moved
     if not weights:
-        return found
+        return effective
     run = steady(forward)
     generator = torch.Generator().manual_seed(0)
     sites = {weight.path: weight.site for weight in weights}
@@ -113,11 +114,11 @@ def effective_paths(
 
     with forwards.evaluating(model), torch.no_grad():
         for batch in data:
-            left = [path for path in sites if path not in found]
+            left = [path for path in sites if path not in effective]
             output = forwards.run(model, batch, run)
             if left and changes(left, batch, output):
-                found |= {path for path in left if changes([path], batch, output)}
-    return found
+                effective |= {path for path in left if changes([path], batch, output)}
+    return effective
 
 
 def _moved(weight: Tensor, generator: torch.Generator) -> Tensor:

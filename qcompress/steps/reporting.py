@@ -111,9 +111,13 @@ def reported(request: Request, run: RunFolder, outcome: Outcome) -> Report:
     )
     if run.path is not None:
         report.save(run.path / "report.json")
-        own, data = request.calibration, list(request.kept) or request.data
-        if measurement.loss == "kl" and isinstance(own.model, nn.Module):  # scores of classes, in the last dimension
-            agreement(own.model, outcome.smaller, data, forward=own.forward).save(run.path / "agreement.json")
+        calibration, data = request.calibration, list(request.kept) or request.data
+        if measurement.loss == "kl" and isinstance(
+            calibration.model, nn.Module
+        ):  # scores of classes, in the last dimension
+            agreement(calibration.model, outcome.smaller, data, forward=calibration.forward).save(
+                run.path / "agreement.json"
+            )
         with replacing(run.path / "summary.md") as file:
             file.write(report.to_markdown().encode())
     return report

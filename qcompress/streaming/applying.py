@@ -107,7 +107,9 @@ def _apply_opened(
         for unit in todo:
             with loaded(opened, unit):
                 codes = encoded(model, measurement, unit, wanted, sweep)
-            write_codes(_file(path, unit.name), {measurement.parts[part].name: own for (part, _), own in codes.items()})
+            write_codes(
+                _file(path, unit.name), {measurement.parts[part].name: arrays for (part, _), arrays in codes.items()}
+            )
     chosen = chosen_model(model, measurement, transforms, path)
     if folder is None:
         weakref.finalize(chosen, shutil.rmtree, path, ignore_errors=True)

@@ -48,10 +48,10 @@ def units_of(opened: Opened, measurement: Measurement) -> list[Unit]:
 def need_inputs(measurement: Measurement, wanted: Mapping[int, Sequence[Transform]]) -> bool:
     """Whether something of what is wanted is fitted to the layers' inputs."""
     return any(
-        own.needs_moments(target) or own.needs_squares(target)
+        transform.needs_moments(target) or transform.needs_squares(target)
         for part, transforms in wanted.items()
         for target in (measurement.parts[part].target,)
-        for own in transforms
+        for transform in transforms
     )
 
 
@@ -78,13 +78,13 @@ def encoded(
         wanted: part → transforms; parts of other units are passed over.
         sweep: that went forward, where something is fitted to inputs.
     """
-    own = [part for part in unit.parts if any(not isinstance(item, Keep) for item in wanted.get(part, ()))]
-    parts = [measurement.parts[part] for part in own]
-    needs = {measurement.parts[part].name: wanted[part] for part in own}
+    encoded_parts = [part for part in unit.parts if any(not isinstance(item, Keep) for item in wanted.get(part, ()))]
+    parts = [measurement.parts[part] for part in encoded_parts]
+    needs = {measurement.parts[part].name: wanted[part] for part in encoded_parts}
     inputs = inputs_of(model, sweep, unit.block, parts, needs)
     codes: Codes = {}
     with torch.no_grad():
-        for part, weight in zip(own, weights_of(model, parts, *inputs), strict=True):
+        for part, weight in zip(encoded_parts, weights_of(model, parts, *inputs), strict=True):
             for transform in dict.fromkeys(wanted[part]):
                 if not isinstance(transform, Keep):
                     codes[part, transform] = transform.encode(weight)

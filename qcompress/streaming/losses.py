@@ -109,16 +109,16 @@ def _rises(
     model: nn.Module, sweep: Sweep, number: int, weights: Weights, loss: Loss
 ) -> list[NDArray[np.float64]] | None:
     """What a choice loses on every sample."""
-    last, found = len(sweep.chain), []
-    for sample, own in enumerate(sweep.samples):
+    last, rises = len(sweep.chain), []
+    for sample, given in enumerate(sweep.samples):
         reference = sweep.output(sample, _states(sweep, last, 0).read(sample))
         try:
             with placed(model, weights):
                 output = sweep.output(sample, _states(sweep, last, number).read(sample))
         except ModelError:  # what a choice does to the model is what is asked
             return None
-        found.append(loss.rise_by_position(output, reference, own.inputs).cpu().numpy())
-    return found
+        rises.append(loss.rise_by_position(output, reference, given.inputs).cpu().numpy())
+    return rises
 
 
 def _states(sweep: Sweep, boundary: int, number: int) -> Activations:
@@ -129,9 +129,9 @@ def weights_of_choice(
     model: nn.Module, measurement: Measurement, unit: Unit, codes: Codes, choice: Choice | None
 ) -> Weights:
     """The weights that a choice gives, where they are not kept; nothing without a choice."""
-    found: Weights = {}
+    weights: Weights = {}
     if choice is None:
-        return found
+        return weights
     for index in unit.parts:
         part, transform = measurement.parts[index], choice[index]
         if isinstance(transform, Keep):
@@ -139,8 +139,8 @@ def weights_of_choice(
         site = part.site(model)
         rows = transform.decode(codes[index, transform], part.target)
         new = nn.Parameter(site.from_rows(rows).contiguous().to(site.weight), requires_grad=False)
-        found |= {(path, part.parameter): new for path in part.modules}
-    return found
+        weights |= {(path, part.parameter): new for path in part.modules}
+    return weights
 
 
 @contextlib.contextmanager

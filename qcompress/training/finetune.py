@@ -214,44 +214,48 @@ def _train(
     )
     rates = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(_rate, steps=steps))
     if file is not None and file.path.exists():
-        at = file.load(optimiser, rates)
+        standing = file.load(optimiser, rates)
     else:
-        at = Standing(before=(loss_before := objective.validated()), best=loss_before)
+        standing = Standing(before=(loss_before := objective.validated()), best=loss_before)
         if file is not None:
-            file.save(at, optimiser, rates)
+            file.save(standing, optimiser, rates)
     last_save = time.perf_counter()
 
     def tell(loss_now: float) -> None:
         if on_progress is not None:
-            on_progress(FinetuneProgress(step=at.step, steps=steps, before=at.before, loss=loss_now, best=at.best))
+            on_progress(
+                FinetuneProgress(
+                    step=standing.step, steps=steps, before=standing.before, loss=loss_now, best=standing.best
+                )
+            )
 
     every, cut = max(1, steps // LOOKS), False
     try:
-        tell(at.best)
-        for batch in _from(objective.calibration.data, at.step, steps, objective.calibration.seed):
+        tell(standing.best)
+        for batch in _from(objective.calibration.data, standing.step, steps, objective.calibration.seed):
             optimiser.zero_grad()
             with trained.stored():
                 objective.of_batch(batch).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             rates.step()
             trained.prune_()
-            at.step += 1
-            if at.step % every and at.step < steps:
+            standing.step += 1
+            if standing.step % every and standing.step < steps:
                 continue
             with trained.stored():
                 loss_now = objective.validated()
-            at.idle = at.idle + 1 if loss_now >= at.best else 0
-            if loss_now < at.best:
-                at.best, at.kept = loss_now, trained.state()
+            standing.idle = standing.idle + 1 if loss_now >= standing.best else 0
+            if loss_now < standing.best:
+                standing.best, standing.kept = loss_now, trained.state()
             tell(loss_now)
-            if at.idle == schedule.patience:
+            if standing.idle == schedule.patience:
                 break
             if file is not None and time.perf_counter() - last_save > SAVE_EVERY_S:
-                file.save(at, optimiser, rates)
+                file.save(standing, optimiser, rates)
                 last_save = time.perf_counter()
     except KeyboardInterrupt:
         cut = True
-    trained.finish_(before if at.kept is None else at.kept, changed=at.kept is not None)
+    trained.finish_(before if standing.kept is None else standing.kept, changed=standing.kept is not None)
     if file is not None and not cut:
         file.path.unlink(missing_ok=True)
 

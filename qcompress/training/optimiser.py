@@ -26,10 +26,10 @@ class WideAdam(torch.optim.Adam):
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
         self._narrow: list[Tensor] = list(parameters)
-        wide = [torch.promote_types(own.dtype, torch.float32) for own in self._narrow]
+        wide = [torch.promote_types(parameter.dtype, torch.float32) for parameter in self._narrow]
         self._wide = [
-            own if own.dtype == dtype else nn.Parameter(own.detach().to(dtype))
-            for own, dtype in zip(self._narrow, wide, strict=True)
+            parameter if parameter.dtype == dtype else nn.Parameter(parameter.detach().to(dtype))
+            for parameter, dtype in zip(self._narrow, wide, strict=True)
         ]
         super().__init__(self._wide, lr=lr)
 
