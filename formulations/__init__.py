@@ -1,9 +1,9 @@
-"""From decisions to a `Problem`, and from a Problem to the forms that solvers take.
+"""Build a `Problem` from tables of options, and convert it to the forms that solvers take.
 
     tables ──prune_quantize──▶ Problem ──to_bqm / to_cqm / to_nonlinear / …──▶ encoded model + decode
 
-Knows numpy and scipy; dimod, pulp and dwave-optimization are imported only by the forms that need them; torch is
-never seen here.
+This package depends on numpy and scipy. The forms that need dimod, pulp or dwave-optimization import them on first
+use; torch is never imported here.
 """
 
 import importlib
@@ -84,7 +84,7 @@ keep_importable(
 
 
 def __getattr__(name: str) -> Any:
-    """Import a form, and the library it needs, when it is first asked for."""
+    """Import a form, and the library it needs, on first use."""
     if name not in _FORMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_FORMS[name]), name)

@@ -1,32 +1,36 @@
-"""What can go wrong while a problem is stated or stored.
+"""Errors raised while a problem is built, encoded or stored.
 
 FormulationError
-├── InvalidProblemError   (ValueError)  the numbers or names do not make a problem
+├── InvalidProblemError   (ValueError)  the numbers or names do not make a valid problem
 ├── InfeasibleBudgetError (ValueError)  a budget lies below the smallest use any choice can have
-├── EncodingError         (ValueError)  the problem cannot be put into the form that was asked for
-└── FileFormatError       (ValueError)  a file is not what it should be (cut short, another kind, a pickle)
+├── EncodingError         (ValueError)  the problem cannot be converted to the requested form
+└── FileFormatError       (ValueError)  a file is truncated, of another kind, or contains a pickle
 """
 
 from typing import Any
 
 
 class FormulationError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base class of every error this package raises on purpose."""
 
 
 class InvalidProblemError(FormulationError, ValueError):
-    """The numbers or names do not make a problem."""
+    """The numbers or names do not make a valid problem."""
 
 
 class InfeasibleBudgetError(FormulationError, ValueError):
-    """A budget lies below the smallest use that any choice can have. ``problem`` is whose, where it was stated."""
+    """A budget lies below the smallest use that any choice can have.
+
+    Attributes:
+        problem: the problem with that budget, or None if the code that raised the error did not give it.
+    """
 
     problem: Any = None
 
 
 class EncodingError(FormulationError, ValueError):
-    """The problem cannot be put into the form that was asked for."""
+    """The problem cannot be converted to the requested form."""
 
 
 class FileFormatError(FormulationError, ValueError):
-    """A file is not what it should be."""
+    """A file is truncated, damaged, or not of the expected kind or version."""

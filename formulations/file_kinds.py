@@ -1,7 +1,7 @@
-"""Kinds of files: each has a name and a version, and every reader refuses the same things in the same words.
+"""Kinds of files, each with a name and a version, and the checks that all readers share.
 
-A module that stores a value states its kind once, as ``FILE_KIND = FileKind("qcompress problem", version=2)``; the
-header that is written and the checks of what is read follow from it. Arrays go into one ``.npz`` with a JSON header,
+A module that stores a value declares its kind once, as ``FILE_KIND = FileKind("qcompress problem", version=2)``. The
+header that is written and the checks on reading follow from it. Arrays go into one ``.npz`` with a JSON header,
 everything else into JSON. Arrays of Python objects are neither written nor read, so no pickle is ever loaded.
 """
 
@@ -25,9 +25,9 @@ class FileKind:
     """One kind of file.
 
     Args:
-        name: what such a file is, in its header and in errors.
-        version: the version that is written, and the newest that is read.
-        oldest: the oldest version that is read.
+        name: name of the kind, used in the file's header and in error messages.
+        version: the version that is written, and the newest version that can be read.
+        oldest: the oldest version that can be read.
 
     >>> note = FileKind("note", version=2)
     >>> note.header
@@ -44,14 +44,14 @@ class FileKind:
 
     @property
     def header(self) -> dict[str, Any]:
-        """What every file of this kind says about itself."""
+        """The kind and version as every file of this kind stores them."""
         return {"kind": self.name, "version": self.version}
 
     def require(self, header: Any, where: object) -> None:
-        """Refuse a header of another kind or of a version that is not read; ``where`` names its origin.
+        """Check that ``header`` is of this kind and of a readable version; ``where`` names its origin in errors.
 
         Raises:
-            FileFormatError: it is refused.
+            FileFormatError: the header is of another kind or version.
         """
         kind = header.get("kind") if isinstance(header, Mapping) else header
         if not isinstance(header, Mapping) or kind != self.name:
@@ -66,10 +66,10 @@ class FileKind:
 
     @contextlib.contextmanager
     def building(self, where: object, hint: str = "") -> Iterator[None]:
-        """A ``with`` block that builds a value from what was read; its errors name ``where`` and end with the ``hint``.
+        """Run a ``with`` block that builds a value from file content; its errors name ``where`` and end with ``hint``.
 
         Raises:
-            FileFormatError: the content lacks something, or something in it has the wrong type or shape.
+            FileFormatError: an entry of the content is missing or has the wrong type or shape.
         """
         try:
             yield
@@ -81,21 +81,21 @@ class FileKind:
             ) from error
 
     def write_json(self, path: AnyPath, content: Mapping[str, Any]) -> None:
-        """Write ``content`` below the kind's header as JSON, whole or not at all."""
+        """Write the kind's header and ``content`` as JSON, atomically."""
         write_json(path, {**self.header, **content})
 
     def read_json(self, path: AnyPath) -> dict[str, Any]:
         """Read the content that `write_json` wrote, without the kind's header.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            FileFormatError: it holds no JSON object, or one of another kind or version.
+            FileNotFoundError: the file does not exist.
+            FileFormatError: the file holds no JSON object, or one of another kind or version.
         """
         value = read_json(path, self.name)
         return self.content(value, path)
 
     def content(self, value: Mapping[str, Any], where: object) -> dict[str, Any]:
-        """``value`` without the kind's header.
+        """Return ``value`` without the kind's header.
 
         Raises:
             FileFormatError: the header is of another kind or version.
@@ -104,10 +104,10 @@ class FileKind:
         return {name: entry for name, entry in value.items() if name not in ("kind", "version")}
 
     def write_arrays(self, path: AnyPath, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Write arrays and a JSON header as one ``.npz`` file, whole or not at all.
+        """Write arrays and a JSON header as one ``.npz`` file, atomically.
 
         Raises:
-            ValueError: an array of Python objects, which only a pickle could hold, or a header with not-a-number.
+            ValueError: an array holds Python objects, which would need a pickle, or the header contains NaN.
         """
         if objects := [name for name, array in arrays.items() if array.dtype.hasobject]:
             raise ValueError(f"arrays of Python objects cannot be stored: {', '.join(objects)}")
@@ -119,15 +119,15 @@ class FileKind:
         """Read back the header and the arrays that `write_arrays` wrote.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            FileFormatError: the file is cut short, of another kind or version, or holds a pickle.
+            FileNotFoundError: the file does not exist.
+            FileFormatError: the file is truncated, of another kind or version, or contains a pickle.
         """
         with Path(path).open("rb") as file:
             try:
                 header, arrays = _read_archive(file)
             except MemoryError:
                 raise
-            except Exception as error:  # zipfile and numpy answer damage with a dozen kinds of exceptions
+            except Exception as error:  # zipfile and numpy raise many kinds of exceptions for damaged files
                 raise FileFormatError(
                     f"{path} is not a {self.name} file, or not a whole one (cut short, damaged, or with a pickle in "
                     f"it, which is never loaded): {error}"
@@ -142,11 +142,11 @@ class FileKind:
 
 
 def kind_of(path: AnyPath) -> str:
-    """The name of the kind that a file's header gives; nothing else of the file is read.
+    """Return the name of the kind in a file's header, without reading the rest of the file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        FileFormatError: it has no header of ours.
+        FileNotFoundError: the file does not exist.
+        FileFormatError: the file has no readable qcompress header.
     """
     with Path(path).open("rb") as file:
         try:
@@ -160,13 +160,13 @@ def kind_of(path: AnyPath) -> str:
             return str(header["kind"])
         except MemoryError:
             raise
-        except Exception as error:  # whatever damage does to zipfile, numpy and json
+        except Exception as error:  # zipfile, numpy and json raise many kinds for damaged files
             raise FileFormatError(f"{path} is not a file of qcompress, or not a whole one: {error}") from error
 
 
 def _read_archive(file: IO[bytes]) -> tuple[Any, dict[str, NDArray[Any]]]:
-    if damaged := zipfile.ZipFile(file).testzip():  # before numpy believes a shape and asks for that much memory
-        raise ValueError(f"the checksum of {damaged} does not fit")
+    if damaged := zipfile.ZipFile(file).testzip():  # before numpy allocates memory for a damaged shape
+        raise ValueError(f"the checksum of {damaged} does not match")
     file.seek(0)
     with np.load(file, allow_pickle=False) as archive:
         if "header" not in archive:

@@ -1,4 +1,4 @@
-"""Files that are replaced whole or not at all, and JSON in them; what they hold is in `formulations.file_kinds`."""
+"""Write files atomically, and read and write JSON; `formulations.file_kinds` defines the content of the files."""
 
 import contextlib
 import errno
@@ -17,20 +17,20 @@ from formulations.errors import FileFormatError
 
 AnyPath = str | os.PathLike[str]
 
-_MOST_LINKS = 40  # that lead to each other, as Linux has it
+_MOST_LINKS = 40  # maximum length of a chain of symbolic links, as in Linux
 
 
 @contextlib.contextmanager
 def replacing(path: AnyPath) -> Iterator[IO[bytes]]:
-    """Open a new file that takes the place of ``path`` only when the block ends without an error.
+    """Open a new file that replaces ``path`` only if the block ends without an error.
 
-    Every file of the project is written through this function or `drafting`. A link stays a link: the file that it
-    leads to is replaced. An existing file keeps its mode. What is no regular file (a pipe, a device, anything below
-    ``/proc``) is written into once the whole content is there.
+    Every file of the project is written through this function or `drafting`. If ``path`` is a symbolic link, the link
+    stays and its target is replaced. An existing file keeps its mode. Special files (a pipe, a device, anything below
+    ``/proc``) are not replaced: the content is written into them when it is complete.
 
     Raises:
-        OSError: the file cannot be written (a full disk, a read-only file or folder, a folder that is missing); it
-            names ``path``, and what was there is as it was.
+        OSError: the file cannot be written (a full disk, a read-only file or folder, a missing folder). The error
+            names ``path``, and an existing file is left unchanged.
 
     >>> import tempfile, pathlib
     >>> folder = pathlib.Path(tempfile.mkdtemp())
@@ -51,13 +51,13 @@ def replacing(path: AnyPath) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def drafting(path: AnyPath) -> Iterator[Path]:
-    """Give a temporary place for a file or a folder, which moves to ``path`` only when the block ends without an error.
+    """Yield a temporary path for a file or folder that moves to ``path`` only if the block ends without an error.
 
-    For files that other libraries write, which take a path; the rules are those of `replacing`. A folder takes the
-    place of an empty one, or of none.
+    This is for other libraries that write to a path; the rules are those of `replacing`. A folder replaces only an
+    empty folder or a path that does not exist.
 
     Raises:
-        OSError: as for `replacing`.
+        OSError: same as in `replacing`.
 
     >>> import tempfile, pathlib
     >>> folder = pathlib.Path(tempfile.mkdtemp())
@@ -72,7 +72,7 @@ def drafting(path: AnyPath) -> Iterator[Path]:
         if not special and target.is_file() and not os.access(target, os.W_OK):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(target))
         with tempfile.TemporaryDirectory(dir=beside, prefix=f".{target.name[:40]}.", suffix=".part") as folder:
-            draft = Path(folder) / target.name  # in a folder of its own on the same disk, so that it moves at once
+            draft = Path(folder) / target.name  # in a separate folder on the same disk, so that moving is atomic
             yield draft
             if special:
                 with _written_into(path) as file, draft.open("rb") as content:
@@ -91,10 +91,10 @@ def drafting(path: AnyPath) -> Iterator[Path]:
 
 
 def _is_special(path: AnyPath) -> bool:
-    """Whether ``path`` leads to something that a regular file must not take the place of."""
+    """Whether ``path`` leads to a special file, which must not be replaced by a regular file."""
     hop = Path(path)
     for _ in range(_MOST_LINKS):
-        if hop.parent.resolve().is_relative_to("/proc"):  # /dev/stdout is a link to there, whatever it leads to
+        if hop.parent.resolve().is_relative_to("/proc"):  # /dev/stdout is a link into /proc
             return True
         if not hop.is_symlink():
             return hop.exists() and not hop.is_file()
@@ -106,7 +106,7 @@ def _is_special(path: AnyPath) -> bool:
 def _written_into(path: AnyPath) -> Iterator[IO[bytes]]:
     content = io.BytesIO()
     yield content
-    with Path(path).open("ab") as file:  # a shell's redirection keeps what else went to standard output
+    with Path(path).open("ab") as file:  # append, to keep what a shell already redirected into the file
         file.write(content.getbuffer())
 
 
@@ -115,7 +115,7 @@ def _replaced(target: Path) -> Iterator[IO[bytes]]:
     if target.exists() and not os.access(target, os.W_OK):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(target))
     unfinished = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.part")
-    try:  # os.open applies the umask by itself; to read it, it would have to be set for all threads
+    try:  # os.open applies the umask; reading the umask would need setting it, for all threads
         descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     except OSError as error:
         raise OSError(error.errno, error.strerror, os.fspath(target)) from error
@@ -133,7 +133,7 @@ def _replaced(target: Path) -> Iterator[IO[bytes]]:
 
 
 def write_json(path: AnyPath, value: Any) -> None:
-    """Write ``value`` as indented JSON, whole or not at all. Not-a-number is refused (ValueError)."""
+    """Write ``value`` as indented JSON, atomically. NaN is refused with a ValueError."""
     text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
     with replacing(path) as file:
         file.write(text.encode() + b"\n")

@@ -1,8 +1,8 @@
-"""Numbers as people read them, in tables, reports and on the command line."""
+"""Format numbers for tables, reports and the command line."""
 
 
 def number(value: float | None, digits: int = 6) -> str:
-    """A number with so many significant digits, or a dash for None.
+    """Format a number with ``digits`` significant digits, or a dash for None.
 
     >>> number(1234.56789), number(None)
     ('1,234.57', '–')
@@ -11,7 +11,7 @@ def number(value: float | None, digits: int = 6) -> str:
 
 
 def amount(value: float) -> str:
-    """An amount of a resource: large and whole numbers in full.
+    """Format an amount of a resource; large and whole numbers are written in full.
 
     >>> amount(1234.5), amount(0.01234567)
     ('1,234', '0.01235')
@@ -20,7 +20,7 @@ def amount(value: float) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A fraction in percent, or a dash for None.
+    """Format a fraction as a percentage, or a dash for None.
 
     >>> percent(0.0123456), percent(None)
     ('1.235%', '–')
@@ -29,7 +29,7 @@ def percent(value: float | None) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """A count with its noun.
+    """Format a count with its noun in the singular or plural.
 
     >>> plural(1, "round"), plural(2, "round")
     ('1 round', '2 rounds')

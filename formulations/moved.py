@@ -1,4 +1,4 @@
-"""Import paths of earlier releases that keep working: each is an alias of the module that took its place."""
+"""Keep import paths of earlier releases working, as aliases of the modules that replaced them."""
 
 import importlib
 import importlib.abc
@@ -9,7 +9,7 @@ from types import ModuleType
 
 
 class MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds modules by their earlier names; asked only when nothing else finds them."""
+    """Find modules by their earlier names, after all other finders have failed."""
 
     def __init__(self, moved: Mapping[str, str]) -> None:
         self._moved = dict(moved)
@@ -21,21 +21,21 @@ class MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         path: Sequence[str] | None,  # noqa: ARG002 - the import system's signature
         target: ModuleType | None = None,  # noqa: ARG002
     ) -> importlib.machinery.ModuleSpec | None:
-        """The alias of a module that moved, or None."""
+        """Return the spec of the alias of a moved module, or None."""
         return importlib.machinery.ModuleSpec(fullname, self) if fullname in self._moved else None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
-        """The module itself, under its new name."""
+        """Import the module under its new name."""
         module = importlib.import_module(self._moved[spec.name])
         self._specs[spec.name] = module.__spec__
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Give the module back the specification that importing the alias replaced."""
+        """Restore the module's spec, which importing the alias replaced."""
         assert module.__spec__ is not None  # noqa: S101
         module.__spec__ = self._specs[module.__spec__.name]
 
 
 def keep_importable(moved: Mapping[str, str]) -> None:
-    """Make each earlier name (key) importable as an alias of the module it is now (value)."""
+    """Make each earlier name (key) importable as an alias of the current module (value)."""
     sys.meta_path.append(MovedModules(moved))

@@ -1,7 +1,7 @@
-"""Pair terms: what two choices in different groups add to the objective together.
+"""Pair terms: the amount that two options of different groups add to the objective together.
 
 The matrix ``Q = S + F·Fᵀ`` over the flat options is never formed. ``S`` is sparse and strictly upper triangular;
-``F`` is a thin factor of shape ``(V, r)``, so that a whole choice costs ``O(G·r)`` to evaluate.
+``F`` is a thin factor of shape ``(V, r)``, so evaluating a whole choice takes ``O(G·r)``.
 """
 
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from formulations.errors import InvalidProblemError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PairTerms:
-    """A chosen pair of options ``u < v`` of different groups adds ``sparse[u, v] + factor[u]·factor[v]``.
+    """Pair terms in which chosen options ``u < v`` of different groups add ``sparse[u, v] + factor[u]·factor[v]``.
 
     Args:
         sparse: ``(V, V)`` scipy sparse matrix or array, strictly upper triangular, or None.
-        factor: ``(V, r)`` array, or None. Products inside one group are never counted. It is copied, unless it is
-            a read-only float64 array of its own memory (at a million options a copy is worth avoiding).
+        factor: ``(V, r)`` array, or None. Products inside one group are never counted. The array is copied unless it
+            is a read-only float64 array that owns its memory (this avoids a copy at a million options).
 
     Raises:
-        InvalidProblemError: wrong shapes, entries on or below the diagonal, numbers that are not finite.
+        InvalidProblemError: a shape is wrong, an entry is on or below the diagonal, or a number is not finite.
 
     >>> import numpy as np
     >>> PairTerms(factor=np.ones((4, 2))).rank
@@ -47,7 +47,7 @@ class PairTerms:
 
     @classmethod
     def trusted(cls, *, sparse: Any, factor: NDArray[np.float64] | None) -> "PairTerms":
-        """Parts of terms that were checked before, taken as they are: neither copied nor checked again."""
+        """Build terms from parts that were checked before, without copying or checking them again."""
         terms = object.__new__(cls)
         object.__setattr__(terms, "sparse", sparse)
         object.__setattr__(terms, "factor", factor)
@@ -55,19 +55,19 @@ class PairTerms:
 
     @property
     def num_options(self) -> int | None:
-        """V, or None when there is neither a sparse part nor a factor."""
+        """Number of options V, or None when there is neither a sparse part nor a factor."""
         if self.factor is not None:
             return int(self.factor.shape[0])
         return None if self.sparse is None else int(self.sparse.shape[0])
 
     @property
     def rank(self) -> int:
-        """Columns of the factor (0 without one)."""
+        """Number of columns of the factor (0 without a factor)."""
         return 0 if self.factor is None else int(self.factor.shape[1])
 
     @property
     def num_sparse(self) -> int:
-        """Stored entries of the sparse part."""
+        """Number of stored entries of the sparse part."""
         return 0 if self.sparse is None else int(self.sparse.nnz)
 
     def __bool__(self) -> bool:

@@ -1,13 +1,13 @@
-"""The problem every formulation builds and every solver takes: a quadratic multiple-choice knapsack.
+"""The problem that every formulation builds and every solver takes: a quadratic multiple-choice knapsack.
 
     minimise   offset + Σ cost[v]·x_v + Σ_{u<v, different groups} Q[u,v]·x_u·x_v          Q = S + F·Fᵀ
     subject to Σ_{v in group g} x_v = 1   for every group g
                fixed_k + Σ_v use_k[v]·x_v + Σ_{u<v, different groups} P_k[u,v]·x_u·x_v ≤ budget_k
                                 for every budgeted resource k
 
-Options are numbered flat, group after group: V of them in G groups. What always holds in a `Problem`: every group
-has an option, all numbers are finite, resources and their pair terms are not negative, no sparse pair term lies inside
-a group, arrays are read-only. `Problem.evaluate` is the one judge of objective and feasibility.
+There are V options in G groups, numbered consecutively, group after group ("flat" indices). Invariants of a `Problem`:
+every group has at least one option, all numbers are finite, resources and their pair terms are not negative, no sparse
+pair term lies inside a group, and arrays are read-only. `Problem.evaluate` defines objective and feasibility.
 """
 
 import hashlib
@@ -41,12 +41,12 @@ from formulations.validation import (
 FILE_KIND = FileKind("qcompress problem", version=3)
 
 BUDGET_TOLERANCE = 1e-12
-"""Relative slack of a budget: room for the rounding of a sum of floats, below one byte in a terabyte."""
+"""Relative slack of a budget, for rounding errors in sums of floats (at most one byte in a terabyte)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """What a choice costs: objective (the problem's unit), use of every resource, excess over every broken budget."""
+    """Value of a choice: objective, use of every resource, and excess over every violated budget."""
 
     objective: float
     usage: dict[str, float]
@@ -64,19 +64,19 @@ class Problem:
 
     Args:
         groups: G distinct names.
-        options: per group the distinct names of its options.
+        options: for each group, the distinct names of its options.
         cost: ``(V,)`` objective of each option alone.
-        resources: name → ``(V,)`` use of each option, not negative.
-        budgets: name of a resource → the most its uses may add up to.
-        pairs: what options of different groups cost together, or None.
+        resources: name → ``(V,)`` use by each option, not negative.
+        budgets: name of a resource → upper limit on its total use.
+        pairs: pair costs between options of different groups, or None.
         offset: constant part of the objective.
-        fixed: name of a resource → what is used of it whatever is chosen; 0 where it is not named.
+        fixed: name of a resource → amount used whatever is chosen; 0 for resources not listed.
         resource_pairs: name of a resource → ``(V, V)`` scipy sparse matrix, strictly upper triangular and not negative:
-            what two options of different groups use of it together (a layer's bytes are the channels that come in times
-            those that go out).
+            the amount that two options of different groups use together (for example, the bytes of a layer are its
+            input channels times its output channels).
 
     Raises:
-        InvalidProblemError: anything that does not fit, with what was found and what would work.
+        InvalidProblemError: an argument is invalid; the message says what was found and what would work.
 
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
     >>> problem.evaluate([0, 1])
@@ -144,19 +144,19 @@ class Problem:
 
     @property
     def num_groups(self) -> int:
-        """G."""
+        """Number of groups G."""
         return len(self.groups)
 
     @property
     def num_options(self) -> int:
-        """V, over all groups."""
+        """Total number of options V, over all groups."""
         return int(self.group_offsets[-1])
 
     def flat(self, choice: ArrayLike) -> NDArray[np.int64]:
-        """The flat options of a choice: local option indices ``(..., G)`` → flat indices of the same shape.
+        """Convert local option indices ``(..., G)`` of a choice to flat indices of the same shape.
 
         Raises:
-            InvalidProblemError: wrong shape, not whole numbers, or an option that its group does not have.
+            InvalidProblemError: the shape is wrong, a value is no whole number, or a group has no such option.
         """
         array = np.asarray(choice)
         if array.shape[-1:] != (self.num_groups,):
@@ -175,7 +175,9 @@ class Problem:
         return self.group_offsets[:-1] + array.astype(np.int64)
 
     def evaluate(self, choice: ArrayLike) -> Evaluation:
-        """Judge one choice: ``(G,)`` local option indices → objective, usage and violated budgets. O(V + G·r + nnz).
+        """Compute objective, usage and violated budgets of one choice ``(G,)`` of local option indices.
+
+        The time is O(V + G·r + nnz).
 
         Raises:
             InvalidProblemError: the choice is not one option index per group.
@@ -193,7 +195,7 @@ class Problem:
         return Evaluation(objective=objective, usage=usage, violations=violations)
 
     def usage(self, chosen: NDArray[np.int64]) -> dict[str, float]:
-        """The use of every resource by flat options ``(G,)``, fixed uses included."""
+        """Return the use of every resource by the flat options ``(G,)``, including fixed uses."""
         usage = {name: self.fixed.get(name, 0.0) + float(use[chosen].sum()) for name, use in self.resources.items()}
         for name, terms in self.resource_pairs.items():
             x = np.zeros(self.num_options)
@@ -214,31 +216,31 @@ class Problem:
         return value
 
     def with_budgets(self, **budgets: float) -> "Problem":
-        """The same problem with some budgets set anew (others stay).
+        """Return the same problem with some budgets replaced; the others stay.
 
         Raises:
-            InvalidProblemError: a budget for a resource the problem does not have, or not a finite number.
+            InvalidProblemError: a budget names an unknown resource or is not a finite number.
         """
         merged = MappingProxyType(checked_budgets({**self.budgets, **budgets}, self.resources))
         return self.derived(budgets=merged)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by construction (for worker processes only; files never hold pickles)."""
+        """Pickle the constructor's arguments (for worker processes only; files never hold pickles)."""
         resources, budgets, fixed = dict(self.resources), dict(self.budgets), dict(self.fixed)
         stated = (self.groups, self.options, self.cost, resources, budgets, self.pairs, self.offset, fixed)
         return Problem, (*stated, dict(self.resource_pairs))
 
     def derived(self, **fields: Any) -> "Problem":
-        """A copy with some fields replaced, which are not checked: for reductions, which keep what always holds."""
+        """Return a copy with some fields replaced, unchecked; for reductions, which preserve the invariants."""
         copy = object.__new__(Problem)
         for field in self.__slots__:
             object.__setattr__(copy, field, fields.get(field, getattr(self, field)))
         return copy
 
     def minimum_usage(self) -> dict[str, float]:
-        """The smallest use of every resource that any choice can have (each on its own).
+        """Return the smallest use of every resource that any choice can have, each resource taken alone.
 
-        With pair terms it is a lower bound, which perhaps no choice reaches: each pair of groups counts its least term.
+        For a resource with pair terms this is only a lower bound: each pair of groups counts its smallest term.
 
         >>> Problem(["a"], [["keep", "prune"]], [0, 1], {"bytes": [8, 4]}, {}).minimum_usage()
         {'bytes': 4.0}
@@ -258,21 +260,21 @@ class Problem:
         return tuple(name for name in self.budgets if name in self.resource_pairs)
 
     def require_linear_budgets(self, what: str) -> None:
-        """Refuse budgets whose resource has pair terms, on behalf of something that has no place for them.
+        """Refuse budgets whose resource has pair terms, for a method ``what`` that does not support them.
 
         Raises:
-            InvalidProblemError: names ``what`` and the budgets.
+            InvalidProblemError: there are such budgets; the message names ``what`` and the budgets.
         """
         if self.paired_budgets:
             raise InvalidProblemError(
                 f"{what} takes no pair terms in a budget, this problem has some in {', '.join(self.paired_budgets)}; "
-                "solve() takes them, and so do to_cqm and to_integer_program"
+                "solve(), to_cqm and to_integer_program support them"
             )
 
     def without_fixed(self) -> "Problem":
-        """The same problem without fixed uses: each budget is lowered by what is fixed.
+        """Return the same problem without fixed uses, which are subtracted from the budgets.
 
-        Exactly the same choices are feasible. The problem itself when nothing is fixed.
+        Exactly the same choices are feasible. Without fixed uses the problem itself is returned.
 
         >>> problem = Problem(["a"], [["keep", "prune"]], [0, 1], {"bytes": [8, 4]}, {"bytes": 10}, fixed={"bytes": 5})
         >>> round(problem.without_fixed().budgets["bytes"], 9)
@@ -291,10 +293,11 @@ class Problem:
         return self.derived(budgets=MappingProxyType(budgets), fixed=MappingProxyType({}))
 
     def require_reachable_budgets(self) -> None:
-        """Refuse budgets that no choice can meet, each taken on its own.
+        """Refuse budgets that no choice can meet, each budget taken alone.
 
         Raises:
-            InfeasibleBudgetError: names each such resource, the budget asked and the smallest possible use.
+            InfeasibleBudgetError: a budget cannot be met; the message names each such resource, its budget and the
+                smallest possible use.
         """
         smallest = self.minimum_usage()
         broken = [
@@ -308,7 +311,7 @@ class Problem:
             raise error
 
     def fingerprint(self) -> str:
-        """SHA-256 over everything that makes the problem, equal for equal problems on every machine."""
+        """Return a SHA-256 of the problem's content, equal for equal problems on every machine."""
         digest = hashlib.sha256(json.dumps(self._header(), sort_keys=True).encode())
         for name, array in sorted(self._arrays().items()):
             digest.update(name.encode() + array.dtype.str.encode() + repr(array.shape).encode())
@@ -316,7 +319,7 @@ class Problem:
         return digest.hexdigest()
 
     def save(self, path: AnyPath) -> None:
-        """Write the problem to one ``.npz`` file, whole or not at all; `load` gives it back exactly."""
+        """Write the problem to one ``.npz`` file, atomically; `load` restores it exactly."""
         FILE_KIND.write_arrays(path, self._header(), self._arrays())
 
     @classmethod
@@ -324,8 +327,8 @@ class Problem:
         """Read a problem that `save` wrote.
 
         Raises:
-            FileFormatError: the file is cut short, of another kind, newer, or holds a pickle.
-            InvalidProblemError: its content does not make a problem.
+            FileFormatError: the file is truncated, of another kind, newer, or contains a pickle.
+            InvalidProblemError: the content of the file does not make a valid problem.
         """
         header, arrays = FILE_KIND.read_arrays(path)
         try:
@@ -361,7 +364,7 @@ class Problem:
             "budgets": dict(self.budgets),
             "offset": self.offset,
         }
-        header |= {"fixed": dict(self.fixed)} if self.fixed else {}  # old files keep their fingerprints
+        header |= {"fixed": dict(self.fixed)} if self.fixed else {}  # problems in old files keep their fingerprints
         header |= {"resource_pairs": list(self.resource_pairs)} if self.resource_pairs else {}
         return header
 

@@ -1,4 +1,4 @@
-"""Pair terms of resources: what two options of different groups use together, beyond what each uses alone."""
+"""Pair terms of resources: the amount that two options of different groups use together, besides their single uses."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,11 +14,11 @@ from formulations.pairs import PairTerms
 def checked_resource_pairs(
     given: Mapping[str, Any], resources: Mapping[str, Any], group_of: NDArray[np.int64]
 ) -> dict[str, Any]:
-    """Name of a resource → its pair terms as a read-only CSR array, of those that have any.
+    """Check pair terms of resources and return the non-empty ones: name of a resource → read-only CSR array.
 
     Raises:
-        InvalidProblemError: no such resource, a wrong shape, terms on or below the diagonal, inside a group, negative
-            or not finite.
+        InvalidProblemError: a resource is unknown, a shape is wrong, or a term is on or below the diagonal, inside a
+            group, negative or not finite.
     """
     checked = {}
     for name, terms in given.items():
@@ -42,7 +42,7 @@ def checked_resource_pairs(
             first = int(np.argmax(inside))
             raise InvalidProblemError(
                 f"a pair term of resource {name!r} joins two options of one group (flat options {rows[first]} and "
-                f"{matrix.indices[first]}); only one of them is ever chosen, so it must go"
+                f"{matrix.indices[first]}); only one of them is ever chosen, so remove the term"
             )
         if matrix.nnz:
             checked[str(name)] = matrix
@@ -50,22 +50,22 @@ def checked_resource_pairs(
 
 
 def least_of_blocks(terms: Any, group_of: NDArray[np.int64], sizes: NDArray[np.int64]) -> float:
-    """The sum, over pairs of groups, of the least term that two of their options have."""
+    """Sum, over pairs of groups, the smallest pair term of their options."""
     rows, columns = terms.tocoo().coords
     block = group_of[rows].astype(np.int64) * len(sizes) + group_of[columns]
     order = np.argsort(block, kind="stable")
     names, starts, counts = np.unique(block[order], return_index=True, return_counts=True)
-    complete = counts == sizes[names // len(sizes)] * sizes[names % len(sizes)]  # else some two options have no term
+    complete = counts == sizes[names // len(sizes)] * sizes[names % len(sizes)]  # else some pair has no term, i.e. 0
     return float(np.minimum.reduceat(terms.data[order], starts)[complete].sum()) if len(names) else 0.0
 
 
 def arrays_of(terms: Any, name: str) -> dict[str, NDArray[Any]]:
-    """A sparse matrix as arrays for a file."""
+    """Convert a sparse matrix to named arrays for a file."""
     indices, indptr = terms.indices.astype(np.int64), terms.indptr.astype(np.int64)
     return {f"{name}_data": terms.data, f"{name}_indices": indices, f"{name}_indptr": indptr}
 
 
 def matrix_from(arrays: Mapping[str, NDArray[Any]], name: str, size: int) -> Any:
-    """Undo `arrays_of`; KeyError where an array is missing."""
+    """Invert `arrays_of`; a missing array raises KeyError."""
     parts = (arrays[f"{name}_data"], arrays[f"{name}_indices"], arrays[f"{name}_indptr"])
     return scipy.sparse.csr_array(parts, shape=(size, size))

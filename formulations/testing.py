@@ -1,11 +1,11 @@
-"""Checks of your own reduction or formulation: it keeps its promises, it states what it was meant to state.
+"""Test a reduction or a formulation that you wrote.
 
     from formulations.testing import check_formulation, check_reduction
-    check_reduction(make)                  # make(problem, rng) gives the reduction of a problem
+    check_reduction(make)                  # make(problem, rng) returns the reduction of a problem
     check_formulation(problem, objective)  # objective(choice) is computed directly, from the tables
 
-Both look at every choice of small problems, so nothing is left to chance but the problems of `check_reduction`, which
-are drawn from fixed seeds.
+Both enumerate every choice of small problems. Only the problems of `check_reduction` are random; they are drawn from
+fixed seeds.
 """
 
 import itertools
@@ -21,28 +21,28 @@ from formulations.reductions.base import Reduction
 from formulations.reductions.scaling import scaled
 
 MAX_CHOICES = 100_000
-"""Maximum number of choices of a problem that is checked choice by choice."""
+"""Maximum number of choices of a problem that `check_formulation` enumerates."""
 
 TOLERANCE = 1e-9
-"""Relative to the size of the costs: sums in another order differ by 1e-14, a wrong term by far more."""
+"""Tolerance relative to the size of the costs. Reordered sums differ by 1e-14, a wrong term by far more."""
 
 MakeReduction = Callable[[Problem, np.random.Generator], Reduction]
-"""Gives the reduction of a problem; what is random in it is drawn from the generator."""
+"""Function that returns the reduction of a problem; all randomness is drawn from the generator."""
 
 
 class CheckError(FormulationError, AssertionError):
-    """A reduction or a formulation does not do what it must."""
+    """A reduction or a formulation violates its contract."""
 
 
 def check_reduction(make: MakeReduction, *, num_problems: int = 60) -> None:
     """Check a reduction alone and after a change of unit, on small random problems.
 
     Args:
-        make: gives the reduction of a problem.
-        num_problems: number of problems; the same ones every time.
+        make: function that returns the reduction of a problem.
+        num_problems: number of problems; they are the same in every call.
 
     Raises:
-        CheckError: says which promise of `formulations.reductions.base` was broken, and on which problem.
+        CheckError: a guarantee of `formulations.reductions.base` is violated; the message names it and the problem.
 
     >>> check_reduction(lambda problem, rng: scaled(problem, 10.0), num_problems=5)
     """
@@ -54,14 +54,14 @@ def check_reduction(make: MakeReduction, *, num_problems: int = 60) -> None:
 
 
 def check_promises(reduction: Reduction, *, alone: bool = True) -> None:
-    """Check what `formulations.reductions.base` promises, over all choices of both problems.
+    """Check the guarantees of `formulations.reductions.base` over all choices of both problems.
 
     Args:
-        reduction: of a small problem.
-        alone: whether the choice of its problem decides about all groups of the original.
+        reduction: the reduction of a small problem.
+        alone: whether a choice of the reduced problem determines all groups of the original.
 
     Raises:
-        CheckError: says what was broken, and on which problem.
+        CheckError: a guarantee is violated; the message names it and the problem.
     """
     original, problem = reduction.original, reduction.problem
     tolerance = _tolerance(original)
@@ -71,14 +71,14 @@ def check_promises(reduction: Reduction, *, alone: bool = True) -> None:
         lifted = reduction.lift(choice)
         lowered = reduction.lower(lifted)
         _require(lowered is not None and np.array_equal(lowered, choice), reduction,
-                 f"lower(lift({choice})) must be that choice, found {lowered}")  # fmt: skip
+                 f"lower(lift({choice})) must return that choice, found {lowered}")  # fmt: skip
         before, after = problem.evaluate(choice), original.evaluate(lifted)
         constants.append(after.objective - reduction.unit * before.objective)
         if before.feasible and (alone or np.isfinite(best)):
-            _require(after.feasible, reduction, f"{choice} is within the budgets, lifted it breaks {after.violations}")
+            _require(after.feasible, reduction, f"{choice} meets the budgets, lifted it violates {after.violations}")
     spread = max(constants) - min(constants)
     _require(spread <= tolerance, reduction,
-             f"objectives must differ by the unit and one constant, found constants {spread:g} apart")  # fmt: skip
+             f"objectives must differ by a factor and one constant, found constants {spread:g} apart")  # fmt: skip
     bound = reduction.lift_bound(best_reduced)
     _require(not bound > best + tolerance, reduction, f"lift_bound gave {bound}, above the optimum {best}")
     if reduction.complete and np.isfinite(best):
@@ -97,23 +97,21 @@ def check_formulation(
     objective: Callable[[Sequence[int]], float],
     usage: Callable[[Sequence[int]], Mapping[str, float]] | None = None,
 ) -> None:
-    """Compare what a formulation built with a direct computation, for every choice.
+    """Compare a formulation's problem with a direct computation, for every choice.
 
     Args:
-        problem: what the formulation built, of at most `MAX_CHOICES` choices.
-        objective: the objective of a choice (one local option index per group), computed from the tables.
-        usage: the use of each resource by a choice, computed from the tables; None leaves uses unchecked.
+        problem: the problem that the formulation built, with at most `MAX_CHOICES` choices.
+        objective: function that computes the objective of a choice (one local option index per group) from the tables.
+        usage: function that computes the use of each resource by a choice from the tables; None skips this check.
 
     Raises:
-        CheckError: names the first choice that differs, and how.
+        CheckError: a choice differs; the message names the first one and the difference.
 
     >>> problem = Problem(["a", "b"], [["keep", "drop"]] * 2, [0, 3, 0, 1], {"bytes": [8, 0, 8, 0]}, {"bytes": 8})
     >>> check_formulation(problem, lambda choice: 3 * choice[0] + choice[1])
     """
     if (count := int(np.prod([len(options) for options in problem.options], dtype=float))) > MAX_CHOICES:
-        raise CheckError(
-            f"the problem has {count:,} choices, at most {MAX_CHOICES:,} can be tried; take smaller tables"
-        )
+        raise CheckError(f"the problem has {count:,} choices, at most {MAX_CHOICES:,} can be tried; use smaller tables")
     for choice in all_choices(problem):
         judged = problem.evaluate(choice)
         expected = objective(choice)
@@ -125,7 +123,7 @@ def check_formulation(
 
 
 def all_choices(problem: Problem) -> Iterator[tuple[int, ...]]:
-    """Every choice of a small problem."""
+    """Iterate over every choice of a small problem."""
     return itertools.product(*(range(len(options)) for options in problem.options))
 
 

@@ -1,4 +1,4 @@
-"""What makes numbers and names a problem: each check gives the value as `Problem` keeps it, or says what is wrong."""
+"""Validate the arguments of `Problem`: each check returns the value to store, or raises InvalidProblemError."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,14 +12,14 @@ from formulations.pairs import PairTerms
 
 
 def checked_names(values: Sequence[str], what: str) -> tuple[str, ...]:
-    """The names as strings; one string in place of a sequence is refused."""
-    if isinstance(values, str):  # its letters would pass for names
+    """Return the names as a tuple of strings; a single string is refused."""
+    if isinstance(values, str):  # its letters would be taken as names
         raise InvalidProblemError(f"{what} must be a sequence of names, found the string {values!r}")
     return tuple(str(value) for value in values)
 
 
 def require_distinct(groups: tuple[str, ...], options: tuple[tuple[str, ...], ...], num_listed: int) -> None:
-    """Require at least one group, at least one option for each, and names that differ."""
+    """Require at least one group, at least one option per group, and distinct names."""
     if not groups:
         raise InvalidProblemError("a problem needs at least one group, found none")
     if num_listed != len(groups):
@@ -38,7 +38,7 @@ def require_distinct(groups: tuple[str, ...], options: tuple[tuple[str, ...], ..
 
 
 def checked_vector(values: ArrayLike, size: int, what: str) -> NDArray[np.float64]:
-    """A read-only copy of ``values`` as ``(size,)`` finite numbers; ``what`` names them in errors."""
+    """Return a read-only copy of ``values`` as ``(size,)`` finite numbers; ``what`` names them in errors."""
     try:
         array = np.array(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -57,7 +57,7 @@ def checked_uses(
     options: tuple[tuple[str, ...], ...],
     group_offsets: NDArray[np.int64],
 ) -> dict[str, NDArray[np.float64]]:
-    """The use of every resource by each option ``(V,)``, none of it negative."""
+    """Return the use of every resource by each option ``(V,)``; no use may be negative."""
     uses = {
         str(name): checked_vector(use, int(group_offsets[-1]), f"resource {name!r}") for name, use in resources.items()
     }
@@ -73,7 +73,7 @@ def checked_uses(
 
 
 def checked_number(value: float, what: str) -> float:
-    """``value`` as a finite float; ``what`` names it in errors."""
+    """Return ``value`` as a finite float; ``what`` names it in errors."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -84,13 +84,13 @@ def checked_number(value: float, what: str) -> float:
 
 
 def checked_budgets(budgets: Mapping[str, float], resources: Mapping[str, Any]) -> dict[str, float]:
-    """The budgets as finite numbers, each of a resource that the problem has."""
+    """Return the budgets as finite numbers; each must name a resource of the problem."""
     _require_resources(budgets, resources, "budget")
     return {str(name): checked_number(budget, f"budget {name!r}") for name, budget in budgets.items()}
 
 
 def checked_fixed(fixed: Mapping[str, float], resources: Mapping[str, Any]) -> dict[str, float]:
-    """The fixed uses that are not 0, each of a resource that the problem has."""
+    """Return the fixed uses that are not 0; each must name a resource of the problem."""
     _require_resources(fixed, resources, "fixed use")
     uses = {str(name): checked_number(use, f"fixed use of {name!r}") for name, use in fixed.items()}
     for name, use in uses.items():
@@ -107,7 +107,7 @@ def _require_resources(names: Iterable[str], resources: Mapping[str, Any], what:
 
 
 def checked_pairs(pairs: PairTerms | None, group_of: NDArray[np.int64]) -> PairTerms:
-    """The pair terms, which must fit the options and join only different groups; none are an empty `PairTerms`."""
+    """Return the pair terms (empty for None); they must match the options and join only different groups."""
     if pairs is None:
         return PairTerms()
     if not isinstance(pairs, PairTerms):
@@ -121,12 +121,12 @@ def checked_pairs(pairs: PairTerms | None, group_of: NDArray[np.int64]) -> PairT
             first, second = rows[inside][0], pairs.sparse.indices[inside][0]
             raise InvalidProblemError(
                 f"a pair term joins two options of one group (flat options {first} and {second}); "
-                "only one option of a group is ever chosen, so it must go"
+                "only one option of a group is ever chosen, so remove the term"
             )
     return pairs
 
 
 def frozen(array: NDArray[Any]) -> NDArray[Any]:
-    """The array itself, read-only from now on."""
+    """Make the array read-only and return it."""
     array.flags.writeable = False
     return array

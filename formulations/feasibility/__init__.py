@@ -1,1 +1,1 @@
-"""Why budgets cannot be met, and what would be enough."""
+"""Explain why budgets cannot be met, and which larger budgets could be."""

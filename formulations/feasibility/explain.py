@@ -1,8 +1,8 @@
-"""Why no choice meets the budgets: which of them clash, how near they can be met, and what would be enough.
+"""Explain why no choice meets the budgets: which of them conflict, how closely they can be met, what would suffice.
 
-Costs do not matter here: every answer comes from programs over the uses alone (`formulations.feasibility.least_use`).
-What always holds: an upper value is the use of a choice within the budgets held, a lower value is proven, and where
-time is up between the two nothing is claimed.
+Costs play no role: every answer comes from integer programs over the uses alone
+(`formulations.feasibility.least_use`). Upper values are uses of actual choices that meet the other budgets, and lower
+values are proven. If the time runs out while the two differ, nothing is claimed about the values between them.
 """
 
 import time
@@ -16,22 +16,23 @@ from formulations.feasibility.least_use import Least, UsePrograms, limit_of
 from formulations.problem import Problem
 
 TIME_LIMIT_S = 20.0
-"""Seconds for all programs together."""
+"""Default time limit in seconds, for all programs together."""
 
 PINNED = 5
-"""Number of groups that are named."""
+"""Maximum number of groups listed in ``pinned``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetReach:
-    """How far one budget can be met.
+    """How closely one budget can be met.
 
     Attributes:
+        name: name of the resource.
         asked: the budget.
         alone: the smallest use any choice can have.
-        lower: no choice that keeps within all other budgets uses less; None when no choice keeps within them.
-        upper: the use of a choice that keeps within all other budgets, ``lower`` but for the solver's tolerance when
-            it came to its end; None when no such choice was found. With a budget of this much all hold together.
+        lower: proven lower bound on the use by choices that meet all other budgets; None when no choice meets them.
+        upper: use by the best choice found that meets all other budgets; None when none was found. It equals
+            ``lower`` up to the solver's tolerance if the solver finished. With this budget all budgets can be met.
     """
 
     name: str
@@ -43,7 +44,7 @@ class BudgetReach:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PinnedGroup:
-    """A group that takes much of a clashing budget whatever is chosen."""
+    """A group whose smallest option already uses much of a conflicting budget."""
 
     group: str
     num_options: int
@@ -54,13 +55,13 @@ class PinnedGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relaxation:
-    """Budgets that all hold together when some are multiplied by a common factor.
+    """A common factor for some budgets with which all budgets can be met.
 
     Attributes:
-        budgets: those that are multiplied; the others stay.
-        factor: a factor that is enough.
-        lower: proven: no factor below this is enough.
-        usage: the use of a choice that meets the multiplied budgets.
+        budgets: names of the budgets that are multiplied; the others stay.
+        factor: a factor that is sufficient.
+        lower: proven lower bound; no factor below it is sufficient.
+        usage: use of each resource by a choice that meets the multiplied budgets.
     """
 
     budgets: tuple[str, ...]
@@ -71,17 +72,17 @@ class Relaxation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Infeasibility:
-    """What `explain_infeasibility` finds. ``str`` gives it as a short text.
+    """Result of `explain_infeasibility`; ``str`` formats it as a short text.
 
     Attributes:
-        feasible: whether a choice meets all budgets; None when time was up before that was known.
-        budgets: every budget by itself and with the others.
-        clash: budgets that no choice meets together.
-        minimal: whether it is proven that without any one of them the others can be met.
-        fixed: what is used of the clashing budgets whatever is chosen.
-        pinned: groups with the largest smallest uses of the clashing budgets, largest share first.
-        relaxation: the least common factor for the clashing budgets; for all budgets when that cannot be enough;
-            None when no factor is (a budget of zero), or none was found in time.
+        feasible: whether a choice meets all budgets; None when the time limit came first.
+        budgets: how closely each budget can be met, alone and with the others.
+        clash: names of conflicting budgets, which no choice meets together.
+        minimal: whether ``clash`` is proven minimal: without any one of its budgets the others can be met.
+        fixed: amount of each conflicting resource that is used whatever is chosen.
+        pinned: groups whose smallest options use most of the conflicting budgets, largest share first.
+        relaxation: smallest common factor for the conflicting budgets, or for all budgets if that cannot suffice.
+            None when no factor suffices (a budget of zero), or none was found in time.
     """
 
     feasible: bool | None
@@ -93,20 +94,20 @@ class Infeasibility:
     relaxation: Relaxation | None
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able dictionary of everything in here."""
+        """Return the result as a dictionary that JSON can store."""
         return asdict(self)
 
     def __str__(self) -> str:
-        """A few lines and a table for people."""
+        """Format the result as a few lines and a table."""
         return "\n".join(_lines(self))
 
 
 def explain_infeasibility(problem: Problem, *, time_limit: float = TIME_LIMIT_S) -> Infeasibility:
-    """Explain why the budgets of ``problem`` cannot be met, and what would be enough.
+    """Explain why the budgets of ``problem`` cannot be met, and which larger budgets could be.
 
     Args:
-        problem: any problem; the answer says so when its budgets can be met.
-        time_limit: maximum seconds; the answer then holds what is known.
+        problem: any problem; if its budgets can be met, the result says so.
+        time_limit: maximum time in seconds; the result then holds what is known by that time.
 
     >>> uses = {"bytes": [8, 4, 8, 4], "seconds": [1, 3, 1, 3]}
     >>> problem = Problem(["a", "b"], [["x", "y"]] * 2, [0, 1, 0, 1], uses, {"bytes": 8, "seconds": 2})
@@ -139,7 +140,7 @@ def explain_infeasibility(problem: Problem, *, time_limit: float = TIME_LIMIT_S)
 
 
 def _verdict(problem: Problem, name: str, least: Least) -> bool | None:
-    """Whether a budget can hold together with the others, whose least use of it is given; None when it is not known."""
+    """Whether a budget can be met with the others, given its smallest use under them; None when unknown."""
     limit = limit_of(problem.budgets[name])
     if least.impossible or least.lower > limit:
         return False
@@ -147,7 +148,7 @@ def _verdict(problem: Problem, name: str, least: Least) -> bool | None:
 
 
 def _clash(problem: Problem, programs: UsePrograms) -> tuple[tuple[str, ...], bool]:
-    """A set of budgets that cannot be met together and of which none can be spared (a deletion filter)."""
+    """Return budgets that cannot be met together, and whether they are proven minimal (a deletion filter)."""
     smallest = problem.minimum_usage()
     alone = [name for name, budget in problem.budgets.items() if smallest[name] > limit_of(budget)]
     if alone:
@@ -206,7 +207,7 @@ def _lines(why: Infeasibility) -> Iterator[str]:
     table = [("budget", "asked", "smallest alone", "smallest while the others hold")]
     for reach in why.budgets:
         if reach.lower is None:
-            together = "the others cannot hold"
+            together = "the others cannot be met"
         elif reach.upper is None:
             together = f"at least {_amount(reach.lower)}"
         elif _same(reach.lower, reach.upper):
@@ -219,8 +220,8 @@ def _lines(why: Infeasibility) -> Iterator[str]:
         yield "  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])])
     if (least := why.relaxation) is not None:
         uses = ", ".join(f"{name} {_amount(use)}" for name, use in least.usage.items())
-        so_far = "" if _same(least.lower, least.factor) else f" (the least is not known; at least {least.lower:.6g})"
-        yield f"Enough: {', '.join(least.budgets)} times {least.factor:.6g}{so_far}. A choice then uses {uses}."
+        so_far = "" if _same(least.lower, least.factor) else f" (proven: at least {least.lower:.6g} is needed)"
+        yield f"Multiplying {', '.join(least.budgets)} by {least.factor:.6g} is enough{so_far}: a choice uses {uses}."
     elif why.clash:
         yield "No factor was found by which larger budgets could be met."
     for name, use in why.fixed.items():

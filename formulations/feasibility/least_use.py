@@ -1,10 +1,10 @@
-"""The least use of a budgeted resource while other budgets hold, and the least factor by which budgets must grow.
+"""Compute the smallest use of a resource under other budgets, and the smallest factor by which budgets must grow.
 
-Small exact programs over the uses alone, through ``scipy.optimize`` (HiGHS). The linear program's prices give a bound
-and what each option costs beyond it; the integer program is solved over the cheapest options, the core, which grows
-until nothing outside can be better (Balas & Zemel, doi:10.1287/opre.28.5.1130). What always holds: a choice that is
-given is within the budgets held as `Problem.evaluate` judges them, and a lower value is proven: by prices, by what
-lies outside the core, and by HiGHS's bound less its tolerance.
+Both are small exact programs over the uses alone, solved with ``scipy.optimize`` (HiGHS). The dual prices of the linear
+relaxation give a lower bound and the reduced cost of each option. The integer program is solved over the options with
+the smallest reduced costs, the core, which grows until no option outside it can be better (Balas & Zemel,
+doi:10.1287/opre.28.5.1130). Returned choices meet the budgets as `Problem.evaluate` computes them. Lower values are
+proven, by the prices, the options outside the core, and HiGHS's bound minus its tolerance.
 """
 
 import time
@@ -20,13 +20,13 @@ from formulations.problem import BUDGET_TOLERANCE, Problem
 from formulations.reductions.dominance import Floats, Integers, drop_dominated
 
 TOLERANCE = 2e-6
-"""HiGHS's absolute tolerance; uses are given to it in units of their mean spread in a group."""
+"""Absolute tolerance of HiGHS; uses are scaled by their mean spread in a group before they are passed to it."""
 
 SHARE = 0.25
-"""Share of the remaining time that one program may take; nearly all end long before."""
+"""Fraction of the remaining time that one program may take; nearly all finish long before."""
 
 CORE, PRESOLVED = 200, 5000
-"""Options beyond one a group in the first core; columns up to which HiGHS's presolve is in time."""
+"""Number of options in the first core beyond one per group; number of columns up to which HiGHS presolves."""
 
 
 def limit_of(budget: float) -> float:
@@ -36,7 +36,7 @@ def limit_of(budget: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Least:
-    """The least value of something: a proven lower bound, and a choice with its value, or that no choice exists."""
+    """A minimum: a proven lower bound, and a choice with its value (``upper``) or the proof that none exists."""
 
     lower: float = -np.inf
     upper: float | None = None
@@ -45,7 +45,7 @@ class Least:
 
 
 class UsePrograms:
-    """Integer programs over the uses of a problem, from each group's smallest use and in units of the mean spread."""
+    """Integer programs over the uses of a problem, shifted by each group's smallest use, scaled by the mean spread."""
 
     def __init__(self, problem: Problem, deadline: float) -> None:
         self.problem, self.deadline = problem, deadline
@@ -70,7 +70,7 @@ class UsePrograms:
             self.use[name] = above / self.unit[name]
 
     def least(self, name: str, hold: Sequence[str]) -> Least:
-        """The least use of one resource over the choices that keep within the budgets ``hold``."""
+        """Minimise the use of one resource over the choices that meet the budgets ``hold``."""
         if not self._possible(hold):
             return Least(impossible=True)
         if not hold:
@@ -85,7 +85,7 @@ class UsePrograms:
         return Least(lower=min(upper, lower), upper=upper, choice=least.choice)
 
     def factor(self, grow: Sequence[str], hold: Sequence[str]) -> Least:
-        """The least factor by which the budgets ``grow`` must be multiplied for a choice to meet them and ``hold``."""
+        """Find the smallest factor for the budgets ``grow`` with which a choice meets them and the budgets ``hold``."""
         if not self._possible(hold):
             return Least(impossible=True)
         least = self._solve(np.zeros(len(self.options)), hold, grow)
@@ -104,7 +104,7 @@ class UsePrograms:
         return [name for name in hold if self._usage(chosen, name) > limit_of(self.problem.budgets[name])]
 
     def _solve(self, target: Floats, hold: Sequence[str], grow: Sequence[str]) -> Least:
-        """Minimise ``target·x``, or with ``grow`` the factor t, which is a last column then."""
+        """Minimise ``target·x``, or with ``grow`` the factor t, which is then the last column."""
         if len(self.options) == self.problem.num_groups:  # nothing to choose
             meets = not self._broken(self.options, hold)
             return Least(lower=np.inf, choice=self.options) if meets else Least(impossible=True)
@@ -122,7 +122,7 @@ class UsePrograms:
                 core.grow()
                 continue
             chosen = self.options[choice]
-            if broken := self._broken(chosen, hold):  # it holds within the solver's tolerance only
+            if broken := self._broken(chosen, hold):  # they hold only within the solver's tolerance
                 core.forbid(broken[0], choice)
             elif core.everything or core.value <= core.outside:
                 return Least(lower=core.lower, choice=chosen)
@@ -132,7 +132,7 @@ class UsePrograms:
 
 
 class _Core:
-    """One program ``min target·x, A·x - last·t ≤ b``, one option a group, over options that grow in number."""
+    """One program ``min target·x, A·x - last·t ≤ b`` with one option per group, over a growing core of options."""
 
     def __init__(self, programs: UsePrograms, target: Floats, hold: Sequence[str], grow: Sequence[str]) -> None:
         budgets, base, unit, use = programs.problem.budgets, programs.base, programs.unit, programs.use
@@ -147,7 +147,7 @@ class _Core:
         self.impossible = self.everything = False
 
     def price(self, seconds: float) -> bool:
-        """Solve the linear program; False when time ran out, or when it has no solution (then ``impossible``)."""
+        """Solve the linear relaxation; False when time ran out or it is infeasible (then ``impossible`` is set)."""
         if seconds <= 0:
             return False
         size, groups = len(self.target), len(self.starts)
@@ -169,7 +169,7 @@ class _Core:
             return False
         prices = np.maximum(0.0, -solved.ineqlin.marginals)
         if free:
-            total = prices[self.num_hold :].sum()  # prices that add up to 1 make t cost nothing: any such give a bound
+            total = prices[self.num_hold :].sum()  # any prices that sum to 1 give a bound: t then costs nothing
             prices = prices / total if total > 0 else self.last / self.last.sum()
         cost = self.target + prices @ self.rows
         least = np.minimum.reduceat(cost, self.starts)
@@ -179,7 +179,7 @@ class _Core:
         return True
 
     def grow(self) -> None:
-        """Take more options into the core."""
+        """Enlarge the core."""
         self.size *= 8
 
     def forbid(self, name: str, options: Integers) -> None:
@@ -189,7 +189,7 @@ class _Core:
         self.limits, self.last = np.append(self.limits, len(self.starts) - 1.0), np.append(self.last, 0.0)
 
     def solve(self, seconds: float) -> Integers | None:
-        """The best choice of the core, as places in the options; None without one. Raises ``lower``."""
+        """Return the best choice of the core as positions in the options, or None; this also raises ``lower``."""
         extra = np.sort(self.reduced)[len(self.starts) :]
         self.everything = self.size >= len(extra)
         threshold = np.inf if self.everything else extra[self.size]

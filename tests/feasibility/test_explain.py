@@ -144,7 +144,7 @@ def test_the_text_names_the_clash_and_what_is_enough():
         "budget   asked  smallest alone  smallest while the others hold",
         "bytes        8               8                              16",
         "seconds      2               2                               6",
-        "Enough: bytes, seconds times 2. A choice then uses bytes 12, seconds 4.",
+        "Multiplying bytes, seconds by 2 is enough: a choice uses bytes 12, seconds 4.",
     ]
 
 

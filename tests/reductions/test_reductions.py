@@ -140,7 +140,7 @@ def test_a_bound_of_a_component_holds_with_the_others_bounds_only():
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        ({"lower": lambda self, choice: np.zeros(len(self.choice), dtype=np.int64)}, "must be that choice"),
+        ({"lower": lambda self, choice: np.zeros(len(self.choice), dtype=np.int64)}, "must return that choice"),
         ({"lift": lambda self, choice: np.asarray(choice)[::-1]}, "must"),
         ({"unit": property(lambda self: 2.0)}, "one constant"),
         ({"lift_bound": lambda self, bound: bound + 1.0}, "above the optimum"),
