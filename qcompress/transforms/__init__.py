@@ -1,1 +1,1 @@
-"""Ways to store a weight in fewer bytes, one a module."""
+"""Ways to store a weight in fewer bytes, one per module."""

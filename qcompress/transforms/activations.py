@@ -1,8 +1,8 @@
-"""Rounding of what goes into a layer, and of what comes out, to 8 bits, as integer kernels do it.
+"""Rounding of a layer's inputs and outputs to 8 bits, as integer kernels do it.
 
-A range of numbers that holds 0 becomes codes from 0 to 255 with a step and a zero point, both for the whole tensor;
-numbers beyond it become its ends. What always holds: 0 stays 0, rounding what is rounded changes nothing, and where
-gradients are asked for they pass as if nothing was rounded.
+A range that contains 0 is mapped to codes from 0 to 255 with one step and one zero point for the whole tensor; values
+outside the range are clipped. Invariants: 0 stays 0, rounding is idempotent, and gradients pass through unchanged
+(straight-through estimator).
 """
 
 import contextlib
@@ -19,7 +19,7 @@ LEVELS = 255
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Numbers from ``low`` to ``high`` in 256 steps, of which one is 0.
+    """A uniform grid of 256 values from ``low`` to ``high``, one of which is 0.
 
     >>> Range(-1.0, 3.0).rounded(torch.tensor([-2.0, 0.0, 0.5, 9.0]))
     tensor([-1.0039,  0.0000,  0.5020,  2.9961])
@@ -30,16 +30,16 @@ class Range:
 
     @property
     def step(self) -> float:
-        """The step, a float32 number."""
+        """The step between neighbouring values, representable in float32."""
         return float(np.float32((max(self.high, 0.0) - min(self.low, 0.0)) / LEVELS)) or 1.0
 
     @property
     def zero(self) -> int:
-        """The code of 0."""
+        """The code that stands for 0."""
         return int(min(max(round(-min(self.low, 0.0) / self.step), 0), LEVELS))
 
     def rounded(self, values: Tensor) -> Tensor:
-        """``values`` on the grid."""
+        """Round ``values`` to the grid."""
         return _through(values, self.step, self.zero)
 
 
@@ -48,26 +48,26 @@ class Activations:
     """How a layer's activations are rounded.
 
     Attributes:
-        inputs: the range of what goes in; None for that of every tensor as it comes, which is looked up when it runs.
-        outputs: the range of what comes out; None where it is left as it is.
+        inputs: the range of the layer's input, or None to take the range of each tensor at run time.
+        outputs: the range of the layer's output, or None to leave it unrounded.
     """
 
     inputs: Range | None
     outputs: Range | None
 
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of a layer with its input rounded."""
+        """Return the arguments of a layer with its input rounded."""
         if args:
             return (self._rounded(args[0]), *args[1:]), kwargs
         return args, {**kwargs, "input": self._rounded(kwargs["input"])}
 
     def after(self, output: Tensor) -> Tensor:
-        """The layer's output, rounded."""
+        """Return the layer's output, rounded."""
         return output if self.outputs is None else self.outputs.rounded(output)
 
     @contextlib.contextmanager
     def on(self, module: nn.Module) -> Iterator[None]:
-        """A ``with`` block in which ``module`` rounds."""
+        """A context manager in which ``module`` rounds its activations."""
         handles = self.attach(module)
         try:
             yield
@@ -76,7 +76,7 @@ class Activations:
                 handle.remove()
 
     def attach(self, module: nn.Module) -> tuple[Any, Any]:
-        """Let ``module`` round from now on; gives the handles that end it."""
+        """Make ``module`` round its activations from now on; returns the handles that remove the hooks."""
         return (
             module.register_forward_pre_hook(RoundInputs(self), with_kwargs=True),
             module.register_forward_hook(RoundOutputs(self)),
@@ -91,7 +91,7 @@ class Activations:
 
 
 def detach(module: nn.Module) -> None:
-    """Let a layer no longer round its activations."""
+    """Remove the rounding of activations from a layer."""
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
         for number, hook in list(hooks.items()):
             if isinstance(hook, (RoundInputs, RoundOutputs)):
@@ -100,36 +100,36 @@ def detach(module: nn.Module) -> None:
 
 
 class RoundInputs:
-    """A forward pre-hook."""
+    """A forward pre-hook that rounds the input."""
 
     def __init__(self, activations: Activations) -> None:
         self.activations = activations
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:  # noqa: ARG002
-        """The arguments with the input rounded."""
+        """Return the arguments with the input rounded."""
         return self.activations.before(args, kwargs) if _Rounding.on else None
 
 
 class RoundOutputs:
-    """A forward hook."""
+    """A forward hook that rounds the output."""
 
     def __init__(self, activations: Activations) -> None:
         self.activations = activations
 
     def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Any:  # noqa: ARG002
-        """The output, rounded."""
+        """Return the output, rounded."""
         return self.activations.after(output) if _Rounding.on else None
 
 
 class _Rounding:
-    """Whether hooks round; off while a model is traced for an engine, whose own operators do it."""
+    """Whether the hooks round. Off while a model is traced for an engine, whose own operators do the rounding."""
 
     on = True
 
 
 @contextlib.contextmanager
 def unrounded() -> Iterator[None]:
-    """A ``with`` block in which no activation is rounded."""
+    """A context manager in which no activation is rounded."""
     before, _Rounding.on = _Rounding.on, False
     try:
         yield
@@ -138,7 +138,7 @@ def unrounded() -> Iterator[None]:
 
 
 def _through(values: Tensor, step: float, zero: int) -> Tensor:
-    """``values`` on a grid; gradients pass as if they were not."""
+    """Round ``values`` to a grid; gradients pass through unchanged."""
     detached = values.detach()
     wide = detached.to(torch.promote_types(detached.dtype, torch.float32))
     codes = wide.div(step).round_().clamp_(-zero, LEVELS - zero)

@@ -1,12 +1,12 @@
-"""A transform is one way to store a layer's weight in fewer bytes, as a frozen, JSON-able value.
+"""A transform is one way to store a layer's weight in fewer bytes, as a frozen value that can be written as JSON.
 
-It answers three questions about a weight: what does it become (`approximate`), what does that take (`size_bytes`,
-`macs`), and which arrays are written to disk (`encode`, `decode`). What always holds: ``decode(encode(w))`` equals
+It answers three questions about a weight: what the weight becomes (`approximate`), what it costs (`size_bytes`,
+`macs`), and which arrays are written to disk (`encode`, `decode`). Invariants: ``decode(encode(w))`` equals
 ``approximate(w)`` bit for bit, and the arrays of ``encode`` take exactly ``size_bytes``.
 
 A weight is seen as rows ``(channels, weights per channel)`` (see `qcompress.model.layers`), possibly a block of them.
-What is offered for all weights alike, as "the rank that keeps 95 % of the energy", is an `Offer`: each weight resolves
-it to a transform of its own. A transform is its own offer.
+An option that applies to all weights alike, such as "the rank that keeps 95 % of the energy", is an `Offer`: each
+weight resolves it to a transform. A transform is its own offer.
 """
 
 import math
@@ -27,12 +27,12 @@ Ranges = tuple[tuple[float, float], tuple[float, float]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """How an ungrouped Conv2d goes over its input; positions are counted per sample, over all calls.
+    """How an ungrouped Conv2d scans its input; positions are counted per sample, over all calls.
 
     Attributes:
-        kernel: height and width.
+        kernel: height and width of the kernel.
         inputs: positions of the input, height times width.
-        halfway: height of the output times width of the input.
+        halfway: output height times input width.
     """
 
     kernel: tuple[int, int]
@@ -42,21 +42,22 @@ class Window:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What a transform is asked to store: a weight's rows, without the numbers.
+    """The description of a weight's rows, without the numbers.
 
     Attributes:
-        layer: type of the layer, as ``"Linear"`` or ``"Conv2d"``.
+        layer: type of the layer, such as ``"Linear"`` or ``"Conv2d"``.
         channels, per_channel: shape of the rows.
-        dtype: of the weight.
-        macs: multiply-accumulates per sample through these rows, dense.
-        whole: whether the rows are all of the layer's.
-        replaceable: whether the layer can be swapped for others (it is called as a module, is not grouped and its
-            weight is not shared with another module).
-        window: of a replaceable Conv2d, else None.
-        lookups: rows looked up per sample, of a replaceable Embedding.
-        common_input: whether all rows are multiplied with the same input, of which `measure` can take the moments (a
-            Linear layer or an ungrouped convolution).
-        head: whether the weight is that of an Embedding and of Linear layers, and their inputs are such.
+        dtype: dtype of the weight.
+        macs: multiply-accumulates per sample through these rows when dense.
+        whole: whether the rows are all rows of the layer.
+        replaceable: whether the layer can be replaced by other layers (it is called as a module, is not grouped and
+            its weight is not shared with another module).
+        window: the window of a replaceable Conv2d, else None.
+        lookups: rows looked up per sample in a replaceable Embedding.
+        common_input: whether all rows are multiplied with the same input, so that `measure` can collect its second
+            moments (a Linear layer or an ungrouped convolution).
+        input_groups: number of groups of rows that have different inputs (grouped convolutions), else 1.
+        head: whether the weight is shared by an Embedding and Linear layers (tied weights) whose inputs are known.
     """
 
     layer: str
@@ -74,26 +75,26 @@ class Target:
 
     @property
     def num_weights(self) -> int:
-        """Weights in the rows."""
+        """Number of weights in the rows."""
         return self.channels * self.per_channel
 
     @property
     def dense_bytes(self) -> int:
-        """Bytes of the rows as they are."""
+        """Bytes of the uncompressed rows."""
         return self.num_weights * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weight:
-    """A weight as a transform sees it: numbers, what they belong to and, where calibrated, what goes in.
+    """A weight as a transform sees it: its numbers, its description and, where calibrated, statistics of its inputs.
 
     Attributes:
         rows: ``(channels, per_channel)``, any float dtype, any strides, any device.
-        target: their description.
-        moments: ``(per_channel, per_channel)`` second moments ``E[x xᵀ]`` of the layer's (unfolded) input, or None; of
-            an Embedding, whose inputs are unit vectors, their diagonal: ``(channels,)`` frequencies of the words; of a
+        target: description of the rows.
+        moments: ``(per_channel, per_channel)`` second moments ``E[x xᵀ]`` of the layer's (unfolded) input, or None. For
+            an Embedding, whose inputs are unit vectors, the diagonal: ``(channels,)`` frequencies of the words. For a
             grouped convolution one matrix for each group, ``(input_groups, per_channel, per_channel)``.
-        num_inputs: how many inputs the moments are the mean of.
+        num_inputs: number of inputs that the moments are averaged over.
         squares: ``(per_channel,)`` mean square of each input column of the layer, or None.
         ranges: ``(low, high)`` of the layer's inputs and of its outputs (see `qcompress.measuring.ranges`), or None.
     """
@@ -108,29 +109,29 @@ class Weight:
     _found_of_inputs: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def once(self, key: Any, find: Callable[[], Found]) -> Found:
-        """``find()``, run only the first time for a key: what several transforms need of one weight."""
+        """Return ``find()``, computed only once per key; caches what several transforms need of one weight."""
         if key not in self._found:
             self._found[key] = find()
         value: Found = self._found[key]
         return value
 
     def once_of_inputs(self, key: Any, find: Callable[[], Found]) -> Found:
-        """Find once what depends on the moments alone, shared by all blocks of a layer (see `once`)."""
+        """Like `once`, for results that depend on the moments alone; shared by all blocks of a layer."""
         if key not in self._found_of_inputs:
             self._found_of_inputs[key] = find()
         value: Found = self._found_of_inputs[key]
         return value
 
     def block(self, rows: Tensor, target: Target, ranges: Ranges | None = None) -> "Weight":
-        """Another weight with the same inputs."""
+        """Return another weight with the same inputs."""
         known = self.moments, self.num_inputs, self.squares
         return Weight(rows, target, *known, ranges, _found_of_inputs=self._found_of_inputs)
 
     def exact(self) -> Tensor:
-        """The rows on the CPU in float64.
+        """Return the rows on the CPU in float64.
 
         Raises:
-            ModelError: one is not finite.
+            ModelError: A number is not finite.
         """
         exact = self.rows.detach().cpu().double()
         if not bool(torch.isfinite(exact).all()):
@@ -138,10 +139,10 @@ class Weight:
         return exact
 
     def relative_error(self, approximation: Tensor) -> float:
-        """Squared error of an approximation relative to the weight's own square.
+        """Squared error of an approximation relative to the squared norm of the weight.
 
-        With moments it is the error of the layer's output, ``E‖(W - W')x‖²`` relative to ``E‖Wx‖²``; with the mean
-        squares of the inputs alone, the same for inputs that are independent of each other.
+        With moments it is the error of the layer's output, ``E‖(W - W')x‖²`` relative to ``E‖Wx‖²``. With only the mean
+        squares of the inputs, it is the same for uncorrelated inputs.
         """
         wide = torch.promote_types(self.rows.dtype, torch.float32)
         rows = self.once("wide", lambda: self.rows.detach().cpu().to(wide))
@@ -163,51 +164,51 @@ class Weight:
 
 
 def moments_missing(label: str) -> str:
-    """What to say where an option is asked of a weight without the moments that it needs."""
+    """The error message for an option that needs moments which the weight does not have."""
     return (
-        f"{label!r} needs the second moments of the layer's input: measure() collects them, and the Measurement that "
-        "it gives keeps them for apply()"
+        f"{label!r} needs the second moments of the layer's input: measure() collects them, and the Measurement it "
+        "returns keeps them for apply()"
     )
 
 
 @dataclass(frozen=True)
 class Offer(ABC):
-    """What is on offer for every weight. Subclasses are frozen dataclasses whose fields are plain values or offers."""
+    """An option that is offered for every weight. Subclasses are frozen dataclasses of plain values or offers."""
 
     kind: ClassVar[str]
 
     @property
     @abstractmethod
     def label(self) -> str:
-        """Short name, unique among the options of a group, as ``"4 bits, 50 % sparse"``."""
+        """Short name, unique among the options of a group, such as ``"4 bits, 50 % sparse"``."""
 
     @abstractmethod
     def resolve(self, weight: Weight) -> "Transform | None":
-        """The transform of this weight, or None where it does not fit or saves nothing."""
+        """Return the transform for this weight, or None where it does not fit or saves nothing."""
 
     @abstractmethod
     def least_use(self, target: Target) -> tuple[float, float] | None:
-        """Bytes and macs that it takes at least, whatever the numbers of the weight; None where it does not fit."""
+        """A lower bound on its bytes and macs, whatever the numbers of the weight; None where it does not fit."""
 
     def needs_moments(self, target: Target) -> bool:  # noqa: ARG002
-        """Whether it takes the moments of the layer's input to fit there."""
+        """Whether the option needs the second moments of the layer's input."""
         return False
 
     @property
     def uncalibrated(self) -> "Offer":
-        """The same without the moments of the layer's input."""
+        """The same option without the second moments of the layer's input."""
         return self
 
     def needs_squares(self, target: Target) -> bool:  # noqa: ARG002
-        """Whether it takes the mean squares of the layer's input columns into account there."""
+        """Whether the option uses the mean squares of the layer's input columns."""
         return False
 
     def needs_ranges(self, target: Target) -> bool:  # noqa: ARG002
-        """Whether it takes the ranges of the layer's activations to fit there."""
+        """Whether the option needs the ranges of the layer's activations."""
         return False
 
     def to_json(self) -> dict[str, Any]:
-        """The offer as plain JSON, with its kind."""
+        """Return the offer as plain JSON, with its kind."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {"kind": self.kind, **{name: _plain(value) for name, value in values.items()}}
 
@@ -224,10 +225,10 @@ class Transform(Offer):
 
     @abstractmethod
     def why_not(self, target: Target) -> str:
-        """Why the transform does not fit or saves nothing there, or an empty string."""
+        """Why the transform does not fit or saves nothing for this target, or an empty string."""
 
     def resolve(self, weight: Weight) -> "Transform | None":
-        """Itself, where it fits."""
+        """Return itself where it fits, else None."""
         return None if self.why_not(weight.target) else self
 
     def least_use(self, target: Target) -> tuple[float, float] | None:
@@ -239,48 +240,48 @@ class Transform(Offer):
         """Bytes of everything that is written: codes, scales, masks."""
 
     def macs(self, target: Target) -> float:
-        """Multiply-accumulates per sample afterwards."""
+        """Multiply-accumulates per sample after compression."""
         return target.macs
 
     @property
     def activations(self) -> Activations | None:
-        """How the layer's inputs and outputs are rounded when it runs, or None."""
+        """How the layer's inputs and outputs are rounded at run time, or None."""
         return None
 
     @property
     def nearest(self) -> "Transform":
-        """The same without compensation: how to store weights that were trained as what they are stored as."""
+        """The same transform without compensation; used for weights that were trained in their stored form."""
         return self
 
     @property
     def uncalibrated(self) -> "Offer":
-        """The same without the moments of the layer's input."""
+        """The same transform without the second moments of the layer's input."""
         return self.nearest
 
     @abstractmethod
     def encode(self, weight: Weight) -> dict[str, Tensor]:
-        """The arrays to write for ``weight``, by a short name each."""
+        """Return the arrays to write for ``weight``, each under a short name."""
 
     @abstractmethod
     def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:
-        """The rows again, ``(channels, per_channel)`` in the target's dtype."""
+        """Restore the rows, ``(channels, per_channel)`` in the target's dtype."""
 
     def factors(self, stored: dict[str, Tensor], target: Target) -> dict[str, Tensor]:  # noqa: ARG002
-        """Weights (as rows) of the smaller layers in the layer's place, or {} when it stays and its weight changes."""
+        """Weights (as rows) of the smaller layers that replace the layer, or {} if the layer itself stays."""
         return {}
 
     def factor_targets(self, target: Target) -> dict[str, Target]:  # noqa: ARG002
-        """What `factors` gives there, without the numbers."""
+        """The targets of what `factors` returns, without the numbers."""
         return {}
 
     def approximate(self, weight: Weight) -> Tensor:
-        """What the rows become, in the target's dtype."""
+        """Return what the rows become, in the target's dtype."""
         return self.decode(self.encode(weight), weight.target)
 
 
 @dataclass(frozen=True)
 class Keep(Transform):
-    """Leave the weight as it is."""
+    """Leave the weight unchanged."""
 
     kind: ClassVar[str] = "keep"
 
@@ -290,17 +291,17 @@ class Keep(Transform):
         return "keep"
 
     def why_not(self, target: Target) -> str:  # noqa: ARG002
-        """It always fits."""
+        """Return an empty string: it always fits."""
         return ""
 
     def size_bytes(self, target: Target) -> int:
-        """The dense weight in its own dtype."""
+        """Bytes of the dense weight in its own dtype."""
         return target.dense_bytes
 
     def encode(self, weight: Weight) -> dict[str, Tensor]:
-        """The rows themselves."""
+        """Return the rows themselves."""
         return {"rows": weight.rows.detach().to(weight.target.dtype).contiguous().clone()}
 
     def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:  # noqa: ARG002
-        """The rows themselves."""
+        """Return the rows themselves."""
         return stored["rows"]

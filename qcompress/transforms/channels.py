@@ -1,4 +1,4 @@
-"""Coupled channels removed: how many stay is on offer, which ones go is what an option says."""
+"""Removal of coupled channels: an offer says how many channels stay, a resolved option says which ones go."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from qcompress.errors import OptionsError
 from qcompress.transforms.base import Keep, Offer, Target, Transform, Weight
 
 SCORES = ("obs", "fisher", "l1")
-"""What says which channels go first; see `qcompress.prune_channels`."""
+"""The scores that rank the channels for removal; see `qcompress.prune_channels`."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,11 @@ class KeepChannels(Offer):
     """Keep a share of the channels of every coupled set.
 
     Attributes:
-        keep: share that stays, above 0 and below 1.
-        granularity: channels that go together; what stays is a multiple of it where the set has so many.
+        keep: share of the channels that stays, above 0 and below 1.
+        granularity: number of channels removed together; the number that stays is a multiple of it if the set is large
+            enough.
         scores: one of `SCORES`.
-        reconstructed: whether what stays makes up for what goes, for the inputs that the calibration data gives.
+        reconstructed: whether the remaining weights are refitted to compensate for the removal on the calibration data.
     """
 
     kind: ClassVar[str] = "keep_channels"
@@ -34,7 +35,7 @@ class KeepChannels(Offer):
         if isinstance(self.keep, bool) or not isinstance(self.keep, (int, float)) or not 0 < self.keep < 1:
             raise OptionsError(f"keep must hold shares above 0 and below 1, found {self.keep!r}")
         if type(self.granularity) is not int or self.granularity < 1:
-            raise OptionsError(f"granularity must be a number of channels, 1 at least, found {self.granularity!r}")
+            raise OptionsError(f"granularity must be a number of channels of at least 1, found {self.granularity!r}")
         if self.scores not in SCORES:
             raise OptionsError(f"scores must be one of {', '.join(SCORES)}, found {self.scores!r}")
         if not isinstance(self.reconstructed, bool):
@@ -42,31 +43,31 @@ class KeepChannels(Offer):
 
     @property
     def label(self) -> str:
-        """As ``"50 % of the channels"``."""
+        """Short name, such as ``"50 % of the channels"``."""
         return f"{100 * self.keep:g} % of the channels"
 
     def kept(self, units: int) -> int:
-        """How many of so many units stay."""
+        """Number of units that stay, out of ``units``."""
         blocks = math.floor(self.keep * units / self.granularity + 0.5)
         return min(max(blocks, 1) * self.granularity, units)
 
     def resolve(self, weight: Weight) -> Transform | None:  # noqa: ARG002
-        """Nothing: a weight alone has no channels that could go."""
+        """Return None: a single weight has no channels that could be removed."""
         return None
 
     def least_use(self, target: Target) -> tuple[int, float] | None:  # noqa: ARG002
-        """Nothing that a weight alone would tell."""
+        """Return None: a single weight does not determine it."""
         return None
 
 
 @dataclass(frozen=True)
 class RemoveChannels(Transform):
-    """Some units of a coupled set are cut out of the network.
+    """Remove some units of a coupled set from the network.
 
     Attributes:
-        units: of the set.
-        removed: which of them go.
-        reconstructed: whether the weights that read the set make up for it.
+        units: number of units in the set.
+        removed: indices of the units that are removed.
+        reconstructed: whether the weights that read the set are refitted to compensate for the removal.
     """
 
     kind: ClassVar[str] = "remove_channels"
@@ -79,19 +80,19 @@ class RemoveChannels(Transform):
 
     @property
     def label(self) -> str:
-        """As ``"12 of 16 channels"``."""
+        """Short name, such as ``"12 of 16 channels"``."""
         return f"{self.units - len(self.removed)} of {self.units} channels"
 
     def why_not(self, target: Target) -> str:  # noqa: ARG002
-        """It changes no weight by itself."""
-        return "it removes channels of several layers, and stores no weight"
+        """Return a reason: the transform changes no weight by itself."""
+        return "it removes channels of several layers and stores no weight"
 
     def size_bytes(self, target: Target) -> int:  # noqa: ARG002
-        """Nothing of its own: what stays is stored as it is."""
+        """Return 0: the remaining weights are stored unchanged and counted elsewhere."""
         return 0
 
     def encode(self, weight: Weight) -> dict[str, Tensor]:
-        """The rows of a set that is kept; else there are none."""
+        """Return the rows unchanged, as `Keep` does."""
         return Keep().encode(weight)
 
     def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:

@@ -217,7 +217,7 @@ def test_granularity_keeps_multiples() -> None:
     [
         ({"keep": ()}, "keep is empty"),
         ({"keep": (1.0,)}, "above 0 and below 1, found 1.0"),
-        ({"granularity": 0}, "1 at least, found 0"),
+        ({"granularity": 0}, "of at least 1, found 0"),
         ({"scores": "size"}, "one of obs, fisher, l1, found 'size'"),
         ({"reconstructed": 1}, "True or False, found 1"),
     ],

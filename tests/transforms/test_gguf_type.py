@@ -137,7 +137,7 @@ def test_the_same_blocks_on_any_number_of_threads():
 
 
 def test_names_are_checked_and_survive_json():
-    with pytest.raises(OptionsError, match="no type of ggml is called 'Q9_K'"):
+    with pytest.raises(OptionsError, match="ggml has no type called 'Q9_K'"):
         gguf_types(("Q9_K",))
     with pytest.raises(OptionsError, match="names is empty"):
         gguf_types(())

@@ -179,7 +179,7 @@ def test_options_name_what_they_need_and_survive_json() -> None:
     assert transform_from_json(IntegerProduct(dynamic=True).to_json()) == IntegerProduct(dynamic=True)
     with pytest.raises(OptionsError, match="has no range yet"):
         _ = IntegerProduct().activations
-    with pytest.raises(OptionsError, match="must be a range that holds 0"):
+    with pytest.raises(OptionsError, match="must be a range that contains 0"):
         IntegerProduct(inputs=(1.0, 2.0))
     with pytest.raises(OptionsError, match="'static' and 'dynamic', found 'both'"):
         qcompress.integer_products(("both",))

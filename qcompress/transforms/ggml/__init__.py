@@ -1,1 +1,1 @@
-"""ggml's block formats as transforms: the table of types, ggml's own library, and the transform."""
+"""ggml's block formats as transforms: the table of types, the binding to ggml's library, and the transform."""

@@ -1,7 +1,7 @@
-"""ggml's formats whose weights are an offset and a scale times a number of a table, as blocks that others can fill.
+"""Read and write the codes of ggml formats in which a weight is an offset plus a scale times a table value.
 
-`put` writes codes into blocks and leaves everything else; `qcompress.transforms.ggml.scales` does so for scales and
-offsets. Source of the layouts: ``ggml-common.h`` of https://github.com/ggml-org/ggml.
+`put` writes codes into blocks and leaves everything else unchanged; `qcompress.transforms.ggml.scales` does the same
+for scales and offsets. Source of the layouts: ``ggml-common.h`` of https://github.com/ggml-org/ggml.
 """
 
 from collections.abc import Callable
@@ -18,13 +18,13 @@ LOW, HALF = np.uint8(15), np.uint8(4)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """How a type codes.
+    """How a ggml type stores codes.
 
     Attributes:
-        numbers: what each code stands for, times its group's scale.
-        group: weights that share scale and offset.
-        scales: where these are.
-        put: writes codes ``(blocks, weights of a block)`` into ``(blocks, bytes of a block)``.
+        numbers: the value of each code, to be multiplied by its group's scale.
+        group: number of weights that share scale and offset.
+        scales: where the block keeps scales and offsets.
+        put: function that writes codes ``(blocks, weights of a block)`` into ``(blocks, bytes of a block)``.
     """
 
     numbers: tuple[int, ...]
@@ -34,7 +34,7 @@ class Format:
 
 
 def _nibbles(codes: Bytes) -> Bytes:
-    """Of 32 codes the low four bits: the first half of the weights low, the second high."""
+    """Pack the low four bits of 32 codes: the first half of the weights into low nibbles, the second into high ones."""
     packed: Bytes = (codes[:, :16] & LOW) | (codes[:, 16:] & LOW) << HALF
     return packed
 
@@ -53,7 +53,7 @@ def _put_bytes(blocks: Bytes, codes: Bytes) -> None:
 
 
 def _quarters(codes: Bytes) -> Bytes:
-    """Two bits of four runs of 32 weights in a byte each, for both halves of a block."""
+    """Pack two bits of four runs of 32 weights into one byte each, for both halves of a block."""
     runs = codes.reshape(len(codes), 2, 4, 32) & 3
     packed: Bytes = (runs << np.array([0, 2, 4, 6], np.uint8)[:, None]).sum(2, dtype=np.uint8)
     return packed.reshape(len(codes), 64)
@@ -70,7 +70,7 @@ def _put_q3_k(blocks: Bytes, codes: Bytes) -> None:
 
 
 def _halves(codes: Bytes) -> Bytes:
-    """The low four bits of two runs of 32 weights in a byte each."""
+    """Pack the low four bits of two runs of 32 weights into one byte each."""
     runs: Bytes = codes.reshape(len(codes), 4, 2, 32) & LOW
     packed: Bytes = (runs[:, :, 0] | runs[:, :, 1] << HALF).reshape(len(codes), 128)
     return packed
@@ -125,7 +125,7 @@ FORMATS = {
 
 
 def put(name: str, blocks: Bytes, codes: Bytes, chosen: Scales) -> Bytes:
-    """Blocks ``(channels, bytes of a row)`` with other codes ``(channels, n)``, scales and offsets.
+    """Return blocks ``(channels, bytes of a row)`` with new codes ``(channels, n)``, scales and offsets.
 
     >>> from qcompress.transforms.ggml import library
     >>> blocks = library.encode("Q4_0", np.arange(32, dtype=np.float32)[None])
@@ -141,5 +141,5 @@ def put(name: str, blocks: Bytes, codes: Bytes, chosen: Scales) -> Bytes:
 
 
 def scales_of(name: str, blocks: Bytes) -> Scales:
-    """Scales and offsets of blocks ``(channels, bytes of a row)``, row after row."""
+    """Read the scales and offsets of blocks ``(channels, bytes of a row)``, row after row."""
     return FORMATS[name].scales.read(blocks.reshape(-1, TYPES[name].block_bytes))

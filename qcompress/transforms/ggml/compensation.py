@@ -1,13 +1,14 @@
-"""Codes, scales and offsets of ggml's formats that make up for each other's errors on the inputs that the layer has.
+"""Codes, scales and offsets of ggml's formats whose errors compensate for each other on the layer's inputs.
 
-ggml rounds every weight by itself. From its blocks, on the second moments of the layer's inputs and in the same bytes:
+ggml rounds every weight independently. Starting from its blocks, three steps reduce the error of the layer's output,
+measured with the second moments of the layer's inputs, in the same bytes:
 
-1. Codes in order, as `qcompress.transforms.quantize.compensation` chooses them.
-2. Each scale and offset to its best while all else stays: whole steps and lows of groups within their few bits, then
-   the units of blocks as they are rounded to float16.
-3. Each code to its best while all others stay.
+1. In-order rounding of the codes, as in `qcompress.transforms.quantize.compensation`.
+2. Set each scale and offset to its best value while all else stays: the integer steps and lows of groups within their
+   few bits, then the units of blocks, rounded to float16.
+3. Set each code to its best value while all others stay.
 
-Steps 2 and 3 alternate. What always holds: no row loses more than ggml's by the moments as they are taken there.
+Steps 2 and 3 alternate. Invariant: no row loses more than with ggml's own codes, measured with the moments used here.
 """
 
 from collections.abc import Callable
@@ -30,14 +31,14 @@ from qcompress.transforms.quantize.prune_quantize import nonzero
 def compensated(
     name: str, rows: NDArray[np.float32], blocks: NDArray[np.uint8], curvature: Tensor, ordered: tuple[Tensor, Tensor]
 ) -> NDArray[np.uint8]:
-    """Better blocks.
+    """Improve blocks.
 
     Args:
-        name: of a type with a `Format`.
+        name: name of a type with a `Format`.
         rows: ``(channels, n)`` weights.
         blocks: ``(channels, bytes of a row)`` as ggml encodes them.
-        curvature: of the inputs, as `compensation.shrunk` gives it.
-        ordered: of that, as `compensation.in_order` gives it.
+        curvature: second moments of the inputs, from `compensation.shrunk`.
+        ordered: the result of `compensation.in_order` for ``curvature``.
     """
     wanted, metric = torch.from_numpy(rows), curvature.float()
     sizes = torch.ldexp(torch.ones(len(rows)), torch.frexp(nonzero(wanted.abs().amax(dim=1))).exponent - 1)
@@ -57,15 +58,15 @@ def compensated(
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Fit:
-    """What stands for rows divided by their sizes, while it is made better.
+    """The approximation of rows divided by their sizes, while it is being improved.
 
     Attributes:
         kind: the format.
-        block: weights of a block.
+        block: number of weights in a block.
         sizes: ``(channels,)`` powers of two.
-        codes: ``(channels, n)`` what the codes stand for.
-        units, steps: ``(channels, blocks)`` and ``(channels, groups)``.
-        low_units, lows: the same of the offsets, zeros where there are none.
+        codes: ``(channels, n)`` the values that the codes stand for.
+        units, steps: scales, ``(channels, blocks)`` and ``(channels, groups)``.
+        low_units, lows: the same for the offsets; zeros if the format has none.
     """
 
     kind: Format
@@ -103,13 +104,13 @@ class _Fit:
 
     @property
     def table(self) -> NDArray[np.float32]:
-        """What codes stand for, ascending."""
+        """The values of the codes, ascending."""
         numbers: NDArray[np.float32] = np.unique(np.array(self.kind.numbers, np.float32))
         return numbers
 
     @property
     def between(self) -> NDArray[np.float32]:
-        """Where one number of the table ends and the next begins."""
+        """Midpoints between neighbouring values of the table."""
         return (self.table[1:] + self.table[:-1]) * np.float32(0.5)
 
     @property
@@ -120,7 +121,7 @@ class _Fit:
 
     @property
     def grid(self) -> Grid:
-        """The numbers that stand for weights above their offsets."""
+        """The grid of values for weights minus their offsets."""
         scales = self._of_groups(self.units) * self.steps
         low = torch.full_like(scales, float(self.table[0]))
         return Grid(
@@ -129,24 +130,24 @@ class _Fit:
 
     @property
     def offsets(self) -> Tensor:
-        """``(channels, n)``."""
+        """``(channels, n)`` offset of every weight."""
         return spread(self._of_groups(self.low_units) * self.lows, self.kind.group, self.codes.shape[1])
 
     @property
     def rows(self) -> Tensor:
-        """``(channels, n)`` what all of it stands for."""
+        """``(channels, n)`` the approximated rows."""
         return self.codes * self.grid.spread(self.codes.shape[1]) + self.offsets
 
     @property
     def scales(self) -> Scales:
-        """As they are written."""
+        """Scales and offsets as they are written."""
         units, low_units = ((sizes * self.sizes[:, None]).reshape(-1).numpy() for sizes in (self.units, self.low_units))
         steps, lows = (codes.reshape(len(units), -1).numpy() for codes in (self.steps, self.lows))
         offset = self.kind.scales.lows is not None
         return Scales(units=units, steps=steps, low_units=low_units if offset else None, lows=lows if offset else None)
 
     def refit_(self, gradient: Tensor, metric: Tensor) -> None:
-        """Scales and offsets to their best, one after the other; ``gradient`` follows."""
+        """Set scales and offsets to their best values, one after the other; also updates ``gradient``."""
         span, length = max(self.block, compensation.BLOCK), self.codes.shape[1]
         for start in range(0, length, span):
             here = slice(start, min(start + span, length))
@@ -156,7 +157,7 @@ class _Fit:
             gradient -= (part.rows - before) @ metric[here]
 
     def _columns(self, here: slice) -> "_Fit":
-        """The same of some columns, which changes with it."""
+        """A view of some columns; changes to it change this object."""
 
         def of(factors: Tensor) -> Tensor:
             width = self.codes.shape[1] // factors.shape[1]
@@ -202,9 +203,9 @@ class _Fit:
         return torch.ldexp(torch.ones_like(numbers), exponent - (mantissa < 0.75).int()) / self.sizes
 
     def _of_groups(self, units: Tensor) -> Tensor:
-        """``(channels, groups)`` of units of blocks."""
+        """Repeat units of blocks for their groups, ``(channels, groups)``."""
         return units.repeat_interleave(self.block // self.kind.group, dim=1)
 
     def _wide(self, factors: Tensor) -> Tensor:
-        """``(channels, n)`` of factors of groups or blocks."""
+        """Repeat factors of groups or blocks for their weights, ``(channels, n)``."""
         return factors.repeat_interleave(self.codes.shape[1] // factors.shape[1], dim=1)

@@ -1,7 +1,7 @@
 """ggml's own encoders and decoders, called in its shared library (the package ``libggml-python``).
 
-ggml ends the whole process where it is used wrongly, so everything is checked before a call. Rows are independent of
-each other and ggml's calls let go of Python's lock: they are shared out over as many threads as torch has.
+ggml ends the whole process when it is misused, so everything is checked before a call. Rows are independent of each
+other and ggml's calls release Python's global lock: they are distributed over as many threads as torch uses.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ from qcompress.transforms.ggml.types import LARGEST, TYPES
 
 
 class _Traits(ctypes.Structure):
-    """The head of ``struct ggml_type_traits``."""
+    """The leading fields of ``struct ggml_type_traits``."""
 
     _fields_ = (
         ("type_name", ctypes.c_char_p),
@@ -35,16 +35,16 @@ class _Traits(ctypes.Structure):
 
 
 def encode(name: str, rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
-    """``(channels, bytes of a row)`` by ggml's encoder.
+    """Encode rows with ggml; returns ``(channels, bytes of a row)``.
 
     Args:
-        name: of a type.
+        name: name of a type.
         rows: ``(channels, n)``, contiguous; n is a multiple of the type's block.
-        importance: ``(n,)`` mean square of each input column, or None for all alike.
+        importance: ``(n,)`` mean square of each input column, or None to weight all columns equally.
 
     Raises:
-        MissingError: the library is missing.
-        ModelError: rows that do not fit, are not finite or beyond float16, or a type that needs an importance.
+        MissingError: The library is missing.
+        ModelError: The rows do not fit, are not finite or exceed float16, or the type needs an importance.
 
     >>> encode("Q8_0", np.ones((2, 32), np.float32)).shape
     (2, 34)
@@ -54,7 +54,7 @@ def encode(name: str, rows: NDArray[np.float32], importance: NDArray[np.float32]
     rows = np.ascontiguousarray(rows, dtype=np.float32)
     if length % kind.block:
         raise ModelError(f"{name} takes rows of a multiple of {kind.block} weights, found {length}")
-    if rows.size and not float(np.abs(rows).max()) <= LARGEST:  # which NaN is not, either
+    if rows.size and not float(np.abs(rows).max()) <= LARGEST:  # also true for NaN
         raise ModelError(f"{name} takes finite weights up to {LARGEST:.0f} in magnitude")
     if importance is not None:
         importance = _weights(importance, length)
@@ -75,11 +75,11 @@ def encode(name: str, rows: NDArray[np.float32], importance: NDArray[np.float32]
 
 
 def decode(name: str, blocks: NDArray[np.uint8], length: int) -> NDArray[np.float32]:
-    """``(channels, length)`` that blocks ``(channels, bytes of a row)`` stand for, by ggml.
+    """Decode blocks ``(channels, bytes of a row)`` with ggml; returns ``(channels, length)``.
 
     Raises:
-        MissingError: the library is missing.
-        ModelError: blocks of another length.
+        MissingError: The library is missing.
+        ModelError: The blocks have another length.
 
     >>> decode("Q8_0", encode("Q8_0", np.ones((1, 32), np.float32)), 32)[0, :2].round(3).tolist()
     [1.0, 1.0]
@@ -91,7 +91,7 @@ def decode(name: str, blocks: NDArray[np.uint8], length: int) -> NDArray[np.floa
     if name == "F32":
         return blocks.view(np.float32)
     library = _library()
-    library.ggml_quantize_init(kind.number)  # some types decode by tables that are made there
+    library.ggml_quantize_init(kind.number)  # creates tables that some types need for decoding
     to_float = library.ggml_get_type_traits(kind.number).contents.to_float
     rows = np.empty((len(blocks), length), dtype=np.float32)
 
@@ -103,10 +103,10 @@ def decode(name: str, blocks: NDArray[np.uint8], length: int) -> NDArray[np.floa
 
 
 def _weights(importance: NDArray[np.float32], length: int) -> NDArray[np.float32] | None:
-    """The importance as ggml takes it: finite, of mean 1, nowhere nothing; None where no column counts more.
+    """Normalise the importance for ggml: finite, of mean 1, nowhere 0; None if it is 0 everywhere.
 
     Raises:
-        ModelError: it is of another length, negative or not finite.
+        ModelError: It has another length, is negative or not finite.
     """
     wide = np.asarray(importance, dtype=np.float64)
     if wide.shape != (length,) or not np.isfinite(wide).all() or (wide < 0).any():
@@ -133,7 +133,7 @@ def _library() -> Any:
         raise MissingError("ggml's types need libggml-python: pip install 'qcompress[gguf]'")
     files = sorted(Path(spec.origin).parent.glob("lib*/*ggml-base.*"))  # .so, .dylib or .dll
     if not files:
-        raise MissingError(f"no library of ggml lies in {Path(spec.origin).parent}: reinstall libggml-python")
+        raise MissingError(f"there is no ggml library in {Path(spec.origin).parent}: reinstall libggml-python")
     library = ctypes.CDLL(str(files[0]))
     library.ggml_quantize_init.argtypes = [ctypes.c_int]
     library.ggml_quantize_init.restype = None

@@ -1,8 +1,8 @@
-"""Where ggml's formats keep the scales and offsets of a block, so that others than ggml can choose them.
+"""Read and write the scales and offsets in the blocks of ggml's formats, so that they can be chosen here.
 
-A weight is ``unit·step·code + low_unit·low``: a block has units of its own in float16, and every group of its weights a
-whole step and, in formats with offsets, a whole low. The small formats have groups of a whole block, with step and low
-1. Source of the layouts: ``ggml-common.h`` of https://github.com/ggml-org/ggml.
+A weight is ``unit·step·code + low_unit·low``. A block has a float16 unit (two with offsets); every group of its weights
+has an integer step and, in formats with offsets, an integer low. In the small formats the group is the whole block, and
+step and low are 1. Source of the layouts: ``ggml-common.h`` of https://github.com/ggml-org/ggml.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,12 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Scales:
-    """Those of blocks, in float32.
+    """The scales and offsets of blocks, in float32.
 
     Attributes:
         units: ``(blocks,)``.
         steps: ``(blocks, groups)`` whole numbers.
-        low_units, lows: the same of the offsets, or None.
+        low_units, lows: the same for the offsets, or None.
     """
 
     units: Floats
@@ -33,13 +33,13 @@ class Scales:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """A way to keep them.
+    """How a block stores scales and offsets.
 
     Attributes:
-        steps, lows: the least and the largest; ``lows`` is None where there are no offsets.
-        read: blocks ``(blocks, bytes of a block)`` → scales.
-        write: scales into blocks, in place.
-        powers: whether units are powers of two in a byte instead of float16.
+        steps, lows: smallest and largest value; ``lows`` is None for formats without offsets.
+        read: function from blocks ``(blocks, bytes of a block)`` to scales.
+        write: function that writes scales into blocks, in place.
+        powers: whether units are powers of two in one byte instead of float16.
     """
 
     read: Callable[[Bytes], Scales]
@@ -63,7 +63,7 @@ def _ones(blocks: Bytes) -> Floats:
 
 def _whole(numbers: Floats | None) -> Bytes:
     assert numbers is not None  # noqa: S101
-    return numbers.astype(np.int16).astype(np.uint8)  # of negative numbers the lowest eight bits
+    return numbers.astype(np.int16).astype(np.uint8)  # negative numbers keep their lowest eight bits
 
 
 def _read_one(blocks: Bytes) -> Scales:

@@ -1,12 +1,12 @@
-"""ggml's tensor types: number in a GGUF file, weights and bytes of a block, and what stands in where rows do not fit.
+"""ggml's tensor types: number in a GGUF file, weights and bytes per block, and fallback for rows that do not fit.
 
 A row is cut into blocks, so its length must be a multiple of the block's. Source: ``ggml.h`` and ``ggml-common.h`` of
-https://github.com/ggml-org/ggml; that the table is what the package ``gguf`` says is tested.
+https://github.com/ggml-org/ggml; a test compares the table with the package ``gguf``.
 """
 
 from dataclasses import dataclass
 
-LARGEST = 65504.0  # of float16, in which most formats keep their scales
+LARGEST = 65504.0  # the largest float16, in which most formats keep their scales
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,12 +14,12 @@ class TensorType:
     """One of ggml's types.
 
     Attributes:
-        number: in a GGUF file.
-        block: weights of a block.
+        number: number of the type in a GGUF file.
+        block: number of weights in a block.
         block_bytes: bytes of a block.
-        weighted: whether its encoder takes the inputs' mean squares into account.
-        blind: whether it works without them.
-        fallback: the type that llama.cpp takes where rows are no multiple of the block, or an empty string.
+        weighted: whether its encoder uses the mean squares of the inputs.
+        blind: whether its encoder works without them.
+        fallback: the type that llama.cpp uses for rows that are not a multiple of the block, or an empty string.
     """
 
     number: int
@@ -45,7 +45,7 @@ def _large(number: int, block_bytes: int, fallback: str, *, blind: bool = True) 
 COMPENSATED = (
     "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL", "MXFP4", "Q6_K", "Q5_K", "Q4_K", "IQ4_XS", "Q3_K", "Q2_K",
 )  # fmt: skip
-"""Types whose codes can be chosen here (`qcompress.transforms.ggml.codes`): an offset and a scale times a number."""
+"""Types whose codes can be chosen here (`qcompress.transforms.ggml.codes`): offset plus scale times a table value."""
 
 TYPES = {
     "F32": TensorType(number=0, block=1, block_bytes=4, weighted=False),

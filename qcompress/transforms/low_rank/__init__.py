@@ -1,1 +1,1 @@
-"""Lower rank: factors, and the smaller layers that hold them."""
+"""Low rank: factors of a weight, and the smaller layers that hold them."""

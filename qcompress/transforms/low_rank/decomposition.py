@@ -1,15 +1,15 @@
-"""The closest matrices of every rank at once, plain and as seen by the inputs.
+"""The best approximations of every rank at once, plain and weighted by the inputs.
 
-A `Split` of a matrix ``A`` (a, b) is nested: ``left[:, :r] @ right[:r]`` is the closest of rank r for every r it
-holds, so that one decomposition serves all ranks. Closest means the least ``‖A - A'‖²`` (Eckart-Young) or, with the
-second moments ``C = E[x xᵀ]`` of what A is multiplied with, the least ``E‖(A - A')x‖² = tr((A - A')·C·(A - A')ᵀ)``:
-the projection ``U_r U_rᵀ A`` onto the first eigenvectors of ``A·C·Aᵀ``, which takes no inverse of C. (SVD-LLM,
-arXiv 2403.07378, gets to the same product by the Cholesky factor of C.)
+A `Split` of a matrix ``A`` (a, b) is nested: ``left[:, :r] @ right[:r]`` is the best approximation of rank r for every
+r it holds, so one decomposition serves all ranks. Best means the least ``‖A - A'‖²`` (Eckart-Young) or, with the
+second moments ``C = E[x xᵀ]`` of A's inputs, the least ``E‖(A - A')x‖² = tr((A - A')·C·(A - A')ᵀ)``: the projection
+``U_r U_rᵀ A`` onto the first eigenvectors of ``A·C·Aᵀ``, which needs no inverse of C. (SVD-LLM, arXiv 2403.07378,
+obtains the same product from the Cholesky factor of C.)
 
-All work is in float64 from the eigenvectors of a Gram matrix of the shorter side: much faster than a full
-decomposition. Squaring costs half the digits of the small singular values, which leaves more than a float32 weight
-has. From `LARGE` rows and columns on, ranks of up to an eighth come from random subspace iteration (Halko et al.,
-arXiv 0909.4061): its squared error is within 1 % of the least one where the spectrum decays at all.
+All work is done in float64 from the eigenvectors of a Gram matrix of the shorter side, which is much faster than a full
+decomposition. Squaring costs half the digits of the small singular values, but the remaining digits still exceed those
+of a float32 weight. From `LARGE` rows and columns on, ranks of up to an eighth are found by randomised subspace
+iteration (Halko et al., arXiv 0909.4061), whose squared error is within 1 % of the least if the spectrum decays at all.
 """
 
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LARGE = 1536  # an exact decomposition takes a few seconds there, and eight times that at twice the size
-PASSES = 4  # of subspace iteration
-DAMPING = 1e-6  # of the mean of C's diagonal: directions that never come in are told apart by their plain energy
+LARGE = 1536  # an exact decomposition takes a few seconds at this size, and eight times as long at twice the size
+PASSES = 4  # passes of subspace iteration
+DAMPING = 1e-6  # relative to the mean of C's diagonal: orders directions that never occur by their plain energy
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,7 +29,7 @@ class Split:
     Attributes:
         left: ``(a, R)``.
         right: ``(R, b)``.
-        energy: ``(R,)`` what each rank adds, descending.
+        energy: ``(R,)`` energy that each rank adds, descending.
         total: energy of the whole matrix.
     """
 
@@ -40,12 +40,13 @@ class Split:
 
 
 def split(matrix: Tensor, moments: Tensor | None = None, columns: int | None = None) -> Split:
-    """The nested factors of a float64 matrix.
+    """Return the nested factors of a float64 matrix.
 
     Args:
         matrix: ``(a, b)``.
-        moments: ``(b, b)`` or None for the identity; of any rank.
-        columns: by random subspace iteration, good for ranks somewhat below it; None for the exact ones.
+        moments: ``(b, b)`` second moments, possibly singular, or None for the identity.
+        columns: number of columns for randomised subspace iteration, whose result is good for ranks somewhat below it;
+            None for an exact decomposition.
 
     >>> exact = split(torch.diag(torch.tensor([3.0, 1.0, 2.0], dtype=torch.float64)))
     >>> exact.energy.round().tolist()
@@ -69,20 +70,20 @@ def split(matrix: Tensor, moments: Tensor | None = None, columns: int | None = N
 
 
 def eigenvectors(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues of a positive semidefinite matrix, descending and not negative, and eigenvectors as columns."""
+    """Eigenvalues of a positive semidefinite matrix, descending and clipped at 0, and eigenvectors as columns."""
     values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
     return values.flip(0).clamp(min=0), vectors.flip(1)
 
 
 def roots(moments: Tensor) -> tuple[Tensor, Tensor]:
-    """``L`` with ``L Lᵀ = C`` for damped moments, and its inverse."""
+    """Return ``L`` with ``L Lᵀ = C`` for damped moments, and its inverse."""
     values, vectors = torch.linalg.eigh(moments)
-    stretch = values.clamp(min=DAMPING * float(moments.diagonal().mean())).sqrt()  # rounding may be below the damping
+    stretch = values.clamp(min=DAMPING * float(moments.diagonal().mean())).sqrt()  # rounding may undercut the damping
     return vectors * stretch, (vectors / stretch).T
 
 
 def damped(moments: Tensor) -> Tensor:
-    """C with a little of the identity; the identity itself for a layer that never sees anything."""
+    """Add a small multiple of the identity to C; returns the identity itself if all inputs are zero."""
     mean = float(moments.diagonal().mean())
     if mean <= 0:
         return torch.eye(len(moments), dtype=torch.float64)
@@ -90,7 +91,7 @@ def damped(moments: Tensor) -> Tensor:
 
 
 def _leading(matrix: Tensor, moments: Tensor | None, columns: int) -> tuple[Tensor, Tensor]:
-    """The first eigenvectors of ``A·C·Aᵀ``, by subspace iteration from the same random start every time."""
+    """The first eigenvectors of ``A·C·Aᵀ``, by subspace iteration from a fixed random start."""
 
     def seen(basis: Tensor) -> Tensor:
         turned = matrix.T @ basis
@@ -105,7 +106,7 @@ def _leading(matrix: Tensor, moments: Tensor | None, columns: int) -> tuple[Tens
 
 
 def columns_for(rank: int, shorter: int) -> int | None:
-    """Columns to iterate on for a rank, the same for many ranks so that they share them; None for exact factors.
+    """Columns to iterate on for a rank, rounded up so that many ranks share them; None for exact factors.
 
     >>> columns_for(20, shorter=4096), columns_for(20, shorter=64)
     (64, None)

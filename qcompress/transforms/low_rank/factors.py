@@ -1,12 +1,12 @@
 """Low rank: a weight as the product of small factors, and the layer as the smaller layers that hold them.
 
-This saves multiply-accumulates as well as bytes. A `LowRank` names its ranks; a `RankRule` is what is on offer for
-all layers (a share of the weights, a share of the energy, a rank) and becomes a `LowRank` for each weight. The
-factors may in turn be pruned and quantized: rank, sparsity and bits are then one option.
+This saves multiply-accumulates as well as bytes. A `LowRank` has fixed ranks; a `RankRule` is offered for all layers (a
+share of the weights, a share of the energy, a rank) and resolves to a `LowRank` for each weight. The factors may in
+turn be pruned and quantized: rank, sparsity and bits are then one option.
 
-The approximated weight is the product of the factors as they are stored, added up in float32 (or the weight's dtype if
-that is wider) and rounded to its dtype. The smaller layers add up in another order and do not round in between: their
-outputs are those of the dense layer with that weight up to the rounding of the dtype.
+The approximated weight is the product of the stored factors, accumulated in float32 (or the weight's dtype if wider)
+and rounded to the weight's dtype. The smaller layers accumulate in another order and do not round the product, so their
+outputs equal those of the dense layer with that weight up to the rounding of the dtype.
 """
 
 import math
@@ -48,7 +48,7 @@ RULES = ("ratio", "rank", "energy")
 
 @dataclass(frozen=True)
 class _Factored(Offer):
-    """What a rank and a rule for ranks have in common."""
+    """The fields and checks that `LowRank` and `RankRule` share."""
 
     form: str = "channels"
     slices: int = 1
@@ -67,16 +67,16 @@ class _Factored(Offer):
         object.__setattr__(self, "whitened", bool(self.whitened))
 
     def needs_moments(self, target: Target) -> bool:
-        """When whitened, or when its factors are compensated."""
+        """Whether it is whitened or its factors are compensated, and it fits the layer."""
         return (self.whitened or self._makes_up(target)) and not self.unfit(target)
 
     @property
     def uncalibrated(self) -> "_Factored":
-        """Closest for all inputs alike, with factors rounded to nearest."""
+        """The same option with plain (unwhitened) approximations and factors rounded to nearest."""
         return replace(self, whitened=False, then=self.then.nearest)
 
     def layout(self, target: Target) -> Factorisation:
-        """The form itself."""
+        """The form of the smaller layers."""
         return Words() if target.layer == "Embedding" and self.form == "channels" else KINDS[self.form](self.slices)
 
     def _details(self) -> str:
@@ -84,7 +84,7 @@ class _Factored(Offer):
         return (", whitened" if self.whitened else "") + then
 
     def _makes_up(self, target: Target) -> bool:
-        """Whether factors are compensated by moments; those of an Embedding take none: a word's row is its output."""
+        """Whether factors are compensated by moments. Not for an Embedding: the row of a word is its output."""
         return self.then != self.then.nearest and target.layer != "Embedding"
 
     def _require_moments(self, weight: Weight) -> None:
@@ -104,18 +104,18 @@ class _Factored(Offer):
 
 @dataclass(frozen=True, kw_only=True)
 class LowRank(_Factored, Transform):
-    """Factors of given ranks.
+    """Replace a weight by factors of given ranks.
 
     Args:
         ranks: the rank; ``(in, out)`` for ``"tucker"``.
         form: one of `KINDS`: see `qcompress.transforms.low_rank.forms`.
-        slices: of the input channels, for ``"sliced"``; else 1.
-        whitened: closest for the layer's calibration inputs instead of for all inputs alike.
-        then: how each factor is stored. Compensated, a factor makes up for its own rounding where its rows have one
-            input, and the last one also for what rounding did to those before it.
+        slices: number of slices of the input channels for ``"sliced"``, else 1.
+        whitened: whether to minimise the error on the layer's calibration inputs instead of the error of the weight.
+        then: how each factor is stored. If compensated, a factor compensates for its own rounding errors where its rows
+            have a common input, and the last one also for the rounding of the factors before it.
 
     Raises:
-        OptionsError: a value outside its range; a rank of 0 would leave only the bias and is refused.
+        OptionsError: A value is outside its range. A rank of 0 would leave only the bias and is refused.
 
     >>> target = Target(layer="Linear", channels=64, per_channel=64, dtype=torch.float32, macs=4096)
     >>> transform = LowRank(ranks=8)
@@ -139,21 +139,21 @@ class LowRank(_Factored, Transform):
 
     @property
     def label(self) -> str:
-        """The name, as ``"spatial rank 8, whitened, 4 bits"``."""
+        """Short name, such as ``"spatial rank 8, whitened, 4 bits"``."""
         return KINDS[self.form](self.slices).label(self.ranks) + self._details()
 
     def why_not(self, target: Target) -> str:
-        """It needs a layer of its own, and must save bytes or macs there; what is done to the factors, bytes."""
+        """The layer must be replaceable and bytes or macs must be saved; compressing the factors must save bytes."""
         if unfit := self.unfit(target):
             return unfit
         largest = self.layout(target).largest(target)
         if any(rank > most for rank, most in zip(self.ranks, largest, strict=True)):
-            return f"the weight's own ranks are {', '.join(map(str, largest))}"
+            return f"the largest ranks of the weight are {', '.join(map(str, largest))}"
         whole = replace(self, then=Keep()).size_bytes(target)
         if whole >= target.dense_bytes and self.macs(target) >= target.macs:
             return f"takes {whole} bytes, the weight itself {target.dense_bytes}, and no fewer macs"
         if not isinstance(self.then, Keep) and self.size_bytes(target) >= whole:
-            return f"its factors take {whole} bytes as they are"
+            return f"its factors take {whole} bytes uncompressed"
         return ""
 
     def size_bytes(self, target: Target) -> int:
@@ -167,15 +167,15 @@ class LowRank(_Factored, Transform):
 
     @property
     def nearest(self) -> "LowRank":
-        """The transform with factors rounded to nearest."""
+        """The same transform with factors rounded to nearest."""
         return replace(self, then=self.then.nearest)
 
     def encode(self, weight: Weight) -> dict[str, Tensor]:
-        """What `then` writes of each factor, as ``reduce.codes``.
+        """Return what `then` writes for each factor, under names such as ``reduce.codes``.
 
         Raises:
-            ModelError: a weight is not finite.
-            OptionsError: a rank above the weight's own, or the moments are missing.
+            ModelError: A weight is not finite.
+            OptionsError: A rank exceeds the largest rank of the weight, or the moments are missing.
         """
         factors = self._factors(weight)
         targets = self.factor_targets(weight.target)
@@ -200,7 +200,7 @@ class LowRank(_Factored, Transform):
         return {f"{factor}.{name}": value for factor, arrays in stored.items() for name, value in arrays.items()}
 
     def encode_factors(self, factors: Factors, target: Target) -> dict[str, Tensor]:
-        """What `then` writes of factors (as rows) as they are."""
+        """Return what `then` writes for given factors (as rows)."""
         targets = self.factor_targets(target)
         return {
             f"{factor}.{name}": value
@@ -209,11 +209,11 @@ class LowRank(_Factored, Transform):
         }
 
     def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:
-        """The product of the factors, as they are in their dtype, added up in float32 (or the dtype if wider)."""
+        """Return the product of the stored factors, accumulated in float32 (or the dtype if wider)."""
         return self._product(self.factors(stored, target), target)
 
     def factors(self, stored: dict[str, Tensor], target: Target) -> Factors:
-        """The weights of the smaller layers, in order."""
+        """Return the weights of the smaller layers, in order."""
         return {
             factor: self.then.decode(
                 {name.split(".")[1]: value for name, value in stored.items() if name.split(".")[0] == factor},
@@ -224,7 +224,7 @@ class LowRank(_Factored, Transform):
 
     def _found(self, weight: Weight) -> Factors:
         factors = self.layout(weight.target).factors(weight, self.ranks, whitened=self.whitened)
-        if self.form == "tucker" or (self.whitened and self.form != "channels"):  # others are the closest already
+        if self.form == "tucker" or (self.whitened and self.form != "channels"):  # the others are optimal already
             factors = refitted(factors, self.layout(weight.target), weight, whitened=self.whitened)
         return leveled(factors)
 
@@ -236,14 +236,14 @@ class LowRank(_Factored, Transform):
         return rows.to(target.dtype)
 
     def factor_targets(self, target: Target) -> dict[str, Target]:
-        """What `then` is asked to store: the factors, in order."""
+        """The targets of the factors, in order, as `then` stores them."""
         return {
             name: Target(layer="Linear", channels=rows, per_channel=columns, dtype=target.dtype, macs=0)
             for name, (rows, columns) in self.layout(target).shapes(target, self.ranks).items()
         }
 
     def _into_first(self, weight: Weight) -> Weight:
-        """A weight without rows that sees what the first factor sees: all ranks share what is found of it."""
+        """A weight without rows that has the first factor's inputs; shared by all ranks."""
         layout = self.layout(weight.target)
         return weight.once_of_inputs(
             ("first", layout),
@@ -251,7 +251,7 @@ class LowRank(_Factored, Transform):
         )
 
     def _factors(self, weight: Weight) -> Factors:
-        """The factors, in the weight's dtype or float32, as they are before they are stored."""
+        """The factors before they are stored, in the weight's dtype or float32, whichever is wider."""
         largest = self.layout(weight.target).largest(weight.target)
         if any(rank > most for rank, most in zip(self.ranks, largest, strict=True)):
             raise OptionsError(
@@ -265,18 +265,18 @@ class LowRank(_Factored, Transform):
 
 @dataclass(frozen=True, kw_only=True)
 class RankRule(_Factored):
-    """On offer for every layer: the rank that a rule gives for its weight.
+    """Offer every layer the rank that a rule gives for its weight.
 
     Args:
-        by: ``"ratio"``: the largest rank (for ``"tucker"`` the pair of most energy) whose factors have at most that
-            share of the weights. ``"energy"``: the smallest rank (the pair of the fewest weights) that keeps at least
-            that share of ``‖W‖²``, or of ``E‖Wx‖²`` when whitened (as far as the form looks at the moments).
-            ``"rank"``: that rank, of both sides for ``"tucker"``.
-        value: the share, above 0 and below 1; or the rank, from 1.
-        form, slices, whitened, then: as of `LowRank`.
+        by: the rule. ``"ratio"``: the largest rank (for ``"tucker"`` the pair of most energy) whose factors have at
+            most the share ``value`` of the weights. ``"energy"``: the smallest rank (the pair with the fewest weights)
+            that keeps at least the share ``value`` of ``‖W‖²``, or of ``E‖Wx‖²`` when whitened (as far as the form uses
+            the moments). ``"rank"``: the rank ``value``, for both sides of ``"tucker"``.
+        value: the share, above 0 and below 1; or the rank, at least 1.
+        form, slices, whitened, then: same as in `LowRank`.
 
     Raises:
-        OptionsError: a value outside its range.
+        OptionsError: A value is outside its range.
     """
 
     kind: ClassVar[str] = "rank_rule"
@@ -293,7 +293,7 @@ class RankRule(_Factored):
 
     @property
     def label(self) -> str:
-        """The name, as ``"rank for 50 % of the weights"``."""
+        """Short name, such as ``"rank for 50 % of the weights"``."""
         kind = f"{self.slices} slices" if self.form == "sliced" else self.form
         start = "" if self.form == "channels" else f"{kind} "
         what = "weights" if self.by == "ratio" else "energy"
@@ -301,7 +301,7 @@ class RankRule(_Factored):
         return start + rule + self._details()
 
     def least_use(self, target: Target) -> tuple[float, float] | None:
-        """Of the rank, where the shape alone tells it, else of the smallest."""
+        """The use of the rank if the shape alone determines it, else of the smallest rank."""
         if self.unfit(target):
             return None
         layout = self.layout(target)
@@ -316,7 +316,7 @@ class RankRule(_Factored):
         return transform.least_use(target)
 
     def resolve(self, weight: Weight) -> LowRank | None:
-        """The layer's rank, if it saves anything there."""
+        """Return the transform with the layer's rank, or None if it saves nothing there."""
         if self.unfit(weight.target):
             return None
         self._require_moments(weight)

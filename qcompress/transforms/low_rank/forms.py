@@ -1,15 +1,14 @@
-"""The forms of a low-rank layer: which smaller layers stand for it, and which factors they take.
+"""The forms of a low-rank layer: which smaller layers replace it, and which factors they hold.
 
-| form | layers in the layer's place |
+| form | layers that replace the layer |
 |---|---|
-| `Channels` | its own kernel to the rank's channels, then 1×1 to all; for a Linear two of them |
+| `Channels` | the kernel to as many channels as the rank, then 1×1 to all; for a Linear layer two Linear layers |
 | `Channels` with slices | the same for each slice of the input channels (ALDS, arXiv 2107.11442), grouped |
-| `Spatial` | a column of the kernel to the rank's channels, then a row of it (Jaderberg et al., arXiv 1405.3866) |
-| `Tucker` | 1×1 to fewer input channels, its own kernel, 1×1 to all (Tucker-2, Kim et al., arXiv 1511.06530) |
+| `Spatial` | a vertical kernel to as many channels as the rank, then a horizontal one (Jaderberg, arXiv 1405.3866) |
+| `Tucker` | 1×1 to fewer input channels, the kernel, 1×1 to all outputs (Tucker-2, Kim et al., arXiv 1511.06530) |
 
-A factor is seen as rows, as every weight is. What always holds: the factors have the `shapes` of the form, and
-`product` gives the rows of the dense weight. Each form takes one decomposition for all its ranks. `Tucker` is in a
-module of its own.
+A factor is seen as rows, as every weight is. Invariants: the factors have the `shapes` of the form, and `product` gives
+the rows of the dense weight. Each form needs one decomposition for all its ranks. `Tucker` has its own module.
 """
 
 import functools
@@ -29,11 +28,11 @@ Factors = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Factorisation(ABC):
-    """One way to stand for a layer by smaller ones."""
+    """One way to replace a layer by smaller ones."""
 
     @abstractmethod
     def label(self, ranks: Ranks) -> str:
-        """The name, as ``"rank 8"``."""
+        """Short name, such as ``"rank 8"``."""
 
     @abstractmethod
     def why_not(self, target: Target) -> str:
@@ -41,59 +40,59 @@ class Factorisation(ABC):
 
     @abstractmethod
     def largest(self, target: Target) -> Ranks:
-        """The ranks that give the weight back exactly."""
+        """The ranks that reproduce the weight exactly."""
 
     @abstractmethod
     def shapes(self, target: Target, ranks: Ranks) -> dict[str, tuple[int, int]]:
-        """The factors' rows, in the order of the layers."""
+        """The shapes of the factors as rows, in the order of the layers."""
 
     @abstractmethod
     def positions(self, target: Target) -> tuple[float, ...]:
-        """Per factor how often it is multiplied per sample."""
+        """For each factor, how often it is multiplied per sample."""
 
     @abstractmethod
     def factors(self, weight: Weight, ranks: Ranks, *, whitened: bool) -> Factors:
-        """The float64 factors of those ranks."""
+        """Return the float64 factors of the given ranks."""
 
     @abstractmethod
     def product(self, factors: Factors, kernel: tuple[int, int]) -> Tensor:
-        """The rows of the dense weight with that kernel."""
+        """Return the rows of the dense weight with the given kernel."""
 
     def first_moments(self, weight: Weight) -> Tensor | None:  # noqa: ARG002
-        """Second moments of what the first factor is multiplied with, where its rows have one input."""
+        """Second moments of the first factor's input if its rows have a common input, else None."""
         return None
 
     @abstractmethod
     def within(self, weight: Weight, share: float, *, whitened: bool) -> Ranks | None:
-        """The best ranks whose factors have at most that share of the weights, or None."""
+        """Return the best ranks whose factors have at most the given share of the weights, or None."""
 
     @abstractmethod
     def keeping(self, weight: Weight, share: float, *, whitened: bool) -> Ranks:
-        """The smallest ranks (1 at least) that keep that share of the energy."""
+        """Return the smallest ranks (at least 1) that keep the given share of the energy."""
 
 
 @dataclass(frozen=True, slots=True)
 class MatrixFactorisation(Factorisation):
-    """A form that is the product of two matrices for each of some slices of the weight."""
+    """A form in which each slice of the weight is a product of two matrices."""
 
     @abstractmethod
     def matrices(self, weight: Weight, *, whitened: bool) -> list[tuple[Tensor, Tensor | None]]:
-        """The matrices that are split, and the moments of what they are multiplied with."""
+        """The matrices to split, and the second moments of their inputs."""
 
     def splits(self, weight: Weight, rank: int | None, *, whitened: bool) -> list[Split]:
-        """The split of each matrix, good for ``rank`` (None: for all); found once per weight."""
+        """Return the split of each matrix, good for ``rank`` (None: for all ranks); computed once per weight."""
         columns = None if rank is None else columns_for(rank, *self.largest(weight.target))
         matrices = functools.partial(self.matrices, weight, whitened=whitened)
         return weight.once((self, whitened, columns), lambda: [split(*matrix, columns) for matrix in matrices()])
 
     def within(self, weight: Weight, share: float, *, whitened: bool) -> Ranks | None:  # noqa: ARG002
-        """The largest rank that fits; it takes no decomposition."""
+        """Return the largest rank that fits; needs no decomposition."""
         weights_per_rank = sum(rows * columns for rows, columns in self.shapes(weight.target, (1,)).values())
         rank = min(int(share * weight.target.num_weights / weights_per_rank), self.largest(weight.target)[0])
         return (rank,) if rank else None
 
     def keeping(self, weight: Weight, share: float, *, whitened: bool) -> Ranks:
-        """The smallest rank by the energies of all slices together."""
+        """Return the smallest rank by the energies of all slices together."""
         (largest,) = self.largest(weight.target)
         trial = 32
         while columns_for(trial, largest) is not None:
@@ -106,19 +105,19 @@ class MatrixFactorisation(Factorisation):
 
 @dataclass(frozen=True, slots=True)
 class Channels(MatrixFactorisation):
-    """Fewer channels in between; with ``slices`` each slice of the input channels has its own.
+    """A bottleneck of channels; with ``slices``, one for each slice of the input channels.
 
-    Whitened, a slice takes its own block of the moments; the last layer sees them all (`refitted`).
+    When whitened, a slice uses its own block of the moments; only the last layer is fitted to all of them (`refitted`).
     """
 
     slices: int = 1
 
     def label(self, ranks: Ranks) -> str:
-        """The name, as ``"rank 8"`` or ``"2 slices of rank 8"``."""
+        """Short name, such as ``"rank 8"`` or ``"2 slices of rank 8"``."""
         return f"rank {ranks[0]}" if self.slices == 1 else f"{self.slices} slices of rank {ranks[0]}"
 
     def why_not(self, target: Target) -> str:
-        """Slices must divide the input channels."""
+        """The number of slices must divide the number of input channels."""
         height, width = kernel_of(target)
         inputs = target.per_channel // (height * width)
         return f"{inputs} input channels are not divided by {self.slices} slices" if inputs % self.slices else ""
@@ -128,16 +127,16 @@ class Channels(MatrixFactorisation):
         return (min(target.channels, target.per_channel // self.slices),)
 
     def shapes(self, target: Target, ranks: Ranks) -> dict[str, tuple[int, int]]:
-        """Slices lie below each other in ``reduce`` and beside each other in ``expand``."""
+        """The slices are stacked vertically in ``reduce`` and side by side in ``expand``."""
         narrow = self.slices * ranks[0]
         return {"reduce": (narrow, target.per_channel // self.slices), "expand": (target.channels, narrow)}
 
     def positions(self, target: Target) -> tuple[float, ...]:
-        """Positions of the output."""
+        """Each layer is evaluated once per output position."""
         return (outputs_of(target),) * 2
 
     def first_moments(self, weight: Weight) -> Tensor | None:
-        """Moments of the layer's inputs; slices have one matrix each."""
+        """Moments of the layer's inputs; None with several slices, which have different inputs."""
         return moments_of(weight) if self.slices == 1 else None
 
     def matrices(self, weight: Weight, *, whitened: bool) -> list[tuple[Tensor, Tensor | None]]:
@@ -150,7 +149,7 @@ class Channels(MatrixFactorisation):
         return list(zip(parts, moments, strict=True))
 
     def factors(self, weight: Weight, ranks: Ranks, *, whitened: bool) -> Factors:
-        """The first columns and rows of every slice's split."""
+        """Return the first columns and rows of every slice's split."""
         splits, rank = self.splits(weight, ranks[0], whitened=whitened), ranks[0]
         return {
             "reduce": torch.cat([piece.right[:rank] for piece in splits]),
@@ -158,25 +157,25 @@ class Channels(MatrixFactorisation):
         }
 
     def product(self, factors: Factors, kernel: tuple[int, int]) -> Tensor:  # noqa: ARG002
-        """Slice by slice."""
+        """Multiply slice by slice."""
         reduce, expand = factors["reduce"].chunk(self.slices), factors["expand"].chunk(self.slices, dim=1)
         return torch.cat([after @ before for before, after in zip(reduce, expand, strict=True)], dim=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Spatial(MatrixFactorisation):
-    """A convolution down the columns, then one along the rows.
+    """A vertical convolution, then a horizontal one.
 
-    Whitened, the first layer takes the moments of a column, averaged over the kernel's columns; what two columns have
-    in common only the second one sees (`refitted`).
+    When whitened, the first layer uses the moments of a column, averaged over the kernel's columns. Correlations
+    between columns enter only when the second layer is fitted (`refitted`).
     """
 
     def label(self, ranks: Ranks) -> str:
-        """The name, as ``"spatial rank 8"``."""
+        """Short name, such as ``"spatial rank 8"``."""
         return f"spatial rank {ranks[0]}"
 
     def why_not(self, target: Target) -> str:
-        """It needs a kernel more than one wide."""
+        """The kernel must be wider than 1."""
         if target.window is None:
             return "only a Conv2d has a kernel to split"
         return "a kernel one wide has no rows to split off" if target.window.kernel[1] == 1 else ""
@@ -195,12 +194,12 @@ class Spatial(MatrixFactorisation):
         }
 
     def positions(self, target: Target) -> tuple[float, ...]:
-        """The first layer already has the output's height, and still the input's width."""
+        """The output of the first layer already has the output's height, but still the input's width."""
         assert target.window is not None  # noqa: S101
         return target.window.halfway, outputs_of(target)
 
     def matrices(self, weight: Weight, *, whitened: bool) -> list[tuple[Tensor, Tensor | None]]:
-        """One: outputs and columns of the kernel against inputs and rows of it."""
+        """One matrix: outputs and kernel columns against inputs and kernel rows."""
         height, width = kernel_of(weight.target)
         grid = weight.exact().reshape(weight.target.channels, -1, height, width)
         matrix = grid.permute(0, 3, 1, 2).reshape(weight.target.channels * width, -1)
@@ -214,13 +213,13 @@ class Spatial(MatrixFactorisation):
         return torch.einsum("ihwjkw->ihjk", moments).reshape(inputs * height, -1) / width
 
     def factors(self, weight: Weight, ranks: Ranks, *, whitened: bool) -> Factors:
-        """The first rows and columns of the split."""
+        """Return the first rows and columns of the split."""
         (piece,) = self.splits(weight, ranks[0], whitened=whitened)
         left = piece.left[:, : ranks[0]].reshape(weight.target.channels, -1, ranks[0])
         return {"vertical": piece.right[: ranks[0]], "horizontal": left.transpose(1, 2).reshape(len(left), -1)}
 
     def product(self, factors: Factors, kernel: tuple[int, int]) -> Tensor:
-        """Over the rank."""
+        """Contract over the rank."""
         vertical, horizontal = factors["vertical"], factors["horizontal"]
         rank, outputs, (height, width) = len(vertical), len(horizontal), kernel
         left = horizontal.reshape(outputs, rank, width).transpose(1, 2).reshape(-1, rank)
@@ -229,15 +228,16 @@ class Spatial(MatrixFactorisation):
 
 
 def kernel_of(target: Target) -> tuple[int, int]:
-    """Height and width; a Linear layer's weight is a kernel of 1×1."""
+    """Height and width of the kernel; 1×1 for a Linear layer."""
     return target.window.kernel if target.window else (1, 1)
 
 
 def refitted(factors: Factors, form: Factorisation, weight: Weight, *, whitened: bool) -> Factors:
-    """The factors with the last one fitted anew: of all, it leaves the least error behind the others.
+    """Refit the last factor by least squares, given the others.
 
-    This makes up for what a form left out of the moments, of the other bases, or of what rounding did to the others.
-    With ``B`` what the last layer sees of the input, it is ``W·C·Bᵀ·(B·C·Bᵀ)⁻¹``.
+    This compensates for moments that a form neglected, for bases that are not optimal together, and for the rounding of
+    the other factors. With ``B`` the map from the layer's input to the last factor's input, the result is
+    ``W·C·Bᵀ·(B·C·Bᵀ)⁻¹``.
     """
     *_, last = factors
     seen = seen_by_last(factors, form, weight)
@@ -248,19 +248,19 @@ def refitted(factors: Factors, form: Factorisation, weight: Weight, *, whitened:
 
 
 def seen_by_last(factors: Factors, form: Factorisation, weight: Weight) -> Tensor:
-    """``B``: its product with the layer's (unfolded) input is what the last factor is multiplied with."""
+    """Return ``B``, the map from the layer's (unfolded) input to the input of the last factor."""
     *_, last = factors
     unit = torch.eye(factors[last].shape[1], dtype=torch.float64)
     return form.product(factors | {last: unit}, kernel_of(weight.target))
 
 
 def leveled(factors: Factors) -> Factors:
-    """The same product with the size of each component of a rank shared evenly between the factors on its two sides.
+    """Balance the factors: share the scale of each rank component evenly between neighbours, at the same product.
 
-    So both keep their digits in half precision, and lose least when they are pruned and quantized.
+    Both factors then keep their digits in half precision, and lose least when they are pruned and quantized.
 
     Args:
-        factors: in the order of the layers; a factor's rows are the next one's blocks of columns.
+        factors: the factors in the order of the layers; a factor's rows match the next one's blocks of columns.
     """
     levels = dict(factors)
     for after, before in pairwise(reversed(factors)):
@@ -278,13 +278,13 @@ def outputs_of(target: Target) -> float:
 
 
 def moments_of(weight: Weight) -> Tensor:
-    """The moments in float64; they must be there."""
+    """Return the moments in float64; they must be present."""
     assert weight.moments is not None  # noqa: S101
     return weight.moments.double()
 
 
 def _first_keeping(splits: list[Split], share: float) -> int:
-    """The smallest rank whose energies reach the share of the total; one more than there are when none does."""
+    """The smallest rank whose energies reach the share of the total; one more than the number of ranks if none does."""
     kept = torch.stack([piece.energy for piece in splits]).sum(0).cumsum(0)
     enough = kept >= share * sum(piece.total for piece in splits) * (1 - 1e-12)
     return int((~enough).sum()) + 1

@@ -14,23 +14,23 @@ from qcompress.transforms.low_rank.forms import Factorisation, Factors, Ranks, k
 class Tucker(Factorisation):
     """Fewer input and output channels around the kernel; ranks ``(in, out)``.
 
-    The bases are those of the higher-order SVD, whose squared error is at most twice the least one; they are nested,
-    so one core serves all pairs of ranks. Whitened, the input's basis takes the moments of the channels, averaged
-    over the kernel's positions, and the last layer all of them (`refitted`).
+    The bases are those of the higher-order SVD, whose squared error is at most twice the least one. They are nested, so
+    one core serves all pairs of ranks. When whitened, the input basis uses the moments of the channels, averaged over
+    the kernel's positions, and the last layer is fitted to all moments (`refitted`).
     """
 
     def label(self, ranks: Ranks) -> str:
-        """The name, as ``"Tucker ranks 4, 8"``: ranks of inputs and outputs."""
+        """Short name, such as ``"Tucker ranks 4, 8"``: ranks of inputs and outputs."""
         return f"Tucker ranks {ranks[0]}, {ranks[1]}"
 
     def why_not(self, target: Target) -> str:
-        """It needs a kernel."""
+        """The layer must have a kernel larger than 1×1."""
         if target.window is None:
             return "only a Conv2d has a kernel to put between"
         return "a kernel of 1×1 is a matrix" if target.window.kernel == (1, 1) else ""
 
     def largest(self, target: Target) -> Ranks:
-        """All channels."""
+        """The numbers of input and output channels."""
         height, width = kernel_of(target)
         return (target.per_channel // (height * width), target.channels)
 
@@ -44,30 +44,30 @@ class Tucker(Factorisation):
         }
 
     def positions(self, target: Target) -> tuple[float, ...]:
-        """The first layer goes over the whole input."""
+        """The first layer is evaluated at every input position, the others at every output position."""
         assert target.window is not None  # noqa: S101
         return target.window.inputs, outputs_of(target), outputs_of(target)
 
     def factors(self, weight: Weight, ranks: Ranks, *, whitened: bool) -> Factors:
-        """The first rows and columns of the bases, and the core between them."""
+        """Return the first rows and columns of the bases, and the core between them."""
         down, core, up = self._bases(weight, whitened=whitened)
         narrow = core[: ranks[1], : ranks[0]].reshape(ranks[1], -1)
         return {"reduce": down[: ranks[0]], "core": narrow, "expand": up[:, : ranks[1]]}
 
     def product(self, factors: Factors, kernel: tuple[int, int]) -> Tensor:  # noqa: ARG002
-        """Over both ranks."""
+        """Contract over both ranks."""
         reduce, core = factors["reduce"], factors["core"].reshape(len(factors["core"]), len(factors["reduce"]), -1)
         narrow = torch.einsum("ri,srk->sik", reduce, core).reshape(len(core), -1)
         return factors["expand"] @ narrow
 
     def within(self, weight: Weight, share: float, *, whitened: bool) -> Ranks | None:
-        """The pair of ranks with the most energy among those that fit."""
+        """Return the pair of ranks with the most energy among those that fit."""
         kept, size = self._grid(weight, whitened=whitened)
         fits = size <= share * weight.target.num_weights
         return _pair(torch.where(fits, kept, -1.0).argmax(), kept) if bool(fits.any()) else None
 
     def keeping(self, weight: Weight, share: float, *, whitened: bool) -> Ranks:
-        """The pair of ranks with the fewest weights among those that keep the share."""
+        """Return the pair of ranks with the fewest weights among those that keep the share."""
         kept, size = self._grid(weight, whitened=whitened)
         enough = kept >= share * kept[-1, -1] * (1 - 1e-12)
         return _pair(torch.where(enough, size, torch.inf).argmin(), kept)
@@ -82,7 +82,7 @@ class Tucker(Factorisation):
         return kept, narrow * inputs + wide * narrow * height * width + wide * outputs
 
     def _bases(self, weight: Weight, *, whitened: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """``(in, in)`` into the input's basis, the full core ``(out, in, height, width)``, ``(out, out)`` back."""
+        """``(in, in)`` into the input basis, the full core ``(out, in, height, width)``, and ``(out, out)`` back."""
         return weight.once((self, whitened), lambda: self._decomposed(weight, whitened=whitened))
 
     def _decomposed(self, weight: Weight, *, whitened: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,8 +1,8 @@
-"""The low-rank form of an Embedding: a lookup of short codes, and one small matrix that makes features of them.
+"""The low-rank form of an Embedding: a lookup of short codes, and a small matrix that expands them to features.
 
-The weight ``(words, features)`` is ``codes @ basis``. An Embedding's input is a word, seen as a unit vector; its second
-moments are the frequencies of the words, and *whitened* means closest for words as frequent as that: the least
-``Σ p_i·‖w_i - w_i'‖²``, by the decomposition of ``diag(p)^½ · W`` (GroupReduce, arXiv 1806.06950, within a block).
+The weight ``(words, features)`` is ``codes @ basis``. An Embedding's input is a word, seen as a unit vector, so its
+second moments are the frequencies ``p`` of the words. *Whitened* minimises the error weighted by these frequencies,
+``Σ p_i·‖w_i - w_i'‖²``, by decomposing ``diag(p)^½ · W`` (as GroupReduce, arXiv 1806.06950, does within a block).
 """
 
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from qcompress.transforms.low_rank.forms import Factors, MatrixFactorisation, Ra
 
 @dataclass(frozen=True, slots=True)
 class Words(MatrixFactorisation):
-    """Codes of a word, then a matrix for all words."""
+    """A short code per word, then one matrix for all words."""
 
     def label(self, ranks: Ranks) -> str:
-        """The name, as ``"rank 8"``."""
+        """Short name, such as ``"rank 8"``."""
         return f"rank {ranks[0]}"
 
     def why_not(self, target: Target) -> str:  # noqa: ARG002
-        """It always fits."""
+        """Return an empty string: it always fits."""
         return ""
 
     def largest(self, target: Target) -> Ranks:
@@ -32,28 +32,28 @@ class Words(MatrixFactorisation):
         return (min(target.channels, target.per_channel),)
 
     def shapes(self, target: Target, ranks: Ranks) -> dict[str, tuple[int, int]]:
-        """``(rank, features)`` and ``(words, rank)``: as in any product the right side comes first."""
+        """``(rank, features)`` and ``(words, rank)``; the right-hand side of the product comes first."""
         return {"basis": (ranks[0], target.per_channel), "codes": (target.channels, ranks[0])}
 
     def positions(self, target: Target) -> tuple[float, ...]:
-        """Once per word that is looked up; the codes themselves are only looked up."""
+        """The basis is multiplied once per looked-up word; the codes are only looked up."""
         return target.lookups, 0.0
 
     def matrices(self, weight: Weight, *, whitened: bool) -> list[tuple[Tensor, Tensor | None]]:
-        """The weight, its rows stretched by the root of their frequency."""
+        """The weight with its rows scaled by the square root of their frequency."""
         return [(weight.exact() * self._stretch(weight, whitened=whitened), None)]
 
     def factors(self, weight: Weight, ranks: Ranks, *, whitened: bool) -> Factors:
-        """The first rows and columns of the split, the stretch undone."""
+        """Return the first rows and columns of the split, with the scaling undone."""
         (piece,), rank = self.splits(weight, ranks[0], whitened=whitened), ranks[0]
         return {"basis": piece.right[:rank], "codes": piece.left[:, :rank] / self._stretch(weight, whitened=whitened)}
 
     def product(self, factors: Factors, kernel: tuple[int, int]) -> Tensor:  # noqa: ARG002
-        """Codes times basis."""
+        """Multiply codes and basis."""
         return factors["codes"] @ factors["basis"]
 
     def _stretch(self, weight: Weight, *, whitened: bool) -> Tensor:
-        """``(words, 1)``; a word that never comes has a little, so that it is not given up."""
+        """Row scales ``(words, 1)``; words that never occur get a small one, so that they are not dropped entirely."""
         if not whitened:
             return torch.ones(1, 1, dtype=torch.float64)
         often = moments_of(weight)

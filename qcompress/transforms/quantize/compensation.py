@@ -1,19 +1,21 @@
-"""Codes that make up for each other's rounding errors on the inputs that the layer has.
+"""Codes whose rounding errors compensate for each other on the layer's inputs.
 
-Rounding to nearest loses least of the weight. What counts is the layer's output: a row that changes by ``d`` loses
-``dᵀ·C·d`` with the second moments ``C = E[x xᵀ]`` of its inputs, and errors of weights whose inputs go together can
-cancel. From the row as it is rounded to nearest, by the same number of bits, three steps lead to less:
+Rounding to nearest minimises the error of the weights. What matters is the layer's output: changing a row by ``d``
+costs ``dᵀ·C·d`` with the second moments ``C = E[x xᵀ]`` of its inputs, and errors of weights with correlated inputs can
+cancel. Starting from the row rounded to nearest, three steps reduce this cost at the same number of bits:
 
-1. In order (GPTQ, arXiv 2210.17323; with pruned weights SparseGPT, arXiv 2301.00774): weights are rounded one after
-   the other, those of the strongest inputs first, and those still open move to where they make up best for what was
-   lost. A row for which this comes out worse stays as it was.
-2. The scales of least loss for the codes, one after the other: of a whole row ``wᵀ·C·q / qᵀ·C·q``.
-3. Each code to its best while all others stay, until none moves (QuantEase, arXiv 2309.01885).
+1. In-order rounding (GPTQ, arXiv 2210.17323; with pruned weights SparseGPT, arXiv 2301.00774): weights are rounded one
+   after the other, strongest inputs first, and the weights not yet rounded are moved to compensate for the error so
+   far. A row for which the result is worse keeps its codes.
+2. Refitting the scales to the codes, one after the other: for a whole row ``wᵀ·C·q / qᵀ·C·q``.
+3. Coordinate descent: set each code to its best value while all others stay, until none changes (QuantEase,
+   arXiv 2309.01885).
 
-Steps 2 and 3 alternate. None takes a byte. A row has one scale, or one for each group of its weights (`Grid`). What
-always holds: a pruned weight stays pruned, and no row loses more than rounded to nearest by the moments as they are
-taken here: of unit size, and drawn to the identity the more, the fewer inputs they are of (`shrunk`), so that what is
-seen by chance is not fitted. In numba, because a weight depends on the one before it.
+Steps 2 and 3 alternate. None of the steps needs extra bytes. A row has one scale, or one for each group of its weights
+(`Grid`). Invariants: a pruned weight stays pruned, and no row loses more than it does rounded to nearest, measured with
+the moments used here. These are scaled to mean diagonal 1 and shrunk towards the identity, more strongly the fewer
+inputs they are averaged over (`shrunk`), so that sampling noise is not fitted. The inner loops use numba, because each
+weight depends on the one before it.
 """
 
 from collections.abc import Callable
@@ -26,15 +28,16 @@ from torch import Tensor
 from qcompress.transforms.quantize.grid import Grid
 from solvers.kernels.compiled import compiled
 
-SHRINKAGE = 0.01  # at least: GPTQ's damping
-BLOCK = 128  # columns rounded before the others hear of it: the rest is one matrix product
+SHRINKAGE = 0.01  # the minimum: GPTQ's damping
+BLOCK = 128  # columns rounded before the others are updated: the update of the rest is one matrix product
 ROUNDS, SWEEPS = 2, 10
 
 
 def shrunk(moments: Tensor, num_inputs: float) -> Tensor:
-    """``C`` in float64, of mean diagonal 1 and drawn to the identity; zeros for a layer that never sees anything.
+    """Return ``C`` in float64, scaled to mean diagonal 1 and shrunk towards the identity; zeros if all inputs are zero.
 
-    By how much is the oracle approximating shrinkage (Chen et al., arXiv 0907.4698) for so many independent inputs.
+    The shrinkage is the oracle approximating shrinkage (Chen et al., arXiv 0907.4698) for ``num_inputs`` independent
+    inputs.
 
     >>> shrunk(torch.diag(torch.tensor([3.0, 1.0])), num_inputs=float("inf"))
     tensor([[1.4950, 0.0000],
@@ -55,7 +58,7 @@ def shrunk(moments: Tensor, num_inputs: float) -> Tensor:
 
 
 def in_order(curvature: Tensor) -> tuple[Tensor, Tensor]:
-    """An order of the columns ``(n,)`` and float32 ``U`` ``(n, n)``, upper: ``Uᵀ·U`` is the inverse in that order."""
+    """Order the columns, ``(n,)``, with the float32 upper factor ``U`` ``(n, n)``: ``Uᵀ·U`` is the ordered inverse."""
     order = torch.argsort(curvature.diagonal(), descending=True, stable=True)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(curvature[order][:, order]))
     return order, torch.linalg.cholesky(inverse, upper=True).float()
@@ -64,15 +67,15 @@ def in_order(curvature: Tensor) -> tuple[Tensor, Tensor]:
 def compensated(
     rows: Tensor, codes: Tensor, grid: Grid, kept: Tensor, curvature: Tensor, ordered: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Better codes and scales.
+    """Improve codes and scales.
 
     Args:
         rows: ``(channels, n)`` float32 weights, the largest magnitude of every row about 1 (or 0).
         codes: ``(channels, n)`` float32 whole numbers, rounded to nearest.
-        grid: what they are codes of.
+        grid: the grid that the codes refer to.
         kept: ``(channels, n)`` bool, False where pruned.
-        curvature: ``(n, n)`` float64, as `shrunk` gives it, positive definite.
-        ordered: of that, as `in_order` gives it.
+        curvature: ``(n, n)`` float64, positive definite, from `shrunk`.
+        ordered: the result of `in_order` for ``curvature``.
 
     Returns:
         Codes ``(channels, n)`` and scales ``(channels, groups)``.
@@ -95,7 +98,7 @@ def compensated(
 
 
 def best_of(rows: Tensor, codes: Tensor, others: Tensor, grid: Grid, metric: Tensor) -> Tensor:
-    """Of two codes of every row those that lose less, the first where they lose the same."""
+    """For every row choose the one of two code vectors that loses less; ties go to the first."""
     losses = [
         ((change @ metric) * change).sum(1)
         for change in (residual(rows, candidates, grid) for candidates in (codes, others))
@@ -104,7 +107,7 @@ def best_of(rows: Tensor, codes: Tensor, others: Tensor, grid: Grid, metric: Ten
 
 
 def residual(rows: Tensor, codes: Tensor, grid: Grid) -> Tensor:
-    """What codes lack of the rows, ``(channels, n)``."""
+    """Return the rows minus what the codes stand for, ``(channels, n)``."""
     return rows - codes * grid.spread(rows.shape[1])
 
 
@@ -118,19 +121,19 @@ def refit(
     *,
     zero: bool = False,
 ) -> None:
-    """What stretches of every row are multiplied with to the best that can be stored, one after the other; in place.
+    """Refit the factor of every stretch of each row to its best storable value, one after the other; in place.
 
     Args:
         factors: ``(channels, stretches)``.
-        along: ``(channels, n)`` what they multiply.
+        along: ``(channels, n)`` the values that the factors multiply.
         size: columns of a stretch; the last may be shorter.
-        storable: the nearest factors ``(channels,)`` that can be written.
-        gradient: ``(channels, n)`` ``(rows - what stands for them)·C``, which follows.
+        storable: function that rounds factors ``(channels,)`` to the nearest ones that can be written.
+        gradient: ``(channels, n)`` ``(rows - approximation)·C``; updated in place.
         metric: ``C``.
-        zero: whether a factor of 0 will do.
+        zero: whether a factor may be 0.
     """
     span = size * max(1, BLOCK // size)
-    for start in range(0, along.shape[1], span):  # the columns of a block hear of each step, the rest of them all
+    for start in range(0, along.shape[1], span):  # a block is updated after each step, the rest once per block
         block = slice(start, start + span)
         change, near, inner = torch.zeros_like(along[:, block]), gradient[:, block].clone(), metric[block, block]
         for place in range(0, change.shape[1], size):
@@ -147,7 +150,7 @@ def refit(
 
 
 def descend(codes: Tensor, grid: Grid, kept: Tensor, gradient: Tensor, metric: Tensor) -> None:
-    """Codes to their best, one at a time, in place; ``gradient`` is ``(rows - codes·scales)·C`` and follows."""
+    """Set each code to its best value in turn, in place; also updates ``gradient``, ``(rows - codes·scales)·C``."""
     _descend(
         codes.numpy(), gradient.numpy(), grid.scales.numpy(), kept.numpy(), metric.numpy(), grid.low.numpy(),
         grid.high.numpy(), grid.group_size, grid.numbers,
@@ -155,7 +158,7 @@ def descend(codes: Tensor, grid: Grid, kept: Tensor, gradient: Tensor, metric: T
 
 
 def made_up(rows: Tensor, grid: Grid, kept: Tensor, ordered: tuple[Tensor, Tensor]) -> Tensor:
-    """Codes ``(channels, n)`` in order: what is still open makes up for what was lost."""
+    """Round in order; returns codes ``(channels, n)``. Columns not yet rounded compensate for the error so far."""
     order, root = ordered
     open_rows, kept, codes = rows[:, order], kept[:, order], torch.zeros_like(rows)
     of_group = (order // grid.group_size).numpy()
@@ -173,7 +176,7 @@ def made_up(rows: Tensor, grid: Grid, kept: Tensor, ordered: tuple[Tensor, Tenso
 
 @compiled
 def _nearest(wanted, low, high, numbers):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """The whole number from low to high, or the one of ascending ``numbers`` where there are any."""
+    """The nearest whole number from low to high or, if ``numbers`` (ascending) is not empty, the nearest of them."""
     if not len(numbers):
         return min(max(np.rint(wanted), low), high)
     above = len(numbers) - 1
@@ -189,7 +192,7 @@ def _nearest(wanted, low, high, numbers):  # type: ignore[no-untyped-def]  # pra
 
 @compiled
 def _rounded(rows, scales, kept, root, low, high, of_group, numbers):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """Codes of a block of columns, and what each lost over its diagonal of the root; ``rows`` is overwritten."""
+    """Codes of a block of columns, and each one's error divided by the root's diagonal; ``rows`` is overwritten."""
     codes, lost = np.zeros_like(rows), np.zeros_like(rows)
     for i in range(rows.shape[0]):
         for j in range(rows.shape[1]):
@@ -205,7 +208,7 @@ def _rounded(rows, scales, kept, root, low, high, of_group, numbers):  # type: i
 
 @compiled
 def _descend(codes, gradient, scales, kept, metric, low, high, size, numbers):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """Codes to their best, one at a time, in place; ``gradient`` is ``(rows - codes·scales)·C`` and follows."""
+    """Set each code to its best value in turn, in place; also updates ``gradient``, ``(rows - codes·scales)·C``."""
     for i in range(codes.shape[0]):
         for _ in range(SWEEPS):
             moved = False

@@ -1,4 +1,4 @@
-"""The numbers that the weights of a row may take: whole codes times a scale, for the whole row or group by group."""
+"""The grid of values that the weights of a row may take: whole codes times a scale, per row or per group."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -10,13 +10,13 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Grid:
-    """The numbers that weights may take: scale times a whole number from ``low`` to ``high``, group by group.
+    """The values that weights may take: scale times a whole number from ``low`` to ``high``, per group.
 
     Attributes:
         scales, low, high: ``(channels, groups)`` float32.
         group_size: weights of a row that share a scale; the last group of a row may be shorter.
-        storable: the nearest scales ``(channels,)`` that can be written, of any such.
-        numbers: ascending float32, the codes there are; empty: all whole numbers from low to high.
+        storable: function that rounds scales ``(channels,)`` to the nearest ones that can be written.
+        numbers: ascending float32 array of the admissible codes; empty for all whole numbers from low to high.
     """
 
     scales: Tensor
@@ -27,11 +27,11 @@ class Grid:
     numbers: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
 
     def __getitem__(self, rows: slice) -> "Grid":
-        """That of some rows."""
+        """Return the grid of some rows."""
         return replace(self, scales=self.scales[rows], low=self.low[rows], high=self.high[rows])
 
     def of_size(self, sizes: Tensor) -> "Grid":
-        """The same of rows divided by ``sizes`` ``(channels,)``."""
+        """Return the grid for rows divided by ``sizes`` ``(channels,)``."""
         return replace(
             self, scales=self.scales / sizes[:, None], storable=lambda scales: self.storable(scales * sizes) / sizes
         )
@@ -42,7 +42,7 @@ class Grid:
 
 
 def spread(of_groups: Tensor, group_size: int, num_weights: int) -> Tensor:
-    """What groups have, ``(channels, groups)``, for each of their weights, ``(channels, num_weights)``.
+    """Repeat a value per group, ``(channels, groups)``, for each of the group's weights, ``(channels, num_weights)``.
 
     >>> import torch
     >>> spread(torch.tensor([[1, 2]]), group_size=2, num_weights=3)

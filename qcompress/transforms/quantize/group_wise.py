@@ -1,10 +1,10 @@
-"""Codes of a few bits with a scale for every group of weights along a row, as engines run them.
+"""Codes of a few bits with one scale for every group of weights along a row, as inference engines run them.
 
-A row ``w`` is cut into groups of ``group_size`` weights (the last may be shorter); a group becomes ``s·(q - z)`` with a
-scale ``s`` in a type of its own and whole codes ``q`` of ``bits`` bits. Symmetric, ``z`` is the middle code and not
-written, and the sign of ``s`` is free; asymmetric, ``z`` is one of the codes and written in as many bits. Scales and
-zero points are those of the least squared error; compensated, codes and scales are then those that lose least of the
-layer's output on the calibration data (`qcompress.transforms.quantize.compensation`), in the same bytes.
+A row ``w`` is cut into groups of ``group_size`` weights (the last may be shorter). A group becomes ``s·(q - z)`` with
+a scale ``s`` in its own float type and whole codes ``q`` of ``bits`` bits. If symmetric, ``z`` is the middle code and
+not written, and ``s`` may have either sign. If asymmetric, ``z`` is one of the codes, written in ``bits`` bits.
+Scales and zero points minimise the squared error. If compensated, codes and scales are then improved to minimise the
+error of the layer's output on the calibration data (`qcompress.transforms.quantize.compensation`), in the same bytes.
 """
 
 import functools
@@ -27,18 +27,18 @@ MAX_BITS = 8
 
 @dataclass(frozen=True)
 class GroupWise(PruneQuantize):
-    """Store the weights in ``bits`` bits each and a scale a group, after pruning the share ``sparsity`` of them.
+    """Store the weights in ``bits`` bits each and one scale per group, after pruning the share ``sparsity``.
 
     Args:
-        bits: 2 to 8.
-        sparsity, compensated: as of `PruneQuantize`.
+        bits: bits per weight, 2 to 8.
+        sparsity, compensated: same as in `PruneQuantize`.
         group_size: weights of a row that share a scale, at least 2; None for the whole row.
-        symmetric: without zero points.
-        scale_dtype: one of `SCALE_TYPES`; by default bfloat16 for bfloat16 weights, else float16. A group whose scale
-            is beyond its type has the nearest that is not.
+        symmetric: whether to store no zero points.
+        scale_dtype: one of `SCALE_TYPES`; by default bfloat16 for bfloat16 weights, else float16. A scale outside the
+            type's range is clipped to it.
 
     Raises:
-        OptionsError: a value outside its range.
+        OptionsError: A value is outside its range.
 
     >>> transform = GroupWise(bits=4, group_size=32, symmetric=False)
     >>> transform.label
@@ -70,7 +70,7 @@ class GroupWise(PruneQuantize):
 
     @property
     def label(self) -> str:
-        """As ``"4 bits in groups of 32, asymmetric, float32 scales, compensated"``."""
+        """Short name, such as ``"4 bits in groups of 32, asymmetric, float32 scales, compensated"``."""
         bits, *rest = super().label.split(", ")
         where = " by row" if self.group_size is None else f" in groups of {self.group_size}"
         zeros = [] if self.symmetric else ["asymmetric"]
@@ -78,7 +78,7 @@ class GroupWise(PruneQuantize):
         return ", ".join([bits + where, *zeros, *scales, *rest])
 
     def size_bytes(self, target: Target) -> int:
-        """Codes of the kept weights, scales, zero points and, with pruning, a bit for every weight."""
+        """Bytes of the codes of the kept weights, the scales, the zero points and, with pruning, the bitmap."""
         groups = target.channels * self.num_groups(target)
         codes = packed_bytes(self._num_kept(target.num_weights), self.bits)
         zeros = 0 if self.symmetric else packed_bytes(groups, self.bits)
@@ -86,20 +86,20 @@ class GroupWise(PruneQuantize):
         return codes + self.scale_type(target).itemsize * groups + zeros + mask
 
     def scale_type(self, target: Target) -> torch.dtype:
-        """What scales are stored in."""
+        """The dtype that scales are stored in."""
         default = "bfloat16" if target.dtype == torch.bfloat16 else "float16"
         return SCALE_TYPES[self.scale_dtype or default]
 
     def num_groups(self, target: Target) -> int:
-        """Groups in a row."""
+        """Number of groups in a row."""
         return -(-target.per_channel // self._size(target))
 
     def encode(self, weight: Weight) -> dict[str, Tensor]:
-        """``codes``, ``zeros`` and ``mask`` (packed, uint8) and ``scales`` ``(channels · groups,)``.
+        """Return ``codes``, ``zeros`` and ``mask`` (packed, uint8) and ``scales`` ``(channels · groups,)``.
 
         Raises:
-            ModelError: a weight is not finite, or beyond float32.
-            OptionsError: compensated, and the moments are missing.
+            ModelError: A weight is not finite or exceeds float32.
+            OptionsError: The transform is compensated and the moments are missing.
         """
         codes, grid, kept = self._in_groups(weight)
         shifted = (codes - spread(grid.low, grid.group_size, codes.shape[1])).to(torch.int32)
@@ -112,7 +112,7 @@ class GroupWise(PruneQuantize):
         return stored if kept is None else stored | {"mask": pack(kept.view(-1), 1)}
 
     def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:
-        """Scale times code less zero point; 0 where pruned."""
+        """Return scale times (code minus zero point); 0 where pruned."""
         shifted = unpack(stored["codes"], self.bits, self._num_kept(target.num_weights)).to(torch.float32)
         zeros = spread(self.zero_points(stored, target), self._size(target), target.per_channel).float()
         if self.sparsity:
@@ -123,7 +123,7 @@ class GroupWise(PruneQuantize):
         return dequantized(codes, spread(scales, self._size(target), target.per_channel), target.dtype)
 
     def approximate(self, weight: Weight) -> Tensor:
-        """What `decode` gives for `encode`, without packing and unpacking."""
+        """Return what `decode` gives for `encode`, without packing and unpacking."""
         codes, grid, _ = self._in_groups(weight)
         return dequantized(codes.add_(0.0), grid.spread(codes.shape[1]), weight.target.dtype)
 
@@ -138,7 +138,7 @@ class GroupWise(PruneQuantize):
         return target.per_channel if self.group_size is None else min(self.group_size, target.per_channel)
 
     def _in_groups(self, weight: Weight) -> tuple[Tensor, Grid, Tensor | None]:
-        """Codes less zero points as float32 rows (0 where pruned), their grid, and which weights are kept."""
+        """Codes minus zero points as float32 rows (0 where pruned), their grid, and which weights are kept."""
         rows, kept = self._rows(weight)
         masked = rows if kept is None else rows * kept
         grid = self._nearest_grid(masked, self._size(weight.target), self.scale_type(weight.target))
@@ -152,7 +152,7 @@ class GroupWise(PruneQuantize):
         return codes, grid, kept
 
     def _nearest_grid(self, rows: Tensor, size: int, dtype: torch.dtype) -> Grid:
-        """Scales of a type and zero points of least squared error."""
+        """The grid whose scales (in ``dtype``) and zero points minimise the squared error."""
         from qcompress.transforms.quantize.scales import best_ranges, best_scales  # here: numba is slow to import
 
         channels, levels = len(rows), 2 ** (self.bits - 1)

@@ -1,8 +1,8 @@
 """Weights and activations in 8 bits, multiplied as integers (W8A8).
 
-The weight is stored in 8 bits by row; what goes into the layer is rounded to 8 bits when it runs, over a range that the
-calibration data gave (static) or that every tensor has as it comes (dynamic). A convolution's output is rounded as
-well, as integer kernels of convolutions give it. What a layer loses by this is measured as any option's loss is.
+The weight is stored in 8 bits by row. The layer's input is rounded to 8 bits at run time, over a range found on the
+calibration data (static) or the range of each tensor (dynamic). The output of a convolution is rounded as well, as
+integer convolution kernels do. The loss this causes is measured like that of any option.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -20,16 +20,16 @@ BITS = 8
 
 @dataclass(frozen=True)
 class IntegerProduct(Transform):
-    """Store the weight in 8 bits, and multiply it with activations in 8 bits.
+    """Store the weight in 8 bits and multiply it with 8-bit activations.
 
     Args:
-        dynamic: with the range of every tensor as it comes; only for Linear layers. Else with that of the calibration
-            data, which an option of a weight has (see `resolve`).
-        compensated: as of `PruneQuantize`.
-        inputs, outputs: ``(low, high)`` of the activations; of a Linear layer the outputs are left as they are.
+        dynamic: whether to use the range of each tensor at run time; only for Linear layers. Otherwise the range of the
+            calibration data is used, which `resolve` fills in.
+        compensated: same as in `PruneQuantize`.
+        inputs, outputs: ``(low, high)`` of the activations; the outputs of a Linear layer are not rounded.
 
     Raises:
-        OptionsError: a value outside its range.
+        OptionsError: A value is outside its range.
 
     >>> IntegerProduct(dynamic=True).label
     '8 bits, activations in 8 bits, dynamic'
@@ -51,22 +51,22 @@ class IntegerProduct(Transform):
             if value is not None:
                 low, high = map(float, value)
                 if not low <= 0 <= high:
-                    raise OptionsError(f"{name} must be a range that holds 0, found {value!r}")
+                    raise OptionsError(f"{name} must be a range that contains 0, found {value!r}")
                 object.__setattr__(self, name, (low, high))
 
     @property
     def weights(self) -> PruneQuantize:
-        """How the weight alone is stored."""
+        """The transform that stores the weight alone."""
         return PruneQuantize(BITS, compensated=self.compensated)
 
     @property
     def label(self) -> str:
-        """As ``"8 bits, compensated, activations in 8 bits, dynamic"``."""
+        """Short name, such as ``"8 bits, compensated, activations in 8 bits, dynamic"``."""
         return f"{self.weights.label}, activations in 8 bits" + (", dynamic" if self.dynamic else "")
 
     @property
     def activations(self) -> Activations:
-        """What is rounded."""
+        """The rounding of the layer's inputs and outputs."""
         if self.inputs is None and not self.dynamic:
             raise OptionsError(f"{self.label!r} has no range yet: measure() finds it")
         inputs, outputs = (None if ends is None else Range(*ends) for ends in (self.inputs, self.outputs))
@@ -74,24 +74,24 @@ class IntegerProduct(Transform):
 
     @property
     def nearest(self) -> "IntegerProduct":
-        """The same, rounded to nearest."""
+        """The same transform, rounded to nearest."""
         return replace(self, compensated=False)
 
     def to_json(self) -> dict[str, Any]:
-        """The transform as JSON, without what it has not."""
+        """Return the transform as JSON, without the fields that are unset."""
         value = {field.name: getattr(self, field.name) for field in fields(self)}
         return {"kind": self.kind, **{name: entry for name, entry in value.items() if entry}}
 
     def needs_moments(self, target: Target) -> bool:
-        """When compensated."""
+        """Whether it is compensated and the layer's moments can be collected."""
         return self.weights.needs_moments(target)
 
     def needs_ranges(self, target: Target) -> bool:  # noqa: ARG002
-        """Always: layers whose inputs are not known have none, and the option is not on offer there."""
+        """Return True: without known activations, a layer has no ranges and the option is not offered for it."""
         return True
 
     def resolve(self, weight: Weight) -> "IntegerProduct | None":
-        """The option with the ranges of the weight's layer; None where there are none, or it does not fit."""
+        """Return the option with the ranges of the weight's layer; None if there are none or it does not fit."""
         linear = weight.target.layer == "Linear"
         if weight.ranges is None or self.why_not(weight.target) or (self.dynamic and not linear):
             return None
@@ -104,17 +104,17 @@ class IntegerProduct(Transform):
         )
 
     def why_not(self, target: Target) -> str:
-        """Blocks of a layer share its activations, and a weight of a few bytes saves nothing."""
+        """A block of rows does not fit, because blocks share the layer's activations; nor does a very small weight."""
         return self.weights.why_not(target) if target.whole else "a block of a layer has no activations of its own"
 
     def size_bytes(self, target: Target) -> int:
-        """Those of the weight; ranges are a part of the option's name."""
+        """Bytes of the stored weight; the ranges are part of the option itself."""
         return self.weights.size_bytes(target)
 
     def encode(self, weight: Weight) -> dict[str, Tensor]:
-        """The arrays of the weight."""
+        """Return the arrays of the stored weight."""
         return self.weights.encode(weight)
 
     def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:
-        """The weight's rows again."""
+        """Restore the weight's rows."""
         return self.weights.decode(stored, target)

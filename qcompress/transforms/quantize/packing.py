@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 MAX_BITS = 16
-_CHUNK = 1 << 20  # codes that are worked on at once: bounds the memory beside input and output
+_CHUNK = 1 << 20  # codes processed at once: bounds the memory beside input and output
 
 
 def packed_bytes(count: int, bits: int) -> int:
@@ -24,7 +24,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
     Args:
         codes: ``(n,)`` integers or booleans.
-        bits: 1 to 16.
+        bits: bits per code, 1 to 16.
 
     Returns:
         ``(ceil(n·bits / 8),)`` uint8.
@@ -51,7 +51,7 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
 
     Args:
         packed: ``(ceil(count·bits / 8),)`` uint8.
-        bits: 1 to 16.
+        bits: bits per code, 1 to 16.
         count: number of codes.
 
     Returns:
@@ -73,7 +73,7 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
 
 
 def _overlaps(bits: int) -> Iterator[tuple[int, int, int]]:
-    """Which of eight codes lie in which of ``bits`` bytes, and how far left of the byte's start a code is shifted."""
+    """Which of eight codes overlap which of ``bits`` bytes, and the left shift of the code from the byte's start."""
     for code in range(8):
         first, last = code * bits, code * bits + bits - 1
         for byte in range(first // 8, last // 8 + 1):

@@ -1,10 +1,10 @@
-"""Pruning and quantization of weights: the smallest go, the rest become codes of a few bits.
+"""Pruning and quantization of weights: the smallest are removed, the rest become codes of a few bits.
 
-Pruning is by magnitude over all given rows, without structure; a bitmap says what was kept. Quantization is
-symmetric (no zero point), with one float32 scale a row, chosen for the least squared error over the kept weights
-(`qcompress.transforms.quantize.scales`). Written are the codes of the kept weights, the scales and, with pruning, the
-bitmap. Compensated, the same bytes hold codes and scales that lose least of the layer's output on the calibration data
-(`qcompress.transforms.quantize.compensation`).
+Pruning is unstructured, by magnitude over all given rows; a bitmap records which weights are kept. Quantization is
+symmetric (no zero point), with one float32 scale per row that minimises the squared error over the kept weights
+(`qcompress.transforms.quantize.scales`). The codes of the kept weights, the scales and, with pruning, the bitmap are
+written. If compensated, the same bytes hold codes and scales that minimise the error of the layer's output on the
+calibration data (`qcompress.transforms.quantize.compensation`).
 """
 
 import math
@@ -23,16 +23,16 @@ from qcompress.transforms.quantize.packing import MAX_BITS, pack, packed_bytes, 
 
 @dataclass(frozen=True)
 class PruneQuantize(Transform):
-    """Prune the share ``sparsity`` of the weights, store the others in ``bits`` bits each.
+    """Prune the share ``sparsity`` of the weights and store the others in ``bits`` bits each.
 
     Args:
-        bits: 2 to 16.
-        sparsity: at least 0, less than 1; exactly ``floor(sparsity · weights)`` are pruned, of equal ones the first.
-        compensated: whether the weights that are kept make up for what is lost, on the layer's calibration inputs.
-            Where rows have no input in common with others, as in an Embedding, it resolves to rounding to nearest.
+        bits: bits per weight, 2 to 16.
+        sparsity: at least 0, less than 1; exactly ``floor(sparsity · weights)`` are pruned, the first among equal ones.
+        compensated: whether the kept weights compensate for the errors on the layer's calibration inputs. Where rows
+            have no common input, as in an Embedding, it resolves to rounding to nearest.
 
     Raises:
-        OptionsError: a value outside its range.
+        OptionsError: A value is outside its range.
 
     >>> transform = PruneQuantize(bits=4, sparsity=0.5)
     >>> transform.label
@@ -71,48 +71,48 @@ class PruneQuantize(Transform):
 
     @property
     def label(self) -> str:
-        """The name, as ``"4 bits"`` or ``"4 bits, 50 % sparse, compensated"``."""
+        """Short name, such as ``"4 bits"`` or ``"4 bits, 50 % sparse, compensated"``."""
         sparse = f", {100 * self.sparsity:.12g} % sparse" if self.sparsity else ""
         return f"{self.bits} bits{sparse}" + (", compensated" if self.compensated else "")
 
     @property
     def nearest(self) -> "PruneQuantize":
-        """The same, rounded to nearest."""
+        """The same transform, rounded to nearest."""
         return replace(self, compensated=False)
 
     def to_json(self) -> dict[str, Any]:
-        """The transform as JSON; rounding to nearest has no entry, as in files from before there was a choice."""
+        """Return the transform as JSON; ``compensated`` is left out when False, as in older files."""
         value = super().to_json()
         return value if self.compensated else {name: entry for name, entry in value.items() if name != "compensated"}
 
     def needs_moments(self, target: Target) -> bool:
-        """When compensated, where the rows have one input, or each group of them has."""
+        """Whether it is compensated and the rows, or each group of them, have a common input."""
         return self.compensated and (target.common_input or target.input_groups > 1)
 
     def resolve(self, weight: Weight) -> "PruneQuantize | None":
-        """Itself, where it saves anything; rounded to nearest where there is nothing to compensate with."""
+        """Return itself where it saves bytes; rounded to nearest where there are no inputs to compensate on."""
         if self.why_not(weight.target):
             return None
         return self if self.needs_moments(weight.target) else self.nearest
 
     def why_not(self, target: Target) -> str:
-        """It fits everywhere, but saves nothing on a few weights or on narrow ones."""
+        """It fits everywhere, but saves nothing for a few weights or narrow dtypes."""
         size_bytes = self.size_bytes(target)
         dense = target.dense_bytes
         return f"takes {size_bytes} bytes, the weight itself {dense}" if size_bytes >= dense else ""
 
     def size_bytes(self, target: Target) -> int:
-        """Codes of the kept weights, a float32 scale a row and, with pruning, a bit for every weight."""
+        """Bytes of the codes of the kept weights, one float32 scale per row and, with pruning, one bit per weight."""
         codes = packed_bytes(self._num_kept(target.num_weights), self.bits)
         mask = packed_bytes(target.num_weights, 1) if self.sparsity else 0
         return codes + 4 * target.channels + mask
 
     def encode(self, weight: Weight) -> dict[str, Tensor]:
-        """``codes`` and ``mask`` (packed, uint8) and ``scales`` ``(channels,)`` float32.
+        """Return ``codes`` and ``mask`` (packed, uint8) and ``scales`` ``(channels,)`` float32.
 
         Raises:
-            ModelError: a weight is not finite, or beyond float32.
-            OptionsError: compensated, and the moments are missing.
+            ModelError: A weight is not finite or exceeds float32.
+            OptionsError: The transform is compensated and the moments are missing.
         """
         codes, scales, kept = self._quantized(weight)
         shifted = codes.to(torch.int32).add_(2 ** (self.bits - 1))
@@ -121,7 +121,7 @@ class PruneQuantize(Transform):
         return {"codes": pack(shifted[kept], self.bits), "scales": scales, "mask": pack(kept.view(-1), 1)}
 
     def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:
-        """Code times scale; 0 where pruned."""
+        """Return code times scale; 0 where pruned."""
         kept = unpack(stored["codes"], self.bits, self._num_kept(target.num_weights)).sub_(2 ** (self.bits - 1))
         codes = kept.to(torch.float32)
         if self.sparsity:
@@ -130,9 +130,9 @@ class PruneQuantize(Transform):
         return dequantized(codes.view(target.channels, target.per_channel), stored["scales"][:, None], target.dtype)
 
     def approximate(self, weight: Weight) -> Tensor:
-        """What `decode` gives for `encode`, without packing and unpacking."""
+        """Return what `decode` gives for `encode`, without packing and unpacking."""
         codes, scales, _ = self._quantized(weight)
-        return dequantized(codes.add_(0.0), scales[:, None], weight.target.dtype)  # codes that are stored have no -0
+        return dequantized(codes.add_(0.0), scales[:, None], weight.target.dtype)  # stored codes have no -0
 
     def _quantized(self, weight: Weight) -> tuple[Tensor, Tensor, Tensor | None]:
         """Codes as float32 rows (0 where pruned), scales ``(channels,)``, and which weights are kept (None for all)."""
@@ -158,7 +158,7 @@ class PruneQuantize(Transform):
     def _made_up(
         self, weight: Weight, rows: Tensor, codes: Tensor, grid: Grid, kept: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Codes and scales ``(channels, groups)`` that make up for each other."""
+        """Codes and scales ``(channels, groups)`` whose errors compensate for each other."""
         if weight.moments is None or weight.moments.ndim < 2:
             raise OptionsError(moments_missing(self.label))
         kept = torch.ones_like(rows, dtype=torch.bool) if kept is None else kept
@@ -174,15 +174,15 @@ class PruneQuantize(Transform):
     def _made_up_block(
         self, weight: Weight, moments: Tensor, index: int, rows: Tensor, codes: Tensor, grid: Grid, kept: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The rows that see one input, of those ``moments``."""
+        """Compensate the rows that share one input with second moments ``moments``."""
         from qcompress.transforms.quantize import compensation as compensate  # here: numba is slow to import
 
         curvature = weight.once_of_inputs(("curvature", index), lambda: compensate.shrunk(moments, weight.num_inputs))
-        if not bool(curvature.any()):  # it never sees anything: nothing is lost either way
+        if not bool(curvature.any()):  # all inputs are zero: nothing is lost either way
             return codes, grid.scales
         ordered = weight.once_of_inputs(("ordered", index), lambda: compensate.in_order(curvature))
         peaks = nonzero(rows.abs().amax(dim=1))
-        sizes = torch.ldexp(torch.ones_like(peaks), torch.frexp(peaks).exponent - 1)  # powers of two round nothing
+        sizes = torch.ldexp(torch.ones_like(peaks), torch.frexp(peaks).exponent - 1)  # powers of two: exact scaling
         codes, scales = compensate.compensated(
             rows / sizes[:, None], codes, grid.of_size(sizes), kept, curvature, ordered
         )
@@ -205,7 +205,7 @@ class PruneQuantize(Transform):
 
 
 def dequantized(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-    """Codes times scales in float32, rounded to ``dtype`` and kept in its range; ``codes`` is overwritten."""
+    """Return codes times scales in float32, clipped and rounded to ``dtype``; overwrites ``codes``."""
     limit = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max)
     return codes.mul_(scales).clamp_(-limit, limit).to(dtype)
 
@@ -219,5 +219,5 @@ def _scales(weights: Tensor, bits: int) -> Tensor:
 
 
 def nonzero(divisors: Tensor) -> Tensor:
-    """The divisors with 1 for 0."""
+    """Return the divisors with 0 replaced by 1."""
     return torch.where(divisors == 0, torch.ones(()), divisors)

@@ -1,11 +1,11 @@
-"""The scale of each row (or group of weights) that quantization loses least with, and its zero point.
+"""The scale and zero point of each row (or group of weights) that minimise the quantization error.
 
-A row ``w`` becomes ``s·q`` with whole codes ``-L ≤ q ≤ L - 1``, ``L = 2**(bits - 1)``. There is one code more on the
-negative side, so the sign of ``s`` is free: it turns the longer side to where the row needs it. The squared error
-has many local minima in ``s``: a grid finds the right one, then codes and their best scale ``<w, q> / <q, q>``
-alternate, which never raises the error (Lloyd's method). With a zero point ``z`` a row becomes ``s·(q - z)``: for each
-of the few codes next to where 0 lies in the row's range the search is the same. In numba, because one pass over a row
-that stays in the cache beats a pass over memory for each of the grid's candidates by an order of magnitude.
+A row ``w`` becomes ``s·q`` with whole codes ``-L ≤ q ≤ L - 1``, ``L = 2**(bits - 1)``. The negative side has one code
+more, so ``s`` may have either sign, which puts the extra code on the side where the row needs it. The squared error
+has many local minima in ``s``: a grid search finds a good one, then codes and their best scale ``<w, q> / <q, q>``
+alternate, which never raises the error (Lloyd's method). With a zero point ``z`` a row becomes ``s·(q - z)``; the same
+search runs for each of the few codes around the position of 0 in the row's range. It is written in numba, because
+evaluating all grid candidates on a row in the cache is an order of magnitude faster than a pass over memory for each.
 """
 
 from functools import partial
@@ -19,15 +19,15 @@ Floats = NDArray[np.float32]
 
 CANDIDATES = 128
 REFINEMENTS = 4
-_fast = partial(compiled, fastmath={"reassoc", "nsz", "contract", "arcp"})  # sums in any order: loops run on vectors
+_fast = partial(compiled, fastmath={"reassoc", "nsz", "contract", "arcp"})  # reordered sums can be vectorised
 
 
 def best_scales(rows: Floats, bits: int) -> Floats:
-    """The scale of least squared error of every row.
+    """Return the scale of least squared error of every row.
 
     Args:
         rows: ``(channels, weights)`` float32, C-contiguous, finite, the largest magnitude of every row 1 (or 0).
-        bits: 2 to 16.
+        bits: bits per weight, 2 to 16.
 
     Returns:
         ``(channels,)`` float32, of either sign.
@@ -41,11 +41,11 @@ def best_scales(rows: Floats, bits: int) -> Floats:
 
 
 def best_ranges(rows: Floats, bits: int) -> tuple[Floats, Floats]:
-    """The scale and zero point of least squared error of every row.
+    """Return the scale and zero point of least squared error of every row.
 
     Args:
         rows: ``(channels, weights)`` float32, C-contiguous, finite, the largest magnitude of every row 1 (or 0).
-        bits: 2 to 8.
+        bits: bits per weight, 2 to 8.
 
     Returns:
         Scales, not negative, and zero points, whole numbers from 0 to ``2**bits - 1``; ``(channels,)`` float32 each.
@@ -59,18 +59,19 @@ def best_ranges(rows: Floats, bits: int) -> tuple[Floats, Floats]:
 
 
 def _grid(bits: int, num_weights: int) -> Floats:
-    """Scales to try, for a row whose largest magnitude is 1."""
+    """The candidate scales for a row whose largest magnitude is 1."""
     reach = 2 ** (bits - 1) - 0.5
     ratios = _ratios(reach, num_weights, CANDIDATES)
     return np.concatenate([ratios, -ratios]).astype(np.float32) / np.float32(reach)
 
 
 def _ratios(reach: float, num_weights: int, count: int) -> Floats:
-    """Parts of the range of a row to try as the range of its codes, of ``reach`` steps to either side of its middle.
+    """Fractions of a row's range to try as the range of its codes, which reach ``reach`` steps from the middle.
 
-    A step ``d`` loses about ``n·d²/12`` on a row of n. Clipping the range to the part r of it saves ``1 - r²`` of
-    that and loses at least ``(1 - r)²`` on the largest weight, so it cannot pay below ``(1 - c) / (1 + c)`` with
-    ``c = n·d²/12``; c is taken larger, because short rows scatter. Their best scale can also lie above the range.
+    A step ``d`` costs about ``n·d²/12`` on a row of n weights. Clipping the range to the fraction r of it saves
+    ``1 - r²`` of that and costs at least ``(1 - r)²`` on the largest weight, so it cannot pay below
+    ``(1 - c) / (1 + c)`` with ``c = n·d²/12``; a larger c is used because short rows scatter. Their best scale can
+    also lie above the range.
     """
     c = (num_weights + 24) / (6 * reach**2)
     return np.linspace(max(0.05, (1 - c) / (1 + c)), 1 + 1.2 / num_weights**0.5, count).astype(np.float32)
@@ -93,7 +94,7 @@ def _best_scales(rows, grid, low, high):  # type: ignore[no-untyped-def]  # prag
 @_fast
 def _squared_error(row, scale, low, high):  # type: ignore[no-untyped-def]  # pragma: no cover
     inverse, total = np.float32(1) / scale, np.float32(0)
-    for i in range(row.shape[0]):  # over an index: iterating the row itself would not run on vectors
+    for i in range(row.shape[0]):  # a loop over the index is vectorised, one over the row itself is not
         difference = min(max(np.rint(row[i] * inverse), low), high) * scale - row[i]
         total += difference * difference
     return total

@@ -1,4 +1,4 @@
-"""Whole filters go, the others are quantized: codes and scales of the kept rows, and a bitmap of which they are."""
+"""Prune whole filters and quantize the others: codes and scales of the kept rows, and a bitmap of the kept rows."""
 
 import operator
 from dataclasses import dataclass, replace
@@ -15,16 +15,16 @@ from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 
 @dataclass(frozen=True)
 class PruneFilters(Transform):
-    """Prune the ``num_pruned`` rows of least L1 norm, store the others in ``bits`` bits a weight.
+    """Prune the ``num_pruned`` rows of smallest L1 norm and store the others in ``bits`` bits per weight.
 
-    Rows that are zero already are the first to go, so that any set of filters can be pruned by zeroing it before.
+    Rows of zeros are pruned first, so any set of filters can be pruned by setting it to zero beforehand.
 
     Args:
-        bits: 2 to 16.
-        num_pruned: not negative; of equal rows the first go.
+        bits: bits per weight, 2 to 16.
+        num_pruned: number of pruned rows; the first among rows of equal norm are pruned.
 
     Raises:
-        OptionsError: a value outside its range.
+        OptionsError: A value is outside its range.
 
     >>> transform = PruneFilters(bits=4, num_pruned=1)
     >>> target = Target(layer="Conv2d", channels=3, per_channel=2, dtype=torch.float32, macs=6)
@@ -53,23 +53,23 @@ class PruneFilters(Transform):
 
     @property
     def label(self) -> str:
-        """The name, as ``"4 bits"`` or ``"4 bits, 3 filters pruned"``."""
+        """Short name, such as ``"4 bits"`` or ``"4 bits, 3 filters pruned"``."""
         return f"{self.bits} bits" + (f", {self.num_pruned} filters pruned" if self.num_pruned else "")
 
     def why_not(self, target: Target) -> str:
-        """Only what is not there cannot be pruned."""
+        """Return a reason if the layer has fewer filters than are to be pruned."""
         return f"has {target.channels} filters" if self.num_pruned > target.channels else ""
 
     def size_bytes(self, target: Target) -> int:
-        """Codes and a float32 scale for every kept row and, with pruning, a bit for every row."""
+        """Bytes of the codes and a float32 scale for every kept row and, with pruning, one bit for every row."""
         mask = packed_bytes(target.channels, 1) if self.num_pruned else 0
         return self._quantizer.size_bytes(self._kept(target)) + mask
 
     def encode(self, weight: Weight) -> dict[str, Tensor]:
-        """``codes`` and ``mask`` (packed, uint8) and ``scales`` ``(kept rows,)`` float32.
+        """Return ``codes`` and ``mask`` (packed, uint8) and ``scales`` ``(kept rows,)`` float32.
 
         Raises:
-            ModelError: a kept weight is not finite, or beyond float32.
+            ModelError: A kept weight is not finite or exceeds float32.
         """
         if not self.num_pruned:
             return self._quantizer.encode(weight)
@@ -80,7 +80,7 @@ class PruneFilters(Transform):
         return self._quantizer.encode(Weight(exact[kept], self._kept(weight.target))) | {"mask": pack(kept, 1)}
 
     def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:
-        """Code times scale; 0 where pruned."""
+        """Return code times scale; 0 where pruned."""
         kept = self._quantizer.decode(stored, self._kept(target))
         if not self.num_pruned:
             return kept
