@@ -2,7 +2,7 @@
 
     model + data ──measure──▶ Measurement ──formulate──▶ Problem ──solve──▶ Solution ──apply──▶ smaller model
 
-`compress` does all of it. Every value on the way can be saved and loaded elsewhere.
+`compress` runs all steps. Every intermediate value can be saved and loaded elsewhere.
 """
 
 from formulations import Evaluation, PairTerms, Problem

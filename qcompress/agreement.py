@@ -1,7 +1,8 @@
-"""Whom a compression changes: samples whose answer differs from the original's, by how sure that was, and by class.
+"""Agreement: which samples get another answer from the compressed model, by the original's margin and by class.
 
-A mean loss hides who pays for it: what changes is mostly what the original was unsure of, and rare classes (Hooker et
-al., arXiv 1911.05248). The margin is the difference between the original's largest and second largest log-probability.
+A mean loss hides where the harm lies: compression mostly changes answers that the original was unsure of, and those of
+rare classes (Hooker et al., arXiv 1911.05248). The margin is the difference between the original's largest and second
+largest log-probability.
 """
 
 from collections.abc import Iterable
@@ -20,10 +21,10 @@ from qcompress.model import forward as forwards
 FILE_KIND = FileKind("qcompress agreement", version=1)
 
 BINS = 10
-"""Groups of equally many samples, from the least sure to the surest."""
+"""Number of groups of equally many samples, by ascending margin."""
 
 MOST_CLASSES = 30
-"""Classes that are listed, those in which the largest share changes first."""
+"""Maximum number of classes listed, those with the largest share of changed answers first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +36,7 @@ class Group:
 
     @property
     def share(self) -> float:
-        """Of these samples, how many changed."""
+        """Share of these samples whose answer changed."""
         return self.changed / self.samples
 
 
@@ -56,13 +57,13 @@ class ClassGroup(Group):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement(Group):
-    """Where original and compressed model give the same first answer, and where not.
+    """Where the original and the compressed model give the same first answer, and where not.
 
     Attributes:
-        samples: how many answers were compared (of a language model: tokens).
-        changed: how many differ.
-        by_margin: from the least sure to the surest, about equally many in each.
-        by_class: the classes in which most change, at most `MOST_CLASSES`.
+        samples: number of compared answers (tokens for a language model).
+        changed: number of answers that differ.
+        by_margin: groups of about equally many samples, by ascending margin.
+        by_class: the classes with the largest share of changed answers, at most `MOST_CLASSES`.
     """
 
     by_margin: tuple[MarginGroup, ...]
@@ -70,13 +71,13 @@ class Agreement(Group):
 
     @property
     def tail_ratio(self) -> float:
-        """How many times more often the less sure half changes than the surer half; infinite where that never does."""
+        """Changed answers below the median margin divided by those above it; infinite if there are none above it."""
         half = len(self.by_margin) // 2
         low, high = (sum(group.changed for group in part) for part in (self.by_margin[:half], self.by_margin[half:]))
         return low / high if high else float("inf")
 
     def save(self, path: AnyPath) -> None:
-        """Write it as JSON, whole or not at all."""
+        """Write it as JSON, atomically."""
         FILE_KIND.write_json(path, asdict(self))
 
     @classmethod
@@ -84,7 +85,7 @@ class Agreement(Group):
         """Read what `save` wrote.
 
         Raises:
-            FileFormatError: the file is not whole, or of another kind or version.
+            FileFormatError: the file is incomplete, or of another kind or version.
         """
         value = FILE_KIND.read_json(path)
         with FILE_KIND.building(path):
@@ -103,7 +104,7 @@ def agreement(
     """Compare the first answers of two models, whose outputs are ``(…, C)`` scores of C ≥ 2 classes.
 
     Raises:
-        ValueError: the outputs are no scores of classes, or the models' outputs differ in shape, or there is no data.
+        ValueError: the outputs are not scores of classes, the models' outputs differ in shape, or there is no data.
 
     >>> model = nn.Linear(4, 3)
     >>> agreement(model, model, [torch.randn(8, 4)]).changed

@@ -1,8 +1,8 @@
-"""Budgets in words: what ``{"bytes": "15%", "latency_s": "0.5 s"}`` asks for, in the units of a measurement.
+"""Budgets: convert numbers and text such as ``{"bytes": "15%", "latency_s": "0.5 s"}`` to a measurement's units.
 
-A number up to 1 is a share of the original and a number above 1 an amount; words leave no doubt: ``"15%"`` is a share,
-``"0.5 s"`` an amount. ``bits_per_weight`` has no share among plain numbers: it is the bits of the weights that have a
-choice, scales and zero points included, over their number.
+A number up to 1 is a share of the original, a number above 1 an amount. Text is explicit: ``"15%"`` is a share,
+``"0.5 s"`` an amount. A plain number for ``bits_per_weight`` is never a share: it is the number of bits of all weights
+that have a choice, scales and zero points included, divided by the number of these weights.
 """
 
 import math
@@ -20,15 +20,15 @@ from qcompress.model.parts import Survey
 from qcompress.scalars import as_number
 
 Amount = float | str
-"""A budget as it is given: a number, or words such as ``"15%"`` and ``"120 kB"``."""
+"""A budget as given by the user: a number, or text such as ``"15%"`` and ``"120 kB"``."""
 
 BITS_PER_WEIGHT = "bits_per_weight"
-FILE_BYTES = "file_bytes"  # of the whole file, ours or an engine's
+FILE_BYTES = "file_bytes"  # size of the whole file, in the package's format or an engine's
 LATENCY = "latency_s"
-FRACTIONAL = (LATENCY, BITS_PER_WEIGHT)  # a share of 32 bits need not be a whole number of them
-LOSS = "loss"  # no resource: the limit where one is to be made small
+FRACTIONAL = (LATENCY, BITS_PER_WEIGHT)  # a share of these need not be a whole number
+LOSS = "loss"  # not a resource: the limit on the loss when a resource is minimized
 KNOWN = ("bytes", "macs", LATENCY, BITS_PER_WEIGHT, FILE_BYTES)
-"""Resources that `qcompress.measure`, `qcompress.time_options` and this module know."""
+"""Resources known to `qcompress.measure`, `qcompress.time_options` and this module."""
 
 _SIZES = {
     "B": 1, "bytes": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12,
@@ -53,7 +53,7 @@ class Limit:
     is_share: bool
 
     def amount(self, original: float, *, whole: bool = True) -> float:
-        """The most that may be used; a share of what comes in ``whole`` numbers is rounded down to one."""
+        """Return the maximum use; a share of a resource that comes in ``whole`` numbers is rounded down to one."""
         if not self.is_share:
             return self.value
         if whole and float(original).is_integer():
@@ -62,10 +62,10 @@ class Limit:
 
 
 def parse(resource: str, asked: Amount) -> Limit:
-    """The limit that a number or words ask for.
+    """Return the limit that a number or text asks for.
 
     Raises:
-        OptionsError: no positive number, or a unit that the resource does not come in.
+        OptionsError: the value is not positive, or the resource does not have this unit.
 
     >>> parse("bytes", "120 kB"), parse("bytes", "15%"), parse("latency_s", "250 ms")
     (Limit(value=120000.0, is_share=False), Limit(value=0.15, is_share=True), Limit(value=0.25, is_share=False))
@@ -91,10 +91,10 @@ def parse(resource: str, asked: Amount) -> Limit:
 
 
 def require_known(budget: Mapping[str, Amount], resources: Collection[str] = KNOWN) -> None:
-    """Refuse budgets that cannot be meant, as far as that is known without a measurement.
+    """Check budgets as far as this is possible without a measurement.
 
     Raises:
-        OptionsError: none at all, an unknown resource, no positive number, or an unknown unit.
+        OptionsError: there is no budget, a resource or unit is unknown, or a value is not positive.
     """
     if not budget:
         raise OptionsError(f"give at least one budget, as {{'bytes': 0.25}}; measured are: {', '.join(resources)}")
@@ -106,10 +106,12 @@ def require_known(budget: Mapping[str, Amount], resources: Collection[str] = KNO
 
 
 def split_loss(budget: Mapping[str, Amount], minimize: str | None) -> tuple[dict[str, Amount], float | None]:
-    """The budgets of resources, with all of the original's for the one to minimize, and the limit of the loss.
+    """Split the budgets into those of resources and the limit on the loss.
+
+    The resource to minimize gets a budget of 100 % of the original.
 
     Raises:
-        OptionsError: a limit of the loss without a resource to minimize, or the other way round.
+        OptionsError: there is a limit on the loss but no resource to minimize, or the other way round.
 
     >>> split_loss({"loss": 0.02, "macs": "50%"}, "bytes")
     ({'bytes': '100%', 'macs': '50%'}, 0.02)
@@ -128,14 +130,14 @@ def split_loss(budget: Mapping[str, Amount], minimize: str | None) -> tuple[dict
 
 
 def limits(measurement: Measurement, budget: Mapping[str, Amount]) -> dict[str, float]:
-    """Resource → the most that may be used, in the measurement's unit.
+    """Resource → maximum use, in the measurement's unit.
 
     Args:
-        measurement: with every resource of the budget (see `with_resources`).
-        budget: resource → number or words.
+        measurement: measurement with every resource of the budget (see `with_resources`).
+        budget: resource → number or text.
 
     Raises:
-        OptionsError: as `require_known`.
+        OptionsError: same as in `require_known`.
     """
     require_known(budget, measurement.resources)
     return {
@@ -145,7 +147,7 @@ def limits(measurement: Measurement, budget: Mapping[str, Amount]) -> dict[str, 
 
 
 def with_resources(measurement: Measurement, names: Iterable[str]) -> Measurement:
-    """The measurement with those resources besides its own that can be worked out from it.
+    """Return the measurement with those of the named resources added that can be computed from it.
 
     >>> import torch
     >>> from qcompress import measure, prune_quantize
@@ -159,7 +161,7 @@ def with_resources(measurement: Measurement, names: Iterable[str]) -> Measuremen
 
 
 def _with_bits_per_weight(measurement: Measurement) -> Measurement:
-    """With the bits of what has a choice over the number of weights in it."""
+    """Add a resource: the bits of all weights that have a choice, divided by their number."""
     has_choice = np.array([len(options) > 1 for options in measurement.transforms])
     num_weights = sum(
         part.target.num_weights for part, counts in zip(measurement.parts, has_choice, strict=True) if counts
@@ -178,7 +180,7 @@ def _with_bits_per_weight(measurement: Measurement) -> Measurement:
 
 
 def fixed_use(measurement: Measurement | Survey, most: int = 5) -> str:
-    """In words, what takes bytes whatever is chosen, largest first."""
+    """Describe what takes bytes whatever is chosen, largest first."""
     whole = measurement.fixed["bytes"]
     layers = sorted(measurement.skipped, key=lambda item: -item.size_bytes)
     named = [f"{item.name or 'the model itself'} {item.size_bytes:,} ({item.reason})" for item in layers[:most]]
@@ -194,7 +196,7 @@ def _limit(resource: str, value: float) -> Limit:
 
 
 def _wanted(resource: str) -> str:
-    """What a budget may be, in words."""
+    """Describe which values a budget may take."""
     if resource == BITS_PER_WEIGHT:
         return 'a positive number of bits (4.25) or a share of the original ("15%")'
     units = [unit for unit in _UNITS.get(resource, ()) if unit not in ("B", "bytes")]

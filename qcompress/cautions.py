@@ -1,4 +1,4 @@
-"""What a report has to say aloud: where its numbers may not hold on other data, and what would help."""
+"""Warnings of a report: where its numbers may not hold on other data, and how to improve them."""
 
 import math
 from collections.abc import Iterator
@@ -9,13 +9,13 @@ from qcompress.proposals import has_few_inputs
 from solvers import Solution
 
 FACTOR = 2.0
-"""Predicted loss and loss on held-out samples that differ by more than this are told."""
+"""Ratio of predicted and held-out loss above which the report warns."""
 
 LEAST_NATS = 1e-3
-"""Of ``kl``, differences below it are nothing to tell."""
+"""Difference of ``kl`` losses below which the report does not warn."""
 
 LATENCY_NOISE = 0.02
-"""Relative differences of times that are nothing to tell."""
+"""Relative difference of times below which the report does not warn."""
 
 WHAT_HELPS = (
     "more calibration samples, measuring again around the choice (refine_rounds=2, --refine-rounds 2) and costs "
@@ -24,26 +24,26 @@ WHAT_HELPS = (
 
 
 def of_split(split: Split, *, given: bool) -> Iterator[str]:
-    """Where samples could not be kept aside, or may have been seen by a measurement that was given."""
+    """Warn if samples could not be held out, or may have been seen by a measurement that was given."""
     if given and split.num_kept:
         yield (
-            "the measurement that was given may have seen the held-out samples; give validation=, batches that it "
-            "has not seen"
+            "the given measurement may have used the held-out samples; give validation= with batches that it did not "
+            "use"
         )
     if split.unit == "batches" and split.num_kept:
         yield (
-            f"whole batches were held out, {split.num_kept} of {split.num_samples}, since single samples cannot be: "
+            f"whole batches were held out, {split.num_kept} of {split.num_samples}, as single samples cannot be: "
             f"{split.why_not}"
         )
     elif split.why_not:
         yield (
-            f"no samples were held out: {split.why_not}. The choice was not checked on samples that nothing was "
-            "fitted to; give validation=, other batches of the same kind (--validation), or guard=False (--no-guard)"
+            f"no samples were held out: {split.why_not}. The choice was therefore not checked; give validation= with "
+            "other batches of the same kind (--validation), or guard=False (--no-guard)"
         )
 
 
 def of_prediction(loss: str, predicted: float, seen: float) -> Iterator[str]:
-    """Where the prediction did not hold on held-out samples."""
+    """Warn if the prediction did not hold on the held-out samples."""
     least = LEAST_NATS if loss.startswith("kl") else 0.0
     low, high = sorted((predicted, seen))
     if high - low > least and not (low > 0 and high <= FACTOR * low):
@@ -56,12 +56,12 @@ def of_prediction(loss: str, predicted: float, seen: float) -> Iterator[str]:
 
 
 def of_inputs(measurement: Measurement, solution: Solution, fitted: Measurement | None = None) -> Iterator[str]:
-    """Where something was fitted to fewer inputs than a layer's inputs have numbers.
+    """Warn if something was fitted to fewer inputs than the dimension of a layer's input.
 
     Args:
-        measurement: whose samples are counted.
-        solution: a choice from it.
-        fitted: the same with the moments that codes were fitted to in the end, where those are others.
+        measurement: measurement whose samples are counted.
+        solution: a choice from ``measurement``.
+        fitted: the measurement with the moments that the codes were finally fitted to, if different.
     """
     assert solution.choice is not None  # noqa: S101
     fitted = measurement if fitted is None else fitted
@@ -77,16 +77,17 @@ def of_inputs(measurement: Measurement, solution: Solution, fitted: Measurement 
         samples = round(measurement.num_samples * num_inputs / measurement.num_inputs[path])
         needed = max(math.ceil(samples * width / num_inputs) for num_inputs, width in few.values())
         yield (
-            f"{len(few)} of {len(measurement.parts)} parts were fitted to fewer calibration inputs than their inputs "
-            f"have numbers ({name!r}: {num_inputs:,} for {width:,}), which does not carry over to other inputs: "
-            f"{needed:,} samples like these would do (now {samples:,})"
+            f"{len(few)} of {len(measurement.parts)} parts were fitted to fewer calibration inputs than the dimension "
+            f"of their input ({name!r}: {num_inputs:,} for {width:,}), which does not generalise: "
+            f"{needed:,} samples like these would be enough (now {samples:,})"
         )
 
 
 def of_latency(budget: float | None, measured: float | None) -> Iterator[str]:
-    """Where the whole model takes longer in the engine than its budget, though the layers' times add up to less."""
+    """Warn if the whole model exceeds its time budget in the engine although the sum of its layers' times does not."""
     if budget is not None and measured is not None and measured > budget * (1 + LATENCY_NOISE):
         yield (
             f"the model takes {1000 * measured:.4g} ms in the engine, {measured / budget - 1:.1%} more than its "
-            f"budget of {1000 * budget:.4g} ms: times of single layers do not add up exactly; ask for as much less"
+            f"budget of {1000 * budget:.4g} ms: times of single layers do not add up exactly; lower the budget by as "
+            "much"
         )

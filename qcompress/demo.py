@@ -1,7 +1,7 @@
-"""The main job on a small scale: a residual network for digits, trained here, compressed by several solvers.
+"""The demo: train a small residual network on digits and compress it with several solvers.
 
-Everything is real: scikit-learn's digits (1,797 images of 8×8), a network trained in seconds, measured, compressed
-to 7 % of its bytes, saved, loaded again and tested on images it has not seen.
+It uses scikit-learn's digits (1,797 images of 8×8). The network is trained in seconds, measured, compressed to 7 % of
+its bytes, saved, loaded again and tested on unseen images.
 """
 
 import tempfile
@@ -100,13 +100,13 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, *, epochs: int = 12,
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of images classified right."""
+    """Share of correctly classified images."""
     return float((model(images).argmax(1) == labels).float().mean())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoRow:
-    """What one solver chose. Losses in nats per sample."""
+    """Result of one solver. Losses are in nats per sample."""
 
     solver: str
     loss_predicted: float
@@ -121,7 +121,7 @@ class DemoRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoResult:
-    """The original and every solver's choice."""
+    """The original and the results of all solvers."""
 
     original_bytes: int
     original_accuracy: float
@@ -140,11 +140,11 @@ def run_demo(
     """Train, measure once, and let every solver compress the network to ``fraction`` of its bytes.
 
     Args:
-        solvers: names of back ends.
-        fraction: of the original's bytes.
+        solvers: names of solvers.
+        fraction: budget as a share of the original's bytes.
         time_limit: seconds for each solver.
-        seed: of training, measuring and solving.
-        say: told what happens next, a line each.
+        seed: seed for training, measuring and solving.
+        say: called with a line of text before each step.
     """
     images, labels, test_images, test_labels = digits()
     torch.manual_seed(seed)

@@ -1,20 +1,20 @@
-"""What can go wrong on the PyTorch side.
+"""Errors of the PyTorch side.
 
 QcompressError
-├── ModelError       (ValueError)  no supported layer, an output that is no tensor, another model than measured
+├── ModelError       (ValueError)  no supported layer, an output that is not a tensor, another model than was measured
 ├── DataError        (ValueError)  calibration data that is empty, cannot be read twice or is not finite
 ├── OptionsError     (ValueError)  options that do not exist or do not fit
-├── ArtefactError    (ValueError)  a compressed-model file that is not whole or does not fit the model
-├── EngineError      (ValueError)  a model, layer, option or setting that an engine does not take, or no such engine
-├── VerificationError (RuntimeError) an engine's file that is not what was predicted of it
-└── MissingError     (ImportError) an optional package is missing; says what to install
+├── ArtefactError    (ValueError)  a compressed-model file that is incomplete or does not fit the model
+├── EngineError      (ValueError)  a model, layer, option or setting that an engine does not support, or no such engine
+├── VerificationError (RuntimeError) an engine's file that differs from its prediction
+└── MissingError     (ImportError) an optional package is missing; the message says what to install
 
 Errors of problems and solvers are those of `formulations.errors` and `solvers.errors`.
 """
 
 
 class QcompressError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error that this package raises on purpose."""
 
 
 class ModelError(QcompressError, ValueError):
@@ -30,15 +30,15 @@ class OptionsError(QcompressError, ValueError):
 
 
 class ArtefactError(QcompressError, ValueError):
-    """A compressed-model file that is not whole or does not fit the model."""
+    """A compressed-model file that is incomplete or does not fit the model."""
 
 
 class EngineError(QcompressError, ValueError):
-    """A model, layer, option or setting that an engine does not take, or an engine that does not exist."""
+    """A model, layer, option or setting that an engine does not support, or an engine that does not exist."""
 
 
 class VerificationError(QcompressError, RuntimeError):
-    """An engine's file that is not what was predicted of it."""
+    """An engine's file that differs from its prediction."""
 
 
 class MissingError(QcompressError, ImportError):
@@ -46,4 +46,4 @@ class MissingError(QcompressError, ImportError):
 
 
 class UncheckedWarning(UserWarning):
-    """A run goes on from its folder, and something that it depends on cannot be checked."""
+    """A run resumes from its folder, and something that it depends on cannot be checked for changes."""

@@ -1,11 +1,11 @@
-"""Pruning filters and removing bits of a PyTorch model by the formulation of arXiv 2505.16332.
+"""Prune filters and reduce bits of a PyTorch model with the formulation of arXiv 2505.16332.
 
     model + data ──read_filters──▶ FilterTables ──▶ formulations.filter_problem / filter_bqm / filter_counts
                                          a choice ──apply_filters──▶ smaller model ──▶ save_compressed
 
-What always holds: the payload of the saved model takes exactly the bytes that `FilterNetwork.evaluate` says. A
-pruned filter's weights are zero and not stored; its batch normalisation and the filters behind it stay (masking
-semantics), so with ``batch_norm_data`` its channel becomes the constant that suits the data best.
+The payload of the saved model takes exactly the bytes that `FilterNetwork.evaluate` states. A pruned filter's weights
+are zero and not stored. Its batch normalisation and the following filters stay (masking semantics), so with
+``batch_norm_data`` its channel becomes the constant that fits the data best.
 """
 
 from collections.abc import Iterable, Sequence
@@ -43,9 +43,9 @@ class FilterTables:
     """The tables of a model's convolutions.
 
     Attributes:
-        network: what the formulations take; ``dataclasses.replace`` gives it other scores or another β.
-        parts: of the model, one for each of the network's layers.
-        model_fingerprint: of the model's state dict.
+        network: input of the formulations; use ``dataclasses.replace`` for other scores or another β.
+        parts: parts of the model, one for each of the network's layers.
+        model_fingerprint: fingerprint of the model's state dict.
     """
 
     network: FilterNetwork
@@ -65,25 +65,26 @@ def read_filters(
     forward: forwards.Forward | None = None,
     seed: int = 0,
 ) -> FilterTables:
-    """The tables of every Conv2d of ``model``.
+    """Return the tables of every Conv2d of ``model``.
 
     Args:
-        model: the original; left as it is.
-        data: re-iterable of batches; ``"l1"`` only runs the first one, to see which layers are called.
-        bits: fewest and most bits a weight, from 2 to 16.
+        model: the original model; it is not modified.
+        data: re-iterable batches; ``"l1"`` runs only the first one, to see which layers are called.
+        bits: smallest and largest number of bits for a weight, from 2 to 16.
         beta: weight of the quantization term.
-        tied: names of layers whose filter i is pruned in all of them or in none, a group each: those whose outputs
-            are added.
-        scores: ``"l1"``: mean absolute weight of a filter, as in the paper; for bits the mean absolute change that
-            the fewest bits make, of all filters together. ``"fisher"``: the root of the loss increase, by
-            linearisation, of pruning the filter and of the fewest bits; it does not depend on how layers are scaled.
-        loss: of ``"fisher"``, as in `qcompress.measure`.
-        forward: how to run a batch, where `qcompress.model.forward.default_forward` does not fit.
-        seed: of the probes that ``"fisher"`` takes of large outputs.
+        tied: groups of layer names, such as layers whose outputs are added. Filter i is pruned in all layers of a group
+            or in none.
+        scores: ``"l1"``: mean absolute weight of a filter, as in the paper; for bits, the mean absolute change caused
+            by the smallest number of bits, summed over filters. ``"fisher"``: square root of the linearised loss
+            increase caused by pruning the filter, or by the smallest number of bits; it does not depend on the scaling
+            of layers.
+        loss: loss for ``"fisher"``, as in `qcompress.measure`.
+        forward: how to run a batch, if `qcompress.model.forward.default_forward` does not fit.
+        seed: seed for the random probes of large outputs in ``"fisher"``.
 
     Raises:
-        ModelError: no Conv2d in the model can be compressed.
-        OptionsError: unknown scores or names, bits outside their range.
+        ModelError: the model has no Conv2d that can be compressed.
+        OptionsError: scores or names are unknown, or bits are outside their range.
 
     >>> from formulations.generators.filters.counts import fit_size
     >>> model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.LazyLinear(3))
@@ -134,18 +135,18 @@ def apply_filters(
     batch_norm_data: Iterable[Any] | None = None,
     forward: forwards.Forward | None = None,
 ) -> Model:
-    """A copy of ``model`` with the chosen filters zero and every layer at its bits; the original is left as it is.
+    """Return a copy of ``model`` with the chosen filters set to zero and every layer at its number of bits.
 
     Args:
-        model: the model that was read.
-        tables: what `read_filters` gave.
-        choice: of ``tables.network``, as the forms' ``decode`` give it.
-        batch_norm_data: batches to re-estimate batch-norm statistics on, or None to leave them.
-        forward: ``(model, batch) -> output tensor`` for that, where the default does not fit.
+        model: the model that was read; it is not modified.
+        tables: result of `read_filters`.
+        choice: choice for ``tables.network``, as returned by ``decode`` of the formulations.
+        batch_norm_data: batches on which to re-estimate batch-norm statistics, or None to leave them unchanged.
+        forward: ``(model, batch) -> output tensor`` for re-estimation, if the default does not fit.
 
     Raises:
-        ModelError: another model than was read.
-        InvalidProblemError: a choice of another network.
+        ModelError: the model is not the one that was read.
+        InvalidProblemError: the choice belongs to another network.
     """
     tables.network.require(choice)
     require_measured(model, tables.model_fingerprint)
@@ -169,7 +170,7 @@ def apply_filters(
 
 
 def _changes(model: nn.Module, part: Part, low: int) -> tuple[NDArray[np.float64], float]:
-    """Mean absolute weight of every filter, and the sum over filters of the mean absolute change by ``low`` bits."""
+    """Mean absolute weight of every filter, and the mean absolute change by ``low`` bits, summed over filters."""
     rows = part.weight(model).cpu()
     change = PruneFilters(bits=low).approximate(Weight(rows, part.target)).double() - rows.double()
     return rows.double().abs().mean(dim=1).numpy(), float(change.abs().mean(dim=1).sum())
@@ -184,7 +185,7 @@ def _losses(
     forward: forwards.Forward | None,
     seed: int,
 ) -> list[tuple[NDArray[np.float64], float]]:
-    """Roots of the loss increases of pruning each filter alone, and of every layer at ``low`` bits."""
+    """Square roots of the loss increases of pruning each filter alone, and of every layer at ``low`` bits."""
     single = survey(model, batches, forward, granularity=1).parts
     names = {part.name for part in parts}
     filters = tuple(part for part in single if part.modules[0] in names)
@@ -203,7 +204,7 @@ def _option_losses(
     forward: forwards.Forward | None,
     seed: int,
 ) -> NDArray[np.float64]:
-    """``(parts,)`` mean loss increase of each part alone as ``transform`` makes it, by linearisation; not below 0.
+    """``(parts,)`` linearised mean loss increase of applying ``transform`` to each part alone; at least 0.
 
     Raises:
         DataError: there is no sample, or a loss is not finite.
@@ -224,7 +225,7 @@ def _groups(names: Sequence[str], tied: Sequence[Sequence[str]]) -> dict[str, st
     """Layer name → name of its group.
 
     Raises:
-        OptionsError: a name that is no layer, or in two groups.
+        OptionsError: a name is not a layer, or is in two groups.
     """
     group_of: dict[str, str] = {}
     for group in tied:
@@ -244,5 +245,5 @@ def _groups(names: Sequence[str], tied: Sequence[Sequence[str]]) -> dict[str, st
 
 
 def _fixed_bytes(surveyed: Survey, parts: Sequence[Part]) -> int:
-    """Bytes of everything but ``parts``, as it is."""
+    """Bytes of everything except ``parts``."""
     return int(surveyed.original["bytes"]) - sum(part.target.num_weights * part.target.dtype.itemsize for part in parts)

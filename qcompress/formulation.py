@@ -1,15 +1,15 @@
 """From a Measurement and a budget to a Problem.
 
-A solver does not choose at random: it seeks out the choices whose errors are predicted to cancel, and that cancelling
-is the part of the prediction that holds least. Single costs are measured, the terms between parts are products of a
-factor taken at another curvature: mixed as they come they form no positive semidefinite whole, and a solver finds
-choices that lose "less than nothing". So every row of the factor is scaled until half its square is at most the
-measured cost of its option (`consistent_rows`), and the terms between parts count at the strength t (`PAIR_STRENGTH`
-by default). With the additive part ``A`` and the positive costs in it ``A⁺``,
+A solver seeks out the choices whose errors are predicted to cancel, and this cancellation is the least reliable part
+of the prediction. The costs of single options are measured, while the pair terms are products of a factor taken at
+another curvature. Combined as measured, they need not be positive semidefinite, and a solver finds choices with a
+negative predicted loss. Therefore each row of the factor is scaled until half its squared norm is at most the measured
+cost of its option (`consistent_rows`), and the pair terms are weighted by the strength t (`PAIR_STRENGTH` by default).
+With the additive part ``A`` and the sum of its positive costs ``A⁺``,
 
-    objective - offset = (A - t·A⁺) + t·(A⁺ - Σ_v ½‖F_v‖²) + t·½‖Σ_v F_v‖²  ≥  A - t·A⁺,
+    objective - offset = (A - t·A⁺) + t·(A⁺ - Σ_v ½‖F_v‖²) + t·½‖Σ_v F_v‖²  ≥  A - t·A⁺.
 
-which is ``(1 - t)·A ≥ 0`` where no option is measured to lower the loss, for every choice whatsoever.
+If no option is measured to lower the loss, this is ``(1 - t)·A ≥ 0`` for every choice.
 """
 
 from collections.abc import Mapping
@@ -24,10 +24,10 @@ from qcompress.errors import OptionsError
 from qcompress.measurement import Measurement
 
 PAIR_STRENGTH = 0.5
-"""Strength of the terms between parts, unless another one is asked for."""
+"""Default strength of the pair terms."""
 
 CHANGES = "changes"
-"""Name of the resource that `formulate` counts changed parts by."""
+"""Name of the resource with which `formulate` counts changed parts."""
 
 
 def formulate(
@@ -37,22 +37,23 @@ def formulate(
     pairs: bool | float = True,
     changes: int | None = None,
 ) -> Problem:
-    """State the choice of options as a problem that any solver takes.
+    """State the choice of options as a problem that any solver accepts.
 
     Args:
-        measurement: what `measure` gave.
-        budget: resource → the most the compressed model may use in all. A number up to 1 is a share of the original,
-            a number above 1 an amount, and words say which: ``{"bytes": 0.15}``, ``{"bytes": 120_000}``,
+        measurement: result of `measure`.
+        budget: resource → maximum use of the whole compressed model. A number up to 1 is a share of the original, a
+            number above 1 an amount; text states its unit: ``{"bytes": 0.15}``, ``{"bytes": 120_000}``,
             ``{"bytes": "120 kB", "macs": "50%", "latency_s": "20 ms"}``, ``{"bits_per_weight": 4.25}`` (see
             `qcompress.budgets`).
-        pairs: the terms between different parts: False for none (the additive problem), True for `PAIR_STRENGTH`, or
-            their strength, a float from 0.0 to 1.0. A choice's objective is never below ``1 - strength`` times its
-            additive part, and that of a single change is its measured cost.
-        changes: parts at most that take another option than they were measured at (a trust region, after
-            `remeasure`): one more resource and budget.
+        pairs: whether to include pair terms: False for the additive problem, True for `PAIR_STRENGTH`, or their
+            strength from 0.0 to 1.0. The objective of a choice is never below ``1 - strength`` times its additive part,
+            and the objective of a single change is its measured cost.
+        changes: maximum number of parts that may change their option from ``measurement.standing`` (a trust region,
+            after `remeasure`); adds one resource with its budget.
 
     Raises:
-        OptionsError: an unknown resource or unit, a budget that is no positive number, or a strength outside its range.
+        OptionsError: a resource or unit is unknown, a budget is not a positive number, or the strength is outside its
+            range.
 
     >>> from qcompress import measure, prune_quantize
     >>> import torch
@@ -84,15 +85,15 @@ def formulate(
 
 
 def at_strength(problem: Problem, measurement: Measurement, strength: float) -> Problem:
-    """A problem of that measurement with its terms between parts at another strength, from 0.0 to 1.0."""
+    """Return ``problem``, made from ``measurement``, with its pair terms at another strength from 0.0 to 1.0."""
     rows = consistent_rows(measurement.factor, measurement.cost) * strength**0.5
     return problem.derived(pairs=PairTerms(factor=rows) if strength else PairTerms())
 
 
 def at_softened_outputs(problem: Problem, measurement: Measurement, strength: float) -> Problem:
-    """A problem of that measurement with the costs that options have at softened outputs, see `Measurement.softened`.
+    """Return ``problem``, made from ``measurement``, with costs at softened outputs (see `Measurement.softened`).
 
-    The terms between parts keep the directions of the factor; a row's length is that of its option's cost.
+    The pair terms keep the directions of the factor; each row is rescaled to match its option's softened cost.
     """
     assert measurement.softened is not None  # noqa: S101
     cost = np.maximum(measurement.softened, 0.0)
@@ -103,10 +104,10 @@ def at_softened_outputs(problem: Problem, measurement: Measurement, strength: fl
 
 
 def pair_strength(pairs: bool | float) -> float:
-    """The strength that ``pairs`` of `formulate` stands for.
+    """Return the strength that ``pairs`` of `formulate` stands for.
 
     Raises:
-        OptionsError: it stands for none.
+        OptionsError: ``pairs`` is neither a boolean nor a number from 0 to 1.
 
     >>> pair_strength(True), pair_strength(False), pair_strength(0.25)
     (0.5, 0.0, 0.25)
@@ -119,9 +120,9 @@ def pair_strength(pairs: bool | float) -> float:
 
 
 def consistent_rows(factor: NDArray[np.float64], cost: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``(V, r)``: the rows of ``factor``, each shrunk so that half its square is at most its option's ``cost``.
+    """``(V, r)``: the rows of ``factor``, each shrunk until half its squared norm is at most its option's ``cost``.
 
-    A row whose option costs nothing or less is zero: it has no loss that another change could cancel.
+    The row of an option with a cost of zero or less becomes zero: there is no loss that another change could cancel.
 
     >>> consistent_rows(np.array([[2.0, 0.0], [0.0, 2.0], [1.0, 1.0]]), np.array([0.5, 8.0, -0.1])).tolist()
     [[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]]

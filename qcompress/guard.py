@@ -1,16 +1,17 @@
-"""The guard: of a few choices made in different ways, the one that truly loses least on held-out samples.
+"""The guard: evaluate several candidate choices on held-out samples and take the one with the least true loss.
 
-A proof says that no choice is predicted to lose less; what the prediction is worth is seen by running the model on
-samples that nothing was measured on or fitted to. Tried are the proposals of `qcompress.proposals`, and the best of
-them rounded to nearest where codes were compensated.
+The solver's proof concerns the predicted loss. How good the prediction is shows only when the model runs on held-out
+samples, which were never used for measuring or fitting. The guard tries the proposals of `qcompress.proposals` and,
+if codes were compensated, the best of these rounded to nearest.
 
-Few held-out samples tell little: losses are heavy-tailed, a handful of samples makes up most of their mean, and of a
-dozen choices some look better by chance. So a choice whose loss is below that of the base (the choice by the costs at
-softened outputs, without these the additive one, or the refined one) is a candidate only where the difference stands
-out from the samples' spread: taken of the fourth roots of the losses, sample by sample (position by position where
-outputs have them), its mean is at least `CONFIDENCE` standard errors. The others are told as undecided. What always
-holds: all choices are within the budgets, and the one that comes back has the least loss of all candidates; of equals
-it is the first.
+Few held-out samples give weak evidence: losses are heavy-tailed, a handful of samples dominates their mean, and among
+a dozen choices some look better by chance. A choice with a lower loss than the reference is therefore a candidate only
+if the difference is significant: the mean difference of the fourth roots of the losses, taken sample by sample (or
+position by position, if outputs have positions), must be at least `CONFIDENCE` standard errors. All others are
+reported as undecided. The reference is the choice by costs at softened outputs; without these it is the additive
+choice, or the refined one.
+
+All tried choices are within the budgets. The guard returns the candidate with the least loss; of equal ones the first.
 """
 
 from collections.abc import Callable, Iterable
@@ -33,16 +34,16 @@ from qcompress.model.losses import Loss, LossFunction
 from qcompress.proposals import ADDITIVE, Proposal, rounded_to_nearest
 
 CONFIDENCE = 1.5
-"""Standard errors that a difference of losses has to stand out by."""
+"""Standard errors that a mean difference of losses must exceed to be significant."""
 
 MOST_NEAREST = 2
-"""Choices that are tried rounded to nearest: the best of those before."""
+"""Number of choices, the best so far, that are also tried rounded to nearest."""
 
 FILE_KIND = FileKind("qcompress guard", version=1)
 
 
 class Candidate(NamedTuple):
-    """A choice that was tried: predicted loss, true loss on the held-out samples, resource → use."""
+    """A choice that was tried: its predicted loss, true loss on the held-out samples, and use of each resource."""
 
     name: str
     loss_predicted: float
@@ -52,7 +53,7 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Seen:
-    """What a choice was seen to lose: the mean per sample, and the loss of every sample and position."""
+    """Losses of a choice on the held-out samples: the mean per sample, and the loss of every sample and position."""
 
     mean: float
     each: NDArray[np.float64]
@@ -60,12 +61,12 @@ class Seen:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Guarded:
-    """What the guard found.
+    """Result of the guard.
 
     Attributes:
-        best: the candidate that loses least.
-        candidates: what was tried, in that order.
-        undecided: what was tried and lost less than the base there, but by no more than chance would have it.
+        best: the candidate with the least loss.
+        candidates: all candidates, in the order in which they were tried.
+        undecided: choices with a lower loss than the reference, but by no more than chance.
     """
 
     best: Proposal
@@ -74,11 +75,11 @@ class Guarded:
 
     @property
     def won(self) -> Candidate:
-        """The figures of the best."""
+        """The figures of the best candidate."""
         return next(candidate for candidate in self.candidates if candidate.name == self.best.name)
 
     def save(self, path: AnyPath) -> None:
-        """Write it as JSON, whole or not at all."""
+        """Write it as JSON, atomically."""
         best = {"name": self.best.name, "choice": self.best.choice.tolist(), "nearest": list(self.best.nearest)}
         tried = {
             name: [candidate._asdict() for candidate in group]
@@ -91,7 +92,7 @@ class Guarded:
         """Read what `save` wrote.
 
         Raises:
-            FileFormatError: the file is no such JSON.
+            FileFormatError: the file does not hold such JSON.
         """
         value = FILE_KIND.read_json(path)
         with FILE_KIND.building(path):
@@ -115,14 +116,15 @@ def guard(
     *,
     base: str = ADDITIVE,
 ) -> Guarded:
-    """Try proposals, then the best of them rounded to nearest, and take the best of the candidates.
+    """Try proposals, then the best of them rounded to nearest, and take the best candidate.
 
     Args:
-        measurement: what the problem was made from.
-        problem: which judges budgets and predicts.
-        first: what to try, see `proposals`; what is over budget is left out.
-        seen_of: what a proposal loses on samples that nothing was fitted to, see `kept_loss`.
-        base: name of the proposal that others have to beat; the first of all where there is none of that name.
+        measurement: the measurement that the problem was made from.
+        problem: problem that checks budgets and predicts losses.
+        first: proposals to try, see `proposals`; those over budget are skipped.
+        seen_of: function that returns a proposal's losses on held-out samples, see `kept_loss`.
+        base: name of the reference proposal, which others have to beat; the first proposal if there is none of this
+            name.
     """
     known: dict[tuple[bytes, tuple[int, ...]], Seen] = {}
 
@@ -153,7 +155,7 @@ def guard(
 
 
 def _alike(proposals: Iterable[Proposal]) -> list[list[Proposal]]:
-    """Those that come to the same together, in the order of the first of each."""
+    """Group equal proposals, in the order of their first occurrences."""
     groups: dict[tuple[bytes, tuple[int, ...]], list[Proposal]] = {}
     for proposal in proposals:
         groups.setdefault((proposal.choice.tobytes(), proposal.nearest), []).append(proposal)
@@ -165,12 +167,12 @@ def _different(proposals: Iterable[Proposal]) -> list[Proposal]:
 
 
 def _named_by_all(alike: list[Proposal]) -> Proposal:
-    """One of several that come to the same, under all their names."""
+    """Return one of several equal proposals under all their names."""
     return replace(alike[0], name="; ".join(proposal.name for proposal in alike))
 
 
 def stands_out(standard: Seen, other: Seen) -> bool:
-    """Whether ``other`` loses less than ``standard`` by more than chance.
+    """Whether the loss of ``other`` is significantly lower than that of ``standard``.
 
     >>> rng = np.random.default_rng(0)
     >>> losses = rng.lognormal(size=64)
@@ -197,15 +199,16 @@ def kept_loss(
     forward: forwards.Forward | None = None,
     batch_norm_data: Iterable[Any] | None = None,
 ) -> Callable[[Proposal], Seen]:
-    """What proposals lose on batches kept aside; infinitely much where the model's output is no longer finite.
+    """Return a function that gives a proposal's losses on held-out batches; infinite if the output is not finite.
 
     Args:
-        model: the original; left as it is.
-        measurement: what the proposals choose from.
-        kept: the batches.
-        loss: as of `measure`.
-        forward: as of `measure`.
-        batch_norm_data: as of `qcompress.apply`, for every proposal anew.
+        model: the original model; it is not modified.
+        measurement: the measurement that the proposals choose from.
+        kept: the held-out batches.
+        loss: same as in `measure`.
+        forward: same as in `measure`.
+        batch_norm_data: batches on which to re-estimate batch-norm statistics for every proposal, as in
+            `qcompress.apply`.
     """
     options = [
         [*part_transforms, *(item.nearest for item in part_transforms)] for part_transforms in measurement.transforms
@@ -222,7 +225,7 @@ def kept_loss(
                 true_loss.emulation.put(choice)
                 reestimate_(true_loss.emulation.model, batch_norm_data, forward)
             batches = true_loss.by_position(choice)
-        except ModelError:  # what a choice does to the model is what is asked
+        except ModelError:  # a choice may make the outputs non-finite
             return Seen(mean=float("inf"), each=np.zeros(0))
         return Seen(
             mean=float(np.concatenate([batch.mean(axis=1) for batch in batches]).mean()),

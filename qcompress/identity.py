@@ -1,9 +1,9 @@
-"""Digests that tell whether two values are the same in every process, and that name what they could not look into.
+"""Digests of values: equal across processes for equal values, with a list of everything that could not be inspected.
 
-A run that was cut goes on only where everything that matters is what it was. Numbers, tensors, containers, models,
-functions (their code, defaults, closure and the functions they call) and plain objects are looked into. What ships
-with Python or is an installed package counts by its name. What cannot be looked into (a lock, an open file, compiled
-code) counts by its type and is listed in `Identity.unchecked`, so that a caller can say so aloud.
+An interrupted run resumes only if nothing that it depends on has changed. Numbers, tensors, containers, models,
+functions (their code, defaults, closure and the functions they call) and plain objects are inspected. Everything from
+Python's standard library or an installed package is identified by its name. What cannot be inspected (a lock, an open
+file, compiled code) is identified by its type and listed in `Identity.unchecked`, so that the caller can warn.
 """
 
 import functools
@@ -28,11 +28,11 @@ _WRAPPERS = (staticmethod, classmethod)
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a value is.
+    """The identity of a value.
 
     Attributes:
         digest: SHA-256 in hexadecimal digits, equal for equal values in every process.
-        unchecked: what counts by its type alone, as ``"forward.closure.log: TextIOWrapper"``.
+        unchecked: items identified by their type alone, for example ``"forward.closure.log: TextIOWrapper"``.
     """
 
     digest: str
@@ -40,11 +40,11 @@ class Identity:
 
 
 def identify(value: Any, name: str = "value") -> Identity:
-    """The identity of a value.
+    """Return the identity of a value.
 
     Args:
-        value: anything; an `Identity` is its own.
-        name: how `Identity.unchecked` calls the value.
+        value: any value; an `Identity` is returned unchanged.
+        name: name of the value in `Identity.unchecked`.
 
     >>> def scaled_by(factor):
     ...     return lambda model, batch: model(batch) * factor
@@ -62,7 +62,7 @@ def identify(value: Any, name: str = "value") -> Identity:
 
 
 def identify_batches(batches: Iterable[Any], name: str = "data", *, seed: int = 0) -> Identity:
-    """The identity of all batches, read one after the other, shuffled as ``seed`` says where torch shuffles them."""
+    """Return the identity of all batches in order, with torch's shuffling seeded by ``seed``."""
     digest = _Digest()
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(seed)
@@ -73,12 +73,12 @@ def identify_batches(batches: Iterable[Any], name: str = "data", *, seed: int = 
 
 
 class _Digest:
-    """A SHA-256 that is fed with values of any kind."""
+    """A SHA-256 that accepts values of any kind."""
 
     def __init__(self) -> None:
         self._sha = hashlib.sha256()
         self._unchecked: dict[str, None] = {}
-        self._seen: dict[int, tuple[int, Any]] = {}  # id → order of arrival; the value is held so that its id stays
+        self._seen: dict[int, tuple[int, Any]] = {}  # id → order of arrival; holding the value keeps its id valid
 
     def identity(self) -> Identity:
         return Identity(self._sha.hexdigest(), tuple(self._unchecked))
@@ -88,7 +88,7 @@ class _Digest:
         self._seen.clear()
 
     def add(self, value: Any, name: str) -> None:
-        """Feed one value; a value that was met before counts by its order of arrival, so circles end."""
+        """Add one value; a repeated value is identified by its order of arrival, so that cycles end."""
         if _is_plain(value):
             self._put(_plain(value))
         elif isinstance(value, (np.ndarray, Tensor)):
@@ -161,9 +161,9 @@ class _Digest:
         for variable, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
             try:
                 self.add(cell.cell_contents, f"{name}.{variable}")
-            except ValueError:  # a variable that is not bound yet
+            except ValueError:  # the variable is not bound yet
                 self._put("unbound", variable)
-        if _is_library(value):  # which a decorator's inner function may be, around one of the user's own
+        if _is_library(value):  # for example the inner function of a decorator around a user's function
             return
         self.add(value.__code__, name)
         self._add_items("defaults", (value.__defaults__, value.__kwdefaults__), name)
@@ -173,7 +173,7 @@ class _Digest:
                 referenced = value.__globals__[word]
                 self.add(referenced, f"{name}.{word}")
                 if isinstance(referenced, types.ModuleType) and not _is_library_module(referenced.__name__):
-                    for inner in words:  # what is taken out of a module of the user's own
+                    for inner in words:  # attributes taken from a user's module
                         if inner in vars(referenced):
                             self.add(vars(referenced)[inner], f"{name}.{word}.{inner}")
 
@@ -208,7 +208,7 @@ class _Digest:
                 self.add(tensor, f"{name}.{path}")
 
     def _add_object(self, value: Any, name: str) -> None:
-        """What `copy` and `pickle` would take along of any other object."""
+        """Add the state that `copy` and `pickle` would store of any other object."""
         if isinstance(value, types.BuiltinFunctionType) and isinstance(value.__self__, types.ModuleType | None):
             return self._put("builtin", value.__module__, value.__qualname__)
         if (wrapped := inspect.getattr_static(value, "__wrapped__", None)) is not None:
@@ -217,7 +217,7 @@ class _Digest:
                 return None
         try:
             reduced = value.__reduce_ex__(4)
-        except Exception:  # a class of any author says in its own way that it cannot be copied
+        except Exception:  # any class may refuse to be copied with any exception
             self._put("unchecked", type(value).__module__, type(value).__qualname__)
             return self._cannot_check(value, name)
         self.add(type(value), name)
@@ -242,7 +242,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _plain(value: Any) -> tuple[str, str]:
-    """Type and value; numbers of numpy are those of Python."""
+    """Return type and value; numpy scalars count as Python numbers."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, Enum):
@@ -251,7 +251,7 @@ def _plain(value: Any) -> tuple[str, str]:
 
 
 def _is_simple(value: Any) -> bool:
-    """Whether a value is plain, or a container of such."""
+    """Whether a value is plain, or a container of plain values."""
     if isinstance(value, Mapping):
         return all(map(_is_simple, value.values()))
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -271,7 +271,7 @@ def _is_library(value: Any) -> bool:
 
 @functools.cache
 def _is_library_module(name: str) -> bool:
-    """Whether a module is part of Python or of an installed package, and not the user's own."""
+    """Whether a module belongs to Python or an installed package rather than to the user."""
     import sys
 
     if name.partition(".")[0] in _BY_NAME:

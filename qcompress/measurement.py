@@ -1,8 +1,8 @@
-"""What measuring gives: per option its loss increase, its effect for pair terms and its costs. Saved in one file.
+"""The result of measuring: every option's loss increase, factor for pair terms and resource use, saved in one file.
 
 Measuring is the expensive step; a `Measurement` serves every budget, formulation and solver afterwards, on any
-machine. It holds no weights: the transforms are plain values that are applied to the model anew, with the moments of
-its layers' inputs where they were calibrated.
+machine. It holds no weights: transforms are plain values that are applied to the model again, using the stored
+second moments of the layers' inputs where they were calibrated.
 """
 
 import hashlib
@@ -33,35 +33,39 @@ FILE_KIND = FileKind("qcompress measurement", version=4)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Measurement:
-    """The tables of a measured model. Options are numbered flat, part after part: V of them.
+    """The tables of a measured model. Its V options are numbered consecutively, part after part.
 
     Attributes:
-        parts: G parts of the model, each with its options in ``transforms``.
-        cost: ``(V,)`` loss increase of each option alone, nats (or the loss's unit) per sample, from ``standing``.
-        error: ``(V,)`` squared error of each option's weight, relative to the weight's own square; of the layer's
-            output on the calibration data where there are moments.
-        factor: ``(V, r)``; options u, v of different parts together add ``factor[u]·factor[v]``.
+        parts: the G parts of the model.
+        transforms: options of each part.
+        cost: ``(V,)`` loss increase of each option alone over ``standing``, per sample in nats (or the loss's unit).
+        error: ``(V,)`` squared error of each option's weight relative to the weight's squared norm; with moments, of
+            the layer's output on the calibration data.
+        factor: ``(V, r)``; options u and v of different parts chosen together add ``factor[u]·factor[v]`` to the loss.
         resources: name → ``(V,)`` use of each option.
-        fixed: name → use of everything that is not chosen about.
+        fixed: name → use of everything that has no choice.
         original: name → use of the whole original model.
-        skipped: what stays as it is, and why.
-        num_samples: samples the averages are over.
-        method, loss, seed: how it was measured.
-        model_fingerprint: of the measured model's state dict.
-        standing: option of each part in the model that was measured; 0, its own weight, at first (see `remeasure`).
-        standing_loss: loss of that model; ``cost`` comes on top of it.
-        moments: `Part.path` → ``(n, n)`` float32 second moments of its (unfolded) input, where an
-            option needs them.
-        num_inputs: path → of how many inputs the moments are the mean.
-        tried: name of a part → why its options were tried one by one although the method is ``"fisher"``.
-        notes: what else is to be known of how it was measured.
-        codes: (part, option) → its arrays as they would be written, as far as they are at hand: `apply` need not
-            work them out again. They are not saved.
-        squares: path → ``(n,)`` float32 mean squares of the layer's input columns, where an option needs them.
-        standard_error: ``(V,)`` of the costs as estimates from samples of the outputs; None where that is not known.
-        sets: the coupled sets that the parts stand for, where channels are on offer; else none.
-        resource_pairs: name of a resource → ``(V, V)`` what two options of different parts use of it together.
-        softened: ``(V,)`` as ``cost``, at outputs that are less sure (see `qcompress.model.losses`), where known.
+        skipped: what stays unchanged, and why.
+        num_samples: number of samples that the averages are taken over.
+        method: method of measuring.
+        loss: name of the loss.
+        seed: seed used for measuring.
+        model_fingerprint: fingerprint of the measured model's state dict.
+        standing: option of each part in the model that was measured; 0, the original weight, unless measured again (see
+            `remeasure`).
+        standing_loss: loss of that model; ``cost`` is added to it.
+        moments: `Part.path` → ``(n, n)`` float32 second moments of the layer's (unfolded) input, if an option needs
+            them.
+        num_inputs: `Part.path` → number of inputs that the moments are averaged over.
+        tried: name of a part → why its options were measured one by one although the method is ``"fisher"``.
+        notes: other remarks on how the model was measured.
+        codes: (part, option) → encoded arrays as they would be written, if available, so that `apply` need not encode
+            again. They are not saved.
+        squares: `Part.path` → ``(n,)`` float32 mean squares of the layer's input columns, if an option needs them.
+        standard_error: ``(V,)`` standard errors of ``cost`` from sampling the outputs, or None if unknown.
+        sets: the coupled sets that the parts stand for, if channels are on offer; otherwise empty.
+        resource_pairs: name of a resource → ``(V, V)`` use by two options of different parts together.
+        softened: ``(V,)`` cost at softened outputs (see `qcompress.model.losses`), or None if unknown.
     """
 
     parts: tuple[Part, ...]
@@ -93,21 +97,21 @@ class Measurement:
 
     @property
     def labels(self) -> tuple[tuple[str, ...], ...]:
-        """Per part the names of its options."""
+        """Names of the options of each part."""
         return tuple(tuple(transform.label for transform in options) for options in self.transforms)
 
     def weights(self, model: nn.Module) -> Iterator[Weight]:
-        """The weights of all parts in ``model`` (views), with the moments of their inputs where there are any."""
+        """Yield the weights of all parts in ``model`` (views), with the moments of their inputs if there are any."""
         distinct = {id(table): torch.tensor(table) for table in self.moments.values()}
         moments = {path: distinct[id(table)] for path, table in self.moments.items()}
         squares = {path: torch.tensor(values) for path, values in self.squares.items()}
         return weights_of(model, self.parts, moments, self.num_inputs, squares)
 
     def encoded(self, part: int, transform: Transform, weight: Weight) -> dict[str, Tensor]:
-        """The arrays that a transform writes for a part, whose weight is the measured one; nothing when it is kept.
+        """Return the arrays that a transform stores for a part's measured weight; empty when it is kept.
 
         Raises:
-            ModelError: the weight cannot be stored so.
+            ModelError: the weight cannot be stored in this way.
         """
         if isinstance(transform, Keep):
             return {}
@@ -116,7 +120,7 @@ class Measurement:
         return transform.encode(weight) if known is None else known
 
     def weight(self, part: int, rows: Tensor) -> Weight:
-        """A part's weight that has those rows."""
+        """Return a part's weight with the given rows."""
         path, target = self.parts[part].path, self.parts[part].target
         moments = torch.tensor(self.moments[path]) if path in self.moments else None
         squares = torch.tensor(self.squares[path]) if path in self.squares else None
@@ -124,7 +128,7 @@ class Measurement:
 
     @staticmethod
     def fingerprint_of(model: nn.Module) -> str:
-        """SHA-256 over the names, types and values of the model's state dict, with its weights as it uses them."""
+        """SHA-256 over names, types and values of the model's state dict, with parametrized weights evaluated."""
         if (opened := opened_of(model)) is not None:
             return opened.fingerprint
         digest = hashlib.sha256()
@@ -135,7 +139,7 @@ class Measurement:
         return digest.hexdigest()
 
     def save(self, path: AnyPath) -> None:
-        """Write everything to one ``.npz`` file, whole or not at all."""
+        """Write everything to one ``.npz`` file, atomically."""
         distinct = list({id(table): table for table in self.moments.values()}.values())
         places = {id(table): place for place, table in enumerate(distinct)}
         header = {
@@ -177,13 +181,13 @@ class Measurement:
         """Read what `save` wrote.
 
         Raises:
-            FileFormatError: the file is cut short, of another kind, newer, or holds a pickle.
+            FileFormatError: the file is truncated, of another kind, from a newer version, or holds a pickle.
         """
         header, arrays = FILE_KIND.read_arrays(path)
         with FILE_KIND.building(path):
             resources = {name: arrays[f"resource_{i}"] for i, name in enumerate(header["resources"])}
             places = header.get("moments", {})
-            if isinstance(places, list):  # up to version 3 every layer had its own
+            if isinstance(places, list):  # up to version 3 every layer had its own matrix
                 places = {path: place for place, path in enumerate(places)}
             moments = {path: arrays[f"moments_{place}"] for path, place in places.items()}
             squares = {path: arrays[f"squares_{place}"] for place, path in enumerate(header.get("squares", ()))}
@@ -193,7 +197,7 @@ class Measurement:
                 cost=arrays["cost"],
                 factor=arrays["factor"],
                 standard_error=arrays.get("standard_error"),
-                error=arrays.get("error", np.full(len(arrays["cost"]), np.nan)),  # version 1 had none
+                error=arrays.get("error", np.full(len(arrays["cost"]), np.nan)),  # not in version 1
                 resources=MappingProxyType(resources),
                 fixed=MappingProxyType(header["fixed"]),
                 original=MappingProxyType(header["original"]),

@@ -1,4 +1,4 @@
-"""The guard's trial of choices in an opened model: they go through each block together while it is in memory."""
+"""Losses of several choices in an opened model: all choices go through a block together while it is in memory."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,16 +16,16 @@ from qcompress.streaming.losses import Choice, losses_of
 
 
 class OpenedKeptLoss:
-    """What proposals lose on batches kept aside, as `qcompress.guard.kept_loss` of an opened model.
+    """Losses of proposals on held-out batches, as `qcompress.guard.kept_loss` for an opened model.
 
     Args:
-        model: the original, opened.
-        measurement: what the proposals choose from.
-        kept: the batches.
-        data: what compensated codes are fitted to.
-        loss: as of `measure`.
-        forward: as of `measure`.
-        first: proposals that go through the blocks together as soon as one of them is asked for.
+        model: the original, opened model.
+        measurement: the measurement that the proposals choose from.
+        kept: the held-out batches.
+        data: calibration batches that compensated codes are fitted to.
+        loss: same as in `measure`.
+        forward: same as in `measure`.
+        first: proposals that are evaluated together as soon as the loss of one of them is requested.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class OpenedKeptLoss:
         self._seen: dict[Choice, Seen] = {}
 
     def __call__(self, proposal: Proposal) -> Seen:
-        """Infinitely much where the model's output is no longer finite."""
+        """Return the losses of a proposal; infinite if the model's output is not finite."""
         choice = self._transforms(proposal)
         if choice not in self._seen:
             choices = list(dict.fromkeys([choice, *map(self._transforms, self._waiting)]))

@@ -1,6 +1,6 @@
-"""Pictures of what the library computes: thin drawing functions over plain data, written as PNG, whole or not at all.
+"""Plots of results: thin drawing functions over plain data, written atomically as PNG.
 
-Needs matplotlib (the extra ``plots``), which is imported only when something is drawn.
+They need matplotlib (the extra ``plots``), which is imported only when something is drawn.
 """
 
 import io
@@ -14,17 +14,17 @@ from solvers.base import relative_gap
 from solvers.compare.runs import TARGET, Comparison, Curve, Suite, anytime, performance_profile
 from solvers.sweep import Sweep
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
+# Okabe and Ito's palette, distinguishable for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINES = ("-", "--", ":", "-.")  # a second round of colours differs in the line
-SMALLEST_GAP = 1e-6  # a gap below this is drawn here: the axis is logarithmic and has no zero
+LINES = ("-", "--", ":", "-.")  # when the colours repeat, the line style changes
+SMALLEST_GAP = 1e-6  # smaller gaps are drawn here, because a logarithmic axis has no zero
 
 
 def plot_anytime(comparison: Comparison, path: AnyPath) -> None:
-    """Draw what every solver had after how many seconds, and write it to ``path`` as PNG.
+    """Draw every solver's best objective over time, and write the plot to ``path`` as PNG.
 
-    The median over the seeds is a line, their range a band. The height is the gap to the best bound that any solver
-    proved, in percent; without a bound, or around zero, the objective itself.
+    A line shows the median over the seeds and a band their range. The vertical axis is the gap to the best bound that
+    any solver proved, in percent; without a positive bound it is the objective.
 
     Raises:
         MissingError: matplotlib is not installed.
@@ -66,7 +66,7 @@ def plot_anytime(comparison: Comparison, path: AnyPath) -> None:
 
 
 def plot_profile(compared: Comparison | Suite, path: AnyPath, *, within: float = TARGET) -> None:
-    """Draw performance profiles (see `solvers.compare.curves.performance_profile`), and write them to ``path`` as PNG.
+    """Draw performance profiles (see `solvers.compare.curves.performance_profile`) and write them to ``path`` as PNG.
 
     Raises:
         MissingError: matplotlib is not installed.
@@ -101,9 +101,9 @@ def plot_profile(compared: Comparison | Suite, path: AnyPath, *, within: float =
 
 
 def plot_sweep(sweep: Sweep, path: AnyPath) -> None:
-    """Draw the least objective over the budget, and write it to ``path`` as PNG.
+    """Draw the least objective over the budget, and write the plot to ``path`` as PNG.
 
-    The points are what was found; the band is where the optimum lies for every budget, also between the points.
+    The points are the solutions found; the band contains the optimum for every budget, also between the points.
 
     Raises:
         MissingError: matplotlib is not installed.
@@ -163,11 +163,11 @@ def _draw(axes: Any, curve: Curve, bound: float | None, style: dict[str, str], s
     median, low, high = height(curve.median), height(curve.lowest), height(curve.highest)
     axes.fill_between(times, low, high, step="post", color=style["color"], alpha=0.12, linewidth=0)
     axes.plot(times, median, drawstyle="steps-post", label=curve.label, linewidth=1.8, **style)
-    axes.plot(times[-1:], median[-1:], "o", markersize=5, color=style["color"])  # where the last run ended
+    axes.plot(times[-1:], median[-1:], "o", markersize=5, color=style["color"])  # end of the last run
 
 
 def _first(curve: Curve) -> float:
-    """When the solver first had a choice, not below a millisecond: the axis is logarithmic and has no zero."""
+    """Time of the solver's first choice, at least a millisecond because a logarithmic axis has no zero."""
     return max(float(curve.t_s[np.isfinite(curve.lowest)][0]), 1e-3)
 
 

@@ -1,11 +1,12 @@
-"""Choices worth trying, each made in another way, for `qcompress.guard` to find the best of them.
+"""Proposals: choices made in different ways, from which `qcompress.guard` takes the best.
 
-The solver's choice is the best by one prediction. Others are made with the terms between parts at other strengths and
-without them, by the same setting for all parts, and from the solver's pool; compensated codes have rounding to nearest
-beside them. None of them costs a measurement.
+The solver's choice is optimal for one prediction. Further proposals use other strengths of the pair terms or none, the
+same setting for all parts, and the solver's pool; choices with compensated codes are also proposed rounded to nearest.
+None of them needs another measurement.
 
-Costs at softened outputs need fewer samples: where a network is sure of itself, a few samples make up most of a loss,
-and which ones differs from draw to draw; divided by a temperature all samples count, and small changes count as before.
+Costs at softened outputs need fewer samples. If a network is confident, a few samples make up most of the loss, and
+which ones they are depends on the draw. With logits divided by a temperature all samples contribute, while small
+changes count as before.
 """
 
 from collections.abc import Iterator
@@ -20,27 +21,27 @@ from qcompress.measurement import Measurement
 from solvers import Solution, Solver, solve
 
 ADDITIVE = "additive"
-"""Name of the choice without terms between parts."""
+"""Name of the choice without pair terms."""
 
 SOFTENED = "softened outputs"
-"""Name of the choice by the costs at outputs that are less sure, without terms between parts."""
+"""Name of the choice by costs at softened outputs, without pair terms."""
 
 STRENGTHS = (0.0, 0.25, 0.5, 1.0)
-"""Of the terms between parts, that choices are made with."""
+"""Strengths of the pair terms that proposals are made with."""
 
 SOLVER = "auto"
-"""Makes the other choices: of any size, here, and nothing that is paid for."""
+"""Solver for the further proposals: it runs locally, for any size, and costs nothing."""
 
 SHARE_OF_TIME, UNLIMITED_S = 0.05, 5.0
-"""Of the solver's time limit, for each of them; seconds for each where it has none."""
+"""Time for each further proposal: share of the solver's time limit, or seconds if it has none."""
 
 MOST_OF_POOL = 3
-"""Choices of the solver's pool that are tried at most."""
+"""Maximum number of choices from the solver's pool that are proposed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Proposal:
-    """A choice to try: ``(G,)`` local options, and the indices of the parts that are rounded to nearest instead."""
+    """A choice to try: ``(G,)`` option of each part, and the indices of the parts to round to nearest instead."""
 
     name: str
     choice: NDArray[np.int64]
@@ -57,16 +58,17 @@ def proposals(
     time_limit: float | None = None,
     seed: int = 0,
 ) -> Iterator[Proposal]:
-    """The solver's choice, and others made in other ways, each under its own name.
+    """Yield the solver's choice and others made in different ways, each under its own name.
 
     Args:
-        measurement: what the problem was made from.
-        problem: as `formulate` made it.
-        solution: a solver's, with a choice.
-        pairs: as of `formulate`; without them no choice is made with them.
-        solver: makes the choices with the terms at other strengths.
-        time_limit: that of ``solution``'s solver, in seconds; `SHARE_OF_TIME` of it goes into each of these choices.
-        seed: of their solver.
+        measurement: the measurement that the problem was made from.
+        problem: problem made by `formulate`.
+        solution: a solver's solution, with a choice.
+        pairs: same as in `formulate`; if False, no proposal uses pair terms.
+        solver: solver for the proposals with other strengths.
+        time_limit: time limit of the solver that found ``solution``, in seconds; each further proposal gets
+            `SHARE_OF_TIME` of it.
+        seed: seed for ``solver``.
     """
     assert solution.choice is not None  # noqa: S101
     asked = pair_strength(pairs)
@@ -95,9 +97,10 @@ def _named(strength: float) -> str:
 
 
 def uniform_settings(measurement: Measurement, problem: Problem) -> Iterator[Proposal]:
-    """The same for all parts: of the settings that fit the one of least additive loss and the largest; equal shares.
+    """Yield choices with the same setting for all parts.
 
-    A part that does not have the setting takes what it is rounded to nearest, else it stays as it is.
+    These are the feasible setting of least additive loss, the feasible setting with the largest use, and equal shares
+    of each budget. A part without the setting takes the one it rounds to nearest with, or else stays unchanged.
     """
     from solvers.baselines import uniform  # here: numba is slow to import
 
@@ -130,7 +133,7 @@ def _budget_used(problem: Problem, choice: NDArray[np.int64]) -> float:
 
 
 def rounded_to_nearest(measurement: Measurement, proposal: Proposal) -> Iterator[Proposal]:
-    """The same choice without compensation, everywhere and where a layer saw fewer inputs than it has."""
+    """Yield the choice without compensation, for all parts and for those that saw too few inputs."""
     parts = [
         index
         for index, (options, option) in enumerate(zip(measurement.transforms, proposal.choice.tolist(), strict=False))
@@ -145,7 +148,7 @@ def rounded_to_nearest(measurement: Measurement, proposal: Proposal) -> Iterator
 
 
 def has_few_inputs(measurement: Measurement, part: int) -> bool:
-    """Whether the moments of a part's inputs are the mean of fewer inputs than an input has numbers."""
+    """Whether the second moments of a part's input are averaged over fewer inputs than its dimension."""
     path = measurement.parts[part].path
     moments = measurement.moments.get(path)
     return moments is not None and moments.ndim > 1 and measurement.num_inputs.get(path, np.inf) < moments.shape[-1]

@@ -1,11 +1,11 @@
-"""Choose again by true loss: measured around the best choice so far, solved near it, round after round.
+"""Refine a choice by true loss: measure again around the best choice so far and solve near it, round after round.
 
-A round measures every option again from where the best choice stands (`qcompress.remeasure`) and solves the problem
-within a trust region: a number of parts that may change, at first as many as the solver likes, then halved down to
-one. Of all these choices the one of least true loss is taken, and the next round starts there.
+A round measures every option again as a change of the best choice (`qcompress.remeasure`) and solves the problem
+within a trust region: a maximum number of parts that may change, at first unlimited, then halved down to one. Of all
+these choices the one with the least true loss is taken, and the next round starts from it.
 
-What always holds: a round's choice is within the budgets, and its true loss on the data is below that of the round
-before.
+Invariant: every round's choice is within the budgets, and its true loss on the data is below that of the previous
+round.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -39,12 +39,12 @@ FILE_KIND = FileKind("qcompress refinement", version=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefineStep:
-    """One round.
+    """One round of refining.
 
     Attributes:
-        changes: parts that took another option.
-        predicted: loss of the new choice by the new measurement.
-        loss: its true loss on the data.
+        changes: number of parts that changed their option.
+        predicted: loss of the new choice according to the new measurement.
+        loss: true loss of the new choice on the data.
     """
 
     changes: int
@@ -54,14 +54,14 @@ class RefineStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Refined:
-    """What `refine` found.
+    """Result of `refine`.
 
     Attributes:
-        choice: ``(G,)`` of the problem.
-        loss: its true loss on the data.
-        loss_before: that of the choice it began with.
-        steps: the rounds that brought something.
-        complete: whether the last round brought nothing, so that another one would not either.
+        choice: ``(G,)`` choice for the problem.
+        loss: true loss of ``choice`` on the data.
+        loss_before: true loss of the initial choice.
+        steps: the rounds that lowered the loss.
+        complete: whether the last round found no improvement, so that another one would not either.
     """
 
     choice: NDArray[np.int64]
@@ -71,11 +71,11 @@ class Refined:
     complete: bool
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain JSON."""
+        """Return everything as plain JSON."""
         return {**asdict(self), "choice": self.choice.tolist()}
 
     def save(self, path: AnyPath) -> None:
-        """Write everything as JSON, whole or not at all."""
+        """Write everything as JSON, atomically."""
         FILE_KIND.write_json(path, self.to_json())
 
     @classmethod
@@ -83,7 +83,7 @@ class Refined:
         """Read what `save` wrote.
 
         Raises:
-            FileFormatError: the file is not whole, or of another kind or version.
+            FileFormatError: the file is incomplete, or of another kind or version.
         """
         value = FILE_KIND.read_json(path)
         with FILE_KIND.building(path):
@@ -119,30 +119,32 @@ def refine(
     on_progress: Callable[[MeasureProgress], None] | None = None,
     on_round: Callable[[RefineStep], None] | None = None,
 ) -> Refined:
-    """Better choices by true loss: measured again around the best one so far and solved again, round after round.
+    """Improve a choice by true loss: measure again around the best choice so far and solve again, round after round.
 
-    A round takes about the time of the first measurement, and a forward pass over the data for each trust region.
+    A round takes about the time of the first measurement, plus a forward pass over the data for each trust region.
 
     Args:
-        model: the original; left as it is.
+        model: the original model; it is not modified.
         data: batches, kept in memory with the original's outputs.
-        measurement: what `measure` gave.
-        problem: made from it by `formulate`; its budgets and its pair terms (or their absence) hold for all rounds.
-        choice: ``(G,)`` a solver's answer to it.
-        rounds: the most there are; the first that brings nothing is the last.
-        solver: a name, a ``solvers.Solver`` or a dimod sampler, for every solve.
+        measurement: result of `measure`.
+        problem: problem made from ``measurement`` by `formulate`; its budgets hold in all rounds, and so does its use
+            of pair terms.
+        choice: ``(G,)`` a solver's choice for ``problem``.
+        rounds: maximum number of rounds; the first round without improvement is the last.
+        solver: name of a solver, a ``solvers.Solver`` or a dimod sampler, for every solve.
         time_limit: seconds for each solve.
-        seed: of the solver.
-        loss: as of `remeasure`.
-        forward: as of `measure`.
-        cache: a file that keeps what every round brought; the same call goes on from it, also with more rounds.
+        seed: seed for the solver.
+        loss: same as in `remeasure`.
+        forward: same as in `measure`.
+        cache: file that stores the result of every round; the same call resumes from it, also with more rounds.
         on_progress: called after every measured batch.
-        on_round: called after every round that brought something.
+        on_round: called after every round that lowered the loss.
 
     Raises:
-        ModelError: as `remeasure`.
-        OptionsError: as `remeasure`; no number of rounds, or a cache of another refinement.
-        FileFormatError: the cache is not whole.
+        ModelError: same as in `remeasure`.
+        OptionsError: same as in `remeasure`; also if ``rounds`` is not a positive integer, or the cache belongs to
+            another refinement.
+        FileFormatError: the cache is incomplete.
 
     >>> import torch
     >>> from qcompress import (formulate, measure, prune_quantize, solve)
@@ -184,7 +186,7 @@ def refine(
 
 
 def _improved(best: Refined, tried: list[tuple[float, float, NDArray[np.int64]]]) -> Refined:
-    """The best one after a round that tried choices of those true and predicted losses."""
+    """Return the best choice after a round that tried choices of the given true and predicted losses."""
     least, predicted, choice = min(tried, key=lambda item: item[0], default=(best.loss, best.loss, best.choice))
     if least >= best.loss:
         return replace(best, complete=True)
@@ -206,13 +208,13 @@ def _load(file: Path, key: str) -> Refined:
 def _nearby(
     local: Measurement, problem: Problem, standing: NDArray[np.int64], **settings: Any
 ) -> Iterator[tuple[float, NDArray[np.int64]]]:
-    """Predicted losses and choices for trust regions from everything down to one part."""
+    """Yield predicted losses and choices for trust regions from all parts down to one."""
     whole, changes = dict.fromkeys(problem.budgets, 1.0), len(local.parts)
     while changes:
         nearby = formulate(local, whole, pairs=bool(problem.pairs), changes=changes)
         nearby = nearby.with_budgets(**problem.budgets)
         solution = solve(nearby, initial=standing, **settings)
         if solution.choice is None or solution.objective is None or (solution.choice == standing).all():
-            return  # where nothing near is better, nothing nearer is
+            return  # smaller trust regions hold nothing better either
         yield solution.objective, solution.choice
         changes = int((solution.choice != standing).sum()) // 2

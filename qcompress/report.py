@@ -1,4 +1,4 @@
-"""What a compression run reports: sizes, losses predicted and true, the proof, and every part's choice."""
+"""The report of a compression run: sizes, predicted and true losses, the proof, and every part's choice."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ FILE_KIND = FileKind("qcompress report", version=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartReport:
-    """One part's choice: option, bytes before and after, predicted loss increase of this option alone."""
+    """One part's choice: its option, bytes before and after, and the predicted loss increase of this option alone."""
 
     name: str
     option: str
@@ -30,29 +30,33 @@ class Report:
     """The figures of one run. Losses are increases per sample, in nats for ``kl``.
 
     Attributes:
+        loss: name of the loss.
         loss_predicted: the problem's objective for the choice.
-        loss_validation: the true loss of the compressed model on samples that nothing was fitted to, after any
-            fine-tuning, or None where there are none. ``refitted``, it is that of the same choice before the refit.
-        refitted: whether codes and factors were fitted anew after the choice, to all the data; no sample kept aside is
-            then left that the model has not seen.
-        loss_measured: that on all the data that was given, fitted to or not, before any fine-tuning.
-        loss_finetuned: that of the fine-tuned model, or None.
-        bound, gap, status: the proof, as the solver gave it, of the predicted loss and nothing else; ``gap`` relative
-            to ``loss_predicted``.
+        loss_validation: true loss of the compressed model on the held-out samples, after any fine-tuning, or None if
+            there are none. If ``refitted``, it is the loss of the same choice before the refit.
+        refitted: whether codes and factors were refitted after the choice to all the data, so that no held-out samples
+            remain that the model was not fitted to.
+        loss_measured: true loss on all the given data, before any fine-tuning.
+        loss_finetuned: true loss on all the given data after fine-tuning, or None.
+        bound, gap, status: the solver's proof. It concerns the predicted loss only; ``gap`` is relative to
+            ``loss_predicted``.
+        solver: name of the solver.
+        wall_s: step → seconds it took.
         usage, original, budgets: resource → amount (``bytes``, ``macs`` per sample, ``latency_s`` per batch).
-        latency_measured_s: seconds of the whole compressed model in the engine, beside the predicted ``latency_s`` of
-            ``usage``; None where no engine was timed.
-        metric_before, metric_after: what the caller's ``evaluate`` gave, or None.
+        latency_measured_s: measured seconds of the whole compressed model in the engine, to compare with the predicted
+            ``latency_s`` in ``usage``; None if no engine was timed.
+        metric_before, metric_after: results of the caller's ``evaluate``, or None.
         parts: every part's choice.
-        skipped: name → why it stays as it is.
+        skipped: name → why it stays unchanged.
         skipped_bytes: name → its bytes.
-        refined: what `refine` brought (see `Refined`), or None; ``loss_predicted`` and ``bound`` are still those of the
-            first prediction.
-        smallest: the smallest use that was found for a limit of the loss (see `solvers.smallest_use`), or None.
-        candidates: what the guard tried, ``(name, loss_predicted, loss_validation, usage)`` each; the compressed model
-            is the one of least loss on the held-out samples, called ``chosen``.
-        undecided: what lost less there than the choice that all have to beat, but no more than chance would have it.
-        warnings: where these numbers may not hold, and what would help.
+        refined: result of `refine` (see `Refined`), or None; ``loss_predicted`` and ``bound`` still refer to the first
+            prediction.
+        smallest: smallest use found for a limit on the loss (see `solvers.smallest_use`), or None.
+        candidates: candidates evaluated by the guard, each ``(name, loss_predicted, loss_validation, usage)``. The
+            compressed model is the one with the least loss on the held-out samples.
+        undecided: candidates with a lower held-out loss than the reference choice, but by no more than chance.
+        chosen: name of the candidate that was taken, or None.
+        warnings: where these numbers may not hold, and how to improve them.
     """
 
     loss: str
@@ -84,18 +88,18 @@ class Report:
 
     @property
     def over_file_budget(self) -> float:
-        """Bytes by which the file is larger than its budget; 0 where it is not, or where it has none."""
+        """Bytes by which the file exceeds its budget; 0 if it does not, or has no budget."""
         return max(0.0, self.usage.get(FILE_BYTES, 0.0) - self.budgets.get(FILE_BYTES, math.inf))
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain JSON."""
+        """Return everything as plain JSON."""
         tried = {
             name: [candidate._asdict() for candidate in getattr(self, name)] for name in ("candidates", "undecided")
         }
         return {**asdict(self), **tried}
 
     def save(self, path: AnyPath) -> None:
-        """Write the report as JSON, whole or not at all."""
+        """Write the report as JSON, atomically."""
         FILE_KIND.write_json(path, self.to_json())
 
     @classmethod
@@ -103,7 +107,7 @@ class Report:
         """Read what `save` wrote.
 
         Raises:
-            FileFormatError: the file is not whole, or of another kind or version.
+            FileFormatError: the file is incomplete, or of another kind or version.
         """
         value = FILE_KIND.read_json(path)
         with FILE_KIND.building(path):
@@ -112,7 +116,7 @@ class Report:
             return cls(**{**value, "warnings": tuple(value.get("warnings", ()))})
 
     def to_markdown(self) -> str:
-        """A readable summary."""
+        """Return a readable summary."""
         lines = [
             "# Compression",
             "",
@@ -167,13 +171,13 @@ class Report:
         return [f"- time in the engine: {before} before, {predicted} predicted, {measured} measured"]
 
     def _proof(self) -> str:
-        """What is known of the choice, and of what."""
+        """Describe what is proven about the choice."""
         bound = "no bound" if self.gap is None else f"bound {self.bound:.6g}, gap {self.gap:.3%}"
         known = "proven optimal for the predicted loss" if self.status == "OPTIMAL" else "not proven optimal"
         return f"- choice: {self.status} by {self.solver}: {known} ({bound})"
 
     def _tried(self) -> list[str]:
-        """The guard's table."""
+        """Table of the guard's candidates."""
         if not self.candidates:
             return []
         lines = [
@@ -204,13 +208,13 @@ class Report:
 def by_reason(
     skipped: Mapping[str, str], size_bytes: Mapping[str, float], whole_bytes: float, most: int = 3
 ) -> list[str]:
-    """A line for each reason why something stays as it is, with its share of the bytes and at most so many names.
+    """One line for each reason why something stays unchanged, with its share of the bytes and a few names.
 
     Args:
         skipped: name → reason.
-        size_bytes: name → bytes; empty where they are not known (reports of earlier versions).
-        whole_bytes: of the whole model.
-        most: names in a line.
+        size_bytes: name → bytes; empty if unknown (reports of earlier versions).
+        whole_bytes: bytes of the whole model.
+        most: maximum number of names in a line.
 
     >>> by_reason({"a": "a vector", "b": "a vector", "c": "empty"}, {"a": 6, "b": 4, "c": 0}, 1000, most=1)
     ['2 × a vector (1 % of the bytes): a, …', 'empty (0 % of the bytes): c']

@@ -1,9 +1,9 @@
-"""The folder of a run that may be cut: every step is done once, and again only when something it depends on changed.
+"""The folder of a resumable run: every step runs once, and again only if something that it depends on has changed.
 
-A journal, ``run.json``, says for every step which digests its value was made from, how long it took over all
-attempts, and whether it is finished. What always holds: a value is reused only with the very key that it was made
-with; the key is taken out of the journal before a value is replaced, and put in after the new one is written, so a
-process that dies in between loses time and never mixes two runs.
+A journal, ``run.json``, records for every step the digests of its inputs (its key), how long it took over all
+attempts, and whether it is finished. A value is reused only with exactly the same key. The step is marked as
+unfinished before its value is replaced and as finished after the new value is written, so a process that dies in
+between loses time but never mixes two runs.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from qcompress.identity import identify
 JOURNAL = "run.json"
 FILE_KIND = FileKind("qcompress run", version=1)
 BEAT_EVERY_S = 2.0
-_EARLIER = "settings.json"  # what a run folder had before there was a journal
+_EARLIER = "settings.json"  # written by versions without a journal
 
 Value = TypeVar("Value")
 Told = TypeVar("Told")
@@ -34,7 +34,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Kept(Generic[Value]):
-    """How the value of a step is kept: a file name in the folder, ``save(value, path)`` and ``load(path)``."""
+    """How the value of a step is stored: a file name in the folder, ``save(value, path)`` and ``load(path)``."""
 
     file: str
     save: Callable[[Value, Path], object]
@@ -42,15 +42,15 @@ class Kept(Generic[Value]):
 
 
 class RunFolder:
-    """The values of a run as files, or a run that keeps nothing (``path`` None).
+    """The values of a run as files; with ``path`` None, nothing is stored.
 
     Attributes:
         path: the folder, or None.
-        wall_s: step → seconds that it took, over all attempts at it.
+        wall_s: step → seconds it took over all attempts.
 
     Raises:
         OptionsError: the folder cannot be written, or holds a run of an earlier version.
-        FileFormatError: its journal is not a whole one.
+        FileFormatError: the journal is incomplete.
 
     >>> import tempfile, pathlib
     >>> folder, kept = tempfile.mkdtemp(), Kept("note.txt", lambda text, path: path.write_text(text), Path.read_text)
@@ -66,7 +66,7 @@ class RunFolder:
         self.path = None if path is None else Path(path)
         self.wall_s: dict[str, float] = {}
         self._steps: dict[str, dict[str, Any]] = {}
-        self._running: tuple[str, float, float] | None = None  # step, when this attempt began, seconds before it
+        self._running: tuple[str, float, float] | None = None  # step, start of attempt, earlier seconds
         self._last_beat = 0.0
         self._warned: set[str] = set()
         if self.path is not None:
@@ -85,18 +85,18 @@ class RunFolder:
         key: Mapping[str, Any],
         kept: Kept[Value],
     ) -> Value:
-        """The value of a step: from the folder if it was made with the same key, else made and kept there.
+        """Return the value of a step: loaded if it was made with the same key, otherwise made and stored.
 
         Args:
-            step: its name.
-            make: makes the value; given the path of a file or folder in which it may keep how far it is. What is
-                still there afterwards says that the step was ended early: its value is kept, and the next run goes on
-                from it.
+            step: name of the step.
+            make: function that makes the value. Its argument is the path of a file or folder for intermediate progress.
+                If this path still exists afterwards, the step ended early: its value is stored, and the next run
+                resumes from it.
             key: name → value of everything that the step's value depends on (see `qcompress.identity.identify`).
-            kept: how the value is kept.
+            kept: how the value is stored.
 
         Warns:
-            UncheckedWarning: something of the key cannot be looked into, so a change of it would go unnoticed.
+            UncheckedWarning: a value of the key cannot be inspected, so a change of it would go unnoticed.
         """
         if self.path is None:
             with self.timed(step):
@@ -113,7 +113,7 @@ class RunFolder:
             self.wall_s[step] = earlier["wall_s"]
             return value
         if changed:
-            _logger.info("%s: %s is made anew, for another %s", self.path, kept.file, ", ".join(changed))
+            _logger.info("%s: %s is made again, for another %s", self.path, kept.file, ", ".join(changed))
             _remove(part)
         self._steps[step] = {"key": digests, "wall_s": 0.0 if changed else earlier["wall_s"], "done": False}
         self._write()
@@ -126,7 +126,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def timed(self, step: str) -> Iterator[None]:
-        """A ``with`` block whose time adds to that of a step."""
+        """A ``with`` block whose time is added to that of a step."""
         before, begun = self._steps.get(step, {}).get("wall_s", self.wall_s.get(step, 0.0)), time.perf_counter()
         self._running = (step, begun, before)
         try:
@@ -138,7 +138,7 @@ class RunFolder:
                 self._write()
 
     def watched(self, callback: Callable[[Told], None] | None) -> Callable[[Told], None]:
-        """A progress callback that also notes the time of the running step, so that a killed process leaves it."""
+        """Wrap a progress callback so that it also saves the running step's time, in case the process is killed."""
 
         def tell(progress: Told) -> None:
             if self._running is not None and time.perf_counter() - self._last_beat > BEAT_EVERY_S:
@@ -163,8 +163,8 @@ class RunFolder:
         if new := [item for item in unchecked if item not in self._warned]:
             self._warned.update(new)
             warnings.warn(
-                f"{step} depends on something that cannot be checked ({'; '.join(new)}): if that changed since the "
-                f"run in {self.path}, delete the folder, or the result may be the earlier one's",
+                f"{step} depends on something that cannot be checked ({'; '.join(new)}): if it changed since the "
+                f"run in {self.path}, delete the folder, otherwise an outdated result may be reused",
                 UncheckedWarning,
                 stacklevel=2,
             )
@@ -176,8 +176,8 @@ class RunFolder:
             if not (path / JOURNAL).exists():
                 if (path / _EARLIER).exists():
                     raise OptionsError(
-                        f"{path} holds the run of an earlier version ({_EARLIER}), which cannot be checked against "
-                        "this one; choose another folder or delete that one"
+                        f"{path} holds a run of an earlier version ({_EARLIER}), which cannot be resumed; choose "
+                        "another folder or delete this one"
                     )
                 self._write()
         except OSError as error:
@@ -195,7 +195,7 @@ class RunFolder:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it, if it is there."""
+    """Remove a file, or a folder with its contents, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -1,4 +1,4 @@
-"""Numbers as callers give them: Python's, numpy's, or a tensor or array with one element."""
+"""Numbers as given by callers: Python or numpy numbers, or a tensor or array with one element."""
 
 import math
 from typing import Any
@@ -10,10 +10,10 @@ from qcompress.errors import OptionsError
 
 
 def as_number(value: Any, name: str, *, above: float, wanted: str = "") -> float:
-    """A finite number above ``above``; ``wanted`` says in the error what would be one.
+    """Return a finite number above ``above``; ``wanted`` describes valid values in the error message.
 
     Raises:
-        OptionsError: it is none.
+        OptionsError: ``value`` is not such a number.
 
     >>> as_number(np.float32(0.5), "share", above=0)
     0.5
@@ -25,10 +25,10 @@ def as_number(value: Any, name: str, *, above: float, wanted: str = "") -> float
 
 
 def as_whole(value: Any, name: str, *, least: int) -> int:
-    """A whole number from ``least``.
+    """Return a whole number of at least ``least``.
 
     Raises:
-        OptionsError: it is none.
+        OptionsError: ``value`` is not such a number.
 
     >>> as_whole(np.int64(3), "rounds", least=1)
     3
@@ -40,6 +40,6 @@ def as_whole(value: Any, name: str, *, least: int) -> int:
 
 
 def plain(value: Any) -> Any:
-    """The Python number in a scalar of numpy or torch; anything else as it is."""
+    """Return the Python number in a scalar of numpy or torch; anything else unchanged."""
     single = isinstance(value, np.generic) or (isinstance(value, (np.ndarray, Tensor)) and value.ndim == 0)
     return value.item() if single else value

@@ -1,4 +1,4 @@
-"""The steps of `compress` that an engine adds: only what it runs is searched, and its file is written and compared."""
+"""Steps of `compress` for an engine: search only what it supports, time it, and write and verify its file."""
 
 import itertools
 from collections.abc import Collection
@@ -26,23 +26,23 @@ from qcompress.steps import Request
 from solvers import Solver
 from solvers.composites.tied import Tied
 
-VERIFIED = 2  # samples that the engine's file is compared on
+VERIFIED = 2  # number of samples on which the engine's file is compared
 
 
 def engine_for(
     calibration: Calibration, target: str | Engine | None, output: AnyPath | None, budget: Collection[str] = ()
 ) -> Engine | None:
-    """The engine that is meant, if any, asked whether it takes the model.
+    """Return the target engine, if any, after checking that it supports the model.
 
     Raises:
-        OptionsError: an output without a target.
-        EngineError: no such engine, a model that it cannot take, or a budget for seconds that it does not measure.
+        OptionsError: an output was given without a target.
+        EngineError: the engine does not exist, does not support the model, or cannot measure seconds for a time budget.
         MissingError: a package of the engine is missing.
     """
     if target is None:
         if output is not None:
             raise OptionsError(
-                f"output={str(output)!r} is an engine's file: name the engine too, as target='llama.cpp'"
+                f"output={str(output)!r} is an engine's file: name the engine too, for example target='llama.cpp'"
             )
         return None
     engine = as_engine(target)
@@ -53,13 +53,13 @@ def engine_for(
 
 
 def legal(request: Request, run: RunFolder, measurement: Measurement) -> Measurement:
-    """The measurement with what the engine runs, the bytes of its file, and the seconds where a budget is for them."""
+    """Restrict the measurement to what the engine runs, with the bytes of its file and, if budgeted, its seconds."""
     engine = request.engine
     if engine is None:
         return measurement
     calibration, resources = request.calibration, dict(measurement.resources)
-    resources.pop(LATENCY, None)  # it is PyTorch's
-    resources.pop(BITS_PER_WEIGHT, None)  # it is of the weights that have a choice, which are others for an engine
+    resources.pop(LATENCY, None)  # measured in PyTorch, not in the engine
+    resources.pop(BITS_PER_WEIGHT, None)  # an engine may leave other weights a choice
     measurement = replace(measurement, resources=MappingProxyType(resources))
     measurement = with_resources(
         for_engine(engine, calibration.model, measurement, calibration.first_batch()), request.budget
@@ -77,9 +77,10 @@ def legal(request: Request, run: RunFolder, measurement: Measurement) -> Measure
 
 
 def timed(request: Request, run: RunFolder, model: nn.Module, measurement: Measurement) -> float | None:
-    """Seconds of the compressed model in the engine, where a budget is for them, on the batch that was timed.
+    """Seconds of the compressed model in the engine on the timed batch, or None without a time budget.
 
-    Taken in turn with the original, by whose time then it counts, so that a machine that got slower does not.
+    The original and the compressed model are timed alternately and the ratio is applied to the original's earlier time,
+    so that a machine that became slower does not distort the result.
     """
     engine = request.engine
     if engine is None or LATENCY not in request.budget:
@@ -90,16 +91,16 @@ def timed(request: Request, run: RunFolder, model: nn.Module, measurement: Measu
 
 
 def tying(engine: Engine | None, measurement: Measurement, solver: Solver) -> Solver:
-    """The solver, kept to what the engine ties."""
+    """Wrap the solver so that it respects the parts that the engine ties together."""
     ties = [] if engine is None else engine.ties(measurement.parts)
     return Tied(solver, tied=ties) if ties else solver
 
 
 def exported(request: Request, run: RunFolder, model: nn.Module) -> tuple[ExportedFile | None, Verification | None]:
-    """The engine's file of ``model``, written and compared on the first samples, where one is asked for.
+    """Write the engine's file of ``model`` and compare it on the first samples, if a file was requested.
 
     Raises:
-        VerificationError: the engine gives something else than was predicted; the file is left to be looked at.
+        VerificationError: the engine's outputs differ from the prediction; the file is kept for inspection.
     """
     engine, output = request.engine, request.output
     if engine is None or output is None:

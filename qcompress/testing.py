@@ -1,4 +1,4 @@
-"""Checks of what others add to qcompress: a transform keeps its promises, an engine's file is what was predicted.
+"""Checks for extensions of qcompress: that a transform meets its contract and an engine's files match predictions.
 
     from qcompress.testing import check_engine, check_transform
     check_transform(MyTransform(bits=1))
@@ -31,25 +31,26 @@ from qcompress.transforms.base import Target, Transform, Weight
 from solvers import solve
 
 SHAPES = ((1, 1), (1, 7), (3, 8), (12, 1), (16, 27), (33, 64))
-"""Channels and weights per channel: single, odd, and no multiple of eight."""
+"""Channels and weights per channel: single, odd, and not a multiple of eight."""
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SHARES = (0.0, 0.3, 0.7, 1.0)
-"""Budgets between the smallest and the largest file of an engine."""
+"""Budgets, as positions between the smallest and the largest file of an engine."""
 
 
 class CheckError(QcompressError, AssertionError):
-    """A transform or an engine does not do what it must."""
+    """A transform or an engine violates its contract."""
 
 
 def check_transform(transform: Transform) -> None:
     """Check a transform on weights of many shapes, then in a model that is measured, compressed, saved and loaded.
 
     Args:
-        transform: registered in `qcompress.options` or as an entry point, so that files can name it.
+        transform: transform registered in `qcompress.options` or as an entry point, so that files can name it.
 
     Raises:
-        CheckError: says which promise of `qcompress.transforms.base` was broken, and on which weight.
+        CheckError: the transform violates the contract of `qcompress.transforms.base`; the message says how and on
+            which weight.
 
     >>> from qcompress.transforms.quantize.prune_quantize import PruneQuantize
     >>> check_transform(PruneQuantize(bits=4, sparsity=0.5))
@@ -66,15 +67,15 @@ def check_transform(transform: Transform) -> None:
 
 
 def check_engine(engine: Engine, make_model: Callable[[], nn.Module], data: Sequence[object]) -> None:
-    """Check that an engine's files take the predicted bytes and give the predicted outputs, at several budgets.
+    """Check that an engine's files have the predicted sizes and outputs, at several budgets.
 
     Args:
-        engine: as it would be passed to ``compress(target=…)``.
-        make_model: gives a model that the engine takes, the same one every time.
-        data: batches for it.
+        engine: engine as it would be passed to ``compress(target=…)``.
+        make_model: function that returns a model supported by the engine, the same one every time.
+        data: batches for the model.
 
     Raises:
-        CheckError: a file differs from its prediction; says in what.
+        CheckError: a file differs from its prediction; the message says how.
     """
     with tempfile.TemporaryDirectory() as folder:
         files = (Path(folder) / str(number) for number in itertools.count())
@@ -101,7 +102,7 @@ def _smallest_file(engine: Engine, model: nn.Module, data: Sequence[object]) -> 
 
 
 def _weights() -> Iterator[Weight]:
-    """Weights of every shape and type, with what calibration gives; one of them is zero."""
+    """Yield weights of every shape and type, random and zero, with the statistics from calibration."""
     generator = torch.Generator().manual_seed(0)
     for (channels, per_channel), dtype in itertools.product(SHAPES, DTYPES):
         rows = torch.randn(channels, per_channel, generator=generator).to(dtype)
@@ -138,7 +139,7 @@ def _check_weight(transform: Transform, weight: Weight) -> None:
 
 
 def _check_in_a_model(transform: Transform) -> None:
-    """Measured, chosen wherever it fits, saved and loaded: the same outputs."""
+    """Measure, choose the transform wherever it fits, save and load: the outputs must be the same."""
 
     def network() -> nn.Module:
         with torch.random.fork_rng(devices=()):

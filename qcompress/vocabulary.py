@@ -1,13 +1,13 @@
-"""A vocabulary in blocks: an Embedding as several, of words of like frequency, each with a decision of its own.
+"""A vocabulary in blocks: an Embedding split into blocks of words of similar frequency, each compressed separately.
 
-Frequent words are worth more digits than rare ones. `split_vocabulary_` puts a `BlockedEmbedding` in the place of an
-Embedding: the same function, whose blocks are Embedding layers in their own right. So every block is measured, solved
-for, compressed, saved and loaded as any layer is, and the solver chooses its rank, sparsity and bits together with all
-other layers. Low-rank factors of a block are closest for its words' frequencies with ``low_rank(…, whitened=True)``.
+Frequent words deserve more precision than rare ones. `split_vocabulary_` replaces an Embedding by a `BlockedEmbedding`
+that computes the same function and whose blocks are Embedding layers. Every block is measured, compressed, saved and
+loaded like any other layer, and the solver chooses its rank, sparsity and bits together with all other layers. With
+``low_rank(…, whitened=True)``, a block's low-rank factors are weighted by the frequencies of its words.
 
-What is stored beside the blocks is the place of every word, once, as a buffer of two bytes a word (four beyond 32,767
-words); it is part of the model's fixed bytes. Source: GroupReduce (Chen et al., arXiv 1806.06950): blocks by frequency,
-weighted low rank in each, and words that move to the block whose subspace holds them best.
+Besides the blocks, the position of every word is stored once, as a buffer of two bytes per word (four beyond 32,767
+words), which is part of the model's fixed bytes. Source: GroupReduce (Chen et al., arXiv 1806.06950): blocks by
+frequency, weighted low rank in each block, and words moved to the block whose subspace represents them best.
 """
 
 import math
@@ -28,16 +28,16 @@ from qcompress.transforms.low_rank.words import Words
 Model = TypeVar("Model", bound=nn.Module)
 
 ROUNDS = 20
-LEAST_GAIN = 1e-3  # of the error, for another round of moving words
+LEAST_GAIN = 1e-3  # relative decrease of the error needed for another round
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VocabularyBlocks:
-    """Which block every word belongs to.
+    """Assignment of words to blocks.
 
     Attributes:
-        block: ``(words,)`` int64, from 0.
-        frequencies: ``(words,)`` float64, positive, with the sum 1.
+        block: ``(words,)`` int64, the block of each word, from 0.
+        frequencies: ``(words,)`` float64, positive, with sum 1.
         errors: relative error, weighted by frequency, before the first round of `refined_blocks` and after each one.
     """
 
@@ -47,20 +47,20 @@ class VocabularyBlocks:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Words in each block."""
+        """Number of words in each block."""
         return tuple(torch.bincount(self.block).tolist())
 
     @property
     def words(self) -> tuple[Tensor, ...]:
-        """The ids of each block, ascending."""
+        """The ids of each block, in ascending order."""
         return torch.split(self.block.argsort(stable=True), list(self.sizes))
 
 
 def count_words(batches: Iterable[Tensor], num_words: int) -> Tensor:
-    """How often each id is in the batches, ``(num_words,)`` int64.
+    """Count how often each id occurs in the batches, ``(num_words,)`` int64.
 
     Raises:
-        DataError: an id outside the vocabulary.
+        DataError: an id is outside the vocabulary.
 
     >>> count_words([torch.tensor([[0, 2], [2, 2]])], num_words=4)
     tensor([1, 0, 3, 0])
@@ -77,15 +77,15 @@ def count_words(batches: Iterable[Tensor], num_words: int) -> Tensor:
 def vocabulary_blocks(
     counts: Tensor | Sequence[float], num_blocks: int = 4, *, sizes: Sequence[int] | None = None
 ) -> VocabularyBlocks:
-    """Blocks of words by falling frequency; of equally frequent words the lower id comes first.
+    """Divide words into blocks of descending frequency; of equally frequent words the lower id comes first.
 
     Args:
-        counts: how often each word was seen. One is added to each: a word that was not seen may still come.
-        num_blocks: each has about twice the words of the one before.
-        sizes: words in each block instead.
+        counts: number of occurrences of each word. One is added to each, because an unseen word may still occur.
+        num_blocks: number of blocks; each has about twice as many words as the previous one.
+        sizes: number of words in each block, used instead of ``num_blocks``.
 
     Raises:
-        OptionsError: counts that are none, or sizes that do not add up to the vocabulary.
+        OptionsError: the counts are invalid, or the sizes do not add up to the vocabulary.
 
     >>> blocks = vocabulary_blocks([5, 0, 9, 1, 0, 2, 0], num_blocks=3)
     >>> [words.tolist() for words in blocks.words]
@@ -110,26 +110,26 @@ def vocabulary_blocks(
 def refined_blocks(
     blocks: VocabularyBlocks, weight: Tensor, rank: int, *, max_rounds: int = ROUNDS
 ) -> VocabularyBlocks:
-    """Words moved to the block whose subspace of that rank holds them best, so that the error at that rank falls.
+    """Move words to the block whose subspace of the given rank represents them best, so that the error falls.
 
-    A round fits every block's subspace for its words' frequencies and moves the words that gain, those that gain most
-    first, while every block keeps between half and twice the words it came with. The error never rises; the rounds
-    end when one lowers it by less than 0.1 %. ``errors`` says what came of it.
+    A round fits every block's subspace, weighted by word frequencies, and moves the words that gain, those with the
+    largest gain first. Every block keeps between half and twice its initial number of words. The error never rises; the
+    rounds end when one lowers it by less than 0.1 %. ``errors`` of the result records the progress.
 
     Args:
-        blocks: to start from.
+        blocks: the initial blocks.
         weight: ``(words, features)``.
-        rank: of all blocks, so that a word takes the same bytes wherever it is.
-        max_rounds: at most.
+        rank: rank of all blocks, so that a word takes the same number of bytes in each.
+        max_rounds: maximum number of rounds.
 
     Raises:
-        OptionsError: another vocabulary, or a rank that the smallest block cannot have.
+        OptionsError: the blocks belong to another vocabulary, or the rank exceeds that of the smallest block.
     """
     smallest = min(min(blocks.sizes), weight.shape[-1])
     if weight.ndim != 2 or len(weight) != len(blocks.block):
         raise OptionsError(f"the weight has the shape {tuple(weight.shape)}, the blocks have {len(blocks.block)} words")
     if not 1 <= rank <= smallest:
-        raise OptionsError(f"a rank to refine at must be from 1 to {smallest} here, found {rank}")
+        raise OptionsError(f"the rank must be from 1 to {smallest} here, found {rank}")
     rows = weight.detach().cpu().double()
     sizes = torch.tensor(blocks.sizes)
     block, lost = blocks.block, _lost(rows, blocks, rank)
@@ -147,7 +147,7 @@ def refined_blocks(
 
 
 def _lost(rows: Tensor, blocks: VocabularyBlocks, rank: int) -> Tensor:
-    """``(blocks, words)`` squared error of each word, weighted, by the subspace of each block."""
+    """``(blocks, words)`` weighted squared error of each word in the subspace of each block."""
     lost = []
     for words in blocks.words:
         target = Target(layer="Embedding", channels=len(words), per_channel=rows.shape[1], dtype=rows.dtype, macs=0)
@@ -158,13 +158,13 @@ def _lost(rows: Tensor, blocks: VocabularyBlocks, rank: int) -> Tensor:
 
 
 def _moved(block: Tensor, lost: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
-    """The words in the blocks that lose least of them, as far as the sizes allow."""
+    """Move words to the block with their least error, as far as the sizes allow."""
     best = lost.argmin(0)
     gain = lost.gather(0, block[None])[0] - lost.min(0).values
     sizes = torch.bincount(block, minlength=len(lost))
     movers = gain.argsort(descending=True, stable=True)
     movers = movers[gain[movers] > 0]
-    for side, room in ((block, sizes - lowest), (best, highest - sizes)):  # who may leave, then who may come
+    for side, room in ((block, sizes - lowest), (best, highest - sizes)):  # which words may leave, then which may enter
         place = torch.empty_like(movers)
         for number in range(len(lost)):
             same = side[movers] == number
@@ -176,10 +176,10 @@ def _moved(block: Tensor, lost: Tensor, lowest: Tensor, highest: Tensor) -> Tens
 
 
 class BlockedEmbedding(Foldable):
-    """An Embedding whose words fall into blocks, which are Embeddings of their own or what stands for them.
+    """An Embedding whose words are divided into blocks, which are Embeddings or their compressed replacements.
 
-    Every block is looked up for all positions, those of other blocks masked: shapes do not depend on the words, so
-    the module can be exported and its cost is known. No matrix of the whole vocabulary is made.
+    Every block is looked up for all positions, and positions of other blocks are masked. Shapes therefore do not depend
+    on the words, so that the module can be exported and its cost is known. No matrix of the whole vocabulary is built.
 
     >>> blocks = vocabulary_blocks([1, 5, 3], sizes=[1, 2])
     >>> blocked = BlockedEmbedding(nn.Embedding(3, 2, _weight=torch.tensor([[0.0, 1], [2, 3], [4, 5]])), blocks)
@@ -210,7 +210,7 @@ class BlockedEmbedding(Foldable):
             self.blocks.append(member)
         self.train(embedding.training)
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (as of an Embedding)
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (name of the argument of nn.Embedding)
         """``(…)`` ids → ``(…, features)``."""
         place = self.position.index_select(0, input.reshape(-1)).reshape(input.shape).long()
         features: Tensor | None = None
@@ -225,7 +225,7 @@ class BlockedEmbedding(Foldable):
         return features
 
     def to_dense(self) -> nn.Embedding:
-        """One Embedding, its words in their own order."""
+        """Return one Embedding with its words in the original order."""
         members = [block.to_dense() if isinstance(block, Foldable) else block for block in self.blocks]
         weight = torch.cat([layers.weight_of(member).detach() for member in members])
         sparse = any(bool(member.sparse) for member in members)
@@ -234,19 +234,19 @@ class BlockedEmbedding(Foldable):
         return dense.train(self.training)
 
     def extra_repr(self) -> str:
-        """As an Embedding's, with the sizes of the blocks."""
+        """Same as for an Embedding, with the sizes of the blocks."""
         return f"{self.num_embeddings}, {self.embedding_dim}, sizes={list(self.sizes)}"
 
 
 def split_vocabulary_(model: Model, name: str, blocks: VocabularyBlocks) -> Model:
-    """Put a `BlockedEmbedding` in the place of the Embedding called ``name``, in place; do so before measuring.
+    """Replace the Embedding called ``name`` by a `BlockedEmbedding`, in place; do this before measuring.
 
-    `load_compressed` takes a ``model_factory`` that does the same with blocks of the same sizes: which word is where
-    comes from the file. `qcompress.fold_` gives one dense Embedding back.
+    For `load_compressed`, use a ``model_factory`` that does the same with blocks of the same sizes; the assignment of
+    words is read from the file. `qcompress.fold_` restores one dense Embedding.
 
     Raises:
         ModelError: there is no such Embedding, or it shares its weight or changes it when it runs.
-        OptionsError: the blocks are of another vocabulary.
+        OptionsError: the blocks belong to another vocabulary.
 
     >>> model = nn.Sequential(nn.Embedding(6, 4), nn.Linear(4, 2))
     >>> split_vocabulary_(model, "0", vocabulary_blocks([9, 1, 1, 7, 1, 1], sizes=[2, 4]))
@@ -288,7 +288,7 @@ def split_vocabulary_(model: Model, name: str, blocks: VocabularyBlocks) -> Mode
 
 
 def _is_embedding(module: nn.Module | None) -> bool:
-    """Whether it looks words up as PyTorch's Embedding does, whatever its class is called."""
+    """Whether a module looks words up as PyTorch's Embedding does, whatever its class is called."""
     return isinstance(module, nn.Embedding) and layers.is_plain(module)
 
 

@@ -44,7 +44,7 @@ def test_the_log_says_what_is_reused_and_what_differs(tmp_path: Path, caplog: py
     for key in ({"data": 1, "loss": 2}, {"data": 1, "loss": 2}, {"data": 3, "loss": 2}):
         RunFolder(tmp_path).once("step", Maker(), key=key, kept=KEPT)
     told = [record.message.removeprefix(f"{tmp_path}: ") for record in caplog.records]
-    assert told == ["value.txt is reused", "value.txt is made anew, for another data"]
+    assert told == ["value.txt is reused", "value.txt is made again, for another data"]
 
 
 def test_without_a_folder_nothing_is_kept_and_no_key_is_looked_at() -> None:

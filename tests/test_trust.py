@@ -130,7 +130,7 @@ def test_data_that_cannot_be_split_is_told() -> None:
     measurement = measure(model, data, BITS)
     given = {name: value for name, value in QUICK.items() if name != "options"}
     assert any(
-        "may have seen" in own for own in compress(model, data, **given, measurement=measurement).report.warnings
+        "may have used" in own for own in compress(model, data, **given, measurement=measurement).report.warnings
     )
 
 
@@ -139,9 +139,9 @@ def test_what_is_fitted_to_fewer_inputs_than_a_layer_has_is_told_with_the_number
     options = prune_quantize(bits=(3, 4), sparsity=(0,), compensated=True)
     result = compress(model, [torch.randn(40, 48)], budget={"bytes": 0.2}, options=options, time_limit=2, guard=False)
     (warning,) = result.report.warnings
-    assert "1 of 2 parts were fitted to fewer calibration inputs than their inputs have numbers" in warning
+    assert "1 of 2 parts were fitted to fewer calibration inputs than the dimension of their input" in warning
     assert "('0': 40 for 48)" in warning
-    assert "48 samples like these would do (now 40)" in warning
+    assert "48 samples like these would be enough (now 40)" in warning
     enough = compress(model, [torch.randn(48, 48)], budget={"bytes": 0.2}, options=options, guard=False, time_limit=2)
     assert not list(of_inputs(enough.measurement, enough.solution))
 
