@@ -1,4 +1,4 @@
-"""Hidden states of all samples between two blocks, in a file: written once in order, read in any."""
+"""Hidden states of all samples between two blocks, in a file: written once in order, read in any order."""
 
 import contextlib
 import itertools
@@ -13,12 +13,12 @@ from qcompress.model.tensors import bytes_of
 
 
 class Activations:
-    """One tensor a sample, of known shapes.
+    """A file with one tensor of known shape per sample.
 
     Args:
-        path: of the file; it is there once all samples are.
-        shapes: of the samples' tensors.
-        dtype: of all.
+        path: path of the file, which appears once all samples are written.
+        shapes: shapes of the samples' tensors.
+        dtype: dtype of all tensors.
 
     >>> import tempfile
     >>> states = Activations(Path(tempfile.mkdtemp()) / "states.bin", [(2,), (1, 3)], torch.bfloat16)
@@ -42,7 +42,7 @@ class Activations:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Callable[[Tensor], None]]:
-        """A function that takes the samples' tensors, one after the other; the file is there when the block ends."""
+        """Context manager with a function that takes the samples' tensors in order; creates the file at its end."""
         with replacing(self.path) as file:
             shapes = iter(self._shapes)
 
@@ -53,7 +53,7 @@ class Activations:
             yield put
 
     def read(self, sample: int) -> Tensor:
-        """The tensor of a sample."""
+        """Read the tensor of a sample."""
         start, stop = self._starts[sample : sample + 2]
         with self.path.open("rb") as file:
             file.seek(start)
@@ -61,5 +61,5 @@ class Activations:
         return torch.frombuffer(numbers, dtype=self._dtype).view(self._shapes[sample])
 
     def delete(self) -> None:
-        """Remove the file, if it is there."""
+        """Delete the file if it exists."""
         self.path.unlink(missing_ok=True)

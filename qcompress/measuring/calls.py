@@ -1,4 +1,4 @@
-"""The calls of layers in one forward pass, and what a layer would give for another weight."""
+"""The calls of layers in one forward pass, and the output a layer would give with another weight."""
 
 import contextlib
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ class Call:
 
     Attributes:
         module: the layer.
-        args, kwargs: what went in.
-        output: what came out, without gradient.
+        args, kwargs: arguments of the call.
+        output: output of the call, without gradient.
         handle: zeros that were added to the output, so that their gradient is the output's; None where autograd is
-            off altogether (inference mode).
-        autocast: device type and dtype of the automatic casting that the call ran under, or None.
+            disabled altogether (inference mode).
+        autocast: device type and dtype of the autocast that the call ran under, or None.
     """
 
     module: nn.Module
@@ -35,11 +35,11 @@ class Call:
 
 @dataclass(slots=True)
 class Recorder:
-    """Notes the calls of layers and makes their outputs differentiable.
+    """Records the calls of layers and makes their outputs differentiable.
 
     Attributes:
         calls: path of a module → its calls, in order.
-        odd: path of a module → why its calls could not be noted.
+        odd: path of a module → why its calls could not be recorded.
     """
 
     calls: dict[str, list[Call]] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def recording(self, model: nn.Module, paths: list[str]) -> Iterator[None]:
-        """Listen to these modules, before any other hook of theirs does."""
+        """Context manager that records these modules; its hooks run before any other hook of theirs."""
         hooks = [
             model.get_submodule(path).register_forward_hook(self._hook(path), with_kwargs=True, prepend=True)
             for path in paths
@@ -59,7 +59,7 @@ class Recorder:
                 hook.remove()
 
     def of(self, paths: tuple[str, ...]) -> list[Call]:
-        """The calls of these modules."""
+        """Return the calls of these modules."""
         return [call for path in paths for call in self.calls.get(path, [])]
 
     def _hook(self, path: str) -> Any:
@@ -72,7 +72,7 @@ class Recorder:
                 noted.append(Call(module, args, kwargs, output.clone(), None, autocast_of(output)))
                 return output
             with torch.enable_grad():
-                # adding a broadcast zero leaves the output as it is, whatever is done to it in place later
+                # adding a broadcast zero does not change the output, whatever is done to it in place later
                 handle = (
                     torch.zeros((), dtype=output.dtype, device=output.device).requires_grad_(True).expand_as(output)
                 )
@@ -83,10 +83,10 @@ class Recorder:
 
 
 def response(call: Call, change: Tensor, activations: Activations | None = None) -> Tensor:
-    """How the output of a call changes when ``change`` is added to the layer's weight and its activations are rounded.
+    """Change of a call's output when ``change`` is added to the layer's weight and its activations are rounded.
 
-    A layer of PyTorch's own is linear in its weight and is run once, on the change alone; any other is run with both
-    weights.
+    One of PyTorch's own layers is linear in its weight and is run once, on the change alone; any other layer is run
+    with both weights.
     """
     if activations is not None:
         weight = layers.weight_of(call.module).detach()
@@ -98,7 +98,7 @@ def response(call: Call, change: Tensor, activations: Activations | None = None)
 
 
 def rerun(call: Call, weight: Tensor, *, bias: bool = True, activations: Activations | None = None) -> Tensor:
-    """The layer's output for its recorded input with another weight, under the call's automatic casting, past hooks."""
+    """The layer's output for its recorded input with another weight, under the same autocast and without hooks."""
     module, parameters = call.module, call.module._parameters
     changed = {**parameters, "weight": weight}
     if not bias and (bias_now := parameters.get("bias")) is not None:
@@ -117,6 +117,6 @@ def rerun(call: Call, weight: Tensor, *, bias: bool = True, activations: Activat
 
 
 def autocast_of(output: Tensor) -> tuple[str, torch.dtype] | None:
-    """Device type and dtype of the automatic casting that an output came from, or None."""
+    """Device type and dtype of the autocast that an output was computed under, or None."""
     device = output.device.type
     return (device, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None

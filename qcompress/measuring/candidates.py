@@ -1,8 +1,8 @@
-"""The options of every part of a model, and the change of the weight that each one makes.
+"""The options of every part of a model, and the change of the weight that each option makes.
 
-Every weight is encoded once per option; what is left of the options is kept as it would be stored, a few bits a weight,
-and decoded whenever it is asked for (of small models only once). Changes are taken from the weights that the model has:
-at first the original's, later those of a choice that was made (`qcompress.remeasure`).
+Every weight is encoded once per option. The encoded options are kept in their stored form, a few bits per weight, and
+decoded on demand (for small models only once). Changes are relative to the current weights of the model: at first the
+original's, later those of a given choice (`qcompress.remeasure`).
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from qcompress.options import Options
 from qcompress.transforms.activations import Activations
 from qcompress.transforms.base import Ranges, Transform
 
-DECODED = 1 << 28  # bytes of decoded options that are kept
+DECODED = 1 << 28  # bytes of decoded options that are cached
 
 
 Codes = dict[tuple[int, int], dict[str, Tensor]]
@@ -31,15 +31,15 @@ Codes = dict[tuple[int, int], dict[str, Tensor]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeProgress:
-    """How far working out the options has come.
+    """Progress of encoding the options.
 
     Attributes:
-        part: the one just done.
-        parts, total_parts: how many are done, and are.
-        elapsed_s: so far.
-        remaining_s: forecast, by the weights that are left; None after the first part, in whose time kernels may have
-            been compiled.
-        size_bytes: of the arrays that are held.
+        part: name of the part just finished.
+        parts, total_parts: number of parts finished, and of all parts.
+        elapsed_s: seconds elapsed.
+        remaining_s: forecast of the remaining seconds from the weights left; None after the first part, whose time may
+            include compiling kernels.
+        size_bytes: bytes of the arrays held.
     """
 
     part: str
@@ -52,12 +52,12 @@ class EncodeProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """A weight with all its parts: one, or its blocks of output channels in order.
+    """A weight with all its parts: one part, or its blocks of output channels in order.
 
     Attributes:
         modules: paths of the modules that share the weight.
-        parts: indices into the candidates' parts, ascending rows.
-        parameter: the weight's name in them.
+        parts: indices into the candidates' parts, in ascending order of rows.
+        parameter: name of the weight in these modules.
     """
 
     modules: tuple[str, ...]
@@ -65,20 +65,20 @@ class Layer:
     parameter: str = WEIGHT
 
     def site(self, model: nn.Module) -> Site:
-        """Where the weight is in ``model``."""
+        """Return where the weight is in ``model``."""
         return Site(model.get_submodule(self.modules[0]), self.parameter)
 
 
 class Candidates:
-    """Parts, their options, and the changes these make to the weights that a model has.
+    """Parts, their options, and the changes that these make to the current weights of a model.
 
     Args:
-        model: with the options of ``standing`` in its weights.
-        parts: of it.
+        model: the model, with the options of ``standing`` in its weights.
+        parts: parts of the model.
         transforms: the options of each part.
-        rows: (part, option) → what the option makes of the part's rows.
-        standing: option of each part that its weight is at; option 0 keeps the original's.
-        codes: (part, option) → its arrays as they would be written, where they are at hand.
+        rows: function from (part, option) to the part's rows under the option.
+        standing: current option of each part; option 0 keeps the original's rows.
+        codes: (part, option) → the encoded arrays, where available.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Candidates:
 
     @property
     def num_options(self) -> int:
-        """V."""
+        """Number of options of all parts, V."""
         return int(self.offsets[-1])
 
     def change(self, part: int, option: int) -> Tensor:
@@ -120,12 +120,12 @@ class Candidates:
         return torch.zeros_like(rows) if option == self.standing[part] else self._rows(part, option) - rows
 
     def changing(self, layer: Layer) -> list[int]:
-        """Indices of options that change some part of a layer."""
+        """Return the indices of options that change some part of a layer."""
         most = max(len(self.transforms[part]) for part in layer.parts)
         return [option for option in range(most) if any(option != self.standing[part] for part in layer.parts)]
 
     def layer_change(self, layer: Layer, option: int) -> Tensor:
-        """The change of the whole weight when every part takes its ``option``-th option, where it has one."""
+        """Return the change of the whole weight when every part that has an ``option``-th option takes it."""
         rows = [
             self.change(part, option)
             if option < len(self.transforms[part])
@@ -135,14 +135,14 @@ class Candidates:
         return layer.site(self._model).from_rows(torch.cat(rows))
 
     def activations(self, layer: Layer, option: int) -> Activations | None:
-        """How the layer's activations are rounded when its part takes the option; blocks of a layer round nothing."""
+        """How the layer's activations are rounded under the option; None for layers split into blocks."""
         if len(layer.parts) > 1 or option >= len(self.transforms[layer.parts[0]]):
             return None
         return self.transforms[layer.parts[0]][option].activations
 
     @contextlib.contextmanager
     def applied(self, part: int, option: int) -> Iterator[None]:
-        """The model with one option of one part in place; put back exactly afterwards."""
+        """Context manager that puts one option of one part into the model; exactly restored afterwards."""
         measured_part = self.parts[part]
         site = measured_part.site(self._model)
         original = site.weight.detach().clone()
@@ -173,21 +173,21 @@ def fitted(
     decoded_bytes: int = DECODED,
     ranges: Mapping[str, Ranges] = MappingProxyType({}),
 ) -> tuple[Candidates, NDArray[np.float64]]:
-    """The options that are of use for each part of the original model, and the ``(V,)`` squared errors of all.
+    """Collect the useful options of each part of the original model, and the ``(V,)`` squared errors of all options.
 
     Args:
-        model: the original.
-        parts: of it.
-        options: what is on offer, for all parts or by their names.
-        moments: of the inputs of the layers for which something on offer needs them, by `Part.path`.
-        num_inputs: of how many inputs they are the mean.
-        squares: mean squares of the input columns of layers, by the same path.
+        model: the original model.
+        parts: parts of the model.
+        options: options on offer, for all parts or by part name.
+        moments: second moments of the inputs of layers with an option that needs them, by `Part.path`.
+        num_inputs: number of inputs that the moments are averaged over.
+        squares: mean squares of the input columns of layers, by `Part.path`.
         on_encode: called after every part.
-        decoded_bytes: of decoded options that are kept, so that they are not decoded every time they are asked for.
-        ranges: of the layers' activations, by the same path.
+        decoded_bytes: bytes of decoded options to cache.
+        ranges: ranges of the layers' activations, by `Part.path`.
 
     Raises:
-        ModelError: a weight is not finite.
+        ModelError: A weight is not finite.
     """
     codes: Codes = {}
     work = np.cumsum([_work(part, moments) for part in parts])
@@ -235,7 +235,7 @@ def fitted(
 
 
 def _work(part: Part, moments: Mapping[str, Tensor]) -> float:
-    """About how long the options of a part take: compensation goes over all inputs for every weight."""
+    """Relative time to encode the options of a part: compensation visits all inputs for every weight."""
     input_moments = moments.get(part.path)
     return part.target.num_weights * (
         1.0 + (len(input_moments) / 32 if input_moments is not None and input_moments.ndim == 2 else 0.0)

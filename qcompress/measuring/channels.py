@@ -1,8 +1,8 @@
 """Measure how many channels of every coupled set should stay: parts are sets, options are counts.
 
-Removing channels is no small change, so every option is tried: the weights that read a set are those of the smaller
-network, the rest of the network runs again, and the true loss is taken. Which units an option takes out is settled
-before, by their scores.
+Removing channels is a large change, so every option is evaluated directly: the weights that read a set are replaced by
+those of the smaller network, the rest of the network is run again, and the true loss is computed. The units that an
+option removes are fixed beforehand, by their scores.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ def offers_channels(offered: Offered) -> bool:
     """Whether channels are on offer.
 
     Raises:
-        OptionsError: beside something else.
+        OptionsError: Channels are offered together with other options.
     """
     kinds = {isinstance(offer, KeepChannels) for options in offered.by_pattern.values() for offer in options.offers}
     if kinds == {True, False}:
@@ -65,19 +65,19 @@ def measure_channels(
     cache: AnyPath | None = None,
     on_progress: Callable[[MeasureProgress], None] | None = None,
 ) -> Measurement:
-    """What `qcompress.measure` gives for options of channels.
+    """`qcompress.measure` for options that remove channels.
 
     Args:
         calibration: model, data, forward, loss and seed.
         offered: `qcompress.prune_channels` by pattern.
-        accumulate: adds up costs and effects over the data.
-        method: as of `qcompress.measure`; options are tried whatever it says, but ``"sampled"`` cannot be meant.
-        cache: as there.
-        on_progress: as there.
+        accumulate: function that sums costs and effects over the data.
+        method: same as in `qcompress.measure`; options are always evaluated directly, but ``"sampled"`` is refused.
+        cache: same as in `qcompress.measure`.
+        on_progress: same as in `qcompress.measure`.
 
     Raises:
-        ModelError: no channel of the model can be removed.
-        OptionsError: ``method="sampled"``.
+        ModelError: No channel of the model can be removed.
+        OptionsError: The method is ``"sampled"``.
     """
     if method == "sampled":
         raise OptionsError("options of channels are tried one by one: method='sampled' has no gradient for them")
@@ -132,7 +132,7 @@ def measure_channels(
 
 
 def _use_tables(uses: Uses, transforms: Sequence[Sequence[Transform]]) -> dict[str, Any]:
-    """What a measurement says of uses: of options alone, of what is fixed, and of two options together."""
+    """The measurement's fields on resource use: fixed, by single option, and by pairs of options."""
     tables = {name: uses.tables(name, [_counts(options) for options in transforms]) for name in ("bytes", "macs")}
     return {
         "fixed": MappingProxyType({name: table[0] for name, table in tables.items()}),
@@ -142,7 +142,7 @@ def _use_tables(uses: Uses, transforms: Sequence[Sequence[Transform]]) -> dict[s
 
 
 def _skipped(model: nn.Module, kept: Mapping[str, str]) -> tuple[Skipped, ...]:
-    """Layers whose channels stay, and why."""
+    """The layers whose channels stay, with the reasons."""
     sizes = {item.name: size_bytes(item.tensor) for item in held_tensors(model)}
     return tuple(
         Skipped(name=name, size_bytes=sizes.get(f"{name}.weight", 0), reason=why) for name, why in kept.items()
@@ -150,7 +150,7 @@ def _skipped(model: nn.Module, kept: Mapping[str, str]) -> tuple[Skipped, ...]:
 
 
 class ChannelCandidates(Candidates):
-    """Options of sets as `qcompress.measuring.direct.Direct` tries them."""
+    """Options of sets in the form that `qcompress.measuring.direct.Direct` evaluates."""
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class ChannelCandidates(Candidates):
 
     @property
     def size_bytes(self) -> NDArray[np.float64]:
-        """``(V,)`` bytes of the network with an option alone."""
+        """``(V,)`` bytes of the network with each option alone."""
         whole = [item.num_units for item in self._sets]
         alone = [
             [*whole[:place], kept, *whole[place + 1 :]]
@@ -179,7 +179,7 @@ class ChannelCandidates(Candidates):
 
     @contextlib.contextmanager
     def applied(self, part: int, option: int) -> Iterator[None]:
-        """The model with units of one set masked, as an option says; put back exactly afterwards."""
+        """Context manager that masks units of one set as an option says; exactly restored afterwards."""
         item, transform = self._sets[part], self.transforms[part][option]
         assert isinstance(transform, RemoveChannels)  # noqa: S101
         tensors = {axis.tensor: self._tensors[axis.tensor] for axis in item.axes if axis.reads}
@@ -223,7 +223,7 @@ def _moments(
     sets: Sequence[CoupledSet],
     offers: Mapping[str, list[KeepChannels]],
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Second moments of the layers that read a set, where an offer takes them."""
+    """Second moments of the layers that read a set, for offers that need them."""
     paths = {
         reader.path
         for item in sets
@@ -248,7 +248,7 @@ def _orders(
     offers: Mapping[str, list[KeepChannels]],
     moments: Mapping[str, Tensor],
 ) -> dict[str, dict[str, list[int]]]:
-    """Name of a set → scores → its units in the order in which they go."""
+    """Name of a set → kind of score → its units in order of removal."""
     model, orders = calibration.model, {item.name: dict[str, list[int]]() for item in sets}
     asked = {offer.scores for options in offers.values() for offer in options}
     felt = (
@@ -269,7 +269,7 @@ def _orders(
 def _options(
     item: CoupledSet, offers: Sequence[KeepChannels], orders: Mapping[str, list[int]]
 ) -> tuple[Transform, ...]:
-    """Keep all, then what is on offer, most units first, each count once."""
+    """Keep all units first, then the offered counts in descending order, each count once."""
     by_count: dict[int, Transform] = {}
     for offer in sorted(offers, key=lambda offer: -offer.keep):
         if (kept := offer.kept(item.num_units)) < item.num_units:
@@ -279,7 +279,7 @@ def _options(
 
 
 def _parts(model: nn.Module, sets: Sequence[CoupledSet]) -> tuple[Part, ...]:
-    """Sets as parts: the layers that read a set are its modules, for what changes begins there."""
+    """Sets as parts; their modules are the layers that read the set, because changes take effect from there on."""
     tensors = {item.name: item.tensor for item in held_tensors(model)}
     parts = []
     for item in sets:

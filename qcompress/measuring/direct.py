@@ -1,7 +1,7 @@
-"""Effects by trying: every option is put into the model alone, and the true loss is taken.
+"""Effects by direct evaluation: every option is put into the model alone, and the true loss is computed.
 
-Only the part of the network behind the changed module is run again (`qcompress.measuring.replay`). The pair terms
-come from the change ``J_v`` of the output: exactly where outputs have few numbers, else by random probes.
+Only the part of the network after the changed module is run again (`qcompress.measuring.replay`). The pair terms come
+from the change ``J_v`` of the output: exactly if outputs have few numbers, else by random probes.
 """
 
 from collections.abc import Iterator
@@ -18,13 +18,13 @@ from qcompress.measuring.replay import RecordedCalls
 from qcompress.model import forward as forwards
 from qcompress.model.losses import Loss
 
-SAME_RUN = 1e-2  # relative to what the change does; a shortcut that is right repeats the very same operations
+SAME_RUN = 1e-2  # relative to the effect of the change; a valid shortcut repeats exactly the same operations
 
 
 class Direct:
-    """Tries options on batches; remembers which parts can be replayed from their own module on."""
+    """Evaluates options on batches; remembers which parts can be replayed from their own module on."""
 
-    tried: ClassVar[dict[str, str]] = {}  # beside what it always does
+    tried: ClassVar[dict[str, str]] = {}  # empty: all options are evaluated directly anyway
 
     def __init__(self, model: nn.Module, candidates: Candidates, loss: Loss, forward: forwards.Forward | None) -> None:
         self._model, self._candidates, self._loss, self._forward = model, candidates, loss, forward
@@ -33,15 +33,15 @@ class Direct:
         self._point: Tensor | None = None
 
     def batch_effects(self, batch: Any, generator: torch.Generator, reference: Tensor | None = None) -> Effects:
-        """What a batch shows.
+        """Compute the costs and effects of all options on a batch.
 
         Args:
-            batch: of the data.
-            generator: of random probes.
-            reference: the original's outputs, where the model is not the original.
+            batch: a batch of the data.
+            generator: generator for random probes.
+            reference: outputs of the original, if the model is not the original.
 
         Raises:
-            ModelError: an option's loss is not finite; names it.
+            ModelError: The loss of an option is not finite; the message names the option.
         """
         candidates = self._candidates
         point = self.record(batch)
@@ -62,16 +62,16 @@ class Direct:
         return Effects(cost, exact_effects(self._loss, changes, points, batch), len(point), softened)
 
     def record(self, batch: Any) -> Tensor:
-        """The outputs of a batch as the model stands; options are tried against this run."""
+        """Run a batch with the current weights; options are compared with this run."""
         self._shortcut = {}
         self._point = self._replay.record(lambda: forwards.run(self._model, batch, self._forward))
         return self._point
 
     def changes(self, part: int, batch: Any, reference: Tensor | None = None) -> Iterator[tuple[int, float, Tensor]]:
-        """Flat index, rise of the batch's loss and change of its outputs, for every option that changes a part.
+        """Flat index, loss increase of the batch and change of its outputs, for every option that changes a part.
 
         Raises:
-            ModelError: an option's loss is not finite; names it.
+            ModelError: The loss of an option is not finite; the message names the option.
         """
         candidates, point = self._candidates, self._point
         assert point is not None  # noqa: S101
@@ -89,7 +89,7 @@ class Direct:
             yield int(candidates.offsets[part]) + option, rise, output - point
 
     def _output(self, part: int, batch: Any, point: Tensor) -> Tensor:
-        """The output with a changed part; the first time in a batch by both ways, to see whether the shortcut holds."""
+        """Output with a changed part; the first time in a batch it is computed both ways, to check the shortcut."""
 
         def full() -> Tensor:
             with torch.no_grad():

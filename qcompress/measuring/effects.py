@@ -1,10 +1,11 @@
-"""From the changes of the outputs to costs and effects: the second-order form around where choices lead.
+"""From changes of the outputs to costs and effects: the second-order form in the region that choices lead to.
 
-The Hessian of ``kl`` at the original's outputs says little of a choice that moves them far: a confident model has
-next to no curvature there. As a choice's loss is the integral of the curvature along the way to it, the Hessian is
-averaged over points on the way to choices that a solver may make, from mild to harsh: for prices per byte spread
-over what the options ask, every part's cheapest option at that price; points ``reference + t·Σ J`` with t drawn evenly
-in the integral's weights ``2·(1 - t)``. A mean of Gram matrices is a Gram matrix, so the factor form stays.
+The Hessian of ``kl`` at the original's outputs says little about a choice that moves the outputs far: a confident model
+has almost no curvature there. Since the loss of a choice is the integral of the curvature along the path to it, the
+Hessian is averaged over points on the paths to choices that a solver may make, from mild to harsh: for several prices
+per byte, spread over the options' own ratios of cost to bytes saved, every part's cheapest option at that price. The
+points are ``reference + t·Σ J`` with t spread evenly under the integral's weights ``2·(1 - t)``. A mean of Gram
+matrices is a Gram matrix, so the factor form is kept.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,8 +20,8 @@ from qcompress.measuring.candidates import Candidates
 from qcompress.model.losses import Loss
 
 NUM_PRICES = 8
-WAY = 1 - (1 - (np.arange(2) + 0.5) / 2) ** 0.5  # the middles of two halves of equal weight under 2·(1 - t)
-MAX_NUMBERS = 1024  # outputs of up to this many numbers per sample have their changes kept in full
+WAY = 1 - (1 - (np.arange(2) + 0.5) / 2) ** 0.5  # midpoints of two halves of equal weight under 2·(1 - t)
+MAX_NUMBERS = 1024  # outputs with up to this many numbers per sample have their changes kept in full
 
 
 def option_costs(
@@ -29,11 +30,11 @@ def option_costs(
     """``(V,)`` loss increase of every option alone, summed over the samples.
 
     Args:
-        loss: relative to ``reference``, by default ``point`` itself.
-        changes: ``(V, samples, …)`` of the outputs.
-        point: ``(samples, …)`` outputs that they change.
-        batch: what those come from.
-        reference: ``(samples, …)`` outputs of the original.
+        loss: the loss, relative to ``reference``.
+        changes: ``(V, samples, …)`` changes of the outputs.
+        point: ``(samples, …)`` outputs that the changes are added to.
+        batch: the batch that the outputs belong to.
+        reference: ``(samples, …)`` outputs of the original; by default ``point`` itself.
     """
     goal = point if reference is None else reference
     standing = 0.0 if reference is None else float(loss.rise(point, goal, batch).sum())
@@ -41,14 +42,14 @@ def option_costs(
 
 
 class Effects(NamedTuple):
-    """What a batch shows of all options.
+    """Costs and effects of all options on one batch.
 
     Attributes:
         cost: ``(V,)`` loss increases of every option alone, summed over the samples.
-        blocks: ``(V, columns)`` each, whose products are the second-order terms.
-        num_samples: in the batch.
-        softened: ``(V,)`` as ``cost``, by the softened loss; None where that is no other or the outputs have too many
-            numbers for their changes to be known.
+        blocks: matrices ``(V, columns)`` whose Gram matrices add up to the second-order terms.
+        num_samples: number of samples in the batch.
+        softened: ``(V,)`` same as ``cost`` under the softened loss; None if the loss has none or the outputs have too
+            many numbers to keep their changes.
     """
 
     cost: NDArray[np.float64]
@@ -60,18 +61,18 @@ class Effects(NamedTuple):
 def softened_costs(
     loss: Loss, changes: Tensor, point: Tensor, batch: Any, reference: Tensor | None = None
 ) -> NDArray[np.float64] | None:
-    """`option_costs` by the softened loss, where there is one."""
+    """Return `option_costs` under the softened loss, or None if there is none."""
     return None if loss.softened is None else option_costs(loss.softened, changes, point, batch, reference)
 
 
 def exact_effects(loss: Loss, changes: Tensor, points: list[Tensor], batch: Any) -> Iterator[NDArray[np.floating]]:
-    """Blocks of effects ``(V, columns)`` whose Gram matrices add up to the second-order terms of the batch.
+    """Matrices ``(V, columns)`` whose Gram matrices add up to the second-order terms of the batch.
 
     Args:
-        loss: what H is of.
+        loss: the loss whose Hessian is used.
         changes: ``(V, samples, …)`` change of the output by every option alone.
-        points: outputs ``(samples, …)`` that H is averaged over.
-        batch: what they come from.
+        points: outputs ``(samples, …)`` that the Hessian is averaged over.
+        batch: the batch that the outputs belong to.
     """
     for point in points:
         effects: NDArray[np.floating] = loss.effects(changes, point, batch).reshape(len(changes), -1).cpu().numpy()
@@ -81,7 +82,7 @@ def exact_effects(loss: Loss, changes: Tensor, points: list[Tensor], batch: Any)
 def curvature_points(
     loss: Loss, changes: Tensor, reference: Tensor, cost: NDArray[np.float64], candidates: Candidates
 ) -> list[Tensor]:
-    """Outputs on the way from ``reference`` to likely choices; ``cost`` and ``changes`` are of every option alone."""
+    """Outputs on the paths from ``reference`` to likely choices; ``cost`` and ``changes`` are of single options."""
     if not loss.curvature_varies:
         return [reference]
     choices = likely_choices(cost, candidates.size_bytes, candidates.offsets)
@@ -92,7 +93,7 @@ def curvature_points(
 def likely_choices(
     cost: NDArray[np.float64], size_bytes: NDArray[np.float64], offsets: NDArray[np.int64]
 ) -> list[NDArray[np.int64]]:
-    """Flat options of the choices that are cheapest at `NUM_PRICES` prices per byte, from mild to harsh.
+    """Choices (as flat options) that are cheapest at `NUM_PRICES` prices per byte, from mild to harsh.
 
     >>> likely_choices(np.array([0, 1, 9.0]), np.array([40, 20, 10.0]), np.array([0, 3]))[-1].tolist()
     [1]

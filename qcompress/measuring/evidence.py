@@ -1,13 +1,13 @@
-"""What a gradient can be trusted with, found by evidence.
+"""Tests of whether a gradient can be trusted.
 
-A linearised prediction holds where the gradient of the layers' calls tells all that a change of the weight does. Three
-things break it without a word: numbers of a layer's output that belong to no one sample (statistics over a batch, a
-position that all samples share), a weight that is also used outside its layer, and steps that autograd does not see
-(``no_grad``, ``detach``, rounding, numpy). Each has its test here:
+A linearised prediction is valid if the gradients of the layers' calls capture everything that a change of the weight
+does. Three things break it silently: values of a layer's output that belong to no single sample (statistics over a
+batch, a position shared by all samples), a weight that is also used outside its layer, and steps that autograd does not
+see (``no_grad``, ``detach``, rounding, numpy). There is a test for each:
 
-- Scale the probe of each sample by a factor of its own: what belongs to one sample has its gradient scaled by that.
-- Compare the weight's own gradient, number by number, with that of the layer's calls.
-- Change all weights a little, run the model, and compare the outputs' change with the predicted one.
+- Scale the probe of each sample by its own factor: the gradient of a value that belongs to one sample is scaled alike.
+- Compare the weight's own gradient, element by element, with that of the layer's calls.
+- Change all weights slightly, run the model, and compare the change of the outputs with the prediction.
 """
 
 from collections.abc import Sequence
@@ -19,31 +19,31 @@ from qcompress.measuring.calls import Call, rerun
 from qcompress.measuring.products import Place
 from qcompress.model import layers
 
-EXACT = 1e-3  # two float32 gradients that only differ by the order of their sums
+EXACT = 1e-3  # for two float32 gradients that only differ in the order of their sums
 ROUNDED = 5e-2  # the same in half precision
 STEP, STEP_ROUNDED = 1e-3, 5e-2  # how far weights are moved, relative to their size
-FOLLOWS, FOLLOWS_ROUNDED = 0.1, 0.5  # relative difference of outputs predicted and found at such a step
-FEW = 0.1  # share of the samples that may differ by more (a unit that switches)
+FOLLOWS, FOLLOWS_ROUNDED = 0.1, 0.5  # tolerated relative difference of predicted and actual outputs at such a step
+FEW = 0.1  # share of the samples that may exceed the tolerance (a unit that switches)
 
 
 def half(values: Tensor) -> bool:
-    """Whether the dtype is one of half precision."""
+    """Whether the dtype is a half-precision one."""
     return torch.finfo(values.dtype).eps > 1e-4
 
 
 def sample_factors(num_samples: int, generator: torch.Generator) -> Tensor:
-    """``(samples,)`` from 1 to 2, evenly, in random order."""
+    """Return ``(samples,)`` factors, evenly spaced from 1 to 2, in random order."""
     return torch.linspace(1, 2, num_samples)[torch.randperm(num_samples, generator=generator)]
 
 
 def place_of(call: Call, gradient: Tensor, scaled: Tensor, factors: Tensor) -> Place | None:
-    """Where the samples are in a call's output; None where numbers belong to no one sample.
+    """Locate the samples in a call's output; None if some values belong to no single sample.
 
     Args:
-        call: of a layer.
-        gradient: of some probe, with respect to the call's output.
-        scaled: the same with every sample's probe times its factor.
-        factors: ``(samples,)``.
+        call: a call of a layer.
+        gradient: gradient of a probe with respect to the call's output.
+        scaled: the same gradient with the probe of every sample multiplied by its factor.
+        factors: ``(samples,)`` factors.
     """
     samples, channels = len(factors), layers.channel_dim(call.module, gradient)
     gradient, scaled, factors = (value.float() for value in (gradient, scaled, factors))
@@ -65,20 +65,20 @@ def place_of(call: Call, gradient: Tensor, scaled: Tensor, factors: Tensor) -> P
     ratio = (by_position * by_position_scaled).sum(-1) / torch.where(square > 0, square, 1.0)
     owner = (factors - ratio[:, None]).abs().argmin(-1)
     lost = float((by_position_scaled - factors[owner, None] * by_position).norm())
-    # the ratios have to be far nearer to one factor than to the next
+    # the ratios must be far closer to one factor than to the next
     return Place(owner=owner) if lost <= min(tolerance, 0.1 * size / max(samples - 1, 1)) else None
 
 
 def used_elsewhere(
     calls: Sequence[Call], gradients: Sequence[Tensor], weight: Tensor, weight_gradient: Tensor | None
 ) -> bool:
-    """Whether a weight's gradient is another than that of its layers' calls.
+    """Whether a weight's gradient differs from that of its layers' calls.
 
     Args:
-        calls: all of the layers with this weight.
-        gradients: of the calls' outputs.
+        calls: all calls of the layers with this weight.
+        gradients: gradients of the calls' outputs.
         weight: the weight.
-        weight_gradient: its own gradient, None where there is none.
+        weight_gradient: the weight's own gradient, or None if it has none.
     """
     leaf = weight.detach().clone().requires_grad_(True)
     seen = torch.zeros_like(leaf)
@@ -98,10 +98,10 @@ def follows(predicted: Tensor, actual: Tensor, noise: Tensor, *, rounded: bool) 
     """Whether outputs change as predicted.
 
     Args:
-        predicted: ``(samples, probes)`` products of probes with the change.
-        actual: the same, of the outputs' true change.
-        noise: ``(samples,)`` that rounding alone may make of it.
-        rounded: whether something was computed in half precision.
+        predicted: ``(samples, probes)`` products of the probes with the predicted change.
+        actual: ``(samples, probes)`` products of the probes with the true change.
+        noise: ``(samples,)`` difference that rounding alone may cause.
+        rounded: whether anything was computed in half precision.
     """
     size = torch.maximum(predicted.norm(dim=1), actual.norm(dim=1))
     size = torch.maximum(size, size.median())

@@ -1,13 +1,13 @@
 """Effects by linearisation: a few backward passes serve all options of all parts.
 
-The change ``J_v`` of the output by option v is, to first order, the backward pass's view of the change that the
-option makes at its own layer: for a probe ``a`` of the output's shape
-``a·J_v(s) = ⟨∂(a·output)/∂(layer output), layer(input; ΔW_v)⟩`` for sample s. Outputs of few numbers are probed one
+To first order, the change ``J_v`` of the output by option v follows from the change that the option makes at its own
+layer: for a probe ``a`` of the output's shape
+``a·J_v(s) = ⟨∂(a·output)/∂(layer output), layer(input; ΔW_v)⟩`` for sample s. Outputs with few numbers are probed one
 by one, which gives ``J_v`` itself; others by random probes of the loss's Hessian. The loss increase of any choice is
 then ``½·Σ_s Σ_k (Σ_v effect_v)² / N``: a Gram matrix, from as many backward passes as there are probes.
 
-Every batch also gives evidence of whether that view is whole (`qcompress.measuring.evidence`). The options of a layer
-for which it is not are tried one by one instead, with the same probes.
+Every batch also tests whether the linearisation is valid (`qcompress.measuring.evidence`). The options of a layer for
+which it is not are evaluated one by one instead, with the same probes.
 """
 
 from collections.abc import Mapping
@@ -30,12 +30,12 @@ from qcompress.model import layers
 from qcompress.model.losses import Loss
 
 MAX_PROBES = 16  # each probe costs one backward pass
-CHUNK = 16  # options whose responses are held at once
+CHUNK = 16  # options whose responses are held at the same time
 
 
 @dataclass(slots=True)
 class _Run:
-    """One recorded pass: outputs, probes of them, and every call's gradients, one a probe."""
+    """One recorded pass: its outputs, their probes, and every call's gradients, one per probe."""
 
     point: Tensor
     probes: list[Tensor]
@@ -45,17 +45,17 @@ class _Run:
 
 
 class Fisher:
-    """Effects of batches by linearisation, and by trying where that does not hold.
+    """Effects of batches by linearisation, and by direct evaluation where the linearisation is not valid.
 
     Args:
-        model: with the candidates' parts.
-        candidates: options.
-        loss: what they are measured by.
+        model: the model that the candidates' parts belong to.
+        candidates: the options.
+        loss: the loss to measure.
         forward: how to run a batch.
-        tried: names of parts that are to be tried from the start, and why.
+        tried: names of parts to evaluate directly from the start, and why.
 
     Attributes:
-        reasons: index into the candidates' layers → why its options are tried one by one.
+        reasons: index into the candidates' layers → why its options are evaluated one by one.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class Fisher:
                 and layer.site(model).is_layer
                 and not layers.same_rows(map(model.get_submodule, layer.modules))
             ):
-                self.reasons[index] = "blocks of a weight that unlike layers share"
+                self.reasons[index] = "blocks of a weight shared by layers of different kinds"
 
     @property
     def tried(self) -> dict[str, str]:
-        """Names of the parts whose options were tried one by one, and why."""
+        """Names of the parts whose options were evaluated one by one, and why."""
         candidates = self._candidates
         return {
             candidates.parts[part].name: self.reasons[index]
@@ -91,12 +91,12 @@ class Fisher:
         }
 
     def batch_effects(self, batch: Any, generator: torch.Generator, reference: Tensor | None = None) -> Effects:
-        """What a batch shows.
+        """Compute the costs and effects of all options on a batch.
 
         Args:
-            batch: of the data.
-            generator: of random probes.
-            reference: the original's outputs, where the model is not the original.
+            batch: a batch of the data.
+            generator: generator for random probes.
+            reference: outputs of the original, if the model is not the original.
         """
         loss, candidates = self._loss, self._candidates
         run = self._recorded(batch, generator, reference)
@@ -128,7 +128,7 @@ class Fisher:
         return Effects(cost, [effects.reshape(candidates.num_options, -1)], num_samples)
 
     def _recorded(self, batch: Any, generator: torch.Generator, reference: Tensor | None) -> _Run:
-        """Run, take all gradients, and note the layers for which they do not tell all."""
+        """Run the batch, compute all gradients, and note the layers for which they are not sufficient."""
         candidates, recorder = self._candidates, Recorder()
         linear = [layer for index, layer in enumerate(candidates.layers) if index not in self.reasons]
         weights = [layer.site(self._model).weight for layer in candidates.layers]
@@ -146,7 +146,7 @@ class Fisher:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
                 with torch.no_grad():
-                    output = forwards.run(self._model, batch, self._forward)  # fails as well: the model is at fault
+                    output = forwards.run(self._model, batch, self._forward)  # raises if the model itself is at fault
                 self._try_all(f"the model does not run with gradients ({str(error).splitlines()[0]})")
                 recorder = Recorder()
                 run, layer_gradients = self._differentiated(output, batch, recorder, weights, generator, reference)
@@ -166,7 +166,7 @@ class Fisher:
         generator: torch.Generator,
         reference: Tensor | None,
     ) -> tuple[_Run, list[tuple[list[Tensor], Tensor | None]]]:
-        """The run, and by layer the calls' and the weight's gradients of one probe with a factor for every sample."""
+        """The run and, by layer, the gradients of the calls and the weight for one probe scaled by sample."""
         point = output.detach()
         numbers = point[0].numel()
         if numbers <= MAX_PROBES:
@@ -205,7 +205,7 @@ class Fisher:
         return _Run(point, probes, calls, gradients, places), layer_gradients
 
     def _judge(self, run: _Run, layer_gradients: list[tuple[list[Tensor], Tensor | None]], recorder: Recorder) -> None:
-        """Note the layers whose calls do not tell all that their weight does."""
+        """Note the layers whose calls do not capture all effects of their weight."""
         for index, layer in enumerate(self._candidates.layers):
             if index in self.reasons:
                 continue
@@ -220,10 +220,10 @@ class Fisher:
             elif None in run.places[index]:
                 self.reasons[index] = "its output has numbers that several samples share"
             elif len(layer.parts) > 1 and not all(layers.is_plain(call.module) for call in run.calls[index]):
-                self.reasons[index] = "blocks of a layer with a forward of its own"
+                self.reasons[index] = "blocks of a layer with a custom forward"
 
     def _compare(self, run: _Run, batch: Any, generator: torch.Generator) -> None:
-        """Move weights a little and note the layers for which outputs do not follow as predicted."""
+        """Move weights slightly and note the layers for which the outputs do not change as predicted."""
         rounded = evidence.half(run.point) or any(
             evidence.half(call.output) for layer_calls in run.calls for call in layer_calls
         )
@@ -247,7 +247,7 @@ class Fisher:
             predicted[index] = total
         silent = [index for index, total in predicted.items() if not bool(total.any())]
         for index in silent:
-            moves[index] /= step  # by its own size: nothing at all is predicted, however far it is moved
+            moves[index] /= step  # by its full size: the prediction is no change at all, however far it is moved
         if silent and not self._follows(run, batch, silent, moves, predicted, rounded=rounded):
             for index in silent:
                 self.reasons[index] = "no gradient reaches it, but its weight has an effect"
@@ -273,7 +273,7 @@ class Fisher:
         *,
         rounded: bool,
     ) -> bool:
-        """Whether the outputs change as predicted when these layers' weights are moved."""
+        """Whether the outputs change as predicted when the weights of these layers are moved."""
         weights = {index: self._candidates.layers[index].site(self._model).weight for index in indices}
         before = {index: weight.detach().clone() for index, weight in weights.items()}
         try:
@@ -326,7 +326,7 @@ class Fisher:
     def _add_tried(
         self, effects: NDArray[np.float32], batch: Any, probes: list[Tensor], reference: Tensor | None
     ) -> dict[int, float]:
-        """Put in what trying gives; flat option → rise of the batch's loss."""
+        """Put in the results of direct evaluation; returns flat option → loss increase of the batch."""
         parts = [part for index in sorted(self.reasons) for part in self._candidates.layers[index].parts]
         risen: dict[int, float] = {}
         if not parts:

@@ -1,8 +1,8 @@
-"""How much memory a streamed measurement takes, said before it starts.
+"""Forecast of the memory that a streamed measurement needs, made before it starts.
 
-The most that is held at once: what the process and the model outside its blocks take already, one block's weights, and
-on top of these either the working-out of a layer's options or one sample's pass with a layer's gradient. The constants
-are bytes a weight, measured (`benchmarks.streaming`), of the working arrays of the encoders.
+The peak consists of what the process and the model outside its blocks already use, the weights of one block, and either
+the encoding of a layer's options or one sample's pass with a layer's gradient. The constants are bytes per weight,
+measured (`benchmarks.streaming`), of the encoders' working arrays.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,19 +17,19 @@ from qcompress.options import Options
 from qcompress.transforms.base import Transform
 
 ENCODING, COMPENSATING, PASSING = 36, 80, 16
-COMPILING = 300_000_000  # what is compiled on first use
+COMPILING = 300_000_000  # code that is compiled on first use
 SHOWN = 1e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitForecast:
-    """Bytes that a unit takes at most, beside the process.
+    """Peak memory of a unit in bytes, in addition to the process.
 
     Attributes:
-        name: of the block, or what else it is.
-        weights: of its own.
-        options: all of them as they would be stored, with the moments that they are fitted to.
-        working: the largest of what is held for a moment.
+        name: name of the block, or a description of the unit.
+        weights: bytes of its weights.
+        options: bytes of all its options in stored form, and of the moments that they are fitted to.
+        working: the largest temporary allocation.
     """
 
     name: str
@@ -39,21 +39,21 @@ class UnitForecast:
 
     @property
     def total(self) -> int:
-        """All at once."""
+        """Sum of all."""
         return self.weights + self.options + self.working
 
 
 def forecast_of(
     name: str, weights: int, parts: Sequence[Part], options: Mapping[str, Options], passing: int
 ) -> UnitForecast:
-    """What a unit with those parts takes.
+    """Forecast the memory of a unit with the given parts.
 
     Args:
-        name: of it.
+        name: name of the unit.
         weights: bytes of its weights.
-        parts: of it.
-        options: on offer, by the name of a part.
-        passing: bytes of one sample's pass through it, without gradients of weights.
+        parts: its parts.
+        options: options on offer, by part name.
+        passing: bytes of one sample's pass through the unit, without gradients of weights.
     """
     calibrated = [part for part in parts if options[part.name].need_moments(part.target)]
     names = {part.name for part in calibrated}
@@ -77,16 +77,16 @@ def forecast_of(
 
 
 def room_for_decoded(memory: int | None, base: int, units: Sequence[UnitForecast], most: int) -> int:
-    """Bytes that decoded options may take beside everything else.
+    """Number of bytes that decoded options may use.
 
     Args:
-        memory: the most that the process may hold, or None.
-        base: what it holds already.
-        units: of the model.
-        most: what would be of use.
+        memory: limit of the process's memory in bytes, or None.
+        base: bytes that the process uses already.
+        units: forecasts of the model's units.
+        most: number of bytes beyond which more is of no use.
 
     Raises:
-        OptionsError: not even the largest unit fits; says what would.
+        OptionsError: Even the largest unit does not fit; the message says how much is needed.
     """
     if memory is None:
         return most
@@ -95,19 +95,19 @@ def room_for_decoded(memory: int | None, base: int, units: Sequence[UnitForecast
     if needed > memory:
         raise OptionsError(
             f"memory={memory / SHOWN:.3g} GB was given, but about {needed / SHOWN:.3g} GB are needed: the process and "
-            f"everything outside the blocks hold {(base + COMPILING) / SHOWN:.3g}, {largest.name} takes "
+            f"everything outside the blocks use {(base + COMPILING) / SHOWN:.3g}, {largest.name} needs "
             f"{largest.weights / SHOWN:.3g} for weights, {largest.options / SHOWN:.3g} for its options and "
-            f"{largest.working / SHOWN:.3g} to work them out; give more memory, enable fewer options, or use "
+            f"{largest.working / SHOWN:.3g} to encode them; give more memory, enable fewer options, or use "
             "shorter samples"
         )
     return min(most, memory - needed)
 
 
 def as_bytes(memory: int | str | None) -> int | None:
-    """The bytes that ``memory`` of `measure` stands for.
+    """Convert the ``memory`` argument of `measure` to bytes.
 
     Raises:
-        OptionsError: no amount.
+        OptionsError: It is not an amount of memory.
 
     >>> as_bytes("4 GB"), as_bytes(1_000_000)
     (4000000000, 1000000)
@@ -121,7 +121,7 @@ def as_bytes(memory: int | str | None) -> int | None:
 
 
 def resident_bytes() -> int:
-    """What the process holds, as Linux tells it; 0 elsewhere."""
+    """Resident memory of the process as reported by Linux; 0 on other systems."""
     file = Path("/proc/self/status")
     if not file.exists():
         return 0

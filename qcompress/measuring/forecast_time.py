@@ -1,4 +1,4 @@
-"""How long measuring an opened model takes, from one block and a few rows of its weights, said before it starts."""
+"""Forecast of the time to measure an opened model, from one block and a few rows of its weights."""
 
 import tempfile
 import time
@@ -18,17 +18,17 @@ from qcompress.model.opened import opened_of
 from qcompress.model.steady import steady
 from qcompress.transforms.base import Target, Transform, Weight
 
-PASSES = 5.0  # of a block forward: once forward; again and about three times as much backward
-ROWS = 64  # of each layer's weight that options are worked out of
+PASSES = 5.0  # forward passes of a block: one forward, one repeated, and about three for the backward pass
+ROWS = 64  # rows of each layer's weight that are encoded for the forecast
 
 
 def forecast_seconds(
     model: nn.Module, data: Iterable[Any], offered: Offered, forward: forwards.Forward | None = None
 ) -> float:
-    """About the seconds of `qcompress.measure` of an opened model, without moments and compensation.
+    """Approximate seconds that `qcompress.measure` of an opened model takes, without moments and compensation.
 
     Args:
-        model: opened.
+        model: an opened model.
         data: batches.
         offered: options by layer.
         forward: how to run a batch.
@@ -45,7 +45,7 @@ def forecast_seconds(
         start = time.perf_counter()
         with opened.loaded(opened.blocks[0]) as block:
             reading_s = time.perf_counter() - start
-            sweep.through(0, 0)  # the first call of all is slower
+            sweep.through(0, 0)  # the very first call is slower
             start = time.perf_counter()
             sweep.through(0, 0)
             passing_s = time.perf_counter() - start
@@ -56,7 +56,7 @@ def forecast_seconds(
 
 
 def _encoding_s(module: nn.Module, name: str, offered: Offered) -> float:
-    """Seconds of working out a layer's options, from some of its rows, rounded to nearest."""
+    """Seconds to encode a layer's options, extrapolated from some of its rows, rounded to nearest."""
     kind = layers.kind_of(module)
     if kind is None or layers.why_unsupported(module) or offered.left_out(name):
         return 0.0

@@ -1,10 +1,10 @@
-"""Whether outputs follow the gradients of weights, asked with few passes and without false alarms.
+"""Check with few passes, and without false alarms, whether outputs follow the gradients of weights.
 
-A straight-through estimator, or a path of which `detach` cuts a part, leaves a gradient that is there and wrong.
-Moving a weight along its gradient by a small share ``s`` of its size has to change a probed output by ``s·‖W‖·‖g‖``;
-the difference of a step forth and a step back leaves out what is of second order. Deep networks bend even so along
-their gradients, so a smaller step is asked where one does not follow: a wrong gradient stays wrong. Layers are asked a
-few together, each with the same share of the predicted change, and one by one only where those do not follow.
+A straight-through estimator, or a path partly cut by `detach`, gives a gradient that exists but is wrong. Moving a
+weight along its gradient by a small share ``s`` of its size must change a probed output by ``s·‖W‖·‖g‖``; taking the
+difference of a step forward and a step back cancels the second order. Deep networks curve even along their gradients,
+so a smaller step is tried if one does not match: a wrong gradient stays wrong. Layers are checked in groups, each layer
+with the same share of the predicted change, and one by one only where a group does not match.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,26 +15,26 @@ from torch import Tensor, nn
 from qcompress.measuring import evidence
 
 STEPS = 3e-4, 3e-5
-"""How far a weight is moved, relative to its size, and how far if that is too far to be linear."""
+"""How far a weight is moved, relative to its size; the second step is tried if the first is not linear enough."""
 
 GROUPS = 8
-"""Into how many the layers are cut."""
+"""Number of groups that the layers are divided into."""
 
 TOGETHER, ALONE = 0.05, 0.2
-"""Relative differences of the change predicted and found that layers together, and one alone, have to exceed."""
+"""Relative difference of predicted and actual change above which a group, or a single layer, fails the check."""
 
 LARGEST_SHARE = 10.0
-"""How many times farther, or less far, a weight is moved to have an equal share."""
+"""Largest factor by which a weight is moved farther, or less far, to contribute an equal share."""
 
 
 @torch.no_grad()
 def misleading(run: Callable[[], Tensor], weights: Sequence[nn.Parameter], generator: torch.Generator) -> list[int]:
-    """Indices of the weights whose gradient outputs do not follow; none that rounding alone may explain.
+    """Return the indices of weights whose gradient the outputs do not follow, unless rounding may explain it.
 
     Args:
-        run: gives the outputs of some samples, the same on every call.
-        weights: to be moved; put back exactly.
-        generator: of the probe.
+        run: function that returns the outputs of some samples, the same on every call.
+        weights: weights to move; exactly restored afterwards.
+        generator: generator for the probe.
 
     >>> layer, x = nn.Linear(3, 2), torch.ones(1, 3)
     >>> rounded = lambda: (y := layer(x)) + (torch.round(4 * y) / 4 - y).detach()

@@ -1,16 +1,16 @@
-"""Latency as a resource: the seconds that a batch spends in every layer as it is, and in what could stand for it.
+"""Latency as a resource: the seconds that a batch spends in every layer, and in each alternative to the layer.
 
-Macs are a poor stand-in for time: channel counts that do not fill a vector, 1×1 layers that wait for memory, and the
-price of one more call are not in them. So the time is taken. It adds up as every resource does: what a layer takes
-hardly depends on its neighbours, because each call reads and writes plain tensors.
+Multiply-accumulates predict time poorly: they miss channel counts that do not fill a vector, 1×1 layers that wait for
+memory, and the cost of an extra call. So the time is measured. It is additive like every resource, because a layer's
+time hardly depends on its neighbours: each call reads and writes plain tensors.
 
-The time of the whole model is cut where its layers begin and end. A factored layer takes the time of its dense layer
-within the model, times the ratio of the two on the very inputs that the layer had. Every time is the median of several
-runs. Layers of one kind and size with inputs of one shape are timed as one.
+The time of the whole model is split at the beginnings and ends of its layers. A factored layer gets the time of its
+dense layer within the model, multiplied by the ratio of the two on the actual inputs of the layer. Every time is the
+median of several runs. Layers of the same kind and size with inputs of the same shape are timed as one.
 
-What always holds: the times of all layers and the rest add up to ``original``; only `time_options` looks at a clock.
-Its times are not the same twice, but they are stored in the measurement, and everything after that is as reproducible
-as with bytes.
+Invariants: the times of all layers and the rest add up to ``original``; only `time_options` reads a clock. Its times
+vary from run to run, but they are stored in the measurement, and everything after that is as reproducible as with
+bytes.
 """
 
 import time
@@ -40,12 +40,12 @@ LATENCY = "latency_s"
 FILE_KIND = FileKind("qcompress latency", version=1)
 REPEATS = 15
 MICROSECOND = 1e-6
-OUTSIDE = -1  # in place of a layer's number: in none
+OUTSIDE = -1  # in place of a layer's index: not in any layer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimingProgress:
-    """How many of the layers have their options timed."""
+    """Number of layers whose options have been timed."""
 
     layers: int
     total_layers: int
@@ -60,26 +60,26 @@ def time_options(
     repeats: int = REPEATS,
     on_progress: Callable[[TimingProgress], None] | None = None,
 ) -> Measurement:
-    """The same measurement with one more resource, ``latency_s``: seconds for a forward pass of ``batch``.
+    """Return the measurement with an additional resource, ``latency_s``: seconds for a forward pass of ``batch``.
 
-    It is the time in evaluation mode, operation by operation, on the model's device, with the number of threads that
-    PyTorch is set to: take a batch as it will be in use, and ``torch.set_num_threads``. On one thread of a CPU it is
-    processor time, so that other programs do not count; else it is wall time, and the machine should be idle.
+    The time is measured in evaluation mode, operation by operation, on the model's device, with PyTorch's current
+    number of threads: use a batch like those in production, and set ``torch.set_num_threads``. On one CPU thread it is
+    processor time, so that other programs do not count; otherwise it is wall time, and the machine should be idle.
 
-    Options that change a layer's weight and leave the layer take the layer's own time; a block of channels takes its
-    share of the rows. What is in no part (activations, normalisation, Python) is in ``fixed``.
+    Options that change a layer's weight but keep the layer get the layer's own time; a block of channels gets its
+    share of the rows. Everything that is in no part (activations, normalisation, Python) is in ``fixed``.
 
     Args:
-        model: the model that was measured; left as it is.
-        measurement: what `measure` gave. A ``latency_s`` that it has is replaced.
-        batch: one batch, as `measure` takes them.
+        model: the model that was measured; it is not modified.
+        measurement: the result of `measure`. An existing ``latency_s`` is replaced.
+        batch: one batch, in the form that `measure` accepts.
         forward: ``(model, batch) -> output tensor`` where the default does not fit.
-        repeats: how many runs each time is the median of.
-        on_progress: called when the layers as they are have been timed, and after every layer and those like it.
+        repeats: number of runs whose median is taken.
+        on_progress: called once the unmodified layers have been timed, and after every group of equal layers.
 
     Raises:
-        ModelError: another model than measured, or one that calls its layers in another order from run to run.
-        OptionsError: no repeats.
+        ModelError: The model is not the measured one, or calls its layers in a different order from run to run.
+        OptionsError: ``repeats`` is not a whole number from 1.
 
     >>> from qcompress import formulate, low_rank, measure
     >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
@@ -91,7 +91,7 @@ def time_options(
     require_measured(model, measurement.model_fingerprint)
     if not (isinstance(repeats, int) and repeats >= 1):
         raise OptionsError(f"repeats must be a whole number from 1, found {repeats!r}")
-    # what is no layer's weight takes the same time whatever its option: its module's time is the rest's
+    # a weight outside a layer takes the same time whatever its option: its module's time counts as the rest
     paths = tuple(dict.fromkeys(part.modules for part in measurement.parts if part.site(model).is_layer))
     number = {modules: i for i, modules in enumerate(paths)}
     modules_of_layers = [model.get_submodule(modules[0]) for modules in paths]
@@ -148,10 +148,10 @@ def save_times(timed: Measurement, path: AnyPath) -> None:
 
 
 def load_times(measurement: Measurement, path: AnyPath) -> Measurement:
-    """``measurement`` with the times that `save_times` wrote.
+    """Return ``measurement`` with the times that `save_times` wrote.
 
     Raises:
-        FileFormatError: the file is not whole, or of another measurement.
+        FileFormatError: The file is incomplete or belongs to another measurement.
     """
     header, arrays = FILE_KIND.read_arrays(path)
     if arrays["use"].shape != measurement.cost.shape:
@@ -160,7 +160,7 @@ def load_times(measurement: Measurement, path: AnyPath) -> Measurement:
 
 
 def with_times(measurement: Measurement, use: NDArray[np.float64], fixed: float, original: float) -> Measurement:
-    """The measurement with ``(V,)`` seconds of its options, of everything else, and of the original."""
+    """Return the measurement with ``(V,)`` seconds of its options, of everything else, and of the original."""
     return replace(
         measurement,
         resources=MappingProxyType({**measurement.resources, LATENCY: use}),
@@ -169,7 +169,7 @@ def with_times(measurement: Measurement, use: NDArray[np.float64], fixed: float,
     )
 
 
-Shape = tuple[tuple[str, int, int], ...]  # name, rows and columns of every factor; () of a layer that stays
+Shape = tuple[tuple[str, int, int], ...]  # name, rows and columns of every factor; () if the layer stays
 
 
 def _shape(transform: Transform, target: Target) -> Shape:
@@ -180,14 +180,14 @@ def _shape(transform: Transform, target: Target) -> Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Call:
-    """What a layer was given."""
+    """The arguments of a layer's call."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
 
 def _likeness(module: nn.Module, calls: list[_Call]) -> Hashable:
-    """What is equal for layers that do the same work. A layer of a type of its own is like no other."""
+    """A key that is equal for layers that do the same work. A layer of a custom type equals no other."""
     if type(module) not in layers.SUPPORTED:
         return id(module)
     given = [
@@ -201,10 +201,10 @@ def _likeness(module: nn.Module, calls: list[_Call]) -> Hashable:
 
 
 def _ratios(module: nn.Module, shapes: list[Shape], calls: list[_Call], repeats: int) -> dict[Shape, float]:
-    """The time of factors of those shapes in the place of ``module``, relative to its own.
+    """Time of factors of the given shapes in place of ``module``, relative to the module's own time.
 
-    All take turns, in another order every time, so that whatever else goes on hits them alike. The numbers in the
-    factors do not matter for the time: they take means.
+    All candidates are run in turn, in a different order every time, so that disturbances affect them equally. The
+    values in the factors do not matter for the time, so constants are used.
     """
     if not (shapes and calls):
         return {}
@@ -219,16 +219,16 @@ def _ratios(module: nn.Module, shapes: list[Shape], calls: list[_Call], repeats:
             for call in calls:
                 candidate(*call.args, **call.kwargs)
             seconds[turn, place] = now() - begun
-    dense_s, *others = np.median(seconds[1:], axis=0).tolist()  # the first turn warmed up
+    dense_s, *others = np.median(seconds[1:], axis=0).tolist()  # the first turn is a warm-up
     return {shape: other / dense_s for shape, other in zip(shapes, others, strict=True)}
 
 
 class _Stopwatch:
-    """Hooks into a model's layers while it runs: what they are given, and when they begin and end.
+    """Hooks into a model's layers that record, in a run, their arguments and when they begin and end.
 
     Args:
-        model: in evaluation mode.
-        paths: per layer those of the modules that share its weight.
+        model: the model, in evaluation mode.
+        paths: for each layer the paths of the modules that share its weight.
     """
 
     def __init__(self, model: nn.Module, paths: tuple[tuple[str, ...], ...]) -> None:
@@ -236,7 +236,7 @@ class _Stopwatch:
         self._layer_of = {model.get_submodule(path): i for i, layer_paths in enumerate(paths) for path in layer_paths}
 
     def calls(self, run: Callable[[], None]) -> list[list[_Call]]:
-        """Per layer what it is given in one run."""
+        """Return for each layer the arguments of its calls in one run."""
         calls: list[list[_Call]] = [[] for _ in range(self._num_layers)]
 
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -251,14 +251,14 @@ class _Stopwatch:
         return calls
 
     def times(self, run: Callable[[], None], repeats: int) -> tuple[NDArray[np.float64], float]:
-        """Seconds in every layer, over all its calls, and in none of them.
+        """Return the seconds in every layer, over all its calls, and the seconds outside all layers.
 
-        A run is a sequence of pieces, from one mark to the next; each piece is the median of all runs.
+        A run is a sequence of pieces, from one mark to the next; for each piece the median of all runs is taken.
 
         Raises:
-            ModelError: the layers are called in another order from run to run.
+            ModelError: The layers are called in a different order from run to run.
         """
-        marks: list[tuple[float, int]] = []  # when, and the layer that goes on from there
+        marks: list[tuple[float, int]] = []  # time, and the layer that runs from then on
         within = [OUTSIDE]
 
         def begin(module: nn.Module, args: Any) -> None:  # noqa: ARG001
@@ -283,7 +283,7 @@ class _Stopwatch:
         orders = {tuple(layer for _, layer in marked) for marked in runs}
         if len(orders) > 1:
             raise ModelError("the model calls its layers in a different order each time, so they cannot be timed")
-        moments = [[moment for moment, _ in marked] for marked in runs[1:]]  # the first one warmed up
+        moments = [[moment for moment, _ in marked] for marked in runs[1:]]  # the first run is a warm-up
         pieces = np.median(np.diff(moments), axis=0)
         seconds = np.zeros(self._num_layers + 1)  # the last one is OUTSIDE
         np.add.at(seconds, list(orders.pop()[:-1]), pieces)
@@ -291,7 +291,7 @@ class _Stopwatch:
 
 
 def _clock(model: nn.Module) -> Callable[[], float]:
-    """Seconds: on one thread of a CPU the processor's, else the wall clock's, once the device has done its work."""
+    """A clock: processor time on one CPU thread, else wall time after synchronising with the device."""
     device = forwards.device_of(model)
     if device.type == "cpu":
         fine = time.get_clock_info("process_time").resolution <= MICROSECOND

@@ -1,4 +1,4 @@
-"""`measure`: over the batches, with progress, and saved so that a cut run goes on where it was."""
+"""`measure`: iterate over the batches, report progress, and save the state so that an interrupted run can resume."""
 
 import hashlib
 import itertools
@@ -65,45 +65,46 @@ def measure(
     on_progress: Callable[[MeasureProgress], None] | None = None,
     on_encode: Callable[[EncodeProgress], None] | None = None,
 ) -> Measurement:
-    """Measure what every option of every part does to the loss, alone and together with the others.
+    """Measure the effect of every option of every part on the loss, alone and together with the others.
 
     Args:
-        model: the original; left as it is. One that `qcompress.open_model` gave is measured block by block, by
-            ``method="sampled"``; its samples are the rows of a batch's tensors, and its macs those of the first.
-        data: re-iterable of batches: tensors, (inputs, targets) or dicts.
-        options: what is on offer, as ``prune_quantize() + low_rank()``, for all layers or by patterns of their names,
-            the first that fits: ``{"head": prune_quantize(bits=(8,)), "*": prune_quantize()}``. Whitened low-rank
-            options and compensated codes take one pass over the data more, and a matrix of the square of a layer's
-            weights per channel for each distinct input (layers of more than `MAX_INPUTS` go without). They are fitted
-            to this data: give more inputs (tokens, positions) than a layer has weights per channel.
-        skip: patterns of names of layers that stay as they are, as ``("lm_head", "*.norm*")``.
-        only: patterns of the layers that do not.
-        method: ``"fisher"``: linearised, a few backward passes for all options. ``"direct"``: every option's true
-            loss increase, one partial forward pass per option and batch; in half precision a small one is lost in the
-            rounding of the outputs. ``"sampled"``: one backward pass a sample for all options, from weight
-            gradients; for language models and other outputs of many numbers. Costs are estimates, and there are no
+        model: the original model; it is not modified. A model from `qcompress.open_model` is measured block by block,
+            with ``method="sampled"``; its samples are the rows of a batch's tensors, and its macs those of the first.
+        data: re-iterable batches: tensors, (inputs, targets) or dicts.
+        options: options on offer, such as ``prune_quantize() + low_rank()``, for all layers or by patterns of layer
+            names, of which the first match counts: ``{"head": prune_quantize(bits=(8,)), "*": prune_quantize()}``.
+            Whitened low-rank options and compensated codes need an additional pass over the data, and for each distinct
+            input a square matrix of the size of a layer's weights per channel (layers of more than `MAX_INPUTS` go
+            without). They are fitted to this data: give more inputs (tokens, positions) than a layer has weights per
+            channel.
+        skip: patterns of names of layers that are not compressed, such as ``("lm_head", "*.norm*")``.
+        only: patterns of names of the only layers to compress; None for all.
+        method: ``"fisher"``: linearised, a few backward passes for all options. ``"direct"``: the true loss increase of
+            every option, one partial forward pass per option and batch; in half precision a small increase is lost in
+            the rounding of the outputs. ``"sampled"``: one backward pass per sample for all options, from weight
+            gradients; for language models and other outputs of many numbers. Its costs are estimates, and there are no
             terms between parts.
         loss: ``"kl"`` to the original's softmax (nats per sample; ``"kl:1"`` with the classes in dimension 1),
             ``"mse"`` of outputs, or a callable ``(output, batch) -> (samples,)``.
         forward: ``(model, batch) -> output tensor`` where the default does not fit.
         granularity: ``"layer"``, or the number of output channels per block.
-        seed: of the random mixtures that stand for many outputs.
-        jobs: processes that measure, a batch at a time (-1: one a core); with ``joblib.parallel_config`` those of a
-            cluster. Any number gives the same measurement, to the last bit from 2 on: other processes compute with one
-            thread each, and sums of many threads may round otherwise.
-        cache: a file for the sums so far; a measurement that was cut goes on from it, a finished one deletes it. Of an
+        seed: seed for the random mixtures that represent large outputs.
+        jobs: number of processes, which measure one batch at a time (-1: one per core); with ``joblib.parallel_config``
+            those of a cluster. Any number from 2 gives exactly the same measurement; 1 may differ in rounding, because
+            worker processes use one thread each and sums over several threads may round differently.
+        cache: file for the sums so far, from which an interrupted measurement resumes; it is deleted at the end. For an
             opened model a folder.
-        memory: the most that the process may hold while an opened model is measured, as ``"4 GB"``; refused before
-            anything long runs where the largest block does not fit.
-        on_progress: called after every batch; of an opened model after every block.
-        on_encode: called after the options of every part were worked out, with a forecast.
+        memory: memory limit of the process while an opened model is measured, such as ``"4 GB"``; if the largest block
+            does not fit, an error is raised before any long computation.
+        on_progress: called after every batch; for an opened model after every block.
+        on_encode: called with a forecast after the options of each part have been encoded.
 
-    What a pass draws at random it draws alike in every pass, and buffers that a pass changes are put back. Where the
-    gradient does not tell all that a weight does, ``"fisher"`` tries the options of that part one by one
+    Random numbers drawn in a pass are the same in every pass, and buffers that a pass changes are restored. Where the
+    gradient does not capture everything that a weight does, ``"fisher"`` evaluates the options of that part one by one
     (`Measurement.tried` says why).
 
     Raises:
-        ModelError, DataError, OptionsError: see `qcompress.errors`.
+        ModelError, DataError, OptionsError: See `qcompress.errors`.
 
     >>> import torch
     >>> from qcompress.options import prune_quantize
@@ -133,7 +134,7 @@ def measure(
     if opened_of(model) is not None:
         if method != "sampled" or granularity != "layer" or jobs != 1:
             raise OptionsError(
-                f"an opened model is measured by method='sampled', layer by layer, in one process; found "
+                f"an opened model is measured with method='sampled', layer by layer, in one process; found "
                 f"method={method!r}, granularity={granularity!r}, jobs={jobs}"
             )
         return measure_streamed(
@@ -155,7 +156,7 @@ def measure(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Statistics:
-    """What options are fitted to: statistics of the layers' inputs, by `Part.path`; see `fitted`."""
+    """Statistics of the layers' inputs that options are fitted to, by `Part.path`; see `fitted`."""
 
     moments: Mapping[str, Tensor]
     num_inputs: Mapping[str, int]
@@ -163,17 +164,17 @@ class _Statistics:
     ranges: Mapping[str, Ranges]
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments of `fitted` of the same names."""
+        """Return them as keyword arguments of `fitted`."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def _statistics(
     model: nn.Module, batches: Iterable[Any], run: forwards.Forward, parts: Sequence[Part], per_part: dict[str, Options]
 ) -> _Statistics:
-    """Passes over the data for what some option needs, of the layers that it is for.
+    """Collect, in passes over the data, the statistics that some option of a layer needs.
 
     Raises:
-        OptionsError: the second moments do not fit into the memory that is free.
+        OptionsError: The second moments do not fit into the available memory.
     """
     calibrated = [part for part in parts if per_part[part.name].need_moments(part.target)]
     require_memory(forecast_bytes(calibrated))
@@ -200,7 +201,7 @@ def _measured_in_memory(
     model, batches, measured = calibration.model, calibration.data, calibration.loss
     seed, run = calibration.seed, steady(calibration.forward, calibration.seed)
     with composed(model), forwards.evaluating(model):
-        total_bytes(model)  # refuses what cannot be counted
+        total_bytes(model)  # raises for models whose size cannot be counted
         offered.require_known(layer_names(model))
         fingerprint = Measurement.fingerprint_of(model)
         run.require_same(model, forwards.first_batch(batches))
@@ -226,8 +227,8 @@ def _measured_in_memory(
         require_measured(model, fingerprint)
     if sums.num_batches != inventory.num_batches:
         raise DataError(
-            f"the data gave {inventory.num_batches} batches in one pass and {sums.num_batches} in another: it has "
-            "to be the same every time it is gone through"
+            f"the data gave {inventory.num_batches} batches in one pass and {sums.num_batches} in another: it must be "
+            "the same in every pass"
         )
     notes += [f"{name} changes while the model runs; it was put back after every pass" for name in sorted(run.moved)]
     measurement = _stated(
@@ -258,7 +259,7 @@ def _stated(
     errors: NDArray[np.float64],
     notes: tuple[str, ...],
 ) -> Measurement:
-    """The measurement that the passes over the data gave."""
+    """Assemble the measurement from the results of the passes over the data."""
     shared = {id(table): table.numpy() for table in seen.moments.values()}
     return Measurement(
         parts=inventory.parts,
@@ -287,10 +288,10 @@ def _stated(
 
 
 def require_method(method: str, granularity: str | int) -> None:
-    """Refuse what no measurement can be made by.
+    """Check the method and the granularity.
 
     Raises:
-        OptionsError: an unknown method or granularity.
+        OptionsError: The method or the granularity is unknown.
     """
     if method not in METHODS:
         raise OptionsError(f"method must be one of {', '.join(METHODS)}, found {method!r}")
@@ -314,25 +315,25 @@ def accumulate(
     cache: AnyPath | None = None,
     on_progress: Callable[[MeasureProgress], None] | None = None,
 ) -> Sums:
-    """Costs and effects over all batches; from the cache file on, if it holds some of this very measurement.
+    """Sum costs and effects over all batches; resumes from the cache file if it belongs to this measurement.
 
     Args:
-        model: whose weights the options change.
+        model: model whose weights the options change.
         batches: the data.
         candidates: options of the model's parts.
-        loss: what they are measured by, relative to the original's outputs.
-        method: as of `measure`.
-        seed: as of `measure`.
-        forward: as of `measure`.
-        cache: as of `measure`.
-        on_progress: as of `measure`.
-        settings: all that the measurement depends on besides the candidates, to notice another one's cache file.
-        original: where the model is another.
-        tried: parts that are known to need trying, and why.
-        jobs: as of `measure`.
+        loss: the loss, relative to the original's outputs.
+        method: same as in `measure`.
+        seed: same as in `measure`.
+        forward: same as in `measure`.
+        cache: same as in `measure`.
+        on_progress: same as in `measure`.
+        settings: everything besides the candidates that the measurement depends on, to detect another one's cache.
+        original: the original model, if ``model`` is not the original.
+        tried: names of parts known to need direct evaluation, and why.
+        jobs: same as in `measure`.
 
     Raises:
-        DataError: no sample, or a loss that is not finite.
+        DataError: There is no sample, or a loss is not finite.
     """
     transforms = [[transform.to_json() for transform in options] for options in candidates.transforms]
     key = hashlib.sha256(json.dumps([*settings, transforms]).encode()).hexdigest()
@@ -343,7 +344,7 @@ def accumulate(
         sums = Sums(candidates.num_options, seed)
         sums.tried = dict(tried)
     begun = sums.first_tried is not None
-    from_start = {} if method == "sampled" else tried  # gradients of weights tell of what calls do not show
+    from_start = {} if method == "sampled" else tried  # weight gradients also capture uses outside a layer's calls
     work = Work(
         model=model, candidates=candidates, loss=loss, method=method, seed=seed, forward=steady(forward, seed),
         original=original, tried=from_start if sums.first_tried is None else sums.first_tried,
@@ -375,7 +376,7 @@ def accumulate(
 
 
 def _in_order(work: Work, batches: Iterator[tuple[int, Any]], jobs: int, *, begun: bool) -> Iterator[BatchResult]:
-    """The first batch in this process, unless it is done; the others as it tells, wherever they are done."""
+    """Compute the first batch in this process, unless it is done; then the others, using what the first revealed."""
     if not begun:
         for number, batch in itertools.islice(batches, 1):
             first = work.result(number, batch)

@@ -1,4 +1,4 @@
-"""What the machine has room for."""
+"""Checks against the memory of the machine."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ SHOWN = 3
 
 
 def available_bytes() -> int | None:
-    """Memory that is free or can be freed, as Linux tells it; None elsewhere."""
+    """Memory that is free or can be freed, as reported by Linux; None on other systems."""
     file = Path("/proc/meminfo")
     if not file.exists():
         return None
@@ -18,13 +18,13 @@ def available_bytes() -> int | None:
 
 
 def require_memory(wanted: Mapping[str, int]) -> None:
-    """Refuse, before anything runs, second moments that do not fit.
+    """Raise an error, before anything runs, if second moments do not fit into memory.
 
     Args:
         wanted: layer → bytes.
 
     Raises:
-        OptionsError: names the largest layers, and what would work.
+        OptionsError: They do not fit; the message names the largest layers and a remedy.
     """
     total, room = sum(wanted.values()), available_bytes()
     if room is None or total <= room:
@@ -32,7 +32,7 @@ def require_memory(wanted: Mapping[str, int]) -> None:
     largest = sorted(wanted, key=lambda name: -wanted[name])[:SHOWN]
     named = ", ".join(f"{name!r} ({wanted[name] / 1e9:.2g} GB)" for name in largest)
     raise OptionsError(
-        f"compensated and whitened options take second moments of {total / 1e9:.3g} GB here, {room / 1e9:.3g} GB are "
-        f"free; the largest are of {named}. Give those layers other options, such as "
+        f"compensated and whitened options need second moments of {total / 1e9:.3g} GB here, but {room / 1e9:.3g} GB "
+        f"are free; the largest are those of {named}. Give these layers other options, such as "
         f"{{{largest[0]!r}: prune_quantize(), '*': …}}, or leave them out with skip="
     )

@@ -1,9 +1,9 @@
-"""Second moments of what goes into a layer, for factors and codes that lose least on the calibration data.
+"""Second moments of layer inputs, for factors and codes that minimise the loss on the calibration data.
 
-One pass over the data adds up ``x·xᵀ`` of every input row of a layer (for a convolution: every patch of the padded
-input, as its kernel sees it), for the layers that ask for it only. Memory is one float64 matrix of the square of a
-layer's weights per channel, per such layer, on the layer's device; no activations are kept. Of an Embedding the
-input is a word, and the moments are the words' frequencies.
+One pass over the data sums ``x·xᵀ`` over every input row of the layers that need it (for a convolution: every patch of
+the padded input that its kernel is applied to). Per such layer this takes one square float64 matrix of the size of its
+weights per channel, on the layer's device; no activations are kept. The input of an Embedding is a word, and its
+moments are the frequencies of the words.
 """
 
 import math
@@ -21,13 +21,13 @@ from qcompress.model import layers
 from qcompress.model.captured import products_of
 from qcompress.model.parts import Part
 
-FREQUENCIES = "word_frequencies"  # attribute of an Embedding: (words,) float32, where they are known beforehand
-MAX_INPUTS = 16384  # weights a channel up to which a layer has moments: 2 GB of sums
-CHUNK = 1 << 22  # numbers of unfolded input that are held at once
+FREQUENCIES = "word_frequencies"  # attribute of an Embedding: (words,) float32, if they are known beforehand
+MAX_INPUTS = 16384  # maximum number of weights per channel for which moments are collected: 2 GB of sums
+CHUNK = 1 << 22  # numbers of unfolded input that are held at the same time
 
 
 def forecast_bytes(parts: Iterable[Part]) -> dict[str, int]:
-    """Memory that the moments of parts take at most, by the path of their first module: sums, then means.
+    """Upper bound on the memory for the moments of parts, by the path of their first module: sums, then means.
 
     >>> from qcompress.transforms.base import Target
     >>> target = Target(layer="Linear", channels=4, per_channel=1000, dtype=torch.float32, macs=0)
@@ -45,23 +45,24 @@ def forecast_bytes(parts: Iterable[Part]) -> dict[str, int]:
 def second_moments(
     model: nn.Module, parts: Iterable[Part], data: Iterable[Any], forward: forwards.Forward | None
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """``E[x xᵀ]`` of what goes into the layers of parts: ``(per_channel, per_channel)`` float32 on the CPU.
+    """Compute ``E[x xᵀ]`` of the inputs of parts' layers: ``(per_channel, per_channel)`` float32 on the CPU.
 
-    Layers that are given the very same inputs, as those of queries, keys and values, share one matrix. Of an Embedding
-    ``(channels,)``: the diagonal, or those of the Linear layers that share its weight; of a grouped convolution
-    ``(groups, per_channel, per_channel)``. A block of a vocabulary has its frequencies from `split_vocabulary_`.
+    Layers with identical inputs, such as those of queries, keys and values, share one matrix. For an Embedding the
+    result is the diagonal ``(channels,)``, or the moments of the Linear layers that share its weight; for a grouped
+    convolution ``(groups, per_channel, per_channel)``. A block of a vocabulary has its frequencies from
+    `split_vocabulary_`.
 
     Args:
-        model: as in `measure`.
-        parts: of Linear, Embedding or convolution layers; over layers that share a weight it is one mean.
+        model: same as in `measure`.
+        parts: parts of Linear, Embedding or convolution layers; layers that share a weight are averaged together.
         data: batches.
-        forward: how to run one.
+        forward: how to run a batch.
 
     Returns:
-        The moments by the path of a part's first module, and of how many inputs they are the mean.
+        The moments by the path of a part's first module, and the numbers of inputs they are averaged over.
 
     Raises:
-        DataError: what goes into a layer is not finite, or a layer was not called.
+        DataError: The inputs of a layer are not finite, or a layer was not called.
     """
     wanted = list(dict.fromkeys(part.modules for part in parts))
     known = {
@@ -79,13 +80,13 @@ def second_moments(
     for modules in wanted:
         if together[modules[0]] not in sums.totals:
             raise DataError(
-                f"{modules[0]!r} was called in the first pass over the data and not in another: data has to be the "
-                "same every time it is gone through"
+                f"{modules[0]!r} was called in the first pass over the data but not in a later one: the data must be "
+                "the same in every pass"
             )
     for name, total in sums.totals.items():
         if not bool(torch.isfinite(total).all()):
             raise DataError(
-                f"what goes into {name!r} is not finite on the calibration data; do not offer whitened factors or "
+                f"the inputs of {name!r} are not finite on the calibration data; do not offer whitened factors or "
                 "compensated bits"
             )
     means = {}
@@ -97,7 +98,7 @@ def second_moments(
 
 @dataclass(slots=True)
 class _Inputs:
-    """Tells whether a layer is given the very tensor that another one was given just before."""
+    """Detects whether a layer is given the same tensor as the layer called just before it."""
 
     given: Tensor | None = None
     version: int = -1
@@ -105,7 +106,7 @@ class _Inputs:
     number: int = 0
 
     def number_of(self, name: str, given: Tensor) -> int:
-        """A number that calls have in common when their input is the same; of the first it is a new one."""
+        """Return a number that consecutive calls with the same input have in common."""
         version = -1 if given.is_inference() else given._version
         if given is not self.given or version != self.version:
             self.given, self.version, self.name, self.number = given, version, name, self.number + 1
@@ -114,7 +115,7 @@ class _Inputs:
 
 @dataclass(slots=True)
 class _Summed:
-    """Sums over the data by the first of the layers that share them; ``parted``: those found to share them wrongly."""
+    """Sums over the data by the first of the layers that share them; ``parted``: first layers found not to share."""
 
     totals: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
@@ -124,7 +125,7 @@ class _Summed:
 def _with_same_inputs(
     model: nn.Module, wanted: list[tuple[str, ...]], data: Iterable[Any], forward: forwards.Forward | None
 ) -> dict[str, str]:
-    """Path of a layer → path of the first layer that is given just the same inputs."""
+    """Path of a layer → path of the first layer that has exactly the same inputs."""
     inputs = _Inputs()
     seen: dict[str, list[int]] = {modules[0]: [] for modules in wanted}
     linear = [
@@ -152,7 +153,7 @@ def _summed(
     forward: forwards.Forward | None,
 ) -> _Summed:
     sums, inputs = _Summed(), _Inputs()
-    last: dict[str, int] = {}  # layer → the input that it last shared
+    last: dict[str, int] = {}  # layer → number of the input that it last shared
     heads = {
         modules[0] for modules in wanted if any(isinstance(model.get_submodule(path), nn.Linear) for path in modules)
     }
@@ -192,7 +193,7 @@ def _listen(
     forward: forwards.Forward | None,
     note: Callable[[str, nn.Module, Tensor], None],
 ) -> None:
-    """Tell what each layer's weight is multiplied with, call by call, under the layers' first paths."""
+    """Call ``note`` with the input of every call, under the path of the layer's first module."""
     hooks = []
     for modules in wanted:
 
@@ -210,10 +211,10 @@ def _listen(
 
 
 def input_rows(module: nn.Module, given: Tensor) -> Iterable[Tensor]:
-    """What a layer's weight rows are multiplied with, as ``(positions, per_channel)``, a chunk at a time.
+    """Return what a layer's weight rows are multiplied with, as ``(positions, per_channel)``, a chunk at a time.
 
-    Of a grouped convolution ``(groups, positions, per_channel)``. A transposed convolution is one over the input with
-    zeros between its places, by the kernel turned around.
+    For a grouped convolution ``(groups, positions, per_channel)``. A transposed convolution is treated as a convolution
+    with the flipped kernel over the input with zeros inserted between its positions.
 
     >>> [rows.tolist() for rows in input_rows(nn.Conv2d(1, 1, (1, 2)), torch.tensor([[[[1.0, 2.0, 3.0]]]]))]
     [[[1.0, 2.0], [2.0, 3.0]]]
@@ -226,11 +227,11 @@ def input_rows(module: nn.Module, given: Tensor) -> Iterable[Tensor]:
             (product,) = products_of(module, (given,), {})
             given = product.input
         wide = given.to(torch.promote_types(given.dtype, torch.float32))
-        if wide.is_nested:  # samples of several lengths, as PyTorch's encoder has them with a padding mask
+        if wide.is_nested:  # samples of different lengths, as in PyTorch's encoder with a padding mask
             wide = torch.cat(wide.unbind())
         yield from torch.split(wide.flatten(0, -2), max(1, CHUNK // wide.shape[-1]))
         return
-    (product,) = products_of(module, (given,), {})  # of the padded input, whatever pads it
+    (product,) = products_of(module, (given,), {})  # of the padded input, however it was padded
     wide, kernel = product.input.to(torch.promote_types(given.dtype, torch.float32)), module.kernel_size
     samples = wide if wide.ndim == 2 + len(kernel) else wide[None]
     steps, widths = (_each(value, len(kernel)) for value in (product.stride, product.dilation))
@@ -247,10 +248,10 @@ def _patches(
     *,
     turned: bool = False,
 ) -> Iterator[Tensor]:
-    """What a kernel sees at all its places of an input ``(samples, channels, …)``, see `input_rows`."""
+    """The patches of an input ``(samples, channels, …)`` at all positions of a kernel, see `input_rows`."""
     sides = range(-len(kernel), 0)
     for chunk in torch.split(padded, max(1, CHUNK // (math.prod(kernel) * padded.shape[1:].numel()))):
-        patches = chunk  # (samples, channels, places…), then with each turn a kernel's side at the end
+        patches = chunk  # (samples, channels, positions…); each pass appends one side of the kernel
         for dim, (size, step, width) in enumerate(zip(kernel, steps, widths, strict=True), start=2):
             patches = patches.unfold(dim, width * (size - 1) + 1, step)[..., ::width]
         patches = patches.flip(tuple(sides)) if turned else patches
@@ -259,7 +260,7 @@ def _patches(
 
 
 def _spread_out(module: Any, given: Tensor) -> tuple[Tensor, tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """The input of a transposed convolution as that of a plain one: itself, kernel, stride and dilation."""
+    """Rewrite a transposed convolution as a plain one: its input, kernel, stride and dilation."""
     kernel, widths, steps = module.kernel_size, module.dilation, module.stride
     wide = given.to(torch.promote_types(given.dtype, torch.float32))
     samples = wide if wide.ndim == 2 + len(kernel) else wide[None]
@@ -279,7 +280,7 @@ def _each(value: Any, count: int) -> tuple[int, ...]:
 
 
 def _padding(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> list[int]:
-    """Zeros before and after each side, last side first, as ``pad`` takes them."""
+    """Zeros before and after each side, last side first, in the order that ``pad`` expects."""
     if padding == "same":
         totals = [width * (size - 1) for size, width in zip(kernel, dilation, strict=True)]
         sides = [(total // 2, total - total // 2) for total in totals]

@@ -1,7 +1,7 @@
 """Which options are on offer for which layer.
 
-Layers are named by patterns as of file names (`fnmatch`): ``"encoder.*.attention.*"``, ``"head"``. A pattern that no
-layer matches is an error, because it is a slip of the pen in most cases.
+Layers are selected by patterns like those of file names (`fnmatch`): ``"encoder.*.attention.*"``, ``"head"``. A pattern
+that matches no layer is an error, because it is usually a typing mistake.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from qcompress.measuring.moments import MAX_INPUTS
 from qcompress.model.parts import Part
 from qcompress.options import Options
 
-SHOWN = 20  # names of layers in an error
+SHOWN = 20  # layer names listed in an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +22,9 @@ class Offered:
     """Options by layer.
 
     Args:
-        by_pattern: options for the layers that a pattern matches; the first that does counts.
-        skip: patterns of layers that stay as they are.
-        only: patterns of the layers that do not, or None for all.
+        by_pattern: options for the layers that a pattern matches; the first match counts.
+        skip: patterns of layers that are not compressed.
+        only: patterns of the only layers to compress, or None for all.
 
     >>> from qcompress.options import prune_quantize
     >>> offered = Offered.of({"head": prune_quantize(bits=(8,)), "*": prune_quantize(bits=(2, 4))}, skip="stem")
@@ -38,10 +38,10 @@ class Offered:
 
     @classmethod
     def of(cls, options: Any, *, skip: Any = (), only: Any = None) -> "Offered":
-        """From what `qcompress.measure` takes; patterns of one that is given come on top of its own.
+        """Convert the arguments of `qcompress.measure`; for an `Offered`, the patterns are added to its own.
 
         Raises:
-            OptionsError: no options, or patterns that are no text.
+            OptionsError: There are no options, or a pattern is not a string.
         """
         if isinstance(options, Offered):
             both = (
@@ -62,7 +62,7 @@ class Offered:
         return cls(given, _patterns(skip, "skip"), None if only is None else _patterns(only, "only"))
 
     def left_out(self, *names: str) -> str:
-        """Why a layer stays as it is that has these names, or an empty string."""
+        """Why a layer with these names is left out, or an empty string."""
         if pattern := self._match(names, self.skip):
             return f"left out by skip={pattern!r}"
         if self.only is not None and not self._match(names, self.only):
@@ -70,17 +70,17 @@ class Offered:
         return "" if self._match(names, self.by_pattern) else "no pattern of the options matches its name"
 
     def options(self, *names: str) -> Options:
-        """What is on offer for a layer that is not left out."""
+        """Return the options for a layer that is not left out."""
         return self.by_pattern[self._match(names, self.by_pattern)]
 
     def require_known(self, names: Sequence[str]) -> None:
-        """Refuse patterns that match no layer.
+        """Raise an error for patterns that match no layer.
 
         Args:
-            names: of all layers.
+            names: names of all layers.
 
         Raises:
-            OptionsError: names both.
+            OptionsError: A pattern matches no layer; the message lists the patterns and the layers.
         """
         patterns = (*self.skip, *(self.only or ()), *(listed for listed in self.by_pattern if listed != "*"))
         unused = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]
@@ -91,7 +91,7 @@ class Offered:
             )
 
     def to_json(self) -> Any:
-        """What tells this offer from another, as plain JSON; of plain options without patterns theirs alone."""
+        """Return plain JSON that identifies the offer; for options without patterns, the JSON of the options."""
         if not self.skip and self.only is None and list(self.by_pattern) == ["*"]:
             return self.by_pattern["*"].to_json()
         options = {pattern: offered.to_json() for pattern, offered in self.by_pattern.items()}
@@ -112,7 +112,7 @@ def _patterns(given: Any, name: str) -> tuple[str, ...]:
 
 
 def calibrated_options(parts: Iterable[Part], offered: Offered) -> tuple[dict[str, Options], list[str]]:
-    """The options by name of a part, and what is to be said of those that go without calibration."""
+    """The options by part name, and notes on the parts that go without calibration."""
     per_part, notes = {}, []
     for part in parts:
         options = offered.options(part.path, part.modules[0])

@@ -1,4 +1,4 @@
-"""How well a language model foretells the next token."""
+"""How well a language model predicts the next token."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ def perplexity(model: nn.Module, windows: Sequence[Tensor]) -> float:
     """``exp`` of the mean negative log likelihood of every token but the first of each window.
 
     Args:
-        model: of tokens ``(windows, length)`` to logits ``(windows, length, vocabulary)``; an opened one goes through
+        model: maps tokens ``(windows, length)`` to logits ``(windows, length, vocabulary)``; an opened model processes
             all windows block by block.
         windows: tokens.
 
@@ -38,7 +38,7 @@ def perplexity(model: nn.Module, windows: Sequence[Tensor]) -> float:
 
 
 def _added(outputs: Iterable[tuple[Any, Tensor]]) -> tuple[float, int]:
-    """The sum of the negative log likelihoods, and of how many tokens."""
+    """The sum of the negative log likelihoods, and the number of tokens."""
     total, count = 0.0, 0
     for window, logits in outputs:
         wanted = window[:, 1:].to(logits.device)

@@ -1,7 +1,7 @@
-"""Products of gradients with changes of a layer's output, for every sample on its own.
+"""Products of gradients with changes of a layer's output, separately for every sample.
 
-Which numbers of a layer's output belong to which sample is a `Place`: usually the samples lie along one dimension;
-tokens that were gathered from many samples, as an expert's, have an owner each.
+A `Place` says which values of a layer's output belong to which sample. Usually the samples lie along one dimension;
+tokens gathered from many samples, as in a mixture of experts, have an owner each.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qcompress.measuring.calls import Call
 from qcompress.model import layers
 
-CHUNK = 16  # samples whose products are taken at once
+CHUNK = 16  # samples whose products are computed at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,8 @@ class Place:
     """Where the samples are in a layer's output.
 
     Attributes:
-        dim: the dimension that counts them (with several entries a sample, in order), if there is one.
-        owner: else ``(positions,)`` the sample of every position; positions are all dimensions but the channels'.
+        dim: the dimension that the samples lie along (possibly with several entries per sample, in order), if any.
+        owner: otherwise ``(positions,)`` the sample of every position; positions are all dimensions but the channels.
     """
 
     dim: int | None = None
@@ -34,11 +34,11 @@ def shares(
     """``(responses, parts, samples, gradients)``: products of one call's responses and gradients, part by part.
 
     Args:
-        call: of the layer.
-        gradients: of the call's output, one a probe.
+        call: a call of the layer.
+        gradients: gradients of the call's output, one per probe.
         responses: changes of the call's output.
-        place: of the samples in it.
-        num_samples: in the batch.
+        place: where the samples are in the output.
+        num_samples: number of samples in the batch.
         starts: first row of every part of the weight, in order.
     """
     gradients, responses = [wide(value) for value in gradients], [wide(value) for value in responses]
@@ -54,14 +54,14 @@ def shares(
 
 
 def wide(values: Tensor) -> Tensor:
-    """For sums of many products: in half precision these would be lost below its least number."""
+    """Convert to at least float32, for sums of many products that would underflow in half precision."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _whole(gradients: list[Tensor], responses: list[Tensor], dim: int, num_samples: int) -> Tensor:
     """The products of all responses and gradients per sample: ``(responses, samples, gradients)``."""
     others = [other for other in range(gradients[0].ndim) if other != dim]
-    order = [dim, *sorted(others, key=lambda other: -gradients[0].stride()[other])]  # as in memory: no copies
+    order = [dim, *sorted(others, key=lambda other: -gradients[0].stride()[other])]  # memory order avoids copies
     left, right = (
         [value.permute(order).reshape(num_samples, -1) for value in values] for values in (responses, gradients)
     )
@@ -107,7 +107,7 @@ def _by_vocabulary(
 def _by_owner(
     call: Call, gradients: list[Tensor], response: Tensor, owner: Tensor, num_samples: int, starts: list[int]
 ) -> Tensor:
-    """The products where every position has its sample: ``(parts, samples, gradients)``."""
+    """The products where every position has an owner: ``(parts, samples, gradients)``."""
     channels = layers.channel_dim(call.module, response)
 
     def by_position(values: Tensor) -> Tensor:

@@ -1,17 +1,17 @@
-"""Where a measurement stands, for those who wait for it."""
+"""Progress reports of a measurement."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasureProgress:
-    """Where a measurement stands; ``total_batches`` is None when the data does not tell its length.
+    """Progress of a measurement; ``total_batches`` is None when the data has no length.
 
     Attributes:
-        batches, total_batches: how many are done, and are.
-        num_samples: so far; of an opened model all that there are.
-        elapsed_s: so far.
-        unit: what is counted: of an opened model the blocks, forward and backward.
+        batches, total_batches: number of batches done, and of all batches.
+        num_samples: number of samples so far; for an opened model, of all samples.
+        elapsed_s: seconds elapsed.
+        unit: what is counted: for an opened model the blocks, forward and backward.
     """
 
     batches: int

@@ -1,11 +1,11 @@
-"""Ranges of what goes into layers and comes out of them, for rounding activations to 8 bits.
+"""Ranges of layers' inputs and outputs, for rounding activations to 8 bits.
 
-One pass over the data notes the ends and a sample of the numbers of every tensor; the range is the whole one, or
-without as many of the largest as rounds the sample with the least squared error. Where all that reads an output is a
-clamp, as ReLU and ReLU6 are, numbers that it would cut off anyway need no codes.
+One pass over the data records the extremes and a sample of the values of every tensor. The range is clipped so that
+rounding the sample has the least squared error. If an output is read only by one clamp, such as ReLU or ReLU6, values
+that the clamp would cut off anyway need no codes.
 
-Layers have ranges where it is known what their weight is multiplied with: Linear layers and convolutions that are
-called and do nothing to their input but pad it with zeros or copies.
+Ranges exist for layers whose weight has known inputs: Linear layers and convolutions that are called and do nothing to
+their input except pad it with zeros or copies.
 """
 
 import math
@@ -26,24 +26,24 @@ from qcompress.model.parts import Part
 from qcompress.transforms.activations import LEVELS
 from qcompress.transforms.base import Ranges
 
-SAMPLE = 1 << 13  # numbers of a tensor that are looked at
-MOST = 1 << 16  # of a layer
-CUTS = tuple(0.97**step for step in range(40))  # shares of the largest number, down to 0.3
+SAMPLE = 1 << 13  # values sampled per tensor
+MOST = 1 << 16  # values sampled per layer
+CUTS = tuple(0.97**step for step in range(40))  # fractions of the largest value to try, down to 0.3
 
 
 def activation_ranges(
     model: nn.Module, parts: Iterable[Part], data: Iterable[Any], forward: forwards.Forward | None
 ) -> dict[str, Ranges]:
-    """``(low, high)`` of inputs and of outputs, by the path of a part's first module.
+    """Compute ``(low, high)`` of inputs and of outputs, by the path of a part's first module.
 
     Args:
-        model: as in `measure`.
-        parts: of it.
+        model: same as in `measure`.
+        parts: parts of the model.
         data: batches.
-        forward: how to run one.
+        forward: how to run a batch.
 
     Raises:
-        DataError: activations are not finite.
+        DataError: Activations are not finite.
 
     >>> from qcompress.model.parts import survey
     >>> model, data = nn.Sequential(nn.Linear(2, 1, bias=False)), [torch.tensor([[0.0, 1.0], [2.0, 0.0]])]
@@ -87,7 +87,7 @@ def activation_ranges(
 
 
 def _is_known(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> bool:
-    """Whether the layer multiplies its input itself, or padded, and gives the product itself."""
+    """Whether the layer multiplies its input, possibly padded, and returns exactly the product."""
     if layers.is_plain(module):
         return True
     products = products_of(module, args, kwargs)
@@ -105,7 +105,7 @@ def _is_known(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> bool
 
 @dataclass(slots=True)
 class _Numbers:
-    """Ends and a sample of the numbers of tensors."""
+    """The extremes and a sample of the values of tensors."""
 
     low: float = 0.0
     high: float = 0.0
@@ -122,7 +122,7 @@ class _Numbers:
             self.sample.append(flat[places].cpu())
 
     def range(self, name: str, clamp: tuple[float, float] = (-math.inf, math.inf)) -> tuple[float, float]:
-        """The range of the least squared error."""
+        """The range that minimises the squared error."""
         if not (math.isfinite(self.low) and math.isfinite(self.high)):
             raise DataError(f"activations of {name!r} are not finite on the calibration data")
         low, high = min(max(self.low, clamp[0]), 0.0), max(min(self.high, clamp[1]), 0.0)
@@ -137,7 +137,7 @@ class _Numbers:
 
 
 class _Clamps(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes what reads the outputs of layers, and where all of it is one clamp, its ends."""
+    """Records what reads the outputs of layers and, where all readers are the same clamp, its limits."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -145,15 +145,15 @@ class _Clamps(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._ends: dict[str, set[tuple[float, float]]] = {}
 
     def follow(self, name: str, output: Tensor) -> None:
-        """Look out for readers of an output."""
+        """Start to observe the readers of an output."""
         self._followed[id(output)] = name, output
 
     def forget(self) -> None:
-        """Let go of a batch's outputs."""
+        """Release the outputs of a batch."""
         self._followed.clear()
 
     def of(self, name: str) -> tuple[float, float]:
-        """The ends beyond which nothing of the layer's output matters."""
+        """The limits beyond which the layer's output has no effect."""
         ends = self._ends.get(name, set())
         return ends.copy().pop() if len(ends) == 1 else (-math.inf, math.inf)
 
@@ -165,7 +165,7 @@ class _Clamps(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _ends(func: Any, args: Any) -> tuple[float, float]:
-    """The ends of a clamp; of another operation, none."""
+    """The limits of a clamp; infinite for any other operation."""
     name = func.overloadpacket.__name__.removesuffix("_")
     if name == "relu":
         return 0.0, math.inf

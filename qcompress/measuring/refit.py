@@ -1,7 +1,7 @@
-"""Take again what codes and factors are fitted to, over more data: the second moments and squares of layers' inputs.
+"""Collect the statistics that codes and factors are fitted to again, over more data.
 
-Costs and effects stay what they were measured as, and so does every choice made from them; the same options take the
-same bytes. Only what `qcompress.apply` fits to its moments comes out anew.
+These are the second moments and mean squares of layers' inputs. Costs and effects keep their measured values, and so do
+the choices made from them; the options take the same bytes. Only the result of fitting in `qcompress.apply` changes.
 """
 
 from collections.abc import Iterable
@@ -28,17 +28,17 @@ def refit(
     forward: forwards.Forward | None = None,
     seed: int = 0,
 ) -> Measurement:
-    """The measurement with the moments and squares of ``data``, where it has any; codes at hand are let go.
+    """Return the measurement with the moments and squares of ``data``, where it has any; encoded options are dropped.
 
     Args:
-        model: the one that was measured.
+        model: the model that was measured.
         data: re-iterable batches.
-        measurement: what `measure` gave.
-        forward: as in `measure`.
-        seed: as in `measure`.
+        measurement: the result of `measure`.
+        forward: same as in `measure`.
+        seed: same as in `measure`.
 
     Raises:
-        DataError: what goes into a layer is not finite, or a layer is not called.
+        DataError: The inputs of a layer are not finite, or a layer is not called.
 
     >>> import torch
     >>> from qcompress import measure, prune_quantize
@@ -65,7 +65,7 @@ def refit(
 
 
 def with_fit_of(measurement: Measurement, other: Measurement) -> Measurement:
-    """The measurement with what `refit` took in another of the same model."""
+    """Return the measurement with the statistics that `refit` collected in another one of the same model."""
     return replace(
         measurement,
         moments=other.moments,

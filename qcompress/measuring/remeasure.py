@@ -1,9 +1,9 @@
-"""Measure the same options again from where a choice stands.
+"""Measure the same options again around a given choice.
 
-What an option does to the loss is known best near the model that it was measured on. Where a choice changes many parts
-by much, its loss is not the predicted one, and a solver finds just those choices for which the prediction is too good.
-So the choice is put into the model and every option is measured anew as a change of that model, with losses still
-relative to the original's outputs.
+The effect of an option on the loss is most accurate near the model that it was measured on. If a choice changes many
+parts substantially, its loss differs from the prediction, and a solver selects exactly those choices for which the
+prediction is too optimistic. So the choice is put into the model and every option is measured again as a change of that
+model, with losses still relative to the original's outputs.
 """
 
 import dataclasses
@@ -41,26 +41,26 @@ def remeasure(
     cache: AnyPath | None = None,
     on_progress: Callable[[MeasureProgress], None] | None = None,
 ) -> Measurement:
-    """The options of a measurement, measured again as changes of the model with ``choice`` in its weights.
+    """Measure the options of a measurement again, as changes of the model with ``choice`` in its weights.
 
     Args:
-        model: the original; left as it is.
+        model: the original model; it is not modified.
         data: re-iterable batches.
-        measurement: what `measure` gave.
-        choice: ``(G,)`` of a problem made from it.
-        loss: the callable that was measured by; ``"kl"`` and ``"mse"`` are known from the measurement.
-        forward: as of `measure`.
-        jobs: as of `measure`.
-        cache: as of `measure`.
-        on_progress: as of `measure`.
+        measurement: the result of `measure`.
+        choice: ``(G,)`` choice of a problem made from the measurement.
+        loss: the callable that was used as loss; ``"kl"`` and ``"mse"`` are known from the measurement.
+        forward: same as in `measure`.
+        jobs: same as in `measure`.
+        cache: same as in `measure`.
+        on_progress: same as in `measure`.
 
     Returns:
-        A measurement whose costs are increases from ``standing_loss``, the loss of ``choice``: `formulate` and `apply`
-        take it as any other.
+        A measurement whose costs are increases from ``standing_loss``, the loss of ``choice``; `formulate` and `apply`
+        accept it like any other.
 
     Raises:
-        ModelError: another model than measured, or no choice for it.
-        OptionsError: another loss than measured, or options that round activations.
+        ModelError: The model is not the measured one, or the choice does not fit it.
+        OptionsError: The loss is not the measured one, or options round activations.
 
     >>> import torch
     >>> from qcompress import measure, prune_quantize
@@ -90,7 +90,7 @@ def measured_at(
     on_progress: Callable[[MeasureProgress], None] | None,
     jobs: int = 1,
 ) -> Measurement:
-    """`measurement` anew, as changes of the emulation's model, whose loss is ``standing_loss``."""
+    """Measure the options again as changes of the emulation's model, whose loss is ``standing_loss``."""
     standing, model = tuple(emulation.choice), calibration.model
     candidates = Candidates(emulation.model, measurement.parts, measurement.transforms, emulation.rows, standing)
     settings = [measurement.method, standing, None if cache is None else calibration.digests()]
@@ -123,24 +123,24 @@ def measured_at(
 
 
 def require_weights_alone(measurement: Measurement) -> None:
-    """Refuse what cannot be measured from where a choice stands: a rounded input does not tell what it was before.
+    """Raise an error for options that cannot be measured around a choice: rounded inputs cannot be restored.
 
     Raises:
-        OptionsError: an option rounds activations.
+        OptionsError: An option rounds activations.
     """
     for part, options in zip(measurement.parts, measurement.transforms, strict=True):
         if label := next((option.label for option in options if option.activations is not None), ""):
             raise OptionsError(
-                f"options that round activations are not measured again around a choice: {part.name!r} has {label!r}; "
+                f"options that round activations cannot be measured around a choice: {part.name!r} has {label!r}; "
                 "leave integer_products() out, or do not refine"
             )
 
 
 def loss_of(measurement: Measurement, loss: str | LossFunction | Loss | None) -> Loss:
-    """The loss that was measured by.
+    """Return the loss that the measurement was made with.
 
     Raises:
-        OptionsError: it is a callable that was not given, or another one.
+        OptionsError: It is a callable that was not given, or a different loss was given.
     """
     if loss is None and not is_named(measurement.loss):
         raise OptionsError(f"the measurement was made with the loss {measurement.loss!r}: pass that callable as loss=")

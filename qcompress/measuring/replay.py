@@ -1,9 +1,9 @@
-"""Re-running only what lies behind a changed module.
+"""Re-run only the modules after a changed one.
 
-During one recorded run every module call is noted with its output and its place in time. In a replay for a changed
-module, each call that had ended before that module was first called returns its recorded output instead of
-computing; everything from there on runs for real. This needs no graph of the model, only that the calls come in the
-same order again; whether that holds is checked by the caller against a full run.
+In a recorded run, every module call is stored with its output and its position in time. In a replay for a changed
+module, each call that had ended before the first call of that module returns its recorded output; everything after
+that is computed. No graph of the model is needed, only that the calls come in the same order again; the caller checks
+this against a full run.
 """
 
 import contextlib
@@ -21,10 +21,10 @@ class _Call:
     start: int
     end: int
     output: Any  # a copy of what the call returned
-    returned: list[tuple[Tensor, int]]  # what it returned, with versions; empty once `changed` is known
-    untold: bool  # whether something in it has no version (inference mode)
-    counts_after: dict[nn.Module, int]  # calls of the modules inside, when this call had ended
-    changed: bool = False  # whether what follows changes the output in place
+    returned: list[tuple[Tensor, int]]  # the returned tensors with their versions; empty once `changed` is known
+    untold: bool  # whether a returned tensor has no version (inference mode)
+    counts_after: dict[nn.Module, int]  # calls of the inner modules when this call had ended
+    changed: bool = False  # whether later operations change the output in place
 
 
 class RecordedCalls:
@@ -37,7 +37,7 @@ class RecordedCalls:
         self._clock = 0
 
     def record(self, run: Callable[[], Tensor]) -> Tensor:
-        """Run once, noting all calls."""
+        """Run once, recording all calls."""
         self._calls, self._counts, self._clock = {}, {}, 0
         with self._wrapped(self._note), torch.no_grad():
             output = run()
@@ -48,7 +48,7 @@ class RecordedCalls:
 
     def behind(self, paths: tuple[str, ...], run: Callable[[], Tensor]) -> Tensor:
         """Run again with recorded outputs for every call that ended before the first call of the named modules."""
-        changed = [self._modules.get(path) for path in paths]  # None for the model itself: nothing lies before it
+        changed = [self._modules.get(path) for path in paths]  # None for the model itself: nothing comes before it
         first = min((call.start for module in changed for call in self._calls.get(module, [])), default=0)
         self._counts = {}
 

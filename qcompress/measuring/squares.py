@@ -1,7 +1,8 @@
-"""Mean square of every input column of a layer, which is what ggml's encoders weigh columns by.
+"""Mean square of every input column of a layer, by which ggml's encoders weight columns.
 
-One pass over the data adds up ``x²`` of every input row of the dense layers that have the weight; a vocabulary that is
-also the output layer has the squares of what that layer is given. No activations are kept, one number a column is.
+One pass over the data sums ``x²`` over every input row of the dense layers that have the weight; a vocabulary that is
+also the output layer (tied weights) gets the squares of that layer's inputs. No activations are kept, only one number
+per column.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,14 +28,14 @@ def input_squares(
     """``(per_channel,)`` float32 ``E[x²]`` by the path of a part's first module, where a dense layer has the weight.
 
     Args:
-        model: as in `measure`.
-        parts: of it.
+        model: same as in `measure`.
+        parts: parts of the model.
         data: batches.
-        forward: how to run one.
-        moments: second moments of the same inputs by the same path, whose diagonals they are, as far as there are any.
+        forward: how to run a batch.
+        moments: second moments of the same inputs by the same path; where present, their diagonals are used.
 
     Raises:
-        DataError: what goes into a layer is not finite.
+        DataError: The inputs of a layer are not finite.
 
     >>> from qcompress.model.parts import survey
     >>> model, data = nn.Sequential(nn.Linear(2, 1)), [torch.tensor([[1.0, 2.0], [3.0, 0.0]])]
@@ -71,5 +72,5 @@ def input_squares(
             hook.remove()
     for name, total in sums.items():
         if not bool(torch.isfinite(total).all()):
-            raise DataError(f"what goes into {name!r} is not finite on the calibration data")
+            raise DataError(f"the inputs of {name!r} are not finite on the calibration data")
     return known | {name: (total / counts[name]).float().cpu() for name, total in sums.items()}

@@ -1,7 +1,7 @@
-"""`measure` of an opened model: block by block under a limit of memory, resumed from every block.
+"""`measure` for an opened model: block by block under a memory limit, resumable after every block.
 
-What is worked out is that of ``method="sampled"`` (`qcompress.measuring.weight_gradients`), and the numbers are the
-same; here they come with standard errors and with terms between parts (`qcompress.measuring.streamed_effects`).
+The computation is that of ``method="sampled"`` (`qcompress.measuring.weight_gradients`) and gives the same numbers, in
+addition with standard errors and terms between parts (`qcompress.measuring.streamed_effects`).
 """
 
 import contextlib
@@ -41,7 +41,7 @@ from qcompress.options import Options
 from qcompress.transforms.base import Transform
 
 KEY, KEY_KIND = "key.json", FileKind("qcompress streamed measurement", version=1)
-UNREACHED = "no gradient reaches it, so that nothing is known of what its options do: it stays as it is"
+UNREACHED = "no gradient reaches it, so the effect of its options is unknown: it is not compressed"
 
 
 def measure_streamed(
@@ -53,17 +53,17 @@ def measure_streamed(
     on_progress: Callable[[MeasureProgress], None] | None = None,
     on_encode: Callable[[EncodeProgress], None] | None = None,
 ) -> Measurement:
-    """`qcompress.measure` of an opened model; arguments as there.
+    """`qcompress.measure` for an opened model, with the same arguments.
 
     Raises:
-        OptionsError: a loss whose gradient at the original is not zero, options that round activations, or too little
-            memory.
+        OptionsError: The gradient of the loss at the original is not zero, options round activations, or there is too
+            little memory.
     """
     model, limit = calibration.model, as_bytes(memory)
     opened = opened_of(model)
     assert opened is not None  # noqa: S101
     if isinstance(calibration.loss, CallableLoss):
-        raise OptionsError(f"an opened model is measured by loss 'kl' or 'mse', found {calibration.loss.name!r}")
+        raise OptionsError(f"an opened model is measured with loss 'kl' or 'mse', found {calibration.loss.name!r}")
     offered.require_known(layer_names(model))
     key = _key(calibration, offered)
     with _folder(cache, key) as folder, forwards.evaluating(model), forwards.layer_by_layer(), without_cache(model):
@@ -78,7 +78,7 @@ def measure_streamed(
         inventory = survey(model, [sweep.samples[0].inputs], watched, loss=calibration.loss, left_out=offered.left_out)
         options, notes = calibrated_options(inventory.parts, offered)
         if any(options[part.name].need_ranges(part.target) for part in inventory.parts):
-            raise OptionsError("an opened model is measured for its weights alone: leave integer_products() out")
+            raise OptionsError("options of an opened model cannot round activations: leave integer_products() out")
         room = room_for_decoded(
             limit, resident_bytes(), _forecasts(sweep, inventory.parts, options, outputs[0]), DECODED
         )
@@ -97,7 +97,7 @@ def measure_streamed(
 def _forecasts(
     sweep: Sweep, parts: Sequence[Part], options: Mapping[str, Options], output: Tensor
 ) -> list[UnitForecast]:
-    """Of every block and of what is outside of them."""
+    """Memory forecasts of every block and of everything outside the blocks."""
     tokens = max(shape[:-1].numel() for shape in sweep.shapes)
     itemsize = sweep.dtype.itemsize
     forecasts: list[UnitForecast] = []
@@ -109,7 +109,7 @@ def _forecasts(
         weights = sweep.opened.block_bytes(path)
         forecasts.append(forecast_of(f"block {path!r}", weights, block_parts, options, 4 * tokens * through * itemsize))
     outside = [part for part in parts if part.name not in inside]
-    forecasts.append(forecast_of("what is outside the blocks", 0, outside, options, 8 * 4 * output.numel()))
+    forecasts.append(forecast_of("everything outside the blocks", 0, outside, options, 8 * 4 * output.numel()))
     return forecasts
 
 
@@ -129,17 +129,17 @@ def _telling(sweep: Sweep, on_progress: Callable[[MeasureProgress], None] | None
 
 
 def _key(calibration: Calibration, offered: Offered) -> str:
-    """What the files of a measurement that was cut belong to."""
+    """Digest of the settings that the files of an interrupted measurement belong to."""
     settings = {**calibration.digests(), "options": offered.to_json()}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager
 def _folder(cache: AnyPath | None, key: str) -> Iterator[Path]:
-    """A folder for the files of this measurement, which is removed when the block ends without an error.
+    """Context manager with a folder for the measurement's files, which is removed at the end if there is no error.
 
     Raises:
-        DataError: it holds those of another one.
+        DataError: The folder holds the files of another measurement.
     """
     if cache is None:
         with tempfile.TemporaryDirectory(prefix="qcompress.") as folder:
@@ -165,7 +165,7 @@ def _assembled(
     sweep: Sweep,
     notes: list[str],
 ) -> Measurement:
-    """The measurement from the units' effects; a part that is in two of them has the sum of both."""
+    """Assemble the measurement from the units' effects; the effects of a part that is in two units are added."""
     effects: dict[str, NDArray[np.float64]] = {}
     by_part: dict[str, tuple[tuple[Transform, ...], NDArray[np.float64]]] = {}
     reached: set[str] = set()

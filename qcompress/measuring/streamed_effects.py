@@ -1,12 +1,13 @@
 """Effects of all options of an opened model from weight gradients (see `weight_gradients`), one block in memory.
 
-Forward, all samples go through the blocks one after the other. At the output a label is drawn for every position, and
-the gradient goes back the same way: each block is run again and its options are worked out, multiplied with the weight
-gradients of every sample, and dropped. What stays of an option is one number a sample, its effect. These give the
-costs with their standard errors, and the terms between parts: the effects are the factor's columns.
+In the forward direction, all samples pass through the blocks one after the other. At the output a label is drawn for
+every position, and the gradient is propagated back the same way: each block is run again and its options are encoded,
+multiplied with the weight gradients of every sample, and dropped. Only one number per option and sample is kept, its
+effect. The effects give the costs with their standard errors, and the terms between parts: they are the columns of the
+factor.
 
-What is outside the blocks is measured in the same way, where the gradient passes: what comes after them at the start,
-what comes before them at the end.
+Everything outside the blocks is measured in the same way where the gradient passes: the layers after the blocks at the
+start of the backward direction, those before the blocks at its end.
 """
 
 import functools
@@ -34,14 +35,14 @@ FILE_KIND = FileKind("qcompress effects", version=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Effects:
-    """What a unit (a block, or what is outside the blocks) gave.
+    """Results of a unit (a block, or the layers outside the blocks).
 
     Attributes:
-        parts: names.
-        transforms: the options of each.
+        parts: names of the parts.
+        transforms: the options of each part.
         effects: ``(options, samples)``.
         errors: ``(options,)`` squared errors.
-        unreached: parts that no gradient reached.
+        unreached: names of parts that no gradient reached.
     """
 
     parts: tuple[str, ...]
@@ -51,7 +52,7 @@ class Effects:
     unreached: tuple[str, ...]
 
     def save(self, path: Path) -> None:
-        """Write it, whole or not at all."""
+        """Write to a file, completely or not at all."""
         options = [[transform.to_json() for transform in part_options] for part_options in self.transforms]
         header = {"parts": list(self.parts), "transforms": options, "unreached": list(self.unreached)}
         arrays = {"effects": self.effects, "errors": self.errors}
@@ -59,7 +60,7 @@ class Effects:
 
     @classmethod
     def load(cls, path: Path) -> "Effects":
-        """Read what `save` wrote."""
+        """Read a file that `save` wrote."""
         header, arrays = FILE_KIND.read_arrays(path)
         return cls(
             parts=tuple(header["parts"]),
@@ -70,16 +71,16 @@ class Effects:
 
 
 class StreamedEffects:
-    """The effects of all options, unit after unit from the model's end to its beginning.
+    """The effects of all options, unit by unit from the model's end to its beginning.
 
     Args:
         sweep: the samples.
-        parts: of the model.
-        options: on offer for each, by its name.
-        loss: whose Fisher information is sampled.
-        seed: of the labels.
-        decoded_bytes: of decoded options that are kept while samples go through a block.
-        on_encode: called after the options of every part were worked out.
+        parts: parts of the model.
+        options: options on offer, by part name.
+        loss: the loss whose Fisher information is sampled.
+        seed: seed for the labels.
+        decoded_bytes: bytes of decoded options to cache while samples pass through a block.
+        on_encode: called after the options of each part have been encoded.
     """
 
     def __init__(
@@ -108,12 +109,12 @@ class StreamedEffects:
 
     @property
     def files(self) -> list[Path]:
-        """Of all units."""
+        """The files of all units."""
         names = ["after", *(f"{index:04}" for index in range(len(self._of_block))), "before"]
         return [self._sweep.folder / f"effects_{name}.npz" for name in names]
 
     def units(self) -> Iterator[Effects]:
-        """Every unit's effects, as they come; those whose file is there are read."""
+        """Yield every unit's effects as they are computed; existing files are read instead."""
         after, *blocks, before = self.files
         last = len(blocks)
         yield from self._once(after, last, self._after_blocks)
@@ -125,7 +126,7 @@ class StreamedEffects:
         if not file.exists():
             make().save(file)
         if boundary is not None:
-            self._sweep.states(boundary + 1, "gradients").delete()  # this unit's were written from them
+            self._sweep.states(boundary + 1, "gradients").delete()  # the unit's file was computed from them
         yield Effects.load(file)
 
     def _after_blocks(self) -> Effects:
@@ -176,12 +177,12 @@ class StreamedEffects:
         block: int | None,
         passed: Callable[[int, Gradients], NDArray[np.float64]],
     ) -> Effects:
-        """The effects of parts.
+        """Compute the effects of a unit.
 
         Args:
-            parts: whose weights are in memory.
-            block: that they are in.
-            passed: takes a sample through and back, and gives the products of its weight gradients.
+            parts: parts of the unit, whose weights are in memory.
+            block: index of the block that the parts are in.
+            passed: function that runs a sample forward and backward, and returns the products of its weight gradients.
         """
         model, offers = self._sweep.model, {part.name: self._options[part.name].offers for part in parts}
         inputs = inputs_of(model, self._sweep, block, parts, offers)

@@ -1,4 +1,4 @@
-"""What goes into the layers of a unit of an opened model: the moments and squares that its options are fitted to."""
+"""Inputs of the layers of a unit of an opened model: the moments and squares that its options are fitted to."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,14 +20,14 @@ def inputs_of(
     parts: Sequence[Part],
     offers: Mapping[str, Sequence[Offer]],
 ) -> Inputs:
-    """Moments, of how many inputs, and squares, as `qcompress.model.parts.weights_of` takes them.
+    """Moments, numbers of inputs, and squares, in the form that `qcompress.model.parts.weights_of` expects.
 
     Args:
-        model: opened, with the parts' weights in memory.
-        sweep: that went forward through all blocks; None where nothing is fitted to inputs.
-        block: that the parts are in, None for those outside the blocks.
-        parts: of it.
-        offers: what is to be worked out of each, by its name.
+        model: an opened model with the parts' weights in memory.
+        sweep: a sweep that has gone forward through all blocks; None if nothing is fitted to inputs.
+        block: index of the block that the parts are in, None for those outside the blocks.
+        parts: parts of the model.
+        offers: offers to encode, by part name.
     """
     calibrated = [part for part in parts if any(offer.needs_moments(part.target) for offer in offers[part.name])]
     weighed = [part for part in parts if any(offer.needs_squares(part.target) for offer in offers[part.name])]

@@ -1,9 +1,9 @@
 """The running sums of a measurement, which can be written to a file after any batch and read back.
 
-Every batch gives effects ``E`` of shape ``(V, columns)`` whose products are the second-order terms. Up to
-`MAX_EXACT` options the Gram matrix ``Σ E·Eᵀ`` is kept in full, and a factor of it is taken at the end. Beyond that
-the effects are mixed by random signs into `SKETCH_RANK` columns, whose products have the same expectation
-(Johnson-Lindenstrauss), so that memory stays linear in V.
+Every batch gives effects ``E`` of shape ``(V, columns)`` whose products are the second-order terms. Up to `MAX_EXACT`
+options the Gram matrix ``Σ E·Eᵀ`` is kept in full and factored at the end. Beyond that the effects are mixed by random
+signs into `SKETCH_RANK` columns, whose products have the same expectation (Johnson-Lindenstrauss), so that memory stays
+linear in V.
 """
 
 from collections.abc import Iterable
@@ -18,15 +18,15 @@ from qcompress.errors import DataError
 FILE_KIND = FileKind("qcompress partial measurement", version=1)
 MAX_EXACT = 4096
 SKETCH_RANK = 512
-EIGENVALUE_FLOOR = 1e-13  # relative to the largest; below it lies the rounding of the sums
+EIGENVALUE_FLOOR = 1e-13  # relative to the largest eigenvalue; smaller ones are rounding errors of the sums
 
 
 class Sums:
-    """Cost and second-order sums over the samples seen so far.
+    """Sums of costs and second-order terms over the samples seen so far.
 
     Attributes:
-        tried: names of parts whose options are tried one by one, and why.
-        first_tried: those of the first batch, which all others start from; None before it.
+        tried: names of parts whose options are evaluated one by one, and why.
+        first_tried: the same after the first batch, from which all others start; None before it.
     """
 
     def __init__(self, num_options: int, seed: int) -> None:
@@ -47,11 +47,11 @@ class Sums:
         num_samples: int,
         softened: NDArray[np.float64] | None = None,
     ) -> None:
-        """Add one batch: sums of the costs ``(V,)`` over its samples, and its effects in blocks ``(V, columns)``."""
+        """Add one batch: sums of the costs ``(V,)`` over its samples, and its effects as blocks ``(V, columns)``."""
         rng = np.random.default_rng([self._seed, self.num_batches])
         self.cost += cost
         if softened is None or (self.softened is None and self.num_batches):
-            self.softened = None  # one batch without them, and there are none
+            self.softened = None  # one batch without softened costs drops them for all
         else:
             self.softened = softened if self.softened is None else self.softened + softened
         for block in effects:
@@ -69,11 +69,11 @@ class Sums:
         return self.cost / self.num_samples
 
     def mean_softened(self) -> NDArray[np.float64] | None:
-        """``(V,)`` mean softened cost per sample, where there are any."""
+        """``(V,)`` mean softened cost per sample, or None if there are none."""
         return None if self.softened is None else self.softened / self.num_samples
 
     def factor(self) -> NDArray[np.float64]:
-        """``(V, r)`` whose products are the mean second-order terms per sample."""
+        """``(V, r)`` factor whose products are the mean second-order terms per sample."""
         if not self.exact:
             return np.asarray(self.second / np.sqrt(self.num_samples))
         size = np.sqrt(np.diag(self.second))
@@ -84,7 +84,7 @@ class Sums:
         return np.ascontiguousarray(factor)
 
     def save(self, path: AnyPath, key: str) -> None:
-        """Write the sums, whole or not at all; ``key`` says which measurement they belong to."""
+        """Write the sums, completely or not at all; ``key`` identifies the measurement."""
         counts = {"num_samples": self.num_samples, "num_batches": self.num_batches}
         header = {"key": key, "seed": self._seed, "tried": self.tried, "first_tried": self.first_tried, **counts}
         arrays = {"cost": self.cost, "second": self.second}
@@ -94,10 +94,10 @@ class Sums:
 
     @classmethod
     def load(cls, path: AnyPath, key: str) -> "Sums":
-        """Read the sums of a measurement that was cut.
+        """Read the sums of an interrupted measurement.
 
         Raises:
-            DataError: they belong to another measurement (model, data, options or method differ).
+            DataError: They belong to another measurement (model, data, options or method differ).
         """
         header, arrays = FILE_KIND.read_arrays(path)
         if header["key"] != key:

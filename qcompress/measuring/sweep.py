@@ -1,7 +1,7 @@
-"""Samples that go through a model block by block: forward once, then backward from the last block to the first.
+"""Samples that pass through a model block by block: forward once, then backward from the last block to the first.
 
-Only what passes between blocks is kept, in files; a block is in memory while all samples go through it. Every block
-whose file is there is a resume point.
+Only the values passed between blocks are kept, in files; a block is in memory while all samples pass through it. Every
+block whose file exists is a point to resume from.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from qcompress.model.samples import same_outputs
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sample as a batch of its own, and the number of the batch that it came in."""
+    """One sample as a batch of its own, and the index of the batch that it comes from."""
 
     inputs: Any
     batch: int
@@ -35,21 +35,21 @@ class Sweep:
     """The samples of some data on their way through an opened model.
 
     Args:
-        model: opened, in evaluation mode.
-        opened: where its weights come from.
+        model: an opened model in evaluation mode.
+        opened: source of the model's weights.
         data: re-iterable batches; a sample is a row of all tensors of a batch.
         forward: how to run a batch.
-        folder: for the files.
+        folder: folder for the files.
 
     Attributes:
-        samples: all of them.
-        sizes: of how many rows of the output each is one.
-        shapes, dtype: of the samples' hidden states.
+        samples: all samples.
+        sizes: number of output rows of each sample.
+        shapes, dtype: shapes and dtype of the samples' hidden states.
         before, after: paths of the modules that are called before the blocks, and after them.
 
     Raises:
-        DataError: there is no sample.
-        ModelError: the blocks are no chain.
+        DataError: There is no sample.
+        ModelError: The blocks do not form a chain.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Sweep:
             starts = [self.chain.call(0, sample.inputs)[0] for sample in self.samples]
             self.shapes, self.dtype = [start.shape for start in starts], starts[0].dtype
             self.sizes = [shape[0] for shape in self.shapes]
-            with opened.loaded(opened.blocks[0]):  # how a block wraps what it gives
+            with opened.loaded(opened.blocks[0]):  # finds out how a block wraps its output
                 self.chain.block(0, starts[0], self.chain.call(0, self.samples[0].inputs)[1])
             self.before, self.after = self.chain.calls_of_rest(self.samples[0].inputs, starts[0])
 
@@ -77,29 +77,29 @@ class Sweep:
         return sum(shape.numel() for shape in self.shapes) * self.dtype.itemsize
 
     def states(self, boundary: int, name: str = "states") -> Activations:
-        """What goes into block ``boundary`` (or, of the last boundary, out of the last block)."""
+        """The hidden states before block ``boundary`` (for the last boundary, after the last block)."""
         return Activations(self.folder / f"{name}_{boundary:04}.bin", self.shapes, self.dtype)
 
     def hidden(self, boundary: int, sample: int) -> Tensor:
-        """The hidden states of a sample there."""
+        """The hidden states of a sample before block ``boundary``."""
         if boundary == 0:
             with torch.no_grad():
                 return self.chain.call(0, self.samples[sample].inputs)[0]
         return self.states(boundary).read(sample)
 
     def through(self, block: int, sample: int, hidden: Tensor | None = None) -> Tensor:
-        """What a block, whose weights are in memory, makes of a sample."""
+        """Run a sample through a block whose weights are in memory."""
         with torch.no_grad():
             _, call = self.chain.call(block, self.samples[sample].inputs)
         return self.chain.block(block, self.hidden(block, sample) if hidden is None else hidden, call)
 
     def output(self, sample: int, hidden: Tensor | None = None) -> Tensor:
-        """The model's output for a sample, from what the last block gave."""
+        """The model's output for a sample, from the output of the last block."""
         last = self.hidden(len(self.chain), sample) if hidden is None else hidden
         return self.chain.rest(self.samples[sample].inputs, last)
 
     def forward(self) -> Iterator[int]:
-        """Take all samples through all blocks, as far as that was not done; tells every block that is done."""
+        """Run all samples through all blocks not yet done; yields the index of every finished block."""
         first = max((index for index in range(1, len(self.chain) + 1) if self.states(index).complete), default=0)
         for index in range(first, len(self.chain)):
             loaded, writing = self.opened.loaded(self.opened.blocks[index]), self.states(index + 1).writing()
@@ -109,25 +109,25 @@ class Sweep:
             yield index
 
     def require_chain(self, expected: Tensor) -> None:
-        """Refuse a model whose blocks, one after the other, give another output than its forward pass.
+        """Raise an error if running the blocks one after the other gives another output than the model's forward pass.
 
         Args:
-            expected: the output for the first sample.
+            expected: the model's output for the first sample.
 
         Raises:
-            ModelError: it differs.
+            ModelError: The outputs differ.
         """
         with torch.no_grad():
             chained = self.output(0)
         if not same_outputs(self.model, chained, expected):
-            raise ModelError("the model's blocks, one after the other, do not give what its forward pass gives")
+            raise ModelError("the model's blocks, run one after the other, do not reproduce its forward pass")
 
 
 @contextlib.contextmanager
 def swept_outputs(
     model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None
 ) -> Iterator[Iterator[tuple[Any, Tensor]]]:
-    """Every sample of an opened model with its output, after one pass of all samples block by block."""
+    """Context manager with every sample of an opened model and its output, after one pass block by block."""
     opened = opened_of(model)
     assert opened is not None  # noqa: S101
     with (

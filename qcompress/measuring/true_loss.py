@@ -1,4 +1,4 @@
-"""The true loss of a model that was changed, and of any choice, by running it."""
+"""The true loss of a changed model, or of any choice, by running it."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -26,12 +26,12 @@ def mean_loss(
     loss: str | LossFunction | Loss = "kl",
     forward: forwards.Forward | None = None,
 ) -> float:
-    """The true mean loss increase per sample of ``changed`` against ``original`` over ``data``.
+    """True mean loss increase per sample of ``changed`` against ``original`` over ``data``.
 
-    Both draw the same random numbers, if any, and start every batch from the buffers that they have.
+    Both models draw the same random numbers, if any, and start every batch from their current buffers.
 
     Raises:
-        DataError: there is no sample.
+        DataError: There is no sample.
     """
     run, measured = steady(forward), as_loss(loss)
     if opened_of(original) is not None and opened_of(changed) is not None:
@@ -43,18 +43,18 @@ def mean_loss(
 
 
 class TrueLoss:
-    """The true mean loss increase of choices, by running the model: the ``measure`` of ``solvers.beam.beam_search``.
+    """True mean loss increase of choices, by running the model: the ``measure`` of ``solvers.beam.beam_search``.
 
     Args:
-        model, measurement: as of `Emulation`.
+        model, measurement: same as in `Emulation`.
         data: batches, kept in memory with the original's outputs.
-        loss, forward: as of `measure`.
+        loss, forward: same as in `measure`.
 
     Attributes:
         emulation: the model that choices are put into.
         data: the batches.
 
-    Low-rank layers are run as dense layers with the product of their factors, so that the value is that of the
+    Low-rank layers are run as dense layers with the product of their factors, so the loss equals that of the
     compressed model up to rounding.
 
     >>> from qcompress import formulate, measure, prune_quantize
@@ -87,15 +87,15 @@ class TrueLoss:
             self._references = [forwards.run(self.emulation.model, batch, self._forward) for batch in self.data]
 
     def __call__(self, choice: ArrayLike) -> float:
-        """Per sample."""
+        """Mean loss increase per sample."""
         return float(self.by_sample(choice).mean())
 
     def by_sample(self, choice: ArrayLike) -> NDArray[np.float64]:
-        """``(samples,)``: the rise of every sample's loss."""
+        """``(samples,)`` loss increase of every sample."""
         return np.concatenate([batch.mean(axis=1) for batch in self.by_position(choice)])
 
     def by_position(self, choice: ArrayLike) -> list[NDArray[np.float64]]:
-        """``(samples, positions)`` of every batch: the rise of the loss at every position of its output."""
+        """``(samples, positions)`` for every batch: the loss increase at every position of its output."""
         self.emulation.put(choice)
         with forwards.evaluating(self.emulation.model), torch.no_grad():
             return [
@@ -109,7 +109,7 @@ class TrueLoss:
 def _mean_rise(
     changed: nn.Module, pairs: Iterable[tuple[Any, Tensor]], loss: Loss, forward: forwards.Forward | None
 ) -> float:
-    """Mean over the samples of batches that come with the original's outputs."""
+    """Mean over the samples of batches that are paired with the original's outputs."""
     total, count = 0.0, 0
     with forwards.evaluating(changed), torch.no_grad():
         for batch, reference in pairs:
@@ -117,6 +117,6 @@ def _mean_rise(
             total, count = total + float(rise.sum()), count + len(rise)
     if count == 0:
         raise DataError(
-            "the data holds no sample to compute the loss on: it is empty, or an iterator that has been read before"
+            "the data holds no sample to compute the loss on: it is empty, or an iterator that is already exhausted"
         )
     return total / count

@@ -1,18 +1,18 @@
-"""Costs from weight gradients: one backward pass a sample, whatever the number of tokens and of options.
+"""Costs from weight gradients: one backward pass per sample, whatever the number of tokens and of options.
 
 For a random probe ``a`` of the outputs with ``E[a·aᵀ] = H`` (for ``kl``: a label drawn from the model's own
 distribution at every position, which makes it the true Fisher information; Kunstner et al., arXiv 1905.12558) the
-effect of an option is ``⟨∂(a·output)/∂W, ΔW⟩``, to first order in ΔW, and its loss increase half the mean square of
-that. A sample gives one number an option: the backward pass hands out weight gradients a layer at a time, which are
-multiplied with the changes of the layer's options and let go.
+effect of an option is, to first order in ΔW, ``⟨∂(a·output)/∂W, ΔW⟩``, and its loss increase is half the mean square of
+that. A sample gives one number per option: the backward pass delivers the weight gradients layer by layer; each is
+multiplied with the changes of the layer's options and released.
 
-The costs are of the second order, and estimates: their relative standard error is about ``√(2 / samples)``. That is
-enough to tell where bits are needed; it is not enough to tell which options go together, so there are no pair terms.
+The costs are of second order, and estimates: their relative standard error is about ``√(2 / samples)``. That is enough
+to tell where bits are needed, but not enough to tell which options interact, so there are no pair terms.
 
-Three things are not taken for granted. Where samples give other outputs alone than among the others, a batch is one
-sample. Where no gradient reaches a weight in a whole batch and the outputs change with it nevertheless (``no_grad``,
-``detach``, rounding, numpy), and where the outputs of the first sample do not follow a gradient that is there (see
-`gradient_check`), its options are tried one by one.
+Three assumptions are checked. If samples give other outputs alone than within a batch, a batch counts as one sample. If
+no gradient reaches a weight in a whole batch but the outputs change with it (``no_grad``, ``detach``, rounding, numpy),
+or if the outputs of the first sample do not follow the gradient (see `gradient_check`), the options are evaluated one
+by one.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -39,19 +39,19 @@ UNSEEN = "no gradient reaches it, but its weight has an effect"
 
 
 class WeightGradients:
-    """Costs of batches from one random probe a sample.
+    """Costs of batches from one random probe per sample.
 
     Args:
-        model: with the candidates' parts.
-        candidates: options.
-        loss: what they are measured by.
+        model: the model that the candidates' parts belong to.
+        candidates: the options.
+        loss: the loss to measure.
         forward: how to run a batch.
-        tried: names of parts whose options are to be tried from the start, and why.
-        apart: whether samples give the same outputs alone; None where that is to be found out.
-        check: whether outputs follow the gradients is asked on the first sample.
+        tried: names of parts to evaluate directly from the start, and why.
+        apart: whether samples give the same outputs alone; None if not yet known.
+        check: whether to check on the first sample that outputs follow the gradients.
 
     Attributes:
-        tried, apart: the same, with what was found since.
+        tried, apart: the arguments, updated by what was found since.
     """
 
     def __init__(
@@ -72,12 +72,12 @@ class WeightGradients:
         self.tried: dict[str, str] = dict(tried or {})
 
     def batch_effects(self, batch: Any, generator: torch.Generator, reference: Tensor | None = None) -> Effects:
-        """Costs of the batch, without terms between parts.
+        """Compute the costs of the batch, without terms between parts.
 
         Args:
-            batch: samples, each of which is run alone; where it cannot be taken apart, all are one sample of the costs.
-            generator: of the probes.
-            reference: outputs of the original, where the model is not the original.
+            batch: samples, each of which is run alone; a batch that cannot be split counts as one sample.
+            generator: generator for the probes.
+            reference: outputs of the original, if the model is not the original.
         """
         cost, num_samples = np.zeros(self._candidates.num_options), 0
         reached: set[Layer] = set()
@@ -115,7 +115,7 @@ class WeightGradients:
 
     @torch.no_grad()
     def _same_alone(self, batch: Any, each: list[Any]) -> bool:
-        """Whether the first and the last sample of a batch give the same outputs alone as among all."""
+        """Whether the first and the last sample of a batch give the same outputs alone as within the batch."""
         whole = forwards.run(self._model, batch, self._forward)
         rows = len(whole) // len(each)
         if rows * len(each) != len(whole):
@@ -123,7 +123,7 @@ class WeightGradients:
         for index in (0, len(each) - 1):
             try:
                 alone = forwards.run(self._model, each[index], self._forward)
-            except Exception:  # whatever a model raises that takes no smaller batch: it is run with whole ones
+            except Exception:  # any error of a model that does not accept smaller batches: run whole batches
                 return False
             if not same_outputs(self._model, alone, whole[index * rows : (index + 1) * rows]):
                 return False
@@ -131,7 +131,7 @@ class WeightGradients:
 
     @torch.no_grad()
     def _try_unseen(self, batch: Any, reached: set[Layer], cost: NDArray[np.float64], reference: Tensor | None) -> None:
-        """Put the true costs in for the layers that have an effect on outputs and no gradient."""
+        """Put in the true costs of the layers that affect the outputs but receive no gradient."""
         candidates = self._candidates
         names = {layer: [candidates.parts[part].name for part in layer.parts] for layer in candidates.layers}
         silent = [
@@ -171,9 +171,9 @@ class WeightGradients:
 
 
 class Gradients:
-    """While open: weights of the candidates that ask for gradients, which are multiplied as soon as they are there.
+    """Context manager in which the candidates' weights receive gradients, which are multiplied and released at once.
 
-    The layers that have a gradient other than zero are added to ``reached``.
+    Layers with a nonzero gradient are added to ``reached``.
     """
 
     def __init__(self, model: nn.Module, candidates: Candidates, reached: set[Layer]) -> None:
@@ -201,7 +201,7 @@ class Gradients:
         return self
 
     def _rounding(self, layer: Layer) -> list[tuple[int, Activations]]:
-        """Options of a layer that round its activations, and how."""
+        """The options of a layer that round its activations, with their rounding."""
         part = layer.parts[0]
         options = range(len(self._candidates.transforms[part]))
         activations = [(option, self._candidates.activations(layer, option)) for option in options]
@@ -212,7 +212,7 @@ class Gradients:
         ]
 
     def _listen(self, module: nn.Module, layer: Layer, rounding: list[tuple[int, Activations]]) -> Any:
-        """Multiply the gradient of every call's output with what these options do to it."""
+        """Multiply the gradient of every call's output with the changes that these options make to it."""
 
         def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if not (isinstance(output, Tensor) and output.requires_grad):
@@ -238,7 +238,7 @@ class Gradients:
             site.weight.grad = None
 
     def products(self, output: Tensor, probe: Tensor, *, keep: bool) -> NDArray[np.float64]:
-        """``⟨∂(probe·output)/∂W, ΔW⟩`` of every option ``(V,)``; with ``keep`` it can be asked for again."""
+        """``⟨∂(probe·output)/∂W, ΔW⟩`` of every option, ``(V,)``; with ``keep`` it can be called again."""
         self._products[:] = 0.0
         if output.requires_grad:
             output.backward(probe, retain_graph=keep)  # type: ignore[no-untyped-call]
@@ -257,7 +257,7 @@ class Gradients:
 
 
 def samples(batch: Any) -> Iterator[Any]:
-    """The samples of a batch as batches of one; the batch itself where it cannot be told what belongs to a sample.
+    """Split a batch into samples, as batches of one; yields the batch itself if it cannot be split.
 
     >>> [sample["x"].tolist() for sample in samples({"x": torch.tensor([[1], [2]]), "flag": True})]
     [[[1]], [[2]]]

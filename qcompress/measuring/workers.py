@@ -1,9 +1,9 @@
-"""The batches of a measurement, in this process or spread over others: each is a piece of work of its own.
+"""The batches of a measurement, in this process or distributed over others; each batch is an independent task.
 
-What a batch gives depends on nothing but the batch, its number and what the first batch told (`Work.tried`), so it does
-not matter who works it out; results are added up in the order of the batches. Spreading goes through joblib: processes
+The result of a batch depends only on the batch, its index and what the first batch revealed (`Work.tried`), so it does
+not matter where it is computed; results are added up in the order of the batches. Distribution uses joblib: processes
 of this machine by default, a cluster under ``joblib.parallel_config(backend="dask")`` or ``"ray"``. The work is packed
-once and unpacked once in every process. Where a process is lost, what it had not given back is done again.
+once and unpacked once in every process. If a process is lost, its unfinished batches are computed again.
 """
 
 import contextlib
@@ -32,21 +32,21 @@ from qcompress.model.steady import Steady
 from qcompress.scalars import as_whole
 
 ROUND = 4
-"""Batches for every worker that are handed over before their results are waited for."""
+"""Batches per worker that are submitted before their results are awaited."""
 
 MOST_LOSSES = 3
-"""Workers lost one after the other without any result between, before it is given up."""
+"""Number of workers that may be lost in a row, without any result in between, before giving up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BatchResult:
-    """What a batch gives.
+    """The result of a batch.
 
     Attributes:
-        effects: of all options.
-        tried: names of parts whose options were tried one by one, and why.
-        apart: whether samples give the same outputs alone, where that was looked at.
-        moved: what passes changed and was put back.
+        effects: costs and effects of all options.
+        tried: names of parts whose options were evaluated one by one, and why.
+        apart: whether samples give the same outputs alone; None if not checked.
+        moved: names of buffers that passes changed and that were restored.
     """
 
     effects: Effects
@@ -57,17 +57,17 @@ class BatchResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Work:
-    """All that a batch is measured with.
+    """Everything that is needed to measure a batch.
 
     Attributes:
-        model: whose weights the options change, in evaluation mode.
+        model: the model whose weights the options change, in evaluation mode.
         candidates: its options.
-        loss: what they are measured by.
-        method: as of `qcompress.measure`.
-        seed: of the probes.
+        loss: the loss to measure.
+        method: same as in `qcompress.measure`.
+        seed: seed for the probes.
         forward: how to run a batch.
-        original: where the model is another.
-        tried: parts that are to be tried from the start, and why.
+        original: the original model, if ``model`` is not the original.
+        tried: names of parts to evaluate directly from the start, and why.
         apart: see `BatchResult`.
     """
 
@@ -82,12 +82,12 @@ class Work:
     apart: bool | None = None
 
     def after(self, first: BatchResult) -> "Work":
-        """The same for all batches after the first."""
+        """Return the work for all batches after the first."""
         return replace(self, tried=dict(first.tried), apart=first.apart)
 
     @forwards.layer_by_layer()
     def result(self, number: int, batch: Any) -> BatchResult:
-        """What the batch with this number gives."""
+        """Compute the result of the batch with this index."""
         with contextlib.ExitStack() as stack:
             for model in (self.model, self.original):
                 if model is not None:
@@ -114,26 +114,26 @@ class Work:
 
 
 def results(work: Work, batches: Iterable[tuple[int, Any]], jobs: int = 1) -> Iterator[BatchResult]:
-    """What numbered batches give, in their order.
+    """Yield the results of numbered batches, in order.
 
     Args:
-        work: with what they are measured.
-        batches: number and batch.
-        jobs: as of `qcompress.measure`; other processes compute with one thread each.
+        work: what the batches are measured with.
+        batches: pairs of index and batch.
+        jobs: same as in `qcompress.measure`; worker processes compute with one thread each.
 
     Raises:
-        ModelError: the work cannot be handed to other processes, or workers are lost again and again.
+        ModelError: The work cannot be sent to other processes, or workers are lost repeatedly.
     """
     if jobs == 1:
         for number, batch in batches:
             yield work.result(number, batch)
         return
-    import joblib  # here: it takes a while, and one process needs none
+    import joblib  # here: slow to import, and not needed for one process
 
     packed, source = _packed(work), iter(batches)
     count = joblib.effective_n_jobs(jobs)
     backend = joblib.parallel.get_active_backend()[0]
-    given_back = "generator" if getattr(backend, "supports_return_generator", False) else "list"  # Ray has no other
+    given_back = "generator" if getattr(backend, "supports_return_generator", False) else "list"  # Ray only has "list"
     while waiting := list(itertools.islice(source, ROUND * count)):
         losses = 0
         while waiting:
@@ -149,33 +149,33 @@ def results(work: Work, batches: Iterable[tuple[int, Any]], jobs: int = 1) -> It
                     raise
                 if losses > MOST_LOSSES:
                     raise ModelError(
-                        f"processes that measure were lost {losses} times in a row at batch {waiting[0][0]} ({error}): "
-                        "it may take more memory than there is; give smaller batches or fewer jobs"
+                        f"worker processes were lost {losses} times in a row at batch {waiting[0][0]} ({error}): "
+                        "there may be too little memory; give smaller batches or fewer jobs"
                     ) from error
 
 
 def checked_jobs(jobs: Any) -> int:
-    """``jobs`` if it is a number of processes.
+    """Return ``jobs`` if it is a valid number of processes.
 
     Raises:
-        OptionsError: it is none.
+        OptionsError: It is not.
     """
     if jobs == -1:
         return -1
-    return as_whole(jobs, "jobs (processes that measure; -1 for one a core)", least=1)
+    return as_whole(jobs, "jobs (worker processes; -1 for one per core)", least=1)
 
 
 def _is_loss(error: Exception) -> bool:
-    """Whether a worker is gone, rather than something wrong with its work."""
+    """Whether a worker was lost, as opposed to an error in its task."""
     ray_lost = type(error).__module__.startswith("ray.") and "Died" in type(error).__name__ + str(error)
     return isinstance(error, BrokenExecutor) or type(error).__name__ == "KilledWorker" or ray_lost
 
 
 def _packed(work: Work) -> tuple[NDArray[np.uint8], str]:
-    """The work as an array, which joblib's backends share or send once, and its digest.
+    """Pack the work as an array, which joblib's backends share or send once; also returns its digest.
 
     Raises:
-        ModelError: something in it cannot be sent.
+        ModelError: Something in it cannot be sent.
     """
     import cloudpickle
 
@@ -183,13 +183,13 @@ def _packed(work: Work) -> tuple[NDArray[np.uint8], str]:
         packed = cloudpickle.dumps(work)
     except Exception as error:  # whatever the model's own objects raise
         raise ModelError(
-            f"the model, its forward or the loss cannot be handed to other processes ({error}); measure with jobs=1"
+            f"the model, its forward or the loss cannot be sent to other processes ({error}); measure with jobs=1"
         ) from error
     return np.frombuffer(packed, dtype=np.uint8), hashlib.sha256(packed).hexdigest()
 
 
 class _Held:
-    """The work that this process has unpacked; batches take turns, for they change the model's weights."""
+    """The work that this process has unpacked; batches take turns, because they change the model's weights."""
 
     def __init__(self) -> None:
         self.turn, self.key = threading.Lock(), ""
@@ -200,7 +200,7 @@ _held = _Held()
 
 
 def _result(packed: NDArray[np.uint8], key: str, number: int, batch: Any) -> BatchResult:
-    """In a worker: unpack the work once, and do one batch of it."""
+    """In a worker: unpack the work once, and compute one batch."""
     import cloudpickle
 
     with _held.turn:

@@ -1,1 +1,1 @@
-"""Choices in opened models, a block in memory at a time: codes written, losses taken."""
+"""Work with an opened model one block at a time: write codes, evaluate losses."""

@@ -1,4 +1,4 @@
-"""`apply`: of a model in memory to a copy, of an opened model to codes in a folder."""
+"""`apply`: turns a model in memory into a compressed copy, and an opened model into codes in a folder."""
 
 import shutil
 import tempfile
@@ -34,23 +34,23 @@ def apply(
     data: Iterable[Any] | None = None,
     folder: AnyPath | None = None,
 ) -> in_memory.Model:
-    """A compressed copy of ``model``; the original is left as it is.
+    """Return a compressed copy of ``model``; the original is not modified.
 
     Args:
         model: the model that was measured.
-        measurement: what `measure` gave.
+        measurement: the result of `measure`.
         solution: a solution of the problem made from ``measurement``; parts that it lists under
             `qcompress.compressed.apply.NEAREST` in its details are rounded to nearest (see `qcompress.guard`).
-        batch_norm_data: batches to re-estimate batch-norm statistics on, or None to leave them.
+        batch_norm_data: batches to re-estimate batch-norm statistics on, or None to leave them unchanged.
         forward: ``(model, batch) -> output tensor`` for that, where the default does not fit.
-        data: of an opened model the batches that compensated codes are fitted to; they are not in its measurement.
-        folder: of an opened model where the codes are written, block by block; by default a temporary one, which is
-            gone with the model. What an earlier call that was cut has left there is gone on from.
+        data: for an opened model, batches that compensated codes are fitted to; its measurement does not contain them.
+        folder: for an opened model, the folder to which the codes are written block by block; by default a temporary
+            one that is deleted together with the model. Blocks written by an interrupted earlier call are reused.
 
     Raises:
-        ModelError: another model than measured, one that cannot be copied (see
-            `qcompress.compressed.copying.own_copy`), or a solution that holds no choice for it.
-        OptionsError, DataError: something that an opened model is not compressed by, or data that is missing for it.
+        ModelError: The model is not the measured one, cannot be copied (see
+            `qcompress.compressed.copying.own_copy`), or the solution has no choice for it.
+        OptionsError, DataError: An opened model does not support an option, or data is missing for it.
 
     >>> import torch
     >>> from qcompress import (formulate, measure, prune_quantize, solve)
@@ -63,10 +63,10 @@ def apply(
     """
     if opened_of(model) is None:
         if data is not None or folder is not None:
-            raise OptionsError("data= and folder= are for models that are read block by block, see open_model")
+            raise OptionsError("data= and folder= are for models that are read block by block, see open_model()")
         return in_memory.apply(model, measurement, solution, batch_norm_data=batch_norm_data, forward=forward)
     if batch_norm_data is not None:
-        raise OptionsError("statistics of batch norm cannot be re-estimated in an opened model")
+        raise OptionsError("batch-norm statistics cannot be re-estimated in an opened model")
     return _apply_opened(model, measurement, solution, forward, data, folder)  # type: ignore[return-value]
 
 
@@ -82,9 +82,9 @@ def _apply_opened(
     wanted = {part: (transform,) for part, transform in enumerate(transforms)}
     for part, transform in zip(measurement.parts, transforms, strict=True):
         if transform.activations is not None:
-            raise OptionsError(f"{part.name!r} would round its inputs, which an opened model does not take")
+            raise OptionsError(f"{part.name!r} would round its inputs, which opened models do not support")
         if transform.factor_targets(part.target):
-            raise OptionsError(f"{part.name!r} would become factors, which an opened model does not take; it quantizes")
+            raise OptionsError(f"{part.name!r} would become factors; opened models only support quantization")
     if need_inputs(measurement, wanted) and data is None:
         raise DataError("compensated codes of an opened model are fitted to data: give apply(…, data=batches)")
     path = Path(tempfile.mkdtemp(prefix="qcompress.") if folder is None else folder)

@@ -1,4 +1,4 @@
-"""Working out chosen options of an opened model, block by block."""
+"""Encode the chosen options of an opened model, block by block."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,8 +22,8 @@ class Unit:
     """Parts whose weights are in memory together.
 
     Attributes:
-        name: of the block's file, or ``"outside"``.
-        block: its number, None for what is outside the blocks.
+        name: name of the block's file, or ``"outside"``.
+        block: index of the block, None for the parts outside the blocks.
         parts: indices into the measurement's parts.
     """
 
@@ -33,7 +33,7 @@ class Unit:
 
 
 def units_of(opened: Opened, measurement: Measurement) -> list[Unit]:
-    """What is outside the blocks, then the blocks."""
+    """Return the parts outside the blocks as the first unit, then the blocks."""
     of_block: dict[int | None, list[int]] = {}
     for index, part in enumerate(measurement.parts):
         of_block.setdefault(opened.block_of(part.modules[0]), []).append(index)
@@ -46,7 +46,7 @@ def units_of(opened: Opened, measurement: Measurement) -> list[Unit]:
 
 
 def need_inputs(measurement: Measurement, wanted: Mapping[int, Sequence[Transform]]) -> bool:
-    """Whether something of what is wanted is fitted to the layers' inputs."""
+    """Whether any of the wanted transforms is fitted to layer inputs."""
     return any(
         transform.needs_moments(target) or transform.needs_squares(target)
         for part, transforms in wanted.items()
@@ -57,7 +57,7 @@ def need_inputs(measurement: Measurement, wanted: Mapping[int, Sequence[Transfor
 
 @contextlib.contextmanager
 def loaded(opened: Opened, unit: Unit) -> Iterator[None]:
-    """The unit's weights in memory."""
+    """A context manager that keeps the unit's weights in memory."""
     with contextlib.nullcontext() if unit.block is None else opened.loaded(opened.blocks[unit.block]):
         yield
 
@@ -69,14 +69,14 @@ def encoded(
     wanted: Mapping[int, Sequence[Transform]],
     sweep: Sweep | None,
 ) -> Codes:
-    """The arrays of what is wanted of a unit whose weights are in memory.
+    """Encode the wanted transforms of a unit whose weights are in memory.
 
     Args:
-        model: opened.
-        measurement: of it.
-        unit: of it.
-        wanted: part → transforms; parts of other units are passed over.
-        sweep: that went forward, where something is fitted to inputs.
+        model: an opened model.
+        measurement: measurement of the model.
+        unit: the unit to encode.
+        wanted: part → transforms; parts of other units are ignored.
+        sweep: a sweep that has gone forward, if any transform is fitted to inputs.
     """
     encoded_parts = [part for part in unit.parts if any(not isinstance(item, Keep) for item in wanted.get(part, ()))]
     parts = [measurement.parts[part] for part in encoded_parts]

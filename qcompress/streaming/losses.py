@@ -1,4 +1,4 @@
-"""The true loss of several choices in an opened model: all of them go through a block while it is in memory."""
+"""The true loss of several choices in an opened model; all choices share each load of a block."""
 
 import contextlib
 import tempfile
@@ -25,7 +25,7 @@ from qcompress.transforms.base import Keep, Transform
 
 Choice = tuple[Transform, ...]
 Weights = dict[tuple[str, str], nn.Parameter]
-"""Path of a module and name of its parameter → what stands there."""
+"""(path of a module, name of its parameter) → the parameter to put there."""
 
 
 def losses_of(
@@ -38,15 +38,15 @@ def losses_of(
     loss: Loss,
     forward: forwards.Forward | None = None,
 ) -> list[list[NDArray[np.float64]] | None]:
-    """Of every choice the rise of the loss of every sample, ``(rows, positions)``; None where it is not finite.
+    """For every choice, the loss increase of every sample, ``(rows, positions)``; None where it is not finite.
 
     Args:
-        model: the original, opened.
-        measurement: of it.
-        choices: a transform of every part each.
-        kept: what the loss is taken on.
-        data: what compensated codes are fitted to.
-        loss: relative to the original's outputs.
+        model: the original, opened model.
+        measurement: measurement of the model.
+        choices: choices, each with one transform for every part.
+        kept: held-out samples to evaluate the loss on.
+        data: batches that compensated codes are fitted to.
+        loss: the loss, relative to the original's outputs.
         forward: how to run a batch.
     """
     opened, run = opened_of(model), steady(forward)
@@ -92,7 +92,7 @@ def _through(
     sweep: Sweep,
     runs: Sequence[Choice | None],
 ) -> None:
-    """Take the samples of all choices, and of the original, through a block."""
+    """Run the samples of all choices, and of the original, through one block."""
     assert unit.block is not None  # noqa: S101
     with loaded(opened, unit):
         codes = encoded(model, measurement, unit, wanted, calibrating)
@@ -108,14 +108,14 @@ def _through(
 def _rises(
     model: nn.Module, sweep: Sweep, number: int, weights: Weights, loss: Loss
 ) -> list[NDArray[np.float64]] | None:
-    """What a choice loses on every sample."""
+    """The loss increase of a choice on every sample."""
     last, rises = len(sweep.chain), []
     for sample, given in enumerate(sweep.samples):
         reference = sweep.output(sample, _states(sweep, last, 0).read(sample))
         try:
             with placed(model, weights):
                 output = sweep.output(sample, _states(sweep, last, number).read(sample))
-        except ModelError:  # what a choice does to the model is what is asked
+        except ModelError:  # the output is not finite: the choice is unusable
             return None
         rises.append(loss.rise_by_position(output, reference, given.inputs).cpu().numpy())
     return rises
@@ -128,7 +128,7 @@ def _states(sweep: Sweep, boundary: int, number: int) -> Activations:
 def weights_of_choice(
     model: nn.Module, measurement: Measurement, unit: Unit, codes: Codes, choice: Choice | None
 ) -> Weights:
-    """The weights that a choice gives, where they are not kept; nothing without a choice."""
+    """The weights that a choice changes; empty if ``choice`` is None."""
     weights: Weights = {}
     if choice is None:
         return weights
@@ -145,7 +145,7 @@ def weights_of_choice(
 
 @contextlib.contextmanager
 def placed(model: nn.Module, weights: Weights) -> Iterator[None]:
-    """The model with those weights of its modules; put back after."""
+    """A context manager that puts the weights into the model's modules and restores the old ones afterwards."""
     places = [(model.get_submodule(path)._parameters, name, new) for (path, name), new in weights.items()]
     before = [parameters[name] for parameters, name, _ in places]
     try:

@@ -1,1 +1,1 @@
-"""Channels that can be removed: which belong together, what removing them takes, and the smaller network."""
+"""Removable channels: which channels are coupled, what removing them saves, and the smaller network."""

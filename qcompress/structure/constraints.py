@@ -1,4 +1,4 @@
-"""After the run: what code takes for granted of shapes, worked into what goes together and what stays."""
+"""Apply, after the traced run, the constraints that the code puts on shapes: they join nodes or block them."""
 
 import numpy as np
 from torch import Tensor
@@ -8,11 +8,11 @@ from qcompress.structure.tracing import Tracer, compacted, distinct
 
 MAX_ROUNDS = 10
 
-AT_FIXED_PLACES = "cut into pieces at places that are written in the code"
+AT_FIXED_PLACES = "split at hard-coded positions"
 
 
 def settle(tracer: Tracer) -> tuple[Nodes, dict[int, str]]:
-    """Root of every node, and why a root is blocked, of those that are."""
+    """Return the root of every node, and for each blocked root the reason."""
     nodes = tracer.nodes
     roots = nodes.roots()
     for _ in range(MAX_ROUNDS):
@@ -34,7 +34,7 @@ def settle(tracer: Tracer) -> tuple[Nodes, dict[int, str]]:
 
 
 def _keep_grid(tracer: Tracer, labels: Tensor, dims: tuple[int, ...], roots: Nodes) -> None:
-    """One dimension became several: what goes has to go along one of them. Else all but the last go together."""
+    """One dimension was split into several: removal must follow one of them, so join along all but the last."""
     item_roots = roots[compacted(labels)]
     along = [dim for dim in dims if (item_roots != np.take(item_roots, [0], axis=dim)).any()]
     for dim in along[:-1]:
@@ -42,7 +42,7 @@ def _keep_grid(tracer: Tracer, labels: Tensor, dims: tuple[int, ...], roots: Nod
 
 
 def _keep_pieces(tracer: Tracer, labels: Tensor, dim: int, pieces: list[tuple[int, int, int]], roots: Nodes) -> None:
-    """Pieces of one length that make up a dimension lose the same places each; other pieces lose nothing."""
+    """Equal pieces that cover a dimension lose the same positions; otherwise nothing may be removed."""
     whole = compacted(labels)
     whole_roots = roots[whole]
     if not (whole_roots != np.take(whole_roots, [0], axis=dim)).any():

@@ -1,4 +1,4 @@
-"""Find what can be removed: trace a few samples, then try it."""
+"""Find the removable channels of a model: trace a few samples, then test the result."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -12,16 +12,16 @@ from qcompress.structure.sets import Structure, trace
 from qcompress.structure.trial import failing
 
 SAMPLES = 2
-"""How many are run to see how channels flow."""
+"""Number of samples that are run to trace the channels."""
 
 
 def find_sets(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None = None) -> Structure:
-    """The coupled sets of ``model``, found by watching it run a few samples of the first batch.
+    """Find the coupled sets of ``model`` by tracing a few samples of the first batch.
 
-    Every set was tried: the model runs without one of its units, and gives what it gives with the unit masked.
+    Every set is tested: the model must run without one of its units and give the same output as with the unit masked.
 
     Raises:
-        ModelError: the model does not run.
+        ModelError: The model does not run.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 5))
@@ -39,7 +39,7 @@ def find_sets(model: nn.Module, data: Iterable[Any], forward: forwards.Forward |
 
 
 def _few(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> Any:
-    """The batch with its first samples alone, where the model runs on them; else the whole."""
+    """The first samples of the batch, or the whole batch if the model does not run on fewer."""
     tensors = [value for value in tree_leaves(batch) if isinstance(value, Tensor) and value.ndim]
     if tensors and len(tensors[0]) > SAMPLES:
         count = len(tensors[0])

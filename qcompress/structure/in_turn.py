@@ -1,10 +1,10 @@
-"""Fit the layers of a smaller network one after the other to what the original's layers give.
+"""Fit the layers of a smaller network, one after the other, to the outputs of the original's layers.
 
-Options are made up for one at a time, on the inputs that the original sees; with many sets cut at once, every layer
-gets other inputs than it was fitted to. So the layers are gone through in the order in which they run: each is fitted,
-by least squares, to the outputs of the original's layer on the inputs that the smaller network really gives it
-(channel pruning by reconstruction, arXiv 1707.06168). Weights move no further than the data asks: what hardly moves
-the outputs stays as it was.
+Each option is compensated by itself, on the inputs of the original network. When many sets are cut at once, every layer
+gets other inputs than it was fitted to. Therefore the layers are visited in the order in which they run, and each is
+fitted by least squares to the outputs of the original's layer, on the inputs it receives in the smaller network
+(channel pruning by reconstruction, arXiv 1707.06168). A ridge term keeps weights that hardly affect the outputs close
+to their values.
 """
 
 from collections.abc import Iterable
@@ -23,14 +23,14 @@ from qcompress.model import layers
 from qcompress.model.tensors import held_tensors, overlapping
 
 MAX_INPUTS = 16384
-"""Weights a channel up to which a layer is fitted: 2 GB of sums."""
+"""Largest number of weights per channel for which a layer is fitted (2 GB of sums)."""
 
 DAMPING = 0.01
-"""Of the moments' mean diagonal: how strongly weights are held where they are."""
+"""Ridge term relative to the mean diagonal of the moments; it pulls the weights towards their current values."""
 
 
 class _EnoughError(Exception):
-    """The layer that was waited for has run."""
+    """The awaited layer has run."""
 
 
 @forwards.layer_by_layer()
@@ -40,13 +40,13 @@ def fit_in_turn_(
     """Fit the Linear and Conv2d layers of ``smaller``, in place and in the order in which they run.
 
     Args:
-        smaller: what `qcompress.apply` made of ``original`` by options of channels.
-        original: left as it is.
-        data: re-iterable batches; every layer takes one pass, up to the layer.
+        smaller: the model that `qcompress.apply` made from ``original`` by removing channels.
+        original: the original model; it is not modified.
+        data: re-iterable batches; each layer needs one pass, which stops at the layer.
         forward: how to run a batch.
 
     Raises:
-        ModelError: ``smaller`` carries no record of what was cut.
+        ModelError: ``smaller`` has no record of removed channels.
 
     >>> from qcompress import apply, formulate, measure, mean_loss, prune_channels, solve
     >>> model, data = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), [torch.randn(64, 4)]
@@ -58,7 +58,7 @@ def fit_in_turn_(
     """
     record = record_of(smaller)
     if record is None or not record.cuts:
-        raise ModelError("the model carries no record of removed channels: give what apply() made by prune_channels()")
+        raise ModelError("the model has no record of removed channels: give what apply() made by prune_channels()")
     kept = _kept_rows(original, record)
     with forwards.evaluating(smaller), forwards.evaluating(original), torch.no_grad():
         for path in _in_order(smaller, data, forward):
@@ -67,9 +67,9 @@ def fit_in_turn_(
 
 
 def _kept_rows(original: nn.Module, record: Compression) -> dict[str, NDArray[np.int64]]:
-    """Path of a layer → which of the original's output channels are left, where some are not.
+    """For each layer that lost output channels, the original's channels that are left.
 
-    The original may itself be what an earlier removal left.
+    The original may itself be the result of an earlier removal.
     """
     before, kept = record_of(original), {}
     parameters = dict(original.named_parameters())
@@ -82,7 +82,7 @@ def _kept_rows(original: nn.Module, record: Compression) -> dict[str, NDArray[np
 
 
 def _in_order(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None) -> list[str]:
-    """Paths of the layers that can be fitted and are called once, in the order of their calls."""
+    """Paths of the layers that can be fitted and are called exactly once, in the order of their calls."""
     called: list[str] = []
     shared = overlapping(held_tensors(model))
     hooks = [
@@ -113,7 +113,7 @@ def _fit(
     data: Iterable[Any],
     forward: forwards.Forward | None,
 ) -> None:
-    """One layer."""
+    """Fit one layer."""
     module = smaller.get_submodule(path)
     moments = cross = torch.zeros(())
     for batch in data:
@@ -134,7 +134,7 @@ def _fit(
 
 
 def _at(model: nn.Module, path: str, batch: Any, forward: forwards.Forward | None) -> tuple[Tensor, Tensor]:
-    """What a layer is given, and gives; what comes behind it does not run."""
+    """Input and output of a layer; the run stops after it."""
     seen: list[tuple[Tensor, Tensor]] = []
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
@@ -152,7 +152,7 @@ def _at(model: nn.Module, path: str, batch: Any, forward: forwards.Forward | Non
 
 
 def _rows(module: nn.Module, given: Tensor) -> Tensor:
-    """Inputs ``(positions, weights per channel)``."""
+    """Inputs as rows, ``(positions, weights per channel)``."""
     if isinstance(module, nn.Conv2d):
         sizes = (module.kernel_size, module.dilation, module.padding, module.stride)
         unfolded = functional.unfold(given, *sizes)  # type: ignore[arg-type]
@@ -161,7 +161,7 @@ def _rows(module: nn.Module, given: Tensor) -> Tensor:
 
 
 def _rows_of_outputs(module: nn.Module, output: Tensor) -> Tensor:
-    """Outputs ``(positions, channels)``."""
+    """Outputs as rows, ``(positions, channels)``."""
     if isinstance(module, nn.Conv2d):
         return output.flatten(2).transpose(1, 2).reshape(-1, output.shape[1])
     return output.reshape(-1, output.shape[-1])

@@ -1,6 +1,6 @@
-"""Every index of every dimension of a model's tensors as a node; nodes that go together are joined.
+"""Every index of every dimension of a model's tensors as a node; nodes that must be removed together are joined.
 
-A node stands for "index i of dimension d of that parameter or buffer". 0 is no node.
+A node stands for "index i of dimension d of this parameter or buffer". The number 0 stands for no node.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ Nodes = NDArray[np.int64]
 
 
 class NodeSet:
-    """Nodes of some tensors, joined and blocked as what uses them is seen."""
+    """The nodes of some tensors, joined and blocked while their uses are traced."""
 
     def __init__(self, held: Sequence[Held]) -> None:
         self.starts: dict[tuple[str, int], int] = {}
@@ -30,12 +30,12 @@ class NodeSet:
         self._blocked: list[tuple[Nodes, str]] = []
 
     def of(self, name: str, dim: int) -> Nodes:
-        """All nodes of a dimension."""
+        """Return all nodes of a dimension."""
         start = self.starts[name, dim]
         return np.arange(start, start + self.sizes[name, dim])
 
     def join(self, first: Nodes, second: Nodes) -> None:
-        """Let each node of ``first`` go with that of ``second`` at its place; pairs with no node (0) do not count."""
+        """Join each node of ``first`` with the one at the same position in ``second``; pairs with a 0 are ignored."""
         first, second = np.broadcast_arrays(first, second)
         pairs = np.stack([first.ravel(), second.ravel()])
         pairs = pairs[:, (pairs[0] != pairs[1]) & (pairs > 0).all(axis=0)]
@@ -44,19 +44,19 @@ class NodeSet:
             self._joined.append((pairs[0], pairs[1]))
 
     def join_all(self, nodes: Nodes) -> None:
-        """All these go together."""
+        """Join all these nodes with one another."""
         nodes = np.unique(nodes[nodes > 0])
         if len(nodes) > 1:
             self.join(nodes[:-1], nodes[1:])
 
     def block(self, nodes: Nodes, reason: str) -> None:
-        """None of these can be removed."""
+        """Mark these nodes as not removable."""
         nodes = np.unique(nodes[nodes > 0])
         if len(nodes):
             self._blocked.append((nodes, reason))
 
     def roots(self) -> Nodes:
-        """``(count,)``: equal numbers for nodes that are joined; 0 for no node alone."""
+        """Return ``(count,)`` root numbers, equal for joined nodes; the number 0 (no node) is its own root."""
         first = np.concatenate([pair[0] for pair in self._joined] or [np.zeros(0, dtype=np.int64)])
         second = np.concatenate([pair[1] for pair in self._joined] or [np.zeros(0, dtype=np.int64)])
         graph = coo_array((np.ones(len(first)), (first, second)), shape=(self.count, self.count))
@@ -66,7 +66,7 @@ class NodeSet:
         return np.asarray(least[components])
 
     def reasons(self, roots: Nodes) -> dict[int, str]:
-        """Root → why it is blocked, of all that are; the first reason that was found."""
+        """Map each blocked root to the first reason found."""
         reasons: dict[int, str] = {}
         for nodes, reason in self._blocked:
             for root in np.unique(roots[nodes]).tolist():

@@ -1,4 +1,4 @@
-"""Products: a weight reads one channel and makes another; attention takes a head as one."""
+"""Products: a weight reads channels and produces others; attention treats a head as one unit."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +26,7 @@ def varies(labels: Tensor, dim: int) -> bool:
 
 
 def axis(seen: Seen, dim: int, taken: Sequence[int] = ()) -> int | None:
-    """The dimension of a parameter that runs along ``dim`` of the tensor that it became, and along nothing else."""
+    """The only dimension of a parameter that runs along ``dim`` of the tensor derived from it, and along no other."""
     size = seen.tensor.shape[dim]
     fitting = []
     for dimension, places in enumerate(seen.places):
@@ -37,7 +37,7 @@ def axis(seen: Seen, dim: int, taken: Sequence[int] = ()) -> int | None:
 
 
 def read_nodes(tracer: Tracer, labels: Tensor | None, dim: int, nodes: Nodes) -> None:
-    """Join what is read along a dimension with the weight's ``nodes`` there; block what reads no channel."""
+    """Join the channels read along a dimension with the weight's ``nodes``; block nodes that read no channel."""
     if labels is None:
         tracer.nodes.block(nodes, INPUT)
         return
@@ -45,11 +45,11 @@ def read_nodes(tracer: Tracer, labels: Tensor | None, dim: int, nodes: Nodes) ->
     some, every = (flat > 0).any(axis=1), (flat > 0).all(axis=1)
     tracer.nodes.join(nodes[:, None], flat)
     tracer.nodes.block(nodes[~some], INPUT)
-    tracer.nodes.block(nodes[some & ~every], "read together with numbers that are no channels'")
+    tracer.nodes.block(nodes[some & ~every], "read together with values that are not channels")
 
 
 def convolution(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
-    """Channels along dimension 1; groups keep equal numbers of them, depthwise ones have one each."""
+    """Channels along dimension 1; groups keep equal numbers of channels, in a depthwise convolution one each."""
     given, weight, bias = args[0], tracer.seen(args[1]), tracer.seen(args[2])
     transposed, groups = args[6], args[8]
     labels = tracer.labels(given)
@@ -74,7 +74,7 @@ def convolution(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], o
             tracer.block(given, "a grouped transposed convolution")
             tracer.block(args[1], "a grouped transposed convolution")
         made = rows
-        nodes.block(columns, "one a group")
+        nodes.block(columns, "one per group")
         repeats = num_out // num_in
         read_nodes(tracer, labels, 1, rows[::repeats])
         nodes.join(rows.reshape(num_in, repeats), rows[::repeats, None])
@@ -98,7 +98,7 @@ def convolution(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], o
 
 
 def matrix_product(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
-    """A product of matrices, one a batch or one in all: of channels and a weight, or of activations; with a bias."""
+    """A matrix product, batched or not, of activations with a weight or with other activations; with a bias."""
     added = func._overloadpacket in (aten.addmm, aten.baddbmm)
     bias, first, second = args[:3] if added else (None, *args[:2])
     left, right = tracer.seen(first), tracer.seen(second)
@@ -108,7 +108,7 @@ def matrix_product(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any]
         weighted(tracer, second, left, output, bias, turned=True)
     elif left is not None and left.places:
         for value in (bias, first, second):
-            tracer.block(value, "a product of weights with one another")
+            tracer.block(value, "a product of two weights")
     else:
         batched(tracer, first, second, output)
         if bias is not None and (tracer.seen(bias) is not None or tracer.labels(output) is not None):
@@ -117,7 +117,7 @@ def matrix_product(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any]
 
 
 def weighted(tracer: Tracer, given: Tensor, weight: Seen, output: Tensor, bias: Tensor | None, *, turned: bool) -> None:
-    """Channels times a weight ``(inputs, outputs)``; turned, a weight ``(outputs, inputs)`` times channels."""
+    """Channels times a weight ``(inputs, outputs)``; if turned, a weight ``(outputs, inputs)`` times channels."""
     inner, outer = (-1, -2) if turned else (-2, -1)
     rank, labels, nodes = weight.tensor.ndim, tracer.labels(given), tracer.nodes
     read = axis(weight, rank + inner)
@@ -127,7 +127,7 @@ def weighted(tracer: Tracer, given: Tensor, weight: Seen, output: Tensor, bias: 
             tracer.block(value, "a product with computed weights")
         return
     read_by, made_by = nodes.of(weight.source, read), nodes.of(weight.source, made)
-    along, across = (inner, outer) if turned else (outer, inner)  # of channels: what is summed, and the rest
+    along, across = (inner, outer) if turned else (outer, inner)  # of channels: the summed dimension, and the other
     along, across = along % given.ndim, across % given.ndim
     if labels is not None and not varies(labels, along) and varies(labels, across):
         nodes.block(np.concatenate([read_by, made_by]), "it mixes positions")
@@ -149,12 +149,12 @@ def weighted(tracer: Tracer, given: Tensor, weight: Seen, output: Tensor, bias: 
     elif added is not None and added.labels is not None:
         nodes.join(added.labels.expand(output.shape).numpy(), result.numpy())
     else:
-        tracer.block(bias, "a bias that is computed")
-        nodes.block(made_by, "a bias that is computed")
+        tracer.block(bias, "a computed bias")
+        nodes.block(made_by, "a computed bias")
 
 
 def batched(tracer: Tracer, first: Tensor, second: Tensor, output: Tensor) -> None:
-    """All channels in a product of two activations are one (a head); one alone is carried on."""
+    """Join all channels in a product of two activations (a head); if only one operand has channels, keep its nodes."""
     left, right = tracer.labels(first), tracer.labels(second)
     if left is not None and right is not None:
         heads = 1 if left.ndim == 2 else len(left)
@@ -163,10 +163,10 @@ def batched(tracer: Tracer, first: Tensor, second: Tensor, output: Tensor) -> No
             tracer.nodes.join_all(distinct(head))
         tracer.mark(output, both.amax(dim=1).view(heads, 1, 1).expand(heads, *output.shape[-2:]).reshape(output.shape))
     elif left is not None:
-        tracer.constant(left, [left.ndim - 1], "multiplied by numbers that are no channels'")
+        tracer.constant(left, [left.ndim - 1], "multiplied by values that are not channels")
         tracer.mark(output, left[..., :1].expand(output.shape))
     elif right is not None:
-        tracer.constant(right, [right.ndim - 2], "multiplied by numbers that are no channels'")
+        tracer.constant(right, [right.ndim - 2], "multiplied by values that are not channels")
         tracer.mark(output, right[..., :1, :].expand(output.shape))
     made = tracer.labels(output)
     tracer.work.append(
@@ -175,13 +175,13 @@ def batched(tracer: Tracer, first: Tensor, second: Tensor, output: Tensor) -> No
 
 
 def attention(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
-    """Queries, keys and values of a head go together; heads of queries may share keys and values."""
+    """Join queries, keys and values of each head; several query heads may share keys and values."""
     given = [tracer.labels(value) for value in args[:3]]
     share = args[1].shape[-2] * (args[0].shape[-1] + args[2].shape[-1]) / args[2].shape[-1]
     none = torch.zeros((), dtype=torch.int64).expand(output[0].shape)
     if any(labels is None for labels in given):
         for value in args[:3]:
-            tracer.block(value, "attention over numbers that are no channels'")
+            tracer.block(value, "attention over values that are not channels")
         tracer.work.append((none, share))
         return
     heads = args[0].shape[1]
@@ -195,10 +195,10 @@ def attention(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], out
 
 
 def embedding(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
-    """A row of the table for every index; its columns are channels."""
+    """Look up a row of the table for every index; the columns are channels."""
     table = tracer.seen(args[0])
     if table is None or len(table.places) != 2:
-        tracer.block(args[0], "a table that is computed")
+        tracer.block(args[0], "a computed table")
         return
     tracer.nodes.block(tracer.nodes.of(table.source, 0), "an entry of a table")
     tracer.mark(output, torch.from_numpy(tracer.nodes.of(table.source, 1)).expand(output.shape))

@@ -1,4 +1,4 @@
-"""What operations do to channels, one rule a kind; an operation without a rule blocks what it reads."""
+"""The effect of operations on channels, one rule per kind; an operation without a rule blocks the channels it reads."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ Args = Sequence[Any]
 
 
 def rule_of(func: Any) -> Rule | None:
-    """The rule of an operation, or None."""
+    """Return the rule of an operation, or None."""
     packet = func._overloadpacket
     if packet in RULES:
         return RULES[packet]
@@ -24,10 +24,10 @@ def rule_of(func: Any) -> Rule | None:
 
 
 def pointwise(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:
-    """Numbers at the same place belong together; numbers of no channel must not lie along channels."""
+    """Values at the same position are joined; values that are not channels must not vary along channels."""
     if not isinstance(output, Tensor):
         for value in tree_leaves((args, kwargs)):
-            tracer.block(value, f"the operation {func} is not followed")
+            tracer.block(value, f"the operation {func} is not supported")
         return
     operands = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor) and value.numel() > 1]
     labelled = [value for value in operands if tracer.labels(value) is not None]
@@ -45,8 +45,8 @@ def pointwise(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], out
     for seen in sources:
         source_labels = labels_of_source(tracer, seen, merged)
         if source_labels is None:
-            tracer.block(seen.tensor, "it is combined with channels in a way that is not followed")
-            tracer.nodes.block(distinct(merged), "combined with a weight in a way that is not followed")
+            tracer.block(seen.tensor, "it is combined with channels in a way that is not supported")
+            tracer.nodes.block(distinct(merged), "combined with a weight in a way that is not supported")
         else:
             merged = _merge(tracer, merged, source_labels)
     for value in operands:
@@ -57,9 +57,9 @@ def pointwise(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], out
         dims = [lead + dim for dim, size in enumerate(value.shape) if size > 1]
         labels = None if seen is None else seen.labels
         if labels is None:
-            tracer.constant(merged, dims, "combined with numbers that are no channels'")
+            tracer.constant(merged, dims, "combined with values that are not channels")
         elif bool((missing := (labels.expand(output.shape) == 0) & (merged != 0)).any()):
-            tracer.constant(merged, dims, "combined with numbers that are no channels' (padding)", missing)
+            tracer.constant(merged, dims, "combined with values that are not channels (padding)", missing)
     tracer.mark(output, merged)
 
 
@@ -75,7 +75,7 @@ def _merge(tracer: Tracer, first: Tensor, second: Tensor) -> Tensor:
 
 
 def labels_of_source(tracer: Tracer, seen: Seen, labels: Tensor) -> Tensor | None:
-    """The nodes of a parameter that is combined with channels ``labels`` place by place; None if none can be told."""
+    """The nodes of a parameter that is combined elementwise with channels ``labels``; None if they are ambiguous."""
     along = [dim for dim in range(labels.ndim) if products.varies(labels, dim)]
     lead = labels.ndim - seen.tensor.ndim
     fitting = []
@@ -90,12 +90,12 @@ def labels_of_source(tracer: Tracer, seen: Seen, labels: Tensor) -> Tensor | Non
 
 
 def move(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:
-    """Numbers go elsewhere, and their nodes with them."""
+    """Move values, and their nodes with them."""
     outputs = [output] if isinstance(output, Tensor) else list(output)
     given = [value for value in tree_leaves((args, kwargs)) if tracer.seen(value) is not None]
     if any(not isinstance(item, Tensor) or item.is_complex() for item in outputs):
         for value in given:
-            tracer.block(value, f"the operation {func} is not followed")
+            tracer.block(value, f"the operation {func} is not supported")
         return
     listed = isinstance(args[0], (list, tuple))
     if listed and any(tracer.labels(value) is not None for value in args[0]):
@@ -103,12 +103,12 @@ def move(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: 
         tracer.mark(outputs[0], func(nodes, *args[1:], **kwargs))
         for value in given:
             if tracer.seen(value).places:  # type: ignore[union-attr]
-                tracer.block(value, "weights are put beside channels")
+                tracer.block(value, "weights are concatenated with channels")
         return
     seen = None if listed else tracer.seen(args[0])
     if seen is None or any(tracer.seen(value) is not None for value in tree_leaves(args[1:])):
         for value in given:
-            tracer.block(value, f"the operation {func} is not followed here")
+            tracer.block(value, f"the operation {func} is not supported here")
         return
 
     def moved(nodes: Tensor) -> list[Tensor]:
@@ -125,7 +125,7 @@ def move(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: 
 
 
 def repeated(func: Any, nodes: Tensor, rest: Args, kwargs: dict[str, Any], outputs: list[Tensor]) -> Any:
-    """The same move of nodes."""
+    """Apply the same move to the nodes."""
     packet = func._overloadpacket
     if packet in (aten.view, aten._unsafe_view, aten.reshape):
         return nodes.reshape(outputs[0].shape)
@@ -142,9 +142,9 @@ def _or_zeros(tracer: Tracer, value: Tensor) -> Tensor:
 
 
 def view(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:
-    """A move that may split a dimension into several: what is removed must leave a whole grid."""
+    """A move that may split a dimension into several; the remaining channels must form a complete grid."""
     if not isinstance(args[1], (list, tuple)):  # to another type
-        tracer.block(args[0], f"the operation {func} is not followed")
+        tracer.block(args[0], f"the operation {func} is not supported")
         return
     move(tracer, func, args, kwargs, output)
     labels = tracer.labels(output)
@@ -154,7 +154,7 @@ def view(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: 
 
 
 def split_dims(before: Sequence[int], after: Sequence[int]) -> list[tuple[int, ...]]:
-    """Dimensions of ``after`` that came of fewer dimensions before, together.
+    """Dimensions of ``after`` that result from splitting fewer dimensions of ``before``.
 
     >>> split_dims((2, 12), (2, 3, 4)), split_dims((6, 4), (2, 3, 4)), split_dims((2, 3, 4), (2, 12))
     ([(1, 2)], [(0, 1)], [])
@@ -177,7 +177,7 @@ def split_dims(before: Sequence[int], after: Sequence[int]) -> list[tuple[int, .
 
 
 def piece(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:
-    """A move of some indices of a dimension; which ones is written in the code."""
+    """A move of some indices of a dimension, hard-coded in the model's code."""
     labels = tracer.labels(args[0])
     move(tracer, func, args, kwargs, output)
     if labels is None:
@@ -210,10 +210,10 @@ def pieces_of(func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> lis
 
 
 def pick(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:
-    """A move by index tensors: along channels it is not followed."""
+    """A move by index tensors, which is not supported along channels."""
     labels, seen = tracer.labels(args[0]), tracer.seen(args[0])
     if seen is not None and seen.places and func._overloadpacket is not aten.index_select:
-        tracer.block(args[0], f"the operation {func} is not followed on weights")
+        tracer.block(args[0], f"the operation {func} is not supported on weights")
         return
     move(tracer, func, args, kwargs, output)
     if labels is None:
@@ -226,27 +226,27 @@ def pick(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: 
 
 
 def copy(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
-    """Numbers written over others."""
+    """Values are overwritten by others."""
     labels = tracer.labels(args[1])
     if tracer.labels(args[0]) is not None or (tracer.seen(args[0]) is not None):
-        tracer.block(args[0], "written over")
-        tracer.block(args[1], "written over others")
+        tracer.block(args[0], "overwritten")
+        tracer.block(args[1], "written over other values")
     elif labels is not None:
         tracer.mark(output, labels.expand(output.shape))
 
 
 def reduce(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:
-    """One number of many: of one channel's alone."""
+    """Reduce many values to one; they must belong to one channel."""
     labels = tracer.labels(args[0])
     if labels is None or not isinstance(output, (Tensor, tuple)):
-        tracer.block(args[0], f"the operation {func} is not followed on weights")
+        tracer.block(args[0], f"the operation {func} is not supported on weights")
         return
     given = kwargs.get("dim", args[1] if len(args) > 1 else None)
     if func._overloadpacket is aten.linalg_vector_norm:
         given = kwargs.get("dim", args[2] if len(args) > 2 else None)
     numbers = [given] if type(given) is int else given if isinstance(given, (list, tuple)) else []
     dims = [dim % labels.ndim for dim in (numbers or range(labels.ndim))]
-    tracer.constant(labels, dims, f"{func._overloadpacket} goes over them together")
+    tracer.constant(labels, dims, f"{func._overloadpacket} reduces over them")
     for dim in dims:
         labels = labels.narrow(dim, 0, 1)
     for item in [output] if isinstance(output, Tensor) else output:
@@ -254,31 +254,31 @@ def reduce(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output
 
 
 def along(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:
-    """Numbers of a dimension together, which keep their places: softmax, cumulative sums."""
+    """Combine the values along a dimension without moving them: softmax, cumulative sums."""
     labels = tracer.labels(args[0])
     if labels is None:
-        tracer.block(args[0], f"the operation {func} is not followed on weights")
+        tracer.block(args[0], f"the operation {func} is not supported on weights")
         return
     dim = int(args[1] if len(args) > 1 else kwargs["dim"])
-    tracer.constant(labels, [dim % labels.ndim], f"{func._overloadpacket} goes over them together")
+    tracer.constant(labels, [dim % labels.ndim], f"{func._overloadpacket} combines them")
     for item in [output] if isinstance(output, Tensor) else output:
         tracer.mark(item, labels)
 
 
 def pool(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
-    """Windows over positions; channels come before these."""
+    """Windows over positions, which are the trailing dimensions after the channels."""
     labels, item = tracer.labels(args[0]), output if isinstance(output, Tensor) else output[0]
     if labels is None:
         return
     dims = [dim for dim in range(-SPACE.get(func._overloadpacket, 2), 0) if -dim <= labels.ndim]
-    tracer.constant(labels, [dim % labels.ndim for dim in dims], f"{func._overloadpacket} goes over them together")
+    tracer.constant(labels, [dim % labels.ndim for dim in dims], f"{func._overloadpacket} combines them")
     for dim in dims:
         labels = labels.narrow(dim, 0, 1)
     tracer.mark(item, labels.expand(item.shape))
 
 
 def _normalised(tracer: Tracer, item: Any, values: Sequence[Any]) -> tuple[Tensor | None, list[Seen]]:
-    """Labels of what is normalised, and the parameters among ``values``; those of the input itself are blocked."""
+    """Labels of the normalised tensor, and the parameters among ``values``; blocks them if it has no labels."""
     labels, parameters = tracer.labels(item), [seen for value in values if (seen := tracer.seen(value)) is not None]
     if labels is None:
         for seen in parameters:
@@ -287,14 +287,14 @@ def _normalised(tracer: Tracer, item: Any, values: Sequence[Any]) -> tuple[Tenso
 
 
 def batch_norm(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
-    """Every channel by itself, with one number of each parameter."""
+    """Every channel is normalised separately, with one number of each parameter."""
     labels, parameters = _normalised(tracer, args[0], args[1:5])
     if labels is None:
         return
     for seen in parameters:
         shape = [1, len(seen.tensor), *[1] * (labels.ndim - 2)]
         if len(seen.places) != 1:
-            tracer.block(seen.tensor, "not a number a channel")
+            tracer.block(seen.tensor, "not one number per channel")
             continue
         parameter_labels = (seen.places[0] + tracer.nodes.starts[seen.source, 0]).view(shape).expand(labels.shape)
         labels = _merge(tracer, labels, parameter_labels)
@@ -302,7 +302,7 @@ def batch_norm(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], ou
 
 
 def layer_norm(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
-    """Normalised together over the last dimensions; what is normalised has to be one channel's (a head's)."""
+    """The last dimensions are normalised together, so they must belong to one unit (such as a head)."""
     labels, parameters = _normalised(tracer, args[0], args[2:4])
     if labels is None:
         return
@@ -314,7 +314,7 @@ def layer_norm(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], ou
 
 
 def group_norm(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
-    """Normalised in groups: a whole group goes or stays."""
+    """Channels are normalised in groups; a group is kept or removed as a whole."""
     labels = tracer.labels(args[0])
     parameters = [seen for value in args[1:3] if (seen := tracer.seen(value)) is not None]
     groups = next(value for value in reversed(args) if isinstance(value, int) and not isinstance(value, bool))
@@ -332,10 +332,10 @@ def group_norm(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], ou
 
 
 def glu(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
-    """One half times the other's sigmoid."""
+    """One half times the sigmoid of the other."""
     labels = tracer.labels(args[0])
     if labels is None:
-        tracer.block(args[0], "not followed on weights")
+        tracer.block(args[0], "not supported on weights")
         return
     value, gate = labels.chunk(2, dim=int(args[1]) if len(args) > 1 else -1)
     tracer.mark(output, _merge(tracer, value, gate))

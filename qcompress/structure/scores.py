@@ -1,11 +1,12 @@
-"""In which order the units of a set go.
+"""The order in which the units of a set are removed.
 
-- ``l1``: mean absolute weight of all that makes and reads a unit; takes no data.
-- ``fisher``: ½ mean square of the linearised change of the outputs when the unit counts for nothing, in the loss's
-  curvature: the unit's block of the Fisher information with all its weights (arXiv 1906.10771 has the sum of squares).
-- ``obs``: what is lost when what stays makes up for a unit, unit after unit: the least is taken out, and the others'
-  weights and costs follow, so that of two channels that say the same only the first is cheap (block elimination by the
-  inverse second moments; arXiv 2208.11580, 2302.04089). Outputs of a reader weigh by their mean square gradient.
+- ``l1``: mean absolute value of all weights that produce or read a unit; needs no data.
+- ``fisher``: ½ mean square of the linearised change of the outputs when the unit is set to zero, in the curvature of
+  the loss: the unit's block of the Fisher information over all its weights (arXiv 1906.10771 uses the sum of squares).
+- ``obs``: the loss when the remaining weights compensate for a removed unit. Units are removed one by one: the cheapest
+  goes first, then the weights and costs of the others are updated, so that of two equivalent channels only the first
+  is cheap (block elimination with the inverse second moments; arXiv 2208.11580, 2302.04089). The outputs of a reader
+  are weighted by their mean square gradient.
 
 ``fisher`` and ``obs`` do not change when a layer is scaled and the next one is scaled back.
 """
@@ -33,11 +34,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(slots=True)
 class Sensitivity:
-    """What the outputs feel of inputs and outputs of layers, over some data.
+    """Sensitivity of the outputs to the inputs and outputs of layers, over some data.
 
     Attributes:
-        fisher: name of a set → ``(units,)`` the scores.
-        outputs: path of a layer → ``(channels,)`` mean square gradient of its outputs, summed over positions.
+        fisher: for each set (by name) the ``(units,)`` scores.
+        outputs: for each layer (by path) the ``(channels,)`` mean square gradient of its outputs, summed over
+            positions.
     """
 
     fisher: dict[str, Floats] = field(default_factory=dict)
@@ -45,7 +47,7 @@ class Sensitivity:
 
 
 def by_weight(model: nn.Module, item: CoupledSet) -> Floats:
-    """``l1`` of every unit."""
+    """Return the ``l1`` score of every unit."""
     tensors = {held.name: held.tensor for held in held_tensors(model)}
     sums, counts = np.zeros(item.num_units), 0.0
     for axis in item.axes:
@@ -67,7 +69,7 @@ def sensitivity(
     forward: forwards.Forward | None,
     seed: int,
 ) -> Sensitivity:
-    """Scores by a few backward passes a batch, from the inputs of the layers that read a set."""
+    """Compute scores with a few backward passes per batch, from the inputs of the layers that read a set."""
     scores, num_samples = Sensitivity(), 0
     places = _places(model, sets)
     for index, batch in enumerate(data):
@@ -112,7 +114,7 @@ def sensitivity(
 def elimination_order(
     model: nn.Module, item: CoupledSet, moments: Mapping[str, Tensor], outputs: Mapping[str, Floats]
 ) -> list[int] | None:
-    """Units in the order in which they go by ``obs``, all but the last; None where no reader's inputs are known."""
+    """Return the removal order by ``obs`` of all units but the last; None if no reader has known inputs."""
     parts = []
     for reader in readers(model, item):
         if reader.path in moments and reader.path in outputs:
@@ -136,7 +138,7 @@ def elimination_order(
 
 
 def _elimination_costs(rows: Tensor, inverse: Tensor, columns: Tensor, units: Tensor) -> Tensor:
-    """``tr(W_u·[H⁻¹]_uu⁻¹·W_uᵀ)`` of units."""
+    """Costs ``tr(W_u·[H⁻¹]_uu⁻¹·W_uᵀ)`` of removing each unit."""
     unit_columns = columns[units]  # (units, p)
     blocks = inverse[unit_columns[:, :, None], unit_columns[:, None, :]]
     weights = rows[:, unit_columns].transpose(0, 1)  # (units, channels, p)
@@ -145,7 +147,7 @@ def _elimination_costs(rows: Tensor, inverse: Tensor, columns: Tensor, units: Te
 
 
 def _eliminate(rows: Tensor, inverse: Tensor, columns: Tensor) -> None:
-    """Take columns out; rows and inverse of what is left follow, in place."""
+    """Eliminate columns; updates the remaining rows and the inverse in place."""
     across = inverse[columns].clone()  # (p, n)
     step = torch.linalg.solve(across[:, columns], across)
     rows -= rows[:, columns] @ step
@@ -156,7 +158,7 @@ def _eliminate(rows: Tensor, inverse: Tensor, columns: Tensor) -> None:
 
 
 def _places(model: nn.Module, sets: Sequence[CoupledSet]) -> dict[str, dict[str, NDArray[np.int64]]]:
-    """Path of a layer → name of a set → ``(units, per unit)`` which of its inputs are the set's."""
+    """For each layer (by path) and set (by name) the indices ``(units, per unit)`` of the layer's inputs in the set."""
     places: dict[str, dict[str, NDArray[np.int64]]] = {}
     names = {held.name: held.tensor for held in held_tensors(model)}
     owners: dict[int, list[str]] = {}
@@ -171,14 +173,14 @@ def _places(model: nn.Module, sets: Sequence[CoupledSet]) -> dict[str, dict[str,
 
 
 def places_of(places: Mapping[str, Mapping[str, NDArray[np.int64]]], name: str) -> list[tuple[str, NDArray[np.int64]]]:
-    """The layers that read a set, and where."""
+    """The layers that read a set, with the indices of its units among their inputs."""
     return [(path, by_set[name]) for path, by_set in places.items() if name in by_set]
 
 
 def _watched(
     model: nn.Module, paths: list[str], batch: Any, forward: forwards.Forward | None
 ) -> tuple[list[tuple[str, Tensor, Tensor]], Tensor]:
-    """A run with gradients: every call of the layers, with its input and output."""
+    """Run with gradients; returns every call of the layers with its input and output, and the model's output."""
     calls: list[tuple[str, Tensor, Tensor]] = []
     given: dict[str, Tensor] = {}
     hooks = []
@@ -192,7 +194,7 @@ def _watched(
 
         def after(_: nn.Module, __: Any, output: Tensor, path: str = path) -> Tensor:
             calls.append((path, given[path], output))
-            return output.clone()  # what follows may write over it
+            return output.clone()  # the code that follows may overwrite it
 
         hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     try:
@@ -212,13 +214,13 @@ def _made_dim(module: nn.Module) -> int:
 
 
 def _per_channel(values: Tensor, dim: int) -> Tensor:
-    """``(samples, channels)``: sums over positions."""
+    """Sum over positions; returns ``(samples, channels)``."""
     moved = values.movedim(dim, -1)
     return moved.reshape(len(values), -1, moved.shape[-1]).sum(1)
 
 
 def _read(module: nn.Module, shares: Tensor) -> Tensor:
-    """By index of the weight's dimension that reads: groups of a convolution share one."""
+    """Index by the weight's reading dimension, which the groups of a convolution share."""
     groups = getattr(module, "groups", 1)
     transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
     return shares if groups == 1 or transposed else shares.view(len(shares), groups, -1).sum(1)

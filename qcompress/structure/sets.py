@@ -1,9 +1,9 @@
-"""Coupled sets: channels that are like each other, each with everything that goes when it goes.
+"""Coupled sets: equivalent channels, each with everything that must be removed together with it.
 
-A **unit** is the least that can be removed: a channel with the filter that makes it, its numbers in normalisations,
-and the weights that read it; the same channel in all layers whose outputs are added; a whole head of attention with
-its queries, keys and values. A **set** is the units that lie along the same dimensions of the same tensors, as the
-channels of one layer: they take one decision, how many stay.
+A **unit** is the smallest thing that can be removed: a channel with the filter that produces it, its parameters in
+normalisation layers, and the weights that read it; the same channel in all layers whose outputs are added; or a whole
+attention head with its queries, keys and values. A **set** is the units that lie along the same dimensions of the same
+tensors, such as the channels of one layer. A set is subject to one decision: how many of its units stay.
 """
 
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ from qcompress.structure.tracing import Tracer, compacted, distinct
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Structure:
-    """What can be removed of a model.
+    """The removable parts of a model.
 
     Attributes:
-        sets: by the order of the first layer in each.
-        kept: name of a layer → why its output channels stay.
+        sets: coupled sets, ordered by the first layer of each.
+        kept: for each layer that keeps all output channels (by name) the reason.
     """
 
     sets: tuple[CoupledSet, ...]
@@ -36,7 +36,7 @@ class Structure:
 
 
 def trace(model: nn.Module, batch: Any, forward: forwards.Forward | None = None) -> Structure:
-    """The coupled sets of ``model`` by watching it run a batch; see `qcompress.structure.find.find_sets`."""
+    """Find the coupled sets of ``model`` by tracing one batch; see `qcompress.structure.find.find_sets`."""
     held = held_tensors(model)
     nodes = NodeSet(held)
     tracer = Tracer(nodes, held, rule_of)
@@ -49,7 +49,7 @@ def trace(model: nn.Module, batch: Any, forward: forwards.Forward | None = None)
     unseen = tuple(unregistered_modules(model))
     for item in held:
         if id(item.tensor) in shared:
-            tracer.block(item.tensor, f"its memory is also that of {shared[id(item.tensor)]!r}")
+            tracer.block(item.tensor, f"it shares memory with {shared[id(item.tensor)]!r}")
         elif unseen and item.name.startswith(unseen):
             tracer.block(item.tensor, "in a plain list or dict, where PyTorch does not see it")
     roots, reasons = settle(tracer)
@@ -57,7 +57,7 @@ def trace(model: nn.Module, batch: Any, forward: forwards.Forward | None = None)
 
 
 def _grouped(tracer: Tracer, roots: Nodes, reasons: dict[int, str]) -> Structure:
-    """Units of the same dimensions together, and the layers whose channels stay."""
+    """Group units along the same dimensions, and collect the layers whose channels stay."""
     nodes = tracer.nodes
     members: dict[int, dict[tuple[str, int], list[int]]] = {}
     kept: dict[str, str] = {}
@@ -77,7 +77,7 @@ def _grouped(tracer: Tracer, roots: Nodes, reasons: dict[int, str]) -> Structure
     sets: list[CoupledSet] = []
     for signature, units in alike.items():
         if len(units) < 2:
-            kept.setdefault(_layer(signature[0][0][0]), "all its channels go together")
+            kept.setdefault(_layer(signature[0][0][0]), "all its channels are coupled")
             continue
         axes = tuple(
             Axis(
@@ -94,7 +94,7 @@ def _grouped(tracer: Tracer, roots: Nodes, reasons: dict[int, str]) -> Structure
 
 
 def _work(tracer: Tracer, roots: Nodes) -> dict[int, float]:
-    """Root → its share of the products of activations."""
+    """Map each root to its share of the work in products of activations."""
     shares: dict[int, float] = {}
     total = 0.0
     for labels, each in tracer.work:
@@ -111,7 +111,7 @@ def _layer(tensor: str) -> str:
 
 
 def _name(axes: tuple[Axis, ...], taken: list[str]) -> str:
-    """The first layer that makes the units; a number after it where several sets begin there."""
+    """The first layer that produces the units; with a number after it if several sets begin there."""
     making = [axis for axis in axes if not axis.reads] or list(axes)
     name, count = _layer(making[0].tensor), 1
     while (candidate := name if count == 1 else f"{name} ({count})") in taken:

@@ -1,10 +1,11 @@
-"""Follow a model's channels through one run: which operation reads, mixes or moves which of them.
+"""Trace a model's channels through one run: which operation reads, mixes or moves which channels.
 
-Every tensor of the run carries the node (`qcompress.structure.nodes`) that each of its numbers belongs to. What moves
-numbers is done to the nodes as well; what combines two numbers joins their nodes; a product with a weight ends one
-channel and begins another. This takes no graph of the model: what ran is what was seen, whatever the code looks like.
+Every tensor of the run carries the node (`qcompress.structure.nodes`) of each of its values. An operation that moves
+values moves their nodes as well; one that combines two values joins their nodes; a product with a weight ends one
+channel and begins another. No graph of the model is needed: the operations that ran are observed, however the code is
+written.
 
-What always holds: an operation that is not known blocks the channels that it reads. They are named and stay.
+Invariant: an unknown operation blocks the channels it reads. They are reported and stay.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,13 +26,13 @@ aten = torch.ops.aten
 
 @dataclass(slots=True)
 class Seen:
-    """What is known of a tensor of the run.
+    """What is known about a tensor of the run.
 
     Attributes:
-        tensor: itself, so that it lives on and its identity stays its own.
-        labels: of its shape, the node of every number, 0 for none; None when it has none.
-        source: the parameter or buffer that its numbers are, as far as they are one's.
-        places: of its shape each, for every dimension of ``source`` the index there.
+        tensor: the tensor itself, kept alive so that its id stays unique.
+        labels: the node of every value (0 for none), of the tensor's shape; None if it has no nodes.
+        source: the parameter or buffer that its values come from, if all come from one.
+        places: for every dimension of ``source`` a tensor of this shape with the index of each value there.
     """
 
     tensor: Tensor
@@ -42,7 +43,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constant:
-    """Nodes that must be the same along some dimensions, or be blocked."""
+    """Nodes that must be equal along some dimensions, or else are blocked."""
 
     labels: Tensor
     dims: tuple[int, ...]
@@ -51,15 +52,15 @@ class Constant:
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Watches a run.
+    """A dispatch mode that traces a run.
 
     Attributes:
-        nodes: joined and blocked as the run goes; `qcompress.structure.constraints.settle` does the rest after it.
-        constants: what has to be the same along dimensions.
-        pieces: (id of a tensor, dimension) → its nodes and the pieces that were taken, first index and length.
-        splits: nodes of a tensor, and the dimensions that one dimension became.
-        reads: (parameter, dimension) that a product reads channels by.
-        work: nodes of the outputs of products of activations, and multiply-accumulates for each number of these.
+        nodes: nodes, joined and blocked during the run; `qcompress.structure.constraints.settle` finishes after it.
+        constants: labels that must be constant along dimensions.
+        pieces: (id of a tensor, dimension) → its nodes and the pieces taken from it (first index, length, step).
+        splits: nodes of a tensor, and the dimensions that one dimension was split into.
+        reads: (parameter, dimension) along which a product reads channels.
+        work: nodes of the outputs of products of activations, and multiply-accumulates for each output value.
     """
 
     def __init__(self, nodes: NodeSet, held: Sequence[Held], rule_of: "Callable[[Any], Rule | None]") -> None:
@@ -82,25 +83,25 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._seen[id(item.tensor)] = Seen(item.tensor, None, item.name, places)
 
     def seen(self, tensor: Any) -> Seen | None:
-        """What is known of a tensor, or None."""
+        """Return what is known about a tensor, or None."""
         return self._seen.get(id(tensor)) if isinstance(tensor, Tensor) else None
 
     def labels(self, tensor: Any) -> Tensor | None:
-        """Its nodes, or None."""
+        """Return its nodes, or None."""
         seen = self.seen(tensor)
         return None if seen is None else seen.labels
 
     def mark(self, tensor: Tensor, labels: Tensor | None) -> None:
-        """Note the nodes of a tensor."""
+        """Record the nodes of a tensor."""
         if labels is not None:
             self._seen[id(tensor)] = Seen(tensor, compact(labels))
 
     def mark_source(self, tensor: Tensor, source: str, places: tuple[Tensor, ...]) -> None:
-        """Note that a tensor's numbers are a parameter's."""
+        """Record that the values of a tensor are those of a parameter."""
         self._seen[id(tensor)] = Seen(tensor, None, source, places)
 
     def block(self, value: Any, reason: str) -> None:
-        """Block what a tensor carries, a parameter in all its dimensions."""
+        """Block the nodes of a tensor; of a parameter, those of all its dimensions."""
         seen = self.seen(value)
         if seen is None:
             return
@@ -110,7 +111,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.nodes.block(self.nodes.of(seen.source, dim), reason)
 
     def constant(self, labels: Tensor, dims: Sequence[int], reason: str, mask: Tensor | None = None) -> None:
-        """Ask for the same node along dimensions (see `Constant`)."""
+        """Require equal nodes along dimensions (see `Constant`)."""
         dims = tuple(dim for dim in dims if labels.shape[dim] > 1 and labels.stride(dim) != 0)
         if dims:
             self.constants.append(Constant(labels=labels, dims=dims, mask=mask, reason=reason))
@@ -127,7 +128,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if any(self.seen(value) is not None for value in tree_leaves((args, kwargs))):
             if rule is None:
                 for value in tree_leaves((args, kwargs)):
-                    self.block(value, f"the operation {func._overloadpacket} is not followed")
+                    self.block(value, f"the operation {func._overloadpacket} is not supported")
             else:
                 rule(self, func, args, kwargs, output)
         return output
@@ -137,7 +138,7 @@ Rule = Callable[[Tracer, Any, Sequence[Any], dict[str, Any], Any], None]
 
 
 def compact(labels: Tensor) -> Tensor:
-    """The same nodes, held once along every dimension that repeats them."""
+    """Return the same labels with stride 0 along every dimension that repeats them."""
     for dim, size in enumerate(labels.shape):
         if size > 1 and labels.stride(dim) != 0:
             first = labels.narrow(dim, 0, 1)
@@ -147,7 +148,7 @@ def compact(labels: Tensor) -> Tensor:
 
 
 def compacted(labels: Tensor) -> Nodes:
-    """The nodes without repetition along the dimensions that repeat them."""
+    """Return the labels without repetition along dimensions of stride 0."""
     for dim, size in enumerate(labels.shape):
         if labels.stride(dim) == 0 and size > 1:
             labels = labels.narrow(dim, 0, 1)
@@ -155,5 +156,5 @@ def compacted(labels: Tensor) -> Nodes:
 
 
 def distinct(labels: Tensor) -> Nodes:
-    """Nodes in ``labels``, each once."""
+    """Return the distinct nodes in ``labels``."""
     return np.unique(compacted(labels))

@@ -1,8 +1,8 @@
-"""Try what was traced: a size that is written in the code, and anything else that tracing cannot see, shows here.
+"""Test the traced sets: this reveals hard-coded sizes and anything else that tracing cannot see.
 
-One unit is removed of every set at once, then half of them, and the smaller network compared with the masked one.
-Where they differ, or the smaller one does not run, halves of the sets are tried, down to the ones at fault. Those are
-named and stay.
+First one unit of every set is removed at once, then half of the units, and the smaller network is compared with the
+masked one. If they differ, or the smaller one does not run, the sets are bisected down to those at fault. Those sets
+are reported and kept whole.
 """
 
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ from qcompress.model import forward as forwards
 from qcompress.model.coupled import CoupledSet
 
 SAME = 1e-3
-"""How far outputs may differ, relative to the largest: sums of other lengths round otherwise."""
+"""Tolerated difference of the outputs relative to the largest one: sums of other lengths round differently."""
 
 
 def failing(
     model: nn.Module, sets: Sequence[CoupledSet], batch: Any, forward: forwards.Forward | None = None
 ) -> dict[str, str]:
-    """Name of a set → why removing a unit of it does not give what masking it gives."""
+    """For each set (by name) where removing units differs from masking them, the reason."""
     first_unit = {item.name: np.zeros(1, dtype=np.int64) for item in sets}
     rng = np.random.default_rng(0)
     half = {item.name: rng.choice(item.num_units, item.num_units // 2, replace=False) for item in sets}
@@ -37,7 +37,7 @@ def failing(
     failing_halves = failing(model, sets[:middle], batch, forward) | failing(model, sets[middle:], batch, forward)
     if failing_halves:
         return failing_halves
-    return dict.fromkeys((item.name for item in sets), f"with others: {why}")
+    return dict.fromkeys((item.name for item in sets), f"together with others: {why}")
 
 
 def _why_not(
@@ -47,12 +47,12 @@ def _why_not(
     try:
         smaller = _output(remove_(own_copy(model), sets, removed), batch, forward)
     except Exception as error:
-        return f"the model does not run without some ({str(error).splitlines()[0] if str(error) else error!r})"
+        return f"the model does not run without some units ({str(error).splitlines()[0] if str(error) else error!r})"
     if smaller.shape != masked.shape:
-        return f"the outputs are then of shape {tuple(smaller.shape)} instead of {tuple(masked.shape)}"
+        return f"without some units the outputs have shape {tuple(smaller.shape)} instead of {tuple(masked.shape)}"
     difference = float((smaller - masked).abs().max())
     if difference > SAME * max(float(masked.abs().max()), 1e-30):
-        return f"the outputs are then others than with them masked (by {difference:.2g})"
+        return f"removing units gives other outputs than masking them (by {difference:.2g})"
     return ""
 
 

@@ -1,8 +1,8 @@
-"""What a network uses with so many units kept of every set: bytes and multiply-accumulates, in product form.
+"""Bytes and multiply-accumulates of a network as functions of the units kept in every set, in product form.
 
-A tensor has ``(a₀ + Σ_s a_s·n_s)`` indices along a dimension, where n_s units of set s stay, and takes the product of
-that over its dimensions; a layer's multiply-accumulates are proportional to its weight's size. So every use is
-constant + linear + products of two counts, all with factors that are not negative.
+A tensor has ``(a₀ + Σ_s a_s·n_s)`` indices along a dimension, where n_s units of set s stay, and as many elements as
+the product of these over its dimensions; a layer's multiply-accumulates are proportional to the size of its weight. So
+every use is a constant plus linear terms plus products of two counts, all with nonnegative factors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from qcompress.model.coupled import CoupledSet
 from qcompress.model.tensors import first_names, held_tensors, size_bytes
 
 Extent = tuple[float, Mapping[int, float]]
-"""Indices along a dimension that always stay, and index of a set → indices for each unit of it."""
+"""Indices along a dimension that always stay, and for each set (by index) the indices per unit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,18 +33,18 @@ class Product:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uses:
-    """Uses of resources by kept units; see the module's page.
+    """Resource uses as functions of the kept units; see the module's documentation.
 
     Attributes:
-        products: name of a resource → what adds up to it.
-        fixed: name of a resource → what does not depend on any set.
+        products: for each resource the products that vary with the sets.
+        fixed: for each resource the use that does not depend on any set.
     """
 
     products: MappingProxyType[str, tuple[Product, ...]]
     fixed: MappingProxyType[str, float]
 
     def of(self, kept: Sequence[int]) -> dict[str, float]:
-        """The uses with so many units of each set."""
+        """Return the uses when the given numbers of units are kept."""
         return {
             name: self.fixed[name]
             + sum(
@@ -61,8 +61,8 @@ class Uses:
         """Constant, ``(V,)`` linear and ``(V, V)`` strictly upper triangular pair part of a use.
 
         Args:
-            name: of the resource.
-            kept: for every set the units that each of its options keeps.
+            name: name of the resource.
+            kept: for every set the number of units that each of its options keeps.
         """
         counts = [np.asarray(options, dtype=np.float64) for options in kept]
         starts = np.cumsum([0, *map(len, counts)])
@@ -101,12 +101,12 @@ def uses_of(model: nn.Module, sets: Sequence[CoupledSet], counted: Counted) -> U
     """Bytes of all tensors and multiply-accumulates per sample of ``model``, as functions of the units kept.
 
     Args:
-        model: as it was traced.
-        sets: of it.
-        counted: what it does on the data, by `qcompress.model.counting.count`.
+        model: the traced model.
+        sets: coupled sets of the model.
+        counted: counts of the model's operations on the data, from `qcompress.model.counting.count`.
 
     Raises:
-        ModelError: sets lie along three dimensions of one tensor.
+        ModelError: Sets lie along three dimensions of one tensor.
     """
     held = held_tensors(model)
     first, names = first_names(held), {id(item.tensor): item.name for item in reversed(held)}
@@ -124,7 +124,7 @@ def uses_of(model: nn.Module, sets: Sequence[CoupledSet], counted: Counted) -> U
             extents.append((float(tensor.shape[dim] - inside), per_unit))
             whole /= tensor.shape[dim]
         if len(extents) > 2:
-            raise ModelError(f"units lie along {len(extents)} dimensions of {name!r}, which is not followed")
+            raise ModelError(f"units lie along {len(extents)} dimensions of {name!r}, which is not supported")
         return Product(factor=whole, extents=tuple(extents))
 
     in_bytes = [product(item.name, size_bytes(item.tensor)) for item in held if first[item.name] == item.name]

@@ -253,7 +253,7 @@ def test_moments_that_do_not_fit_in_memory_are_refused_before_anything_long_runs
     model = nn.Sequential(nn.Linear(40, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
     monkeypatch.setattr("qcompress.measuring.memory.available_bytes", lambda: 19_000)
     monkeypatch.setattr("qcompress.measuring.measure.second_moments", lambda *_: pytest.fail("collected"))
-    with pytest.raises(OptionsError, match="2e-05 GB here, 1.9e-05 GB are free; the largest are of '0'"):
+    with pytest.raises(OptionsError, match="2e-05 GB here, but 1.9e-05 GB are free; the largest are those of '0'"):
         measure(model, [inputs(64, 40)], COMPENSATED)
     assert moments_of.forecast_bytes(survey(model, [inputs(64, 40)]).parts) == {"0": 12 * 1600, "2": 12 * 64}
 

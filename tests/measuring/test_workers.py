@@ -137,7 +137,7 @@ def test_a_model_with_changed_weights_is_handed_over_with_the_original() -> None
 def test_what_cannot_be_handed_over_is_refused_in_words() -> None:
     model = network()
     model.held = threading.Lock()
-    with pytest.raises(ModelError, match="cannot be handed to other processes.*jobs=1"):
+    with pytest.raises(ModelError, match="cannot be sent to other processes.*jobs=1"):
         measure(model, batches(), OPTIONS, jobs=2)
 
 

@@ -117,7 +117,7 @@ class FixedWidth(nn.Module):
 
 
 class HalfUnseen(nn.Module):
-    """A cut at a fixed place, and an operation that is not followed."""
+    """A cut at a fixed place, and an operation that is not supported."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,8 +136,8 @@ def test_what_cannot_be_removed_is_named_with_the_reason() -> None:
     assert "does not run without some" in structure.kept["first"]
     structure = find_sets(unseen, [torch.ones(2, 4)])
     assert structure.sets == ()
-    assert "written in the code" in structure.kept["cut"]
-    assert "aten.sort is not followed" in structure.kept["sorted"]
+    assert "hard-coded" in structure.kept["cut"]
+    assert "aten.sort is not supported" in structure.kept["sorted"]
     assert structure.kept["last"] == "it reaches the output"
 
 

@@ -100,7 +100,7 @@ def test_inputs_that_are_not_finite_are_named() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.nan_to_num(self.fc(x / 0))
 
-    with pytest.raises(DataError, match="what goes into 'fc' is not finite"):
+    with pytest.raises(DataError, match="the inputs of 'fc' are not finite"):
         measure(Masked(), batches(2, 8), ranks(whitened=True))
 
 
