@@ -98,7 +98,7 @@ def test_layers_that_only_later_batches_reach_are_not_taken_for_fixed() -> None:
 def test_validation_that_the_model_does_not_take_is_told_before_measuring() -> None:
     told: list[object] = []
     for wrong, match in (
-        ([torch.randn(4, 3, 5, 5)], "does not take the first batch of validation: .*channels"),
+        ([torch.randn(4, 3, 5, 5)], "does not accept the first batch of validation: .*channels"),
         ([torch.randn(2, 5, 5)], "validation"),
     ):
         with pytest.raises(DataError, match=match):

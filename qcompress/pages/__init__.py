@@ -1,4 +1,4 @@
-"""Pages that open offline: a run as one HTML file with pictures to point at."""
+"""Report pages: a run as one HTML file with interactive figures that opens offline."""
 
 from qcompress.pages.report_page import write_report_page
 

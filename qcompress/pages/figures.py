@@ -1,4 +1,4 @@
-"""Plotly's figures of a run, as plain data: traces and layout, without the colours of a theme."""
+"""Figures of a run for Plotly, as plain data: traces and layout, without the colours of a theme."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,14 +10,14 @@ from solvers.sweep import Sweep
 Figure = dict[str, Any]
 
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-"""Okabe and Ito's colours, which colour-blind readers can tell apart; marks differ in shape as well."""
+"""Okabe and Ito's palette, distinguishable for colour-blind readers; marks differ in shape as well."""
 
 ROW = 22
 """Height of a part's bar in pixels."""
 
 
 def figure(traces: Sequence[Figure], x: str, y: str, *, height: int = 360, **layout: Any) -> Figure:
-    """Traces between two named axes."""
+    """Return a figure with traces between two named axes."""
     axes = {"xaxis": {"title": {"text": x}, "automargin": True}, "yaxis": {"title": {"text": y}, "automargin": True}}
     for name in axes:
         axes[name] |= layout.pop(name, {})
@@ -28,14 +28,14 @@ def figure(traces: Sequence[Figure], x: str, y: str, *, height: int = 360, **lay
 
 
 def scale(*values: float | None) -> Figure:
-    """A logarithmic axis where all values are positive and lie far apart."""
+    """Return the settings of an axis: logarithmic if all values are positive and span a wide range."""
     known = [value for value in values if value is not None]
     apart = len(known) > 1 and min(known) > 0 and max(known) > 30 * min(known)
     return {"type": "log", "exponentformat": "power"} if apart else {}
 
 
 def bytes_by_part(report: Report) -> Figure | None:
-    """Bytes before and after, a bar each for every part, in the model's order."""
+    """Bytes of every part before and after, as bars in the model's order."""
     parts = report.parts[::-1]
     if not parts:
         return None
@@ -55,7 +55,7 @@ def bytes_by_part(report: Report) -> Figure | None:
 
 
 def loss_by_part(report: Report) -> Figure | None:
-    """What every part's option costs alone against the share of its bytes that is left."""
+    """Loss of every part's option alone against the share of its bytes that remains."""
     parts = [part for part in report.parts if part.bytes_before > 0]
     if not parts:
         return None
@@ -72,7 +72,7 @@ def loss_by_part(report: Report) -> Figure | None:
 
 
 def candidates(report: Report) -> Figure | None:
-    """Predicted loss against true loss on the samples kept aside, of everything that the guard tried."""
+    """Predicted loss against true loss on the held-out samples, for every candidate of the guard."""
     tried = report.candidates
     if not tried:
         return None
@@ -96,7 +96,7 @@ def candidates(report: Report) -> Figure | None:
         "type": "scatter", "mode": "lines", "x": ends, "y": ends, "hoverinfo": "skip",
         "line": {"color": "gray", "dash": "dot", "width": 1},
     }  # fmt: skip
-    named = ("predicted loss", "loss on samples kept aside")
+    named = ("predicted loss", "loss on held-out samples")
     return figure([equal, trace], *named, showlegend=False, xaxis=axis, yaxis=dict(axis))
 
 
@@ -124,7 +124,7 @@ def race(solution: Solution) -> Figure | None:
 
 
 def front(sweep: Sweep) -> Figure | None:
-    """The least predicted loss at every budget, with the proven band below it."""
+    """Least predicted loss at every budget, with the proven lower bound."""
     points = [point for point in sweep.points if point.solution.objective is not None]
     if not points:
         return None

@@ -1,8 +1,8 @@
 """``report.html``: a compression run as one self-contained page.
 
-The library that draws (Plotly, the extra ``report``) is written into the file, so that it opens without a network.
-The figures' numbers are in the page as JSON and can be saved as JSON and CSV. Colours follow the reader's light or
-dark setting, and printing shows every section.
+The drawing library (Plotly, the extra ``report``) is embedded in the file, so that the page opens without a network.
+The page contains the data of the figures as JSON, and the numbers can be saved as JSON and CSV. Colours follow the
+reader's light or dark setting, and printing shows every section.
 """
 
 import base64
@@ -63,12 +63,12 @@ dark.addEventListener("change", draw);
 
 
 def write_report_page(run: AnyPath, path: AnyPath | None = None, *, sweep: Sweep | None = None) -> Path:
-    """Write the page of a run's folder, as `compress` leaves it with ``folder=``.
+    """Write the report page for a run folder of `compress`.
 
     Args:
-        run: the folder; its ``report.json`` is needed, ``solution.json`` and ``agreement.json`` add their sections.
-        path: the page; by default ``report.html`` in the folder.
-        sweep: a Pareto curve of the same problem, which adds its section.
+        run: the run folder. It must contain ``report.json``; ``solution.json`` and ``agreement.json`` add sections.
+        path: path of the page; by default ``report.html`` in the folder.
+        sweep: a Pareto curve of the same problem, which adds a section.
 
     Raises:
         FileNotFoundError: the folder has no report.
@@ -93,7 +93,7 @@ def report_page(
     agreement: Agreement | None = None,
     sweep: Sweep | None = None,
 ) -> str:
-    """The page as HTML; sections for which there is nothing to show are left out.
+    """Return the page as HTML; sections without data are omitted.
 
     Raises:
         MissingError: Plotly is not installed.
@@ -114,11 +114,11 @@ def report_page(
         _resources(report),
         section(
             "candidates", "Predicted against measured",
-            "Every choice that was tried on samples kept aside; the star was taken. On the dotted line the prediction "
-            "is true.", figures.candidates(report),
+            "All candidates evaluated on the held-out samples; the star was taken. On the dotted line, prediction and "
+            "measurement agree.", figures.candidates(report),
         ),
         section("bytes", "Bytes by part", "Before and after.", figures.bytes_by_part(report)),
-        section("loss", "What every part's choice costs", "Predicted, of each choice alone.",
+        section("loss", "Loss of every part's choice", "Predicted, for each choice alone.",
                 figures.loss_by_part(report)),
         "" if solution is None else section(
             "race", "The solver over time",
@@ -154,7 +154,7 @@ def _tiles(report: Report) -> str:
     tiles = [
         (f"{original / used:.2f} ×" if used else "–", f"smaller: {used:,.0f} of {original:,.0f} bytes"),
         (f"{report.loss_predicted:.4g}", f"loss predicted ({report.loss})"),
-        (number(report.loss_validation, 4), "loss on samples kept aside"),
+        (number(report.loss_validation, 4), "loss on held-out samples"),
         (number(report.loss_measured, 4), "loss on all the data"),
         ("–" if report.gap is None else f"{100 * report.gap:.3g} %", f"gap of the prediction: {report.status}"),
     ]
@@ -178,14 +178,14 @@ def _resources(report: Report) -> str:
 
 
 def _changes(agreement: Agreement, section: Callable[[str, str, str, figures.Figure | None], str]) -> str:
-    """Whom the compression changes: by how sure the original was, and by class."""
+    """Sections on changed answers, by the original's margin and by class."""
     margins, classes = agreement.by_margin, agreement.by_class
     count = f"{agreement.changed:,} of {agreement.samples:,} samples get another answer"
     if not agreement.changed:
-        return f'<h2>Who changes</h2><p class="note">{count}.</p>'
+        return f'<h2>Changed answers</h2><p class="note">{count}.</p>'
     text = (
-        f"{count} ({100 * agreement.share:.2f} %). Left are the samples of which the original was least sure (the "
-        f"smallest difference between its first and second log-probability), right those of which it was surest."
+        f"{count} ({100 * agreement.share:.2f} %). The samples on the left are those of which the original was least "
+        f"sure (the smallest difference between its two largest log-probabilities), those on the right the surest."
     )
     first = figures.shares(
         "samples by the original's margin",
@@ -199,8 +199,8 @@ def _changes(agreement: Agreement, section: Callable[[str, str, str, figures.Fig
         [100 * group.share for group in classes],
         [f"{group.changed} of {group.samples}" for group in classes],
     )
-    return section("margins", "Who changes", text, first) + section(
-        "classes", "Who changes, by class", "The classes in which most samples change.", second
+    return section("margins", "Changed answers", text, first) + section(
+        "classes", "Changed answers by class", "The classes with the largest share of changed answers.", second
     )
 
 
@@ -209,7 +209,7 @@ def _parts(report: Report) -> str:
         (part.name, part.option, f"{part.bytes_before:,.0f}", f"{part.bytes_after:,.0f}", f"{part.loss_alone:.3g}")
         for part in report.parts
     ]
-    heading = f"<h2>Every part ({len(rows)})</h2>"
+    heading = f"<h2>All parts ({len(rows)})</h2>"
     return heading + _table(("part", "choice", "bytes before", "after", "loss alone"), rows, words=2)
 
 
@@ -217,7 +217,7 @@ def _skipped(report: Report) -> str:
     if not report.skipped:
         return ""
     lines = by_reason(report.skipped, report.skipped_bytes, report.original["bytes"])
-    return f"<h2>Left as it is</h2><ul>{''.join(f'<li>{html.escape(line)}</li>' for line in lines)}</ul>"
+    return f"<h2>Left unchanged</h2><ul>{''.join(f'<li>{html.escape(line)}</li>' for line in lines)}</ul>"
 
 
 def _downloads(report: Report) -> str:

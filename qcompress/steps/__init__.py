@@ -1,7 +1,7 @@
-"""The steps of `compress`, each from the values before it to one more: a step does only what its name says.
+"""The steps of `compress`: each computes one value from those of earlier steps.
 
-Every step takes the `Request` and the `RunFolder`, and gives its value by `RunFolder.once` where making it takes
-time, keyed by what matters to it alone: another budget, solver or time limit leaves the measurement standing.
+Every step takes the `Request` and the `RunFolder`. Values that take time to compute are made by `RunFolder.once`, with
+a key of only what they depend on: for example, another budget, solver or time limit reuses the measurement.
 """
 
 from qcompress.steps.choosing import formulated, guarded, limited, minimized, moved, refined, solved, taken

@@ -1,4 +1,4 @@
-"""From a measurement to a choice: formulated, solved, refined by true loss, guarded by held-out samples."""
+"""Steps from a measurement to a choice: formulate, minimize, solve, refine by true loss, guard."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,11 +23,11 @@ from solvers.run import as_solver
 from solvers.smallest_use import SmallestUse, smallest_use
 
 REFINED = "refined"
-"""Name of the refined choice among the guard's."""
+"""Name of the refined choice among the guard's proposals."""
 
 
 def formulated(request: Request, run: RunFolder, measurement: Measurement) -> Problem:
-    """The problem to solve.
+    """Return the problem to solve.
 
     Raises:
         InfeasibleBudgetError: no choice is within the budgets.
@@ -45,10 +45,10 @@ def formulated(request: Request, run: RunFolder, measurement: Measurement) -> Pr
 
 
 def minimized(request: Request, run: RunFolder, problem: Problem) -> SmallestUse | None:
-    """The smallest use of the resource that is to be small, where one is.
+    """Find the smallest use of the resource to minimize, if there is one.
 
     Raises:
-        InfeasibleBudgetError: no choice is predicted to lose so little.
+        InfeasibleBudgetError: no choice has a predicted loss within the limit.
     """
     resource, limit = request.minimize, request.loss_limit
     if resource is None or limit is None:
@@ -70,7 +70,7 @@ def minimized(request: Request, run: RunFolder, problem: Problem) -> SmallestUse
 
 
 def limited(run: RunFolder, problem: Problem, smallest: SmallestUse | None) -> Problem:
-    """The problem with the smallest use as a budget."""
+    """Return the problem with the smallest use as a budget."""
     if smallest is None:
         return problem
     problem = problem.with_budgets(**{smallest.resource: smallest.usage})
@@ -80,10 +80,10 @@ def limited(run: RunFolder, problem: Problem, smallest: SmallestUse | None) -> P
 
 
 def solved(request: Request, run: RunFolder, problem: Problem, smallest: SmallestUse | None) -> Solution:
-    """The solver's choice, not worse than the one that has the smallest use.
+    """Return the solver's choice, at least as good as the one with the smallest use.
 
     Raises:
-        NoChoiceError: it found none.
+        NoChoiceError: the solver found no choice.
     """
     solution = run.once(
         "solve",
@@ -115,7 +115,7 @@ def solved(request: Request, run: RunFolder, problem: Problem, smallest: Smalles
 def refined(
     request: Request, run: RunFolder, measurement: Measurement, problem: Problem, solution: Solution
 ) -> Refined | None:
-    """Better choices by true loss, where rounds are asked for."""
+    """Refine the choice by true loss, if rounds are requested."""
     if request.refine_rounds == 0:
         return None
     calibration, choice = request.calibration, solution.choice
@@ -154,7 +154,7 @@ def refined(
 
 
 def moved(problem: Problem, solution: Solution, better: Refined | None) -> Solution:
-    """The solution with the refined choice; its bound is that of the first prediction, as its objective."""
+    """Return the solution with the refined choice; objective and bound are those of the first prediction."""
     if better is None or not better.steps:
         return solution
     judged = judge(problem, better.choice)
@@ -177,7 +177,7 @@ def guarded(
     solution: Solution,
     better: Refined | None,
 ) -> Guarded | None:
-    """Of this and other choices the best on the held-out samples, where there are any."""
+    """Evaluate this and other choices on the held-out samples, if there are any."""
     calibration, batches = request.calibration, request.batch_norm_data
     if not (request.guard and any(True for _ in request.kept)):
         return None
@@ -235,14 +235,14 @@ def guarded(
 def _may_be_taken(
     proposal: Proposal, problem: Problem, loss_limit: float | None, ties: Sequence[Sequence[str]]
 ) -> bool:
-    """Whether a choice keeps to what an engine ties, and to a limit of the predicted loss where there is one."""
+    """Whether a choice respects the engine's ties and the limit on the predicted loss, if any."""
     options = dict(zip(problem.groups, proposal.choice.tolist(), strict=True))
     tied = all(len({options[name] for name in names}) == 1 for names in ties)
     return tied and (loss_limit is None or problem.evaluate(proposal.choice).objective <= loss_limit)
 
 
 def taken(problem: Problem, solution: Solution, best: Guarded | None, run: RunFolder) -> Solution:
-    """The solution with the guard's choice; its bound is that of the solver's problem."""
+    """Return the solution with the guard's choice; its bound is that of the solver's problem."""
     if best is not None and (best.best.nearest or (best.best.choice != solution.choice).any()):
         judged = judge(problem, best.best.choice)
         solution = replace(

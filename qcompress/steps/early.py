@@ -1,8 +1,8 @@
-"""What can be told before anything is measured: batches that do not fit the model, and budgets that no choice can meet.
+"""Checks before measuring: batches that do not fit the model, and budgets that no choice can meet.
 
-The smallest use of the options follows from the shapes of the layers alone, which one batch shows. What only the
-weights or other batches tell is taken at its least (a rank by energy as one, a layer that the batch does not reach as
-nothing), so no budget that can be met is refused here; `formulated` looks again at what was measured.
+The smallest use of the options follows from the layers' shapes, for which one batch is enough. Quantities that depend
+on the weights or on other batches enter with their lower bound (rank 1 for a rank by energy, zero for a layer that the
+batch does not reach), so no feasible budget is refused here. `formulated` checks again after measuring.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,10 +25,10 @@ from qcompress.transforms.base import Keep
 
 
 def require_fitting(request: Request, validation: Iterable[Any]) -> None:
-    """Refuse ``validation`` whose first batch the model does not take, or takes for something else than the data's.
+    """Check that the model accepts the first batch of ``validation`` and treats it like that of the data.
 
     Raises:
-        DataError: says what the model made of it.
+        DataError: it does not; the message says why.
     """
     calibration, model = request.calibration, request.copied
     run = steady(calibration.forward, calibration.seed)
@@ -37,8 +37,8 @@ def require_fitting(request: Request, validation: Iterable[Any]) -> None:
         expected = forwards.run(model, first_of(model, calibration.first_batch()), run)
         try:
             output = forwards.run(model, first_of(model, batch), run)
-        except Exception as error:  # whatever a model raises that does not take it
-            raise DataError(f"the model does not take the first batch of validation: {error}") from error
+        except Exception as error:  # a model may raise anything for input that it does not accept
+            raise DataError(f"the model does not accept the first batch of validation: {error}") from error
     if output.ndim != expected.ndim:
         raise DataError(
             f"the first batch of validation gives outputs of shape {tuple(output.shape)}, that of data "
@@ -47,10 +47,10 @@ def require_fitting(request: Request, validation: Iterable[Any]) -> None:
 
 
 def require_for_channels(request: Request) -> None:
-    """Refuse what cannot be asked for together with channels, whether they are on offer or measured.
+    """Check that nothing is requested that does not work together with channels, whether offered or measured.
 
     Raises:
-        OptionsError: names it.
+        OptionsError: something is not supported; the message names it.
     """
     given = request.measurement
     if not (bool(given.sets) if given is not None else offers_channels(request.offered)):
@@ -66,16 +66,16 @@ def require_for_channels(request: Request) -> None:
     }
     if wrong := [name for name, meant in asked.items() if meant]:
         raise OptionsError(
-            f"{', '.join(wrong)} is not for channels: they take budgets for bytes and macs, and blocks by "
-            "prune_channels(granularity=...). The smaller model can be exported, or compressed further"
+            f"{', '.join(wrong)} is not supported for channels: use budgets for bytes and macs, and "
+            "prune_channels(granularity=...) for blocks. The smaller model can be exported, or compressed further"
         )
 
 
 def require_possible(request: Request) -> None:
-    """Refuse budgets below what the smallest options take.
+    """Check that the budgets are not below the smallest use of the options.
 
     Raises:
-        InfeasibleBudgetError: names each such resource, the budget asked and the least that it takes.
+        InfeasibleBudgetError: names each such resource, the requested budget and the smallest possible use.
     """
     if request.measurement is not None or request.minimize is not None or offers_channels(request.offered):
         return
@@ -114,7 +114,7 @@ def require_possible(request: Request) -> None:
 
 
 def _resources(request: Request, inventory: Survey) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
-    """Per part the use as it is and the least of what is on offer, each resource on its own."""
+    """Use of each part unchanged and with its smallest option, for each resource separately."""
     bytes_, macs = [], []
     for part in inventory.parts:
         offers = [Keep(), *request.offered.options(part.path, part.modules[0]).offers]
@@ -125,7 +125,7 @@ def _resources(request: Request, inventory: Survey) -> dict[str, np.ndarray[Any,
 
 
 def _alike(data: Iterable[Any]) -> bool:
-    """Whether one batch shows the macs per sample of all: they are in a list, and tensors of one shape."""
+    """Whether one batch determines the macs per sample of all: the batches are a list of tensors of the same shape."""
     if not isinstance(data, Sequence):
         return False
     shapes = {tuple(batch.shape[1:]) if isinstance(batch, torch.Tensor) else None for batch in data}

@@ -1,4 +1,4 @@
-"""From a choice to the compressed model: applied, fine-tuned."""
+"""Steps from a choice to the compressed model: apply, fit in turn, and fine-tune."""
 
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from solvers import Solution
 def applied(
     request: Request, run: RunFolder, measurement: Measurement, solution: Solution, *, refitted: bool = False
 ) -> nn.Module:
-    """The compressed copy of the model, before any training."""
+    """Return the compressed copy of the model before any training."""
     calibration, last = request.calibration, request.finetune_steps == 0 and not measurement.sets
     file = MODEL_FILE if last else "chosen.safetensors"
     if opened_of(calibration.model) is not None:
@@ -42,9 +42,10 @@ def applied(
 
 
 def made_up(request: Request, run: RunFolder, measurement: Measurement, chosen: nn.Module) -> nn.Module:
-    """The smaller network with its layers fitted in turn, where that loses less on samples not fitted to.
+    """Refit the layers of a network with removed channels in turn, if this lowers the held-out loss.
 
-    Only where channels were removed; without samples kept aside the data itself decides.
+    Without held-out samples, the loss on the calibration data decides. Models without removed channels are returned
+    unchanged.
     """
     record = record_of(chosen)
     if not measurement.sets or record is None or not record.cuts:
@@ -68,9 +69,9 @@ def made_up(request: Request, run: RunFolder, measurement: Measurement, chosen: 
 
 
 def finetuned(request: Request, run: RunFolder, chosen: nn.Module) -> nn.Module:
-    """The compressed model after fine-tuning with the original as teacher, where steps are asked for.
+    """Fine-tune the compressed model with the original as teacher, if steps are requested.
 
-    The best step is picked on the samples kept aside, which nothing is trained on, where there are any.
+    The best step is selected on the held-out samples if there are any, otherwise on the calibration data.
     """
     if request.finetune_steps == 0:
         return chosen
@@ -99,7 +100,7 @@ def finetuned(request: Request, run: RunFolder, chosen: nn.Module) -> nn.Module:
 def _applied_from(
     request: Request, run: RunFolder, measurement: Measurement, solution: Solution, *, refitted: bool
 ) -> dict[str, Any]:
-    """What the compressed model depends on; refitted, on the held-out samples as well."""
+    """Return what the compressed model depends on; after a refit, this includes the held-out samples."""
     if run.path is None:
         return {}
     batches, chosen = request.batch_norm_data, chosen_transforms(request.copied, measurement, solution)
@@ -122,12 +123,12 @@ def _kept_model(file: str, original: nn.Module) -> Kept[nn.Module]:
 
 
 def _in_mode_of(original: nn.Module, model: nn.Module) -> nn.Module:
-    """``model`` in training or evaluation mode, module by module as the original."""
+    """Return ``model`` with every module in training or evaluation mode as in the original."""
     model.train(original.training)
     modes = {path: module.training for path, module in original.named_modules()}
     for path, module in model.named_modules():
         if path in modes:
             module.training = modes[path]
-        elif path.rpartition(".")[0] in modes:  # a factor in the place of a layer
+        elif path.rpartition(".")[0] in modes:  # a factor that replaces a layer
             module.training = modes[path.rpartition(".")[0]]
     return model

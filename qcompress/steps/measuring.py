@@ -1,6 +1,4 @@
-"""From a request to a measurement: the copy, the held-out samples, what every option does, and the refit after the
-choice.
-"""
+"""Steps around the measurement: copy the model, hold out samples, measure, and refit after the choice."""
 
 from dataclasses import replace
 from functools import partial
@@ -29,12 +27,12 @@ from solvers import Solution
 
 
 def copied(calibration: Calibration) -> nn.Module:
-    """A copy of the model that shares nothing with it and runs on its own weights.
+    """Return a copy of the model that shares nothing with it and runs on its own weights.
 
     Raises:
-        ModelError: there can be none; says why (see `qcompress.compressed.copying`).
+        ModelError: the model cannot be copied in this way (see `qcompress.compressed.copying`).
     """
-    if opened_of(calibration.model) is not None:  # nothing is ever written to one
+    if opened_of(calibration.model) is not None:  # an opened model is never modified
         return calibration.model
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(calibration.seed)
@@ -42,7 +40,7 @@ def copied(calibration: Calibration) -> nn.Module:
 
 
 def kept_aside(request: Request, run: RunFolder) -> Request:
-    """The request with the samples that nothing is fitted to, where none were given and the guard needs them."""
+    """Hold out samples if the guard needs them and no validation data was given."""
     calibration, split, kept = request.calibration, request.split, request.kept
     if request.guard and kept == ():
         split = split_samples(request.copied, request.data, calibration.forward)
@@ -55,7 +53,7 @@ def kept_aside(request: Request, run: RunFolder) -> Request:
 
 
 def measured(request: Request, run: RunFolder) -> Measurement:
-    """What every option does, with its time where a budget is for that."""
+    """Measure every option, including its time if there is a time budget."""
     calibration, tell = request.calibration, run.watched(request.on_measure)
 
     def make(cache: Path | None) -> Measurement:
@@ -86,7 +84,7 @@ def measured(request: Request, run: RunFolder) -> Measurement:
     if FILE_BYTES in request.budget and request.engine is None:
         measurement = with_file_bytes(request.copied, measurement, more=request.room_bytes, tight=request.tight_room)
     if LATENCY not in request.budget or LATENCY in measurement.resources or request.engine is not None:
-        return measurement  # an engine times what it runs (see `qcompress.targeting`)
+        return measurement  # engines do their own timing (see `qcompress.targeting`)
     return run.once(
         "time",
         lambda _: time_options(
@@ -102,10 +100,10 @@ def measured(request: Request, run: RunFolder) -> Measurement:
 
 
 def refitted(request: Request, run: RunFolder, measurement: Measurement, solution: Solution) -> Measurement:
-    """What the choice is fitted to, over all the data: the held-out samples have done their work with the choice.
+    """Return a measurement with moments over all the data, including the held-out samples, for fitting the choice.
 
-    The measurement stays as it is where none were held out, where it was given, where nothing chosen is fitted, and
-    before fine-tuning, whose result is then seen on samples that nothing was fitted to.
+    The measurement is returned unchanged if no samples were held out, if it was given, if the choice fits nothing, or
+    before fine-tuning, whose result must be judged on held-out samples.
     """
     calibration = request.calibration
     if opened_of(calibration.model) is not None:

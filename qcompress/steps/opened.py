@@ -1,4 +1,4 @@
-"""The steps of `compress` that are others for an opened model."""
+"""Steps of `compress` that differ for an opened model."""
 
 import shutil
 from collections.abc import Iterable
@@ -26,10 +26,10 @@ CODES = "codes"
 
 
 def require_taken(request: Request) -> None:
-    """Refuse what an opened model is not compressed by, and memory for one that is not opened.
+    """Check that an opened model supports all requested steps, and that ``memory`` is given only for an opened model.
 
     Raises:
-        OptionsError, EngineError: says what.
+        OptionsError, EngineError: a step or setting is not supported.
     """
     if opened_of(request.calibration.model) is None:
         if request.memory is not None:
@@ -43,7 +43,7 @@ def require_taken(request: Request) -> None:
         f"a budget for {FILE_BYTES} without a target": FILE_BYTES in request.budget and request.engine is None,
     }
     if asked := [name for name, given in refused.items() if given]:
-        raise OptionsError(f"an opened model is compressed without {asked[0]}: leave that out, or load the model whole")
+        raise OptionsError(f"{asked[0]} is not supported for an opened model: omit it, or load the model whole")
     if request.engine is not None and not request.engine.by_block:
         raise EngineError(f"engine {request.engine.name!r} does not write a model block by block: load it whole")
     if request.measurement is None and request.method != "sampled":
@@ -51,12 +51,12 @@ def require_taken(request: Request) -> None:
 
 
 def first_of(model: nn.Module, batch: Any) -> Any:
-    """What of a batch is run to see how the model takes it: all, or the first sample of an opened model's."""
+    """Return the part of a batch for a trial run: the first sample for an opened model, otherwise all of it."""
     return batch if opened_of(model) is None else next(samples(batch))
 
 
 def refitted(request: Request, measurement: Measurement, solution: Solution) -> Measurement:
-    """The measurement, as another one where `applied` fits the choice to all the data."""
+    """Return the measurement, as a new object if `applied` refits the choice to all the data."""
     chosen = chosen_transforms(request.calibration.model, measurement, solution)
     fitted = need_inputs(measurement, {part: (transform,) for part, transform in enumerate(chosen)})
     return replace(measurement) if fitted and request.split.kept else measurement
@@ -65,7 +65,7 @@ def refitted(request: Request, measurement: Measurement, solution: Solution) -> 
 def applied(
     request: Request, run: RunFolder, measurement: Measurement, solution: Solution, key: dict[str, Any]
 ) -> nn.Module:
-    """The model with the choice's codes, which are written to the run's folder block by block."""
+    """Return the model with the codes of the choice, which are written to the run folder block by block."""
     calibration = request.calibration
     data: Iterable[Any] = request.data
 

@@ -1,4 +1,4 @@
-"""The last step: the true losses of what came out, warnings, and the report."""
+"""The last step: true losses of the result, warnings, and the report."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -30,16 +30,19 @@ from solvers.smallest_use import SmallestUse
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Outcome:
-    """What the steps before the report gave.
+    """Results of the steps before the report.
 
     Attributes:
-        smallest: the smallest use that was found, where a resource is minimized.
-        refined: what measuring again around the choice brought, where rounds were asked for.
-        guarded: the candidates tried on the held-out samples, where there are any.
-        fitted: the measurement whose moments the codes and factors were fitted to in the end.
+        measurement: the measurement that the choice was made from.
+        problem: the problem that was solved.
+        solution: the solution whose choice was applied.
+        smallest: the smallest use that was found, or None if no resource is minimized.
+        refined: result of refining, or None without refining.
+        guarded: the candidates evaluated on the held-out samples, or None if there are none.
+        fitted: the measurement with the moments that codes and factors were finally fitted to.
         chosen: the compressed model before fine-tuning.
         smaller: the compressed model.
-        latency_measured_s: seconds of ``smaller`` in the engine, where it was timed.
+        latency_measured_s: seconds of ``smaller`` in the engine, or None if it was not timed.
     """
 
     measurement: Measurement
@@ -55,7 +58,7 @@ class Outcome:
 
     @property
     def refitted(self) -> bool:
-        """Whether codes and factors were fitted again after the choice, to all the data."""
+        """Whether codes and factors were refitted to all the data after the choice."""
         return self.fitted is not self.measurement
 
     @property
@@ -66,7 +69,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Checked:
-    """True losses and the caller's metric; see `Report`."""
+    """True losses and the caller's metric, see `Report`."""
 
     measured: float
     validation: float | None
@@ -76,7 +79,7 @@ class _Checked:
 
 
 def reported(request: Request, run: RunFolder, outcome: Outcome) -> Report:
-    """The figures of the run, with true losses taken here, as JSON and for people in the folder."""
+    """Measure the true losses and return the figures of the run, saved in the folder as JSON and Markdown."""
     measurement, problem, solution, guarded = outcome.measurement, outcome.problem, outcome.solution, outcome.guarded
     with run.timed("check"):
         checked = _checked(request, outcome)
@@ -112,9 +115,7 @@ def reported(request: Request, run: RunFolder, outcome: Outcome) -> Report:
     if run.path is not None:
         report.save(run.path / "report.json")
         calibration, data = request.calibration, list(request.kept) or request.data
-        if measurement.loss == "kl" and isinstance(
-            calibration.model, nn.Module
-        ):  # scores of classes, in the last dimension
+        if measurement.loss == "kl" and isinstance(calibration.model, nn.Module):  # class scores in the last dimension
             agreement(calibration.model, outcome.smaller, data, forward=calibration.forward).save(
                 run.path / "agreement.json"
             )
@@ -124,9 +125,9 @@ def reported(request: Request, run: RunFolder, outcome: Outcome) -> Report:
 
 
 def _checked(request: Request, outcome: Outcome) -> _Checked:
-    """The losses of the models that came out.
+    """Measure the losses of the resulting models.
 
-    Once codes were fitted to the held-out samples too, the loss on these is the guard's, from before.
+    After a refit to all the data, the held-out loss is the one that the guard measured before.
     """
     calibration, evaluate, kept = request.calibration, request.evaluate, list(request.kept)
 
@@ -147,7 +148,7 @@ def _checked(request: Request, outcome: Outcome) -> _Checked:
 
 
 def _metric(value: Any) -> float:
-    """What ``evaluate`` returned, as a number.
+    """Return the result of ``evaluate`` as a number.
 
     Raises:
         OptionsError: it is not a number.
@@ -156,7 +157,7 @@ def _metric(value: Any) -> float:
 
 
 def _usage(request: Request, outcome: Outcome) -> dict[str, float]:
-    """The use of every resource; of our own file, for which room was left, the size that it really has."""
+    """Return the use of every resource, with the true size of the package's own file instead of the estimate."""
     usage = outcome.solution.usage
     if FILE_BYTES not in usage or request.engine is not None:
         return usage
@@ -164,7 +165,7 @@ def _usage(request: Request, outcome: Outcome) -> dict[str, float]:
 
 
 def _warnings(request: Request, outcome: Outcome, loss_validation: float | None) -> Iterator[str]:
-    """Where the figures may not hold."""
+    """Yield warnings where the figures may not hold."""
     measurement, solution = outcome.measurement, outcome.solution
     if loss_validation is not None and not outcome.tuned:
         assert solution.objective is not None  # noqa: S101
@@ -175,7 +176,7 @@ def _warnings(request: Request, outcome: Outcome, loss_validation: float | None)
 
 
 def _part_reports(outcome: Outcome) -> Iterator[PartReport]:
-    """Every part as it is stored in the end: what was trained is rounded to nearest, whatever was chosen."""
+    """Yield every part's choice as it is finally stored; after training, weights are rounded to nearest."""
     measurement, problem, choice = outcome.measurement, outcome.problem, outcome.solution.choice
     assert choice is not None  # noqa: S101
     record, chosen = record_of(outcome.smaller), problem.flat(choice)
@@ -193,7 +194,7 @@ def _part_reports(outcome: Outcome) -> Iterator[PartReport]:
 
 
 def bytes_of_parts(problem: Problem, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
-    """``(G,)`` bytes of the flat options ``chosen``; what two parts take together counts half for each."""
+    """``(G,)`` bytes of the flat options ``chosen``; bytes shared by two parts count half for each."""
     used = problem.resources["bytes"][chosen]
     if (terms := problem.resource_pairs.get("bytes")) is None:
         return used

@@ -1,4 +1,4 @@
-"""The arguments of `compress` as a value, and the request that its steps work on."""
+"""The arguments of `compress` as a value, and the checked request that its steps work on."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -26,7 +26,7 @@ from qcompress.training.finetune import FinetuneProgress
 from solvers import Progress, Solver, SolverError, SolverLike
 
 KEPT = "validation"
-"""Name of the identity of the batches kept aside."""
+"""Name of the identity of the held-out batches."""
 
 
 MEASUREMENT_FILE = "measurement.npz"
@@ -46,7 +46,7 @@ class NoChoiceError(SolverError, RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Arguments:
-    """The arguments of `qcompress.compress`, as they were given; see there."""
+    """The arguments of `qcompress.compress` as given; they are documented there."""
 
     model: nn.Module
     data: Iterable[Any]
@@ -86,21 +86,21 @@ class Arguments:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Request(Arguments):
-    """The arguments checked as far as they can be before anything runs, and what follows from them.
+    """The checked arguments, with the values derived from them.
 
     Attributes:
-        solver: ready to run.
-        budget: without a limit for the loss.
+        solver: the solver, ready to run.
+        budget: budgets of resources, without the limit on the loss.
         calibration: the model with the batches that costs are measured on and codes are fitted to.
-        split: how ``data`` was split into those and the samples that were held out.
-        kept: held-out batches that nothing is fitted to; none where the choice is not checked.
-        copied: a copy of the model, made before anything was measured; copies of it are compressed.
+        split: how ``data`` was divided into calibration data and held-out samples.
+        kept: held-out batches; empty if the choice is not checked.
+        copied: a copy of the model, made before measuring; copies of it are compressed.
         offered: the options by layer.
-        loss_limit: the largest predicted loss, where a resource is minimized.
-        identities: digests of what is in ``calibration`` and ``kept``; empty where no folder keeps the run.
-        room_bytes: bytes to leave free in the file, after a first try came out too large.
-        tight_room: whether no room is left for the parts' entries, where the usual room left no choice.
-        engine: the engine that the choice is made for, or None for our own file.
+        loss_limit: maximum predicted loss, if a resource is minimized.
+        identities: digests of the contents of ``calibration`` and ``kept``; empty without a run folder.
+        room_bytes: bytes to leave free in the file, after a first attempt was too large.
+        tight_room: whether to reserve no bytes for the parts' entries, because the usual reserve left no choice.
+        engine: the engine to compress for, or None for the package's own file.
     """
 
     solver: Solver
@@ -117,12 +117,12 @@ class Request(Arguments):
 
     @classmethod
     def of(cls, arguments: Arguments, **values: Any) -> "Request":
-        """The request for ``arguments``, with ``values`` in the place of those of the same names and beside them."""
+        """Return the request for ``arguments``, with ``values`` added or replacing those of the same name."""
         given = {field.name: getattr(arguments, field.name) for field in fields(arguments)}
         return cls(**{**given, **values})
 
     def measured_from(self) -> dict[str, Any]:
-        """What the measurement depends on."""
+        """Return everything that the measurement depends on."""
         identities = {name: identity for name, identity in self.identities.items() if name != KEPT}
         if self.measurement is not None:
             model = {name: identity for name, identity in identities.items() if name == "model"}
@@ -135,11 +135,11 @@ class Request(Arguments):
         }
 
     def solved_by(self) -> dict[str, Any]:
-        """What, besides the problem, a solution depends on."""
+        """Return everything that a solution depends on, besides the problem."""
         solver = [self.solver.name, self.solver]
         return {"solver": solver, "time_limit": self.time_limit, "seed": self.calibration.seed}
 
 
 def identity_of(batches: Iterable[Any] | None, name: str) -> Identity:
-    """The digest of all batches, or of there being none."""
+    """Return the digest of all batches, or of None."""
     return identify(None) if batches is None else identify_batches(batches, name)

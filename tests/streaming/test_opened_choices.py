@@ -254,12 +254,12 @@ def test_a_run_that_was_cut_anywhere_goes_on_to_the_same_bytes(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"refine_rounds": 1}, "compressed without refine_rounds"),
-        ({"finetune_steps": 5}, "compressed without finetune_steps"),
-        ({"target": None, "budget": {"latency_s": "1 s"}}, "compressed without a budget for latency_s"),
+        ({"refine_rounds": 1}, "refine_rounds is not supported for an opened model"),
+        ({"finetune_steps": 5}, "finetune_steps is not supported for an opened model"),
+        ({"target": None, "budget": {"latency_s": "1 s"}}, "a budget for latency_s is not supported"),
         (
             {"target": None, "budget": {"file_bytes": 0.5}},
-            "compressed without a budget for file_bytes without a target",
+            "a budget for file_bytes without a target is not supported",
         ),
         ({"method": "fisher"}, "measured by method='sampled', found 'fisher'"),
     ],

@@ -233,9 +233,9 @@ def test_what_does_not_go_with_channels_is_refused_before_anything_runs() -> Non
         measure(model, data, prune_channels() + prune_quantize())
     with pytest.raises(OptionsError, match="method='sampled' has no gradient"):
         measure(model, data, prune_channels(), method="sampled")
-    with pytest.raises(OptionsError, match="a budget for latency_s is not for channels"):
+    with pytest.raises(OptionsError, match="a budget for latency_s is not supported for channels"):
         compress(model, data, budget={"latency_s": 0.5}, options=prune_channels())
-    with pytest.raises(OptionsError, match="refine_rounds= is not for channels"):
+    with pytest.raises(OptionsError, match="refine_rounds= is not supported for channels"):
         compress(model, data, budget={"macs": 0.5}, options=prune_channels(), refine_rounds=1)
     with pytest.raises(ModelError, match="no channel of the model can be removed"):
         measure(nn.Sequential(nn.Linear(4, 3)), [torch.randn(2, 4)], prune_channels())
