@@ -46,6 +46,7 @@ THEIRS = {
     "torch-pruning, group magnitude": "GroupMagnitudeImportance",
     "torch-pruning, group Taylor": "GroupTaylorImportance",
 }
+UNIFORM = "uniform, L1"
 Ranking = Callable[[float], dict[str, list[int]]]
 """Strength of pruning, 0 to 1 → units of every set that go."""
 
@@ -144,70 +145,90 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    arguments = _arguments()
-    folder, out = cifar.data_folder(arguments), Path(arguments.out)
-    out.mkdir(parents=True, exist_ok=True)
-    model, name = cifar.resnet(arguments.depth, folder), f"channels_resnet{arguments.depth}"
-    training, classes = cifar.images(folder, "cifar10_train4k_lossless")
-    data = cifar.batched(training[: arguments.calibration], 64)
-    inputs, labels = cifar.images(folder, "cifar10_test_jpegsource", 0, arguments.test)
-    reference = cifar.logits(model, inputs)
-    rows = Rows(out / f"{name}.json", {"original": cifar.accuracy(reference, labels), **settings_of(arguments)})
-    print(f"original: {rows.values['settings']['original']:.2f} % on {len(labels)} test images", flush=True)
-    sets = find_sets(model, data[:1]).sets
-    uses = uses_of(model, sets, count(model, data[:1], None))
-    whole = uses.of([item.num_units for item in sets])
+class Study:
+    """The network, its coupled sets, and the data for making and judging removals."""
 
-    def measured(choice: str) -> Measurement:
-        file = out / f"{name}_{'_'.join(['measured', *OURS[choice][0]])}.npz"
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        folder = cifar.data_folder(arguments)
+        self.arguments, self.out = arguments, Path(arguments.out)
+        self.model, self.name = cifar.resnet(arguments.depth, folder), f"channels_resnet{arguments.depth}"
+        self.training, self.classes = cifar.images(folder, "cifar10_train4k_lossless")
+        self.data = cifar.batched(self.training[: arguments.calibration], 64)
+        self.inputs, self.labels = cifar.images(folder, "cifar10_test_jpegsource", 0, arguments.test)
+        self.reference = cifar.logits(self.model, self.inputs)
+        self.sets = find_sets(self.model, self.data[:1]).sets
+        self.uses = uses_of(self.model, self.sets, count(self.model, self.data[:1], None))
+        self.whole = self.uses.of([item.num_units for item in self.sets])
+
+    def measured(self, choice: str) -> Measurement:
+        """The measurement of one of `OURS`, from its file if there is one."""
+        file = self.out / f"{self.name}_{'_'.join(['measured', *OURS[choice][0]])}.npz"
         if not file.exists():
-            options = qcompress.prune_channels(keep=arguments.keep, **OURS[choice][0])
-            qcompress.measure(model, data, options, cache=file.with_suffix(".part")).save(file)
+            options = qcompress.prune_channels(keep=self.arguments.keep, **OURS[choice][0])
+            qcompress.measure(self.model, self.data, options, cache=file.with_suffix(".part")).save(file)
         return Measurement.load(file)
 
-    def smaller_by(choice: str, share: float) -> tuple[nn.Module | None, float | None]:
+    def smaller_by(self, choice: str, share: float) -> tuple[nn.Module | None, float | None]:
+        """The network with that share of the macs, None where a package is missing; and the gap of the choice."""
+        limit = share * self.whole["macs"]
         if choice in OURS:
-            measurement = measured(choice)
+            measurement = self.measured(choice)
             problem = qcompress.formulate(measurement, {"macs": share})
-            solution = solve(problem, time_limit=arguments.time_limit, seed=0)
-            smaller = qcompress.apply(model, measurement, solution)
-            return (qcompress.fit_in_turn_(smaller, model, data) if OURS[choice][1] else smaller), solution.gap
+            solution = solve(problem, time_limit=self.arguments.time_limit, seed=0)
+            smaller = qcompress.apply(self.model, measurement, solution)
+            return (
+                qcompress.fit_in_turn_(smaller, self.model, self.data) if OURS[choice][1] else smaller
+            ), solution.gap
         if choice in THEIRS:
-            labels_given = classes[: arguments.calibration]
-            return torch_pruned(model, data, labels_given, THEIRS[choice], share * whole["macs"]), None
-        ranking = uniform_l1(model, sets) if choice == "uniform, L1" else ranked_fisher(model, data, sets, uses)
-        return remove_(copy.deepcopy(model), sets, within(sets, uses, share * whole["macs"], ranking)), None
+            labels = self.classes[: self.arguments.calibration]
+            return torch_pruned(self.model, self.data, labels, THEIRS[choice], limit), None
+        if choice == UNIFORM:
+            ranking = uniform_l1(self.model, self.sets)
+        else:
+            ranking = ranked_fisher(self.model, self.data, self.sets, self.uses)
+        return remove_(copy.deepcopy(self.model), self.sets, within(self.sets, self.uses, limit, ranking)), None
 
-    def judged(choice: str, share: float) -> dict[str, Any]:
+    def row(self, choice: str, share: float) -> dict[str, Any]:
+        """The row of one way to choose at one share of the macs."""
         row: dict[str, Any] = {"share": share, "choice": choice}
-        smaller, gap = smaller_by(choice, share)
+        smaller, gap = self.smaller_by(choice, share)
         if smaller is None:
             return row
-        output = cifar.logits(smaller, inputs)
-        renormed = copy.deepcopy(smaller)
-        reestimate_(renormed, data)
+        output, renormed = cifar.logits(smaller, self.inputs), copy.deepcopy(smaller)
+        reestimate_(renormed, self.data)
         row |= {
-            "macs": count(smaller, data[:1], None).macs / whole["macs"],
-            "bytes": total_bytes(smaller) / whole["bytes"],
+            "macs": count(smaller, self.data[:1], None).macs / self.whole["macs"],
+            "bytes": total_bytes(smaller) / self.whole["bytes"],
             "gap": gap,
-            "kl": cifar.kl(reference, output),
-            "accuracy": cifar.accuracy(output, labels),
-            "renormed": cifar.accuracy(cifar.logits(renormed, inputs), labels),
+            "kl": cifar.kl(self.reference, output),
+            "accuracy": cifar.accuracy(output, self.labels),
+            "renormed": self.accuracy(renormed),
         }
-        if arguments.steps:
-            batches = cifar.batched(training)
+        if steps := self.arguments.steps:
+            batches = cifar.batched(self.training)
             start = renormed if row["renormed"] > row["accuracy"] else smaller
-            tuned = qcompress.finetune(start, batches[:-4], arguments.steps, teacher=model, validation=batches[-4:])
-            row["tuned"] = cifar.accuracy(cifar.logits(tuned, inputs), labels)
+            tuned = qcompress.finetune(start, batches[:-4], steps, teacher=self.model, validation=batches[-4:])
+            row["tuned"] = self.accuracy(tuned)
         return row
 
+    def accuracy(self, model: nn.Module) -> float:
+        """Percent right on the test images."""
+        return cifar.accuracy(cifar.logits(model, self.inputs), self.labels)
+
+
+def main() -> None:
+    arguments = _arguments()
+    Path(arguments.out).mkdir(parents=True, exist_ok=True)
+    study = Study(arguments)
+    original = cifar.accuracy(study.reference, study.labels)
+    rows = Rows(study.out / f"{study.name}.json", {"original": original, **settings_of(arguments)})
+    print(f"original: {original:.2f} % on {len(study.labels)} test images", flush=True)
     for share in arguments.shares:
-        for choice in (*OURS, "uniform, L1", "ranked, Fisher for macs", *THEIRS):
+        for choice in (*OURS, UNIFORM, "ranked, Fisher for macs", *THEIRS):
             if not rows.of(share=share, choice=choice):
-                rows.add(judged(choice, share))
+                rows.add(study.row(choice, share))
     table = markdown(rows.of(), COLUMNS)
-    write_results(out, name, rows.values, table)
+    write_results(study.out, study.name, rows.values, table)
     print(table)
 
 

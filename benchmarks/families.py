@@ -33,10 +33,10 @@ Family = Callable[[Transform], bool]
 
 JOINT = "joint"
 FAMILIES: dict[str, Family] = {  # the transforms that each has besides keeping; one that contains another comes later
-    "bits": lambda own: isinstance(own, PruneQuantize) and not own.sparsity,
-    "sparsity and bits": lambda own: isinstance(own, PruneQuantize),
-    "rank": lambda own: isinstance(own, LowRank) and own.then == Keep(),
-    "rank then bits": lambda own: isinstance(own, LowRank) and not getattr(own.then, "sparsity", 0),
+    "bits": lambda transform: isinstance(transform, PruneQuantize) and not transform.sparsity,
+    "sparsity and bits": lambda transform: isinstance(transform, PruneQuantize),
+    "rank": lambda transform: isinstance(transform, LowRank) and transform.then == Keep(),
+    "rank then bits": lambda transform: isinstance(transform, LowRank) and not getattr(transform.then, "sparsity", 0),
     JOINT: lambda _: True,
 }
 

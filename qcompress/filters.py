@@ -24,6 +24,7 @@ from qcompress.compressed.record import CompressedPart, Compression, attach, ins
 from qcompress.errors import DataError, ModelError, OptionsError
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import fitted
+from qcompress.measuring.direct import Direct
 from qcompress.measuring.fisher import Fisher
 from qcompress.model import forward as forwards
 from qcompress.model.batch_norm import reestimate_
@@ -211,7 +212,7 @@ def _option_losses(
     """
     (candidates, _), measured = fitted(model, parts, Options((transform,))), as_loss(loss)
     total, num_samples = np.zeros(candidates.num_options), 0
-    effects = Fisher(model, candidates, measured, forward)
+    effects = Fisher(Direct(model, candidates, measured, forward))
     for index, batch in enumerate(batches):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
         effects_of_batch = effects.batch_effects(batch, generator)

@@ -27,7 +27,7 @@ class Direct:
     tried: ClassVar[dict[str, str]] = {}  # empty: all options are evaluated directly anyway
 
     def __init__(self, model: nn.Module, candidates: Candidates, loss: Loss, forward: forwards.Forward | None) -> None:
-        self._model, self._candidates, self._loss, self._forward = model, candidates, loss, forward
+        self.model, self.candidates, self.loss, self.forward = model, candidates, loss, forward
         self._replay = RecordedCalls(model)
         self._shortcut: dict[int, bool] = {}
         self._point: Tensor | None = None
@@ -43,10 +43,10 @@ class Direct:
         Raises:
             ModelError: The loss of an option is not finite; the message names the option.
         """
-        candidates = self._candidates
+        candidates = self.candidates
         point = self.record(batch)
         small = point[0].numel() <= MAX_NUMBERS
-        probes = point[None] if small else self._loss.probes(point, batch, generator)
+        probes = point[None] if small else self.loss.probes(point, batch, generator)
         width = point[0].numel() if small else len(probes)
         responses = torch.zeros(candidates.num_options, len(point), width, dtype=point.dtype)
         cost = np.zeros(candidates.num_options)
@@ -57,14 +57,14 @@ class Direct:
         if not small:
             return Effects(cost, [responses.flatten(1).numpy()], len(point))
         changes = responses.to(point.device).reshape(len(responses), *point.shape)
-        points = curvature_points(self._loss, changes, point, cost, candidates) if reference is None else [point]
-        softened = softened_costs(self._loss, changes, point, batch, reference)
-        return Effects(cost, exact_effects(self._loss, changes, points, batch), len(point), softened)
+        points = curvature_points(self.loss, changes, point, cost, candidates) if reference is None else [point]
+        softened = softened_costs(self.loss, changes, point, batch, reference)
+        return Effects(cost, exact_effects(self.loss, changes, points, batch), len(point), softened)
 
     def record(self, batch: Any) -> Tensor:
         """Run a batch with the current weights; options are compared with this run."""
         self._shortcut = {}
-        self._point = self._replay.record(lambda: forwards.run(self._model, batch, self._forward))
+        self._point = self._replay.record(lambda: forwards.run(self.model, batch, self.forward))
         return self._point
 
     def changes(self, part: int, batch: Any, reference: Tensor | None = None) -> Iterator[tuple[int, float, Tensor]]:
@@ -73,16 +73,16 @@ class Direct:
         Raises:
             ModelError: The loss of an option is not finite; the message names the option.
         """
-        candidates, point = self._candidates, self._point
+        candidates, point = self.candidates, self._point
         assert point is not None  # noqa: S101
         goal = point if reference is None else reference
-        standing = 0.0 if reference is None else float(self._loss.rise(point, goal, batch).sum())
+        standing = 0.0 if reference is None else float(self.loss.rise(point, goal, batch).sum())
         for option in range(len(candidates.transforms[part])):
             if option == candidates.standing[part]:
                 continue
             with candidates.applied(part, option):
                 output = self._output(part, batch, point)
-            rise = float(self._loss.rise(output, goal, batch).sum()) - standing
+            rise = float(self.loss.rise(output, goal, batch).sum()) - standing
             if not np.isfinite(rise):
                 name, label = candidates.parts[part].name, candidates.transforms[part][option].label
                 raise ModelError(f"the loss with {name!r} at {label!r} is not finite; leave that option out")
@@ -93,9 +93,9 @@ class Direct:
 
         def full() -> Tensor:
             with torch.no_grad():
-                return forwards.run(self._model, batch, self._forward)
+                return forwards.run(self.model, batch, self.forward)
 
-        paths = self._candidates.parts[part].modules
+        paths = self.candidates.parts[part].modules
         if self._shortcut.get(part) is False:
             return full()
         output = self._replay.behind(paths, full)
@@ -103,7 +103,7 @@ class Direct:
             return output
         true = full()
         if true.shape != point.shape:
-            name = self._candidates.parts[part].name
+            name = self.candidates.parts[part].name
             raise ModelError(
                 f"the model's output has the shape {tuple(true.shape)} with {name!r} changed and {tuple(point.shape)} "
                 "without; pass a forward whose outputs keep their shape"

@@ -21,13 +21,12 @@ from torch import Tensor, nn
 
 from qcompress.measuring import evidence
 from qcompress.measuring.calls import Call, Recorder, response
-from qcompress.measuring.candidates import Candidates, Layer
+from qcompress.measuring.candidates import Layer
 from qcompress.measuring.direct import Direct
 from qcompress.measuring.effects import Effects, curvature_points, exact_effects, option_costs, softened_costs
 from qcompress.measuring.products import Place, shares
 from qcompress.model import forward as forwards
 from qcompress.model import layers
-from qcompress.model.losses import Loss
 
 MAX_PROBES = 16  # each probe costs one backward pass
 CHUNK = 16  # options whose responses are held at the same time
@@ -48,35 +47,25 @@ class Fisher:
     """Effects of batches by linearisation, and by direct evaluation where the linearisation is not valid.
 
     Args:
-        model: the model that the candidates' parts belong to.
-        candidates: the options.
-        loss: the loss to measure.
-        forward: how to run a batch.
+        direct: the model, its options, the loss and how to run a batch; evaluates options directly.
         tried: names of parts to evaluate directly from the start, and why.
 
     Attributes:
         reasons: index into the candidates' layers → why its options are evaluated one by one.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        candidates: Candidates,
-        loss: Loss,
-        forward: forwards.Forward | None,
-        tried: Mapping[str, str] | None = None,
-    ) -> None:
-        self._model, self._candidates, self._loss, self._forward = model, candidates, loss, forward
-        self._direct = Direct(model, candidates, loss, forward)
+    def __init__(self, direct: Direct, tried: Mapping[str, str] | None = None) -> None:
+        self._direct, self._model, self._candidates = direct, direct.model, direct.candidates
+        self._loss, self._forward = direct.loss, direct.forward
         self.reasons: dict[int, str] = {}
-        for index, layer in enumerate(candidates.layers):
+        for index, layer in enumerate(self._candidates.layers):
             for part in layer.parts:
-                if reason := (tried or {}).get(candidates.parts[part].name):
+                if reason := (tried or {}).get(self._candidates.parts[part].name):
                     self.reasons[index] = reason
             if (
                 len(layer.parts) > 1
-                and layer.site(model).is_layer
-                and not layers.same_rows(map(model.get_submodule, layer.modules))
+                and layer.site(self._model).is_layer
+                and not layers.same_rows(map(self._model.get_submodule, layer.modules))
             ):
                 self.reasons[index] = "blocks of a weight shared by layers of different kinds"
 

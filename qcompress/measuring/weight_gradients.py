@@ -29,7 +29,6 @@ from qcompress.measuring.direct import Direct
 from qcompress.measuring.effects import Effects
 from qcompress.measuring.gradient_check import misleading
 from qcompress.model import forward as forwards
-from qcompress.model.losses import Loss
 from qcompress.model.samples import same_outputs
 from qcompress.model.sites import Site
 from qcompress.transforms.activations import Activations
@@ -42,10 +41,7 @@ class WeightGradients:
     """Costs of batches from one random probe per sample.
 
     Args:
-        model: the model that the candidates' parts belong to.
-        candidates: the options.
-        loss: the loss to measure.
-        forward: how to run a batch.
+        direct: the model, its options, the loss and how to run a batch; tries options that no gradient reaches.
         tried: names of parts to evaluate directly from the start, and why.
         apart: whether samples give the same outputs alone; None if not yet known.
         check: whether to check on the first sample that outputs follow the gradients.
@@ -56,17 +52,14 @@ class WeightGradients:
 
     def __init__(
         self,
-        model: nn.Module,
-        candidates: Candidates,
-        loss: Loss,
-        forward: forwards.Forward | None,
+        direct: Direct,
         tried: Mapping[str, str] | None = None,
         apart: bool | None = None,
         *,
         check: bool = True,
     ) -> None:
-        self._model, self._candidates, self._loss, self._forward = model, candidates, loss, forward
-        self._direct = Direct(model, candidates, loss, forward)
+        self._direct, self._model, self._candidates = direct, direct.model, direct.candidates
+        self._loss, self._forward = direct.loss, direct.forward
         self.apart = apart
         self._check_due = check
         self.tried: dict[str, str] = dict(tried or {})

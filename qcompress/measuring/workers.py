@@ -105,12 +105,12 @@ class Work:
             )
 
     def _means(self, *, first: bool) -> "Direct | Fisher | WeightGradients":
-        given = self.model, self.candidates, self.loss, self.forward
+        direct = Direct(self.model, self.candidates, self.loss, self.forward)
         if self.method == "direct":
-            return Direct(*given)
+            return direct
         if self.method == "sampled":
-            return WeightGradients(*given, self.tried, self.apart, check=first)
-        return Fisher(*given, self.tried)
+            return WeightGradients(direct, self.tried, self.apart, check=first)
+        return Fisher(direct, self.tried)
 
 
 def results(work: Work, batches: Iterable[tuple[int, Any]], jobs: int = 1) -> Iterator[BatchResult]:
