@@ -20,7 +20,7 @@ from benchmarks.tables import write_results
 from formulations.generators.random_instances import layered_problem
 from solvers import Solution, solve
 from solvers.bounds.duality import dual_bound
-from solvers.kernels.cooling import NO_BEST, cool
+from solvers.kernels.cooling import NO_BEST, Schedule, cool
 from solvers.kernels.moves import to_arrays
 
 
@@ -82,7 +82,8 @@ def moves_per_s() -> dict[str, float]:
         state, price, steps = np.ones(1, dtype=np.uint64), np.ones(1), 1_000_000
         for count in (1, steps):  # the first call compiles
             start = time.perf_counter()
-            cool(a, np.arange(200), chosen, price, state, 1e-3, 1.0, count, 0.01, chosen.copy(), NO_BEST)
+            schedule = Schedule(1e-3, 1.0, count, 0.01)
+            cool(a, np.arange(200), chosen, price, state, schedule, chosen.copy(), NO_BEST)
         speeds[name] = steps / (time.perf_counter() - start)
     return speeds
 

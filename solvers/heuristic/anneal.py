@@ -19,7 +19,7 @@ import numpy as np
 
 from formulations import Problem
 from solvers.base import Search, Solver
-from solvers.kernels.cooling import NO_BEST, cool
+from solvers.kernels.cooling import NO_BEST, Schedule, cool
 from solvers.kernels.local_search import polish_flat
 from solvers.kernels.moves import Arrays, Floats, Integers, begin, delta, fits, to_arrays
 from solvers.kernels.repair import repair_flat
@@ -108,9 +108,8 @@ class _Chain:
         self.chosen, self.price, self.best, self.value = chosen.copy(), price.copy(), chosen.copy(), NO_BEST
         self.state = rng.integers(1, 2**63, size=1, dtype=np.uint64)
 
-    def advance(self, a: Arrays, free: Integers, temperature: float, ratio: float, steps: int, rate: float) -> None:
-        arguments = (a, free, self.chosen, self.price, self.state, temperature, ratio, steps, rate)
-        self.value = cool(*arguments, self.best, self.value)
+    def advance(self, a: Arrays, free: Integers, schedule: Schedule) -> None:
+        self.value = cool(a, free, self.chosen, self.price, self.state, schedule, self.best, self.value)
 
 
 class _Plan:
@@ -145,9 +144,9 @@ class _Herd:
         chunk = max(CHUNK // len(chains), len(self.free))
         record, begin, allowed, done = NO_BEST, self.search.elapsed(), share * self.search.remaining(), 0
         while done < steps and not self.search.expired():
-            arguments = (self.a, self.free, hot * ratio**done, ratio, min(chunk, steps - done), rate)
+            schedule = Schedule(hot * ratio**done, ratio, min(chunk, steps - done), rate)
             done = max(done + chunk, int(steps * min(1.0, (self.search.elapsed() - begin) / allowed)))
-            list(self.threads.map(lambda chain, settings=arguments: chain.advance(*settings), chains))
+            list(self.threads.map(lambda chain, now=schedule: chain.advance(self.a, self.free, now), chains))
             leader = min(chains, key=lambda chain: chain.value)
             if leader.value < record:
                 record = leader.value
@@ -219,5 +218,6 @@ def _moves_per_s(a: Arrays, free: Integers, chosen: Integers, price: Floats, tem
     state = np.ones(1, dtype=np.uint64)
     start = time.perf_counter()
     steps = max(20_000, len(free))  # or the sums that a run begins with would count
-    cool(a, free, chosen.copy(), price.copy(), state, temperature, 1.0, steps, 0.01, chosen.copy(), NO_BEST)
+    schedule = Schedule(temperature, 1.0, steps, 0.01)
+    cool(a, free, chosen.copy(), price.copy(), state, schedule, chosen.copy(), NO_BEST)
     return steps / (time.perf_counter() - start) * min(CHILDREN, os.cpu_count() or 1)

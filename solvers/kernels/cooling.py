@@ -8,7 +8,7 @@ every budget, counted anew from the choice itself; the number of random draws do
 so that rounding cannot shift the random stream.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,15 @@ PAIRED = 128
 
 NO_BEST = np.inf
 """Objective of a record that holds no choice yet."""
+
+
+class Schedule(NamedTuple):
+    """The temperatures of a run, and how quickly its prices change."""
+
+    temperature: float  # of the first move, in the objective's unit
+    ratio: float  # of the temperatures of two successive moves
+    steps: int  # number of moves
+    rate: float  # relative change of a price in a sweep (one move per free group)
 
 
 @compiled
@@ -77,14 +86,11 @@ def cool(
     chosen: Integers,
     price: Floats,
     state: NDArray[np.uint64],
-    temperature: float,
-    ratio: float,
-    steps: int,
-    rate: float,
+    schedule: Schedule,
     best: Integers,
     best_value: float,
 ) -> float:
-    """``steps`` moves from ``chosen``, the temperature falling by ``ratio`` a move; returns the record's objective.
+    """Anneal from ``chosen`` for ``schedule.steps`` moves; return the objective of the best choice so far.
 
     Args:
         a: the problem.
@@ -92,13 +98,11 @@ def cool(
         chosen: ``(G,)`` flat options, changed in place.
         price: ``(K,)`` per unit of excess, changed in place.
         state: ``(1,)`` of the random numbers, not zero, changed in place.
-        temperature: of the first move, in the objective's unit.
-        ratio: of the temperatures of two moves in sequence.
-        steps: number of moves.
-        rate: relative change of a price in a sweep (one move per free group).
+        schedule: number of moves, temperatures and change of prices.
         best: ``(G,)`` the best choice within the budgets so far, changed in place.
         best_value: its objective without offset, or `NO_BEST`.
     """
+    temperature, ratio, steps, rate = schedule
     total, field, usage = begin(a, chosen)
     value = objective(a, chosen, total, field)
     num_budgets, num_free = len(a.limit), len(free)

@@ -5,6 +5,7 @@ what the other uses, go on from there. What always holds: feasible in, feasible 
 """
 
 import time
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,6 +20,18 @@ PASSES = 20
 PAIRS = 4_000_000
 """Pairs of switches weighed in a pass; where there are more (above 2,000 options) evenly spread partners are taken. It
 also bounds how many options are weighed anew after pairs were switched."""
+
+
+class Weights(NamedTuple):
+    """Per option ``(V,)`` what switching to it alone adds, and two bounds on its cross term with any other switch.
+
+    The factor's part of the cross term is at most the product of both ``length`` (Cauchy-Schwarz), the sparse part at
+    most either ``reach``.
+    """
+
+    single: Floats
+    length: Floats
+    reach: Floats
 
 
 def polish(problem: Problem, choice: ArrayLike, seconds: float = float("inf")) -> Integers:
@@ -67,16 +80,14 @@ def _polish_pass(a: Arrays, chosen: Integers, number: int) -> bool:
     improved = False
     for group in range(num_groups):
         improved |= _improve_alone(a, chosen, total, field, usage, group)
-    single, length, reach = np.empty(len(a.cost)), np.empty(len(a.cost)), np.empty(len(a.cost))
-    _weigh(a, chosen, total, field, single, length, reach)
+    weights = Weights(np.empty(len(a.cost)), np.empty(len(a.cost)), np.empty(len(a.cost)))
+    _weigh(a, chosen, total, field, weights)
     first = number * (num_groups // PASSES)  # where a pass ends early the next one looks at other groups
     for offset in range(num_groups):
         group = (first + offset) % num_groups
-        while left > 0 and _improve_paired(
-            a, chosen, total, field, usage, single, length, reach, group, number % step, step
-        ):
+        while left > 0 and _improve_paired(a, chosen, total, field, usage, weights, group, number % step, step):
             improved, left = True, left - 1
-            _weigh(a, chosen, total, field, single, length, reach)
+            _weigh(a, chosen, total, field, weights)
     return improved
 
 
@@ -114,14 +125,9 @@ def _improve_alone(a: Arrays, chosen: Integers, total: Floats, field: Floats, us
 
 
 @compiled
-def _weigh(
-    a: Arrays, chosen: Integers, total: Floats, field: Floats, single: Floats, length: Floats, reach: Floats
-) -> None:
-    """Per option what switching to it alone adds, and what bounds its cross term with any other switch.
-
-    The factor's part is at most the product of two ``length`` (Cauchy-Schwarz), the sparse part at most either
-    ``reach``.
-    """
+def _weigh(a: Arrays, chosen: Integers, total: Floats, field: Floats, weights: Weights) -> None:
+    """Fill ``weights`` for the present choice."""
+    single, length, reach = weights
     for v in range(len(single)):
         old = chosen[a.group_of[v]]
         single[v] = delta(a, total, field, old, v)
@@ -142,14 +148,13 @@ def _improve_paired(
     total: Floats,
     field: Floats,
     usage: Floats,
-    single: Floats,
-    length: Floats,
-    reach: Floats,
+    weights: Weights,
     group: int,
     first: int,
     step: int,
 ) -> bool:
     """Make the best pair of switches of ``group`` and a partner, if any pays."""
+    single, length, reach = weights
     old1, best1, best2 = chosen[group], -1, -1
     least = -1e-13 * (1.0 + abs(a.cost[old1]))
     for partner in range(first, len(chosen), step):

@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 
 from formulations import Problem
-from solvers.kernels.cooling import NO_BEST, cool
+from solvers.kernels.cooling import NO_BEST, Schedule, cool
 from solvers.kernels.local_search import descend_flat, polish_flat
 from solvers.kernels.moves import judge_all, to_arrays
 from solvers.kernels.repair import repair_flat
@@ -25,4 +25,4 @@ def warm() -> None:
     descend_flat(a, chosen)
     judge_all(a, chosen[None])
     state = np.ones(1, dtype=np.uint64)
-    cool(a, np.arange(2), chosen.copy(), np.ones(1), state, 1.0, 1.0, 1, 0.01, chosen.copy(), NO_BEST)
+    cool(a, np.arange(2), chosen.copy(), np.ones(1), state, Schedule(1.0, 1.0, 1, 0.01), chosen.copy(), NO_BEST)
