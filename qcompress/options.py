@@ -136,10 +136,6 @@ class Options:
         fitted = tuple(each for family in useful.values() for _, _, each in family)
         return (Fitted(transform=Keep(), stored={}, error=0.0), *fitted)
 
-    def for_target(self, target: Target, rows: Tensor) -> tuple[Transform, ...]:
-        """Return the transforms of `for_weight` for rows without calibration."""
-        return tuple(offer.transform for offer in self.for_weight(Weight(rows, target)))
-
     def to_json(self) -> list[dict[str, Any]]:
         """Return the offers as plain JSON."""
         return [offer.to_json() for offer in self.offers]

@@ -7,7 +7,7 @@ import torch
 
 from qcompress.errors import OptionsError
 from qcompress.options import Options, low_rank, prune_quantize, transform_from_json
-from qcompress.transforms.base import Keep, Target, Weight
+from qcompress.transforms.base import Keep, Target, Transform, Weight
 from qcompress.transforms.low_rank.factors import LowRank
 from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 
@@ -16,6 +16,10 @@ def weight(channels: int, per_channel: int, dtype: torch.dtype = torch.float32) 
     rows = torch.randn(channels, per_channel, generator=torch.Generator().manual_seed(0)).to(dtype)
     target = Target(layer="Linear", channels=channels, per_channel=per_channel, dtype=dtype, macs=rows.numel())
     return target, rows
+
+
+def offered_for(options: Options, target: Target, rows: torch.Tensor) -> tuple[Transform, ...]:
+    return tuple(fitted.transform for fitted in options.for_weight(Weight(rows, target)))
 
 
 def test_all_combinations_are_offered_once() -> None:
@@ -90,16 +94,15 @@ def test_what_is_no_transform_is_refused() -> None:
 
 def test_keep_comes_first_and_what_does_not_fit_is_left_out() -> None:
     target, rows = weight(3, 2)
-    assert prune_quantize().for_target(target, rows)[0] == Keep()
-    assert (prune_quantize(bits=(16,), sparsity=(0,)) + low_rank(ratios=(0.1,), whitened=False)).for_target(
-        target, rows
-    ) == (Keep(),)
+    assert offered_for(prune_quantize(), target, rows)[0] == Keep()
+    useless = prune_quantize(bits=(16,), sparsity=(0,)) + low_rank(ratios=(0.1,), whitened=False)
+    assert offered_for(useless, target, rows) == (Keep(),)
 
 
 def test_only_options_that_no_other_one_beats_are_left() -> None:
     target, rows = weight(24, 60)
     offered = prune_quantize()
-    left = offered.for_target(target, rows)[1:]
+    left = offered_for(offered, target, rows)[1:]
 
     def figures(transform: PruneQuantize) -> tuple[int, float]:
         error = (transform.approximate(Weight(rows, target)).double() - rows.double()).square().sum()
@@ -118,13 +121,13 @@ def test_only_options_that_no_other_one_beats_are_left() -> None:
 
 def test_of_equal_options_one_is_left() -> None:
     target, rows = weight(8, 8)
-    assert len(prune_quantize(sparsity=(0,)).for_target(target, torch.zeros_like(rows))) == 2
+    assert len(offered_for(prune_quantize(sparsity=(0,)), target, torch.zeros_like(rows))) == 2
     ratios = (0.5, 0.501, 0.502)  # all of rank 2
-    assert low_rank(ratios, whitened=False).for_target(target, rows) == (Keep(), LowRank(ranks=2))
+    assert offered_for(low_rank(ratios, whitened=False), target, rows) == (Keep(), LowRank(ranks=2))
 
 
 def test_a_half_precision_weight_is_offered_less() -> None:
     target, rows = weight(16, 64, torch.float16)
-    assert PruneQuantize(16) not in prune_quantize(bits=(8, 16)).for_target(target, rows)
+    assert PruneQuantize(16) not in offered_for(prune_quantize(bits=(8, 16)), target, rows)
     target, rows = weight(16, 64)
-    assert PruneQuantize(16) in prune_quantize(bits=(8, 16)).for_target(target, rows)
+    assert PruneQuantize(16) in offered_for(prune_quantize(bits=(8, 16)), target, rows)

@@ -71,11 +71,6 @@ class Sweep:
     def __len__(self) -> int:
         return len(self.samples)
 
-    @property
-    def boundary_bytes(self) -> int:
-        """Bytes of all samples' hidden states between two blocks."""
-        return sum(shape.numel() for shape in self.shapes) * self.dtype.itemsize
-
     def states(self, boundary: int, name: str = "states") -> Activations:
         """The hidden states before block ``boundary`` (for the last boundary, after the last block)."""
         return Activations(self.folder / f"{name}_{boundary:04}.bin", self.shapes, self.dtype)
