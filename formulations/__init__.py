@@ -75,7 +75,7 @@ keep_importable(
         "formulations.tie": "formulations.reductions.tie",
         "formulations.vbmf": "formulations.generators.vbmf",
         "solvers.brute_force": "solvers.exact.brute_force",
-        "solvers.nsga2": "solvers.pareto_front",
+        "solvers.nsga2": "solvers.multi_objective",
         "solvers.recording": "solvers.composites.recording",
         "solvers.samplers": "solvers.qubo.dimod_sampler",
         "solvers.selectors": "solvers.baselines",

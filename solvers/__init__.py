@@ -53,7 +53,7 @@ _LATER = {
     "Recording": "solvers.composites.recording",
     "Replay": "solvers.composites.recording",
     "beam_search": "solvers.beam",
-    "pareto_front": "solvers.pareto_front",
+    "pareto_front": "solvers.multi_objective",
 }
 
 

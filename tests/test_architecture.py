@@ -1,15 +1,21 @@
 """The layers hold, and importing the package brings in nothing that only some users need."""
 
 import ast
+import importlib
 import json
 import re
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import walk_packages
 
 import pytest
 from importlinter.cli import lint_imports
+
+import formulations
+import qcompress
+import solvers
 
 HEAVY = (
     "dimod", "dwave", "highspy", "joblib", "matplotlib", "numba", "ortools", "pandas", "pulp",
@@ -130,3 +136,17 @@ def test_functions_fit_on_a_page_or_are_listed_with_a_reason():
         if length > MAX_FUNCTION
     }
     assert long == set(LONG_FUNCTIONS), "split it, or give the reason; take what is short off the list"
+
+
+def test_no_public_name_is_that_of_a_module_beside_it():
+    """Or the module takes its place as soon as it is imported.
+
+    `qcompress.engines` is both on purpose: the function is public, the package holds one file an engine.
+    """
+    hidden = set()
+    for package in (formulations, solvers, qcompress):
+        for info in walk_packages(package.__path__, f"{package.__name__}."):
+            parent, _, leaf = info.name.rpartition(".")
+            if leaf in getattr(importlib.import_module(parent), "__all__", ()):
+                hidden.add(info.name)
+    assert hidden == {"qcompress.engines"}

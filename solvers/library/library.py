@@ -20,7 +20,7 @@ from formulations.exchange import published
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from formulations.generators.families import member
-from solvers.library.recomputed import TOLERANCE, recomputed
+from solvers.library.exact_sums import TOLERANCE, recomputed
 from solvers.library.record import Record
 from solvers.search import PROOF_TOLERANCE
 from solvers.solution import Solution

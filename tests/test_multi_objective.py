@@ -8,8 +8,7 @@ import pytest
 from formulations import InfeasibleBudgetError
 from formulations.generators.random_instances import layered_problem, small_problem
 from formulations.reductions.scaling import scaled
-from solvers import InvalidOptionError, solve
-from solvers.pareto_front import pareto_front
+from solvers import InvalidOptionError, pareto_front, solve
 
 
 def true_front(problem, resource):
