@@ -2,10 +2,9 @@
 
     MODEL DATA ──measure──▶ measurement.npz ──formulate──▶ problem.npz ──solve──▶ solution.json ──apply──▶ model file
 
-What always holds: results go to stdout, progress and errors to stderr; with ``--json`` stdout holds JSON and nothing
-else; an error is one line and exit code 2 (the command was given wrongly) or 1 (anything else); a traceback comes
-only with ``--debug``. The commands hold no logic of their own: each calls one function of the library, which it
-imports only when it runs.
+Results go to stdout, progress and errors to stderr; with ``--json``, stdout contains nothing but JSON. An error is one
+line with exit code 2 (invalid command line) or 1 (anything else); ``--debug`` shows the traceback. The commands contain
+no logic: each calls one function of the library, which it imports only when it runs.
 """
 
 import sys
@@ -35,7 +34,7 @@ from qcompress.cli import (
 )
 from qcompress.cli.console import INTERRUPTED, complain
 
-EPILOG = "Errors are one line; add --debug for the traceback. Every command tells more with --help."
+EPILOG = "Errors are one line; add --debug for the traceback. Every command has its own --help."
 
 app = typer.Typer(
     name="qcompress",
@@ -56,10 +55,10 @@ instances.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and give its exit code; the entry point of the ``qcompress`` script.
+    """Run one command and return its exit code; the entry point of the ``qcompress`` script.
 
     Args:
-        arguments: as after the program's name; None takes them from ``sys.argv``.
+        arguments: words after the program's name; None takes them from ``sys.argv``.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words

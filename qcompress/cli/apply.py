@@ -1,4 +1,4 @@
-"""``apply``: a solution put into the model, saved as real bytes."""
+"""``apply``: apply a solution to the model and save the compressed model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +9,9 @@ from qcompress.cli import arguments
 from qcompress.cli.console import print_json, print_table, say
 from qcompress.cli.formulate import MeasurementFile
 
-SolutionFile = Annotated[Path, typer.Argument(metavar="SOLUTION", help="A solution file, as 'qcompress solve' writes.")]
+SolutionFile = Annotated[
+    Path, typer.Argument(metavar="SOLUTION", help="A solution file, as written by 'qcompress solve'.")
+]
 
 
 def apply(
@@ -18,13 +20,15 @@ def apply(
     solution_file: SolutionFile,
     batch_norm: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="package.module:callable of batches to re-estimate batch norms on."),
+        typer.Option(
+            metavar="DATA", help="package.module:callable that returns batches to re-estimate batch norms on."
+        ),
     ] = None,
     forward: arguments.Forward = None,
     output: Annotated[Path, arguments.output_option("The model file to write.")] = Path("model.safetensors"),
     as_json: arguments.AsJson = False,
 ) -> None:
-    """Apply a solution to the model and save the compressed model as real bytes.
+    """Apply a solution to the model and save the compressed model in its compressed size.
 
     Load it with `qcompress.load_compressed(path, model_factory)`.
 

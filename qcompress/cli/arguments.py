@@ -1,4 +1,4 @@
-"""What the commands' words mean: names of callables, budgets, solver options, lists of numbers."""
+"""Arguments shared by commands, and conversion of their text: callables, budgets, solver options, lists of numbers."""
 
 import ast
 import importlib
@@ -17,7 +17,7 @@ Budgets = Annotated[
         "--budget",
         "-b",
         metavar="NAME=LIMIT",
-        help="Most of a resource that may be used: a share of the original (bytes=15% or bytes=0.15) or an amount "
+        help="Maximum use of a resource: a share of the original (bytes=15% or bytes=0.15) or an amount "
         "(bytes=120_000, bytes=120kB, latency_s=20ms, bits_per_weight=4.25). May be given several times.",
     ),
 ]
@@ -26,15 +26,18 @@ SolverOptions = Annotated[
     list[str] | None,
     typer.Option("--option", metavar="NAME=VALUE", help="An option of the solver. May be given several times."),
 ]
-TimeLimit = Annotated[float | None, typer.Option(help="Seconds for the solver; then the best so far is taken.")]
-Seed = Annotated[int, typer.Option(help="Same seed, same answer.")]
+TimeLimit = Annotated[
+    float | None, typer.Option(help="Seconds for the solver, which then returns the best choice so far.")
+]
+Seed = Annotated[int, typer.Option(help="Random seed; the same seed gives the same answer.")]
 JournalFile = Annotated[
-    Path | None, typer.Option("--journal", help="A file that keeps every result as it comes; a cut command goes on.")
+    Path | None,
+    typer.Option("--journal", help="File for intermediate results, from which an interrupted command resumes."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
 Forward = Annotated[
     str | None,
-    typer.Option(metavar=CALLABLE, help="(model, batch) -> output tensor, where the default does not fit."),
+    typer.Option(metavar=CALLABLE, help="(model, batch) -> output tensor, for models that the default does not fit."),
 ]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="package.module:callable that returns the model.")]
 Data = Annotated[
@@ -44,7 +47,7 @@ Pairs = Annotated[bool, typer.Option(help="Include the pair terms between differ
 Loss = Annotated[
     str,
     typer.Option(
-        help="'kl' to the original's softmax ('kl:1': its classes are dimension 1), 'mse' of outputs, or "
+        help="'kl' divergence from the original's softmax ('kl:1': classes in dimension 1), 'mse' of outputs, or "
         "package.module:callable."
     ),
 ]
@@ -52,25 +55,25 @@ Method = Annotated[
     str,
     typer.Option(
         help="'fisher' (a few backward passes), 'direct' (every option's true loss) or 'sampled' (language models: one "
-        "backward pass a sample)."
+        "backward pass per sample)."
     ),
 ]
-Granularity = Annotated[str, typer.Option(help="'layer', or a number of output channels per block.")]
+Granularity = Annotated[str, typer.Option(help="'layer', or the number of output channels per block.")]
 ProblemFile = Annotated[
-    Path, typer.Argument(metavar="PROBLEM", help="A problem file, as 'qcompress formulate' writes.")
+    Path, typer.Argument(metavar="PROBLEM", help="A problem file, as written by 'qcompress formulate'.")
 ]
 
 
-def output_option(help: str) -> Any:  # noqa: A002  (typer's own name)
-    """``--output``, ``-o``."""
+def output_option(help: str) -> Any:  # noqa: A002  (name in typer)
+    """Return the option ``--output``, ``-o``."""
     return typer.Option("--output", "-o", help=help)
 
 
 def named(reference: str, what: str) -> Any:
-    """What ``package.module:name`` stands for; modules of the current folder are found.
+    """Return the object that ``package.module:name`` stands for; modules in the current folder are found.
 
     Raises:
-        typer.BadParameter: it is not written so, or there is no such module or name.
+        typer.BadParameter: the reference has another form, or the module or name does not exist.
     """
     module_name, colon, attribute = reference.partition(":")
     if not (module_name and colon and attribute):
@@ -81,7 +84,7 @@ def named(reference: str, what: str) -> Any:
         value: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise typer.BadParameter(
-            f"{what} {reference!r}: no module is called {error.name!r} (looked in {Path.cwd()} and what is installed)."
+            f"{what} {reference!r}: no module is called {error.name!r} (searched {Path.cwd()} and installed packages)."
         ) from error
     for part in attribute.split("."):
         if not hasattr(value, part):
@@ -92,10 +95,10 @@ def named(reference: str, what: str) -> Any:
 
 
 def function(reference: str, what: str) -> Callable[..., Any]:
-    """The callable that ``package.module:name`` stands for.
+    """Return the callable that ``package.module:name`` stands for.
 
     Raises:
-        typer.BadParameter: there is none of that name, or it cannot be called.
+        typer.BadParameter: it does not exist, or cannot be called.
     """
     value = named(reference, what)
     if not callable(value):
@@ -106,10 +109,10 @@ def function(reference: str, what: str) -> Callable[..., Any]:
 
 
 def assignments(words: Iterable[str], what: str) -> dict[str, Any]:
-    """``name=value`` words as a dictionary; values are numbers, True, False, None or else strings.
+    """Return ``name=value`` words as a dictionary; values are numbers, True, False, None or otherwise strings.
 
     Raises:
-        typer.BadParameter: a word without ``=``, or a name given twice.
+        typer.BadParameter: a word has no ``=``, or a name is given twice.
 
     >>> assignments(["sweeps=1_000", "backend=cbc", "polish=False"], "--option")
     {'sweeps': 1000, 'backend': 'cbc', 'polish': False}
@@ -126,10 +129,10 @@ def assignments(words: Iterable[str], what: str) -> dict[str, Any]:
 
 
 def budgets(words: Iterable[str]) -> dict[str, float | str]:
-    """``name=limit`` words as a budget.
+    """Return ``name=limit`` words as a budget.
 
     Raises:
-        typer.BadParameter: a limit that is no amount, or of an unknown unit.
+        typer.BadParameter: a limit is not an amount, or has an unknown unit.
 
     >>> budgets(["bytes=0.15", "macs=120_000", "latency_s=20 ms"])
     {'bytes': 0.15, 'macs': 120000, 'latency_s': '20 ms'}
@@ -147,25 +150,25 @@ def budgets(words: Iterable[str]) -> dict[str, float | str]:
 
 
 def amounts(words: Iterable[str], what: str) -> dict[str, float]:
-    """``name=number`` words as a dictionary.
+    """Return ``name=number`` words as a dictionary.
 
     Raises:
-        typer.BadParameter: a value that is no number.
+        typer.BadParameter: a value is not a number.
     """
     numbers = assignments(words, what)
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise typer.BadParameter(
-                f"{what} {name} must be a number, as {name}=0.15 or {name}=120_000; found {value!r}."
+                f"{what} {name} must be a number, for example {name}=0.15 or {name}=120_000; found {value!r}."
             )
     return numbers
 
 
 def numbers(text: str, what: str) -> tuple[Any, ...]:
-    """Comma-separated numbers.
+    """Return comma-separated numbers.
 
     Raises:
-        typer.BadParameter: one of them is no number.
+        typer.BadParameter: one of them is not a number.
 
     >>> numbers("0, 0.5, 4", "--bits")
     (0, 0.5, 4)
@@ -177,20 +180,20 @@ def numbers(text: str, what: str) -> tuple[Any, ...]:
 
 
 def granularity(text: str) -> str | int:
-    """``layer``, or a number of channels."""
+    """Return ``layer``, or a number of channels."""
     value = _literal(text)
     return value if isinstance(value, int) else text
 
 
 def loss(text: str) -> Any:
-    """``kl``, ``mse``, or the callable that is named."""
+    """Return ``kl``, ``mse``, or the named callable."""
     from qcompress.model.losses import is_named  # here: PyTorch is slow to import
 
     return text if is_named(text) or ":" not in text else function(text, "--loss")
 
 
 def forward(reference: str | None) -> Any:
-    """The named callable, or None."""
+    """Return the named callable, or None."""
     return None if reference is None else function(reference, "--forward")
 
 

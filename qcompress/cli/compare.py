@@ -1,4 +1,4 @@
-"""``compare``: several solvers, with several seeds, on one problem or many."""
+"""``compare``: run several solvers with several seeds on one problem or many."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,21 +15,24 @@ from solvers.compare.runs import Comparison, Suite
 
 def compare(
     problem_files: Annotated[
-        list[Path], typer.Argument(metavar="PROBLEM...", help="Problem files, as 'qcompress formulate' writes.")
+        list[Path], typer.Argument(metavar="PROBLEM...", help="Problem files, as written by 'qcompress formulate'.")
     ],
     solver: Annotated[
-        list[str] | None, typer.Option("--solver", "-s", help="A solver to run. Default: every one that is here.")
+        list[str] | None,
+        typer.Option(
+            "--solver", "-s", help="A solver to run. May be given several times. Default: all available ones."
+        ),
     ] = None,
     time_limit: arguments.TimeLimit = 10.0,
-    seeds: Annotated[int, typer.Option(help="Runs of each solver, with seeds 0, 1, ….", min=1)] = 3,
+    seeds: Annotated[int, typer.Option(help="Number of runs of each solver, with seeds 0, 1, ….", min=1)] = 3,
     jobs: Annotated[
-        int, typer.Option(help="Runs at the same time. They share the cores: leave 1 where times are compared.")
+        int, typer.Option(help="Number of simultaneous runs. They share the cores; use 1 to compare times.")
     ] = 1,
     journal: arguments.JournalFile = None,
     output: Annotated[Path, arguments.output_option("Folder for values, table and plots.")] = Path("comparison"),
     as_json: arguments.AsJson = False,
 ) -> int:
-    """Run several solvers with several seeds on one problem or many: a table, and plots of who had what when.
+    """Run several solvers with several seeds on one problem or many; write a table and plots of quality over time.
 
     Example: `qcompress compare problem.npz --solver anneal --solver milp --seeds 5 --time-limit 10`
     """
@@ -40,7 +43,7 @@ def compare(
 
     problems = {file.stem: Problem.load(file) for file in problem_files}
     if len(problems) < len(problem_files):
-        raise typer.BadParameter("the problem files must differ in their names, which stand for them in the table.")
+        raise typer.BadParameter("the problem files must have different names, because the table lists them by name.")
     names = solver or [info.name for info in available() if info.available and not info.needs_network]
 
     def told(label: str, solution: Solution) -> None:
@@ -69,7 +72,7 @@ def compare(
 
 
 def _drawn(compared: Comparison | Suite, output: Path) -> list[str]:
-    """The names of the plots that were drawn; none, and a word why, without matplotlib."""
+    """Draw the plots and return their names; without matplotlib, print why there are none."""
     from qcompress.errors import MissingError
     from qcompress.plots import plot_anytime, plot_profile
 

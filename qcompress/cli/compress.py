@@ -1,4 +1,4 @@
-"""``compress``: the whole way in one command."""
+"""``compress``: all steps in one command."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,13 +40,16 @@ def compress(
     batch_norm: Annotated[bool, typer.Option(help="Re-estimate batch-norm statistics on DATA afterwards.")] = False,
     evaluate: Annotated[
         str | None,
-        typer.Option(metavar=arguments.CALLABLE, help="model -> float, reported before and after."),
+        typer.Option(
+            metavar=arguments.CALLABLE,
+            help="Metric model -> float, reported for the original and the compressed model.",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
         arguments.output_option(
-            "Folder for everything. Default: runs/NAME of the model. With --target the engine's file, and everything "
-            "else in runs/NAME."
+            "Folder for all results. Default: runs/NAME, with the model's name. With --target, this is the engine's "
+            "file, and all other results go to runs/NAME."
         ),
     ] = None,
     as_json: arguments.AsJson = False,
@@ -110,7 +113,7 @@ def compress(
 def _for_language_model(
     network: "nn.Module", windows: "Windows", text: TextFlags, offer: OfferFlags, settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """The arguments that a language model's text stands for; says first how long it will take."""
+    """Return the arguments that follow from a language model's text, and print a forecast of the time."""
     from functools import partial
 
     from qcompress.measuring.forecast_time import forecast_seconds
@@ -128,8 +131,8 @@ def _for_language_model(
     seconds = forecast_seconds(network, windows.calibration, offered)
     say(
         f"{len(sizes)} blocks of {max(sizes) / 1e6:,.0f} MB, {len(windows.calibration)} windows of {text.length} "
-        f"tokens ({len(windows.validation)} more check choices, {len(windows.test)} judge): measuring takes about "
-        f"{seconds:,.0f} s, and more where codes are compensated"
+        f"tokens ({len(windows.validation)} more for validation, {len(windows.test)} for testing): measuring takes "
+        f"about {seconds:,.0f} s, longer with compensated codes"
     )
     return {
         "method": "sampled",

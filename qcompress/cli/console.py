@@ -1,4 +1,4 @@
-"""Where words go: results to stdout, everything else to stderr, and errors as one line with an exit code."""
+"""Output: results to stdout, everything else to stderr, and errors as one line with an exit code."""
 
 import json
 import os
@@ -17,20 +17,20 @@ from solvers import SolverError
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 KNOWN = (FormulationError, SolverError, QcompressError, OSError)
 
-PIPED_WIDTH = 140  # what goes into a file or a pager is not folded at 80 columns
+PIPED_WIDTH = 140  # output to a file or pager is not wrapped at 80 columns
 
 out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPED_WIDTH)
 err = Console(stderr=True)
 
 
 def say(text: str) -> None:
-    """A line about what happens, on stderr."""
+    """Print a progress message on stderr."""
     err.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
 def complain(error: Exception | str, code: int = FAILED) -> int:
-    """Print an error as one line on stderr; give the exit code that fits it."""
-    if hasattr(error, "format_message"):  # the command line itself was wrong; typer words it
+    """Print an error as one line on stderr and return its exit code."""
+    if hasattr(error, "format_message"):  # an invalid command line, with a message from typer
         command = getattr(getattr(error, "ctx", None), "command_path", "qcompress")
         text, code = f"{error.format_message()} Try '{command} --help'.", MISUSED
     elif isinstance(error, OSError) and error.strerror and error.filename:
@@ -44,23 +44,23 @@ def complain(error: Exception | str, code: int = FAILED) -> int:
 
 
 def print_json(value: Any) -> None:
-    """``value`` as indented JSON on stdout, with nothing around it."""
+    """Print ``value`` as indented JSON on stdout, and nothing else."""
     print_lines(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False))
 
 
 def print_lines(*lines: str) -> None:
-    """Plain lines on stdout."""
+    """Print plain lines on stdout."""
     for line in lines:
         out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
-    """A table on stdout; a column whose name starts with ``>`` is set to the right; names may all be empty."""
+    """Print a table on stdout. A column name starting with ``>`` aligns right; all names may be empty."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.show_header = any(columns)
     for name in columns:
         right = name.startswith(">")
         table.add_column(name.removeprefix(">"), justify="right" if right else "left", no_wrap=right, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # as it is: names may hold rich's square brackets
+        table.add_row(*(Text(cell) for cell in row))  # not markup: names may contain rich's square brackets
     out.print(table)

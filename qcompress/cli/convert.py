@@ -1,4 +1,4 @@
-"""``convert``: a problem in a file for other tools, and back."""
+"""``convert``: write a problem for other tools, or read it back."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,12 +10,16 @@ from qcompress.cli.console import say
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="PROBLEM", help="A problem file, or one that convert wrote.")],
+    source: Annotated[Path, typer.Argument(metavar="PROBLEM", help="A problem file, or a file written by convert.")],
     target: Annotated[
-        Path, typer.Argument(metavar="FILE", help="What to write, by its suffix: .lp .mps .cqm .bqm .qubo or .npz.")
+        Path,
+        typer.Argument(
+            metavar="FILE", help="File to write; its suffix sets the format: .lp .mps .cqm .bqm .qubo or .npz."
+        ),
     ],
     encoding: Annotated[
-        str | None, typer.Option(help="Of the bits in .bqm and .qubo: one-hot (default), domain-wall or binary.")
+        str | None,
+        typer.Option(help="Encoding of the bits in .bqm and .qubo: one-hot (default), domain-wall or binary."),
     ] = None,
     price: Annotated[
         list[str] | None,
@@ -27,8 +31,8 @@ def convert(
 ) -> None:
     """Write a problem for other tools: integer program, CQM, BQM or QUBO text.
 
-    .lp, .mps and .cqm files can be turned back into a problem; of .bqm and .qubo files, whose bits and penalties hide
-    groups and budgets, becomes a problem of the bits.
+    .lp, .mps and .cqm files can be converted back to the same problem. .bqm and .qubo files no longer state groups and
+    budgets; they are converted to a problem whose variables are the bits.
 
     Example: `qcompress convert problem.npz problem.mps`
     """

@@ -1,4 +1,4 @@
-"""``demo``: the main job on a small network that is trained on the spot."""
+"""``demo``: train a small network and compress it with several solvers."""
 
 from typing import Annotated
 
@@ -11,14 +11,14 @@ from qcompress.cli.console import print_json, print_lines, print_table, say
 
 def demo(
     solver: Annotated[
-        list[str] | None, typer.Option("--solver", "-s", help="A solver to try; may be given several times.")
+        list[str] | None, typer.Option("--solver", "-s", help="A solver to try. May be given several times.")
     ] = None,
-    fraction: Annotated[float, typer.Option(help="Share of the original's bytes.")] = 0.07,
+    fraction: Annotated[float, typer.Option(help="Budget as a share of the original's bytes.")] = 0.07,
     time_limit: Annotated[float, typer.Option(help="Seconds for each solver.")] = 5.0,
     seed: arguments.Seed = 0,
     as_json: arguments.AsJson = False,
 ) -> None:
-    """Train a small network on digits, compress it by several solvers, and compare what comes out.
+    """Train a small network on digits, compress it with several solvers, and compare the results.
 
     Example: `qcompress demo --fraction 0.08`
     """
@@ -48,5 +48,5 @@ def demo(
     print_table(columns, rows, title=f"Digits, compressed to at most {result.budget_bytes:,} bytes")
     print_lines(
         "Predicted and measured loss increase with its proven lower bound, in nats per calibration image;",
-        "accuracy on images the network has not seen.",
+        "accuracy on unseen images.",
     )

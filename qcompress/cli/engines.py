@@ -1,11 +1,11 @@
-"""``engines``: which engines there are, and what is missing."""
+"""``engines``: list the engines and what is missing."""
 
 from qcompress.cli import arguments
 from qcompress.cli.console import print_json, print_table
 
 
 def engines(as_json: arguments.AsJson = False) -> None:
-    """List the engines that models are written for: which are here, and what is missing.
+    """List the engines that models can be written for: which are installed, and what is missing.
 
     Example: `qcompress engines`
     """

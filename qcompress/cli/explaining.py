@@ -1,4 +1,4 @@
-"""What the commands say when no choice is within the budgets: which clash, and what would be enough."""
+"""Explain why no choice is within the budgets: which budgets conflict, and which would be enough."""
 
 import contextlib
 import ctypes
@@ -12,10 +12,10 @@ from qcompress.cli.console import print_json, print_lines
 
 
 def explain(problem: Problem, known: dict[str, Any] | None = None, *, as_json: bool) -> None:
-    """Print why on stdout: as lines, or as JSON under ``infeasibility`` beside what else is ``known``."""
+    """Print the explanation on stdout, as lines or as JSON under ``infeasibility`` beside the ``known`` values."""
     from formulations import explain_infeasibility
 
-    with stdout_to_stderr():  # HiGHS as it comes with scipy prints a line of its own now and then
+    with stdout_to_stderr():  # scipy's HiGHS occasionally prints a line to stdout
         why = explain_infeasibility(problem)
     if as_json:
         print_json({**(known or {}), "infeasibility": why.to_json()})
@@ -25,7 +25,7 @@ def explain(problem: Problem, known: dict[str, Any] | None = None, *, as_json: b
 
 @contextlib.contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """A ``with`` block in which what compiled libraries print to stdout goes to stderr."""
+    """A ``with`` block that redirects what compiled libraries print on stdout to stderr."""
     _flush()
     saved = os.dup(1)
     try:

@@ -1,4 +1,4 @@
-"""``export``: a compressed model as an engine's own file."""
+"""``export``: write a compressed model as an engine's file."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # the measuring side is imported only by commands that measur
 
 
 CompressedFile = Annotated[
-    Path, typer.Argument(metavar="COMPRESSED", help="A compressed model, as 'compress' and 'apply' write.")
+    Path, typer.Argument(metavar="COMPRESSED", help="A compressed model, as written by 'compress' and 'apply'.")
 ]
 
 
@@ -40,9 +40,9 @@ def export(
     output: Annotated[Path, arguments.output_option("The file or folder to write.")] = Path("model.out"),
     as_json: arguments.AsJson = False,
 ) -> None:
-    """Write a compressed model as an engine's own file.
+    """Write a compressed model as an engine's file.
 
-    A problem is written for other solvers by `qcompress convert`.
+    To write a problem for other solvers, use `qcompress convert`.
 
     Example: `qcompress export zoo:smollm small.safetensors --target llama.cpp --output small.gguf`
     """
@@ -66,7 +66,7 @@ def export(
 
 
 def load(model: str, compressed: Path) -> "nn.Module":
-    """The compressed model in a file, with the original named on the command line."""
+    """Load a compressed model, with the original named on the command line."""
     import qcompress
 
     loaded: nn.Module = qcompress.load_compressed(compressed, arguments.function(model, "MODEL"))

@@ -1,4 +1,4 @@
-"""``finetune``: train a compressed model file, to one of the same bytes."""
+"""``finetune``: train a compressed model file without changing its size."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +17,7 @@ from qcompress.cli.shared_flags import CalibrationFlags
 def finetune(
     calibration: CalibrationFlags,
     small: Annotated[
-        Path, typer.Argument(metavar="SMALL", help="A compressed model, as 'qcompress compress' or 'apply' writes.")
+        Path, typer.Argument(metavar="SMALL", help="A compressed model, as written by 'qcompress compress' or 'apply'.")
     ],
     steps: Annotated[int, typer.Option(help="Maximum number of steps, one batch each.", min=1)] = 1000,
     learning_rate: Annotated[
@@ -27,15 +27,15 @@ def finetune(
         str | None,
         typer.Option(
             metavar=arguments.CALLABLE,
-            help="Batches that the best weights are picked on. Default: the first four of DATA.",
+            help="Batches for selecting the best weights. Default: the first four of DATA.",
         ),
     ] = None,
     output: Annotated[Path | None, arguments.output_option("Default: SMALL's name with .tuned.safetensors.")] = None,
     as_json: arguments.AsJson = False,
 ) -> None:
-    """Train a compressed model to match the outputs of the original, MODEL, and write it in the same bytes.
+    """Train a compressed model to match the outputs of the original MODEL, without changing its size.
 
-    Needs no labels. Training ends early when the loss stops falling, and never makes the loss higher. If a run is
+    No labels are needed. Training ends early when the loss stops falling, and never raises the loss. If a run is
     interrupted, the same command resumes it; Ctrl-C keeps the best weights so far.
 
     Example: `qcompress finetune zoo:resnet20 zoo:training runs/small/model.safetensors --steps 2000`
@@ -81,7 +81,7 @@ def finetune(
 
 
 def tell_end(watch: Watch, cache: Path) -> None:
-    """Say why a training ended before its last step, where it did."""
+    """Say why training ended before its last step, if it did."""
     last = watch.finetuning
     if last is None or last.step == last.steps:
         return

@@ -1,4 +1,4 @@
-"""Groups of flags: a dataclass whose fields are flags, so that several commands share them and their checks.
+"""Groups of flags: dataclasses whose fields are flags, so that several commands share them and their checks.
 
     @dataclass(frozen=True, kw_only=True)
     class SolverFlags:
@@ -19,7 +19,7 @@ from typing import Any, get_type_hints
 
 
 def with_flag_groups(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give typer ``command`` with every parameter that is a dataclass replaced by that dataclass's fields."""
+    """Wrap ``command`` for typer: every parameter that is a dataclass is replaced by that dataclass's fields."""
     hints = get_type_hints(command, include_extras=True)
     signature = inspect.signature(command)
     groups = {name: hints[name] for name in signature.parameters if is_dataclass(hints[name])}
@@ -44,7 +44,7 @@ def with_flag_groups(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _parameters_of(group: Any) -> list[inspect.Parameter]:
-    """The fields of a dataclass as keyword parameters."""
+    """Return the fields of a dataclass as keyword parameters."""
     hints = get_type_hints(group, include_extras=True)
     return [
         inspect.Parameter(

@@ -1,4 +1,4 @@
-"""``formulate``: a measurement and budgets as a problem file."""
+"""``formulate``: write a problem file from a measurement and budgets."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +10,7 @@ from qcompress.cli import arguments
 from qcompress.cli.console import print_json, print_table, say
 
 MeasurementFile = Annotated[
-    Path, typer.Argument(metavar="MEASUREMENT", help="A measurement file, as 'qcompress measure' writes.")
+    Path, typer.Argument(metavar="MEASUREMENT", help="A measurement file, as written by 'qcompress measure'.")
 ]
 
 
@@ -21,7 +21,7 @@ def formulate(
     output: Annotated[Path, arguments.output_option("The problem file to write.")] = Path("problem.npz"),
     as_json: arguments.AsJson = False,
 ) -> None:
-    """State the choice as a problem with budgets. Takes no model and no data, and no time.
+    """State the choice as a problem with budgets. This is quick, and needs neither model nor data.
 
     Example: `qcompress formulate measurement.npz --budget bytes=0.15 --budget macs=0.5`
     """

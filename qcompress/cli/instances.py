@@ -1,4 +1,4 @@
-"""``instances``: a library of problems with the best choices and bounds known, listed, checked, improved."""
+"""``instances``: list, verify and improve a library of problems with their best known choices and bounds."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,15 +11,15 @@ from qcompress.cli.console import complain, print_json, print_table, say
 from solvers import Solution
 from solvers.library import Library
 
-Folder = Annotated[Path, typer.Argument(metavar="LIBRARY", help="Folder of records.json.")]
+Folder = Annotated[Path, typer.Argument(metavar="LIBRARY", help="Folder that contains records.json.")]
 Published = Annotated[
     Path | None, typer.Option(help="Folder of the published instances, which are not part of the library.")
 ]
-Only = Annotated[str, typer.Option(help="Instances with this in their names.")]
+Only = Annotated[str, typer.Option(help="Only instances whose names contain this text.")]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands of this family."""
+    """Add the ``instances`` commands."""
     instances = typer.Typer(help="A library of instances with proven records.", rich_markup_mode="markdown")
     instances.command("list")(list_instances)
     instances.command()(verify)
@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 
 def list_instances(folder: Folder, only: Only = "", as_json: arguments.AsJson = False) -> int:
-    """List the instances: size, best known, proven bound, and who found them.
+    """List the instances: best known objective, proven gap, and who found it.
 
     Example: `qcompress instances list benchmarks/instances`
     """
@@ -63,8 +63,8 @@ def verify(folder: Folder, published: Published = None, only: Only = "") -> int:
         for wrong in library.check(record.name):
             failed += 1
             complain(f"{record.name}: {wrong}")
-    say(f"{checked} instances recomputed, {absent} published ones are not here")
-    return complain(f"{failed} records do not hold") if failed else 0
+    say(f"{checked} instances recomputed, {absent} published ones not available")
+    return complain(f"{failed} records are wrong") if failed else 0
 
 
 def improve(
@@ -75,7 +75,7 @@ def improve(
     published: Published = None,
     only: Only = "",
 ) -> int:
-    """Solve the instances, and record better choices and bounds.
+    """Solve the instances that are not proven optimal, and record better choices and bounds.
 
     Example: `qcompress instances improve benchmarks/instances --solver auto --time-limit 60`
     """

@@ -1,8 +1,8 @@
-"""``leap``: problems sent to D-Wave's service, as jobs that outlive the command.
+"""``leap``: send problems to D-Wave's service, as jobs that outlive the command.
 
     submit PROBLEM --solver leap-cqm  ──▶ leap-jobs/….job.json ──▶ status ──▶ fetch ──▶ solution.json
 
-The API token is taken from ``DWAVE_API_TOKEN`` or from D-Wave's configuration file, never from the command line.
+The API token is read from ``DWAVE_API_TOKEN`` or from D-Wave's configuration file, never from the command line.
 """
 
 from pathlib import Path
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 JOBS = "leap-jobs"
 
-JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="A job file, as 'qcompress leap submit' writes.")]
-Jobs = Annotated[Path, typer.Option("--jobs", help="Folder of the job files.")]
+JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="A job file, as written by 'qcompress leap submit'.")]
+Jobs = Annotated[Path, typer.Option("--jobs", help="Folder for job files.")]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands of this family."""
+    """Add the ``leap`` commands."""
     leap = typer.Typer(
         help="Send problems to D-Wave's Leap service and fetch the answers.", rich_markup_mode="markdown"
     )
@@ -41,19 +41,20 @@ def register(app: typer.Typer) -> None:
 def submit(
     problem_file: arguments.ProblemFile,
     solver: Annotated[
-        str, typer.Option("--solver", "-s", help="leap-cqm, leap-nl, leap-bqm or qpu (--dry-run: qpu-decomposed, too).")
+        str,
+        typer.Option("--solver", "-s", help="leap-cqm, leap-nl, leap-bqm or qpu (with --dry-run also qpu-decomposed)."),
     ],
     time_limit: Annotated[
-        float | None, typer.Option(help="Seconds of the service's solver. Default: the least it takes.")
+        float | None, typer.Option(help="Seconds for the service's solver. Default: the minimum it accepts.")
     ] = None,
     option: arguments.SolverOptions = None,
     jobs: Jobs = Path(JOBS),
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show size, least time and expected charge; send nothing.")
+        bool, typer.Option("--dry-run", help="Show size, minimum time and expected charge; send nothing.")
     ] = False,
     as_json: arguments.AsJson = False,
 ) -> int:
-    """Send a problem to D-Wave's service; gives a job file at once.
+    """Send a problem to D-Wave's service and write a job file without waiting for the answer.
 
     Example: `qcompress leap submit problem.npz --solver leap-cqm --time-limit 10`
     """
@@ -69,7 +70,7 @@ def submit(
         known = [name for name in registry.names() if getattr(registry.solver_class(name), "has_jobs", False)]
         raise typer.BadParameter(f"--solver must be one of {', '.join(known)}, found {solver!r}.")
     back_end = registry.configured(solver_type(), options)
-    assert isinstance(back_end, LeapSolver)  # noqa: S101  (seen above)
+    assert isinstance(back_end, LeapSolver)  # noqa: S101  (checked above)
     if dry_run:
         problem.require_reachable_budgets()
         back_end.require(problem)
@@ -85,7 +86,7 @@ def submit(
 
 
 def status(job_file: JobFile, as_json: arguments.AsJson = False) -> None:
-    """Ask the service how a job does. Sends nothing.
+    """Ask the service for the state of a job. This sends no problem.
 
     Example: `qcompress leap status leap-jobs/leap-cqm-20260102-030405-0a1b2c3d.job.json`
     """
@@ -100,7 +101,7 @@ def fetch(
     output: Annotated[Path | None, arguments.output_option("Default: JOB's name with .solution.json.")] = None,
     as_json: arguments.AsJson = False,
 ) -> int:
-    """Wait for a job's answer and write its solution; goes on with a submission that was cut, never sends it twice.
+    """Wait for a job's answer and write its solution; an interrupted submission is resumed, never sent twice.
 
     Example: `qcompress leap fetch leap-jobs/leap-cqm-20260102-030405-0a1b2c3d.job.json`
     """
@@ -113,7 +114,7 @@ def fetch(
     def waiting(now: Job) -> None:
         if now.status not in heard:
             heard.append(now.status)
-            say(f"{now.problem_id}: {now.status}; Ctrl-C leaves the job as it is")
+            say(f"{now.problem_id}: {now.status}; Ctrl-C does not cancel the job")
 
     solution = job.fetch(on_wait=waiting)
     target = output or job_file.with_name(job_file.name.removesuffix(SUFFIX) + ".solution.json")
@@ -124,12 +125,12 @@ def fetch(
     else:
         print_solution(solution, dict(job.problem().budgets))
     if solution.choice is None:
-        return complain("no sample could be made to meet the budgets; submit it anew with more time")
+        return complain("no sample could be made to meet the budgets; submit the problem again with more time")
     return 0
 
 
 def list_jobs(jobs: Jobs = Path(JOBS), as_json: arguments.AsJson = False) -> None:
-    """List the jobs of a folder as they were last heard of. Asks no network.
+    """List the jobs in a folder with their last known states. This needs no network.
 
     Example: `qcompress leap list`
     """
@@ -140,7 +141,7 @@ def list_jobs(jobs: Jobs = Path(JOBS), as_json: arguments.AsJson = False) -> Non
 
 
 def list_solvers(as_json: arguments.AsJson = False) -> None:
-    """List the solvers that your account has.
+    """List the solvers available to your account.
 
     Example: `qcompress leap solvers`
     """
@@ -175,7 +176,7 @@ def list_solvers(as_json: arguments.AsJson = False) -> None:
 
 
 def _require_extra() -> None:
-    """Say what to install, where the client is missing, before it is imported."""
+    """Raise an error that says what to install if the client is missing."""
     from solvers import SolverUnavailableError
     from solvers.leap.hybrid import LeapCqm
 
@@ -184,7 +185,7 @@ def _require_extra() -> None:
 
 
 def _estimates(back_end: "LeapSolver", problem: Any, time_limit: float | None) -> dict[str, "Estimate"]:
-    """Of the solver that was named and, for a problem as it is (CQM or nonlinear), of the other form."""
+    """Estimates for the named solver and, for CQM and nonlinear solvers, for the other one of the two."""
     from solvers.leap.errors import LeapSolverError
     from solvers.leap.hybrid import LeapCqm, LeapNonlinear
 
@@ -212,7 +213,7 @@ def _show_estimates(estimates: dict[str, "Estimate"], as_json: bool) -> int:
         quota = "–" if estimate.quota_s is None else f"{estimate.quota_s:.3g} s"
         times = (f"{estimate.min_time_s:.3g} s", f"{estimate.time_limit_s:.3g} s", f"{estimate.charge_s:.3g} s", quota)
         rows.append((name, estimate.remote, sizes, *times))
-    print_table(("solver", "at the service", "size", ">least time", ">time", ">charge", ">of the quota"), rows)
+    print_table(("solver", "at the service", "size", ">minimum time", ">time", ">charge", ">of the quota"), rows)
     if len(estimates) > 1:
         cheapest = min(
             estimates,

@@ -1,4 +1,4 @@
-"""``measure``: what every option of every part does to the loss, into a file."""
+"""``measure``: measure every option of every part and write the results to a file."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,7 +28,7 @@ def measure(
     output: Annotated[Path, arguments.output_option("The measurement file to write.")] = Path("measurement.npz"),
     as_json: arguments.AsJson = False,
 ) -> None:
-    """Measure what every option of every part does to the loss. This is the expensive step; do it once.
+    """Measure the effect of every option of every part on the loss. This is the expensive step; do it once.
 
     If a run is interrupted, the same command resumes it.
 

@@ -1,11 +1,11 @@
-"""Flags that enable compression options: they name the library's functions and these functions' arguments.
+"""Flags that enable compression options, named like the library's functions and their arguments.
 
     --low-rank --ranks 8,16 --kinds channels --factor-bits 4 --no-whitened --no-compensated
     prune_quantize() + ranks + ranks.then(prune_quantize(bits=(4,), sparsity=(0,)))  with
     ranks = low_rank(ranks=(8, 16), kinds=("channels",), whitened=False)
 
-Calibration data is always present where something is measured, so factors are whitened and codes compensated unless
-a flag says otherwise. A flag that would have no effect is refused, never dropped.
+Measuring always has calibration data, so by default factors are whitened and codes compensated. A flag that would have
+no effect is an error, never ignored.
 """
 
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ LOW_RANK_NUMBERS = ("ratios", "ranks", "energies", "slices")
 QUANTIZE_NUMBERS = ("bits", "sparsity", "group_size")
 
 
-def _list_option(help: str, panel: str, metavar: str = "NUMBER,…") -> Any:  # noqa: A002  (typer's own name)
+def _list_option(help: str, panel: str, metavar: str = "NUMBER,…") -> Any:  # noqa: A002  (name in typer)
     return typer.Option(help=help, metavar=metavar, rich_help_panel=panel)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OfferFlags:
-    """The compression options to choose among, and the layers they are for."""
+    """The compression options to choose from, and the layers to compress."""
 
     prune_quantize: Annotated[
         bool, typer.Option(help="Enable pruning followed by quantization.", rich_help_panel=QUANTIZE)
@@ -53,30 +53,30 @@ class OfferFlags:
         bool | None,
         typer.Option(
             "--compensated/--no-compensated",
-            help="Choose codes so that later ones make up for the errors of earlier ones on DATA (also in factors): a "
-            "fraction of the loss in the same bytes. Keeps an (inputs x inputs) matrix per layer. Default: on.",
+            help="Choose codes so that later ones compensate the errors of earlier ones on DATA (also in factors): the "
+            "same size at a fraction of the loss. Stores an (inputs x inputs) matrix per layer. Default: on.",
             rich_help_panel=QUANTIZE,
         ),
     ] = None
     low_rank: Annotated[
         bool,
         typer.Option(
-            "--low-rank", help="Enable low-rank factors. Any other flag of this panel enables them too.",
+            "--low-rank", help="Enable low-rank factors. Any other flag in this panel also enables them.",
             rich_help_panel=RANKS,
         ),
     ] = False  # fmt: skip
     ratios: Annotated[
         str | None,
         _list_option(
-            "Fractions of the weights that the factors may take. Default, without --ranks and --energies: 0.125 to "
-            "0.75.",
+            "Sizes of the factors as fractions of the number of weights. Default without --ranks and --energies: 0.125 "
+            "to 0.75.",
             RANKS,
         ),
     ] = None
     ranks: Annotated[str | None, _list_option("Ranks, such as 8,16.", RANKS)] = None
     energies: Annotated[
         str | None,
-        _list_option("Fractions of a weight's squared norm that its rank must keep, such as 0.9,0.99.", RANKS),
+        _list_option("Fractions of a weight's squared norm to retain, such as 0.9,0.99.", RANKS),
     ] = None
     kinds: Annotated[
         str | None,
@@ -87,7 +87,7 @@ class OfferFlags:
             "KIND,…",
         ),
     ] = None
-    slices: Annotated[str | None, _list_option("Numbers of slices for the kind sliced. Default: 2,4.", RANKS)] = None
+    slices: Annotated[str | None, _list_option("Numbers of slices for the kind 'sliced'. Default: 2,4.", RANKS)] = None
     whitened: Annotated[
         bool | None,
         typer.Option(
@@ -98,28 +98,28 @@ class OfferFlags:
     ] = None
     factor_bits: Annotated[
         str | None,
-        _list_option("Enable quantized factors too, so that rank and bits are one choice, such as 4,8.", RANKS),
+        _list_option("Also offer factors with these bits, such as 4,8; rank and bits are then one choice.", RANKS),
     ] = None
     factor_sparsity: Annotated[
-        str | None, _list_option("Fractions of the factors to prune before they are quantized. Default: 0.", RANKS)
+        str | None, _list_option("Fractions of the factors to prune before quantizing them. Default: 0.", RANKS)
     ] = None
     channels: Annotated[
         bool,
         typer.Option(
             "--channels",
-            help="Remove channels and heads with all that belongs to them, and nothing else: the result is a smaller "
-            "dense network, which can be compressed further.",
+            help="Only remove channels and heads, with everything that belongs to them: the result is a smaller dense "
+            "network, which can be compressed further.",
             rich_help_panel=CHANNELS,
         ),
     ] = False
     keep: Annotated[
         str | None,
-        _list_option("Fractions of the channels that may stay. Default: 0.125 to 0.875. Enables --channels.", CHANNELS),
+        _list_option("Fractions of the channels to keep. Default: 0.125 to 0.875. Enables --channels.", CHANNELS),
     ] = None
     channel_block: Annotated[
         int | None,
         typer.Option(
-            help="Channels that go together: what stays is a multiple of it. Enables --channels.",
+            help="Number of channels removed together; the number that stays is a multiple of it. Enables --channels.",
             rich_help_panel=CHANNELS,
         ),
     ] = None
@@ -129,7 +129,7 @@ class OfferFlags:
     only: Annotated[str | None, _list_option("Leave all other layers unchanged.", LAYERS, "PATTERN,…")] = None
 
     def arguments(self) -> dict[str, Any]:
-        """``skip`` and ``only`` for the library's functions."""
+        """Return ``skip`` and ``only`` for the library's functions."""
         return {
             name: [pattern.strip() for pattern in text.split(",")]
             for name, text in (("skip", self.skip), ("only", self.only))
@@ -137,14 +137,14 @@ class OfferFlags:
         }
 
     def are_default(self) -> bool:
-        """Whether no flag enables, disables or details an option."""
+        """Whether no flag enables, disables or configures an option."""
         return self == OfferFlags(skip=self.skip, only=self.only)
 
     def options(self) -> "Options":
-        """The enabled options.
+        """Return the enabled options.
 
         Raises:
-            typer.BadParameter: flags that contradict each other, no option enabled, or values outside their range.
+            typer.BadParameter: flags contradict each other, no option is enabled, or a value is outside its range.
         """
         import qcompress
         from qcompress.errors import OptionsError
@@ -167,13 +167,13 @@ class OfferFlags:
         return enabled
 
     def _channels(self, others: dict[str, Any]) -> "Options":
-        """`prune_channels` as it is asked for, by itself."""
+        """Return the options of `prune_channels`, which cannot be combined with others."""
         import qcompress
         from qcompress.errors import OptionsError
 
         if others or self.low_rank or not self.prune_quantize or self.compensated is not None:
             raise typer.BadParameter(
-                "channels are chosen by themselves: leave out the flags of the other options, and compress the smaller "
+                "channels cannot be combined with other options: omit the flags of these, and compress the smaller "
                 "model afterwards."
             )
         given: dict[str, Any] = self._numbers(("keep",))
@@ -185,16 +185,16 @@ class OfferFlags:
             raise typer.BadParameter(f"{error}.") from error
 
     def _quantizing(self) -> dict[str, Any]:
-        """The given arguments of `prune_quantize`."""
+        """Return the given arguments of `prune_quantize`."""
         return self._numbers(QUANTIZE_NUMBERS) | self._switches("symmetric")
 
     def _factoring(self) -> dict[str, Any]:
-        """The given arguments of `low_rank`."""
+        """Return the given arguments of `low_rank`."""
         kinds = {} if self.kinds is None else {"kinds": tuple(kind.strip() for kind in self.kinds.split(","))}
         return self._numbers(LOW_RANK_NUMBERS) | kinds | self._switches("whitened")
 
     def _coding(self) -> dict[str, Any]:
-        """The arguments of `prune_quantize` for factors; empty unless ``--factor-bits`` is given."""
+        """Return the arguments of `prune_quantize` for factors; empty unless ``--factor-bits`` is given."""
         given = self._numbers(("factor_bits", "factor_sparsity"))
         if "factor_sparsity" in given and "factor_bits" not in given:
             raise typer.BadParameter(
@@ -208,7 +208,9 @@ class OfferFlags:
         if self.slices is not None and "sliced" not in factoring.get("kinds", ()):
             raise typer.BadParameter("--slices needs the kind sliced, for example --kinds sliced --slices 2,4.")
         if self.compensated is not None and not (self.prune_quantize or coding):
-            raise typer.BadParameter("--compensated has no effect with --no-prune-quantize, unless with --factor-bits.")
+            raise typer.BadParameter(
+                "--compensated has no effect with --no-prune-quantize unless --factor-bits is given."
+            )
         if not (self.prune_quantize or self.low_rank or factoring or coding):
             raise typer.BadParameter("no compression options enabled: --no-prune-quantize needs --low-rank.")
 

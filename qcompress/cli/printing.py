@@ -1,4 +1,4 @@
-"""Solutions and comparisons as tables, for the commands that print them."""
+"""Print solutions and comparisons as tables."""
 
 from formulations.formatting import amount, number, percent
 from qcompress.cli.console import print_lines, print_table
@@ -8,7 +8,7 @@ from solvers.compare.runs import TARGET, Comparison, Suite
 
 
 def print_solution(solution: Solution, budgets: dict[str, float]) -> None:
-    """The answer in a few lines; ``budgets`` may be empty when they are not known."""
+    """Print a solution in a few lines; ``budgets`` may be empty if unknown."""
     stopped = "" if solution.stop_reason == "COMPLETED" else f", stopped: {solution.stop_reason}"
     rows = [
         ("status", f"{solution.status} (by {solution.solver} in {solution.wall_s:.2f} s{stopped})"),
@@ -24,7 +24,7 @@ def print_solution(solution: Solution, budgets: dict[str, float]) -> None:
 
 
 def print_compared(compared: Comparison | Suite) -> None:
-    """The table of a comparison, or of a suite and each of its problems."""
+    """Print the table of a comparison, or of a suite and each of its problems."""
     if isinstance(compared, Comparison):
         print_comparison(compared)
         return
@@ -40,7 +40,7 @@ def print_compared(compared: Comparison | Suite) -> None:
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """The table of a comparison."""
+    """Print the table of a comparison."""
     rows = []
     for row in comparison.rows():
         statuses = ", ".join(f"{status} ×{count}" for status, count in row.statuses.items())

@@ -1,4 +1,4 @@
-"""What is seen while something runs: a line on stderr, kept up to date; into a file or pipe one now and then."""
+"""Progress display: a live line on stderr; without a terminal, an occasional line of text."""
 
 import contextlib
 import time
@@ -15,11 +15,11 @@ if TYPE_CHECKING:  # the measuring side is imported only by commands that measur
     from qcompress import EncodeProgress, FinetuneProgress, MeasureProgress, RefineStep, TimingProgress
 
 
-LINE_EVERY_S = 10.0  # off a terminal
+LINE_EVERY_S = 10.0  # without a terminal
 
 
 class Watch:
-    """The line, with a function for each ``on_progress`` of the library."""
+    """The progress line, with a function for each ``on_progress`` of the library."""
 
     def __init__(self, display: Progress, task: TaskID) -> None:
         self._display, self._task = display, task
@@ -27,7 +27,7 @@ class Watch:
         self.finetuning: FinetuneProgress | None = None
 
     def callbacks(self) -> dict[str, Any]:
-        """The callbacks of `qcompress.compress`."""
+        """Return the callbacks of `qcompress.compress`."""
         return {
             "on_encode": self.encoded,
             "on_measure": self.measured,
@@ -38,19 +38,19 @@ class Watch:
         }
 
     def encoded(self, progress: "EncodeProgress") -> None:
-        """Show parts, and the forecast."""
+        """Show encoded parts and the forecast."""
         left = "" if progress.remaining_s is None else f"about {progress.remaining_s:.0f} s left, "
         state = f"{progress.parts} of {progress.total_parts} layers, {left}{progress.size_bytes / 1e6:,.1f} MB held"
-        self._show("working out options", state, progress.parts, progress.total_parts)
+        self._show("encoding options", state, progress.parts, progress.total_parts)
 
     def measured(self, progress: "MeasureProgress") -> None:
-        """Show batches and samples."""
+        """Show measured batches and samples."""
         total = "" if progress.total_batches is None else f" of {progress.total_batches}"
         state = f"{progress.batches}{total} {progress.unit}, {progress.num_samples} samples"
         self._show("measuring", state, progress.batches, progress.total_batches)
 
     def timed(self, progress: "TimingProgress") -> None:
-        """Show layers."""
+        """Show timed layers."""
         state = f"{progress.layers} of {progress.total_layers} layers"
         self._show("timing every option", state, progress.layers, progress.total_layers)
 
@@ -61,11 +61,11 @@ class Watch:
         self._show(f"solving with {progress.solver}", state)
 
     def refined(self, step: "RefineStep") -> None:
-        """Show what a round brought."""
+        """Show the result of a round."""
         self._show("refining", f"{step.changes} parts changed, true loss {number(step.loss)}")
 
     def finetuned(self, progress: "FinetuneProgress") -> None:
-        """Show steps and losses; `finetuning` is the last that was told."""
+        """Show steps and losses; `finetuning` holds the last report."""
         self.finetuning = progress
         state = (
             f"step {progress.step:,} of {progress.steps:,}  loss {number(progress.loss)}  best {number(progress.best)}"
@@ -81,7 +81,7 @@ class Watch:
 
 @contextlib.contextmanager
 def watching(what: str) -> Iterator[Watch]:
-    """Keep the line as long as the block runs."""
+    """Show the progress line while the block runs."""
     columns = (
         SpinnerColumn(),
         TimeElapsedColumn(),

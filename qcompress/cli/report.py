@@ -1,4 +1,4 @@
-"""``report``: a run of `compress` as one page to look at."""
+"""``report``: write a run of `compress` as one HTML page."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,14 +15,17 @@ POINTS = 12
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run of 'compress'.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run of 'compress'.")],
     output: Annotated[Path | None, arguments.output_option("The page. Default: report.html in the folder.")] = None,
     sweep: Annotated[
-        float, typer.Option(help="Seconds for a curve of other budgets, from the run's problem. Default: none.", min=0)
+        float,
+        typer.Option(
+            help="Seconds for solving the run's problem at other budgets, to draw the curve. Default: no curve.", min=0
+        ),
     ] = 0.0,
     opened: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
-    """Write a run as one HTML file that opens offline: choices, proof, prediction against measurement, who changes.
+    """Write a run as one HTML file that opens offline: choices, proof, predicted and measured loss, changed answers.
 
     Example: `qcompress report runs/small --sweep 20 --open`
     """
@@ -35,7 +38,7 @@ def report(
 
 
 def _swept(problem_file: Path, seconds: float) -> "Sweep":
-    """The curve of the problem's first budgeted resource."""
+    """Solve the problem at several budgets of its first budgeted resource."""
     from formulations import Problem
     from solvers.sweep import sweep
 

@@ -1,4 +1,4 @@
-"""What samples were worth: each step from the raw samples to the answer apart, the processor, and where time went."""
+"""Print the quality of samples at each step from raw samples to the answer, chain statistics and time spent."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ BARS = " ▁▂▃▄▅▆▇█"
 
 
 def print_sampling(solution: Solution) -> None:
-    """Of a solver that samples; nothing for others."""
+    """Print this for a solver that samples; nothing for others."""
     details = solution.details
     if "samples" in details:
         print_table(
@@ -37,7 +37,7 @@ def print_sampling(solution: Solution) -> None:
 
 
 def bars(counts: Sequence[int]) -> str:
-    """A histogram in one line; what is not empty is seen.
+    """A histogram in one line; every non-empty bin is visible.
 
     >>> bars([0, 1, 50, 100])
     ' ▁▄█'

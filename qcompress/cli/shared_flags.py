@@ -1,4 +1,4 @@
-"""Groups of flags that name the arguments of the library's functions, each with ``arguments()`` that gives those."""
+"""Groups of flags shared by commands; ``arguments()`` returns them as arguments of the library's functions."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,13 @@ HF = "hf:"
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationFlags:
-    """The model, the data, and how the loss between two outputs is taken."""
+    """The model, the data, and the loss between two outputs."""
 
     model: Annotated[
         str,
         typer.Argument(
             metavar="MODEL",
-            help="package.module:callable that returns the original model, or hf:FOLDER, a language model's folder.",
+            help="package.module:callable that returns the original model, or hf:FOLDER for a language model's folder.",
         ),
     ]
     data: Annotated[
@@ -41,7 +41,7 @@ class CalibrationFlags:
     seed: arguments.Seed = 0
 
     def arguments(self) -> dict[str, Any]:
-        """``loss``, ``forward`` and ``seed``; the callables are imported here."""
+        """Return ``loss``, ``forward`` and ``seed``; this imports the callables."""
         return {
             "loss": arguments.loss(self.loss),
             "forward": arguments.forward(self.forward),
@@ -49,10 +49,10 @@ class CalibrationFlags:
         }
 
     def model_and_data(self) -> tuple[Any, Any]:
-        """The model and the batches; both names are checked before either callable runs.
+        """Return the model and the batches; both names are checked before either callable runs.
 
         Raises:
-            typer.BadParameter: a name that stands for none, or no data.
+            typer.BadParameter: a name does not stand for a callable, or there is no data.
         """
         if self.data is None:
             raise typer.BadParameter(f"{self.model!r} needs DATA, package.module:callable that returns batches.")
@@ -62,36 +62,38 @@ class CalibrationFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class TextFlags:
-    """The text that a language model is calibrated on, and the memory that it may take."""
+    """Calibration text and maximum memory for a language model."""
 
     text: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Plain text that windows of tokens are taken from.", rich_help_panel=TEXT),
+        typer.Option(
+            metavar="FILE", help="Plain text for calibration, split into windows of tokens.", rich_help_panel=TEXT
+        ),
     ] = None
     windows: Annotated[
         int,
         typer.Option(
-            help="Windows to calibrate on, spread evenly over the text; a quarter as many check choices, and as many "
-            "judge the result.",
+            help="Number of calibration windows, spread evenly over the text. A quarter as many more are used for "
+            "validation, and again as many for testing.",
             min=4,
             rich_help_panel=TEXT,
         ),
     ] = 64
-    length: Annotated[int, typer.Option(help="Tokens of a window.", min=2, rich_help_panel=TEXT)] = 512
+    length: Annotated[int, typer.Option(help="Number of tokens in a window.", min=2, rich_help_panel=TEXT)] = 512
     memory: Annotated[
         str | None,
         typer.Option(
             metavar="AMOUNT",
-            help="The most memory that measuring may take, as 4GB; the model is read block by block.",
+            help="Maximum memory for measuring, for example 4GB; the model is read block by block.",
             rich_help_panel=TEXT,
         ),
     ] = None
 
     def opened(self, model: str, data: str | None) -> "tuple[nn.Module, Windows] | None":
-        """The opened model of ``hf:FOLDER`` and the windows of the text; None for any other MODEL.
+        """Return the opened model of ``hf:FOLDER`` and the windows of the text; None for any other MODEL.
 
         Raises:
-            typer.BadParameter: words that do not go together.
+            typer.BadParameter: flags or arguments that cannot be combined.
         """
         if not model.startswith(HF):
             if self.text is not None or self.memory is not None:
@@ -109,27 +111,29 @@ class TextFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureFlags:
-    """How costs are measured, and for how large parts."""
+    """How costs are measured, and the size of parts."""
 
     method: arguments.Method = "fisher"
     granularity: arguments.Granularity = "layer"
-    jobs: Annotated[int, typer.Option(help="Processes that measure, a batch at a time; -1 for one a core.")] = 1
+    jobs: Annotated[
+        int, typer.Option(help="Number of processes that measure, one batch at a time; -1 for one per core.")
+    ] = 1
 
     def arguments(self) -> dict[str, Any]:
-        """``method``, ``granularity`` and ``jobs``."""
+        """Return ``method``, ``granularity`` and ``jobs``."""
         return {"method": self.method, "granularity": arguments.granularity(self.granularity), "jobs": self.jobs}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChoiceFlags:
-    """What the choice must satisfy, and how it is made."""
+    """Constraints on the choice, and how it is made."""
 
     budget: arguments.Budgets
     minimize: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Minimize this resource, with a predicted loss of at most the one in --budget loss=0.02.",
+            help="Minimize this resource subject to a limit on the predicted loss, given as --budget loss=0.02.",
         ),
     ] = None
     solver: arguments.SolverName = "auto"
@@ -139,23 +143,23 @@ class ChoiceFlags:
         str | None,
         typer.Option(
             metavar=arguments.CALLABLE,
-            help="Held-out batches to check choices on. Default: a quarter of the samples of DATA.",
+            help="Held-out batches for checking choices. Default: a quarter of the samples of DATA.",
         ),
     ] = None
-    guard: Annotated[
-        bool, typer.Option(help="Try several choices on the held-out samples and take the best of them.")
-    ] = True
+    guard: Annotated[bool, typer.Option(help="Evaluate several choices on the held-out samples and take the best.")] = (
+        True
+    )
     refine_rounds: Annotated[
         int,
         typer.Option(
-            help="Maximum number of rounds that measure again around the choice and choose again by true loss; each "
+            help="Maximum number of rounds that measure again around the choice and improve it by true loss; each "
             "takes about as long as the first measurement.",
             min=0,
         ),
     ] = 0
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments of `qcompress.compress` of the same names."""
+        """Return the arguments of `qcompress.compress` with the same names."""
         validation = None if self.validation is None else arguments.function(self.validation, "--validation")()
         return {
             "budget": arguments.budgets(self.budget),
@@ -187,7 +191,7 @@ class TrainingFlags:
     ] = None
 
     def arguments(self) -> dict[str, Any]:
-        """``finetune_steps`` and ``learning_rate``.
+        """Return ``finetune_steps`` and ``learning_rate``.
 
         Raises:
             typer.BadParameter: a learning rate without steps.
@@ -210,8 +214,8 @@ class EngineFlags:
         typer.Option(
             "--target",
             "-t",
-            help="Engine to compress for: only encodings that it runs are enabled, file_bytes=… is a budget for its "
-            "file, and --output is that file. 'qcompress engines' lists them.",
+            help="Engine to compress for: only encodings that it runs are enabled, --budget file_bytes=… limits the "
+            "size of its file, and --output is the path of this file. 'qcompress engines' lists the engines.",
             rich_help_panel=ENGINE,
         ),
     ] = None
@@ -223,7 +227,7 @@ class EngineFlags:
     ] = None
 
     def engine(self) -> "Engine | None":
-        """The engine with its settings.
+        """Return the engine with its settings.
 
         Raises:
             typer.BadParameter: settings without an engine.
@@ -236,7 +240,7 @@ class EngineFlags:
 
 
 def engine_of(target: str, settings: list[str] | None) -> "Engine":
-    """The engine called ``target`` with ``NAME=VALUE`` settings."""
+    """Return the engine called ``target`` with ``NAME=VALUE`` settings."""
     from qcompress.engines.registry import as_engine
 
     return as_engine(target, **arguments.assignments(settings or [], "--setting"))

@@ -1,4 +1,4 @@
-"""``show``: a readable summary of any file or run folder of ours."""
+"""``show``: print a readable summary of a file or run folder."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -37,7 +37,9 @@ def show(
             "'compress' or 'compare'."
         ),
     ],
-    problem: Annotated[Path | None, typer.Option(help="The problem of a solution: names what was chosen.")] = None,
+    problem: Annotated[
+        Path | None, typer.Option(help="The problem of a solution, to show the names of what was chosen.")
+    ] = None,
 ) -> None:
     """Print a readable summary of a file or of a run's folder.
 
@@ -52,7 +54,7 @@ def show(
 
 
 def _show_folder(folder: Path) -> None:
-    """What a folder of `compress` or `compare` holds: its result, or how far it is."""
+    """Show the result in a folder of `compress` or `compare`, or how far the run is."""
     if (summary := folder / "summary.md").exists():
         out.print(Markdown(summary.read_text()))
     elif result := next((folder / name for name in SHOWN if (folder / name).exists()), None):

@@ -25,8 +25,8 @@ def solve(
 ) -> int:
     """Solve a problem: choose one option for every part within the budgets.
 
-    Ctrl-C ends the run with the best choice so far. Where no choice is found, the budgets that clash are printed, and
-    what would be enough.
+    Ctrl-C ends the run with the best choice so far. If no choice is found, the conflicting budgets are printed, and
+    budgets that would be enough.
 
     Example: `qcompress solve problem.npz --solver anneal --time-limit 10`
     """

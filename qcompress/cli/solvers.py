@@ -1,4 +1,4 @@
-"""``solvers``: which solvers there are, what they can do, and what is missing."""
+"""``solvers``: list the solvers, what they can do, and what is missing."""
 
 from qcompress.cli import arguments
 from qcompress.cli.console import print_json, print_table
@@ -6,7 +6,7 @@ from solvers import SolverInfo
 
 
 def solvers(as_json: arguments.AsJson = False) -> None:
-    """List the solvers: which are here, what they can do, and their options.
+    """List the solvers: which are installed, what they can do, and their options.
 
     Example: `qcompress solvers`
     """
@@ -29,7 +29,7 @@ def solvers(as_json: arguments.AsJson = False) -> None:
 
 
 def _with_token(info: SolverInfo) -> SolverInfo:
-    """Not available, for a solver of the service whose API token is configured nowhere. Asks no network."""
+    """Mark a solver of the service as not available if no API token is configured. This needs no network."""
     if not (info.needs_network and info.available):
         return info
     from dataclasses import replace

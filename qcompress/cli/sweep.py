@@ -1,4 +1,4 @@
-"""``sweep``: the Pareto curve of a problem's budget."""
+"""``sweep``: solve a problem at several budgets and draw the Pareto curve."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,10 +13,10 @@ from solvers.sweep import Sweep, SweepPoint
 
 def sweep(
     problem_file: arguments.ProblemFile,
-    resource: Annotated[str, typer.Option(help="The resource whose budget is changed.")] = "bytes",
-    points: Annotated[int, typer.Option(help="How many budgets, from the smallest possible use to the largest.")] = 10,
+    resource: Annotated[str, typer.Option(help="The resource whose budget is varied.")] = "bytes",
+    points: Annotated[int, typer.Option(help="Number of budgets, from the smallest possible use to the largest.")] = 10,
     budgets: Annotated[
-        str | None, typer.Option(help="The budgets themselves, as 20_000,40_000,80_000; instead of --points.")
+        str | None, typer.Option(help="Explicit budgets instead of --points, for example 20_000,40_000,80_000.")
     ] = None,
     solver: arguments.SolverName = "auto",
     time_limit: Annotated[float | None, typer.Option(help="Seconds for every point.")] = 10.0,
@@ -27,10 +27,10 @@ def sweep(
     plot: Annotated[Path | None, typer.Option(help="Draw the curve into this PNG file.")] = None,
     as_json: arguments.AsJson = False,
 ) -> int:
-    """Solve a problem at several budgets, from tight to loose: what does more of a resource buy?
+    """Solve a problem at several budgets, from tight to loose, to see what more of a resource is worth.
 
-    Every point has its bound and its price; between the points the optimum is known to lie between one point's
-    objective and the next one's bound. Ctrl-C ends it with the points so far.
+    Every point has a bound and a price. Between two points, the optimum lies between the first one's objective and
+    the second one's bound. Ctrl-C ends the run with the points so far.
 
     Example: `qcompress sweep problem.npz --resource bytes --points 10 --plot curve.png`
     """
@@ -71,7 +71,7 @@ def sweep(
 
 
 def print_sweep(curve: Sweep) -> None:
-    """The curve as a table."""
+    """Print the curve as a table."""
     rows = []
     for point in curve.points:
         solution = point.solution

@@ -1,4 +1,4 @@
-"""``verify``: an engine's file run on samples and compared with the model it was written from."""
+"""``verify``: run an engine's file on samples and compare it with the model it was written from."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +14,7 @@ from qcompress.cli.shared_flags import engine_of
 def verify(
     model: arguments.Model,
     compressed: CompressedFile,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What 'qcompress export' wrote of it.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The engine's file, as written by 'qcompress export'.")],
     data: arguments.Data,
     target: TargetName,
     setting: Settings = None,
@@ -22,7 +22,7 @@ def verify(
 ) -> None:
     """Run an engine's file on samples and compare bytes, weights and outputs with the compressed model.
 
-    Ends with exit code 1 where they are not what they should be.
+    The exit code is 1 if they differ from the prediction.
 
     Example: `qcompress verify zoo:smollm small.safetensors small.gguf zoo:sentences --target llama.cpp`
     """

@@ -590,7 +590,7 @@ MISTAKES = [
     (["solve", "impossible.npz"], FAILURE, "bytes: asked for at most 1, the smallest possible use is"),
     (["compare", "problem.npz", "--solver", "nobody"], FAILURE, "no solver is called 'nobody'"),
     (["compare", "problem.npz", "--seeds", "0"], USAGE, "--seeds"),
-    (["compare", "problem.npz", "problem.npz"], USAGE, "must differ in their names"),
+    (["compare", "problem.npz", "problem.npz"], USAGE, "must have different names"),
     (["sweep", "problem.npz", "--resource", "seconds"], FAILURE, "no resource 'seconds'; it has: bytes"),
     (["sweep", "problem.npz", "--budgets", "1,2"], FAILURE, "asked for at most 1"),
     (["formulate", "problem.npz", "--budget", "bytes=0.5"], FAILURE, "is not a qcompress measurement file"),
@@ -628,7 +628,7 @@ MISTAKES = [
     ([*MEASURE[:3], "--kinds", "tuker"], USAGE, "must be one of channels, spatial, tucker, sliced; found 'tuker'"),
     ([*MEASURE[:3], "--slices", "2"], USAGE, "--slices needs the kind sliced, for example --kinds sliced --slices 2,4"),
     ([*MEASURE[:3], "--factor-sparsity", "0.5"], USAGE, "--factor-sparsity needs --factor-bits"),
-    ([*MEASURE[:3], "--channels", "--bits", "4"], USAGE, "channels are chosen by themselves"),
+    ([*MEASURE[:3], "--channels", "--bits", "4"], USAGE, "channels cannot be combined with other options"),
     ([*MEASURE, "--no-prune-quantize"], USAGE, "--bits has no effect with --no-prune-quantize"),
     ([*COMPRESS[:3], "--budget", "bytes=0.5", "--no-prune-quantize"], USAGE, "no compression options enabled"),
     (
