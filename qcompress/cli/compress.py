@@ -40,10 +40,7 @@ def compress(
     batch_norm: Annotated[bool, typer.Option(help="Re-estimate batch-norm statistics on DATA afterwards.")] = False,
     evaluate: Annotated[
         str | None,
-        typer.Option(
-            metavar=arguments.CALLABLE,
-            help="Metric model -> float, reported for the original and the compressed model.",
-        ),
+        typer.Option(metavar=arguments.CALLABLE, help="Metric: model -> float, reported before and after compression."),
     ] = None,
     output: Annotated[
         Path | None,
