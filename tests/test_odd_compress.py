@@ -21,7 +21,7 @@ OFFERED = (
 
 
 def outputs(model: nn.Module, data: list[Tensor]) -> list[Tensor]:
-    """Of all batches, with the same random numbers for every model."""
+    """Outputs for all batches, with the same random numbers for every model."""
     torch.manual_seed(0)
     random.seed(0)
     with torch.no_grad():

@@ -74,7 +74,7 @@ class Dies(Solver):
 
 @dataclass(frozen=True)
 class Stubborn(Solver):
-    """As deaf as compiled code, with a process of its own."""
+    """A solver that cannot be interrupted, like compiled code, and runs in its own process."""
 
     name = "stubborn"
     summary = "looks at no clock and no signal"

@@ -190,7 +190,7 @@ def test_binary_refuses_what_its_monomials_would_couple():
 
 
 def _between(couplings, size):
-    """Those between different groups of ``size`` options."""
+    """Couplings between different groups of ``size`` options."""
     keep = couplings.row // size != couplings.col // size
     return scipy.sparse.csr_array(
         (couplings.data[keep], (couplings.row[keep], couplings.col[keep])), shape=couplings.shape
