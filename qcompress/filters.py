@@ -24,8 +24,8 @@ from qcompress.compressed.record import CompressedPart, Compression, attach, ins
 from qcompress.errors import DataError, ModelError, OptionsError
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import fitted
-from qcompress.measuring.direct import Direct
-from qcompress.measuring.fisher import Fisher
+from qcompress.measuring.methods.direct import Direct
+from qcompress.measuring.methods.fisher import Fisher
 from qcompress.model import forward as forwards
 from qcompress.model.batch_norm import reestimate_
 from qcompress.model.losses import LossFunction, as_loss

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from qcompress.compressed.factored import Foldable, replace_
 from qcompress.errors import DataError, ModelError, OptionsError
-from qcompress.measuring.moments import FREQUENCIES
+from qcompress.measuring.inputs.moments import FREQUENCIES
 from qcompress.model import layers
 from qcompress.transforms.base import Target, Weight
 from qcompress.transforms.low_rank.words import Words

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.measurement import Measurement
-from qcompress.measuring.ranges import activation_ranges
+from qcompress.measuring.inputs.ranges import activation_ranges
 from qcompress.model.parts import survey, weights_of
 from qcompress.options import Options
 from solvers import Solution, Status, StopReason

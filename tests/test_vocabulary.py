@@ -27,7 +27,7 @@ from qcompress import (
 )
 from qcompress.compressed.factored import FactoredEmbedding, factored
 from qcompress.errors import DataError, ModelError, OptionsError
-from qcompress.measuring.moments import second_moments
+from qcompress.measuring.inputs.moments import second_moments
 from qcompress.model.parts import survey
 from qcompress.model.tensors import total_bytes
 from qcompress.transforms.base import Target, Weight

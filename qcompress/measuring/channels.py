@@ -21,7 +21,7 @@ from qcompress.compressed.reconstruction import readers
 from qcompress.errors import DataError, ModelError, OptionsError
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import Candidates
-from qcompress.measuring.moments import MAX_INPUTS, second_moments
+from qcompress.measuring.inputs.moments import MAX_INPUTS, second_moments
 from qcompress.measuring.offered import Offered
 from qcompress.measuring.progress import MeasureProgress
 from qcompress.model.calibration import Calibration
@@ -150,7 +150,7 @@ def _skipped(model: nn.Module, kept: Mapping[str, str]) -> tuple[Skipped, ...]:
 
 
 class ChannelCandidates(Candidates):
-    """Options of sets in the form that `qcompress.measuring.direct.Direct` evaluates."""
+    """Options of sets in the form that `qcompress.measuring.methods.direct.Direct` evaluates."""
 
     def __init__(
         self,

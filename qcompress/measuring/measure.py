@@ -21,13 +21,13 @@ from qcompress.errors import DataError, OptionsError
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import Candidates, EncodeProgress, fitted
 from qcompress.measuring.channels import measure_channels, offers_channels
+from qcompress.measuring.inputs.moments import forecast_bytes, second_moments
+from qcompress.measuring.inputs.ranges import activation_ranges
+from qcompress.measuring.inputs.squares import input_squares
 from qcompress.measuring.memory import require_memory
-from qcompress.measuring.moments import forecast_bytes, second_moments
 from qcompress.measuring.offered import Offered, calibrated_options
 from qcompress.measuring.progress import MeasureProgress
-from qcompress.measuring.ranges import activation_ranges
-from qcompress.measuring.squares import input_squares
-from qcompress.measuring.streamed import measure_streamed
+from qcompress.measuring.streamed.measure import measure_streamed
 from qcompress.measuring.sums import Sums
 from qcompress.measuring.workers import BatchResult, Work, checked_jobs, results
 from qcompress.model import forward as forwards

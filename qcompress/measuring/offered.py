@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from qcompress.errors import OptionsError
-from qcompress.measuring.moments import MAX_INPUTS
+from qcompress.measuring.inputs.moments import MAX_INPUTS
 from qcompress.model.parts import Part
 from qcompress.options import Options
 

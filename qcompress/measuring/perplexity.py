@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qcompress.measuring.sweep import swept_outputs
+from qcompress.measuring.streamed.sweep import swept_outputs
 from qcompress.model import forward as forwards
 from qcompress.model.opened import opened_of
 from qcompress.model.steady import steady

@@ -12,8 +12,8 @@ from typing import Any
 from torch import nn
 
 from qcompress.measurement import Measurement
-from qcompress.measuring.moments import second_moments
-from qcompress.measuring.squares import input_squares
+from qcompress.measuring.inputs.moments import second_moments
+from qcompress.measuring.inputs.squares import input_squares
 from qcompress.model import forward as forwards
 from qcompress.model.composed import composed
 from qcompress.model.steady import steady

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qcompress.compressed.emulation import Emulation
 from qcompress.errors import DataError
 from qcompress.measurement import Measurement
-from qcompress.measuring.sweep import swept_outputs
+from qcompress.measuring.streamed.sweep import swept_outputs
 from qcompress.model import forward as forwards
 from qcompress.model.losses import Loss, LossFunction, as_loss
 from qcompress.model.opened import opened_of

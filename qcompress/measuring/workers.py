@@ -22,10 +22,10 @@ from torch import nn
 
 from qcompress.errors import ModelError
 from qcompress.measuring.candidates import Candidates
-from qcompress.measuring.direct import Direct
 from qcompress.measuring.effects import Effects
-from qcompress.measuring.fisher import Fisher
-from qcompress.measuring.weight_gradients import WeightGradients
+from qcompress.measuring.methods.direct import Direct
+from qcompress.measuring.methods.fisher import Fisher
+from qcompress.measuring.methods.weight_gradients import WeightGradients
 from qcompress.model import forward as forwards
 from qcompress.model.losses import Loss
 from qcompress.model.steady import Steady

@@ -15,7 +15,7 @@ from qcompress.compressed.apply import chosen_transforms
 from qcompress.compressed.chosen_weights import chosen_model, write_codes
 from qcompress.errors import DataError, OptionsError
 from qcompress.measurement import Measurement
-from qcompress.measuring.sweep import Sweep
+from qcompress.measuring.streamed.sweep import Sweep
 from qcompress.model import forward as forwards
 from qcompress.model.chain import without_cache
 from qcompress.model.opened import opened_of

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.measurement import Measurement
-from qcompress.measuring.streamed_inputs import inputs_of
-from qcompress.measuring.sweep import Sweep
+from qcompress.measuring.streamed.inputs import inputs_of
+from qcompress.measuring.streamed.sweep import Sweep
 from qcompress.model.opened import Opened
 from qcompress.model.parts import weights_of
 from qcompress.transforms.base import Keep, Transform

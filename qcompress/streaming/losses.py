@@ -13,8 +13,8 @@ from torch import nn
 
 from qcompress.errors import ModelError
 from qcompress.measurement import Measurement
-from qcompress.measuring.activations import Activations
-from qcompress.measuring.sweep import Sweep
+from qcompress.measuring.streamed.activations import Activations
+from qcompress.measuring.streamed.sweep import Sweep
 from qcompress.model import forward as forwards
 from qcompress.model.chain import without_cache
 from qcompress.model.losses import Loss

@@ -96,7 +96,8 @@ class Weight:
             grouped convolution one matrix for each group, ``(input_groups, per_channel, per_channel)``.
         num_inputs: number of inputs that the moments are averaged over.
         squares: ``(per_channel,)`` mean square of each input column of the layer, or None.
-        ranges: ``(low, high)`` of the layer's inputs and of its outputs (see `qcompress.measuring.ranges`), or None.
+        ranges: ``(low, high)`` of the layer's inputs and of its outputs (see `qcompress.measuring.inputs.ranges`), or
+            None.
     """
 
     rows: Tensor

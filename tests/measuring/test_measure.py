@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qcompress import Measurement, low_rank, measure, prune_quantize
 from qcompress.errors import DataError, ModelError, OptionsError
 from qcompress.measuring.candidates import fitted
-from qcompress.measuring.replay import RecordedCalls
+from qcompress.measuring.methods.replay import RecordedCalls
 from qcompress.model.losses import CallableLoss, KullbackLeibler, MeanSquaredError
 from qcompress.model.parts import survey
 from tests.models import Residual, Reused, TiedLanguageModel, seeded

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from qcompress import Measurement, apply, formulate, low_rank, measure, prune_quantize, solve
 from qcompress.errors import OptionsError
-from qcompress.measuring import moments as moments_of
-from qcompress.measuring.moments import input_rows, second_moments
+from qcompress.measuring.inputs import moments as moments_of
+from qcompress.measuring.inputs.moments import input_rows, second_moments
 from qcompress.model.parts import survey
-from tests.measuring.test_evidence import FINE, assert_true, inputs, words
+from tests.measuring.methods.test_evidence import FINE, assert_true, inputs, words
 
 COMPENSATED = prune_quantize(bits=(3,), sparsity=(0,), compensated=True)
 

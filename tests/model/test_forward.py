@@ -16,7 +16,7 @@ from qcompress import compress, mean_loss, measure, prune_quantize
 from qcompress.errors import DataError, ModelError
 from qcompress.model.forward import default_forward, run
 from qcompress.model.steady import Steady
-from tests.measuring.test_evidence import FINE, inputs, true_costs, words
+from tests.measuring.methods.test_evidence import FINE, inputs, true_costs, words
 
 
 class Two(nn.Module):

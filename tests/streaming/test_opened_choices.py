@@ -12,7 +12,7 @@ from qcompress.engines.compressed_tensors import CompressedTensors
 from qcompress.engines.legal import for_engine
 from qcompress.errors import DataError, EngineError, OptionsError
 from qcompress.guard import kept_loss
-from qcompress.measuring.sweep import Sweep
+from qcompress.measuring.streamed.sweep import Sweep
 from qcompress.model.losses import as_loss
 from qcompress.model.opened import open_model
 from qcompress.opened_guard import OpenedKeptLoss

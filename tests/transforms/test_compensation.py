@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qcompress import apply, compress, finetune, load_compressed, low_rank, measure, prune_quantize, save_compressed
 from qcompress.compressed.record import record_of
 from qcompress.errors import DataError, OptionsError
-from qcompress.measuring.moments import input_rows, second_moments
+from qcompress.measuring.inputs.moments import input_rows, second_moments
 from qcompress.model.layers import from_rows, to_rows
 from qcompress.model.parts import survey
 from qcompress.options import Options

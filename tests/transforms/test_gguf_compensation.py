@@ -8,8 +8,8 @@ from torch import nn
 
 import qcompress
 from qcompress.errors import OptionsError
-from qcompress.measuring.moments import second_moments
-from qcompress.measuring.squares import input_squares
+from qcompress.measuring.inputs.moments import second_moments
+from qcompress.measuring.inputs.squares import input_squares
 from qcompress.model.parts import survey
 from qcompress.options import gguf_types, transform_from_json
 from qcompress.transforms.base import Target, Weight

@@ -13,7 +13,7 @@ from qcompress import Measurement, apply, formulate, load_compressed, low_rank, 
 from qcompress import solve as solve_problem
 from qcompress.compressed.factored import Factored
 from qcompress.errors import DataError, OptionsError
-from qcompress.measuring.moments import second_moments
+from qcompress.measuring.inputs.moments import second_moments
 from qcompress.model.parts import survey
 from qcompress.options import Options
 from tests.measurements import Chain, Mixed, solution

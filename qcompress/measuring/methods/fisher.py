@@ -6,8 +6,8 @@ layer: for a probe ``a`` of the output's shape
 by one, which gives ``J_v`` itself; others by random probes of the loss's Hessian. The loss increase of any choice is
 then ``½·Σ_s Σ_k (Σ_v effect_v)² / N``: a Gram matrix, from as many backward passes as there are probes.
 
-Every batch also tests whether the linearisation is valid (`qcompress.measuring.evidence`). The options of a layer for
-which it is not are evaluated one by one instead, with the same probes.
+Every batch also tests whether the linearisation is valid (`qcompress.measuring.methods.evidence`). The options of a
+layer for which it is not are evaluated one by one instead, with the same probes.
 """
 
 from collections.abc import Mapping
@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qcompress.measuring import evidence
-from qcompress.measuring.calls import Call, Recorder, response
 from qcompress.measuring.candidates import Layer
-from qcompress.measuring.direct import Direct
 from qcompress.measuring.effects import Effects, curvature_points, exact_effects, option_costs, softened_costs
-from qcompress.measuring.products import Place, shares
+from qcompress.measuring.methods import evidence
+from qcompress.measuring.methods.calls import Call, Recorder, response
+from qcompress.measuring.methods.direct import Direct
+from qcompress.measuring.methods.products import Place, shares
 from qcompress.model import forward as forwards
 from qcompress.model import layers
 

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qcompress.measuring.calls import Call, rerun
-from qcompress.measuring.products import Place
+from qcompress.measuring.methods.calls import Call, rerun
+from qcompress.measuring.methods.products import Place
 from qcompress.model import layers
 
 EXACT = 1e-3  # for two float32 gradients that only differ in the order of their sums

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qcompress.measuring.offered import Offered
-from qcompress.measuring.sweep import Sweep
+from qcompress.measuring.streamed.sweep import Sweep
 from qcompress.model import forward as forwards
 from qcompress.model import layers
 from qcompress.model.chain import without_cache

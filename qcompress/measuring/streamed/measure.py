@@ -1,7 +1,7 @@
 """`measure` for an opened model: block by block under a memory limit, resumable after every block.
 
-The computation is that of ``method="sampled"`` (`qcompress.measuring.weight_gradients`) and gives the same numbers, in
-addition with standard errors and terms between parts (`qcompress.measuring.streamed_effects`).
+The computation is that of ``method="sampled"`` (`qcompress.measuring.methods.weight_gradients`) and gives the same
+numbers, in addition with standard errors and terms between parts (`qcompress.measuring.streamed.effects`).
 """
 
 import contextlib
@@ -24,11 +24,11 @@ from formulations.files import AnyPath
 from qcompress.errors import DataError, OptionsError
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import DECODED, EncodeProgress
-from qcompress.measuring.forecast import UnitForecast, as_bytes, forecast_of, resident_bytes, room_for_decoded
 from qcompress.measuring.offered import Offered, calibrated_options
 from qcompress.measuring.progress import MeasureProgress
-from qcompress.measuring.streamed_effects import Effects, StreamedEffects
-from qcompress.measuring.sweep import Sweep
+from qcompress.measuring.streamed.effects import Effects, StreamedEffects
+from qcompress.measuring.streamed.forecast import UnitForecast, as_bytes, forecast_of, resident_bytes, room_for_decoded
+from qcompress.measuring.streamed.sweep import Sweep
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.chain import without_cache

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from qcompress.budgets import parse
 from qcompress.errors import OptionsError
-from qcompress.measuring.moments import forecast_bytes
+from qcompress.measuring.inputs.moments import forecast_bytes
 from qcompress.model.parts import Part
 from qcompress.options import Options
 from qcompress.transforms.base import Transform

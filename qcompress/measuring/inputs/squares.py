@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.errors import DataError
-from qcompress.measuring.moments import input_rows
+from qcompress.measuring.inputs.moments import input_rows
 from qcompress.model import forward as forwards
 from qcompress.model.parts import Part
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qcompress.measuring.calls import Call
+from qcompress.measuring.methods.calls import Call
 from qcompress.model import layers
 
 CHUNK = 16  # samples whose products are computed at once

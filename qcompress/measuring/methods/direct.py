@@ -1,7 +1,7 @@
 """Effects by direct evaluation: every option is put into the model alone, and the true loss is computed.
 
-Only the part of the network after the changed module is run again (`qcompress.measuring.replay`). The pair terms come
-from the change ``J_v`` of the output: exactly if outputs have few numbers, else by random probes.
+Only the part of the network after the changed module is run again (`qcompress.measuring.methods.replay`). The pair
+terms come from the change ``J_v`` of the output: exactly if outputs have few numbers, else by random probes.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qcompress.errors import ModelError
 from qcompress.measuring.candidates import Candidates
 from qcompress.measuring.effects import MAX_NUMBERS, Effects, curvature_points, exact_effects, softened_costs
-from qcompress.measuring.replay import RecordedCalls
+from qcompress.measuring.methods.replay import RecordedCalls
 from qcompress.model import forward as forwards
 from qcompress.model.losses import Loss
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.errors import DataError
-from qcompress.measuring.ranges import activation_ranges
+from qcompress.measuring.inputs.ranges import activation_ranges
 from qcompress.model.parts import survey
 from qcompress.transforms.activations import Range
 from qcompress.transforms.base import Ranges

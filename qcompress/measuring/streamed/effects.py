@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from formulations.file_kinds import FileKind
 from qcompress.measuring.candidates import EncodeProgress, fitted
-from qcompress.measuring.streamed_inputs import inputs_of
-from qcompress.measuring.sweep import Sweep
-from qcompress.measuring.weight_gradients import Gradients
+from qcompress.measuring.methods.weight_gradients import Gradients
+from qcompress.measuring.streamed.inputs import inputs_of
+from qcompress.measuring.streamed.sweep import Sweep
 from qcompress.model.losses import Loss
 from qcompress.model.parts import Part
 from qcompress.options import Options, transform_from_json

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import qcompress
-from qcompress.measuring.weight_gradients import samples
+from qcompress.measuring.methods.weight_gradients import samples
 from qcompress.model.losses import as_loss
 from tests.models import Functional, Reused, TiedLanguageModel, seeded
 

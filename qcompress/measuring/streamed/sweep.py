@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.errors import DataError, ModelError
-from qcompress.measuring.activations import Activations
-from qcompress.measuring.weight_gradients import samples
+from qcompress.measuring.methods.weight_gradients import samples
+from qcompress.measuring.streamed.activations import Activations
 from qcompress.model import forward as forwards
 from qcompress.model.chain import Chain, without_cache
 from qcompress.model.opened import Opened, opened_of

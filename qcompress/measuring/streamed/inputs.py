@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from qcompress.measuring.moments import second_moments
-from qcompress.measuring.squares import input_squares
-from qcompress.measuring.sweep import Sweep
+from qcompress.measuring.inputs.moments import second_moments
+from qcompress.measuring.inputs.squares import input_squares
+from qcompress.measuring.streamed.sweep import Sweep
 from qcompress.model.parts import Part
 from qcompress.transforms.base import Offer
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from qcompress.measuring import evidence
+from qcompress.measuring.methods import evidence
 
 STEPS = 3e-4, 3e-5
 """How far a weight is moved, relative to its size; the second step is tried if the first is not linear enough."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import qcompress
-from qcompress.measuring.gradient_check import misleading
+from qcompress.measuring.methods.gradient_check import misleading
 from tests.models import Residual, TiedLanguageModel, seeded
 
 OPTIONS = qcompress.prune_quantize(bits=(4, 6), sparsity=(0,))

@@ -10,10 +10,10 @@ import torch
 
 import qcompress
 from qcompress.errors import DataError, OptionsError
-from qcompress.measuring.forecast import as_bytes
-from qcompress.measuring.streamed_effects import StreamedEffects
-from qcompress.measuring.sweep import Sweep
-from qcompress.measuring.weight_gradients import Gradients
+from qcompress.measuring.methods.weight_gradients import Gradients
+from qcompress.measuring.streamed.effects import StreamedEffects
+from qcompress.measuring.streamed.forecast import as_bytes
+from qcompress.measuring.streamed.sweep import Sweep
 from qcompress.model.opened import open_model
 from tests.opened_models import in_memory, saved, tokens
 

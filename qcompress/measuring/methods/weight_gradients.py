@@ -23,11 +23,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qcompress.measuring.calls import Call, autocast_of, response
 from qcompress.measuring.candidates import Candidates, Layer
-from qcompress.measuring.direct import Direct
 from qcompress.measuring.effects import Effects
-from qcompress.measuring.gradient_check import misleading
+from qcompress.measuring.methods.calls import Call, autocast_of, response
+from qcompress.measuring.methods.direct import Direct
+from qcompress.measuring.methods.gradient_check import misleading
 from qcompress.model import forward as forwards
 from qcompress.model.samples import same_outputs
 from qcompress.model.sites import Site

@@ -1,0 +1,1 @@
+"""Statistics of the layers' inputs and outputs that options are fitted to: second moments, squares, ranges."""

@@ -1,0 +1,1 @@
+"""Measuring block by block, for models whose weights are read from files."""
