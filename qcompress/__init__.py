@@ -39,6 +39,8 @@ from solvers.compare.runs import Comparison, Suite, compare
 from solvers.pool import pool
 from solvers.sweep import Sweep, sweep
 
+__version__ = "0.1.0"
+
 __all__ = [
     "PAIR_STRENGTH",
     "Comparison",

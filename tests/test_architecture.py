@@ -7,6 +7,7 @@ import re
 import statistics
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from pkgutil import walk_packages
 
@@ -44,6 +45,10 @@ def test_imports_go_downward_only(monkeypatch, capsys):
     """The contracts in pyproject.toml: qcompress above solvers above formulations, and no torch below qcompress."""
     monkeypatch.setattr("importlinter.cli._configure_logging", lambda verbose: None)  # it silences all other loggers
     assert lint_imports(no_cache=True) == 0, capsys.readouterr().out
+
+
+def test_the_version_is_that_of_the_installed_package():
+    assert qcompress.__version__ == version("qcompress")
 
 
 def test_importing_qcompress_imports_nothing_heavy_besides_torch():
