@@ -11,7 +11,7 @@ import numpy as np
 from formulations.files import AnyPath, replacing
 from qcompress.errors import MissingError
 from solvers.base import relative_gap
-from solvers.compare.runs import TARGET, Comparison, Curve, Suite, anytime, performance_profile
+from solvers.compare.runs import Comparison, Curve, Suite, anytime, performance_profile
 from solvers.sweep import Sweep
 
 # Okabe and Ito's palette, distinguishable for colour-blind readers.
@@ -65,7 +65,7 @@ def plot_anytime(comparison: Comparison, path: AnyPath) -> None:
     _write(figure, path)
 
 
-def plot_profile(compared: Comparison | Suite, path: AnyPath, *, within: float = TARGET) -> None:
+def plot_profile(compared: Comparison | Suite, path: AnyPath, *, within: float | None = None) -> None:
     """Draw performance profiles (see `solvers.compare.curves.performance_profile`) and write them to ``path`` as PNG.
 
     Raises:
@@ -96,7 +96,8 @@ def plot_profile(compared: Comparison | Suite, path: AnyPath, *, within: float =
     axes.set_ylim(-0.02, 1.02)
     axes.yaxis.set_major_formatter(lambda share, _: f"{share * 100:.0f} %")
     axes.set_ylabel("runs that reached the target")
-    _finish(axes, f"Time to within {within * 100:g} % of the best: performance profile")
+    words = compared.target_words if within is None else f"{within * 100:g}%"
+    _finish(axes, f"Time to target ({words}): performance profile")
     _write(figure, path)
 
 

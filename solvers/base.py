@@ -181,4 +181,4 @@ class CqmSampler(Protocol):
 
 
 SolverLike = str | Solver | type[Solver] | BqmSampler | CqmSampler
-"""What is taken for a solver: a registered name, a `Solver` class or instance, or a dimod sampler."""
+"""What is taken for a solver: words as in `solvers.named`, a `Solver` class or instance, or a dimod sampler."""

@@ -14,6 +14,7 @@ from formulations import FileFormatError, Problem
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from solvers.base import Solver
+from solvers.provenance import class_names, versions
 
 FILE_KIND = FileKind("qcompress journal", version=1)
 
@@ -71,14 +72,17 @@ class Journal:
 def run_key(
     purpose: str, problem: Problem, solver: Solver, time_limit: float | None, seed: int | None
 ) -> dict[str, Any]:
-    """The key of one solver run: everything that decides what comes out.
+    """The key of one solver run: everything that decides what comes out, versions of the code included.
 
-    A dimod sampler is known by its class and its parameters only.
+    A dimod sampler is known by its class, those it is composed of, and its parameters; what else it was made with does
+    not show, so that two which differ in that need labels of their own.
     """
     return {
         "purpose": purpose,
         "problem": problem.fingerprint(),
         "solver": solver.name,
+        "classes": class_names(solver),
+        "versions": versions(solver),
         "options": {name: repr(value) for name, value in solver.option_values.items()},
         "time_limit": time_limit,
         "seed": seed,

@@ -57,7 +57,8 @@ def solve(
 
     Args:
         problem: what to solve.
-        solver: a name (see `available`), a `Solver` class or instance, or any ``dimod.Sampler`` instance.
+        solver: a name (see `available`), also with options or an import path (see `solvers.named`), a `Solver` class
+            or instance, or any ``dimod.Sampler`` instance.
         time_limit: seconds; the best so far is returned when they are over. None: the solver's own end.
             The first run ever may compile for some seconds before they begin to count.
         seed: same seed, same answer (where no time limit cut the run).
@@ -177,12 +178,17 @@ def judge(problem: Problem, choice: ArrayLike, *, name: str = "given") -> Soluti
 
 
 def as_solver(solver: SolverLike) -> Solver:
-    """The `Solver` that is meant by a name, a class, an instance or a dimod sampler.
+    """The `Solver` that is meant by words (see `solvers.named`), a class, an instance or a dimod sampler.
 
     Raises:
         UnknownSolverError: no such name.
-        InvalidOptionError: neither a solver nor a dimod sampler.
+        InvalidOptionError: neither a solver nor a dimod sampler, or options that it does not have.
     """
+    if isinstance(solver, str) and ":" in solver:
+        from solvers import named  # most words are plain names
+
+        meant, options = named.resolved(solver)
+        return named.configured(as_solver(meant), options)
     if isinstance(solver, str):
         return registry.solver_class(solver)()
     if isinstance(solver, type) and issubclass(solver, Solver):

@@ -21,7 +21,16 @@ Budgets = Annotated[
         "(bytes=120_000, bytes=120kB, latency_s=20ms, bits_per_weight=4.25). May be given several times.",
     ),
 ]
-SolverName = Annotated[str, typer.Option("--solver", "-s", help="Name of a solver; 'qcompress solvers' lists them.")]
+SolverName = Annotated[
+    str,
+    typer.Option(
+        "--solver",
+        "-s",
+        callback=lambda words: _solver_words(words),
+        help="Name of a solver ('qcompress solvers' lists them), or package.module:object for a solver or dimod "
+        "sampler of your own.",
+    ),
+]
 SolverOptions = Annotated[
     list[str] | None,
     typer.Option("--option", metavar="NAME=VALUE", help="An option of the solver. May be given several times."),
@@ -78,8 +87,7 @@ def named(reference: str, what: str) -> Any:
     module_name, colon, attribute = reference.partition(":")
     if not (module_name and colon and attribute):
         raise typer.BadParameter(f"{what} must be written package.module:callable, found {reference!r}.")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    find_modules_here()
     try:
         value: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -92,6 +100,19 @@ def named(reference: str, what: str) -> Any:
             raise typer.BadParameter(f"{what} {reference!r}: {module_name} has no {part!r}; it has: {names}.")
         value = getattr(value, part)
     return value
+
+
+def find_modules_here() -> None:
+    """Let modules of the current folder be imported, as Python itself does for a script that lies there."""
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+
+
+def _solver_words(words: str) -> str:
+    """The words as they are; where they name a module, it may lie in the current folder."""
+    if ":" in words:
+        find_modules_here()
+    return words
 
 
 def function(reference: str, what: str) -> Callable[..., Any]:

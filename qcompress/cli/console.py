@@ -48,6 +48,11 @@ def print_json(value: Any) -> None:
     print_lines(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False))
 
 
+def print_text(text: str) -> None:
+    """Text on stdout as it is, its own line ends included."""
+    out.file.write(text)
+
+
 def print_lines(*lines: str) -> None:
     """Print plain lines on stdout."""
     for line in lines:

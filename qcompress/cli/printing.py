@@ -4,7 +4,8 @@ from formulations.formatting import amount, number, percent
 from qcompress.cli.console import print_lines, print_table
 from qcompress.cli.sampling import print_sampling
 from solvers import Solution
-from solvers.compare.runs import TARGET, Comparison, Suite
+from solvers.compare.suite import Suite
+from solvers.compare.tables import Comparison, until
 
 
 def print_solution(solution: Solution, budgets: dict[str, float]) -> None:
@@ -31,8 +32,17 @@ def print_compared(compared: Comparison | Suite) -> None:
     rows = []
     for row in compared.rows():
         shares = [f"{share:.0%}" for share in (row.target_share, row.proven_share, row.feasible_share)]
-        rows.append((row.label, str(row.problems), *shares, percent(row.gap), f"{row.wall_s:.2f} s"))
-    columns = (f">within {TARGET:.0%} of best", ">proven", ">feasible", ">median gap", ">time")
+        times = [f"{seconds:.2f} s" for seconds in (row.wall_s, row.mean_wall_s, row.mean_target_s)]
+        rows.append((row.label, str(row.problems), *shares, percent(row.gap), *times))
+    columns = (
+        f">to {compared.target_words}",
+        ">proven",
+        ">feasible",
+        ">median gap",
+        ">time",
+        ">mean",
+        ">mean to target",
+    )
     print_table(("solver", ">problems", *columns), rows)
     for name, comparison in compared.comparisons.items():
         print_lines("", name)
@@ -44,18 +54,24 @@ def print_comparison(comparison: Comparison) -> None:
     rows = []
     for row in comparison.rows():
         statuses = ", ".join(f"{status} ×{count}" for status, count in row.statuses.items())
-        reached = row.to_target
         values = [
             number(row.median),
             number(row.best),
+            percent(row.above_best),
             percent(row.gap),
             f"{row.feasible_share:.0%}",
             f"{row.wall_s:.2f} s",
-            "–" if reached is None or reached.seconds is None else f"{reached.seconds:.2g} s",
+            until(row.to_target),
         ]
         rows.append((row.label, *values, statuses))
-    columns = (">median objective", ">best", ">gap to bound", ">feasible", ">time", f">to {TARGET:.0%}", "status")
-    print_table(("solver", *columns), rows)
-    print_lines(f"best objective {number(comparison.best)}, best bound {number(comparison.bound)}")
-    print_lines(*(f"not run: {label} ({why})" for label, why in comparison.skipped.items()))
-    print_lines(*(f"failed: {run} ({why})" for run, why in comparison.errors.items()))
+    columns = (
+        ">median",
+        ">best",
+        ">above best",
+        ">gap to bound",
+        ">feasible",
+        ">time",
+        f">to {comparison.target_words}",
+    )
+    print_table(("solver", *columns, "status"), rows)
+    print_lines(*comparison.notes())

@@ -8,6 +8,7 @@ import typer
 from rich.markdown import Markdown
 
 import formulations.problem
+import solvers.compare.suite
 import solvers.compare.tables
 import solvers.solution
 import solvers.sweep
@@ -87,7 +88,7 @@ def _show_value(file: Path, problem_file: Path | None) -> None:
         _show_solution(Solution.load(file), None if problem_file is None else Problem.load(problem_file))
     elif kind == solvers.compare.tables.FILE_KIND.name:
         print_compared(Comparison.load(file))
-    elif kind == solvers.compare.tables.SUITE_KIND.name:
+    elif kind == solvers.compare.suite.SUITE_KIND.name:
         print_compared(Suite.load(file))
     elif kind == solvers.sweep.FILE_KIND.name:
         print_sweep(Sweep.load(file))

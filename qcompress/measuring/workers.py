@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,6 +29,7 @@ from qcompress.model import forward as forwards
 from qcompress.model.losses import Loss
 from qcompress.model.steady import Steady
 from qcompress.scalars import as_whole
+from solvers.processes import is_loss
 
 ROUND = 4
 """Batches per worker that are submitted before their results are awaited."""
@@ -145,7 +145,7 @@ def results(work: Work, batches: Iterable[tuple[int, Any]], jobs: int = 1) -> It
                     losses = 0
             except Exception as error:
                 losses += 1
-                if not _is_loss(error):
+                if not is_loss(error):
                     raise
                 if losses > MOST_LOSSES:
                     raise ModelError(
@@ -163,12 +163,6 @@ def checked_jobs(jobs: Any) -> int:
     if jobs == -1:
         return -1
     return as_whole(jobs, "jobs (worker processes; -1 for one per core)", least=1)
-
-
-def _is_loss(error: Exception) -> bool:
-    """Whether a worker was lost, as opposed to an error in its task."""
-    ray_lost = type(error).__module__.startswith("ray.") and "Died" in type(error).__name__ + str(error)
-    return isinstance(error, BrokenExecutor) or type(error).__name__ == "KilledWorker" or ray_lost
 
 
 def _packed(work: Work) -> tuple[NDArray[np.uint8], str]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from solvers.compare.tables import TARGET, Comparison, Suite
+from solvers.compare.suite import Suite
+from solvers.compare.tables import Comparison
 from solvers.compare.time_to_target import first_hit, target_near
 from solvers.solution import Solution
 
@@ -52,15 +53,16 @@ def anytime(comparison: Comparison) -> tuple[Curve, ...]:
     return tuple(_curve(label, runs) for label, runs in comparison.solutions.items())
 
 
-def performance_profile(compared: Comparison | Suite, *, within: float = TARGET) -> tuple[Profile, ...]:
+def performance_profile(compared: Comparison | Suite, *, within: float | None = None) -> tuple[Profile, ...]:
     """Performance profiles (Dolan & Moré, doi:10.1007/s101070100263) of the time to a target.
 
-    A task is one problem with one seed; it is ended when the objective is within a share of the best that any run
-    found for the problem. A solver that was not run on a problem has not ended its tasks.
+    A task is one problem with one seed; it is ended when the target is reached. A solver that was not run on a problem
+    has not ended its tasks.
 
     Args:
         compared: one problem, or several.
-        within: of the best objective, as a share of its size; 0 for the best itself.
+        within: share of the best objective that is known, given or found, for another target than the comparison's; 0
+            for the best itself.
 
     >>> from formulations.generators.random_instances import layered_problem
     >>> from solvers.compare.runs import compare
@@ -84,12 +86,13 @@ def performance_profile(compared: Comparison | Suite, *, within: float = TARGET)
     )
 
 
-def _end_times(comparison: Comparison, labels: list[str], within: float) -> NDArray[np.float64]:
+def _end_times(comparison: Comparison, labels: list[str], within: float | None) -> NDArray[np.float64]:
     """``(labels, seeds)`` when the target was reached; infinite for never."""
     times = np.full((len(labels), len(comparison.seeds)), np.inf)
-    if comparison.best is None:
+    reference = comparison.reference
+    target = comparison.target if within is None or reference is None else target_near(reference, within)
+    if target is None:
         return times
-    target = target_near(comparison.best, within)
     for row, label in zip(times, labels, strict=True):
         for number, run in enumerate(comparison.solutions.get(label, ())):
             hit = first_hit(run, target)

@@ -1,22 +1,30 @@
 """Run several solvers on one problem or many, each with several seeds.
 
 `compare` only runs them, one after the other or in parallel processes, with a journal from which a cut comparison
-goes on. What came out, with its tables, is in `solvers.compare.tables`, curves in `solvers.compare.curves`.
+goes on. What came out, with its tables, is in `solvers.compare.tables` and `solvers.compare.suite`, curves in
+`solvers.compare.curves`.
 """
 
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple, overload
+
+import numpy as np
 
 from formulations import Problem
 from formulations.files import AnyPath
 from solvers.base import Solver, SolverLike
 from solvers.compare.curves import Curve, Profile, anytime, performance_profile
-from solvers.compare.tables import FILE_KIND, SUITE_KIND, TARGET, Comparison, ComparisonRow, Suite, SuiteRow
+from solvers.compare.rows import ComparisonRow
+from solvers.compare.suite import SUITE_KIND, Suite, SuiteRow
+from solvers.compare.tables import FILE_KIND, TARGET, Comparison
 from solvers.compare.time_to_target import TimeToTarget, time_to_target
 from solvers.errors import InvalidOptionError, SolverUnavailableError, UnsupportedProblemError
 from solvers.journal import Journal, run_key
+from solvers.processes import Lost, in_processes
+from solvers.provenance import machine, processor_s, versions
 from solvers.run import as_solver, solve
 from solvers.solution import Solution, Status, StopReason
 
@@ -39,6 +47,12 @@ __all__ = [
 
 OnRun = Callable[[str, Solution], None]
 
+Solvers = Iterable[SolverLike] | Mapping[str, SolverLike]
+"""Solvers to compare; a mapping gives each a label of its own."""
+
+Values = float | Mapping[str, float] | None
+"""An objective for every problem, by name where there are several."""
+
 
 class _Task(NamedTuple):
     """One run that is to be made."""
@@ -48,15 +62,19 @@ class _Task(NamedTuple):
     problem: Problem
     solver: Solver
     seed: int
+    time_limit: float | None
 
 
 @overload
 def compare(
     problem: Problem,
-    solvers: Iterable[SolverLike],
+    solvers: Solvers,
     *,
     time_limit: float | None = ...,
     seeds: Iterable[int] = ...,
+    best_known: Values = ...,
+    target: Values = ...,
+    within: float = ...,
     jobs: int = ...,
     journal: AnyPath | None = ...,
     on_run: OnRun | None = ...,
@@ -66,10 +84,13 @@ def compare(
 @overload
 def compare(
     problem: Mapping[str, Problem],
-    solvers: Iterable[SolverLike],
+    solvers: Solvers,
     *,
     time_limit: float | None = ...,
     seeds: Iterable[int] = ...,
+    best_known: Values = ...,
+    target: Values = ...,
+    within: float = ...,
     jobs: int = ...,
     journal: AnyPath | None = ...,
     on_run: OnRun | None = ...,
@@ -78,10 +99,13 @@ def compare(
 
 def compare(
     problem: Problem | Mapping[str, Problem],
-    solvers: Iterable[SolverLike],
+    solvers: Solvers,
     *,
     time_limit: float | None = None,
     seeds: Iterable[int] = (0,),
+    best_known: Values = None,
+    target: Values = None,
+    within: float = TARGET,
     jobs: int = 1,
     journal: AnyPath | None = None,
     on_run: OnRun | None = None,
@@ -89,18 +113,26 @@ def compare(
     """Run every solver with every seed on one problem, or on each of several.
 
     A failing run does not end the comparison: its Solution has no choice, and ``details["error"]`` says what happened.
+    The same holds with several jobs when the process of a run dies. Every Solution's details hold ``cpu_s`` (processor
+    time of the process and of what it started), ``machine`` and ``versions``.
 
     Args:
         problem: what to solve, or several problems by name.
-        solvers: names, `Solver` classes or instances (which may differ in their options), dimod samplers.
+        solvers: names, with options as in ``"anneal:sweeps=200"`` and import paths (see `solvers.named`), `Solver`
+            classes or instances, dimod samplers. Two that differ in nothing that shows (two composites of one class)
+            need labels: ``{"gentle": one, "harsh": other}``.
         time_limit: seconds for every run.
         seeds: one run for each.
+        best_known: an objective that is known from elsewhere; gaps and targets refer to it unless a run is better.
+        target: the objective at or below which a run has reached its target, instead of ``within``.
+        within: a run has reached its target within this share of the best objective known or found.
         jobs: runs at the same time, each in a process of its own (-1: as many as there are cores), or on a cluster
             under ``joblib.parallel_config(backend="dask")`` or ``"ray"``. They share the
             cores, so that times are longer than of a run alone; leave 1 where times are what is compared.
         journal: a file that every run is written to as it ends. Runs that are in it already (same problem, solver,
-            options, time limit and seed) are taken from there, those that an error ended are made again. Ctrl-C then
-            ends the comparison, and the next call resumes it; without a journal Ctrl-C only ends the current run.
+            label, options, time limit, seed and versions) are taken from there, those that an error ended are made
+            again. Ctrl-C then ends the comparison, and the next call resumes it; without a journal Ctrl-C only ends
+            the current run.
         on_run: called with label and Solution after every run that was made; with several problems the label is
             ``"problem: solver"``.
 
@@ -110,36 +142,24 @@ def compare(
         FileFormatError: ``journal`` is no journal.
 
     >>> from formulations.generators.random_instances import layered_problem
-    >>> comparison = compare(layered_problem(4), ["brute-force"], seeds=(0, 1))
-    >>> [(row.label, row.feasible_share, row.gap, dict(row.statuses)) for row in comparison.rows()]
-    [('brute-force', 1.0, 0.0, {'OPTIMAL': 2})]
+    >>> comparison = compare(layered_problem(4), ["brute-force", "anneal:sweeps=20"], seeds=(0, 1))
+    >>> [(row.label, row.feasible_share, row.gap, dict(row.statuses)) for row in comparison.rows()][0]
+    ('brute-force', 1.0, 0.0, {'OPTIMAL': 2})
     """
     problems = dict(problem) if isinstance(problem, Mapping) else {"": problem}
-    if wrong := [type(stated).__name__ for stated in problems.values() if not isinstance(stated, Problem)]:
-        raise InvalidOptionError(f"compare takes a formulations.Problem or several by name, found {wrong[0]}")
-    back_ends = [as_solver(solver) for solver in solvers]
     numbers = tuple(int(seed) for seed in seeds)
-    labels = [solver.label for solver in back_ends]
-    if not back_ends or not numbers or not problems:
-        raise InvalidOptionError(
-            "compare needs at least one solver and one seed for at least one problem, "
-            f"found {labels}, {list(numbers)} and {len(problems)} problems"
-        )
-    if twice := [str(name) for name, count in Counter([*labels, *numbers]).items() if count > 1]:
-        raise InvalidOptionError(f"solvers and seeds must differ; given twice: {', '.join(twice)}")
-    if jobs == 0:
-        raise InvalidOptionError("jobs must be a number of processes, or -1 for one a core; found 0")
-    for stated in problems.values():
-        stated.require_reachable_budgets()
-    skipped = {name: _why_skipped(stated, labels, back_ends) for name, stated in problems.items()}
+    back_ends = _labelled(solvers)
+    _require_sense(problems, back_ends, numbers, jobs, within)
+    known, targets = _by_problem(problems, best_known, "best_known"), _by_problem(problems, target, "target")
+    skipped = {name: _why_skipped(stated, back_ends) for name, stated in problems.items()}
     tasks = [
-        _Task(name, label, stated, solver, seed)
+        _Task(name, label, stated, solver, seed, time_limit)
         for name, stated in problems.items()
-        for label, solver in zip(labels, back_ends, strict=True)
+        for label, solver in back_ends.items()
         if label not in skipped[name]
         for seed in numbers
     ]
-    solved = _run_all(tasks, time_limit, jobs, None if journal is None else Journal(journal), on_run)
+    solved = _run_all(tasks, jobs, None if journal is None else Journal(journal), on_run)
     comparisons = {
         name: Comparison(
             problem_fingerprint=stated.fingerprint(),
@@ -147,91 +167,154 @@ def compare(
             seeds=numbers,
             solutions={
                 label: tuple(solved[name, label, seed] for seed in numbers)
-                for label in labels
+                for label in back_ends
                 if label not in skipped[name]
             },
             skipped=skipped[name],
+            best_known=known.get(name),
+            stated_target=targets.get(name),
+            within=within,
         )
         for name, stated in problems.items()
     }
     return Suite(comparisons=comparisons) if isinstance(problem, Mapping) else comparisons[""]
 
 
+def _labelled(solvers: Solvers) -> dict[str, Solver]:
+    """Label → solver.
+
+    Raises:
+        InvalidOptionError: two have the same label.
+    """
+    if isinstance(solvers, Mapping):
+        return {str(label): as_solver(solver) for label, solver in solvers.items()}
+    back_ends = [as_solver(solver) for solver in solvers]
+    counts = Counter(solver.label for solver in back_ends)
+    if twice := [label for label, count in counts.items() if count > 1]:
+        raise InvalidOptionError(
+            f"solvers must differ; given twice: {', '.join(twice)}; where they differ in what does not show, give "
+            "labels: {'first': …, 'second': …}, on the command line first=NAME"
+        )
+    return {solver.label: solver for solver in back_ends}
+
+
+def _require_sense(
+    problems: Mapping[str, Problem], back_ends: Mapping[str, Solver], seeds: tuple[int, ...], jobs: int, within: float
+) -> None:
+    """Refuse what cannot be compared, before anything runs."""
+    if wrong := [type(stated).__name__ for stated in problems.values() if not isinstance(stated, Problem)]:
+        raise InvalidOptionError(f"compare takes a formulations.Problem or several by name, found {wrong[0]}")
+    if not back_ends or not seeds or not problems:
+        raise InvalidOptionError(
+            "compare needs at least one solver and one seed for at least one problem, "
+            f"found {list(back_ends)}, {list(seeds)} and {len(problems)} problems"
+        )
+    if twice := [str(seed) for seed, count in Counter(seeds).items() if count > 1]:
+        raise InvalidOptionError(f"seeds must differ; given twice: {', '.join(twice)}")
+    if jobs == 0:
+        raise InvalidOptionError("jobs must be a number of processes, or -1 for one a core; found 0")
+    if not (np.isfinite(within) and within >= 0):
+        raise InvalidOptionError(f"within must be a share of the best objective, 0 or more, found {within!r}")
+    for stated in problems.values():
+        stated.require_reachable_budgets()
+
+
+def _by_problem(problems: Mapping[str, Problem], values: Values, what: str) -> dict[str, float]:
+    """An objective by the problem's name, for those that have one.
+
+    Raises:
+        InvalidOptionError: one number for several problems, or one for a problem that is not there.
+    """
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping):
+        if len(problems) > 1:
+            raise InvalidOptionError(
+                f"several problems need {what} by name, found {values!r} for {', '.join(problems)}"
+            )
+        values = dict.fromkeys(problems, values)
+    if unknown := [name for name in values if name not in problems]:
+        raise InvalidOptionError(f"{what} names {', '.join(unknown)}; the problems are {', '.join(problems)}")
+    found = {name: float(value) for name, value in values.items()}
+    if odd := [name for name, value in found.items() if not np.isfinite(value)]:
+        raise InvalidOptionError(f"{what} must be a finite objective, found {found[odd[0]]!r}")
+    return found
+
+
 def _run_all(
-    tasks: list[_Task], time_limit: float | None, jobs: int, journal: Journal | None, on_run: OnRun | None
+    tasks: list[_Task], jobs: int, journal: Journal | None, on_run: OnRun | None
 ) -> dict[tuple[str, str, int], Solution]:
     """The solution of every task by problem, label and seed: read from the journal, or run and added to it."""
     solved: dict[tuple[str, str, int], Solution] = {}
     missing = []
     for task in tasks:
-        value = None if journal is None else journal.get(_key(task, time_limit))
+        value = None if journal is None else journal.get(_key(task))
         if value is None:
             missing.append(task)
         else:
             solved[task.name, task.label, task.seed] = Solution.from_json(value, "the journal")
-    for task, solution in _solved(missing, time_limit, jobs):
+    for task, found in _solved(missing, jobs):
+        solution = replace(found, details={**found.details, "versions": versions(task.solver)})
         if journal is not None:
             if solution.stop_reason is StopReason.INTERRUPTED:
                 raise KeyboardInterrupt
             if solution.stop_reason is not StopReason.ERROR_RECOVERED:
-                journal.add(_key(task, time_limit), solution.to_json())
+                journal.add(_key(task), solution.to_json())
         solved[task.name, task.label, task.seed] = solution
         if on_run is not None:
             on_run(f"{task.name}: {task.label}" if task.name else task.label, solution)
     return solved
 
 
-def _solved(tasks: list[_Task], time_limit: float | None, jobs: int) -> Iterator[tuple[_Task, Solution]]:
+def _solved(tasks: list[_Task], jobs: int) -> Iterator[tuple[_Task, Solution]]:
     """Every task with its solution, in the order they end."""
     if jobs == 1 or len(tasks) < 2:
         for task in tasks:
-            yield task, _solve(task, time_limit)
+            yield task, _solve(task)
         return
-    import joblib  # here: it takes a while, and one process needs none
-
-    backend = joblib.parallel.get_active_backend()[0]
-    at_once = getattr(backend, "supports_return_generator", False)  # Ray gives all back at the end
-    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered" if at_once else "list")
-    numbered = parallel(joblib.delayed(_solve_numbered)(number, task, time_limit) for number, task in enumerate(tasks))
-    for number, solution in numbered:
-        yield tasks[number], solution
+    for number, found in in_processes(_solve, tasks, jobs):
+        if isinstance(found, Lost):
+            found = _failed(tasks[number], "the process of this run died whenever it was tried")
+        yield tasks[number], found
 
 
-def _solve_numbered(number: int, task: _Task, time_limit: float | None) -> tuple[int, Solution]:
-    return number, _solve(task, time_limit)
-
-
-def _solve(task: _Task, time_limit: float | None) -> Solution:
-    begun = time.perf_counter()
+def _solve(task: _Task) -> Solution:
+    begun, processor_begun = time.perf_counter(), processor_s()
     try:
-        return solve(task.problem, task.solver, time_limit=time_limit, seed=task.seed)
+        solution = solve(task.problem, task.solver, time_limit=task.time_limit, seed=task.seed)
     except Exception as error:  # whatever a solver fails with, the others are still compared
-        return Solution(
-            choice=None,
-            objective=None,
-            usage={},
-            feasible=False,
-            bound=None,
-            gap=None,
-            status=Status.UNKNOWN,
-            stop_reason=StopReason.ERROR_RECOVERED,
-            wall_s=time.perf_counter() - begun,
-            solver=task.solver.name,
-            seed=task.seed,
-            options=task.solver.option_values,
-            details={"error": f"{type(error).__name__}: {error}"},
-            problem_fingerprint=task.problem.fingerprint(),
-        )
+        solution = _failed(task, f"{type(error).__name__}: {error}", time.perf_counter() - begun)
+    recorded = {"cpu_s": processor_s() - processor_begun, "machine": machine()}
+    return replace(solution, details={**solution.details, **recorded})
 
 
-def _key(task: _Task, time_limit: float | None) -> dict[str, Any]:
-    return run_key("compare", task.problem, task.solver, time_limit, task.seed)
+def _failed(task: _Task, error: str, wall_s: float = 0.0) -> Solution:
+    return Solution(
+        choice=None,
+        objective=None,
+        usage={},
+        feasible=False,
+        bound=None,
+        gap=None,
+        status=Status.UNKNOWN,
+        stop_reason=StopReason.ERROR_RECOVERED,
+        wall_s=wall_s,
+        solver=task.solver.name,
+        seed=task.seed,
+        options=task.solver.option_values,
+        details={"error": error},
+        problem_fingerprint=task.problem.fingerprint(),
+    )
 
 
-def _why_skipped(problem: Problem, labels: list[str], back_ends: list[Solver]) -> dict[str, str]:
+def _key(task: _Task) -> dict[str, Any]:
+    return {**run_key("compare", task.problem, task.solver, task.time_limit, task.seed), "label": task.label}
+
+
+def _why_skipped(problem: Problem, back_ends: Mapping[str, Solver]) -> dict[str, str]:
     """Label → why the solver cannot run on the problem, for each solver that cannot."""
     skipped = {}
-    for label, solver in zip(labels, back_ends, strict=True):
+    for label, solver in back_ends.items():
         try:
             solver.require(problem)
         except (SolverUnavailableError, UnsupportedProblemError) as error:

@@ -1,57 +1,26 @@
 """What came out of comparing solvers: every run on one problem (`Comparison`) or on several (`Suite`), and the tables.
 
 Every `Solution` is kept and the tables are computed from them, so that a comparison loaded from its file shows the
-same. The gaps of all solvers refer to the same bound: the best one that any of them proved.
+same. All solvers are measured by the same yardstick: the best bound that any of them proved, the best objective that
+any found or the caller knew, and one target.
 """
 
-import statistics
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath, read_json, write_json
 from formulations.formatting import number, percent
-from solvers.base import relative_gap
-from solvers.compare.time_to_target import TimeToTarget, target_near, time_to_target
-from solvers.solution import Solution, Status, StopReason
+from solvers.compare.rows import ComparisonRow, Yardstick, comparison_row, run_rows
+from solvers.compare.spreadsheet import to_csv
+from solvers.compare.time_to_target import TimeToTarget, target_near
+from solvers.solution import Solution, StopReason
 
-FILE_KIND = FileKind("qcompress comparison", version=1)
-SUITE_KIND = FileKind("qcompress comparison suite", version=1)
+FILE_KIND = FileKind("qcompress comparison", version=2)
 
 TARGET = 0.01
-"""A run has reached its target when it is within this share of the best objective any run found."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ComparisonRow:
-    """One solver over all its seeds.
-
-    Attributes:
-        label: its name, with the options that differ from their defaults.
-        feasible_share: runs that found a choice, over all runs.
-        best, median: objectives; a run without a choice counts as infinite, an infinite value is given as None.
-        above_best: ``(median - b) / |median|`` for the best objective b that any solver found, or None.
-        gap: ``(median - bound) / |median|`` for the best bound that any solver proved, or None.
-        bound: the best bound of its own, or None.
-        wall_s: median time of a run.
-        statuses: how often each status came.
-        to_target: time to within `TARGET` of the best that any solver found, or None when none found a choice.
-    """
-
-    label: str
-    feasible_share: float
-    best: float | None
-    median: float | None
-    above_best: float | None
-    gap: float | None
-    bound: float | None
-    wall_s: float
-    statuses: Mapping[str, int]
-    to_target: TimeToTarget | None
+"""Unless the caller says otherwise, a run has reached its target within this share of the best objective known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -61,6 +30,9 @@ class Comparison:
     Attributes:
         problem_fingerprint: of the problem that all of them solved.
         skipped: label → why this solver was not run (it cannot take the problem, or a package is missing).
+        best_known: an objective that the caller knew, or None.
+        stated_target: an objective that counts as reached, or None for ``within`` of the best known.
+        within: share of the best objective known.
     """
 
     problem_fingerprint: str
@@ -68,6 +40,9 @@ class Comparison:
     seeds: tuple[int, ...]
     solutions: Mapping[str, tuple[Solution, ...]]
     skipped: Mapping[str, str]
+    best_known: float | None = None
+    stated_target: float | None = None
+    within: float = TARGET
 
     @property
     def best(self) -> float | None:
@@ -75,10 +50,32 @@ class Comparison:
         return min((run.objective for run in self._runs() if run.objective is not None), default=None)
 
     @property
+    def reference(self) -> float | None:
+        """The best objective that the caller knew or any run found."""
+        return min((value for value in (self.best_known, self.best) if value is not None), default=None)
+
+    @property
+    def target(self) -> float | None:
+        """The objective at or below which a run has reached its target."""
+        if self.stated_target is not None:
+            return self.stated_target
+        return None if self.reference is None else target_near(self.reference, self.within)
+
+    @property
+    def target_words(self) -> str:
+        """The target as a heading: ``1%`` of the best, or the objective that was stated."""
+        return number(self.stated_target) if self.stated_target is not None else f"{100 * self.within:g}%"
+
+    @property
     def bound(self) -> float | None:
         """The best bound that any run proved (not above the best objective, where rounding alone could put it)."""
         bound = max((run.bound for run in self._runs() if run.bound is not None), default=None)
         return bound if bound is None or self.best is None else min(bound, self.best)
+
+    @property
+    def yardstick(self) -> Yardstick:
+        """What its runs are measured by."""
+        return Yardstick(reference=self.reference, bound=self.bound, target=self.target, time_limit=self.time_limit)
 
     @property
     def errors(self) -> dict[str, str]:
@@ -90,29 +87,52 @@ class Comparison:
             if run.stop_reason is StopReason.ERROR_RECOVERED
         }
 
+    @property
+    def machines(self) -> tuple[str, ...]:
+        """The machines that runs were made on, in words."""
+        found = [run.details["machine"] for run in self._runs() if "machine" in run.details]
+        return tuple(dict.fromkeys(_machine_words(machine) for machine in found))
+
     def rows(self) -> tuple[ComparisonRow, ...]:
         """The table, best median first; among equals the quicker one."""
-        rows = [_row(label, runs, self.best, self.bound) for label, runs in self.solutions.items()]
+        rows = [comparison_row(label, runs, self.yardstick) for label, runs in self.solutions.items()]
         return tuple(sorted(rows, key=lambda row: (row.median is None, row.median or 0.0, row.wall_s)))
 
-    def to_markdown(self) -> str:
-        """The table as Markdown."""
-        lines = [
-            "| solver | median objective | best | above best | gap to bound | own bound | feasible | time "
-            f"| to {TARGET:.0%} | status |",
-            "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|",
-        ]
-        for row in self.rows():
-            numbers = [number(row.median), number(row.best), percent(row.above_best), percent(row.gap)]
-            numbers += [number(row.bound), f"{row.feasible_share:.0%}", f"{row.wall_s:.2f} s", _until(row.to_target)]
-            statuses = ", ".join(f"{status} ×{count}" for status, count in row.statuses.items())
-            lines.append(f"| {row.label} | {' | '.join(numbers)} | {statuses} |")
-        lines += [
-            "",
-            f"Best objective {number(self.best)}, best bound {number(self.bound)}, seeds {list(self.seeds)}.",
-        ]
+    def run_rows(self) -> list[dict[str, Any]]:
+        """One row for every run: plain values by column."""
+        rows = [run_rows(label, runs, self.yardstick) for label, runs in self.solutions.items()]
+        return [{"problem": self.problem_fingerprint, **row} for solver_rows in rows for row in solver_rows]
+
+    def to_csv(self) -> str:
+        """One line for every run, with its times by phase, its options, its error, versions and machine."""
+        return to_csv(self.run_rows())
+
+    def notes(self) -> list[str]:
+        """What the table does not say, in lines: the yardstick, what did not run or failed, machines."""
+        known = "" if self.best_known is None else f", best known before {number(self.best_known)}"
+        lines = [f"Best objective {number(self.best)}{known}, best bound {number(self.bound)}."]
+        if self.best_known is not None and self.bound is not None and self.best_known < self.bound:
+            lines.append("The best value known before lies below a proven bound: one of the two is wrong.")
+        if self.target is not None:
+            lines.append(f"Target {number(self.target)}, seeds {list(self.seeds)}.")
         lines += [f"Not run: {label} ({why})." for label, why in self.skipped.items()]
         lines += [f"Failed: {run} ({why})." for run, why in self.errors.items()]
+        return lines + [f"Run on {machine}." for machine in self.machines]
+
+    def to_markdown(self) -> str:
+        """The table as Markdown, and below it the times by phase."""
+        lines = [
+            "| solver | median objective | best | above best known | gap to bound | own bound | feasible | time "
+            f"| processor | to {self.target_words} | status |",
+            "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|",
+        ]
+        rows = self.rows()
+        for row in rows:
+            numbers = [number(row.median), number(row.best), percent(row.above_best), percent(row.gap)]
+            numbers += [number(row.bound), f"{row.feasible_share:.0%}", f"{row.wall_s:.2f} s", _seconds(row.cpu_s)]
+            statuses = ", ".join(f"{status} ×{count}" for status, count in row.statuses.items())
+            lines.append(f"| {row.label} | {' | '.join(numbers)} | {until(row.to_target)} | {statuses} |")
+        lines += ["", *_phase_table(rows), *self.notes()]
         return "\n".join(lines) + "\n"
 
     def to_json(self) -> dict[str, Any]:
@@ -120,7 +140,8 @@ class Comparison:
         runs = {label: [run.to_json() for run in runs] for label, runs in self.solutions.items()}
         header = {**FILE_KIND.header, "problem_fingerprint": self.problem_fingerprint}
         settings = {"time_limit": self.time_limit, "seeds": self.seeds, "skipped": dict(self.skipped)}
-        return {**header, **settings, "solutions": runs}
+        target = {"best_known": self.best_known, "stated_target": self.stated_target, "within": self.within}
+        return {**header, **settings, **target, "solutions": runs}
 
     def save(self, path: AnyPath) -> None:
         """Write every run as JSON, whole or not at all."""
@@ -153,130 +174,41 @@ class Comparison:
                     for label, runs in json["solutions"].items()
                 },
                 skipped=dict(json["skipped"]),
+                best_known=json.get("best_known"),  # the first version had none
+                stated_target=json.get("stated_target"),
+                within=json.get("within", TARGET),
             )
 
     def _runs(self) -> list[Solution]:
         return [run for runs in self.solutions.values() for run in runs]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SuiteRow:
-    """One solver over all problems of a suite and all its seeds.
-
-    Attributes:
-        problems: number of problems that it was run on.
-        feasible_share, proven_share: share of its runs with a choice, and with a proof of optimality.
-        target_share: share of its runs within `TARGET` of the best that any solver found for the problem.
-        gap: median over its runs of the gap to the best bound that any solver proved, or None.
-        wall_s: median time of a run.
-    """
-
-    label: str
-    problems: int
-    feasible_share: float
-    target_share: float
-    proven_share: float
-    gap: float | None
-    wall_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Suite:
-    """The same solvers compared on several problems: name of the problem → `Comparison`."""
-
-    comparisons: Mapping[str, Comparison]
-
-    def __getitem__(self, name: str) -> Comparison:
-        """The comparison on one problem."""
-        return self.comparisons[name]
-
-    def rows(self) -> tuple[SuiteRow, ...]:
-        """The table over all problems: solvers that are most often near the best first; among equals the quicker."""
-        labels = dict.fromkeys(label for comparison in self.comparisons.values() for label in comparison.solutions)
-        rows = [self._row(label) for label in labels]
-        return tuple(sorted(rows, key=lambda row: (-row.problems * row.target_share, row.wall_s)))
-
-    def to_markdown(self) -> str:
-        """The table over all problems, then one for each, as Markdown."""
-        lines = [
-            f"| solver | problems | within {TARGET:.0%} of the best | proven | feasible | median gap | time |",
-            "|---|--:|--:|--:|--:|--:|--:|",
-        ]
-        for row in self.rows():
-            shares = [f"{share:.0%}" for share in (row.target_share, row.proven_share, row.feasible_share)]
-            values = [str(row.problems), *shares, percent(row.gap), f"{row.wall_s:.2f} s"]
-            lines.append(f"| {row.label} | {' | '.join(values)} |")
-        parts = [f"\n## {name}\n\n{comparison.to_markdown()}" for name, comparison in self.comparisons.items()]
-        return "\n".join(lines) + "\n" + "".join(parts)
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-able dictionary of everything in here."""
-        comparisons = {name: comparison.to_json() for name, comparison in self.comparisons.items()}
-        return {**SUITE_KIND.header, "comparisons": comparisons}
-
-    def save(self, path: AnyPath) -> None:
-        """Write every run as JSON, whole or not at all."""
-        write_json(path, self.to_json())
-
-    @classmethod
-    def load(cls, path: AnyPath) -> "Suite":
-        """Read what `save` wrote.
-
-        Raises:
-            FileFormatError: the file is no such JSON, or of a newer version.
-        """
-        content = SUITE_KIND.read_json(path)
-        with SUITE_KIND.building(path):
-            comparisons = content["comparisons"].items()
-            return cls(comparisons={name: Comparison.from_json(saved, str(path)) for name, saved in comparisons})
-
-    def _row(self, label: str) -> SuiteRow:
-        compared = [
-            (comparison, comparison.solutions[label])
-            for comparison in self.comparisons.values()
-            if label in comparison.solutions
-        ]
-        pairs = [(comparison, run) for comparison, runs in compared for run in runs]
-        near = [comparison.best is not None and _near(run, comparison.best) for comparison, run in pairs]
-        gaps = [relative_gap(run.objective, comparison.bound) for comparison, run in pairs]
-        median = statistics.median(np.inf if gap is None else gap for gap in gaps)
-        return SuiteRow(
-            label=label,
-            problems=len(compared),
-            feasible_share=sum(run.feasible for _, run in pairs) / len(pairs),
-            target_share=sum(near) / len(pairs),
-            proven_share=sum(run.status is Status.OPTIMAL for _, run in pairs) / len(pairs),
-            gap=_finite(median),
-            wall_s=statistics.median(run.wall_s for _, run in pairs),
-        )
-
-
-def _near(run: Solution, best: float) -> bool:
-    return run.objective is not None and run.objective <= target_near(best, TARGET)
-
-
-def _row(label: str, runs: tuple[Solution, ...], best: float | None, bound: float | None) -> ComparisonRow:
-    objectives = [np.inf if run.objective is None else run.objective for run in runs]
-    median = _finite(statistics.median(objectives))
-    return ComparisonRow(
-        label=label,
-        feasible_share=sum(run.feasible for run in runs) / len(runs),
-        best=_finite(min(objectives)),
-        median=median,
-        above_best=relative_gap(median, best),
-        gap=relative_gap(median, bound),
-        bound=max((run.bound for run in runs if run.bound is not None), default=None),
-        wall_s=statistics.median(run.wall_s for run in runs),
-        statuses=dict(Counter(str(run.status) for run in runs)),
-        to_target=None if best is None else time_to_target(runs, target_near(best, TARGET)),
-    )
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
-
-
-def _until(time: TimeToTarget | None) -> str:
+def until(time: TimeToTarget | None) -> str:
+    """A time to target with its bootstrap interval, in words."""
     if time is None or time.seconds is None:
         return "–"
-    return f"{time.seconds:.2g} s ({time.low_s:.2g}–{time.high_s:.2g})"
+    high = "∞" if time.bootstrap_high_s is None else f"{time.bootstrap_high_s:.2g}"
+    return f"{time.seconds:.2g} s ({time.bootstrap_low_s:.2g}–{high})"
+
+
+def _seconds(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f} s"
+
+
+def _phase_table(rows: Iterable[ComparisonRow]) -> list[str]:
+    """Median seconds by phase, one line a solver; nothing where no solver tells of phases."""
+    told = [row for row in rows if row.phases]
+    names = list(dict.fromkeys(name for row in told for name in row.phases))
+    if not names:
+        return []
+    heads = [name.removesuffix("_s").replace("_", " ") for name in names]
+    lines = [f"| seconds by phase | {' | '.join(heads)} |", f"|---|{'--:|' * len(names)}"]
+    for row in told:
+        cells = [f"{row.phases[name]:.2g}" if name in row.phases else "–" for name in names]
+        lines.append(f"| {row.label} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _machine_words(machine: Mapping[str, Any]) -> str:
+    memory = "" if machine["memory_gb"] is None else f", {machine['memory_gb']:g} GB"
+    return f"{machine['processor']}, {machine['cores']} cores{memory}, {machine['system']}, Python {machine['python']}"

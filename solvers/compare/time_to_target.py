@@ -1,16 +1,20 @@
 """Time to target: how long a solver takes to come close enough to the best, when luck differs from seed to seed.
 
 A run reaches the target in time t with probability p. Restarted every t seconds, it has reached it with 99 % after
-``t·ln(0.01)/ln(1 - p)`` seconds (Rønnow et al., doi:10.1126/science.1252319). What is known of p are the seeds, so
-that the result has a confidence interval (Clopper & Pearson, doi:10.1093/biomet/26.4.404); where no run reached the
-target there is no number, and where every run did the interval still says how few they were.
+``t·ln(0.01)/ln(1 - p)`` seconds (Rønnow et al., doi:10.1126/science.1252319). What is known of p and t are the seeds,
+so the result has two intervals. The bootstrap draws the runs anew (Efron, doi:10.1214/aos/1176344552), so that times
+and the choice of the restart vary as well; but where all runs reached the target it cannot know how few they were. The
+exact interval of p (Clopper & Pearson, doi:10.1093/biomet/26.4.404) does. Where no run reached the target there is no
+number.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import scipy.special
+from numpy.typing import NDArray
 
 from solvers.search import PROOF_TOLERANCE
 from solvers.solution import Solution
@@ -19,7 +23,10 @@ CERTAINTY = 0.99
 """Probability with which the target is reached within the stated time."""
 
 CONFIDENCE = 0.95
-"""Coverage of the confidence interval."""
+"""Coverage of the confidence intervals."""
+
+RESAMPLES = 1000
+"""Draws of the bootstrap; seeded, so that the same runs give the same interval."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +39,9 @@ class TimeToTarget:
         restart_s: the seconds after which a run is best restarted (of those at which a run reached the target, the
             one with the least result; chosen after the fact, as is usual), or None without a hit.
         seconds: to reach the target with `CERTAINTY`, or None without a hit.
-        low_s, high_s: its `CONFIDENCE` interval, or None without a hit.
+        low_s, high_s: its `CONFIDENCE` interval from how many runs had reached it by then, or None without a hit.
+        bootstrap_low_s, bootstrap_high_s: its `CONFIDENCE` interval over `RESAMPLES` draws of the runs, with
+            repetition; the upper end is None where too many of the draws have no hit.
     """
 
     target: float
@@ -42,6 +51,8 @@ class TimeToTarget:
     seconds: float | None
     low_s: float | None
     high_s: float | None
+    bootstrap_low_s: float | None
+    bootstrap_high_s: float | None
 
 
 def time_to_target(runs: Sequence[Solution], target: float) -> TimeToTarget:
@@ -54,22 +65,28 @@ def time_to_target(runs: Sequence[Solution], target: float) -> TimeToTarget:
     >>> found.hits, found.low_s <= found.seconds <= found.high_s  # which run is how fast is not the same every time
     (3, True)
     """
-    times = sorted(t for t in (first_hit(run, target) for run in runs) if t is not None)
-    if not times:
-        return TimeToTarget(
-            target=target, runs=len(runs), hits=0, restart_s=None, seconds=None, low_s=None, high_s=None
-        )
-    seconds, hits = min((t * _restarts(count / len(runs)), count) for count, t in enumerate(times, start=1))
-    restart = times[hits - 1]
+    found = [first_hit(run, target) for run in runs]
+    times = np.sort([np.inf if t is None else t for t in found])  # (runs,)
+    expected = _expected_s(times[None])[0]
+    if not np.isfinite(times[0]):
+        nothing = dict.fromkeys(("restart_s", "seconds", "low_s", "high_s", "bootstrap_low_s", "bootstrap_high_s"))
+        return TimeToTarget(target=target, runs=len(runs), hits=0, **nothing)
+    hits = 1 + int(np.argmin(expected))
+    restart = float(times[hits - 1])
     low, high = share_interval(hits, len(runs))
+    drawn = np.random.default_rng(0).integers(len(runs), size=(RESAMPLES, len(runs)))
+    resampled = np.sort(_expected_s(np.sort(times[drawn], axis=1)).min(axis=1))
+    outside = round((1 - CONFIDENCE) / 2 * RESAMPLES)  # draws beyond either end
     return TimeToTarget(
         target=target,
         runs=len(runs),
-        hits=len(times),
+        hits=int(np.isfinite(times).sum()),
         restart_s=restart,
-        seconds=seconds,
+        seconds=float(expected[hits - 1]),
         low_s=restart * _restarts(high),
         high_s=restart * _restarts(low),
+        bootstrap_low_s=float(resampled[outside]),
+        bootstrap_high_s=float(resampled[-1 - outside]) if np.isfinite(resampled[-1 - outside]) else None,
     )
 
 
@@ -94,6 +111,13 @@ def share_interval(hits: int, runs: int) -> tuple[float, float]:
     low = 0.0 if hits == 0 else float(scipy.special.betaincinv(hits, runs - hits + 1, tail))
     high = 1.0 if hits == runs else float(scipy.special.betaincinv(hits + 1, runs - hits, 1 - tail))
     return low, high
+
+
+def _expected_s(times: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Time to target when runs are restarted at each of ``times`` ``(draws, runs)``, sorted along the second axis."""
+    count = times.shape[1]
+    restarts = np.array([_restarts(hits / count) for hits in range(1, count + 1)])
+    return np.asarray(times * restarts)
 
 
 def _restarts(share: float) -> float:

@@ -351,6 +351,45 @@ def test_compare_takes_several_problems_and_goes_on_from_its_journal(folder, pro
     assert capsys.readouterr().out.strip() in out
 
 
+OWN_SOLVERS = """
+import dimod
+
+TRIES = dimod.ExactSolver()
+"""
+
+
+def test_compare_takes_options_labels_import_paths_and_a_target(folder, problem_file, capsys):
+    (folder / "mine_for_cli.py").write_text(OWN_SOLVERS)
+    words = ["compare", problem_file, "--solver", "anneal:sweeps=5", "--solver", "more=anneal:sweeps=9"]
+    words += ["--solver", "mine_for_cli:TRIES", "--solvers", "greedy,dp", "--seeds", "1", "--output", "out"]
+    ran([*words, "--best-known", "-1", "--target", "problem=1e9", "--within", "0.5%"])
+    compared = Comparison.load("out/comparison.json")
+    assert list(compared.solutions) == ["anneal(sweeps=5)", "more", "ExactSolver", "greedy"]
+    assert "dp" in compared.skipped
+    assert (compared.best_known, compared.stated_target, compared.within) == (-1.0, 1e9, 0.005)
+    assert "Best objective" in capsys.readouterr().out
+    ran([*words, "--csv"])
+    printed = capsys.readouterr().out
+    assert printed == (folder / "out/runs.csv").read_text()
+    assert len(printed.splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--solver", "a=dp", "--solver", "a=milp"], "labels must differ"),
+        (["--solver", "dp", "--within", "much"], "--within must be a share"),
+        (["--solver", "dp", "--best-known", "a lot"], "must be a number"),
+        (["--solver", "dp", "--target", "other=1"], "no problem is called 'other'; the problems are problem"),
+        (["--solver", "dp", "--json", "--csv"], "give one of them"),
+        (["--solver", "nowhere_at_all:it"], "no module is called 'nowhere_at_all'"),
+    ],
+)
+def test_compare_refuses_what_it_cannot_mean(words, message, folder, problem_file, capsys):
+    assert main(["compare", problem_file, "--seeds", "1", *words]) in (1, 2)
+    assert message in capsys.readouterr().err
+
+
 def test_sweep_leaves_curve_and_plot_and_goes_on_from_its_journal(folder, problem_file, capsys):
     pytest.importorskip("matplotlib")
     words = ["sweep", problem_file, "--resource", "bytes", "--points", "4", "--journal", "points.jsonl"]

@@ -46,7 +46,8 @@ def test_parallel_processes_give_the_same_answers_and_write_the_same_journal(tmp
     journal = Journal(tmp_path / "runs")
     for problem in problems.values():
         for seed in seeds:
-            assert journal.get(run_key("compare", problem, Dice(rolls=9), None, seed))["seed"] == seed
+            key = {**run_key("compare", problem, Dice(rolls=9), None, seed), "label": "dice(rolls=9)"}
+            assert journal.get(key)["seed"] == seed
 
 
 @pytest.mark.slow

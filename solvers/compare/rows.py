@@ -1,0 +1,161 @@
+"""The numbers of the tables: one row for every solver of a comparison, and one for every run.
+
+Times over many runs or problems are summarised by shifted geometric means, which neither the longest nor the shortest
+ones decide alone (Achterberg, doi:10.14279/depositonce-1634, appendix A).
+"""
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from solvers.base import relative_gap
+from solvers.compare.time_to_target import TimeToTarget, first_hit, time_to_target
+from solvers.solution import Solution, StopReason
+
+SHIFT_S = 1.0
+"""Seconds that are added to every time before the geometric mean is taken, and then subtracted."""
+
+ERROR = "ERROR"
+"""What stands for the status of a run that an error ended without a choice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Yardstick:
+    """What the runs on one problem are measured by.
+
+    Attributes:
+        reference: the best objective known, given or found, or None.
+        bound: the best bound that any run proved, or None.
+        target: objective at or below which a run has reached the target, or None.
+        time_limit: seconds of every run, or None.
+    """
+
+    reference: float | None
+    bound: float | None
+    target: float | None
+    time_limit: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonRow:
+    """One solver over all its seeds.
+
+    Attributes:
+        label: its name, with the options that differ from their defaults.
+        feasible_share: runs that found a choice, over all runs.
+        target_share: runs that reached the target, over all runs.
+        best, median: objectives; a run without a choice counts as infinite, an infinite value is given as None.
+        above_best: ``(median - b) / |median|`` for the best objective b that is known, given or found, or None.
+        gap: ``(median - bound) / |median|`` for the best bound that any solver proved, or None.
+        bound: the best bound of its own, or None.
+        wall_s, cpu_s: median time of a run on the clock and of the processor (None where that was not recorded).
+        mean_wall_s: shifted geometric mean of the runs' times.
+        mean_target_s: the same of their times to the target; a run that never reached it counts with the time limit,
+            or with its own time where that is longer or there is no limit.
+        phases: median seconds by phase, as the solvers tell them (build, solve, embedding, queue, access, …).
+        statuses: how often each status came; ``ERROR`` for runs that an error ended without a choice.
+        to_target: time to the target, or None when there is none.
+    """
+
+    label: str
+    feasible_share: float
+    target_share: float
+    best: float | None
+    median: float | None
+    above_best: float | None
+    gap: float | None
+    bound: float | None
+    wall_s: float
+    cpu_s: float | None
+    mean_wall_s: float
+    mean_target_s: float
+    phases: Mapping[str, float]
+    statuses: Mapping[str, int]
+    to_target: TimeToTarget | None
+
+
+def comparison_row(label: str, runs: Sequence[Solution], yardstick: Yardstick) -> ComparisonRow:
+    """The row of one solver."""
+    objectives = [np.inf if run.objective is None else run.objective for run in runs]
+    median = finite(statistics.median(objectives))
+    processor = [seconds for run in runs if (seconds := run.details.get("cpu_s")) is not None]
+    names = dict.fromkeys(name for run in runs for name in run.timing)
+    return ComparisonRow(
+        label=label,
+        feasible_share=sum(run.feasible for run in runs) / len(runs),
+        target_share=sum(reached(run, yardstick) for run in runs) / len(runs),
+        best=finite(min(objectives)),
+        median=median,
+        above_best=relative_gap(median, yardstick.reference),
+        gap=relative_gap(median, yardstick.bound),
+        bound=max((run.bound for run in runs if run.bound is not None), default=None),
+        wall_s=statistics.median(run.wall_s for run in runs),
+        cpu_s=statistics.median(processor) if processor else None,
+        mean_wall_s=shifted_geometric_mean(run.wall_s for run in runs),
+        mean_target_s=shifted_geometric_mean(target_s(run, yardstick) for run in runs),
+        phases={name: statistics.median(run.timing.get(name, 0.0) for run in runs) for name in names},
+        statuses=dict(Counter(status_of(run) for run in runs)),
+        to_target=None if yardstick.target is None else time_to_target(runs, yardstick.target),
+    )
+
+
+def run_rows(label: str, runs: Sequence[Solution], yardstick: Yardstick) -> list[dict[str, Any]]:
+    """One row for every run of a solver, for spreadsheets: plain values by column, None for what there is not."""
+    return [
+        {
+            "solver": label,
+            "seed": run.seed,
+            "status": status_of(run),
+            "stop_reason": str(run.stop_reason),
+            "feasible": run.feasible,
+            "objective": run.objective,
+            "bound": run.bound,
+            "gap_to_bound": relative_gap(run.objective, yardstick.bound),
+            "gap_to_best": relative_gap(run.objective, yardstick.reference),
+            "target": yardstick.target,
+            "to_target_s": None if yardstick.target is None else first_hit(run, yardstick.target),
+            "time_limit_s": yardstick.time_limit,
+            "wall_s": run.wall_s,
+            "cpu_s": run.details.get("cpu_s"),
+            **run.timing,
+            "options": run.options,
+            "error": run.details.get("error"),
+            "versions": run.details.get("versions"),
+            "machine": run.details.get("machine"),
+        }
+        for run in runs
+    ]
+
+
+def status_of(run: Solution) -> str:
+    """The status, or `ERROR` where an error left the run without a choice."""
+    return ERROR if run.stop_reason is StopReason.ERROR_RECOVERED and run.choice is None else str(run.status)
+
+
+def reached(run: Solution, yardstick: Yardstick) -> bool:
+    """Whether the run reached the target at some time."""
+    return yardstick.target is not None and first_hit(run, yardstick.target) is not None
+
+
+def target_s(run: Solution, yardstick: Yardstick) -> float:
+    """When the run reached the target; the time limit, or its own time if longer, where it never did."""
+    hit = None if yardstick.target is None else first_hit(run, yardstick.target)
+    return max(run.wall_s, yardstick.time_limit or 0.0) if hit is None else hit
+
+
+def shifted_geometric_mean(seconds: Iterable[float], shift: float = SHIFT_S) -> float:
+    """``(∏ (t + shift))^(1/n) - shift``.
+
+    >>> shifted_geometric_mean([0.0, 3.0])
+    1.0
+    """
+    return float(np.exp(np.log(np.array(list(seconds)) + shift).mean()) - shift)
+
+
+def finite(value: float) -> float | None:
+    """The value, or None when it is infinite."""
+    return value if np.isfinite(value) else None

@@ -1,0 +1,131 @@
+"""The same solvers on several problems: a table over all of them, and the comparison on each."""
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from formulations.file_kinds import FileKind
+from formulations.files import AnyPath, write_json
+from formulations.formatting import percent
+from solvers.base import relative_gap
+from solvers.compare.rows import SHIFT_S, finite, reached, shifted_geometric_mean, target_s
+from solvers.compare.spreadsheet import to_csv
+from solvers.compare.tables import Comparison
+from solvers.solution import Status
+
+SUITE_KIND = FileKind("qcompress comparison suite", version=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuiteRow:
+    """One solver over all problems of a suite and all its seeds.
+
+    Attributes:
+        problems: number of problems that it was run on.
+        feasible_share, proven_share: share of its runs with a choice, and with a proof of optimality.
+        target_share: share of its runs that reached the target of their problem.
+        gap: median over its runs of the gap to the best bound that any solver proved, or None.
+        wall_s: median time of a run.
+        mean_wall_s: shifted geometric mean of the runs' times.
+        mean_target_s: the same of their times to the target; see `ComparisonRow`.
+    """
+
+    label: str
+    problems: int
+    feasible_share: float
+    target_share: float
+    proven_share: float
+    gap: float | None
+    wall_s: float
+    mean_wall_s: float
+    mean_target_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Suite:
+    """The same solvers compared on several problems: name of the problem → `Comparison`."""
+
+    comparisons: Mapping[str, Comparison]
+
+    def __getitem__(self, name: str) -> Comparison:
+        """The comparison on one problem."""
+        return self.comparisons[name]
+
+    @property
+    def target_words(self) -> str:
+        """The target as a heading: ``1%`` of the best, or that each problem has its own."""
+        words = {comparison.target_words for comparison in self.comparisons.values()}
+        return words.pop() if len(words) == 1 else "the targets"
+
+    def rows(self) -> tuple[SuiteRow, ...]:
+        """The table over all problems: solvers that most often reach the target first; among equals the quicker."""
+        labels = dict.fromkeys(label for comparison in self.comparisons.values() for label in comparison.solutions)
+        rows = [self._row(label) for label in labels]
+        return tuple(sorted(rows, key=lambda row: (-row.problems * row.target_share, row.wall_s)))
+
+    def to_csv(self) -> str:
+        """One line for every run, as `Comparison.to_csv`, with the problem's name."""
+        named = self.comparisons.items()
+        return to_csv({**row, "problem": name} for name, comparison in named for row in comparison.run_rows())
+
+    def to_markdown(self) -> str:
+        """The table over all problems, then one for each, as Markdown."""
+        lines = [
+            f"| solver | problems | to {self.target_words} | proven | feasible | median gap | time | mean time "
+            "| mean time to target |",
+            "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        ]
+        for row in self.rows():
+            shares = [f"{share:.0%}" for share in (row.target_share, row.proven_share, row.feasible_share)]
+            times = [f"{seconds:.2f} s" for seconds in (row.wall_s, row.mean_wall_s, row.mean_target_s)]
+            lines.append(f"| {row.label} | {' | '.join([str(row.problems), *shares, percent(row.gap), *times])} |")
+        lines += [
+            "",
+            f"Means are geometric, shifted by {SHIFT_S:g} s; what never got there counts with the time limit.",
+        ]
+        parts = [f"\n## {name}\n\n{comparison.to_markdown()}" for name, comparison in self.comparisons.items()]
+        return "\n".join(lines) + "\n" + "".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dictionary of everything in here."""
+        comparisons = {name: comparison.to_json() for name, comparison in self.comparisons.items()}
+        return {**SUITE_KIND.header, "comparisons": comparisons}
+
+    def save(self, path: AnyPath) -> None:
+        """Write every run as JSON, whole or not at all."""
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: AnyPath) -> "Suite":
+        """Read what `save` wrote.
+
+        Raises:
+            FileFormatError: the file is no such JSON, or of a newer version.
+        """
+        content = SUITE_KIND.read_json(path)
+        with SUITE_KIND.building(path):
+            comparisons = content["comparisons"].items()
+            return cls(comparisons={name: Comparison.from_json(saved, str(path)) for name, saved in comparisons})
+
+    def _row(self, label: str) -> SuiteRow:
+        compared = [
+            (comparison.yardstick, comparison.solutions[label])
+            for comparison in self.comparisons.values()
+            if label in comparison.solutions
+        ]
+        pairs = [(yardstick, run) for yardstick, runs in compared for run in runs]
+        gaps = [relative_gap(run.objective, yardstick.bound) for yardstick, run in pairs]
+        return SuiteRow(
+            label=label,
+            problems=len(compared),
+            feasible_share=sum(run.feasible for _, run in pairs) / len(pairs),
+            target_share=sum(reached(run, yardstick) for yardstick, run in pairs) / len(pairs),
+            proven_share=sum(run.status is Status.OPTIMAL for _, run in pairs) / len(pairs),
+            gap=finite(statistics.median(np.inf if gap is None else gap for gap in gaps)),
+            wall_s=statistics.median(run.wall_s for _, run in pairs),
+            mean_wall_s=shifted_geometric_mean(run.wall_s for _, run in pairs),
+            mean_target_s=shifted_geometric_mean(target_s(run, yardstick) for yardstick, run in pairs),
+        )

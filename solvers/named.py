@@ -1,0 +1,103 @@
+"""Solvers in words, for command lines and files of settings.
+
+    anneal                                              a name
+    anneal:sweeps=200,restarts=3                        with options
+    my_package.my_module:MySolver:tries=50              a solver of one's own, by import path
+    dwave.samplers:TabuSampler:timeout=100,rounds=4     a dimod sampler; what it takes as parameters goes there
+
+An import path leads to a `Solver` or a dimod sampler: an instance, a class that needs no arguments, or a function
+without arguments that returns one (for composites and anything that needs to be set up).
+"""
+
+import ast
+import importlib
+import re
+from typing import Any
+
+from solvers import registry
+from solvers.base import Solver
+from solvers.errors import InvalidOptionError, UnknownSolverError
+
+WORDS = re.compile(r"(?P<name>[\w.-]+)(?::(?P<path>[A-Za-z_][\w.]*)(?=:|$))?(?::(?P<options>.*))?", re.DOTALL)
+NEXT_OPTION = re.compile(r",(?=\s*[A-Za-z_]\w*\s*=)")
+"""A comma that is followed by ``name=``; others belong to values such as ``beta_range=(0.1, 3)``."""
+
+
+def resolved(words: str) -> tuple[Any, dict[str, Any]]:
+    """What ``words`` name (a solver's name, or an object), and the options that they give.
+
+    Raises:
+        UnknownSolverError: there is no such module or object.
+        InvalidOptionError: the words are not written as they must be.
+
+    >>> resolved("anneal:sweeps=200")
+    ('anneal', {'sweeps': 200})
+    """
+    match = WORDS.fullmatch(words)
+    if match is None:
+        raise InvalidOptionError(
+            f"a solver is written NAME:option=value,… or package.module:object:option=value,…, found {words!r}"
+        )
+    name, path = match["name"], match["path"]
+    if path is not None and name in registry.names():
+        raise InvalidOptionError(f"options of a solver are written {name}:name=value,…, found {words!r}")
+    return name if path is None else _imported(name, path), options_of(match["options"])
+
+
+def options_of(text: str | None) -> dict[str, Any]:
+    """``name=value,…`` as a dictionary; values are Python literals, or else strings.
+
+    Raises:
+        InvalidOptionError: something else, or a name given twice.
+
+    >>> options_of("beta_range=(0.1, 3), backend=cbc")
+    {'beta_range': (0.1, 3), 'backend': 'cbc'}
+    """
+    options: dict[str, Any] = {}
+    for word in [] if text is None else NEXT_OPTION.split(text):
+        name, equals, value = (part.strip() for part in word.partition("="))
+        if not (name and equals and value) or name in options:
+            raise InvalidOptionError(f"options are written name=value,name=value, each once; found {text!r}")
+        options[name] = _value(value)
+    return options
+
+
+def configured(solver: Solver, options: dict[str, Any]) -> Solver:
+    """``solver`` with options; those that are none of its own go to the sampler that it stands for.
+
+    Raises:
+        InvalidOptionError: neither knows one of them.
+    """
+    known = solver.option_defaults()
+    if "parameters" not in known:
+        return registry.configured(solver, options)
+    passed = {name: value for name, value in options.items() if name not in known}
+    parameters = {**(getattr(solver, "parameters", None) or {}), **passed}
+    kept = {name: value for name, value in options.items() if name in known}
+    return registry.configured(solver, {**kept, "parameters": parameters} if passed else kept)
+
+
+def _imported(module_name: str, path: str) -> Any:
+    """The object at an import path; a class that is no `Solver` and a function are called."""
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UnknownSolverError(
+            f"solver '{module_name}:{path}': no module is called {error.name!r}, and no solver {module_name!r}"
+        ) from error
+    for part in path.split("."):
+        if not hasattr(found, part):
+            public = ", ".join(name for name in vars(found) if not name.startswith("_")) or "nothing public"
+            raise UnknownSolverError(f"solver '{module_name}:{path}': there is no {part!r}; there is {public}")
+        found = getattr(found, part)
+    if isinstance(found, type):
+        return found if issubclass(found, Solver) else found()
+    is_sampler = hasattr(found, "sample") or hasattr(found, "sample_cqm")
+    return found() if callable(found) and not is_sampler else found
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
