@@ -1,4 +1,4 @@
-"""What the same problem is for each of Leap's hybrid solvers: size, least time that is charged, time to build, upload.
+"""One problem in the form of each of Leap's hybrid solvers: size, shortest time charged, time to build, upload.
 
     python -m benchmarks.leap_forms --output results/leap_forms
 

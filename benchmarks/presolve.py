@@ -1,4 +1,4 @@
-"""What presolve takes out of a problem and how long that takes, and a run of a solver without and with it.
+"""Presolve: how much it takes out of a problem, how long that takes, and a solver's run without and with it.
 
 The instances are ``formulations.generators.random_instances.layered_problem`` (G layers × 6 bit-widths, one budget in
 bytes), the same with every bit-width at three shares of pruned weights whose extra cost is drawn at random (18

@@ -1,4 +1,4 @@
-"""What CP-SAT, the portfolio, the beam search on a measured loss, and the two-objective front are worth.
+"""CP-SAT, the portfolio, the beam search on a measured loss, and the two-objective front, against other solvers.
 
     python -m benchmarks.solvers_more --output results/solvers_more
 
