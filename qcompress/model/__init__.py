@@ -1,1 +1,1 @@
-"""A model as the library sees it: its layers, its parts, how it runs and what its loss is."""
+"""The view of a model: its layers and parts, how it is run, and the loss."""

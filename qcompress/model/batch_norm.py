@@ -1,4 +1,4 @@
-"""Batch-norm statistics anew: changed weights shift what batch normalisation sees."""
+"""Re-estimate batch-norm statistics, because changed weights shift the inputs of batch normalisation."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -14,12 +14,12 @@ from qcompress.model import forward as forwards
 def reestimate_(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None = None) -> None:
     """Set the running mean and variance of every batch-norm layer to their averages over ``data``, in place.
 
-    Every batch counts the same; nothing else of the model changes. If it fails, the old statistics are put back.
+    All batches have the same weight, and nothing else in the model changes. On failure, old statistics are restored.
 
     Args:
-        model: with or without batch-norm layers (without, nothing happens).
+        model: model with or without batch-norm layers; without any, nothing happens.
         data: batches.
-        forward: how to run a batch, where `qcompress.model.forward.default_forward` does not fit.
+        forward: how to run a batch, if `qcompress.model.forward.default_forward` does not fit.
 
     Raises:
         DataError: there is no batch.

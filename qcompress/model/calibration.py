@@ -1,4 +1,4 @@
-"""Calibration: which model is looked at, on which data, run how, and by which loss."""
+"""Calibration: a model with the data, the forward function and the loss that it is measured with."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ from qcompress.scalars import as_whole
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Calibration:
-    """What every measured number depends on.
+    """Everything that measured numbers depend on.
 
     Attributes:
-        model: the original.
+        model: the original model.
         data: re-iterable batches.
         forward: ``(model, batch) -> output tensor``, or None for `qcompress.model.forward.default_forward`.
-        loss: relative to the original's outputs.
-        seed: of shuffled data and of whatever is drawn.
+        loss: loss relative to the original's outputs.
+        seed: seed for shuffling and all random draws.
 
     Raises:
         DataError: the data can be read only once.
-        ModelError: a model whose layers or weights cannot be looked at (see `require_usable`).
-        OptionsError: a seed that is not a whole number from 0, or a ``forward`` that cannot be called.
+        ModelError: the layers or weights of the model cannot be accessed (see `require_usable`).
+        OptionsError: the seed is not a non-negative integer, or ``forward`` is not callable.
     """
 
     model: nn.Module
@@ -47,7 +47,7 @@ class Calibration:
             raise OptionsError(f"forward must be a callable (model, batch) -> tensor, found {self.forward!r}")
 
     def first_batch(self) -> Any:
-        """The first batch.
+        """Return the first batch.
 
         Raises:
             DataError: there is none.
@@ -55,7 +55,7 @@ class Calibration:
         return forwards.first_batch(self.data)
 
     def identities(self) -> dict[str, Identity]:
-        """Name → identity of everything in it; reads all the data once, shuffled as the seed says."""
+        """Name → identity of every field; reads all the data once, shuffled according to the seed."""
         opened = opened_of(self.model)
         return {
             "model": identify(self.model, "model") if opened is None else identify(opened.fingerprint),
@@ -66,16 +66,16 @@ class Calibration:
         }
 
     def digests(self) -> dict[str, str]:
-        """Name → digest, as `identities`, in plain JSON."""
+        """Name → digest of every field, as plain JSON (see `identities`)."""
         return {name: identity.digest for name, identity in self.identities().items()}
 
 
 def require_usable(model: nn.Module) -> None:
-    """Refuse a model whose layers or weights cannot be looked at.
+    """Check that the layers and weights of a model can be accessed.
 
     Raises:
-        ModelError: no module, a scripted one, a packed one, a lazy one that has not run yet, or one on the meta device
-            that was not opened by `qcompress.open_model`.
+        ModelError: it is not a module; it is scripted, packed, or lazy and has not run yet; or it is on the meta device
+            and was not opened by `qcompress.open_model`.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"model must be a torch.nn.Module, found {type(model).__name__}")
@@ -85,8 +85,8 @@ def require_usable(model: nn.Module) -> None:
             raise ModelError(f"{name} is scripted, so its layers cannot be changed: give the module it was made from")
         if getattr(module, "weight_is_packed", False):
             raise ModelError(
-                f"the weights of {name} are packed, they can only be run: give the original, or what compress() or "
-                "load_compressed() gave before pack_()"
+                f"the weights of {name} are packed and can only be run: give the original, or the result of "
+                "compress() or load_compressed() before pack_()"
             )
         for key, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             if is_lazy(tensor):

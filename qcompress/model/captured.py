@@ -1,7 +1,7 @@
-"""What a layer's weight is really multiplied with, where the layer's class computes something of its own around it.
+"""Capture the actual input of a layer's product, for layer classes that transform it before multiplying.
 
-A subclass may pad its input first, as the convolutions of some image models do, or scale it. The product itself is
-still one call of PyTorch's function with the layer's weight; it is caught there.
+A subclass may pad or scale its input first, as the convolutions of some image models do. The product itself is still
+one call of PyTorch's function with the layer's weight, where it is intercepted.
 """
 
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ class Product:
     """One product with a layer's weight.
 
     Attributes:
-        input: what it is multiplied with.
-        stride, padding, dilation, groups: of a convolution; numbers, tuples, or a padding's name.
+        input: the input that the weight is multiplied with.
+        stride, padding, dilation, groups: arguments of a convolution: numbers, tuples, or the name of a padding mode.
     """
 
     input: Tensor
@@ -38,7 +38,7 @@ class Product:
 
 
 def products_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Product]:
-    """The products with the weight itself in a run of ``module.forward``, which has no hooks.
+    """Return the products with the weight in a run of ``module.forward``, without hooks.
 
     >>> class Doubling(nn.Linear):
     ...     def forward(self, x):

@@ -1,11 +1,11 @@
-"""A model as what comes before its blocks, the blocks one after the other, and what comes after them.
+"""A model as a chain: the computation before its blocks, the blocks in order, and the computation after them.
 
-Nothing of the model's own code is repeated: its forward pass runs with stubs in the blocks' places, which note what
-they are called with, stop the pass, or hand on hidden states that were computed elsewhere. So whatever a model does
-around its blocks (masks, positions, scaling, a last norm) is done by the model.
+The model's code is not duplicated: its forward pass runs with stubs in place of the blocks. The stubs record their
+arguments, stop the pass, or return hidden states that were computed elsewhere. Everything around the blocks (masks,
+positions, scaling, a final norm) is therefore computed by the model itself.
 
-What must hold, and is checked: every block is called once in their order, and takes the hidden states that the one
-before it gave, as its first argument.
+Requirements, which are checked: the blocks are called once each and in order, and the first argument of each is the
+output of the previous one.
 """
 
 import contextlib
@@ -23,36 +23,36 @@ from qcompress.model.opened import opened_of
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a block was called with, besides the hidden states."""
+    """Arguments of a block's call besides the hidden states."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
 
 class _StopError(Exception):
-    """Ends a forward pass whose rest is not needed."""
+    """Stops a forward pass early."""
 
 
 class Chain:
-    """The blocks of a model, apart from each other.
+    """The blocks of a model, run separately.
 
     Args:
-        model: in evaluation mode.
-        blocks: paths of its blocks in their order.
+        model: the model in evaluation mode.
+        blocks: paths of its blocks in order.
         forward: how to run a batch.
     """
 
     def __init__(self, model: nn.Module, blocks: Sequence[str], forward: forwards.Forward | None) -> None:
         self.model, self.blocks, self._forward = model, tuple(blocks), forward
-        self._wrapped: type | None = None  # of a block's output, where it is no tensor
+        self._wrapped: type | None = None  # type of a block's output, if it is not a tensor
 
     def __len__(self) -> int:
         return len(self.blocks)
 
     def call(self, index: int, batch: Any) -> tuple[Tensor, Call]:
-        """The hidden states that the model starts with, and what block ``index`` is called with beside them.
+        """Return the initial hidden states of the model, and the other arguments of block ``index``.
 
-        With gradients on, the hidden states of block 0 have a graph back to the model's weights.
+        With gradients enabled, the hidden states of block 0 have a graph back to the model's weights.
         """
         caught: list[tuple[Tensor, Call]] = []
 
@@ -63,28 +63,28 @@ class Chain:
         with self._stubs({index: catch}), contextlib.suppress(_StopError):
             forwards.run(self.model, batch, self._forward)
         if not caught:
-            raise ModelError(f"the forward pass does not call {self.blocks[index]!r}: its blocks are no chain")
+            raise ModelError(f"the forward pass does not call {self.blocks[index]!r}: its blocks do not form a chain")
         return caught[0]
 
     def block(self, index: int, hidden: Tensor, call: Call) -> Tensor:
-        """What a block, whose weights are in memory, makes of hidden states."""
+        """Return the output of a block, whose weights are in memory, for hidden states."""
         output = self.model.get_submodule(self.blocks[index])(hidden, *call.args, **call.kwargs)
         if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
             self._wrapped, output = tuple, output[0]
         if not isinstance(output, Tensor) or output.shape != hidden.shape:
             raise ModelError(
-                f"{self.blocks[index]!r} does not give hidden states of the shape that it takes "
-                f"({tuple(hidden.shape)}): the blocks are no chain"
+                f"{self.blocks[index]!r} does not return hidden states of the shape of its input "
+                f"({tuple(hidden.shape)}): the blocks do not form a chain"
             )
         return output
 
     def rest(self, batch: Any, hidden: Tensor) -> Tensor:
-        """The model's output where the last block gives ``hidden``."""
+        """Return the model's output if the last block returns ``hidden``."""
         with self._stubs({len(self) - 1: lambda *_: hidden}):
             return forwards.run(self.model, batch, self._forward)
 
     def calls_of_rest(self, batch: Any, hidden: Tensor) -> tuple[set[str], set[str]]:
-        """Paths of the modules that are called before the blocks, and after them."""
+        """Return the paths of the modules called before the blocks, and of those called after them."""
         called: tuple[set[str], set[str]] = set(), set()
         inside = tuple(f"{path}." for path in self.blocks)
         stage, hooks = 0, []
@@ -108,7 +108,7 @@ class Chain:
 
     @contextlib.contextmanager
     def _stubs(self, special: dict[int, Callable[[Tensor, Call], Tensor]]) -> Iterator[None]:
-        """Blocks hand on what they are given, except for some."""
+        """Replace the blocks by stubs that return their input, except for ``special`` ones."""
         opened = opened_of(self.model)
         modules = [self.model.get_submodule(path) for path in self.blocks]
         try:
@@ -130,7 +130,7 @@ class Chain:
 
 @contextlib.contextmanager
 def without_cache(model: nn.Module) -> Iterator[None]:
-    """A language model keeps no keys and values of earlier passes."""
+    """Disable a language model's cache of keys and values inside the block."""
     config = getattr(model, "config", None)
     before = getattr(config, "use_cache", None)
     if not before:

@@ -1,7 +1,7 @@
-"""Weights that a module computes from others: parametrizations, weight and spectral normalisation, pruning masks.
+"""Computed weights: parametrizations, weight and spectral normalisation, pruning masks.
 
-What such a module multiplies with is what they give, so that is what is measured and stored: a plain parameter of the
-same name, with the same outputs. `composed` makes it so for a while, `compose_` for good.
+Such a module multiplies with the computed result, so this is what is measured and stored: a plain parameter of the same
+name that gives the same outputs. `composed` replaces computed weights temporarily, `compose_` permanently.
 """
 
 import contextlib
@@ -18,11 +18,12 @@ from qcompress.model import forward as forwards
 
 
 def compose_(model: nn.Module, names: Collection[str] | None = None) -> None:
-    """Make computed weights of ``model`` plain parameters, in place.
+    """Replace computed weights of ``model`` by plain parameters, in place.
 
     Args:
-        model: computes the same as before, in evaluation mode.
-        names: of parameters in the state dict; modules that compute none of these stay as they are. None for all.
+        model: the model; it computes the same as before, in evaluation mode.
+        names: names of parameters in the state dict; modules that compute none of these are left unchanged. None for
+            all.
 
     >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
     >>> sorted(dict(layer.named_parameters()))
@@ -39,14 +40,14 @@ def compose_(model: nn.Module, names: Collection[str] | None = None) -> None:
     ]
     if not composed:
         return
-    with forwards.evaluating(model), torch.no_grad():  # training mode changes what some of them give
+    with forwards.evaluating(model), torch.no_grad():  # some of them give other results in training mode
         for module in composed:
             _compose_module(module)
 
 
 @contextlib.contextmanager
 def composed(model: nn.Module) -> Iterator[None]:
-    """While open, computed weights of ``model`` are plain parameters."""
+    """Replace computed weights of ``model`` by plain parameters inside a ``with`` block."""
     before = [(module, type(module), _attributes(module)) for module in model.modules() if _computed(module)]
     try:
         compose_(model)
@@ -58,13 +59,13 @@ def composed(model: nn.Module) -> Iterator[None]:
 
 
 def _computed(module: nn.Module) -> list[str]:
-    """Names of the parameters that a module computes."""
+    """Return the names of the parameters that a module computes."""
     names = list(module.parametrizations) if parametrize.is_parametrized(module) else []  # type: ignore[arg-type]
     return names + [name for name, _ in _hooks(module)]
 
 
 def _hooks(module: nn.Module) -> list[tuple[str, Any]]:
-    """Name of a parameter and the hook that computes it before every call, as earlier versions of PyTorch do it."""
+    """Return parameter names with the hooks that compute them before every call, as in earlier versions of PyTorch."""
     return [
         (hook._tensor_name if isinstance(hook, prune.BasePruningMethod) else hook.name, hook)
         for hook in module._forward_pre_hooks.values()
@@ -94,7 +95,7 @@ def _compose_module(module: nn.Module) -> None:
 
 
 def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
-    """Attribute → itself, and of a dictionary what it holds."""
+    """Attribute → its value, and a copy of its content for a dictionary."""
     return {name: (value, value.copy() if isinstance(value, dict) else None) for name, value in vars(module).items()}
 
 

@@ -1,4 +1,4 @@
-"""What a model does on the data, counted in one pass: its multiply-accumulates and the calls of its layers."""
+"""Count a model's multiply-accumulates and the calls of its layers in one pass over the data."""
 
 import contextlib
 import math
@@ -20,15 +20,15 @@ from qcompress.model.losses import Loss
 
 @dataclass(slots=True)
 class Calls:
-    """Per sample, over all calls of a layer.
+    """All calls of a layer, per sample.
 
     Attributes:
         macs: multiply-accumulates.
-        rows: numbers that went in.
-        inputs, halfway: positions of `qcompress.transforms.base.Window`.
-        lookups: of an embedding.
+        rows: numbers in the inputs.
+        inputs, halfway: positions, see `qcompress.transforms.base.Window`.
+        lookups: lookups of an embedding.
         odd: why a call could not be counted, or an empty string.
-        common_input: whether each call was one product of the weight, in rows of channels, with one input for all rows.
+        common_input: whether each call was one product of the weight with a single input for all its rows.
     """
 
     macs: float = 0.0
@@ -40,7 +40,7 @@ class Calls:
     common_input: bool = True
 
     def add(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """One more call, of all samples."""
+        """Add one call, with all its samples."""
         given = args[0] if args else kwargs.get("input")
         if not layers.is_plain(module):
             self.common_input = self.common_input and len(products_of(module, args, kwargs)) == 1
@@ -60,19 +60,19 @@ class Calls:
             self.halfway += images * output.shape[-2] * given.shape[-1]
 
     def per_sample(self, samples: int) -> "Calls":
-        """The means."""
+        """Return the averages per sample."""
         means = {name: getattr(self, name) / samples for name in ("macs", "rows", "inputs", "halfway", "lookups")}
         return replace(self, **means)
 
 
 @dataclass(slots=True)
 class Counted:
-    """The whole pass.
+    """Counts of the whole pass.
 
     Attributes:
-        calls: path of a supported layer → its calls, where there were any.
-        macs: multiply-accumulates per sample, of everything: layers, products of attention, recurrent cells.
-        num_batches, num_samples: of the data.
+        calls: path of a supported layer → its calls, if any.
+        macs: multiply-accumulates per sample of everything: layers, attention products, recurrent cells.
+        num_batches, num_samples: size of the data.
     """
 
     calls: dict[str, Calls] = field(default_factory=dict)
@@ -85,8 +85,8 @@ def count(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | Non
     """Run all batches once.
 
     Raises:
-        DataError: there is no batch, or no sample in it.
-        ModelError: an output that the loss makes no sense of.
+        DataError: there is no batch, or no sample in any.
+        ModelError: the loss cannot compare such outputs.
     """
     counted, products, hooks = Counted(), _Products(), []
     for name, module in model.named_modules():
@@ -127,7 +127,7 @@ def count(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | Non
 
 
 class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the operations of products of matrices and of convolutions, two a multiply-accumulate."""
+    """Sum the operations of matrix products and convolutions, two per multiply-accumulate."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -135,7 +135,7 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """What runs inside does not count."""
+        """Do not count operations inside the block."""
         before = self.flops
         yield
         self.flops = before
@@ -160,9 +160,9 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> float:
-    """Operations of attention by the shapes ``(…, positions, width)``, two a multiply-accumulate.
+    """Operations of attention from the shapes ``(…, positions, width)``, two per multiply-accumulate.
 
-    Queries of several heads may share keys and values: that saves memory, but no multiplication.
+    Several heads of queries may share keys and values; this saves memory, but no multiplications.
 
     >>> attention_flops((1, 8, 10, 64), (1, 2, 10, 64), (1, 2, 10, 64)) == 2 * 8 * 10 * 10 * (64 + 64)
     True

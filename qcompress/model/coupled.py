@@ -1,4 +1,4 @@
-"""Coupled sets: channels that are like each other, each with everything that goes when it goes."""
+"""Coupled sets: interchangeable channels, each with everything that is removed together with it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Axis:
-    """Where a set's units lie in a tensor.
+    """Positions of a set's units in a tensor.
 
     Attributes:
-        tensor: name of a parameter or buffer, the first where it has several.
-        dim: of it.
-        reads: whether its weights read the units (those of a removed one count for nothing in the masked network).
-        indices: ``(units, per unit)`` of every unit.
+        tensor: name of a parameter or buffer; the first name if it has several.
+        dim: dimension of the tensor.
+        reads: whether its weights read the units; weights that read a removed unit have no effect.
+        indices: ``(units, per unit)`` indices of every unit along ``dim``.
     """
 
     tensor: str
@@ -24,22 +24,23 @@ class Axis:
     indices: NDArray[np.int64]
 
     def to_json(self) -> dict[str, Any]:
-        """The axis as plain JSON."""
+        """Return the axis as plain JSON."""
         return {"tensor": self.tensor, "dim": self.dim, "reads": self.reads, "indices": self.indices.tolist()}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Axis":
-        """Undo `to_json`; KeyError or TypeError when it is not what that gives."""
+        """Undo `to_json`; KeyError or TypeError if ``value`` is not such JSON."""
         return cls(**{**value, "indices": np.array(value["indices"], dtype=np.int64)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CoupledSet:
-    """Units that take one decision together: how many of them stay.
+    """Units with one common decision: how many of them to keep.
 
     Attributes:
-        axes: where they lie.
-        work: share that one unit has in the products of activations of the whole network (a head of attention).
+        name: unique name.
+        axes: positions of the units in all tensors.
+        work: share of one unit in the activation products of the whole network (for an attention head).
     """
 
     name: str
@@ -48,14 +49,14 @@ class CoupledSet:
 
     @property
     def num_units(self) -> int:
-        """How many there are; one of them always stays."""
+        """Number of units; at least one always stays."""
         return len(self.axes[0].indices)
 
     def to_json(self) -> dict[str, Any]:
-        """The set as plain JSON."""
+        """Return the set as plain JSON."""
         return {"name": self.name, "axes": [axis.to_json() for axis in self.axes], "work": self.work}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "CoupledSet":
-        """Undo `to_json`; KeyError or TypeError when it is not what that gives."""
+        """Undo `to_json`; KeyError or TypeError if ``value`` is not such JSON."""
         return cls(**{**value, "axes": tuple(map(Axis.from_json, value["axes"]))})

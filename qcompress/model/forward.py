@@ -1,7 +1,7 @@
-"""Running a model on calibration data: batches in, one output tensor out.
+"""Run a model on calibration data: batches in, one output tensor out.
 
-A batch is a tensor; a tuple or list of the model's inputs, with a target after them or not; or a mapping of keyword
-arguments. What does not fit is run by the caller's own ``forward(model, batch) -> tensor``.
+A batch is a tensor, a tuple or list of the model's inputs (optionally followed by a target), or a mapping of keyword
+arguments. Anything else needs a ``forward(model, batch) -> tensor`` from the caller.
 """
 
 import contextlib
@@ -17,16 +17,16 @@ from torch import Tensor, nn
 
 from qcompress.errors import DataError, ModelError
 
-RULED_OUT = -1e30  # stands for minus infinity: the same softmax, and differences that are numbers
+RULED_OUT = -1e30  # replaces minus infinity: the softmax is the same, and differences are finite
 Forward = Callable[[nn.Module, Any], Tensor]
 Given = ParamSpec("Given")
 Found = TypeVar("Found")
 
 
 def seeded(function: Callable[Given, Found]) -> Callable[Given, Found]:
-    """``function`` with torch's generator set by its keyword ``seed`` (0 where it is not given), and put back after.
+    """Run ``function`` with torch's generator seeded by its keyword ``seed`` (default 0), and restore it afterwards.
 
-    A DataLoader that shuffles then gives the same batches again when a call that was cut is made again.
+    A DataLoader that shuffles then gives the same batches again when an interrupted call is repeated.
 
     >>> draw = seeded(lambda seed=0: torch.rand(()).item())
     >>> draw() == draw(seed=0) != draw(seed=1)
@@ -43,10 +43,10 @@ def seeded(function: Callable[Given, Found]) -> Callable[Given, Found]:
 
 
 def checked_data(data: Any) -> Iterable[Any]:
-    """``data`` if it can be read more than once.
+    """Return ``data`` after checking that it can be read more than once.
 
     Raises:
-        DataError: a single tensor, a generator, or nothing that can be iterated.
+        DataError: it is a single tensor, a generator, or not iterable.
     """
     if isinstance(data, Tensor):
         raise DataError(
@@ -55,12 +55,12 @@ def checked_data(data: Any) -> Iterable[Any]:
     if not isinstance(data, Iterable):
         raise DataError(f"data must be an iterable of batches (a list, a DataLoader), found {type(data).__name__}")
     if isinstance(data, Iterator) or (not isinstance(data, Sized) and iter(data) is iter(data)):
-        raise DataError("data is read more than once, a generator only lasts for one pass: pass a list or a DataLoader")
+        raise DataError("data is read more than once, but a generator lasts for one pass: pass a list or a DataLoader")
     return data
 
 
 def first_batch(data: Iterable[Any], name: str = "the calibration data") -> Any:
-    """The first batch of the data of that name.
+    """Return the first batch of the data called ``name``.
 
     Raises:
         DataError: there is none.
@@ -71,11 +71,11 @@ def first_batch(data: Iterable[Any], name: str = "the calibration data") -> Any:
 
 
 def run(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor:
-    """The model's output ``(samples, …)`` for one batch, of whatever dtype the model computes in, in float32 or wider.
+    """Return the model's output ``(samples, …)`` for one batch, converted to float32 unless it is wider.
 
     Raises:
-        ModelError: the output is no tensor with a sample dimension, or holds numbers that are not finite.
-        DataError: the batch is of another dtype than the weights, and the model does not take it.
+        ModelError: the output is not a tensor with a sample dimension, or is not finite.
+        DataError: the batch has another dtype than the weights, and the model does not accept it.
     """
     try:
         output = (forward or default_forward)(model, batch)
@@ -83,8 +83,8 @@ def run(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor:
         held, computes = _dtypes_in(batch), _dtypes_in(list(model.parameters()))
         if held and computes and held != computes and "type" in str(error):
             raise DataError(
-                f"the model does not run on a batch of {_listed(held)}, its weights are {_listed(computes)}: convert "
-                f"the batches, or the model ({error})"
+                f"the model does not run on a batch of {_listed(held)}, because its weights are {_listed(computes)}: "
+                f"convert the batches or the model ({error})"
             ) from error
         raise
     if not isinstance(output, Tensor):
@@ -97,7 +97,7 @@ def run(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor:
     if output.is_inference():
         output = output.clone()
     output = output.to(torch.promote_types(output.dtype, torch.float32))
-    if bool((output.detach() == -math.inf).any()):  # logits of classes that are left out
+    if bool((output.detach() == -math.inf).any()):  # logits of excluded classes
         output = output.clamp(min=RULED_OUT)
     if not bool(torch.isfinite(output.detach()).all()):
         raise ModelError("the model's output holds NaN or infinity; check the weights and the calibration data")
@@ -105,7 +105,7 @@ def run(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor:
 
 
 def _dtypes_in(value: Any) -> set[torch.dtype]:
-    """Of the floating-point tensors inside."""
+    """Return the dtypes of all floating-point tensors inside ``value``."""
     if isinstance(value, Tensor):
         return {value.dtype} if value.is_floating_point() else set()
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
@@ -119,11 +119,12 @@ def _listed(dtypes: Iterable[torch.dtype]) -> str:
 def default_forward(model: nn.Module, batch: Any) -> Tensor:
     """Call the model on a tensor, on the inputs in a tuple, or on a mapping of keyword arguments.
 
-    Of a tuple it takes as many entries as the model's ``forward`` needs, one at least; one more is a target.
+    From a tuple it takes as many entries as the model's ``forward`` requires, at least one; one further entry is a
+    target.
 
     Raises:
-        ModelError: the output is neither a tensor nor has ``logits``.
-        DataError: the batch is of another kind, or holds entries that the model does not take.
+        ModelError: the output is not a tensor and has no ``logits``.
+        DataError: the batch has another form, or contains entries that the model does not accept.
     """
     batch = to_device(batch, device_of(model))
     if isinstance(batch, Tensor):
@@ -144,23 +145,23 @@ def default_forward(model: nn.Module, batch: Any) -> Tensor:
     if isinstance(logits, Tensor):
         return logits
     raise ModelError(
-        f"the model returned {type(output).__name__}, which is no tensor and has no logits; "
+        f"the model returned {type(output).__name__}, which is not a tensor and has no logits; "
         "pass forward=(model, batch) -> tensor to pick the output"
     )
 
 
 def _parameters_of(model: nn.Module) -> list[inspect.Parameter]:
-    """What the model's ``forward`` takes, also behind ``torch.compile`` and ``DataParallel``."""
+    """Return the parameters of the model's ``forward``, also behind ``torch.compile`` and ``DataParallel``."""
     inner = getattr(model, "_orig_mod", getattr(model, "module", model))
     owner = inner if isinstance(inner, nn.Module) else model
     return list(inspect.signature(owner.forward).parameters.values())
 
 
 def _inputs(model: nn.Module, batch: list[Any]) -> list[Any]:
-    """The entries that the model needs.
+    """Return the entries of a batch that the model needs.
 
     Raises:
-        DataError: there are too few, or more than one over.
+        DataError: there are too few, or more than one extra.
     """
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     needed = [
@@ -178,10 +179,10 @@ def _inputs(model: nn.Module, batch: list[Any]) -> list[Any]:
 
 
 def _require_taken(model: nn.Module, batch: dict[str, Any]) -> None:
-    """Refuse what the model has no parameter for.
+    """Check that the model has a parameter for every entry of the batch.
 
     Raises:
-        DataError: names the entries.
+        DataError: names the other entries.
     """
     parameters = _parameters_of(model)
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
@@ -189,18 +190,18 @@ def _require_taken(model: nn.Module, batch: dict[str, Any]) -> None:
     known = [parameter.name for parameter in parameters if parameter.kind is not inspect.Parameter.VAR_POSITIONAL]
     if surplus := [str(key) for key in batch if key not in known]:
         raise DataError(
-            f"the batch holds {', '.join(surplus)}, which the model's forward does not take (it takes: "
-            f"{', '.join(known)}); leave that out, or pass forward=(model, batch) -> tensor"
+            f"the batch holds {', '.join(surplus)}, which the model's forward does not accept (it accepts: "
+            f"{', '.join(known)}); omit that, or pass forward=(model, batch) -> tensor"
         )
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter that has numbers lives (a model without one: the CPU)."""
+    """Return the device of the model's first parameter that has values (without one: the CPU)."""
     return next((parameter.device for parameter in model.parameters() if not parameter.is_meta), torch.device("cpu"))
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """Tensors inside ``value`` (tuples, lists, mappings: as lists and dicts) moved to ``device``."""
+    """Move all tensors inside ``value`` to ``device``; tuples become lists, and mappings become dicts."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, Mapping):
@@ -212,10 +213,10 @@ def to_device(value: Any, device: torch.device) -> Any:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no parameter gradients inside; every flag is put back after.
+    """Evaluation mode without parameter gradients inside; every flag is restored afterwards.
 
-    What was compiled runs as it was written, so that every layer is called. Accelerators compute in float32 what is
-    float32: losses are small differences of outputs, which TensorFloat-32 blurs.
+    Compiled code runs uncompiled, so that every layer is called. Accelerators compute float32 operations in full
+    float32: losses are small differences of outputs, for which TensorFloat-32 is too coarse.
     """
     training = [(module, module.training) for module in model.modules()]
     needed = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -234,7 +235,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def layer_by_layer() -> Iterator[None]:
-    """PyTorch's attention blocks call their layers, instead of one function with the layers' weights."""
+    """Make PyTorch's attention blocks call their layers, instead of one function with the layers' weights."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -245,7 +246,7 @@ def layer_by_layer() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _full_precision() -> Iterator[None]:
-    """No TensorFloat-32 in products and convolutions."""
+    """Disable TensorFloat-32 in products and convolutions."""
     if hasattr(torch.backends.cudnn, "conv"):  # since PyTorch 2.9
         places = [(torch.backends.cuda.matmul, "fp32_precision"), (torch.backends.cudnn.conv, "fp32_precision")]
         exact: str | bool = "ieee"
@@ -262,8 +263,8 @@ def _full_precision() -> Iterator[None]:
 
 
 def _not_compiled() -> contextlib.AbstractContextManager[Any]:
-    """Compiled functions and modules run as written."""
-    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and asking further would import the compiler
+    """Run compiled functions and modules uncompiled."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled; avoid importing the compiler
         return contextlib.nullcontext()
     eager: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return eager

@@ -1,7 +1,7 @@
-"""The layers whose weights can be compressed: how to see a weight as rows of output channels, and what a layer costs.
+"""The supported layers: how to view a weight as rows of output channels, and what a layer costs.
 
-A layer is supported when its output is linear in one plain ``weight`` parameter. Everything that depends on the
-type of layer is in this module; the rest of the package sees rows ``(channels, weights per channel)``.
+A layer is supported if its output is linear in one plain ``weight`` parameter. Everything that depends on the type of
+layer is in this module; the rest of the package only sees rows ``(channels, weights per channel)``.
 """
 
 from collections.abc import Iterable
@@ -13,15 +13,15 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 SUPPORTED = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, nn.Embedding, nn.EmbeddingBag, nn.Bilinear)
 INPUTS_FIRST = ("transformers.pytorch_utils.Conv1D",)
-"""Linear layers of other packages, whose weight is ``(in, out)``; by name, so that none has to be imported."""
+"""Linear layers of other packages with a weight ``(in, out)``, by name so that none has to be imported."""
 
 
 def why_unsupported(module: nn.Module) -> str:
-    """Why the weight of ``module`` cannot be compressed, or an empty string."""
+    """Return why the weight of ``module`` cannot be compressed, or an empty string."""
     if kind_of(module) is None:
         return f"{type(module).__name__} is not supported"
     if module._parameters.get("weight") is None:
-        return "its weight is computed (parametrised or lazy), not a parameter of its own"
+        return "its weight is computed (parametrised or lazy), not a plain parameter"
     weight = weight_of(module)
     if isinstance(weight, nn.UninitializedParameter):
         return "its weight is not initialised yet; run the model once first"
@@ -35,7 +35,7 @@ def why_unsupported(module: nn.Module) -> str:
 
 
 def kind_of(module: nn.Module) -> type[nn.Module] | None:
-    """The supported class that a layer is of, or is derived from; None where its output is not linear in its weight.
+    """Return the supported class that a layer is an instance of; None if its output is not linear in its weight.
 
     >>> kind_of(nn.EmbeddingBag(2, 2)), kind_of(nn.EmbeddingBag(2, 2, mode="max"))
     (<class 'torch.nn.modules.sparse.EmbeddingBag'>, None)
@@ -46,7 +46,7 @@ def kind_of(module: nn.Module) -> type[nn.Module] | None:
 
 
 def kind_name(module: nn.Module) -> str:
-    """What a layer is called among options and in files: its kind, where it computes as that does."""
+    """Return a layer's name in options and files: its supported class if it computes like it, else its own class."""
     kind = kind_of(module)
     return (kind if kind is not None and is_plain(module) else type(module)).__name__
 
@@ -62,7 +62,7 @@ def _inputs_first(kind: type) -> bool:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether the layer computes as PyTorch's own of its kind does, whatever its class is called."""
+    """Whether the layer computes like PyTorch's layer of its kind, whatever its class is called."""
     layer_type, kind = type(module), kind_of(module)
     inherited = all(
         getattr(layer_type, name, None) is getattr(kind, name, None) for name in ("forward", "_conv_forward")
@@ -71,14 +71,14 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def weight_of(module: nn.Module) -> nn.Parameter:
-    """The weight of a supported layer."""
+    """Return the weight of a supported layer."""
     weight = module._parameters["weight"]
     assert weight is not None  # noqa: S101
     return weight
 
 
 def to_rows(module: nn.Module, weight: Tensor) -> Tensor:
-    """The weight as ``(channels, weights per channel)``; a channel is an output channel or a vocabulary entry."""
+    """Return the weight as ``(channels, weights per channel)``; channels are output channels or vocabulary entries."""
     if isinstance(module, TRANSPOSED):
         inputs, outputs, *kernel = weight.shape
         grouped = weight.reshape(module.groups, inputs // module.groups, outputs, *kernel)
@@ -100,7 +100,7 @@ def from_rows(module: nn.Module, rows: Tensor, shape: torch.Size) -> Tensor:
 
 
 def same_rows(modules: Iterable[nn.Module]) -> bool:
-    """Whether all read a weight that they share as the same rows; transposed layers read it otherwise.
+    """Whether all modules read a shared weight as the same rows; transposed layers read it differently.
 
     >>> same_rows([nn.Linear(4, 4), nn.Embedding(4, 4)]), same_rows([nn.Conv1d(4, 4, 3), nn.ConvTranspose1d(4, 4, 3)])
     (True, False)
@@ -117,21 +117,21 @@ def same_rows(modules: Iterable[nn.Module]) -> bool:
 
 
 def num_channels(module: nn.Module) -> int:
-    """Rows that `to_rows` gives."""
+    """Number of rows that `to_rows` returns."""
     if isinstance(module, TRANSPOSED):
         return int(module.out_channels)
     return weight_of(module).shape[1 if has_inputs_first(module) else 0]
 
 
 def channel_dim(module: nn.Module, output: Tensor) -> int:
-    """The dimension of the layer's output that its channels lie along (an embedding has none: -1 is its features)."""
+    """Return the dimension of the layer's output that holds its channels (for embeddings, -1: the features)."""
     if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
         return output.ndim - 1 - len(module.kernel_size)
     return output.ndim - 1
 
 
 def macs_of_call(module: nn.Module, inputs: Tensor, output: Tensor) -> int:
-    """Multiply-accumulates of one call (all samples); an embedding only looks up: 0."""
+    """Multiply-accumulates of one call (all samples); 0 for embeddings, which only look up."""
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return 0
     weights = weight_of(module).numel()

@@ -1,12 +1,13 @@
-"""What "loss" means: its rise when outputs change, and its second-order form.
+"""Losses: the increase caused by a change of the outputs, and its second-order approximation.
 
-For a change ``J`` of one sample's output the loss rises by about ``g·J + ½·Jᵀ·H·J``. A loss gives ``H`` in product
-form: the exact effects ``E(J)`` of given changes, with ``Jᵀ·H·J = E·E``, or a few random probes ``a_k`` of the
-output's shape with ``Jᵀ·H·J = Σ_k (a_k·J)²`` in expectation (Hutchinson's estimator with signs), for outputs of many
-numbers. Losses are per sample; ``kl`` is in nats.
+For a change ``J`` of one sample's output, the loss increases by about ``g·J + ½·Jᵀ·H·J``. A loss provides ``H`` in
+product form: either the exact effects ``E(J)`` of given changes, with ``Jᵀ·H·J = E·E``, or, for large outputs, a few
+random probes ``a_k`` of the output's shape with ``Jᵀ·H·J = Σ_k (a_k·J)²`` in expectation (Hutchinson's estimator with
+random signs). Losses are per sample; ``kl`` is in nats.
 
-- ``kl``: KL divergence of the original's softmax to the compressed model's (last dimension, or ``kl:1`` the second:
-  classes; other dimensions but the samples: positions, averaged). Its gradient is zero, ``H = diag(p) - p·pᵀ``.
+- ``kl``: KL divergence of the original's softmax to the compressed model's. Classes are in the last dimension (the
+  second one for ``kl:1``); other dimensions except the samples are positions and averaged. Its gradient is zero,
+  ``H = diag(p) - p·pᵀ``.
 - ``mse``: mean squared difference of the outputs. Its gradient is zero, ``H = 2/D``.
 - a callable ``(output, batch) -> (samples,)``: gradient by autograd, ``H`` by the empirical Fisher ``g·gᵀ``.
 """
@@ -26,7 +27,7 @@ LossFunction = Callable[[Tensor, Any], Tensor]
 NUM_PROBES = 8
 
 MAX_PLAIN_DIMS = 3
-"""Outputs ``(samples, classes)`` and ``(samples, positions, classes)`` need no word on where their classes are."""
+"""Up to this many dimensions, the classes of ``kl`` are taken to be in the last one without being told."""
 
 SOFTENED = 4.0
 """Temperature of softened outputs."""
@@ -34,7 +35,7 @@ SOFTENED = 4.0
 KL_DIM = re.compile(r"kl:(-?[0-9]+)")
 
 INSTEAD = (
-    "For regression take loss='mse'; for one logit of yes or no per sample make it two: "
+    "For regression use loss='mse'; for one binary logit per sample, make it two: "
     "forward=lambda model, batch: torch.{}([0 * (x := model(batch)), x], dim=-1)"
 )
 
@@ -47,27 +48,27 @@ class Loss(ABC):
 
     @property
     def softened(self) -> "Loss | None":
-        """The same where the original is less sure of itself, so that few samples tell more; None: it is no other."""
+        """The same loss at softened outputs, for which fewer samples are enough; None if there is no such loss."""
         return None
 
     def require(self, output: Tensor) -> None:
-        """Refuse outputs that the loss makes no sense of.
+        """Check that the loss can compare such outputs.
 
         Raises:
-            ModelError: says what would.
+            ModelError: it cannot; the message says what to do.
         """
         if bool((output == RULED_OUT).any()):
             raise ModelError(
                 f"the model's output holds minus infinity, which the loss {self.name!r} cannot compare; "
-                "pass a forward that leaves those numbers out"
+                "pass a forward that omits these values"
             )
 
     @abstractmethod
     def rise(self, output: Tensor, reference: Tensor, batch: Any) -> Tensor:
-        """``(samples,)`` float64: the loss of ``output`` less that of the original's ``reference``."""
+        """``(samples,)`` float64: loss of ``output`` minus loss of the original's output ``reference``."""
 
     def rise_by_position(self, output: Tensor, reference: Tensor, batch: Any) -> Tensor:
-        """``(samples, positions)`` float64, whose means over positions are `rise`; one position where it has none."""
+        """``(samples, positions)`` float64, averaging to `rise` over positions; one position if outputs have none."""
         return self.rise(output, reference, batch)[:, None]
 
     @abstractmethod
@@ -80,12 +81,13 @@ class Loss(ABC):
 
     @abstractmethod
     def probe(self, point: Tensor, batch: Any, generator: torch.Generator) -> Tensor:
-        """One random probe of the outputs' shape, whose square has the mean H: ``E[a·aᵀ] = H`` at ``point``."""
+        """One random probe of the outputs' shape with ``E[a·aᵀ] = H`` at ``point``."""
 
     @abstractmethod
     def gradient(self, point: Tensor, batch: Any, reference: Tensor | None = None) -> Tensor | None:
-        """The gradient at the outputs ``point``, of their shape, None when it is zero; without the original's outputs
-        ``reference``, ``point`` are those.
+        """Gradient at the outputs ``point``, of the same shape, or None if it is zero.
+
+        ``reference`` are the original's outputs; None means that ``point`` are the original's outputs.
         """
 
 
@@ -93,31 +95,31 @@ class KullbackLeibler(Loss):
     """KL divergence of the original's softmax to the compressed model's.
 
     Args:
-        dim: the dimension of the outputs that holds the classes; None is the last of at most three.
-        temperature: both outputs are divided by it, and what comes out is multiplied by its square, so that small
-            changes count alike.
+        dim: dimension of the outputs that holds the classes; None is the last one, for at most three dimensions.
+        temperature: both outputs are divided by it and the result is multiplied by its square, so that small changes
+            count the same.
     """
 
     curvature_varies = True
 
     def __init__(self, dim: int | None = None, *, temperature: float = 1.0) -> None:
         if dim == 0:
-            raise OptionsError("loss 'kl:0' takes the samples for classes: the dimension 0 counts the samples")
+            raise OptionsError("loss 'kl:0' is not possible: dimension 0 holds the samples, not classes")
         self.name = "kl" if dim is None else f"kl:{dim}"
         self._dim = -1 if dim is None else dim
         self._given, self._temperature = dim, temperature
 
     @property
     def softened(self) -> "KullbackLeibler":
-        """At the temperature `SOFTENED`."""
+        """The same loss at the temperature `SOFTENED`."""
         return KullbackLeibler(self._given, temperature=SOFTENED)
 
     def _probabilities(self, output: Tensor) -> Tensor:
-        """``(samples, …, classes)``."""
+        """Softmax of the outputs, ``(samples, …, classes)``."""
         return self._classes_last(output / self._temperature).softmax(-1)
 
     def require(self, output: Tensor) -> None:
-        """Two classes at least, along a dimension of their own that is no matter of guessing.
+        """Check that there are at least two classes along an unambiguous dimension.
 
         Raises:
             ModelError: there are not.
@@ -125,9 +127,9 @@ class KullbackLeibler(Loss):
         shape = tuple(output.shape)
         if output.ndim > MAX_PLAIN_DIMS and self._given is None:
             raise ModelError(
-                f"loss 'kl' compares distributions over classes, and outputs of shape {shape} do not tell which "
-                "dimension holds these: loss='kl:1' takes the second, as of a segmentation's (samples, classes, "
-                "height, width), loss='kl:-1' the last"
+                f"loss 'kl' compares distributions over classes, and for outputs of shape {shape} it is unclear which "
+                "dimension holds these: use loss='kl:1' for the second, as in segmentation (samples, classes, height, "
+                "width), or loss='kl:-1' for the last"
             )
         if not 1 <= (self._dim if self._dim > 0 else output.ndim + self._dim) < output.ndim:
             raise ModelError(
@@ -145,7 +147,7 @@ class KullbackLeibler(Loss):
         return f"dimension {self._dim}" if self._given is not None else "the last dimension, (samples, …, classes)"
 
     def _classes_last(self, values: Tensor, before: int = 0) -> Tensor:
-        """Tensors of the outputs' shape, after ``before`` more dimensions, with the classes as the last."""
+        """Move the classes to the last dimension, in tensors of the outputs' shape after ``before`` more dimensions."""
         return values.movedim(self._dim + before if self._dim > 0 else self._dim, -1)
 
     def _classes_back(self, values: Tensor, before: int = 0) -> Tensor:
@@ -200,7 +202,7 @@ class MeanSquaredError(Loss):
     name = "mse"
 
     def rise(self, output: Tensor, reference: Tensor, batch: Any) -> Tensor:  # noqa: ARG002
-        """Mean over everything but the samples."""
+        """Mean over all dimensions except the samples."""
         return _per_sample_mean((output.double() - reference.double()).square())
 
     def effects(self, changes: Tensor, point: Tensor, batch: Any) -> Tensor:  # noqa: ARG002
@@ -229,10 +231,10 @@ class CallableLoss(Loss):
         self.name = getattr(function, "__qualname__", type(function).__qualname__)
 
     def values(self, output: Tensor, batch: Any) -> Tensor:
-        """``(samples,)`` what the function gives.
+        """``(samples,)`` values of the function.
 
         Raises:
-            ModelError: it gives something else than one number per sample.
+            ModelError: it does not return one number per sample.
         """
         values = self._function(output, batch)
         if not isinstance(values, Tensor) or values.shape != output.shape[:1]:
@@ -243,7 +245,7 @@ class CallableLoss(Loss):
         return values
 
     def rise(self, output: Tensor, reference: Tensor, batch: Any) -> Tensor:
-        """The function's difference."""
+        """Difference of the function's values."""
         return self.values(output, batch).double() - self.values(reference, batch).double()
 
     def gradient(self, point: Tensor, batch: Any, reference: Tensor | None = None) -> Tensor:  # noqa: ARG002
@@ -257,24 +259,24 @@ class CallableLoss(Loss):
         return torch.einsum("vn...,n...->vn", changes, self.gradient(point, batch))
 
     def probes(self, reference: Tensor, batch: Any, generator: torch.Generator) -> Tensor:  # noqa: ARG002
-        """The gradient itself."""
+        """The gradient."""
         return self.gradient(reference, batch).unsqueeze(0)
 
     def probe(self, point: Tensor, batch: Any, generator: torch.Generator) -> Tensor:  # noqa: ARG002
-        """The gradient itself."""
+        """The gradient."""
         return self.gradient(point, batch)
 
 
 def is_named(loss: object) -> bool:
-    """Whether a loss is one of those that have a name, so that it can be made from it."""
+    """Whether a loss is given by its name."""
     return isinstance(loss, str) and (loss in ("kl", "mse") or KL_DIM.fullmatch(loss) is not None)
 
 
 def as_loss(loss: str | LossFunction | Loss) -> Loss:
-    """The loss behind a name or a function (or itself).
+    """Return the loss for a name or a function; a `Loss` is returned unchanged.
 
     Raises:
-        OptionsError: neither ``"kl"``, ``"kl:1"`` (classes in dimension 1), ``"mse"`` nor a callable.
+        OptionsError: it is neither ``"kl"``, ``"kl:1"`` (classes in dimension 1), ``"mse"`` nor a callable.
     """
     if isinstance(loss, Loss):
         return loss
@@ -297,11 +299,11 @@ def _per_sample_mean(values: Tensor) -> Tensor:
 
 
 def _positions(p: Tensor) -> int:
-    """Positions per sample of probabilities ``(samples, …, classes)``."""
+    """Number of positions per sample of probabilities ``(samples, …, classes)``."""
     return p[0, ..., 0].numel()
 
 
 def _signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
-    """Random signs, drawn on the CPU so that every device gets the same."""
+    """Random signs, drawn on the CPU so that they are the same for every device."""
     drawn = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8)
     return drawn.to(like.device, like.dtype) * 2 - 1

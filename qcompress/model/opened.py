@@ -1,9 +1,9 @@
-"""A Hugging Face folder as a model whose weights are read block by block.
+"""Opened models: a Hugging Face folder as a model whose weights are read block by block.
 
-The blocks are the model's repeated layers; outside of their own run their weights are on PyTorch's ``meta`` device,
-which holds shapes and no numbers. A block reads its weights when it is called and lets go of them after, so that any
-function that runs the model can be given it; `Opened.loaded` keeps those of one block for longer. What is not in a
-block (embeddings, norms, the output layer) is read once and stays.
+The blocks are the model's repeated layers. Unless a block is running, its weights are on PyTorch's ``meta`` device,
+which holds shapes but no values. A block reads its weights when it is called and releases them afterwards, so that the
+model works with any function that runs it; `Opened.loaded` keeps the weights of one block for longer. Everything
+outside the blocks (embeddings, norms, the output layer) is read once and stays in memory.
 """
 
 import contextlib
@@ -24,17 +24,17 @@ _ATTRIBUTE = "_qcompress_opened"
 
 
 class Opened:
-    """Where the weights of an opened model come from.
+    """The source of an opened model's weights.
 
     Args:
-        model: its blocks' weights on the meta device.
-        files: that hold them.
+        model: model with its blocks' weights on the meta device.
+        files: files with the weights.
         blocks: path of the list of blocks.
 
     Attributes:
-        files: as given.
-        blocks: paths of the blocks, in their order.
-        stubs: while above 0, blocks that are called read nothing.
+        files: the given files.
+        blocks: paths of the blocks in order.
+        stubs: while above 0, blocks read no weights when called.
     """
 
     def __init__(self, model: nn.Module, files: WeightFiles, blocks: str) -> None:
@@ -52,7 +52,7 @@ class Opened:
             block.register_forward_hook(lambda *_, path=path: self._returned(path), always_call=True)
 
     def read(self, name: str) -> Tensor:
-        """The numbers of the weight of that name in the state dict, in the model's type."""
+        """Read the weight with the given name in the state dict, in the model's type."""
         path, _, key = name.rpartition(".")
         place = self._model.get_submodule(path)._parameters[key]
         assert place is not None  # noqa: S101
@@ -60,7 +60,7 @@ class Opened:
 
     @contextlib.contextmanager
     def loaded(self, block: str) -> Iterator[nn.Module]:
-        """The block of that path with its weights in memory.
+        """Keep the weights of the block with the given path in memory inside a ``with`` block.
 
         Raises:
             ModelError: a weight is not finite.
@@ -73,7 +73,7 @@ class Opened:
 
     @contextlib.contextmanager
     def unread(self) -> Iterator[None]:
-        """Blocks that are called inside read no weights."""
+        """Blocks that are called inside this ``with`` block read no weights."""
         self.stubs += 1
         try:
             yield
@@ -81,18 +81,18 @@ class Opened:
             self.stubs -= 1
 
     def block_of(self, path: str) -> int | None:
-        """The number of the block that a module is in, if it is in one."""
+        """Return the index of the block that contains a module, or None."""
         return next((number for number, block in enumerate(self.blocks) if f"{path}.".startswith(f"{block}.")), None)
 
     def block_bytes(self, block: str) -> int:
-        """Bytes of a block's weights in the model's type."""
+        """Return the bytes of a block's weights in the model's type."""
         return sum(
             parameter.numel() * parameter.element_size() for parameter in self._model.get_submodule(block).parameters()
         )
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the names, types and numbers of the state dict, as that of the model in memory."""
+        """SHA-256 over the names, types and values of the state dict, equal to that of the model in memory."""
         if self._fingerprint is None:
             digest, seen = hashlib.sha256(), set()
             for name, tensor in self._model.state_dict(keep_vars=True).items():
@@ -137,18 +137,18 @@ class Opened:
 
 
 def open_model(folder: AnyPath, *, dtype: torch.dtype | None = None) -> nn.Module:
-    """A model of transformers in evaluation mode whose blocks' weights stay on disk until they are needed.
+    """Open a model of transformers in evaluation mode; its blocks' weights stay on disk until they are needed.
 
-    `qcompress.measure` (``method="sampled"``), `apply`, `export`, `mean_loss` and `compress` take it as any other
-    model, and go through it block by block.
+    `qcompress.measure` (``method="sampled"``), `apply`, `export`, `mean_loss` and `compress` accept it like any other
+    model, and process it block by block.
 
     Args:
-        folder: as ``save_pretrained`` writes it: ``config.json`` and safetensors files.
-        dtype: to compute in; by default that of ``config.json``.
+        folder: folder written by ``save_pretrained``, with ``config.json`` and safetensors files.
+        dtype: type to compute in; by default that of ``config.json``.
 
     Raises:
-        ModelError: no such folder, no repeated blocks, quantized weights, or files that name weights otherwise than
-            the model does.
+        ModelError: the folder does not exist, the model has no repeated blocks, its weights are quantized, or their
+            names in the files differ from those in the model.
         MissingError: transformers is missing.
 
     >>> import tempfile
@@ -163,14 +163,14 @@ def open_model(folder: AnyPath, *, dtype: torch.dtype | None = None) -> nn.Modul
     """
     source = Path(folder)
     if not (source / "config.json").is_file():
-        raise ModelError(f"{str(source)!r} is no folder of a Hugging Face model: it has no config.json")
+        raise ModelError(f"{str(source)!r} is not the folder of a Hugging Face model: it has no config.json")
     if json.loads((source / "config.json").read_text()).get("quantization_config"):
         raise ModelError(f"{source} holds quantized weights; open the folder of the original model")
     return opened_from(WeightFiles(source), dtype=dtype)
 
 
 def opened_from(files: WeightFiles, *, dtype: torch.dtype | None = None) -> nn.Module:
-    """The opened model of a folder with the weights that ``files`` give, see `open_model`."""
+    """Return the opened model of a folder with the weights in ``files``, see `open_model`."""
     try:
         import transformers
     except ImportError as error:
@@ -198,13 +198,13 @@ def opened_from(files: WeightFiles, *, dtype: torch.dtype | None = None) -> nn.M
 
 
 def opened_of(model: nn.Module) -> Opened | None:
-    """Where an opened model's weights come from; None for a model in memory."""
+    """Return the source of an opened model's weights, or None for a model in memory."""
     opened: Opened | None = getattr(model, _ATTRIBUTE, None)
     return opened
 
 
 def blocks_of(model: nn.Module) -> str:
-    """The path of the list of modules that holds most of a model's weights, all of one class.
+    """Return the path of the module list, all of one class, that holds most of a model's weights.
 
     Raises:
         ModelError: there is none.
@@ -221,7 +221,7 @@ def blocks_of(model: nn.Module) -> str:
 
 @contextlib.contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Parameters that modules register inside hold no numbers; buffers do."""
+    """Parameters registered inside this ``with`` block hold no values; buffers do."""
     register = nn.Module.register_parameter
 
     def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -239,10 +239,10 @@ def _parameters_on_meta() -> Iterator[None]:
 
 
 def _require_stored(model: nn.Module, files: WeightFiles) -> None:
-    """Refuse files that do not hold the model's weights.
+    """Check that the files hold the model's weights.
 
     Raises:
-        ModelError: names what is missing or of another shape.
+        ModelError: names a weight that is missing or has another shape.
     """
     by_place: dict[int, list[str]] = {}
     state: dict[str, Any] = model.state_dict(keep_vars=True)
@@ -251,8 +251,8 @@ def _require_stored(model: nn.Module, files: WeightFiles) -> None:
     missing = [names[0] for names in by_place.values() if not any(name in files for name in names)]
     if missing:
         raise ModelError(
-            f"{files.folder} has no {missing[0]!r} ({len(missing)} of the model's weights are not in its files by the "
-            "names that transformers' model has): load it with from_pretrained and save it again"
+            f"{files.folder} has no {missing[0]!r} ({len(missing)} of the model's weights are not in its files under "
+            "the names in transformers' model): load the model with from_pretrained and save it again"
         )
     for names in by_place.values():
         stored = next(files[name] for name in names if name in files)
@@ -264,7 +264,7 @@ def _require_stored(model: nn.Module, files: WeightFiles) -> None:
 
 
 def _read_the_rest(model: nn.Module, opened: Opened) -> None:
-    """Put numbers into all parameters and buffers outside the blocks, those that are shared once."""
+    """Read all parameters and buffers outside the blocks; shared ones are read once."""
     inside = tuple(f"{path}." for path in opened.blocks)
     places = {
         name: (module, key, place)

@@ -1,8 +1,9 @@
-"""Which parts of a model take a decision, and what the rest costs.
+"""The parts of a model that options are chosen for, and the cost of the rest.
 
-A part is a weight (or a block of its output channels) that is stored in one way: any parameter of two dimensions or
-more (`qcompress.model.sites`). Modules that share a weight are one part; a module that is called several times is one
-part; of a stack of matrices, as of experts, each is one. What cannot be compressed is counted and named.
+A part is a weight, or a block of its output channels, that is stored in one way. Weights are all parameters of two
+dimensions or more (`qcompress.model.sites`). Modules that share a weight form one part, and so does a module that is
+called several times; each matrix of a stack (such as experts) is a part. What cannot be compressed is counted and
+listed.
 """
 
 import math
@@ -24,19 +25,19 @@ from qcompress.model.tensors import total_bytes
 from qcompress.model.weights import ModelWeight, Skipped, effective_paths, find_weights
 from qcompress.transforms.base import Ranges, Target, Weight, Window
 
-UNCALLED = "no calibration input: no batch calls it with anything, so that nothing is known of what its options do"
+UNCALLED = "no calibration input: no batch reaches it, so the effect of its options is unknown"
 USED_OTHERWISE = "its weight is used without calling the layer"
 NOT_LINEAR = "the output of its module is not linear in it"
-WORDS_IN_BLOCKS = "blocks of words whose rows are added up"
+WORDS_IN_BLOCKS = "blocks of words whose rows are summed"
 REPLACEABLE = (nn.Linear, nn.Conv2d, nn.Embedding)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """A weight, or a block of its output channels, that takes one decision.
+    """A weight, or a block of its output channels, that one option is chosen for.
 
     Attributes:
-        name: unique; its `path`, with ``[start:stop]`` for a block.
+        name: unique name: its `path`, with ``[start:stop]`` for a block.
         modules: paths of all modules that share this weight, in the model's order.
         rows: the block of output channels, or None for all of them.
         target: shape, type and macs of the rows.
@@ -51,7 +52,7 @@ class Part:
 
     @property
     def path(self) -> str:
-        """Where the weight is: the first module's path, with the parameter's name where that is not ``weight``.
+        """Path of the weight: the first module's path, followed by the parameter's name unless that is ``weight``.
 
         >>> target = Target(layer="LSTM", channels=4, per_channel=2, dtype=torch.float32, macs=0)
         >>> Part(name="", modules=("rnn",), rows=None, target=target, parameter="weight_hh_l0").path
@@ -65,20 +66,20 @@ class Part:
         return f"{self.modules[0]}.{self.parameter}".lstrip(".")
 
     def site(self, model: nn.Module) -> Site:
-        """Where the weight is in ``model``.
+        """Return the weight's site in ``model``.
 
         Raises:
-            AttributeError: it has no such module.
+            AttributeError: ``model`` has no such module.
         """
         return Site(model.get_submodule(self.modules[0]), self.parameter)
 
     def weight(self, model: nn.Module) -> Tensor:
-        """The part's rows ``(channels, weights per channel)`` in ``model``, detached."""
+        """Return the part's rows ``(channels, weights per channel)`` in ``model``, detached."""
         rows = self.site(model).rows
         return rows if self.rows is None else rows[self.rows[0] : self.rows[1]]
 
     def to_json(self) -> dict[str, Any]:
-        """The part as plain JSON."""
+        """Return the part as plain JSON."""
         value = asdict(self)
         value["target"]["dtype"] = str(self.target.dtype).removeprefix("torch.")
         if self.parameter == WEIGHT:
@@ -87,7 +88,7 @@ class Part:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Part":
-        """Undo `to_json`; KeyError, TypeError or AttributeError when it is not what that gives."""
+        """Undo `to_json`; KeyError, TypeError or AttributeError if ``value`` is not such JSON."""
         fields = dict(value["target"])
         if window := fields.get("window"):
             fields["window"] = Window(**{**window, "kernel": tuple(window["kernel"])})
@@ -99,14 +100,15 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """The parts of a model and the cost of everything.
+    """The parts of a model, and the resource use of the whole model and the rest.
 
     Attributes:
+        parts: the parts.
         original: resource → use of the whole original model (``bytes``, ``macs`` per sample).
-        fixed: resource → use of what is no part.
-        skipped: what was left out, by name.
-        tried: name of a part → why its calls do not show what its options do.
-        num_batches: in the data.
+        fixed: resource → use of everything that is not part of ``parts``.
+        skipped: weights that were left out, and why.
+        tried: name of a part → why calls of its layer do not show the effect of its options.
+        num_batches: number of batches in the data.
     """
 
     parts: tuple[Part, ...]
@@ -128,19 +130,21 @@ def survey(
 ) -> Survey:
     """Run all batches once and list the parts of ``model``.
 
-    A layer that no batch gives an input is no part: nothing is known of what its options do. It stays as it is.
+    A layer that receives no input from any batch is not a part, because the effect of its options is unknown. It stays
+    unchanged.
 
     Args:
         model: any module.
         data: batches.
-        forward: how to run a batch, where `qcompress.model.forward.default_forward` does not fit.
+        forward: how to run a batch, if `qcompress.model.forward.default_forward` does not fit.
         granularity: ``"layer"``, or the number of output channels per block.
-        loss: whose demands on the outputs are checked.
-        left_out: `Part.path` and the module's path → why a weight is to stay as it is, or an empty string.
+        loss: loss whose requirements on the outputs are checked.
+        left_out: function of `Part.path` and the module's path that returns why to leave a weight unchanged, or an
+            empty string.
 
     Raises:
-        ModelError: nothing in the model can be compressed; says what was found.
-        OptionsError: an unknown granularity.
+        ModelError: nothing in the model can be compressed; the message says what was found.
+        OptionsError: the granularity is invalid.
         DataError: there is no sample.
     """
     if granularity != "layer" and not (isinstance(granularity, int) and granularity >= 1):
@@ -148,7 +152,7 @@ def survey(
     weights, skipped = find_weights(model)
     for weight in weights:
         tensor = weight.site.weight
-        if not tensor.is_meta and not bool(torch.isfinite(tensor).all()):  # an opened model's are seen when read
+        if not tensor.is_meta and not bool(torch.isfinite(tensor).all()):  # opened models check on reading
             raise ModelError(f"the weight of {weight.path!r} ({weight.kind}) holds NaN or infinity")
     counted = count(model, data, forward, loss)
     chosen, left = [], list(skipped)
@@ -196,7 +200,7 @@ def survey(
 
 
 def _why_tried(weight: ModelWeight, calls: list[Calls], blocks: list[Part], *, silent: bool) -> str:
-    """Why calls of the layer do not show what the options of its weight do, or an empty string."""
+    """Return why calls of the layer do not show the effect of its weight's options, or an empty string."""
     if not weight.site.is_layer:
         return NOT_LINEAR
     if odd := next((call.odd for call in calls if call.odd), ""):
@@ -220,17 +224,17 @@ def weights_of(
     squares: Mapping[str, Tensor] = MappingProxyType({}),
     ranges: Mapping[str, Ranges] = MappingProxyType({}),
 ) -> Iterator[Weight]:
-    """The weights of parts of ``model``.
+    """Yield the weights of parts of ``model``.
 
-    Blocks of a layer, and layers in a row with the same inputs, share what is found of these.
+    Blocks of a layer, and consecutive layers with the same inputs, share the results computed from these inputs.
 
     Args:
-        model: with these parts.
-        parts: in the model's order, so that the blocks of a layer follow each other.
-        moments: second moments of the inputs of layers, by `Part.path`, as far as there are any.
-        num_inputs: of how many inputs they are.
-        squares: mean squares of the input columns, by the same path.
-        ranges: of the activations, by the same path.
+        model: model with these parts.
+        parts: parts in the model's order, so that the blocks of a layer are consecutive.
+        moments: second moments of layers' inputs by `Part.path`, where available.
+        num_inputs: number of inputs that the moments are averaged over, by `Part.path`.
+        squares: mean squares of the input columns, by `Part.path`.
+        ranges: ranges of the activations, by `Part.path`.
     """
     layer: tuple[str, Weight] | None = None
     for part in parts:
@@ -247,7 +251,7 @@ def weights_of(
 
 
 def unique_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict with every shared parameter or buffer under its first name only."""
+    """Return the state dict with every shared parameter or buffer only under its first name."""
     seen: set[int] = set()
     unique = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -270,7 +274,7 @@ def _blocks(model: nn.Module, weight: ModelWeight, calls: list[Calls], granulari
         replaceable = (
             whole
             and site.is_layer
-            and modules != ("",)  # the model itself has no parent to be swapped in
+            and modules != ("",)  # the model itself has no parent in which to replace it
             and isinstance(module, REPLACEABLE)
             and layers.is_plain(module)
             and calls[0].rows > 0
@@ -303,7 +307,7 @@ def _blocks(model: nn.Module, weight: ModelWeight, calls: list[Calls], granulari
 
 
 def _ranges(channels: int, height: int, step: int) -> Iterator[tuple[int, int]]:
-    """Blocks of up to ``step`` rows, each within one of the matrices of ``height`` rows."""
+    """Yield blocks of up to ``step`` rows, each within one of the matrices of ``height`` rows."""
     for first in range(0, channels, height):
         for start in range(first, first + height, step):
             yield start, min(start + step, first + height)
@@ -314,7 +318,7 @@ def _has_common_input(module: nn.Module, calls: Calls) -> bool:
 
 
 def _is_head(sharing: list[nn.Module], calls: list[Calls]) -> bool:
-    """Whether an Embedding and Linear layers share the weight, and it is known what goes into these."""
+    """Whether an Embedding and Linear layers share the weight, and the inputs of the Linear layers are known."""
     dense = [pair for pair in zip(sharing, calls, strict=True) if not isinstance(pair[0], nn.Embedding)]
     return 0 < len(dense) < len(sharing) and layers.same_rows(sharing) and all(
         isinstance(module, nn.Linear) and _has_common_input(module, of_module) for module, of_module in dense
@@ -326,7 +330,7 @@ def _input_groups(module: nn.Module, calls: Calls) -> int:
 
 
 def _has_inputs(module: nn.Module, calls: Calls) -> bool:
-    """Whether it is known what the weight's rows are multiplied with."""
+    """Whether the inputs that the weight's rows are multiplied with are known."""
     known = isinstance(module, (nn.Linear, *layers.CONVOLUTIONS)) or (
         (isinstance(module, layers.TRANSPOSED) or layers.has_inputs_first(module)) and layers.is_plain(module)
     )

@@ -1,13 +1,13 @@
-"""Keep some calibration samples aside, to see on them what everything fitted to the others is worth.
+"""Hold out some calibration samples, to judge on them everything that was fitted to the others.
 
-Which samples: those whose content has the least digests. That holds whatever the order, so a loader that shuffles
-gives the same ones on every pass, without the others being held in memory; equal samples stay together, so that no
-copy of a sample that was fitted to is held out.
+The held-out samples are those with the smallest digests of their content. This does not depend on the order, so a
+shuffling loader gives the same ones on every pass, without keeping the others in memory. Equal samples stay together,
+so that no copy of a fitted sample is held out.
 
-Which rows of a batch belong to one sample is not guessed: the tensors with as many rows as the output has samples are
-cut, and the model must give the same outputs for some of the samples as it gave for them among all. Where it does not
-(rows that are positions, samples that depend on each other, fixed batch sizes) whole batches are kept aside, from a
-list of at least `MIN_SAMPLES` of them. Whatever stands in the way is told, not passed over.
+The rows of a batch that belong to one sample are verified: the tensors with as many rows as the output has samples are
+split, and the model must give the same outputs for some of the samples alone as in the whole batch. If it does not
+(rows are positions, samples depend on each other, the batch size is fixed), whole batches are held out, from a list of
+at least `MIN_SAMPLES`. If that is not possible either, the reason is reported.
 """
 
 import hashlib
@@ -25,30 +25,30 @@ from qcompress.model.opened import opened_of
 from qcompress.model.steady import steady
 
 MIN_SAMPLES = 4
-"""Fewer samples are not split."""
+"""Minimum number of samples needed for holding some out."""
 
 SHARE = 0.25
-"""Share of the samples that is held out, rounded up."""
+"""Share of the samples to hold out, rounded up."""
 
 MAX_KEPT = 1024
-"""Held-out samples at most."""
+"""Maximum number of held-out samples."""
 
 SAME_OUTPUT = 1e-3
-"""How far, relative to the largest output, samples may move when others leave the batch: other kernels round anew."""
+"""Tolerance relative to the largest output: another batch size may use other kernels, which round differently."""
 
 Path = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Calibration data in two.
+    """Calibration data divided into two parts.
 
     Attributes:
-        calibration: re-iterable batches to measure and fit on; the data as it was where nothing was held out.
-        kept: batches of the held-out samples, in memory; none where they could not be.
-        num_kept, num_samples: samples (or whole batches, see ``unit``) held out, and of how many.
+        calibration: re-iterable batches to measure and fit on; all the data if nothing was held out.
+        kept: batches of the held-out samples, in memory; empty if nothing was held out.
+        num_kept, num_samples: number of held-out samples and of all samples (or of batches, see ``unit``).
         unit: ``"samples"`` or ``"batches"``.
-        why_not: why nothing, or no sample on its own, was held out; empty where samples were.
+        why_not: why nothing, or only whole batches, were held out; empty if samples were.
     """
 
     calibration: Iterable[Any]
@@ -60,12 +60,12 @@ class Split:
 
 
 def split_samples(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None = None) -> Split:
-    """Keep `SHARE` of the samples of ``data`` aside (at most `MAX_KEPT`), from at least `MIN_SAMPLES`.
+    """Hold out `SHARE` of the samples of ``data`` (at most `MAX_KEPT`), if there are at least `MIN_SAMPLES`.
 
     Args:
-        model: run on the first batch, in evaluation mode, to see which dimensions count samples.
+        model: model that is run on the first batch, in evaluation mode, to see which dimensions count samples.
         data: re-iterable batches.
-        forward: how to run a batch, where `qcompress.model.forward.default_forward` does not fit.
+        forward: how to run a batch, if `qcompress.model.forward.default_forward` does not fit.
 
     >>> data = [torch.arange(24.0).view(12, 2), torch.arange(24.0, 40.0).view(8, 2)]
     >>> split = split_samples(nn.Linear(2, 3), data)
@@ -80,7 +80,7 @@ def split_samples(model: nn.Module, data: Iterable[Any], forward: forwards.Forwa
             return Split(
                 calibration=data,
                 num_samples=len(digests),
-                why_not=f"{len(digests)} samples are too few to keep some aside (at least {MIN_SAMPLES})",
+                why_not=f"{len(digests)} samples are too few to hold some out (at least {MIN_SAMPLES} are needed)",
             )
         limit = sorted(digests)[_num_kept(len(digests)) - 1]
         kept = tuple(part for batch in data if (part := cut.take(batch, _within(cut, batch, limit))) is not None)
@@ -101,7 +101,7 @@ def _num_kept(num_samples: int) -> int:
 
 
 def _whole_batches(data: Iterable[Any], why_not: str) -> Split:
-    """Batches of a list kept aside as they are."""
+    """Hold out whole batches of a list."""
     if not isinstance(data, Sequence) or len(data) < MIN_SAMPLES:
         return Split(calibration=data, why_not=why_not)
     digests = [_digest(_leaves(batch)) for batch in data]
@@ -121,12 +121,12 @@ def _whole_batches(data: Iterable[Any], why_not: str) -> Split:
 
 
 class _UnclearError(Exception):
-    """Why samples cannot be told apart."""
+    """The reason why samples cannot be told apart."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """Which values inside a batch have a row for every sample."""
+    """The values inside a batch that have one row per sample."""
 
     paths: frozenset[Path]
 
@@ -139,13 +139,13 @@ class _Cut:
         return counts.pop()
 
     def digests(self, batch: Any) -> list[bytes]:
-        """One for every sample."""
+        """Return a digest for every sample."""
         count = self.num_samples(batch)
         rows = [(path, value) for path, value in _leaves(batch) if path in self.paths]
         return [_digest([(path, value[index]) for path, value in rows]) for index in range(count)]
 
     def take(self, batch: Any, chosen: Sequence[bool]) -> Any:
-        """The chosen samples of a batch, itself for all of them, None for none."""
+        """Return the chosen samples of a batch; the batch itself for all of them, None for none."""
         if all(chosen):
             return batch
         return (
@@ -157,7 +157,7 @@ class _Cut:
 
 @dataclass(frozen=True, slots=True)
 class _Rest:
-    """The samples that were not kept aside, found anew on every pass."""
+    """The samples that were not held out, selected again on every pass."""
 
     data: Iterable[Any]
     cut: _Cut
@@ -175,7 +175,7 @@ def _within(cut: _Cut, batch: Any, limit: bytes) -> list[bool]:
 
 
 def _cut_of(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> _Cut:
-    """Which tensors to cut, by evidence.
+    """Determine which tensors to split, and verify it on the model.
 
     Raises:
         _UnclearError: no tensor has as many rows as the output has samples, or samples depend on each other.
@@ -188,26 +188,26 @@ def _cut_of(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> _
         if not cut.paths:
             raise _UnclearError(f"no tensor of the first batch has as many rows as the output has samples ({count})")
         if count == 1:
-            return cut  # nothing to cut a batch into
+            return cut  # a batch of one sample cannot be split
         some = [index % 2 == 1 for index in range(count)]
         try:
             part = forwards.run(model, cut.take(batch, some), forward)
-        except Exception as error:  # whatever a model raises that takes no smaller batch
-            raise _UnclearError(f"the model does not take a part of a batch: {error}") from error
+        except Exception as error:  # a model may raise anything for a batch size that it does not accept
+            raise _UnclearError(f"the model does not accept a part of a batch: {error}") from error
     expected = whole[torch.tensor(some, device=whole.device)]
     if not same_outputs(model, part, expected):
         raise _UnclearError(
-            "the model gives other outputs for some of a batch's samples than for the same among all (its rows are no "
-            "samples, or samples depend on each other)"
+            "the model gives other outputs for some samples alone than within their batch (its rows are not samples, "
+            "or samples depend on each other)"
         )
     return cut
 
 
 def _rows_of(batch: Any) -> _Cut:
-    """The tensors of a batch cut by rows, which is what a sample of an opened model is.
+    """Split the tensors of a batch by rows, which are the samples of an opened model.
 
     Raises:
-        _UnclearError: they differ in number.
+        _UnclearError: the tensors differ in their numbers of rows.
     """
     cut = _Cut(frozenset(path for path, value in _leaves(batch) if _can_be_cut(value)))
     cut.num_samples(batch)
@@ -215,7 +215,7 @@ def _rows_of(batch: Any) -> _Cut:
 
 
 def same_outputs(model: nn.Module, actual: Tensor, expected: Tensor) -> bool:
-    """Whether outputs are the same but for rounding in the coarsest of the model's dtypes; infinity is as any number.
+    """Whether outputs are equal up to rounding in the coarsest of the model's dtypes; infinities must be equal.
 
     >>> logits, layer = torch.tensor([1.0, -torch.inf]), nn.Linear(1, 1)
     >>> same_outputs(layer, logits + 1e-5, logits), same_outputs(layer, torch.zeros(2), logits)
@@ -233,7 +233,7 @@ def same_outputs(model: nn.Module, actual: Tensor, expected: Tensor) -> bool:
 
 
 def _leaves(value: Any, path: Path = ()) -> list[tuple[Path, Any]]:
-    """Everything inside a batch that has rows: tensors, arrays, and lists of plain values."""
+    """Return everything inside a batch that has rows: tensors, arrays, and lists of plain values."""
     if isinstance(value, (Tensor, np.ndarray)):
         return [(path, value)] if value.ndim else []
     if isinstance(value, Mapping):
@@ -250,7 +250,7 @@ def _can_be_cut(value: Any) -> bool:
 
 
 def _mapped(value: Any, paths: frozenset[Path], rows: list[int], path: Path = ()) -> Any:
-    """The batch with those rows of what is cut; everything else as it is."""
+    """Return the batch with the given rows of the values in ``paths``; everything else unchanged."""
     if path in paths:
         if isinstance(value, (tuple, list)):
             return type(value)(value[row] for row in rows)

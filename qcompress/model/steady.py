@@ -1,8 +1,9 @@
-"""Passes that depend on nothing but the weights and the batch.
+"""Reproducible forward passes, which depend only on the weights and the batch.
 
 Measuring compares outputs of the same batch under changed weights. A model that draws random numbers, counts its calls
-or keeps statistics in buffers would give another output every time, and that difference would be taken for an effect.
-So every pass starts from the same seeds and the same buffers, and what a pass changed is put back and named.
+or keeps statistics in buffers would give another output every time, and the difference would be mistaken for an effect
+of the weights. So every pass starts from the same seeds and buffers, and state that a pass changes is restored and
+recorded.
 """
 
 import contextlib
@@ -17,18 +18,18 @@ from torch import Tensor, nn
 from qcompress.errors import ModelError
 from qcompress.model import forward as forwards
 
-SAME = 1e-4  # relative difference of outputs that run-to-run rounding may make (of accelerators)
+SAME = 1e-4  # tolerated relative difference, because accelerators round differently from run to run
 
 
 class Steady:
     """A ``forward`` that starts every pass from the same seeds and state.
 
     Args:
-        forward: what runs a batch; None for the default.
-        seed: of torch, numpy and random, set before and put back after every pass.
+        forward: how to run a batch; None for the default.
+        seed: seed of torch, numpy and random, set before every pass; their states are restored afterwards.
 
     Attributes:
-        moved: names of what passes changed and was put back.
+        moved: names of tensors that passes changed and that were restored.
 
     >>> noisy = lambda model, batch: model(batch) + torch.rand(())
     >>> steady, model, batch = Steady(noisy), nn.Linear(2, 2), torch.ones(1, 2)
@@ -41,10 +42,10 @@ class Steady:
         self.moved: set[str] = set()
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
-        """Run, then put back.
+        """Run the batch, then restore all state.
 
         Raises:
-            ModelError: a parameter changed that is no ``max_norm`` Embedding's.
+            ModelError: a parameter changed, other than that of an Embedding with ``max_norm``.
         """
         buffers = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers()}
         limited = {
@@ -62,7 +63,7 @@ class Steady:
             self._put_back(model, buffers, limited, versions)
 
     def require_same(self, model: nn.Module, batch: Any) -> None:
-        """Run twice.
+        """Check that two runs give the same output.
 
         Raises:
             ModelError: the outputs differ.
@@ -75,8 +76,8 @@ class Steady:
         if difference > SAME * float(first.abs().max() if first.numel() else 0.0):
             raise ModelError(
                 f"the model gives another output when the same batch is run again (difference {difference:.2g}), with "
-                "the same seeds of torch, numpy and random and the same buffers: it keeps state elsewhere or draws "
-                "numbers of its own; pass a forward that resets it"
+                "the same seeds of torch, numpy and random and the same buffers: it keeps state elsewhere or uses "
+                "another random generator; pass a forward that resets it"
             )
 
     def _put_back(
@@ -108,13 +109,13 @@ class Steady:
                     changed.append(name)
         if changed:
             raise ModelError(
-                f"running the model changed its parameters {', '.join(changed)}: what is measured would not be the "
-                "model that was given; let the forward pass leave them alone, or make them buffers"
+                f"running the model changed its parameters {', '.join(changed)}, so that another model would be "
+                "measured; change the forward pass so that it does not modify them, or make them buffers"
             )
 
 
 def steady(forward: forwards.Forward | None, seed: int = 0) -> Steady:
-    """``forward`` as `Steady`, if it is not already."""
+    """Return ``forward`` as a `Steady`, if it is not one already."""
     return forward if isinstance(forward, Steady) else Steady(forward, seed)
 
 

@@ -1,11 +1,11 @@
-"""Every tensor that a model holds, and which of them are one and the same memory.
+"""All tensors of a model, and which of them share memory.
 
-A state dict does not say: hooks may rename, drop or clone what is in it, buffers may be left out of it, and layers in
-a plain list are unknown to it. So bytes are counted, files written and copies checked by walking modules and looking
-at storages. What always holds: two tensors that share all their memory count once, under the name of the first.
+A state dict is not enough: hooks may rename, drop or clone its entries, buffers may be non-persistent, and layers in a
+plain list are missing. Therefore bytes are counted, files written and copies checked by walking the modules and
+comparing storages. Two tensors that share all their memory count once, under the name of the first.
 
-Plain tensors that are neither parameters nor buffers (a stashed activation, a constant) do not count: nothing tells
-those that belong to the model from those that a run left behind.
+Plain tensors that are neither parameters nor buffers (a stored activation, a constant) do not count, because they
+cannot be distinguished from leftovers of a forward pass.
 """
 
 import bisect
@@ -26,11 +26,11 @@ class Held:
     """A tensor that a module of the model holds.
 
     Attributes:
-        name: as in the state dict; ``experts[1].weight`` for a module in a plain list called ``experts``.
-        tensor: itself, not a copy.
-        module: whose it is.
-        key: its name there.
-        persistent: whether a state dict takes it; a buffer may be left out.
+        name: name in the state dict; ``experts[1].weight`` for a module in a plain list called ``experts``.
+        tensor: the tensor itself, not a copy.
+        module: the module that holds it.
+        key: its name in this module.
+        persistent: whether it is part of the state dict; buffers may be non-persistent.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Held:
 
 
 def held_tensors(model: nn.Module) -> tuple[Held, ...]:
-    """All parameters and buffers of ``model``, persistent or not, in the order of its modules.
+    """Return all parameters and buffers of ``model``, persistent or not, in the order of its modules.
 
     >>> [held.name for held in held_tensors(nn.BatchNorm1d(2))]
     ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
@@ -66,11 +66,11 @@ def held_tensors(model: nn.Module) -> tuple[Held, ...]:
 
 
 EXTRA_STATE = "_extra_state"
-"""Under which name `nn.Module.get_extra_state` goes into a state dict."""
+"""Name of the result of `nn.Module.get_extra_state` in a state dict."""
 
 
 def unregistered_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules in plain lists, tuples and dicts of the modules of ``model``, by a name as ``layers[0]``.
+    """Modules in plain lists, tuples and dicts of the modules of ``model``, by names such as ``layers[0]``.
 
     >>> model = nn.Linear(2, 2)
     >>> model.others = [nn.Linear(2, 2), nn.ReLU()]
@@ -82,7 +82,7 @@ def unregistered_modules(model: nn.Module) -> dict[str, nn.Module]:
     waiting = [(path, module) for path, module in model.named_modules()]
     while waiting:
         path, module = waiting.pop(0)
-        if isinstance(module, torch.jit.ScriptModule):  # holds itself a second time, without its Python class
+        if isinstance(module, torch.jit.ScriptModule):  # contains itself again, without its Python class
             continue
         attributes = {
             name: value for name, value in vars(module).items() if name not in ("_parameters", "_buffers", "_modules")
@@ -117,7 +117,7 @@ Extent = tuple[torch.device, int, int]
 
 
 def extent_of(tensor: Tensor) -> Extent | None:
-    """Device, first and last address of a tensor's memory; None where it has none of its own (empty, sparse, meta)."""
+    """Return the device, first and last address of a tensor's memory, or None without memory (empty, sparse, meta)."""
     if tensor.layout != torch.strided or tensor.device.type == "meta" or tensor.is_nested or tensor.numel() == 0:
         return None
     reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
@@ -126,10 +126,10 @@ def extent_of(tensor: Tensor) -> Extent | None:
 
 
 def first_names(held: Iterable[Held]) -> dict[str, str]:
-    """Name → name of the first tensor that is the same memory as a whole, however it is laid out.
+    """Name → name of the first tensor with exactly the same memory, whatever its layout.
 
-    Buffers that no state dict takes (masks, tables of angles) are made anew by every layer; of those that have the
-    same values, the first one counts.
+    Non-persistent buffers (masks, tables of angles) are often created again in every layer; those with the same values
+    count as one.
     """
     first: dict[Any, str] = {}
     names = {}
@@ -145,7 +145,7 @@ def first_names(held: Iterable[Held]) -> dict[str, str]:
 
 
 class Memory:
-    """The storages of some tensors, to ask whether another tensor lies in one of them."""
+    """The storages of some tensors, to find out whether another tensor lies in one of them."""
 
     def __init__(self, held: Iterable[Held]) -> None:
         spans: dict[tuple[str, int], tuple[int, str]] = {}
@@ -158,7 +158,7 @@ class Memory:
         self._ends = [spans[start] for start in self._starts]
 
     def owner_of(self, tensor: Tensor) -> str | None:
-        """The name of the tensor whose storage this one lies in, or None."""
+        """Return the name of the tensor whose storage contains this one, or None."""
         extent = extent_of(tensor)
         if extent is None:
             return None
@@ -170,12 +170,12 @@ class Memory:
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
-    """The numbers of a tensor as bytes, in the order of its dimensions; shares its memory where it can."""
+    """Return the values of a tensor as bytes, in the order of its dimensions; memory is shared if possible."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def same_bits(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors have the same type, shape and bits: 0 is not -0, and not-a-number is itself."""
+    """Whether two tensors have the same type, shape and bits: 0 differs from -0, and NaN equals itself."""
     return (
         first.dtype == second.dtype
         and first.shape == second.shape
@@ -193,7 +193,7 @@ def digest_of(model: nn.Module) -> str:
 
 
 def total_bytes(model: nn.Module) -> int:
-    """Bytes of everything that ``model`` holds, what is the same memory once.
+    """Bytes of everything that ``model`` holds; shared memory counts once.
 
     Raises:
         ModelError: a tensor is sparse.
@@ -205,30 +205,30 @@ def total_bytes(model: nn.Module) -> int:
 
 
 def left_out_bytes(model: nn.Module) -> int:
-    """Bytes of the buffers among them that no state dict takes."""
+    """Bytes of the non-persistent buffers in `total_bytes`."""
     return sum(size_bytes(item.tensor) for item in _once(model) if not item.persistent)
 
 
 def _once(model: nn.Module) -> list[Held]:
     held = held_tensors(model)
     if sparse := [item.name for item in held if item.tensor.layout != torch.strided]:
-        raise ModelError(f"{sparse[0]!r} is a sparse tensor, which cannot be stored: make it a dense one")
+        raise ModelError(f"{sparse[0]!r} is a sparse tensor, which cannot be stored: convert it to a dense one")
     first = first_names(held)
     return [item for item in held if first[item.name] == item.name]
 
 
 def size_bytes(tensor: Tensor) -> int:
-    """Bytes of the numbers of a tensor."""
+    """Bytes of a tensor's values."""
     return tensor.numel() * tensor.element_size()
 
 
 def overlapping(held: Iterable[Held]) -> dict[int, str]:
-    """Id of a tensor → name of another one that shares some of its memory, as far as there is one."""
+    """Id of each tensor that shares some of its memory with another one → name of the other."""
     items = {id(item.tensor): item for item in held}
     spans = [(extent, item) for item in items.values() if (extent := extent_of(item.tensor)) is not None]
     spans.sort(key=lambda span: (str(span[0][0]), *span[0][1:]))
     overlaps: dict[int, str] = {}
-    longest: tuple[Extent, Held] | None = None  # of those so far the one that reaches furthest
+    longest: tuple[Extent, Held] | None = None  # the one so far with the highest end address
     for extent, item in spans:
         if longest is not None and longest[0][0] == extent[0] and extent[1] < longest[0][2]:
             overlaps[id(item.tensor)] = longest[1].name

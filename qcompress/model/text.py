@@ -1,4 +1,4 @@
-"""Plain text as windows of tokens for a language model."""
+"""Windows of tokens from plain text, for language models."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,12 @@ from qcompress.errors import DataError, MissingError
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Windows:
-    """Windows of a text, each a batch ``(1, length)`` of its own, no token in two of them.
+    """Disjoint windows of a text, each a batch of shape ``(1, length)``.
 
     Attributes:
-        calibration: to measure and fit on.
-        validation: to check choices on.
-        test: that nothing is fitted to or chosen by.
+        calibration: windows for measuring and fitting.
+        validation: windows for checking choices.
+        test: windows that are never used for fitting or choosing.
     """
 
     calibration: list[Tensor]
@@ -26,18 +26,18 @@ class Windows:
 
 
 def token_windows(folder: AnyPath, text: AnyPath, *, length: int = 512, count: int = 64) -> Windows:
-    """Windows spread evenly over a text: ``count`` for calibration, and a quarter of that for each other use.
+    """Take windows spread evenly over a text: ``count`` for calibration, and a quarter of that for each other use.
 
-    A text of fewer windows is divided in the same proportion.
+    If the text has fewer windows, it is divided in the same proportion.
 
     Args:
-        folder: of the model, with its tokenizer.
-        text: a file of plain text in UTF-8.
-        length: tokens of a window.
-        count: windows for calibration.
+        folder: folder of the model, with its tokenizer.
+        text: file of plain text in UTF-8.
+        length: number of tokens in a window.
+        count: number of windows for calibration.
 
     Raises:
-        DataError: the text is shorter than six windows, or no text.
+        DataError: the text is shorter than six windows, or is not text.
         MissingError: transformers is missing.
     """
     try:
@@ -53,12 +53,12 @@ def token_windows(folder: AnyPath, text: AnyPath, *, length: int = 512, count: i
     if number < 6:
         raise DataError(
             f"{text} has {len(ids):,} tokens, which are {number} windows of {length}: give a longer text, or shorter "
-            f"windows ({len(ids) // 6} tokens at most)"
+            f"windows (at most {len(ids) // 6} tokens)"
         )
     whole = ids[: number * length].view(number, 1, length)
     taken = min(number, count + 2 * max(count // 4, 1))
     chosen = [place * number // taken for place in range(taken)]
     uses: tuple[list[Tensor], ...] = ([], [], [])
-    for place, window in enumerate(chosen):  # of six in a row, the third checks and the sixth tests
+    for place, window in enumerate(chosen):  # of six in a row, the third is for validation, the sixth for testing
         uses[{2: 1, 5: 2}.get(place % 6, 0)].append(whole[window])
     return Windows(calibration=uses[0], validation=uses[1], test=uses[2])

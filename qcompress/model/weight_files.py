@@ -1,7 +1,7 @@
-"""The tensors of a folder's safetensors files by name, read one at a time.
+"""The tensors in a folder's safetensors files by name, read one at a time.
 
-A tensor is read into memory of its own, never mapped: what a program holds is what it asked for, also under a limit
-of its address space.
+Tensors are read into memory, never memory-mapped, so that the process holds only what it asked for, even under a limit
+on its address space.
 """
 
 import json
@@ -25,7 +25,7 @@ DTYPES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """Where a tensor lies: ``nbytes`` bytes of ``file`` from ``start`` on."""
+    """Location of a tensor: ``nbytes`` bytes of ``file`` from ``start`` on."""
 
     file: Path
     dtype: torch.dtype
@@ -35,13 +35,13 @@ class StoredTensor:
 
 
 class WeightFiles(Mapping[str, StoredTensor]):
-    """What the safetensors files of a folder hold.
+    """The tensors in the safetensors files of a folder.
 
     Args:
-        folder: with ``model.safetensors``, or several files with their index.
+        folder: folder with ``model.safetensors``, or with several files and their index.
 
     Raises:
-        ModelError: there are none, or one is damaged.
+        ModelError: there are no such files, or one is damaged.
 
     >>> import tempfile
     >>> from safetensors.torch import save_file
@@ -72,10 +72,10 @@ class WeightFiles(Mapping[str, StoredTensor]):
         return len(self._tensors)
 
     def read(self, name: str) -> Tensor:
-        """The numbers of a tensor, in the type that they are stored in.
+        """Read a tensor in its stored type.
 
         Raises:
-            ModelError: the file was cut.
+            ModelError: the file is truncated.
         """
         stored = self._tensors[name]
         numbers = torch.empty(stored.nbytes, dtype=torch.uint8)
@@ -85,15 +85,15 @@ class WeightFiles(Mapping[str, StoredTensor]):
             while place < stored.nbytes and (count := file.readinto(view[place:])):
                 place += count
         if place < stored.nbytes:
-            raise ModelError(f"{stored.file} ends within {name!r}: the file was cut")
+            raise ModelError(f"{stored.file} ends within {name!r}: the file is truncated")
         return numbers.view(stored.dtype).view(stored.shape)
 
 
 def _header(file: Path) -> dict[str, StoredTensor]:
-    """The tensors that a file says it holds.
+    """Return the tensors listed in a file's header.
 
     Raises:
-        ModelError: there is no such file, or it is no safetensors file.
+        ModelError: the file does not exist or is not a valid safetensors file.
     """
     try:
         with file.open("rb") as stream:
@@ -108,7 +108,7 @@ def _header(file: Path) -> dict[str, StoredTensor]:
             start, stop = told["data_offsets"]
             dtype, shape = DTYPES[told["dtype"]], tuple(told["shape"])
             if stop - start != math.prod(shape) * dtype.itemsize or 8 + length + stop > file.stat().st_size:
-                raise ValueError(f"the place of {name!r} is not in the file")
+                raise ValueError(f"the data of {name!r} lies outside the file")
             tensors[name] = StoredTensor(
                 file=file, dtype=dtype, shape=shape, start=8 + length + start, nbytes=stop - start
             )

@@ -1,6 +1,6 @@
-"""Which weights a model has, which of them modules share, and which have an effect that no call of a layer shows.
+"""Find a model's weights, including those shared by modules and those used without a call of their layer.
 
-What always holds: a parameter is listed once, under its first place, whatever modules have it.
+Every parameter is listed once, under its first location, even if several modules hold it.
 """
 
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ UNREGISTERED = "in a plain list or dict, where PyTorch does not see it: use nn.M
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
-    """Something with parameters that stays as it is, and why."""
+    """Something with parameters that stays unchanged, and why."""
 
     name: str
     size_bytes: int
@@ -30,36 +30,36 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelWeight:
-    """A weight of a model that can be compressed, with all modules that have it under this name."""
+    """A weight that can be compressed, with all modules that hold it under this name."""
 
     modules: tuple[str, ...]
     site: Site
 
     @property
     def path(self) -> str:
-        """What it is called by."""
+        """Its name, see `path_of`."""
         return path_of(self.modules[0], self.site.parameter)
 
     @property
     def kind(self) -> str:
-        """The layer's, or one that no layer has."""
+        """The layer's kind, or class and parameter of a module that is not a supported layer."""
         module = self.site.module
         return layers.kind_name(module) if self.site.is_layer else f"{type(module).__name__}.{self.site.parameter}"
 
     def skipped(self, reason: str) -> Skipped:
-        """The weight as something that stays as it is."""
+        """Return an entry for leaving the weight unchanged."""
         return Skipped(name=self.path, size_bytes=size_bytes(self.site.weight), reason=reason)
 
 
 def layer_names(model: nn.Module) -> list[str]:
-    """Paths of all weights and of their modules, of those that modules share the first: what parts are called by."""
+    """Return the paths of all weights and of their (first) modules, which are the names that parts can have."""
     weights, skipped = find_weights(model)
     names = [name for weight in weights for name in (weight.modules[0], weight.path)]
     return list(dict.fromkeys([*names, *(item.name for item in skipped)]))
 
 
 def find_weights(model: nn.Module) -> tuple[list[ModelWeight], tuple[Skipped, ...]]:
-    """Weights that can be compressed, in the model's order, and what else has parameters."""
+    """Return the weights that can be compressed, in the model's order, and everything else that has parameters."""
     owners, shared = _owners(model), overlapping(held_tensors(model))
     weights, skipped = [], []
     for path, module in model.named_modules():
@@ -69,11 +69,11 @@ def find_weights(model: nn.Module) -> tuple[list[ModelWeight], tuple[Skipped, ..
             name = WEIGHT if any(parameter == WEIGHT for _, parameter in holders) else holders[0][1]
             modules = tuple(holder for holder, parameter in holders if parameter == name)
             if (path, site.parameter) != (modules[0], name):
-                continue  # listed where it is first
+                continue  # listed under its first location
             reasons = [Site(model.get_submodule(holder), name).why_not() for holder in modules]
             reason = next(filter(None, reasons), "")
             if not reason and id(site.weight) in shared:
-                reason = f"its weight lies in the memory of {shared[id(site.weight)]!r}, which would change with it"
+                reason = f"its weight shares memory with {shared[id(site.weight)]!r}, which would change with it"
             if reason and "bias" not in site.parameter:
                 rest.setdefault(reason, []).append(site.weight)
             elif not reason:
@@ -91,9 +91,9 @@ def find_weights(model: nn.Module) -> tuple[list[ModelWeight], tuple[Skipped, ..
 def effective_paths(
     weights: list[ModelWeight], model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None
 ) -> set[str]:
-    """Paths of the weights, of those that no call shows, that have an effect on outputs nevertheless."""
+    """Return the paths of those weights, among ones whose layer is never called, that still affect outputs."""
     effective: set[str] = set()
-    weights = [weight for weight in weights if not weight.site.weight.is_meta]  # an opened model's cannot be moved
+    weights = [weight for weight in weights if not weight.site.weight.is_meta]  # not those of an opened model
     if not weights:
         return effective
     run = steady(forward)
@@ -122,13 +122,13 @@ def effective_paths(
 
 
 def _moved(weight: Tensor, generator: torch.Generator) -> Tensor:
-    """A weight with noise of its own size added."""
+    """Return a weight with noise of its own magnitude added."""
     noise = torch.randn(weight.shape, generator=generator).to(weight)
     return weight.detach() + noise * weight.detach().abs().mean()
 
 
 def _owners(model: nn.Module) -> dict[int, list[tuple[str, str]]]:
-    """Id of a parameter → all its places: paths of modules and its name there."""
+    """Id of a parameter → all its locations: path of the module, and name in the module."""
     owners: dict[int, list[tuple[str, str]]] = {}
     for path, module in model.named_modules():
         for site in sites_of(module):

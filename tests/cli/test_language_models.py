@@ -93,7 +93,7 @@ def test_windows_share_no_token_and_are_spread_over_the_text(folder: Path) -> No
 
 
 def test_a_text_that_is_too_short_or_none_is_told(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"has 690 tokens, which are 5 windows of 120: .* \(115 tokens at most\)"):
+    with pytest.raises(DataError, match=r"has 690 tokens, which are 5 windows of 120: .* \(at most 115 tokens\)"):
         token_windows(folder / "model", folder / "text.txt", length=120)
     with pytest.raises(DataError, match="cannot be read as plain text"):
         token_windows(folder / "model", tmp_path / "none.txt")

@@ -84,8 +84,8 @@ def test_parameters_on_one_storage_stay_as_they_are_and_count_once() -> None:
     measurement = measured(model, batch, OPTIONS)
     assert [part.name for part in measurement.parts] == ["fc"]
     assert {item.name: item.reason for item in measurement.skipped} == {
-        "e": "its weight lies in the memory of 'd.weight', which would change with it",
-        "d": "its weight lies in the memory of 'e.weight', which would change with it",
+        "e": "its weight shares memory with 'd.weight', which would change with it",
+        "d": "its weight shares memory with 'e.weight', which would change with it",
     }
     smaller = apply(model, measurement, solution([1]))
     assert smaller.d.weight.data_ptr() == smaller.e.weight.data_ptr() != model.e.weight.data_ptr()

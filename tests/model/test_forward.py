@@ -50,7 +50,7 @@ def test_a_tuple_holds_all_the_inputs_that_the_model_needs_and_a_target_perhaps(
 
 def test_entries_that_the_model_does_not_take_are_refused_by_name() -> None:
     batch = {"left": inputs(8, 5), "right": inputs(8, 5), "labels": torch.zeros(8)}
-    with pytest.raises(DataError, match="labels.*takes: left, right, scale"):
+    with pytest.raises(DataError, match="labels.*accepts: left, right, scale"):
         default_forward(Two(), batch)
 
 
@@ -238,7 +238,7 @@ def test_a_used_up_iterator_is_called_that() -> None:
         measure(model, Once(), FINE)
     used = iter([inputs(8, 5)])
     list(used)
-    with pytest.raises(DataError, match="read before"):
+    with pytest.raises(DataError, match="already exhausted"):
         mean_loss(model, model, used)
 
 
@@ -258,5 +258,7 @@ def test_data_of_another_length_in_another_pass_is_refused() -> None:
 def test_batches_of_another_dtype_than_the_weights_are_named(weights: str, inputs_dtype: str) -> None:
     model = nn.Linear(3, 2).to(getattr(torch, weights))
     batch = torch.ones(4, 3, dtype=getattr(torch, inputs_dtype))
-    with pytest.raises(DataError, match=f"a batch of {inputs_dtype}, its weights are {weights}: convert the batches"):
+    with pytest.raises(
+        DataError, match=f"a batch of {inputs_dtype}, because its weights are {weights}: convert the batches"
+    ):
         measure(model, [batch], prune_quantize(bits=(4,)))

@@ -47,7 +47,7 @@ def test_classes_in_dimension_one_are_those_of_outputs_that_have_them_last(metho
 
 def test_outputs_of_four_dimensions_are_refused_before_anything_is_worked_out() -> None:
     encoded: list[object] = []
-    with pytest.raises(ModelError, match=r"\(4, 3, 4, 4\) do not tell which dimension holds these: loss='kl:1'"):
+    with pytest.raises(ModelError, match=r"\(4, 3, 4, 4\) it is unclear which dimension holds these: use loss='kl:1'"):
         measure(Segmentation(), images(), FINE, on_encode=encoded.append)
     assert not encoded
 
@@ -68,7 +68,7 @@ def test_a_dimension_without_classes_is_refused(dim: int | None, shape: tuple[in
 
 
 def test_the_samples_are_no_classes() -> None:
-    with pytest.raises(OptionsError, match="the dimension 0 counts the samples"):
+    with pytest.raises(OptionsError, match="dimension 0 holds the samples"):
         as_loss("kl:0")
 
 

@@ -84,7 +84,7 @@ def test_loaded_keeps_a_block_for_several_runs(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_opened_is_told_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"no folder of a Hugging Face model: it has no config\.json"):
+    with pytest.raises(ModelError, match=r"not the folder of a Hugging Face model: it has no config\.json"):
         open_model(tmp_path)
     folder = saved("Llama", tmp_path / "a")
     (folder / "model.safetensors").rename(tmp_path / "away")
@@ -92,7 +92,7 @@ def test_what_cannot_be_opened_is_told_by_name(tmp_path: Path) -> None:
         open_model(folder)
     whole = (tmp_path / "away").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[:-100])
-    with pytest.raises(ModelError, match=r"is not a whole safetensors file: the place of .* is not in the file"):
+    with pytest.raises(ModelError, match=r"is not a whole safetensors file: the data of .* lies outside the file"):
         open_model(folder)
     (folder / "model.safetensors").write_bytes(whole)
     config = json.loads((folder / "config.json").read_text())
@@ -100,7 +100,7 @@ def test_what_cannot_be_opened_is_told_by_name(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has the shape \(48, 32\) in .*, the model's is \(40, 32\)"):
         open_model(folder)
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
-    with pytest.raises(ModelError, match=r"has no 'model\.layers\.3\..*by the names that transformers' model has"):
+    with pytest.raises(ModelError, match=r"has no 'model\.layers\.3\..*under the names in transformers' model"):
         open_model(folder)
 
 

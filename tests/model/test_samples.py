@@ -127,7 +127,7 @@ class Centred(nn.Module):
 @pytest.mark.parametrize(
     ("make_model", "batch", "reason"),
     [
-        (TimeMajor, numbered(6 * 6).view(6, 6, 3), "its rows are no samples"),
+        (TimeMajor, numbered(6 * 6).view(6, 6, 3), "its rows are not samples"),
         (TimeMajor, numbered(5 * 6).view(5, 6, 3), "no tensor of the first batch has as many rows"),
         (Centred, numbered(6), "samples depend on each other"),
         (lambda: nn.Flatten(0), numbered(6), "no tensor of the first batch has as many rows"),
@@ -152,7 +152,7 @@ def test_a_model_that_takes_no_smaller_batch_is_told() -> None:
     def forward(model: nn.Module, batch: Tensor) -> Tensor:
         return model(batch.view(6, 3))
 
-    assert "does not take a part of a batch" in split_samples(linear(), [numbered(6)], forward).why_not
+    assert "does not accept a part of a batch" in split_samples(linear(), [numbered(6)], forward).why_not
 
 
 class Augmented:
