@@ -1,1 +1,1 @@
-"""Engines: what a compressed model is written for, sized for and run by. One engine a file, one line in `registry`."""
+"""Inference engines that compressed models are exported to. One engine per file, one line in `registry`."""

@@ -1,11 +1,11 @@
-"""An engine is what runs a compressed model: a value that says what it takes, how large its file is, and how it runs.
+"""An engine runs compressed models: it says what it supports, how large its file is, and how to run the file.
 
-The choice is searched among what the engine runs (`Engine.options`, `Engine.refuse`, `Engine.ties`), under budgets in
-its own file's bytes (`Engine.sizes`); then it is written (`Engine.write`), run (`Engine.run`) and compared with the
-model that stood for it while it was chosen (`Engine.emulate`, `Engine.check`).
+The choice is restricted to what the engine runs (`Engine.options`, `Engine.refuse`, `Engine.ties`), under budgets in
+bytes of the engine's own file (`Engine.sizes`). Then the file is written (`Engine.write`), run (`Engine.run`) and
+compared with the model in PyTorch that the choice was based on (`Engine.emulate`, `Engine.check`).
 
-What always holds: a file takes exactly ``overhead`` plus the bytes of the chosen options, and what `write` is given is
-a model whose weights are what its record says.
+Invariants: a file takes exactly ``overhead`` plus the bytes of the chosen options, and the weights of the model passed
+to `write` are those in its record.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from qcompress.transforms.base import Transform
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
-    """What an engine is, and whether it can be used here."""
+    """Description of an engine, and whether it can be used here."""
 
     name: str
     summary: str
@@ -41,28 +41,28 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileSizes:
-    """How an engine's file comes out, in bytes.
+    """Size of an engine's file in bytes.
 
     Attributes:
-        options: of every part, the bytes that each of its options takes in the file, padding included.
-        overhead: everything that no choice changes: header, metadata, tensors that are no part.
+        options: for every part, the bytes that each of its options takes in the file, padding included.
+        overhead: bytes that do not depend on the choice: header, metadata, tensors that are not parts.
     """
 
     options: tuple[tuple[int, ...], ...]
     overhead: int
 
     def of(self, choice: Sequence[int]) -> int:
-        """Bytes of the file with one option a part."""
+        """Return the bytes of the file for a choice of one option per part."""
         return self.overhead + sum(sizes[option] for sizes, option in zip(self.options, choice, strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EngineRun:
-    """What an engine gave for some batches.
+    """Outputs and time of a run in an engine.
 
     Attributes:
-        outputs: one tensor ``(samples, …)`` a batch.
-        wall_s: seconds for all of them, without loading the file.
+        outputs: one tensor ``(samples, …)`` per batch.
+        wall_s: seconds for all batches, without loading the file.
     """
 
     outputs: tuple[Tensor, ...]
@@ -71,20 +71,20 @@ class EngineRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Engine(ABC):
-    """One engine. Subclasses are frozen dataclasses; their fields are their settings and all have defaults."""
+    """An inference engine. Subclasses are frozen dataclasses; their fields are settings, which all have defaults."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    requires: ClassVar[tuple[str, ...]] = ()  # modules it imports when it writes or runs
+    requires: ClassVar[tuple[str, ...]] = ()  # modules it imports to write or run files
     by_block: ClassVar[bool] = False  # whether it writes and runs an opened model with one block in memory at a time
-    extra: ClassVar[str] = ""  # the extra of qcompress that brings them
+    extra: ClassVar[str] = ""  # the extra of qcompress that installs the modules
     tolerance: ClassVar[
         float
     ]  # root mean square difference of its outputs from the emulation's, relative to their spread
 
     @classmethod
     def why_not(cls) -> str:
-        """What is missing to use this engine, or an empty string. Imports nothing."""
+        """Why this engine cannot be used (missing packages), or an empty string. Imports nothing."""
         missing = [module for module in cls.requires if importlib.util.find_spec(module.split(".")[0]) is None]
         return (
             f"engine {cls.name!r} needs {', '.join(missing)}: pip install 'qcompress[{cls.extra}]'" if missing else ""
@@ -92,25 +92,25 @@ class Engine(ABC):
 
     @classmethod
     def info(cls) -> EngineInfo:
-        """The engine's description."""
+        """Return the engine's description."""
         why_not = cls.why_not()
         return EngineInfo(name=cls.name, summary=cls.summary, available=not why_not, why_not=why_not)
 
     @classmethod
     def require(cls) -> None:
-        """Refuse to go on without the engine's packages.
+        """Raise an error if the engine's packages are missing.
 
         Raises:
-            MissingError: one is missing; says how to install it.
+            MissingError: A package is missing; the message says how to install it.
         """
         if why_not := cls.why_not():
             raise MissingError(why_not)
 
     def configured(self, settings: Mapping[str, Any]) -> "Engine":
-        """The engine with some settings set anew.
+        """Return the engine with changed settings.
 
         Raises:
-            EngineError: a setting it does not have; lists the ones it has.
+            EngineError: The engine does not have a setting; the message lists its settings.
         """
         known = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if unknown := [name for name in settings if name not in known]:
@@ -120,11 +120,11 @@ class Engine(ABC):
 
     @abstractmethod
     def options(self) -> Options:
-        """Everything the engine runs, which is what is searched where nothing else is asked for."""
+        """Everything the engine runs; offered by default."""
 
     @abstractmethod
     def refuse(self, part: Part, transform: Transform) -> str:
-        """Why the engine cannot run a part that is stored so, or an empty string. Keeping a part is always legal."""
+        """Why the engine cannot run a part stored with a transform, or an empty string. `Keep` is always legal."""
 
     def ties(self, parts: Sequence[Part]) -> list[tuple[str, ...]]:  # noqa: ARG002
         """Names of parts that must take the same option, for `formulations.reductions.tie.tie`."""
@@ -134,24 +134,24 @@ class Engine(ABC):
     def sizes(
         self, model: nn.Module, parts: Sequence[Part], transforms: Sequence[Sequence[Transform]], example: Any = None
     ) -> FileSizes:
-        """How large the file of ``model`` comes out, to the byte, for every option of every part.
+        """Size of the file of ``model``, to the byte, for every option of every part.
 
         Args:
-            model: compressed or not; shapes, names and metadata are taken from it.
-            parts: of it.
+            model: the model, compressed or not; its shapes, names and metadata are used.
+            parts: parts of the model.
             transforms: the options of each part.
             example: a batch, for engines that trace the model.
 
         Raises:
-            EngineError: the engine cannot take this model; says what and why.
+            EngineError: The engine does not support this model; the message says why.
         """
 
     @abstractmethod
     def write(self, model: nn.Module, path: Path, example: Any = None) -> None:
-        """Write ``model`` as its record says (a model without one as it is) to ``path``, which is not there yet.
+        """Write ``model`` according to its record (or unchanged if it has none) to ``path``, which must not exist.
 
         Raises:
-            EngineError: the engine cannot take this model; says what and why.
+            EngineError: The engine does not support this model; the message says why.
         """
 
     @abstractmethod
@@ -159,22 +159,22 @@ class Engine(ABC):
         """Run the file in the engine."""
 
     def run_by_block(self, path: Path, batches: Iterable[Any]) -> EngineRun:  # noqa: ARG002
-        """Run the file with a block's weights in memory at a time.
+        """Run the file with one block of weights in memory at a time.
 
         Raises:
-            EngineError: the engine only runs it whole.
+            EngineError: The engine only runs whole models.
         """
         raise EngineError(f"engine {self.name!r} does not run a model block by block: load it whole")
 
     def emulate(self, model: nn.Module, batches: Iterable[Any]) -> EngineRun:
-        """What `run` should give: by default the model's outputs."""
+        """Compute what `run` is expected to give: by default the model's outputs."""
         return timed(forwards.run(model, batch) for batch in batches)
 
     def why_not_timed(self) -> str:
         """Why options cannot be timed in the engine, or an empty string."""
         return (
-            f"engine {self.name!r} does not time options: a budget for latency_s is for target 'onnxruntime', or for "
-            "none (PyTorch)"
+            f"engine {self.name!r} does not time options: a budget for latency_s needs target 'onnxruntime', or no "
+            "target (PyTorch)"
         )
 
     def time_options(
@@ -184,34 +184,35 @@ class Engine(ABC):
         batch: Any,  # noqa: ARG002
         on_progress: Callable[[TimingProgress], None] | None = None,  # noqa: ARG002
     ) -> Measurement:
-        """A measurement of what the engine runs with ``latency_s``, the seconds of every option in the engine.
+        """Return a measurement with ``latency_s``, the seconds of every option in the engine.
 
         Args:
-            model: that was measured.
-            measurement: of it, with only options that the engine runs (see `qcompress.engines.legal.for_engine`).
-            batch: one batch, of the size and length that it will be in use.
-            on_progress: called after every layer and those like it.
+            model: the model that was measured.
+            measurement: its measurement, with only options that the engine runs (see
+                `qcompress.engines.legal.for_engine`).
+            batch: one batch, with the size and length of those in production.
+            on_progress: called after every group of equal layers.
 
         Raises:
-            EngineError: the engine does not time options.
+            EngineError: The engine does not time options.
         """
         raise EngineError(self.why_not_timed())
 
     def seconds(self, paths: Sequence[Path], batches: Sequence[Any]) -> list[float]:
-        """Seconds that each of some files takes for all the batches."""
+        """Return the seconds that each of several files takes for all the batches."""
         return [self.run(path, batches).wall_s for path in paths]
 
     def peak_bytes(self, path: Path, batch: Any) -> int | None:  # noqa: ARG002
-        """The most memory that loading the file and running a batch takes, or None where that is not measured."""
+        """Peak memory of loading the file and running a batch, or None if it is not measured."""
         return None
 
     def check(self, path: Path, model: nn.Module) -> str:  # noqa: ARG002
-        """What the file's weights differ in from the model's, or an empty string; by default nothing is looked at."""
+        """How the file's weights differ from the model's, or an empty string; the default does not check."""
         return ""
 
 
 def timed(outputs: Iterator[Tensor]) -> EngineRun:
-    """Draw all outputs, without gradients, and note the seconds.
+    """Compute all outputs, without gradients, and measure the time.
 
     >>> run = timed(iter([torch.zeros(2)]))
     >>> len(run.outputs), run.wall_s >= 0

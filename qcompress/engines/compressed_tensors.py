@@ -1,11 +1,11 @@
-"""compressed-tensors: a Hugging Face folder with packed integer weights, which transformers and vLLM load as it is.
+"""compressed-tensors: a Hugging Face folder with packed integer weights, which transformers and vLLM load directly.
 
-The folder holds ``config.json`` with how each layer is stored, safetensors files (several from ``shard_bytes`` of dense
-weights on, with their index), and the tokenizer's files. Every layer's share of ``config.json`` and of the headers has
-room for the longest text it may need, so that the folder's bytes are a sum over the layers.
+The folder contains ``config.json``, which says how each layer is stored, safetensors files (several shards with an
+index if the dense weights exceed ``shard_bytes``), and the tokenizer's files. Each layer's share of ``config.json`` and
+of the headers is padded to the longest text it may need, so that the size of the folder is a sum over the layers.
 
-vLLM runs q, k and v as one matrix, and gate and up: layers that it fuses must share one scheme (``fused``).
-transformers ties dense weights only, so weights that modules share stay as they are.
+vLLM runs q, k and v as one matrix, and also gate and up: layers that it fuses must share one scheme (``fused``).
+transformers ties dense weights only, so weights shared by several modules are not compressed.
 """
 
 import functools
@@ -51,10 +51,10 @@ class CompressedTensors(Engine):
     Attributes:
         tokenizer: folder whose tokenizer files are copied; by default the one that the model was loaded from.
         fused: whether layers that vLLM fuses must share one scheme.
-        shard_bytes: most bytes of dense weights that go into one file.
+        shard_bytes: maximum bytes of dense weights per file.
         zero_points: whether asymmetric codes of 4 and 8 bits are legal. vLLM runs them; transformers (5.24) does not
             load them, because it expects zero points that are not packed. Here such a folder is run with transformers
-            on the weights that compressed-tensors unpacks.
+            on weights unpacked by compressed-tensors.
     """
 
     name: ClassVar[str] = "compressed-tensors"
@@ -74,13 +74,13 @@ class CompressedTensors(Engine):
         return prune_quantize(bits=(2, 3, 4, 5, 6, 8), group_size=(32, 64, 128), compensated=True)
 
     def refuse(self, part: Part, transform: Transform) -> str:
-        """Linear layers of their own, in integers of up to 8 bits; groups must fill a row evenly."""
+        """Allow whole Linear layers in integers of up to 8 bits, with groups that divide the row evenly."""
         target = part.target
         if isinstance(transform, Keep):
             return ""
         scheme = scheme_of(transform, target)
         if scheme is None or scheme.bits > MAX_BITS:
-            return f"{transform.label!r} of {part.name!r} is no integer format of up to {MAX_BITS} bits"
+            return f"{transform.label!r} of {part.name!r} is not an integer format of up to {MAX_BITS} bits"
         if not scheme.symmetric and not self.zero_points:
             return (
                 f"{transform.label!r} of {part.name!r}: transformers (5.24) does not load packed zero points; for vLLM "
@@ -89,17 +89,17 @@ class CompressedTensors(Engine):
         if not scheme.symmetric and scheme.bits not in ZERO_POINT_BITS:
             return f"{transform.label!r} of {part.name!r}: vLLM runs zero points of 4 and 8 bits"
         if target.layer != "Linear" or not target.whole:
-            return f"{part.name!r} is not a whole Linear layer, only those have integer weights there"
+            return f"{part.name!r} is not a whole Linear layer, and only those can have integer weights"
         if len(part.modules) > 1:
-            return f"{part.name!r} shares its weight with {part.modules[1]!r}, and only dense weights are tied there"
+            return f"{part.name!r} shares its weight with {part.modules[1]!r}, and only dense weights can be tied"
         if scheme.group_size is not None and target.per_channel % scheme.group_size:
-            return f"the {target.per_channel} inputs of {part.name!r} are no multiple of {scheme.group_size}"
+            return f"the {target.per_channel} inputs of {part.name!r} are not a multiple of {scheme.group_size}"
         if scheme.scale_type != target.dtype and target.dtype != torch.float32:
             return f"scales of {part.name!r} are read in {target.dtype}, {scheme.scale_type} would be rounded again"
         return ""
 
     def ties(self, parts: Sequence[Part]) -> list[tuple[str, ...]]:
-        """Layers that vLLM runs as one matrix."""
+        """Groups of layers that vLLM runs as one matrix."""
         if not self.fused:
             return []
         groups: dict[tuple[str, int], list[str]] = {}
@@ -117,7 +117,7 @@ class CompressedTensors(Engine):
         transforms: Sequence[Sequence[Transform]],
         example: Any = None,  # noqa: ARG002
     ) -> FileSizes:
-        """All files of the folder."""
+        """Size of all files of the folder."""
         files = _files_of(model, self.shard_bytes)
         sharded = len(set(files.values())) > 1
         state = unique_state(model)
@@ -175,12 +175,12 @@ class CompressedTensors(Engine):
         return timed(forwards.run(model, batch) for batch in batches)
 
     def run_by_block(self, path: Path, batches: Iterable[Any]) -> EngineRun:
-        """Open the folder with weights that compressed-tensors unpacks block by block, and run it with transformers."""
+        """Run the folder with transformers on weights that compressed-tensors unpacks block by block."""
         model = opened_from(PackedFiles(path))
         return timed(forwards.run(model, batch) for batch in batches)
 
     def check(self, path: Path, model: nn.Module) -> str:
-        """Decode every packed weight with compressed-tensors itself: they must be the model's, bit for bit."""
+        """Decode every packed weight with compressed-tensors itself and require bitwise equality with the model's."""
         ours, files, opened = unique_state(model), PackedFiles(path), opened_of(model)
         for item in _compressed(self, model):
             weight = _weight_name(item.part, ours)
@@ -193,12 +193,12 @@ class CompressedTensors(Engine):
         source = self.tokenizer or str(getattr(model, "name_or_path", ""))
         folder = Path(source)
         if self.tokenizer is not None and not folder.is_dir():
-            raise EngineError(f"tokenizer must be a folder with a tokenizer's files, there is no {self.tokenizer!r}")
+            raise EngineError(f"tokenizer must be a folder with a tokenizer's files, but {self.tokenizer!r} is not one")
         return [folder / name for name in TOKENIZER if source and (folder / name).is_file()]
 
 
 def loaded(path: Path) -> nn.Module:
-    """The model of a folder, in evaluation mode, as transformers loads it."""
+    """Load the model of a folder with transformers, in evaluation mode."""
     import transformers
 
     names = json.loads((path / "config.json").read_text()).get("architectures") or ["AutoModel"]
@@ -215,7 +215,7 @@ def _compressed(engine: CompressedTensors, model: nn.Module) -> list[CompressedP
     """The compressed parts of a model.
 
     Raises:
-        EngineError: one that the engine does not run.
+        EngineError: The engine does not run one of them.
     """
     record = record_of(model)
     items = [item for item in record.parts if item.stored] if record is not None else []
@@ -232,12 +232,12 @@ def _scheme(item: CompressedPart) -> Scheme:
 
 
 def _weight_name(part: Part, state: Mapping[str, Tensor]) -> str:
-    """The name in the state dict of a part's weight."""
+    """The name of a part's weight in the state dict."""
     return next(name for module in part.modules if (name := f"{module}.{part.parameter}".lstrip(".")) in state)
 
 
 def _files_of(model: nn.Module, shard_bytes: int) -> dict[str, str]:
-    """The file of every weight, whatever it is stored as."""
+    """The file of every weight, which does not depend on how the weight is stored."""
     shards: dict[str, int] = {}
     number, filled = 0, 0
     for name, tensor in unique_state(model).items():
@@ -253,13 +253,13 @@ def _files_of(model: nn.Module, shard_bytes: int) -> dict[str, str]:
 
 
 def _dense_entries(name: str, tensor: Tensor, opened: Opened | None = None) -> list[Entry]:
-    """A weight as it is; of an opened model it is read when it is written."""
+    """A dense weight; for an opened model it is read when it is written."""
     numbers = (lambda: tensor) if opened is None or not tensor.is_meta else functools.partial(opened.read, name)
     return [Entry(name=name, dtype=tensor.dtype, shape=tuple(tensor.shape), tensor=numbers)]
 
 
 def _packed_entries(name: str, scheme: Scheme, target: Target) -> list[Entry]:
-    """What stands for a weight of ``name``: codes, scales and its shape."""
+    """The tensors that replace the weight ``name``: codes, scales, its shape and possibly zero points."""
     rows, groups = target.channels, scheme.num_groups(target)
     shapes = {
         "weight_packed": (torch.int32, (rows, -(-target.per_channel * scheme.bits // 32))),
@@ -304,7 +304,7 @@ def _indexed(name: str, file: str) -> str:
 
 
 def _index(contents: Mapping[str, list[Entry]]) -> bytes:
-    """The index of the shards, padded to what `sizes` says."""
+    """The index of the shards, padded to the size predicted by `sizes`."""
     lines = [_indexed(entry.name, file) for file, entries in contents.items() for entry in entries]
     total = sum(entry.nbytes for entries in contents.values() for entry in entries)
     text = f'{{"metadata":{{"total_size":{total}}},"weight_map":{{{"".join(lines).rstrip(",")}\n}}}}'
@@ -312,7 +312,7 @@ def _index(contents: Mapping[str, list[Entry]]) -> bytes:
 
 
 def _arguments(scheme: Scheme) -> dict[str, Any]:
-    """The scheme in compressed-tensors' words."""
+    """The scheme in the terms of compressed-tensors."""
     grouped = {"strategy": "channel"} if scheme.group_size is None else {
         "strategy": "group", "group_size": scheme.group_size
     }  # fmt: skip
@@ -326,7 +326,7 @@ def _group(modules: list[str], scheme: Scheme) -> dict[str, Any]:
 
 
 def _config_room(name: str, scheme: Scheme) -> int:
-    """Bytes of ``config.json`` that are enough for a layer, also where it is the only one of its scheme."""
+    """Bytes of ``config.json`` that suffice for a layer, even if it is the only one of its scheme."""
     text = json.dumps({"group_000": _group([name.removesuffix(".weight")], scheme)}, indent=2)
     return len(text.encode()) + 4 * (text.count("\n") + 1)
 
@@ -363,7 +363,7 @@ def _config_values(model: nn.Module) -> dict[str, Any]:
     """The model's own configuration.
 
     Raises:
-        EngineError: it is no transformers model.
+        EngineError: It is not a transformers model.
     """
     import transformers
 
@@ -374,7 +374,7 @@ def _config_values(model: nn.Module) -> dict[str, Any]:
         )
     values: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=True))
     values.pop("quantization_config", None)
-    dtype = str(model.dtype).removeprefix("torch.")  # else the first number in the files would decide: a scale
+    dtype = str(model.dtype).removeprefix("torch.")  # else the dtype of the first tensor in the files, a scale
     return values | {"architectures": [type(model).__name__], "dtype": dtype}
 
 

@@ -1,4 +1,4 @@
-"""`export`: a compressed model as an engine's own file, whole or not at all."""
+"""`export`: write a compressed model as an engine's own file, completely or not at all."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from qcompress.model.opened import opened_of
 
 
 class HasModel(Protocol):
-    """What holds a compressed model, as `qcompress.Result` does."""
+    """Anything that holds a compressed model, such as `qcompress.Result`."""
 
     @property
     def model(self) -> nn.Module:
@@ -24,7 +24,7 @@ class HasModel(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportedFile:
-    """What `export` wrote: a file, or a folder of files with their bytes added up."""
+    """The file that `export` wrote, or a folder with the total bytes of its files."""
 
     path: Path
     size_bytes: int
@@ -36,35 +36,35 @@ def export(
     """Write a model for an engine.
 
     Args:
-        model_or_result: what `apply`, `load_compressed` or `compress` gave; a model that is not compressed is
-            written as it is.
-        path: of the file, which is replaced, or of the folder, which must be new or empty.
+        model_or_result: the result of `apply`, `load_compressed` or `compress`; a model that is not compressed is
+            written unchanged.
+        path: path of the file, which is replaced if it exists, or of the folder, which must be new or empty.
         target: name of an engine (`engines` lists them), or an engine with its settings.
         example: a batch, for engines that trace the model.
 
     Raises:
-        EngineError: an unknown engine, or a model, layer or option that it does not take.
-        ArtefactError: a compressed weight was changed since.
-        MissingError: a package of the engine is missing.
-        OSError: the file cannot be written; nothing is left half-written.
+        EngineError: The engine is unknown, or does not support the model, a layer or an option.
+        ArtefactError: A compressed weight has been changed since compression.
+        MissingError: A package of the engine is missing.
+        OSError: The file cannot be written; no partial file is left.
     """
     engine, model, goal = as_engine(target), model_of(model_or_result), Path(path)
     if opened_of(model) is not None and not engine.by_block:
         raise EngineError(f"engine {engine.name!r} does not write a model block by block: load it whole")
-    if (record := record_of(model)) is not None and opened_of(model) is None:  # an opened model is what it is stored as
+    if (record := record_of(model)) is not None and opened_of(model) is None:  # an opened model cannot have changed
         require_unchanged(record, model)
     if goal.is_dir() and any(goal.iterdir()):
-        raise EngineError(f"{goal} is a folder that is not empty; name a new file or folder")
+        raise EngineError(f"the folder {goal} is not empty; name a new file or folder")
     with drafting(goal) as draft:
         engine.write(model, draft, example)
     return ExportedFile(path=goal, size_bytes=size_on_disk(goal))
 
 
 def model_of(model_or_result: nn.Module | HasModel) -> nn.Module:
-    """The model itself.
+    """Return the model itself.
 
     Raises:
-        EngineError: it is neither a module nor holds one.
+        EngineError: The argument is neither a module nor holds one.
     """
     model = model_or_result if isinstance(model_or_result, nn.Module) else getattr(model_or_result, "model", None)
     if not isinstance(model, nn.Module):

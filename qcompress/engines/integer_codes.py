@@ -1,4 +1,4 @@
-"""What engines of integer weights share: a stored part as codes, scales and zero points, whichever transform it is."""
+"""Common representation for engines with integer weights: a stored part as codes, scales and zero points."""
 
 from dataclasses import dataclass
 
@@ -16,10 +16,10 @@ class Scheme:
     """How the weights of a part are written, without the numbers.
 
     Attributes:
-        bits: of a code.
+        bits: bits per code.
         group_size: weights of a row that share a scale; None for the whole row.
-        symmetric: without zero points.
-        scale_type: what scales are written in.
+        symmetric: whether there are no zero points.
+        scale_type: dtype of the scales.
     """
 
     bits: int
@@ -28,18 +28,18 @@ class Scheme:
     scale_type: torch.dtype
 
     def num_groups(self, target: Target) -> int:
-        """Groups in a row."""
+        """Number of groups in a row."""
         return 1 if self.group_size is None else -(-target.per_channel // self.group_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class IntegerCodes:
-    """The numbers: a weight is ``scale · (code - zero point)``, in float32, rounded to the weight's type.
+    """The numbers of a part: a weight is ``scale · (code - zero point)`` in float32, rounded to the weight's dtype.
 
     Attributes:
         codes: ``(channels, per_channel)`` int32 from 0 to ``2**bits - 1``.
         scales: ``(channels, groups)``.
-        zeros: ``(channels, groups)`` int32 from 0 to ``2**bits - 1``; symmetric, the middle code everywhere.
+        zeros: ``(channels, groups)`` int32 from 0 to ``2**bits - 1``; if symmetric, the middle code everywhere.
     """
 
     codes: Tensor
@@ -48,7 +48,7 @@ class IntegerCodes:
 
 
 def scheme_of(transform: Transform, target: Target) -> Scheme | None:
-    """The scheme of a transform that stores nothing but codes, scales and zero points, or None.
+    """Return the scheme of a transform that stores only codes, scales and zero points, else None.
 
     >>> target = Target(layer="Linear", channels=8, per_channel=64, dtype=torch.float32, macs=512)
     >>> scheme_of(GroupWise(bits=4, group_size=32), target)
@@ -58,7 +58,7 @@ def scheme_of(transform: Transform, target: Target) -> Scheme | None:
     """
     if isinstance(transform, GroupWise) and not transform.sparsity:
         scale_type, size = transform.scale_type(target), transform.group_size
-        whole = size is None or size > target.per_channel  # one group, longer than the row
+        whole = size is None or size > target.per_channel  # a single group, longer than the row
         return Scheme(
             bits=transform.bits,
             group_size=None if whole else size,
@@ -71,7 +71,7 @@ def scheme_of(transform: Transform, target: Target) -> Scheme | None:
 
 
 def integer_codes(transform: Transform, stored: dict[str, Tensor], target: Target) -> IntegerCodes:
-    """What a transform that has a scheme has stored of a part."""
+    """Unpack the stored arrays of a part whose transform has a scheme."""
     scheme = scheme_of(transform, target)
     assert scheme is not None  # noqa: S101
     codes = unpack(stored["codes"], scheme.bits, target.num_weights).view(target.channels, target.per_channel)

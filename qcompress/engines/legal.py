@@ -1,4 +1,4 @@
-"""A measurement seen through an engine: only what it runs, with the bytes of its file as a resource."""
+"""Restrict a measurement to an engine: only options that it runs, with the bytes of its file as a resource."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,18 +15,18 @@ from qcompress.measurement import Measurement
 
 
 def for_engine(engine: Engine, model: nn.Module, measurement: Measurement, example: Any = None) -> Measurement:
-    """The measurement with the options that the engine runs, and their bytes in its file as ``file_bytes``.
+    """Return the measurement with only the options that the engine runs, and their bytes in its file as ``file_bytes``.
 
-    Of parts that the engine ties, only options that all of them have are left, in the order of the first.
+    Parts that the engine ties keep only the options that all of them have, in the order of the first part.
 
     Args:
-        engine: what the choice is made for.
-        model: that was measured.
-        measurement: of it.
+        engine: the engine that the choice is made for.
+        model: the model that was measured.
+        measurement: its measurement.
         example: a batch, for engines that trace the model.
 
     Raises:
-        EngineError: the engine cannot take the model, or nothing that was measured besides keeping all parts.
+        EngineError: The engine does not support the model, or none of the measured options except keeping all parts.
     """
     options = _restricted(engine, measurement)
     if all(len(kept) == 1 for kept in options):
@@ -69,7 +69,7 @@ def for_engine(engine: Engine, model: nn.Module, measurement: Measurement, examp
 
 
 def _restricted(engine: Engine, measurement: Measurement) -> list[list[int]]:
-    """Per part the options that are left: legal ones, and of tied parts those that all have."""
+    """The remaining options of each part: legal ones and, for tied parts, those that all have."""
     options = [
         [option for option, transform in enumerate(part_options)
          if option == standing or not engine.refuse(part, transform)]
@@ -89,5 +89,5 @@ def _restricted(engine: Engine, measurement: Measurement) -> list[list[int]]:
 
 
 def _common(lists: Sequence[Sequence[Any]]) -> list[Any]:
-    """What all lists have, in the order of the first."""
+    """The items that are in all lists, in the order of the first."""
     return [item for item in lists[0] if all(item in other for other in lists[1:])]

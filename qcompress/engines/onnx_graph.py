@@ -1,9 +1,9 @@
 """An ONNX graph of a model, and the places where its weights are replaced by integer codes.
 
-`trace` exports the dense model as it is, without any rewriting, so that every weight is an initializer under its own
-name; `Encoding` is what takes a weight's place: `MatMulNBits` where nothing but matrix products reads it and its groups
-are of a size that the operator takes, else `DequantizeLinear` (with a reshape for kernels). ONNX Runtime folds and
-fuses the rest when it loads the file.
+`trace` exports the dense model without any rewriting, so that every weight is an initializer under its own name. An
+`Encoding` replaces a weight: by `MatMulNBits` if only matrix products read the weight and the operator supports its
+group size, else by `DequantizeLinear` (with a reshape for kernels). ONNX Runtime folds and fuses the rest when it loads
+the file.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ LEAST_BLOCK = 16
 
 
 class Traced(nn.Module):
-    """A model as a function of tensors, whatever its batches are."""
+    """A model as a function of tensors, whatever form its batches have."""
 
     def __init__(self, model: nn.Module, batch: Any) -> None:
         super().__init__()
@@ -40,17 +40,17 @@ class Traced(nn.Module):
         self.alone = isinstance(batch, Tensor)
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        """The model's output."""
+        """Return the model's output."""
         if self.names is not None:
             return forwards.default_forward(self.model, dict(zip(self.names, tensors, strict=True)))
         return forwards.default_forward(self.model, tensors[0] if self.alone else list(tensors))
 
 
 def inputs_of(batch: Any, count: int | None = None) -> list[Tensor]:
-    """The tensors of a batch that go into the graph; of a list the first ``count``.
+    """The tensors of a batch that the graph takes as inputs; for a list the first ``count``.
 
     Raises:
-        EngineError: the batch is no tensor, list or dict of tensors.
+        EngineError: The batch is not a tensor, nor a list or dict of tensors.
     """
     tensors = [batch] if isinstance(batch, Tensor) else list(batch.values() if isinstance(batch, dict) else batch)
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
@@ -59,33 +59,33 @@ def inputs_of(batch: Any, count: int | None = None) -> list[Tensor]:
 
 
 def feed_of(session: Any, batch: Any) -> dict[str, Any]:
-    """A batch as the inputs of a session of ONNX Runtime, by name."""
+    """A batch as the inputs of an ONNX Runtime session, by name."""
     given = session.get_inputs()
     tensors = inputs_of(list(batch) if isinstance(batch, tuple) else batch, len(given))
     return {entry.name: tensor.numpy() for entry, tensor in zip(given, tensors, strict=True)}
 
 
 def copied(proto: Any) -> Any:
-    """Another graph that is the same."""
+    """Return a copy of a graph."""
     other = type(proto)()
     other.CopyFrom(proto)
     return other
 
 
 def initializer_of(model: nn.Module, path: str, names: Collection[str]) -> str | None:
-    """The name in the graph of a layer's weight, which may have several in the model; None where no output needs it."""
+    """The name of a layer's weight in the graph (the model may have several names for it); None if it is unused."""
     weight = getattr(model.get_submodule(path), "weight", None)
     names_of_weight = [name for name, tensor in model.state_dict(keep_vars=True).items() if tensor is weight]
     return next((f"model.{name}" for name in names_of_weight if f"model.{name}" in names), None)
 
 
 def trace(model: nn.Module, example: Any) -> Any:
-    """The dense model as an ONNX ModelProto, weights named ``model.…`` as in the state dict, without comments.
+    """Export the dense model as an ONNX ModelProto without comments; weights are named ``model.`` plus state-dict name.
 
-    Dimensions that may vary are the samples, and all dimensions of whole-number inputs (words).
+    The batch dimension is dynamic, and so are all dimensions of integer inputs (tokens).
 
     Raises:
-        EngineError: no example, or PyTorch cannot export the model; says why.
+        EngineError: There is no example, or PyTorch cannot export the model; the message says why.
     """
     if example is None:
         raise EngineError("engine 'onnxruntime' traces the model: give example=, a batch")
@@ -96,7 +96,7 @@ def trace(model: nn.Module, example: Any) -> Any:
     auto = torch.export.Dim.AUTO
     shapes = tuple(dict.fromkeys(range(1 if tensor.is_floating_point() else tensor.ndim), auto) for tensor in tensors)
     with _inference(model), unrounded(), warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of PyTorch's exporter about itself
+        warnings.simplefilter("ignore")  # warnings of PyTorch's exporter about itself
         try:
             program = torch.onnx.export(
                 Traced(model, batch), pair, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
@@ -112,7 +112,7 @@ def trace(model: nn.Module, example: Any) -> Any:
 
 @contextlib.contextmanager
 def _inference(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside. The exporter reads flags of accelerators that `forwards.evaluating` sets the new way."""
+    """Evaluation mode. `forwards.evaluating` would set accelerator flags in a way that the exporter cannot read."""
     training = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -129,7 +129,7 @@ def _num_inputs(model: nn.Module) -> int:
 
 
 def _bare(proto: Any) -> Any:
-    """Without comments, stack traces and shapes of what is between."""
+    """Remove comments, stack traces and the shapes of intermediate values."""
     proto.ClearField("metadata_props")
     proto.ClearField("doc_string")
     for field in ("metadata_props", "doc_string", "value_info"):
@@ -141,11 +141,11 @@ def _bare(proto: Any) -> Any:
 
 
 def _leave_out_zero_biases(graph: Any) -> None:
-    """Convolutions without a bias are exported with one that is computed, which keeps batch norm from being fused."""
+    """Remove the computed zero biases that convolutions without bias get and that prevent fusion with batch norm."""
     from onnx import numpy_helper
 
     if any(item.HasField("g") for node in graph.node for item in node.attribute):
-        return  # what is read inside a branch is not seen here
+        return  # values read inside a branch are not visible here
     by_output = {name: node for node in graph.node for name in node.output}
 
     def is_zero(name: str) -> bool:
@@ -173,7 +173,7 @@ def _leave_out_zero_biases(graph: Any) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Array:
-    """An initializer: ``numbers`` gives its bytes."""
+    """An initializer; ``numbers`` gives its content."""
 
     name: str
     onnx_type: int
@@ -184,14 +184,14 @@ class Array:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Encoding:
-    """What takes the place of a weight.
+    """The replacement of a weight.
 
     Attributes:
-        name: of the weight's initializer.
-        module: the layer whose weight it is.
-        scheme: how it is stored.
-        target: of its rows.
-        products: nodes that are matrix products with it, where there are only such and the operator takes its groups.
+        name: name of the weight's initializer.
+        module: the layer that the weight belongs to.
+        scheme: how the weight is stored.
+        target: description of its rows.
+        products: nodes that multiply with the weight, if there are no other uses and the operator supports its groups.
     """
 
     name: str
@@ -201,7 +201,7 @@ class Encoding:
     products: tuple[Any, ...]
 
     def arrays(self) -> Iterator[Array]:
-        """Codes, scales and zero points."""
+        """Yield codes, scales and zero points."""
         from onnx import TensorProto
 
         bits, rows, groups = self.scheme.bits, self.target.channels, self.scheme.num_groups(self.target)
@@ -242,12 +242,12 @@ class Encoding:
 
     @property
     def _per_group(self) -> tuple[int, ...]:
-        """Shape of what there is one of a group, as `DequantizeLinear` wants it."""
+        """Shape of arrays with one entry per group, as `DequantizeLinear` expects it."""
         rows = self.target.channels
         return (rows,) if self.scheme.group_size is None else (rows, self.scheme.num_groups(self.target))
 
     def nodes(self, accuracy_level: int) -> list[Any]:
-        """The operators, in order, in the place of the weight or of the products with it."""
+        """Return the operators, in order, that replace the weight or the products with it."""
         return list(self._product_nodes(accuracy_level) if self.products else self._dense_nodes())
 
     def _product_nodes(self, accuracy_level: int) -> Iterator[Any]:
@@ -292,7 +292,7 @@ class Encoding:
                 yield helper.make_node("Reshape", [names[index], shape], [names[index + 1]])
 
     def _reshaping(self) -> list[tuple[str, list[int]]]:
-        """From rows to the weight, as `qcompress.model.layers.from_rows` does it."""
+        """The steps from rows to the weight, as in `qcompress.model.layers.from_rows`."""
         shape = list(layers.weight_of(self.module).shape)
         if len(shape) == 2:
             return []
@@ -306,7 +306,7 @@ class Encoding:
         ]  # fmt: skip
 
     def room(self) -> int:
-        """Bytes of the file that are enough for it."""
+        """Upper bound on the bytes it takes in the file."""
         from onnx import TensorProto
 
         total = 0
@@ -317,7 +317,7 @@ class Encoding:
 
 
 def products_with(proto: Any, name: str) -> tuple[Any, ...]:
-    """The nodes that multiply with a weight ``(out, in)``, where all its uses are such; else none."""
+    """The nodes that multiply with a weight ``(out, in)``, if all its uses are such products; else none."""
     nodes: list[Any] = []
     for node in _readers(proto, name):
         if node.op_type == "Gemm" and list(node.input[1:2]) == [name] and _is_linear(node):
@@ -342,19 +342,19 @@ def _is_linear(node: Any) -> bool:
 
 
 def takes_products(scheme: Scheme) -> bool:
-    """Whether `MatMulNBits` takes such groups."""
+    """Whether `MatMulNBits` supports the bits and group size."""
     size = scheme.group_size or 0
     return scheme.bits in MATRIX_BITS and size >= LEAST_BLOCK and size & (size - 1) == 0
 
 
 def replace(proto: Any, encodings: Sequence[tuple[Encoding, IntegerCodes]], accuracy_level: int) -> None:
-    """Put encodings in the places of the weights, in place."""
+    """Replace weights by their encodings, in place."""
     from onnx import TensorProto, helper
 
     graph, gone = proto.graph, {encoding.name for encoding, _ in encodings}
     kept = [item for item in graph.initializer if item.name not in gone]
     first: list[Any] = []
-    instead: dict[str, list[Any]] = {}  # output of a product → the nodes for it
+    instead: dict[str, list[Any]] = {}  # output of a product → the nodes that replace it
     for encoding, numbers in encodings:
         for array in encoding.arrays():
             content = array.numbers(numbers).tobytes()
@@ -385,7 +385,7 @@ def _padded(codes: Tensor, width: int) -> Tensor:
 
 
 def _packed(codes: Tensor, bits: int) -> NDArray[np.uint8]:
-    """Codes of 2, 4 or 8 bits in the bytes of a row after the other, the first in the lowest bits."""
+    """Pack codes of 2, 4 or 8 bits into bytes, row after row, the first code in the lowest bits."""
     flat = codes.reshape(-1).numpy().astype(np.int64) & (2**bits - 1)
     per_byte = 8 // bits
     parts = np.pad(flat, (0, -len(flat) % per_byte)).reshape(-1, per_byte) << (bits * np.arange(per_byte))

@@ -1,9 +1,10 @@
-"""Layers of an ONNX graph that multiply 8-bit weights with 8-bit activations, by ONNX Runtime's integer operators.
+"""Layers of an ONNX graph that multiply 8-bit weights with 8-bit activations, with ONNX Runtime's integer operators.
 
-A Linear layer becomes `MatMulIntegerToFloat` behind a `QuantizeLinear` (static) or `DynamicQuantizeMatMul` (dynamic),
-a convolution `QLinearConv` between `QuantizeLinear` and `DequantizeLinear`. The operators are written as they run, so
-that nothing depends on what ONNX Runtime fuses. Codes that a layer gives on the grid that the next one reads stay
-codes: the pair between them goes, and so does a clamp that the codes' range does anyway.
+A Linear layer becomes `MatMulIntegerToFloat` after a `QuantizeLinear` (static) or `DynamicQuantizeMatMul` (dynamic), a
+convolution becomes `QLinearConv` between `QuantizeLinear` and `DequantizeLinear`. The operators are written in their
+final form, so that nothing depends on the fusions of ONNX Runtime. If a layer's output codes are on the grid that the
+next layer reads, they are passed on directly: the pair between them is removed, and so is a clamp that the range of the
+codes implies.
 """
 
 import math
@@ -20,8 +21,8 @@ from qcompress.transforms.base import Target
 from qcompress.transforms.quantize.integer import IntegerProduct
 from qcompress.transforms.quantize.packing import unpack
 
-SAME_STEP = 1e-5  # relative; ranges of one tensor that was seen as an output and as an input
-LARGEST_BIAS = 2.0**30  # in steps of an int32
+SAME_STEP = 1e-5  # relative tolerance for ranges of one tensor that was measured as an output and as an input
+LARGEST_BIAS = 2.0**30  # largest bias in steps of an int32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -29,10 +30,10 @@ class IntegerLayer:
     """A layer to multiply in integers.
 
     Attributes:
-        name: of its weight's initializer.
+        name: name of its weight's initializer.
         transform: how it is stored.
-        target: of its rows.
-        stored: the arrays; None where only sizes count.
+        target: description of its rows.
+        stored: the stored arrays; None if only sizes matter.
     """
 
     name: str
@@ -41,7 +42,7 @@ class IntegerLayer:
     stored: Mapping[str, Tensor] | None = None
 
     def numbers(self) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-        """Codes ``(channels, per_channel)`` and scales ``(channels,)``."""
+        """Return codes ``(channels, per_channel)`` and scales ``(channels,)``."""
         rows, columns = self.target.channels, self.target.per_channel
         if self.stored is None:
             return np.zeros((rows, columns), np.int8), np.ones(rows, np.float32)
@@ -51,7 +52,7 @@ class IntegerLayer:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Use:
-    """A product with a weight: operator, input, initializer of the bias or "", what it gives, and the node itself."""
+    """A product with a weight: operator, input, initializer of the bias or "", output, and the node itself."""
 
     operator: str
     given: str
@@ -61,22 +62,22 @@ class _Use:
 
 
 def refused(proto: Any, name: str) -> str:
-    """Why a weight's products cannot be in integers, or an empty string."""
-    return "" if _uses(proto, name) else "the graph does not multiply its weight alone with what goes into the layer"
+    """Why a weight's products cannot be computed in integers, or an empty string."""
+    return "" if _uses(proto, name) else "the graph does not only multiply its weight with the layer's input"
 
 
 def room(proto: Any, layer: IntegerLayer) -> int:
-    """Bytes of the file that are enough for it."""
+    """Upper bound on the bytes that a layer takes in the file."""
     writer = _Writer(proto)
     uses = _uses(proto, layer.name)
     nodes = [node for use in uses for node in writer.nodes(layer, use)]
-    again = sum(len(use.output) + 64 for use in uses)  # a second DequantizeLinear, behind a clamp
+    again = sum(len(use.output) + 64 for use in uses)  # a second DequantizeLinear, after a clamp
     total = sum(int(item.ByteSize()) + 8 for item in (*nodes, *writer.initializers))
     return total + again
 
 
 def put_(proto: Any, integers: Sequence[IntegerLayer]) -> None:
-    """Let the graph multiply these layers in integers."""
+    """Make the graph multiply these layers in integers, in place."""
     writer = _Writer(proto)
     by_output = {use.output: (layer, use) for layer in integers for use in _uses(proto, layer.name)}
     gone = {id(use.node) for _, use in by_output.values()}
@@ -110,10 +111,10 @@ def _copy(item: Any) -> Any:
 
 @dataclass(slots=True)
 class _Writer:
-    """Writes nodes, and remembers which tensors there are codes of.
+    """Writes nodes, and remembers which tensors have codes.
 
     Attributes:
-        codes: tensor → its codes' name and range, where it is what these stand for.
+        codes: tensor → name and range of codes that represent it exactly.
     """
 
     proto: Any
@@ -122,7 +123,7 @@ class _Writer:
     _known: dict[str, Any] = field(default_factory=dict)
 
     def nodes(self, layer: IntegerLayer, use: _Use) -> Iterator[Any]:
-        """The operators of one product."""
+        """Yield the operators of one product."""
         from onnx import helper
 
         if use.operator == "Conv":
@@ -142,7 +143,7 @@ class _Writer:
         yield helper.make_node(operator, names, [use.output], domain="com.microsoft", name=f"{use.output}.product")
 
     def behind(self, node: Any) -> Iterator[Any]:
-        """Where a node is a clamp that codes do anyway, what they stand for under the clamp's name, in its place."""
+        """For a clamp that the range of the codes implies, yield nodes that replace it under the clamp's name."""
         if not node.input or node.input[0] not in self.codes or not self._is_done(node):
             return
         for name, span in self.codes[node.input[0]]:
@@ -151,7 +152,7 @@ class _Writer:
         node.output[0] = f"{node.output[0]}.unread"
 
     def _is_done(self, node: Any) -> bool:
-        """Whether a clamp changes nothing that the first codes of its input stand for."""
+        """Whether a clamp changes none of the values that its input's codes can represent."""
         span = self.codes[node.input[0]][0][1]
         low, high = -span.zero * span.step, (255 - span.zero) * span.step
         if node.op_type == "Relu":
@@ -163,7 +164,7 @@ class _Writer:
         return least <= low and high <= most * (1 + SAME_STEP)
 
     def _scalar(self, name: str) -> float | None:
-        """The value of a constant; None where there is none, NaN, which is like nothing, where it is not known."""
+        """Value of a constant; None if there is none; NaN, which fails all comparisons, if it is unknown."""
         from onnx import numpy_helper
 
         if not name:
@@ -210,7 +211,7 @@ class _Writer:
         yield self._dense(f"{use.output}.codes", outputs, use.output)
 
     def _quantized(self, name: str, span: Range) -> Generator[Any, None, tuple[str, str, str]]:
-        """A tensor's codes, their step and zero point: those that there are, or new ones."""
+        """Names of a tensor's codes, step and zero point; existing codes are reused."""
         from onnx import helper
 
         for codes, known in self.codes.get(name, ()):
@@ -228,7 +229,7 @@ class _Writer:
         return helper.make_node("DequantizeLinear", [codes, *self._grid(codes, span)], [output], name=f"{output}.dense")
 
     def _grid(self, name: str, span: Range) -> tuple[str, str]:
-        """Names of a range's step and zero point."""
+        """Names of the constants for a range's step and zero point."""
         name = name.removesuffix(".codes")
         return (
             self._constant(f"{name}.step", np.array(span.step, np.float32)),
@@ -247,7 +248,7 @@ class _Writer:
 def _with_room_for(
     bias: NDArray[np.float64], codes: NDArray[np.int8], scales: NDArray[np.float32], step: float
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Codes and scales with which a bias fits into an int32: weights that are nothing beside it take larger steps."""
+    """Enlarge the steps of weights that are negligible beside a bias, so that the bias fits into an int32."""
     least = np.maximum(np.abs(bias) / (step * LARGEST_BIAS), np.finfo(np.float32).tiny).astype(np.float32)
     wider = np.where(scales == 0, np.maximum(least, np.float32(1e-6)), np.maximum(np.abs(scales), least))
     wider = (wider * np.where(scales < 0, -1, 1)).astype(np.float32)
@@ -256,7 +257,7 @@ def _with_room_for(
 
 
 def _uses(proto: Any, name: str) -> list[_Use]:
-    """The products with a weight; none where something else is done with it."""
+    """The products with a weight; none if the weight has other uses."""
     readers = _readers(proto)
     uses = []
     for node in readers.get(name, ()):
@@ -281,7 +282,7 @@ def _use(operator: str, node: Any, bias: str | None) -> _Use | None:
 
 
 def _with_bias(proto: Any, product: Any, readers: Mapping[str, list[Any]]) -> _Use:
-    """A product, with the addition of a bias behind it if that alone reads it."""
+    """A product, including the addition of a bias after it if that is the only reader."""
     behind = readers.get(product.output[0], [])
     vectors = {item.name for item in proto.graph.initializer if len(item.dims) == 1}
     outputs = {item.name for item in proto.graph.output}
@@ -303,7 +304,7 @@ def _readers(proto: Any) -> dict[str, list[Any]]:
 
 
 def _initializer(proto: Any, node: Any, place: int) -> str | None:
-    """The name of an input that is an initializer; "" where it is left out, None where it is computed."""
+    """The name of an input that is an initializer; "" if the input is absent, None if it is computed."""
     name = node.input[place] if len(node.input) > place else ""
     if not name or any(item.name == name for item in proto.graph.initializer):
         return name

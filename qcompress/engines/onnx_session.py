@@ -1,8 +1,8 @@
-"""A file in ONNX Runtime, and the memory that it takes there; also a program of its own, which imports nothing else.
+"""An ONNX Runtime session, and the memory it takes; also a stand-alone program that imports nothing else.
 
     python -I onnx_session.py FILE INPUTS.npz THREADS
 
-prints the bytes by which the process grew, at most, while it loaded the file and ran it once.
+prints the bytes by which the peak memory of the process grew while it loaded the file and ran it once.
 """
 
 import subprocess
@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-STATUS = Path("/proc/self/status")  # of Linux; elsewhere nothing is measured
+STATUS = Path("/proc/self/status")  # Linux only; elsewhere memory is not measured
 
 
 def opened(path: Path, threads: int) -> Any:
-    """The file, ready to run. Weights in DequantizeLinear are expanded once, when it is loaded."""
+    """Open the file, ready to run. Weights in DequantizeLinear are expanded once, at load time."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -25,30 +25,30 @@ def opened(path: Path, threads: int) -> Any:
 
 
 def peak_bytes(path: Path, inputs: Path, threads: int) -> int | None:
-    """The most memory that loading and running a file takes in a process of its own; None where it cannot be seen.
+    """Peak memory of loading and running a file in a separate process; None if it cannot be measured.
 
     Args:
         path: the file.
         inputs: ``.npz`` file of its inputs by name.
-        threads: that it runs on.
+        threads: number of threads.
     """
     if not STATUS.exists():
         return None
-    # isolated, or the modules beside this file would hide packages of the same name
+    # isolated (-I), because the modules beside this file would hide packages of the same name
     command = [sys.executable, "-I", __file__, str(path), str(inputs), str(threads)]
     told = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
     return int(told.stdout)
 
 
 def _most_bytes() -> int:
-    """The most memory that this process has had."""
+    """Peak memory of this process."""
     peak = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
     return 1024 * int(peak.split()[1])
 
 
 def _main() -> None:
     import numpy as np
-    import onnxruntime  # noqa: F401  (its own memory comes before)
+    import onnxruntime  # noqa: F401  (imported first, so that its own memory is not counted)
 
     path, inputs, threads = sys.argv[1:]
     with np.load(inputs, allow_pickle=False) as held:

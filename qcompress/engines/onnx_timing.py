@@ -1,14 +1,14 @@
-"""Seconds of every option in ONNX Runtime, as a resource: differences to the layer as it is.
+"""Seconds of every option in ONNX Runtime, as a resource: differences from the dense layer.
 
-Each layer is put into a graph of its own, with the input that it has for the batch, and timed in turn with what could
-stand for it; layers of one kind, size and input are timed once. A graph of its own flatters: its weight is still in the
-cache, and it pays for conversions that layers in a row spare each other. So each kind of option is then put everywhere
-at once, and what that model takes more or less than predicted is shared out over its layers, by how much their times
-change.
+Each layer is put into its own graph, with the input it has for the batch, and timed in turn with its alternatives;
+layers of the same kind, size and input are timed once. Such a graph is too favourable: its weight stays in the cache,
+and it pays for conversions that consecutive layers save. So each kind of option is then put everywhere at once, and the
+difference between that model's time and the prediction is distributed over its layers in proportion to their changes
+of time.
 
-What always holds: ``fixed`` and the layers as they are add up to ``original``, the time of the float32 file. Times are
-those of one machine, batch and number of threads; with one thread they are processor time, so that other programs count
-little. Weights that ONNX Runtime expands when it loads the file take the time of the layer as it is.
+Invariants: ``fixed`` and the dense layers add up to ``original``, the time of the float32 file. Times are valid for one
+machine, batch and number of threads; with one thread they are processor time, so that other programs hardly matter.
+Weights that ONNX Runtime expands when it loads the file get the time of the dense layer.
 """
 
 import tempfile
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 
 ROUNDS = 25
 TINY = 1e-12
-LEAST_S = 2e-4  # of a look at the clock: short runs are taken several times
+LEAST_S = 2e-4  # minimum duration of a measured interval: short runs are repeated
 
 Kind = tuple[Hashable, ...]
-"""What the time of an option depends on, within one layer; () of the layer as it is."""
+"""The properties that an option's time depends on, within one layer; () for the dense layer."""
 
 
 def time_options(
@@ -54,7 +54,7 @@ def time_options(
     batch: Any,
     on_progress: Callable[[TimingProgress], None] | None = None,
 ) -> Measurement:
-    """The measurement with ``latency_s`` of every option in the engine; see `Engine.time_options`."""
+    """Return the measurement with ``latency_s`` of every option in the engine; see `Engine.time_options`."""
     kinds = [
         [_kind(transform, part.target) for transform in options]
         for part, options in zip(measurement.parts, measurement.transforms, strict=True)
@@ -94,10 +94,10 @@ def time_options(
 def with_room(
     dense: NDArray[np.float64], change: list[dict[Kind, float]], whole: float
 ) -> tuple[NDArray[np.float64], list[dict[Kind, float]]]:
-    """Times of layers that leave room for what their options save, and do not exceed the whole together.
+    """Adjust layer times so that they are at least what their options save, and at most the whole in total.
 
-    What an option saves in the whole model is known better than what its layer takes there: weights that are read from
-    memory each time are faster in a graph of their own.
+    What an option saves in the whole model is known more accurately than the time of its layer there: weights that are
+    read from memory each time are faster in a graph of their own.
 
     >>> dense, change = with_room(np.array([1.0, 2.0]), [{("a",): -3.0}, {("a",): 1.0}], 10.0)
     >>> dense.tolist(), change
@@ -111,7 +111,7 @@ def with_room(
 
 
 def _kind(transform: Transform, target: Target) -> Kind:
-    """What an option's time depends on; () where the weight is expanded when the file is loaded."""
+    """What an option's time depends on; () if the weight is expanded when the file is loaded."""
     if isinstance(transform, IntegerProduct):
         return "integer", transform.dynamic
     if isinstance(transform, LowRank):
@@ -129,7 +129,7 @@ def _kind(transform: Transform, target: Target) -> Kind:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Layer:
-    """A layer with what it is given for the batch: one input a call."""
+    """A layer with its inputs for the batch, one per call."""
 
     module: nn.Module
     inputs: tuple[Tensor, ...]
@@ -137,7 +137,7 @@ class _Layer:
 
 
 def _layers(model: nn.Module, parts: Sequence[Part], batch: Any) -> list[_Layer]:
-    """The layers of parts; one that the batch does not call has no inputs."""
+    """The layers of parts; a layer that the batch does not call has no inputs."""
     given: dict[nn.Module, list[Tensor]] = {}
 
     def note(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -165,26 +165,26 @@ def _layers(model: nn.Module, parts: Sequence[Part], batch: Any) -> list[_Layer]
 
 
 class _Alone(nn.Module):
-    """A model of one layer."""
+    """A model that consists of one layer."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's output."""
+        """Return the layer's output."""
         output: Tensor = self.layer(x)
         return output
 
 
 class _Clock:
-    """Times graphs in one engine, in turn."""
+    """Times graphs in one engine, taking turns."""
 
     def __init__(self, engine: "OnnxRuntime", folder: Path) -> None:
         self._engine, self._folder = engine, folder
 
     def layer(self, part: Part, layer: _Layer, wanted: dict[Kind, Transform]) -> dict[Kind, float]:
-        """Seconds of a layer and of what could stand for it, over all its calls; without the cost of a call itself."""
+        """Seconds of a layer and of its alternatives, over all its calls, without the overhead of a call."""
         total = dict.fromkeys([(), *wanted], 0.0)
         for shape in dict.fromkeys(tensor.shape for tensor in layer.inputs):
             calls = [tensor for tensor in layer.inputs if tensor.shape == shape]
@@ -208,9 +208,10 @@ class _Clock:
         dense: NDArray[np.float64],
         change: list[dict[Kind, float]],
     ) -> float:
-        """Seconds of the whole model as it is, which the layers then do not exceed.
+        """Seconds of the whole dense model; scales the times of the layers so that they do not exceed it.
 
-        ``change`` is moved so that each kind everywhere gives what that model takes, of every layer in proportion.
+        ``change`` is corrected so that putting each kind everywhere gives the measured time of that model; each layer
+        is corrected in proportion.
         """
         traced = onnx_graph.trace(model, batch)
         plain = self._session(traced)
@@ -257,7 +258,7 @@ class _Clock:
         return proto
 
     def _with(self, dense: Any, module: nn.Module, part: Part, transform: Transform, given: Tensor) -> Any:
-        """The graph of one layer with an option in its place; the numbers in it do not matter for the time."""
+        """The graph of one layer with an option in its place; the values do not matter for the time."""
         if isinstance(transform, LowRank):
             targets = transform.factor_targets(part.target)
             means = {
@@ -284,7 +285,7 @@ class _Clock:
 def _encoded(
     proto: Any, name: str, module: nn.Module, transform: Transform, target: Target
 ) -> tuple[Encoding, IntegerCodes]:
-    """A weight in codes that are all the middle one."""
+    """Encode a weight with all codes equal to the middle one."""
     scheme: Scheme | None = scheme_of(transform, target)
     assert scheme is not None  # noqa: S101
     products = onnx_graph.products_with(proto, name) if onnx_graph.takes_products(scheme) else ()
@@ -310,7 +311,7 @@ def _empty(proto: Any) -> Any:
 
 
 def in_turn(sessions: Sequence[Any], batches: Iterable[Any], threads: int, rounds: int = ROUNDS) -> list[float]:
-    """Least seconds of every session for all the batches, taken in turn over rounds, each in another order."""
+    """Minimum seconds of every session for all the batches; sessions take turns, in a different order each round."""
     feeds = [[onnx_graph.feed_of(session, batch) for batch in batches] for session in sessions]
     now = time.thread_time if threads == 1 else time.perf_counter
     order, least, counts = np.random.default_rng(0), [float("inf")] * len(sessions), [1] * len(sessions)
@@ -321,7 +322,7 @@ def in_turn(sessions: Sequence[Any], batches: Iterable[Any], threads: int, round
                 for feed in feeds[place]:
                     sessions[place].run(None, feed)
             seconds = (now() - begun) / counts[place]
-            if turn == 0:  # the first turn warms up, and tells how often one has to run to be seen
+            if turn == 0:  # the first turn is a warm-up, and tells how often a run must be repeated
                 counts[place] = max(1, round(LEAST_S / max(seconds, 1e-6)))
             else:
                 least[place] = min(least[place], seconds)

@@ -1,7 +1,7 @@
 """ONNX Runtime: Linear layers as MatMulNBits, everything else through DequantizeLinear, low rank as smaller layers.
 
-The file is the dense model's graph with the weights' codes in place. Every option's share has room for its numbers,
-names and operators, the rest is padding in the file's ``doc_string``, so that the bytes are a sum over the layers.
+The file is the graph of the dense model with codes in place of the weights. Each option reserves space for its numbers,
+names and operators; the rest is padding in the file's ``doc_string``, so that the size is a sum over the layers.
 """
 
 import copy
@@ -36,10 +36,10 @@ from qcompress.transforms.low_rank.factors import LowRank
 from qcompress.transforms.quantize.integer import IntegerProduct
 
 BITS = (2, 4, 8)
-ROOM = 2000  # for the padding and what the file says of itself
-ROOM_OF_FACTORS = 4000  # operators of a layer in several steps
-LARGEST = 2**31 - 1  # protobuf
-LOOKS = 8  # at the clock, for the time of a file
+ROOM = 2000  # for the padding and the file's own metadata
+ROOM_OF_FACTORS = 4000  # for the operators of a layer in several steps
+LARGEST = 2**31 - 1  # limit of protobuf
+LOOKS = 8  # rounds to time a file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +47,9 @@ class OnnxRuntime(Engine):
     """ONNX Runtime on the CPU.
 
     Attributes:
-        accuracy_level: of MatMulNBits: 4 multiplies in 8-bit integers, rounding what goes in by block (fastest; about
-            half a percent of a layer's output), 1 in float32.
-        threads: that it runs on; 0 for as many as there are cores.
+        accuracy_level: accuracy level of MatMulNBits: 4 multiplies in 8-bit integers, rounding the inputs by block
+            (fastest; an error of about half a percent of a layer's output), 1 multiplies in float32.
+        threads: number of threads; 0 for as many as there are cores.
     """
 
     name: ClassVar[str] = "onnxruntime"
@@ -67,15 +67,15 @@ class OnnxRuntime(Engine):
         return weights + integer_products()
 
     def refuse(self, part: Part, transform: Transform) -> str:
-        """Whole float32 layers, in 2, 4 or 8 bits, or as low-rank factors that are kept or stored so."""
+        """Allow whole float32 layers in 2, 4 or 8 bits, or as low-rank factors that are kept or stored so."""
         if isinstance(transform, Keep):
             return ""
         if part.rows is not None:
-            return f"{part.name!r} is a block of a layer, a weight has one format there"
+            return f"{part.name!r} is a block of a layer, but a weight has only one format in an ONNX file"
         if part.parameter != WEIGHT:
-            return f"{part.name!r} is not the weight of a layer that the engine has in fewer bits"
+            return f"{part.name!r} is not the weight of a layer, and the engine only compresses those"
         if part.target.dtype != torch.float32:
-            return f"{part.name!r} is {part.target.dtype}, float32 models are written"
+            return f"{part.name!r} is {part.target.dtype}, but only float32 models are written"
         if isinstance(transform, LowRank):
             whys = (_why_not(transform.then, target) for target in transform.factor_targets(part.target).values())
             return next((f"factors of {part.name!r}: {why}" for why in whys if why), "")
@@ -85,14 +85,14 @@ class OnnxRuntime(Engine):
     def sizes(
         self, model: nn.Module, parts: Sequence[Part], transforms: Sequence[Sequence[Transform]], example: Any = None
     ) -> FileSizes:
-        """The file, from the graph of the dense model."""
+        """Size of the file, from the graph of the dense model."""
         dense = _dense(model)
         return self._sizes(onnx_graph.trace(dense, example), dense, parts, transforms)
 
     def _sizes(
         self, proto: Any, model: nn.Module, parts: Sequence[Part], transforms: Sequence[Sequence[Transform]]
     ) -> FileSizes:
-        """From the graph of the dense ``model``."""
+        """Size of the file, given the graph of the dense ``model``."""
         tensors = {item.name: item for item in proto.graph.initializer}
 
         def taken(part: Part, name: str | None, transform: Transform) -> int:
@@ -140,7 +140,7 @@ class OnnxRuntime(Engine):
         chosen = [(item.transform if item.stored else Keep(),) for item in items]
         size = self._sizes(dense, whole, [item.part for item in items], chosen).of([0] * len(items))
         if size > LARGEST:
-            raise EngineError(f"the file would take {size:,} bytes, an ONNX file without external data at most 2 GiB")
+            raise EngineError(f"the file would take {size:,} bytes, but an ONNX file holds at most 2 GiB")
         proto = dense if whole is model else onnx_graph.trace(model, example)
         integers = [item for item in items if isinstance(item.transform, IntegerProduct)]
         encodings = [
@@ -167,7 +167,7 @@ class OnnxRuntime(Engine):
         return EngineRun(outputs=tuple(outputs), wall_s=wall_s)
 
     def why_not_timed(self) -> str:
-        """Options are timed."""
+        """Return an empty string: options are timed."""
         return ""
 
     def time_options(
@@ -177,48 +177,48 @@ class OnnxRuntime(Engine):
         batch: Any,
         on_progress: Callable[[TimingProgress], None] | None = None,
     ) -> Measurement:
-        """See `Engine.time_options`, and `qcompress.engines.onnx_timing` for how."""
+        """See `Engine.time_options`, and `qcompress.engines.onnx_timing` for the method."""
         self.require()
         return onnx_timing.time_options(self, model, measurement, batch, on_progress)
 
     def seconds(self, paths: Sequence[Path], batches: Sequence[Any]) -> list[float]:
-        """The least of several runs, taken in turn."""
+        """Return the minimum seconds of several runs; the files take turns."""
         return onnx_timing.in_turn([self.session(path) for path in paths], batches, self.threads, LOOKS)
 
     def peak_bytes(self, path: Path, batch: Any) -> int | None:
-        """The growth of a process of its own that loads the file and runs a batch."""
+        """Growth of the memory of a separate process that loads the file and runs a batch."""
         with tempfile.TemporaryDirectory() as folder:
             inputs = Path(folder) / "inputs.npz"
             np.savez(inputs, **onnx_graph.feed_of(self.session(path), batch))
             return peak_bytes(path, inputs, self.threads)
 
     def session(self, path: Path) -> Any:
-        """The file in ONNX Runtime. Weights in DequantizeLinear are expanded once, when it is loaded.
+        """Open the file in ONNX Runtime. Weights in DequantizeLinear are expanded once, at load time.
 
         Raises:
-            EngineError: ONNX Runtime does not take the file.
+            EngineError: ONNX Runtime does not accept the file.
         """
         try:
             return opened(path, self.threads)
-        except Exception as error:  # its errors have no common class but this one
-            raise EngineError(f"ONNX Runtime does not take {path}: {error}") from error
+        except Exception as error:  # its errors have no more specific base class
+            raise EngineError(f"ONNX Runtime does not accept {path}: {error}") from error
 
 
 def _why_not(transform: Transform, target: Target) -> str:
     if isinstance(transform, Keep):
         return ""
     if isinstance(transform, IntegerProduct):
-        return "" if target.dtype == torch.float32 else "integer products are of float32 models"
+        return "" if target.dtype == torch.float32 else "integer products need a float32 model"
     scheme = scheme_of(transform, target)
     if scheme is None or scheme.bits not in BITS:
         return f"there is no kernel for {transform.label!r}, only for {', '.join(map(str, BITS))} bits without pruning"
     if scheme.scale_type == torch.bfloat16:
-        return f"{transform.label!r} has bfloat16 scales, float16 and float32 are read"
+        return f"{transform.label!r} has bfloat16 scales, but only float16 and float32 are read"
     return ""
 
 
 def _dense(model: nn.Module) -> nn.Module:
-    """The model with low-rank layers multiplied out."""
+    """Return the model with low-rank layers multiplied out."""
     if not any(isinstance(module, Factored) for module in model.modules()):
         return model
     return fold_(copy.deepcopy(model))
@@ -232,14 +232,14 @@ def _encoding(proto: Any, name: str, module: nn.Module, transform: Transform, ta
 
 
 def _factor_encoding(name: str, transform: Transform, target: Target) -> Encoding:
-    """As `_encoding` before there is a graph with the factor: of the larger size, with a kernel to reshape to."""
+    """Like `_encoding` before the graph has the factor: an upper bound on the size, with a kernel to reshape to."""
     scheme = scheme_of(transform, target)
     assert scheme is not None  # noqa: S101
     return Encoding(name=name, module=nn.Conv2d(1, 1, 1), scheme=scheme, target=target, products=())
 
 
 def _encodings(proto: Any, model: nn.Module, item: CompressedPart) -> list[tuple[Encoding, Any]]:
-    """What takes the places of a part's weight, or of its factors', with the numbers; nothing for one not needed."""
+    """The encodings of a part's weight, or of its factors, with their numbers; unused weights are left out."""
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     encodings = []
     for path, transform, stored, target in _stored_weights(item):
@@ -250,7 +250,7 @@ def _encodings(proto: Any, model: nn.Module, item: CompressedPart) -> list[tuple
 
 
 def _integer_layers(proto: Any, model: nn.Module, items: Iterable[CompressedPart]) -> Iterator[IntegerLayer]:
-    """The parts that are multiplied in integers; none that no output needs."""
+    """The parts that are multiplied in integers, without those that no output depends on."""
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     for item in items:
         assert isinstance(item.transform, IntegerProduct)  # noqa: S101
@@ -259,7 +259,7 @@ def _integer_layers(proto: Any, model: nn.Module, items: Iterable[CompressedPart
 
 
 def _stored_weights(item: CompressedPart) -> Iterator[tuple[str, Transform, dict[str, Tensor], Target]]:
-    """Layer, transform, arrays and description of a part's weight, or of its factors' where those are codes."""
+    """Layer, transform, arrays and target of a part's weight, or of its factors if they are stored as codes."""
     path, transform, target = item.part.modules[0], item.transform, item.part.target
     if not isinstance(transform, LowRank):
         yield path, transform, item.stored, target
@@ -270,7 +270,7 @@ def _stored_weights(item: CompressedPart) -> Iterator[tuple[str, Transform, dict
 
 
 def _padded(proto: Any, accuracy_level: int, size: int) -> bytes:
-    """The file's bytes, ``size`` of them."""
+    """Serialise the file, padded to exactly ``size`` bytes."""
     import onnxruntime
 
     told = {"engine": f"onnxruntime {onnxruntime.__version__}", "opset": proto.opset_import[0].version,

@@ -1,4 +1,4 @@
-"""A folder of compressed-tensors read one weight at a time, each unpacked by compressed-tensors itself."""
+"""A folder of compressed-tensors that is read one weight at a time, unpacked by compressed-tensors itself."""
 
 import dataclasses
 import json
@@ -12,10 +12,10 @@ from qcompress.model.weight_files import StoredTensor, WeightFiles
 
 
 class PackedFiles(WeightFiles):
-    """The files of a folder as if its weights were dense: compressed-tensors itself unpacks those that are packed.
+    """A folder's files presented as if all weights were dense; compressed-tensors itself unpacks the packed ones.
 
     Args:
-        folder: as the engine writes it.
+        folder: a folder written by the engine.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -27,7 +27,7 @@ class PackedFiles(WeightFiles):
 
     @property
     def has_zero_points(self) -> bool:
-        """Whether a weight has."""
+        """Whether any weight has zero points."""
         return any(not scheme["symmetric"] for scheme in self._schemes.values())
 
     def __getitem__(self, name: str) -> StoredTensor:
@@ -45,7 +45,7 @@ class PackedFiles(WeightFiles):
         return super().__len__() + len(self._schemes)
 
     def read(self, name: str) -> Tensor:
-        """The numbers of a tensor; of a packed weight in the type that the model computes in."""
+        """Read a tensor; a packed weight is returned in the dtype that the model computes in."""
         if name not in self._schemes:
             return super().read(name)
         from compressed_tensors.compressors import PackedQuantizationCompressor

@@ -1,6 +1,6 @@
-"""Which engines there are: a written table. Adding one is one file and one line here.
+"""The table of engines. Adding an engine takes one file and one line here.
 
-A package of its own adds an engine in its ``pyproject.toml``:
+A separate package adds an engine in its ``pyproject.toml``:
 
     [project.entry-points."qcompress.engines"]
     my-engine = "my_package.my_module:MyEngine"
@@ -28,29 +28,29 @@ def _table() -> dict[str, str]:
 
 
 def engine_class(name: str) -> type[Engine]:
-    """The class behind a name.
+    """Return the class of an engine by its name.
 
     Raises:
-        EngineError: no such name; lists the known ones.
+        EngineError: There is no engine of that name; the message lists the known ones.
     """
     table = TABLE if name in TABLE else _table()
     if name not in table:
-        raise EngineError(f"no engine is called {name!r}; known: {', '.join(table) or 'none'}")
+        raise EngineError(f"there is no engine {name!r}; known: {', '.join(table) or 'none'}")
     module, _, attribute = table[name].partition(":")
     cls: type[Engine] = getattr(importlib.import_module(module), attribute)
     return cls
 
 
 def as_engine(target: str | Engine, **settings: Any) -> Engine:
-    """The engine that a name or an engine value stands for, with its packages there.
+    """Return the engine that a name or an engine value stands for; its packages must be installed.
 
     Args:
-        target: a name of `engines`, or an engine.
-        settings: of it, to set anew.
+        target: a name listed by `engines`, or an engine.
+        settings: settings of the engine to change.
 
     Raises:
-        EngineError: no such name, or a setting that it does not have.
-        MissingError: a package is missing; says how to install it.
+        EngineError: There is no such engine, or it does not have such a setting.
+        MissingError: A package is missing; the message says how to install it.
     """
     if not isinstance(target, (str, Engine)):
         raise EngineError(
@@ -63,7 +63,7 @@ def as_engine(target: str | Engine, **settings: Any) -> Engine:
 
 
 def engines() -> list[EngineInfo]:
-    """Every engine, whether it can be used here, and what is missing if not. Imports none of their packages.
+    """List all engines, whether they can be used here, and what is missing if not. Imports none of their packages.
 
     >>> all(info.available or "pip install" in info.why_not for info in engines())
     True

@@ -1,4 +1,4 @@
-"""Safetensors files whose size is a sum over their tensors: the header has room for every offset, whatever it is."""
+"""Safetensors files whose size is a sum over their tensors: the header reserves space for the largest offsets."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -14,13 +14,13 @@ DTYPES = {
 }  # fmt: skip
 _START = '{"__metadata__":{"format":"pt"}'
 _LARGEST_OFFSET = 10**15
-OVERHEAD = 8 + 32  # the header's length, then its start and end
+OVERHEAD = 8 + 32  # the length of the header, then its start and end
 assert len(_START) < OVERHEAD - 8  # noqa: S101
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Entry:
-    """A tensor of a file: what the header says of it, and how to get it."""
+    """A tensor of a file: its description in the header, and how to get it."""
 
     name: str
     dtype: torch.dtype
@@ -29,12 +29,12 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the numbers."""
+        """Bytes of the tensor's numbers."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
     @property
     def size_bytes(self) -> int:
-        """Bytes that it takes in a file, with its place in the header.
+        """Bytes that it takes in a file, including its description in the header.
 
         >>> Entry(name="fc.weight", dtype=torch.float32, shape=(2, 3)).size_bytes
         120
@@ -43,11 +43,11 @@ class Entry:
 
     @property
     def header_bytes(self) -> int:
-        """Room in the header, a multiple of 8."""
+        """Bytes reserved in the header, a multiple of 8."""
         return -(-len(self.described(_LARGEST_OFFSET, _LARGEST_OFFSET).encode()) // 8) * 8
 
     def described(self, start: int, stop: int) -> str:
-        """The header's words on it."""
+        """Return the tensor's description for the header."""
         told = {"dtype": DTYPES[self.dtype], "shape": list(self.shape), "data_offsets": [start, stop]}
         return f",{json.dumps(self.name)}:{json.dumps(told, separators=(',', ':'))}"
 
@@ -75,4 +75,4 @@ def bytes_of(tensor: Tensor) -> Tensor:
     tensor([1, 0], dtype=torch.uint8)
     """
     flat = tensor.contiguous().reshape(-1)
-    return flat.as_strided(flat.shape, (1,)).view(torch.uint8)  # the stride of a single number may be any
+    return flat.as_strided(flat.shape, (1,)).view(torch.uint8)  # a tensor of one element may have any stride

@@ -1,4 +1,4 @@
-"""`verify`: an engine's file against the model it was written from, by running both on samples."""
+"""`verify`: compare an engine's file with the model it was written from, by running both on samples."""
 
 import copy
 import math
@@ -24,19 +24,19 @@ from qcompress.model.opened import opened_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """How an engine's file compares with the emulation that the choice was made with.
+    """Comparison of an engine's file with the emulation that the choice was based on.
 
     Attributes:
-        size_bytes: of the file.
+        size_bytes: bytes of the file.
         max_difference: largest difference between the engine's outputs and the emulation's.
         kl: mean KL divergence from the emulation's outputs to the engine's, nats per sample, over the last dimension.
-        agreement: share of outputs whose largest entry is the same.
-        speedup: time of the same model with dense weights over that of the file, both in the engine; not-a-number of
-            an opened model, whose time is that of reading.
-        peak_bytes, dense_peak_bytes: most memory that loading the file and running a batch takes in its own process,
-            and that with dense weights; None where the engine does not tell.
-        ok: nothing is wrong with it.
-        why_not: what is wrong: bytes that differ from the prediction, weights or outputs from the emulation.
+        agreement: share of outputs with the same largest entry.
+        speedup: time of the same model with dense weights divided by that of the file, both in the engine; not-a-number
+            for an opened model, whose time is dominated by reading.
+        peak_bytes, dense_peak_bytes: peak memory of loading the file and running a batch in a separate process, and the
+            same with dense weights; None if the engine does not measure it.
+        ok: whether no problem was found.
+        why_not: the problem: bytes that differ from the prediction, weights or outputs from the emulation.
     """
 
     size_bytes: int
@@ -61,24 +61,24 @@ def verify(
     """Run an engine's file on samples and compare it with the model that it was written from.
 
     Args:
-        path: what `export` wrote.
-        model_or_result: from this.
+        path: the file or folder that `export` wrote.
+        model_or_result: the model or result that was exported.
         data: batches; a few samples are enough.
-        target: as for `export`.
-        memory: whether to measure the peak memory of both, in processes of their own.
+        target: same as in `export`.
+        memory: whether to measure the peak memory of both, in separate processes.
 
     Raises:
-        EngineError: an unknown engine, or a file that it does not run.
-        DataError: no batch.
-        MissingError: a package of the engine is missing.
-        FileNotFoundError: there is no such file.
+        EngineError: The engine is unknown, or does not run the file.
+        DataError: There is no batch.
+        MissingError: A package of the engine is missing.
+        FileNotFoundError: There is no such file.
     """
     engine, model, file = as_engine(target), model_of(model_or_result), Path(path)
     if not file.exists():
         raise FileNotFoundError(2, "there is no such file", str(file))
     batches = list(forwards.checked_data(data))
     if not batches:
-        raise DataError("there is nothing to verify with because the data is empty: give at least one batch")
+        raise DataError("the data is empty, so there is nothing to verify with: give at least one batch")
     with forwards.evaluating(model):
         expected = engine.emulate(model, batches)
     by_block = opened_of(model) is not None
@@ -90,8 +90,8 @@ def verify(
         wrong = f"the file takes {size_bytes:,} bytes instead of the predicted {predicted:,}"
     elif not wrong and not difference.relative <= engine.tolerance:
         wrong = (
-            f"its outputs differ from the emulation's by {difference.relative:.2%} of their spread, "
-            f"{engine.tolerance:.2%} at most is to be expected"
+            f"its outputs differ from the emulation's by {difference.relative:.2%} of their spread; at most "
+            f"{engine.tolerance:.2%} is expected"
         )
     faster = math.nan
     peaks: list[int | None] = [None, None]
@@ -112,7 +112,7 @@ def verify(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """Between outputs, see `Verification`; ``relative`` is the root mean square over the expected spread."""
+    """Difference between outputs, see `Verification`; ``relative`` is the root mean square over the expected spread."""
 
     largest: float
     relative: float
@@ -121,7 +121,7 @@ class Difference:
 
 
 def compared(run: EngineRun, expected: EngineRun) -> Difference:
-    """How the outputs ``(…, numbers)`` of two runs differ.
+    """Compare the outputs ``(…, numbers)`` of two runs.
 
     >>> same = EngineRun(outputs=(torch.eye(3),), wall_s=1.0)
     >>> compared(same, same)
@@ -151,7 +151,7 @@ def _predicted_bytes(engine: Engine, model: nn.Module, example: Any) -> int:
 
 
 def speedup_of(engine: Engine, original: nn.Module, smaller: nn.Module, batches: Sequence[Any]) -> float:
-    """Time in the engine of one model over that of another, both taken in turn."""
+    """Ratio of the times of two models in the engine, measured in turn."""
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / "original", Path(folder) / "smaller"]
         for file, model in zip(files, (original, smaller), strict=True):
@@ -163,7 +163,7 @@ def speedup_of(engine: Engine, original: nn.Module, smaller: nn.Module, batches:
 def _against_dense(
     engine: Engine, model: nn.Module, file: Path, batches: Sequence[Any], *, memory: bool
 ) -> tuple[float, list[int | None]]:
-    """How much faster the file is than the model with dense weights in the engine, and the memory that both take."""
+    """Speed-up of the file over the model with dense weights in the engine, and the peak memory of both."""
     dense = fold_(copy.deepcopy(model))
     detach(dense)
     with tempfile.TemporaryDirectory() as folder:

@@ -111,7 +111,7 @@ def test_what_the_engine_does_not_run_is_refused_with_the_reason(tmp_path: Path)
         tied, GroupWise(4)
     )
     assert engine.refuse(alone, GroupWise(4)) == ""
-    assert "31 inputs of '2' are no multiple of 16" in engine.refuse(alone, GroupWise(4, group_size=16))
+    assert "31 inputs of '2' are not a multiple of 16" in engine.refuse(alone, GroupWise(4, group_size=16))
     assert "no integer format" in engine.refuse(alone, GroupWise(4, 0.5))
     assert "set zero_points=True" in engine.refuse(alone, GroupWise(4, symmetric=False))
     assert CompressedTensors(zero_points=True).refuse(alone, GroupWise(4, symmetric=False)) == ""

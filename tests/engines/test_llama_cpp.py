@@ -61,7 +61,7 @@ def test_files_that_cannot_be_read_say_why(llama, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such GGUF file"):
         read_gguf(tmp_path / "nowhere.gguf")
     (tmp_path / "text.gguf").write_text("not one")
-    with pytest.raises(EngineError, match="is no GGUF file"):
+    with pytest.raises(EngineError, match="is not a GGUF file"):
         read_gguf(tmp_path / "text.gguf")
     head = head_of(llama, "")
     plans = [entry.plan for entry in entries(llama, head)]
@@ -207,14 +207,14 @@ def test_words_and_their_pairs_are_taken_over(llama, tmp_path):
 def test_what_has_no_place_in_the_file_is_refused(llama, tmp_path):
     with pytest.raises(EngineError, match="give a GGUF file of the same model"):
         qcompress.export(nn.Sequential(nn.Linear(4, 4)), tmp_path / "x", target=ENGINE)
-    with pytest.raises(EngineError, match="no tokenizer.json is in"):
+    with pytest.raises(EngineError, match="there is no tokenizer.json in"):
         qcompress.export(llama, tmp_path / "x", target=LlamaCpp(source=str(tmp_path)))
     llama.extra = nn.Linear(4, 4)
     with pytest.raises(EngineError, match=r"no place for 'extra.weight' .*\(nor for 1 others\)"):
         qcompress.export(llama, tmp_path / "x", target=ENGINE)
     del llama.extra
     llama.config.model_type = "surprise"
-    with pytest.raises(EngineError, match="knows no model of type 'surprise'; known: llama"):
+    with pytest.raises(EngineError, match="does not support models of type 'surprise'; known: llama"):
         qcompress.export(llama, tmp_path / "x", target=ENGINE)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
@@ -233,13 +233,13 @@ def test_blocks_of_one_tensor_are_refused():
 
 def test_a_file_that_is_none_is_refused(llama, tmp_path):
     (tmp_path / "not.gguf").write_bytes(b"something else entirely, and long enough")
-    with pytest.raises(EngineError, match="is no GGUF file"):
+    with pytest.raises(EngineError, match="is not a GGUF file"):
         qcompress.export(llama, tmp_path / "x", target=LlamaCpp(source=str(tmp_path / "not.gguf")))
 
 
 def test_batches_without_word_numbers_are_refused(llama, tmp_path):
     path = qcompress.export(llama, tmp_path / "whole.gguf", target=ENGINE).path
-    with pytest.raises(DataError, match="takes word numbers"):
+    with pytest.raises(DataError, match="takes token ids"):
         qcompress.verify(path, llama, [torch.ones(2, 3)], target=ENGINE)
 
 
@@ -250,7 +250,7 @@ def test_rules_of_splitting_without_a_name_are_refused(tmp_path, llama):
     told = json.loads((folder / "tokenizer.json").read_text())
     told["pre_tokenizer"] = {"type": "Whitespace"}
     (folder / "tokenizer.json").write_text(json.dumps(told))
-    with pytest.raises(EngineError, match="splits text by rules that have no name here"):
+    with pytest.raises(EngineError, match="rules by which the tokenizer splits text are not supported"):
         tokenizer_values(folder, llama.config)
 
 

@@ -140,13 +140,13 @@ def test_what_the_engine_does_not_run_is_refused_with_the_reason(tmp_path: Path)
     assert "bfloat16 scales" in EXACT.refuse(part, GroupWise(4, scale_dtype="bfloat16"))
     assert "factors of 'layers.0': there is no kernel" in EXACT.refuse(part, LowRank(ranks=2, then=PruneQuantize(6)))
     half = measured(model.half(), batch.half(), ALL).parts[0]
-    assert "float32 models are written" in EXACT.refuse(half, GroupWise(4))
+    assert "only float32 models are written" in EXACT.refuse(half, GroupWise(4))
     block = measured(model.float(), batch, ALL, granularity=10).parts[0]
     assert "block of a layer" in EXACT.refuse(block, GroupWise(4))
     with pytest.raises(EngineError, match="give example="):
         qcompress.export(model, tmp_path / "x", target=EXACT)
     (tmp_path / "wrong").write_bytes(b"no graph")
-    with pytest.raises(EngineError, match="ONNX Runtime does not take"):
+    with pytest.raises(EngineError, match="ONNX Runtime does not accept"):
         qcompress.verify(tmp_path / "wrong", model, [batch], target=EXACT)
 
 

@@ -1,1 +1,1 @@
-"""The engine llama.cpp: GGUF files of ggml's tensor types."""
+"""The engine llama.cpp: GGUF files with ggml's tensor types."""

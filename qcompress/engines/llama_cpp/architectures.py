@@ -1,7 +1,7 @@
-"""How models of Hugging Face's transformers are called and described in GGUF: one line an architecture.
+"""How Hugging Face transformers models are named and described in GGUF, one line per architecture.
 
-Tensor names come from the maps of the package ``gguf``. What differs beyond the names is here: the head's values, rows
-that stand in another order, norms that are stored with 1 added.
+Tensor names come from the maps of the package ``gguf``. This module holds the differences beyond names: the metadata
+values, rows in another order, and norms that are stored with 1 added.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,14 +15,14 @@ Described = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """One of llama.cpp's.
+    """An architecture of llama.cpp.
 
     Attributes:
-        name: llama.cpp's.
-        describe: config → values of the head, without the architecture's name before them.
-        interleaved: whether llama.cpp wants the rows of queries and keys with the halves of a rotation side by side.
+        name: name of the architecture in llama.cpp.
+        describe: function from a config to metadata values, whose keys lack the architecture's name as prefix.
+        interleaved: whether llama.cpp expects the rows of queries and keys with the halves of a rotation interleaved.
         shifted_norms: whether norm weights are stored with 1 added.
-        encoder: whether it gives embeddings instead of words.
+        encoder: whether it outputs embeddings instead of tokens.
     """
 
     name: str
@@ -52,16 +52,16 @@ def _decoder(config: Any) -> Described:
 
 
 def _rope(config: Any) -> Described:
-    """Rotary positions.
+    """Metadata of rotary position embeddings.
 
     Raises:
-        EngineError: they are scaled in a way that is not written here.
+        EngineError: Their type of scaling is not supported here.
     """
     rope = getattr(config, "rope_parameters", None) or {}
     if "full_attention" in rope:
         local, rope = rope.get("sliding_attention", {}), rope["full_attention"]
         if local.get("rope_type", "default") != "default":
-            raise EngineError(f"local rotary positions of type {local['rope_type']!r} are not written to GGUF")
+            raise EngineError(f"local rotary positions of type {local['rope_type']!r} cannot be written to GGUF")
     kind = rope.get("rope_type", "default")
     described: Described = {"rope.freq_base": float(rope.get("rope_theta", 10_000.0))}
     if kind == "linear":
@@ -74,7 +74,7 @@ def _rope(config: Any) -> Described:
         }
     elif kind != "default":
         raise EngineError(
-            f"rotary positions of type {kind!r} are not written to GGUF here; give a GGUF file of the model as source"
+            f"rotary positions of type {kind!r} cannot be written to GGUF; give a GGUF file of the model as source"
         )
     return described
 
@@ -109,7 +109,7 @@ def _bert(config: Any) -> Described:
         "attention.head_count": config.num_attention_heads,
         "attention.layer_norm_epsilon": float(config.layer_norm_eps),
         "attention.causal": False,
-        "pooling_type": 1,  # the mean over all words
+        "pooling_type": 1,  # the mean over all tokens
         "vocab_size": config.vocab_size,
     }
 
@@ -125,27 +125,27 @@ ARCHITECTURES = {
     "phi3": Architecture(name="phi3", describe=_phi3),
     "bert": Architecture(name="bert", describe=_bert, encoder=True),
 }
-"""By ``config.model_type``."""
+"""Architectures by ``config.model_type``."""
 
 
 def architecture_of(model_type: str) -> Architecture:
-    """The architecture behind a ``config.model_type``.
+    """Return the architecture for a ``config.model_type``.
 
     Raises:
-        EngineError: none; lists the known ones.
+        EngineError: The model type is unknown; the message lists the known ones.
     """
     if model_type not in ARCHITECTURES:
         raise EngineError(
-            f"engine 'llama.cpp' knows no model of type {model_type!r}; known: {', '.join(ARCHITECTURES)}"
+            f"engine 'llama.cpp' does not support models of type {model_type!r}; known: {', '.join(ARCHITECTURES)}"
         )
     return ARCHITECTURES[model_type]
 
 
 def architecture_called(name: str) -> Architecture:
-    """The architecture by llama.cpp's name.
+    """Return the architecture by its name in llama.cpp.
 
     Raises:
-        EngineError: none; lists the known ones.
+        EngineError: The name is unknown; the message lists the known ones.
     """
     names = {architecture.name: architecture for architecture in ARCHITECTURES.values()}
     if name not in names:
@@ -154,15 +154,15 @@ def architecture_called(name: str) -> Architecture:
 
 
 def tensor_names(architecture: Architecture, blocks: int, names: Mapping[str, Any]) -> dict[str, str]:
-    """GGUF's name of every tensor of a state dict; left out is what llama.cpp has no use for.
+    """Return GGUF's name for every tensor of a state dict; tensors that llama.cpp does not use are left out.
 
     Args:
-        architecture: llama.cpp's.
+        architecture: the architecture in llama.cpp.
         blocks: number of layers.
-        names: of the state dict.
+        names: names in the state dict.
 
     Raises:
-        EngineError: a tensor that has no name there.
+        EngineError: A tensor has no name in GGUF.
     """
     import gguf
 

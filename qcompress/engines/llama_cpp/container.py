@@ -1,7 +1,7 @@
-"""GGUF, the file: a head of named values and tensor descriptions, then the tensors, each at a multiple of 32 bytes.
+"""The GGUF file format: a header of named values and tensor descriptions, then the tensors, aligned to 32 bytes.
 
-Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3, little-endian. The package ``gguf`` reads
-what is written here in the tests.
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3, little-endian. The tests read these files
+back with the package ``gguf``.
 """
 
 import struct
@@ -23,7 +23,7 @@ _PACKED = {0: "<B", 1: "<b", 2: "<H", 3: "<h", UINT32: "<I", INT32: "<i", FLOAT3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Value:
-    """A value of the head and its type in the file; of an array also the type of its items."""
+    """A value of the header with its type in the file; for an array also the type of its items."""
 
     content: Any
     kind: int
@@ -31,7 +31,7 @@ class Value:
 
     @classmethod
     def of(cls, content: Any) -> "Value":
-        """The value of a plain Python object: whole numbers are unsigned, floats have 32 bits.
+        """Convert a plain Python object: integers become unsigned, floats have 32 bits.
 
         >>> Value.of([1.5, 2.0])
         Value(content=[1.5, 2.0], kind=9, item_kind=6)
@@ -43,7 +43,7 @@ class Value:
         return cls(content=content, kind=kinds[type(content)])
 
     def packed(self) -> bytes:
-        """The value as it is written, its type first."""
+        """Return the bytes of the value in the file, type first."""
         if self.kind != ARRAY:
             return struct.pack("<I", self.kind) + _packed(self.content, self.kind)
         assert self.item_kind is not None  # noqa: S101
@@ -53,14 +53,14 @@ class Value:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorPlan:
-    """A tensor of the file: its content is asked for when it is written.
+    """A tensor of the file, whose content is requested when it is written.
 
     Attributes:
-        name: in the file.
-        shape: outermost first, in weights.
-        number: of its ggml type.
-        size_bytes: of its content.
-        content: gives the content, any shape and dtype.
+        name: name in the file.
+        shape: shape in weights, outermost dimension first.
+        number: number of its ggml type.
+        size_bytes: bytes of its content.
+        content: function that returns the content, of any shape and dtype.
     """
 
     name: str
@@ -71,7 +71,7 @@ class TensorPlan:
 
 
 def head(values: Mapping[str, Value], tensors: Sequence[TensorPlan]) -> bytes:
-    """Everything before the tensors, padding included; its length depends on no tensor's type."""
+    """Return everything before the tensors, padding included; its length does not depend on the tensors' types."""
     parts = [struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(values))]
     parts += [_string(name) + value.packed() for name, value in values.items()]
     offset = 0
@@ -88,7 +88,7 @@ def write(path: Path, values: Mapping[str, Value], tensors: Sequence[TensorPlan]
     """Write a file, one tensor at a time.
 
     Raises:
-        EngineError: a tensor's content has another size than planned.
+        EngineError: The content of a tensor does not have the planned size.
     """
     with path.open("wb") as file:
         file.write(head(values, tensors))
@@ -101,7 +101,7 @@ def write(path: Path, values: Mapping[str, Value], tensors: Sequence[TensorPlan]
 
 
 def padded(size_bytes: int) -> int:
-    """Bytes up to where the next tensor begins.
+    """Round up to the position where the next tensor begins.
 
     >>> padded(33)
     64

@@ -1,9 +1,9 @@
-"""What goes into the GGUF file of a model: the head's values, and every tensor with its type.
+"""The content of a model's GGUF file: the values of the header, and every tensor with its type.
 
-The head comes from a GGUF file of the same model, or from the model's configuration and its tokenizer's folder. Tensors
-are those of the state dict: the parts of its record as the blocks that they are stored in, others as they are, and
-those of one dimension, as llama.cpp wants them, in float32. What always holds: rows that llama.cpp wants in another
-order keep their blocks, for ggml encodes every row by itself.
+The header comes from a GGUF file of the same model, or from the model's configuration and its tokenizer's folder. The
+tensors are those of the state dict: parts of the model's record are written as their stored blocks, others unchanged,
+and one-dimensional tensors in float32, as llama.cpp expects. Rows that llama.cpp expects in another order can be
+permuted with their blocks, because ggml encodes every row independently.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,19 +32,19 @@ from qcompress.transforms.base import Keep
 from qcompress.transforms.ggml.gguf_type import GgufType
 from qcompress.transforms.ggml.types import TYPES
 
-GUESSED = 1024  # file type of mixtures
+GUESSED = 1024  # file type of files with mixed types
 PLAIN = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 FULL = ("position_embd.weight", "token_types.weight", "ffn_gate_inp.weight")  # llama.cpp reads them as float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Head:
-    """What a GGUF file says of its model.
+    """The header of a GGUF file.
 
     Attributes:
-        values: by name.
-        architecture: llama.cpp's.
-        tensors: that the file of a model has besides its weights, as factors of rotations.
+        values: values by name.
+        architecture: the architecture in llama.cpp.
+        tensors: extra tensors in the model's file besides its weights, such as factors of rotary positions.
     """
 
     values: dict[str, Value]
@@ -52,25 +52,25 @@ class Head:
     tensors: tuple[TensorPlan, ...] = ()
 
     def number(self, name: str, default: int | None = None) -> int:
-        """A whole number of the architecture.
+        """Return an integer value of the architecture.
 
         Raises:
-            EngineError: it is not there.
+            EngineError: The header does not contain it.
         """
         value = self.values.get(f"{self.architecture.name}.{name}")
         if value is None and default is None:
-            raise EngineError(f"the head of the GGUF file lacks {self.architecture.name}.{name}")
+            raise EngineError(f"the header of the GGUF file lacks {self.architecture.name}.{name}")
         return int(value.content) if value is not None else default or 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Entry:
-    """A tensor of the state dict and its place in the file.
+    """A tensor of the state dict and its counterpart in the file.
 
     Attributes:
-        state: its name in the state dict.
+        state: name in the state dict.
         plan: how it is written.
-        part: index into the parts that were asked about, or None.
+        part: the compressed part of the model's record that it belongs to, or None.
     """
 
     state: str
@@ -79,14 +79,14 @@ class Entry:
 
 
 def head_of(model: nn.Module, source: str) -> Head:
-    """The head for a model.
+    """Make the header for a model.
 
     Args:
-        model: of Hugging Face's transformers, or with their names.
-        source: a GGUF file or a folder of Hugging Face files; empty takes the folder that the model came from.
+        model: a transformers model, or one with the same tensor names.
+        source: a GGUF file or a folder of Hugging Face files; empty for the folder that the model was loaded from.
 
     Raises:
-        EngineError: the source is not there, or the model is of a type that is not known.
+        EngineError: The source does not exist, or the type of the model is unknown.
     """
     config = getattr(model, "config", None)
     place = Path(source or getattr(model, "name_or_path", "") or getattr(config, "_name_or_path", "") or ".")
@@ -94,13 +94,13 @@ def head_of(model: nn.Module, source: str) -> Head:
         return _head_of_file(place)
     if config is None or not hasattr(config, "model_type"):
         raise EngineError(
-            f"{type(model).__name__} has no configuration of transformers; give a GGUF file of the same model as "
-            "source, as LlamaCpp(source='model-f16.gguf')"
+            f"{type(model).__name__} has no transformers configuration; give a GGUF file of the same model as source, "
+            "such as LlamaCpp(source='model-f16.gguf')"
         )
     if not (place / "tokenizer.json").is_file():
         raise EngineError(
-            f"no tokenizer.json is in {str(place)!r}: give the model's folder, or a GGUF file of it, as source, as in "
-            "LlamaCpp(source='folder')"
+            f"there is no tokenizer.json in {str(place)!r}: give the model's folder, or a GGUF file of it, as source, "
+            "such as LlamaCpp(source='folder')"
         )
     architecture = architecture_of(config.model_type)
     described = {
@@ -120,7 +120,7 @@ def _head_of_file(path: Path) -> Head:
     try:
         reader = gguf.GGUFReader(path)
     except ValueError as error:
-        raise EngineError(f"{path} is no GGUF file: {error}") from error
+        raise EngineError(f"{path} is not a GGUF file: {error}") from error
     values = {}
     for name, field in reader.fields.items():
         if name.startswith(("GGUF.", "split.")) or name == "general.alignment":
@@ -145,10 +145,10 @@ def _head_of_file(path: Path) -> Head:
 
 
 def entries(model: nn.Module, head: Head) -> list[Entry]:
-    """Every tensor of the file that comes from the model, in the order of its state dict.
+    """Return every tensor of the file that comes from the model, in the order of its state dict.
 
     Raises:
-        EngineError: a tensor that has no place, of a dtype or stored in a way that llama.cpp does not read.
+        EngineError: A tensor has no place in the file, or a dtype or storage that llama.cpp does not read.
     """
     state = unique_state(model)
     names = tensor_names(head.architecture, head.number("block_count"), state)
@@ -156,7 +156,7 @@ def entries(model: nn.Module, head: Head) -> list[Entry]:
     stored: dict[str, CompressedPart] = {}
     for item in () if record is None else record.parts:
         if item.part.rows is not None:
-            raise EngineError(f"a tensor of a GGUF file has one type: {item.part.name!r} is a block of one")
+            raise EngineError(f"a tensor of a GGUF file has one type, but {item.part.name!r} is a block of a tensor")
         stored[item.part.state_name] = item
     return [_entry(name, state[name], names[name], stored.get(name), head) for name in names]
 
@@ -168,10 +168,11 @@ def _entry(name: str, tensor: Tensor, called: str, item: CompressedPart | None, 
         return Entry(state=name, plan=plan, part=item)
     if item is not None and not isinstance(item.transform, Keep):
         raise EngineError(
-            f"engine 'llama.cpp' runs ggml's types, {name!r} is stored as {item.transform.label!r}; offer gguf_types()"
+            f"engine 'llama.cpp' runs ggml's types, but {name!r} is stored as {item.transform.label!r}; offer "
+            "gguf_types()"
         )
     if tensor.dtype not in PLAIN:
-        raise EngineError(f"{name!r} holds {tensor.dtype}, which is not written to GGUF")
+        raise EngineError(f"{name!r} has dtype {tensor.dtype}, which cannot be written to GGUF")
     full = called in FULL or (item is None and tensor.ndim < 2)
     kind = "F32" if full else PLAIN[tensor.dtype]
     shift = float(head.architecture.shifted_norms and called.endswith("norm.weight"))
@@ -203,7 +204,7 @@ def _rows(give: Callable[[], Tensor], order: NDArray[np.int64] | None) -> Callab
 
 
 def _order(called: str, head: Head, rows: int) -> NDArray[np.int64] | None:
-    """The order of rows that llama.cpp wants, or None for that of the state dict."""
+    """The order in which llama.cpp expects the rows, or None for that of the state dict."""
     kind = called.split(".")[-2] if "." in called else called
     if not head.architecture.interleaved or kind not in ("attn_q", "attn_k"):
         return None
@@ -215,13 +216,13 @@ def _order(called: str, head: Head, rows: int) -> NDArray[np.int64] | None:
 
 
 def state_rows(entry: Entry, rows: NDArray[Any], head: Head) -> NDArray[Any]:
-    """Rows of a file's tensor in the order of the state dict."""
+    """Return rows of a tensor of the file in the order of the state dict."""
     order = _order(entry.plan.name, head, len(rows))
     return rows if order is None else rows[np.argsort(order)]
 
 
 def values_of(head: Head) -> Mapping[str, Value]:
-    """The head's values for a file of mixed types."""
+    """Return the header's values for a file of mixed types."""
     return head.values | {
         "general.file_type": Value.of(GUESSED),
         "general.quantization_version": Value.of(2),

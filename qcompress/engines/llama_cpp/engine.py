@@ -1,4 +1,4 @@
-"""llama.cpp as an engine: every dense layer and vocabulary in a ggml type of its own, in one GGUF file."""
+"""llama.cpp as an engine: every dense layer and vocabulary in its own ggml type, in one GGUF file."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,13 +27,13 @@ class LlamaCpp(Engine):
     """GGUF files, run by llama.cpp on the CPU.
 
     Attributes:
-        source: the model's folder with its tokenizer, or a GGUF file of it, whose head (words, template, licence) is
-            taken over; empty: the folder that the model was loaded from.
-        recipe: a file to write the choice to as well, for ``llama-quantize --tensor-type-file``; empty: none.
-        threads: of llama.cpp; 0: as many as torch has.
+        source: the model's folder with its tokenizer, or a GGUF file of it, whose header (tokens, template, licence) is
+            copied; empty for the folder that the model was loaded from.
+        recipe: a file to which the choice is also written, for ``llama-quantize --tensor-type-file``; empty for none.
+        threads: number of llama.cpp's threads; 0 for as many as torch uses.
 
-    llama.cpp rounds what goes into a quantized layer to 8 bits, so that outputs come within some percent of the
-    emulation's; weights are equal to the last bit.
+    llama.cpp rounds the inputs of a quantized layer to 8 bits, so its outputs agree with the emulation's within a few
+    percent; the weights are equal to the last bit.
 
     >>> LlamaCpp().options().offers[-1].label
     'IQ2_XXS'
@@ -54,15 +54,15 @@ class LlamaCpp(Engine):
         return gguf_types()
 
     def refuse(self, part: Part, transform: Transform) -> str:
-        """It runs ggml's types, one a tensor."""
+        """Allow ggml's types, one per tensor."""
         if isinstance(transform, Keep):
             return ""
         if not isinstance(transform, GgufType):
             return f"llama.cpp runs ggml's types, not {transform.label!r}; offer gguf_types()"
         if part.rows is not None:
-            return f"a tensor of a GGUF file has one type: {part.name!r} is a block of one"
+            return f"a tensor of a GGUF file has one type, but {part.name!r} is a block of a tensor"
         if ".pooler." in f".{part.name}":
-            return f"llama.cpp has no use for {part.name!r}, which is not in the file"
+            return f"llama.cpp does not use {part.name!r}, so it is not in the file"
         if any(word in part.name for word in ("position_embeddings", "token_type_embeddings")):
             return f"llama.cpp reads {part.name!r} in full precision"
         return transform.why_not(part.target)
@@ -74,7 +74,7 @@ class LlamaCpp(Engine):
         transforms: Sequence[Sequence[Transform]],
         example: Any = None,  # noqa: ARG002
     ) -> FileSizes:
-        """Tensors at multiples of 32 bytes; the head has the same length for every choice."""
+        """Sizes of tensors, padded to multiples of 32 bytes; the header has the same length for every choice."""
         head = head_of(model, self.source)
         inside = {part.state_name for part in parts}
         plans = entries(model, head)
@@ -96,7 +96,7 @@ class LlamaCpp(Engine):
         return FileSizes(options=options, overhead=len(whole) + sum(map(container.padded, rest)))
 
     def write(self, model: nn.Module, path: Path, example: Any = None) -> None:  # noqa: ARG002
-        """One file, a tensor at a time; beside it the recipe, where it is asked for."""
+        """Write the file, one tensor at a time, and the recipe if a file is given for it."""
         head = head_of(model, self.source)
         plans = [*(entry.plan for entry in entries(model, head)), *head.tensors]
         container.write(path, values_of(head), plans)
@@ -105,12 +105,12 @@ class LlamaCpp(Engine):
                 file.write(recipe_of(plans).encode())
 
     def run(self, path: Path, batches: Iterable[Any]) -> EngineRun:
-        """Log-probabilities of the word after every sample, or of an encoder every sample's embedding."""
+        """Return log-probabilities of the next token of every sample or, for an encoder, every sample's embedding."""
         threads = self.threads or torch.get_num_threads()
         return running.run(path, batches, threads)
 
     def emulate(self, model: nn.Module, batches: Iterable[Any]) -> EngineRun:
-        """The same from the model, a sample at a time, for its words may be fewer than the batch is wide."""
+        """Compute the same with the model, one sample at a time, because samples may be padded in the batch."""
         encoder = head_of(model, self.source).architecture.encoder
 
         def outputs(batch: Any) -> Tensor:
@@ -124,7 +124,7 @@ class LlamaCpp(Engine):
         return timed(outputs(batch) for batch in batches)
 
     def check(self, path: Path, model: nn.Module) -> str:
-        """Every tensor as ``gguf`` decodes it, which is code of its own, equals the model's to the last bit."""
+        """Decode every tensor with the independent code of ``gguf`` and require bitwise equality with the model's."""
         import gguf
 
         head = head_of(model, self.source)
@@ -150,18 +150,18 @@ def _differs(entry: Entry, decoded: Any, weight: Tensor, head: Any) -> str:
 
 
 def _next_word(output: Any) -> Tensor:
-    """``(1, words)`` log-probabilities from ``(1, positions, words)`` logits."""
+    """``(1, tokens)`` log-probabilities from ``(1, positions, tokens)`` logits."""
     logits = output if isinstance(output, Tensor) else output.logits
     return logits[:, -1].float().log_softmax(-1)
 
 
 def _embedding(output: Any) -> Tensor:
-    """``(1, width)``: the mean over the words, of length 1.
+    """``(1, width)``: the mean over the tokens, normalised to length 1.
 
     Raises:
-        EngineError: the model's output has no states of words.
+        EngineError: The model's output has no token states.
     """
     states = output if isinstance(output, Tensor) else getattr(output, "last_hidden_state", None)
     if not isinstance(states, Tensor) or states.ndim != 3:
-        raise EngineError(f"an encoder gives the states of its words, found {type(output).__name__}")
+        raise EngineError(f"the output of an encoder must have token states, found {type(output).__name__}")
     return torch.nn.functional.normalize(states.float().mean(1), dim=-1)

@@ -1,9 +1,9 @@
-"""A GGUF file as a model of transformers: the way back from what the engine writes, for any of ggml's types.
+"""Read a GGUF file as a transformers model: the reverse of what the engine writes, for any of ggml's types.
 
-The configuration comes from the file's head, the tensors are decoded by the package ``gguf``, row orders and norms are
-turned back. What always holds: a file that the engine wrote gives the weights that it was written from, bit for bit
-where it stores them as they are (norms that are stored with 1 added: up to that sum's rounding). What the head does not
-tell (activation functions, dropout) is as transformers has it for the type of model.
+The configuration comes from the file's header, the tensors are decoded by the package ``gguf``, and the order of rows
+and the shift of norms are undone. Invariant: a file written by the engine gives back the weights it was written from,
+bit for bit where they are stored unchanged (norms stored with 1 added: up to the rounding of that sum). Anything that
+the header does not contain (activation functions, dropout) is transformers' default for the type of model.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from qcompress.engines.llama_cpp.content import Head, entries, head_of, state_ro
 from qcompress.errors import EngineError
 from qcompress.model.parts import unique_state
 
-MODEL_TYPES = {"gemma3": "gemma3_text"}  # of transformers, where llama.cpp has another name
+MODEL_TYPES = {"gemma3": "gemma3_text"}  # names in transformers, where they differ from llama.cpp's
 FIELDS = {
     "num_hidden_layers": "block_count",
     "max_position_embeddings": "context_length",
@@ -39,15 +39,15 @@ FIELDS = {
 
 
 def read_gguf(path: AnyPath) -> nn.Module:
-    """The model of a GGUF file in float32, in evaluation mode.
+    """Load a GGUF file as a transformers model in float32, in evaluation mode.
 
     Args:
-        path: of a file of an architecture that the engine writes; blocks of any type are decoded. Its head goes into
-            another file with ``LlamaCpp(source=path)``.
+        path: path of a file with an architecture that the engine supports; blocks of any type are decoded. To reuse its
+            header in another file, give ``LlamaCpp(source=path)``.
 
     Raises:
-        EngineError: no GGUF file, of another architecture, or with tensors that do not fit it.
-        FileNotFoundError: there is no such file.
+        EngineError: It is not a GGUF file, has an unsupported architecture, or tensors that do not fit.
+        FileNotFoundError: There is no such file.
     """
     import gguf
     import transformers
@@ -77,7 +77,7 @@ def read_gguf(path: AnyPath) -> nn.Module:
 
 
 def _require_all_read(file: Path, head: Head, state: Mapping[str, Tensor], shapes: Mapping[str, Any]) -> None:
-    """Refuse a file with tensors that the model has no place for."""
+    """Raise an error for tensors of the file that the model has no place for."""
     read = set(tensor_names(head.architecture, head.number("block_count"), state).values())
     unread = [name for name in shapes if name not in read and not name.startswith("rope_")]
     if unread:
@@ -88,7 +88,7 @@ def _require_all_read(file: Path, head: Head, state: Mapping[str, Tensor], shape
 
 
 def _config(head: Head, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The configuration in transformers' words."""
+    """The configuration in the terms of transformers."""
     name = head.architecture.name
 
     def told(key: str, default: Any = None) -> Any:
@@ -117,6 +117,6 @@ def _config(head: Head, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]
     width = config.get("head_dim", config["hidden_size"] // config["num_attention_heads"])
     if (part := told("rope.dimension_count", width)) != width:
         rope["partial_rotary_factor"] = part / width
-    if name != "gemma3":  # whose local layers have a rotation of their own
+    if name != "gemma3":  # its local layers have a separate rotation
         config["rope_parameters"] = rope
     return config

@@ -1,4 +1,4 @@
-"""The choice as a file for ``llama-quantize --tensor-type-file``, so that it can be made with llama.cpp's own tool."""
+"""The choice as a file for ``llama-quantize --tensor-type-file``, to reproduce it with llama.cpp's own tool."""
 
 import re
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from qcompress.transforms.ggml.types import TYPES
 
 
 def recipe_of(plans: Iterable[TensorPlan]) -> str:
-    r"""A line ``name=type`` for every tensor of two dimensions or more; the names are regular expressions.
+    r"""Return a line ``name=type`` for every tensor of two or more dimensions; the names are regular expressions.
 
     >>> plan = TensorPlan(name="blk.0.attn_q.weight", shape=(2, 32), number=8, size_bytes=68, content=lambda: None)
     >>> recipe_of([plan])

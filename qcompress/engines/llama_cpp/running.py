@@ -1,4 +1,4 @@
-"""A GGUF file run by llama.cpp (the package ``xllamacpp``): the next word's distribution, or a sentence's embedding."""
+"""Run a GGUF file with llama.cpp (the package ``xllamacpp``): next-token distributions, or sentence embeddings."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -16,14 +16,14 @@ QUIET = -1
 
 
 def sequences(batch: Any) -> Iterator[list[int]]:
-    """The word numbers of every sample of a batch, without padding.
+    """Yield the token ids of every sample of a batch, without padding.
 
     Args:
-        batch: ``(samples, words)`` numbers, alone, first in a tuple, or as ``input_ids`` of a dict with or without an
+        batch: ``(samples, tokens)`` ids, alone, first in a tuple, or as ``input_ids`` of a dict with or without an
             ``attention_mask``.
 
     Raises:
-        DataError: it holds no such numbers.
+        DataError: It contains no such ids.
 
     >>> list(sequences({"input_ids": torch.tensor([[5, 6, 0]]), "attention_mask": torch.tensor([[1, 1, 0]])}))
     [[5, 6]]
@@ -35,13 +35,13 @@ def sequences(batch: Any) -> Iterator[list[int]]:
     elif isinstance(batch, (tuple, list)) and batch:
         words = batch[0]
     if not isinstance(words, Tensor) or words.ndim != 2 or words.is_floating_point():
-        raise DataError("engine 'llama.cpp' takes word numbers (samples, words), alone or as input_ids of a dict")
+        raise DataError("engine 'llama.cpp' takes token ids (samples, tokens), alone or as input_ids of a dict")
     for index, row in enumerate(words):
         yield row.tolist() if mask is None else row[mask[index].bool()].tolist()
 
 
 def run(path: Path, batches: Iterable[Any], threads: int) -> EngineRun:
-    """Log-probabilities ``(samples, words)`` of the word after every sample, or embeddings ``(samples, width)``.
+    """Log-probabilities ``(samples, tokens)`` of the next token of every sample, or embeddings ``(samples, width)``.
 
     Raises:
         EngineError: llama.cpp does not run the file.
@@ -62,7 +62,7 @@ def run(path: Path, batches: Iterable[Any], threads: int) -> EngineRun:
 
 
 def _described(path: Path) -> tuple[int, int, bool]:
-    """How many words the file's model has, the number of one of plain letters, and whether it is an encoder."""
+    """Size of the vocabulary, id of a token that consists of plain letters, and whether the model is an encoder."""
     import gguf
 
     reader = gguf.GGUFReader(path)
@@ -75,21 +75,21 @@ def _described(path: Path) -> tuple[int, int, bool]:
 
 
 def _next_word(server: Any, words: list[int], num_words: int, plain: int) -> tuple[Tensor, float | None]:
-    """All log-probabilities; the word that is drawn is ``plain``: nothing is told of an end or of half a letter."""
+    """All log-probabilities; forces the token ``plain``, so that no end or partial character is generated."""
     drawn = {"max_tokens": 1, "temperature": 0, "logit_bias": [[plain, 1e6]]}
     answer = server.handle_completions({"prompt": words, "logprobs": num_words, "cache_prompt": False, **drawn})
     if not isinstance(answer, dict) or not answer.get("choices"):
-        raise EngineError(f"llama.cpp gave no next word: {answer}")
+        raise EngineError(f"llama.cpp returned no next token: {answer}")
     table = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
     row = torch.full((num_words,), float("nan"))
     row[[entry["id"] for entry in table]] = torch.tensor([entry["logprob"] for entry in table])
-    return row, answer["timings"]["prompt_ms"] / 1000  # without turning all words into text
+    return row, answer["timings"]["prompt_ms"] / 1000  # excludes the conversion of all tokens to text
 
 
 def _embedding(server: Any, words: list[int]) -> tuple[Tensor, float | None]:
     answer = server.handle_embeddings({"input": [words]})
     if not isinstance(answer, dict) or not answer.get("data"):
-        raise EngineError(f"llama.cpp gave no embedding: {answer}")
+        raise EngineError(f"llama.cpp returned no embedding: {answer}")
     return torch.tensor(answer["data"][0]["embedding"]), None
 
 

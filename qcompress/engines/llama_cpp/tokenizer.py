@@ -1,4 +1,4 @@
-"""The words of a model, from the files of its Hugging Face folder to the values of a GGUF head."""
+"""Convert the tokenizer files of a Hugging Face folder to the values of a GGUF header."""
 
 import json
 from collections.abc import Mapping
@@ -19,18 +19,18 @@ _SPLITS = {_LLAMA3: "llama-bpe", _LLAMA3.replace("{1,3}", ""): "qwen2"}
 
 
 def tokenizer_values(folder: Path, config: Any) -> dict[str, Value]:
-    """The head's values of ``tokenizer.json``.
+    """The header's values from ``tokenizer.json``.
 
     Args:
-        folder: of Hugging Face files.
-        config: of the model, which may have more words than the tokenizer.
+        folder: folder of Hugging Face files.
+        config: configuration of the model, whose vocabulary may be larger than the tokenizer's.
 
     Raises:
-        EngineError: there is no tokenizer, or one that llama.cpp may cut words by other rules; says what would work.
+        EngineError: There is no tokenizer, or llama.cpp may split text differently; the message suggests a remedy.
     """
     file = folder / "tokenizer.json"
     if not file.exists():
-        raise EngineError(f"{folder} has no tokenizer.json, without which a GGUF file holds no words")
+        raise EngineError(f"{folder} has no tokenizer.json, which a GGUF file needs")
     tokenizer = json.loads(file.read_bytes())
     settings_file = folder / "tokenizer_config.json"
     settings = json.loads(settings_file.read_bytes()) if settings_file.exists() else {}
@@ -42,21 +42,21 @@ def tokenizer_values(folder: Path, config: Any) -> dict[str, Value]:
     elif kind == "WordPiece":
         values = _word_pieces(tokenizer, config.vocab_size)
     else:
-        raise EngineError(f"a tokenizer of type {kind!r} is not written to GGUF here; {_INSTEAD}")
+        raise EngineError(f"a tokenizer of type {kind!r} cannot be written to GGUF; {_INSTEAD}")
     template = folder / "chat_template.jinja"
     if "chat_template" not in settings and template.exists():
         settings["chat_template"] = template.read_text(encoding="utf-8")
     return values | _special(settings, tokenizer, config)
 
 
-_INSTEAD = "give a GGUF file of the model as source, as LlamaCpp(source='model-f16.gguf')"
+_INSTEAD = "give a GGUF file of the model as source, such as LlamaCpp(source='model-f16.gguf')"
 
 
 def _words(tokenizer: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
-    """Word and type of every number; numbers without a word get one that is never used.
+    """Text and type of every token id; ids without a token get one that is never used.
 
     Raises:
-        EngineError: more words than the model has.
+        EngineError: There are more tokens than the model has.
     """
     words = {number: word for word, number in tokenizer["model"]["vocab"].items()}
     kinds = dict.fromkeys(words, NORMAL)
@@ -64,7 +64,7 @@ def _words(tokenizer: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
         words[added["id"]] = added["content"]
         kinds[added["id"]] = CONTROL if added["special"] else USER
     if max(words, default=-1) >= size:
-        raise EngineError(f"the tokenizer has {max(words) + 1} words, the model {size}")
+        raise EngineError(f"the tokenizer has {max(words) + 1} tokens, the model {size}")
     return [words.get(n, f"[PAD{n}]") for n in range(size)], [kinds.get(n, UNUSED) for n in range(size)]
 
 
@@ -86,10 +86,10 @@ def _byte_pairs(tokenizer: dict[str, Any], size: int) -> dict[str, Value]:
 
 
 def _splitting(pre: dict[str, Any] | None) -> str:
-    """llama.cpp's name of the rules by which text is split before pairs are joined.
+    """llama.cpp's name of the rules by which text is split before pairs are merged.
 
     Raises:
-        EngineError: rules that have no name here.
+        EngineError: The rules have no name here.
     """
     steps = [] if pre is None else pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]
     kinds = [step["type"] for step in steps]
@@ -101,7 +101,7 @@ def _splitting(pre: dict[str, Any] | None) -> str:
         pattern = steps[0]["pattern"].get("Regex", "")
         if pattern in _SPLITS:
             return _SPLITS[pattern]
-    raise EngineError(f"the tokenizer splits text by rules that have no name here ({pre}); {_INSTEAD}")
+    raise EngineError(f"the rules by which the tokenizer splits text are not supported ({pre}); {_INSTEAD}")
 
 
 def _word_pieces(tokenizer: dict[str, Any], size: int) -> dict[str, Value]:
@@ -118,7 +118,7 @@ def _word_pieces(tokenizer: dict[str, Any], size: int) -> dict[str, Value]:
 
 
 def _sentencepiece(folder: Path, tokenizer: dict[str, Any], size: int) -> dict[str, Value]:
-    """With the scores of ``tokenizer.model``; without one, the order of the merges stands for them."""
+    """Take the scores from ``tokenizer.model``; without that file, the score of a token is minus its id."""
     words, kinds = _words(tokenizer, size)
     kinds = [BYTE if kind == NORMAL and _is_byte(word) else kind for word, kind in zip(words, kinds, strict=True)]
     scores = [float(-number) for number in range(size)]
@@ -142,7 +142,7 @@ def _is_byte(word: str) -> bool:
 
 
 def _special(settings: Mapping[str, Any], tokenizer: dict[str, Any], config: Any) -> dict[str, Value]:
-    """Numbers of the words with a meaning of their own, and the template of conversations."""
+    """Ids of the special tokens, and the chat template."""
     numbers = dict(tokenizer["model"]["vocab"]) | {
         added["content"]: added["id"] for added in tokenizer.get("added_tokens") or ()
     }
