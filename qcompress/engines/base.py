@@ -101,7 +101,7 @@ class Engine(ABC):
         """Raise an error if the engine's packages are missing.
 
         Raises:
-            MissingError: A package is missing; the message says how to install it.
+            MissingError: a package is missing; the message says how to install it.
         """
         if why_not := cls.why_not():
             raise MissingError(why_not)
@@ -110,7 +110,7 @@ class Engine(ABC):
         """Return the engine with changed settings.
 
         Raises:
-            EngineError: The engine does not have a setting; the message lists its settings.
+            EngineError: the engine does not have a setting; the message lists its settings.
         """
         known = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if unknown := [name for name in settings if name not in known]:
@@ -143,7 +143,7 @@ class Engine(ABC):
             example: a batch, for engines that trace the model.
 
         Raises:
-            EngineError: The engine does not support this model; the message says why.
+            EngineError: the engine does not support this model; the message says why.
         """
 
     @abstractmethod
@@ -151,7 +151,7 @@ class Engine(ABC):
         """Write ``model`` according to its record (or unchanged if it has none) to ``path``, which must not exist.
 
         Raises:
-            EngineError: The engine does not support this model; the message says why.
+            EngineError: the engine does not support this model; the message says why.
         """
 
     @abstractmethod
@@ -162,7 +162,7 @@ class Engine(ABC):
         """Run the file with one block of weights in memory at a time.
 
         Raises:
-            EngineError: The engine only runs whole models.
+            EngineError: the engine only runs whole models.
         """
         raise EngineError(f"engine {self.name!r} does not run a model block by block: load it whole")
 
@@ -194,7 +194,7 @@ class Engine(ABC):
             on_progress: called after every group of equal layers.
 
         Raises:
-            EngineError: The engine does not time options.
+            EngineError: the engine does not time options.
         """
         raise EngineError(self.why_not_timed())
 

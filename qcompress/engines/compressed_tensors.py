@@ -215,7 +215,7 @@ def _compressed(engine: CompressedTensors, model: nn.Module) -> list[CompressedP
     """The compressed parts of a model.
 
     Raises:
-        EngineError: The engine does not run one of them.
+        EngineError: the engine does not run one of them.
     """
     record = record_of(model)
     items = [item for item in record.parts if item.stored] if record is not None else []
@@ -363,7 +363,7 @@ def _config_values(model: nn.Module) -> dict[str, Any]:
     """The model's own configuration.
 
     Raises:
-        EngineError: It is not a transformers model.
+        EngineError: it is not a transformers model.
     """
     import transformers
 

@@ -43,10 +43,10 @@ def export(
         example: a batch, for engines that trace the model.
 
     Raises:
-        EngineError: The engine is unknown, or does not support the model, a layer or an option.
-        ArtefactError: A compressed weight has been changed since compression.
-        MissingError: A package of the engine is missing.
-        OSError: The file cannot be written; no partial file is left.
+        EngineError: the engine is unknown, or does not support the model, a layer or an option.
+        ArtefactError: a compressed weight has been changed since compression.
+        MissingError: a package of the engine is missing.
+        OSError: the file cannot be written; no partial file is left.
     """
     engine, model, goal = as_engine(target), model_of(model_or_result), Path(path)
     if opened_of(model) is not None and not engine.by_block:
@@ -64,7 +64,7 @@ def model_of(model_or_result: nn.Module | HasModel) -> nn.Module:
     """Return the model itself.
 
     Raises:
-        EngineError: The argument is neither a module nor holds one.
+        EngineError: the argument is neither a module nor holds one.
     """
     model = model_or_result if isinstance(model_or_result, nn.Module) else getattr(model_or_result, "model", None)
     if not isinstance(model, nn.Module):

@@ -26,7 +26,7 @@ def for_engine(engine: Engine, model: nn.Module, measurement: Measurement, examp
         example: a batch, for engines that trace the model.
 
     Raises:
-        EngineError: The engine does not support the model, or none of the measured options except keeping all parts.
+        EngineError: the engine does not support the model, or none of the measured options except keeping all parts.
     """
     options = _restricted(engine, measurement)
     if all(len(kept) == 1 for kept in options):

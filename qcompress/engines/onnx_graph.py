@@ -50,7 +50,7 @@ def inputs_of(batch: Any, count: int | None = None) -> list[Tensor]:
     """The tensors of a batch that the graph takes as inputs; for a list the first ``count``.
 
     Raises:
-        EngineError: The batch is not a tensor, nor a list or dict of tensors.
+        EngineError: the batch is not a tensor, nor a list or dict of tensors.
     """
     tensors = [batch] if isinstance(batch, Tensor) else list(batch.values() if isinstance(batch, dict) else batch)
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
@@ -85,7 +85,7 @@ def trace(model: nn.Module, example: Any) -> Any:
     The batch dimension is dynamic, and so are all dimensions of integer inputs (tokens).
 
     Raises:
-        EngineError: There is no example, or PyTorch cannot export the model; the message says why.
+        EngineError: there is no example, or PyTorch cannot export the model; the message says why.
     """
     if example is None:
         raise EngineError("engine 'onnxruntime' traces the model: give example=, a batch")

@@ -31,7 +31,7 @@ def engine_class(name: str) -> type[Engine]:
     """Return the class of an engine by its name.
 
     Raises:
-        EngineError: There is no engine of that name; the message lists the known ones.
+        EngineError: there is no engine of that name; the message lists the known ones.
     """
     table = TABLE if name in TABLE else _table()
     if name not in table:
@@ -49,8 +49,8 @@ def as_engine(target: str | Engine, **settings: Any) -> Engine:
         settings: settings of the engine to change.
 
     Raises:
-        EngineError: There is no such engine, or it does not have such a setting.
-        MissingError: A package is missing; the message says how to install it.
+        EngineError: there is no such engine, or it does not have such a setting.
+        MissingError: a package is missing; the message says how to install it.
     """
     if not isinstance(target, (str, Engine)):
         raise EngineError(

@@ -68,10 +68,10 @@ def verify(
         memory: whether to measure the peak memory of both, in separate processes.
 
     Raises:
-        EngineError: The engine is unknown, or does not run the file.
-        DataError: There is no batch.
-        MissingError: A package of the engine is missing.
-        FileNotFoundError: There is no such file.
+        EngineError: the engine is unknown, or does not run the file.
+        DataError: there is no batch.
+        MissingError: a package of the engine is missing.
+        FileNotFoundError: there is no such file.
     """
     engine, model, file = as_engine(target), model_of(model_or_result), Path(path)
     if not file.exists():

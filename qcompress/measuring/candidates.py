@@ -187,7 +187,7 @@ def fitted(
         ranges: ranges of the layers' activations, by `Part.path`.
 
     Raises:
-        ModelError: A weight is not finite.
+        ModelError: a weight is not finite.
     """
     codes: Codes = {}
     work = np.cumsum([_work(part, moments) for part in parts])

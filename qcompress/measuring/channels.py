@@ -45,7 +45,7 @@ def offers_channels(offered: Offered) -> bool:
     """Whether channels are on offer.
 
     Raises:
-        OptionsError: Channels are offered together with other options.
+        OptionsError: channels are offered together with other options.
     """
     kinds = {isinstance(offer, KeepChannels) for options in offered.by_pattern.values() for offer in options.offers}
     if kinds == {True, False}:
@@ -76,8 +76,8 @@ def measure_channels(
         on_progress: same as in `qcompress.measure`.
 
     Raises:
-        ModelError: No channel of the model can be removed.
-        OptionsError: The method is ``"sampled"``.
+        ModelError: no channel of the model can be removed.
+        OptionsError: the method is ``"sampled"``.
     """
     if method == "sampled":
         raise OptionsError("options of channels are tried one by one: method='sampled' has no gradient for them")

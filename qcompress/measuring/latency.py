@@ -78,7 +78,7 @@ def time_options(
         on_progress: called once the unmodified layers have been timed, and after every group of equal layers.
 
     Raises:
-        ModelError: The model is not the measured one, or calls its layers in a different order from run to run.
+        ModelError: the model is not the measured one, or calls its layers in a different order from run to run.
         OptionsError: ``repeats`` is not a whole number from 1.
 
     >>> from qcompress import formulate, low_rank, measure
@@ -151,7 +151,7 @@ def load_times(measurement: Measurement, path: AnyPath) -> Measurement:
     """Return ``measurement`` with the times that `save_times` wrote.
 
     Raises:
-        FileFormatError: The file is incomplete or belongs to another measurement.
+        FileFormatError: the file is incomplete or belongs to another measurement.
     """
     header, arrays = FILE_KIND.read_arrays(path)
     if arrays["use"].shape != measurement.cost.shape:
@@ -256,7 +256,7 @@ class _Stopwatch:
         A run is a sequence of pieces, from one mark to the next; for each piece the median of all runs is taken.
 
         Raises:
-            ModelError: The layers are called in a different order from run to run.
+            ModelError: the layers are called in a different order from run to run.
         """
         marks: list[tuple[float, int]] = []  # time, and the layer that runs from then on
         within = [OUTSIDE]

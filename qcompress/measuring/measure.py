@@ -104,7 +104,7 @@ def measure(
     (`Measurement.tried` says why).
 
     Raises:
-        ModelError, DataError, OptionsError: See `qcompress.errors`.
+        ModelError, DataError, OptionsError: see `qcompress.errors`.
 
     >>> import torch
     >>> from qcompress.options import prune_quantize
@@ -174,7 +174,7 @@ def _statistics(
     """Collect, in passes over the data, the statistics that some option of a layer needs.
 
     Raises:
-        OptionsError: The second moments do not fit into the available memory.
+        OptionsError: the second moments do not fit into the available memory.
     """
     calibrated = [part for part in parts if per_part[part.name].need_moments(part.target)]
     require_memory(forecast_bytes(calibrated))
@@ -291,7 +291,7 @@ def require_method(method: str, granularity: str | int) -> None:
     """Check the method and the granularity.
 
     Raises:
-        OptionsError: The method or the granularity is unknown.
+        OptionsError: the method or the granularity is unknown.
     """
     if method not in METHODS:
         raise OptionsError(f"method must be one of {', '.join(METHODS)}, found {method!r}")
@@ -333,7 +333,7 @@ def accumulate(
         jobs: same as in `measure`.
 
     Raises:
-        DataError: There is no sample, or a loss is not finite.
+        DataError: there is no sample, or a loss is not finite.
     """
     transforms = [[transform.to_json() for transform in options] for options in candidates.transforms]
     key = hashlib.sha256(json.dumps([*settings, transforms]).encode()).hexdigest()

@@ -24,7 +24,7 @@ def require_memory(wanted: Mapping[str, int]) -> None:
         wanted: layer → bytes.
 
     Raises:
-        OptionsError: They do not fit; the message names the largest layers and a remedy.
+        OptionsError: they do not fit; the message names the largest layers and a remedy.
     """
     total, room = sum(wanted.values()), available_bytes()
     if room is None or total <= room:

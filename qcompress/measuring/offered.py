@@ -41,7 +41,7 @@ class Offered:
         """Convert the arguments of `qcompress.measure`; for an `Offered`, the patterns are added to its own.
 
         Raises:
-            OptionsError: There are no options, or a pattern is not a string.
+            OptionsError: there are no options, or a pattern is not a string.
         """
         if isinstance(options, Offered):
             both = (
@@ -80,7 +80,7 @@ class Offered:
             names: names of all layers.
 
         Raises:
-            OptionsError: A pattern matches no layer; the message lists the patterns and the layers.
+            OptionsError: a pattern matches no layer; the message lists the patterns and the layers.
         """
         patterns = (*self.skip, *(self.only or ()), *(listed for listed in self.by_pattern if listed != "*"))
         unused = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]

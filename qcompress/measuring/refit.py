@@ -38,7 +38,7 @@ def refit(
         seed: same as in `measure`.
 
     Raises:
-        DataError: The inputs of a layer are not finite, or a layer is not called.
+        DataError: the inputs of a layer are not finite, or a layer is not called.
 
     >>> import torch
     >>> from qcompress import measure, prune_quantize

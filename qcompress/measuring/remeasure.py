@@ -59,8 +59,8 @@ def remeasure(
         accept it like any other.
 
     Raises:
-        ModelError: The model is not the measured one, or the choice does not fit it.
-        OptionsError: The loss is not the measured one, or options round activations.
+        ModelError: the model is not the measured one, or the choice does not fit it.
+        OptionsError: the loss is not the measured one, or options round activations.
 
     >>> import torch
     >>> from qcompress import measure, prune_quantize
@@ -126,7 +126,7 @@ def require_weights_alone(measurement: Measurement) -> None:
     """Raise an error for options that cannot be measured around a choice: rounded inputs cannot be restored.
 
     Raises:
-        OptionsError: An option rounds activations.
+        OptionsError: an option rounds activations.
     """
     for part, options in zip(measurement.parts, measurement.transforms, strict=True):
         if label := next((option.label for option in options if option.activations is not None), ""):
@@ -140,7 +140,7 @@ def loss_of(measurement: Measurement, loss: str | LossFunction | Loss | None) ->
     """Return the loss that the measurement was made with.
 
     Raises:
-        OptionsError: It is a callable that was not given, or a different loss was given.
+        OptionsError: it is a callable that was not given, or a different loss was given.
     """
     if loss is None and not is_named(measurement.loss):
         raise OptionsError(f"the measurement was made with the loss {measurement.loss!r}: pass that callable as loss=")

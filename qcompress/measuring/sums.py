@@ -97,7 +97,7 @@ class Sums:
         """Read the sums of an interrupted measurement.
 
         Raises:
-            DataError: They belong to another measurement (model, data, options or method differ).
+            DataError: they belong to another measurement (model, data, options or method differ).
         """
         header, arrays = FILE_KIND.read_arrays(path)
         if header["key"] != key:

@@ -31,7 +31,7 @@ def mean_loss(
     Both models draw the same random numbers, if any, and start every batch from their current buffers.
 
     Raises:
-        DataError: There is no sample.
+        DataError: there is no sample.
     """
     run, measured = steady(forward), as_loss(loss)
     if opened_of(original) is not None and opened_of(changed) is not None:

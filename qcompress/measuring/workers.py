@@ -122,7 +122,7 @@ def results(work: Work, batches: Iterable[tuple[int, Any]], jobs: int = 1) -> It
         jobs: same as in `qcompress.measure`; worker processes compute with one thread each.
 
     Raises:
-        ModelError: The work cannot be sent to other processes, or workers are lost repeatedly.
+        ModelError: the work cannot be sent to other processes, or workers are lost repeatedly.
     """
     if jobs == 1:
         for number, batch in batches:
@@ -158,7 +158,7 @@ def checked_jobs(jobs: Any) -> int:
     """Return ``jobs`` if it is a valid number of processes.
 
     Raises:
-        OptionsError: It is not.
+        OptionsError: it is not.
     """
     if jobs == -1:
         return -1
@@ -169,7 +169,7 @@ def _packed(work: Work) -> tuple[NDArray[np.uint8], str]:
     """Pack the work as an array, which joblib's backends share or send once; also returns its digest.
 
     Raises:
-        ModelError: Something in it cannot be sent.
+        ModelError: something in it cannot be sent.
     """
     import cloudpickle
 

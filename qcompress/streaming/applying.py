@@ -48,9 +48,9 @@ def apply(
             one that is deleted together with the model. Blocks written by an interrupted earlier call are reused.
 
     Raises:
-        ModelError: The model is not the measured one, cannot be copied (see
+        ModelError: the model is not the measured one, cannot be copied (see
             `qcompress.compressed.copying.own_copy`), or the solution has no choice for it.
-        OptionsError, DataError: An opened model does not support an option, or data is missing for it.
+        OptionsError, DataError: an opened model does not support an option, or data is missing for it.
 
     >>> import torch
     >>> from qcompress import (formulate, measure, prune_quantize, solve)

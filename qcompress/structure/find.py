@@ -21,7 +21,7 @@ def find_sets(model: nn.Module, data: Iterable[Any], forward: forwards.Forward |
     Every set is tested: the model must run without one of its units and give the same output as with the unit masked.
 
     Raises:
-        ModelError: The model does not run.
+        ModelError: the model does not run.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 5))

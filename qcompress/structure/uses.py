@@ -106,7 +106,7 @@ def uses_of(model: nn.Module, sets: Sequence[CoupledSet], counted: Counted) -> U
         counted: counts of the model's operations on the data, from `qcompress.model.counting.count`.
 
     Raises:
-        ModelError: Sets lie along three dimensions of one tensor.
+        ModelError: sets lie along three dimensions of one tensor.
     """
     held = held_tensors(model)
     first, names = first_names(held), {id(item.tensor): item.name for item in reversed(held)}

@@ -132,7 +132,7 @@ class Weight:
         """Return the rows on the CPU in float64.
 
         Raises:
-            ModelError: A number is not finite.
+            ModelError: a number is not finite.
         """
         exact = self.rows.detach().cpu().double()
         if not bool(torch.isfinite(exact).all()):

@@ -55,7 +55,7 @@ def _rope(config: Any) -> Described:
     """Metadata of rotary position embeddings.
 
     Raises:
-        EngineError: Their type of scaling is not supported here.
+        EngineError: their type of scaling is not supported here.
     """
     rope = getattr(config, "rope_parameters", None) or {}
     if "full_attention" in rope:
@@ -132,7 +132,7 @@ def architecture_of(model_type: str) -> Architecture:
     """Return the architecture for a ``config.model_type``.
 
     Raises:
-        EngineError: The model type is unknown; the message lists the known ones.
+        EngineError: the model type is unknown; the message lists the known ones.
     """
     if model_type not in ARCHITECTURES:
         raise EngineError(
@@ -145,7 +145,7 @@ def architecture_called(name: str) -> Architecture:
     """Return the architecture by its name in llama.cpp.
 
     Raises:
-        EngineError: The name is unknown; the message lists the known ones.
+        EngineError: the name is unknown; the message lists the known ones.
     """
     names = {architecture.name: architecture for architecture in ARCHITECTURES.values()}
     if name not in names:
@@ -162,7 +162,7 @@ def tensor_names(architecture: Architecture, blocks: int, names: Mapping[str, An
         names: names in the state dict.
 
     Raises:
-        EngineError: A tensor has no name in GGUF.
+        EngineError: a tensor has no name in GGUF.
     """
     import gguf
 

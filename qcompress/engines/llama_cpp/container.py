@@ -88,7 +88,7 @@ def write(path: Path, values: Mapping[str, Value], tensors: Sequence[TensorPlan]
     """Write a file, one tensor at a time.
 
     Raises:
-        EngineError: The content of a tensor does not have the planned size.
+        EngineError: the content of a tensor does not have the planned size.
     """
     with path.open("wb") as file:
         file.write(head(values, tensors))

@@ -55,7 +55,7 @@ class Head:
         """Return an integer value of the architecture.
 
         Raises:
-            EngineError: The header does not contain it.
+            EngineError: the header does not contain it.
         """
         value = self.values.get(f"{self.architecture.name}.{name}")
         if value is None and default is None:
@@ -86,7 +86,7 @@ def head_of(model: nn.Module, source: str) -> Head:
         source: a GGUF file or a folder of Hugging Face files; empty for the folder that the model was loaded from.
 
     Raises:
-        EngineError: The source does not exist, or the type of the model is unknown.
+        EngineError: the source does not exist, or the type of the model is unknown.
     """
     config = getattr(model, "config", None)
     place = Path(source or getattr(model, "name_or_path", "") or getattr(config, "_name_or_path", "") or ".")
@@ -148,7 +148,7 @@ def entries(model: nn.Module, head: Head) -> list[Entry]:
     """Return every tensor of the file that comes from the model, in the order of its state dict.
 
     Raises:
-        EngineError: A tensor has no place in the file, or a dtype or storage that llama.cpp does not read.
+        EngineError: a tensor has no place in the file, or a dtype or storage that llama.cpp does not read.
     """
     state = unique_state(model)
     names = tensor_names(head.architecture, head.number("block_count"), state)

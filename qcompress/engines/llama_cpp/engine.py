@@ -159,7 +159,7 @@ def _embedding(output: Any) -> Tensor:
     """``(1, width)``: the mean over the tokens, normalised to length 1.
 
     Raises:
-        EngineError: The model's output has no token states.
+        EngineError: the model's output has no token states.
     """
     states = output if isinstance(output, Tensor) else getattr(output, "last_hidden_state", None)
     if not isinstance(states, Tensor) or states.ndim != 3:

@@ -46,8 +46,8 @@ def read_gguf(path: AnyPath) -> nn.Module:
             header in another file, give ``LlamaCpp(source=path)``.
 
     Raises:
-        EngineError: It is not a GGUF file, has an unsupported architecture, or tensors that do not fit.
-        FileNotFoundError: There is no such file.
+        EngineError: it is not a GGUF file, has an unsupported architecture, or tensors that do not fit.
+        FileNotFoundError: there is no such file.
     """
     import gguf
     import transformers

@@ -23,7 +23,7 @@ def sequences(batch: Any) -> Iterator[list[int]]:
             ``attention_mask``.
 
     Raises:
-        DataError: It contains no such ids.
+        DataError: it contains no such ids.
 
     >>> list(sequences({"input_ids": torch.tensor([[5, 6, 0]]), "attention_mask": torch.tensor([[1, 1, 0]])}))
     [[5, 6]]

@@ -26,7 +26,7 @@ def tokenizer_values(folder: Path, config: Any) -> dict[str, Value]:
         config: configuration of the model, whose vocabulary may be larger than the tokenizer's.
 
     Raises:
-        EngineError: There is no tokenizer, or llama.cpp may split text differently; the message suggests a remedy.
+        EngineError: there is no tokenizer, or llama.cpp may split text differently; the message suggests a remedy.
     """
     file = folder / "tokenizer.json"
     if not file.exists():
@@ -56,7 +56,7 @@ def _words(tokenizer: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
     """Text and type of every token id; ids without a token get one that is never used.
 
     Raises:
-        EngineError: There are more tokens than the model has.
+        EngineError: there are more tokens than the model has.
     """
     words = {number: word for word, number in tokenizer["model"]["vocab"].items()}
     kinds = dict.fromkeys(words, NORMAL)
@@ -89,7 +89,7 @@ def _splitting(pre: dict[str, Any] | None) -> str:
     """llama.cpp's name of the rules by which text is split before pairs are merged.
 
     Raises:
-        EngineError: The rules have no name here.
+        EngineError: the rules have no name here.
     """
     steps = [] if pre is None else pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]
     kinds = [step["type"] for step in steps]

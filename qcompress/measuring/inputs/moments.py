@@ -62,7 +62,7 @@ def second_moments(
         The moments by the path of a part's first module, and the numbers of inputs they are averaged over.
 
     Raises:
-        DataError: The inputs of a layer are not finite, or a layer was not called.
+        DataError: the inputs of a layer are not finite, or a layer was not called.
     """
     wanted = list(dict.fromkeys(part.modules for part in parts))
     known = {

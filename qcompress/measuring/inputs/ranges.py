@@ -43,7 +43,7 @@ def activation_ranges(
         forward: how to run a batch.
 
     Raises:
-        DataError: Activations are not finite.
+        DataError: activations are not finite.
 
     >>> from qcompress.model.parts import survey
     >>> model, data = nn.Sequential(nn.Linear(2, 1, bias=False)), [torch.tensor([[0.0, 1.0], [2.0, 0.0]])]

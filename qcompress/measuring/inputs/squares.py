@@ -35,7 +35,7 @@ def input_squares(
         moments: second moments of the same inputs by the same path; where present, their diagonals are used.
 
     Raises:
-        DataError: The inputs of a layer are not finite.
+        DataError: the inputs of a layer are not finite.
 
     >>> from qcompress.model.parts import survey
     >>> model, data = nn.Sequential(nn.Linear(2, 1)), [torch.tensor([[1.0, 2.0], [3.0, 0.0]])]

@@ -41,7 +41,7 @@ class Direct:
             reference: outputs of the original, if the model is not the original.
 
         Raises:
-            ModelError: The loss of an option is not finite; the message names the option.
+            ModelError: the loss of an option is not finite; the message names the option.
         """
         candidates = self.candidates
         point = self.record(batch)
@@ -71,7 +71,7 @@ class Direct:
         """Flat index, loss increase of the batch and change of its outputs, for every option that changes a part.
 
         Raises:
-            ModelError: The loss of an option is not finite; the message names the option.
+            ModelError: the loss of an option is not finite; the message names the option.
         """
         candidates, point = self.candidates, self._point
         assert point is not None  # noqa: S101

@@ -86,7 +86,7 @@ def room_for_decoded(memory: int | None, base: int, units: Sequence[UnitForecast
         most: number of bytes beyond which more is of no use.
 
     Raises:
-        OptionsError: Even the largest unit does not fit; the message says how much is needed.
+        OptionsError: even the largest unit does not fit; the message says how much is needed.
     """
     if memory is None:
         return most
@@ -107,7 +107,7 @@ def as_bytes(memory: int | str | None) -> int | None:
     """Convert the ``memory`` argument of `measure` to bytes.
 
     Raises:
-        OptionsError: It is not an amount of memory.
+        OptionsError: it is not an amount of memory.
 
     >>> as_bytes("4 GB"), as_bytes(1_000_000)
     (4000000000, 1000000)

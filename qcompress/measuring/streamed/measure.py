@@ -56,7 +56,7 @@ def measure_streamed(
     """`qcompress.measure` for an opened model, with the same arguments.
 
     Raises:
-        OptionsError: The gradient of the loss at the original is not zero, options round activations, or there is too
+        OptionsError: the gradient of the loss at the original is not zero, options round activations, or there is too
             little memory.
     """
     model, limit = calibration.model, as_bytes(memory)
@@ -139,7 +139,7 @@ def _folder(cache: AnyPath | None, key: str) -> Iterator[Path]:
     """Context manager with a folder for the measurement's files, which is removed at the end if there is no error.
 
     Raises:
-        DataError: The folder holds the files of another measurement.
+        DataError: the folder holds the files of another measurement.
     """
     if cache is None:
         with tempfile.TemporaryDirectory(prefix="qcompress.") as folder:

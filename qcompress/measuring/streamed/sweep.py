@@ -48,8 +48,8 @@ class Sweep:
         before, after: paths of the modules that are called before the blocks, and after them.
 
     Raises:
-        DataError: There is no sample.
-        ModelError: The blocks do not form a chain.
+        DataError: there is no sample.
+        ModelError: the blocks do not form a chain.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Sweep:
             expected: the model's output for the first sample.
 
         Raises:
-            ModelError: The outputs differ.
+            ModelError: the outputs differ.
         """
         with torch.no_grad():
             chained = self.output(0)

@@ -114,8 +114,8 @@ class GgufType(Transform):
 
         Raises:
             MissingError: ggml's library is missing.
-            ModelError: A weight is not finite or exceeds float16, or the rows do not fit.
-            OptionsError: The transform is compensated and the moments are missing.
+            ModelError: a weight is not finite or exceeds float16, or the rows do not fit.
+            OptionsError: the transform is compensated and the moments are missing.
         """
         from qcompress.transforms.ggml import library  # here: loads ggml
 

@@ -43,8 +43,8 @@ def encode(name: str, rows: NDArray[np.float32], importance: NDArray[np.float32]
         importance: ``(n,)`` mean square of each input column, or None to weight all columns equally.
 
     Raises:
-        MissingError: The library is missing.
-        ModelError: The rows do not fit, are not finite or exceed float16, or the type needs an importance.
+        MissingError: the library is missing.
+        ModelError: the rows do not fit, are not finite or exceed float16, or the type needs an importance.
 
     >>> encode("Q8_0", np.ones((2, 32), np.float32)).shape
     (2, 34)
@@ -78,8 +78,8 @@ def decode(name: str, blocks: NDArray[np.uint8], length: int) -> NDArray[np.floa
     """Decode blocks ``(channels, bytes of a row)`` with ggml; returns ``(channels, length)``.
 
     Raises:
-        MissingError: The library is missing.
-        ModelError: The blocks have another length.
+        MissingError: the library is missing.
+        ModelError: the blocks have another length.
 
     >>> decode("Q8_0", encode("Q8_0", np.ones((1, 32), np.float32)), 32)[0, :2].round(3).tolist()
     [1.0, 1.0]
@@ -106,7 +106,7 @@ def _weights(importance: NDArray[np.float32], length: int) -> NDArray[np.float32
     """Normalise the importance for ggml: finite, of mean 1, nowhere 0; None if it is 0 everywhere.
 
     Raises:
-        ModelError: It has another length, is negative or not finite.
+        ModelError: it has another length, is negative or not finite.
     """
     wide = np.asarray(importance, dtype=np.float64)
     if wide.shape != (length,) or not np.isfinite(wide).all() or (wide < 0).any():

@@ -115,7 +115,7 @@ class LowRank(_Factored, Transform):
             have a common input, and the last one also for the rounding of the factors before it.
 
     Raises:
-        OptionsError: A value is outside its range. A rank of 0 would leave only the bias and is refused.
+        OptionsError: a value is outside its range. A rank of 0 would leave only the bias and is refused.
 
     >>> target = Target(layer="Linear", channels=64, per_channel=64, dtype=torch.float32, macs=4096)
     >>> transform = LowRank(ranks=8)
@@ -174,8 +174,8 @@ class LowRank(_Factored, Transform):
         """Return what `then` writes for each factor, under names such as ``reduce.codes``.
 
         Raises:
-            ModelError: A weight is not finite.
-            OptionsError: A rank exceeds the largest rank of the weight, or the moments are missing.
+            ModelError: a weight is not finite.
+            OptionsError: a rank exceeds the largest rank of the weight, or the moments are missing.
         """
         factors = self._factors(weight)
         targets = self.factor_targets(weight.target)
@@ -276,7 +276,7 @@ class RankRule(_Factored):
         form, slices, whitened, then: same as in `LowRank`.
 
     Raises:
-        OptionsError: A value is outside its range.
+        OptionsError: a value is outside its range.
     """
 
     kind: ClassVar[str] = "rank_rule"

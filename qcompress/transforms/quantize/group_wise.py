@@ -38,7 +38,7 @@ class GroupWise(PruneQuantize):
             type's range is clipped to it.
 
     Raises:
-        OptionsError: A value is outside its range.
+        OptionsError: a value is outside its range.
 
     >>> transform = GroupWise(bits=4, group_size=32, symmetric=False)
     >>> transform.label
@@ -98,8 +98,8 @@ class GroupWise(PruneQuantize):
         """Return ``codes``, ``zeros`` and ``mask`` (packed, uint8) and ``scales`` ``(channels · groups,)``.
 
         Raises:
-            ModelError: A weight is not finite or exceeds float32.
-            OptionsError: The transform is compensated and the moments are missing.
+            ModelError: a weight is not finite or exceeds float32.
+            OptionsError: the transform is compensated and the moments are missing.
         """
         codes, grid, kept = self._in_groups(weight)
         shifted = (codes - spread(grid.low, grid.group_size, codes.shape[1])).to(torch.int32)

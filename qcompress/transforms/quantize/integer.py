@@ -29,7 +29,7 @@ class IntegerProduct(Transform):
         inputs, outputs: ``(low, high)`` of the activations; the outputs of a Linear layer are not rounded.
 
     Raises:
-        OptionsError: A value is outside its range.
+        OptionsError: a value is outside its range.
 
     >>> IntegerProduct(dynamic=True).label
     '8 bits, activations in 8 bits, dynamic'

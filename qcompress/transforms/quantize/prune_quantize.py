@@ -32,7 +32,7 @@ class PruneQuantize(Transform):
             have no common input, as in an Embedding, it resolves to rounding to nearest.
 
     Raises:
-        OptionsError: A value is outside its range.
+        OptionsError: a value is outside its range.
 
     >>> transform = PruneQuantize(bits=4, sparsity=0.5)
     >>> transform.label
@@ -111,8 +111,8 @@ class PruneQuantize(Transform):
         """Return ``codes`` and ``mask`` (packed, uint8) and ``scales`` ``(channels,)`` float32.
 
         Raises:
-            ModelError: A weight is not finite or exceeds float32.
-            OptionsError: The transform is compensated and the moments are missing.
+            ModelError: a weight is not finite or exceeds float32.
+            OptionsError: the transform is compensated and the moments are missing.
         """
         codes, scales, kept = self._quantized(weight)
         shifted = codes.to(torch.int32).add_(2 ** (self.bits - 1))

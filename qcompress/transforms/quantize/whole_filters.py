@@ -24,7 +24,7 @@ class PruneFilters(Transform):
         num_pruned: number of pruned rows; the first among rows of equal norm are pruned.
 
     Raises:
-        OptionsError: A value is outside its range.
+        OptionsError: a value is outside its range.
 
     >>> transform = PruneFilters(bits=4, num_pruned=1)
     >>> target = Target(layer="Conv2d", channels=3, per_channel=2, dtype=torch.float32, macs=6)
@@ -69,7 +69,7 @@ class PruneFilters(Transform):
         """Return ``codes`` and ``mask`` (packed, uint8) and ``scales`` ``(kept rows,)`` float32.
 
         Raises:
-            ModelError: A kept weight is not finite or exceeds float32.
+            ModelError: a kept weight is not finite or exceeds float32.
         """
         if not self.num_pruned:
             return self._quantizer.encode(weight)
