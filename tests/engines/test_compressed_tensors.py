@@ -112,7 +112,7 @@ def test_what_the_engine_does_not_run_is_refused_with_the_reason(tmp_path: Path)
     )
     assert engine.refuse(alone, GroupWise(4)) == ""
     assert "31 inputs of '2' are not a multiple of 16" in engine.refuse(alone, GroupWise(4, group_size=16))
-    assert "no integer format" in engine.refuse(alone, GroupWise(4, 0.5))
+    assert "not an integer format" in engine.refuse(alone, GroupWise(4, 0.5))
     assert "set zero_points=True" in engine.refuse(alone, GroupWise(4, symmetric=False))
     assert CompressedTensors(zero_points=True).refuse(alone, GroupWise(4, symmetric=False)) == ""
     assert "4 and 8 bits" in CompressedTensors(zero_points=True).refuse(alone, GroupWise(3, symmetric=False))
