@@ -1,1 +1,1 @@
-"""Problems in the file formats of other tools, written and read."""
+"""Read and write problems in the file formats of other tools."""

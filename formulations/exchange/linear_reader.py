@@ -1,9 +1,8 @@
-"""A `Problem` read back from the LP and MPS files of `formulations.exchange.linear_writer`.
+"""Read a `Problem` back from the LP and MPS files of `formulations.exchange.linear_writer`.
 
-HiGHS reads the file; what is done here is to find the problem in the linear program: options and products by the
-variables' names, groups and budgets by the rows'. What always holds: a problem comes back as it was written (see
-`formulations.exchange.linear_writer` for what survives), and a model that holds no problem is refused, never guessed
-at.
+HiGHS parses the file. This module then recovers the problem from the linear program: the names of the variables give
+options and products, the names of the rows give groups and budgets. A problem is restored as it was written (see
+`formulations.exchange.linear_writer` for what the files keep). A model that does not come from a problem is refused.
 """
 
 import json
@@ -23,12 +22,12 @@ from formulations.problem import Problem
 
 
 def read_linear(path: AnyPath) -> Problem:
-    """The problem in an LP or MPS file (told apart by the suffix) that `write_lp` or `write_mps` wrote.
+    """Read the problem in an LP or MPS file (distinguished by suffix) that `write_lp` or `write_mps` wrote.
 
-    Costs, uses and budgets may have been changed since; rows, variables and their bounds may not.
+    Costs, uses and budgets may have been edited since, but not rows, variables or their bounds.
 
     Raises:
-        FileFormatError: the file is none of these, or not a whole one.
+        FileFormatError: the file is not such a file, or is incomplete.
 
     >>> import pathlib, tempfile
     >>> from formulations.exchange.linear_writer import write_mps
@@ -47,7 +46,7 @@ def read_linear(path: AnyPath) -> Problem:
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """The JSON in the comments at the top."""
+    """Parse the JSON in the comments at the top."""
     parts = []
     with path.open("rb") as file:
         for line in file:
@@ -68,15 +67,15 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def _parsed(path: Path) -> Any:
-    """The file as HiGHS reads it."""
-    import highspy  # here: only reading needs it
+    """Parse the file with HiGHS."""
+    import highspy  # local import: only reading needs it
 
     highs = highspy.Highs()
     highs.silent()
     highs.setOptionValue("small_matrix_value", 1e-12)  # else uses below 1e-9 are dropped
     if highs.readModel(str(path)) != highspy.HighsStatus.kOk:
         raise FileFormatError(
-            f"{path} is not a valid {path.suffix} file: HiGHS cannot read it, or not every number exactly"
+            f"{path} is not a valid {path.suffix} file: HiGHS cannot read it, or cannot read every number exactly"
         )
     return highs.getLp()
 
@@ -106,7 +105,7 @@ def _problem(header: dict[str, Any], model: Any) -> Problem:
 
 
 def _places(model: Any, first: NDArray[np.int64]) -> dict[str, tuple[str, int, int]]:
-    """Variable → ("x", flat option, 0), ("y", u, v) or ("constant", 0, 0); every option exactly once."""
+    """Map each variable to ("x", flat option, 0), ("y", u, v) or ("constant", 0, 0); every option occurs once."""
     place: dict[str, tuple[str, int, int]] = {}
     for name in model.col_names_:
         if name == CONSTANT:
@@ -127,7 +126,7 @@ def _places(model: Any, first: NDArray[np.int64]) -> dict[str, tuple[str, int, i
 
 
 def _check(header: dict[str, Any], model: Any) -> None:
-    """Refuse a model that holds anything beyond the problem that is made of it."""
+    """Refuse a model with content that the problem made of it cannot represent."""
     import highspy
 
     lower, upper = np.array(model.row_lower_), np.array(model.row_upper_)
@@ -149,7 +148,7 @@ def _check(header: dict[str, Any], model: Any) -> None:
 def _budgets(
     header: dict[str, Any], model: Any, place: dict[str, tuple[str, int, int]], size: int
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, float], dict[str, float]]:
-    """Uses of the options, budgets, and fixed uses, by resource."""
+    """Return the uses of the options, the budgets and the fixed uses, each by resource."""
     row_of, matrix = {name: row for row, name in enumerate(model.row_names_)}, _matrix(model)
     column = {"constant": size, "y": size + 1}
     flat = np.array([column.get(place[name][0], place[name][1]) for name in model.col_names_])

@@ -1,16 +1,16 @@
-"""The integer program of a `Problem` as LP and MPS files, for any MILP solver; `formulations.exchange.linear_reader`
-reads them.
+"""Write the integer program of a `Problem` as LP and MPS files, for any MILP solver.
 
-The model is `formulations.forms.integer_program`'s: ``x_<g>_<i>_<names>`` takes option i of group g, ``y_<u>_<v>`` is
-the product of two options in their flat order. Numbers are written so that they come back bit for bit (PuLP's own
-writers keep 12 digits, and drop the objective's constant). Names are reduced to what every reader takes, with the
-indices before them so that they stay distinct; the true names stand in comments at the top, in JSON.
+`formulations.exchange.linear_reader` reads these files. The model is that of `formulations.forms.integer_program`:
+``x_<g>_<i>_<names>`` is 1 if option i of group g is chosen, ``y_<u>_<v>`` is the product of the flat options u and v.
+Numbers are written so that they are restored bit for bit (PuLP's writers keep 12 digits and drop the constant of the
+objective). Names are reduced to characters that every reader accepts, with indices in front to keep them distinct; the
+original names are stored as JSON in comments at the top.
 
-What survives: groups, options, costs, budgets with their resources and fixed uses, the offset, and the pair terms (all
-of them as a sparse part: a factor's products are expanded). What does not: resources without a budget. Budget rows and
-objective are in the problem's units, except that a resource whose uses are all below 1 is in a power of two: solvers
-compare rows with absolute tolerances. An objective below about 1e-4 is too small for them: scale the problem
-first.
+The files keep groups, options, costs, the offset, budgets with their resources and fixed uses, and the pair terms (as a
+sparse part only: the products of a factor are expanded). They do not keep resources without a budget. Budget rows and
+objective are in the problem's units, except that a resource whose uses are all below 1 is scaled by a power of two,
+because solvers compare rows with absolute tolerances. An objective below about 1e-4 is too small for solvers: scale
+the problem first.
 """
 
 import json
@@ -28,14 +28,14 @@ from formulations.forms.integer_program import IntegerProgram, to_integer_progra
 from formulations.problem import Problem
 
 MARK = "qcompress "
-"""How the comments with the names begin, behind the format's own sign for a comment."""
+"""Prefix of the comments with the names, after the format's comment sign."""
 
 VERSION = 1
 COMMENT_WIDTH = 200
 TERMS_IN_A_LINE = 6
 NAME_PART = 40
 CONSTANT = "constant"
-"""A variable that is fixed to 1 and carries offset and fixed uses (not every reader takes a bare constant)."""
+"""Variable fixed to 1 that carries the offset and fixed uses (not every reader accepts a bare constant)."""
 
 Terms = list[tuple[str, float]]
 
@@ -60,10 +60,10 @@ class _Program:
 
 
 def write_lp(problem: Problem, path: AnyPath) -> None:
-    """Write the integer program in CPLEX's LP format, whole or not at all.
+    """Write the integer program in CPLEX's LP format, atomically.
 
     Raises:
-        EncodingError: the pair terms make too many products (see `to_integer_program`).
+        EncodingError: the pair terms need too many products (see `to_integer_program`).
 
     >>> import pathlib, tempfile
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
@@ -77,10 +77,10 @@ def write_lp(problem: Problem, path: AnyPath) -> None:
 
 
 def write_mps(problem: Problem, path: AnyPath) -> None:
-    """Write the integer program in free MPS format, whole or not at all.
+    """Write the integer program in free MPS format, atomically.
 
     Raises:
-        EncodingError: the pair terms make too many products (see `to_integer_program`).
+        EncodingError: the pair terms need too many products (see `to_integer_program`).
     """
     program = _program(problem)
     _write(path, _mps_lines(program))
@@ -95,7 +95,7 @@ def _program(problem: Problem) -> _Program:
     constant = bool(problem.offset or set(problem.fixed) & set(problem.budgets))
     if constant:
         objective.append((CONSTANT, problem.offset))
-    problem.require_linear_budgets("a linear program's file")
+    problem.require_linear_budgets("an LP or MPS file")
     units = [_unit(problem.resources[name]) for name in problem.budgets]
     header = {
         "version": VERSION,
@@ -124,7 +124,7 @@ def _unit(use: NDArray[np.float64]) -> float:
 
 
 def _budget_rows(problem: Problem, names: list[str], units: list[float]) -> Iterator[_Row]:
-    """The budgets without the tolerance that `to_integer_program` adds, so that they come back as they are."""
+    """Yield the budgets without the tolerance that `to_integer_program` adds, so that they are restored exactly."""
     for k, ((resource, budget), unit) in enumerate(zip(problem.budgets.items(), units, strict=True)):
         use = problem.resources[resource]
         terms = [(names[v], float(use[v] / unit)) for v in np.flatnonzero(use)]

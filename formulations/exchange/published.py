@@ -1,4 +1,4 @@
-"""Published benchmark instances in the text formats they are distributed in, restated as a `Problem` to be minimised.
+"""Read published benchmark instances in their text formats, and restate them as a `Problem` to be minimised.
 
     max-cut             ``n m``, then a line ``i j weight`` per edge                              Gset, BiqMac
     QUBO                ``n m``, then a line ``i j q`` per entry; an off-diagonal entry counts twice    BiqMac, GKA
@@ -6,9 +6,9 @@
     MMKP                ``groups options budgets``, capacities, then per group its number and a line per option
                         ``value use_1 … use_k``                                                   Khan et al.
 
-Vertices and variables count from 1; words behind ``n m`` are remarks. A variable becomes a group of the two options
-"0" and "1". Where the source maximises, the objective is its value with the sign turned: a best known value ``v`` is
-the objective ``-v``.
+Vertices and variables count from 1; words after ``n m`` are remarks. A variable becomes a group with the two options
+"0" and "1". If the original problem is a maximisation, its value is negated: a best known value ``v`` becomes the
+objective ``-v``.
 """
 
 from collections.abc import Callable
@@ -25,10 +25,10 @@ from formulations.problem import Problem
 
 
 def read_max_cut(path: AnyPath) -> Problem:
-    """The cut of largest weight: minimise ``-Σ w_ij·(x_i ≠ x_j)``.
+    """Read a maximum-cut instance: minimise ``-Σ w_ij·(x_i ≠ x_j)``.
 
     Raises:
-        FileFormatError: a number is missing, or an edge has an unknown vertex.
+        FileFormatError: a number is missing, or an edge names an unknown vertex.
 
     >>> import pathlib, tempfile
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "triangle.txt"
@@ -50,10 +50,10 @@ def read_max_cut(path: AnyPath) -> Problem:
 
 
 def read_coordinate_qubo(path: AnyPath) -> Problem:
-    """Minimise ``xᵀQx`` over bits, Q symmetric, of which the file states the diagonal and one triangle.
+    """Read a QUBO: minimise ``xᵀQx`` over bits; the file has the diagonal and one triangle of the symmetric Q.
 
     Raises:
-        FileFormatError: a number is missing, or an entry has an unknown variable.
+        FileFormatError: a number is missing, or an entry names an unknown variable.
     """
 
     def problem(words: list[str]) -> Problem:
@@ -67,14 +67,16 @@ def read_coordinate_qubo(path: AnyPath) -> Problem:
 
 
 def read_quadratic_knapsack(path: AnyPath) -> Problem:
-    """The set of items of largest linear and pairwise profit within a capacity (resource ``weight``).
+    """Read a quadratic knapsack: the items with the largest total linear and pairwise profit within a capacity.
+
+    The capacity becomes the budget of the resource ``weight``.
 
     Raises:
         FileFormatError: a number is missing.
     """
 
     def problem(words: list[str]) -> Problem:
-        size = int(words[1])  # the name comes first
+        size = int(words[1])  # words[0] is the name
         count = size + size * (size - 1) // 2 + 2 + size
         numbers = np.array(words[2 : 2 + count], dtype=np.float64)
         if len(numbers) < count:
@@ -89,7 +91,9 @@ def read_quadratic_knapsack(path: AnyPath) -> Problem:
 
 
 def read_multiple_choice_knapsack(path: AnyPath) -> Problem:
-    """One item of every group, of largest value, within several capacities (resources ``use 1``, ``use 2``, …).
+    """Read a multiple-choice knapsack: one item per group, with the largest total value within several capacities.
+
+    The capacities become the budgets of the resources ``use 1``, ``use 2``, ….
 
     Raises:
         FileFormatError: a number is missing.
@@ -117,14 +121,14 @@ def _read(path: AnyPath, what: str, build: Callable[[list[str]], Problem]) -> Pr
     try:
         return build(words)
     except (IndexError, ValueError) as error:
-        raise FileFormatError(f"{path} is not {what} instance, or not a whole one: {error}") from error
+        raise FileFormatError(f"{path} is not {what} instance, or is incomplete: {error}") from error
 
 
 def _entries(words: list[str]) -> tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Size and the entries ``(i, j, value)``, counted from 0, of text that begins with ``n m``."""
+    """Parse text that begins with ``n m`` into the size and the entries ``(i, j, value)``, counted from 0."""
     size, count = int(words[0]), int(words[1])
     remarks = next((number for number, word in enumerate(words[2:]) if _is_number(word)), len(words) - 2)
-    numbers = words[2 + remarks :]  # some files have words behind n and m
+    numbers = words[2 + remarks :]  # some files have remarks after n and m
     if len(numbers) != 3 * count:
         raise ValueError(f"{count} entries need {3 * count} numbers, found {len(numbers)}")
     table = np.array(numbers, dtype=np.float64).reshape(count, 3)
@@ -152,7 +156,7 @@ def _binary(
     weight: NDArray[np.float64] | None = None,
     capacity: float = 0.0,
 ) -> Problem:
-    """The problem of bits with linear terms, pair terms ``value·x_i·x_j`` that add up, and one capacity."""
+    """Build a problem of bits with linear terms, pair terms ``value·x_i·x_j`` (duplicates add up), and a capacity."""
     size = len(linear)
     places = 2 * np.minimum(i, j) + 1, 2 * np.maximum(i, j) + 1
     kept = value != 0

@@ -1,8 +1,8 @@
-"""Problems read from dimod's CQM and BQM files and from QUBO coordinate text, of ours or from elsewhere.
+"""Read problems from dimod's CQM and BQM files and from QUBO coordinate text, written by this package or others.
 
-A CQM comes back as the problem it holds. A BQM or QUBO becomes a problem of its own: one group a bit with the options
-"0" and "1" and no budget, whose objective is the energy; so any QUBO is a problem that every solver takes. What
-always holds: for every choice the objective is that of the model, and a model of another form is refused.
+A CQM is restored as the problem that it states. A BQM or QUBO becomes a new problem whose objective is the energy: one
+group per bit with the options "0" and "1", and no budget. Every solver can therefore solve any QUBO. For every choice
+the objective equals that of the model. A model of another form is refused.
 """
 
 import io
@@ -26,13 +26,14 @@ Value = TypeVar("Value")
 
 
 def read_cqm(path: AnyPath) -> Problem:
-    """The problem in a CQM file: one that `write_cqm` wrote, or any other of the same form.
+    """Read the problem in a CQM file that `write_cqm` wrote, or any other CQM of the same form.
 
-    That is: binary variables, each in one equation "one of these"; every other constraint linear, ``<=``, with
-    coefficients that are not negative. Variables that are not named (group, option) are options by their own name.
+    In this form every variable is binary and occurs in exactly one constraint "one of these" (``= 1``). Every other
+    constraint is linear, ``<=``, with coefficients that are not negative. A variable whose name is not (group, option)
+    becomes an option with the variable's name.
 
     Raises:
-        FileFormatError: the file is no CQM of this form, or not a whole one.
+        FileFormatError: the file is no CQM of this form, or is incomplete.
     """
     import dimod
 
@@ -43,10 +44,10 @@ def read_cqm(path: AnyPath) -> Problem:
 
 
 def read_bqm(path: AnyPath) -> Problem:
-    """The problem of a BQM file: one group per bit (spins are taken as bits), no budget; see the module's docstring.
+    """Read a BQM file as a problem with one group per bit and no budget (spins are converted to bits).
 
     Raises:
-        FileFormatError: the file is no BQM, or not a whole one.
+        FileFormatError: the file is no BQM, or is incomplete.
     """
     import dimod
 
@@ -58,13 +59,14 @@ def read_bqm(path: AnyPath) -> Problem:
 
 
 def read_qubo(path: AnyPath) -> Problem:
-    """The problem of a QUBO in coordinate text: one group per bit, no budget; see the module's docstring.
+    """Read a QUBO in coordinate text as a problem with one group per bit and no budget.
 
-    The text is the one that `formulations.exchange.quadratic_writer` describes, except that the ``p`` line may be
-    missing, couplers may stand in either order, entries for the same place add up, and comments may begin with ``#``.
+    The format is described in `formulations.exchange.quadratic_writer`. In addition, the ``p`` line may be missing, the
+    indices of a coupler may be in either order, entries with the same indices add up, and comments may begin with
+    ``#``.
 
     Raises:
-        FileFormatError: a line is no entry, or there are fewer than the ``p`` line says.
+        FileFormatError: a line is no valid entry, or there are fewer entries than the ``p`` line says.
 
     >>> import pathlib, tempfile
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "other.qubo"
@@ -80,8 +82,8 @@ def _read(path: AnyPath, what: str, build: Callable[[], Value]) -> Value:
         return build()
     except (MemoryError, OSError):
         raise
-    except Exception as error:  # dimod answers damage with a dozen kinds of exceptions
-        raise FileFormatError(f"{path} is not {what}, or not a whole one: {error}") from error
+    except Exception as error:  # dimod raises many kinds of exceptions for damaged files
+        raise FileFormatError(f"{path} is not {what}, or is incomplete: {error}") from error
 
 
 # --- from CQM ------------------------------------------------------------------------------------------------------
@@ -115,7 +117,7 @@ def _problem_of_cqm(cqm: "dimod.ConstrainedQuadraticModel") -> Problem:
     if len({name for name, *_ in budget_rows}) < len(budget_rows):
         raise ValueError("two budgets have the same name")
     bqm = dimod.BinaryQuadraticModel(cqm.objective.linear, cqm.objective.quadratic, cqm.objective.offset, dimod.BINARY)
-    bqm.add_linear_from((variable, 0.0) for variable in order)  # those that the objective does not have
+    bqm.add_linear_from((variable, 0.0) for variable in order)  # variables that the objective lacks
     linear, couplers, offset = bqm.to_numpy_vectors(variable_order=order)
     group_of = np.repeat(np.arange(len(group_rows)), [len(variables) for _, variables in group_rows])
     return Problem(
@@ -135,7 +137,7 @@ def _without(prefix: str, label: Any) -> str:
 
 
 def _option(variable: Any) -> str:
-    """The option of a variable that is named (group, option); the name of any other."""
+    """Return the option of a variable named (group, option), and the whole name of any other variable."""
     return str(variable[1]) if isinstance(variable, tuple) and len(variable) == 2 else str(variable)
 
 
@@ -195,7 +197,7 @@ def _problem_of_text(lines: Sequence[str]) -> Problem:
 
 
 def _two_options(names: list[str], linear: NDArray[np.float64], couplers: Any, offset: float) -> Problem:
-    """One group per bit; its second option means that the bit is 1."""
+    """Build a problem with one group per bit, whose second option means that the bit is 1."""
     size = len(names)
     cost = np.stack([np.zeros(size), linear], axis=1).ravel()
     rows, columns, values = couplers
@@ -204,7 +206,7 @@ def _two_options(names: list[str], linear: NDArray[np.float64], couplers: Any, o
 
 
 def _upper(couplers: Any, size: int, group_of: NDArray[np.int64]) -> Any:
-    """Couplers as a strictly upper triangular matrix, without those inside a group; None when there are none."""
+    """Return the couplers between groups as a strictly upper triangular matrix, or None when there are none."""
     rows, columns, values = (np.asarray(part) for part in couplers)
     between = group_of[rows] != group_of[columns]
     if not between.any():

@@ -1,15 +1,14 @@
-"""A `Problem` as dimod's CQM and BQM files and as QUBO coordinate text; `formulations.exchange.quadratic_reader` reads
-them.
+"""Write a `Problem` as dimod's CQM and BQM files and as QUBO coordinate text.
 
-A **CQM** file holds the problem as it is: variables are named ``(group, option)``, and all of it comes back except for
-resources without a budget, the order of the budgets (they come back sorted by name), and the factor, whose products
-are expanded. A **BQM** or **QUBO** file holds bits of an encoding with penalties (`formulations.to_bqm`), from which
-groups and budgets cannot be told any more; ``to_bqm(problem, ...).decode`` with the same arguments makes a choice of
-a sample.
+`formulations.exchange.quadratic_reader` reads these files. A **CQM** file states the problem itself, with variables
+named ``(group, option)``. Everything is restored except resources without a budget, the order of the budgets (they are
+sorted by name), and the factor, whose products are expanded. A **BQM** or **QUBO** file holds the bits of an encoding
+with penalties (`formulations.to_bqm`), from which groups and budgets cannot be recovered. To convert a sample to a
+choice, call ``to_bqm(problem, ...).decode`` with the same arguments.
 
-QUBO text is what qbsolv takes: comments (``c``), a line ``p qubo 0 <variables> <diagonal entries> <couplers>``, then a
-line ``i i bias`` for each variable and ``i j bias`` with i < j for each coupler, counted from 0; the energy is their
-sum over the bits that are 1, plus the number in the comment ``c offset``.
+QUBO text is in qbsolv's format: comments (``c``), a line ``p qubo 0 <variables> <diagonal entries> <couplers>``, then a
+line ``i i bias`` for each variable and ``i j bias`` with i < j for each coupler, counted from 0. The energy is the sum
+of the biases over the bits that are 1, plus the number in the comment ``c offset``.
 """
 
 import json
@@ -27,7 +26,7 @@ COPY_BYTES = 2**20
 
 
 def write_cqm(problem: Problem, path: AnyPath) -> None:
-    """Write the constrained quadratic model in dimod's format, whole or not at all.
+    """Write the constrained quadratic model in dimod's format, atomically.
 
     >>> import dimod, pathlib, tempfile
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
@@ -47,13 +46,13 @@ def write_cqm(problem: Problem, path: AnyPath) -> None:
 
 
 def write_bqm(problem: Problem, path: AnyPath, *, encoding: str = "one-hot", prices: Prices | None = None) -> None:
-    """Write the binary quadratic model in dimod's format, whole or not at all.
+    """Write the binary quadratic model in dimod's format, atomically.
 
     Args:
-        problem: what to encode.
-        path: of the file.
-        encoding: of `formulations.to_bqm`.
-        prices: of `formulations.to_bqm`; needed where uses are not whole numbers.
+        problem: the problem to encode.
+        path: path of the file.
+        encoding: name of the encoding, same as in `formulations.to_bqm`.
+        prices: prices of the budgets, same as in `formulations.to_bqm`; needed if uses are not whole numbers.
 
     Raises:
         EncodingError: see `formulations.to_bqm`.
@@ -67,7 +66,7 @@ def write_bqm(problem: Problem, path: AnyPath, *, encoding: str = "one-hot", pri
 
 
 def write_qubo(problem: Problem, path: AnyPath, *, encoding: str = "one-hot", prices: Prices | None = None) -> None:
-    """Write the QUBO as coordinate text (see the module's docstring), whole or not at all; arguments of `write_bqm`.
+    """Write the QUBO as coordinate text (see the module's docstring), atomically; the arguments are as in `write_bqm`.
 
     Raises:
         EncodingError: see `formulations.to_bqm`.

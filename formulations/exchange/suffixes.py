@@ -1,12 +1,12 @@
-"""Files for other tools: which suffix stands for which form, and what writes and reads it.
+"""Choose the writer and reader of a problem file by its suffix.
 
     .lp .mps    the integer program, for MILP solvers                  linear_writer, linear_reader
     .cqm        dimod's constrained quadratic model                    quadratic_writer, quadratic_reader
     .bqm .qubo  bits and penalties, dimod's format and plain text      the same
     .npz        the problem itself, exactly                            formulations.problem
 
-What always holds: a file is written whole or not at all; what is read back has the objective of what was written for
-every choice (for ``.bqm`` and ``.qubo``: for every assignment of the bits).
+Files are written atomically. A problem that is read back has the same objective as the one that was written for every
+choice (for ``.bqm`` and ``.qubo``: for every assignment of the bits).
 """
 
 from collections.abc import Callable, Mapping
@@ -44,17 +44,17 @@ SUFFIXES = tuple(_READERS)
 def write_problem(
     problem: Problem, path: AnyPath, *, encoding: str | None = None, prices: Mapping[str, float] | None = None
 ) -> None:
-    """Write a problem in the form that the file's suffix stands for.
+    """Write a problem in the form given by the file's suffix.
 
     Args:
-        problem: what to write.
-        path: ends in one of `SUFFIXES`.
-        encoding: of the bits in ``.bqm`` and ``.qubo`` (see `formulations.to_bqm`); one-hot when not given.
-        prices: of the budgets in ``.bqm`` and ``.qubo`` (see `formulations.to_bqm`).
+        problem: the problem to write.
+        path: path of the file, ending in one of `SUFFIXES`.
+        encoding: encoding of the bits in ``.bqm`` and ``.qubo`` files (see `formulations.to_bqm`); default one-hot.
+        prices: prices of the budgets in ``.bqm`` and ``.qubo`` files (see `formulations.to_bqm`).
 
     Raises:
-        FileFormatError: another suffix.
-        EncodingError: the problem cannot be put into that form, or the form has no encoding and prices.
+        FileFormatError: the suffix is unknown.
+        EncodingError: the problem cannot be converted to that form, or the form takes no encoding or prices.
 
     >>> import pathlib, tempfile
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
@@ -73,10 +73,10 @@ def write_problem(
 
 
 def read_problem(path: AnyPath) -> Problem:
-    """The problem in a file that `write_problem` wrote; of ``.bqm`` and ``.qubo`` the problem of their bits.
+    """Read the problem in a file that `write_problem` wrote; ``.bqm`` and ``.qubo`` give the problem of their bits.
 
     Raises:
-        FileFormatError: another suffix, or the file is not what its suffix says, or not a whole one.
+        FileFormatError: the suffix is unknown, or the file does not match its suffix or is incomplete.
     """
     return _READERS[_suffix(path)](path)
 

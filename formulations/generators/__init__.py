@@ -1,1 +1,1 @@
-"""What builds a `Problem`: options of layers, ranks, filters, and random instances with the structure of real ones."""
+"""Build a `Problem` from options of layers, ranks or filters, and generate random instances."""

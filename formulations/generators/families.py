@@ -1,8 +1,8 @@
-"""Families of random problems as the literature on solvers has them: knapsacks, cuts, QUBOs, signed pair terms.
+"""Families of random problems from the literature on solvers: knapsacks, cuts, QUBOs, signed pair terms.
 
-Each member is drawn by numpy's default generator from a seed, so that its name, its arguments and this module state an
-instance completely. Bits become groups of the two options "0" and "1". Where the literature maximises, the objective is
-its value with the sign turned.
+Each instance is drawn by numpy's default generator from a seed, so the family, its arguments and this module define it
+completely. Bits become groups with the two options "0" and "1". If the problem in the literature is a maximisation,
+its value is negated.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 
 
 def multiple_choice_knapsack(groups: int, options: int, budgets: int, *, seed: int = 0) -> Problem:
-    """Whole uses below 100 and values that grow with them; each budget in the middle of its range.
+    """Draw whole uses below 100 and values that grow with them; each budget is in the middle of its range.
 
     >>> problem = multiple_choice_knapsack(4, 3, 2)
     >>> problem.num_options, list(problem.budgets)
@@ -35,14 +35,14 @@ def multiple_choice_knapsack(groups: int, options: int, budgets: int, *, seed: i
 
 
 def signed_pairs(groups: int, options: int, degree: int, *, largest: int | None = None, seed: int = 0) -> Problem:
-    """Sparse pair terms of both signs between random groups, and one budget.
+    """Draw sparse pair terms of both signs between random groups, with one budget.
 
     Args:
-        groups: G.
-        options: of each group.
-        degree: mean number of groups each group has pair terms with.
-        largest: whole numbers up to it, as costs and as pair terms; None: normal ones.
-        seed: of numpy's default generator.
+        groups: number of groups G.
+        options: number of options in each group.
+        degree: mean number of groups with which each group has pair terms.
+        largest: draw costs and pair terms as whole numbers up to this; None draws them from a normal distribution.
+        seed: seed of numpy's default generator.
     """
     rng = np.random.default_rng(seed)
 
@@ -63,7 +63,7 @@ def signed_pairs(groups: int, options: int, degree: int, *, largest: int | None 
 
 
 def dense_pairs(groups: int, options: int, *, seed: int = 0) -> Problem:
-    """Normal pair terms between all options of different groups, no costs, one budget."""
+    """Draw normally distributed pair terms between all options of different groups, with no costs and one budget."""
     rng = np.random.default_rng(seed)
     size, group_of = groups * options, np.repeat(np.arange(groups), options)
     terms = np.triu(rng.normal(size=(size, size)), 1) * (group_of[:, None] != group_of[None, :])
@@ -72,7 +72,7 @@ def dense_pairs(groups: int, options: int, *, seed: int = 0) -> Problem:
 
 
 def chain(groups: int, options: int, *, seed: int = 0) -> Problem:
-    """Normal pair terms between each group and the next, and one budget."""
+    """Draw normally distributed pair terms between each group and the next, with one budget."""
     rng = np.random.default_rng(seed)
     blocks = [(group, group + 1, rng.normal(size=(options, options))) for group in range(groups - 1)]
     use = rng.integers(1, 99, (groups * options, 1)).astype(np.float64)
@@ -81,7 +81,7 @@ def chain(groups: int, options: int, *, seed: int = 0) -> Problem:
 
 
 def layers(num_groups: int, *, more_budgets: int = 0, limited: bool = True, seed: int = 0, **arguments: Any) -> Problem:
-    """`layered_problem`, with further budgets at half of their ranges, or with none at all.
+    """Draw a `layered_problem`, with further budgets in the middle of their ranges, or with no budget at all.
 
     >>> list(layers(3, more_budgets=1).budgets), list(layers(3, limited=False).budgets)
     (['bytes', 'more0'], [])
@@ -100,14 +100,14 @@ def layers(num_groups: int, *, more_budgets: int = 0, limited: bool = True, seed
 
 
 def factor_and_pairs(num_groups: int, *, degree: int = 4, seed: int = 0) -> Problem:
-    """`layered_problem` with a factor and, on top, half of the sparse pair terms of another one."""
+    """Draw a `layered_problem` with a factor, and add half of the sparse pair terms of another one."""
     factor = layered_problem(num_groups, seed=seed)
     sparse = layered_problem(num_groups, degree=degree, seed=seed).pairs.sparse
     return factor.derived(pairs=PairTerms(factor=factor.pairs.factor, sparse=0.5 * sparse))
 
 
 def random_max_cut(vertices: int, density: float, *, seed: int = 0) -> Problem:
-    """The largest cut of a graph whose edges of weight 1 are each there with a probability of ``density``.
+    """Draw a maximum-cut problem on a graph in which each edge, of weight 1, occurs with probability ``density``.
 
     >>> random_max_cut(3, 1.0).evaluate([0, 1, 1]).objective
     -2.0
@@ -118,7 +118,7 @@ def random_max_cut(vertices: int, density: float, *, seed: int = 0) -> Problem:
 
 
 def torus_max_cut(rows: int, columns: int, *, seed: int = 0) -> Problem:
-    """The largest cut of a toroidal grid with edges of weight 1 or -1, as the spin glasses of the Gset."""
+    """Draw a maximum-cut problem on a toroidal grid with edges of weight 1 or -1, like the spin glasses of the Gset."""
     rng = np.random.default_rng(seed)
     vertex = np.arange(rows * columns).reshape(rows, columns)
     ends = np.concatenate([np.roll(vertex, 1, axis).ravel() for axis in (0, 1)])
@@ -130,16 +130,17 @@ def torus_max_cut(rows: int, columns: int, *, seed: int = 0) -> Problem:
 
 
 def random_qubo(variables: int, density: float, *, seed: int = 0) -> Problem:
-    """Minimise ``xᵀQx`` over bits; whole entries from -50 to 50, each there with a probability of ``density``."""
+    """Draw a QUBO ``xᵀQx`` whose entries, whole numbers from -50 to 50, occur with probability ``density``."""
     rng = np.random.default_rng(seed)
     entries = rng.integers(-50, 51, (variables, variables)) * (rng.random((variables, variables)) < density)
     return _binary(np.diag(entries).astype(np.float64), scipy.sparse.csr_array(2.0 * np.triu(entries, 1)))
 
 
 def quadratic_knapsack(items: int, density: float, *, seed: int = 0) -> Problem:
-    """Profits 1 to 100, weights 1 to 50, a capacity from 50 to half of all weights (at least of two items).
+    """Draw profits from 1 to 100, weights from 1 to 50, and a capacity from 50 to half of the total weight.
 
-    Billionnet and Soutif, doi:10.1016/S0377-2217(03)00244-3, draw theirs so.
+    If half of the total weight is below 50, the capacity is 50. Billionnet and Soutif,
+    doi:10.1016/S0377-2217(03)00244-3, draw their instances in this way.
     """
     rng = np.random.default_rng(seed)
     profit = np.triu(rng.integers(1, 101, (items, items)) * (rng.random((items, items)) < density))
@@ -166,14 +167,14 @@ FAMILIES: Mapping[str, Callable[..., Problem]] = MappingProxyType(
         )
     }
 )
-"""The families by name, as records of instances state them."""
+"""The families by name, as stored in the records of instances."""
 
 
 def member(family: str, arguments: Mapping[str, Any]) -> Problem:
-    """The instance of a family that the arguments state.
+    """Generate the instance of a family with the given arguments.
 
     Raises:
-        InvalidProblemError: there is no such family, or it takes no such arguments.
+        InvalidProblemError: the family is unknown, or does not take these arguments.
 
     >>> member("random_qubo", {"variables": 4, "density": 1.0, "seed": 1}).num_groups
     4
@@ -189,7 +190,7 @@ def member(family: str, arguments: Mapping[str, Any]) -> Problem:
 def _stated(
     groups: int, options: int, cost: Floats, use: Floats, share: float, pairs: PairTerms | None = None
 ) -> Problem:
-    """A problem whose budgets lie at a share of the range between the least and the largest use."""
+    """Build a problem whose budgets are at a fraction ``share`` of the range from the smallest to the largest use."""
     by_group = use.reshape(groups, options, -1)
     low, high = by_group.min(axis=1).sum(axis=0), by_group.max(axis=1).sum(axis=0)
     names = [f"use{k}" for k in range(use.shape[1])]
@@ -204,7 +205,7 @@ def _stated(
 
 
 def _blocks(groups: int, options: int, blocks: list[tuple[int, int, Floats]]) -> PairTerms:
-    """Blocks ``(options, options)`` between pairs of groups as the sparse part."""
+    """Build sparse pair terms from blocks ``(options, options)`` between pairs of groups."""
     size = groups * options
     inner = np.arange(options)
     rows = [np.repeat(group * options + inner, options) for group, _, _ in blocks]
@@ -217,7 +218,7 @@ def _blocks(groups: int, options: int, blocks: list[tuple[int, int, Floats]]) ->
 def _binary(
     linear: Floats, terms: scipy.sparse.csr_array, weight: Floats | None = None, capacity: float = 0.0
 ) -> Problem:
-    """Bits as groups of two options; ``terms`` is strictly upper triangular, ``weight`` that of the ones."""
+    """Build a problem of bits; ``terms`` is strictly upper triangular, ``weight`` is used by bits that are 1."""
     size = len(linear)
     cost = np.stack([np.zeros(size), linear], axis=1).ravel()
     upper = terms.tocoo()

@@ -1,12 +1,13 @@
 """Pruning and quantization (or any other options of a part) as a quadratic multiple-choice knapsack.
 
-Given tables: what every option does to the loss alone, what it costs, and a factor whose products are the
-second-order terms between options of different parts. The objective is the predicted loss increase,
+The tables give, for every option, its effect on the loss when applied alone and its use of each resource, and a factor
+whose products are the second-order terms between options of different parts. The objective is the predicted loss
+increase,
 
     Σ_v cost[v]·x_v + Σ_{u<v, different parts} (F·Fᵀ)[u,v]·x_u·x_v,
 
-with cost measured or ``½‖F_v‖²`` (arXiv 2307.05657 measures such terms pair by pair; a Gram factor of the outputs'
-changes gives all of them at linear cost).
+with a cost that is measured or set to ``½‖F_v‖²``. (arXiv 2307.05657 measures such terms pair by pair; a Gram factor of
+the changes in the outputs gives all of them at linear cost.)
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,18 +33,18 @@ def prune_quantize(
     """Build the problem of choosing one option per part.
 
     Args:
-        parts: G names.
-        options: per part the names of its options; V in all, numbered flat.
+        parts: names of the G parts.
+        options: for each part, the names of its options; V in all, numbered consecutively.
         cost: ``(V,)`` loss increase of each option alone.
-        resources: name → ``(V,)`` use of each option.
-        budgets: name → the most the whole model may use, with the fixed part.
+        resources: name of a resource → ``(V,)`` use by each option.
+        budgets: name of a resource → upper limit on the use by the whole model, including the fixed part.
         factor: ``(V, r)``; chosen options u, v of different parts add ``factor[u]·factor[v]``.
-        fixed: name → use of everything that is not chosen about, so that usage and budgets are those of the whole
-            model.
-        offset: added to the objective of every choice.
+        fixed: name of a resource → use by everything that is not up for choice, so that usage and budgets refer to the
+            whole model.
+        offset: constant added to the objective of every choice.
 
     Raises:
-        InvalidProblemError: the tables do not fit together.
+        InvalidProblemError: the tables are inconsistent.
 
     >>> problem = prune_quantize(
     ...     ["conv"], [["keep", "4 bits"]], [0, 0.1], {"bytes": [40, 5]}, {"bytes": 20}, fixed={"bytes": 8}

@@ -1,10 +1,10 @@
-"""Random problems with the structure of real ones, for tests and benchmarks.
+"""Generate random problems with realistic structure, for tests and benchmarks.
 
-Every group is a layer with a log-normal number of weights; its options are bit-widths. Rounding to b bits moves the
-weights by an amplitude that halves with every bit, so an option's effect on the output is a vector that shrinks
-alike: ``F_v = a_g·2^(1-b)·(u_g + noise_v)`` with a direction ``u_g`` of its layer. The loss is quadratic in the sum
-of the effects, hence pair terms ``F_u·F_v``. Half of an effect's square lies outside the r directions that layers
-share and meets no other layer, hence ``cost_v = ½·2‖F_v‖²`` (without it effects could cancel out to nothing).
+Every group is a layer with a log-normal number of weights, and its options are bit-widths. Rounding to b bits changes
+the weights by an amplitude that halves with every bit. The effect of an option on the output is therefore a vector
+``F_v = a_g·2^(1-b)·(u_g + noise_v)`` with a direction ``u_g`` of its layer. The loss is quadratic in the sum of the
+effects, hence pair terms ``F_u·F_v``. Half of the squared norm of an effect lies outside the r directions that the
+layers share and interacts with no other layer, hence ``cost_v = ½·2‖F_v‖²`` (without it effects could cancel out).
 """
 
 from collections.abc import Sequence
@@ -27,23 +27,23 @@ def layered_problem(
     budget: float = 0.5,
     seed: int = 0,
 ) -> Problem:
-    """A problem of ``num_groups`` layers with one option per bit-width and one budget in bytes.
+    """Draw a problem of ``num_groups`` layers with one option per bit-width and one budget in bytes.
 
     Args:
-        num_groups: G.
-        bits: the bit-widths on offer, ascending.
-        rank: columns of the factor; 0 for a linear problem (then ``cost`` alone is left).
-        degree: mean number of groups each group has sparse pair terms with; with it the factor's products
-            are kept for those pairs only, as the sparse part.
-        budget: where the budget lies between all groups at the fewest bits (0) and at the most (1).
-        seed: of numpy's default generator.
+        num_groups: number of groups G.
+        bits: available bit-widths, ascending.
+        rank: number of columns of the factor; 0 for a linear problem, with costs only.
+        degree: mean number of groups with which each group has sparse pair terms. If it is positive, the factor's
+            products are kept for these pairs only, as the sparse part.
+        budget: position of the budget between all groups at the fewest bits (0) and at the most bits (1).
+        seed: seed of numpy's default generator.
 
     >>> layered_problem(3, rank=2).num_options
     18
     """
     rng = np.random.default_rng(seed)
     widths = np.array(bits, dtype=np.float64)
-    size = np.exp(rng.normal(9.0, 1.2, num_groups)).round()  # weights of a layer
+    size = np.exp(rng.normal(9.0, 1.2, num_groups)).round()  # number of weights of each layer
     amplitude = np.exp(rng.normal(0.0, 0.8, num_groups))
     dimensions = max(rank, 1)
     direction = rng.normal(size=(num_groups, 1, dimensions)) / np.sqrt(dimensions)
@@ -67,11 +67,11 @@ def layered_problem(
 
 
 def small_problem(seed: int, *, max_groups: int = 6, max_options: int = 4) -> Problem:
-    """A small problem of any kind, with everything that trips solvers up; brute force can check it.
+    """Draw a small problem with difficult features for solvers, which brute force can still check.
 
-    Drawn at random: one to ``max_groups`` groups of one to ``max_options`` options; no, sparse, factor or both kinds
-    of pair terms; none to three budgets, of whole or fractional uses, loose, tight or exactly met, some beside a fixed
-    use; ties, zero and negative costs; an offset. Each budget is reachable on its own, all together perhaps not.
+    The problem has one to ``max_groups`` groups of one to ``max_options`` options; sparse pair terms, a factor, both or
+    neither; zero to three budgets on whole or fractional uses, which are loose, tight or met exactly, some with a fixed
+    use; ties, zero and negative costs; and an offset. Each budget can be met alone, but perhaps not all together.
 
     >>> small_problem(7).num_groups <= 6
     True
@@ -121,7 +121,7 @@ def small_problem(seed: int, *, max_groups: int = 6, max_options: int = 4) -> Pr
 def _sparse_products(
     factor: np.ndarray, num_bits: int, num_groups: int, degree: int, rng: np.random.Generator
 ) -> scipy.sparse.csr_array:
-    """The products of the factor's rows for ``num_groups·degree/2`` random pairs of groups."""
+    """Compute the products of the factor's rows for ``num_groups·degree/2`` random pairs of groups."""
     wanted = num_groups * degree // 2
     drawn = rng.integers(0, num_groups, size=(4 * wanted + 8, 2))
     drawn = np.unique(np.sort(drawn[drawn[:, 0] != drawn[:, 1]], axis=1), axis=0)
@@ -136,17 +136,17 @@ def _sparse_products(
 def channel_problem(
     num_channels: int, *, per_layer: int = 500, rank: int = 64, keep: float = 0.5, seed: int = 0
 ) -> Problem:
-    """A problem of ``num_channels`` channels, each kept or pruned, and one budget in bytes.
+    """Draw a problem of ``num_channels`` channels, each kept or pruned, with one budget in bytes.
 
-    Channels come in layers of ``per_layer``, whose channels are equally large. Pruning a channel has an effect along
-    a direction that is half its layer's and half its own; keeping it has none, so that half of the factor is zero.
+    Each layer has ``per_layer`` channels of equal size. The effect of pruning a channel is half along a direction of
+    its layer and half along a direction of the channel. Keeping a channel has no effect, so half of the factor is zero.
 
     Args:
-        num_channels: G; there are twice as many options.
-        per_layer: channels of a layer.
-        rank: columns of the factor.
-        keep: share of all bytes that may be kept.
-        seed: of numpy's default generator.
+        num_channels: number of groups G; there are twice as many options.
+        per_layer: number of channels in a layer.
+        rank: number of columns of the factor.
+        keep: fraction of all bytes that may be kept.
+        seed: seed of numpy's default generator.
 
     >>> channel_problem(3, rank=2).options[0]
     ('keep', 'prune')
@@ -154,7 +154,7 @@ def channel_problem(
     rng = np.random.default_rng(seed)
     num_layers = -(-num_channels // per_layer)
     layer = np.arange(num_channels) // per_layer
-    size_bytes = np.exp(rng.normal(6.0, 1.0, num_layers)).round()[layer]  # of a channel
+    size_bytes = np.exp(rng.normal(6.0, 1.0, num_layers)).round()[layer]  # of each channel
     amplitude = np.exp(rng.normal(0.0, 0.5, num_layers))[layer] * np.exp(rng.normal(0.0, 0.8, num_channels))
     shared = rng.normal(size=(num_layers, rank))
     effect = rng.standard_normal((num_channels, rank))
@@ -163,7 +163,7 @@ def channel_problem(
     effect *= (amplitude / np.sqrt(2.0 * rank))[:, None]
     factor = np.zeros((2 * num_channels, rank))
     factor[1::2] = effect
-    factor.flags.writeable = False  # so that it need not be copied
+    factor.flags.writeable = False  # lets `PairTerms` skip the copy
     cost = np.zeros((num_channels, 2))
     cost[:, 1] = np.einsum("cr,cr->c", effect, effect)
     del effect  # half a gigabyte for a million channels

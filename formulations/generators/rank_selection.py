@@ -1,14 +1,14 @@
 """Rank selection as a quadratic multiple-choice knapsack: one rank per layer, or the dense layer, within budgets.
 
-A weight ``(m, n)`` at rank r takes ``r·(m + n)`` numbers and leaves the tail energy ``Σ_{i>r} σ_i²`` out
-(Eckart-Young). The options of a layer are its ranks in ascending order and "dense" at the end, so that they are
-ordered by use, as the domain-wall and binary encodings like them. The cost is an error of a layer alone (tail energy,
-an error in whitened coordinates, a measured loss), and a factor adds what layers do together; every solver and form
-takes the result.
+A weight ``(m, n)`` at rank r takes ``r·(m + n)`` numbers and loses the tail energy ``Σ_{i>r} σ_i²`` (Eckart-Young). The
+options of a layer are its ranks in ascending order followed by "dense", so that they are ordered by use, which suits
+the domain-wall and binary encodings. The cost of an option is the error of its layer alone (tail energy, an error in
+whitened coordinates, or a measured loss). A factor adds the interactions between layers. Every solver and form accepts
+the result.
 
-Two kinds of objective: the sum of the errors, or the largest one (ALDS, arXiv 2107.11442), which is a question of
-what to allow: the smallest threshold is found at which the budgets can be met, dearer options go, and the sum decides
-among what is left.
+The objective is either the sum of the errors or the largest error (ALDS, arXiv 2107.11442). For the largest error, the
+smallest threshold is found at which the budgets can be met, options with larger errors are removed, and the sum is
+minimised over the remaining options.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,13 +31,13 @@ DENSE = "dense"
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RankTable:
-    """The options of one layer, ascending in rank, the dense layer last.
+    """The options of one layer, ascending in rank, with the dense layer last.
 
     Attributes:
         labels: name of each option.
-        ranks: rank of each option; the dense layer's is its full rank.
-        error: ``(n,)`` what each option costs alone; 0 for the dense layer.
-        resources: name → ``(n,)`` use of each option.
+        ranks: rank of each option; the full rank for the dense layer.
+        error: ``(n,)`` error of each option alone; 0 for the dense layer.
+        resources: name of a resource → ``(n,)`` use by each option.
     """
 
     labels: tuple[str, ...]
@@ -54,21 +54,22 @@ def rank_table(
     positions: float = 1.0,
     relative: bool = True,
 ) -> RankTable:
-    """The options of a layer from the singular values of its weight.
+    """Build the options of a layer from the singular values of its weight.
 
     Args:
-        singular_values: ``(min(m, n),)``, descending; those of the whitened weight give the whitened error.
-        shape: ``(m, n)`` of the weight as a matrix.
-        ranks: on offer; None: all. Ranks that save nothing (``r·(m + n) ≥ m·n``) are left out.
-        positions: how often the layer is applied per sample; macs are so many times its numbers.
-        relative: errors as shares of the weight's energy.
+        singular_values: ``(min(m, n),)`` singular values, descending; those of the whitened weight give the whitened
+            error.
+        shape: shape ``(m, n)`` of the weight as a matrix.
+        ranks: available ranks; None for all. Ranks that save nothing (``r·(m + n) ≥ m·n``) are left out.
+        positions: number of times the layer is applied per sample; macs are its parameters times this.
+        relative: whether errors are fractions of the weight's energy.
 
     Returns:
         A table with the resources ``parameters`` and ``macs``.
 
     Raises:
-        InvalidProblemError: singular values that are not descending or not as many as the shape has; a rank that no
-            such matrix has.
+        InvalidProblemError: the singular values are not descending or do not match the shape, or a rank is impossible
+            for the shape.
 
     >>> table = rank_table([2.0, 1.0, 0.0, 0.0], (4, 4))
     >>> table.labels, table.error.tolist(), table.resources["parameters"].tolist()
@@ -79,7 +80,7 @@ def rank_table(
     if values.shape != (min(m, n),) or not np.isfinite(values).all():
         raise InvalidProblemError(f"a {m}×{n} matrix has {min(m, n)} singular values, found shape {values.shape}")
     if (values < 0).any() or (np.diff(values) > 1e-12 * (1.0 + values[0])).any():
-        raise InvalidProblemError("singular values are ≥ 0 and in descending order")
+        raise InvalidProblemError("singular values must be ≥ 0 and in descending order")
     wanted = range(1, len(values)) if ranks is None else sorted(set(ranks))
     if wrong := [rank for rank in wanted if not 0 < rank <= len(values)]:
         raise InvalidProblemError(f"a {m}×{n} matrix has ranks 1 to {len(values)}, asked for {wrong[0]}")
@@ -105,20 +106,20 @@ def rank_selection(
     tied: Sequence[Sequence[str]] = (),
     largest: bool = False,
 ) -> Problem:
-    """The problem of choosing a rank for every layer.
+    """Build the problem of choosing a rank for every layer.
 
     Args:
-        layers: names.
-        tables: one for each layer.
-        budgets: resource of the tables → the most that the whole model may use.
+        layers: names of the layers.
+        tables: one table of options for each layer.
+        budgets: resource of the tables → upper limit on the use by the whole model.
         factor: ``(V, r)``; chosen options u, v of different layers add ``factor[u]·factor[v]``.
-        fixed: resource → its use by what is not chosen about.
+        fixed: resource → use by everything that is not up for choice.
         tied: sets of layers that must take the same option; each becomes one group, named ``"a + b"``.
-        largest: minimise the largest error, and the sum only among the choices whose largest error is least.
+        largest: whether to minimise the largest error first, and the sum of errors only among those choices.
 
     Raises:
-        InvalidProblemError: the tables do not fit together.
-        InfeasibleBudgetError: with ``largest``, no choice meets the budgets.
+        InvalidProblemError: the tables are inconsistent.
+        InfeasibleBudgetError: ``largest`` is set and no choice meets the budgets.
 
     >>> tables = [rank_table([3.0, 1.0, 0.5, 0.1], (4, 4)), rank_table([1.0, 1.0, 1.0, 1.0], (4, 4))]
     >>> problem = rank_selection(["steep", "flat"], tables, {"parameters": 24})
@@ -126,11 +127,11 @@ def rank_selection(
     (('rank 1', 'dense'), True)
     """
     if len(tables) != len(layers):
-        raise InvalidProblemError(f"one table for each layer: {len(layers)} layers, {len(tables)} tables")
+        raise InvalidProblemError(f"give one table for each layer, found {len(layers)} layers, {len(tables)} tables")
     names = list(tables[0].resources) if tables else []
     if odd := [layer for layer, table in zip(layers, tables, strict=True) if list(table.resources) != names]:
         raise InvalidProblemError(
-            f"all tables have the same resources: {layers[0]!r} has {names}, {odd[0]!r} has others"
+            f"all tables must have the same resources: {layers[0]!r} has {names}, {odd[0]!r} has others"
         )
     cost = np.concatenate([table.error for table in tables]) if tables else np.zeros(0)
     resources = {name: np.concatenate([table.resources[name] for table in tables]) for name in names}
@@ -145,15 +146,15 @@ def rank_selection(
 
 
 def smallest_threshold(problem: Problem, error: ArrayLike) -> float:
-    """The least t so that options with an error of at most t can meet all budgets.
+    """Find the smallest t at which the options with an error of at most t can meet all budgets.
 
     Args:
-        problem: its cost and pair terms play no part.
-        error: ``(V,)`` of every option.
+        problem: any problem; its costs and pair terms are ignored.
+        error: ``(V,)`` error of every option.
 
     Raises:
-        InvalidProblemError: not one error for each option.
-        InfeasibleBudgetError: no choice meets the budgets, whatever is allowed.
+        InvalidProblemError: ``error`` does not have one entry per option.
+        InfeasibleBudgetError: no choice meets the budgets, whatever error is allowed.
 
     >>> problem = Problem(["a", "b"], [["small", "big"]] * 2, [3, 0, 1, 0], {"bytes": [1, 4, 1, 4]}, {"bytes": 5})
     >>> smallest_threshold(problem, problem.cost)
@@ -161,7 +162,7 @@ def smallest_threshold(problem: Problem, error: ArrayLike) -> float:
     """
     errors = np.asarray(error, dtype=np.float64)
     if errors.shape != (problem.num_options,):
-        raise InvalidProblemError(f"one error for each of {problem.num_options} options, found shape {errors.shape}")
+        raise InvalidProblemError(f"give one error for each of {problem.num_options} options, found {errors.shape}")
     least = float(np.minimum.reduceat(errors, problem.group_offsets[:-1]).max())
     candidates = np.unique(errors[errors >= least])
     low, high = 0, len(candidates)  # the first candidate that can meet the budgets is in low..high
@@ -178,7 +179,7 @@ def smallest_threshold(problem: Problem, error: ArrayLike) -> float:
 
 
 def allow_up_to(problem: Problem, error: ArrayLike, threshold: float) -> Problem:
-    """The problem with only the options whose error is at most ``threshold``; all groups stay.
+    """Restrict the problem to the options with an error of at most ``threshold``; all groups stay.
 
     Raises:
         InvalidProblemError: a group has no such option.
@@ -192,7 +193,7 @@ def allow_up_to(problem: Problem, error: ArrayLike, threshold: float) -> Problem
 
 
 def _reachable(problem: Problem, keep: NDArray[np.bool_]) -> bool:
-    """Whether some choice of the options that are kept meets all budgets."""
+    """Whether some choice of kept options meets all budgets."""
     problem = problem.without_fixed()
     limits = {name: budget + BUDGET_TOLERANCE * abs(budget) for name, budget in problem.budgets.items()}
     uses = {name: np.where(keep, problem.resources[name], np.inf) for name in limits}
@@ -205,7 +206,7 @@ def _reachable(problem: Problem, keep: NDArray[np.bool_]) -> bool:
     membership = scipy.sparse.csr_array((np.ones(len(kept)), (problem.group_of[kept], np.arange(len(kept)))))
     rows = [scipy.optimize.LinearConstraint(membership, 1, 1)]
     for name, limit in limits.items():
-        scale = limit or 1.0  # rows near 1: the solver compares with an absolute tolerance
+        scale = limit or 1.0  # scale rows to about 1, because the solver's tolerance is absolute
         rows.append(scipy.optimize.LinearConstraint(problem.resources[name][kept][None] / scale, ub=limit / scale))
     answer: Any = scipy.optimize.milp(
         np.zeros(len(kept)), integrality=np.ones(len(kept)), bounds=scipy.optimize.Bounds(0, 1), constraints=rows

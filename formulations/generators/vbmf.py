@@ -1,7 +1,7 @@
-"""The rank that variational Bayesian matrix factorisation finds in a weight: no budget, no threshold to choose.
+"""Estimate the rank of a weight by variational Bayesian matrix factorisation, without any budget or threshold.
 
-With a noise level estimated from the singular values themselves, the empirical Bayes solution keeps exactly the
-singular values above a threshold that is known in closed form (Nakajima, Sugiyama, Babacan & Tomioka, "Global analytic
+The noise level is estimated from the singular values. The empirical Bayes solution then keeps exactly the singular
+values above a threshold that is known in closed form (Nakajima, Sugiyama, Babacan & Tomioka, "Global analytic
 solution of fully-observed variational Bayesian matrix factorization", JMLR 14, 2013). Kim et al. (arXiv 1511.06530)
 choose the ranks of convolutions with it.
 """
@@ -13,18 +13,18 @@ from numpy.typing import ArrayLike, NDArray
 from formulations.errors import InvalidProblemError
 
 EDGE = 2.5129
-"""Relative error of the threshold for all shapes (table 1 of the paper has exact values; the fit is good to 1 %)."""
+"""Constant of the fit ``EDGE·sqrt(alpha)`` to the threshold τ (exact values in table 1 of the paper; error 1 %)."""
 
 
 def vbmf_rank(singular_values: ArrayLike, shape: tuple[int, int]) -> int:
-    """How many singular values stand out of the noise.
+    """Count the singular values that stand out from the noise.
 
     Args:
-        singular_values: ``(min(m, n),)``, descending.
-        shape: ``(m, n)`` of the weight as a matrix.
+        singular_values: ``(min(m, n),)`` singular values, descending.
+        shape: shape ``(m, n)`` of the weight as a matrix.
 
     Raises:
-        InvalidProblemError: not as many singular values as the shape has.
+        InvalidProblemError: the number of singular values does not match the shape.
 
     >>> rng = np.random.default_rng(0)
     >>> weight = rng.normal(size=(60, 3)) @ rng.normal(size=(3, 40)) + 0.1 * rng.normal(size=(60, 40))
@@ -54,7 +54,7 @@ def vbmf_rank(singular_values: ArrayLike, shape: tuple[int, int]) -> int:
 
 
 def _free_energy(noise: float, scaled: NDArray[np.float64], alpha: float, edge: float) -> float:
-    """Free energy as a function of the noise's variance, up to a constant: equation (25) of the paper."""
+    """Compute the free energy at a noise variance, up to a constant: equation (25) of the paper."""
     ratio = np.maximum(scaled / noise, 1e-300)
     signal, rest = ratio[ratio > edge], ratio[ratio <= edge]
     shifted = signal - (1 + alpha)

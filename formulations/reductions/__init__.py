@@ -1,1 +1,1 @@
-"""A problem seen through a smaller one with the same answer, and the way back."""
+"""Reductions of a problem to a smaller equivalent one, and maps of solutions back to the original."""

@@ -1,11 +1,11 @@
-"""A problem seen through another one: scaled, restricted, tied, split, presolved, or a chain of these.
+"""The base class of reductions: a problem scaled, restricted, tied, split, presolved, or a chain of these.
 
-A `Reduction` holds both problems and the ways between them, so that whoever solves the second needs to know nothing of
-the first. What always holds, up to the rounding of a sum:
+A `Reduction` holds both problems and the maps between them, so that the reduced problem can be solved without knowing
+the original. Guarantees, up to rounding errors of sums:
 
 * ``lower(lift(choice))`` is ``choice``;
-* the lifted choice has the objective of the choice, times `unit`, plus a constant;
-* a choice within the budgets is lifted to one within the budgets;
+* the objective of the lifted choice is that of the choice, times `unit`, plus a constant;
+* a feasible choice is lifted to a feasible choice;
 * ``lift_bound`` of a proven lower bound is a proven lower bound.
 """
 
@@ -23,12 +23,12 @@ Choice = NDArray[np.int64]
 
 
 class Reduction(ABC):
-    """Two problems, and how choices and bounds pass between them. Subclasses are frozen dataclasses.
+    """Two problems, and maps of choices and bounds between them. Subclasses are frozen dataclasses.
 
     Attributes:
-        original: the problem that was asked.
-        problem: the problem to solve instead.
-        same_choices: whether the two have the same groups and options, so that only numbers differ.
+        original: the original problem.
+        problem: the reduced problem, to be solved instead.
+        same_choices: whether both problems have the same groups and options, so that only numbers differ.
     """
 
     __slots__ = ()
@@ -39,59 +39,59 @@ class Reduction(ABC):
 
     @property
     def complete(self) -> bool:
-        """Whether a best choice of `problem`, lifted, is a best one of `original`; without one neither has any."""
+        """Whether an optimal choice of `problem` lifts to an optimal one of `original`, or neither has any."""
         return True
 
     @property
     def unit(self) -> float:
-        """How much of the original's objective one unit of the problem's objective is."""
+        """The value of one unit of the reduced problem's objective in units of the original's objective."""
         return 1.0
 
     @abstractmethod
     def lift(self, choice: ArrayLike) -> Choice:
-        """The original's choice ``(G,)`` for a choice of the problem."""
+        """Map a choice of the reduced problem to a choice ``(G,)`` of the original."""
 
     @abstractmethod
     def lower(self, choice: ArrayLike) -> Choice | None:
-        """The problem's choice for one of the original's ``(G,)``; None when it has no counterpart."""
+        """Map a choice ``(G,)`` of the original to one of the reduced problem; None when it has no counterpart."""
 
     @abstractmethod
     def lift_bound(self, bound: float) -> float:
-        """The lower bound on the original that follows from one on the problem; ``-inf`` when none does."""
+        """Return the lower bound on the original that follows from one on the reduced problem; ``-inf`` for none."""
 
     def then(self, further: "Reduction") -> "Chain":
-        """This reduction, followed by one of its `problem`."""
+        """Chain this reduction with a further reduction of its `problem`."""
         return Chain(first=self, second=further)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Identity(Reduction):
-    """The reduction that changes nothing."""
+    """The identity reduction, which changes nothing."""
 
     same_choices: ClassVar[bool] = True
     original: Problem
 
     @property
     def problem(self) -> Problem:  # type: ignore[override]
-        """The original."""
+        """The original problem."""
         return self.original
 
     def lift(self, choice: ArrayLike) -> Choice:
-        """The same choice."""
+        """Return the same choice."""
         return np.array(choice, dtype=np.int64)
 
     def lower(self, choice: ArrayLike) -> Choice:
-        """The same choice."""
+        """Return the same choice."""
         return np.array(choice, dtype=np.int64)
 
     def lift_bound(self, bound: float) -> float:
-        """The same bound."""
+        """Return the same bound."""
         return bound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Chain(Reduction):
-    """A reduction of another reduction's problem.
+    """A reduction followed by a reduction of its reduced problem.
 
     >>> from formulations.reductions.restriction import restrict
     >>> from formulations.reductions.scaling import scaled
@@ -107,17 +107,17 @@ class Chain(Reduction):
 
     @property
     def original(self) -> Problem:  # type: ignore[override]
-        """The problem that the first reduction reduces."""
+        """The original problem of the first reduction."""
         return self.first.original
 
     @property
     def problem(self) -> Problem:  # type: ignore[override]
-        """The problem that the second reduction leads to."""
+        """The reduced problem of the second reduction."""
         return self.second.problem
 
     @property
     def same_choices(self) -> bool:  # type: ignore[override]
-        """Whether no step changes the choices."""
+        """Whether both reductions keep groups and options."""
         return self.first.same_choices and self.second.same_choices
 
     @property
@@ -127,18 +127,18 @@ class Chain(Reduction):
 
     @property
     def unit(self) -> float:
-        """The product of the units."""
+        """The product of the two units."""
         return self.first.unit * self.second.unit
 
     def lift(self, choice: ArrayLike) -> Choice:
-        """Back through the second, then the first."""
+        """Lift through the second reduction, then the first."""
         return self.first.lift(self.second.lift(choice))
 
     def lower(self, choice: ArrayLike) -> Choice | None:
-        """Through the first, then the second."""
+        """Lower through the first reduction, then the second."""
         between = self.first.lower(choice)
         return None if between is None else self.second.lower(between)
 
     def lift_bound(self, bound: float) -> float:
-        """Back through the second, then the first."""
+        """Lift the bound through the second reduction, then the first."""
         return self.first.lift_bound(self.second.lift_bound(bound))

@@ -1,7 +1,7 @@
-"""Groups that neither a pair term nor a budget joins, as problems of their own.
+"""Split a problem into independent components, whose groups no pair term and no budget connects.
 
-`split` gives one `Component` each. What always holds: their best choices, joined, are a best choice of the whole; the
-whole's objective is its offset plus the components'.
+`split` returns one `Component` for each. Optimal choices of all components together are an optimal choice of the whole
+problem. Its objective is its offset plus the objectives of the components.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from formulations.reductions.base import Choice, Reduction
 from formulations.reductions.restriction import part
 
 MAX_PARTS = 16
-"""Maximum number of components; the smallest ones are left together in one."""
+"""Maximum number of components; the smallest ones are merged into one."""
 
 Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -26,14 +26,14 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Component(Reduction):
-    """Some groups of a problem, while the others choose as they do in ``rest``.
+    """Some groups of a problem, with the other groups set to their options in ``rest``.
 
     Attributes:
         original: the whole problem.
-        problem: these groups alone; its offset is 0.
-        groups: ``(G',)`` their numbers in the original.
-        rest: ``(G,)`` a choice of the original, for the other groups.
-        rest_bound: a proven lower bound on the offset plus what the other groups cost; ``-inf`` while there is none.
+        problem: the problem of these groups alone; its offset is 0.
+        groups: ``(G',)`` indices of these groups in the original.
+        rest: ``(G,)`` a choice of the original, used for the other groups.
+        rest_bound: proven lower bound on the offset plus the cost of the other groups; ``-inf`` if none is known.
     """
 
     original: Problem
@@ -44,30 +44,30 @@ class Component(Reduction):
 
     @property
     def complete(self) -> bool:
-        """False: the other groups may choose better than ``rest``."""
+        """False, because the other groups may have a better choice than ``rest``."""
         return False
 
     def lift(self, choice: ArrayLike) -> Choice:
-        """``rest`` with these groups' choice in its place."""
+        """Return ``rest`` with the choice of these groups inserted."""
         lifted = self.rest.copy()
         lifted[self.groups] = choice
         return lifted
 
     def lower(self, choice: ArrayLike) -> Choice:
-        """What the original's choice takes in these groups."""
+        """Return the original's choice in these groups."""
         return np.asarray(choice, dtype=np.int64)[self.groups]
 
     def lift_bound(self, bound: float) -> float:
-        """The bound, plus the bound of the other groups."""
+        """Return the bound plus ``rest_bound``."""
         return bound + self.rest_bound
 
     def beside(self, rest: ArrayLike, rest_bound: float) -> "Component":
-        """The same groups beside another choice of the others, and a bound on what these cost."""
+        """Return the same component with another choice of the other groups and a bound on their cost."""
         return replace(self, rest=np.array(rest, dtype=np.int64), rest_bound=rest_bound)
 
 
 def split(problem: Problem) -> tuple[Component, ...]:
-    """The components of a problem, small ones first; a single one when all groups are connected.
+    """Split a problem into its components, smallest first; a single one when all groups are connected.
 
     >>> problem = Problem(["a", "b"], [["x", "y"]] * 2, [0, 1, 5, 2], {"bytes": [2, 1, 3, 3]}, {"bytes": 5})
     >>> [(component.problem.groups, dict(component.problem.fixed)) for component in split(problem)]
@@ -88,7 +88,7 @@ def split(problem: Problem) -> tuple[Component, ...]:
 
 
 def _components(problem: Problem) -> Integers:
-    """``(G,)`` the number of every group's component, small ones first: groups with nothing in common differ."""
+    """Return the component index ``(G,)`` of every group, smallest component first."""
     groups, starts, sparse = problem.num_groups, problem.group_offsets[:-1], problem.pairs.sparse
     hubs = []
     for name in problem.budgets:
@@ -116,14 +116,14 @@ def _components(problem: Problem) -> Integers:
 
 
 def _pieces(problem: Problem, of_group: Integers) -> Iterator[tuple[Problem, Integers]]:
-    """Each component's problem and its groups."""
+    """Yield the problem and the groups of each component."""
     starts = problem.group_offsets[:-1]
     owner = {name: of_group[_varies(problem, name).argmax()] for name in problem.budgets}
     for component in range(int(of_group.max()) + 1):
         inside = of_group == component
         options = np.flatnonzero(inside[problem.group_of])
         budgets = {name: budget for name, budget in problem.budgets.items() if owner[name] == component}
-        piece = part(problem, options, budgets, starts[~inside])  # the others' uses do not vary
+        piece = part(problem, options, budgets, starts[~inside])  # the uses of the other groups are constant
         factor, sparse = piece.pairs.factor, piece.pairs.sparse
         factor = None if factor is None or not factor.any() else factor
         sparse = None if sparse is None or not sparse.nnz else sparse
@@ -132,6 +132,6 @@ def _pieces(problem: Problem, of_group: Integers) -> Iterator[tuple[Problem, Int
 
 
 def _varies(problem: Problem, name: str) -> Flags:
-    """``(G,)`` whether a group's options differ in their use."""
+    """Return whether the options of each group differ in their use, ``(G,)``."""
     use, starts = problem.resources[name], problem.group_offsets[:-1]
     return np.asarray(np.maximum.reduceat(use, starts) > np.minimum.reduceat(use, starts))

@@ -1,15 +1,15 @@
-"""Dominated options: another option of their group can stand in for them, whatever the other groups choose.
+"""Remove dominated options, which another option of their group can replace whatever the other groups choose.
 
-An option goes when another one uses no more of any budgeted resource and its objective is no greater in any context.
-Without pair terms that is a comparison of costs. With them it takes a bound on how much the pair terms of one option
-can exceed those of the other over all choices of the other groups:
+An option is removed when another one uses no more of any budgeted resource and has no greater objective for any choice
+of the other groups. Without pair terms this is a comparison of costs. With pair terms it needs an upper bound on how
+much the pair terms of one option exceed those of the other, over all choices of the other groups:
 
-* up to `EXACT_OPTIONS` options, the sum of the maxima over each other group; two contexts in which the stand-in must
-  not be worse leave few pairs to look at;
+* up to `EXACT_OPTIONS` options, the sum over the other groups of the maximum difference. Two trial choices, for which
+  the replacement must not be worse, first rule out most pairs;
 * beyond, Cauchy-Schwarz, ``(F_u - F_v)·Σ F_w ≤ ‖F_u - F_v‖·Σ_g max ‖F_w‖``, and the maxima of sparse rows.
 
-What always holds: the optimum stays, and so does the first optimum in lexicographic order (an option goes for a later
-one of its group only when that is strictly better).
+The optimal value is preserved, and so is the first optimum in lexicographic order: a later option of a group replaces
+an earlier one only when it is strictly better.
 """
 
 from collections.abc import Iterator
@@ -22,19 +22,19 @@ from numpy.typing import NDArray
 from formulations.problem import Problem
 
 EXACT_OPTIONS = 20_000
-"""Largest number of options for which the maxima over each other group are taken."""
+"""Maximum number of options for which the exact bound, with maxima over each other group, is computed."""
 
 EXACT_WORK = 20_000_000
-"""Entries that are looked at for that in one go (a few tenths of a second); Cauchy-Schwarz where it would take more."""
+"""Maximum number of entries for one exact bound (a few tenths of a second); beyond it Cauchy-Schwarz is used."""
 
 COMPARISONS = 50_000_000
-"""Maximum number of pairs of options of one group that are compared (some seconds)."""
+"""Maximum number of pairs of options of one group to compare (a few seconds)."""
 
 CHUNK = 2_000_000
-"""Number of entries of the intermediate tables."""
+"""Maximum number of entries of the intermediate tables."""
 
 TIE = 4e-12
-"""Margin of what counts as strictly better, relative to the size of the objective's terms."""
+"""Margin for an option to count as strictly better, relative to the size of the objective's terms."""
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -42,13 +42,13 @@ Flags = NDArray[np.bool_]
 
 
 def drop_dominated(problem: Problem, keep: Flags, stand_in: Integers, budgets: list[str]) -> None:
-    """Take dominated options out of ``keep`` ``(V,)``, in place, and note in ``stand_in`` ``(V,)`` what stands in.
+    """Remove dominated options from ``keep`` ``(V,)`` and record their replacements in ``stand_in`` ``(V,)``, in place.
 
     Args:
-        problem: costs, uses and pair terms.
-        keep: the options that are there; no choice takes another one.
-        stand_in: for an option that goes another one of its group, to be followed until one that is kept.
-        budgets: the resources that count.
+        problem: the problem with costs, uses and pair terms.
+        keep: flags of the options still available; no choice takes any other option.
+        stand_in: for each removed option, another option of its group; follow these until a kept option is reached.
+        budgets: names of the budgeted resources.
     """
     uses, cost = [problem.resources[name] for name in budgets], problem.cost
     tie = TIE * float(np.maximum.reduceat(np.abs(cost), problem.group_offsets[:-1]).sum())
@@ -69,7 +69,7 @@ def drop_dominated(problem: Problem, keep: Flags, stand_in: Integers, budgets: l
 
 
 def _neighbours(problem: Problem, keep: Flags) -> Iterator[tuple[Integers, Integers]]:
-    """All pairs of a group's kept options as ``(first, second)``: those next to each other, two places apart, ..."""
+    """Yield all pairs ``(first, second)`` of kept options of a group: adjacent ones, then two positions apart, ..."""
     end = problem.group_offsets[1:][problem.group_of]
     first, work = np.flatnonzero(keep), 0
     for shift in range(1, int(np.diff(problem.group_offsets).max())):
@@ -82,7 +82,7 @@ def _neighbours(problem: Problem, keep: Flags) -> Iterator[tuple[Integers, Integ
 
 
 class _PairBound:
-    """How much the pair terms of one option can exceed those of another of its group, over all kept choices."""
+    """Upper bound on the excess of one option's pair terms over those of another of its group, over all choices."""
 
     def __init__(self, problem: Problem, keep: Flags) -> None:
         self.problem, self.keep = problem, keep
@@ -93,7 +93,7 @@ class _PairBound:
     def proves(self, better: Integers, worse: Integers, gain: Floats, tie: float | None) -> Flags:
         """Whether the pair terms of ``better`` ``(P,)`` always exceed those of ``worse`` by at most ``gain``.
 
-        With ``tie`` they must stay below it by more than that and by more than the rounding of pair terms.
+        With ``tie``, the excess must be smaller than ``gain`` by more than ``tie`` plus the rounding of pair terms.
         """
         proven = np.zeros(len(better), dtype=bool)
         candidates, bound = np.arange(len(better)), self._loosely
@@ -103,7 +103,7 @@ class _PairBound:
             if len(candidates) * self.problem.num_options <= EXACT_WORK:
                 bound = self._exactly
         if bound == self._loosely and self.sparse is None:
-            candidates = candidates[gain[candidates] >= 0.0]  # what Cauchy-Schwarz allows for is not negative
+            candidates = candidates[gain[candidates] >= 0.0]  # the Cauchy-Schwarz bound is never negative
         if len(candidates):
             margin = 0.0 if tie is None else tie + TIE * self.size
             excess = bound(better[candidates], worse[candidates]) - gain[candidates]
@@ -112,20 +112,20 @@ class _PairBound:
 
     @cached_property
     def size(self) -> float:
-        """An upper bound on the size of a choice's pair terms."""
+        """Upper bound on the absolute value of a choice's pair terms."""
         sparse = 0.0 if self.sparse is None else float(np.abs(self.sparse.data).sum())
         return sparse + (0.0 if self.factor is None else 0.5 * float(self.longest.sum()) ** 2)
 
     @cached_property
     def longest(self) -> Floats:
-        """``(G,)`` the largest norm of a row of the factor in every group."""
+        """Largest norm of a factor row in every group, ``(G,)``."""
         assert self.factor is not None  # noqa: S101
         norms = np.sqrt(np.einsum("vr,vr->v", self.factor, self.factor))
         return np.asarray(np.maximum.reduceat(np.where(self.keep, norms, 0.0), self.problem.group_offsets[:-1]))
 
     @cached_property
     def fields(self) -> Floats:
-        """``(2, V)`` every option's pair terms with all other groups' cheapest, and with their dearest options."""
+        """Pair terms of every option with the cheapest and with the dearest options of all other groups, ``(2, V)``."""
         starts, group_of, cost = self.problem.group_offsets[:-1], self.problem.group_of, self.problem.cost
         fields = np.zeros((2, len(cost)))
         for field, value in zip(fields, (cost, -cost), strict=True):
@@ -142,18 +142,18 @@ class _PairBound:
 
     @cached_property
     def kept(self) -> Integers:
-        """The kept options."""
+        """Flat indices of the kept options."""
         return np.flatnonzero(self.keep)
 
     @cached_property
     def gram(self) -> Floats | None:
-        """``(V, K)`` the factor's terms of every option with the K kept ones; None where that takes much memory."""
+        """Factor terms of every option with the K kept ones, ``(V, K)``; None if they would take too much memory."""
         if self.factor is None or len(self.factor) * len(self.kept) > EXACT_WORK:
             return None
         return np.asarray(self.factor @ self.factor[self.kept].T)
 
     def _exactly(self, better: Integers, worse: Integers) -> Floats:
-        """The sum over the other groups of their largest difference."""
+        """Sum, over the other groups, the largest difference in pair terms."""
         kept = self.kept
         groups, starts = np.unique(self.problem.group_of[kept], return_index=True)
         assert len(groups) == self.problem.num_groups  # noqa: S101
@@ -174,7 +174,7 @@ class _PairBound:
         return bound
 
     def _loosely(self, better: Integers, worse: Integers) -> Floats:
-        """Cauchy-Schwarz for the factor, the rows' maxima for the sparse part."""
+        """Bound the factor part by Cauchy-Schwarz and the sparse part by the maxima of its rows."""
         bound = np.zeros(len(better))
         if self.factor is not None:
             reach = self.longest.sum() - self.longest[self.problem.group_of[better]]
@@ -188,7 +188,7 @@ class _PairBound:
         return bound
 
     def _sparse_maxima(self, better: Integers, worse: Integers) -> Floats:
-        """Per pair of options the sum over the other groups of the largest difference of their sparse rows."""
+        """For each pair of options, sum the largest difference of their sparse rows over the other groups."""
         rows = self.sparse[better] - self.sparse[worse]  # type: ignore[index]
         rows.sort_indices()
         if not rows.nnz:
@@ -198,5 +198,5 @@ class _PairBound:
         begins = np.flatnonzero(np.diff(row, prepend=-1).astype(bool) | np.diff(group, prepend=-1).astype(bool))
         largest = np.maximum.reduceat(rows.data, begins)
         full = np.diff(begins, append=rows.nnz) == np.diff(self.problem.group_offsets)[group[begins]]
-        largest = np.where(full, largest, np.maximum(largest, 0.0))  # options without an entry differ by nothing
+        largest = np.where(full, largest, np.maximum(largest, 0.0))  # options without an entry differ by 0
         return np.bincount(row[begins], weights=largest, minlength=len(better)).astype(np.float64, copy=False)

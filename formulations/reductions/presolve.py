@@ -1,15 +1,15 @@
-"""What need not be searched: options, groups and budgets taken out of a problem before it is solved, and the way back.
+"""Presolve: remove options, groups and budgets from a problem before it is solved, and map solutions back.
 
-`reduce_problem` repeats, until nothing changes:
+`reduce_problem` repeats these steps until nothing changes:
 
-* an option goes when its use, with the least of all other groups, breaks a budget;
-* a budget goes when no choice of what is left can break it;
-* a dominated option goes (`formulations.reductions.dominance`).
+* remove each option whose use exceeds a budget even with the smallest uses of all other groups;
+* remove each budget that no remaining choice can exceed;
+* remove each dominated option (`formulations.reductions.dominance`).
 
-Groups with one option left are folded in, budgets of whole uses are lowered to what uses can add up to, and groups
-that neither a pair term nor a budget joins become problems of their own (`formulations.reductions.components`). What
-always holds: a best choice of the reduced problem, lifted, is a best choice of the original, at the same objective up
-to the rounding of a sum; if the reduced problem has no choice the original has none.
+Groups with one option left are then folded in, a budget of whole uses is lowered to the largest reachable sum of uses,
+and independent groups become separate problems (`formulations.reductions.components`). An optimal choice of the reduced
+problem lifts to an optimal choice of the original with the same objective, up to rounding errors of sums. If the
+reduced problem is infeasible, so is the original.
 """
 
 from collections.abc import Sequence
@@ -27,27 +27,28 @@ from formulations.reductions.dominance import Flags, Integers, drop_dominated
 from formulations.reductions.restriction import Restriction, restrict
 
 GRAIN = 2.0**-10
-"""Uses that are multiples of this are added without rounding (up to `WHOLE` of them)."""
+"""Uses that are multiples of this are added without rounding errors (up to a sum of `WHOLE` multiples)."""
 
 WHOLE = 2.0**53
 
 LARGE_FACTOR, COPY_PAYS = 20_000_000, 0.05
-"""A factor of so many numbers is copied only when at least this share of the options goes."""
+"""A factor with more numbers than this is copied only if at least this fraction of the options is removed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Presolved(Reduction):
-    """A problem without the options, groups and budgets that no best choice needs.
+    """A problem without the options, groups and budgets that no optimal choice needs.
 
     Attributes:
         original: the problem that was reduced.
-        problem: what is left (one group with one option when all is decided); the original itself when nothing goes.
-        feasible: False when no choice meets the budgets; True says nothing.
-        parts: the independent components of `problem`, small ones first; none when all is decided.
-        restriction: how its choices are made choices of the original.
-        stand_in: ``(V,)`` flat options of the original: one that is kept and never worse, for each that went.
-        budgets_dropped: names of budgets that no choice of what is left can break.
-        budgets_lowered: names of budgets that were lowered to what uses can add up to.
+        problem: the remaining problem (one group with one option when everything is decided); the original itself if
+            nothing is removed.
+        feasible: False when no choice meets the budgets; True does not prove that one does.
+        parts: the independent components of `problem`, smallest first; empty when everything is decided.
+        restriction: the reduction that maps choices of `problem` to choices of the original.
+        stand_in: ``(V,)`` flat options of the original: for each removed option, a kept one that is never worse.
+        budgets_dropped: names of budgets that no remaining choice can exceed.
+        budgets_lowered: names of budgets that were lowered to the largest reachable sum of uses.
     """
 
     original: Problem
@@ -61,36 +62,36 @@ class Presolved(Reduction):
 
     @property
     def changed(self) -> bool:
-        """Whether there is less to search than before, or it can be searched in parts."""
+        """Whether the search space became smaller or splits into parts."""
         return not self.feasible or len(self.parts) != 1 or self.problem is not self.original
 
     def lift(self, choice: ArrayLike) -> Choice:
-        """The original's choice ``(G,)`` for one of what is left."""
+        """Map a choice of the reduced problem to a choice ``(G,)`` of the original."""
         return self.restriction.lift(choice)
 
     def lower(self, choice: ArrayLike) -> Choice:
-        """The choice of what is left for one of the original; options that went are replaced by those that stand in.
+        """Map a choice of the original to the reduced problem; removed options are replaced by their ``stand_in``.
 
-        For a choice within the budgets the result, lifted, is within them too and no worse.
+        If the choice is feasible, the lifted result is feasible too and no worse.
         """
         stands = self.stand_in[self.original.flat(choice)] - self.original.group_offsets[:-1]
         lowered = self.restriction.lower(stands)
-        assert lowered is not None  # noqa: S101 - what stands in is kept
+        assert lowered is not None  # noqa: S101 - replacements are kept options
         return lowered
 
     def lift_bound(self, bound: float) -> float:
-        """The same bound."""
+        """Return the same bound."""
         return bound
 
     def join(self, choices: Sequence[ArrayLike]) -> Choice:
-        """Join one choice of every part into a choice of the reduced problem."""
+        """Join one choice of each part into a choice of the reduced problem."""
         joined = np.zeros(self.problem.num_groups, dtype=np.int64)
         for part, choice in zip(self.parts, choices, strict=True):
             joined[part.groups] = choice
         return joined
 
     def summary(self) -> dict[str, Any]:
-        """What was reduced, JSON-able: the numbers before and after, the names of budgets."""
+        """Summarise the reduction for JSON: sizes before and after, and the names of the changed budgets."""
         problems = [part.problem for part in self.parts]
         return {
             "groups": [self.original.num_groups, sum(part.num_groups for part in problems)],
@@ -102,7 +103,7 @@ class Presolved(Reduction):
 
 
 def reduce_problem(problem: Problem) -> Presolved:
-    """Reduce a problem to what must be searched.
+    """Reduce a problem to the part that must be searched.
 
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 20})
     >>> reduction = reduce_problem(problem)
@@ -150,7 +151,7 @@ def reduce_problem(problem: Problem) -> Presolved:
 
 
 def _everything(problem: Problem) -> Restriction:
-    """The restriction that leaves nothing out, and copies nothing."""
+    """Return the restriction that keeps all options, without copying anything."""
     options = np.arange(problem.num_options)
     return Restriction(original=problem, problem=problem, options=options, decided=problem.group_offsets[:-1])
 
@@ -169,7 +170,7 @@ def _infeasible(problem: Problem) -> Presolved:
 
 
 def _drop_never_feasible(problem: Problem, keep: Flags, budgets: list[str]) -> bool:
-    """Drop options that break a budget even with the least use of all other groups; False when a group has no other."""
+    """Drop options that exceed a budget with the smallest uses of all other groups; False if a group loses all."""
     starts, group_of = problem.group_offsets[:-1], problem.group_of
     while True:
         before = int(keep.sum())
@@ -177,7 +178,7 @@ def _drop_never_feasible(problem: Problem, keep: Flags, budgets: list[str]) -> b
             use, budget = problem.resources[name], problem.budgets[name]
             least = np.minimum.reduceat(np.where(keep, use, np.inf), starts)
             room = budget + 2 * BUDGET_TOLERANCE * abs(budget) - least.sum()
-            if not room >= 0:  # minus infinity where a group has no option left
+            if not room >= 0:  # minus infinity if a group has no option left
                 return False
             keep &= use - least[group_of] <= room
         if keep.sum() == before:
@@ -185,14 +186,14 @@ def _drop_never_feasible(problem: Problem, keep: Flags, budgets: list[str]) -> b
 
 
 def _never_binds(problem: Problem, keep: Flags, name: str) -> bool:
-    """Whether even the largest uses stay within a budget."""
+    """Whether even the largest uses meet the budget."""
     budget = problem.budgets[name]
     most = np.maximum.reduceat(np.where(keep, problem.resources[name], 0.0), problem.group_offsets[:-1]).sum()
     return bool(most <= budget + 0.5 * BUDGET_TOLERANCE * abs(budget))
 
 
 def _lowered(problem: Problem, name: str) -> float | None:
-    """What uses with a common unit can add up to within a budget, where that is less than the budget."""
+    """Return the largest sum of uses within a budget, by their common unit; None if it is not below the budget."""
     use, budget, starts = problem.resources[name], problem.budgets[name], problem.group_offsets[:-1]
     least = np.minimum.reduceat(use, starts)
     if np.maximum.reduceat(use, starts).sum() >= WHOLE * GRAIN or (use % GRAIN).any():

@@ -1,13 +1,13 @@
-"""Budgets with pair terms taken into the objective at a price: the Lagrangian relaxation.
+"""Move budgets into the objective at a price: the Lagrangian relaxation.
 
-With prices λ ≥ 0 of some budgets the problem becomes
+With prices λ ≥ 0 for some budgets the problem becomes
 
     minimise  objective + Σ_k λ_k·(usage_k - budget_k)
 
-without those budgets: pair terms of a resource become pair terms of the objective, which every solver takes. What
-always holds: a lower bound on the priced problem is one on the original, for on a choice within the budgets nothing
-positive is added. Unlike other reductions it is one of bounds only: a choice may break the budgets that are priced,
-and its objective is another.
+without those budgets. Pair terms of a resource become pair terms of the objective, which every solver accepts. A lower
+bound on the priced problem is a lower bound on the original, because nothing positive is added to the objective of a
+feasible choice. Unlike other reductions this one maps only bounds: a choice may exceed the priced budgets, and its
+objective differs.
 """
 
 from collections.abc import Mapping
@@ -31,8 +31,8 @@ class Pricing(Reduction):
 
     Attributes:
         original: the problem with its budgets.
-        problem: the same choices without the priced budgets, at the priced objective.
-        prices: objective for each unit of a resource.
+        problem: the problem with the priced objective and without the priced budgets.
+        prices: name of a budget → price per unit of its resource.
     """
 
     same_choices: ClassVar[bool] = True
@@ -42,31 +42,31 @@ class Pricing(Reduction):
 
     @property
     def complete(self) -> bool:
-        """False: the best priced choice may break a budget, or leave some of it unused."""
+        """False, because the best priced choice may exceed a budget or leave part of it unused."""
         return False
 
     def lift(self, choice: ArrayLike) -> Choice:
-        """The same choice."""
+        """Return the same choice."""
         return np.array(choice, dtype=np.int64)
 
     def lower(self, choice: ArrayLike) -> Choice:
-        """The same choice."""
+        """Return the same choice."""
         return np.array(choice, dtype=np.int64)
 
     def lift_bound(self, bound: float) -> float:
-        """The same bound."""
+        """Return the same bound."""
         return bound
 
 
 def priced(problem: Problem, prices: Mapping[str, float]) -> Pricing:
-    """Take budgets into the objective at prices.
+    """Move budgets into the objective at the given prices.
 
     Args:
         problem: any problem.
-        prices: name of a budget → objective for each unit of its resource, not negative.
+        prices: name of a budget → price per unit of its resource, in units of the objective, not negative.
 
     Raises:
-        InvalidProblemError: no such budget, or a negative price.
+        InvalidProblemError: a budget is unknown, or a price is negative or not finite.
 
     >>> terms = scipy.sparse.csr_array(([6.0], ([0], [2])), shape=(4, 4))
     >>> problem = Problem(

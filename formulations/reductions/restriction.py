@@ -1,8 +1,8 @@
-"""Smaller problems with the same answer, and the way back.
+"""Restrict a problem to some of its options.
 
-`restrict` leaves options out and folds in groups that have one option left: their cost, their pair terms with the
-others and their use become part of the cost, the offset and the fixed use. What always holds: a choice of the smaller
-problem and its `lift` have the same objective and use of every budgeted resource, up to the rounding of a sum.
+`restrict` leaves options out and folds in groups with one option left: their costs, their pair terms with other groups
+and their uses become part of the costs, the offset and the fixed uses. A choice of the smaller problem and its `lift`
+have the same objective and the same use of every budgeted resource, up to rounding errors of sums.
 """
 
 import itertools
@@ -24,14 +24,14 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Restriction(Reduction):
-    """A part of a problem.
+    """A problem restricted to some of its options.
 
     Attributes:
-        original: the problem it is part of.
-        problem: what is left to decide (one group with one option when nothing is).
+        original: the original problem.
+        problem: the smaller problem (one group with one option when everything is decided).
         options: ``(V',)`` flat options of the original, in the smaller problem's order.
-        decided: ``(G,)`` flat options of the original: those of the folded groups, and any one for the others.
-        outside: a proven lower bound on every choice that is not part of it; infinite where there is none.
+        decided: ``(G,)`` flat options of the original: the remaining option of each folded group, any for the others.
+        outside: proven lower bound on all choices with an option that is left out; infinite if no such choice exists.
     """
 
     original: Problem
@@ -42,18 +42,18 @@ class Restriction(Reduction):
 
     @property
     def complete(self) -> bool:
-        """Whether it is known that no choice outside is better than the best that is known."""
+        """Whether no choice with an option left out is better than the best known choice."""
         return bool(self.outside > -np.inf)
 
     def lift(self, choice: ArrayLike) -> Choice:
-        """The original's choice ``(G,)`` for one of the smaller problem."""
+        """Map a choice of the smaller problem to a choice ``(G,)`` of the original."""
         chosen = self.decided.copy()
         flat = self.options[self.problem.flat(choice)]
         chosen[self.original.group_of[flat]] = flat
         return chosen - self.original.group_offsets[:-1]
 
     def lower(self, choice: ArrayLike) -> Choice | None:
-        """The smaller problem's choice for one of the original; None when it takes an option that was left out."""
+        """Map a choice of the original to the smaller problem; None when it takes an option that was left out."""
         chosen = self.original.flat(choice)
         place = np.full(self.original.num_options, -1)
         place[self.options] = np.arange(len(self.options))
@@ -65,18 +65,18 @@ class Restriction(Reduction):
         return place[chosen[groups]] - self.problem.group_offsets[:-1]
 
     def lift_bound(self, bound: float) -> float:
-        """The lower of the bound and `outside`."""
+        """Return the smaller of the bound and `outside`."""
         return min(bound, self.outside)
 
 
 def restrict(problem: Problem, keep: NDArray[np.bool_], *, outside: float = -np.inf) -> Restriction:
-    """The problem with only the options that ``keep`` ``(V,)`` marks; groups with one option left are folded in.
+    """Restrict a problem to the options marked in ``keep``; groups with one option left are folded in.
 
     Args:
         problem: any problem.
-        keep: which options are left.
-        outside: the objective of a known choice, when no choice with an option that is left out is better; infinite
-            when no such choice is feasible.
+        keep: ``(V,)`` flags of the options to keep.
+        outside: proven lower bound on all choices with an option that is left out, for example the objective of a known
+            choice that none of them improves; infinite when no such choice is feasible.
 
     Raises:
         InvalidProblemError: a group is left without an option.
@@ -93,7 +93,7 @@ def restrict(problem: Problem, keep: NDArray[np.bool_], *, outside: float = -np.
     decided = kept[np.cumsum(num_kept) - num_kept]
     folded = num_kept == 1
     if folded.all():
-        folded[-1] = False  # a problem has at least one group
+        folded[-1] = False  # a problem needs at least one group
     fixed = decided[folded]
     options = kept[~folded[problem.group_of[kept]]]
 
@@ -116,7 +116,7 @@ def restrict(problem: Problem, keep: NDArray[np.bool_], *, outside: float = -np.
 
 
 def _paired_uses(problem: Problem, smaller: Problem, options: Integers, x: NDArray[np.float64]) -> dict[str, Any]:
-    """Uses of what is left when ``x`` ``(V,)`` is decided: terms with decided options become uses and fixed uses."""
+    """Compute the remaining uses: pair terms with the decided options ``x`` ``(V,)`` become uses and fixed uses."""
     resources, fixed, pairs = dict(smaller.resources), dict(smaller.fixed), {}
     for name in problem.paired_budgets:
         terms = problem.resource_pairs[name]
@@ -133,15 +133,15 @@ def _paired_uses(problem: Problem, smaller: Problem, options: Integers, x: NDArr
 
 
 def part(problem: Problem, options: Integers, budgets: Mapping[str, float], decided: Integers | None = None) -> Problem:
-    """Some of the options as a problem of their own; other groups are left out.
+    """Make a separate problem of some of the options; groups without any are left out.
 
-    Everything in it was checked when ``problem`` was made, and is not checked again: a million groups take a second.
+    The content was checked when ``problem`` was made and is not checked again (a million groups take a second).
 
     Args:
         problem: any problem.
         options: ``(V',)`` flat options, ascending.
-        budgets: those that the part has; resources without one are left out.
-        decided: flat options of other groups, whose uses become fixed.
+        budgets: budgets of the part; resources without a budget are left out.
+        decided: flat options of other groups, whose uses become fixed uses.
     """
     uses = {name: float(problem.resources[name][decided].sum()) for name in budgets} if decided is not None else {}
     fixed = {name: problem.fixed.get(name, 0.0) + uses.get(name, 0.0) for name in budgets}
@@ -179,6 +179,6 @@ def _labels(
 
 
 def frozen(array: NDArray[Any]) -> NDArray[Any]:
-    """``array`` itself, read-only from now on."""
+    """Make ``array`` read-only and return it."""
     array.flags.writeable = False
     return array

@@ -1,4 +1,4 @@
-"""A problem with its objective in another unit. Solvers work in one that makes the numbers about 1."""
+"""Scale the objective of a problem. Solvers work in a unit in which its numbers are about 1."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -14,7 +14,7 @@ from formulations.reductions.base import Choice, Reduction
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Scaling(Reduction):
-    """A problem whose objective is ``factor`` times the original's; choices and what is within budgets stay."""
+    """A problem whose objective is ``factor`` times the original's; choices and their feasibility do not change."""
 
     same_choices: ClassVar[bool] = True
     original: Problem
@@ -27,27 +27,27 @@ class Scaling(Reduction):
         return 1.0 / self.factor
 
     def lift(self, choice: ArrayLike) -> Choice:
-        """The same choice."""
+        """Return the same choice."""
         return np.array(choice, dtype=np.int64)
 
     def lower(self, choice: ArrayLike) -> Choice:
-        """The same choice."""
+        """Return the same choice."""
         return np.array(choice, dtype=np.int64)
 
     def lift_bound(self, bound: float) -> float:
-        """The bound in the original's unit."""
+        """Return the bound in the original's unit."""
         return bound / self.factor
 
 
 def scaled(problem: Problem, factor: float | None = None) -> Scaling:
-    """Multiply every number of the objective (costs, pair terms, offset).
+    """Multiply every number of the objective (costs, pair terms, offset) by a factor.
 
     Args:
         problem: any problem.
-        factor: a positive number; None: such that the numbers become about 1 (see `objective_size`).
+        factor: a positive number; None chooses one that makes the numbers about 1 (see `objective_size`).
 
     Raises:
-        InvalidProblemError: ``factor`` is not positive, or takes a number beyond what a float holds.
+        InvalidProblemError: ``factor`` is not positive and finite, or a scaled number overflows a float.
 
     >>> problem = Problem(["a"], [["keep", "4 bit"]], [0, 3], {}, {})
     >>> scaled(problem).problem.cost.tolist(), scaled(problem, 2).problem.cost.tolist()
@@ -55,9 +55,9 @@ def scaled(problem: Problem, factor: float | None = None) -> Scaling:
     """
     factor = 1.0 / objective_size(problem) if factor is None else float(factor)
     if not (np.isfinite(factor) and factor > 0):
-        raise InvalidProblemError(f"a problem is scaled by a positive finite number, found {factor!r}")
+        raise InvalidProblemError(f"the scaling factor must be a positive finite number, found {factor!r}")
     sparse, rows = problem.pairs.sparse, problem.pairs.factor
-    with np.errstate(over="ignore"):  # an overflow is refused below, by name
+    with np.errstate(over="ignore"):  # an overflow is refused below, with the name of the numbers
         cost, offset = problem.cost * factor, problem.offset * factor
         rows = None if rows is None else rows * np.sqrt(factor)
         if rows is not None:
@@ -65,7 +65,7 @@ def scaled(problem: Problem, factor: float | None = None) -> Scaling:
         pairs = PairTerms(sparse=None if sparse is None else sparse * factor, factor=rows)
     for name, numbers in (("cost", cost), ("offset", offset)):
         if not np.isfinite(numbers).all():
-            raise InvalidProblemError(f"{name} must be finite; times {factor:g} it is beyond what a float holds")
+            raise InvalidProblemError(f"{name} must be finite; times {factor:g} it overflows a float")
     cost.flags.writeable = False
     return Scaling(
         original=problem, problem=problem.derived(cost=cost, pairs=pairs, offset=float(offset)), factor=factor
@@ -73,7 +73,7 @@ def scaled(problem: Problem, factor: float | None = None) -> Scaling:
 
 
 def normal_form(problem: Problem) -> Reduction:
-    """The problem as back ends see it: objective numbers of about 1, and no fixed use, which lowers the budgets.
+    """Return the problem as back ends see it: objective numbers about 1, and fixed uses subtracted from the budgets.
 
     >>> problem = Problem(["a"], [["keep", "4 bit"]], [0, 3], {"bytes": [8, 4]}, {"bytes": 10}, fixed={"bytes": 6})
     >>> stated = normal_form(problem).problem
@@ -85,7 +85,7 @@ def normal_form(problem: Problem) -> Reduction:
 
 
 def objective_size(problem: Problem) -> float:
-    """The most that a single decision or pair can change the objective; 1 if all numbers are zero.
+    """Return the most that a single decision or pair can change the objective; 1 if all numbers are zero.
 
     >>> objective_size(Problem(["a"], [["keep", "4 bit"]], [0, 3], {}, {}))
     3.0

@@ -1,8 +1,8 @@
-"""Groups that must take the same option, as one group of a smaller problem.
+"""Tie groups that must take the same option, by joining them into one group of a smaller problem.
 
-Layers that share a scale, are fused at run time or meet in a residual addition have to be treated alike. What always
-holds: a choice of the smaller problem and its `Tied.lift` have the same objective and use; pair terms between tied
-groups become part of the cost, for they always come together.
+Layers that share a scale, are fused at run time or meet in a residual addition must be compressed alike. A choice of
+the smaller problem and its `Tied.lift` have the same objective and uses. Pair terms between tied groups become part of
+the costs, because their options are always chosen together.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ class Tied(Reduction):
     """A problem with tied groups joined.
 
     Attributes:
-        original: the problem with its groups apart.
-        problem: the smaller problem; a joined group is named ``"a + b"`` and has the option names of its first.
-        group: ``(G,)`` the smaller problem's group of every original group.
-        option: ``(V,)`` the smaller problem's flat option of every original option.
-        binding: whether groups that choose apart are no choice at all.
+        original: the original problem, with separate groups.
+        problem: the smaller problem; a joined group is named ``"a + b"`` and has the option names of its first member.
+        group: ``(G,)`` group of the smaller problem for every original group.
+        option: ``(V,)`` flat option of the smaller problem for every original option.
+        binding: whether choices in which tied groups differ are forbidden.
     """
 
     original: Problem
@@ -38,26 +38,26 @@ class Tied(Reduction):
 
     @property
     def complete(self) -> bool:
-        """Whether the ties bind; otherwise groups that choose apart may do better."""
+        """Whether the ties are binding; otherwise a choice in which tied groups differ may be better."""
         return self.binding
 
     def lift(self, choice: ArrayLike) -> Choice:
-        """The original's choice ``(G,)`` for one of the smaller problem."""
+        """Map a choice of the smaller problem to a choice ``(G,)`` of the original."""
         local: Choice = (self.problem.flat(choice) - self.problem.group_offsets[:-1])[self.group]
         return local
 
     def lower(self, choice: ArrayLike) -> Choice | None:
-        """The smaller problem's choice for one of the original; None when tied groups differ in it."""
+        """Map a choice of the original to the smaller problem; None when tied groups differ in it."""
         local = self.original.flat(choice) - self.original.group_offsets[:-1]
         joined = local[np.unique(self.group, return_index=True)[1]]
         return joined if np.array_equal(joined[self.group], local) else None
 
     def lift_bound(self, bound: float) -> float:
-        """The same bound if the ties bind; otherwise it says nothing of groups that choose apart."""
+        """Return the same bound if the ties are binding, else ``-inf``."""
         return bound if self.binding else -np.inf
 
     def combined(self, values: ArrayLike, function: np.ufunc) -> NDArray[np.float64]:
-        """Combine numbers of the original's options ``(V,)`` by ``np.add`` or ``np.maximum``."""
+        """Combine numbers ``(V,)`` of the original's options by ``np.add`` or ``np.maximum``."""
         numbers = np.asarray(values, dtype=np.float64)
         start = 0.0 if function is np.add else -np.inf
         result = np.full(self.problem.num_options, start)
@@ -66,15 +66,15 @@ class Tied(Reduction):
 
 
 def tie(problem: Problem, tied: Sequence[Sequence[str]], *, binding: bool = False) -> Tied:
-    """Join each set of groups into one that takes one decision for all of them.
+    """Join each set of groups into one group that decides for all of them.
 
     Args:
         problem: any problem.
         tied: disjoint sets of group names; the groups of a set have equally many options, which correspond in order.
-        binding: whether choices in which tied groups differ are ruled out.
+        binding: whether choices in which tied groups differ are forbidden.
 
     Raises:
-        InvalidProblemError: an unknown group, one that stands in two sets, or different numbers of options.
+        InvalidProblemError: a group is unknown or occurs in two sets, or tied groups differ in their number of options.
 
     >>> problem = Problem(["a", "b", "c"], [["4 bits", "8 bits"]] * 3, [3, 1, 2, 0, 5, 4], {"bytes": [1, 2] * 3}, {})
     >>> both = tie(problem, [("a", "c")])
@@ -123,13 +123,13 @@ def tie(problem: Problem, tied: Sequence[Sequence[str]], *, binding: bool = Fals
 
 
 def _joined(problem: Problem, tied: Sequence[Sequence[str]]) -> NDArray[np.int64]:
-    """``(G,)`` number of the joined group of every group, in the order of their first members."""
+    """Return the index ``(G,)`` of every group's joined group, in the order of their first members."""
     place = {name: g for g, name in enumerate(problem.groups)}
     leader = np.arange(problem.num_groups)
     seen: set[str] = set()
     for names in tied:
         if isinstance(names, str):
-            raise InvalidProblemError(f"tied groups are sets of names, as [('a', 'b')], found the string {names!r}")
+            raise InvalidProblemError(f"tied groups must be sets of names, as [('a', 'b')], found the string {names!r}")
         for name in names:
             if name not in place:
                 raise InvalidProblemError(f"cannot tie {name!r}: the problem has no group of this name")
@@ -140,7 +140,7 @@ def _joined(problem: Problem, tied: Sequence[Sequence[str]]) -> NDArray[np.int64
             seen.add(name)
             if len(problem.options[place[name]]) != len(problem.options[place[names[0]]]):
                 raise InvalidProblemError(
-                    f"tied groups have equally many options: {names[0]!r} has "
+                    f"tied groups must have equally many options: {names[0]!r} has "
                     f"{len(problem.options[place[names[0]]])}, {name!r} has {len(problem.options[place[name]])}"
                 )
         leader[[place[name] for name in names]] = min((place[name] for name in names), default=0)

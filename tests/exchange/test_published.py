@@ -79,7 +79,7 @@ def test_a_multiple_choice_knapsack_has_every_capacity(tmp_path):
         (read_coordinate_qubo, "two", "not a QUBO instance"),
         (read_quadratic_knapsack, "r\n3\n1 2 3\n", "3 items need 11 numbers, found 3"),
         (read_quadratic_knapsack, "r\n1\n5\n1\n9\n3\n", "found kind 1"),
-        (read_multiple_choice_knapsack, "1 2 1\n 4\n 1\n 3 4\n", "not a whole one"),
+        (read_multiple_choice_knapsack, "1 2 1\n 4\n 1\n 3 4\n", "is incomplete"),
     ],
 )
 def test_damage_is_named(reader, text, says, tmp_path):

@@ -189,7 +189,7 @@ def test_a_use_too_small_to_be_read_is_refused_not_dropped(tmp_path):
     use = {"s": [1.0, 1e-14]}
     problem = Problem(["a"], [["x", "y"]], [0, 1], use, {"s": 1})
     write_lp(problem, tmp_path / "problem.lp")
-    with pytest.raises(FileFormatError, match="not every number exactly"):
+    with pytest.raises(FileFormatError, match="cannot read every number exactly"):
         read_problem(tmp_path / "problem.lp")
 
 

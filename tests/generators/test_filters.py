@@ -154,7 +154,7 @@ def test_gamma_is_bisected_to_a_size_and_never_beats_the_hard_budget(seed: int, 
 
 def test_gamma_for_an_impossible_size_is_refused() -> None:
     network = FilterNetwork(layers=(layer(),), fixed_bytes=100)
-    with pytest.raises(InfeasibleBudgetError, match=r"at most 100 bytes: one filter a set at 2 bits.*take 107"):
+    with pytest.raises(InfeasibleBudgetError, match=r"at most 100 bytes: one filter per set at 2 bits.*take 107"):
         fit_size(network, 100)
 
 

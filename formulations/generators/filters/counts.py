@@ -1,11 +1,11 @@
-"""The exact side of filter pruning: counts instead of filters.
+"""Solve filter pruning exactly, by choosing counts instead of filters.
 
-The filters of a set have equal size, so everything but L_p depends on how many go, and the k that cost least are
-the k of smallest score. What is left is a count for every set and bits for every layer: at a given γ the sets
-separate (`best_choice`, the proven optimum of H); within a hard budget of bytes each set is a group whose options
-are its Pareto-optimal pairs of count and bits, with their exact bytes (`filter_counts`, a linear `Problem` that
-every solver takes and ``dp`` proves). γ itself is no budget: `fit_size` bisects it, and as the lower convex hull
-is all that any γ reaches, the hard budget can be met with less loss, never with more.
+The filters of a set have equal size, so everything except L_p depends only on how many are pruned, and the best k
+filters to prune are those with the k smallest scores. It remains to choose a count for every set and bits for every
+layer. At a given γ the sets separate (`best_choice`, the proven optimum of H). Within a hard budget of bytes each set
+is a group whose options are its Pareto-optimal pairs of count and bits, with their exact bytes (`filter_counts`, a
+linear `Problem` that every solver accepts and ``dp`` solves with proof). γ is a price, not a budget: `fit_size` finds
+it by bisection. Prices reach only the lower convex hull, so the hard budget never gives a larger loss.
 """
 
 from collections.abc import Callable
@@ -29,17 +29,17 @@ from formulations.generators.prune_quantize import prune_quantize
 from formulations.problem import Problem
 
 MAX_OPTIONS = 2_000_000
-"""Largest number of options of one set while they are built."""
+"""Maximum number of options of one set while they are built."""
 
 MAX_STEPS = 200
 
 
 def best_choice(network: FilterNetwork, gamma: float) -> FilterChoice:
-    """The choice of least ``H`` at ``gamma``: exact, in ``O(filters · layers · bits)``.
+    """Return the choice that minimises ``H`` at ``gamma``, exactly, in ``O(filters · layers · bits)``.
 
     Args:
-        network: the tables.
-        gamma: what removing all stored bits is worth, ≥ 0.
+        network: the tables of the network.
+        gamma: reward for removing all stored bits, ≥ 0.
 
     Raises:
         InvalidProblemError: ``gamma`` is negative or not finite.
@@ -71,12 +71,13 @@ def best_choice(network: FilterNetwork, gamma: float) -> FilterChoice:
 
 
 def fit_size(network: FilterNetwork, size_bytes: float) -> tuple[float, FilterChoice]:
-    """A γ whose optimum takes at most ``size_bytes``, and that optimum: the largest one that any γ gives.
+    """Find the largest optimum of at most ``size_bytes`` that any γ gives, and return such a γ with it.
 
-    An optimum stays one over a range of γ, and at the range's ends another is as good: the γ is the middle of it.
+    A choice is optimal over a range of γ, at the ends of which another choice is equally good. The returned γ is the
+    middle of this range.
 
     Raises:
-        InfeasibleBudgetError: no choice is that small.
+        InfeasibleBudgetError: every choice takes more than ``size_bytes``.
 
     >>> from formulations.generators.filters.tables import FilterLayer
     >>> layer = FilterLayer(name="conv", scores=[3, 1, 2], weights_per_filter=8, bit_score=0.5)
@@ -93,10 +94,10 @@ def fit_size(network: FilterNetwork, size_bytes: float) -> tuple[float, FilterCh
         pruned=tuple(_smallest(filter_set, len(filter_set.scores) - 1) for filter_set in network.sets),
         bits=np.full(len(network.layers), network.low_bits),
     )
-    if not (least := network.evaluate(smallest).size_bytes) <= size_bytes:  # so that NaN is refused too
+    if not (least := network.evaluate(smallest).size_bytes) <= size_bytes:  # "not <=" refuses NaN too
         raise InfeasibleBudgetError(
-            f"no choice takes at most {size_bytes:,.6g} bytes: one filter a set at {network.low_bits} bits, and what "
-            f"is fixed, take {least:,}"
+            f"no choice takes at most {size_bytes:,.6g} bytes: one filter per set at {network.low_bits} bits and the "
+            f"fixed bytes take {least:,}"
         )
     if at(0.0).size_bytes <= size_bytes:
         return 0.0, best_choice(network, 0.0)
@@ -110,7 +111,7 @@ def fit_size(network: FilterNetwork, size_bytes: float) -> tuple[float, FilterCh
 
 
 def _first(reached: Callable[[float], bool], low: float) -> float:
-    """The least γ above ``low`` (to the last digits) from which on ``reached`` is true."""
+    """Find the smallest γ above ``low`` from which ``reached`` is true, to nearly machine precision."""
     high = 2 * low or 1.0
     while not reached(high):
         low, high = high, 2 * high
@@ -124,12 +125,13 @@ def _first(reached: Callable[[float], bool], low: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FilterCounts:
-    """The problem over counts, and the way back.
+    """The problem over counts, with `decode` to map its choices to filters and bits.
 
     Attributes:
-        problem: a group for every set, resource ``"bytes"``, no pair terms.
-        counts: ``(V,)`` filters pruned by each option.
-        bits: for every set ``(options, layers of the set)``.
+        problem: a linear problem with one group per set and the resource ``"bytes"``.
+        network: the tables of the network.
+        counts: ``(V,)`` number of filters pruned by each option.
+        bits: for every set, an array ``(options, layers of the set)`` of bits.
     """
 
     problem: Problem
@@ -138,7 +140,7 @@ class FilterCounts:
     bits: tuple[Integers, ...] = field(repr=False)
 
     def decode(self, choice: ArrayLike) -> FilterChoice:
-        """The filters and bits that ``choice`` ``(G,)`` of the problem means."""
+        """Convert a choice ``(G,)`` of the problem to filters and bits."""
         flat, bits = self.problem.flat(choice), np.zeros(len(self.network.layers), dtype=np.int64)
         starts, pruned = self.problem.group_offsets, []
         for place, filter_set in enumerate(self.network.sets):
@@ -148,16 +150,16 @@ class FilterCounts:
 
 
 def filter_counts(network: FilterNetwork, budget_bytes: float) -> FilterCounts:
-    """``L_p + β·L_q`` within a hard budget: linear, with the exact bytes of every option.
+    """State ``L_p + β·L_q`` within a hard budget as a linear problem, with the exact bytes of every option.
 
-    Options that another one beats in both bytes and loss are left out; that loses no optimum.
+    Options that are worse than another one in both bytes and loss are left out, which loses no optimum.
 
     Args:
-        network: the tables.
-        budget_bytes: the most that the whole model may take, `FilterNetwork.fixed_bytes` included.
+        network: the tables of the network.
+        budget_bytes: upper limit on the bytes of the whole model, including `FilterNetwork.fixed_bytes`.
 
     Raises:
-        EncodingError: the layers of a set are of too many different sizes to combine their bits.
+        EncodingError: the layers of a set have too many different sizes to combine their bits.
 
     >>> from formulations.generators.filters.tables import FilterLayer
     >>> layer = FilterLayer(name="conv", scores=[3, 1, 2], weights_per_filter=8, bit_score=0.5)
@@ -181,7 +183,7 @@ def filter_counts(network: FilterNetwork, budget_bytes: float) -> FilterCounts:
 
 
 def _options(network: FilterNetwork, filter_set: FilterSet) -> tuple[Integers, Floats, Integers, Integers]:
-    """The Pareto-optimal bytes, losses, counts ``(n,)`` and bits ``(n, layers)`` of a set, by rising bytes."""
+    """Return the Pareto-optimal bytes, losses, counts ``(n,)`` and bits ``(n, layers)`` of a set, by rising bytes."""
     widths = np.arange(network.low_bits, network.high_bits + 1)
     columns = []
     for count, pruned_loss in enumerate(_count_losses(filter_set)):
@@ -193,7 +195,7 @@ def _options(network: FilterNetwork, filter_set: FilterSet) -> tuple[Integers, F
             if len(size) * len(widths) > MAX_OPTIONS:
                 raise EncodingError(
                     f"the bits of the layers of {filter_set.name!r} combine to more than {MAX_OPTIONS:,} options; "
-                    "give fewer bit-widths, or use filter_problem()"
+                    "allow fewer bit-widths, or use filter_problem()"
                 )
             size = np.add.outer(size, stored).ravel()
             loss = np.add.outer(loss, rise).ravel()
@@ -207,7 +209,7 @@ def _options(network: FilterNetwork, filter_set: FilterSet) -> tuple[Integers, F
 
 
 def _pareto(size: Integers, loss: Floats) -> Integers:
-    """Places of the options that no other one beats or equals in both, by rising size."""
+    """Return the indices of the Pareto-optimal options, without duplicates, by rising size."""
     order = np.lexsort((loss, size))
     least = np.minimum.accumulate(loss[order])
     better = np.concatenate([[True], loss[order][1:] < least[:-1]])
@@ -222,7 +224,7 @@ def _labels(counts: Integers, bits: Integers) -> list[str]:
 
 
 def _count_losses(filter_set: FilterSet) -> Floats:
-    """``(N,)`` L_p of a set by the number of filters pruned, 0 to N - 1: those of smallest score."""
+    """Return L_p of a set ``(N,)`` for 0 to N - 1 pruned filters, which are those with the smallest scores."""
     return np.asarray(np.square(np.concatenate([[0.0], np.cumsum(filter_set.scores[filter_set.order[:-1]])])))
 
 

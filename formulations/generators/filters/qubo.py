@@ -1,12 +1,12 @@
-"""``H = L_p + β·L_q − γ·R`` over single filters: as a `Problem`, and as the unconstrained QUBO of the paper.
+"""State ``H = L_p + β·L_q − γ·R`` over single filters as a `Problem` and as the unconstrained QUBO of the paper.
 
-Both hold the same function of the same choices (`formulations.generators.filters.tables`, arXiv 2505.16332). As a
-`Problem` every prunable filter is a group of two options, every layer a group of bit-widths; each set's L_p is one
-column of the factor, and R's products of a pruned filter and removed bits are sparse pair terms. There is no budget in
-it: γ says what size is worth (`formulations.generators.filters.counts.fit_size` finds the γ of a size;
-``filter_counts`` is the form with a hard budget). As a QUBO the bits of a layer are ``high_bits − Σ_k weight_k·q_k``,
-with weights 1, 2, 4, … and a last one that makes the sum reach ``high_bits − low_bits`` and no more: every sample is a
-valid choice, without a penalty.
+Both state the same function of the same choices (`formulations.generators.filters.tables`, arXiv 2505.16332). In the
+`Problem` every prunable filter is a group of two options, and every layer is a group of bit-widths. The L_p of each set
+is one column of the factor, and R's products of a pruned filter and removed bits are sparse pair terms. There is no
+budget: γ is the price of size (`formulations.generators.filters.counts.fit_size` finds the γ for a size;
+``filter_counts`` is the form with a hard budget). In the QUBO the bits of a layer are ``high_bits − Σ_k weight_k·q_k``,
+with weights 1, 2, 4, … and a last one chosen so that the sum reaches ``high_bits − low_bits`` and no more. Every sample
+is then a valid choice, without a penalty.
 """
 
 from collections.abc import Mapping
@@ -29,18 +29,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FilterProblem:
-    """The problem over filters and bits, and the way back.
+    """The problem over filters and bits, with maps between its choices and filter choices.
 
     Attributes:
-        problem: first a group "keep, prune" for every prunable filter, then a group of bit-widths for every layer,
-            most bits first.
+        problem: the problem: first a group "keep, prune" for every prunable filter, then a group of bit-widths for
+            every layer, most bits first.
+        network: the tables of the network.
     """
 
     problem: Problem
     network: FilterNetwork = field(repr=False)
 
     def decode(self, choice: ArrayLike) -> FilterChoice:
-        """The filters and bits that ``choice`` ``(G,)`` of the problem means."""
+        """Convert a choice ``(G,)`` of the problem to filters and bits."""
         local = self.problem.flat(choice) - self.problem.group_offsets[:-1]
         count = self.network.num_prunable
         return FilterChoice(
@@ -48,18 +49,20 @@ class FilterProblem:
         )
 
     def encode(self, choice: FilterChoice) -> Integers:
-        """Undo `decode`."""
+        """Convert filters and bits to a choice of the problem, the inverse of `decode`."""
         self.network.require(choice)
         return np.concatenate([_gathered(self.network, choice), self.network.high_bits - choice.bits]).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FilterBqm:
-    """The QUBO of the paper, and the way back.
+    """The QUBO of the paper, with `decode` to map its samples to filters and bits.
 
     Attributes:
-        bqm: variables ``0, 1, …``: first the prunable filters, set after set, then the code of every layer.
-        weights: ``(K,)`` bits that each variable of a layer's code removes.
+        bqm: the model, with variables ``0, 1, …``: first the prunable filters, set after set, then the code of every
+            layer.
+        network: the tables of the network.
+        weights: ``(K,)`` number of bits that each variable of a layer's code removes.
     """
 
     bqm: "dimod.BinaryQuadraticModel"
@@ -67,10 +70,10 @@ class FilterBqm:
     weights: Integers
 
     def decode(self, sample: Mapping[Any, int] | ArrayLike) -> FilterChoice:
-        """The choice of a sample: a mapping variable → 0/1, or the values in the order ``0, 1, …``.
+        """Convert a sample to a choice; it is a mapping variable → 0/1, or the values in the order ``0, 1, …``.
 
         Raises:
-            EncodingError: the sample does not have the model's variables.
+            EncodingError: the sample does not match the model's variables.
         """
         try:
             values = [sample[v] for v in range(self.bqm.num_variables)] if isinstance(sample, Mapping) else sample
@@ -87,7 +90,7 @@ class FilterBqm:
 
 
 def filter_problem(network: FilterNetwork, gamma: float) -> FilterProblem:
-    """``H`` at ``gamma`` as a problem without budgets, for every solver.
+    """State ``H`` at ``gamma`` as a problem without budgets, for any solver.
 
     Raises:
         InvalidProblemError: ``gamma`` is negative or not finite.
@@ -102,7 +105,7 @@ def filter_problem(network: FilterNetwork, gamma: float) -> FilterProblem:
     """
     worth, count = network.worth(gamma), network.num_prunable
     removed = np.arange(network.high_bits - network.low_bits + 1)
-    prune = 2 * np.arange(count) + 1  # flat option of every "prune"
+    prune = 2 * np.arange(count) + 1  # flat indices of the "prune" options
     cost, factor = [np.zeros(2 * count)], np.zeros((2 * count + len(removed) * len(network.layers), len(network.sets)))
     groups, entries, start = [], [], 0
     for column, filter_set in enumerate(network.sets):
@@ -111,7 +114,7 @@ def filter_problem(network: FilterNetwork, gamma: float) -> FilterProblem:
         cost[0][options] = np.square(scores) - worth * _filter_bits(network, filter_set.layers)
         factor[options, column] = np.sqrt(2.0) * scores  # a pair of one set adds 2·score·score
         for place in filter_set.layers:
-            places = 2 * count + place * len(removed) + removed[1:]  # nothing removed joins nothing
+            places = 2 * count + place * len(removed) + removed[1:]  # the option that removes no bits has no pair terms
             value = worth * network.layers[place].weights_per_filter * removed[1:]
             entries.append(
                 (np.repeat(options, len(places)), np.tile(places, len(options)), np.tile(value, len(options)))
@@ -137,13 +140,13 @@ def filter_problem(network: FilterNetwork, gamma: float) -> FilterProblem:
 
 
 def filter_bqm(network: FilterNetwork, gamma: float) -> FilterBqm:
-    """``H`` at ``gamma`` as the paper's unconstrained QUBO: a bit per filter, binary-coded bits removed per layer.
+    """State ``H`` at ``gamma`` as the paper's unconstrained QUBO, with a bit per filter and a binary code per layer.
 
-    A sample's energy is the ``objective`` of `FilterNetwork.evaluate`.
+    The energy of a sample is the ``objective`` of `FilterNetwork.evaluate`.
 
     Raises:
         InvalidProblemError: ``gamma`` is negative or not finite.
-        EncodingError: more pairs than a model may have.
+        EncodingError: the model would couple too many pairs.
 
     >>> from formulations.generators.filters.tables import FilterLayer
     >>> layer = FilterLayer(name="conv", scores=[3, 1, 2], weights_per_filter=8, bit_score=0.5)
@@ -184,7 +187,7 @@ def filter_bqm(network: FilterNetwork, gamma: float) -> FilterBqm:
 
 
 def code_weights(most: int) -> Integers:
-    """Weights of a binary code that reaches every number from 0 to ``most`` and no more.
+    """Return the weights of a binary code that reaches every number from 0 to ``most`` and no more.
 
     >>> code_weights(7).tolist(), code_weights(6).tolist(), code_weights(0).tolist()
     ([1, 2, 4], [1, 2, 3], [])
@@ -194,12 +197,12 @@ def code_weights(most: int) -> Integers:
 
 
 def _filter_bits(network: FilterNetwork, layers: tuple[int, ...]) -> int:
-    """Bits that a filter of tied layers stores with none removed."""
+    """Return the number of bits that a filter of tied layers stores when no bits are removed."""
     return sum(network.layers[place].weights_per_filter * network.high_bits + SCALE_BITS for place in layers)
 
 
 def _spread(network: FilterNetwork, values: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], ...]:
-    """Values of the prunable filters → for every set all its filters."""
+    """Distribute values of the prunable filters to all filters of every set."""
     ends = np.cumsum([len(filter_set.prunable) for filter_set in network.sets])
     pruned = []
     for filter_set, chosen in zip(network.sets, np.split(values, ends[:-1]), strict=True):
@@ -209,16 +212,16 @@ def _spread(network: FilterNetwork, values: NDArray[np.bool_]) -> tuple[NDArray[
 
 
 def _gathered(network: FilterNetwork, choice: FilterChoice) -> NDArray[np.bool_]:
-    """Undo `_spread`.
+    """Collect the values of the prunable filters, the inverse of `_spread`.
 
     Raises:
-        InvalidProblemError: the filter that is always kept is pruned.
+        InvalidProblemError: a filter that must always be kept is pruned.
     """
     for filter_set, pruned in zip(network.sets, choice.pruned, strict=True):
         if pruned[filter_set.order[-1]]:
             raise InvalidProblemError(
                 f"the choice prunes filter {filter_set.order[-1]} of {filter_set.name!r}, whose score is the largest: "
-                "it always stays"
+                "it must be kept"
             )
     return np.concatenate(
         [pruned[filter_set.prunable] for filter_set, pruned in zip(network.sets, choice.pruned, strict=True)]

@@ -1,23 +1,24 @@
-"""Filters to prune and bits to remove: the tables of a convolutional network, a choice, and what a choice is worth.
+"""Tables of filters to prune and bits to remove in a convolutional network, and the evaluation of a choice.
 
-The formulation of Wang et al. ("Is Quantum Optimization Ready?", arXiv 2505.16332): every filter is pruned or kept,
-every layer loses some of its bits, and ``H = L_p + β·L_q − γ·R`` is minimised. With p = 1 for a pruned filter and r
-bits removed from a layer,
+The formulation is that of Wang et al. ("Is Quantum Optimization Ready?", arXiv 2505.16332): every filter is pruned or
+kept, every layer loses some of its bits, and ``H = L_p + β·L_q − γ·R`` is minimised. With p = 1 for a pruned filter and
+r bits removed from a layer,
 
     L_p = Σ_sets ( Σ_i score_i·p_i )²        L_q = Σ_layers ( bit_score·r )²        R = share of the stored bits removed
 
-The paper does not print L_q and R in full; these are their natural readings. A layer stores ``weights · bits + 32``
-bits for every filter it keeps (the weights and a float32 scale), so R holds products p·r, and H is quadratic.
+The paper does not define L_q and R in full; these are natural readings. A layer stores ``weights · bits + 32`` bits for
+every kept filter (the weights and a float32 scale). R therefore contains products p·r, and H is quadratic.
 
-What always holds: a pruned filter's weights are zero, while the filters that read its output stay as they are
-(masking semantics: with coupled input channels R would be cubic). Layers whose outputs are added form a **set** that
-shares its prune variables; their scores add up (``(Σ_n Σ_i score_ni·p_i)²`` is an upper bound on the sum of the
-layers' own squares). The filter of largest score in a set is always kept: some optimum that leaves a filter keeps
-that one, so nothing is lost, and no layer can be pruned wholly. Bits lie within the given range, at least 1.
+The weights of a pruned filter become zero, while the filters that read its output do not change (masking semantics:
+with coupled input channels R would be cubic). Layers whose outputs are added form a **set** with shared prune
+variables. Their scores add up (``(Σ_n Σ_i score_ni·p_i)²`` is an upper bound on the sum of the layers' squares). The
+filter with the largest score in a set is always kept, so that no layer is pruned completely. This loses nothing: among
+the choices that keep a filter of the set, some optimal one keeps this filter. Bits lie within the given range, at
+least 1.
 
-If a score is the root of the loss of pruning a filter alone, L_p is the triangle inequality's bound on the
-second-order loss of pruning several. Such scores do not change when a layer is scaled and the next one scaled back;
-the paper's, mean absolute weights, do.
+If a score is the square root of the loss from pruning a filter alone, L_p bounds the second-order loss of pruning
+several, by the triangle inequality. Such scores do not change if a layer is scaled and the next one is scaled back; the
+scores of the paper, mean absolute weights, do change.
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 from formulations.errors import InvalidProblemError
 
 SCALE_BITS = 32
-"""What a kept filter stores besides its weights: one float32 scale."""
+"""Number of bits that a kept filter stores besides its weights: one float32 scale."""
 
 MOST_BITS = 32
 
@@ -42,14 +43,14 @@ class FilterLayer:
     """The table of one layer.
 
     Attributes:
-        name: unique in the network.
-        scores: ``(N,)`` what pruning each filter costs (squared together with the others of its set).
-        weights_per_filter: weights that each filter stores.
-        bit_score: what removing one bit costs (squared, with the number of bits removed).
-        tied: name of the set of layers whose filter i is pruned in all or in none; its own name when empty.
+        name: name of the layer, unique in the network.
+        scores: ``(N,)`` score for pruning each filter (the sum over a set's pruned filters is squared).
+        weights_per_filter: number of weights that each filter stores.
+        bit_score: score for removing one bit (multiplied by the number of removed bits, then squared).
+        tied: name of a set of layers in which filter i is pruned in all or in none; empty for the layer's name.
 
     Raises:
-        InvalidProblemError: the numbers do not make such a table.
+        InvalidProblemError: a number or a shape is invalid.
     """
 
     name: str
@@ -84,9 +85,10 @@ class FilterSet:
     """Layers that share their prune variables.
 
     Attributes:
-        layers: places in `FilterNetwork.layers`.
-        scores: ``(N,)`` the layers' scores added up.
-        order: ``(N,)`` the filters by rising score; the last one is always kept.
+        name: name of the set.
+        layers: indices of the layers in `FilterNetwork.layers`.
+        scores: ``(N,)`` sum of the layers' scores for each filter.
+        order: ``(N,)`` filters by rising score; the last one is always kept.
     """
 
     name: str
@@ -96,17 +98,17 @@ class FilterSet:
 
     @property
     def prunable(self) -> Integers:
-        """``(N - 1,)`` filters that may be pruned, ascending."""
+        """Filters that may be pruned ``(N - 1,)``, ascending."""
         return np.sort(self.order[:-1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FilterChoice:
-    """Which filters go and how many bits stay.
+    """A choice of the filters to prune and the bits to keep.
 
     Attributes:
-        pruned: for every set of the network ``(N,)`` booleans.
-        bits: ``(L,)`` bits of every layer.
+        pruned: for every set of the network, ``(N,)`` flags of the pruned filters.
+        bits: ``(L,)`` number of bits of every layer.
     """
 
     pruned: tuple[NDArray[np.bool_], ...]
@@ -119,7 +121,7 @@ class FilterChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilterEvaluation:
-    """What a choice is worth: ``objective = prune_loss + β·bit_loss − γ·removed``, and the bytes it takes."""
+    """Value of a choice: ``objective = prune_loss + β·bit_loss − γ·removed``, and its size in bytes."""
 
     objective: float
     prune_loss: float
@@ -133,15 +135,16 @@ class FilterNetwork:
     """The tables of a network.
 
     Attributes:
-        layers: L tables.
-        low_bits, high_bits: every layer keeps from ``low_bits`` to ``high_bits`` bits a weight.
+        layers: tables of the L layers.
+        low_bits, high_bits: smallest and largest number of bits per weight.
         beta: β, the weight of L_q.
-        fixed_bytes: everything that is not chosen about.
-        sets: layers that share their prune variables, in the order of their first layers.
-        full_bits: stored bits with nothing removed.
+        fixed_bytes: size of everything that is not up for choice, in bytes.
+        sets: sets of layers that share their prune variables, in the order of their first layers.
+        full_bits: number of stored bits when nothing is removed.
 
     Raises:
-        InvalidProblemError: no layers, names twice, tied layers of different numbers of filters, an empty range.
+        InvalidProblemError: there are no layers, two layers have the same name, tied layers differ in their number of
+            filters, or the range of bits is empty.
 
     >>> layer = FilterLayer(name="conv", scores=[3, 1, 2], weights_per_filter=8, bit_score=0.5)
     >>> network = FilterNetwork(layers=(layer,), low_bits=2, high_bits=8)
@@ -181,11 +184,11 @@ class FilterNetwork:
 
     @property
     def num_prunable(self) -> int:
-        """Filters (of sets, not of layers) that may be pruned."""
+        """Number of filters (of sets, not of layers) that may be pruned."""
         return sum(len(filter_set.scores) - 1 for filter_set in self.sets)
 
     def worth(self, gamma: float) -> float:
-        """γ for each stored bit.
+        """Return γ per stored bit.
 
         Raises:
             InvalidProblemError: ``gamma`` is negative or not finite.
@@ -195,10 +198,10 @@ class FilterNetwork:
         return gamma / self.full_bits
 
     def evaluate(self, choice: FilterChoice, gamma: float = 0.0) -> FilterEvaluation:
-        """Judge one choice.
+        """Compute objective, losses and size of one choice.
 
         Raises:
-            InvalidProblemError: it does not fit the network, prunes a whole set, or has bits out of the range.
+            InvalidProblemError: the choice does not match the network, prunes a whole set, or has bits out of range.
         """
         self.require(choice)
         prune_loss = bit_loss = 0.0
@@ -216,7 +219,7 @@ class FilterNetwork:
         )
 
     def require(self, choice: FilterChoice) -> None:
-        """Refuse a choice that does not fit this network (see `evaluate`)."""
+        """Refuse a choice that does not match this network (see `evaluate`)."""
         shapes, given = (
             [filter_set.scores.shape for filter_set in self.sets],
             [pruned.shape for pruned in choice.pruned],
@@ -229,7 +232,7 @@ class FilterNetwork:
         if emptied := [
             filter_set.name for filter_set, pruned in zip(self.sets, choice.pruned, strict=True) if pruned.all()
         ]:
-            raise InvalidProblemError(f"the choice prunes every filter of {emptied[0]!r}; at least one must stay")
+            raise InvalidProblemError(f"the choice prunes every filter of {emptied[0]!r}; at least one must be kept")
         if (wrong := (choice.bits < self.low_bits) | (choice.bits > self.high_bits)).any():
             layer = int(np.argmax(wrong))
             raise InvalidProblemError(
@@ -239,7 +242,7 @@ class FilterNetwork:
 
 
 def stored_bytes(num_filters: int, weights_per_filter: int, num_pruned: ArrayLike, bits: ArrayLike) -> Integers:
-    """Bytes of a layer: codes of the kept filters, packed; a float32 scale each; where any is pruned, a bitmap.
+    """Compute the bytes of a layer: packed codes and a float32 scale per kept filter, and a bitmap if any is pruned.
 
     >>> stored_bytes(3, 8, [0, 1, 2], [8, 4, 4]).tolist()
     [36, 17, 9]
