@@ -1,1 +1,1 @@
-"""The forms that solvers take: binary, constrained and nonlinear models, integer programs, each with its way back."""
+"""Forms that solvers take: binary, constrained and nonlinear models and integer programs, with maps back to choices."""

@@ -1,14 +1,14 @@
-"""A `Problem` as a binary quadratic model (QUBO), for annealers and every other dimod sampler.
+"""Encode a `Problem` as a binary quadratic model (QUBO), for annealers and every other dimod sampler.
 
-"One option per group" is written in bits by an encoding, each in a module of `formulations.forms.encodings`:
-**one-hot** (a bit per option), **domain-wall** (a bit per boundary between neighbouring options) and **binary** (the
-option's place as a number). Each keeps groups valid by penalties whose size is derived. Each budget is held by slack
-bits (exact) or by a price per unit (a Lagrange multiplier, which keeps the model sparse; the caller looks for the right
-price, as solver 'sa' does by bisection).
+An encoding writes "one option per group" in bits (one module each in `formulations.forms.encodings`): **one-hot** (a
+bit per option), **domain-wall** (a bit per boundary between neighbouring options) and **binary** (the option's position
+as a number). Penalties of a derived size keep the groups valid. Each budget is enforced by slack bits (exactly) or by a
+price per unit (a Lagrange multiplier, which keeps the model sparse; the caller searches for the right price, as solver
+'sa' does by bisection).
 
-With slack bits a broken budget must not pay off either. Let R be the most that the objectives of two valid choices can
-differ: all penalties grow by R, and the squared excess costs R per unit², so that whatever is invalid or over budget
-lies above every choice within the budgets.
+With slack bits, exceeding a budget must not pay off either. Let R be an upper bound on the difference between the
+objectives of two valid choices. All penalties grow by R, and the squared excess costs R per unit², so that every
+invalid or infeasible state has a higher energy than every feasible choice.
 """
 
 from collections.abc import Mapping
@@ -28,23 +28,24 @@ from formulations.forms.slack import SlackRow
 from formulations.problem import Problem
 
 if TYPE_CHECKING:
-    import dimod  # imported by what builds a model: asking what is available must not
+    import dimod  # at run time only the functions that build a model import it
 
 __all__ = ["ENCODINGS", "EncodedBqm", "SlackRow", "pair_couplings", "to_bqm"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EncodedBqm:
-    """A binary quadratic model and the way back.
+    """A binary quadratic model, with maps between its samples and choices.
 
     Attributes:
-        bqm: variables ``0, 1, …``: first those of the groups in order, then the slack bits.
-        encoding: the encoding's name.
+        bqm: the model, with variables ``0, 1, …``: first those of the groups in order, then the slack bits.
+        encoding: name of the encoding.
         penalty: ``(G,)`` largest penalty of every group, in the objective's unit.
-        cost: ``(V,)`` cost of each option, prices included; decides what decode takes where a sample leaves it open.
+        cost: ``(V,)`` cost of each option including prices; `decode` uses it when a sample is invalid.
+        group_offsets: ``(G+1,)`` offsets of the problem's groups.
         pairs: the pair terms of the options, expanded.
-        code: what the groups' bits mean.
-        slack: the budgets that are held by slack bits.
+        code: the code that maps bits to options.
+        slack: rows of the budgets that are enforced by slack bits.
     """
 
     bqm: "dimod.BinaryQuadraticModel"
@@ -57,17 +58,20 @@ class EncodedBqm:
     slack: tuple[SlackRow, ...] = field(repr=False)
 
     def encode(self, choice: ArrayLike) -> NDArray[np.int8]:
-        """The sample: values of the variables that mean ``choice`` ``(G,)``, slack bits filled up to the budgets."""
+        """Convert a choice ``(G,)`` to a sample, with slack bits that fill up the budgets."""
         chosen = np.asarray(choice, dtype=np.int64) + self.group_offsets[:-1]
         return np.concatenate([self.code.state(chosen), *(row.state(chosen) for row in self.slack)])
 
     def decode(self, sample: Mapping[Any, int] | ArrayLike) -> Integers:
-        """The choice ``(G,)`` of a sample: a mapping variable → 0/1, or the values in the order of the variables.
+        """Convert a sample to a choice ``(G,)``.
 
-        A group with one option on takes it; with several on, the cheapest of them; with none, the cheapest of all.
+        If several options of a group are on, the cheapest of them is taken; if none is on, the cheapest of the group.
+
+        Args:
+            sample: a mapping variable → 0/1, or the values in the order of the variables.
 
         Raises:
-            EncodingError: the sample does not have the model's variables.
+            EncodingError: the sample does not match the model's variables.
         """
         if isinstance(sample, Mapping):
             try:
@@ -78,29 +82,29 @@ class EncodedBqm:
         return choice
 
     def decode_all(self, samples: ArrayLike) -> Integers:
-        """The choices ``(n, G)`` of samples ``(n, variables)`` in the order of the model's variables."""
+        """Convert samples ``(n, variables)``, in the order of the model's variables, to choices ``(n, G)``."""
         on = self._options_on(samples) > 0
         starts = self.group_offsets[:-1]
         order = np.argsort(self.cost, kind="stable")
         rank = np.empty(len(order), dtype=np.int64)
         rank[order] = np.arange(len(order))
-        key = np.where(on, rank, rank + len(rank))  # first those that are on, then by cost
+        key = np.where(on, rank, rank + len(rank))  # options that are on first, then by cost
         least = np.minimum.reduceat(key, starts, axis=1)
         return np.asarray(order[least % len(rank)] - starts)
 
     def valid(self, samples: ArrayLike) -> NDArray[np.bool_]:
-        """Which of the samples ``(n, variables)`` mean exactly one option in every group."""
+        """Mark the samples ``(n, variables)`` that have exactly one option on in every group."""
         return np.asarray(self.valid_groups(samples).all(axis=1))
 
     def valid_groups(self, samples: ArrayLike) -> NDArray[np.bool_]:
-        """Mark the groups ``(n, G)`` in which the samples ``(n, variables)`` mean exactly one option."""
+        """Mark the groups ``(n, G)`` in which the samples ``(n, variables)`` have exactly one option on."""
         on = np.add.reduceat(self._options_on(samples) != 0, self.group_offsets[:-1], axis=1, dtype=np.int64)
         return np.asarray(on == 1)
 
     def ising(self) -> tuple[Floats, Any]:
-        """Biases ``(n,)`` and couplings ``(n, n)``, sparse, the upper triangle, for spins ±1 in place of bits 1 and 0.
+        """Return biases ``(n,)`` and couplings ``(n, n)`` for spins ±1 in place of bits 1 and 0.
 
-        The constant is left out.
+        The couplings are a sparse upper triangular matrix. The constant is left out.
         """
         linear, (rows, columns, values), _ = self.bqm.to_numpy_vectors(range(self.bqm.num_variables))
         half = scipy.sparse.csr_array((values / 4, (rows, columns)), shape=(len(linear), len(linear)))
@@ -127,19 +131,19 @@ def to_bqm(
     """Encode a problem as a binary quadratic model.
 
     Args:
-        problem: what to encode; products of a factor are expanded, one coupling per pair of options.
+        problem: the problem to encode; products of a factor are expanded, with one coupling per pair of options.
         encoding: "one-hot" (V bits), "domain-wall" (V - G bits) or "binary" (ceil(log2 n) bits for a group of n
-            options, and as many auxiliary bits as their numbers need, V - G in all at most).
-        prices: None: budgets hold by slack bits; this couples all options, and the uses must be whole multiples of
-            a common unit. Otherwise name of a budget → objective per unit of its resource (≥ 0): the model's ground
-            state is the best choice at these prices, which may break a budget or leave some of it unspent.
-        strength: penalties relative to the proven ones, of all groups or ``(G,)`` of each. Below 1 the proof is gone,
-            but annealers move better.
-        couplings: ``pair_couplings(problem)``, for callers that encode one problem at many prices.
+            options plus the auxiliary bits that their numbers need, at most V - G in all).
+        prices: name of a budget → price per unit of its resource, in units of the objective, ≥ 0. The ground state is
+            then the best choice at these prices, which may exceed a budget or leave part of it unused. With None,
+            slack bits enforce the budgets; this couples all options, and uses must be multiples of a common unit.
+        strength: penalties relative to the proven ones, for all groups or ``(G,)`` for each. Below 1 the ground state
+            is no longer proven valid, but annealers move more easily.
+        couplings: result of ``pair_couplings(problem)``, for callers that encode a problem at many prices.
 
     Raises:
-        EncodingError: unknown encoding; too many pairs or options for it; uses without a common
-            unit; a price missing or negative.
+        EncodingError: the encoding is unknown, there are too many pairs or options, the uses have no common unit, or a
+            price is missing or negative.
 
     >>> from formulations import Problem
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})

@@ -1,4 +1,4 @@
-"""The pair terms of a `Problem` as plain lists, for the forms that need every coupling written out."""
+"""List the pair terms of a `Problem`, for the forms that need every coupling explicitly."""
 
 import numpy as np
 import scipy.sparse
@@ -8,26 +8,30 @@ from formulations.errors import EncodingError
 from formulations.problem import Problem
 
 MAX_PAIRS = 20_000_000
-"""Largest number of pairs of options that a model may couple (about 1 GB while it is built)."""
+"""Maximum number of pairs of options that a model may couple (about 1 GB while it is built)."""
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Couplings = tuple[Integers, Integers, Floats]
-"""Pair terms ``(u, v, value)`` of options of different groups, u < v."""
+"""Pair terms ``(u, v, value)`` between options of different groups, u < v."""
 
 
 def pair_couplings(problem: Problem, *, complete: bool = False) -> Couplings:
-    """The pair terms as ``(u, v, value)`` with u < v, those of a factor expanded.
+    """Return the pair terms as ``(u, v, value)`` with u < v, with the products of a factor expanded.
+
+    Args:
+        problem: any problem.
+        complete: whether to count the pairs as in a model that couples all options.
 
     Raises:
-        EncodingError: more than `MAX_PAIRS` (or would be in a model that couples all options: ``complete``).
+        EncodingError: there are more than `MAX_PAIRS` pairs.
     """
     num_options = problem.num_options
     if (count := count_couplings(problem, complete=complete)) > MAX_PAIRS:
         why = "a budget by slack bits couples all options" if complete else "a factor couples all options"
         raise EncodingError(
             f"{why}: {num_options} options make {count} pairs, more than {MAX_PAIRS}; "
-            "give prices, keep the pair terms sparse, or use a solver that takes the factor as it is ('anneal', 'auto')"
+            "give prices, keep the pair terms sparse, or use a solver that accepts a factor ('anneal', 'auto')"
         )
     sparse = problem.pairs.sparse
     half = scipy.sparse.coo_array((num_options, num_options)) if sparse is None else scipy.sparse.coo_array(sparse)
@@ -42,14 +46,14 @@ def pair_couplings(problem: Problem, *, complete: bool = False) -> Couplings:
 
 
 def count_couplings(problem: Problem, *, complete: bool = False) -> int:
-    """Number of pairs of options that a model couples: all of them when ``complete`` or with a factor."""
+    """Count the pairs of options that a model couples: all of them if ``complete`` or with a factor."""
     if problem.pairs.rank > 0 or complete:
         return problem.num_options * (problem.num_options - 1) // 2
     return int(problem.pairs.num_sparse)
 
 
 def pairs_within_groups(group_offsets: Integers) -> tuple[Integers, Integers]:
-    """All pairs ``u < v`` of options of one group."""
+    """Return all pairs ``u < v`` of options of the same group."""
     sizes = np.diff(group_offsets)
     first = [np.zeros(0, dtype=np.int64)]
     second = [np.zeros(0, dtype=np.int64)]

@@ -1,7 +1,7 @@
-"""A `Problem` as a constrained quadratic model: discrete constraints for the groups, linear ones for the budgets.
+"""State a `Problem` as a constrained quadratic model: discrete constraints for groups, linear ones for budgets.
 
-Nothing is penalised: objective and constraints are those of the problem, so that a choice has the same objective
-and the same violations in both. What always holds: variable v of the model is flat option v.
+There are no penalties: objective and constraints are those of the problem, so a choice has the same objective and the
+same violations in both. Variable v of the model is flat option v.
 """
 
 from collections.abc import Mapping
@@ -17,27 +17,27 @@ from formulations.forms.cqm_file import constraints, cqm_file, num_pairs
 from formulations.problem import Problem
 
 if TYPE_CHECKING:
-    import dimod  # imported by what builds a model: asking what is available must not
+    import dimod  # at run time only the functions that build a model import it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EncodedCqm:
-    """A constrained quadratic model and the way back."""
+    """A constrained quadratic model, with maps between its samples and choices."""
 
     cqm: "dimod.ConstrainedQuadraticModel"
     group_offsets: NDArray[np.int64] = field(repr=False)
 
     def encode(self, choice: ArrayLike) -> dict[int, int]:
-        """The sample (variable → 0 or 1) that means a choice ``(G,)``."""
+        """Convert a choice ``(G,)`` to a sample (variable → 0 or 1)."""
         on = np.zeros(int(self.group_offsets[-1]), dtype=np.int64)
         on[self.group_offsets[:-1] + np.asarray(choice)] = 1
         return dict(enumerate(on.tolist()))
 
     def decode(self, sample: Mapping[Any, int] | ArrayLike) -> NDArray[np.int64]:
-        """The choice ``(G,)`` of a sample: a mapping variable → 0/1, or the values in the order of the variables.
+        """Convert a sample to a choice ``(G,)``; it is a mapping variable → 0/1, or the values in variable order.
 
         Raises:
-            EncodingError: a group has none or several options on, or the sample lacks variables.
+            EncodingError: a group has no option or several options on, or the sample lacks variables.
         """
         size = int(self.group_offsets[-1])
         if isinstance(sample, Mapping):
@@ -59,7 +59,7 @@ def to_cqm(problem: Problem) -> EncodedCqm:
     """State a problem as a constrained quadratic model.
 
     Raises:
-        EncodingError: more pairs than `formulations.forms.couplings.MAX_PAIRS` (`cqm_file` writes more).
+        EncodingError: there are more pairs than `formulations.forms.couplings.MAX_PAIRS` (`cqm_file` can write more).
 
     >>> from formulations import Problem
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
@@ -74,7 +74,7 @@ def to_cqm(problem: Problem) -> EncodedCqm:
             f"the model would couple {count:,} pairs of options, more than {MAX_PAIRS:,}; keep them sparse, or "
             "use a form that keeps the factor (to_nonlinear, solver 'leap-nl') or a solver that does ('auto', 'anneal')"
         )
-    with cqm_file(problem, rows=()) as file:  # six times as fast as handing dimod the pairs
+    with cqm_file(problem, rows=()) as file:  # six times as fast as passing the pairs to dimod
         cqm = dimod.ConstrainedQuadraticModel.from_file(file)
     for row in constraints(problem):
         terms: list[tuple[Any, ...]] = [*zip(row.variables.tolist(), row.weights.tolist(), strict=True)]

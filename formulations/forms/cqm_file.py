@@ -1,9 +1,9 @@
-"""The constrained quadratic model of a `Problem` in dimod's file format, written without building the model.
+"""Write the constrained quadratic model of a `Problem` in dimod's file format, without building the model.
 
-A factor's products are what makes the model large (18 million of them for 1,000 groups of 6 options), and dimod adds
-them one by one. Here they are computed a group at a time as one matrix product and written where the format has them,
-which takes a tenth of the time and no memory. What always holds: dimod reads the file as the model of
-`formulations.forms.cqm.to_cqm`, which is itself read from such a file.
+The products of a factor make the model large (18 million for 1,000 groups of 6 options), and dimod adds them one by
+one. This module computes them group by group as matrix products and writes them directly into the file, which takes a
+tenth of the time and almost no memory. dimod reads the file as the model of `formulations.forms.cqm.to_cqm`, which is
+itself read from such a file.
 
 The format is described at ``dimod.ConstrainedQuadraticModel.to_file`` (version 2.0): a header, then a zip archive
 with the variables, the objective and the constraints.
@@ -27,22 +27,22 @@ from formulations.problem import Problem
 VERSION = (2, 0)
 
 ALIGNMENT = 64
-"""Bytes that headers and sections are filled up to."""
+"""Headers and sections are padded to a multiple of this many bytes."""
 
 INDEX, NUMBER = np.dtype("<i4"), np.dtype("<f8")
 COUPLING = np.dtype([("u", INDEX), ("v", INDEX), ("bias", NUMBER)])
 VARIABLE = np.dtype([("vartype", "i1"), ("lower", NUMBER), ("upper", NUMBER)])
 
 BINARY = 0
-"""The number of dimod's vartype."""
+"""Number of dimod's vartype ``BINARY``."""
 
 IN_MEMORY = 10**9
-"""Largest file that is kept in memory, bytes."""
+"""Maximum size of a file that is kept in memory, in bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constraint:
-    """A linear constraint ``constant + weights·x[variables] sense rhs``; ``discrete``: one of the variables is 1."""
+    """A linear constraint ``constant + weights·x[variables] sense rhs``; if ``discrete``, exactly one variable is 1."""
 
     label: str
     variables: NDArray[np.int64]
@@ -54,7 +54,7 @@ class Constraint:
 
 
 def constraints(problem: Problem) -> Iterator[Constraint]:
-    """One option a group, then the budgets.
+    """Yield the constraints "one option per group", then the budgets.
 
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
     >>> [(row.label, row.sense, row.rhs, row.discrete) for row in constraints(problem)]
@@ -80,11 +80,11 @@ def constraints(problem: Problem) -> Iterator[Constraint]:
 
 
 def cqm_file(problem: Problem, rows: Iterable[Constraint] | None = None) -> IO[bytes]:
-    """The model's file, open at its beginning; the caller closes it.
+    """Write the model to a temporary file and return it, open at its beginning; the caller must close it.
 
     Args:
-        problem: what to state.
-        rows: its constraints, all of them when not given.
+        problem: the problem to state.
+        rows: the constraints to write; None for all constraints of the problem.
 
     >>> import dimod
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
@@ -93,7 +93,7 @@ def cqm_file(problem: Problem, rows: Iterable[Constraint] | None = None) -> IO[b
     12
     """
     if rows is None:
-        problem.require_linear_budgets("the file of a constrained quadratic model")
+        problem.require_linear_budgets("a CQM file")
         rows = constraints(problem)
     rows = list(rows)
     size, pairs = problem.num_options, num_pairs(problem)
@@ -116,7 +116,7 @@ def cqm_file(problem: Problem, rows: Iterable[Constraint] | None = None) -> IO[b
                 _expression("ObjectiveView", np.arange(size), problem.cost, problem.offset, pairs, _couplings(problem))
             )
         for row in rows:
-            label = json.dumps(row.label).replace("/", "\\u002f")  # a slash as it is would end the folder's name
+            label = json.dumps(row.label).replace("/", "\\u002f")  # a plain slash would start a new folder
             side = b"".join(_expression("ConstraintView", row.variables, row.weights, row.constant))
             archive.writestr(f"constraints/{label}/lhs", side)
             archive.writestr(f"constraints/{label}/rhs", struct.pack("<d", row.rhs))
@@ -128,7 +128,7 @@ def cqm_file(problem: Problem, rows: Iterable[Constraint] | None = None) -> IO[b
 
 
 def num_pairs(problem: Problem) -> int:
-    """Pairs of options that a quadratic model couples: all between groups with a factor, else the sparse ones.
+    """Count the pairs of options that a quadratic model couples: all pairs with a factor, else the sparse ones.
 
     >>> from formulations.generators.random_instances import layered_problem
     >>> num_pairs(layered_problem(1000, rank=8))
@@ -141,7 +141,7 @@ def num_pairs(problem: Problem) -> int:
 
 
 def _couplings(problem: Problem) -> Iterator[NDArray[Any]]:
-    """All pair terms as records ``(u, v, bias)`` with u > v, in the order of u, then v, as the format demands."""
+    """Yield all pair terms as records ``(u, v, bias)`` with u > v, sorted by u, then v, as the format requires."""
     factor, half = problem.pairs.factor, None
     if problem.pairs.num_sparse:
         half = scipy.sparse.csr_array(problem.pairs.sparse.T)  # sparse[v, u] by u
@@ -172,7 +172,7 @@ def _expression(
     pairs: int = 0,
     couplings: Iterable[NDArray[Any]] = (),
 ) -> Iterator[bytes]:
-    """``offset + weights · x[variables]`` and ``pairs`` couplings between places in ``variables``."""
+    """Yield the bytes of ``offset + weights · x[variables]`` plus couplings between positions in ``variables``."""
     yield _header(
         b"DIMODEXPR",
         {"shape": [len(variables), pairs], "dtype": "float64", "itype": "int32", "type": kind},
@@ -199,6 +199,6 @@ def _section(name: bytes, data: NDArray[Any]) -> Iterator[bytes]:
 
 
 def _frame(name: bytes, length: int, width: int = 4) -> tuple[bytes, bytes]:
-    """What stands before and behind the ``length`` bytes of a section; its length is given in ``width`` bytes."""
+    """Return the bytes before and after a section of ``length`` bytes; the length field has ``width`` bytes."""
     filling = b" " * (-(len(name) + width + length) % ALIGNMENT)
     return name + (length + len(filling)).to_bytes(width, "little"), filling

@@ -1,16 +1,16 @@
-"""A `Problem` as a 0/1 linear program (PuLP), with the way back to a choice.
+"""State a `Problem` as a 0/1 linear program (PuLP), with maps between its solutions and choices.
 
-One binary variable per option, one equation per group, one row per budget. The pair terms between two groups are
-linearised by the first-level reformulation-linearisation (RLT; Adams & Sherali, doi:10.1287/mnsc.32.10.1274): with
-``y_uv = x_u·x_v`` for the options u of one group and v of the other that have a term,
+The program has one binary variable per option, one equation per group and one row per budget. The pair terms between
+two groups are linearised by the first-level reformulation-linearisation (RLT; Adams & Sherali,
+doi:10.1287/mnsc.32.10.1274). With ``y_uv = x_u·x_v`` for options u of one group and v of the other that have a term,
 
     Σ_v y_uv ≤ x_u      Σ_u y_uv ≤ x_v      Σ_u Σ_v y_uv ≥ Σ_u x_u + Σ_v x_v - 1
 
-where a sum over a whole group makes its row an equation. Per pair of groups this is the convex hull of the products,
-so the relaxation is as tight as a row-wise one can be. The ``y`` need not be integer.
+where a row whose sum runs over a whole group is an equation. For each pair of groups this is the convex hull of the
+products, so the relaxation is as tight as a row-wise one can be. The ``y`` need not be integer.
 
-What always holds: the model's objective is the problem's (offset included), and each budget row, less what is fixed,
-is divided by its largest coefficient, for solvers compare rows with absolute tolerances.
+The model's objective equals the problem's (including the offset). Each budget row, after subtracting fixed uses, is
+divided by its largest coefficient, because solvers compare rows with absolute tolerances.
 """
 
 import itertools
@@ -27,7 +27,7 @@ from formulations.pairs import PairTerms
 from formulations.problem import BUDGET_TOLERANCE, Problem
 
 MAX_PRODUCTS = 400_000
-"""The most product variables ``y`` that are built (some 10 µs each, and far more in the solver)."""
+"""Maximum number of product variables ``y`` (about 10 µs each to build, and far more in the solver)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,10 +35,10 @@ class IntegerProgram:
     """A PuLP model of a problem; unpacks as ``model, decode``.
 
     Attributes:
-        model: minimises the problem's objective.
-        x: V binary variables, ``x_<group>_<option>``, in the problem's flat order.
-        y: per product variable the two options it multiplies: ``(variable, u, v)``.
-        group_offsets: ``(G+1,)`` of the problem.
+        model: the model, which minimises the problem's objective.
+        x: V binary variables ``x_<group>_<option>``, in flat order.
+        y: product variables with their two options: ``(variable, u, v)``.
+        group_offsets: ``(G+1,)`` offsets of the problem's groups.
     """
 
     model: Any  # pulp.LpProblem
@@ -47,23 +47,23 @@ class IntegerProgram:
     group_offsets: NDArray[np.int64]
 
     def encode(self, choice: ArrayLike) -> dict[str, float]:
-        """The sample (variable name → value) that means a choice ``(G,)``."""
+        """Convert a choice ``(G,)`` to a sample (variable name → value)."""
         chosen = np.zeros(len(self.x))
         chosen[self.group_offsets[:-1] + np.asarray(choice)] = 1.0
         sample = dict(zip((x.name for x in self.x), chosen.tolist(), strict=True))
         return sample | {y.name: float(chosen[u] * chosen[v]) for y, u, v in self.y}
 
     def start_from(self, choice: ArrayLike) -> None:
-        """Give the model's variables the values of a choice ``(G,)``, for solvers that start from them."""
+        """Set the model's variables to the values of a choice ``(G,)``, for solvers that support a warm start."""
         sample = self.encode(choice)
         for variable in (*self.x, *(y for y, _, _ in self.y)):
             variable.varValue = sample[variable.name]
 
     def decode(self, sample: Mapping[str, float] | None = None) -> NDArray[np.int64]:
-        """The choice ``(G,)`` of a sample (variable name → value), by default of the values the model holds.
+        """Convert a sample (variable name → value) to a choice ``(G,)``; None takes the current values of the model.
 
-        In each group the option with the largest value is taken. Budgets are not checked: a solver's tolerance may
-        have bent them, so judge the choice with ``Problem.evaluate``.
+        In each group the option with the largest value is taken. Budgets are not checked and may be exceeded within
+        the solver's tolerance, so check the choice with ``Problem.evaluate``.
 
         Raises:
             EncodingError: a variable has no value.
@@ -77,7 +77,7 @@ class IntegerProgram:
         return np.array([np.argmax(numbers[first:end]) for first, end in groups], dtype=np.int64)
 
     def __iter__(self) -> Iterator[Any]:
-        """``model, decode = to_integer_program(problem)``."""
+        """Unpack as ``model, decode = to_integer_program(problem)``."""
         yield self.model
         yield self.decode
 
@@ -86,13 +86,13 @@ def to_integer_program(problem: Problem) -> IntegerProgram:
     """State a problem as a mixed 0/1 linear program.
 
     Args:
-        problem: any problem whose pair terms make at most `MAX_PRODUCTS` products of options.
+        problem: any problem whose pair terms need at most `MAX_PRODUCTS` products of options.
 
     Returns:
-        The model and how to read a choice from it.
+        The model, with a ``decode`` method that reads a choice from it.
 
     Raises:
-        EncodingError: the pair terms make too many products.
+        EncodingError: the pair terms need too many products.
 
     >>> import pulp
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
@@ -101,7 +101,7 @@ def to_integer_program(problem: Problem) -> IntegerProgram:
     >>> decode().tolist(), pulp.value(model.objective)
     ([0, 1], 1.0)
     """
-    import pulp  # here, so that asking which solvers are available does not load it
+    import pulp  # local import, so that listing the available solvers does not load it
 
     problem = problem.without_fixed()
     model = pulp.LpProblem("qcompress", pulp.LpMinimize)
@@ -133,7 +133,7 @@ def to_integer_program(problem: Problem) -> IntegerProgram:
 
 
 def _with_all_products(problem: Problem) -> Problem:
-    """The problem with a pair term for every product that its objective or a budget takes."""
+    """Return the problem with a pair term for every product that its objective or a budget needs."""
     if not problem.paired_budgets:
         return problem
     pattern = sum((problem.resource_pairs[name] for name in problem.paired_budgets), start=_no_terms(problem))
@@ -148,7 +148,7 @@ def _no_terms(problem: Problem) -> Any:
 
 
 def _objective_weights(problem: Problem, y: list[tuple[Any, int, int]]) -> list[float]:
-    """What every product adds to the objective."""
+    """Return the weight of every product in the objective."""
     u, v = (np.array([product[side] for product in y], dtype=np.int64) for side in (1, 2))
     sparse = _no_terms(problem) if problem.pairs.sparse is None else problem.pairs.sparse
     weights = np.asarray(sparse[u, v]).ravel() if len(u) else np.zeros(0)
@@ -158,7 +158,7 @@ def _objective_weights(problem: Problem, y: list[tuple[Any, int, int]]) -> list[
 
 
 def _uses_together(problem: Problem, name: str, y: list[tuple[Any, int, int]]) -> list[tuple[Any, float]]:
-    """Every product variable with what it uses of a resource."""
+    """Return every product variable with its use of a resource."""
     if name not in problem.resource_pairs or not y:
         return []
     u, v = (np.array([product[side] for product in y], dtype=np.int64) for side in (1, 2))
@@ -167,7 +167,7 @@ def _uses_together(problem: Problem, name: str, y: list[tuple[Any, int, int]]) -
 
 
 def num_products(problem: Problem) -> int:
-    """Number of product variables that the pair terms make.
+    """Count the product variables that the pair terms need.
 
     >>> from formulations import PairTerms
     >>> num_products(Problem(["a", "b"], [["x", "y"]] * 2, [0, 0, 0, 0], {}, {}, PairTerms(factor=[[1.0]] * 4)))
@@ -189,12 +189,12 @@ def num_products(problem: Problem) -> int:
 
 
 def _pair_entries(problem: Problem) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """All pair terms as (row option, column option, value), ordered by the pair of groups."""
+    """Return all pair terms as (row option, column option, value), ordered by pairs of groups."""
     count = num_products(problem)
     if count > MAX_PRODUCTS:
         raise EncodingError(
             f"linearising the pair terms takes {count:,} product variables, the limit is {MAX_PRODUCTS:,}; "
-            "solve with 'auto', 'lagrangian' or 'anneal', which keep the pair terms as they are"
+            "solve with 'auto', 'lagrangian' or 'anneal', which do not linearise pair terms"
         )
     parts = []
     factor = problem.pairs.factor
@@ -213,10 +213,10 @@ def _pair_entries(problem: Problem) -> tuple[NDArray[np.int64], NDArray[np.int64
 
 
 def pair_blocks(problem: Problem) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]]:
-    """The pair terms by pairs of groups: the options of either group that have a term, and the matrix of terms.
+    """Yield, for each pair of groups, the options of either group that have a pair term, and the matrix of terms.
 
     Raises:
-        EncodingError: the pair terms make too many products.
+        EncodingError: the pair terms need too many products.
 
     >>> from formulations import PairTerms
     >>> problem = Problem(["a", "b"], [["x", "y"]] * 2, [0] * 4, {}, {}, PairTerms(factor=[[0.0], [1.0], [2.0], [3.0]]))
@@ -239,7 +239,7 @@ def _add_products(
     problem: Problem,
     x: tuple[Any, ...],
 ) -> tuple[list[tuple[Any, int, int]], list[float]]:
-    """Add the product variables and their rows, block by block; the variables and their weights in the objective."""
+    """Add the product variables and their rows, block by block; return the variables and their objective weights."""
     import pulp
 
     products: list[tuple[Any, int, int]] = []

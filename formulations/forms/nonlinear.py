@@ -1,9 +1,9 @@
-"""A `Problem` as a nonlinear model of dwave-optimization: one integer decision a group, everything else looked up.
+"""State a `Problem` as a nonlinear model of dwave-optimization, with one integer decision per group.
 
-Costs and uses are tables that the decisions index; the factor stays a factor, ``½‖Σ_g F[x_g]‖² − ½ Σ_g ‖F[x_g]‖²``,
-so the model has a constant number of nodes and ``O(V·r)`` numbers where a quadratic model has ``O(V²)``. Sparse pair
-terms become one table per pair of groups that interact. What always holds: entry g of the decision is the local
-option of group g, so that every state of the model is a choice.
+Costs and uses are tables that the decisions index. The factor is kept as ``½‖Σ_g F[x_g]‖² − ½ Σ_g ‖F[x_g]‖²``, so the
+model has a constant number of nodes and ``O(V·r)`` numbers, where a quadratic model has ``O(V²)``. Sparse pair terms
+become one table per pair of groups that interact. Entry g of the decision is the local option of group g, so every
+state of the model is a choice.
 """
 
 from dataclasses import dataclass, field
@@ -19,25 +19,25 @@ from formulations.problem import BUDGET_TOLERANCE, Problem
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EncodedNonlinear:
-    """A nonlinear model and the way back.
+    """A nonlinear model, with maps between its states and choices.
 
     Attributes:
-        model: a ``dwave.optimization.Model``.
-        decision: its one decision, an integer symbol of shape ``(G,)``.
+        model: the ``dwave.optimization.Model``.
+        decision: the only decision of the model, an integer symbol of shape ``(G,)``.
     """
 
     model: Any
     decision: Any = field(repr=False)
 
     def encode(self, choice: ArrayLike) -> NDArray[np.int64]:
-        """The state of the decision that means a choice ``(G,)``: the choice itself."""
+        """Convert a choice ``(G,)`` to a state of the decision, which is the choice itself."""
         return self.decode(choice)
 
     def decode(self, state: ArrayLike) -> NDArray[np.int64]:
-        """The choice ``(G,)`` of a state of the decision.
+        """Convert a state of the decision to a choice ``(G,)``.
 
         Raises:
-            EncodingError: it does not hold one whole number per group.
+            EncodingError: the state does not hold one whole number per group.
         """
         array = np.asarray(state)
         if array.shape != self.decision.shape() or not (array == np.floor(array)).all():
@@ -45,7 +45,7 @@ class EncodedNonlinear:
         return array.astype(np.int64)
 
     def choices(self) -> NDArray[np.int64]:
-        """The choices ``(n, G)`` of all states that the locked model holds."""
+        """Return the choices ``(n, G)`` of all states of the locked model."""
         states = [self.decode(self.decision.state(state)) for state in range(self.model.states.size())]
         return np.array(states, dtype=np.int64).reshape(len(states), -1)
 
@@ -54,7 +54,7 @@ def to_nonlinear(problem: Problem) -> EncodedNonlinear:
     """State a problem as a nonlinear model.
 
     Raises:
-        EncodingError: dwave-optimization is missing.
+        EncodingError: dwave-optimization is not installed.
 
     >>> from formulations import Problem
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
@@ -74,10 +74,10 @@ def to_nonlinear(problem: Problem) -> EncodedNonlinear:
     starts, most = problem.group_offsets[:-1], np.diff(problem.group_offsets) - 1
     decision = model.integer(problem.num_groups, lower_bound=np.zeros(len(most)), upper_bound=most)
     chosen = decision + model.constant(starts)
-    reach = int(starts.max() + most.max())  # the model takes sums of the largest values for possible
+    reach = int(starts.max() + most.max())  # the model assumes that sums of the largest values can occur
 
     def table(values: NDArray[np.float64], last: int = reach) -> Any:
-        rows = max(last + 1, 2) - len(values)  # a table of one number would be taken for a scalar
+        rows = max(last + 1, 2) - len(values)  # a table of one number would be treated as a scalar
         return model.constant(np.concatenate([values, np.zeros((rows, *values.shape[1:]))]))
 
     objective = table(_own_cost(problem))[chosen].sum() + model.constant(problem.offset)
@@ -98,14 +98,14 @@ def to_nonlinear(problem: Problem) -> EncodedNonlinear:
 
 
 def _own_cost(problem: Problem) -> NDArray[np.float64]:
-    """``(V,)`` cost less the half square of the factor's row, which ``½‖Σ F‖²`` counts and no pair term has."""
+    """Return the costs ``(V,)`` minus half the squared norms of the factor's rows, which ``½‖Σ F‖²`` adds."""
     if problem.pairs.factor is None:
         return problem.cost
     return np.asarray(problem.cost - 0.5 * np.einsum("vr,vr->v", problem.pairs.factor, problem.pairs.factor))
 
 
 def _pair_tables(problem: Problem) -> tuple[NDArray[Any], ...]:
-    """The sparse pair terms by pairs of groups: all tables, row by row, where each starts, its two groups."""
+    """Return the sparse pair terms as one table per pair of groups: all entries, the start of each, its two groups."""
     half = scipy.sparse.coo_array(problem.pairs.sparse)
     sizes, starts = np.diff(problem.group_offsets), problem.group_offsets
     above, beside = problem.group_of[half.row], problem.group_of[half.col]

@@ -1,7 +1,7 @@
-"""What penalties have to outweigh; each encoding derives its own from these (see `formulations.forms.encodings`).
+"""Bounds that penalties must exceed; each encoding derives its penalties from them (`formulations.forms.encodings`).
 
-Costs are shifted so that the cheapest option of every group costs 0. What always holds: a penalty is `MARGIN` above
-what is proven sufficient, and never 0, which would leave groups free.
+Costs are shifted so that the cheapest option of every group costs 0. A penalty is `MARGIN` times the value that is
+proven sufficient, and never 0, which would leave groups unconstrained.
 """
 
 from collections.abc import Callable
@@ -12,17 +12,17 @@ from formulations.forms.couplings import Couplings, Floats, Integers
 from formulations.problem import Problem
 
 MARGIN = 1.01
-"""Factor by which a penalty is raised above what is just sufficient, so that rounding cannot make it insufficient."""
+"""Factor between a penalty and the value that is just sufficient, so that rounding cannot make it insufficient."""
 
 
 def above(sufficient: Floats, cost: Floats) -> Floats:
-    """Strictly above ``sufficient``, and above zero."""
+    """Return penalties strictly above ``sufficient`` and above zero."""
     floor = 1e-3 * max(float(sufficient.max(initial=0.0)), float(cost.max(initial=0.0))) or 1.0
     return np.asarray(MARGIN * np.maximum(sufficient, floor))
 
 
 def objective_range(problem: Problem, cost: Floats, pairs: Couplings) -> float:
-    """An upper bound on how far the objectives of two choices lie apart: spreads of costs and of pair terms, summed."""
+    """Bound the difference between the objectives of two choices by the summed spreads of costs and pair terms."""
     sizes, group_of = np.diff(problem.group_offsets), problem.group_of
     spread = np.maximum.reduceat(cost, problem.group_offsets[:-1]).sum()
     rows, columns, values = pairs
@@ -35,13 +35,13 @@ def objective_range(problem: Problem, cost: Floats, pairs: Couplings) -> float:
 
 
 def extremes(keys: Integers, values: Floats, full: Callable[[Integers], Integers]) -> tuple[Integers, Floats, Floats]:
-    """Distinct ``keys`` with the least and the largest of their values.
+    """Return the distinct ``keys`` with the smallest and the largest of their values.
 
     Args:
-        keys: ``(n,)`` non-negative.
-        values: ``(n,)``.
-        full: a function of distinct keys: how many values each would have were none of them zero and left out;
-            a key with fewer has a zero among its values.
+        keys: ``(n,)`` keys, not negative.
+        values: ``(n,)`` value of each key.
+        full: function that returns, for distinct keys, their numbers of values including omitted zeros. A key with
+            fewer values has a zero among its values.
     """
     if not len(keys):
         return keys, values, values
@@ -61,6 +61,6 @@ def extremes(keys: Integers, values: Floats, full: Callable[[Integers], Integers
 
 
 def largest(keys: Integers, values: Floats) -> tuple[Integers, Floats]:
-    """Distinct ``keys``, and for each the largest of its values, not below 0."""
+    """Return the distinct ``keys`` with the largest of their values, at least 0."""
     distinct, _, most = extremes(keys, values, lambda keys: np.full(len(keys), np.iinfo(np.int64).max))
     return distinct, most

@@ -1,9 +1,9 @@
-"""What a processor of limited precision would keep of a binary quadratic model.
+"""Estimate how much of a binary quadratic model is lost on a processor of limited precision.
 
-A quantum annealer is programmed in spins: biases h and couplings J, scaled together into its ranges (h in ±4, J in
-±1 on D-Wave's processors) and set by converters of limited precision, with further control errors on top. D-Wave's
-documentation ("Errors and Error Correction", section ICE, docs.dwavequantum.com) shows errors that come to four or
-five bits; `BITS` is the generous reading. This is rounding alone: noise, chains and their strength come on top.
+A quantum annealer is programmed in spins: biases h and couplings J are scaled together into its ranges (h in ±4, J in
+±1 on D-Wave's processors) and set by converters of limited precision, with further control errors. D-Wave's
+documentation ("Errors and Error Correction", section ICE, docs.dwavequantum.com) shows errors equivalent to four or
+five bits; `BITS` is the optimistic value. Only rounding is modelled: noise, chains and their strength add to it.
 """
 
 from dataclasses import asdict, dataclass
@@ -15,27 +15,27 @@ from formulations.forms.bqm import EncodedBqm
 from formulations.forms.couplings import Floats
 
 BITS = 5
-"""Precision that is assumed: a step is the end of the range times 2^-5."""
+"""Assumed precision in bits: a step is the end of the range times 2^-5."""
 
 BIAS_RANGE = 4.0
-"""How much larger a bias may be than a coupling."""
+"""Ratio of the ranges of biases and couplings."""
 
 CHOICES = 200
-"""Number of random choices whose order is compared."""
+"""Number of random choices to compare."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoefficientReport:
-    """The range of a model's coefficients in spins, in the objective's unit, and what rounding takes from it.
+    """Range of a model's spin coefficients, in the objective's unit, and the effects of rounding them.
 
     Attributes:
-        variables, couplings: how many.
-        linear, quadratic: smallest and largest magnitude of biases and couplings that are not 0; None if all are.
-        dynamic_range_bits: log2 of the largest over the smallest of all, a bias counted as a quarter.
-        bits: precision that is assumed.
-        lost_biases, lost_couplings: share of those that are rounded to 0.
-        order_kept: share of pairs of random choices that the rounded model puts in the same order.
-        moves_kept: the same of a random choice and one that differs in one group: what a search goes by.
+        variables, couplings: number of variables and of couplings.
+        linear, quadratic: smallest and largest magnitude of nonzero biases and couplings; None if all are 0.
+        dynamic_range_bits: log2 of the ratio of the largest to the smallest magnitude, with biases divided by 4.
+        bits: assumed precision in bits.
+        lost_biases, lost_couplings: fraction of the nonzero biases and couplings that are rounded to 0.
+        order_kept: fraction of pairs of random choices that the rounded model puts in the same order.
+        moves_kept: the same fraction for a random choice and one that differs in one group, as in a local search.
     """
 
     variables: int
@@ -50,7 +50,7 @@ class CoefficientReport:
     moves_kept: float
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able dictionary."""
+        """Return the report as a dictionary that JSON can store."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -62,12 +62,12 @@ class CoefficientReport:
 
 
 def coefficient_report(encoded: EncodedBqm, *, bits: int = BITS, seed: int = 0) -> CoefficientReport:
-    """The range of ``encoded``'s coefficients, and what a processor's precision would lose.
+    """Report the range of a model's coefficients and the loss at a processor's precision.
 
     Args:
-        encoded: the model.
-        bits: of precision that are assumed.
-        seed: of the random choices.
+        encoded: the encoded model.
+        bits: assumed precision in bits.
+        seed: seed of the random choices.
 
     >>> from formulations import to_bqm
     >>> from formulations.generators.random_instances import layered_problem
@@ -102,7 +102,7 @@ def coefficient_report(encoded: EncodedBqm, *, bits: int = BITS, seed: int = 0) 
 
 
 def _states(encoded: EncodedBqm, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """States of random choices ``(CHOICES, n)``, and of each with one group's option drawn anew."""
+    """Return the states ``(CHOICES, n)`` of random choices, and of the same choices with one group changed."""
     sizes = np.diff(encoded.group_offsets)
     choices = rng.integers(0, sizes, size=(CHOICES, len(sizes)))
     moved = choices.copy()
@@ -120,7 +120,7 @@ def _energies(linear: Floats, couplings: Any, spins: Floats) -> Floats:
 
 
 def _kept(exact: Floats, rounded: Floats) -> float:
-    """Share of differences whose sign is kept; those that are 0 from the start are not counted."""
+    """Return the fraction of nonzero differences whose sign is kept."""
     tolerance = 1e-9 * np.abs(exact).max(initial=0.0)
     differs = np.abs(exact) > tolerance
     return _share(np.sign(exact[differs]) * rounded[differs] > tolerance, empty=1.0)

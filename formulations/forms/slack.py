@@ -1,4 +1,4 @@
-"""A budget as an equation: slack bits fill up what a choice leaves of it."""
+"""Write a budget as an equation, with slack bits for the unused part."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,9 @@ from formulations.problem import BUDGET_TOLERANCE, Problem
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SlackRow:
-    """``weights·x + bits·slack = target``, all in whole units of the resource.
+    """The equation ``weights·x + bits·slack = target``, all in whole units of the resource.
 
-    The slack bits reach every number from 0 to what the smallest choice leaves of the budget, and no more.
+    The slack bits reach every number from 0 to the part of the budget that the smallest choice leaves unused.
     """
 
     weights: Floats  # (V,)
@@ -23,7 +23,7 @@ class SlackRow:
 
     @classmethod
     def of(cls, problem: Problem, name: str) -> "SlackRow":
-        """The row of the budget ``name``.
+        """Build the row of the budget ``name``.
 
         Raises:
             EncodingError: the resource has fractions, or no choice meets the budget.
@@ -47,7 +47,7 @@ class SlackRow:
         return cls(weights=weights, bits=np.array(bits, dtype=np.float64), target=target)
 
     def state(self, chosen: Integers) -> NDArray[np.int8]:
-        """The slack bits ``(bits,)`` that fill up what flat options ``chosen`` leave; all 0 when that is nothing."""
+        """Return the slack bits ``(bits,)`` for what the flat options ``chosen`` leave unused; 0 if nothing is left."""
         unused, on = self.target - self.weights[chosen].sum(), np.zeros(len(self.bits), dtype=np.int8)
         for bit, weight in enumerate(self.bits):
             if weight <= unused:

@@ -1,7 +1,7 @@
-"""How "one option per group" is written in bits; one encoding a file, each with the proof of its penalties.
+"""Encodings of "one option per group" in bits, one per module, each with the proof of its penalties.
 
-An encoding takes the objective as a `Quadratic` in x, one variable per option, and gives it as one in its bits, with
-the penalties that make every ground state valid, and the `Code` that leads back.
+An encoding takes the objective as a `Quadratic` in x, with one variable per option. It returns the objective as a
+`Quadratic` in its bits, with penalties that make every ground state valid, and the `Code` that maps bits to options.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,32 +1,33 @@
-"""Binary-coded: the place of a group's option, in the order of use, as a number of ``ceil(log2 n)`` bits.
+"""Binary encoding: the position of a group's option, in the order of use, as a number of ``ceil(log2 n)`` bits.
 
-**Exact for whatever numbers the options have.** Over the codes 0 … n−1 every function is a sum of the monomials
-m_S = Π_{i in S} b_i with S a code below n (the codes' subsets are codes below n too): the indicator of option v is
+**Exactness for arbitrary numbers.** Over the codes 0 … n−1 every function is a sum of monomials m_S = Π_{i in S} b_i
+with S a code below n (subsets of such codes are codes below n too). The indicator of option v is
 ``x_v = Σ_{S ⊇ v} (−1)^(|S|−|v|)·m_S``, so cost, use and pair terms become linear and quadratic in these n − 1
-monomials. A monomial of several bits is an auxiliary bit only where
+monomials. A monomial of several bits becomes an auxiliary bit only if
 
-- it meets another variable, that is where the pair terms with other groups (or a budget by slack bits) are no
-  polynomial of lower degree in the code, or
-- another monomial is built on it: m_S = m_A·b with b the lowest bit of S and A the rest;
+- it is multiplied with another variable, that is, if the pair terms with other groups (or a budget with slack bits)
+  are not a polynomial of lower degree in the code, or
+- another monomial is built on it: m_S = m_A·b with b the lowest bit of S and A the rest.
 
-otherwise it is written out as the coupling m_A·b. So two options take one bit; options whose numbers are affine in
-the place (bit-widths in steps, bits removed) take ceil(log2 n) bits and no auxiliary one; arbitrary numbers take
-n − 1 variables, as many as the domain-wall encoding, and then also carry its disadvantage twice: more penalties.
+Otherwise it is written as the coupling m_A·b. Two options therefore take one bit. Options whose numbers are affine in
+the position (evenly spaced bit-widths, bits removed) take ceil(log2 n) bits and no auxiliary bit. Arbitrary numbers
+take n − 1 variables, as many as the domain-wall encoding, and need more penalties.
 
-**Penalties.** An auxiliary bit is tied by Rosenberg's ``P_S·(m_A·b − 2·m_A·m_S − 2·b·m_S + 3·m_S)``, which is 0 when
-m_S = m_A·b and at least P_S when not. A code is n or more exactly when for a zero bit i of n − 1 this bit and all
-ones of n − 1 above it (H_i) are on; each is forbidden by ``P_i·m_{H_i}·b_i``.
+**Penalties.** Rosenberg's term ``P_S·(m_A·b − 2·m_A·m_S − 2·b·m_S + 3·m_S)`` ties an auxiliary bit to its product: it
+is 0 if m_S = m_A·b, and at least P_S otherwise. A code is n or more exactly if, for some zero bit i of n − 1, bit i and
+all one bits of n − 1 above it (H_i) are on. Each of these cases is forbidden by ``P_i·m_{H_i}·b_i``.
 
-**What is sufficient.** Take any state; x_g = e_v + Σ of *modes*, vectors over the options of g that add up to 0: for
-each wrong monomial (compared with the product of its bits) ± its column, and for a code c ≥ n the extrapolation x(c)
-less the last option e_{n−1}. Replacing all groups by their valid e_v changes the energy, mode by mode, by at most
+**Sufficient penalties.** For any state, x_g = e_v + Σ of *modes*, which are vectors over the options of g that sum to
+0: for each wrong monomial (one that differs from the product of its bits) ± its column, and for a code c ≥ n the
+extrapolation x(c) minus the last option e_{n−1}. Replacing all groups by their valid e_v changes the energy, for each
+mode μ, by at most
 
-    D_μ = |μ·cost| + Σ_h max_{u in h} |μ·Q_u| + ½·Σ_h Σ_{ν of h} |μ·Q·ν|       (of a group's codes the largest only)
+    D_μ = |μ·cost| + Σ_h max_{u in h} |μ·Q_u| + ½·Σ_h Σ_{ν of h} |μ·Q·ν|       (only the largest code of a group counts)
 
-A wrong monomial has a violated one in the chain it is built on, and a code c ≥ n pays for some i, or m_{H_i} is
-wrong. So ``P_i`` above the largest D of a code, and ``P_S`` above the D of all monomials built on S (plus that of a
-code, when S is in the chain of an H_i), make every ground state valid. High monomials are high differences of the
-options' numbers: where these are smooth, the penalties are small.
+For each wrong monomial, some monomial in the chain it is built on violates its tie. For a code c ≥ n, the penalty of
+some i is paid or m_{H_i} is wrong. Every ground state is therefore valid if ``P_i`` exceeds the largest D of a code,
+and ``P_S`` exceeds the sum of D over all monomials built on S (plus that of a code, if S is in the chain of an H_i).
+High monomials are high-order differences of the options' numbers: if these numbers are smooth, the penalties are small.
 """
 
 from collections.abc import Callable
@@ -45,10 +46,10 @@ from formulations.forms.quadratic import Quadratic
 from formulations.problem import Problem
 
 MOST_OPTIONS = 1024
-"""Options of one group: their differences of high order are beyond what floating point and annealers resolve."""
+"""Maximum number of options of a group; differences of higher order exceed the precision of floats and annealers."""
 
 ROUNDING = 1e-12
-"""A coefficient this small, relative to the absolute terms it is the sum of, is 0."""
+"""A coefficient smaller than this, relative to the sum of the absolute values of its terms, is treated as 0."""
 
 Flags = NDArray[np.bool_]
 
@@ -56,11 +57,11 @@ Flags = NDArray[np.bool_]
 def encode(
     form: Quadratic, problem: Problem, cost: Floats, pairs: Couplings, strength: float | Floats, worth: float
 ) -> tuple[Quadratic, Code, Floats]:
-    """The form in bits, the code, and the largest penalty of every group; arguments as `one_hot.encode`.
+    """Return the form in bits, the code, and the largest penalty of every group; arguments as in `one_hot.encode`.
 
     Raises:
-        EncodingError: a group of more than `MOST_OPTIONS`; too many couplings, since groups that are coupled may be
-            so in all their monomials.
+        EncodingError: a group has more than `MOST_OPTIONS` options, or there are too many couplings (coupled groups may
+            be coupled in all their monomials).
     """
     _refuse_too_large(problem, pairs)
     letters, order = _Letters.of(problem), places(problem, cost)
@@ -99,7 +100,7 @@ def encode(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Letters:
-    """The monomials of all groups: of each group those of the codes 1 … n − 1, in this order."""
+    """The monomials ("letters") of all groups: for each group those of the codes 1 … n − 1, in this order."""
 
     starts: Integers  # (G,) first letter of every group
     group: Integers
@@ -119,11 +120,11 @@ class _Letters:
 
     @property
     def composed(self) -> Flags:
-        """Which are products of several bits."""
+        """Flags of the letters that are products of several bits."""
         return np.asarray(self.rest != self.bit)
 
     def levels(self, wanted: Flags) -> tuple[Integers, ...]:
-        """``(letter, rest, bit)`` of the ``wanted`` letters, those of the fewest bits first, ``(3, n)`` each."""
+        """Return arrays ``(3, n)``: letter, rest and bit for the ``wanted`` letters, one array per number of bits."""
         sizes = np.bitwise_count(self.code)
         chosen = (np.flatnonzero(wanted & (sizes == size)) for size in range(2, int(sizes.max(initial=0)) + 1))
         return tuple(np.stack([members, self.rest[members], self.bit[members]]) for members in chosen)
@@ -137,28 +138,28 @@ def _refuse_too_large(problem: Problem, pairs: Couplings) -> None:
         )
     coupled = np.unique(problem.group_of[pairs[0]] * problem.num_groups + problem.group_of[pairs[1]])
     count = int((sizes[coupled // problem.num_groups] * sizes[coupled % problem.num_groups]).sum())
-    if count > MAX_PAIRS // 4:  # what is derived from them takes four times the memory
+    if count > MAX_PAIRS // 4:  # derived arrays take four times the memory
         raise EncodingError(
             f"binary codes of these groups make up to {count} couplings, more than {MAX_PAIRS // 4}; use 'domain-wall'"
         )
 
 
 def _subsets(size: int, codes: Integers | None = None) -> Floats:
-    """``(size - 1, codes)``: whether a monomial S = 1 … size − 1 is 1 at a code: whether S ⊆ code."""
+    """Return whether each monomial S = 1 … size − 1 is 1 at each code (S ⊆ code), ``(size - 1, codes)``."""
     codes = np.arange(size) if codes is None else codes
     letters = np.arange(1, size)[:, None]
     return np.asarray((letters & codes) == letters, dtype=np.float64)
 
 
 def _indicators(size: int) -> Floats:
-    """``(size, size - 1)``: the coefficient of monomial S in the indicator of a code: ±1 where code ⊆ S."""
+    """Return the coefficient of each monomial S in each code's indicator (±1 if code ⊆ S), ``(size, size - 1)``."""
     codes, letters = np.arange(size)[:, None], np.arange(1, size)
     sign = 1.0 - 2.0 * (np.bitwise_count(letters & ~codes) % 2)
     return np.asarray(np.where(codes & letters == codes, sign, 0.0))
 
 
 def _extrapolations(size: int) -> Floats:
-    """``(size, unused codes)``: what the options' indicators come to at a code ≥ size, less the last option."""
+    """Return the options' indicators at each code ≥ size, minus the last option, ``(size, unused codes)``."""
     unused = np.arange(size, 1 << int(size - 1).bit_length())
     weights = _indicators(size) @ _subsets(size, unused)
     weights[0] += 1.0
@@ -167,7 +168,7 @@ def _extrapolations(size: int) -> Floats:
 
 
 def _tiled(problem: Problem, order: Integers, starts: Integers, block: Callable[[int], Floats]) -> Any:
-    """Blocks ``block(options of the group)``, rows by place, columns from ``starts``, as a sparse matrix ``(V, …)``."""
+    """Build a sparse matrix ``(V, …)`` of blocks ``block(group size)``, rows by position, columns from ``starts``."""
     sizes = np.diff(problem.group_offsets)
     values, rows, columns, width = [], [], [], 0
     for size in np.unique(sizes):
@@ -182,7 +183,7 @@ def _tiled(problem: Problem, order: Integers, starts: Integers, block: Callable[
 
 
 def _cleaned(form: Quadratic, matrix: Any, constant: Floats) -> Quadratic:
-    """``form`` in all monomials, squares as linear terms, and without what is rounding alone."""
+    """Return ``form`` in all monomials, with squares as linear terms and without rounding errors as coefficients."""
     exact = form.substituted(matrix, constant)
     absolute = Quadratic(np.abs(form.linear), abs(form.matrix), 0.0).substituted(abs(matrix), constant)
     both = scipy.sparse.csr_array(exact.matrix.multiply(abs(exact.matrix) > ROUNDING * absolute.matrix))
@@ -195,7 +196,7 @@ def _cleaned(form: Quadratic, matrix: Any, constant: Floats) -> Quadratic:
 
 
 def _forbidden(problem: Problem, letters: _Letters) -> tuple[Integers, Integers, Integers]:
-    """``(group, letter of H_i, letter of bit i)`` for every zero bit i of every group's n − 1."""
+    """Return (group, letter of H_i, letter of bit i) for every zero bit i of every group's n − 1."""
     last = np.diff(problem.group_offsets) - 1
     terms = []
     for i in range(int(last.max()).bit_length() - 1):
@@ -207,7 +208,7 @@ def _forbidden(problem: Problem, letters: _Letters) -> tuple[Integers, Integers,
 
 
 def _needed(full: Quadratic, letters: _Letters, forbidden: tuple[Integers, Integers, Integers]) -> tuple[Flags, Flags]:
-    """Which letters have to be variables, and which occur in the energy at all."""
+    """Return flags of the letters that must be variables, and of those that occur in the energy at all."""
     num = len(letters.code)
     couplings = scipy.sparse.coo_array(full.matrix)
     coupled = np.zeros(len(full.linear), dtype=bool)
@@ -231,7 +232,7 @@ def _sufficient(
     wanted: Flags,
     forbidden: tuple[Integers, Integers, Integers],
 ) -> tuple[Floats, Floats]:
-    """Penalties that are enough: of every letter's tie, and of every group's forbidden codes."""
+    """Return sufficient penalties for the tie of every letter and for the forbidden codes of every group."""
     num_groups, num_options, sizes = problem.num_groups, problem.num_options, np.diff(problem.group_offsets)
     unused = np.array([(1 << int(size - 1).bit_length()) - size for size in sizes])
     codes = _tiled(problem, order, np.cumsum(unused) - unused, _extrapolations)
@@ -263,7 +264,7 @@ def _sufficient(
 
 
 def _rosenberg(letters: _Letters, needed: Flags, tie: Floats) -> Couplings:
-    """The couplings of ``P·(A·b − 2·A·S − 2·b·S + 3·S)``; the linear part is 3·P."""
+    """Return the couplings of ``P·(A·b − 2·A·S − 2·b·S + 3·S)``; the linear part is 3·P."""
     tied = np.flatnonzero(needed & letters.composed)
     rest, bit, weight = letters.rest[tied], letters.bit[tied], tie[tied]
     return (

@@ -1,4 +1,4 @@
-"""The bits of an encoding and what they mean: from bits to options and back."""
+"""The code of an encoding, which maps bits to options and back."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,15 +13,17 @@ from formulations.problem import Problem
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Code:
-    """``x = matrix·y + constant``: x counts how often each option is on, y are words' letters, some of them bits.
+    """The map ``x = matrix·y + constant`` from letters y to x, which counts how often each option is on.
+
+    Each letter is either a bit of the model or a product of two other letters.
 
     Attributes:
-        matrix: ``(V, Y)`` sparse.
-        constant: ``(V,)``.
-        words: ``(V, Y)`` sparse, 0 and 1: the letters that are on when an option is chosen.
-        bits: ``(B,)`` the letters that are variables of the model, ascending.
-        products: the other letters, in an order in which they can be filled in: arrays ``(3, n)`` of a letter and
-            the two letters that it is the product of.
+        matrix: ``(V, Y)`` sparse matrix.
+        constant: ``(V,)`` constant part of x.
+        words: ``(V, Y)`` sparse matrix of 0 and 1 that marks the letters that are on when an option is chosen.
+        bits: ``(B,)`` letters that are variables of the model, ascending.
+        products: the other letters, in an order in which they can be computed: arrays ``(3, n)`` of a letter and its
+            two factors.
     """
 
     matrix: Any
@@ -32,11 +34,11 @@ class Code:
 
     @property
     def num_bits(self) -> int:
-        """B, the number of the model's variables without slack bits."""
+        """Number B of the model's variables without slack bits."""
         return len(self.bits)
 
     def options_on(self, states: ArrayLike) -> NDArray[np.float64]:
-        """How often each option is on ``(n, V)`` in states ``(n, B)``; not 0 or 1 everywhere when they are invalid."""
+        """Count how often each option is on ``(n, V)`` in states ``(n, B)``; other values than 0 and 1 are invalid."""
         letters = np.zeros((len(np.asarray(states)), self.matrix.shape[1]))
         letters[:, self.bits] = states
         for target, left, right in self.products:
@@ -44,12 +46,12 @@ class Code:
         return np.asarray((self.matrix @ letters.T).T + self.constant)
 
     def state(self, chosen: Integers) -> NDArray[np.int8]:
-        """The bits ``(B,)`` that choose the flat options ``chosen``."""
+        """Return the bits ``(B,)`` that choose the flat options ``chosen``."""
         return np.asarray(self.words[chosen].sum(axis=0))[self.bits].astype(np.int8)
 
 
 def places(problem: Problem, cost: Floats) -> Integers:
-    """``(V,)`` flat options by place: in their group by use, every budget in shares of its mean, then by cost."""
+    """Order the flat options ``(V,)`` in each group by use (relative to means, summed over budgets), then by cost."""
     use = np.zeros(problem.num_options)
     for name in problem.budgets:
         use += problem.resources[name] / (problem.resources[name].mean() or 1.0)
@@ -57,5 +59,5 @@ def places(problem: Problem, cost: Floats) -> Integers:
 
 
 def sparse(values: ArrayLike, rows: ArrayLike, columns: ArrayLike, shape: tuple[int, int]) -> Any:
-    """A sparse matrix from lists."""
+    """Build a sparse matrix from lists of values, rows and columns."""
     return scipy.sparse.csr_array((np.asarray(values, dtype=np.float64), (rows, columns)), shape=shape)
