@@ -2,8 +2,8 @@
 
     Problem ──solve(problem, "name")──▶ Solution(choice, objective, bound, gap, status, …)
 
-Back ends, and what needs compiled code or another package, are imported when they are used.
-`solvers.testing.check_solver` is the suite every back end passes.
+Back ends, and everything that needs compiled code or another package, are imported on first use.
+`solvers.testing.check_solver` is the test suite that every back end passes.
 """
 
 import importlib
@@ -58,7 +58,7 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what takes long to import when it is first asked for."""
+    """Import slow modules on first use."""
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_LATER[name]), name)

@@ -1,13 +1,15 @@
-"""How the literature chooses ranks, on the tables of any problem: baselines to compare a solver with.
+"""Rules from the literature for choosing ranks, on the tables of any problem, as baselines for solvers.
 
-Each is a rule with one number that is moved until the budgets hold, so that all of them are compared at equal budget;
-none of them looks at pair terms or fills what is left of a budget. What always holds: the choice is within every
-budget, or there is none and None comes back.
+Each rule has one number, which is adjusted until the budgets are met, so that all rules are compared at equal budget.
+None of them considers pair terms or uses up the rest of a budget. The returned choice meets every budget; if the rule
+gives no such choice, the result is None.
 
-* `uniform`: the same share of its dense use for every layer.
+* `uniform`: the same fraction of its dense use for every layer.
 * `threshold`: the smallest option whose error is at most t. With relative tail energies as errors this is the energy
-  threshold; with relative largest dropped singular values, ALDS (arXiv 2107.11442), which minimises the largest error.
-* `penalty`: per layer the least of ``error + α·use``, the compression step of LC (arXiv 2007.05580).
+  threshold; with relative largest dropped singular values it is ALDS (arXiv 2107.11442), which minimises the largest
+  error.
+* `penalty`: the option with the smallest ``error + α·use`` in every layer, the compression step of LC
+  (arXiv 2007.05580).
 """
 
 from collections.abc import Callable
@@ -19,16 +21,16 @@ from formulations import InvalidProblemError, Problem
 from solvers.kernels.moves import Floats, Integers
 
 STEPS = 100
-"""Number of bisections of the penalty."""
+"""Number of bisection steps for the penalty."""
 
 
 def uniform(problem: Problem, resource: str) -> Integers | None:
-    """Take every group at the same share of its largest use of ``resource``: the largest share that fits.
+    """Limit every group to the same fraction of its largest use of ``resource``, the largest that meets the budgets.
 
-    A group takes its largest option within the share, or its smallest option where none is within it.
+    Each group takes its largest option within the limit, or its smallest option if none is within it.
 
     Raises:
-        InvalidProblemError: no such resource.
+        InvalidProblemError: the resource is unknown.
 
     >>> problem = Problem(["a", "b"], [["small", "big"]] * 2, [3, 0, 1, 0], {"bytes": [1, 4, 1, 2]}, {"bytes": 4})
     >>> uniform(problem, "bytes").tolist()
@@ -46,14 +48,14 @@ def uniform(problem: Problem, resource: str) -> Integers | None:
 
 
 def threshold(problem: Problem, error: ArrayLike | None = None) -> Integers | None:
-    """Take in every group the option of least use whose error is at most t, for the smallest t that fits.
+    """Take in every group the smallest option whose error is at most t, for the smallest t that meets the budgets.
 
     Args:
-        problem: uses of several budgets are added up in shares of the budgets.
-        error: ``(V,)``, by default the cost of each option alone.
+        problem: any problem; the uses of several budgets are summed as fractions of the budgets.
+        error: ``(V,)`` error of each option; None takes the costs.
 
     Raises:
-        InvalidProblemError: not one error for each option.
+        InvalidProblemError: ``error`` does not have one entry per option.
 
     >>> problem = Problem(["a", "b"], [["small", "big"]] * 2, [3, 0, 1, 0], {"bytes": [1, 4, 1, 2]}, {"bytes": 5})
     >>> threshold(problem).tolist()
@@ -69,10 +71,10 @@ def threshold(problem: Problem, error: ArrayLike | None = None) -> Integers | No
 
 
 def penalty(problem: Problem, resource: str, error: ArrayLike | None = None) -> Integers | None:
-    """Take in every group the least ``error + α·use``, for the smallest α ≥ 0 that fits.
+    """Take in every group the option with the smallest ``error + α·use``, for the smallest α ≥ 0 within the budgets.
 
     Raises:
-        InvalidProblemError: no such resource, or not one error for each option.
+        InvalidProblemError: the resource is unknown, or ``error`` does not have one entry per option.
 
     >>> problem = Problem(["a", "b"], [["small", "big"]] * 2, [6, 0, 1, 0], {"bytes": [1, 4, 1, 2]}, {"bytes": 5})
     >>> penalty(problem, "bytes").tolist()
@@ -86,7 +88,7 @@ def penalty(problem: Problem, resource: str, error: ArrayLike | None = None) -> 
     if problem.evaluate(free := at(0.0)).feasible:
         return free
     steps = np.diff(np.unique(use))
-    high = 2 * float(np.ptp(errors)) / float(steps.min()) if len(steps) else 1.0  # above it only the use counts
+    high = 2 * float(np.ptp(errors)) / float(steps.min()) if len(steps) else 1.0  # above this only the use matters
     if not problem.evaluate(at(high)).feasible:
         return None
     low = 0.0
@@ -97,7 +99,7 @@ def penalty(problem: Problem, resource: str, error: ArrayLike | None = None) -> 
 
 
 def _loosest(problem: Problem, limits: Floats, choose: Callable[[float], Integers]) -> Integers | None:
-    """The choice at the first of ``limits`` (loosest answers first) that is within the budgets; they stay so after."""
+    """Return the choice at the first limit, in order of falling use, that meets the budgets; all later ones do too."""
     low, high = 0, len(limits)
     while low < high:
         middle = (low + high) // 2
@@ -106,7 +108,7 @@ def _loosest(problem: Problem, limits: Floats, choose: Callable[[float], Integer
 
 
 def _least(problem: Problem, key: Floats, among_equals: Floats) -> Integers:
-    """The local option with the least key in every group."""
+    """Return the local option with the smallest key in every group."""
     order = np.lexsort((among_equals, key, problem.group_of))
     starts = problem.group_offsets[:-1]
     return order[starts] - starts
@@ -128,5 +130,5 @@ def _resource(problem: Problem, name: str) -> Floats:
 def _errors(problem: Problem, error: ArrayLike | None) -> Floats:
     errors = problem.cost if error is None else np.asarray(error, dtype=np.float64)
     if errors.shape != (problem.num_options,):
-        raise InvalidProblemError(f"one error for each of {problem.num_options} options, found shape {errors.shape}")
+        raise InvalidProblemError(f"give one error for each of {problem.num_options} options, found {errors.shape}")
     return errors

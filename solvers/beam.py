@@ -1,16 +1,15 @@
 """Beam search for an objective that is measured, not tabulated: a loss after fine-tuning, a latency on the device.
 
-From the loosest choice towards the budgets in levels, each a part of the way. A level's choices come from those of the
-level before by one deliberate switch of a group; what is still above the level is lowered by the cheapest switches
-(`solvers.kernels.repair`), so that only choices of about equal use are compared. The problem's own objective, cheap
-but only a prediction, says which are worth measuring: a choice is expected to cost what its parent was measured at,
-plus what the prediction says the difference is worth; and the prediction itself is corrected, option by option, by
-what was measured. At the budgets the search goes on from the best, until no switch brings anything. (Beam search over
-rank vectors scored by a true loss is known from low-rank compression; here a model of the loss orders the
-measurements.)
+The search goes from the loosest choice to the budgets in levels, each a fraction of the way. A level's choices are made
+from those of the previous level by switching one group deliberately. If a choice is still above the level, the cheapest
+switches lower it (`solvers.kernels.repair`), so that only choices of about equal use are compared. The objective of the
+problem, a cheap prediction, decides which choices to measure: the expected loss of a choice is the measured loss of its
+parent plus the predicted difference. The prediction is corrected, option by option, by the measurements. At the budgets
+the search continues from the best choices until no switch improves them. (Beam search over rank vectors scored by a
+true loss is known from low-rank compression; here a model of the loss orders the measurements.)
 
-What always holds: only feasible choices are answers, no choice is measured twice, the number of measurements is
-bounded, and the same input gives the same answer.
+The result is always feasible, no choice is measured twice, the number of measurements is bounded, and the same input
+gives the same result.
 """
 
 import itertools
@@ -32,28 +31,28 @@ from solvers.kernels.repair import repair_flat
 from solvers.kernels.warm import warm
 
 Measure = Callable[[Integers], float]
-"""Choice ``(G,)`` → loss. Not a number counts as infinite: such a choice is never kept."""
+"""Function choice ``(G,)`` → loss. NaN counts as infinite: such a choice is never kept."""
 
 Scored = tuple[float, Integers]
-"""A measured loss and the flat options of its choice."""
+"""A measured loss, and the flat options of the choice."""
 
 LEARN, RIDGE, EXACT = 1000, 0.01, 1e-9
-"""The last measurements, which the prediction is corrected by; the share of a difference that is taken for noise; and
-the relative difference up to which nothing is corrected."""
+"""Number of latest measurements that correct the prediction; ridge parameter, relative to the number of groups; and
+relative difference between measurement and prediction up to which nothing is corrected."""
 
 PRICING_S = 1.0
-"""Maximum seconds for the budgets' prices, which show which switches are worthwhile."""
+"""Maximum time in seconds for computing the prices of the budgets, which rank the switches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BeamStep:
-    """Where a search stands after a level: what `beam_search` tells ``on_progress``.
+    """State of a search after a level, as passed to ``on_progress`` of `beam_search`.
 
     Attributes:
-        level: 1, 2, … up to the number of levels; higher ones are rounds at the budgets.
-        measurements: calls of ``measure`` so far, without those that the cache answered.
+        level: number of the level, from 1; numbers above ``levels`` are rounds at the budgets.
+        measurements: number of calls of ``measure`` so far, without losses from the cache.
         loss: the best measured loss of this level's choices.
-        best: the best measured loss of a choice within the budgets, or None before there is one.
+        best: the best measured loss of a feasible choice, or None before there is one.
     """
 
     level: int
@@ -64,15 +63,15 @@ class BeamStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BeamResult:
-    """What a beam search found.
+    """Result of a beam search.
 
     Attributes:
-        choice: ``(G,)`` the feasible choice of least measured loss, or None when none was measured.
-        loss: its measured loss.
-        measurements: calls of ``measure``.
-        cached: choices whose loss the cache knew.
-        complete: whether the search came to its own end (not to ``max_measurements`` or ``stop``).
-        steps: one entry a level.
+        choice: ``(G,)`` the feasible choice with the smallest measured loss, or None when none was measured.
+        loss: measured loss of this choice.
+        measurements: number of calls of ``measure``.
+        cached: number of choices whose loss was in the cache.
+        complete: whether the search finished (and was not ended by ``max_measurements`` or ``stop``).
+        steps: one entry per level.
     """
 
     choice: Integers | None
@@ -96,29 +95,29 @@ def beam_search(
     on_progress: Callable[[BeamStep], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> BeamResult:
-    """Look for the feasible choice of least measured loss.
+    """Search for the feasible choice with the smallest measured loss.
 
     Args:
         problem: groups, options, budgets, and an objective that predicts the loss.
-        measure: choice ``(G,)`` → loss; may take as long as it wants. An exception in it ends the search; with a
-            ``cache`` nothing that was measured is lost.
-        width: choices kept a level.
-        branch: choices measured per level for each one kept; fewer where that would use up half of ``max_measurements``
-            before the budgets are reached.
-        levels: steps from the loosest choice to the budgets.
+        measure: function choice ``(G,)`` → loss, which may take any time. An exception in it ends the search; with a
+            ``cache`` no measurement is lost.
+        width: number of choices kept per level.
+        branch: number of choices measured per level for each kept one, or fewer if this would use up half of
+            ``max_measurements`` before the budgets are reached.
+        levels: number of steps from the loosest choice to the budgets.
         max_measurements: maximum number of calls of ``measure``.
-        start: ``(G,)`` a further choice to measure when the budgets are reached; kept only if it is feasible.
-        cache: any dict-like from text to number. Known losses are read from it and new ones written to it, so that an
-            interrupted search resumes when it is called again with the same cache.
-        on_progress: called after every level.
-        stop: called before every measurement; True ends the search.
+        start: ``(G,)`` an additional choice to measure first; kept only if it is feasible.
+        cache: mutable mapping from text to number. Known losses are read from it and new ones written to it, so that an
+            interrupted search resumes when called again with the same cache.
+        on_progress: function called after every level.
+        stop: function called before every measurement; if it returns True, the search ends.
 
     Returns:
-        The best choice, its loss and what it took.
+        The best choice, its loss and statistics of the search.
 
     Raises:
         InfeasibleBudgetError: a budget lies below the smallest possible use.
-        InvalidOptionError: a number that must be at least 1 is not.
+        InvalidOptionError: a number that must be at least 1 is smaller.
 
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
     >>> losses = {(0, 0): 0.1, (1, 0): 0.2, (0, 1): 0.5, (1, 1): 0.9}
@@ -133,12 +132,12 @@ def beam_search(
     losses = _Losses(problem, measure, {} if cache is None else cache, max_measurements, stop)
     space = _Space(problem, stop)
     losses.of([] if start is None else [problem.flat(start)])
-    losses.of(space.lowered([space.loosest], 1.0))  # so that there is an answer from the start
+    losses.of(space.lowered([space.loosest], 1.0))  # gives a feasible result from the start
     beam = losses.of([space.loosest])
     steps: list[BeamStep] = []
     switches, count = 2 * branch, max(1, min(width * branch, max_measurements // (2 * levels)))
     for level in itertools.count(1):
-        earlier = beam if level > levels else []  # at the budgets the parents are rivals of their children
+        earlier = beam if level > levels else []  # at the budgets parents compete with their children
         children = space.children(beam, min(1.0, level / levels), switches, count, losses)
         if earlier and not children and switches >= problem.num_options:
             break
@@ -167,7 +166,7 @@ class Beam(Solver):
     """Beam search with the problem's own objective as the measure.
 
     Attributes:
-        width, branch, levels: see `beam_search`.
+        width, branch, levels: same as in `beam_search`.
 
     >>> from solvers import solve
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
@@ -185,13 +184,13 @@ class Beam(Solver):
     levels: int = 16
 
     def prepare(self) -> None:
-        """Compile the loops."""
+        """Compile the inner loops."""
         warm()
         problem = Problem(["a"], [["x", "y"]], [0, 1], {"bytes": [2, 1]}, {"bytes": 1})
         beam_search(problem, lambda choice: problem.evaluate(choice).objective)
 
     def run(self, problem: Problem, search: Search) -> None:
-        """Search, handing in every choice that is the best so far."""
+        """Search, and report every choice that is the best so far."""
 
         def measure(choice: Integers) -> float:
             judged = problem.evaluate(choice)
@@ -213,20 +212,20 @@ class Beam(Solver):
 
 
 class _Losses:
-    """Measures choices, each once, and remembers the best feasible one."""
+    """Measure choices, each only once, and keep the best feasible one."""
 
     def __init__(
         self, problem: Problem, measure: Measure, cache: MutableMapping[str, float], most: int, stop: Callable[[], bool]
     ) -> None:
         self._problem, self._measure, self._cache, self._most, self._stop = problem, measure, cache, most, stop
-        self.seen: dict[bytes, Scored] = {}  # in the order they were measured
+        self.seen: dict[bytes, Scored] = {}  # in the order of measurement
         self.calls = self.cached = 0
         self.cut = False
         self.least = np.inf
         self.best: Integers | None = None
 
     def of(self, flats: list[Integers]) -> list[Scored]:
-        """The choices with their losses, best first, each once; those for which no measurement was left are missing."""
+        """Return distinct choices with their losses, best first, as many as measurements are left for."""
         scored: dict[bytes, Scored] = {}
         for flat in flats:
             if flat.tobytes() not in self.seen and not self._look(flat):
@@ -255,20 +254,20 @@ class _Losses:
 
 
 class _Space:
-    """The choices between the loosest one and the budgets."""
+    """The search space between the loosest choice and the budgets."""
 
     def __init__(self, problem: Problem, stop: Callable[[], bool]) -> None:
         self._stated, self._stop = to_arrays(problem), stop
         self._arrays = self._stated
         a = self._arrays
         use = (a.use / a.unit).sum(axis=1)
-        self.loosest = np.lexsort((a.cost, -use, a.group_of))[a.starts[:-1]]  # most use; among equals the cheapest
+        self.loosest = np.lexsort((a.cost, -use, a.group_of))[a.starts[:-1]]  # largest use; on ties the cheapest
         self._most = np.maximum(a.use[self.loosest].sum(axis=0), a.limit)
         prices = dual_bound(problem, time_limit=PRICING_S).prices
         self._price = np.array([prices[name] for name in problem.budgets])
 
     def learn(self, losses: "_Losses") -> None:
-        """Correct the options' costs by what the measured losses differ from the prediction (ridge regression)."""
+        """Correct the options' costs by the differences of measured and predicted losses (ridge regression)."""
         measured = [scored for scored in losses.seen.values() if np.isfinite(scored[0])][-LEARN:]
         if not measured:
             return
@@ -285,7 +284,7 @@ class _Space:
         self._arrays = self._stated._replace(cost=self._stated.cost + chosen.T @ np.linalg.solve(common, missing))
 
     def lowered(self, flats: list[Integers], share: float) -> list[Integers]:
-        """Each choice lowered to ``share`` of the way to the budgets, where that succeeds."""
+        """Lower each choice to ``share`` of the way to the budgets; leave out choices for which this fails."""
         a = self._arrays._replace(limit=share * self._arrays.limit + (1.0 - share) * self._most)
         lowered = []
         for flat in flats:
@@ -299,7 +298,7 @@ class _Space:
     def children(
         self, beam: list[Scored], share: float, switches: int, count: int, losses: "_Losses"
     ) -> list[Integers]:
-        """Up to ``count`` new choices at ``share`` of the way to the budgets, those of least expected loss."""
+        """Return up to ``count`` new choices of smallest expected loss, at ``share`` of the way to the budgets."""
         expected: dict[bytes, tuple[float, Integers]] = {}
         for loss, parent in beam:
             value = _lagrangian_changes(self._arrays, parent, self._price)
@@ -320,7 +319,7 @@ class _Space:
 
 @compiled
 def _lagrangian_changes(a: Arrays, chosen: Integers, price: Floats) -> Floats:
-    """``(V,)`` what switching to each option changes, uses at their prices included; infinite for the chosen ones."""
+    """Return the change ``(V,)`` in priced objective from switching to each option; infinite for the chosen ones."""
     total, field, _ = begin(a, chosen)
     changes = np.empty(len(a.cost))
     for v in range(len(a.cost)):

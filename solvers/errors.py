@@ -1,17 +1,17 @@
-"""What can go wrong while a problem is solved.
+"""Errors raised while a problem is solved.
 
 SolverError
-├── UnknownSolverError      (ValueError)   no solver has that name; the known ones are listed
-├── InvalidOptionError      (ValueError)   an option the solver does not have, or a value it cannot take
-├── UnsupportedProblemError (ValueError)   the solver cannot take this kind or size of problem; says which can
-└── SolverUnavailableError  (ImportError)  a package is missing; says what to install
+├── UnknownSolverError      (ValueError)   no solver has that name; the message lists the known ones
+├── InvalidOptionError      (ValueError)   the solver has no such option, or the value is invalid
+├── UnsupportedProblemError (ValueError)   the solver does not support this kind or size of problem
+└── SolverUnavailableError  (ImportError)  a package is missing; the message says what to install
 
-A budget that no choice can meet is refused before any solver runs: `formulations.InfeasibleBudgetError`.
+A budget that no choice can meet is refused before any solver runs, with `formulations.InfeasibleBudgetError`.
 """
 
 
 class SolverError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base class of every error this package raises on purpose."""
 
 
 class UnknownSolverError(SolverError, ValueError):
@@ -19,11 +19,11 @@ class UnknownSolverError(SolverError, ValueError):
 
 
 class InvalidOptionError(SolverError, ValueError):
-    """An option the solver does not have, or a value it cannot take."""
+    """The solver has no such option, or the value of an option is invalid."""
 
 
 class UnsupportedProblemError(SolverError, ValueError):
-    """The solver cannot take this kind or size of problem."""
+    """The solver does not support this kind or size of problem; the message says which solvers do."""
 
 
 class SolverUnavailableError(SolverError, ImportError):

@@ -1,8 +1,8 @@
-"""An append-only file of results that cost time to get, so that interrupted work resumes.
+"""An append-only file of expensive results, so that interrupted work can resume.
 
-One JSON line a result, ``{"kind", "version", "key", "value"}``: the key says what was asked, the value what came out.
-What always holds: a line is written in one piece and reaches the disk before `Journal.add` returns; a last line
-that was cut half-way is dropped and asked for again; a line that is damaged otherwise is an error, never skipped.
+Each result is one JSON line, ``{"kind", "version", "key", "value"}``: the key describes the task, the value is its
+result. A line is written in one piece and is on disk before `Journal.add` returns. A truncated last line is dropped, so
+that its task runs again. A line that is damaged in any other way is an error and never skipped.
 """
 
 import json
@@ -18,14 +18,14 @@ from solvers.provenance import class_names, versions
 
 FILE_KIND = FileKind("qcompress journal", version=1)
 
-_BEGIN = json.dumps({"kind": FILE_KIND.name})[:-1].encode()  # how every line of ours begins
+_BEGIN = json.dumps({"kind": FILE_KIND.name})[:-1].encode()  # prefix of every line
 
 
 class Journal:
-    """The results in a journal file; a new file is made where there is none.
+    """The results in a journal file, which is created if it does not exist.
 
     Args:
-        path: of the file, in a folder that exists.
+        path: path of the file; its folder must exist.
 
     Raises:
         FileFormatError: the file is no journal, of a newer version, or damaged.
@@ -45,7 +45,7 @@ class Journal:
         half = content[len(complete) :]
         if not (half.startswith(_BEGIN) or _BEGIN.startswith(half)):
             raise FileFormatError(f"{path} is not a {FILE_KIND.name} file: its last line is {half[:40]!r}")
-        with self._path.open("ab") as file:  # also finds out at once whether it can be written
+        with self._path.open("ab") as file:  # also checks that the file can be written
             file.truncate(len(complete))
 
     def get(self, key: dict[str, Any]) -> Any | None:
@@ -53,7 +53,7 @@ class Journal:
         return self._values.get(_canonical(key))
 
     def add(self, key: dict[str, Any], value: Any) -> None:
-        """Append a value (JSON-able) for a key. Not-a-number is refused (ValueError)."""
+        """Append a value, which JSON must be able to store, for a key. NaN is refused with a ValueError."""
         entry = {**FILE_KIND.header, "key": key, "value": value}
         line = json.dumps(entry, allow_nan=False, ensure_ascii=False).encode() + b"\n"
         with self._path.open("ab", buffering=0) as file:
@@ -72,10 +72,10 @@ class Journal:
 def run_key(
     purpose: str, problem: Problem, solver: Solver, time_limit: float | None, seed: int | None
 ) -> dict[str, Any]:
-    """The key of one solver run: everything that decides what comes out, versions of the code included.
+    """Return the key of one solver run: everything that determines the result, including versions of the code.
 
-    A dimod sampler is known by its class, those it is composed of, and its parameters; what else it was made with does
-    not show, so that two which differ in that need labels of their own.
+    A dimod sampler is identified by its class, the classes it is composed of, and its parameters. Samplers that differ
+    in other ways need different labels.
     """
     return {
         "purpose": purpose,

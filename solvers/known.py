@@ -1,4 +1,4 @@
-"""Update a `Solution` when a better choice or bound for its problem is known from elsewhere."""
+"""Update a `Solution` with a better choice or bound from another source."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -10,18 +10,18 @@ from solvers.base import Search
 from solvers.solution import Solution, Status
 
 JUDGED = ("choice", "objective", "usage", "feasible", "bound", "gap", "status", "problem_fingerprint")
-"""The fields that tell about the answer; the others tell about the run, and stay."""
+"""Fields that describe the answer; all other fields describe the run and are not changed."""
 
 
 def with_known(
     problem: Problem, solution: Solution, *, choices: Iterable[ArrayLike] = (), bounds: Iterable[float | None] = ()
 ) -> Solution:
-    """``solution`` with the best of its own choice and the given ones, and the best bound; judged as in any run.
+    """Return ``solution`` with the best of its choice and the given ones, and the best bound, evaluated as in any run.
 
     Args:
-        problem: the problem of the solution, or the same with tighter budgets (a bound holds for those as well).
-        solution: what one run found.
-        choices: each ``(G,)``; those over a budget are left out.
+        problem: the problem of the solution, or the same problem with tighter budgets (bounds hold for these too).
+        solution: result of one run.
+        choices: choices, each ``(G,)``; those that exceed a budget are ignored.
         bounds: proven lower bounds on every feasible choice's objective.
 
     >>> from solvers import judge

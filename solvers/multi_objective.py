@@ -1,11 +1,11 @@
 """The Pareto front of objective and a resource: NSGA-II (pymoo; Deb et al., doi:10.1109/4235.996017) with local search.
 
-    pareto_front(problem, "bytes")  ──▶  every point a choice that no other found is better than in both
+    pareto_front(problem, "bytes")  ──▶  points that no other choice found dominates
 
-Beginnings are the descents at the prices at which groups change their option. A child goes down in the objective plus
-a price times the use, or in the objective alone within the use it has, so that points between the corners of the convex
-hull are reached, too. All choices that were judged compete for the front, not the last population alone; at the end
-each point tries its single switches. What always holds: points are sorted by use, none dominates another, all are
+The first population consists of descents at the prices at which groups change their option. A child descends either in
+the objective plus a price times the use, or in the objective alone without raising its use, so that points between the
+corners of the convex hull are reached too. All evaluated choices compete for the front, not only the last population.
+At the end all single switches of every point are tried. Points are sorted by use, none dominates another, and all are
 feasible.
 """
 
@@ -41,18 +41,18 @@ from solvers.kernels.repair import repair_flat
 from solvers.kernels.warm import warm
 
 TIE = 1e-12
-"""Objectives that differ by less than this, relative to the front's range, are equal."""
+"""Objectives that differ by less than this, relative to the front's range, count as equal."""
 
 BATCH, TRIED = 256, 10_000
-"""Points whose single switches are weighed at once, and in all."""
+"""Maximum number of points whose single switches are evaluated at once, and in total."""
 
 POLISHABLE = 2_000
-"""Options up to which the points also try two switches at a time."""
+"""Maximum number of options for which pairs of switches are tried too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParetoPoint:
-    """One point: a choice (local option indices), its objective and its use of the resource, as `evaluate` judges."""
+    """A choice (local option indices) with its objective and use of the resource from `Problem.evaluate`."""
 
     choice: tuple[int, ...]
     objective: float
@@ -61,13 +61,13 @@ class ParetoPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParetoFront:
-    """Points by rising use and falling objective.
+    """A Pareto front, with points by rising use and falling objective.
 
     Attributes:
-        resource: the second objective.
-        points: none is dominated by another.
-        generations: number of generations that were bred.
-        wall_s: how long it took.
+        resource: name of the resource that is the second objective.
+        points: the points, none of which dominates another.
+        generations: number of generations that were run.
+        wall_s: wall time in seconds.
     """
 
     resource: str
@@ -76,15 +76,15 @@ class ParetoFront:
     wall_s: float
 
     def __iter__(self) -> Iterator[ParetoPoint]:
-        """The points by rising use."""
+        """Iterate over the points by rising use."""
         return iter(self.points)
 
     def __len__(self) -> int:
-        """How many points there are."""
+        """Return the number of points."""
         return len(self.points)
 
     def best_within(self, budget: float) -> ParetoPoint | None:
-        """The point of least objective that uses no more than ``budget``."""
+        """Return the point with the smallest objective that uses at most ``budget``, or None."""
         return next((point for point in reversed(self.points) if point.usage <= budget), None)
 
 
@@ -98,19 +98,19 @@ def pareto_front(
     seed: int | None = None,
     on_generation: Callable[[int, int], None] | None = None,
 ) -> ParetoFront:
-    """Find choices that trade the objective for a resource; all budgets hold, also one of ``resource``.
+    """Find choices that trade the objective against a resource, within all budgets (including one for ``resource``).
 
     Args:
-        problem: what to choose for.
-        resource: one of its resources.
-        population: choices alive at a time; the front may have more points, and fewer.
-        generations: rounds of mating.
-        time_limit: seconds; the front found so far is returned when they are over.
-        seed: the same seed gives the same front, unless the time limit cuts it.
-        on_generation: called with the generation's number and the points on the front.
+        problem: the problem to solve.
+        resource: name of one of its resources.
+        population: size of the population; the front may have more or fewer points.
+        generations: number of generations.
+        time_limit: maximum time in seconds, after which the front found so far is returned.
+        seed: random seed; the same seed gives the same front, unless the time limit ends the run.
+        on_generation: function called with the number of the generation and the number of points on the front.
 
     Raises:
-        InvalidOptionError: no such resource, or a number out of range.
+        InvalidOptionError: the resource is unknown, or a number is out of range.
         InfeasibleBudgetError: a budget lies below the smallest possible use.
 
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {})
@@ -158,7 +158,7 @@ def _point(problem: Problem, resource: str, choice: Integers) -> ParetoPoint | N
 
 
 class _Space(PymooProblem):  # type: ignore[misc]
-    """Two objectives for pymoo, and the front of all that it has judged (flat options, by rising use)."""
+    """The two objectives for pymoo, and the front of all evaluated choices (flat options, by rising use)."""
 
     def __init__(self, problem: Problem, resource: str, rng: np.random.Generator) -> None:
         self.arrays, self.rng = to_arrays(problem), rng
@@ -174,11 +174,11 @@ class _Space(PymooProblem):  # type: ignore[misc]
         out["F"], out["G"] = values, excess[:, None]
 
     def flat(self, choices: Integers) -> Integers:
-        """Local option indices ``(n, G)`` as flat ones."""
+        """Convert local option indices ``(n, G)`` to flat ones."""
         return np.asarray(choices, dtype=np.int64) + self.arrays.starts[:-1]
 
     def judge(self, chosen: Integers) -> tuple[Floats, Floats]:
-        """Objective and use ``(n, 2)``, and the excess over the budgets; what is on the front is kept."""
+        """Return objective and use ``(n, 2)`` and the excess over the budgets; update the front."""
         objectives, excess = judge_all(self.arrays, chosen)
         values = np.stack([objectives, self.use[chosen].sum(axis=1)], axis=1)
         feasible = excess == 0
@@ -193,7 +193,7 @@ class _Space(PymooProblem):  # type: ignore[misc]
         return values, excess
 
     def first(self, count: int) -> Integers:
-        """Descents at a range of prices, and random choices; none when not even one can be repaired."""
+        """Return descents at a range of prices and random choices; none if no choice can be repaired."""
         a = self.arrays
         probe = a.starts[:-1].copy()
         if not repair_flat(a, probe):
@@ -209,7 +209,7 @@ class _Space(PymooProblem):  # type: ignore[misc]
         return chosen - a.starts[:-1]
 
     def improved(self, chosen: Integers) -> Integers:
-        """Children: half of them go down at a random price, half within the use they have."""
+        """Improve children: half of them descend at a random price, the others without raising their use."""
         for number, choice in enumerate(chosen):
             if number % 2:
                 self._descend(choice, self.rng.choice(self.slopes) * self.rng.lognormal(0.0, 0.2))
@@ -218,7 +218,7 @@ class _Space(PymooProblem):  # type: ignore[misc]
         return chosen
 
     def finish(self, deadline: float, count: int) -> None:
-        """Points try single switches; ``count`` of them two at a time, below the next one's use; then all again."""
+        """Try single switches of all points, pairs of switches of ``count`` points, and single switches again."""
         tried: set[bytes] = set()
         self._try_switches(deadline, tried)
         if len(self.arrays.cost) > POLISHABLE:
@@ -233,13 +233,13 @@ class _Space(PymooProblem):  # type: ignore[misc]
         self._try_switches(deadline, tried)
 
     def _try_switches(self, deadline: float, tried: set[bytes]) -> None:
-        """Every single switch of every point, until nothing new comes to the front."""
+        """Try every single switch of every point until the front has no new points."""
         a = self.arrays
         while time.perf_counter() < deadline and len(tried) < TRIED:
             fresh = np.array([point.tobytes() not in tried for point in self.chosen])
             if not fresh.any():
                 return
-            points = self.chosen[fresh][:: 1 + fresh.sum() // BATCH]  # from end to end, should it be cut
+            points = self.chosen[fresh][:: 1 + fresh.sum() // BATCH]  # spread over the front, in case time runs out
             tried.update(point.tobytes() for point in points)
             value, use, within = _switched(a, self.use, points)
             rival = np.searchsorted(self._front[:, 1], use, side="right") - 1
@@ -253,7 +253,7 @@ class _Space(PymooProblem):  # type: ignore[misc]
             descend_flat(self.arrays._replace(cost=self.arrays.cost + price * self.use), chosen)
 
     def _within(self, usage: float) -> Arrays:
-        """The problem with one budget more: the resource at ``usage``."""
+        """Add a budget of ``usage`` for the resource to the problem."""
         a = self.arrays
         return a._replace(
             use=np.ascontiguousarray(np.column_stack([a.use, self.use])),
@@ -262,7 +262,7 @@ class _Space(PymooProblem):  # type: ignore[misc]
         )
 
     def _slopes(self) -> Floats:
-        """The prices at which some group alone would change its option, ascending."""
+        """Return the prices at which some group alone would change its option, ascending."""
         order = np.lexsort((self.arrays.cost, self.use, self.arrays.group_of))
         cost, use, same = self.arrays.cost[order], self.use[order], np.diff(self.arrays.group_of[order]) == 0
         falls, rises = -np.diff(cost)[same], np.diff(use)[same]
@@ -272,7 +272,7 @@ class _Space(PymooProblem):  # type: ignore[misc]
 
 @compiled
 def _switched(a: Arrays, use: Floats, points: Integers) -> tuple[Floats, Floats, NDArray[np.bool_]]:
-    """Objective, use and whether the budgets hold, ``(n, V)``, after each single switch of choices ``(n, G)``."""
+    """Return objective, use and feasibility ``(n, V)`` after each single switch of choices ``(n, G)``."""
     shape = (len(points), len(a.cost))
     objectives, uses, within = np.empty(shape), np.empty(shape), np.empty(shape, dtype=np.bool_)
     for i in range(len(points)):

@@ -1,9 +1,9 @@
-"""Solving problems whose budgets have pair terms: at prices, by any solver, with true uses at the end.
+"""Solve problems whose budgets have pair terms, by any solver at prices, followed by repair with the true uses.
 
-A budget with pair terms is taken into the objective at a price (`formulations.reductions.pricing`); what is left is a
-problem that every solver takes. Prices are bisected by the Lagrangian dual, whose bounds hold for the stated problem;
-the solver then works at the best prices, and around them. What it and the dual find is repaired and improved within
-the true uses. `brute-force` looks at every choice as it is, and so proves.
+A budget with pair terms is moved into the objective at a price (`formulations.reductions.pricing`), which leaves a
+problem that every solver accepts. Prices are found by bisection with the Lagrangian dual, whose bounds hold for the
+original problem. The solver then runs at the best prices and near them. The choices that it and the dual find are
+repaired and improved with the true uses. `brute-force` evaluates every choice directly and proves optimality.
 """
 
 import time
@@ -23,28 +23,28 @@ from solvers.search import Search
 from solvers.sub_search import SubSearch
 
 DOUBLINGS, BISECTIONS = 40, 16
-"""Steps in which a price is first found too high, then narrowed."""
+"""Maximum number of steps to find an upper limit for a price, and of bisection steps after that."""
 
 PRECISION = 1e-3
-"""Relative width at which a price is known well enough."""
+"""Relative width of a price interval at which bisection stops."""
 
 ROUNDS = 3
-"""Rounds over the prices of several budgets."""
+"""Number of rounds over the prices of several budgets."""
 
 SPREAD = (1.0, 1.02, 0.98, 1.08)
-"""Prices that the solver works at, relative to the best one: just too high, to end within the budget."""
+"""Prices at which the solver runs, relative to the best ones; slightly too high ones lead to choices within budget."""
 
 PRICE_SHARE, PRICE_S = 0.4, 60.0
-"""Share of the time that the prices take, and how long without a limit."""
+"""Maximum fraction of the remaining time, and maximum time in seconds, for finding the prices."""
 
 PASSES = 20
-"""Passes of the descent at most."""
+"""Maximum number of passes of the descent."""
 
 Attack = Callable[[Search], None]
 
 
 def solve_paired(problem: Problem, search: Search, attack: Attack) -> None:
-    """Search ``problem``, whose budgets have pair terms, with what ``attack`` does to a priced problem."""
+    """Search ``problem``, whose budgets have pair terms, by running ``attack`` on priced problems."""
     within = Within(problem, search)
     with search.phase("price_s"):
         within.offer(_cheapest(problem), paired=False)
@@ -67,7 +67,7 @@ def solve_paired(problem: Problem, search: Search, attack: Attack) -> None:
 
 @cache
 def prepare() -> None:
-    """Compile, or load from disk, the loops, before the clock of a run starts."""
+    """Compile the inner loops, or load them from disk, before the clock of a run starts."""
     terms = scipy.sparse.csr_array(([6.0], ([0], [2])), shape=(4, 4))
     tables = (["a", "b"], [["wide", "narrow"]] * 2, [0, 2, 0, 3], {"macs": [0] * 4}, {"macs": 5})
     for factor in (None, np.eye(4)):
@@ -76,14 +76,14 @@ def prepare() -> None:
 
 
 class Within:
-    """Makes choices fit the true budgets, better, and offers them."""
+    """Repair choices to meet the true budgets, improve them, and report them to the search."""
 
     def __init__(self, problem: Problem, search: Search) -> None:
         self.problem, self.search = problem, search
         self.arrays, self.uses = arrays_of(problem)
 
     def offer(self, choice: Integers, *, paired: bool = True) -> None:
-        """Repair, descend by single switches or also by two at once, offer."""
+        """Repair a choice, descend by single switches (with ``paired`` also by two at once), and report the results."""
         chosen = self.problem.flat(choice).copy()
         if not repair_paired(self.arrays, self.uses, chosen):
             return
@@ -97,19 +97,19 @@ class Within:
 
 
 class _Prices:
-    """The prices of budgets with pair terms, one after the other."""
+    """Search for the prices of budgets with pair terms, one budget after the other."""
 
     def __init__(self, problem: Problem, search: Search) -> None:
         self.problem, self.search = problem, search
         self.names = problem.paired_budgets
         self.prices = dict.fromkeys(self.names, 0.0)
-        self.choice: Integers | None = None  # the dual's last one within the budgets, else its first
+        self.choice: Integers | None = None  # the dual's last feasible choice, else its first choice
         self._dual = PairedDual(problem)
         self._most = largest_objective(problem.derived(budgets={}, resource_pairs={}))
         self._deadline = time.perf_counter() + min(PRICE_S, PRICE_SHARE * search.remaining())
 
     def best(self) -> Mapping[str, float]:
-        """Prices just high enough for the dual's choice; every bound on the way is handed in."""
+        """Find the smallest prices at which the dual's choice meets the budgets, and report every bound on the way."""
         if self._over(self.prices):
             for _ in range(ROUNDS if len(self.names) > 1 else 1):
                 for name in self.names:
@@ -136,7 +136,7 @@ class _Prices:
         return self.search.proven() or self.search.expired() or time.perf_counter() > self._deadline
 
     def _over(self, prices: Mapping[str, float], name: str | None = None) -> bool:
-        """Whether the dual's choice at these prices uses more than the budgets, or the named one, allow."""
+        """Whether the dual's choice at these prices exceeds a budget (only that of ``name`` if given)."""
         bound: DualBound = self._dual.bound(prices, self._deadline)
         self.search.raise_bound(min(bound.value, self._most))
         broken = set(self.problem.evaluate(bound.choice).violations)
@@ -147,7 +147,7 @@ class _Prices:
         return bool(broken & set(self.names)) if name is None else name in broken
 
     def _scale(self, name: str) -> float:
-        """A price at which the resource weighs about a hundredth of the objective."""
+        """Return a price at which the resource contributes about a hundredth of the objective."""
         starts, use = self.problem.group_offsets[:-1], self.problem.resources[name]
         terms = self.problem.resource_pairs[name]
         most = float(np.maximum.reduceat(use, starts).sum()) + float(terms.sum()) / max(1.0, self.problem.num_options)

@@ -1,9 +1,9 @@
-"""A pool: several good choices that differ, for what the objective does not know (a second look, another metric).
+"""Find a pool of several good, different choices, to select among by criteria that the objective does not contain.
 
-The first is the best. Each further one is the best of those that differ from all before it in at least d groups. "At
-most G - d groups as in that choice" adds up over the options, so it is one more budget: every solver takes it as it
-is, and an exact one proves each member of the pool. What always holds: all are within the problem's budgets, any two
-differ in at least d groups, none is further from the best than was asked, best first.
+The first choice is the best. Each further one is the best among those that differ from all previous ones in at least d
+groups. "At most G - d groups as in that choice" is a sum over the options, hence one more budget: every solver supports
+it, and an exact solver proves each member of the pool. All members meet the problem's budgets, any two differ in at
+least d groups, and none is further from the best than requested. They are sorted, best first.
 """
 
 import time
@@ -38,22 +38,22 @@ def pool(
     """Find up to ``k`` good choices that differ from each other.
 
     Args:
-        problem: what to solve.
+        problem: the problem to solve.
         k: maximum number of choices, including the best.
-        within: how far above the best objective they may lie, as a share of its size.
-        distance: minimum number of groups in which any two of them differ.
-        solver: as `solve` takes it; it is run once for each.
-        time_limit: seconds for all of it.
-        seed: same seed, same answer.
-        **options: the solver's own.
+        within: maximum excess over the best objective, relative to its absolute value.
+        distance: minimum number of groups in which any two choices differ.
+        solver: the solver, same as in `solve`; it runs once for each choice.
+        time_limit: maximum time in seconds for the whole pool.
+        seed: random seed; the same seed gives the same result.
+        **options: options of the solver.
 
     Returns:
-        The best choice as `solve` gives it, with ``pool``: choices and objectives, best first, itself the first.
-        ``details["pool"]`` says why it ended (``stopped``), and whether every member, and that there are no more
-        where there are fewer than ``k``, was ``proven``.
+        The solution that `solve` returns, with ``pool`` set to choices and their objectives, best first (including the
+        best). ``details["pool"]`` says why the search ended (``stopped``) and whether the pool is ``proven``: each
+        member is proven to be the best, and no further one exists if there are fewer than ``k``.
 
     Raises:
-        InvalidOptionError: ``k``, ``within`` or ``distance`` makes no sense for the problem.
+        InvalidOptionError: ``k``, ``within`` or ``distance`` is out of range for the problem.
         InfeasibleBudgetError: a budget lies below the smallest possible use of its resource.
 
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 2], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
@@ -68,7 +68,7 @@ def pool(
     problem.require_linear_budgets("pool")
     back_end = registry.configured(as_solver(solver), options)
     back_end.require(problem)
-    back_end.prepare()  # before the clock starts, as `solve` does
+    back_end.prepare()  # before the clock starts, as in `solve`
     end = np.inf if time_limit is None else time.perf_counter() + time_limit
 
     def run(runs_left: int, part: Problem, start: NDArray[np.int64] | None) -> Solution:
@@ -85,7 +85,7 @@ def pool(
         restricted = _away(problem, members, distance)
         try:
             further = run(k - len(members), restricted, _start(restricted, members[0]))
-        except InfeasibleBudgetError:  # groups of one option keep them too alike
+        except InfeasibleBudgetError:  # groups with one option make the distance impossible
             stopped = "no other choice differs enough"
             break
         limit = target_near(min(_objectives(problem, members)), within)
@@ -111,7 +111,7 @@ def _objectives(problem: Problem, members: Sequence[NDArray[np.int64]]) -> list[
 
 
 def _away(problem: Problem, members: Sequence[NDArray[np.int64]], distance: int) -> Problem:
-    """The problem with one more budget for each member: at most G - d groups as in that one."""
+    """Add one budget for each member to the problem: at most G - d groups as in that member."""
     resources, budgets = dict(problem.resources), dict(problem.budgets)
     for number, member in enumerate(members):
         name = f"groups as in choice {number}"
@@ -126,7 +126,7 @@ def _away(problem: Problem, members: Sequence[NDArray[np.int64]], distance: int)
 
 
 def _start(restricted: Problem, best: NDArray[np.int64]) -> NDArray[np.int64] | None:
-    """The best choice, changed as little as it takes to be far enough from the members."""
-    from solvers.kernels.repair import repair  # compiled code, imported only when it is used
+    """Repair the best choice so that it differs enough from all members."""
+    from solvers.kernels.repair import repair  # compiled code, imported only when used
 
     return repair(restricted, best)

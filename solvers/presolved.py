@@ -1,8 +1,8 @@
-"""Running a back end on what presolve leaves: part after part, judged on the original problem.
+"""Run a back end on the presolved problem, part by part, with results evaluated on the original problem.
 
-The back end sees each component of what is left as a problem of its own, scaled to about 1, while the others choose as
-well as is known so far. Their bounds add up to one of the original. What always holds: trace, progress and status speak
-of the original only.
+The back end gets each component of the presolved problem as a separate problem, scaled to about 1, while the other
+components take their best known choices. The bounds of the components add up to a bound of the original. Trace,
+progress and status always refer to the original problem.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,11 @@ from solvers.search import Search
 from solvers.sub_search import SubSearch
 
 Attack = Callable[[Search], None]
-"""Works on the problem of a search: a back end's run, after a bound where one is asked for."""
+"""Function that searches the problem of a search: a bound if requested, then a back end's run."""
 
 
 def solve_parts(reduction: Presolved, search: Search, attack: Attack) -> None:
-    """Solve every part with a share of the time by its number of options; close the search when all are closed."""
+    """Solve every part, with time in proportion to its options; close the search when all parts are closed."""
     search.details["presolve"] = reduction.summary()
     if not reduction.feasible:
         search.close()
@@ -45,7 +45,7 @@ def solve_parts(reduction: Presolved, search: Search, attack: Attack) -> None:
 
 
 class _Joint:
-    """The state of all parts, and what follows for the whole problem."""
+    """The state of all parts, and its consequences for the whole problem."""
 
     def __init__(self, reduction: Presolved, search: Search) -> None:
         self.reduction, self.search = reduction, search
@@ -58,7 +58,7 @@ class _Joint:
             self.hints = [part.lower(lowered) for part in parts]
         starts = self.hints
         if len(parts) > 1 and search.initial is None:
-            starts = [_cheap(part.problem) for part in parts]  # or nothing could be offered before the last part
+            starts = [_cheap(part.problem) for part in parts]  # else nothing could be offered before the last part
         self.choices = [
             start if start is not None and part.problem.evaluate(start).feasible else None
             for start, part in zip(starts, parts, strict=True)
@@ -67,7 +67,7 @@ class _Joint:
             search.offer(joined)
 
     def search_of(self, number: int, seconds: float) -> SubSearch:
-        """The search of a part, beside what is known of the others."""
+        """Return the search of a part, given the best known choices of the others."""
         parts = self.reduction.parts
         other_choices = [choice for i, choice in enumerate(self.choices) if i != number]
         bounds = [-np.inf if bound is None else bound for i, bound in enumerate(self.bounds) if i != number]
@@ -86,7 +86,7 @@ class _Joint:
         return part
 
     def keep(self, part: SubSearch) -> None:
-        """Take over what a part's search leaves behind: details, and its pool joined with the best of the others."""
+        """Take over the results of a part's search: its details, and its pool joined with the others' best choices."""
         number, details, original = len(self.searches), self.search.details, self.reduction.original
         self.searches.append(part)
         self.choices[number] = part.choice
@@ -104,7 +104,7 @@ class _Joint:
         self.search.pool = sorted(pool.items(), key=lambda entry: entry[1])
 
     def end(self) -> None:
-        """Close the whole search, or say that it was cut, as follows from the parts."""
+        """Close the whole search or mark it as cut short, depending on the parts."""
         if any(part.closed and part.choice is None for part in self.searches):
             if self.search.choice is None:
                 self.search.close()
@@ -114,13 +114,13 @@ class _Joint:
             self.search.cut_short()
 
     def _joined(self, choices: list[Choice | None]) -> Choice | None:
-        """The original's choice of one choice for every part; None when one is missing."""
+        """Return the original's choice for one choice of every part; None when one is missing."""
         found_choices = [choice for choice in choices if choice is not None]
         return self.reduction.lift(self.reduction.join(found_choices)) if len(found_choices) == len(choices) else None
 
 
 def _cheap(problem: Problem) -> Choice | None:
-    """A choice within the budgets, from every group's cheapest option."""
-    from solvers.kernels.repair import repair  # compiled code, imported only when it is used
+    """Repair the choice of every group's cheapest option to meet the budgets."""
+    from solvers.kernels.repair import repair  # compiled code, imported only when used
 
     return repair(problem, [int(np.argmin(problem.cost[begin:end])) for begin, end in pairwise(problem.group_offsets)])

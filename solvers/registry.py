@@ -1,6 +1,6 @@
-"""Which solvers there are: a written table, plus what other packages add through the entry-point group.
+"""The registry of solvers: a table in this module, plus the solvers that other packages add as entry points.
 
-Adding a back end is one file and one line here. A package of its own adds it in its ``pyproject.toml``:
+A new back end needs one file and one line here. A separate package adds one in its ``pyproject.toml``:
 
     [project.entry-points."qcompress.solvers"]
     my-solver = "my_package.my_module:MySolver"
@@ -54,12 +54,12 @@ def names() -> list[str]:
 
 
 def solver_class(name: str) -> type[Solver]:
-    """The class behind a name.
+    """Return the solver class with this name.
 
     Raises:
-        UnknownSolverError: no such name; lists the known ones.
+        UnknownSolverError: the name is unknown; the message lists the known ones.
     """
-    table = TABLE if name in TABLE else _table()  # looking for plug-ins takes 20 ms
+    table = TABLE if name in TABLE else _table()  # searching for plug-ins takes 20 ms
     if name not in table:
         raise UnknownSolverError(f"no solver is called {name!r}; known: {', '.join(table)}")
     module, _, attribute = table[name].partition(":")
@@ -68,10 +68,10 @@ def solver_class(name: str) -> type[Solver]:
 
 
 def configured(solver: Solver, options: dict[str, Any]) -> Solver:
-    """Replace some options of ``solver``.
+    """Return ``solver`` with some options replaced.
 
     Raises:
-        InvalidOptionError: an option it does not have; lists the ones it has.
+        InvalidOptionError: the solver has no such option; the message lists its options.
     """
     defaults = solver.option_defaults()
     if unknown := [name for name in options if name not in defaults]:
@@ -83,7 +83,7 @@ def configured(solver: Solver, options: dict[str, Any]) -> Solver:
 
 
 def available() -> list[SolverInfo]:
-    """Every solver, whether it can run here, and what is missing if not. Takes no licence and no network.
+    """Describe every solver, whether it can run here, and what is missing. Uses no licence and no network.
 
     >>> [info.name for info in available()][:2]
     ['auto', 'brute-force']

@@ -1,4 +1,4 @@
-"""`solve`: the one entry point to every back end."""
+"""`solve`, the single entry point to all back ends."""
 
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -53,27 +53,28 @@ def solve(
     wait: bool = True,
     **options: Any,
 ) -> "Solution | Job":
-    """Choose one option per group so that the objective is least within the budgets.
+    """Choose one option per group to minimise the objective within the budgets.
 
     Args:
-        problem: what to solve.
-        solver: a name (see `available`), also with options or an import path (see `solvers.named`), a `Solver` class
-            or instance, or any ``dimod.Sampler`` instance.
-        time_limit: seconds; the best so far is returned when they are over. None: the solver's own end.
-            The first run ever may compile for some seconds before they begin to count.
-        seed: same seed, same answer (where no time limit cut the run).
-        initial: ``(G,)`` a choice to start from; an infeasible one only serves as a hint.
-        on_progress: called with a `Progress` whenever incumbent or bound change.
-        bound: prove a lower bound first (a fifth of the time at most), so that any solver's answer has a gap.
-        presolve: reduce the problem first (`formulations.reductions.presolve`); the answer is the original's in any
-            case.
-        wait: False sends the problem to a service (the leap solvers) and gives its `solvers.leap.job.Job` at
-            once; ``job.fetch()`` waits for the solution, also in another process on another day.
-        **options: the solver's own (``available()`` lists them); unknown ones are refused.
+        problem: the problem to solve.
+        solver: a name (see `available`), optionally with options or an import path (see `solvers.named`), a `Solver`
+            class or instance, or any ``dimod.Sampler`` instance.
+        time_limit: maximum time in seconds, after which the best choice so far is returned; None lets the solver
+            finish. The very first run may compile for some seconds before the time starts.
+        seed: random seed; the same seed gives the same result, unless the time limit ends the run.
+        initial: ``(G,)`` a choice to start from; an infeasible one is only a hint.
+        on_progress: function called with a `Progress` whenever the incumbent or the bound changes.
+        bound: whether to prove a lower bound first (in at most a fifth of the time), so that every solver's answer
+            has a gap.
+        presolve: whether to reduce the problem first (`formulations.reductions.presolve`); the solution always refers
+            to the original problem.
+        wait: False sends the problem to a service (the leap solvers) and returns a `solvers.leap.job.Job` immediately;
+            ``job.fetch()`` waits for the solution, which works in another process and on another day too.
+        **options: options of the solver (``available()`` lists them); unknown ones are refused.
 
     Returns:
-        A `Solution`; objective and feasibility are recomputed by ``Problem.evaluate``.
-        Ctrl-C ends the run with the best so far.
+        A `Solution` with objective and feasibility computed by ``Problem.evaluate``. Ctrl-C ends the run with the best
+        choice so far.
 
     Raises:
         InfeasibleBudgetError: a budget lies below the smallest possible use of its resource.
@@ -95,7 +96,7 @@ def solve(
         return job
     back_end.prepare()
     if problem.paired_budgets and not back_end.native_use_pairs:
-        from solvers import paired  # compiled code, imported only when it is used
+        from solvers import paired  # compiled code, imported only when used
 
         paired.prepare()
     search = Search(
@@ -112,7 +113,7 @@ def solve(
 
 
 def _checked_start(problem: Problem, time_limit: float | None, initial: ArrayLike | None) -> NDArray[np.int64] | None:
-    """The choice to start from, when problem, time limit and choice are what `solve` takes."""
+    """Check the problem, the time limit and the initial choice, and return the latter."""
     if not isinstance(problem, Problem):
         raise InvalidOptionError(f"solve takes a formulations.Problem, found {type(problem).__name__}")
     if time_limit is not None and not (np.isfinite(time_limit) and time_limit > 0):
@@ -126,14 +127,14 @@ def _checked_start(problem: Problem, time_limit: float | None, initial: ArrayLik
 
 
 def _run_reduced(search: Search, back_end: Solver, *, bound: bool, presolve: bool) -> None:
-    """Run the back end on what reductions leave of the search's problem."""
+    """Run the back end on the reduced problem of the search."""
     problem = search.problem
 
     def run(outer: Search) -> None:
         _run_scaled(outer, back_end, bound=bound)
 
     if problem.paired_budgets and not back_end.native_use_pairs:
-        from solvers.paired import solve_paired  # compiled code, imported only when it is used
+        from solvers.paired import solve_paired  # compiled code, imported only when used
 
         solve_paired(problem, search, run)
         return
@@ -147,12 +148,12 @@ def _run_reduced(search: Search, back_end: Solver, *, bound: bool, presolve: boo
 
 
 def _run_scaled(outer: Search, back_end: Solver, *, bound: bool) -> None:
-    """Run the back end on the problem in units of about 1, after a proven bound where one is asked for."""
+    """Run the back end on the problem scaled to about 1, after proving a bound if requested."""
     search = SubSearch(normal_form(outer.problem), outer, initial=outer.initial)
     if outer.choice is not None:
         search.begin_from(outer.choice)
     if bound and not search.problem.paired_budgets:
-        from solvers.bounds.duality import raise_dual_bound  # compiled code, imported only when it is used
+        from solvers.bounds.duality import raise_dual_bound  # compiled code, imported only when used
 
         raise_dual_bound(search.problem, search, 0.2)
     if not search.proven():
@@ -162,12 +163,12 @@ def _run_scaled(outer: Search, back_end: Solver, *, bound: bool) -> None:
 
 
 def judge(problem: Problem, choice: ArrayLike, *, name: str = "given") -> Solution:
-    """Judge a choice made by other means (uniform bits, by hand); the `Solution` has no choice when it is over budget.
+    """Evaluate a choice made by other means (uniform bits, by hand); an infeasible choice is not in the `Solution`.
 
     Args:
-        problem: what it is a choice for.
+        problem: the problem that the choice is for.
         choice: ``(G,)`` local option index of every group.
-        name: the solver's name in the solution.
+        name: name of the solver in the solution.
 
     >>> judge(Problem(["a"], [["keep", "4 bit"]], [0, 3], {}, {}), [1]).objective
     3.0
@@ -178,14 +179,14 @@ def judge(problem: Problem, choice: ArrayLike, *, name: str = "given") -> Soluti
 
 
 def as_solver(solver: SolverLike) -> Solver:
-    """The `Solver` that is meant by words (see `solvers.named`), a class, an instance or a dimod sampler.
+    """Return the `Solver` for a text (see `solvers.named`), a class, an instance or a dimod sampler.
 
     Raises:
-        UnknownSolverError: no such name.
-        InvalidOptionError: neither a solver nor a dimod sampler, or options that it does not have.
+        UnknownSolverError: the name is unknown.
+        InvalidOptionError: ``solver`` is neither a solver nor a dimod sampler, or it has no such option.
     """
     if isinstance(solver, str) and ":" in solver:
-        from solvers import named  # most words are plain names
+        from solvers import named  # needed only for texts that are not plain names
 
         meant, options = named.resolved(solver)
         return named.configured(as_solver(meant), options)
@@ -195,6 +196,6 @@ def as_solver(solver: SolverLike) -> Solver:
         return solver()
     if isinstance(solver, Solver):
         return solver
-    from solvers.qubo.dimod_sampler import from_sampler  # imports dimod, so only when something else than a solver came
+    from solvers.qubo.dimod_sampler import from_sampler  # imports dimod, so only for other objects than solvers
 
     return from_sampler(solver)

@@ -1,4 +1,4 @@
-"""The state of one run: clock, incumbent, bound, trace. It judges every choice and alone decides the status."""
+"""The state of one run (clock, incumbent, bound, trace), which evaluates every choice and decides the status."""
 
 import contextlib
 import time
@@ -14,17 +14,17 @@ from solvers.errors import SolverError
 from solvers.solution import Solution, Status, StopReason, TracePoint, relative_gap
 
 PROOF_TOLERANCE = 1e-9
-"""Relative distance of objective and bound that counts as proven optimal (sums of floats are good to about 1e-13)."""
+"""Relative gap between objective and bound that counts as optimal (sums of floats are accurate to about 1e-13)."""
 
 Numbers = float | None | NDArray[np.float64] | Mapping[str, float]
-"""Numbers in the unit of an objective (or per unit of a resource), as details may hold them."""
+"""Numbers in the unit of an objective (or per unit of a resource), as stored in ``details``."""
 
 Lesson = TypeVar("Lesson")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What `on_progress` is told: the state of a running solver, in the problem's own unit."""
+    """State of a running solver as passed to `on_progress`, in the unit of the original problem."""
 
     solver: str
     t_s: float
@@ -40,12 +40,12 @@ class Search:
     """The state of one run: clock, random numbers, incumbent, bound, trace.
 
     Attributes:
-        problem: what is searched; choices, objectives and bounds are in its terms.
+        problem: the problem that is searched; choices, objectives and bounds refer to it.
         choice: ``(G,)`` the incumbent, or None.
-        rng: numpy Generator made from the seed; the only source of randomness a back end may use.
+        rng: numpy Generator made from the seed; the only source of randomness that a back end may use.
         initial: ``(G,)`` a choice to start from, or None.
-        timing: seconds by phase, filled by the back end through `phase`.
-        details: what the back end wants to tell; numbers of the objective go there through `note`.
+        timing: time in seconds by phase, recorded by the back end through `phase`.
+        details: additional results of the back end; numbers of the objective are added through `note`.
         pool: good choices with their objectives in the stated problem's unit.
     """
 
@@ -75,74 +75,76 @@ class Search:
 
     @property
     def stated(self) -> "Search":
-        """The search of the problem as the caller stated it."""
+        """The search of the problem that the caller stated."""
         return self
 
     @property
     def original(self) -> Problem:
-        """The problem in its own unit, not scaled: what a back end may store or send on."""
+        """The problem in its original, unscaled unit, which a back end may store or send to a service."""
         return self.problem
 
     @property
     def unit(self) -> float:
-        """How much of the stated problem's objective one unit of this problem's objective is."""
+        """The value of one unit of this problem's objective in units of the stated problem's objective."""
         return 1.0
 
     def note(self, **numbers: Numbers) -> None:
-        """Write numbers of this problem's objective (or prices) to `details`, in the stated problem's unit."""
+        """Record numbers of this problem's objective (or prices) in `details`, in the stated problem's unit."""
         self.details |= {name: self.in_stated_unit(value) for name, value in numbers.items()}
 
     def in_stated_unit(self, numbers: Numbers) -> Any:
-        """Numbers of this problem's objective (or prices) in the stated problem's unit, as plain JSON."""
+        """Convert numbers of this problem's objective (or prices) to the stated problem's unit, as plain JSON."""
         return _times(numbers, self.unit)
 
     def learn(self, lesson: object) -> None:
-        """Keep what was learned about the problem for later solvers of this run, in place of the last of its kind."""
+        """Store a result about the problem for later solvers of this run, replacing the last one of its type."""
         self._lessons[type(lesson)] = lesson
 
     def learned(self, kind: type[Lesson]) -> Lesson | None:
-        """What was last learned of this kind, or None."""
+        """Return the last stored result of this type, or None."""
         return cast("Lesson | None", self._lessons.get(kind))
 
     # --- the clock -------------------------------------------------------------------------------------------------
 
     @property
     def limit(self) -> float | None:
-        """The time limit as it was asked, in seconds, or None: for services that keep a clock of their own."""
+        """The requested time limit in seconds, or None; for services that have their own clock."""
         return self._limit
 
     def elapsed(self) -> float:
-        """Seconds since the start."""
+        """Return the time since the start in seconds."""
         return time.perf_counter() - self._start
 
     def remaining(self) -> float:
-        """Seconds left, not below zero; infinite without a time limit."""
+        """Return the remaining time in seconds, at least zero; infinite without a time limit."""
         return float("inf") if self._limit is None else max(0.0, self._limit - self.elapsed())
 
     def share_clock(self, other: "Search") -> None:
-        """Count from where ``other`` began, and to its limit."""
-        self._start, self._limit = other._start, other._limit  # noqa: SLF001 - of the same class
+        """Take over the start time and the time limit of ``other``."""
+        self._start, self._limit = other._start, other._limit  # noqa: SLF001 - same class
 
     def expired(self) -> bool:
-        """Whether the time limit has come. A back end that sees True must stop."""
+        """Whether the time limit is reached. A back end must then stop."""
         if self._limit is not None and self.elapsed() >= self._limit:
             self._limit_seen = True
         return self._limit_seen
 
     def cut_short(self) -> None:
-        """A part of the work was ended by its share of the time: what is left open is due to the time limit."""
+        """Record that a part of the work was ended by its share of the time limit."""
         self._part_cut = True
 
     @property
     def cut(self) -> bool:
-        """Whether time ended the work or a part of it before the answer was proven."""
+        """Whether the time limit ended the work or a part of it before the answer was proven."""
         return (self._limit_seen or self._part_cut) and not self.proven()
 
     def recover(self, error: Exception) -> None:
-        """Foreign code failed: the run ends with the best so far, says ERROR_RECOVERED and what the error was.
+        """End the run with the best choice so far after an error in external code.
+
+        The stop reason becomes ERROR_RECOVERED, and the details describe the error.
 
         Raises:
-            SolverError: there is no choice yet that could be kept.
+            SolverError: no choice was found before the error.
         """
         message = f"{type(error).__name__}: {error}"
         if self.choice is None:
@@ -152,7 +154,7 @@ class Search:
 
     @contextlib.contextmanager
     def at_most(self, seconds: float) -> Iterator[None]:
-        """A ``with`` block in which the time limit is at most ``seconds`` from now."""
+        """Run a ``with`` block in which the time limit is at most ``seconds`` from now."""
         limit, seen = self._limit, self._limit_seen
         self._limit = min(float("inf") if limit is None else limit, self.elapsed() + seconds)
         try:
@@ -161,7 +163,7 @@ class Search:
             self._part_cut |= self._limit_seen
             self._limit, self._limit_seen = limit, seen
 
-    # --- what is found ---------------------------------------------------------------------------------------------
+    # --- results ---------------------------------------------------------------------------------------------------
 
     @property
     def objective(self) -> float | None:
@@ -174,7 +176,7 @@ class Search:
         return self._bound
 
     def offer(self, choice: ArrayLike) -> bool:
-        """Hand in a choice ``(G,)``; it is judged, and kept when feasible and better. True when it was kept."""
+        """Report a choice ``(G,)``, which is kept if it is feasible and better; return whether it was kept."""
         candidate = np.array(choice, dtype=np.int64)
         evaluation = self.problem.evaluate(candidate)
         if not evaluation.feasible:
@@ -187,7 +189,7 @@ class Search:
         return True
 
     def raise_bound(self, bound: float) -> bool:
-        """Hand in a proven lower bound on every feasible choice's objective; kept when better. True when it was."""
+        """Report a proven lower bound on the objective, which is kept if it is better; return whether it was kept."""
         value = float(bound)
         if not np.isfinite(value) or (self._bound is not None and value <= self._bound):
             return False
@@ -196,16 +198,16 @@ class Search:
         return True
 
     def close(self) -> None:
-        """Every feasible choice was considered: the incumbent is optimal, or without one nothing is feasible."""
+        """Record that every feasible choice was considered: the incumbent is optimal, or no choice is feasible."""
         self._closed = True
         if self._evaluation is None:
             self._proved_infeasible = True
-        elif self._bound is None or self._bound < self._evaluation.objective:  # rounding may have put it above
+        elif self._bound is None or self._bound < self._evaluation.objective:  # rounding may have raised it above
             self._bound = self._evaluation.objective
         self._tell()
 
     def proven(self) -> bool:
-        """Whether nothing is left to do: objective and bound meet (to `PROOF_TOLERANCE`), or nothing is feasible."""
+        """Whether the answer is proven: objective and bound meet (to `PROOF_TOLERANCE`), or no choice is feasible."""
         if self._proved_infeasible:
             return True
         if self._evaluation is None or self.choice is None or self._bound is None:
@@ -213,9 +215,9 @@ class Search:
         return self._evaluation.objective - self._bound <= self.tolerance()
 
     def tolerance(self) -> float:
-        """The distance of objective and bound that counts as a proof; infinite while there is no incumbent.
+        """Return the gap between objective and bound that counts as a proof; infinite without an incumbent.
 
-        It is relative to the size of the numbers whose sum the objective is.
+        It is proportional to the size of the numbers that are summed in the objective.
         """
         if self._evaluation is None or self.choice is None:
             return float("inf")
@@ -230,7 +232,7 @@ class Search:
         return self._closed
 
     def report(self) -> None:
-        """Show that the back end lives: note the state in the trace and tell `on_progress`."""
+        """Show that the back end is alive: record the state in the trace and call `on_progress`."""
         self._tell()
 
     def _tell(self) -> None:
@@ -245,7 +247,7 @@ class Search:
             )
 
     def phase(self, name: str) -> "_Phase":
-        """A ``with`` block whose seconds are added to ``timing[name]``."""
+        """Return a ``with`` block whose duration is added to ``timing[name]``."""
         return _Phase(self.timing, name)
 
     # --- the end ---------------------------------------------------------------------------------------------------
@@ -256,7 +258,7 @@ class Search:
         return StopReason.TIME_LIMIT if self.cut else StopReason.COMPLETED
 
     def solution(self, stop_reason: StopReason, options: Mapping[str, Any]) -> Solution:
-        """What is known now, as a `Solution`."""
+        """Return the current results as a `Solution`."""
         if stop_reason is StopReason.COMPLETED:
             stop_reason = self._end()
         if self._evaluation is None:
@@ -266,7 +268,7 @@ class Search:
         objective = None if self._evaluation is None else self._evaluation.objective
         bound = self._bound
         if bound is not None and objective is not None and (bound > objective or status is Status.OPTIMAL):
-            bound = min(bound, objective)  # rounding alone can put a proven bound above the optimum
+            bound = min(bound, objective)  # rounding can raise a proven bound above the optimum
         return Solution(
             choice=self.choice,
             objective=objective,

@@ -1,10 +1,9 @@
-"""The other direction: the smallest use of a resource with an objective of at most so much, and what is proven of it.
+"""Minimise the use of a resource under an upper limit on the objective, with a proven lower bound.
 
-Where options add up, uses and costs trade places and the solver proves the smallest use itself. With pair terms the
-budget is bisected: an objective within the limit lowers the use that is known to be enough, a bound above it raises
-the use that is proven to be needed, and an answer with neither decides nothing that is claimed. What always holds: the
-choice meets the limit and the other budgets as `Problem.evaluate` judges it, and no choice that does uses less than
-``at_least``.
+Without pair terms, uses and costs are swapped, and the solver proves the smallest use directly. With pair terms, the
+budget is found by bisection: an objective within the limit lowers the sufficient use, a bound above the limit raises
+the proven lower bound, and an answer with neither changes nothing. The returned choice meets the limit and all budgets
+as `Problem.evaluate` computes them, and no such choice uses less than ``at_least``.
 """
 
 import math
@@ -24,20 +23,20 @@ from solvers.errors import InvalidOptionError
 from solvers.run import solve
 
 FILE_KIND = FileKind("qcompress smallest use", version=1)
-FINEST = 1e-6  # of uses that do not come in whole numbers, relative
+FINEST = 1e-6  # relative precision for uses that are not whole numbers
 _OBJECTIVE = "objective"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SmallestUse:
-    """What `smallest_use` finds.
+    """Result of `smallest_use`.
 
     Attributes:
-        resource: whose use is small.
-        at_most: the limit of the objective.
-        choice: ``(G,)``.
-        objective, usage: of the choice.
-        at_least: no choice within the limit uses less; equal to ``usage`` where that is proven to be the smallest.
+        resource: name of the resource.
+        at_most: upper limit on the objective.
+        choice: ``(G,)`` the choice found.
+        objective, usage: objective of the choice, and its use of the resource.
+        at_least: proven lower bound on the use; equal to ``usage`` if that is proven to be the smallest.
     """
 
     resource: str
@@ -48,20 +47,20 @@ class SmallestUse:
     at_least: float
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain JSON."""
+        """Return the result as a dictionary that JSON can store."""
         numbers = {name: getattr(self, name) for name in ("resource", "at_most", "objective", "usage", "at_least")}
         return {**numbers, "choice": self.choice.tolist()}
 
     def save(self, path: AnyPath) -> None:
-        """Write everything as JSON, whole or not at all."""
+        """Write the result as JSON, atomically."""
         FILE_KIND.write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: AnyPath) -> "SmallestUse":
-        """Read what `save` wrote.
+        """Read a result that `save` wrote.
 
         Raises:
-            FileFormatError: the file is not whole, or of another kind or version.
+            FileFormatError: the file is incomplete, or of another kind or version.
         """
         value = FILE_KIND.read_json(path)
         with FILE_KIND.building(path):
@@ -78,20 +77,20 @@ def smallest_use(
     seed: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> SmallestUse:
-    """The choice of smallest use whose objective is at most ``at_most``, within the budgets of ``problem``.
+    """Find the choice with the smallest use and an objective of at most ``at_most``, within the problem's budgets.
 
     Args:
-        problem: groups, options, costs and pair terms; its budgets hold too.
-        resource: whose use is to be small.
-        at_most: limit of the objective.
-        solver: as in `solve`.
-        time_limit: seconds for everything.
-        seed: as in `solve`.
-        on_progress: as in `solve`, for every problem that is solved on the way.
+        problem: groups, options, costs and pair terms; its budgets must be met too.
+        resource: name of the resource whose use is minimised.
+        at_most: upper limit on the objective.
+        solver: the solver, same as in `solve`.
+        time_limit: maximum total time in seconds.
+        seed: random seed, same as in `solve`.
+        on_progress: same as in `solve`, for every problem solved on the way.
 
     Raises:
-        InvalidOptionError: an unknown resource, or a limit that is no number.
-        InfeasibleBudgetError: no choice was found within the limit; says how far the objective came down.
+        InvalidOptionError: the resource is unknown, or the limit is no finite number.
+        InfeasibleBudgetError: no choice was found within the limit; the message gives the smallest objective found.
 
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {})
     >>> found = smallest_use(problem, "bytes", 2.0)
@@ -113,7 +112,7 @@ def smallest_use(
 
 
 class _Search:
-    """The choice so far and what is proven."""
+    """The best choice so far, and the proven lower bound."""
 
     def __init__(
         self,
@@ -135,7 +134,7 @@ class _Search:
         self._best: SmallestUse | None = None
 
     def swapped(self) -> SmallestUse:
-        """Without pair terms: uses as costs, costs (from each group's least) as a resource."""
+        """Solve without pair terms: uses become costs, and costs (minus each group's smallest) become a resource."""
         problem = self._problem
         least = np.minimum.reduceat(problem.cost, problem.group_offsets[:-1])
         room = self._at_most - problem.offset - float(least.sum())
@@ -159,7 +158,7 @@ class _Search:
         return self._found()
 
     def bisected(self) -> SmallestUse:
-        """With pair terms: the least objective at one budget after the other."""
+        """Solve with pair terms: minimise the objective at one budget after another."""
         problem, resource = self._problem, self._resource
         largest = float(np.maximum.reduceat(problem.resources[resource], problem.group_offsets[:-1]).sum())
         largest += problem.fixed.get(resource, 0.0)
@@ -181,7 +180,7 @@ class _Search:
         return self._found()
 
     def _try(self, budget: float, *, steps: int) -> float | None:
-        """Solve at a budget; None when a choice within the limit came out, else the least objective found."""
+        """Solve at a budget; return None if a choice within the limit was found, else the smallest objective found."""
         best = self._best
         if best is not None and best.usage <= budget:
             return None
@@ -195,7 +194,7 @@ class _Search:
         return math.inf if solution.objective is None else solution.objective
 
     def _offer(self, choice: NDArray[np.int64]) -> bool:
-        """Keep a choice within the limit and the budgets; whether it is."""
+        """Keep a choice if it is within the limit and the budgets; return whether it is."""
         evaluation = self._problem.evaluate(choice)
         if not evaluation.feasible or evaluation.objective > self._limit():
             return False
@@ -218,7 +217,7 @@ class _Search:
         return SmallestUse(**values, at_least=min(self._at_least, best.usage))
 
     def _raise(self, at_least: float) -> None:
-        """Take a proven smallest use; one of whole numbers is a whole number."""
+        """Raise the proven lower bound, rounded up if all uses are whole numbers."""
         value = math.ceil(at_least * (1 - BUDGET_TOLERANCE)) if self._whole else at_least
         self._at_least = max(self._at_least, float(value))
 
@@ -226,14 +225,14 @@ class _Search:
         return self._at_most + BUDGET_TOLERANCE * abs(self._at_most)
 
     def _left(self, steps: int) -> float | None:
-        """Seconds for the next of so many solves."""
+        """Return the time in seconds for the next of ``steps`` solves."""
         return None if self._deadline is None else max((self._deadline - time.perf_counter()) / steps, 0.01)
 
     def _expired(self) -> bool:
         return self._deadline is not None and time.perf_counter() >= self._deadline
 
     def _nothing(self, reached: float | None) -> InfeasibleBudgetError:
-        came = "" if reached is None or math.isinf(reached) else f"; the least found is {reached:.6g}"
+        came = "" if reached is None or math.isinf(reached) else f"; the smallest found is {reached:.6g}"
         error = InfeasibleBudgetError(
             f"no choice within the budgets has an objective of at most {self._at_most:g}{came}"
         )

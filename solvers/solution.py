@@ -1,7 +1,7 @@
-"""What a solver gives back: the choice, what is known about it, and how it was found.
+"""The result of a solver: the choice, its proven quality, and the record of the run.
 
-Two questions are kept apart. `Status` says what is known about the answer; `StopReason` says why the solver
-stopped. A time-limited incumbent is FEASIBLE, never OPTIMAL, unless a bound proves it.
+`Status` says what is known about the answer; `StopReason` says why the solver stopped. The incumbent at a time limit is
+FEASIBLE, and OPTIMAL only if a bound proves it.
 """
 
 import enum
@@ -21,10 +21,10 @@ FILE_KIND = FileKind("qcompress solution", version=1)
 class Status(enum.StrEnum):
     """What is known about the answer."""
 
-    OPTIMAL = "OPTIMAL"  # no choice within the budgets is better (to a relative 1e-9)
-    FEASIBLE = "FEASIBLE"  # within the budgets; better ones may exist
-    INFEASIBLE = "INFEASIBLE"  # proved: no choice meets all budgets together
-    UNKNOWN = "UNKNOWN"  # no choice within the budgets was found, and none was ruled out
+    OPTIMAL = "OPTIMAL"  # no feasible choice is better (to a relative 1e-9)
+    FEASIBLE = "FEASIBLE"  # within the budgets; better choices may exist
+    INFEASIBLE = "INFEASIBLE"  # proven: no choice meets all budgets together
+    UNKNOWN = "UNKNOWN"  # no feasible choice was found, but infeasibility is not proven
 
 
 class StopReason(enum.StrEnum):
@@ -33,11 +33,11 @@ class StopReason(enum.StrEnum):
     COMPLETED = "COMPLETED"
     TIME_LIMIT = "TIME_LIMIT"
     INTERRUPTED = "INTERRUPTED"
-    ERROR_RECOVERED = "ERROR_RECOVERED"  # foreign code failed; ``details["error"]`` says how
+    ERROR_RECOVERED = "ERROR_RECOVERED"  # external code failed; ``details["error"]`` describes the error
 
 
 class TracePoint(NamedTuple):
-    """The state of knowledge at ``t_s`` seconds after the start."""
+    """Objective and bound at ``t_s`` seconds after the start."""
 
     t_s: float
     objective: float | None
@@ -45,7 +45,7 @@ class TracePoint(NamedTuple):
 
 
 def relative_gap(objective: float | None, bound: float | None) -> float | None:
-    """``(objective - bound) / |objective|``, 0 when they meet, None when one is missing or the objective is 0."""
+    """Return ``(objective - bound) / |objective|``; 0 if they meet, None if one is missing or the objective is 0."""
     if objective is None or bound is None:
         return None
     if objective <= bound:
@@ -55,17 +55,22 @@ def relative_gap(objective: float | None, bound: float | None) -> float | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Solution:
-    """The answer of one solver run.
+    """The result of one solver run.
 
     Attributes:
         choice: ``(G,)`` local option index of every group, or None when no feasible choice was found.
-        objective, usage, feasible: as `Problem.evaluate` judges the choice (objective None without one).
+        objective, usage, feasible: results of `Problem.evaluate` for the choice (objective None without a choice).
         bound: proven lower bound on the objective of every feasible choice, or None.
         gap: ``(objective - bound) / |objective|``, or None without objective or bound.
-        timing: seconds by phase: ``build_s``, ``solve_s``, ``decode_s``, for remote solvers ``queue_s``, ``qpu_s``.
-        trace: incumbent and bound over time.
-        details: what the solver tells beyond that (multipliers, sample quality before repair, why it was picked).
-        pool: good choices with their objectives, best first, where they were asked for (see `solvers.pool`).
+        status: what is known about the answer.
+        stop_reason: why the solver stopped.
+        wall_s: wall time in seconds.
+        timing: time by phase: ``build_s``, ``solve_s``, ``decode_s``, and for remote solvers ``queue_s``, ``qpu_s``.
+        trace: objective of the incumbent and bound over time.
+        solver, seed, options: the solver's name, its random seed and its options.
+        details: additional results of the solver (multipliers, sample quality before repair, why it was selected).
+        pool: good choices with their objectives, best first, if requested (see `solvers.pool`).
+        problem_fingerprint: fingerprint of the problem.
     """
 
     choice: NDArray[np.int64] | None
@@ -87,13 +92,13 @@ class Solution:
     problem_fingerprint: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able dictionary of everything in here."""
+        """Return the solution as a dictionary that JSON can store."""
         value = asdict(self)
         value["choice"] = None if self.choice is None else self.choice.tolist()
         return {**FILE_KIND.header, **value}
 
     def save(self, path: AnyPath) -> None:
-        """Write the solution as JSON, whole or not at all."""
+        """Write the solution as JSON, atomically."""
         write_json(path, self.to_json())
 
     @classmethod
@@ -101,16 +106,16 @@ class Solution:
         """Read a solution that `save` wrote.
 
         Raises:
-            FileFormatError: the file is no such JSON, or of a newer version.
+            FileFormatError: the file is no solution, or of a newer version.
         """
         return cls.from_json(read_json(path, FILE_KIND.name), str(path))
 
     @classmethod
     def from_json(cls, json: dict[str, Any], where: str) -> "Solution":
-        """The solution that `to_json` made a dictionary of; ``where`` names its origin in errors.
+        """Restore a solution from the dictionary that `to_json` returned; ``where`` names its origin in errors.
 
         Raises:
-            FileFormatError: it is no such dictionary, or of a newer version.
+            FileFormatError: the dictionary is no solution, or of a newer version.
         """
         value = FILE_KIND.content(json, where)
         with FILE_KIND.building(where):
@@ -129,5 +134,5 @@ class Solution:
 def _whole_numbers(values: Any) -> NDArray[np.int64]:
     array = np.array(values)
     if array.ndim != 1 or array.dtype.kind != "i":
-        raise ValueError(f"a choice is a list of whole numbers, found {values!r}")
+        raise ValueError(f"a choice must be a list of whole numbers, found {values!r}")
     return array.astype(np.int64)

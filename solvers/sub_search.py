@@ -1,8 +1,8 @@
-"""The search of what a reduction makes of a problem, on behalf of the search of that problem.
+"""The search of a reduced problem on behalf of the search of the original problem.
 
-A `SubSearch` searches a reduction's problem (scaled, a part, what presolve leaves) and hands every choice and bound
-back to the search it stands in, lifted, where it is judged again. So solvers do no arithmetic about where their problem
-came from.
+A `SubSearch` searches the problem of a reduction (scaled, a part, presolved). It lifts every choice and bound and
+passes them to the outer search, which evaluates them again. Solvers therefore need not know how their problem was
+derived.
 """
 
 from typing import Any
@@ -16,20 +16,21 @@ from solvers.search import Search
 
 
 class SubSearch(Search):
-    """The search of a reduction's problem on behalf of another search, which gets every choice and bound, lifted.
+    """The search of a reduction's problem on behalf of an outer search, which gets every choice and bound, lifted.
 
-    It ends when that one does, or when its own time is over. Unless ``apart``, it is a part of the same run: it uses
-    its random numbers and clock and adds to its timing, its details and, where choices are the same, its pool.
+    The search ends when the outer search ends or when its time is over. Unless ``apart``, it is a part of the same run:
+    it shares the random numbers and the clock of the outer search, and adds to its timing, its details and, if both
+    have the same choices, its pool.
 
     Args:
-        reduction: from the outer search's problem to the one that is searched here.
-        outer: the search that it works for.
-        seconds: maximum time from now on; None: the outer search's clock.
+        reduction: reduction from the outer search's problem to the problem searched here.
+        outer: the outer search.
+        seconds: maximum time from now in seconds; None uses the outer search's clock.
         initial: ``(G',)`` a choice to start from.
-        apart: whether it is a run of its own, with its own random numbers, details, timing and pool.
-        seed: for a run of its own.
-        solver: for a run of its own, what runs.
-        shares: how many such searches together must prove what the outer search wants proven.
+        apart: whether this is a separate run, with separate random numbers, details, timing and pool.
+        seed: random seed of a separate run.
+        solver: name of the solver of a separate run.
+        shares: number of searches among which the outer search's tolerance is divided.
     """
 
     def __init__(
@@ -62,56 +63,56 @@ class SubSearch(Search):
 
     @property
     def stated(self) -> Search:
-        """The search of the problem as the caller stated it."""
+        """The search of the problem that the caller stated."""
         return self.outer.stated
 
     @property
     def original(self) -> Problem:
-        """The problem in its own unit, not scaled."""
+        """The problem in its original, unscaled unit."""
         return self.outer.original if self.reduction.same_choices else self.problem
 
     @property
     def unit(self) -> float:
-        """How much of the stated problem's objective one unit of this problem's objective is."""
+        """The value of one unit of this problem's objective in units of the stated problem's objective."""
         return self.outer.unit * self.reduction.unit
 
     @property
     def limit(self) -> float | None:
-        """The time limit as it was asked, in seconds, or None."""
+        """The requested time limit in seconds, or None."""
         return self.outer.limit if self._seconds is None else self._limit
 
     def expired(self) -> bool:
-        """Whether the time of this search, or of the outer one, is over."""
+        """Whether the time of this search or of the outer one is over."""
         return self.outer.expired() or super().expired()
 
     def proven(self) -> bool:
-        """Whether nothing is left to do, here or outside."""
+        """Whether the answer of this search or of the outer one is proven."""
         return self.outer.proven() or (not self.reduction.complete and super().proven())
 
     def tolerance(self) -> float:
-        """No more than its share of the outer search's: or all parts could be proven and the whole not."""
+        """Return at most a share of the outer tolerance, so that proofs of all parts prove the whole."""
         return min(super().tolerance(), self.outer.tolerance() / (self.reduction.unit * self._shares))
 
     def begin_from(self, choice: ArrayLike) -> None:
-        """Take a choice for the incumbent that the outer search knows already."""
+        """Set the incumbent to a choice that the outer search already knows."""
         super().offer(choice)
 
     def offer(self, choice: ArrayLike) -> bool:
-        """Judge a choice, keep it when it is better, and hand it on."""
+        """Evaluate a choice, keep it if it is better, and pass it to the outer search."""
         kept = super().offer(choice)
         if kept and not self.outer.offer(self.reduction.lift(choice)):
             self.outer.report()
         return kept
 
     def raise_bound(self, bound: float) -> bool:
-        """Keep a proven bound and hand on what follows from it."""
+        """Keep a proven bound and pass its consequence to the outer search."""
         kept = super().raise_bound(bound)
         if kept and not self.outer.raise_bound(self.reduction.lift_bound(float(bound))):
             self.outer.report()
         return kept
 
     def close(self) -> None:
-        """Every feasible choice was considered; so the outer search is closed, or at least has a bound."""
+        """Record that every feasible choice was considered, which closes the outer search or gives it a bound."""
         super().close()
         if self.reduction.complete and (self.choice is None or self.outer.choice is not None):
             self.outer.close()
@@ -119,17 +120,17 @@ class SubSearch(Search):
             self.outer.raise_bound(self.reduction.lift_bound(self.bound))
 
     def recover(self, error: Exception) -> None:
-        """Keep what is known after an error; the outer search ends with it as well."""
+        """End this search and the outer one with the best choice so far after an error."""
         super().recover(error)
         self.outer.recover(error)
 
     def report(self) -> None:
-        """Show that the back end lives."""
+        """Show that the back end is alive."""
         super().report()
         self.outer.report()
 
     def summary(self) -> dict[str, Any]:
-        """What was found here, objectives in the stated problem's unit, for the outer search's details."""
+        """Summarise this search for the outer search's details, with objectives in the stated problem's unit."""
         return {
             "solver": self.solver,
             "seed": self.seed,

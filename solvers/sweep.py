@@ -1,9 +1,9 @@
-"""The Pareto curve of a budget: the least objective for every amount of a resource, each point with bound and price.
+"""Sweep a budget: minimise the objective at several amounts of a resource, with a bound and a price for each point.
 
-A choice within a budget is within every looser one, and a bound for a budget holds for every tighter one. So the
-sweep goes from tight to loose and starts each point from the one before, and in the end every point takes the best
-choice that fits it and the best bound that holds for it. What always holds: the objective never rises and the bound
-never rises as the budget grows; both hold at the budget that is named, as `Problem.evaluate` judges it.
+A choice within a budget is also within every looser budget, and a bound for a budget also holds for every tighter one.
+The sweep therefore goes from tight to loose budgets and starts each point from the previous one. At the end every point
+takes the best choice within its budget and the best bound that holds for it. As the budget grows, neither the objective
+nor the bound ever rises. Both hold for the point's budget as `Problem.evaluate` computes them.
 """
 
 import time
@@ -30,18 +30,18 @@ from solvers.solution import Solution, StopReason
 FILE_KIND = FileKind("qcompress sweep", version=1)
 
 BOUND_SHARE = 0.2
-"""Largest share of a point's time that goes into its bound and price."""
+"""Maximum fraction of a point's time that is spent on its bound and price."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SweepPoint:
-    """The answer at one budget.
+    """The result at one budget.
 
     Attributes:
-        budget: the most of the resource that may be used.
-        price: shadow price, the budget's Lagrange multiplier (≥ 0): by how much the dual bound falls per unit of
-            resource that is added, hence about what a little more of it buys. At the smallest possible use, where
-            any larger one would do as well, that of the next larger use.
+        budget: upper limit on the use of the resource.
+        price: shadow price, i.e. the budget's Lagrange multiplier (≥ 0): the decrease of the dual bound per additional
+            unit of the resource, and thus about the gain from a slightly larger budget. If the budget admits only the
+            smallest possible use, the price is not unique, and that of the next larger use is given.
         solution: choice, objective, bound, gap, status and usage at this budget.
     """
 
@@ -50,15 +50,15 @@ class SweepPoint:
     solution: Solution
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able dictionary of everything in here."""
+        """Return the point as a dictionary that JSON can store."""
         return {"budget": self.budget, "price": self.price, "solution": self.solution.to_json()}
 
     @classmethod
     def from_json(cls, json: dict[str, Any], where: str) -> "SweepPoint":
-        """The point that `to_json` made a dictionary of; ``where`` names its origin in errors.
+        """Restore a point from the dictionary that `to_json` returned; ``where`` names its origin in errors.
 
         Raises:
-            FileFormatError: it is no such dictionary.
+            FileFormatError: the dictionary is no point.
         """
         with FILE_KIND.building(where):
             budget, price = float(json["budget"]), float(json["price"])
@@ -67,7 +67,7 @@ class SweepPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Band:
-    """Between which values the least objective lies for every budget: corners ``(T,)`` of two falling stairs."""
+    """Bounds on the minimum objective for every budget, as corners ``(T,)`` of two falling step functions."""
 
     budget: NDArray[np.float64]
     lower: NDArray[np.float64]
@@ -76,11 +76,14 @@ class Band:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sweep:
-    """The points of a sweep, from the tightest budget to the loosest.
+    """The result of a sweep.
 
     Attributes:
-        problem_fingerprint: of the problem with the budget it came with.
-        time_limit: seconds for every point.
+        resource: name of the resource whose budget varies.
+        problem_fingerprint: fingerprint of the problem with its original budgets.
+        solver, seed: the solver's name and random seed.
+        time_limit: maximum time in seconds for each point.
+        points: the points, from the tightest budget to the loosest.
     """
 
     resource: str
@@ -91,8 +94,10 @@ class Sweep:
     points: tuple[SweepPoint, ...]
 
     def band(self) -> Band:
-        """What is proven for the budgets between the points, too: at most the last point's objective, at least the
-        next one's bound. Without a choice or a bound there it is infinite.
+        """Return proven bounds for all budgets, including those between the points.
+
+        The upper bound is the objective of the previous point, the lower bound is the bound of the next point. They are
+        infinite where a point has no choice or no bound.
         """
         budget = np.repeat([point.budget for point in self.points], 2)[1:-1]
         upper = [_or(point.solution.objective, np.inf) for point in self.points[:-1]]
@@ -100,7 +105,7 @@ class Sweep:
         return Band(budget=budget, lower=np.repeat(lower, 2), upper=np.repeat(upper, 2))
 
     def to_markdown(self) -> str:
-        """The curve as a Markdown table."""
+        """Format the curve as a Markdown table."""
         lines = [
             f"| {self.resource} at most | used | objective | bound | gap | status | price per unit | price per 1 % |",
             "|--:|--:|--:|--:|--:|---|--:|--:|",
@@ -115,7 +120,7 @@ class Sweep:
         return "\n".join(lines) + "\n"
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able dictionary of everything in here."""
+        """Return the sweep as a dictionary that JSON can store."""
         header = {**FILE_KIND.header, "problem_fingerprint": self.problem_fingerprint}
         settings = {
             "resource": self.resource, "solver": self.solver, "time_limit": self.time_limit, "seed": self.seed,
@@ -123,15 +128,15 @@ class Sweep:
         return {**header, **settings, "points": [point.to_json() for point in self.points]}
 
     def save(self, path: AnyPath) -> None:
-        """Write the sweep as JSON, whole or not at all."""
+        """Write the sweep as JSON, atomically."""
         write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: AnyPath) -> "Sweep":
-        """Read what `save` wrote.
+        """Read a sweep that `save` wrote.
 
         Raises:
-            FileFormatError: the file is no such JSON, or of a newer version.
+            FileFormatError: the file is no sweep, or of a newer version.
         """
         value = FILE_KIND.read_json(path)
         with FILE_KIND.building(path):
@@ -154,24 +159,24 @@ def sweep(
     """Solve a problem at several budgets of one resource, from tight to loose.
 
     Args:
-        problem: what to solve; its other budgets stay.
-        resource: whose budget is changed (it need not have one).
-        points: the budgets, or how many: then from the smallest possible use to the largest, evenly spaced in the
-            logarithm (evenly spaced when the smallest use is 0), whole numbers where the uses are.
-        solver: as `solve` takes it.
-        time_limit: seconds for every point.
-        seed: same seed, same answer (where no time limit cut a point).
-        journal: a file that every point is written to as it is solved; points that are in it are taken from there.
-        on_point: called after every point that was solved.
-        **options: the solver's own.
+        problem: the problem to solve; its other budgets stay.
+        resource: name of the resource whose budget varies (the problem need not have a budget for it).
+        points: the budgets, or their number. A number of budgets is spaced evenly in the logarithm from the smallest
+            possible use to the largest (linearly if the smallest use is 0), rounded if all uses are whole numbers.
+        solver: the solver, same as in `solve`.
+        time_limit: maximum time in seconds for each point.
+        seed: random seed; the same seed gives the same result, unless the time limit ends a point.
+        journal: path of a file to which every solved point is written; points already in it are not solved again.
+        on_point: function called after every solved point.
+        **options: options of the solver.
 
     Returns:
-        The curve. Ctrl-C ends it with the points so far.
+        The curve. Ctrl-C ends the sweep with the points so far.
 
     Raises:
-        InvalidOptionError: no such resource, or points that are no budgets.
+        InvalidOptionError: the resource is unknown, or the points are no budgets.
         InfeasibleBudgetError: a budget lies below the smallest possible use of its resource.
-        FileFormatError: ``journal`` is no journal.
+        FileFormatError: ``journal`` is not a journal file.
 
     >>> from formulations.generators.random_instances import layered_problem
     >>> curve = sweep(layered_problem(4, bits=(2, 4, 8)), "bytes", 5)
@@ -194,7 +199,7 @@ def sweep(
         if value is None:
             try:
                 point = _solved(at_budget, resource, back_end, time_limit, seed, last)
-            except KeyboardInterrupt:  # before the solver ran, which ends with what it has
+            except KeyboardInterrupt:  # outside the solver, which handles it by itself
                 break
             if notes is not None and point.solution.stop_reason is not StopReason.INTERRUPTED:
                 notes.add(key, point.to_json())
@@ -217,7 +222,7 @@ def sweep(
 
 
 def _budgets(problem: Problem, resource: str, points: int | Iterable[float]) -> list[float]:
-    """The budgets, ascending and each once."""
+    """Return the distinct budgets, ascending."""
     if resource not in problem.resources:
         resources = ", ".join(problem.resources) or "none"
         raise InvalidOptionError(f"the problem has no resource {resource!r}; it has: {resources}")
@@ -227,7 +232,7 @@ def _budgets(problem: Problem, resource: str, points: int | Iterable[float]) -> 
             raise InvalidOptionError(f"points must be a number of points or a list of budgets, found {budgets}")
         return budgets
     if points < 2:
-        raise InvalidOptionError(f"a curve has at least 2 points, found {points}")
+        raise InvalidOptionError(f"a curve needs at least 2 points, found {points}")
     if resource in problem.resource_pairs:
         raise InvalidOptionError(f"{resource!r} has pair terms, so its range is not known: give the budgets as points")
     use, starts = problem.resources[resource], problem.group_offsets[:-1]
@@ -247,14 +252,14 @@ def _solved(
     seed: int | None,
     start: NDArray[np.int64] | None,
 ) -> SweepPoint:
-    """A point by itself: bound and price from the dual, the choice from the solver."""
-    from solvers.bounds.duality import dual_bound  # compiled code, imported only when it is used
+    """Solve a single point, with bound and price from the dual and the choice from the solver."""
+    from solvers.bounds.duality import dual_bound  # compiled code, imported only when used
 
     begin = time.perf_counter()
     reduction, budget = scaled(problem), problem.budgets[resource]
     seconds = float("inf") if time_limit is None else BOUND_SHARE * time_limit
     dual = priced = dual_bound(reduction.problem, time_limit=seconds)
-    if budget < (first := _first_step(problem, resource)):  # only the least use fits: any price above some would do
+    if budget < (first := _first_step(problem, resource)):  # only the smallest use fits: the price is not unique
         priced = dual_bound(reduction.problem.with_budgets(**{resource: first}), time_limit=seconds)
     spent = time.perf_counter() - begin
     rest = None if time_limit is None else time_limit - min(spent, BOUND_SHARE * time_limit)
@@ -264,7 +269,7 @@ def _solved(
 
 
 def _first_step(problem: Problem, resource: str) -> float:
-    """The least use of a resource above the smallest possible one; the smallest itself where there is no other."""
+    """Return the second smallest possible use of a resource; the smallest one if there is no other."""
     use, starts = problem.resources[resource], problem.group_offsets[:-1]
     least, smallest = np.minimum.reduceat(use, starts), problem.minimum_usage()[resource]
     above = use - least[problem.group_of]
@@ -272,7 +277,7 @@ def _first_step(problem: Problem, resource: str) -> float:
 
 
 def _shared(problem: Problem, resource: str, points: list[SweepPoint]) -> tuple[SweepPoint, ...]:
-    """Every point with the best choice of all that fits its budget, and the best bound of all that holds for it."""
+    """Give every point the best of all choices within its budget, and the best of all bounds that hold for it."""
     shared: list[SweepPoint] = []
     bound = None
     for point in reversed(points):

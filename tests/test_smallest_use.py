@@ -70,7 +70,7 @@ def test_the_limit_is_met_exactly_at_its_edge() -> None:
 def test_a_limit_that_nothing_meets_says_how_far_the_objective_came() -> None:
     for pairs in (False, True):
         problem = random_problem(3, pairs=pairs)
-        with pytest.raises(InfeasibleBudgetError, match="at most -100; the least found is"):
+        with pytest.raises(InfeasibleBudgetError, match="at most -100; the smallest found is"):
             smallest_use(problem, "bytes", -100.0, solver="brute-force")
 
 

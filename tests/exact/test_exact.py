@@ -244,7 +244,7 @@ def test_budgets_that_clash_are_proved_infeasible():
 
 
 def test_milp_names_the_back_ends_it_knows():
-    with pytest.raises(InvalidOptionError, match="knows highs, cbc, found 'gurobi'"):
+    with pytest.raises(InvalidOptionError, match="must be one of highs, cbc, found 'gurobi'"):
         solve(layered_problem(3), "milp", backend="gurobi")
 
 
