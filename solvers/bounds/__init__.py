@@ -1,1 +1,1 @@
-"""Proven lower bounds: Lagrangian duals, message passing, semidefinite, Pareto lists."""
+"""Proven lower bounds by Lagrangian duals, message passing, semidefinite relaxation and Pareto lists."""

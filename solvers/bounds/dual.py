@@ -16,42 +16,42 @@ from solvers.kernels.moves import Floats, Integers, to_arrays
 
 COOLING = 0.3
 COLDEST = 1e-6
-"""Temperatures of softmin, relative to what a group's own choice typically changes: each `COOLING` of the last."""
+"""Ratio of consecutive temperatures of softmin, and the last one relative to the typical effect of one group."""
 
 SWEEPS = 10
-"""Sweeps of message passing between two looks at a price."""
+"""Number of message-passing sweeps per evaluation of a price."""
 
 FIRST_STEP, PRICE_PRECISION = 2.0, 1.005
 PRICE_STEPS = 40
-"""Factors by which a budget's price is moved first and last with sparse blocks, and the maximum number of steps."""
+"""First and last factor by which a budget's price is changed with sparse blocks, and the maximum number of steps."""
 
 STEPS = 200
-"""L-BFGS iterations at most at each temperature."""
+"""Maximum number of L-BFGS iterations at each temperature."""
 
 SPEED = 2e8
-"""Numbers of the factor that an iteration goes through in a second, at least, on a busy machine."""
+"""Numbers of the factor that iterations process per second, a low estimate for a busy machine."""
 
 LINEAR_PROGRAM = 10_000
-"""Up to so many options the prices of several budgets come from the linear program, exactly; it takes half a second."""
+"""Maximum number of options for which a linear program gives the exact prices of several budgets, in half a second."""
 
 SAMPLE, SETTLED = 30_000, 1e-3
-"""With over twice so many groups the multipliers are first found for a sample of them, then for all, from this share of
-the first temperature on."""
+"""With more than twice this number of groups, multipliers are first found for a sample of this size, and then for all
+groups, starting at this fraction of the first temperature."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DualBound:
-    """A proven bound and the multipliers behind it.
+    """A proven lower bound, with the multipliers that prove it.
 
     Attributes:
-        value: no feasible choice has an objective below it.
-        prices: per budget λ ≥ 0: by how much the bound falls per unit of resource that is added to the budget.
+        value: the bound; no feasible choice has a smaller objective.
+        prices: name of a budget → λ ≥ 0, the decrease of the bound per additional unit of its resource.
         direction: ``(r,)`` multipliers y of the factor.
         messages: multipliers of the sparse blocks, in the order of ``Blocks.option``.
-        reduced: ``(V,)``, not negative: a feasible choice that takes v has an objective of at least
-            ``value + reduced[v]``; for several groups these add up when there are no sparse terms.
-        choice: ``(G,)`` the local option with the smallest reduced cost, what the blocks to the groups before it add
-            included; it may break budgets.
+        reduced: ``(V,)`` reduced costs, not negative. A feasible choice that takes v has an objective of at least
+            ``value + reduced[v]``; without sparse terms, the reduced costs of several groups add up.
+        choice: ``(G,)`` in each group the local option with the smallest reduced cost, including the blocks to previous
+            groups; the choice may exceed budgets.
     """
 
     value: float
@@ -64,12 +64,12 @@ class DualBound:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Ascent:
-    """How far a search for multipliers has come, so that another one can go on from there.
+    """State of a search for multipliers, from which another search can resume.
 
     Attributes:
-        point: the best multipliers so far, as `Dual` states them.
-        temperature: of softmin, where cooling goes on; at most the coldest when it is done.
-        step: factor by which prices are moved between sweeps of messages.
+        point: the best multipliers so far, as a flat vector of `Dual`.
+        temperature: temperature of softmin at which cooling resumes; at most the last temperature when it is done.
+        step: factor by which prices are changed between sweeps of messages.
     """
 
     point: Floats
@@ -78,7 +78,7 @@ class Ascent:
 
 
 def largest_objective(problem: Problem) -> float:
-    """An objective that no choice exceeds; a bound above it proves that no choice is feasible."""
+    """Return an objective that no choice exceeds; a lower bound above it proves that no choice is feasible."""
     starts = problem.group_offsets[:-1]
     value = problem.offset + np.maximum.reduceat(problem.cost, starts).sum()
     if problem.pairs.factor is not None:
@@ -90,9 +90,10 @@ def largest_objective(problem: Problem) -> float:
 
 
 class Dual:
-    """The function d over one flat vector of multipliers ``(λ, y, messages)``.
+    """The dual function d of a flat vector of multipliers ``(λ, y, messages)``.
 
-    Uses are counted from each group's smallest, and in units that make all multipliers about equally large.
+    Each group's smallest use is subtracted from its uses, and units are chosen so that all multipliers are about
+    equally large.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -105,7 +106,7 @@ class Dual:
         largest = use.max(axis=0, initial=0.0)
         self.factor = a.factor
         square = np.einsum("vr,vr->v", self.factor, self.factor)
-        if square.any():  # a price then moves costs about as much as an equally large multiplier of the factor does
+        if square.any():  # a price then changes costs about as much as an equally large multiplier of the factor
             unit = np.linalg.norm(use, axis=0) / np.sqrt(square.sum())
         else:
             unit = np.where(left > 1e-9 * limit, left, largest)
@@ -116,16 +117,16 @@ class Dual:
 
     @property
     def size(self) -> int:
-        """How many multipliers there are."""
+        """Number of multipliers."""
         return int(len(self.limit) + self.factor.shape[1] + self.blocks.num_messages)
 
     def split(self, point: Floats) -> tuple[Floats, Floats, Floats]:
-        """``(λ, y, messages)`` of a flat vector."""
+        """Split a flat vector into ``(λ, y, messages)``."""
         budgets, rank = len(self.limit), self.factor.shape[1]
         return point[:budgets], point[budgets : budgets + rank], point[budgets + rank :]
 
     def lagrangian_cost(self, point: Floats) -> Floats:
-        """``(V,)`` what each option costs at the multipliers."""
+        """Return the cost of each option at the multipliers ``(V,)``."""
         price, direction, messages = self.split(point)
         cost: Floats = self.cost + self.use @ price + self.factor @ direction
         if len(messages):
@@ -133,7 +134,7 @@ class Dual:
         return cost
 
     def bound(self, point: Floats) -> DualBound:
-        """The bound at the multipliers, with true minima."""
+        """Compute the bound at the multipliers, with true minima."""
         price, direction, messages = self.split(point)
         cost = self.lagrangian_cost(point)
         least = np.minimum.reduceat(cost, self.first[:-1])
@@ -149,7 +150,7 @@ class Dual:
         )
 
     def ascend(self, deadline: float, begun: Ascent | None = None) -> Ascent:
-        """Multipliers that make d large, for problems with pair terms; from where an earlier ascent was cut."""
+        """Maximise d for problems with pair terms, optionally resuming an earlier ascent."""
         enough = largest_objective(self.problem) - self.problem.offset
         if self.factor.shape[1]:
             ascent = self._by_temperature(deadline, enough, begun)
@@ -164,7 +165,7 @@ class Dual:
         return self._pass_messages(ascent, deadline, enough)
 
     def _by_temperature(self, deadline: float, enough: float, begun: Ascent | None = None) -> Ascent:
-        """L-BFGS at falling temperatures."""
+        """Maximise d by L-BFGS at falling temperatures."""
         point, temperature = np.zeros(self.size), self.typical_effect() or 1.0
         coldest = COLDEST * temperature
         if begun is not None:
@@ -178,10 +179,10 @@ class Dual:
         return _cooled(arrays, point, (temperature, coldest), deadline, enough)
 
     def _sampled(self) -> tuple[Any, ...]:
-        """The arrays of `SAMPLE` random groups, with a budget and a factor such that the best multipliers are alike.
+        """Return the arrays of `SAMPLE` random groups, with budgets and factor scaled to have similar multipliers.
 
-        With a share s of the groups ``s·d`` is, in expectation, the dual of the sample with budgets ``s·B`` and with
-        ``F/√s`` for the factor, whose multipliers are ``√s·y``.
+        For a fraction s of the groups, the expectation of ``s·d`` is the dual of the sample with budgets ``s·B`` and
+        the factor ``F/√s``, whose multipliers are ``√s·y``.
         """
         groups = self.problem.num_groups
         drawn = np.zeros(groups, dtype=bool)
@@ -189,18 +190,18 @@ class Dual:
         rows, share = drawn[self.problem.group_of], SAMPLE / groups
         first = np.concatenate([[0], np.cumsum(np.diff(self.first)[drawn])])
         factor = self.factor[rows] / np.sqrt(share)
-        factor.flags.writeable = False  # as the whole one is: compiled code is made for one kind of array
+        factor.flags.writeable = False  # like the full factor, since kernels are compiled for one kind of array
         return first, self.cost[rows], self.use[rows], self.limit * share, factor, *self.blocks.arrays
 
     def _pass_messages(self, begun: Ascent, deadline: float, enough: float) -> Ascent:
-        """Message passing between the groups, with a search for the price of each budget in turn."""
+        """Pass messages between the groups, with a line search for the price of each budget in turn."""
         budgets, blocks = len(self.limit), self.blocks
         point, best_point, factor = begun.point.copy(), begun.point, begun.step
         incident, messages = blocks.incident, point[budgets + self.factor.shape[1] :]
         best = self.bound(point).value if factor < FIRST_STEP else -np.inf
 
         def value(k: int, price: float) -> float:
-            """The bound after some more sweeps at this price (none once time is up)."""
+            """Compute the bound after further sweeps at this price (no sweeps once the time is over)."""
             nonlocal best, best_point
             if best - self.problem.offset > enough or (time.perf_counter() > deadline and best > -np.inf):
                 return -np.inf
@@ -236,7 +237,7 @@ class Dual:
         return replace(begun, point=best_point, step=PRICE_PRECISION)
 
     def typical_effect(self) -> float:
-        """The mean over the groups of how much the group's own choice can change the Lagrangian cost."""
+        """Return how much the choice of one group can change the Lagrangian cost, averaged over groups."""
         effect = self.cost + np.square(self.factor).sum(axis=1)
         if self.blocks.num_messages:
             effect += abs(self.problem.pairs.sparse).mean(axis=1) + abs(self.problem.pairs.sparse).mean(axis=0)
@@ -244,9 +245,9 @@ class Dual:
         return float((np.maximum.reduceat(effect, starts) - np.minimum.reduceat(effect, starts)).mean())
 
     def linear_prices(self, deadline: float) -> Floats:
-        """The budgets' best prices when pair terms are left out; zeros when the relaxation has no solution.
+        """Return the budgets' best prices without pair terms; zeros when the linear relaxation is infeasible.
 
-        Those of several budgets in a large problem are found by temperature, to about seven digits of the bound.
+        For several budgets in a large problem they are found by cooling, to about seven digits of the bound.
         """
         if len(self.limit) == 0:
             return np.zeros(0)
@@ -255,7 +256,7 @@ class Dual:
         options, groups = self.problem.num_options, self.problem.num_groups
         if options > LINEAR_PROGRAM:
             alone = Dual(self.problem.derived(pairs=PairTerms())) if self.problem.pairs else self
-            ascent = alone._by_temperature(deadline, np.inf)  # noqa: SLF001 - of the same class
+            ascent = alone._by_temperature(deadline, np.inf)  # noqa: SLF001 - same class
             return ascent.point / alone.unit * self.unit
         one_option_each = scipy.sparse.csr_array(
             (np.ones(options), (self.problem.group_of, np.arange(options))), shape=(groups, options)
@@ -269,7 +270,7 @@ class Dual:
 def _cooled(
     arrays: tuple[Any, ...], point: Floats, temperatures: tuple[float, float], deadline: float, enough: float
 ) -> Ascent:
-    """L-BFGS at temperatures falling from the first to the second; the point with the best d that was met."""
+    """Run L-BFGS at temperatures falling from the first to the second; return the point with the largest d."""
     (temperature, coldest), size = temperatures, arrays[4].size + len(point)
     point, best, best_point = point.copy(), np.array([-np.inf]), point.copy()
     while temperature > coldest and best[0] <= enough:
@@ -283,7 +284,7 @@ def _cooled(
 
 
 def price_of_one_budget(first: Integers, cost: Floats, use: Floats, limit: float) -> float:
-    """The best price of a single budget: where the cheapest steps along the groups' convex hulls fill it.
+    """Return the best price of a single budget, at which the best steps along the groups' convex hulls fill it.
 
     Sinha & Zoltners, doi:10.1287/opre.27.3.503.
     """
@@ -296,7 +297,7 @@ def price_of_one_budget(first: Integers, cost: Floats, use: Floats, limit: float
 
 @compiled
 def _hull_steps(first: Integers, cost: Floats, use: Floats) -> tuple[Floats, Floats]:
-    """Steps along the lower left convex hulls, from each group's smallest use: gain per use, and use."""
+    """Return the steps along the lower left convex hulls, from each group's smallest use: gain per use, and use."""
     slope, step = np.empty(len(cost)), np.empty(len(cost))
     count = 0
     for group in range(len(first) - 1):

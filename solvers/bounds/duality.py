@@ -1,21 +1,21 @@
 """Proven lower bounds by Lagrangian duality, with a price for every budget.
 
-Three kinds of coupling are relaxed, each with multipliers of its own:
+Three kinds of coupling are relaxed, each with its own multipliers:
 
 * a budget ``use·x ≤ B`` with a price λ ≥ 0;
-* the factor: with ``z = Fᵀx`` as its own variable, ``½‖z‖² - y·(z - Fᵀx)`` is least at ``z = y``, so that y needs only
-  r numbers (a group pairs never with itself, hence the cost ``cost - ½‖F_v‖²``);
+* the factor: with a new variable ``z = Fᵀx``, ``½‖z‖² - y·(z - Fᵀx)`` is smallest at ``z = y``, so that y has only r
+  numbers (a group has no pair terms with itself, hence the cost ``cost - ½‖F_v‖²``);
 * a block S_gh of sparse terms between two groups: messages ``a`` and ``b`` move parts of it to the options of g and h
   (the dual of the local polytope; Werner, doi:10.1109/TPAMI.2007.1036).
 
-What is left splits by group and by block,
+The rest splits by group and by block,
 
     d(λ, y, a, b) = Σ_g min_{v∈g} (cost'_v + λ·use_v + y·F_v + Σ a_v) + Σ_gh min_{u,v} (S_uv - a_u - b_v) - λ·B - ½‖y‖²
 
-and every value of this concave function is a lower bound. Linear problems: exact for one budget (by the slopes of the
-groups' convex hulls), by the LP's prices for several. With a factor: L-BFGS on softmin in place of min, with a falling
-temperature. With blocks: sequential message passing, and a line search for the prices. However the multipliers were
-found, the bound that is returned is d itself, with true minima.
+and every value of this concave function is a lower bound. Linear problems are solved exactly for one budget (by the
+slopes of the groups' convex hulls), and with the LP's prices for several. With a factor, L-BFGS maximises d with
+softmin in place of min, at falling temperatures. With blocks, sequential message passing is combined with a line search
+for the prices. However the multipliers are found, the returned bound is d itself, with true minima.
 """
 
 import time
@@ -29,9 +29,9 @@ __all__ = ["DualBound", "dual_bound", "largest_objective", "raise_dual_bound"]
 
 
 def dual_bound(problem: Problem, *, time_limit: float = float("inf")) -> DualBound:
-    """The best Lagrangian bound that is found in ``time_limit`` seconds (any time gives a valid one).
+    """Compute the best Lagrangian bound found in ``time_limit`` seconds (it is valid for any time limit).
 
-    Without a feasible choice the bound may be as large as the largest objective of any choice, or larger.
+    If no choice is feasible, the bound may reach or exceed the largest objective of any choice.
 
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
     >>> bound = dual_bound(problem)
@@ -42,7 +42,7 @@ def dual_bound(problem: Problem, *, time_limit: float = float("inf")) -> DualBou
 
 
 def _ascend(problem: Problem, time_limit: float, begun: Ascent | None) -> tuple[DualBound, Ascent | None]:
-    """The bound, and where the search for it stands (linear problems are done at once)."""
+    """Return the bound and the state of the search for it (None for linear problems, which are solved directly)."""
     dual, deadline = Dual(problem), time.perf_counter() + time_limit
     if not problem.pairs:
         return dual.bound(dual.linear_prices(deadline)), None
@@ -51,10 +51,10 @@ def _ascend(problem: Problem, time_limit: float, begun: Ascent | None) -> tuple[
 
 
 def raise_dual_bound(problem: Problem, search: Search, share: float) -> DualBound:
-    """Hand the dual bound and its prices to a search; at most ``share`` of its remaining time is taken.
+    """Report the dual bound and its prices to a search, using at most ``share`` of its remaining time.
 
-    A search for the bound that an earlier time limit cut goes on from there. A bound that no choice can meet closes
-    the search: nothing is feasible.
+    If an earlier time limit ended the search for the bound, it resumes from there. A bound that no choice can meet
+    closes the search, because no choice is feasible.
     """
     known = learned(search)
     if known.dual is not None and known.dual[0] is problem:
@@ -63,7 +63,7 @@ def raise_dual_bound(problem: Problem, search: Search, share: float) -> DualBoun
     with search.phase("bound_s"):
         seconds, start = share * search.remaining(), time.perf_counter()
         bound, ascent = _ascend(problem, seconds, begun)
-    if time.perf_counter() - start < seconds:  # the time did not cut it, so that another would be no better
+    if time.perf_counter() - start < seconds:  # it finished in time, so another run would be no better
         learn_dual(search, problem, bound)
     else:
         search.cut_short()

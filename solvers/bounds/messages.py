@@ -1,8 +1,8 @@
 """Sparse pair terms as dense blocks between two groups, and message passing over them.
 
-A message moves a part of a block's weights to the options of one of its groups: the group's cost rises by it, the
-block's weights fall by it, and no choice's objective changes. `pass_messages` moves them so that the sum of all
-minima, a lower bound, never falls.
+A message moves a part of a block's weights to the options of one of its groups: the group's costs rise, the block's
+weights fall by the same amount, and no choice's objective changes. `pass_messages` updates the messages so that the
+sum of all minima, a lower bound, never falls.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from solvers.kernels.compiled import compiled
 from solvers.kernels.moves import Floats, Integers
 
 NEGLIGIBLE = 40.0
-"""Beyond this many temperatures above the minimum softmin's weight is taken as 0 (it is below 1e-17)."""
+"""Softmin weights of values more than this many temperatures above the minimum are set to 0 (they are below 1e-17)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,10 +24,11 @@ class Blocks:
     """The sparse pair terms as dense blocks between pairs of groups.
 
     Attributes:
-        row: ``(B + 1, 3)`` per block: where its weights start, where its messages start, how many rows it has.
-        weights: all blocks, row by row.
-        option: per message the flat option it belongs to: a block's rows, then its columns.
-        group: ``(B, 2)`` per block the groups of its rows and of its columns.
+        row: ``(B + 1, 3)`` for each block: start of its weights, start of its messages, number of its rows.
+        weights: weights of all blocks, row by row.
+        option: flat option of each message: for each block its rows, then its columns.
+        group: ``(B, 2)`` for each block, the groups of its rows and of its columns.
+        num_groups: number of groups of the problem.
     """
 
     row: Integers
@@ -38,23 +39,23 @@ class Blocks:
 
     @property
     def arrays(self) -> tuple[Integers, Floats, Integers]:
-        """The three, in the order the compiled functions take them."""
+        """The arrays ``row, weights, option``, in the order of the compiled functions' arguments."""
         return self.row, self.weights, self.option
 
     @property
     def incident(self) -> tuple[Integers, Integers]:
-        """The blocks of every group, for `pass_messages`: where each group's begin, and the blocks with their side."""
+        """The blocks of every group for `pass_messages`: where each group's blocks start, and the blocks with sides."""
         both = np.column_stack([self.group[:, 0], self.group[:, 1]]).ravel()
         order = np.argsort(both, kind="stable")
         return np.concatenate([[0], np.cumsum(np.bincount(both, minlength=self.num_groups))]), order
 
     @property
     def num_messages(self) -> int:
-        """How many multipliers the blocks have."""
+        """Number of multipliers of the blocks."""
         return len(self.option)
 
     def each(self, messages: Floats) -> Iterator[tuple[Integers, Integers, Floats, Floats, Floats]]:
-        """Per block its row options, column options, weights (rows, columns), row messages and column messages."""
+        """Yield row options, column options, weights (rows, columns), row and column messages of every block."""
         for (weight, message, rows), (weight_end, end, _) in itertools.pairwise(self.row.tolist()):
             middle = message + rows
             weights = self.weights[weight:weight_end].reshape(rows, end - middle)
@@ -63,7 +64,7 @@ class Blocks:
 
     @classmethod
     def of(cls, problem: Problem) -> "Blocks":
-        """The blocks of a problem."""
+        """Build the blocks of a problem."""
         first, group_of = problem.group_offsets, problem.group_of
         if not problem.pairs.num_sparse:
             none = np.zeros(0, np.int64)
@@ -98,13 +99,13 @@ def decode(
     incident: Integers,
     messages: Floats,
 ) -> Integers:
-    """Group after group the local option of least cost, given the choices in the groups before it."""
+    """Choose, group after group, the local option with the smallest cost given the choices in previous groups."""
     groups = len(first) - 1
     choice = np.zeros(groups, np.int64)
     for group in range(groups):
         reduced = cost[first[group] : first[group + 1]].copy()
         for place in range(start[group], start[group + 1]):
-            if incident[place] % 2:  # the group has the columns, so the rows' group came before
+            if incident[place] % 2:  # the group has the columns, so the rows belong to a previous group
                 block = incident[place] // 2
                 weight, message, rows = row[block]
                 columns = row[block + 1, 1] - message - rows
@@ -126,15 +127,15 @@ def pass_messages(
     messages: Floats,
     sweeps: int,
 ) -> None:
-    """Sequential reweighted message passing, in place (doi:10.1109/TPAMI.2006.200): a sweep never lowers the bound.
+    """Pass sequential reweighted messages in place (doi:10.1109/TPAMI.2006.200); a sweep never lowers the bound.
 
-    Forward and backward over the groups: a group shares its cost among its blocks ahead, and every such block hands
-    what it can be sure of to its other group. ``incident[start[g]:start[g + 1]]`` are the blocks of group g, as
-    ``2·block`` where g has its rows and ``2·block + 1`` where g has its columns.
+    Each sweep goes forward and backward over the groups. A group distributes its cost over its blocks ahead, and each
+    of these blocks passes its minima to its other group. ``incident[start[g]:start[g + 1]]`` are the blocks of group g,
+    as ``2·block`` if g has its rows and ``2·block + 1`` if g has its columns.
     """
     groups = len(first) - 1
     for turn in range(2 * sweeps):
-        side = turn % 2  # forward: to the blocks where the group has the rows
+        side = turn % 2  # forward: blocks in which the group has the rows
         for step in range(groups):
             group = step if side == 0 else groups - 1 - step
             begin, end = start[group], start[group + 1]
@@ -169,9 +170,9 @@ def pass_messages(
 def block_minima(
     row: Integers, weights: Floats, messages: Floats, temperature: float, marginals: Floats
 ) -> tuple[float, float]:
-    """Sum over the blocks of min and of softmin; ``marginals`` become the softmin's row and column sums.
+    """Sum min and softmin over the blocks; ``marginals`` is set to the softmin's row and column sums.
 
-    At temperature 0 only the minima are taken.
+    At temperature 0 only the minima are computed.
     """
     exact = soft = 0.0
     for block in range(len(row) - 1):

@@ -1,8 +1,8 @@
-"""The dual of a problem whose budgets have pair terms, at prices that move.
+"""The dual of a problem whose budgets have pair terms, at varying prices.
 
-At given prices the budgets' pair terms lie in the objective (`formulations.reductions.pricing`), and the dual function
-of `solvers.bounds.dual` bounds what is left. From one price to the next the blocks stay where they are and only their
-weights change, so messages and multipliers of the factor go on from where they were: a few sweeps are enough.
+At given prices the budgets' pair terms are part of the objective (`formulations.reductions.pricing`), and the dual
+function of `solvers.bounds.dual` bounds the priced problem. From one price to the next only the weights of the blocks
+change, so messages and multipliers of the factor start from their previous values, and a few sweeps are sufficient.
 """
 
 import time
@@ -21,26 +21,26 @@ from solvers.bounds.smoothed_dual import DualTerms, descend
 from solvers.kernels.moves import Floats
 
 SWEEPS = 6
-"""Sweeps of message passing between two looks at the bound."""
+"""Number of message-passing sweeps between two evaluations of the bound."""
 
 ROUNDS = 8
-"""Looks at the bound for one price at most."""
+"""Maximum number of evaluations of the bound for one price."""
 
 SETTLED = 1e-4
-"""A round that raises the bound by no more than this share of it is the last."""
+"""The last round is the first that raises the bound by no more than this fraction."""
 
 STEPS = 60
-"""L-BFGS iterations at each temperature, where there is a factor."""
+"""Number of L-BFGS iterations at each temperature, for problems with a factor."""
 
 FIRST, LATER = 40, 6
-"""Steps of the multipliers of the factor at the first price, and at later ones."""
+"""Number of steps of the factor's multipliers at the first price, and at later prices."""
 
 TEMPERATURES = (0.3, 0.1, 0.03, 0.01, 0.003)
-"""Of softmin, relative to what a group's own choice typically changes; later prices begin at the third."""
+"""Temperatures of softmin, relative to the typical effect of one group; later prices start at the third."""
 
 
 class PairedDual:
-    """Bounds of a problem at prices of its budgets that have pair terms."""
+    """Bounds of a problem at given prices for its budgets with pair terms."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -65,7 +65,7 @@ class PairedDual:
         self._warm = False
 
     def bound(self, prices: Mapping[str, float], deadline: float) -> DualBound:
-        """The bound at these prices, on any choice within the budgets; its choice may break them."""
+        """Bound the objective of every feasible choice at these prices; the bound's choice may be infeasible."""
         problem, dual = self.problem, self._dual
         weights, cost, constant = self._weights.copy(), self._cost.copy(), 0.0
         for name, price in prices.items():
@@ -82,7 +82,7 @@ class PairedDual:
         return replace(best, value=best.value + constant)
 
     def _by_temperature(self, deadline: float) -> None:
-        """L-BFGS from where the last prices ended."""
+        """Run L-BFGS from the result for the last prices."""
         dual = self._dual
         typical = dual.typical_effect() or 1.0
         terms = DualTerms(dual.first, dual.cost, dual.use, dual.limit, dual.factor, *dual.blocks.arrays)
@@ -95,9 +95,10 @@ class PairedDual:
         self._point, self._warm = best_point, True
 
     def _averaged(self, deadline: float) -> None:
-        """Multipliers y of the factor: d rises along ``Fᵀx - y`` for the dual's choice x, by steps that fall.
+        """Update the factor's multipliers y along the ascent direction ``Fᵀx - y`` of the dual's choice x.
 
-        As the average of many choices' ``Fᵀx`` it is what conditional gradients give; later prices move it less.
+        With falling step sizes, y is an average of ``Fᵀx`` over many choices, as in the conditional gradient method;
+        later prices change it less.
         """
         dual, blocks, first = self._dual, self._dual.blocks, self.problem.group_offsets[:-1]
         best, best_point = -np.inf, self._point
@@ -129,7 +130,7 @@ class PairedDual:
         return best
 
     def _on_blocks(self, matrix: Any) -> Floats:
-        """A matrix of pair terms, laid out as the weights of the blocks."""
+        """Lay out a matrix of pair terms as the weights of the blocks."""
         blocks, problem = self._blocks, self.problem
         entries = matrix.tocoo()
         u, v = (coordinate.astype(np.int64) for coordinate in entries.coords)

@@ -1,15 +1,15 @@
-"""The exact part of linear problems: Pareto lists over the options that a bound and an incumbent leave open.
+"""Solve linear problems exactly, by Pareto lists over the options that a bound and an incumbent leave open.
 
-A dual bound L with prices λ gives every option a reduced cost ≥ 0, and for every choice within the budgets
+A dual bound L with prices λ gives every option a reduced cost ≥ 0, and for every feasible choice
 
     objective = L + Σ reduced + Σ_k λ_k·(limit_k - usage_k).
 
-With an incumbent U, an option whose reduced cost reaches U - L is in no better choice and is dropped; of 10,000 groups
-often a few dozen are left, the core (Pisinger, doi:10.1016/0377-2217(94)00132-E). Over the core, the groups that are
-cheapest to change first, a list of states (usage, reduced cost) is extended group by group. A state stands for "the
-groups so far as chosen, the others at their cheapest option", so that every list also offers complete choices. A state
-is dropped when it cannot come back within a budget, when its bound reaches U - L, or when another uses no more and
-costs no more. Uses are the problem's own numbers, never rounded or put in buckets: budgets hold to the byte.
+With an incumbent U, an option whose reduced cost reaches U - L is in no better choice and is dropped. Of 10,000 groups
+often a few dozen remain, the core (Pisinger, doi:10.1016/0377-2217(94)00132-E). Over the core, starting with the groups
+that are cheapest to change, a list of states (usage, reduced cost) is extended group by group. A state means "the
+groups so far as chosen, the others at their cheapest option", so every list also contains complete choices. A state is
+dropped if it can no longer meet a budget, if its bound reaches U - L, or if another state uses no more and costs no
+more. Uses are never rounded or binned, so budgets hold to the byte.
 """
 
 from dataclasses import dataclass
@@ -24,38 +24,38 @@ from solvers.kernels.moves import Floats, Integers, to_arrays
 from solvers.search import Search
 
 TIE = 1e-12
-"""A choice must be better by this, relative to the size of the costs it sums, to take the incumbent's place."""
+"""A choice must be better by this, relative to the size of its costs, to replace the incumbent."""
 
 COMPARED = 64
-"""Number of earlier states that a state is compared with under several budgets (a limit only keeps more states)."""
+"""Number of earlier states with which a state is compared under several budgets (a lower number keeps more states)."""
 
 
 _Step = tuple[NDArray[np.int32], NDArray[np.int16]]
-"""Per state of a list: the state it came from, and which option of the group it takes."""
+"""For each state of a list: its parent state, and the option of the group that it takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Core:
-    """What is left to decide: N groups of open options, the groups that are cheapest to change first.
+    """The undecided part of the problem: N groups of open options, sorted so that the cheapest to change come first.
 
     The open options of core group i are ``starts[i]:starts[i + 1]`` of ``options``, ``reduced`` and ``deviation``.
-    The last four say what the groups from i on can still change; with several budgets ``down`` and ``up`` are 0.
+    The last four fields bound the changes in the groups from i on; with several budgets ``down`` and ``up`` are 0.
     """
 
     base: Integers  # (G,) flat: the cheapest option of every group at the prices
     starts: Integers  # (N+1,)
     options: Integers  # (M,) flat
     reduced: Floats  # (M,)
-    deviation: Floats  # (M, K) use compared with the group's base option
-    alternative: Floats  # (N,) the least reduced cost of any open option but the base
-    low: Floats  # (N+1, K) the most they can lower each usage (not positive)
-    high: Floats  # (N+1, K) the most they can raise it
-    down: Floats  # (N+1,) the least reduced cost per unit of usage lowered
-    up: Floats  # (N+1,) the least reduced cost per unit of usage raised
+    deviation: Floats  # (M, K) use minus that of the group's base option
+    alternative: Floats  # (N,) the smallest reduced cost of the open options other than the base
+    low: Floats  # (N+1, K) the largest possible decrease of each usage (not positive)
+    high: Floats  # (N+1, K) the largest possible increase of each usage
+    down: Floats  # (N+1,) the smallest reduced cost per unit of decrease in usage
+    up: Floats  # (N+1,) the smallest reduced cost per unit of increase in usage
 
     @classmethod
     def of(cls, problem: Problem, bound: DualBound, gap: float) -> "Core":
-        """The groups with more than one option whose reduced cost is below ``gap``."""
+        """Build the core from the groups with more than one option whose reduced cost is below ``gap``."""
         a = to_arrays(problem)
         base = a.starts[:-1] + bound.choice
         is_base = np.zeros(len(a.cost), dtype=bool)
@@ -89,18 +89,18 @@ class Core:
 
 
 def _starts(groups: Integers) -> Integers:
-    """Where runs of equal numbers start, and the end."""
+    """Return the starts of runs of equal numbers, and the end."""
     return np.append(np.flatnonzero(np.diff(groups, prepend=-1)), len(groups))
 
 
 def _each(function: np.ufunc, values: Floats, starts: Integers) -> Floats:
-    """``function`` over the options of every group."""
+    """Reduce ``values`` by ``function`` over the options of every group."""
     none = np.zeros((0, *values.shape[1:]))
     return function.reduceat(values, starts[:-1], axis=0) if len(starts) > 1 else none
 
 
 def _behind(function: np.ufunc, values: Floats, end: float) -> Floats:
-    """``function`` over the groups from i on, for i = 0..N."""
+    """Reduce ``values`` by ``function`` over the groups from i on, for i = 0..N."""
     padded = np.concatenate([values, np.full((1, *values.shape[1:]), end)])
     result: Floats = function.accumulate(padded[::-1], axis=0)[::-1]
     return result
@@ -115,13 +115,14 @@ def _cheapest_unit(reduced: Floats, deviation: Floats, able: NDArray[np.bool_] |
 
 
 def prove(problem: Problem, search: Search, bound: DualBound, *, max_states: int) -> bool:
-    """Decide a problem without pair terms from its dual bound and ``search``'s incumbent, handing in what is found.
+    """Solve a problem without pair terms from its dual bound and the incumbent, and report better choices.
 
     Args:
-        problem: without pair terms.
-        search: gets every better choice; its incumbent prunes; it is closed when all choices were considered.
-        bound: of this problem.
-        max_states: the longest list that is kept before giving up.
+        problem: a problem without pair terms.
+        search: the search, which provides the incumbent, gets every better choice, and is closed when all choices were
+            considered.
+        bound: dual bound of this problem.
+        max_states: maximum length of a list.
 
     Returns:
         Whether all choices were considered; False when time or ``max_states`` ended it.
@@ -148,7 +149,7 @@ def prove(problem: Problem, search: Search, bound: DualBound, *, max_states: int
             break
         if search.expired() or len(reduced) > max_states:
             return False
-        if core.alternative[layer] >= cap:  # the incumbent has become too good for this group to change
+        if core.alternative[layer] >= cap:  # with the present incumbent, this group cannot change any more
             history.append(None)
             continue
         here, rest = slice(core.starts[layer], core.starts[layer + 1]), layer + 1
@@ -176,7 +177,7 @@ def prove(problem: Problem, search: Search, bound: DualBound, *, max_states: int
 
 
 def _walk_back(core: Core, history: list[_Step | None], state: int, group_of: Integers) -> Integers:
-    """The flat options ``(G,)`` of a state of the last list."""
+    """Return the flat options ``(G,)`` of a state of the last list."""
     chosen = core.base.copy()
     for layer in range(len(history) - 1, -1, -1):
         step = history[layer]
@@ -203,7 +204,7 @@ def _extend(
     up: float,
     cap: float,
 ) -> tuple[Floats, Floats, NDArray[np.int32], NDArray[np.int16]]:
-    """All states with one more group decided whose bound is below ``cap``: usage, reduced cost, parent, option."""
+    """Decide one more group: return usage, reduced cost, parent and option of all states with a bound below ``cap``."""
     states, options, budgets = len(reduced), len(option_reduced), len(limit)
     new_usage, new_reduced = np.empty((states * options, budgets)), np.empty(states * options)
     parent, option = np.empty(states * options, np.int32), np.empty(states * options, np.int16)
@@ -235,9 +236,9 @@ def _extend(
 
 @compiled
 def _undominated(usage: Floats, reduced: Floats, price: Floats) -> Integers:
-    """Which states, sorted by their first usage, no other one makes useless."""
+    """Return the states, sorted by their first usage, that no other state dominates."""
     states, budgets = usage.shape
-    cost = reduced.copy()  # the true cost: a lower usage leaves more slack, which counts in `reduced` only at the end
+    cost = reduced.copy()  # true cost: a lower usage leaves more slack, which `reduced` contains only at the end
     for state in range(states):
         for k in range(budgets):
             cost[state] -= price[k] * (usage[state, k] - usage[0, k])

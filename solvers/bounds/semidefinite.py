@@ -1,21 +1,22 @@
-"""The doubly nonnegative bound: for problems of some hundred options whose pair terms all interact.
+"""The doubly nonnegative bound, for problems of a few hundred options whose pair terms all interact.
 
-The dual of `solvers.bounds.duality` relaxes what a group pays for mixing its options; on networks of few layers with
-strong interactions that costs 5 to 200 %. Here products of options become variables of their own. With ``y = (1, x,
-t)``, ``t_k`` what is left of budget k (in units of all that there is to decide), the matrix ``Y = y·yᵀ`` is relaxed to
+The dual of `solvers.bounds.duality` does not charge a group for mixing its options. On networks of few layers with
+strong interactions this weakens the bound by 5 to 200 %. Here products of options become separate variables. With
+``y = (1, x, t)``, where ``t_k`` is the unused part of budget k (relative to the range of uses), the matrix ``Y = y·yᵀ``
+is relaxed to
 
     Y positive semidefinite,  Y ≥ 0,  Y_uv = 0 and Y_vv = Y_0v inside a group,  Y within the face
 
-where the face holds what the equations ``Σ_{v in g} x_v = 1`` and ``t = B - use·x`` make of every row. It is solved by
-the alternating direction method of multipliers on the face (Oliveira, Wolkowicz & Xu, arXiv 1512.05448): one
-eigenvalue decomposition an iteration. Options are scaled by the square root of how much they interact, without which
-the method would take hundreds of times as long.
+where the face consists of the matrices whose rows satisfy the equations ``Σ_{v in g} x_v = 1`` and ``t = B - use·x``.
+The relaxation is solved by the alternating direction method of multipliers on the face (Oliveira, Wolkowicz & Xu, arXiv
+1512.05448), with one eigenvalue decomposition per iteration. Options are scaled by the square root of their
+interaction; without scaling the method would take hundreds of times as long.
 
-What always holds: the multipliers Z are made feasible before anything is called a bound (the part of Z that is
-positive on the face is taken off), and what they give is a sum of true minima, so an early stop only costs strength.
+Before a bound is computed, the multipliers Z are made feasible by removing the part that is positive on the face. The
+bound is then a sum of true minima, so it is valid after any number of iterations.
 
 `convexified` uses the same method for another purpose (QCR; Billionnet, Elloumi & Plateau,
-doi:10.1016/j.dam.2007.12.007): an equal problem whose own convex relaxation is as tight as a semidefinite one.
+doi:10.1016/j.dam.2007.12.007): an equivalent problem whose convex relaxation is as tight as a semidefinite one.
 """
 
 import time
@@ -33,31 +34,31 @@ ITERATIONS = 1000
 """Maximum number of iterations."""
 
 LOOK = 20
-"""Iterations between two looks at the bound, at the clock and at the step size."""
+"""Number of iterations between two checks of the bound, the clock and the step size."""
 
 PATIENCE, STAGNATION = 10, 0.05
-"""The method ends when so many looks bring less than this share of what is missing to the target."""
+"""The method ends if this many checks together close less than this fraction of the gap to the target."""
 
 SMALLEST_SCALE = 0.01
-"""Scales of options, relative to the 90 % quantile, before the root is taken."""
+"""Minimum scale of an option, relative to the 90 % quantile, before the root is taken."""
 
 STEP = 1.618
 """Step length of the multipliers; below the golden ratio the method converges."""
 
 
 SECONDS_PER_ITERATION = 5e-10
-"""Seconds of an iteration, per cube of the number of options."""
+"""Time of an iteration in seconds, divided by the cube of the number of options."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SemidefiniteBound:
-    """A proven bound.
+    """A proven lower bound from the semidefinite relaxation.
 
     Attributes:
-        value: no feasible choice has an objective below it.
-        at_least: ``(V,)`` no feasible choice that takes option v has an objective below ``at_least[v]``.
-        share: ``(V,)`` how much of each option the relaxation takes; sums to 1 in every group.
-        iterations: of the method.
+        value: the bound; no feasible choice has a smaller objective.
+        at_least: ``(V,)`` bounds by option; no feasible choice that takes option v has a smaller objective.
+        share: ``(V,)`` value of each option in the relaxed solution; sums to 1 in every group.
+        iterations: number of iterations of the method.
     """
 
     value: float
@@ -69,12 +70,12 @@ class SemidefiniteBound:
 def semidefinite_bound(
     problem: Problem, *, target: float = float("inf"), time_limit: float = float("inf")
 ) -> SemidefiniteBound:
-    """The doubly nonnegative bound, as good as it gets in ``time_limit`` seconds.
+    """Compute the best doubly nonnegative bound found in ``time_limit`` seconds.
 
     Args:
-        problem: an iteration takes time and memory as an eigenvalue decomposition of V rows does.
-        target: a bound that is enough (an incumbent's objective): the method ends when it is reached.
-        time_limit: in seconds; one look at the bound (`LOOK` iterations) is always taken.
+        problem: any problem; an iteration takes the time and memory of an eigenvalue decomposition with V rows.
+        target: a sufficient bound (an incumbent's objective), at which the method ends.
+        time_limit: maximum time in seconds; at least `LOOK` iterations are always run.
 
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
     >>> bound = semidefinite_bound(problem)
@@ -99,15 +100,15 @@ def semidefinite_bound(
 
 
 def least_seconds(num_options: int) -> float:
-    """What a bound that is worth having takes about: as many iterations as are waited for."""
+    """Estimate the time in seconds for a useful bound, which takes `PATIENCE` times `LOOK` iterations."""
     return SECONDS_PER_ITERATION * LOOK * PATIENCE * num_options**3
 
 
 def convexified(problem: Problem, *, time_limit: float = float("inf")) -> Problem:
-    """An equal problem whose pair terms are a factor F with a convex relaxation as tight as can be.
+    """Return an equivalent problem whose pair terms are a factor F with the tightest possible convex relaxation.
 
-    Every choice has the same objective and use in both. The relaxation of ``½‖Fᵀx‖²`` to shares x is tight when a
-    group gains little by mixing its options; inside a group the products are free to choose, and are chosen so.
+    Every choice has the same objective and use in both problems. The relaxation of ``½‖Fᵀx‖²`` to fractional x is tight
+    if a group gains little by mixing its options. Products inside a group are arbitrary and are chosen to achieve this.
 
     >>> from formulations.generators.random_instances import layered_problem
     >>> problem = layered_problem(6, seed=1)
@@ -123,7 +124,7 @@ def convexified(problem: Problem, *, time_limit: float = float("inf")) -> Proble
 
 
 class _Lift:
-    """The matrices of the method; index 0 is the constant, then the V options, then a slack for each budget."""
+    """The matrices of the method; index 0 is the constant, followed by the V options and one slack per budget."""
 
     def __init__(self, problem: Problem, *, nonnegative: bool) -> None:
         self.problem, self.nonnegative = problem, nonnegative
@@ -161,7 +162,7 @@ class _Lift:
         self.weight = 2 * (scale[0] * option_scale) ** 2 + option_scale**4
 
     def _face(self, size: int) -> Floats:
-        """Columns that span the vectors y which the equations allow; the first is even shares of all options."""
+        """Return columns that span all vectors y that meet the equations; the first has equal shares of all options."""
         sizes = np.diff(self.first)
         blocks = [scipy.linalg.null_space(np.ones((1, n))) if n > 1 else np.zeros((1, 0)) for n in sizes]
         within = scipy.linalg.block_diag(*blocks)
@@ -174,16 +175,16 @@ class _Lift:
 
     @property
     def share(self) -> Floats:
-        """``(V,)`` the relaxation's x."""
+        """The vector x of the relaxation ``(V,)``."""
         share: Floats = self.Y[0, self.options] / self.scale[0] / self.scale[self.options]
         return share
 
     def objective(self) -> float:
-        """What the relaxation's present point costs (it need not be within the relaxation)."""
+        """Objective of the current iterate, which need not be feasible for the relaxation."""
         return float(np.vdot(self.cost, self.Y)) * self.unit + self.problem.offset
 
     def advance(self) -> None:
-        """`LOOK` iterations, then the penalty balances how far both halves of the method are from their ends."""
+        """Run `LOOK` iterations, then adapt the penalty to balance primal and dual residuals."""
         primal = dual = 0.0
         for _ in range(LOOK):
             inside = _positive_part(self.face, self.Y + self.Z / self.penalty)
@@ -200,7 +201,7 @@ class _Lift:
             self.penalty /= 1.4
 
     def _within_bounds(self, matrix: Floats) -> Floats:
-        """The nearest matrix that is not negative and has the zeros and equal entries that groups ask for."""
+        """Return the nearest nonnegative matrix with the zeros and equal entries that the groups require."""
         options, scale = self.options, self.scale[self.options]
         nearest = np.maximum(matrix, 0.0) if self.nonnegative else matrix.copy()
         nearest[0, options.stop :] = nearest[options.stop :, 0] = np.maximum(matrix[0, options.stop :], 0.0)
@@ -215,11 +216,11 @@ class _Lift:
         return nearest
 
     def bound(self) -> tuple[float, Floats]:
-        """What the multipliers prove: a bound, and one for every option."""
+        """Return the bound that the multipliers prove, and a bound for every option."""
         feasible = self.Z - _positive_part(self.face, self.Z)
         rest = (self.cost + feasible) * self.scales * self.unit
         options, slacks = self.options, slice(self.options.stop, None)
-        on_slack = 2 * rest[0, slacks]  # times t = limit - use·x, put where it belongs
+        on_slack = 2 * rest[0, slacks]  # multiplied by t = limit - use·x
         linear = 2 * rest[0, options] + np.diagonal(rest)[options] - self.use @ on_slack
         linear += 2 * np.minimum(0.0, rest[slacks, options]).sum(axis=0)  # t is at most 1
         constant = rest[0, 0] + on_slack @ self.limit + np.minimum(0.0, rest[slacks, slacks]).sum()
@@ -233,17 +234,17 @@ class _Lift:
         return value, value + decided.reduced + 2 * (rows - blocks[groups]).sum(axis=1)
 
     def equal_problem(self) -> Problem:
-        """The problem with the products inside groups that the multipliers ask for (see `convexified`)."""
+        """Return the equivalent problem, with products inside groups chosen by the multipliers (see `convexified`)."""
         options, problem = self.options, self.problem
         chosen = -self.Z[options, options] * self.scales[options, options] * self.unit
         quadratic = np.where(self.apart, self.products, 2 * chosen)
         within = self.basis[options, 1:]
         core = within.T @ quadratic @ within
         values, vectors = np.linalg.eigh(0.5 * (core + core.T))
-        values = values - min(0.0, float(values.min(initial=0.0)))  # inside groups this changes no choice's objective
+        values = values - min(0.0, float(values.min(initial=0.0)))  # inside groups this changes no objective
         kept = values > 1e-13 * values.max(initial=0.0)
         factor = within @ (vectors * np.sqrt(np.maximum(values, 0.0)))[:, kept]
-        # what centring took from the products is linear: rows' and columns' means of every block
+        # centring removes linear terms: the row and column means of every block
         moved = np.where(self.apart, self.products - factor @ factor.T, 0.0)
         sizes = np.diff(self.first)
         means = np.add.reduceat(moved, self.first[:-1], axis=1) / sizes
@@ -254,7 +255,7 @@ class _Lift:
 
 
 def _products(problem: Problem) -> Floats:
-    """The pair terms as one dense symmetric matrix ``(V, V)``."""
+    """Return the pair terms as one dense symmetric matrix ``(V, V)``."""
     pairs = problem.pairs
     dense = np.zeros((problem.num_options, problem.num_options))
     if pairs.factor is not None:
@@ -266,7 +267,7 @@ def _products(problem: Problem) -> Floats:
 
 
 def _interaction(products: Floats) -> Floats:
-    """``(V,)`` scales of the options: the fourth root of their largest product, near 1."""
+    """Return scales ``(V,)`` of the options: the fourth root of their largest product, normalised to about 1."""
     size = np.sqrt(np.abs(products).max(axis=1, initial=0.0))
     usual = float(np.quantile(size, 0.9)) or float(size.max()) or 1.0
     scales: Floats = np.sqrt(np.maximum(size / usual, SMALLEST_SCALE))
@@ -274,9 +275,9 @@ def _interaction(products: Floats) -> Floats:
 
 
 def _positive_part(face: Floats, matrix: Floats) -> Floats:
-    """The nearest positive semidefinite matrix among those on the face (its columns are orthonormal)."""
+    """Return the nearest positive semidefinite matrix on the face (whose columns are orthonormal)."""
     core = face.T @ matrix @ face
-    values, vectors = np.linalg.eigh(0.5 * (core + core.T))  # LAPACK's routine for some of them fails at times
+    values, vectors = np.linalg.eigh(0.5 * (core + core.T))  # LAPACK's routine for a subset of them sometimes fails
     positive = values > 0
     columns = face @ (vectors[:, positive] * np.sqrt(values[positive]))
     part: Floats = columns @ columns.T
@@ -285,7 +286,7 @@ def _positive_part(face: Floats, matrix: Floats) -> Floats:
 
 @compiled
 def _nearest_shares(wanted: Floats, weight: Floats, first: Integers) -> Floats:
-    """Per group the shares ≥ 0 that sum to 1 and are nearest to ``wanted`` in the weighted sum of squares."""
+    """Return, in every group, the shares ≥ 0 with sum 1 that are nearest to ``wanted`` in weighted least squares."""
     share = np.empty(len(wanted))
     for group in range(len(first) - 1):
         begin, end = first[group], first[group + 1]

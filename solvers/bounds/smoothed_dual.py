@@ -1,7 +1,7 @@
-"""The dual function made smooth by softmin, and L-BFGS on it, compiled as a whole.
+"""The dual function smoothed by softmin, and a compiled L-BFGS method to maximise it.
 
-At temperature T a minimum is replaced by ``-T·log Σ exp(-cost / T)``, which is below it by at most ``T·log n``. Every
-evaluation also gives the sum with true minima, which is the bound, and the best one is kept.
+At temperature T a minimum is replaced by ``-T·log Σ exp(-cost / T)``, which is smaller by at most ``T·log n``. Every
+evaluation also computes the sum of true minima, which is the bound, and the best bound is kept.
 """
 
 from functools import partial
@@ -16,12 +16,12 @@ from solvers.kernels.moves import Floats, Integers
 _fast = partial(compiled, fastmath=True)
 
 MEMORY = 10
-"""Pairs of steps and gradient changes that L-BFGS keeps."""
+"""Number of pairs of steps and gradient changes that L-BFGS keeps."""
 
 
 @_fast
 def _dot(a: Floats, b: Floats) -> float:
-    """``a·b`` in this thread: BLAS would start threads, which loses more than it gains where cores are shared."""
+    """Compute ``a·b`` in this thread; the threads that BLAS would start cost more than they gain on shared cores."""
     total = 0.0
     for i in range(len(a)):
         total += a[i] * b[i]
@@ -30,7 +30,7 @@ def _dot(a: Floats, b: Floats) -> float:
 
 @_fast
 def _times(matrix: Floats, vector: Floats) -> Floats:
-    """``matrix @ vector``, for a few columns."""
+    """Compute ``matrix @ vector`` for a few columns."""
     product = np.zeros(matrix.shape[0])
     for i in range(matrix.shape[0]):
         for j in range(matrix.shape[1]):
@@ -40,7 +40,7 @@ def _times(matrix: Floats, vector: Floats) -> Floats:
 
 @_fast
 def _sum_rows(weight: Floats, matrix: Floats) -> Floats:
-    """``weight @ matrix``, for a few columns; rows of weight 0 are skipped."""
+    """Compute ``weight @ matrix`` for a few columns; rows with weight 0 are skipped."""
     total = np.zeros(matrix.shape[1])
     for i in range(matrix.shape[0]):
         if weight[i] != 0.0:
@@ -51,7 +51,7 @@ def _sum_rows(weight: Floats, matrix: Floats) -> Floats:
 
 @compiled
 def group_minima(first: Integers, cost: Floats, temperature: float, share: Floats) -> tuple[float, float]:
-    """Sum over the groups of min and of softmin; ``share`` becomes the softmin's weights."""
+    """Sum min and softmin over the groups; ``share`` is set to the softmin's weights."""
     exact = soft = 0.0
     for group in range(len(first) - 1):
         begin, end = first[group], first[group + 1]
@@ -71,9 +71,9 @@ def group_minima(first: Integers, cost: Floats, temperature: float, share: Float
 
 
 class DualTerms(NamedTuple):
-    """What the dual function is made of: G groups, V options, K budgets, a factor of rank r, and blocks of pair terms.
+    """Data of the dual function: G groups, V options, K budgets, a factor of rank r, and blocks of pair terms.
 
-    The last three are those of `solvers.bounds.messages.Blocks.arrays`.
+    The last three fields are those of `solvers.bounds.messages.Blocks.arrays`.
     """
 
     first: Integers  # (G+1,) first option of every group
@@ -87,7 +87,7 @@ class DualTerms(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """The latest steps of L-BFGS, oldest overwritten first."""
+    """The latest steps of L-BFGS, in a buffer in which the oldest step is overwritten first."""
 
     moves: Floats  # (MEMORY, n) changes of the point
     changes: Floats  # (MEMORY, n) changes of the gradient
@@ -96,7 +96,7 @@ class Memory(NamedTuple):
 
 @compiled
 def _smooth(terms: DualTerms, temperature: float, point: Floats, gradient: Floats) -> tuple[float, float]:
-    """-d with softmin, and d with true minima; ``gradient`` is that of the former."""
+    """Return -d with softmin, and d with true minima; ``gradient`` is set to the gradient of the former."""
     budgets, rank = len(terms.limit), terms.factor.shape[1]
     price, direction, messages = point[:budgets], point[budgets : budgets + rank], point[budgets + rank :]
     total = terms.cost + _times(terms.use, price) + _times(terms.factor, direction)
@@ -118,7 +118,7 @@ def _smooth(terms: DualTerms, temperature: float, point: Floats, gradient: Float
 
 @compiled
 def _times_inverse(memory: Memory, kept: int, descent: Floats, first_scale: float) -> None:
-    """Multiply by the inverse curvature that ``kept`` steps showed, in place; by ``first_scale`` before there are any.
+    """Multiply in place by the inverse Hessian estimated from ``kept`` steps, or by ``first_scale`` without any.
 
     Nocedal & Wright, algorithm 7.4.
     """
@@ -149,9 +149,9 @@ def descend(
     steps: int,
     enough: float,
 ) -> None:
-    """L-BFGS (Nocedal & Wright, algorithm 7.5) on ``_smooth`` from ``point``, in place; prices stay at or above 0.
+    """Minimise ``_smooth`` from ``point`` in place by L-BFGS (Nocedal & Wright, algorithm 7.5), with prices ≥ 0.
 
-    ``best`` and ``best_point`` keep the best d seen; a d above ``enough`` ends the descent.
+    ``best`` and ``best_point`` keep the largest d seen; a d above ``enough`` ends the descent.
     """
     size, budgets = len(point), len(terms.limit)
     memory, kept = Memory(np.zeros((MEMORY, size)), np.zeros((MEMORY, size)), np.zeros(MEMORY)), 0

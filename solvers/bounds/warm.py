@@ -1,4 +1,4 @@
-"""Compiles the loops of bounds before the clock of a run starts; see `solvers.kernels.warm`."""
+"""Compile the inner loops of bounds before the clock of a run starts; see `solvers.kernels.warm`."""
 
 from functools import cache
 
@@ -15,7 +15,7 @@ from solvers.search import Search
 
 @cache
 def warm_bounds() -> None:
-    """Compile, or load from disk, the loops of the bounds and of the proof of linear problems, and those of `warm`."""
+    """Compile, or load from disk, the loops of the bounds, of the proof of linear problems, and of `warm`."""
     warm()
     tables = (["a", "b"], [["keep", "prune"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
     linear = Problem(*tables)

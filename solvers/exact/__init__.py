@@ -1,1 +1,1 @@
-"""Solvers that prove optimality when given the time."""
+"""Solvers that prove optimality if given enough time."""

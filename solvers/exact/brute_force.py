@@ -1,8 +1,8 @@
-"""`brute-force`: look at every choice. The oracle that all other back ends are tested against.
+"""`brute-force`: enumerate every choice. All other back ends are tested against this solver.
 
-Depth first over the groups in their order. A partial choice keeps the sums of everything before it, so that one more
-option costs ``O(r + degree + K)`` and nothing is ever subtracted: no error builds up. A partial choice is left
-early only when its uses break a budget, for uses are never negative; the objective is never used to skip anything.
+The enumeration is depth first over the groups in order. Each depth keeps the sums over all previous groups, so one more
+option takes ``O(r + degree + K)``, and nothing is ever subtracted, which avoids accumulated errors. A partial choice is
+pruned only if it exceeds a budget (uses are never negative); the objective is never used for pruning.
 """
 
 from dataclasses import dataclass
@@ -17,20 +17,20 @@ from solvers.kernels.compiled import compiled
 from solvers.kernels.moves import Arrays, Floats, Integers, to_arrays
 
 MAX_CHOICES = 10**9
-"""Beyond this many choices the solver refuses (it looks at some 50 million a second)."""
+"""Maximum number of choices (the solver evaluates about 50 million per second)."""
 
 MAX_PAIRED = 10**6
-"""The same where budgets have pair terms (some 300,000 a second)."""
+"""Maximum number of choices if budgets have pair terms (about 300,000 per second)."""
 
 TIE = 1e-12
-"""Choices whose objectives differ by less than this, relative to the size of their terms, are a tie: the first wins."""
+"""Objectives that differ by less than this, relative to the size of their terms, are ties: the first choice wins."""
 
 STEPS_BETWEEN_CLOCK_LOOKS = 2_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BruteForce(Solver):
-    """Every choice, one after the other; among equal ones the first in lexicographic order.
+    """Enumerate every choice; among equal ones the first in lexicographic order is returned.
 
     >>> from solvers import solve
     >>> problem = Problem(["a", "b"], [["x", "y"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
@@ -49,18 +49,18 @@ class BruteForce(Solver):
         if count <= most:
             return ""
         return (
-            f"solver 'brute-force' looks at up to {most:.0e} choices, this problem has "
+            f"solver 'brute-force' evaluates up to {most:.0e} choices, this problem has "
             f"{count:.3g}; use 'auto', 'lagrangian', 'milp' or 'anneal'"
         )
 
     def run(self, problem: Problem, search: Search) -> None:
-        """Enumerate in slices of `STEPS_BETWEEN_CLOCK_LOOKS`, handing in the best after each."""
+        """Enumerate in slices of `STEPS_BETWEEN_CLOCK_LOOKS`, and report the best choice after each."""
         if problem.paired_budgets:
             enumerate_paired(problem, search)
             return
         a = to_arrays(problem)
         largest = np.maximum.reduceat(np.abs(problem.cost), a.starts[:-1])
-        tie = TIE * (largest.sum() + 1.0)  # pair terms come scaled to about 1
+        tie = TIE * (largest.sum() + 1.0)  # pair terms are scaled to about 1
         best, best_choice = np.array([np.inf]), np.zeros(problem.num_groups, dtype=np.int64)
         state = _State.fresh(a)
         depth = 0
@@ -75,12 +75,12 @@ class BruteForce(Solver):
 
 
 def num_choices(problem: Problem) -> float:
-    """Number of choices: the product of the groups' sizes (infinite beyond 1e308)."""
+    """Return the number of choices, the product of the groups' sizes (infinite beyond 1e308)."""
     return float(np.exp(np.minimum(np.log(np.diff(problem.group_offsets)).sum(), 709.0)))
 
 
 class _State(NamedTuple):
-    """Where the enumeration stands: for each depth the next option to try, and the sums of what is chosen before."""
+    """State of the enumeration: for each depth, the next option to try and the sums over previous groups."""
 
     following: Integers  # (G,)
     chosen: Integers  # (G,)
@@ -104,7 +104,7 @@ class _State(NamedTuple):
 def _enumerate(
     a: Arrays, state: _State, depth: int, steps: int, tie: float, best: Floats, best_choice: Integers
 ) -> int:
-    """Enumerate ``steps`` options from ``depth`` on; return the depth to continue from, -1 when all were seen."""
+    """Enumerate ``steps`` options from ``depth`` on; return the depth to continue from, or -1 at the end."""
     following, chosen, value, usage, total = state
     last = len(a.starts) - 2
     while steps > 0 and depth >= 0:
@@ -128,7 +128,7 @@ def _enumerate(
             total[depth + 1, i] = total[depth, i] + a.factor[option, i]
         for entry in range(a.indptr[option], a.indptr[option + 1]):
             neighbour = a.indices[entry]
-            if neighbour > option:  # the groups behind this one are not chosen yet
+            if neighbour > option:  # later groups are not chosen yet
                 break
             if chosen[a.group_of[neighbour]] == neighbour:
                 objective += a.data[entry]

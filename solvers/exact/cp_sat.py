@@ -1,15 +1,15 @@
-"""`cp-sat`: OR-tools' CP-SAT on the 0/1 program, in whole numbers whose rounding is accounted for.
+"""`cp-sat`: OR-tools' CP-SAT on the 0/1 program, in whole numbers, with exact accounting of rounding errors.
 
-CP-SAT knows whole numbers only, so the program it solves is a relaxation of the problem, made so that nothing it
-proves is wrong:
+CP-SAT supports only whole numbers. Its program is therefore a relaxation of the problem, built so that its proofs are
+valid:
 
-* Uses are rounded down and limits up: every choice within the budgets is one of the program's. One that is not, and
-  comes back, is cut off as in `solvers.exact.milp`, and the program is solved again.
-* Objective numbers are rounded to the nearest. What all of them together can be off by is taken from CP-SAT's bound.
-* A dual bound and an incumbent come first (`solvers.heuristic.lagrangian.begin`), so that only what they leave open is
-stated.
+* Uses are rounded down and limits up, so every feasible choice is feasible for the program. If CP-SAT returns a choice
+  that exceeds a budget, that choice is cut off as in `solvers.exact.milp`, and the program is solved again.
+* Objective numbers are rounded to the nearest. The maximum total rounding error is subtracted from CP-SAT's bound.
+* A dual bound and an incumbent are computed first (`solvers.heuristic.lagrangian.begin`), and the program contains only
+  the options that they leave open.
 
-CP-SAT runs in a thread of its own; the caller's thread, which can be interrupted, hands in what it finds.
+CP-SAT runs in a separate thread. The caller's thread, which can be interrupted, reports its results.
 """
 
 import contextlib
@@ -30,25 +30,26 @@ from solvers.exact.open_part import Linearised, undecided
 from solvers.kernels.moves import Floats, Integers, to_arrays
 
 OBJECTIVE_BITS, USE_BITS = 50, 45
-"""The largest objective, and use, of any choice in CP-SAT's whole numbers; doubles hold both exactly."""
+"""Bits of the largest objective and the largest use of any choice in CP-SAT's whole numbers, which doubles represent
+exactly."""
 
 NEGLIGIBLE = 1e-12
-"""A rounding error this small, relative to the objective's terms, is one of `Problem.evaluate`, too: proofs stand."""
+"""Rounding errors up to this, relative to the objective's terms, occur in `Problem.evaluate` too: proofs stay valid."""
 
 SECONDS_PER_PRODUCT = 1e-5
-"""Seconds that building the model takes for each product variable."""
+"""Time in seconds to build the model, per product variable."""
 
 LOOK_S = 0.05
-"""Seconds between two looks at the clock."""
+"""Time in seconds between two checks of the clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpSat(Linearised):
-    """Constraint programming with clause learning, pair terms linearised by RLT.
+    """Constraint programming with clause learning, with pair terms linearised by RLT.
 
     Args:
-        workers: threads. One is the default, for then the same seed gives the same answer; with several, CP-SAT's
-            threads race.
+        workers: number of threads. With one (the default), the same seed gives the same result; several threads of
+            CP-SAT race each other.
 
     >>> from solvers import solve
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
@@ -66,7 +67,7 @@ class CpSat(Linearised):
     workers: int = 1
 
     def run(self, problem: Problem, search: Search) -> None:
-        """Bound and incumbent, then CP-SAT over what they leave open."""
+        """Compute a bound and an incumbent, then run CP-SAT on the options that they leave open."""
         part = undecided(problem, search)
         if part is None:
             return
@@ -108,7 +109,7 @@ class CpSat(Linearised):
 
 
 class _Program:
-    """The CP-SAT model of a problem; ``objective = shift + scaled_objective / scale``, to within ``error``."""
+    """The CP-SAT model of a problem, with ``objective = shift + scaled_objective / scale`` to within ``error``."""
 
     def __init__(self, problem: Problem, start: Integers | None) -> None:
         from ortools.sat.python import cp_model
@@ -131,7 +132,7 @@ class _Program:
                 continue
             integral = most < 2.0**53 and bool((use == np.floor(use)).all())
             scale = 1.0 if integral else 2.0 ** (USE_BITS - np.ceil(np.log2(most)))
-            room = 0.0 if integral else self.problem.num_groups * 2.0**-52 * limit  # the rounding of the sum of uses
+            room = 0.0 if integral else self.problem.num_groups * 2.0**-52 * limit  # rounding error of the sum of uses
             uses = np.floor(use * scale).astype(np.int64).tolist()
             self.model.add(weighted(self.x, uses) <= int(np.ceil((limit + room) * scale) if not integral else limit))
 
@@ -158,7 +159,7 @@ class _Program:
         self.model.minimize(_weighted_sum()(variables, coefficients))
 
     def _products(self, above: Integers, beside: Integers) -> list[Any]:
-        """Variables for the products of two groups' options, row by row, and the rows that tie them to these."""
+        """Add variables for the products of two groups' options, row by row, and the constraints that link them."""
         model, x, problem = self.model, self.x, self.problem
         y = [[model.new_bool_var("") for _ in beside] for _ in above]
         sizes = np.diff(self.first)
@@ -187,17 +188,17 @@ class _Program:
             self.model.add_hint(variable, bool(chosen[u] and chosen[v]))
 
     def bound(self, scaled_bound: float) -> float:
-        """A lower bound on the problem from one on the whole-number objective."""
+        """Convert a lower bound on the whole-number objective to one on the problem."""
         return self.shift + scaled_bound / self.scale - self.error
 
     def cut_off(self, choice: Integers, budget: str) -> None:
-        """Forbid a choice that breaks a budget, and every choice in which all groups use at least as much."""
+        """Forbid a choice that exceeds a budget, and every choice in which all groups use at least as much."""
         use = self.problem.resources[budget]
         as_much = np.flatnonzero(use >= use[self.problem.flat(choice)][self.problem.group_of])
         self.model.add(sum(self.x[v] for v in as_much) <= self.problem.num_groups - 1)
 
     def solved(self, search: Search, seed: int, workers: int) -> Generator[tuple[str, Any]]:
-        """Solve; yields ``("choice", …)`` and ``("bound", …)`` as they are found, ``("status", name)`` at the end."""
+        """Solve, and yield ``("choice", …)`` and ``("bound", …)`` when found, and ``("status", name)`` at the end."""
         from ortools.sat.python import cp_model
 
         news: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
@@ -212,8 +213,8 @@ class _Program:
         solver.best_bound_callback = lambda bound: news.put(("bound", bound))
         solver.parameters.num_workers = workers
         solver.parameters.random_seed = seed
-        solver.parameters.linearization_level = 2  # without all RLT rows in its LP the bound hardly moves
-        solver.parameters.catch_sigint_signal = False  # the caller's thread is interrupted, and stops this one
+        solver.parameters.linearization_level = 2  # without all RLT rows in its LP the bound hardly improves
+        solver.parameters.catch_sigint_signal = False  # the caller's thread is interrupted and stops this thread
         solver.parameters.relative_gap_limit = solver.parameters.absolute_gap_limit = 0.0
         if np.isfinite(search.remaining()):
             solver.parameters.max_time_in_seconds = max(search.remaining(), 0.01)
@@ -223,10 +224,10 @@ class _Program:
                 status = solver.solve(self.model, Choices())
                 if status == cp_model.MODEL_INVALID:
                     raise SolverError(f"CP-SAT refuses the model: {self.model.validate()}")
-                if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):  # in others the bound may be 0 and mean nothing
+                if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):  # otherwise the bound may be a meaningless 0
                     news.put(("bound", solver.best_objective_bound))
                 news.put(("status", status.name))
-            except BaseException as error:  # handed to the caller's thread
+            except BaseException as error:  # passed to the caller's thread
                 news.put(("error", error))
 
         thread = threading.Thread(target=run, name="cp-sat", daemon=True)
@@ -246,7 +247,7 @@ class _Program:
                     return
         finally:
             while thread.is_alive():
-                solver.stop_search()  # one that comes before the search has begun is lost
+                solver.stop_search()  # repeated: a stop before the search starts is lost
                 thread.join(LOOK_S)
 
 

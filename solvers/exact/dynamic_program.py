@@ -11,15 +11,15 @@ from solvers.bounds.warm import warm_bounds
 from solvers.kernels.repair import repair
 
 MAX_STATES = 2_000_000
-"""The longest Pareto list that is kept (with one budget that takes some 100 MB)."""
+"""Maximum length of a Pareto list (about 100 MB with one budget)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DynamicProgram(Solver):
-    """Pareto lists of (usage, cost), group by group; a dual bound and an incumbent keep them short.
+    """Dynamic programming over Pareto lists of (usage, cost), kept short by a dual bound and an incumbent.
 
-    Uses are never rounded, so budgets hold exactly and the answer is the optimum. Where the lists grow beyond
-    `MAX_STATES`, the best so far comes back with its bound, as FEASIBLE.
+    Uses are never rounded, so budgets hold exactly and the result is optimal. If a list grows beyond `MAX_STATES`, the
+    best choice so far is returned with its bound, as FEASIBLE.
 
     >>> from solvers import solve
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
@@ -34,11 +34,11 @@ class DynamicProgram(Solver):
     native_pairs: ClassVar[bool] = False
 
     def prepare(self) -> None:
-        """Compile the loops."""
+        """Compile the inner loops."""
         warm_bounds()
 
     def run(self, problem: Problem, search: Search) -> None:
-        """Bound, a repaired choice to prune with, then the lists."""
+        """Compute a bound and a repaired choice for pruning, then the lists."""
         bound = raise_dual_bound(problem, search, 0.5)
         if search.proven():
             return

@@ -1,4 +1,4 @@
-"""Every choice of a problem whose budgets have pair terms: the oracle for those."""
+"""Enumerate every choice of a problem whose budgets have pair terms, as the reference for other solvers."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from solvers.search import Search
 
 
 def enumerate_paired(problem: Problem, search: Search) -> None:
-    """Try every choice, one option of the first group after the other."""
+    """Try every choice, one option of the first group at a time."""
     a, u = arrays_of(problem)
     chosen, best = problem.group_offsets[:-1].copy(), np.array([np.inf])
     least = chosen.copy()
@@ -27,7 +27,7 @@ def enumerate_paired(problem: Problem, search: Search) -> None:
 
 @compiled
 def _enumerate(a: Arrays, u: PairedUses, chosen: Integers, best: Floats, least: Integers) -> None:
-    """Try all choices with this option of the first group, counting up from the last group."""
+    """Try all choices with the given option of the first group, varying the last group fastest."""
     last = len(chosen) - 1
     while True:
         _, usage = begin_uses(u, chosen)

@@ -1,12 +1,12 @@
 """`milp`: the integer program of `formulations.to_integer_program`, solved by HiGHS or CBC through PuLP.
 
-A MIP solver compares with absolute tolerances (about 1e-6), so it is never given raw numbers nor believed as it is:
+MIP solvers compare with absolute tolerances (about 1e-6), so numbers are scaled first and results are checked:
 
-* A dual bound L and an incumbent U come first. Options whose reduced cost reaches U - L are left out, and the objective
-  is divided by U - L: what is still to be found out is of size 1, however small the scores are.
-* A choice the solver returns is judged like any other. One that bends a budget is cut off (a cover inequality: not
-  every group may use as much as it does there), and the program is solved again.
-* PuLP's ``status`` is not used: the solver itself says how it stopped, and its bound counts only where that proves one.
+* A dual bound L and an incumbent U are computed first. Options whose reduced cost reaches U - L are left out, and the
+  objective is divided by U - L, so that the remaining gap has size 1, however small the scores are.
+* A choice that the solver returns is evaluated like any other. If it exceeds a budget, it is cut off by a cover
+  inequality (not every group may use as much as in that choice), and the program is solved again.
+* PuLP's ``status`` is not used. The solver's own status is read, and its bound is used only if that status proves it.
 """
 
 import re
@@ -30,27 +30,27 @@ from solvers.kernels.moves import Integers
 BACKENDS = ("highs", "cbc")
 
 SECONDS_PER_PRODUCT = 5e-5
-"""Seconds that building the model takes for each product variable (PuLP makes a Python object of everything)."""
+"""Time in seconds to build the model, per product variable (PuLP makes a Python object of everything)."""
 
 GRACE_S = 0.2
-"""Seconds that CBC may overrun before it is asked to stop, and after that is killed."""
+"""Time in seconds that CBC may overrun before it is asked to stop, and after that before it is killed."""
 
 CBC_DIGIT = 1e-3
-"""Largest error of the bound that CBC prints, which is rounded up or down."""
+"""Maximum error of the bound that CBC prints, which is rounded up or down."""
 
 POLL_S = 0.1
-"""Seconds between two checks whether HiGHS is done or Ctrl-C was pressed."""
+"""Time in seconds between two checks whether HiGHS is done or Ctrl-C was pressed."""
 
 SMALLEST_UNIT = 1e-6
-"""The objective is divided by U - L, but by no less than this times its largest effect: solvers mind huge numbers."""
+"""The objective is divided by U - L, or by this times its largest effect if that is larger, to avoid huge numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Milp(Linearised):
-    """Mixed-integer programming, pair terms linearised by RLT.
+    """Mixed-integer programming, with pair terms linearised by RLT.
 
     Args:
-        backend: ``"highs"`` or ``"cbc"``.
+        backend: MIP solver to use, ``"highs"`` or ``"cbc"``.
 
     >>> from solvers import solve
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
@@ -67,7 +67,7 @@ class Milp(Linearised):
     backend: str = "highs"
 
     def run(self, problem: Problem, search: Search) -> None:
-        """Bound and incumbent, then the integer program over what they leave open."""
+        """Compute a bound and an incumbent, then solve the integer program on the options that they leave open."""
         part = undecided(problem, search)
         if part is None:
             return
@@ -87,7 +87,9 @@ class Milp(Linearised):
             with search.phase("solve_s"):
                 answer = run(program, search, warm=start is not None)
             if answer.bound is not None:
-                bound = (answer.bound + program.model.objective.constant) * size  # PuLP tells no back end the constant
+                bound = (
+                    answer.bound + program.model.objective.constant
+                ) * size  # PuLP does not pass the constant to solvers
                 search.raise_bound(min(bound, np.inf if search.objective is None else search.objective))
             if answer.interrupted or answer.choice is None:
                 break
@@ -127,7 +129,7 @@ def _highs(program: IntegerProgram, search: Search, *, warm: bool) -> _Found:
     limit = None if np.isinf(search.remaining()) else max(search.remaining(), 0.01)
     solver = pulp.HiGHS(msg=False, gapRel=0.0, gapAbs=0.0, timeLimit=limit, threads=1)
     if not program.y:
-        solver.optionsDict["presolve"] = "off"  # nothing is left to find, and it looks at the clock too rarely
+        solver.optionsDict["presolve"] = "off"  # nothing is left to presolve, and it checks the clock too rarely
     solver.createAndConfigureSolver(model)
     solver.buildSolverModel(model)
     highs = model.solverModel
@@ -154,7 +156,7 @@ def _highs(program: IntegerProgram, search: Search, *, warm: bool) -> _Found:
 
 
 def _run_until_stopped(highs: Any) -> None:
-    """Run HiGHS; Ctrl-C stops it. Its own handling prints to stdout, where a caller may want JSON and nothing else."""
+    """Run HiGHS and stop it on Ctrl-C; its own handler would print to stdout, where only JSON may be expected."""
     highs.HandleUserInterrupt = True
     highs.startSolve()
     done = False
@@ -198,7 +200,7 @@ def _cbc(program: IntegerProgram, search: Search, *, warm: bool) -> _Found:
 
 
 def _run_to_the_end(command: list[str], log: str, seconds: float) -> None:
-    """Run CBC. It may overlook its time limit: then it is asked to stop (it writes what it has), then it is ended."""
+    """Run CBC. If it exceeds its time limit, ask it to stop (it then writes its results), and finally kill it."""
     with Path(log).open("w") as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)  # noqa: S603
         try:
@@ -214,7 +216,7 @@ def _run_to_the_end(command: list[str], log: str, seconds: float) -> None:
 
 
 def _cut_off(program: IntegerProgram, problem: Problem, choice: Integers, broken: dict[str, float]) -> None:
-    """Forbid a choice that breaks a budget, and every choice in which all groups use at least as much."""
+    """Forbid a choice that exceeds a budget, and every choice in which all groups use at least as much."""
     import pulp
 
     name = next(iter(broken))

@@ -1,12 +1,12 @@
-"""`miqp`: SCIP on the convex mixed-integer quadratic program, stated around the dual bound.
+"""`miqp`: SCIP on the convex mixed-integer quadratic program, stated relative to the dual bound.
 
-With the multipliers of a dual bound L (`solvers.bounds.duality`) every choice x within the budgets has
+With the multipliers of a dual bound L (`solvers.bounds.duality`), every feasible choice x satisfies
 
     objective = L + Σ reduced_v·x_v + Σ_k λ_k·slack_k + ½‖Fᵀx - y‖² + Σ_blocks R_uv·x_u·x_v
 
-and each term is at least 0. So with an incumbent U an option or a product whose own term reaches U - L is left out,
-the rest is divided by U - L, and SCIP only has to look below 1. The factor stays a factor: r squares
-``t_i ≥ w_i²`` of linear expressions, convex whatever the problem. Products of sparse blocks are linearised as in
+and each term is at least 0. With an incumbent U, an option or product whose term reaches U - L is therefore left out,
+the rest is divided by U - L, and SCIP only has to search below 1. The factor becomes r constraints ``t_i ≥ w_i²`` on
+linear expressions w, which are convex for every problem. Products of sparse blocks are linearised as in
 `formulations.forms.integer_program`.
 """
 
@@ -25,34 +25,34 @@ from solvers.exact.open_part import Exact, undecided
 from solvers.kernels.moves import Arrays, Floats, Integers, to_arrays
 
 MAX_PRODUCTS = 200_000
-"""The most entries of sparse blocks that are taken."""
+"""Maximum number of entries in sparse blocks."""
 
 TOLERANCE = 1e-7
-"""SCIP's feasibility tolerance: what ``t_i ≥ w_i²`` may be short of, in units of U - L.
+"""Feasibility tolerance of SCIP: the allowed violation of ``t_i ≥ w_i²``, in units of U - L.
 
-SCIP solves a doubtful linear program again at a thousandth of it, and its simplex solver prints a warning each time it
-is asked for less than 1e-10.
+SCIP solves doubtful linear programs again at a thousandth of this tolerance, and its simplex solver prints a warning
+for each tolerance below 1e-10.
 """
 
 DUAL_SHARE = 0.4
-"""Share of the time left that the dual bound of what is stated may take."""
+"""Maximum fraction of the remaining time for the dual bound of the stated problem."""
 
 CONVEXIFY_SHARE = 0.1
-"""Share of the time left that making the relaxation tight may take."""
+"""Maximum fraction of the remaining time for tightening the relaxation."""
 
 FULL_RANK = 1 / 3
-"""From this many columns per option a factor is replaced by the one whose relaxation is tightest."""
+"""Number of columns per option from which a factor is replaced by the one with the tightest relaxation."""
 
 COMPLETE = ("optimal", "infeasible", "inforunbd")
-"""SCIP's status when its search is complete (no variable is unbounded below)."""
+"""Values of SCIP's status if its search is complete (no variable is unbounded below)."""
 
 PROVING = (*COMPLETE, "timelimit", "userinterrupt")
-"""SCIP's status when its bound is proven."""
+"""Values of SCIP's status if its bound is proven."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Miqp(Exact):
-    """Convex mixed-integer quadratic programming with the factor kept as it is.
+    """Convex mixed-integer quadratic programming with pair terms in factor form.
 
     >>> from solvers import solve
     >>> from formulations.generators.random_instances import layered_problem
@@ -75,7 +75,7 @@ class Miqp(Exact):
         )
 
     def run(self, problem: Problem, search: Search) -> None:
-        """Bound and incumbent, then SCIP over what they leave open."""
+        """Compute a bound and an incumbent, then run SCIP on the options that they leave open."""
         part = undecided(problem, search)
         if part is None:
             return
@@ -127,9 +127,9 @@ class Miqp(Exact):
 
 
 def _stated(problem: Problem, search: Search) -> Problem:
-    """``problem`` or an equal one with a tighter relaxation.
+    """Return ``problem`` or an equivalent one with a tighter relaxation.
 
-    A factor of few columns stays: SCIP sees one square for each, and a tighter one has nearly as many as options.
+    A factor with few columns is kept: SCIP gets one square per column, and a tighter factor has almost V columns.
     """
     few = problem.pairs.rank < FULL_RANK * problem.num_options or problem.pairs.num_sparse
     seconds = CONVEXIFY_SHARE * search.remaining()
@@ -139,7 +139,7 @@ def _stated(problem: Problem, search: Search) -> Problem:
 
 
 class _Program:
-    """The SCIP model, and how to read a choice from it."""
+    """The SCIP model of a problem, with a method to read a choice from it."""
 
     def __init__(self, problem: Problem, bound: DualBound, size: float, *, bounded: bool) -> None:
         import pyscipopt
@@ -208,7 +208,7 @@ class _Program:
         return terms
 
     def decode(self) -> Integers:
-        """The local choice ``(G,)`` of SCIP's best solution."""
+        """Return the choice ``(G,)`` of SCIP's best solution."""
         chosen, solution = self.base.copy(), self.model.getBestSol()
         for v, x in self.x.items():
             if self.model.getSolVal(solution, x) > 0.5:
@@ -216,7 +216,7 @@ class _Program:
         return chosen - self.starts[:-1]
 
     def cut_off(self, problem: Problem, choice: Integers, resource: str) -> None:
-        """Forbid a choice that bends a budget, and every one in which all groups use at least as much."""
+        """Forbid a choice that exceeds a budget, and every choice in which all groups use at least as much."""
         use, chosen = problem.resources[resource], problem.flat(choice)
         self.model.freeTransform()
         as_much = [x for v, x in self.x.items() if use[v] >= use[chosen[problem.group_of[v]]]]

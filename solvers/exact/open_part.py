@@ -1,4 +1,4 @@
-"""What exact back ends share: they decide only what a bound and a good choice leave open."""
+"""Common parts of exact back ends, which solve only the part that a bound and a good choice leave open."""
 
 from formulations import Problem
 from formulations.forms.integer_program import MAX_PRODUCTS, num_products
@@ -10,17 +10,17 @@ from solvers.kernels.local_search import polish
 
 
 class Exact(Solver):
-    """A back end that begins with `undecided`."""
+    """Base class of back ends that begin with `undecided`."""
 
     exact = True
 
     def prepare(self) -> None:
-        """Compile the loops."""
+        """Compile the inner loops."""
         warm_bounds()
 
 
 class Linearised(Exact):
-    """An exact back end that gives every product of options a variable of its own."""
+    """Base class of exact back ends with a separate variable for every product of options."""
 
     def refuse(self, problem: Problem) -> str:
         """Refuse a problem with too many products of options."""
@@ -33,7 +33,7 @@ class Linearised(Exact):
 
 
 def undecided(problem: Problem, search: Search) -> Restriction | None:
-    """`begin`, polish and `certify`: what is left for an exact solver; None when it is decided or time is up."""
+    """Run `begin`, polish and `certify`, and return what they leave open; None when it is solved or time is up."""
     begin(problem, search)
     if not problem.pairs and search.choice is not None and not (search.proven() or search.expired()):
         search.offer(polish(problem, search.choice, search.remaining()))

@@ -1,1 +1,1 @@
-"""Compiled loops that several solvers share: moves, cooling, local search, repair."""
+"""Compiled loops shared by several solvers: moves, cooling, local search, repair."""

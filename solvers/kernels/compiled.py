@@ -1,8 +1,7 @@
-"""How numerical kernels are compiled: by numba, kept on disk, and announced where a user has to wait for it.
+"""Compile numerical kernels with numba, cache them on disk, and announce compilation to the user.
 
-What always holds: the machine code is kept beside the module (or, where that folder is read-only, in numba's cache
-folder of the user), so that a machine compiles a kernel once; the announcement comes only when something really is
-compiled, and once a process.
+The machine code is stored next to the module (or in numba's user cache if that folder is read-only), so each kernel is
+compiled once per machine. The announcement appears at most once per process, and only if something is compiled.
 """
 
 import logging
@@ -17,24 +16,24 @@ _logger = logging.getLogger(__name__)
 
 
 def compiled(function: Callable[..., Any], *, fastmath: bool | Set[str] = False) -> Any:
-    """``numba.njit`` as every kernel here wants it: cached on disk, free of the interpreter lock, announced.
+    """Compile a kernel by ``numba.njit``: cached on disk, without the interpreter lock, and announced.
 
     Args:
         function: the kernel.
-        fastmath: which liberties LLVM may take with floating-point numbers, as in numba.
+        fastmath: floating-point optimisations that LLVM may use, same as in numba.
     """
     _announce_compilation()
     return njit(cache=True, nogil=True, fastmath=fastmath)(function)
 
 
 class _Announcement(event.Listener):  # type: ignore[misc]
-    """A warning in the log, which Python prints to stderr where no program configures logging, at the first start."""
+    """Log a warning at the first compilation, which Python prints to stderr unless logging is configured."""
 
     def on_start(self, event: Any) -> None:  # noqa: ARG002  (numba's interface)
         _tell()
 
     def on_end(self, event: Any) -> None:
-        """Nothing: the next line of output says that it went on."""
+        """Do nothing, because the next line of output shows that compilation has ended."""
 
 
 @cache

@@ -1,11 +1,11 @@
-"""One annealing run inside the choice space, compiled: switches of one group and of two groups, budgets by price.
+"""A compiled annealing run over choices, with switches of one or two groups and budgets enforced by prices.
 
-A hard budget splits the space: big layers can only move when many small ones make room one after the other. So a
-chain may run over a budget and pays a price per unit for it, an exact penalty whose price follows the chain: up
-while it is over, down while it is within, so that it stays at the edge of what is allowed at every temperature
-(cf. strategic oscillation, doi:10.1111/j.1540-5915.1977.tb01074.x). What always holds: the record ``best`` is within
-every budget, counted anew from the choice itself; the number of random draws does not depend on what was accepted,
-so that rounding cannot shift the random stream.
+A hard budget divides the search space: a large layer can only change after many small ones have freed enough budget,
+one after the other. A chain may therefore exceed a budget and pays a price per unit for it. This exact penalty adapts
+to the chain: the price rises while the chain is over budget and falls while it is within, so that the chain stays near
+the boundary at every temperature (cf. strategic oscillation, doi:10.1111/j.1540-5915.1977.tb01074.x). The record
+``best`` is within every budget, with uses summed afresh from the choice. The number of random draws does not depend on
+which moves are accepted, so rounding cannot shift the random stream.
 """
 
 from typing import Any, NamedTuple
@@ -17,24 +17,24 @@ from solvers.kernels.compiled import compiled
 from solvers.kernels.moves import Arrays, Floats, Integers, begin, cross, delta, fits, objective, switch
 
 PAIRED = 128
-"""Share of the moves that switch two groups, in 256ths."""
+"""Fraction of the moves that switch two groups, in 256ths."""
 
 NO_BEST = np.inf
-"""Objective of a record that holds no choice yet."""
+"""Objective of a record without a choice."""
 
 
 class Schedule(NamedTuple):
     """The temperatures of a run, and how quickly its prices change."""
 
-    temperature: float  # of the first move, in the objective's unit
-    ratio: float  # of the temperatures of two successive moves
+    temperature: float  # temperature of the first move, in the objective's unit
+    ratio: float  # ratio of the temperatures of consecutive moves
     steps: int  # number of moves
-    rate: float  # relative change of a price in a sweep (one move per free group)
+    rate: float  # relative change of a price per sweep (one move per free group)
 
 
 @compiled
 def _draw(state: NDArray[np.uint64]) -> Any:
-    """64 random bits (xorshift64*, Vigna, doi:10.1145/2845077)."""
+    """Draw 64 random bits (xorshift64*, Vigna, doi:10.1145/2845077)."""
     x = state[0]
     x ^= x >> np.uint64(12)
     x ^= x << np.uint64(25)
@@ -45,13 +45,13 @@ def _draw(state: NDArray[np.uint64]) -> Any:
 
 @compiled
 def _below(bits: np.uint64, bound: int) -> Any:
-    """A number below ``bound`` from the upper 32 of 64 random bits."""
+    """Compute a number below ``bound`` from the upper 32 of 64 random bits."""
     return np.int64(((bits >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32))
 
 
 @compiled
 def _other(a: Arrays, group: int, old: int, bits: np.uint64) -> Any:
-    """An option of ``group`` other than ``old``, from the lower 32 of 64 random bits."""
+    """Choose an option of ``group`` other than ``old``, from the lower 32 of 64 random bits."""
     start, count = a.starts[group], a.starts[group + 1] - a.starts[group]
     new = start + _below(bits << np.uint64(32), count - 1)
     return new + 1 if new >= old else new
@@ -59,7 +59,7 @@ def _other(a: Arrays, group: int, old: int, bits: np.uint64) -> Any:
 
 @compiled
 def _filler(a: Arrays, usage: Floats, old1: int, new1: int, group: int, old2: int) -> int:
-    """The other option of ``group`` that best fills what ``new1`` leaves of the one budget; -1 for none."""
+    """Return the other option of ``group`` that best fills the single budget after the switch to ``new1``; or -1."""
     room = max(a.limit[0], usage[0]) - (usage[0] + a.use[new1, 0] - a.use[old1, 0]) + a.use[old2, 0]
     most, new2 = -1.0, -1
     for v in range(a.starts[group], a.starts[group + 1]):
@@ -70,7 +70,7 @@ def _filler(a: Arrays, usage: Floats, old1: int, new1: int, group: int, old2: in
 
 @compiled
 def _penalty(a: Arrays, usage: Floats, price: Floats, old1: int, new1: int, old2: int, new2: int) -> float:
-    """What a move adds to the price paid for excess."""
+    """Return the change in the price paid for excess."""
     change = 0.0
     for k in range(len(usage)):
         over = usage[k] - a.limit[k]
@@ -94,13 +94,13 @@ def cool(
 
     Args:
         a: the problem.
-        free: the groups that have more than one option, at least one.
-        chosen: ``(G,)`` flat options, changed in place.
-        price: ``(K,)`` per unit of excess, changed in place.
-        state: ``(1,)`` of the random numbers, not zero, changed in place.
+        free: groups with more than one option; at least one group.
+        chosen: ``(G,)`` flat options, modified in place.
+        price: ``(K,)`` prices per unit of excess, modified in place.
+        state: ``(1,)`` state of the random number generator, not zero, modified in place.
         schedule: number of moves, temperatures and change of prices.
-        best: ``(G,)`` the best choice within the budgets so far, changed in place.
-        best_value: its objective without offset, or `NO_BEST`.
+        best: ``(G,)`` the best feasible choice so far, modified in place.
+        best_value: objective of ``best`` without offset, or `NO_BEST`.
     """
     temperature, ratio, steps, rate = schedule
     total, field, usage = begin(a, chosen)
@@ -149,7 +149,7 @@ def cool(
 
 @compiled
 def _fits_anew(a: Arrays, chosen: Integers) -> bool:
-    """Whether every budget holds, summed afresh (a running sum gathers rounding)."""
+    """Whether every budget holds, with uses summed afresh (a running sum accumulates rounding errors)."""
     for k in range(len(a.limit)):
         usage = 0.0
         for v in chosen:

@@ -1,7 +1,7 @@
-"""Polish: descent from a choice by switches of one group and of two groups at once, always within the budgets.
+"""Polish: descent from a feasible choice by switches of one group or of two groups at once, within the budgets.
 
-A budget that is nearly spent blocks nearly every single switch that would pay; two switches together, one that frees
-what the other uses, go on from there. What always holds: feasible in, feasible out, never worse.
+A nearly used-up budget blocks almost every single switch that would improve the objective. Two switches together, of
+which one frees what the other uses, can still improve it. The result is always feasible and never worse.
 """
 
 import time
@@ -15,17 +15,17 @@ from solvers.kernels.compiled import compiled
 from solvers.kernels.moves import Arrays, Floats, Integers, begin, cross, delta, switch, to_arrays
 
 PASSES = 20
-"""Passes over all groups before the descent ends even if it could go on."""
+"""Maximum number of passes over all groups."""
 
 PAIRS = 4_000_000
-"""Pairs of switches weighed in a pass; where there are more (above 2,000 options) evenly spread partners are taken. It
-also bounds how many options are weighed anew after pairs were switched."""
+"""Maximum number of pairs of switches evaluated in a pass. If there are more (above 2,000 options), evenly spread
+partners are tried. This also limits how many options are evaluated again after a pair of switches."""
 
 
 class Weights(NamedTuple):
-    """Per option ``(V,)`` what switching to it alone adds, and two bounds on its cross term with any other switch.
+    """For each option ``(V,)``, the change from switching to it alone, and bounds on cross terms with other switches.
 
-    The factor's part of the cross term is at most the product of both ``length`` (Cauchy-Schwarz), the sparse part at
+    The factor's part of a cross term is at most the product of both ``length`` (Cauchy-Schwarz), the sparse part at
     most either ``reach``.
     """
 
@@ -35,13 +35,13 @@ class Weights(NamedTuple):
 
 
 def polish(problem: Problem, choice: ArrayLike, seconds: float = float("inf")) -> Integers:
-    """A choice ``(G,)`` that no single switch and no two switches improve, reached from the feasible ``choice``.
+    """Improve a feasible choice ``(G,)`` until no single switch and no pair of switches improves it.
 
-    `PASSES`, `PAIRS` and ``seconds`` (looked at between passes) bound the work on large problems, so that there a
-    better pair may be left.
+    `PASSES`, `PAIRS` and ``seconds`` (checked between passes) limit the work on large problems, for which an improving
+    pair may be left.
 
     Raises:
-        ValueError: ``choice`` breaks a budget; `repair` it first.
+        ValueError: ``choice`` exceeds a budget; `repair` it first.
         InvalidProblemError: ``choice`` is not one option index per group.
 
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
@@ -62,7 +62,7 @@ def polish(problem: Problem, choice: ArrayLike, seconds: float = float("inf")) -
 
 @compiled
 def polish_flat(a: Arrays, chosen: Integers, passes: int) -> bool:
-    """Polish feasible flat options in place, for callers that hold `Arrays`; whether the last pass still improved."""
+    """Polish feasible flat options in place, given `Arrays`; return whether the last pass still improved them."""
     number, improved = 0, True
     while improved and number < passes:
         improved = _polish_pass(a, chosen, number)
@@ -72,17 +72,17 @@ def polish_flat(a: Arrays, chosen: Integers, passes: int) -> bool:
 
 @compiled
 def _polish_pass(a: Arrays, chosen: Integers, number: int) -> bool:
-    """One pass over all groups, first by single switches, then by pairs; whether it improved."""
+    """Run one pass over all groups, first by single switches, then by pairs; return whether it improved."""
     num_groups = len(chosen)
     step = max(1, len(a.cost) * len(a.cost) // PAIRS)
     left = 1 + PAIRS // len(a.cost)  # pairs that may still be switched
-    total, field, usage = begin(a, chosen)  # anew in every pass, so that rounding cannot add up
+    total, field, usage = begin(a, chosen)  # afresh in every pass, to prevent accumulated rounding errors
     improved = False
     for group in range(num_groups):
         improved |= _improve_alone(a, chosen, total, field, usage, group)
     weights = Weights(np.empty(len(a.cost)), np.empty(len(a.cost)), np.empty(len(a.cost)))
     _weigh(a, chosen, total, field, weights)
-    first = number * (num_groups // PASSES)  # where a pass ends early the next one looks at other groups
+    first = number * (num_groups // PASSES)  # if a pass ends early, the next one starts at other groups
     for offset in range(num_groups):
         group = (first + offset) % num_groups
         while left > 0 and _improve_paired(a, chosen, total, field, usage, weights, group, number % step, step):
@@ -93,7 +93,7 @@ def _polish_pass(a: Arrays, chosen: Integers, number: int) -> bool:
 
 @compiled
 def descend_flat(a: Arrays, chosen: Integers) -> None:
-    """Single switches only, in place, until none improves feasible flat options; ``O(V)`` moves weighed a pass."""
+    """Improve feasible flat options in place by single switches until none helps; ``O(V)`` evaluations per pass."""
     total, field, usage = begin(a, chosen)
     improved = True
     while improved:
@@ -113,7 +113,7 @@ def _fits_both(a: Arrays, usage: Floats, old1: int, new1: int, old2: int, new2: 
 @compiled
 def _improve_alone(a: Arrays, chosen: Integers, total: Floats, field: Floats, usage: Floats, group: int) -> bool:
     old, best = chosen[group], -1
-    least = -1e-13 * (1.0 + abs(a.cost[old]))  # less is rounding
+    least = -1e-13 * (1.0 + abs(a.cost[old]))  # smaller changes are rounding errors
     for new in range(a.starts[group], a.starts[group + 1]):
         if new != old and _fits_both(a, usage, old, new, new, new):
             change = delta(a, total, field, old, new)
@@ -126,7 +126,7 @@ def _improve_alone(a: Arrays, chosen: Integers, total: Floats, field: Floats, us
 
 @compiled
 def _weigh(a: Arrays, chosen: Integers, total: Floats, field: Floats, weights: Weights) -> None:
-    """Fill ``weights`` for the present choice."""
+    """Compute ``weights`` for the present choice."""
     single, length, reach = weights
     for v in range(len(single)):
         old = chosen[a.group_of[v]]
@@ -153,7 +153,7 @@ def _improve_paired(
     first: int,
     step: int,
 ) -> bool:
-    """Make the best pair of switches of ``group`` and a partner, if any pays."""
+    """Make the best pair of switches of ``group`` and a partner, if any improves the objective."""
     single, length, reach = weights
     old1, best1, best2 = chosen[group], -1, -1
     least = -1e-13 * (1.0 + abs(a.cost[old1]))

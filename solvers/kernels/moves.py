@@ -1,10 +1,10 @@
-"""Moves in the choice space: what switching a group's option adds to the objective, for compiled kernels.
+"""Evaluate and make moves, which switch a group's option, in compiled kernels.
 
-`Arrays` holds what a move needs: costs, uses and limits of the budgeted resources, rows of the factor, and the
-sparse pair terms as a symmetric CSR matrix (both halves, columns sorted). A kernel's state is ``chosen`` ``(G,)``
-(flat options), ``total`` ``(r,)`` (sum of the chosen rows of the factor), ``field`` ``(V,)`` (what each option's
-sparse pair terms with the chosen ones add up to) and ``usage`` ``(K,)``. What always holds: a move costs
-``O(r + K)`` to weigh, and ``O(r + K + degree)`` to make.
+`Arrays` contains the data for moves: costs, uses and limits of the budgeted resources, rows of the factor, and the
+sparse pair terms as a symmetric CSR matrix (both halves, columns sorted). The state of a kernel is ``chosen`` ``(G,)``
+(flat options), ``total`` ``(r,)`` (sum of the chosen rows of the factor), ``field`` ``(V,)`` (for each option, the sum
+of its sparse pair terms with the chosen options) and ``usage`` ``(K,)``. Evaluating a move takes ``O(r + K)``, and
+making it ``O(r + K + degree)``.
 """
 
 from typing import Any, NamedTuple
@@ -28,22 +28,22 @@ class Arrays(NamedTuple):
     group_of: Integers  # (V,)
     cost: Floats  # (V,)
     use: Floats  # (V, K), budgeted resources only
-    limit: Floats  # (K,) what the budgets leave beside what is fixed, with the tolerance of Problem.evaluate
-    unit: Floats  # (K,) what the excess over each budget is measured in
-    factor: Floats  # (V, r), the problem's own: it can be most of the memory
+    limit: Floats  # (K,) budgets minus fixed uses, with the tolerance of Problem.evaluate
+    unit: Floats  # (K,) unit of the excess over each budget
+    factor: Floats  # (V, r), the problem's array itself: it can take most of the memory
     indptr: Integers  # (V+1,) rows of the symmetric sparse part
     indices: Integers
     data: Floats
 
 
 def to_arrays(problem: Problem) -> Arrays:
-    """``problem`` as `Arrays`.
+    """Convert ``problem`` to `Arrays`.
 
     >>> from formulations import Problem
     >>> to_arrays(Problem(["a"], [["keep", "prune"]], [0, 1], {"bytes": [8, 4]}, {"bytes": 4})).use.tolist()
     [[8.0], [4.0]]
     """
-    problem.require_linear_budgets("a kernel of moves")
+    problem.require_linear_budgets("the kernel of moves")
     num_options = problem.num_options
     budgets = np.array(list(problem.budgets.values()), dtype=np.float64)
     fixed = np.array([problem.fixed.get(name, 0.0) for name in problem.budgets])
@@ -53,7 +53,7 @@ def to_arrays(problem: Problem) -> Arrays:
     factor = problem.pairs.factor
     if factor is None:
         factor = np.zeros((num_options, 0))
-        factor.flags.writeable = False  # as every other one is: compiled code is made for one kind of array
+        factor.flags.writeable = False  # like all others, since kernels are compiled for one kind of array
     half = problem.pairs.sparse
     half = scipy.sparse.csr_array((num_options, num_options)) if half is None else half
     both = scipy.sparse.csr_array(half + half.T)
@@ -73,13 +73,13 @@ def to_arrays(problem: Problem) -> Arrays:
 
 
 def summed(function: Any) -> Any:
-    """`compiled`, with sums in whatever order is fastest: for short ones over the columns of a factor."""
+    """Compile like `compiled`, but allow reordered sums; for short sums over the columns of a factor."""
     return compiled(function, fastmath={"reassoc", "contract"})
 
 
 @compiled
 def begin(a: Arrays, chosen: Integers) -> tuple[Floats, Floats, Floats]:
-    """``(total, field, usage)`` of the chosen flat options."""
+    """Compute ``(total, field, usage)`` of the chosen flat options."""
     total, field, usage = np.zeros(a.factor.shape[1]), np.zeros(len(a.cost)), np.zeros(len(a.limit))
     for v in chosen:
         total += a.factor[v]
@@ -91,7 +91,7 @@ def begin(a: Arrays, chosen: Integers) -> tuple[Floats, Floats, Floats]:
 
 @compiled
 def objective(a: Arrays, chosen: Integers, total: Floats, field: Floats) -> float:
-    """The objective of the chosen flat options, without the problem's offset."""
+    """Compute the objective of the chosen flat options, without the problem's offset."""
     linear, pairs = 0.0, 0.0
     for v in chosen:
         linear += a.cost[v]
@@ -103,7 +103,7 @@ def objective(a: Arrays, chosen: Integers, total: Floats, field: Floats) -> floa
 
 @compiled
 def judge_all(a: Arrays, chosen: Integers) -> tuple[Floats, Floats]:
-    """Objectives ``(n,)`` without offset and excess over the budgets ``(n,)``, in units, of choices ``(n, G)``."""
+    """Compute objectives ``(n,)`` without offset, and excess over budgets ``(n,)`` in units, of choices ``(n, G)``."""
     values, excess = np.empty(len(chosen)), np.zeros(len(chosen))
     for i in range(len(chosen)):
         total, field, usage = begin(a, chosen[i])
@@ -115,7 +115,7 @@ def judge_all(a: Arrays, chosen: Integers) -> tuple[Floats, Floats]:
 
 @summed
 def delta(a: Arrays, total: Floats, field: Floats, old: int, new: int) -> float:
-    """What switching one group from ``old`` to ``new`` adds to the objective."""
+    """Compute the change in the objective from switching one group from ``old`` to ``new``."""
     change = a.cost[new] - a.cost[old] + field[new] - field[old]
     for k in range(a.factor.shape[1]):
         change += (a.factor[new, k] - a.factor[old, k]) * (total[k] - a.factor[old, k])
@@ -124,7 +124,7 @@ def delta(a: Arrays, total: Floats, field: Floats, old: int, new: int) -> float:
 
 @summed
 def cross(a: Arrays, old1: int, new1: int, old2: int, new2: int) -> float:
-    """What two switches in different groups add together beyond their single deltas."""
+    """Compute the change from two switches in different groups, minus their single deltas."""
     change = 0.0
     for k in range(a.factor.shape[1]):
         change += (a.factor[new1, k] - a.factor[old1, k]) * (a.factor[new2, k] - a.factor[old2, k])
@@ -135,7 +135,7 @@ def cross(a: Arrays, old1: int, new1: int, old2: int, new2: int) -> float:
 
 @compiled
 def _term(a: Arrays, u: int, v: int) -> float:
-    """The sparse pair term of two options (binary search in a row)."""
+    """Return the sparse pair term of two options (binary search in a row)."""
     low, high = a.indptr[u], a.indptr[u + 1]
     end = high
     while low < high:
@@ -168,7 +168,7 @@ def switch(a: Arrays, chosen: Integers, total: Floats, field: Floats, usage: Flo
 @compiled
 def fits(a: Arrays, usage: Floats) -> bool:
     """Whether every budget holds."""
-    for k in range(len(usage)):  # noqa: SIM110 - a plain loop is what numba compiles best
+    for k in range(len(usage)):  # noqa: SIM110 - numba compiles a plain loop best
         if usage[k] > a.limit[k]:
             return False
     return True

@@ -1,8 +1,8 @@
-"""Moves where budgets have pair terms: repair and descent within the true uses.
+"""Repair and descent for problems whose budgets have pair terms, with the true uses.
 
-Beside the state of `solvers.kernels.moves` a kernel keeps ``use_field`` ``(V, K)``: what each option's pair terms
-with the chosen ones use. What always holds: what `repair_paired` calls done is within the budgets, and a descent ends
-there when it begins there.
+In addition to the state of `solvers.kernels.moves`, a kernel keeps ``use_field`` ``(V, K)``, the use by each option's
+pair terms with the chosen options. If `repair_paired` returns True, the choice is within the budgets. A descent that
+starts within the budgets also ends within them.
 """
 
 from typing import NamedTuple
@@ -16,22 +16,22 @@ from solvers.kernels.compiled import compiled
 from solvers.kernels.moves import Arrays, Floats, Integers, begin, delta, switch, to_arrays
 
 PAIRS = 400_000
-"""Pairs of switches weighed in a pass of the descent at most; where there are more, evenly spread partners."""
+"""Maximum number of pairs of switches evaluated in a pass of the descent; if there are more, partners are sampled."""
 
 
 class PairedUses(NamedTuple):
-    """Uses of the K budgets: of options alone, and of pairs as a symmetric matrix that all budgets share."""
+    """Uses of the K budgets by single options and by pairs, the latter as a symmetric matrix shared by all budgets."""
 
     use: Floats  # (V, K)
-    limit: Floats  # (K,), with the tolerance of Problem.evaluate, less what is fixed
-    unit: Floats  # (K,) what excess is measured in
+    limit: Floats  # (K,) budgets minus fixed uses, with the tolerance of Problem.evaluate
+    unit: Floats  # (K,) unit of the excess over each budget
     indptr: Integers
     indices: Integers
     data: Floats  # (nnz, K)
 
 
 def arrays_of(problem: Problem) -> tuple[Arrays, PairedUses]:
-    """The problem without budgets for the objective's kernels, and its uses."""
+    """Return the problem without budgets, for the kernels of the objective, and its uses."""
     budgets = np.array(list(problem.budgets.values()))
     fixed = np.array([problem.fixed.get(name, 0.0) for name in problem.budgets])
     use = np.stack([problem.resources[name] for name in problem.budgets], axis=1)
@@ -64,7 +64,7 @@ def arrays_of(problem: Problem) -> tuple[Arrays, PairedUses]:
 
 @compiled
 def begin_uses(u: PairedUses, chosen: Integers) -> tuple[Floats, Floats]:
-    """``(use_field, usage)`` of the chosen flat options."""
+    """Compute ``(use_field, usage)`` of the chosen flat options."""
     num_budgets = len(u.limit)
     field, usage = np.zeros((len(u.use), num_budgets)), np.zeros(num_budgets)
     for v in chosen:
@@ -79,13 +79,13 @@ def begin_uses(u: PairedUses, chosen: Integers) -> tuple[Floats, Floats]:
 
 @compiled
 def use_change(u: PairedUses, field: Floats, old: int, new: int, k: int) -> float:
-    """What switching from ``old`` to ``new`` of the same group adds to a use."""
+    """Compute the change in a use from switching from ``old`` to ``new`` in the same group."""
     return float(u.use[new, k] + field[new, k] - u.use[old, k] - field[old, k])
 
 
 @compiled
 def switch_uses(u: PairedUses, field: Floats, usage: Floats, old: int, new: int) -> None:
-    """Make a switch."""
+    """Update the uses for a switch."""
     for k in range(len(usage)):
         usage[k] += use_change(u, field, old, new, k)
     for entry in range(u.indptr[old], u.indptr[old + 1]):
@@ -98,7 +98,7 @@ def switch_uses(u: PairedUses, field: Floats, usage: Floats, old: int, new: int)
 
 @compiled
 def excess(u: PairedUses, usage: Floats) -> float:
-    """By how much the budgets are broken, each in its unit."""
+    """Sum the excess over the budgets, each in its unit."""
     total = 0.0
     for k in range(len(usage)):
         total += max(0.0, usage[k] - u.limit[k]) / u.unit[k]
@@ -107,9 +107,9 @@ def excess(u: PairedUses, usage: Floats) -> float:
 
 @compiled
 def repair_paired(a: Arrays, u: PairedUses, chosen: Integers) -> bool:
-    """Switches in the order of objective per unit of excess, in place; whether every budget holds then.
+    """Switch options in the order of cost per unit of excess, in place; return whether every budget holds.
 
-    Each round weighs the best switch of every group and makes the cheapest tenth of them, as long as they help.
+    Each round evaluates the best switch of every group and makes the cheapest tenth of them, as long as they help.
     """
     total, field, _ = begin(a, chosen)
     use_field, usage = begin_uses(u, chosen)
@@ -155,7 +155,7 @@ def _cheapest_switch(
     usage: Floats,
     group: int,
 ) -> tuple[float, int]:
-    """The price of a unit of excess by the group's best switch, and that; infinite where none helps."""
+    """Return the cost per unit of excess of the group's best switch, and that switch; infinite if none helps."""
     over, old, price, best = excess(u, usage), chosen[group], np.inf, -1
     for new in range(a.starts[group], a.starts[group + 1]):
         if new != old:
@@ -169,7 +169,7 @@ def _cheapest_switch(
 
 @compiled
 def _entry(indptr: Integers, indices: Integers, option: int, partner: int) -> int:
-    """Where the term of two options is, or -1."""
+    """Return the position of the term of two options, or -1."""
     low, high = indptr[option], indptr[option + 1]
     end = high
     while low < high:
@@ -183,7 +183,7 @@ def _entry(indptr: Integers, indices: Integers, option: int, partner: int) -> in
 
 @compiled
 def _cross_use(u: PairedUses, old1: int, new1: int, old2: int, new2: int, k: int) -> float:
-    """What two switches use together beyond each alone."""
+    """Compute the use by two switches together, minus the uses by each alone."""
     change = 0.0
     for option, partner, sign in ((new1, new2, 1.0), (new1, old2, -1.0), (old1, new2, -1.0), (old1, old2, 1.0)):
         entry = _entry(u.indptr, u.indices, option, partner)
@@ -206,10 +206,10 @@ def _cross_cost(a: Arrays, old1: int, new1: int, old2: int, new2: int) -> float:
 
 @compiled
 def descend_paired(a: Arrays, u: PairedUses, chosen: Integers, first: int, passes: int, paired: bool) -> bool:
-    """Single switches and, ``paired``, two switches at once within the budgets, in place.
+    """Improve a choice in place by single switches and, if ``paired``, by two switches at once, within the budgets.
 
-    Until none pays or the passes are over; whether the last one still paid. ``first`` numbers the passes, for the
-    partners that are looked at.
+    The descent ends when no switch improves the objective or after ``passes`` passes. Return whether the last pass
+    still improved it. ``first`` is the number of the first pass, which selects the partners to try.
     """
     step = max(1, len(a.cost) * len(a.cost) // PAIRS)
     num_budgets = len(u.limit)

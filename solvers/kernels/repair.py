@@ -1,9 +1,9 @@
-"""Repair: a choice that breaks budgets is made feasible by the cheapest switches.
+"""Repair: make a choice that exceeds budgets feasible by the cheapest switches.
 
-Three steps, each only when the one before did not end within the budgets: switches in the order of objective per
-unit of excess (a lazily updated heap over the groups, so 10,000 groups take milliseconds); with several budgets a
-breakout search, which weighs a budget more the longer it stays broken; a depth-first search that is complete for
-small problems. What always holds: what comes back is within every budget, as `Problem.evaluate` judges it.
+There are three steps, each used only if the previous one fails. First, switches in the order of cost per unit of excess
+(a lazily updated heap over the groups, so 10,000 groups take milliseconds). Second, with several budgets, a breakout
+search, which gives a budget more weight the longer it is exceeded. Third, a depth-first search, which is complete for
+small problems. The result is within every budget, as `Problem.evaluate` computes it.
 """
 
 from heapq import heapify, heappop, heappush
@@ -16,16 +16,16 @@ from solvers.kernels.compiled import compiled
 from solvers.kernels.moves import Arrays, Floats, Integers, begin, delta, fits, switch, to_arrays
 
 BREAKOUT_STEPS, BREAKOUT_WORK = 200, 1_000_000
-"""Limits of the breakout search: a number of steps, or the number of steps that weigh so many switches."""
+"""Number of steps of the breakout search, or number of evaluated switches if that allows more steps."""
 
 TREE_NODES = 2_000_000
-"""Nodes of the depth-first search before it gives up."""
+"""Maximum number of nodes of the depth-first search."""
 
 
 def repair(problem: Problem, choice: ArrayLike) -> Integers | None:
-    """A choice within every budget, close to ``choice`` ``(G,)``; None when none was found.
+    """Find a choice within every budget, close to ``choice`` ``(G,)``; None when none was found.
 
-    With at most one budget one is found whenever one exists. A choice that is within the budgets comes back as it is.
+    With at most one budget, a choice is found whenever one exists. A choice within the budgets is returned unchanged.
 
     Raises:
         InvalidProblemError: ``choice`` is not one option index per group.
@@ -42,7 +42,7 @@ def repair(problem: Problem, choice: ArrayLike) -> Integers | None:
 
 
 def repair_flat(a: Arrays, chosen: Integers) -> bool:
-    """Repair flat options in place, for callers that hold `Arrays`; whether every budget holds now."""
+    """Repair flat options in place, given `Arrays`; return whether every budget holds."""
     return bool(_cheapest(a, chosen) or _breakout(a, chosen) or _tree(a, chosen))
 
 
@@ -56,7 +56,7 @@ def _excess(a: Arrays, usage: Floats) -> float:
 
 @compiled
 def _rounding(a: Arrays) -> float:
-    """Changes of the excess up to here may be rounding alone; a search that took them for progress could cycle."""
+    """Return the largest change of the excess that may be rounding; counting it as progress could cause cycles."""
     return 1e-12 * (1.0 + (np.abs(a.limit) / a.unit).sum())  # type: ignore[no-any-return]
 
 
@@ -64,7 +64,7 @@ def _rounding(a: Arrays) -> float:
 def _best_switch(
     a: Arrays, chosen: Integers, total: Floats, field: Floats, usage: Floats, group: int
 ) -> tuple[float, int]:
-    """The option of ``group`` that lowers the excess at the least objective per unit, and that price."""
+    """Return the smallest cost per unit at which ``group`` can lower the excess, and the option that does so."""
     old, best, price = chosen[group], -1, np.inf
     excess, rounding = _excess(a, usage), _rounding(a)
     for new in range(a.starts[group], a.starts[group + 1]):
@@ -95,20 +95,20 @@ def _cheapest(a: Arrays, chosen: Integers) -> bool:
         price, new = _best_switch(a, chosen, total, field, usage, group)
         if new < 0:
             continue
-        if len(heap) and price > heap[0][0]:  # others' switches have made it dearer than it was
+        if len(heap) and price > heap[0][0]:  # other switches have increased its cost
             heappush(heap, (price, group))
             continue
         switch(a, chosen, total, field, usage, new)
         price, new = _best_switch(a, chosen, total, field, usage, group)
         if new >= 0:
             heappush(heap, (price, group))
-    _, _, usage = begin(a, chosen)  # without the rounding of many small steps
+    _, _, usage = begin(a, chosen)  # afresh, without the rounding errors of many small steps
     return bool(fits(a, usage))
 
 
 @compiled
 def _breakout(a: Arrays, chosen: Integers) -> bool:
-    """Steepest descent on the weighted excess; at a local minimum every broken budget weighs more."""
+    """Descend steepest on the weighted excess; at a local minimum every exceeded budget gets more weight."""
     num_budgets = len(a.limit)
     if num_budgets < 2:
         return False
@@ -142,9 +142,9 @@ def _breakout(a: Arrays, chosen: Integers) -> bool:
 
 @compiled
 def _tree(a: Arrays, chosen: Integers) -> bool:
-    """The first choice within the budgets in depth-first order, cut where the cheapest rest is too much."""
+    """Find the first feasible choice in depth-first order, pruned by the smallest uses of the remaining groups."""
     num_groups, num_budgets = len(chosen), len(a.limit)
-    rest = np.zeros((num_groups + 1, num_budgets))  # the least the groups from here on can use
+    rest = np.zeros((num_groups + 1, num_budgets))  # the smallest uses by the groups from here on
     for group in range(num_groups - 1, -1, -1):
         for k in range(num_budgets):
             rest[group, k] = rest[group + 1, k] + a.use[a.starts[group] : a.starts[group + 1], k].min()

@@ -1,7 +1,7 @@
-"""Compiles the loops of heuristic solvers before the clock of a run starts.
+"""Compile the inner loops of heuristic solvers before the clock of a run starts.
 
-The first call on a machine takes some seconds (numba keeps the result on disk); a run of five seconds should not
-lose them. Later calls in the same process return at once.
+The first call on a machine takes some seconds (numba stores the result on disk), which should not count against a short
+time limit. Later calls in the same process return immediately.
 """
 
 from functools import cache
@@ -17,7 +17,7 @@ from solvers.kernels.repair import repair_flat
 
 @cache
 def warm() -> None:
-    """Compile, or load from disk, the loops of repair, polish, annealing and of judging many choices."""
+    """Compile, or load from disk, the loops of repair, polish, annealing and the evaluation of many choices."""
     problem = Problem(["a", "b"], [["keep", "prune"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
     a, chosen = to_arrays(problem), np.array([0, 2])
     repair_flat(a, chosen)
