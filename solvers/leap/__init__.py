@@ -2,8 +2,8 @@
 
     Problem ──RemoteForm──▶ model file ──Connection──▶ the service ──Job──▶ answer ──RemoteForm──▶ choices ──▶ Solution
 
-What always holds: nothing is sent unless one of these solvers is named; before anything is sent its size is compared
-with what the service publishes; a `Job` file is written before the upload, and names what was sent by a label of its
-own, so that a broken connection or a killed process loses no problem and never submits one twice; tokens are taken
-from where D-Wave's client takes them and go nowhere else, its own log included.
+Nothing is sent unless one of these solvers is selected by name. Before anything is sent, its size is compared with the
+limits that the service publishes. A `Job` file with a unique label is written before the upload, so that a broken
+connection or a killed process loses no problem and never submits one twice. Tokens are read from the same places as by
+D-Wave's client and are passed nowhere else, and they are masked in its log.
 """

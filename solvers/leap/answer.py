@@ -1,4 +1,4 @@
-"""Turn an answer's samples into choices, with each step and the time it took reported apart."""
+"""Turn the samples of an answer into choices, with results and times reported for each step."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ HISTOGRAM_BINS = 20
 
 
 def take(problem: Problem, search: Search, samples: Samples) -> None:
-    """Repair and polish what was sampled; each step is reported apart, in the problem's own unit."""
+    """Repair and polish samples, with the results of each step reported in the unit of the original problem."""
     improver = Improver(problem, search, to_arrays(problem))
     improver.take(samples.choices, samples.valid)
     improver.quality.tell(search)
@@ -30,7 +30,7 @@ def take(problem: Problem, search: Search, samples: Samples) -> None:
 
 
 def times(state: Any, timing_us: Mapping[str, float]) -> dict[str, float]:
-    """Seconds in the queue, of solving, on the quantum processor and charged, as far as the service tells."""
+    """Return the times in seconds: queue, solving, quantum processor and charge, as far as the service gives them."""
     named = {"run_time": "solve_s", "qpu_access_time": "qpu_s", "charge_time": "charge_s"}
     seconds = {ours: timing_us[name] / 1e6 for name, ours in named.items() if name in timing_us}
     if state.solved_on is not None:
@@ -40,7 +40,7 @@ def times(state: Any, timing_us: Mapping[str, float]) -> dict[str, float]:
 
 
 def time_to_solution(read_s: float, share: float) -> float | None:
-    """Seconds on the processor until the best objective is met with 99 % probability, without the queue.
+    """Return the processor time in seconds to reach the best objective with 99 % probability, without the queue.
 
     >>> round(time_to_solution(0.001, 0.9), 6)
     0.002
@@ -51,7 +51,7 @@ def time_to_solution(read_s: float, share: float) -> float | None:
 
 
 def _share_best(problem: Problem, samples: Samples) -> float:
-    """The share of samples that reached the best objective of all within the budgets, before repair and polish."""
+    """Return the fraction of samples that reached the best feasible objective, before repair and polish."""
     values, excess = judge_all(to_arrays(problem), samples.choices + problem.group_offsets[:-1])
     values = np.where(excess == 0, values, np.inf)
     return float(np.isclose(values, values.min(), rtol=1e-9, atol=1e-12).mean()) if np.isfinite(values).any() else 0.0
@@ -59,6 +59,6 @@ def _share_best(problem: Problem, samples: Samples) -> float:
 
 def _histogram(energies: Floats) -> dict[str, list[float]]:
     low, high = float(energies.min()), float(energies.max())
-    high = max(high, low + 1e-6 * (max(abs(low), abs(high)) or 1.0))  # all energies may be one
+    high = max(high, low + 1e-6 * (max(abs(low), abs(high)) or 1.0))  # all energies may be equal
     counts, edges = np.histogram(energies, bins=HISTOGRAM_BINS, range=(low, high))
     return {"edges": edges.tolist(), "counts": counts.tolist()}

@@ -1,8 +1,8 @@
-"""The connection to the service: D-Wave's own client, with every error in plain words.
+"""The connection to the service through D-Wave's client, with clear error messages.
 
-Uploads and the choice of a solver go through ``dwave.cloud.Client``, problems through its ``api.Problems`` resource,
-which sends one request a call: what was sent and what was not is known at every step. POST requests are never
-repeated by the client on their own, so that no problem goes out twice.
+Uploads and the selection of a solver use ``dwave.cloud.Client``. Problems are submitted through its ``api.Problems``
+resource, which sends one request per call, so it is always known what was sent. The client never repeats POST requests
+by itself, so no problem is submitted twice.
 """
 
 import contextlib
@@ -44,29 +44,29 @@ class Connection:
 
     @property
     def endpoint(self) -> str:
-        """The service's address."""
+        """Address of the service."""
         return str(self._client.config.endpoint)
 
     def solvers(self) -> list[Any]:
-        """All solvers of the account, as ``dwave.cloud`` solver objects."""
-        with plainly("the solvers were listed", self.endpoint):
+        """Return all solvers of the account, as ``dwave.cloud`` solver objects."""
+        with plainly("listing the solvers", self.endpoint):
             return list(self._client.get_solvers(order_by="name"))
 
     def solver(self, problem_type: str, name: str = "") -> Any:
-        """The solver called ``name``; without one, as D-Wave's client chooses: configured, or else the newest.
+        """Return the solver called ``name``, or the one that D-Wave's client selects: the configured or the newest one.
 
         Raises:
-            LeapSolverError: there is none, or it does not take problems of this type.
+            LeapSolverError: there is no such solver, or it does not accept problems of this type.
         """
         solver = self._found.get((problem_type, name)) or self._look_up(problem_type, name)
         if problem_type not in solver.supported_problem_types:
             takes = ", ".join(sorted(solver.supported_problem_types))
-            raise LeapSolverError(f"solver {solver.name!r} takes {takes} problems, not {problem_type}; name another")
+            raise LeapSolverError(f"solver {solver.name!r} takes {takes} problems, not {problem_type}; choose another")
         self._found[problem_type, name] = self._found[problem_type, solver.name] = solver
         return solver
 
     def _look_up(self, problem_type: str, name: str) -> Any:
-        with plainly("a solver was looked up", self.endpoint):
+        with plainly("looking up a solver", self.endpoint):
             try:
                 if name:
                     return self._client.get_solver(name=name)
@@ -87,12 +87,12 @@ class Connection:
                 ) from error
 
     def upload(self, file: Any) -> str:
-        """Upload an encoded model; returns the id by which a submission names it."""
-        with plainly("the model was uploaded", self.endpoint):
+        """Upload an encoded model and return its id for submissions."""
+        with plainly("uploading the model", self.endpoint):
             return str(self._client.upload_problem_encoded(file).result())
 
     def submit(self, solver: Any, problem_type: str, data: Mapping[str, Any], params: Any, label: str) -> str:
-        """Submit one problem and return its id. Sends one request, once."""
+        """Submit one problem and return its id. This sends one request, without repetitions."""
         job = ProblemJob(
             data=ProblemData.model_validate(dict(data)),
             params=dict(params),
@@ -100,37 +100,37 @@ class Connection:
             type=problem_type,
             label=label,
         )
-        with plainly("the problem was submitted", self.endpoint):
+        with plainly("submitting the problem", self.endpoint):
             (answer,) = self._problems.submit_problems([job])
         if code := getattr(answer, "error_code", None):
             raise _by_code(int(code), answer.error_msg, self.endpoint)
         return str(answer.id)
 
     def find(self, label: str) -> str | None:
-        """The id of the problem that was submitted with ``label``, or None."""
-        with plainly("submitted problems were listed", self.endpoint):
+        """Return the id of the problem that was submitted with ``label``, or None."""
+        with plainly("listing submitted problems", self.endpoint):
             problems = self._problems.list_problems(label=label)
         return next((str(problem.id) for problem in problems if problem.label == label), None)
 
     def status(self, problem_id: str, wait_s: int = 0) -> Any:
-        """The problem's state; the service may take up to ``wait_s`` seconds to answer when it is not done."""
-        with plainly("a problem's status was asked for", self.endpoint):
+        """Return the problem's state; if it is not done, the service may take up to ``wait_s`` seconds to answer."""
+        with plainly("asking for a problem's status", self.endpoint):
             problems = self._problems.list_problems(id=problem_id, timeout=wait_s or None)
         if not problems:
             raise LeapProblemError(
-                f"the service at {self.endpoint} does not know problem {problem_id}, or no longer; submit it anew as "
-                "another job"
+                f"the service at {self.endpoint} does not know problem {problem_id} (any more); submit it again as a "
+                "new job"
             )
         return problems[0]
 
     def answer(self, problem_id: str) -> Any:
-        """The state of a problem that is done, with its answer."""
-        with plainly("the answer was fetched", self.endpoint):
+        """Return the state of a completed problem, with its answer."""
+        with plainly("fetching the answer", self.endpoint):
             return self._problems.get_problem(problem_id)
 
     def download(self, answer: Any) -> io.BytesIO:
-        """The file that an answer refers to."""
-        with plainly("the answer's file was fetched", self.endpoint):
+        """Return the file that an answer refers to."""
+        with plainly("fetching the file of the answer", self.endpoint):
             return self._problems.get_answer_data(answer)  # type: ignore[no-any-return]
 
 
@@ -139,35 +139,35 @@ def connect(config: Mapping[str, Any] | None = None) -> Iterator[Connection]:
     """Connect to the service; the connection is closed at the end of the block.
 
     Args:
-        config: what ``dwave.cloud.Client.from_config`` takes; over environment and configuration file.
+        config: arguments of ``dwave.cloud.Client.from_config``, which override environment and configuration file.
 
     Raises:
-        LeapTokenError: no API token anywhere.
+        LeapTokenError: no API token is configured.
         LeapError: the configuration cannot be read.
     """
     if why := missing_token(config):
         raise LeapTokenError(why)
     with contextlib.ExitStack() as stack:
-        with plainly("the client was started"):
+        with plainly("starting the client"):
             client = stack.enter_context(Client.from_config(**({"connection_close": True} | dict(config or {}))))
             problems = stack.enter_context(Problems.from_config(client.config))
         yield Connection(client, problems)
 
 
 def missing_token(config: Mapping[str, Any] | None = None) -> str:
-    """What to do when no API token is configured; an empty string when there is one. Asks no network.
+    """Say what to do if no API token is configured, or return an empty string. Uses no network.
 
     Raises:
         LeapError: the configuration cannot be read.
     """
     mask_logs()
-    with plainly("the configuration was read"):
+    with plainly("reading the configuration"):
         return "" if load_config(**dict(config or {})).get("token") else NO_TOKEN
 
 
 @contextlib.contextmanager
 def plainly(when: str, endpoint: str = "") -> Iterator[None]:
-    """Turn what the client raises within the block into a `LeapError`; what is not the client's passes through."""
+    """Convert errors of the client within the block to a `LeapError`; other exceptions pass through."""
     try:
         yield
     except LeapError:
@@ -183,7 +183,7 @@ def plainly(when: str, endpoint: str = "") -> Iterator[None]:
 
 def _plain(error: BaseException, when: str, endpoint: str) -> LeapError:
     cause: BaseException | None = error
-    while cause is not None:  # an upload error hides what happened as its cause
+    while cause is not None:  # an upload error contains the actual error as its cause
         if isinstance(cause, api.ResourceAuthenticationError):
             return _by_code(401, "", endpoint)
         if code := getattr(cause, "error_code", None):
@@ -199,14 +199,14 @@ def _plain(error: BaseException, when: str, endpoint: str) -> LeapError:
 def _by_code(code: int, message: str, endpoint: str) -> LeapError:
     if code == 401:
         return LeapTokenError(
-            f"the service at {endpoint} does not accept the API token; copy it anew from your Leap dashboard"
+            f"the service at {endpoint} does not accept the API token; copy it again from your Leap dashboard"
         )
     if code == 403:
         return LeapTokenError(f"the account may not do this at {endpoint}: {message}")
     if code == 429 or "quota" in message.lower():
         return LeapQuotaError(
-            f"the service takes no more problems now ({message}); look at the quota in your Leap dashboard, try later"
+            f"the service takes no more problems now ({message}); check the quota in your Leap dashboard, or try later"
         )
     if code >= 500:
-        return LeapConnectionError(f"the service at {endpoint} broke down ({code}: {message}); try again later")
+        return LeapConnectionError(f"the service at {endpoint} failed ({code}: {message}); try again later")
     return LeapProblemError(f"the service refused the request ({code}: {message})")

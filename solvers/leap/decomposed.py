@@ -1,10 +1,10 @@
-"""Problems larger than a quantum processor: block-coordinate descent, part after part on the processor.
+"""Solve problems larger than a quantum processor by block-coordinate descent, part after part on the processor.
 
-A block of groups that fits is decided anew while all others stay as they are
-(`formulations.reductions.restriction.restrict`), and its best answer is kept when it is better. Blocks are random and
-cover every group in each pass; the descent ends with a pass that improved nothing. What always holds: the choice is
-within the budgets from the first one on; a run that was cut goes on when it is called again, with the part that was
-under way (`solvers.leap.descent`).
+A block of groups that fits on the processor is optimised while all other groups are fixed
+(`formulations.reductions.restriction.restrict`), and its best answer is kept if it is better. Blocks are random and
+cover every group in each pass; the descent ends after a pass without improvement. Every choice is within the budgets,
+from the first one on. An interrupted run resumes when it is called again, with the part that was in progress
+(`solvers.leap.descent`).
 """
 
 import contextlib
@@ -38,16 +38,16 @@ TOLD = (
     "share_feasible_decoded",
     "problem_id",
 )
-"""Entries of the report on each part, besides its groups and whether it was better."""
+"""Entries of the report on each part, besides its groups and whether it improved the choice."""
 
 
 @dataclass(frozen=True)
 class Decomposed(QuantumProcessor):
-    """Parts of a problem on a quantum processor, one after the other.
+    """Solve parts of a problem on a quantum processor, one after the other.
 
     Attributes:
-        calls: maximum number of parts that are sent; each is charged as one problem of `num_reads` samples.
-        variables: maximum number of variables of a part; None: what the processor holds fully coupled.
+        calls: maximum number of parts to send; each is charged as one problem of `num_reads` samples.
+        variables: maximum number of variables of a part; None for the largest fully coupled model that fits.
 
     >>> import tempfile
     >>> from formulations.generators.random_instances import layered_problem
@@ -66,7 +66,7 @@ class Decomposed(QuantumProcessor):
     variables: int | None = None
 
     def run(self, problem: Problem, search: Search) -> None:
-        """Descend until a pass improves nothing, the calls are used up, or time is."""
+        """Descend until a pass improves nothing, or the calls or the time are used up."""
         from solvers.leap.connection import connect
 
         if self.decided(problem, search):
@@ -86,7 +86,7 @@ class Decomposed(QuantumProcessor):
             state.path.unlink(missing_ok=True)
 
     def estimate(self, problem: Problem, *, time_limit: float | None = None) -> "Estimate":  # noqa: ARG002
-        """Estimate an upper limit: every call on the whole processor, since the parts are not known in advance."""
+        """Estimate an upper limit, with every call on the whole processor, since the parts are not known in advance."""
         from solvers.leap.connection import connect
         from solvers.leap.embedded import EmbeddedForm, access_time
 
@@ -99,14 +99,14 @@ class Decomposed(QuantumProcessor):
         return access_time(len(remote.properties["qubits"]), remote, parameters, None, calls=self.calls)
 
     def submit(self, problem: Problem, *, time_limit: float | None = None) -> "Job":  # noqa: ARG002
-        """Refuse: the descent sends many problems, each of which depends on the one before."""
+        """Refuse, because the descent sends many problems, each of which depends on the previous one."""
         raise InvalidOptionError(
-            f"{self.name!r} sends many problems, each of which depends on the one before: leave out wait=False"
+            f"{self.name!r} sends many problems, each of which depends on the previous one: leave out wait=False"
         )
 
     @contextlib.contextmanager
     def _state(self, problem: Problem, search: Search) -> Iterator[Descent | None]:
-        """Where this run begins, and the right to its file: from a run that was cut, or from a first choice."""
+        """Yield the initial state, from an interrupted run or from a first choice, and lock its file."""
         import fasteners
 
         options = {name: value for name, value in self.option_values.items() if name != "jobs"}
@@ -115,8 +115,8 @@ class Decomposed(QuantumProcessor):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = fasteners.InterProcessLock(str(path.with_suffix(".lock")))
         if not lock.acquire(blocking=False):
-            lock.lockfile.close()  # fasteners leaves it open
-            raise LeapError(f"{path} is in use by another process: wait for it, or use another folder or seed")
+            lock.lockfile.close()  # fasteners does not close it
+            raise LeapError(f"{path} is in use by another process; wait for it, or use another folder or seed")
         try:
             state = Descent.load(path)
             if state is not None:
@@ -137,7 +137,7 @@ class Decomposed(QuantumProcessor):
             lock.release()
 
     def _first(self, problem: Problem, search: Search) -> bool:
-        """Find a first choice within the budgets, from the dual; returns whether there is one."""
+        """Find a first feasible choice, from the dual; return whether there is one."""
         from solvers.bounds.duality import dual_bound
         from solvers.kernels.repair import repair
 
@@ -149,13 +149,15 @@ class Decomposed(QuantumProcessor):
         return search.choice is not None
 
     def _step(self, problem: Problem, search: Search, state: Descent, connection: "Connection | None") -> Descent:
-        """Decide the groups of the next block anew."""
+        """Optimise the groups of the next block."""
         block = state.blocks[-1]
         keep = np.isin(problem.group_of, block)
         keep[problem.flat(state.choice)] = True
         part = restrict(problem, keep)
         seed = int(np.random.default_rng([state.seed, state.passes, len(state.blocks)]).integers(2**31))
-        alone = Search(part.problem, solver=self.name, seed=seed)  # its end alone is offered: it may be sent again
+        alone = Search(
+            part.problem, solver=self.name, seed=seed
+        )  # only its final choice is offered, as it may be sent again
         inner = SubSearch(normal_form(part.problem), alone)
         with search.phase("parts_s"):
             self._decide(inner.problem, inner, state, connection)
@@ -173,7 +175,7 @@ class Decomposed(QuantumProcessor):
         )
 
     def _decide(self, part: Problem, search: Search, state: Descent, connection: "Connection | None") -> None:
-        """Run a part on the mock, or at the service: the part that is under way is fetched, not sent again."""
+        """Run a part on the mock or at the service; a part in progress is fetched, not sent again."""
         from solvers.leap.job import Job
 
         shared = {name: getattr(self, name) for name in QuantumProcessor.option_defaults()}
@@ -184,13 +186,15 @@ class Decomposed(QuantumProcessor):
         job = None if state.job is None else Job.load(state.path.with_name(state.job))
         try:
             processor.ask(part, search, connection, job, lambda begun: state.next(job=begun.path.name))
-        except LeapProblemError:  # it has come to its end: who calls again sends the part anew
+        except LeapProblemError:  # the job has ended, so the next call sends the part again
             state.next(job=None)
             raise
 
     def _blocks(self, problem: Problem, state: Descent) -> tuple[tuple[int, ...], ...]:
-        """All groups with a choice, in random blocks of at most ``room`` variables each (but one group at least)."""
-        sizes = np.diff(problem.group_offsets) - (0 if self.encoding == "one-hot" else 1)  # bits, or their most
+        """Divide all groups with a choice into random blocks of at most ``room`` variables, or of one group."""
+        sizes = np.diff(problem.group_offsets) - (
+            0 if self.encoding == "one-hot" else 1
+        )  # number of bits, or an upper bound
         blocks: list[tuple[int, ...]] = []
         filled = state.room
         rng = np.random.default_rng([state.seed, state.passes])

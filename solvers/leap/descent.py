@@ -1,8 +1,8 @@
-"""The progress of a descent over parts of a problem, in a file, so that an interrupted run resumes.
+"""Store the progress of a descent over parts of a problem in a file, so that an interrupted run can resume.
 
-The file is written before a part goes out and after its answer is in, so that a killed process loses neither the
-best choice nor a part that was sent. Its name is made of the problem and what was asked; the same call finds it again.
-A run that came to its end removes it.
+The file is written before a part is sent and after its answer has arrived, so that a killed process loses neither the
+best choice nor a part that was sent. Its name is derived from the problem and the settings, so the same call finds it
+again. A run that finishes removes it.
 """
 
 import dataclasses
@@ -21,19 +21,19 @@ SUFFIX = ".descent.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Descent:
-    """The state between two steps.
+    """The state of a descent between two steps.
 
     Attributes:
-        path: the file.
-        seed: of blocks and parts.
+        path: path of the file.
+        seed: seed of the blocks and parts.
         room: maximum number of variables of a part.
         start: objective of the first choice, in the problem's unit.
-        choice: the best so far.
-        passes: how many were begun.
-        blocks: groups of the parts that this pass still has to do; the last one is next.
-        quiet: this pass improved nothing so far.
-        parts: what is told of each part that is done.
-        job: file name of the job of the part that is under way, if it has one.
+        choice: the best choice so far.
+        passes: number of passes that were started.
+        blocks: groups of the remaining parts of this pass; the last part is next.
+        quiet: whether this pass has improved nothing so far.
+        parts: reports on the completed parts.
+        job: file name of the job of the part in progress, if it has one.
     """
 
     path: Path
@@ -48,7 +48,7 @@ class Descent:
     job: str | None = None
 
     def next(self, **changes: Any) -> "Descent":
-        """The state with some fields set anew, its file written."""
+        """Return the state with some fields replaced, and write its file."""
         state = dataclasses.replace(self, **changes)
         value = {field.name: getattr(state, field.name) for field in dataclasses.fields(state) if field.name != "path"}
         FILE_KIND.write_json(state.path, value)
@@ -59,18 +59,18 @@ class Descent:
         """Read the state that an interrupted run left, or None.
 
         Raises:
-            FileFormatError: the file is of another kind, not whole, or of a newer version.
+            FileFormatError: the file is of another kind, incomplete, or of a newer version.
         """
         if not path.exists():
             return None
         value = FILE_KIND.read_json(path)
-        with FILE_KIND.building(path, "delete it to begin anew"):
+        with FILE_KIND.building(path, "delete it to start again"):
             state = cls(path=path, **value)
             blocks = tuple(tuple(block) for block in state.blocks)
             return dataclasses.replace(state, choice=tuple(state.choice), blocks=blocks, parts=tuple(state.parts))
 
 
 def descent_path(folder: str, settings: Any) -> Path:
-    """The file of the descent with these ``settings`` (JSON-able), which no other descent shares."""
+    """Return the path of the descent with these ``settings`` (which JSON can store), unique for each descent."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return Path(folder) / f"qpu-decomposed-{digest[:16]}{SUFFIX}"

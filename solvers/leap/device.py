@@ -1,8 +1,8 @@
-"""A quantum processor's graph, and where on it a model finds room: minor embedding.
+"""The graph of a quantum processor, and minor embeddings of models on it.
 
-A variable becomes a chain of qubits. What always holds: an embedding is found by a fixed seed and kept in a file by
-the model's and the processor's couplings, so that a sweep over budgets, whose models differ only in their numbers,
-runs on the same qubits throughout.
+A variable becomes a chain of qubits. An embedding is found with a fixed seed and stored in a file named by the
+couplings of the model and the processor. A sweep over budgets, whose models differ only in their numbers, therefore
+always uses the same qubits.
 """
 
 import hashlib
@@ -19,16 +19,16 @@ from formulations.files import read_json, write_json
 from solvers.errors import UnsupportedProblemError
 
 Embedding = dict[int, list[int]]
-"""Variable → its chain of qubits."""
+"""Map from each variable to its chain of qubits."""
 
 SEARCH_S = 60
-"""Seconds for the embedding of one model."""
+"""Maximum time in seconds for the embedding of one model."""
 
 DENSE = 0.5
-"""Share of all pairs above which a model is embedded as if all were coupled, which takes no search."""
+"""Fraction of coupled pairs above which a model is embedded as if all pairs were coupled, which needs no search."""
 
 WITHOUT_CHAINS = "clique"
-"""A made-up topology in which every qubit meets every other."""
+"""An artificial topology in which all qubits are connected."""
 
 
 class Device:
@@ -40,12 +40,12 @@ class Device:
         self.couplers = [(int(u), int(v)) for u, v in properties["couplers"]]
 
     def graph(self) -> Any:
-        """The graph as networkx, with the coordinates of its topology where it has one."""
+        """The graph as a networkx graph, with the coordinates of its topology if it has one."""
         if self.topology["type"] == WITHOUT_CHAINS:
             graph = nx.Graph(self.couplers)
             graph.add_nodes_from(self.qubits)
             return graph
-        with warnings.catch_warnings():  # the graph library is deprecated in parts by its own successor
+        with warnings.catch_warnings():  # the graph library warns about deprecated parts
             warnings.simplefilter("ignore", DeprecationWarning)
             import dwave.graphs
 
@@ -53,16 +53,16 @@ class Device:
         return make(*self.topology["shape"], node_list=self.qubits, edge_list=self.couplers)
 
     def largest_clique(self) -> int:
-        """Largest number of variables that fit when all are coupled to each other."""
+        """Return the largest number of fully coupled variables that fit."""
         if self.topology["type"] == WITHOUT_CHAINS:
             return len(self.qubits)
         return len(busclique.busgraph_cache(self.graph()).largest_clique())
 
     def embed(self, bqm: Any, folder: Path) -> Embedding:
-        """Where on the processor ``bqm`` runs; looked up in ``folder``, found and kept there the first time.
+        """Return an embedding of ``bqm`` on the processor, which is stored in ``folder`` for later calls.
 
         Raises:
-            UnsupportedProblemError: it does not fit; says how large a model does.
+            UnsupportedProblemError: the model does not fit; the message says how large a model would.
         """
         variables = list(range(bqm.num_variables))
         pairs = sorted((min(u, v), max(u, v)) for u, v in bqm.quadratic)
@@ -74,8 +74,8 @@ class Device:
         if not embedding:
             raise UnsupportedProblemError(
                 f"a model of {len(variables)} variables and {len(pairs)} couplings does not fit on {self.name!r}: it "
-                f"has room for at most {self.largest_clique()} variables that are all coupled; take fewer groups or "
-                "options, or solver 'qpu-decomposed', which sends parts"
+                f"has room for at most {self.largest_clique()} fully coupled variables; use fewer groups or options, "
+                "or solver 'qpu-decomposed', which sends parts"
             )
         folder.mkdir(parents=True, exist_ok=True)
         write_json(kept, embedding)
@@ -88,7 +88,7 @@ class Device:
         dense = 2 * len(pairs) > DENSE * len(variables) * (len(variables) - 1)
         embedding: Any = {}
         if dense and self.topology["type"] != WITHOUT_CHAINS:
-            # without its cache of cliques minorminer takes all memory there is on a Zephyr graph
+            # without its cache of cliques, minorminer runs out of memory on a Zephyr graph
             embedding = busclique.find_clique_embedding(variables, graph, use_cache=True)
         if not embedding:
             source = nx.Graph(pairs)

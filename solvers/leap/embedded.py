@@ -1,4 +1,4 @@
-"""The form of a problem on a quantum processor: a QUBO at the dual's prices, each variable a chain of qubits."""
+"""The form of a problem for a quantum processor: a QUBO at the dual's prices, with a chain of qubits per variable."""
 
 import functools
 import warnings
@@ -24,14 +24,14 @@ with warnings.catch_warnings():
 
 
 class EmbeddedForm(BqmForm):
-    """A QUBO on a processor. Its record: encoding, prices, and the chain of qubits of every variable."""
+    """A QUBO on a processor. Its record has the encoding, the prices, and the chain of qubits of every variable."""
 
     problem_type = "ising"
     limits: ClassVar = {"qubits": "num_qubits"}
 
     @classmethod
     def first(cls, problem: Problem, remote: Any, options: Mapping[str, Any]) -> "EmbeddedForm":
-        """Encode with priced budgets: slack bits would couple all variables."""
+        """Encode with priced budgets, because slack bits would couple all variables."""
         prices = dual_bound(problem, time_limit=PRICES_S).prices
         form = cls(problem, {"encoding": options["encoding"], "prices": prices})
         chains = Device(remote.name, remote.properties).embed(form.encoded.bqm, Path(options["jobs"]))
@@ -45,16 +45,16 @@ class EmbeddedForm(BqmForm):
 
     @functools.cached_property
     def chains(self) -> dict[int, list[int]]:
-        """Variable → its qubits."""
+        """Map from each variable to its qubits."""
         return dict(enumerate(self.record["chains"]))
 
     @functools.cached_property
     def chain_strength(self) -> float:
-        """Derived from the couplings (uniform torque compensation)."""
+        """Chain strength derived from the couplings (uniform torque compensation)."""
         return float(uniform_torque_compensation(self.source, self.chains))
 
     def on_device(self, properties: Mapping[str, Any]) -> dimod.BinaryQuadraticModel:
-        """The model on the qubits of a processor with these properties."""
+        """Return the model on the qubits of a processor with these properties."""
         adjacency: dict[int, set[int]] = {qubit: set() for qubit in properties["qubits"]}
         for u, v in properties["couplers"]:
             adjacency[u].add(v)
@@ -62,12 +62,12 @@ class EmbeddedForm(BqmForm):
         return embed_bqm(self.source, self.chains, adjacency, chain_strength=self.chain_strength)
 
     def data(self, remote: Any) -> dict[str, Any]:
-        """The model as a submission holds it."""
+        """Return the model as the data of a submission."""
         linear, quadratic, _ = self.on_device(remote.properties).to_ising()
         return dict(encode_problem_as_qp(remote, linear, quadratic))
 
     def sizes(self) -> dict[str, int]:
-        """Qubits in use."""
+        """Return the number of qubits in use."""
         return {"qubits": sum(len(chain) for chain in self.chains.values())}
 
     def min_time_s(self, properties: Mapping[str, Any]) -> float:  # noqa: ARG002
@@ -75,7 +75,7 @@ class EmbeddedForm(BqmForm):
         return 0.0
 
     def decode(self, answer: Any, connection: Connection) -> Samples:  # noqa: ARG002
-        """Decode chains by majority, then the bits as of any QUBO."""
+        """Decode chains by majority vote, then the bits as for any QUBO."""
         decoded = decode_qp_numpy({"type": "ising", "answer": answer.model_dump(mode="json")}, return_matrix=True)
         active = decoded["active_variables"]
         sampled = dimod.SampleSet.from_samples(
@@ -87,7 +87,7 @@ class EmbeddedForm(BqmForm):
         return self.unembedded(sampled, {name: float(value) for name, value in answer.timing.items()})
 
     def unembedded(self, sampled: dimod.SampleSet, timing_us: Mapping[str, float]) -> Samples:
-        """Decode samples of the qubits into choices, one for every read, with statistics of broken chains."""
+        """Decode samples of qubits to choices, one per read, with statistics of broken chains."""
         samples = unembed_sampleset(sampled, self.chains, self.source, chain_break_fraction=True)
         reads = np.repeat(np.arange(len(samples.record)), samples.record.num_occurrences)
         samples = dimod.SampleSet(samples.record[reads], samples.variables, {}, samples.vartype)
@@ -109,14 +109,14 @@ class EmbeddedForm(BqmForm):
 def access_time(
     qubits: int, remote: Any, parameters: Mapping[str, Any], time_limit: float | None, *, calls: int = 1
 ) -> Estimate:
-    """What ``calls`` runs on the processor ``remote`` would mean; the charge is the time on the processor.
+    """Estimate ``calls`` runs on the processor ``remote``, which are charged by the time on the processor.
 
     Args:
-        qubits: in use.
-        remote: has ``name``, ``properties`` and ``estimate_qpu_access_time``, as ``dwave.cloud`` solvers do.
-        parameters: of `QuantumProcessor.parameters`.
-        time_limit: most seconds of one run, or None.
-        calls: runs.
+        qubits: number of qubits in use.
+        remote: a solver with ``name``, ``properties`` and ``estimate_qpu_access_time``, as in ``dwave.cloud``.
+        parameters: result of `QuantumProcessor.parameters`.
+        time_limit: maximum time of one run in seconds, or None.
+        calls: number of runs.
     """
     seconds = 1e-6 * float(remote.estimate_qpu_access_time(num_qubits=qubits, **parameters))
     least, most = remote.properties.get("num_reads_range", (1, parameters["num_reads"]))
@@ -124,7 +124,7 @@ def access_time(
     if not least <= parameters["num_reads"] <= most:
         why.append(f"num_reads={parameters['num_reads']}, it takes {least} to {most}")
     if time_limit is not None and seconds > time_limit:
-        why.append(f"it would run for {seconds:.3g} s, the time limit is {time_limit:g} s; take fewer reads")
+        why.append(f"it would run for {seconds:.3g} s, the time limit is {time_limit:g} s; use fewer reads")
     rate = remote.properties.get("quota_conversion_rate")
     return Estimate(
         remote=remote.name,
@@ -135,5 +135,5 @@ def access_time(
         time_limit_s=seconds,
         charge_s=calls * seconds,
         quota_s=calls * seconds / rate if rate else None,
-        refusal=f"solver {remote.name!r} cannot take it: " + "; ".join(why) if why else "",
+        refusal=f"solver {remote.name!r} cannot solve this problem: " + "; ".join(why) if why else "",
     )

@@ -1,4 +1,4 @@
-"""Estimate what sending a problem would take: its size against the solver's limits, the least time, the charge."""
+"""Estimate the submission of a problem: its size and the solver's limits, the minimum time, and the charge."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,19 +10,19 @@ from solvers.leap.forms import RemoteForm
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What is known before anything is sent.
+    """Estimate of a submission before anything is sent.
 
     Attributes:
         remote: name of the service's solver.
-        problem_type: of the form.
-        sizes: what is limited → (the problem's, the solver's limit or None where it publishes none).
-        min_time_s, max_time_s: time limits that the solver takes for this problem; no maximum known: None.
-        time_limit_s: the time it would be sent with.
-        charge_s: solver time that is expected to be charged.
-        quota_s: what that takes of the account's quota, in seconds of quantum processor time; None if not published.
-        refusal: why it cannot be sent, or an empty string.
-        coefficients: what the precision of a quantum processor would lose of the model, before chains; hybrid
-            solvers compute in double precision: None.
+        problem_type: problem type of the form, as the service calls it.
+        sizes: name of a limited size → (size of the problem, limit of the solver or None if it publishes none).
+        min_time_s, max_time_s: range of time limits that the solver accepts for this problem; None without a maximum.
+        time_limit_s: time limit with which the problem would be sent.
+        charge_s: solver time that is expected to be charged, in seconds.
+        quota_s: use of the account's quota, in seconds of quantum processor time; None if the rate is not published.
+        refusal: why the problem cannot be sent, or an empty string.
+        coefficients: loss of the model at the precision of a quantum processor, before chains; None for hybrid solvers,
+            which compute in double precision.
     """
 
     remote: str
@@ -38,22 +38,22 @@ class Estimate:
 
     @property
     def numbers(self) -> int:
-        """Numbers that make up the model: biases, or the doubles of the state."""
+        """Number of values that make up the model: biases, or the doubles of the state."""
         sizes = {name: size for name, (size, _) in self.sizes.items()}
         return sizes.get("biases", sizes.get("state_bytes", 0) // 8)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able dictionary."""
+        """Return the estimate as a dictionary that JSON can store."""
         return asdict(self)
 
 
 def estimate(form: RemoteForm, remote: Any, time_limit: float | None) -> Estimate:
-    """Estimate what sending ``form`` to the service's hybrid solver ``remote`` would take.
+    """Estimate the submission of ``form`` to the service's hybrid solver ``remote``.
 
     Args:
         form: the problem in the solver's form.
-        remote: has ``name`` and ``properties``, as ``dwave.cloud`` solvers do.
-        time_limit: seconds, or None for the least that the solver takes.
+        remote: a solver with ``name`` and ``properties``, as in ``dwave.cloud``.
+        time_limit: time limit in seconds, or None for the minimum that the solver accepts.
     """
     properties = remote.properties
     sizes = {name: (size, properties.get(form.limits[name])) for name, size in form.sizes().items()}
@@ -75,5 +75,5 @@ def estimate(form: RemoteForm, remote: Any, time_limit: float | None) -> Estimat
         time_limit_s=seconds,
         charge_s=seconds,
         quota_s=seconds / rate if rate else None,
-        refusal=f"solver {remote.name!r} cannot take it: " + "; ".join(why) if why else "",
+        refusal=f"solver {remote.name!r} cannot solve this problem: " + "; ".join(why) if why else "",
     )

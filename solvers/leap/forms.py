@@ -1,8 +1,8 @@
-"""A problem in the form that one kind of hybrid solver takes: how large it is there, the file, and the way back.
+"""Forms of a problem for the kinds of hybrid solvers: sizes, model files, and decoding of answers.
 
-A form is made from a problem and a small JSON-able record; from the same two the same form is made again on another
-day, which is how a job is decoded. Sizes are counted without building the model. What always holds: a form states
-the problem itself; only the BQM may have to price its budgets, and then says so in its record.
+A form is made from a problem and a small record that JSON can store. The same problem and record always give the same
+form, so a job can be decoded on another day. Sizes are counted without building the model. Every form states the
+problem exactly, except that the BQM may have to price its budgets, which its record then says.
 """
 
 import functools
@@ -25,19 +25,19 @@ from solvers.leap.connection import Connection
 from solvers.qubo.samples import states_of
 
 PRICES_S = 1.0
-"""Seconds for the prices of budgets that slack bits cannot state."""
+"""Maximum time in seconds for the prices of budgets that slack bits cannot express."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Samples:
-    """What came back.
+    """Decoded samples of an answer.
 
     Attributes:
-        choices: ``(n, G)``.
-        valid: ``(n,)`` which of them were one option a group as sampled.
-        energies: ``(n,)`` in the form's model; None where the service gives none.
-        timing_us: microseconds, as the service calls them.
-        details: further entries for the report.
+        choices: ``(n, G)`` decoded choices.
+        valid: ``(n,)`` whether each sample had exactly one option per group before decoding.
+        energies: ``(n,)`` energies in the form's model; None if the service gives none.
+        timing_us: times in microseconds, with the names that the service uses.
+        details: additional entries for the report.
     """
 
     choices: Integers
@@ -48,47 +48,47 @@ class Samples:
 
 
 class RemoteForm(ABC):
-    """A problem for one kind of solver.
+    """A problem in the form for one kind of solver.
 
     Attributes:
-        problem: as the solvers see it, its objective scaled to about 1.
-        record: JSON-able; with it the same form is made again.
+        problem: the problem as solvers see it, with its objective scaled to about 1.
+        record: record that JSON can store, from which the same form can be made again.
     """
 
-    problem_type: ClassVar[str]  # as the service calls it
-    limits: ClassVar[Mapping[str, str]]  # size → the property of a solver that limits it
+    problem_type: ClassVar[str]  # name used by the service
+    limits: ClassVar[Mapping[str, str]]  # size → property of a solver that limits it
 
     def __init__(self, problem: Problem, record: Mapping[str, Any]) -> None:
         self.problem, self.record = problem, dict(record)
 
     @classmethod
     def first(cls, problem: Problem, remote: Any, options: Mapping[str, Any]) -> "RemoteForm":  # noqa: ARG003
-        """The form of a problem that was never sent, for the service's solver ``remote``."""
+        """Make the form of a new problem, for the service's solver ``remote``."""
         return cls(problem, {})
 
     @abstractmethod
     def sizes(self) -> dict[str, int]:
-        """The sizes that `limits` bounds."""
+        """Return the sizes that `limits` bounds."""
 
     @abstractmethod
     def min_time_s(self, properties: Mapping[str, Any]) -> float:
-        """The least time limit that a solver with these properties takes for it, seconds."""
+        """Return the minimum time limit in seconds that a solver with these properties accepts for the problem."""
 
     def file(self) -> Any:
-        """The model as a binary file, open at its beginning; for forms that are uploaded."""
+        """Return the model as a binary file, open at its beginning; for forms that are uploaded."""
         raise NotImplementedError
 
     def data(self, remote: Any) -> dict[str, Any]:
-        """The model as a submission to ``remote`` holds it; for forms that are not uploaded."""
+        """Return the model as the data of a submission to ``remote``; for forms that are not uploaded."""
         raise NotImplementedError
 
     @abstractmethod
     def decode(self, answer: Any, connection: Connection) -> Samples:
-        """The choices that an answer of the service means."""
+        """Decode an answer of the service to choices."""
 
 
 class CqmForm(RemoteForm):
-    """Discrete groups and budgets as constraints; a factor's products are expanded."""
+    """The CQM form, with discrete groups and budgets as constraints; a factor's products are expanded."""
 
     problem_type = "cqm"
     limits: ClassVar = {
@@ -98,7 +98,7 @@ class CqmForm(RemoteForm):
     }
 
     def sizes(self) -> dict[str, int]:
-        """Sizes in `formulations.forms.cqm_file`: one bias a variable in objective and group, budgets, pairs."""
+        """Count as in `formulations.forms.cqm_file`: a bias per variable in objective and group, budgets and pairs."""
         problem = self.problem
         used = sum(int(np.count_nonzero(problem.resources[name])) for name in problem.budgets)
         return {
@@ -108,7 +108,7 @@ class CqmForm(RemoteForm):
         }
 
     def min_time_s(self, properties: Mapping[str, Any]) -> float:
-        """A weighted sum of the sizes, with the weights that the solver publishes."""
+        """Sum the sizes with the weights that the solver publishes."""
         size = self.sizes()
         weighted = (
             properties.get("num_variables_multiplier", 1.57e-04) * size["variables"]
@@ -118,11 +118,11 @@ class CqmForm(RemoteForm):
         return max(float(weighted), float(properties["minimum_time_limit_s"]))
 
     def file(self) -> Any:
-        """The model in dimod's CQM format."""
+        """Return the model in dimod's CQM format."""
         return cqm_file(self.problem)
 
     def decode(self, answer: Any, connection: Connection) -> Samples:  # noqa: ARG002
-        """Decode each group: the first option that is on, or the first of all; mark samples without exactly one."""
+        """Decode each group to the first option that is on, or its first option; mark samples without exactly one."""
         sampleset = dimod.SampleSet.from_serializable(answer.data)
         columns = [sampleset.variables.index(v) for v in range(self.problem.num_options)]
         on = sampleset.record.sample[:, columns] > 0.5
@@ -134,9 +134,9 @@ class CqmForm(RemoteForm):
 
 
 class BqmForm(RemoteForm):
-    """A QUBO. Budgets by slack bits where the uses are whole numbers, else by the dual's price of each.
+    """The QUBO form, with slack bits for budgets if uses are whole numbers, and otherwise the dual's prices.
 
-    Its record: ``encoding`` and ``prices`` (name → price in the scaled objective, or None for slack bits).
+    Its record has ``encoding`` and ``prices`` (name → price in the scaled objective, or None for slack bits).
     """
 
     problem_type = "bqm"
@@ -144,11 +144,11 @@ class BqmForm(RemoteForm):
 
     @classmethod
     def first(cls, problem: Problem, remote: Any, options: Mapping[str, Any]) -> "BqmForm":  # noqa: ARG003
-        """Take the form with slack bits if these can state the budgets exactly."""
+        """Use slack bits if they can express the budgets exactly, and prices otherwise."""
         form = cls(problem, {"encoding": options["encoding"], "prices": None})
         try:
             _ = form.encoded
-        except EncodingError:  # fractional uses, or too many pairs with slack bits: recorded, and reported as prices
+        except EncodingError:  # fractional uses, or too many pairs with slack bits: use prices, which are reported
             form = cls(
                 problem, {"encoding": options["encoding"], "prices": dual_bound(problem, time_limit=PRICES_S).prices}
             )
@@ -157,7 +157,7 @@ class BqmForm(RemoteForm):
 
     @functools.cached_property
     def encoded(self) -> EncodedBqm:
-        """The model."""
+        """The encoded model."""
         return to_bqm(self.problem, self.record["encoding"], prices=self.record["prices"])
 
     def sizes(self) -> dict[str, int]:
@@ -166,22 +166,22 @@ class BqmForm(RemoteForm):
         return {"variables": bqm.num_variables, "biases": bqm.num_variables + bqm.num_interactions}
 
     def min_time_s(self, properties: Mapping[str, Any]) -> float:
-        """Interpolate linearly between the points that the solver publishes."""
+        """Interpolate linearly between the values that the solver publishes."""
         variables, seconds = zip(*properties["minimum_time_limit"], strict=True)
         return float(np.interp(self.encoded.bqm.num_variables, variables, seconds))
 
     def file(self) -> Any:
-        """The model in dimod's BQM format."""
+        """Return the model in dimod's BQM format."""
         return self.encoded.bqm.to_file()
 
     def decode(self, answer: Any, connection: Connection) -> Samples:  # noqa: ARG002
-        """Decode groups with several options on to the cheapest of them, with none on to the cheapest of all."""
+        """Decode groups with several options on to the cheapest of them, and with none on to the cheapest of all."""
         sampleset = dimod.SampleSet.from_serializable(answer.data)
         return bqm_samples(self.encoded, sampleset, _times(sampleset.info))
 
 
 class NonlinearForm(RemoteForm):
-    """Integer decisions with table look-up; a factor stays a factor."""
+    """The nonlinear form, with integer decisions and look-up tables; a factor is not expanded."""
 
     problem_type = "nl"
     limits: ClassVar = {
@@ -204,7 +204,7 @@ class NonlinearForm(RemoteForm):
         return dict(zip(self.limits, map(int, sizes), strict=True))
 
     def min_time_s(self, properties: Mapping[str, Any]) -> float:
-        """The service's own estimate, with the weights that the solver publishes."""
+        """Return the service's estimate, with the weights that the solver publishes."""
         nodes, state, _ = self.sizes().values()
         weighted = (
             properties.get("num_nodes_multiplier", 8.306792043756981e-05) * nodes
@@ -215,22 +215,22 @@ class NonlinearForm(RemoteForm):
         return max(float(weighted), float(properties.get("min_time_limit", 5)))
 
     def file(self) -> Any:
-        """The model in dwave-optimization's format, without states."""
+        """Return the model in dwave-optimization's format, without states."""
         return self.encoded.model.to_file()
 
     def decode(self, answer: Any, connection: Connection) -> Samples:
-        """Read the choices: every state is one."""
+        """Read the choices; every state is one choice."""
         model = self.encoded.model
         with connection.download(answer) as downloaded, tempfile.TemporaryFile() as file, model.lock():
             file.write(downloaded.read())
             file.seek(0)
-            model.states.from_file(file, check_header=False)  # the service names the model otherwise than we do
+            model.states.from_file(file, check_header=False)  # the service uses another name for the model
             choices = self.encoded.choices()
         return Samples(choices=choices, valid=np.ones(len(choices), dtype=bool), timing_us=_times(answer.timing))
 
 
 def bqm_samples(encoded: EncodedBqm, sampleset: Any, timing_us: Mapping[str, float], **details: Any) -> Samples:
-    """A dimod sample set of an encoded model as `Samples`, best energy first."""
+    """Convert a dimod sample set of an encoded model to `Samples`, lowest energy first."""
     states, energies = states_of(sampleset, encoded.bqm.variables)
     return Samples(
         choices=encoded.decode_all(states),

@@ -1,7 +1,8 @@
-"""Leap's hybrid solvers as back ends: CQM, BQM and nonlinear models.
+"""Leap's hybrid solvers as back ends, for CQM, BQM and nonlinear models.
 
-One run is one problem: sent with a job file, answered with samples, which are decoded, repaired and polished. The
-time limit is the service's; the queue before it is not counted. Ctrl-C leaves the job: fetch its answer later.
+Each run sends one problem with a job file; the samples of the answer are decoded, repaired and polished. The time limit
+applies to the service's solver, without the time in the queue. After Ctrl-C the job remains, and its answer can be
+fetched later.
 """
 
 import importlib.metadata
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from solvers.leap.job import Job
 
 JOBS = "leap-jobs"
-"""Folder of the job files, below the current one."""
+"""Folder of the job files, in the current folder."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +35,19 @@ class LeapSolver(Solver):
     """A back end that sends a problem to the service.
 
     Attributes:
-        remote: name of the service's solver; empty: as D-Wave's client chooses (configured, or the newest).
+        remote: name of the service's solver; if empty, D-Wave's client selects it (the configured or the newest one).
         jobs: folder of the job files.
-        config: for ``dwave.cloud.Client.from_config`` (token, endpoint, …); never shown and never stored.
+        config: arguments of ``dwave.cloud.Client.from_config`` (token, endpoint, …); never shown and never stored.
     """
 
     needs_network: ClassVar[bool] = True
     deterministic: ClassVar[bool] = False
-    honours_time_limit: ClassVar[bool] = False  # the limit is the service's; the queue comes on top
-    presolved: ClassVar[bool] = False  # a job's file holds the problem as it was stated
+    honours_time_limit: ClassVar[bool] = False  # the limit applies to the service, without the queue
+    presolved: ClassVar[bool] = False  # a job's file contains the original problem
     extra: ClassVar[str] = "dwave"
     distributions: ClassVar[tuple[str, ...]] = ("dwave-cloud-client", "fasteners")
-    has_jobs: ClassVar[bool] = True  # one run is one problem, which may be fetched later
-    uploads: ClassVar[bool] = True  # the model goes first, as a file
+    has_jobs: ClassVar[bool] = True  # each run sends one problem, whose answer may be fetched later
+    uploads: ClassVar[bool] = True  # the model is uploaded first, as a file
     remote: str = ""
     jobs: str = JOBS
     config: Any = field(default=None, repr=False)
@@ -54,28 +55,28 @@ class LeapSolver(Solver):
     @classmethod
     @abstractmethod
     def form_class(cls) -> type["RemoteForm"]:
-        """The form in which the problem is stated."""
+        """Return the class of the form in which the problem is stated."""
 
     @classmethod
     def parameters(cls, options: Mapping[str, Any], time_limit_s: float | None) -> dict[str, Any]:  # noqa: ARG003
-        """The parameters that are sent with the problem."""
+        """Return the parameters that are sent with the problem."""
         return {"time_limit": time_limit_s}
 
     @classmethod
     def option_defaults(cls) -> dict[str, Any]:
-        """Option name → default; ``config`` may hold a token and is no option."""
+        """Return option name → default, without ``config``, which may contain a token."""
         return {name: value for name, value in super().option_defaults().items() if name != "config"}
 
     @classmethod
     def why_not(cls) -> str:
-        """Say which packages are missing. Imports nothing: ``dwave`` itself is installed with the samplers."""
+        """Say which packages are missing. Imports nothing (``dwave`` itself is installed with the samplers)."""
         missing = [name for name in cls.distributions if not _installed(name)]
         if not missing:
             return ""
         return f"solver {cls.name!r} needs {', '.join(missing)}: pip install 'qcompress[{cls.extra}]'"
 
     def prepare(self) -> None:
-        """Compile the loops."""
+        """Compile the inner loops."""
         warm()
 
     def run(self, problem: Problem, search: Search) -> None:
@@ -89,7 +90,7 @@ class LeapSolver(Solver):
 
     @staticmethod
     def decided(problem: Problem, search: Search) -> bool:
-        """Whether there is nothing to decide, and so nothing to pay for; then the one choice is offered."""
+        """Whether there is nothing to decide, and so nothing to pay for; the only choice is then reported."""
         if problem.num_options > problem.num_groups:
             return False
         search.offer(np.zeros(problem.num_groups, dtype=np.int64))
@@ -104,14 +105,14 @@ class LeapSolver(Solver):
         job: "Job | None" = None,
         on_begun: "Callable[[Job], object]" = lambda _: None,
     ) -> None:
-        """Send one problem and take its answer, or finish a ``job`` that was begun.
+        """Send one problem and process its answer, or finish a ``job`` that was begun.
 
         Args:
-            problem: scaled; ``search.original`` as it was stated.
-            search: takes the choices, the times and the details.
-            connection: to the service.
-            job: of this problem, from a run that was cut.
-            on_begun: called with a new job before anything is sent.
+            problem: the scaled problem; ``search.original`` is the original one.
+            search: the search that gets the choices, the times and the details.
+            connection: connection to the service.
+            job: job of this problem from an interrupted run, or None.
+            on_begun: function called with a new job before anything is sent.
         """
         from solvers.leap.job import received, send
 
@@ -127,7 +128,7 @@ class LeapSolver(Solver):
         received(problem, search, job, connection, form=form)
 
     def submit(self, problem: Problem, *, time_limit: float | None = None) -> "Job":
-        """Send ``problem`` and give its job at once; see `solvers.solve` with ``wait=False``."""
+        """Send ``problem`` and return its job immediately; see `solvers.solve` with ``wait=False``."""
         from solvers.leap.connection import connect
         from solvers.leap.job import send
 
@@ -140,7 +141,7 @@ class LeapSolver(Solver):
             return send(self.job_of(problem, form, guess, connection, time_limit), connection, form)
 
     def estimate(self, problem: Problem, *, time_limit: float | None = None) -> "Estimate":
-        """What sending ``problem`` would mean; asks the service for its solver's properties and sends nothing."""
+        """Estimate the submission of ``problem``; asks the service for its solver's properties but sends nothing."""
         from solvers.leap.connection import connect
 
         with connect(self.config) as connection:
@@ -149,7 +150,7 @@ class LeapSolver(Solver):
     def stated(
         self, problem: Problem, connection: "Connection", time_limit: float | None
     ) -> tuple["RemoteForm", "Estimate"]:
-        """The form of ``problem`` for the service's solver, and what sending it would mean."""
+        """Return the form of ``problem`` for the service's solver, and the estimate of its submission."""
         from solvers.leap.estimate import estimate
 
         form_class = self.form_class()
@@ -165,7 +166,7 @@ class LeapSolver(Solver):
         connection: "Connection",
         time_limit: float | None,
     ) -> "Job":
-        """A new job, its file written."""
+        """Return a new job, and write its file."""
         from solvers.leap.job import begin
 
         return begin(
@@ -182,14 +183,14 @@ class LeapSolver(Solver):
 
 @dataclass(frozen=True)
 class LeapCqm(LeapSolver):
-    """The hybrid CQM solver: groups and budgets as constraints, the natural form."""
+    """The hybrid CQM solver, with groups and budgets as constraints, which is the natural form."""
 
     name: ClassVar[str] = "leap-cqm"
     summary: ClassVar[str] = "D-Wave Leap's hybrid CQM solver: groups and budgets as constraints"
 
     @classmethod
     def form_class(cls) -> type["RemoteForm"]:
-        """Constraints."""
+        """Return the CQM form."""
         from solvers.leap.forms import CqmForm
 
         return CqmForm
@@ -197,7 +198,7 @@ class LeapCqm(LeapSolver):
 
 @dataclass(frozen=True)
 class LeapNonlinear(LeapSolver):
-    """The hybrid nonlinear solver: integer decisions, tables, and the factor as it is."""
+    """The hybrid nonlinear solver, with integer decisions, tables, and pair terms in factor form."""
 
     name: ClassVar[str] = "leap-nl"
     summary: ClassVar[str] = "D-Wave Leap's hybrid nonlinear solver: tables looked up, the factor kept"
@@ -205,7 +206,7 @@ class LeapNonlinear(LeapSolver):
 
     @classmethod
     def form_class(cls) -> type["RemoteForm"]:
-        """Decisions and tables."""
+        """Return the nonlinear form."""
         from solvers.leap.forms import NonlinearForm
 
         return NonlinearForm
@@ -216,7 +217,7 @@ class LeapBqm(LeapSolver):
     """The hybrid BQM solver on the QUBO.
 
     Attributes:
-        encoding: of `formulations.to_bqm`.
+        encoding: name of the encoding, same as in `formulations.to_bqm`.
     """
 
     name: ClassVar[str] = "leap-bqm"
@@ -227,7 +228,7 @@ class LeapBqm(LeapSolver):
 
     @classmethod
     def form_class(cls) -> type["RemoteForm"]:
-        """A QUBO."""
+        """Return the QUBO form."""
         from solvers.leap.forms import BqmForm
 
         return BqmForm

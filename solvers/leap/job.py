@@ -1,11 +1,11 @@
-"""A job: one problem on its way to the service and back, in a file that outlives the process.
+"""A job: one problem at the service, whose state is stored in a file that outlives the process.
 
     begin ──▶ file written ──▶ uploaded ──▶ sending ──▶ submitted ──▶ done
-                  ╰───────── `send` goes on from any of these ──────╯     ╰─▶ `fetch`
+                  ╰───────── `send` resumes from any of these ──────╯     ╰─▶ `fetch`
 
-The file is written before anything goes out and after every step. A problem carries a label that no other has: when
-a connection broke while the problem was being submitted, `send` looks the label up at the service and submits only
-if it is not there. What always holds: one job, at most one problem; no token in the file.
+The file is written before anything is sent and after every step. Each problem has a unique label. If a connection broke
+during the submission, `send` looks up the label at the service and submits the problem only if it is not there. Each
+job submits at most one problem, and its file contains no token.
 """
 
 import dataclasses
@@ -40,29 +40,29 @@ SUFFIX = ".job.json"
 NOT_SENT = "NOT SENT"
 
 FIRST_PAUSE_S, PAUSE_GROWTH, LONGEST_PAUSE_S = 0.01, 1.5, 10.0
-"""Pauses between two questions whether a problem is done."""
+"""First pause in seconds between two checks whether a problem is done, its growth factor, and the longest pause."""
 
 SETTLE_S = 5.0
-"""A request that was cut may still be on its way: so long it is waited for before the problem is sent again."""
+"""Time in seconds to wait for an interrupted request, which may still arrive, before the problem is sent again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One problem at the service; `begin` and `load` make it, every step gives a new one and writes the file.
+    """One problem at the service. `begin` and `load` make a job; every step returns a new one and writes the file.
 
     Attributes:
-        path: the job file; the problem lies beside it.
-        solver, options, time_limit_s: the back end, as it was asked.
-        label: what the problem is called at the service.
-        fingerprint: of the problem.
-        record: how it was encoded (see `solvers.leap.forms`).
-        created: UTC, ISO 8601.
-        endpoint, remote: the service's address and solver.
-        charge_s: expected charge, seconds of solver time.
-        data_id: of the uploaded model, once it is there.
-        sending: whether the problem may have gone out.
-        problem_id: of the submitted problem, once it is known.
-        status: as last heard: NOT SENT, PENDING, IN_PROGRESS, COMPLETED, FAILED or CANCELLED.
+        path: path of the job file; the problem's file is next to it.
+        solver, options, time_limit_s: back end, options and time limit as requested.
+        label: label of the problem at the service.
+        fingerprint: fingerprint of the problem.
+        record: record of its encoding (see `solvers.leap.forms`).
+        created: time of creation, UTC, ISO 8601.
+        endpoint, remote: address of the service, and name of its solver.
+        charge_s: expected charge, in seconds of solver time.
+        data_id: id of the uploaded model, once it is known.
+        sending: whether the problem may have been sent.
+        problem_id: id of the submitted problem, once it is known.
+        status: last known status: NOT SENT, PENDING, IN_PROGRESS, COMPLETED, FAILED or CANCELLED.
     """
 
     path: Path
@@ -82,7 +82,7 @@ class Job:
     status: str = NOT_SENT
 
     def save(self) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file, atomically."""
         value = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "path"}
         FILE_KIND.write_json(self.path, value)
 
@@ -91,17 +91,17 @@ class Job:
         """Read a job file.
 
         Raises:
-            FileFormatError: the file is of another kind, not whole, or of a newer version.
+            FileFormatError: the file is of another kind, incomplete, or of a newer version.
         """
         value = FILE_KIND.read_json(path)
         with FILE_KIND.building(path):
             return cls(path=Path(path), **value)
 
     def problem(self) -> Problem:
-        """The problem that was sent.
+        """Return the problem that was sent.
 
         Raises:
-            FileFormatError: the file beside the job holds another problem.
+            FileFormatError: the file next to the job contains another problem.
         """
         path = _problem_file(self.path.parent, self.fingerprint)
         problem = Problem.load(path)
@@ -110,12 +110,12 @@ class Job:
         return problem
 
     def form(self) -> RemoteForm:
-        """The problem as it was encoded."""
+        """Return the problem in its encoded form."""
         form: RemoteForm = _back_end(self.solver).form_class()(normal_form(self.problem()).problem, self.record)
         return form
 
     def refresh(self, config: Mapping[str, Any] | None = None) -> "Job":
-        """Ask the service how the problem does; sends nothing. Writes the file and gives the job as it is now."""
+        """Ask the service for the problem's status, write the file and return the updated job. Sends no problem."""
         with connect(self._reach(config)) as connection:
             job = _identified(Job.load(self.path), connection)
             return job if job.problem_id is None else _heard(job, connection.status(job.problem_id))
@@ -126,12 +126,12 @@ class Job:
         """Wait until the problem is done and return its solution; an interrupted submission is finished first.
 
         Args:
-            config: of D-Wave's client.
-            on_wait: called with the job whenever the service was asked and had no answer yet.
+            config: configuration of D-Wave's client.
+            on_wait: function called with the job whenever the service was asked and has no answer yet.
 
         Raises:
             LeapProblemError: the problem failed or was cancelled.
-            LeapError: see `solvers.leap.errors`; the job is as it was, try again.
+            LeapError: see `solvers.leap.errors`; the job is unchanged, so try again.
         """
         problem = self.problem()
         search = Search(problem, solver=self.solver)
@@ -144,7 +144,7 @@ class Job:
         return {"endpoint": self.endpoint} | dict(config or {})
 
     def advanced(self, **changes: Any) -> "Job":
-        """The job with some fields set anew, its file written."""
+        """Return the job with some fields replaced, and write its file."""
         job = dataclasses.replace(self, **changes)
         job.save()
         return job
@@ -161,10 +161,10 @@ def begin(
     folder: AnyPath,
     endpoint: str,
 ) -> Job:
-    """Write the file of a new job, and the problem beside it; nothing is sent yet.
+    """Write the files of a new job and of its problem, without sending anything.
 
     Raises:
-        UnsupportedProblemError: it is too large for the service's solver, or has too little or too much time.
+        UnsupportedProblemError: the problem is too large for the service's solver, or the time limit is out of range.
     """
     if guess.refusal:
         raise UnsupportedProblemError(guess.refusal)
@@ -192,14 +192,14 @@ def begin(
 
 
 def send(job: Job, connection: Connection, form: RemoteForm | None = None) -> Job:
-    """Bring a job to the point where the service has its problem, from wherever it is; never submits it twice.
+    """Submit the problem of a job in any state, unless the service already has it; never submits it twice.
 
     Args:
-        job: any state of it; the file's is taken.
-        connection: to the service.
-        form: the encoded problem, where the caller has it already.
+        job: the job; its current state is read from the file.
+        connection: connection to the service.
+        form: the encoded problem, if the caller already has it.
     """
-    with fasteners.InterProcessLock(str(job.path.with_suffix(".lock"))):  # two processes may go on with one job
+    with fasteners.InterProcessLock(str(job.path.with_suffix(".lock"))):  # two processes may resume the same job
         job = _identified(Job.load(job.path), connection)
         if job.problem_id is None and job.sending:
             time.sleep(SETTLE_S)
@@ -228,15 +228,15 @@ def received(
     form: RemoteForm | None = None,
     on_wait: Callable[[Job], None] | None = None,
 ) -> Job:
-    """Wait for the answer of a job that was sent; decode, repair and polish it into ``search``.
+    """Wait for the answer to a submitted job, then decode, repair and polish it for ``search``.
 
     Args:
-        problem: the job's, scaled as the solvers see it.
-        search: takes the choices, the times and the details.
-        job: was sent.
-        connection: to the service.
-        form: the encoded problem, where the caller has it already.
-        on_wait: called with the job while there is no answer yet.
+        problem: the problem of the job, scaled as solvers see it.
+        search: the search that gets the choices, the times and the details.
+        job: a job that was submitted.
+        connection: connection to the service.
+        form: the encoded problem, if the caller already has it.
+        on_wait: function called with the job while there is no answer yet.
 
     Raises:
         LeapProblemError: the problem failed or was cancelled.
@@ -253,16 +253,16 @@ def received(
         time.sleep(pause)
         pause = min(PAUSE_GROWTH * pause, LONGEST_PAUSE_S)
     if job.status != "COMPLETED":
-        reason = getattr(state, "error_message", None) or "the service does not say why"
+        reason = getattr(state, "error_message", None) or "the service gives no reason"
         raise LeapProblemError(
-            f"problem {problem_id} of job {job.path} ended as {job.status} ({reason}); submit it anew as another job"
+            f"problem {problem_id} of job {job.path} ended as {job.status} ({reason}); submit it again as a new job"
         )
     done = connection.answer(problem_id)
     with search.phase("decode_s"):
         samples = _decoded(job, job.form() if form is None else form, done.answer, connection)
         if not len(samples.choices):
             raise LeapProblemError(
-                f"the answer to problem {problem_id} of job {job.path} holds no samples; submit it anew as another job"
+                f"the answer to problem {problem_id} of job {job.path} has no samples; submit it again as a new job"
             )
         take(problem, search, samples)
     search.timing |= times(state, samples.timing_us)
@@ -279,15 +279,22 @@ def _decoded(job: Job, form: RemoteForm, answer: Any, connection: Connection) ->
         return form.decode(answer, connection)
     except LeapError:
         raise
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, SolverError) as error:  # what damage does
+    except (
+        AttributeError,
+        IndexError,
+        KeyError,
+        TypeError,
+        ValueError,
+        SolverError,
+    ) as error:  # raised for damaged answers
         raise LeapError(
             f"the answer to problem {job.problem_id} of job {job.path} was not understood ({error}): fetch it again, "
-            "or submit it anew as another job"
+            "or submit it again as a new job"
         ) from error
 
 
 def jobs_in(folder: AnyPath) -> list[Job]:
-    """All jobs of a folder, oldest first."""
+    """Return all jobs in a folder, oldest first."""
     return sorted((Job.load(path) for path in Path(folder).glob(f"*{SUFFIX}")), key=lambda job: job.created)
 
 
@@ -300,7 +307,7 @@ def _problem_file(folder: Path, fingerprint: str) -> Path:
 
 
 def _identified(job: Job, connection: Connection) -> Job:
-    """The job with its problem id, if the service already has the problem of an interrupted submission."""
+    """Return the job, with its problem id if the service already has the problem of an interrupted submission."""
     if job.problem_id is None and job.sending and (problem_id := connection.find(job.label)) is not None:
         return job.advanced(problem_id=problem_id, status="PENDING")
     return job

@@ -1,9 +1,9 @@
 """D-Wave's quantum processors as a back end: the QUBO on chains of qubits, at the dual's price of every budget.
 
-One run is one problem of ``num_reads`` samples. Chains are held together by a strength derived from the model's
-couplings (uniform torque compensation); what of them broke is reported, with the qubits used and the time on the
-processor apart from the time in the queue. ``simulated=True`` takes D-Wave's mock of a processor on this machine:
-the same embedding and decoding without a network, by steepest descent instead of quantum annealing.
+Each run is one problem with ``num_reads`` samples. The strength of the chains is derived from the model's couplings
+(uniform torque compensation). The report contains the fraction of broken chains, the number of qubits, and the time on
+the processor, separate from the time in the queue. ``simulated=True`` uses D-Wave's local mock of a processor, with the
+same embedding and decoding but without a network, and with steepest descent instead of quantum annealing.
 """
 
 import functools
@@ -31,11 +31,11 @@ class QuantumProcessor(LeapBqm):
     """A quantum processor.
 
     Attributes:
-        num_reads: samples.
-        annealing_time_us: microseconds of one anneal; None: the processor's default.
-        simulated: take a mock on this machine instead of the service; needs no account.
-        topology: of the mock: pegasus, zephyr or chimera.
-        size: of the mock's topology (16 for pegasus is a whole processor).
+        num_reads: number of samples.
+        annealing_time_us: time of one anneal in microseconds; None for the processor's default.
+        simulated: whether to use a local mock instead of the service, which needs no account.
+        topology: topology of the mock: pegasus, zephyr or chimera.
+        size: size of the mock's topology (16 for pegasus is a whole processor).
 
     >>> import tempfile
     >>> from formulations.generators.random_instances import layered_problem
@@ -59,21 +59,21 @@ class QuantumProcessor(LeapBqm):
 
     @classmethod
     def form_class(cls) -> type["RemoteForm"]:
-        """The embedded form."""
+        """Return the embedded form."""
         from solvers.leap.embedded import EmbeddedForm
 
         return EmbeddedForm
 
     @classmethod
     def parameters(cls, options: Mapping[str, Any], time_limit_s: float | None) -> dict[str, Any]:  # noqa: ARG003
-        """The parameters of a submission: the processor takes numbers of reads, not seconds."""
+        """Return the parameters of a submission, which has a number of reads instead of a time limit."""
         parameters = {"num_reads": options["num_reads"], "annealing_time": options["annealing_time_us"]}
         return {name: value for name, value in parameters.items() if value is not None}
 
     def stated(
         self, problem: Problem, connection: "Connection", time_limit: float | None
     ) -> tuple["RemoteForm", "Estimate"]:
-        """The embedded form, and the time that the processor would need for it."""
+        """Return the embedded form, and the estimated time on the processor."""
         from solvers.leap.embedded import EmbeddedForm
 
         return self._estimated(problem, connection.solver(EmbeddedForm.problem_type, self.remote), time_limit)
@@ -88,13 +88,13 @@ class QuantumProcessor(LeapBqm):
         return form, replace(guess, coefficients=coefficient_report(form.encoded))
 
     def estimate(self, problem: Problem, *, time_limit: float | None = None) -> "Estimate":
-        """Estimate what a submission would take; a simulated processor asks nobody and costs nothing."""
+        """Estimate a submission; a simulated processor uses no network and costs nothing."""
         if not self.simulated:
             return LeapBqm.estimate(self, problem, time_limit=time_limit)
         return self._estimated(normal_form(problem).problem, self._simulator, time_limit)[1]
 
     def device(self) -> "Device":
-        """The graph of the processor that would be taken."""
+        """Return the graph of the processor that would be used."""
         from solvers.leap.connection import connect
         from solvers.leap.device import Device
 
@@ -105,7 +105,7 @@ class QuantumProcessor(LeapBqm):
             return Device(remote.name, remote.properties)
 
     def run(self, problem: Problem, search: Search) -> None:
-        """Run on the service's processor, or on the simulated one on this machine."""
+        """Run on the service's processor, or on the local simulated one."""
         if not self.simulated:
             LeapBqm.run(self, problem, search)
             return
@@ -118,23 +118,23 @@ class QuantumProcessor(LeapBqm):
         with search.phase("build_s"):
             form = EmbeddedForm.first(problem, self._simulator, self.option_values)
         with search.phase("solve_s"):
-            mock.substitute_kwargs = {"seed": int(search.rng.integers(2**32))}  # of what it samples with
+            mock.substitute_kwargs = {"seed": int(search.rng.integers(2**32))}  # for the sampler inside the mock
             sampleset = mock.sample(form.on_device(mock.properties), num_reads=self.num_reads)
             sampleset.resolve()
         with search.phase("decode_s"):
             take(problem, search, form.unembedded(sampleset, {}))
 
     def submit(self, problem: Problem, *, time_limit: float | None = None) -> "Job":
-        """Send ``problem`` and return its job; a simulated processor has none."""
+        """Send ``problem`` and return its job; a simulated processor has no jobs."""
         if self.simulated:
             raise InvalidOptionError(
-                "a simulated processor runs on this machine and has no jobs: leave out 'simulated' or 'wait'"
+                "a simulated processor runs locally and has no jobs: leave out 'simulated' or 'wait'"
             )
         return LeapBqm.submit(self, problem, time_limit=time_limit)
 
     @property
     def _simulator(self) -> Any:
-        """The mock as `dwave.cloud` describes a solver; its time is free."""
+        """Return the mock with the attributes of a `dwave.cloud` solver; its time is free."""
         properties = self._mock.properties
         return SimpleNamespace(name="mock", properties=properties, estimate_qpu_access_time=lambda **_: 0.0)
 

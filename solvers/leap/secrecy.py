@@ -1,17 +1,17 @@
-"""API tokens kept out of logs: D-Wave's client logs its configuration and its requests' headers as they are."""
+"""Mask API tokens in logs, because D-Wave's client logs its configuration and request headers unmasked."""
 
 import logging
 import re
 
 CLIENT = "dwave.cloud"
-"""The client's loggers are called this, or begin with it."""
+"""Name, or prefix of the names, of the client's loggers."""
 
 SECRET = re.compile(r"""(token['"]?\s*[:=]\s*)(['"]).*?\2""", re.IGNORECASE)
 
 
 class _Masked(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let the record pass, without what is a token in it."""
+        """Mask the tokens in the record and let it pass."""
         text = record.getMessage()
         if (masked := mask(text)) != text:
             record.msg, record.args = masked, None
@@ -22,7 +22,7 @@ _MASKED = _Masked()
 
 
 def mask(text: str) -> str:
-    """``text`` with every token that it names left out.
+    """Replace every token in ``text`` by an ellipsis.
 
     >>> mask("config(endpoint='there', token='abc'), headers={'X-Auth-Token': 'abc'}")
     "config(endpoint='there', token='…'), headers={'X-Auth-Token': '…'}"
@@ -31,7 +31,7 @@ def mask(text: str) -> str:
 
 
 def mask_logs() -> None:
-    """Mask what the client's loggers say from now on; once it is imported, since a filter is not inherited."""
+    """Mask all later messages of the client's loggers; call it after the import, since filters are not inherited."""
     for name, logger in list(logging.root.manager.loggerDict.items()):
         if name.startswith(CLIENT) and isinstance(logger, logging.Logger):
             logger.addFilter(_MASKED)

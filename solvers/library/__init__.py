@@ -1,4 +1,4 @@
-"""A library of instances: each with its origin and licence, the best choice known, the best bound proven, by whom."""
+"""A library of instances, each with its origin, licence, best known choice and best proven bound, and their sources."""
 
 from solvers.library.exact_sums import recomputed
 from solvers.library.library import READERS, Library

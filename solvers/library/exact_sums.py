@@ -1,4 +1,4 @@
-"""Objective and uses of a choice by exact sums, apart from `Problem.evaluate`."""
+"""Compute objective and uses of a choice by exact sums, independently of `Problem.evaluate`."""
 
 import math
 from typing import Any
@@ -9,13 +9,13 @@ from numpy.typing import ArrayLike
 from formulations import Problem
 
 TOLERANCE = 1e-9
-"""Relative difference of two sums of the same numbers in different orders (about 1e-13 for a million of them)."""
+"""Maximum relative difference of two sums of the same numbers in different orders (about 1e-13 for a million)."""
 
 
 def recomputed(problem: Problem, choice: ArrayLike) -> tuple[float, dict[str, float]]:
-    """The objective of a choice ``(G,)`` and its excess over each broken budget, summed exactly (`math.fsum`).
+    """Compute the objective of a choice ``(G,)`` and its excess over violated budgets, exactly (`math.fsum`).
 
-    It walks through the chosen options and shares no code with `Problem.evaluate`.
+    The code loops over the chosen options and shares nothing with `Problem.evaluate`.
 
     >>> problem = Problem(["a", "b"], [["x", "y"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
     >>> recomputed(problem, [0, 1]), recomputed(problem, [0, 0])
@@ -39,7 +39,7 @@ def recomputed(problem: Problem, choice: ArrayLike) -> tuple[float, dict[str, fl
 
 
 def _met(matrix: Any, chosen: list[int]) -> list[float]:
-    """The entries of a sparse matrix between chosen options."""
+    """Return the entries of a sparse matrix between chosen options."""
     if matrix is None:
         return []
     among, entries = set(chosen), matrix.tocoo()

@@ -1,8 +1,8 @@
-"""A folder of records, their best choices, and the problems that no generator states.
+"""The library of instances: a folder of records, best known choices, and problems that no generator makes.
 
-The folder holds ``records.json``, the best choices in ``choices.npz``, and problem files. Published instances stay
-where they are distributed: their records name the file and its reader, and the folder that has them is given beside.
-What is recorded can be checked by arithmetic that shares no code with `Problem.evaluate`.
+The folder contains ``records.json``, the best choices in ``choices.npz``, and problem files. Published instances are
+not copied: their records name the file and its reader, and the folder with these files is a separate argument. Records
+can be checked by arithmetic that shares no code with `Problem.evaluate`.
 """
 
 from collections.abc import Iterator
@@ -37,15 +37,15 @@ READERS = MappingProxyType(
         "problem": Problem.load,
     }
 )
-"""Readers of problem files by the name that a record gives."""
+"""Readers of problem files, by the name used in records."""
 
 
 class Library:
-    """The records of a folder, and the problems they are about.
+    """The records of a folder, and their problems.
 
     Args:
-        folder: of ``records.json``.
-        published: the folder of published instances that are not in it.
+        folder: path of the folder with ``records.json``.
+        published: path of the folder with published instances, or None.
 
     >>> import tempfile
     >>> library = Library(tempfile.mkdtemp())
@@ -78,23 +78,23 @@ class Library:
         """Add an instance, with the fingerprint of its problem.
 
         Raises:
-            ValueError: there is one of this name.
+            ValueError: an instance of this name exists.
         """
         if record.name in self.records:
-            raise ValueError(f"the library has an instance {record.name!r}")
+            raise ValueError(f"the library already has an instance {record.name!r}")
         self.records[record.name] = replace(record, fingerprint=self._read(record).fingerprint())
 
     def has(self, name: str) -> bool:
-        """Whether the instance's problem is here: made, or its file present."""
+        """Whether the instance's problem is available: it can be generated, or its file exists."""
         record = self.records[name]
         return bool(record.family) or self._file(record) is not None
 
     def problem(self, name: str) -> Problem:
-        """The problem of an instance.
+        """Return the problem of an instance.
 
         Raises:
-            FileNotFoundError: it is a published one whose file is not here.
-            FileFormatError: it is not the one that was recorded.
+            FileNotFoundError: the instance is a published one and its file is missing.
+            FileFormatError: the problem is not the one that was recorded.
         """
         record = self.records[name]
         problem = self._read(record)
@@ -103,9 +103,9 @@ class Library:
         return problem
 
     def improve(self, name: str, solution: Solution) -> bool:
-        """Take over a better choice and a better bound; whether one was.
+        """Store the solution's choice or bound if they are better; return whether one of them was.
 
-        The choice is judged anew, by `recomputed`. A bound that lies above the best known is found by `check`.
+        The choice is evaluated again by `recomputed`. `check` detects a bound above the best known objective.
         """
         record, by = self.records[name], _signature(solution)
         if solution.choice is not None:
@@ -120,16 +120,16 @@ class Library:
         return changed
 
     def check(self, name: str) -> list[str]:
-        """What does not hold of a record: its choice recomputed, its bound against it; empty when all holds."""
+        """List the errors of a record, by recomputing its choice and comparing its bound; empty if there are none."""
         record, problem = self.records[name], self.problem(name)
         wrong = []
         choice = self.choices.get(name)
         if choice is None and record.best is not None:
-            wrong.append(f"no choice is recorded that costs {record.best!r}")
+            wrong.append(f"no choice is recorded with the objective {record.best!r}")
         if choice is not None:
             objective, excess = recomputed(problem, choice)
             if record.best is None or abs(objective - record.best) > TOLERANCE * (1 + abs(objective)):
-                wrong.append(f"its choice costs {objective!r}, recorded is {record.best!r}")
+                wrong.append(f"its choice costs {objective!r}, but {record.best!r} is recorded")
             wrong += [f"its choice is over the budget {budget!r} by {more:g}" for budget, more in excess.items()]
         if record.best is not None and record.bound is not None:
             above = record.bound - record.best
@@ -138,7 +138,7 @@ class Library:
         return wrong
 
     def save(self) -> None:
-        """Write records and choices."""
+        """Write the records and choices."""
         self.folder.mkdir(parents=True, exist_ok=True)
         entries = [{**asdict(record), "arguments": dict(record.arguments)} for record in self]
         RECORDS.write_json(self.folder / "records.json", {"records": entries})
@@ -150,7 +150,7 @@ class Library:
             return member(record.family, record.arguments)
         if (file := self._file(record)) is None:
             raise FileNotFoundError(f"instance {record.name!r} is published in {record.origin}; its file {record.file} "
-                                    "is not here: name the folder that has it")  # fmt: skip
+                                    "is missing: give the folder that contains it")  # fmt: skip
         return READERS[record.reader](file)
 
     def _file(self, record: Record) -> Path | None:
@@ -159,7 +159,7 @@ class Library:
 
 
 def _better(objective: float, known: float) -> bool:
-    """Better by more than rounding."""
+    """Whether an objective is better by more than rounding errors."""
     return objective < known - PROOF_TOLERANCE * abs(known)
 
 

@@ -1,4 +1,4 @@
-"""What is known of one instance."""
+"""The record of one instance in the library."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,18 +10,18 @@ from solvers.solution import relative_gap
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One instance: where it comes from, and the best that is known of it.
+    """One instance: its origin, and the best known results.
 
     Attributes:
-        name: unique in the library.
-        origin: where it comes from, with a reference.
-        licence: of the instance.
-        family: a family of `formulations.generators.families`, with ``arguments``; or
-        file: a file in the library's folder, or in the folder of published ones, read by ``reader``.
-        fingerprint: the problem's, so that a generator that changes is noticed.
-        best: objective of the best choice known; ``found_by`` whom.
-        bound: the best lower bound; ``bound_by`` whom.
-        literature: objective of the best choice that the literature knows, of which there may be no choice here.
+        name: name of the instance, unique in the library.
+        origin: source of the instance, with a reference.
+        licence: licence of the instance.
+        family, arguments: family in `formulations.generators.families`, and its arguments, for a generated instance.
+        file, reader: file in the library's folder or in the folder of published instances, and the name of its reader.
+        fingerprint: fingerprint of the problem, which detects changes in a generator.
+        best, found_by: objective of the best known choice, and the solver that found it.
+        bound, bound_by: best lower bound, and the solver that proved it.
+        literature: best objective known in the literature, whose choice may not be available.
     """
 
     name: str
@@ -40,10 +40,10 @@ class Record:
 
     @property
     def gap(self) -> float | None:
-        """How far the best known may be from optimal, relative to it."""
+        """Relative gap between the best known objective and the bound."""
         return relative_gap(self.best, self.bound)
 
     @property
     def proven(self) -> bool:
-        """Whether the best known is proven optimal."""
+        """Whether the best known choice is proven optimal."""
         return self.gap is not None and self.gap <= PROOF_TOLERANCE

@@ -1,13 +1,13 @@
-"""Simulated bifurcation on the QUBO (Goto et al., doi:10.1126/sciadv.abe7953): spins as oscillators, all moved at once.
+"""Simulated bifurcation on the QUBO (Goto et al., doi:10.1126/sciadv.abe7953), which updates all spins at once.
 
-Every spin has a position x and a momentum y. While the pump rises from 0 to 1 the positions leave 0 for one of two
-walls at ±1, pushed by the other spins:
+Every spin is an oscillator with a position x and a momentum y. While the pump rises from 0 to 1, the positions move
+from 0 to one of two walls at ±1, driven by the other spins:
 
     y += dt·(−(1 − pump)·x − c·(h + J·s)),   x += dt·y,   and at a wall x stays there and y = 0
 
-with s the signs of the positions (discrete, which errs less) or the positions themselves (ballistic, which is
-faster to settle), and c scaled so that the push of random spins is about 1/2. All reads are columns of one matrix, so
-that a step is one product with J; the package that goes by the method's name needs torch, which solvers never import.
+where s are the signs of the positions (discrete, with smaller errors) or the positions themselves (ballistic, which
+settles faster), and c is scaled so that the force of random spins is about 1/2. All reads are columns of one matrix, so
+each step is one product with J. (The package named after the method needs torch, which solvers never import.)
 """
 
 from collections.abc import Collection, Mapping
@@ -25,10 +25,10 @@ from solvers.qubo.route import QuboSolver, SampleRound
 DYNAMICS = ("discrete", "ballistic")
 
 DT = 0.7
-"""Step in time; the literature takes 1.25 for even couplings, penalties make them uneven."""
+"""Time step; the literature uses 1.25 for couplings of similar size, but penalties make them uneven."""
 
 DENSE = 0.05
-"""Share of couplings above which a dense product is faster."""
+"""Fraction of coupled pairs above which a dense product is faster."""
 
 TRIAL_STEPS = 4
 
@@ -38,9 +38,9 @@ class Bifurcation(QuboSolver):
     """Simulated bifurcation on the QUBO; samples are decoded, repaired and polished.
 
     Attributes:
-        dynamics: "discrete" or "ballistic".
-        num_reads: samples a round.
-        num_steps: steps in time.
+        dynamics: variant of the method, "discrete" or "ballistic".
+        num_reads: number of samples per round.
+        num_steps: number of time steps.
 
     >>> from solvers import solve
     >>> from formulations.generators.random_instances import layered_problem
@@ -58,7 +58,7 @@ class Bifurcation(QuboSolver):
     num_steps: int = 1000
 
     def sampling(self, search: Search) -> SampleRound:
-        """All reads together."""
+        """Return a function that samples all reads together."""
         import dimod
 
         def sample(encoded: EncodedBqm, seconds: float) -> Any:
@@ -82,9 +82,9 @@ class Bifurcation(QuboSolver):
 
 
 def bifurcate(biases: Floats, couplings: Any, start: Floats, steps: int, *, discrete: bool) -> Floats:
-    """Final positions ``(n, reads)`` from positions and momenta ``start`` ``(2, n, reads)``.
+    """Compute the final positions ``(n, reads)`` from positions and momenta ``start`` ``(2, n, reads)``.
 
-    The energy is ``h·s + ½·sᵀ·J·s`` with h = ``biases`` and J = ``couplings``, symmetric.
+    The energy is ``h·s + ½·sᵀ·J·s`` with h = ``biases`` and symmetric J = ``couplings``.
     """
     x: Floats = start[0].copy()
     y: Floats = start[1].copy()

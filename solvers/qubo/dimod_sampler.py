@@ -1,9 +1,9 @@
-"""Any dimod sampler as a solver: BQM samplers and composites through the QUBO, CQM samplers through the CQM.
+"""Use any dimod sampler as a solver: BQM samplers and composites on the QUBO, CQM samplers on the CQM.
 
     solve(problem, dwave.samplers.TabuSampler(), parameters={"timeout": 100})
 
-What always holds: only parameters that the sampler itself lists are passed on; seed and time limit are passed where
-the sampler has a parameter for them.
+Only parameters that the sampler lists are passed on. Seed and time limit are passed if the sampler has parameters for
+them.
 """
 
 from collections.abc import Collection, Mapping
@@ -25,17 +25,17 @@ from solvers.qubo.route import refuse_too_many, sample_rounds
 from solvers.qubo.samples import Improver, states_of
 
 READS = 20
-"""Samples per call where the caller does not say (samplers themselves mostly default to 1)."""
+"""Default number of samples per call (most samplers default to 1)."""
 
 
 def from_sampler(sampler: object) -> Solver:
-    """A `Solver` that runs ``sampler``.
+    """Return a `Solver` that runs ``sampler``.
 
     Args:
-        sampler: an instance of ``dimod.Sampler`` (a composite is one), or anything with ``sample_cqm``.
+        sampler: an instance of ``dimod.Sampler`` (composites are samplers too), or any object with ``sample_cqm``.
 
     Raises:
-        InvalidOptionError: anything else.
+        InvalidOptionError: ``sampler`` is no sampler.
 
     >>> from solvers import solve
     >>> from formulations.generators.random_instances import layered_problem
@@ -45,7 +45,7 @@ def from_sampler(sampler: object) -> Solver:
     """
     if isinstance(sampler, type):
         name = sampler.__name__
-        raise InvalidOptionError(f"a sampler is given as an instance, found the class {name}: write {name}()")
+        raise InvalidOptionError(f"a sampler must be an instance, found the class {name}: write {name}()")
     if callable(getattr(sampler, "sample_cqm", None)):
         return CqmSamplerSolver(sampler)
     if isinstance(sampler, dimod.Sampler):
@@ -61,13 +61,13 @@ class SamplerSolver(Solver):
 
     Attributes:
         sampler: the dimod sampler.
-        parameters: passed to the sampler; only what it lists in ``sampler.parameters``.
+        parameters: parameters of the sampler, which must be listed in ``sampler.parameters``.
     """
 
     name: ClassVar[str] = "sampler"
     summary: ClassVar[str] = "any dimod sampler"
-    deterministic: ClassVar[bool] = False  # nothing is known about a sampler from outside
-    honours_time_limit: ClassVar[bool] = False  # a call into a sampler cannot be cut
+    deterministic: ClassVar[bool] = False  # unknown for an external sampler
+    honours_time_limit: ClassVar[bool] = False  # a call of a sampler cannot be interrupted
     sampler: Any = None
     parameters: Any = None
 
@@ -80,16 +80,16 @@ class SamplerSolver(Solver):
             raise InvalidOptionError(f"sampler {self.name} has no parameter {', '.join(unknown)}; it has: {listed}")
 
     def prepare(self) -> None:
-        """Compile the loops."""
+        """Compile the inner loops."""
         warm()
 
     @classmethod
     def option_defaults(cls) -> dict[str, Any]:
-        """Option name → default; the sampler itself is no option."""
+        """Return option name → default, without the sampler itself."""
         return {name: value for name, value in super().option_defaults().items() if name != "sampler"}
 
     def arguments(self, search: Search) -> dict[str, Any]:
-        """The call's keywords: the caller's, and what the sampler has a parameter for."""
+        """Return the keyword arguments of the call: the caller's, and others for which the sampler has parameters."""
         accepted = getattr(self.sampler, "parameters", None) or {}
         ours: dict[str, Any] = {"num_reads": READS, "seed": int(search.rng.integers(2**31))}
         ours["interrupt_function"] = search.expired
@@ -100,11 +100,11 @@ class SamplerSolver(Solver):
 
 @dataclass(frozen=True)
 class BqmSamplerSolver(SamplerSolver):
-    """A BQM sampler through the QUBO.
+    """A BQM sampler on the QUBO.
 
     Attributes:
-        rounds: samplings, each with better prices of the budgets.
-        encoding: of `formulations.to_bqm`.
+        rounds: number of rounds of sampling, each with better prices of the budgets.
+        encoding: name of the encoding, same as in `formulations.to_bqm`.
     """
 
     native_constraints: ClassVar[bool] = False
@@ -114,7 +114,7 @@ class BqmSamplerSolver(SamplerSolver):
     encoding: str = "domain-wall"
 
     def refuse(self, problem: Problem) -> str:
-        """Refuse a factor that makes too many couplings when it is expanded."""
+        """Refuse a problem whose factor would expand to too many couplings."""
         return refuse_too_many(self.name, problem)
 
     def run(self, problem: Problem, search: Search) -> None:
@@ -123,13 +123,13 @@ class BqmSamplerSolver(SamplerSolver):
         def sample(encoded: EncodedBqm, _: float) -> Any:
             return self.sampler.sample(encoded.bqm, **self.arguments(search))
 
-        # a call may be charged for, or take as long as it likes: none is made just to see how long it takes
+        # a call may be charged for, or take any time, so no call is made just to measure its duration
         sample_rounds(problem, search, sample, self.rounds, self.encoding, trial=False)
 
 
 @dataclass(frozen=True)
 class CqmSamplerSolver(SamplerSolver):
-    """A CQM sampler: discrete groups and budgets as constraints of the model."""
+    """A CQM sampler on the model with discrete groups and budgets as constraints."""
 
     def run(self, problem: Problem, search: Search) -> None:
         """Sample once, repair, polish."""
@@ -142,7 +142,7 @@ class CqmSamplerSolver(SamplerSolver):
                 states, _ = states_of(sampleset, range(problem.num_options))
                 if not len(states):
                     raise SolverError("the sampler returned no samples")
-            except Exception as error:  # whatever a sampler fails with
+            except Exception as error:  # samplers may raise anything
                 search.recover(error)
                 return
         with search.phase("decode_s"):
@@ -151,7 +151,7 @@ class CqmSamplerSolver(SamplerSolver):
 
 
 def _read(problem: Problem, states: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Choices ``(n, G)`` and which states were valid; in a group that is not, the first option on, or the first."""
+    """Return choices ``(n, G)`` and which states are valid; invalid groups take the first option on, or their first."""
     starts, flat = problem.group_offsets[:-1], np.arange(problem.num_options)
     on = states > 0
     first = np.minimum.reduceat(np.where(on, flat, flat + len(flat)), starts, axis=1) % len(flat)

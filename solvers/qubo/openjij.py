@@ -1,7 +1,7 @@
 """OpenJij's samplers on the QUBO: simulated annealing, or simulated quantum annealing (extra ``openjij``).
 
-OpenJij gives all reads of a call the same seed, and so the same sample; here every read is a call with a seed of its
-own, which keeps runs repeatable.
+OpenJij uses the same seed for all reads of a call, which gives the same sample. Here every read is a separate call with
+its own seed, which keeps runs repeatable.
 """
 
 from collections.abc import Collection, Mapping
@@ -23,9 +23,9 @@ class OpenJij(QuboSolver):
     """OpenJij on the QUBO; samples are decoded, repaired and polished.
 
     Attributes:
-        algorithm: "sa" (temperatures derived as by solver 'sa') or "sqa" (OpenJij's own transverse field).
-        num_reads: samples a round.
-        num_sweeps: sweeps over all bits for each sample.
+        algorithm: "sa" (temperatures as in solver 'sa') or "sqa" (OpenJij's default transverse field).
+        num_reads: number of samples per round.
+        num_sweeps: number of sweeps over all bits for each sample.
     """
 
     name: ClassVar[str] = "openjij"
@@ -40,7 +40,7 @@ class OpenJij(QuboSolver):
     num_sweeps: int = 300
 
     def sampling(self, search: Search) -> SampleRound:
-        """Reads one by one."""
+        """Return a function that samples the reads one by one."""
         import dimod
         import openjij
 
@@ -58,7 +58,7 @@ class OpenJij(QuboSolver):
                 return dimod.concatenate([read(self.num_sweeps) for _ in range(self.num_reads)])
             begun = search.elapsed()
             samplesets = [read(1)]
-            converted_s = search.elapsed() - begun  # every read converts the model anew
+            converted_s = search.elapsed() - begun  # every read converts the model again
             sweep_s = 1e-6 * max(samplesets[0].info["execution_time"], 1.0)
             while len(samplesets) <= self.num_reads and search.elapsed() - begun + converted_s < seconds:
                 affordable = (seconds - (search.elapsed() - begun) - converted_s) / sweep_s

@@ -1,5 +1,6 @@
-"""Simulated quantum annealing on the QUBO (path-integral Monte Carlo, dwave-samplers); else as
-`solvers.qubo.simulated_annealing`.
+"""Simulated quantum annealing on the QUBO (path-integral Monte Carlo, dwave-samplers).
+
+Everything else is as in `solvers.qubo.simulated_annealing`.
 """
 
 from dataclasses import dataclass
@@ -22,11 +23,11 @@ class PathIntegral(SimulatedAnnealing):
     summary: ClassVar[str] = "simulated quantum annealing on the QUBO (path integral, dwave-samplers)"
     trial_sweeps: ClassVar[int] = 1
     rounds: int = 8
-    num_reads: int = 2  # a sweep costs about ten of plain annealing
+    num_reads: int = 2  # a sweep takes as long as about ten sweeps of plain annealing
     num_sweeps: int = 100
 
     def sampler(self) -> Any:
-        """The dwave sampler that is called."""
+        """Return the dwave sampler that is called."""
         from dwave.samplers import PathIntegralAnnealingSampler
 
         return PathIntegralAnnealingSampler()

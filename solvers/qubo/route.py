@@ -1,14 +1,14 @@
-"""The QUBO route shared by every sampler: price the budgets, sample, decode, repair, polish; each step reported apart.
+"""The steps shared by all QUBO samplers: price the budgets, sample, decode, repair, polish, with a report on each step.
 
-A budget enters the model as a price per unit (a Lagrange multiplier), which keeps it sparse; the price is bisected,
-round by round: up after the best sample went over the budget, down after it stayed within. The penalty on groups
-begins at what is proven sufficient (see `formulations.forms.encodings`) and is halved for every group that was valid in
-all
-samples of a round, since a penalty larger than needed freezes an annealer; decode takes any sample, so a penalty too
-small costs nothing but quality. What always holds: what is offered went through decode and, where needed, `repair`.
+A budget enters the model as a price per unit (a Lagrange multiplier), which keeps the model sparse. The price is found
+by bisection, round by round: it rises if the best sample was over the budget, and falls if it was within. The penalty
+on groups starts at the proven sufficient value (see `formulations.forms.encodings`) and is halved for every group that
+was valid in all samples of a round, because a larger penalty than needed freezes an annealer. Every sample can be
+decoded, so a penalty that is too small only reduces the quality. All reported choices were decoded and, if necessary,
+repaired (`repair`).
 
-Building a model cannot be cut. Under a time limit a part of a large problem is built and sampled first; when the
-whole would not be done in time it is not begun, and ``details["not_sampled"]`` says so.
+Building a model cannot be interrupted. Under a time limit, a part of a large problem is built and sampled first. If the
+whole problem would take too long, it is not started, and ``details["not_sampled"]`` says so.
 """
 
 import importlib
@@ -32,48 +32,49 @@ from solvers.kernels.warm import warm
 from solvers.qubo.samples import Improver, states_of
 
 OFTEN_INVALID = 0.1
-"""Share of a round's samples that are invalid in a group above which its penalty is doubled."""
+"""A group's penalty is doubled if more than this fraction of a round's samples is invalid in it."""
 
 SHARE = 0.25
-"""Share of the time left that the sampling of one round may take, so that prices see several rounds."""
+"""Maximum fraction of the remaining time for sampling in one round, so that prices are updated several times."""
 
 CAUTION = 2.0
-"""A whole model takes up to this much longer than its parts; large arrays are slow, and samples are to be polished."""
+"""Factor by which a whole model may take longer than its parts suggest, because large arrays are slow and samples are
+polished afterwards."""
 
 SampleRound = Callable[[EncodedBqm, float], Any]
-"""A sampler's call: the encoded model and the seconds it should take (0: the least it can do, infinite: as its options
-say) in, a ``dimod.SampleSet`` out."""
+"""Function that samples an encoded model within a time in seconds (0: as fast as possible, infinite: according to its
+options) and returns a ``dimod.SampleSet``."""
 
 
 @dataclass(frozen=True)
 class QuboSolver(Solver):
-    """A sampler as a back end.
+    """Base class of back ends that sample the QUBO.
 
     Attributes:
-        rounds: samplings, each with better prices of the budgets.
-        encoding: of `formulations.to_bqm`.
+        rounds: number of rounds of sampling, each with better prices of the budgets.
+        encoding: name of the encoding, same as in `formulations.to_bqm`.
     """
 
     native_constraints: ClassVar[bool] = False
     requires: ClassVar[tuple[str, ...]] = ("dimod", "dwave.samplers")
     minima: ClassVar[Mapping[str, int]] = {"rounds": 1}
     words: ClassVar[Mapping[str, Collection[str]]] = {"encoding": ENCODINGS}
-    small: ClassVar[int] = 100_000  # couplings of a model that is built and converted in some hundredths of a second
+    small: ClassVar[int] = 100_000  # couplings of a model that is built and converted in a few hundredths of a second
     rounds: int = 12
     encoding: str = "domain-wall"
 
     @abstractmethod
     def sampling(self, search: Search) -> SampleRound:
-        """The call that samples a round's model."""
+        """Return the function that samples the model of a round."""
 
     def prepare(self) -> None:
-        """Compile the loops and import the sampler."""
+        """Compile the inner loops and import the sampler."""
         warm()
         for module in self.requires:
             importlib.import_module(module)
 
     def refuse(self, problem: Problem) -> str:
-        """Refuse a factor that makes too many couplings when it is expanded."""
+        """Refuse a problem whose factor would expand to too many couplings."""
         return refuse_too_many(self.name, problem)
 
     def run(self, problem: Problem, search: Search) -> None:
@@ -82,10 +83,10 @@ class QuboSolver(Solver):
 
 
 def refuse_too_many(name: str, problem: Problem) -> str:
-    """Why a QUBO of ``problem`` is too large, or an empty string."""
+    """Say why a QUBO of ``problem`` is too large, or return an empty string."""
     if (count := count_couplings(problem)) <= MAX_PAIRS:
         return ""
-    return f"solver {name!r} would need a QUBO of {count:,} couplings, {MAX_PAIRS:,} at most; use 'auto' or 'anneal'"
+    return f"solver {name!r} would need a QUBO of {count:,} couplings, at most {MAX_PAIRS:,}; use 'auto' or 'anneal'"
 
 
 def sample_rounds(
@@ -98,19 +99,19 @@ def sample_rounds(
     trial: bool = True,
     small: int = QuboSolver.small,
 ) -> None:
-    """Sample ``problem`` in rounds, each with better prices and penalties; fills ``search.details``.
+    """Sample ``problem`` in rounds, each with better prices and penalties, and fill ``search.details``.
 
     Args:
-        problem: what to solve.
-        search: gets the choices.
-        sample: called once a round, and for a trial.
-        rounds: how many, unless time is up.
-        encoding: of `to_bqm`.
-        trial: whether the sampler may be called on a part of the problem just to see how long it takes.
-        small: couplings of that part.
+        problem: the problem to solve.
+        search: the search that gets the choices.
+        sample: function called once per round, and for a trial.
+        rounds: number of rounds, or fewer if the time is over.
+        encoding: name of the encoding, same as in `to_bqm`.
+        trial: whether the sampler may be called on a part of the problem just to measure its duration.
+        small: number of couplings of that part.
     """
     improver = Improver(problem, search, to_arrays(problem))
-    if problem.num_options == problem.num_groups:  # nothing to sample: a domain-wall model would have no variable
+    if problem.num_options == problem.num_groups:  # nothing to sample; a domain-wall model would have no variable
         improver.take(np.zeros((1, problem.num_groups), dtype=np.int64))
         return
     prices, strength = _Prices(problem), np.ones(problem.num_groups)
@@ -129,7 +130,7 @@ def sample_rounds(
         with search.phase("solve_s"):
             try:
                 states, _ = states_of(sample(encoded, SHARE * search.remaining()), encoded.bqm.variables)
-            except Exception as error:  # whatever a sampler fails with
+            except Exception as error:  # samplers may raise anything
                 search.recover(error)
                 break
         if not len(states):
@@ -148,7 +149,7 @@ def sample_rounds(
         search.note(prices=round_prices)
         if search.expired():
             break
-        if done + 1 < rounds and max(2 * built_s, needed_s) > search.remaining():  # a model and its conversion
+        if done + 1 < rounds and max(2 * built_s, needed_s) > search.remaining():  # building a model and converting it
             search.cut_short()
             break
     if not improver.quality.samples:
@@ -156,8 +157,8 @@ def sample_rounds(
 
 
 def _stand_in(problem: Problem, search: Search, improver: Improver, prices: dict[str, float], needed_s: float) -> None:
-    """Repair and polish the cheapest options, where the time left is too short for a single round."""
-    why = f"a round may take {needed_s:.2g} s at least, {search.remaining():.2g} s are left"
+    """Repair and polish the cheapest options, if the remaining time is too short for a single round."""
+    why = f"a round would take at least {needed_s:.2g} s, {search.remaining():.2g} s are left"
     improver.quality.tell(search)
     search.details["rounds"] = 0
     search.details["not_sampled"] = f"{why}; the cheapest options at the first prices were repaired and polished"
@@ -166,7 +167,7 @@ def _stand_in(problem: Problem, search: Search, improver: Improver, prices: dict
 
 
 def _adapted(strength: Floats, valid: NDArray[np.bool_]) -> Floats:
-    """Penalties for the next round ``(G,)``: half where all samples were valid, twice where many were not."""
+    """Return penalties ``(G,)`` for the next round: halved if all samples were valid, doubled if many were not."""
     invalid = 1.0 - valid.mean(axis=0)
     relaxed = np.where(invalid == 0, strength / 2, strength)
     return np.where(invalid > OFTEN_INVALID, np.minimum(2 * relaxed, 1.0), relaxed)
@@ -175,7 +176,7 @@ def _adapted(strength: Floats, valid: NDArray[np.bool_]) -> Floats:
 def _needed_s(
     problem: Problem, search: Search, sample: SampleRound | None, encoding: str, prices: dict[str, float], small: int
 ) -> float:
-    """Seconds that a round takes at least, from a part of the problem; 0 where that is little or nothing limits it."""
+    """Estimate the minimum time of a round in seconds from a part of the problem; 0 if small or without time limit."""
     if np.isinf(search.remaining()) or count_couplings(problem) <= small:
         return 0.0
     share = small / count_couplings(problem)
@@ -189,7 +190,7 @@ def _needed_s(
 
 
 def _first_groups(problem: Problem, num_groups: int) -> Problem:
-    """The problem of the first groups alone, budgets as they are."""
+    """Return the problem of the first groups alone, with the same budgets."""
     end, pairs = problem.group_offsets[num_groups], problem.pairs
     sparse = None if pairs.sparse is None else pairs.sparse[:end, :end]
     factor = None if pairs.factor is None else pairs.factor[:end]
@@ -205,7 +206,7 @@ def _first_groups(problem: Problem, num_groups: int) -> Problem:
 
 
 class _Prices:
-    """A price for every budget, bisected on a logarithmic scale; it begins where costs alone would have it."""
+    """Prices of the budgets, found by bisection on a logarithmic scale, starting at the best prices for costs alone."""
 
     def __init__(self, problem: Problem) -> None:
         self.bracket = dict.fromkeys(problem.budgets, (0.0, np.inf))
@@ -227,7 +228,7 @@ class _Prices:
 
 
 def _alone(problem: Problem, name: str) -> float:
-    """The least price at which the cheapest options keep within the budget ``name``, pair terms and others aside."""
+    """Return the smallest price at which the cheapest options meet the budget ``name``, ignoring pair terms."""
     starts, use = problem.group_offsets[:-1], problem.resources[name]
     budget = problem.budgets[name] - problem.fixed.get(name, 0.0)
 
@@ -244,7 +245,7 @@ def _alone(problem: Problem, name: str) -> float:
 
 
 def _cheapest(problem: Problem, prices: dict[str, float]) -> Integers:
-    """Every group's cheapest option ``(G,)`` at these prices, pair terms aside."""
+    """Return every group's cheapest option ``(G,)`` at these prices, ignoring pair terms."""
     cost = sum((price * problem.resources[name] for name, price in prices.items()), np.array(problem.cost))
     order = np.lexsort((cost, problem.group_of))
     return np.asarray(order[problem.group_offsets[:-1]] - problem.group_offsets[:-1])
@@ -253,17 +254,17 @@ def _cheapest(problem: Problem, prices: dict[str, float]) -> Integers:
 def paced(
     call: Callable[[int, int], Any], reads: int, sweeps: int, seconds: float, search: Search, trial_sweeps: int = 1
 ) -> Any:
-    """``call(reads, sweeps)``, with fewer of them where ``seconds`` do not allow all; for samplers that cannot be cut.
+    """Run ``call(reads, sweeps)`` with fewer reads or sweeps if needed to fit in ``seconds``.
 
-    A short call measures the pace. Where it says how long its sampling took, that is taken without the conversion of
-    the model.
+    This is for samplers that cannot be interrupted. A short call measures the pace. If it reports its sampling time,
+    that is used, without the conversion of the model.
     """
     if np.isinf(seconds):
         return call(reads, sweeps)
     begun = search.elapsed()
     trial = call(1, min(sweeps, trial_sweeps))
     wall_s = search.elapsed() - begun
-    if seconds == 0 or search.remaining() < wall_s:  # no time to convert the model once more
+    if seconds == 0 or search.remaining() < wall_s:  # no time to convert the model again
         return trial
     timing = trial.info.get("timing")
     trial_s = 1e-9 * timing["sampling_ns"] if timing else wall_s

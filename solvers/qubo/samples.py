@@ -1,7 +1,7 @@
-"""What samples are worth, step by step: as sampled, decoded, repaired, polished.
+"""Improve samples, and record their quality after each step: as sampled, decoded, repaired, polished.
 
-What always holds: every sample is counted, valid or not; nothing that repair or polish found is ever reported as the
-sampler's own; what is offered went through repair, which leaves alone what is within the budgets.
+Every sample is counted, valid or not. Results of repair or polish are never reported as results of the sampler. All
+reported choices went through repair, which does not change feasible choices.
 """
 
 from collections.abc import Sequence
@@ -19,25 +19,25 @@ from solvers.kernels.moves import Arrays, Floats, Integers, judge_all
 from solvers.kernels.repair import repair, repair_flat
 
 POLISHED = 3
-"""Repaired samples of a round that are polished, best first."""
+"""Maximum number of repaired samples of a round that are polished, best first."""
 
 POLISH_PASSES = 20
 
 
 def states_of(sample_set: Any, variables: Sequence[Any]) -> tuple[NDArray[np.int8], Floats]:
-    """States ``(n, variables)`` of 0 and 1 and energies ``(n,)``, least energy first, each as often as it occurred.
+    """Return states ``(n, variables)`` of 0 and 1 and energies ``(n,)``, lowest energy first, with repetitions.
 
     Args:
-        sample_set: a ``dimod.SampleSet``, of bits or of spins.
-        variables: the columns that are asked for.
+        sample_set: a ``dimod.SampleSet`` of bits or of spins.
+        variables: variables of the columns to return.
 
     Raises:
-        SolverError: it is not a sample set, or lacks some of the variables.
+        SolverError: ``sample_set`` is not a sample set, or lacks some of the variables.
     """
     if not all(hasattr(sample_set, name) for name in ("record", "variables")):
-        raise SolverError(f"a sampler returns a dimod.SampleSet, found {type(sample_set).__name__}")
+        raise SolverError(f"a sampler must return a dimod.SampleSet, found {type(sample_set).__name__}")
     if missing := [v for v in variables if v not in sample_set.variables]:
-        raise SolverError(f"the sampler's answer lacks {len(missing)} variables, the first is {missing[0]!r}")
+        raise SolverError(f"the sampler's answer lacks {len(missing)} variables, the first of them {missing[0]!r}")
     columns = [sample_set.variables.index(v) for v in variables]
     order = np.argsort(sample_set.record.energy, kind="stable")
     order = np.repeat(order, sample_set.record.num_occurrences[order])
@@ -47,23 +47,23 @@ def states_of(sample_set: Any, variables: Sequence[Any]) -> tuple[NDArray[np.int
 
 @dataclass
 class Quality:
-    """What the samples were worth before and after each step; objectives scaled, None while there is none."""
+    """Best objectives and counts of the samples before and after each step; objectives are scaled, None without any."""
 
-    raw: float | None = None  # valid (one option a group) and within the budgets as sampled
-    decoded: float | None = None  # within the budgets after decode
+    raw: float | None = None  # valid (one option per group) and within the budgets as sampled
+    decoded: float | None = None  # within the budgets after decoding
     repaired: float | None = None
     polished: float | None = None
     samples: int = 0
-    valid: int = 0  # one option a group as sampled
+    valid: int = 0  # one option per group as sampled
     feasible_raw: int = 0
     feasible_decoded: int = 0
-    distinct: int = 0  # choices that differ within their round
-    repaired_count: int = 0  # of these, how many are within the budgets after repair; fewer when time was up
-    failed: int = 0  # repair found nothing
+    distinct: int = 0  # distinct choices, counted per round
+    repaired_count: int = 0  # distinct choices within the budgets after repair; fewer if the time was over
+    failed: int = 0  # repair found no feasible choice
     polished_count: int = 0
 
     def tell(self, search: Search) -> None:
-        """Write it all to the search's details."""
+        """Write all values to the search's details."""
         shares = {"valid": self.valid, "feasible_raw": self.feasible_raw, "feasible_decoded": self.feasible_decoded}
         objectives = {"raw": self.raw, "decoded": self.decoded, "repaired": self.repaired, "polished": self.polished}
         search.note(**{f"objective_{name}": value for name, value in objectives.items()})
@@ -74,7 +74,7 @@ class Quality:
 
 @dataclass
 class Improver:
-    """Turns decoded samples into feasible, polished choices, offers them and records what each step gained."""
+    """Repair and polish decoded samples, report the choices, and record the gain of each step."""
 
     problem: Problem
     search: Search
@@ -82,7 +82,7 @@ class Improver:
     quality: Quality = field(default_factory=Quality)
 
     def take(self, choices: Integers, valid: NDArray[np.bool_] | None = None) -> None:
-        """Choices ``(n, G)``, best samples first, and which of them came from valid samples (None: all)."""
+        """Process choices ``(n, G)``, best samples first; ``valid`` marks those from valid samples (None: all)."""
         quality, a = self.quality, self.arrays
         chosen = choices + self.problem.group_offsets[:-1]
         values, excess = judge_all(a, chosen)
@@ -95,7 +95,7 @@ class Improver:
         quality.feasible_decoded += int(fits.sum())
         quality.raw = _least(quality.raw, values[is_valid & fits])
         quality.decoded = _least(quality.decoded, values[fits])
-        firsts = np.sort(np.unique(chosen, axis=0, return_index=True)[1])  # the best ones first, should time run out
+        firsts = np.sort(np.unique(chosen, axis=0, return_index=True)[1])  # best first, in case time runs out
         quality.distinct += len(firsts)
         repaired = []
         for candidate in chosen[firsts]:
@@ -121,7 +121,7 @@ class Improver:
             self._offer(repaired[place])
 
     def stand_in(self, choice: Integers) -> None:
-        """Offer a choice ``(G,)`` that no sampler found, repaired and polished; it counts as no sample."""
+        """Repair, polish and report a choice ``(G,)`` that is not from a sampler, and not counted as a sample."""
         feasible = repair(self.problem, choice)
         if feasible is not None:
             self.search.offer(feasible)

@@ -1,8 +1,8 @@
 """Simulated annealing on the QUBO (dwave-samplers), with temperatures derived from the coefficients.
 
-The first temperature lets any single bit flip: the largest change that one flip can make. The last one freezes the
-finest differences between options that matter. What always holds: variables stand in the order of the flat options,
-so that a seed gives the same samples again.
+At the first temperature any single bit can flip: it is the largest change from one flip. At the last temperature the
+smallest differences between options that matter are frozen. Variables are in the order of the flat options, so that the
+same seed gives the same samples.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from solvers.base import Search
 from solvers.qubo.route import QuboSolver, SampleRound, paced
 
 FINEST = 0.03
-"""Share of what an option's pair terms typically add up to that a last temperature still tells apart."""
+"""Resolution of the last temperature, as a fraction of the typical sum of an option's pair terms."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class SimulatedAnnealing(QuboSolver):
     """Simulated annealing on the QUBO; samples are decoded, repaired and polished.
 
     Attributes:
-        num_reads: samples a round.
-        num_sweeps: sweeps over all bits for each sample.
+        num_reads: number of samples per round.
+        num_sweeps: number of sweeps over all bits for each sample.
 
     >>> from solvers import solve
     >>> from formulations.generators.random_instances import layered_problem
@@ -38,18 +38,18 @@ class SimulatedAnnealing(QuboSolver):
     name: ClassVar[str] = "sa"
     summary: ClassVar[str] = "simulated annealing on the QUBO (dwave-samplers); decoded, repaired, polished"
     minima: ClassVar[Mapping[str, int]] = {"rounds": 1, "num_reads": 1, "num_sweeps": 1}
-    trial_sweeps: ClassVar[int] = 3  # of the read that measures how many fit into a time limit
+    trial_sweeps: ClassVar[int] = 3  # sweeps of the read that measures how many fit into a time limit
     num_reads: int = 10
     num_sweeps: int = 300
 
     def sampler(self) -> Any:
-        """The dwave sampler that is called."""
+        """Return the dwave sampler that is called."""
         from dwave.samplers import SimulatedAnnealingSampler
 
         return SimulatedAnnealingSampler()
 
     def sampling(self, search: Search) -> SampleRound:
-        """Anneal from ``beta_range``."""
+        """Return a function that anneals with the temperatures of `beta_range`."""
         sampler = self.sampler()
 
         def sample(encoded: EncodedBqm, seconds: float) -> Any:
@@ -60,7 +60,7 @@ class SimulatedAnnealing(QuboSolver):
                     num_sweeps=sweeps,
                     beta_range=beta_range(encoded),
                     seed=int(search.rng.integers(2**31)),
-                    interrupt_function=search.expired,  # looked at between two reads only
+                    interrupt_function=search.expired,  # checked only between two reads
                 )
 
             return paced(call, self.num_reads, self.num_sweeps, seconds, search, self.trial_sweeps)
@@ -69,11 +69,12 @@ class SimulatedAnnealing(QuboSolver):
 
 
 def beta_range(encoded: EncodedBqm) -> tuple[float, float]:
-    """First and last inverse temperature for ``encoded``.
+    """Return the first and last inverse temperature for ``encoded``.
 
-    The first: an uphill flip that breaks a group, or goes against typical pair terms, is taken half of the time. The
-    last: the 5 % quantile of the changes that matter is passed once in e³ tries. What an option changes is what it
-    costs above the cheapest of its group or the finest of what its pair terms add up to, whichever is larger.
+    At the first one, an uphill flip that violates a group, or acts against typical pair terms, is accepted half of the
+    time. At the last one, a change of the size of the 5 % quantile of relevant changes is accepted once in e³ trials.
+    The change of an option is its cost above the cheapest of its group, or the smallest step of the sum of its pair
+    terms, whichever is larger.
     """
     starts = encoded.group_offsets[:-1]
     differences = encoded.cost - np.repeat(np.minimum.reduceat(encoded.cost, starts), np.diff(encoded.group_offsets))
@@ -86,11 +87,11 @@ def beta_range(encoded: EncodedBqm) -> tuple[float, float]:
 
 
 def pair_effects(encoded: EncodedBqm) -> tuple[Floats, Floats]:
-    """``(V,)`` what an option's pair terms add up to: typically, and in the finest steps.
+    """Return the typical size ``(V,)`` of the sum of an option's pair terms, and its smallest step ``(V,)``.
 
-    Typically for random choices of the others: the root of the sum of squares of its terms, each of which is met as
-    often as its other option is chosen. The finest step is the least term, or `FINEST` of the typical sum where many
-    different terms leave no step.
+    The typical size is that for random choices of the other groups: the root of the sum of squared terms, weighted by
+    how often the other option is chosen. The smallest step is the smallest term, or `FINEST` times the typical size if
+    there are many different terms.
     """
     rows, columns, values = encoded.pairs
     options, shares = len(encoded.cost), 1.0 / np.diff(encoded.group_offsets)

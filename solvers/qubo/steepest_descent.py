@@ -1,4 +1,4 @@
-"""Steepest descent on the QUBO from random states (dwave-samplers): the baseline that any annealer has to beat."""
+"""Steepest descent on the QUBO from random states (dwave-samplers), a baseline that any annealer should beat."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class SteepestDescent(QuboSolver):
     """Multi-start steepest descent on the QUBO; samples are decoded, repaired and polished.
 
     Attributes:
-        num_reads: random starts a round.
+        num_reads: number of random starts per round.
 
     >>> from solvers import solve
     >>> from formulations.generators.random_instances import layered_problem
@@ -28,7 +28,7 @@ class SteepestDescent(QuboSolver):
     num_reads: int = 100
 
     def sampling(self, search: Search) -> SampleRound:
-        """Random starts."""
+        """Return a function that descends from random states."""
         from dwave.samplers import SteepestDescentSampler
 
         sampler = SteepestDescentSampler()

@@ -1,7 +1,6 @@
 """Tabu search on the QUBO (dwave-samplers); samples are decoded, repaired and polished.
 
-What always holds: a read ends after a number of restarts, so that a seed gives the same answer again, unless the
-time limit cuts it.
+A read ends after a number of restarts, so that the same seed gives the same result unless the time limit ends the run.
 """
 
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from solvers.base import Search
 from solvers.qubo.route import QuboSolver, SampleRound
 
 MAX_BITS = 10_000
-"""The most bits of a model that is taken: the sampler keeps all pairs of them in one dense matrix (here 0.8 GB)."""
+"""Maximum number of bits of a model: the sampler stores all pairs in a dense matrix (here 0.8 GB)."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,8 @@ class Tabu(QuboSolver):
     """Multi-start tabu search on the QUBO.
 
     Attributes:
-        num_reads: samples a round.
-        num_restarts: restarts of each read.
+        num_reads: number of samples per round.
+        num_restarts: number of restarts of each read.
 
     >>> from solvers import solve
     >>> from formulations.generators.random_instances import layered_problem
@@ -46,12 +45,12 @@ class Tabu(QuboSolver):
         if bits <= MAX_BITS:
             return QuboSolver.refuse(self, problem)
         return (
-            f"solver 'tabu' takes up to {MAX_BITS:,} bits, for its matrix is dense; this problem has {bits:,} in "
+            f"solver 'tabu' supports up to {MAX_BITS:,} bits (its matrix is dense), this problem has {bits:,} in "
             f"encoding {self.encoding!r}; use 'auto', 'anneal' or 'sa'"
         )
 
     def sampling(self, search: Search) -> SampleRound:
-        """Reads with a number of restarts, or as long as there is time."""
+        """Return a function that samples reads with a number of restarts, or until the time is over."""
         from dwave.samplers import TabuSampler
 
         sampler = TabuSampler()
@@ -62,7 +61,7 @@ class Tabu(QuboSolver):
                 encoded.bqm,
                 num_reads=reads,
                 num_restarts=0 if seconds == 0 else self.num_restarts,
-                timeout=1 + int(1000 * seconds / reads) if np.isfinite(seconds) else None,  # milliseconds a read
+                timeout=1 + int(1000 * seconds / reads) if np.isfinite(seconds) else None,  # milliseconds per read
                 seed=int(search.rng.integers(2**31)),
             )
 

@@ -148,11 +148,11 @@ def test_nothing_is_sent_unless_a_solver_is_named(run, leap):
 
 FAULTS = {
     "no token": "into the environment variable DWAVE_API_TOKEN, or run 'dwave config create'",
-    "bad token": "does not accept the API token; copy it anew from your Leap dashboard",
+    "bad token": "does not accept the API token; copy it again from your Leap dashboard",
     "no such solver": "no solver 'nonesuch' that is online; it has: ",
     "no network": "nothing is lost: try again when the network is there",
     "quota exceeded": "look at the quota in your Leap dashboard, try later",
-    "failed problem": "ended as FAILED (it stumbled); submit it anew as another job",
+    "failed problem": "ended as FAILED (it stumbled); submit it again as a new job",
 }
 
 

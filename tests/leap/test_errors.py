@@ -91,7 +91,7 @@ def test_no_network(leap, tmp_path, monkeypatch):
     [
         (429, "too many problems", LeapQuotaError, "takes no more problems now"),
         (400, "quota exhausted", LeapQuotaError, "quota in your Leap dashboard"),
-        (500, "internal", LeapConnectionError, "broke down"),
+        (500, "internal", LeapConnectionError, "failed"),
         (403, "not in your plan", LeapTokenError, "may not do this"),
         (400, "unknown parameter", LeapProblemError, "refused the request"),
     ],
@@ -143,7 +143,7 @@ def test_a_problem_that_the_service_no_longer_knows(leap, solver):
     job = solve(PROBLEM, solver, wait=False)
     leap.problems.clear()
     for ask in (job.fetch, job.refresh):
-        with pytest.raises(LeapProblemError, match=f"does not know problem {job.problem_id}.* submit it anew"):
+        with pytest.raises(LeapProblemError, match=f"does not know problem {job.problem_id}.* submit it again"):
             ask()
 
 

@@ -421,7 +421,7 @@ def test_no_calls_and_no_variables_are_refused(option):
 
 
 def test_what_has_no_jobs_says_so(mock):
-    with pytest.raises(InvalidOptionError, match="runs on this machine and has no jobs"):
+    with pytest.raises(InvalidOptionError, match="runs locally and has no jobs"):
         solve(SPARSE, "qpu", wait=False, **mock)
     with pytest.raises(InvalidOptionError, match="many problems"):
         solve(SPARSE, "qpu-decomposed", wait=False, **mock)

@@ -244,7 +244,7 @@ def test_a_sampler_that_fails_later_keeps_the_best_so_far(problem, answer, preso
     ("answer", "said"),
     [
         (RuntimeError("no network"), "RuntimeError: no network"),
-        (lambda _: None, "a sampler returns a dimod.SampleSet, found NoneType"),
+        (lambda _: None, "a sampler must return a dimod.SampleSet, found NoneType"),
         (
             lambda _: descended(dimod.BQM({0: 1.0}, {}, 0.0, "BINARY")),
             "lacks .* variables, the first is 1",
