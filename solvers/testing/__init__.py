@@ -1,12 +1,12 @@
-"""The conformance suite: what every back end must do, as plain functions that anybody can run on their own solver.
+"""The conformance suite for back ends: plain functions that you can run on your own solver.
 
     from solvers.testing import check_solver
     check_solver(MySolver)                      # a class, an instance, a registered name or any dimod sampler
 
-Each ``checks.check_…(solver)`` looks at one behaviour and raises `ConformanceError` with what was asked, what came
-and on which problem. `checks_for` picks them by what the solver declares (``exact``, ``native_pairs``,
-``deterministic``, ``honours_time_limit``), so a test suite can run them one by one. The oracle is every choice put
-before `Problem.evaluate`; an answer without a choice never passes where one exists.
+Each ``checks.check_…(solver)`` tests one behaviour and raises `ConformanceError` with the expected and the actual
+result and the problem. `checks_for` selects the checks by the solver's declarations (``exact``, ``native_pairs``,
+``deterministic``, ``honours_time_limit``), so a test suite can run them one by one. Answers are compared with an
+enumeration of all choices by `Problem.evaluate`. An answer without a choice never passes if a feasible choice exists.
 """
 
 from solvers.base import SolverLike
@@ -25,11 +25,11 @@ def check_solver(solver: SolverLike) -> tuple[str, ...]:
         solver: a registered name, a `Solver` class or instance, or a dimod sampler.
 
     Returns:
-        The names of the checks that were run; all of them passed.
+        Names of the checks that were run, all of which passed.
 
     Raises:
-        ConformanceError: lists every check that failed, and how.
-        SolverUnavailableError: a package the solver needs is missing.
+        ConformanceError: a check failed; the message lists all failures.
+        SolverUnavailableError: a package that the solver needs is missing.
 
     >>> "check_interrupt_keeps_the_best" in check_solver("brute-force")
     True
@@ -43,7 +43,7 @@ def check_solver(solver: SolverLike) -> tuple[str, ...]:
     for check in suite:
         try:
             check(back_end)
-        except Exception as error:  # whatever a solver breaks with is a finding; the others are still looked at
+        except Exception as error:  # any exception counts as a failure; the other checks still run
             message = str(error) if isinstance(error, ConformanceError) else f"raised {error!r}"
             failures.append(f"{check.__name__}: {message}")
             first = first or error
@@ -55,7 +55,7 @@ def check_solver(solver: SolverLike) -> tuple[str, ...]:
 
 
 def checks_for(solver: SolverLike) -> tuple[checks.Check, ...]:
-    """The checks that apply to a solver, by what it declares."""
+    """Return the checks that apply to a solver according to its declarations."""
     back_end = as_solver(solver)
     optional = (
         (checks.check_equals_brute_force, back_end.exact),

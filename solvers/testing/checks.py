@@ -1,6 +1,6 @@
-"""The checks: one plain function per behaviour, each of which raises `ConformanceError` when it does not hold.
+"""The checks, one plain function per behaviour, each of which raises `ConformanceError` if the behaviour is wrong.
 
-All but one check the back end itself, on problems that presolve has not decided before.
+All checks except one run the back end without presolve, so that it solves the whole problem itself.
 """
 
 import pickle
@@ -39,7 +39,7 @@ from solvers.testing.problems import (
 )
 
 SCALES = (1e-12, 1e-6, 1e9)
-UNITS = (2.0**-30, 2.0**30)  # powers of two: not even the rounding differs
+UNITS = (2.0**-30, 2.0**30)  # powers of two, so that even rounding does not differ
 TIME_LIMIT_S = 0.5
 SPIN_S = 0.1
 SEED = 11
@@ -48,29 +48,35 @@ Check = Callable[[Solver], None]
 
 
 def solve(problem: Problem, solver: SolverLike, **options: Any) -> Solution:
-    """`solvers.solve` without presolve."""
+    """Call `solvers.solve` without presolve."""
     solution: Solution = run.solve(problem, solver, presolve=False, **options)
     return solution
 
 
-# --- what the solver says about itself -----------------------------------------------------------------------------
+# --- the description of the solver ---------------------------------------------------------------------------------
 
 
 def check_description(solver: Solver) -> None:
-    """It has a name and a summary, and its options are listed with defaults that it accepts."""
+    """Check that the solver has a name and a summary, and lists its options with defaults that it accepts."""
     info = solver.info()
-    require(solver, bool(info.name) and info.name == info.name.strip(), f"its name must be a word, found {info.name!r}")
-    require(solver, bool(info.summary), "its summary is empty; say in one line what it does")
-    require(solver, set(info.options) == set(solver.option_values), "info() must list exactly the options it has")
+    require(
+        solver, bool(info.name) and info.name == info.name.strip(), f"its name must be one word, found {info.name!r}"
+    )
+    require(solver, bool(info.summary), "its summary is empty; describe it in one line")
+    require(solver, set(info.options) == set(solver.option_values), "info() must list exactly the solver's options")
     again = registry.configured(solver, dict(solver.option_values))
-    require(solver, again.option_values == solver.option_values, "setting every option to its value changed one")
+    require(
+        solver,
+        again.option_values == solver.option_values,
+        "setting every option to its present value changed an option",
+    )
     registered = {entry.name: entry for entry in registry.available()}
     if info.name in registered and type(solver) is registry.solver_class(info.name):
         require(solver, registered[info.name] == info, "available() describes it differently")
 
 
 def check_unknown_option_is_refused(solver: Solver) -> None:
-    """An option it does not have raises InvalidOptionError and is never dropped."""
+    """Check that an unknown option raises InvalidOptionError and is never ignored."""
     try:
         solve(first_taken(solver), solver, no_such_option=1)
     except InvalidOptionError as error:
@@ -80,7 +86,7 @@ def check_unknown_option_is_refused(solver: Solver) -> None:
 
 
 def check_option_limits(solver: Solver) -> None:
-    """A number below an option's minimum and a word that an option does not know raise InvalidOptionError."""
+    """Check that a number below an option's minimum and an unknown word raise InvalidOptionError."""
     wrong: list[tuple[str, Any]] = [(option, least - 1) for option, least in solver.minima.items()]
     wrong += [(option, "no such word") for option in solver.words]
     for option, value in wrong:
@@ -93,9 +99,9 @@ def check_option_limits(solver: Solver) -> None:
 
 
 def check_pickle(solver: Solver) -> None:
-    """A pickled copy has the same options and gives the same kind of answer (worker processes need this)."""
+    """Check that a pickled copy has the same options and gives the same kind of answer (for worker processes)."""
     try:
-        copy = pickle.loads(pickle.dumps(solver))  # noqa: S301  (made on this very line)
+        copy = pickle.loads(pickle.dumps(solver))  # noqa: S301  (pickled on the same line)
     except Exception as error:
         raise ConformanceError(f"{solver.name}: cannot be pickled: {error!r}") from error
     require(solver, copy.option_values == solver.option_values, "a pickled copy has other options")
@@ -106,13 +112,13 @@ def check_pickle(solver: Solver) -> None:
 
 
 def check_answers_are_sound(solver: Solver) -> None:
-    """Objective, use and feasibility are `Problem.evaluate`'s; no bound above the optimum; no false proof."""
+    """Check objective, use and feasibility against `Problem.evaluate`, and that bounds and proofs are valid."""
     for problem in taken(solver, random_problems(solver.native_pairs)):
         judge_answer(solver, problem, solve(problem, solver, seed=SEED))
 
 
 def check_equals_brute_force(solver: Solver) -> None:
-    """An exact solver proves the optimum of every small problem, or that there is none."""
+    """Check that an exact solver proves the optimum of every small problem, or its infeasibility."""
     for problem in taken(solver, random_problems(solver.native_pairs)):
         best = optimum(problem)
         solution = solve(problem, solver, seed=SEED)
@@ -124,7 +130,7 @@ def check_equals_brute_force(solver: Solver) -> None:
 
 
 def check_presolve_changes_no_answer(solver: Solver) -> None:
-    """After presolve answers are as sound, and an exact solver's status, optimum and bound are the same."""
+    """Check that answers are also valid with presolve, and an exact solver's status, optimum and bound unchanged."""
     for problem in taken(solver, (*random_problems(solver.native_pairs), *degenerate_problems())):
         solution = run.solve(problem, solver, seed=SEED)
         judge_answer(solver, problem, solution)
@@ -139,13 +145,13 @@ def check_presolve_changes_no_answer(solver: Solver) -> None:
 
 
 def check_degenerate_problems(solver: Solver) -> None:
-    """One group, one option, ties, zero costs or pair terms, no budget, one met exactly, huge uses, a huge offset."""
+    """Check degenerate problems: one group, one option, ties, zeros, no budget, an exactly met one, huge numbers."""
     for problem in taken(solver, degenerate_problems()):
         judge_answer(solver, problem, solve(problem, solver, seed=SEED))
 
 
 def check_impossible_budget_is_refused(solver: Solver) -> None:
-    """A budget below the smallest use raises InfeasibleBudgetError with the resource, the asked and the smallest."""
+    """Check that a budget below the smallest use raises InfeasibleBudgetError with the resource and both numbers."""
     problem = Problem(["a", "b"], [["x", "y"]] * 2, [0, 1, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 7})
     try:
         solve(problem, solver)
@@ -157,7 +163,7 @@ def check_impossible_budget_is_refused(solver: Solver) -> None:
 
 
 def check_budgets_that_clash(solver: Solver) -> None:
-    """Budgets each reachable alone but not together: no choice, and INFEASIBLE from whoever claims to be exact."""
+    """Check budgets that can be met alone but not together: no choice, and INFEASIBLE from exact solvers."""
     uses = {"bytes": [8, 4, 8, 4], "seconds": [1, 3, 1, 3]}
     problem = Problem(["a", "b"], [["x", "y"]] * 2, [0, 1, 0, 1], uses, {"bytes": 8, "seconds": 2})
     for clashing in taken(solver, [problem]):
@@ -165,11 +171,11 @@ def check_budgets_that_clash(solver: Solver) -> None:
         judge_answer(solver, clashing, solution)
         if solver.exact:
             outcome = f"{solution.status}, {solution.stop_reason}"
-            require(solver, solution.status is Status.INFEASIBLE, f"must prove INFEASIBLE, said {outcome}", clashing)
+            require(solver, solution.status is Status.INFEASIBLE, f"must prove INFEASIBLE, found {outcome}", clashing)
 
 
 def check_pair_terms_are_refused(solver: Solver) -> None:
-    """A solver that declares ``native_pairs = False`` refuses pair terms and never ignores them."""
+    """Check that a solver with ``native_pairs = False`` refuses pair terms and never ignores them."""
     pairs = PairTerms(factor=np.array([[1.0], [2.0], [3.0], [4.0]]))
     problem = Problem(["a", "b"], [["x", "y"]] * 2, [0, 1, 0, 1], {}, {}, pairs)
     try:
@@ -180,17 +186,17 @@ def check_pair_terms_are_refused(solver: Solver) -> None:
         fail(solver, "declares native_pairs = False but solved a problem with pair terms")
 
 
-# --- the course of a run -------------------------------------------------------------------------------------------
+# --- behaviour during a run ----------------------------------------------------------------------------------------
 
 
 def check_time_limit(solver: Solver) -> None:
-    """A run ends within the time limit plus 10 % plus one second, with a choice, and a cut run proves nothing.
+    """Check that a run ends within the time limit plus 10 % plus one second, with a choice and without false proofs.
 
-    On a busy machine the second is as much longer as a loop here takes longer than its processor time.
+    On a busy machine the additional second is multiplied by the slowdown of a busy loop.
     """
     for problem in largest_taken(solver):
         solve(problem, solver, seed=SEED, time_limit=TIME_LIMIT_S)  # imports and compilation are not counted
-        for last in (False, False, True):  # a pause of the machine may spoil one run, not three
+        for last in (False, False, True):  # a pause of the machine may affect one run, but not three
             start = time.perf_counter()
             solution = solve(problem, solver, seed=SEED, time_limit=TIME_LIMIT_S)
             wall = time.perf_counter() - start
@@ -204,7 +210,7 @@ def check_time_limit(solver: Solver) -> None:
 
 
 def _slowdown() -> float:
-    """How many times its processor time a busy loop takes here, at least 1: what other processes take away."""
+    """Measure the ratio of wall time to processor time of a busy loop, at least 1."""
     start, begun = time.perf_counter(), time.process_time()
     while time.process_time() - begun < SPIN_S:
         pass
@@ -212,14 +218,14 @@ def _slowdown() -> float:
 
 
 def check_interrupt_keeps_the_best(solver: Solver) -> None:
-    """Ctrl-C (a KeyboardInterrupt out of ``on_progress``) ends the run with the best so far, early or late."""
+    """Check that Ctrl-C (a KeyboardInterrupt from ``on_progress``) ends a run with the best choice at any time."""
     for problem in largest_taken(solver):
         for after in (1, 4):
             _interrupted(solver, problem, after)
 
 
 def _interrupted(solver: Solver, problem: Problem, after: int) -> None:
-    """Interrupt when ``on_progress`` is told of a choice for the ``after``-th time."""
+    """Interrupt when ``on_progress`` gets a choice for the ``after``-th time."""
     seen: list[float] = []
 
     def interrupt(progress: Progress) -> None:
@@ -231,18 +237,18 @@ def _interrupted(solver: Solver, problem: Problem, after: int) -> None:
     try:
         solution = solve(problem, solver, seed=SEED, time_limit=TIME_LIMIT_S, on_progress=interrupt)
     except KeyboardInterrupt as error:
-        raise ConformanceError(f"{solver.name}: let KeyboardInterrupt through, the best so far is lost") from error
+        raise ConformanceError(f"{solver.name}: let KeyboardInterrupt through, so the best choice is lost") from error
     require(solver, bool(seen), "never told on_progress about a choice it found", problem)
     reason = solution.stop_reason
     stopped = reason is StopReason.INTERRUPTED or len(seen) < after
     require(solver, stopped, f"stop reason must be INTERRUPTED, found {reason}", problem)
-    require(solver, solution.objective is not None, "lost the choice it had when it was interrupted", problem)
-    require(solver, solution.objective <= min(seen), "gave back a worse choice than it had", problem)  # type: ignore[operator]
+    require(solver, solution.objective is not None, "lost its choice when it was interrupted", problem)
+    require(solver, solution.objective <= min(seen), "returned a worse choice than it had", problem)  # type: ignore[operator]
     judge_course(solver, problem, solution)
 
 
 def check_errors_of_on_progress_surface(solver: Solver) -> None:
-    """An exception in the caller's ``on_progress`` reaches the caller."""
+    """Check that an exception in the caller's ``on_progress`` reaches the caller."""
 
     class CallerError(Exception):
         pass
@@ -258,11 +264,11 @@ def check_errors_of_on_progress_surface(solver: Solver) -> None:
 
 
 def check_same_seed_same_answer(solver: Solver) -> None:
-    """Two runs with one seed give the same choice, whatever the state of numpy's and Python's global generators.
+    """Check that two runs with the same seed give the same choice, whatever the state of the global generators.
 
-    A solver that cannot do that says ``deterministic = False``.
+    Solvers that do not guarantee this declare ``deterministic = False``.
     """
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002  (the very thing that must not matter)
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002  (the state that must not matter)
     try:
         for problem in taken(solver, [middle_problem(solver.native_pairs), *random_problems(solver.native_pairs)[:5]]):
             choices = []
@@ -277,7 +283,7 @@ def check_same_seed_same_answer(solver: Solver) -> None:
 
 
 def check_scale_changes_no_choice(solver: Solver) -> None:
-    """Cost and pair terms multiplied by 1e-12 … 1e9, or bytes counted in other units, give the same choice."""
+    """Check that scaling costs and pair terms by 1e-12 … 1e9, or uses by other units, does not change the choice."""
     for problem in taken(solver, [middle_problem(solver.native_pairs)]):
         reference = _listed(solve(problem, solver, seed=SEED).choice)
         changes = [(f"objective times {scale:g}", scaled(problem, scale).problem) for scale in SCALES]
@@ -288,7 +294,7 @@ def check_scale_changes_no_choice(solver: Solver) -> None:
 
 
 def check_initial_is_used(solver: Solver) -> None:
-    """Never worse than a feasible ``initial``; an infeasible one is no reason to fail."""
+    """Check that the answer is never worse than a feasible ``initial``, and that an infeasible one is accepted."""
     for problem in taken(solver, [p for p in random_problems(solver.native_pairs) if optimum(p) is not None][:6]):
         choices = list(all_choices(problem))
         judged = [problem.evaluate(choice) for choice in choices]
@@ -302,14 +308,14 @@ def check_initial_is_used(solver: Solver) -> None:
 
 
 def check_inputs_are_unchanged(solver: Solver) -> None:
-    """Problem, ``initial`` and the solver's own options are the same after a run."""
+    """Check that a run does not change the problem, ``initial`` or the solver's options."""
     problem = first_taken(solver)
     fingerprint, options = problem.fingerprint(), dict(solver.option_values)
     initial = np.zeros(problem.num_groups, dtype=np.int64)
     solve(problem, solver, seed=SEED, initial=initial)
     require(solver, problem.fingerprint() == fingerprint, "changed the problem", problem)
     require(solver, not initial.any(), "changed the caller's initial choice", problem)
-    require(solver, dict(solver.option_values) == options, "changed its own options")
+    require(solver, dict(solver.option_values) == options, "changed its options")
 
 
 ALWAYS: tuple[Check, ...] = (

@@ -1,4 +1,4 @@
-"""What must hold of an answer, and the oracle that it is held against: every choice put before `Problem.evaluate`."""
+"""Conditions on answers, compared with an enumeration of all choices by `Problem.evaluate`."""
 
 import functools
 import itertools
@@ -16,12 +16,12 @@ from solvers.solution import Solution, Status
 
 
 class ConformanceError(SolverError, AssertionError):
-    """A solver does not do what every solver must."""
+    """A solver violates the requirements on every solver."""
 
 
-@functools.lru_cache(maxsize=256)  # problems hash by identity; the suite asks again and again for the same ones
+@functools.lru_cache(maxsize=256)  # problems hash by identity; the suite uses the same ones repeatedly
 def optimum(problem: Problem) -> float | None:
-    """The least objective of a small problem by trying every choice, or None when none is feasible.
+    """Return the minimum objective of a small problem by trying every choice, or None when none is feasible.
 
     >>> optimum(Problem(["a"], [["x", "y"]], [2.0, 1.0], {"bytes": [1, 2]}, {"bytes": 1}))
     2.0
@@ -31,13 +31,13 @@ def optimum(problem: Problem) -> float | None:
 
 
 def judge_answer(solver: Solver, problem: Problem, solution: Solution) -> None:
-    """Everything that must hold of an answer to a small problem."""
+    """Check all conditions on an answer to a small problem."""
     judge_course(solver, problem, solution)
     best = optimum(problem)
     if best is None:
-        require(solver, solution.choice is None, "a choice for a problem that has none", problem)
+        require(solver, solution.choice is None, "a choice for an infeasible problem", problem)
         return
-    if len(problem.budgets) <= 1 or solver.exact:  # several budgets together may defeat a heuristic, one may not
+    if len(problem.budgets) <= 1 or solver.exact:  # a heuristic may fail with several budgets, but not with one
         require(solver, solution.choice is not None, f"no choice, though one exists ({solution.status})", problem)
     require(solver, solution.status is not Status.INFEASIBLE, "called a feasible problem INFEASIBLE", problem)
     for bound in (solution.bound, *(point.bound for point in solution.trace)):
@@ -49,10 +49,10 @@ def judge_answer(solver: Solver, problem: Problem, solution: Solution) -> None:
 
 
 def judge_course(solver: Solver, problem: Problem, solution: Solution) -> None:
-    """What must hold of every answer, however large the problem."""
+    """Check the conditions on answers to problems of any size."""
     if solution.choice is None:
         empty = solution.objective is None and not solution.feasible and solution.gap is None
-        require(solver, empty, "no choice, but an objective", problem)
+        require(solver, empty, "an objective without a choice", problem)
         sober = solution.status in (Status.INFEASIBLE, Status.UNKNOWN)
         require(solver, sober, f"status {solution.status} without a choice", problem)
     else:
@@ -63,12 +63,17 @@ def judge_course(solver: Solver, problem: Problem, solution: Solution) -> None:
         positive = solution.status in (Status.OPTIMAL, Status.FEASIBLE)
         require(solver, positive, f"status {solution.status} with a feasible choice", problem)
     origin = (solution.solver, solution.problem_fingerprint)
-    require(solver, origin == (solver.name, problem.fingerprint()), "does not say whose answer it is", problem)
+    require(
+        solver,
+        origin == (solver.name, problem.fingerprint()),
+        "the answer does not name its solver and problem",
+        problem,
+    )
     for name, values in (("time", [p.t_s for p in solution.trace]), ("bound", [p.bound for p in solution.trace])):
         reported = [value for value in values if value is not None]
         require(solver, reported == sorted(reported), f"the trace's {name} goes down", problem)
     objectives = [point.objective for point in solution.trace if point.objective is not None]
-    require(solver, objectives == sorted(objectives, reverse=True), "the trace's objective goes up", problem)
+    require(solver, objectives == sorted(objectives, reverse=True), "the objective rises in the trace", problem)
     for choice, objective in solution.pool:
         judged = problem.evaluate(choice)
         sound = judged.feasible and close(problem, judged.objective, objective)
@@ -89,16 +94,16 @@ def close(problem: Problem, value: float | None, wanted: float) -> bool:
 
 
 def require(solver: Solver, holds: bool, message: str, problem: Problem | None = None) -> None:
-    """Raise `ConformanceError` with what was found, unless it holds."""
+    """Raise `ConformanceError` with ``message`` unless the condition holds."""
     if not holds:
         fail(solver, message, problem)
 
 
 def fail(solver: Solver, message: str, problem: Problem | None = None) -> NoReturn:
-    """Raise `ConformanceError` with what was found."""
+    """Raise `ConformanceError` with ``message`` and the problem."""
     raise ConformanceError(f"{solver.name}: {message}" + (f" [on {problem!r}]" if problem is not None else ""))
 
 
 def all_choices(problem: Problem) -> Iterator[NDArray[np.int64]]:
-    """Every choice ``(G,)`` of a small problem."""
+    """Iterate over every choice ``(G,)`` of a small problem."""
     return (np.array(choice) for choice in itertools.product(*(range(len(group)) for group in problem.options)))

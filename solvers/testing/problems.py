@@ -1,6 +1,6 @@
-"""The problems of the conformance suite: small ones of every kind, degenerate ones, and large ones to watch.
+"""The problems of the conformance suite: small ones of every kind, degenerate ones, and large ones for long runs.
 
-All of them are made from fixed seeds, so that a failure can be seen again.
+All of them are made from fixed seeds, so that failures are reproducible.
 """
 
 import functools
@@ -15,27 +15,27 @@ from solvers.base import Solver
 from solvers.testing.judge import require
 
 NUM_RANDOM = 30
-SIZES = (300, 60, 20, 10, 7, 3)  # groups
+SIZES = (300, 60, 20, 10, 7, 3)  # numbers of groups
 
 
 @functools.cache
 def random_problems(pairs: bool) -> tuple[Problem, ...]:
-    """Small problems of every kind; without pair terms when the solver takes none."""
+    """Return small problems of every kind, without pair terms if the solver does not support them."""
     drawn = (small_problem(seed, max_groups=5, max_options=3) for seed in range(NUM_RANDOM))
     return tuple(problem if pairs else _without_pairs(problem) for problem in drawn)
 
 
 @functools.cache
 def middle_problem(pairs: bool) -> Problem:
-    """Too large to try by hand, small enough for everybody; without ties."""
+    """Return a problem that is too large to enumerate but small enough for every solver, without ties."""
     return layered_problem(7, bits=(2, 4, 8), rank=2 if pairs else 0, seed=5)
 
 
 @functools.cache
 def degenerate_problems() -> tuple[Problem, ...]:
-    """One group, one option, ties, zero costs, no resource, no budget, a budget met exactly, huge uses.
+    """Return problems with one group, one option, ties, zero costs, no resource, no budget, a tight budget, huge uses.
 
-    The last ones have pair terms: all zero, of rank 0, the whole objective, against each other, beside a huge offset.
+    The last ones have pair terms: all zero, of rank 0, as the whole objective, of opposite signs, with a huge offset.
     """
     single, couple = ["a"], ["a", "b"]
     xy = ["x", "y"]
@@ -65,13 +65,13 @@ def degenerate_problems() -> tuple[Problem, ...]:
 
 
 def _one_term(value: float) -> scipy.sparse.csr_array:
-    """A sparse pair term of the first options of two groups with two options each."""
+    """Return a sparse pair term between the first options of two groups with two options each."""
     return scipy.sparse.csr_array(([value], ([0], [2])), shape=(4, 4))
 
 
 @functools.cache
 def large_problems(pairs: bool) -> tuple[tuple[Problem, ...], ...]:
-    """Three families, each from hard to easy, for what must be seen while a solver works."""
+    """Return three families, each from hard to easy, for checks of a solver's behaviour during a run."""
     linear = tuple(_knapsack(size) for size in SIZES)
     if not pairs:
         return (linear,)
@@ -81,7 +81,7 @@ def large_problems(pairs: bool) -> tuple[tuple[Problem, ...], ...]:
 
 
 def _knapsack(num_groups: int) -> Problem:
-    """Linear, with three budgets and costs that follow the uses: hard for whoever enumerates."""
+    """Return a linear problem with three budgets and costs correlated with the uses, which is hard to enumerate."""
     rng = np.random.default_rng(num_groups)
     uses = rng.integers(1, 1000, size=(3, num_groups, 4)).astype(np.float64)
     low, high = uses.min(axis=2).sum(axis=1), uses.max(axis=2).sum(axis=1)
@@ -100,7 +100,7 @@ def _without_pairs(problem: Problem) -> Problem:
 
 
 def in_other_units(problem: Problem, unit: float) -> Problem:
-    """The same problem with all uses and budgets multiplied."""
+    """Return the same problem with all uses and budgets multiplied by ``unit``."""
     uses = {name: use * unit for name, use in problem.resources.items()}
     budgets = {name: budget * unit for name, budget in problem.budgets.items()}
     fixed = {name: use * unit for name, use in problem.fixed.items()}
@@ -108,19 +108,19 @@ def in_other_units(problem: Problem, unit: float) -> Problem:
 
 
 def taken(solver: Solver, problems: Sequence[Problem]) -> Iterator[Problem]:
-    """The problems that the solver does not refuse; at least one of them."""
+    """Yield the problems that the solver does not refuse; there must be at least one."""
     refusals = [solver.refuse(problem) for problem in problems]
     require(solver, not all(refusals), f"refuses every small problem: {refusals[0] if refusals else ''}")
     return (problem for problem, refusal in zip(problems, refusals, strict=True) if not refusal)
 
 
 def first_taken(solver: Solver) -> Problem:
-    """A small random problem."""
+    """Return a small random problem that the solver does not refuse."""
     return next(taken(solver, random_problems(solver.native_pairs)))
 
 
 def largest_taken(solver: Solver) -> list[Problem]:
-    """The hardest problem of each family that the solver does not refuse; the easiest if it cannot be stopped."""
+    """Return the hardest problem of each family that the solver accepts; the easiest if it cannot be stopped."""
     families = [[p for p in family if not solver.refuse(p)] for family in large_problems(solver.native_pairs)]
     require(solver, any(families), "refuses every problem of the suite")
     return [family[0 if solver.honours_time_limit else -1] for family in families if family]
