@@ -1,1 +1,1 @@
-"""Solvers made of other solvers."""
+"""Solvers that run other solvers."""

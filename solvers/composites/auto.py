@@ -1,11 +1,11 @@
-"""`auto`: picks solvers by the problem's structure and size and lets them take turns; keeps the best of all.
+"""`auto`: select solvers by the problem's structure and size, run them in turns, and keep the best result of all.
 
-First a bound with a good choice from it. Then those that improve a choice take turns of a few hundredths of the time,
-the next one being whose last turn gained most, and an exact solver has its turn as soon as few options are open, or
-else when nobody improves the choice any more. Turns grow while nothing is found, and go on until the time is over or
-the answer proven. All share incumbent, bound and what bounds have taught, so that each goes on where the others are.
-What was picked, and why, is in ``details["plan"]``; who had which turn in ``details["turns"]``. A solver that needs
-the network is never picked.
+The first solver computes a bound and a good choice from it. Then solvers that improve a choice take turns of a small
+fraction of the time; the next turn goes to the solver whose last turn gained most per second. An exact solver gets its
+turn as soon as few options are open, or when no solver improves the choice any more. Turns grow while nothing is found,
+and continue until the time is over or the answer is proven. All solvers share the incumbent, the bound and the stored
+results of bounds, so each one builds on the others. ``details["plan"]`` lists the selected solvers with the reasons,
+``details["turns"]`` lists all turns. Solvers that need the network are never selected.
 """
 
 from dataclasses import dataclass
@@ -29,40 +29,40 @@ from solvers.heuristic.lagrangian import Lagrangian, open_part
 from solvers.solution import relative_gap
 
 ENUMERABLE = 1e6
-"""Up to so many choices all are looked at (some 20 ms)."""
+"""Maximum number of choices to enumerate (about 20 ms)."""
 
 LINEARISABLE = 50_000
-"""Up to so many products of options the integer program has a chance to finish."""
+"""Maximum number of products of options for which the integer program is tried."""
 
 FEW_OPTIONS = 5_000
-"""Up to so many options the convex program of a factor is tried."""
+"""Maximum number of options for which the convex program of a factor is tried."""
 
 EXACT_S = 60.0
-"""How long an exact solver may take for a problem with pair terms when there is no time limit."""
+"""Maximum time in seconds of an exact solver for a problem with pair terms, if there is no time limit."""
 
 FEW_BUDGETS = 2
-"""Up to so many budgets Pareto lists stay short enough for dynamic programming."""
+"""Maximum number of budgets for which dynamic programming is tried, since Pareto lists then stay short."""
 
 FEW_OPEN, SMALL_GAP = 400, 0.05
-"""Up to so many open options, at so small a relative gap, an exact solver's turn comes before the others'."""
+"""Maximum number of open options, and maximum relative gap, at which exact solvers get their turns before others."""
 
 GREEDY_SHARE, RELAX_SHARE, LONG_SHARE, PROOF_SHARE, TURN_SHARE = 0.1, 0.25, 0.5, 0.5, 0.1
-"""Share of the time left for a first choice, the bound, the long turn that follows from it, an exact solver's turn, and
-the first turns of all."""
+"""Fractions of the remaining time for a first choice, the bound, the long turn after it, an exact solver's turn, and
+the first turns of the others."""
 
 WEAK_GAP = 0.1
-"""Relative gap above which the long turn is the annealer's: the bound leads nowhere, though it had its time."""
+"""Relative gap above which the long turn is given to annealing, because the bound is weak after its full time."""
 
 ENTRY_S = 1e-6
-"""Seconds a number of the problem that a turn takes at least: what a solver needs to begin is a part of it."""
+"""Minimum time of a turn in seconds, per number in the problem, since every solver needs time to start."""
 
 Step = tuple[Solver, str]
-"""A solver and why it is picked."""
+"""A solver, and why it is selected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Auto(Solver):
-    """The best choice and the best bound of the solvers that suit the problem.
+    """Run the solvers that suit the problem in turns, and keep the best choice and the best bound.
 
     >>> from solvers import solve
     >>> from formulations.generators.random_instances import layered_problem
@@ -75,26 +75,26 @@ class Auto(Solver):
     summary: ClassVar[str] = "solvers that suit structure and size take turns; the best choice and bound of all"
 
     def prepare(self) -> None:
-        """Compile the loops."""
+        """Compile the inner loops."""
         warm_bounds()
 
     def run(self, problem: Problem, search: Search) -> None:
-        """Let the plan's solvers take turns until something proves the answer or time is up."""
+        """Run the plan's solvers in turns until the answer is proven or the time is over."""
         turns = _Turns(problem, search)
         (first, why), *others = plan(problem)
         if problem.pairs and others:
-            turns.take(Greedy(), "a choice to begin with", GREEDY_SHARE)
+            turns.take(Greedy(), "a first choice", GREEDY_SHARE)
             turns.take(first, why, RELAX_SHARE)
-            if np.isfinite(search.remaining()):  # else it had all the time it wanted, and the others will have
+            if np.isfinite(search.remaining()):  # without a time limit, all solvers run to their end
                 weak = _gap(search) > WEAK_GAP and learned(search).ascent is None
-                long = (Anneal(), "the bound says little, so a long search for good choices") if weak else (first, why)
+                long = (Anneal(), "the bound is weak, so a long search for good choices") if weak else (first, why)
                 turns.take(*long, LONG_SHARE)
         else:
             turns.take(first, why, PROOF_SHARE if others else 1.0)
         exact = [step for step in others if step[0].exact]
         improving = [step for step in others if not step[0].exact]
         if problem.pairs:
-            again = (first, "the bound goes on, with what the others found")
+            again = (first, "the bound continues, with the others' results")
             improving.insert(0 if learned(search).ascent else len(improving), again)
         if not problem.pairs or _provable(problem, search):
             turns.prove(exact)
@@ -103,43 +103,43 @@ class Auto(Solver):
 
 
 def _gap(search: Search) -> float:
-    """The relative gap; infinite without a choice or a bound, 0 around zero."""
+    """Return the relative gap; infinite without a choice or a bound, 0 for an objective of 0."""
     if search.objective is None or search.bound is None:
         return float("inf")
     return relative_gap(search.objective, search.bound) or 0.0
 
 
 def _provable(problem: Problem, search: Search) -> bool:
-    """Whether a proof seems within reach."""
+    """Whether a proof seems possible."""
     return _gap(search) <= SMALL_GAP and open_part(problem, search).problem.num_options <= FEW_OPEN
 
 
 class _Turns:
-    """Gives solvers their turns and keeps the books."""
+    """Run solvers in turns and record the turns."""
 
     def __init__(self, problem: Problem, search: Search) -> None:
         self.problem, self.search, self.count = problem, search, 0
         search.details["plan"], search.details["turns"] = [], []
 
     def over(self) -> bool:
-        """Whether nothing is left to do, or no time."""
+        """Whether the answer is proven or the time is over."""
         return self.search.proven() or self.search.expired()
 
     def take(self, solver: Solver, why: str, share: float) -> None:
-        """One turn of a share of the time left."""
+        """Run one turn with a fraction of the remaining time."""
         self._turn(solver, why, share * self.search.remaining())
 
     def prove(self, steps: list[Step]) -> None:
-        """Each exact solver's turn."""
+        """Run one turn of each exact solver."""
         for solver, why in steps:
             seconds = PROOF_SHARE * self.search.remaining()
             self._turn(solver, why, EXACT_S if self.problem.pairs and np.isinf(seconds) else seconds)
 
     def improve(self, steps: list[Step], exact: list[Step]) -> None:
-        """Turns for those that improve choice or bound: the next one is whose last turn gained most a second.
+        """Run turns of solvers that improve choice or bound, next the one whose last turn gained most per second.
 
-        When nobody's gained anything the exact solvers have theirs, once, and the turns become twice as long. Where
-        nothing limits the time each has one turn.
+        When all last turns gained nothing, the exact solvers get one turn each (only once), and turns become twice as
+        long. Without a time limit each solver gets one turn.
         """
         problem = self.problem
         entries = problem.num_options * (1 + problem.pairs.rank) + problem.pairs.num_sparse
@@ -156,14 +156,14 @@ class _Turns:
             exact, seconds = [], 2 * seconds
 
     def _turn(self, solver: Solver, why: str, seconds: float) -> float:
-        """One turn; by how much a second choice and bound came nearer to each other (a first one: infinitely)."""
+        """Run one turn; return how fast it closed the gap, per second (infinite for a first choice or bound)."""
         search = self.search
         if self.over():
             return 0.0
         if (reason := f"{solver.name}: {why}") not in search.details["plan"]:
             search.details["plan"].append(reason)
         self.count += 1
-        fresh = solver.name == "anneal" and self.count % 2  # every other time from random choices
+        fresh = solver.name == "anneal" and self.count % 2  # every other turn starts from random choices
         search.initial = None if fresh else search.choice
         before, bound, begun = search.objective, search.bound, search.elapsed()
         with search.at_most(seconds):
@@ -175,19 +175,19 @@ class _Turns:
 
 
 def _rise(low: float | None, high: float | None) -> float:
-    """How far a number rose (or, the other way round, fell); infinitely, where there was none before."""
+    """Return how far a number rose (or fell, with swapped arguments); infinite if there was none before."""
     if low is None or high is None:
         return 0.0 if low is high else np.inf
     return high - low
 
 
 def plan(problem: Problem) -> list[Step]:
-    """The solvers that suit a problem: what bounds it, what improves a choice, what proves it."""
+    """Select the solvers that suit a problem: for its bound, for improving a choice, and for a proof."""
     if num_choices(problem) <= ENUMERABLE:
-        return [(BruteForce(), "few enough choices to look at all")]
-    improving: list[Step] = [(Anneal(), "what time is left goes into a wider search")]
+        return [(BruteForce(), "few enough choices to evaluate all")]
+    improving: list[Step] = [(Anneal(), "a wider search in the remaining time")]
     if not Genetic.why_not():
-        improving.append((Genetic(), "recombines whole choices, where moves of one or two groups get stuck"))
+        improving.append((Genetic(), "recombines whole choices when moves of one or two groups get stuck"))
     if not problem.pairs:
         steps: list[Step] = [(Lagrangian(), "no pair terms, so bound and incumbent leave little to decide")]
         if len(problem.budgets) <= FEW_BUDGETS:

@@ -1,10 +1,10 @@
-"""Solvers in processes of their own, with one incumbent and one bound in common.
+"""Solvers in separate processes ("lanes"), which share one incumbent and one bound.
 
-    portfolio ◀── choice, bound, ask ── lane        The lane asks for news when it looks at the clock, and waits for the
-              ── news ──▶                           answer: so no pipe ever fills up, however large the choices are.
+    portfolio ◀── choice, bound, ask ── lane        The lane asks for news when it checks the clock, and waits for the
+              ── news ──▶                           answer, so no pipe ever fills up, however large the choices are.
 
-What always holds: a lane ends with its parent, whatever ends that; nothing it started itself is left behind; objective
-numbers that pass between the two are scaled as the parent's.
+A lane ends when its parent ends, for whatever reason, and leaves no processes behind. Objective numbers in messages are
+scaled as in the parent.
 """
 
 import contextlib
@@ -27,28 +27,28 @@ from solvers.errors import SolverError
 from solvers.kernels.moves import Integers
 
 ASK_S = 0.05
-"""Seconds between two questions of a lane for news."""
+"""Time in seconds between two requests of a lane for news."""
 
 GRACE_S = 0.3
-"""Seconds that lanes may take to end by themselves before they are killed."""
+"""Time in seconds that lanes have to end by themselves before they are killed."""
 
 
 def context() -> Any:
-    """How processes are started: forked from a clean, warm server where the system can, else as new processes."""
+    """Return the start method: processes forked from a clean, warm server if possible, else new processes."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     forkserver = multiprocessing.get_context("forkserver")
     forkserver.set_forkserver_preload(
         ["solvers.composites.warmed", "joblib.externals.loky"]
-    )  # a parent may be a worker of joblib's
+    )  # the parent may be a worker of joblib
     return forkserver
 
 
 def prepare() -> None:
-    """Start the server that lanes are forked from; takes some seconds the first time in a process.
+    """Start the server from which lanes are forked; this takes some seconds the first time in a process.
 
     Raises:
-        SolverError: no process can be started from this program.
+        SolverError: this program cannot start processes.
     """
     process = context().Process(target=_nothing, daemon=True)
     process.start()
@@ -57,7 +57,7 @@ def prepare() -> None:
     process.close()
     if code != 0:
         raise SolverError(
-            f"a process of the portfolio ended with exit code {code} before it began (its own error is above); "
+            f"a process of the portfolio ended with exit code {code} before it started (its error is above); "
             "in a script the call belongs below: if __name__ == '__main__':"
         )
 
@@ -68,7 +68,7 @@ def _nothing() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What a lane is to do; plain data, for it travels to another process."""
+    """The task of a lane, as plain data that can be sent to another process."""
 
     solver: Solver
     problem: Problem
@@ -79,7 +79,7 @@ class Task:
 
 
 class Lane:
-    """A running lane, as its parent sees it."""
+    """The parent's view of a running lane."""
 
     def __init__(self, task: Task) -> None:
         self.name = task.solver.name
@@ -96,22 +96,22 @@ class Lane:
         theirs.close()
 
     def terminate(self) -> None:
-        """Ask its process to end."""
+        """Ask the lane's process to end."""
         self._process.terminate()
 
     def bury(self, seconds: float) -> None:
-        """Wait for the process to end; after that time kill it and everything that it started."""
+        """Wait up to ``seconds`` for the process to end, then kill it and everything that it started."""
         self._process.join(max(0.0, seconds))
         if self._process.exitcode != 0 and self._process.pid is not None and hasattr(os, "killpg"):
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)  # its group is its own
+                os.killpg(self._process.pid, signal.SIGKILL)  # it leads its own process group
         self._process.kill()
         self._process.join()
         self._process.close()
         self.connection.close()
 
     def hear(self) -> tuple[str, Any]:
-        """The next message: ``choice``, ``bound``, ``closed``, ``ask``, or the end: ``done`` or ``failed``."""
+        """Return the next message: ``choice``, ``bound``, ``closed``, ``ask``, or at the end ``done`` or ``failed``."""
         try:
             kind, value = self.connection.recv()
         except (EOFError, OSError):
@@ -120,21 +120,21 @@ class Lane:
         return str(kind), value
 
     def tell(self, version: int, choice: Integers | None, bound: float | None) -> None:
-        """Answer a question: incumbent and bound, if they are newer than what the lane was told."""
+        """Answer a request with incumbent and bound, if they are newer than those the lane knows."""
         news = (choice, bound) if version > self._told else None
         self._told = version
-        with contextlib.suppress(OSError):  # a lane that just died is heard of next
+        with contextlib.suppress(OSError):  # if the lane just died, its next message says so
             self.connection.send(news)
 
     def close(self, outcome: str, details: Any = None) -> None:
-        """Note how it ended."""
+        """Record how the lane ended."""
         self.summary |= {"outcome": outcome, "wall_s": time.perf_counter() - self._start}
         if details is not None:
             self.summary["details"] = details
 
 
 def end(lanes: Sequence[Lane]) -> None:
-    """End lanes and whatever they have started; nothing of them is left when this returns."""
+    """End lanes and everything that they started, before returning."""
     for lane in lanes:
         lane.terminate()
     deadline = time.perf_counter() + GRACE_S
@@ -146,7 +146,7 @@ def end(lanes: Sequence[Lane]) -> None:
 
 
 class _LaneSearch(Search):
-    """Hands on what is found, and takes over what others found, whenever the solver looks at the clock."""
+    """Send results to the parent, and take over results of others whenever the solver checks the clock."""
 
     def __init__(self, task: Task, connection: Connection) -> None:
         super().__init__(
@@ -193,9 +193,9 @@ class _LaneSearch(Search):
 
 
 def _work(task: Task, connection: Connection) -> None:
-    """Run a task in a lane's process, from its start to its end."""
+    """Run a task in a lane's process, from start to end."""
     if hasattr(os, "setpgrp"):
-        os.setpgrp()  # Ctrl-C goes to the parent alone, and what is started here can be ended with it
+        os.setpgrp()  # Ctrl-C reaches only the parent, and all processes started here can be killed as a group
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
@@ -204,7 +204,7 @@ def _work(task: Task, connection: Connection) -> None:
         task.solver.run(task.problem, search)
         connection.send(("done", search.details))
     except (EOFError, BrokenPipeError):
-        return  # the parent has gone
+        return  # the parent has ended
     except Exception as error:
         connection.send(("failed", f"{type(error).__name__}: {error}"))
 

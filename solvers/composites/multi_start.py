@@ -1,4 +1,4 @@
-"""`MultiStart`: a solver run several times with independent seeds, the best of all kept."""
+"""`MultiStart`: run a solver several times with independent seeds, and keep the best result."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from solvers.composites.wrapper import Wrapper, inner_search
 
 @dataclass(frozen=True)
 class MultiStart(Wrapper):
-    """Runs a solver ``starts`` times; the first proof ends it. With a time limit each start has its equal share.
+    """Run a solver ``starts`` times, until the first proof; a time limit is divided equally among the starts.
 
-    ``details["starts"]`` says what each start found, so that the spread of a heuristic can be seen.
+    ``details["starts"]`` has the result of each start, which shows the spread of a heuristic.
 
     Attributes:
-        starts: how many runs.
+        starts: number of runs.
 
     >>> from solvers import solve
     >>> from formulations.generators.random_instances import layered_problem
@@ -31,7 +31,7 @@ class MultiStart(Wrapper):
     starts: int = 4
 
     def run(self, problem: Problem, search: Search) -> None:
-        """Run start after start, until one proves its answer, all are done, or time is up."""
+        """Run start after start, until one proves its answer, all are done, or the time is over."""
         seeds = search.rng.integers(2**31, size=self.starts).tolist()
         summaries = search.details["starts"] = []
         cut = False

@@ -1,4 +1,4 @@
-"""`Polish`: any solver's answer, annealed from a low temperature and taken to a local optimum."""
+"""`Polish`: improve any solver's answer by annealing from a low temperature and a local search."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,20 +11,20 @@ from solvers.kernels.local_search import polish
 from solvers.kernels.warm import warm
 
 SHARE = 0.7
-"""Share of the time limit that the inner solver may take."""
+"""Maximum fraction of the time limit for the inner solver."""
 
 POLISHABLE = 2_000
-"""Options up to which the local search runs to its end within a second or so."""
+"""Maximum number of options for which the local search finishes within about a second."""
 
 COLD = Anneal(sweeps=1000, population=4, generations=10)
-"""Annealing from a given choice: it begins cold, so that it keeps what is good and settles the rest."""
+"""Annealing from a given choice, which starts at a low temperature to keep the good parts of the choice."""
 
 
 @dataclass(frozen=True)
 class Polish(Wrapper):
-    """Runs a solver, then improves its choice; says what each of the three steps contributed.
+    """Run a solver, then improve its choice.
 
-    ``details["steps"]`` holds the objective after the solver itself, after the cold anneal and after the local search.
+    ``details["steps"]`` has the objective after the solver itself, after the cold anneal and after the local search.
 
     >>> from solvers import solve
     >>> from formulations.generators.random_instances import layered_problem
@@ -37,7 +37,7 @@ class Polish(Wrapper):
     summary: ClassVar[str] = "a solver's choice improved by a cold anneal and a local search"
 
     def prepare(self) -> None:
-        """Compile the loops."""
+        """Compile the inner loops."""
         super().prepare()
         warm()
 

@@ -1,7 +1,7 @@
 """`portfolio`: several solvers at once in processes, with one incumbent and one bound; the first proof ends all.
 
-At most one process a core; with more solvers than cores the next one starts when one has ended without a proof. What
-always holds: when a run is over, however it ended, none of its processes is left.
+At most one process per core runs at a time. With more solvers than cores, the next one starts when one has ended
+without a proof. When a run is over, for whatever reason, none of its processes is left.
 """
 
 import os
@@ -23,19 +23,19 @@ from solvers.kernels.warm import warm
 from solvers.run import as_solver
 
 LOOK_S = 0.1
-"""Seconds between two looks at the clock."""
+"""Time in seconds between two checks of the clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Portfolio(Solver):
-    """Several solvers on the problem at the same time; each is told the best choice and bound of all.
+    """Run several solvers on the problem at the same time; each gets the best choice and bound of all.
 
-    In a script it belongs below ``if __name__ == "__main__":``, like everything that starts processes.
-    ``details["lanes"]`` says how each solver ended. One that fails leaves the others running.
+    In a script the call belongs below ``if __name__ == "__main__":``, like everything that starts processes.
+    ``details["lanes"]`` says how each solver ended. If one solver fails, the others continue.
 
     Attributes:
         solvers: names or `Solver` instances, or one string of names with commas; by default those that `auto` would
-            run one after the other. None that needs the network.
+            run one after the other. Solvers that need the network are not allowed.
 
     >>> from solvers import solve
     >>> from formulations.generators.random_instances import layered_problem
@@ -45,7 +45,7 @@ class Portfolio(Solver):
 
     name: ClassVar[str] = "portfolio"
     summary: ClassVar[str] = "several solvers at once in processes, sharing incumbent and bound; first proof ends all"
-    deterministic: ClassVar[bool] = False  # what a solver hears of the others, and when, is a matter of timing
+    deterministic: ClassVar[bool] = False  # results of other solvers arrive at varying times
 
     solvers: Sequence[Any] | str = ()
 
@@ -54,22 +54,22 @@ class Portfolio(Solver):
         object.__setattr__(self, "solvers", tuple(names))
         for solver in map(as_solver, self.solvers):
             if solver.needs_network:
-                raise InvalidOptionError(f"a portfolio runs on this machine only; {solver.name!r} needs the network")
+                raise InvalidOptionError(f"a portfolio runs only locally; {solver.name!r} needs the network")
             if isinstance(solver, Portfolio):
                 raise InvalidOptionError("a portfolio cannot be part of a portfolio; name its solvers in one tuple")
 
     def refuse(self, problem: Problem) -> str:
-        """None of its solvers takes the problem."""
+        """Refuse a problem that no solver of the portfolio can solve."""
         refusals = [_refusal(solver, problem) for solver in self._chosen(problem)]
         return "" if not all(refusals) else f"no solver of the portfolio can run: {'; '.join(refusals)}"
 
     def prepare(self) -> None:
-        """Compile the loops here and in the server of the processes."""
+        """Compile the inner loops here and in the server of the processes."""
         warm()
         lanes.prepare()
 
     def run(self, problem: Problem, search: Search) -> None:
-        """Start the solvers, pass on what they find, end them."""
+        """Start the solvers, distribute their results, and end them."""
         cheapest = [int(np.argmin(problem.cost[begin:end])) for begin, end in pairwise(problem.group_offsets)]
         if (quick := repair(problem, cheapest)) is not None:
             search.offer(quick)  # processes take a moment to start
@@ -98,7 +98,7 @@ class Portfolio(Solver):
 
 
 class _Race:
-    """The lanes of a run and what they know in common."""
+    """The lanes of a run, and their shared results."""
 
     def __init__(self, problem: Problem, search: Search) -> None:
         self.problem, self.search = problem, search
@@ -108,7 +108,7 @@ class _Race:
         self.version = 0
 
     def start(self, solver: Solver, seed: int) -> None:
-        """Start a solver in a lane of its own."""
+        """Start a solver in a new lane."""
         seconds = self.search.remaining()
         if np.isinf(seconds) and solver.exact and self.problem.pairs:
             seconds = EXACT_S
@@ -122,14 +122,14 @@ class _Race:
         self.running.append(lane)
 
     def listen(self) -> None:
-        """Handle the lanes' messages, or wait briefly for some."""
+        """Handle the lanes' messages, or wait briefly for messages."""
         seconds = min(LOOK_S, self.search.remaining())
         heard = wait([lane.connection for lane in self.running], timeout=seconds)
         for lane in [lane for lane in self.running if lane.connection in heard]:
             self._take(lane, *lane.hear())
 
     def end(self) -> None:
-        """End the lanes that still run."""
+        """End the lanes that are still running."""
         for lane in self.running:
             lane.close("ended by the first proof" if self.search.proven() else "ended when time was up")
         lanes.end(self.lanes)

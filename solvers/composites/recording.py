@@ -1,9 +1,9 @@
-"""`Recording` writes a run to a file while it goes on; `Replay` is a solver that gives the same run again.
+"""`Recording` writes a run to a file while it is running; `Replay` is a solver that repeats a recorded run.
 
-The file is append-only, one JSON object a line: for every run a header (what ran, on which problem), then an event
-for every choice that was offered and every bound that was proven, with its time. Each line is written whole, by one
-call, and carries the number of its run, so that several processes can write into one file. A line that was cut off,
-because the machine stopped, is left out when the file is read.
+The file is append-only, with one JSON object per line: for every run a header (solver and problem), then an event for
+every reported choice and every proven bound, with its time. Each line is written whole by one call and contains the
+number of its run, so that several processes can write to the same file. Truncated lines, after a crash of the machine,
+are ignored when the file is read.
 """
 
 import json
@@ -29,10 +29,10 @@ FILE_KIND = FileKind("qcompress recording", version=1)
 
 @dataclass(frozen=True)
 class Recording(Wrapper):
-    """Runs a solver and writes what it finds, as it is found. Objective and bound are in the problem's own unit.
+    """Run a solver and record its results as they are found, in the unit of the original problem.
 
     Attributes:
-        path: the file, which may hold earlier runs.
+        path: path of the file, which may contain earlier runs.
 
     >>> import tempfile
     >>> from solvers import solve
@@ -45,7 +45,7 @@ class Recording(Wrapper):
 
     name: ClassVar[str] = "recording"
     summary: ClassVar[str] = "writes every choice and bound of a solver to a file, with times"
-    presolved: ClassVar[bool] = False  # what is written is about the problem as it was stated
+    presolved: ClassVar[bool] = False  # the recording refers to the original problem
     path: AnyPath = ""
 
     def __post_init__(self) -> None:
@@ -55,7 +55,7 @@ class Recording(Wrapper):
         object.__setattr__(self, "path", os.fspath(self.path))  # a plain string, for files and other processes
 
     def run(self, problem: Problem, search: Search) -> None:
-        """Run the solver inside, writing."""
+        """Run the inner solver and record its results."""
         solver = self.inner
         seed = int(search.rng.integers(2**31)) if search.seed is None else search.seed
         header = {
@@ -69,7 +69,7 @@ class Recording(Wrapper):
         }
         with _Writer(self.path, header) as writer:
             inner = _Recorded(search, solver, seed, writer)
-            if search.choice is not None:  # what was known before the solver began
+            if search.choice is not None:  # known before the solver started
                 writer.write(t_s=search.elapsed(), choice=search.choice.tolist())
             if search.bound is not None:
                 writer.write(t_s=search.elapsed(), bound=search.stated.bound)
@@ -84,7 +84,7 @@ class Recording(Wrapper):
 
 
 class _Recorded(SubSearch):
-    """Writes what is found before it is handed on."""
+    """Record results before they are passed on."""
 
     def __init__(self, outer: Search, solver: Solver, seed: int, writer: "_Writer") -> None:
         same = Identity(original=outer.problem)
@@ -106,7 +106,7 @@ class _Recorded(SubSearch):
 
 
 class _Writer:
-    """Appends whole lines to a recording, and to nothing else."""
+    """Append whole lines to a recording, after checking that the file is one."""
 
     def __init__(self, path: AnyPath, header: dict[str, Any]) -> None:
         self._run = uuid.uuid4().hex[:12]
@@ -115,7 +115,7 @@ class _Writer:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         size = os.fstat(self._file).st_size
         if size and os.pread(self._file, 1, size - 1) != b"\n":
-            os.write(self._file, b"\n")  # a line was cut off there
+            os.write(self._file, b"\n")  # the last line is truncated
         self.write(**header)
 
     def __enter__(self) -> "_Writer":
@@ -132,17 +132,17 @@ class _Writer:
 
 @dataclass(frozen=True)
 class Replay(Solver):
-    """Gives the last run of a recording that was made of this problem: the same choices and bounds in the same order.
+    """Repeat the last recorded run on this problem, with the same choices and bounds in the same order.
 
-    ``details["recorded"]`` is the header of the recorded run. ``details["course"]`` lists what was known after each of
-    its events as ``[t_s, objective, bound]`` with the recorded times, for replaying itself takes none.
+    ``details["recorded"]`` is the header of the recorded run. ``details["course"]`` lists the state after each of its
+    events as ``[t_s, objective, bound]`` with the recorded times, because the replay itself takes almost no time.
 
     Attributes:
-        path: the recording.
+        path: path of the recording.
     """
 
     name: ClassVar[str] = "replay"
-    summary: ClassVar[str] = "gives a recorded run again"
+    summary: ClassVar[str] = "repeats a recorded run"
     presolved: ClassVar[bool] = False
     path: AnyPath = ""
 
@@ -152,7 +152,7 @@ class Replay(Solver):
         object.__setattr__(self, "path", os.fspath(self.path))
 
     def refuse(self, problem: Problem) -> str:
-        """Refuse a problem that the recording has no run on."""
+        """Refuse a problem for which the recording has no run."""
         runs = _read(self.path)
         fingerprint = problem.fingerprint()
         if any(run[0]["problem"] == fingerprint for run in runs):
@@ -163,8 +163,8 @@ class Replay(Solver):
             f"it has runs on: {recorded}"
         )
 
-    def run(self, problem: Problem, search: Search) -> None:  # noqa: ARG002 - choices are of the stated problem
-        """Offer the recorded choices and bounds again, in their order."""
+    def run(self, problem: Problem, search: Search) -> None:  # noqa: ARG002 - choices refer to the stated problem
+        """Report the recorded choices and bounds again, in their order."""
         fingerprint = search.original.fingerprint()
         header, *events = [run for run in _read(self.path) if run[0]["problem"] == fingerprint][-1]
         search.details["recorded"] = header
@@ -184,11 +184,11 @@ class Replay(Solver):
 
 
 def _read(path: AnyPath) -> list[list[dict[str, Any]]]:
-    """The runs of a recording in the order they began, each its header and its events.
+    """Read the runs of a recording in the order of their start, each as its header and its events.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        FileFormatError: it is no recording, or of a newer version.
+        FileNotFoundError: the file does not exist.
+        FileFormatError: the file is no recording, or of a newer version.
     """
     runs: dict[str, list[dict[str, Any]]] = {}
     for line in Path(path).read_bytes().split(b"\n"):
@@ -196,7 +196,7 @@ def _read(path: AnyPath) -> list[list[dict[str, Any]]]:
             event = json.loads(line)
             run = event.pop("run")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            if line and not line.startswith(b'{"run": "'):  # a line of ours that was cut off is left out
+            if line and not line.startswith(b'{"run": "'):  # truncated lines of a recording are ignored
                 raise FileFormatError(f"{path} is not a {FILE_KIND.name} file: found {line[:40]!r}") from error
             continue
         if run not in runs:

@@ -1,4 +1,4 @@
-"""`Tied`: a solver on groups that must take the same option, joined into one each."""
+"""`Tied`: run a solver on a problem in which groups that must take the same option are joined."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from solvers.composites.wrapper import Wrapper
 
 @dataclass(frozen=True)
 class Tied(Wrapper):
-    """Runs a solver on the problem with each set of groups joined: every answer has one option a set.
+    """Run a solver on the problem with each set of groups joined, so that all groups of a set take the same option.
 
-    A bound of the smaller problem is one of all choices that keep to the ties, and of no others.
+    A bound of the smaller problem holds only for choices that satisfy the ties.
 
     Attributes:
-        tied: sets of group names, as of `formulations.reductions.tie.tie`.
+        tied: sets of group names, same as in `formulations.reductions.tie.tie`.
 
     >>> from solvers import solve
     >>> problem = Problem(["a", "b"], [["4 bits", "8 bits"]] * 2, [3, 0, 2, 0], {"bytes": [1, 2] * 2}, {"bytes": 3})
@@ -29,7 +29,7 @@ class Tied(Wrapper):
 
     name: ClassVar[str] = "tied"
     summary: ClassVar[str] = "a solver on groups that must take the same option"
-    presolved: ClassVar[bool] = False  # its groups go by the names that they were stated with
+    presolved: ClassVar[bool] = False  # ties refer to the original group names
     tied: Sequence[Sequence[str]] = ()
 
     def run(self, problem: Problem, search: Search) -> None:

@@ -1,4 +1,4 @@
-"""Importing this loads and compiles what the solvers of a portfolio need: processes forked after it need not do so."""
+"""Load and compile on import what the solvers of a portfolio need, so that forked processes need not do so."""
 
 import solvers.composites.auto
 from solvers.kernels.warm import warm

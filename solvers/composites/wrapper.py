@@ -1,9 +1,9 @@
-"""What solvers that run other solvers share: a wrapper is a solver, and has the abilities of the one it holds.
+"""The base class of solvers that run another solver; a wrapper has the capabilities of its inner solver.
 
     solve(problem, MultiStart("sa", starts=4))          compare(problem, [Polish("ga"), Recording("anneal", path)])
 
-A wrapper's inner solver runs on an `inner_search`: it has an incumbent, a bound, details and random numbers of its own,
-and everything it finds goes on to the outer search, which judges it again.
+The inner solver runs on an `inner_search` with a separate incumbent, bound, details and random numbers. All its results
+are passed to the outer search, which evaluates them again.
 """
 
 from dataclasses import dataclass
@@ -25,17 +25,17 @@ def inner_search(
     seed: int | None = None,
     initial: Choice | None = None,
 ) -> SubSearch:
-    """The search of a solver inside another: a run of its own on the same problem, whose finds the outer one gets."""
+    """Return the search for an inner solver: a separate run on the same problem that reports to the outer search."""
     same = Identity(original=search.problem)
     return SubSearch(same, search, seconds=seconds, initial=initial, apart=True, seed=seed, solver=solver.name)
 
 
 @dataclass(frozen=True)
 class Wrapper(Solver):
-    """A solver that runs another one.
+    """Base class of solvers that run another solver.
 
     Attributes:
-        solver: a name, a `Solver` class or instance, or a dimod sampler. It is no option but part of the name.
+        solver: a name, a `Solver` class or instance, or a dimod sampler; part of the name, not an option.
     """
 
     name: ClassVar[str] = "wrapper"
@@ -52,12 +52,12 @@ class Wrapper(Solver):
 
     @property
     def inner(self) -> Solver:
-        """The solver inside."""
+        """The inner solver."""
         return as_solver(self.solver)
 
     @classmethod
     def option_defaults(cls) -> dict[str, Any]:
-        """Option name → default; the solver inside is no option."""
+        """Return option name → default, without the inner solver."""
         return {name: value for name, value in super().option_defaults().items() if name != "solver"}
 
     def prepare(self) -> None:
@@ -65,9 +65,9 @@ class Wrapper(Solver):
         self.inner.prepare()
 
     def refuse(self, problem: Problem) -> str:
-        """Say why the inner solver cannot take ``problem``, or an empty string."""
+        """Say why the inner solver does not support ``problem``, or return an empty string."""
         return self.inner.refuse(problem)
 
     def require(self, problem: Problem) -> None:
-        """Raise what keeps the solver inside from running."""
+        """Check that the inner solver can run on ``problem``."""
         self.inner.require(problem)

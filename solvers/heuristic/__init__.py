@@ -1,1 +1,1 @@
-"""Solvers that search the choice space itself."""
+"""Heuristic solvers, which search the space of choices directly."""

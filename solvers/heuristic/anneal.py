@@ -1,11 +1,10 @@
-"""Annealing inside the choice space: chains that recombine (a memetic search), feasible whatever the budgets.
+"""Annealing in the space of choices, with recombination of chains (a memetic search).
 
-A population of choices is cooled from random starts; then, generation after generation, two of them are crossed
-(each group takes the option of either parent) and the child is cooled from a low temperature, where it keeps what
-its parents agree on and settles the rest. Chains run in threads, in lockstep: all of them advance by a chunk of
-moves, then results are collected in a fixed order. What always holds: what is offered is within every budget; the
-temperatures come from the problem; the same seed gives the same answer on any number of cores, unless a time limit
-cuts the run.
+A population of choices is cooled from random starts. Then, generation after generation, two of them are crossed (each
+group takes the option of either parent). The child is cooled from a low temperature, at which it keeps the options that
+its parents share and settles the others. Chains run in threads in lockstep: all of them advance by a chunk of moves,
+then results are collected in a fixed order. Reported choices are within every budget. The temperatures are derived from
+the problem. The same seed gives the same result on any number of cores, unless a time limit ends the run.
 """
 
 import os
@@ -26,22 +25,22 @@ from solvers.kernels.repair import repair_flat
 from solvers.kernels.warm import warm
 
 CHUNK = 100_000
-"""Moves between two looks at the clock (about 10 ms)."""
+"""Number of moves between two checks of the clock (about 10 ms)."""
 
 LEAST_MOVES = 20_000
-"""Minimum number of moves of a cooling: small problems take no time anyway, and are searched more thoroughly."""
+"""Minimum number of moves of a cooling; small problems take little time and are searched more thoroughly."""
 
 CHILDREN = 4
-"""Children of a generation, cooled at the same time."""
+"""Number of children in a generation, which are cooled at the same time."""
 
 REHEAT = 1 / 16
-"""Temperature at which a child, or a given start, begins to cool, relative to a random start's."""
+"""First temperature of a child or a given start, relative to that of a random start."""
 
 POLISHABLE = 6000
-"""Options up to which a choice is also polished (a few hundredths of a second)."""
+"""Maximum number of options for which choices are also polished (a few hundredths of a second)."""
 
 PATIENCE = 10
-"""Generations without a better choice after which the search ends."""
+"""Number of generations without a better choice after which the search ends."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,9 @@ class Anneal(Solver):
     """Simulated annealing by switches of one or two groups, with recombination.
 
     Attributes:
-        sweeps: moves per group in the cooling of one random start; a child takes a quarter. Fewer where time is short.
-        population: choices that are kept and recombined.
-        generations: maximum number of rounds of recombination; the search ends earlier when they stop paying.
+        sweeps: number of moves per group for cooling a random start (a quarter for a child); fewer if time is short.
+        population: number of choices that are kept and recombined.
+        generations: maximum number of rounds of recombination; the search ends earlier if they bring no improvement.
 
     >>> from solvers import solve
     >>> from formulations.generators.random_instances import layered_problem
@@ -67,7 +66,7 @@ class Anneal(Solver):
     generations: int = 60
 
     def prepare(self) -> None:
-        """Compile the loops."""
+        """Compile the inner loops."""
         warm()
 
     def run(self, problem: Problem, search: Search) -> None:
@@ -102,7 +101,7 @@ class Anneal(Solver):
 
 
 class _Chain:
-    """One chain: its choice, prices, random numbers and the best choice it has met."""
+    """One chain, with its choice, prices, random numbers and best choice so far."""
 
     def __init__(self, chosen: Integers, price: Floats, rng: np.random.Generator) -> None:
         self.chosen, self.price, self.best, self.value = chosen.copy(), price.copy(), chosen.copy(), NO_BEST
@@ -113,21 +112,21 @@ class _Chain:
 
 
 class _Plan:
-    """How many starts are cooled and by how many moves: as asked, or what the time left allows."""
+    """The number of starts and of moves: as requested, or as many as the remaining time allows."""
 
     def __init__(self, options: Anneal, num_free: int, moves_per_s: float, search: Search) -> None:
         self.population, self.steps = options.population, max(LEAST_MOVES, options.sweeps * num_free)
-        self.share = 0.4  # of the time left; the rest is for recombination
+        self.share = 0.4  # fraction of the remaining time; the rest is for recombination
         affordable = self.share * search.remaining() * moves_per_s
         if self.population * self.steps > affordable:
-            self.population = min(self.population, max(2, int(affordable / self.steps)))  # long cooling pays more
+            self.population = min(self.population, max(2, int(affordable / self.steps)))  # slow cooling matters more
             self.steps = max(1, int(min(self.steps, affordable / self.population)))
             search.cut_short()
         self.child_steps = max(min(LEAST_MOVES, self.steps), self.steps // 4)
 
 
 class _Herd:
-    """Cools chains in lockstep, a chunk of moves at a time, and offers what they find."""
+    """Cool chains in lockstep, a chunk of moves at a time, and report their best choices."""
 
     def __init__(
         self, problem: Problem, search: Search, a: Arrays, free: Integers, threads: ThreadPoolExecutor, cold: float
@@ -135,9 +134,9 @@ class _Herd:
         self.problem, self.search, self.a, self.free, self.threads, self.cold = problem, search, a, free, threads, cold
 
     def cooled(self, chains: list[_Chain], hot: float, steps: int, share: float) -> list[_Chain]:
-        """The chains after ``steps`` moves each; best first, equal ones once.
+        """Run ``steps`` moves of each chain and return the distinct ones, best first.
 
-        Where ``share`` of the time left is not enough they cool faster: one that is cut while hot is worth little.
+        If ``share`` of the remaining time is not enough, the chains cool faster, because a hot chain is worth little.
         """
         ratio = (self.cold / hot) ** (1.0 / steps)
         rate = min(0.1, max(0.01, 10.0 * len(self.free) / steps))
@@ -155,13 +154,13 @@ class _Herd:
 
 
 def _distinct(chains: list[_Chain]) -> list[_Chain]:
-    """Best first (a stable order), the same choice only once."""
+    """Return chains with distinct choices, best first (in a stable order)."""
     first = {chain.best.tobytes(): chain for chain in sorted(chains, key=lambda chain: -chain.value)}
     return sorted(first.values(), key=lambda chain: chain.value)
 
 
 def _child(a: Arrays, elite: list[_Chain], rng: np.random.Generator) -> _Chain:
-    """Each group's option from either of two parents."""
+    """Cross two parents: each group takes the option of either one."""
     mother, father = rng.choice(len(elite), size=2, replace=False)
     mixed = np.where(rng.random(len(a.starts) - 1) < 0.5, elite[mother].best, elite[father].best)
     return _Chain(mixed, elite[mother].price, rng)
@@ -184,20 +183,21 @@ def _random_choice(a: Arrays, rng: np.random.Generator) -> Integers:
 
 
 def _start(a: Arrays, search: Search) -> tuple[Integers | None, bool]:
-    """A feasible choice to begin with, if repair finds one, and whether the caller gave it."""
+    """Return a feasible choice to start from, if repair finds one, and whether the caller gave it."""
     warm_start = search.initial is not None
     if search.initial is not None:
         chosen = a.starts[:-1] + search.initial
     else:
-        cheapest = np.lexsort((a.cost, a.group_of))  # per group the option of least cost
+        cheapest = np.lexsort((a.cost, a.group_of))  # options by cost within each group
         chosen = cheapest[a.starts[:-1]]
     return (chosen, warm_start) if repair_flat(a, chosen) else (None, warm_start)
 
 
 def _temperatures(a: Arrays, chosen: Integers) -> tuple[float, float]:
-    """First and last temperature from what single switches change at a local optimum.
+    """Derive the first and last temperature from the effects of single switches at a local optimum.
 
-    Half of the switches change the objective by less than the first one; nearly all by much more than the last.
+    Half of the switches change the objective by less than the first temperature, and nearly all by much more than the
+    last.
     """
     local = chosen
     total, field, usage = begin(a, local)
@@ -214,10 +214,10 @@ def _temperatures(a: Arrays, chosen: Integers) -> tuple[float, float]:
 
 
 def _moves_per_s(a: Arrays, free: Integers, chosen: Integers, price: Floats, temperature: float) -> float:
-    """Moves a second of all threads together, measured on a short run that leaves no trace."""
+    """Measure the number of moves per second, of all threads together, in a short run without side effects."""
     state = np.ones(1, dtype=np.uint64)
     start = time.perf_counter()
-    steps = max(20_000, len(free))  # or the sums that a run begins with would count
+    steps = max(20_000, len(free))  # enough to make the initial sums of a run negligible
     schedule = Schedule(temperature, 1.0, steps, 0.01)
     cool(a, free, chosen.copy(), price.copy(), state, schedule, chosen.copy(), NO_BEST)
     return steps / (time.perf_counter() - start) * min(CHILDREN, os.cpu_count() or 1)

@@ -1,8 +1,8 @@
-"""Genetic algorithm (pymoo): a choice is a vector of option indices, whole populations are judged at once.
+"""Genetic algorithm (pymoo): a choice is a vector of option indices, and whole populations are evaluated at once.
 
-Children that break a budget are repaired, and every child goes down to where no single switch pays (a memetic
-algorithm), so that selection compares what choices can become, not penalties and accidents. What always holds:
-random numbers come from the run's own generator, so that a seed gives the same answer again.
+Children that exceed a budget are repaired, and every child descends until no single switch improves it (a memetic
+algorithm). Selection therefore compares local optima, without penalties. Random numbers come from the generator of the
+run, so that the same seed gives the same result.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from solvers.kernels.local_search import polish
 from solvers.kernels.warm import warm
 
 PATIENCE = 60
-"""Generations without a better choice after which the search ends."""
+"""Number of generations without a better choice after which the search ends."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Genetic(Solver):
     """Genetic algorithm with uniform crossover, mutation by random switches, repair, descent, and a final polish.
 
     Attributes:
-        population: choices alive at a time.
-        generations: maximum number of rounds of mating; the search ends earlier when they stop paying.
+        population: size of the population.
+        generations: maximum number of generations; the search ends earlier if they bring no improvement.
 
     >>> from solvers import solve
     >>> from formulations.generators.random_instances import layered_problem
@@ -40,17 +40,17 @@ class Genetic(Solver):
     generations: int = 300
 
     def prepare(self) -> None:
-        """Compile the loops."""
+        """Compile the inner loops."""
         warm()
 
     def run(self, problem: Problem, search: Search) -> None:
-        """Mate, mutate, repair, select, until the generations or the time are over; polish the best."""
+        """Mate, mutate, repair and select until the generations or the time are over, then polish the best choice."""
         from solvers.heuristic import genetic_operators as genetic  # imports pymoo
 
         space = genetic.ChoiceSpace(problem, search)
         first = space.first(self.population)
         if not len(first):
-            return  # repair tries harder to get within the budgets than mating would
+            return  # repair failed, and mating is less likely to find a feasible choice
         search.offer(first[0])
         algorithm = genetic.algorithm(space, first, search.rng)
         idle = 0

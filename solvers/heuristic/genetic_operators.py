@@ -1,4 +1,4 @@
-"""What the genetic algorithm is made of: the choice space as pymoo's problem, its crossover, mutation and repair."""
+"""Parts of the genetic algorithm: the space of choices as pymoo's problem, crossover, mutation and repair."""
 
 from typing import Any
 
@@ -21,11 +21,11 @@ from solvers.kernels.moves import Integers, judge_all, to_arrays
 from solvers.kernels.repair import repair_flat
 
 MATINGS = 3
-"""Attempts to breed enough distinct children; in a small space there are no more to be had."""
+"""Number of attempts to make enough distinct children; a small space may not have more."""
 
 
 class ChoiceSpace(PymooProblem):  # type: ignore[misc]
-    """The problem as pymoo wants it: whole numbers below the sizes of the groups, one constraint (no excess)."""
+    """The problem in pymoo's form: whole numbers below the sizes of the groups, with one constraint (no excess)."""
 
     def __init__(self, problem: Problem, search: Search) -> None:
         self.problem, self.search, self.arrays = problem, search, to_arrays(problem)
@@ -43,19 +43,19 @@ class ChoiceSpace(PymooProblem):  # type: ignore[misc]
             self.best, self.best_value = choices[best_row].copy(), feasible[best_row]
 
     def offer_best(self) -> bool:
-        """Hand the best feasible choice so far to the search; whether it was better than what that knew."""
+        """Report the best feasible choice so far to the search; return whether it was better than the incumbent."""
         return self.best is not None and self.search.offer(self.best)
 
     def flat(self, choices: Integers) -> Integers:
-        """Local option indices ``(n, G)`` as flat ones."""
+        """Convert local option indices ``(n, G)`` to flat ones."""
         return np.asarray(choices, dtype=np.int64) + self.problem.group_offsets[:-1]
 
     def first(self, count: int) -> Integers:
-        """Random choices and the caller's, improved; none when not even one of them can be."""
+        """Return improved random choices and the caller's choice; none if no choice can be repaired."""
         choices = self.search.rng.integers(0, self.sizes, size=(count, len(self.sizes)))
         if self.search.initial is not None:
             choices[0] = self.search.initial
-        else:  # the cheapest options: should there be time for one only, it is no random one
+        else:  # the cheapest options come first, in case there is time for only one choice
             cheapest = np.lexsort((self.problem.cost, self.problem.group_of))[self.problem.group_offsets[:-1]]
             choices[0] = cheapest - self.problem.group_offsets[:-1]
         chosen = self.flat(choices)
@@ -64,9 +64,9 @@ class ChoiceSpace(PymooProblem):  # type: ignore[misc]
         return self.improved(chosen) - self.problem.group_offsets[:-1]
 
     def improved(self, chosen: Integers) -> Integers:
-        """Flat choices ``(n, G)``, repaired where that is possible, and those taken to where no single switch pays.
+        """Repair flat choices ``(n, G)`` if possible, and improve them until no single switch helps.
 
-        Once time is up the rest stays as it is.
+        When the time is over, the remaining choices are returned unchanged.
         """
         for row in chosen:
             attempt = row.copy()
@@ -84,7 +84,7 @@ class _Improved(Repair):  # type: ignore[misc]
 
 
 class Uniform(Crossover):  # type: ignore[misc]
-    """Each group's option from either parent; the two children complement each other."""
+    """Uniform crossover: each group takes the option of either parent, and the two children are complementary."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         super().__init__(2, 2)
@@ -96,7 +96,7 @@ class Uniform(Crossover):  # type: ignore[misc]
 
 
 class Switch(Mutation):  # type: ignore[misc]
-    """A few groups of every child, one on average, take a random option."""
+    """Mutation: a few groups of every child, one on average, take a random option."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         super().__init__()
@@ -108,14 +108,14 @@ class Switch(Mutation):  # type: ignore[misc]
 
 
 def algorithm(space: ChoiceSpace, first: Integers, rng: np.random.Generator) -> Any:
-    """Pymoo's GA on ``space``, set up, beginning with the choices ``first`` ``(n, G)``."""
+    """Set up pymoo's GA on ``space``, starting with the choices ``first`` ``(n, G)``."""
     return set_up(GA, space, first, rng, _Improved(), comp_by_cv_and_fitness)
 
 
 def set_up(
     kind: Any, space: PymooProblem, first: Integers, rng: np.random.Generator, repair: Repair, better: Any
 ) -> Any:
-    """Pymoo's algorithm ``kind``, set up, beginning with ``first``; ``better`` compares two choices."""
+    """Set up pymoo's algorithm ``kind``, starting with ``first``; ``better`` compares two choices."""
     distinct = DefaultDuplicateElimination()
     mating = Mating(
         TournamentSelection(func_comp=better),

@@ -1,4 +1,4 @@
-"""`greedy`: every group's cheapest option, then the cheapest switches per unit of excess until the budgets hold."""
+"""`greedy`: take every group's cheapest option, then the cheapest switches per unit of excess until budgets hold."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,9 +14,9 @@ from solvers.kernels.repair import repair
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Greedy(Solver):
-    """Start where each group alone costs least; switch by objective per unit of excess; end with a descent.
+    """Start with each group's cheapest option, switch options in the order of cost per unit of excess, and descend.
 
-    Pair terms count in every switch. It is the quickest way to a sensible choice, and proves nothing.
+    Every switch considers pair terms. This is the fastest way to a reasonable choice, but proves nothing.
 
     >>> from solvers import solve
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
@@ -28,7 +28,7 @@ class Greedy(Solver):
     summary: ClassVar[str] = "cheapest switches per unit of resource until the budgets hold, then a descent; any size"
 
     def run(self, problem: Problem, search: Search) -> None:
-        """Cheapest options, repair, descent."""
+        """Take the cheapest options, repair them, and descend."""
         cheapest = [int(np.argmin(problem.cost[begin:end])) for begin, end in pairwise(problem.group_offsets)]
         feasible = repair(problem, cheapest)
         if feasible is not None:

@@ -1,8 +1,8 @@
 """`lagrangian`: the dual's choice, repaired and improved, with the dual's bound and the budgets' prices.
 
-Linear problems end with a proof: what bound and incumbent leave open is decided by Pareto lists
-(`solvers.bounds.pareto_lists`). With pair terms the dual's choice is annealed among the options that the bound leaves
-open; the gap says how far the result can be from the optimum.
+Linear problems are usually solved with proof: the options that bound and incumbent leave open are decided by Pareto
+lists (`solvers.bounds.pareto_lists`). With pair terms, the dual's choice is annealed among the options that the bound
+leaves open, and the gap limits the distance of the result from the optimum.
 """
 
 from dataclasses import dataclass
@@ -23,27 +23,27 @@ from solvers.kernels.local_search import polish
 from solvers.kernels.repair import repair
 
 MAX_STATES = 200_000
-"""The longest Pareto list before the proof of a linear problem is given up (`dp` goes further)."""
+"""Maximum length of a Pareto list in the proof of a linear problem (`dp` allows longer lists)."""
 
 CORES = (250, 1000, 4000, 16_000)
 """Maximum number of open options that are annealed in one round."""
 
 MOVES = 2_000_000
-"""Moves for one of six choices in one round, within 200 and 2000 per group (some 0.1 s)."""
+"""Number of moves for one of six choices in one round, limited to 200 to 2000 per group (about 0.1 s)."""
 
 MAX_OPTIONS = 1000
-"""Open options up to which the semidefinite bound is tried (half a second an iteration)."""
+"""Maximum number of open options for which the semidefinite bound is tried (half a second per iteration)."""
 
 CERTIFY_SHARE, CERTIFY_S = 0.3, 20.0
-"""Share of the time left that it may take, and how long without a time limit."""
+"""Maximum fraction of the remaining time for the semidefinite bound, and its time in seconds without a limit."""
 
 SHRUNK = 0.9
-"""It is tried again when no more than this share of the options is still open."""
+"""The semidefinite bound is computed again when at most this fraction of the options is still open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lagrangian(Solver):
-    """Lagrangian relaxation: bound, prices, a choice within the budgets; linear problems nearly always proven.
+    """Lagrangian relaxation: bound, prices and a feasible choice; linear problems are almost always proven.
 
     >>> from solvers import solve
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
@@ -56,11 +56,11 @@ class Lagrangian(Solver):
     summary: ClassVar[str] = "dual bound and budget prices, the dual's choice repaired and improved; any size"
 
     def prepare(self) -> None:
-        """Compile the loops."""
+        """Compile the inner loops."""
         warm_bounds()
 
     def run(self, problem: Problem, search: Search) -> None:
-        """Bound, choice, and for linear problems the proof."""
+        """Compute a bound and a choice, and for linear problems the proof."""
         bound = begin(problem, search)
         if search.proven():
             return
@@ -77,7 +77,7 @@ class Lagrangian(Solver):
 
 
 def begin(problem: Problem, search: Search) -> DualBound:
-    """Raise the bound and offer a good choice where one is found: the start of all other work."""
+    """Raise the bound and report a good choice if one is found, as the first step of several solvers."""
     bound = raise_dual_bound(problem, search, 0.4)
     if search.proven():
         return bound
@@ -90,14 +90,14 @@ def begin(problem: Problem, search: Search) -> DualBound:
 
 
 def improve(problem: Problem, search: Search, bound: DualBound) -> None:
-    """Anneal among the options that can still improve the incumbent, those with the lowest bounds first.
+    """Anneal among the options that can still improve the incumbent, starting with those with the smallest bounds.
 
-    The dual's choice is off by the few groups that it leaves near a tie, and what is best for them is soon found. Each
-    better incumbent leaves fewer options: one whose reduced cost reaches the gap is in no better choice. What time cut
-    goes on from there when it is called again.
+    The dual's choice is usually wrong in only a few groups, which are near a tie, so improvements are found quickly.
+    Each better incumbent leaves fewer options open: an option whose reduced cost reaches the gap is in no better
+    choice. If the time limit ended an earlier call, the next call resumes from there.
     """
     with search.phase("anneal_s"):
-        if search.choice is None:  # nothing is known that could leave options out
+        if search.choice is None:  # without an incumbent no option can be left out
             search.initial = bound.choice
             Anneal(sweeps=500, population=4, generations=3).run(problem, search)
         for most in CORES:
@@ -120,10 +120,11 @@ def improve(problem: Problem, search: Search, bound: DualBound) -> None:
 
 
 def open_part(problem: Problem, search: Search, most: int | None = None) -> Restriction:
-    """The part of a problem that bounds and incumbent leave open; all of it without an incumbent.
+    """Return the part of a problem that bounds and incumbent leave open; the whole problem without an incumbent.
 
-    No choice outside of it is better than the incumbent. Every group keeps at least the option whose bound is lowest,
-    and beyond those and the incumbent's only the ``most`` options with the lowest bounds are left, where that is given.
+    No choice outside this part is better than the incumbent. Every group keeps at least the option with the smallest
+    bound and the incumbent's option. If ``most`` is given, only that many further options, with the smallest bounds,
+    are kept.
     """
     keep = np.ones(problem.num_options, dtype=bool)
     at_least, outside = learned(search).at_least, np.inf
@@ -140,9 +141,9 @@ def open_part(problem: Problem, search: Search, most: int | None = None) -> Rest
 
 
 def certify(problem: Problem, search: Search) -> Restriction:
-    """The open part, made smaller by the semidefinite bound where that is within reach; its bound is handed in.
+    """Return the open part, reduced by the semidefinite bound if the problem is small enough; report this bound.
 
-    The relaxation's shares, rounded, repaired and polished, are offered. What is open may then be small enough for
+    The relaxation's solution is rounded, repaired, polished and reported. The open part may then be small enough for
     another, stronger bound.
     """
     part = open_part(problem, search)

@@ -259,7 +259,7 @@ def test_auto_says_what_it_picked_and_why():
         "lagrangian: no pair terms, so bound and incumbent leave little to decide",
     ]
     small = solve(small_problem(3), "auto")
-    assert small.details["plan"] == ["brute-force: few enough choices to look at all"]
+    assert small.details["plan"] == ["brute-force: few enough choices to evaluate all"]
 
 
 def test_auto_keeps_the_best_choice_and_bound_of_all_it_ran():
