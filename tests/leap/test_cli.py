@@ -151,7 +151,7 @@ FAULTS = {
     "bad token": "does not accept the API token; copy it again from your Leap dashboard",
     "no such solver": "no solver 'nonesuch' that is online; it has: ",
     "no network": "nothing is lost: try again when the network is there",
-    "quota exceeded": "look at the quota in your Leap dashboard, try later",
+    "quota exceeded": "check the quota in your Leap dashboard, or try later",
     "failed problem": "ended as FAILED (it stumbled); submit it again as a new job",
 }
 

@@ -405,7 +405,7 @@ def test_auto_and_comparisons_leave_the_network_alone(leap):
 
 
 def test_only_leap_solvers_make_jobs():
-    with pytest.raises(InvalidOptionError, match="wait=False is for the leap solvers"):
+    with pytest.raises(InvalidOptionError, match="wait=False is only for the leap solvers"):
         solve(PROBLEM, "greedy", wait=False)
     with pytest.raises(InvalidOptionError, match="takes no initial"):
         solve(PROBLEM, "leap-cqm", wait=False, initial=[0, 1])

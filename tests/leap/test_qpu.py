@@ -181,7 +181,7 @@ def test_a_job_is_decoded_by_its_file_alone(leap):
 def test_reads_and_time_are_compared_with_the_processor_before_anything_is_sent(leap):
     with pytest.raises(UnsupportedProblemError, match="num_reads=20000, it takes 1 to 10000"):
         solve(SPARSE, "qpu", num_reads=20_000)
-    with pytest.raises(UnsupportedProblemError, match="take fewer reads"):
+    with pytest.raises(UnsupportedProblemError, match="use fewer reads"):
         solve(SPARSE, "qpu", num_reads=1000, time_limit=0.01)
     assert not leap.problems
 
@@ -392,7 +392,7 @@ def test_a_damaged_descent_is_refused(mock, tmp_path):
     solve(problem, "qpu-decomposed", seed=0, initial=[0] * 20, on_progress=interrupted_at(2), **mock)
     (left,) = tmp_path.glob("*.descent.json")
     left.write_text(json.dumps({"kind": "qcompress descent", "version": 1}))
-    with pytest.raises(FileFormatError, match="delete it to begin anew"):
+    with pytest.raises(FileFormatError, match="delete it to start again"):
         solve(problem, "qpu-decomposed", seed=0, initial=[0] * 20, **mock)
 
 

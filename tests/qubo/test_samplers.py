@@ -144,7 +144,7 @@ def test_a_model_that_takes_too_long_to_build_is_not_begun(name, monkeypatch):
 
 
 def test_a_qubo_that_would_be_too_large_is_refused():
-    with pytest.raises(UnsupportedProblemError, match=r"25,916,400 couplings, 20,000,000 at most; use 'auto'"):
+    with pytest.raises(UnsupportedProblemError, match=r"25,916,400 couplings, at most 20,000,000; use 'auto'"):
         solve(layered_problem(1200), "sa")
     with pytest.raises(UnsupportedProblemError, match="SteepestDescentSolver"):
         solve(layered_problem(1200), dwave.samplers.SteepestDescentSampler())
@@ -247,7 +247,7 @@ def test_a_sampler_that_fails_later_keeps_the_best_so_far(problem, answer, preso
         (lambda _: None, "a sampler must return a dimod.SampleSet, found NoneType"),
         (
             lambda _: descended(dimod.BQM({0: 1.0}, {}, 0.0, "BINARY")),
-            "lacks .* variables, the first is 1",
+            "lacks .* variables, the first of them 1",
         ),
     ],
 )
