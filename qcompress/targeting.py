@@ -19,7 +19,7 @@ from qcompress.engines.verify import Verification, speedup_of, verify
 from qcompress.errors import EngineError, OptionsError, VerificationError
 from qcompress.measurement import Measurement
 from qcompress.measuring.latency import load_times, save_times
-from qcompress.measuring.methods.weight_gradients import samples
+from qcompress.model.batches import samples
 from qcompress.model.calibration import Calibration
 from qcompress.run_folder import Kept, RunFolder
 from qcompress.steps import Request

@@ -91,6 +91,8 @@ class Candidates:
         codes: Codes | None = None,
     ) -> None:
         self._model, self._rows, self.codes = model, rows, codes or {}
+        self._changes: dict[tuple[int, int], Tensor] = {}
+        self._room = 0
         self.parts, self.transforms, self.standing = parts, tuple(transforms), tuple(standing)
         sizes = [len(group) for group in self.transforms]
         self.offsets: NDArray[np.int64] = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
@@ -116,8 +118,32 @@ class Candidates:
 
     def change(self, part: int, option: int) -> Tensor:
         """``approximation - weight`` of the part's rows, ``(channels, per_channel)``."""
+        if (part, option) in self._changes:
+            return self._changes[part, option]
         rows = self.parts[part].weight(self._model)
-        return torch.zeros_like(rows) if option == self.standing[part] else self._rows(part, option) - rows
+        found = torch.zeros_like(rows) if option == self.standing[part] else self._rows(part, option) - rows
+        if found.nbytes <= self._room:
+            self._room -= found.nbytes
+            self._changes[part, option] = found
+        return found
+
+    def some(self, indices: Sequence[int], room: int) -> "Candidates":
+        """Return the candidates of some parts; their changes are cached as far as they fit into ``room`` bytes."""
+        found = Candidates(
+            self._model,
+            tuple(self.parts[index] for index in indices),
+            [self.transforms[index] for index in indices],
+            lambda part, option: self._rows(indices[part], option),
+            [self.standing[index] for index in indices],
+        )
+        found._room = room
+        return found
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes of the decoded weights of all options."""
+        sizes = zip(self.parts, self.transforms, strict=True)
+        return sum(part.target.dense_bytes * (len(options) - 1) for part, options in sizes)
 
     def changing(self, layer: Layer) -> list[int]:
         """Return the indices of options that change some part of a layer."""

@@ -50,12 +50,14 @@ class Effects(NamedTuple):
         num_samples: number of samples in the batch.
         softened: ``(V,)`` same as ``cost`` under the softened loss; None if the loss has none or the outputs have too
             many numbers to keep their changes.
+        cost_squares: ``(V,)`` sums of the squared costs of all samples, if each has a column.
     """
 
     cost: NDArray[np.float64]
     blocks: Iterable[NDArray[np.floating]]
     num_samples: int
     softened: NDArray[np.float64] | None = None
+    cost_squares: NDArray[np.float64] | None = None
 
 
 def softened_costs(

@@ -82,8 +82,8 @@ def measure(
         method: ``"fisher"``: linearised, a few backward passes for all options. ``"direct"``: the true loss increase of
             every option, one partial forward pass per option and batch; in half precision a small increase is lost in
             the rounding of the outputs. ``"sampled"``: one backward pass per sample for all options, from weight
-            gradients; for language models and other outputs of many numbers. Its costs are estimates, and there are no
-            terms between parts.
+            gradients; for language models and other outputs of many numbers. Its costs are estimates, with a
+            standard error.
         loss: ``"kl"`` to the original's softmax (nats per sample; ``"kl:1"`` with the classes in dimension 1),
             ``"mse"`` of outputs, or a callable ``(output, batch) -> (samples,)``.
         forward: ``(model, batch) -> output tensor`` where the default does not fit.
@@ -267,6 +267,7 @@ def _stated(
         cost=sums.mean_cost(),
         softened=sums.mean_softened(),
         factor=sums.factor(),
+        standard_error=sums.standard_error(),
         error=errors,
         resources=_resources(candidates),
         fixed=MappingProxyType(inventory.fixed),
@@ -341,7 +342,7 @@ def accumulate(
     if file is not None and file.exists():
         sums = Sums.load(file, key)
     else:
-        sums = Sums(candidates.num_options, seed)
+        sums = Sums(candidates.num_options, seed, by_sample=method == "sampled")
         sums.tried = dict(tried)
     begun = sums.first_tried is not None
     from_start = {} if method == "sampled" else tried  # weight gradients also capture uses outside a layer's calls

@@ -115,6 +115,7 @@ def measured_at(
         cost=sums.mean_cost(),
         softened=sums.mean_softened(),
         factor=sums.factor(),
+        standard_error=sums.standard_error(),
         num_samples=sums.num_samples,
         tried=MappingProxyType(sums.tried),
         standing=standing,

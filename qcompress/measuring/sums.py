@@ -4,35 +4,48 @@ Every batch gives effects ``E`` of shape ``(V, columns)`` whose products are the
 options the Gram matrix ``Σ E·Eᵀ`` is kept in full and factored at the end. Beyond that the effects are mixed by random
 signs into `SKETCH_RANK` columns, whose products have the same expectation (Johnson-Lindenstrauss), so that memory stays
 linear in V.
+
+If each column is a sample, as for ``"sampled"``, the columns themselves are kept, so that the spread of any prediction
+over the samples is known; from column `SKETCH_RANK` on, each is added to an earlier one with a random sign.
 """
 
 from collections.abc import Iterable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from qcompress.errors import DataError
 
-FILE_KIND = FileKind("qcompress partial measurement", version=1)
+FILE_KIND = FileKind("qcompress partial measurement", version=2, oldest=2)
+COUNTS = ("num_samples", "num_batches", "num_columns", "by_sample")
 MAX_EXACT = 4096
 SKETCH_RANK = 512
 EIGENVALUE_FLOOR = 1e-13  # relative to the largest eigenvalue; smaller ones are rounding errors of the sums
+
+
+def probe_generator(seed: int, number: int) -> torch.Generator:
+    """Return the generator for everything that is random in the batch with that number."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + number)
 
 
 class Sums:
     """Sums of costs and second-order terms over the samples seen so far.
 
     Attributes:
+        num_columns: number of samples that were added as columns.
+        cost_squares: ``(V,)`` sums of the squared costs of all samples, if known.
         tried: names of parts whose options are evaluated one by one, and why.
         first_tried: the same after the first batch, from which all others start; None before it.
     """
 
-    def __init__(self, num_options: int, seed: int) -> None:
-        self._seed = seed
-        self.exact = num_options <= MAX_EXACT
+    def __init__(self, num_options: int, seed: int, *, by_sample: bool = False) -> None:
+        self._seed, self.by_sample, self.num_columns = seed, by_sample, 0
+        self.exact = num_options <= MAX_EXACT and not by_sample
         self.cost = np.zeros(num_options)
+        self.cost_squares = np.zeros(num_options)
         self.softened: NDArray[np.float64] | None = None
         self.second = np.zeros((num_options, num_options if self.exact else SKETCH_RANK))
         self.num_samples = 0
@@ -46,8 +59,11 @@ class Sums:
         effects: Iterable[NDArray[np.floating]],
         num_samples: int,
         softened: NDArray[np.float64] | None = None,
+        cost_squares: NDArray[np.float64] | None = None,
     ) -> None:
         """Add one batch: sums of the costs ``(V,)`` over its samples, and its effects as blocks ``(V, columns)``."""
+        if cost_squares is not None:
+            self.cost_squares += cost_squares
         rng = np.random.default_rng([self._seed, self.num_batches])
         self.cost += cost
         if softened is None or (self.softened is None and self.num_batches):
@@ -55,7 +71,9 @@ class Sums:
         else:
             self.softened = softened if self.softened is None else self.softened + softened
         for block in effects:
-            if self.exact:
+            if self.by_sample:
+                self._add_columns(block, rng)
+            elif self.exact:
                 wide = block.astype(np.float64)
                 self.second += wide @ wide.T
             else:
@@ -63,6 +81,13 @@ class Sums:
                 self.second += block @ ((2 * signs - 1) / np.sqrt(SKETCH_RANK))
         self.num_samples += num_samples
         self.num_batches += 1
+
+    def _add_columns(self, block: NDArray[np.floating], rng: np.random.Generator) -> None:
+        drawn = rng.choice((-1.0, 1.0), size=block.shape[1])
+        for column, sign in zip(block.T, drawn, strict=True):
+            place = self.num_columns % SKETCH_RANK
+            self.second[:, place] += column if self.num_columns < SKETCH_RANK else sign * column
+            self.num_columns += 1
 
     def mean_cost(self) -> NDArray[np.float64]:
         """``(V,)`` mean cost per sample."""
@@ -74,6 +99,9 @@ class Sums:
 
     def factor(self) -> NDArray[np.float64]:
         """``(V, r)`` factor whose products are the mean second-order terms per sample."""
+        if self.by_sample:
+            columns = self.second[:, : min(self.num_columns, SKETCH_RANK)]
+            return np.ascontiguousarray(columns / np.sqrt(self.num_samples))
         if not self.exact:
             return np.asarray(self.second / np.sqrt(self.num_samples))
         size = np.sqrt(np.diag(self.second))
@@ -83,11 +111,19 @@ class Sums:
         factor = vectors[:, kept] * np.sqrt(values[kept]) * (size / np.sqrt(self.num_samples))[:, None]
         return np.ascontiguousarray(factor)
 
+    def standard_error(self) -> NDArray[np.float64] | None:
+        """``(V,)`` standard errors of the mean costs, from their spread over the samples; None if unknown."""
+        count = self.num_columns
+        if count < 2:
+            return None
+        spread = np.maximum(self.cost_squares / count - (self.cost / count) ** 2, 0.0)
+        return np.asarray(np.sqrt(spread * count / (count - 1) * count) / self.num_samples)
+
     def save(self, path: AnyPath, key: str) -> None:
         """Write the sums, completely or not at all; ``key`` identifies the measurement."""
-        counts = {"num_samples": self.num_samples, "num_batches": self.num_batches}
+        counts = {name: getattr(self, name) for name in COUNTS}
         header = {"key": key, "seed": self._seed, "tried": self.tried, "first_tried": self.first_tried, **counts}
-        arrays = {"cost": self.cost, "second": self.second}
+        arrays = {"cost": self.cost, "second": self.second, "cost_squares": self.cost_squares}
         if self.softened is not None:
             arrays["softened"] = self.softened
         FILE_KIND.write_arrays(path, header, arrays)
@@ -105,8 +141,10 @@ class Sums:
                 f"{path} holds the sums of another measurement (model, data, options, method or seed differ); "
                 "choose another cache file or delete it"
             )
-        sums = cls(len(arrays["cost"]), header["seed"])
+        sums = cls(len(arrays["cost"]), header["seed"], by_sample=header["by_sample"])
         sums.cost, sums.second, sums.softened = arrays["cost"], arrays["second"], arrays.get("softened")
-        sums.num_samples, sums.num_batches = header["num_samples"], header["num_batches"]
+        sums.cost_squares = arrays["cost_squares"]
+        for name in COUNTS:
+            setattr(sums, name, header[name])
         sums.tried, sums.first_tried = header.get("tried", {}), header.get("first_tried")
         return sums

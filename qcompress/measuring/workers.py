@@ -10,7 +10,8 @@ import contextlib
 import hashlib
 import itertools
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,8 +25,10 @@ from qcompress.measuring.candidates import Candidates
 from qcompress.measuring.effects import Effects
 from qcompress.measuring.methods.direct import Direct
 from qcompress.measuring.methods.fisher import Fisher
-from qcompress.measuring.methods.weight_gradients import WeightGradients
+from qcompress.measuring.streamed.together import TogetherGradients
+from qcompress.measuring.sums import probe_generator
 from qcompress.model import forward as forwards
+from qcompress.model.batches import samples
 from qcompress.model.losses import Loss
 from qcompress.model.steady import Steady
 from qcompress.scalars import as_whole
@@ -46,12 +49,14 @@ class BatchResult:
         effects: costs and effects of all options.
         tried: names of parts whose options were evaluated one by one, and why.
         apart: whether samples give the same outputs alone; None if not checked.
+        together: number of samples that pass through the model's blocks together; None if not checked.
         moved: names of buffers that passes changed and that were restored.
     """
 
     effects: Effects
     tried: dict[str, str]
     apart: bool | None = None
+    together: int | None = None
     moved: frozenset[str] = frozenset()
 
 
@@ -68,7 +73,7 @@ class Work:
         forward: how to run a batch.
         original: the original model, if ``model`` is not the original.
         tried: names of parts to evaluate directly from the start, and why.
-        apart: see `BatchResult`.
+        apart, together: see `BatchResult`.
     """
 
     model: nn.Module
@@ -80,10 +85,11 @@ class Work:
     original: nn.Module | None = None
     tried: Mapping[str, str] = field(default_factory=dict)
     apart: bool | None = None
+    together: int | None = None
 
     def after(self, first: BatchResult) -> "Work":
         """Return the work for all batches after the first."""
-        return replace(self, tried=dict(first.tried), apart=first.apart)
+        return replace(self, tried=dict(first.tried), apart=first.apart, together=first.together)
 
     @forwards.layer_by_layer()
     def result(self, number: int, batch: Any) -> BatchResult:
@@ -93,23 +99,37 @@ class Work:
                 if model is not None:
                     stack.enter_context(forwards.evaluating(model))
             means = self._means(first=number == 0)
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
             with torch.no_grad():
                 reference = None if self.original is None else forwards.run(self.original, batch, self.forward)
-            effects = means.batch_effects(batch, generator, reference)
-            return BatchResult(
-                effects=effects._replace(blocks=list(effects.blocks)),
-                tried=dict(means.tried),
-                apart=means.apart if isinstance(means, WeightGradients) else None,
-                moved=frozenset(self.forward.moved),
-            )
+            effects = means.batch_effects(batch, probe_generator(self.seed, number), reference)
+            return self._result(means, effects)
 
-    def _means(self, *, first: bool) -> "Direct | Fisher | WeightGradients":
+    @forwards.layer_by_layer()
+    def results_together(self, items: Sequence[tuple[int, Any]]) -> Iterator[BatchResult]:
+        """Return the results of several batches, whose samples pass through the model's blocks together."""
+        with forwards.evaluating(self.model):
+            means = self._means(first=False)
+            assert isinstance(means, TogetherGradients)  # noqa: S101
+            generators = [probe_generator(self.seed, number) for number, _ in items]
+            found = means.effects_together([batch for _, batch in items], generators)
+            return iter([self._result(means, effects) for effects in found])
+
+    def _result(self, means: "Direct | Fisher | TogetherGradients", effects: Effects) -> BatchResult:
+        sampled = means if isinstance(means, TogetherGradients) else None
+        return BatchResult(
+            effects=effects._replace(blocks=list(effects.blocks)),
+            tried=dict(means.tried),
+            apart=None if sampled is None else sampled.apart,
+            together=None if sampled is None else sampled.together,
+            moved=frozenset(self.forward.moved),
+        )
+
+    def _means(self, *, first: bool) -> "Direct | Fisher | TogetherGradients":
         direct = Direct(self.model, self.candidates, self.loss, self.forward)
         if self.method == "direct":
             return direct
         if self.method == "sampled":
-            return WeightGradients(direct, self.tried, self.apart, check=first)
+            return TogetherGradients(direct, self.tried, self.apart, self.together, check=first)
         return Fisher(direct, self.tried)
 
 
@@ -124,6 +144,10 @@ def results(work: Work, batches: Iterable[tuple[int, Any]], jobs: int = 1) -> It
     Raises:
         ModelError: the work cannot be sent to other processes, or workers are lost repeatedly.
     """
+    if jobs == 1 and work.together:
+        for items in _rounds(batches, work.together):
+            yield from work.results_together(items)
+        return
     if jobs == 1:
         for number, batch in batches:
             yield work.result(number, batch)
@@ -152,6 +176,20 @@ def results(work: Work, batches: Iterable[tuple[int, Any]], jobs: int = 1) -> It
                         f"worker processes were lost {losses} times in a row at batch {waiting[0][0]} ({error}): "
                         "there may be too little memory; give smaller batches or fewer jobs"
                     ) from error
+
+
+def _rounds(batches: Iterable[tuple[int, Any]], together: int) -> Iterator[list[tuple[int, Any]]]:
+    """Group numbered batches, so that each group but the last has at least ``together`` samples."""
+    waiting: list[tuple[int, Any]] = []
+    count = 0
+    for number, batch in batches:
+        waiting.append((number, batch))
+        count += sum(1 for _ in samples(batch))
+        if count >= together:
+            yield waiting
+            waiting, count = [], 0
+    if waiting:
+        yield waiting
 
 
 def checked_jobs(jobs: Any) -> int:

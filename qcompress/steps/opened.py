@@ -14,7 +14,7 @@ from qcompress.compressed.chosen_weights import chosen_model
 from qcompress.errors import EngineError, OptionsError
 from qcompress.measurement import Measurement
 from qcompress.measuring.latency import LATENCY
-from qcompress.measuring.methods.weight_gradients import samples
+from qcompress.model.batches import samples
 from qcompress.model.opened import opened_of
 from qcompress.run_folder import Kept, RunFolder
 from qcompress.steps.request import Request

@@ -11,26 +11,27 @@ start of the backward direction, those before the blocks at its end.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from formulations.file_kinds import FileKind
-from qcompress.measuring.candidates import EncodeProgress, fitted
-from qcompress.measuring.methods.weight_gradients import Gradients
-from qcompress.measuring.streamed.inputs import inputs_of
+from qcompress.measuring.candidates import Candidates, Layer
+from qcompress.measuring.methods.gradients import Gradients
 from qcompress.measuring.streamed.sweep import Sweep
 from qcompress.model.losses import Loss
 from qcompress.model.parts import Part
-from qcompress.options import Options, transform_from_json
+from qcompress.options import transform_from_json
 from qcompress.transforms.base import Transform
 
 FILE_KIND = FileKind("qcompress effects", version=1)
+
+WorkOut = Callable[[Sequence[Part], int | None], tuple[Candidates, NDArray[np.float64]]]
+"""Parts, and the block that they are in (None: outside) → their options and the squared errors of these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -76,25 +77,24 @@ class StreamedEffects:
     Args:
         sweep: the samples.
         parts: parts of the model.
-        options: options on offer, by part name.
+        work_out: function that encodes the options of a unit's parts while their weights are in memory.
         loss: the loss whose Fisher information is sampled.
-        seed: seed for the labels.
-        decoded_bytes: bytes of decoded options to cache while samples pass through a block.
-        on_encode: called after the options of each part have been encoded.
+        generator: function that gives the generator for the labels of the batch with a number.
+
+    Attributes:
+        reached: names of the parts that received a gradient in each sample, of the units that were not read from file.
     """
 
     def __init__(
         self,
         sweep: Sweep,
         parts: Sequence[Part],
-        options: Mapping[str, Options],
+        work_out: WorkOut,
         loss: Loss,
-        seed: int,
-        decoded_bytes: int,
-        on_encode: Callable[[EncodeProgress], None] | None = None,
+        generator: Callable[[int], torch.Generator],
     ) -> None:
-        self._sweep, self._options, self._loss, self._seed = sweep, options, loss, seed
-        self._decoded_bytes, self._on_encode = decoded_bytes, on_encode
+        self._sweep, self._work_out, self._loss, self._generator = sweep, work_out, loss, generator
+        self.reached: list[set[str]] = [set() for _ in range(len(sweep))]
         self._of_block: list[list[Part]] = [[] for _ in sweep.opened.blocks]
         self._before: list[Part] = []
         self._after: list[Part] = []
@@ -135,10 +135,11 @@ class StreamedEffects:
 
         def passed(index: int, gradients: Gradients) -> NDArray[np.float64]:
             number = sweep.samples[index].batch
-            generator = generators.setdefault(number, torch.Generator().manual_seed(self._seed * 1_000_003 + number))
+            if number not in generators:
+                generators[number] = self._generator(number)
             hidden = sweep.hidden(len(sweep.chain), index).requires_grad_()
             output = sweep.output(index, hidden)
-            probe = self._loss.probe(output.detach(), sweep.samples[index].inputs, generator)
+            probe = self._loss.probe(output.detach(), sweep.samples[index].inputs, generators[number])
             products = gradients.products(output, probe, keep=False)
             assert hidden.grad is not None  # noqa: S101
             put(hidden.grad)
@@ -184,22 +185,20 @@ class StreamedEffects:
             block: index of the block that the parts are in.
             passed: function that runs a sample forward and backward, and returns the products of its weight gradients.
         """
-        model, offers = self._sweep.model, {part.name: self._options[part.name].offers for part in parts}
-        inputs = inputs_of(model, self._sweep, block, parts, offers)
         with torch.no_grad():
-            candidates, errors = fitted(
-                model, tuple(parts), self._options, *inputs, self._on_encode, self._decoded_bytes
-            )
+            candidates, errors = self._work_out(parts, block)
         effects = np.zeros((candidates.num_options, len(self._sweep)))
-        reached: set[Any] = set()
+        names = {layer: [parts[part].name for part in layer.parts] for layer in candidates.layers}
         for index in range(len(self._sweep)):
+            reached: set[Layer] = set()
             with torch.enable_grad(), Gradients(self._sweep.model, candidates, reached) as gradients:
                 effects[:, index] = passed(index, gradients)
-        silent = [layer for layer in candidates.layers if layer not in reached]
+            self.reached[index].update(name for layer in reached for name in names[layer])
+        seen = set().union(*self.reached)
         return Effects(
             parts=tuple(part.name for part in parts),
             transforms=candidates.transforms,
             effects=effects,
             errors=errors,
-            unreached=tuple(parts[part].name for layer in silent for part in layer.parts),
+            unreached=tuple(part.name for part in parts if part.name not in seen),
         )

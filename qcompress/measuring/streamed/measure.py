@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,12 +24,14 @@ from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from qcompress.errors import DataError, OptionsError
 from qcompress.measurement import Measurement
-from qcompress.measuring.candidates import DECODED, EncodeProgress
+from qcompress.measuring.candidates import DECODED, Candidates, EncodeProgress, fitted
 from qcompress.measuring.offered import Offered, calibrated_options
 from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.streamed.effects import Effects, StreamedEffects
 from qcompress.measuring.streamed.forecast import UnitForecast, as_bytes, forecast_of, resident_bytes, room_for_decoded
+from qcompress.measuring.streamed.inputs import inputs_of
 from qcompress.measuring.streamed.sweep import Sweep
+from qcompress.measuring.sums import Sums, probe_generator
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.chain import without_cache
@@ -82,7 +85,15 @@ def measure_streamed(
         room = room_for_decoded(
             limit, resident_bytes(), _forecasts(sweep, inventory.parts, options, outputs[0]), DECODED
         )
-        effects = StreamedEffects(sweep, inventory.parts, options, calibration.loss, calibration.seed, room, on_encode)
+
+        def work_out(parts: Sequence[Part], block: int | None) -> tuple[Candidates, NDArray[np.float64]]:
+            offers = {part.name: options[part.name].offers for part in parts}
+            inputs = inputs_of(model, sweep, block, parts, offers)
+            candidates, errors = fitted(model, tuple(parts), options, *inputs, on_encode, decoded_bytes=0)
+            return candidates.some(range(len(parts)), room), errors
+
+        probes = partial(probe_generator, calibration.seed)
+        effects = StreamedEffects(sweep, inventory.parts, work_out, calibration.loss, probes)
         tell = _telling(sweep, on_progress)
         for index in sweep.forward():
             tell(index + 1)
@@ -181,16 +192,17 @@ def _assembled(
     notes = [*notes, *(f"{name}: {UNREACHED}" for name in names if name not in reached)]
     transforms = tuple(by_part[name][0][: last[name]] for name in names)
     rows = np.concatenate([effects[name][: last[name]] for name in names])
-    half_squares, count = 0.5 * rows**2, len(sweep)
-    num_samples = sum(sweep.sizes)
+    sums = Sums(len(rows), calibration.seed, by_sample=True)
+    half_squares = 0.5 * rows**2
+    sums.add(half_squares.sum(axis=1), [rows], sum(sweep.sizes), cost_squares=np.square(half_squares).sum(axis=1))
     targets = [
         (part.target, transform) for part, each in zip(inventory.parts, transforms, strict=True) for transform in each
     ]
     return Measurement(
         parts=inventory.parts,
         transforms=transforms,
-        cost=half_squares.sum(axis=1) / num_samples,
-        factor=rows / num_samples**0.5,
+        cost=sums.mean_cost(),
+        factor=sums.factor(),
         error=np.concatenate([by_part[name][1][: last[name]] for name in names]),
         resources=MappingProxyType(
             {
@@ -201,12 +213,12 @@ def _assembled(
         fixed=MappingProxyType(inventory.fixed),
         original=MappingProxyType(inventory.original),
         skipped=inventory.skipped,
-        num_samples=num_samples,
+        num_samples=sums.num_samples,
         method="sampled",
         loss=calibration.loss.name,
         seed=calibration.seed,
         model_fingerprint=Measurement.fingerprint_of(calibration.model),
         standing=(0,) * len(names),
         notes=tuple(notes),
-        standard_error=half_squares.std(axis=1, ddof=1) * count**0.5 / num_samples if count > 1 else None,
+        standard_error=sums.standard_error(),
     )

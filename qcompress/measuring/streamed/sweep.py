@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.errors import DataError, ModelError
-from qcompress.measuring.methods.weight_gradients import samples
 from qcompress.measuring.streamed.activations import Activations
 from qcompress.model import forward as forwards
+from qcompress.model.batches import samples
 from qcompress.model.chain import Chain, without_cache
-from qcompress.model.opened import Opened, opened_of
+from qcompress.model.opened import Blocks, opened_of
 from qcompress.model.samples import same_outputs
 
 
@@ -32,11 +32,11 @@ class Sample:
 
 
 class Sweep:
-    """The samples of some data on their way through an opened model.
+    """The samples of some data on their way through a model, block by block.
 
     Args:
-        model: an opened model in evaluation mode.
-        opened: source of the model's weights.
+        model: a model in evaluation mode.
+        opened: its blocks, and the source of their weights.
         data: re-iterable batches; a sample is a row of all tensors of a batch.
         forward: how to run a batch.
         folder: folder for the files.
@@ -53,7 +53,7 @@ class Sweep:
     """
 
     def __init__(
-        self, model: nn.Module, opened: Opened, data: Iterable[Any], forward: forwards.Forward | None, folder: Path
+        self, model: nn.Module, opened: Blocks, data: Iterable[Any], forward: forwards.Forward | None, folder: Path
     ) -> None:
         self.model, self.opened, self.folder = model, opened, folder
         self.chain = Chain(model, opened.blocks, forward)

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 import qcompress
-from qcompress.measuring.methods.weight_gradients import samples
+from qcompress.measuring import sums
+from qcompress.model.batches import samples
 from qcompress.model.losses import as_loss
 from tests.models import Functional, Reused, TiedLanguageModel, seeded
 
@@ -37,7 +38,11 @@ def test_costs_are_near_those_of_the_second_order_on_many_samples():
     changed = linear.cost > 0
     np.testing.assert_allclose(sampled.cost[changed], linear.cost[changed], rtol=0.16)
     assert (sampled.cost[~changed] == 0).all()
-    assert not sampled.factor.any()
+    spread = sampled.standard_error[changed] / sampled.cost[changed]
+    np.testing.assert_allclose(spread, (2 / 2000) ** 0.5, rtol=0.6)  # that of squares of normal numbers, or near it
+    pairs, expected = (own.factor @ own.factor.T for own in (sampled, linear))
+    sizes = np.sqrt(np.outer(expected.diagonal(), expected.diagonal()))
+    assert (np.abs(pairs - expected) <= 0.16 * sizes).all()  # likewise
 
 
 @pytest.mark.parametrize("factory", [Reused, Functional])
@@ -82,6 +87,19 @@ def test_flags_and_gradients_are_as_before():
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
 
+def test_beyond_so_many_samples_columns_are_shared_and_costs_are_not(monkeypatch):
+    model = seeded(TiedLanguageModel)
+    generator = torch.Generator().manual_seed(0)
+    data = [torch.randint(11, (10, 6), generator=generator) for _ in range(3)]
+    whole = qcompress.measure(model, data, OPTIONS, method="sampled")
+    monkeypatch.setattr(sums, "SKETCH_RANK", 8)
+    shared = qcompress.measure(model, data, OPTIONS, method="sampled")
+    assert (whole.factor.shape[1], shared.factor.shape[1]) == (30, 8)
+    assert (shared.cost == whole.cost).all()
+    assert (shared.standard_error == whole.standard_error).all()
+    np.testing.assert_allclose(0.5 * np.square(whole.factor).sum(1), whole.cost)
+
+
 def test_a_cut_run_goes_on_to_the_same_numbers(tmp_path):
     model = seeded(TiedLanguageModel)
     generator = torch.Generator().manual_seed(0)
@@ -99,6 +117,8 @@ def test_a_cut_run_goes_on_to_the_same_numbers(tmp_path):
         qcompress.measure(model, data, OPTIONS, method="sampled", cache=tmp_path / "part", on_progress=stop)
     again = qcompress.measure(model, data, OPTIONS, method="sampled", cache=tmp_path / "part")
     assert again.cost.tolist() == whole.cost.tolist()
+    assert again.factor.tolist() == whole.factor.tolist()
+    assert again.standard_error.tolist() == whole.standard_error.tolist()
 
 
 @pytest.mark.parametrize("batch", [torch.ones(3, 2), (torch.ones(3, 2), torch.ones(3)), {"a": torch.ones(3, 2)}])

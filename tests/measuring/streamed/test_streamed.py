@@ -10,7 +10,7 @@ import torch
 
 import qcompress
 from qcompress.errors import DataError, OptionsError
-from qcompress.measuring.methods.weight_gradients import Gradients
+from qcompress.measuring.methods.gradients import Gradients
 from qcompress.measuring.streamed.effects import StreamedEffects
 from qcompress.measuring.streamed.forecast import as_bytes
 from qcompress.measuring.streamed.sweep import Sweep
@@ -188,9 +188,9 @@ def test_memory_is_an_amount() -> None:
 
 def test_what_an_opened_model_is_not_measured_by_is_refused(tmp_path: Path) -> None:
     model = open_model(saved("Llama", tmp_path))
-    with pytest.raises(OptionsError, match="by method='sampled', layer by layer.*found method='fisher'"):
+    with pytest.raises(OptionsError, match="with method='sampled', layer by layer.*found method='fisher'"):
         qcompress.measure(model, data(), NEAREST)
-    with pytest.raises(OptionsError, match="by loss 'kl' or 'mse', found"):
+    with pytest.raises(OptionsError, match="loss 'kl' or 'mse', found"):
         qcompress.measure(model, data(), NEAREST, method="sampled", loss=lambda output, _: output.sum((1, 2)))
     with pytest.raises(OptionsError, match="memory= is for models that are read block by block"):
         qcompress.measure(torch.nn.Linear(2, 2), [torch.ones(1, 2)], NEAREST, memory="4 GB")

@@ -1,0 +1,150 @@
+"""``method="sampled"`` for models of repeated blocks in memory, whose options do not fit decoded into memory.
+
+The pass of every sample would decode all options. Instead, samples pass through the model together, block by block: a
+forward pass stores the inputs of each block, and a backward pass runs each block again
+(`qcompress.measuring.streamed.effects`). That is one more forward pass, but every option is decoded once, and the
+numbers are the same. Whether the blocks are a chain that passes on all gradients is checked on one sample, whose
+effects are known from a pass of the whole model.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qcompress.measuring.candidates import DECODED, Candidates
+from qcompress.measuring.effects import Effects
+from qcompress.measuring.methods.direct import Direct
+from qcompress.measuring.methods.gradients import Gradients
+from qcompress.measuring.methods.weight_gradients import WeightGradients
+from qcompress.measuring.streamed.effects import StreamedEffects
+from qcompress.measuring.streamed.sweep import Sweep
+from qcompress.model import forward as forwards
+from qcompress.model.chain import without_cache
+from qcompress.model.losses import CallableLoss
+from qcompress.model.opened import Blocks, blocks_of
+from qcompress.model.parts import Part
+
+ROUND_BYTES = 1 << 30
+"""Bytes of hidden states that are stored on disk at a time."""
+
+SAME = 1e-3
+"""Relative difference from the effects of a pass of the whole model that rounding may explain."""
+
+
+class TogetherGradients(WeightGradients):
+    """Costs of batches as `WeightGradients` gives them; samples pass through the blocks together if that saves time.
+
+    Args:
+        direct: same as in `WeightGradients`.
+        tried: same as in `WeightGradients`.
+        apart: same as in `WeightGradients`.
+        together: number of samples that pass through the blocks together, 0 for none; None if not yet known.
+        check: same as in `WeightGradients`.
+
+    Attributes:
+        together: the argument, updated by what was found since.
+    """
+
+    def __init__(
+        self,
+        direct: Direct,
+        tried: Mapping[str, str] | None = None,
+        apart: bool | None = None,
+        together: int | None = None,
+        *,
+        check: bool = True,
+    ) -> None:
+        super().__init__(direct, tried, apart, check=check)
+        self.together = together
+
+    def batch_effects(self, batch: Any, generator: torch.Generator, reference: Tensor | None = None) -> Effects:
+        """Compute the costs and effects of the batch, see `WeightGradients.batch_effects`."""
+        alone = self._samples(batch)
+        self._check(alone[0])
+        if self.together is None:
+            wanted = self.apart is not False and reference is None and self._saves_time()
+            self.together = self._how_many(alone[0], generator) if wanted else 0
+        if not self.together or self.apart is False or reference is not None:
+            return super().batch_effects(batch, generator, reference)
+        return self.effects_together([batch], [generator])[0]
+
+    def effects_together(self, batches: Sequence[Any], generators: Sequence[torch.Generator]) -> list[Effects]:
+        """Compute `batch_effects` of several batches, whose samples pass through the blocks together."""
+        counts = [len(self._samples(batch)) for batch in batches]
+        if self.apart is False:
+            return [self.batch_effects(*given) for given in zip(batches, generators, strict=True)]
+        columns, sizes, reached = effects_by_block(self._direct, batches, generators)
+        completed, start = [], 0
+        for batch, count in zip(batches, counts, strict=True):
+            own = slice(start, start := start + count)
+            effects, names = columns[:, own], set().union(*reached[own])
+            completed.append(self._completed(batch, effects, 0.5 * effects**2, sum(sizes[own]), names, None))
+        return completed
+
+    def _saves_time(self) -> bool:
+        candidates = self._candidates
+        rounding = any(option.activations is not None for options in candidates.transforms for option in options)
+        on_gpu = any(weight.is_cuda for weight in self._model.parameters())
+        fits = candidates.decoded_bytes <= DECODED
+        return not (rounding or on_gpu or fits or isinstance(self._loss, CallableLoss))
+
+    def _how_many(self, sample: Any, generator: torch.Generator) -> int:
+        """Return how many samples may pass through the blocks together; 0 if the blocks are no chain."""
+        first, second = (torch.Generator().set_state(generator.get_state()) for _ in range(2))
+        with torch.enable_grad(), Gradients(self._model, self._candidates, set()) as gradients:
+            output = forwards.run(self._model, sample, self._forward)
+            expected = gradients.products(output, self._loss.probe(output.detach(), sample, first), keep=False)
+        del output
+        try:
+            columns, _, _ = effects_by_block(self._direct, [sample], [second])
+            with _sweep(self._direct, [sample]) as sweep:
+                size_bytes = sweep.shapes[0].numel() * sweep.dtype.itemsize * (len(sweep.chain) + 1)
+        except Exception:  # any error of a model whose blocks cannot be run on their own: samples pass through it alone
+            return 0
+        close = np.abs(columns[:, 0] - expected) <= SAME * (np.abs(expected) + np.abs(expected).max())
+        return max(1, ROUND_BYTES // size_bytes) if columns.shape[1] == 1 and bool(close.all()) else 0
+
+
+def effects_by_block(
+    direct: Direct, batches: Sequence[Any], generators: Sequence[torch.Generator]
+) -> tuple[NDArray[np.float64], list[int], list[set[str]]]:
+    """Return effects ``(V, samples)``, output rows of each sample, and names of the parts that gradients reached in it.
+
+    Args:
+        direct: the model, whose blocks are a chain, its options, the loss and how to run a batch.
+        batches: batches whose samples give the same outputs alone.
+        generators: generators for the probes of each batch.
+    """
+    candidates = direct.candidates
+    places = {part.name: index for index, part in enumerate(candidates.parts)}
+
+    def work_out(parts: Sequence[Part], block: int | None) -> tuple[Candidates, NDArray[np.float64]]:  # noqa: ARG001
+        unit = candidates.some([places[part.name] for part in parts], DECODED)
+        return unit, np.zeros(unit.num_options)
+
+    with _sweep(direct, batches) as sweep:
+        streamed = StreamedEffects(sweep, candidates.parts, work_out, direct.loss, lambda number: generators[number])
+        for _ in sweep.forward():
+            pass
+        columns = np.zeros((candidates.num_options, len(sweep)))
+        for unit in streamed.units():
+            start = 0
+            for name, options in zip(unit.parts, unit.transforms, strict=True):
+                first = candidates.offsets[places[name]]
+                columns[first : first + len(options)] += unit.effects[start : start + len(options)]
+                start += len(options)
+        return columns, sweep.sizes, streamed.reached
+
+
+@contextmanager
+def _sweep(direct: Direct, batches: Sequence[Any]) -> Iterator[Sweep]:
+    model = direct.model
+    with tempfile.TemporaryDirectory(prefix="qcompress.") as folder, without_cache(model):
+        yield Sweep(model, Blocks(model, blocks_of(model)), batches, direct.forward, Path(folder))
