@@ -23,10 +23,6 @@ from qcompress.model.weight_files import WeightFiles
 _ATTRIBUTE = "_qcompress_opened"
 
 
-<<<<<<< HEAD
-class Opened:
-    """The source of an opened model's weights.
-=======
 class Blocks:
     """The repeated blocks of a model whose weights are in memory.
 
@@ -46,23 +42,22 @@ class Blocks:
 
     @contextlib.contextmanager
     def loaded(self, block: str) -> Iterator[nn.Module]:
-        """The block of that path with its weights in memory."""
+        """Keep the weights of the block with the given path in memory inside a ``with`` block."""
         yield self._model.get_submodule(block)
 
     def block_of(self, path: str) -> int | None:
-        """The number of the block that a module is in, if it is in one."""
+        """Return the index of the block that contains a module, or None."""
         return next((number for number, block in enumerate(self.blocks) if f"{path}.".startswith(f"{block}.")), None)
 
     def block_bytes(self, block: str) -> int:
-        """Bytes of a block's weights in the model's type."""
+        """Return the bytes of a block's weights in the model's type."""
         return sum(
             parameter.numel() * parameter.element_size() for parameter in self._model.get_submodule(block).parameters()
         )
 
 
 class Opened(Blocks):
-    """Where the weights of an opened model come from.
->>>>>>> d42cb5f (Sampled costs: samples go through repeated blocks together, with pair terms)
+    """The source of an opened model's weights.
 
     Args:
         model: model with its blocks' weights on the meta device.
@@ -70,14 +65,8 @@ class Opened(Blocks):
         blocks: path of the list of blocks.
 
     Attributes:
-<<<<<<< HEAD
         files: the given files.
-        blocks: paths of the blocks in order.
         stubs: while above 0, blocks read no weights when called.
-=======
-        files: as given.
-        stubs: while above 0, blocks that are called read nothing.
->>>>>>> d42cb5f (Sampled costs: samples go through repeated blocks together, with pair terms)
     """
 
     def __init__(self, model: nn.Module, files: WeightFiles, blocks: str) -> None:
@@ -100,11 +89,7 @@ class Opened(Blocks):
 
     @contextlib.contextmanager
     def loaded(self, block: str) -> Iterator[nn.Module]:
-<<<<<<< HEAD
         """Keep the weights of the block with the given path in memory inside a ``with`` block.
-=======
-        """The block of that path with its weights read into memory.
->>>>>>> d42cb5f (Sampled costs: samples go through repeated blocks together, with pair terms)
 
         Raises:
             ModelError: a weight is not finite.
@@ -124,19 +109,6 @@ class Opened(Blocks):
         finally:
             self.stubs -= 1
 
-<<<<<<< HEAD
-    def block_of(self, path: str) -> int | None:
-        """Return the index of the block that contains a module, or None."""
-        return next((number for number, block in enumerate(self.blocks) if f"{path}.".startswith(f"{block}.")), None)
-
-    def block_bytes(self, block: str) -> int:
-        """Return the bytes of a block's weights in the model's type."""
-        return sum(
-            parameter.numel() * parameter.element_size() for parameter in self._model.get_submodule(block).parameters()
-        )
-
-=======
->>>>>>> d42cb5f (Sampled costs: samples go through repeated blocks together, with pair terms)
     @property
     def fingerprint(self) -> str:
         """SHA-256 over the names, types and values of the state dict, equal to that of the model in memory."""
