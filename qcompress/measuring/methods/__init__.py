@@ -1,1 +1,1 @@
-"""Methods of measuring: effects of all options on a batch, by trying them, linearisation or sampled gradients."""
+"""Methods of measuring all options on a batch: direct evaluation, linearisation, sampled gradients."""

@@ -47,7 +47,7 @@ class Fisher:
     """Effects of batches by linearisation, and by direct evaluation where the linearisation is not valid.
 
     Args:
-        direct: the model, its options, the loss and how to run a batch; evaluates options directly.
+        direct: evaluator of single options; also provides the model, its options, the loss and the forward.
         tried: names of parts to evaluate directly from the start, and why.
 
     Attributes:

@@ -43,7 +43,8 @@ class WeightGradients:
     """Costs of batches from one random probe per sample.
 
     Args:
-        direct: the model, its options, the loss and how to run a batch; tries options that no gradient reaches.
+        direct: evaluator of options that no gradient reaches; also provides the model, its options, the loss and the
+            forward.
         tried: names of parts to evaluate directly from the start, and why.
         apart: whether samples give the same outputs alone; None if not yet known.
         check: whether to check on the first sample that outputs follow the gradients.

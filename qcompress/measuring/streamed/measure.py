@@ -1,7 +1,7 @@
 """`measure` for an opened model: block by block under a memory limit, resumable after every block.
 
 The computation is that of ``method="sampled"`` (`qcompress.measuring.methods.weight_gradients`) and gives the same
-numbers, in addition with standard errors and terms between parts (`qcompress.measuring.streamed.effects`).
+numbers; the effects are computed block by block (`qcompress.measuring.streamed.effects`).
 """
 
 import contextlib
