@@ -1,11 +1,11 @@
-"""Solvers in words, for command lines and files of settings.
+"""Specify solvers as text, for command lines and settings files.
 
     anneal                                              a name
-    anneal:sweeps=200,restarts=3                        with options
-    my_package.my_module:MySolver:tries=50              a solver of one's own, by import path
-    dwave.samplers:TabuSampler:timeout=100,rounds=4     a dimod sampler; what it takes as parameters goes there
+    anneal:sweeps=200,restarts=3                        a name with options
+    my_package.my_module:MySolver:tries=50              your own solver, by import path
+    dwave.samplers:TabuSampler:timeout=100,rounds=4     a dimod sampler; unknown options become its parameters
 
-An import path leads to a `Solver` or a dimod sampler: an instance, a class that needs no arguments, or a function
+An import path refers to a `Solver` or a dimod sampler: an instance, a class that needs no arguments, or a function
 without arguments that returns one (for composites and anything that needs to be set up).
 """
 
@@ -20,15 +20,15 @@ from solvers.errors import InvalidOptionError, UnknownSolverError
 
 WORDS = re.compile(r"(?P<name>[\w.-]+)(?::(?P<path>[A-Za-z_][\w.]*)(?=:|$))?(?::(?P<options>.*))?", re.DOTALL)
 NEXT_OPTION = re.compile(r",(?=\s*[A-Za-z_]\w*\s*=)")
-"""A comma that is followed by ``name=``; others belong to values such as ``beta_range=(0.1, 3)``."""
+"""A comma that is followed by ``name=``; other commas belong to values such as ``beta_range=(0.1, 3)``."""
 
 
 def resolved(words: str) -> tuple[Any, dict[str, Any]]:
-    """What ``words`` name (a solver's name, or an object), and the options that they give.
+    """Parse a solver's specification into its name (or the imported object) and its options.
 
     Raises:
         UnknownSolverError: there is no such module or object.
-        InvalidOptionError: the words are not written as they must be.
+        InvalidOptionError: the syntax of ``words`` is wrong.
 
     >>> resolved("anneal:sweeps=200")
     ('anneal', {'sweeps': 200})
@@ -36,19 +36,19 @@ def resolved(words: str) -> tuple[Any, dict[str, Any]]:
     match = WORDS.fullmatch(words)
     if match is None:
         raise InvalidOptionError(
-            f"a solver is written NAME:option=value,… or package.module:object:option=value,…, found {words!r}"
+            f"write a solver as NAME:option=value,… or package.module:object:option=value,…, found {words!r}"
         )
     name, path = match["name"], match["path"]
     if path is not None and name in registry.names():
-        raise InvalidOptionError(f"options of a solver are written {name}:name=value,…, found {words!r}")
+        raise InvalidOptionError(f"write the options of a solver as {name}:name=value,…, found {words!r}")
     return name if path is None else _imported(name, path), options_of(match["options"])
 
 
 def options_of(text: str | None) -> dict[str, Any]:
-    """``name=value,…`` as a dictionary; values are Python literals, or else strings.
+    """Parse ``name=value,…`` into a dictionary; values are Python literals, or else strings.
 
     Raises:
-        InvalidOptionError: something else, or a name given twice.
+        InvalidOptionError: the syntax is wrong, or a name is given twice.
 
     >>> options_of("beta_range=(0.1, 3), backend=cbc")
     {'beta_range': (0.1, 3), 'backend': 'cbc'}
@@ -57,16 +57,16 @@ def options_of(text: str | None) -> dict[str, Any]:
     for word in [] if text is None else NEXT_OPTION.split(text):
         name, equals, value = (part.strip() for part in word.partition("="))
         if not (name and equals and value) or name in options:
-            raise InvalidOptionError(f"options are written name=value,name=value, each once; found {text!r}")
+            raise InvalidOptionError(f"write options as name=value,name=value, each once; found {text!r}")
         options[name] = _value(value)
     return options
 
 
 def configured(solver: Solver, options: dict[str, Any]) -> Solver:
-    """``solver`` with options; those that are none of its own go to the sampler that it stands for.
+    """Return ``solver`` with options; unknown options become parameters of its dimod sampler, if it has one.
 
     Raises:
-        InvalidOptionError: neither knows one of them.
+        InvalidOptionError: neither the solver nor the sampler has such an option.
     """
     known = solver.option_defaults()
     if "parameters" not in known:
@@ -78,7 +78,7 @@ def configured(solver: Solver, options: dict[str, Any]) -> Solver:
 
 
 def _imported(module_name: str, path: str) -> Any:
-    """The object at an import path; a class that is no `Solver` and a function are called."""
+    """Import the object at an import path; functions, and classes other than `Solver` classes, are called."""
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -1,9 +1,9 @@
-"""Pieces of work in other processes through joblib: every result comes back, though processes are lost.
+"""Run pieces of work in other processes through joblib, and recover when processes die.
 
-Processes of this machine by default, a cluster under ``joblib.parallel_config(backend="dask")`` or ``"ray"``. Where a
-process dies (killed, out of memory, crashed), what it had not given back is done again; when that happens again and
-again without any result between, the pieces that may be to blame are tried one by one, and those whose process dies
-come back as `LOST`.
+The processes run locally by default, or on a cluster under ``joblib.parallel_config(backend="dask")`` or ``"ray"``. If
+a process dies (killed, out of memory, crashed), its unfinished pieces are run again. If this happens repeatedly without
+any result in between, the pieces that may be the cause are tried one by one, and `LOST` is returned for those whose
+process dies.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,29 +15,29 @@ Result = TypeVar("Result")
 
 
 class Lost:
-    """What comes back for a piece whose process died whenever it was tried."""
+    """Result of a piece whose process died in every attempt."""
 
 
 LOST: Final = Lost()
 
 MOST_LOSSES = 2
-"""Losses one after the other without any result between, before pieces are tried one by one."""
+"""Number of consecutive losses without any result after which pieces are tried one by one."""
 
 
 def in_processes(
     work: Callable[[Piece], Result], pieces: Sequence[Piece], jobs: int
 ) -> Iterator[tuple[int, Result | Lost]]:
-    """Number and result of every piece, in the order they come.
+    """Yield the index and result of every piece, in the order of completion.
 
     Args:
-        work: a function that can be pickled; it raises nothing that the caller does not want raised here.
-        pieces: what it is called with.
-        jobs: processes at the same time; -1 for one a core.
+        work: function that can be pickled; its exceptions are raised in the caller.
+        pieces: arguments for the calls of ``work``.
+        jobs: number of processes at the same time; -1 for one per core.
     """
-    import joblib  # here: it takes a while, and one process needs none
+    import joblib  # local import: it is slow and not needed for a single process
 
     backend = joblib.parallel.get_active_backend()[0]
-    at_once = getattr(backend, "supports_return_generator", False)  # Ray gives all back at the end
+    at_once = getattr(backend, "supports_return_generator", False)  # Ray returns all results at the end
     waiting, losses = dict(enumerate(pieces)), 0
     while waiting:
         suspects = list(waiting)[: 2 * joblib.effective_n_jobs(jobs)] if losses > MOST_LOSSES else []
@@ -62,7 +62,7 @@ def in_processes(
 
 
 def is_loss(error: Exception) -> bool:
-    """Whether a process is gone, rather than something wrong with its work."""
+    """Whether the error means that a process died, and not that its work failed."""
     ray_lost = type(error).__module__.startswith("ray.") and "Died" in type(error).__name__ + str(error)
     return isinstance(error, BrokenExecutor) or type(error).__name__ == "KilledWorker" or ray_lost
 

@@ -1,4 +1,4 @@
-"""What a run was made with: the machine, the processor time, and the versions of the code."""
+"""Provenance of a run: the machine, the processor time, and the versions of the code."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ PROJECT = "qcompress"
 
 @functools.cache
 def machine() -> dict[str, Any]:
-    """Describe this machine: processor, number of cores that may be used, memory, system, Python.
+    """Describe this machine: processor, number of available cores, memory, system, Python.
 
     >>> sorted(machine())
     ['cores', 'memory_gb', 'processor', 'python', 'system']
@@ -32,15 +32,15 @@ def machine() -> dict[str, Any]:
 
 
 def processor_s() -> float:
-    """Seconds of processor time that this process and the ended ones it had started have used."""
+    """Return the processor time in seconds of this process and of its ended child processes."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 def versions(solver: Solver) -> dict[str, str]:
-    """Version of this project and of every package that ``solver`` needs; of a class from elsewhere, of its own.
+    """Return the versions of this project, of every package that ``solver`` needs, and of the package of its class.
 
-    Where a module belongs to no installed package (a script), a digest of its file stands for the version.
+    For a module that belongs to no installed package (a script), a digest of its file replaces the version.
 
     >>> from solvers.registry import solver_class
     >>> sorted(versions(solver_class("sa")()))
@@ -52,13 +52,13 @@ def versions(solver: Solver) -> dict[str, str]:
 
 
 def class_names(solver: Solver) -> list[str]:
-    """The class of ``solver`` and, where it stands for a dimod sampler, of that and of those it is composed of."""
+    """Return the names of the class of ``solver`` and of its dimod sampler, if any, with the samplers inside."""
     return [f"{kind.__module__}.{kind.__qualname__}" for kind in _kinds(solver)]
 
 
 @functools.cache
 def version(module: str) -> str:
-    """The version of the installed package that a module comes from, or a digest of its file."""
+    """Return the version of the installed package that a module comes from, or a digest of its file."""
     for name in dict.fromkeys((module, module.partition(".")[0])):
         try:
             return importlib.metadata.version(name.replace(".", "-"))
@@ -92,5 +92,5 @@ def _processor() -> str:
 def _memory_gb() -> float | None:
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
-    except (AttributeError, ValueError, OSError):  # not a system that tells
+    except (AttributeError, ValueError, OSError):  # the system does not provide it
         return None

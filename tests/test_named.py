@@ -57,7 +57,7 @@ def test_every_kind_of_object_solves():
         ("anneal:fast=1", InvalidOptionError, "has no option 'fast'; it has: "),
         ("anneal:sweeps=1,sweeps=2", InvalidOptionError, "each once"),
         ("anneal:sweeps=", InvalidOptionError, "name=value"),
-        ("an neal:sweeps=1", InvalidOptionError, "a solver is written"),
+        ("an neal:sweeps=1", InvalidOptionError, "write a solver as"),
         ("nobody:sweeps=1", UnknownSolverError, "no solver is called 'nobody'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Several solvers on one problem or many: runs, tables, curves, time to target."""
+"""Compare solvers on one problem or many: runs, tables, curves, time to target."""
 
 from solvers.compare.runs import compare
 from solvers.compare.suite import Suite

@@ -1,7 +1,7 @@
-"""Curves of a comparison as plain numbers: objectives over time, and how much slower a solver is than the quickest.
+"""Curves of a comparison as plain numbers: objectives over time, and performance relative to the fastest solver.
 
-Nothing is drawn here; `qcompress.plots` does. What always holds: every curve is a step function, given by where it
-steps and the value from there on.
+Plots of them are in `qcompress.plots`. Every curve is a step function, given by the positions of its steps and the
+values from there on.
 """
 
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from solvers.compare.time_to_target import first_hit, target_near
 from solvers.solution import Solution
 
 LEAST_S = 1e-3
-"""Seconds below which times count as equal: only the clock tells them apart."""
+"""Times in seconds below this count as equal, because their differences are noise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Curve:
-    """What a solver had after ``t_s`` seconds: ``(T,)`` objectives over its seeds; infinite before a first choice."""
+    """Objectives of a solver over its seeds after ``t_s`` seconds, ``(T,)``; infinite before a first choice."""
 
     label: str
     t_s: NDArray[np.float64]
@@ -31,9 +31,9 @@ class Curve:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Profile:
-    """``share[i]`` of all tasks a solver ends in at most ``ratio[i]`` times the quickest solver's time; both ``(T,)``.
+    """Fraction ``share[i]`` of tasks that a solver finishes within ``ratio[i]`` times the fastest time, both ``(T,)``.
 
-    The first ratio is 1; the last share is what the solver ends at all.
+    The first ratio is 1; the last share is the fraction of tasks that the solver finishes at all.
     """
 
     label: str
@@ -42,7 +42,7 @@ class Profile:
 
 
 def anytime(comparison: Comparison) -> tuple[Curve, ...]:
-    """Each solver's incumbent over time, as step functions: median and range over the seeds.
+    """Return each solver's incumbent objective over time as step functions: median and range over the seeds.
 
     >>> from formulations.generators.random_instances import layered_problem
     >>> from solvers.compare.runs import compare
@@ -54,15 +54,15 @@ def anytime(comparison: Comparison) -> tuple[Curve, ...]:
 
 
 def performance_profile(compared: Comparison | Suite, *, within: float | None = None) -> tuple[Profile, ...]:
-    """Performance profiles (Dolan & Moré, doi:10.1007/s101070100263) of the time to a target.
+    """Compute performance profiles (Dolan & Moré, doi:10.1007/s101070100263) of the time to a target.
 
-    A task is one problem with one seed; it is ended when the target is reached. A solver that was not run on a problem
-    has not ended its tasks.
+    A task is one problem with one seed. It is finished when the target is reached. A solver that was not run on a
+    problem has not finished its tasks.
 
     Args:
-        compared: one problem, or several.
-        within: share of the best objective that is known, given or found, for another target than the comparison's; 0
-            for the best itself.
+        compared: a comparison on one problem, or on several.
+        within: a different target than the comparison's, as a fraction of the best known objective (given or found); 0
+            for the best objective itself.
 
     >>> from formulations.generators.random_instances import layered_problem
     >>> from solvers.compare.runs import compare
@@ -77,7 +77,7 @@ def performance_profile(compared: Comparison | Suite, *, within: float | None = 
     tasks = [_end_times(comparison, labels, within) for comparison in comparisons]
     times = np.concatenate([np.maximum(task, LEAST_S) for task in tasks], axis=1)  # (labels, tasks)
     quickest = times.min(axis=0)
-    with np.errstate(invalid="ignore"):  # nobody ended it: infinite for all
+    with np.errstate(invalid="ignore"):  # infinite for all solvers if none finished the task
         ratios = np.where(np.isfinite(quickest), times / quickest, np.inf)
     steps = np.unique([1.0, *ratios[np.isfinite(ratios)]])
     return tuple(
@@ -87,7 +87,7 @@ def performance_profile(compared: Comparison | Suite, *, within: float | None = 
 
 
 def _end_times(comparison: Comparison, labels: list[str], within: float | None) -> NDArray[np.float64]:
-    """``(labels, seeds)`` when the target was reached; infinite for never."""
+    """Return when the target was reached, ``(labels, seeds)``; infinite for never."""
     times = np.full((len(labels), len(comparison.seeds)), np.inf)
     reference = comparison.reference
     target = comparison.target if within is None or reference is None else target_near(reference, within)
@@ -106,7 +106,7 @@ def _curve(label: str, runs: tuple[Solution, ...]) -> Curve:
     times = np.unique([0.0, *(t for points in courses for t, _ in points), *(run.wall_s for run in runs)])
     values = np.full((len(runs), len(times)), np.inf)
     for row, points in zip(values, courses, strict=True):
-        for t, objective in points:  # in order of time, so the later ones overwrite
+        for t, objective in points:  # in order of time, so later points overwrite
             row[times >= t] = objective
     return Curve(
         label=label, t_s=times, median=np.median(values, axis=0), lowest=values.min(axis=0), highest=values.max(axis=0)

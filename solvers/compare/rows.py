@@ -1,7 +1,7 @@
-"""The numbers of the tables: one row for every solver of a comparison, and one for every run.
+"""The rows of the tables: one row per solver of a comparison, and one row per run.
 
-Times over many runs or problems are summarised by shifted geometric means, which neither the longest nor the shortest
-ones decide alone (Achterberg, doi:10.14279/depositonce-1634, appendix A).
+Times over many runs or problems are summarised by shifted geometric means, which are dominated neither by the longest
+nor by the shortest times (Achterberg, doi:10.14279/depositonce-1634, appendix A).
 """
 
 import statistics
@@ -17,21 +17,21 @@ from solvers.compare.time_to_target import TimeToTarget, first_hit, time_to_targ
 from solvers.solution import Solution, StopReason
 
 SHIFT_S = 1.0
-"""Seconds that are added to every time before the geometric mean is taken, and then subtracted."""
+"""Shift in seconds, added to every time before taking the geometric mean and subtracted afterwards."""
 
 ERROR = "ERROR"
-"""What stands for the status of a run that an error ended without a choice."""
+"""Status shown for a run that ended with an error and without a choice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Yardstick:
-    """What the runs on one problem are measured by.
+    """Reference values for the runs on one problem.
 
     Attributes:
-        reference: the best objective known, given or found, or None.
-        bound: the best bound that any run proved, or None.
+        reference: best known objective, given or found, or None.
+        bound: best bound that any run proved, or None.
         target: objective at or below which a run has reached the target, or None.
-        time_limit: seconds of every run, or None.
+        time_limit: time limit of every run in seconds, or None.
     """
 
     reference: float | None
@@ -42,23 +42,24 @@ class Yardstick:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonRow:
-    """One solver over all its seeds.
+    """Results of one solver over all its seeds.
 
     Attributes:
-        label: its name, with the options that differ from their defaults.
-        feasible_share: runs that found a choice, over all runs.
-        target_share: runs that reached the target, over all runs.
-        best, median: objectives; a run without a choice counts as infinite, an infinite value is given as None.
-        above_best: ``(median - b) / |median|`` for the best objective b that is known, given or found, or None.
+        label: name of the solver, with the options that differ from their defaults.
+        feasible_share: fraction of runs that found a choice.
+        target_share: fraction of runs that reached the target.
+        best, median: best and median objective; runs without a choice count as infinite, and infinite values become
+            None.
+        above_best: ``(median - b) / |median|`` for the best known objective b, given or found, or None.
         gap: ``(median - bound) / |median|`` for the best bound that any solver proved, or None.
-        bound: the best bound of its own, or None.
-        wall_s, cpu_s: median time of a run on the clock and of the processor (None where that was not recorded).
-        mean_wall_s: shifted geometric mean of the runs' times.
-        mean_target_s: the same of their times to the target; a run that never reached it counts with the time limit,
-            or with its own time where that is longer or there is no limit.
-        phases: median seconds by phase, as the solvers tell them (build, solve, embedding, queue, access, …).
-        statuses: how often each status came; ``ERROR`` for runs that an error ended without a choice.
-        to_target: time to the target, or None when there is none.
+        bound: best bound that this solver proved, or None.
+        wall_s, cpu_s: median wall time and processor time of a run (None if it was not recorded).
+        mean_wall_s: shifted geometric mean of the wall times.
+        mean_target_s: shifted geometric mean of the times to the target. A run that never reached it counts with the
+            time limit, or with its wall time if that is longer or there is no limit.
+        phases: median time in seconds by phase, as the solvers report it (build, solve, embedding, queue, access, …).
+        statuses: number of runs with each status; ``ERROR`` for runs that ended with an error and without a choice.
+        to_target: time to the target, or None without a target.
     """
 
     label: str
@@ -79,7 +80,7 @@ class ComparisonRow:
 
 
 def comparison_row(label: str, runs: Sequence[Solution], yardstick: Yardstick) -> ComparisonRow:
-    """The row of one solver."""
+    """Compute the row of one solver."""
     objectives = [np.inf if run.objective is None else run.objective for run in runs]
     median = finite(statistics.median(objectives))
     processor = [seconds for run in runs if (seconds := run.details.get("cpu_s")) is not None]
@@ -104,7 +105,7 @@ def comparison_row(label: str, runs: Sequence[Solution], yardstick: Yardstick) -
 
 
 def run_rows(label: str, runs: Sequence[Solution], yardstick: Yardstick) -> list[dict[str, Any]]:
-    """One row for every run of a solver, for spreadsheets: plain values by column, None for what there is not."""
+    """Return one row per run of a solver, for spreadsheets: plain values by column, None for missing values."""
     return [
         {
             "solver": label,
@@ -132,23 +133,23 @@ def run_rows(label: str, runs: Sequence[Solution], yardstick: Yardstick) -> list
 
 
 def status_of(run: Solution) -> str:
-    """The status, or `ERROR` where an error left the run without a choice."""
+    """Return the status, or `ERROR` if the run ended with an error and without a choice."""
     return ERROR if run.stop_reason is StopReason.ERROR_RECOVERED and run.choice is None else str(run.status)
 
 
 def reached(run: Solution, yardstick: Yardstick) -> bool:
-    """Whether the run reached the target at some time."""
+    """Whether the run reached the target at any time."""
     return yardstick.target is not None and first_hit(run, yardstick.target) is not None
 
 
 def target_s(run: Solution, yardstick: Yardstick) -> float:
-    """When the run reached the target; the time limit, or its own time if longer, where it never did."""
+    """Return when the run reached the target; if it never did, the time limit, or its wall time if that is longer."""
     hit = None if yardstick.target is None else first_hit(run, yardstick.target)
     return max(run.wall_s, yardstick.time_limit or 0.0) if hit is None else hit
 
 
 def shifted_geometric_mean(seconds: Iterable[float], shift: float = SHIFT_S) -> float:
-    """``(∏ (t + shift))^(1/n) - shift``.
+    """Compute ``(∏ (t + shift))^(1/n) - shift``.
 
     >>> shifted_geometric_mean([0.0, 3.0])
     1.0
@@ -157,5 +158,5 @@ def shifted_geometric_mean(seconds: Iterable[float], shift: float = SHIFT_S) -> 
 
 
 def finite(value: float) -> float | None:
-    """The value, or None when it is infinite."""
+    """Return the value, or None if it is infinite."""
     return value if np.isfinite(value) else None

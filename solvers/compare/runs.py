@@ -1,7 +1,7 @@
 """Run several solvers on one problem or many, each with several seeds.
 
-`compare` only runs them, one after the other or in parallel processes, with a journal from which a cut comparison
-goes on. What came out, with its tables, is in `solvers.compare.tables` and `solvers.compare.suite`, curves in
+`compare` runs the solvers, one after the other or in parallel processes, with a journal from which an interrupted
+comparison resumes. Results and tables are in `solvers.compare.tables` and `solvers.compare.suite`, curves in
 `solvers.compare.curves`.
 """
 
@@ -48,17 +48,17 @@ __all__ = [
 OnRun = Callable[[str, Solution], None]
 
 Solvers = Iterable[SolverLike] | Mapping[str, SolverLike]
-"""Solvers to compare; a mapping gives each a label of its own."""
+"""Solvers to compare; a mapping gives them labels."""
 
 Values = float | Mapping[str, float] | None
-"""An objective for every problem, by name where there are several."""
+"""An objective for one problem, or objectives by the names of several problems."""
 
 
 class _Task(NamedTuple):
-    """One run that is to be made."""
+    """One run to be made."""
 
-    name: str  # of the problem
-    label: str  # of the solver
+    name: str  # name of the problem
+    label: str  # label of the solver
     problem: Problem
     solver: Solver
     seed: int
@@ -112,34 +112,35 @@ def compare(
 ) -> Comparison | Suite:
     """Run every solver with every seed on one problem, or on each of several.
 
-    A failing run does not end the comparison: its Solution has no choice, and ``details["error"]`` says what happened.
-    The same holds with several jobs when the process of a run dies. Every Solution's details hold ``cpu_s`` (processor
-    time of the process and of what it started), ``machine`` and ``versions``.
+    A failing run does not end the comparison: its Solution has no choice, and ``details["error"]`` describes the error.
+    With several jobs this also applies if the process of a run dies. The details of every Solution contain ``cpu_s``
+    (processor time of the process and its child processes), ``machine`` and ``versions``.
 
     Args:
-        problem: what to solve, or several problems by name.
-        solvers: names, with options as in ``"anneal:sweeps=200"`` and import paths (see `solvers.named`), `Solver`
-            classes or instances, dimod samplers. Two that differ in nothing that shows (two composites of one class)
-            need labels: ``{"gentle": one, "harsh": other}``.
-        time_limit: seconds for every run.
-        seeds: one run for each.
-        best_known: an objective that is known from elsewhere; gaps and targets refer to it unless a run is better.
-        target: the objective at or below which a run has reached its target, instead of ``within``.
-        within: a run has reached its target within this share of the best objective known or found.
-        jobs: runs at the same time, each in a process of its own (-1: as many as there are cores), or on a cluster
-            under ``joblib.parallel_config(backend="dask")`` or ``"ray"``. They share the
-            cores, so that times are longer than of a run alone; leave 1 where times are what is compared.
-        journal: a file that every run is written to as it ends. Runs that are in it already (same problem, solver,
-            label, options, time limit, seed and versions) are taken from there, those that an error ended are made
-            again. Ctrl-C then ends the comparison, and the next call resumes it; without a journal Ctrl-C only ends
+        problem: the problem to solve, or several problems by name.
+        solvers: names, optionally with options as in ``"anneal:sweeps=200"``, import paths (see `solvers.named`),
+            `Solver` classes or instances, or dimod samplers. Solvers with the same name and options (such as two
+            composites of the same class) need labels: ``{"gentle": one, "harsh": other}``.
+        time_limit: time limit of every run in seconds.
+        seeds: random seeds, with one run for each.
+        best_known: an objective known from another source; gaps and targets refer to it unless a run is better.
+        target: objective at or below which a run has reached its target; replaces ``within``.
+        within: maximum distance from the best objective, known or found, at which a run has reached its target, as a
+            fraction of that objective.
+        jobs: number of runs at the same time, in separate processes (-1 for one per core), or on a cluster under
+            ``joblib.parallel_config(backend="dask")`` or ``"ray"``. The runs share the cores and take longer than
+            alone, so use 1 to compare times.
+        journal: path of a file to which every finished run is written. Runs already in it (same problem, solver, label,
+            options, time limit, seed and versions) are taken from there, and runs that ended with an error are
+            repeated. Ctrl-C then ends the comparison, and the next call resumes it; without a journal Ctrl-C only ends
             the current run.
-        on_run: called with label and Solution after every run that was made; with several problems the label is
+        on_run: function called with label and Solution after every new run; with several problems the label is
             ``"problem: solver"``.
 
     Raises:
         InfeasibleBudgetError: a budget lies below the smallest possible use of its resource.
-        UnknownSolverError, InvalidOptionError: no such solver, the same one twice, or nothing to run.
-        FileFormatError: ``journal`` is no journal.
+        UnknownSolverError, InvalidOptionError: a solver is unknown or given twice, or there is nothing to run.
+        FileFormatError: ``journal`` is not a journal file.
 
     >>> from formulations.generators.random_instances import layered_problem
     >>> comparison = compare(layered_problem(4), ["brute-force", "anneal:sweeps=20"], seeds=(0, 1))
@@ -181,10 +182,10 @@ def compare(
 
 
 def _labelled(solvers: Solvers) -> dict[str, Solver]:
-    """Label → solver.
+    """Return label → solver.
 
     Raises:
-        InvalidOptionError: two have the same label.
+        InvalidOptionError: two solvers have the same label.
     """
     if isinstance(solvers, Mapping):
         return {str(label): as_solver(solver) for label, solver in solvers.items()}
@@ -192,8 +193,8 @@ def _labelled(solvers: Solvers) -> dict[str, Solver]:
     counts = Counter(solver.label for solver in back_ends)
     if twice := [label for label, count in counts.items() if count > 1]:
         raise InvalidOptionError(
-            f"solvers must differ; given twice: {', '.join(twice)}; where they differ in what does not show, give "
-            "labels: {'first': …, 'second': …}, on the command line first=NAME"
+            f"solvers must differ; given twice: {', '.join(twice)}; if they differ in other ways than name and "
+            "options, give labels: {'first': …, 'second': …}, on the command line first=NAME"
         )
     return {solver.label: solver for solver in back_ends}
 
@@ -201,7 +202,7 @@ def _labelled(solvers: Solvers) -> dict[str, Solver]:
 def _require_sense(
     problems: Mapping[str, Problem], back_ends: Mapping[str, Solver], seeds: tuple[int, ...], jobs: int, within: float
 ) -> None:
-    """Refuse what cannot be compared, before anything runs."""
+    """Check the arguments before anything runs."""
     if wrong := [type(stated).__name__ for stated in problems.values() if not isinstance(stated, Problem)]:
         raise InvalidOptionError(f"compare takes a formulations.Problem or several by name, found {wrong[0]}")
     if not back_ends or not seeds or not problems:
@@ -212,18 +213,18 @@ def _require_sense(
     if twice := [str(seed) for seed, count in Counter(seeds).items() if count > 1]:
         raise InvalidOptionError(f"seeds must differ; given twice: {', '.join(twice)}")
     if jobs == 0:
-        raise InvalidOptionError("jobs must be a number of processes, or -1 for one a core; found 0")
+        raise InvalidOptionError("jobs must be a number of processes, or -1 for one per core; found 0")
     if not (np.isfinite(within) and within >= 0):
-        raise InvalidOptionError(f"within must be a share of the best objective, 0 or more, found {within!r}")
+        raise InvalidOptionError(f"within must be a fraction of the best objective, 0 or more, found {within!r}")
     for stated in problems.values():
         stated.require_reachable_budgets()
 
 
 def _by_problem(problems: Mapping[str, Problem], values: Values, what: str) -> dict[str, float]:
-    """An objective by the problem's name, for those that have one.
+    """Return the given objectives by the names of their problems.
 
     Raises:
-        InvalidOptionError: one number for several problems, or one for a problem that is not there.
+        InvalidOptionError: one number is given for several problems, or a problem is unknown.
     """
     if values is None:
         return {}
@@ -244,7 +245,7 @@ def _by_problem(problems: Mapping[str, Problem], values: Values, what: str) -> d
 def _run_all(
     tasks: list[_Task], jobs: int, journal: Journal | None, on_run: OnRun | None
 ) -> dict[tuple[str, str, int], Solution]:
-    """The solution of every task by problem, label and seed: read from the journal, or run and added to it."""
+    """Return the solution of every task by problem, label and seed, from the journal or from a run added to it."""
     solved: dict[tuple[str, str, int], Solution] = {}
     missing = []
     for task in tasks:
@@ -267,14 +268,14 @@ def _run_all(
 
 
 def _solved(tasks: list[_Task], jobs: int) -> Iterator[tuple[_Task, Solution]]:
-    """Every task with its solution, in the order they end."""
+    """Yield every task with its solution, in the order of completion."""
     if jobs == 1 or len(tasks) < 2:
         for task in tasks:
             yield task, _solve(task)
         return
     for number, found in in_processes(_solve, tasks, jobs):
         if isinstance(found, Lost):
-            found = _failed(tasks[number], "the process of this run died whenever it was tried")
+            found = _failed(tasks[number], "the process of this run died in every attempt")
         yield tasks[number], found
 
 
@@ -282,7 +283,7 @@ def _solve(task: _Task) -> Solution:
     begun, processor_begun = time.perf_counter(), processor_s()
     try:
         solution = solve(task.problem, task.solver, time_limit=task.time_limit, seed=task.seed)
-    except Exception as error:  # whatever a solver fails with, the others are still compared
+    except Exception as error:  # the other runs continue after any error
         solution = _failed(task, f"{type(error).__name__}: {error}", time.perf_counter() - begun)
     recorded = {"cpu_s": processor_s() - processor_begun, "machine": machine()}
     return replace(solution, details={**solution.details, **recorded})
@@ -312,7 +313,7 @@ def _key(task: _Task) -> dict[str, Any]:
 
 
 def _why_skipped(problem: Problem, back_ends: Mapping[str, Solver]) -> dict[str, str]:
-    """Label → why the solver cannot run on the problem, for each solver that cannot."""
+    """Return label → reason for each solver that cannot run on the problem."""
     skipped = {}
     for label, solver in back_ends.items():
         try:

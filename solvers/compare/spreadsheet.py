@@ -1,4 +1,4 @@
-"""Rows as comma-separated values, for spreadsheets and data frames."""
+"""Format rows as comma-separated values, for spreadsheets and data frames."""
 
 import csv
 import io
@@ -8,9 +8,9 @@ from typing import Any
 
 
 def to_csv(rows: Iterable[Mapping[str, Any]]) -> str:
-    r"""Rows under a line of headings; a column that some row lacks is empty there, a nested value is JSON.
+    r"""Format rows under a line of headings; missing values are empty, nested values are JSON.
 
-    Numbers are written so that they read back the same.
+    Numbers are written so that they are read back exactly.
 
     >>> to_csv([{"solver": "dp", "objective": 0.1}, {"solver": "ga", "error": None, "options": {"rounds": 2}}])
     'solver,objective,error,options\ndp,0.1,,\nga,,,"{""rounds"": 2}"\n'

@@ -1,4 +1,4 @@
-"""The same solvers on several problems: a table over all of them, and the comparison on each."""
+"""Comparisons of the same solvers on several problems, with a table over all of them."""
 
 import statistics
 from collections.abc import Mapping
@@ -21,16 +21,17 @@ SUITE_KIND = FileKind("qcompress comparison suite", version=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SuiteRow:
-    """One solver over all problems of a suite and all its seeds.
+    """Results of one solver over all problems of a suite and all its seeds.
 
     Attributes:
-        problems: number of problems that it was run on.
-        feasible_share, proven_share: share of its runs with a choice, and with a proof of optimality.
-        target_share: share of its runs that reached the target of their problem.
+        label: label of the solver.
+        problems: number of problems on which the solver was run.
+        feasible_share, proven_share: fraction of its runs with a choice, and with a proof of optimality.
+        target_share: fraction of its runs that reached the target of their problem.
         gap: median over its runs of the gap to the best bound that any solver proved, or None.
-        wall_s: median time of a run.
-        mean_wall_s: shifted geometric mean of the runs' times.
-        mean_target_s: the same of their times to the target; see `ComparisonRow`.
+        wall_s: median wall time of a run in seconds.
+        mean_wall_s: shifted geometric mean of the wall times.
+        mean_target_s: shifted geometric mean of the times to the target; see `ComparisonRow`.
     """
 
     label: str
@@ -51,28 +52,28 @@ class Suite:
     comparisons: Mapping[str, Comparison]
 
     def __getitem__(self, name: str) -> Comparison:
-        """The comparison on one problem."""
+        """Return the comparison on one problem."""
         return self.comparisons[name]
 
     @property
     def target_words(self) -> str:
-        """The target as a heading: ``1%`` of the best, or that each problem has its own."""
+        """The target as a heading: ``1%`` of the best, or that each problem has a different one."""
         words = {comparison.target_words for comparison in self.comparisons.values()}
         return words.pop() if len(words) == 1 else "the targets"
 
     def rows(self) -> tuple[SuiteRow, ...]:
-        """The table over all problems: solvers that most often reach the target first; among equals the quicker."""
+        """Return the table over all problems, sorted by how often solvers reach the target, then by speed."""
         labels = dict.fromkeys(label for comparison in self.comparisons.values() for label in comparison.solutions)
         rows = [self._row(label) for label in labels]
         return tuple(sorted(rows, key=lambda row: (-row.problems * row.target_share, row.wall_s)))
 
     def to_csv(self) -> str:
-        """One line for every run, as `Comparison.to_csv`, with the problem's name."""
+        """Format one line per run, as in `Comparison.to_csv`, with the name of the problem."""
         named = self.comparisons.items()
         return to_csv({**row, "problem": name} for name, comparison in named for row in comparison.run_rows())
 
     def to_markdown(self) -> str:
-        """The table over all problems, then one for each, as Markdown."""
+        """Format the table over all problems, then one for each problem, as Markdown."""
         lines = [
             f"| solver | problems | to {self.target_words} | proven | feasible | median gap | time | mean time "
             "| mean time to target |",
@@ -84,26 +85,26 @@ class Suite:
             lines.append(f"| {row.label} | {' | '.join([str(row.problems), *shares, percent(row.gap), *times])} |")
         lines += [
             "",
-            f"Means are geometric, shifted by {SHIFT_S:g} s; what never got there counts with the time limit.",
+            f"Means are geometric, shifted by {SHIFT_S:g} s; runs that miss the target count with the time limit.",
         ]
         parts = [f"\n## {name}\n\n{comparison.to_markdown()}" for name, comparison in self.comparisons.items()]
         return "\n".join(lines) + "\n" + "".join(parts)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able dictionary of everything in here."""
+        """Return the suite as a dictionary that JSON can store."""
         comparisons = {name: comparison.to_json() for name, comparison in self.comparisons.items()}
         return {**SUITE_KIND.header, "comparisons": comparisons}
 
     def save(self, path: AnyPath) -> None:
-        """Write every run as JSON, whole or not at all."""
+        """Write every run as JSON, atomically."""
         write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: AnyPath) -> "Suite":
-        """Read what `save` wrote.
+        """Read a suite that `save` wrote.
 
         Raises:
-            FileFormatError: the file is no such JSON, or of a newer version.
+            FileFormatError: the file is no suite, or of a newer version.
         """
         content = SUITE_KIND.read_json(path)
         with SUITE_KIND.building(path):

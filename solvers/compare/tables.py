@@ -1,8 +1,8 @@
-"""What came out of comparing solvers: every run on one problem (`Comparison`) or on several (`Suite`), and the tables.
+"""Results of comparing solvers on one problem (`Comparison`), and their tables.
 
-Every `Solution` is kept and the tables are computed from them, so that a comparison loaded from its file shows the
-same. All solvers are measured by the same yardstick: the best bound that any of them proved, the best objective that
-any found or the caller knew, and one target.
+Every `Solution` is kept, and the tables are computed from them, so that a comparison loaded from a file gives the same
+tables. All solvers are measured by the same reference values: the best bound that any of them proved, the best
+objective found or known to the caller, and one target. (For several problems see `solvers.compare.suite`.)
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,19 +20,22 @@ from solvers.solution import Solution, StopReason
 FILE_KIND = FileKind("qcompress comparison", version=2)
 
 TARGET = 0.01
-"""Unless the caller says otherwise, a run has reached its target within this share of the best objective known."""
+"""Default distance from the best known objective at which a run has reached its target, as a fraction."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Comparison:
-    """Every run of a comparison: label → Solutions in the order of ``seeds``.
+    """All runs of a comparison on one problem.
 
     Attributes:
-        problem_fingerprint: of the problem that all of them solved.
-        skipped: label → why this solver was not run (it cannot take the problem, or a package is missing).
-        best_known: an objective that the caller knew, or None.
-        stated_target: an objective that counts as reached, or None for ``within`` of the best known.
-        within: share of the best objective known.
+        problem_fingerprint: fingerprint of the problem.
+        time_limit: time limit of every run in seconds, or None.
+        seeds: random seeds.
+        solutions: label → Solutions in the order of ``seeds``.
+        skipped: label → why the solver was not run (it does not support the problem, or a package is missing).
+        best_known: an objective known to the caller, or None.
+        stated_target: the target objective given by the caller, or None to derive it from ``within``.
+        within: distance of the target from the best known objective, as a fraction.
     """
 
     problem_fingerprint: str
@@ -46,40 +49,40 @@ class Comparison:
 
     @property
     def best(self) -> float | None:
-        """The best objective that any run found."""
+        """Best objective that any run found."""
         return min((run.objective for run in self._runs() if run.objective is not None), default=None)
 
     @property
     def reference(self) -> float | None:
-        """The best objective that the caller knew or any run found."""
+        """Best objective that the caller knew or any run found."""
         return min((value for value in (self.best_known, self.best) if value is not None), default=None)
 
     @property
     def target(self) -> float | None:
-        """The objective at or below which a run has reached its target."""
+        """Objective at or below which a run has reached its target."""
         if self.stated_target is not None:
             return self.stated_target
         return None if self.reference is None else target_near(self.reference, self.within)
 
     @property
     def target_words(self) -> str:
-        """The target as a heading: ``1%`` of the best, or the objective that was stated."""
+        """The target as a heading: ``1%`` of the best, or the given objective."""
         return number(self.stated_target) if self.stated_target is not None else f"{100 * self.within:g}%"
 
     @property
     def bound(self) -> float | None:
-        """The best bound that any run proved (not above the best objective, where rounding alone could put it)."""
+        """Best bound that any run proved, limited to the best objective (which rounding could exceed)."""
         bound = max((run.bound for run in self._runs() if run.bound is not None), default=None)
         return bound if bound is None or self.best is None else min(bound, self.best)
 
     @property
     def yardstick(self) -> Yardstick:
-        """What its runs are measured by."""
+        """Reference values for the runs."""
         return Yardstick(reference=self.reference, bound=self.bound, target=self.target, time_limit=self.time_limit)
 
     @property
     def errors(self) -> dict[str, str]:
-        """Label and seed of every run that an error ended → what it was."""
+        """Return label and seed → error for every run that ended with an error."""
         return {
             f"{label}, seed {run.seed}": str(run.details["error"])
             for label, runs in self.solutions.items()
@@ -89,30 +92,30 @@ class Comparison:
 
     @property
     def machines(self) -> tuple[str, ...]:
-        """The machines that runs were made on, in words."""
+        """Describe the machines on which runs were made."""
         found = [run.details["machine"] for run in self._runs() if "machine" in run.details]
         return tuple(dict.fromkeys(_machine_words(machine) for machine in found))
 
     def rows(self) -> tuple[ComparisonRow, ...]:
-        """The table, best median first; among equals the quicker one."""
+        """Return the table, sorted by median objective, then by speed."""
         rows = [comparison_row(label, runs, self.yardstick) for label, runs in self.solutions.items()]
         return tuple(sorted(rows, key=lambda row: (row.median is None, row.median or 0.0, row.wall_s)))
 
     def run_rows(self) -> list[dict[str, Any]]:
-        """One row for every run: plain values by column."""
+        """Return one row per run, with plain values by column."""
         rows = [run_rows(label, runs, self.yardstick) for label, runs in self.solutions.items()]
         return [{"problem": self.problem_fingerprint, **row} for solver_rows in rows for row in solver_rows]
 
     def to_csv(self) -> str:
-        """One line for every run, with its times by phase, its options, its error, versions and machine."""
+        """Format one line per run, with its times by phase, options, error, versions and machine."""
         return to_csv(self.run_rows())
 
     def notes(self) -> list[str]:
-        """What the table does not say, in lines: the yardstick, what did not run or failed, machines."""
+        """Return lines of notes for the table: reference values, solvers not run, failed runs, machines."""
         known = "" if self.best_known is None else f", best known before {number(self.best_known)}"
         lines = [f"Best objective {number(self.best)}{known}, best bound {number(self.bound)}."]
         if self.best_known is not None and self.bound is not None and self.best_known < self.bound:
-            lines.append("The best value known before lies below a proven bound: one of the two is wrong.")
+            lines.append("The best value known before is below a proven bound, so one of the two is wrong.")
         if self.target is not None:
             lines.append(f"Target {number(self.target)}, seeds {list(self.seeds)}.")
         lines += [f"Not run: {label} ({why})." for label, why in self.skipped.items()]
@@ -120,7 +123,7 @@ class Comparison:
         return lines + [f"Run on {machine}." for machine in self.machines]
 
     def to_markdown(self) -> str:
-        """The table as Markdown, and below it the times by phase."""
+        """Format the table, followed by the times by phase, as Markdown."""
         lines = [
             "| solver | median objective | best | above best known | gap to bound | own bound | feasible | time "
             f"| processor | to {self.target_words} | status |",
@@ -136,7 +139,7 @@ class Comparison:
         return "\n".join(lines) + "\n"
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able dictionary of everything in here."""
+        """Return the comparison as a dictionary that JSON can store."""
         runs = {label: [run.to_json() for run in runs] for label, runs in self.solutions.items()}
         header = {**FILE_KIND.header, "problem_fingerprint": self.problem_fingerprint}
         settings = {"time_limit": self.time_limit, "seeds": self.seeds, "skipped": dict(self.skipped)}
@@ -144,24 +147,24 @@ class Comparison:
         return {**header, **settings, **target, "solutions": runs}
 
     def save(self, path: AnyPath) -> None:
-        """Write every run as JSON, whole or not at all."""
+        """Write every run as JSON, atomically."""
         write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: AnyPath) -> "Comparison":
-        """Read what `save` wrote.
+        """Read a comparison that `save` wrote.
 
         Raises:
-            FileFormatError: the file is no such JSON, or of a newer version.
+            FileFormatError: the file is no comparison, or of a newer version.
         """
         return cls.from_json(read_json(path, FILE_KIND.name), str(path))
 
     @classmethod
     def from_json(cls, json: dict[str, Any], where: str) -> "Comparison":
-        """The comparison that `to_json` made a dictionary of; ``where`` names its origin in errors.
+        """Restore a comparison from the dictionary that `to_json` returned; ``where`` names its origin in errors.
 
         Raises:
-            FileFormatError: it is no such dictionary, or of a newer version.
+            FileFormatError: the dictionary is no comparison, or of a newer version.
         """
         FILE_KIND.require(json, where)
         with FILE_KIND.building(where):
@@ -174,7 +177,7 @@ class Comparison:
                     for label, runs in json["solutions"].items()
                 },
                 skipped=dict(json["skipped"]),
-                best_known=json.get("best_known"),  # the first version had none
+                best_known=json.get("best_known"),  # missing in version 1
                 stated_target=json.get("stated_target"),
                 within=json.get("within", TARGET),
             )
@@ -184,7 +187,7 @@ class Comparison:
 
 
 def until(time: TimeToTarget | None) -> str:
-    """A time to target with its bootstrap interval, in words."""
+    """Format a time to target with its bootstrap interval."""
     if time is None or time.seconds is None:
         return "–"
     high = "∞" if time.bootstrap_high_s is None else f"{time.bootstrap_high_s:.2g}"
@@ -196,7 +199,7 @@ def _seconds(value: float | None) -> str:
 
 
 def _phase_table(rows: Iterable[ComparisonRow]) -> list[str]:
-    """Median seconds by phase, one line a solver; nothing where no solver tells of phases."""
+    """Format the median times by phase, one line per solver; empty if no solver reports phases."""
     told = [row for row in rows if row.phases]
     names = list(dict.fromkeys(name for row in told for name in row.phases))
     if not names:

@@ -1,11 +1,11 @@
-"""Time to target: how long a solver takes to come close enough to the best, when luck differs from seed to seed.
+"""Time to target: how long a solver takes to reach a given objective, estimated from runs with different seeds.
 
-A run reaches the target in time t with probability p. Restarted every t seconds, it has reached it with 99 % after
-``t·ln(0.01)/ln(1 - p)`` seconds (Rønnow et al., doi:10.1126/science.1252319). What is known of p and t are the seeds,
-so the result has two intervals. The bootstrap draws the runs anew (Efron, doi:10.1214/aos/1176344552), so that times
-and the choice of the restart vary as well; but where all runs reached the target it cannot know how few they were. The
-exact interval of p (Clopper & Pearson, doi:10.1093/biomet/26.4.404) does. Where no run reached the target there is no
-number.
+A run reaches the target in time t with probability p. With a restart every t seconds, the target is reached with 99 %
+probability after ``t·ln(0.01)/ln(1 - p)`` seconds (Rønnow et al., doi:10.1126/science.1252319). p and t are estimated
+from the seeds, so the result has two confidence intervals. The bootstrap resamples the runs (Efron,
+doi:10.1214/aos/1176344552), so that times and the restart time vary too; but if all runs reached the target, it does
+not reflect how few runs there were. The exact interval of p (Clopper & Pearson, doi:10.1093/biomet/26.4.404) does. If
+no run reached the target, there is no estimate.
 """
 
 import math
@@ -26,22 +26,22 @@ CONFIDENCE = 0.95
 """Coverage of the confidence intervals."""
 
 RESAMPLES = 1000
-"""Draws of the bootstrap; seeded, so that the same runs give the same interval."""
+"""Number of bootstrap samples, which are seeded, so that the same runs give the same interval."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeToTarget:
-    """How long one solver takes to reach an objective.
+    """Time that one solver takes to reach an objective.
 
     Attributes:
         target: the objective to reach.
-        runs, hits: how many runs there were, and how many reached it at all.
-        restart_s: the seconds after which a run is best restarted (of those at which a run reached the target, the
-            one with the least result; chosen after the fact, as is usual), or None without a hit.
-        seconds: to reach the target with `CERTAINTY`, or None without a hit.
-        low_s, high_s: its `CONFIDENCE` interval from how many runs had reached it by then, or None without a hit.
-        bootstrap_low_s, bootstrap_high_s: its `CONFIDENCE` interval over `RESAMPLES` draws of the runs, with
-            repetition; the upper end is None where too many of the draws have no hit.
+        runs, hits: number of runs, and number of runs that reached the target.
+        restart_s: best time in seconds after which to restart a run, or None without a hit. It is the time of a hit
+            with the smallest result, selected afterwards, as is usual.
+        seconds: time in seconds to reach the target with `CERTAINTY`, or None without a hit.
+        low_s, high_s: `CONFIDENCE` interval from the number of runs that had a hit by then, or None without a hit.
+        bootstrap_low_s, bootstrap_high_s: `CONFIDENCE` interval over `RESAMPLES` samples of the runs, with
+            replacement; the upper end is None if too many samples have no hit.
     """
 
     target: float
@@ -56,7 +56,7 @@ class TimeToTarget:
 
 
 def time_to_target(runs: Sequence[Solution], target: float) -> TimeToTarget:
-    """The time to an objective, from runs that differ in their seeds only.
+    """Estimate the time to an objective from runs that differ only in their seeds.
 
     >>> from formulations.generators.random_instances import layered_problem
     >>> from solvers import solve
@@ -76,7 +76,7 @@ def time_to_target(runs: Sequence[Solution], target: float) -> TimeToTarget:
     low, high = share_interval(hits, len(runs))
     drawn = np.random.default_rng(0).integers(len(runs), size=(RESAMPLES, len(runs)))
     resampled = np.sort(_expected_s(np.sort(times[drawn], axis=1)).min(axis=1))
-    outside = round((1 - CONFIDENCE) / 2 * RESAMPLES)  # draws beyond either end
+    outside = round((1 - CONFIDENCE) / 2 * RESAMPLES)  # samples beyond either end
     return TimeToTarget(
         target=target,
         runs=len(runs),
@@ -91,18 +91,18 @@ def time_to_target(runs: Sequence[Solution], target: float) -> TimeToTarget:
 
 
 def target_near(best: float, within: float) -> float:
-    """The objective that is ``within`` (a share of its size) above the best."""
+    """Return the objective that is above ``best`` by the fraction ``within`` of its absolute value."""
     return best + within * abs(best)
 
 
 def first_hit(run: Solution, target: float) -> float | None:
-    """When a run first had an objective at or below the target (up to rounding), or None."""
+    """Return when a run first had an objective at or below the target (up to rounding), or None."""
     limit = target + PROOF_TOLERANCE * abs(target)
     return next((point.t_s for point in run.trace if point.objective is not None and point.objective <= limit), None)
 
 
 def share_interval(hits: int, runs: int) -> tuple[float, float]:
-    """The exact `CONFIDENCE` interval of a probability of which ``hits`` of ``runs`` were seen.
+    """Return the exact `CONFIDENCE` interval of the probability of a hit, given ``hits`` in ``runs`` runs.
 
     >>> [round(end, 3) for end in share_interval(5, 20)]
     [0.087, 0.491]
@@ -114,12 +114,12 @@ def share_interval(hits: int, runs: int) -> tuple[float, float]:
 
 
 def _expected_s(times: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Time to target when runs are restarted at each of ``times`` ``(draws, runs)``, sorted along the second axis."""
+    """Compute the time to target for restarts at each of ``times`` ``(draws, runs)``, sorted along the second axis."""
     count = times.shape[1]
     restarts = np.array([_restarts(hits / count) for hits in range(1, count + 1)])
     return np.asarray(times * restarts)
 
 
 def _restarts(share: float) -> float:
-    """How many runs reach the target with `CERTAINTY` when each does with probability ``share`` > 0; at least one."""
+    """Return the number of runs (≥ 1) to reach the target with `CERTAINTY`, if each does with probability ``share``."""
     return 1.0 if share >= CERTAINTY else math.log(1 - CERTAINTY) / math.log1p(-share)

@@ -78,7 +78,7 @@ def test_targets_come_back_from_the_file(tmp_path):
         ({"best_known": 3.0}, "several problems need best_known by name"),
         ({"target": {"three": 1.0}}, "target names three; the problems are one, two"),
         ({"target": {"one": float("nan")}}, "target must be a finite objective, found nan"),
-        ({"within": -0.1}, "within must be a share"),
+        ({"within": -0.1}, "within must be a fraction"),
     ],
 )
 def test_targets_that_cannot_be_are_refused_before_anything_runs(settings, message):
