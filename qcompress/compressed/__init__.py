@@ -1,1 +1,1 @@
-"""A compressed model: its record, its factored layers, its file, and how a choice is put in place."""
+"""Compressed models: applying a choice, the record of it, factored and packed layers, and the model file."""

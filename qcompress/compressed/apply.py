@@ -1,7 +1,7 @@
-"""Put the chosen options into a model.
+"""Apply the chosen options to a model.
 
-Every part is encoded and decoded again, so the model holds exactly what a file of it will hold; a record of the
-stored arrays goes with the model (`qcompress.compressed.record`) for `save_compressed`.
+Every part is encoded and decoded again, so the model holds exactly the weights that its file will hold. A record of
+the stored arrays is attached to the model (`qcompress.compressed.record`) for `save_compressed`.
 """
 
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ from solvers import Solution
 Model = TypeVar("Model", bound=nn.Module)
 
 NEAREST = "nearest"
-"""In a solution's ``details``: indices of parts whose codes are rounded to nearest, though their option says more."""
+"""Key in a solution's ``details``: indices of parts to round to nearest, despite their compensated option."""
 
 
 def apply(
@@ -37,19 +37,19 @@ def apply(
     batch_norm_data: Iterable[Any] | None = None,
     forward: Forward | None = None,
 ) -> Model:
-    """A compressed copy of ``model``; the original is left as it is.
+    """Return a compressed copy of ``model``.
 
     Args:
-        model: the model that was measured.
-        measurement: what `measure` gave.
-        solution: a solution of the problem made from ``measurement``; parts that it lists under `NEAREST` in its
-            details are rounded to nearest (see `qcompress.guard`).
-        batch_norm_data: batches to re-estimate batch-norm statistics on, or None to leave them.
-        forward: ``(model, batch) -> output tensor`` for that, where the default does not fit.
+        model: the model that was measured; it is not modified.
+        measurement: result of `measure`.
+        solution: a solution of the problem made from ``measurement``. Parts listed under `NEAREST` in its details are
+            rounded to nearest (see `qcompress.guard`).
+        batch_norm_data: batches on which to re-estimate batch-norm statistics, or None to leave them unchanged.
+        forward: ``(model, batch) -> output tensor`` for re-estimation, if the default does not fit.
 
     Raises:
-        ModelError: another model than measured, one that cannot be copied (see
-            `qcompress.compressed.copying.own_copy`), or a solution that holds no choice for it.
+        ModelError: the model is not the one that was measured, it cannot be copied (see
+            `qcompress.compressed.copying.own_copy`), or the solution holds no choice for it.
 
     >>> import torch
     >>> from qcompress import (formulate, measure, prune_quantize, solve)
@@ -73,24 +73,24 @@ def apply_(
     batch_norm_data: Iterable[Any] | None = None,
     forward: Forward | None = None,
 ) -> Model:
-    """Compress ``model`` in place (arguments as in `apply`) and return it.
+    """Compress ``model`` in place and return it; the arguments are those of `apply`.
 
-    Loading the original state dict undoes it; after low-rank options call `qcompress.compressed.factored.fold_` first.
-    Weights that are computed from others (parametrizations) become plain parameters for good.
+    Loading the original state dict undoes it; after low-rank options, call `qcompress.compressed.factored.fold_` first.
+    Weights that are computed from others (parametrizations) become plain parameters permanently.
     """
     return _apply(model, measurement, chosen_transforms(model, measurement, solution), batch_norm_data, forward)
 
 
 def chosen_transforms(model: nn.Module, measurement: Measurement, solution: Solution) -> list[Transform]:
-    """The transform that a solution gives every part.
+    """Return the transform that a solution chooses for every part.
 
     Raises:
         ModelError: the model, the measurement and the solution do not belong together.
     """
     if solution.choice is None:
         raise ModelError(
-            f"the solution of solver {solution.solver!r} holds no choice (status {solution.status}): "
-            "there is nothing to apply; allow the solver more time or raise a budget"
+            f"the solution of solver {solution.solver!r} holds no choice (status {solution.status}), so there is "
+            "nothing to apply; allow the solver more time or raise a budget"
         )
     choice = choice_of(measurement, solution.choice)
     require_measured(model, measurement.model_fingerprint)
@@ -101,13 +101,13 @@ def chosen_transforms(model: nn.Module, measurement: Measurement, solution: Solu
 
 
 def choice_of(measurement: Measurement, choice: ArrayLike) -> list[int]:
-    """The option of every part by a choice ``(G,)`` of the problem made from ``measurement``.
+    """Return the option of every part from a choice ``(G,)`` for the problem made from ``measurement``.
 
     Raises:
-        ModelError: it is a choice for something else.
+        ModelError: the choice belongs to another problem.
     """
     chosen, num_parts = [int(option) for option in np.asarray(choice)], len(measurement.parts)
-    if len(chosen) not in (num_parts, num_parts + 1):  # earlier versions had one group more, for what is fixed
+    if len(chosen) not in (num_parts, num_parts + 1):  # earlier versions had one more group, for fixed use
         raise ModelError(
             f"the solution chooses for {len(chosen)} groups, the measurement has {num_parts} parts: "
             "it belongs to another problem"
@@ -119,16 +119,16 @@ def choice_of(measurement: Measurement, choice: ArrayLike) -> list[int]:
 
 
 def require_measured(model: nn.Module, fingerprint: str) -> None:
-    """Refuse a model whose state dict has another fingerprint than the one that was measured.
+    """Check that the fingerprint of a model's state dict is that of the measured model.
 
     Raises:
-        ModelError: it has.
+        ModelError: it is not.
     """
     actual = Measurement.fingerprint_of(model)
     if actual != fingerprint:
         raise ModelError(
-            f"this is not the model that was measured: its state dict has the fingerprint {actual[:12]}…, measured was "
-            f"{fingerprint[:12]}…; give the original weights (undo an earlier apply), or measure it"
+            f"this is not the model that was measured: its state dict has the fingerprint {actual[:12]}…, not "
+            f"{fingerprint[:12]}…; use the original weights (undo an earlier apply), or measure this model"
         )
 
 
@@ -162,15 +162,15 @@ def _apply(
 
 
 def _fixed_bytes(model: nn.Module, measurement: Measurement) -> int:
-    """What everything takes that is no part, without buffers that no state dict takes.
+    """Return the bytes of everything that is not a part, without non-persistent buffers.
 
     Raises:
-        ModelError: it is not what was measured.
+        ModelError: they differ from the measured ones.
     """
     dense = sum(part.target.dense_bytes for part in measurement.parts)
     actual, expected = total_bytes(model) - dense, int(measurement.fixed["bytes"])
     left_out = left_out_bytes(model)
-    if actual != expected and not left_out:  # their size may depend on what the model was run on last
+    if actual != expected and not left_out:  # their size may depend on the last batch
         raise ModelError(
             f"this is not the model that was measured: what is left unchanged takes {actual:,} bytes, but "
             f"{expected:,} were measured; tensors were added or removed, or no longer share memory"

@@ -1,4 +1,4 @@
-"""The options of coupled sets put into a model: masked while they are tried, cut out when they are chosen."""
+"""Apply the options of coupled sets to a model: masked while measuring, cut out once chosen."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +18,7 @@ from qcompress.transforms.channels import RemoveChannels
 
 
 def remove_chosen_(model: nn.Module, measurement: Measurement, transforms: Sequence[Transform]) -> None:
-    """Cut what a choice takes out of ``model``, and let it carry a record of that."""
+    """Cut the units removed by a choice out of ``model``, and attach a record of the cuts."""
     removed = put_channels_(model, measurement.sets, transforms, measurement.moments)
     before, cuts = record_of(model), cuts_of(measurement.sets, removed)
     cut_(model, cuts)
@@ -33,7 +33,10 @@ def put_channels_(
     transforms: Sequence[Transform],
     moments: Mapping[str, NDArray[np.float32]],
 ) -> dict[str, NDArray[np.int64]]:
-    """Mask what options take out, with what stays making up for it where they say so, in place; what goes by set."""
+    """Mask the units that options remove, in place, and return them by set.
+
+    If an option says so, the remaining units compensate for the removed ones.
+    """
     going = [transform if isinstance(transform, RemoveChannels) else None for transform in transforms]
     removed = {
         item.name: np.array(removal.removed, dtype=np.int64)

@@ -1,7 +1,7 @@
-"""The weights of an opened model with a choice made: codes in a folder of files, decoded when a weight is read.
+"""Weights of a compressed opened model: codes in a folder of files, decoded when a weight is read.
 
-Every file holds the arrays of one block's parts (``PART:ARRAY`` in a safetensors file). What is not compressed is
-read from where the original's weights are.
+Every file holds the arrays of one block's parts (``PART:ARRAY`` in a safetensors file). Weights that are not compressed
+are read from the original's files.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ from qcompress.transforms.base import Keep, Transform
 
 
 class StoredArrays(Mapping[str, Tensor]):
-    """The arrays of a part, read from their file each time they are asked for."""
+    """The arrays of a part, read from their file on every access."""
 
     def __init__(self, files: WeightFiles, part: str) -> None:
         self._files = files
@@ -37,12 +37,12 @@ class StoredArrays(Mapping[str, Tensor]):
 
 
 class ChosenWeights(WeightFiles):
-    """Files whose weights are what a choice makes of them.
+    """Weight files in which every compressed weight is decoded from its codes.
 
     Args:
-        files: of the original.
+        files: files of the original.
         parts: how each part is stored.
-        model: the original, whose modules say how their weights are seen as rows.
+        model: the original model, whose modules determine how weights are viewed as rows.
     """
 
     def __init__(self, files: WeightFiles, parts: Sequence[CompressedPart], model: nn.Module) -> None:
@@ -61,7 +61,7 @@ class ChosenWeights(WeightFiles):
         return len(self._original)
 
     def read(self, name: str) -> Tensor:
-        """The numbers of a tensor; of a chosen part those that its codes give."""
+        """Return the values of a tensor; those of a compressed part are decoded from its codes."""
         item = self._of.get(name)
         if item is None:
             return self._original.read(name)
@@ -69,7 +69,7 @@ class ChosenWeights(WeightFiles):
 
 
 def write_codes(path: Path, codes: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Write the arrays of parts by their names, whole or not at all."""
+    """Write the arrays of parts by their names, atomically."""
     from safetensors.torch import save
 
     arrays = {
@@ -84,13 +84,13 @@ def write_codes(path: Path, codes: Mapping[str, Mapping[str, Tensor]]) -> None:
 def chosen_model(
     model: nn.Module, measurement: Measurement, transforms: Sequence[Transform], folder: Path
 ) -> nn.Module:
-    """An opened model with the weights that the codes in a folder give, and the record of them.
+    """Return an opened model with the weights decoded from a folder of codes, with its record.
 
     Args:
-        model: the original, opened.
-        measurement: of it.
-        transforms: the chosen one of every part.
-        folder: with the codes of all parts that are not kept.
+        model: the original, opened model.
+        measurement: measurement of ``model``.
+        transforms: the chosen transform of every part.
+        folder: folder with the codes of all parts that are not kept.
     """
     opened = opened_of(model)
     assert opened is not None  # noqa: S101

@@ -1,7 +1,7 @@
-"""How the contents of a compressed model are put into a safetensors file and read back.
+"""Write and read the contents of a compressed model as a safetensors file.
 
-One array of bytes holds all arrays one after the other, and one entry of the metadata says what they are: an entry of
-its own for every array would take more than the small ones themselves. Files of earlier versions are read as well.
+One array of bytes holds all arrays in sequence, and one entry of the metadata describes them, because a separate entry
+for each array would take more space than the small arrays themselves. Files of earlier versions can be read as well.
 """
 
 import json
@@ -31,11 +31,11 @@ _DAMAGE = (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeE
 
 
 def head(contents: Contents, digest: str) -> bytes:
-    """Everything that comes before the arrays; its length depends on neither the arrays' values nor the digest.
+    """Return everything before the arrays; its length depends neither on the arrays' values nor on the digest.
 
     Args:
-        contents: of the file.
-        digest: of the model that it is the file of, 64 characters.
+        contents: contents of the file.
+        digest: digest of the model, 64 characters.
     """
     crc32 = 0
     for array in contents.arrays:
@@ -50,16 +50,16 @@ def head(contents: Contents, digest: str) -> bytes:
         _PAYLOAD: {"dtype": "U8", "shape": [size], "data_offsets": [0, size]},
     }
     text = json.dumps(value, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that the arrays begin where any type may
+    text += b" " * (-len(text) % 8)  # so that the arrays are aligned for any type
     return len(text).to_bytes(8, "little") + text
 
 
 def read(path: AnyPath) -> tuple[Contents, str | None]:
-    """The contents of a file, and the digest of the model that it was made of (None before version 3).
+    """Return the contents of a file, and the digest of the saved model (None before version 3).
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ArtefactError: it is not a whole file of this kind.
+        FileNotFoundError: the file does not exist.
+        ArtefactError: it is not a complete file of this kind.
     """
     metadata, tensors = _read(path)
     if _HEADER not in metadata:
@@ -87,10 +87,10 @@ def read(path: AnyPath) -> tuple[Contents, str | None]:
 
 
 def require_tensors(model: nn.Module) -> None:
-    """Refuse a model whose state no file can hold.
+    """Check that a file can hold the state of a model.
 
     Raises:
-        ArtefactError: a module has a state of its own that is no tensor, or a tensor is sparse.
+        ArtefactError: a module has extra state that is not a tensor, or a tensor is sparse.
     """
     for path, module in model.named_modules():
         if type(module).get_extra_state is not nn.Module.get_extra_state:
@@ -102,7 +102,7 @@ def require_tensors(model: nn.Module) -> None:
                 )
     for item in held_tensors(model):
         if item.tensor.layout != torch.strided:
-            raise ArtefactError(f"{item.name!r} is a sparse tensor, which cannot be stored: make it a dense one")
+            raise ArtefactError(f"{item.name!r} is a sparse tensor, which cannot be stored: convert it to a dense one")
 
 
 def _read(path: AnyPath) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -111,7 +111,7 @@ def _read(path: AnyPath) -> tuple[dict[str, str], dict[str, Tensor]]:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         with Path(path).open("rb") as file:
-            start = file.read(8)  # of a safetensors file the length of its header, which ends in zeros
+            start = file.read(8)  # in a safetensors file, the length of the header, which ends in zeros
         if start[:2] == b"PK" or (start[:1] == b"\x80" and any(start[2:])):
             raise ArtefactError(
                 f"{path} is a pickle (as torch.save writes), which is never loaded; give a file of save_compressed()"
@@ -137,7 +137,7 @@ def _require_size(item: CompressedPart) -> None:
 
 
 def _contents_of_version_2(header: dict[str, Any], tensors: dict[str, Tensor]) -> Contents:
-    """What earlier versions wrote: every array under its own name, and the state dict alone."""
+    """Read files of versions 1 and 2: every array under its own name, and only the state dict."""
     parts = []
     for value in header["parts"]:
         part = Part.from_json(value["part"])

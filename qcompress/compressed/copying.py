@@ -1,9 +1,9 @@
-"""A copy of a model that is really its own.
+"""Copy a model so that the copy is independent of the original.
 
-`copy.deepcopy` follows what a model holds, not what its functions remember: a ``forward`` or a hook that was made as a
-closure goes on with the original's weights, and a module may say that a copy of it is itself. A compressed copy would
-then run what it was made from. So every copy is checked before anything is written to it, and a model that cannot be
-copied is refused by the name of what stands in the way.
+`copy.deepcopy` copies what a model holds, but not what its functions capture: a ``forward`` or hook that is a closure
+keeps using the original's weights, and a module may return itself as its copy. A compressed copy would then run the
+original's weights. So every copy is checked before anything is written to it, and for a model that cannot be copied
+the error names the cause.
 """
 
 import contextlib
@@ -30,16 +30,16 @@ _IN_PLACE = "compress it in place instead: measure() it, solve, and apply_(model
 
 
 def own_copy(model: Model, batch: Any = None, forward: forwards.Forward | None = None) -> Model:
-    """A copy that shares nothing with ``model``; what that computes its weights from are plain parameters in it.
+    """Return a copy that shares nothing with ``model``; computed weights are plain parameters in it.
 
     Args:
-        model: left as it is.
-        batch: with one, a second copy is run on it in evaluation mode, to see that it reads none of the original's
-            weights; without, the functions that the model holds are searched for them.
-        forward: how to run the batch, where `qcompress.model.forward.default_forward` does not fit.
+        model: the model; it is not modified.
+        batch: if given, a second copy is run on it in evaluation mode to check that it reads none of the original's
+            weights; otherwise the functions that the model holds are searched for them.
+        forward: how to run the batch, if `qcompress.model.forward.default_forward` does not fit.
 
     Raises:
-        ModelError: something in the model cannot be copied, or the copy goes on using the original; says what.
+        ModelError: something in the model cannot be copied, or the copy still uses the original; the message says what.
 
     >>> model = nn.Linear(2, 2)
     >>> own_copy(model).weight.data_ptr() == model.weight.data_ptr()
@@ -64,9 +64,9 @@ def own_copy(model: Model, batch: Any = None, forward: forwards.Forward | None =
 
 def _copied(model: Model) -> Model:
     try:
-        with torch.no_grad():  # a scripted layer copies its parameters as any operation does
+        with torch.no_grad():  # scripted layers record the copy of their parameters for autograd
             copied = copy.deepcopy(model)
-    except Exception as error:  # whatever the model's own objects raise
+    except Exception as error:  # objects in the model may raise anything
         raise ModelError(f"the model cannot be copied: {_culprit(model) or repr(error)}; {_IN_PLACE}") from error
     original, twins = held_tensors(model), {item.name: item for item in held_tensors(copied)}
     if lost := [item.name for item in original if item.name not in twins]:
@@ -78,7 +78,7 @@ def _copied(model: Model) -> Model:
 
 
 def _share_as_before(original: tuple[Held, ...], twins: dict[str, Held]) -> None:
-    """Let tensors of a copy share memory where the original's do; `copy.deepcopy` only knows of one and the same."""
+    """Let the copy's tensors share memory where the original's do; `copy.deepcopy` preserves only identical objects."""
     shared = overlapping(original)
     storages: dict[int, torch.UntypedStorage] = {}
     for item in original:
@@ -92,7 +92,7 @@ def _share_as_before(original: tuple[Held, ...], twins: dict[str, Held]) -> None
 
 
 def _culprit(model: nn.Module) -> str:
-    """Which attribute of which module cannot be copied."""
+    """Describe the attribute that cannot be copied."""
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             if name == "_modules":
@@ -110,7 +110,7 @@ def _shared(what: str) -> ModelError:
 
 
 class _Reading(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the first tensor of the original's memory that any operation is given."""
+    """Record the first tensor in the original's memory that any operation reads."""
 
     def __init__(self, original: Memory) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -129,8 +129,8 @@ def _require_own_run(trial: nn.Module, original: Memory, batch: Any, forward: fo
         forwards.run(trial, batch, forward)
     if reading.read:
         raise _shared(
-            f"its forward pass reads the original's {reading.read!r} (a forward, a hook or the forward= that was given "
-            "holds on to the original instead of taking the model that it is called with)"
+            f"its forward pass reads the original's {reading.read!r} (a forward, a hook or the given forward= refers "
+            "to the original instead of the model that it is called with)"
         )
 
 
@@ -147,7 +147,7 @@ def _require_own_functions(copied: nn.Module, model: nn.Module, original: Memory
 
 
 def _remembered(value: Any, depth: int = 6) -> Iterator[nn.Module | Tensor]:
-    """Modules and tensors that functions in ``value`` get at by what they close over, default to or are bound to."""
+    """Yield modules and tensors that functions in ``value`` reach by closures, defaults or bound arguments."""
     for item in _inside(value) if depth else ():
         if isinstance(item, (nn.Module, Tensor)):
             yield item
@@ -168,7 +168,7 @@ def _inside(value: Any) -> list[Any]:
         return []
     inside = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), vars(value)]
     for cell in value.__closure__ or ():
-        with contextlib.suppress(ValueError):  # a cell that nothing was put into yet
+        with contextlib.suppress(ValueError):  # an empty cell
             inside.append(cell.cell_contents)
     loads = {word.argval for word in dis.get_instructions(value) if word.opname == "LOAD_GLOBAL"}
     named = [value.__globals__[name] for name in loads if name in value.__globals__]

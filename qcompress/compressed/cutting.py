@@ -1,4 +1,4 @@
-"""Cut indices out of a model's tensors, in place: modules, names, hooks and parameters stay the same objects."""
+"""Cut indices out of a model's tensors, in place: modules, names, hooks and parameters remain the same objects."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from qcompress.model.tensors import held_tensors
 
 Cuts = Mapping[tuple[str, int], Sequence[int]]
-"""(Name of a tensor, dimension) → indices that go, in rising order."""
+"""(Name of a tensor, dimension) → indices to remove, in ascending order."""
 
 
 def cut_(model: nn.Module, cuts: Cuts) -> None:
-    """Take indices out of tensors, and let the layers that hold them follow.
+    """Remove indices from tensors, and update the sizes of the layers that hold them.
 
     >>> layer = nn.Linear(3, 4)
     >>> cut_(layer, {("weight", 0): [1], ("bias", 0): [1]})
@@ -35,12 +35,12 @@ def cut_(model: nn.Module, cuts: Cuts) -> None:
 
 
 def together(first: Cuts, second: Cuts, model: nn.Module) -> dict[tuple[str, int], list[int]]:
-    """Both cuts as one of the original's tensors.
+    """Combine two successive cuts into one cut of the original's tensors.
 
     Args:
-        first: of the original.
-        second: of what the first one left.
-        model: with both made.
+        first: cut of the original.
+        second: cut of the result of the first one.
+        model: model after both cuts.
 
     >>> layer = nn.Linear(3, 5)
     >>> first, second = {("weight", 0): [1]}, {("weight", 0): [0, 2]}
@@ -59,7 +59,7 @@ def together(first: Cuts, second: Cuts, model: nn.Module) -> dict[tuple[str, int
 
 
 def _follow(module: nn.Module) -> None:
-    """Set the sizes that a layer notes of itself to those of its tensors."""
+    """Set the sizes stored in a layer to those of its tensors."""
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         return
@@ -76,8 +76,8 @@ def _follow(module: nn.Module) -> None:
         module.num_features = len(weight)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(weight)
-    elif type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # of transformers: a linear layer, turned
-        setattr(module, "nf", weight.shape[1])  # noqa: B010 - torch's type knows of no such number
+    elif type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # of transformers: a transposed linear layer
+        setattr(module, "nf", weight.shape[1])  # noqa: B010 - torch's type has no such attribute
 
 
 def _follow_convolution(module: nn.modules.conv._ConvNd, weight: Tensor) -> None:

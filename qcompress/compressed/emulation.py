@@ -1,8 +1,7 @@
-"""A model that stands for any choice at once: weights are what the options make of them, the layers stay dense.
+"""Emulation: a dense copy of a model whose weights can be set to those of any choice.
 
-Where many choices are tried one after the other, putting the options into a copy of the model (`qcompress.apply`) would
-encode the same weights over and over. Here every option is encoded the first time it is asked for
-and only the parts that differ from the last choice are written.
+To evaluate many choices in sequence, `qcompress.apply` would encode the same weights repeatedly. Here every option is
+encoded once, when it is first needed, and only the parts that differ from the previous choice are written.
 """
 
 from typing import Any
@@ -17,17 +16,18 @@ from qcompress.transforms.base import Keep, Weight
 
 
 class Emulation:
-    """A copy of a model whose weights can be those of any choice.
+    """A copy of a model that can take the weights of any choice.
 
     Args:
-        model: the model that was measured; left as it is.
-        measurement: what `measure` gave.
+        model: the model that was measured; it is not modified.
+        measurement: result of `measure`.
 
     Attributes:
         model: the copy, dense, in evaluation mode.
+        choice: current option of every part.
 
     Raises:
-        ModelError: another model than measured.
+        ModelError: the model is not the one that was measured.
     """
 
     def __init__(self, model: nn.Module, measurement: Measurement) -> None:
@@ -36,12 +36,12 @@ class Emulation:
         self._measurement = measurement
         self._original = [part.weight(self.model).clone() for part in measurement.parts]
         self._stored: dict[tuple[int, int], dict[str, Tensor]] = {}
-        self._encoding: tuple[int, Weight] | None = None  # the last one, for the options of a part often follow
+        self._encoding: tuple[int, Weight] | None = None  # the last one, as options of a part often follow each other
         self.choice = [0] * len(measurement.parts)  # option 0 keeps a part as it is
         self._rounding: dict[int, list[Any]] = {}  # part → handles of the hooks that round its activations
 
     def rows(self, part: int, option: int) -> Tensor:
-        """What an option makes of a part's rows, ``(channels, per_channel)``."""
+        """Return a part's rows ``(channels, per_channel)`` as changed by an option."""
         transform, target = self._measurement.transforms[part][option], self._measurement.parts[part].target
         if isinstance(transform, Keep):
             return self._original[part]
@@ -52,10 +52,10 @@ class Emulation:
         return transform.decode(self._stored[part, option], target).to(self._original[part])
 
     def put(self, choice: ArrayLike) -> None:
-        """Give the copy the weights of a choice ``(G,)``, with or without the group of what is fixed.
+        """Set the copy's weights to those of a choice ``(G,)``, with or without a group for fixed use.
 
         Raises:
-            ModelError: it is no choice of what was measured.
+            ModelError: the choice does not belong to the measurement.
         """
         for index, option in enumerate(choice_of(self._measurement, choice)):
             if option == self.choice[index]:
@@ -70,7 +70,7 @@ class Emulation:
             self.choice[index] = option
 
     def _round(self, index: int, option: int) -> None:
-        """Let the layers of a part round their activations as its option says."""
+        """Make the layers of a part round their activations as its option requires."""
         for handle in self._rounding.pop(index, []):
             handle.remove()
         if (activations := self._measurement.transforms[index][option].activations) is not None:

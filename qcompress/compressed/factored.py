@@ -1,12 +1,13 @@
-"""Layers that stand for one layer by the product of smaller ones, and how they take its place in a model.
+"""Factored layers, which replace one layer of a model by a product of smaller ones.
 
 A factored layer is an `nn.Sequential` with named members, so its state dict reads ``fc.reduce.weight``,
-``fc.expand.weight``, ``fc.expand.bias``. The members' weights are the factors of a `Factorisation`, in its order, and
-so they can be folded back to one dense layer at any time.
+``fc.expand.weight``, ``fc.expand.bias``. The members' weights are the factors of a `Factorisation`, in its order, so
+that they can be folded back into one dense layer at any time.
 
-The stride, padding and dilation of a convolution go where its kernel goes: all to ``reduce`` or to a Tucker
-``core``, the vertical ones to ``vertical`` and the horizontal ones to ``horizontal``. No layer but the last has a
-bias, so that padding in between is right: it adds zeros, or copies, of what a padded input would have given.
+The stride, padding and dilation of a convolution follow its kernel: all of them belong to ``reduce`` or to a Tucker
+``core``, the vertical ones to ``vertical`` and the horizontal ones to ``horizontal``. Only the last layer has a bias,
+so that padding between the layers is correct: the first layers map zeros to zeros and copies to copies, as if their
+input had been padded.
 """
 
 from collections import OrderedDict
@@ -24,9 +25,9 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class GroupedLinear(nn.Module):
-    """A Linear layer without bias whose inputs and outputs fall into groups of their own.
+    """A Linear layer without bias whose inputs and outputs are divided into separate groups.
 
-    ``weight`` is ``(out, in / groups)``, the groups below each other.
+    ``weight`` is ``(out, in / groups)``, with the groups stacked.
 
     >>> GroupedLinear(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), groups=2)(torch.ones(1, 4))
     tensor([[3., 7.]], grad_fn=...)
@@ -43,13 +44,13 @@ class GroupedLinear(nn.Module):
         return torch.einsum("...gi,goi->...go", input.reshape(*input.shape[:-1], self.groups, -1), blocks).flatten(-2)
 
     def extra_repr(self) -> str:
-        """Describe the layer as a grouped convolution does."""
+        """Describe the layer like a grouped convolution."""
         rows, columns = self.weight.shape
         return f"in_features={columns * self.groups}, out_features={rows}, groups={self.groups}"
 
 
 class Basis(nn.Module):
-    """Codes of a word → its features. ``weight`` is ``(rank, features)``.
+    """Map the codes of a word to its features. ``weight`` is ``(rank, features)``.
 
     >>> Basis(torch.tensor([[1.0, 2.0, 3.0]]))(torch.tensor([[10.0]]))
     tensor([[10., 20., 30.]], grad_fn=...)
@@ -64,15 +65,15 @@ class Basis(nn.Module):
         return x @ self.weight
 
     def extra_repr(self) -> str:
-        """Describe the layer as a Linear layer does."""
+        """Describe the layer like a Linear layer."""
         return f"rank={self.weight.shape[0]}, features={self.weight.shape[1]}"
 
 
 class DenseWeight(Tensor):
     """The weight of a layer that has no such parameter.
 
-    A type of its own, because PyTorch's fused kernels (as of `nn.TransformerEncoderLayer`) take a layer's weight past
-    the layer, and leave alone one that is not a plain tensor. What is computed from it is a plain tensor.
+    It is a separate type because PyTorch's fused kernels (such as in `nn.TransformerEncoderLayer`) bypass the layer and
+    use its weight, but only if this is a plain tensor. Results computed from it are plain tensors.
 
     >>> weight = torch.ones(2, 2).as_subclass(DenseWeight)
     >>> type(torch.ones(1, 2) @ weight.T), type(weight)
@@ -87,21 +88,21 @@ class DenseWeight(Tensor):
 
 
 class Foldable(nn.Module):
-    """Stands in the place of one dense layer and can become one again."""
+    """A module that replaces one dense layer and can be converted back to it."""
 
     def to_dense(self) -> nn.Module:
-        """The dense layer."""
+        """Return the dense layer."""
         raise NotImplementedError
 
     @property
     def weight(self) -> Tensor:
-        """That of the dense layer, made anew every time: for code that looks at a layer's weight; without gradient."""
+        """The dense layer's weight, computed on every access and without gradient, for code that reads it."""
         whole: Tensor = self.to_dense().weight.detach()  # type: ignore[operator]
         return whole.as_subclass(DenseWeight)
 
 
 class Factored(nn.Sequential, Foldable):
-    """Smaller layers in the place of one; the last one has its bias."""
+    """Smaller layers that replace one layer; the last of them has its bias."""
 
     @property
     def bias(self) -> Tensor | None:
@@ -114,14 +115,14 @@ class Factored(nn.Sequential, Foldable):
         return {name: layer.weight.detach().flatten(1) for name, layer in self.named_children()}  # type: ignore[operator]
 
     def _product(self, form: Factorisation, kernel: tuple[int, int]) -> Tensor:
-        """The rows of the dense weight, added up in float32 or wider."""
+        """Return the rows of the dense weight, computed in float32 or wider."""
         wide = {
             name: factor.to(torch.promote_types(factor.dtype, torch.float32)) for name, factor in self.factors.items()
         }
         return form.product(wide, kernel)
 
     def _dense_conv(self, form: Factorisation, tall: nn.Conv2d, wide: nn.Conv2d) -> nn.Conv2d:
-        """The Conv2d whose kernel has the height of one member and the width of another."""
+        """Return the Conv2d whose kernel has the height of one member's and the width of another's."""
         rows = self._product(form, (tall.kernel_size[0], wide.kernel_size[1]))
         first, last = self[0], self[-1]
         dense = _conv(tall, wide, first.in_channels, len(rows))  # type: ignore[arg-type]
@@ -135,7 +136,7 @@ class FactoredLinear(Factored):
     expand: nn.Linear
 
     def to_dense(self) -> nn.Linear:
-        """One Linear layer with the product as its weight."""
+        """Return one Linear layer with the product as its weight."""
         rows = self._product(Channels(getattr(self.reduce, "groups", 1)), (1, 1))
         return _filled(
             nn.Linear(rows.shape[1], rows.shape[0], device="meta"), rows, self.expand.weight, self.expand.bias
@@ -143,13 +144,13 @@ class FactoredLinear(Factored):
 
 
 class FactoredConv2d(Factored):
-    """A Conv2d layer as ``expand(reduce(x))``: its own kernel to rank channels, then 1×1 to all (with the bias)."""
+    """A Conv2d layer as ``expand(reduce(x))``: its kernel to rank channels, then 1×1 to all (with the bias)."""
 
     reduce: nn.Conv2d
     expand: nn.Conv2d
 
     def to_dense(self) -> nn.Conv2d:
-        """One Conv2d layer with the product as its weight."""
+        """Return one Conv2d layer with the product as its weight."""
         return self._dense_conv(Channels(self.reduce.groups), self.reduce, self.reduce)
 
 
@@ -160,38 +161,38 @@ class SpatialConv2d(Factored):
     horizontal: nn.Conv2d
 
     def to_dense(self) -> nn.Conv2d:
-        """One Conv2d layer with the product as its weight."""
+        """Return one Conv2d layer with the product as its weight."""
         return self._dense_conv(Spatial(), self.vertical, self.horizontal)
 
 
 class TuckerConv2d(Factored):
-    """A Conv2d layer as ``expand(core(reduce(x)))``: 1×1 to fewer channels, its own kernel, 1×1 to all."""
+    """A Conv2d layer as ``expand(core(reduce(x)))``: 1×1 to fewer channels, the kernel, 1×1 to all."""
 
     reduce: nn.Conv2d
     core: nn.Conv2d
     expand: nn.Conv2d
 
     def to_dense(self) -> nn.Conv2d:
-        """One Conv2d layer with the product as its weight."""
+        """Return one Conv2d layer with the product as its weight."""
         return self._dense_conv(Tucker(), self.core, self.core)
 
 
 class FactoredEmbedding(Factored):
     """An Embedding as ``basis(codes(words))``: a lookup of short codes, then one matrix to the features.
 
-    The members are in the order of a product's sides, not of the calls.
+    The members are in the order of the matrix product, not of the calls.
     """
 
     basis: Basis
     codes: nn.Embedding
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (as of an Embedding)
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (name in nn.Embedding)
         """``(…)`` ids → ``(…, features)``."""
         features: Tensor = self.basis(self.codes(input))
         return features
 
     def to_dense(self) -> nn.Embedding:
-        """One Embedding with the product as its weight."""
+        """Return one Embedding with the product as its weight."""
         rows = self._product(Words(), (1, 1))
         return _filled(_embedding(self.codes, rows.shape[1]), rows, self.codes.weight, None)
 
@@ -200,18 +201,18 @@ _CONVOLUTIONS: dict[tuple[str, ...], tuple[type[Factored], str, str]] = {
     ("reduce", "expand"): (FactoredConv2d, "reduce", "reduce"),
     ("vertical", "horizontal"): (SpatialConv2d, "vertical", "horizontal"),
     ("reduce", "core", "expand"): (TuckerConv2d, "core", "core"),
-}  # names of the factors → the layer, and which member has the kernel's height and which its width
+}  # names of the factors → class, member with the kernel's height, member with its width
 
 
 def factored(layer: nn.Module, factors: Factors) -> Factored:
-    """The layer as smaller ones, with its bias, device, dtype, mode and ``requires_grad``.
+    """Return the layer as smaller ones, with its bias, device, dtype, mode and ``requires_grad``.
 
     Args:
-        layer: Linear, Embedding, or Conv2d without groups.
-        factors: of one of the forms of `qcompress.transforms.low_rank.forms`; their names tell which.
+        layer: a Linear, Embedding, or ungrouped Conv2d layer.
+        factors: factors of one of the forms in `qcompress.transforms.low_rank.forms`; their names determine which.
 
     Raises:
-        TypeError: another layer.
+        TypeError: the layer is of another type.
 
     >>> factored(nn.Linear(8, 4), {"reduce": torch.ones(2, 8), "expand": torch.ones(4, 2)})
     FactoredLinear(
@@ -250,16 +251,14 @@ def factored(layer: nn.Module, factors: Factors) -> Factored:
         whole = kind(members)
     else:
         names = ", ".join(factors)
-        raise TypeError(f"only Linear, Embedding, and Conv2d without groups, can be factored; found {names} of {layer}")
+        raise TypeError(f"only Linear, Embedding and ungrouped Conv2d can be factored; found {names} of {layer}")
     return whole.train(layer.training)
 
 
 def fold_(model: Model) -> Model:
-    """Put dense layers in the place of factored ones, in place, so that the original state dict loads again.
+    """Replace factored layers by dense ones, in place, so that the original state dict loads again.
 
-    No layer rounds its activations any longer.
-
-    An Embedding in blocks (`qcompress.vocabulary`) becomes one again as well.
+    Layers no longer round their activations. An Embedding in blocks (`qcompress.vocabulary`) becomes one layer again.
 
     >>> factors = {"reduce": torch.ones(2, 8), "expand": torch.ones(4, 2)}
     >>> fold_(nn.Sequential(factored(nn.Linear(8, 4), factors)))
@@ -267,7 +266,7 @@ def fold_(model: Model) -> Model:
       (0): Linear(in_features=8, out_features=4, bias=True)
     )
     """
-    for module in reversed(list(model.modules())):  # what is inside another one first
+    for module in reversed(list(model.modules())):  # inner modules first
         activations.detach(module)
         if isinstance(module, Foldable):
             replace_(model, module, module.to_dense().train(module.training))
@@ -275,7 +274,7 @@ def fold_(model: Model) -> Model:
 
 
 def replace_(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put ``new`` wherever ``old`` is a child of a module in ``model``."""
+    """Replace ``old`` by ``new`` wherever it is a child of a module in ``model``."""
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child is old:
@@ -285,9 +284,9 @@ def replace_(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 def _conv(
     tall: nn.Conv2d | None, wide: nn.Conv2d | None, inputs: int, outputs: int, rows: Tensor | None = None
 ) -> nn.Conv2d:
-    """An empty Conv2d that moves down its input as ``tall`` does and along it as ``wide`` does (None: one by one).
+    """Return an empty Conv2d that has the vertical settings of ``tall`` and the horizontal ones of ``wide``.
 
-    It has as many groups as ``rows`` of that length take.
+    None stands for size and stride 1. The number of groups follows from the length of ``rows``.
     """
 
     def both(name: str, otherwise: int) -> tuple[int, int]:
@@ -312,7 +311,7 @@ def _conv(
 
 
 def _embedding(like: nn.Embedding, features: int) -> nn.Embedding:
-    """An empty Embedding of as many words as ``like``."""
+    """Return an empty Embedding with as many words as ``like``."""
     return nn.Embedding(
         like.num_embeddings,
         features,
@@ -328,9 +327,9 @@ Layer = TypeVar("Layer", bound=Member)
 
 
 def _filled(empty: Layer, rows: Tensor, like: Tensor, bias: Tensor | None) -> Layer:
-    """``empty`` with ``rows`` as a weight of the type and place of ``like``, and that very bias parameter.
+    """Return ``empty`` with ``rows`` as its weight, in the type and device of ``like``, and the given bias parameter.
 
-    Layers are made empty (on the meta device) so that making them draws no random numbers.
+    Layers are created empty (on the meta device) so that no random numbers are drawn.
     """
     value = rows.detach().reshape(empty.weight.shape).to(device=like.device, dtype=like.dtype, copy=True)
     empty.weight = nn.Parameter(value, requires_grad=like.requires_grad)

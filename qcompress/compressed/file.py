@@ -1,8 +1,8 @@
-"""A compressed model as one file of real bytes: codes packed, nothing stored twice, nothing left out.
+"""Save and load a compressed model as one file: codes packed, every tensor stored once, and none left out.
 
-The file holds the arrays of every part and every other tensor that the model holds (see `qcompress.model.tensors`). No
-pickle is written or read. What always holds: the arrays take exactly the predicted bytes, what is around them a few
-bytes a tensor, and the loaded model holds the saved one's tensors bit for bit, which a digest in the file proves.
+The file holds the arrays of every part and all other tensors of the model (see `qcompress.model.tensors`). No pickle is
+written or read. The arrays take exactly the predicted number of bytes, and the rest of the file a few bytes per tensor.
+The loaded model's tensors equal the saved ones bit for bit, which is verified by a digest in the file.
 """
 
 from collections.abc import Callable
@@ -29,11 +29,11 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompressedSize:
-    """How large the file of a compressed model is.
+    """Size of a compressed model's file.
 
     Attributes:
-        payload_bytes: of all arrays, as predicted.
-        file_bytes: with the header.
+        payload_bytes: bytes of all arrays, as predicted.
+        file_bytes: bytes of the whole file, including the header.
     """
 
     payload_bytes: int
@@ -42,17 +42,17 @@ class CompressedSize:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedFile(CompressedSize):
-    """What `save_compressed` wrote."""
+    """Result of `save_compressed`."""
 
     path: Path
 
 
 def save_compressed(model: nn.Module, path: AnyPath) -> SavedFile:
-    """Write a model that `apply` or `load_compressed` gave, whole or not at all.
+    """Write a model returned by `apply`, `compress` or `load_compressed` to a file, atomically.
 
     Raises:
-        ArtefactError: the model was not compressed, a compressed weight was changed since, or the model does not take
-            the bytes that were predicted.
+        ArtefactError: the model was not compressed, a compressed weight has changed since, or the model does not take
+            the predicted number of bytes.
 
     >>> import tempfile, torch
     >>> from qcompress import compress
@@ -76,10 +76,10 @@ def save_compressed(model: nn.Module, path: AnyPath) -> SavedFile:
 
 
 def compressed_size(model: nn.Module) -> CompressedSize:
-    """The exact size of the file that `save_compressed` would write.
+    """Return the exact size of the file that `save_compressed` would write.
 
     Raises:
-        ArtefactError: as there.
+        ArtefactError: same as in `save_compressed`.
 
     >>> import torch
     >>> from qcompress import compress
@@ -89,22 +89,22 @@ def compressed_size(model: nn.Module) -> CompressedSize:
     True
     """
     contents = _contents(model)
-    head = container.head(contents, digest="0" * 64)  # every digest takes the same bytes
+    head = container.head(contents, digest="0" * 64)  # all digests have the same length
     return CompressedSize(payload_bytes=contents.payload_bytes, file_bytes=len(head) + contents.payload_bytes)
 
 
 def load_compressed(path: AnyPath, model_factory: Callable[[], Model], *, packed: bool = False) -> Model:
-    """The compressed model from its file, in evaluation mode, on the device that ``model_factory`` gives.
+    """Load a compressed model from its file, in evaluation mode, on the device that ``model_factory`` uses.
 
     Args:
-        path: what `save_compressed` wrote.
-        model_factory: makes the original, uncompressed architecture; its weights do not matter.
-        packed: let the weights stay packed in memory and decode them where they are used, see `pack_`.
+        path: file written by `save_compressed`.
+        model_factory: function that makes the original, uncompressed architecture; its weights do not matter.
+        packed: whether to keep the weights packed in memory and decode them on use, see `pack_`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ArtefactError: the file is cut short, of another kind or newer, the architecture differs (says where), or the
-            model that comes out is not the one that was saved.
+        FileNotFoundError: the file does not exist.
+        ArtefactError: the file is truncated, of another kind or from a newer version, the architecture differs (the
+            message says where), or the loaded model differs from the saved one.
     """
     contents, digest = container.read(path)
     model = model_factory()
@@ -118,13 +118,13 @@ def load_compressed(path: AnyPath, model_factory: Callable[[], Model], *, packed
     try:
         install_(model, contents.parts)
     except (KeyError, RuntimeError) as error:
-        raise ArtefactError(f"{path} is damaged: its arrays do not give the weights back ({error})") from error
+        raise ArtefactError(f"{path} is damaged: its arrays cannot be decoded to weights ({error})") from error
     refuse(path, state_differences(contents.state, described(held_tensors(model))))
     put_(model, contents)
     if digest is not None and digest_of(model) != digest:
         raise ArtefactError(
-            f"the model loaded from {path} is not the one that was saved: its tensors have another digest. A tensor of "
-            "what model_factory gives may lie in another one's memory, or change as it is set"
+            f"the model loaded from {path} is not the one that was saved: its tensors have another digest. Tensors of "
+            "the model from model_factory may share memory, or change when they are set"
         )
     parts = tuple(replace(item, stored={}) if isinstance(item.transform, Keep) else item for item in contents.parts)
     attach(
@@ -135,22 +135,22 @@ def load_compressed(path: AnyPath, model_factory: Callable[[], Model], *, packed
 
 
 def stored_parts(path: AnyPath) -> tuple[CompressedPart, ...]:
-    """How every compressed part of a file is stored; takes no model.
+    """Return how every compressed part of a file is stored; no model is needed.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ArtefactError: the file is cut short, damaged, of another kind or newer.
+        FileNotFoundError: the file does not exist.
+        ArtefactError: the file is truncated, damaged, of another kind or from a newer version.
     """
     return container.read(path)[0].parts
 
 
 def _contents(model: nn.Module) -> Contents:
-    """What the file of ``model`` is to hold."""
+    """Return the contents of the file for ``model``."""
     record = record_of(model)
     if record is None:
         raise ArtefactError(
-            f"this {type(model).__name__} carries no record of a compression: save what apply(), compress() or "
-            "load_compressed() gave"
+            f"this {type(model).__name__} carries no record of a compression: save a model returned by apply(), "
+            "compress() or load_compressed()"
         )
     if is_packed(model):
         raise ArtefactError(

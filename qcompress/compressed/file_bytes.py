@@ -1,7 +1,8 @@
-"""The bytes of the whole file as a resource: the arrays, and room for what is written around them.
+"""The size of the whole file as a resource: the arrays, plus a reserve for everything around them.
 
-What is around the arrays is packed, so it adds up only nearly: some room is left for it, and the file that comes out
-is weighed (`compressed_size`). Where it is too large after all, there is to be `more` room.
+The index around the arrays is compressed, so its size is only approximately additive. Therefore some bytes are
+reserved for it, and the size of the resulting file is checked (`compressed_size`). If it is too large after all, the
+caller asks for a larger reserve (``more``).
 """
 
 from dataclasses import replace
@@ -17,19 +18,20 @@ from qcompress.measurement import Measurement
 from qcompress.transforms.base import Keep
 
 ROOM_PER_PART = 24
-"""Bytes for a part's entry beyond those of a part that is kept as it is."""
+"""Bytes of a part's entry in excess of the entry of a kept part."""
 
 
 def with_file_bytes(
     model: nn.Module, measurement: Measurement, *, more: float = 0.0, tight: bool = False
 ) -> Measurement:
-    """The measurement with one more resource, ``file_bytes``.
+    """Return the measurement with the additional resource ``file_bytes``.
 
     Args:
-        model: the one that was measured; left as it is.
-        measurement: of it.
-        more: bytes of room for what is around the arrays, besides those that are left anyway.
-        tight: leave no room for the parts' entries, so that no file takes less than is said.
+        model: the model that was measured; it is not modified.
+        measurement: measurement of ``model``.
+        more: bytes to reserve around the arrays in addition to the usual ones.
+        tight: whether to reserve nothing for the parts' entries, so that the stated use is a lower bound for every
+            file.
     """
     kept = own_copy(model)
     parts = tuple(CompressedPart(part=part, transform=Keep(), stored={}) for part in measurement.parts)

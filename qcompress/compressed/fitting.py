@@ -1,4 +1,4 @@
-"""Whether a model is of the architecture that a file holds, and how the file's tensors are put into it."""
+"""Check a model's architecture against a file, and copy the file's tensors into the model."""
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from qcompress.model.tensors import EXTRA_STATE, held_tensors
 
 
 def part_differences(part: Part, model: nn.Module) -> list[str]:
-    """What of ``model`` does not fit a part of the file."""
+    """Describe how ``model`` differs from a part of the file."""
     target = part.target
     try:
         site = part.site(model)
@@ -38,7 +38,7 @@ def part_differences(part: Part, model: nn.Module) -> list[str]:
 
 
 def cut_differences(contents: Contents, model: nn.Module) -> list[str]:
-    """What of ``model`` does not fit what the file takes out of its tensors."""
+    """Describe how ``model`` differs from the original that the file's cuts were made in."""
     shapes = {item.name: list(item.tensor.shape) for item in held_tensors(model)}
     expected: dict[str, list[int]] = {}
     for (name, dim), indices in contents.cuts.items():
@@ -52,9 +52,9 @@ def cut_differences(contents: Contents, model: nn.Module) -> list[str]:
 
 
 def state_differences(expected: dict[str, Described], actual: dict[str, Described]) -> list[str]:
-    """What of a state does not fit the file's.
+    """Describe how a state differs from the file's.
 
-    Buffers that no state dict takes are put in place whatever there is; only the file may lack them (before version 3).
+    Non-persistent buffers are replaced whatever the model has; only files before version 3 lack them.
     """
     differences = [
         f"it lacks {name!r}" for name, described in expected.items() if described.persistent and name not in actual
@@ -71,7 +71,7 @@ def state_differences(expected: dict[str, Described], actual: dict[str, Describe
 
 
 def put_(model: nn.Module, contents: Contents) -> None:
-    """Give every tensor of ``model`` that is no part's weight the values of the file.
+    """Set every tensor of ``model`` that is not a part's weight to its value in the file.
 
     Raises:
         ArtefactError: a buffer's module is missing.
@@ -94,7 +94,7 @@ def put_(model: nn.Module, contents: Contents) -> None:
 
 
 def _buffer_(model: nn.Module, name: str, value: Tensor) -> None:
-    """Make a buffer that no state dict takes, of a size that depends on what the model was run on."""
+    """Create a non-persistent buffer, whose size may depend on the batches that the model was run on."""
     path, _, key = name.rpartition(".")
     try:
         module = model.get_submodule(path)
@@ -105,10 +105,10 @@ def _buffer_(model: nn.Module, name: str, value: Tensor) -> None:
 
 
 def refuse(path: AnyPath, differences: list[str]) -> None:
-    """Say what differs, if anything does.
+    """Raise an error if there are differences.
 
     Raises:
-        ArtefactError: something does.
+        ArtefactError: lists the first differences.
     """
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""

@@ -1,7 +1,7 @@
-"""Batch norms folded into the layers before them: the same outputs, and what leaves a layer is what the next one reads.
+"""Fold batch norms into the preceding layers, so that a layer's output is what the next layer reads.
 
-Rounding activations to 8 bits needs it: the channels of a convolution differ in size, and the batch norm behind it
-makes them alike.
+This is needed for rounding activations to 8 bits: the output channels of a convolution differ in magnitude, and only
+the batch norm after it makes them similar.
 """
 
 from typing import Any
@@ -18,15 +18,15 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def fold_batch_norms(model: nn.Module, example: Any, *, forward: forwards.Forward | None = None) -> nn.Module:
-    """A copy of ``model`` in which batch norms that follow a convolution are a part of it; in evaluation mode.
+    """Return a copy of ``model`` with batch norms folded into the layers before them, in evaluation mode.
 
-    A batch norm is folded where its input is what one plain convolution or Linear layer gave, both are called once, and
-    the outputs of the model stay what they were.
+    A batch norm is folded if its input is the output of one plain convolution or Linear layer, both are called once,
+    and the outputs of the model do not change.
 
     Args:
-        model: left as it is.
+        model: the model; it is not modified.
         example: a batch.
-        forward: ``(model, batch) -> output tensor`` where the default does not fit.
+        forward: ``(model, batch) -> output tensor``, for models that the default does not fit.
 
     Raises:
         ModelError: the model cannot be copied.
@@ -54,9 +54,9 @@ def fold_batch_norms(model: nn.Module, example: Any, *, forward: forwards.Forwar
 
 
 def _pairs(model: nn.Module, example: Any, forward: forwards.Forward | None) -> dict[str, str]:
-    """Path of a batch norm → that of the layer whose output it is given; each called once."""
+    """Path of a batch norm → path of the layer whose output it receives, for those called once."""
     paths = {module: path for path, module in model.named_modules()}
-    given: dict[int, tuple[str, Tensor]] = {}  # id of an output → its layer, and the output, so that it lives
+    given: dict[int, tuple[str, Tensor]] = {}  # id of an output → its layer, and the output to keep it alive
     calls: dict[str, int] = {}
     layers_before: dict[str, str] = {}
 
@@ -84,12 +84,12 @@ def _pairs(model: nn.Module, example: Any, forward: forwards.Forward | None) -> 
 
 
 def _is_fixed(module: nn.Module) -> bool:
-    """Whether it is a batch norm of PyTorch's own that has statistics."""
+    """Whether it is a batch norm of PyTorch with running statistics."""
     return type(module) in NORMS and getattr(module, "running_mean", None) is not None
 
 
 def _fold(layer: nn.Module, norm: nn.Module) -> None:
-    """Let a layer give what a batch norm behind it gave."""
+    """Change a layer so that it computes the output of the batch norm after it."""
     held = {name: tensor for name, tensor in norm.state_dict().items() if tensor is not None}
     weight = layers.weight_of(layer)
     gain = (held["running_var"].double() + norm.eps).rsqrt() * held.get("weight", torch.ones(())).double()

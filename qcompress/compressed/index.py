@@ -1,8 +1,8 @@
-"""What a file of a compressed model says of its arrays: where each part's are, and how the state is put together.
+"""The index of a compressed model's file: the arrays of each part, and the layout of the state.
 
-Everything is in tables without repetition (a transform, a shape, a store that many parts share is written once and
-numbered), written as JSON, packed by zlib: names and shapes of a network take a few bytes a tensor. What always holds:
-the size depends on names, shapes and the choice alone, not on the weights.
+The index consists of tables without repetition (a transform, shape or store used by many parts is written once and
+numbered), written as JSON and compressed with zlib. Names and shapes of a network take a few bytes per tensor. The size
+of the index depends only on names, shapes and the choice, not on the weights.
 """
 
 import base64
@@ -27,12 +27,13 @@ from qcompress.transforms.base import Target
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Described:
-    """A tensor of the state without its numbers.
+    """A tensor of the state without its values.
 
     Attributes:
-        dtype: as ``"float32"``.
-        first: name of the first tensor that is the same memory; its own where it is that.
-        persistent: whether a state dict takes it.
+        dtype: name of its type, for example ``"float32"``.
+        shape: its shape.
+        first: name of the first tensor with the same memory; its own name if it is the first.
+        persistent: whether it is part of the state dict.
     """
 
     dtype: str
@@ -41,7 +42,7 @@ class Described:
     persistent: bool = True
 
     def words(self, name: str) -> str:
-        """For people."""
+        """Return a readable description."""
         return f"{self.dtype} {self.shape}" + ("" if self.first == name else f" shared with {self.first!r}")
 
 
@@ -50,10 +51,10 @@ class Contents:
     """Everything that a file holds.
 
     Attributes:
-        parts: how each part is stored, with its arrays (a kept one has its rows as an array here).
-        plain: all other tensors, by name, what is shared once.
-        state: what the whole state looks like.
-        cuts: what was taken out of the original's tensors.
+        parts: how each part is stored, with its arrays (here, a kept part has its rows as an array).
+        plain: all other tensors by name; shared ones once.
+        state: description of the whole state.
+        cuts: indices removed from the original's tensors.
     """
 
     parts: tuple[CompressedPart, ...]
@@ -74,12 +75,12 @@ class Contents:
 
     @property
     def left_out_bytes(self) -> int:
-        """Bytes of the buffers among them that no state dict takes."""
+        """Bytes of the non-persistent buffers in `arrays`."""
         return sum(size_bytes(tensor) for name, tensor in self.plain.items() if not self.state[name].persistent)
 
 
 def described(held: Sequence[Held]) -> dict[str, Described]:
-    """The state that some tensors make."""
+    """Describe the state that consists of the given tensors."""
     first = first_names(held)
     return {
         item.name: Described(
@@ -93,12 +94,12 @@ def described(held: Sequence[Held]) -> dict[str, Described]:
 
 
 def dtype_name(tensor: Tensor) -> str:
-    """As ``"float32"``."""
+    """Return the name of a tensor's type, for example ``"float32"``."""
     return str(tensor.dtype).removeprefix("torch.")
 
 
 class _Table:
-    """Values by number, each once."""
+    """Numbered values without repetition."""
 
     def __init__(self) -> None:
         self.values: list[Any] = []
@@ -112,10 +113,10 @@ class _Table:
 
 
 def pack_index(contents: Contents) -> str:
-    """The tables as text.
+    """Return the tables as text.
 
     Raises:
-        ArtefactError: the blocks of a layer do not follow each other.
+        ArtefactError: the blocks of a layer are not consecutive.
     """
     transforms, stores, shapes = _Table(), _Table(), _Table()
     layers: list[tuple[list[str], list[int], str]] = []
@@ -134,7 +135,7 @@ def pack_index(contents: Contents) -> str:
     ]
     if wrong := [item.part.name for item, part in zip(contents.parts, derived, strict=True) if item.part != part]:
         raise ArtefactError(
-            f"{wrong[0]!r} does not follow the block before it: the parts are in no order that a file has"
+            f"{wrong[0]!r} does not follow its previous block: a file cannot hold the parts in this order"
         )
     names = list(contents.state)
     places = {name: place for place, name in enumerate(names)}
@@ -161,10 +162,10 @@ def pack_index(contents: Contents) -> str:
 
 
 def unpack_index(text: str, payload: Tensor) -> Contents:
-    """Undo `pack_index`: the contents, with arrays cut out of ``payload``.
+    """Undo `pack_index`: return the contents, with arrays taken from ``payload``.
 
     Raises:
-        KeyError, IndexError, TypeError, ValueError, AttributeError, zlib.error: it is not what that gives.
+        KeyError, IndexError, TypeError, ValueError, AttributeError, zlib.error: ``text`` is not a valid index.
     """
     value = json.loads(zlib.decompress(base64.b85decode(text)))
     transforms = [transform_from_json(stated) for stated in value["transforms"]]
@@ -196,7 +197,7 @@ def unpack_index(text: str, payload: Tensor) -> Contents:
 
 
 class _Cut:
-    """Arrays cut from one after the other."""
+    """Takes consecutive arrays from the payload."""
 
     def __init__(self, payload: Tensor) -> None:
         self._payload, self._place = payload, 0
@@ -206,7 +207,7 @@ class _Cut:
         stop = self._place + size.numel() * torch_dtype.itemsize
         piece = self._payload[self._place : stop]
         self._place = stop
-        return piece.clone().view(torch_dtype).reshape(size)  # a clone begins where any type may
+        return piece.clone().view(torch_dtype).reshape(size)  # a clone is aligned for any type
 
     def require_end(self) -> None:
         if self._place != len(self._payload):
@@ -218,7 +219,7 @@ def _target(store: list[Any]) -> Target:
 
 
 def _blocks(modules: Sequence[str], targets: Sequence[Target], parameter: str = WEIGHT) -> list[Part]:
-    """The parts of a weight, whose blocks follow each other."""
+    """Return the parts of a weight, whose blocks are consecutive."""
     parts, start = [], 0
     for target in targets:
         stop = start + target.channels
@@ -231,7 +232,7 @@ def _blocks(modules: Sequence[str], targets: Sequence[Target], parameter: str = 
 
 
 def _ranges(numbers: Iterable[int]) -> list[list[int]]:
-    """Numbers in rising order as ranges.
+    """Return ascending numbers as ranges.
 
     >>> _ranges([0, 1, 2, 5, 6])
     [[0, 3], [5, 7]]

@@ -1,9 +1,9 @@
-"""A compressed model whose weights stay packed in memory, and are decoded where they are used.
+"""Packed models: a compressed model whose weights stay packed in memory and are decoded on use.
 
-`pack_` takes the dense weights out of a compressed model. Its layers then hold the codes of their record, and a forward
-pass decodes them: of an Embedding the rows that are looked up, of a large Linear a block of output channels at a time,
-of every other layer the weight while it runs. What always holds: what is decoded is the dense weight bit for bit, so
-outputs are those of the dense model, but that blocks of a matrix product may add up in another order.
+`pack_` removes the dense weights from a compressed model. Its layers then hold the codes of their record, and a forward
+pass decodes them: the rows looked up by an Embedding, a block of output channels at a time in a large Linear layer, and
+the whole weight in any other layer. The decoded weight equals the dense weight bit for bit, so the outputs are those of
+the dense model, except that blocks of a matrix product may be summed in another order.
 """
 
 import functools
@@ -26,7 +26,7 @@ from qcompress.transforms.low_rank.factors import LowRank
 Model = TypeVar("Model", bound=nn.Module)
 
 BLOCK = 1 << 20
-"""Weights of a Linear layer that are decoded at once."""
+"""Maximum number of weights of a Linear layer that are decoded at once."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,9 +34,9 @@ class _Codes:
     """A packed weight.
 
     Attributes:
-        rows: decodes them.
-        restore: rows → the weight's shape, as the first layer reads it, where unlike ones share the weight.
-        shape, dtype, device: of the weight.
+        rows: decoder of its rows.
+        restore: rows → the weight in its shape; if unlike layers share the weight, as the first one reads it.
+        shape, dtype, device: shape, type and device of the weight.
     """
 
     rows: PackedRows
@@ -46,12 +46,12 @@ class _Codes:
     device: torch.device
 
     def moved(self, change: Callable[[Tensor], Tensor]) -> "_Codes":
-        """For where ``change`` puts tensors."""
+        """Return the codes for the device to which ``change`` moves tensors."""
         moved = change(torch.empty(0, dtype=self.dtype, device=self.device))
         if moved.dtype != self.dtype:
             raise ModelError(
-                f"packed weights decode to {self.dtype}, they cannot become {moved.dtype}: convert the original "
-                "before it is compressed"
+                f"packed weights decode to {self.dtype} and cannot be converted to {moved.dtype}: convert the original "
+                "before compressing it"
             )
         return replace(self, device=moved.device)
 
@@ -63,28 +63,28 @@ class _Codes:
 
 
 class Packed:
-    """What a module has in common with others with packed weights; its class is also that of the module."""
+    """Common base of modules with packed weights, combined with the class of the module."""
 
-    _packed: dict[str, _Codes]  # by parameter
+    _packed: dict[str, _Codes]  # by name of the parameter
     _unpacked: type[nn.Module]
     weight_is_packed = True
 
     def _apply(self, change: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Go along to another device; codes are of one dtype.
+        """Move to another device; the dtype of codes is fixed.
 
         Raises:
-            ModelError: it is to be of another dtype.
+            ModelError: another dtype is requested.
         """
         self._packed = {name: codes.moved(change) for name, codes in self._packed.items()}
         return super()._apply(change, recurse)  # type: ignore[misc,no-any-return]
 
 
 class _PackedLinear(Packed):
-    """Decodes a block of output channels at a time."""
+    """A Linear layer that decodes a block of output channels at a time."""
 
     bias: Tensor | None
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (as of a Linear layer)
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (name in nn.Linear)
         """``(…, in)`` → ``(…, out)``."""
         codes = self._packed[WEIGHT]
         channels, features = codes.shape
@@ -98,9 +98,9 @@ class _PackedLinear(Packed):
 
 
 class _PackedEmbedding(Packed):
-    """Decodes the rows that are looked up."""
+    """An Embedding that decodes the rows that are looked up."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (as of an Embedding)
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (name in nn.Embedding)
         """``(…)`` ids → ``(…, features)``."""
         codes, channels = self._packed[WEIGHT], self._packed[WEIGHT].rows.channels
         words, places = torch.unique(input.cpu(), return_inverse=True)
@@ -111,7 +111,7 @@ class _PackedEmbedding(Packed):
 
 @functools.cache
 def _packed_class(layer: type[nn.Module], parameters: tuple[str, ...]) -> type[nn.Module]:
-    """The class of a module with those parameters packed; one that runs as PyTorch's own does it a part at a time."""
+    """Return the class of a module with packed parameters; those that run like PyTorch's decode a part at a time."""
     kind: type[Packed] = Packed
     if WEIGHT in parameters and issubclass(layer, nn.Linear) and layer.forward is nn.Linear.forward:
         kind = _PackedLinear
@@ -122,21 +122,21 @@ def _packed_class(layer: type[nn.Module], parameters: tuple[str, ...]) -> type[n
 
 
 def _decoding(parameter: str) -> property:
-    """The dense parameter, decoded anew every time."""
+    """Return a property for the dense parameter, which is decoded on every access."""
     return property(lambda self: self._packed[parameter].dense())
 
 
 def pack_(model: Model) -> Model:
-    """Let ``model`` hold packed codes instead of dense weights, in place, and return it; it can then only be run.
+    """Replace the dense weights of ``model`` by packed codes, in place, and return it; it can then only be run.
 
-    Time: every call decodes (`benchmarks.packed` says what that costs). Weights that are kept as they are stay, and so
-    do those of recurrent layers, which PyTorch runs from a list of its own.
+    Every call decodes the weights, which takes time (see `benchmarks.packed`). Kept weights remain dense, and so do
+    those of recurrent layers, which PyTorch runs from a separate list.
 
     Args:
-        model: what `apply`, `compress` or `load_compressed` gave.
+        model: model returned by `apply`, `compress` or `load_compressed`.
 
     Raises:
-        ArtefactError: the model was not compressed, or a compressed weight was changed since.
+        ArtefactError: the model was not compressed, or a compressed weight has changed since.
 
     >>> import torch
     >>> from qcompress import compress
@@ -152,8 +152,8 @@ def pack_(model: Model) -> Model:
     record = record_of(model)
     if record is None:
         raise ArtefactError(
-            f"this {type(model).__name__} carries no record of a compression: pack what apply(), compress() or "
-            "load_compressed() gave"
+            f"this {type(model).__name__} carries no record of a compression: pack a model returned by apply(), "
+            "compress() or load_compressed()"
         )
     require_unchanged(record, model)
     for _, parts in itertools.groupby(record.parts, key=lambda item: item.part.path):
@@ -171,12 +171,12 @@ def pack_(model: Model) -> Model:
 
 
 def is_packed(model: nn.Module) -> bool:
-    """Whether some layer of ``model`` has its weight packed."""
+    """Whether any layer of ``model`` has a packed weight."""
     return any(isinstance(module, Packed) for module in model.modules())
 
 
 def _rows_of(site: Site, items: Sequence[CompressedPart]) -> PackedRows:
-    """The rows of all blocks of a weight; those of a kept block are copied, for the weight goes."""
+    """Return the rows of all blocks of a weight; those of a kept block are copied, because the weight is removed."""
     whole = site.rows
     blocks = []
     for item in items:

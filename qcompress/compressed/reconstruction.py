@@ -1,8 +1,8 @@
-"""What stays makes up for what goes: least squares on the inputs of a layer that loses some of them.
+"""Reconstruction: refit a layer's remaining weights by least squares when some of its inputs are removed.
 
-A layer computes ``W·x``; without the inputs R and with weights ``W'`` for the inputs K that stay, ``E‖W·x - W'·x_K‖²``
-is least at ``W' = W_K + W_R·H_RK·H_KK⁻¹`` for the second moments ``H = E[x·xᵀ]``. The group's form of the optimal
-brain surgeon (Hassibi & Stork, NIPS 1992; layer by layer as in arXiv 2208.11580).
+A layer computes ``W·x``. If the inputs R are removed and the remaining inputs K get the weights ``W'``, the error
+``E‖W·x - W'·x_K‖²`` is least for ``W' = W_K + W_R·H_RK·H_KK⁻¹`` with the second moments ``H = E[x·xᵀ]``. This is the
+optimal brain surgeon for groups (Hassibi & Stork, NIPS 1992; layer by layer as in arXiv 2208.11580).
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from qcompress.model import layers
 from qcompress.model.coupled import Axis, CoupledSet
 
 DAMPING = 0.01
-"""Of the moments' mean diagonal, added to it: inputs that hardly move would else be trusted without end."""
+"""Multiple of the moments' mean diagonal added to the diagonal, because some inputs have almost no variance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -25,8 +25,8 @@ class Reader:
     """A layer that reads a set and whose inputs are known.
 
     Attributes:
-        path: of the layer.
-        columns: ``(units, columns per unit)`` of its weight as rows.
+        path: path of the layer.
+        columns: ``(units, columns per unit)`` columns of its weight as rows.
     """
 
     path: str
@@ -34,7 +34,7 @@ class Reader:
 
 
 def readers(model: nn.Module, item: CoupledSet) -> list[Reader]:
-    """The linear layers and ungrouped convolutions that read a set."""
+    """Return the linear layers and ungrouped convolutions that read a set."""
     reading = []
     for axis in item.axes:
         path = axis.tensor.rpartition(".")[0]
@@ -52,14 +52,14 @@ def _columns(axis: Axis, weight: Tensor) -> NDArray[np.int64]:
 
 
 def damped(moments: Tensor) -> Tensor:
-    """Second moments in float64 with `DAMPING` on the diagonal."""
+    """Return second moments in float64 with `DAMPING` on the diagonal."""
     wide = moments.double()
     diagonal = wide.diagonal()
     return wide + torch.eye(len(wide), dtype=torch.float64) * max(DAMPING * float(diagonal.mean()), 1e-30)
 
 
 def reconstruct(rows: Tensor, moments: Tensor, gone: Tensor) -> Tensor:
-    """Rows ``(channels, n)`` with the columns ``gone`` zero and the others such that outputs change least.
+    """Return rows ``(channels, n)`` with the columns ``gone`` zero and the others refitted for the least output error.
 
     >>> rows, moments = torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 1.0], [1.0, 1.0]])  # two inputs that are one
     >>> reconstruct(rows, moments, torch.tensor([1])).round(decimals=1)
@@ -83,7 +83,7 @@ def reconstruct_(
     removed: Mapping[str, NDArray[np.int64]],
     moments: Mapping[str, NDArray[np.float32]],
 ) -> None:
-    """Let every layer that reads removed units, and whose moments there are, make up for them; in place."""
+    """Refit every layer that reads removed units and whose moments are known, in place."""
     gone: dict[str, list[NDArray[np.int64]]] = {}
     for item in sets:
         if len(units := removed.get(item.name, ())):

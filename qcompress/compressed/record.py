@@ -1,8 +1,8 @@
-"""The record that a compressed model carries: how each of its parts is stored.
+"""The record of a compressed model: how each of its parts is stored.
 
-It holds the arrays that go to disk, which are small by their nature, so that saving never has to guess how a weight
-came about. A weight that is kept as it is has no arrays here. The record is a plain attribute of the model: it
-survives `copy.deepcopy`, and state dicts do not know of it.
+It holds the encoded arrays, which are small, so that saving never has to infer how a weight was made. A weight that is
+kept unchanged has no arrays here. The record is a plain attribute of the model: it survives `copy.deepcopy` and is not
+part of state dicts.
 """
 
 import itertools
@@ -24,10 +24,12 @@ _ATTRIBUTE = "_qcompress_compression"
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CompressedPart:
-    """A part of a model, the transform chosen for it and the arrays that it is stored in.
+    """A part of a model with the transform chosen for it and its stored arrays.
 
     Attributes:
-        stored: arrays by name, on the CPU; empty when the weight is kept as it is.
+        part: the part.
+        transform: the chosen transform.
+        stored: arrays by name, on the CPU; empty when the weight is kept.
     """
 
     part: Part
@@ -36,17 +38,17 @@ class CompressedPart:
 
     @property
     def factors(self) -> dict[str, Tensor]:
-        """Weights (as rows) of the layers in the part's place, or {} when the layer itself is there."""
+        """Weights (as rows) of the layers that replace the part's layer, or {} if it is not replaced."""
         return self.transform.factors(self.stored, self.part.target) if self.stored else {}
 
     def rows(self) -> Tensor:
-        """The rows that the stored arrays give."""
+        """Return the rows decoded from the stored arrays."""
         return self.transform.decode(self.stored, self.part.target)
 
     def weights_in(self, model: nn.Module) -> list[Tensor] | None:
-        """The parameters of ``model`` that hold the part, or None when they do not hold what is stored.
+        """Return the parameters of ``model`` that hold the part, or None if they differ from what is stored.
 
-        A kept weight has nothing stored: it only has to be there, in its shape and type.
+        A kept weight has nothing stored; only its shape and type must match.
         """
         try:
             site = self.part.site(model)
@@ -78,9 +80,10 @@ class Compression:
     """How every part of a model is stored.
 
     Attributes:
-        payload_bytes: what the whole model takes as it was predicted, without buffers that no state dict takes (their
-            size may depend on what a model was run on); None where nothing was.
-        cuts: what was taken out of the original's tensors.
+        parts: the stored parts.
+        payload_bytes: predicted bytes of the whole model, without non-persistent buffers (whose size may depend on the
+            last batch); None without a prediction.
+        cuts: indices removed from the original's tensors.
     """
 
     parts: tuple[CompressedPart, ...]
@@ -89,13 +92,13 @@ class Compression:
 
 
 def record_of(model: nn.Module) -> Compression | None:
-    """The record that ``model`` carries, or None."""
+    """Return the record of ``model``, or None."""
     record: Compression | None = getattr(model, _ATTRIBUTE, None)
     return record
 
 
 def attach(model: nn.Module, record: Compression) -> None:
-    """Let ``model`` carry ``record``; what was cut before stays noted."""
+    """Attach ``record`` to ``model``; earlier cuts are preserved."""
     before = record_of(model)
     if before is not None and before.cuts and not record.cuts:
         record = replace(record, cuts=before.cuts)
@@ -103,31 +106,31 @@ def attach(model: nn.Module, record: Compression) -> None:
 
 
 def detach(model: nn.Module) -> None:
-    """Let ``model`` carry no record."""
+    """Remove the record of ``model``, if any."""
     if record_of(model) is not None:
         delattr(model, _ATTRIBUTE)
 
 
 def require_unchanged(record: Compression, model: nn.Module) -> list[Tensor]:
-    """The parameters of ``model`` that hold the parts of its record.
+    """Return the parameters of ``model`` that hold the parts of its record.
 
     Raises:
-        ArtefactError: one does not hold what is stored of it.
+        ArtefactError: a parameter differs from what is stored.
     """
     holding: list[Tensor] = []
     for item in record.parts:
         weights = item.weights_in(model)
         if weights is None:
             raise ArtefactError(
-                f"the weight of {item.part.name!r} is no longer what apply() put there ({item.transform.label}): it "
-                "was fine-tuned, converted or replaced. Load the compressed weights again, or measure and apply anew"
+                f"the weight of {item.part.name!r} is no longer what apply() set ({item.transform.label}): it was "
+                "fine-tuned, converted or replaced. Load the compressed weights again, or measure and apply again"
             )
         holding += weights
     return holding
 
 
 def install_(model: nn.Module, parts: Sequence[CompressedPart]) -> None:
-    """Give ``model`` what ``parts`` store; where nothing is stored its weight stays."""
+    """Set the weights of ``model`` to those stored in ``parts``; weights without stored arrays are unchanged."""
     for _, group in itertools.groupby(parts, key=lambda item: item.part.path):
         items = list(group)
         site, modules = items[0].part.site(model), items[0].part.modules

@@ -1,7 +1,7 @@
-"""Cut removed units out of a model, or mask them; both compute the same.
+"""Cut removed units out of a model, or mask them; both compute the same function.
 
-In the **masked** network the weights that read a removed unit are zero, so that nothing it holds counts. In the
-**smaller** one every tensor is cut where the unit lies (`qcompress.compressed.cutting`).
+In the **masked** network, the weights that read a removed unit are zero, so that its values have no effect. In the
+**smaller** network, the unit is cut out of every tensor (`qcompress.compressed.cutting`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from qcompress.model.coupled import CoupledSet
 from qcompress.model.tensors import held_tensors
 
 Removed = Mapping[str, ArrayLike]
-"""Name of a set → units of it that go."""
+"""Name of a set → its units to remove."""
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -27,7 +27,7 @@ def mask_(model: Model, sets: Sequence[CoupledSet], removed: Removed) -> Model:
     """Set the weights that read removed units to zero, in place.
 
     Raises:
-        ModelError: as of `remove_`.
+        ModelError: same as in `remove_`.
     """
     tensors = {item.name: item.tensor for item in held_tensors(model)}
     with torch.no_grad():
@@ -44,7 +44,7 @@ def remove_(model: Model, sets: Sequence[CoupledSet], removed: Removed) -> Model
     """Cut removed units out of every tensor, in place.
 
     Raises:
-        ModelError: no such set or unit, or no unit of a set would stay.
+        ModelError: a set or unit does not exist, or no unit of a set would remain.
 
     >>> from qcompress.structure.find import find_sets
     >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -61,7 +61,7 @@ def remove_(model: Model, sets: Sequence[CoupledSet], removed: Removed) -> Model
 
 
 def cuts_of(sets: Sequence[CoupledSet], removed: Removed) -> dict[tuple[str, int], list[int]]:
-    """What `qcompress.compressed.cutting.cut_` is to take out of which tensors."""
+    """Return the cuts that `qcompress.compressed.cutting.cut_` has to make."""
     cuts: dict[tuple[str, int], set[int]] = {}
     for item, units in _chosen(sets, removed):
         for axis in item.axes:
@@ -70,7 +70,7 @@ def cuts_of(sets: Sequence[CoupledSet], removed: Removed) -> dict[tuple[str, int
 
 
 def _chosen(sets: Sequence[CoupledSet], removed: Removed) -> list[tuple[CoupledSet, NDArray[np.int64]]]:
-    """Sets with units that go."""
+    """Return the sets with their units to remove."""
     known = {item.name: item for item in sets}
     chosen = []
     for name, given in removed.items():

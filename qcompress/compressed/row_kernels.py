@@ -1,4 +1,4 @@
-"""Loops over packed codes; see `qcompress.compressed.rows`. A module of its own, for numba is slow to import."""
+"""Loops over packed codes, see `qcompress.compressed.rows`; a separate module because numba is slow to import."""
 
 import numba
 
@@ -7,7 +7,7 @@ from solvers.kernels.compiled import compiled
 
 @numba.njit(inline="always")
 def _code_at(packed, number, bits):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """The ``number``-th code of ``bits`` bits, at most 16: it lies in three bytes at most. Beyond the last one: 0."""
+    """Return code ``number`` of ``bits`` bits, at most 16; it spans at most three bytes. Beyond the last one: 0."""
     first = number * bits
     byte, value = first >> 3, numba.uint32(0)
     if byte + 2 < packed.shape[0]:
@@ -20,7 +20,7 @@ def _code_at(packed, number, bits):  # type: ignore[no-untyped-def]  # pragma: n
 
 @compiled
 def decode(codes, bits, numbers, scales, zeros, group_size, decoded):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """Rows of codes: ``decoded[i, j] = (code - zero)·scale`` for row ``numbers[i]``, scale and zero of j's group."""
+    """Decode rows: ``decoded[i, j] = (code - zero)·scale`` for row ``numbers[i]``, scale and zero of j's group."""
     columns, low = decoded.shape[1], (1 << bits) - 1
     for i in range(numbers.shape[0]):
         place, row = numbers[i] * columns, decoded[i]
@@ -46,7 +46,7 @@ def decode(codes, bits, numbers, scales, zeros, group_size, decoded):  # type: i
 
 @compiled
 def decode_kept(codes, mask, before, bits, numbers, scales, zeros, group_size, decoded):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """As `decode`, where only weights in the mask have a code; ``before`` counts those of the rows before."""
+    """Like `decode`, but only weights in the mask have a code; ``before`` counts those of all previous rows."""
     columns = decoded.shape[1]
     for i in range(numbers.shape[0]):
         place, code, row = numbers[i] * columns, before[i], decoded[i]
@@ -54,5 +54,7 @@ def decode_kept(codes, mask, before, bits, numbers, scales, zeros, group_size, d
             scale, zero = scales[i, group], zeros[i, group]
             for j in range(group * group_size, min((group + 1) * group_size, columns)):
                 kept = numba.int64(mask[(place + j) >> 3] >> ((place + j) & 7) & 1)
-                row[j] = numba.float32(kept * (_code_at(codes, code, bits) - zero)) * scale  # a branch would be guessed
+                row[j] = (
+                    numba.float32(kept * (_code_at(codes, code, bits) - zero)) * scale
+                )  # without a branch, which would be mispredicted
                 code += kept

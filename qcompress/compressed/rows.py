@@ -1,8 +1,8 @@
-"""Any rows of a weight from the arrays that it is stored in, without making the others.
+"""Decode individual rows of a weight from its stored arrays, without decoding the others.
 
-Codes of a few bits lie one after the other, so a row is found by its number; with pruning also by how many weights were
-kept before it, which is counted once. In numba, because each weight takes a few bits from bytes that are not its own,
-which on whole arrays would need many times the memory of the rows.
+Codes of a few bits are stored in sequence, so the position of a row follows from its number; with pruning, also from
+the number of weights kept before it, which is counted once. The loops use numba, because codes share bytes with their
+neighbours, and unpacking them with array operations would need many times the memory of the rows.
 """
 
 from abc import ABC, abstractmethod
@@ -18,21 +18,21 @@ from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 
 
 class PackedRows(ABC):
-    """Rows ``(channels, per_channel)`` that are made where they are asked for."""
+    """Rows ``(channels, per_channel)`` that are decoded on request."""
 
     channels: int
 
     @abstractmethod
     def rows(self, numbers: Tensor) -> Tensor:
-        """The rows with these numbers ``(n,)``."""
+        """Return the rows with the given numbers ``(n,)``."""
 
     def block(self, start: int, stop: int) -> Tensor:
-        """The rows from ``start`` to before ``stop``."""
+        """Return the rows from ``start`` to before ``stop``."""
         return self.rows(torch.arange(start, stop))
 
 
 def packed_rows(blocks: Sequence[tuple[Transform, dict[str, Tensor], Target]]) -> PackedRows:
-    """The rows of blocks of channels that follow each other, each a transform with the arrays it stores and its target.
+    """Return the rows of consecutive blocks of channels, each a transform with its stored arrays and its target.
 
     >>> from qcompress.transforms.base import Weight
     >>> target = Target(layer="Linear", channels=3, per_channel=4, dtype=torch.float32, macs=12)
@@ -54,7 +54,7 @@ def _block(transform: Transform, stored: dict[str, Tensor], target: Target) -> P
 
 
 class _Dense(PackedRows):
-    """Rows as they are."""
+    """Rows that are not encoded."""
 
     def __init__(self, rows: Tensor) -> None:
         self.channels, self._rows = len(rows), rows
@@ -64,7 +64,7 @@ class _Dense(PackedRows):
 
 
 class _Whole(PackedRows):
-    """Rows of a transform that only decodes all of them."""
+    """Rows of a transform that can only decode all of them."""
 
     def __init__(self, transform: Transform, stored: dict[str, Tensor], target: Target) -> None:
         self.channels = target.channels
@@ -75,7 +75,7 @@ class _Whole(PackedRows):
 
 
 class _Stacked(PackedRows):
-    """Blocks that follow each other."""
+    """Rows of consecutive blocks."""
 
     def __init__(self, blocks: Sequence[PackedRows]) -> None:
         self._blocks = blocks
@@ -95,7 +95,7 @@ class _Stacked(PackedRows):
 
 
 class _Coded(PackedRows):
-    """Rows of codes with scales, pruned or not."""
+    """Rows of codes with scales, with or without pruning."""
 
     def __init__(self, transform: PruneQuantize, stored: dict[str, Tensor], target: Target) -> None:
         self.channels, self._columns, self._dtype = target.channels, target.per_channel, target.dtype

@@ -1,1 +1,1 @@
-"""Training a compressed model that stays compressed."""
+"""Training of compressed models, which stay compressed."""

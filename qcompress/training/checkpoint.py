@@ -1,8 +1,7 @@
-"""A training that was cut goes on from its file: weights, optimiser, schedule and the best weights so far.
+"""Checkpoints of a training: weights, optimiser, schedule and the best weights so far.
 
-The file is safetensors with one JSON header, written whole or not at all; no pickle is written or read. What always
-holds: going on from it takes the same steps to the last bit as the training that was not cut, where the data gives
-the same batches again.
+The file is safetensors with one JSON header, written atomically; no pickle is written or read. If the data yields the
+same batches again, a resumed training takes bit for bit the same steps as an uninterrupted one.
 """
 
 import json
@@ -28,14 +27,14 @@ State = dict[str, Tensor]
 
 @dataclass(kw_only=True)
 class Standing:
-    """Where a training stands.
+    """State of a training.
 
     Attributes:
-        step: steps taken.
-        before: the validation loss before any.
-        best: the least since.
-        idle: looks without a better one.
-        kept: the state that had the best; None as long as it is that of the start.
+        step: number of steps taken.
+        before: validation loss before the first step.
+        best: least validation loss so far.
+        idle: number of successive evaluations without improvement.
+        kept: weights with the best loss; None as long as these are the initial ones.
     """
 
     step: int = 0
@@ -47,12 +46,12 @@ class Standing:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The file of a training.
+    """The checkpoint file of a training.
 
     Args:
-        path: where it is.
-        key: which training it belongs to.
-        model: what is trained.
+        path: path of the file.
+        key: identity of the training that it belongs to.
+        model: the model in training.
     """
 
     path: Path
@@ -60,7 +59,7 @@ class Checkpoint:
     model: nn.Module
 
     def save(self, standing: Standing, optimiser: Optimizer, schedule: LRScheduler) -> None:
-        """Write everything."""
+        """Write the checkpoint."""
         moments = optimiser.state_dict()
         tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"kept/{name}": value for name, value in (standing.kept or {}).items()}
@@ -81,11 +80,11 @@ class Checkpoint:
             file.write(content)
 
     def load(self, optimiser: Optimizer, schedule: LRScheduler) -> Standing:
-        """Give model, optimiser and schedule what they had, and say where the training stands.
+        """Restore model, optimiser and schedule, and return the state of the training.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            DataError: it is not whole, or belongs to another training.
+            FileNotFoundError: the file does not exist.
+            DataError: the file is incomplete, or belongs to another training.
         """
         header, tensors = self._read()
         if header["key"] != self.key:

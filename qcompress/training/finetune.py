@@ -1,13 +1,13 @@
-"""Fine-tuning of a compressed model that stays compressed: what is trained is what will be stored.
+"""Fine-tune a compressed model that stays compressed.
 
-Quantized and pruned weights are trained with the straight-through estimator (arXiv 1308.3432): a copy of full
-precision takes the optimiser's steps, while the network runs on what that copy becomes when it is stored. Factors of
-low-rank layers are trained as they are. Weights that are pruned stay pruned. Everything else that needs a gradient
-(biases, batch-norm scales, kept layers) is trained too; batch-norm statistics and dropout are those of evaluation mode.
+Quantized and pruned weights are trained with the straight-through estimator (arXiv 1308.3432): the optimiser updates a
+full-precision copy, while the network runs on the copy's stored (rounded and pruned) form. Factors of low-rank layers
+are trained directly. Pruned weights stay pruned. Everything else that requires a gradient (biases, batch-norm scales,
+kept layers) is trained too; batch norms and dropout are in evaluation mode.
 
-What always holds: the result has the same options in the same bytes as the model that came in, its record is that of
-its weights (so `save_compressed` takes it), and its loss on the validation batches (with the penalty, if any) is not
-above the one it had.
+The result has the same options and the same size as the given model, and its record matches its weights (so that
+`save_compressed` accepts it). Its loss on the validation batches (with the penalty, if any) is not above the initial
+one.
 """
 
 import itertools
@@ -38,25 +38,25 @@ from qcompress.training.optimiser import WideAdam
 from qcompress.training.straight_through import Trained
 
 LEARNING_RATE = 3e-4
-"""The highest, where none is given."""
+"""Default peak learning rate."""
 
 WARM_UP = 0.2
 """Share of the steps in which the learning rate rises."""
 
 LOOKS = 20
-"""How often the validation loss is taken."""
+"""Number of evaluations of the validation loss."""
 
 VALIDATED = 4
-"""Batches of the data that it is taken on where no validation batches are given."""
+"""Number of batches of the data used for validation if no validation batches are given."""
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneProgress:
-    """Where fine-tuning stands; losses per sample on the validation batches, with the penalty if any.
+    """Progress of fine-tuning; losses per sample on the validation batches, with the penalty if any.
 
-    Before any step, now and at best.
+    The losses are those before the first step, now, and the best so far.
     """
 
     step: int
@@ -83,32 +83,33 @@ def finetune(
     cache: AnyPath | None = None,
     on_progress: Callable[[FinetuneProgress], None] | None = None,
 ) -> Model:
-    """A fine-tuned copy of a compressed (or any other) model.
+    """Return a fine-tuned copy of a compressed (or any other) model.
 
     Args:
-        model: what `apply`, `compress` or `load_compressed` gave; left as it is.
-        data: re-iterable of batches, gone through again and again.
-        steps: of the optimiser (Adam, on float32 copies of parameters in half precision; the learning rate rises over
-            the first fifth, then falls to zero along a cosine), one batch each.
-        teacher: the original, whose outputs are to be met ("distillation"); needs no labels.
+        model: model returned by `apply`, `compress` or `load_compressed`; it is not modified.
+        data: re-iterable batches, iterated repeatedly.
+        steps: number of optimiser steps, one batch each. The optimiser is Adam, on float32 copies of half-precision
+            parameters; the learning rate rises over the first fifth, then falls to zero along a cosine.
+        teacher: the original model, whose outputs are the target ("distillation"); no labels are needed.
         loss: ``"kl"`` or ``"mse"`` to the teacher's outputs, or a callable ``(output, batch) -> (samples,)``, which
             needs no teacher.
-        learning_rate: the highest.
-        validation: batches on which the best weights are picked, kept in memory with the teacher's outputs; by default
-            the first ones of ``data``.
-        patience: looks at the validation loss without a better one (of 20) after which the training ends.
-        penalty: added to the loss, in training and on the validation batches, as `stable_rank`.
-        forward: ``(model, batch) -> output tensor`` where the default does not fit.
-        seed: of data that is shuffled by torch's own generator, as a DataLoader does.
-        cache: a file for where the training stands; one that was cut goes on from it, a finished one deletes it.
-        on_progress: called at every look, the first before any step.
+        learning_rate: peak learning rate.
+        validation: batches on which the best weights are selected, kept in memory with the teacher's outputs; by
+            default the first ones of ``data``.
+        patience: number of successive evaluations of the validation loss (of 20 in all) without improvement after which
+            the training ends.
+        penalty: penalty added to the loss, in training and validation, for example `stable_rank`.
+        forward: ``(model, batch) -> output tensor``, for models that the default does not fit.
+        seed: seed for data that torch's global generator shuffles, as in a DataLoader.
+        cache: checkpoint file, from which an interrupted training resumes; it is deleted when the training is finished.
+        on_progress: called at every evaluation, the first of which is before any step.
 
-    Ctrl-C ends the training with the best weights so far; with a cache, the same call goes on.
+    Ctrl-C ends the training with the best weights so far; with a cache, the same call resumes it.
 
     Raises:
-        OptionsError: no steps, a loss that needs a teacher without one, or numbers outside their range.
-        DataError: no batch, or the cache is of another training.
-        ModelError: its weights are packed.
+        OptionsError: there are no steps, the loss needs a teacher but there is none, or a number is outside its range.
+        DataError: there is no batch, or the cache belongs to another training.
+        ModelError: the weights of the model are packed.
 
     >>> from qcompress import compress, mean_loss, prune_quantize
     >>> _ = torch.manual_seed(0)
@@ -151,7 +152,7 @@ def finetune(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Schedule:
-    """How long, how fast and how patiently is trained; see `finetune`."""
+    """Length, learning rate and patience of the training, see `finetune`."""
 
     steps: int
     learning_rate: float
@@ -159,7 +160,7 @@ class _Schedule:
 
 
 class _Objective:
-    """What is to be low: the student's loss, relative to the teacher's outputs where there is one, and a penalty."""
+    """The function to minimize: the student's loss, relative to the teacher's outputs if any, and a penalty."""
 
     def __init__(
         self,
@@ -174,12 +175,12 @@ class _Objective:
         self._looked_at = [(batch, self._taught(batch)) for batch in looked_at]
 
     def of_batch(self, batch: Any) -> Tensor:
-        """The mean over a batch, with gradients."""
+        """Return the mean over a batch, with gradients."""
         mean = self._losses(batch, self._taught(batch)).mean()
         return mean if self._penalty is None else mean + self._penalty(self.student)
 
     def validated(self) -> float:
-        """The mean over the validation batches."""
+        """Return the mean over the validation batches."""
         with torch.no_grad():
             losses = [self._losses(batch, reference) for batch, reference in self._looked_at]
             added = 0.0 if self._penalty is None else float(self._penalty(self.student))
@@ -205,7 +206,7 @@ def _train(
     file: Checkpoint | None,
     on_progress: Callable[[FinetuneProgress], None] | None,
 ) -> None:
-    """Train the objective's student, and give it the best weights that were seen."""
+    """Train the objective's student, and set it to the best weights seen."""
     student, steps = objective.student, schedule.steps
     trained = Trained(student)
     before = trained.state()
@@ -261,10 +262,10 @@ def _train(
 
 
 def require_training(steps: int, learning_rate: float, patience: int = 1) -> None:
-    """Refuse numbers that no training can have.
+    """Check the numbers of a training.
 
     Raises:
-        OptionsError: steps or patience below 1, or a learning rate that is not above 0.
+        OptionsError: steps or patience are below 1, or the learning rate is not above 0.
     """
     if not (isinstance(steps, int) and steps >= 1 and patience >= 1 and learning_rate > 0):
         raise OptionsError(
@@ -274,13 +275,13 @@ def require_training(steps: int, learning_rate: float, patience: int = 1) -> Non
 
 
 def _rate(step: int, *, steps: int) -> float:
-    """Share of the learning rate: up along a line, since Adam's first steps are as long as its rate, then a cosine."""
+    """Share of the peak rate: a linear rise, because Adam's first steps are as long as its rate, then a cosine."""
     rise = max(1.0, WARM_UP * steps)
     return min(1.0, (step + 1) / rise) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _from(batches: Iterable[Any], done: int, steps: int, seed: int) -> Iterator[Any]:
-    """The batches of the steps that are left."""
+    """Return the batches of the remaining steps."""
     passes, skipped = divmod(done, len(batches)) if isinstance(batches, Sized) else (0, done)
 
     def endless() -> Iterator[Any]:
@@ -292,7 +293,7 @@ def _from(batches: Iterable[Any], done: int, steps: int, seed: int) -> Iterator[
 
 
 def _key(settings: list[Any], calibration: Calibration, teacher: nn.Module | None, looked_at: list[Any]) -> str:
-    """Which training this is: its settings, models with how they are stored, and all batches."""
+    """Return the identity of a training: its settings, models with their stored form, and all batches."""
     record = record_of(calibration.model)
     stored = [part.transform.to_json() for part in record.parts] if record else None
     return identify([settings, calibration.identities(), teacher, stored, identify_batches(looked_at)]).digest

@@ -1,4 +1,4 @@
-"""Adam for parameters of any dtype: steps smaller than a half-precision number can show still add up."""
+"""Adam for parameters of any dtype, in which steps too small for a half-precision number still accumulate."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_WIDE = "parameter"  # beside Adam's own moments, so that a checkpoint has it too
+_WIDE = "parameter"  # stored with Adam's moments, so that checkpoints include it
 
 
 class WideAdam(torch.optim.Adam):
-    """Adam that keeps a float32 copy of every half-precision parameter, and takes its steps on that.
+    """Adam that updates a float32 copy of every half-precision parameter.
 
-    The parameter itself is the copy rounded (arXiv 1710.03740, section 3.1). Others are trained as they are, and sparse
-    gradients taken as dense ones.
+    The parameter is the rounded copy (arXiv 1710.03740, section 3.1). Other parameters are trained directly, and sparse
+    gradients are converted to dense ones.
 
     >>> weight = nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
     >>> adam = WideAdam([weight], lr=1e-3)  # half of the least step down from 1 that bfloat16 has is 2e-3
@@ -41,7 +41,7 @@ class WideAdam(torch.optim.Adam):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step; a closure is not taken."""
+        """Take one step; closures are not supported."""
         assert closure is None  # noqa: S101
         for narrow in self._narrow:
             if narrow.grad is not None and narrow.grad.is_sparse:  # of an Embedding(sparse=True)
@@ -55,7 +55,7 @@ class WideAdam(torch.optim.Adam):
                 self.state[wide][_WIDE] = wide.detach()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the state, with the copies that had taken steps."""
+        """Load the state, including the copies."""
         super().load_state_dict(state_dict)
         with torch.no_grad():
             for narrow, wide in self._copied():

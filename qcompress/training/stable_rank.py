@@ -1,4 +1,4 @@
-"""The stable-rank penalty: weights that are trained to be cut to low rank."""
+"""The stable-rank penalty, for training weights that will be cut to low rank."""
 
 import torch
 from torch import Tensor, nn
@@ -8,17 +8,18 @@ from qcompress.model import layers
 
 
 def stable_rank(model: nn.Module, ranks: dict[str, int]) -> Tensor:
-    """A penalty that makes weights easy to cut to given ranks: what lies beyond them, relative to what lies within.
+    """A penalty that makes weights easy to cut to given ranks.
 
-    The sum over the layers of ``Σ_{i>r} σ_i / Σ_{i≤r} σ_i``, after the modified stable rank of BSR (arXiv 2111.15179):
-    train with ``penalty=lambda model: strength * stable_rank(model, ranks)``, then factor at these ranks.
+    It is the sum over the layers of ``Σ_{i>r} σ_i / Σ_{i≤r} σ_i``, the singular values beyond the rank relative to
+    those within it, after the modified stable rank of BSR (arXiv 2111.15179). Train with
+    ``penalty=lambda model: strength * stable_rank(model, ranks)``, then factor at these ranks.
 
     Args:
-        model: with the layers still dense.
+        model: model whose layers are still dense.
         ranks: path of a layer → its rank.
 
     Raises:
-        OptionsError: a rank that the layer's weight (as rows) does not have.
+        OptionsError: a rank is larger than the layer's weight (as rows) allows.
 
     >>> layer = nn.Linear(2, 2, bias=False)
     >>> _ = layer.weight.data.copy_(torch.diag(torch.tensor([3.0, 1.0])))

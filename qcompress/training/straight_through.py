@@ -1,7 +1,7 @@
-"""A compressed model in training: its weights of full precision, and what they are when they are stored.
+"""A compressed model in training: its full-precision weights and their stored form.
 
-What always holds: outside `Trained.stored` the parameters are those that an optimiser trains; inside they are what
-would be stored. At the end the model holds what is stored, with the record of it.
+Outside `Trained.stored`, the parameters are the full-precision weights that the optimiser trains; inside, they are the
+weights as stored. At the end the model has the stored weights, with a matching record.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from qcompress.transforms.low_rank.factors import LowRank
 
 @dataclass(frozen=True, eq=False)
 class _Piece:
-    """A weight, or a block of its rows, that is stored in some way other than as it is."""
+    """A weight, or a block of its rows, that is stored in encoded form."""
 
     site: Site
     rows: tuple[int, int]
@@ -36,7 +36,7 @@ class _Piece:
         return self.site.rows[self.rows[0] : self.rows[1]]
 
     def approximation(self) -> Tensor:
-        """What the rows become when they are stored."""
+        """Return the rows as they are when stored."""
         return self.transform.approximate(Weight(self.latent(), self.target))
 
     def set_(self, rows: Tensor) -> None:
@@ -46,7 +46,7 @@ class _Piece:
 
 
 class Trained:
-    """A model in training: its compressed parts, and the weights of full precision behind them."""
+    """A model in training: its compressed parts and their full-precision weights."""
 
     def __init__(self, model: nn.Module) -> None:
         record = record_of(model)
@@ -63,7 +63,7 @@ class Trained:
 
     @contextlib.contextmanager
     def stored(self) -> Iterator[None]:
-        """Inside, every weight is what would be stored; gradients then belong to the weights of full precision."""
+        """Set every weight to its stored form inside; gradients then belong to the full-precision weights."""
         before = [(piece.parameter, piece.parameter.detach().clone()) for piece in self.pieces]
         for piece in self.pieces:
             piece.set_(piece.approximation())
@@ -75,17 +75,17 @@ class Trained:
                     parameter.copy_(value)
 
     def prune_(self) -> None:
-        """Pruned weights back to zero."""
+        """Reset pruned weights to zero."""
         for piece in self.pieces:
             if piece.pruned is not None:
                 piece.set_(piece.latent().masked_fill(piece.pruned, 0.0))
 
     def state(self) -> dict[str, Tensor]:
-        """The state of full precision."""
+        """Return the full-precision state."""
         return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
     def finish_(self, state: dict[str, Tensor], *, changed: bool) -> None:
-        """Load a state; one of full precision is stored, and the model carries the record of it."""
+        """Load a state; if ``changed``, encode its weights and attach the new record."""
         self.model.load_state_dict(state)
         self.model.zero_grad()
         if self.record is None or not changed:
@@ -102,14 +102,14 @@ class Trained:
 
 
 def _is_trained(model: nn.Module, item: CompressedPart) -> bool:
-    """Whether a part is trained, and stored in another form: what is frozen stays bit by bit as it is stored."""
+    """Whether a part is trained and stored in encoded form; frozen parts keep their codes bit for bit."""
     site = item.part.site(model)
     factors = [Site(layer) for layer in site.module] if isinstance(site.module, Factored) else [site]
     return bool(item.stored) and any(factor.weight.requires_grad for factor in factors)
 
 
 def _pieces(model: nn.Module, item: CompressedPart) -> list[_Piece]:
-    """What of a part is stored in another form than it is trained in."""
+    """Return the weights of a part that are trained in another form than they are stored in."""
     if not _is_trained(model, item):
         return []
     module = model.get_submodule(item.part.modules[0])

@@ -317,7 +317,7 @@ def test_a_weight_that_unlike_layers_share_is_compressed_and_packed(
 
 
 def test_what_is_not_compressed_or_was_changed_is_refused() -> None:
-    with pytest.raises(ArtefactError, match="carries no record of a compression: pack what"):
+    with pytest.raises(ArtefactError, match="carries no record of a compression: pack a model"):
         pack_(nn.Linear(2, 2))
     smaller = quantized(nn.Sequential(nn.Linear(16, 16)), torch.randn(2, 16))
     with torch.no_grad():
@@ -343,6 +343,6 @@ def test_a_packed_model_is_refused_by_name_where_its_layers_are_to_change() -> N
 def test_packed_weights_become_no_other_dtype(dtype: torch.dtype) -> None:
     packed, data = packed_layers()
     before = packed(data[0])
-    with pytest.raises(ModelError, match=f"decode to torch.float32, they cannot become {dtype}"):
+    with pytest.raises(ModelError, match=f"decode to torch.float32 and cannot be converted to {dtype}"):
         packed.to(dtype)
     assert torch.equal(packed.to(torch.float32)(data[0]), before)
