@@ -22,7 +22,7 @@ from qcompress.model.opened import opened_of
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class BlockCall:
     """Arguments of a block's call besides the hidden states."""
 
     args: tuple[Any, ...]
@@ -49,14 +49,14 @@ class Chain:
     def __len__(self) -> int:
         return len(self.blocks)
 
-    def call(self, index: int, batch: Any) -> tuple[Tensor, Call]:
+    def call(self, index: int, batch: Any) -> tuple[Tensor, BlockCall]:
         """Return the initial hidden states of the model, and the other arguments of block ``index``.
 
         With gradients enabled, the hidden states of block 0 have a graph back to the model's weights.
         """
-        caught: list[tuple[Tensor, Call]] = []
+        caught: list[tuple[Tensor, BlockCall]] = []
 
-        def catch(hidden: Tensor, call: Call) -> Tensor:
+        def catch(hidden: Tensor, call: BlockCall) -> Tensor:
             caught.append((hidden, call))
             raise _StopError
 
@@ -66,7 +66,7 @@ class Chain:
             raise ModelError(f"the forward pass does not call {self.blocks[index]!r}: its blocks do not form a chain")
         return caught[0]
 
-    def block(self, index: int, hidden: Tensor, call: Call) -> Tensor:
+    def block(self, index: int, hidden: Tensor, call: BlockCall) -> Tensor:
         """Return the output of a block, whose weights are in memory, for hidden states."""
         output = self.model.get_submodule(self.blocks[index])(hidden, *call.args, **call.kwargs)
         if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
@@ -107,7 +107,7 @@ class Chain:
         return called
 
     @contextlib.contextmanager
-    def _stubs(self, special: dict[int, Callable[[Tensor, Call], Tensor]]) -> Iterator[None]:
+    def _stubs(self, special: dict[int, Callable[[Tensor, BlockCall], Tensor]]) -> Iterator[None]:
         """Replace the blocks by stubs that return their input, except for ``special`` ones."""
         opened = opened_of(self.model)
         modules = [self.model.get_submodule(path) for path in self.blocks]
@@ -120,9 +120,9 @@ class Chain:
             for module in modules:
                 vars(module).pop("forward", None)
 
-    def _stub(self, special: Callable[[Tensor, Call], Tensor] | None) -> Callable[..., Any]:
+    def _stub(self, special: Callable[[Tensor, BlockCall], Tensor] | None) -> Callable[..., Any]:
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            states = hidden_states if special is None else special(hidden_states, Call(args, kwargs))
+            states = hidden_states if special is None else special(hidden_states, BlockCall(args, kwargs))
             return states if self._wrapped is None else (states,)
 
         return forward

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qcompress.structure.nodes import Nodes
-from qcompress.structure.tracing import Seen, Tracer, aten, distinct
+from qcompress.structure.tracing import TracedTensor, Tracer, aten, distinct
 
 Args = Sequence[Any]
 
@@ -25,7 +25,7 @@ def varies(labels: Tensor, dim: int) -> bool:
     return bool((labels != labels.narrow(dim, 0, 1)).any())
 
 
-def axis(seen: Seen, dim: int, taken: Sequence[int] = ()) -> int | None:
+def axis(seen: TracedTensor, dim: int, taken: Sequence[int] = ()) -> int | None:
     """The only dimension of a parameter that runs along ``dim`` of the tensor derived from it, and along no other."""
     size = seen.tensor.shape[dim]
     fitting = []
@@ -116,7 +116,9 @@ def matrix_product(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any]
             tracer.block(output, "added to a product of activations")
 
 
-def weighted(tracer: Tracer, given: Tensor, weight: Seen, output: Tensor, bias: Tensor | None, *, turned: bool) -> None:
+def weighted(
+    tracer: Tracer, given: Tensor, weight: TracedTensor, output: Tensor, bias: Tensor | None, *, turned: bool
+) -> None:
     """Channels times a weight ``(inputs, outputs)``; if turned, a weight ``(outputs, inputs)`` times channels."""
     inner, outer = (-1, -2) if turned else (-2, -1)
     rank, labels, nodes = weight.tensor.ndim, tracer.labels(given), tracer.nodes

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from qcompress.structure import products
-from qcompress.structure.tracing import Rule, Seen, Tracer, aten, distinct
+from qcompress.structure.tracing import Rule, TracedTensor, Tracer, aten, distinct
 
 Args = Sequence[Any]
 
@@ -74,7 +74,7 @@ def _merge(tracer: Tracer, first: Tensor, second: Tensor) -> Tensor:
     return torch.where(first > 0, first, second).expand(shape)
 
 
-def labels_of_source(tracer: Tracer, seen: Seen, labels: Tensor) -> Tensor | None:
+def labels_of_source(tracer: Tracer, seen: TracedTensor, labels: Tensor) -> Tensor | None:
     """The nodes of a parameter that is combined elementwise with channels ``labels``; None if they are ambiguous."""
     along = [dim for dim in range(labels.ndim) if products.varies(labels, dim)]
     lead = labels.ndim - seen.tensor.ndim
@@ -277,7 +277,7 @@ def pool(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: 
     tracer.mark(item, labels.expand(item.shape))
 
 
-def _normalised(tracer: Tracer, item: Any, values: Sequence[Any]) -> tuple[Tensor | None, list[Seen]]:
+def _normalised(tracer: Tracer, item: Any, values: Sequence[Any]) -> tuple[Tensor | None, list[TracedTensor]]:
     """Labels of the normalised tensor, and the parameters among ``values``; blocks them if it has no labels."""
     labels, parameters = tracer.labels(item), [seen for value in values if (seen := tracer.seen(value)) is not None]
     if labels is None:

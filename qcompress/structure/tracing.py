@@ -25,7 +25,7 @@ aten = torch.ops.aten
 
 
 @dataclass(slots=True)
-class Seen:
+class TracedTensor:
     """What is known about a tensor of the run.
 
     Attributes:
@@ -71,7 +71,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.splits: list[tuple[Tensor, tuple[int, ...]]] = []
         self.reads: set[tuple[str, int]] = set()
         self.work: list[tuple[Tensor, float]] = []
-        self._seen: dict[int, Seen] = {}
+        self._seen: dict[int, TracedTensor] = {}
         for item in held:
             if id(item.tensor) in self._seen or not item.tensor.ndim:  # of two names of one tensor the first counts
                 continue
@@ -80,9 +80,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 torch.arange(size).view(*[1] * dim, size, *[1] * (len(shape) - dim - 1)).expand(shape)
                 for dim, size in enumerate(shape)
             )
-            self._seen[id(item.tensor)] = Seen(item.tensor, None, item.name, places)
+            self._seen[id(item.tensor)] = TracedTensor(item.tensor, None, item.name, places)
 
-    def seen(self, tensor: Any) -> Seen | None:
+    def seen(self, tensor: Any) -> TracedTensor | None:
         """Return what is known about a tensor, or None."""
         return self._seen.get(id(tensor)) if isinstance(tensor, Tensor) else None
 
@@ -94,11 +94,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def mark(self, tensor: Tensor, labels: Tensor | None) -> None:
         """Record the nodes of a tensor."""
         if labels is not None:
-            self._seen[id(tensor)] = Seen(tensor, compact(labels))
+            self._seen[id(tensor)] = TracedTensor(tensor, compact(labels))
 
     def mark_source(self, tensor: Tensor, source: str, places: tuple[Tensor, ...]) -> None:
         """Record that the values of a tensor are those of a parameter."""
-        self._seen[id(tensor)] = Seen(tensor, None, source, places)
+        self._seen[id(tensor)] = TracedTensor(tensor, None, source, places)
 
     def block(self, value: Any, reason: str) -> None:
         """Block the nodes of a tensor; of a parameter, those of all its dimensions."""

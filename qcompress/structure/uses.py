@@ -24,7 +24,7 @@ Extent = tuple[float, Mapping[int, float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Product:
+class UseTerm:
     """``factor · Π (always + Σ per_unit·kept)`` over one or two dimensions."""
 
     factor: float
@@ -40,7 +40,7 @@ class Uses:
         fixed: for each resource the use that does not depend on any set.
     """
 
-    products: MappingProxyType[str, tuple[Product, ...]]
+    products: MappingProxyType[str, tuple[UseTerm, ...]]
     fixed: MappingProxyType[str, float]
 
     def of(self, kept: Sequence[int]) -> dict[str, float]:
@@ -116,7 +116,7 @@ def uses_of(model: nn.Module, sets: Sequence[CoupledSet], counted: Counted) -> U
             along.setdefault(axis.tensor, {}).setdefault(axis.dim, {})[place] = float(axis.indices.shape[1])
     size_of = {item.name: item.tensor for item in held}
 
-    def product(name: str, whole: float) -> Product:
+    def product(name: str, whole: float) -> UseTerm:
         tensor = size_of[name]
         extents: list[Extent] = []
         for dim, per_unit in along.get(name, {}).items():
@@ -125,7 +125,7 @@ def uses_of(model: nn.Module, sets: Sequence[CoupledSet], counted: Counted) -> U
             whole /= tensor.shape[dim]
         if len(extents) > 2:
             raise ModelError(f"units lie along {len(extents)} dimensions of {name!r}, which is not supported")
-        return Product(factor=whole, extents=tuple(extents))
+        return UseTerm(factor=whole, extents=tuple(extents))
 
     in_bytes = [product(item.name, size_bytes(item.tensor)) for item in held if first[item.name] == item.name]
     in_macs, layers = [], 0.0
@@ -136,7 +136,7 @@ def uses_of(model: nn.Module, sets: Sequence[CoupledSet], counted: Counted) -> U
             in_macs.append(product(names[id(weight)], calls.macs))
     attention = max(counted.macs - layers, 0.0)
     in_macs += [
-        Product(factor=attention * item.work, extents=((0.0, {place: 1.0}),))
+        UseTerm(factor=attention * item.work, extents=((0.0, {place: 1.0}),))
         for place, item in enumerate(sets)
         if item.work
     ]

@@ -27,7 +27,7 @@ from qcompress.model import layers
 from qcompress.model.parts import Part, survey
 from qcompress.options import Options, low_rank, prune_quantize, transform_from_json
 from qcompress.transforms.base import Keep, Target, Transform, Weight, Window
-from qcompress.transforms.low_rank.decomposition import Split, columns_for, split
+from qcompress.transforms.low_rank.decomposition import Decomposition, columns_for, split
 from qcompress.transforms.low_rank.factors import KINDS, LowRank, RankRule
 from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 
@@ -135,7 +135,7 @@ def test_a_random_decomposition_is_nearly_as_close_and_the_same_every_time() -> 
 def test_a_random_whitened_decomposition_is_nearly_as_close() -> None:
     matrix, moments = random_rows(120, 90).double(), random_moments(90)
 
-    def error(found: Split, rank: int) -> float:
+    def error(found: Decomposition, rank: int) -> float:
         change = matrix - found.left[:, :rank] @ found.right[:rank]
         return float((change @ moments.double() * change).sum())
 

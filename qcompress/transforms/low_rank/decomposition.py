@@ -1,7 +1,7 @@
 """The best approximations of every rank at once, plain and weighted by the inputs.
 
-A `Split` of a matrix ``A`` (a, b) is nested: ``left[:, :r] @ right[:r]`` is the best approximation of rank r for every
-r it holds, so one decomposition serves all ranks. Best means the least ``‖A - A'‖²`` (Eckart-Young) or, with the
+A `Decomposition` of a matrix ``A`` (a, b) is nested: ``left[:, :r] @ right[:r]`` is the best approximation of rank r
+for every r it holds, so that one serves all ranks. Best means the least ``‖A - A'‖²`` (Eckart-Young) or, with the
 second moments ``C = E[x xᵀ]`` of A's inputs, the least ``E‖(A - A')x‖² = tr((A - A')·C·(A - A')ᵀ)``: the projection
 ``U_r U_rᵀ A`` onto the first eigenvectors of ``A·C·Aᵀ``, which needs no inverse of C. (SVD-LLM, arXiv 2403.07378,
 obtains the same product from the Cholesky factor of C.)
@@ -23,7 +23,7 @@ DAMPING = 1e-6  # relative to the mean of C's diagonal: orders directions that n
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Split:
+class Decomposition:
     """Nested factors of a matrix.
 
     Attributes:
@@ -39,7 +39,7 @@ class Split:
     total: float
 
 
-def split(matrix: Tensor, moments: Tensor | None = None, columns: int | None = None) -> Split:
+def split(matrix: Tensor, moments: Tensor | None = None, columns: int | None = None) -> Decomposition:
     """Return the nested factors of a float64 matrix.
 
     Args:
@@ -65,8 +65,8 @@ def split(matrix: Tensor, moments: Tensor | None = None, columns: int | None = N
         root, inverse = (None, None) if seen_by is None else roots(seen_by)
         core = matrix if root is None else matrix @ root
         energy, right = eigenvectors(core.T @ core)
-        return Split(core @ right, right.T if inverse is None else right.T @ inverse, energy, total)
-    return Split(left, left.T @ matrix, energy, total)
+        return Decomposition(core @ right, right.T if inverse is None else right.T @ inverse, energy, total)
+    return Decomposition(left, left.T @ matrix, energy, total)
 
 
 def eigenvectors(gram: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from qcompress.transforms.base import Target, Weight
-from qcompress.transforms.low_rank.decomposition import Split, columns_for, damped, split
+from qcompress.transforms.low_rank.decomposition import Decomposition, columns_for, damped, split
 
 Ranks = tuple[int, ...]
 Factors = dict[str, Tensor]
@@ -79,7 +79,7 @@ class MatrixFactorisation(Factorisation):
     def matrices(self, weight: Weight, *, whitened: bool) -> list[tuple[Tensor, Tensor | None]]:
         """The matrices to split, and the second moments of their inputs."""
 
-    def splits(self, weight: Weight, rank: int | None, *, whitened: bool) -> list[Split]:
+    def splits(self, weight: Weight, rank: int | None, *, whitened: bool) -> list[Decomposition]:
         """Return the split of each matrix, good for ``rank`` (None: for all ranks); computed once per weight."""
         columns = None if rank is None else columns_for(rank, *self.largest(weight.target))
         matrices = functools.partial(self.matrices, weight, whitened=whitened)
@@ -283,7 +283,7 @@ def moments_of(weight: Weight) -> Tensor:
     return weight.moments.double()
 
 
-def _first_keeping(splits: list[Split], share: float) -> int:
+def _first_keeping(splits: list[Decomposition], share: float) -> int:
     """The smallest rank whose energies reach the share of the total; one more than the number of ranks if none does."""
     kept = torch.stack([piece.energy for piece in splits]).sum(0).cumsum(0)
     enough = kept >= share * sum(piece.total for piece in splits) * (1 - 1e-12)
