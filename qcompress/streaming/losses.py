@@ -13,7 +13,7 @@ from torch import nn
 
 from qcompress.errors import ModelError
 from qcompress.measurement import Measurement
-from qcompress.measuring.streamed.activations import Activations
+from qcompress.measuring.streamed.hidden_states import HiddenStates
 from qcompress.measuring.streamed.sweep import Sweep
 from qcompress.model import forward as forwards
 from qcompress.model.chain import without_cache
@@ -121,7 +121,7 @@ def _rises(
     return rises
 
 
-def _states(sweep: Sweep, boundary: int, number: int) -> Activations:
+def _states(sweep: Sweep, boundary: int, number: int) -> HiddenStates:
     return sweep.states(boundary, f"choice_{number:03}")
 
 

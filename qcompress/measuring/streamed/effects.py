@@ -35,7 +35,7 @@ WorkOut = Callable[[Sequence[Part], int | None], tuple[Candidates, NDArray[np.fl
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Effects:
+class UnitEffects:
     """Results of a unit (a block, or the layers outside the blocks).
 
     Attributes:
@@ -60,7 +60,7 @@ class Effects:
         FILE_KIND.write_arrays(path, header, arrays)
 
     @classmethod
-    def load(cls, path: Path) -> "Effects":
+    def load(cls, path: Path) -> "UnitEffects":
         """Read a file that `save` wrote."""
         header, arrays = FILE_KIND.read_arrays(path)
         return cls(
@@ -113,7 +113,7 @@ class StreamedEffects:
         names = ["after", *(f"{index:04}" for index in range(len(self._of_block))), "before"]
         return [self._sweep.folder / f"effects_{name}.npz" for name in names]
 
-    def units(self) -> Iterator[Effects]:
+    def units(self) -> Iterator[UnitEffects]:
         """Yield every unit's effects as they are computed; existing files are read instead."""
         after, *blocks, before = self.files
         last = len(blocks)
@@ -122,14 +122,14 @@ class StreamedEffects:
             yield from self._once(blocks[index], index, functools.partial(self._block, index))
         yield from self._once(before, None, self._before_blocks)
 
-    def _once(self, file: Path, boundary: int | None, make: Callable[[], Effects]) -> Iterator[Effects]:
+    def _once(self, file: Path, boundary: int | None, make: Callable[[], UnitEffects]) -> Iterator[UnitEffects]:
         if not file.exists():
             make().save(file)
         if boundary is not None:
             self._sweep.states(boundary + 1, "gradients").delete()  # the unit's file was computed from them
-        yield Effects.load(file)
+        yield UnitEffects.load(file)
 
-    def _after_blocks(self) -> Effects:
+    def _after_blocks(self) -> UnitEffects:
         sweep = self._sweep
         generators: dict[int, torch.Generator] = {}
 
@@ -148,7 +148,7 @@ class StreamedEffects:
         with sweep.states(len(sweep.chain), "gradients").writing() as put:
             return self._unit(self._after, None, passed)
 
-    def _block(self, block: int) -> Effects:
+    def _block(self, block: int) -> UnitEffects:
         sweep = self._sweep
         behind = sweep.states(block + 1, "gradients")
 
@@ -162,7 +162,7 @@ class StreamedEffects:
         with sweep.opened.loaded(sweep.opened.blocks[block]), sweep.states(block, "gradients").writing() as put:
             return self._unit(self._of_block[block], block, passed)
 
-    def _before_blocks(self) -> Effects:
+    def _before_blocks(self) -> UnitEffects:
         sweep = self._sweep
         behind = sweep.states(0, "gradients")
 
@@ -177,7 +177,7 @@ class StreamedEffects:
         parts: Sequence[Part],
         block: int | None,
         passed: Callable[[int, Gradients], NDArray[np.float64]],
-    ) -> Effects:
+    ) -> UnitEffects:
         """Compute the effects of a unit.
 
         Args:
@@ -195,7 +195,7 @@ class StreamedEffects:
                 effects[:, index] = passed(index, gradients)
             self.reached[index].update(name for layer in reached for name in names[layer])
         seen = set().union(*self.reached)
-        return Effects(
+        return UnitEffects(
             parts=tuple(part.name for part in parts),
             transforms=candidates.transforms,
             effects=effects,

@@ -27,7 +27,7 @@ from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import DECODED, Candidates, EncodeProgress, fitted
 from qcompress.measuring.offered import Offered, calibrated_options
 from qcompress.measuring.progress import MeasureProgress
-from qcompress.measuring.streamed.effects import Effects, StreamedEffects
+from qcompress.measuring.streamed.effects import StreamedEffects, UnitEffects
 from qcompress.measuring.streamed.forecast import UnitForecast, as_bytes, forecast_of, resident_bytes, room_for_decoded
 from qcompress.measuring.streamed.inputs import inputs_of
 from qcompress.measuring.streamed.sweep import Sweep
@@ -172,7 +172,7 @@ def _folder(cache: AnyPath | None, key: str) -> Iterator[Path]:
 def _assembled(
     calibration: Calibration,
     inventory: Survey,
-    units: Sequence[Effects],
+    units: Sequence[UnitEffects],
     sweep: Sweep,
     notes: list[str],
 ) -> Measurement:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.errors import DataError, ModelError
-from qcompress.measuring.streamed.activations import Activations
+from qcompress.measuring.streamed.hidden_states import HiddenStates
 from qcompress.model import forward as forwards
 from qcompress.model.batches import samples
 from qcompress.model.chain import Chain, without_cache
@@ -71,9 +71,9 @@ class Sweep:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def states(self, boundary: int, name: str = "states") -> Activations:
+    def states(self, boundary: int, name: str = "states") -> HiddenStates:
         """The hidden states before block ``boundary`` (for the last boundary, after the last block)."""
-        return Activations(self.folder / f"{name}_{boundary:04}.bin", self.shapes, self.dtype)
+        return HiddenStates(self.folder / f"{name}_{boundary:04}.bin", self.shapes, self.dtype)
 
     def hidden(self, boundary: int, sample: int) -> Tensor:
         """The hidden states of a sample before block ``boundary``."""

@@ -12,7 +12,7 @@ from formulations.files import replacing
 from qcompress.model.tensors import bytes_of
 
 
-class Activations:
+class HiddenStates:
     """A file with one tensor of known shape per sample.
 
     Args:
@@ -21,7 +21,7 @@ class Activations:
         dtype: dtype of all tensors.
 
     >>> import tempfile
-    >>> states = Activations(Path(tempfile.mkdtemp()) / "states.bin", [(2,), (1, 3)], torch.bfloat16)
+    >>> states = HiddenStates(Path(tempfile.mkdtemp()) / "states.bin", [(2,), (1, 3)], torch.bfloat16)
     >>> with states.writing() as put:
     ...     put(torch.ones(2))
     ...     put(torch.zeros(1, 3))
