@@ -98,9 +98,9 @@ def scored_by_modelopt(model: nn.Module, data: list[Tensor]) -> dict[str, float]
     def timed(*args: Any) -> Any:
         nonlocal scoring_s
         start = time.process_time()
-        found = estimate(*args)
+        score = estimate(*args)
         scoring_s += time.process_time() - start
-        return found
+        return score
 
     searcher.estimate_sensitivity_scores = timed
     start = time.process_time()
@@ -152,7 +152,7 @@ def main() -> None:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         figures = STEPS[words.step](model, data)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-        size = sum(own.numel() * own.element_size() for own in model.parameters()) / 1e9
+        size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 1e9
         print(json.dumps({**figures, "loaded_gb": before, "peak_gb": peak, "model_gb": size}))
         return
     rows = list(in_processes(words))

@@ -80,20 +80,20 @@ def configured(solver: Solver, options: dict[str, Any]) -> Solver:
 def _imported(module_name: str, path: str) -> Any:
     """Import the object at an import path; functions, and classes other than `Solver` classes, are called."""
     try:
-        found: Any = importlib.import_module(module_name)
+        value: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise UnknownSolverError(
             f"solver '{module_name}:{path}': no module is called {error.name!r}, and no solver {module_name!r}"
         ) from error
     for part in path.split("."):
-        if not hasattr(found, part):
-            public = ", ".join(name for name in vars(found) if not name.startswith("_")) or "nothing public"
+        if not hasattr(value, part):
+            public = ", ".join(name for name in vars(value) if not name.startswith("_")) or "nothing public"
             raise UnknownSolverError(f"solver '{module_name}:{path}': there is no {part!r}; there is {public}")
-        found = getattr(found, part)
-    if isinstance(found, type):
-        return found if issubclass(found, Solver) else found()
-    is_sampler = hasattr(found, "sample") or hasattr(found, "sample_cqm")
-    return found() if callable(found) and not is_sampler else found
+        value = getattr(value, part)
+    if isinstance(value, type):
+        return value if issubclass(value, Solver) else value()
+    is_sampler = hasattr(value, "sample") or hasattr(value, "sample_cqm")
+    return value() if callable(value) and not is_sampler else value
 
 
 def _value(text: str) -> Any:

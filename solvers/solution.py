@@ -19,7 +19,7 @@ FILE_KIND = FileKind("qcompress solution", version=1)
 
 
 class Status(enum.StrEnum):
-    """What is known about the answer."""
+    """How much is known about the answer."""
 
     OPTIMAL = "OPTIMAL"  # no feasible choice is better (to a relative 1e-9)
     FEASIBLE = "FEASIBLE"  # within the budgets; better choices may exist

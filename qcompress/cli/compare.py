@@ -18,7 +18,7 @@ from solvers.compare import Comparison, Suite
 
 @dataclass(frozen=True, kw_only=True)
 class TargetFlags:
-    """What the runs are measured by."""
+    """Objectives that the runs are compared with."""
 
     best_known: Annotated[
         list[str] | None,
@@ -166,7 +166,7 @@ def _write(compared: Comparison | Suite, output: Path) -> bool:
     comparisons: Iterable[Comparison] = (
         [compared] if isinstance(compared, Comparison) else compared.comparisons.values()
     )
-    unsolved = all(one.best is None for one in comparisons)
+    unsolved = all(comparison.best is None for comparison in comparisons)
     plots = [] if unsolved else _drawn(compared, output)
     say(f"wrote to {output}: {', '.join([f'{stem}.json', 'comparison.md', 'runs.csv', *plots])}")
     return unsolved

@@ -121,23 +121,23 @@ class Candidates:
         if (part, option) in self._changes:
             return self._changes[part, option]
         rows = self.parts[part].weight(self._model)
-        found = torch.zeros_like(rows) if option == self.standing[part] else self._rows(part, option) - rows
-        if found.nbytes <= self._room:
-            self._room -= found.nbytes
-            self._changes[part, option] = found
-        return found
+        change = torch.zeros_like(rows) if option == self.standing[part] else self._rows(part, option) - rows
+        if change.nbytes <= self._room:
+            self._room -= change.nbytes
+            self._changes[part, option] = change
+        return change
 
     def some(self, indices: Sequence[int], room: int) -> "Candidates":
         """Return the candidates of some parts; their changes are cached as far as they fit into ``room`` bytes."""
-        found = Candidates(
+        some = Candidates(
             self._model,
             tuple(self.parts[index] for index in indices),
             [self.transforms[index] for index in indices],
             lambda part, option: self._rows(indices[part], option),
             [self.standing[index] for index in indices],
         )
-        found._room = room
-        return found
+        some._room = room
+        return some
 
     @property
     def decoded_bytes(self) -> int:

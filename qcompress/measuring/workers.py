@@ -110,8 +110,8 @@ class Work:
             means = self._means(first=False)
             assert isinstance(means, TogetherGradients)  # noqa: S101
             generators = [probe_generator(self.seed, number) for number, _ in items]
-            found = means.effects_together([batch for _, batch in items], generators)
-            return iter([self._result(means, effects) for effects in found])
+            all_effects = means.effects_together([batch for _, batch in items], generators)
+            return iter([self._result(means, effects) for effects in all_effects])
 
     def _result(self, means: "Direct | Fisher | TogetherGradients", effects: Effects) -> BatchResult:
         sampled = means if isinstance(means, TogetherGradients) else None

@@ -236,10 +236,10 @@ def _by_problem(problems: Mapping[str, Problem], values: Values, what: str) -> d
         values = dict.fromkeys(problems, values)
     if unknown := [name for name in values if name not in problems]:
         raise InvalidOptionError(f"{what} names {', '.join(unknown)}; the problems are {', '.join(problems)}")
-    found = {name: float(value) for name, value in values.items()}
-    if odd := [name for name, value in found.items() if not np.isfinite(value)]:
-        raise InvalidOptionError(f"{what} must be a finite objective, found {found[odd[0]]!r}")
-    return found
+    objectives = {name: float(value) for name, value in values.items()}
+    if odd := [name for name, value in objectives.items() if not np.isfinite(value)]:
+        raise InvalidOptionError(f"{what} must be a finite objective, found {objectives[odd[0]]!r}")
+    return objectives
 
 
 def _run_all(
@@ -254,8 +254,8 @@ def _run_all(
             missing.append(task)
         else:
             solved[task.name, task.label, task.seed] = Solution.from_json(value, "the journal")
-    for task, found in _solved(missing, jobs):
-        solution = replace(found, details={**found.details, "versions": versions(task.solver)})
+    for task, outcome in _solved(missing, jobs):
+        solution = replace(outcome, details={**outcome.details, "versions": versions(task.solver)})
         if journal is not None:
             if solution.stop_reason is StopReason.INTERRUPTED:
                 raise KeyboardInterrupt
@@ -273,10 +273,10 @@ def _solved(tasks: list[_Task], jobs: int) -> Iterator[tuple[_Task, Solution]]:
         for task in tasks:
             yield task, _solve(task)
         return
-    for number, found in in_processes(_solve, tasks, jobs):
-        if isinstance(found, Lost):
-            found = _failed(tasks[number], "the process of this run died in every attempt")
-        yield tasks[number], found
+    for number, outcome in in_processes(_solve, tasks, jobs):
+        if isinstance(outcome, Lost):
+            outcome = _failed(tasks[number], "the process of this run died in every attempt")
+        yield tasks[number], outcome
 
 
 def _solve(task: _Task) -> Solution:

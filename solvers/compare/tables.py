@@ -93,8 +93,8 @@ class Comparison:
     @property
     def machines(self) -> tuple[str, ...]:
         """Describe the machines on which runs were made."""
-        found = [run.details["machine"] for run in self._runs() if "machine" in run.details]
-        return tuple(dict.fromkeys(_machine_words(machine) for machine in found))
+        machines = [run.details["machine"] for run in self._runs() if "machine" in run.details]
+        return tuple(dict.fromkeys(_machine_words(machine) for machine in machines))
 
     def rows(self) -> tuple[ComparisonRow, ...]:
         """Return the table, sorted by median objective, then by speed."""

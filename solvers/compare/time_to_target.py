@@ -65,8 +65,8 @@ def time_to_target(runs: Sequence[Solution], target: float) -> TimeToTarget:
     >>> found.hits, found.low_s <= found.seconds <= found.high_s  # which run is how fast is not the same every time
     (3, True)
     """
-    found = [first_hit(run, target) for run in runs]
-    times = np.sort([np.inf if t is None else t for t in found])  # (runs,)
+    reached_s = [first_hit(run, target) for run in runs]
+    times = np.sort([np.inf if t is None else t for t in reached_s])  # (runs,)
     expected = _expected_s(times[None])[0]
     if not np.isfinite(times[0]):
         nothing = dict.fromkeys(("restart_s", "seconds", "low_s", "high_s", "bootstrap_low_s", "bootstrap_high_s"))

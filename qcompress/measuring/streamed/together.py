@@ -83,9 +83,9 @@ class TogetherGradients(WeightGradients):
         columns, sizes, reached = effects_by_block(self._direct, batches, generators)
         completed, start = [], 0
         for batch, count in zip(batches, counts, strict=True):
-            own = slice(start, start := start + count)
-            effects, names = columns[:, own], set().union(*reached[own])
-            completed.append(self._completed(batch, effects, 0.5 * effects**2, sum(sizes[own]), names, None))
+            batch_columns = slice(start, start := start + count)
+            effects, names = columns[:, batch_columns], set().union(*reached[batch_columns])
+            completed.append(self._completed(batch, effects, 0.5 * effects**2, sum(sizes[batch_columns]), names, None))
         return completed
 
     def _saves_time(self) -> bool:
