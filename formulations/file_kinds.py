@@ -77,7 +77,7 @@ class FileKind:
             raise
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise FileFormatError(
-                f"{where} is not a whole {self.name} file: {error!r}{hint and '; ' + hint}"
+                f"{where} is not a complete {self.name} file: {error!r}{hint and '; ' + hint}"
             ) from error
 
     def write_json(self, path: AnyPath, content: Mapping[str, Any]) -> None:
@@ -129,13 +129,13 @@ class FileKind:
                 raise
             except Exception as error:  # zipfile and numpy raise many kinds of exceptions for damaged files
                 raise FileFormatError(
-                    f"{path} is not a {self.name} file, or not a whole one (cut short, damaged, or with a pickle in "
+                    f"{path} is not a {self.name} file, or an incomplete one (truncated, damaged, or with a pickle in "
                     f"it, which is never loaded): {error}"
                 ) from error
         self.require(header, path)
         if header.get("arrays") != sorted(arrays):
             raise FileFormatError(
-                f"{path} is not a whole {self.name} file: its header lists the arrays {header.get('arrays')}, "
+                f"{path} is not a complete {self.name} file: its header lists the arrays {header.get('arrays')}, "
                 f"it holds {sorted(arrays)}"
             )
         return header, arrays
@@ -161,7 +161,7 @@ def kind_of(path: AnyPath) -> str:
         except MemoryError:
             raise
         except Exception as error:  # zipfile, numpy and json raise many kinds for damaged files
-            raise FileFormatError(f"{path} is not a file of qcompress, or not a whole one: {error}") from error
+            raise FileFormatError(f"{path} is not a qcompress file, or an incomplete one: {error}") from error
 
 
 def _read_archive(file: IO[bytes]) -> tuple[Any, dict[str, NDArray[Any]]]:

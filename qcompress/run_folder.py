@@ -185,7 +185,7 @@ class RunFolder:
         steps = FILE_KIND.read_json(path / JOURNAL).get("steps")
         if not (isinstance(steps, dict) and all(_is_entry(entry) for entry in steps.values())):
             raise FileFormatError(
-                f"{path / JOURNAL} is not a whole {FILE_KIND.name} file: its steps are damaged; delete it"
+                f"{path / JOURNAL} is not a complete {FILE_KIND.name} file: its steps are damaged; delete it"
             )
         self._steps = steps
 

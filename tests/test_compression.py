@@ -460,7 +460,7 @@ def test_a_damaged_value_in_the_folder_is_one_clear_error(tmp_path: Path) -> Non
     file = tmp_path / "run" / "measurement.npz"
     file.write_bytes(file.read_bytes()[:-200])
     with pytest.raises(
-        FileFormatError, match=r"measurement\.npz is not a qcompress measurement file, or not a whole one"
+        FileFormatError, match=r"measurement\.npz is not a qcompress measurement file, or an incomplete one"
     ):
         compress(model, data, budget={"bytes": 0.5}, options=OPTIONS, solver="greedy", folder=tmp_path / "run")
 

@@ -279,7 +279,7 @@ def test_a_missing_or_misshaped_array_is_refused(saved, entry):
     with pytest.raises(FormulationError, match="problem.npz"):
         Problem.load(path)
     write_entries(path, {name: content for name, content in entries.items() if name != entry})
-    with pytest.raises(FormulationError, match="problem.npz is not a whole .* lists the arrays"):
+    with pytest.raises(FormulationError, match="problem.npz is not a complete .* lists the arrays"):
         Problem.load(path)
 
 

@@ -194,7 +194,7 @@ def test_what_was_found_comes_back_from_its_file(tmp_path: Path) -> None:
     assert (loaded.best.name, loaded.best.nearest) == (found.best.name, found.best.nearest)
     np.testing.assert_array_equal(loaded.best.choice, found.best.choice)
     (tmp_path / "guard.json").write_text('{"kind": "qcompress guard", "version": 1, "best": {}}')
-    with pytest.raises(FileFormatError, match="not a whole qcompress guard file"):
+    with pytest.raises(FileFormatError, match="not a complete qcompress guard file"):
         Guarded.load(tmp_path / "guard.json")
 
 

@@ -276,5 +276,5 @@ def test_known_choices_and_bounds_only_ever_help():
 
 
 def test_a_point_that_is_no_point_is_refused():
-    with pytest.raises(FileFormatError, match="here is not a whole qcompress sweep"):
+    with pytest.raises(FileFormatError, match="here is not a complete qcompress sweep"):
         SweepPoint.from_json({"budget": 3}, "here")

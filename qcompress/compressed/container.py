@@ -117,7 +117,7 @@ def _read(path: AnyPath) -> tuple[dict[str, str], dict[str, Tensor]]:
                 f"{path} is a pickle (as torch.save writes), which is never loaded; give a file of save_compressed()"
             ) from error
         raise ArtefactError(
-            f"{path} is not a whole compressed model: cut short, damaged or of another kind ({error})"
+            f"{path} is not a complete compressed model: truncated, damaged or of another kind ({error})"
         ) from error
 
 

@@ -113,5 +113,5 @@ def _header(file: Path) -> dict[str, StoredTensor]:
                 file=file, dtype=dtype, shape=shape, start=8 + length + start, nbytes=stop - start
             )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{file} is not a whole safetensors file: {error}") from error
+        raise ModelError(f"{file} is not a complete safetensors file: {error}") from error
     return tensors

@@ -110,7 +110,7 @@ class Checkpoint:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             FILE_KIND.require(header, "it")
         except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{self.path} is not a whole {FILE_KIND.name} file ({error}); delete it") from error
+            raise DataError(f"{self.path} is not a complete {FILE_KIND.name} file ({error}); delete it") from error
         return header, tensors
 
 

@@ -685,11 +685,11 @@ MISTAKES = [
     ([*COMPRESS, "--finetune-steps", "-1"], USAGE, "--finetune-steps"),
     ([*TUNED, "--learning-rate", "0"], FAILURE, "a learning rate above 0, found steps=20, patience=1, learning_rate=0"),
     (["finetune", *MEASURE[1:3], "nowhere.safetensors"], FAILURE, "nowhere.safetensors"),
-    (["finetune", *MEASURE[1:3], "bad.safetensors"], FAILURE, "bad.safetensors is not a whole"),
+    (["finetune", *MEASURE[1:3], "bad.safetensors"], FAILURE, "bad.safetensors is not a complete"),
     (["show", "nowhere"], FAILURE, "nowhere"),
-    (["show", "zoo_for_cli.py"], FAILURE, "not a file of qcompress"),
+    (["show", "zoo_for_cli.py"], FAILURE, "not a qcompress file"),
     (["show", "other.json"], FAILURE, "has a kind that 'show' does not know: 'something'"),
-    (["show", "bad.safetensors"], FAILURE, "bad.safetensors is not a whole"),
+    (["show", "bad.safetensors"], FAILURE, "bad.safetensors is not a complete"),
     (["apply", "zoo_for_cli:network", "problem.npz", "x.json"], FAILURE, "is not a qcompress measurement file"),
 ]
 

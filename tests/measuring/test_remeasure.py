@@ -307,7 +307,7 @@ def test_what_a_round_brought_is_kept_when_the_run_is_cut_on_hearing_of_it(
     assert not measured
     value = json.loads(cache.read_text())
     cache.write_text(json.dumps({key: own for key, own in value.items() if key != "steps"}))
-    with pytest.raises(FileFormatError, match="is not a whole qcompress refinement file"):
+    with pytest.raises(FileFormatError, match="is not a complete qcompress refinement file"):
         refine(model, data, wrong, problem, start, cache=cache)
 
 

@@ -92,7 +92,7 @@ def test_what_cannot_be_opened_is_told_by_name(tmp_path: Path) -> None:
         open_model(folder)
     whole = (tmp_path / "away").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[:-100])
-    with pytest.raises(ModelError, match=r"is not a whole safetensors file: the data of .* lies outside the file"):
+    with pytest.raises(ModelError, match=r"is not a complete safetensors file: the data of .* lies outside the file"):
         open_model(folder)
     (folder / "model.safetensors").write_bytes(whole)
     config = json.loads((folder / "config.json").read_text())

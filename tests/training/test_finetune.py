@@ -198,7 +198,7 @@ def test_a_cache_of_another_training_or_a_damaged_one_is_refused(data, tmp_path)
     with pytest.raises(DataError, match="holds another training"):
         finetune(small, data[1:], 40, teacher=original, cache=cache)
     cache.write_bytes(cache.read_bytes()[:-20])
-    with pytest.raises(DataError, match="is not a whole qcompress training"):
+    with pytest.raises(DataError, match="is not a complete qcompress training"):
         finetune(small, data, 40, teacher=original, cache=cache)
 
 
