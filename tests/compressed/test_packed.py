@@ -335,7 +335,7 @@ def packed_layers() -> tuple[nn.Module, list[Tensor]]:
 
 def test_a_packed_model_is_refused_by_name_where_its_layers_are_to_change() -> None:
     packed, data = packed_layers()
-    with pytest.raises(ModelError, match=r"the weights of '0' are packed, .* before pack_\(\)"):
+    with pytest.raises(ModelError, match=r"the weights of '0' are packed and .* before pack_\(\)"):
         compress(packed, data, budget={"bytes": 0.4})
 
 
