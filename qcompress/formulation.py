@@ -84,6 +84,24 @@ def formulate(
     return problem.derived(resource_pairs=measurement.resource_pairs)
 
 
+def prediction_error(measurement: Measurement, problem: Problem, choice: NDArray[np.int64]) -> float | None:
+    """Return the standard error of a choice's objective, from its spread over the samples; None if unknown.
+
+    Args:
+        measurement: what the problem was formulated from, with samples as the columns of its factor.
+        problem: the problem; its pair terms are the measurement's at some strength.
+        choice: ``(G,)`` option of each group.
+    """
+    if measurement.standard_error is None or any(measurement.standing):
+        return None  # of a remeasured model the factor lacks the slope
+    chosen = problem.flat(choice)
+    by_sample = 0.5 * np.square(measurement.factor[chosen]).sum(axis=0)
+    rows = None if problem.pairs is None else problem.pairs.factor
+    if rows is not None and rows.shape[1] == len(by_sample):
+        by_sample = by_sample + 0.5 * (rows[chosen].sum(axis=0) ** 2 - np.square(rows[chosen]).sum(axis=0))
+    return float(by_sample.std(ddof=1) * len(by_sample) ** 0.5)
+
+
 def at_strength(problem: Problem, measurement: Measurement, strength: float) -> Problem:
     """Return ``problem``, made from ``measurement``, with its pair terms at another strength from 0.0 to 1.0."""
     rows = consistent_rows(measurement.factor, measurement.cost) * strength**0.5

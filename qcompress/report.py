@@ -23,6 +23,7 @@ class PartReport:
     bytes_before: float
     bytes_after: float
     loss_alone: float
+    loss_alone_error: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,7 @@ class Report:
     Attributes:
         loss: name of the loss.
         loss_predicted: the problem's objective for the choice.
+        loss_predicted_error: its standard error, if it is an estimate from samples (``method="sampled"``), or None.
         loss_validation: true loss of the compressed model on the held-out samples, after any fine-tuning, or None if
             there are none. If ``refitted``, it is the loss of the same choice before the refit.
         refitted: whether codes and factors were refitted after the choice to all the data, so that no held-out samples
@@ -85,6 +87,7 @@ class Report:
     chosen: str | None = None
     warnings: tuple[str, ...] = ()
     skipped_bytes: dict[str, int] = field(default_factory=dict)
+    loss_predicted_error: float | None = None
 
     @property
     def over_file_budget(self) -> float:
@@ -132,9 +135,10 @@ class Report:
         tuned = "" if self.loss_finetuned is None else f", after fine-tuning {self.loss_finetuned:.6g}"
         earlier = " before codes and factors were fitted to them too" if self.refitted else ""
         aside = "" if self.loss_validation is None else f"on held-out samples {self.loss_validation:.6g}{earlier}, "
+        spread = "" if self.loss_predicted_error is None else f" (standard error {self.loss_predicted_error:.2g})"
         lines += [
             "",
-            f"- loss increase ({self.loss}): predicted {self.loss_predicted:.6g}, {aside}"
+            f"- loss increase ({self.loss}): predicted {self.loss_predicted:.6g}{spread}, {aside}"
             f"on all the data {self.loss_measured:.6g}{tuned}",
             self._proof(),
             *self._timing(),
@@ -148,7 +152,8 @@ class Report:
         lines += ["", "| part | choice | bytes before | after | loss alone |", "|---|---|--:|--:|--:|"]
         for part in self.parts:
             sizes = f"{part.bytes_before:,.0f} | {part.bytes_after:,.0f}"
-            lines.append(f"| {part.name} | {part.option} | {sizes} | {part.loss_alone:.3g} |")
+            spread = "" if part.loss_alone_error is None else f" ± {part.loss_alone_error:.2g}"
+            lines.append(f"| {part.name} | {part.option} | {sizes} | {part.loss_alone:.3g}{spread} |")
         if self.skipped:
             left = by_reason(self.skipped, self.skipped_bytes, self.original.get("bytes", 0.0))
             lines += ["", "Left unchanged:", "", *(f"- {line}" for line in left)]

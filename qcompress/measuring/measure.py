@@ -1,10 +1,6 @@
 """`measure`: iterate over the batches, report progress, and save the state so that an interrupted run can resume."""
 
-import hashlib
-import itertools
-import json
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -19,6 +15,7 @@ from formulations.files import AnyPath
 from qcompress.compressed.apply import require_measured
 from qcompress.errors import DataError, OptionsError
 from qcompress.measurement import Measurement
+from qcompress.measuring.accumulation import accumulate
 from qcompress.measuring.candidates import Candidates, EncodeProgress, fitted
 from qcompress.measuring.channels import measure_channels, offers_channels
 from qcompress.measuring.inputs.moments import forecast_bytes, second_moments
@@ -27,9 +24,10 @@ from qcompress.measuring.inputs.squares import input_squares
 from qcompress.measuring.memory import require_memory
 from qcompress.measuring.offered import Offered, calibrated_options
 from qcompress.measuring.progress import MeasureProgress
+from qcompress.measuring.stopping import Stop
 from qcompress.measuring.streamed.measure import measure_streamed
 from qcompress.measuring.sums import Sums
-from qcompress.measuring.workers import BatchResult, Work, checked_jobs, results
+from qcompress.measuring.workers import checked_jobs
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.composed import composed
@@ -43,7 +41,6 @@ from qcompress.options import Options
 from qcompress.transforms.base import Ranges
 
 METHODS = ("fisher", "direct", "sampled")
-SAVE_EVERY_S = 2.0
 
 
 @forwards.seeded
@@ -62,6 +59,8 @@ def measure(
     jobs: int = 1,
     cache: AnyPath | None = None,
     memory: int | str | None = None,
+    precision: float | None = None,
+    time_limit: float | None = None,
     on_progress: Callable[[MeasureProgress], None] | None = None,
     on_encode: Callable[[EncodeProgress], None] | None = None,
 ) -> Measurement:
@@ -96,6 +95,9 @@ def measure(
             opened model a folder.
         memory: memory limit of the process while an opened model is measured, such as ``"4 GB"``; if the largest block
             does not fit, an error is raised before any long computation.
+        precision: relative standard error of the predicted loss at which measuring stops before all batches are done
+            (of choices from mild to harsh, the largest); for ``"sampled"`` in memory.
+        time_limit: seconds of passes after which measuring stops before all batches are done; for models in memory.
         on_progress: called after every batch; for an opened model after every block.
         on_encode: called with a forecast after the options of each part have been encoded.
 
@@ -115,6 +117,7 @@ def measure(
     """
     require_method(method, granularity)
     jobs = checked_jobs(jobs)
+    stop = Stop.of(precision, time_limit, method, by_block=opened_of(model) is not None)
     offered = Offered.of(options, skip=skip, only=only)
     calibration = Calibration(model=model, data=data, forward=forward, loss=as_loss(loss), seed=seed)
     if offers_channels(offered):
@@ -126,7 +129,7 @@ def measure(
             return measure_channels(
                 calibration,
                 offered,
-                partial(accumulate, jobs=jobs),
+                partial(accumulate, jobs=jobs, stop=stop),
                 method=method,
                 cache=cache,
                 on_progress=on_progress,
@@ -149,6 +152,7 @@ def measure(
         granularity=granularity,
         jobs=jobs,
         cache=cache,
+        stop=stop,
         on_progress=on_progress,
         on_encode=on_encode,
     )
@@ -194,6 +198,7 @@ def _measured_in_memory(
     granularity: str | int,
     jobs: int,
     cache: AnyPath | None,
+    stop: Stop,
     on_progress: Callable[[MeasureProgress], None] | None,
     on_encode: Callable[[EncodeProgress], None] | None,
 ) -> Measurement:
@@ -222,10 +227,13 @@ def _measured_in_memory(
             tried=inventory.tried,
             jobs=jobs,
             cache=cache,
+            stop=stop,
             on_progress=on_progress,
         )
         require_measured(model, fingerprint)
-    if sums.num_batches != inventory.num_batches:
+    if sums.stopped:
+        notes.append(f"{sums.num_batches} of {inventory.num_batches} batches were measured: {sums.stopped}")
+    elif sums.num_batches != inventory.num_batches:
         raise DataError(
             f"the data gave {inventory.num_batches} batches in one pass and {sums.num_batches} in another: it must be "
             "the same in every pass"
@@ -298,92 +306,6 @@ def require_method(method: str, granularity: str | int) -> None:
         raise OptionsError(f"method must be one of {', '.join(METHODS)}, found {method!r}")
     if granularity != "layer" and not (isinstance(granularity, int) and granularity >= 1):
         raise OptionsError(f"granularity must be 'layer' or a number of channels per block, found {granularity!r}")
-
-
-def accumulate(
-    model: nn.Module,
-    batches: Iterable[Any],
-    candidates: Candidates,
-    loss: Loss,
-    method: str,
-    seed: int,
-    forward: forwards.Forward | None,
-    settings: list[Any],
-    *,
-    original: nn.Module | None = None,
-    tried: Mapping[str, str] = MappingProxyType({}),
-    jobs: int = 1,
-    cache: AnyPath | None = None,
-    on_progress: Callable[[MeasureProgress], None] | None = None,
-) -> Sums:
-    """Sum costs and effects over all batches; resumes from the cache file if it belongs to this measurement.
-
-    Args:
-        model: model whose weights the options change.
-        batches: the data.
-        candidates: options of the model's parts.
-        loss: the loss, relative to the original's outputs.
-        method: same as in `measure`.
-        seed: same as in `measure`.
-        forward: same as in `measure`.
-        cache: same as in `measure`.
-        on_progress: same as in `measure`.
-        settings: everything besides the candidates that the measurement depends on, to detect another one's cache.
-        original: the original model, if ``model`` is not the original.
-        tried: names of parts known to need direct evaluation, and why.
-        jobs: same as in `measure`.
-
-    Raises:
-        DataError: there is no sample, or a loss is not finite.
-    """
-    transforms = [[transform.to_json() for transform in options] for options in candidates.transforms]
-    key = hashlib.sha256(json.dumps([*settings, transforms]).encode()).hexdigest()
-    file = None if cache is None else Path(cache)
-    if file is not None and file.exists():
-        sums = Sums.load(file, key)
-    else:
-        sums = Sums(candidates.num_options, seed, by_sample=method == "sampled")
-        sums.tried = dict(tried)
-    begun = sums.first_tried is not None
-    from_start = {} if method == "sampled" else tried  # weight gradients also capture uses outside a layer's calls
-    work = Work(
-        model=model, candidates=candidates, loss=loss, method=method, seed=seed, forward=steady(forward, seed),
-        original=original, tried=from_start if sums.first_tried is None else sums.first_tried,
-    )  # fmt: skip
-    start = last_save = time.perf_counter()
-    numbered = itertools.islice(enumerate(batches), sums.num_batches, None)
-    for result in _in_order(work, numbered, jobs, begun=begun):
-        sums.add(*result.effects)
-        if sums.first_tried is None:
-            sums.first_tried, sums.tried = result.tried, {}
-        sums.tried |= result.tried
-        work.forward.moved |= result.moved
-        if file is not None and time.perf_counter() - last_save > SAVE_EVERY_S:
-            sums.save(file, key)
-            last_save = time.perf_counter()
-        if on_progress is not None:
-            total = len(batches) if isinstance(batches, Sized) else None
-            elapsed_s = time.perf_counter() - start
-            on_progress(
-                MeasureProgress(
-                    batches=sums.num_batches, total_batches=total, num_samples=sums.num_samples, elapsed_s=elapsed_s
-                )
-            )
-    if sums.num_samples == 0:
-        raise DataError("the calibration data holds no sample")
-    if not (np.isfinite(sums.cost).all() and np.isfinite(sums.second).all()):
-        raise DataError("the measured loss increases are not finite; check the weights and the calibration data")
-    return sums
-
-
-def _in_order(work: Work, batches: Iterator[tuple[int, Any]], jobs: int, *, begun: bool) -> Iterator[BatchResult]:
-    """Compute the first batch in this process, unless it is done; then the others, using what the first revealed."""
-    if not begun:
-        for number, batch in itertools.islice(batches, 1):
-            first = work.result(number, batch)
-            yield first
-            work = work.after(first)
-    yield from results(work, batches, jobs)
 
 
 def _resources(candidates: Candidates) -> MappingProxyType[str, Any]:

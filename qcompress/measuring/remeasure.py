@@ -18,8 +18,8 @@ from formulations.files import AnyPath
 from qcompress.compressed.emulation import Emulation
 from qcompress.errors import OptionsError
 from qcompress.measurement import Measurement
+from qcompress.measuring.accumulation import accumulate
 from qcompress.measuring.candidates import Candidates
-from qcompress.measuring.measure import accumulate
 from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.true_loss import mean_loss
 from qcompress.measuring.workers import checked_jobs

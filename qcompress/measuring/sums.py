@@ -38,6 +38,7 @@ class Sums:
         num_columns: number of samples that were added as columns.
         cost_squares: ``(V,)`` sums of the squared costs of all samples, if known.
         tried: names of parts whose options are evaluated one by one, and why.
+        stopped: why batches were left out, if any.
         first_tried: the same after the first batch, from which all others start; None before it.
     """
 
@@ -52,6 +53,7 @@ class Sums:
         self.num_batches = 0
         self.tried: dict[str, str] = {}
         self.first_tried: dict[str, str] | None = None
+        self.stopped = ""
 
     def add(
         self,

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import itertools
 import threading
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -162,10 +163,16 @@ def results(work: Work, batches: Iterable[tuple[int, Any]], jobs: int = 1) -> It
         while waiting:
             parallel = joblib.Parallel(n_jobs=jobs, return_as=given_back)
             try:
-                for result in parallel(joblib.delayed(_result)(*packed, *item) for item in list(waiting)):
+                under_way = parallel(joblib.delayed(_result)(*packed, *item) for item in list(waiting))
+                for result in under_way:
                     yield result
                     waiting.pop(0)
                     losses = 0
+            except GeneratorExit:
+                if given_back == "generator":
+                    with warnings.catch_warnings(action="ignore"):  # joblib's, that results are given up
+                        under_way.close()
+                raise
             except Exception as error:
                 losses += 1
                 if not is_loss(error):

@@ -16,6 +16,7 @@ from qcompress.agreement import agreement
 from qcompress.budgets import FILE_BYTES, LATENCY
 from qcompress.compressed.file import compressed_size
 from qcompress.compressed.record import record_of
+from qcompress.formulation import prediction_error
 from qcompress.guard import Guarded
 from qcompress.measurement import Measurement
 from qcompress.measuring.true_loss import mean_loss
@@ -84,9 +85,11 @@ def reported(request: Request, run: RunFolder, outcome: Outcome) -> Report:
     with run.timed("check"):
         checked = _checked(request, outcome)
     assert solution.objective is not None  # noqa: S101
+    assert solution.choice is not None  # noqa: S101
     report = Report(
         loss=measurement.loss,
         loss_predicted=solution.objective,
+        loss_predicted_error=prediction_error(measurement, problem, solution.choice),
         loss_measured=checked.measured,
         loss_validation=checked.validation,
         loss_finetuned=checked.finetuned,
@@ -179,7 +182,7 @@ def _part_reports(outcome: Outcome) -> Iterator[PartReport]:
     """Yield every part's choice as it is finally stored; after training, weights are rounded to nearest."""
     measurement, problem, choice = outcome.measurement, outcome.problem, outcome.solution.choice
     assert choice is not None  # noqa: S101
-    record, chosen = record_of(outcome.smaller), problem.flat(choice)
+    record, chosen, errors = record_of(outcome.smaller), problem.flat(choice), measurement.standard_error
     transforms = [options[option] for options, option in zip(measurement.transforms, choice.tolist(), strict=True)]
     stored = transforms if record is None or record.cuts else [item.transform for item in record.parts]
     before, after = (bytes_of_parts(problem, flat) for flat in (problem.group_offsets[:-1], chosen))
@@ -190,6 +193,7 @@ def _part_reports(outcome: Outcome) -> Iterator[PartReport]:
             bytes_before=float(before[index] if measurement.sets else part.target.dense_bytes),
             bytes_after=float(after[index]),
             loss_alone=float(problem.cost[chosen[index]]),
+            loss_alone_error=None if errors is None else float(errors[chosen[index]]),
         )
 
 

@@ -29,7 +29,7 @@ from qcompress.compressed.packed import is_packed
 from qcompress.compressed.record import record_of
 from qcompress.errors import ModelError, OptionsError
 from qcompress.identity import identify, identify_batches
-from qcompress.measuring.measure import SAVE_EVERY_S
+from qcompress.measuring.accumulation import SAVE_EVERY_S
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.losses import CallableLoss, Loss, LossFunction, as_loss

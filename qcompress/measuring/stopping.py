@@ -1,0 +1,72 @@
+"""When measuring stops before all batches are done: once predictions are known well enough, or after some time."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from qcompress.errors import OptionsError
+from qcompress.measuring.candidates import Candidates
+from qcompress.measuring.effects import likely_choices
+from qcompress.measuring.sums import Sums
+from qcompress.scalars import as_number
+
+LEAST_SAMPLES = 8
+"""Samples before whose number no standard error is trusted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """When measuring stops.
+
+    Attributes:
+        precision: relative standard error of predictions at which it does, or None.
+        time_limit: seconds after which it does, or None.
+    """
+
+    precision: float | None = None
+    time_limit: float | None = None
+
+    @classmethod
+    def of(cls, precision: float | None, time_limit: float | None, method: str, *, by_block: bool) -> "Stop":
+        """Check the arguments of `qcompress.measure`.
+
+        Raises:
+            OptionsError: no positive numbers, or a way of measuring that does not stop.
+        """
+        if precision is None and time_limit is None:
+            return cls()
+        if by_block:
+            raise OptionsError(
+                "all samples of an opened model pass through a block together: give fewer samples instead of precision "
+                "or time_limit"
+            )
+        if precision is not None and method != "sampled":
+            raise OptionsError(f"precision= is for method='sampled', whose samples tell it; found method={method!r}")
+        return cls(
+            precision=None if precision is None else as_number(precision, "precision", above=0),
+            time_limit=None if time_limit is None else as_number(time_limit, "time_limit", above=0),
+        )
+
+    def reason(self, sums: Sums, candidates: Candidates, elapsed_s: float) -> str:
+        """Return why measuring stops with these sums, or an empty string."""
+        if self.precision is not None and sums.num_columns >= LEAST_SAMPLES:
+            error = relative_error(sums, candidates)
+            if error <= self.precision:
+                return f"predictions have a relative standard error of {error:.3g}, asked for was {self.precision:g}"
+        if self.time_limit is not None and elapsed_s >= self.time_limit:
+            return f"time_limit={self.time_limit:g} seconds"
+        return ""
+
+
+NEVER = Stop()
+
+
+def relative_error(sums: Sums, candidates: Candidates) -> float:
+    """Return the relative standard error of predicted losses, the largest of likely choices from mild to harsh."""
+    halves = 0.5 * np.square(sums.factor())
+    errors = []
+    for chosen in likely_choices(sums.mean_cost(), candidates.size_bytes, candidates.offsets):
+        by_sample = halves[chosen].sum(axis=0)
+        if (total := float(by_sample.sum())) > 0:
+            errors.append(float(by_sample.std(ddof=1)) * len(by_sample) ** 0.5 / total)
+    return max(errors, default=0.0)

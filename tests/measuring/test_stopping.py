@@ -1,0 +1,93 @@
+"""Measuring that stops before all batches are done, and what is known of predictions then."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import qcompress
+from qcompress.errors import OptionsError
+from qcompress.formulation import prediction_error
+from tests.models import TiedLanguageModel, seeded
+
+OPTIONS = qcompress.prune_quantize(bits=(3, 4, 6), sparsity=(0,))
+
+
+def data(batches: int = 40, size: int = 2) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(11, (size, 6), generator=generator) for _ in range(batches)]
+
+
+def measured(**more: Any) -> qcompress.Measurement:
+    return qcompress.measure(seeded(TiedLanguageModel), data(), OPTIONS, method="sampled", **more)
+
+
+def test_it_stops_at_the_first_batch_with_that_precision() -> None:
+    whole = measured()
+    stopped = measured(precision=0.3)
+    assert 8 <= stopped.num_samples < whole.num_samples
+    assert stopped.notes == (
+        f"{stopped.num_samples // 2} of 40 batches were measured: {stopped.notes[0].split(': ', 1)[1]}",
+    )
+    assert "asked for was 0.3" in stopped.notes[0]
+    shorter = qcompress.measure(
+        seeded(TiedLanguageModel), data()[: stopped.num_samples // 2], OPTIONS, method="sampled"
+    )
+    np.testing.assert_array_equal(stopped.cost, shorter.cost)
+    assert measured(precision=1e-6).notes == ()
+
+
+@pytest.mark.parametrize("jobs", [2])
+def test_it_stops_at_the_same_batch_with_any_number_of_processes(jobs: int) -> None:
+    assert measured(precision=0.3, jobs=jobs).num_samples == measured(precision=0.3).num_samples
+
+
+def test_it_stops_after_some_time() -> None:
+    stopped = measured(time_limit=1e-9)
+    assert stopped.num_samples == 2
+    assert stopped.notes == ("1 of 40 batches were measured: time_limit=1e-09 seconds",)
+    direct = qcompress.measure(seeded(TiedLanguageModel), data(), OPTIONS, method="direct", time_limit=1e-9)
+    assert direct.num_samples == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"method": "fisher", "precision": 0.1}, "precision= is for method='sampled'"),
+        ({"precision": 0}, "precision must be a number above 0, found 0"),
+        ({"time_limit": -1.0}, r"time_limit must be a number above 0, found -1\.0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionsError, match=message):
+        qcompress.measure(seeded(TiedLanguageModel), data(), OPTIONS, **{"method": "sampled", **more})
+
+
+@pytest.mark.parametrize("pairs", [False, True, 1.0])
+def test_the_standard_error_of_a_prediction_is_its_spread_over_measurements(pairs: bool | float) -> None:
+    model, objectives, errors = seeded(TiedLanguageModel), [], []
+    choice = np.array([2, 1])
+    for seed in range(40):
+        own = qcompress.measure(model, [data(1, 40)[0]], OPTIONS, method="sampled", seed=seed)
+        problem = qcompress.formulate(own, {"bytes": 1.0}, pairs=pairs)
+        chosen = np.resize(choice, len(problem.groups))
+        objectives.append(problem.evaluate(chosen).objective)
+        errors.append(prediction_error(own, problem, chosen))
+    # a standard deviation from 40 draws is known to 1 / sqrt(80), 11 %; three of them, and the spread of its estimate
+    assert np.mean(errors) == pytest.approx(np.std(objectives, ddof=1), rel=0.35)
+
+
+def test_the_report_has_the_errors() -> None:
+    result = qcompress.compress(
+        seeded(TiedLanguageModel), data(4, 4), budget={"bytes": 0.35}, options=OPTIONS, method="sampled",
+        guard=False, solver="dp", pairs=False,
+    )  # fmt: skip
+    report = result.report
+    assert report.loss_predicted_error is not None
+    assert 0 < report.loss_predicted_error < report.loss_predicted
+    assert f"(standard error {report.loss_predicted_error:.2g})" in report.to_markdown()
+    assert all(part.loss_alone_error is not None for part in report.parts)
+    assert " ± " in report.to_markdown()
+    linear = qcompress.measure(seeded(TiedLanguageModel), data(2), OPTIONS)
+    assert prediction_error(linear, qcompress.formulate(linear, {"bytes": 0.5}), np.zeros(2, dtype=int)) is None
