@@ -170,7 +170,7 @@ def _with_bits_per_weight(measurement: Measurement) -> Measurement:
         raise OptionsError(f"no part has more than one option, so there is no {BITS_PER_WEIGHT} to choose")
     sizes = [len(options) for options in measurement.transforms]
     use = np.where(np.repeat(has_choice, sizes), 8.0 * measurement.resources["bytes"] / num_weights, 0.0)
-    original = float(use[np.cumsum([0, *sizes[:-1]])].sum())  # option 0 keeps a part as it is
+    original = float(use[np.cumsum([0, *sizes[:-1]])].sum())  # option 0 leaves a part unchanged
     return replace(
         measurement,
         resources=MappingProxyType({**measurement.resources, BITS_PER_WEIGHT: use}),

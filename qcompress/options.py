@@ -1,4 +1,4 @@
-"""Options: the set of transforms that each part of a model may choose from, besides being kept as it is."""
+"""Options: the set of transforms that each part of a model may choose from, besides staying unchanged."""
 
 import importlib.metadata
 from collections.abc import Iterable

@@ -59,7 +59,7 @@ def legal(request: Request, run: RunFolder, measurement: Measurement) -> Measure
         return measurement
     calibration, resources = request.calibration, dict(measurement.resources)
     resources.pop(LATENCY, None)  # measured in PyTorch, not in the engine
-    resources.pop(BITS_PER_WEIGHT, None)  # an engine may leave other weights a choice
+    resources.pop(BITS_PER_WEIGHT, None)  # an engine may offer choices for other weights
     measurement = replace(measurement, resources=MappingProxyType(resources))
     measurement = with_resources(
         for_engine(engine, calibration.model, measurement, calibration.first_batch()), request.budget

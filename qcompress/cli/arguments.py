@@ -103,13 +103,13 @@ def named(reference: str, what: str) -> Any:
 
 
 def find_modules_here() -> None:
-    """Let modules of the current folder be imported, as Python itself does for a script that lies there."""
+    """Make modules in the current folder importable, as Python does for the folder of a script."""
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
 
 
 def _solver_words(words: str) -> str:
-    """The words as they are; where they name a module, it may lie in the current folder."""
+    """Return the text unchanged; if it names a module, make modules in the current folder importable."""
     if ":" in words:
         find_modules_here()
     return words

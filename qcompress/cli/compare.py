@@ -18,24 +18,22 @@ from solvers.compare import Comparison, Suite
 
 @dataclass(frozen=True, kw_only=True)
 class TargetFlags:
-    """Objectives that the runs are compared with."""
+    """Objectives to compare the runs with."""
 
     best_known: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="[NAME=]VALUE", help="An objective known from elsewhere; NAME is the problem file's stem."
+            metavar="[NAME=]VALUE", help="Best objective known so far; NAME is the problem file's name without suffix."
         ),
     ] = None
     target: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="[NAME=]VALUE", help="The objective that counts as reached. Default: --within the best known."
-        ),
+        typer.Option(metavar="[NAME=]VALUE", help="Target objective. Default: within --within of the best known one."),
     ] = None
-    within: Annotated[str, typer.Option(help="Share of the best objective known that counts as reached.")] = "1%"
+    within: Annotated[str, typer.Option(help="Distance from the best known objective that counts as reached.")] = "1%"
 
     def arguments(self, problems: Mapping[str, object]) -> dict[str, Any]:
-        """``best_known``, ``target`` and ``within`` of `solvers.compare.compare` for these problems."""
+        """Return ``best_known``, ``target`` and ``within`` of `solvers.compare.compare` for these problems."""
         return {
             "best_known": _objectives(self.best_known, "--best-known", problems),
             "target": _objectives(self.target, "--target", problems),
@@ -56,11 +54,10 @@ def compare(
             "-s",
             metavar="[LABEL=]SOLVER",
             help="A solver to run, with options as in anneal:sweeps=200, or package.module:object for a solver or "
-            "dimod sampler of your own. May be given several times. Default: every solver that is here and needs no "
-            "network.",
+            "dimod sampler of your own. May be given several times. Default: installed solvers that need no network.",
         ),
     ] = None,
-    solvers: Annotated[str | None, typer.Option(help="Several names, separated by commas.")] = None,
+    solvers: Annotated[str | None, typer.Option(help="Names of solvers, separated by commas.")] = None,
     time_limit: arguments.TimeLimit = 10.0,
     seeds: Annotated[int, typer.Option(help="Number of runs of each solver, with seeds 0, 1, ….", min=1)] = 3,
     jobs: Annotated[
@@ -73,7 +70,7 @@ def compare(
 ) -> int:
     """Run several solvers with several seeds on one problem or many; write tables and plots of quality over time.
 
-    A comparison that was cut goes on from its journal. The folder gets every run as JSON and as CSV, the tables as
+    An interrupted comparison resumes from its journal. The folder gets every run as JSON and as CSV, the tables as
     Markdown, and the plots.
 
     Example: `qcompress compare problem.npz --solver anneal:sweeps=200 --solver milp --seeds 5 --time-limit 10`
@@ -114,7 +111,7 @@ def compare(
 
 
 def _asked(words: list[str]) -> list[SolverLike] | dict[str, SolverLike]:
-    """The solvers that are named, under their labels where one is given; all that are here where none is named."""
+    """Return the named solvers, by label if labels are given; without names, all that are installed."""
     from solvers import available
     from solvers.run import as_solver
 
@@ -133,7 +130,7 @@ def _asked(words: list[str]) -> list[SolverLike] | dict[str, SolverLike]:
 
 
 def _objectives(words: list[str] | None, what: str, problems: Mapping[str, object]) -> dict[str, float] | float | None:
-    """Objectives as `solvers.compare.compare` takes them: a number for the only problem, or by the problems' names."""
+    """Return objectives for `solvers.compare.compare`: a number for a single problem, otherwise by problem name."""
     values = arguments.amounts([word if "=" in word else f"{_ALONE}={word}" for word in words or []], what)
     if unknown := [name for name in values if name not in (*problems, _ALONE)]:
         raise typer.BadParameter(f"no problem is called {unknown[0]!r}; the problems are {', '.join(problems)}.")
@@ -146,7 +143,7 @@ _ALONE = "the only problem"
 
 
 def _share(text: str) -> float:
-    """``1%`` or ``0.01``."""
+    """Convert ``1%`` or ``0.01`` to a number."""
     try:
         return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError as error:
@@ -154,7 +151,7 @@ def _share(text: str) -> float:
 
 
 def _write(compared: Comparison | Suite, output: Path) -> bool:
-    """Write values, tables and plots into the folder; whether no run found a choice."""
+    """Write values, tables and plots into the folder; return whether no run found a choice."""
     from formulations.files import replacing
 
     output.mkdir(parents=True, exist_ok=True)

@@ -49,7 +49,7 @@ def print_json(value: Any) -> None:
 
 
 def print_text(text: str) -> None:
-    """Text on stdout as it is, its own line ends included."""
+    """Print text on stdout unchanged, without adding a line end."""
     out.file.write(text)
 
 

@@ -13,7 +13,7 @@ BARS = " ▁▂▃▄▅▆▇█"
 
 
 def print_sampling(solution: Solution) -> None:
-    """Print this for a solver that samples; nothing for others."""
+    """Print sampling statistics of a solution; nothing if its solver does not sample."""
     details = solution.details
     if "samples" in details:
         print_table(

@@ -99,7 +99,7 @@ def _culprit(model: nn.Module) -> str:
                 continue
             try:
                 copy.deepcopy(value)
-            except Exception as error:  # as above
+            except Exception as error:  # objects in the model may raise anything (see above)
                 where = f"{path}.{name}" if path else name
                 return f"its attribute {where!r} ({type(value).__name__}) refuses ({error})"
     return ""

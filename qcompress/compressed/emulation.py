@@ -37,7 +37,7 @@ class Emulation:
         self._original = [part.weight(self.model).clone() for part in measurement.parts]
         self._stored: dict[tuple[int, int], dict[str, Tensor]] = {}
         self._encoding: tuple[int, Weight] | None = None  # the last one, as options of a part often follow each other
-        self.choice = [0] * len(measurement.parts)  # option 0 keeps a part as it is
+        self.choice = [0] * len(measurement.parts)  # option 0 leaves a part unchanged
         self._rounding: dict[int, list[Any]] = {}  # part → handles of the hooks that round its activations
 
     def rows(self, part: int, option: int) -> Tensor:

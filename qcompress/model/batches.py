@@ -1,4 +1,4 @@
-"""The samples of a batch, each as a batch of its own."""
+"""Split a batch into samples."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any

@@ -27,7 +27,7 @@ LossFunction = Callable[[Tensor, Any], Tensor]
 NUM_PROBES = 8
 
 MAX_PLAIN_DIMS = 3
-"""Up to this many dimensions, the classes of ``kl`` are taken to be in the last one without being told."""
+"""Maximum number of dimensions of outputs for which ``kl`` assumes that classes are in the last one."""
 
 SOFTENED = 4.0
 """Temperature of softened outputs."""
