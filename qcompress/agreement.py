@@ -71,9 +71,7 @@ class Agreement(Group):
 
     @property
     def tail_ratio(self) -> float:
-        """Changed answers in the less sure half, divided by those in the surer half; infinite if there are none in the
-        latter.
-        """
+        """Changed answers in the less sure half, divided by those in the surer half (infinite without any)."""
         half = len(self.by_margin) // 2
         low, high = (sum(group.changed for group in part) for part in (self.by_margin[:half], self.by_margin[half:]))
         return low / high if high else float("inf")

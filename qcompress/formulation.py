@@ -88,12 +88,12 @@ def prediction_error(measurement: Measurement, problem: Problem, choice: NDArray
     """Return the standard error of a choice's objective, from its spread over the samples; None if unknown.
 
     Args:
-        measurement: what the problem was formulated from, with samples as the columns of its factor.
-        problem: the problem; its pair terms are the measurement's at some strength.
+        measurement: measurement that the problem was formulated from, with one column of its factor per sample.
+        problem: problem whose pair terms are those of the measurement, at any strength.
         choice: ``(G,)`` option of each group.
     """
     if measurement.standard_error is None or any(measurement.standing):
-        return None  # of a remeasured model the factor lacks the slope
+        return None  # the factor of a remeasured model lacks the slope
     chosen = problem.flat(choice)
     by_sample = 0.5 * np.square(measurement.factor[chosen]).sum(axis=0)
     rows = None if problem.pairs is None else problem.pairs.factor

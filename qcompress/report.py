@@ -33,7 +33,8 @@ class Report:
     Attributes:
         loss: name of the loss.
         loss_predicted: the problem's objective for the choice.
-        loss_predicted_error: its standard error, if it is an estimate from samples (``method="sampled"``), or None.
+        loss_predicted_error: standard error of ``loss_predicted`` if it is estimated from samples
+            (``method="sampled"``), or None.
         loss_validation: true loss of the compressed model on the held-out samples, after any fine-tuning, or None if
             there are none. If ``refitted``, it is the loss of the same choice before the refit.
         refitted: whether codes and factors were refitted after the choice to all the data, so that no held-out samples
