@@ -30,6 +30,7 @@ from qcompress.measuring.true_loss import TrueLoss
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.losses import Loss, LossFunction
+from qcompress.model.opened import require_in_memory
 from qcompress.scalars import as_whole
 from solvers import SolverLike, solve
 from solvers.run import as_solver
@@ -156,6 +157,7 @@ def refine(
     >>> refined.loss <= refined.loss_before, problem.evaluate(refined.choice).feasible
     (True, True)
     """
+    require_in_memory(model, "refine", "load its folder with transformers' from_pretrained")
     rounds, start = as_whole(rounds, "rounds", least=1), np.asarray(choice, dtype=np.int64)
     solver, measured = as_solver(solver), loss_of(measurement, loss)
     require_weights_alone(measurement)

@@ -19,6 +19,7 @@ from qcompress.measurement import Measurement
 from qcompress.model.batch_norm import reestimate_
 from qcompress.model.composed import compose_
 from qcompress.model.forward import Forward, first_batch
+from qcompress.model.opened import require_in_memory
 from qcompress.model.tensors import left_out_bytes, total_bytes
 from qcompress.transforms.base import Transform
 from solvers import Solution
@@ -78,6 +79,7 @@ def apply_(
     Loading the original state dict undoes it; after low-rank options, call `qcompress.compressed.factored.fold_` first.
     Weights that are computed from others (parametrizations) become plain parameters permanently.
     """
+    require_in_memory(model, "apply_", "apply() returns a smaller model and leaves this one as it is")
     return _apply(model, measurement, chosen_transforms(model, measurement, solution), batch_norm_data, forward)
 
 

@@ -47,9 +47,10 @@ class ChosenWeights(WeightFiles):
 
     def __init__(self, files: WeightFiles, parts: Sequence[CompressedPart], model: nn.Module) -> None:
         self.folder, self._original, self._model = files.folder, files, model
-        self._of = {
-            f"{path}.{item.part.parameter}": item for item in parts if item.stored for path in item.part.modules
-        }
+        self._of: dict[str, list[CompressedPart]] = {}
+        for item in parts:
+            for path in item.part.modules if item.stored else ():
+                self._of.setdefault(f"{path}.{item.part.parameter}", []).append(item)
 
     def __getitem__(self, name: str) -> StoredTensor:
         return self._original[name]
@@ -62,10 +63,17 @@ class ChosenWeights(WeightFiles):
 
     def read(self, name: str) -> Tensor:
         """Return the values of a tensor; those of a compressed part are decoded from its codes."""
-        item = self._of.get(name)
-        if item is None:
+        items = self._of.get(name)
+        if items is None:
             return self._original.read(name)
-        return item.part.site(self._model).restored(item.rows(), torch.Size(self._original[name].shape))
+        site, shape = items[0].part.site(self._model), torch.Size(self._original[name].shape)
+        if items[0].part.rows is None:
+            return site.restored(items[0].rows(), shape)
+        rows = site.to_rows(self._original.read(name)).clone()
+        for item in items:
+            assert item.part.rows is not None  # noqa: S101
+            rows[slice(*item.part.rows)] = item.rows().to(rows)
+        return site.restored(rows, shape)
 
 
 def write_codes(path: Path, codes: Mapping[str, Mapping[str, Tensor]]) -> None:

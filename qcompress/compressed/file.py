@@ -21,6 +21,7 @@ from qcompress.compressed.packed import is_packed, pack_
 from qcompress.compressed.record import CompressedPart, Compression, attach, install_, record_of, require_unchanged
 from qcompress.errors import ArtefactError
 from qcompress.model.composed import compose_
+from qcompress.model.opened import require_in_memory
 from qcompress.model.tensors import bytes_of, digest_of, held_tensors
 from qcompress.transforms.base import Keep, Weight
 
@@ -146,6 +147,7 @@ def stored_parts(path: AnyPath) -> tuple[CompressedPart, ...]:
 
 def _contents(model: nn.Module) -> Contents:
     """Return the contents of the file for ``model``."""
+    require_in_memory(model, "save_compressed", "export() writes its folder")
     record = record_of(model)
     if record is None:
         raise ArtefactError(

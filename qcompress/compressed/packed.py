@@ -19,6 +19,7 @@ from qcompress.compressed.factored import Factored
 from qcompress.compressed.record import CompressedPart, record_of, require_unchanged
 from qcompress.compressed.rows import PackedRows, packed_rows
 from qcompress.errors import ArtefactError, ModelError
+from qcompress.model.opened import require_in_memory
 from qcompress.model.sites import WEIGHT, Site
 from qcompress.transforms.base import Keep
 from qcompress.transforms.low_rank.factors import LowRank
@@ -149,6 +150,7 @@ def pack_(model: Model) -> Model:
     >>> torch.allclose(packed(batch), expected)
     True
     """
+    require_in_memory(model, "pack_", "export() writes its packed weights")
     record = record_of(model)
     if record is None:
         raise ArtefactError(

@@ -130,8 +130,12 @@ class CompressedTensors(Engine):
             return index + config + sum(entry.size_bytes for entry in entries)
 
         weights = {part.name: _weight_name(part, state) for part in parts}
+        later = {part.name for part in parts if part.rows is not None and part.rows[0]}  # the first has the weight's
         options = tuple(
-            tuple(taken(weights[part.name], transform, part.target) for transform in part_options)
+            tuple(
+                0 if part.name in later else taken(weights[part.name], transform, part.target)
+                for transform in part_options
+            )
             for part, part_options in zip(parts, transforms, strict=True)
         )
         rest = [name for name in state if name not in weights.values()]

@@ -26,6 +26,7 @@ from qcompress.measuring.workers import checked_jobs
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.losses import Loss, LossFunction, as_loss, is_named
+from qcompress.model.opened import require_in_memory
 from qcompress.model.steady import steady
 
 
@@ -71,6 +72,7 @@ def remeasure(
     >>> again.standing, again.cost[[1, 5]].tolist()
     ((1, 2), [0.0, 0.0])
     """
+    require_in_memory(model, "remeasure", "load its folder with transformers' from_pretrained")
     measured = loss_of(measurement, loss)
     require_weights_alone(measurement)
     calibration = Calibration(model=model, data=data, forward=forward, loss=measured, seed=measurement.seed)

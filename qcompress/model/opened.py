@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from formulations.files import AnyPath
 from qcompress.errors import MissingError, ModelError
+from qcompress.model.stored_names import named_as_in
 from qcompress.model.weight_files import WeightFiles
 
 _ATTRIBUTE = "_qcompress_opened"
@@ -209,6 +210,7 @@ def opened_from(files: WeightFiles, *, dtype: torch.dtype | None = None) -> nn.M
     if transformers.GenerationConfig is not None and (source / "generation_config.json").is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(source)
     model.eval().requires_grad_(False)
+    files = named_as_in(model, files)
     _require_stored(model, files)
     opened = Opened(model, files, blocks_of(model))
     _read_the_rest(model, opened)
@@ -220,6 +222,21 @@ def opened_of(model: nn.Module) -> Opened | None:
     """Return the source of an opened model's weights, or None for a model in memory."""
     opened: Opened | None = getattr(model, _ATTRIBUTE, None)
     return opened
+
+
+def require_in_memory(model: nn.Module, name: str, instead: str) -> None:
+    """Refuse an opened model.
+
+    Args:
+        model: any.
+        name: name of the function that does not take one.
+        instead: what to do.
+
+    Raises:
+        ModelError: it is one.
+    """
+    if opened_of(model) is not None:
+        raise ModelError(f"{name} needs a model in memory, and this one is read block by block: {instead}")
 
 
 def blocks_of(model: nn.Module) -> str:

@@ -91,9 +91,12 @@ def find_weights(model: nn.Module) -> tuple[list[ModelWeight], tuple[Skipped, ..
 def effective_paths(
     weights: list[ModelWeight], model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None
 ) -> set[str]:
-    """Return the paths of those weights, among ones whose layer is never called, that still affect outputs."""
-    effective: set[str] = set()
-    weights = [weight for weight in weights if not weight.site.weight.is_meta]  # not those of an opened model
+    """Return the paths of those weights, among ones whose layer is never called, that still affect outputs.
+
+    In an opened model those of modules that are no layers, such as experts, are taken to: their gradients tell.
+    """
+    effective = {weight.path for weight in weights if weight.site.weight.is_meta and not weight.site.is_layer}
+    weights = [weight for weight in weights if not weight.site.weight.is_meta]
     if not weights:
         return effective
     run = steady(forward)

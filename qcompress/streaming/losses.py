@@ -138,6 +138,11 @@ def weights_of_choice(
             continue
         site = part.site(model)
         rows = transform.decode(codes[index, transform], part.target)
+        if part.rows is not None:  # of several parts of a weight, such as experts
+            changed = weights.get((part.modules[0], part.parameter), site.weight)
+            whole = site.to_rows(changed.detach()).clone()
+            whole[slice(*part.rows)] = rows
+            rows = whole
         new = nn.Parameter(site.from_rows(rows).contiguous().to(site.weight), requires_grad=False)
         weights |= {(path, part.parameter): new for path in part.modules}
     return weights

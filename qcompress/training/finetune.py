@@ -33,6 +33,7 @@ from qcompress.measuring.accumulation import SAVE_EVERY_S
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.losses import CallableLoss, Loss, LossFunction, as_loss
+from qcompress.model.opened import require_in_memory
 from qcompress.training.checkpoint import Checkpoint, Standing
 from qcompress.training.optimiser import WideAdam
 from qcompress.training.straight_through import Trained
@@ -121,6 +122,7 @@ def finetune(
     True
     """
     require_training(steps, learning_rate, patience)
+    require_in_memory(model, "finetune", "load its folder with transformers' from_pretrained")
     if is_packed(model):
         raise ModelError(
             "the weights of this model are packed, so that they cannot be trained: fine-tune it before pack_(), or "

@@ -1,0 +1,118 @@
+"""A folder's tensors under the names that transformers' model has, where its files name or hold them otherwise.
+
+Many mixtures of experts are stored with a tensor per expert and matrix, and computed with one tensor of all experts.
+Which stored tensors make up a weight is transformers' own table of conversions; weights are put together when they are
+read, so that no more than one is in memory.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qcompress.errors import ModelError
+from qcompress.model.weight_files import StoredTensor, WeightFiles
+
+Sources = list[list[str]]
+"""Names of stored tensors: those of a list are stacked, the stacks then joined along the next dimension."""
+
+
+def named_as_in(model: nn.Module, files: WeightFiles) -> WeightFiles:
+    """Return ``files`` under the names in the model's state dict; the same object if they have those already.
+
+    Args:
+        model: a model of transformers, whose weights may be on the meta device.
+        files: what is stored.
+
+    Raises:
+        ModelError: a weight is stored in a way that is not read tensor by tensor.
+    """
+    state = model.state_dict()
+    groups, converters = _grouped(model, [name for name in files if name not in state])
+    sources: dict[str, Sources] = {}
+    for name, patterns in groups.items():
+        if name not in state or name in files:
+            continue
+        converter = next((own for own in converters if set(own.source_patterns) & set(patterns)), None)
+        if converter is None:
+            sources[name] = list(patterns.values())
+        elif _kinds(converter) in (["MergeModulelist"], ["MergeModulelist", "Concatenate"]):
+            sources[name] = [patterns[pattern] for pattern in converter.source_patterns if pattern in patterns]
+        else:
+            raise ModelError(
+                f"{files.folder} holds {name!r} in a form that is not read block by block "
+                f"({', '.join(_kinds(converter))}): load the model with from_pretrained and measure it in memory"
+            )
+    return ConvertedFiles(files, sources) if sources else files
+
+
+def _grouped(model: nn.Module, names: list[str]) -> tuple[dict[str, dict[str, list[str]]], list[Any]]:
+    """Return the model's name → pattern → stored names in order, and the conversions that have these patterns."""
+    from transformers import conversion_mapping, core_model_loading
+
+    transforms = conversion_mapping.get_model_conversion_mapping(model)
+    renamings = [own for own in transforms if isinstance(own, core_model_loading.WeightRenaming)]
+    converters = [own for own in transforms if isinstance(own, core_model_loading.WeightConverter)]
+    groups: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for name in sorted(names, key=_by_number):
+        renamed, pattern = core_model_loading.rename_source_key(name, renamings, converters)
+        groups[renamed][pattern or name].append(name)
+    return groups, converters
+
+
+def _kinds(converter: Any) -> list[str]:
+    return [type(operation).__name__ for operation in converter.operations]
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """Return a key by which expert 10 comes after expert 9."""
+    return [(int(word), "") if word.isdecimal() else (-1, word) for word in name.split(".")]
+
+
+class ConvertedFiles(WeightFiles):
+    """The tensors in files, some of them under other names or put together from several.
+
+    Args:
+        files: what is stored.
+        sources: name → stored names.
+    """
+
+    def __init__(self, files: WeightFiles, sources: dict[str, Sources]) -> None:
+        self.folder, self._files, self._sources = files.folder, files, sources
+
+    def __getitem__(self, name: str) -> StoredTensor:
+        if name not in self._sources:
+            return self._files[name]
+        stacks = self._sources[name]
+        first = self._files[stacks[0][0]]
+        if stacks == [[stacks[0][0]]]:
+            return first
+        rows = sum(self._files[stack[0]].shape[0] for stack in stacks)
+        nbytes = sum(self._files[own].nbytes for stack in stacks for own in stack)
+        return replace(first, shape=(len(stacks[0]), rows, *first.shape[1:]), nbytes=nbytes)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._files
+        yield from self._sources
+
+    def __len__(self) -> int:
+        return len(self._files) + len(self._sources)
+
+    def read(self, name: str) -> Tensor:
+        """Read a tensor in its stored type, put together if it is stored in several.
+
+        Raises:
+            ModelError: a file is truncated, or the tensors do not fit together.
+        """
+        if name not in self._sources:
+            return self._files.read(name)
+        stacks = self._sources[name]
+        if stacks == [[stacks[0][0]]]:
+            return self._files.read(stacks[0][0])
+        try:
+            return torch.cat([torch.stack([self._files.read(own) for own in stack]) for stack in stacks], dim=1)
+        except RuntimeError as error:
+            raise ModelError(f"the tensors of {name!r} in {self.folder} do not fit together: {error}") from error
