@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import scipy.sparse
@@ -40,8 +40,15 @@ from formulations.validation import (
 
 FILE_KIND = FileKind("qcompress problem", version=3)
 
+Budget = TypeVar("Budget", float, NDArray[np.float64])
+
 BUDGET_TOLERANCE = 1e-12
 """Relative slack of a budget, for rounding errors in sums of floats (at most one byte in a terabyte)."""
+
+
+def limit_of(budget: Budget) -> Budget:
+    """Return the largest use that `Problem.evaluate` accepts for a budget, or for each of an array of budgets."""
+    return budget + BUDGET_TOLERANCE * abs(budget)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,9 +194,7 @@ class Problem:
             raise InvalidProblemError(f"evaluate takes one choice of shape ({self.num_groups},), found {chosen.shape}")
         usage = self.usage(chosen)
         violations = {
-            name: usage[name] - budget
-            for name, budget in self.budgets.items()
-            if usage[name] > budget + BUDGET_TOLERANCE * abs(budget)
+            name: usage[name] - budget for name, budget in self.budgets.items() if usage[name] > limit_of(budget)
         }
         objective = self.offset + float(self.cost[chosen].sum()) + self._pair_value(chosen)
         return Evaluation(objective=objective, usage=usage, violations=violations)
@@ -282,10 +287,7 @@ class Problem:
         """
         if not self.fixed:
             return self
-        rest = {
-            name: budget + BUDGET_TOLERANCE * abs(budget) - self.fixed.get(name, 0.0)
-            for name, budget in self.budgets.items()
-        }
+        rest = {name: limit_of(budget) - self.fixed.get(name, 0.0) for name, budget in self.budgets.items()}
         budgets = {
             name: room - BUDGET_TOLERANCE * abs(room) if name in self.fixed else self.budgets[name]
             for name, room in rest.items()
@@ -303,7 +305,7 @@ class Problem:
         broken = [
             f"{name}: asked for at most {budget:,.6g}, the smallest possible use is {smallest[name]:,.6g}"
             for name, budget in self.budgets.items()
-            if smallest[name] > budget + BUDGET_TOLERANCE * abs(budget)
+            if smallest[name] > limit_of(budget)
         ]
         if broken:
             error = InfeasibleBudgetError("no choice meets the budget for " + "; ".join(broken))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from formulations import InfeasibleBudgetError, Problem
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
-from formulations.problem import BUDGET_TOLERANCE
+from formulations.problem import BUDGET_TOLERANCE, limit_of
 from solvers.base import OnProgress, SolverLike
 from solvers.errors import InvalidOptionError
 from solvers.run import solve
@@ -222,7 +222,7 @@ class _Search:
         self._at_least = max(self._at_least, float(value))
 
     def _limit(self) -> float:
-        return self._at_most + BUDGET_TOLERANCE * abs(self._at_most)
+        return limit_of(self._at_most)
 
     def _left(self, steps: int) -> float | None:
         """Return the time in seconds for the next of ``steps`` solves."""

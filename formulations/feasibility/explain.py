@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from formulations.feasibility.least_use import Least, UsePrograms, limit_of
-from formulations.problem import Problem
+from formulations.feasibility.least_use import Least, UsePrograms
+from formulations.problem import Problem, limit_of
 
 TIME_LIMIT_S = 20.0
 """Default time limit in seconds, for all programs together."""

@@ -16,7 +16,7 @@ import scipy.optimize
 import scipy.sparse
 
 from formulations.pairs import PairTerms
-from formulations.problem import BUDGET_TOLERANCE, Problem
+from formulations.problem import Problem, limit_of
 from formulations.reductions.dominance import Floats, Integers, drop_dominated
 
 TOLERANCE = 2e-6
@@ -27,11 +27,6 @@ SHARE = 0.25
 
 CORE, PRESOLVED = 200, 5000
 """Number of options in the first core beyond one per group; number of columns up to which HiGHS presolves."""
-
-
-def limit_of(budget: float) -> float:
-    """The largest use that `Problem.evaluate` accepts for a budget."""
-    return budget + BUDGET_TOLERANCE * abs(budget)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from formulations.errors import EncodingError
 from formulations.pairs import PairTerms
-from formulations.problem import BUDGET_TOLERANCE, Problem
+from formulations.problem import Problem, limit_of
 
 MAX_PRODUCTS = 400_000
 """Maximum number of product variables ``y`` (about 10 µs each to build, and far more in the solver)."""
@@ -122,7 +122,7 @@ def to_integer_program(problem: Problem) -> IntegerProgram:
         size = max([float(use.max()), *(w for _, w in together)]) or 1.0
         terms = [*((x[option], use[option] / size) for option in np.flatnonzero(use))]
         terms += [(variable, w / size) for variable, w in together]
-        limit = (budget + BUDGET_TOLERANCE * abs(budget)) / size
+        limit = limit_of(budget) / size
         model.addConstraint(pulp.LpConstraint(_sum(terms), pulp.LpConstraintLE, f"budget_{k}", limit))
     objective = [
         *zip(x, problem.cost.tolist(), strict=True),

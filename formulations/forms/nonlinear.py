@@ -14,7 +14,7 @@ import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
 from formulations.errors import EncodingError
-from formulations.problem import BUDGET_TOLERANCE, Problem
+from formulations.problem import Problem, limit_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -93,7 +93,7 @@ def to_nonlinear(problem: Problem) -> EncodedNonlinear:
     model.minimize(objective)
     for name, budget in problem.budgets.items():
         used = table(problem.resources[name])[chosen].sum()
-        model.add_constraint(used <= model.constant(budget + BUDGET_TOLERANCE * abs(budget)))
+        model.add_constraint(used <= model.constant(limit_of(budget)))
     return EncodedNonlinear(model=model, decision=decision)
 
 

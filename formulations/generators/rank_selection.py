@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from formulations.errors import InfeasibleBudgetError, InvalidProblemError
 from formulations.generators.prune_quantize import prune_quantize
-from formulations.problem import BUDGET_TOLERANCE, Problem
+from formulations.problem import Problem, limit_of
 from formulations.reductions.restriction import part
 from formulations.reductions.tie import tie
 
@@ -195,7 +195,7 @@ def allow_up_to(problem: Problem, error: ArrayLike, threshold: float) -> Problem
 def _reachable(problem: Problem, keep: NDArray[np.bool_]) -> bool:
     """Whether some choice of kept options meets all budgets."""
     problem = problem.without_fixed()
-    limits = {name: budget + BUDGET_TOLERANCE * abs(budget) for name, budget in problem.budgets.items()}
+    limits = {name: limit_of(budget) for name, budget in problem.budgets.items()}
     uses = {name: np.where(keep, problem.resources[name], np.inf) for name in limits}
     least = {name: np.minimum.reduceat(use, problem.group_offsets[:-1]).sum() for name, use in uses.items()}
     if any(least[name] > limit for name, limit in limits.items()):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from formulations.problem import BUDGET_TOLERANCE, Problem
+from formulations.problem import BUDGET_TOLERANCE, Problem, limit_of
 from formulations.reductions.base import Choice, Reduction
 from formulations.reductions.components import Component, split
 from formulations.reductions.dominance import Flags, Integers, drop_dominated
@@ -199,6 +199,6 @@ def _lowered(problem: Problem, name: str) -> float | None:
     if np.maximum.reduceat(use, starts).sum() >= WHOLE * GRAIN or (use % GRAIN).any():
         return None
     unit = GRAIN * int(np.gcd.reduce(((use - least[problem.group_of]) / GRAIN).astype(np.int64)))
-    lowered = least.sum() + np.floor((budget + BUDGET_TOLERANCE * abs(budget) - least.sum()) / unit) * unit
+    lowered = least.sum() + np.floor((limit_of(budget) - least.sum()) / unit) * unit
     too_fine = unit <= 4 * BUDGET_TOLERANCE * abs(budget)
     return None if lowered >= budget or too_fine else float(lowered)

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 
 from formulations.errors import InvalidProblemError
 from formulations.pairs import PairTerms
-from formulations.problem import BUDGET_TOLERANCE, Problem
+from formulations.problem import Problem, limit_of
 from formulations.reductions.base import Choice, Reduction
 
 
@@ -85,7 +85,7 @@ def priced(problem: Problem, prices: Mapping[str, float]) -> Pricing:
             raise InvalidProblemError(f"the price of {name!r} must be a finite number, not negative, found {price!r}")
         budget = problem.budgets[name]
         cost += price * problem.resources[name]
-        offset += price * (problem.fixed.get(name, 0.0) - budget - BUDGET_TOLERANCE * abs(budget))
+        offset += price * (problem.fixed.get(name, 0.0) - limit_of(budget))
         terms = problem.resource_pairs.get(name)
         if terms is not None and price:
             sparse = price * terms if sparse is None else scipy.sparse.csr_array(sparse + price * terms)

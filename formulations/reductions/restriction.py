@@ -18,6 +18,7 @@ from formulations.errors import InvalidProblemError
 from formulations.pairs import PairTerms
 from formulations.problem import Problem
 from formulations.reductions.base import Choice, Reduction
+from formulations.validation import frozen
 
 Integers = NDArray[np.int64]
 
@@ -176,9 +177,3 @@ def _labels(
     for group, (begin, end) in zip(groups.tolist(), itertools.pairwise(group_offsets.tolist()), strict=True):
         labels = problem.options[group]
         yield labels if end - begin == len(labels) else tuple(labels[i] for i in local[begin:end])
-
-
-def frozen(array: NDArray[Any]) -> NDArray[Any]:
-    """Make ``array`` read-only and return it."""
-    array.flags.writeable = False
-    return array

@@ -114,7 +114,7 @@ def count(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | Non
             hook.remove()
     if not counted.num_batches:
         raise DataError(
-            "the calibration data is empty, or an iterator that has been read before: give at least one batch"
+            "the calibration data is empty, or an iterator that is already exhausted: give at least one batch"
         )
     if not counted.num_samples:
         raise DataError("the calibration data holds no sample")

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse
 
 from formulations import PairTerms, Problem
-from formulations.problem import BUDGET_TOLERANCE
+from formulations.problem import limit_of
 from solvers.bounds.dual import Dual, DualBound
 from solvers.bounds.messages import pass_messages
 from solvers.bounds.smoothed_dual import DualTerms, descend
@@ -72,7 +72,7 @@ class PairedDual:
             weights += price * self._uses[name]
             cost += price * problem.resources[name]
             budget = problem.budgets[name]
-            constant += price * (problem.fixed.get(name, 0.0) - budget - BUDGET_TOLERANCE * abs(budget))
+            constant += price * (problem.fixed.get(name, 0.0) - limit_of(budget))
         dual.cost, dual.blocks = cost, replace(self._blocks, weights=weights)
         if len(dual.limit):
             self._by_temperature(deadline)

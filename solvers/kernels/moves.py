@@ -14,7 +14,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from formulations import Problem
-from formulations.problem import BUDGET_TOLERANCE
+from formulations.problem import limit_of
 from solvers.kernels.compiled import compiled
 
 Floats = NDArray[np.float64]
@@ -63,7 +63,7 @@ def to_arrays(problem: Problem) -> Arrays:
         group_of=np.array(problem.group_of, dtype=np.int64),
         cost=np.array(problem.cost),
         use=np.ascontiguousarray(use),
-        limit=budgets + BUDGET_TOLERANCE * np.abs(budgets) - fixed,
+        limit=limit_of(budgets) - fixed,
         unit=np.where(spread > 0, spread, 1.0),
         factor=factor,
         indptr=both.indptr.astype(np.int64),

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse
 
 from formulations import Problem
-from formulations.problem import BUDGET_TOLERANCE
+from formulations.problem import limit_of
 from solvers.kernels.compiled import compiled
 from solvers.kernels.moves import Arrays, Floats, Integers, begin, delta, switch, to_arrays
 
@@ -50,7 +50,7 @@ def arrays_of(problem: Problem) -> tuple[Arrays, PairedUses]:
         if name in problem.resource_pairs:
             half = problem.resource_pairs[name]
             data[:, k] = np.asarray((half + half.T)[rows, pattern.indices]).ravel()
-    limit = budgets + BUDGET_TOLERANCE * np.abs(budgets) - fixed
+    limit = limit_of(budgets) - fixed
     uses = PairedUses(
         use=np.ascontiguousarray(use),
         limit=limit,
