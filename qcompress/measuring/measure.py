@@ -135,11 +135,7 @@ def measure(
                 on_progress=on_progress,
             )
     if opened_of(model) is not None:
-        if method != "sampled" or granularity != "layer" or jobs != 1:
-            raise OptionsError(
-                f"an opened model is measured with method='sampled', layer by layer, in one process; found "
-                f"method={method!r}, granularity={granularity!r}, jobs={jobs}"
-            )
+        _require_streamable(method, granularity, jobs)
         return measure_streamed(
             calibration, offered, cache=cache, memory=memory, on_progress=on_progress, on_encode=on_encode
         )
@@ -231,13 +227,7 @@ def _measured_in_memory(
             on_progress=on_progress,
         )
         require_measured(model, fingerprint)
-    if sums.stopped:
-        notes.append(f"{sums.num_batches} of {inventory.num_batches} batches were measured: {sums.stopped}")
-    elif sums.num_batches != inventory.num_batches:
-        raise DataError(
-            f"the data gave {inventory.num_batches} batches in one pass and {sums.num_batches} in another: it must be "
-            "the same in every pass"
-        )
+    notes += _cut_short(sums, inventory.num_batches)
     notes += [f"{name} changes while the model runs; it was put back after every pass" for name in sorted(run.moved)]
     measurement = _stated(
         inventory,
@@ -253,6 +243,22 @@ def _measured_in_memory(
     if cache is not None:
         Path(cache).unlink(missing_ok=True)
     return measurement
+
+
+def _cut_short(sums: Sums, num_batches: int) -> list[str]:
+    """Return the note on a measurement that stopped early, if it did.
+
+    Raises:
+        DataError: the data gave another number of batches than in the first pass.
+    """
+    if sums.stopped:
+        return [f"{sums.num_batches} of {num_batches} batches were measured: {sums.stopped}"]
+    if sums.num_batches != num_batches:
+        raise DataError(
+            f"the data gave {num_batches} batches in one pass and {sums.num_batches} in another: it must be the same "
+            "in every pass"
+        )
+    return []
 
 
 def _stated(
@@ -306,6 +312,15 @@ def require_method(method: str, granularity: str | int) -> None:
         raise OptionsError(f"method must be one of {', '.join(METHODS)}, found {method!r}")
     if granularity != "layer" and not (isinstance(granularity, int) and granularity >= 1):
         raise OptionsError(f"granularity must be 'layer' or a number of channels per block, found {granularity!r}")
+
+
+def _require_streamable(method: str, granularity: str | int, jobs: int) -> None:
+    """Raise `OptionsError` unless an opened model can be measured in this way."""
+    if method != "sampled" or granularity != "layer" or jobs != 1:
+        raise OptionsError(
+            f"an opened model is measured with method='sampled', layer by layer, in one process; found "
+            f"method={method!r}, granularity={granularity!r}, jobs={jobs}"
+        )
 
 
 def _resources(candidates: Candidates) -> MappingProxyType[str, Any]:
