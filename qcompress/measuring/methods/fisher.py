@@ -25,8 +25,10 @@ from qcompress.measuring.methods import evidence
 from qcompress.measuring.methods.calls import Call, Recorder, response
 from qcompress.measuring.methods.direct import Direct
 from qcompress.measuring.methods.products import Place, shares
+from qcompress.measuring.methods.stacks import effects_of_stacks
 from qcompress.model import forward as forwards
 from qcompress.model import layers
+from qcompress.model.parts import NOT_LINEAR
 
 MAX_PROBES = 16  # each probe costs one backward pass
 CHUNK = 16  # options whose responses are held at the same time
@@ -58,6 +60,8 @@ class Fisher:
         self._direct, self._model, self._candidates = direct, direct.model, direct.candidates
         self._loss, self._forward = direct.loss, direct.forward
         self.reasons: dict[int, str] = {}
+        self._stacks: set[int] = set()
+        self._check_due = False
         for index, layer in enumerate(self._candidates.layers):
             for part in layer.parts:
                 if reason := (tried or {}).get(self._candidates.parts[part].name):
@@ -68,6 +72,10 @@ class Fisher:
                 and not layers.same_rows(map(self._model.get_submodule, layer.modules))
             ):
                 self.reasons[index] = "blocks of a weight shared by layers of different kinds"
+            if layer.site(self._model).num_matrices > 1 and self.reasons.get(index, NOT_LINEAR) == NOT_LINEAR:
+                self._check_due |= index in self.reasons  # as the survey says; later batches are told what remains
+                self.reasons[index] = NOT_LINEAR
+                self._stacks.add(index)
 
     @property
     def tried(self) -> dict[str, str]:
@@ -75,7 +83,7 @@ class Fisher:
         candidates = self._candidates
         return {
             candidates.parts[part].name: self.reasons[index]
-            for index in sorted(self.reasons)
+            for index in sorted(self.reasons.keys() - self._stacks)
             for part in candidates.layers[index].parts
         }
 
@@ -100,6 +108,7 @@ class Fisher:
                     ):
                         assert place is not None  # noqa: S101
                         self._add_call(effects, layer, call, gradients, place, num_samples)
+            self._add_stacks(effects, batch, run)
             risen = self._add_tried(effects, batch, run.probes, reference)
             if small:
                 changes = torch.from_numpy(effects).to(point).reshape(len(effects), *point.shape)
@@ -312,11 +321,29 @@ class Fisher:
                     if option < len(candidates.transforms[part]):
                         effects[candidates.offsets[part] + option] += share
 
+    def _add_stacks(self, effects: NDArray[np.float32], batch: Any, run: _Run) -> None:
+        """Add the effects of matrices in stacks; if gradients do not tell them, they are left to direct evaluation."""
+        candidates = self._candidates
+        parts = [part for index in sorted(self._stacks) for part in candidates.layers[index].parts]
+        if not parts:
+            return
+        by_part, reason = effects_of_stacks(self._direct, parts, batch, run.point, run.probes, check=self._check_due)
+        if by_part is None:
+            self.reasons |= dict.fromkeys(self._stacks, reason)
+            self._stacks.clear()
+            return
+        start = 0
+        for part in parts:
+            size, first = len(candidates.transforms[part]), candidates.offsets[part]
+            effects[first : first + size] = by_part[start : start + size]
+            start += size
+
     def _add_tried(
         self, effects: NDArray[np.float32], batch: Any, probes: list[Tensor], reference: Tensor | None
     ) -> dict[int, float]:
         """Put in the results of direct evaluation; returns flat option → loss increase of the batch."""
-        parts = [part for index in sorted(self.reasons) for part in self._candidates.layers[index].parts]
+        tried = sorted(self.reasons.keys() - self._stacks)
+        parts = [part for index in tried for part in self._candidates.layers[index].parts]
         risen: dict[int, float] = {}
         if not parts:
             return risen

@@ -1,0 +1,57 @@
+"""Effects of the matrices of stacks, such as all experts in one parameter, in one pass a sample for all of them.
+
+The output of their module is not linear in such a parameter, and no call shows what a matrix is multiplied with; but
+the gradient of the whole parameter does, to first order. It is the sum over the samples of a batch, so that every
+sample is run alone, with the batch's probes of it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qcompress.measuring.candidates import DECODED, Layer
+from qcompress.measuring.methods.direct import Direct
+from qcompress.measuring.methods.gradient_check import misleading
+from qcompress.measuring.methods.gradients import Gradients
+from qcompress.model import forward as forwards
+from qcompress.model.batches import samples
+from qcompress.model.samples import same_outputs
+
+
+def effects_of_stacks(
+    direct: Direct, parts: Sequence[int], batch: Any, point: Tensor, probes: Sequence[Tensor], *, check: bool
+) -> tuple[NDArray[np.float32] | None, str]:
+    """Return the effects ``(options, samples, probes)`` of parts, or None and why gradients do not tell them.
+
+    Args:
+        direct: the model, its options and how to run a batch.
+        parts: indices of the parts.
+        batch: a batch of the data.
+        point: its outputs ``(samples, …)``.
+        probes: probes of the outputs, of the same shape.
+        check: whether to check on the first sample that outputs follow the gradients.
+    """
+    model, alone = direct.model, list(samples(batch))
+    if len(alone) != len(point):
+        return None, "its effect on one sample cannot be told from that on others"
+    candidates = direct.candidates.some(parts, DECODED)
+    if check:
+        weights = [layer.site(model).weight for layer in candidates.layers]
+        wrong = misleading(lambda: forwards.run(model, alone[0], direct.forward), weights, torch.Generator())
+        if wrong:
+            return None, "the outputs do not follow its gradient"
+    effects = np.zeros((candidates.num_options, len(alone), len(probes)), dtype=np.float32)
+    reached: set[Layer] = set()
+    for index, sample in enumerate(alone):
+        with torch.enable_grad(), Gradients(model, candidates, reached) as gradients:
+            output = forwards.run(model, sample, direct.forward)
+            if not same_outputs(model, output.detach(), point[index : index + 1]):
+                return None, "samples give other outputs alone than within a batch"
+            for number, probe in enumerate(probes):
+                own = probe[index : index + 1].to(output)
+                effects[:, index, number] = gradients.products(output, own, keep=number + 1 < len(probes))
+    return effects, ""
