@@ -41,6 +41,7 @@ __all__ = [
     "write_mps",
     "write_problem",
     "write_qubo",
+    "decode_bits",
 ]
 
 _FORMS = {
@@ -56,6 +57,7 @@ _FORMS = {
     "write_mps": "formulations.exchange.suffixes",
     "write_problem": "formulations.exchange.suffixes",
     "write_qubo": "formulations.exchange.suffixes",
+    "decode_bits": "formulations.exchange.bits",
 }
 
 keep_importable(

@@ -1,8 +1,9 @@
 """Read problems from dimod's CQM and BQM files and from QUBO coordinate text, written by this package or others.
 
-A CQM is restored as the problem that it states. A BQM or QUBO becomes a new problem whose objective is the energy: one
-group per bit with the options "0" and "1", and no budget. Every solver can therefore solve any QUBO. For every choice
-the objective equals that of the model. A model of another form is refused.
+A CQM is restored as the problem that it states. A BQM or QUBO becomes a new problem whose objective is the energy
+(divided by the scale that `formulations.exchange.bits` wrote, if it did): one group per bit with the options "0" and
+"1", and no budget. Every solver can therefore solve any QUBO. For every choice the objective equals that of the model.
+A model of another form is refused.
 """
 
 import io
@@ -15,6 +16,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from formulations.errors import FileFormatError
+from formulations.exchange.bits import said_by
 from formulations.files import AnyPath
 from formulations.pairs import PairTerms
 from formulations.problem import Problem
@@ -52,7 +54,9 @@ def read_bqm(path: AnyPath) -> Problem:
     import dimod
 
     def build() -> Problem:
-        bqm = dimod.BinaryQuadraticModel.from_file(io.BytesIO(Path(path).read_bytes()))
+        content = Path(path).read_bytes()
+        bqm = dimod.BinaryQuadraticModel.from_file(io.BytesIO(content))
+        bqm.scale(_unscaled(content, path))
         return _problem_of_bits(bqm.change_vartype(dimod.BINARY, inplace=False))
 
     return _read(path, "a BQM file", build)
@@ -74,7 +78,18 @@ def read_qubo(path: AnyPath) -> Problem:
     >>> read_qubo(file).evaluate([1, 1]).objective
     0.5
     """
-    return _read(path, "QUBO coordinate text", lambda: _problem_of_text(Path(path).read_text().splitlines()))
+
+    def build() -> Problem:
+        content = Path(path).read_bytes()
+        return _problem_of_text(content.decode().splitlines(), _unscaled(content, path))
+
+    return _read(path, "QUBO coordinate text", build)
+
+
+def _unscaled(content: bytes, path: AnyPath) -> float:
+    """What energies of a file are to be multiplied by."""
+    bits = said_by(io.BytesIO(content), str(path))
+    return 1.0 if bits is None else 1.0 / bits.scale
 
 
 def _read(path: AnyPath, what: str, build: Callable[[], Value]) -> Value:
@@ -161,7 +176,7 @@ def _problem_of_bits(bqm: "dimod.BinaryQuadraticModel") -> Problem:
     return _two_options([str(variable) for variable in bqm.variables], linear, couplers, float(offset))
 
 
-def _problem_of_text(lines: Sequence[str]) -> Problem:
+def _problem_of_text(lines: Sequence[str], factor: float = 1.0) -> Problem:
     offset, announced, entries = 0.0, None, []
     for number, line in enumerate(lines, start=1):
         words = line.split()
@@ -192,8 +207,8 @@ def _problem_of_text(lines: Sequence[str]) -> Problem:
             )
         size = announced[0]
     linear = np.bincount(rows[diagonal], weights=values[diagonal], minlength=size).astype(np.float64)
-    couplers = (rows[~diagonal], columns[~diagonal], values[~diagonal])
-    return _two_options([str(v) for v in range(size)], linear, couplers, offset)
+    couplers = (rows[~diagonal], columns[~diagonal], factor * values[~diagonal])
+    return _two_options([str(v) for v in range(size)], factor * linear, couplers, factor * offset)
 
 
 def _two_options(names: list[str], linear: NDArray[np.float64], couplers: Any, offset: float) -> Problem:

@@ -16,7 +16,7 @@ from formulations.errors import EncodingError, FileFormatError
 from formulations.exchange.linear_reader import read_linear
 from formulations.exchange.linear_writer import write_lp, write_mps
 from formulations.exchange.quadratic_reader import read_bqm, read_cqm, read_qubo
-from formulations.exchange.quadratic_writer import write_bqm, write_cqm, write_qubo
+from formulations.exchange.quadratic_writer import ENCODING, write_bqm, write_cqm, write_qubo
 from formulations.files import AnyPath
 from formulations.problem import Problem
 
@@ -42,15 +42,21 @@ SUFFIXES = tuple(_READERS)
 
 
 def write_problem(
-    problem: Problem, path: AnyPath, *, encoding: str | None = None, prices: Mapping[str, float] | None = None
+    problem: Problem,
+    path: AnyPath,
+    *,
+    encoding: str | None = None,
+    prices: Mapping[str, float] | None = None,
+    proven: bool = False,
 ) -> None:
     """Write a problem in the form given by the file's suffix.
 
     Args:
         problem: the problem to write.
         path: path of the file, ending in one of `SUFFIXES`.
-        encoding: encoding of the bits in ``.bqm`` and ``.qubo`` files (see `formulations.to_bqm`); default one-hot.
+        encoding: encoding of the bits in ``.bqm`` and ``.qubo`` files (see `formulations.to_bqm`); default domain-wall.
         prices: prices of the budgets in ``.bqm`` and ``.qubo`` files (see `formulations.to_bqm`).
+        proven: whether the least energy in ``.bqm`` and ``.qubo`` files belongs to the best choice (see `write_bqm`).
 
     Raises:
         FileFormatError: the suffix is unknown.
@@ -65,10 +71,10 @@ def write_problem(
     """
     suffix = _suffix(path)
     if suffix in _BITS:
-        _BITS[suffix](problem, path, encoding=encoding or "one-hot", prices=prices)
+        _BITS[suffix](problem, path, encoding=encoding or ENCODING, prices=prices, proven=proven)
         return
-    if encoding is not None or prices is not None:
-        raise EncodingError(f"a {suffix} file holds no bits; encoding and prices are for {' and '.join(_BITS)}")
+    if encoding is not None or prices is not None or proven:
+        raise EncodingError(f"a {suffix} file holds no bits; encoding, prices and proof are for {' and '.join(_BITS)}")
     _EXACT[suffix](problem, path)
 
 

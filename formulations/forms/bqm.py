@@ -2,9 +2,9 @@
 
 An encoding writes "one option per group" in bits (one module each in `formulations.forms.encodings`): **one-hot** (a
 bit per option), **domain-wall** (a bit per boundary between neighbouring options) and **binary** (the option's position
-as a number). Penalties of a derived size keep the groups valid. Each budget is enforced by slack bits (exactly) or by a
+as a number). Penalties of a derived size keep the groups valid. Each budget is enforced by slack bits (exactly), by a
 price per unit (a Lagrange multiplier, which keeps the model sparse; the caller searches for the right price, as solver
-'sa' does by bisection).
+'sa' does by bisection), or by both (`formulations.forms.tight`).
 
 With slack bits, exceeding a budget must not pay off either. Let R be an upper bound on the difference between the
 objectives of two valid choices. All penalties grow by R, and the squared excess costs R per unit², so that every
@@ -125,6 +125,7 @@ def to_bqm(
     encoding: str = "one-hot",
     *,
     prices: Mapping[str, float] | None = None,
+    overrun: Mapping[str, float] | None = None,
     strength: float | Floats = 1.0,
     couplings: Couplings | None = None,
 ) -> EncodedBqm:
@@ -137,13 +138,15 @@ def to_bqm(
         prices: name of a budget → price per unit of its resource, in units of the objective, ≥ 0. The ground state is
             then the best choice at these prices, which may exceed a budget or leave part of it unused. With None,
             slack bits enforce the budgets; this couples all options, and uses must be multiples of a common unit.
+        overrun: name of a budget → price of each squared unit by which use plus slack bits differ from the budget, in
+            addition to its price, which is then also paid for what the slack bits leave unused.
         strength: penalties relative to the proven ones, for all groups or ``(G,)`` for each. Below 1 the ground state
             is no longer proven valid, but annealers move more easily.
         couplings: result of ``pair_couplings(problem)``, for callers that encode a problem at many prices.
 
     Raises:
-        EncodingError: the encoding is unknown, there are too many pairs or options, the uses have no common unit, or a
-            price is missing or negative.
+        EncodingError: the encoding is unknown, there are too many pairs or options, the uses have no common unit, a
+            price is missing or negative, or ``overrun`` is given without prices.
 
     >>> from formulations import Problem
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
@@ -159,22 +162,24 @@ def to_bqm(
     cost = np.array(problem.cost) + (0.0 if prices is None else _priced(problem, prices))
     lowest = np.minimum.reduceat(cost, problem.group_offsets[:-1])
     shifted = cost - lowest[problem.group_of]
-    rows = [SlackRow.of(problem, name) for name in problem.budgets] if prices is None else []
+    squares = _squares(problem, prices, overrun)
+    rows = {name: SlackRow.of(problem, name) for name in problem.budgets} if squares != {} else {}
     pairs = pair_couplings(problem, complete=bool(rows)) if couplings is None else couplings
-    worth = MARGIN * (objective_range(problem, shifted, pairs) or 1.0) if rows else 0.0
+    worth = MARGIN * (objective_range(problem, shifted, pairs) or 1.0) if rows and squares is None else 0.0
     offset = problem.offset + float(lowest.sum())
-    if prices is not None:
-        offset -= sum(price * problem.budgets[name] for name, price in prices.items())
     linear, quadratic = shifted, [pairs]
-    for row in rows:
+    for name, row in rows.items():
         variables = np.concatenate([np.flatnonzero(row.weights), len(linear) + np.arange(len(row.bits))])
         weights = np.concatenate([row.weights[row.weights != 0], row.bits])
-        linear = np.concatenate([linear, np.zeros(len(row.bits))])
-        linear[variables] -= 2 * worth * row.target * weights
+        square, price = (worth, 0.0) if squares is None else (squares[name] * row.unit**2, (prices or {})[name])
+        linear = np.concatenate([linear, price * row.unit * row.bits])
+        offset += square * row.target**2 - price * row.unit * row.target
+        linear[variables] -= 2 * square * row.target * weights
         i, j = np.triu_indices(len(weights))
         doubled = np.where(i == j, 1.0, 2.0)
-        quadratic.append((variables[i], variables[j], doubled * worth * weights[i] * weights[j]))
-        offset += worth * row.target**2
+        quadratic.append((variables[i], variables[j], doubled * square * weights[i] * weights[j]))
+    if not rows and prices is not None:
+        offset -= sum(price * problem.budgets[name] for name, price in prices.items())
     form = Quadratic.of(linear, quadratic, offset)
     energy, code, penalty = ENCODINGS[encoding](form, problem, shifted, pairs, strength, worth)
     return EncodedBqm(
@@ -185,8 +190,21 @@ def to_bqm(
         group_offsets=problem.group_offsets,
         pairs=pairs,
         code=code,
-        slack=tuple(rows),
+        slack=tuple(rows.values()),
     )
+
+
+def _squares(
+    problem: Problem, prices: Mapping[str, float] | None, overrun: Mapping[str, float] | None
+) -> Mapping[str, float] | None:
+    """The price of every budget's squared units; None where the proven one is to be taken, empty where none is."""
+    if overrun is None:
+        return None if prices is None else {}
+    if prices is None or set(overrun) != set(problem.budgets):
+        raise EncodingError(
+            f"overrun must name the budgets {sorted(problem.budgets)} and needs prices, found {sorted(overrun)}"
+        )
+    return overrun
 
 
 def _priced(problem: Problem, prices: Mapping[str, float]) -> Floats:

@@ -20,6 +20,7 @@ class SlackRow:
     weights: Floats  # (V,)
     bits: Floats  # weights of the slack bits, descending
     target: float
+    unit: float  # of the resource
 
     @classmethod
     def of(cls, problem: Problem, name: str) -> "SlackRow":
@@ -44,7 +45,7 @@ class SlackRow:
         while most > 0:
             bits.append((most + 1) // 2)
             most -= bits[-1]
-        return cls(weights=weights, bits=np.array(bits, dtype=np.float64), target=target)
+        return cls(weights=weights, bits=np.array(bits, dtype=np.float64), target=target, unit=unit)
 
     def state(self, chosen: Integers) -> NDArray[np.int8]:
         """Return the slack bits ``(bits,)`` for what the flat options ``chosen`` leave unused; 0 if nothing is left."""

@@ -19,7 +19,7 @@ def convert(
     ],
     encoding: Annotated[
         str | None,
-        typer.Option(help="Encoding of the bits in .bqm and .qubo: one-hot (default), domain-wall or binary."),
+        typer.Option(help="Encoding of the bits in .bqm and .qubo: domain-wall (default), one-hot or binary."),
     ] = None,
     price: Annotated[
         list[str] | None,
@@ -28,6 +28,13 @@ def convert(
             help="In .bqm and .qubo: objective per unit of a budget's resource, instead of slack bits.",
         ),
     ] = None,
+    proven: Annotated[
+        bool,
+        typer.Option(
+            help="In .bqm and .qubo: penalties so large that the least energy is the best choice. Annealers do better "
+            "without."
+        ),
+    ] = False,
 ) -> None:
     """Write a problem for other tools: integer program, CQM, BQM or QUBO text.
 
@@ -40,5 +47,5 @@ def convert(
 
     problem = read_problem(source)
     prices = arguments.amounts(price, "--price") if price else None
-    write_problem(problem, target, encoding=encoding, prices=prices)
+    write_problem(problem, target, encoding=encoding, prices=prices, proven=proven)
     say(f"wrote {target} ({target.stat().st_size:,} bytes)")

@@ -266,7 +266,7 @@ def test_the_bits_read_back_have_the_energy_of_the_model_and_decode_to_the_optim
         {"s": [3, 2, 1, 4, 2, 1]}, {"s": 5}, PairTerms(factor=[[1.0], [0.5], [0], [2], [-1], [1]]), 0.5,
     )  # fmt: skip
     path = tmp_path / f"problem{suffix}"
-    write_problem(problem, path, encoding=encoding)
+    write_problem(problem, path, encoding=encoding, proven=True)
     encoded = to_bqm(problem, encoding)
     bits = read_problem(path)
     assert bits.num_groups == encoded.bqm.num_variables
@@ -286,7 +286,7 @@ def test_prices_take_the_place_of_slack_bits(tmp_path):
     fractions = Problem(["a"], [["x", "y"]], [0, 1], {"s": [0.5, 0.1]}, {"s": 0.3})
     for write in (write_bqm, write_qubo):
         with pytest.raises(EncodingError, match="fractions"):
-            write(fractions, tmp_path / "b.qubo")
+            write(fractions, tmp_path / "b.qubo", proven=True)
     assert [file.name for file in tmp_path.iterdir()] == ["a.qubo"]
 
 

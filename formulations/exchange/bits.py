@@ -1,0 +1,170 @@
+"""What a file of bits says about itself: how a problem was written in bits, and so how samples of them mean choices.
+
+A ``.bqm`` file holds it as one more entry of its header, a ``.qubo`` file as a comment; both leave other readers alone.
+What always holds: energies in the file are those of the model times ``scale``, a power of two, so that the largest bias
+is at most 1 and no digit is lost.
+"""
+
+import io
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from formulations.errors import FileFormatError
+from formulations.file_kinds import FileKind
+from formulations.files import AnyPath
+from formulations.forms.couplings import Integers
+from formulations.forms.levels import in_levels, levels_for
+from formulations.forms.tight import tight_budgets
+from formulations.problem import Problem
+
+if TYPE_CHECKING:
+    from formulations.forms.bqm import EncodedBqm
+
+FILE_KIND = FileKind("qcompress bits", version=1)
+
+COMMENT = "c decode "
+"""How the line of a ``.qubo`` file begins that holds it."""
+
+MAGIC = b"DIMODBQM"
+ENTRY = "qcompress"
+"""The entry of a ``.bqm`` file's header that holds it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bits:
+    """How a problem was written in bits.
+
+    Attributes:
+        problem_fingerprint: of the problem.
+        encoding, prices, overrun: of `formulations.to_bqm`; prices and overrun for each level where there are levels.
+        levels: of `formulations.forms.levels.in_levels`, or None where uses are counted as they are.
+        scale: by which energies were multiplied.
+    """
+
+    problem_fingerprint: str
+    encoding: str
+    prices: Mapping[str, float] | None
+    overrun: Mapping[str, float] | None
+    levels: int | None
+    scale: float
+
+    def encoded(self, problem: Problem) -> "EncodedBqm":
+        """The model of ``problem``, not scaled.
+
+        Raises:
+            FileFormatError: it is another problem.
+        """
+        from formulations.forms.bqm import to_bqm
+
+        if problem.fingerprint() != self.problem_fingerprint:
+            raise FileFormatError("the file holds the bits of another problem")
+        counted = problem if self.levels is None else in_levels(problem, self.levels)
+        return to_bqm(counted, self.encoding, prices=self.prices, overrun=self.overrun)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dictionary of it."""
+        return {**FILE_KIND.header, **asdict(self)}
+
+
+def in_bits(
+    problem: Problem, encoding: str, prices: Mapping[str, float] | None, *, proven: bool
+) -> tuple["EncodedBqm", Bits]:
+    """The model and what a file says of it: with tight budgets, unless prices are given or all is to be proven."""
+    from formulations.forms.bqm import to_bqm
+
+    overrun, levels, counted = None, None, problem
+    if prices is None and not proven:
+        levels = levels_for(problem)
+        tight = tight_budgets(problem, levels)
+        counted, prices, overrun = tight.problem, tight.prices, tight.overrun
+    encoded = to_bqm(counted, encoding, prices=prices, overrun=overrun)
+    linear, (_, _, couplings), _ = encoded.bqm.to_numpy_vectors()
+    largest = max(np.abs(linear).max(initial=0.0), np.abs(couplings).max(initial=0.0))
+    return encoded, Bits(
+        problem_fingerprint=problem.fingerprint(),
+        encoding=encoding,
+        prices=None if prices is None else dict(prices),
+        overrun=None if overrun is None else dict(overrun),
+        levels=levels,
+        scale=2.0 ** -math.ceil(math.log2(largest)) if largest > 0 else 1.0,
+    )
+
+
+def decode_bits(path: AnyPath, problem: Problem, samples: ArrayLike) -> Integers:
+    """The choices that samples of a file's bits mean; judge them by `Problem.evaluate`: some may be over a budget.
+
+    Args:
+        path: a ``.bqm`` or ``.qubo`` file that was written of ``problem``.
+        problem: the problem.
+        samples: ``(n, variables)`` values 0 and 1 in the order of the file's variables.
+
+    Raises:
+        FileFormatError: the file does not say how it was written, or it was of another problem.
+        EncodingError: samples of another shape.
+
+    >>> import pathlib, tempfile
+    >>> from formulations import write_qubo
+    >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "problem.qubo"
+    >>> write_qubo(problem, file, encoding="one-hot")
+    >>> decode_bits(file, problem, [[1, 0, 0, 1, 0]]).tolist()
+    [[0, 1]]
+    """
+    bits = said_in(path)
+    if bits is None:
+        raise FileFormatError(f"{path} does not say how its bits are to be decoded: it was not written by qcompress")
+    return bits.encoded(problem).decode_all(samples)
+
+
+def said_in(path: AnyPath) -> Bits | None:
+    """What a file says of itself; None for a file from elsewhere.
+
+    Raises:
+        FileFormatError: it says it in another version or not as a whole.
+    """
+    with Path(path).open("rb") as file:
+        return said_by(file, str(path))
+
+
+def said_by(file: IO[bytes], where: str) -> Bits | None:
+    """What an open file says of itself; see `said_in`."""
+    if file.read(len(MAGIC)) == MAGIC:
+        _, header = _header(file)
+        told = header.get(ENTRY)
+    else:
+        file.seek(0)
+        lines = (line for line in file if line.startswith(COMMENT.encode()))
+        line = next(lines, None)
+        told = None if line is None else json.loads(line.removeprefix(COMMENT.encode()))
+    if told is None:
+        return None
+    content = FILE_KIND.content(told, where)
+    with FILE_KIND.building(where):
+        return Bits(**content)
+
+
+def with_entry(model: bytes, bits: Bits) -> bytes:
+    """A BQM file's beginning, up to the end of its header, with the entry added; padded as dimod pads it."""
+    file = io.BytesIO(model)
+    file.read(len(MAGIC))
+    version, header = _header(file)
+    text = json.dumps({**header, ENTRY: bits.to_json()}).encode("ascii") + b"\n"
+    before = len(MAGIC) + 6
+    text += b" " * (-(before + len(text)) % 64)
+    return MAGIC + version + struct.pack("<I", len(text)) + text + model[file.tell() :]
+
+
+def _header(file: IO[bytes]) -> tuple[bytes, dict[str, Any]]:
+    """Version and header of a BQM file, from behind the magic word."""
+    version = file.read(2)
+    (length,) = struct.unpack("<I", file.read(4))
+    header: dict[str, Any] = json.loads(file.read(length))
+    return version, header

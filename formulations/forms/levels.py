@@ -1,0 +1,31 @@
+"""Uses in a few whole levels, so that the slack bits of a budget, and the biases between them, are few and small."""
+
+import numpy as np
+
+from formulations.problem import Problem
+
+LEVELS, FEWEST, MOST = 32, 64, 4096
+"""Steps between the least use and the budget: so many a group, within limits."""
+
+
+def levels_for(problem: Problem) -> int:
+    """How many levels suit a problem."""
+    return min(max(LEVELS * problem.num_groups, FEWEST), MOST)
+
+
+def in_levels(problem: Problem, levels: int) -> Problem:
+    """The problem with every budgeted use counted in levels above its group's least one, rounded."""
+    starts, group_of = problem.group_offsets[:-1], problem.group_of
+    resources, budgets = {}, {}
+    for name, budget in problem.budgets.items():
+        use = problem.resources[name]
+        least = np.minimum.reduceat(use, starts)
+        extra, left = use - least[group_of], max(budget - problem.fixed.get(name, 0.0) - least.sum(), 0.0)
+        whole = bool((extra == np.floor(extra)).all()) and extra.max() < 2**53
+        unit = left / levels or 1.0
+        if whole:  # a multiple of what all are multiples of, so that nothing is lost where there are few steps
+            finest = float(np.gcd.reduce(extra.astype(np.int64))) or 1.0
+            unit = finest * np.ceil(unit / finest)
+        resources[name] = np.round(extra / unit)
+        budgets[name] = float(np.round(left / unit))
+    return Problem(problem.groups, problem.options, problem.cost, resources, budgets, problem.pairs, problem.offset)
