@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from formulations.files import AnyPath
 from qcompress.errors import MissingError, ModelError
@@ -22,6 +23,9 @@ from qcompress.model.stored_names import named_as_in
 from qcompress.model.weight_files import WeightFiles
 
 _ATTRIBUTE = "_qcompress_opened"
+
+LARGE_BYTES = 1 << 16
+"""Bytes from which on a weight is not allocated while a model is built."""
 
 
 class Blocks:
@@ -206,6 +210,8 @@ def opened_from(files: WeightFiles, *, dtype: torch.dtype | None = None) -> nn.M
     with _parameters_on_meta():
         model: nn.Module = kind._from_config(config, dtype=dtype or config.dtype or torch.float32)
     model.tie_weights()  # type: ignore[operator]
+    if unmade := next((name for name, buffer in model.named_buffers() if buffer.is_meta), ""):
+        raise ModelError(f"the buffer {unmade!r} has no values when the model is built; load the model whole")
     model.name_or_path = str(source)  # type: ignore[assignment]
     if transformers.GenerationConfig is not None and (source / "generation_config.json").is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(source)
@@ -269,9 +275,26 @@ def _parameters_on_meta() -> Iterator[None]:
 
     nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
     try:
-        yield
+        with _LargeOnMeta():
+            yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+class _LargeOnMeta(TorchFunctionMode):
+    """Put large tensors without values on the meta device.
+
+    Weights that were allocated, and released when they are registered, would leave holes in the address space: as many
+    bytes as the model has, which counts where a limit is set on it.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if func is torch.empty and given.get("device") is None and "out" not in given:
+            without = torch.empty(*args, **{**given, "device": "meta"})
+            if without.nbytes >= LARGE_BYTES:
+                return without
+        return func(*args, **given)
 
 
 def _require_stored(model: nn.Module, files: WeightFiles) -> None:

@@ -2,13 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import qcompress
 from qcompress.errors import ModelError
 from qcompress.measurement import Measurement
+from qcompress.model import opened as opened_module
 from qcompress.model.opened import Opened, blocks_of, open_model, opened_of
 from qcompress.model.weight_files import WeightFiles
 from tests.opened_models import in_memory, saved, tokens
@@ -133,3 +137,36 @@ def test_every_tensor_is_read_as_safetensors_reads_it(tmp_path: Path) -> None:
     expected = {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
     assert set(files) == set(expected)
     assert all(torch.equal(files.read(name), expected[name]) for name in files)
+
+
+def test_building_a_model_allocates_no_weights() -> None:
+    """They would leave holes of their size in the address space, which may be limited."""
+    allocated: list[int] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found = func(*args, **(kwargs or {}))
+            if isinstance(found, torch.Tensor) and found.device.type == "cpu":
+                allocated.append(found.nbytes)
+            return found
+
+    with opened_module._parameters_on_meta(), Watch():
+        large, small = nn.Linear(200, 100), nn.Linear(3, 2)
+    assert max(allocated) < opened_module.LARGE_BYTES
+    assert all(own.is_meta for module in (large, small) for own in module.parameters())
+    assert not nn.Linear(200, 100).weight.is_meta
+
+
+def test_a_buffer_without_values_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    folder, build = saved("Llama", tmp_path), transformers.LlamaForCausalLM._from_config
+
+    def with_buffer(*given: Any, **named: Any) -> nn.Module:
+        model = build(*given, **named)
+        model.register_buffer("table", torch.empty(200, 100), persistent=False)
+        return model
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "_from_config", with_buffer)
+    with pytest.raises(ModelError, match="the buffer 'table' has no values when the model is built"):
+        open_model(folder)
