@@ -56,13 +56,15 @@ class OpenJij(QuboSolver):
 
             if np.isinf(seconds):
                 return dimod.concatenate([read(self.num_sweeps) for _ in range(self.num_reads)])
-            begun = search.elapsed()
-            samplesets = [read(1)]
+            begun, before = search.elapsed(), search.rng.bit_generator.state
+            trial: Any = read(1)
+            samplesets: list[Any] = []
+            search.rng.bit_generator.state = before  # the samples are those of a run without a time limit
             converted_s = search.elapsed() - begun  # every read converts the model again
-            sweep_s = 1e-6 * max(samplesets[0].info["execution_time"], 1.0)
-            while len(samplesets) <= self.num_reads and search.elapsed() - begun + converted_s < seconds:
+            sweep_s = 1e-6 * max(trial.info["execution_time"], 1.0)
+            while len(samplesets) < self.num_reads and search.elapsed() - begun + converted_s < seconds:
                 affordable = (seconds - (search.elapsed() - begun) - converted_s) / sweep_s
                 samplesets.append(read(max(1, min(self.num_sweeps, int(affordable)))))
-            return dimod.concatenate(samplesets)
+            return dimod.concatenate(samplesets or [trial])
 
         return sample

@@ -21,8 +21,8 @@ class PathIntegral(SimulatedAnnealing):
 
     name: ClassVar[str] = "sqa"
     summary: ClassVar[str] = "simulated quantum annealing on the QUBO (path integral, dwave-samplers)"
+    usual_rounds: ClassVar[int] = 8
     trial_sweeps: ClassVar[int] = 1
-    rounds: int = 8
     num_reads: int = 2  # a sweep takes as long as about ten sweeps of plain annealing
     num_sweeps: int = 100
 

@@ -12,6 +12,7 @@ whole problem would take too long, it is not started, and ``details["not_sampled
 """
 
 import importlib
+import itertools
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping
@@ -51,7 +52,8 @@ class QuboSolver(Solver):
     """Base class of back ends that sample the QUBO.
 
     Attributes:
-        rounds: number of rounds of sampling, each with better prices of the budgets.
+        rounds: number of rounds of sampling, each with better prices of the budgets. None: as many as fit into the
+            time limit, or a fixed number without one.
         encoding: name of the encoding, same as in `formulations.to_bqm`.
     """
 
@@ -60,7 +62,8 @@ class QuboSolver(Solver):
     minima: ClassVar[Mapping[str, int]] = {"rounds": 1}
     words: ClassVar[Mapping[str, Collection[str]]] = {"encoding": ENCODINGS}
     small: ClassVar[int] = 100_000  # couplings of a model that is built and converted in a few hundredths of a second
-    rounds: int = 12
+    usual_rounds: ClassVar[int] = 12  # without a time limit; with one, rounds go on
+    rounds: int | None = None
     encoding: str = "domain-wall"
 
     @abstractmethod
@@ -79,7 +82,15 @@ class QuboSolver(Solver):
 
     def run(self, problem: Problem, search: Search) -> None:
         """Sample, decode, repair, polish, round by round."""
-        sample_rounds(problem, search, self.sampling(search), self.rounds, self.encoding, small=self.small)
+        sample_rounds(
+            problem,
+            search,
+            self.sampling(search),
+            self.rounds,
+            self.encoding,
+            usual_rounds=self.usual_rounds,
+            small=self.small,
+        )
 
 
 def refuse_too_many(name: str, problem: Problem) -> str:
@@ -93,9 +104,10 @@ def sample_rounds(
     problem: Problem,
     search: Search,
     sample: SampleRound,
-    rounds: int,
+    rounds: int | None,
     encoding: str,
     *,
+    usual_rounds: int = QuboSolver.usual_rounds,
     trial: bool = True,
     small: int = QuboSolver.small,
 ) -> None:
@@ -105,8 +117,10 @@ def sample_rounds(
         problem: the problem to solve.
         search: the search that gets the choices.
         sample: function called once per round, and for a trial.
-        rounds: number of rounds, or fewer if the time is over.
+        rounds: number of rounds, or fewer if the time is over. None: as many as fit into the time limit, with new
+            random numbers each, or ``usual_rounds`` without a time limit.
         encoding: name of the encoding, same as in `to_bqm`.
+        usual_rounds: number of rounds without a time limit.
         trial: whether the sampler may be called on a part of the problem just to measure its duration.
         small: number of couplings of that part.
     """
@@ -121,7 +135,10 @@ def sample_rounds(
         return
     with search.phase("build_s"):
         couplings = pair_couplings(problem)
-    for done in range(rounds):
+    round_s = 0.0
+    for done in itertools.count() if rounds is None else range(rounds):
+        if rounds is None and done >= usual_rounds and _enough(search, round_s):
+            break
         begun = search.elapsed()
         with search.phase("build_s"):
             round_prices = prices.current()
@@ -149,11 +166,22 @@ def sample_rounds(
         search.note(prices=round_prices)
         if search.expired():
             break
-        if done + 1 < rounds and max(2 * built_s, needed_s) > search.remaining():  # building a model and converting it
+        round_s = search.elapsed() - begun
+        if done + 1 != rounds and max(2 * built_s, needed_s) > search.remaining():  # building a model and converting it
             search.cut_short()
             break
     if not improver.quality.samples:
         search.recover(SolverError("the sampler returned no samples"))
+
+
+def _enough(search: Search, round_s: float) -> bool:
+    """Whether no further round is to be begun: no time limit, a proven answer, or no time for another round."""
+    if np.isinf(search.remaining()) or search.proven():
+        return True
+    if round_s > search.remaining():
+        search.cut_short()
+        return True
+    return False
 
 
 def _stand_in(problem: Problem, search: Search, improver: Improver, prices: dict[str, float], needed_s: float) -> None:
@@ -184,7 +212,9 @@ def _needed_s(
     begun = time.perf_counter()
     encoded = to_bqm(part, encoding, prices=prices)
     if sample is not None and encoded.bqm.num_variables:
+        before = search.rng.bit_generator.state
         sample(encoded, 0.0)
+        search.rng.bit_generator.state = before
     whole_size, part_size = (count_couplings(model) + model.num_options for model in (problem, part))
     return CAUTION * whole_size / part_size * (time.perf_counter() - begun)
 
@@ -261,8 +291,9 @@ def paced(
     """
     if np.isinf(seconds):
         return call(reads, sweeps)
-    begun = search.elapsed()
+    begun, before = search.elapsed(), search.rng.bit_generator.state
     trial = call(1, min(sweeps, trial_sweeps))
+    search.rng.bit_generator.state = before  # the samples are those of a run without a time limit
     wall_s = search.elapsed() - begun
     if seconds == 0 or search.remaining() < wall_s:  # no time to convert the model again
         return trial

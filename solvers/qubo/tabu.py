@@ -34,8 +34,8 @@ class Tabu(QuboSolver):
 
     name: ClassVar[str] = "tabu"
     summary: ClassVar[str] = "tabu search on the QUBO (dwave-samplers); decoded, repaired, polished"
+    usual_rounds: ClassVar[int] = 8
     minima: ClassVar[Mapping[str, int]] = {"rounds": 1, "num_reads": 1, "num_restarts": 0}
-    rounds: int = 8
     num_reads: int = 2
     num_restarts: int = 2
 

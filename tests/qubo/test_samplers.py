@@ -122,6 +122,28 @@ def test_same_seed_same_answer(problem):
     assert first.details == again.details
 
 
+@pytest.mark.parametrize("name", ["sa", "sqa", "tabu", "steepest-descent", "bifurcation", "openjij"])
+def test_a_time_limit_is_used_for_further_reads_and_a_number_of_rounds_is_kept(name):
+    pytest.importorskip("openjij" if name == "openjij" else "dwave.samplers")
+    problem = layered_problem(6, bits=(2, 4, 8), rank=2)
+    usual = solve(problem, name, seed=0, presolve=False)
+    longer = solve(problem, name, seed=0, presolve=False, time_limit=1.5)
+    assert longer.details["rounds"] > usual.details["rounds"]
+    assert longer.objective <= usual.objective
+    assert longer.stop_reason == "TIME_LIMIT"
+    assert solve(problem, name, seed=0, presolve=False, time_limit=60, rounds=2).details["rounds"] == 2
+
+
+@pytest.mark.parametrize("name", ["sa", "sqa", "tabu", "steepest-descent", "bifurcation", "openjij"])
+def test_a_generous_time_limit_changes_no_sample_of_a_number_of_rounds(name):
+    pytest.importorskip("openjij" if name == "openjij" else "dwave.samplers")
+    problem = layered_problem(10, rank=2)
+    free, limited = (solve(problem, name, seed=3, rounds=3, time_limit=limit) for limit in (None, 600))
+    assert limited.choice.tolist() == free.choice.tolist()
+    told = ("samples", "distinct", "objective_raw", "objective_decoded", "objective_repaired", "prices")
+    assert {key: limited.details[key] for key in told} == {key: free.details[key] for key in told}
+
+
 def test_sa_stops_at_the_time_limit():
     solution = solve(layered_problem(150), "sa", seed=0, time_limit=0.5, num_sweeps=100_000)
     assert solution.stop_reason is StopReason.TIME_LIMIT
