@@ -79,23 +79,10 @@ def verify(
     batches = list(forwards.checked_data(data))
     if not batches:
         raise DataError("the data is empty, so there is nothing to verify with: give at least one batch")
-    with forwards.evaluating(model):
-        expected = engine.emulate(model, batches)
-    by_block = opened_of(model) is not None
-    run = engine.run_by_block(file, batches) if by_block else engine.run(file, batches)
-    difference = compared(run, expected)
-    size_bytes, predicted = size_on_disk(file), _predicted_bytes(engine, model, batches[0])
-    wrong = engine.check(file, model)
-    if size_bytes != predicted:
-        wrong = f"the file takes {size_bytes:,} bytes instead of the predicted {predicted:,}"
-    elif not wrong and not difference.relative <= engine.tolerance:
-        wrong = (
-            f"its outputs differ from the emulation's by {difference.relative:.2%} of their spread; at most "
-            f"{engine.tolerance:.2%} is expected"
-        )
+    size_bytes, difference, wrong = checked(engine, file, model, batches)
     faster = math.nan
     peaks: list[int | None] = [None, None]
-    if not by_block:
+    if opened_of(model) is None:
         faster, peaks = _against_dense(engine, model, file, batches, memory=memory)
     return Verification(
         size_bytes=size_bytes,
@@ -108,6 +95,27 @@ def verify(
         peak_bytes=peaks[0],
         dense_peak_bytes=peaks[1],
     )
+
+
+def checked(engine: Engine, file: Path, model: nn.Module, batches: Sequence[Any]) -> tuple[int, "Difference", str]:
+    """The file's bytes, how its outputs differ from the emulation's, and what is wrong with it, if anything."""
+    with forwards.evaluating(model):
+        expected = engine.emulate(model, batches)
+    run = engine.run_by_block(file, batches) if opened_of(model) is not None else engine.run(file, batches)
+    found, size_bytes, predicted = (
+        compared(run, expected),
+        size_on_disk(file),
+        _predicted_bytes(engine, model, batches[0]),
+    )
+    wrong = engine.check(file, model)
+    if size_bytes != predicted:
+        wrong = f"the file takes {size_bytes:,} bytes instead of the predicted {predicted:,}"
+    elif not wrong and not found.relative <= engine.tolerance:
+        wrong = (
+            f"its outputs differ from the emulation's by {found.relative:.2%} of their spread, "
+            f"{engine.tolerance:.2%} at most is to be expected"
+        )
+    return size_bytes, found, wrong
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,14 +2,17 @@
 
 import random
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import qcompress
+from qcompress.budgets import FILE_BYTES
 from qcompress.engines.base import Engine
 from qcompress.engines.legal import for_engine
+from qcompress.engines.verify import Difference, checked
 from qcompress.measurement import Measurement
 from tests.measurements import KINDS, Chain, measured, solution
 
@@ -58,10 +61,31 @@ def network(rng: random.Random) -> tuple[nn.Module, Any]:
     return Chain(*between).eval(), torch.randn(shape)
 
 
-def chosen(engine: Engine, model: nn.Module, batch: Any, options: qcompress.Options, rng: random.Random) -> nn.Module:
-    """The model with random options that the engine runs, tied where it ties."""
-    legal = for_engine(engine, model, measured(model, batch, options), batch)
-    return qcompress.apply(model, legal, solution(random_choice(engine, legal, rng)))
+OFFERED = 4  # options at once in a random run
+
+
+def written(
+    engine: Engine, model: nn.Module, batch: Any, options: qcompress.Options, rng: random.Random, path: Path
+) -> Difference:
+    """What the engine gives for the model with random options that it runs, tied where it ties.
+
+    Asserts that the file takes the bytes that were predicted of the choice, and that nothing is wrong with it.
+    """
+    some = qcompress.Options(tuple(rng.sample(options.offers, min(OFFERED, len(options.offers)))))
+    measurement = measured(model, batch, some)
+    smaller, predicted = model, None
+    if any(not engine.refuse(part, own) for part, each in zip(measurement.parts, measurement.transforms, strict=True)
+           for own in each[1:]):  # fmt: skip
+        legal = for_engine(engine, model, measurement, batch)
+        choice = random_choice(engine, legal, rng)
+        smaller = qcompress.apply(model, legal, solution(choice))
+        predicted = qcompress.formulate(legal, {FILE_BYTES: 1.0}, pairs=False).evaluate(choice).usage[FILE_BYTES]
+    file = qcompress.export(smaller, path, target=engine, example=batch)
+    assert predicted in (None, file.size_bytes), (file.size_bytes, predicted)
+    size_bytes, difference, wrong = checked(engine, file.path, smaller, [batch])
+    assert not wrong, wrong
+    assert size_bytes == file.size_bytes
+    return difference
 
 
 def random_choice(engine: Engine, legal: Measurement, rng: random.Random) -> list[int]:

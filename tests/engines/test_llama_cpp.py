@@ -17,6 +17,7 @@ from qcompress.engines.llama_cpp.content import entries, head_of
 from qcompress.engines.llama_cpp.engine import LlamaCpp
 from qcompress.engines.llama_cpp.reading import read_gguf
 from qcompress.engines.llama_cpp.tokenizer import tokenizer_values
+from qcompress.engines.verify import checked
 from qcompress.errors import DataError, EngineError
 from qcompress.options import gguf_types
 from qcompress.transforms.ggml.types import TYPES
@@ -74,25 +75,25 @@ def test_files_that_cannot_be_read_say_why(llama, tmp_path):
         read_gguf(tmp_path / "more.gguf")
 
 
-def one_run(seed, folder):
-    """A random model and choice, of ggml's encoders or ours, written and run."""
+def one_run(seed, folder, choices=1):
+    """A random model and choices, of ggml's encoders or ours, written and run."""
     rng = random.Random(seed)  # noqa: S311
     model = any_tiny(rng, folder / "model")
     engine = LlamaCpp(threads=1)
     compensated = rng.random() < 0.5
     options = gguf_types(rng.sample(TYPE_NAMES, 4), compensated=compensated)
-    batch = {"input_ids": words(seed)}
-    measurement = measured_on(model, batch, options)
+    measurement = measured_on(model, {"input_ids": words(seed)}, options)
     smaller, predicted = model, None
-    if any(len(own) > 1 for own in measurement.transforms):  # else no row is a multiple of a block
-        legal = for_engine(engine, model, measurement)
-        choice = random_choice(engine, legal, rng)
-        smaller = qcompress.apply(model, legal, solution(choice))
-        predicted = qcompress.formulate(legal, {FILE_BYTES: 1.0}, pairs=False).evaluate(choice).usage[FILE_BYTES]
-    file = qcompress.export(smaller, folder / "small.gguf", target=engine)
-    assert predicted in (None, file.size_bytes), (seed, file.size_bytes, predicted)
-    found = qcompress.verify(file.path, smaller, [words(seed, samples=1, length=rng.choice([1, 9]))], target=engine)
-    assert found.ok, (seed, found.why_not)
+    for _ in range(choices):
+        if any(len(own) > 1 for own in measurement.transforms):  # else no row is a multiple of a block
+            legal = for_engine(engine, model, measurement)
+            choice = random_choice(engine, legal, rng)
+            smaller = qcompress.apply(model, legal, solution(choice))
+            predicted = qcompress.formulate(legal, {FILE_BYTES: 1.0}, pairs=False).evaluate(choice).usage[FILE_BYTES]
+        file = qcompress.export(smaller, folder / "small.gguf", target=engine)
+        assert predicted in (None, file.size_bytes), (file.size_bytes, predicted)
+        _, _, wrong = checked(engine, file.path, smaller, [words(seed, samples=1, length=rng.choice([1, 9]))])
+        assert not wrong, wrong
 
 
 @pytest.mark.parametrize("seed", range(3))

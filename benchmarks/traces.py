@@ -1,0 +1,36 @@
+"""Fewer traces for ONNX: PyTorch's exporter takes seconds for what differs in its numbers alone."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from qcompress.engines import onnx_graph
+
+
+@contextlib.contextmanager
+def traced_once() -> Iterator[None]:
+    """In the block, `onnx_graph.trace` traces networks of one structure once, and puts the numbers of each in."""
+    from onnx import numpy_helper
+
+    known: dict[Any, Any] = {}
+    trace = onnx_graph.trace
+
+    def again(model: nn.Module, example: Any) -> Any:
+        state = model.state_dict(keep_vars=True)
+        shared = [[name for name in state if state[name] is tensor] for tensor in state.values()]
+        given = tree_map(lambda own: (own.shape, own.dtype) if isinstance(own, Tensor) else own, example)
+        key = str((model, shared, given))
+        if key not in known:
+            known[key] = trace(model, example)
+        proto = onnx_graph.copied(known[key])
+        for item in proto.graph.initializer:
+            if (tensor := state.get(item.name.removeprefix("model."))) is not None:
+                item.CopyFrom(numpy_helper.from_array(tensor.detach().numpy(), item.name))
+        return proto
+
+    with mock.patch.object(onnx_graph, "trace", again):
+        yield
