@@ -5,11 +5,13 @@
     python -m benchmarks.onnx_models minilm --data FOLDER [--model FOLDER]
 
 Batch norms are folded. Options are 4 and 8 bits for weights alone, and weights and activations in 8 bits with static
-and dynamic ranges; each is timed in the engine on the first timed batch, and choices are made for several shares of the
-float32 file's time, then for several of its bytes. One thread; times are milliseconds of processor time a sample, the
-least of many runs taken in turn over all files; a file's quality is measured in the engine. ``ORT dynamic`` and ``ORT
-static`` are ONNX Runtime's quantizers with their defaults, static in QuantizeLinear/DequantizeLinear pairs with ranges
-from the calibration data. The measurement and the files are kept in ``--folder``; a run that was cut goes on.
+and dynamic ranges; each is timed in the engine on the first timed batch. Choices are made for several shares of the
+float32 file's time and for the time of the quick uniform choices: they are timed whole and made anew where they take
+longer, and a uniform one in time is taken where nothing is predicted to lose less. Others are made for shares of the
+bytes. One thread; times are milliseconds of processor time a sample, the least of many runs taken in turn over all
+files; a file's quality is measured in the engine. ``ORT dynamic`` and ``ORT static`` are ONNX Runtime's quantizers with
+their defaults, static in QuantizeLinear/DequantizeLinear pairs with ranges from the calibration data. The measurement
+and the files are kept in ``--folder``; a run that was cut goes on.
 """
 
 import argparse
@@ -32,10 +34,13 @@ import qcompress
 from benchmarks import cifar, efficientnet
 from benchmarks.minilm_sts import sentences
 from benchmarks.tables import markdown, write_results
+from benchmarks.traces import traced_once
 from formulations import InfeasibleBudgetError
+from formulations.files import read_json, write_json
+from qcompress.engines.in_time import TOLERANCE, cached, solved_in_time
 from qcompress.engines.legal import FILE_BYTES, for_engine
+from qcompress.engines.onnx_clock import in_turn
 from qcompress.engines.onnx_graph import feed_of, inputs_of
-from qcompress.engines.onnx_timing import in_turn
 from qcompress.engines.onnxruntime import OnnxRuntime
 from qcompress.measuring.latency import LATENCY, load_times, save_times
 from qcompress.transforms.base import Transform
@@ -44,6 +49,8 @@ from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 
 ENGINE = OnnxRuntime(threads=1)
 ROUNDS = 25
+TIME_LIMIT_S = 5
+QUICK = 0.97  # of float32's time
 Batch = dict[str, Tensor] | Tensor
 
 
@@ -152,12 +159,15 @@ CASES = {"resnet20": resnet20, "efficientnet": efficientnet_lite0, "minilm": min
 def quantized_by_ort(whole: Path, case: Case, folder: Path) -> Iterator[tuple[str, Path]]:
     """Files of ONNX Runtime's own quantizers."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_dynamic, quantize_static
+    from onnxruntime.quantization.registry import IntegerOpsRegistry
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     ready = folder / "ready.onnx"
     quant_pre_process(str(whole), str(ready), skip_symbolic_shape=True)
     yield "ORT dynamic", folder / "dynamic.onnx"
-    quantize_dynamic(str(ready), str(folder / "dynamic.onnx"))
+    # of the operator Attention it makes one that ONNX Runtime does not load
+    operators = [name for name in IntegerOpsRegistry if name != "Attention"]
+    quantize_dynamic(str(ready), str(folder / "dynamic.onnx"), op_types_to_quantize=operators)
     names = [given.name for given in ENGINE.session(whole).get_inputs()]
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -235,38 +245,59 @@ def is_stored_in(bits: int, group_size: int | None, transform: Transform) -> boo
     return isinstance(transform, PruneQuantize) and transform.bits == bits and grouped
 
 
-def predicted(timed: qcompress.Measurement, choice: Sequence[int]) -> dict[str, float]:
-    """Predicted milliseconds and loss of a choice."""
-    starts = np.cumsum([0, *map(len, timed.transforms[:-1])]) + np.array(choice)
-    seconds = timed.fixed[LATENCY] + timed.resources[LATENCY][starts].sum()
-    return {"ms_predicted": 1000 * float(seconds), "loss": float(timed.cost[starts].sum())}
+def chosen(case: Case, timed: qcompress.Measurement) -> Iterator[tuple[str, list[int]]]:
+    """Uniform choices, then chosen ones for shares of the time and in the time of the quick uniform ones."""
+    clock = cached(
+        lambda choices: ENGINE.seconds_of(case.model, timed, [own.tolist() for own in choices], case.timed[0])
+    )
+    alike = dict(uniform_choices(timed, case.groups[-1]))
+    yield from alike.items()
+    original = timed.original[LATENCY]
+    shares = {name: clock([np.array(choice)])[0] / original for name, choice in alike.items()}
+    asked = {f"chosen, {share:g} of the time": share for share in case.times}
+    asked |= {f"chosen, in the time of {name}": share for name, share in shares.items() if share < QUICK}
+    for name, share in asked.items():
+        problem = qcompress.formulate(timed, {LATENCY: f"{share:.2%}"})
+        try:
+            first = qcompress.solve(problem, time_limit=TIME_LIMIT_S)
+        except InfeasibleBudgetError as error:
+            print(f"{name}: {error}", flush=True)
+            continue
+        _, found = solved_in_time(
+            problem, first, clock, lambda stated: qcompress.solve(stated, time_limit=TIME_LIMIT_S)
+        )
+        assert found.choice is not None
+        within = [np.array(own) for other, own in alike.items() if shares[other] <= share * (1 + TOLERANCE)]
+        yield name, min([found.choice, *within], key=lambda own: problem.evaluate(own).objective).tolist()
+    for share in case.sizes:
+        try:
+            found = qcompress.solve(qcompress.formulate(timed, {FILE_BYTES: f"{share:.0%}"}), time_limit=TIME_LIMIT_S)
+        except InfeasibleBudgetError as error:
+            print(f"{share:g} of the bytes: {error}", flush=True)
+            continue
+        assert found.choice is not None
+        yield f"chosen, {share:g} of the bytes", found.choice.tolist()
 
 
 def written(
     case: Case, timed: qcompress.Measurement, folder: Path
 ) -> tuple[dict[str, Path], dict[str, dict[str, float]]]:
-    """Write a file for every choice; return the files with their predictions."""
+    """Write a file for every choice, or find those of an earlier run; return the files with their predictions."""
+    list_of_files = folder / "files.json"
+    if list_of_files.exists():
+        told = read_json(list_of_files, "predictions of a benchmark")["told"]
+        return {name: folder / f"{index}.onnx" for index, name in enumerate(told)}, told
     problem = qcompress.formulate(timed, {FILE_BYTES: 1.0})
-    blank = qcompress.solve(problem, "lagrangian")
-    choices = dict(uniform_choices(timed, case.groups[-1]))
-    for name, shares in ((LATENCY, case.times), (FILE_BYTES, case.sizes)):
-        for share in shares:
-            asked = {name: f"{share:.0%}"}
-            try:
-                solution = qcompress.solve(qcompress.formulate(timed, asked), time_limit=20)
-            except InfeasibleBudgetError as error:
-                print(f"{share:g} of {name}: {error}", flush=True)
-                continue
-            assert solution.choice is not None
-            what = "time" if name == LATENCY else "bytes"
-            choices[f"chosen, {share:g} of the {what}"] = solution.choice.tolist()
+    blank = qcompress.solve(problem, "greedy")
     files, told = {}, {}
-    for index, (name, choice) in enumerate(choices.items()):
+    for index, (name, choice) in enumerate(chosen(case, timed)):
         model = qcompress.apply(case.model, timed, replace(blank, choice=np.array(choice)))
         files[name] = folder / f"{index}.onnx"
         qcompress.export(model, files[name], target=ENGINE, example=case.calibration[0])
-        told[name] = predicted(timed, choice)
+        judged = problem.evaluate(choice)
+        told[name] = {"ms_predicted": 1000 * judged.usage[LATENCY], "loss": judged.objective}
         print(f"{name}: {files[name].stat().st_size:,} bytes, {told[name]}", flush=True)
+    write_json(list_of_files, {"told": told})
     return files, told
 
 
@@ -285,8 +316,9 @@ def main() -> None:
     given = {name: tuple(shares) for name in ("times", "sizes") if (shares := getattr(words, name)) is not None}
     case = replace(case, **given)
     folder.mkdir(parents=True, exist_ok=True)
-    timed = measured(case, folder)
-    files, told = written(case, timed, folder)
+    with traced_once():
+        timed = measured(case, folder)
+        files, told = written(case, timed, folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         files |= dict(quantized_by_ort(files["float32"], case, folder))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 
+from qcompress.engines.in_time import TOLERANCE
 from qcompress.measurement import Measurement
 from qcompress.model.samples import Split
 from qcompress.proposals import has_few_inputs
@@ -13,9 +14,6 @@ FACTOR = 2.0
 
 LEAST_NATS = 1e-3
 """Difference of ``kl`` losses below which the report does not warn."""
-
-LATENCY_NOISE = 0.02
-"""Relative difference of times below which the report does not warn."""
 
 WHAT_HELPS = (
     "more calibration samples, measuring again around the choice (refine_rounds=2, --refine-rounds 2) and costs "
@@ -85,7 +83,7 @@ def of_inputs(measurement: Measurement, solution: Solution, fitted: Measurement 
 
 def of_latency(budget: float | None, measured: float | None) -> Iterator[str]:
     """Warn if the whole model exceeds its time budget in the engine although the sum of its layers' times does not."""
-    if budget is not None and measured is not None and measured > budget * (1 + LATENCY_NOISE):
+    if budget is not None and measured is not None and measured > budget * (1 + TOLERANCE):
         yield (
             f"the model takes {1000 * measured:.4g} ms in the engine, {measured / budget - 1:.1%} more than its "
             f"budget of {1000 * budget:.4g} ms: times of single layers do not add up exactly; lower the budget by as "

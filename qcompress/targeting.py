@@ -9,10 +9,12 @@ from types import MappingProxyType
 
 from torch import nn
 
+from formulations import Problem
 from formulations.files import AnyPath
 from qcompress.budgets import BITS_PER_WEIGHT, LATENCY, with_resources
 from qcompress.engines.base import Engine
 from qcompress.engines.export import ExportedFile, export
+from qcompress.engines.in_time import Seconds, cached, solved_in_time
 from qcompress.engines.legal import for_engine
 from qcompress.engines.registry import as_engine
 from qcompress.engines.verify import Verification, speedup_of, verify
@@ -23,8 +25,11 @@ from qcompress.model.batches import samples
 from qcompress.model.calibration import Calibration
 from qcompress.run_folder import Kept, RunFolder
 from qcompress.steps import Request
-from solvers import Solver
+from solvers import Solution, Solver, solve
 from solvers.composites.tied import Tied
+
+ASKED = "latency_s asked for"
+"""Key in a solution's details: the time budget that the choice was solved for."""
 
 VERIFIED = 2  # number of samples on which the engine's file is compared
 
@@ -74,6 +79,41 @@ def legal(request: Request, run: RunFolder, measurement: Measurement) -> Measure
         key={**request.measured_from(), **request.identities, "engine": [engine.name, engine]},
         kept=Kept("latency.npz", save_times, partial(load_times, measurement)),
     )
+
+
+def clock_of(request: Request, measurement: Measurement) -> Seconds | None:
+    """What times whole choices in the engine, where a budget is for seconds there."""
+    engine, calibration = request.engine, request.calibration
+    if engine is None or LATENCY not in request.budget or request.minimize is not None:
+        return None
+    return cached(
+        lambda choices: engine.seconds_of(
+            calibration.model, measurement, [choice.tolist() for choice in choices], calibration.first_batch()
+        )
+    )
+
+
+def in_time(
+    request: Request, run: RunFolder, seconds: Seconds | None, problem: Problem, solution: Solution
+) -> tuple[Problem, Solution]:
+    """The problem and its solution, with a smaller budget for seconds where the choice takes longer than predicted."""
+    if seconds is None:
+        return problem, solution
+
+    def solve_for(stated: Problem) -> Solution:
+        return solve(stated, request.solver, time_limit=request.time_limit, seed=request.calibration.seed)
+
+    def make(_: Path | None) -> Solution:
+        stated, found = solved_in_time(problem, solution, seconds, solve_for)
+        return replace(found, details={**found.details, ASKED: stated.budgets[LATENCY]})
+
+    found = run.once(
+        "in_time",
+        make,
+        key={"problem": problem.fingerprint(), "choice": solution.choice, **request.solved_by()},
+        kept=Kept("in_time.json", Solution.save, Solution.load),
+    )
+    return problem.with_budgets(**{LATENCY: found.details[ASKED]}), found
 
 
 def timed(request: Request, run: RunFolder, model: nn.Module, measurement: Measurement) -> float | None:

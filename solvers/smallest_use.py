@@ -1,9 +1,9 @@
 """Minimise the use of a resource under an upper limit on the objective, with a proven lower bound.
 
-Without pair terms, uses and costs are swapped, and the solver proves the smallest use directly. With pair terms, the
-budget is found by bisection: an objective within the limit lowers the sufficient use, a bound above the limit raises
-the proven lower bound, and an answer with neither changes nothing. The returned choice meets the limit and all budgets
-as `Problem.evaluate` computes them, and no such choice uses less than ``at_least``.
+Without pair terms, uses and costs are swapped, and the solver proves the smallest use directly. With pair terms in the
+objective or in a resource, the budget is found by bisection: an objective within the limit lowers the sufficient use, a
+bound above the limit raises the proven lower bound, and an answer with neither changes nothing. The returned choice
+meets the limit and all budgets as `Problem.evaluate` computes them, and no such choice uses less than ``at_least``.
 """
 
 import math
@@ -99,16 +99,10 @@ def smallest_use(
     """
     if resource not in problem.resources:
         raise InvalidOptionError(f"no resource is called {resource!r}; there are: {', '.join(problem.resources)}")
-    if problem.resource_pairs:
-        paired = ", ".join(problem.resource_pairs)
-        raise InvalidOptionError(
-            f"smallest_use takes no resources with pair terms, this problem has some in {paired}; solve it for several "
-            "budgets instead"
-        )
     if not math.isfinite(at_most):
         raise InvalidOptionError(f"at_most must be a finite number, found {at_most!r}")
     search = _Search(problem, resource, at_most, solver, time_limit, seed, on_progress)
-    return search.bisected() if problem.pairs else search.swapped()
+    return search.bisected() if problem.pairs or problem.resource_pairs else search.swapped()
 
 
 class _Search:
@@ -128,8 +122,9 @@ class _Search:
         self._settings: dict[str, Any] = {"seed": seed, "on_progress": on_progress}
         self._solver = solver
         self._deadline = None if time_limit is None else time.perf_counter() + time_limit
-        use = problem.resources[resource]
-        self._whole = bool((use == np.floor(use)).all()) and float(problem.fixed.get(resource, 0.0)).is_integer()
+        numbers = [problem.resources[resource], np.array([problem.fixed.get(resource, 0.0)])]
+        numbers += [problem.resource_pairs[resource].data] if resource in problem.resource_pairs else []
+        self._whole = all((own == np.floor(own)).all() for own in numbers)
         self._at_least = problem.minimum_usage()[resource]
         self._best: SmallestUse | None = None
 
@@ -162,6 +157,8 @@ class _Search:
         problem, resource = self._problem, self._resource
         largest = float(np.maximum.reduceat(problem.resources[resource], problem.group_offsets[:-1]).sum())
         largest += problem.fixed.get(resource, 0.0)
+        if (terms := problem.resource_pairs.get(resource)) is not None:
+            largest += float(terms.sum())
         largest = min(largest, problem.budgets.get(resource, largest))
         reached = self._try(largest, steps=20)
         if self._best is None:

@@ -198,6 +198,20 @@ class Engine(ABC):
         """
         raise EngineError(self.why_not_timed())
 
+    def seconds_of(
+        self,
+        model: nn.Module,  # noqa: ARG002
+        measurement: Measurement,  # noqa: ARG002
+        choices: Sequence[Sequence[int]],  # noqa: ARG002
+        batch: Any,  # noqa: ARG002
+    ) -> list[float]:
+        """Seconds of the whole model with each of some choices, in the unit of a measurement that `time_options` gave.
+
+        Raises:
+            EngineError: the engine does not time options.
+        """
+        raise EngineError(self.why_not_timed())
+
     def seconds(self, paths: Sequence[Path], batches: Sequence[Any]) -> list[float]:
         """Return the seconds that each of several files takes for all the batches."""
         return [self.run(path, batches).wall_s for path in paths]

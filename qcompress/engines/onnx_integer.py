@@ -51,7 +51,7 @@ class IntegerLayer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Use:
+class Use:
     """A product with a weight: operator, input, initializer of the bias or "", output, and the node itself."""
 
     operator: str
@@ -63,15 +63,15 @@ class _Use:
 
 def refused(proto: Any, name: str) -> str:
     """Why a weight's products cannot be computed in integers, or an empty string."""
-    return "" if _uses(proto, name) else "the graph does not only multiply its weight with the layer's input"
+    return "" if uses(proto, name) else "the graph does not only multiply its weight with the layer's input"
 
 
 def room(proto: Any, layer: IntegerLayer) -> int:
     """Upper bound on the bytes that a layer takes in the file."""
     writer = _Writer(proto)
-    uses = _uses(proto, layer.name)
-    nodes = [node for use in uses for node in writer.nodes(layer, use)]
-    again = sum(len(use.output) + 64 for use in uses)  # a second DequantizeLinear, after a clamp
+    products = uses(proto, layer.name)
+    nodes = [node for use in products for node in writer.nodes(layer, use)]
+    again = sum(len(use.output) + 64 for use in products)  # a second DequantizeLinear, after a clamp
     total = sum(int(item.ByteSize()) + 8 for item in (*nodes, *writer.initializers))
     return total + again
 
@@ -79,7 +79,7 @@ def room(proto: Any, layer: IntegerLayer) -> int:
 def put_(proto: Any, integers: Sequence[IntegerLayer]) -> None:
     """Make the graph multiply these layers in integers, in place."""
     writer = _Writer(proto)
-    by_output = {use.output: (layer, use) for layer in integers for use in _uses(proto, layer.name)}
+    by_output = {use.output: (layer, use) for layer in integers for use in uses(proto, layer.name)}
     gone = {id(use.node) for _, use in by_output.values()}
     nodes: list[Any] = []
     for node in proto.graph.node:
@@ -122,7 +122,7 @@ class _Writer:
     codes: dict[str, list[tuple[str, Range]]] = field(default_factory=dict)
     _known: dict[str, Any] = field(default_factory=dict)
 
-    def nodes(self, layer: IntegerLayer, use: _Use) -> Iterator[Any]:
+    def nodes(self, layer: IntegerLayer, use: Use) -> Iterator[Any]:
         """Yield the operators of one product."""
         from onnx import helper
 
@@ -184,7 +184,7 @@ class _Writer:
                         return float(getattr(values[kind], field_name))
         return math.nan
 
-    def _convolution(self, layer: IntegerLayer, use: _Use) -> Iterator[Any]:
+    def _convolution(self, layer: IntegerLayer, use: Use) -> Iterator[Any]:
         from onnx import helper, numpy_helper
 
         inputs, outputs = layer.transform.activations.inputs, layer.transform.activations.outputs
@@ -256,7 +256,7 @@ def _with_room_for(
     return moved, wider
 
 
-def _uses(proto: Any, name: str) -> list[_Use]:
+def uses(proto: Any, name: str) -> list[Use]:
     """The products with a weight; none if the weight has other uses."""
     readers = _readers(proto)
     uses = []
@@ -275,13 +275,13 @@ def _uses(proto: Any, name: str) -> list[_Use]:
     return [] if None in uses else uses  # type: ignore[return-value]
 
 
-def _use(operator: str, node: Any, bias: str | None) -> _Use | None:
+def _use(operator: str, node: Any, bias: str | None) -> Use | None:
     if bias is None:
         return None
-    return _Use(operator=operator, given=node.input[0], bias=bias, output=node.output[0], node=node)
+    return Use(operator=operator, given=node.input[0], bias=bias, output=node.output[0], node=node)
 
 
-def _with_bias(proto: Any, product: Any, readers: Mapping[str, list[Any]]) -> _Use:
+def _with_bias(proto: Any, product: Any, readers: Mapping[str, list[Any]]) -> Use:
     """A product, including the addition of a bias after it if that is the only reader."""
     behind = readers.get(product.output[0], [])
     vectors = {item.name for item in proto.graph.initializer if len(item.dims) == 1}
@@ -289,10 +289,10 @@ def _with_bias(proto: Any, product: Any, readers: Mapping[str, list[Any]]) -> _U
     if len(behind) == 1 and behind[0].op_type == "Add" and product.output[0] not in outputs:
         others = [name for name in behind[0].input if name != product.output[0]]
         if len(others) == 1 and others[0] in vectors:
-            return _Use(
+            return Use(
                 operator="Linear", given=product.input[0], bias=others[0], output=behind[0].output[0], node=product
             )
-    return _Use(operator="Linear", given=product.input[0], bias="", output=product.output[0], node=product)
+    return Use(operator="Linear", given=product.input[0], bias="", output=product.output[0], node=product)
 
 
 def _readers(proto: Any) -> dict[str, list[Any]]:

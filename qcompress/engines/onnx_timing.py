@@ -4,7 +4,7 @@ Each layer is put into its own graph, with the input it has for the batch, and t
 layers of the same kind, size and input are timed once. Such a graph is too favourable: its weight stays in the cache,
 and it pays for conversions that consecutive layers save. So each kind of option is then put everywhere at once, and the
 difference between that model's time and the prediction is distributed over its layers in proportion to their changes
-of time.
+of time. Conversions between integer and floating-point layers are pair terms, see `onnx_conversions`.
 
 Invariants: ``fixed`` and the dense layers add up to ``original``, the time of the float32 file. Times are valid for one
 machine, batch and number of threads; with one thread they are processor time, so that other programs hardly matter.
@@ -12,8 +12,7 @@ Weights that ONNX Runtime expands when it loads the file get the time of the den
 """
 
 import tempfile
-import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,28 +22,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qcompress.compressed.factored import factored
-from qcompress.engines import onnx_graph, onnx_integer
-from qcompress.engines.integer_codes import IntegerCodes, Scheme, scheme_of
-from qcompress.engines.onnx_graph import Encoding
-from qcompress.engines.onnx_integer import IntegerLayer
+from qcompress.engines import onnx_conversions, onnx_graph
+from qcompress.engines.onnx_clock import Clock, Kind, kind_of
+from qcompress.engines.onnx_conversions import INTEGER
 from qcompress.measurement import Measurement
-from qcompress.measuring.latency import TimingProgress, with_times
+from qcompress.measuring.latency import LATENCY, TimingProgress, with_times
 from qcompress.model import forward as forwards
 from qcompress.model.parts import Part
-from qcompress.transforms.base import Keep, Target, Transform
-from qcompress.transforms.low_rank.factors import LowRank
-from qcompress.transforms.quantize.integer import IntegerProduct
+from qcompress.transforms.base import Transform
 
 if TYPE_CHECKING:
     from qcompress.engines.onnxruntime import OnnxRuntime
 
-ROUNDS = 25
 TINY = 1e-12
-LEAST_S = 2e-4  # minimum duration of a measured interval: short runs are repeated
-
-Kind = tuple[Hashable, ...]
-"""The properties that an option's time depends on, within one layer; () for the dense layer."""
 
 
 def time_options(
@@ -56,11 +46,11 @@ def time_options(
 ) -> Measurement:
     """Return the measurement with ``latency_s`` of every option in the engine; see `Engine.time_options`."""
     kinds = [
-        [_kind(transform, part.target) for transform in options]
+        [kind_of(transform, part.target) for transform in options]
         for part, options in zip(measurement.parts, measurement.transforms, strict=True)
     ]
     with tempfile.TemporaryDirectory() as folder:
-        clock = _Clock(engine, Path(folder))
+        clock = Clock(engine, Path(folder))
         layers = _layers(model, measurement.parts, batch)
         alike: dict[Hashable, list[int]] = {}
         for place, layer in enumerate(layers):
@@ -74,21 +64,39 @@ def time_options(
                 for place in group
                 for kind, transform in zip(kinds[place], measurement.transforms[place], strict=True)
             }
-            seconds = clock.layer(measurement.parts[group[0]], layers[group[0]], wanted)
+            seconds = _of_layer(clock, measurement.parts[group[0]], layers[group[0]], wanted)
             for place in group:
                 dense[place] = seconds[()]
                 change[place] = {kind: option_s - seconds[()] for kind, option_s in seconds.items()}
             done += len(group)
             if on_progress is not None:
                 on_progress(TimingProgress(layers=done, total_layers=len(layers)))
-        whole = clock.whole(model, measurement, batch, kinds, dense, change)
+        graph = _Whole(clock, model, measurement, kinds, batch)
+        whole = graph.calibrated(dense, change)
+        together = graph.conversions(layers)
     dense, change = with_room(dense, change, whole)
     use = [
         max(dense[place] + change[place].get(kind, 0.0), 0.0)
         for place, part_kinds in enumerate(kinds)
         for kind in part_kinds
     ]
-    return with_times(measurement, np.array(use), max(whole - float(dense.sum()), 0.0), whole)
+    return with_times(measurement, np.array(use), max(whole - float(dense.sum()), 0.0), whole, together)
+
+
+def seconds_of(
+    engine: "OnnxRuntime", model: nn.Module, measurement: Measurement, choices: Sequence[Sequence[int]], batch: Any
+) -> list[float]:
+    """Seconds of the whole model with each choice; see `Engine.seconds_of`."""
+    with tempfile.TemporaryDirectory() as folder:
+        clock = Clock(engine, Path(folder))
+        traced = onnx_graph.trace(model, batch)
+        options = [
+            dict(enumerate(on_offer[option] for on_offer, option in zip(measurement.transforms, choice, strict=True)))
+            for choice in choices
+        ]
+        protos = [clock.graph_with(chosen, traced, model, measurement.parts, batch) for chosen in options]
+        original_s, *seconds = clock.seconds([traced, *protos], batch)
+    return [measurement.original[LATENCY] * choice_s / original_s for choice_s in seconds]
 
 
 def with_room(
@@ -102,29 +110,17 @@ def with_room(
     >>> dense, change = with_room(np.array([1.0, 2.0]), [{("a",): -3.0}, {("a",): 1.0}], 10.0)
     >>> dense.tolist(), change
     ([3.0, 2.0], [{('a',): -3.0}, {('a',): 1.0}])
-    >>> with_room(np.array([1.0, 2.0]), [{("a",): -3.0}, {}], 4.0)[0].tolist()
+    >>> with_room(np.array([1.0, 2.0]), [{("a",): -3.0}, {}], 4.0)
+    (array([3., 1.]), [{('a',): -3.0}, {}])
+    >>> with_room(np.array([1.0, 2.0]), [{("a",): -3.0}, {("a",): -2.0}], 4.0)[0].tolist()
     [2.4000000000000004, 1.6]
     """
-    wide = np.maximum(dense, [max((-change_s for change_s in changes.values()), default=0.0) for changes in change])
-    scale = min(1.0, whole / max(float(wide.sum()), TINY))
-    return scale * wide, [{kind: scale * change_s for kind, change_s in changes.items()} for changes in change]
-
-
-def _kind(transform: Transform, target: Target) -> Kind:
-    """What an option's time depends on; () if the weight is expanded when the file is loaded."""
-    if isinstance(transform, IntegerProduct):
-        return "integer", transform.dynamic
-    if isinstance(transform, LowRank):
-        shapes = [(factor.channels, factor.per_channel) for factor in transform.factor_targets(target).values()]
-        return (
-            "factors",
-            *shapes,
-            *[_kind(transform.then, factor) for factor in transform.factor_targets(target).values()],
-        )
-    scheme = None if isinstance(transform, Keep) else scheme_of(transform, target)
-    if scheme is None or target.layer != "Linear" or not onnx_graph.takes_products(scheme):
-        return ()
-    return "bits", scheme.bits, scheme.group_size, scheme.symmetric, scheme.scale_type == torch.float16
+    room = np.array([max((-change_s for change_s in changes.values()), default=0.0) for changes in change]).clip(0.0)
+    scale = min(1.0, whole / max(float(room.sum()), TINY))
+    room *= scale
+    more = np.maximum(dense - room, 0.0)
+    more *= min(1.0, (whole - float(room.sum())) / max(float(more.sum()), TINY))
+    return room + more, [{kind: scale * change_s for kind, change_s in changes.items()} for changes in change]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -177,125 +173,21 @@ class _Alone(nn.Module):
         return output
 
 
-class _Clock:
-    """Times graphs in one engine, taking turns."""
-
-    def __init__(self, engine: "OnnxRuntime", folder: Path) -> None:
-        self._engine, self._folder = engine, folder
-
-    def layer(self, part: Part, layer: _Layer, wanted: dict[Kind, Transform]) -> dict[Kind, float]:
-        """Seconds of a layer and of its alternatives, over all its calls, without the overhead of a call."""
-        total = dict.fromkeys([(), *wanted], 0.0)
-        for shape in dict.fromkeys(tensor.shape for tensor in layer.inputs):
-            calls = [tensor for tensor in layer.inputs if tensor.shape == shape]
-            dense = onnx_graph.trace(_Alone(layer.module), calls[0])
-            protos: dict[Kind, Any] = {(): dense}
-            for kind, transform in wanted.items():
-                if kind:
-                    protos[kind] = self._with(dense, layer.module, part, transform, calls[0])
-            seconds = in_turn([self._session(proto) for proto in protos.values()], [calls[0]], self._engine.threads)
-            nothing = in_turn([self._session(_empty(dense))], [calls[0]], self._engine.threads)[0]
-            for kind, median_s in zip(protos, seconds, strict=True):
-                total[kind] += len(calls) * max(median_s - nothing, 0.0)
-        return total
-
-    def whole(
-        self,
-        model: nn.Module,
-        measurement: Measurement,
-        batch: Any,
-        kinds: list[list[Kind]],
-        dense: NDArray[np.float64],
-        change: list[dict[Kind, float]],
-    ) -> float:
-        """Seconds of the whole dense model; scales the times of the layers so that they do not exceed it.
-
-        ``change`` is corrected so that putting each kind everywhere gives the measured time of that model; each layer
-        is corrected in proportion.
-        """
-        traced = onnx_graph.trace(model, batch)
-        plain = self._session(traced)
-        seconds = in_turn([plain], [batch], self._engine.threads)[0]
-        scale = min(1.0, seconds / max(float(dense.sum()), TINY))
-        dense *= scale
-        for own_changes in change:
-            own_changes.update({kind: scale * change_s for kind, change_s in own_changes.items()})
-        everywhere = dict.fromkeys(kind for part_kinds in kinds for kind in part_kinds if kind and kind[0] != "factors")
-        for kind in everywhere:
-            places = [place for place, part_kinds in enumerate(kinds) if kind in part_kinds and dense[place] > 0]
-            if not places:
-                continue
-            chosen = {place: measurement.transforms[place][kinds[place].index(kind)] for place in places}
-            proto = self._everywhere(traced, model, measurement.parts, chosen)
-            before, after = in_turn([plain, self._session(proto)], [batch], self._engine.threads)
-            alone_s = np.array([change[place][kind] for place in places])
-            missing = seconds * (after / before - 1) - float(alone_s.sum())
-            weights = np.abs(alone_s) + TINY * dense[places]
-            for place, share in zip(places, weights / weights.sum(), strict=True):
-                change[place][kind] += missing * share
-        return seconds
-
-    def _session(self, proto: Any) -> Any:
-        file = self._folder / "graph.onnx"
-        file.write_bytes(proto.SerializeToString())
-        return self._engine.session(file)
-
-    def _everywhere(self, traced: Any, model: nn.Module, parts: Sequence[Part], chosen: dict[int, Transform]) -> Any:
-        proto = onnx_graph.copied(traced)
-        tensors = {item.name for item in proto.graph.initializer}
-        encodings, integers = [], []
-        for place, transform in chosen.items():
-            part = parts[place]
-            name = onnx_graph.initializer_of(model, part.modules[0], tensors)
-            if name is None:
-                continue
-            if isinstance(transform, IntegerProduct):
-                integers.append(IntegerLayer(name=name, transform=transform, target=part.target))
-            else:
-                encodings.append(_encoded(proto, name, model.get_submodule(part.modules[0]), transform, part.target))
-        onnx_graph.replace(proto, encodings, self._engine.accuracy_level)
-        onnx_integer.put_(proto, integers)
-        return proto
-
-    def _with(self, dense: Any, module: nn.Module, part: Part, transform: Transform, given: Tensor) -> Any:
-        """The graph of one layer with an option in its place; the values do not matter for the time."""
-        if isinstance(transform, LowRank):
-            targets = transform.factor_targets(part.target)
-            means = {
-                name: torch.full((of_factor.channels, of_factor.per_channel), 1 / of_factor.per_channel)
-                for name, of_factor in targets.items()
-            }
-            whole = _Alone(factored(module, means))
-            proto = onnx_graph.trace(whole, given)
-            tensors = {item.name for item in proto.graph.initializer}
-            if isinstance(transform.then, Keep):
-                return proto
-            encodings = [
-                _encoded(proto, name, whole.get_submodule(f"layer.{factor}"), transform.then, factor_target)
-                for factor, factor_target in targets.items()
-                if (name := onnx_graph.initializer_of(whole, f"layer.{factor}", tensors)) is not None
-            ]
-            onnx_graph.replace(proto, encodings, self._engine.accuracy_level)
-            return proto
-        alone = _Alone(module)
-        renamed = {0: Part(name="layer", modules=("layer",), rows=None, target=part.target)}
-        return self._everywhere(dense, alone, [renamed[0]], {0: transform})
-
-
-def _encoded(
-    proto: Any, name: str, module: nn.Module, transform: Transform, target: Target
-) -> tuple[Encoding, IntegerCodes]:
-    """Encode a weight with all codes equal to the middle one."""
-    scheme: Scheme | None = scheme_of(transform, target)
-    assert scheme is not None  # noqa: S101
-    products = onnx_graph.products_with(proto, name) if onnx_graph.takes_products(scheme) else ()
-    groups, middle = scheme.num_groups(target), 2 ** (scheme.bits - 1)
-    codes = IntegerCodes(
-        codes=torch.full((target.channels, target.per_channel), middle, dtype=torch.int32),
-        scales=torch.ones(target.channels, groups, dtype=scheme.scale_type),
-        zeros=torch.full((target.channels, groups), middle, dtype=torch.int32),
-    )
-    return Encoding(name=name, module=module, scheme=scheme, target=target, products=products), codes
+def _of_layer(clock: Clock, part: Part, layer: _Layer, wanted: dict[Kind, Transform]) -> dict[Kind, float]:
+    """Seconds of a layer and of its alternatives, over all its calls, without the overhead of a call."""
+    total = dict.fromkeys([(), *wanted], 0.0)
+    alone, only = _Alone(layer.module), Part(name="layer", modules=("layer",), rows=None, target=part.target)
+    for shape in dict.fromkeys(tensor.shape for tensor in layer.inputs):
+        calls = [tensor for tensor in layer.inputs if tensor.shape == shape]
+        dense = onnx_graph.trace(alone, calls[0])
+        protos: dict[Kind, Any] = {(): dense}
+        for kind, transform in wanted.items():
+            if kind:
+                protos[kind] = clock.graph_with({0: transform}, dense, alone, [only], calls[0])
+        *seconds, nothing = clock.seconds([*protos.values(), _empty(dense)], calls[0])
+        for kind, graph_s in zip(protos, seconds, strict=True):
+            total[kind] += len(calls) * max(graph_s - nothing, 0.0)
+    return total
 
 
 def _empty(proto: Any) -> Any:
@@ -310,20 +202,77 @@ def _empty(proto: Any) -> Any:
     return empty
 
 
-def in_turn(sessions: Sequence[Any], batches: Iterable[Any], threads: int, rounds: int = ROUNDS) -> list[float]:
-    """Minimum seconds of every session for all the batches; sessions take turns, in a different order each round."""
-    feeds = [[onnx_graph.feed_of(session, batch) for batch in batches] for session in sessions]
-    now = time.thread_time if threads == 1 else time.perf_counter
-    order, least, counts = np.random.default_rng(0), [float("inf")] * len(sessions), [1] * len(sessions)
-    for turn in range(rounds + 1):
-        for place in order.permutation(len(sessions)).tolist():
-            begun = now()
-            for _ in range(counts[place]):
-                for feed in feeds[place]:
-                    sessions[place].run(None, feed)
-            seconds = (now() - begun) / counts[place]
-            if turn == 0:  # the first turn is a warm-up, and tells how often a run must be repeated
-                counts[place] = max(1, round(LEAST_S / max(seconds, 1e-6)))
-            else:
-                least[place] = min(least[place], seconds)
-    return least
+class _Whole:
+    """The graph of the whole model, with options in all its layers.
+
+    Args:
+        clock: times graphs.
+        model: the measured model.
+        measurement: restricted to what the engine runs.
+        kinds: the kind of every option of every part.
+        batch: input of the timed runs.
+    """
+
+    def __init__(
+        self, clock: Clock, model: nn.Module, measurement: Measurement, kinds: list[list[Kind]], batch: Any
+    ) -> None:
+        self._clock, self._model, self._measurement, self._kinds = clock, model, measurement, kinds
+        self._batch, self._traced = batch, onnx_graph.trace(model, batch)
+
+    def calibrated(self, dense: NDArray[np.float64], change: list[dict[Kind, float]]) -> float:
+        """Seconds of the whole dense model; scales the times of the layers so that they do not exceed it.
+
+        ``change`` is corrected so that putting each kind everywhere gives the measured time of that model; each layer
+        is corrected in proportion.
+        """
+        seconds = self._clock.seconds([self._traced], self._batch)[0]
+        scale = min(1.0, seconds / max(float(dense.sum()), TINY))
+        dense *= scale
+        for changes in change:
+            changes.update({kind: scale * change_s for kind, change_s in changes.items()})
+        everywhere = [kind for part_kinds in self._kinds for kind in part_kinds if kind and kind[0] != "factors"]
+        for kind in dict.fromkeys(everywhere):
+            chosen = {place: transform for place, transform in self._all_of(kind).items() if dense[place] > 0}
+            if not chosen:
+                continue
+            before, after = self._clock.seconds([self._traced, self._graph_with(chosen)], self._batch)
+            alone_s = np.array([change[place][kind] for place in chosen])
+            missing = seconds * (after / before - 1) - float(alone_s.sum())
+            weights = np.abs(alone_s) + TINY * dense[list(chosen)]
+            for place, share in zip(chosen, weights / weights.sum(), strict=True):
+                change[place][kind] += missing * share
+        return seconds
+
+    def conversions(self, layers: Sequence[_Layer]) -> Any:
+        """Seconds that pairs of options take for conversions, see `onnx_conversions`."""
+        integers, names = self._all_of(INTEGER), {item.name for item in self._traced.graph.initializer}
+        weights = {
+            place: onnx_graph.initializer_of(self._model, self._measurement.parts[place].modules[0], names)
+            for place in integers
+        }
+        links = onnx_conversions.links(
+            self._traced,
+            {place: name for place, name in weights.items() if name is not None},
+            {place: float(sum(tensor.numel() for tensor in layers[place].inputs)) for place in integers},
+        )
+        seconds = 0.0
+        if links:
+            halves = onnx_conversions.halves(list(integers))
+            chosen = [integers, *({place: integers[place] for place in half} for half in halves)]
+            dense_s, integer_s, *halves_s = self._clock.seconds(
+                [self._traced, *map(self._graph_with, chosen)], self._batch
+            )
+            converted = sum(link.size for link in links for half in halves if link.is_mixed(half))
+            seconds = max(sum(halves_s) - dense_s - integer_s, 0.0) / max(converted, 1.0)
+        return onnx_conversions.pair_terms(links, seconds, self._kinds)
+
+    def _all_of(self, kind: Kind) -> dict[int, Transform]:
+        """The option of a kind of every part that has one."""
+        return {
+            place: self._measurement.transforms[place][part_kinds.index(kind)]
+            for place, part_kinds in enumerate(self._kinds)
+            if kind in part_kinds
+        }
+
+    def _graph_with(self, chosen: dict[int, Transform]) -> Any:
+        return self._clock.graph_with(chosen, self._traced, self._model, self._measurement.parts, self._batch)

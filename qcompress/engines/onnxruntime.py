@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from qcompress.compressed.factored import Factored, fold_
 from qcompress.compressed.record import CompressedPart, record_of
-from qcompress.engines import onnx_graph, onnx_integer, onnx_timing
+from qcompress.engines import onnx_clock, onnx_graph, onnx_integer, onnx_timing
 from qcompress.engines.base import Engine, EngineRun, FileSizes
 from qcompress.engines.integer_codes import integer_codes, scheme_of
 from qcompress.engines.onnx_graph import Encoding
@@ -181,9 +181,15 @@ class OnnxRuntime(Engine):
         self.require()
         return onnx_timing.time_options(self, model, measurement, batch, on_progress)
 
+    def seconds_of(
+        self, model: nn.Module, measurement: Measurement, choices: Sequence[Sequence[int]], batch: Any
+    ) -> list[float]:
+        """See `Engine.seconds_of`; the choices and the dense model take turns, and only ratios to its time count."""
+        return onnx_timing.seconds_of(self, model, measurement, choices, batch)
+
     def seconds(self, paths: Sequence[Path], batches: Sequence[Any]) -> list[float]:
         """Return the minimum seconds of several runs; the files take turns."""
-        return onnx_timing.in_turn([self.session(path) for path in paths], batches, self.threads, LOOKS)
+        return onnx_clock.in_turn([self.session(path) for path in paths], batches, self.threads, LOOKS)
 
     def peak_bytes(self, path: Path, batch: Any) -> int | None:
         """Growth of the memory of a separate process that loads the file and runs a batch."""

@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_leaves
 from formulations import FileFormatError
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
+from formulations.resource_pairs import arrays_of, matrix_from
 from qcompress.compressed.apply import require_measured
 from qcompress.compressed.factored import factored
 from qcompress.errors import ModelError, OptionsError
@@ -40,6 +41,7 @@ LATENCY = "latency_s"
 FILE_KIND = FileKind("qcompress latency", version=1)
 REPEATS = 15
 MICROSECOND = 1e-6
+TOGETHER = "together"  # name of arrays in a file
 OUTSIDE = -1  # in place of a layer's index: not in any layer
 
 
@@ -144,6 +146,8 @@ def save_times(timed: Measurement, path: AnyPath) -> None:
     """Write only what `time_options` added, as one ``.npz`` file."""
     header = {"fixed": timed.fixed[LATENCY], "original": timed.original[LATENCY]}
     arrays = {"use": timed.resources[LATENCY]}
+    if (together := timed.resource_pairs.get(LATENCY)) is not None:
+        arrays |= arrays_of(together, TOGETHER)
     FILE_KIND.write_arrays(path, header, arrays)
 
 
@@ -156,16 +160,26 @@ def load_times(measurement: Measurement, path: AnyPath) -> Measurement:
     header, arrays = FILE_KIND.read_arrays(path)
     if arrays["use"].shape != measurement.cost.shape:
         raise FileFormatError(f"{path} holds times of {len(arrays['use'])} options, not of {len(measurement.cost)}")
-    return with_times(measurement, arrays["use"], header["fixed"], header["original"])
+    together = matrix_from(arrays, TOGETHER, len(arrays["use"])) if f"{TOGETHER}_data" in arrays else None
+    return with_times(measurement, arrays["use"], header["fixed"], header["original"], together)
 
 
-def with_times(measurement: Measurement, use: NDArray[np.float64], fixed: float, original: float) -> Measurement:
-    """Return the measurement with ``(V,)`` seconds of its options, of everything else, and of the original."""
+def with_times(
+    measurement: Measurement, use: NDArray[np.float64], fixed: float, original: float, together: Any = None
+) -> Measurement:
+    """Return the measurement with ``(V,)`` seconds of its options, of everything else, and of the original.
+
+    ``together`` are the ``(V, V)`` seconds that two options take in addition to their own, if any.
+    """
+    pairs = {name: terms for name, terms in measurement.resource_pairs.items() if name != LATENCY}
+    if together is not None and together.nnz:
+        pairs[LATENCY] = together
     return replace(
         measurement,
         resources=MappingProxyType({**measurement.resources, LATENCY: use}),
         fixed=MappingProxyType({**measurement.fixed, LATENCY: fixed}),
         original=MappingProxyType({**measurement.original, LATENCY: original}),
+        resource_pairs=MappingProxyType(pairs),
     )
 
 

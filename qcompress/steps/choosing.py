@@ -1,18 +1,19 @@
 """Steps from a measurement to a choice: formulate, minimize, solve, refine by true loss, guard."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from formulations import InfeasibleBudgetError, Problem
-from qcompress.budgets import fixed_use
+from qcompress.budgets import LATENCY, fixed_use
 from qcompress.compressed.apply import NEAREST
+from qcompress.engines.in_time import TOLERANCE, Seconds
 from qcompress.formulation import formulate
 from qcompress.guard import Guarded, Seen, guard, kept_loss
 from qcompress.measurement import Measurement
 from qcompress.model.opened import opened_of
 from qcompress.opened_guard import OpenedKeptLoss
-from qcompress.proposals import ADDITIVE, SOFTENED, SOLVER, Proposal, proposals
+from qcompress.proposals import ADDITIVE, SOFTENED, SOLVER, Proposal, proposals, uniform_settings
 from qcompress.refinement import Refined, refine
 from qcompress.run_folder import Kept, RunFolder
 from qcompress.steps.request import NoChoiceError, Request, identity_of
@@ -176,30 +177,33 @@ def guarded(
     problem: Problem,
     solution: Solution,
     better: Refined | None,
+    *,
+    stated: Problem,
+    seconds: Seconds | None,
 ) -> Guarded | None:
-    """Evaluate this and other choices on the held-out samples, if there are any."""
+    """Evaluate this and other choices on the held-out samples, if there are any.
+
+    Args:
+        request: settings of the run.
+        run: its folder.
+        measurement: source of the problem.
+        problem: with the requested budgets.
+        solution: the first choice to evaluate.
+        better: the refined choice, if rounds were requested.
+        stated: the problem with the budgets that choices are solved for, so that they are in time.
+        seconds: times whole choices if the budget limits seconds; slower choices are dropped.
+    """
     calibration, batches = request.calibration, request.batch_norm_data
     if not (request.guard and any(True for _ in request.kept)):
         return None
-    ties = () if request.engine is None else request.engine.ties(measurement.parts)
-    refined_choice = () if better is None or not better.steps else (Proposal(name=REFINED, choice=better.choice),)
+    moved_to = () if better is None or not better.steps else (Proposal(name=REFINED, choice=better.choice),)
 
     def make(_: Path | None) -> Guarded:
-        others = proposals(
-            measurement,
-            problem,
-            solution,
-            pairs=request.pairs,
-            solver=Tied(as_solver(SOLVER), tied=ties) if ties else SOLVER,
-            time_limit=request.time_limit,
-            seed=calibration.seed,
-        )
-        base = REFINED if refined_choice else ADDITIVE if measurement.softened is None else SOFTENED
-        within = [
-            proposal
-            for proposal in (*refined_choice, *others)
-            if _may_be_taken(proposal, problem, request.loss_limit, ties)
-        ]
+        base = REFINED if moved_to else ADDITIVE if measurement.softened is None else SOFTENED
+        within = [*moved_to, *_tried(request, measurement, problem, solution, stated, seconds)]
+        within = [own for own in within if _may_be_taken(own, problem, request.loss_limit, _ties(request, measurement))]
+        if seconds is not None:
+            within = _in_time(within, problem, seconds)
         seen: Callable[[Proposal], Seen]
         if opened_of(calibration.model) is None:
             seen = kept_loss(
@@ -228,8 +232,43 @@ def guarded(
         "choice": solution.choice,
         "refined": () if better is None else better.choice,
         "pairs": request.pairs,
+        "stated": stated.fingerprint(),
     }
     return run.once("guard", make, key=key, kept=Kept("guard.json", Guarded.save, Guarded.load))
+
+
+def _ties(request: Request, measurement: Measurement) -> Sequence[tuple[str, ...]]:
+    return () if request.engine is None else request.engine.ties(measurement.parts)
+
+
+def _tried(
+    request: Request,
+    measurement: Measurement,
+    problem: Problem,
+    solution: Solution,
+    stated: Problem,
+    seconds: Seconds | None,
+) -> Iterator[Proposal]:
+    """The proposals for the problem that is stated, and uniform settings within the budgets as they were given."""
+    ties = _ties(request, measurement)
+    yield from proposals(
+        measurement,
+        stated,
+        solution,
+        pairs=request.pairs,
+        solver=Tied(as_solver(SOLVER), tied=ties) if ties else SOLVER,
+        time_limit=request.time_limit,
+        seed=request.calibration.seed,
+    )
+    if seconds is not None:
+        yield from uniform_settings(measurement, problem)
+
+
+def _in_time(proposals: Sequence[Proposal], problem: Problem, seconds: Seconds) -> list[Proposal]:
+    """The first, which is known to be as near to being in time as can be, and the others that are."""
+    taken = seconds([proposal.choice for proposal in proposals])
+    limit = (1 + TOLERANCE) * problem.budgets[LATENCY]
+    return [own for place, own in enumerate(proposals) if place == 0 or taken[place] <= limit]
 
 
 def _may_be_taken(

@@ -1,0 +1,156 @@
+"""A clock for ONNX Runtime: puts options into the graph of a model, and times graphs that take turns.
+
+With one thread the times are processor time, so that other programs hardly matter; each is the minimum of several runs.
+"""
+
+import copy
+import time
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from qcompress.compressed.factored import factored, replace_
+from qcompress.engines import onnx_graph, onnx_integer
+from qcompress.engines.integer_codes import IntegerCodes, Scheme, scheme_of
+from qcompress.engines.onnx_graph import Encoding
+from qcompress.engines.onnx_integer import IntegerLayer
+from qcompress.model.parts import Part
+from qcompress.transforms.base import Keep, Target, Transform
+from qcompress.transforms.low_rank.factors import LowRank
+from qcompress.transforms.quantize.integer import IntegerProduct
+
+if TYPE_CHECKING:
+    from qcompress.engines.onnxruntime import OnnxRuntime
+
+ROUNDS = 20
+LEAST_S = 2e-3  # minimum duration of a measured interval: short runs are repeated
+
+Kind = tuple[Hashable, ...]
+"""The properties that an option's time depends on, within one layer; () for the dense layer."""
+
+
+def kind_of(transform: Transform, target: Target) -> Kind:
+    """What an option's time depends on; () if the weight is expanded when the file is loaded."""
+    if isinstance(transform, IntegerProduct):
+        return "integer", transform.dynamic
+    if isinstance(transform, LowRank):
+        factors = transform.factor_targets(target).values()
+        shapes = [(factor.channels, factor.per_channel) for factor in factors]
+        return ("factors", *shapes, *(kind_of(transform.then, factor) for factor in factors))
+    scheme = None if isinstance(transform, Keep) else scheme_of(transform, target)
+    if scheme is None or target.layer != "Linear" or not onnx_graph.takes_products(scheme):
+        return ()
+    return "bits", scheme.bits, scheme.group_size, scheme.symmetric, scheme.scale_type == torch.float16
+
+
+class Clock:
+    """Times graphs in one engine, taking turns."""
+
+    def __init__(self, engine: "OnnxRuntime", folder: Path) -> None:
+        self._engine, self._folder = engine, folder
+
+    def seconds(self, protos: Iterable[Any], batch: Any) -> list[float]:
+        """Seconds of graphs for a batch."""
+        return in_turn([self._session(proto) for proto in protos], [batch], self._engine.threads)
+
+    def _session(self, proto: Any) -> Any:
+        file = self._folder / "graph.onnx"
+        file.write_bytes(proto.SerializeToString())
+        return self._engine.session(file)
+
+    def graph_with(
+        self, chosen: Mapping[int, Transform], traced: Any, model: nn.Module, parts: Sequence[Part], batch: Any
+    ) -> Any:
+        """The graph of a model with options in place of parts; the values do not matter for the time.
+
+        Args:
+            chosen: index of a part → its option.
+            traced: graph of the dense model.
+            model: the dense model.
+            parts: its parts.
+            batch: input for tracing.
+        """
+        coded: list[tuple[str, Transform, Target]] = []
+        low_rank = [(parts[place], option) for place, option in chosen.items() if isinstance(option, LowRank)]
+        if low_rank:
+            model = copy.deepcopy(model)
+            for part, option in low_rank:
+                path, targets = part.modules[0], option.factor_targets(part.target)
+                means = {
+                    name: torch.full((factor.channels, factor.per_channel), 1 / factor.per_channel)
+                    for name, factor in targets.items()
+                }
+                dense = model.get_submodule(path)
+                replace_(model, dense, factored(dense, means))
+                coded += [(f"{path}.{name}", option.then, factor) for name, factor in targets.items()]
+            traced = onnx_graph.trace(model, batch)
+        coded += [
+            (parts[place].modules[0], transform, parts[place].target)
+            for place, transform in chosen.items()
+            if not isinstance(transform, LowRank)
+        ]
+        return self._encoded(traced, model, [item for item in coded if kind_of(*item[1:])])
+
+    def _encoded(self, traced: Any, model: nn.Module, coded: Sequence[tuple[str, Transform, Target]]) -> Any:
+        """A copy of the graph with the weights of these layers in codes."""
+        proto = onnx_graph.copied(traced)
+        tensors = {item.name for item in proto.graph.initializer}
+        encodings, integers = [], []
+        for path, transform, target in coded:
+            name = onnx_graph.initializer_of(model, path, tensors)
+            if name is None:
+                continue
+            if isinstance(transform, IntegerProduct):
+                integers.append(IntegerLayer(name=name, transform=transform, target=target))
+            else:
+                encodings.append(_in_codes(proto, name, model.get_submodule(path), transform, target))
+        onnx_graph.replace(proto, encodings, self._engine.accuracy_level)
+        onnx_integer.put_(proto, integers)
+        return proto
+
+
+def _in_codes(
+    proto: Any, name: str, module: nn.Module, transform: Transform, target: Target
+) -> tuple[Encoding, IntegerCodes]:
+    """Encode a weight with all codes equal to the middle one."""
+    scheme: Scheme | None = scheme_of(transform, target)
+    assert scheme is not None  # noqa: S101
+    products = onnx_graph.products_with(proto, name) if onnx_graph.takes_products(scheme) else ()
+    groups, middle = scheme.num_groups(target), 2 ** (scheme.bits - 1)
+    codes = IntegerCodes(
+        codes=torch.full((target.channels, target.per_channel), middle, dtype=torch.int32),
+        scales=torch.ones(target.channels, groups, dtype=scheme.scale_type),
+        zeros=torch.full((target.channels, groups), middle, dtype=torch.int32),
+    )
+    return Encoding(name=name, module=module, scheme=scheme, target=target, products=products), codes
+
+
+def in_turn(sessions: Sequence[Any], batches: Iterable[Any], threads: int, rounds: int = ROUNDS) -> list[float]:
+    """Minimum seconds of every session for all the batches; sessions take turns, in a different order each round.
+
+    An earlier session leaves the caches full of its data, so each measured interval follows a run of the same session.
+    """
+    feeds = [[onnx_graph.feed_of(session, batch) for batch in batches] for session in sessions]
+    now = time.thread_time if threads == 1 else time.perf_counter
+    order, least, counts = np.random.default_rng(0), [float("inf")] * len(sessions), [1] * len(sessions)
+
+    def run(place: int) -> None:
+        for feed in feeds[place]:
+            sessions[place].run(None, feed)
+
+    for turn in range(rounds + 1):
+        for place in order.permutation(len(sessions)).tolist():
+            run(place)
+            begun = now()
+            for _ in range(counts[place]):
+                run(place)
+            seconds = (now() - begun) / counts[place]
+            if turn == 0:  # the first turn tells how often a run must be repeated
+                counts[place] = max(1, round(LEAST_S / max(seconds, 1e-6)))
+            else:
+                least[place] = min(least[place], seconds)
+    return least

@@ -1,0 +1,107 @@
+"""Conversions between integer and floating-point convolutions, which depend on two neighbouring layers.
+
+An integer convolution reads and writes codes, a floating-point one uses a memory layout of its own. Where the two meet,
+the tensor between them is converted; between two of the same kind it is not. So the time of conversions is a pair term.
+It is proportional to the size of the tensor. The time per number is measured with every second layer in integers, once
+the even and once the odd ones: together these two models take as long as the dense and the all-integer model together,
+plus the conversions.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import scipy.sparse
+
+from qcompress.engines import onnx_integer
+
+INTEGER = ("integer", False)
+"""Kind of the options (see `qcompress.engines.onnx_clock`) that read and write codes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """Two parts: the output of the first, a convolution, is the input of the second, possibly after other operators.
+
+    Attributes:
+        producer, consumer: their indices.
+        size: how many numbers the tensor has; several producers share it.
+    """
+
+    producer: int
+    consumer: int
+    size: float
+
+    def is_mixed(self, integers: set[int]) -> bool:
+        """Whether exactly one of them is in integers."""
+        return (self.producer in integers) != (self.consumer in integers)
+
+
+def links(proto: Any, names: Mapping[int, str], sizes: Mapping[int, float]) -> list[Link]:
+    """The links of a graph.
+
+    Args:
+        proto: graph of the dense model.
+        names: part → the initializer of its weight.
+        sizes: part → how many numbers its input has.
+    """
+    uses = {place: onnx_integer.uses(proto, name) for place, name in names.items()}
+    producers = {use.output: place for place, products in uses.items() for use in products}
+    convolutions = {place for place, products in uses.items() if any(use.operator == "Conv" for use in products)}
+    makers = {output: node for node in proto.graph.node for output in node.output}
+    found = []
+    for place, products in uses.items():
+        for use in products:
+            nearest = _nearest(use.given, makers, producers)
+            found += [
+                Link(producer=producer, consumer=place, size=sizes[place] / len(nearest))
+                for producer in nearest
+                if producer in convolutions and producer != place
+            ]
+    return found
+
+
+def _nearest(tensor: str, makers: Mapping[str, Any], producers: Mapping[str, int]) -> list[int]:
+    """The parts from whose outputs a tensor is computed with the fewest operators."""
+    seen, front = {tensor}, [tensor]
+    while front:
+        if reached := [producers[name] for name in front if name in producers]:
+            return list(dict.fromkeys(reached))
+        inputs = [name for made in front if made in makers for name in makers[made].input]
+        front = [name for name in dict.fromkeys(inputs) if name and name not in seen]
+        seen.update(front)
+    return []
+
+
+def halves(places: Sequence[int]) -> tuple[set[int], set[int]]:
+    """Every second part, starting with the first and with the second.
+
+    >>> halves([0, 3, 5])
+    ({0, 5}, {3})
+    """
+    return set(places[::2]), set(places[1::2])
+
+
+def pair_terms(found: Sequence[Link], seconds: float, kinds: Sequence[Sequence[Hashable]]) -> Any:
+    """Seconds of the conversions that two options need.
+
+    Args:
+        found: the links.
+        seconds: time to convert one number.
+        kinds: the kind of every option of every part.
+
+    Returns:
+        ``(V, V)`` sparse, strictly upper triangular.
+    """
+    starts = [0]
+    for part_kinds in kinds:
+        starts.append(starts[-1] + len(part_kinds))
+    terms: dict[tuple[int, int], float] = {}
+    for link in found:
+        for u, first in enumerate(kinds[link.producer], start=starts[link.producer]):
+            for v, second in enumerate(kinds[link.consumer], start=starts[link.consumer]):
+                if (first == INTEGER) != (second == INTEGER):
+                    pair = (min(u, v), max(u, v))
+                    terms[pair] = terms.get(pair, 0.0) + seconds * link.size
+    coordinates = list(zip(*terms, strict=True)) if terms else ((), ())
+    return scipy.sparse.csr_array((list(terms.values()), coordinates), shape=(starts[-1], starts[-1]))

@@ -1,0 +1,147 @@
+"""Budgets for seconds in an engine: conversions between neighbours are counted, and choices are timed whole."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import qcompress
+from formulations import Problem
+from qcompress.budgets import LATENCY
+from qcompress.engines import onnx_graph
+from qcompress.engines.in_time import TOLERANCE, solved_in_time
+from qcompress.engines.legal import for_engine
+from qcompress.engines.onnx_conversions import INTEGER, Link, halves, links, pair_terms
+from qcompress.engines.onnxruntime import OnnxRuntime
+from qcompress.measuring.latency import load_times, save_times
+from solvers import solve
+from tests.measurements import measured
+
+ENGINE = OnnxRuntime(threads=1)
+
+
+class Residual(nn.Module):
+    """A stem, two blocks of two convolutions with shortcuts, and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b, self.c, self.d = (nn.Conv2d(inputs, 4, 3, padding=1) for inputs in (3, 4, 4, 4, 4))
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(x + self.b(torch.relu(self.a(x))))
+        x = torch.relu(x + self.d(torch.relu(self.c(x))))
+        return self.fc(x.mean((2, 3)))
+
+
+def test_neighbours_are_linked_through_what_is_between_them() -> None:
+    model = Residual().eval()
+    proto = onnx_graph.trace(model, torch.randn(2, 3, 6, 6))
+    names = dict(enumerate(f"model.{name}.weight" for name in ("stem", "a", "b", "c", "d", "fc")))
+    found = links(proto, names, dict.fromkeys(names, 100.0))
+    assert {(link.producer, link.consumer): link.size for link in found} == {
+        (0, 1): 100, (1, 2): 100, (2, 3): 100, (3, 4): 100, (4, 5): 100,
+    }  # fmt: skip
+
+
+def test_a_conversion_counts_where_one_of_two_neighbours_is_in_integers() -> None:
+    kinds = [[(), INTEGER], [(), ("bits", 4), INTEGER], [()]]
+    found = [Link(producer=0, consumer=1, size=10.0), Link(producer=1, consumer=2, size=3.0)]
+    terms = pair_terms(found, 0.5, kinds)
+    problem = Problem(["a", "b", "c"], [["0", "1"], ["0", "1", "2"], ["0"]], np.zeros(6), {LATENCY: np.zeros(6)}, {},
+                      resource_pairs={LATENCY: terms})  # fmt: skip
+    for choice in itertools.product(range(2), range(3), range(1)):
+        integers = {place for place, option in enumerate(choice) if kinds[place][option] == INTEGER}
+        expected = sum(0.5 * link.size for link in found if link.is_mixed(integers))
+        assert problem.evaluate(choice).usage[LATENCY] == expected
+    assert halves([0, 3, 5]) == ({0, 5}, {3})
+
+
+def test_conversions_are_kept_with_the_times(tmp_path) -> None:
+    torch.manual_seed(0)
+    model, batch = Residual().eval(), torch.randn(2, 3, 24, 24)
+    legal = for_engine(ENGINE, model, measured(model, batch, qcompress.integer_products()), batch)
+    timed = ENGINE.time_options(model, legal, batch)
+    save_times(timed, tmp_path / "times.npz")
+    again = load_times(legal, tmp_path / "times.npz")
+    for choice in itertools.product(*(range(len(own)) for own in timed.transforms)):
+        first, second = (qcompress.formulate(own, {LATENCY: 1.0}).evaluate(choice).usage for own in (timed, again))
+        assert first == second
+    seconds = ENGINE.seconds_of(model, timed, [[0] * 6, [len(own) - 1 for own in timed.transforms]], batch)
+    assert all(0 < own < 100 * timed.original[LATENCY] for own in seconds)
+
+
+def test_whole_choices_with_factors_are_timed() -> None:
+    torch.manual_seed(0)
+    model, batch = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 32)).eval(), torch.randn(4, 64)
+    options = qcompress.low_rank(ratios=(0.5,), whitened=False).then(qcompress.prune_quantize(bits=(4,), group_size=16))
+    legal = for_engine(ENGINE, model, measured(model, batch, options), batch)
+    timed = ENGINE.time_options(model, legal, batch)
+    assert len(ENGINE.seconds_of(model, timed, [[1, 0], [1, 1]], batch)) == 2
+
+
+def by_time(problem: Problem, true_use: NDArray[np.float64]):
+    """A clock by which options take ``true_use``."""
+
+    def seconds(choices: Sequence[NDArray[np.int64]]) -> list[float]:
+        return [float(true_use[problem.flat(choice)].sum()) for choice in choices]
+
+    return seconds
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_choice_that_takes_longer_than_predicted_is_made_anew_until_it_is_in_time(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    cost = np.sort(rng.random((6, 4)), axis=1)
+    use = np.sort(rng.random((6, 4)), axis=1)[:, ::-1]
+    problem = Problem(list("abcdef"), [["0", "1", "2", "3"]] * 6, cost.ravel(), {LATENCY: use.ravel()},
+                      {LATENCY: 0.6 * float(use[:, 0].sum())})  # fmt: skip
+    true_use = use.ravel() * rng.uniform(1.0, 1.3, 24)
+    first = solve(problem, "dp")
+    seconds = by_time(problem, true_use)
+    stated, found = solved_in_time(problem, first, seconds, lambda own: solve(own, "dp"))
+    limit = (1 + TOLERANCE) * problem.budgets[LATENCY]
+    assert problem.evaluate(found.choice).feasible
+    assert seconds([found.choice])[0] <= max(limit, seconds([first.choice])[0])
+    assert found.bound == first.bound
+    assert found.objective >= first.objective
+    if seconds([first.choice])[0] <= limit:
+        assert found is first
+        assert stated is problem
+    else:
+        assert seconds([found.choice])[0] < seconds([first.choice])[0]
+
+
+def test_compress_takes_no_choice_that_is_seen_to_take_longer_than_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 8)).eval()
+    told: list[list[int]] = []
+
+    def seconds_of(self: object, model: object, measurement: object, choices: list[list[int]], batch: object):
+        told.extend(choices)
+        kept = [sum(option == 0 for option in choice) for choice in choices]
+        return [measurement.original[LATENCY] * (0.5 + 0.5 * own / 3) for own in kept]
+
+    def time_options(self: object, model: object, measurement, batch: object, on_progress: object = None):
+        from qcompress.measuring.latency import with_times
+
+        starts = np.cumsum([0, *map(len, measurement.transforms[:-1])])
+        use = np.full(len(measurement.cost), 0.25)
+        use[starts] = 1.0  # each layer is said to save more than it does
+        return with_times(measurement, use, 0.0, 3.0)
+
+    monkeypatch.setattr(OnnxRuntime, "seconds_of", seconds_of)
+    monkeypatch.setattr(OnnxRuntime, "time_options", time_options)
+    result = qcompress.compress(
+        model, [torch.randn(64, 48)], budget={LATENCY: 0.7}, options=qcompress.integer_products(), target=ENGINE,
+        time_limit=2, loss="mse",
+    )  # fmt: skip
+    assert told
+    choice = result.solution.choice.tolist()
+    assert 0.5 + 0.5 * sum(option == 0 for option in choice) / 3 <= 0.7 * (1 + TOLERANCE)
+    assert len({option == 0 for option in choice}) in (1, 2)
