@@ -17,6 +17,7 @@ from qcompress.engines.export import ExportedFile, export
 from qcompress.engines.registry import engines
 from qcompress.engines.verify import Verification, verify
 from qcompress.formulation import PAIR_STRENGTH, formulate
+from qcompress.kv_cache import memory_budget
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import EncodeProgress
 from qcompress.measuring.latency import TimingProgress, time_options
@@ -84,6 +85,7 @@ __all__ = [
     "low_rank",
     "mean_loss",
     "measure",
+    "memory_budget",
     "open_model",
     "pool",
     "refine",

@@ -14,14 +14,15 @@ import torch
 from formulations import InfeasibleBudgetError
 from formulations.generators.prune_quantize import prune_quantize
 from qcompress.budgets import FILE_BYTES, fixed_use, parse
-from qcompress.errors import DataError, OptionsError
+from qcompress.engines.base import Engine
+from qcompress.errors import DataError, EngineError, OptionsError
 from qcompress.measuring.channels import offers_channels
 from qcompress.model import forward as forwards
 from qcompress.model.parts import UNCALLED, Survey, survey
 from qcompress.model.steady import steady
 from qcompress.steps.opened import first_of
 from qcompress.steps.request import Request
-from qcompress.transforms.base import Keep
+from qcompress.transforms.base import Keep, Transform, Weight
 
 
 def require_fitting(request: Request, validation: Iterable[Any]) -> None:
@@ -72,10 +73,11 @@ def require_for_channels(request: Request) -> None:
 
 
 def require_possible(request: Request) -> None:
-    """Check that the budgets are not below the smallest use of the options.
+    """Check that the budgets are not below the smallest use of the options, and that the engine runs some of them.
 
     Raises:
         InfeasibleBudgetError: names each such resource, the requested budget and the smallest possible use.
+        EngineError: the engine runs none of the options; says why.
     """
     if request.measurement is not None or request.minimize is not None or offers_channels(request.offered):
         return
@@ -91,10 +93,16 @@ def require_possible(request: Request) -> None:
     resources, limits = _resources(request, inventory), {}
     unreached = sum(item.size_bytes for item in inventory.skipped if item.reason == UNCALLED)
     fixed = {**inventory.fixed, "bytes": inventory.fixed["bytes"] - unreached}
+    original = dict(inventory.original)
+    if request.engine is not None:
+        transforms = _run_by(request.engine, request, inventory)
+        if FILE_BYTES in request.budget and not unreached:
+            resources[FILE_BYTES], fixed[FILE_BYTES] = _in_file(request.engine, request, inventory, transforms)
+            original[FILE_BYTES] = fixed[FILE_BYTES] + float(resources[FILE_BYTES][::2].sum())
     for name, asked in request.budget.items():
         resource = "bytes" if name == FILE_BYTES and request.engine is None else name
         if resource in resources and not (resource == "macs" and (unreached or not _alike(calibration.data))):
-            limits[resource] = parse(name, asked).amount(inventory.original[resource])
+            limits[resource] = parse(name, asked).amount(original[resource])
     if not limits:
         return
     problem = prune_quantize(
@@ -111,6 +119,41 @@ def require_possible(request: Request) -> None:
         if "bytes" in problem.budgets:
             error.args = (f"{error}. {fixed_use(inventory)}",)
         raise
+
+
+def _run_by(engine: Engine, request: Request, inventory: Survey) -> list[list[Transform] | None]:
+    """Per part what is on offer and the engine runs, None where that depends on the weight's numbers.
+
+    Raises:
+        EngineError: it runs nothing of it.
+    """
+    found: list[list[Transform] | None] = []
+    why_not = ""
+    for part in inventory.parts:
+        blank = Weight(
+            rows=torch.zeros(1, 1), target=part.target, squares=torch.ones(1), ranges=((0.0, 1.0), (0.0, 1.0))
+        )
+        offers = request.offered.options(part.path, part.modules[0]).offers
+        if not all(isinstance(offer, Transform) for offer in offers):
+            found.append(None)
+            continue
+        resolved = [own for offer in offers if (own := offer.resolve(blank)) is not None]
+        refused = [engine.refuse(part, own) for own in resolved]
+        found.append([own for own, why in zip(resolved, refused, strict=True) if not why])
+        why_not = why_not or next(filter(None, refused), "")
+    if why_not and not any(own is None or own for own in found):
+        raise EngineError(f"engine {engine.name!r} runs none of the options on offer: {why_not}")
+    return found
+
+
+def _in_file(
+    engine: Engine, request: Request, inventory: Survey, transforms: Sequence[Sequence[Transform] | None]
+) -> tuple[np.ndarray[Any, np.dtype[np.float64]], float]:
+    """In the engine's file, the bytes of every part as it is and at least, and those of everything else."""
+    options = [[Keep(), *(own or ())] for own in transforms]
+    sizes = engine.sizes(request.copied, inventory.parts, options, request.calibration.first_batch())
+    least = [(own[0], 0 if kept is None else min(own)) for own, kept in zip(sizes.options, transforms, strict=True)]
+    return np.array(least, dtype=np.float64).ravel(), float(sizes.overhead)
 
 
 def _resources(request: Request, inventory: Survey) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:

@@ -56,10 +56,11 @@ def left(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("asked", [1000, "1%"])
-def test_a_budget_below_the_smallest_file_names_it(
-    model: nn.Module, engine: Engine, tmp_path: Path, asked: int | str
+def test_a_budget_below_the_smallest_file_names_it_before_anything_is_measured(
+    model: nn.Module, engine: Engine, tmp_path: Path, asked: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(InfeasibleBudgetError, match="the smallest possible use is") as error:
+    with monkeypatch.context() as patched, pytest.raises(InfeasibleBudgetError, match="smallest possible") as error:
+        patched.setattr("qcompress.steps.measuring.measure", lambda *_, **__: pytest.fail("it was measured"))
         compress(model, engine, tmp_path, {"file_bytes": asked})
     smallest = int(str(error.value).rsplit(" ", 1)[1].replace(",", ""))
     result = compress(model, engine, tmp_path, {"file_bytes": smallest}, guard=False)

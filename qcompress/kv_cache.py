@@ -1,0 +1,92 @@
+"""Memory of a language model at a context length: its weights, and the keys and values of every word before.
+
+The cache depends on no choice of options, so a budget for both is one for the file, by as much smaller.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from formulations import InfeasibleBudgetError
+from qcompress.budgets import FILE_BYTES, Amount, parse
+from qcompress.errors import ModelError, OptionsError
+from qcompress.scalars import as_whole
+
+HALF = 2
+"""Bytes of a number in float16, as engines hold keys and values unless they are asked for something else."""
+
+
+def cache_bytes(model: nn.Module, context: int, *, samples: int = 1, number_bytes: float = HALF) -> int:
+    """The bytes of all keys and values at a context length.
+
+    Args:
+        model: of transformers, or opened; its ``config`` tells layers, key/value heads and their width. A layer with a
+            sliding window keeps no more than that.
+        context: words.
+        samples: texts at a time.
+        number_bytes: of a number of the cache.
+
+    Raises:
+        ModelError: no such config, or a cache of another form.
+        OptionsError: a context or number of samples below 1.
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> config = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=3, num_attention_heads=4,
+    ...                      num_key_value_heads=2, vocab_size=16)
+    >>> cache_bytes(LlamaForCausalLM(config), 100)  # 3 layers x keys and values x 2 heads x 2 numbers x 2 bytes x 100
+    4800
+    """
+    length, count = as_whole(context, "context", least=1), as_whole(samples, "samples", least=1)
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(config, "num_hidden_layers"):
+        raise ModelError(f"{type(model).__name__} has no config of a language model, which tells the size of its cache")
+    text: Any = config.get_text_config()
+    if getattr(text, "kv_lora_rank", None):
+        raise ModelError(
+            f"{type(model).__name__} keeps its keys and values in a compressed form, which is not known here"
+        )
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    window = getattr(text, "sliding_window", None) or length
+    kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+    if unknown := set(kinds) - {"full_attention", "sliding_attention"}:
+        raise ModelError(f"the cache of layers of type {', '.join(sorted(unknown))} is not known here")
+    words = sum(min(length, window) if kind == "sliding_attention" else length for kind in kinds)
+    return int(words * 2 * heads * width * count * number_bytes)
+
+
+def memory_budget(
+    model: nn.Module, memory: Amount, *, context: int, samples: int = 1, number_bytes: float = HALF
+) -> dict[str, float]:
+    """The budget of `qcompress.compress` with which file and cache together fit into some memory.
+
+    It is for engines that hold the weights as they are in the file, as llama.cpp does; what a model computes on the
+    way takes some memory beside them.
+
+    Args:
+        model: as of `cache_bytes`, and so are the other arguments.
+        memory: bytes, as ``"2 GB"``.
+        context: words.
+        samples: texts at a time.
+        number_bytes: of a number of the cache.
+
+    Raises:
+        InfeasibleBudgetError: the cache alone takes that much.
+        OptionsError: no amount of bytes.
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> config = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=3, num_attention_heads=4,
+    ...                      num_key_value_heads=2, vocab_size=16)
+    >>> memory_budget(LlamaForCausalLM(config), "10 kB", context=100)
+    {'file_bytes': 5200.0}
+    """
+    limit = parse(FILE_BYTES, memory)
+    if limit.is_share:
+        raise OptionsError(f"memory must be an amount of bytes, as '2 GB', found {memory!r}")
+    cache = cache_bytes(model, context, samples=samples, number_bytes=number_bytes)
+    if cache >= limit.value:
+        raise InfeasibleBudgetError(
+            f"the keys and values of {samples} x {context:,} words take {cache:,} bytes, which leaves nothing of "
+            f"{limit.value:,.0f} for the weights: ask for a shorter context"
+        )
+    return {FILE_BYTES: limit.value - cache}

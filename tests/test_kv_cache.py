@@ -1,0 +1,50 @@
+"""Keys and values take what transformers' own cache takes, and a budget for memory leaves room for them."""
+
+import pytest
+import torch
+from torch import nn
+
+import qcompress
+from formulations import InfeasibleBudgetError
+from qcompress.errors import ModelError, OptionsError
+from qcompress.kv_cache import cache_bytes
+from tests.engines.tiny import KINDS, tiny, words
+
+DECODERS = [kind for kind in KINDS if kind != "bert"]
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_the_cache_takes_what_transformers_holds(kind, tmp_path):
+    changes = {"sliding_window": 5} if kind in ("gemma2", "gemma3_text") else {}
+    model = tiny(kind, tmp_path, **changes)
+    with torch.no_grad():
+        held = model(words(0, samples=3, length=12), use_cache=True).past_key_values
+    # a window's last word has left before the next one comes
+    tensors = [tensor for layer in held.layers for tensor in (layer.keys, layer.values)]
+    counted = sum(tensor.numel() for tensor in tensors) * 4
+    windows = sum(getattr(layer, "sliding_window", None) is not None for layer in held.layers)
+    one_word = 2 * 3 * model.config.num_key_value_heads * tensors[0].shape[-1] * 4
+    assert cache_bytes(model, 12, samples=3, number_bytes=4) == counted + windows * one_word
+
+
+def test_file_and_cache_fit_into_the_memory(tmp_path):
+    model = tiny("llama", tmp_path)
+    cache = cache_bytes(model, 100)
+    assert qcompress.memory_budget(model, 10 * cache, context=100) == {"file_bytes": 9 * cache}
+    result = qcompress.compress(
+        model, [words(0, samples=4)], budget=qcompress.memory_budget(model, cache + 300_000, context=100),
+        options=qcompress.prune_quantize(bits=(2, 4, 8), sparsity=(0,)), method="sampled", guard=False, time_limit=2,
+    )  # fmt: skip
+    assert result.report.usage["file_bytes"] + cache <= cache + 300_000
+
+
+def test_what_cannot_be_meant_is_refused(tmp_path):
+    model = tiny("llama", tmp_path)
+    with pytest.raises(InfeasibleBudgetError, match="leaves nothing of 1,000 for the weights: ask for a shorter"):
+        qcompress.memory_budget(model, 1000, context=4096)
+    with pytest.raises(OptionsError, match="an amount of bytes, as '2 GB', found '50%'"):
+        qcompress.memory_budget(model, "50%", context=4096)
+    with pytest.raises(ModelError, match="Linear has no config of a language model"):
+        cache_bytes(nn.Linear(2, 2), 10)
+    with pytest.raises(OptionsError, match="context"):
+        cache_bytes(model, 0)
