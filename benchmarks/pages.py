@@ -116,6 +116,18 @@ VIEWS = {
             "seconds of llama-quantize": "{llama_quantize_s:.0f}",
         }
     ),
+    "smollm2_hf_compensated": View(
+        columns={
+            "bits a weight asked for": "{asked:g}",
+            "choice": "{choice}",
+            "bits a weight": "{bits:.3f}",
+            "bytes of the folder": "{file_bytes:,}",
+            "predicted KL": "{predicted:.4f}",
+            "gap": "{gap:.2%}",
+            "KL": "{kl:.4f}",
+            "logits differ by": "{difference:g}",
+        }
+    ),
     **{
         f"onnx_{network}": View(
             columns={

@@ -4,29 +4,85 @@
 
 As `benchmarks.smollm2_gguf`, but written by engine compressed-tensors: FOLDER has the model in Hugging Face's form,
 FILE has plain text, of which windows 200 to 215 judge. At 4.25, 3.5 and 3.0 bits a weight (with scales, of the layers
-that have a choice: the vocabulary stays as it is) the choice of least predicted loss, q/k/v and gate/up tied, is
-written, loaded by transformers and its logits compared with the emulation's; its KL divergence to the float model
-stands beside that of the uniform scheme of as many bits.
+that have a choice: the vocabulary is unchanged) the choice of least predicted loss, q/k/v and gate/up tied, is written,
+loaded by transformers, and its logits are compared with the emulation's on 64 words. Its KL divergence to the float
+model stands beside that of the uniform scheme of as many bits. One backward pass per window is too little for terms
+between layers, so the choice is additive. An interrupted run resumes.
 """
 
 import argparse
 import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 import qcompress
-from benchmarks.smollm2_gguf import windows
+from benchmarks.smollm2_gguf import LENGTH, windows
+from benchmarks.tables import Rows, markdown, write_results
+from formulations.files import drafting, read_json, write_json
 from formulations.reductions.tie import tie
 from qcompress.engines.compressed_tensors import CompressedTensors
 from qcompress.engines.legal import for_engine
+from qcompress.engines.verify import checked
+from qcompress.transforms.base import Target, Transform
 from qcompress.transforms.quantize.group_wise import GroupWise
 
+NAME = "smollm2_hf"
 BITS = "bits_per_weight"
 UNIFORM = {4.25: (4, 64), 3.5: (3, 32), 3.0: (3, None)}  # bits a weight → bits, group size
 SCHEMES = [(2, 64), (2, 32), (3, None), (3, 64), (3, 32), (4, 64), (5, 64), (6, 64)]
+
+
+def measured(
+    model: torch.nn.Module, data: list[torch.Tensor], transforms: list[GroupWise], file: Path
+) -> tuple[qcompress.Measurement, float]:
+    """The measurement, which is kept, and the seconds of the processor that it took."""
+    times = file.with_suffix(".json")
+    if not file.exists():
+        start = time.process_time()
+        measurement = qcompress.measure(
+            model, data, qcompress.Options(tuple(transforms)), method="sampled", cache=file.with_suffix(".part"),
+            skip="model.embed_tokens",
+            on_progress=lambda done: print(f"window {done.batches}, {done.elapsed_s:.0f} s", flush=True),
+            on_encode=lambda done: print(f"{done.part}, {done.elapsed_s:.0f} s", flush=True),
+        )  # fmt: skip
+        write_json(times, {"measure_s": time.process_time() - start})
+        measurement.save(file)
+    return qcompress.Measurement.load(file), read_json(times, "times of a benchmark")["measure_s"]
+
+
+@torch.no_grad()
+def kept_outputs(model: torch.nn.Module, judges: list[torch.Tensor], file: Path) -> np.ndarray[Any, Any]:
+    """``(windows, positions, words)`` log-probabilities of the float model, which are kept in a file."""
+    if not file.exists():
+        shape = len(judges), LENGTH, model.config.vocab_size
+        with drafting(file) as draft:
+            held = np.lib.format.open_memmap(draft, mode="w+", dtype=np.float32, shape=shape)
+            for place, window in enumerate(judges):
+                held[place] = model(window).logits[0].log_softmax(-1).numpy()
+            held.flush()
+    return np.load(file, mmap_mode="r")
+
+
+@torch.no_grad()
+def divergence(reference: np.ndarray[Any, Any], model: torch.nn.Module, judges: list[torch.Tensor]) -> float:
+    """Mean KL divergence in nats a token, as of `qcompress.mean_loss`."""
+    each = []
+    for log_p, window in zip(reference, judges, strict=True):
+        p, q = torch.tensor(log_p), model(window).logits[0].log_softmax(-1)
+        each.append(float((p.exp() * (p - q)).sum(-1).mean()))
+    return float(np.mean(each))
+
+
+def nearest(options: Sequence[Transform], transform: Transform, target: Target) -> int:
+    """The option; where a smaller one is closer to the weight, which then takes its place, the largest of those."""
+    sizes = [option.size_bytes(target) for option in options]
+    fitting = [place for place, size in enumerate(sizes) if size <= transform.size_bytes(target)]
+    return max(fitting, key=sizes.__getitem__) if fitting else 0
 
 
 def main() -> None:
@@ -42,46 +98,44 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(words.model, dtype=torch.float32).eval()
     data, judges = windows(words.model, words.text, words.windows)
     words.folder.mkdir(parents=True, exist_ok=True)
-    engine, start = CompressedTensors(tokenizer=str(words.model)), time.perf_counter()
+    engine = CompressedTensors(tokenizer=str(words.model))
     transforms = [GroupWise(bits, 0.0, words.compensated, group_size=size) for bits, size in SCHEMES]
-    file = words.folder / f"measurement{'_compensated' if words.compensated else ''}_{words.windows}.npz"
-    if file.exists():
-        measurement = qcompress.Measurement.load(file)
-    else:
-        measurement = qcompress.measure(
-            model, data, qcompress.Options(tuple(transforms)), method="sampled", cache=file.with_suffix(".part"),
-            on_progress=lambda done: print(f"window {done.batches}, {done.elapsed_s:.0f} s", flush=True),
-        )  # fmt: skip
-        measurement.save(file)
-        print(f"measured in {time.perf_counter() - start:.0f} s: {len(measurement.cost)} options", flush=True)
-    legal = for_engine(engine, model, measurement)
-    print("| bits a weight | choice | file bytes | predicted | gap | KL | logits differ by |", flush=True)
-    print("|---|---|---|---|---|---|---|")
+    name = f"{NAME}_compensated" if words.compensated else NAME
+    measurement, measure_s = measured(model, data, transforms, words.folder / f"{name}_{words.windows}.npz")
+    legal, reference = for_engine(engine, model, measurement), kept_outputs(model, judges, words.folder / "outputs.npy")
+    rows = Rows(words.folder / "rows.json", {"windows": words.windows, "compensated": words.compensated})
 
-    def row(choice: str, bits: float, solution: qcompress.Solution, gap: float | None) -> None:
+    def add(choice: str, bits: float, solution: qcompress.Solution, gap: float | None) -> None:
         smaller = qcompress.apply(model, legal, solution)
         written = qcompress.export(smaller, words.folder / f"{choice}_{bits}", target=engine)
-        checked = qcompress.verify(written.path, smaller, judges[:1], target=engine)
-        assert checked.ok, checked.why_not
-        columns = (
-            f"{solution.usage[BITS]:.3f}", choice, f"{written.size_bytes:,}", f"{solution.objective:.4f}",
-            "–" if gap is None else f"{gap:.2%}", f"{qcompress.mean_loss(model, smaller, judges):.4f}",
-            f"{checked.max_difference:g}",
-        )  # fmt: skip
-        print(f"| {' | '.join(columns)} |", flush=True)
+        _, found, wrong = checked(engine, written.path, smaller, [judges[0][:, :64]])
+        assert not wrong, wrong
+        rows.add({
+            "asked": bits, "choice": choice, "bits": solution.usage[BITS], "file_bytes": written.size_bytes,
+            "predicted": solution.objective, "gap": gap, "kl": divergence(reference, smaller, judges),
+            "difference": found.largest, "measure_s": measure_s,
+        })  # fmt: skip
 
     for bits, (each, size) in UNIFORM.items():
-        problem = qcompress.formulate(legal, {BITS: bits + 0.1}, pairs=False)
-        transform = GroupWise(each, 0.0, words.compensated, group_size=size)
-        same = [options.index(transform) if transform in options else 0 for options in legal.transforms]
-        alike = np.array([*same, *[0] * (len(problem.groups) - len(same))])
-        judged = problem.evaluate(alike)
-        uniform = qcompress.solve(problem, "greedy")
-        row("uniform", bits, dataclasses.replace(
-            uniform, choice=alike, objective=judged.objective, usage=judged.usage), None)  # fmt: skip
-        tied = tie(qcompress.formulate(legal, {BITS: bits}, pairs=False), engine.ties(legal.parts))
-        solved = qcompress.solve(tied.problem, "milp", time_limit=60)
-        row("chosen", bits, dataclasses.replace(solved, choice=tied.lift(solved.choice)), solved.gap)
+        problem = qcompress.formulate(legal, {BITS: bits}, pairs=False)
+        if not rows.of(asked=bits, choice="uniform"):
+            transform = GroupWise(each, 0.0, words.compensated, group_size=size)
+            alike = np.array([
+                nearest(options, transform, part.target)
+                for options, part in zip(legal.transforms, legal.parts, strict=True)
+            ])  # fmt: skip
+            judged = problem.evaluate(alike)
+            blank = qcompress.solve(problem, "greedy")
+            uniform = dataclasses.replace(blank, choice=alike, objective=judged.objective, usage=judged.usage)
+            add("uniform", bits, uniform, None)
+        if not rows.of(asked=bits, choice="chosen"):
+            tied = tie(problem, engine.ties(legal.parts))
+            solved = qcompress.solve(tied.problem, "milp", time_limit=60)
+            add("chosen", bits, dataclasses.replace(solved, choice=tied.lift(solved.choice)), solved.gap)
+    all_rows = rows.values["rows"]
+    table = markdown(all_rows, {key: key for key in all_rows[0]})
+    write_results(words.folder, name, rows.values, table)
+    print(table)
 
 
 if __name__ == "__main__":
