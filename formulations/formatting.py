@@ -1,5 +1,7 @@
 """Format numbers for tables, reports and the command line."""
 
+from collections.abc import Iterable, Sequence
+
 
 def number(value: float | None, digits: int = 6) -> str:
     """Format a number with ``digits`` significant digits, or a dash for None.
@@ -35,3 +37,16 @@ def plural(count: int, noun: str) -> str:
     ('1 round', '2 rounds')
     """
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Format rows as a Markdown table; a column whose name starts with ``>`` is set to the right.
+
+    >>> print(markdown_table(["part", ">bytes"], [["a", "12"]]))
+    | part | bytes |
+    |---|--:|
+    | a | 12 |
+    """
+    lines = [[name.removeprefix(">") for name in columns], *rows]
+    head, *body = [f"| {' | '.join(cells)} |" for cells in lines]
+    return "\n".join([head, f"|{'|'.join('--:' if name.startswith('>') else '---' for name in columns)}|", *body])

@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from formulations.errors import InfeasibleBudgetError, InvalidProblemError
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
+from formulations.formatting import amount, markdown_table
 from formulations.pairs import PairTerms
 from formulations.resource_pairs import arrays_of, checked_resource_pairs, least_of_blocks, matrix_from
 from formulations.validation import (
@@ -148,6 +149,11 @@ class Problem:
         )
         uses = "".join(f", {terms.nnz} pair terms in {name}" for name, terms in self.resource_pairs.items())
         return f"<Problem: {self.num_groups} groups, {self.num_options} options, {budgets}, {pairs}{uses}>"
+
+    def _repr_markdown_(self) -> str:
+        limits = {name: amount(budget) for name, budget in self.budgets.items()}
+        rows = [(name, amount(least), limits.get(name, "–")) for name, least in self.minimum_usage().items()]
+        return repr(self).strip("<>") + "\n\n" + markdown_table(("resource", ">smallest use", ">budget"), rows)
 
     @property
     def num_groups(self) -> int:

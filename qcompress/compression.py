@@ -64,6 +64,10 @@ class Result:
     exported: ExportedFile | None = None
     verification: Verification | None = None
 
+    def _repr_markdown_(self) -> str:
+        """Show the report in a notebook."""
+        return self.report.to_markdown()
+
 
 @forwards.seeded
 def compress(

@@ -119,6 +119,10 @@ class Report:
                 value[name] = tuple(made(**entry) for entry in value.get(name, ()))
             return cls(**{**value, "warnings": tuple(value.get("warnings", ()))})
 
+    def _repr_markdown_(self) -> str:
+        """Show the tables in a notebook."""
+        return self.to_markdown()
+
     def to_markdown(self) -> str:
         """Return a readable summary."""
         lines = [

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath, read_json, write_json
+from formulations.formatting import amount, markdown_table, number, percent
 
 FILE_KIND = FileKind("qcompress solution", version=1)
 
@@ -96,6 +97,18 @@ class Solution:
         value = asdict(self)
         value["choice"] = None if self.choice is None else self.choice.tolist()
         return {**FILE_KIND.header, **value}
+
+    def _repr_markdown_(self) -> str:
+        """Show the answer in a notebook: status, objective, bound, gap and use."""
+        stopped = "" if self.stop_reason is StopReason.COMPLETED else f", stopped: {self.stop_reason}"
+        rows = [
+            ("status", f"{self.status} (by {self.solver} in {self.wall_s:.2f} s{stopped})"),
+            ("objective", number(self.objective, 9)),
+            ("bound", number(self.bound, 9)),
+            ("gap", percent(self.gap)),
+            *((name, amount(used)) for name, used in self.usage.items()),
+        ]
+        return markdown_table(("solution", ">"), rows)
 
     def save(self, path: AnyPath) -> None:
         """Write the solution as JSON, atomically."""

@@ -3,7 +3,8 @@
 A choice within a budget is also within every looser budget, and a bound for a budget also holds for every tighter one.
 The sweep therefore goes from tight to loose budgets and starts each point from the previous one. At the end every point
 takes the best choice within its budget and the best bound that holds for it. As the budget grows, neither the objective
-nor the bound ever rises. Both hold for the point's budget as `Problem.evaluate` computes them.
+nor the bound ever rises. Both hold for the point's budget as `Problem.evaluate` computes them. On request, the choices
+are nested in each other (`solvers.nested`).
 """
 
 import time
@@ -24,10 +25,12 @@ from solvers.base import Solver, SolverLike
 from solvers.errors import InvalidOptionError
 from solvers.journal import Journal, run_key
 from solvers.known import with_known
+from solvers.nested import Point
+from solvers.nested import nested as nested_solutions
 from solvers.run import as_solver, solve
 from solvers.solution import Solution, StopReason
 
-FILE_KIND = FileKind("qcompress sweep", version=1)
+FILE_KIND = FileKind("qcompress sweep", version=2)
 
 BOUND_SHARE = 0.2
 """Maximum fraction of a point's time that is spent on its bound and price."""
@@ -84,6 +87,7 @@ class Sweep:
         solver, seed: the solver's name and random seed.
         time_limit: maximum time in seconds for each point.
         points: the points, from the tightest budget to the loosest.
+        nested: whether no group uses more of the resource at a tighter budget than at a looser one.
     """
 
     resource: str
@@ -92,6 +96,7 @@ class Sweep:
     time_limit: float | None
     seed: int | None
     points: tuple[SweepPoint, ...]
+    nested: bool = False
 
     def band(self) -> Band:
         """Return proven bounds for all budgets, including those between the points.
@@ -103,6 +108,10 @@ class Sweep:
         upper = [_or(point.solution.objective, np.inf) for point in self.points[:-1]]
         lower = [_or(point.solution.bound, -np.inf) for point in self.points[1:]]
         return Band(budget=budget, lower=np.repeat(lower, 2), upper=np.repeat(upper, 2))
+
+    def _repr_markdown_(self) -> str:
+        """Show the tables in a notebook."""
+        return self.to_markdown()
 
     def to_markdown(self) -> str:
         """Format the curve as a Markdown table."""
@@ -124,6 +133,7 @@ class Sweep:
         header = {**FILE_KIND.header, "problem_fingerprint": self.problem_fingerprint}
         settings = {
             "resource": self.resource, "solver": self.solver, "time_limit": self.time_limit, "seed": self.seed,
+            "nested": self.nested,
         }  # fmt: skip
         return {**header, **settings, "points": [point.to_json() for point in self.points]}
 
@@ -152,6 +162,7 @@ def sweep(
     solver: SolverLike = "auto",
     time_limit: float | None = None,
     seed: int | None = None,
+    nested: bool = False,
     journal: AnyPath | None = None,
     on_point: Callable[[SweepPoint], None] | None = None,
     **options: Any,
@@ -166,6 +177,8 @@ def sweep(
         solver: the solver, same as in `solve`.
         time_limit: maximum time in seconds for each point.
         seed: random seed; the same seed gives the same result, unless the time limit ends a point.
+        nested: whether no group may use more of the resource at a tighter budget than at a looser one, so that one file
+            serves all models; takes up to two further runs a point (see `solvers.nested`).
         journal: path of a file to which every solved point is written; points already in it are not solved again.
         on_point: function called after every solved point.
         **options: options of the solver.
@@ -211,13 +224,17 @@ def sweep(
         last = last if point.solution.choice is None else point.solution.choice
         if point.solution.stop_reason is StopReason.INTERRUPTED:
             break
+    shared = _shared(problem, resource, solved_points)
+    if nested:
+        shared = _nested(problem, resource, shared, back_end, time_limit, seed, notes)
     return Sweep(
         resource=resource,
         problem_fingerprint=problem.fingerprint(),
         solver=back_end.name,
         time_limit=time_limit,
         seed=seed,
-        points=_shared(problem, resource, solved_points),
+        points=shared,
+        nested=nested,
     )
 
 
@@ -287,6 +304,32 @@ def _shared(problem: Problem, resource: str, points: list[SweepPoint]) -> tuple[
         bound = solution.bound
         shared.append(replace(point, solution=solution))
     return tuple(reversed(shared))
+
+
+def _nested(
+    problem: Problem,
+    resource: str,
+    points: tuple[SweepPoint, ...],
+    solver: Solver,
+    time_limit: float | None,
+    seed: int | None,
+    notes: Journal | None,
+) -> tuple[SweepPoint, ...]:
+    """Return the points with choices that are nested in each other."""
+
+    def solve_point(restricted: Problem, start: NDArray[np.int64] | None) -> Solution:
+        key = run_key("nested sweep", restricted, solver, time_limit, seed)
+        value = None if notes is None else notes.get(key)
+        if value is not None:
+            return Solution.from_json(value, "the journal")
+        solution = solve(restricted, solver, time_limit=time_limit, seed=seed, initial=start)
+        if notes is not None and solution.stop_reason is not StopReason.INTERRUPTED:
+            notes.add(key, solution.to_json())
+        return solution
+
+    stated = [Point(problem=problem.with_budgets(**{resource: p.budget}), solution=p.solution) for p in points]
+    solutions = nested_solutions(stated, resource, solve_point)
+    return tuple(replace(point, solution=solution) for point, solution in zip(points, solutions, strict=True))
 
 
 def _or(value: float | None, missing: float) -> float:

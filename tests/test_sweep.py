@@ -1,5 +1,6 @@
 """`sweep`: every point as good as brute force, never worse than a tighter one, with prices that tell what more buys."""
 
+import itertools
 import json
 from dataclasses import dataclass
 
@@ -278,3 +279,66 @@ def test_known_choices_and_bounds_only_ever_help():
 def test_a_point_that_is_no_point_is_refused():
     with pytest.raises(FileFormatError, match="here is not a complete qcompress sweep"):
         SweepPoint.from_json({"budget": 3}, "here")
+
+
+# --- nested choices ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nested_choices_never_shrink_a_part_and_keep_the_bounds(seed):
+    problem = layered_problem(6, bits=(2, 4, 8), rank=2, seed=seed)
+    plain, curve = (sweep(problem, "bytes", 6, solver="brute-force", nested=nested) for nested in (False, True))
+    assert curve.nested
+    choices = [point.solution.choice for point in curve.points]
+    use = problem.resources["bytes"]
+    for smaller, larger in itertools.pairwise(choices):
+        assert (use[problem.flat(smaller)] <= use[problem.flat(larger)]).all()
+    for free, point in zip(plain.points, curve.points, strict=True):
+        assert point.solution.usage["bytes"] <= point.budget
+        assert free.solution.bound <= point.solution.objective
+        assert point.solution.objective >= free.solution.objective - 1e-12
+        assert point.solution.bound == pytest.approx(free.solution.bound)
+        judged = judge(problem.with_budgets(bytes=point.budget), point.solution.choice)
+        assert judged.objective == point.solution.objective
+
+
+def test_a_nested_chain_is_the_better_of_the_two_that_brute_force_finds():
+    problem = layered_problem(5, bits=(2, 4, 8), rank=2, seed=3)
+    curve = sweep(problem, "bytes", 5, solver="brute-force", nested=True)
+    plain = sweep(problem, "bytes", 5, solver="brute-force")
+    use, starts = problem.resources["bytes"], problem.group_offsets[:-1]
+    everything = [np.array(choice) for choice in itertools.product(range(3), repeat=5)]
+
+    def chain(points, fits):
+        found = [points[0].solution.choice]
+        for point in points[1:]:
+            allowed = [
+                problem.evaluate(choice).objective
+                if problem.evaluate(choice).usage["bytes"] <= point.budget and fits(choice, found[-1])
+                else np.inf
+                for choice in everything
+            ]
+            found.append(everything[int(np.argmin(allowed))])
+        return [problem.evaluate(choice).objective for choice in found]
+
+    up = chain(plain.points, lambda choice, last: (use[choice + starts] >= use[last + starts]).all())
+    down = chain(plain.points[::-1], lambda choice, last: (use[choice + starts] <= use[last + starts]).all())[::-1]
+    free = np.array([point.solution.objective for point in plain.points])
+    expected = min((down, up), key=lambda objectives: ((np.array(objectives) - free) / np.abs(free)).sum())
+    assert [point.solution.objective for point in curve.points] == pytest.approx(expected)
+
+
+def test_a_nested_sweep_comes_back_from_its_file_and_its_journal(tmp_path, monkeypatch):
+    problem = layered_problem(5, bits=(2, 4, 8), rank=2, seed=3)
+    curve = sweep(problem, "bytes", 5, solver="greedy", nested=True, journal=tmp_path / "runs.jsonl")
+    curve.save(tmp_path / "curve.json")
+    loaded = Sweep.load(tmp_path / "curve.json")
+    assert loaded.nested
+    assert loaded.to_markdown() == curve.to_markdown()
+    monkeypatch.setattr("solvers.sweep.solve", lambda *_, **__: pytest.fail("solved again"))
+    again = sweep(problem, "bytes", 5, solver="greedy", nested=True, journal=tmp_path / "runs.jsonl")
+    assert again.to_markdown() == curve.to_markdown()
+    old = {**curve.to_json(), "version": 1}
+    del old["nested"]
+    write_json(tmp_path / "old.json", old)
+    assert not Sweep.load(tmp_path / "old.json").nested

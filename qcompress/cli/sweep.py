@@ -22,6 +22,10 @@ def sweep(
     time_limit: Annotated[float | None, typer.Option(help="Seconds for every point.")] = 10.0,
     seed: arguments.Seed = 0,
     option: arguments.SolverOptions = None,
+    nested: Annotated[
+        bool,
+        typer.Option(help="No part of a smaller model is larger than in the next one, so that one file serves all."),
+    ] = False,
     journal: arguments.JournalFile = None,
     output: Annotated[Path | None, arguments.output_option("Default: PROBLEM's name with .sweep.json.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the curve into this PNG file.")] = None,
@@ -52,6 +56,7 @@ def sweep(
         solver=solver,
         time_limit=time_limit,
         seed=seed,
+        nested=nested,
         journal=journal,
         on_point=told,
         **arguments.assignments(option or [], "--option"),

@@ -72,6 +72,10 @@ class Suite:
         named = self.comparisons.items()
         return to_csv({**row, "problem": name} for name, comparison in named for row in comparison.run_rows())
 
+    def _repr_markdown_(self) -> str:
+        """Show the tables in a notebook."""
+        return self.to_markdown()
+
     def to_markdown(self) -> str:
         """Format the table over all problems, then one for each problem, as Markdown."""
         lines = [

@@ -122,6 +122,10 @@ class Comparison:
         lines += [f"Failed: {run} ({why})." for run, why in self.errors.items()]
         return lines + [f"Run on {machine}." for machine in self.machines]
 
+    def _repr_markdown_(self) -> str:
+        """Show the tables in a notebook."""
+        return self.to_markdown()
+
     def to_markdown(self) -> str:
         """Format the table, followed by the times by phase, as Markdown."""
         lines = [
