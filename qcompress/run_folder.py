@@ -114,7 +114,7 @@ class RunFolder:
             return value
         if changed:
             _logger.info("%s: %s is made again, for another %s", self.path, kept.file, ", ".join(changed))
-            _remove(part)
+            remove(part)
         self._steps[step] = {"key": digests, "wall_s": 0.0 if changed else earlier["wall_s"], "done": False}
         self._write()
         with self.timed(step):
@@ -194,7 +194,7 @@ class RunFolder:
             FILE_KIND.write_json(self.path / JOURNAL, {"steps": self._steps})
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Remove a file, or a folder with its contents, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)

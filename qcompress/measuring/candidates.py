@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qcompress.errors import ModelError
+from qcompress.measuring.kept_codes import NOTHING_KEPT, KeptCodes
 from qcompress.model.parts import Part, weights_of
 from qcompress.model.sites import WEIGHT, Site
 from qcompress.options import Options
@@ -198,6 +200,7 @@ def fitted(
     on_encode: Callable[[EncodeProgress], None] | None = None,
     decoded_bytes: int = DECODED,
     ranges: Mapping[str, Ranges] = MappingProxyType({}),
+    kept: KeptCodes = NOTHING_KEPT,
 ) -> tuple[Candidates, NDArray[np.float64]]:
     """Collect the useful options of each part of the original model, and the ``(V,)`` squared errors of all options.
 
@@ -211,6 +214,7 @@ def fitted(
         on_encode: called after every part.
         decoded_bytes: bytes of decoded options to cache.
         ranges: ranges of the layers' activations, by `Part.path`.
+        kept: options that an earlier run encoded, and where this run keeps its own.
 
     Raises:
         ModelError: a weight is not finite.
@@ -224,8 +228,8 @@ def fitted(
         if not bool(torch.isfinite(weight.rows).all()):
             raise ModelError(f"the weight of {part.name!r} holds NaN or infinity")
         offered = options if isinstance(options, Options) else options[part.name]
-        fits = offered.for_weight(weight)
         index = len(transforms)
+        fits = kept.once(index, offered, weight, partial(offered.for_weight, weight))
         codes |= {(index, option): fit.stored for option, fit in enumerate(fits)}
         transforms.append(tuple(fit.transform for fit in fits))
         errors += [fit.error for fit in fits]

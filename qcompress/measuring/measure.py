@@ -21,6 +21,7 @@ from qcompress.measuring.channels import measure_channels, offers_channels
 from qcompress.measuring.inputs.moments import forecast_bytes, second_moments
 from qcompress.measuring.inputs.ranges import activation_ranges
 from qcompress.measuring.inputs.squares import input_squares
+from qcompress.measuring.kept_codes import KeptCodes
 from qcompress.measuring.memory import require_memory
 from qcompress.measuring.offered import Offered, calibrated_options
 from qcompress.measuring.progress import MeasureProgress
@@ -91,8 +92,8 @@ def measure(
         jobs: number of processes, which measure one batch at a time (-1: one per core); with ``joblib.parallel_config``
             those of a cluster. Any number from 2 gives exactly the same measurement; 1 may differ in rounding, because
             worker processes use one thread each and sums over several threads may round differently.
-        cache: file for the sums so far, from which an interrupted measurement resumes; it is deleted at the end. For an
-            opened model a folder.
+        cache: file for the sums so far, beside which a folder ``….codes`` keeps the encoded options; an interrupted
+            measurement resumes from both, and they are deleted at the end. For an opened model a folder.
         memory: memory limit of the process while an opened model is measured, such as ``"4 GB"``; if the largest block
             does not fit, an error is raised before any long computation.
         precision: relative standard error of the predicted loss at which measuring stops before all batches are done
@@ -209,7 +210,10 @@ def _measured_in_memory(
         inventory = survey(model, batches, run, granularity, loss=measured, left_out=offered.left_out)
         per_part, notes = calibrated_options(inventory.parts, offered)
         seen = _statistics(model, batches, run, inventory.parts, per_part)
-        candidates, errors = fitted(model, inventory.parts, per_part, on_encode=on_encode, **seen.arguments())
+        kept = KeptCodes(None if cache is None else Path(f"{cache}.codes"))
+        candidates, errors = fitted(
+            model, inventory.parts, per_part, on_encode=on_encode, kept=kept, **seen.arguments()
+        )
         settings = [fingerprint, method, granularity, None if cache is None else calibration.digests()]
         sums = accumulate(
             model,
@@ -242,6 +246,7 @@ def _measured_in_memory(
     )
     if cache is not None:
         Path(cache).unlink(missing_ok=True)
+        kept.done()
     return measurement
 
 
