@@ -67,7 +67,7 @@ def of_inputs(measurement: Measurement, solution: Solution, fitted: Measurement 
     for index, (options, option) in enumerate(zip(measurement.transforms, solution.choice.tolist(), strict=False)):
         part = measurement.parts[index]
         if options[option].needs_moments(part.target) and has_few_inputs(fitted, index):
-            few[part.name] = fitted.num_inputs[part.path], len(fitted.moments[part.path])
+            few[part.name] = fitted.num_inputs[part.path], fitted.moments[part.path].shape[-1]
     if few:
         name = min(few, key=lambda layer: few[layer][0] / few[layer][1])
         num_inputs, width = few[name]

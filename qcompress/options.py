@@ -100,6 +100,13 @@ class Options:
         """The same options without calibration: weights rounded to nearest, factors closest in plain squared error."""
         return Options(tuple(offer.uncalibrated for offer in self.offers))
 
+    def calibrated_in_blocks(self, target: Target) -> "Options":
+        """The same for moments of blocks of columns: without them where those will not do, rounded to nearest and with
+        factors closest for all inputs alike.
+        """
+        taken = (offer if offer.takes_blocks(target) else offer.uncalibrated for offer in self.offers)
+        return Options(tuple(dict.fromkeys(taken)))
+
     def need_squares(self, target: Target) -> bool:
         """Whether any option uses the mean squares of the layer's input columns at ``target``."""
         return any(offer.needs_squares(target) for offer in self.offers)

@@ -21,7 +21,7 @@ from qcompress.compressed.reconstruction import readers
 from qcompress.errors import DataError, ModelError, OptionsError
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import Candidates
-from qcompress.measuring.inputs.moments import MAX_INPUTS, second_moments
+from qcompress.measuring.inputs.moments import second_moments
 from qcompress.measuring.offered import Offered
 from qcompress.measuring.progress import MeasureProgress
 from qcompress.model.calibration import Calibration
@@ -36,6 +36,7 @@ from qcompress.structure.scores import by_weight, elimination_order, sensitivity
 from qcompress.structure.uses import Uses, uses_of
 from qcompress.transforms.base import Keep, Target, Transform
 from qcompress.transforms.channels import KeepChannels, RemoveChannels
+from qcompress.transforms.column_blocks import MAX_INPUTS
 
 Accumulate = Callable[..., Any]
 """`qcompress.measuring.measure.accumulate`."""

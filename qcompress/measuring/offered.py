@@ -10,9 +10,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from qcompress.errors import OptionsError
-from qcompress.measuring.inputs.moments import MAX_INPUTS
 from qcompress.model.parts import Part
 from qcompress.options import Options
+from qcompress.transforms import column_blocks
 
 SHOWN = 20  # layer names listed in an error
 
@@ -112,16 +112,18 @@ def _patterns(given: Any, name: str) -> tuple[str, ...]:
 
 
 def calibrated_options(parts: Iterable[Part], offered: Offered) -> tuple[dict[str, Options], list[str]]:
-    """The options by part name, and notes on the parts that go without calibration."""
+    """The options by part name, and notes on the parts that are too wide for one matrix of second moments."""
     per_part, notes = {}, []
     for part in parts:
-        options = offered.options(part.path, part.modules[0])
-        large = part.target.layer != "Embedding" and part.target.per_channel > MAX_INPUTS
+        options, width = offered.options(part.path, part.modules[0]), part.target.per_channel
+        large = part.target.layer != "Embedding" and width > column_blocks.MAX_INPUTS
         if large and options.need_moments(part.target):
-            options = options.uncalibrated()
-            notes.append(
-                f"{part.name}: no compensation and no whitening, because a channel has {part.target.per_channel:,} "
-                f"weights, more than {MAX_INPUTS:,}"
-            )
+            given, options = options, options.calibrated_in_blocks(part.target)
+            wide = f"a channel has {width:,} weights, more than {column_blocks.MAX_INPUTS:,}"
+            if options.need_moments(part.target):
+                size = column_blocks.block_size(width)
+                notes.append(f"{part.name}: inputs count as independent where {size:,} columns or more apart, {wide}")
+            if options != given:
+                notes.append(f"{part.name}: no compensation and no whitening of options that take all inputs, {wide}")
         per_part[part.name] = options
     return per_part, notes

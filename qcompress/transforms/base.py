@@ -20,6 +20,7 @@ from torch import Tensor
 
 from qcompress.errors import ModelError
 from qcompress.transforms.activations import Activations
+from qcompress.transforms.column_blocks import times
 
 Found = TypeVar("Found")
 Ranges = tuple[tuple[float, float], tuple[float, float]]
@@ -93,7 +94,8 @@ class Weight:
         target: description of the rows.
         moments: ``(per_channel, per_channel)`` second moments ``E[x xᵀ]`` of the layer's (unfolded) input, or None. For
             an Embedding, whose inputs are unit vectors, the diagonal: ``(channels,)`` frequencies of the words. For a
-            grouped convolution one matrix for each group, ``(input_groups, per_channel, per_channel)``.
+            grouped convolution one matrix for each group, ``(input_groups, per_channel, per_channel)``. For another
+            layer of three dimensions: blocks of columns (`qcompress.transforms.column_blocks`).
         num_inputs: number of inputs that the moments are averaged over.
         squares: ``(per_channel,)`` mean square of each input column of the layer, or None.
         ranges: ``(low, high)`` of the layer's inputs and of its outputs (see `qcompress.measuring.inputs.ranges`), or
@@ -159,9 +161,15 @@ class Weight:
         if self.moments.ndim == 1:
             return float((self.moments[:, None] * rows.square()).sum())
         narrow = rows.to(self.moments.dtype)
-        if self.moments.ndim == 3:
+        if self.moments.ndim == 3 and not self.has_blocks:
             narrow = narrow.view(len(self.moments), -1, narrow.shape[1])
-        return max(float((narrow @ self.moments * narrow).sum()), 0.0)
+            return max(float((narrow @ self.moments * narrow).sum()), 0.0)
+        return max(float((times(narrow, self.moments) * narrow).sum()), 0.0)
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether the moments are those of blocks of columns."""
+        return self.moments is not None and self.moments.ndim == 3 and self.target.input_groups == 1
 
 
 def moments_missing(label: str) -> str:
@@ -194,6 +202,10 @@ class Offer(ABC):
     def needs_moments(self, target: Target) -> bool:  # noqa: ARG002
         """Whether the option needs the second moments of the layer's input."""
         return False
+
+    def takes_blocks(self, target: Target) -> bool:
+        """Whether moments of blocks of columns will do for a layer that has too many inputs for one matrix."""
+        return not self.needs_moments(target)
 
     @property
     def uncalibrated(self) -> "Offer":

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,13 @@ from torch import Tensor, nn
 
 from qcompress import Measurement, apply, formulate, low_rank, measure, prune_quantize, solve
 from qcompress.errors import OptionsError
+from qcompress.measuring.candidates import EncodeProgress
 from qcompress.measuring.inputs import moments as moments_of
 from qcompress.measuring.inputs.moments import input_rows, second_moments
+from qcompress.measuring.kept_codes import KeptCodes
 from qcompress.model.parts import survey
+from qcompress.options import Options
+from qcompress.transforms.base import Target, Weight
 from tests.measuring.methods.test_evidence import FINE, assert_true, inputs, words
 
 COMPENSATED = prune_quantize(bits=(3,), sparsity=(0,), compensated=True)
@@ -233,18 +238,38 @@ def test_a_layer_whose_product_is_not_with_its_weight_is_not_compensated() -> No
     assert not measurement.parts[0].target.common_input
 
 
-def test_layers_with_too_many_inputs_go_without_moments_and_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_with_too_many_inputs_have_moments_in_blocks_and_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(40, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
-    monkeypatch.setattr("qcompress.measuring.offered.MAX_INPUTS", 20)
+    for name, value in (("MAX_INPUTS", 20), ("BLOCK_INPUTS", 16), ("STEP", 4)):
+        monkeypatch.setattr(f"qcompress.transforms.column_blocks.{name}", value)
     options = COMPENSATED + low_rank(ratios=(0.5,), whitened=True)
-    measurement = measure(model, [inputs(64, 40)], options, loss="mse")
-    assert list(measurement.moments) == ["2"]
-    assert measurement.labels[0] == ("keep", "3 bits", measurement.labels[0][2])
-    assert "whitened" not in measurement.labels[0][2]
-    assert measurement.labels[1][1] == "3 bits, compensated"
+    data = [inputs(64, 40)]
+    measurement = measure(model, data, options, loss="mse")
+    moments = measurement.moments["0"]
+    whole = data[0].T @ data[0] / 64
+    assert moments.shape == (3, 16, 16)
+    for place in range(3):
+        own = whole[16 * place : 16 * place + 16, 16 * place : 16 * place + 16]
+        np.testing.assert_allclose(moments[place][: len(own), : len(own)], own, rtol=1e-5, atol=1e-6)
+    assert not moments[2][8:].any()
+    assert measurement.labels[0][1] == "3 bits, compensated"
+    assert "whitened" in measurement.labels[0][2]
     (note,) = measurement.notes
-    assert note.startswith("0: no compensation and no whitening")
+    assert note.startswith("0: inputs count as independent where 16 columns or more apart, a channel has 40 weights")
+    assert moments_of.forecast_bytes(measurement.parts)["0"] == 12 * 3 * 16**2
+
+
+def test_options_that_take_all_inputs_of_a_wide_layer_go_without_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    monkeypatch.setattr("qcompress.transforms.column_blocks.MAX_INPUTS", 20)
+    in_groups = prune_quantize(bits=(4,), sparsity=(0,), group_size=10, compensated=True)
+    measurement = measure(model, [inputs(64, 40)], in_groups, loss="mse")
+    assert list(measurement.moments) == ["2"]
+    assert "compensated" not in measurement.labels[0][1]
+    (note,) = measurement.notes
+    assert note.startswith("0: no compensation and no whitening of options that take all inputs")
 
 
 def test_moments_that_do_not_fit_in_memory_are_refused_before_anything_long_runs(
@@ -276,6 +301,64 @@ def test_codes_are_worked_out_once_and_used_again(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(kind, "encode", lambda *_: pytest.fail("encoded again"))
     again = apply(model, measurement, solution)
     assert all(torch.equal(own, other) for own, other in zip(again.parameters(), expected.parameters(), strict=True))
+
+
+def test_a_measurement_cut_while_codes_are_worked_out_goes_on_with_the_next_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class CutError(Exception):
+        pass
+
+    def cut_at(number: int) -> Callable[[EncodeProgress], None]:
+        def tell(progress: EncodeProgress) -> None:
+            if progress.parts == number:
+                raise CutError
+
+        return tell
+
+    torch.manual_seed(0)
+    model, data = Nested().eval().bfloat16(), [inputs(16, 6).bfloat16()]
+    options = COMPENSATED + prune_quantize(bits=(3,), sparsity=(0.5,), group_size=2)
+    whole, cache = measure(model, data, options), tmp_path / "sums.npz"
+    for number in (2, 4):
+        with pytest.raises(CutError):
+            measure(model, data, options, cache=cache, on_encode=cut_at(number))
+    worked_out = []
+    find = Options.for_weight
+    monkeypatch.setattr(Options, "for_weight", lambda own, weight: worked_out.append(weight) or find(own, weight))
+    again = measure(model, data, options, cache=cache)
+    assert len(worked_out) == len(whole.parts) - 4
+    assert again.transforms == whole.transforms
+    assert np.array_equal(again.cost, whole.cost)
+    assert np.array_equal(again.error, whole.error)
+    for place, stored in whole.codes.items():
+        assert all(torch.equal(values, again.codes[place][name]) for name, values in stored.items())
+        assert {name: own.dtype for name, own in stored.items()} == {
+            name: own.dtype for name, own in again.codes[place].items()
+        }
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("change", ["options", "inputs", "weight", "damage"])
+def test_codes_of_something_else_are_not_taken_again(change: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(4, 6)
+    target = Target(layer="Linear", channels=4, per_channel=6, dtype=torch.float32, macs=24.0)
+    kept, kinds = KeptCodes(tmp_path), prune_quantize(bits=(3,), sparsity=(0,), compensated=True)
+    first = Weight(weight, target, torch.eye(6), 10)
+    kept.once(0, kinds, first, lambda: kinds.for_weight(first))
+    asked, offered = first, kinds
+    if change == "options":
+        offered = prune_quantize(bits=(4,), sparsity=(0,), compensated=True)
+    elif change == "inputs":
+        asked = Weight(weight, target, 2 * torch.eye(6), 10)
+    elif change == "weight":
+        asked = Weight(weight + 1e-3, target, torch.eye(6), 10)
+    else:
+        (tmp_path / "0.npz").write_bytes((tmp_path / "0.npz").read_bytes()[:200])
+    made = []
+    kept.once(0, offered, asked, lambda: made.append(1) or offered.for_weight(asked))
+    assert made
 
 
 def test_an_embedding_shared_with_a_head_that_is_never_called_is_measured() -> None:

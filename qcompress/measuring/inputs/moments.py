@@ -2,8 +2,9 @@
 
 One pass over the data sums ``x·xᵀ`` over every input row of the layers that need it (for a convolution: every patch of
 the padded input that its kernel is applied to). Per such layer this takes one square float64 matrix of the size of its
-weights per channel, on the layer's device; no activations are kept. The input of an Embedding is a word, and its
-moments are the frequencies of the words.
+weights per channel, on the layer's device; no activations are kept. For very wide layers only blocks of the matrix are
+collected (`qcompress.transforms.column_blocks`). The input of an Embedding is a word, and its moments are the
+frequencies of the words.
 """
 
 import math
@@ -20,9 +21,9 @@ from qcompress.model import forward as forwards
 from qcompress.model import layers
 from qcompress.model.captured import products_of
 from qcompress.model.parts import Part
+from qcompress.transforms.column_blocks import block_size, products, spans
 
 FREQUENCIES = "word_frequencies"  # attribute of an Embedding: (words,) float32, if they are known beforehand
-MAX_INPUTS = 16384  # maximum number of weights per channel for which moments are collected: 2 GB of sums
 CHUNK = 1 << 22  # numbers of unfolded input that are held at the same time
 
 
@@ -37,8 +38,9 @@ def forecast_bytes(parts: Iterable[Part]) -> dict[str, int]:
     sizes = {}
     for part in parts:
         embedded = part.target.layer == "Embedding" and not part.target.head
-        numbers = part.target.channels if embedded else part.target.per_channel**2 * part.target.input_groups
-        sizes[part.modules[0]] = 12 * numbers
+        width, groups = part.target.per_channel, part.target.input_groups
+        blocks = len(spans(width)) * block_size(width) ** 2 if groups == 1 else groups * width**2
+        sizes[part.modules[0]] = 12 * (part.target.channels if embedded else blocks)
     return sizes
 
 
@@ -49,8 +51,8 @@ def second_moments(
 
     Layers with identical inputs, such as those of queries, keys and values, share one matrix. For an Embedding the
     result is the diagonal ``(channels,)``, or the moments of the Linear layers that share its weight; for a grouped
-    convolution ``(groups, per_channel, per_channel)``. A block of a vocabulary has its frequencies from
-    `split_vocabulary_`.
+    convolution ``(groups, per_channel, per_channel)``; for a very wide layer blocks of columns
+    (`qcompress.transforms.column_blocks`). A block of a vocabulary has its frequencies from `split_vocabulary_`.
 
     Args:
         model: same as in `measure`.
@@ -175,11 +177,11 @@ def _summed(
             return
         last[name] = number
         for rows in input_rows(module, given):
+            found = products(rows)
             if name not in sums.totals:
-                shape = (*rows.shape[:-2], rows.shape[-1], rows.shape[-1])
-                sums.totals[name] = torch.zeros(shape, dtype=torch.float64, device=rows.device)
+                sums.totals[name] = torch.zeros_like(found, dtype=torch.float64)
                 sums.counts[name] = 0
-            sums.totals[name] += rows.mT @ rows
+            sums.totals[name] += found
             sums.counts[name] += rows.shape[-2]
 
     _listen(model, wanted, data, forward, add)

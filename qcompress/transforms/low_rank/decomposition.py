@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qcompress.transforms.column_blocks import times
+
 LARGE = 1536  # an exact decomposition takes a few seconds at this size, and eight times as long at twice the size
 PASSES = 4  # passes of subspace iteration
 DAMPING = 1e-6  # relative to the mean of C's diagonal: orders directions that never occur by their plain energy
@@ -44,7 +46,7 @@ def split(matrix: Tensor, moments: Tensor | None = None, columns: int | None = N
 
     Args:
         matrix: ``(a, b)``.
-        moments: ``(b, b)`` second moments, possibly singular, or None for the identity.
+        moments: ``(b, b)`` second moments, possibly singular, or blocks of columns of them; None for the identity.
         columns: number of columns for randomised subspace iteration, whose result is good for ranks somewhat below it;
             None for an exact decomposition.
 
@@ -55,7 +57,7 @@ def split(matrix: Tensor, moments: Tensor | None = None, columns: int | None = N
     [3.0, 0.0, 2.0]
     """
     seen_by = None if moments is None else damped(moments)
-    seen = matrix if seen_by is None else matrix @ seen_by
+    seen = matrix if seen_by is None else times(matrix, seen_by)
     total = float((seen * matrix).sum())
     if columns is not None:
         left, energy = _leading(matrix, seen_by, columns)
@@ -63,9 +65,9 @@ def split(matrix: Tensor, moments: Tensor | None = None, columns: int | None = N
         energy, left = eigenvectors(seen @ matrix.T)
     else:
         root, inverse = (None, None) if seen_by is None else roots(seen_by)
-        core = matrix if root is None else matrix @ root
+        core = matrix if root is None else times(matrix, root)
         energy, right = eigenvectors(core.T @ core)
-        return Decomposition(core @ right, right.T if inverse is None else right.T @ inverse, energy, total)
+        return Decomposition(core @ right, right.T if inverse is None else times(right.T, inverse), energy, total)
     return Decomposition(left, left.T @ matrix, energy, total)
 
 
@@ -78,16 +80,15 @@ def eigenvectors(gram: Tensor) -> tuple[Tensor, Tensor]:
 def roots(moments: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``L`` with ``L Lᵀ = C`` for damped moments, and its inverse."""
     values, vectors = torch.linalg.eigh(moments)
-    stretch = values.clamp(min=DAMPING * float(moments.diagonal().mean())).sqrt()  # rounding may undercut the damping
-    return vectors * stretch, (vectors / stretch).T
+    least = DAMPING * float(moments.diagonal(dim1=-2, dim2=-1).mean())
+    stretch = values.clamp(min=least).sqrt()[..., None, :]  # rounding may undercut the damping
+    return vectors * stretch, (vectors / stretch).mT
 
 
 def damped(moments: Tensor) -> Tensor:
     """Add a small multiple of the identity to C; returns the identity itself if all inputs are zero."""
-    mean = float(moments.diagonal().mean())
-    if mean <= 0:
-        return torch.eye(len(moments), dtype=torch.float64)
-    return moments.double() + DAMPING * mean * torch.eye(len(moments), dtype=torch.float64)
+    mean, unit = float(moments.diagonal(dim1=-2, dim2=-1).mean()), torch.eye(moments.shape[-1], dtype=torch.float64)
+    return moments.double() + DAMPING * mean * unit if mean > 0 else unit.expand(moments.shape)
 
 
 def _leading(matrix: Tensor, moments: Tensor | None, columns: int) -> tuple[Tensor, Tensor]:
@@ -95,7 +96,7 @@ def _leading(matrix: Tensor, moments: Tensor | None, columns: int) -> tuple[Tens
 
     def seen(basis: Tensor) -> Tensor:
         turned = matrix.T @ basis
-        return turned if moments is None else moments @ turned
+        return turned if moments is None else times(turned.T, moments).T
 
     start = torch.randn(len(matrix), columns, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     basis = torch.linalg.qr(start).Q

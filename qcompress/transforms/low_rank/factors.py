@@ -20,6 +20,7 @@ from torch import Tensor
 
 from qcompress.errors import OptionsError
 from qcompress.transforms.base import Keep, Offer, Target, Transform, Weight, moments_missing
+from qcompress.transforms.column_blocks import times
 from qcompress.transforms.low_rank.forms import (
     Channels,
     Factorisation,
@@ -69,6 +70,10 @@ class _Factored(Offer):
     def needs_moments(self, target: Target) -> bool:
         """Whether it is whitened or its factors are compensated, and it fits the layer."""
         return (self.whitened or self._makes_up(target)) and not self.unfit(target)
+
+    def takes_blocks(self, target: Target) -> bool:
+        """Where the factors take all input columns alike."""
+        return self.form == "channels" or super().takes_blocks(target)
 
     @property
     def uncalibrated(self) -> "_Factored":
@@ -189,7 +194,7 @@ class LowRank(_Factored, Transform):
             if name == last:
                 rounded = {part: rows.double() for part, rows in rounded.items()}
                 seen = seen_by_last(rounded, layout, weight)
-                moments = seen @ moments_of(weight) @ seen.T if calibrated else seen @ seen.T
+                moments = times(seen, moments_of(weight)) @ seen.T if calibrated else seen @ seen.T
                 fitted = refitted(rounded, layout, weight, whitened=calibrated)[last].to(factors[last])
                 factor_weight = Weight(fitted, targets[name], moments, weight.num_inputs if calibrated else math.inf)
             elif name == first and calibrated and (into := self._into_first(weight)).moments is not None:

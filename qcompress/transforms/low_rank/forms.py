@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from qcompress.transforms.base import Target, Weight
+from qcompress.transforms.column_blocks import times
 from qcompress.transforms.low_rank.decomposition import Decomposition, columns_for, damped, split
 
 Ranks = tuple[int, ...]
@@ -144,6 +145,8 @@ class Channels(MatrixFactorisation):
         parts = weight.exact().chunk(self.slices, dim=1)
         if not whitened:
             return [(part, None) for part in parts]
+        if self.slices == 1:
+            return [(parts[0], moments_of(weight))]
         width = parts[0].shape[1]
         moments = [moments_of(weight)[i : i + width, i : i + width] for i in range(0, self.slices * width, width)]
         return list(zip(parts, moments, strict=True))
@@ -242,7 +245,7 @@ def refitted(factors: Factors, form: Factorisation, weight: Weight, *, whitened:
     *_, last = factors
     seen = seen_by_last(factors, form, weight)
     moments = weight.once_of_inputs("damped", lambda: damped(moments_of(weight))) if whitened else None
-    through = seen.T if moments is None else moments @ seen.T
+    through = seen.T if moments is None else times(seen, moments).T
     inverse = torch.linalg.pinv(seen @ through, hermitian=True)
     return factors | {last: weight.exact() @ through @ inverse}
 

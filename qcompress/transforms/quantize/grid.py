@@ -30,6 +30,10 @@ class Grid:
         """Return the grid of some rows."""
         return replace(self, scales=self.scales[rows], low=self.low[rows], high=self.high[rows])
 
+    def of_groups(self, groups: slice) -> "Grid":
+        """That of some groups, each of a whole size."""
+        return replace(self, scales=self.scales[:, groups], low=self.low[:, groups], high=self.high[:, groups])
+
     def of_size(self, sizes: Tensor) -> "Grid":
         """Return the grid for rows divided by ``sizes`` ``(channels,)``."""
         return replace(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from qcompress.errors import OptionsError
 from qcompress.transforms.base import Target, Weight
+from qcompress.transforms.column_blocks import STEP
 from qcompress.transforms.quantize.grid import Grid, spread
 from qcompress.transforms.quantize.packing import pack, packed_bytes, unpack
 from qcompress.transforms.quantize.prune_quantize import PruneQuantize, dequantized, nonzero
@@ -76,6 +77,10 @@ class GroupWise(PruneQuantize):
         zeros = [] if self.symmetric else ["asymmetric"]
         scales = [] if self.scale_dtype is None else [f"{self.scale_dtype} scales"]
         return ", ".join([bits + where, *zeros, *scales, *rest])
+
+    def takes_blocks(self, target: Target) -> bool:
+        """Where groups do not straddle blocks."""
+        return super().takes_blocks(target) and (self.group_size is None or STEP % self.group_size == 0)
 
     def size_bytes(self, target: Target) -> int:
         """Bytes of the codes of the kept weights, the scales, the zero points and, with pruning, the bitmap."""

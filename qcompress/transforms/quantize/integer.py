@@ -86,6 +86,10 @@ class IntegerProduct(Transform):
         """Whether it is compensated and the layer's moments can be collected."""
         return self.weights.needs_moments(target)
 
+    def takes_blocks(self, target: Target) -> bool:
+        """As its weight."""
+        return self.weights.takes_blocks(target)
+
     def needs_ranges(self, target: Target) -> bool:  # noqa: ARG002
         """Return True: without known activations, a layer has no ranges and the option is not offered for it."""
         return True

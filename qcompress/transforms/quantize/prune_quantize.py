@@ -89,6 +89,10 @@ class PruneQuantize(Transform):
         """Whether it is compensated and the rows, or each group of them, have a common input."""
         return self.compensated and (target.common_input or target.input_groups > 1)
 
+    def takes_blocks(self, target: Target) -> bool:
+        """For rows that all have one input."""
+        return target.input_groups == 1
+
     def resolve(self, weight: Weight) -> "PruneQuantize | None":
         """Return itself where it saves bytes; rounded to nearest where there are no inputs to compensate on."""
         if self.why_not(weight.target):
@@ -162,6 +166,8 @@ class PruneQuantize(Transform):
         if weight.moments is None or weight.moments.ndim < 2:
             raise OptionsError(moments_missing(self.label))
         kept = torch.ones_like(rows, dtype=torch.bool) if kept is None else kept
+        if weight.has_blocks:
+            return self._made_up_block(weight, weight.moments, 0, rows, codes, grid, kept)
         moments = weight.moments if weight.moments.ndim == 3 else weight.moments[None]
         made_up = []
         for index, here in enumerate(torch.arange(len(rows)).chunk(len(moments))):
@@ -174,18 +180,17 @@ class PruneQuantize(Transform):
     def _made_up_block(
         self, weight: Weight, moments: Tensor, index: int, rows: Tensor, codes: Tensor, grid: Grid, kept: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Compensate the rows that share one input with second moments ``moments``."""
-        from qcompress.transforms.quantize import compensation as compensate  # here: numba is slow to import
+        """Compensate the rows that share one input with second moments ``moments``, one matrix or blocks of columns."""
+        from qcompress.transforms.quantize import compensation_in_blocks as compensate  # here: numba is slow to import
 
-        curvature = weight.once_of_inputs(("curvature", index), lambda: compensate.shrunk(moments, weight.num_inputs))
-        if not bool(curvature.any()):  # all inputs are zero: nothing is lost either way
+        blocks = weight.once_of_inputs(
+            ("blocks", index), lambda: compensate.blocks_of(moments, rows.shape[1], weight.num_inputs)
+        )
+        if not blocks:  # all inputs are zero: nothing is lost either way
             return codes, grid.scales
-        ordered = weight.once_of_inputs(("ordered", index), lambda: compensate.in_order(curvature))
         peaks = nonzero(rows.abs().amax(dim=1))
         sizes = torch.ldexp(torch.ones_like(peaks), torch.frexp(peaks).exponent - 1)  # powers of two: exact scaling
-        codes, scales = compensate.compensated(
-            rows / sizes[:, None], codes, grid.of_size(sizes), kept, curvature, ordered
-        )
+        codes, scales = compensate.compensated(rows / sizes[:, None], codes, grid.of_size(sizes), kept, blocks)
         return codes, scales * sizes[:, None]
 
     def _num_kept(self, num_weights: int) -> int:
