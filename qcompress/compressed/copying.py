@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from qcompress.errors import ModelError
 from qcompress.model import forward as forwards
 from qcompress.model.composed import composed
+from qcompress.model.dispatch import Watching
 from qcompress.model.tensors import Held, Memory, held_tensors, overlapping
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -109,7 +109,7 @@ def _shared(what: str) -> ModelError:
     return ModelError(f"a copy of the model goes on using the original: {what}; {_IN_PLACE}")
 
 
-class _Reading(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Reading(Watching):
     """Record the first tensor in the original's memory that any operation reads."""
 
     def __init__(self, original: Memory) -> None:

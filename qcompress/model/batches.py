@@ -1,8 +1,9 @@
 """Split a batch into samples."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -20,11 +21,26 @@ def samples(batch: Any) -> Iterator[Any]:
         yield _taken(batch, slice(index, index + 1))
 
 
+def as_float32(batch: Any) -> Any:
+    """Convert what is in half precision to float32.
+
+    >>> as_float32({"x": torch.ones(1, dtype=torch.bfloat16), "ids": torch.ones(1, dtype=torch.int64)})
+    {'x': tensor([1.]), 'ids': tensor([1])}
+    """
+    if isinstance(batch, Tensor):
+        return batch.float() if batch.dtype in (torch.bfloat16, torch.float16) else batch
+    if isinstance(batch, Mapping):
+        return {key: as_float32(value) for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return [as_float32(value) for value in batch]
+    return batch
+
+
 def _tensors(batch: Any) -> list[Tensor]:
     if isinstance(batch, Tensor):
         return [batch] if batch.ndim else []
     values: Iterable[Any] = (
-        batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (tuple, list)) else ()
+        batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
     )
     return [tensor for value in values for tensor in _tensors(value)]
 
@@ -32,7 +48,7 @@ def _tensors(batch: Any) -> list[Tensor]:
 def _taken(batch: Any, part: slice) -> Any:
     if isinstance(batch, Tensor):
         return batch[part] if batch.ndim else batch
-    if isinstance(batch, dict):
+    if isinstance(batch, Mapping):
         return {key: _taken(value, part) for key, value in batch.items()}
     if isinstance(batch, (tuple, list)):
         return [_taken(value, part) for value in batch]

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from qcompress.errors import DataError
 from qcompress.model import forward as forwards
 from qcompress.model import layers
 from qcompress.model.captured import products_of
+from qcompress.model.dispatch import Watching
 from qcompress.model.losses import Loss
 
 
@@ -73,12 +73,14 @@ class Counted:
         calls: path of a supported layer → its calls, if any.
         macs: multiply-accumulates per sample of everything: layers, attention products, recurrent cells.
         num_batches, num_samples: size of the data.
+        guesses_dim: whether the loss leaves it to the network which dimension of the outputs holds the classes.
     """
 
     calls: dict[str, Calls] = field(default_factory=dict)
     macs: float = 0.0
     num_batches: int = 0
     num_samples: int = 0
+    guesses_dim: bool = False
 
 
 def count(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None, loss: Loss | None = None) -> Counted:
@@ -107,6 +109,7 @@ def count(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | Non
                     output = forwards.run(model, batch, forward)
                 if loss is not None:
                     loss.require(output)
+                    counted.guesses_dim |= loss.guesses_dim(output)
                 counted.num_batches += 1
                 counted.num_samples += len(output)
     finally:
@@ -126,7 +129,7 @@ def count(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | Non
     return counted
 
 
-class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Products(Watching):
     """Sum the operations of matrix products and convolutions, two per multiply-accumulate."""
 
     def __init__(self) -> None:

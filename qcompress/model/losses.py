@@ -27,7 +27,7 @@ LossFunction = Callable[[Tensor, Any], Tensor]
 NUM_PROBES = 8
 
 MAX_PLAIN_DIMS = 3
-"""Maximum number of dimensions of outputs for which ``kl`` assumes that classes are in the last one."""
+"""Outputs with more dimensions are refused until the dimension of the classes is named."""
 
 SOFTENED = 4.0
 """Temperature of softened outputs."""
@@ -35,7 +35,7 @@ SOFTENED = 4.0
 KL_DIM = re.compile(r"kl:(-?[0-9]+)")
 
 INSTEAD = (
-    "For regression use loss='mse'; for one binary logit per sample, make it two: "
+    "For regression use loss='mse'; for one binary logit per sample, make it two: loss='kl:-1', "
     "forward=lambda model, batch: torch.{}([0 * (x := model(batch)), x], dim=-1)"
 )
 
@@ -45,6 +45,10 @@ class Loss(ABC):
 
     name: str
     curvature_varies = False  # whether H depends on the outputs
+
+    def guesses_dim(self, output: Tensor) -> bool:  # noqa: ARG002
+        """Whether which dimension of such outputs holds the classes is the network's to tell."""
+        return False
 
     @property
     def softened(self) -> "Loss | None":
@@ -141,6 +145,10 @@ class KullbackLeibler(Loss):
                 f"loss {self.name!r} compares distributions over {self._words}, found outputs of shape {shape}, which "
                 f"has one class there. {INSTEAD.format('cat')}"
             )
+
+    def guesses_dim(self, output: Tensor) -> bool:
+        """In outputs of three dimensions, of which none was named."""
+        return self._given is None and output.ndim == MAX_PLAIN_DIMS
 
     @property
     def _words(self) -> str:

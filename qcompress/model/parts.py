@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from qcompress.errors import ModelError, OptionsError
 from qcompress.model import forward as forwards
 from qcompress.model import layers
+from qcompress.model.class_dimension import require_classes_last
 from qcompress.model.counting import Calls, Counted, count
 from qcompress.model.losses import Loss
+from qcompress.model.opened import opened_of
 from qcompress.model.sites import WEIGHT, Site, path_of
 from qcompress.model.tensors import total_bytes
 from qcompress.model.weights import ModelWeight, Skipped, effective_paths, find_weights
@@ -155,6 +157,8 @@ def survey(
         if not tensor.is_meta and not bool(torch.isfinite(tensor).all()):  # opened models check on reading
             raise ModelError(f"the weight of {weight.path!r} ({weight.kind}) holds NaN or infinity")
     counted = count(model, data, forward, loss)
+    if loss is not None and counted.guesses_dim and opened_of(model) is None:
+        require_classes_last(model, forwards.first_batch(data), forward, loss.name)
     chosen, left = [], list(skipped)
     for weight in weights:
         if reason := left_out(weight.path, weight.modules[0]):

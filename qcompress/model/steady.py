@@ -130,7 +130,10 @@ def _equal(left: Tensor, right: Tensor) -> bool:
 def _seeded(seed: int) -> Iterator[None]:
     plain, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        if torch.accelerator.is_available():
+            torch.manual_seed(seed)
+        else:  # manual_seed keeps a stack trace for each kind that is not there, slower than a small model
+            torch.default_generator.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         try:

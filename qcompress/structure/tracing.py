@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from qcompress.model.dispatch import Watching
 from qcompress.model.tensors import Held
 from qcompress.structure.nodes import Nodes, NodeSet
 
@@ -51,7 +51,7 @@ class Constant:
     reason: str
 
 
-class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Tracer(Watching):
     """A dispatch mode that traces a run.
 
     Attributes:

@@ -71,13 +71,16 @@ def test_kl_of_what_is_no_distribution_is_refused_with_what_to_use(outputs: tupl
     assert measure(model, data, FINE, loss="mse").cost.max() > 0
     # the form that the error names is the divergence of yes-or-no distributions
     join = "stack" if len(outputs) == 1 else "cat"
-    with pytest.raises(ModelError, match=rf"torch.{join}\(\[0 \* \(x := model\(batch\)\), x\], dim=-1\)"):
+    with pytest.raises(
+        ModelError, match=rf"loss='kl:-1', forward=.*torch.{join}\(\[0 \* \(x := model\(batch\)\), x\], dim=-1\)"
+    ):
         measure(model, data, FINE)
     measurement = measure(
         model,
         data,
         FINE,
         method="direct",
+        loss="kl:-1",
         forward=lambda model, batch: getattr(torch, join)([0 * (x := model(batch)), x], -1),
     )
     changed = Logit().eval()

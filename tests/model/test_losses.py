@@ -96,3 +96,71 @@ def test_a_measurement_by_a_named_dimension_is_measured_again_by_it() -> None:
     assert is_named(found.loss)
     choice = [1] * len(found.parts)
     assert remeasure(model, data, found, choice).loss == "kl:1"
+
+
+class Sequence(nn.Module):
+    """``(N, 2, 8)`` sequences to ``(N, classes, 8)``, or words to ``(N, words, classes)``, in several ways."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.way, self.embed = way, nn.Embedding(5, 6)
+        self.one, self.two, self.turned = nn.Conv1d(2, 6, 3, padding=1), nn.Conv1d(6, 5, 1), nn.Linear(6, 5)
+        self.places = nn.Parameter(torch.randn(8, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            inner = torch.tanh(self.embed(x))
+            if self.way == "tied":
+                return inner @ self.embed.weight.T
+            inner = self.turned(inner + self.places[: x.shape[1]])
+            return 30 * torch.tanh(inner / 30) if self.way == "capped" else inner
+        inner = torch.relu(self.one(x))
+        if self.way == "functional":
+            return torch.nn.functional.conv1d(inner, self.two.weight, self.two.bias)
+        if self.way == "turned":
+            return self.turned(inner.mT).mT
+        return self.two(inner).log_softmax(1) if self.way == "logarithms" else self.two(inner)
+
+
+def sequences() -> list[Tensor]:
+    return [torch.randn(4, 2, 8, generator=torch.Generator().manual_seed(1))]
+
+
+def sentences() -> list[Tensor]:
+    return [torch.randint(5, (4, 7), generator=torch.Generator().manual_seed(1))]
+
+
+@pytest.mark.parametrize("way", ["convolution", "functional", "turned", "logarithms"])
+@pytest.mark.parametrize("method", ["fisher", "sampled"])
+def test_classes_that_are_seen_to_be_in_dimension_one_are_not_taken_for_positions(way: str, method: str) -> None:
+    with pytest.raises(ModelError, match=r"\(4, 5, 8\) the second one seems to hold them, .* give loss='kl:1'"):
+        measure(Sequence(way), sequences(), FINE, method=method)
+    assert measure(Sequence(way), sequences(), FINE, method=method, loss="kl:1").loss == "kl:1"
+
+
+@pytest.mark.parametrize("way", ["tied", "head", "capped"])
+def test_language_models_need_no_word_on_their_classes(way: str) -> None:
+    model, flags = Sequence(way), [own.requires_grad for own in Sequence(way).parameters()]
+    assert measure(model, sentences(), FINE).loss == "kl"
+    assert [own.requires_grad for own in model.parameters()] == flags
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda model, batch: model(batch).sort(1).values.sort(2).values,  # every number may come from any weight
+        lambda model, batch: model(batch).detach(),
+    ],
+)
+def test_outputs_of_which_nothing_tells_where_the_classes_are_are_refused(forward: object) -> None:
+    with pytest.raises(ModelError, match=r"neither outputs of shape \(4, 5, 8\) nor the network tell"):
+        measure(Sequence("convolution"), sequences(), FINE, forward=forward)  # type: ignore[arg-type]
+
+
+def test_logarithms_of_probabilities_tell_where_the_classes_are_without_gradients() -> None:
+    found = measure(
+        Sequence("head"), sentences(), FINE, forward=lambda model, batch: model(batch).log_softmax(-1).detach(),
+        method="direct",
+    )  # fmt: skip
+    assert found.loss == "kl"

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from qcompress.errors import DataError
 from qcompress.model import forward as forwards
 from qcompress.model import layers
 from qcompress.model.captured import products_of
+from qcompress.model.dispatch import Watching
 from qcompress.model.parts import Part
 from qcompress.transforms.activations import LEVELS
 from qcompress.transforms.base import Ranges
@@ -136,7 +136,7 @@ class _Numbers:
         return max(low, -best), min(high, best)
 
 
-class _Clamps(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Clamps(Watching):
     """Records what reads the outputs of layers and, where all readers are the same clamp, its limits."""
 
     def __init__(self) -> None:

@@ -47,11 +47,19 @@ class Recorder:
 
     @contextlib.contextmanager
     def recording(self, model: nn.Module, paths: list[str]) -> Iterator[None]:
-        """Context manager that records these modules; its hooks run before any other hook of theirs."""
+        """Context manager that records these modules; its hooks run before any other hook of theirs.
+
+        The calls use weights without gradient, so a gradient that reaches a weight comes from a use elsewhere.
+        """
+        modules = {path: model.get_submodule(path) for path in paths}
         hooks = [
-            model.get_submodule(path).register_forward_hook(self._hook(path), with_kwargs=True, prepend=True)
-            for path in paths
+            module.register_forward_hook(self._hook(path), with_kwargs=True, prepend=True)
+            for path, module in modules.items()
         ]
+        for module in modules.values():
+            put_aside, put_back = _detaching()
+            hooks.append(module.register_forward_pre_hook(put_aside))
+            hooks.append(module.register_forward_hook(put_back, prepend=True, always_call=True))
         try:
             yield
         finally:
@@ -80,6 +88,21 @@ class Recorder:
                 return output + handle
 
         return note
+
+
+def _detaching() -> tuple[Any, Any]:
+    """Hooks right before and right after a module's forward, between which its weight has no gradient."""
+    before: list[dict[str, Any]] = []
+
+    def put_aside(module: nn.Module, args: Any) -> None:  # noqa: ARG001
+        before.append(module._parameters)
+        module.__dict__["_parameters"] = {**before[-1], "weight": layers.weight_of(module).detach()}
+
+    def put_back(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG001
+        if before:  # a hook before ours may have failed
+            module.__dict__["_parameters"] = before.pop()
+
+    return put_aside, put_back
 
 
 def response(call: Call, change: Tensor, activations: Activations | None = None) -> Tensor:

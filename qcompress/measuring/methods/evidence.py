@@ -6,16 +6,14 @@ batch, a position shared by all samples), a weight that is also used outside its
 see (``no_grad``, ``detach``, rounding, numpy). There is a test for each:
 
 - Scale the probe of each sample by its own factor: the gradient of a value that belongs to one sample is scaled alike.
-- Compare the weight's own gradient, element by element, with that of the layer's calls.
+- Let the layer's calls use the weight without gradient (`calls.Recorder`): one that reaches it comes from elsewhere.
 - Change all weights slightly, run the model, and compare the change of the outputs with the prediction.
 """
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from qcompress.measuring.methods.calls import Call, rerun
+from qcompress.measuring.methods.calls import Call
 from qcompress.measuring.methods.products import Place
 from qcompress.model import layers
 
@@ -69,31 +67,6 @@ def place_of(call: Call, gradient: Tensor, scaled: Tensor, factors: Tensor) -> P
     return Place(owner=owner) if lost <= min(tolerance, 0.1 * size / max(samples - 1, 1)) else None
 
 
-def used_elsewhere(
-    calls: Sequence[Call], gradients: Sequence[Tensor], weight: Tensor, weight_gradient: Tensor | None
-) -> bool:
-    """Whether a weight's gradient differs from that of its layers' calls.
-
-    Args:
-        calls: all calls of the layers with this weight.
-        gradients: gradients of the calls' outputs.
-        weight: the weight.
-        weight_gradient: the weight's own gradient, or None if it has none.
-    """
-    leaf = weight.detach().clone().requires_grad_(True)
-    seen = torch.zeros_like(leaf)
-    for call, gradient in zip(calls, gradients, strict=True):
-        if call.handle is None:  # autograd is off
-            continue
-        with torch.enable_grad():
-            output = rerun(call, leaf)
-        if output.requires_grad:
-            seen += _dense(torch.autograd.grad(output, leaf, gradient.to(output.dtype))[0])
-    whole = torch.zeros_like(leaf) if weight_gradient is None else _dense(weight_gradient)
-    tolerance = ROUNDED if half(weight) or any(half(call.output) for call in calls) else EXACT
-    return bool((whole - seen).abs().max() > tolerance * torch.maximum(whole.abs().max(), seen.abs().max()))
-
-
 def follows(predicted: Tensor, actual: Tensor, noise: Tensor, *, rounded: bool) -> bool:
     """Whether outputs change as predicted.
 
@@ -109,7 +82,3 @@ def follows(predicted: Tensor, actual: Tensor, noise: Tensor, *, rounded: bool) 
     tolerance = FOLLOWS_ROUNDED if rounded else FOLLOWS
     wrong = difference > tolerance * size
     return float(wrong.float().mean()) <= FEW and float(difference.norm()) <= tolerance * float(size.norm())
-
-
-def _dense(gradient: Tensor) -> Tensor:
-    return gradient.to_dense() if gradient.is_sparse else gradient.detach()

@@ -139,7 +139,7 @@ class Fisher:
                     recorder.recording(self._model, [p for layer in linear for p in layer.modules]),
                 ):
                     output = forwards.run(self._model, batch, self._forward)
-                run, layer_gradients = self._differentiated(output, batch, recorder, weights, generator, reference)
+                run, elsewhere = self._differentiated(output, batch, recorder, weights, generator, reference)
             except RuntimeError as error:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
@@ -147,11 +147,11 @@ class Fisher:
                     output = forwards.run(self._model, batch, self._forward)  # raises if the model itself is at fault
                 self._try_all(f"the model does not run with gradients ({str(error).splitlines()[0]})")
                 recorder = Recorder()
-                run, layer_gradients = self._differentiated(output, batch, recorder, weights, generator, reference)
+                run, elsewhere = self._differentiated(output, batch, recorder, weights, generator, reference)
         finally:
             for weight in weights:
                 weight.requires_grad_(False)
-        self._judge(run, layer_gradients, recorder)
+        self._judge(run, elsewhere, recorder)
         self._compare(run, batch, generator)
         return run
 
@@ -163,8 +163,8 @@ class Fisher:
         weights: list[nn.Parameter],
         generator: torch.Generator,
         reference: Tensor | None,
-    ) -> tuple[_Run, list[tuple[list[Tensor], Tensor | None]]]:
-        """The run and, by layer, the gradients of the calls and the weight for one probe scaled by sample."""
+    ) -> tuple[_Run, list[bool]]:
+        """The run and, by layer, whether a gradient reaches its weight other than by its calls."""
         point = output.detach()
         numbers = point[0].numel()
         if numbers <= MAX_PROBES:
@@ -183,10 +183,11 @@ class Fisher:
         factors = evidence.sample_factors(len(point), generator).to(point)
         scaled = _mixed(mix, probes) * factors.reshape(-1, *[1] * (point.ndim - 1))
         by_sample = _gradients(output, scaled, [*handles, *weights])
-        own_weights, position = by_sample[len(handles) :], 0
-        gradients, places, layer_gradients = [], [], []
-        for layer_calls, weight_gradient in zip(calls, own_weights, strict=True):
-            per_call, scaled_ones, layer_places = [], [], []
+        elsewhere = [own is not None and bool(own.to_dense().any()) for own in by_sample[len(handles) :]]
+        position = 0
+        gradients, places = [], []
+        for layer_calls in calls:
+            per_call, layer_places = [], []
             for call in layer_calls:
                 if call.handle is None:
                     ones = [torch.zeros_like(call.output)] * (len(probes) + 1)
@@ -194,26 +195,21 @@ class Fisher:
                     ones = [_filled(grads[position], call.output) for grads in (*by_probe, by_sample)]
                     position += 1
                 per_call.append(ones[:-1])
-                scaled_ones.append(ones[-1])
                 base = _mixed(mix, ones[:-1])
                 layer_places.append(evidence.place_of(call, base, ones[-1], factors))
             gradients.append(per_call)
             places.append(layer_places)
-            layer_gradients.append((scaled_ones, weight_gradient))
-        return _Run(point, probes, calls, gradients, places), layer_gradients
+        return _Run(point, probes, calls, gradients, places), elsewhere
 
-    def _judge(self, run: _Run, layer_gradients: list[tuple[list[Tensor], Tensor | None]], recorder: Recorder) -> None:
+    def _judge(self, run: _Run, elsewhere: list[bool], recorder: Recorder) -> None:
         """Note the layers whose calls do not capture all effects of their weight."""
         for index, layer in enumerate(self._candidates.layers):
             if index in self.reasons:
                 continue
             odd = [reason for path in layer.modules if (reason := recorder.odd.get(path))]
-            weight = layer.site(self._model).weight
             if odd:
                 self.reasons[index] = odd[0]
-            elif evidence.used_elsewhere(
-                run.calls[index], layer_gradients[index][0], weight, layer_gradients[index][1]
-            ):
+            elif elsewhere[index]:
                 self.reasons[index] = "its weight is also used outside the layer's calls"
             elif None in run.places[index]:
                 self.reasons[index] = "its output has numbers that several samples share"

@@ -4,10 +4,12 @@ A straight-through estimator, or a path partly cut by `detach`, gives a gradient
 weight along its gradient by a small share ``s`` of its size must change a probed output by ``s·‖W‖·‖g‖``; taking the
 difference of a step forward and a step back cancels the second order. Deep networks curve even along their gradients,
 so a smaller step is tried if one does not match: a wrong gradient stays wrong. Layers are checked in groups, each layer
-with the same share of the predicted change, and one by one only where a group does not match.
+with the same share of the predicted change, and one by one only where a group does not match. Half precision would
+round such steps away, so a model in half precision is checked while it holds the same numbers in float32 (`widened`).
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +32,8 @@ LARGEST_SHARE = 10.0
 @torch.no_grad()
 def misleading(run: Callable[[], Tensor], weights: Sequence[nn.Parameter], generator: torch.Generator) -> list[int]:
     """Return the indices of weights whose gradient the outputs do not follow, unless rounding may explain it.
+
+    In half precision rounding may explain everything, and the result is empty.
 
     Args:
         run: function that returns the outputs of some samples, the same on every call.
@@ -83,6 +87,30 @@ def misleading(run: Callable[[], Tensor], weights: Sequence[nn.Parameter], gener
         if not follows(group, TOGETHER):
             wrong += [index for index in group if not follows([index], ALONE)]
     return wrong
+
+
+@contextlib.contextmanager
+def widened(model: nn.Module) -> Iterator[bool]:
+    """While open the model's numbers of half precision are in float32; then they are the very tensors of before.
+
+    Gives whether there are any.
+
+    >>> layer = nn.Linear(2, 2).bfloat16()
+    >>> with widened(layer) as wide:
+    ...     wide, layer.weight.dtype
+    (True, torch.float32)
+    >>> layer.weight.dtype
+    torch.bfloat16
+    """
+    tensors = [own for own in (*model.parameters(), *model.buffers()) if own.is_floating_point() and evidence.half(own)]
+    before = [own.data for own in tensors]
+    try:
+        for own in tensors:
+            own.data = own.data.float()
+        yield bool(tensors)
+    finally:
+        for own, original in zip(tensors, before, strict=True):
+            own.data = original
 
 
 def _probed(

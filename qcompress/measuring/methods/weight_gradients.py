@@ -26,13 +26,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qcompress.errors import DataError
 from qcompress.measuring.candidates import Layer
 from qcompress.measuring.effects import Effects
 from qcompress.measuring.methods.direct import Direct
-from qcompress.measuring.methods.gradient_check import misleading
+from qcompress.measuring.methods.gradient_check import misleading, widened
 from qcompress.measuring.methods.gradients import Gradients
 from qcompress.model import forward as forwards
-from qcompress.model.batches import samples
+from qcompress.model.batches import as_float32, samples
 from qcompress.model.samples import same_outputs
 
 MISLED = "the outputs do not follow its gradient"
@@ -123,7 +124,15 @@ class WeightGradients:
         ]
         weights = [layer.site(self._model).weight for layer in layers]
         generator = torch.Generator().manual_seed(0)
-        for index in misleading(lambda: forwards.run(self._model, sample, self._forward), weights, generator):
+        with widened(self._model) as wide:
+            given = as_float32(sample) if wide else sample
+            try:
+                wrong = misleading(lambda: forwards.run(self._model, given, self._forward), weights, generator)
+            except (RuntimeError, DataError):
+                if not wide:
+                    raise
+                wrong = []  # the model's own code asks for half precision, so it cannot be checked in float32
+        for index in wrong:
             self.tried |= {self._candidates.parts[part].name: MISLED for part in layers[index].parts}
 
     def _samples(self, batch: Any) -> list[Any]:

@@ -80,7 +80,48 @@ def test_right_gradients_are_not_accused(make: Callable[[], nn.Module], inputs: 
         assert all(torch.equal(weight, old) for weight, old in zip(weights, before, strict=True))
 
 
-def test_half_precision_is_not_judged() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("step", ["none", "straight-through", "half detached", "rounding"])
+def test_gradients_in_half_precision_are_judged_as_in_float32(step: str, dtype: torch.dtype) -> None:
+    model = seeded(lambda: Misled(step)).to(dtype)
+    before = {name: (own.data_ptr(), own.clone()) for name, own in model.named_parameters()}
+    data = [torch.randn(8, 6, generator=torch.Generator().manual_seed(0)).to(dtype)]
+    sampled = qcompress.measure(model, data, OPTIONS, method="sampled")
+    assert sampled.tried == ({} if step == "none" else {"first": "the outputs do not follow its gradient"})
+    for name, own in model.named_parameters():
+        assert own.data_ptr() == before[name][0]
+        assert torch.equal(own, before[name][1])
+
+
+class AsksForHalf(nn.Module):
+    """Its code names a dtype, so that it runs in no other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).to(torch.bfloat16))
+
+
+def test_a_model_that_runs_in_half_precision_only_is_measured_all_the_same() -> None:
+    model = seeded(AsksForHalf).bfloat16()
+    data = [torch.randn(8, 6, generator=torch.Generator().manual_seed(0)).bfloat16()]
+    found = qcompress.measure(model, data, OPTIONS, method="sampled")
+    assert found.tried == {}
+    assert model.first.weight.dtype == torch.bfloat16
+
+
+def test_right_gradients_in_half_precision_are_not_accused() -> None:
+    for make, inputs in ((Gated, words), (TiedLanguageModel, words)):
+        model = seeded(make).bfloat16()
+        found = qcompress.measure(
+            model, [inputs(0)], OPTIONS, method="sampled", loss="mse", forward=lambda model, batch: model(batch)
+        )
+        assert found.tried == {}
+
+
+def test_steps_lost_in_half_precision_accuse_no_one() -> None:
     layer = nn.Linear(4, 4).bfloat16()
     inputs = torch.ones(2, 4, dtype=torch.bfloat16)
     assert (
