@@ -108,13 +108,19 @@ def at_strength(problem: Problem, measurement: Measurement, strength: float) -> 
     return problem.derived(pairs=PairTerms(factor=rows) if strength else PairTerms())
 
 
-def at_softened_outputs(problem: Problem, measurement: Measurement, strength: float) -> Problem:
+def at_softened_outputs(problem: Problem, measurement: Measurement, strength: float, *, share: float = 1.0) -> Problem:
     """Return ``problem``, made from ``measurement``, with costs at softened outputs (see `Measurement.softened`).
 
-    The pair terms keep the directions of the factor; each row is rescaled to match its option's softened cost.
+    The pair terms keep the directions of the factor; each row is rescaled to match its option's cost.
+
+    Args:
+        problem: the problem.
+        measurement: the measurement that it was made from.
+        strength: strength of the pair terms.
+        share: share of the softened costs in a mean with the plain ones.
     """
     assert measurement.softened is not None  # noqa: S101
-    cost = np.maximum(measurement.softened, 0.0)
+    cost = np.maximum((1 - share) * measurement.cost + share * measurement.softened, 0.0)
     half_square = 0.5 * np.square(measurement.factor).sum(axis=1)
     scale = np.sqrt(np.divide(strength * cost, half_square, out=np.zeros_like(cost), where=half_square > 0))
     pairs = PairTerms(factor=measurement.factor * scale[:, None]) if strength else PairTerms()

@@ -7,8 +7,9 @@ if codes were compensated, the best of these rounded to nearest.
 Few held-out samples give weak evidence: losses are heavy-tailed, a handful of samples dominates their mean, and among
 a dozen choices some look better by chance. A choice with a lower loss than the reference is therefore a candidate only
 if the difference is significant: the mean difference of the fourth roots of the losses, taken sample by sample (or
-position by position, if outputs have positions), must be at least `CONFIDENCE` standard errors. All others are
-reported as undecided. The reference is the choice by costs at softened outputs; without these it is the additive
+position by position, if outputs have positions), must be at least `CONFIDENCE` standard errors; and for ``kl`` also
+that of the losses at softened outputs, which few samples do not dominate. All others are reported as undecided. The
+reference is the choice by a mean of plain costs and those at softened outputs; without the latter it is the additive
 choice, or the refined one.
 
 All tried choices are within the budgets. The guard returns the candidate with the least loss; of equal ones the first.
@@ -53,10 +54,17 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Seen:
-    """Losses of a choice on the held-out samples: the mean per sample, and the loss of every sample and position."""
+    """Losses of a choice on the held-out samples.
+
+    Attributes:
+        mean: mean per sample.
+        each: loss of every sample and position.
+        softened: the same at softened outputs, or None.
+    """
 
     mean: float
     each: NDArray[np.float64]
+    softened: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -182,8 +190,11 @@ def stands_out(standard: Seen, other: Seen) -> bool:
     """
     if not np.isfinite(standard.mean):
         return bool(np.isfinite(other.mean))
-    gain = _fourth_root(standard.each) - _fourth_root(other.each)
-    return len(gain) > 1 and bool(gain.mean() > CONFIDENCE * gain.std(ddof=1) / len(gain) ** 0.5)
+    pairs = [(standard.each, other.each)]
+    if standard.softened is not None and other.softened is not None:
+        pairs.append((standard.softened, other.softened))
+    gains = [_fourth_root(before) - _fourth_root(after) for before, after in pairs]
+    return all(len(gain) > 1 and gain.mean() > CONFIDENCE * gain.std(ddof=1) / len(gain) ** 0.5 for gain in gains)
 
 
 def _fourth_root(losses: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -215,6 +226,7 @@ def kept_loss(
     ]
     wider = replace(measurement, transforms=tuple(map(tuple, options)))
     true_loss = TrueLoss(model, wider, kept, loss=loss, forward=forward)
+    losses = [own for own in (true_loss.loss, true_loss.loss.softened) if own is not None]
 
     def seen(proposal: Proposal) -> Seen:
         choice = proposal.choice[: len(options)].copy()
@@ -224,12 +236,13 @@ def kept_loss(
             if batch_norm_data is not None:
                 true_loss.emulation.put(choice)
                 reestimate_(true_loss.emulation.model, batch_norm_data, forward)
-            batches = true_loss.by_position(choice)
+            batches, *softened = true_loss.by_position_of(choice, losses)
         except ModelError:  # a choice may make the outputs non-finite
             return Seen(mean=float("inf"), each=np.zeros(0))
         return Seen(
             mean=float(np.concatenate([batch.mean(axis=1) for batch in batches]).mean()),
             each=np.concatenate([batch.ravel() for batch in batches]),
+            softened=np.concatenate([batch.ravel() for batch in softened[0]]) if softened else None,
         )
 
     return seen

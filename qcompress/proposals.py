@@ -6,7 +6,7 @@ None of them needs another measurement.
 
 Costs at softened outputs need fewer samples. If a network is confident, a few samples make up most of the loss, and
 which ones they are depends on the draw. With logits divided by a temperature all samples contribute, while small
-changes count as before.
+changes count as before; large ones are judged by plain costs only. A mean of both is the safest guide.
 """
 
 from collections.abc import Iterator
@@ -25,6 +25,9 @@ ADDITIVE = "additive"
 
 SOFTENED = "softened outputs"
 """Name of the choice by costs at softened outputs, without pair terms."""
+
+PARTLY_SOFTENED, SHARE = "partly softened outputs", 0.25
+"""Name of the choice by a mean of plain and softened costs, without pair terms, and the share of the softened ones."""
 
 STRENGTHS = (0.0, 0.25, 0.5, 1.0)
 """Strengths of the pair terms that proposals are made with."""
@@ -80,6 +83,7 @@ def proposals(
         if asked and strength != asked
     }
     if measurement.softened is not None:
+        others[PARTLY_SOFTENED] = at_softened_outputs(problem, measurement, 0.0, share=SHARE)
         others[SOFTENED] = at_softened_outputs(problem, measurement, 0.0)
         if asked:
             others[f"{SOFTENED}, {_named(asked)}"] = at_softened_outputs(problem, measurement, asked)

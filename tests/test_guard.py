@@ -17,7 +17,7 @@ from qcompress.errors import ModelError
 from qcompress.formulation import at_softened_outputs
 from qcompress.guard import CONFIDENCE, Guarded, Seen, guard, kept_loss, stands_out
 from qcompress.measuring.true_loss import TrueLoss
-from qcompress.model.losses import SOFTENED
+from qcompress.model.losses import SOFTENED, Loss
 from qcompress.proposals import Proposal, proposals, rounded_to_nearest, uniform_settings
 from solvers import Solution, judge
 from tests.models import Residual, seeded
@@ -169,14 +169,14 @@ def test_a_choice_that_breaks_the_model_loses(monkeypatch: pytest.MonkeyPatch) -
     problem, solution = asked(measurement)
     assert solution.choice is not None
     broken, whole = Proposal(name="broken", choice=solution.choice), Proposal(name="whole", choice=solution.choice * 0)
-    by_position = TrueLoss.by_position
+    by_position = TrueLoss.by_position_of
 
-    def overflowing(self: TrueLoss, choice: np.ndarray) -> list[np.ndarray]:
+    def overflowing(self: TrueLoss, choice: np.ndarray, losses: list[Loss]) -> list[list[np.ndarray]]:
         if choice.any():
             raise ModelError("the model's output holds NaN or infinity")
-        return by_position(self, choice)
+        return by_position(self, choice, losses)
 
-    monkeypatch.setattr(TrueLoss, "by_position", overflowing)
+    monkeypatch.setattr(TrueLoss, "by_position_of", overflowing)
     seen = kept_loss(seeded(Residual), measurement, batches(10))
     found = guard(measurement, problem.with_budgets(bytes=1e9), [broken, whole], seen)
     assert found.best.name == "whole"
@@ -229,6 +229,26 @@ def test_a_difference_stands_out_when_its_mean_is_so_many_standard_errors() -> N
         assert stands_out(*seen) == (gain.mean() > CONFIDENCE * error)
     one = [Seen(mean=own, each=np.array([own])) for own in (2.0, 1.0)]
     assert not stands_out(*one)  # one sample has no spread
+
+
+def test_a_difference_has_to_stand_out_at_softened_outputs_as_well_where_these_are_known() -> None:
+    rng = np.random.default_rng(2)
+    losses, softened = rng.lognormal(sigma=2, size=16), rng.lognormal(size=16)
+    standard = Seen(mean=losses.mean(), each=losses, softened=softened)
+    for factor, expected in ((0.8, True), (1.2, False)):
+        other = Seen(mean=0.5 * losses.mean(), each=0.5 * losses, softened=factor * softened)
+        assert stands_out(standard, other) is expected
+    assert stands_out(standard, Seen(mean=0.5 * losses.mean(), each=0.5 * losses))
+
+
+def test_losses_at_softened_outputs_are_seen_of_every_kl_and_of_no_other_loss() -> None:
+    model, measurement, choice = seeded(Residual), measured(), np.array([1] * len(measured().parts))
+    smaller = apply(model, measurement, judge(formulate(measurement, {"bytes": 1.0}), choice))
+    seen = kept_loss(model, measurement, batches(0))(Proposal(name="", choice=choice))
+    assert seen.softened is not None
+    true = SOFTENED**2 * mean_loss(model, smaller, batches(0), forward=lambda model, batch: model(batch) / SOFTENED)
+    assert seen.softened.mean() == pytest.approx(true, rel=1e-5)
+    assert kept_loss(model, measurement, batches(0), loss="mse")(Proposal(name="", choice=choice)).softened is None
 
 
 def test_positions_of_a_sequence_count_on_their_own() -> None:
@@ -295,5 +315,8 @@ def test_softened_costs_are_proposed_and_come_back_from_the_file(tmp_path: Path)
     found = {own.name: own.choice for own in proposals(measurement, problem, solution)}
     best = solve(at_softened_outputs(problem, measurement, 0.0), "brute-force")
     np.testing.assert_array_equal(found["softened outputs"], best.choice)
+    mean = replace(measurement, cost=0.75 * measurement.cost + 0.25 * loaded.softened)
+    partly = solve(formulate(mean, dict(problem.budgets), pairs=False), "brute-force")
+    np.testing.assert_array_equal(found["partly softened outputs"], partly.choice)
     without = replace(measurement, softened=None)
     assert not any("softened" in own.name for own in proposals(without, problem, solution))

@@ -1,6 +1,6 @@
 """The true loss of a changed model, or of any choice, by running it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,7 @@ class TrueLoss:
     Attributes:
         emulation: the model that choices are put into.
         data: the batches.
+        loss: the loss.
 
     Low-rank layers are run as dense layers with the product of their factors, so the loss equals that of the
     compressed model up to rounding.
@@ -79,7 +80,7 @@ class TrueLoss:
         loss: str | LossFunction | Loss = "kl",
         forward: forwards.Forward | None = None,
     ) -> None:
-        self.emulation, self._loss = Emulation(model, measurement), as_loss(loss)
+        self.emulation, self.loss = Emulation(model, measurement), as_loss(loss)
         self._forward = steady(forward)
         self.data = list(forwards.checked_data(data))
         forwards.first_batch(self.data)
@@ -96,14 +97,18 @@ class TrueLoss:
 
     def by_position(self, choice: ArrayLike) -> list[NDArray[np.float64]]:
         """``(samples, positions)`` for every batch: the loss increase at every position of its output."""
+        return self.by_position_of(choice, [self.loss])[0]
+
+    def by_position_of(self, choice: ArrayLike, losses: Sequence[Loss]) -> list[list[NDArray[np.float64]]]:
+        """`by_position` of each of several losses, from one pass."""
         self.emulation.put(choice)
+        rises: list[list[NDArray[np.float64]]] = [[] for _ in losses]
         with forwards.evaluating(self.emulation.model), torch.no_grad():
-            return [
-                self._loss.rise_by_position(forwards.run(self.emulation.model, batch, self._forward), reference, batch)
-                .cpu()
-                .numpy()
-                for batch, reference in zip(self.data, self._references, strict=True)
-            ]
+            for batch, reference in zip(self.data, self._references, strict=True):
+                output = forwards.run(self.emulation.model, batch, self._forward)
+                for found, loss in zip(rises, losses, strict=True):
+                    found.append(loss.rise_by_position(output, reference, batch).cpu().numpy())
+        return rises
 
 
 def _mean_rise(

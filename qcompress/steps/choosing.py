@@ -13,7 +13,7 @@ from qcompress.guard import Guarded, Seen, guard, kept_loss
 from qcompress.measurement import Measurement
 from qcompress.model.opened import opened_of
 from qcompress.opened_guard import OpenedKeptLoss
-from qcompress.proposals import ADDITIVE, SOFTENED, SOLVER, Proposal, proposals, uniform_settings
+from qcompress.proposals import ADDITIVE, PARTLY_SOFTENED, SOLVER, Proposal, proposals, uniform_settings
 from qcompress.refinement import Refined, refine
 from qcompress.run_folder import Kept, RunFolder
 from qcompress.steps.request import NoChoiceError, Request, identity_of
@@ -199,7 +199,7 @@ def guarded(
     moved_to = () if better is None or not better.steps else (Proposal(name=REFINED, choice=better.choice),)
 
     def make(_: Path | None) -> Guarded:
-        base = REFINED if moved_to else ADDITIVE if measurement.softened is None else SOFTENED
+        base = REFINED if moved_to else ADDITIVE if measurement.softened is None else PARTLY_SOFTENED
         within = [*moved_to, *_tried(request, measurement, problem, solution, stated, seconds)]
         within = [own for own in within if _may_be_taken(own, problem, request.loss_limit, _ties(request, measurement))]
         if seconds is not None:
