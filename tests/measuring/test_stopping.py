@@ -64,18 +64,21 @@ def test_what_makes_no_sense_is_refused(more: dict[str, Any], message: str) -> N
         qcompress.measure(seeded(TiedLanguageModel), data(), OPTIONS, **{"method": "sampled", **more})
 
 
-@pytest.mark.parametrize("pairs", [False, True, 1.0])
-def test_the_standard_error_of_a_prediction_is_its_spread_over_measurements(pairs: bool | float) -> None:
-    model, objectives, errors = seeded(TiedLanguageModel), [], []
-    choice = np.array([2, 1])
+def test_the_standard_error_of_a_prediction_is_its_spread_over_measurements() -> None:
+    model, choice, strengths = seeded(TiedLanguageModel), np.array([2, 1]), (False, True, 1.0)
+    objectives: dict[float, list[float]] = {pairs: [] for pairs in strengths}
+    errors: dict[float, list[float]] = {pairs: [] for pairs in strengths}
     for seed in range(40):
-        own = qcompress.measure(model, [data(1, 40)[0]], OPTIONS, method="sampled", seed=seed)
-        problem = qcompress.formulate(own, {"bytes": 1.0}, pairs=pairs)
-        chosen = np.resize(choice, len(problem.groups))
-        objectives.append(problem.evaluate(chosen).objective)
-        errors.append(prediction_error(own, problem, chosen))
-    # a standard deviation from 40 draws is known to 1 / sqrt(80), 11 %; three of them, and the spread of its estimate
-    assert np.mean(errors) == pytest.approx(np.std(objectives, ddof=1), rel=0.35)
+        measurement = qcompress.measure(model, [data(1, 16)[0]], OPTIONS, method="sampled", seed=seed)
+        for pairs in strengths:
+            problem = qcompress.formulate(measurement, {"bytes": 1.0}, pairs=pairs)
+            error = prediction_error(measurement, problem, choice)
+            assert error is not None
+            objectives[pairs].append(problem.evaluate(choice).objective)
+            errors[pairs].append(error)
+    for pairs in strengths:
+        # a standard deviation from 40 draws is known to 1 / sqrt(80), 11 %; three of them
+        assert np.mean(errors[pairs]) == pytest.approx(np.std(objectives[pairs], ddof=1), rel=0.35)
 
 
 def test_the_report_has_the_errors() -> None:
