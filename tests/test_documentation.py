@@ -77,6 +77,7 @@ def test_the_blocks_that_are_not_run_are_these():
     }  # fmt: skip
     assert reasons == {
         ("start", "installs packages"),
+        ("budgets", "needs a language model in Hugging Face's form"),
         ("dwave", "installs packages"),
         ("dwave", "needs a D-Wave account"),
         ("engines", "needs a language model in Hugging Face's form"),
