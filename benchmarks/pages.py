@@ -80,6 +80,18 @@ def filled(text: str, row: Row) -> str:
 CHOSEN = "{kl:.2f} → {kl_tuned:.2f} ({accuracy_tuned:.1f})"
 NETWORKS = (("resnet20", "accuracy", 32), ("efficientnet", "accuracy", 8), ("minilm", "Spearman", 32))
 VIEWS = {
+    "streaming": View(
+        columns={
+            "GB on disk": "{gb:.2f}",
+            "largest resident GB": "{peak_gb:.2f}",
+            "measuring, s": "{measure_s:.0f}",
+            "applying, s": "{apply_s:.0f}",
+            "writing, s": "{export_s:.0f}",
+            "comparing, s": "{verify_s:.0f}",
+            "GB written": "{file_gb:.3f}",
+            "outputs differ by": "{max_difference:g}",
+        }
+    ),
     "trust": View(
         columns={
             "model": "{model}",
