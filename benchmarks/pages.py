@@ -78,7 +78,11 @@ def filled(text: str, row: Row) -> str:
 
 
 CHOSEN = "{kl:.2f} → {kl_tuned:.2f} ({accuracy_tuned:.1f})"
-NETWORKS = (("resnet20", "accuracy", 32), ("efficientnet", "accuracy", 8), ("minilm", "Spearman", 32))
+NETWORKS = (
+    ("resnet20", "accuracy", "{quality:.1f}", 32),
+    ("efficientnet", "accuracy", "{quality:.1f}", 8),
+    ("minilm", "Spearman", "{quality:.2f}", 32),
+)
 VIEWS = {
     "streaming": View(
         columns={
@@ -145,14 +149,14 @@ VIEWS = {
             columns={
                 "file": "{file}",
                 "bytes": "{bytes:,}",
-                quality: "{quality:.1f}",
+                quality: cell,
                 "ms, predicted": "{ms_predicted:.2f}",
                 "ms per sample, batch 1": "{ms1:.2f}",
                 "times as fast": "{faster1:.2f}",
                 f"times as fast, batch {many}": f"{{faster{many}:.2f}}",
             }
         )
-        for network, quality, many in NETWORKS
+        for network, quality, cell, many in NETWORKS
     },
     "cifar10_resnet20": View(
         columns={"average bits": "{average_bits:g}", "options": "{options}", "measured by": "{method}"},

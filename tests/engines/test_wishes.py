@@ -67,6 +67,19 @@ def test_a_budget_below_the_smallest_file_names_it_before_anything_is_measured(
     assert result.exported.size_bytes == smallest
 
 
+def test_the_smallest_file_for_a_loss_is_written_and_its_loss_measured(
+    model: nn.Module, engine: Engine, tmp_path: Path
+) -> None:
+    result = compress(
+        model, engine, tmp_path, {"loss": 1e-4}, minimize="file_bytes", pairs=False, solver="milp", time_limit=10
+    )
+    smallest, report = result.report.smallest, result.report
+    assert report.loss_predicted <= 1e-4
+    assert result.exported.size_bytes == report.usage["file_bytes"] == smallest["usage"] == smallest["at_least"]
+    assert smallest["usage"] < report.original["file_bytes"]
+    assert 0 < report.loss_measured < 1
+
+
 def test_options_that_the_engine_has_no_kernel_for(model: nn.Module, engine: Engine, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=f"engine '{engine.name}' runs none of the measured options: .*rank"):
         compress(model, engine, tmp_path, {"file_bytes": "50%"}, options=qcompress.low_rank(ratios=(0.5,)))
