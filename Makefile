@@ -37,7 +37,7 @@ check: $(READY)  ## format, lint, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY)  ## the benchmarks (SHARED=folder of the models and data)
+bench: $(READY)  ## the shorter benchmarks, then every table of the documentation (20 minutes; SHARED=folder of the data)
 	$(BIN)/python -m benchmarks $(if $(SHARED),--data $(SHARED))
 
 docs: $(READY)  ## the documentation, its tutorials executed (docs/_build/html)

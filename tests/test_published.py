@@ -1,5 +1,6 @@
 """Tables of measurements are generated: what a page shows is what `benchmarks/published` gives, and nothing else."""
 
+import importlib
 import json
 import re
 
@@ -53,3 +54,23 @@ def test_publishing_keeps_the_command_and_what_the_tables_show(tmp_path, monkeyp
     assert published == {"command": "python -m benchmarks.sizes --data FOLDER --samples 3", "rows": [{"file": "a"}]}
     with pytest.raises(SystemExit, match="no table shows other; known: sizes"):
         pages.publish(tmp_path / "other.json")
+
+
+def test_a_bench_run_publishes_only_what_the_tables_name_and_cuts_what_takes_too_long(tmp_path, monkeypatch):
+    bench = importlib.import_module("benchmarks.__main__")
+    monkeypatch.setattr(pages, "PUBLISHED", tmp_path / "published")
+    monkeypatch.setattr(pages, "VIEWS", {"sizes": pages.View(columns={"file": "{file}"})})
+    monkeypatch.setattr(bench, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["/benchmarks/sizes.py"])
+    write_results(tmp_path, "sizes", [{"file": "a"}], "")
+    pages.publish(tmp_path / "sizes.json")
+    write_results(tmp_path, "sizes", [{"file": "b"}], "")
+    assert bench.publish("sizes", 0.0)
+    assert json.loads((tmp_path / "published" / "sizes.json").read_text())["rows"] == [{"file": "b"}]
+    assert not bench.publish("sizes", (tmp_path / "sizes.json").stat().st_mtime + 1)  # of an earlier run
+    assert not bench.publish("other", 0.0)
+    monkeypatch.setattr("sys.argv", ["/benchmarks/sizes.py", "--quick"])
+    write_results(tmp_path, "sizes", [{"file": "c"}], "")
+    assert not bench.publish("sizes", 0.0)
+    assert bench.run("import_time", [], 0.0).startswith("not begun")
+    assert bench.run("import_time", [], 0.01).startswith("cut after")

@@ -56,8 +56,8 @@ Pairs = Annotated[bool, typer.Option(help="Include the pair terms between differ
 Loss = Annotated[
     str,
     typer.Option(
-        help="'kl' divergence from the original's softmax ('kl:1': classes in dimension 1), 'mse' of outputs, or "
-        "package.module:callable."
+        help="'kl' divergence from the original's softmax ('kl:1': classes in dimension 1; 'kl-tail': unsure samples "
+        "weigh more), 'mse' of outputs, or package.module:callable."
     ),
 ]
 Method = Annotated[

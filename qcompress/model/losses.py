@@ -8,6 +8,7 @@ random signs). Losses are per sample; ``kl`` is in nats.
 - ``kl``: KL divergence of the original's softmax to the compressed model's. Classes are in the last dimension (the
   second one for ``kl:1``); other dimensions except the samples are positions and averaged. Its gradient is zero,
   ``H = diag(p) - p·pᵀ``.
+- ``kl-tail``: the same with weights for the samples that the original is unsure of (`qcompress.model.tail_loss`).
 - ``mse``: mean squared difference of the outputs. Its gradient is zero, ``H = 2/D``.
 - a callable ``(output, batch) -> (samples,)``: gradient by autograd, ``H`` by the empirical Fisher ``g·gᵀ``.
 """
@@ -277,7 +278,9 @@ class CallableLoss(Loss):
 
 def is_named(loss: object) -> bool:
     """Whether a loss is given by its name."""
-    return isinstance(loss, str) and (loss in ("kl", "mse") or KL_DIM.fullmatch(loss) is not None)
+    return isinstance(loss, str) and (
+        loss in ("kl", "mse") or loss.startswith("kl-tail") or KL_DIM.fullmatch(loss) is not None
+    )
 
 
 def as_loss(loss: str | LossFunction | Loss) -> Loss:
@@ -290,6 +293,11 @@ def as_loss(loss: str | LossFunction | Loss) -> Loss:
         return loss
     if loss == "kl":
         return KullbackLeibler()
+    if isinstance(loss, str):
+        from qcompress.model.tail_loss import tail_weighted  # which is made of a loss from here
+
+        if (weighted := tail_weighted(loss)) is not None:
+            return weighted
     if isinstance(loss, str) and (dim := KL_DIM.fullmatch(loss)):
         return KullbackLeibler(int(dim[1]))
     if loss == "mse":
@@ -297,8 +305,8 @@ def as_loss(loss: str | LossFunction | Loss) -> Loss:
     if callable(loss):
         return CallableLoss(loss)
     raise OptionsError(
-        f"loss must be 'kl', 'mse' or a callable (output, batch) -> (samples,), found {loss!r}; 'kl:1' is 'kl' with "
-        "the classes in dimension 1"
+        f"loss must be 'kl', 'kl-tail', 'mse' or a callable (output, batch) -> (samples,), found {loss!r}; 'kl:1' is "
+        "'kl' with the classes in dimension 1, 'kl-tail:3' weighs unsure samples more than 'kl-tail' does"
     )
 
 

@@ -118,7 +118,9 @@ def reported(request: Request, run: RunFolder, outcome: Outcome) -> Report:
     if run.path is not None:
         report.save(run.path / "report.json")
         calibration, data = request.calibration, list(request.kept) or request.data
-        if measurement.loss == "kl" and isinstance(calibration.model, nn.Module):  # class scores in the last dimension
+        if (measurement.loss == "kl" or measurement.loss.startswith("kl-tail")) and isinstance(
+            calibration.model, nn.Module
+        ):  # class scores in the last dimension
             agreement(calibration.model, outcome.smaller, data, forward=calibration.forward).save(
                 run.path / "agreement.json"
             )
