@@ -1,6 +1,8 @@
 """Measuring: the effects are the true ones, the model is left alone, and a cut run goes on."""
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -212,7 +214,7 @@ def test_the_model_is_left_as_it_was(method: str) -> None:
 def test_a_cut_measurement_goes_on_and_ends_the_same(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qcompress.measuring.measure.SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("qcompress.measuring.accumulation.SAVE_EVERY_S", 0.0)
     model, file = seeded(Residual), tmp_path / "sums.part"
     data = [inputs(8, 2, 5, 5, seed=seed) for seed in range(4)]
     whole = measure(model, data, BITS, method=method)
@@ -234,7 +236,7 @@ def test_a_cut_measurement_goes_on_and_ends_the_same(
 
 
 def test_sums_of_another_measurement_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qcompress.measuring.measure.SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("qcompress.measuring.accumulation.SAVE_EVERY_S", 0.0)
     model, file = seeded(Residual), tmp_path / "sums.part"
     data = [inputs(8, 2, 5, 5, seed=seed) for seed in range(2)]
 
@@ -355,3 +357,14 @@ def test_unusable_models_and_settings_get_one_clear_error() -> None:
         measure(nn.Linear(5, 3), data, ("4 bits",))  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="pass forward"):
         measure(nn.LSTM(5, 3), data, BITS)
+
+
+def test_measuring_does_not_import_the_compiler() -> None:
+    code = (
+        "import sys, torch, qcompress\n"
+        "model = torch.nn.Linear(4, 3)\n"
+        "qcompress.measure(model, [torch.ones(8, 4)], qcompress.prune_quantize(bits=(4,), sparsity=(0,)))\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"

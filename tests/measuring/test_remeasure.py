@@ -138,7 +138,7 @@ def test_the_original_is_left_as_it_is_and_the_file_keeps_where_it_stood(
 def test_a_cut_run_goes_on_and_another_one_is_refused(
     measurement: Measurement, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qcompress.measuring.measure.SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("qcompress.measuring.accumulation.SAVE_EVERY_S", 0.0)
     model, data, cache = seeded(Residual), batches(3), tmp_path / "again.part"
 
     def cut(progress: object) -> None:

@@ -160,7 +160,7 @@ def test_measuring_again_gives_the_same_and_a_cut_run_goes_on(joint: Measurement
 
     data, cache = Data(DATA), tmp_path / "sums"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qcompress.measuring.measure.SAVE_EVERY_S", -1.0)
+        patch.setattr("qcompress.measuring.accumulation.SAVE_EVERY_S", -1.0)
         with pytest.raises(Cut):
             measure(network(), data, JOINT, cache=cache)
         assert cache.exists()
