@@ -25,8 +25,9 @@ import torch
 from torch import nn
 
 import qcompress
+from benchmarks import trust_drawn
 from benchmarks.tables import Rows, markdown, write_results
-from benchmarks.trust_cases import CASES, IMAGES, Case
+from benchmarks.trust_cases import CASES, DRAWN, IMAGES, Case
 from formulations import Problem
 from qcompress import low_rank, prune_quantize
 from qcompress.proposals import uniform_settings
@@ -45,9 +46,14 @@ BUDGETS = {**dict.fromkeys(FAMILIES, ("bytes", (0.07, 0.035))), "rank": ("macs",
 """Resource, and shares of what lies between its smallest possible use and the original's: about 4 and 3 bits."""
 
 SIZES = (64, 256, 1024)
-SOURCES = {**dict.fromkeys(CASES, tuple(IMAGES)), "minilm": ("sentences",), "efficientnet": ("pictures",),
-           "smollm2": ("text",)}  # fmt: skip
-MOST = {"efficientnet": 512, "smollm2": 256}
+SOURCES = {
+    **dict.fromkeys(CASES, tuple(IMAGES)),
+    **dict.fromkeys(DRAWN, ("drawn",)),
+    "minilm": ("sentences",),
+    "efficientnet": ("pictures",),
+    "smollm2": ("text",),
+}
+MOST = {**dict.fromkeys(DRAWN, trust_drawn.MOST), "efficientnet": 512, "smollm2": 256}
 COLUMNS = {
     "model": "model",
     "source": "samples",

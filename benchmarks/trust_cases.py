@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks import cifar
+from benchmarks import cifar, trust_drawn
 from qcompress.model.forward import Forward
 
 Batches = list[Any]
@@ -174,7 +174,25 @@ def _residual(depth: int) -> Callable[[argparse.Namespace], Case]:
     return case
 
 
+def _drawn(task: str, seed: int) -> Callable[[argparse.Namespace], Case]:
+    def case(_: argparse.Namespace) -> Case:
+        model, inputs = trust_drawn.task(task, seed)
+        return Case(
+            model=model,
+            calibration=lambda _, samples: list(inputs[:samples].split(32)),
+            unseen=lambda _: list(inputs[trust_drawn.MOST :].split(250)),
+            sources=("drawn",),
+            most=trust_drawn.MOST,
+            loss=trust_drawn.TASKS[task][1],
+        )
+
+    return case
+
+
+DRAWN = {f"{task}-{seed}": _drawn(task, seed) for task in trust_drawn.TASKS for seed in trust_drawn.SEEDS}
+
 CASES: dict[str, Callable[[argparse.Namespace], Case]] = {
+    **DRAWN,
     "gru": _small(lambda: Recurrent(nn.GRU)),
     "lstm": _small(lambda: Recurrent(nn.LSTM)),
     "vit": _small(VisionTransformer),

@@ -1,0 +1,112 @@
+"""Networks of `benchmarks.trust` that take no files: trained on the spot on drawn data, one for each kind of task.
+
+They stand for the networks and data of others: images and trained classifiers alone would not show what a rule does to
+regression, tables or text.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SEEDS = 1, 2
+MOST, UNSEEN = 256, 1000
+"""Samples that calibrate at most, and those that judge."""
+
+
+class Task(NamedTuple):
+    """A network and inputs ``(MOST + UNSEEN, …)`` that it was not trained on."""
+
+    model: nn.Module
+    inputs: Tensor
+
+
+class Residual(nn.Module):
+    """What layers give is added to what goes in."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class Encoder(nn.Module):
+    """Sixteen words to four topics, by three encoder layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.places = nn.Embedding(500, 48), nn.Parameter(0.1 * torch.randn(1, 16, 48))
+        layer = nn.TransformerEncoderLayer(48, 4, 96, dropout=0.0, batch_first=True, norm_first=True)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False), nn.Linear(48, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.encoder(self.embed(ids) + self.places).mean(1))
+
+
+def tabular() -> Task:
+    """Sixteen numbers to one of eight classes, which another network draws: five residual blocks."""
+    x = torch.randn(2500 + MOST + UNSEEN, 16)
+    rule = nn.Sequential(nn.Linear(16, 48), nn.Tanh(), nn.Linear(48, 8))
+    with torch.no_grad():
+        y = (4 * rule(x)).argmax(1)
+    blocks = [
+        Residual(nn.LayerNorm(64), nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64)) for _ in range(5)
+    ]  # fmt: skip
+    model = nn.Sequential(nn.Linear(16, 64), *blocks, nn.Linear(64, 8))
+    return Task(_trained(model, x[:2500], y[:2500], F.cross_entropy, 25), x[2500:])
+
+
+def regression() -> Task:
+    """Images of 12 × 12 to eight numbers, the maxima and means of four filters: residual convolutions."""
+    x, filters = torch.rand(800 + MOST + UNSEEN, 1, 12, 12), torch.randn(4, 1, 5, 5)
+    seen = torch.relu(F.conv2d(x, filters))
+    y = torch.cat([seen.amax((2, 3)), seen.mean((2, 3))], dim=1)
+    y = (y - y.mean(0)) / (y.std(0) + 1e-3)
+
+    def block() -> nn.Module:
+        inner = [nn.Conv2d(24, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, 24, 3, padding=1)]
+        return nn.Sequential(Residual(*inner, nn.BatchNorm2d(24)), nn.ReLU())
+
+    start = [nn.Conv2d(1, 24, 3, padding=1), nn.ReLU(), block(), nn.AvgPool2d(2)]
+    model = nn.Sequential(*start, block(), block(), nn.Flatten(), nn.Linear(864, 8))
+    return Task(_trained(model, x[:800], y[:800], F.mse_loss, 6, rate=3e-3), x[800:])
+
+
+def text() -> Task:
+    """Sixteen words to the topic that they were drawn from."""
+    topics = torch.randint(4, (1500 + MOST + UNSEEN,))
+    often = torch.ones(4, 500)
+    for row in often:
+        row[torch.randperm(500)[:60]] = 6.0
+    ids = torch.multinomial(often[topics], 16, replacement=True)
+    return Task(_trained(Encoder(), ids[:1500], topics[:1500], F.cross_entropy, 8), ids[1500:])
+
+
+TASKS: dict[str, tuple[Callable[[], Task], str]] = {
+    "tabular": (tabular, "kl"),
+    "regression": (regression, "mse"),
+    "text": (text, "kl"),
+}
+"""Name → how to make it, and the loss."""
+
+
+def task(name: str, seed: int) -> Task:
+    """The task with everything drawn and trained from a seed."""
+    torch.manual_seed(seed)
+    return TASKS[name][0]()
+
+
+def _trained(
+    model: nn.Module, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor], epochs: int, rate: float = 1e-3
+) -> nn.Module:
+    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=1e-3)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x)).split(64):
+            optimiser.zero_grad()
+            loss(model(x[rows]), y[rows]).backward()
+            optimiser.step()
+    return model.eval()
