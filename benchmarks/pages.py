@@ -88,6 +88,7 @@ VIEWS = {
         columns={
             "GB on disk": "{gb:.2f}",
             "largest resident GB": "{peak_gb:.2f}",
+            "largest address space GB": "{address_gb:.2f}",
             "measuring, s": "{measure_s:.0f}",
             "applying, s": "{apply_s:.0f}",
             "writing, s": "{export_s:.0f}",
