@@ -7,7 +7,7 @@ listed.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
@@ -152,10 +152,7 @@ def survey(
     if granularity != "layer" and not (isinstance(granularity, int) and granularity >= 1):
         raise OptionsError(f"granularity must be 'layer' or a number of channels per block, found {granularity!r}")
     weights, skipped = find_weights(model)
-    for weight in weights:
-        tensor = weight.site.weight
-        if not tensor.is_meta and not bool(torch.isfinite(tensor).all()):  # opened models check on reading
-            raise ModelError(f"the weight of {weight.path!r} ({weight.kind}) holds NaN or infinity")
+    _require_finite(weights)
     counted = count(model, data, forward, loss)
     if loss is not None and counted.guesses_dim and opened_of(model) is None:
         require_classes_last(model, forwards.first_batch(data), forward, loss.name)
@@ -178,15 +175,7 @@ def survey(
         parts += blocks
         if reason := _why_tried(weight, calls, blocks, silent=weight in silent):
             tried |= dict.fromkeys((part.name for part in blocks), reason)
-    skipped = tuple(left)
-    if not parts:
-        reasons = (
-            "; ".join(f"{item.name or 'the model itself'}: {item.reason}" for item in skipped[:5]) or "no parameters"
-        )
-        raise ModelError(
-            f"nothing in the model can be compressed ({reasons}). Parts are floating-point weights of two dimensions "
-            "or more that have an effect on the outputs"
-        )
+    _require_parts(parts, left)
     original = {"bytes": float(total_bytes(model)), "macs": counted.macs}
     dense = {
         "bytes": sum(part.target.num_weights * part.target.dtype.itemsize for part in parts),
@@ -197,10 +186,30 @@ def survey(
         parts=tuple(parts),
         original=original,
         fixed=fixed,
-        skipped=skipped,
+        skipped=tuple(left),
         tried=tried,
         num_batches=counted.num_batches,
     )
+
+
+def _require_finite(weights: Iterable[ModelWeight]) -> None:
+    """Raise `ModelError` if a weight holds NaN or infinity. Weights of opened models are checked on reading."""
+    for weight in weights:
+        tensor = weight.site.weight
+        if not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
+            raise ModelError(f"the weight of {weight.path!r} ({weight.kind}) holds NaN or infinity")
+
+
+def _require_parts(parts: Sequence[Part], skipped: Sequence[Skipped]) -> None:
+    """Raise `ModelError` with the reasons if nothing can be compressed."""
+    if not parts:
+        reasons = (
+            "; ".join(f"{item.name or 'the model itself'}: {item.reason}" for item in skipped[:5]) or "no parameters"
+        )
+        raise ModelError(
+            f"nothing in the model can be compressed ({reasons}). Parts are floating-point weights of two dimensions "
+            "or more that have an effect on the outputs"
+        )
 
 
 def _why_tried(weight: ModelWeight, calls: list[Calls], blocks: list[Part], *, silent: bool) -> str:
