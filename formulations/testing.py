@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from formulations.errors import FormulationError
+from formulations.errors import FormulationError, InvalidProblemError
 from formulations.generators.random_instances import small_problem
 from formulations.problem import Problem
 from formulations.reductions.base import Reduction
@@ -37,6 +37,9 @@ class CheckError(FormulationError, AssertionError):
 def check_reduction(make: MakeReduction, *, num_problems: int = 60) -> None:
     """Check a reduction alone and after a change of unit, on small random problems.
 
+    Every problem that can have them is also tried with pair terms in its budgets. ``make`` may refuse those by an
+    InvalidProblemError that says so (call `Problem.require_linear_budgets`), but must not ignore them.
+
     Args:
         make: function that returns the reduction of a problem.
         num_problems: number of problems; they are the same in every call.
@@ -47,10 +50,26 @@ def check_reduction(make: MakeReduction, *, num_problems: int = 60) -> None:
     >>> check_reduction(lambda problem, rng: scaled(problem, 10.0), num_problems=5)
     """
     for seed in range(num_problems):
-        problem = small_problem(seed, max_groups=4, max_options=3)
-        check_promises(make(problem, np.random.default_rng(seed)))
-        scaling = scaled(problem, 8.0)
-        check_promises(scaling.then(make(scaling.problem, np.random.default_rng(seed))))
+        for paired in (False, True):
+            problem = small_problem(seed, max_groups=4, max_options=3, resource_pairs=paired)
+            if paired and not takes_paired_budgets(make, problem, seed):
+                continue
+            check_promises(make(problem, np.random.default_rng(seed)))
+            scaling = scaled(problem, 8.0)
+            check_promises(scaling.then(make(scaling.problem, np.random.default_rng(seed))))
+
+
+def takes_paired_budgets(make: MakeReduction, problem: Problem, seed: int) -> bool:
+    """Whether a problem has pair terms in its budgets that the reduction does not refuse by name."""
+    if not problem.paired_budgets:
+        return False
+    try:
+        make(problem, np.random.default_rng(seed))
+    except InvalidProblemError as error:
+        if "pair terms in a budget" in str(error):
+            return False
+        raise
+    return True
 
 
 def check_promises(reduction: Reduction, *, alone: bool = True) -> None:

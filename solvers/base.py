@@ -49,7 +49,7 @@ class Solver(ABC):
     exact: ClassVar[bool] = False  # proves optimality if given enough time
     native_constraints: ClassVar[bool] = True  # supports budgets directly (without penalties)
     native_pairs: ClassVar[bool] = True  # supports pair terms
-    native_use_pairs: ClassVar[bool] = False  # supports pair terms in budgets directly; others use prices
+    native_use_pairs: ClassVar[bool] = False  # supports pair terms in budgets directly (see `takes_use_pairs`)
     needs_network: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True  # same seed, same answer unless a time limit ends the run
     honours_time_limit: ClassVar[bool] = True  # ends in time; False only if external code cannot be stopped
@@ -99,6 +99,13 @@ class Solver(ABC):
             )
         return ""
 
+    def takes_use_pairs(self, problem: Problem) -> bool:  # noqa: ARG002 - some depend on the size
+        """Whether this back end takes the pair terms in the budgets of ``problem`` directly.
+
+        The others never see such budgets: `solvers.paired` prices or linearises them.
+        """
+        return self.native_use_pairs
+
     def require(self, problem: Problem) -> None:
         """Check that this back end can run on ``problem``.
 
@@ -109,7 +116,7 @@ class Solver(ABC):
         if why := self.why_not():
             raise SolverUnavailableError(why)
         stated = ""
-        if problem.paired_budgets and not self.native_use_pairs:
+        if problem.paired_budgets and not self.takes_use_pairs(problem):
             budgets = ", ".join(problem.paired_budgets)
             if self.needs_network:
                 raise UnsupportedProblemError(

@@ -1,9 +1,12 @@
 """Solve problems whose budgets have pair terms, by any solver at prices, followed by repair with the true uses.
 
+Exact solvers get the linear statement of the budgets instead (`formulations.reductions.linearisation`), unless it is
+too large, and thus prove what they find. For the others, and for large problems, prices are used:
+
 A budget with pair terms is moved into the objective at a price (`formulations.reductions.pricing`), which leaves a
 problem that every solver accepts. Prices are found by bisection with the Lagrangian dual, whose bounds hold for the
 original problem. The solver then runs at the best prices and near them. The choices that it and the dual find are
-repaired and improved with the true uses. `brute-force` evaluates every choice directly and proves optimality.
+repaired and improved with the true uses. `brute-force`, and `auto` on small problems, evaluate every choice directly.
 """
 
 import time
@@ -14,6 +17,8 @@ import numpy as np
 import scipy.sparse
 
 from formulations import PairTerms, Problem
+from formulations.errors import EncodingError
+from formulations.reductions.linearisation import linearised
 from formulations.reductions.pricing import priced
 from solvers.bounds.dual import DualBound, largest_objective
 from solvers.bounds.paired_dual import PairedDual
@@ -40,11 +45,21 @@ PRICE_SHARE, PRICE_S = 0.4, 60.0
 PASSES = 20
 """Maximum number of passes of the descent."""
 
+UNPROVEN = "the prices of budgets with pair terms are found, which leaves the answer unproven"
+"""Why a run ends before the answer is proven, for ``details["stopped"]``."""
+
 Attack = Callable[[Search], None]
 
 
-def solve_paired(problem: Problem, search: Search, attack: Attack) -> None:
-    """Search ``problem``, whose budgets have pair terms, by running ``attack`` on priced problems."""
+def solve_paired(problem: Problem, search: Search, attack: Attack, *, exact: bool = False) -> None:
+    """Search ``problem``, whose budgets have pair terms, by running ``attack`` on problems without such budgets.
+
+    Args:
+        problem: the problem.
+        search: the search of the problem.
+        attack: function that runs a solver on the problem of a search.
+        exact: whether the solver proves optimality; it then gets the linear statement of the problem, if not too large.
+    """
     within = Within(problem, search)
     with search.phase("price_s"):
         within.offer(_cheapest(problem), paired=False)
@@ -54,6 +69,8 @@ def solve_paired(problem: Problem, search: Search, attack: Attack) -> None:
     if price_search.choice is not None:
         with search.phase("repair_s"):
             within.offer(price_search.choice)
+    if exact and not (search.proven() or search.expired()) and _solve_linear(problem, search, attack):
+        return
     for number, factor in enumerate(SPREAD):
         if search.proven() or search.expired():
             return
@@ -63,6 +80,25 @@ def solve_paired(problem: Problem, search: Search, attack: Attack) -> None:
         if inner.choice is not None:
             with search.phase("repair_s"):
                 within.offer(inner.choice)
+    if not (search.proven() or search.expired()):
+        search.details.setdefault("stopped", UNPROVEN)
+
+
+def _solve_linear(problem: Problem, search: Search, attack: Attack) -> bool:
+    """Run ``attack`` on the linear statement of the problem; return whether that is small enough."""
+    try:
+        with search.phase("build_s"):
+            linear = linearised(problem)
+    except EncodingError as error:
+        search.details["stopped"] = f"{UNPROVEN}: {error}"
+        return False
+    inner = SubSearch(linear, search)
+    if search.choice is not None:
+        inner.begin_from(linear.lower(search.choice))
+    attack(inner)
+    if inner.cut:
+        search.cut_short()
+    return True
 
 
 @cache

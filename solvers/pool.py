@@ -9,12 +9,14 @@ least d groups, and none is further from the best than requested. They are sorte
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from formulations import InfeasibleBudgetError, Problem
+from formulations.validation import frozen
 from solvers import registry
 from solvers.base import SolverLike
 from solvers.compare.time_to_target import target_near
@@ -119,10 +121,8 @@ def _away(problem: Problem, members: Sequence[NDArray[np.int64]], distance: int)
             name += "'"
         alike = np.zeros(problem.num_options)
         alike[problem.flat(member)] = 1.0
-        resources[name], budgets[name] = alike, float(problem.num_groups - distance)
-    return Problem(
-        problem.groups, problem.options, problem.cost, resources, budgets, problem.pairs, problem.offset, problem.fixed
-    )
+        resources[name], budgets[name] = frozen(alike), float(problem.num_groups - distance)
+    return problem.derived(resources=MappingProxyType(resources), budgets=MappingProxyType(budgets))
 
 
 def _start(restricted: Problem, best: NDArray[np.int64]) -> NDArray[np.int64] | None:

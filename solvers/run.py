@@ -95,7 +95,7 @@ def solve(
         job: Job = back_end.submit(problem, time_limit=time_limit)
         return job
     back_end.prepare()
-    if problem.paired_budgets and not back_end.native_use_pairs:
+    if problem.paired_budgets and not back_end.takes_use_pairs(problem):
         from solvers import paired  # compiled code, imported only when used
 
         paired.prepare()
@@ -133,10 +133,10 @@ def _run_reduced(search: Search, back_end: Solver, *, bound: bool, presolve: boo
     def run(outer: Search) -> None:
         _run_scaled(outer, back_end, bound=bound)
 
-    if problem.paired_budgets and not back_end.native_use_pairs:
+    if problem.paired_budgets and not back_end.takes_use_pairs(problem):
         from solvers.paired import solve_paired  # compiled code, imported only when used
 
-        solve_paired(problem, search, run)
+        solve_paired(problem, search, run, exact=back_end.exact)
         return
     if presolve and back_end.presolved and not problem.paired_budgets:
         with search.phase("presolve_s"):

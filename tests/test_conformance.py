@@ -12,6 +12,7 @@ import pytest
 from dwave.samplers import SteepestDescentSampler
 
 from formulations.generators.random_instances import layered_problem
+from formulations.problem import limit_of
 from solvers import Solver, SolverUnavailableError, Status, UnknownSolverError, available, solve
 from solvers.registry import configured
 from solvers.run import as_solver
@@ -140,6 +141,40 @@ class NotExact(Toy):
     exact = True
 
 
+class CountsEveryPairUse(Toy):
+    """Judges budgets as if all their pair terms were met by every choice."""
+
+    exact = native_use_pairs = True
+
+    def run(self, problem, search):
+        extra = {name: terms.sum() for name, terms in problem.resource_pairs.items()}
+        for choice in self.choices(problem):
+            usage = problem.derived(resource_pairs={}).evaluate(choice).usage
+            if all(usage[name] + extra.get(name, 0.0) <= limit_of(most) for name, most in problem.budgets.items()):
+                search.offer(choice)
+        search.close()
+
+
+class IgnoresPairUses(Toy):
+    """Offers only the best choice without pair terms in budgets, and calls that everything."""
+
+    exact = native_use_pairs = True
+
+    def run(self, problem, search):
+        judged = [(problem.derived(resource_pairs={}).evaluate(choice), choice) for choice in self.choices(problem)]
+        feasible = [(own.objective, choice) for own, choice in judged if own.feasible]
+        if feasible:
+            search.offer(min(feasible, key=lambda entry: entry[0])[1])
+        search.close()
+
+
+class RefusesPairUses(Toy):
+    native_use_pairs = True
+
+    def refuse(self, problem):
+        return "not with these" if problem.paired_budgets else ""
+
+
 class Unseeded(Toy):
     calls = itertools.count()
 
@@ -250,6 +285,10 @@ BROKEN = [
     (HighBound, "check_answers_are_sound", "bound .* lies above the optimum"),
     (NotExact, "check_equals_brute_force", "status FEASIBLE, must be OPTIMAL"),
     (NotExact, "check_budgets_that_clash", "must prove INFEASIBLE"),
+    (CountsEveryPairUse, "check_pair_terms_in_budgets", "no choice, though one exists"),
+    (IgnoresPairUses, "check_pair_terms_in_budgets", "no choice, though one exists"),
+    (RefusesPairUses, "check_pair_terms_in_budgets", "declares native_use_pairs but refuses: not with these"),
+    (NotExact, "check_pair_terms_in_budgets", "must be"),
     (Unseeded, "check_same_seed_same_answer", "from seed 11"),
     (GloballySeeded, "check_same_seed_same_answer", "from seed 11"),
     (Absolute, "check_scale_changes_no_choice", "objective times 1e-12 changed the choice"),
@@ -265,6 +304,18 @@ BROKEN = [
     (Unpicklable, "check_pickle", "cannot be pickled"),
     (Lax, "check_option_limits", "accepted tries=0"),
 ]
+
+
+def test_other_units_change_every_use_and_no_other_field():
+    for problem in problems.paired_problems(True):
+        changed = problems.in_other_units(problem, 4.0)
+        assert changed.fingerprint() != problem.fingerprint()
+        assert problems.in_other_units(changed, 0.25).fingerprint() == problem.fingerprint()
+        for choice in itertools.product(*(range(len(options)) for options in problem.options)):
+            before, after = problem.evaluate(choice), changed.evaluate(choice)
+            assert after.objective == before.objective
+            assert after.usage == {name: 4.0 * use for name, use in before.usage.items()}
+            assert after.feasible == before.feasible
 
 
 @pytest.mark.parametrize(("broken", "check", "found"), BROKEN)

@@ -18,11 +18,15 @@ from formulations.forms.bqm import to_bqm
 from formulations.forms.cqm import to_cqm
 from formulations.forms.integer_program import to_integer_program
 from formulations.forms.nonlinear import to_nonlinear
+from formulations.reductions import linearisation
+from formulations.reductions.components import split
 from formulations.reductions.presolve import reduce_problem
 from formulations.reductions.pricing import priced
 from formulations.reductions.restriction import restrict
-from formulations.reductions.tie import tie
-from solvers import Status, UnsupportedProblemError, available, solve
+from solvers import Status, StopReason, UnsupportedProblemError, available, solve
+from solvers.paired import UNPROVEN, solve_paired
+from solvers.run import as_solver
+from solvers.search import Search
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -157,6 +161,42 @@ def test_brute_force_finds_the_best_choice(seed: int) -> None:
     assert solution.objective == pytest.approx(best_of(problem), abs=1e-9)
 
 
+@pytest.mark.parametrize("solver", ["auto", "milp", "cp-sat", "miqp"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_optimum_or_its_absence_is_proven(solver: str, seed: int) -> None:
+    if why := as_solver(solver).why_not():
+        pytest.skip(why)
+    problem = paired_problem(seed, groups=3)
+    solution = solve(problem, solver, seed=0)
+    assert (solution.status, solution.stop_reason) == (Status.OPTIMAL, StopReason.COMPLETED)
+    assert solution.objective == pytest.approx(best_of(problem), abs=1e-9)
+    uses = [problem.evaluate(choice).usage["macs"] for choice in every_choice(problem)]
+    bytes_ = [problem.evaluate(choice).usage["bytes"] for choice in every_choice(problem)]
+    within = [used for used, size in zip(uses, bytes_, strict=True) if size <= min(bytes_)]
+    none = problem.with_budgets(macs=0.5 * (min(uses) + min(within)), bytes=min(bytes_))
+    if min(within) > min(uses):
+        assert solve(none, solver, seed=0).status is Status.INFEASIBLE
+
+
+def test_prices_that_end_a_run_before_a_proof_are_named() -> None:
+    solution = solve(paired_problem(0), "greedy", seed=0)
+    assert (solution.status, solution.details["stopped"]) == (Status.FEASIBLE, UNPROVEN)
+
+
+def test_a_linear_statement_that_the_time_limit_ends_says_so() -> None:
+    problem = paired_problem(0, groups=4)
+    search = Search(problem, solver="slow", time_limit=60)
+    solve_paired(problem, search, lambda inner: inner.cut_short(), exact=True)
+    assert search.solution(StopReason.COMPLETED, {}).stop_reason is StopReason.TIME_LIMIT
+
+
+def test_what_is_too_large_to_linearise_is_left_unproven_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linearisation, "MAX_NUMBERS", 10)
+    solution = solve(paired_problem(0), "milp", seed=0, time_limit=5)
+    assert solution.choice is not None
+    assert "which leaves the answer unproven: linearising" in solution.details["stopped"]
+
+
 @pytest.mark.parametrize("solver", ["auto", "anneal", "ga", "greedy", "lagrangian", "sa", "milp"])
 @pytest.mark.parametrize("seed", range(3))
 def test_solvers_stay_within_the_true_budgets_and_their_bounds_hold(solver: str, seed: int) -> None:
@@ -211,7 +251,7 @@ def test_the_integer_program_and_the_constrained_model_hold_the_terms(seed: int)
 
 def test_forms_without_a_place_for_the_terms_refuse_them(tmp_path: Path) -> None:
     problem = paired_problem(0)
-    for refuse in (to_bqm, to_nonlinear, reduce_problem, explain_infeasibility, lambda own: tie(own, [])):
+    for refuse in (to_bqm, to_nonlinear, reduce_problem, explain_infeasibility, split):
         with pytest.raises(InvalidProblemError, match="takes no pair terms in a budget"):
             refuse(problem)
     with pytest.raises(InvalidProblemError, match="takes no pair terms in a budget"):

@@ -1,8 +1,11 @@
 """Uses in a few whole levels, so that the slack bits of a budget, and the biases between them, are few and small."""
 
+from types import MappingProxyType
+
 import numpy as np
 
 from formulations.problem import Problem
+from formulations.validation import frozen
 
 LEVELS, FEWEST, MOST = 32, 64, 4096
 """Steps between the least use and the budget: so many a group, within limits."""
@@ -15,6 +18,7 @@ def levels_for(problem: Problem) -> int:
 
 def in_levels(problem: Problem, levels: int) -> Problem:
     """The problem with every budgeted use counted in levels above its group's least one, rounded."""
+    problem.require_linear_budgets("in_levels")
     starts, group_of = problem.group_offsets[:-1], problem.group_of
     resources, budgets = {}, {}
     for name, budget in problem.budgets.items():
@@ -26,6 +30,8 @@ def in_levels(problem: Problem, levels: int) -> Problem:
         if whole:  # a multiple of what all are multiples of, so that nothing is lost where there are few steps
             finest = float(np.gcd.reduce(extra.astype(np.int64))) or 1.0
             unit = finest * np.ceil(unit / finest)
-        resources[name] = np.round(extra / unit)
+        resources[name] = frozen(np.round(extra / unit))
         budgets[name] = float(np.round(left / unit))
-    return Problem(problem.groups, problem.options, problem.cost, resources, budgets, problem.pairs, problem.offset)
+    return problem.derived(
+        resources=MappingProxyType(resources), budgets=MappingProxyType(budgets), fixed=MappingProxyType({})
+    )

@@ -8,12 +8,14 @@ layers share and interacts with no other layer, hence ``cost_v = ½·2‖F_v‖�
 """
 
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import numpy as np
 import scipy.sparse
 
 from formulations.pairs import PairTerms
 from formulations.problem import Problem
+from formulations.resource_pairs import checked_resource_pairs
 
 BITS = (2, 3, 4, 5, 6, 8)
 
@@ -66,12 +68,14 @@ def layered_problem(
     )
 
 
-def small_problem(seed: int, *, max_groups: int = 6, max_options: int = 4) -> Problem:
+def small_problem(seed: int, *, max_groups: int = 6, max_options: int = 4, resource_pairs: bool = False) -> Problem:
     """Draw a small problem with difficult features for solvers, which brute force can still check.
 
     The problem has one to ``max_groups`` groups of one to ``max_options`` options; sparse pair terms, a factor, both or
     neither; zero to three budgets on whole or fractional uses, which are loose, tight or met exactly, some with a fixed
     use; ties, zero and negative costs; and an offset. Each budget can be met alone, but perhaps not all together.
+    With ``resource_pairs`` some resources of the same problem get pair terms (if it has two groups and a resource), and
+    their budgets become the use of a random choice.
 
     >>> small_problem(7).num_groups <= 6
     True
@@ -106,7 +110,7 @@ def small_problem(seed: int, *, max_groups: int = 6, max_options: int = 4) -> Pr
         if rng.random() < 0.3:
             fixed[name] = float(rng.integers(1, 20)) if (use % 1 == 0).all() else float(rng.random())
             budgets[name] += fixed[name]
-    return Problem(
+    problem = Problem(
         [f"g{g}" for g in range(len(sizes))],
         [[f"o{i}" for i in range(size)] for size in sizes],
         cost,
@@ -116,6 +120,21 @@ def small_problem(seed: int, *, max_groups: int = 6, max_options: int = 4) -> Pr
         offset,
         fixed,
     )
+    return _with_resource_pairs(problem, rng) if resource_pairs else problem
+
+
+def _with_resource_pairs(problem: Problem, rng: np.random.Generator) -> Problem:
+    """Draw pair terms for the first resource and half of the others; each such budget is what a random choice uses."""
+    apart = np.triu(problem.group_of[:, None] != problem.group_of[None, :])
+    terms: dict[str, scipy.sparse.csr_array] = {}
+    for name, use in problem.resources.items():
+        if not terms or rng.random() < 0.5:
+            drawn = rng.integers(0, 6, apart.shape) if (use % 1 == 0).all() else rng.random(apart.shape)
+            terms[name] = scipy.sparse.csr_array(apart * (rng.random(apart.shape) < rng.choice([0.4, 1.0])) * drawn)
+    checked = checked_resource_pairs(terms, problem.resources, problem.group_of)
+    paired = problem.derived(resource_pairs=MappingProxyType(checked))
+    choice = problem.group_offsets[:-1] + rng.integers(0, np.diff(problem.group_offsets))
+    return paired.with_budgets(**{name: paired.usage(choice)[name] for name in paired.paired_budgets})
 
 
 def _sparse_products(

@@ -73,6 +73,7 @@ def split(problem: Problem) -> tuple[Component, ...]:
     >>> [(component.problem.groups, dict(component.problem.fixed)) for component in split(problem)]
     [(('a',), {'bytes': 3.0}), (('b',), {})]
     """
+    problem.require_linear_budgets("split")
     of_group = _components(problem)
     rest = np.zeros(problem.num_groups, dtype=np.int64)
     return tuple(

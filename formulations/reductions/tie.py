@@ -2,11 +2,12 @@
 
 Layers that share a scale, are fused at run time or meet in a residual addition must be compressed alike. A choice of
 the smaller problem and its `Tied.lift` have the same objective and uses. Pair terms between tied groups become part of
-the costs, because their options are always chosen together.
+the costs or uses, because their options are always chosen together.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -81,7 +82,6 @@ def tie(problem: Problem, tied: Sequence[Sequence[str]], *, binding: bool = Fals
     >>> both.problem.groups, both.problem.cost.tolist(), both.lift([1, 0]).tolist()
     (('a + c', 'b'), [8.0, 5.0, 2.0, 0.0], [1, 0, 1])
     """
-    problem.require_linear_budgets("tie")
     group = _joined(problem, tied)
     first_member = np.unique(group, return_index=True)[1]
     sizes = np.diff(problem.group_offsets)
@@ -100,26 +100,39 @@ def tie(problem: Problem, tied: Sequence[Sequence[str]], *, binding: bool = Fals
         np.add.at(joined, option, factor)
         cost += 0.5 * (np.square(joined).sum(axis=1) - summed(np.square(factor).sum(axis=1)))
         factor = joined
+    of_option = np.repeat(np.arange(len(first_member)), np.diff(offsets))
     if sparse is not None:
-        entries = sparse.tocoo()
-        u, v = (option[coordinate] for coordinate in entries.coords)
-        cost += np.bincount(u[u == v], weights=entries.data[u == v], minlength=count)
-        of_option = np.repeat(np.arange(len(first_member)), np.diff(offsets))
-        apart = of_option[u] != of_option[v]
-        places = np.minimum(u, v)[apart], np.maximum(u, v)[apart]
-        sparse = scipy.sparse.csr_array((entries.data[apart], places), shape=(count, count))
+        alone, sparse = _joined_terms(sparse, option, of_option)
+        cost += alone
+    resources, resource_pairs = {name: summed(use) for name, use in problem.resources.items()}, {}
+    for name, terms in problem.resource_pairs.items():
+        alone, resource_pairs[name] = _joined_terms(terms, option, of_option)
+        resources[name] += alone
     members = [np.flatnonzero(group == g) for g in range(len(first_member))]
     smaller = Problem(
         [" + ".join(problem.groups[g] for g in numbers) for numbers in members],
         [problem.options[numbers[0]] for numbers in members],
         cost,
-        {name: summed(use) for name, use in problem.resources.items()},
+        resources,
         problem.budgets,
         PairTerms(sparse=sparse, factor=factor),
         problem.offset,
         problem.fixed,
+        resource_pairs,
     )
     return Tied(original=problem, problem=smaller, group=group, option=option, binding=binding)
+
+
+def _joined_terms(
+    terms: Any, option: NDArray[np.int64], of_option: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], Any]:
+    """Map pair terms to the joined options: those between tied options ``(V',)``, and the matrix of the others."""
+    entries, count = terms.tocoo(), len(of_option)
+    u, v = (option[coordinate] for coordinate in entries.coords)
+    alone = np.bincount(u[u == v], weights=entries.data[u == v], minlength=count).astype(np.float64)
+    apart = of_option[u] != of_option[v]
+    places = np.minimum(u, v)[apart], np.maximum(u, v)[apart]
+    return alone, scipy.sparse.csr_array((entries.data[apart], places), shape=(count, count))
 
 
 def _joined(problem: Problem, tied: Sequence[Sequence[str]]) -> NDArray[np.int64]:

@@ -29,7 +29,7 @@ from solvers.heuristic.lagrangian import Lagrangian, open_part
 from solvers.solution import relative_gap
 
 ENUMERABLE = 1e6
-"""Maximum number of choices to enumerate (about 20 ms)."""
+"""Maximum number of choices to enumerate (about 20 ms; 3 s if budgets have pair terms)."""
 
 LINEARISABLE = 50_000
 """Maximum number of products of options for which the integer program is tried."""
@@ -77,6 +77,10 @@ class Auto(Solver):
     def prepare(self) -> None:
         """Compile the inner loops."""
         warm_bounds()
+
+    def takes_use_pairs(self, problem: Problem) -> bool:
+        """Whether there are few enough choices for `brute-force`, which takes the pair terms in budgets directly."""
+        return num_choices(problem) <= ENUMERABLE
 
     def run(self, problem: Problem, search: Search) -> None:
         """Run the plan's solvers in turns until the answer is proven or the time is over."""

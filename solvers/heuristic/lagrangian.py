@@ -34,6 +34,9 @@ MOVES = 2_000_000
 MAX_OPTIONS = 1000
 """Maximum number of open options for which the semidefinite bound is tried (half a second per iteration)."""
 
+MAX_BUDGETS = 16
+"""Maximum number of budgets for which it is tried; those of a linearisation (a budget an option) gain little by it."""
+
 CERTIFY_SHARE, CERTIFY_S = 0.3, 20.0
 """Maximum fraction of the remaining time for the semidefinite bound, and its time in seconds without a limit."""
 
@@ -150,7 +153,7 @@ def certify(problem: Problem, search: Search) -> Restriction:
     while problem.pairs and not (search.proven() or search.expired()):
         options = part.problem.num_options
         seconds = min(CERTIFY_SHARE * search.remaining(), CERTIFY_S)
-        few = options <= MAX_OPTIONS and least_seconds(options) <= seconds
+        few = options <= MAX_OPTIONS and least_seconds(options) <= seconds and len(part.problem.budgets) <= MAX_BUDGETS
         certified = learned(search).certified
         if not few or (certified and options > SHRUNK * certified):
             break

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from formulations import Problem
 from formulations.forms.bqm import ENCODINGS, EncodedBqm, pair_couplings, to_bqm
 from formulations.forms.couplings import MAX_PAIRS, count_couplings
-from formulations.pairs import PairTerms
+from formulations.reductions.restriction import part
 from solvers.base import Search, Solver
 from solvers.errors import SolverError
 from solvers.kernels.moves import Floats, Integers, to_arrays
@@ -221,18 +221,7 @@ def _needed_s(
 
 def _first_groups(problem: Problem, num_groups: int) -> Problem:
     """Return the problem of the first groups alone, with the same budgets."""
-    end, pairs = problem.group_offsets[num_groups], problem.pairs
-    sparse = None if pairs.sparse is None else pairs.sparse[:end, :end]
-    factor = None if pairs.factor is None else pairs.factor[:end]
-    return Problem(
-        problem.groups[:num_groups],
-        problem.options[:num_groups],
-        problem.cost[:end],
-        {name: use[:end] for name, use in problem.resources.items()},
-        problem.budgets,
-        PairTerms(sparse=sparse, factor=factor),
-        fixed=problem.fixed,
-    )
+    return part(problem, np.arange(problem.group_offsets[num_groups]), problem.budgets)
 
 
 class _Prices:

@@ -34,6 +34,7 @@ from solvers.testing.problems import (
     in_other_units,
     largest_taken,
     middle_problem,
+    paired_problems,
     random_problems,
     taken,
 )
@@ -174,6 +175,25 @@ def check_budgets_that_clash(solver: Solver) -> None:
             require(solver, solution.status is Status.INFEASIBLE, f"must prove INFEASIBLE, found {outcome}", clashing)
 
 
+def check_pair_terms_in_budgets(solver: Solver) -> None:
+    """Check that budgets with pair terms hold for the true uses, and that exact solvers prove their answers.
+
+    A solver may refuse such budgets by name, unless it declares ``native_use_pairs``.
+    """
+    for problem in paired_problems(solver.native_pairs):
+        try:
+            solution = solve(problem, solver, seed=SEED)
+        except UnsupportedProblemError as error:
+            require(solver, not solver.native_use_pairs, f"declares native_use_pairs but refuses: {error}", problem)
+            named = repr(solver.name) in str(error) and "pair terms" in str(error)
+            require(solver, named, f"the error must name the solver and the pair terms: {error}", problem)
+            continue
+        judge_answer(solver, problem, solution)
+        if solver.exact:
+            wanted = Status.INFEASIBLE if optimum(problem) is None else Status.OPTIMAL
+            require(solver, solution.status is wanted, f"status {solution.status}, must be {wanted}", problem)
+
+
 def check_pair_terms_are_refused(solver: Solver) -> None:
     """Check that a solver with ``native_pairs = False`` refuses pair terms and never ignores them."""
     pairs = PairTerms(factor=np.array([[1.0], [2.0], [3.0], [4.0]]))
@@ -284,7 +304,8 @@ def check_same_seed_same_answer(solver: Solver) -> None:
 
 def check_scale_changes_no_choice(solver: Solver) -> None:
     """Check that scaling costs and pair terms by 1e-12 … 1e9, or uses by other units, does not change the choice."""
-    for problem in taken(solver, [middle_problem(solver.native_pairs)]):
+    paired = paired_problems(solver.native_pairs) if solver.native_use_pairs else ()
+    for problem in taken(solver, [middle_problem(solver.native_pairs), *paired]):
         reference = _listed(solve(problem, solver, seed=SEED).choice)
         changes = [(f"objective times {scale:g}", scaled(problem, scale).problem) for scale in SCALES]
         changes += [(f"uses times {unit:g}", in_other_units(problem, unit)) for unit in UNITS]
@@ -328,6 +349,7 @@ ALWAYS: tuple[Check, ...] = (
     check_degenerate_problems,
     check_impossible_budget_is_refused,
     check_budgets_that_clash,
+    check_pair_terms_in_budgets,
     check_interrupt_keeps_the_best,
     check_errors_of_on_progress_surface,
     check_initial_is_used,

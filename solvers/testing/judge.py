@@ -37,7 +37,8 @@ def judge_answer(solver: Solver, problem: Problem, solution: Solution) -> None:
     if best is None:
         require(solver, solution.choice is None, "a choice for an infeasible problem", problem)
         return
-    if len(problem.budgets) <= 1 or solver.exact:  # a heuristic may fail with several budgets, but not with one
+    easy = len(problem.budgets) <= 1 and not problem.paired_budgets
+    if easy or solver.exact:  # a heuristic may fail with several budgets or pair terms in one, but not with a plain one
         require(solver, solution.choice is not None, f"no choice, though one exists ({solution.status})", problem)
     require(solver, solution.status is not Status.INFEASIBLE, "called a feasible problem INFEASIBLE", problem)
     for bound in (solution.bound, *(point.bound for point in solution.trace)):

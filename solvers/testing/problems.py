@@ -4,17 +4,21 @@ All of them are made from fixed seeds, so that failures are reproducible.
 """
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import scipy.sparse
 
 from formulations import PairTerms, Problem
 from formulations.generators.random_instances import layered_problem, small_problem
+from formulations.validation import frozen
 from solvers.base import Solver
 from solvers.testing.judge import require
 
 NUM_RANDOM = 30
+NUM_PAIRED = 8
 SIZES = (300, 60, 20, 10, 7, 3)  # numbers of groups
 
 
@@ -95,16 +99,32 @@ def _knapsack(num_groups: int) -> Problem:
     )
 
 
+@functools.cache
+def paired_problems(pairs: bool) -> tuple[Problem, ...]:
+    """Return tiny problems whose budgets have pair terms, without those of the objective unless ``pairs``.
+
+    In the first one, a budget that counts every pair term is never met, and one that counts none is always met.
+    """
+    use = {"bytes": [4, 3, 4, 3]}
+    terms = {"bytes": _one_term(5.0)}
+    couple = Problem(["a", "b"], [["x", "y"]] * 2, [0, 1, 0, 2], use, {"bytes": 9}, resource_pairs=terms)
+    drawn = (small_problem(seed, max_groups=3, max_options=3, resource_pairs=True) for seed in itertools.count())
+    random = itertools.islice((problem for problem in drawn if problem.paired_budgets), NUM_PAIRED)
+    return (couple, *(problem if pairs else _without_pairs(problem) for problem in random))
+
+
 def _without_pairs(problem: Problem) -> Problem:
     return problem.derived(pairs=PairTerms())
 
 
 def in_other_units(problem: Problem, unit: float) -> Problem:
     """Return the same problem with all uses and budgets multiplied by ``unit``."""
-    uses = {name: use * unit for name, use in problem.resources.items()}
-    budgets = {name: budget * unit for name, budget in problem.budgets.items()}
-    fixed = {name: use * unit for name, use in problem.fixed.items()}
-    return Problem(problem.groups, problem.options, problem.cost, uses, budgets, problem.pairs, problem.offset, fixed)
+    return problem.derived(
+        resources=MappingProxyType({name: frozen(use * unit) for name, use in problem.resources.items()}),
+        budgets=MappingProxyType({name: budget * unit for name, budget in problem.budgets.items()}),
+        fixed=MappingProxyType({name: use * unit for name, use in problem.fixed.items()}),
+        resource_pairs=MappingProxyType({name: terms * unit for name, terms in problem.resource_pairs.items()}),
+    )
 
 
 def taken(solver: Solver, problems: Sequence[Problem]) -> Iterator[Problem]:

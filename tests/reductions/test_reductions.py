@@ -2,21 +2,24 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import ArrayLike, NDArray
 
-from formulations import Problem
+from formulations import InvalidProblemError, Problem
 from formulations.generators.random_instances import small_problem
-from formulations.reductions.base import Chain, Identity, Reduction
+from formulations.reductions.base import Chain, Choice, Identity, Reduction
 from formulations.reductions.components import Component, split
+from formulations.reductions.order import in_order
 from formulations.reductions.presolve import reduce_problem
 from formulations.reductions.restriction import Restriction, restrict
 from formulations.reductions.scaling import Scaling, normal_form, scaled
 from formulations.reductions.tie import Tied, tie
-from formulations.testing import CheckError, check_promises, check_reduction
+from formulations.testing import CheckError, check_promises, check_reduction, takes_paired_budgets
 
 
 def choices(problem: Problem) -> list[tuple[int, ...]]:
@@ -75,13 +78,36 @@ def component(problem: Problem, rng: np.random.Generator) -> Reduction:
     return parts[0].beside(rest, bound)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Reordered(Reduction):
+    """The groups in another order."""
+
+    original: Problem
+    problem: Problem
+    order: NDArray[np.int64]
+
+    def lift(self, choice: ArrayLike) -> Choice:
+        return np.asarray(choice)[np.argsort(self.order)]
+
+    def lower(self, choice: ArrayLike) -> Choice:
+        return np.asarray(choice)[self.order]
+
+    def lift_bound(self, bound: float) -> float:
+        return bound
+
+
+def reordering(problem: Problem, rng: np.random.Generator) -> Reduction:
+    order = rng.permutation(problem.num_groups)
+    return Reordered(original=problem, problem=in_order(problem, order), order=order)
+
+
 def rank(problem: Problem, choice: tuple[int, ...]) -> tuple[bool, float]:
     judged = problem.evaluate(choice)
     return not judged.feasible, judged.objective
 
 
 Make = Callable[[Problem, np.random.Generator], Reduction]
-MAKERS: tuple[Make, ...] = (same, scaling, normalising, restriction, tying, presolving, component)
+MAKERS: tuple[Make, ...] = (same, scaling, normalising, restriction, tying, presolving, component, reordering)
 
 
 def decides_alone(reduction: Reduction) -> bool:
@@ -103,9 +129,45 @@ def assert_promises_hold(reduction: Reduction) -> None:
 
 @pytest.mark.parametrize("make", MAKERS)
 @settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), paired=st.booleans())
+def test_a_reduction_keeps_its_promises(make: Make, seed: int, paired: bool) -> None:
+    problem = small_problem(seed, max_groups=4, max_options=3, resource_pairs=paired)
+    if not problem.paired_budgets or takes_paired_budgets(make, problem, seed):
+        assert_promises_hold(make(problem, np.random.default_rng(seed)))
+
+
+def test_who_takes_pair_terms_in_budgets_and_who_refuses_them() -> None:
+    drawn = (small_problem(seed, max_groups=4, max_options=3, resource_pairs=True) for seed in itertools.count())
+    problem = next(problem for problem in drawn if problem.paired_budgets)
+    assert {make for make in MAKERS if not takes_paired_budgets(make, problem, 0)} == {presolving, component}
+
+
+@settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6))
-def test_a_reduction_keeps_its_promises(make: Make, seed: int) -> None:
-    assert_promises_hold(make(small_problem(seed, max_groups=4, max_options=3), np.random.default_rng(seed)))
+def test_another_order_and_back_keeps_every_field(seed: int) -> None:
+    problem = small_problem(seed, resource_pairs=True)
+    order = np.random.default_rng(seed).permutation(problem.num_groups)
+    again = in_order(in_order(problem, order), np.argsort(order))
+    assert again.fingerprint() == problem.fingerprint()
+
+
+@pytest.mark.parametrize("order", [[0], [0, 0], [0, 2]])
+def test_an_order_that_is_none_is_refused(order: list[int]) -> None:
+    problem = Problem(["a", "b"], [["x"]] * 2, [0, 1], {}, {})
+    with pytest.raises(InvalidProblemError, match="names each of 2 groups once"):
+        in_order(problem, order)
+
+
+def test_a_reduction_that_forgets_pair_terms_of_a_budget_is_found() -> None:
+    class Forgetful(Identity):
+        __slots__ = ()
+
+        @property
+        def problem(self) -> Problem:
+            return self.original.derived(resource_pairs={})
+
+    with pytest.raises(CheckError, match="meets the budgets, lifted it violates"):
+        check_reduction(lambda problem, rng: Forgetful(original=problem))
 
 
 @settings(max_examples=100, deadline=None)
