@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,28 +17,36 @@ def files_of(page: Path) -> dict[str, str]:
     return {name: content for content, name in blocks}
 
 
-def install(folder: Path, project: str) -> None:
-    """What an installer writes down of a project: its name, version and entry points."""
-    stated = tomllib.loads(project)["project"]
-    info = folder / f"{stated['name'].replace('-', '_')}-{stated['version']}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {stated['name']}\nVersion: {stated['version']}\n")
-    with (info / "entry_points.txt").open("w") as file:
-        for group, points in stated["entry-points"].items():
-            print(f"[{group}]", *(f"{name} = {value}" for name, value in points.items()), sep="\n", file=file)
+def install(folder: Path, into: Path) -> None:
+    """Build the package in ``folder`` with the setuptools that is here, and install it as its page says."""
+    offline = ["--no-deps", "--no-build-isolation", "--no-index", "--no-compile", "--disable-pip-version-check"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", *offline, "--target", str(into), str(folder)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_what_a_page_shows_is_a_whole_package_that_passes_its_tests(name, tmp_path):
     files = files_of(ROOT / "docs" / "extend" / f"{name}.md")
     assert [file for file in files if file.startswith("test_")]
+    package, installed = tmp_path / "package", tmp_path / "installed"
+    package.mkdir()
     for file, content in files.items():
-        (tmp_path / file).write_text(content, encoding="utf-8")
+        (package / file).write_text(content, encoding="utf-8")
     if "pyproject.toml" in files:
-        install(tmp_path, files["pyproject.toml"])
+        install(package, installed)
+        assert list(installed.glob("*.dist-info/entry_points.txt"))
+        tests = tmp_path / "tests"  # away from the source, so that only what is installed can be imported
+        tests.mkdir()
+        for file in package.glob("test_*.py"):
+            file.rename(tests / file.name)
+    else:
+        tests = installed = package
     run = subprocess.run(
         [sys.executable, "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", ".", "."],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-        env={"PYTHONPATH": f"{ROOT}:{tmp_path}", "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)},
+        cwd=tests, capture_output=True, text=True, check=False,
+        env={"PYTHONPATH": f"{ROOT}:{installed}", "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)},
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
