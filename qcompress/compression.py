@@ -47,7 +47,7 @@ class Result:
     """Result of `compress`: the smaller model and every intermediate value.
 
     Attributes:
-        model: the compressed model.
+        model: the compressed model, in evaluation mode.
         measurement: costs measured on the original model, with the moments that ``model`` was fitted to.
         problem: the problem that was solved.
         solution: the solution whose choice was applied.
@@ -110,8 +110,8 @@ def compress(
     """Compress ``model`` to a budget: measure, choose with ``solver``, apply and report.
 
     Args:
-        model: the original model; it is not modified. A model from `open_model` is compressed block by block with
-            ``method="sampled"``; the compensated codes of the choice are fitted to all of ``data``.
+        model: the original model; neither it nor its mode is changed. A model from `open_model` is compressed block by
+            block with ``method="sampled"``; the compensated codes of the choice are fitted to all of ``data``.
         data: re-iterable calibration batches (see `measure`).
         budget: resource → share of the original (up to 1), amount (above 1) or text, for example ``{"bytes": 0.15}``,
             ``{"bytes": "120 kB"}`` or ``{"bits_per_weight": 4.25}`` (see `qcompress.budgets`). A budget for
@@ -152,7 +152,8 @@ def compress(
             disables fine-tuning. The size of the model does not change, and its loss on the held-out samples (on
             ``data`` if there are none) does not rise.
         learning_rate: peak learning rate of fine-tuning.
-        evaluate: metric ``model -> float``, reported for the original and the compressed model.
+        evaluate: metric ``model -> float``, reported for the original and the compressed model, both in evaluation
+            mode.
         folder: folder for intermediate values. An interrupted run resumes from it, and other calls reuse every value
             that still applies: another budget or solver reuses the measurement, other data reuses nothing.
         on_encode: called after the options of each part were encoded, as in `measure`.

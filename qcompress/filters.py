@@ -136,7 +136,8 @@ def apply_filters(
     batch_norm_data: Iterable[Any] | None = None,
     forward: forwards.Forward | None = None,
 ) -> Model:
-    """Return a copy of ``model`` with the chosen filters set to zero and every layer at its number of bits.
+    """Return a copy of ``model`` with the chosen filters set to zero and every layer at its number of bits, in
+    evaluation mode.
 
     Args:
         model: the model that was read; it is not modified.
@@ -154,7 +155,7 @@ def apply_filters(
     pruned_of = {
         place: pruned for tied, pruned in zip(tables.network.sets, choice.pruned, strict=True) for place in tied.layers
     }
-    smaller = own_copy(model)
+    smaller = own_copy(model).eval()
     stored = []
     for place, part in enumerate(tables.parts):
         rows = part.weight(smaller).clone()

@@ -1,9 +1,9 @@
 """The folder of a resumable run: every step runs once, and again only if something that it depends on has changed.
 
 A journal, ``run.json``, records for every step the digests of its inputs (its key), how long it took over all
-attempts, and whether it is finished. A value is reused only with exactly the same key. The step is marked as
-unfinished before its value is replaced and as finished after the new value is written, so a process that dies in
-between loses time but never mixes two runs.
+attempts, and whether it is finished; and for the last run, which files it wrote and which it reused. A value is reused
+only with exactly the same key. The step is marked as unfinished before its value is replaced and as finished after the
+new value is written, so a process that dies in between loses time but never mixes two runs.
 """
 
 import contextlib
@@ -25,6 +25,8 @@ from qcompress.identity import identify
 JOURNAL = "run.json"
 FILE_KIND = FileKind("qcompress run", version=1)
 BEAT_EVERY_S = 2.0
+WRITTEN, REPLACED, REUSED = "written", "replaced", "reused"
+"""What a run did with a file; "replaced" is a step's value of an earlier run whose inputs have changed."""
 _EARLIER = "settings.json"  # written by versions without a journal
 
 Value = TypeVar("Value")
@@ -47,6 +49,7 @@ class RunFolder:
     Attributes:
         path: the folder, or None.
         wall_s: step → seconds it took over all attempts.
+        last_files: file → "written", "replaced" or "reused", for the last run in the folder before this one.
 
     Raises:
         OptionsError: the folder cannot be written, or holds a run of an earlier version.
@@ -65,7 +68,9 @@ class RunFolder:
     def __init__(self, path: AnyPath | None) -> None:
         self.path = None if path is None else Path(path)
         self.wall_s: dict[str, float] = {}
+        self.last_files: dict[str, str] = {}
         self._steps: dict[str, dict[str, Any]] = {}
+        self._files: dict[str, str] = {}
         self._running: tuple[str, float, float] | None = None  # step, start of attempt, earlier seconds
         self._last_beat = 0.0
         self._warned: set[str] = set()
@@ -110,6 +115,7 @@ class RunFolder:
         if not changed and earlier["done"] and file.exists():
             _logger.info("%s: %s is reused", self.path, kept.file)
             value = kept.load(file)
+            self._note(kept.file, REUSED)
             self.wall_s[step] = earlier["wall_s"]
             return value
         if changed:
@@ -119,10 +125,24 @@ class RunFolder:
         self._write()
         with self.timed(step):
             value = make(part)
+        how = REPLACED if changed and file.exists() else WRITTEN
         kept.save(value, file)
         self._steps[step]["done"] = not part.exists()
-        self._write()
+        if part.exists():
+            self._files[part.name] = WRITTEN
+        self._note(kept.file, how)
         return value
+
+    def save(self, file: str, save: Callable[[Path], object]) -> None:
+        """Write what is made in every run, with ``save(path)``; without a folder nothing is written."""
+        if self.path is not None:
+            save(self.path / file)
+            self._note(file, WRITTEN)
+
+    def discard(self, file: str) -> None:
+        """Remove a file that this run does not make, so that none of an earlier run is taken for its own."""
+        if self.path is not None:
+            remove(self.path / file)
 
     @contextlib.contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -149,6 +169,11 @@ class RunFolder:
                 callback(progress)
 
         return tell
+
+    def _note(self, file: str, how: str) -> None:
+        if how != REUSED or file not in self._files:  # a step may run twice, for example with a tighter budget
+            self._files[file] = REPLACED if self._files.get(file) == REPLACED else how
+        self._write()
 
     def _note_time(self) -> None:
         assert self._running is not None  # noqa: S101
@@ -182,16 +207,17 @@ class RunFolder:
                 self._write()
         except OSError as error:
             raise OptionsError(f"the run folder {path} cannot be written: {error}") from error
-        steps = FILE_KIND.read_json(path / JOURNAL).get("steps")
+        journal = FILE_KIND.read_json(path / JOURNAL)
+        steps, files = journal.get("steps"), journal.get("files", {})
         if not (isinstance(steps, dict) and all(_is_entry(entry) for entry in steps.values())):
             raise FileFormatError(
                 f"{path / JOURNAL} is not a complete {FILE_KIND.name} file: its steps are damaged; delete it"
             )
-        self._steps = steps
+        self._steps, self.last_files = steps, files
 
     def _write(self) -> None:
         if self.path is not None:
-            FILE_KIND.write_json(self.path / JOURNAL, {"steps": self._steps})
+            FILE_KIND.write_json(self.path / JOURNAL, {"steps": self._steps, "files": self._files})
 
 
 def remove(path: Path) -> None:

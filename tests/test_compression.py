@@ -294,12 +294,28 @@ def test_other_data_in_any_batch_and_another_model_are_measured(tmp_path: Path) 
     assert run(seeded(Residual, seed=1), data) == 3
 
 
-def test_a_model_that_comes_from_the_folder_is_in_the_mode_of_the_original(tmp_path: Path) -> None:
-    model, data = seeded(Residual).train(), batches()
+@pytest.mark.parametrize("more", [{}, {"finetune_steps": 2}, {"batch_norm_data": batches()}])
+def test_the_result_evaluates_like_its_file_and_the_callers_model_keeps_its_mode(
+    tmp_path: Path, more: dict[str, Any]
+) -> None:
+    model, data, seen = seeded(Residual).train(), batches(), []
     model.body.eval()  # type: ignore[operator,union-attr]
-    first, again = (compress(model, data, **STARTED, folder=tmp_path).model for _ in range(2))
-    for path, module in first.named_modules():
-        assert again.get_submodule(path).training == module.training, path
+    modes = [module.training for module in model.modules()]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def metric(network: nn.Module) -> float:
+        seen.append(any(module.training for module in network.modules()))
+        return float(network(data[0]).sum())
+
+    settings = {**STARTED, **more, "evaluate": metric, "folder": tmp_path}
+    first, again = (compress(model, data, **settings).model for _ in range(2))
+    loaded = load_compressed(tmp_path / "model.safetensors", lambda: seeded(Residual).train())
+    for smaller in (first, again):
+        assert not any(module.training for module in smaller.modules())
+        assert torch.equal(smaller(data[0]), loaded(data[0]))
+    assert seen == [False] * 4
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_measurement_of_another_day_is_used_in_the_place_of_measuring(tmp_path: Path) -> None:

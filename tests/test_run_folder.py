@@ -47,6 +47,25 @@ def test_the_log_says_what_is_reused_and_what_differs(tmp_path: Path, caplog: py
     assert told == ["value.txt is reused", "value.txt is made again, for another data"]
 
 
+def test_a_run_states_which_files_it_wrote_replaced_and_reused(tmp_path: Path) -> None:
+    files = []
+    for key in ({"a": 1}, {"a": 1}, {"a": 2}):
+        run = RunFolder(tmp_path)
+        assert run.last_files == (files[-1] if files else {})
+        run.once("step", Maker(), key=key, kept=KEPT)
+        if key == {"a": 1}:
+            run.save("report.txt", lambda path: write("report", path))
+        else:
+            run.discard("report.txt")
+        files.append(RunFolder(tmp_path).last_files)
+    assert files == [
+        {"value.txt": "written", "report.txt": "written"},
+        {"value.txt": "reused", "report.txt": "written"},
+        {"value.txt": "replaced"},
+    ]
+    assert not (tmp_path / "report.txt").exists()
+
+
 def test_without_a_folder_nothing_is_kept_and_no_key_is_looked_at() -> None:
     run, make = RunFolder(None), Maker()
     assert run.once("step", make, key={"lock": threading.Lock()}, kept=KEPT) == "value 1"

@@ -139,12 +139,30 @@ def _for_language_model(
     }
 
 
+def _tell_files(folder: Path) -> None:
+    """Say which files are of this run, and which of an earlier one in the same folder."""
+    from qcompress.run_folder import JOURNAL, REPLACED, REUSED, RunFolder
+
+    files = {JOURNAL: "", **RunFolder(folder).last_files}
+    named: dict[str, list[str]] = {
+        f"wrote to {folder}": [name for name, how in files.items() if how != REUSED],
+        "replaced, of an earlier run": [name for name, how in files.items() if how == REPLACED],
+        "reused from an earlier run": [name for name, how in files.items() if how == REUSED],
+        "left from an earlier run, not brought up to date": [
+            file.name for file in folder.iterdir() if file.name not in files
+        ],
+    }
+    for what, names in named.items():
+        if names:
+            say(f"{what}: {', '.join(sorted(names))}")
+
+
 def _print_result(result: "Result", folder: Path, *, as_json: bool) -> None:
     if result.exported is not None:
         say(f"wrote {result.exported.path} ({result.exported.size_bytes:,} bytes), ran it and compared its outputs")
     for warning in result.report.warnings:
         say(f"WARNING: {warning}")
-    say(f"wrote to {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
+    _tell_files(folder)
     if as_json:
         print_json({"folder": str(folder), **result.report.to_json()})
         return

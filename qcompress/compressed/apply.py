@@ -38,7 +38,7 @@ def apply(
     batch_norm_data: Iterable[Any] | None = None,
     forward: Forward | None = None,
 ) -> Model:
-    """Return a compressed copy of ``model``.
+    """Return a compressed copy of ``model``, in evaluation mode.
 
     Args:
         model: the model that was measured; it is not modified.
@@ -63,7 +63,7 @@ def apply(
     """
     transforms = chosen_transforms(model, measurement, solution)
     batch = None if batch_norm_data is None else first_batch(batch_norm_data)
-    return _apply(own_copy(model, batch, forward), measurement, transforms, batch_norm_data, forward)
+    return _apply(own_copy(model, batch, forward).eval(), measurement, transforms, batch_norm_data, forward)
 
 
 def apply_(
@@ -74,7 +74,7 @@ def apply_(
     batch_norm_data: Iterable[Any] | None = None,
     forward: Forward | None = None,
 ) -> Model:
-    """Compress ``model`` in place and return it; the arguments are those of `apply`.
+    """Compress ``model`` in place and return it, in the mode it is in; the arguments are those of `apply`.
 
     Loading the original state dict undoes it; after low-rank options, call `qcompress.compressed.factored.fold_` first.
     Weights that are computed from others (parametrizations) become plain parameters permanently.

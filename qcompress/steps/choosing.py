@@ -40,8 +40,7 @@ def formulated(request: Request, run: RunFolder, measurement: Measurement) -> Pr
         if "bytes" in problem.budgets:
             error.args = (f"{error}. {fixed_use(measurement)}",)
         raise
-    if run.path is not None:
-        problem.save(run.path / "problem.npz")
+    run.save("problem.npz", problem.save)
     return problem
 
 
@@ -75,8 +74,7 @@ def limited(run: RunFolder, problem: Problem, smallest: SmallestUse | None) -> P
     if smallest is None:
         return problem
     problem = problem.with_budgets(**{smallest.resource: smallest.usage})
-    if run.path is not None:
-        problem.save(run.path / "problem.npz")
+    run.save("problem.npz", problem.save)
     return problem
 
 
@@ -293,6 +291,5 @@ def taken(problem: Problem, solution: Solution, best: Guarded | None, run: RunFo
             status=judged.status,
             details={**solution.details, "guard": best.best.name, NEAREST: list(best.best.nearest)},
         )
-    if run.path is not None:
-        solution.save(run.path / "solution.json")
+    run.save("solution.json", solution.save)
     return solution

@@ -118,17 +118,5 @@ def _kept_model(file: str, original: nn.Module) -> Kept[nn.Module]:
     return Kept(
         file,
         save_compressed,
-        lambda path: _in_mode_of(original, load_compressed(path, partial(own_copy, original))),
+        lambda path: load_compressed(path, partial(own_copy, original)),
     )
-
-
-def _in_mode_of(original: nn.Module, model: nn.Module) -> nn.Module:
-    """Return ``model`` with every module in training or evaluation mode as in the original."""
-    model.train(original.training)
-    modes = {path: module.training for path, module in original.named_modules()}
-    for path, module in model.named_modules():
-        if path in modes:
-            module.training = modes[path]
-        elif path.rpartition(".")[0] in modes:  # a factor that replaces a layer
-            module.training = modes[path.rpartition(".")[0]]
-    return model

@@ -1,8 +1,10 @@
 """The last step: true losses of the result, warnings, and the report."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from qcompress.formulation import prediction_error
 from qcompress.guard import Guarded
 from qcompress.measurement import Measurement
 from qcompress.measuring.true_loss import mean_loss
+from qcompress.model import forward as forwards
 from qcompress.refinement import Refined
 from qcompress.report import PartReport, Report
 from qcompress.run_folder import RunFolder
@@ -116,17 +119,21 @@ def reported(request: Request, run: RunFolder, outcome: Outcome) -> Report:
         warnings=tuple(_warnings(request, outcome, checked.validation)),
     )
     if run.path is not None:
-        report.save(run.path / "report.json")
+        run.save("report.json", report.save)
         calibration, data = request.calibration, list(request.kept) or request.data
-        if (measurement.loss == "kl" or measurement.loss.startswith("kl-tail")) and isinstance(
-            calibration.model, nn.Module
-        ):  # class scores in the last dimension
-            agreement(calibration.model, outcome.smaller, data, forward=calibration.forward).save(
-                run.path / "agreement.json"
-            )
-        with replacing(run.path / "summary.md") as file:
-            file.write(report.to_markdown().encode())
+        classes_last = measurement.loss == "kl" or measurement.loss.startswith("kl-tail")
+        if classes_last and isinstance(calibration.model, nn.Module):
+            agreed = agreement(calibration.model, outcome.smaller, data, forward=calibration.forward)
+            run.save("agreement.json", agreed.save)
+        else:
+            run.discard("agreement.json")
+        run.save("summary.md", partial(_write_text, report.to_markdown()))
     return report
+
+
+def _write_text(text: str, path: Path) -> None:
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def _checked(request: Request, outcome: Outcome) -> _Checked:
@@ -147,17 +154,19 @@ def _checked(request: Request, outcome: Outcome) -> _Checked:
         measured=loss_of(outcome.chosen, request.data),
         validation=validation,
         finetuned=loss_of(outcome.smaller, request.data) if outcome.tuned else None,
-        metric_before=None if evaluate is None else _metric(evaluate(calibration.model)),
-        metric_after=None if evaluate is None else _metric(evaluate(outcome.smaller)),
+        metric_before=None if evaluate is None else _metric(evaluate, calibration.model),
+        metric_after=None if evaluate is None else _metric(evaluate, outcome.smaller),
     )
 
 
-def _metric(value: Any) -> float:
-    """Return the result of ``evaluate`` as a number.
+def _metric(evaluate: Callable[[nn.Module], float], model: nn.Module) -> float:
+    """Return the result of ``evaluate`` for a model in evaluation mode; the model keeps its own.
 
     Raises:
         OptionsError: it is not a number.
     """
+    with forwards.evaluating(model):
+        value = evaluate(model)
     return as_number(value, "what evaluate(model) returns", above=-math.inf, wanted="a finite number")
 
 

@@ -34,7 +34,7 @@ def apply(
     data: Iterable[Any] | None = None,
     folder: AnyPath | None = None,
 ) -> in_memory.Model:
-    """Return a compressed copy of ``model``; the original is not modified.
+    """Return a compressed copy of ``model``, in evaluation mode; the original is not modified.
 
     Args:
         model: the model that was measured.

@@ -84,7 +84,7 @@ def finetune(
     cache: AnyPath | None = None,
     on_progress: Callable[[FinetuneProgress], None] | None = None,
 ) -> Model:
-    """Return a fine-tuned copy of a compressed (or any other) model.
+    """Return a fine-tuned copy of a compressed (or any other) model, in evaluation mode.
 
     Args:
         model: model returned by `apply`, `compress` or `load_compressed`; it is not modified.
@@ -137,9 +137,7 @@ def finetune(
     looked_at = list(islice(data, VALIDATED) if validation is None else forwards.checked_data(validation))
     for batches in (data, looked_at):
         forwards.first_batch(batches)
-    student = own_copy(model)
-    modes = [(module, module.training) for module in student.modules()]
-    student.eval()
+    student = own_copy(model).eval()
     objective = _Objective(calibration, student, teacher, penalty, looked_at)
     schedule = _Schedule(steps=steps, learning_rate=learning_rate, patience=patience)
     file = None
@@ -147,8 +145,6 @@ def finetune(
         settings = [steps, learning_rate, patience, penalty]
         file = Checkpoint(Path(cache), _key(settings, calibration, teacher, looked_at), student)
     _train(objective, schedule, file, on_progress)
-    for module, training in modes:
-        module.training = training
     return student
 
 

@@ -214,6 +214,16 @@ def test_applying_can_reestimate_batch_norm() -> None:
     assert not torch.equal(smaller.state_dict()["norm.running_mean"], model.state_dict()["norm.running_mean"])
 
 
+def test_the_copy_evaluates_and_a_model_compressed_in_place_keeps_its_mode() -> None:
+    model, batch = made("mixed")
+    model.train()
+    measurement = measured(model, batch, OPTIONS)
+    choice = solution([1] * len(measurement.parts))
+    assert not any(module.training for module in apply(model, measurement, choice).modules())
+    assert all(module.training for module in model.modules())
+    assert all(module.training for module in apply_(model, measurement, choice).modules())
+
+
 @pytest.mark.parametrize(("data", "error"), [([], DataError), ([torch.full((4, 3), torch.nan)], ModelError)])
 def test_failed_reestimation_puts_the_old_statistics_back(data: list[torch.Tensor], error: type[Exception]) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval()

@@ -220,12 +220,13 @@ def test_what_is_frozen_stays_bit_by_bit_and_its_record_too(seed, name, data):
     assert all(torch.equal(value, before.stored[key]) for key, value in part.stored.items())
 
 
-def test_modes_gradients_and_statistics_are_left_alone(data):
+def test_the_result_evaluates_and_modes_gradients_and_statistics_are_left_alone(data):
     original = network()
     small = compressed(original, data, OPTIONS["quantized"]).train()
     small[0].weight.requires_grad_(False)
     tuned = finetune(small, data, 5, teacher=original)
-    assert tuned.training
+    assert not any(module.training for module in tuned.modules())
+    assert small.training
     assert not tuned[0].weight.requires_grad
     assert torch.equal(tuned[0].weight, small[0].weight)
     assert torch.equal(tuned[1].running_mean, small[1].running_mean)
