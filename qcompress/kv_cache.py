@@ -86,7 +86,7 @@ def memory_budget(
     cache = cache_bytes(model, context, samples=samples, number_bytes=number_bytes)
     if cache >= limit.value:
         raise InfeasibleBudgetError(
-            f"the keys and values of {samples} x {context:,} words take {cache:,} bytes, which leaves nothing of "
-            f"{limit.value:,.0f} for the weights: ask for a shorter context"
+            f"the keys and values of {samples} x {context:,} words take {cache:,} bytes, more than the budget of "
+            f"{limit.value:,.0f}: ask for a shorter context"
         )
     return {FILE_BYTES: limit.value - cache}

@@ -138,7 +138,7 @@ class Report:
             ratio = f"{before / used:.2f}×" if used else "–"
             lines.append(f"| {name} | {amount(before)} | {limit} | {amount(used)} | {ratio} |")
         tuned = "" if self.loss_finetuned is None else f", after fine-tuning {self.loss_finetuned:.6g}"
-        earlier = " before codes and factors were fitted to them too" if self.refitted else ""
+        earlier = " (before the final fit, which also uses them)" if self.refitted else ""
         aside = "" if self.loss_validation is None else f"on held-out samples {self.loss_validation:.6g}{earlier}, "
         spread = "" if self.loss_predicted_error is None else f" (standard error {self.loss_predicted_error:.2g})"
         lines += [
@@ -227,7 +227,7 @@ def by_reason(
         most: maximum number of names in a line.
 
     >>> by_reason({"a": "a vector", "b": "a vector", "c": "empty"}, {"a": 6, "b": 4, "c": 0}, 1000, most=1)
-    ['2 × a vector (1 % of the bytes): a, …', 'empty (0 % of the bytes): c']
+    ['a vector (2 times, 1 % of the bytes): a, …', 'empty (0 % of the bytes): c']
     """
     names: dict[str, list[str]] = {}
     for name, reason in skipped.items():
@@ -237,8 +237,9 @@ def by_reason(
         sizes[reason] = sizes.get(reason, 0.0) + size_bytes.get(name, 0.0)
     lines = []
     for reason, listed_names in names.items():
-        count = f"{len(listed_names)} × " if len(listed_names) > 1 else ""
-        share = f" ({100 * sizes[reason] / (whole_bytes or 1.0):.3g} % of the bytes)" if size_bytes else ""
+        facts = [f"{len(listed_names)} times"] if len(listed_names) > 1 else []
+        facts += [f"{100 * sizes[reason] / (whole_bytes or 1.0):.3g} % of the bytes"] if size_bytes else []
+        counted = f" ({', '.join(facts)})" if facts else ""
         listed = ", ".join(listed_names[:most]) + (", …" if len(listed_names) > most else "")
-        lines.append(f"{count}{reason}{share}: {listed}")
+        lines.append(f"{reason}{counted}: {listed}")
     return lines

@@ -82,7 +82,7 @@ def legal(request: Request, run: RunFolder, measurement: Measurement) -> Measure
 
 
 def clock_of(request: Request, measurement: Measurement) -> Seconds | None:
-    """What times whole choices in the engine, where a budget is for seconds there."""
+    """Return the timer for whole choices if a budget is in seconds, else None."""
     engine, calibration = request.engine, request.calibration
     if engine is None or LATENCY not in request.budget or request.minimize is not None:
         return None

@@ -183,8 +183,8 @@ def test_a_budget_below_the_smallest_possible_says_what_is_fixed_and_why() -> No
     told = str(caught.value)
     assert "the smallest possible use is" in told
     assert (
-        "are fixed: norm 24 (a vector (a scale, a bias, statistics) takes few bytes); everything else, such as biases"
-        in told
+        "are fixed: norm 24 (vectors such as scales, biases and statistics are too small to compress); "
+        "everything else, such as biases" in told
     )
     assert caught.value.problem is not None
 

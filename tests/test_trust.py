@@ -227,7 +227,7 @@ def test_after_the_choice_codes_and_factors_are_fitted_to_all_the_data(settings:
     assert report.loss_measured == pytest.approx(mean_loss(model, result.model, data), rel=1e-6)
     assert report.usage == result.solution.usage
     assert report.usage["bytes"] == record_bytes(before) == record_bytes(result.model)
-    assert "before codes and factors were fitted to them too" in report.to_markdown()
+    assert "(before the final fit, which also uses them)" in report.to_markdown()
 
 
 def record_bytes(model: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""What a file of bits says about itself: how a problem was written in bits, and so how samples of them mean choices.
+"""Metadata of a bit file: how bits encode choices.
 
 A ``.bqm`` file holds it as one more entry of its header, a ``.qubo`` file as a comment; both leave other readers alone.
 What always holds: energies in the file are those of the model times ``scale``, a power of two, so that the largest bias

@@ -126,7 +126,7 @@ def _problem_of_cqm(cqm: "dimod.ConstrainedQuadraticModel") -> Problem:
     group_rows.sort(key=lambda row: min(place[variable] for variable in row[1]))
     order = [variable for _, variables in group_rows for variable in sorted(variables, key=place.__getitem__)]
     if sorted(map(place.__getitem__, order)) != list(range(len(place))):
-        raise ValueError("not every variable is in one equation 'one of these'")
+        raise ValueError("every variable must occur in exactly one one-hot equation")
     flat = {variable: v for v, variable in enumerate(order)}
     budget_rows.sort(key=lambda row: row[0])
     if len({name for name, *_ in budget_rows}) < len(budget_rows):

@@ -18,7 +18,8 @@ Budgets = Annotated[
         "-b",
         metavar="NAME=LIMIT",
         help="Maximum use of a resource: a share of the original (bytes=15% or bytes=0.15) or an amount "
-        "(bytes=120_000, bytes=120kB, latency_s=20ms, bits_per_weight=4.25). May be given several times.",
+        "(bytes=120_000, bytes=120kB, latency_s=20ms, bits_per_weight=4.25). file_bytes is the engine's file or, "
+        "without an engine, the package's own. May be given several times.",
     ),
 ]
 SolverName = Annotated[
@@ -124,7 +125,8 @@ def function(reference: str, what: str) -> Callable[..., Any]:
     value = named(reference, what)
     if not callable(value):
         raise typer.BadParameter(
-            f"{what} {reference!r} is a {type(value).__name__}; name a function without arguments that returns it."
+            f"{what} {reference!r} is of type {type(value).__name__}; name a function without arguments "
+            "that returns it."
         )
     return value  # type: ignore[no-any-return]
 

@@ -173,8 +173,8 @@ class OfferFlags:
 
         if others or self.low_rank or not self.prune_quantize or self.compensated is not None:
             raise typer.BadParameter(
-                "channels cannot be combined with other options: omit the flags of these, and compress the smaller "
-                "model afterwards."
+                "channel removal cannot be combined with other options: omit the flags of these, and compress the "
+                "smaller model afterwards."
             )
         given: dict[str, Any] = self._numbers(("keep",))
         if self.channel_block is not None:

@@ -51,8 +51,8 @@ def offers_channels(offered: Offered) -> bool:
     kinds = {isinstance(offer, KeepChannels) for options in offered.by_pattern.values() for offer in options.offers}
     if kinds == {True, False}:
         raise OptionsError(
-            "channels are chosen by themselves: compress with prune_channels(), then compress the smaller model with "
-            "prune_quantize() or low_rank()"
+            "channel removal cannot be combined with other options: compress with prune_channels(), then compress "
+            "the smaller model with prune_quantize() or low_rank()"
         )
     return kinds == {True}
 

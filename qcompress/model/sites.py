@@ -65,7 +65,7 @@ class Site:
         if not weight.is_floating_point():
             return f"its weight holds {weight.dtype}, not floating-point numbers"
         if self.parameter == "bias" or sum(size > 1 for size in weight.shape) < 2:
-            return "a vector (a scale, a bias, statistics) takes few bytes"
+            return "vectors such as scales, biases and statistics are too small to compress"
         if getattr(self.module, "max_norm", None) is not None:
             return f"{type(self.module).__name__} with max_norm changes its weight when it runs"
         return ""

@@ -67,7 +67,7 @@ def fit_in_turn_(
 
 
 def _kept_rows(original: nn.Module, record: Compression) -> dict[str, NDArray[np.int64]]:
-    """For each layer that lost output channels, the original's channels that are left.
+    """Return the kept output channels of each layer that lost some, numbered as in the original.
 
     The original may itself be the result of an earlier removal.
     """

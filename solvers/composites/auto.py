@@ -72,7 +72,7 @@ class Auto(Solver):
     """
 
     name: ClassVar[str] = "auto"
-    summary: ClassVar[str] = "solvers that suit structure and size take turns; the best choice and bound of all"
+    summary: ClassVar[str] = "runs the solvers that suit the problem, one after another; best choice and bound of all"
 
     def prepare(self) -> None:
         """Compile the inner loops."""

@@ -33,7 +33,7 @@ class Linearised(Exact):
 
 
 def undecided(problem: Problem, search: Search) -> Restriction | None:
-    """Run `begin`, polish and `certify`, and return what they leave open; None when it is solved or time is up."""
+    """Run `begin`, polish and `certify`, and return the groups still undecided; None if it is solved or time is up."""
     begin(problem, search)
     if not problem.pairs and search.choice is not None and not (search.proven() or search.expired()):
         search.offer(polish(problem, search.choice, search.remaining()))

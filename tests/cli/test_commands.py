@@ -481,6 +481,29 @@ def test_budgets_in_words_are_those_in_numbers(folder, capsys):
         assert json.loads(capsys.readouterr().out)["budgets"] == limits
 
 
+def test_compress_names_only_its_own_files_and_what_of_an_earlier_run_is_left(folder, capsys):
+    wider = ["bytes=0.9" if word == "bytes=0.3" else word for word in COMPRESS]
+
+    def told():
+        lines = [line.split(": ", 1) for line in capsys.readouterr().err.splitlines() if ": " in line]
+        return {what: set(names.split(", ")) for what, names in lines}
+
+    ran([*COMPRESS, "--output", "run"])
+    first = told()
+    assert first["wrote to run"] == {path.name for path in (folder / "run").iterdir()}
+    assert not any("earlier" in what for what in first)
+    ran(["report", "run"])
+    ran(["sweep", "run/problem.npz", "--points", "2"])
+    capsys.readouterr()
+    ran([*wider, "--output", "run"])
+    second = told()
+    assert second["reused from an earlier run"] == {"measurement.npz"}
+    assert {"model.safetensors", "solved.json"} <= second["replaced, of an earlier run"] < second["wrote to run"]
+    assert second["left from an earlier run, not brought up to date"] >= {"report.html", "problem.sweep.json"}
+    ran([*wider, "--loss", "mse", "--output", "run"])
+    assert not (folder / "run/agreement.json").exists()  # its page would show another run's changed answers
+
+
 def test_compress_names_its_folder_after_the_model(folder, capsys):
     ran(COMPRESS)
     assert (folder / "runs/network/model.safetensors").exists()
@@ -648,7 +671,7 @@ MISTAKES = [
         USAGE,
         "has no 'net'; it has: torch, nn, NUMBER, calls, network",
     ),
-    (["measure", "zoo_for_cli:NUMBER", "zoo_for_cli:batches"], USAGE, "is a int; name a function"),
+    (["measure", "zoo_for_cli:NUMBER", "zoo_for_cli:batches"], USAGE, "is of type int; name a function"),
     (
         ["measure", "zoo_for_cli:breaks", "zoo_for_cli:batches"],
         FAILURE,
@@ -667,7 +690,7 @@ MISTAKES = [
     ([*MEASURE[:3], "--kinds", "tuker"], USAGE, "must be one of channels, spatial, tucker, sliced; found 'tuker'"),
     ([*MEASURE[:3], "--slices", "2"], USAGE, "--slices needs the kind sliced, for example --kinds sliced --slices 2,4"),
     ([*MEASURE[:3], "--factor-sparsity", "0.5"], USAGE, "--factor-sparsity needs --factor-bits"),
-    ([*MEASURE[:3], "--channels", "--bits", "4"], USAGE, "channels cannot be combined with other options"),
+    ([*MEASURE[:3], "--channels", "--bits", "4"], USAGE, "channel removal cannot be combined with other options"),
     ([*MEASURE, "--no-prune-quantize"], USAGE, "--bits has no effect with --no-prune-quantize"),
     ([*COMPRESS[:3], "--budget", "bytes=0.5", "--no-prune-quantize"], USAGE, "no compression options enabled"),
     (

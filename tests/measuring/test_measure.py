@@ -313,7 +313,7 @@ def test_fixed_cost_and_what_was_left_out_are_named() -> None:
     found = survey(model, [inputs(4, 2, 5, 5)])
     assert [part.name for part in found.parts] == ["stem", "body.0", "body.2", "head"]
     assert [(item.name, item.reason) for item in found.skipped] == [
-        ("norm", "a vector (a scale, a bias, statistics) takes few bytes")
+        ("norm", "vectors such as scales, biases and statistics are too small to compress")
     ]
     state = model.state_dict()
     assert found.original["bytes"] == sum(tensor.numel() * tensor.element_size() for tensor in state.values())

@@ -229,7 +229,7 @@ def test_wrong_options_are_refused(wrong: dict[str, object], said: str) -> None:
 
 def test_what_does_not_go_with_channels_is_refused_before_anything_runs() -> None:
     model, data = seeded(two_layers), images()
-    with pytest.raises(OptionsError, match="channels are chosen by themselves"):
+    with pytest.raises(OptionsError, match="channel removal cannot be combined with other options"):
         measure(model, data, prune_channels() + prune_quantize())
     with pytest.raises(OptionsError, match="method='sampled' has no gradient"):
         measure(model, data, prune_channels(), method="sampled")

@@ -1,4 +1,4 @@
-"""Effects of the matrices of stacks, such as all experts in one parameter, in one pass a sample for all of them.
+"""Effects of the matrices of stacks, such as all experts in one parameter, in one pass per sample.
 
 The output of their module is not linear in such a parameter, and no call shows what a matrix is multiplied with; but
 the gradient of the whole parameter does, to first order. It is the sum over the samples of a batch, so that every
