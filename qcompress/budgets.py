@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from formulations import Problem
 from qcompress.errors import OptionsError
 from qcompress.measurement import Measurement
 from qcompress.model.parts import Survey
@@ -81,6 +82,8 @@ def parse(resource: str, asked: Amount) -> Limit:
     if not unit:
         return _limit(resource, value)
     if unit == "%":
+        if value > 100:
+            raise OptionsError(f"{name} must be at most 100% of the original, found {asked!r}")
         return Limit(float(Fraction(repr(value)) / 100), is_share=True)
     units = _UNITS.get(resource, {})
     if unit not in units:
@@ -177,6 +180,27 @@ def _with_bits_per_weight(measurement: Measurement) -> Measurement:
         fixed=MappingProxyType({**measurement.fixed, BITS_PER_WEIGHT: 0.0}),
         original=MappingProxyType({**measurement.original, BITS_PER_WEIGHT: original}),
     )
+
+
+def remedy(problem: Problem, budget: Mapping[str, Amount], original: Mapping[str, float]) -> str:
+    """Say which budgets would be reachable, in the unit that was asked for; empty if there is nothing to add.
+
+    Args:
+        problem: the problem with unreachable budgets.
+        budget: resource → number or text, as asked.
+        original: resource → use of the original.
+    """
+    hints, smallest = [], problem.minimum_usage()
+    for name, asked in budget.items():
+        limit = parse(name, asked)
+        if name not in problem.budgets or smallest[name] <= problem.budgets[name] or not original[name]:
+            continue
+        share = math.ceil(100 * smallest[name] / original[name])
+        if limit.is_share:
+            hints.append(f"; {name} needs at least {share}%")
+        elif share <= limit.value <= 100 and name not in FRACTIONAL:
+            hints.append(f"; did you mean {limit.value:g}%?")
+    return "".join(hints)
 
 
 def fixed_use(measurement: Measurement | Survey, most: int = 5) -> str:

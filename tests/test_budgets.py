@@ -1,5 +1,6 @@
 """Budgets in words: what is asked for, exactly, and one clear error for what cannot be meant."""
 
+import re
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -170,6 +171,7 @@ def test_an_unknown_resource_is_refused_before_measuring() -> None:
     for budget, error in (
         ({"watts": 3}, "'watts'; measured are: bytes, macs, latency_s, bits_per_weight"),
         ({}, "at least one budget"),
+        ({"bytes": "150%"}, "at most 100% of the original, found '150%'"),
         ({"bytes": "5 parsecs"}, "has no unit 'parsecs'"),
     ):
         with pytest.raises(OptionsError, match=error):
@@ -181,6 +183,14 @@ def test_a_budget_below_the_smallest_possible_says_what_is_fixed_and_why() -> No
     with pytest.raises(InfeasibleBudgetError) as caught:
         compress(seeded(Residual), batches(), budget={"bytes": "1%"})
     told = str(caught.value)
+    needed = re.search(r"; bytes needs at least (\d+)%\.", told)
+    assert needed is not None
+    share = int(needed[1])
+    assert compress(seeded(Residual), batches(), budget={"bytes": f"{share}%"}, solver="greedy").solution.feasible
+    with pytest.raises(InfeasibleBudgetError, match=f"needs at least {share}%"):
+        compress(seeded(Residual), batches(), budget={"bytes": f"{share - 1}%"})
+    with pytest.raises(InfeasibleBudgetError, match=f"; did you mean {share}%"):
+        compress(seeded(Residual), batches(), budget={"bytes": share})
     assert "the smallest possible use is" in told
     assert (
         "are fixed: norm 24 (vectors such as scales, biases and statistics are too small to compress); "

@@ -8,6 +8,7 @@ import re
 import threading
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ def test_a_run_that_was_cut_goes_on_and_measures_nothing_twice(tmp_path: Path) -
 def test_a_run_on_shuffled_data_goes_on_as_if_it_had_not_been_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qcompress.measuring.measure.SAVE_EVERY_S", -1)
+    monkeypatch.setattr("qcompress.measuring.accumulation.SAVE_EVERY_S", -1)
     model = seeded(Residual)
     data = DataLoader(torch.cat(batches(3)), batch_size=10, shuffle=True)
     settings = {"budget": {"bytes": 0.5}, "options": OPTIONS, "solver": "greedy"}
@@ -194,7 +195,7 @@ FULL: dict[str, Any] = {
 def test_a_run_that_is_killed_before_or_after_any_file_is_written_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("qcompress.measuring.measure", "qcompress.training.finetune"):
+    for module in ("qcompress.measuring.accumulation", "qcompress.training.finetune"):
         monkeypatch.setattr(f"{module}.SAVE_EVERY_S", -1)
     model = seeded(lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)))
     data = [torch.randn(16, 6)]
@@ -318,6 +319,12 @@ def test_the_result_evaluates_like_its_file_and_the_callers_model_keeps_its_mode
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("run", [partial(compress, budget={"bytes": 0.5}), partial(measure, options=OPTIONS)])
+def test_data_of_a_shape_that_the_model_does_not_take_is_one_clear_error(run: Callable[..., object]) -> None:
+    with pytest.raises(DataError, match="the model failed on the first batch: .*channels.*check the shape of the data"):
+        run(seeded(Residual), [torch.randn(4, 3, 5, 5)])
+
+
 def test_a_measurement_of_another_day_is_used_in_the_place_of_measuring(tmp_path: Path) -> None:
     model, data = seeded(Residual), batches()
     settings = {"budget": {"bytes": 0.4}, "solver": "greedy"}
@@ -375,7 +382,7 @@ class Lazy(nn.Module):
         ({"solver": "gredy"}, "no solver is called 'gredy'; known: auto"),
         ({"solver": 3}, "solver must be a name"),
         ({"method": "guess"}, "method must be one of fisher, direct"),
-        ({"loss": "l1"}, "loss must be 'kl', 'mse' or a callable"),
+        ({"loss": "l1"}, "loss must be 'kl', 'kl-tail', 'mse' or a callable"),
         ({"granularity": 0}, "granularity must be 'layer' or a number of channels"),
         ({"pairs": 2.0}, "pairs must be True, False or a strength"),
         ({"options": [4, 8]}, "options must be qcompress.Options"),

@@ -66,7 +66,7 @@ def compress(
     - tight budgets, where predictions are inaccurate: `… --refine-rounds 2`
     - for an engine: `… --target llama.cpp --budget file_bytes=90MB --output small.gguf`
     - the fewest bytes within a loss: `… --minimize bytes --budget loss=0.02`
-    - a language model: `qcompress compress hf:FOLDER --text FILE --budget bits_per_weight=4 -t compressed-tensors`
+    - a language model: `compress hf:FOLDER --text FILE -b bits_per_weight=4`
     - fine-tuned after the choice: `… --finetune-steps 1000`; on other data than DATA: `qcompress finetune`
     """
     import qcompress

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import inspect
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, ParamSpec, TypeVar
@@ -21,6 +22,8 @@ RULED_OUT = -1e30  # replaces minus infinity: the softmax is the same, and diffe
 Forward = Callable[[nn.Module, Any], Tensor]
 Given = ParamSpec("Given")
 Found = TypeVar("Found")
+
+_SHAPES = re.compile(r"\b(shapes?|sizes?|channels|dimensions?)\b")  # words of errors about a batch's shape
 
 
 def seeded(function: Callable[Given, Found]) -> Callable[Given, Found]:
@@ -102,6 +105,21 @@ def run(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor:
     if not bool(torch.isfinite(output.detach()).all()):
         raise ModelError("the model's output holds NaN or infinity; check the weights and the calibration data")
     return output.as_subclass(Tensor) if type(output) is not Tensor else output
+
+
+@contextlib.contextmanager
+def first_pass() -> Iterator[None]:
+    """A ``with`` block around the first run of a model on batches.
+
+    Raises:
+        DataError: the model failed on the shape of a batch.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or not _SHAPES.search(str(error)):
+            raise
+        raise DataError(f"the model failed on the first batch: {error}; check the shape of the data") from error
 
 
 def _dtypes_in(value: Any) -> set[torch.dtype]:

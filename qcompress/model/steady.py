@@ -67,8 +67,9 @@ class Steady:
 
         Raises:
             ModelError: the outputs differ.
+            DataError: the model failed on the shape of the batch.
         """
-        with torch.no_grad():
+        with torch.no_grad(), forwards.first_pass():
             first, second = (forwards.run(model, batch, self) for _ in range(2))
         difference = float("inf")
         if first.shape == second.shape:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from formulations import InfeasibleBudgetError, Problem
-from qcompress.budgets import LATENCY, fixed_use
+from qcompress.budgets import LATENCY, fixed_use, remedy
 from qcompress.compressed.apply import NEAREST
 from qcompress.engines.in_time import TOLERANCE, Seconds
 from qcompress.formulation import formulate
@@ -37,8 +37,8 @@ def formulated(request: Request, run: RunFolder, measurement: Measurement) -> Pr
     try:
         problem.require_reachable_budgets()
     except InfeasibleBudgetError as error:
-        if "bytes" in problem.budgets:
-            error.args = (f"{error}. {fixed_use(measurement)}",)
+        fixed = f". {fixed_use(measurement)}" if "bytes" in problem.budgets else ""
+        error.args = (f"{error}{remedy(problem, request.budget, measurement.original)}{fixed}",)
         raise
     run.save("problem.npz", problem.save)
     return problem

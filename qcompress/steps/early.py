@@ -13,7 +13,7 @@ import torch
 
 from formulations import InfeasibleBudgetError
 from formulations.generators.prune_quantize import prune_quantize
-from qcompress.budgets import FILE_BYTES, fixed_use, parse
+from qcompress.budgets import FILE_BYTES, fixed_use, parse, remedy
 from qcompress.engines.base import Engine
 from qcompress.errors import DataError, EngineError, OptionsError
 from qcompress.measuring.channels import offers_channels
@@ -90,7 +90,7 @@ def require_possible(request: Request) -> None:
         loss=calibration.loss,
         left_out=request.offered.left_out,
     )
-    resources, limits = _resources(request, inventory), {}
+    resources, limits, asked_of = _resources(request, inventory), {}, {}
     unreached = sum(item.size_bytes for item in inventory.skipped if item.reason == UNCALLED)
     fixed = {**inventory.fixed, "bytes": inventory.fixed["bytes"] - unreached}
     original = dict(inventory.original)
@@ -102,7 +102,7 @@ def require_possible(request: Request) -> None:
     for name, asked in request.budget.items():
         resource = "bytes" if name == FILE_BYTES and request.engine is None else name
         if resource in resources and not (resource == "macs" and (unreached or not _alike(calibration.data))):
-            limits[resource] = parse(name, asked).amount(original[resource])
+            limits[resource], asked_of[resource] = parse(name, asked).amount(original[resource]), asked
     if not limits:
         return
     problem = prune_quantize(
@@ -116,8 +116,8 @@ def require_possible(request: Request) -> None:
     try:
         problem.require_reachable_budgets()
     except InfeasibleBudgetError as error:
-        if "bytes" in problem.budgets:
-            error.args = (f"{error}. {fixed_use(inventory)}",)
+        whole = f". {fixed_use(inventory)}" if "bytes" in problem.budgets else ""
+        error.args = (f"{error}{remedy(problem, asked_of, original)}{whole}",)
         raise
 
 

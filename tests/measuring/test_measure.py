@@ -349,7 +349,7 @@ def test_unusable_models_and_settings_get_one_clear_error() -> None:
         measure(broken, data, BITS)
     with pytest.raises(OptionsError, match="'fisher'|fisher, direct"):
         measure(nn.Linear(5, 3), data, BITS, method="guess")
-    with pytest.raises(OptionsError, match="'kl', 'mse' or a callable"):
+    with pytest.raises(OptionsError, match="'kl', 'kl-tail', 'mse' or a callable"):
         measure(nn.Linear(5, 3), data, BITS, loss="l1")
     with pytest.raises(OptionsError, match="granularity"):
         measure(nn.Linear(5, 3), data, BITS, granularity=0)

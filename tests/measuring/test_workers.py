@@ -120,7 +120,7 @@ def test_a_cut_measurement_goes_on_in_other_processes(tmp_path: Path) -> None:
 
     cache = tmp_path / "sums.npz"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("qcompress.measuring.measure.SAVE_EVERY_S", -1.0)
+        patch.setattr("qcompress.measuring.accumulation.SAVE_EVERY_S", -1.0)
         measure(network(), batches(), OPTIONS, cache=cache, on_progress=cut)
     assert cache.exists()
     assert_same_bits(alone, measure(network(), batches(), OPTIONS, cache=cache, jobs=2))
