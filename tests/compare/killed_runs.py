@@ -11,13 +11,14 @@ import os
 import random
 import signal
 import sys
+import time
 from pathlib import Path
 
 from formulations.generators.random_instances import layered_problem
 from solvers.compare.runs import compare
 from tests.compare.own_solvers import Dice
 
-KILLS, LONGEST_S = 50, 0.1
+KILLS, SEEDS = 50, 24
 SOLVERS = (Dice(rolls=200), "anneal:sweeps=40", "greedy")
 PROBLEMS = {"pairs": layered_problem(12, rank=2), "linear": layered_problem(40, rank=0)}
 
@@ -57,12 +58,15 @@ def outcome(suite):
 
 def main():
     journal, rng = Path(sys.argv[1]) / "runs.jsonl", random.Random(0)  # noqa: S311
-    whole = run(seeds=1)  # everything is imported and compiled before the first fork
-    lines, kills, seeds = [], 0, 12
+    run(seeds=1)  # everything is imported and compiled before the first fork
+    start = time.process_time()
+    whole = run(SEEDS)
+    longest_s = (time.process_time() - start) / 20  # several runs, and the comparison lasts through most of the kills
+    lines, kills = [], 0
     while kills < KILLS:
-        kills += killed(seeds, journal, rng.uniform(0.001, LONGEST_S))
+        kills += killed(SEEDS, journal, rng.uniform(0.001, longest_s))
         lines.append(journal.read_bytes().count(b"\n") if journal.exists() else 0)
-    resumed, whole = run(seeds, journal), run(seeds)
+    resumed = run(SEEDS, journal)
     print(json.dumps({"lines": lines, "resumed": outcome(resumed), "whole": outcome(whole)}))  # noqa: T201
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import re
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,7 +63,8 @@ def test_a_budget_below_the_smallest_file_names_it_before_anything_is_measured(
     with monkeypatch.context() as patched, pytest.raises(InfeasibleBudgetError, match="smallest possible") as error:
         patched.setattr("qcompress.steps.measuring.measure", lambda *_, **__: pytest.fail("it was measured"))
         compress(model, engine, tmp_path, {"file_bytes": asked})
-    smallest = int(str(error.value).rsplit(" ", 1)[1].replace(",", ""))
+    stated = re.search(r"smallest possible use is ([\d,]+)", str(error.value))
+    smallest = int(stated[1].replace(",", ""))
     result = compress(model, engine, tmp_path, {"file_bytes": smallest}, guard=False)
     assert result.exported.size_bytes == smallest
 

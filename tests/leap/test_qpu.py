@@ -109,7 +109,7 @@ def test_a_sweep_runs_on_the_same_qubits(tmp_path, mock, monkeypatch):
 
 
 def test_a_problem_that_does_not_fit_is_refused_with_the_size_that_does(tmp_path):
-    with pytest.raises(UnsupportedProblemError, match="at most 10 variables .* 'qpu-decomposed'"):
+    with pytest.raises(UnsupportedProblemError, match="at most 10 fully coupled variables; .*'qpu-decomposed'"):
         solve(layered_problem(10), "qpu", simulated=True, size=2, jobs=str(tmp_path))
 
 

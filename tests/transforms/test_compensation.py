@@ -325,7 +325,9 @@ def test_data_that_changes_from_pass_to_pass_is_refused() -> None:
             self.passes += 1
             yield torch.ones(4, 20) * (1 if self.passes <= 2 else -1)  # run twice, then counted, then the moments
 
-    with pytest.raises(DataError, match="'sometimes' was called in the first pass over the data and not in another"):
+    with pytest.raises(
+        DataError, match="'sometimes' was called in the first pass over the data but not in a later one"
+    ):
         measure(Gate().eval(), Data(), OPTIONS)
 
 
