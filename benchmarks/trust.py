@@ -8,7 +8,7 @@ uniform.
     python -m benchmarks.trust --data FOLDER [--only 'resnet20/lossless/64/*' …] [--smollm2 FOLDER] [--list]
 
 A cell is named model/source/samples/family; ``--only`` takes patterns of such names and ``--list`` prints them. Rows
-are written as they come and measurements are kept while a cell lasts: a run that was cut goes on where it was. How long
+are written as they come and measurements are kept while a cell lasts: an interrupted run resumes. How long
 a cell will take is said before, from earlier cells and the time of its passes.
 """
 

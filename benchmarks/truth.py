@@ -6,7 +6,7 @@
 Random choices of 3 to 6 bits in groups of 64 a layer (every choice draws its own range of bit-widths, then every layer
 one of them) are predicted from ``--samples`` windows or sentences and run on ``--judges`` of them. Single options are
 compared with what they are measured to cost: within how many standard errors, those of both together, the difference
-lies. A run that was cut goes on where it was.
+lies. An interrupted run resumes.
 """
 
 import argparse

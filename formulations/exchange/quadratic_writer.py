@@ -89,7 +89,7 @@ def write_qubo(
     prices: Prices | None = None,
     proven: bool = False,
 ) -> None:
-    r"""Write the QUBO as coordinate text (see the module's docstring), whole or not at all; arguments of `write_bqm`.
+    r"""Write the QUBO as coordinate text (see the module's docstring), atomically; arguments as in `write_bqm`.
 
     Raises:
         EncodingError: see `formulations.to_bqm`.

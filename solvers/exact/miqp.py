@@ -84,6 +84,8 @@ class Miqp(Exact):
             bound = dual_bound(stated, time_limit=DUAL_SHARE * search.remaining())
             if search.objective is not None:
                 search.raise_bound(min(bound.value, search.objective))
+                if bound.value >= search.objective:  # nothing is left to search, even where units round the bound down
+                    search.close()
                 if search.proven():
                     return
             size = 1.0 if search.objective is None else search.objective - bound.value

@@ -3,28 +3,13 @@
 import contextlib
 import os
 import sys
-from dataclasses import dataclass
 
-import numpy as np
 import pytest
 
 from formulations.generators.random_instances import layered_problem
-from solvers import Solver
 from solvers.compare.runs import compare
 from solvers.journal import Journal, run_key
-
-
-@dataclass(frozen=True)
-class Dice(Solver):
-    name = "dice"
-    summary = "random choices"
-
-    rolls: int = 5
-
-    def run(self, problem, search):
-        search.offer([0] * problem.num_groups)
-        for _ in range(self.rolls):
-            search.offer(search.rng.integers(0, np.diff(problem.group_offsets)))
+from tests.compare.own_solvers import Dice
 
 
 def test_parallel_processes_give_the_same_answers_and_write_the_same_journal(tmp_path):

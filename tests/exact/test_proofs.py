@@ -7,6 +7,8 @@ import pytest
 import scipy.sparse
 
 from formulations import PairTerms, Problem
+from formulations.generators.random_instances import small_problem
+from formulations.reductions.scaling import scaled
 from solvers import Status, StopReason, solve
 from solvers.base import Search
 from solvers.registry import solver_class
@@ -84,3 +86,10 @@ def test_cp_sat_proves_nothing_before_its_search_has_begun():
     heard = list(program.solved(Search(problem, solver="cp-sat", time_limit=0.05), 0, 1))
     assert heard[-1] == ("status", "UNKNOWN")
     assert all(program.bound(value) <= known for kind, value in heard if kind == "bound")
+
+
+def test_nothing_is_left_to_search_where_bound_and_objective_meet_but_for_the_rounding_of_units():
+    if why := solver_class("miqp").why_not():
+        pytest.skip(why)
+    solution = solve(scaled(small_problem(5022), 1e-9).problem, "miqp", presolve=False)  # warnings are errors
+    assert (solution.status, solution.bound) == (Status.OPTIMAL, solution.objective)

@@ -8,7 +8,7 @@ frequencies of the words.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -141,7 +141,7 @@ def _with_same_inputs(
     def note(name: str, module: nn.Module, given: Tensor) -> None:  # noqa: ARG001
         seen[name].append(inputs.number_of(name, given))
 
-    _listen(model, [(path,) for path in linear], data, forward, note)
+    listen(model, {path: (path,) for path in linear}, data, forward, note)
     first: dict[tuple[int, ...], str] = {}
     leaders = {name: first.setdefault(tuple(seen[name]), name) for name in linear if seen[name]}
     return {modules[0]: leaders.get(modules[0], modules[0]) for modules in wanted}
@@ -184,25 +184,33 @@ def _summed(
             sums.totals[name] += found
             sums.counts[name] += rows.shape[-2]
 
-    _listen(model, wanted, data, forward, add)
+    listen(model, {modules[0]: modules for modules in wanted}, data, forward, add)
     return sums
 
 
-def _listen(
+def listen(
     model: nn.Module,
-    wanted: list[tuple[str, ...]],
+    modules: Mapping[str, Iterable[str]],
     data: Iterable[Any],
     forward: forwards.Forward | None,
     note: Callable[[str, nn.Module, Tensor], None],
 ) -> None:
-    """Call ``note`` with the input of every call, under the path of the layer's first module."""
-    hooks = []
-    for modules in wanted:
+    """Run the model on all batches; call ``note(name, module, input)`` for every call of the modules of a name.
 
-        def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = modules[0]) -> None:
+    Args:
+        model: any module.
+        modules: paths of modules by name.
+        data: batches.
+        forward: how to run a batch.
+        note: what to call.
+    """
+    hooks = []
+    for name, paths in modules.items():
+
+        def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
             note(name, module, args[0] if args else kwargs["input"])
 
-        hooks += [model.get_submodule(path).register_forward_pre_hook(hear, with_kwargs=True) for path in modules]
+        hooks += [model.get_submodule(path).register_forward_pre_hook(hear, with_kwargs=True) for path in paths]
     try:
         with torch.no_grad():
             for batch in data:

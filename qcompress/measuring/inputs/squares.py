@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.errors import DataError
-from qcompress.measuring.inputs.moments import input_rows
+from qcompress.measuring.inputs.moments import input_rows, listen
 from qcompress.model import forward as forwards
 from qcompress.model.parts import Part
 
@@ -52,24 +52,18 @@ def input_squares(
         return known
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
-    hooks = []
-    for modules in dict.fromkeys(part.modules for part in parts):
 
-        def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = modules[0]) -> None:
-            for rows in input_rows(module, (args[0] if args else kwargs["input"]).detach()):
-                squares = rows.square().sum(0, dtype=torch.float64)
-                sums[name] = sums[name] + squares if name in sums else squares
-                counts[name] = counts.get(name, 0) + len(rows)
+    def add(name: str, module: nn.Module, given: Tensor) -> None:
+        for rows in input_rows(module, given.detach()):
+            squares = rows.square().sum(0, dtype=torch.float64)
+            sums[name] = sums[name] + squares if name in sums else squares
+            counts[name] = counts.get(name, 0) + len(rows)
 
-        dense = [module for module in map(model.get_submodule, modules) if isinstance(module, nn.Linear)]
-        hooks += [module.register_forward_pre_hook(add, with_kwargs=True) for module in dense]
-    try:
-        with torch.no_grad():
-            for batch in data:
-                forwards.run(model, batch, forward)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    dense = {
+        part.modules[0]: [path for path in part.modules if isinstance(model.get_submodule(path), nn.Linear)]
+        for part in parts
+    }
+    listen(model, dense, data, forward, add)
     for name, total in sums.items():
         if not bool(torch.isfinite(total).all()):
             raise DataError(f"the inputs of {name!r} are not finite on the calibration data")

@@ -1,20 +1,15 @@
 """Forecast of the time to measure an opened model, from one block and a few rows of its weights."""
 
-import tempfile
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from qcompress.measuring.offered import Offered
-from qcompress.measuring.streamed.sweep import Sweep
+from qcompress.measuring.streamed.sweep import temporary_sweep
 from qcompress.model import forward as forwards
 from qcompress.model import layers
-from qcompress.model.chain import without_cache
-from qcompress.model.opened import opened_of
 from qcompress.model.steady import steady
 from qcompress.transforms.base import Target, Transform, Weight
 
@@ -33,15 +28,8 @@ def forecast_seconds(
         offered: options by layer.
         forward: how to run a batch.
     """
-    opened = opened_of(model)
-    assert opened is not None  # noqa: S101
-    with (
-        tempfile.TemporaryDirectory(prefix="qcompress.") as folder,
-        forwards.evaluating(model),
-        without_cache(model),
-        torch.no_grad(),
-    ):
-        sweep = Sweep(model, opened, data, steady(forward), Path(folder))
+    with temporary_sweep(model, data, steady(forward)) as sweep:
+        opened = sweep.opened
         start = time.perf_counter()
         with opened.loaded(opened.blocks[0]) as block:
             reading_s = time.perf_counter() - start

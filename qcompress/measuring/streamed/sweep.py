@@ -119,10 +119,8 @@ class Sweep:
 
 
 @contextlib.contextmanager
-def swept_outputs(
-    model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None
-) -> Iterator[Iterator[tuple[Any, Tensor]]]:
-    """Context manager with every sample of an opened model and its output, after one pass block by block."""
+def temporary_sweep(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None) -> Iterator[Sweep]:
+    """Context manager with a sweep of an opened model, without gradients, in a temporary folder."""
     opened = opened_of(model)
     assert opened is not None  # noqa: S101
     with (
@@ -131,7 +129,15 @@ def swept_outputs(
         without_cache(model),
         torch.no_grad(),
     ):
-        sweep = Sweep(model, opened, data, forward, Path(folder))
+        yield Sweep(model, opened, data, forward, Path(folder))
+
+
+@contextlib.contextmanager
+def swept_outputs(
+    model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None
+) -> Iterator[Iterator[tuple[Any, Tensor]]]:
+    """Context manager with every sample of an opened model and its output, after one pass block by block."""
+    with temporary_sweep(model, data, forward) as sweep:
         for done in sweep.forward():
             sweep.states(done).delete()
         yield ((sample.inputs, sweep.output(index)) for index, sample in enumerate(sweep.samples))
