@@ -1,11 +1,11 @@
-"""Run the benchmarks that need no long time, and bring the tables of the documentation up to date, in 20 minutes.
+"""Run the short benchmarks and update the tables of the documentation, within 20 minutes.
 
     python -m benchmarks [--data FOLDER] [--minutes 20]
 
-Each benchmark runs as a process of its own, as long as the minutes last; one that is cut says so. A table of the
-documentation whose benchmark ran to its end, with the command that the table names, gets the new rows
-(``benchmarks/published``); then every table is written anew from its rows. The others take longer or need data: they
-are listed with the command that makes them, after which `python -m benchmarks.pages --publish FILE` takes them over.
+Each benchmark runs in its own process until the time is over; interrupted ones are listed. If a benchmark completed
+with the command that its table names, its rows are published (``benchmarks/published``). Then all tables are written
+from the published rows. Benchmarks that take longer or need data are listed with their commands; their results are
+published by `python -m benchmarks.pages --publish FILE`.
 """
 
 import argparse
@@ -27,7 +27,7 @@ ALONE = (
     "leap_forms",
     "solvers_more",
 )
-"""Benchmarks that need nothing but this checkout; those with a table come first."""
+"""Benchmarks that need no data; those with a table come first."""
 
 WITH_DATA = ("hawq_resnet18", "networks", "prediction", "cifar10_resnet20", "filters_resnet")
 
@@ -36,8 +36,8 @@ RESULTS = Path("benchmarks/results")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="folder of the models and data; without it those that need it are left out")
-    parser.add_argument("--minutes", type=float, default=20.0, help="after which nothing is run any more")
+    parser.add_argument("--data", help="folder of the models and data; without it, benchmarks that need it are skipped")
+    parser.add_argument("--minutes", type=float, default=20.0, help="time limit for all benchmarks together")
     arguments = parser.parse_args()
     end = time.monotonic() + 60 * arguments.minutes
     runs = [(name, []) for name in ALONE]
@@ -51,8 +51,8 @@ def main() -> None:
     for name, outcome in outcomes.items():
         print(f"{name}: {outcome}{', its table is new' if name in fresh else ''}")
     if arguments.data is None:
-        print(f"left out, for want of --data FOLDER: {', '.join(WITH_DATA)}")
-    print("Tables written from the rows of earlier runs; their commands (FOLDER and FILE are data):")
+        print(f"skipped, because they need --data FOLDER: {', '.join(WITH_DATA)}")
+    print("Tables written from the rows of earlier runs, with their commands (FOLDER and FILE are data):")
     for name, command in commands().items():
         if name not in fresh:
             print(f"  {name}: {command}")
@@ -61,21 +61,21 @@ def main() -> None:
 
 
 def run(name: str, words: list[str], seconds: float) -> str:
-    """Run a benchmark for at most so many seconds: done, failed, cut, or not begun."""
+    """Run a benchmark for at most ``seconds`` and return the outcome in words."""
     if seconds <= 0:
-        return "not begun, the time was over"
+        return "not started: time limit"
     print(f"\n== {name}", flush=True)
     begun = time.monotonic()
     try:
         status = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *words], check=False, timeout=seconds)  # noqa: S603
     except subprocess.TimeoutExpired:
-        return f"cut after {time.monotonic() - begun:.0f} s, the time was over"
+        return f"stopped after {time.monotonic() - begun:.0f} s: time limit"
     print(f"({time.monotonic() - begun:.0f} s)")
     return "failed" if status.returncode else "done"
 
 
 def publish(name: str, begun: float) -> bool:
-    """Take over the rows of a run, where a table shows them and names the command that was run."""
+    """Publish the rows of a run if a table shows them and names the command that was run."""
     file = RESULTS / f"{name}.json"
     known = commands()
     if name not in known or not file.exists() or file.stat().st_mtime < begun:
@@ -87,7 +87,7 @@ def publish(name: str, begun: float) -> bool:
 
 
 def commands() -> dict[str, str]:
-    """Published rows → the command that wrote them."""
+    """Return the command of each published file."""
     files = sorted(pages.PUBLISHED.glob("*.json"))
     return {file.stem: str(read_json(file, "rows of a benchmark")["command"]) for file in files}
 

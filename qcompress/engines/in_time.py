@@ -1,7 +1,8 @@
-"""Choices that truly keep a budget for seconds: each is timed whole in the engine.
+"""Choices that keep a time budget when the whole model runs in the engine.
 
-Times of options add up to a prediction, and a solver seeks out where that is too low. So its choice is run whole, and
-one that takes longer than the budget is made anew for as much less as it was off.
+The predicted time of a choice is a sum over its options, and a solver exploits errors of that sum. The model of its
+choice is therefore timed as a whole. If it exceeds the budget, the problem is solved again with a budget that is
+smaller by the same ratio.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,29 +17,29 @@ from solvers import Solution
 from solvers.base import relative_gap
 
 ROUNDS = 4
-"""Choices that are made and timed at most."""
+"""Maximum number of choices that are solved for and timed."""
 
 TOLERANCE = 0.02
-"""Relative differences of times that are nothing to tell."""
+"""Relative excess over the budget that counts as measurement noise."""
 
 Seconds = Callable[[Sequence[NDArray[np.int64]]], list[float]]
-"""Times whole choices."""
+"""Function that returns the measured seconds of choices, each timed as a whole model."""
 
 
 def solved_in_time(
     problem: Problem, solution: Solution, seconds: Seconds, solve_for: Callable[[Problem], Solution]
 ) -> tuple[Problem, Solution]:
-    """A problem with a budget for seconds whose solution keeps the one of ``problem`` when it is timed whole.
+    """Solve again with smaller budgets until the choice, timed as a whole model, keeps the time budget of ``problem``.
 
     Args:
-        problem: with the budget.
-        solution: of it, with a choice.
-        seconds: times choices.
-        solve_for: makes a choice for a smaller budget.
+        problem: problem with a budget for `LATENCY`.
+        solution: solution of it, with a choice.
+        seconds: function that times choices.
+        solve_for: function that solves the problem with a smaller budget.
 
     Returns:
-        The problem and its solution; of all choices the one that takes least too long, where none is in time. The
-        bound is that of the first solution.
+        The problem with the budget that was solved for, and its solution; if no choice keeps the budget, the one with
+        the smallest excess. The bound is that of the first solution.
     """
     first, limit, stated = solution, problem.budgets[LATENCY], problem
     tried = []
@@ -54,14 +55,14 @@ def solved_in_time(
             solution = solve_for(stated)
         except InfeasibleBudgetError:
             break
-    stated, solution, _ = min(tried, key=lambda own: max(own[2], (1 + TOLERANCE) * limit))
+    stated, solution, _ = min(tried, key=lambda attempt: max(attempt[2], (1 + TOLERANCE) * limit))
     if solution is not first:
         solution = replace(solution, bound=first.bound, gap=relative_gap(solution.objective, first.bound))
     return stated, solution
 
 
 def cached(seconds: Seconds) -> Seconds:
-    """The same clock, which times every choice once.
+    """Return the same function with a cache, so that every choice is timed once.
 
     >>> times = cached(lambda choices: [float(len(choices))] * len(choices))
     >>> times([np.array([0, 1]), np.array([1, 1])]), times([np.array([0, 1])])

@@ -1,8 +1,8 @@
-"""What the options of every part come to, kept on disk while a measurement is on its way.
+"""Checkpoints of encoded options, kept on disk until a measurement is complete.
 
-Working out compensated codes takes minutes to hours, before the first batch is measured. A cut measurement finds them
-again, part by part, in a folder beside its cache. What always holds: they are taken again only where everything that
-they were worked out from is the same, the numbers of the weight and of its inputs included.
+Encoding compensated options takes minutes to hours, before the first batch is measured. An interrupted measurement
+reads the codes of each part from a folder beside its cache. They are reused only if everything that they depend on is
+unchanged, including the values of the weight and the statistics of its inputs.
 """
 
 import hashlib
@@ -25,10 +25,10 @@ FILE_KIND = FileKind("qcompress codes", version=1)
 
 
 class KeptCodes:
-    """A folder of codes, or none.
+    """A folder with the codes of each part.
 
     Args:
-        folder: made when there is something to keep; None keeps nothing.
+        folder: created when the first codes are written; None keeps nothing.
 
     >>> import tempfile
     >>> from qcompress.options import prune_quantize
@@ -36,9 +36,9 @@ class KeptCodes:
     >>> target = Target(layer="Linear", channels=2, per_channel=4, dtype=torch.float32, macs=8.0)
     >>> weight, kept = Weight(torch.eye(2, 4), target), KeptCodes(Path(tempfile.mkdtemp()))
     >>> offered = prune_quantize(bits=(4,), sparsity=(0,))
-    >>> [own.transform.label for own in kept.once(0, offered, weight, lambda: offered.for_weight(weight))]
+    >>> [fitted.transform.label for fitted in kept.once(0, offered, weight, lambda: offered.for_weight(weight))]
     ['keep', '4 bits']
-    >>> [own.transform.label for own in kept.once(0, offered, weight, lambda: ())]
+    >>> [fitted.transform.label for fitted in kept.once(0, offered, weight, lambda: ())]
     ['keep', '4 bits']
     """
 
@@ -48,19 +48,19 @@ class KeptCodes:
     def once(
         self, index: int, offered: Options, weight: Weight, make: Callable[[], tuple[Fitted, ...]]
     ) -> tuple[Fitted, ...]:
-        """What ``make`` gives for a part's weight: from the folder, or made and kept there.
+        """Return the encoded options of a part from the folder, or encode them and keep them there.
 
         Args:
-            index: of the part.
-            offered: what is on offer for it.
-            weight: with what is known of its inputs.
-            make: works it out.
+            index: index of the part.
+            offered: options of the part.
+            weight: its weight, with the statistics of its inputs.
+            make: function that encodes the options.
         """
         if self._folder is None:
             return make()
         file, key = self._folder / f"{index}.npz", _key(offered, weight)
-        if file.exists() and (found := _read(file, key)) is not None:
-            return found
+        if file.exists() and (codes := _read(file, key)) is not None:
+            return codes
         made = make()
         self._folder.mkdir(parents=True, exist_ok=True)
         _write(file, key, made)
@@ -76,7 +76,7 @@ NOTHING_KEPT = KeptCodes(None)
 
 
 def _key(offered: Options, weight: Weight) -> str:
-    """A digest of all that codes depend on."""
+    """Return a digest of everything that codes depend on."""
     target = weight.target
     described = [offered.to_json(), repr(target), float(weight.num_inputs), repr(weight.ranges)]
     digest = hashlib.sha256(json.dumps(described).encode())
@@ -91,27 +91,29 @@ def _bytes_of(values: Tensor) -> Any:
     return values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
-def _write(file: Path, key: str, found: tuple[Fitted, ...]) -> None:
+def _write(file: Path, key: str, options: tuple[Fitted, ...]) -> None:
     header = {
         "key": key,
-        "transforms": [own.transform.to_json() for own in found],
-        "errors": [own.error for own in found],
+        "transforms": [option.transform.to_json() for option in options],
+        "errors": [option.error for option in options],
         "stored": [
             {
                 name: [str(values.dtype).removeprefix("torch."), list(values.shape)]
-                for name, values in own.stored.items()
+                for name, values in option.stored.items()
             }
-            for own in found
+            for option in options
         ],
     }
     arrays = {
-        f"{option}.{name}": _bytes_of(values) for option, own in enumerate(found) for name, values in own.stored.items()
+        f"{number}.{name}": _bytes_of(values)
+        for number, option in enumerate(options)
+        for name, values in option.stored.items()
     }
     FILE_KIND.write_arrays(file, header, arrays)
 
 
 def _read(file: Path, key: str) -> tuple[Fitted, ...] | None:
-    """What is in a file of that key; None where it is of another, or is damaged."""
+    """Return the codes in a file; None if they belong to another key or the file is damaged."""
     try:
         header, arrays = FILE_KIND.read_arrays(file)
         with FILE_KIND.building(file):
@@ -133,4 +135,4 @@ def _read(file: Path, key: str) -> tuple[Fitted, ...] | None:
                 )
             )
     except FileFormatError:
-        return None  # made anew
+        return None  # the codes are computed again

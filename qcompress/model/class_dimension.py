@@ -1,12 +1,12 @@
-"""Which dimension of outputs ``(samples, a, b)`` holds the classes, told by the network itself.
+"""Find out which dimension of outputs ``(samples, a, b)`` holds the classes.
 
-A language model gives ``(samples, positions, classes)``, a convolution over a sequence ``(samples, classes,
-positions)``, and no shape tells them apart. Two things do:
+A language model returns ``(samples, positions, classes)``, a convolution over a sequence ``(samples, classes,
+positions)``. The shape does not tell them apart, but two properties of the network do:
 
-- Along the classes, probabilities and their logarithms are normalised.
-- Each class has numbers of some weight to itself (a row of the last layer), and positions share theirs: the gradients
-  of two halves of the classes have no number of that weight in common. Words that come in are left out of that, since
-  a vocabulary may be the last layer too.
+- Probabilities and their logarithms are normalised along the classes.
+- Every class has weights of its own (a row of the last layer), while positions share them: the gradients of two halves
+  of the classes are non-zero at different entries of some weight. Embedding lookups are excluded from these gradients,
+  because an embedding may share its weight with the last layer.
 """
 
 import contextlib
@@ -19,21 +19,21 @@ from torch import Tensor, nn
 from qcompress.errors import ModelError
 from qcompress.model import forward as forwards
 
-NORMALISED = 1e-4  # what sums of float32 probabilities are off by, and to spare
+NORMALISED = 1e-4  # larger than the rounding error of sums of float32 probabilities
 DIMS = 1, 2
 
 
 def require_classes_last(model: nn.Module, batch: Any, forward: forwards.Forward | None, name: str) -> None:
-    """Refuse outputs of three dimensions whose last one is not seen to hold the classes.
+    """Refuse three-dimensional outputs unless the last dimension is found to hold the classes.
 
     Args:
-        model: whose outputs they are.
-        batch: to run.
-        forward: how.
-        name: of the loss.
+        model: the model.
+        batch: batch to run.
+        forward: how to run it.
+        name: name of the loss, for the message.
 
     Raises:
-        ModelError: the second dimension holds them, or the network does not tell; says what to write.
+        ModelError: the second dimension holds the classes, or it is unclear; the message says how to state it.
 
     >>> ids = torch.tensor([[0, 1, 2, 3, 4]])
     >>> require_classes_last(nn.Sequential(nn.Embedding(6, 8), nn.Linear(8, 6)), ids, None, "kl")
@@ -44,14 +44,14 @@ def require_classes_last(model: nn.Module, batch: Any, forward: forwards.Forward
     with torch.no_grad():
         output = forwards.run(model, batch, forward)
     shape = tuple(output.shape)
-    found = _normalised(output) or _with_weights_of_their_own(model, batch, forward)
-    if found == {2}:
+    dims = _normalised(output) or _with_weights_of_their_own(model, batch, forward)
+    if dims == {2}:
         return
-    if found == {1}:
+    if dims == {1}:
         raise ModelError(
             f"loss {name!r} takes the last dimension for the classes; in outputs of shape {shape} the second one seems "
-            "to hold them, by the weights that its places have to themselves or by their sums: give loss='kl:1', or "
-            "loss='kl:-1' if it is the last nevertheless"
+            "to hold them, judging by the weights of the last layer or by sums that are 1: give loss='kl:1', or "
+            "loss='kl:-1' if it is the last one after all"
         )
     raise ModelError(
         f"loss {name!r} compares distributions over classes, and neither outputs of shape {shape} nor the network tell "
@@ -62,7 +62,7 @@ def require_classes_last(model: nn.Module, batch: Any, forward: forwards.Forward
 
 @contextlib.contextmanager
 def _words_apart(model: nn.Module) -> Iterator[None]:
-    """While open no gradient reaches a weight by the rows that an Embedding looks up in it."""
+    """Context manager in which no gradient reaches a weight through an embedding lookup."""
 
     def cut(module: nn.Module, given: Any, output: Any) -> Any:  # noqa: ARG001
         return output.detach() if isinstance(output, Tensor) else output
@@ -77,13 +77,13 @@ def _words_apart(model: nn.Module) -> Iterator[None]:
 
 
 def _normalised(output: Tensor) -> set[int]:
-    """Dimensions along which outputs are probabilities, or logarithms of them."""
+    """Return the dimensions along which the outputs are probabilities or their logarithms."""
     ones = {dim: (output.sum(dim), output.logsumexp(dim).exp()) for dim in DIMS if output.shape[dim] > 1}
-    return {dim for dim, sums in ones.items() if any(bool(((own - 1).abs() < NORMALISED).all()) for own in sums)}
+    return {dim for dim, sums in ones.items() if any(bool(((total - 1).abs() < NORMALISED).all()) for total in sums)}
 
 
 def _with_weights_of_their_own(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> set[int]:
-    """Dimensions whose places have numbers of some weight to themselves; none where there are no gradients."""
+    """Return the dimensions whose entries have weights of their own; none if the model has no gradients."""
     weights = [weight for weight in model.parameters() if weight.is_floating_point()]
     flags = [weight.requires_grad for weight in weights]
     try:
@@ -91,31 +91,31 @@ def _with_weights_of_their_own(model: nn.Module, batch: Any, forward: forwards.F
             weight.requires_grad_(True)
         with torch.enable_grad(), _words_apart(model):
             output = forwards.run(model, batch, forward)
-        as_long = {dim: [own for own in weights if output.shape[dim] in own.shape] for dim in DIMS}
+        as_long = {dim: [weight for weight in weights if output.shape[dim] in weight.shape] for dim in DIMS}
         likely = {dim for dim in DIMS if _apart(output, dim, as_long[dim])}
         return likely if len(likely) == 1 else {dim for dim in DIMS if _apart(output, dim, weights)}
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        return set()  # a model that does not run with gradients tells nothing by them
+        return set()  # without gradients nothing is known; the caller then refuses
     finally:
         for weight, flag in zip(weights, flags, strict=True):
             weight.requires_grad_(flag)
 
 
 def _apart(output: Tensor, dim: int, weights: Sequence[Tensor]) -> bool:
-    """Whether some weight has no number that serves both even and odd places of a dimension of the outputs."""
+    """Whether some weight affects even and odd indices of a dimension of the outputs by different entries."""
     length = output.shape[dim]
     if length < 2 or not weights or not output.requires_grad:
         return False
-    shape = [length if own == dim else 1 for own in range(output.ndim)]
+    shape = [length if axis == dim else 1 for axis in range(output.ndim)]
     even = (torch.arange(length, device=output.device) % 2 == 0).to(output).reshape(shape)
     noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
     halves = []
     for mask in (even, 1 - even):
         gradients = torch.autograd.grad(output, weights, noise * mask, retain_graph=True, allow_unused=True)
-        halves.append([None if own is None else own.to_dense() != 0 for own in gradients])
+        halves.append([None if gradient is None else gradient.to_dense() != 0 for gradient in gradients])
     return any(
-        one is not None and other is not None and bool(one.any() and other.any()) and not bool((one & other).any())
-        for one, other in zip(*halves, strict=True)
+        even is not None and odd is not None and bool(even.any() and odd.any()) and not bool((even & odd).any())
+        for even, odd in zip(*halves, strict=True)
     )
