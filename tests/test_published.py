@@ -72,5 +72,5 @@ def test_a_bench_run_publishes_only_what_the_tables_name_and_cuts_what_takes_too
     monkeypatch.setattr("sys.argv", ["/benchmarks/sizes.py", "--quick"])
     write_results(tmp_path, "sizes", [{"file": "c"}], "")
     assert not bench.publish("sizes", 0.0)
-    assert bench.run("import_time", [], 0.0).startswith("not begun")
-    assert bench.run("import_time", [], 0.01).startswith("cut after")
+    assert bench.run("import_time", [], 0.0).startswith("not started")
+    assert bench.run("import_time", [], 0.01).startswith("stopped after")
