@@ -1,9 +1,9 @@
-"""Nested sweeps: no part of a smaller model is larger than in the next one, so that one file serves all of them.
+"""Nested sweeps: no part of a smaller model is larger than in the next larger model, so that one file serves all.
 
-A chain starts at one end of the sweep, with the choice found there, and solves each further point over the options that
-nesting leaves: those that use at most (towards tighter budgets) or at least (towards looser ones) what the last choice
-uses in the same group. Both chains are made, and the one that adds less to the objectives is kept. Every point keeps
-the bound of the point without nesting, which holds for nested choices too.
+A chain starts at one end of the sweep with the choice found there. Each further point is solved over the options that
+nesting allows: towards tighter budgets, options that use at most what the previous choice uses in the same group;
+towards looser budgets, options that use at least as much. Chains are made in both directions, and the chain that adds
+less to the objectives is kept. Every point keeps its bound without nesting, which is valid for nested choices too.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from solvers.solution import Solution
 Choice = NDArray[np.int64]
 
 SolvePoint = Callable[[Problem, Choice | None], Solution]
-"""Solves a problem from a choice to start from, or none."""
+"""Function that solves a problem, given a choice to start from or None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -44,9 +44,9 @@ def is_nested(problem: Problem, resource: str, smaller: ArrayLike, larger: Array
 
 
 def nested(points: Sequence[Point], resource: str, solve_point: SolvePoint) -> list[Solution]:
-    """Solutions of the points, tightest budget first, whose choices are nested in each other.
+    """Return solutions of the points, tightest budget first, whose choices are nested in each other.
 
-    Points without a choice stay as they are and are left out of the nesting.
+    Points without a choice are returned unchanged and ignored in the nesting.
     """
     solved = [number for number, point in enumerate(points) if point.solution.choice is not None]
     upwards = _chain([points[number] for number in solved], resource, solve_point, upwards=True)
@@ -54,12 +54,12 @@ def nested(points: Sequence[Point], resource: str, solve_point: SolvePoint) -> l
     plain = [points[number].solution for number in solved]
     chains = [chain for chain in (downwards, upwards) if all(solution.choice is not None for solution in chain)]
     best = min(chains, key=lambda chain: _excess(chain, plain))
-    found = dict(zip(solved, best, strict=True))
-    return [found.get(number, point.solution) for number, point in enumerate(points)]
+    nested_solutions = dict(zip(solved, best, strict=True))
+    return [nested_solutions.get(number, point.solution) for number, point in enumerate(points)]
 
 
 def _chain(points: Sequence[Point], resource: str, solve_point: SolvePoint, *, upwards: bool) -> list[Solution]:
-    """Solutions in the order of the points, each within what the one before leaves."""
+    """Return solutions in the order of the points, each nested with the one before."""
     chain: list[Solution] = []
     for point in points:
         last = chain[-1].choice if chain else None
@@ -68,25 +68,25 @@ def _chain(points: Sequence[Point], resource: str, solve_point: SolvePoint, *, u
 
 
 def _next(point: Point, resource: str, last: Choice, solve_point: SolvePoint, *, upwards: bool) -> Solution:
-    """The solution that is nested with the last choice; the point's own one where that is."""
-    problem, own = point.problem, point.solution.choice
-    pair = (last, own) if upwards else (own, last)
-    if own is not None and is_nested(problem, resource, *pair):
+    """Return a solution nested with the last choice; the point's solution if it is nested already."""
+    problem, free = point.problem, point.solution.choice
+    pair = (last, free) if upwards else (free, last)
+    if free is not None and is_nested(problem, resource, *pair):
         return point.solution
     use, used = problem.resources[resource], problem.resources[resource][problem.flat(last)][problem.group_of]
     reduction = restrict(problem, use >= used if upwards else use <= used)
     start = reduction.lower(last) if problem.evaluate(last).feasible else None
-    found = solve_point(reduction.problem, start)
-    choices = [] if found.choice is None else [reduction.lift(found.choice)]
-    judged = judge(problem, (choices or [last])[0], name=found.solver)
+    reduced = solve_point(reduction.problem, start)
+    choice = last if reduced.choice is None else reduction.lift(reduced.choice)
+    judged = judge(problem, choice, name=reduced.solver)
     run = replace(
-        found, pool=(), **{name: getattr(judged, name) for name in ("choice", "objective", "usage", "feasible")}
+        reduced, pool=(), **{name: getattr(judged, name) for name in ("choice", "objective", "usage", "feasible")}
     )
     run = replace(run, bound=None, gap=None, status=judged.status, problem_fingerprint=problem.fingerprint())
     return with_known(problem, run, bounds=[point.solution.bound])
 
 
 def _excess(chain: Sequence[Solution], plain: Sequence[Solution]) -> float:
-    """What nesting adds to the objectives, each relative to its size without nesting, in all."""
-    pairs = [(one.objective, other.objective) for one, other in zip(chain, plain, strict=True)]
+    """Return the sum of the relative increases of the objectives due to nesting."""
+    pairs = [(constrained.objective, free.objective) for constrained, free in zip(chain, plain, strict=True)]
     return sum((a - b) / (abs(b) or 1.0) for a, b in pairs if a is not None and b is not None)

@@ -1,8 +1,8 @@
-"""Metadata of a bit file: how bits encode choices.
+"""Metadata of a ``.bqm`` or ``.qubo`` file: how its bits encode choices.
 
-A ``.bqm`` file holds it as one more entry of its header, a ``.qubo`` file as a comment; both leave other readers alone.
-What always holds: energies in the file are those of the model times ``scale``, a power of two, so that the largest bias
-is at most 1 and no digit is lost.
+A ``.bqm`` file stores the metadata as an extra entry of its header, a ``.qubo`` file as a comment, so other programs
+can still read both. Invariant: energies in the file are those of the model times ``scale``, a power of two, so that the
+largest bias is at most 1 and no digit is lost.
 """
 
 import io
@@ -31,22 +31,22 @@ if TYPE_CHECKING:
 FILE_KIND = FileKind("qcompress bits", version=1)
 
 COMMENT = "c decode "
-"""How the line of a ``.qubo`` file begins that holds it."""
+"""Prefix of the line of a ``.qubo`` file that holds the metadata."""
 
 MAGIC = b"DIMODBQM"
 ENTRY = "qcompress"
-"""The entry of a ``.bqm`` file's header that holds it."""
+"""Entry of a ``.bqm`` file's header that holds the metadata."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bits:
-    """How a problem was written in bits.
+    """How a problem was encoded in bits.
 
     Attributes:
-        problem_fingerprint: of the problem.
-        encoding, prices, overrun: of `formulations.to_bqm`; prices and overrun for each level where there are levels.
-        levels: of `formulations.forms.levels.in_levels`, or None where uses are counted as they are.
-        scale: by which energies were multiplied.
+        problem_fingerprint: fingerprint of the problem.
+        encoding, prices, overrun: arguments of `formulations.to_bqm`; with ``levels``, prices and overrun count levels.
+        levels: argument of `formulations.forms.levels.in_levels`, or None if uses are not rounded to levels.
+        scale: factor by which energies were multiplied.
     """
 
     problem_fingerprint: str
@@ -57,10 +57,10 @@ class Bits:
     scale: float
 
     def encoded(self, problem: Problem) -> "EncodedBqm":
-        """The model of ``problem``, not scaled.
+        """Encode ``problem`` in the same way; energies are not scaled.
 
         Raises:
-            FileFormatError: it is another problem.
+            FileFormatError: ``problem`` is not the problem that was encoded.
         """
         from formulations.forms.bqm import to_bqm
 
@@ -70,14 +70,18 @@ class Bits:
         return to_bqm(counted, self.encoding, prices=self.prices, overrun=self.overrun)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able dictionary of it."""
+        """Return the metadata as plain JSON."""
         return {**FILE_KIND.header, **asdict(self)}
 
 
 def in_bits(
     problem: Problem, encoding: str, prices: Mapping[str, float] | None, *, proven: bool
 ) -> tuple["EncodedBqm", Bits]:
-    """The model and what a file says of it: with tight budgets, unless prices are given or all is to be proven."""
+    """Encode a problem for a file, with tight budgets unless prices are given or a proof is asked for.
+
+    Returns:
+        The model and the metadata for its file.
+    """
     from formulations.forms.bqm import to_bqm
 
     overrun, levels, counted = None, None, problem
@@ -99,16 +103,16 @@ def in_bits(
 
 
 def decode_bits(path: AnyPath, problem: Problem, samples: ArrayLike) -> Integers:
-    """The choices that samples of a file's bits mean; judge them by `Problem.evaluate`: some may be over a budget.
+    """Decode samples of a file's bits into choices, some of which may exceed a budget (see `Problem.evaluate`).
 
     Args:
-        path: a ``.bqm`` or ``.qubo`` file that was written of ``problem``.
+        path: a ``.bqm`` or ``.qubo`` file that was written from ``problem``.
         problem: the problem.
         samples: ``(n, variables)`` values 0 and 1 in the order of the file's variables.
 
     Raises:
-        FileFormatError: the file does not say how it was written, or it was of another problem.
-        EncodingError: samples of another shape.
+        FileFormatError: the file has no metadata, or was written from another problem.
+        EncodingError: the samples have another shape.
 
     >>> import pathlib, tempfile
     >>> from formulations import write_qubo
@@ -118,41 +122,41 @@ def decode_bits(path: AnyPath, problem: Problem, samples: ArrayLike) -> Integers
     >>> decode_bits(file, problem, [[1, 0, 0, 1, 0]]).tolist()
     [[0, 1]]
     """
-    bits = said_in(path)
+    bits = metadata_in(path)
     if bits is None:
         raise FileFormatError(f"{path} does not say how its bits are to be decoded: it was not written by qcompress")
     return bits.encoded(problem).decode_all(samples)
 
 
-def said_in(path: AnyPath) -> Bits | None:
-    """What a file says of itself; None for a file from elsewhere.
+def metadata_in(path: AnyPath) -> Bits | None:
+    """Read a file's metadata; None if another program wrote the file.
 
     Raises:
-        FileFormatError: it says it in another version or not as a whole.
+        FileFormatError: the metadata is of another version or incomplete.
     """
     with Path(path).open("rb") as file:
-        return said_by(file, str(path))
+        return metadata_of(file, str(path))
 
 
-def said_by(file: IO[bytes], where: str) -> Bits | None:
-    """What an open file says of itself; see `said_in`."""
+def metadata_of(file: IO[bytes], where: str) -> Bits | None:
+    """Read the metadata of an open file; see `metadata_in`."""
     if file.read(len(MAGIC)) == MAGIC:
         _, header = _header(file)
-        told = header.get(ENTRY)
+        metadata = header.get(ENTRY)
     else:
         file.seek(0)
         lines = (line for line in file if line.startswith(COMMENT.encode()))
         line = next(lines, None)
-        told = None if line is None else json.loads(line.removeprefix(COMMENT.encode()))
-    if told is None:
+        metadata = None if line is None else json.loads(line.removeprefix(COMMENT.encode()))
+    if metadata is None:
         return None
-    content = FILE_KIND.content(told, where)
+    content = FILE_KIND.content(metadata, where)
     with FILE_KIND.building(where):
         return Bits(**content)
 
 
 def with_entry(model: bytes, bits: Bits) -> bytes:
-    """A BQM file's beginning, up to the end of its header, with the entry added; padded as dimod pads it."""
+    """Return the bytes of a BQM file with the metadata added to its header, padded as dimod pads it."""
     file = io.BytesIO(model)
     file.read(len(MAGIC))
     version, header = _header(file)
@@ -163,7 +167,7 @@ def with_entry(model: bytes, bits: Bits) -> bytes:
 
 
 def _header(file: IO[bytes]) -> tuple[bytes, dict[str, Any]]:
-    """Version and header of a BQM file, from behind the magic word."""
+    """Read version and header of a BQM file, starting after the magic word."""
     version = file.read(2)
     (length,) = struct.unpack("<I", file.read(4))
     header: dict[str, Any] = json.loads(file.read(length))

@@ -16,7 +16,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from formulations.errors import FileFormatError
-from formulations.exchange.bits import said_by
+from formulations.exchange.bits import metadata_of
 from formulations.files import AnyPath
 from formulations.pairs import PairTerms
 from formulations.problem import Problem
@@ -88,7 +88,7 @@ def read_qubo(path: AnyPath) -> Problem:
 
 def _unscaled(content: bytes, path: AnyPath) -> float:
     """What energies of a file are to be multiplied by."""
-    bits = said_by(io.BytesIO(content), str(path))
+    bits = metadata_of(io.BytesIO(content), str(path))
     return 1.0 if bits is None else 1.0 / bits.scale
 
 

@@ -1,6 +1,6 @@
-"""Simple searches over a problem's choices, one group at a time: enough to find prices and to judge what is near.
+"""Coordinate descent over a problem's choices, one group at a time: enough to find prices and to check neighbours.
 
-Choices are flat options ``(G,)`` here, one a group.
+In this module a choice is an array ``(G,)`` of flat option indices, one per group.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from formulations.forms.couplings import Floats, Integers
 from formulations.problem import Problem
 
 SWEEPS = 10
-"""Passes over all groups of one descent."""
+"""Maximum number of passes over all groups in one descent."""
 
 
 class Descent:
@@ -23,24 +23,24 @@ class Descent:
         self.factor = np.zeros((problem.num_options, 0)) if problem.pairs.factor is None else problem.pairs.factor
 
     def cheapest(self, priced: Floats) -> Integers:
-        """Every group's cheapest option at costs that ``priced`` is added to, pair terms aside."""
+        """Return every group's option with the least cost plus ``priced``, without pair terms."""
         order = np.lexsort((self.problem.cost + priced, self.problem.group_of))
         return np.asarray(order[self.starts])
 
     def objective(self, chosen: Integers) -> float:
-        """The objective of a choice."""
+        """Return the objective of a choice."""
         return float(self.problem.evaluate(chosen - self.starts).objective)
 
-    def at(self, priced: Floats, chosen: Integers) -> Integers:
-        """The better of two descents: from ``chosen``, and from the cheapest options."""
+    def descended(self, priced: Floats, chosen: Integers) -> Integers:
+        """Return the better result of two descents at costs plus ``priced``: from ``chosen`` and from `cheapest`."""
         cheapest = self.cheapest(priced)
         if not self.problem.pairs:
             return cheapest
-        found = [self._descended(self.problem.cost + priced, start) for start in (chosen.copy(), cheapest)]
-        return min(found, key=lambda flat: self.objective(flat) + float(priced[flat].sum()))
+        ends = [self._descended(self.problem.cost + priced, start) for start in (chosen.copy(), cheapest)]
+        return min(ends, key=lambda flat: self.objective(flat) + float(priced[flat].sum()))
 
     def added(self, chosen: Integers) -> Floats:
-        """``(V,)`` what the objective gains when an option takes the place of its group's chosen one."""
+        """Return the change ``(V,)`` of the objective if an option replaces its group's chosen option."""
         group_of = self.problem.group_of
         total = self.factor[chosen].sum(axis=0)
         value = self.problem.cost + np.einsum("vr,vr->v", self.factor, total - self.factor[chosen][group_of])
@@ -49,12 +49,12 @@ class Descent:
         return np.asarray(value - value[chosen][group_of])
 
     def repaired(self, chosen: Integers, use: Floats, budget: Floats) -> Integers | None:
-        """The choice with the cheapest changes, per use that they save, until it keeps within the budgets.
+        """Change options, cheapest per saved use first, until the choice is within the budgets; None if that fails.
 
         Args:
             chosen: the choice.
-            use: ``(V, K)`` of K resources.
-            budget: ``(K,)``.
+            use: uses ``(V, K)`` of K resources.
+            budget: budgets ``(K,)``.
         """
         group_of, chosen = self.problem.group_of, chosen.copy()
         for _ in range(2 * self.problem.num_groups):

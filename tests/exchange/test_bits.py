@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formulations import FileFormatError, Problem, decode_bits, write_bqm, write_qubo
-from formulations.exchange.bits import said_in
+from formulations.exchange.bits import metadata_in
 from formulations.exchange.suffixes import read_problem
 from formulations.forms.bqm import to_bqm
 from formulations.forms.levels import in_levels
@@ -62,7 +62,7 @@ def test_biases_are_far_smaller_than_proven_ones_and_scaled_to_one(tmp_path):
         for proven in (False, True):
             write_bqm(problem, tmp_path / "p.bqm", proven=proven)
             assert 0.5 <= biases_of(model_in(tmp_path / "p.bqm")).max() <= 1.0
-            largest[proven] = 1 / said_in(tmp_path / "p.bqm").scale
+            largest[proven] = 1 / metadata_in(tmp_path / "p.bqm").scale
         assert largest[False] < largest[True] / 10_000
 
 
@@ -71,7 +71,7 @@ def test_biases_are_far_smaller_than_proven_ones_and_scaled_to_one(tmp_path):
 def test_the_file_says_how_it_is_decoded(suffix, settings, tmp_path):
     problem, path = layered_problem(4, bits=(2, 4, 8), rank=2), tmp_path / f"p{suffix}"
     WRITERS[suffix](problem, path, **settings)
-    bits = said_in(path)
+    bits = metadata_in(path)
     encoded = bits.encoded(problem)
     choices = np.random.default_rng(0).integers(3, size=(20, 4))
     states = np.stack([encoded.encode(choice) for choice in choices])
