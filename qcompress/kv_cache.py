@@ -1,6 +1,6 @@
-"""Memory of a language model at a context length: its weights, and the keys and values of every word before.
+"""Memory of a language model at a context length: its weights and its cache of keys and values.
 
-The cache depends on no choice of options, so a budget for both is one for the file, by as much smaller.
+The size of the cache does not depend on the chosen options, so a memory budget becomes a smaller budget for the file.
 """
 
 from typing import Any
@@ -13,22 +13,22 @@ from qcompress.errors import ModelError, OptionsError
 from qcompress.scalars import as_whole
 
 HALF = 2
-"""Bytes of a number in float16, as engines hold keys and values unless they are asked for something else."""
+"""Bytes of a float16 number; engines store keys and values in float16 by default."""
 
 
 def cache_bytes(model: nn.Module, context: int, *, samples: int = 1, number_bytes: float = HALF) -> int:
-    """The bytes of all keys and values at a context length.
+    """Return the bytes of all keys and values at a context length.
 
     Args:
-        model: of transformers, or opened; its ``config`` tells layers, key/value heads and their width. A layer with a
-            sliding window keeps no more than that.
-        context: words.
-        samples: texts at a time.
-        number_bytes: of a number of the cache.
+        model: a transformers model or opened model; its ``config`` gives the layers, the key/value heads and their
+            width. The cache of a layer with a sliding window is limited to the window.
+        context: context length in tokens.
+        samples: number of texts processed at a time.
+        number_bytes: bytes per number in the cache.
 
     Raises:
-        ModelError: no such config, or a cache of another form.
-        OptionsError: a context or number of samples below 1.
+        ModelError: the model has no such config, or its cache has another form.
+        OptionsError: ``context`` or ``samples`` is below 1.
 
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> config = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=3, num_attention_heads=4,
@@ -39,7 +39,7 @@ def cache_bytes(model: nn.Module, context: int, *, samples: int = 1, number_byte
     length, count = as_whole(context, "context", least=1), as_whole(samples, "samples", least=1)
     config = getattr(model, "config", None)
     if config is None or not hasattr(config, "num_hidden_layers"):
-        raise ModelError(f"{type(model).__name__} has no config of a language model, which tells the size of its cache")
+        raise ModelError(f"{type(model).__name__} has no language model config that gives the size of its cache")
     text: Any = config.get_text_config()
     if getattr(text, "kv_lora_rank", None):
         raise ModelError(
@@ -58,21 +58,21 @@ def cache_bytes(model: nn.Module, context: int, *, samples: int = 1, number_byte
 def memory_budget(
     model: nn.Module, memory: Amount, *, context: int, samples: int = 1, number_bytes: float = HALF
 ) -> dict[str, float]:
-    """The budget of `qcompress.compress` with which file and cache together fit into some memory.
+    """Return a budget for `qcompress.compress` with which file and cache together fit into the given memory.
 
-    It is for engines that hold the weights as they are in the file, as llama.cpp does; what a model computes on the
-    way takes some memory beside them.
+    The budget is meant for engines that hold weights in memory as they are in the file, like llama.cpp. It does not
+    include the memory for activations.
 
     Args:
-        model: as of `cache_bytes`, and so are the other arguments.
-        memory: bytes, as ``"2 GB"``.
-        context: words.
-        samples: texts at a time.
-        number_bytes: of a number of the cache.
+        model: same as in `cache_bytes`.
+        memory: bytes, such as ``"2 GB"``.
+        context: same as in `cache_bytes`.
+        samples: same as in `cache_bytes`.
+        number_bytes: same as in `cache_bytes`.
 
     Raises:
-        InfeasibleBudgetError: the cache alone takes that much.
-        OptionsError: no amount of bytes.
+        InfeasibleBudgetError: the cache alone exceeds the memory.
+        OptionsError: ``memory`` is not an amount of bytes.
 
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> config = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=3, num_attention_heads=4,
@@ -82,11 +82,11 @@ def memory_budget(
     """
     limit = parse(FILE_BYTES, memory)
     if limit.is_share:
-        raise OptionsError(f"memory must be an amount of bytes, as '2 GB', found {memory!r}")
+        raise OptionsError(f"memory must be an amount of bytes, such as '2 GB', found {memory!r}")
     cache = cache_bytes(model, context, samples=samples, number_bytes=number_bytes)
     if cache >= limit.value:
         raise InfeasibleBudgetError(
-            f"the keys and values of {samples} x {context:,} words take {cache:,} bytes, more than the budget of "
+            f"the keys and values of {samples} x {context:,} tokens take {cache:,} bytes, more than the budget of "
             f"{limit.value:,.0f}: ask for a shorter context"
         )
     return {FILE_BYTES: limit.value - cache}

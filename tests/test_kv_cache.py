@@ -42,9 +42,9 @@ def test_what_cannot_be_meant_is_refused(tmp_path):
     model = tiny("llama", tmp_path)
     with pytest.raises(InfeasibleBudgetError, match="more than the budget of 1,000: ask for a shorter"):
         qcompress.memory_budget(model, 1000, context=4096)
-    with pytest.raises(OptionsError, match="an amount of bytes, as '2 GB', found '50%'"):
+    with pytest.raises(OptionsError, match="an amount of bytes, such as '2 GB', found '50%'"):
         qcompress.memory_budget(model, "50%", context=4096)
-    with pytest.raises(ModelError, match="Linear has no config of a language model"):
+    with pytest.raises(ModelError, match="Linear has no language model config"):
         cache_bytes(nn.Linear(2, 2), 10)
     with pytest.raises(OptionsError, match="context"):
         cache_bytes(model, 0)

@@ -24,8 +24,8 @@ class Link:
     """Two parts: the output of the first, a convolution, is the input of the second, possibly after other operators.
 
     Attributes:
-        producer, consumer: their indices.
-        size: how many numbers the tensor has; several producers share it.
+        producer, consumer: indices of the parts.
+        size: number of elements of the tensor, divided by the number of its producers.
     """
 
     producer: int
@@ -33,36 +33,36 @@ class Link:
     size: float
 
     def is_mixed(self, integers: set[int]) -> bool:
-        """Whether exactly one of them is in integers."""
+        """Whether exactly one of the two parts computes in integers."""
         return (self.producer in integers) != (self.consumer in integers)
 
 
 def links(proto: Any, names: Mapping[int, str], sizes: Mapping[int, float]) -> list[Link]:
-    """The links of a graph.
+    """Return the links of a graph.
 
     Args:
         proto: graph of the dense model.
-        names: part → the initializer of its weight.
-        sizes: part → how many numbers its input has.
+        names: mapping from parts to the initializers of their weights.
+        sizes: mapping from parts to the numbers of elements of their inputs.
     """
     uses = {place: onnx_integer.uses(proto, name) for place, name in names.items()}
     producers = {use.output: place for place, products in uses.items() for use in products}
     convolutions = {place for place, products in uses.items() if any(use.operator == "Conv" for use in products)}
     makers = {output: node for node in proto.graph.node for output in node.output}
-    found = []
+    all_links = []
     for place, products in uses.items():
         for use in products:
             nearest = _nearest(use.given, makers, producers)
-            found += [
+            all_links += [
                 Link(producer=producer, consumer=place, size=sizes[place] / len(nearest))
                 for producer in nearest
                 if producer in convolutions and producer != place
             ]
-    return found
+    return all_links
 
 
 def _nearest(tensor: str, makers: Mapping[str, Any], producers: Mapping[str, int]) -> list[int]:
-    """The parts from whose outputs a tensor is computed with the fewest operators."""
+    """Return the parts from whose outputs a tensor is computed with the fewest operators."""
     seen, front = {tensor}, [tensor]
     while front:
         if reached := [producers[name] for name in front if name in producers]:
@@ -74,7 +74,7 @@ def _nearest(tensor: str, makers: Mapping[str, Any], producers: Mapping[str, int
 
 
 def halves(places: Sequence[int]) -> tuple[set[int], set[int]]:
-    """Every second part, starting with the first and with the second.
+    """Return every second part, starting with the first and with the second.
 
     >>> halves([0, 3, 5])
     ({0, 5}, {3})
@@ -82,11 +82,11 @@ def halves(places: Sequence[int]) -> tuple[set[int], set[int]]:
     return set(places[::2]), set(places[1::2])
 
 
-def pair_terms(found: Sequence[Link], seconds: float, kinds: Sequence[Sequence[Hashable]]) -> Any:
-    """Seconds of the conversions that two options need.
+def pair_terms(all_links: Sequence[Link], seconds: float, kinds: Sequence[Sequence[Hashable]]) -> Any:
+    """Return the seconds of the conversions that pairs of options need.
 
     Args:
-        found: the links.
+        all_links: the links of the graph.
         seconds: time to convert one number.
         kinds: the kind of every option of every part.
 
@@ -97,7 +97,7 @@ def pair_terms(found: Sequence[Link], seconds: float, kinds: Sequence[Sequence[H
     for part_kinds in kinds:
         starts.append(starts[-1] + len(part_kinds))
     terms: dict[tuple[int, int], float] = {}
-    for link in found:
+    for link in all_links:
         for u, first in enumerate(kinds[link.producer], start=starts[link.producer]):
             for v, second in enumerate(kinds[link.consumer], start=starts[link.consumer]):
                 if (first == INTEGER) != (second == INTEGER):

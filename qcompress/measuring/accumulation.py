@@ -1,4 +1,4 @@
-"""The sums over all batches, saved so that a cut run goes on, and ended early once they are good enough."""
+"""Sum costs and effects over all batches, saving them so that an interrupted run resumes."""
 
 import hashlib
 import itertools
@@ -112,7 +112,7 @@ def accumulate(
 def _in_order(
     work: Work, batches: Iterator[tuple[int, Any]], jobs: int, *, begun: bool
 ) -> Generator[BatchResult, None, None]:
-    """Compute the first batch that is left in this process; then the others, using what it revealed."""
+    """Compute the first remaining batch in this process, then the others with the knowledge it gave."""
     tried = work.tried
     for number, batch in itertools.islice(batches, 1):
         first = work.result(number, batch)

@@ -1,4 +1,4 @@
-"""When measuring stops before all batches are done: once predictions are known well enough, or after some time."""
+"""Stop measuring before all batches are done: once predictions are precise enough, or after a time limit."""
 
 from dataclasses import dataclass
 
@@ -11,16 +11,16 @@ from qcompress.measuring.sums import Sums
 from qcompress.scalars import as_number
 
 LEAST_SAMPLES = 8
-"""Samples before whose number no standard error is trusted."""
+"""Minimum number of samples for a standard error to be trusted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
-    """When measuring stops.
+    """Conditions for measuring to stop.
 
     Attributes:
-        precision: relative standard error of predictions at which it does, or None.
-        time_limit: seconds after which it does, or None.
+        precision: relative standard error of predictions at which measuring stops, or None.
+        time_limit: seconds after which measuring stops, or None.
     """
 
     precision: float | None = None
@@ -31,7 +31,7 @@ class Stop:
         """Check the arguments of `qcompress.measure`.
 
         Raises:
-            OptionsError: no positive numbers, or a way of measuring that does not stop.
+            OptionsError: a number is not positive, or the method of measuring cannot stop early.
         """
         if precision is None and time_limit is None:
             return cls()
@@ -41,7 +41,9 @@ class Stop:
                 "or time_limit"
             )
         if precision is not None and method != "sampled":
-            raise OptionsError(f"precision= is for method='sampled', whose samples tell it; found method={method!r}")
+            raise OptionsError(
+                f"precision= needs method='sampled', which estimates it from samples; found method={method!r}"
+            )
         return cls(
             precision=None if precision is None else as_number(precision, "precision", above=0),
             time_limit=None if time_limit is None else as_number(time_limit, "time_limit", above=0),
@@ -62,7 +64,7 @@ NEVER = Stop()
 
 
 def relative_error(sums: Sums, candidates: Candidates) -> float:
-    """Return the relative standard error of predicted losses, the largest of likely choices from mild to harsh."""
+    """Return the largest relative standard error of the predicted losses of likely choices, from mild to harsh."""
     halves = 0.5 * np.square(sums.factor())
     errors = []
     for chosen in likely_choices(sums.mean_cost(), candidates.size_bytes, candidates.offsets):

@@ -1,8 +1,8 @@
-"""A folder's tensors under the names that transformers' model has, where its files name or hold them otherwise.
+"""Read a folder's tensors under the names in a transformers model, also if its files name or split them differently.
 
-Many mixtures of experts are stored with a tensor per expert and matrix, and computed with one tensor of all experts.
-Which stored tensors make up a weight is transformers' own table of conversions; weights are put together when they are
-read, so that no more than one is in memory.
+Many mixtures of experts are stored with one tensor per expert and matrix, and computed with one tensor for all experts.
+The table of conversions in transformers tells which stored tensors make up a weight. A weight is put together when it
+is read, so that only one is in memory at a time.
 """
 
 from collections import defaultdict
@@ -17,18 +17,18 @@ from qcompress.errors import ModelError
 from qcompress.model.weight_files import StoredTensor, WeightFiles
 
 Sources = list[list[str]]
-"""Names of stored tensors: those of a list are stacked, the stacks then joined along the next dimension."""
+"""Names of stored tensors: each inner list is stacked, and the stacks are joined along the next dimension."""
 
 
 def named_as_in(model: nn.Module, files: WeightFiles) -> WeightFiles:
     """Return ``files`` under the names in the model's state dict; the same object if they have those already.
 
     Args:
-        model: a model of transformers, whose weights may be on the meta device.
-        files: what is stored.
+        model: a transformers model; its weights may be on the meta device.
+        files: the stored tensors.
 
     Raises:
-        ModelError: a weight is stored in a way that is not read tensor by tensor.
+        ModelError: a weight is stored in a form that cannot be read tensor by tensor.
     """
     state = model.state_dict()
     groups, converters = _grouped(model, [name for name in files if name not in state])
@@ -36,26 +36,28 @@ def named_as_in(model: nn.Module, files: WeightFiles) -> WeightFiles:
     for name, patterns in groups.items():
         if name not in state or name in files:
             continue
-        converter = next((own for own in converters if set(own.source_patterns) & set(patterns)), None)
+        converter = next(
+            (converter for converter in converters if set(converter.source_patterns) & set(patterns)), None
+        )
         if converter is None:
             sources[name] = list(patterns.values())
         elif _kinds(converter) in (["MergeModulelist"], ["MergeModulelist", "Concatenate"]):
             sources[name] = [patterns[pattern] for pattern in converter.source_patterns if pattern in patterns]
         else:
             raise ModelError(
-                f"{files.folder} holds {name!r} in a form that is not read block by block "
+                f"{files.folder} holds {name!r} in a form that cannot be read block by block "
                 f"({', '.join(_kinds(converter))}): load the model with from_pretrained and measure it in memory"
             )
     return ConvertedFiles(files, sources) if sources else files
 
 
 def _grouped(model: nn.Module, names: list[str]) -> tuple[dict[str, dict[str, list[str]]], list[Any]]:
-    """Return the model's name → pattern → stored names in order, and the conversions that have these patterns."""
+    """Return a mapping (name in the model → pattern → stored names in order), and the conversions of the patterns."""
     from transformers import conversion_mapping, core_model_loading
 
     transforms = conversion_mapping.get_model_conversion_mapping(model)
-    renamings = [own for own in transforms if isinstance(own, core_model_loading.WeightRenaming)]
-    converters = [own for own in transforms if isinstance(own, core_model_loading.WeightConverter)]
+    renamings = [rule for rule in transforms if isinstance(rule, core_model_loading.WeightRenaming)]
+    converters = [rule for rule in transforms if isinstance(rule, core_model_loading.WeightConverter)]
     groups: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name in sorted(names, key=_by_number):
         renamed, pattern = core_model_loading.rename_source_key(name, renamings, converters)
@@ -68,16 +70,16 @@ def _kinds(converter: Any) -> list[str]:
 
 
 def _by_number(name: str) -> list[tuple[int, str]]:
-    """Return a key by which expert 10 comes after expert 9."""
+    """Return a sort key that puts expert 10 after expert 9."""
     return [(int(word), "") if word.isdecimal() else (-1, word) for word in name.split(".")]
 
 
 class ConvertedFiles(WeightFiles):
-    """The tensors in files, some of them under other names or put together from several.
+    """Tensors in files, some of them renamed or put together from several stored tensors.
 
     Args:
-        files: what is stored.
-        sources: name → stored names.
+        files: the stored tensors.
+        sources: mapping from names to the names of stored tensors.
     """
 
     def __init__(self, files: WeightFiles, sources: dict[str, Sources]) -> None:
@@ -91,7 +93,7 @@ class ConvertedFiles(WeightFiles):
         if stacks == [[stacks[0][0]]]:
             return first
         rows = sum(self._files[stack[0]].shape[0] for stack in stacks)
-        nbytes = sum(self._files[own].nbytes for stack in stacks for own in stack)
+        nbytes = sum(self._files[stored].nbytes for stack in stacks for stored in stack)
         return replace(first, shape=(len(stacks[0]), rows, *first.shape[1:]), nbytes=nbytes)
 
     def __iter__(self) -> Iterator[str]:
@@ -102,10 +104,10 @@ class ConvertedFiles(WeightFiles):
         return len(self._files) + len(self._sources)
 
     def read(self, name: str) -> Tensor:
-        """Read a tensor in its stored type, put together if it is stored in several.
+        """Read a tensor in its stored type, putting it together if it is stored in several.
 
         Raises:
-            ModelError: a file is truncated, or the tensors do not fit together.
+            ModelError: a file is truncated, or the stored tensors do not fit together.
         """
         if name not in self._sources:
             return self._files.read(name)
@@ -113,6 +115,6 @@ class ConvertedFiles(WeightFiles):
         if stacks == [[stacks[0][0]]]:
             return self._files.read(stacks[0][0])
         try:
-            return torch.cat([torch.stack([self._files.read(own) for own in stack]) for stack in stacks], dim=1)
+            return torch.cat([torch.stack([self._files.read(stored) for stored in stack]) for stack in stacks], dim=1)
         except RuntimeError as error:
             raise ModelError(f"the tensors of {name!r} in {self.folder} do not fit together: {error}") from error

@@ -1,9 +1,9 @@
-"""``kl-tail``: KL divergence that weighs the samples of which the original is unsure.
+"""``kl-tail``: KL divergence with more weight on samples where the original is unsure.
 
-Answers change where two classes are about as likely, and a mean over all samples sees little of it. Each sample (each
-position, where outputs have some) is weighted by ``(1 + margin)**-strength``, where the margin is the difference of the
-original's two largest log-probabilities: 1 for a tie, and the less the surer the original is. Predicted losses are in
-weighted nats; they rank choices and compare with each other, not with those of ``kl``.
+Compression changes answers mostly where two classes are about equally likely, which a mean over all samples hardly
+shows. Each sample (each position, for outputs with positions) has the weight ``(1 + margin)**-strength``, where the
+margin is the difference of the original's two largest log-probabilities. The weight of a tie is 1; it falls as the
+original gets surer. Predicted losses are in weighted nats and comparable with each other, not with those of ``kl``.
 """
 
 import re
@@ -18,15 +18,15 @@ from qcompress.model.losses import SOFTENED, KullbackLeibler
 NAME = re.compile(r"kl-tail(?::([0-9]*\.?[0-9]+))?")
 
 STRENGTH = 2.0
-"""Power of the weights where the name gives none."""
+"""Strength of ``kl-tail`` without a number."""
 
 
 class TailWeighted(KullbackLeibler):
     """KL divergence with weights that fall with the original's margin; classes are in the last dimension.
 
     Args:
-        strength: power of the weights; 0 is the plain divergence.
-        temperature: as in `KullbackLeibler`; weights are taken from the outputs as they are.
+        strength: exponent of the weights; 0 gives the plain divergence.
+        temperature: same as in `KullbackLeibler`; the weights are computed at temperature 1.
     """
 
     def __init__(self, strength: float = STRENGTH, *, temperature: float = 1.0) -> None:
@@ -39,7 +39,7 @@ class TailWeighted(KullbackLeibler):
         return TailWeighted(self._strength, temperature=SOFTENED)
 
     def _weights(self, output: Tensor) -> Tensor:
-        """``(samples, …)`` weight of every position."""
+        """Return the weight of every position, ``(samples, …)``."""
         top = output.double().log_softmax(-1).topk(2, dim=-1).values
         return (1.0 + top[..., 0] - top[..., 1]).pow(-self._strength)
 
@@ -47,19 +47,19 @@ class TailWeighted(KullbackLeibler):
         return super()._divergence(output, reference) * self._weights(reference)
 
     def effects(self, changes: Tensor, point: Tensor, batch: Any) -> Tensor:
-        """``√w·√p·(J - p·J)`` at every position."""
+        """Return ``√w·√p·(J - p·J)`` at every position."""
         return super().effects(changes, point, batch) * self._roots(point)
 
     def probes(self, reference: Tensor, batch: Any, generator: torch.Generator) -> Tensor:
-        """The plain divergence's probes times ``√w``."""
+        """Return the plain divergence's probes times ``√w``."""
         return super().probes(reference, batch, generator) * self._roots(reference)
 
     def probe(self, point: Tensor, batch: Any, generator: torch.Generator) -> Tensor:
-        """The plain divergence's probe times ``√w``."""
+        """Return the plain divergence's probe times ``√w``."""
         return super().probe(point, batch, generator) * self._roots(point)
 
     def gradient(self, point: Tensor, batch: Any, reference: Tensor | None = None) -> Tensor | None:
-        """``w·(q - p)`` at every position."""
+        """Return ``w·(q - p)`` at every position."""
         gradient = super().gradient(point, batch, reference)
         return None if gradient is None or reference is None else gradient * self._roots(reference) ** 2
 
@@ -68,10 +68,10 @@ class TailWeighted(KullbackLeibler):
 
 
 def tail_weighted(name: str) -> TailWeighted | None:
-    """The loss of a name such as ``kl-tail`` or ``kl-tail:3``; None for another name.
+    """Return the loss with a name such as ``kl-tail`` or ``kl-tail:3``; None for other names.
 
     Raises:
-        OptionsError: the strength is 0, which is ``kl``.
+        OptionsError: the strength is 0, which would be ``kl``.
     """
     match = NAME.fullmatch(name)
     if match is None:

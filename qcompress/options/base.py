@@ -81,12 +81,14 @@ class Options:
         return any(offer.needs_moments(target) for offer in self.offers)
 
     def uncalibrated(self) -> "Options":
-        """The same options without calibration: weights rounded to nearest, factors closest in plain squared error."""
+        """Return uncalibrated options: weights rounded to nearest, and factors closest in plain squared error."""
         return Options(tuple(offer.uncalibrated for offer in self.offers))
 
     def calibrated_in_blocks(self, target: Target) -> "Options":
-        """The same for moments of blocks of columns: without them where those will not do, rounded to nearest and with
-        factors closest for all inputs alike.
+        """Return the options for second moments that are known in blocks of columns only.
+
+        Options that need all moments are replaced by their uncalibrated versions: weights rounded to nearest, factors
+        closest for all inputs alike.
         """
         taken = (offer if offer.takes_blocks(target) else offer.uncalibrated for offer in self.offers)
         return Options(tuple(dict.fromkeys(taken)))

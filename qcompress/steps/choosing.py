@@ -199,7 +199,11 @@ def guarded(
     def make(_: Path | None) -> Guarded:
         base = REFINED if moved_to else ADDITIVE if measurement.softened is None else PARTLY_SOFTENED
         within = [*moved_to, *_tried(request, measurement, problem, solution, stated, seconds)]
-        within = [own for own in within if _may_be_taken(own, problem, request.loss_limit, _ties(request, measurement))]
+        within = [
+            proposal
+            for proposal in within
+            if _may_be_taken(proposal, problem, request.loss_limit, _ties(request, measurement))
+        ]
         if seconds is not None:
             within = _in_time(within, problem, seconds)
         seen: Callable[[Proposal], Seen]
@@ -247,7 +251,7 @@ def _tried(
     stated: Problem,
     seconds: Seconds | None,
 ) -> Iterator[Proposal]:
-    """The proposals for the problem that is stated, and uniform settings within the budgets as they were given."""
+    """Yield the proposals for the problem with stated budgets, and uniform settings within the requested budgets."""
     ties = _ties(request, measurement)
     yield from proposals(
         measurement,
@@ -263,10 +267,10 @@ def _tried(
 
 
 def _in_time(proposals: Sequence[Proposal], problem: Problem, seconds: Seconds) -> list[Proposal]:
-    """The first, which is known to be as near to being in time as can be, and the others that are."""
+    """Return the first proposal, whose time is known to be as near to the budget as can be, and others within it."""
     taken = seconds([proposal.choice for proposal in proposals])
     limit = (1 + TOLERANCE) * problem.budgets[LATENCY]
-    return [own for place, own in enumerate(proposals) if place == 0 or taken[place] <= limit]
+    return [proposal for index, proposal in enumerate(proposals) if index == 0 or taken[index] <= limit]
 
 
 def _may_be_taken(

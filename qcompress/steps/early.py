@@ -26,10 +26,10 @@ from qcompress.transforms.base import Keep, Transform, Weight
 
 
 def require_fitting(request: Request, validation: Iterable[Any]) -> None:
-    """Check that the model accepts the first batch of ``validation`` and treats it like that of the data.
+    """Check that the model accepts the first batch of ``validation`` and returns outputs like those for the data.
 
     Raises:
-        DataError: it does not; the message says why.
+        DataError: the check failed; the message says why.
     """
     calibration, model = request.calibration, request.copied
     run = steady(calibration.forward, calibration.seed)
@@ -77,7 +77,7 @@ def require_possible(request: Request) -> None:
 
     Raises:
         InfeasibleBudgetError: names each such resource, the requested budget and the smallest possible use.
-        EngineError: the engine runs none of the options; says why.
+        EngineError: the engine runs none of the options; the message says why.
     """
     if request.measurement is not None or request.minimize is not None or offers_channels(request.offered):
         return
@@ -122,12 +122,12 @@ def require_possible(request: Request) -> None:
 
 
 def _run_by(engine: Engine, request: Request, inventory: Survey) -> list[list[Transform] | None]:
-    """Per part what is on offer and the engine runs, None where that depends on the weight's numbers.
+    """Return the options of each part that the engine runs, or None if they depend on the values of the weight.
 
     Raises:
-        EngineError: it runs nothing of it.
+        EngineError: the engine runs no option of any part.
     """
-    found: list[list[Transform] | None] = []
+    supported: list[list[Transform] | None] = []
     why_not = ""
     for part in inventory.parts:
         blank = Weight(
@@ -135,29 +135,32 @@ def _run_by(engine: Engine, request: Request, inventory: Survey) -> list[list[Tr
         )
         offers = request.offered.options(part.path, part.modules[0]).offers
         if not all(isinstance(offer, Transform) for offer in offers):
-            found.append(None)
+            supported.append(None)
             continue
-        resolved = [own for offer in offers if (own := offer.resolve(blank)) is not None]
-        refused = [engine.refuse(part, own) for own in resolved]
-        found.append([own for own, why in zip(resolved, refused, strict=True) if not why])
+        resolved = [transform for offer in offers if (transform := offer.resolve(blank)) is not None]
+        refused = [engine.refuse(part, transform) for transform in resolved]
+        supported.append([transform for transform, why in zip(resolved, refused, strict=True) if not why])
         why_not = why_not or next(filter(None, refused), "")
-    if why_not and not any(own is None or own for own in found):
+    if why_not and not any(transforms is None or transforms for transforms in supported):
         raise EngineError(f"engine {engine.name!r} runs none of the options on offer: {why_not}")
-    return found
+    return supported
 
 
 def _in_file(
     engine: Engine, request: Request, inventory: Survey, transforms: Sequence[Sequence[Transform] | None]
 ) -> tuple[np.ndarray[Any, np.dtype[np.float64]], float]:
-    """In the engine's file, the bytes of every part as it is and at least, and those of everything else."""
-    options = [[Keep(), *(own or ())] for own in transforms]
+    """Return original and smallest sizes of the parts in the engine's file, and the bytes of everything else."""
+    options = [[Keep(), *(supported or ())] for supported in transforms]
     sizes = engine.sizes(request.copied, inventory.parts, options, request.calibration.first_batch())
-    least = [(own[0], 0 if kept is None else min(own)) for own, kept in zip(sizes.options, transforms, strict=True)]
+    least = [
+        (part_sizes[0], 0 if supported is None else min(part_sizes))
+        for part_sizes, supported in zip(sizes.options, transforms, strict=True)
+    ]
     return np.array(least, dtype=np.float64).ravel(), float(sizes.overhead)
 
 
 def _resources(request: Request, inventory: Survey) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
-    """Use of each part unchanged and with its smallest option, for each resource separately."""
+    """Return the use of each part unchanged and with its smallest option, for each resource separately."""
     bytes_, macs = [], []
     for part in inventory.parts:
         offers = [Keep(), *request.offered.options(part.path, part.modules[0]).offers]

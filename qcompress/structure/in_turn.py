@@ -30,7 +30,7 @@ DAMPING = 0.01
 
 
 class _EnoughError(Exception):
-    """The awaited layer has run."""
+    """Raised to stop a run once the requested layer has been called."""
 
 
 @forwards.layer_by_layer()
@@ -76,13 +76,13 @@ def _kept_rows(original: nn.Module, record: Compression) -> dict[str, NDArray[np
     for (name, dim), gone in record.cuts.items():
         if dim == 0 and name.endswith("weight") and name in parameters:
             earlier = () if before is None else before.cuts.get((name, 0), ())
-            there = np.setdiff1d(np.arange(len(parameters[name]) + len(earlier)), earlier)
-            kept[name.rpartition(".")[0]] = np.flatnonzero(~np.isin(there, gone))
+            present = np.setdiff1d(np.arange(len(parameters[name]) + len(earlier)), earlier)
+            kept[name.rpartition(".")[0]] = np.flatnonzero(~np.isin(present, gone))
     return kept
 
 
 def _in_order(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None) -> list[str]:
-    """Paths of the layers that can be fitted and are called exactly once, in the order of their calls."""
+    """Return the paths of the layers that can be fitted and are called exactly once, in the order of their calls."""
     called: list[str] = []
     shared = overlapping(held_tensors(model))
     hooks = [
@@ -117,8 +117,8 @@ def _fit(
     module = smaller.get_submodule(path)
     moments = cross = torch.zeros(())
     for batch in data:
-        inputs, _ = _at(smaller, path, batch, forward)
-        _, wanted = _at(original, path, batch, forward)
+        inputs, _ = _inputs_and_outputs(smaller, path, batch, forward)
+        _, wanted = _inputs_and_outputs(original, path, batch, forward)
         rows, goal = _rows(module, inputs), _rows_of_outputs(module, wanted)
         if kept is not None:
             goal = goal[:, torch.from_numpy(kept)]
@@ -133,35 +133,37 @@ def _fit(
     weight.copy_(layers.from_rows(module, (before + change).to(weight), weight.shape))
 
 
-def _at(model: nn.Module, path: str, batch: Any, forward: forwards.Forward | None) -> tuple[Tensor, Tensor]:
-    """Input and output of a layer; the run stops after it."""
-    seen: list[tuple[Tensor, Tensor]] = []
+def _inputs_and_outputs(
+    model: nn.Module, path: str, batch: Any, forward: forwards.Forward | None
+) -> tuple[Tensor, Tensor]:
+    """Run the model up to a layer, and return the layer's input and output."""
+    calls: list[tuple[Tensor, Tensor]] = []
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        seen.append((args[0] if args else kwargs["input"], output))
+        calls.append((args[0] if args else kwargs["input"], output))
         raise _EnoughError
 
     hook = model.get_submodule(path).register_forward_hook(note, with_kwargs=True)
     try:
         forwards.run(model, batch, forward)
     except _EnoughError:
-        return seen[0]
+        return calls[0]
     finally:
         hook.remove()
     raise ModelError(f"{path!r} was called by one batch and not by another")
 
 
-def _rows(module: nn.Module, given: Tensor) -> Tensor:
-    """Inputs as rows, ``(positions, weights per channel)``."""
+def _rows(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Return inputs as rows, ``(positions, weights per channel)``."""
     if isinstance(module, nn.Conv2d):
         sizes = (module.kernel_size, module.dilation, module.padding, module.stride)
-        unfolded = functional.unfold(given, *sizes)  # type: ignore[arg-type]
+        unfolded = functional.unfold(inputs, *sizes)  # type: ignore[arg-type]
         return unfolded.transpose(1, 2).reshape(-1, unfolded.shape[1])
-    return given.reshape(-1, given.shape[-1])
+    return inputs.reshape(-1, inputs.shape[-1])
 
 
 def _rows_of_outputs(module: nn.Module, output: Tensor) -> Tensor:
-    """Outputs as rows, ``(positions, channels)``."""
+    """Return outputs as rows, ``(positions, channels)``."""
     if isinstance(module, nn.Conv2d):
         return output.flatten(2).transpose(1, 2).reshape(-1, output.shape[1])
     return output.reshape(-1, output.shape[-1])

@@ -54,7 +54,7 @@ def test_it_stops_after_some_time() -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"method": "fisher", "precision": 0.1}, "precision= is for method='sampled'"),
+        ({"method": "fisher", "precision": 0.1}, "precision= needs method='sampled'"),
         ({"precision": 0}, "precision must be a number above 0, found 0"),
         ({"time_limit": -1.0}, r"time_limit must be a number above 0, found -1\.0"),
     ],

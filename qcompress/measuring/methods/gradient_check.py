@@ -91,9 +91,9 @@ def misleading(run: Callable[[], Tensor], weights: Sequence[nn.Parameter], gener
 
 @contextlib.contextmanager
 def widened(model: nn.Module) -> Iterator[bool]:
-    """While open the model's numbers of half precision are in float32; then they are the very tensors of before.
+    """Context manager in which tensors of half precision are float32; afterwards the original tensors are restored.
 
-    Gives whether there are any.
+    Yields whether there are any such tensors.
 
     >>> layer = nn.Linear(2, 2).bfloat16()
     >>> with widened(layer) as wide:
@@ -102,21 +102,22 @@ def widened(model: nn.Module) -> Iterator[bool]:
     >>> layer.weight.dtype
     torch.bfloat16
     """
-    tensors = [own for own in (*model.parameters(), *model.buffers()) if own.is_floating_point() and evidence.half(own)]
-    before = [own.data for own in tensors]
+    everything = (*model.parameters(), *model.buffers())
+    tensors = [tensor for tensor in everything if tensor.is_floating_point() and evidence.half(tensor)]
+    before = [tensor.data for tensor in tensors]
     try:
-        for own in tensors:
-            own.data = own.data.float()
+        for tensor in tensors:
+            tensor.data = tensor.data.float()
         yield bool(tensors)
     finally:
-        for own, original in zip(tensors, before, strict=True):
-            own.data = original
+        for tensor, original in zip(tensors, before, strict=True):
+            tensor.data = original
 
 
 def _probed(
     run: Callable[[], Tensor], weights: Sequence[nn.Parameter], generator: torch.Generator
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The outputs, a random probe of them, and its gradient with respect to every weight."""
+    """Return the outputs, a random probe of them, and its gradient with respect to every weight."""
     flags = [weight.requires_grad for weight in weights]
     try:
         for weight in weights:

@@ -1,8 +1,8 @@
-"""Effects of the matrices of stacks, such as all experts in one parameter, in one pass per sample.
+"""Effects of options for stacked matrices, such as all experts in one parameter, in one pass per sample.
 
-The output of their module is not linear in such a parameter, and no call shows what a matrix is multiplied with; but
-the gradient of the whole parameter does, to first order. It is the sum over the samples of a batch, so that every
-sample is run alone, with the batch's probes of it.
+The output of the module is not linear in such a parameter, and no call shows the input of a single matrix. The gradient
+of the whole parameter gives the effects to first order. A gradient is summed over the samples of a batch, so each
+sample is run alone, with its slice of the batch's probes.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from qcompress.model.samples import same_outputs
 def effects_of_stacks(
     direct: Direct, parts: Sequence[int], batch: Any, point: Tensor, probes: Sequence[Tensor], *, check: bool
 ) -> tuple[NDArray[np.float32] | None, str]:
-    """Return the effects ``(options, samples, probes)`` of parts, or None and why gradients do not tell them.
+    """Return the effects ``(options, samples, probes)`` of parts, or None and why gradients do not give them.
 
     Args:
         direct: the model, its options and how to run a batch.
@@ -52,6 +52,6 @@ def effects_of_stacks(
             if not same_outputs(model, output.detach(), point[index : index + 1]):
                 return None, "samples give other outputs alone than within a batch"
             for number, probe in enumerate(probes):
-                own = probe[index : index + 1].to(output)
-                effects[:, index, number] = gradients.products(output, own, keep=number + 1 < len(probes))
+                sample_probe = probe[index : index + 1].to(output)
+                effects[:, index, number] = gradients.products(output, sample_probe, keep=number + 1 < len(probes))
     return effects, ""

@@ -1,7 +1,7 @@
-"""Compensated codes of very wide rows, whose inputs' second moments are known in blocks of columns.
+"""Compensated codes of very wide rows, whose inputs' second moments are known within blocks of columns only.
 
-Errors of weights in different blocks do not make up for each other. Groups of weights lie within blocks, which then
-have nothing in common; where a whole row has one scale, that is fitted to all of them together.
+Errors of weights in different blocks do not compensate each other. Groups of weights lie within blocks, so that blocks
+are independent; only if a whole row shares one scale is that scale fitted to all blocks together.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from qcompress.transforms.quantize.grid import Grid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Block:
-    """Columns, and what is known of their inputs.
+class ColumnBlock:
+    """A block of columns with the second moments of its inputs.
 
     Attributes:
-        columns: of the rows.
-        curvature: ``(n, n)`` float64, as `compensation.shrunk` gives it, positive definite.
-        ordered: of that, as `compensation.in_order` gives it.
+        columns: range of the columns.
+        curvature: ``(n, n)`` float64 result of `compensation.shrunk`, positive definite.
+        ordered: result of `compensation.in_order` for the curvature.
     """
 
     columns: slice
@@ -30,22 +30,28 @@ class Block:
     ordered: tuple[Tensor, Tensor]
 
 
-def blocks_of(moments: Tensor, width: int, num_inputs: float) -> list[Block]:
-    """The blocks of moments ``(blocks, size, size)``, or ``(n, n)``, of so many columns that ever see anything."""
-    found, size = [], moments.shape[-1]
-    for place, own in enumerate(moments.view(-1, size, size)):
-        columns = slice(place * size, min((place + 1) * size, width))
+def blocks_of(moments: Tensor, width: int, num_inputs: float) -> list[ColumnBlock]:
+    """Return the blocks of ``width`` columns whose inputs are not always zero.
+
+    Args:
+        moments: ``(blocks, size, size)``, or ``(n, n)`` for a single block.
+        width: number of columns.
+        num_inputs: number of inputs that the moments were computed from.
+    """
+    blocks, size = [], moments.shape[-1]
+    for index, block_moments in enumerate(moments.view(-1, size, size)):
+        columns = slice(index * size, min((index + 1) * size, width))
         inputs = columns.stop - columns.start
-        curvature = shrunk(own[:inputs, :inputs], num_inputs)
+        curvature = shrunk(block_moments[:inputs, :inputs], num_inputs)
         if bool(curvature.any()):
-            found.append(Block(columns=columns, curvature=curvature, ordered=in_order(curvature)))
-    return found
+            blocks.append(ColumnBlock(columns=columns, curvature=curvature, ordered=in_order(curvature)))
+    return blocks
 
 
 def compensated(
-    rows: Tensor, codes: Tensor, grid: Grid, kept: Tensor, blocks: Sequence[Block]
+    rows: Tensor, codes: Tensor, grid: Grid, kept: Tensor, blocks: Sequence[ColumnBlock]
 ) -> tuple[Tensor, Tensor]:
-    """Better codes ``(channels, n)`` and scales ``(channels, groups)``; arguments as of `compensation.compensated`."""
+    """Return better codes ``(channels, n)`` and scales ``(channels, groups)``; see `compensation.compensated`."""
     width = rows.shape[1]
     if len(blocks) == 1 and blocks[0].columns == slice(0, width):
         return compensation.compensated(rows, codes, grid, kept, blocks[0].curvature, blocks[0].ordered)
@@ -63,38 +69,38 @@ def compensated(
 
 
 def _with_one_scale(
-    rows: Tensor, codes: Tensor, grid: Grid, kept: Tensor, blocks: Sequence[Block]
+    rows: Tensor, codes: Tensor, grid: Grid, kept: Tensor, blocks: Sequence[ColumnBlock]
 ) -> tuple[Tensor, Tensor]:
-    """The steps of `compensation.compensated`, of which only that of the scales knows of all blocks."""
+    """Do the steps of `compensation.compensated` for each block, and fit the scales to all blocks together."""
     grid = replace(grid, scales=grid.scales.contiguous().clone())
     metrics = [block.curvature.float() for block in blocks]
     parts = [rows[:, block.columns].contiguous() for block in blocks]
     opened = [kept[:, block.columns].contiguous() for block in blocks]
-    found = [
-        best_of(part, nearest, made_up(part, grid, own, block.ordered), grid, metric)
-        for part, nearest, own, block, metric in zip(
+    block_codes = [
+        best_of(part, nearest, made_up(part, grid, free, block.ordered), grid, metric)
+        for part, nearest, free, block, metric in zip(
             parts, (codes[:, block.columns] for block in blocks), opened, blocks, metrics, strict=True
         )
     ]
     for last in (*[False] * ROUNDS, True):
-        _refit_scale(parts, found, grid, metrics)
+        _refit_scale(parts, block_codes, grid, metrics)
         if not last:
-            for part, own, free, metric in zip(parts, found, opened, metrics, strict=True):
-                descend(own, grid, free, residual(part, own, grid) @ metric, metric)
+            for part, part_codes, free, metric in zip(parts, block_codes, opened, metrics, strict=True):
+                descend(part_codes, grid, free, residual(part, part_codes, grid) @ metric, metric)
     codes = codes.clone()
-    for block, own in zip(blocks, found, strict=True):
-        codes[:, block.columns] = own
+    for block, part_codes in zip(blocks, block_codes, strict=True):
+        codes[:, block.columns] = part_codes
     return codes, grid.scales
 
 
-def _refit_scale(parts: list[Tensor], found: list[Tensor], grid: Grid, metrics: list[Tensor]) -> None:
-    """The scale of every row to the best that can be stored, in place; it stays where that is no better."""
+def _refit_scale(parts: list[Tensor], block_codes: list[Tensor], grid: Grid, metrics: list[Tensor]) -> None:
+    """Set the scale of every row, in place, to the best one that can be stored if that is better."""
     scale = grid.scales[:, 0]
     products, squares = torch.zeros_like(scale), torch.zeros_like(scale)
-    for part, codes, metric in zip(parts, found, metrics, strict=True):
-        seen = codes @ metric
-        products += (residual(part, codes, grid) * seen).sum(1)
-        squares += (codes * seen).sum(1)
+    for part, codes, metric in zip(parts, block_codes, metrics, strict=True):
+        weighted = codes @ metric
+        products += (residual(part, codes, grid) * weighted).sum(1)
+        squares += (codes * weighted).sum(1)
     wanted = grid.storable(torch.where(squares > 0, scale + products / squares, scale))
     step = wanted - scale
     scale += torch.where((step * (2 * products - step * squares) > 0) & (wanted != 0), step, 0.0)
