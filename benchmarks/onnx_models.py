@@ -6,12 +6,12 @@
 
 Batch norms are folded. Options are 4 and 8 bits for weights alone, and weights and activations in 8 bits with static
 and dynamic ranges; each is timed in the engine on the first timed batch. Choices are made for several shares of the
-float32 file's time and for the time of the quick uniform choices: they are timed whole and made anew where they take
-longer, and a uniform one in time is taken where nothing is predicted to lose less. Others are made for shares of the
-bytes. One thread; times are milliseconds of processor time a sample, the least of many runs taken in turn over all
-files; a file's quality is measured in the engine. ``ORT dynamic`` and ``ORT static`` are ONNX Runtime's quantizers with
-their defaults, static in QuantizeLinear/DequantizeLinear pairs with ranges from the calibration data. The measurement
-and the files are kept in ``--folder``; a run that was cut goes on.
+float32 file's time, and for the times of the fast uniform choices. They are timed as whole models and made again if
+they are too slow; a uniform choice within the time is taken if its predicted loss is smaller. Other choices are made
+for shares of the bytes. One thread; times are milliseconds of processor time per sample, the minimum of many runs in
+turn over all files; a file's quality is measured in the engine. ``ORT dynamic`` and ``ORT static`` are ONNX Runtime's
+quantizers with their defaults, static in QuantizeLinear/DequantizeLinear pairs with ranges from the calibration data.
+The measurement and the files are kept in ``--folder``; an interrupted run resumes.
 """
 
 import argparse
@@ -157,7 +157,7 @@ CASES = {"resnet20": resnet20, "efficientnet": efficientnet_lite0, "minilm": min
 
 
 def quantized_by_ort(whole: Path, case: Case, folder: Path) -> Iterator[tuple[str, Path]]:
-    """Files of ONNX Runtime's own quantizers."""
+    """Write and yield the files of ONNX Runtime's quantizers."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_dynamic, quantize_static
     from onnxruntime.quantization.registry import IntegerOpsRegistry
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -165,7 +165,7 @@ def quantized_by_ort(whole: Path, case: Case, folder: Path) -> Iterator[tuple[st
     ready = folder / "ready.onnx"
     quant_pre_process(str(whole), str(ready), skip_symbolic_shape=True)
     yield "ORT dynamic", folder / "dynamic.onnx"
-    # of the operator Attention it makes one that ONNX Runtime does not load
+    # quantized, the operator Attention becomes one that ONNX Runtime does not load
     operators = [name for name in IntegerOpsRegistry if name != "Attention"]
     quantize_dynamic(str(ready), str(folder / "dynamic.onnx"), op_types_to_quantize=operators)
     names = [given.name for given in ENGINE.session(whole).get_inputs()]
@@ -185,7 +185,7 @@ def quantized_by_ort(whole: Path, case: Case, folder: Path) -> Iterator[tuple[st
 
 
 def session_of(name: str, path: Path) -> Any:
-    """A session with ORT's defaults for ORT's files: its int8 kernels are chosen by their QuantizeLinear pairs."""
+    """Open a session; ORT's files get its defaults, as its int8 kernels are chosen by their QuantizeLinear pairs."""
     if not name.startswith("ORT"):
         return ENGINE.session(path)
     import onnxruntime
@@ -196,7 +196,7 @@ def session_of(name: str, path: Path) -> Any:
 
 
 def measured(case: Case, folder: Path) -> qcompress.Measurement:
-    """Losses, bytes and seconds of all options; kept in the folder."""
+    """Return losses, bytes and seconds of all options, from the folder if they are there."""
     options = qcompress.integer_products() + qcompress.prune_quantize(bits=(8,), sparsity=(0,))
     options += qcompress.prune_quantize(bits=(4, 8), group_size=case.groups, compensated=case.method == "fisher")
     file, times = folder / "measurement.npz", folder / "latency.npz"
@@ -217,7 +217,7 @@ def measured(case: Case, folder: Path) -> qcompress.Measurement:
 
 
 def uniform(timed: qcompress.Measurement, fits: Callable[[Transform], bool]) -> list[int]:
-    """The first option of every part that fits; failing that, 8 bits for the weights alone, or else the original."""
+    """Choose in every part the first option that fits, or else 8 bits for the weights alone, or else the original."""
 
     def place(options: Sequence[Transform]) -> int:
         for wanted in (fits, lambda transform: isinstance(transform, PruneQuantize) and transform.bits == 8):
@@ -246,9 +246,9 @@ def is_stored_in(bits: int, group_size: int | None, transform: Transform) -> boo
 
 
 def chosen(case: Case, timed: qcompress.Measurement) -> Iterator[tuple[str, list[int]]]:
-    """Uniform choices, then chosen ones for shares of the time and in the time of the quick uniform ones."""
+    """Yield uniform choices, then choices for shares of the time, times of fast uniform choices, and bytes."""
     clock = cached(
-        lambda choices: ENGINE.seconds_of(case.model, timed, [own.tolist() for own in choices], case.timed[0])
+        lambda choices: ENGINE.seconds_of(case.model, timed, [choice.tolist() for choice in choices], case.timed[0])
     )
     alike = dict(uniform_choices(timed, case.groups[-1]))
     yield from alike.items()
@@ -263,20 +263,21 @@ def chosen(case: Case, timed: qcompress.Measurement) -> Iterator[tuple[str, list
         except InfeasibleBudgetError as error:
             print(f"{name}: {error}", flush=True)
             continue
-        _, found = solved_in_time(
+        _, solution = solved_in_time(
             problem, first, clock, lambda stated: qcompress.solve(stated, time_limit=TIME_LIMIT_S)
         )
-        assert found.choice is not None
-        within = [np.array(own) for other, own in alike.items() if shares[other] <= share * (1 + TOLERANCE)]
-        yield name, min([found.choice, *within], key=lambda own: problem.evaluate(own).objective).tolist()
+        assert solution.choice is not None
+        within = [np.array(choice) for other, choice in alike.items() if shares[other] <= share * (1 + TOLERANCE)]
+        yield name, min([solution.choice, *within], key=lambda choice: problem.evaluate(choice).objective).tolist()
     for share in case.sizes:
         try:
-            found = qcompress.solve(qcompress.formulate(timed, {FILE_BYTES: f"{share:.0%}"}), time_limit=TIME_LIMIT_S)
+            problem = qcompress.formulate(timed, {FILE_BYTES: f"{share:.0%}"})
+            solution = qcompress.solve(problem, time_limit=TIME_LIMIT_S)
         except InfeasibleBudgetError as error:
             print(f"{share:g} of the bytes: {error}", flush=True)
             continue
-        assert found.choice is not None
-        yield f"chosen, {share:g} of the bytes", found.choice.tolist()
+        assert solution.choice is not None
+        yield f"chosen, {share:g} of the bytes", solution.choice.tolist()
 
 
 def written(
@@ -285,20 +286,20 @@ def written(
     """Write a file for every choice, or find those of an earlier run; return the files with their predictions."""
     list_of_files = folder / "files.json"
     if list_of_files.exists():
-        told = read_json(list_of_files, "predictions of a benchmark")["told"]
-        return {name: folder / f"{index}.onnx" for index, name in enumerate(told)}, told
+        predictions = read_json(list_of_files, "predictions of a benchmark")["told"]
+        return {name: folder / f"{index}.onnx" for index, name in enumerate(predictions)}, predictions
     problem = qcompress.formulate(timed, {FILE_BYTES: 1.0})
     blank = qcompress.solve(problem, "greedy")
-    files, told = {}, {}
+    files, predictions = {}, {}
     for index, (name, choice) in enumerate(chosen(case, timed)):
         model = qcompress.apply(case.model, timed, replace(blank, choice=np.array(choice)))
         files[name] = folder / f"{index}.onnx"
         qcompress.export(model, files[name], target=ENGINE, example=case.calibration[0])
         judged = problem.evaluate(choice)
-        told[name] = {"ms_predicted": 1000 * judged.usage[LATENCY], "loss": judged.objective}
-        print(f"{name}: {files[name].stat().st_size:,} bytes, {told[name]}", flush=True)
-    write_json(list_of_files, {"told": told})
-    return files, told
+        predictions[name] = {"ms_predicted": 1000 * judged.usage[LATENCY], "loss": judged.objective}
+        print(f"{name}: {files[name].stat().st_size:,} bytes, {predictions[name]}", flush=True)
+    write_json(list_of_files, {"told": predictions})
+    return files, predictions
 
 
 def main() -> None:
@@ -318,7 +319,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with traced_once():
         timed = measured(case, folder)
-        files, told = written(case, timed, folder)
+        files, predictions = written(case, timed, folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         files |= dict(quantized_by_ort(files["float32"], case, folder))
@@ -332,7 +333,7 @@ def main() -> None:
             "file": name,
             "bytes": files[name].stat().st_size,
             "quality": case.quality(outputs),
-            **told.get(name, {}),
+            **predictions.get(name, {}),
         }
         for count, times in zip(counts, seconds, strict=True):
             row |= {f"ms{count}": 1000 * times[place] / count, f"faster{count}": times[0] / times[place]}

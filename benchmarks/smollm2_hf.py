@@ -1,13 +1,13 @@
-"""SmolLM2-135M as a folder for transformers and vLLM: bits a layer chosen under a budget, against uniform bits.
+"""SmolLM2-135M as a folder for transformers and vLLM: bits chosen per layer under a budget, against uniform bits.
 
     python -m benchmarks.smollm2_hf --model FOLDER --text FILE [--folder RUN] [--windows 24] [--compensated]
 
-As `benchmarks.smollm2_gguf`, but written by engine compressed-tensors: FOLDER has the model in Hugging Face's form,
-FILE has plain text, of which windows 200 to 215 judge. At 4.25, 3.5 and 3.0 bits a weight (with scales, of the layers
-that have a choice: the vocabulary is unchanged) the choice of least predicted loss, q/k/v and gate/up tied, is written,
-loaded by transformers, and its logits are compared with the emulation's on 64 words. Its KL divergence to the float
-model stands beside that of the uniform scheme of as many bits. One backward pass per window is too little for terms
-between layers, so the choice is additive. An interrupted run resumes.
+Like `benchmarks.smollm2_gguf`, but with the engine compressed-tensors. FOLDER has the model in Hugging Face's format;
+FILE has plain text, whose windows 200 to 215 are the test data. Budgets are 4.25, 3.5 and 3.0 bits per weight, counting
+scales, over the layers that have a choice (the vocabulary is unchanged). The choice of least predicted loss, with q/k/v
+and gate/up tied, is written and loaded by transformers, and its logits are compared with the emulation's on 64 tokens.
+Its KL divergence from the float model is compared with that of the uniform scheme with the same number of bits. One
+backward pass per window is too little for pair terms, so the choice is additive. An interrupted run resumes.
 """
 
 import argparse
@@ -40,7 +40,7 @@ SCHEMES = [(2, 64), (2, 32), (3, None), (3, 64), (3, 32), (4, 64), (5, 64), (6, 
 def measured(
     model: torch.nn.Module, data: list[torch.Tensor], transforms: list[GroupWise], file: Path
 ) -> tuple[qcompress.Measurement, float]:
-    """The measurement, which is kept, and the seconds of the processor that it took."""
+    """Return the measurement and the processor time in seconds that it took, from files if they exist."""
     times = file.with_suffix(".json")
     if not file.exists():
         start = time.process_time()
@@ -57,7 +57,7 @@ def measured(
 
 @torch.no_grad()
 def kept_outputs(model: torch.nn.Module, judges: list[torch.Tensor], file: Path) -> np.ndarray[Any, Any]:
-    """``(windows, positions, words)`` log-probabilities of the float model, which are kept in a file."""
+    """Return log-probabilities ``(windows, positions, tokens)`` of the float model, from a file if it exists."""
     if not file.exists():
         shape = len(judges), LENGTH, model.config.vocab_size
         with drafting(file) as draft:
@@ -70,7 +70,7 @@ def kept_outputs(model: torch.nn.Module, judges: list[torch.Tensor], file: Path)
 
 @torch.no_grad()
 def divergence(reference: np.ndarray[Any, Any], model: torch.nn.Module, judges: list[torch.Tensor]) -> float:
-    """Mean KL divergence in nats a token, as of `qcompress.mean_loss`."""
+    """Return the mean KL divergence in nats per token, as `qcompress.mean_loss` does."""
     each = []
     for log_p, window in zip(reference, judges, strict=True):
         p, q = torch.tensor(log_p), model(window).logits[0].log_softmax(-1)
@@ -79,7 +79,7 @@ def divergence(reference: np.ndarray[Any, Any], model: torch.nn.Module, judges: 
 
 
 def nearest(options: Sequence[Transform], transform: Transform, target: Target) -> int:
-    """The option; where a smaller one is closer to the weight, which then takes its place, the largest of those."""
+    """Return the index of the largest option that takes no more bytes than ``transform`` (it may have been dropped)."""
     sizes = [option.size_bytes(target) for option in options]
     fitting = [place for place, size in enumerate(sizes) if size <= transform.size_bytes(target)]
     return max(fitting, key=sizes.__getitem__) if fitting else 0
@@ -108,12 +108,12 @@ def main() -> None:
     def add(choice: str, bits: float, solution: qcompress.Solution, gap: float | None) -> None:
         smaller = qcompress.apply(model, legal, solution)
         written = qcompress.export(smaller, words.folder / f"{choice}_{bits}", target=engine)
-        _, found, wrong = checked(engine, written.path, smaller, [judges[0][:, :64]])
+        _, difference, wrong = checked(engine, written.path, smaller, [judges[0][:, :64]])
         assert not wrong, wrong
         rows.add({
             "asked": bits, "choice": choice, "bits": solution.usage[BITS], "file_bytes": written.size_bytes,
             "predicted": solution.objective, "gap": gap, "kl": divergence(reference, smaller, judges),
-            "difference": found.largest, "measure_s": measure_s,
+            "difference": difference.largest, "measure_s": measure_s,
         })  # fmt: skip
 
     for bits, (each, size) in UNIFORM.items():

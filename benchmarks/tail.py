@@ -1,11 +1,11 @@
-"""The long tail: does a loss that weighs unsure samples change fewer of their answers at equal bytes?
+"""The long tail: does a loss with more weight on unsure samples change fewer of their answers at equal bytes?
 
     python -m benchmarks.tail --data FOLDER [--losses kl kl-tail kl-tail:4] [--bits 3 2.5] [--draws 2] [--test 2500]
 
-ResNet-20 on CIFAR-10, compensated codes of 2 to 8 bits, chosen within the bytes of so many bits on average by each
-loss, from disjoint draws of calibration images. The tail is the fifth of the test images with the least margin of the
-original network, and, apart from that, those on which ResNet-20 and ResNet-56 disagree. Rows are written as they come;
-a cut run goes on.
+ResNet-20 on CIFAR-10 with compensated codes of 2 to 8 bits. For each loss, average number of bits and disjoint draw of
+calibration images, bits are chosen within the bytes of that average. Two sets of test images are counted separately:
+the fifth with the smallest margin of the original network, and those on which ResNet-20 and ResNet-56 disagree. Each
+row is written when it is done; an interrupted run resumes.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def parts_of(reference: Tensor, deeper: Tensor) -> dict[str, Tensor]:
-    """Which images are in the tail by margin, on which the deeper network disagrees, and which are neither."""
+    """Return masks of the images: in the tail by margin, disagreed on by the deeper network, and neither."""
     top = reference.log_softmax(1).topk(2, dim=1).values
     margin = (top[:, 0] - top[:, 1]).numpy()
     tail = torch.from_numpy(margin <= np.quantile(margin, TAIL))

@@ -1,4 +1,4 @@
-"""Fewer traces for ONNX: PyTorch's exporter takes seconds for what differs in its numbers alone."""
+"""Trace networks for ONNX once per structure: PyTorch's exporter takes seconds even if only weights changed."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from qcompress.engines import onnx_graph
 
 @contextlib.contextmanager
 def traced_once() -> Iterator[None]:
-    """In the block, `onnx_graph.trace` traces networks of one structure once, and puts the numbers of each in."""
+    """Context manager in which `onnx_graph.trace` traces each structure once and fills in each network's weights."""
     from onnx import numpy_helper
 
     known: dict[Any, Any] = {}
@@ -22,8 +22,8 @@ def traced_once() -> Iterator[None]:
     def again(model: nn.Module, example: Any) -> Any:
         state = model.state_dict(keep_vars=True)
         shared = [[name for name in state if state[name] is tensor] for tensor in state.values()]
-        given = tree_map(lambda own: (own.shape, own.dtype) if isinstance(own, Tensor) else own, example)
-        key = str((model, shared, given))
+        inputs = tree_map(lambda leaf: (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf, example)
+        key = str((model, shared, inputs))
         if key not in known:
             known[key] = trace(model, example)
         proto = onnx_graph.copied(known[key])

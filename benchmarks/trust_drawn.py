@@ -1,7 +1,6 @@
-"""Networks of `benchmarks.trust` that take no files: trained on the spot on drawn data, one for each kind of task.
+"""Networks of `benchmarks.trust` that need no files: trained during the benchmark on random data, one per kind of task.
 
-They stand for the networks and data of others: images and trained classifiers alone would not show what a rule does to
-regression, tables or text.
+They extend the benchmark beyond trained image classifiers, to regression, tables and text.
 """
 
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 SEEDS = 1, 2
 MOST, UNSEEN = 256, 1000
-"""Samples that calibrate at most, and those that judge."""
+"""Maximum number of calibration samples, and number of test samples."""
 
 
 class Task(NamedTuple):
@@ -24,7 +23,7 @@ class Task(NamedTuple):
 
 
 class Residual(nn.Module):
-    """What layers give is added to what goes in."""
+    """Layers whose output is added to their input."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
@@ -35,7 +34,7 @@ class Residual(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Sixteen words to four topics, by three encoder layers."""
+    """Classifier of sixteen words into four topics, with three encoder layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +47,7 @@ class Encoder(nn.Module):
 
 
 def tabular() -> Task:
-    """Sixteen numbers to one of eight classes, which another network draws: five residual blocks."""
+    """Classify sixteen numbers into eight classes, labelled by a random network, with five residual blocks."""
     x = torch.randn(2500 + MOST + UNSEEN, 16)
     rule = nn.Sequential(nn.Linear(16, 48), nn.Tanh(), nn.Linear(48, 8))
     with torch.no_grad():
@@ -61,7 +60,7 @@ def tabular() -> Task:
 
 
 def regression() -> Task:
-    """Images of 12 × 12 to eight numbers, the maxima and means of four filters: residual convolutions."""
+    """Map images of 12 × 12 to eight numbers, the maxima and means of four filters, with residual convolutions."""
     x, filters = torch.rand(800 + MOST + UNSEEN, 1, 12, 12), torch.randn(4, 1, 5, 5)
     seen = torch.relu(F.conv2d(x, filters))
     y = torch.cat([seen.amax((2, 3)), seen.mean((2, 3))], dim=1)
@@ -77,7 +76,7 @@ def regression() -> Task:
 
 
 def text() -> Task:
-    """Sixteen words to the topic that they were drawn from."""
+    """Classify sixteen words into the topic that they were drawn from."""
     topics = torch.randint(4, (1500 + MOST + UNSEEN,))
     often = torch.ones(4, 500)
     for row in often:
@@ -91,11 +90,11 @@ TASKS: dict[str, tuple[Callable[[], Task], str]] = {
     "regression": (regression, "mse"),
     "text": (text, "kl"),
 }
-"""Name → how to make it, and the loss."""
+"""Mapping from a task's name to the function that makes it and its loss."""
 
 
 def task(name: str, seed: int) -> Task:
-    """The task with everything drawn and trained from a seed."""
+    """Draw the data and train the network of a task from a seed."""
     torch.manual_seed(seed)
     return TASKS[name][0]()
 

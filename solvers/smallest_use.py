@@ -124,7 +124,7 @@ class _Search:
         self._deadline = None if time_limit is None else time.perf_counter() + time_limit
         numbers = [problem.resources[resource], np.array([problem.fixed.get(resource, 0.0)])]
         numbers += [problem.resource_pairs[resource].data] if resource in problem.resource_pairs else []
-        self._whole = all((own == np.floor(own)).all() for own in numbers)
+        self._whole = all((values == np.floor(values)).all() for values in numbers)
         self._at_least = problem.minimum_usage()[resource]
         self._best: SmallestUse | None = None
 

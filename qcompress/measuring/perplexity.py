@@ -42,6 +42,6 @@ def _added(outputs: Iterable[tuple[Any, Tensor]]) -> tuple[float, int]:
     total, count = 0.0, 0
     for window, logits in outputs:
         wanted = window[:, 1:].to(logits.device)
-        told = logits[:, :-1].double().log_softmax(-1).gather(-1, wanted[..., None])
-        total, count = total - float(told.sum()), count + wanted.numel()
+        log_p = logits[:, :-1].double().log_softmax(-1).gather(-1, wanted[..., None])
+        total, count = total - float(log_p.sum()), count + wanted.numel()
     return total, count

@@ -87,7 +87,7 @@ def fit_size(network: FilterNetwork, size_bytes: float) -> tuple[float, FilterCh
     19
     """
 
-    def at(gamma: float) -> FilterEvaluation:
+    def evaluation_at(gamma: float) -> FilterEvaluation:
         return network.evaluate(best_choice(network, gamma))
 
     smallest = FilterChoice(
@@ -99,14 +99,14 @@ def fit_size(network: FilterNetwork, size_bytes: float) -> tuple[float, FilterCh
             f"no choice takes at most {size_bytes:,.6g} bytes: one filter per set at {network.low_bits} bits and the "
             f"fixed bytes take {least:,}"
         )
-    if at(0.0).size_bytes <= size_bytes:
+    if evaluation_at(0.0).size_bytes <= size_bytes:
         return 0.0, best_choice(network, 0.0)
-    start = _first(lambda gamma: at(gamma).size_bytes <= size_bytes, 0.0)
+    start = _first(lambda gamma: evaluation_at(gamma).size_bytes <= size_bytes, 0.0)
     choice = best_choice(network, start)
     if network.evaluate(choice).removed == network.evaluate(smallest).removed:
         return 2 * start, choice
     removed = network.evaluate(choice).removed
-    end = _first(lambda gamma: at(gamma).removed > removed, start)
+    end = _first(lambda gamma: evaluation_at(gamma).removed > removed, start)
     return 0.5 * (start + end), choice
 
 

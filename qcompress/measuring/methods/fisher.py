@@ -183,20 +183,20 @@ class Fisher:
         factors = evidence.sample_factors(len(point), generator).to(point)
         scaled = _mixed(mix, probes) * factors.reshape(-1, *[1] * (point.ndim - 1))
         by_sample = _gradients(output, scaled, [*handles, *weights])
-        elsewhere = [own is not None and bool(own.to_dense().any()) for own in by_sample[len(handles) :]]
+        elsewhere = [grad is not None and bool(grad.to_dense().any()) for grad in by_sample[len(handles) :]]
         position = 0
         gradients, places = [], []
         for layer_calls in calls:
             per_call, layer_places = [], []
             for call in layer_calls:
                 if call.handle is None:
-                    ones = [torch.zeros_like(call.output)] * (len(probes) + 1)
+                    call_grads = [torch.zeros_like(call.output)] * (len(probes) + 1)
                 else:
-                    ones = [_filled(grads[position], call.output) for grads in (*by_probe, by_sample)]
+                    call_grads = [_filled(grads[position], call.output) for grads in (*by_probe, by_sample)]
                     position += 1
-                per_call.append(ones[:-1])
-                base = _mixed(mix, ones[:-1])
-                layer_places.append(evidence.place_of(call, base, ones[-1], factors))
+                per_call.append(call_grads[:-1])
+                base = _mixed(mix, call_grads[:-1])
+                layer_places.append(evidence.place_of(call, base, call_grads[-1], factors))
             gradients.append(per_call)
             places.append(layer_places)
         return _Run(point, probes, calls, gradients, places), elsewhere
