@@ -30,7 +30,7 @@ MakeReduction = Callable[[Problem, np.random.Generator], Reduction]
 """Function that returns the reduction of a problem; all randomness is drawn from the generator."""
 
 
-class CheckError(FormulationError, AssertionError):
+class FormulationCheckError(FormulationError, AssertionError):
     """A reduction or a formulation violates its contract."""
 
 
@@ -45,7 +45,8 @@ def check_reduction(make: MakeReduction, *, num_problems: int = 60) -> None:
         num_problems: number of problems; they are the same in every call.
 
     Raises:
-        CheckError: a guarantee of `formulations.reductions.base` is violated; the message names it and the problem.
+        FormulationCheckError: a guarantee of `formulations.reductions.base` is violated; the message names it and the
+            problem.
 
     >>> check_reduction(lambda problem, rng: scaled(problem, 10.0), num_problems=5)
     """
@@ -80,7 +81,7 @@ def check_promises(reduction: Reduction, *, alone: bool = True) -> None:
         alone: whether a choice of the reduced problem determines all groups of the original.
 
     Raises:
-        CheckError: a guarantee is violated; the message names it and the problem.
+        FormulationCheckError: a guarantee is violated; the message names it and the problem.
     """
     original, problem = reduction.original, reduction.problem
     tolerance = _tolerance(original)
@@ -124,21 +125,27 @@ def check_formulation(
         usage: function that computes the use of each resource by a choice from the tables; None skips this check.
 
     Raises:
-        CheckError: a choice differs; the message names the first one and the difference.
+        FormulationCheckError: a choice differs; the message names the first one and the difference.
 
     >>> problem = Problem(["a", "b"], [["keep", "drop"]] * 2, [0, 3, 0, 1], {"bytes": [8, 0, 8, 0]}, {"bytes": 8})
     >>> check_formulation(problem, lambda choice: 3 * choice[0] + choice[1])
     """
     if (count := int(np.prod([len(options) for options in problem.options], dtype=float))) > MAX_CHOICES:
-        raise CheckError(f"the problem has {count:,} choices, at most {MAX_CHOICES:,} can be tried; use smaller tables")
+        raise FormulationCheckError(
+            f"the problem has {count:,} choices, at most {MAX_CHOICES:,} can be tried; use smaller tables"
+        )
     for choice in all_choices(problem):
         judged = problem.evaluate(choice)
         expected = objective(choice)
         if not abs(judged.objective - expected) <= _tolerance(problem):
-            raise CheckError(f"choice {choice}: the problem's objective is {judged.objective}, expected {expected}")
+            raise FormulationCheckError(
+                f"choice {choice}: the problem's objective is {judged.objective}, expected {expected}"
+            )
         for name, use in (usage(choice) if usage is not None else {}).items():
             if not np.isclose(judged.usage[name], use, rtol=TOLERANCE, atol=0.0):
-                raise CheckError(f"choice {choice}: it uses {judged.usage[name]} of {name!r}, expected {use}")
+                raise FormulationCheckError(
+                    f"choice {choice}: it uses {judged.usage[name]} of {name!r}, expected {use}"
+                )
 
 
 def all_choices(problem: Problem) -> Iterator[tuple[int, ...]]:
@@ -159,4 +166,4 @@ def _tolerance(problem: Problem) -> float:
 
 def _require(holds: Any, reduction: Reduction, message: str) -> None:
     if not holds:
-        raise CheckError(f"{type(reduction).__name__}: {message} [of {reduction.original!r}]")
+        raise FormulationCheckError(f"{type(reduction).__name__}: {message} [of {reduction.original!r}]")

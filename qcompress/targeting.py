@@ -26,7 +26,7 @@ from qcompress.model.calibration import Calibration
 from qcompress.run_folder import Kept, RunFolder
 from qcompress.steps import Request
 from solvers import Solution, Solver, solve
-from solvers.composites.tied import Tied
+from solvers.composites.tied import TiedSolver
 
 ASKED = "latency_s asked for"
 """Key in a solution's details: the time budget that the choice was solved for."""
@@ -133,7 +133,7 @@ def timed(request: Request, run: RunFolder, model: nn.Module, measurement: Measu
 def tying(engine: Engine | None, measurement: Measurement, solver: Solver) -> Solver:
     """Wrap the solver so that it respects the parts that the engine ties together."""
     ties = [] if engine is None else engine.ties(measurement.parts)
-    return Tied(solver, tied=ties) if ties else solver
+    return TiedSolver(solver, tied=ties) if ties else solver
 
 
 def exported(request: Request, run: RunFolder, model: nn.Module) -> tuple[ExportedFile | None, Verification | None]:

@@ -7,6 +7,7 @@ import re
 import statistics
 import subprocess
 import sys
+from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
 from pkgutil import walk_packages
@@ -141,6 +142,17 @@ def test_functions_fit_on_a_page_or_are_listed_with_a_reason():
         if length > MAX_FUNCTION
     }
     assert long == set(LONG_FUNCTIONS), "split it, or give the reason; take what is short off the list"
+
+
+def test_a_public_class_name_means_one_thing():
+    """In a traceback or a search, the name alone tells which class is meant."""
+    places = defaultdict(list)
+    for package in ("formulations", "solvers", "qcompress"):
+        for path in modules(package):
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    places[node.name].append(str(path.relative_to(ROOT)))
+    assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
 
 
 def test_no_public_name_is_that_of_a_module_beside_it():

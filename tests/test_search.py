@@ -5,7 +5,7 @@ import pytest
 
 from formulations import Problem
 from formulations.generators.random_instances import layered_problem
-from formulations.reductions.base import Identity
+from formulations.reductions.base import IdentityReduction
 from formulations.reductions.components import split
 from formulations.reductions.restriction import restrict
 from formulations.reductions.scaling import scaled
@@ -78,7 +78,7 @@ def test_bounds_of_components_add_up_and_share_the_tolerance():
 
 def test_a_run_of_its_own_shares_neither_details_nor_random_numbers():
     outer = Search(layered_problem(4), solver="test", seed=0)
-    same = Identity(original=outer.problem)
+    same = IdentityReduction(original=outer.problem)
     apart, shared = SubSearch(same, outer, apart=True, seed=7, solver="inner"), SubSearch(same, outer)
     apart.details["mine"] = 1
     apart.offer(np.full(4, 0))
@@ -91,17 +91,17 @@ def test_a_run_of_its_own_shares_neither_details_nor_random_numbers():
 
 def test_an_inner_search_ends_with_the_outer_one_and_not_the_other_way_round():
     outer = Search(two_layers(), solver="test")
-    inner = SubSearch(Identity(original=outer.problem), outer, seconds=0.0)
+    inner = SubSearch(IdentityReduction(original=outer.problem), outer, seconds=0.0)
     assert inner.expired()
     assert inner.cut
     assert not outer.expired()
     ended = Search(outer.problem, solver="test", time_limit=1e-9)
-    assert SubSearch(Identity(original=outer.problem), ended).expired()
+    assert SubSearch(IdentityReduction(original=outer.problem), ended).expired()
 
 
 def test_what_is_learned_stays_with_its_search():
     outer = Search(two_layers(), solver="test")
-    inner = SubSearch(Identity(original=outer.problem), outer)
+    inner = SubSearch(IdentityReduction(original=outer.problem), outer)
     inner.learn("a lesson")
     assert inner.learned(str) == "a lesson"
     assert outer.learned(str) is None
@@ -110,5 +110,5 @@ def test_what_is_learned_stays_with_its_search():
 @pytest.mark.parametrize("bound", [np.nan, np.inf, -np.inf])
 def test_a_bound_that_is_no_number_is_dropped(bound):
     outer = Search(two_layers(), solver="test")
-    assert not SubSearch(Identity(original=outer.problem), outer).raise_bound(bound)
+    assert not SubSearch(IdentityReduction(original=outer.problem), outer).raise_bound(bound)
     assert outer.bound is None

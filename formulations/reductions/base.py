@@ -65,7 +65,7 @@ class Reduction(ABC):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Identity(Reduction):
+class IdentityReduction(Reduction):
     """The identity reduction, which changes nothing."""
 
     same_choices: ClassVar[bool] = True

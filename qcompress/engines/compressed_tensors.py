@@ -24,7 +24,7 @@ from qcompress.engines import tensor_file
 from qcompress.engines.base import Engine, EngineRun, FileSizes, timed
 from qcompress.engines.integer_codes import Scheme, integer_codes, scheme_of
 from qcompress.engines.packed_files import PackedFiles
-from qcompress.engines.tensor_file import Entry
+from qcompress.engines.tensor_file import TensorEntry
 from qcompress.errors import EngineError
 from qcompress.model import forward as forwards
 from qcompress.model.opened import Opened, opened_from, opened_of
@@ -151,7 +151,7 @@ class CompressedTensors(Engine):
         files = _files_of(model, self.shard_bytes)
         packed = {_weight_name(item.part, state): item for item in items}
         path.mkdir()
-        contents: dict[str, list[Entry]] = {file: [] for file in files.values()}
+        contents: dict[str, list[TensorEntry]] = {file: [] for file in files.values()}
         for name, tensor in state.items():
             written = (
                 _entries_of(name, packed[name]) if name in packed else _dense_entries(name, tensor, opened_of(model))
@@ -256,13 +256,13 @@ def _files_of(model: nn.Module, shard_bytes: int) -> dict[str, str]:
     }
 
 
-def _dense_entries(name: str, tensor: Tensor, opened: Opened | None = None) -> list[Entry]:
+def _dense_entries(name: str, tensor: Tensor, opened: Opened | None = None) -> list[TensorEntry]:
     """A dense weight; for an opened model it is read when it is written."""
     numbers = (lambda: tensor) if opened is None or not tensor.is_meta else functools.partial(opened.read, name)
-    return [Entry(name=name, dtype=tensor.dtype, shape=tuple(tensor.shape), tensor=numbers)]
+    return [TensorEntry(name=name, dtype=tensor.dtype, shape=tuple(tensor.shape), tensor=numbers)]
 
 
-def _packed_entries(name: str, scheme: Scheme, target: Target) -> list[Entry]:
+def _packed_entries(name: str, scheme: Scheme, target: Target) -> list[TensorEntry]:
     """The tensors that replace the weight ``name``: codes, scales, its shape and possibly zero points."""
     rows, groups = target.channels, scheme.num_groups(target)
     shapes = {
@@ -273,10 +273,10 @@ def _packed_entries(name: str, scheme: Scheme, target: Target) -> list[Entry]:
     if not scheme.symmetric:
         shapes["weight_zero_point"] = (torch.int32, (-(-rows * scheme.bits // 32), groups))
     module = name.removesuffix(".weight")
-    return [Entry(name=f"{module}.{key}", dtype=dtype, shape=shape) for key, (dtype, shape) in shapes.items()]
+    return [TensorEntry(name=f"{module}.{key}", dtype=dtype, shape=shape) for key, (dtype, shape) in shapes.items()]
 
 
-def _entries_of(name: str, item: CompressedPart) -> list[Entry]:
+def _entries_of(name: str, item: CompressedPart) -> list[TensorEntry]:
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
     scheme, target = _scheme(item), item.part.target
@@ -293,7 +293,7 @@ def _entries_of(name: str, item: CompressedPart) -> list[Entry]:
         return packed.contiguous()
 
     return [
-        Entry(
+        TensorEntry(
             name=entry.name,
             dtype=entry.dtype,
             shape=entry.shape,
@@ -307,7 +307,7 @@ def _indexed(name: str, file: str) -> str:
     return f"\n{json.dumps(name)}:{json.dumps(file)},"
 
 
-def _index(contents: Mapping[str, list[Entry]]) -> bytes:
+def _index(contents: Mapping[str, list[TensorEntry]]) -> bytes:
     """The index of the shards, padded to the size predicted by `sizes`."""
     lines = [_indexed(entry.name, file) for file, entries in contents.items() for entry in entries]
     total = sum(entry.nbytes for entries in contents.values() for entry in entries)

@@ -19,7 +19,7 @@ assert len(_START) < OVERHEAD - 8  # noqa: S101
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Entry:
+class TensorEntry:
     """A tensor of a file: its description in the header, and how to get it."""
 
     name: str
@@ -36,7 +36,7 @@ class Entry:
     def size_bytes(self) -> int:
         """Bytes that it takes in a file, including its description in the header.
 
-        >>> Entry(name="fc.weight", dtype=torch.float32, shape=(2, 3)).size_bytes
+        >>> TensorEntry(name="fc.weight", dtype=torch.float32, shape=(2, 3)).size_bytes
         120
         """
         return self.nbytes + self.header_bytes
@@ -52,7 +52,7 @@ class Entry:
         return f",{json.dumps(self.name)}:{json.dumps(told, separators=(',', ':'))}"
 
 
-def write(file: BinaryIO, entries: Sequence[Entry]) -> None:
+def write(file: BinaryIO, entries: Sequence[TensorEntry]) -> None:
     """Write a file of ``OVERHEAD`` bytes and the ``size_bytes`` of its entries."""
     text, place = _START, 0
     for entry in entries:

@@ -33,7 +33,7 @@ class _StopError(Exception):
     """Stops a forward pass early."""
 
 
-class Chain:
+class BlockSequence:
     """The blocks of a model, run separately.
 
     Args:

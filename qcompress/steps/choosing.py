@@ -19,7 +19,7 @@ from qcompress.run_folder import Kept, RunFolder
 from qcompress.steps.request import NoChoiceError, Request, identity_of
 from solvers import Solution, judge, solve
 from solvers.base import relative_gap
-from solvers.composites.tied import Tied
+from solvers.composites.tied import TiedSolver
 from solvers.run import as_solver
 from solvers.smallest_use import SmallestUse, smallest_use
 
@@ -258,7 +258,7 @@ def _tried(
         stated,
         solution,
         pairs=request.pairs,
-        solver=Tied(as_solver(SOLVER), tied=ties) if ties else SOLVER,
+        solver=TiedSolver(as_solver(SOLVER), tied=ties) if ties else SOLVER,
         time_limit=request.time_limit,
         seed=request.calibration.seed,
     )

@@ -15,7 +15,7 @@ from qcompress.compressed.apply import chosen_transforms
 from qcompress.compressed.chosen_weights import chosen_model, write_codes
 from qcompress.errors import DataError, OptionsError
 from qcompress.measurement import Measurement
-from qcompress.measuring.streamed.sweep import Sweep
+from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.model import forward as forwards
 from qcompress.model.chain import without_cache
 from qcompress.model.opened import opened_of
@@ -101,7 +101,7 @@ def _apply_opened(
         left = {part: wanted[part] for unit in todo for part in unit.parts}
         sweep = None
         if need_inputs(measurement, left):
-            sweep = Sweep(model, opened, data or (), steady(forward), Path(states))
+            sweep = BlockSweep(model, opened, data or (), steady(forward), Path(states))
             for _ in sweep.forward():
                 pass
         for unit in todo:

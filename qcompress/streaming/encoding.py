@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qcompress.measurement import Measurement
 from qcompress.measuring.streamed.inputs import inputs_of
-from qcompress.measuring.streamed.sweep import Sweep
+from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.model.opened import Opened
 from qcompress.model.parts import weights_of
 from qcompress.transforms.base import Keep, Transform
@@ -67,7 +67,7 @@ def encoded(
     measurement: Measurement,
     unit: Unit,
     wanted: Mapping[int, Sequence[Transform]],
-    sweep: Sweep | None,
+    sweep: BlockSweep | None,
 ) -> Codes:
     """Encode the wanted transforms of a unit whose weights are in memory.
 

@@ -14,7 +14,7 @@ from torch import nn
 from qcompress.errors import ModelError
 from qcompress.measurement import Measurement
 from qcompress.measuring.streamed.hidden_states import HiddenStates
-from qcompress.measuring.streamed.sweep import Sweep
+from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.model import forward as forwards
 from qcompress.model.chain import without_cache
 from qcompress.model.losses import Loss
@@ -62,10 +62,10 @@ def losses_of(
         calibrating = None
         if need_inputs(measurement, wanted):
             (Path(folder) / "data").mkdir()
-            calibrating = Sweep(model, opened, data, run, Path(folder) / "data")
+            calibrating = BlockSweep(model, opened, data, run, Path(folder) / "data")
             for _ in calibrating.forward():
                 pass
-        sweep = Sweep(model, opened, kept, run, Path(folder))
+        sweep = BlockSweep(model, opened, kept, run, Path(folder))
         outside, *blocks = units_of(opened, measurement)
         around = encoded(model, measurement, outside, wanted, calibrating)
         runs: list[Choice | None] = [None, *choices]
@@ -88,8 +88,8 @@ def _through(
     measurement: Measurement,
     unit: Unit,
     wanted: Mapping[int, Sequence[Transform]],
-    calibrating: Sweep | None,
-    sweep: Sweep,
+    calibrating: BlockSweep | None,
+    sweep: BlockSweep,
     runs: Sequence[Choice | None],
 ) -> None:
     """Run the samples of all choices, and of the original, through one block."""
@@ -106,7 +106,7 @@ def _through(
 
 
 def _rises(
-    model: nn.Module, sweep: Sweep, number: int, weights: Weights, loss: Loss
+    model: nn.Module, sweep: BlockSweep, number: int, weights: Weights, loss: Loss
 ) -> list[NDArray[np.float64]] | None:
     """The loss increase of a choice on every sample."""
     last, rises = len(sweep.chain), []
@@ -121,7 +121,7 @@ def _rises(
     return rises
 
 
-def _states(sweep: Sweep, boundary: int, number: int) -> HiddenStates:
+def _states(sweep: BlockSweep, boundary: int, number: int) -> HiddenStates:
     return sweep.states(boundary, f"choice_{number:03}")
 
 

@@ -9,7 +9,7 @@ import scipy.optimize
 import scipy.sparse
 
 from formulations import PairTerms, Problem
-from solvers.bounds.messages import Blocks, block_minima, decode, pass_messages
+from solvers.bounds.messages import SparseBlocks, block_minima, decode, pass_messages
 from solvers.bounds.smoothed_dual import DualTerms, descend
 from solvers.kernels.compiled import compiled
 from solvers.kernels.moves import Floats, Integers, to_arrays
@@ -47,7 +47,7 @@ class DualBound:
         value: the bound; no feasible choice has a smaller objective.
         prices: name of a budget → λ ≥ 0, the decrease of the bound per additional unit of its resource.
         direction: ``(r,)`` multipliers y of the factor.
-        messages: multipliers of the sparse blocks, in the order of ``Blocks.option``.
+        messages: multipliers of the sparse blocks, in the order of ``SparseBlocks.option``.
         reduced: ``(V,)`` reduced costs, not negative. A feasible choice that takes v has an objective of at least
             ``value + reduced[v]``; without sparse terms, the reduced costs of several groups add up.
         choice: ``(G,)`` in each group the local option with the smallest reduced cost, including the blocks to previous
@@ -113,7 +113,7 @@ class Dual:
         self.unit = np.where(unit > 0, unit, 1.0)
         self.use, self.limit = use / self.unit, left / self.unit
         self.cost = problem.cost - 0.5 * square
-        self.blocks = Blocks.of(problem)
+        self.blocks = SparseBlocks.of(problem)
 
     @property
     def size(self) -> int:

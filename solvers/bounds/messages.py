@@ -20,7 +20,7 @@ NEGLIGIBLE = 40.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Blocks:
+class SparseBlocks:
     """The sparse pair terms as dense blocks between pairs of groups.
 
     Attributes:
@@ -63,7 +63,7 @@ class Blocks:
             yield self.option[upper], self.option[lower], weights, messages[upper], messages[lower]
 
     @classmethod
-    def of(cls, problem: Problem) -> "Blocks":
+    def of(cls, problem: Problem) -> "SparseBlocks":
         """Build the blocks of a problem."""
         first, group_of = problem.group_offsets, problem.group_of
         if not problem.pairs.num_sparse:

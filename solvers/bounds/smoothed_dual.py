@@ -73,7 +73,7 @@ def group_minima(first: Integers, cost: Floats, temperature: float, share: Float
 class DualTerms(NamedTuple):
     """Data of the dual function: G groups, V options, K budgets, a factor of rank r, and blocks of pair terms.
 
-    The last three fields are those of `solvers.bounds.messages.Blocks.arrays`.
+    The last three fields are those of `solvers.bounds.messages.SparseBlocks.arrays`.
     """
 
     first: Integers  # (G+1,) first option of every group
@@ -86,7 +86,7 @@ class DualTerms(NamedTuple):
     option: Integers
 
 
-class Memory(NamedTuple):
+class LbfgsMemory(NamedTuple):
     """The latest steps of L-BFGS, in a buffer in which the oldest step is overwritten first."""
 
     moves: Floats  # (MEMORY, n) changes of the point
@@ -117,7 +117,7 @@ def _smooth(terms: DualTerms, temperature: float, point: Floats, gradient: Float
 
 
 @compiled
-def _times_inverse(memory: Memory, kept: int, descent: Floats, first_scale: float) -> None:
+def _times_inverse(memory: LbfgsMemory, kept: int, descent: Floats, first_scale: float) -> None:
     """Multiply in place by the inverse Hessian estimated from ``kept`` steps, or by ``first_scale`` without any.
 
     Nocedal & Wright, algorithm 7.4.
@@ -154,7 +154,7 @@ def descend(
     ``best`` and ``best_point`` keep the largest d seen; a d above ``enough`` ends the descent.
     """
     size, budgets = len(point), len(terms.limit)
-    memory, kept = Memory(np.zeros((MEMORY, size)), np.zeros((MEMORY, size)), np.zeros(MEMORY)), 0
+    memory, kept = LbfgsMemory(np.zeros((MEMORY, size)), np.zeros((MEMORY, size)), np.zeros(MEMORY)), 0
     gradient, new_gradient = np.empty(size), np.empty(size)
     tolerance = 1e-3 * temperature * (len(terms.first) - 1)
     value, exact = _smooth(terms, temperature, point, gradient)

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from formulations import FileFormatError, Problem
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
-from formulations.reductions.base import Identity
+from formulations.reductions.base import IdentityReduction
 from solvers.base import Search, Solver, SubSearch
 from solvers.composites.wrapper import Wrapper
 from solvers.errors import InvalidOptionError
@@ -87,7 +87,7 @@ class _Recorded(SubSearch):
     """Record results before they are passed on."""
 
     def __init__(self, outer: Search, solver: Solver, seed: int, writer: "_Writer") -> None:
-        same = Identity(original=outer.problem)
+        same = IdentityReduction(original=outer.problem)
         super().__init__(same, outer, initial=outer.initial, apart=True, seed=seed, solver=solver.name)
         self._writer = writer
 

@@ -1,4 +1,4 @@
-"""`Tied`: run a solver on a problem in which groups that must take the same option are joined."""
+"""`TiedSolver`: run a solver on a problem in which groups that must take the same option are joined."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from solvers.composites.wrapper import Wrapper
 
 
 @dataclass(frozen=True)
-class Tied(Wrapper):
+class TiedSolver(Wrapper):
     """Run a solver on the problem with each set of groups joined, so that all groups of a set take the same option.
 
     A bound of the smaller problem holds only for choices that satisfy the ties.
@@ -23,7 +23,7 @@ class Tied(Wrapper):
     >>> problem = Problem(["a", "b"], [["4 bits", "8 bits"]] * 2, [3, 0, 2, 0], {"bytes": [1, 2] * 2}, {"bytes": 3})
     >>> solve(problem, "brute-force").choice.tolist()
     [1, 0]
-    >>> solve(problem, Tied("brute-force", tied=[("a", "b")])).choice.tolist()
+    >>> solve(problem, TiedSolver("brute-force", tied=[("a", "b")])).choice.tolist()
     [0, 0]
     """
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from formulations import Problem
-from formulations.reductions.base import Choice, Identity
+from formulations.reductions.base import Choice, IdentityReduction
 from solvers.base import Search, Solver, SolverLike, SubSearch
 from solvers.run import as_solver
 
@@ -26,7 +26,7 @@ def inner_search(
     initial: Choice | None = None,
 ) -> SubSearch:
     """Return the search for an inner solver: a separate run on the same problem that reports to the outer search."""
-    same = Identity(original=search.problem)
+    same = IdentityReduction(original=search.problem)
     return SubSearch(same, search, seconds=seconds, initial=initial, apart=True, seed=seed, solver=solver.name)
 
 

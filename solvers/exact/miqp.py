@@ -19,7 +19,7 @@ from formulations import Problem
 from solvers.base import Search
 from solvers.bounds.dual import DualBound
 from solvers.bounds.duality import dual_bound
-from solvers.bounds.messages import Blocks
+from solvers.bounds.messages import SparseBlocks
 from solvers.bounds.semidefinite import convexified, least_seconds
 from solvers.exact.open_part import Exact, undecided
 from solvers.kernels.moves import Arrays, Floats, Integers, to_arrays
@@ -190,7 +190,7 @@ class _Program:
         return terms
 
     def _blocks(self, problem: Problem, bound: DualBound, is_open: Any, cutoff: float, size: float) -> list[Any]:
-        blocks, terms = Blocks.of(problem), []
+        blocks, terms = SparseBlocks.of(problem), []
         for rows, columns, weights, a, b in blocks.each(bound.messages):
             rest = weights - a[:, None] - b[None, :]
             rest -= rest.min()

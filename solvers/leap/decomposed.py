@@ -19,7 +19,7 @@ from formulations.reductions.restriction import restrict
 from formulations.reductions.scaling import normal_form
 from solvers.base import Search, SubSearch
 from solvers.errors import InvalidOptionError
-from solvers.leap.descent import Descent, descent_path
+from solvers.leap.descent import DescentState, descent_path
 from solvers.leap.errors import LeapError, LeapProblemError
 from solvers.leap.qpu import QuantumProcessor
 
@@ -105,7 +105,7 @@ class Decomposed(QuantumProcessor):
         )
 
     @contextlib.contextmanager
-    def _state(self, problem: Problem, search: Search) -> Iterator[Descent | None]:
+    def _state(self, problem: Problem, search: Search) -> Iterator[DescentState | None]:
         """Yield the initial state, from an interrupted run or from a first choice, and lock its file."""
         import fasteners
 
@@ -118,14 +118,14 @@ class Decomposed(QuantumProcessor):
             lock.lockfile.close()  # fasteners does not close it
             raise LeapError(f"{path} is in use by another process; wait for it, or use another folder or seed")
         try:
-            state = Descent.load(path)
+            state = DescentState.load(path)
             if state is not None:
                 search.offer(state.choice)
                 search.details["resumed_at"] = len(state.parts)
             elif self._first(problem, search):
                 assert search.objective is not None  # noqa: S101
                 assert search.choice is not None  # noqa: S101
-                state = Descent(
+                state = DescentState(
                     path=path,
                     seed=int(search.rng.integers(2**31)),
                     room=self.device().largest_clique() if self.variables is None else self.variables,
@@ -148,7 +148,9 @@ class Decomposed(QuantumProcessor):
                     search.offer(start)
         return search.choice is not None
 
-    def _step(self, problem: Problem, search: Search, state: Descent, connection: "Connection | None") -> Descent:
+    def _step(
+        self, problem: Problem, search: Search, state: DescentState, connection: "Connection | None"
+    ) -> DescentState:
         """Optimise the groups of the next block."""
         block = state.blocks[-1]
         keep = np.isin(problem.group_of, block)
@@ -174,7 +176,7 @@ class Decomposed(QuantumProcessor):
             job=None,
         )
 
-    def _decide(self, part: Problem, search: Search, state: Descent, connection: "Connection | None") -> None:
+    def _decide(self, part: Problem, search: Search, state: DescentState, connection: "Connection | None") -> None:
         """Run a part on the mock or at the service; a part in progress is fetched, not sent again."""
         from solvers.leap.job import Job
 
@@ -190,7 +192,7 @@ class Decomposed(QuantumProcessor):
             state.next(job=None)
             raise
 
-    def _blocks(self, problem: Problem, state: Descent) -> tuple[tuple[int, ...], ...]:
+    def _blocks(self, problem: Problem, state: DescentState) -> tuple[tuple[int, ...], ...]:
         """Divide all groups with a choice into random blocks of at most ``room`` variables, or of one group."""
         sizes = np.diff(problem.group_offsets) - (
             0 if self.encoding == "one-hot" else 1

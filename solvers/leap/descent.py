@@ -20,7 +20,7 @@ SUFFIX = ".descent.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Descent:
+class DescentState:
     """The state of a descent between two steps.
 
     Attributes:
@@ -47,7 +47,7 @@ class Descent:
     parts: tuple[Mapping[str, Any], ...] = ()
     job: str | None = None
 
-    def next(self, **changes: Any) -> "Descent":
+    def next(self, **changes: Any) -> "DescentState":
         """Return the state with some fields replaced, and write its file."""
         state = dataclasses.replace(self, **changes)
         value = {field.name: getattr(state, field.name) for field in dataclasses.fields(state) if field.name != "path"}
@@ -55,7 +55,7 @@ class Descent:
         return state
 
     @classmethod
-    def load(cls, path: Path) -> "Descent | None":
+    def load(cls, path: Path) -> "DescentState | None":
         """Read the state that an interrupted run left, or None.
 
         Raises:

@@ -12,14 +12,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from formulations import InvalidProblemError, Problem
 from formulations.generators.random_instances import small_problem
-from formulations.reductions.base import Chain, Choice, Identity, Reduction
+from formulations.reductions.base import Chain, Choice, IdentityReduction, Reduction
 from formulations.reductions.components import Component, split
 from formulations.reductions.order import in_order
 from formulations.reductions.presolve import reduce_problem
 from formulations.reductions.restriction import Restriction, restrict
 from formulations.reductions.scaling import Scaling, normal_form, scaled
 from formulations.reductions.tie import Tied, tie
-from formulations.testing import CheckError, check_promises, check_reduction, takes_paired_budgets
+from formulations.testing import FormulationCheckError, check_promises, check_reduction, takes_paired_budgets
 
 
 def choices(problem: Problem) -> list[tuple[int, ...]]:
@@ -34,7 +34,7 @@ def best_objective(problem: Problem) -> float:
 
 
 def same(problem: Problem, rng: np.random.Generator) -> Reduction:
-    return Identity(original=problem)
+    return IdentityReduction(original=problem)
 
 
 def scaling(problem: Problem, rng: np.random.Generator) -> Reduction:
@@ -121,7 +121,9 @@ def assert_promises_hold(reduction: Reduction) -> None:
     """What `formulations.reductions.base` says always holds, and the same uses where only numbers differ."""
     check_promises(reduction, alone=decides_alone(reduction))
     original, problem = reduction.original, reduction.problem
-    if isinstance(reduction, Restriction | Tied | Scaling | Identity) and not (original.fixed and not problem.fixed):
+    if isinstance(reduction, Restriction | Tied | Scaling | IdentityReduction) and not (
+        original.fixed and not problem.fixed
+    ):
         for choice in choices(problem):
             usage, lifted = problem.evaluate(choice).usage, original.evaluate(reduction.lift(choice)).usage
             assert {name: lifted[name] for name in usage} == pytest.approx(usage)
@@ -159,14 +161,14 @@ def test_an_order_that_is_none_is_refused(order: list[int]) -> None:
 
 
 def test_a_reduction_that_forgets_pair_terms_of_a_budget_is_found() -> None:
-    class Forgetful(Identity):
+    class Forgetful(IdentityReduction):
         __slots__ = ()
 
         @property
         def problem(self) -> Problem:
             return self.original.derived(resource_pairs={})
 
-    with pytest.raises(CheckError, match="meets the budgets, lifted it violates"):
+    with pytest.raises(FormulationCheckError, match="meets the budgets, lifted it violates"):
         check_reduction(lambda problem, rng: Forgetful(original=problem))
 
 
@@ -210,11 +212,11 @@ def test_a_bound_of_a_component_holds_with_the_others_bounds_only():
     ],
 )
 def test_a_reduction_that_breaks_a_promise_is_found(broken: dict[str, object], message: str) -> None:
-    class Broken(Identity):
+    class Broken(IdentityReduction):
         __slots__ = ()
         choice = (0, 0)
 
     for name, value in broken.items():
         setattr(Broken, name, value)
-    with pytest.raises(CheckError, match=message):
+    with pytest.raises(FormulationCheckError, match=message):
         check_reduction(lambda problem, rng: Broken(original=problem))

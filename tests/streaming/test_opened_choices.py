@@ -12,7 +12,7 @@ from qcompress.engines.compressed_tensors import CompressedTensors
 from qcompress.engines.legal import for_engine
 from qcompress.errors import DataError, EngineError, OptionsError
 from qcompress.guard import kept_loss
-from qcompress.measuring.streamed.sweep import Sweep
+from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.model.losses import as_loss
 from qcompress.model.opened import open_model
 from qcompress.opened_guard import OpenedKeptLoss
@@ -216,12 +216,12 @@ def test_compress_gives_the_choice_and_the_bytes_of_the_model_in_memory(
 @pytest.mark.parametrize(
     ("owner", "name", "count"),
     [
-        pytest.param(Sweep, "through", 20, marks=pytest.mark.slow),
-        (Sweep, "through", 60),
+        pytest.param(BlockSweep, "through", 20, marks=pytest.mark.slow),
+        (BlockSweep, "through", 60),
         pytest.param(losses, "encoded", 2, marks=pytest.mark.slow),
         (applying, "encoded", 3),
         pytest.param(applying, "write_codes", 2, marks=pytest.mark.slow),
-        (Sweep, "output", 12),
+        (BlockSweep, "output", 12),
     ],
 )
 def test_a_run_that_was_cut_anywhere_goes_on_to_the_same_bytes(

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from formulations.file_kinds import FileKind
 from qcompress.measuring.candidates import Candidates, Layer
 from qcompress.measuring.methods.gradients import Gradients
-from qcompress.measuring.streamed.sweep import Sweep
+from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.model.losses import Loss
 from qcompress.model.parts import Part
 from qcompress.options import transform_from_json
@@ -87,7 +87,7 @@ class StreamedEffects:
 
     def __init__(
         self,
-        sweep: Sweep,
+        sweep: BlockSweep,
         parts: Sequence[Part],
         work_out: WorkOut,
         loss: Loss,

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from qcompress.measuring.inputs.moments import second_moments
 from qcompress.measuring.inputs.squares import input_squares
-from qcompress.measuring.streamed.sweep import Sweep
+from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.model.parts import Part
 from qcompress.transforms.base import Offer
 
@@ -15,7 +15,7 @@ Inputs = tuple[dict[str, Tensor], dict[str, int], dict[str, Tensor]]
 
 def inputs_of(
     model: nn.Module,
-    sweep: Sweep | None,
+    sweep: BlockSweep | None,
     block: int | None,
     parts: Sequence[Part],
     offers: Mapping[str, Sequence[Offer]],

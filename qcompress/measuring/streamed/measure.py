@@ -30,7 +30,7 @@ from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.streamed.effects import StreamedEffects, UnitEffects
 from qcompress.measuring.streamed.forecast import UnitForecast, as_bytes, forecast_of, resident_bytes, room_for_decoded
 from qcompress.measuring.streamed.inputs import inputs_of
-from qcompress.measuring.streamed.sweep import Sweep
+from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.measuring.sums import Sums, probe_generator
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
@@ -71,7 +71,7 @@ def measure_streamed(
     key = _key(calibration, offered)
     with _folder(cache, key) as folder, forwards.evaluating(model), forwards.layer_by_layer(), without_cache(model):
         run = steady(calibration.forward, calibration.seed)
-        sweep = Sweep(model, opened, calibration.data, run, folder)
+        sweep = BlockSweep(model, opened, calibration.data, run, folder)
         outputs: list[Tensor] = []
 
         def watched(model: nn.Module, batch: Any) -> Tensor:
@@ -106,7 +106,7 @@ def measure_streamed(
 
 
 def _forecasts(
-    sweep: Sweep, parts: Sequence[Part], options: Mapping[str, Options], output: Tensor
+    sweep: BlockSweep, parts: Sequence[Part], options: Mapping[str, Options], output: Tensor
 ) -> list[UnitForecast]:
     """Memory forecasts of every block and of everything outside the blocks."""
     tokens = max(shape[:-1].numel() for shape in sweep.shapes)
@@ -124,7 +124,7 @@ def _forecasts(
     return forecasts
 
 
-def _telling(sweep: Sweep, on_progress: Callable[[MeasureProgress], None] | None) -> Callable[[int], None]:
+def _telling(sweep: BlockSweep, on_progress: Callable[[MeasureProgress], None] | None) -> Callable[[int], None]:
     start, total = time.perf_counter(), 2 * len(sweep.chain) + 2
 
     def tell(done: int) -> None:
@@ -173,7 +173,7 @@ def _assembled(
     calibration: Calibration,
     inventory: Survey,
     units: Sequence[UnitEffects],
-    sweep: Sweep,
+    sweep: BlockSweep,
     notes: list[str],
 ) -> Measurement:
     """Assemble the measurement from the units' effects; the effects of a part that is in two units are added."""

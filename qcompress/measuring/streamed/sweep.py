@@ -18,7 +18,7 @@ from qcompress.errors import DataError, ModelError
 from qcompress.measuring.streamed.hidden_states import HiddenStates
 from qcompress.model import forward as forwards
 from qcompress.model.batches import samples
-from qcompress.model.chain import Chain, without_cache
+from qcompress.model.chain import BlockSequence, without_cache
 from qcompress.model.opened import Blocks, opened_of
 from qcompress.model.samples import same_outputs
 
@@ -31,7 +31,7 @@ class Sample:
     batch: int
 
 
-class Sweep:
+class BlockSweep:
     """The samples of some data on their way through a model, block by block.
 
     Args:
@@ -56,7 +56,7 @@ class Sweep:
         self, model: nn.Module, opened: Blocks, data: Iterable[Any], forward: forwards.Forward | None, folder: Path
     ) -> None:
         self.model, self.opened, self.folder = model, opened, folder
-        self.chain = Chain(model, opened.blocks, forward)
+        self.chain = BlockSequence(model, opened.blocks, forward)
         self.samples = [Sample(inputs, number) for number, batch in enumerate(data) for inputs in samples(batch)]
         if not self.samples:
             raise DataError("the calibration data holds no sample")
@@ -119,7 +119,7 @@ class Sweep:
 
 
 @contextlib.contextmanager
-def temporary_sweep(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None) -> Iterator[Sweep]:
+def temporary_sweep(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None) -> Iterator[BlockSweep]:
     """Context manager with a sweep of an opened model, without gradients, in a temporary folder."""
     opened = opened_of(model)
     assert opened is not None  # noqa: S101
@@ -129,7 +129,7 @@ def temporary_sweep(model: nn.Module, data: Iterable[Any], forward: forwards.For
         without_cache(model),
         torch.no_grad(),
     ):
-        yield Sweep(model, opened, data, forward, Path(folder))
+        yield BlockSweep(model, opened, data, forward, Path(folder))
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from qcompress.measuring.methods.direct import Direct
 from qcompress.measuring.methods.gradients import Gradients
 from qcompress.measuring.methods.weight_gradients import WeightGradients
 from qcompress.measuring.streamed.effects import StreamedEffects
-from qcompress.measuring.streamed.sweep import Sweep
+from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.model import forward as forwards
 from qcompress.model.chain import without_cache
 from qcompress.model.losses import CallableLoss
@@ -144,7 +144,7 @@ def effects_by_block(
 
 
 @contextmanager
-def _sweep(direct: Direct, batches: Sequence[Any]) -> Iterator[Sweep]:
+def _sweep(direct: Direct, batches: Sequence[Any]) -> Iterator[BlockSweep]:
     model = direct.model
     with tempfile.TemporaryDirectory(prefix="qcompress.") as folder, without_cache(model):
-        yield Sweep(model, Blocks(model, blocks_of(model)), batches, direct.forward, Path(folder))
+        yield BlockSweep(model, Blocks(model, blocks_of(model)), batches, direct.forward, Path(folder))

@@ -13,7 +13,7 @@ from qcompress.errors import DataError, OptionsError
 from qcompress.measuring.methods.gradients import Gradients
 from qcompress.measuring.streamed.effects import StreamedEffects
 from qcompress.measuring.streamed.forecast import as_bytes
-from qcompress.measuring.streamed.sweep import Sweep
+from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.model.opened import open_model
 from tests.opened_models import in_memory, saved, tokens
 
@@ -124,13 +124,13 @@ def measured_file(folder: Path, file: Path, cache: Path | None) -> bytes:
 
 # 3 samples: 9 runs of blocks forward and as many backward; 15 products; 5 units
 POINTS = [
-    *((Sweep, "through", count) for count in (1, 2, 4, 7, 9, 10, 14, 18)),
+    *((BlockSweep, "through", count) for count in (1, 2, 4, 7, 9, 10, 14, 18)),
     *((Gradients, "products", count) for count in (1, 3, 4, 6, 8, 12, 13, 15)),
     *((StreamedEffects, "_unit", count) for count in (1, 2, 3, 4, 5)),
 ]
 
 
-QUICK = [(Sweep, "through", 4), (Gradients, "products", 8), (StreamedEffects, "_unit", 3)]
+QUICK = [(BlockSweep, "through", 4), (Gradients, "products", 8), (StreamedEffects, "_unit", 3)]
 CASES = [pytest.param(*own, marks=[] if own in QUICK else pytest.mark.slow) for own in POINTS]
 
 
@@ -154,8 +154,10 @@ def test_blocks_that_are_done_are_not_run_again(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(CutError):
             qcompress.measure(model, data(), NEAREST, method="sampled", cache=tmp_path / "cache")
     done: list[int] = []
-    original = Sweep.through
-    monkeypatch.setattr(Sweep, "through", lambda self, block, *more: done.append(block) or original(self, block, *more))
+    original = BlockSweep.through
+    monkeypatch.setattr(
+        BlockSweep, "through", lambda self, block, *more: done.append(block) or original(self, block, *more)
+    )
     qcompress.measure(model, data(), NEAREST, method="sampled", cache=tmp_path / "cache")
     assert done == [1] * 6 + [0] * 6
 
@@ -163,7 +165,7 @@ def test_blocks_that_are_done_are_not_run_again(tmp_path: Path, monkeypatch: pyt
 def test_files_of_another_measurement_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = open_model(saved("Llama", tmp_path / "model"))
     with monkeypatch.context() as patch:
-        cut_after(patch, Sweep, "through", 5)
+        cut_after(patch, BlockSweep, "through", 5)
         with pytest.raises(CutError):
             qcompress.measure(model, data(), NEAREST, method="sampled", cache=tmp_path / "cache")
     with pytest.raises(DataError, match="the files of another measurement"):
@@ -172,7 +174,7 @@ def test_files_of_another_measurement_are_refused(tmp_path: Path, monkeypatch: p
 
 def test_too_little_memory_is_refused_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = open_model(saved("Llama", tmp_path))
-    monkeypatch.setattr(Sweep, "forward", lambda _: pytest.fail("it ran"))
+    monkeypatch.setattr(BlockSweep, "forward", lambda _: pytest.fail("it ran"))
     with pytest.raises(
         OptionsError, match=r"memory=0\.01 GB was given, but about .* GB are needed: .* 'model\.layers\.0'"
     ):
