@@ -20,7 +20,7 @@ from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import EncodeProgress
 from qcompress.measuring.latency import TimingProgress
 from qcompress.measuring.measure import require_method
-from qcompress.measuring.offered import Offered
+from qcompress.measuring.options_by_layer import Offered
 from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.remeasure import loss_of
 from qcompress.measuring.workers import checked_jobs

@@ -113,7 +113,7 @@ def _for_language_model(
     """Return the arguments that follow from a language model's text, and print a forecast of the time."""
     from functools import partial
 
-    from qcompress.measuring.offered import Offered
+    from qcompress.measuring.options_by_layer import Offered
     from qcompress.measuring.perplexity import perplexity
     from qcompress.measuring.streamed.forecast_time import forecast_seconds
     from qcompress.model.opened import opened_of

@@ -22,7 +22,7 @@ from qcompress.errors import DataError, ModelError, OptionsError
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import Candidates
 from qcompress.measuring.inputs.moments import second_moments
-from qcompress.measuring.offered import Offered
+from qcompress.measuring.options_by_layer import Offered
 from qcompress.measuring.progress import MeasureProgress
 from qcompress.model.calibration import Calibration
 from qcompress.model.counting import count

@@ -23,7 +23,7 @@ from qcompress.measuring.inputs.ranges import activation_ranges
 from qcompress.measuring.inputs.squares import input_squares
 from qcompress.measuring.kept_codes import KeptCodes
 from qcompress.measuring.memory import require_memory
-from qcompress.measuring.offered import Offered, calibrated_options
+from qcompress.measuring.options_by_layer import Offered, calibrated_options
 from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.stopping import Stop
 from qcompress.measuring.streamed.measure import measure_streamed

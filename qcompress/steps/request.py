@@ -14,7 +14,7 @@ from qcompress.identity import Identity, identify, identify_batches
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import EncodeProgress
 from qcompress.measuring.latency import TimingProgress
-from qcompress.measuring.offered import Offered
+from qcompress.measuring.options_by_layer import Offered
 from qcompress.measuring.progress import MeasureProgress
 from qcompress.model.calibration import Calibration
 from qcompress.model.forward import Forward

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from qcompress.measuring.offered import Offered
+from qcompress.measuring.options_by_layer import Offered
 from qcompress.measuring.streamed.sweep import temporary_sweep
 from qcompress.model import forward as forwards
 from qcompress.model import layers

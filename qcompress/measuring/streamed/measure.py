@@ -25,7 +25,7 @@ from formulations.files import AnyPath
 from qcompress.errors import DataError, OptionsError
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import DECODED, Candidates, EncodeProgress, fitted
-from qcompress.measuring.offered import Offered, calibrated_options
+from qcompress.measuring.options_by_layer import Offered, calibrated_options
 from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.streamed.effects import StreamedEffects, UnitEffects
 from qcompress.measuring.streamed.forecast import UnitForecast, as_bytes, forecast_of, resident_bytes, room_for_decoded
