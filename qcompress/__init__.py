@@ -31,7 +31,7 @@ from qcompress.refinement import Refined, RefineStep, refine
 from qcompress.report import Report
 from qcompress.streaming.applying import apply
 from qcompress.structure.find import find_sets
-from qcompress.structure.in_turn import fit_in_turn_
+from qcompress.structure.layerwise_fit import fit_in_turn_
 from qcompress.training.finetune import FinetuneProgress, finetune
 from qcompress.training.stable_rank import stable_rank
 from qcompress.vocabulary import count_words, split_vocabulary_, vocabulary_blocks

@@ -17,7 +17,7 @@ from qcompress.model.opened import opened_of
 from qcompress.run_folder import Kept, RunFolder
 from qcompress.steps import opened
 from qcompress.steps.request import KEPT, MODEL_FILE, Request
-from qcompress.structure.in_turn import fit_in_turn_
+from qcompress.structure.layerwise_fit import fit_in_turn_
 from qcompress.training.finetune import finetune
 from solvers import Solution
 
