@@ -26,7 +26,7 @@ from formulations import Problem
 from formulations.forms.integer_program import num_products, pair_blocks
 from solvers.base import Search
 from solvers.errors import SolverError
-from solvers.exact.open_part import Linearised, undecided
+from solvers.exact.base import Linearised, undecided
 from solvers.kernels.moves import Floats, Integers, to_arrays
 
 OBJECTIVE_BITS, USE_BITS = 50, 45

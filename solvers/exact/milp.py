@@ -24,7 +24,7 @@ from formulations import Problem
 from formulations.forms.integer_program import IntegerProgram, num_products, to_integer_program
 from formulations.reductions.scaling import scaled
 from solvers.base import Search
-from solvers.exact.open_part import Linearised, undecided
+from solvers.exact.base import Linearised, undecided
 from solvers.kernels.moves import Integers
 
 BACKENDS = ("highs", "cbc")

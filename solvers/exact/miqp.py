@@ -21,7 +21,7 @@ from solvers.bounds.dual import DualBound
 from solvers.bounds.duality import dual_bound
 from solvers.bounds.messages import SparseBlocks
 from solvers.bounds.semidefinite import convexified, least_seconds
-from solvers.exact.open_part import Exact, undecided
+from solvers.exact.base import Exact, undecided
 from solvers.kernels.moves import Arrays, Floats, Integers, to_arrays
 
 MAX_PRODUCTS = 200_000
