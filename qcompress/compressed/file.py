@@ -15,8 +15,8 @@ from torch import nn
 from formulations.files import AnyPath, replacing
 from qcompress.compressed import container
 from qcompress.compressed.cutting import cut_
-from qcompress.compressed.fitting import cut_differences, part_differences, put_, refuse, state_differences
 from qcompress.compressed.index import Contents, described
+from qcompress.compressed.loading import cut_differences, part_differences, put_, refuse, state_differences
 from qcompress.compressed.packed import is_packed, pack_
 from qcompress.compressed.record import CompressedPart, Compression, attach, install_, record_of, require_unchanged
 from qcompress.errors import ArtefactError
