@@ -14,9 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from formulations import Problem
 from formulations.reductions.restriction import restrict
-from solvers.known import with_known
 from solvers.run import judge
 from solvers.solution import Solution
+from solvers.solution_update import with_known
 
 Choice = NDArray[np.int64]
 

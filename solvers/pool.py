@@ -21,9 +21,9 @@ from solvers import registry
 from solvers.base import SolverLike
 from solvers.compare.time_to_target import target_near
 from solvers.errors import InvalidOptionError
-from solvers.known import with_known
 from solvers.run import as_solver, solve
 from solvers.solution import Solution, Status
+from solvers.solution_update import with_known
 
 
 def pool(

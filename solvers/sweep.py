@@ -24,11 +24,11 @@ from solvers import registry
 from solvers.base import Solver, SolverLike
 from solvers.errors import InvalidOptionError
 from solvers.journal import Journal, run_key
-from solvers.known import with_known
 from solvers.nested import Point
 from solvers.nested import nested as nested_solutions
 from solvers.run import as_solver, solve
 from solvers.solution import Solution, StopReason
+from solvers.solution_update import with_known
 
 FILE_KIND = FileKind("qcompress sweep", version=2)
 

@@ -15,7 +15,7 @@ from formulations.generators.random_instances import layered_problem, small_prob
 from formulations.reductions.scaling import scaled
 from qcompress.plots import plot_sweep
 from solvers import InvalidOptionError, Solver, Status, StopReason, judge, solve
-from solvers.known import with_known
+from solvers.solution_update import with_known
 from solvers.sweep import Sweep, SweepPoint, sweep
 
 PROBLEM = layered_problem(5, bits=(2, 4, 8), rank=2, seed=1)
