@@ -5,10 +5,10 @@ a key of only what they depend on: for example, another budget, solver or time l
 """
 
 from qcompress.steps.choosing import formulated, guarded, limited, minimized, moved, refined, solved, taken
-from qcompress.steps.early import require_fitting, require_for_channels, require_possible
 from qcompress.steps.finishing import applied, finetuned, made_up
 from qcompress.steps.measuring import copied, kept_aside, measured, refitted
 from qcompress.steps.opened import require_taken
+from qcompress.steps.preflight import require_fitting, require_for_channels, require_possible
 from qcompress.steps.reporting import Outcome, reported
 from qcompress.steps.request import Arguments, NoChoiceError, Request
 
