@@ -1,7 +1,8 @@
 """Compile numerical kernels with numba, cache them on disk, and announce compilation to the user.
 
 The machine code is stored next to the module (or in numba's user cache if that folder is read-only), so each kernel is
-compiled once per machine. The announcement appears at most once per process, and only if something is compiled.
+compiled once per machine; a cache of an earlier version of the package is replaced. The announcement appears at most
+once per process, and only if something is compiled.
 """
 
 import logging
@@ -11,6 +12,7 @@ from typing import Any
 
 from numba import njit
 from numba.core import event
+from numba.core.caching import FunctionCache
 
 _logger = logging.getLogger(__name__)
 
@@ -23,7 +25,25 @@ def compiled(function: Callable[..., Any], *, fastmath: bool | Set[str] = False)
         fastmath: floating-point optimisations that LLVM may use, same as in numba.
     """
     _announce_compilation()
-    return njit(cache=True, nogil=True, fastmath=fastmath)(function)
+    kernel = njit(nogil=True, fastmath=fastmath)(function)
+    kernel._cache = _Cache(function)  # noqa: SLF001  (what cache=True sets, see `_Cache`)
+    return kernel
+
+
+class _Cache(FunctionCache):  # type: ignore[misc]
+    """A cache on disk that a renamed class or moved module does not break.
+
+    numba unpickles a cache, with the classes of its arguments, before it compares the age of the source. A named tuple
+    that an earlier version of the package had under another name would thus be an error in every later run.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return the machine code for a signature; None if there is none or it cannot be read any more."""
+        try:
+            return super().load_overload(sig, target_context)
+        except (AttributeError, ImportError):
+            self.flush()
+            return None
 
 
 class _Announcement(event.Listener):  # type: ignore[misc]

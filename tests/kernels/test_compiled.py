@@ -21,6 +21,37 @@ print(twice(1), thrice(1), thrice(1.0))
 """
 
 
+RENAMED = """
+from typing import NamedTuple
+import numpy as np
+from solvers.kernels.compiled import compiled
+
+class {name}(NamedTuple):
+    values: np.ndarray
+
+@compiled
+def total(pair):
+    return pair.values.sum()
+
+print(total({name}(np.ones(3))))
+"""
+
+
+def test_a_cache_of_an_earlier_version_is_replaced(tmp_path):
+    """Numba reads the classes of arguments from a cache before it looks whether the cache is of this source."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    told = []
+    for name in ("Before", "After", "After"):
+        (tmp_path / "pairs.py").write_text(RENAMED.format(name=name))
+        done = subprocess.run(
+            [sys.executable, "-c", "import pairs"],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stdout == "3.0\n"
+        told.append(bool(done.stderr))
+    assert told == [True, True, False]
+
+
 def test_compiling_is_told_in_one_line_on_stderr_and_only_where_something_is_compiled(tmp_path):
     (tmp_path / "kernels.py").write_text(KERNELS)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
