@@ -14,7 +14,7 @@ import pytest
 
 from formulations.generators.random_instances import layered_problem
 from qcompress.cli import main
-from tests.cli.test_commands import COMPRESS, MEASURE, ZOO
+from tests.cli.zoo import COMPRESS, MEASURE, ZOO
 
 SINKS = ("pipe", "file", "terminal")
 

@@ -1,0 +1,78 @@
+"""``qcompress compare``: tables, plots, journals and solvers of one's own."""
+
+import pytest
+
+from formulations.generators.random_instances import layered_problem
+from qcompress.cli import main
+from solvers.compare.runs import Comparison, Suite
+from tests.cli.zoo import ran
+
+
+def test_compare_leaves_table_values_and_plot(folder, problem_file, capsys):
+    pytest.importorskip("matplotlib")
+    words = ["--solver", "brute-force", "--solver", "greedy", "--seeds", "2", "--output", "out"]
+    ran(["compare", problem_file, *words])
+    comparison = Comparison.load("out/comparison.json")
+    assert list(comparison.solutions) == ["brute-force", "greedy"]
+    assert comparison.seeds == (0, 1)
+    assert (folder / "out/comparison.md").read_text() == comparison.to_markdown()
+    assert (folder / "out/anytime.png").read_bytes().startswith(b"\x89PNG")
+    shown = capsys.readouterr().out
+    assert "OPTIMAL ×2" in shown
+    ran(["show", "out/comparison.json"])
+    assert capsys.readouterr().out.strip() in shown
+
+
+def test_compare_takes_several_problems_and_goes_on_from_its_journal(folder, problem_file, capsys):
+    layered_problem(4, bits=(2, 4), rank=0).save(folder / "linear.npz")
+    words = ["compare", problem_file, "linear.npz", "--solver", "greedy", "--seeds", "2", "--output", "out"]
+    words += ["--journal", "runs.jsonl"]
+    ran(words)
+    assert capsys.readouterr().err.count("linear: greedy seed") == 2
+    ran(words)
+    out, err = capsys.readouterr()
+    assert "greedy seed" not in err
+    suite = Suite.load("out/suite.json")
+    assert list(suite.comparisons) == ["problem", "linear"]
+    assert len((folder / "runs.jsonl").read_text().splitlines()) == 4
+    ran(["show", "out/suite.json"])
+    assert capsys.readouterr().out.strip() in out
+
+
+OWN_SOLVERS = """
+import dimod
+
+TRIES = dimod.ExactSolver()
+"""
+
+
+def test_compare_takes_options_labels_import_paths_and_a_target(folder, problem_file, capsys):
+    (folder / "mine_for_cli.py").write_text(OWN_SOLVERS)
+    words = ["compare", problem_file, "--solver", "anneal:sweeps=5", "--solver", "more=anneal:sweeps=9"]
+    words += ["--solver", "mine_for_cli:TRIES", "--solvers", "greedy,dp", "--seeds", "1", "--output", "out"]
+    ran([*words, "--best-known", "-1", "--target", "problem=1e9", "--within", "0.5%"])
+    compared = Comparison.load("out/comparison.json")
+    assert list(compared.solutions) == ["anneal(sweeps=5)", "more", "ExactSolver", "greedy"]
+    assert "dp" in compared.skipped
+    assert (compared.best_known, compared.stated_target, compared.within) == (-1.0, 1e9, 0.005)
+    assert "Best objective" in capsys.readouterr().out
+    ran([*words, "--csv"])
+    printed = capsys.readouterr().out
+    assert printed == (folder / "out/runs.csv").read_text()
+    assert len(printed.splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--solver", "a=dp", "--solver", "a=milp"], "labels must differ"),
+        (["--solver", "dp", "--within", "much"], "--within must be a share"),
+        (["--solver", "dp", "--best-known", "a lot"], "must be a number"),
+        (["--solver", "dp", "--target", "other=1"], "no problem is called 'other'; the problems are problem"),
+        (["--solver", "dp", "--json", "--csv"], "give one of them"),
+        (["--solver", "nowhere_at_all:it"], "no module is called 'nowhere_at_all'"),
+    ],
+)
+def test_compare_refuses_what_it_cannot_mean(words, message, folder, problem_file, capsys):
+    assert main(["compare", problem_file, "--seeds", "1", *words]) in (1, 2)
+    assert message in capsys.readouterr().err

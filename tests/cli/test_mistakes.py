@@ -1,0 +1,105 @@
+"""A mistake is one clear line on stderr, and leaves nothing behind."""
+
+import pytest
+
+from formulations import Problem
+from qcompress.cli import main
+from tests.cli.zoo import COMPRESS, MEASURE, TUNED
+
+USAGE, FAILURE = 2, 1
+
+
+MISTAKES = [
+    (["sovle"], USAGE, "sovle"),
+    (["solve"], USAGE, "Missing argument 'PROBLEM'"),
+    (["solve", "problem.npz", "--sovler", "x"], USAGE, "--sovler"),
+    (["solve", "problem.npz", "--seed", "x"], USAGE, "Invalid value for '--seed'"),
+    (["solve", "nowhere.npz"], FAILURE, "nowhere.npz"),
+    (["solve", "zoo_for_cli.py"], FAILURE, "zoo_for_cli.py is not a qcompress problem file"),
+    (["solve", "problem.npz", "--solver", "nobody"], FAILURE, "no solver is called 'nobody'; known: auto"),
+    (["solve", "problem.npz", "--time-limit", "0"], FAILURE, "time_limit must be a positive number"),
+    (["solve", "problem.npz", "--option", "sweeps"], USAGE, "--option must be written name=value, found 'sweeps'"),
+    (["solve", "problem.npz", "--option", "nothing=1"], FAILURE, "has no option 'nothing'"),
+    (["solve", "impossible.npz"], FAILURE, "bytes: asked for at most 1, the smallest possible use is"),
+    (["compare", "problem.npz", "--solver", "nobody"], FAILURE, "no solver is called 'nobody'"),
+    (["compare", "problem.npz", "--seeds", "0"], USAGE, "--seeds"),
+    (["compare", "problem.npz", "problem.npz"], USAGE, "must have different names"),
+    (["sweep", "problem.npz", "--resource", "seconds"], FAILURE, "no resource 'seconds'; it has: bytes"),
+    (["sweep", "problem.npz", "--budgets", "1,2"], FAILURE, "asked for at most 1"),
+    (["formulate", "problem.npz", "--budget", "bytes=0.5"], FAILURE, "is not a qcompress measurement file"),
+    (["formulate", "m.npz"], USAGE, "--budget"),
+    (["formulate", "m.npz", "--budget", "bytes"], USAGE, "--budget must be written name=value, found 'bytes'"),
+    (
+        ["formulate", "m.npz", "--budget", "bytes=half"],
+        USAGE,
+        "--budget: the budget for bytes must be a positive number",
+    ),
+    (["formulate", "m.npz", "--budget", "bytes=1", "--budget", "bytes=2"], USAGE, "gives 'bytes' twice"),
+    (["measure", "zoo_for_cli", "zoo_for_cli:batches"], USAGE, "must be written package.module:callable"),
+    (["measure", "no_zoo:network", "zoo_for_cli:batches"], USAGE, "no module is called 'no_zoo'"),
+    (
+        ["measure", "zoo_for_cli:net", "zoo_for_cli:batches"],
+        USAGE,
+        "has no 'net'; it has: torch, nn, NUMBER, calls, network",
+    ),
+    (["measure", "zoo_for_cli:NUMBER", "zoo_for_cli:batches"], USAGE, "is of type int; name a function"),
+    (
+        ["measure", "zoo_for_cli:breaks", "zoo_for_cli:batches"],
+        FAILURE,
+        "RuntimeError: the model's own error, in two lines",
+    ),
+    (["measure", "zoo_for_cli:network", "zoo_for_cli:once"], FAILURE, "data is read more than once"),
+    ([*MEASURE, "--method", "guess"], FAILURE, "method must be one of fisher, direct, sampled, found 'guess'"),
+    (
+        [*MEASURE[:3], "--bits", "2,four"],
+        USAGE,
+        "--bits must be numbers separated by commas, such as 2,4,8; found 'four'",
+    ),
+    ([*MEASURE[:3], "--bits", "1"], USAGE, "bits must be a whole number from 2 to 16, found 1"),
+    ([*MEASURE[:3], "--ranks", "8,0"], USAGE, "a rank must be a whole number from 1, found 0"),
+    ([*MEASURE[:3], "--energies", "90"], USAGE, "the energy must be a number above 0 and below 1, found 90"),
+    ([*MEASURE[:3], "--kinds", "tuker"], USAGE, "must be one of channels, spatial, tucker, sliced; found 'tuker'"),
+    ([*MEASURE[:3], "--slices", "2"], USAGE, "--slices needs the kind sliced, for example --kinds sliced --slices 2,4"),
+    ([*MEASURE[:3], "--factor-sparsity", "0.5"], USAGE, "--factor-sparsity needs --factor-bits"),
+    ([*MEASURE[:3], "--channels", "--bits", "4"], USAGE, "channel removal cannot be combined with other options"),
+    ([*MEASURE, "--no-prune-quantize"], USAGE, "--bits has no effect with --no-prune-quantize"),
+    ([*COMPRESS[:3], "--budget", "bytes=0.5", "--no-prune-quantize"], USAGE, "no compression options enabled"),
+    (
+        [*MEASURE[:3], "--no-prune-quantize", "--low-rank", "--compensated"],
+        USAGE,
+        "--compensated has no effect with --no-prune-quantize",
+    ),
+    ([*COMPRESS[:-4], "--budget", "bytes=0.01"], FAILURE, "the smallest possible use is"),
+    ([*COMPRESS[:-4], "--budget", "watts=0.5"], FAILURE, "no resource is called 'watts'; measured are: bytes, macs"),
+    (
+        [*COMPRESS, "--learning-rate", "1e-3"],
+        USAGE,
+        "--learning-rate needs --finetune-steps, for example --finetune-steps 1000",
+    ),
+    ([*COMPRESS, "--finetune-steps", "-1"], USAGE, "--finetune-steps"),
+    ([*TUNED, "--learning-rate", "0"], FAILURE, "a learning rate above 0, found steps=20, patience=1, learning_rate=0"),
+    (["finetune", *MEASURE[1:3], "nowhere.safetensors"], FAILURE, "nowhere.safetensors"),
+    (["finetune", *MEASURE[1:3], "bad.safetensors"], FAILURE, "bad.safetensors is not a complete"),
+    (["show", "nowhere"], FAILURE, "nowhere"),
+    (["show", "zoo_for_cli.py"], FAILURE, "not a qcompress file"),
+    (["show", "other.json"], FAILURE, "has a kind that 'show' does not know: 'something'"),
+    (["show", "bad.safetensors"], FAILURE, "bad.safetensors is not a complete"),
+    (["apply", "zoo_for_cli:network", "problem.npz", "x.json"], FAILURE, "is not a qcompress measurement file"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "message"), MISTAKES, ids=[" ".join(words)[:60] for words, _, _ in MISTAKES])
+def test_a_mistake_is_one_line_on_stderr(words, code, message, folder, problem_file, capsys):
+    problem = Problem.load(problem_file)
+    problem.with_budgets(bytes=1).save(folder / "impossible.npz")
+    (folder / "other.json").write_text('{"kind": "something"}')
+    (folder / "bad.safetensors").write_bytes(b"not at all")
+    before = set(folder.iterdir())
+    assert main(words) == code
+    captured = capsys.readouterr()
+    assert captured.out == "" or "no choice meets the budget" in captured.err  # then stdout says why
+    assert captured.err.count("\n") == 1, captured.err
+    assert captured.err.startswith("error: ")
+    assert message in captured.err, captured.err
+    left = {path.name for path in set(folder.iterdir()) - before} - {"__pycache__", "runs"}
+    assert left == set()

@@ -1,0 +1,34 @@
+"""``qcompress show``: reports, interrupted runs and folders of comparisons."""
+
+import re
+import sys
+
+from qcompress.cli import main
+from tests.cli.zoo import COMPRESS, ran
+
+
+def test_show_reads_reports_cut_runs_and_folders_of_comparisons(folder, problem_file, monkeypatch, capsys):
+    def cut(*given, **named):
+        raise RuntimeError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules["qcompress.steps.choosing"], "solve", cut)
+        assert main([*COMPRESS, "--output", "run"]) == 1
+    capsys.readouterr()
+    ran(["show", "run"])
+    lines = capsys.readouterr().out
+    assert "the same command resumes it" in lines
+    assert re.search(r"measure +[\d.]+ s +done", lines)
+    assert re.search(r"solve +[\d.]+ s +not finished", lines)
+    ran([*COMPRESS, "--output", "run"])
+    told = capsys.readouterr().out
+    for shown in ("run", "run/report.json"):
+        ran(["show", shown])
+        assert capsys.readouterr().out == told
+    ran(["compare", problem_file, "--solver", "greedy", "--seeds", "1", "--output", "compared"])
+    told = capsys.readouterr().out
+    ran(["show", "compared"])
+    assert capsys.readouterr().out == told
+    (folder / "else").mkdir()
+    assert main(["show", "else"]) == 1
+    assert "else is not a folder written by 'compress' or 'compare'; it contains nothing" in capsys.readouterr().err
