@@ -55,7 +55,7 @@ instances.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; the entry point of the ``qcompress`` script.
+    """Run one command and return its exit code; called by `qcompress_script`.
 
     Args:
         arguments: words after the program's name; None takes them from ``sys.argv``.
