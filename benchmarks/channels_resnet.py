@@ -1,13 +1,14 @@
 """Channels of a ResNet removed at equal macs: this project's choice against uniform widths and global rankings.
 
-Ours: how many channels of every coupled set stay is solved for from the measured loss of every option, with the layers
-that read a set fitted anew to what stays, then all layers fitted in turn; and the same without. Beside it, at no more
-macs: the same share of every set by mean absolute weight (L1); all units ranked together by their Fisher score for
-each of the macs that they save (what Taylor pruning does with its squares, arXiv 1906.10771); and, where torch-pruning
-is installed, its group magnitude and group Taylor importance, global. Every row is judged on test images as it is cut,
-with batch-norm statistics taken again, and after the same fine-tuning (distillation from the original).
+This project: the number of channels that each coupled set keeps is solved for, from the measured loss of every option.
+The layers that read a set are refitted to the remaining channels, then all layers are fitted one after the other; both
+steps are also left out for comparison. Alternatives at no more macs: the same share of every set, by mean absolute
+weight (L1); all units ranked together by Fisher score per saved mac (Taylor pruning does this with squares, arXiv
+1906.10771); and, if torch-pruning is installed, its global group magnitude and group Taylor importance. Every row is
+evaluated on test images after cutting, after re-estimating batch-norm statistics, and after the same fine-tuning
+(distillation from the original).
 
-A cut run goes on: the measurement and the rows are kept in ``--out``.
+The measurement and the rows are kept in ``--out``; an interrupted run resumes.
 
     python -m benchmarks.channels_resnet --data FOLDER [--depth 56] [--shares 0.7 0.5] [--steps 50]
 """
@@ -48,7 +49,7 @@ THEIRS = {
 }
 UNIFORM = "uniform, L1"
 Ranking = Callable[[float], dict[str, list[int]]]
-"""Strength of pruning, 0 to 1 → units of every set that go."""
+"""Function from a pruning strength, 0 to 1, to the units that are removed from every set."""
 
 COLUMNS = {
     "share": "macs asked for",
@@ -161,7 +162,7 @@ class Study:
         self.whole = self.uses.of([item.num_units for item in self.sets])
 
     def measured(self, choice: str) -> Measurement:
-        """The measurement of one of `OURS`, from its file if there is one."""
+        """Return the measurement of one of `OURS`, from its file if it exists."""
         file = self.out / f"{self.name}_{'_'.join(['measured', *OURS[choice][0]])}.npz"
         if not file.exists():
             options = qcompress.prune_channels(keep=self.arguments.keep, **OURS[choice][0])
@@ -169,7 +170,7 @@ class Study:
         return Measurement.load(file)
 
     def smaller_by(self, choice: str, share: float) -> tuple[nn.Module | None, float | None]:
-        """The network with that share of the macs, None where a package is missing; and the gap of the choice."""
+        """Return the network with that share of the macs (None if a package is missing) and the gap of the choice."""
         limit = share * self.whole["macs"]
         if choice in OURS:
             measurement = self.measured(choice)
@@ -189,7 +190,7 @@ class Study:
         return remove_(copy.deepcopy(self.model), self.sets, within(self.sets, self.uses, limit, ranking)), None
 
     def row(self, choice: str, share: float) -> dict[str, Any]:
-        """The row of one way to choose at one share of the macs."""
+        """Return the row of one method at one share of the macs."""
         row: dict[str, Any] = {"share": share, "choice": choice}
         smaller, gap = self.smaller_by(choice, share)
         if smaller is None:
@@ -212,7 +213,7 @@ class Study:
         return row
 
     def accuracy(self, model: nn.Module) -> float:
-        """Percent right on the test images."""
+        """Return the accuracy on the test images in percent."""
         return cifar.accuracy(cifar.logits(model, self.inputs), self.labels)
 
 

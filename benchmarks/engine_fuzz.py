@@ -1,14 +1,14 @@
-"""Random models and choices, written and run: does an engine refuse one, or give other bytes or outputs than predicted?
+"""Write and run random models and choices: does an engine refuse one, or differ from predicted bytes or outputs?
 
     python -m benchmarks.engine_fuzz onnxruntime [--runs 1000] [--start 1000]
     python -m benchmarks.engine_fuzz onnxruntime-integers
     python -m benchmarks.engine_fuzz compressed-tensors
     python -m benchmarks.engine_fuzz llama.cpp
 
-The models are those of the tests: every kind of layer, shapes that are multiples of nothing, bias or none, tied and
-shared weights; ``onnxruntime-integers`` has activations in 8 bits among the options. Each has one random choice, in
-llama.cpp ten, so that a hundred models make a thousand runs. PyTorch's exporter takes most of the time for ONNX, so
-networks that differ in their numbers alone are traced once, and their numbers put in. A failure is printed with its
+The models are those of the tests: every kind of layer, odd shapes, with and without bias, tied and shared weights.
+The options of ``onnxruntime-integers`` include activations in 8 bits. Each model is run with one random choice, for
+llama.cpp with ten. PyTorch's exporter takes most of the time for ONNX, so networks that differ only in their weights
+are traced once. A failure is printed with its
 seed; the last line counts them.
 """
 

@@ -3,11 +3,11 @@
     python -m benchmarks.kinds [--time-limit S] [--seeds N] [--solvers auto,anneal,…] [--only KIND] [--data FOLDER]
         [--processor-time]
 
-Made kinds are drawn from the seed; with ``--data`` the published instances in ``FOLDER/instances`` come on top (max-
-cut, QUBO, quadratic and multiple-choice knapsacks). The distance of a run is that of its objective from the best that
-any solver found on the same problem, in percent of that. Every run is written as it ends; an interrupted run with the
-same settings resumes. With ``--processor-time`` a second is one of processor time, for machines that others use as
-well; the time limits of SCIP and HiGHS stay the clock's.
+Generated problems depend on the seed only; with ``--data`` the published instances in ``FOLDER/instances`` are added
+(max-cut, QUBO, quadratic and multiple-choice knapsacks). The distance of a run is the difference of its objective from
+the best that any solver found on the same problem, in percent. Every run is written when it ends; an interrupted run
+with the same settings resumes. With ``--processor-time`` limits are in processor time, for machines that others use as
+well, except for SCIP and HiGHS, which count wall time.
 """
 
 import argparse
@@ -69,7 +69,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def published(folder: Path) -> Iterator[tuple[str, Problem]]:
-    """The instances in a folder; the beginning of a file's name tells its kind."""
+    """Return the instances in a folder; the beginning of a file's name is its kind."""
     for file in sorted(folder.glob("*.txt")):
         reader = PREFIXES.get(file.name.split("_")[0])
         if reader is not None:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.library [--data FOLDER] [--library FOLDER]
 
-Instances: two members of each kind of `benchmarks.kinds`; with ``--data`` the published ones in ``FOLDER/instances``,
-of which only the records are kept; problems from real networks, whose files `qcompress formulate` writes into the
+Instances: two members of each kind of `benchmarks.kinds`; with ``--data`` the published ones in ``FOLDER/instances``
+(only their records are stored); problems from real networks, whose files `qcompress formulate` writes into the
 library's folder. ``qcompress instances improve benchmarks/instances`` solves them, ``verify`` recomputes all records.
 """
 
@@ -34,7 +34,7 @@ LITERATURE = {
     "qkp_jeu_200_75_3": -61924,
     "qkp_jeu_300_50_4": -307124,
 }
-"""Objectives of the best values that are published."""
+"""Best published objectives."""
 
 SEEDS = 2
 

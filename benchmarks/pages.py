@@ -1,10 +1,10 @@
-"""The tables of the documentation and the README, made from the rows that the benchmarks wrote.
+"""Write the tables of the documentation and the README from the rows that the benchmarks wrote.
 
-    python -m benchmarks.pages                                    write every table between its markers anew
-    python -m benchmarks.pages --publish benchmarks/results/trust.json   take over the rows of a run, then do that
+    python -m benchmarks.pages                                    rewrite every table between its markers
+    python -m benchmarks.pages --publish benchmarks/results/trust.json   copy the rows of a run, then do that
 
-Between ``<!-- table NAME -->`` and ``<!-- end of table -->`` stands what `VIEWS` makes of the rows in
-``benchmarks/published/``, with the command that gave them; nobody edits it by hand, and a test compares the two.
+Between ``<!-- table NAME -->`` and ``<!-- end of table -->`` is a table that `VIEWS` derives from the rows
+in ``benchmarks/published/``, with the command that produced them. It is never edited by hand; a test compares the two.
 """
 
 import argparse

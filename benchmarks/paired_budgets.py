@@ -1,8 +1,8 @@
 """Budgets with pair terms: widths of layers in a row, whose multiply-accumulates are kept inputs times kept outputs.
 
-Every layer has eight options, the shares of its channels that stay; the budget is half of the macs; neighbours cost
-together what a sparse matrix says, and all layers what a factor of rank 4 says (or none). What the solver proves in
-the time limit, by wall and by CPU seconds.
+Every layer has eight options, the shares of the channels that it keeps. The budget is half of the macs. The pair terms
+of the objective are a sparse matrix between neighbours and, optionally, a factor of rank 4 between all layers. Reported
+are the objective and bound within the time limit, with wall and CPU seconds.
 
     python -m benchmarks.paired_budgets [--layers 200 1000 5000] [--ranks 0 4] [--time-limit 30]
 """

@@ -1,4 +1,4 @@
-"""Random networks with coupled channels, pruned at random: the smaller against the masked, uses against predicted.
+"""Random networks with coupled channels, pruned at random: smaller against masked network, real against predicted use.
 
 python -m benchmarks.removal_fuzz [--networks 1000] [--first 0]
 """

@@ -1,12 +1,13 @@
-"""A language model's costs against one forward and backward pass of the same data, beside NVIDIA ModelOpt's scoring.
+"""Time to measure a language model, relative to a forward and backward pass, and compared with NVIDIA ModelOpt.
 
     python -m benchmarks.scoring --model FOLDER --text FILE [--sequences 32] [--tokens 256] [--modelopt]
 
-FOLDER has SmolLM2-135M in Hugging Face's form, FILE has plain text. Each step runs in a process of its own, on one
-thread: one forward and backward pass a sequence, to the gradients of all weights; `qcompress.measure` by
-``method="sampled"`` with eight group-wise options a layer, working them out told apart; and with ``--modelopt``
-(``pip install nvidia-modelopt``) its `auto_quantize` by gradients with the same bits and groups for the Linear layers,
-scoring told apart from calibration and search. Seconds are of processor time; memory is the largest resident size.
+FOLDER has SmolLM2-135M in Hugging Face's format, FILE has plain text. Each step runs in a separate process on one
+thread: (1) one forward and backward pass per sequence, with gradients of all weights; (2) `qcompress.measure` with
+``method="sampled"`` and eight group-wise options per layer, with the time to encode the options stated separately; (3)
+with ``--modelopt`` (``pip install nvidia-modelopt``) its gradient-based `auto_quantize` with the same bits and groups
+for the Linear layers, with scoring separate from calibration and search. Seconds are of processor time; memory is the
+largest resident size.
 """
 
 import argparse
@@ -59,7 +60,7 @@ def passes(model: nn.Module, data: list[Tensor]) -> dict[str, float]:
 
 
 def measured(model: nn.Module, data: list[Tensor]) -> dict[str, float]:
-    """`qcompress.measure`, and what of it is working out the options."""
+    """Run `qcompress.measure`, and state separately the time to encode the options."""
     encode_s = 0.0
 
     def told(done: Any) -> None:
@@ -77,7 +78,7 @@ def measured(model: nn.Module, data: list[Tensor]) -> dict[str, float]:
 
 
 def scored_by_modelopt(model: nn.Module, data: list[Tensor]) -> dict[str, float]:
-    """ModelOpt's `auto_quantize` by gradients: what is not its scoring of layers is told apart."""
+    """Run ModelOpt's gradient-based `auto_quantize`, and time its scoring of layers separately."""
     import modelopt.torch.quantization as mtq
     from modelopt.torch.quantization import algorithms
 
@@ -126,7 +127,7 @@ STEPS: dict[str, Callable[[nn.Module, list[Tensor]], dict[str, float]]] = {
 
 
 def in_processes(words: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Every step's figures."""
+    """Yield the figures of every step."""
     for step in STEPS:
         if step.startswith("ModelOpt") and not words.modelopt:
             continue

@@ -3,17 +3,16 @@
     python -m benchmarks.smollm2_gguf --model FOLDER --text FILE [--folder RUN] [--windows 24] [--preset NAME …]
     python -m benchmarks.smollm2_gguf --model FOLDER --text FILE --compensated
 
-FOLDER has the model in Hugging Face's form and ``model-f16.gguf``, whose head is taken over; FILE has plain text, which
-is cut into windows of 512 tokens: 200 to 215 judge, and ``--windows`` others, evenly spread, are measured on. At the
-tensor bytes of each preset the choice of the least predicted loss is written to RUN, and its KL divergence to the float
-model stated. With ``--compensated`` codes, scales and offsets are chosen here on the second moments of the layers'
-inputs, else by ggml. The presets' own numbers were taken on the same windows with ``llama-quantize`` and an importance
-matrix of 24 windows.
+FOLDER has the model in Hugging Face's format and ``model-f16.gguf``, whose header is copied. FILE has plain text, which
+is cut into windows of 512 tokens: windows 200 to 215 are the test data, ``--windows`` others, evenly spread, are the
+calibration data. At the tensor bytes of each preset, the choice with the least predicted loss is written to RUN, and
+its KL divergence from the float model is computed. With ``--compensated``, codes, scales and offsets are chosen here
+from the second moments of the layers' inputs, otherwise by ggml. The presets were evaluated on the same windows, with
+``llama-quantize`` and an importance matrix of 24 windows.
 
-Times are seconds of the processor, all threads together: ``measure_s`` once for all sizes (moments, encoding of all
-options, costs), then solving and writing each; ``ggml_s`` is what ggml's own encoders take for the mixture that was
-chosen, and ``llama_quantize_s`` what llama.cpp takes to write the preset, where the package ``cyllama`` is installed,
-which brings its ``llama_model_quantize``.
+Times are processor seconds of all threads: ``measure_s`` once for all sizes (moments, encoding of all options, costs),
+then solving and writing for each size; ``ggml_s`` for ggml's encoders on the chosen mixture; ``llama_quantize_s`` for
+llama.cpp to write the preset (needs the package ``cyllama``, which includes ``llama_model_quantize``).
 """
 
 import argparse

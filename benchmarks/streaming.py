@@ -4,10 +4,10 @@
 
 For each size (GB on disk) a model of Llama's shape with random weights is written to FOLDER in shards, opened,
 measured, solved, applied, written for compressed-tensors and compared, all in a process whose address space is limited
-to ``--limit`` GB (``RLIMIT_AS``). Every step's seconds of processor time are noted, and the largest resident size and
+to ``--limit`` GB (``RLIMIT_AS``). Reported are the processor time of every step, and the largest resident size and
 address space.
-``--kill N`` kills that process N times at random moments and starts it again; the files are then compared with those of
-a run that was not killed. A run that was cut goes on; the models are deleted afterwards unless ``--keep``.
+``--kill N`` kills that process N times at random moments and restarts it; the files are then compared with those of an
+uninterrupted run. An interrupted benchmark resumes; the models are deleted afterwards unless ``--keep``.
 ``--rates`` only prints what one thread reads, passes, encodes and decodes in a second of processor time.
 """
 
@@ -29,7 +29,7 @@ from benchmarks.tables import markdown, write_results
 
 BITS, GROUP = (3, 4), 64
 SHAPES = {0.1: (512, 5, 1536), 0.4: (1024, 7, 2816), 1.5: (1536, 13, 4096), 6.0: (2048, 31, 5632)}
-"""Size in GB → width, layers, width between."""
+"""Mapping from a size in GB to width, number of layers and intermediate width."""
 
 
 def build(folder: Path, size: float) -> None:
@@ -106,13 +106,13 @@ def compress(folder: Path, run: Path, limit: float, samples: int, tokens: int) -
 
 
 def _largest_address_space() -> int:
-    """Return the bytes of this process's largest address space, as Linux tells it."""
+    """Return the bytes of this process's largest address space, as reported by Linux."""
     lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
     return next(1024 * int(words[1]) for words in lines if words[0] == "VmPeak:")
 
 
 def limited(words: argparse.Namespace, folder: Path, run: Path, kills: int = 0) -> dict[str, Any]:
-    """Run `compress` in a separate process, killed several times on the way; return its figures."""
+    """Run `compress` in a separate process, killed several times in between; return its figures."""
     command = [
         sys.executable, "-m", "benchmarks.streaming", "--folder", str(folder), "--run", str(run), "--limit",
         str(words.limit), "--samples", str(words.samples), "--tokens", str(words.tokens),
@@ -144,7 +144,7 @@ def digest(folder: Path) -> str:
 
 
 def row(words: argparse.Namespace, size: float) -> dict[str, Any]:
-    """The row of one model size."""
+    """Return the row of one model size."""
     folder = words.folder / f"model_{size}"
     if not (folder / "model.safetensors.index.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -181,7 +181,7 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
 
 
 def rates() -> dict[str, float]:
-    """Rates of one thread per second of processor time: GB read, GFLOP, million weights encoded and decoded."""
+    """Return rates of one thread per second of processor time: GB read, GFLOP, million weights encoded and decoded."""
     import tempfile
 
     import torch

@@ -7,9 +7,9 @@ uniform.
 
     python -m benchmarks.trust --data FOLDER [--only 'resnet20/lossless/64/*' …] [--smollm2 FOLDER] [--list]
 
-A cell is named model/source/samples/family; ``--only`` takes patterns of such names and ``--list`` prints them. Rows
-are written as they come and measurements are kept while a cell lasts: an interrupted run resumes. How long
-a cell will take is said before, from earlier cells and the time of its passes.
+A cell is named model/source/samples/family; ``--only`` takes patterns of such names and ``--list`` prints them. Each
+row is written when it is done and the measurements of the current cell are kept, so an interrupted run resumes. The
+time of a cell is forecast from earlier cells and the time of one pass.
 """
 
 import argparse
@@ -43,7 +43,7 @@ FAMILIES = {
     "joint": prune_quantize(bits=BITS, sparsity=(0,), compensated=True) + low_rank(whitened=True),
 }
 BUDGETS = {**dict.fromkeys(FAMILIES, ("bytes", (0.07, 0.035))), "rank": ("macs", (0.55, 0.4))}
-"""Resource, and shares of what lies between its smallest possible use and the original's: about 4 and 3 bits."""
+"""Resource, and budgets as shares of the range from the smallest possible use to the original: about 4 and 3 bits."""
 
 SIZES = (64, 256, 1024)
 SOURCES = {
@@ -102,7 +102,7 @@ def measured(case: Case, data: list[Any], family: str, place: Path) -> qcompress
 def rows_of(
     case: Case, data: list[Any], unseen: list[Any], family: str, time_limit: float, place: Path
 ) -> Iterator[dict[str, Any]]:
-    """A row for every budget."""
+    """Yield a row for every budget."""
     whole = measured(case, data, family, place)
 
     def lost(smaller: nn.Module) -> float:

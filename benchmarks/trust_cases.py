@@ -1,7 +1,7 @@
-"""The networks of `benchmarks.trust` and their data: what is calibrated on, and what judges.
+"""The networks of `benchmarks.trust` with their calibration and test data.
 
-Nothing that judges is calibrated on or was trained on here. The small networks are trained on the spot; the others come
-as they are, and most likely both the images that calibrate and those that judge were among their training images.
+Test data is never used for calibration or training here. The small networks are trained during the benchmark. The
+others are used as published; their calibration and test images were most likely both among their training images.
 """
 
 import argparse
@@ -202,4 +202,4 @@ CASES: dict[str, Callable[[argparse.Namespace], Case]] = {
     "efficientnet": _efficientnet,
     "smollm2": _smollm2,
 }
-"""Name → how to make it, the cheap ones first."""
+"""Mapping from names to functions that make the case, cheap ones first."""

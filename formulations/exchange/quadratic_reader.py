@@ -87,7 +87,7 @@ def read_qubo(path: AnyPath) -> Problem:
 
 
 def _unscaled(content: bytes, path: AnyPath) -> float:
-    """What energies of a file are to be multiplied by."""
+    """Return the factor that turns energies of a file into those of the model."""
     bits = metadata_of(io.BytesIO(content), str(path))
     return 1.0 if bits is None else 1.0 / bits.scale
 

@@ -48,7 +48,7 @@ class Loss(ABC):
     curvature_varies = False  # whether H depends on the outputs
 
     def guesses_dim(self, output: Tensor) -> bool:  # noqa: ARG002
-        """Whether which dimension of such outputs holds the classes is the network's to tell."""
+        """Whether the network must show which dimension of such outputs holds the classes."""
         return False
 
     @property
@@ -148,7 +148,7 @@ class KullbackLeibler(Loss):
             )
 
     def guesses_dim(self, output: Tensor) -> bool:
-        """In outputs of three dimensions, of which none was named."""
+        """Whether the outputs have three dimensions and the loss names none of them."""
         return self._given is None and output.ndim == MAX_PLAIN_DIMS
 
     @property

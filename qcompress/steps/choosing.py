@@ -185,7 +185,7 @@ def guarded(
         request: settings of the run.
         run: its folder.
         measurement: source of the problem.
-        problem: with the requested budgets.
+        problem: the problem with the requested budgets.
         solution: the first choice to evaluate.
         better: the refined choice, if rounds were requested.
         stated: the problem with the budgets that choices are solved for, so that they are in time.

@@ -204,12 +204,12 @@ class Offer(ABC):
         return False
 
     def takes_blocks(self, target: Target) -> bool:
-        """Whether moments of blocks of columns will do for a layer that has too many inputs for one matrix."""
+        """Whether moments in blocks of columns are enough for a layer with too many inputs for one matrix."""
         return not self.needs_moments(target)
 
     @property
     def uncalibrated(self) -> "Offer":
-        """The same option without the second moments of the layer's input."""
+        """The option without second moments of the layer's input."""
         return self
 
     def needs_squares(self, target: Target) -> bool:  # noqa: ARG002

@@ -72,7 +72,7 @@ class _Factored(Offer):
         return (self.whitened or self._makes_up(target)) and not self.unfit(target)
 
     def takes_blocks(self, target: Target) -> bool:
-        """Where the factors take all input columns alike."""
+        """Whether the factors treat all input columns alike."""
         return self.form == "channels" or super().takes_blocks(target)
 
     @property

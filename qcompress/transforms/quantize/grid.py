@@ -31,7 +31,7 @@ class Grid:
         return replace(self, scales=self.scales[rows], low=self.low[rows], high=self.high[rows])
 
     def of_groups(self, groups: slice) -> "Grid":
-        """That of some groups, each of a whole size."""
+        """Return the grid of some groups, all of full size."""
         return replace(self, scales=self.scales[:, groups], low=self.low[:, groups], high=self.high[:, groups])
 
     def of_size(self, sizes: Tensor) -> "Grid":

@@ -79,7 +79,7 @@ class GroupWise(PruneQuantize):
         return ", ".join([bits + where, *zeros, *scales, *rest])
 
     def takes_blocks(self, target: Target) -> bool:
-        """Where groups do not straddle blocks."""
+        """Whether no group of weights straddles two blocks."""
         return super().takes_blocks(target) and (self.group_size is None or STEP % self.group_size == 0)
 
     def size_bytes(self, target: Target) -> int:

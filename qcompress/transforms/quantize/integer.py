@@ -87,7 +87,7 @@ class IntegerProduct(Transform):
         return self.weights.needs_moments(target)
 
     def takes_blocks(self, target: Target) -> bool:
-        """As its weight."""
+        """Whether moments of blocks are enough for the option of the weights."""
         return self.weights.takes_blocks(target)
 
     def needs_ranges(self, target: Target) -> bool:  # noqa: ARG002

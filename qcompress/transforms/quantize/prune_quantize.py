@@ -90,7 +90,7 @@ class PruneQuantize(Transform):
         return self.compensated and (target.common_input or target.input_groups > 1)
 
     def takes_blocks(self, target: Target) -> bool:
-        """For rows that all have one input."""
+        """Whether all rows have the same inputs."""
         return target.input_groups == 1
 
     def resolve(self, weight: Weight) -> "PruneQuantize | None":
