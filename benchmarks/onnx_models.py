@@ -40,7 +40,7 @@ from formulations.files import read_json, write_json
 from qcompress.engines.in_time import TOLERANCE, cached, solved_in_time
 from qcompress.engines.legal import FILE_BYTES, for_engine
 from qcompress.engines.onnx_clock import in_turn
-from qcompress.engines.onnx_graph import feed_of, inputs_of
+from qcompress.engines.onnx_tracing import feed_of, inputs_of
 from qcompress.engines.onnxruntime import OnnxRuntime
 from qcompress.measuring.latency import LATENCY, load_times, save_times
 from qcompress.transforms.base import Transform

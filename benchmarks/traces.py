@@ -8,16 +8,16 @@ from unittest import mock
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from qcompress.engines import onnx_graph
+from qcompress.engines import onnx_graph, onnx_tracing
 
 
 @contextlib.contextmanager
 def traced_once() -> Iterator[None]:
-    """Context manager in which `onnx_graph.trace` traces each structure once and fills in each network's weights."""
+    """Context manager in which `onnx_tracing.trace` traces each structure once and fills in each network's weights."""
     from onnx import numpy_helper
 
     known: dict[Any, Any] = {}
-    trace = onnx_graph.trace
+    trace = onnx_tracing.trace
 
     def again(model: nn.Module, example: Any) -> Any:
         state = model.state_dict(keep_vars=True)
@@ -32,5 +32,5 @@ def traced_once() -> Iterator[None]:
                 item.CopyFrom(numpy_helper.from_array(tensor.detach().numpy(), item.name))
         return proto
 
-    with mock.patch.object(onnx_graph, "trace", again):
+    with mock.patch.object(onnx_tracing, "trace", again):
         yield

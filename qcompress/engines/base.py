@@ -13,7 +13,7 @@ import importlib.util
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -46,13 +46,22 @@ class FileSizes:
     Attributes:
         options: for every part, the bytes that each of its options takes in the file, padding included.
         overhead: bytes that do not depend on the choice: header, metadata, tensors that are not parts.
+        refused: why the model does not allow an option that its engine runs elsewhere, by part and option. Such an
+            option has size 0.
     """
 
     options: tuple[tuple[int, ...], ...]
     overhead: int
+    refused: Mapping[tuple[int, int], str] = field(default_factory=dict)
 
     def of(self, choice: Sequence[int]) -> int:
-        """Return the bytes of the file for a choice of one option per part."""
+        """Return the bytes of the file for a choice of one option per part.
+
+        Raises:
+            EngineError: the model does not allow a chosen option; the message says why.
+        """
+        if why := next(filter(None, map(self.refused.get, enumerate(choice))), ""):
+            raise EngineError(why)
         return self.overhead + sum(sizes[option] for sizes, option in zip(self.options, choice, strict=True))
 
 

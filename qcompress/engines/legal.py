@@ -1,6 +1,6 @@
 """Restrict a measurement to an engine: only options that it runs, with the bytes of its file as a resource."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -28,21 +28,20 @@ def for_engine(engine: Engine, model: nn.Module, measurement: Measurement, examp
     Raises:
         EngineError: the engine does not support the model, or none of the measured options except keeping all parts.
     """
-    options = _restricted(engine, measurement)
-    if all(len(kept) == 1 for kept in options):
-        refused = next(
-            (why for part, part_options in zip(measurement.parts, measurement.transforms, strict=True)
-             for transform in part_options if (why := engine.refuse(part, transform))),
-            "only 'keep' was on offer",
-        )  # fmt: skip
-        raise EngineError(f"engine {engine.name!r} runs none of the measured options: {refused}")
+    refused: dict[tuple[int, int], str] = {}
+    while True:
+        options = _restricted(engine, measurement, refused)
+        _require_some(engine, measurement, options, refused)
+        transforms = tuple(
+            tuple(part_options[option] for option in kept)
+            for part_options, kept in zip(measurement.transforms, options, strict=True)
+        )
+        sizes = engine.sizes(model, measurement.parts, transforms, example)
+        if not sizes.refused:
+            break
+        refused |= {(part, options[part][option]): why for (part, option), why in sizes.refused.items()}
     starts = np.cumsum([0, *map(len, measurement.transforms[:-1])])
     flat = np.concatenate([start + np.array(kept) for start, kept in zip(starts, options, strict=True)])
-    transforms = tuple(
-        tuple(part_options[option] for option in kept)
-        for part_options, kept in zip(measurement.transforms, options, strict=True)
-    )
-    sizes = engine.sizes(model, measurement.parts, transforms, example)
     file_bytes = np.array([size for part_sizes in sizes.options for size in part_sizes], dtype=np.float64)
     whole = sizes.of([0] * len(options))
     return replace(
@@ -68,15 +67,36 @@ def for_engine(engine: Engine, model: nn.Module, measurement: Measurement, examp
     )
 
 
-def _restricted(engine: Engine, measurement: Measurement) -> list[list[int]]:
+def _require_some(
+    engine: Engine, measurement: Measurement, options: Sequence[Sequence[int]], refused: Mapping[tuple[int, int], str]
+) -> None:
+    """Raise an error, with the first reason, if the engine runs none of the options except keeping all parts."""
+    if any(len(kept) > 1 for kept in options):
+        return
+    reasons = [
+        *(
+            engine.refuse(part, transform)
+            for part, part_options in zip(measurement.parts, measurement.transforms, strict=True)
+            for transform in part_options
+        ),
+        *refused.values(),
+    ]
+    why = next(filter(None, reasons), "only 'keep' was on offer")
+    raise EngineError(f"engine {engine.name!r} runs none of the measured options: {why}")
+
+
+def _restricted(engine: Engine, measurement: Measurement, refused: Mapping[tuple[int, int], str]) -> list[list[int]]:
     """The remaining options of each part: legal ones and, for tied parts, those that all have."""
     options = [
-        [option for option, transform in enumerate(part_options)
-         if option == standing or not engine.refuse(part, transform)]
-        for part, part_options, standing in zip(
-            measurement.parts, measurement.transforms, measurement.standing, strict=True
+        [
+            option
+            for option, transform in enumerate(part_options)
+            if option == standing or not (engine.refuse(part, transform) or (index, option) in refused)
+        ]
+        for index, (part, part_options, standing) in enumerate(
+            zip(measurement.parts, measurement.transforms, measurement.standing, strict=True)
         )
-    ]  # fmt: skip
+    ]
     place = {part.name: index for index, part in enumerate(measurement.parts)}
     for names in engine.ties(measurement.parts):
         members = [place[name] for name in names]

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from qcompress.compressed.factored import factored, replace_
-from qcompress.engines import onnx_graph, onnx_integer
+from qcompress.engines import onnx_graph, onnx_integer, onnx_tracing
 from qcompress.engines.integer_codes import IntegerCodes, Scheme, scheme_of
 from qcompress.engines.onnx_graph import Encoding
 from qcompress.engines.onnx_integer import IntegerLayer
@@ -87,7 +87,7 @@ class Clock:
                 dense = model.get_submodule(path)
                 replace_(model, dense, factored(dense, means))
                 coded += [(f"{path}.{name}", option.then, factor) for name, factor in targets.items()]
-            traced = onnx_graph.trace(model, batch)
+            traced = onnx_tracing.trace(model, batch)
         coded += [
             (parts[place].modules[0], transform, parts[place].target)
             for place, transform in chosen.items()
@@ -134,7 +134,7 @@ def in_turn(sessions: Sequence[Any], batches: Iterable[Any], threads: int, round
 
     An earlier session leaves the caches full of its data, so each measured interval follows a run of the same session.
     """
-    feeds = [[onnx_graph.feed_of(session, batch) for batch in batches] for session in sessions]
+    feeds = [[onnx_tracing.feed_of(session, batch) for batch in batches] for session in sessions]
     now = time.thread_time if threads == 1 else time.perf_counter
     order, least, counts = np.random.default_rng(0), [float("inf")] * len(sessions), [1] * len(sessions)
 

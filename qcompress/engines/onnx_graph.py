@@ -1,14 +1,10 @@
 """An ONNX graph of a model, and the places where its weights are replaced by integer codes.
 
-`trace` exports the dense model without any rewriting, so that every weight is an initializer under its own name. An
-`Encoding` replaces a weight: by `MatMulNBits` if only matrix products read the weight and the operator supports its
-group size, else by `DequantizeLinear` (with a reshape for kernels). ONNX Runtime folds and fuses the rest when it loads
-the file.
+The graph is that of the dense model, as `qcompress.engines.onnx_tracing.trace` exports it. An `Encoding` replaces a
+weight: by `MatMulNBits` if only matrix products read the weight and the operator supports its group size, else by
+`DequantizeLinear` (with a reshape for kernels). ONNX Runtime folds and fuses the rest when it loads the file.
 """
 
-import contextlib
-import inspect
-import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,50 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qcompress.engines.integer_codes import IntegerCodes, Scheme
-from qcompress.errors import EngineError
-from qcompress.model import forward as forwards
 from qcompress.model import layers
-from qcompress.transforms.activations import unrounded
 from qcompress.transforms.base import Target
 
 OPSET, OPSET_OF_2_BITS = 23, 25
 MATRIX_BITS = (2, 4, 8)
 LEAST_BLOCK = 16
-
-
-class Traced(nn.Module):
-    """A model as a function of tensors, whatever form its batches have."""
-
-    def __init__(self, model: nn.Module, batch: Any) -> None:
-        super().__init__()
-        self.model = model
-        self.names = list(batch) if isinstance(batch, dict) else None
-        self.alone = isinstance(batch, Tensor)
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        """Return the model's output."""
-        if self.names is not None:
-            return forwards.default_forward(self.model, dict(zip(self.names, tensors, strict=True)))
-        return forwards.default_forward(self.model, tensors[0] if self.alone else list(tensors))
-
-
-def inputs_of(batch: Any, count: int | None = None) -> list[Tensor]:
-    """The tensors of a batch that the graph takes as inputs; for a list the first ``count``.
-
-    Raises:
-        EngineError: the batch is not a tensor, nor a list or dict of tensors.
-    """
-    tensors = [batch] if isinstance(batch, Tensor) else list(batch.values() if isinstance(batch, dict) else batch)
-    if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
-        raise EngineError(f"engine 'onnxruntime' traces tensors, lists and dicts of tensors, found {batch!r:.100}")
-    return tensors if isinstance(batch, dict) or count is None else tensors[:count]
-
-
-def feed_of(session: Any, batch: Any) -> dict[str, Any]:
-    """A batch as the inputs of an ONNX Runtime session, by name."""
-    given = session.get_inputs()
-    tensors = inputs_of(list(batch) if isinstance(batch, tuple) else batch, len(given))
-    return {entry.name: tensor.numpy() for entry, tensor in zip(given, tensors, strict=True)}
 
 
 def copied(proto: Any) -> Any:
@@ -77,98 +35,6 @@ def initializer_of(model: nn.Module, path: str, names: Collection[str]) -> str |
     weight = getattr(model.get_submodule(path), "weight", None)
     names_of_weight = [name for name, tensor in model.state_dict(keep_vars=True).items() if tensor is weight]
     return next((f"model.{name}" for name in names_of_weight if f"model.{name}" in names), None)
-
-
-def trace(model: nn.Module, example: Any) -> Any:
-    """Export the dense model as an ONNX ModelProto without comments; weights are named ``model.`` plus state-dict name.
-
-    The batch dimension is dynamic, and so are all dimensions of integer inputs (tokens).
-
-    Raises:
-        EngineError: there is no example, or PyTorch cannot export the model; the message says why.
-    """
-    if example is None:
-        raise EngineError("engine 'onnxruntime' traces the model: give example=, a batch")
-    needed = _num_inputs(model) if isinstance(example, (list, tuple)) else None
-    tensors = inputs_of(list(example) if isinstance(example, tuple) else example, needed)
-    batch = example if isinstance(example, (dict, Tensor)) else tensors
-    pair = tuple(torch.cat([tensor, tensor]) if len(tensor) == 1 else tensor for tensor in tensors)  # 1 would be fixed
-    auto = torch.export.Dim.AUTO
-    shapes = tuple(dict.fromkeys(range(1 if tensor.is_floating_point() else tensor.ndim), auto) for tensor in tensors)
-    with _inference(model), unrounded(), warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # warnings of PyTorch's exporter about itself
-        try:
-            program = torch.onnx.export(
-                Traced(model, batch), pair, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
-                dynamic_shapes=(shapes,),
-            )  # fmt: skip
-        except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-            raise EngineError(f"PyTorch cannot export {type(model).__name__} to ONNX: {error}") from error
-    assert program is not None  # noqa: S101
-    proto = _bare(program.model_proto)
-    _leave_out_zero_biases(proto.graph)
-    return proto
-
-
-@contextlib.contextmanager
-def _inference(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode. `forwards.evaluating` would set accelerator flags in a way that the exporter cannot read."""
-    training = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in training:
-            module.training = flag
-
-
-def _num_inputs(model: nn.Module) -> int:
-    parameters = inspect.signature(model.forward).parameters.values()
-    needed = [each for each in parameters if each.default is each.empty and each.kind is not each.VAR_KEYWORD]
-    return max(len(needed), 1)
-
-
-def _bare(proto: Any) -> Any:
-    """Remove comments, stack traces and the shapes of intermediate values."""
-    proto.ClearField("metadata_props")
-    proto.ClearField("doc_string")
-    for field in ("metadata_props", "doc_string", "value_info"):
-        proto.graph.ClearField(field)
-    for item in (*proto.graph.node, *proto.graph.initializer, *proto.graph.input, *proto.graph.output):
-        for field in ("metadata_props", "doc_string"):
-            item.ClearField(field)
-    return proto
-
-
-def _leave_out_zero_biases(graph: Any) -> None:
-    """Remove the computed zero biases that convolutions without bias get and that prevent fusion with batch norm."""
-    from onnx import numpy_helper
-
-    if any(item.HasField("g") for node in graph.node for item in node.attribute):
-        return  # values read inside a branch are not visible here
-    by_output = {name: node for node in graph.node for name in node.output}
-
-    def is_zero(name: str) -> bool:
-        node = by_output.get(name)
-        if node is None:
-            return False
-        if node.op_type in ("Expand", "CastLike"):
-            return is_zero(node.input[0])
-        return node.op_type == "Constant" and node.attribute[0].name == "value" and not (
-            numpy_helper.to_array(node.attribute[0].t).any()
-        )  # fmt: skip
-
-    for node in graph.node:
-        if node.op_type in ("Conv", "ConvTranspose") and len(node.input) == 3 and is_zero(node.input[2]):
-            del node.input[2]
-    outputs = {item.name for item in graph.output}
-    while True:
-        read = outputs | {name for node in graph.node for name in node.input}
-        unread = [node for node in graph.node if not read & set(node.output)]
-        if not unread:
-            return
-        for node in unread:
-            graph.node.remove(node)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qcompress.engines import onnx_conversions, onnx_graph
+from qcompress.engines import onnx_conversions, onnx_graph, onnx_tracing
 from qcompress.engines.onnx_clock import Clock, Kind, kind_of
 from qcompress.engines.onnx_conversions import INTEGER
 from qcompress.measurement import Measurement
@@ -89,7 +89,7 @@ def seconds_of(
     """Seconds of the whole model with each choice; see `Engine.seconds_of`."""
     with tempfile.TemporaryDirectory() as folder:
         clock = Clock(engine, Path(folder))
-        traced = onnx_graph.trace(model, batch)
+        traced = onnx_tracing.trace(model, batch)
         options = [
             dict(enumerate(on_offer[option] for on_offer, option in zip(measurement.transforms, choice, strict=True)))
             for choice in choices
@@ -179,7 +179,7 @@ def _of_layer(clock: Clock, part: Part, layer: _Layer, wanted: dict[Kind, Transf
     alone, only = _Alone(layer.module), Part(name="layer", modules=("layer",), rows=None, target=part.target)
     for shape in dict.fromkeys(tensor.shape for tensor in layer.inputs):
         calls = [tensor for tensor in layer.inputs if tensor.shape == shape]
-        dense = onnx_graph.trace(alone, calls[0])
+        dense = onnx_tracing.trace(alone, calls[0])
         protos: dict[Kind, Any] = {(): dense}
         for kind, transform in wanted.items():
             if kind:
@@ -217,7 +217,7 @@ class _Whole:
         self, clock: Clock, model: nn.Module, measurement: Measurement, kinds: list[list[Kind]], batch: Any
     ) -> None:
         self._clock, self._model, self._measurement, self._kinds = clock, model, measurement, kinds
-        self._batch, self._traced = batch, onnx_graph.trace(model, batch)
+        self._batch, self._traced = batch, onnx_tracing.trace(model, batch)
 
     def calibrated(self, dense: NDArray[np.float64], change: list[dict[Kind, float]]) -> float:
         """Seconds of the whole dense model; scales the times of the layers so that they do not exceed it.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from qcompress.compressed.factored import Factored, fold_
 from qcompress.compressed.record import CompressedPart, record_of
-from qcompress.engines import onnx_clock, onnx_graph, onnx_integer, onnx_timing
+from qcompress.engines import onnx_clock, onnx_graph, onnx_integer, onnx_timing, onnx_tracing
 from qcompress.engines.base import Engine, EngineRun, FileSizes
 from qcompress.engines.integer_codes import integer_codes, scheme_of
 from qcompress.engines.onnx_graph import Encoding
@@ -87,7 +87,7 @@ class OnnxRuntime(Engine):
     ) -> FileSizes:
         """Size of the file, from the graph of the dense model."""
         dense = _dense(model)
-        return self._sizes(onnx_graph.trace(dense, example), dense, parts, transforms)
+        return self._sizes(onnx_tracing.trace(dense, example), dense, parts, transforms)
 
     def _sizes(
         self, proto: Any, model: nn.Module, parts: Sequence[Part], transforms: Sequence[Sequence[Transform]]
@@ -110,10 +110,6 @@ class OnnxRuntime(Engine):
                     for factor, factor_target in targets.items()
                 )
             if isinstance(transform, IntegerProduct):
-                if why := onnx_integer.refused(proto, name):
-                    raise EngineError(
-                        f"{part.name!r} cannot be multiplied in integers: {why}; skip {transform.label!r}"
-                    )
                 return onnx_integer.room(proto, IntegerLayer(name=name, transform=transform, target=part.target))
             return _encoding(proto, name, model.get_submodule(part.modules[0]), transform, part.target).room()
 
@@ -121,12 +117,22 @@ class OnnxRuntime(Engine):
             onnx_graph.initializer_of(model, part.modules[0], tensors) if part.parameter == WEIGHT else None
             for part in parts
         ]
+        refused = {
+            (index, option): f"{part.name!r} cannot be multiplied in integers: {why}"
+            for index, (part, name) in enumerate(zip(parts, names, strict=True))
+            for option, transform in enumerate(transforms[index])
+            if name is not None and isinstance(transform, IntegerProduct)
+            if (why := onnx_integer.refused(proto, name))
+        }
         options = tuple(
-            tuple(taken(part, name, transform) for transform in part_options)
-            for part, name, part_options in zip(parts, names, transforms, strict=True)
+            tuple(
+                0 if (index, option) in refused else taken(part, name, transform)
+                for option, transform in enumerate(transforms[index])
+            )
+            for index, (part, name) in enumerate(zip(parts, names, strict=True))
         )
         rest = proto.ByteSize() - sum(tensors[name].ByteSize() + 2 for name in names if name is not None)
-        return FileSizes(options=options, overhead=rest + ROOM)
+        return FileSizes(options=options, overhead=rest + ROOM, refused=refused)
 
     def write(self, model: nn.Module, path: Path, example: Any = None) -> None:
         """Write the file."""
@@ -136,12 +142,12 @@ class OnnxRuntime(Engine):
             if why := self.refuse(item.part, item.transform):
                 raise EngineError(f"engine {self.name!r} cannot write this model: {why}")
         whole = _dense(model)
-        dense = onnx_graph.trace(whole, example)
+        dense = onnx_tracing.trace(whole, example)
         chosen = [(item.transform if item.stored else Keep(),) for item in items]
         size = self._sizes(dense, whole, [item.part for item in items], chosen).of([0] * len(items))
         if size > LARGEST:
             raise EngineError(f"the file would take {size:,} bytes, but an ONNX file holds at most 2 GiB")
-        proto = dense if whole is model else onnx_graph.trace(model, example)
+        proto = dense if whole is model else onnx_tracing.trace(model, example)
         integers = [item for item in items if isinstance(item.transform, IntegerProduct)]
         encodings = [
             encoding
@@ -157,7 +163,7 @@ class OnnxRuntime(Engine):
         """Run the file on the CPU."""
         session, outputs, wall_s = self.session(path), [], 0.0
         for index, batch in enumerate(batches):
-            feed = onnx_graph.feed_of(session, batch)
+            feed = onnx_tracing.feed_of(session, batch)
             if index == 0:
                 session.run(None, feed)  # the first run allocates
             start = time.perf_counter()
@@ -195,7 +201,7 @@ class OnnxRuntime(Engine):
         """Growth of the memory of a separate process that loads the file and runs a batch."""
         with tempfile.TemporaryDirectory() as folder:
             inputs = Path(folder) / "inputs.npz"
-            np.savez(inputs, **onnx_graph.feed_of(self.session(path), batch))
+            np.savez(inputs, **onnx_tracing.feed_of(self.session(path), batch))
             return peak_bytes(path, inputs, self.threads)
 
     def session(self, path: Path) -> Any:

@@ -153,8 +153,13 @@ def _in_file(
     options = [[Keep(), *(supported or ())] for supported in transforms]
     sizes = engine.sizes(request.copied, inventory.parts, options, request.calibration.first_batch())
     least = [
-        (part_sizes[0], 0 if supported is None else min(part_sizes))
-        for part_sizes, supported in zip(sizes.options, transforms, strict=True)
+        (
+            part_sizes[0],
+            0
+            if supported is None
+            else min(size for option, size in enumerate(part_sizes) if (index, option) not in sizes.refused),
+        )
+        for index, (part_sizes, supported) in enumerate(zip(sizes.options, transforms, strict=True))
     ]
     return np.array(least, dtype=np.float64).ravel(), float(sizes.overhead)
 

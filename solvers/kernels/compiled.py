@@ -5,14 +5,17 @@ compiled once per machine; a cache of an earlier version of the package is repla
 once per process, and only if something is compiled.
 """
 
+import hashlib
 import logging
 from collections.abc import Callable, Set
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from numba import njit
 from numba.core import event
 from numba.core.caching import FunctionCache
+from numba.core.dispatcher import Dispatcher
 
 _logger = logging.getLogger(__name__)
 
@@ -31,10 +34,11 @@ def compiled(function: Callable[..., Any], *, fastmath: bool | Set[str] = False)
 
 
 class _Cache(FunctionCache):  # type: ignore[misc]
-    """A cache on disk that a renamed class or moved module does not break.
+    """A cache on disk that notices two changes which numba's own cache misses.
 
-    numba unpickles a cache, with the classes of its arguments, before it compares the age of the source. A named tuple
-    that an earlier version of the package had under another name would thus be an error in every later run.
+    The code of a kernel includes that of the kernels it calls, so it is compiled again when their modules change.
+    Moreover, numba unpickles a cache, with the classes of its arguments, before it compares the age of the source. A
+    named tuple that an earlier version of the package had under another name would be an error in every later run.
     """
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
@@ -44,6 +48,21 @@ class _Cache(FunctionCache):  # type: ignore[misc]
         except (AttributeError, ImportError):
             self.flush()
             return None
+
+    def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
+        return (*super()._index_key(sig, codegen), *map(_digest, sorted(_files(self._py_func))))
+
+
+@cache
+def _digest(file: str) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def _files(kernel: Any) -> set[str]:
+    """The source files of a kernel and of all kernels that it calls, directly or through others."""
+    names = (kernel.__globals__.get(name) for name in kernel.__code__.co_names)
+    called = {value.py_func for value in names if isinstance(value, Dispatcher)} - {kernel}
+    return {kernel.__code__.co_filename}.union(*map(_files, called))
 
 
 class _Announcement(event.Listener):  # type: ignore[misc]

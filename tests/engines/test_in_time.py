@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import qcompress
 from formulations import Problem
 from qcompress.budgets import LATENCY
-from qcompress.engines import onnx_graph
+from qcompress.engines import onnx_tracing
 from qcompress.engines.in_time import TOLERANCE, solved_in_time
 from qcompress.engines.legal import for_engine
 from qcompress.engines.onnx_conversions import INTEGER, Link, halves, links, pair_terms
@@ -41,7 +41,7 @@ class Residual(nn.Module):
 
 def test_neighbours_are_linked_through_what_is_between_them() -> None:
     model = Residual().eval()
-    proto = onnx_graph.trace(model, torch.randn(2, 3, 6, 6))
+    proto = onnx_tracing.trace(model, torch.randn(2, 3, 6, 6))
     names = dict(enumerate(f"model.{name}.weight" for name in ("stem", "a", "b", "c", "d", "fc")))
     found = links(proto, names, dict.fromkeys(names, 100.0))
     assert {(link.producer, link.consumer): link.size for link in found} == {

@@ -259,6 +259,32 @@ def test_a_weight_that_is_read_otherwise_too_is_refused_by_name(tmp_path: Path) 
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("budget", [{"file_bytes": "60%"}, {"bytes": "40%"}])
+def test_what_the_graph_does_not_allow_is_not_offered(budget: dict[str, str], tmp_path: Path) -> None:
+    class Tagger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(200, 64)
+            self.fc = nn.Linear(64, 64)
+            self.out = nn.Linear(64, 16)
+
+        def forward(self, words: torch.Tensor) -> torch.Tensor:
+            return self.out(self.fc(self.words(words)) + self.fc.weight.sum(0)).mean(1)
+
+    torch.manual_seed(0)
+    data = [torch.randint(0, 200, (16, 6)) for _ in range(2)]
+    result = qcompress.compress(
+        Tagger().eval(), data, budget=budget, target="onnxruntime", folder=tmp_path / "run", time_limit=2
+    )
+    integer = {
+        part.name: any("activations" in label for label in labels)
+        for part, labels in zip(result.measurement.parts, result.measurement.labels, strict=True)
+    }
+    assert integer == {"words": False, "fc": False, "out": True}
+    qcompress.export(result.model, tmp_path / "small.onnx", target=EXACT, example=data[0])
+    assert qcompress.verify(tmp_path / "small.onnx", result.model, data, target=EXACT, memory=False).ok
+
+
 def test_options_are_timed_in_the_engine_and_the_budget_is_kept_and_measured(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Chain(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256)).eval()

@@ -52,6 +52,22 @@ def test_a_cache_of_an_earlier_version_is_replaced(tmp_path):
     assert told == [True, True, False]
 
 
+def test_a_kernel_is_compiled_again_when_the_module_of_one_that_it_calls_changes(tmp_path):
+    (tmp_path / "twice.py").write_text(
+        "from solvers.kernels.compiled import compiled\nfrom factors import scaled\n\n"
+        "@compiled\ndef twice(a):\n    return 2 * scaled(a)\n\nprint(twice(1))\n"
+    )
+    for factor in (1, 10):
+        (tmp_path / "factors.py").write_text(
+            f"from solvers.kernels.compiled import compiled\n\n@compiled\ndef scaled(a):\n    return {factor} * a\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", "import twice"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stdout == f"{2 * factor}\n"
+
+
 def test_compiling_is_told_in_one_line_on_stderr_and_only_where_something_is_compiled(tmp_path):
     (tmp_path / "kernels.py").write_text(KERNELS)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
