@@ -85,7 +85,7 @@ def compare(
         raise typer.BadParameter("the problem files must have different names, because the table lists them by name.")
     asked = _asked([*(solver or []), *(solvers.split(",") if solvers else [])])
 
-    def told(label: str, solution: Solution) -> None:
+    def tell_run(label: str, solution: Solution) -> None:
         say(f"{label} seed {solution.seed}: {number(solution.objective)} ({solution.status}, {solution.wall_s:.1f} s)")
 
     compared: Comparison | Suite = run(
@@ -96,7 +96,7 @@ def compare(
         **target_flags.arguments(problems),
         jobs=jobs,
         journal=journal,
-        on_run=told,
+        on_run=tell_run,
     )
     unsolved = _write(compared, output)
     if as_json:

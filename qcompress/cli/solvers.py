@@ -23,8 +23,8 @@ def solvers(as_json: arguments.AsJson = False) -> None:
         able = [("proves", info.exact), ("pairs", info.native_pairs), ("network", info.needs_network)]
         options = ", ".join(f"{name}={default!r}" for name, default in info.options.items())
         about = info.summary if info.available else f"{info.summary} [{info.why_not}]"
-        here = "yes" if info.available else "no"
-        rows.append((info.name, here, ", ".join(word for word, is_so in able if is_so), about, options))
+        usable = "yes" if info.available else "no"
+        rows.append((info.name, usable, ", ".join(word for word, is_so in able if is_so), about, options))
     print_table(("solver", "here", "can", "summary", "options"), rows)
 
 

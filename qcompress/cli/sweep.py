@@ -44,7 +44,7 @@ def sweep(
 
     problem = Problem.load(problem_file)
 
-    def told(point: SweepPoint) -> None:
+    def tell_point(point: SweepPoint) -> None:
         solution = point.solution
         done = f"{number(solution.objective)} ({solution.status}, {solution.wall_s:.1f} s)"
         say(f"{resource} {amount(point.budget)}: {done}")
@@ -58,7 +58,7 @@ def sweep(
         seed=seed,
         nested=nested,
         journal=journal,
-        on_point=told,
+        on_point=tell_point,
         **arguments.assignments(option or [], "--option"),
     )
     target = problem_file.with_suffix(".sweep.json") if output is None else output

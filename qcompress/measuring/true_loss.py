@@ -106,8 +106,8 @@ class TrueLoss:
         with forwards.evaluating(self.emulation.model), torch.no_grad():
             for batch, reference in zip(self.data, self._references, strict=True):
                 output = forwards.run(self.emulation.model, batch, self._forward)
-                for found, loss in zip(rises, losses, strict=True):
-                    found.append(loss.rise_by_position(output, reference, batch).cpu().numpy())
+                for choice_rises, loss in zip(rises, losses, strict=True):
+                    choice_rises.append(loss.rise_by_position(output, reference, batch).cpu().numpy())
         return rises
 
 

@@ -102,11 +102,11 @@ def _header(file: Path) -> dict[str, StoredTensor]:
                 raise ValueError("its header is longer than the file")
             header = json.loads(stream.read(length))
         tensors = {}
-        for name, told in header.items():
+        for name, entry in header.items():
             if name == "__metadata__":
                 continue
-            start, stop = told["data_offsets"]
-            dtype, shape = DTYPES[told["dtype"]], tuple(told["shape"])
+            start, stop = entry["data_offsets"]
+            dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
             if stop - start != math.prod(shape) * dtype.itemsize or 8 + length + stop > file.stat().st_size:
                 raise ValueError(f"the data of {name!r} lies outside the file")
             tensors[name] = StoredTensor(

@@ -220,8 +220,8 @@ class Dual:
             for _ in range(PRICE_STEPS):
                 if factor < PRICE_PRECISION or time.perf_counter() > deadline:
                     break
-                up, down, here = value(k, price * factor), value(k, price / factor), value(k, price)
-                if not max(up, down) > here + 1e-9 * abs(here):
+                up, down, current = value(k, price * factor), value(k, price / factor), value(k, price)
+                if not max(up, down) > current + 1e-9 * abs(current):
                     factor **= 0.5
                 else:
                     price *= factor if up > down else 1.0 / factor

@@ -152,12 +152,12 @@ def prove(problem: Problem, search: Search, bound: DualBound, *, max_states: int
         if core.alternative[layer] >= cap:  # with the present incumbent, this group cannot change any more
             history.append(None)
             continue
-        here, rest = slice(core.starts[layer], core.starts[layer + 1]), layer + 1
+        span, rest = slice(core.starts[layer], core.starts[layer + 1]), layer + 1
         usage, reduced, parent, option = _extend(
             usage,
             reduced,
-            core.deviation[here],
-            core.reduced[here],
+            core.deviation[span],
+            core.reduced[span],
             a.limit,
             price,
             core.low[rest],

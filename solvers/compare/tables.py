@@ -204,13 +204,13 @@ def _seconds(value: float | None) -> str:
 
 def _phase_table(rows: Iterable[ComparisonRow]) -> list[str]:
     """Format the median times by phase, one line per solver; empty if no solver reports phases."""
-    told = [row for row in rows if row.phases]
-    names = list(dict.fromkeys(name for row in told for name in row.phases))
+    timed = [row for row in rows if row.phases]
+    names = list(dict.fromkeys(name for row in timed for name in row.phases))
     if not names:
         return []
     heads = [name.removesuffix("_s").replace("_", " ") for name in names]
     lines = [f"| seconds by phase | {' | '.join(heads)} |", f"|---|{'--:|' * len(names)}"]
-    for row in told:
+    for row in timed:
         cells = [f"{row.phases[name]:.2g}" if name in row.phases else "–" for name in names]
         lines.append(f"| {row.label} | {' | '.join(cells)} |")
     return [*lines, ""]

@@ -167,12 +167,12 @@ class Decomposed(QuantumProcessor):
             search.timing[name] = search.timing.get(name, 0.0) + seconds
         better = alone.choice is not None and search.offer(part.lift(alone.choice))
         assert search.choice is not None  # noqa: S101
-        told = {"groups": len(block), "better": better}
+        record = {"groups": len(block), "better": better}
         return state.next(
             choice=tuple(search.choice.tolist()),
             blocks=state.blocks[:-1],
             quiet=state.quiet and not better,
-            parts=(*state.parts, told | {name: inner.details[name] for name in TOLD if name in inner.details}),
+            parts=(*state.parts, record | {name: inner.details[name] for name in TOLD if name in inner.details}),
             job=None,
         )
 

@@ -177,11 +177,11 @@ def _summed(
             return
         last[name] = number
         for rows in input_rows(module, given):
-            found = products(rows)
+            batch_sums = products(rows)
             if name not in sums.totals:
-                sums.totals[name] = torch.zeros_like(found, dtype=torch.float64)
+                sums.totals[name] = torch.zeros_like(batch_sums, dtype=torch.float64)
                 sums.counts[name] = 0
-            sums.totals[name] += found
+            sums.totals[name] += batch_sums
             sums.counts[name] += rows.shape[-2]
 
     listen(model, {modules[0]: modules for modules in wanted}, data, forward, add)

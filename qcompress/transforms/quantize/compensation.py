@@ -137,15 +137,15 @@ def refit(
         block = slice(start, start + span)
         change, near, inner = torch.zeros_like(along[:, block]), gradient[:, block].clone(), metric[block, block]
         for place in range(0, change.shape[1], size):
-            here = slice(place, place + size)
-            direction, factor = along[:, block][:, here], factors[:, (start + place) // size]
-            square, product = ((direction @ inner[here, here]) * direction).sum(1), (direction * near[:, here]).sum(1)
+            cell = slice(place, place + size)
+            direction, factor = along[:, block][:, cell], factors[:, (start + place) // size]
+            square, product = ((direction @ inner[cell, cell]) * direction).sum(1), (direction * near[:, cell]).sum(1)
             wanted = storable(torch.where(square > 0, factor + product / square, factor))
             step = wanted - factor
             step = torch.where((step * (2 * product - step * square) > 0) & (zero | (wanted != 0)), step, 0.0)
             factor += step
-            change[:, here] = direction * step[:, None]
-            near -= change[:, here] @ inner[here]
+            change[:, cell] = direction * step[:, None]
+            near -= change[:, cell] @ inner[cell]
         gradient -= change @ metric[block]
 
 

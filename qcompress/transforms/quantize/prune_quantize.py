@@ -170,8 +170,8 @@ class PruneQuantize(Transform):
             return self._made_up_block(weight, weight.moments, 0, rows, codes, grid, kept)
         moments = weight.moments if weight.moments.ndim == 3 else weight.moments[None]
         made_up = []
-        for index, here in enumerate(torch.arange(len(rows)).chunk(len(moments))):
-            block = slice(int(here[0]), int(here[-1]) + 1)
+        for index, indices in enumerate(torch.arange(len(rows)).chunk(len(moments))):
+            block = slice(int(indices[0]), int(indices[-1]) + 1)
             made_up.append(
                 self._made_up_block(weight, moments[index], index, rows[block], codes[block], grid[block], kept[block])
             )
