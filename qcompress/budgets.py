@@ -28,6 +28,7 @@ FILE_BYTES = "file_bytes"  # size of the whole file, in the package's format or 
 LATENCY = "latency_s"
 FRACTIONAL = (LATENCY, BITS_PER_WEIGHT)  # a share of these need not be a whole number
 LOSS = "loss"  # not a resource: the limit on the loss when a resource is minimized
+MEMORY = "memory"  # not a resource: bytes for the weights, keys and values of a language model (see `memory_budget`)
 KNOWN = ("bytes", "macs", LATENCY, BITS_PER_WEIGHT, FILE_BYTES)
 """Resources known to `qcompress.measure`, `qcompress.time_options` and this module."""
 
@@ -38,11 +39,16 @@ _SIZES = {
 _UNITS: Mapping[str, Mapping[str, float]] = {
     "bytes": _SIZES,
     FILE_BYTES: _SIZES,
+    MEMORY: _SIZES,
     "macs": {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
     LATENCY: {"s": 1, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6},
     BITS_PER_WEIGHT: {"bit": 1, "bits": 1},
 }
-_HINTS = {LATENCY: "; `time_options` measures it", FILE_BYTES: "; `compress` works it out from the model"}
+_HINTS = {
+    LATENCY: "; `time_options` measures it",
+    FILE_BYTES: "; `compress` works it out from the model",
+    MEMORY: "; `memory_budget` works out what it leaves for file_bytes, as 'qcompress compress' does with --context",
+}
 _WORDS = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(%|[^\W\d_]*)\s*")
 
 

@@ -19,7 +19,8 @@ Budgets = Annotated[
         metavar="NAME=LIMIT",
         help="Maximum use of a resource: a share of the original (bytes=15% or bytes=0.15) or an amount "
         "(bytes=120_000, bytes=120kB, latency_s=20ms). bits_per_weight takes a number, as 4.25. file_bytes is the "
-        "engine's file or, without an engine, the package's own. May be given several times.",
+        "engine's file or, without an engine, the package's own; memory is this file with the keys and values of "
+        "--context tokens. May be given several times.",
     ),
 ]
 SolverName = Annotated[

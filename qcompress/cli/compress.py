@@ -65,6 +65,7 @@ def compress(
     - rank, sparsity and bits as one choice: `… --low-rank --factor-bits 4,8 --factor-sparsity 0,0.5`
     - tight budgets, where predictions are inaccurate: `… --refine-rounds 2`
     - for an engine: `… --target llama.cpp --budget file_bytes=90MB --output small.gguf`
+    - for a memory: `… --target llama.cpp --budget memory=2GB --context 4096`
     - the fewest bytes within a loss: `… --minimize bytes --budget loss=0.02`
     - a language model: `compress hf:FOLDER --text FILE -b bits_per_weight=4`
     - fine-tuned after the choice: `… --finetune-steps 1000`; on other data than DATA: `qcompress finetune`
@@ -75,6 +76,7 @@ def compress(
 
     name = Path(calibration.model.rpartition(":")[2]).name
     folder = Path("runs") / name if output is None or target.target else output
+    choice.require_context(target.target)
     engine = target.engine()
     settings: dict[str, Any] = {
         "options": None if offer.are_default() else offer.options(),
@@ -90,6 +92,7 @@ def compress(
         settings |= _for_language_model(*language, text, offer, settings)
     else:
         network, batches = calibration.model_and_data()
+    settings["budget"] = choice.within_memory(settings["budget"], network)
     try:
         with watching("measuring") as watch:
             result = qcompress.compress(

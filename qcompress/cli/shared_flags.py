@@ -136,6 +136,14 @@ class ChoiceFlags:
             help="Minimize this resource subject to a limit on the predicted loss, given as --budget loss=0.02.",
         ),
     ] = None
+    context: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of tokens that --budget memory=… has to hold keys and values for, beside the engine's file.",
+            min=1,
+            rich_help_panel=TEXT,
+        ),
+    ] = None
     solver: arguments.SolverName = "auto"
     time_limit: arguments.TimeLimit = 60.0
     pairs: arguments.Pairs = True
@@ -171,6 +179,34 @@ class ChoiceFlags:
             "guard": self.guard,
             "refine_rounds": self.refine_rounds,
         }
+
+    def require_context(self, target: str | None) -> None:
+        """Check that a budget for memory comes with what it needs.
+
+        Raises:
+            typer.BadParameter: it does not; or there is a context without such a budget.
+        """
+        names = [word.partition("=")[0] for word in self.budget]
+        if "memory" not in names:
+            if self.context is not None:
+                raise typer.BadParameter("--context needs a budget for memory, for example --budget memory=2GB.")
+            return
+        if self.context is None or target is None:
+            raise typer.BadParameter(
+                "--budget memory=… needs --context and --target, for example --context 4096 --target llama.cpp."
+            )
+        if "file_bytes" in names:
+            raise typer.BadParameter("--budget memory=… is a limit for file_bytes: give only one of them.")
+
+    def within_memory(self, budget: dict[str, Any], model: "nn.Module") -> dict[str, Any]:
+        """Return the budget with one for the engine's file in place of one for memory."""
+        from qcompress import memory_budget
+
+        others = dict(budget)
+        amount = others.pop("memory", None)
+        if amount is None or self.context is None:
+            return others
+        return {**others, **memory_budget(model, amount, context=self.context)}
 
 
 @dataclass(frozen=True, kw_only=True)

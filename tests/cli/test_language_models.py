@@ -9,6 +9,7 @@ import torch
 import qcompress
 from qcompress.cli import main
 from qcompress.errors import DataError
+from qcompress.kv_cache import cache_bytes
 from qcompress.measuring.perplexity import perplexity
 from qcompress.model.opened import open_model
 from qcompress.model.text import token_windows
@@ -61,9 +62,43 @@ def test_a_folder_and_a_text_become_an_engines_folder_with_perplexity_and_kl(
     assert (tmp_path / "runs" / "model" / "report.json").exists()
 
 
+def test_a_budget_for_memory_leaves_room_for_keys_and_values(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cache, size = cache_bytes(in_memory(folder / "model"), 50), 44_000
+    words = command(folder, tmp_path / "out", "--budget", f"memory={cache + size}", "--context", "50", "--json")
+    assert main(words) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["budgets"]["file_bytes"] == size
+    assert sum(file.stat().st_size for file in (tmp_path / "out").iterdir()) <= size
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["compress", "zoo:net", "zoo:data", "--budget", "memory=2GB"], "needs --context and --target"),
+        (["compress", "zoo:net", "zoo:data", "--budget", "bytes=2GB", "--context", "9"], "needs a budget for memory"),
+        (
+            [
+                "compress",
+                "zoo:net",
+                "zoo:data",
+                "--budget",
+                "memory=2GB",
+                "-b",
+                "file_bytes=1GB",
+                "--context",
+                "9",
+                "--target",
+                "llama.cpp",
+            ],
+            "give only one of them",
+        ),
+        (
+            ["compress", "zoo:net", "zoo:data", "-b", "memory=2m", "--context", "9", "--target", "llama.cpp"],
+            "has no unit 'm'",
+        ),
         (["compress", "hf:model", "--budget", "bytes=0.5"], "takes its data from --text FILE"),
         (["compress", "zoo:net", "zoo:data", "--text", "a", "--budget", "bytes=0.5"], "are for MODEL hf:FOLDER"),
         (["compress", "zoo:net", "--budget", "bytes=0.5"], "needs DATA"),
