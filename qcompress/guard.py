@@ -10,7 +10,7 @@ if the difference is significant: the mean difference of the fourth roots of the
 position by position, if outputs have positions), must be at least `CONFIDENCE` standard errors; and for ``kl`` also
 that of the losses at softened outputs, which few samples do not dominate. All others are reported as undecided. The
 reference is the choice by a mean of plain costs and those at softened outputs; without the latter it is the additive
-choice, or the refined one.
+choice, or the refined one; with a time budget in an engine, it is the best uniform setting in time.
 
 All tried choices are within the budgets. The guard returns the candidate with the least loss; of equal ones the first.
 """
@@ -176,7 +176,7 @@ def _different(proposals: Iterable[Proposal]) -> list[Proposal]:
 
 def _named_by_all(alike: list[Proposal]) -> Proposal:
     """Return one of several equal proposals under all their names."""
-    return replace(alike[0], name="; ".join(proposal.name for proposal in alike))
+    return replace(alike[0], name="; ".join(dict.fromkeys(proposal.name for proposal in alike)))
 
 
 def stands_out(standard: Seen, other: Seen) -> bool:

@@ -104,31 +104,38 @@ def uniform_settings(measurement: Measurement, problem: Problem) -> Iterator[Pro
     """Yield choices with the same setting for all parts.
 
     These are the feasible setting of least additive loss, the feasible setting with the largest use, and equal shares
-    of each budget. A part without the setting takes the one it rounds to nearest with, or else stays unchanged.
+    of each budget.
     """
     from solvers.baselines import uniform  # here: numba is slow to import
 
+    if fitting := feasible_settings(measurement, problem):
+        used = {name: _budget_used(problem, proposal.choice) for name, proposal in fitting.items()}
+        yield from {name: fitting[name] for name in (next(iter(fitting)), max(used, key=used.__getitem__))}.values()
+    for resource in problem.budgets:
+        if (shared := uniform(problem, resource)) is not None:
+            yield Proposal(name=f"uniform: equal shares of {resource}", choice=shared)
+
+
+def feasible_settings(measurement: Measurement, problem: Problem) -> dict[str, Proposal]:
+    """Return every setting that keeps the budgets if all parts have it, by name; the one of least additive loss first.
+
+    A part without the setting takes the one it rounds to nearest with, or else stays unchanged.
+    """
     exact: list[dict[str, int]] = []
     close: list[dict[str, int]] = []
     for options in measurement.transforms:
         exact.append({transform.label: index for index, transform in reversed(list(enumerate(options)))})
         close.append({transform.nearest.label: index for index, transform in reversed(list(enumerate(options)))})
     nearest = {option.label: option.nearest.label for options in measurement.transforms for option in options}
-    fitting = {}
-    for label, rounded in nearest.items():
-        choice = np.array(
+    choices = {
+        f"uniform: {label}": np.array(
             [numbers.get(label, other.get(rounded, 0)) for numbers, other in zip(exact, close, strict=True)]
         )
-        if problem.evaluate(choice).feasible:
-            fitting[label] = choice
-    if fitting:
-        alone = {label: problem.cost[problem.flat(choice)].sum() for label, choice in fitting.items()}
-        used = {label: _budget_used(problem, choice) for label, choice in fitting.items()}
-        for label in dict.fromkeys([min(alone, key=alone.__getitem__), max(used, key=used.__getitem__)]):
-            yield Proposal(name=f"uniform: {label}", choice=fitting[label])
-    for resource in problem.budgets:
-        if (shared := uniform(problem, resource)) is not None:
-            yield Proposal(name=f"uniform: equal shares of {resource}", choice=shared)
+        for label, rounded in nearest.items()
+    }
+    fitting = {name: choice for name, choice in choices.items() if problem.evaluate(choice).feasible}
+    alone = {name: float(problem.cost[problem.flat(choice)].sum()) for name, choice in fitting.items()}
+    return {name: Proposal(name=name, choice=fitting[name]) for name in sorted(fitting, key=alone.__getitem__)}
 
 
 def _budget_used(problem: Problem, choice: NDArray[np.int64]) -> float:

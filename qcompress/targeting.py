@@ -14,7 +14,7 @@ from formulations.files import AnyPath
 from qcompress.budgets import BITS_PER_WEIGHT, LATENCY, with_resources
 from qcompress.engines.base import Engine
 from qcompress.engines.export import ExportedFile, export
-from qcompress.engines.in_time import Seconds, cached, solved_in_time
+from qcompress.engines.in_time import Seconds, solved_in_time
 from qcompress.engines.legal import for_engine
 from qcompress.engines.registry import as_engine
 from qcompress.engines.verify import Verification, speedup_of, verify
@@ -86,10 +86,8 @@ def clock_of(request: Request, measurement: Measurement) -> Seconds | None:
     engine, calibration = request.engine, request.calibration
     if engine is None or LATENCY not in request.budget or request.minimize is not None:
         return None
-    return cached(
-        lambda choices: engine.seconds_of(
-            calibration.model, measurement, [choice.tolist() for choice in choices], calibration.first_batch()
-        )
+    return lambda choices: engine.seconds_of(
+        calibration.model, measurement, [choice.tolist() for choice in choices], calibration.first_batch()
     )
 
 

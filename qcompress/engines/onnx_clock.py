@@ -4,6 +4,7 @@ With one thread the times are processor time, so that other programs hardly matt
 """
 
 import copy
+import itertools
 import time
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 ROUNDS = 20
 LEAST_S = 2e-3  # minimum duration of a measured interval: short runs are repeated
+LONG_S = 0.2  # of a model that is measured over more rounds, because other programs disturb short ones for a while
+MOST_BYTES = 2**30  # of graphs that take turns
 
 Kind = tuple[Hashable, ...]
 """The properties that an option's time depends on, within one layer; () for the dense layer."""
@@ -56,6 +59,19 @@ class Clock:
     def seconds(self, protos: Iterable[Any], batch: Any) -> list[float]:
         """Seconds of graphs for a batch."""
         return in_turn([self._session(proto) for proto in protos], [batch], self._engine.threads)
+
+    def ratios(self, original: Any, protos: Iterable[Any], batch: Any) -> list[float]:
+        """Seconds of whole models for a batch, divided by those of the original, which takes turns with them.
+
+        Models that would take much memory together are timed a few at a time.
+        """
+        ratios: list[float] = []
+        left, size = iter(protos), max(1, MOST_BYTES // original.ByteSize())
+        while group := list(itertools.islice(left, size)):
+            sessions = [self._session(proto) for proto in (original, *group)]
+            first, *others = in_turn(sessions, [batch], self._engine.threads, long_s=LONG_S)
+            ratios += [seconds / first for seconds in others]
+        return ratios
 
     def _session(self, proto: Any) -> Any:
         file = self._folder / "graph.onnx"
@@ -129,28 +145,34 @@ def _in_codes(
     return Encoding(name=name, module=module, scheme=scheme, target=target, products=products), codes
 
 
-def in_turn(sessions: Sequence[Any], batches: Iterable[Any], threads: int, rounds: int = ROUNDS) -> list[float]:
+def in_turn(
+    sessions: Sequence[Any], batches: Iterable[Any], threads: int, rounds: int = ROUNDS, long_s: float = 0.0
+) -> list[float]:
     """Minimum seconds of every session for all the batches; sessions take turns, in a different order each round.
 
     An earlier session leaves the caches full of its data, so each measured interval follows a run of the same session.
+    There are at least ``rounds``, and as many as it takes to measure the first session for ``long_s`` seconds.
     """
     feeds = [[onnx_tracing.feed_of(session, batch) for batch in batches] for session in sessions]
     now = time.thread_time if threads == 1 else time.perf_counter
-    order, least, counts = np.random.default_rng(0), [float("inf")] * len(sessions), [1] * len(sessions)
 
     def run(place: int) -> None:
         for feed in feeds[place]:
             sessions[place].run(None, feed)
 
-    for turn in range(rounds + 1):
-        for place in order.permutation(len(sessions)).tolist():
+    def seconds(place: int, count: int) -> float:
+        run(place)
+        begun = now()
+        for _ in range(count):
             run(place)
-            begun = now()
-            for _ in range(counts[place]):
-                run(place)
-            seconds = (now() - begun) / counts[place]
-            if turn == 0:  # the first turn tells how often a run must be repeated
-                counts[place] = max(1, round(LEAST_S / max(seconds, 1e-6)))
-            else:
-                least[place] = min(least[place], seconds)
+        return max(now() - begun, 1e-6) / count
+
+    places, order = range(len(sessions)), np.random.default_rng(0)
+    once = [seconds(place, 1) for place in places]
+    counts = [max(1, round(LEAST_S / run_s)) for run_s in once]
+    rounds = max(rounds, round(long_s / (counts[0] * once[0])))
+    least = [float("inf")] * len(sessions)
+    for _ in range(rounds):
+        for place in order.permutation(places).tolist():
+            least[place] = min(least[place], seconds(place, counts[place]))
     return least

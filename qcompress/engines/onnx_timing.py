@@ -12,7 +12,7 @@ Weights that ONNX Runtime expands when it loads the file get the time of the den
 """
 
 import tempfile
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,9 +71,9 @@ def time_options(
             done += len(group)
             if on_progress is not None:
                 on_progress(TimingProgress(layers=done, total_layers=len(layers)))
-        graph = _Whole(clock, model, measurement, kinds, batch)
+        graph = _Whole(clock, model, measurement, kinds, batch, layers)
         whole = graph.calibrated(dense, change)
-        together = graph.conversions(layers)
+        together = graph.conversions()
     dense, change = with_room(dense, change, whole)
     use = [
         max(dense[place] + change[place].get(kind, 0.0), 0.0)
@@ -94,9 +94,8 @@ def seconds_of(
             dict(enumerate(on_offer[option] for on_offer, option in zip(measurement.transforms, choice, strict=True)))
             for choice in choices
         ]
-        protos = [clock.graph_with(chosen, traced, model, measurement.parts, batch) for chosen in options]
-        original_s, *seconds = clock.seconds([traced, *protos], batch)
-    return [measurement.original[LATENCY] * choice_s / original_s for choice_s in seconds]
+        protos = (clock.graph_with(chosen, traced, model, measurement.parts, batch) for chosen in options)
+        return [measurement.original[LATENCY] * ratio for ratio in clock.ratios(traced, protos, batch)]
 
 
 def with_room(
@@ -203,7 +202,7 @@ def _empty(proto: Any) -> Any:
 
 
 class _Whole:
-    """The graph of the whole model, with options in all its layers.
+    """The whole model, timed with the same kind of option in all its layers, and in every second one.
 
     Args:
         clock: times graphs.
@@ -211,13 +210,31 @@ class _Whole:
         measurement: restricted to what the engine runs.
         kinds: the kind of every option of every part.
         batch: input of the timed runs.
+        layers: the layers of the parts.
     """
 
     def __init__(
-        self, clock: Clock, model: nn.Module, measurement: Measurement, kinds: list[list[Kind]], batch: Any
+        self,
+        clock: Clock,
+        model: nn.Module,
+        measurement: Measurement,
+        kinds: list[list[Kind]],
+        batch: Any,
+        layers: Sequence[_Layer],
     ) -> None:
         self._clock, self._model, self._measurement, self._kinds = clock, model, measurement, kinds
-        self._batch, self._traced = batch, onnx_tracing.trace(model, batch)
+        self._batch, self._layers, self._traced = batch, layers, onnx_tracing.trace(model, batch)
+        self._links = self._linked()
+        self._seconds = clock.seconds([self._traced], batch)[0]
+        chosen = {kind: options for kind in self._kinds_everywhere() if (options := self._all_of(kind))}
+        integers = self._all_of(INTEGER)
+        self._halves = onnx_conversions.halves(list(integers)) if self._links and integers else ()
+        halves = [{place: integers[place] for place in half} for half in self._halves]
+        added_s = self._added([*chosen.values(), *halves])
+        self._everywhere = {
+            kind: (list(options), option_s) for (kind, options), option_s in zip(chosen.items(), added_s, strict=False)
+        }
+        self._halves_s = sum(added_s[len(chosen) :])
 
     def calibrated(self, dense: NDArray[np.float64], change: list[dict[Kind, float]]) -> float:
         """Seconds of the whole dense model; scales the times of the layers so that they do not exceed it.
@@ -225,53 +242,56 @@ class _Whole:
         ``change`` is corrected so that putting each kind everywhere gives the measured time of that model; each layer
         is corrected in proportion.
         """
-        seconds = self._clock.seconds([self._traced], self._batch)[0]
-        scale = min(1.0, seconds / max(float(dense.sum()), TINY))
+        scale = min(1.0, self._seconds / max(float(dense.sum()), TINY))
         dense *= scale
         for changes in change:
             changes.update({kind: scale * change_s for kind, change_s in changes.items()})
-        everywhere = [kind for part_kinds in self._kinds for kind in part_kinds if kind and kind[0] != "factors"]
-        for kind in dict.fromkeys(everywhere):
-            chosen = {place: transform for place, transform in self._all_of(kind).items() if dense[place] > 0}
-            if not chosen:
-                continue
-            before, after = self._clock.seconds([self._traced, self._graph_with(chosen)], self._batch)
-            alone_s = np.array([change[place][kind] for place in chosen])
-            missing = seconds * (after / before - 1) - float(alone_s.sum())
-            weights = np.abs(alone_s) + TINY * dense[list(chosen)]
-            for place, share in zip(chosen, weights / weights.sum(), strict=True):
+        for kind, (places, added_s) in self._everywhere.items():
+            alone_s = np.array([change[place][kind] for place in places])
+            missing = added_s - float(alone_s.sum())
+            weights = np.abs(alone_s) + TINY * dense[places]
+            for place, share in zip(places, weights / weights.sum(), strict=True):
                 change[place][kind] += missing * share
-        return seconds
+        return self._seconds
 
-    def conversions(self, layers: Sequence[_Layer]) -> Any:
+    def conversions(self) -> Any:
         """Seconds that pairs of options take for conversions, see `onnx_conversions`."""
+        seconds = 0.0
+        if self._halves:
+            converted = sum(link.size for link in self._links for half in self._halves if link.is_mixed(half))
+            seconds = max(self._halves_s - self._everywhere[INTEGER][1], 0.0) / max(converted, 1.0)
+        return onnx_conversions.pair_terms(self._links, seconds, self._kinds)
+
+    def _linked(self) -> list[onnx_conversions.Link]:
+        """The parts with integer products whose outputs other such parts read."""
         integers, names = self._all_of(INTEGER), {item.name for item in self._traced.graph.initializer}
         weights = {
             place: onnx_graph.initializer_of(self._model, self._measurement.parts[place].modules[0], names)
             for place in integers
         }
-        links = onnx_conversions.links(
+        return onnx_conversions.links(
             self._traced,
             {place: name for place, name in weights.items() if name is not None},
-            {place: float(sum(tensor.numel() for tensor in layers[place].inputs)) for place in integers},
+            {place: float(sum(tensor.numel() for tensor in self._layers[place].inputs)) for place in integers},
         )
-        seconds = 0.0
-        if links:
-            halves = onnx_conversions.halves(list(integers))
-            chosen = [integers, *({place: integers[place] for place in half} for half in halves)]
-            dense_s, integer_s, *halves_s = self._clock.seconds(
-                [self._traced, *map(self._graph_with, chosen)], self._batch
-            )
-            converted = sum(link.size for link in links for half in halves if link.is_mixed(half))
-            seconds = max(sum(halves_s) - dense_s - integer_s, 0.0) / max(converted, 1.0)
-        return onnx_conversions.pair_terms(links, seconds, self._kinds)
+
+    def _kinds_everywhere(self) -> Iterator[Kind]:
+        """The kinds of options that are put into all layers."""
+        yield from dict.fromkeys(
+            kind for part_kinds in self._kinds for kind in part_kinds if kind and kind[0] != "factors"
+        )
+
+    def _added(self, chosen: Sequence[dict[int, Transform]]) -> list[float]:
+        """Seconds that models with these options take more than the dense one."""
+        graphs = (self._graph_with(options) for options in chosen)
+        return [self._seconds * (ratio - 1) for ratio in self._clock.ratios(self._traced, graphs, self._batch)]
 
     def _all_of(self, kind: Kind) -> dict[int, Transform]:
-        """The option of a kind of every part that has one."""
+        """The option of a kind of every part that has one and that the batch calls."""
         return {
             place: self._measurement.transforms[place][part_kinds.index(kind)]
             for place, part_kinds in enumerate(self._kinds)
-            if kind in part_kinds
+            if kind in part_kinds and self._layers[place].inputs
         }
 
     def _graph_with(self, chosen: dict[int, Transform]) -> Any:

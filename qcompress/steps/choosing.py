@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from formulations import InfeasibleBudgetError, Problem
 from qcompress.budgets import LATENCY, fixed_use, remedy
 from qcompress.compressed.apply import NEAREST
@@ -13,7 +15,7 @@ from qcompress.guard import Guarded, Seen, guard, kept_loss
 from qcompress.measurement import Measurement
 from qcompress.model.opened import opened_of
 from qcompress.opened_guard import OpenedKeptLoss
-from qcompress.proposals import ADDITIVE, PARTLY_SOFTENED, SOLVER, Proposal, proposals, uniform_settings
+from qcompress.proposals import ADDITIVE, PARTLY_SOFTENED, SOLVER, Proposal, feasible_settings, proposals
 from qcompress.refinement import Refined, refine
 from qcompress.run_folder import Kept, RunFolder
 from qcompress.steps.request import NoChoiceError, Request, identity_of
@@ -194,18 +196,9 @@ def guarded(
     calibration, batches = request.calibration, request.batch_norm_data
     if not (request.guard and any(True for _ in request.kept)):
         return None
-    moved_to = () if better is None or not better.steps else (Proposal(name=REFINED, choice=better.choice),)
 
     def make(_: Path | None) -> Guarded:
-        base = REFINED if moved_to else ADDITIVE if measurement.softened is None else PARTLY_SOFTENED
-        within = [*moved_to, *_tried(request, measurement, problem, solution, stated, seconds)]
-        within = [
-            proposal
-            for proposal in within
-            if _may_be_taken(proposal, problem, request.loss_limit, _ties(request, measurement))
-        ]
-        if seconds is not None:
-            within = _in_time(within, problem, seconds)
+        within, base = _worth_seeing(request, measurement, problem, solution, better, stated, seconds)
         seen: Callable[[Proposal], Seen]
         if opened_of(calibration.model) is None:
             seen = kept_loss(
@@ -243,15 +236,37 @@ def _ties(request: Request, measurement: Measurement) -> Sequence[tuple[str, ...
     return () if request.engine is None else request.engine.ties(measurement.parts)
 
 
-def _tried(
+def _worth_seeing(
     request: Request,
     measurement: Measurement,
     problem: Problem,
     solution: Solution,
+    better: Refined | None,
     stated: Problem,
     seconds: Seconds | None,
-) -> Iterator[Proposal]:
-    """Yield the proposals for the problem with stated budgets, and uniform settings within the requested budgets."""
+) -> tuple[list[Proposal], str]:
+    """Return the proposals that may be taken, and the name of the one that others have to beat; see `guarded`.
+
+    With a time budget, that is the uniform setting in time with the least predicted loss: a mixture costs conversions.
+    """
+    refined = () if better is None or not better.steps else (Proposal(name=REFINED, choice=better.choice),)
+    base = REFINED if refined else ADDITIVE if measurement.softened is None else PARTLY_SOFTENED
+    alike = {} if seconds is None else _settings_worth_timing(measurement, problem)
+    ties = _ties(request, measurement)
+    within = [
+        proposal
+        for proposal in (*refined, *_tried(request, measurement, solution, stated), *alike.values())
+        if _may_be_taken(proposal, problem, request.loss_limit, ties)
+    ]
+    if seconds is not None:
+        within = _in_time(within, problem, seconds)
+        names = {proposal.name for proposal in within}
+        base = base if refined else next((name for name in alike if name in names), base)
+    return within, base
+
+
+def _tried(request: Request, measurement: Measurement, solution: Solution, stated: Problem) -> Iterator[Proposal]:
+    """Yield the proposals for the problem with stated budgets."""
     ties = _ties(request, measurement)
     yield from proposals(
         measurement,
@@ -262,15 +277,25 @@ def _tried(
         time_limit=request.time_limit,
         seed=request.calibration.seed,
     )
-    if seconds is not None:
-        yield from uniform_settings(measurement, problem)
+
+
+def _settings_worth_timing(measurement: Measurement, problem: Problem) -> dict[str, Proposal]:
+    """Return uniform settings by increasing predicted loss, each predicted to be faster than all before it."""
+    settings: dict[str, Proposal] = {}
+    least = np.inf
+    for name, proposal in feasible_settings(measurement, problem).items():
+        seconds = problem.evaluate(proposal.choice).usage[LATENCY]
+        if seconds < least:
+            settings[name], least = proposal, seconds
+    return settings
 
 
 def _in_time(proposals: Sequence[Proposal], problem: Problem, seconds: Seconds) -> list[Proposal]:
-    """Return the first proposal, whose time is known to be as near to the budget as can be, and others within it."""
-    taken = seconds([proposal.choice for proposal in proposals])
-    limit = (1 + TOLERANCE) * problem.budgets[LATENCY]
-    return [proposal for index, proposal in enumerate(proposals) if index == 0 or taken[index] <= limit]
+    """Return the proposals whose models keep the time budget, all timed together; failing that, the fastest."""
+    choices = {proposal.choice.tobytes(): proposal.choice for proposal in proposals}
+    taken = dict(zip(choices, seconds(list(choices.values())), strict=True))
+    limit = max((1 + TOLERANCE) * problem.budgets[LATENCY], min(taken.values()))
+    return [proposal for proposal in proposals if taken[proposal.choice.tobytes()] <= limit]
 
 
 def _may_be_taken(

@@ -1,7 +1,7 @@
 """Budgets for seconds in an engine: conversions between neighbours are counted, and choices are timed whole."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import qcompress
+from benchmarks.traces import traced_once
 from formulations import Problem
 from qcompress.budgets import LATENCY
 from qcompress.engines import onnx_tracing
@@ -117,31 +118,59 @@ def test_a_choice_that_takes_longer_than_predicted_is_made_anew_until_it_is_in_t
         assert seconds([found.choice])[0] < seconds([first.choice])[0]
 
 
-def test_compress_takes_no_choice_that_is_seen_to_take_longer_than_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 8)).eval()
-    told: list[list[int]] = []
+@pytest.fixture(scope="module")
+def traces() -> Iterator[None]:
+    """Networks of one structure are traced once."""
+    with traced_once():
+        yield
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch, traces: None) -> list[list[list[int]]]:
+    """A clock by which a layer in integers saves half of its time, said to save three quarters; the calls to it."""
+    calls: list[list[list[int]]] = []
 
     def seconds_of(self: object, model: object, measurement: object, choices: list[list[int]], batch: object):
-        told.extend(choices)
-        kept = [sum(option == 0 for option in choice) for choice in choices]
-        return [measurement.original[LATENCY] * (0.5 + 0.5 * own / 3) for own in kept]
+        calls.append(choices)
+        return [measurement.original[LATENCY] * time_of(choice) for choice in choices]
 
     def time_options(self: object, model: object, measurement, batch: object, on_progress: object = None):
         from qcompress.measuring.latency import with_times
 
         starts = np.cumsum([0, *map(len, measurement.transforms[:-1])])
         use = np.full(len(measurement.cost), 0.25)
-        use[starts] = 1.0  # each layer is said to save more than it does
+        use[starts] = 1.0
         return with_times(measurement, use, 0.0, 3.0)
 
     monkeypatch.setattr(OnnxRuntime, "seconds_of", seconds_of)
     monkeypatch.setattr(OnnxRuntime, "time_options", time_options)
+    return calls
+
+
+def time_of(choice: Sequence[int]) -> float:
+    """Share of the original's time of a choice for three layers."""
+    return 0.5 + 0.5 * sum(option == 0 for option in choice) / 3
+
+
+def in_integers(budget: float) -> list[int]:
+    """The choice for a share of the time of three layers, each in integers or not."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 8)).eval()
     result = qcompress.compress(
-        model, [torch.randn(64, 48)], budget={LATENCY: 0.7}, options=qcompress.integer_products(), target=ENGINE,
-        time_limit=2, loss="mse",
+        model, [torch.randn(64, 48)], budget={LATENCY: budget}, options=qcompress.integer_products(), target=ENGINE,
+        solver="dp", pairs=False, loss="mse",
     )  # fmt: skip
-    assert told
-    choice = result.solution.choice.tolist()
-    assert 0.5 + 0.5 * sum(option == 0 for option in choice) / 3 <= 0.7 * (1 + TOLERANCE)
-    assert len({option == 0 for option in choice}) in (1, 2)
+    return result.solution.choice.tolist()
+
+
+def test_compress_takes_no_choice_that_is_seen_to_take_longer_than_the_budget(told: list[list[list[int]]]) -> None:
+    assert time_of(in_integers(0.7)) <= 0.7 * (1 + TOLERANCE)
+    assert len(told[-1]) > 1  # the guard's candidates are timed together
+
+
+def test_a_mixture_that_does_not_stand_out_gives_way_to_a_uniform_setting(
+    told: list[list[list[int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert 0 in in_integers(0.9)
+    monkeypatch.setattr("qcompress.guard.stands_out", lambda standard, other: False)
+    assert 0 not in in_integers(0.9)
