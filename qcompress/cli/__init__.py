@@ -9,9 +9,11 @@ exit code 130. The commands contain no logic: each calls one function of the lib
 
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
+import qcompress
 from qcompress.cli import (
     apply,
     compare,
@@ -52,6 +54,21 @@ for command in (
     app.command()(command)
 leap.register(app)
 instances.register(app)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"qcompress {qcompress.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options that belong to no command; the program's own help stands where the app is made."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

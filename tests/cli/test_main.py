@@ -6,6 +6,7 @@ import runpy
 import pytest
 import torch
 
+import qcompress
 from formulations import Problem
 from qcompress import Measurement, load_compressed
 from qcompress.cli import main
@@ -30,6 +31,11 @@ def test_the_help_lists_every_command(words, capsys):
     ran(words)
     shown = capsys.readouterr().out
     assert all(f" {command} " in shown for command in COMMANDS)
+
+
+def test_the_version_is_printed(capsys):
+    ran(["--version"])
+    assert capsys.readouterr().out == f"qcompress {qcompress.__version__}\n"
 
 
 def test_from_a_model_to_a_smaller_model_step_by_step(folder, capsys):
