@@ -1,7 +1,7 @@
 """Annealing in the space of choices, with recombination of chains (a memetic search).
 
-A population of choices is cooled from random starts. Then, generation after generation, two of them are crossed (each
-group takes the option of either parent). The child is cooled from a low temperature, at which it keeps the options that
+A population of choices is cooled from random starts. Then, generation after generation, two of them are crossed
+(`solvers.heuristic.recombination`). The child is cooled from a low temperature, at which it keeps the options that
 its parents share and settles the others. Chains run in threads in lockstep: all of them advance by a chunk of moves,
 then results are collected in a fixed order. Reported choices are within every budget. The temperatures are derived from
 the problem. The same seed gives the same result on any number of cores, unless a time limit ends the run.
@@ -18,7 +18,8 @@ import numpy as np
 
 from formulations import Problem
 from solvers.base import Search, Solver
-from solvers.kernels.cooling import NO_BEST, Schedule, cool
+from solvers.heuristic.recombination import REHEAT, Breeding, Chain, distinct
+from solvers.kernels.cooling import NO_BEST, Schedule
 from solvers.kernels.local_search import polish_flat
 from solvers.kernels.moves import Arrays, Floats, Integers, begin, delta, fits, to_arrays
 from solvers.kernels.repair import repair_flat
@@ -27,14 +28,17 @@ from solvers.kernels.warm import warm
 CHUNK = 100_000
 """Number of moves between two checks of the clock (about 10 ms)."""
 
+UNLIMITED_CHUNK = 1_000_000
+"""The same in a problem without budgets, whose moves are faster."""
+
 LEAST_MOVES = 20_000
 """Minimum number of moves of a cooling; small problems take little time and are searched more thoroughly."""
 
 CHILDREN = 4
 """Number of children in a generation, which are cooled at the same time."""
 
-REHEAT = 1 / 16
-"""First temperature of a child or a given start, relative to that of a random start."""
+UNLIMITED_HEAT = 0.5
+"""First temperature in a problem without budgets, relative to that in others."""
 
 POLISHABLE = 6000
 """Maximum number of options for which choices are also polished (a few hundredths of a second)."""
@@ -86,29 +90,20 @@ class Anneal(Solver):
             herd = _Herd(problem, search, a, free, threads, cold)
             begins = [fallback if warm_start else _random_choice(a, search.rng) for _ in range(plan.population)]
             warm = hot * REHEAT if warm_start else hot
-            elite = herd.cooled([_Chain(begin, price, search.rng) for begin in begins], warm, plan.steps, plan.share)
-            idle = 0
+            elite = herd.cooled([Chain(begin, price, search.rng) for begin in begins], warm, plan.steps, plan.share)
+            idle, breeding = 0, Breeding(a, search.rng)
             for generation in range(self.generations if len(elite) > 1 else 0):
                 if idle == PATIENCE or search.expired():
                     break
-                children = [_child(a, elite, search.rng) for _ in range(CHILDREN)]
                 kept = elite[: plan.population]
-                cooled = herd.cooled(children, hot * REHEAT, plan.child_steps, 1.0)
-                elite = _distinct(kept + cooled)[: plan.population]
+                children, heat = breeding.children(elite, CHILDREN)
+                cooled = herd.cooled(children, hot * heat, plan.child_steps, 1.0)
+                breeding.settle(cooled)
+                elite = distinct(kept + cooled)[: plan.population]
                 idle = idle + 1 if elite[0].value >= kept[0].value else 0
+                _offer(search, problem, [elite[0].best] if not idle else [])
                 search.details["generations"] = generation + 1
             _offer(search, problem, [_polished(a, chain.best) for chain in elite[:1] if chain.value < NO_BEST])
-
-
-class _Chain:
-    """One chain, with its choice, prices, random numbers and best choice so far."""
-
-    def __init__(self, chosen: Integers, price: Floats, rng: np.random.Generator) -> None:
-        self.chosen, self.price, self.best, self.value = chosen.copy(), price.copy(), chosen.copy(), NO_BEST
-        self.state = rng.integers(1, 2**63, size=1, dtype=np.uint64)
-
-    def advance(self, a: Arrays, free: Integers, schedule: Schedule) -> None:
-        self.value = cool(a, free, self.chosen, self.price, self.state, schedule, self.best, self.value)
 
 
 class _Plan:
@@ -133,14 +128,14 @@ class _Herd:
     ) -> None:
         self.problem, self.search, self.a, self.free, self.threads, self.cold = problem, search, a, free, threads, cold
 
-    def cooled(self, chains: list[_Chain], hot: float, steps: int, share: float) -> list[_Chain]:
+    def cooled(self, chains: list[Chain], hot: float, steps: int, share: float) -> list[Chain]:
         """Run ``steps`` moves of each chain and return the distinct ones, best first.
 
         If ``share`` of the remaining time is not enough, the chains cool faster, because a hot chain is worth little.
         """
         ratio = (self.cold / hot) ** (1.0 / steps)
         rate = min(0.1, max(0.01, 10.0 * len(self.free) / steps))
-        chunk = max(CHUNK // len(chains), len(self.free))
+        chunk = max((CHUNK if len(self.a.limit) else UNLIMITED_CHUNK) // len(chains), len(self.free))
         record, begin, allowed, done = NO_BEST, self.search.elapsed(), share * self.search.remaining(), 0
         while done < steps and not self.search.expired():
             schedule = Schedule(hot * ratio**done, ratio, min(chunk, steps - done), rate)
@@ -150,20 +145,7 @@ class _Herd:
             if leader.value < record:
                 record = leader.value
                 _offer(self.search, self.problem, [leader.best])
-        return _distinct(chains)
-
-
-def _distinct(chains: list[_Chain]) -> list[_Chain]:
-    """Return chains with distinct choices, best first (in a stable order)."""
-    first = {chain.best.tobytes(): chain for chain in sorted(chains, key=lambda chain: -chain.value)}
-    return sorted(first.values(), key=lambda chain: chain.value)
-
-
-def _child(a: Arrays, elite: list[_Chain], rng: np.random.Generator) -> _Chain:
-    """Cross two parents: each group takes the option of either one."""
-    mother, father = rng.choice(len(elite), size=2, replace=False)
-    mixed = np.where(rng.random(len(a.starts) - 1) < 0.5, elite[mother].best, elite[father].best)
-    return _Chain(mixed, elite[mother].price, rng)
+        return distinct(chains)
 
 
 def _offer(search: Search, problem: Problem, chosen: list[Integers]) -> None:
@@ -210,14 +192,15 @@ def _temperatures(a: Arrays, chosen: Integers) -> tuple[float, float]:
     if not len(changes):
         return 1.0, 1.0
     hot, low = np.quantile(changes, [0.5, 0.05])
+    hot *= 1.0 if len(a.limit) else UNLIMITED_HEAT
     return float(hot), float(np.clip(0.3 * low, 1e-6 * hot, 0.1 * hot))
 
 
 def _moves_per_s(a: Arrays, free: Integers, chosen: Integers, price: Floats, temperature: float) -> float:
     """Measure the number of moves per second, of all threads together, in a short run without side effects."""
-    state = np.ones(1, dtype=np.uint64)
+    chain = Chain(chosen, price, np.random.default_rng(0))
     start = time.perf_counter()
     steps = max(20_000, len(free))  # enough to make the initial sums of a run negligible
     schedule = Schedule(temperature, 1.0, steps, 0.01)
-    cool(a, free, chosen.copy(), price.copy(), state, schedule, chosen.copy(), NO_BEST)
+    chain.advance(a, free, schedule)
     return steps / (time.perf_counter() - start) * min(CHILDREN, os.cpu_count() or 1)

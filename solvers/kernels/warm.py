@@ -10,9 +10,11 @@ import numpy as np
 
 from formulations import Problem
 from solvers.kernels.cooling import NO_BEST, Schedule, cool
+from solvers.kernels.crossing import cross_parts
 from solvers.kernels.local_search import descend_flat, polish_flat
 from solvers.kernels.moves import judge_all, to_arrays
 from solvers.kernels.repair import repair_flat
+from solvers.kernels.sweeping import cool_in_sweeps
 
 
 @cache
@@ -24,5 +26,8 @@ def warm() -> None:
     polish_flat(a, chosen, 1)
     descend_flat(a, chosen)
     judge_all(a, chosen[None])
-    state = np.ones(1, dtype=np.uint64)
-    cool(a, np.arange(2), chosen.copy(), np.ones(1), state, Schedule(1.0, 1.0, 1, 0.01), chosen.copy(), NO_BEST)
+    state, schedule = np.ones(1, dtype=np.uint64), Schedule(1.0, 1.0, 1, 0.01)
+    cool(a, np.arange(2), chosen.copy(), np.ones(1), state, schedule, chosen.copy(), NO_BEST)
+    unlimited = to_arrays(problem.derived(budgets={}))
+    cool_in_sweeps(unlimited, np.arange(2), chosen.copy(), state, schedule, chosen.copy(), NO_BEST)
+    cross_parts(unlimited, chosen, chosen.copy(), np.zeros(2, dtype=np.int64))
