@@ -106,6 +106,10 @@ class Solver(ABC):
         """
         return self.native_use_pairs
 
+    def prover(self) -> "Solver | None":
+        """Return an exact solver that gets a turn on the linear statement of pair terms in budgets, if there is one."""
+        return None
+
     def require(self, problem: Problem) -> None:
         """Check that this back end can run on ``problem``.
 

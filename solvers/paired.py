@@ -1,7 +1,8 @@
 """Solve problems whose budgets have pair terms, by any solver at prices, followed by repair with the true uses.
 
 Exact solvers get the linear statement of the budgets instead (`formulations.reductions.linearisation`), unless it is
-too large, and thus prove what they find. For the others, and for large problems, prices are used:
+too large, and thus prove what they find; `auto` gives it to `milp` after the prices. For the others, and for large
+problems, prices are used:
 
 A budget with pair terms is moved into the objective at a price (`formulations.reductions.pricing`), which leaves a
 problem that every solver accepts. Prices are found by bisection with the Lagrangian dual, whose bounds hold for the
@@ -18,7 +19,7 @@ import scipy.sparse
 
 from formulations import PairTerms, Problem
 from formulations.errors import EncodingError
-from formulations.reductions.linearisation import linearised
+from formulations.reductions.linearisation import Linearisation, linearised
 from formulations.reductions.pricing import priced
 from solvers.bounds.dual import DualBound, largest_objective
 from solvers.bounds.paired_dual import PairedDual
@@ -42,6 +43,9 @@ SPREAD = (1.0, 1.02, 0.98, 1.08)
 PRICE_SHARE, PRICE_S = 0.4, 60.0
 """Maximum fraction of the remaining time, and maximum time in seconds, for finding the prices."""
 
+LINEAR_SHARE, LINEAR_S = 0.5, 60.0
+"""Minimum fraction of the remaining time of a turn on the linear statement, and its time in seconds without a limit."""
+
 PASSES = 20
 """Maximum number of passes of the descent."""
 
@@ -51,7 +55,9 @@ UNPROVEN = "the prices of budgets with pair terms are found, which leaves the an
 Attack = Callable[[Search], None]
 
 
-def solve_paired(problem: Problem, search: Search, attack: Attack, *, exact: bool = False) -> None:
+def solve_paired(
+    problem: Problem, search: Search, attack: Attack, *, exact: bool = False, prove: Attack | None = None
+) -> None:
     """Search ``problem``, whose budgets have pair terms, by running ``attack`` on problems without such budgets.
 
     Args:
@@ -59,6 +65,7 @@ def solve_paired(problem: Problem, search: Search, attack: Attack, *, exact: boo
         search: the search of the problem.
         attack: function that runs a solver on the problem of a search.
         exact: whether the solver proves optimality; it then gets the linear statement of the problem, if not too large.
+        prove: function that runs another, exact solver on the linear statement after the prices.
     """
     within = Within(problem, search)
     with search.phase("price_s"):
@@ -69,36 +76,53 @@ def solve_paired(problem: Problem, search: Search, attack: Attack, *, exact: boo
     if price_search.choice is not None:
         with search.phase("repair_s"):
             within.offer(price_search.choice)
-    if exact and not (search.proven() or search.expired()) and _solve_linear(problem, search, attack):
+    if search.proven() or search.expired():
         return
-    for number, factor in enumerate(SPREAD):
-        if search.proven() or search.expired():
-            return
-        pricing = priced(problem, {name: factor * price for name, price in prices.items()})
-        inner = SubSearch(pricing, search, seconds=search.remaining() / (len(SPREAD) - number), initial=search.choice)
-        attack(inner)
-        if inner.choice is not None:
-            with search.phase("repair_s"):
-                within.offer(inner.choice)
+    linear = _linear(problem, search) if exact or prove is not None else None
+    if exact and linear is not None:
+        _solve_linear(linear, search, attack)
+        return
+    _solve_at_prices(within, prices, attack, 1.0 if linear is None else 1.0 - LINEAR_SHARE)
+    if prove is not None and linear is not None and not (search.proven() or search.expired()):
+        _solve_linear(linear, search, prove, LINEAR_S if np.isinf(search.remaining()) else None)
     if not (search.proven() or search.expired()):
         search.details.setdefault("stopped", UNPROVEN)
 
 
-def _solve_linear(problem: Problem, search: Search, attack: Attack) -> bool:
-    """Run ``attack`` on the linear statement of the problem; return whether that is small enough."""
+def _solve_at_prices(within: "Within", prices: Mapping[str, float], attack: Attack, share: float) -> None:
+    """Run ``attack`` at the prices and near them, in a share of the remaining time."""
+    search = within.search
+    kept = 0.0 if np.isinf(search.remaining()) else (1.0 - share) * search.remaining()
+    for number, factor in enumerate(SPREAD):
+        left = search.remaining() - kept
+        if search.proven() or search.expired() or left <= 0.0:
+            return
+        pricing = priced(within.problem, {name: factor * price for name, price in prices.items()})
+        inner = SubSearch(pricing, search, seconds=left / (len(SPREAD) - number), initial=search.choice)
+        attack(inner)
+        if inner.choice is not None:
+            with search.phase("repair_s"):
+                within.offer(inner.choice)
+
+
+def _linear(problem: Problem, search: Search) -> Linearisation | None:
+    """State the budgets linearly; return None, and say so in the details, if that is too large."""
     try:
         with search.phase("build_s"):
-            linear = linearised(problem)
+            return linearised(problem)
     except EncodingError as error:
         search.details["stopped"] = f"{UNPROVEN}: {error}"
-        return False
-    inner = SubSearch(linear, search)
+        return None
+
+
+def _solve_linear(linear: Linearisation, search: Search, attack: Attack, seconds: float | None = None) -> None:
+    """Run ``attack`` on the linear statement of the problem for ``seconds``, or for all of the remaining time."""
+    inner = SubSearch(linear, search, seconds=seconds)
     if search.choice is not None:
         inner.begin_from(linear.lower(search.choice))
     attack(inner)
     if inner.cut:
         search.cut_short()
-    return True
 
 
 @cache

@@ -1,5 +1,6 @@
 """`solve`, the single entry point to all back ends."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -136,7 +137,9 @@ def _run_reduced(search: Search, back_end: Solver, *, bound: bool, presolve: boo
     if problem.paired_budgets and not back_end.takes_use_pairs(problem):
         from solvers.paired import solve_paired  # compiled code, imported only when used
 
-        solve_paired(problem, search, run, exact=back_end.exact)
+        prover = back_end.prover()
+        prove = None if prover is None else partial(_run_scaled, back_end=prover, bound=False)
+        solve_paired(problem, search, run, exact=back_end.exact, prove=prove)
         return
     if presolve and back_end.presolved and not problem.paired_budgets:
         with search.phase("presolve_s"):

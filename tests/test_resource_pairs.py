@@ -24,6 +24,7 @@ from formulations.reductions.presolve import reduce_problem
 from formulations.reductions.pricing import priced
 from formulations.reductions.restriction import restrict
 from solvers import Status, StopReason, UnsupportedProblemError, available, solve
+from solvers.composites import auto
 from solvers.paired import UNPROVEN, solve_paired
 from solvers.run import as_solver
 from solvers.search import Search
@@ -188,6 +189,32 @@ def test_a_linear_statement_that_the_time_limit_ends_says_so() -> None:
     search = Search(problem, solver="slow", time_limit=60)
     solve_paired(problem, search, lambda inner: inner.cut_short(), exact=True)
     assert search.solution(StopReason.COMPLETED, {}).stop_reason is StopReason.TIME_LIMIT
+
+
+def test_auto_proves_what_it_does_not_enumerate_by_a_turn_on_the_linear_statement(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(auto, "ENUMERABLE", 10)
+    for seed in range(4):
+        problem = paired_problem(seed, rank=0)
+        solution = solve(problem, "auto", seed=0)
+        assert (solution.status, solution.stop_reason) == (Status.OPTIMAL, StopReason.COMPLETED)
+        assert solution.objective == pytest.approx(best_of(problem), abs=1e-9)
+
+
+def test_auto_goes_on_by_prices_first_and_says_what_ended_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem, taken = paired_problem(0), []
+    search = Search(problem, solver="auto", time_limit=60)
+    solve_paired(problem, search, lambda inner: taken.append(inner.problem), prove=lambda inner: inner.cut_short())
+    assert taken  # prices before the turn
+    assert search.cut
+    monkeypatch.setattr(auto, "ENUMERABLE", 10)
+    monkeypatch.setattr(linearisation, "MAX_NUMBERS", 10)
+    solution = solve(problem, "auto", seed=0, time_limit=5)
+    assert solution.choice is not None
+    assert "linearising" in solution.details["stopped"]
 
 
 def test_what_is_too_large_to_linearise_is_left_unproven_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

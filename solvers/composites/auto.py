@@ -82,6 +82,10 @@ class Auto(Solver):
         """Whether there are few enough choices for `brute-force`, which takes the pair terms in budgets directly."""
         return num_choices(problem) <= ENUMERABLE
 
+    def prover(self) -> Solver | None:
+        """Return `milp`, for the linear statement of budgets with pair terms."""
+        return None if Milp.why_not() else Milp()
+
     def run(self, problem: Problem, search: Search) -> None:
         """Run the plan's solvers in turns until the answer is proven or the time is over."""
         turns = _Turns(problem, search)
