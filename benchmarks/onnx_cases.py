@@ -26,7 +26,7 @@ class Case:
         calibration: batches to measure on.
         validation: batches on which `qcompress.compress` checks choices.
         tests: batches to judge on.
-        quality: function from the outputs of all tests to a number, in percent, or a perplexity.
+        quality: function from the outputs of all tests to a percentage.
         timed: batches of one and of many samples; choices are made for the time of the first.
         times, sizes: budgets, as shares of the float32 file's time and bytes.
         loss, method: arguments of `qcompress.measure`.
@@ -150,17 +150,18 @@ def smollm2(words: argparse.Namespace) -> Case:
     order = np.random.default_rng(0).permutation(len(windows))
     seen, kept, tests = ([windows[place] for place in order[a:b]] for a, b in ((0, 64), (64, 80), (80, 128)))
 
-    def perplexity(outputs: list[Tensor]) -> float:
-        losses = [
-            torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), window[:, 1:].flatten())
+    def hits(outputs: list[Tensor]) -> float:
+        """Percentage of next words that are the likeliest."""
+        right = [
+            (logits[:, :-1].argmax(-1) == window[:, 1:]).double().mean()
             for logits, window in zip(outputs, tests, strict=True)
         ]
-        return float(torch.stack(losses).mean().exp())
+        return float(100 * torch.stack(right).mean())
 
     return Case(
-        model=Logits(model).eval(), calibration=seen, validation=kept, tests=tests, quality=perplexity,
+        model=Logits(model).eval(), calibration=seen, validation=kept, tests=tests, quality=hits,
         timed=(tests[0], torch.cat(tests[:4])), times=(0.5, 0.35), sizes=(0.25, 0.2), loss="kl", method="sampled",
-        groups=(128, 32),
+        groups=(32,),
     )  # fmt: skip
 
 
