@@ -11,6 +11,7 @@ machine, batch and number of threads; with one thread they are processor time, s
 Weights that ONNX Runtime expands when it loads the file get the time of the dense layer.
 """
 
+import itertools
 import tempfile
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ def time_options(
     ]
     with tempfile.TemporaryDirectory() as folder:
         clock = Clock(engine, Path(folder))
-        layers = _layers(model, measurement.parts, batch)
+        timed = [any(part_kinds) for part_kinds in kinds]
+        layers = _layers(model, measurement.parts, timed, batch)
         alike: dict[Hashable, list[int]] = {}
         for place, layer in enumerate(layers):
             alike.setdefault(layer.likeness, []).append(place)
@@ -124,24 +126,24 @@ def with_room(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Layer:
-    """A layer with its inputs for the batch, one per call."""
+    """A layer with its inputs for the batch, one per call; without any if no option changes its time."""
 
     module: nn.Module
     inputs: tuple[Tensor, ...]
     likeness: Hashable
 
 
-def _layers(model: nn.Module, parts: Sequence[Part], batch: Any) -> list[_Layer]:
-    """The layers of parts; a layer that the batch does not call has no inputs."""
+def _layers(model: nn.Module, parts: Sequence[Part], timed: Sequence[bool], batch: Any) -> list[_Layer]:
+    """The layers of parts; one that the batch does not call, or whose options all take the same time, has no inputs."""
     given: dict[nn.Module, list[Tensor]] = {}
 
     def note(module: nn.Module, args: Any, kwargs: Any) -> None:
-        given.setdefault(module, []).append(args[0] if args else kwargs["input"])
+        given.setdefault(module, []).append(args[0] if args else next(iter(kwargs.values())))
 
     members = [[model.get_submodule(path) for path in part.modules] for part in parts]
     hooks = [
         module.register_forward_pre_hook(note, with_kwargs=True)
-        for module in {module_of_part: None for modules in members for module_of_part in modules}
+        for module in dict.fromkeys(itertools.chain.from_iterable(itertools.compress(members, timed)))
     ]
     try:
         with forwards.evaluating(model), torch.no_grad():
@@ -150,8 +152,9 @@ def _layers(model: nn.Module, parts: Sequence[Part], batch: Any) -> list[_Layer]
         for hook in hooks:
             hook.remove()
     layers = []
-    for modules in members:
-        inputs = tuple(tensor.detach() for module in modules for tensor in given.get(module, []))
+    for modules, has_times in zip(members, timed, strict=True):
+        calls = [tensor for module in modules for tensor in given.get(module, [])] if has_times else []
+        inputs = tuple(tensor.detach() for tensor in calls)
         shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in inputs)
         plain = type(modules[0]).__module__.startswith("torch.")
         likeness = (repr(modules[0]) if plain else id(modules[0]), shapes)

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import io
 import logging
 import warnings
 from collections.abc import Iterator
@@ -67,15 +68,14 @@ def trace(model: nn.Module, example: Any) -> Any:
     pair = tuple(torch.cat([tensor, tensor]) if len(tensor) == 1 else tensor for tensor in tensors)  # 1 would be fixed
     auto = torch.export.Dim.AUTO
     shapes = tuple(dict.fromkeys(range(1 if tensor.is_floating_point() else tensor.ndim), auto) for tensor in tensors)
-    with _inference(model), unrounded(), _without_torchvision_notes(), warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # warnings of PyTorch's exporter about itself
+    with _inference(model), unrounded(), _quietly(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 Traced(model, batch), pair, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
                 dynamic_shapes=(shapes,),
             )  # fmt: skip
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-            raise EngineError(f"PyTorch cannot export {type(model).__name__} to ONNX: {error}") from error
+            raise EngineError(f"PyTorch cannot export {type(model).__name__} to ONNX: {_reason(error)}") from error
     assert program is not None  # noqa: S101
     proto = _bare(program.model_proto)
     _leave_out_zero_biases(proto.graph)
@@ -95,18 +95,26 @@ def _inference(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _without_torchvision_notes() -> Iterator[None]:
-    """Drop the exporter's warnings that the operators of torchvision are skipped because it is not installed."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-
-    def told(record: logging.LogRecord) -> bool:
-        return "torchvision is not installed" not in record.getMessage()
-
-    logger.addFilter(told)
+def _quietly() -> Iterator[None]:
+    """Silence PyTorch, whose exporter logs notes about torchvision and prints the graphs that it cannot export."""
+    names = [name for name in logging.root.manager.loggerDict if name == "torch" or name.startswith("torch.")]
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    for logger in levels:
+        logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
     finally:
-        logger.removeFilter(told)
+        for logger, level in levels.items():
+            logger.setLevel(level)
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the error that the exporter's error goes back to."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _num_inputs(model: nn.Module) -> int:

@@ -86,6 +86,30 @@ def test_whole_choices_with_factors_are_timed() -> None:
     assert len(ENGINE.seconds_of(model, timed, [[1, 0], [1, 1]], batch)) == 2
 
 
+class ByHand(nn.Module):
+    """Inputs by name, a parameter used by hand, and a layer with two inputs, none of which an option makes faster."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.both = nn.Linear(20, 20), nn.Bilinear(20, 20, 4)
+        self.weight = nn.Parameter(torch.randn(20, 20))
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.both(torch.relu(self.first(left)) @ self.weight, right)
+
+
+def test_only_layers_with_faster_options_are_timed_on_their_own() -> None:
+    torch.manual_seed(0)
+    model, batch = ByHand().eval(), {"left": torch.randn(4, 20), "right": torch.randn(4, 20)}
+    options = qcompress.prune_quantize(bits=(4,), group_size=(16, 20))
+    legal = for_engine(ENGINE, model, measured(model, batch, options), batch)
+    timed = ENGINE.time_options(model, legal, batch)
+    starts = np.cumsum([0, *map(len, timed.transforms)])
+    changed = [np.ptp(timed.resources[LATENCY][a:b]) > 0 for a, b in itertools.pairwise(starts)]
+    assert {part.name for part, own in zip(timed.parts, changed, strict=True) if own} <= {"first"}
+    assert len(timed.parts) == 3
+
+
 def by_time(problem: Problem, true_use: NDArray[np.float64]):
     """A clock by which options take ``true_use``."""
 

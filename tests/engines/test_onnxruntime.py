@@ -146,7 +146,9 @@ def test_what_the_engine_does_not_run_is_refused_with_the_reason(tmp_path: Path)
         qcompress.verify(tmp_path / "wrong", model, [batch], target=EXACT)
 
 
-def test_a_model_that_pytorch_cannot_export_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+def test_a_model_that_pytorch_cannot_export_is_refused_in_one_line_and_nothing_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     class Branching(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -155,8 +157,10 @@ def test_a_model_that_pytorch_cannot_export_is_refused_and_nothing_is_left(tmp_p
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.fc(x) if float(x.sum()) > 0 else x
 
-    with pytest.raises(EngineError, match="PyTorch cannot export Branching to ONNX"):
+    with pytest.raises(EngineError, match="PyTorch cannot export Branching to ONNX: Could not guard") as raised:
         qcompress.export(Branching(), tmp_path / "x", target=EXACT, example=torch.ones(2, 4))
+    assert "\n" not in str(raised.value)
+    assert capsys.readouterr().err == ""
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,0 +1,89 @@
+"""SmolLM2-135M in bits per weight: are choices with pair terms better than the additive one, and by how much?
+
+    python -m benchmarks.smollm2_pairs --model FOLDER --text FILE [--windows 128] [--length 128] [--judges 6]
+
+Options, ties and test windows are those of `benchmarks.smollm2_hf`, with codes rounded to nearest. ``sampled`` takes
+one column of the pair terms from every calibration window. At every budget the choice is made without pair terms, and
+with them at the strength that `qcompress.formulate` takes by default and at full strength. A row states the KL
+divergence from the float model on windows not calibrated on, how far it is below that of the additive choice, and the
+standard error of this difference over the windows. An interrupted run resumes.
+"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import qcompress
+from benchmarks.smollm2_gguf import windows
+from benchmarks.smollm2_hf import BITS, SCHEMES, kept_outputs, measured
+from benchmarks.tables import Rows, markdown, write_results
+from formulations.reductions.tie import tie
+from qcompress.engines.compressed_tensors import CompressedTensors
+from qcompress.engines.legal import for_engine
+from qcompress.transforms.quantize.group_wise import GroupWise
+
+NAME = "smollm2_pairs"
+BUDGETS = (4.25, 3.5, 3.0)
+STRENGTHS: dict[str, bool | float] = {"additive": False, "pair terms": True, "full pair terms": 1.0}
+
+
+@torch.no_grad()
+def divergences(reference: np.ndarray[Any, Any], model: torch.nn.Module, judges: list[torch.Tensor]) -> list[float]:
+    """Return the KL divergence of every window in nats per token."""
+    each = []
+    for log_p, window in zip(reference, judges, strict=True):
+        p, q = torch.tensor(log_p), model(window).logits[0].log_softmax(-1)
+        each.append(float((p.exp() * (p - q)).sum(-1).mean()))
+    return each
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--text", type=Path, required=True, help="plain text")
+    parser.add_argument("--folder", type=Path, default=Path("runs/smollm2_pairs"), help="where everything is kept")
+    parser.add_argument("--windows", type=int, default=128, help="windows to measure on")
+    parser.add_argument("--length", type=int, default=128, help="tokens of each")
+    parser.add_argument("--judges", type=int, default=6, help="windows of 512 tokens to judge on")
+    words = parser.parse_args()
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(words.model, dtype=torch.float32).eval()
+    data, judges = windows(words.model, words.text, words.windows)
+    data, judges = [window[:, : words.length] for window in data], judges[: words.judges]
+    words.folder.mkdir(parents=True, exist_ok=True)
+    transforms = [GroupWise(bits, 0.0, compensated=False, group_size=size) for bits, size in SCHEMES]
+    engine = CompressedTensors()
+    measurement, _ = measured(model, data, transforms, words.folder / f"{NAME}_{words.windows}_{words.length}.npz")
+    legal, reference = for_engine(engine, model, measurement), kept_outputs(model, judges, words.folder / "outputs.npy")
+    settings = {"windows": words.windows, "length": words.length, "judges": words.judges}
+    rows = Rows(words.folder / "rows.json", settings)
+    for bits in BUDGETS:
+        for name, pairs in STRENGTHS.items():
+            if rows.of(asked=bits, choice=name):
+                continue
+            problem = qcompress.formulate(legal, {BITS: bits}, pairs=pairs)
+            tied = tie(problem, engine.ties(legal.parts))
+            solved = qcompress.solve(tied.problem, "auto" if pairs else "milp", time_limit=20)
+            assert solved.choice is not None
+            smaller = qcompress.apply(model, legal, dataclasses.replace(solved, choice=tied.lift(solved.choice)))
+            each = divergences(reference, smaller, judges)
+            additive = rows.of(asked=bits, choice="additive")
+            lower = np.array(additive[0]["each"] if additive else each) - each
+            rows.add({
+                "asked": bits, "choice": name, "predicted": solved.objective, "gap": solved.gap,
+                "kl": float(np.mean(each)), "lower_by": float(lower.mean()),
+                "error": float(lower.std(ddof=1) / len(lower) ** 0.5), "each": each,
+            })  # fmt: skip
+    every = rows.values["rows"]
+    table = markdown(every, {key: key for key in every[0] if key != "each"})
+    write_results(words.folder, NAME, every, table)
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
