@@ -5,9 +5,10 @@ shuffling loader gives the same ones on every pass, without keeping the others i
 so that no copy of a fitted sample is held out.
 
 The rows of a batch that belong to one sample are verified: the tensors with as many rows as the output has samples are
-split, and the model must give the same outputs for some of the samples alone as in the whole batch. If it does not
-(rows are positions, samples depend on each other, the batch size is fixed), whole batches are held out, from a list of
-at least `MIN_SAMPLES`. If that is not possible either, the reason is reported.
+split, and the model must give the same outputs for some of the samples alone as in the whole batch; for one batch of
+each size that is cut, both of its parts are tried as well. If the outputs differ (rows are positions, samples depend on
+each other, the batch size matters), whole batches are held out, from a list of at least `MIN_SAMPLES`. If that is not
+possible either, the reason is reported.
 """
 
 import hashlib
@@ -90,6 +91,8 @@ def split_samples(model: nn.Module, data: Iterable[Any], forward: forwards.Forwa
             raise _UnclearError("the data differs from pass to pass (random crops, for example)")
         if num_kept == len(digests):
             raise _UnclearError("all samples are equal")
+        if opened_of(model) is None:
+            _require_same_in_parts(model, data, cut, limit, forward)
     except _UnclearError as unclear:
         return _whole_batches(data, str(unclear))
     calibration = list(rest) if isinstance(data, Sequence) else rest
@@ -187,20 +190,49 @@ def _cut_of(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> _
         cut = _Cut(frozenset(path for path, value in _leaves(batch) if _can_be_cut(value) and len(value) == count))
         if not cut.paths:
             raise _UnclearError(f"no tensor of the first batch has as many rows as the output has samples ({count})")
-        if count == 1:
-            return cut  # a batch of one sample cannot be split
-        some = [index % 2 == 1 for index in range(count)]
-        try:
-            part = forwards.run(model, cut.take(batch, some), forward)
-        except Exception as error:  # a model may raise anything for a batch size that it does not accept
-            raise _UnclearError(f"the model does not accept a part of a batch: {error}") from error
-    expected = whole[torch.tensor(some, device=whole.device)]
-    if not same_outputs(model, part, expected):
+        if count > 1:  # a batch of one sample cannot be split
+            _require_same_alone(model, batch, cut, [index % 2 == 1 for index in range(count)], whole, forward)
+    return cut
+
+
+def _require_same_in_parts(
+    model: nn.Module, data: Iterable[Any], cut: _Cut, limit: bytes, forward: forwards.Forward | None
+) -> None:
+    """Compare the outputs of both parts with the whole batch, for one batch of every size that is cut in two.
+
+    Raises:
+        _UnclearError: they differ.
+    """
+    forward, seen = steady(forward), set()
+    with forwards.evaluating(model), torch.no_grad():
+        for batch in data:
+            held_out = _within(cut, batch, limit)
+            sizes = len(held_out), sum(held_out)
+            if sizes in seen or sizes[1] in (0, sizes[0]):
+                continue
+            seen.add(sizes)
+            whole = forwards.run(model, batch, forward)
+            for chosen in (held_out, [not inside for inside in held_out]):
+                _require_same_alone(model, batch, cut, chosen, whole, forward)
+
+
+def _require_same_alone(
+    model: nn.Module, batch: Any, cut: _Cut, chosen: Sequence[bool], whole: Tensor, forward: forwards.Forward
+) -> None:
+    """Compare the outputs of the chosen samples alone with theirs in the outputs of the ``whole`` batch.
+
+    Raises:
+        _UnclearError: they differ, or the model does not accept a part of a batch.
+    """
+    try:
+        part = forwards.run(model, cut.take(batch, chosen), forward)
+    except Exception as error:  # a model may raise anything for a batch size that it does not accept
+        raise _UnclearError(f"the model does not accept a part of a batch: {error}") from error
+    if not same_outputs(model, part, whole[torch.tensor(chosen, device=whole.device)]):
         raise _UnclearError(
             "the model gives other outputs for some samples alone than within their batch (its rows are not samples, "
             "or samples depend on each other)"
         )
-    return cut
 
 
 def _rows_of(batch: Any) -> _Cut:

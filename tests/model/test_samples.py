@@ -155,6 +155,21 @@ def test_a_model_that_takes_no_smaller_batch_is_told() -> None:
     assert "does not accept a part of a batch" in split_samples(linear(), [numbered(6)], forward).why_not
 
 
+class Parity(nn.Module):
+    """Does something else to batches of an odd size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -x if len(x) % 2 else x
+
+
+@pytest.mark.parametrize("sizes", [(4, 4, 4), (3, 9, 9), (2, 2, 4, 9, 9)])
+def test_both_parts_of_every_batch_that_is_cut_are_compared_with_the_whole(sizes: tuple[int, ...]) -> None:
+    data = list(numbered(sum(sizes)).split(sizes))
+    split = split_samples(Parity(), data)
+    assert "samples depend on each other" in split.why_not
+    assert all(any(batch is whole for whole in data) for batch in (*split.calibration, *split.kept))
+
+
 class Augmented:
     """Other samples on every pass."""
 
