@@ -136,9 +136,9 @@ def compress(
         validation: re-iterable batches that are never used for measuring or fitting. By default a quarter of the
             samples of ``data`` is held out (see `qcompress.model.samples`); the report warns if that is not possible.
         guard: whether to evaluate several candidates on the held-out samples and to return the best (see
-            `qcompress.guard`). Its compensated codes and whitened factors are then refitted to all of ``data``, unless
-            fine-tuning follows or ``measurement`` was given. If False, the solver's choice is returned, measured and
-            fitted on all of ``data``.
+            `qcompress.guard`). The winning way of choosing is then repeated, and compensated codes and whitened factors
+            are refitted, on all of ``data``, unless fine-tuning follows or ``measurement`` was given. If False, the
+            solver's choice is returned, measured and fitted on all of ``data``.
         target: engine to export to (see `engines`). Only options that it runs are then on offer, and
             ``{"file_bytes": …}`` limits the size of its file. None stands for the package's own file format.
         output: path for the engine's file, which is then run and compared with the model.
@@ -277,7 +277,8 @@ def _compressed(request: Request, run: RunFolder) -> Result:
     stated, solution = targeting.in_time(request, run, seconds, problem, steps.solved(request, run, problem, smallest))
     better = steps.refined(request, run, measurement, problem, solution)
     best = steps.guarded(request, run, measurement, problem, solution, better, stated=stated, seconds=seconds)
-    solution = steps.taken(problem, steps.moved(problem, solution, better), best, run)
+    final = steps.chosen_again(request, run, measurement, problem, best)
+    solution = steps.taken(problem, steps.moved(problem, solution, better), final, run)
     fitted = steps.refitted(request, run, measurement, solution)
     chosen = steps.applied(request, run, fitted, solution, refitted=fitted is not measurement)
     chosen = steps.made_up(request, run, measurement, chosen)
@@ -289,6 +290,7 @@ def _compressed(request: Request, run: RunFolder) -> Result:
         smallest=smallest,
         refined=better,
         guarded=best,
+        final=final,
         fitted=fitted,
         chosen=chosen,
         smaller=smaller,

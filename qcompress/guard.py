@@ -13,6 +13,7 @@ reference is the choice by a mean of plain costs and those at softened outputs; 
 choice, or the refined one; with a time budget in an engine, it is the best uniform setting in time.
 
 All tried choices are within the budgets. The guard returns the candidate with the least loss; of equal ones the first.
+What it decides is the way of choosing: `compress` then repeats the winning way with the held-out samples as well.
 """
 
 from collections.abc import Callable, Iterable
@@ -32,7 +33,7 @@ from qcompress.measuring.true_loss import TrueLoss
 from qcompress.model import forward as forwards
 from qcompress.model.batch_norm import reestimate_
 from qcompress.model.losses import Loss, LossFunction
-from qcompress.proposals import ADDITIVE, Proposal, rounded_to_nearest
+from qcompress.proposals import ADDITIVE, SEPARATOR, Proposal, rounded_to_nearest
 
 CONFIDENCE = 1.5
 """Standard errors that a mean difference of losses must exceed to be significant."""
@@ -88,12 +89,11 @@ class Guarded:
 
     def save(self, path: AnyPath) -> None:
         """Write it as JSON, atomically."""
-        best = {"name": self.best.name, "choice": self.best.choice.tolist(), "nearest": list(self.best.nearest)}
         tried = {
             name: [candidate._asdict() for candidate in group]
             for name, group in (("candidates", self.candidates), ("undecided", self.undecided))
         }
-        FILE_KIND.write_json(path, {"best": best, **tried})
+        FILE_KIND.write_json(path, {"best": self.best.to_json(), **tried})
 
     @classmethod
     def load(cls, path: AnyPath) -> "Guarded":
@@ -104,13 +104,8 @@ class Guarded:
         """
         value = FILE_KIND.read_json(path)
         with FILE_KIND.building(path):
-            best = value["best"]
             return cls(
-                best=Proposal(
-                    name=best["name"],
-                    choice=np.array(best["choice"], dtype=np.int64),
-                    nearest=tuple(best["nearest"]),
-                ),
+                best=Proposal.from_json(value["best"]),
                 candidates=tuple(Candidate(**candidate) for candidate in value["candidates"]),
                 undecided=tuple(Candidate(**candidate) for candidate in value["undecided"]),
             )
@@ -176,7 +171,7 @@ def _different(proposals: Iterable[Proposal]) -> list[Proposal]:
 
 def _named_by_all(alike: list[Proposal]) -> Proposal:
     """Return one of several equal proposals under all their names."""
-    return replace(alike[0], name="; ".join(dict.fromkeys(proposal.name for proposal in alike)))
+    return replace(alike[0], name=SEPARATOR.join(dict.fromkeys(proposal.name for proposal in alike)))
 
 
 def stands_out(standard: Seen, other: Seen) -> bool:

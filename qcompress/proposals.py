@@ -2,7 +2,7 @@
 
 The solver's choice is optimal for one prediction. Further proposals use other strengths of the pair terms or none, the
 same setting for all parts, and the solver's pool; choices with compensated codes are also proposed rounded to nearest.
-None of them needs another measurement.
+None of them needs another measurement. `repeated` makes a choice again in the way of a proposal, from more samples.
 
 Costs at softened outputs need fewer samples. If a network is confident, a few samples make up most of the loss, and
 which ones they are depends on the draw. With logits divided by a temperature all samples contribute, while small
@@ -11,6 +11,7 @@ changes count as before; large ones are judged by plain costs only. A mean of bo
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,12 @@ SHARE_OF_TIME, UNLIMITED_S = 0.05, 5.0
 MOST_OF_POOL = 3
 """Maximum number of choices from the solver's pool that are proposed."""
 
+NEAREST, NEAREST_OF_FEW = ", to nearest", ", to nearest where inputs are few"
+"""Endings of the names of proposals without compensation."""
+
+SEPARATOR = "; "
+"""Separator of the names of equal proposals."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Proposal:
@@ -49,6 +56,16 @@ class Proposal:
     name: str
     choice: NDArray[np.int64]
     nearest: tuple[int, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON."""
+        return {"name": self.name, "choice": self.choice.tolist(), "nearest": list(self.nearest)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Proposal":
+        """Undo `to_json`."""
+        choice = np.array(value["choice"], dtype=np.int64)
+        return cls(name=value["name"], choice=choice, nearest=tuple(value["nearest"]))
 
 
 def proposals(
@@ -74,26 +91,87 @@ def proposals(
         seed: seed for ``solver``.
     """
     assert solution.choice is not None  # noqa: S101
-    asked = pair_strength(pairs)
-    yield Proposal(name=_named(asked), choice=solution.choice)
-    limit = UNLIMITED_S if time_limit is None else SHARE_OF_TIME * time_limit
-    others = {
-        _named(strength): at_strength(problem, measurement, strength)
-        for strength in STRENGTHS
-        if asked and strength != asked
-    }
-    if measurement.softened is not None:
-        others[PARTLY_SOFTENED] = at_softened_outputs(problem, measurement, 0.0, share=SHARE)
-        others[SOFTENED] = at_softened_outputs(problem, measurement, 0.0)
-        if asked:
-            others[f"{SOFTENED}, {_named(asked)}"] = at_softened_outputs(problem, measurement, asked)
-    for name, other in others.items():
-        choice = solve(other, solver, time_limit=limit, seed=seed).choice
+    (first, _), *others = ways(problem, measurement, pairs).items()
+    yield Proposal(name=first, choice=solution.choice)
+    for name, other in others:
+        choice = solve(other, solver, time_limit=_limit(time_limit), seed=seed).choice
         if choice is not None:
             yield Proposal(name=name, choice=choice)
     yield from uniform_settings(measurement, problem)
     for rank, (pooled, _) in enumerate(solution.pool[1 : 1 + MOST_OF_POOL], start=2):
         yield Proposal(name=f"number {rank} of the solver's pool", choice=np.array(pooled, dtype=np.int64))
+
+
+def ways(problem: Problem, measurement: Measurement, pairs: bool | float) -> dict[str, Problem]:
+    """Return the problems that proposals are the solutions of, by name; the first is ``problem`` itself."""
+    asked = pair_strength(pairs)
+    problems = {_named(asked): at_strength(problem, measurement, asked)}
+    if asked:
+        problems |= {
+            _named(strength): at_strength(problem, measurement, strength) for strength in STRENGTHS if strength != asked
+        }
+    if measurement.softened is not None:
+        problems[PARTLY_SOFTENED] = at_softened_outputs(problem, measurement, 0.0, share=SHARE)
+        problems[SOFTENED] = at_softened_outputs(problem, measurement, 0.0)
+        if asked:
+            problems[f"{SOFTENED}, {_named(asked)}"] = at_softened_outputs(problem, measurement, asked)
+    return problems
+
+
+def repeatable(won: Proposal, measurement: Measurement, problem: Problem, pairs: bool | float) -> str | None:
+    """Return the name under which `repeated` repeats a proposal, or None if its choice does not follow from costs.
+
+    Of several equal proposals, joined under all their names, it is the reference if it is among them, else the first.
+    """
+    known = ways(problem, measurement, pairs)
+    names = [name for name in won.name.split(SEPARATOR) if _way(name) in known]
+    standard = reference(measurement)
+    return standard if standard in names else next(iter(names), None)
+
+
+def repeated(
+    won: Proposal,
+    name: str,
+    measurement: Measurement,
+    problem: Problem,
+    *,
+    pairs: bool | float = True,
+    solver: str | Solver = SOLVER,
+    time_limit: float | None = None,
+    seed: int = 0,
+) -> Proposal:
+    """Return the choice that is made in the way of ``won`` from other costs; ``won`` itself if there is none.
+
+    Args:
+        won: a proposal.
+        name: the name of it to repeat, see `repeatable`.
+        measurement: the same options measured on more samples.
+        problem: the problem of ``won``; its budgets hold, its costs are replaced.
+        pairs: same as in `proposals`.
+        solver: same as in `proposals`.
+        time_limit: same as in `proposals`.
+        seed: same as in `proposals`.
+    """
+    other = ways(problem.derived(cost=measurement.cost), measurement, pairs)[_way(name)]
+    choice = solve(other, solver, time_limit=_limit(time_limit), seed=seed, initial=won.choice).choice
+    if choice is None:
+        return won
+    plain = Proposal(name=_way(name), choice=choice)
+    return next((item for item in (plain, *rounded_to_nearest(measurement, plain)) if item.name == name), won)
+
+
+def reference(measurement: Measurement) -> str:
+    """Return the name of the proposal that others have to beat."""
+    return ADDITIVE if measurement.softened is None else PARTLY_SOFTENED
+
+
+def _way(name: str) -> str:
+    """Return the name of the proposal that was rounded to nearest, or ``name`` itself."""
+    return name.removesuffix(NEAREST_OF_FEW).removesuffix(NEAREST)
+
+
+def _limit(time_limit: float | None) -> float:
+    return UNLIMITED_S if time_limit is None else SHARE_OF_TIME * time_limit
 
 
 def _named(strength: float) -> str:
@@ -152,10 +230,9 @@ def rounded_to_nearest(measurement: Measurement, proposal: Proposal) -> Iterator
     ]
     few = tuple(index for index in parts if has_few_inputs(measurement, index))
     if parts:
-        yield Proposal(name=f"{proposal.name}, to nearest", choice=proposal.choice, nearest=tuple(parts))
+        yield Proposal(name=f"{proposal.name}{NEAREST}", choice=proposal.choice, nearest=tuple(parts))
     if few and len(few) < len(parts):
-        name = f"{proposal.name}, to nearest where inputs are few"
-        yield Proposal(name=name, choice=proposal.choice, nearest=few)
+        yield Proposal(name=f"{proposal.name}{NEAREST_OF_FEW}", choice=proposal.choice, nearest=few)
 
 
 def has_few_inputs(measurement: Measurement, part: int) -> bool:

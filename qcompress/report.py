@@ -36,9 +36,11 @@ class Report:
         loss_predicted_error: standard error of ``loss_predicted`` if it is estimated from samples
             (``method="sampled"``), or None.
         loss_validation: true loss of the compressed model on the held-out samples, after any fine-tuning, or None if
-            there are none. If ``refitted``, it is the loss of the same choice before the refit.
-        refitted: whether codes and factors were refitted after the choice to all the data, so that no held-out samples
-            remain that the model was not fitted to.
+            there are none. If ``refitted``, it is the loss of the candidate ``chosen`` before, which had not seen them.
+        refitted: whether the result was made from all the data in the end: codes and factors fitted again, or the
+            choice made again. No samples then remain that it has not seen.
+        parts_moved: number of parts whose option changed when the way of choosing that won on the held-out samples was
+            repeated on all the data (see `qcompress.steps.repeating`), or None without a guard.
         loss_measured: true loss on all the given data, before any fine-tuning.
         loss_finetuned: true loss on all the given data after fine-tuning, or None.
         bound, gap, status: the solver's proof. It concerns the predicted loss only; ``gap`` is relative to
@@ -55,10 +57,10 @@ class Report:
         refined: result of `refine` (see `Refined`), or None; ``loss_predicted`` and ``bound`` still refer to the first
             prediction.
         smallest: smallest use found for a limit on the loss (see `solvers.smallest_use`), or None.
-        candidates: candidates evaluated by the guard, each ``(name, loss_predicted, loss_validation, usage)``. The
-            compressed model is the one with the least loss on the held-out samples.
+        candidates: candidates evaluated by the guard, each ``(name, loss_predicted, loss_validation, usage)``. The one
+            with the least loss on the held-out samples won.
         undecided: candidates with a lower held-out loss than the reference choice, but by no more than chance.
-        chosen: name of the candidate that was taken, or None.
+        chosen: name of the candidate that won, or None.
         warnings: where these numbers may not hold, and how to improve them.
     """
 
@@ -83,6 +85,7 @@ class Report:
     loss_validation: float | None = None
     latency_measured_s: float | None = None
     refitted: bool = False
+    parts_moved: int | None = None
     candidates: tuple[Candidate, ...] = ()
     undecided: tuple[Candidate, ...] = ()
     chosen: str | None = None
@@ -138,7 +141,7 @@ class Report:
             ratio = f"{before / used:.2f}×" if used else "–"
             lines.append(f"| {name} | {amount(before)} | {limit} | {amount(used)} | {ratio} |")
         tuned = "" if self.loss_finetuned is None else f", after fine-tuning {self.loss_finetuned:.6g}"
-        earlier = " (before the final fit, which also uses them)" if self.refitted else ""
+        earlier = " (before the final choice and fit, which use them too)" if self.refitted else ""
         aside = "" if self.loss_validation is None else f"on held-out samples {self.loss_validation:.6g}{earlier}, "
         spread = "" if self.loss_predicted_error is None else f" (standard error {self.loss_predicted_error:.2g})"
         lines += [
@@ -149,6 +152,7 @@ class Report:
             *self._timing(),
             *self._minimizing(),
             *self._refining(),
+            *self._repeating(),
             f"- time: {', '.join(f'{name} {seconds:.1f} s' for name, seconds in self.wall_s.items())}",
         ]
         if self.metric_before is not None and self.metric_after is not None:
@@ -201,6 +205,14 @@ class Report:
             for name, predicted, seen, _ in group:
                 lines.append(f"| {name} | {predicted:.4g} | {seen:.4g} | {'taken' if name == self.chosen else note} |")
         return lines
+
+    def _repeating(self) -> list[str]:
+        if not self.parts_moved:
+            return []
+        return [
+            f"- chosen again on all the data in the way that won on the held-out samples: "
+            f"{plural(self.parts_moved, 'part')} changed"
+        ]
 
     def _refining(self) -> list[str]:
         if self.refined is None:

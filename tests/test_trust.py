@@ -15,6 +15,7 @@ from qcompress import (
     Solution,
     apply,
     compress,
+    formulate,
     load_compressed,
     low_rank,
     mean_loss,
@@ -26,9 +27,11 @@ from qcompress.compressed.record import record_of
 from qcompress.errors import DataError
 from qcompress.model.samples import split_samples
 from qcompress.report import Report
+from solvers import solve
 from tests.models import Residual, seeded
 
 BITS = prune_quantize(bits=(2, 3, 4), sparsity=(0,))
+STRENGTHS = {"additive": False, "pair terms at 0.25": 0.25, "pair terms at 0.5": 0.5, "pair terms at 1": 1.0}
 QUICK: dict[str, Any] = {"budget": {"bytes": 0.35}, "options": BITS, "time_limit": 2}
 
 
@@ -48,6 +51,7 @@ def test_nothing_is_measured_on_the_samples_kept_aside_and_the_report_is_of_them
     assert report.loss_validation == pytest.approx(mean_loss(model, result.model, split.kept), rel=1e-6)
     assert report.loss_measured == pytest.approx(mean_loss(model, result.model, data), rel=1e-6)
     losses = {own.name: own.loss_validation for own in report.candidates}
+    assert not report.refitted
     assert losses[report.chosen] == min(losses.values()) == pytest.approx(report.loss_validation, rel=1e-5)
     tried = "; ".join([*losses, *(own.name for own in report.undecided)])  # equal ones stand once, under all names
     assert "additive" in tried.split("; ")
@@ -227,7 +231,65 @@ def test_after_the_choice_codes_and_factors_are_fitted_to_all_the_data(settings:
     assert report.loss_measured == pytest.approx(mean_loss(model, result.model, data), rel=1e-6)
     assert report.usage == result.solution.usage
     assert report.usage["bytes"] == record_bytes(before) == record_bytes(result.model)
-    assert "(before the final fit, which also uses them)" in report.to_markdown()
+    assert "(before the final choice and fit, which use them too)" in report.to_markdown()
+
+
+def unsure_of_samples() -> tuple[nn.Module, list[Tensor]]:
+    """Layers that count about the same, and few samples: which of them is to lose bits depends on the draw."""
+    model = seeded(lambda: nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(6))))
+    generator = torch.Generator().manual_seed(0)
+    return model, [torch.randn(12, 8, generator=generator)]
+
+
+TIGHT: dict[str, Any] = {**QUICK, "budget": {"bytes": 0.29}}
+
+
+def test_the_way_that_won_is_repeated_on_all_the_data() -> None:
+    model, data = unsure_of_samples()
+    result = compress(model, data, **TIGHT)
+    report, split = result.report, split_samples(model, data)
+    whole = measure(model, data, BITS)
+    ways = {
+        **{name: formulate(whole, result.problem.budgets, pairs=strength) for name, strength in STRENGTHS.items()},
+        "softened outputs": formulate(replace(whole, cost=whole.softened), result.problem.budgets, pairs=False),
+        "partly softened outputs": formulate(
+            replace(whole, cost=0.75 * whole.cost + 0.25 * whole.softened), result.problem.budgets, pairs=False
+        ),
+    }
+    names = report.chosen.split("; ")
+    name = next(own for own in ("partly softened outputs", *names) if own in names)
+    best = solve(ways[name], "brute-force")
+    assert ways[name].evaluate(result.solution.choice).objective == pytest.approx(best.objective, rel=1e-5)
+    assert report.parts_moved
+    assert report.refitted
+    assert f"{report.parts_moved} parts changed" in report.to_markdown()
+    won = compress(model, split.calibration, **TIGHT, validation=split.kept)
+    assert (won.solution.choice != result.solution.choice).sum() == report.parts_moved
+    assert won.report.parts_moved == 0
+    assert won.report.loss_validation == pytest.approx(report.loss_validation, rel=1e-5)
+    assert won.report.loss_validation == pytest.approx(mean_loss(model, won.model, split.kept), rel=1e-5)
+
+
+def test_a_run_that_is_cut_while_it_chooses_again_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = unsure_of_samples()
+    whole = compress(model, data, **TIGHT)
+
+    def cut(*_: object, **__: object) -> float:
+        raise KeyboardInterrupt
+
+    for place in ("with_more_samples", "repeated"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"qcompress.steps.repeating.{place}", cut)
+            with pytest.raises(KeyboardInterrupt):
+                compress(model, data, **TIGHT, folder=tmp_path)
+        assert not (tmp_path / "repeated.json").exists()
+    resumed = compress(model, data, **TIGHT, folder=tmp_path)
+    assert replace(resumed.report, wall_s={}) == replace(whole.report, wall_s={})
+    assert same_weights(whole.model, resumed.model)
+    monkeypatch.setattr("qcompress.steps.repeating.with_more_samples", cut)
+    assert same_weights(compress(model, data, **TIGHT, folder=tmp_path).model, whole.model)
 
 
 def record_bytes(model: nn.Module) -> int:

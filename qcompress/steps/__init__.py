@@ -9,11 +9,13 @@ from qcompress.steps.finishing import applied, finetuned, made_up
 from qcompress.steps.measuring import copied, kept_aside, measured, refitted
 from qcompress.steps.opened import require_taken
 from qcompress.steps.preflight import require_fitting, require_for_channels, require_possible
+from qcompress.steps.repeating import chosen_again
 from qcompress.steps.reporting import Outcome, reported
 from qcompress.steps.request import Arguments, NoChoiceError, Request
 
 __all__ = [
     "Arguments", "NoChoiceError", "Outcome", "Request", "copied", "require_fitting", "require_taken",
     "require_for_channels", "require_possible", "kept_aside", "measured", "formulated", "minimized", "limited",
-    "solved", "refined", "guarded", "moved", "taken", "refitted", "applied", "made_up", "finetuned", "reported",
+    "solved", "refined", "guarded", "chosen_again", "moved", "taken", "refitted", "applied", "made_up", "finetuned",
+    "reported",
 ]  # fmt: skip

@@ -15,11 +15,11 @@ from qcompress.guard import Guarded, Seen, guard, kept_loss
 from qcompress.measurement import Measurement
 from qcompress.model.opened import opened_of
 from qcompress.opened_guard import OpenedKeptLoss
-from qcompress.proposals import ADDITIVE, PARTLY_SOFTENED, SOLVER, Proposal, feasible_settings, proposals
+from qcompress.proposals import SOLVER, Proposal, feasible_settings, proposals, reference
 from qcompress.refinement import Refined, refine
 from qcompress.run_folder import Kept, RunFolder
 from qcompress.steps.request import NoChoiceError, Request, identity_of
-from solvers import Solution, judge, solve
+from solvers import Solution, Solver, judge, solve
 from solvers.base import relative_gap
 from solvers.composites.tied import TiedSolver
 from solvers.run import as_solver
@@ -232,6 +232,12 @@ def guarded(
     return run.once("guard", make, key=key, kept=Kept("guard.json", Guarded.save, Guarded.load))
 
 
+def local_solver(request: Request, measurement: Measurement) -> str | Solver:
+    """Return the solver for proposals, which respects the engine's ties."""
+    ties = _ties(request, measurement)
+    return TiedSolver(as_solver(SOLVER), tied=ties) if ties else SOLVER
+
+
 def _ties(request: Request, measurement: Measurement) -> Sequence[tuple[str, ...]]:
     return () if request.engine is None else request.engine.ties(measurement.parts)
 
@@ -250,7 +256,7 @@ def _worth_seeing(
     With a time budget, that is the uniform setting in time with the least predicted loss: a mixture costs conversions.
     """
     refined = () if better is None or not better.steps else (Proposal(name=REFINED, choice=better.choice),)
-    base = REFINED if refined else ADDITIVE if measurement.softened is None else PARTLY_SOFTENED
+    base = REFINED if refined else reference(measurement)
     alike = {} if seconds is None else _settings_worth_timing(measurement, problem)
     ties = _ties(request, measurement)
     within = [
@@ -267,13 +273,12 @@ def _worth_seeing(
 
 def _tried(request: Request, measurement: Measurement, solution: Solution, stated: Problem) -> Iterator[Proposal]:
     """Yield the proposals for the problem with stated budgets."""
-    ties = _ties(request, measurement)
     yield from proposals(
         measurement,
         stated,
         solution,
         pairs=request.pairs,
-        solver=TiedSolver(as_solver(SOLVER), tied=ties) if ties else SOLVER,
+        solver=local_solver(request, measurement),
         time_limit=request.time_limit,
         seed=request.calibration.seed,
     )
@@ -307,10 +312,10 @@ def _may_be_taken(
     return tied and (loss_limit is None or problem.evaluate(proposal.choice).objective <= loss_limit)
 
 
-def taken(problem: Problem, solution: Solution, best: Guarded | None, run: RunFolder) -> Solution:
-    """Return the solution with the guard's choice; its bound is that of the solver's problem."""
-    if best is not None and (best.best.nearest or (best.best.choice != solution.choice).any()):
-        judged = judge(problem, best.best.choice)
+def taken(problem: Problem, solution: Solution, best: Proposal | None, run: RunFolder) -> Solution:
+    """Return the solution with the choice that was decided for; its bound is that of the solver's problem."""
+    if best is not None and (best.nearest or (best.choice != solution.choice).any()):
+        judged = judge(problem, best.choice)
         solution = replace(
             solution,
             choice=judged.choice,
@@ -318,7 +323,7 @@ def taken(problem: Problem, solution: Solution, best: Guarded | None, run: RunFo
             usage=judged.usage,
             gap=relative_gap(judged.objective, solution.bound),
             status=judged.status,
-            details={**solution.details, "guard": best.best.name, NEAREST: list(best.best.nearest)},
+            details={**solution.details, "guard": best.name, NEAREST: list(best.nearest)},
         )
     run.save("solution.json", solution.save)
     return solution

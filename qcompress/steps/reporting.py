@@ -23,6 +23,7 @@ from qcompress.guard import Guarded
 from qcompress.measurement import Measurement
 from qcompress.measuring.true_loss import mean_loss
 from qcompress.model import forward as forwards
+from qcompress.proposals import Proposal
 from qcompress.refinement import Refined
 from qcompress.report import PartReport, Report
 from qcompress.run_folder import RunFolder
@@ -43,6 +44,7 @@ class Outcome:
         smallest: the smallest use that was found, or None if no resource is minimized.
         refined: result of refining, or None without refining.
         guarded: the candidates evaluated on the held-out samples, or None if there are none.
+        final: the choice that was made in the end (see `qcompress.steps.repeating`), or None without a guard.
         fitted: the measurement with the moments that codes and factors were finally fitted to.
         chosen: the compressed model before fine-tuning.
         smaller: the compressed model.
@@ -55,6 +57,7 @@ class Outcome:
     smallest: SmallestUse | None
     refined: Refined | None
     guarded: Guarded | None
+    final: Proposal | None
     fitted: Measurement
     chosen: nn.Module
     smaller: nn.Module
@@ -62,8 +65,19 @@ class Outcome:
 
     @property
     def refitted(self) -> bool:
-        """Whether codes and factors were refitted to all the data after the choice."""
-        return self.fitted is not self.measurement
+        """Whether the result depends on the held-out samples: codes and factors, or options chosen again."""
+        return self.fitted is not self.measurement or bool(self.moved)
+
+    @property
+    def moved(self) -> int | None:
+        """Number of parts that differ from the guard's choice, or None without a guard."""
+        if self.guarded is None or self.final is None:
+            return None
+        before, after = (
+            [(option, part in item.nearest) for part, option in enumerate(item.choice.tolist())]
+            for item in (self.guarded.best, self.final)
+        )
+        return sum(was != now for was, now in zip(before, after, strict=True))
 
     @property
     def tuned(self) -> bool:
@@ -98,6 +112,7 @@ def reported(request: Request, run: RunFolder, outcome: Outcome) -> Report:
         loss_finetuned=checked.finetuned,
         latency_measured_s=outcome.latency_measured_s,
         refitted=outcome.refitted,
+        parts_moved=outcome.moved,
         bound=solution.bound,
         gap=solution.gap,
         status=str(solution.status),
@@ -139,7 +154,7 @@ def _write_text(text: str, path: Path) -> None:
 def _checked(request: Request, outcome: Outcome) -> _Checked:
     """Measure the losses of the resulting models.
 
-    After a refit to all the data, the held-out loss is the one that the guard measured before.
+    If the result depends on the held-out samples, the held-out loss is the one that the guard measured before.
     """
     calibration, evaluate, kept = request.calibration, request.evaluate, list(request.kept)
 
@@ -182,8 +197,12 @@ def _warnings(request: Request, outcome: Outcome, loss_validation: float | None)
     """Yield warnings where the figures may not hold."""
     measurement, solution = outcome.measurement, outcome.solution
     if loss_validation is not None and not outcome.tuned:
-        assert solution.objective is not None  # noqa: S101
-        yield from cautions.of_prediction(measurement.loss, solution.objective, loss_validation)
+        if outcome.refitted and outcome.guarded is not None:  # the held-out loss is that of the guard's choice
+            predicted: float | None = outcome.guarded.won.loss_predicted
+        else:
+            predicted = solution.objective
+        assert predicted is not None  # noqa: S101
+        yield from cautions.of_prediction(measurement.loss, predicted, loss_validation)
     yield from cautions.of_split(request.split, given=request.measurement is not None)
     yield from cautions.of_inputs(measurement, solution, outcome.fitted)
     yield from cautions.of_latency(outcome.problem.budgets.get(LATENCY), outcome.latency_measured_s)

@@ -1,0 +1,65 @@
+"""Average a measurement over further samples as well, with the options encoded as they were.
+
+Costs and pair terms are means over samples, so further samples are measured alone and added by their number.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from qcompress.compressed.emulation import Emulation
+from qcompress.measurement import Measurement
+from qcompress.measuring.progress import MeasureProgress
+from qcompress.measuring.remeasure import measured_at
+from qcompress.model.calibration import Calibration
+
+
+def with_more_samples(
+    calibration: Calibration,
+    measurement: Measurement,
+    *,
+    jobs: int = 1,
+    cache: Path | None = None,
+    on_progress: Callable[[MeasureProgress], None] | None = None,
+) -> Measurement:
+    """Return the measurement averaged over the samples of ``calibration`` as well.
+
+    Args:
+        calibration: the measured model with batches that were not measured.
+        measurement: the result of `measure`; its options keep their codes, and its moments stay the same.
+        jobs: same as in `measure`.
+        cache: file for the sums so far, from which an interrupted call resumes; deleted at the end.
+        on_progress: same as in `measure`.
+    """
+    emulation = Emulation(calibration.model, measurement)
+    more = measured_at(calibration, measurement, emulation, 0.0, cache, on_progress, jobs)
+    if cache is not None:
+        cache.unlink(missing_ok=True)
+    return pooled(measurement, more)
+
+
+def pooled(measurement: Measurement, more: Measurement) -> Measurement:
+    """Return ``measurement`` with the means of two measurements of the same options over different samples."""
+    num_samples = measurement.num_samples + more.num_samples
+    share = measurement.num_samples / num_samples
+
+    def softened() -> np.ndarray[tuple[int], np.dtype[np.float64]] | None:
+        if measurement.softened is None or more.softened is None:
+            return None
+        return share * measurement.softened + (1 - share) * more.softened
+
+    def standard_error() -> np.ndarray[tuple[int], np.dtype[np.float64]] | None:
+        if measurement.standard_error is None or more.standard_error is None:
+            return None
+        return np.hypot(share * measurement.standard_error, (1 - share) * more.standard_error)
+
+    return replace(
+        measurement,
+        cost=share * measurement.cost + (1 - share) * more.cost,
+        softened=softened(),
+        standard_error=standard_error(),
+        factor=np.hstack([share**0.5 * measurement.factor, (1 - share) ** 0.5 * more.factor]),
+        num_samples=num_samples,
+    )
