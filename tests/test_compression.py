@@ -38,6 +38,7 @@ from qcompress.compressed.record import record_of
 from qcompress.compression import NoChoiceError
 from qcompress.errors import DataError, ModelError, OptionsError
 from qcompress.formulation import consistent_rows
+from qcompress.model.samples import split_samples
 from qcompress.run_folder import RunFolder
 from solvers import Search, Solver, SolverError
 from solvers.heuristic.greedy import Greedy
@@ -135,12 +136,13 @@ def test_a_run_that_was_cut_goes_on_and_measures_nothing_twice(tmp_path: Path) -
         raise KeyboardInterrupt
 
     measured: list[object] = []
+    total = 3 + len(split_samples(model, data).kept)  # those that were held out are measured after the guard
     with pytest.raises(KeyboardInterrupt):
         compress(model, data, **settings, evaluate=cut, on_measure=measured.append)  # type: ignore[arg-type]
-    assert len(measured) == 3
+    assert len(measured) == total
     assert not (tmp_path / "run" / "report.json").exists()
     result = compress(model, data, **settings, on_measure=measured.append)  # type: ignore[arg-type]
-    assert len(measured) == 3
+    assert len(measured) == total
     assert (tmp_path / "run" / "report.json").exists()
     again = compress(model, data, **settings)  # type: ignore[arg-type]
     np.testing.assert_array_equal(again.solution.choice, result.solution.choice)
@@ -157,14 +159,16 @@ def test_a_run_on_shuffled_data_goes_on_as_if_it_had_not_been_cut(
 
     def cut(progress: MeasureProgress) -> None:
         measured.append(progress.batches)
-        if progress.batches == 2:
+        if len(measured) == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         compress(model, data, **settings, folder=tmp_path, on_measure=cut)  # type: ignore[arg-type]
     torch.manual_seed(99)
     resumed = compress(model, data, **settings, folder=tmp_path, on_measure=cut)  # type: ignore[arg-type]
-    assert measured == [1, 2, *range(3, len(data) + 1)]
+    whole_passes = [*range(1, len(data) + 1)]
+    assert measured[: len(data)] == whole_passes
+    assert measured[len(data) :] == whole_passes[: len(measured) - len(data)]  # then the samples that were held out
     whole = compress(model, data, **settings)  # type: ignore[arg-type]
     np.testing.assert_array_equal(resumed.measurement.cost, whole.measurement.cost)
     np.testing.assert_array_equal(resumed.measurement.factor, whole.measurement.factor)
@@ -272,7 +276,8 @@ def test_what_changed_is_made_anew_and_what_is_still_true_is_reused(
         patch.setattr(RunFolder, "once", noted)
         result = compress(model, data, **{**STARTED, **changed}, folder=tmp_path)
     fresh = compress(model, data, **{**STARTED, **changed})
-    assert made - {"apply", "guard"} == again - {"apply"}
+    assert made - {"apply", "guard", "repeat", "measure_held_out"} == again - {"apply"}
+    assert "measure_held_out" not in made or "measure" in again
     assert ("guard" in made) == bool(again)
     assert result.problem.fingerprint() == fresh.problem.fingerprint()
     np.testing.assert_array_equal(result.solution.choice, fresh.solution.choice)
@@ -290,9 +295,13 @@ def test_other_data_in_any_batch_and_another_model_are_measured(tmp_path: Path) 
         compress(model, data, **STARTED, folder=tmp_path, on_measure=measured.append)
         return len(measured)
 
-    assert [run(model, data), run(model, data)] == [3, 0]
-    assert run(model, [*data[:2], data[2] + 1e-6]) == 3
-    assert run(seeded(Residual, seed=1), data) == 3
+    def every(data: list[Tensor]) -> int:
+        return 3 + len(split_samples(model, data).kept)
+
+    other = [*data[:2], data[2] + 1e-6]
+    assert [run(model, data), run(model, data)] == [every(data), 0]
+    assert run(model, other) == every(other)
+    assert run(seeded(Residual, seed=1), data) in (3, every(data))  # a uniform setting that won needs no costs
 
 
 @pytest.mark.parametrize("more", [{}, {"finetune_steps": 2}, {"batch_norm_data": batches()}])

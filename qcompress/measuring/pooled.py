@@ -1,11 +1,14 @@
 """Average a measurement over further samples as well, with the options encoded as they were.
 
-Costs and pair terms are means over samples, so further samples are measured alone and added by their number.
+Costs and pair terms are means over samples, so further samples are measured alone and added by their number. Where
+codes were fitted to the first samples, the further ones also show how much of their success was memory.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +41,24 @@ def with_more_samples(
     if cache is not None:
         cache.unlink(missing_ok=True)
     return pooled(measurement, more)
+
+
+def without_moments(measurement: Measurement) -> Measurement:
+    """Return the measurement without statistics of inputs and codes, the bulk of it."""
+    empty: MappingProxyType[str, Any] = MappingProxyType({})
+    return replace(measurement, moments=empty, num_inputs=empty, squares=empty, codes={})
+
+
+def with_costs_of(measurement: Measurement, other: Measurement) -> Measurement:
+    """Return the measurement with the costs and pair terms of another one of the same options."""
+    return replace(
+        measurement,
+        cost=other.cost,
+        softened=other.softened,
+        standard_error=other.standard_error,
+        factor=other.factor,
+        num_samples=other.num_samples,
+    )
 
 
 def pooled(measurement: Measurement, more: Measurement) -> Measurement:

@@ -7,7 +7,6 @@ guard's choice, which had not seen them.
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 from formulations import Problem
 from formulations.file_kinds import FileKind
@@ -15,7 +14,7 @@ from formulations.files import AnyPath
 from qcompress.budgets import LATENCY
 from qcompress.guard import Guarded
 from qcompress.measurement import Measurement
-from qcompress.measuring.pooled import with_more_samples
+from qcompress.measuring.pooled import with_costs_of, with_more_samples, without_moments
 from qcompress.model.opened import opened_of
 from qcompress.proposals import Proposal, repeatable, repeated
 from qcompress.run_folder import Kept, RunFolder
@@ -43,25 +42,7 @@ def chosen_again(
     if name is None or not _may_see_more(request, measurement):
         return won
 
-    def make(cache: Path | None) -> Proposal:
-        more = with_more_samples(
-            replace(calibration, data=request.split.kept),
-            measurement,
-            jobs=request.jobs,
-            cache=cache,
-            on_progress=run.watched(request.on_measure),
-        )
-        return repeated(
-            won,
-            name,
-            more,
-            problem,
-            pairs=request.pairs,
-            solver=local_solver(request, measurement),
-            time_limit=request.time_limit,
-            seed=calibration.seed,
-        )
-
+    everything = _measured_on_all(request, run, measurement)
     key = {
         **request.measured_from(),
         **request.identities,
@@ -70,7 +51,42 @@ def chosen_again(
         "won": won.to_json(),
         "pairs": request.pairs,
     }
-    return run.once("repeat", make, key=key, kept=Kept("repeated.json", _save, _load))
+    return run.once(
+        "repeat",
+        lambda _: repeated(
+            won,
+            name,
+            everything,
+            problem,
+            pairs=request.pairs,
+            solver=local_solver(request, measurement),
+            time_limit=request.time_limit,
+            seed=calibration.seed,
+        ),
+        key=key,
+        kept=Kept("repeated.json", _save, _load),
+    )
+
+
+def _measured_on_all(request: Request, run: RunFolder, measurement: Measurement) -> Measurement:
+    """Return the measurement averaged over the held-out samples as well."""
+    options = [[transform.to_json() for transform in transforms] for transforms in measurement.transforms]
+    return run.once(
+        "measure_held_out",
+        lambda cache: with_more_samples(
+            replace(request.calibration, data=request.split.kept),
+            measurement,
+            jobs=request.jobs,
+            cache=cache,
+            on_progress=run.watched(request.on_measure),
+        ),
+        key={**request.measured_from(), **request.identities, "options on offer": options},
+        kept=Kept(
+            "all_samples.npz",
+            lambda everything, path: without_moments(everything).save(path),
+            lambda path: with_costs_of(measurement, Measurement.load(path)),
+        ),
+    )
 
 
 def _may_see_more(request: Request, measurement: Measurement) -> bool:
