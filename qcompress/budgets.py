@@ -105,6 +105,7 @@ def require_known(budget: Mapping[str, Amount], resources: Collection[str] = KNO
     Raises:
         OptionsError: there is no budget, a resource or unit is unknown, or a value is not positive.
     """
+    _require_mapping(budget)
     if not budget:
         raise OptionsError(f"give at least one budget, as {{'bytes': 0.25}}; measured are: {', '.join(resources)}")
     for name, asked in budget.items():
@@ -112,6 +113,11 @@ def require_known(budget: Mapping[str, Amount], resources: Collection[str] = KNO
             hint = _HINTS.get(name, "")
             raise OptionsError(f"no resource is called {name!r}; measured are: {', '.join(resources)}{hint}")
         parse(name, asked)
+
+
+def _require_mapping(budget: object) -> None:
+    if not isinstance(budget, Mapping):
+        raise OptionsError(f"budgets are a mapping such as {{'bytes': '15%'}}, found {budget!r}")
 
 
 def split_loss(budget: Mapping[str, Amount], minimize: str | None) -> tuple[dict[str, Amount], float | None]:
@@ -125,6 +131,7 @@ def split_loss(budget: Mapping[str, Amount], minimize: str | None) -> tuple[dict
     >>> split_loss({"loss": 0.02, "macs": "50%"}, "bytes")
     ({'bytes': '100%', 'macs': '50%'}, 0.02)
     """
+    _require_mapping(budget)
     others = {name: asked for name, asked in budget.items() if name != LOSS}
     if minimize is None:
         if LOSS in budget:

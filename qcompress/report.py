@@ -10,6 +10,7 @@ from formulations.files import AnyPath
 from formulations.formatting import amount, plural
 from qcompress.budgets import FILE_BYTES, LATENCY
 from qcompress.guard import Candidate
+from solvers.search import PROOF_TOLERANCE
 
 FILE_KIND = FileKind("qcompress report", version=1)
 
@@ -187,8 +188,21 @@ class Report:
     def _proof(self) -> str:
         """Describe what is proven about the choice."""
         bound = "no bound" if self.gap is None else f"bound {self.bound:.6g}, gap {self.gap:.3%}"
-        known = "proven optimal for the predicted loss" if self.status == "OPTIMAL" else "not proven optimal"
+        if self.status == "OPTIMAL":
+            known = "proven optimal for the predicted loss"
+        elif self._optimum_tried():
+            known = "the held-out samples prefer it to the choice that is proven optimal for the predicted loss"
+        else:
+            known = "not proven optimal"
         return f"- choice: {self.status} by {self.solver}: {known} ({bound})"
+
+    def _optimum_tried(self) -> bool:
+        """Whether the guard took a worse prediction than that of a candidate that meets the bound."""
+        if self.bound is None or self.chosen is None:
+            return False
+        limit = self.bound + PROOF_TOLERANCE * abs(self.bound)
+        met = {candidate.name for candidate in self.candidates if candidate.loss_predicted <= limit}
+        return bool(met) and self.chosen not in met
 
     def _tried(self) -> list[str]:
         """Table of the guard's candidates."""

@@ -246,3 +246,9 @@ def test_a_file_budget_that_the_smallest_file_just_meets_is_met(granularity: str
     assert result.report.usage["file_bytes"] == compressed_size(result.model).file_bytes <= file_bytes
     with pytest.raises(InfeasibleBudgetError):
         compress(model, data, budget={"file_bytes": file_bytes - 1}, **settings)
+
+
+@pytest.mark.parametrize("budget", ["15%", ["bytes=15%"], 0.15])
+def test_budgets_that_are_no_mapping_are_one_clear_error(budget: Any) -> None:
+    with pytest.raises(OptionsError, match="budgets are a mapping such as {'bytes': '15%'}, found"):
+        compress(nn.Linear(4, 2), [torch.zeros(2, 4)], budget=budget)

@@ -25,6 +25,7 @@ from qcompress import (
 from qcompress.cautions import FACTOR, of_inputs, of_prediction
 from qcompress.compressed.record import record_of
 from qcompress.errors import DataError
+from qcompress.guard import Candidate
 from qcompress.model.samples import split_samples
 from qcompress.report import Report
 from solvers import solve
@@ -115,6 +116,11 @@ def test_the_report_says_of_what_the_proof_is_and_lists_what_was_tried(tmp_path:
     guarded = compress(seeded(Residual), batches(), **QUICK).report
     assert f"| {guarded.chosen} |" in guarded.to_markdown()
     assert guarded.to_markdown().count("| taken |") == 1
+    optimum, worse = (Candidate(name, loss, 0.1, {}) for name, loss in (("optimum", 1.0), ("worse", 1.5)))
+    for tried, proven in (((optimum, worse), True), ((worse,), False)):
+        report = replace(guarded, status="FEASIBLE", bound=1.0, gap=1 / 3, candidates=tried, chosen="worse")
+        assert ("the choice that is proven optimal" in report.to_markdown()) == proven
+        assert ("not proven optimal" in report.to_markdown()) != proven
     guarded.save(tmp_path / "report.json")
     assert Report.load(tmp_path / "report.json") == guarded
     assert json.loads(json.dumps(guarded.to_json()))["candidates"][0].keys() == {

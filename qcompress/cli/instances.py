@@ -5,11 +5,13 @@ from typing import Annotated
 
 import typer
 
+from formulations.errors import FileFormatError
 from formulations.formatting import number, percent
 from qcompress.cli import arguments
 from qcompress.cli.console import complain, print_json, print_table, say
 from solvers import Solution
 from solvers.library import Library
+from solvers.library.library import RECORDS_FILE
 
 Folder = Annotated[Path, typer.Argument(metavar="LIBRARY", help="Folder that contains records.json.")]
 Published = Annotated[
@@ -32,7 +34,7 @@ def list_instances(folder: Folder, only: Only = "", as_json: arguments.AsJson = 
 
     Example: `qcompress instances list benchmarks/instances`
     """
-    records = [record for record in Library(folder) if only in record.name]
+    records = [record for record in _opened(folder) if only in record.name]
     if as_json:
         from dataclasses import asdict
 
@@ -51,7 +53,7 @@ def verify(folder: Folder, published: Published = None, only: Only = "") -> int:
 
     Example: `qcompress instances verify benchmarks/instances`
     """
-    library = Library(folder, published)
+    library = _opened(folder, published)
     failed = checked = absent = 0
     for record in library:
         if only not in record.name:
@@ -81,7 +83,7 @@ def improve(
     """
     from solvers import solve
 
-    library = Library(folder, published)
+    library = _opened(folder, published)
     for record in list(library):
         if only in record.name and not record.proven and library.has(record.name):
             start = library.choices.get(record.name)
@@ -94,3 +96,14 @@ def improve(
             word = "improved" if better else "as before"
             say(f"{record.name}: {word}, best {number(after.best, 10)}, gap {percent(after.gap)}")
     return 0
+
+
+def _opened(folder: Path, published: Path | None = None) -> Library:
+    """Open an existing library.
+
+    Raises:
+        FileFormatError: there is none in the folder.
+    """
+    if not (folder / RECORDS_FILE).exists():
+        raise FileFormatError(f"{folder} is not a library of instances: it has no {RECORDS_FILE}")
+    return Library(folder, published)

@@ -117,11 +117,11 @@ def _show_problem(problem: Problem) -> None:
 
 
 def _show_solution(solution: Solution, problem: Problem | None) -> None:
+    if problem is not None and solution.problem_fingerprint != problem.fingerprint():
+        raise FileFormatError("this solution belongs to another problem than the one given with --problem")
     print_solution(solution, {} if problem is None else dict(problem.budgets))
     if problem is None or solution.choice is None:
         return
-    if solution.problem_fingerprint != problem.fingerprint():
-        raise FileFormatError("this solution belongs to another problem than the one given with --problem")
     chosen = problem.flat(solution.choice)
     rows = [
         (

@@ -25,6 +25,7 @@ from solvers.library.record import Record
 from solvers.search import PROOF_TOLERANCE
 from solvers.solution import Solution
 
+RECORDS_FILE = "records.json"
 RECORDS = FileKind("qcompress instance records", version=1)
 CHOICES = FileKind("qcompress instance choices", version=1)
 
@@ -62,7 +63,7 @@ class Library:
         self.published = None if published is None else Path(published)
         self.records: dict[str, Record] = {}
         self.choices: dict[str, NDArray[np.int64]] = {}
-        file = self.folder / "records.json"
+        file = self.folder / RECORDS_FILE
         if file.exists():
             content = RECORDS.read_json(file)
             with RECORDS.building(file):
@@ -141,7 +142,7 @@ class Library:
         """Write the records and choices."""
         self.folder.mkdir(parents=True, exist_ok=True)
         entries = [{**asdict(record), "arguments": dict(record.arguments)} for record in self]
-        RECORDS.write_json(self.folder / "records.json", {"records": entries})
+        RECORDS.write_json(self.folder / RECORDS_FILE, {"records": entries})
         small = {name: choice.astype(np.uint16) for name, choice in self.choices.items()}
         CHOICES.write_arrays(self.folder / "choices.npz", {}, small)
 

@@ -21,6 +21,7 @@ MISTAKES = [
     (["solve", "problem.npz", "--option", "sweeps"], USAGE, "--option must be written name=value, found 'sweeps'"),
     (["solve", "problem.npz", "--option", "nothing=1"], FAILURE, "has no option 'nothing'"),
     (["solve", "impossible.npz"], FAILURE, "bytes: asked for at most 1, the smallest possible use is"),
+    (["instances", "list", "."], FAILURE, "is not a library of instances: it has no records.json"),
     (["compare", "problem.npz", "--solver", "nobody"], FAILURE, "no solver is called 'nobody'"),
     (["compare", "problem.npz", "--seeds", "0"], USAGE, "--seeds"),
     (["compare", "problem.npz", "problem.npz"], USAGE, "must have different names"),

@@ -3,6 +3,7 @@
 import re
 import sys
 
+from formulations.generators.random_instances import layered_problem
 from qcompress.cli import main
 from tests.cli.zoo import COMPRESS, ran
 
@@ -32,3 +33,13 @@ def test_show_reads_reports_cut_runs_and_folders_of_comparisons(folder, problem_
     (folder / "else").mkdir()
     assert main(["show", "else"]) == 1
     assert "else is not a folder written by 'compress' or 'compare'; it contains nothing" in capsys.readouterr().err
+
+
+def test_a_solution_is_not_shown_with_another_problem(problem_file, capsys):
+    ran(["solve", problem_file, "--solver", "greedy", "--output", "solution.json"])
+    layered_problem(4, seed=2).save("other.npz")
+    capsys.readouterr()
+    assert main(["show", "solution.json", "--problem", "other.npz"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "belongs to another problem" in shown.err
