@@ -18,7 +18,7 @@ import numpy as np
 
 from formulations import Problem
 from solvers.base import Search, Solver
-from solvers.heuristic.recombination import REHEAT, Breeding, Chain, distinct
+from solvers.heuristic.recombination import REHEAT, Breeding, AnnealingChain, distinct
 from solvers.kernels.cooling import NO_BEST, Schedule
 from solvers.kernels.local_search import polish_flat
 from solvers.kernels.moves import Arrays, Floats, Integers, begin, delta, fits, to_arrays
@@ -90,7 +90,9 @@ class Anneal(Solver):
             herd = _Herd(problem, search, a, free, threads, cold)
             begins = [fallback if warm_start else _random_choice(a, search.rng) for _ in range(plan.population)]
             warm = hot * REHEAT if warm_start else hot
-            elite = herd.cooled([Chain(begin, price, search.rng) for begin in begins], warm, plan.steps, plan.share)
+            elite = herd.cooled(
+                [AnnealingChain(begin, price, search.rng) for begin in begins], warm, plan.steps, plan.share
+            )
             idle, breeding = 0, Breeding(a, search.rng)
             for generation in range(self.generations if len(elite) > 1 else 0):
                 if idle == PATIENCE or search.expired():
@@ -128,7 +130,7 @@ class _Herd:
     ) -> None:
         self.problem, self.search, self.a, self.free, self.threads, self.cold = problem, search, a, free, threads, cold
 
-    def cooled(self, chains: list[Chain], hot: float, steps: int, share: float) -> list[Chain]:
+    def cooled(self, chains: list[AnnealingChain], hot: float, steps: int, share: float) -> list[AnnealingChain]:
         """Run ``steps`` moves of each chain and return the distinct ones, best first.
 
         If ``share`` of the remaining time is not enough, the chains cool faster, because a hot chain is worth little.
@@ -198,7 +200,7 @@ def _temperatures(a: Arrays, chosen: Integers) -> tuple[float, float]:
 
 def _moves_per_s(a: Arrays, free: Integers, chosen: Integers, price: Floats, temperature: float) -> float:
     """Measure the number of moves per second, of all threads together, in a short run without side effects."""
-    chain = Chain(chosen, price, np.random.default_rng(0))
+    chain = AnnealingChain(chosen, price, np.random.default_rng(0))
     start = time.perf_counter()
     steps = max(20_000, len(free))  # enough to make the initial sums of a run negligible
     schedule = Schedule(temperature, 1.0, steps, 0.01)

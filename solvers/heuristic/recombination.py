@@ -20,7 +20,7 @@ UNLIMITED_REHEAT = 1 / 4
 """The same in a problem without budgets; parents that are heated again begin between this and 1."""
 
 
-class Chain:
+class AnnealingChain:
     """One chain, with its choice, prices, random numbers and best choice so far.
 
     Args:
@@ -45,7 +45,7 @@ class Chain:
             self.value = cool_in_sweeps(a, free, self.chosen, self.state, schedule, self.best, self.value)
 
 
-def distinct(chains: list[Chain]) -> list[Chain]:
+def distinct(chains: list[AnnealingChain]) -> list[AnnealingChain]:
     """Return chains with distinct choices, best first (in a stable order)."""
     first = {chain.best.tobytes(): chain for chain in sorted(chains, key=lambda chain: -chain.value)}
     return sorted(first.values(), key=lambda chain: chain.value)
@@ -63,7 +63,7 @@ class Breeding:
         self._a, self._rng, self._symmetric = a, rng, is_symmetric(a, rng)
         self._limited, self._generation = bool(len(a.limit)), 0
 
-    def children(self, elite: list[Chain], count: int) -> tuple[list[Chain], float]:
+    def children(self, elite: list[AnnealingChain], count: int) -> tuple[list[AnnealingChain], float]:
         """Return the next generation, and its first temperature relative to that of a random start."""
         self._generation += 1
         if self._limited:
@@ -72,7 +72,7 @@ class Breeding:
             return [self._heated(elite) for _ in range(count)], UNLIMITED_REHEAT ** float(self._rng.random())
         return [self._crossed(elite) for _ in range(count)], UNLIMITED_REHEAT
 
-    def settle(self, chains: list[Chain]) -> None:
+    def settle(self, chains: list[AnnealingChain]) -> None:
         """Undo, part by part, what did not improve the parents that were heated again."""
         for chain in chains:
             if chain.parent is not None:
@@ -81,23 +81,23 @@ class Breeding:
                 if value < chain.value:
                     chain.best, chain.value = child, value
 
-    def _mixed(self, elite: list[Chain]) -> Chain:
+    def _mixed(self, elite: list[AnnealingChain]) -> AnnealingChain:
         mother, father = self._rng.choice(len(elite), size=2, replace=False)
         mixed = np.where(self._rng.random(len(elite[0].best)) < 0.5, elite[mother].best, elite[father].best)
-        return Chain(mixed, elite[mother].price, self._rng)
+        return AnnealingChain(mixed, elite[mother].price, self._rng)
 
-    def _heated(self, elite: list[Chain]) -> Chain:
+    def _heated(self, elite: list[AnnealingChain]) -> AnnealingChain:
         parent = elite[self._rng.integers(len(elite))]
-        return Chain(parent.best, parent.price, self._rng, parent.best)
+        return AnnealingChain(parent.best, parent.price, self._rng, parent.best)
 
-    def _crossed(self, elite: list[Chain]) -> Chain:
+    def _crossed(self, elite: list[AnnealingChain]) -> AnnealingChain:
         """Cross two parents part by part; group by group if they do not differ in several parts."""
         first, second = self._rng.choice(len(elite), size=2, replace=False)
         mother, father = elite[first].best, elite[second].best
         child, parts = self._by_parts(mother, father)
         if parts < 2:
             child = np.where(self._rng.random(len(mother)) < 0.5, mother, self._nearer(mother, father))
-        return Chain(child, elite[first].price, self._rng)
+        return AnnealingChain(child, elite[first].price, self._rng)
 
     def _by_parts(self, mother: Integers, father: Integers) -> tuple[Integers, int]:
         coins = self._rng.integers(0, 2, size=len(mother))
