@@ -18,7 +18,7 @@ import numpy as np
 
 from formulations import Problem
 from solvers.base import Search, Solver
-from solvers.heuristic.recombination import REHEAT, Breeding, AnnealingChain, distinct
+from solvers.heuristic.recombination import REHEAT, AnnealingChain, Breeding, distinct
 from solvers.kernels.cooling import NO_BEST, Schedule
 from solvers.kernels.local_search import polish_flat
 from solvers.kernels.moves import Arrays, Floats, Integers, begin, delta, fits, to_arrays

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from formulations.generators.families import factor_and_pairs, random_max_cut, signed_pairs, torus_max_cut
-from solvers.heuristic.recombination import Breeding, Chain
+from solvers.heuristic.recombination import AnnealingChain, Breeding
 from solvers.kernels.crossing import cross_parts, is_symmetric, mirrored, parts_of
 from solvers.kernels.moves import to_arrays
 
@@ -78,7 +78,7 @@ def test_only_problems_whose_mirror_images_are_equal_are_symmetric():
 def test_a_parent_beside_the_mirror_image_of_the_other_is_crossed_as_its_neighbour():
     problem = torus_max_cut(6, 6, seed=0)
     a, mother, father = parents(problem, 3, 6)
-    chains = [Chain(chosen, np.zeros(0), np.random.default_rng(0)) for chosen in (mother, mirrored(a, father))]
+    chains = [AnnealingChain(chosen, np.zeros(0), np.random.default_rng(0)) for chosen in (mother, mirrored(a, father))]
     breeding = Breeding(a, np.random.default_rng(0))
     breeding.children(chains, 1)
     crossed, _ = breeding.children(chains, 4)  # every other generation is crossed
@@ -89,7 +89,7 @@ def test_a_parent_beside_the_mirror_image_of_the_other_is_crossed_as_its_neighbo
 def test_what_did_not_improve_a_heated_parent_is_undone():
     problem = torus_max_cut(8, 8, seed=1)
     a, mother, worse = parents(problem, 5, 20)
-    chain = Chain(mother, np.zeros(0), np.random.default_rng(0), mother)
+    chain = AnnealingChain(mother, np.zeros(0), np.random.default_rng(0), mother)
     chain.chosen[:] = worse
     Breeding(a, np.random.default_rng(0)).settle([chain])
     assert value(problem, chain.best) == pytest.approx(chain.value + problem.offset, abs=1e-9)
