@@ -102,7 +102,7 @@ class Solver(ABC):
     def takes_use_pairs(self, problem: Problem) -> bool:  # noqa: ARG002 - some depend on the size
         """Whether this back end takes the pair terms in the budgets of ``problem`` directly.
 
-        The others never see such budgets: `solvers.paired` prices or linearises them.
+        The others never see such budgets: `solvers.paired_budgets` prices or linearises them.
         """
         return self.native_use_pairs
 
@@ -192,4 +192,4 @@ class CqmSampler(Protocol):
 
 
 SolverLike = str | Solver | type[Solver] | BqmSampler | CqmSampler
-"""Everything accepted as a solver: a text as in `solvers.named`, a `Solver` class or instance, or a dimod sampler."""
+"""Everything accepted as a solver: a text (`solvers.solver_text`), a `Solver` class or instance, or a dimod sampler."""

@@ -58,8 +58,8 @@ def solve(
 
     Args:
         problem: the problem to solve.
-        solver: a name (see `available`), optionally with options or an import path (see `solvers.named`), a `Solver`
-            class or instance, or any ``dimod.Sampler`` instance.
+        solver: a name (see `available`), optionally with options or an import path (see `solvers.solver_text`), a
+            `Solver` class or instance, or any ``dimod.Sampler`` instance.
         time_limit: maximum time in seconds, after which the best choice so far is returned; None lets the solver
             finish. The very first run may compile for some seconds before the time starts.
         seed: random seed; the same seed gives the same result, unless the time limit ends the run.
@@ -97,9 +97,9 @@ def solve(
         return job
     back_end.prepare()
     if problem.paired_budgets and not back_end.takes_use_pairs(problem):
-        from solvers import paired  # compiled code, imported only when used
+        from solvers import paired_budgets  # compiled code, imported only when used
 
-        paired.prepare()
+        paired_budgets.prepare()
     search = Search(
         problem, solver=back_end.name, time_limit=time_limit, seed=seed, initial=start, on_progress=on_progress
     )
@@ -135,7 +135,7 @@ def _run_reduced(search: Search, back_end: Solver, *, bound: bool, presolve: boo
         _run_scaled(outer, back_end, bound=bound)
 
     if problem.paired_budgets and not back_end.takes_use_pairs(problem):
-        from solvers.paired import solve_paired  # compiled code, imported only when used
+        from solvers.paired_budgets import solve_paired  # compiled code, imported only when used
 
         prover = back_end.prover()
         prove = None if prover is None else partial(_run_scaled, back_end=prover, bound=False)
@@ -182,17 +182,17 @@ def judge(problem: Problem, choice: ArrayLike, *, name: str = "given") -> Soluti
 
 
 def as_solver(solver: SolverLike) -> Solver:
-    """Return the `Solver` for a text (see `solvers.named`), a class, an instance or a dimod sampler.
+    """Return the `Solver` for a text (see `solvers.solver_text`), a class, an instance or a dimod sampler.
 
     Raises:
         UnknownSolverError: the name is unknown.
         InvalidOptionError: ``solver`` is neither a solver nor a dimod sampler, or it has no such option.
     """
     if isinstance(solver, str) and ":" in solver:
-        from solvers import named  # needed only for texts that are not plain names
+        from solvers import solver_text  # needed only for texts that are not plain names
 
-        meant, options = named.resolved(solver)
-        return named.configured(as_solver(meant), options)
+        meant, options = solver_text.resolved(solver)
+        return solver_text.configured(as_solver(meant), options)
     if isinstance(solver, str):
         return registry.solver_class(solver)()
     if isinstance(solver, type) and issubclass(solver, Solver):

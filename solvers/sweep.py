@@ -4,7 +4,7 @@ A choice within a budget is also within every looser budget, and a bound for a b
 The sweep therefore goes from tight to loose budgets and starts each point from the previous one. At the end every point
 takes the best choice within its budget and the best bound that holds for it. As the budget grows, neither the objective
 nor the bound ever rises. Both hold for the point's budget as `Problem.evaluate` computes them. On request, the choices
-are nested in each other (`solvers.nested`).
+are nested in each other (`solvers.nested_sweep`).
 """
 
 import time
@@ -24,8 +24,8 @@ from solvers import registry
 from solvers.base import Solver, SolverLike
 from solvers.errors import InvalidOptionError
 from solvers.journal import Journal, run_key
-from solvers.nested import Point
-from solvers.nested import nested as nested_solutions
+from solvers.nested_sweep import Point
+from solvers.nested_sweep import nested as nested_solutions
 from solvers.run import as_solver, solve
 from solvers.solution import Solution, StopReason
 from solvers.solution_update import with_known
@@ -178,7 +178,7 @@ def sweep(
         time_limit: maximum time in seconds for each point.
         seed: random seed; the same seed gives the same result, unless the time limit ends a point.
         nested: whether no group may use more of the resource at a tighter budget than at a looser one, so that one file
-            serves all models; takes up to two further runs a point (see `solvers.nested`).
+            serves all models; takes up to two further runs a point (see `solvers.nested_sweep`).
         journal: path of a file to which every solved point is written; points already in it are not solved again.
         on_point: function called after every solved point.
         **options: options of the solver.

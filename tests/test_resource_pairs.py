@@ -25,7 +25,7 @@ from formulations.reductions.pricing import priced
 from formulations.reductions.restriction import restrict
 from solvers import Status, StopReason, UnsupportedProblemError, available, solve
 from solvers.composites import auto
-from solvers.paired import UNPROVEN, solve_paired
+from solvers.paired_budgets import UNPROVEN, solve_paired
 from solvers.run import as_solver
 from solvers.search import Search
 

@@ -21,8 +21,8 @@ from formulations.errors import FileFormatError
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from formulations.forms.couplings import Integers
-from formulations.forms.levels import in_levels, levels_for
-from formulations.forms.tight import tight_budgets
+from formulations.forms.tight_budgets import tight_budgets
+from formulations.forms.use_levels import in_levels, levels_for
 from formulations.problem import Problem
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Bits:
     Attributes:
         problem_fingerprint: fingerprint of the problem.
         encoding, prices, overrun: arguments of `formulations.to_bqm`; with ``levels``, prices and overrun count levels.
-        levels: argument of `formulations.forms.levels.in_levels`, or None if uses are not rounded to levels.
+        levels: argument of `formulations.forms.use_levels.in_levels`, or None if uses are not rounded to levels.
         scale: factor by which energies were multiplied.
     """
 

@@ -6,8 +6,8 @@ sorted by name), and the factor, whose products are expanded. A **BQM** or **QUB
 with penalties, from which groups and budgets cannot be recovered. It states how it was written, and
 `formulations.decode_bits` converts samples to choices.
 
-Budgets are enforced in a form that suits annealers (`formulations.forms.tight`). It proves nothing: a sample may stand
-for a choice that exceeds a budget. With ``proven`` the least energy belongs to the best choice (`formulations.to_bqm`
+Budgets are enforced in a form that suits annealers (`formulations.forms.tight_budgets`). It proves nothing: a sample
+may stand for a choice that exceeds a budget. With ``proven`` the least energy belongs to the best choice (`formulations.to_bqm`
 without prices), but biases differ by factors of 10⁹. With prices, budgets are only priced. Energies are scaled by a
 power of two, so that the largest bias is between 0.5 and 1.
 

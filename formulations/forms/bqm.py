@@ -4,7 +4,7 @@ An encoding writes "one option per group" in bits (one module each in `formulati
 bit per option), **domain-wall** (a bit per boundary between neighbouring options) and **binary** (the option's position
 as a number). Penalties of a derived size keep the groups valid. Each budget is enforced by slack bits (exactly), by a
 price per unit (a Lagrange multiplier, which keeps the model sparse; the caller searches for the right price, as solver
-'sa' does by bisection), or by both (`formulations.forms.tight`).
+'sa' does by bisection), or by both (`formulations.forms.tight_budgets`).
 
 With slack bits, exceeding a budget must not pay off either. Let R be an upper bound on the difference between the
 objectives of two valid choices. All penalties grow by R, and the squared excess costs R per unit², so that every

@@ -118,7 +118,7 @@ def compare(
 
     Args:
         problem: the problem to solve, or several problems by name.
-        solvers: names, optionally with options as in ``"anneal:sweeps=200"``, import paths (see `solvers.named`),
+        solvers: names, optionally with options as in ``"anneal:sweeps=200"``, import paths (see `solvers.solver_text`),
             `Solver` classes or instances, or dimod samplers. Solvers with the same name and options (such as two
             composites of the same class) need labels: ``{"gentle": one, "harsh": other}``.
         time_limit: time limit of every run in seconds.

@@ -4,7 +4,7 @@ A block of groups that fits on the processor is optimised while all other groups
 (`formulations.reductions.restriction.restrict`), and its best answer is kept if it is better. Blocks are random and
 cover every group in each pass; the descent ends after a pass without improvement. Every choice is within the budgets,
 from the first one on. An interrupted run resumes when it is called again, with the part that was in progress
-(`solvers.leap.descent`).
+(`solvers.leap.descent_state`).
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from formulations.reductions.restriction import restrict
 from formulations.reductions.scaling import normal_form
 from solvers.base import Search, SubSearch
 from solvers.errors import InvalidOptionError
-from solvers.leap.descent import DescentState, descent_path
+from solvers.leap.descent_state import DescentState, descent_path
 from solvers.leap.errors import LeapError, LeapProblemError
 from solvers.leap.qpu import QuantumProcessor
 

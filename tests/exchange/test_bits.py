@@ -11,8 +11,8 @@ from formulations import FileFormatError, Problem, decode_bits, write_bqm, write
 from formulations.exchange.bits import metadata_in
 from formulations.exchange.suffixes import read_problem
 from formulations.forms.bqm import to_bqm
-from formulations.forms.levels import in_levels
-from formulations.forms.tight import tight_budgets
+from formulations.forms.tight_budgets import tight_budgets
+from formulations.forms.use_levels import in_levels
 from formulations.generators.random_instances import layered_problem, small_problem
 from solvers import solve
 

@@ -21,7 +21,7 @@ from solvers.testing import check_solver, optimum
 pytest.importorskip("dwave.cloud")
 import dimod
 
-from solvers.leap import descent, job
+from solvers.leap import descent_state, job
 from solvers.leap.answer import time_to_solution
 from solvers.leap.decomposed import Decomposed
 from solvers.leap.device import Device
@@ -309,7 +309,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("written", [pytest.param(False, marks=pytest.mark.slow), True], ids=["before", "after"])
-@pytest.mark.parametrize("module", [descent, job], ids=["descent", "job"])
+@pytest.mark.parametrize("module", [descent_state, job], ids=["descent", "job"])
 def test_parts_go_on_where_the_process_was_killed_at_a_write(leap, undisturbed, tmp_path, monkeypatch, module, written):
     """No part is sent twice and no better choice is lost, whichever of the files was being written."""
     choice, sent, _ = undisturbed

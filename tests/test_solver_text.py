@@ -5,8 +5,8 @@ import pytest
 
 from formulations.generators.random_instances import layered_problem
 from solvers import InvalidOptionError, UnknownSolverError, solve
-from solvers.named import options_of
 from solvers.run import as_solver
+from solvers.solver_text import options_of
 from tests.compare.own_solvers import Dice, Downhill
 
 OWN = "tests.compare.own_solvers"

@@ -6,8 +6,8 @@ annealers freeze. Here a budget enters as in an augmented Lagrangian (Hestenes, 
 
     price·(use + slack - budget) + overrun·(use + slack - budget)²
 
-with uses counted from each group's smallest use, in a few levels (`formulations.forms.levels`). With the price alone
-the minimum would be close to the best choice. ``overrun`` is `FIRMNESS` times the price divided by a typical step
+with uses counted from each group's smallest use, in a few levels (`formulations.forms.use_levels`). With the price
+alone the minimum would be close to the best choice. ``overrun`` is `FIRMNESS` times the price divided by a typical step
 between options, so that exceeding the budget by one step costs a few times its price. It is larger if a choice over the
 budget would still be better than the best choice within it. Only choices that the search visited and their neighbours
 are checked for this, and uses are rounded: the lowest energy may belong to a choice over the budget, so samples must be
@@ -23,7 +23,7 @@ import numpy as np
 
 from formulations.forms.couplings import Floats, Integers
 from formulations.forms.descent import Descent
-from formulations.forms.levels import in_levels, levels_for
+from formulations.forms.use_levels import in_levels, levels_for
 from formulations.problem import Problem
 
 FIRMNESS = 2.0
