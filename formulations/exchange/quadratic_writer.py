@@ -7,9 +7,9 @@ with penalties, from which groups and budgets cannot be recovered. It states how
 `formulations.decode_bits` converts samples to choices.
 
 Budgets are enforced in a form that suits annealers (`formulations.forms.tight_budgets`). It proves nothing: a sample
-may stand for a choice that exceeds a budget. With ``proven`` the least energy belongs to the best choice (`formulations.to_bqm`
-without prices), but biases differ by factors of 10⁹. With prices, budgets are only priced. Energies are scaled by a
-power of two, so that the largest bias is between 0.5 and 1.
+may stand for a choice that exceeds a budget. With ``proven`` the least energy belongs to the best choice
+(`formulations.to_bqm` without prices), but biases differ by factors of 10⁹. With prices, budgets are only priced.
+Energies are scaled by a power of two, so that the largest bias is between 0.5 and 1.
 
 QUBO text is in qbsolv's format: comments (``c``), a line ``p qubo 0 <variables> <diagonal entries> <couplers>``, then a
 line ``i i bias`` for each variable and ``i j bias`` with i < j for each coupler, counted from 0. The energy is the sum
