@@ -94,7 +94,7 @@ def session_of(name: str, path: Path) -> Any:
 
 def measured(case: Case, folder: Path) -> qcompress.Measurement:
     """Return losses and bytes of all options, from the folder if they are there."""
-    options = qcompress.integer_products() + qcompress.prune_quantize(bits=(8,), sparsity=(0,))
+    options = qcompress.integer_products(case.ranges) + qcompress.prune_quantize(bits=(8,), sparsity=(0,))
     options += qcompress.prune_quantize(bits=(4, 8), group_size=case.groups, compensated=case.method == "fisher")
     file = folder / "measurement.npz"
     if not file.exists():
@@ -118,14 +118,19 @@ def uniform(legal: qcompress.Measurement, fits: Callable[[Transform], bool]) -> 
 
 
 def uniform_choices(legal: qcompress.Measurement, grouped: int | None) -> Iterator[tuple[str, list[int]]]:
+    """Yield choices with the same option in all parts that have it."""
     yield "float32", [0] * len(legal.parts)
-    static = uniform(legal, lambda transform: isinstance(transform, IntegerProduct) and not transform.dynamic)
-    yield "uniform W8A8, static", static
-    dynamic = [any(getattr(transform, "dynamic", False) for transform in options) for options in legal.transforms]
-    if sum(dynamic) > len(dynamic) / 2:
-        yield "uniform W8A8, dynamic", uniform(legal, lambda transform: getattr(transform, "dynamic", False))
+    for kind in ("static", "dynamic"):
+        is_kind = functools.partial(is_in_integers, kind == "dynamic")
+        if sum(any(map(is_kind, options)) for options in legal.transforms) > len(legal.parts) / 2:
+            yield f"uniform W8A8, {kind}", uniform(legal, is_kind)
     for bits in (8, 4):
         yield f"uniform {bits} bits", uniform(legal, functools.partial(is_stored_in, bits, grouped))
+
+
+def is_in_integers(dynamic: bool, transform: Transform) -> bool:
+    """Whether weights and activations are in 8 bits, with ranges of that kind."""
+    return isinstance(transform, IntegerProduct) and transform.dynamic == dynamic
 
 
 def is_stored_in(bits: int, group_size: int | None, transform: Transform) -> bool:

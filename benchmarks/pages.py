@@ -79,9 +79,10 @@ def filled(text: str, row: Row) -> str:
 
 CHOSEN = "{kl:.2f} → {kl_tuned:.2f} ({accuracy_tuned:.1f})"
 NETWORKS = (
-    ("resnet20", "accuracy", "{quality:.1f}", 32),
-    ("efficientnet", "accuracy", "{quality:.1f}", 8),
-    ("minilm", "Spearman", "{quality:.2f}", 32),
+    ("resnet20", "accuracy", "{quality:.2f}", "KL", 32),
+    ("efficientnet", "accuracy", "{quality:.2f}", "KL", 8),
+    ("minilm", "Spearman", "{quality:.2f}", "squared difference", 32),
+    ("smollm2", "next words right, %", "{quality:.2f}", "KL", 4),
 )
 VIEWS = {
     "streaming": View(
@@ -151,13 +152,30 @@ VIEWS = {
                 "file": "{file}",
                 "bytes": "{bytes:,}",
                 quality: cell,
-                "ms, predicted": "{ms_predicted:.2f}",
+                loss: "{loss:.3g}",
                 "ms per sample, batch 1": "{ms1:.2f}",
                 "times as fast": "{faster1:.2f}",
                 f"times as fast, batch {many}": f"{{faster{many}:.2f}}",
             }
         )
-        for network, quality, cell, many in NETWORKS
+        for network, quality, cell, loss, many in NETWORKS
+    },
+    **{
+        f"onnx_{network}_against": View(
+            columns={
+                "file": "{file}",
+                "ms": "{ms1:.2f}",
+                quality: cell,
+                loss: "{loss:.3g}",
+                "least loss in its time": "{least_loss}",
+                "its ms": "{least_loss_ms:.2f}",
+                f"its {quality}": cell.replace("quality", "least_loss_quality"),
+                f"its {loss}": "{least_loss_loss:.3g}",
+                "fastest that is as good": "{as_good}",
+                "its time, ms": "{as_good_ms:.2f}",
+            }
+        )
+        for network, quality, cell, loss, _ in NETWORKS
     },
     "cifar10_resnet20": View(
         columns={"average bits": "{average_bits:g}", "options": "{options}", "measured by": "{method}"},

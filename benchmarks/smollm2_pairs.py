@@ -1,6 +1,6 @@
 """SmolLM2-135M in bits per weight: are choices with pair terms better than the additive one, and by how much?
 
-    python -m benchmarks.smollm2_pairs --model FOLDER --text FILE [--windows 128] [--length 128] [--judges 6]
+    python -m benchmarks.smollm2_pairs --model FOLDER --text FILE [--windows 64] [--length 64] [--judges 4]
 
 Options, ties and test windows are those of `benchmarks.smollm2_hf`, with codes rounded to nearest. ``sampled`` takes
 one column of the pair terms from every calibration window. At every budget the choice is made without pair terms, and
@@ -46,15 +46,15 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="folder of the model")
     parser.add_argument("--text", type=Path, required=True, help="plain text")
     parser.add_argument("--folder", type=Path, default=Path("runs/smollm2_pairs"), help="where everything is kept")
-    parser.add_argument("--windows", type=int, default=128, help="windows to measure on")
-    parser.add_argument("--length", type=int, default=128, help="tokens of each")
-    parser.add_argument("--judges", type=int, default=6, help="windows of 512 tokens to judge on")
+    parser.add_argument("--windows", type=int, default=64, help="windows to measure on")
+    parser.add_argument("--length", type=int, default=64, help="tokens of each")
+    parser.add_argument("--judges", type=int, default=4, help="windows of 512 tokens to judge on")
     words = parser.parse_args()
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(words.model, dtype=torch.float32).eval()
     data, judges = windows(words.model, words.text, words.windows)
-    data, judges = [window[:, : words.length] for window in data], judges[: words.judges]
+    data, judges = [torch.cat(data)[:, : words.length]], judges[: words.judges]  # one batch: options are decoded once
     words.folder.mkdir(parents=True, exist_ok=True)
     transforms = [GroupWise(bits, 0.0, compensated=False, group_size=size) for bits, size in SCHEMES]
     engine = CompressedTensors()

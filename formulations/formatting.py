@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+LARGEST = 2.0**53  # beyond it a float does not hold every whole number
+
 
 def number(value: float | None, digits: int = 6) -> str:
     """Format a number with ``digits`` significant digits, or a dash for None.
@@ -10,6 +12,15 @@ def number(value: float | None, digits: int = 6) -> str:
     ('1,234.57', '–')
     """
     return "–" if value is None else f"{value:,.{digits}g}"
+
+
+def limit(value: float) -> str:
+    """Format a limit that may be asked for as it is printed: whole numbers are written in full.
+
+    >>> limit(12345678), limit(1234.56789)
+    ('12,345,678', '1,234.57')
+    """
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < LARGEST else number(value)
 
 
 def amount(value: float) -> str:

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from formulations.errors import InfeasibleBudgetError, InvalidProblemError
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
-from formulations.formatting import amount, markdown_table
+from formulations.formatting import amount, limit, markdown_table
 from formulations.pairs import PairTerms
 from formulations.resource_pairs import arrays_of, checked_resource_pairs, least_of_blocks, matrix_from
 from formulations.validation import (
@@ -309,7 +309,7 @@ class Problem:
         """
         smallest = self.minimum_usage()
         broken = [
-            f"{name}: asked for at most {budget:,.6g}, the smallest possible use is {smallest[name]:,.6g}"
+            f"{name}: asked for at most {limit(budget)}, the smallest possible use is {limit(smallest[name])}"
             for name, budget in self.budgets.items()
             if smallest[name] > limit_of(budget)
         ]

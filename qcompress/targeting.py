@@ -13,7 +13,7 @@ from formulations import Problem
 from formulations.files import AnyPath
 from qcompress.budgets import BITS_PER_WEIGHT, LATENCY, with_resources
 from qcompress.engines.base import Engine
-from qcompress.engines.export import ExportedFile, export
+from qcompress.engines.export import ExportedFile, export, require_free
 from qcompress.engines.in_time import Seconds, solved_in_time
 from qcompress.engines.legal import for_engine
 from qcompress.engines.registry import as_engine
@@ -41,7 +41,8 @@ def engine_for(
 
     Raises:
         OptionsError: an output was given without a target.
-        EngineError: the engine does not exist, does not support the model, or cannot measure seconds for a time budget.
+        EngineError: the engine does not exist, does not support the model, or cannot measure seconds for a time budget;
+            or something stands where its file is to be written.
         MissingError: a package of the engine is missing.
     """
     if target is None:
@@ -53,7 +54,14 @@ def engine_for(
     engine = as_engine(target)
     if LATENCY in budget and (why := engine.why_not_timed()):
         raise EngineError(why)
-    engine.sizes(calibration.model, (), (), calibration.first_batch())
+    if output is not None:
+        require_free(engine, Path(output))
+    try:
+        engine.sizes(calibration.model, (), (), calibration.first_batch())
+    except EngineError as error:
+        if calibration.forward is not None:
+            error.args = (f"{error}. An engine runs model(batch), without forward=: give batches that the model takes",)
+        raise
     return engine
 
 

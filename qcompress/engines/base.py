@@ -86,6 +86,7 @@ class Engine(ABC):
     summary: ClassVar[str]
     requires: ClassVar[tuple[str, ...]] = ()  # modules it imports to write or run files
     by_block: ClassVar[bool] = False  # whether it writes and runs an opened model with one block in memory at a time
+    writes_folder: ClassVar[bool] = False  # whether it writes a folder instead of a file
     extra: ClassVar[str] = ""  # the extra of qcompress that installs the modules
     tolerance: ClassVar[
         float

@@ -62,6 +62,7 @@ class CompressedTensors(Engine):
     requires: ClassVar[tuple[str, ...]] = ("compressed_tensors", "transformers")
     extra: ClassVar[str] = "compressed-tensors"
     by_block: ClassVar[bool] = True
+    writes_folder: ClassVar[bool] = True
     tolerance: ClassVar[float] = 1e-6
 
     tokenizer: str | None = None

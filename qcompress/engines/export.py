@@ -53,11 +53,22 @@ def export(
         raise EngineError(f"engine {engine.name!r} does not write a model block by block: load it whole")
     if (record := record_of(model)) is not None and opened_of(model) is None:  # an opened model cannot have changed
         require_unchanged(record, model)
-    if goal.is_dir() and any(goal.iterdir()):
-        raise EngineError(f"the folder {goal} is not empty; name a new file or folder")
+    require_free(engine, goal)
     with drafting(goal) as draft:
         engine.write(model, draft, example)
     return ExportedFile(path=goal, size_bytes=size_on_disk(goal))
+
+
+def require_free(engine: Engine, goal: Path) -> None:
+    """Check that an engine's file or folder can be written there: a file replaces a file, a folder an empty folder.
+
+    Raises:
+        EngineError: something else stands there.
+    """
+    if goal.is_file() and engine.writes_folder:
+        raise EngineError(f"engine {engine.name!r} writes a folder, but {goal} is a file; name a new folder")
+    if goal.is_dir() and any(goal.iterdir()):
+        raise EngineError(f"the folder {goal} is not empty; name a new file or folder")
 
 
 def model_of(model_or_result: nn.Module | HasModel) -> nn.Module:

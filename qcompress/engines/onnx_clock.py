@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ROUNDS = 20
 LEAST_S = 2e-3  # minimum duration of a measured interval: short runs are repeated
-LONG_S = 0.2  # of a model that is measured over more rounds, because other programs disturb short ones for a while
+LONG_S = 0.5  # time to measure a whole model for, over more rounds: other programs disturb it for a while
 MOST_BYTES = 2**30  # of graphs that take turns
 
 Kind = tuple[Hashable, ...]

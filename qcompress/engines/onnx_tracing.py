@@ -41,7 +41,10 @@ def inputs_of(batch: Any, count: int | None = None) -> list[Tensor]:
     """
     tensors = [batch] if isinstance(batch, Tensor) else list(batch.values() if isinstance(batch, dict) else batch)
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
-        raise EngineError(f"engine 'onnxruntime' traces tensors, lists and dicts of tensors, found {batch!r:.100}")
+        found = type(batch).__name__ + (
+            f" of {', '.join(type(tensor).__name__ for tensor in tensors)}" if tensors else ""
+        )
+        raise EngineError(f"engine 'onnxruntime' traces tensors, lists and dicts of tensors, found {found}")
     return tensors if isinstance(batch, dict) or count is None else tensors[:count]
 
 

@@ -13,7 +13,7 @@ import torch
 
 from formulations import InfeasibleBudgetError
 from formulations.generators.prune_quantize import prune_quantize
-from qcompress.budgets import FILE_BYTES, fixed_use, parse, remedy
+from qcompress.budgets import BITS_PER_WEIGHT, FILE_BYTES, FRACTIONAL, fixed_use, parse, remedy
 from qcompress.engines.base import Engine
 from qcompress.errors import DataError, EngineError, OptionsError
 from qcompress.measuring.channels import offers_channels
@@ -94,15 +94,18 @@ def require_possible(request: Request) -> None:
     unreached = sum(item.size_bytes for item in inventory.skipped if item.reason == UNCALLED)
     fixed = {**inventory.fixed, "bytes": inventory.fixed["bytes"] - unreached}
     original = dict(inventory.original)
-    if request.engine is not None:
-        transforms = _run_by(request.engine, request, inventory)
-        if FILE_BYTES in request.budget and not unreached:
-            resources[FILE_BYTES], fixed[FILE_BYTES] = _in_file(request.engine, request, inventory, transforms)
-            original[FILE_BYTES] = fixed[FILE_BYTES] + float(resources[FILE_BYTES][::2].sum())
+    transforms = _run_by(request.engine, request, inventory)
+    if BITS_PER_WEIGHT in request.budget and not unreached and None not in transforms:
+        resources[BITS_PER_WEIGHT], fixed[BITS_PER_WEIGHT] = _bits_per_weight(inventory, transforms), 0.0
+        original[BITS_PER_WEIGHT] = float(resources[BITS_PER_WEIGHT][::2].sum())
+    if request.engine is not None and FILE_BYTES in request.budget and not unreached:
+        resources[FILE_BYTES], fixed[FILE_BYTES] = _in_file(request.engine, request, inventory, transforms)
+        original[FILE_BYTES] = fixed[FILE_BYTES] + float(resources[FILE_BYTES][::2].sum())
     for name, asked in request.budget.items():
         resource = "bytes" if name == FILE_BYTES and request.engine is None else name
         if resource in resources and not (resource == "macs" and (unreached or not _alike(calibration.data))):
-            limits[resource], asked_of[resource] = parse(name, asked).amount(original[resource]), asked
+            limit = parse(name, asked).amount(original[resource], whole=name not in FRACTIONAL)
+            limits[resource], asked_of[resource] = limit, asked
     if not limits:
         return
     problem = prune_quantize(
@@ -121,8 +124,8 @@ def require_possible(request: Request) -> None:
         raise
 
 
-def _run_by(engine: Engine, request: Request, inventory: Survey) -> list[list[Transform] | None]:
-    """Return the options of each part that the engine runs, or None if they depend on the values of the weight.
+def _run_by(engine: Engine | None, request: Request, inventory: Survey) -> list[list[Transform] | None]:
+    """Return the options of each part that the engine, if any, runs, or None if they depend on the weight's values.
 
     Raises:
         EngineError: the engine runs no option of any part.
@@ -138,10 +141,10 @@ def _run_by(engine: Engine, request: Request, inventory: Survey) -> list[list[Tr
             supported.append(None)
             continue
         resolved = [transform for offer in offers if (transform := offer.resolve(blank)) is not None]
-        refused = [engine.refuse(part, transform) for transform in resolved]
+        refused = ["" if engine is None else engine.refuse(part, transform) for transform in resolved]
         supported.append([transform for transform, why in zip(resolved, refused, strict=True) if not why])
         why_not = why_not or next(filter(None, refused), "")
-    if why_not and not any(transforms is None or transforms for transforms in supported):
+    if engine is not None and why_not and not any(transforms is None or transforms for transforms in supported):
         raise EngineError(f"engine {engine.name!r} runs none of the options on offer: {why_not}")
     return supported
 
@@ -162,6 +165,20 @@ def _in_file(
         for index, (part_sizes, supported) in enumerate(zip(sizes.options, transforms, strict=True))
     ]
     return np.array(least, dtype=np.float64).ravel(), float(sizes.overhead)
+
+
+def _bits_per_weight(
+    inventory: Survey, transforms: Sequence[Sequence[Transform] | None]
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return the bits of each part, unchanged and at least, over the number of all weights that have a choice."""
+    num_weights = sum(
+        part.target.num_weights for part, options in zip(inventory.parts, transforms, strict=True) if options
+    )
+    least = []
+    for part, options in zip(inventory.parts, transforms, strict=True):
+        sizes = [transform.size_bytes(part.target) for transform in (Keep(), *(options or ()))]
+        least.append((sizes[0], min(sizes)) if options else (0, 0))
+    return 8.0 * np.array(least, dtype=np.float64).ravel() / max(num_weights, 1)
 
 
 def _resources(request: Request, inventory: Survey) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:

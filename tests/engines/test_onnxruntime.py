@@ -164,6 +164,12 @@ def test_a_model_that_pytorch_cannot_export_is_refused_in_one_line_and_nothing_i
     assert list(tmp_path.iterdir()) == []
 
 
+def test_batches_that_only_forward_understands_are_refused_before_measuring() -> None:
+    model, batches = Chain(nn.Linear(4, 4)).eval(), [{"pixels": torch.randn(2, 4)}]
+    with pytest.raises(EngineError, match="does not accept .* without forward=: give batches that the model takes"):
+        qcompress.compress(model, batches, budget={"bytes": 0.5}, target=EXACT, forward=lambda net, b: net(b["pixels"]))
+
+
 def test_a_transformer_encoder_is_exported_with_its_attention(tmp_path: Path) -> None:
     from transformers import BertConfig, BertModel
 

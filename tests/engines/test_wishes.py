@@ -69,6 +69,38 @@ def test_a_budget_below_the_smallest_file_names_it_before_anything_is_measured(
     assert result.exported.size_bytes == smallest
 
 
+def test_bits_below_the_smallest_name_it_before_anything_is_measured(
+    model: nn.Module, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched, pytest.raises(InfeasibleBudgetError, match="smallest possible") as error:
+        patched.setattr("qcompress.steps.measuring.measure", lambda *_, **__: pytest.fail("it was measured"))
+        compress(model, engine, tmp_path, {"bits_per_weight": 1})
+    smallest = float(re.search(r"smallest possible use is ([\d.]+)", str(error.value))[1].rstrip("."))
+    result = compress(model, engine, tmp_path, {"bits_per_weight": smallest * 1.001}, guard=False)
+    assert result.report.usage["bits_per_weight"] == pytest.approx(smallest, rel=1e-4)
+
+
+def test_a_folder_that_is_not_empty_is_refused_before_anything_is_measured(
+    model: nn.Module, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "mine.txt").write_text("mine")
+    monkeypatch.setattr("qcompress.steps.measuring.measure", lambda *_, **__: pytest.fail("it was measured"))
+    with pytest.raises(EngineError, match="small is not empty"):
+        compress(model, engine, tmp_path, {"file_bytes": "50%"})
+    assert (tmp_path / "small" / "mine.txt").read_text() == "mine"
+
+
+def test_a_file_in_place_of_a_folder_is_refused_before_anything_is_measured(
+    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "small").write_text("mine")
+    monkeypatch.setattr("qcompress.steps.measuring.measure", lambda *_, **__: pytest.fail("it was measured"))
+    with pytest.raises(EngineError, match="writes a folder, but .* is a file"):
+        compress(model, CompressedTensors(), tmp_path, {"file_bytes": "50%"})
+    assert (tmp_path / "small").read_text() == "mine"
+
+
 def test_the_smallest_file_for_a_loss_is_written_and_its_loss_measured(
     model: nn.Module, engine: Engine, tmp_path: Path
 ) -> None:
