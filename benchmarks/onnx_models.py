@@ -35,7 +35,7 @@ from benchmarks.onnx_cases import CASES, Case
 from benchmarks.tables import markdown, write_results
 from benchmarks.traces import traced_once
 from formulations import InfeasibleBudgetError
-from formulations.files import read_json, write_json
+from formulations.files import drafting, read_json, write_json
 from qcompress.budgets import FILE_BYTES, LATENCY
 from qcompress.engines.in_time import TOLERANCE
 from qcompress.engines.legal import for_engine
@@ -54,18 +54,14 @@ QUICK = 0.97  # of float32's time
 
 
 def quantized_by_ort(whole: Path, case: Case, folder: Path) -> Iterator[tuple[str, Path]]:
-    """Write and yield the files of ONNX Runtime's quantizers."""
+    """Yield the files of ONNX Runtime's quantizers, and write those that an earlier run has not written."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_dynamic, quantize_static
     from onnxruntime.quantization.registry import IntegerOpsRegistry
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    ready = folder / "ready.onnx"
-    quant_pre_process(str(whole), str(ready), skip_symbolic_shape=True)
-    yield "ORT dynamic", folder / "dynamic.onnx"
-    # of the operator Attention it makes one that ONNX Runtime does not load
-    operators = [name for name in IntegerOpsRegistry if name != "Attention"]
-    quantize_dynamic(str(ready), str(folder / "dynamic.onnx"), op_types_to_quantize=operators)
     names = [given.name for given in ENGINE.session(whole).get_inputs()]
+    # for the operator Attention it makes one that ONNX Runtime does not load
+    operators = [name for name in IntegerOpsRegistry if name != "Attention"]
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -77,8 +73,19 @@ def quantized_by_ort(whole: Path, case: Case, folder: Path) -> Iterator[tuple[st
                 return None
             return {name: entry.numpy() for name, entry in zip(names, inputs_of(batch), strict=True)}
 
-    quantize_static(str(ready), str(folder / "static.onnx"), Reader(), quant_format=QuantFormat.QDQ, per_channel=True)
-    yield "ORT static", folder / "static.onnx"
+    def dynamic(ready: str, path: str) -> None:
+        quantize_dynamic(ready, path, op_types_to_quantize=operators)
+
+    def static(ready: str, path: str) -> None:
+        quantize_static(ready, path, Reader(), quant_format=QuantFormat.QDQ, per_channel=True)
+
+    for quantize in (dynamic, static):
+        path, ready = folder / f"{quantize.__name__}.onnx", folder / "ready.onnx"
+        if not path.exists():
+            quant_pre_process(str(whole), str(ready), skip_symbolic_shape=True)
+            with drafting(path) as draft:
+                quantize(str(ready), str(draft))
+        yield f"ORT {quantize.__name__}", path
 
 
 def session_of(name: str, path: Path) -> Any:

@@ -64,7 +64,10 @@ def require_free(engine: Engine, goal: Path) -> None:
 
     Raises:
         EngineError: something else stands there.
+        FileNotFoundError: the folder around it does not exist.
     """
+    if not goal.parent.is_dir():
+        raise FileNotFoundError(2, "there is no such folder", str(goal.parent))
     if goal.is_file() and engine.writes_folder:
         raise EngineError(f"engine {engine.name!r} writes a folder, but {goal} is a file; name a new folder")
     if goal.is_dir() and any(goal.iterdir()):

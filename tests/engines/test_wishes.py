@@ -99,6 +99,8 @@ def test_a_file_in_place_of_a_folder_is_refused_before_anything_is_measured(
     with pytest.raises(EngineError, match="writes a folder, but .* is a file"):
         compress(model, CompressedTensors(), tmp_path, {"file_bytes": "50%"})
     assert (tmp_path / "small").read_text() == "mine"
+    with pytest.raises(FileNotFoundError, match=r"there is no such folder: .*none"):
+        compress(model, CompressedTensors(), tmp_path / "none", {"file_bytes": "50%"})
 
 
 def test_the_smallest_file_for_a_loss_is_written_and_its_loss_measured(
