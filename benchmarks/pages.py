@@ -5,6 +5,7 @@
 
 Between ``<!-- table NAME -->`` and ``<!-- end of table -->`` is a table that `VIEWS` derives from the rows
 in ``benchmarks/published/``, with the command that produced them. It is never edited by hand; a test compares the two.
+The pictures (`benchmarks.pictures`) are drawn anew as well.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+from benchmarks import pictures
 from formulations.files import read_json, replacing, write_json
 
 ROOT = Path(__file__).parent.parent
@@ -98,6 +100,44 @@ VIEWS = {
             "outputs differ by": "{max_difference:g}",
         }
     ),
+    "streaming_killed": View(
+        columns={
+            "GB on disk": "{gb:.2f}",
+            "largest resident GB": "{peak_gb:.2f}",
+            "measuring, s": "{measure_s:.0f}",
+            "applying, s": "{apply_s:.0f}",
+            "writing, s": "{export_s:.1f}",
+            "comparing, s": "{verify_s:.0f}",
+            "kills": "{kills}",
+            "in runs": "{runs}",
+            "that gave the same bytes": "{same}",
+        }
+    ),
+    "scoring": View(
+        columns={
+            "step": "{step}",
+            "options": "{options}",
+            "CPU-s": "{s:.0f}",
+            "of a pass": "{ratio:.2f}",
+            "CPU-s per option": "{per_option:.1f}",
+            "working out the options, CPU-s": "{encode_s:.0f}",
+            "largest resident GB": "{peak_gb:.2f}",
+            "model GB": "{model_gb:.2f}",
+        }
+    ),
+    **{
+        f"truth_{name}": View(
+            columns={
+                "model": "{model}",
+                "prediction": "{prediction}",
+                "Spearman": "{spearman:.3f}",
+                "predicted / true, median": "{ratio:.2f}",
+                "single costs within 1 standard error": "{within_1:.0%}",
+                "within 2": "{within_2:.0%}",
+            }
+        )
+        for name in ("smollm2", "minilm")
+    },
     "trust": View(
         columns={
             "model": "{model}",
@@ -293,13 +333,15 @@ def main() -> None:
 
 
 def write_pages() -> None:
-    """Write the tables of every page anew."""
-    for page in PAGES:
-        text = page.read_text()
-        if (new := with_tables(text)) != text:
-            with replacing(page) as file:
-                file.write(new.encode())
-            print(f"wrote {page.relative_to(ROOT)}")
+    """Write the tables of every page, and the pictures, anew."""
+    new = {page: with_tables(page.read_text()) for page in PAGES}
+    new |= {pictures.FOLDER / f"{name}.svg": pictures.drawn(name) for name in pictures.PICTURES}
+    for path, text in new.items():
+        if not path.exists() or path.read_text() != text:
+            path.parent.mkdir(exist_ok=True)
+            with replacing(path) as file:
+                file.write(text.encode())
+            print(f"wrote {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -6,14 +6,18 @@ For each size (GB on disk) a model of Llama's shape with random weights is writt
 measured, solved, applied, written for compressed-tensors and compared, all in a process whose address space is limited
 to ``--limit`` GB (``RLIMIT_AS``). Reported are the processor time of every step, and the largest resident size and
 address space.
-``--kill N`` kills that process N times at random moments and restarts it; the files are then compared with those of an
-uninterrupted run. An interrupted benchmark resumes; the models are deleted afterwards unless ``--keep``.
+``--kill N`` runs once more with N kills: the process is killed a random time after it began to write files of its own,
+and started again, until N of them died; a run that ends earlier begins anew. The files of every such run are compared
+with those of the run that was not killed. A run that was cut goes on; the models are deleted afterwards unless
+``--keep``.
 ``--rates`` only prints what one thread reads, passes, encodes and decodes in a second of processor time.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
+import math
 import os
 import random
 import resource
@@ -79,7 +83,7 @@ def compress(folder: Path, run: Path, limit: float, samples: int, tokens: int) -
 
     import qcompress
 
-    start = time.perf_counter()
+    start = time.perf_counter()  # of processor time, so it is also what starting took
     model = qcompress.open_model(folder)
     data = [torch.randint(8192, (samples, tokens), generator=torch.Generator().manual_seed(1))]
     kept = [torch.randint(8192, (2, tokens), generator=torch.Generator().manual_seed(2))]
@@ -93,6 +97,7 @@ def compress(folder: Path, run: Path, limit: float, samples: int, tokens: int) -
     assert result.verification is not None
     assert result.verification.ok, result.verification.why_not
     figures = {
+        "start_s": start,
         "all_s": time.perf_counter() - start,
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
         "address_gb": _largest_address_space() / 1e9,
@@ -111,25 +116,75 @@ def _largest_address_space() -> int:
     return next(1024 * int(words[1]) for words in lines if words[0] == "VmPeak:")
 
 
-def limited(words: argparse.Namespace, folder: Path, run: Path, kills: int = 0) -> dict[str, Any]:
-    """Run `compress` in a separate process, killed several times in between; return its figures."""
-    command = [
+def command_of(words: argparse.Namespace, folder: Path, run: Path) -> list[str]:
+    """Command line of the process in which `compress` runs."""
+    return [
         sys.executable, "-m", "benchmarks.streaming", "--folder", str(folder), "--run", str(run), "--limit",
         str(words.limit), "--samples", str(words.samples), "--tokens", str(words.tokens),
     ]  # fmt: skip
-    rng = random.Random(0)  # noqa: S311
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "NUMBA_NUM_THREADS": "1"}
+
+
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "NUMBA_NUM_THREADS": "1"}
+
+
+def limited(words: argparse.Namespace, folder: Path, run: Path) -> dict[str, Any]:
+    """Run `compress` in a process of its own; return its figures."""
     run.mkdir(parents=True, exist_ok=True)
-    for _ in range(kills):
-        process = subprocess.Popen(command, env=environment)  # noqa: S603
-        try:
-            process.wait(timeout=words.least_s + rng.random() * words.between_s)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    start = time.perf_counter()
-    subprocess.run(command, env=environment, check=True)  # noqa: S603
-    return json.loads((run / "figures.json").read_text()) | {"last_run_s": time.perf_counter() - start}
+    subprocess.run(command_of(words, folder, run), env={**os.environ, **ENVIRONMENT}, check=True)  # noqa: S603
+    figures: dict[str, Any] = json.loads((run / "figures.json").read_text())
+    return figures
+
+
+def killed(words: argparse.Namespace, folder: Path, run: Path, uncut: dict[str, Any], expected: str) -> dict[str, Any]:
+    """Run `compress` killed ``words.kill`` times, in as many runs as that takes.
+
+    A process lives for a random time, on average the uncut run's time by the number of kills, after it wrote a
+    file that the one before it had not written.
+
+    Args:
+        words: the command line.
+        folder: the model.
+        run: folder for the runs.
+        uncut: figures of the run that was not killed.
+        expected: digest of its files.
+    """
+    rng = random.Random(0)  # noqa: S311
+    kills, same, runs = 0, 0, 0
+    shutil.rmtree(run, ignore_errors=True)
+    while kills < words.kill or not runs:
+        run.mkdir(parents=True, exist_ok=True)
+        process = subprocess.Popen(command_of(words, folder, run), env={**os.environ, **ENVIRONMENT})  # noqa: S603
+        life_s = 2 * rng.random() * uncut["all_s"] / words.kill
+        if kills < words.kill and _dies(process, run, life_s):
+            kills += 1
+            last = max(_files(run), key=lambda file: file.stat().st_mtime_ns).relative_to(run)
+            print(f"kill {kills}, {life_s:.1f} s after its first file; the last one is {last}", flush=True)
+        elif process.wait():
+            raise SystemExit(f"the run after {kills} kills failed")
+        else:
+            runs, same = runs + 1, same + (digest(run / "out") == expected)
+            shutil.rmtree(run)
+    return {"kills": kills, "runs": runs, "same": same}
+
+
+def _files(run: Path) -> set[Path]:
+    return {file for file in run.rglob("*") if file.is_file()}
+
+
+def _dies(process: "subprocess.Popen[bytes]", run: Path, life_s: float) -> bool:
+    """Kill a process ``life_s`` of processor time after it wrote a new file; whether it had not ended by itself."""
+    ticks, before, begun_s = os.sysconf("SC_CLK_TCK"), _files(run), math.inf
+    while process.poll() is None:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            used = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+            used_s = sum(map(int, used)) / ticks
+            if math.isinf(begun_s) and {file for file in _files(run) - before if file.suffix != ".json"}:
+                begun_s = used_s
+            if used_s - begun_s >= life_s:
+                process.kill()
+                return process.wait() < 0
+        time.sleep(0.02)
+    return False
 
 
 def digest(folder: Path) -> str:
@@ -153,9 +208,7 @@ def row(words: argparse.Namespace, size: float) -> dict[str, Any]:
     file = words.folder / f"run_{size}" / "figures.json"  # of a run that an earlier call has done
     figures = json.loads(file.read_text()) if file.exists() else limited(words, folder, file.parent)
     if words.kill:
-        limited(words, folder, words.folder / f"killed_{size}", words.kill)
-        same = digest(words.folder / f"run_{size}" / "out") == digest(words.folder / f"killed_{size}" / "out")
-        figures["killed"] = f"{words.kill} times, {'the same' if same else 'OTHER'} bytes"
+        figures |= killed(words, folder, words.folder / f"killed_{size}", figures, digest(file.parent / "out"))
     if not words.keep:
         shutil.rmtree(folder)
     return {"gb": on_disk, **figures}
@@ -236,9 +289,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=3.0, help="GB of address space")
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--kill", type=int, default=0, help="times, of a second run")
-    parser.add_argument("--least-s", type=float, default=8.0, help="seconds that a process lives at least")
-    parser.add_argument("--between-s", type=float, default=15.0, help="seconds on top of that at most")
+    parser.add_argument("--kill", type=int, default=0, help="times that a second run is killed and started again")
     parser.add_argument("--keep", action="store_true", help="keep the models")
     parser.add_argument("--out", default="benchmarks/results", help="where JSON, Markdown and the plot go")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
@@ -255,11 +306,12 @@ def main() -> None:
     columns = {
         "gb": "GB on disk", "peak_gb": "largest resident GB", "address_gb": "largest address space GB",
         "measure_s": "measure s", "apply_s": "apply s", "export_s": "write s", "verify_s": "compare s",
-        "all_s": "all s",
+        "all_s": "all s", "kills": "kills", "runs": "in runs", "same": "of which gave the same bytes",
     }  # fmt: skip
     table = markdown(rows, columns)
-    write_results(Path(words.out), "streaming", rows, table)
-    plot(rows, Path(words.out) / "streaming.png")
+    name = "streaming_killed" if words.kill else "streaming"
+    write_results(Path(words.out), name, rows, table)
+    plot(rows, Path(words.out) / f"{name}.png")
     print(table)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from formulations.files import read_json, replacing, write_json
 
-PLACES = dict.fromkeys(("--data", "--model", "--out", "--output", "--folder"), "FOLDER") | {"--text": "FILE"}
+PLACES = dict.fromkeys(("--data", "--model", "--out", "--output", "--folder", "--tree"), "FOLDER") | {"--text": "FILE"}
 """Flags that name a place on this machine, and what stands for it."""
 
 

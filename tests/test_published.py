@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from benchmarks import pages
+from benchmarks import pages, pictures
 from benchmarks.tables import write_results
 
 
@@ -14,6 +14,20 @@ from benchmarks.tables import write_results
 def test_a_page_shows_what_the_published_rows_give(page):
     text = page.read_text()
     assert pages.with_tables(text) == text, "run: python -m benchmarks.pages"
+
+
+@pytest.mark.parametrize("name", pictures.PICTURES)
+def test_a_picture_shows_what_the_published_rows_give(name):
+    assert (pictures.FOLDER / f"{name}.svg").read_text() == pictures.drawn(name), "run: python -m benchmarks.pages"
+    assert f"(pictures/{name}.svg)" in pages.PAGES[0].read_text()
+
+
+def test_equal_factors_along_both_axes_draw_a_line_of_slope_one():
+    picture = pictures.Picture(sources=(), x="gb", lines={"all": "s"}, labels=("GB", "s"))
+    drawn = picture.svg([{"gb": 10.0, "s": 100.0}, {"gb": 1.0, "s": 10.0}, {"gb": 0.1, "s": 1.0}])
+    (points,) = re.findall(r'polyline points="([^"]+)"', drawn)
+    (x0, y0), (x1, y1), (x2, y2) = [map(float, point.split(",")) for point in points.split()]
+    assert (x1 - x0, y1 - y0) == pytest.approx((x2 - x1, y2 - y1), abs=0.11)  # coordinates have one decimal
 
 
 def test_the_benchmarks_page_has_no_table_by_hand_and_shows_every_published_one():

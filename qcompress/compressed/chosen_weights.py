@@ -109,8 +109,11 @@ def chosen_model(
         stored = {} if kept or files is None else StoredArrays(files, part.name)
         parts.append(CompressedPart(part=part, transform=transform, stored=cast("dict[str, Tensor]", stored)))
     dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
-    chosen = opened_from(ChosenWeights(opened.files, parts, model), dtype=dtype)
-    chosen.config, chosen.generation_config = model.config, model.generation_config
+    weights = ChosenWeights(opened.files, parts, model)
+    chosen = opened_from(weights, dtype=dtype, make=opened.make, blocks=opened.blocks)
+    for name in ("config", "generation_config"):
+        if hasattr(model, name):
+            setattr(chosen, name, getattr(model, name))
     chosen_bytes = sum(item.transform.size_bytes(item.part.target) for item in parts)
     attach(chosen, Compression(parts=tuple(parts), payload_bytes=int(measurement.fixed["bytes"]) + chosen_bytes))
     return chosen

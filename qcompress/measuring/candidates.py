@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from qcompress.errors import ModelError
 from qcompress.measuring.kept_codes import NOTHING_KEPT, KeptCodes
+from qcompress.measuring.memory import return_free_memory
 from qcompress.model.parts import Part, weights_of
 from qcompress.model.sites import WEIGHT, Site
 from qcompress.options import Options
@@ -93,8 +94,6 @@ class Candidates:
         codes: Codes | None = None,
     ) -> None:
         self._model, self._rows, self.codes = model, rows, codes or {}
-        self._changes: dict[tuple[int, int], Tensor] = {}
-        self._room = 0
         self.parts, self.transforms, self.standing = parts, tuple(transforms), tuple(standing)
         sizes = [len(group) for group in self.transforms]
         self.offsets: NDArray[np.int64] = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
@@ -120,26 +119,18 @@ class Candidates:
 
     def change(self, part: int, option: int) -> Tensor:
         """``approximation - weight`` of the part's rows, ``(channels, per_channel)``."""
-        if (part, option) in self._changes:
-            return self._changes[part, option]
         rows = self.parts[part].weight(self._model)
-        change = torch.zeros_like(rows) if option == self.standing[part] else self._rows(part, option) - rows
-        if change.nbytes <= self._room:
-            self._room -= change.nbytes
-            self._changes[part, option] = change
-        return change
+        return torch.zeros_like(rows) if option == self.standing[part] else self._rows(part, option) - rows
 
-    def some(self, indices: Sequence[int], room: int) -> "Candidates":
-        """Return the candidates of some parts; their changes are cached as far as they fit into ``room`` bytes."""
-        some = Candidates(
+    def some(self, indices: Sequence[int]) -> "Candidates":
+        """Return the candidates of some parts."""
+        return Candidates(
             self._model,
             tuple(self.parts[index] for index in indices),
             [self.transforms[index] for index in indices],
             lambda part, option: self._rows(indices[part], option),
             [self.standing[index] for index in indices],
         )
-        some._room = room
-        return some
 
     @property
     def decoded_bytes(self) -> int:
@@ -212,7 +203,7 @@ def fitted(
         num_inputs: number of inputs that the moments are averaged over.
         squares: mean squares of the input columns of layers, by `Part.path`.
         on_encode: called after every part.
-        decoded_bytes: bytes of decoded options to cache.
+        decoded_bytes: bytes up to which the decoded options are kept, if all of them fit.
         ranges: ranges of the layers' activations, by `Part.path`.
         kept: options that an earlier run encoded, and where this run keeps its own.
 
@@ -247,21 +238,21 @@ def fitted(
                     size_bytes=sum(array.nbytes for arrays in codes.values() for array in arrays.values()),
                 )
             )
+    return_free_memory()
     decoded: dict[tuple[int, int], Tensor] = {}
-    room = decoded_bytes
 
     def rows(part: int, option: int) -> Tensor:
-        nonlocal room
         if (part, option) in decoded:
             return decoded[part, option]
         target, weight = parts[part].target, parts[part].weight(model)
         changed = transforms[part][option].decode(codes[part, option], target).to(weight)
-        if changed.nbytes <= room:
-            room -= changed.nbytes
+        if all_fit:
             decoded[part, option] = changed
         return changed
 
-    return Candidates(model, parts, transforms, rows, [0] * len(parts), codes), np.array(errors)
+    candidates = Candidates(model, parts, transforms, rows, [0] * len(parts), codes)
+    all_fit = candidates.decoded_bytes <= decoded_bytes
+    return candidates, np.array(errors)
 
 
 def _work(part: Part, moments: Mapping[str, Tensor]) -> float:

@@ -1,4 +1,4 @@
-"""Opened models: a Hugging Face folder as a model whose weights are read block by block.
+"""Opened models: a folder of safetensors files as a model whose weights are read block by block.
 
 The blocks are the model's repeated layers. Unless a block is running, its weights are on PyTorch's ``meta`` device,
 which holds shapes but no values. A block reads its weights when it is called and releases them afterwards, so that the
@@ -9,56 +9,21 @@ outside the blocks (embeddings, norms, the output layer) is read once and stays 
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from formulations.files import AnyPath
 from qcompress.errors import MissingError, ModelError
+from qcompress.model.blocks import Blocks, blocks_of
+from qcompress.model.building import parameters_on_meta
 from qcompress.model.stored_names import named_as_in
 from qcompress.model.weight_files import WeightFiles
 
 _ATTRIBUTE = "_qcompress_opened"
-
-LARGE_BYTES = 1 << 16
-"""Bytes from which on a weight is not allocated while a model is built."""
-
-
-class Blocks:
-    """The repeated blocks of a model whose weights are in memory.
-
-    Args:
-        model: any.
-        blocks: path of the list of blocks.
-
-    Attributes:
-        blocks: paths of the blocks, in their order.
-    """
-
-    def __init__(self, model: nn.Module, blocks: str) -> None:
-        self._model = model
-        listed = model.get_submodule(blocks)
-        assert isinstance(listed, nn.ModuleList)  # noqa: S101
-        self.blocks = tuple(f"{blocks}.{index}" for index in range(len(listed)))
-
-    @contextlib.contextmanager
-    def loaded(self, block: str) -> Iterator[nn.Module]:
-        """Keep the weights of the block with the given path in memory inside a ``with`` block."""
-        yield self._model.get_submodule(block)
-
-    def block_of(self, path: str) -> int | None:
-        """Return the index of the block that contains a module, or None."""
-        return next((number for number, block in enumerate(self.blocks) if f"{path}.".startswith(f"{block}.")), None)
-
-    def block_bytes(self, block: str) -> int:
-        """Return the bytes of a block's weights in the model's type."""
-        return sum(
-            parameter.numel() * parameter.element_size() for parameter in self._model.get_submodule(block).parameters()
-        )
 
 
 class Opened(Blocks):
@@ -67,16 +32,19 @@ class Opened(Blocks):
     Args:
         model: model with its blocks' weights on the meta device.
         files: files with the weights.
-        blocks: path of the list of blocks.
+        blocks: paths of its blocks, in their order.
+        make: function that returns the model; None for one of transformers.
 
     Attributes:
-        files: the given files.
+        files, make: the arguments.
         stubs: while above 0, blocks read no weights when called.
     """
 
-    def __init__(self, model: nn.Module, files: WeightFiles, blocks: str) -> None:
+    def __init__(
+        self, model: nn.Module, files: WeightFiles, blocks: Sequence[str], make: Callable[[], nn.Module] | None
+    ) -> None:
         super().__init__(model, blocks)
-        self.files, self.stubs = files, 0
+        self.files, self.make, self.stubs = files, make, 0
         self._held: dict[str, int] = {}
         self._meta: dict[str, list[tuple[nn.Module, str, nn.Parameter]]] = {}
         self._fingerprint: str | None = None
@@ -160,15 +128,26 @@ class Opened(Blocks):
                 module._parameters[key] = place
 
 
-def open_model(folder: AnyPath, *, dtype: torch.dtype | None = None) -> nn.Module:
-    """Open a model of transformers in evaluation mode; its blocks' weights stay on disk until they are needed.
+def open_model(
+    folder: AnyPath,
+    *,
+    dtype: torch.dtype | None = None,
+    model: Callable[[], nn.Module] | None = None,
+    blocks: str | Sequence[str] | None = None,
+) -> nn.Module:
+    """Open a model in evaluation mode; its blocks' weights stay on disk until they are needed.
 
     `qcompress.measure` (``method="sampled"``), `apply`, `export`, `mean_loss` and `compress` accept it like any other
     model, and process it block by block.
 
     Args:
-        folder: folder written by ``save_pretrained``, with ``config.json`` and safetensors files.
-        dtype: type to compute in; by default that of ``config.json``.
+        folder: folder written by transformers' ``save_pretrained``, with ``config.json`` and safetensors files; with
+            ``model``, any folder of safetensors files that hold its state dict.
+        dtype: type to compute in; by default that of ``config.json``, or of ``model``.
+        model: function that returns the module, for a model that is not of transformers. It is called while parameters
+            take no memory, so whatever values it gives them are lost; buffers keep theirs unless the files have them.
+        blocks: path of the list of repeated blocks (a `torch.nn.ModuleList` or `torch.nn.Sequential`), or the paths of
+            the blocks in their order; by default the list, all of one class, with most of the weights.
 
     Raises:
         ModelError: the folder does not exist, the model has no repeated blocks, its weights are quantized, or their
@@ -186,42 +165,69 @@ def open_model(folder: AnyPath, *, dtype: torch.dtype | None = None) -> nn.Modul
     ('meta', torch.Size([1, 2, 32]))
     """
     source = Path(folder)
+    if model is not None:
+        return opened_from(WeightFiles(source), dtype=dtype, make=model, blocks=blocks)
     if not (source / "config.json").is_file():
-        raise ModelError(f"{str(source)!r} is not the folder of a Hugging Face model: it has no config.json")
+        raise ModelError(
+            f"{str(source)!r} is not the folder of a Hugging Face model: it has no config.json. For another model give "
+            "open_model(folder, model=function that returns it)"
+        )
     if json.loads((source / "config.json").read_text()).get("quantization_config"):
         raise ModelError(f"{source} holds quantized weights; open the folder of the original model")
-    return opened_from(WeightFiles(source), dtype=dtype)
+    return opened_from(WeightFiles(source), dtype=dtype, blocks=blocks)
 
 
-def opened_from(files: WeightFiles, *, dtype: torch.dtype | None = None) -> nn.Module:
-    """Return the opened model of a folder with the weights in ``files``, see `open_model`."""
+def opened_from(
+    files: WeightFiles,
+    *,
+    dtype: torch.dtype | None = None,
+    make: Callable[[], nn.Module] | None = None,
+    blocks: str | Sequence[str] | None = None,
+) -> nn.Module:
+    """Return an opened model with the weights in ``files``, see `open_model`."""
+    with parameters_on_meta():
+        model = _of_transformers(files.folder, dtype) if make is None else _made(make, dtype)
+    if make is None:
+        model.tie_weights()  # type: ignore[operator]
+        model.name_or_path = str(files.folder)  # type: ignore[assignment]
+        files = named_as_in(model, files)
+    if unmade := next((name for name, buffer in model.named_buffers() if buffer.is_meta), ""):
+        raise ModelError(f"the buffer {unmade!r} has no values when the model is built; load the model whole")
+    model.eval().requires_grad_(False)
+    _require_stored(model, files)
+    opened = Opened(model, files, blocks_of(model, blocks), make)
+    _read_the_rest(model, opened)
+    setattr(model, _ATTRIBUTE, opened)
+    return model
+
+
+def _of_transformers(folder: Path, dtype: torch.dtype | None) -> nn.Module:
+    """Build the model of a folder's ``config.json``."""
     try:
         import transformers
     except ImportError as error:
         raise MissingError("open_model needs transformers: pip install 'qcompress[compressed-tensors]'") from error
-    source = files.folder
-    config = transformers.AutoConfig.from_pretrained(source)
+    config = transformers.AutoConfig.from_pretrained(folder)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     names = getattr(config, "architectures", None) or ["AutoModel"]
     kind = getattr(transformers, names[0], None)
     if kind is None:
-        raise ModelError(f"transformers has no {names[0]!r}, which {source}/config.json asks for")
-    with _parameters_on_meta():
-        model: nn.Module = kind._from_config(config, dtype=dtype or config.dtype or torch.float32)
-    model.tie_weights()  # type: ignore[operator]
-    if unmade := next((name for name, buffer in model.named_buffers() if buffer.is_meta), ""):
-        raise ModelError(f"the buffer {unmade!r} has no values when the model is built; load the model whole")
-    model.name_or_path = str(source)  # type: ignore[assignment]
-    if transformers.GenerationConfig is not None and (source / "generation_config.json").is_file():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(source)
-    model.eval().requires_grad_(False)
-    files = named_as_in(model, files)
-    _require_stored(model, files)
-    opened = Opened(model, files, blocks_of(model))
-    _read_the_rest(model, opened)
-    setattr(model, _ATTRIBUTE, opened)
+        raise ModelError(f"transformers has no {names[0]!r}, which {folder}/config.json asks for")
+    model: nn.Module = kind._from_config(config, dtype=dtype or config.dtype or torch.float32)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     return model
+
+
+def _made(make: Callable[[], nn.Module], dtype: torch.dtype | None) -> nn.Module:
+    """Call a function that builds a model."""
+    model = make()
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"open_model(model=…) must be a function that returns a module, it gave {type(model).__name__}"
+        )
+    return model if dtype is None else model.to(dtype)
 
 
 def opened_of(model: nn.Module) -> Opened | None:
@@ -245,58 +251,6 @@ def require_in_memory(model: nn.Module, name: str, instead: str) -> None:
         raise ModelError(f"{name} needs a model in memory, and this one is read block by block: {instead}")
 
 
-def blocks_of(model: nn.Module) -> str:
-    """Return the path of the module list, all of one class, that holds most of a model's weights.
-
-    Raises:
-        ModelError: there is none.
-    """
-    sizes = {
-        path: sum(parameter.numel() for parameter in module.parameters())
-        for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len({type(block) for block in module}) == 1
-    }
-    if not sizes:
-        raise ModelError("the model has no list of repeated blocks that could be read one by one: load it whole")
-    return str(max(sizes, key=sizes.__getitem__))
-
-
-@contextlib.contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    """Parameters registered inside this ``with`` block hold no values; buffers do."""
-    register = nn.Module.register_parameter
-
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        register(module, name, parameter)
-        if parameter is not None:
-            place = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
-            place.__dict__.update(parameter.__dict__)
-            module._parameters[name] = place
-
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
-    try:
-        with _LargeOnMeta():
-            yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
-
-
-class _LargeOnMeta(TorchFunctionMode):
-    """Put large tensors without values on the meta device.
-
-    Weights that were allocated, and released when they are registered, would leave holes in the address space: as many
-    bytes as the model has, which counts where a limit is set on it.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = kwargs or {}
-        if func is torch.empty and given.get("device") is None and "out" not in given:
-            without = torch.empty(*args, **{**given, "device": "meta"})
-            if without.nbytes >= LARGE_BYTES:
-                return without
-        return func(*args, **given)
-
-
 def _require_stored(model: nn.Module, files: WeightFiles) -> None:
     """Check that the files hold the model's weights.
 
@@ -311,7 +265,7 @@ def _require_stored(model: nn.Module, files: WeightFiles) -> None:
     if missing:
         raise ModelError(
             f"{files.folder} has no {missing[0]!r} ({len(missing)} of the model's weights are not in its files under "
-            "the names in transformers' model): load the model with from_pretrained and save it again"
+            "the names in the model's state dict): load the model whole and save it again"
         )
     for names in by_place.values():
         stored = next(files[name] for name in names if name in files)

@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import qcompress
 from qcompress.errors import ModelError
 from qcompress.measurement import Measurement
-from qcompress.model import opened as opened_module
-from qcompress.model.opened import Opened, blocks_of, open_model, opened_of
+from qcompress.model.building import LARGE_BYTES, parameters_on_meta
+from qcompress.model.opened import Opened, open_model, opened_of
 from qcompress.model.weight_files import WeightFiles
 from tests.opened_models import in_memory, saved, tokens
 
@@ -104,7 +104,7 @@ def test_what_cannot_be_opened_is_told_by_name(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has the shape \(48, 32\) in .*, the model's is \(40, 32\)"):
         open_model(folder)
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
-    with pytest.raises(ModelError, match=r"has no 'model\.layers\.3\..*under the names in transformers' model"):
+    with pytest.raises(ModelError, match=r"has no 'model\.layers\.3\..*under the names in the model's state dict"):
         open_model(folder)
 
 
@@ -117,11 +117,6 @@ def test_weights_that_are_not_finite_are_named_when_they_are_read(tmp_path: Path
     save_file(state, folder / "model.safetensors")
     with pytest.raises(ModelError, match=r"'model\.layers\.2\.mlp\.up_proj\.weight' holds NaN"):
         open_model(folder)(tokens(1, 5))
-
-
-def test_a_model_without_repeated_blocks_is_to_be_loaded_whole() -> None:
-    with pytest.raises(ModelError, match="no list of repeated blocks"):
-        blocks_of(torch.nn.Sequential(torch.nn.Linear(2, 2)))
 
 
 def test_a_model_on_the_meta_device_that_was_not_opened_is_refused() -> None:
@@ -150,9 +145,9 @@ def test_building_a_model_allocates_no_weights() -> None:
                 allocated.append(found.nbytes)
             return found
 
-    with opened_module._parameters_on_meta(), Watch():
+    with parameters_on_meta(), Watch():
         large, small = nn.Linear(200, 100), nn.Linear(3, 2)
-    assert max(allocated) < opened_module.LARGE_BYTES
+    assert max(allocated) < LARGE_BYTES
     assert all(own.is_meta for module in (large, small) for own in module.parameters())
     assert not nn.Linear(200, 100).weight.is_meta
 

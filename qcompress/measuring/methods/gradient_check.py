@@ -9,6 +9,7 @@ round such steps away, so a model in half precision is checked while it holds th
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -45,13 +46,10 @@ def misleading(run: Callable[[], Tensor], weights: Sequence[nn.Parameter], gener
     >>> [misleading(run, [layer.weight], torch.Generator()) for run in (lambda: layer(x), rounded)]
     [[], [0]]
     """
-    point, probe, gradients = _probed(run, weights, generator)
+    point, probe, directions = _probed(run, weights, generator)
     if evidence.half(point) or any(evidence.half(weight) for weight in weights):
         return []  # steps this small are lost in the rounding
-    sizes = {
-        index: float(gradient.norm()) * float(weight.norm())
-        for index, (gradient, weight) in enumerate(zip(gradients, weights, strict=True))
-    }
+    sizes = {index: slope * float(weights[index].norm()) for index, (_, slope) in directions.items()}
     sizes = {index: size for index, size in sizes.items() if size > 0}
     if not sizes:
         return []
@@ -63,18 +61,17 @@ def misleading(run: Callable[[], Tensor], weights: Sequence[nn.Parameter], gener
 
     def follows_at(step: float, indices: list[int], tolerance: float) -> bool:
         before = [weights[index].detach().clone() for index in indices]
-        moves, predicted = [], 0.0
+        lengths, predicted = [], 0.0
         for index in indices:
             share = min(max(middle / sizes[index], 1 / LARGEST_SHARE), LARGEST_SHARE)
-            length = step * share * float(weights[index].norm())
-            moves.append(gradients[index] * (length / float(gradients[index].norm())))
+            lengths.append(step * share * float(weights[index].norm()))
             predicted += step * share * sizes[index]
         outcomes = []
         try:
             for sign in (1.0, -1.0):
-                for index, original, move in zip(indices, before, moves, strict=True):
-                    weights[index].copy_(original + sign * move)
-                outcomes.append(float((probe.double() * run().double()).sum()))
+                for index, original, length in zip(indices, before, lengths, strict=True):
+                    weights[index].copy_(torch.add(original, directions[index][0], alpha=sign * length))
+                outcomes.append(float((probe * run()).sum(dtype=torch.float64)))
         finally:
             for index, original in zip(indices, before, strict=True):
                 weights[index].copy_(original)
@@ -116,23 +113,38 @@ def widened(model: nn.Module) -> Iterator[bool]:
 
 def _probed(
     run: Callable[[], Tensor], weights: Sequence[nn.Parameter], generator: torch.Generator
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Return the outputs, a random probe of them, and its gradient with respect to every weight."""
-    flags = [weight.requires_grad for weight in weights]
+) -> tuple[Tensor, Tensor, dict[int, tuple[Tensor, float]]]:
+    """Return the outputs, a random probe of them, and the direction and slope of every gradient that is not zero.
+
+    Directions are of about length 1 and kept in bfloat16, in half the memory of the weights; slopes are those along
+    the rounded directions.
+    """
+    flags, hooks = [weight.requires_grad for weight in weights], []
+    directions: dict[int, tuple[Tensor, float]] = {}
+
+    def take(weight: Tensor, index: int) -> None:
+        gradient, weight.grad = weight.grad, None
+        if gradient is None:
+            return
+        gradient = gradient.to_dense() if gradient.is_sparse else gradient
+        norm = float(torch.linalg.vector_norm(gradient))
+        if norm > 0:
+            unit = gradient.div_(norm)
+            narrow = unit.to(torch.bfloat16)
+            directions[index] = narrow, norm * float(unit.mul_(narrow).sum(dtype=torch.float64))
+
     try:
-        for weight in weights:
+        for index, weight in enumerate(weights):
             weight.requires_grad_(True)
+            hooks.append(weight.register_post_accumulate_grad_hook(functools.partial(take, index=index)))  # type: ignore[no-untyped-call]
         with torch.enable_grad():
             output = run()
             probe = torch.randn(output.shape, generator=generator).to(output)
-            taken: Sequence[Tensor | None] = [None] * len(weights)
-            if output.requires_grad:
-                taken = torch.autograd.grad(output, list(weights), probe, allow_unused=True)
+            if output.requires_grad and weights:
+                output.backward(probe, inputs=list(weights))  # type: ignore[no-untyped-call]
     finally:
+        for hook in hooks:
+            hook.remove()
         for weight, flag in zip(weights, flags, strict=True):
             weight.requires_grad_(flag)
-    gradients = [
-        torch.zeros_like(weight) if gradient is None else gradient.to_dense() if gradient.is_sparse else gradient
-        for weight, gradient in zip(weights, taken, strict=True)
-    ]
-    return output.detach(), probe, gradients
+    return output.detach(), probe, directions

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qcompress.measuring.candidates import DECODED, Layer
 from qcompress.measuring.methods.direct import Direct
 from qcompress.measuring.methods.gradient_check import misleading
 from qcompress.measuring.methods.gradients import Gradients
@@ -38,20 +37,19 @@ def effects_of_stacks(
     model, alone = direct.model, list(samples(batch))
     if len(alone) != len(point):
         return None, "its effect on one sample cannot be told from that on others"
-    candidates = direct.candidates.some(parts, DECODED)
+    candidates = direct.candidates.some(parts)
     if check:
         weights = [layer.site(model).weight for layer in candidates.layers]
         wrong = misleading(lambda: forwards.run(model, alone[0], direct.forward), weights, torch.Generator())
         if wrong:
             return None, "the outputs do not follow its gradient"
-    effects = np.zeros((candidates.num_options, len(alone), len(probes)), dtype=np.float32)
-    reached: set[Layer] = set()
-    for index, sample in enumerate(alone):
-        with torch.enable_grad(), Gradients(model, candidates, reached) as gradients:
-            output = forwards.run(model, sample, direct.forward)
+    with Gradients(model, candidates) as gradients:
+        for index, sample in enumerate(alone):
+            with torch.enable_grad():
+                output = forwards.run(model, sample, direct.forward)
             if not same_outputs(model, output.detach(), point[index : index + 1]):
                 return None, "samples give other outputs alone than within a batch"
             for number, probe in enumerate(probes):
-                sample_probe = probe[index : index + 1].to(output)
-                effects[:, index, number] = gradients.products(output, sample_probe, keep=number + 1 < len(probes))
-    return effects, ""
+                gradients.add(output, probe[index : index + 1].to(output), keep=number + 1 < len(probes))
+        effects = gradients.effects().astype(np.float32)
+    return effects.reshape(candidates.num_options, len(alone), len(probes)), ""

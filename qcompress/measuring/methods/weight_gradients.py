@@ -3,8 +3,8 @@
 For a random probe ``a`` of the outputs with ``E[a·aᵀ] = H`` (for ``kl``: a label drawn from the model's own
 distribution at every position, which makes it the true Fisher information; Kunstner et al., arXiv 1905.12558) the
 effect of an option is, to first order in ΔW, ``⟨∂(a·output)/∂W, ΔW⟩``, and its loss increase is half the mean square of
-that. A sample gives one number per option: the backward pass delivers the weight gradients layer by layer; each is
-multiplied with the changes of the layer's options and released.
+that. A sample gives one number per option: the backward pass delivers the weight gradients layer by layer; they are
+multiplied with the changes of the layer's options and released (see `gradients`).
 
 The costs are of second order, and estimates: their relative standard error is about ``√(2 / samples)``. The samples are
 the columns of the pair terms, which are as rough.
@@ -29,6 +29,7 @@ from torch import Tensor
 from qcompress.errors import DataError
 from qcompress.measuring.candidates import Layer
 from qcompress.measuring.effects import Effects
+from qcompress.measuring.memory import return_free_memory
 from qcompress.measuring.methods.direct import Direct
 from qcompress.measuring.methods.gradient_check import misleading, widened
 from qcompress.measuring.methods.gradients import Gradients
@@ -78,23 +79,24 @@ class WeightGradients:
         """
         alone = self._samples(batch)
         self._check(alone[0])
-        columns, firsts, num_samples = [], [], 0
-        reached: set[Layer] = set()
-        for sample in alone:
-            with torch.enable_grad(), Gradients(self._model, self._candidates, reached) as gradients:
-                output = forwards.run(self._model, sample, self._forward)
+        slopes, num_samples = [], 0
+        with Gradients(self._model, self._candidates) as gradients:
+            for sample in alone:
+                with torch.enable_grad():
+                    output = forwards.run(self._model, sample, self._forward)
                 point, stop = output.detach(), num_samples + len(output)
                 wanted = None if reference is None else reference[num_samples:stop]
                 probe, slope = self._loss.probe(point, sample, generator), self._loss.gradient(point, sample, wanted)
-                zero = np.zeros(self._candidates.num_options)
-                firsts.append(zero if slope is None else gradients.products(output, slope, keep=True))
-                columns.append(gradients.products(output, probe, keep=False))
-            num_samples = stop
-        names = {self._candidates.parts[part].name for layer in reached for part in layer.parts}
-        effects = np.stack(columns, axis=1)
-        return self._completed(
-            batch, effects, np.stack(firsts, axis=1) + 0.5 * effects**2, num_samples, names, reference
-        )
+                slopes.append(slope is not None)
+                if slope is not None:
+                    gradients.add(output, slope, keep=True)
+                gradients.add(output, probe)
+                num_samples = stop
+            columns = gradients.effects()
+        names = {self._candidates.parts[part].name for layer in set().union(*gradients.reached) for part in layer.parts}
+        ends = np.cumsum([1 + sloping for sloping in slopes]) - 1
+        effects, firsts = columns[:, ends], np.where(slopes, columns[:, ends - 1], 0.0)
+        return self._completed(batch, effects, firsts + 0.5 * effects**2, num_samples, names, reference)
 
     def _completed(
         self,
@@ -132,6 +134,7 @@ class WeightGradients:
                 if not wide:
                     raise
                 wrong = []  # the model's own code asks for half precision, so it cannot be checked in float32
+        return_free_memory()
         for index in wrong:
             self.tried |= {self._candidates.parts[part].name: MISLED for part in layers[index].parts}
 

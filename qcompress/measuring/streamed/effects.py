@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from formulations.file_kinds import FileKind
-from qcompress.measuring.candidates import Candidates, Layer
+from qcompress.measuring.candidates import Candidates
 from qcompress.measuring.methods.gradients import Gradients
 from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.model.losses import Loss
@@ -80,6 +80,7 @@ class StreamedEffects:
         work_out: function that encodes the options of a unit's parts while their weights are in memory.
         loss: the loss whose Fisher information is sampled.
         generator: function that gives the generator for the labels of the batch with a number.
+        room: bytes of changes and gradients that may be held, see `Gradients`.
 
     Attributes:
         reached: names of the parts that received a gradient in each sample, of the units that were not read from file.
@@ -92,8 +93,10 @@ class StreamedEffects:
         work_out: WorkOut,
         loss: Loss,
         generator: Callable[[int], torch.Generator],
+        room: int,
     ) -> None:
         self._sweep, self._work_out, self._loss, self._generator = sweep, work_out, loss, generator
+        self._room = room
         self.reached: list[set[str]] = [set() for _ in range(len(sweep))]
         self._of_block: list[list[Part]] = [[] for _ in sweep.opened.blocks]
         self._before: list[Part] = []
@@ -133,17 +136,16 @@ class StreamedEffects:
         sweep = self._sweep
         generators: dict[int, torch.Generator] = {}
 
-        def passed(index: int, gradients: Gradients) -> NDArray[np.float64]:
+        def passed(index: int, gradients: Gradients) -> None:
             number = sweep.samples[index].batch
             if number not in generators:
                 generators[number] = self._generator(number)
             hidden = sweep.hidden(len(sweep.chain), index).requires_grad_()
             output = sweep.output(index, hidden)
             probe = self._loss.probe(output.detach(), sweep.samples[index].inputs, generators[number])
-            products = gradients.products(output, probe, keep=False)
+            gradients.add(output, probe)
             assert hidden.grad is not None  # noqa: S101
             put(hidden.grad)
-            return products
 
         with sweep.states(len(sweep.chain), "gradients").writing() as put:
             return self._unit(self._after, None, passed)
@@ -152,12 +154,11 @@ class StreamedEffects:
         sweep = self._sweep
         behind = sweep.states(block + 1, "gradients")
 
-        def passed(index: int, gradients: Gradients) -> NDArray[np.float64]:
+        def passed(index: int, gradients: Gradients) -> None:
             hidden = sweep.hidden(block, index).requires_grad_()
-            products = gradients.products(sweep.through(block, index, hidden), behind.read(index), keep=False)
+            gradients.add(sweep.through(block, index, hidden), behind.read(index))
             assert hidden.grad is not None  # noqa: S101
             put(hidden.grad)
-            return products
 
         with sweep.opened.loaded(sweep.opened.blocks[block]), sweep.states(block, "gradients").writing() as put:
             return self._unit(self._of_block[block], block, passed)
@@ -166,9 +167,9 @@ class StreamedEffects:
         sweep = self._sweep
         behind = sweep.states(0, "gradients")
 
-        def passed(index: int, gradients: Gradients) -> NDArray[np.float64]:
+        def passed(index: int, gradients: Gradients) -> None:
             hidden, _ = sweep.chain.call(0, sweep.samples[index].inputs)
-            return gradients.products(hidden, behind.read(index), keep=False)
+            gradients.add(hidden, behind.read(index))
 
         return self._unit(self._before, None, passed)
 
@@ -176,24 +177,24 @@ class StreamedEffects:
         self,
         parts: Sequence[Part],
         block: int | None,
-        passed: Callable[[int, Gradients], NDArray[np.float64]],
+        passed: Callable[[int, Gradients], None],
     ) -> UnitEffects:
         """Compute the effects of a unit.
 
         Args:
             parts: parts of the unit, whose weights are in memory.
             block: index of the block that the parts are in.
-            passed: function that runs a sample forward and backward, and returns the products of its weight gradients.
+            passed: function that runs a sample forward and backward, which adds a column to the gradients.
         """
         with torch.no_grad():
             candidates, errors = self._work_out(parts, block)
-        effects = np.zeros((candidates.num_options, len(self._sweep)))
         names = {layer: [parts[part].name for part in layer.parts] for layer in candidates.layers}
-        for index in range(len(self._sweep)):
-            reached: set[Layer] = set()
-            with torch.enable_grad(), Gradients(self._sweep.model, candidates, reached) as gradients:
-                effects[:, index] = passed(index, gradients)
-            self.reached[index].update(name for layer in reached for name in names[layer])
+        with torch.enable_grad(), Gradients(self._sweep.model, candidates, self._room) as gradients:
+            for index in range(len(self._sweep)):
+                passed(index, gradients)
+            effects = gradients.effects()
+        for reached, layers in zip(self.reached, gradients.reached, strict=True):
+            reached.update(name for layer in layers for name in names[layer])
         seen = set().union(*self.reached)
         return UnitEffects(
             parts=tuple(part.name for part in parts),

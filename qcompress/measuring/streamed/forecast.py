@@ -76,8 +76,8 @@ def forecast_of(
     )
 
 
-def room_for_decoded(memory: int | None, base: int, units: Sequence[UnitForecast], most: int) -> int:
-    """Number of bytes that decoded options may use.
+def room_left(memory: int | None, base: int, units: Sequence[UnitForecast], most: int) -> int:
+    """Number of bytes that may be used to decode and multiply once for several samples.
 
     Args:
         memory: limit of the process's memory in bytes, or None.

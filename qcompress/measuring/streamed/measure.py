@@ -28,7 +28,13 @@ from qcompress.measuring.candidates import DECODED, Candidates, EncodeProgress, 
 from qcompress.measuring.options_by_layer import Offered, calibrated_options
 from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.streamed.effects import StreamedEffects, UnitEffects
-from qcompress.measuring.streamed.forecast import UnitForecast, as_bytes, forecast_of, resident_bytes, room_for_decoded
+from qcompress.measuring.streamed.forecast import (
+    UnitForecast,
+    as_bytes,
+    forecast_of,
+    resident_bytes,
+    room_left,
+)
 from qcompress.measuring.streamed.inputs import inputs_of
 from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.measuring.sums import Sums, probe_generator
@@ -82,18 +88,16 @@ def measure_streamed(
         options, notes = calibrated_options(inventory.parts, offered)
         if any(options[part.name].need_ranges(part.target) for part in inventory.parts):
             raise OptionsError("options of an opened model cannot round activations: leave integer_products() out")
-        room = room_for_decoded(
-            limit, resident_bytes(), _forecasts(sweep, inventory.parts, options, outputs[0]), DECODED
-        )
+        room = room_left(limit, resident_bytes(), _forecasts(sweep, inventory.parts, options, outputs[0]), DECODED)
 
         def work_out(parts: Sequence[Part], block: int | None) -> tuple[Candidates, NDArray[np.float64]]:
             offers = {part.name: options[part.name].offers for part in parts}
             inputs = inputs_of(model, sweep, block, parts, offers)
             candidates, errors = fitted(model, tuple(parts), options, *inputs, on_encode, decoded_bytes=0)
-            return candidates.some(range(len(parts)), room), errors
+            return candidates, errors
 
         probes = partial(probe_generator, calibration.seed)
-        effects = StreamedEffects(sweep, inventory.parts, work_out, calibration.loss, probes)
+        effects = StreamedEffects(sweep, inventory.parts, work_out, calibration.loss, probes, room)
         tell = _telling(sweep, on_progress)
         for index in sweep.forward():
             tell(index + 1)

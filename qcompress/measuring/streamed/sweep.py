@@ -18,8 +18,9 @@ from qcompress.errors import DataError, ModelError
 from qcompress.measuring.streamed.hidden_states import HiddenStates
 from qcompress.model import forward as forwards
 from qcompress.model.batches import samples
+from qcompress.model.blocks import Blocks
 from qcompress.model.chain import BlockSequence, without_cache
-from qcompress.model.opened import Blocks, opened_of
+from qcompress.model.opened import opened_of
 from qcompress.model.samples import same_outputs
 
 

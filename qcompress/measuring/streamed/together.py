@@ -3,8 +3,8 @@
 The pass of every sample would decode all options. Instead, samples pass through the model together, block by block: a
 forward pass stores the inputs of each block, and a backward pass runs each block again
 (`qcompress.measuring.streamed.effects`). That is one more forward pass, but every option is decoded once, and the
-numbers are the same. Whether the blocks are a chain that passes on all gradients is checked on one sample, whose
-effects are known from a pass of the whole model.
+numbers are the same. Whether the blocks are a chain that passes on all gradients is checked on one sample, by products
+with its gradients from a pass of the whole model.
 """
 
 import tempfile
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from qcompress.measuring.candidates import DECODED, Candidates
 from qcompress.measuring.effects import Effects
@@ -26,10 +26,11 @@ from qcompress.measuring.methods.weight_gradients import WeightGradients
 from qcompress.measuring.streamed.effects import StreamedEffects
 from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.model import forward as forwards
+from qcompress.model.blocks import Blocks, blocks_of
 from qcompress.model.chain import without_cache
 from qcompress.model.losses import CallableLoss
-from qcompress.model.opened import Blocks, blocks_of
 from qcompress.model.parts import Part
+from qcompress.transforms.base import Keep
 
 ROUND_BYTES = 1 << 30
 """Bytes of hidden states that are stored on disk at a time."""
@@ -98,13 +99,16 @@ class TogetherGradients(WeightGradients):
     def _how_many(self, sample: Any, generator: torch.Generator) -> int:
         """Return how many samples may pass through the blocks together; 0 if the blocks are no chain."""
         first, second = (torch.Generator().set_state(generator.get_state()) for _ in range(2))
-        with torch.enable_grad(), Gradients(self._model, self._candidates, set()) as gradients:
-            output = forwards.run(self._model, sample, self._forward)
-            expected = gradients.products(output, self._loss.probe(output.detach(), sample, first), keep=False)
+        direct = Direct(self._model, _shifted(self._candidates, self._model), self._loss, self._forward)
+        with Gradients(self._model, direct.candidates, room=0) as gradients:
+            with torch.enable_grad():
+                output = forwards.run(self._model, sample, self._forward)
+            gradients.add(output, self._loss.probe(output.detach(), sample, first))
+            expected = gradients.effects()[:, 0]
         del output
         try:
-            columns, _, _ = effects_by_block(self._direct, [sample], [second])
-            with _sweep(self._direct, [sample]) as sweep:
+            columns, _, _ = effects_by_block(direct, [sample], [second])
+            with _sweep(direct, [sample]) as sweep:
                 size_bytes = sweep.shapes[0].numel() * sweep.dtype.itemsize * (len(sweep.chain) + 1)
         except Exception:  # any error of a model whose blocks cannot be run on their own: samples pass through it alone
             return 0
@@ -126,11 +130,13 @@ def effects_by_block(
     places = {part.name: index for index, part in enumerate(candidates.parts)}
 
     def work_out(parts: Sequence[Part], block: int | None) -> tuple[Candidates, NDArray[np.float64]]:  # noqa: ARG001
-        unit = candidates.some([places[part.name] for part in parts], DECODED)
+        unit = candidates.some([places[part.name] for part in parts])
         return unit, np.zeros(unit.num_options)
 
     with _sweep(direct, batches) as sweep:
-        streamed = StreamedEffects(sweep, candidates.parts, work_out, direct.loss, lambda number: generators[number])
+        streamed = StreamedEffects(
+            sweep, candidates.parts, work_out, direct.loss, lambda number: generators[number], DECODED
+        )
         for _ in sweep.forward():
             pass
         columns = np.zeros((candidates.num_options, len(sweep)))
@@ -141,6 +147,16 @@ def effects_by_block(
                 columns[first : first + len(options)] += unit.effects[start : start + len(options)]
                 start += len(options)
         return columns, sweep.sizes, streamed.reached
+
+
+def _shifted(candidates: Candidates, model: nn.Module) -> Candidates:
+    """Return candidates whose only option moves the values of every weight by one place."""
+
+    def rows(part: int, _: int) -> Tensor:
+        return candidates.parts[part].weight(model).roll(1)
+
+    parts = candidates.parts
+    return Candidates(model, parts, [(Keep(), Keep())] * len(parts), rows, [0] * len(parts))
 
 
 @contextmanager

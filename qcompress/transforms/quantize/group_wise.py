@@ -118,14 +118,20 @@ class GroupWise(PruneQuantize):
 
     def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:
         """Return scale times (code minus zero point); 0 where pruned."""
-        shifted = unpack(stored["codes"], self.bits, self._num_kept(target.num_weights)).to(torch.float32)
-        zeros = spread(self.zero_points(stored, target), self._size(target), target.per_channel).float()
+        codes = unpack(stored["codes"], self.bits, self._num_kept(target.num_weights)).to(torch.float32)
+        zeros, scales = self.zero_points(stored, target).float(), stored["scales"].to(torch.float32)
+        size, channels = self._size(target), target.channels
+        if self.sparsity or target.per_channel % size:
+            zeros, scales = (
+                spread(each.view(channels, -1), size, target.per_channel)[..., None] for each in (zeros, scales)
+            )
+        else:
+            zeros, scales = zeros[..., None], scales.view(channels, -1, 1)
         if self.sparsity:
             mask = unpack(stored["mask"], 1, target.num_weights).to(torch.bool)
-            shifted = zeros.flatten().masked_scatter(mask, shifted)
-        codes = shifted.view(target.channels, target.per_channel) - zeros
-        scales = stored["scales"].to(torch.float32).view(target.channels, -1)
-        return dequantized(codes, spread(scales, self._size(target), target.per_channel), target.dtype)
+            codes = zeros.flatten().masked_scatter(mask, codes)
+        codes = codes.view(*zeros.shape[:2], -1).sub_(zeros)
+        return dequantized(codes, scales, target.dtype).view(channels, target.per_channel)
 
     def approximate(self, weight: Weight) -> Tensor:
         """Return what `decode` gives for `encode`, without packing and unpacking."""

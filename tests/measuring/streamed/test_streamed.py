@@ -125,12 +125,12 @@ def measured_file(folder: Path, file: Path, cache: Path | None) -> bytes:
 # 3 samples: 9 runs of blocks forward and as many backward; 15 products; 5 units
 POINTS = [
     *((BlockSweep, "through", count) for count in (1, 2, 4, 7, 9, 10, 14, 18)),
-    *((Gradients, "products", count) for count in (1, 3, 4, 6, 8, 12, 13, 15)),
+    *((Gradients, "add", count) for count in (1, 3, 4, 6, 8, 12, 13, 15)),
     *((StreamedEffects, "_unit", count) for count in (1, 2, 3, 4, 5)),
 ]
 
 
-QUICK = [(BlockSweep, "through", 4), (Gradients, "products", 8), (StreamedEffects, "_unit", 3)]
+QUICK = [(BlockSweep, "through", 4), (Gradients, "add", 8), (StreamedEffects, "_unit", 3)]
 CASES = [pytest.param(*own, marks=[] if own in QUICK else pytest.mark.slow) for own in POINTS]
 
 
@@ -150,7 +150,7 @@ def test_a_measurement_that_was_cut_anywhere_goes_on_to_the_same_bytes(
 def test_blocks_that_are_done_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = open_model(saved("Llama", tmp_path / "model"))
     with monkeypatch.context() as patch:
-        cut_after(patch, Gradients, "products", 13)  # in the second block from the end
+        cut_after(patch, Gradients, "add", 13)  # in the second block from the end
         with pytest.raises(CutError):
             qcompress.measure(model, data(), NEAREST, method="sampled", cache=tmp_path / "cache")
     done: list[int] = []
