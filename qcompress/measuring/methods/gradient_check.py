@@ -70,7 +70,7 @@ def misleading(run: Callable[[], Tensor], weights: Sequence[nn.Parameter], gener
         try:
             for sign in (1.0, -1.0):
                 for index, original, length in zip(indices, before, lengths, strict=True):
-                    weights[index].copy_(torch.add(original, directions[index][0], alpha=sign * length))
+                    torch.add(original, directions[index][0], alpha=sign * length, out=weights[index])
                 outcomes.append(float((probe * run()).sum(dtype=torch.float64)))
         finally:
             for index, original in zip(indices, before, strict=True):
