@@ -1,18 +1,19 @@
 """Solvers on many kinds of problem at one time limit: is `auto` as good as the best of them, and where not?
 
     python -m benchmarks.kinds [--time-limit S] [--seeds N] [--solvers auto,anneal,…] [--only KIND] [--data FOLDER]
-        [--processor-time]
+        [--processor-time] [--library]
 
 Generated problems depend on the seed only; with ``--data`` the published instances in ``FOLDER/instances`` are added
 (max-cut, QUBO, quadratic and multiple-choice knapsacks). The distance of a run is the difference of its objective from
-the best that any solver found on the same problem, in percent. Every run is written when it ends; an interrupted run
-with the same settings resumes. With ``--processor-time`` limits are in processor time, for machines that others use as
-well, except for SCIP and HiGHS, which count wall time.
+the best that any solver found on the same problem, in percent. With ``--library`` the problems are the instances of
+`benchmarks.library`, and the best includes the best known objectives. Every run is written when it ends; an interrupted
+run with the same settings resumes. With ``--processor-time`` limits are in processor time, for machines that others use
+as well, except for SCIP and HiGHS, which count wall time.
 """
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from formulations import Problem
 from formulations.generators.families import member
 from formulations.generators.random_instances import layered_problem
 from solvers import SolverError, solve
-from solvers.library import READERS
+from solvers.library import READERS, Library
 
 SOLVERS = ("auto", "anneal", "ga", "lagrangian", "miqp", "milp", "bifurcation")
+
+LIBRARY = Path(__file__).parent / "instances"
 
 TIED = 1e-3
 """Relative distance from the best that counts as tied."""
@@ -76,6 +79,24 @@ def published(folder: Path) -> Iterator[tuple[str, Problem]]:
             yield file.stem, READERS[reader](file)
 
 
+def instances(only: str, data: Path | None) -> Iterator[tuple[str, int, Problem]]:
+    """Name, seed (0) and problem of each instance of the library whose problem is at hand."""
+    library = Library(LIBRARY, None if data is None else data / "instances")
+    for record in library:
+        if only in record.name and library.has(record.name):
+            yield record.name, 0, library.problem(record.name)
+
+
+def best_known() -> dict[tuple[str, int], float]:
+    """The best known objective of each instance of the library, by name and seed (0)."""
+    known = {}
+    for record in Library(LIBRARY):
+        objectives = [objective for objective in (record.best, record.literature) if objective is not None]
+        if objectives:
+            known[record.name, 0] = min(objectives)
+    return known
+
+
 def problems(seeds: int, only: str, data: Path | None) -> Iterator[tuple[str, int, Problem]]:
     """Kind, seed and problem."""
     for kind, (family, arguments) in KINDS.items():
@@ -99,10 +120,12 @@ def run(problem: Problem, solver: str, time_limit: float) -> dict[str, Any]:
     }
 
 
-def table(rows: list[dict[str, Any]], solvers: tuple[str, ...]) -> tuple[str, list[dict[str, Any]]]:
+def table(
+    rows: list[dict[str, Any]], solvers: tuple[str, ...], known: Mapping[tuple[str, int], float]
+) -> tuple[str, list[dict[str, Any]]]:
     """The table of each solver's distance from the best in percent and `auto`'s proven gap, by problem."""
     lines: dict[tuple[str, int], dict[str, Any]] = {}
-    best: dict[tuple[str, int], float] = {}
+    best = dict(known)
     for row in rows:
         key = (row["kind"], row["seed"])
         if row["objective"] is not None:
@@ -118,7 +141,7 @@ def table(rows: list[dict[str, Any]], solvers: tuple[str, ...]) -> tuple[str, li
     columns |= {"status": "auto says", "wall_s": "auto's time (s)"}
     listed = list(lines.values())
     text = markdown(listed, columns)
-    if len({row["solver"] for row in rows}) > 1:
+    if known or len({row["solver"] for row in rows}) > 1:
         tied = sum(line.get("auto", np.inf) <= 100 * TIED for line in listed)
         text += f"\n\n`auto` is best or within {100 * TIED:g} % on {tied} of {len(listed)}.\n"
     return text, listed
@@ -131,28 +154,33 @@ def main() -> None:
     parser.add_argument("--solvers", default=",".join(SOLVERS), help="names with commas")
     parser.add_argument("--only", default="", help="kinds whose name has this in it")
     parser.add_argument("--data", type=Path, help="folder of the models and data; its instances are added")
+    parser.add_argument("--library", action="store_true", help="solve the instances of the library instead")
     parser.add_argument("--processor-time", action="store_true", help="count processor time instead of the clock's")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder for the JSON and the table")
     arguments = parser.parse_args()
     solvers = tuple(arguments.solvers.split(","))
+    if arguments.library:
+        name, listed, known = "library", instances(arguments.only, arguments.data), best_known()
+    else:
+        name, listed, known = "kinds", problems(arguments.seeds, arguments.only, arguments.data), {}
     rows = Rows(
-        arguments.out / "kinds_rows.json",
+        arguments.out / f"{name}_rows.json",
         {"time_limit": arguments.time_limit, "processor_time": arguments.processor_time},
     )
     warm = layered_problem(6, degree=2)
-    for kind, seed, problem in problems(arguments.seeds, arguments.only, arguments.data):
-        for name in solvers:
-            if not rows.of(kind=kind, seed=seed, solver=name):
+    for kind, seed, problem in listed:
+        for solver in solvers:
+            if not rows.of(kind=kind, seed=seed, solver=solver):
                 if warm is not None:
                     for compiled in SOLVERS:  # compile before anything is timed
                         solve(warm, compiled, seed=0, time_limit=1.0)
                     warm = None
                 with processor_time(1) if arguments.processor_time else contextlib.nullcontext():
-                    row = run(problem, name, arguments.time_limit)
-                rows.add({"kind": kind, "seed": seed, "solver": name} | row)
-    text, lines = table(rows.values["rows"], solvers)
+                    row = run(problem, solver, arguments.time_limit)
+                rows.add({"kind": kind, "seed": seed, "solver": solver} | row)
+    text, lines = table(rows.values["rows"], solvers, known)
     print(text)
-    write_results(arguments.out, "kinds", rows.values | {"lines": lines}, text)
+    write_results(arguments.out, name, {**rows.values, "rows": lines}, text)
 
 
 if __name__ == "__main__":

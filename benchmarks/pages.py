@@ -290,6 +290,17 @@ VIEWS = {
             "time": "{wall_s:.1f} s",
         }
     ),
+    "library": View(
+        columns={
+            "instance": "{kind}",
+            "best": "{best:.6g}",
+            **{
+                f"`{solver}` above it": f"{{{solver}:.3f}} %"
+                for solver in ("auto", "anneal", "lagrangian", "milp", "ga")
+            },
+            "`auto` says": "{status}",
+        }
+    ),
     "anneal_versions": View(
         columns={
             "problem": "{problem}",

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import kinds
 from formulations import FormulationError
 from formulations.generators.families import FAMILIES, member
 from formulations.generators.random_instances import small_problem
@@ -149,3 +150,14 @@ def test_published_instances_are_read_from_their_folder(tmp_path):
     assert not alone.has("triangle")
     with pytest.raises(FileNotFoundError, match="triangle"):
         alone.problem("triangle")
+
+
+def test_the_table_of_solvers_counts_from_the_best_known_objective_or_a_better_one():
+    rows = [
+        {"kind": kind, "seed": 0, "solver": solver, "status": "FEASIBLE", "objective": objective, "wall_s": 1.0,
+         "bound": None}
+        for kind, solver, objective in [("a", "auto", -99.0), ("a", "ga", -98.0), ("b", "auto", -102.0)]
+    ]  # fmt: skip
+    text, lines = kinds.table(rows, ("auto", "ga"), {("a", 0): -100.0, ("b", 0): -100.0})
+    assert [(line["best"], line["auto"], line.get("ga")) for line in lines] == [(-100.0, 1.0, 2.0), (-102.0, 0.0, None)]
+    assert "on 1 of 2" in text
