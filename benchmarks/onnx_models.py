@@ -17,13 +17,13 @@ interrupted run resumes.
 """
 
 import argparse
+import contextlib
 import functools
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -146,11 +146,10 @@ def is_stored_in(bits: int, group_size: int | None, transform: Transform) -> boo
     return isinstance(transform, PruneQuantize) and transform.bits == bits and grouped
 
 
-def asked(case: Case, legal: qcompress.Measurement) -> dict[str, dict[str, str]]:
+def asked(case: Case, alike: dict[str, Path]) -> dict[str, dict[str, str]]:
     """Return budgets by name: shares of the float32 file's time and bytes, and the times of fast uniform choices."""
-    alike = dict(uniform_choices(legal, case.groups[-1]))
-    relative = replace(legal, original=MappingProxyType({**legal.original, LATENCY: 1.0}))
-    shares = dict(zip(alike, ENGINE.seconds_of(case.model, relative, list(alike.values()), case.timed[0]), strict=True))
+    seconds = in_turn([ENGINE.session(path) for path in alike.values()], [case.timed[0]], 1, ROUNDS, LONG_S)
+    shares = {name: taken / seconds[0] for name, taken in zip(alike, seconds, strict=True)}
     budgets = {f"chosen, {share:g} of the time": {LATENCY: f"{share:.0%}"} for share in case.times}
     budgets |= {
         f"chosen, in the time of {name}": {LATENCY: f"{share:.2%}"} for name, share in shares.items() if share < QUICK
@@ -173,10 +172,12 @@ def written(case: Case, legal: qcompress.Measurement, folder: Path) -> dict[str,
             print(f"{name}: {path.stat().st_size:,} bytes", flush=True)
 
     blank = qcompress.solve(qcompress.formulate(legal, {FILE_BYTES: 1.0}), "greedy")
-    for name, choice in uniform_choices(legal, case.groups[-1]):
+    alike = dict(uniform_choices(legal, case.groups[-1]))
+    for name, choice in alike.items():
         model = qcompress.apply(case.model, legal, replace(blank, choice=np.array(choice)))
         add(name, functools.partial(_export, case, model))
-    known["asked"] = known["asked"] or asked(case, legal)
+    if not known["asked"]:
+        known["asked"] = asked(case, {name: folder / files[name] for name in alike})
     for name, budget in known["asked"].items():
         try:
             add(name, functools.partial(_compress, case, legal, budget, folder / "run"))
@@ -262,7 +263,7 @@ def main() -> None:
     torch.set_num_threads(1)
     case, folder = CASES[words.network](words), words.folder / words.network
     folder.mkdir(parents=True, exist_ok=True)
-    with traced_once():
+    with traced_once() if words.network != "smollm2" else contextlib.nullcontext():  # traces take memory
         files = written(case, measured(case, folder), folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
