@@ -174,6 +174,25 @@ VIEWS = {
             "seconds of llama-quantize": "{llama_quantize_s:.0f}",
         }
     ),
+    "smollm2_pairs": View(
+        columns={
+            "bits a weight": "{asked:g}",
+            "choice": "{choice}",
+            "predicted KL": "{predicted:.4f}",
+            "KL": "{kl:.4f}",
+            "below the additive choice by": "{lower_by:.4f} ± {error:.4f}",
+        }
+    ),
+    "smollm2_pairs_halves": View(
+        columns={
+            "option of both layers": "{option}",
+            "pairs of layers": "{pairs}",
+            "number": "{number:,}",
+            "spread of correlations": "{spread:.3f}",
+            "by chance": "{by_chance:.3f}",
+            "two halves of the windows agree": "{halves_agree:.2f}",
+        }
+    ),
     "smollm2_hf_compensated": View(
         columns={
             "bits a weight asked for": "{asked:g}",

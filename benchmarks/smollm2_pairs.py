@@ -4,7 +4,7 @@
 
 Options, ties and test windows are those of `benchmarks.smollm2_hf`, with codes rounded to nearest. ``sampled`` takes
 one column of the pair terms from every calibration window. At every budget the choice is made without pair terms, and
-with them at the strength that `qcompress.formulate` takes by default and at full strength. A row states the KL
+with them, between all layers and only between those of the same block. A row states the KL
 divergence from the float model on windows not calibrated on, how far it is below that of the additive choice, and the
 standard error of this difference over the windows. An interrupted run resumes.
 """
@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 import torch
 
 import qcompress
 from benchmarks.smollm2_gguf import windows
 from benchmarks.smollm2_hf import BITS, SCHEMES, kept_outputs, measured
 from benchmarks.tables import Rows, markdown, write_results
+from formulations import PairTerms
 from formulations.reductions.tie import tie
 from qcompress.engines.compressed_tensors import CompressedTensors
 from qcompress.engines.legal import for_engine
@@ -28,7 +30,8 @@ from qcompress.transforms.quantize.group_wise import GroupWise
 
 NAME = "smollm2_pairs"
 BUDGETS = (4.25, 3.5, 3.0)
-STRENGTHS: dict[str, bool | float] = {"additive": False, "pair terms": True, "full pair terms": 1.0}
+CHOICES = ("additive", "pair terms", "pair terms within blocks")
+LAYERS = 7  # of a block
 
 
 @torch.no_grad()
@@ -39,6 +42,38 @@ def divergences(reference: np.ndarray[Any, Any], model: torch.nn.Module, judges:
         p, q = torch.tensor(log_p), model(window).logits[0].log_softmax(-1)
         each.append(float((p.exp() * (p - q)).sum(-1).mean()))
     return each
+
+
+def within_blocks(problem: qcompress.Problem) -> qcompress.Problem:
+    """Return the problem without the pair terms between layers of different blocks."""
+    block = problem.group_of // LAYERS
+    terms = np.triu(problem.pairs.factor @ problem.pairs.factor.T, 1)
+    kept = (block[:, None] == block) & (problem.group_of[:, None] != problem.group_of)
+    return problem.derived(pairs=PairTerms(sparse=scipy.sparse.csr_array(terms * kept)))
+
+
+def between_layers(measurement: qcompress.Measurement) -> list[dict[str, Any]]:
+    """Return correlations of the effects of two layers with the same option, and whether two halves agree on them.
+
+    ``spread`` is the standard deviation of the correlations over pairs of layers, ``by_chance`` that of independent
+    effects, and ``halves_agree`` the correlation between those from even and from odd windows.
+    """
+    first = np.cumsum([0, *map(len, measurement.transforms[:-1])])
+    rows = []
+    for scheme in ((3, None), (4, 64)):
+        option = 1 + SCHEMES.index(scheme)
+        effects = measurement.factor[[start + option for start in first if start + option < len(measurement.factor)]]
+        pairs = np.triu_indices(len(effects), 1)
+        within = pairs[0] // LAYERS == pairs[1] // LAYERS
+        halves = [np.corrcoef(effects[:, half::2])[pairs] for half in (0, 1)]
+        every = np.corrcoef(effects)[pairs]
+        for name, kept in (("all", within | True), ("within a block", within)):
+            rows.append({
+                "option": measurement.transforms[0][option].label, "pairs": name, "number": int(kept.sum()),
+                "spread": float(every[kept].std()), "by_chance": effects.shape[1] ** -0.5,
+                "halves_agree": float(np.corrcoef(halves[0][kept], halves[1][kept])[0, 1]),
+            })  # fmt: skip
+    return rows
 
 
 def main() -> None:
@@ -63,12 +98,14 @@ def main() -> None:
     settings = {"windows": words.windows, "length": words.length, "judges": words.judges}
     rows = Rows(words.folder / "rows.json", settings)
     for bits in BUDGETS:
-        for name, pairs in STRENGTHS.items():
+        for name in CHOICES:
             if rows.of(asked=bits, choice=name):
                 continue
-            problem = qcompress.formulate(legal, {BITS: bits}, pairs=pairs)
+            problem = qcompress.formulate(legal, {BITS: bits}, pairs=name != "additive")
+            if name.endswith("blocks"):
+                problem = within_blocks(problem)
             tied = tie(problem, engine.ties(legal.parts))
-            solved = qcompress.solve(tied.problem, "auto" if pairs else "milp", time_limit=20)
+            solved = qcompress.solve(tied.problem, "milp" if name == "additive" else "auto", time_limit=20)
             assert solved.choice is not None
             smaller = qcompress.apply(model, legal, dataclasses.replace(solved, choice=tied.lift(solved.choice)))
             each = divergences(reference, smaller, judges)
@@ -79,10 +116,11 @@ def main() -> None:
                 "kl": float(np.mean(each)), "lower_by": float(lower.mean()),
                 "error": float(lower.std(ddof=1) / len(lower) ** 0.5), "each": each,
             })  # fmt: skip
-    every = rows.values["rows"]
-    table = markdown(every, {key: key for key in every[0] if key != "each"})
-    write_results(words.folder, NAME, every, table)
-    print(table)
+    rows_in_order = sorted(rows.values["rows"], key=lambda row: (-row["asked"], CHOICES.index(row["choice"])))
+    for name, lines in ((NAME, rows_in_order), (f"{NAME}_halves", between_layers(legal))):
+        table = markdown(lines, {key: key for key in lines[0] if key != "each"})
+        write_results(words.folder, name, lines, table)
+        print(f"{table}\n")
 
 
 if __name__ == "__main__":
