@@ -174,10 +174,11 @@ def written(case: Case, legal: qcompress.Measurement, folder: Path) -> dict[str,
     blank = qcompress.solve(qcompress.formulate(legal, {FILE_BYTES: 1.0}), "greedy")
     alike = dict(uniform_choices(legal, case.groups[-1]))
     for name, choice in alike.items():
-        model = qcompress.apply(case.model, legal, replace(blank, choice=np.array(choice)))
-        add(name, functools.partial(_export, case, model))
+        solution = replace(blank, choice=np.array(choice))
+        add(name, functools.partial(_export, case, legal, solution))
     if not known["asked"]:
         known["asked"] = asked(case, {name: folder / files[name] for name in alike})
+        write_json(listed, known)
     for name, budget in known["asked"].items():
         try:
             add(name, functools.partial(_compress, case, legal, budget, folder / "run"))
@@ -186,7 +187,8 @@ def written(case: Case, legal: qcompress.Measurement, folder: Path) -> dict[str,
     return {name: folder / file for name, file in files.items()}
 
 
-def _export(case: Case, model: torch.nn.Module, path: Path) -> None:
+def _export(case: Case, legal: qcompress.Measurement, solution: qcompress.Solution, path: Path) -> None:
+    model = qcompress.apply(case.model, legal, solution)
     qcompress.export(model, path, target=ENGINE, example=case.calibration[0])
 
 
