@@ -112,7 +112,8 @@ def agreement(
     """
     margins, answers, changed = [], [], []
     for batch in data:
-        before, after = (forwards.run(model, batch, forward) for model in (original, compressed))
+        with forwards.first_pass(batch, "a batch"):
+            before, after = (forwards.run(model, batch, forward) for model in (original, compressed))
         if before.shape != after.shape or before.ndim < 2 or before.shape[-1] < 2:
             raise ValueError(
                 f"answers can be compared for outputs (…, classes) of two classes or more; found {tuple(before.shape)} "

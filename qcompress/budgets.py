@@ -47,8 +47,15 @@ _UNITS: Mapping[str, Mapping[str, float]] = {
 _HINTS = {
     LATENCY: "; `time_options` measures it",
     FILE_BYTES: "; `compress` works it out from the model",
+    LOSS: "; a limit on the loss needs a resource to minimize: compress(minimize='bytes', budget={'loss': 0.02}), or "
+    "'qcompress compress --minimize bytes --budget loss=0.02'",
     MEMORY: "; `memory_budget` works out what it leaves for file_bytes, as 'qcompress compress' does with --context",
 }
+_LOWERED_BY = {
+    "macs": ": fewer bits do not, low-rank factors (low_rank, --low-rank) and removed channels (prune_channels, "
+    "--channels) do"
+}
+ROUNDING = 1e-9  # relative; sums of whole numbers per sample
 _WORDS = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(%|[^\W\d_]*)\s*")
 
 
@@ -196,7 +203,7 @@ def _with_bits_per_weight(measurement: Measurement) -> Measurement:
 
 
 def remedy(problem: Problem, budget: Mapping[str, Amount], original: Mapping[str, float]) -> str:
-    """Say which budgets would be reachable, in the unit that was asked for; empty if there is nothing to add.
+    """Say which budgets would be reachable, or that no option helps; empty if there is nothing to add.
 
     Args:
         problem: the problem with unreachable budgets.
@@ -208,6 +215,9 @@ def remedy(problem: Problem, budget: Mapping[str, Amount], original: Mapping[str
         limit = parse(name, asked)
         if name not in problem.budgets or smallest[name] <= problem.budgets[name] or not original[name]:
             continue
+        if smallest[name] >= (1 - ROUNDING) * original[name]:
+            hints.append(f"; no enabled option lowers {name}{_LOWERED_BY.get(name, '')}")
+            continue
         share = math.ceil(100 * smallest[name] / original[name])
         if limit.is_share:
             hints.append(f"; {name} needs at least {share}%")
@@ -216,16 +226,21 @@ def remedy(problem: Problem, budget: Mapping[str, Amount], original: Mapping[str
     return "".join(hints)
 
 
-def fixed_use(measurement: Measurement | Survey, most: int = 5) -> str:
-    """Describe what takes bytes whatever is chosen, largest first."""
+def fixed_use(problem: Problem, measurement: Measurement | Survey, most: int = 5) -> str:
+    """Describe what takes bytes whatever is chosen, largest first; empty if the budget for bytes is reachable."""
+    if "bytes" not in problem.budgets or problem.minimum_usage()["bytes"] <= problem.budgets["bytes"]:
+        return ""
     whole = measurement.fixed["bytes"]
     layers = sorted(measurement.skipped, key=lambda item: -item.size_bytes)
-    named = [f"{item.name or 'the model itself'} {item.size_bytes:,} ({item.reason})" for item in layers[:most]]
+    named = [
+        f"{f'part {item.name!r}' if item.name else 'the model itself'}: {item.size_bytes:,} bytes ({item.reason})"
+        for item in layers[:most]
+    ]
     rest = whole - sum(item.size_bytes for item in layers[:most])
     if rest > 0:
-        named.append(f"everything else, such as biases and buffers, {rest:,.0f}")
+        named.append(f"everything else, such as biases and buffers: {rest:,.0f} bytes")
     words = f": {'; '.join(named)}" if named else ""
-    return f"Of the original's {measurement.original['bytes']:,.0f} bytes, {whole:,.0f} are fixed{words}"
+    return f". Of the original's {measurement.original['bytes']:,.0f} bytes, {whole:,.0f} are fixed{words}"
 
 
 def _limit(resource: str, value: float) -> Limit:
@@ -239,6 +254,5 @@ def _wanted(resource: str) -> str:
     units = [unit for unit in _UNITS.get(resource, ()) if unit not in ("B", "bytes")]
     example = f', "2 {units[0]}"' if units else ""
     return (
-        "a positive number (up to 1 a share of the original, above 1 an amount) or words that say which "
-        f'("15%"{example})'
+        f'a positive number (up to 1 a share of the original, above 1 an amount) or text with a unit ("15%"{example})'
     )

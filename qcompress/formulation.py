@@ -1,10 +1,11 @@
 """From a Measurement and a budget to a Problem.
 
-A solver seeks out the choices whose errors are predicted to cancel, and this cancellation is the least reliable part
-of the prediction. The costs of single options are measured, while the pair terms are products of a factor taken at
-another curvature. Combined as measured, they need not be positive semidefinite, and a solver finds choices with a
-negative predicted loss. Therefore each row of the factor is scaled until half its squared norm is at most the measured
-cost of its option (`consistent_rows`), and the pair terms are weighted by the strength t (`PAIR_STRENGTH` by default).
+A solver seeks out the choices whose errors are predicted to cancel, and this cancellation is the least reliable part of
+the prediction. The costs of single options are measured. The pair terms are products of a factor that was computed with
+a different curvature. Costs and pair terms together need not be positive semidefinite, and a solver finds choices with
+a negative predicted loss. Therefore each row of the factor is scaled until half its squared norm is at most the
+measured cost of its option (`consistent_rows`), and the pair terms are weighted by the strength t (`PAIR_STRENGTH` by
+default).
 With the additive part ``A`` and the sum of its positive costs ``A⁺``,
 
     objective - offset = (A - t·A⁺) + t·(A⁺ - Σ_v ½‖F_v‖²) + t·½‖Σ_v F_v‖²  ≥  A - t·A⁺.

@@ -8,13 +8,18 @@ Everything random is drawn from fixed seeds.
 """
 
 import itertools
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from formulations.files import AnyPath
 from qcompress.budgets import FILE_BYTES
 from qcompress.compressed.apply import apply
 from qcompress.compressed.file import load_compressed, save_compressed
@@ -44,6 +49,9 @@ class CheckError(QcompressError, AssertionError):
 
 def check_transform(transform: Transform) -> None:
     """Check a transform on weights of many shapes, then in a model that is measured, compressed, saved and loaded.
+
+    The model is loaded in this process and in a new one. The decoded weights are not compared with the original ones: a
+    transform may lose as much as it likes.
 
     Args:
         transform: transform registered in `qcompress.options` or as an entry point, so that files can name it.
@@ -139,17 +147,9 @@ def _check_weight(transform: Transform, weight: Weight) -> None:
 
 
 def _check_in_a_model(transform: Transform) -> None:
-    """Measure, choose the transform wherever it fits, save and load: the outputs must be the same."""
-
-    def network() -> nn.Module:
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(0)
-            return nn.Sequential(
-                nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 33), nn.ReLU(), nn.Linear(33, 10)
-            ).eval()
-
+    """Measure, choose the transform wherever it fits, save and load: weights and outputs must be the same."""
     batch = torch.randn(64, 3, 4, 4, generator=torch.Generator().manual_seed(1))
-    model = network()
+    model = _network()
     measurement = measure(model, [batch], Options((transform,)))
     if all(len(options) == 1 for options in measurement.transforms):
         raise CheckError(f"{transform.label!r} is an option of no layer of a small network")
@@ -158,11 +158,50 @@ def _check_in_a_model(transform: Transform) -> None:
     solution = solve(problem.with_budgets(bytes=smallest), "lagrangian")
     smaller = apply(model, measurement, solution)
     with tempfile.TemporaryDirectory() as folder:
-        save_compressed(smaller, Path(folder) / "model.safetensors")
-        loaded = load_compressed(Path(folder) / "model.safetensors", network)
+        file = Path(folder) / "model.safetensors"
+        save_compressed(smaller, file)
+        loaded = load_compressed(file, _network)
+        _check_in_a_new_process(transform, file, smaller)
     with torch.no_grad():
         if not torch.equal(loaded(batch), smaller(batch)):
             raise CheckError(f"{transform.label!r}: a model that was saved and loaded gives other outputs")
+
+
+def _network() -> nn.Module:
+    """Return a small network with a convolution and two linear layers, the same one every time."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 33), nn.ReLU(), nn.Linear(33, 10)
+        ).eval()
+
+
+def _check_in_a_new_process(transform: Transform, file: Path, smaller: nn.Module) -> None:
+    """Load the file where nothing was encoded: decoding may only depend on what the file holds."""
+    weights = file.with_name("weights.safetensors")
+    code = "import sys; from qcompress.testing import write_weights; write_weights(*sys.argv[1:])"
+    child = subprocess.run(  # noqa: S603  (our own code, no shell)
+        [sys.executable, "-c", code, file, weights, str(torch.get_num_threads())],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    where = f"{transform.label!r}: decode depends on more than the arrays of encode and the target:"
+    if child.returncode:
+        why = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
+        raise CheckError(f"{where} a model that was saved cannot be loaded in a new process ({why})")
+    decoded = safetensors.torch.load_file(weights)
+    if wrong := [name for name, tensor in smaller.state_dict().items() if not _same(decoded[name], tensor)]:
+        raise CheckError(f"{where} in a new process, {wrong[0]!r} is loaded with other values")
+
+
+def write_weights(file: AnyPath, weights: AnyPath, threads: str) -> None:
+    """Load the small network of `check_transform` from a file and write its weights; run in a new process."""
+    torch.set_num_threads(int(threads))
+    loaded = load_compressed(file, _network)
+    safetensors.torch.save_file({name: tensor.clone() for name, tensor in loaded.state_dict().items()}, weights)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

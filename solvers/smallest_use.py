@@ -1,6 +1,6 @@
 """Minimise the use of a resource under an upper limit on the objective, with a proven lower bound.
 
-Without pair terms, uses and costs are swapped, and the solver proves the smallest use directly. With pair terms in the
+Without pair terms, uses and costs are swapped, and the solver proves the minimum directly. With pair terms in the
 objective or in a resource, the budget is found by bisection: an objective within the limit lowers the sufficient use, a
 bound above the limit raises the proven lower bound, and an answer with neither changes nothing. The returned choice
 meets the limit and all budgets as `Problem.evaluate` computes them, and no such choice uses less than ``at_least``.

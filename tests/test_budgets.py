@@ -193,7 +193,7 @@ def test_a_budget_below_the_smallest_possible_says_what_is_fixed_and_why() -> No
         compress(seeded(Residual), batches(), budget={"bytes": share})
     assert "the smallest possible use is" in told
     assert (
-        "are fixed: norm 24 (vectors such as scales, biases and statistics are too small to compress); "
+        "are fixed: part 'norm': 24 bytes (vectors such as scales, biases and statistics are too small to compress); "
         "everything else, such as biases" in told
     )
     assert caught.value.problem is not None

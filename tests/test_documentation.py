@@ -47,6 +47,7 @@ def reader(tmp_path, monkeypatch):
     """A folder with the start page's module, as a reader of the guides has it."""
     (module,) = [text for _, text in blocks(GUIDES[0]) if text.startswith("# my_model.py")]
     (tmp_path / "my_model.py").write_text(module)
+    (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path

@@ -1,5 +1,6 @@
 """What cannot work is said before anything is measured, and nothing that can work is refused."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from formulations import InfeasibleBudgetError
-from qcompress import compress, formulate, low_rank, measure, prune_quantize
+from qcompress import compress, finetune, formulate, low_rank, measure, prune_quantize
 from qcompress.errors import DataError
+from qcompress.model.batch_norm import reestimate_
 from qcompress.options import Options, gguf_types
 from tests.models import Residual, seeded
 
@@ -95,10 +97,50 @@ def test_layers_that_only_later_batches_reach_are_not_taken_for_fixed() -> None:
     assert result.report.usage["bytes"] == smallest
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_resource_that_no_option_lowers_is_told_before_measuring_without_what_is_fixed(alike: bool) -> None:
+    told: list[object] = []
+    data = images() if alike else [*images(), images()[0].repeat(1, 1, 2, 2)]
+    with pytest.raises(InfeasibleBudgetError, match="no enabled option lowers macs: fewer bits do not") as why:
+        compress(
+            seeded(Residual), data, budget={"bytes": "50%", "macs": "90%"}, options=FAMILIES["bits"],
+            on_measure=told.append, on_encode=told.append,
+        )  # fmt: skip
+    assert "are fixed" not in str(why.value)
+    assert not told
+
+
+class Reader(nn.Module):
+    """An LSTM, whose errors about shapes are ValueErrors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(5, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda model, data: compress(model, data, budget={"bytes": 0.5}),
+        lambda model, data: measure(model, data, FAMILIES["bits"]),
+        lambda model, data: finetune(model, data, 1, teacher=model),
+        lambda model, data: reestimate_(nn.Sequential(model, nn.BatchNorm1d(3)), data),
+    ],
+)
+def test_any_error_of_the_first_pass_names_the_batch(run: Callable[[nn.Module, list[Tensor]], object]) -> None:
+    match = r"the model does not accept .* \(a tensor of shape \(8, 2, 5, 5\)\): ValueError: LSTM: Expected input"
+    with pytest.raises(DataError, match=match) as why:
+        run(seeded(Reader), images())
+    assert isinstance(why.value.__cause__, ValueError)
+
+
 def test_validation_that_the_model_does_not_take_is_told_before_measuring() -> None:
     told: list[object] = []
     for wrong, match in (
-        ([torch.randn(4, 3, 5, 5)], "does not accept the first batch of validation: .*channels"),
+        ([torch.randn(4, 3, 5, 5)], "does not accept the first batch of validation .*channels"),
         ([torch.randn(2, 5, 5)], "validation"),
     ):
         with pytest.raises(DataError, match=match):

@@ -70,6 +70,47 @@ def test_a_transform_that_breaks_its_word_is_named(broken, message, monkeypatch)
         check_transform(broken(4))
 
 
+REMEMBERS = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from qcompress.transforms.quantize.prune_quantize import PruneQuantize
+
+SCALES = {}
+
+
+@dataclass(frozen=True)
+class Remembers(PruneQuantize):
+    kind: ClassVar[str] = "remembers"
+
+    def size_bytes(self, target):
+        return super().size_bytes(target) - 4 * target.channels
+
+    def encode(self, weight):
+        stored = super().encode(weight)
+        SCALES[weight.target.channels, weight.target.per_channel] = stored.pop("scales")
+        return stored
+
+    def decode(self, stored, target):
+        return super().decode({**stored, "scales": SCALES[target.channels, target.per_channel]}, target)
+"""
+
+
+def test_a_transform_that_keeps_what_it_needs_in_memory_is_named(tmp_path, monkeypatch):
+    (tmp_path / "remembering.py").write_text(REMEMBERS)
+    info = tmp_path / "remembering-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: remembering\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[qcompress.transforms]\nremembers = remembering:Remembers\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    from remembering import Remembers
+
+    with pytest.raises(
+        CheckError, match=r"decode depends on more than .* cannot be loaded in a new process .* cannot be decoded"
+    ):
+        check_transform(Remembers(4))
+
+
 def test_a_transform_that_no_file_can_name_is_refused():
     with pytest.raises(OptionsError, match="no transform has the kind 'broken'; known: keep, prune_quantize"):
         check_transform(Larger(4))

@@ -30,7 +30,7 @@ def apply(
 ) -> None:
     """Apply a solution to the model and save the compressed model in its compressed size.
 
-    Load it with `qcompress.load_compressed(path, model_factory)`.
+    Load it with `qcompress.load_compressed(path, function)`, where the function returns the original model.
 
     Example: `qcompress apply zoo:resnet20 measurement.npz problem.solution.json --output small.safetensors`
     """

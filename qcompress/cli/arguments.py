@@ -169,7 +169,7 @@ def budgets(words: Iterable[str]) -> dict[str, float | str]:
         try:
             parse(name, asked)
         except OptionsError as error:
-            raise typer.BadParameter(f"--budget: {error}.") from error
+            raise typer.BadParameter(f"{error}.") from error
     return limits
 
 

@@ -125,7 +125,7 @@ def _asked(words: list[str]) -> list[SolverLike] | dict[str, SolverLike]:
         return list(back_ends)
     named = [label or solver.label for label, solver in zip(given, back_ends, strict=True)]
     if len(set(named)) < len(named):
-        raise typer.BadParameter(f"--solver: labels must differ, found {', '.join(named)}.")
+        raise typer.BadParameter(f"the labels of --solver must differ, found {', '.join(named)}.")
     return dict(zip(named, back_ends, strict=True))
 
 

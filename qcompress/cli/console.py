@@ -32,7 +32,8 @@ def complain(error: Exception | str, code: int = FAILED) -> int:
     """Print an error as one line on stderr and return its exit code."""
     if hasattr(error, "format_message"):  # an invalid command line, with a message from typer
         command = getattr(getattr(error, "ctx", None), "command_path", "qcompress")
-        text, code = f"{error.format_message()} Try '{command} --help'.", MISUSED
+        text = error.format_message().rstrip()
+        text, code = f"{text}{'' if text.endswith(('.', '?', '!')) else '.'} Try '{command} --help'.", MISUSED
     elif isinstance(error, OSError) and error.strerror and error.filename:
         text = f"{error.strerror}: {error.filename}"
     elif isinstance(error, (str, *KNOWN)):

@@ -53,8 +53,8 @@ class OfferFlags:
         bool | None,
         typer.Option(
             "--compensated/--no-compensated",
-            help="Choose codes so that later ones compensate the errors of earlier ones on DATA (also in factors): the "
-            "same size at a fraction of the loss. Stores an (inputs x inputs) matrix per layer. Default: on.",
+            help="Choose codes so that later ones compensate the errors of earlier ones on DATA (also in factors): "
+            "lower loss at the same size. Stores an (inputs x inputs) matrix per layer. Default: on.",
             rich_help_panel=QUANTIZE,
         ),
     ] = None
@@ -119,7 +119,7 @@ class OfferFlags:
     channel_block: Annotated[
         int | None,
         typer.Option(
-            help="Number of channels removed together; the number that stays is a multiple of it. Enables --channels.",
+            help="Keep a multiple of this many channels. Enables --channels.",
             rich_help_panel=CHANNELS,
         ),
     ] = None

@@ -73,8 +73,8 @@ class TextFlags:
     windows: Annotated[
         int,
         typer.Option(
-            help="Number of calibration windows, spread evenly over the text. A quarter as many more are used for "
-            "validation, and again as many for testing.",
+            help="Number of calibration windows, spread evenly over the text. A quarter as many are used for "
+            "validation, and another quarter for the final test.",
             min=4,
             rich_help_panel=TEXT,
         ),

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 SHOWN = ("comparison.json", "suite.json", "report.json")
 JOURNAL = "run.json"
 MODEL_SUFFIX = ".safetensors"
+READ = (
+    "'show' reads the problem, solution, measurement, comparison, sweep, report and model files that qcompress writes, "
+    "and folders of 'compress' and 'compare'"
+)
 
 
 def show(
@@ -81,7 +85,10 @@ def _show_steps(folder: Path) -> None:
 def _show_value(file: Path, problem_file: Path | None) -> None:
     from qcompress import measurement, report
 
-    kind = kind_of(file)
+    try:
+        kind = kind_of(file)
+    except FileFormatError as error:
+        raise FileFormatError(f"{file} is not a file of qcompress, or is damaged; {READ}") from error
     if kind == formulations.problem.FILE_KIND.name:
         _show_problem(Problem.load(file))
     elif kind == solvers.solution.FILE_KIND.name:
@@ -97,7 +104,7 @@ def _show_value(file: Path, problem_file: Path | None) -> None:
     elif kind == measurement.FILE_KIND.name:
         _show_measurement(measurement.Measurement.load(file))
     else:
-        raise FileFormatError(f"{file} has a kind that 'show' does not know: {kind!r}")
+        raise FileFormatError(f"{file} is a file of the kind {kind!r}; {READ}")
 
 
 def _show_problem(problem: Problem) -> None:

@@ -125,7 +125,13 @@ class _Reading(Watching):
 
 def _require_own_run(trial: nn.Module, original: Memory, batch: Any, forward: forwards.Forward | None) -> None:
     reading = _Reading(original)
-    with torch.random.fork_rng(devices=()), forwards.evaluating(trial), torch.no_grad(), reading, forwards.first_pass():
+    with (
+        torch.random.fork_rng(devices=()),
+        forwards.evaluating(trial),
+        torch.no_grad(),
+        reading,
+        forwards.first_pass(batch),
+    ):
         forwards.run(trial, batch, forward)
     if reading.read:
         raise _shared(

@@ -110,7 +110,9 @@ def load_compressed(path: AnyPath, model_factory: Callable[[], Model], *, packed
     contents, digest = container.read(path)
     model = model_factory()
     if not isinstance(model, nn.Module):
-        raise ArtefactError(f"model_factory must return a torch module, found {type(model).__name__}")
+        raise ArtefactError(
+            f"the function for the original model must return a torch module, found {type(model).__name__}"
+        )
     compose_(model, contents.state)
     if contents.cuts:
         refuse(path, cut_differences(contents, model))
@@ -125,7 +127,7 @@ def load_compressed(path: AnyPath, model_factory: Callable[[], Model], *, packed
     if digest is not None and digest_of(model) != digest:
         raise ArtefactError(
             f"the model loaded from {path} is not the one that was saved: its tensors have another digest. Tensors of "
-            "the model from model_factory may share memory, or change when they are set"
+            "the given model may share memory, or change when they are set"
         )
     parts = tuple(replace(item, stored={}) if isinstance(item.transform, Keep) else item for item in contents.parts)
     attach(

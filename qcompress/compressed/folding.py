@@ -40,7 +40,8 @@ def fold_batch_norms(model: nn.Module, example: Any, *, forward: forwards.Forwar
     """
     folded = own_copy(model).eval()
     with torch.no_grad(), forwards.evaluating(folded):
-        expected = forwards.run(folded, example, forward)
+        with forwards.first_pass(example, "the example"):
+            expected = forwards.run(folded, example, forward)
         for path, source in _pairs(folded, example, forward).items():
             norm, layer = folded.get_submodule(path), folded.get_submodule(source)
             before = layers.weight_of(layer).detach().clone(), layer.bias

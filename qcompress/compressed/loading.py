@@ -99,7 +99,9 @@ def _buffer_(model: nn.Module, name: str, value: Tensor) -> None:
     try:
         module = model.get_submodule(path)
     except AttributeError as error:
-        raise ArtefactError(f"model_factory gives another architecture: it has no module {path!r}") from error
+        raise ArtefactError(
+            f"the given model has another architecture than the file: it has no module {path!r}"
+        ) from error
     device = next((tensor.device for tensor in module.parameters()), value.device)
     module.register_buffer(key, value.to(device), persistent=False)
 
@@ -110,8 +112,8 @@ def refuse(path: AnyPath, differences: list[str]) -> None:
     Raises:
         ArtefactError: lists the first differences.
     """
-    if differences:
-        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+    if different := list(dict.fromkeys(differences)):  # the blocks of a layer differ in the same way
+        more = f" and {len(different) - 3} more" if len(different) > 3 else ""
         raise ArtefactError(
-            f"model_factory gives another architecture than {path} holds: {'; '.join(differences[:3])}{more}"
+            f"the given model has another architecture than the one in {path}: {'; '.join(different[:3])}{more}"
         )

@@ -99,7 +99,7 @@ def verify(
 
 def checked(engine: Engine, file: Path, model: nn.Module, batches: Sequence[Any]) -> tuple[int, "Difference", str]:
     """The file's bytes, how its outputs differ from the emulation's, and what is wrong with it, if anything."""
-    with forwards.evaluating(model):
+    with forwards.evaluating(model), forwards.first_pass(batches[0]):
         expected = engine.emulate(model, batches)
     run = engine.run_by_block(file, batches) if opened_of(model) is not None else engine.run(file, batches)
     found, size_bytes, predicted = (

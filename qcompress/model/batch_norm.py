@@ -42,7 +42,8 @@ def reestimate_(model: nn.Module, data: Iterable[Any], forward: forwards.Forward
                 norm.train()
                 norm.momentum = None  # the plain average over all batches
             for count, batch in enumerate(data, start=1):  # noqa: B007
-                forwards.run(model, batch, forward)
+                with forwards.first_pass(batch, "a batch for batch norms"):
+                    forwards.run(model, batch, forward)
         if count == 0:
             raise DataError("no batch to re-estimate batch-norm statistics on: give at least one")
     except BaseException:

@@ -105,7 +105,7 @@ def count(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | Non
     try:
         with forwards.evaluating(model), forwards.layer_by_layer(), torch.no_grad():
             for batch in data:
-                with products, contextlib.nullcontext() if counted.num_batches else forwards.first_pass():
+                with products, contextlib.nullcontext() if counted.num_batches else forwards.first_pass(batch):
                     output = forwards.run(model, batch, forward)
                 if loss is not None:
                     loss.require(output)

@@ -8,7 +8,6 @@ import contextlib
 import functools
 import inspect
 import math
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, ParamSpec, TypeVar
@@ -16,14 +15,12 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-from qcompress.errors import DataError, ModelError
+from qcompress.errors import DataError, ModelError, QcompressError
 
 RULED_OUT = -1e30  # replaces minus infinity: the softmax is the same, and differences are finite
 Forward = Callable[[nn.Module, Any], Tensor]
 Given = ParamSpec("Given")
 Found = TypeVar("Found")
-
-_SHAPES = re.compile(r"\b(shapes?|sizes?|channels|dimensions?)\b")  # words of errors about a batch's shape
 
 
 def seeded(function: Callable[Given, Found]) -> Callable[Given, Found]:
@@ -108,18 +105,36 @@ def run(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor:
 
 
 @contextlib.contextmanager
-def first_pass() -> Iterator[None]:
-    """A ``with`` block around the first run of a model on batches.
+def first_pass(batch: Any, name: str = "the first batch") -> Iterator[None]:
+    """A ``with`` block around the first run of a model on a batch called ``name``.
 
     Raises:
-        DataError: the model failed on the shape of a batch.
+        DataError: the model raised an error, which is the cause.
     """
     try:
         yield
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or not _SHAPES.search(str(error)):
-            raise
-        raise DataError(f"the model failed on the first batch: {error}; check the shape of the data") from error
+    except (QcompressError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a model may raise anything for input that it does not accept
+        raise DataError(
+            f"the model does not accept {name} ({described(batch)}): {type(error).__name__}: {error}"
+        ) from error
+
+
+def described(batch: Any) -> str:
+    """Describe a batch by the shapes of its tensors.
+
+    >>> described([torch.zeros(8, 3), torch.zeros(8)]), described({"x": torch.zeros(2, 5)})
+    ('a list of (8, 3), (8,)', 'a dict of x (2, 5)')
+    """
+    if isinstance(batch, Tensor):
+        return f"a tensor of shape {tuple(batch.shape)}"
+    named = [(f"{key} ", item) for key, item in batch.items()] if isinstance(batch, Mapping) else None
+    items = [("", item) for item in batch] if isinstance(batch, (tuple, list)) else named
+    if items is None:
+        return f"of type {type(batch).__name__}"
+    shapes = [f"{key}{tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}" for key, x in items]
+    return f"a {type(batch).__name__} of {', '.join(shapes)}"
 
 
 def _dtypes_in(value: Any) -> set[torch.dtype]:

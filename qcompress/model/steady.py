@@ -67,9 +67,9 @@ class Steady:
 
         Raises:
             ModelError: the outputs differ.
-            DataError: the model failed on the shape of the batch.
+            DataError: the model does not accept the batch.
         """
-        with torch.no_grad(), forwards.first_pass():
+        with torch.no_grad(), forwards.first_pass(batch):
             first, second = (forwards.run(model, batch, self) for _ in range(2))
         difference = float("inf")
         if first.shape == second.shape:

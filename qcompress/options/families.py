@@ -36,7 +36,7 @@ def prune_quantize(
         scale_dtype: ``"float16"``, ``"bfloat16"`` or ``"float32"``. The default is float32 for whole rows without zero
             points; otherwise bfloat16 for bfloat16 weights and float16 for all others.
         compensated: whether the remaining weights are adjusted to compensate the error on the calibration inputs (in
-            Linear layers and all kinds of convolutions): the same bytes at a fraction of the loss. `measure` then
+            Linear layers and all kinds of convolutions): lower loss at the same size. `measure` then
             stores ``(in, in)`` second moments of each such layer (for a convolution, of the unfolded input; for a
             grouped convolution, of each group's unfolded input).
 

@@ -39,8 +39,8 @@ def formulated(request: Request, run: RunFolder, measurement: Measurement) -> Pr
     try:
         problem.require_reachable_budgets()
     except InfeasibleBudgetError as error:
-        fixed = f". {fixed_use(measurement)}" if "bytes" in problem.budgets else ""
-        error.args = (f"{error}{remedy(problem, request.budget, measurement.original)}{fixed}",)
+        hint = remedy(problem, request.budget, measurement.original)
+        error.args = (f"{error}{hint}{fixed_use(problem, measurement)}",)
         raise
     run.save("problem.npz", problem.save)
     return problem

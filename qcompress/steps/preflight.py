@@ -39,7 +39,9 @@ def require_fitting(request: Request, validation: Iterable[Any]) -> None:
         try:
             output = forwards.run(model, first_of(model, batch), run)
         except Exception as error:  # a model may raise anything for input that it does not accept
-            raise DataError(f"the model does not accept the first batch of validation: {error}") from error
+            raise DataError(
+                f"the model does not accept the first batch of validation ({forwards.described(batch)}): {error}"
+            ) from error
     if output.ndim != expected.ndim:
         raise DataError(
             f"the first batch of validation gives outputs of shape {tuple(output.shape)}, that of data "
@@ -103,9 +105,13 @@ def require_possible(request: Request) -> None:
         original[FILE_BYTES] = fixed[FILE_BYTES] + float(resources[FILE_BYTES][::2].sum())
     for name, asked in request.budget.items():
         resource = "bytes" if name == FILE_BYTES and request.engine is None else name
-        if resource in resources and not (resource == "macs" and (unreached or not _alike(calibration.data))):
-            limit = parse(name, asked).amount(original[resource], whole=name not in FRACTIONAL)
-            limits[resource], asked_of[resource] = limit, asked
+        if resource not in resources or (resource == "macs" and unreached):
+            continue
+        limit, use = parse(name, asked), resources[resource]
+        unlowered = bool((use[1::2] >= use[::2]).all())  # then a share of it holds whatever the other batches are
+        if resource != "macs" or _alike(calibration.data) or (unlowered and limit.is_share):
+            limits[resource] = limit.amount(original[resource], whole=name not in FRACTIONAL)
+            asked_of[resource] = asked
     if not limits:
         return
     problem = prune_quantize(
@@ -119,8 +125,7 @@ def require_possible(request: Request) -> None:
     try:
         problem.require_reachable_budgets()
     except InfeasibleBudgetError as error:
-        whole = f". {fixed_use(inventory)}" if "bytes" in problem.budgets else ""
-        error.args = (f"{error}{remedy(problem, asked_of, original)}{whole}",)
+        error.args = (f"{error}{remedy(problem, asked_of, original)}{fixed_use(problem, inventory)}",)
         raise
 
 

@@ -187,11 +187,13 @@ class _Objective:
     def _taught(self, batch: Any) -> Tensor | None:
         if self._teacher is None:
             return None
-        with forwards.evaluating(self._teacher), torch.no_grad():
+        with forwards.evaluating(self._teacher), torch.no_grad(), forwards.first_pass(batch, "a batch"):
             return forwards.run(self._teacher, batch, self.calibration.forward)
 
     def _losses(self, batch: Any, reference: Tensor | None) -> Tensor:
-        output, loss = forwards.run(self.student, batch, self.calibration.forward), self.calibration.loss
+        loss = self.calibration.loss
+        with forwards.first_pass(batch, "a batch"):
+            output = forwards.run(self.student, batch, self.calibration.forward)
         if reference is None:
             assert isinstance(loss, CallableLoss)  # noqa: S101
             return loss.values(output, batch)

@@ -65,7 +65,7 @@ def test_compare_takes_options_labels_import_paths_and_a_target(folder, problem_
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--solver", "a=dp", "--solver", "a=milp"], "labels must differ"),
+        (["--solver", "a=dp", "--solver", "a=milp"], "labels of --solver must differ"),
         (["--solver", "dp", "--within", "much"], "--within must be a share"),
         (["--solver", "dp", "--best-known", "a lot"], "must be a number"),
         (["--solver", "dp", "--target", "other=1"], "no problem is called 'other'; the problems are problem"),

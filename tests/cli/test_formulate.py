@@ -2,6 +2,7 @@
 
 import json
 
+from qcompress.cli import main
 from tests.cli.zoo import MEASURE, ran
 
 
@@ -15,3 +16,5 @@ def test_budgets_in_words_are_those_in_numbers(folder, capsys):
     ):
         ran(["formulate", "m.npz", *(word for limit in words for word in ("--budget", limit)), "--json"])
         assert json.loads(capsys.readouterr().out)["budgets"] == limits
+    assert main(["formulate", "m.npz", "--budget", "loss=0.1"]) == 1
+    assert "a limit on the loss needs a resource to minimize" in capsys.readouterr().err

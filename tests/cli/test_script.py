@@ -20,6 +20,14 @@ def test_the_script_is_what_gets_installed():
     assert project["tool"]["setuptools"]["py-modules"] == [name.partition(":")[0]]
 
 
+@pytest.fixture(autouse=True)
+def handler():
+    """Python's own handler of Ctrl-C, which a test run in the background does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_ctrl_c_while_importing_ends_with_130_and_no_traceback(monkeypatch, capfd):
     class Ended(BaseException):
         """Stands for the end of the process."""
