@@ -15,6 +15,7 @@ from types import MappingProxyType
 import numpy as np
 
 from formulations import Problem
+from formulations.formatting import amount
 from qcompress.errors import OptionsError
 from qcompress.measurement import Measurement
 from qcompress.model.parts import Survey
@@ -95,8 +96,6 @@ def parse(resource: str, asked: Amount) -> Limit:
     if not unit:
         return _limit(resource, value)
     if unit == "%":
-        if value > 100:
-            raise OptionsError(f"{name} must be at most 100% of the original, found {asked!r}")
         return Limit(float(Fraction(repr(value)) / 100), is_share=True)
     units = _UNITS.get(resource, {})
     if unit not in units:
@@ -167,6 +166,19 @@ def limits(measurement: Measurement, budget: Mapping[str, Amount]) -> dict[str, 
         name: parse(name, asked).amount(measurement.original[name], whole=name not in FRACTIONAL)
         for name, asked in budget.items()
     }
+
+
+def loose(budgets: Mapping[str, float], original: Mapping[str, float]) -> list[str]:
+    """Say which budgets the original meets already, which is legal; a sentence each.
+
+    >>> loose({"bytes": 120.0, "macs": 50.0}, {"bytes": 100.0, "macs": 90.0})
+    ['the budget for bytes is 120, which the original meets already with 100']
+    """
+    return [
+        f"the budget for {name} is {amount(limit)}, which the original meets already with {amount(original[name])}"
+        for name, limit in budgets.items()
+        if name in original and limit >= original[name]
+    ]
 
 
 def with_resources(measurement: Measurement, names: Iterable[str]) -> Measurement:

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Protocol
 from formulations import Problem
 from formulations.reductions.pricing import priced
 from solvers.errors import InvalidOptionError, SolverUnavailableError, UnsupportedProblemError
+from solvers.option_types import annotations, described, fits
 from solvers.search import OnProgress, Progress, Search
 from solvers.solution import relative_gap
 from solvers.sub_search import SubSearch
@@ -63,14 +64,20 @@ class Solver(ABC):
         """Check the values of the options.
 
         Raises:
-            InvalidOptionError: a number is below its minimum, or a word is not among the accepted ones.
+            InvalidOptionError: a value has another type than the field, a number is below its minimum, or a word is
+                not among the accepted ones.
         """
+        hints = annotations(type(self))
+        for option, value in self.option_values.items():
+            if option in hints and option not in self.words and not fits(value, hints[option]):
+                wanted = described(hints[option])
+                raise InvalidOptionError(f"option {option!r} of {self.name!r} must be {wanted}, found {value!r}")
         for option, least in self.minima.items():
             value = getattr(self, option)
             if value is not None and not value >= least:
                 raise InvalidOptionError(f"option {option!r} of {self.name!r} must be at least {least}, found {value}")
         for option, known in self.words.items():
-            if (value := getattr(self, option)) not in known:
+            if not isinstance(value := getattr(self, option), str) or value not in known:
                 raise InvalidOptionError(
                     f"option {option!r} of {self.name!r} must be one of {', '.join(known)}, found {value!r}"
                 )

@@ -103,10 +103,15 @@ def solve(
     search = Search(
         problem, solver=back_end.name, time_limit=time_limit, seed=seed, initial=start, on_progress=on_progress
     )
+    return conduct(search, back_end, bound=bound, presolve=presolve)
+
+
+def conduct(search: Search, back_end: Solver, *, bound: bool = False, presolve: bool = True) -> Solution:
+    """Run a prepared back end on the problem of a new search; Ctrl-C ends the run with the best choice so far."""
     stop_reason = StopReason.COMPLETED
     try:
-        if start is not None:
-            search.offer(start)
+        if search.initial is not None:
+            search.offer(search.initial)
         _run_reduced(search, back_end, bound=bound, presolve=presolve)
     except KeyboardInterrupt:
         stop_reason = StopReason.INTERRUPTED

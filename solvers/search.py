@@ -47,6 +47,7 @@ class Search:
         timing: time in seconds by phase, recorded by the back end through `phase`.
         details: additional results of the back end; numbers of the objective are added through `note`.
         pool: good choices with their objectives in the stated problem's unit.
+        clock: function that returns the time in seconds; `solvers.testing` replaces the real one.
     """
 
     def __init__(
@@ -58,9 +59,11 @@ class Search:
         seed: int | None = None,
         initial: NDArray[np.int64] | None = None,
         on_progress: OnProgress | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self.problem, self.solver = problem, solver
-        self._start = time.perf_counter()
+        self.clock = time.perf_counter if clock is None else clock
+        self._start = self.clock()
         self._limit, self._on_progress = time_limit, on_progress
         self._evaluation: Evaluation | None = None
         self._bound: float | None = None
@@ -113,15 +116,15 @@ class Search:
 
     def elapsed(self) -> float:
         """Return the time since the start in seconds."""
-        return time.perf_counter() - self._start
+        return self.clock() - self._start
 
     def remaining(self) -> float:
         """Return the remaining time in seconds, at least zero; infinite without a time limit."""
         return float("inf") if self._limit is None else max(0.0, self._limit - self.elapsed())
 
     def share_clock(self, other: "Search") -> None:
-        """Take over the start time and the time limit of ``other``."""
-        self._start, self._limit = other._start, other._limit  # noqa: SLF001 - same class
+        """Take over the clock, the start time and the time limit of ``other``."""
+        self.clock, self._start, self._limit = other.clock, other._start, other._limit  # noqa: SLF001 - same class
 
     def expired(self) -> bool:
         """Whether the time limit is reached. A back end must then stop."""

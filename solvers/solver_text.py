@@ -58,7 +58,7 @@ def options_of(text: str | None) -> dict[str, Any]:
         name, equals, value = (part.strip() for part in word.partition("="))
         if not (name and equals and value) or name in options:
             raise InvalidOptionError(f"write options as name=value,name=value, each once; found {text!r}")
-        options[name] = _value(value)
+        options[name] = value_of(value)
     return options
 
 
@@ -96,7 +96,14 @@ def _imported(module_name: str, path: str) -> Any:
     return value() if callable(value) and not is_sampler else value
 
 
-def _value(text: str) -> Any:
+def value_of(text: str) -> Any:
+    """Return a Python literal (or ``true``, ``false``) as the value it stands for, any other text as it is.
+
+    >>> value_of("1_000"), value_of("true"), value_of("cbc")
+    (1000, True, 'cbc')
+    """
+    if text in ("true", "false"):
+        return text == "true"
     try:
         return ast.literal_eval(text)
     except (SyntaxError, ValueError):

@@ -52,6 +52,7 @@ class SubSearch(Search):
             time_limit=None if np.isinf(allowed) else max(allowed, 1e-9),
             seed=seed if apart else outer.seed,
             initial=initial,
+            clock=outer.clock,
         )
         self.reduction, self.outer, self._shares, self._seconds = reduction, outer, shares, seconds
         if seconds is None and not apart:

@@ -245,6 +245,21 @@ class Nameless(Toy):
     summary = ""
 
 
+class Misspelt(Toy):
+    native_resource_pairs = True
+
+
+class LazyClose(Toy):
+    """Says that everything was considered, although its time was over."""
+
+    def run(self, problem, search):
+        for choice in itertools.product(*(range(len(group)) for group in problem.options)):
+            if search.expired():
+                break
+            search.offer(choice)
+        search.close()
+
+
 class NotJson(Toy):
     def run(self, problem, search):
         super().run(problem, search)
@@ -285,8 +300,8 @@ BROKEN = [
     (HighBound, "check_answers_are_sound", "bound .* lies above the optimum"),
     (NotExact, "check_equals_brute_force", "status FEASIBLE, must be OPTIMAL"),
     (NotExact, "check_budgets_that_clash", "must prove INFEASIBLE"),
-    (CountsEveryPairUse, "check_pair_terms_in_budgets", "no choice, though one exists"),
-    (IgnoresPairUses, "check_pair_terms_in_budgets", "no choice, though one exists"),
+    (CountsEveryPairUse, "check_pair_terms_in_budgets", "called a feasible problem INFEASIBLE"),
+    (IgnoresPairUses, "check_pair_terms_in_budgets", "called a feasible problem INFEASIBLE"),
     (RefusesPairUses, "check_pair_terms_in_budgets", "declares native_use_pairs but refuses: not with these"),
     (NotExact, "check_pair_terms_in_budgets", "must be"),
     (Unseeded, "check_same_seed_same_answer", "from seed 11"),
@@ -299,6 +314,12 @@ BROKEN = [
     (TakesPairsAnyway, "check_pair_terms_are_refused", "solved a problem with pair terms"),
     (RefusesAll, "check_answers_are_sound", "refuses every small problem: not today"),
     (Nameless, "check_description", "summary is empty"),
+    (
+        Misspelt,
+        "check_description",
+        "native_resource_pairs: no such property of a solver; there are .*native_use_pairs",
+    ),
+    (LazyClose, "check_cut_runs_claim_nothing_false", "when its time was over at look 1 at the clock"),
     (NotJson, "check_answers_are_sound", "cannot be saved as JSON"),
     (PoolLies, "check_degenerate_problems", "its pool holds"),
     (Unpicklable, "check_pickle", "cannot be pickled"),

@@ -1,6 +1,5 @@
 """Arguments shared by commands, and conversion of their text: callables, budgets, solver options, lists of numbers."""
 
-import ast
 import importlib
 import sys
 from collections.abc import Callable, Iterable
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from solvers.solver_text import value_of
 
 CALLABLE = "PACKAGE.MODULE:CALLABLE"
 
@@ -222,8 +223,5 @@ def forward(reference: str | None) -> Any:
 
 
 def _literal(text: str) -> Any:
-    try:
-        value = ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return text
+    value = value_of(text)
     return value if value is None or isinstance(value, bool | int | float | str) else text

@@ -27,12 +27,16 @@ def formulate(
     """
     from qcompress import Measurement
     from qcompress import formulate as state
+    from qcompress.budgets import loose, with_resources
 
     limits = arguments.budgets(budget)
-    problem = state(Measurement.load(measurement_file), limits, pairs=pairs)
+    measurement = with_resources(Measurement.load(measurement_file), limits)
+    problem = state(measurement, limits, pairs=pairs)
     problem.require_reachable_budgets()
     problem.save(output)
     say(f"wrote {output}")
+    for sentence in loose(problem.budgets, measurement.original):
+        say(f"warning: {sentence}")
     smallest = problem.minimum_usage()
     if as_json:
         budgets = dict(problem.budgets)

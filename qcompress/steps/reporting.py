@@ -15,7 +15,7 @@ from formulations import Problem
 from formulations.files import replacing
 from qcompress import cautions
 from qcompress.agreement import agreement
-from qcompress.budgets import FILE_BYTES, LATENCY
+from qcompress.budgets import FILE_BYTES, LATENCY, loose
 from qcompress.compressed.file import compressed_size
 from qcompress.compressed.record import record_of
 from qcompress.formulation import prediction_error
@@ -205,6 +205,8 @@ def _warnings(request: Request, outcome: Outcome, loss_validation: float | None)
         yield from cautions.of_prediction(measurement.loss, predicted, loss_validation)
     yield from cautions.of_split(request.split, given=request.measurement is not None)
     yield from cautions.of_inputs(measurement, solution, outcome.fitted)
+    asked = {name: limit for name, limit in outcome.problem.budgets.items() if name != request.minimize}
+    yield from loose(asked, measurement.original)
     yield from cautions.of_latency(outcome.problem.budgets.get(LATENCY), outcome.latency_measured_s)
 
 

@@ -50,6 +50,7 @@ class Portfolio(Solver):
     solvers: Sequence[Any] | str = ()
 
     def __post_init__(self) -> None:
+        Solver.__post_init__(self)  # `super` does not work in a dataclass with slots
         names = self.solvers.split(",") if isinstance(self.solvers, str) else self.solvers
         object.__setattr__(self, "solvers", tuple(names))
         for solver in map(as_solver, self.solvers):

@@ -147,6 +147,7 @@ class Replay(Solver):
     path: AnyPath = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not os.fspath(self.path):
             raise InvalidOptionError("a replay needs the path of a recording: Replay('runs.jsonl')")
         object.__setattr__(self, "path", os.fspath(self.path))

@@ -9,6 +9,8 @@ result and the problem. `checks_for` selects the checks by the solver's declarat
 enumeration of all choices by `Problem.evaluate`. An answer without a choice never passes if a feasible choice exists.
 """
 
+import logging
+
 from solvers.base import SolverLike
 from solvers.errors import SolverUnavailableError
 from solvers.run import as_solver
@@ -16,6 +18,9 @@ from solvers.testing import checks
 from solvers.testing.judge import ConformanceError, optimum
 
 __all__ = ["ConformanceError", "check_solver", "checks_for", "optimum"]
+
+
+logger = logging.getLogger(__name__)
 
 
 def check_solver(solver: SolverLike) -> tuple[str, ...]:
@@ -40,7 +45,8 @@ def check_solver(solver: SolverLike) -> tuple[str, ...]:
     suite = checks_for(back_end)
     failures: list[str] = []
     first: Exception | None = None
-    for check in suite:
+    for number, check in enumerate(suite, start=1):
+        logger.info("%s: %d of %d, %s", back_end.name, number, len(suite), check.__name__)
         try:
             check(back_end)
         except Exception as error:  # any exception counts as a failure; the other checks still run

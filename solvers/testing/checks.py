@@ -17,13 +17,16 @@ from formulations.reductions.scaling import scaled
 from solvers import registry, run
 from solvers.base import Progress, Solver, SolverLike
 from solvers.errors import InvalidOptionError, UnsupportedProblemError
+from solvers.option_types import annotations, fits
 from solvers.solution import Solution, Status, StopReason
+from solvers.testing.cut_runs import check_cut_runs_claim_nothing_false
 from solvers.testing.judge import (
     ConformanceError,
     all_choices,
     close,
     fail,
     judge_answer,
+    judge_claims,
     judge_course,
     optimum,
     require,
@@ -32,6 +35,7 @@ from solvers.testing.problems import (
     degenerate_problems,
     first_taken,
     in_other_units,
+    known_problems,
     largest_taken,
     middle_problem,
     paired_problems,
@@ -63,6 +67,12 @@ def check_description(solver: Solver) -> None:
     require(
         solver, bool(info.name) and info.name == info.name.strip(), f"its name must be one word, found {info.name!r}"
     )
+    bases = type(solver).__mro__[1:]
+    known = {name for base in bases for name, value in vars(base).items() if isinstance(value, bool)}
+    stated = {name for name, value in vars(type(solver)).items() if isinstance(value, bool)}
+    unknown = sorted(stated - known - set(info.options) - {name for name in stated if name.startswith("_")})
+    listed = f"{', '.join(unknown)}: no such property of a solver; there are {', '.join(sorted(known))}"
+    require(solver, not unknown, listed)
     require(solver, bool(info.summary), "its summary is empty; describe it in one line")
     require(solver, set(info.options) == set(solver.option_values), "info() must list exactly the solver's options")
     again = registry.configured(solver, dict(solver.option_values))
@@ -87,9 +97,11 @@ def check_unknown_option_is_refused(solver: Solver) -> None:
 
 
 def check_option_limits(solver: Solver) -> None:
-    """Check that a number below an option's minimum and an unknown word raise InvalidOptionError."""
+    """Check that a wrong type, a number below an option's minimum and an unknown word raise InvalidOptionError."""
     wrong: list[tuple[str, Any]] = [(option, least - 1) for option, least in solver.minima.items()]
     wrong += [(option, "no such word") for option in solver.words]
+    hints, nothing = annotations(type(solver)), object()
+    wrong += [(option, nothing) for option in solver.option_values if not fits(nothing, hints.get(option, Any))]
     for option, value in wrong:
         try:
             registry.configured(solver, {option: value})
@@ -239,13 +251,15 @@ def _slowdown() -> float:
 
 def check_interrupt_keeps_the_best(solver: Solver) -> None:
     """Check that Ctrl-C (a KeyboardInterrupt from ``on_progress``) ends a run with the best choice at any time."""
-    for problem in largest_taken(solver):
-        for after in (1, 4):
+    for after in (1, 4):
+        for problem in largest_taken(solver):
             _interrupted(solver, problem, after)
+        for problem in taken(solver, known_problems(solver.native_pairs)):
+            judge_claims(solver, problem, _interrupted(solver, problem, after))
 
 
-def _interrupted(solver: Solver, problem: Problem, after: int) -> None:
-    """Interrupt when ``on_progress`` gets a choice for the ``after``-th time."""
+def _interrupted(solver: Solver, problem: Problem, after: int) -> Solution:
+    """Return the solution of a run that is interrupted when ``on_progress`` gets a choice for the ``after``-th time."""
     seen: list[float] = []
 
     def interrupt(progress: Progress) -> None:
@@ -265,6 +279,7 @@ def _interrupted(solver: Solver, problem: Problem, after: int) -> None:
     require(solver, solution.objective is not None, "lost its choice when it was interrupted", problem)
     require(solver, solution.objective <= min(seen), "returned a worse choice than it had", problem)  # type: ignore[operator]
     judge_course(solver, problem, solution)
+    return solution
 
 
 def check_errors_of_on_progress_surface(solver: Solver) -> None:
@@ -350,6 +365,7 @@ ALWAYS: tuple[Check, ...] = (
     check_impossible_budget_is_refused,
     check_budgets_that_clash,
     check_pair_terms_in_budgets,
+    check_cut_runs_claim_nothing_false,
     check_interrupt_keeps_the_best,
     check_errors_of_on_progress_surface,
     check_initial_is_used,

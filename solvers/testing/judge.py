@@ -32,14 +32,20 @@ def optimum(problem: Problem) -> float | None:
 
 def judge_answer(solver: Solver, problem: Problem, solution: Solution) -> None:
     """Check all conditions on an answer to a small problem."""
+    judge_claims(solver, problem, solution)
+    easy = len(problem.budgets) <= 1 and not problem.paired_budgets
+    if easy or solver.exact:  # a heuristic may fail with several budgets or pair terms in one, but not with a plain one
+        found = solution.choice is not None or optimum(problem) is None
+        require(solver, found, f"no choice, though one exists ({solution.status})", problem)
+
+
+def judge_claims(solver: Solver, problem: Problem, solution: Solution) -> None:
+    """Check what an answer to a small problem claims; a run that was cut short may lack a choice and a bound."""
     judge_course(solver, problem, solution)
     best = optimum(problem)
     if best is None:
         require(solver, solution.choice is None, "a choice for an infeasible problem", problem)
         return
-    easy = len(problem.budgets) <= 1 and not problem.paired_budgets
-    if easy or solver.exact:  # a heuristic may fail with several budgets or pair terms in one, but not with a plain one
-        require(solver, solution.choice is not None, f"no choice, though one exists ({solution.status})", problem)
     require(solver, solution.status is not Status.INFEASIBLE, "called a feasible problem INFEASIBLE", problem)
     for bound in (solution.bound, *(point.bound for point in solution.trace)):
         sound = bound is None or bound <= best or close(problem, bound, best)

@@ -36,6 +36,13 @@ def middle_problem(pairs: bool) -> Problem:
 
 
 @functools.cache
+def known_problems(pairs: bool) -> tuple[Problem, ...]:
+    """Return problems of 1,024 choices whose optimum is known, with a wide and with a tight budget."""
+    rank = 2 if pairs else 0
+    return tuple(layered_problem(5, bits=(2, 3, 4, 8), rank=rank, budget=budget, seed=7) for budget in (0.5, 0.1))
+
+
+@functools.cache
 def degenerate_problems() -> tuple[Problem, ...]:
     """Return problems with one group, one option, ties, zero costs, no resource, no budget, a tight budget, huge uses.
 
