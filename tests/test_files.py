@@ -570,6 +570,7 @@ OTHERS = {  # what writes files and is not meant to replace anything
     "benchmarks/streaming.py",  # models of random weights, in a folder that is made for them
     "qcompress/engines/onnx_clock.py",  # graphs that are timed, in a temporary folder
     "qcompress/engines/onnx_timing.py",  # graphs that are timed, in a temporary folder
+    "qcompress/testing.py",  # weights that a check compares, in a temporary folder
 }
 
 
