@@ -11,7 +11,7 @@ changes count as before; large ones are judged by plain costs only. A mean of bo
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +68,19 @@ class Proposal:
         return cls(name=value["name"], choice=choice, nearest=tuple(value["nearest"]))
 
 
+class Way(NamedTuple):
+    """A way of choosing: the strength of the pair terms, and the share of costs at softened outputs in the mean."""
+
+    strength: float
+    softened: float = 0.0
+
+    def state(self, problem: Problem, measurement: Measurement) -> Problem:
+        """Return ``problem``, made from ``measurement``, as this way sees it."""
+        if self.softened:
+            return at_softened_outputs(problem, measurement, self.strength, share=self.softened)
+        return at_strength(problem, measurement, self.strength)
+
+
 def proposals(
     measurement: Measurement,
     problem: Problem,
@@ -91,10 +104,10 @@ def proposals(
         seed: seed for ``solver``.
     """
     assert solution.choice is not None  # noqa: S101
-    (first, _), *others = ways(problem, measurement, pairs).items()
+    first, *others = (known := ways(measurement, pairs))
     yield Proposal(name=first, choice=solution.choice)
-    for name, other in others:
-        choice = solve(other, solver, time_limit=_limit(time_limit), seed=seed).choice
+    for name in others:
+        choice = solve(known[name].state(problem, measurement), solver, time_limit=_limit(time_limit), seed=seed).choice
         if choice is not None:
             yield Proposal(name=name, choice=choice)
     yield from uniform_settings(measurement, problem)
@@ -102,28 +115,23 @@ def proposals(
         yield Proposal(name=f"number {rank} of the solver's pool", choice=np.array(pooled, dtype=np.int64))
 
 
-def ways(problem: Problem, measurement: Measurement, pairs: bool | float) -> dict[str, Problem]:
-    """Return the problems that proposals are the solutions of, by name; the first is ``problem`` itself."""
+def ways(measurement: Measurement, pairs: bool | float) -> dict[str, Way]:
+    """Return the ways of choosing by name; the first is the one that ``pairs`` asks for."""
     asked = pair_strength(pairs)
-    problems = {_named(asked): at_strength(problem, measurement, asked)}
-    if asked:
-        problems |= {
-            _named(strength): at_strength(problem, measurement, strength) for strength in STRENGTHS if strength != asked
-        }
+    known = {_named(strength): Way(strength) for strength in dict.fromkeys((asked, *(STRENGTHS if asked else ())))}
     if measurement.softened is not None:
-        problems[PARTLY_SOFTENED] = at_softened_outputs(problem, measurement, 0.0, share=SHARE)
-        problems[SOFTENED] = at_softened_outputs(problem, measurement, 0.0)
+        known |= {PARTLY_SOFTENED: Way(0.0, SHARE), SOFTENED: Way(0.0, 1.0)}
         if asked:
-            problems[f"{SOFTENED}, {_named(asked)}"] = at_softened_outputs(problem, measurement, asked)
-    return problems
+            known[f"{SOFTENED}, {_named(asked)}"] = Way(asked, 1.0)
+    return known
 
 
-def repeatable(won: Proposal, measurement: Measurement, problem: Problem, pairs: bool | float) -> str | None:
+def repeatable(won: Proposal, measurement: Measurement, pairs: bool | float) -> str | None:
     """Return the name under which `repeated` repeats a proposal, or None if its choice does not follow from costs.
 
     Of several equal proposals, joined under all their names, it is the reference if it is among them, else the first.
     """
-    known = ways(problem, measurement, pairs)
+    known = ways(measurement, pairs)
     names = [name for name in won.name.split(SEPARATOR) if _way(name) in known]
     standard = reference(measurement)
     return standard if standard in names else next(iter(names), None)
@@ -152,7 +160,7 @@ def repeated(
         time_limit: same as in `proposals`.
         seed: same as in `proposals`.
     """
-    other = ways(problem.derived(cost=measurement.cost), measurement, pairs)[_way(name)]
+    other = ways(measurement, pairs)[_way(name)].state(problem.derived(cost=measurement.cost), measurement)
     choice = solve(other, solver, time_limit=_limit(time_limit), seed=seed, initial=won.choice).choice
     if choice is None:
         return won

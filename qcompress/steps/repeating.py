@@ -38,7 +38,7 @@ def chosen_again(
     if best is None:
         return None
     won, calibration = best.best, request.calibration
-    name = repeatable(won, measurement, problem, request.pairs)
+    name = repeatable(won, measurement, request.pairs)
     if name is None or not _may_see_more(request, measurement):
         return won
 
