@@ -82,10 +82,10 @@ def of_inputs(measurement: Measurement, solution: Solution, fitted: Measurement 
 
 
 def of_latency(budget: float | None, measured: float | None) -> Iterator[str]:
-    """Warn if the whole model exceeds its time budget in the engine although the sum of its layers' times does not."""
+    """Warn if the whole model exceeds its time budget in the engine, although the choice was timed as a whole."""
     if budget is not None and measured is not None and measured > budget * (1 + TOLERANCE):
         yield (
             f"the model takes {1000 * measured:.4g} ms in the engine, {measured / budget - 1:.1%} more than its "
-            f"budget of {1000 * budget:.4g} ms: times of single layers do not add up exactly; lower the budget by as "
-            "much"
+            f"budget of {1000 * budget:.4g} ms, and no choice that was timed is faster: raise the budget, or offer "
+            "faster options"
         )

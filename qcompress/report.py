@@ -183,7 +183,9 @@ class Report:
             return []
         seconds = self.original[LATENCY], self.usage[LATENCY], self.latency_measured_s
         before, predicted, measured = (f"{1000 * duration_s:.4g} ms" for duration_s in seconds)
-        return [f"- time in the engine: {before} before, {predicted} predicted, {measured} measured"]
+        over = self.usage[LATENCY] > self.budgets.get(LATENCY, math.inf)
+        note = "; the choice was made by measured times, as predicted it exceeds the budget" if over else ""
+        return [f"- time in the engine: {before} before, {predicted} predicted, {measured} measured{note}"]
 
     def _proof(self) -> str:
         """Describe what is proven about the choice."""

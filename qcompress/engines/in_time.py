@@ -7,6 +7,7 @@ smaller by the same ratio.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +60,18 @@ def solved_in_time(
     if solution is not first:
         solution = replace(solution, bound=first.bound, gap=relative_gap(solution.objective, first.bound))
     return stated, solution
+
+
+def without_time_budget(problem: Problem) -> Problem:
+    """Return the problem without its budget for `LATENCY`, for choices whose time is measured.
+
+    >>> use = {"latency_s": [2.0, 1.0], "bytes": [4, 2]}
+    >>> problem = Problem(["a"], [["keep", "4 bit"]], [0, 1], use, {"latency_s": 1.0, "bytes": 4})
+    >>> dict(without_time_budget(problem).budgets)
+    {'bytes': 4.0}
+    """
+    budgets = {name: limit for name, limit in problem.budgets.items() if name != LATENCY}
+    return problem.derived(budgets=MappingProxyType(budgets))
 
 
 def cached(seconds: Seconds) -> Seconds:

@@ -9,7 +9,7 @@ import numpy as np
 from formulations import InfeasibleBudgetError, Problem
 from qcompress.budgets import LATENCY, fixed_use, remedy
 from qcompress.compressed.apply import NEAREST
-from qcompress.engines.in_time import TOLERANCE, Seconds
+from qcompress.engines.in_time import TOLERANCE, Seconds, without_time_budget
 from qcompress.formulation import formulate
 from qcompress.guard import Guarded, Seen, guard, kept_loss
 from qcompress.measurement import Measurement
@@ -199,6 +199,7 @@ def guarded(
 
     def make(_: Path | None) -> Guarded:
         within, base = _worth_seeing(request, measurement, problem, solution, better, stated, seconds)
+        judged_by = problem if seconds is None else without_time_budget(problem)  # those within are in time
         seen: Callable[[Proposal], Seen]
         if opened_of(calibration.model) is None:
             seen = kept_loss(
@@ -213,9 +214,9 @@ def guarded(
             seen = OpenedKeptLoss(
                 calibration.model, measurement, request.kept, calibration.data, loss=calibration.loss,
                 forward=calibration.forward,
-                first=[proposal for proposal in within if problem.evaluate(proposal.choice).feasible],
+                first=[proposal for proposal in within if judged_by.evaluate(proposal.choice).feasible],
             )  # fmt: skip
-        return guard(measurement, problem, within, seen, base=base)
+        return guard(measurement, judged_by, within, seen, base=base)
 
     statistics = {} if run.path is None else {"batch_norm_data": identity_of(batches, "batch_norm_data")}
     key = {
@@ -254,6 +255,7 @@ def _worth_seeing(
     """Return the proposals that may be taken, and the name of the one that others have to beat; see `guarded`.
 
     With a time budget, that is the uniform setting in time with the least predicted loss: a mixture costs conversions.
+    Uniform settings are timed whatever their predicted time, as the measured one decides.
     """
     refined = () if better is None or not better.steps else (Proposal(name=REFINED, choice=better.choice),)
     base = REFINED if refined else reference(measurement)
@@ -285,10 +287,13 @@ def _tried(request: Request, measurement: Measurement, solution: Solution, state
 
 
 def _settings_worth_timing(measurement: Measurement, problem: Problem) -> dict[str, Proposal]:
-    """Return uniform settings by increasing predicted loss, each predicted to be faster than all before it."""
+    """Return uniform settings by increasing predicted loss, each predicted to be faster than all before it.
+
+    They keep all budgets except that for time, which is not yet measured.
+    """
     settings: dict[str, Proposal] = {}
     least = np.inf
-    for name, proposal in feasible_settings(measurement, problem).items():
+    for name, proposal in feasible_settings(measurement, without_time_budget(problem)).items():
         seconds = problem.evaluate(proposal.choice).usage[LATENCY]
         if seconds < least:
             settings[name], least = proposal, seconds
@@ -313,9 +318,15 @@ def _may_be_taken(
 
 
 def taken(problem: Problem, solution: Solution, best: Proposal | None, run: RunFolder) -> Solution:
-    """Return the solution with the choice that was decided for; its bound is that of the solver's problem."""
+    """Return the solution with the choice that was decided for.
+
+    Its bound is that of the solver's problem; it has none if only its measured time keeps the budget, because the bound
+    holds for choices whose predicted time does.
+    """
     if best is not None and (best.nearest or (best.choice != solution.choice).any()):
         judged = judge(problem, best.choice)
+        if judged.choice is None and LATENCY in problem.budgets:
+            judged, solution = judge(without_time_budget(problem), best.choice), replace(solution, bound=None)
         solution = replace(
             solution,
             choice=judged.choice,
