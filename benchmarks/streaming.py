@@ -8,8 +8,8 @@ to ``--limit`` GB (``RLIMIT_AS``). Reported are the processor time of every step
 address space.
 ``--kill N`` runs once more with N kills: the process is killed a random time after it began to write files of its own,
 and started again, until N of them died; a run that ends earlier begins anew. The files of every such run are compared
-with those of the run that was not killed. A run that was cut goes on; the models are deleted afterwards unless
-``--keep``.
+with those of the run that was not killed. A run that was cut goes on, also among the kills; the models are deleted
+afterwards unless ``--keep``.
 ``--rates`` only prints what one thread reads, passes, encodes and decodes in a second of processor time.
 """
 
@@ -148,23 +148,24 @@ def killed(words: argparse.Namespace, folder: Path, run: Path, uncut: dict[str, 
         uncut: figures of the run that was not killed.
         expected: digest of its files.
     """
-    rng = random.Random(0)  # noqa: S311
-    kills, same, runs = 0, 0, 0
-    shutil.rmtree(run, ignore_errors=True)
-    while kills < words.kill or not runs:
+    file = run.parent / f"{run.name}.json"  # written after every kill and run; a call that is cut goes on from there
+    figures = json.loads(file.read_text()) if file.exists() else {"kills": 0, "runs": 0, "same": 0}
+    while figures["kills"] < words.kill or not figures["runs"]:
         run.mkdir(parents=True, exist_ok=True)
         process = subprocess.Popen(command_of(words, folder, run), env={**os.environ, **ENVIRONMENT})  # noqa: S603
-        life_s = 2 * rng.random() * uncut["all_s"] / words.kill
-        if kills < words.kill and _dies(process, run, life_s):
-            kills += 1
+        life_s = 2 * random.Random(figures["kills"]).random() * uncut["all_s"] / words.kill  # noqa: S311
+        if figures["kills"] < words.kill and _dies(process, run, life_s):
+            figures["kills"] += 1
             last = max(_files(run), key=lambda file: file.stat().st_mtime_ns).relative_to(run)
-            print(f"kill {kills}, {life_s:.1f} s after its first file; the last one is {last}", flush=True)
+            print(f"kill {figures['kills']}, {life_s:.1f} s after its first file; the last is {last}", flush=True)
         elif process.wait():
-            raise SystemExit(f"the run after {kills} kills failed")
+            raise SystemExit(f"the run after {figures['kills']} kills failed")
         else:
-            runs, same = runs + 1, same + (digest(run / "out") == expected)
+            figures["runs"] += 1
+            figures["same"] += digest(run / "out") == expected
             shutil.rmtree(run)
-    return {"kills": kills, "runs": runs, "same": same}
+        file.write_text(json.dumps(figures))
+    return figures
 
 
 def _files(run: Path) -> set[Path]:

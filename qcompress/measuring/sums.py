@@ -6,7 +6,8 @@ signs into `SKETCH_RANK` columns, whose products have the same expectation (John
 linear in V.
 
 If each column is a sample, as for ``"sampled"``, the columns themselves are kept, so that the spread of any prediction
-over the samples is known; from column `SKETCH_RANK` on, each is added to an earlier one with a random sign.
+over the samples is known, and effects that stand out are limited (`qcompress.measuring.outlying`); from column
+`SKETCH_RANK` on, each is added to an earlier one with a random sign, and none is limited.
 """
 
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from qcompress.errors import DataError
+from qcompress.measuring.outlying import limited
 
 FILE_KIND = FileKind("qcompress partial measurement", version=2, oldest=2)
 COUNTS = ("num_samples", "num_batches", "num_columns", "by_sample")
@@ -93,7 +95,16 @@ class Sums:
 
     def mean_cost(self) -> NDArray[np.float64]:
         """``(V,)`` mean cost per sample."""
-        return self.cost / self.num_samples
+        if not self.by_sample:
+            return self.cost / self.num_samples
+        effects, columns = self.second[:, : self.num_columns], self._columns()
+        standing_out = 0.5 * (np.square(effects) - np.square(columns)).sum(axis=1)
+        return np.asarray((self.cost - standing_out) / self.num_samples)
+
+    def _columns(self) -> NDArray[np.float64]:
+        """``(V, columns)``: the columns, whose outlying effects are limited if every column is a sample."""
+        columns = self.second[:, : self.num_columns]
+        return limited(columns) if 0 < self.num_columns <= SKETCH_RANK else columns
 
     def mean_softened(self) -> NDArray[np.float64] | None:
         """``(V,)`` mean softened cost per sample, or None if there are none."""
@@ -102,8 +113,7 @@ class Sums:
     def factor(self) -> NDArray[np.float64]:
         """``(V, r)`` factor whose products are the mean second-order terms per sample."""
         if self.by_sample:
-            columns = self.second[:, : min(self.num_columns, SKETCH_RANK)]
-            return np.ascontiguousarray(columns / np.sqrt(self.num_samples))
+            return np.ascontiguousarray(self._columns() / np.sqrt(self.num_samples))
         if not self.exact:
             return np.asarray(self.second / np.sqrt(self.num_samples))
         size = np.sqrt(np.diag(self.second))
