@@ -84,8 +84,8 @@ def drafting(path: AnyPath) -> Iterator[Path]:
                 draft.chmod(stat.S_IMODE(target.stat().st_mode))
             draft.replace(target)
     except OSError as error:
-        named = () if error.filename is None else Path(str(error.filename)).parts
-        if error.errno is None or (named and not any(name.endswith(".part") for name in named)):
+        paths = [Path(str(name)) for name in (error.filename, error.filename2) if name is not None]  # two of a copy
+        if error.errno is None or (paths and not any(part.endswith(".part") for path in paths for part in path.parts)):
             raise
         raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
 

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -622,6 +623,16 @@ def test_a_draft_that_fails_leaves_what_was_there(tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_copy_into_a_draft_that_fails_names_the_place_asked_for(tmp_path):
+    path, source = tmp_path / "small", tmp_path / "tokenizer.json"
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'$"), drafting(path) as place:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source), None, str(place / source.name))
+    with pytest.raises(FileNotFoundError, match=f"{source}'$"), drafting(path) as place:
+        place.mkdir()
+        shutil.copy(source, place)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_of_drafts_takes_the_place_of_an_empty_one_only(tmp_path):
