@@ -16,12 +16,13 @@ from qcompress.engines.base import Engine, EngineInfo
 from qcompress.engines.export import ExportedFile, export
 from qcompress.engines.registry import engines
 from qcompress.engines.verify import Verification, verify
-from qcompress.formulation import PAIR_STRENGTH, formulate
+from qcompress.formulation import formulate
 from qcompress.kv_cache import memory_budget
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import EncodeProgress
 from qcompress.measuring.latency import TimingProgress, time_options
 from qcompress.measuring.measure import measure
+from qcompress.measuring.pair_terms import PAIR_STRENGTH
 from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.remeasure import remeasure
 from qcompress.measuring.true_loss import TrueLoss, mean_loss

@@ -281,7 +281,7 @@ def _compressed(request: Request, run: RunFolder) -> Result:
     solution = steps.taken(problem, steps.moved(problem, solution, better), final, run)
     fitted = steps.refitted(request, run, measurement, solution)
     chosen = steps.applied(request, run, fitted, solution, refitted=fitted is not measurement)
-    chosen = steps.made_up(request, run, measurement, chosen)
+    chosen = steps.made_up(request, run, measurement, solution, chosen)
     smaller = steps.finetuned(request, run, chosen)
     outcome = steps.Outcome(
         measurement=measurement,

@@ -23,9 +23,7 @@ from formulations.generators.prune_quantize import prune_quantize
 from qcompress import budgets
 from qcompress.errors import OptionsError
 from qcompress.measurement import Measurement
-
-PAIR_STRENGTH = 0.5
-"""Default strength of the pair terms."""
+from qcompress.measuring.pair_terms import PAIR_STRENGTH, consistent_rows
 
 CHANGES = "changes"
 """Name of the resource with which `formulate` counts changed parts."""
@@ -142,17 +140,3 @@ def pair_strength(pairs: bool | float) -> float:
     if not (isinstance(pairs, (int, float)) and 0 <= pairs <= 1):
         raise OptionsError(f"pairs must be True, False or a strength from 0.0 to 1.0, found {pairs!r}")
     return float(pairs)
-
-
-def consistent_rows(factor: NDArray[np.float64], cost: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``(V, r)``: the rows of ``factor``, each shrunk until half its squared norm is at most its option's ``cost``.
-
-    The row of an option with a cost of zero or less becomes zero: there is no loss that another change could cancel.
-
-    >>> consistent_rows(np.array([[2.0, 0.0], [0.0, 2.0], [1.0, 1.0]]), np.array([0.5, 8.0, -0.1])).tolist()
-    [[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]]
-    """
-    half_square = 0.5 * np.square(factor).sum(axis=1)
-    reach = np.maximum(cost, 0.0)
-    scale = np.sqrt(np.divide(reach, half_square, out=np.ones_like(reach), where=half_square > reach))
-    return np.asarray(factor * scale[:, None])

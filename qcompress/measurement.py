@@ -64,6 +64,7 @@ class Measurement:
         squares: `Part.path` → ``(n,)`` float32 mean squares of the layer's input columns, if an option needs them.
         standard_error: ``(V,)`` standard errors of ``cost`` from sampling the outputs, or None if unknown.
         sets: the coupled sets that the parts stand for, if channels are on offer; otherwise empty.
+        coded: the whole layers whose codes are chosen together with channels; otherwise empty.
         resource_pairs: name of a resource → ``(V, V)`` use by two options of different parts together.
         softened: ``(V,)`` cost at softened outputs (see `qcompress.model.losses`), or None if unknown.
     """
@@ -92,6 +93,7 @@ class Measurement:
     squares: MappingProxyType[str, NDArray[np.float32]] = field(default_factory=lambda: MappingProxyType({}))
     standard_error: NDArray[np.float64] | None = None
     sets: tuple[CoupledSet, ...] = ()
+    coded: tuple[Part, ...] = ()
     resource_pairs: MappingProxyType[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     softened: NDArray[np.float64] | None = None
 
@@ -162,6 +164,7 @@ class Measurement:
             "notes": list(self.notes),
             "squares": list(self.squares),
             **({"sets": [item.to_json() for item in self.sets]} if self.sets else {}),
+            **({"coded": [part.to_json() for part in self.coded]} if self.coded else {}),
             **({"resource_pairs": list(self.resource_pairs)} if self.resource_pairs else {}),
         }
         arrays: dict[str, NDArray[np.floating]] = {"cost": self.cost, "factor": self.factor, "error": self.error}
@@ -211,6 +214,7 @@ class Measurement:
                 standing=tuple(header.get("standing", [0] * len(header["parts"]))),  # since version 3
                 standing_loss=header.get("standing_loss", 0.0),
                 sets=tuple(map(CoupledSet.from_json, header.get("sets", ()))),
+                coded=tuple(map(Part.from_json, header.get("coded", ()))),
                 resource_pairs=MappingProxyType(
                     {
                         name: matrix_from(arrays, f"resource_pairs_{i}", len(arrays["cost"]))

@@ -107,7 +107,7 @@ class OfferFlags:
         bool,
         typer.Option(
             "--channels",
-            help="Only remove channels and heads, with everything that belongs to them: the result is a smaller dense "
+            help="Remove channels and heads, with everything that belongs to them: the result is a smaller dense "
             "network, which can be compressed further.",
             rich_help_panel=CHANNELS,
         ),
@@ -151,7 +151,7 @@ class OfferFlags:
 
         quantizing, factoring, coding = self._quantizing(), self._factoring(), self._coding()
         if self.channels or self.keep is not None or self.channel_block is not None:
-            return self._channels({**quantizing, **factoring, **coding})
+            return self._channels(quantizing, {**factoring, **coding})
         self._require_consistent(quantizing, factoring, coding)
         compensated, enabled = self.compensated is not False, qcompress.Options(())
         try:
@@ -166,21 +166,26 @@ class OfferFlags:
             raise typer.BadParameter(f"{error}.") from error
         return enabled
 
-    def _channels(self, others: dict[str, Any]) -> "Options":
-        """Return the options of `prune_channels`, which cannot be combined with others."""
+    def _channels(self, quantizing: dict[str, Any], others: dict[str, Any]) -> "Options":
+        """Return the options of `prune_channels`, with those of `prune_quantize` if one of its flags is given."""
         import qcompress
         from qcompress.errors import OptionsError
 
-        if others or self.low_rank or not self.prune_quantize or self.compensated is not None:
+        if others or self.low_rank:
             raise typer.BadParameter(
-                "channel removal cannot be combined with other options: omit the flags of these, and compress the "
-                "smaller model afterwards."
+                "channel removal can be combined with the flags for pruning and quantization only: omit the other "
+                "ones, and compress the smaller model afterwards."
             )
+        if not quantizing and (self.compensated is not None or not self.prune_quantize):
+            raise typer.BadParameter("with --channels, codes are on offer only if --bits or --sparsity is given.")
         given: dict[str, Any] = self._numbers(("keep",))
         if self.channel_block is not None:
             given["granularity"] = self.channel_block
         try:
-            return qcompress.prune_channels(**given)
+            channels = qcompress.prune_channels(**given)
+            if not quantizing:
+                return channels
+            return channels + qcompress.prune_quantize(**quantizing, compensated=self.compensated is not False)
         except OptionsError as error:
             raise typer.BadParameter(f"{error}.") from error
 

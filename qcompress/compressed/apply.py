@@ -63,7 +63,7 @@ def apply(
     """
     transforms = chosen_transforms(model, measurement, solution)
     batch = None if batch_norm_data is None else first_batch(batch_norm_data)
-    return _apply(own_copy(model, batch, forward).eval(), measurement, transforms, batch_norm_data, forward)
+    return put_(own_copy(model, batch, forward).eval(), measurement, transforms, batch_norm_data, forward)
 
 
 def apply_(
@@ -80,7 +80,7 @@ def apply_(
     Weights that are computed from others (parametrizations) become plain parameters permanently.
     """
     require_in_memory(model, "apply_", "apply() returns a smaller model and leaves this one as it is")
-    return _apply(model, measurement, chosen_transforms(model, measurement, solution), batch_norm_data, forward)
+    return put_(model, measurement, chosen_transforms(model, measurement, solution), batch_norm_data, forward)
 
 
 def chosen_transforms(model: nn.Module, measurement: Measurement, solution: Solution) -> list[Transform]:
@@ -134,13 +134,14 @@ def require_measured(model: nn.Module, fingerprint: str) -> None:
         )
 
 
-def _apply(
+def put_(
     model: Model,
     measurement: Measurement,
     transforms: list[Transform],
-    batch_norm_data: Iterable[Any] | None,
-    forward: Forward | None,
+    batch_norm_data: Iterable[Any] | None = None,
+    forward: Forward | None = None,
 ) -> Model:
+    """Put the transform chosen for every part into ``model``, which is the measured one, in place."""
     compose_(model)
     if measurement.sets:
         remove_chosen_(model, measurement, transforms)

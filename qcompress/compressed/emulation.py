@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from qcompress.compressed.apply import choice_of, require_measured
+from qcompress.compressed.apply import choice_of, put_, require_measured
 from qcompress.compressed.copying import own_copy
 from qcompress.measurement import Measurement
 from qcompress.transforms.base import Keep, Weight
@@ -23,7 +23,7 @@ class Emulation:
         measurement: result of `measure`.
 
     Attributes:
-        model: the copy, dense, in evaluation mode.
+        model: the copy, dense, in evaluation mode; a new one for every choice of channels.
         choice: current option of every part.
 
     Raises:
@@ -33,7 +33,7 @@ class Emulation:
     def __init__(self, model: nn.Module, measurement: Measurement) -> None:
         require_measured(model, measurement.model_fingerprint)
         self.model = own_copy(model).eval()
-        self._measurement = measurement
+        self._measurement, self._whole = measurement, self.model
         self._original = [part.weight(self.model).clone() for part in measurement.parts]
         self._stored: dict[tuple[int, int], dict[str, Tensor]] = {}
         self._encoding: tuple[int, Weight] | None = None  # the last one, as options of a part often follow each other
@@ -57,7 +57,11 @@ class Emulation:
         Raises:
             ModelError: the choice does not belong to the measurement.
         """
-        for index, option in enumerate(choice_of(self._measurement, choice)):
+        chosen = choice_of(self._measurement, choice)
+        if self._measurement.sets:
+            self._cut(chosen)
+            return
+        for index, option in enumerate(chosen):
             if option == self.choice[index]:
                 continue
             part = self._measurement.parts[index]
@@ -68,6 +72,12 @@ class Emulation:
             site.put_(whole)
             self._round(index, option)
             self.choice[index] = option
+
+    def _cut(self, choice: list[int]) -> None:
+        """Replace the model by one with a choice's channels; they cannot be put back into it."""
+        if choice != self.choice:
+            transforms = [options[option] for options, option in zip(self._measurement.transforms, choice, strict=True)]
+            self.model, self.choice = put_(own_copy(self._whole).eval(), self._measurement, transforms), choice
 
     def _round(self, index: int, option: int) -> None:
         """Make the layers of a part round their activations as its option requires."""

@@ -134,6 +134,7 @@ def measure(
                 method=method,
                 cache=cache,
                 on_progress=on_progress,
+                on_encode=on_encode,
             )
     if opened_of(model) is not None:
         _require_streamable(method, granularity, jobs)

@@ -5,7 +5,7 @@ from typing import Any
 
 from qcompress.errors import OptionsError
 from qcompress.transforms.base import Keep, Offer, Transform
-from qcompress.transforms.channels import KeepChannels, RemoveChannels
+from qcompress.transforms.channels import Jointly, KeepChannels, RemoveChannels
 from qcompress.transforms.ggml.gguf_type import GgufType
 from qcompress.transforms.low_rank.factors import LowRank, RankRule
 from qcompress.transforms.quantize.group_wise import GroupWise
@@ -18,7 +18,7 @@ ENTRY_POINTS = "qcompress.transforms"
 
 KINDS: tuple[type[Offer], ...] = (
     Keep, PruneQuantize, GroupWise, IntegerProduct, PruneFilters, LowRank,
-    RankRule, GgufType, KeepChannels, RemoveChannels,
+    RankRule, GgufType, KeepChannels, RemoveChannels, Jointly,
 )  # fmt: skip
 OFFERS = {kind.kind: kind for kind in KINDS}
 
@@ -67,12 +67,14 @@ def offer_from_json(value: Any) -> Offer:
     if not isinstance(value, dict):
         raise _unknown(value)
     offer_class = _offer_class(value.get("kind"))
-    fields = {
-        name: offer_from_json(item) if isinstance(item, dict) else item
-        for name, item in value.items()
-        if name != "kind"
-    }
+    fields = {name: _field_from_json(item) for name, item in value.items() if name != "kind"}
     try:
         return offer_class(**fields)
     except TypeError as error:
         raise OptionsError(f"invalid fields for a {value['kind']} transform: {fields} ({error})") from error
+
+
+def _field_from_json(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_field_from_json(item) for item in value]
+    return offer_from_json(value) if isinstance(value, dict) else value

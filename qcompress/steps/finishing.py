@@ -12,12 +12,12 @@ from qcompress.compressed.file import load_compressed, save_compressed
 from qcompress.compressed.record import record_of
 from qcompress.identity import identify, identify_batches
 from qcompress.measurement import Measurement
+from qcompress.measuring.recoded import fitted_in_turn
 from qcompress.measuring.true_loss import mean_loss
 from qcompress.model.opened import opened_of
 from qcompress.run_folder import Kept, RunFolder
 from qcompress.steps import opened
 from qcompress.steps.request import KEPT, MODEL_FILE, Request
-from qcompress.structure.layerwise_fit import fit_in_turn_
 from qcompress.training.finetune import finetune
 from solvers import Solution
 
@@ -41,11 +41,13 @@ def applied(
     )
 
 
-def made_up(request: Request, run: RunFolder, measurement: Measurement, chosen: nn.Module) -> nn.Module:
+def made_up(
+    request: Request, run: RunFolder, measurement: Measurement, solution: Solution, chosen: nn.Module
+) -> nn.Module:
     """Refit the layers of a network with removed channels in turn, if this lowers the held-out loss.
 
-    Without held-out samples, the loss on the calibration data decides. Models without removed channels are returned
-    unchanged.
+    Codes are then fitted anew. Without held-out samples, the loss on the calibration data decides. Models without
+    removed channels are returned unchanged.
     """
     record = record_of(chosen)
     if not measurement.sets or record is None or not record.cuts:
@@ -53,7 +55,14 @@ def made_up(request: Request, run: RunFolder, measurement: Measurement, chosen: 
     calibration, judged = request.calibration, list(request.kept) or request.calibration.data
 
     def make(_: Path | None) -> nn.Module:
-        fitted = fit_in_turn_(own_copy(chosen), request.copied, calibration.data, calibration.forward)
+        fitted = fitted_in_turn(
+            request.copied,
+            measurement,
+            chosen_transforms(request.copied, measurement, solution),
+            calibration.data,
+            forward=calibration.forward,
+            seed=calibration.seed,
+        )
         losses = [
             mean_loss(calibration.model, item, judged, loss=calibration.loss, forward=calibration.forward)
             for item in (chosen, fitted)

@@ -108,7 +108,8 @@ def refitted(request: Request, run: RunFolder, measurement: Measurement, solutio
     calibration = request.calibration
     if opened_of(calibration.model) is not None:
         return opened.refitted(request, measurement, solution)
-    if not request.split.kept or request.measurement is not None or request.finetune_steps:
+    unseen = not request.split.kept or request.measurement is not None or request.finetune_steps
+    if unseen or measurement.sets:  # codes of smaller layers are fitted when they are cut
         return measurement
     chosen = chosen_transforms(request.copied, measurement, solution)
     targets = [part.target for part in measurement.parts]

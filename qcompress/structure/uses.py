@@ -5,7 +5,8 @@ the product of these over its dimensions; a layer's multiply-accumulates are pro
 every use is a constant plus linear terms plus products of two counts, all with nonnegative factors.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -18,6 +19,7 @@ from qcompress.errors import ModelError
 from qcompress.model.counting import Counted
 from qcompress.model.coupled import CoupledSet
 from qcompress.model.tensors import first_names, held_tensors, size_bytes
+from qcompress.structure.tabulated import Addends, Function, Tabulated
 
 Extent = tuple[float, Mapping[int, float]]
 """Indices along a dimension that always stay, and for each set (by index) the indices per unit."""
@@ -55,6 +57,18 @@ class Uses:
             for name, products in self.products.items()
         }
 
+    def tabulate(self, name: str, table: Tabulated, kept: Sequence[Function]) -> None:
+        """Add a use to a table.
+
+        Args:
+            name: name of the resource.
+            table: the table.
+            kept: for every set the decision that it is subject to, and the units that each of its options keeps.
+        """
+        table.add([(self.fixed[name], ())])
+        for item in self.products[name]:
+            table.add(product_of(item.factor, [addends(extent, kept) for extent in item.extents]))
+
     def tables(
         self, name: str, kept: Sequence[Sequence[int]]
     ) -> tuple[float, NDArray[np.float64], scipy.sparse.csr_array]:
@@ -64,70 +78,73 @@ class Uses:
             name: name of the resource.
             kept: for every set the number of units that each of its options keeps.
         """
-        counts = [np.asarray(options, dtype=np.float64) for options in kept]
-        starts = np.cumsum([0, *map(len, counts)])
-        constant, linear = self.fixed[name], np.zeros(starts[-1])
-        pairs: dict[tuple[int, int], float] = {}
-        for item in self.products[name]:
-            (first, per_first), (second, per_second) = (*item.extents, (1.0, {}))[:2]
-            constant += item.factor * first * second
-            for slopes, rest in ((per_first, second), (per_second, first)):
-                for s, each in slopes.items():
-                    linear[starts[s] : starts[s + 1]] += item.factor * rest * each * counts[s]
-            for s, a in per_first.items():
-                for t, b in per_second.items():
-                    if s == t:
-                        linear[starts[s] : starts[s + 1]] += item.factor * a * b * counts[s] ** 2
-                    else:
-                        key = (min(s, t), max(s, t))
-                        pairs[key] = pairs.get(key, 0.0) + item.factor * a * b
-        blocks = [
-            (
-                starts[s] + np.arange(len(counts[s])),
-                starts[t] + np.arange(len(counts[t])),
-                factor * np.outer(counts[s], counts[t]),
-            )
-            for (s, t), factor in pairs.items()
-        ]
-        rows = [np.repeat(u, len(v)) for u, v, _ in blocks] or [np.zeros(0, dtype=np.int64)]
-        columns = [np.tile(v, len(u)) for u, v, _ in blocks] or [np.zeros(0, dtype=np.int64)]
-        values = [block.ravel() for _, _, block in blocks] or [np.zeros(0)]
-        places = (np.concatenate(rows), np.concatenate(columns))
-        matrix = scipy.sparse.coo_array((np.concatenate(values), places), shape=(starts[-1], starts[-1]))
-        return float(constant), linear, scipy.sparse.csr_array(matrix)
+        table = Tabulated([len(options) for options in kept])
+        self.tabulate(name, table, [(place, np.asarray(options, float)) for place, options in enumerate(kept)])
+        return table.terms()
 
 
-def uses_of(model: nn.Module, sets: Sequence[CoupledSet], counted: Counted) -> Uses:
+def addends(extent: Extent, kept: Sequence[Function]) -> Addends:
+    """Return an extent as a sum, for the units kept by the options of every set's decision."""
+    return [(extent[0], ()), *((each, (kept[place],)) for place, each in extent[1].items())]
+
+
+def product_of(factor: float, sums: Sequence[Addends]) -> Addends:
+    """Expand a product of sums."""
+    expanded: Addends = [(factor, ())]
+    for terms in sums:
+        expanded = [(a * b, (*first, *second)) for a, first in expanded for b, second in terms if b]
+    return expanded
+
+
+def extents_of(sets: Sequence[CoupledSet], shapes: Mapping[str, Sequence[int]]) -> dict[str, dict[int, Extent]]:
+    """Return for each tensor that units lie along (by name) the extents of these dimensions.
+
+    Args:
+        sets: coupled sets of a model.
+        shapes: shapes of its tensors by name.
+    """
+    along: dict[str, dict[int, dict[int, float]]] = {}
+    for place, item in enumerate(sets):
+        for axis in item.axes:
+            along.setdefault(axis.tensor, {}).setdefault(axis.dim, {})[place] = float(axis.indices.shape[1])
+
+    def always(name: str, dim: int, per_unit: Mapping[int, float]) -> float:
+        return float(shapes[name][dim] - sum(sets[place].num_units * each for place, each in per_unit.items()))
+
+    return {
+        name: {dim: (always(name, dim, per_unit), per_unit) for dim, per_unit in dims.items()}
+        for name, dims in along.items()
+    }
+
+
+def uses_of(model: nn.Module, sets: Sequence[CoupledSet], counted: Counted, *, left_out: Collection[str] = ()) -> Uses:
     """Bytes of all tensors and multiply-accumulates per sample of ``model``, as functions of the units kept.
 
     Args:
         model: the traced model.
         sets: coupled sets of the model.
         counted: counts of the model's operations on the data, from `qcompress.model.counting.count`.
+        left_out: names of tensors whose bytes are not counted.
 
     Raises:
         ModelError: sets lie along three dimensions of one tensor.
     """
     held = held_tensors(model)
     first, names = first_names(held), {id(item.tensor): item.name for item in reversed(held)}
-    along: dict[str, dict[int, dict[int, float]]] = {}
-    for place, item in enumerate(sets):
-        for axis in item.axes:
-            along.setdefault(axis.tensor, {}).setdefault(axis.dim, {})[place] = float(axis.indices.shape[1])
-    size_of = {item.name: item.tensor for item in held}
+    shapes = {item.name: item.tensor.shape for item in held}
+    extents = extents_of(sets, shapes)
 
     def product(name: str, whole: float) -> UseTerm:
-        tensor = size_of[name]
-        extents: list[Extent] = []
-        for dim, per_unit in along.get(name, {}).items():
-            inside = sum(sets[place].num_units * each for place, each in per_unit.items())
-            extents.append((float(tensor.shape[dim] - inside), per_unit))
-            whole /= tensor.shape[dim]
-        if len(extents) > 2:
-            raise ModelError(f"units lie along {len(extents)} dimensions of {name!r}, which is not supported")
-        return UseTerm(factor=whole, extents=tuple(extents))
+        dims = extents.get(name, {})
+        if len(dims) > 2:
+            raise ModelError(f"units lie along {len(dims)} dimensions of {name!r}, which is not supported")
+        return UseTerm(factor=whole / math.prod(shapes[name][dim] for dim in dims), extents=tuple(dims.values()))
 
-    in_bytes = [product(item.name, size_bytes(item.tensor)) for item in held if first[item.name] == item.name]
+    in_bytes = [
+        product(item.name, size_bytes(item.tensor))
+        for item in held
+        if first[item.name] == item.name and item.name not in left_out
+    ]
     in_macs, layers = [], 0.0
     for path, calls in counted.calls.items():
         weight = getattr(model.get_submodule(path), "weight", None)

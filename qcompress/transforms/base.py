@@ -12,7 +12,7 @@ weight resolves it to a transform. A transform is its own offer.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -83,6 +83,11 @@ class Target:
     def dense_bytes(self) -> int:
         """Bytes of the uncompressed rows."""
         return self.num_weights * self.dtype.itemsize
+
+    def of_shape(self, channels: int, per_channel: int, input_groups: int = 1) -> "Target":
+        """Return the target of the layer with another shape of its rows."""
+        macs = self.macs * channels * per_channel / self.num_weights
+        return replace(self, channels=channels, per_channel=per_channel, macs=macs, input_groups=input_groups)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -229,7 +234,7 @@ class Offer(ABC):
 def _plain(value: Any) -> Any:
     if isinstance(value, Offer):
         return value.to_json()
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Removal of coupled channels: an offer says how many channels stay, a resolved option says which ones go."""
+"""Removal of coupled channels: an offer says how many channels stay, a resolved option says which ones go.
+
+A resolved option may also hold the codes of layers whose size depends on the channels of the set (`Jointly`).
+"""
 
 import math
 from dataclasses import dataclass
@@ -104,3 +107,53 @@ class RemoveChannels(Transform):
         return {
             "kind": self.kind, "units": self.units, "removed": list(self.removed), "reconstructed": self.reconstructed
         }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Jointly(Transform):
+    """The units of a coupled set that stay, and how layers along the set are stored.
+
+    Attributes:
+        removal: `Keep`, or `RemoveChannels`.
+        layers: names of layers.
+        codes: transform of each of these layers.
+    """
+
+    kind: ClassVar[str] = "jointly"
+    removal: Transform
+    layers: tuple[str, ...]
+    codes: tuple[Transform, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))
+        object.__setattr__(self, "codes", tuple(self.codes))
+        if len(self.layers) != len(self.codes):
+            raise OptionsError(f"{len(self.layers)} layers need as many transforms, found {len(self.codes)}")
+
+    @property
+    def label(self) -> str:
+        """Short name, such as ``"12 of 16 channels; conv1: 4 bits"``."""
+        pairs = zip(self.layers, self.codes, strict=True)
+        coded = [f"{name}: {codes.label}" for name, codes in pairs if codes != Keep()]
+        return "; ".join([*([] if self.removal == Keep() else [self.removal.label]), *coded]) or Keep().label
+
+    @property
+    def nearest(self) -> "Jointly":
+        """The same with codes rounded to nearest."""
+        return Jointly(self.removal, self.layers, tuple(codes.nearest for codes in self.codes))
+
+    def why_not(self, target: Target) -> str:  # noqa: ARG002
+        """Return a reason: the transform changes several layers."""
+        return "it removes channels of several layers and stores several weights"
+
+    def size_bytes(self, target: Target) -> int:  # noqa: ARG002
+        """Return 0: the bytes depend on other sets as well and are counted elsewhere."""
+        return 0
+
+    def encode(self, weight: Weight) -> dict[str, Tensor]:
+        """Return the rows unchanged, as `Keep` does."""
+        return Keep().encode(weight)
+
+    def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:
+        """Undo `encode`."""
+        return Keep().decode(stored, target)

@@ -69,7 +69,8 @@ MISTAKES = [
     ([*MEASURE[:3], "--kinds", "tuker"], USAGE, "must be one of channels, spatial, tucker, sliced; found 'tuker'"),
     ([*MEASURE[:3], "--slices", "2"], USAGE, "--slices needs the kind sliced, for example --kinds sliced --slices 2,4"),
     ([*MEASURE[:3], "--factor-sparsity", "0.5"], USAGE, "--factor-sparsity needs --factor-bits"),
-    ([*MEASURE[:3], "--channels", "--bits", "4"], USAGE, "channel removal cannot be combined with other options"),
+    ([*MEASURE[:3], "--channels", "--ranks", "4"], USAGE, "with the flags for pruning and quantization only"),
+    ([*MEASURE[:3], "--channels", "--no-compensated"], USAGE, "codes are on offer only if --bits or --sparsity"),
     ([*MEASURE, "--no-prune-quantize"], USAGE, "--bits has no effect with --no-prune-quantize"),
     ([*COMPRESS[:3], "--budget", "bytes=0.5", "--no-prune-quantize"], USAGE, "no compression options enabled"),
     (

@@ -50,6 +50,10 @@ OFFERED = [
         prune_quantize(bits=(3, 4), group_size=(32, 64), symmetric=False, compensated=True),
     ),
     (["--channels"], prune_channels()),
+    (
+        ["--channels", "--bits", "4,8", "--sparsity", "0"],
+        prune_channels() + prune_quantize(bits=(4, 8), sparsity=(0,), compensated=True),
+    ),
     (["--keep", "0.5,0.25", "--channel-block", "4"], prune_channels(keep=(0.5, 0.25), granularity=4)),
 ]
 

@@ -1,0 +1,123 @@
+"""Channels and bits of a ResNet chosen jointly, against one after the other, at equal bytes and macs.
+
+Jointly: `compress` with `prune_channels` and `prune_quantize` on offer together, under budgets for bytes and macs.
+One after the other: channels are removed until the macs fit, then the bits of what is left are chosen until the bytes
+fit. With a budget for bytes only, the alternatives are bits alone, and channels first to a share of the bytes. All runs
+see the same images, compensate in the same way, and are judged on test images.
+
+The rows are kept in ``--out``; an interrupted run resumes.
+
+    python -m benchmarks.jointly_resnet --data FOLDER [--depth 20] [--macs 0.7 0.5 1] [--bytes 0.12 0.07 0.07]
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import qcompress
+from benchmarks import cifar
+from benchmarks.tables import Rows, markdown, write_results
+from qcompress.model.counting import count
+
+JOINTLY, FIRST_CHANNELS, BITS_ONLY = "jointly", "channels, then bits", "bits only"
+SHARES = (0.75, 0.5)
+"""Shares of the bytes that channels are removed to first, if the budget is for bytes only."""
+
+COLUMNS = {
+    "macs_share": "macs allowed",
+    "bytes_share": "bytes allowed",
+    "choice": "chosen",
+    "macs": "macs",
+    "bytes": "bytes",
+    "gap": "gap",
+    "kl": "KL",
+    "accuracy": "accuracy %",
+}
+
+
+class Study:
+    """The network and the images."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        folder = cifar.data_folder(arguments)
+        self.arguments, self.folder = arguments, Path(arguments.out)
+        self.model = cifar.resnet(arguments.depth, folder)
+        self.data = cifar.batched(cifar.images(folder, "cifar10_train4k_jpegsource", 0, arguments.calibration)[0], 64)
+        self.inputs, self.labels = cifar.images(folder, "cifar10_test_jpegsource", 0, arguments.test)
+        self.reference = cifar.logits(self.model, self.inputs)
+        self.whole_macs = count(self.model, self.data[:1], None).macs
+        self.channels = qcompress.prune_channels(keep=arguments.keep)
+        self.codes = qcompress.prune_quantize(bits=arguments.bits, sparsity=(0,), compensated=True)
+
+    def compressed(self, model: torch.nn.Module, budget: dict[str, Any], options: qcompress.Options) -> Any:
+        """Return the result of one `qcompress.compress`; the measurement of the original is kept in a folder."""
+        kept = None
+        if model is self.model:
+            kept = self.folder / f"jointly_resnet{self.arguments.depth}_{len(options.offers)}"
+        return qcompress.compress(
+            model, self.data, budget=budget, options=options, time_limit=self.arguments.time_limit, folder=kept
+        )
+
+    def row(self, macs: float, size: float, choice: str) -> dict[str, Any]:
+        """Return the row of one way of choosing at one pair of budgets, as shares of the original's."""
+        in_bytes = self.bytes_of(size)
+        budget = {"bytes": in_bytes} | ({"macs": macs} if macs < 1 else {})
+        if choice == JOINTLY:
+            result = self.compressed(self.model, budget, self.channels + self.codes)
+        elif choice == BITS_ONLY:
+            result = self.compressed(self.model, budget, self.codes)
+        else:
+            share = None if choice == FIRST_CHANNELS else float(choice.split()[2].rstrip(","))
+            first = self.compressed(self.model, {"macs": macs} if share is None else {"bytes": share}, self.channels)
+            result = self.compressed(first.model, {"bytes": in_bytes}, self.codes)
+        output = cifar.logits(result.model, self.inputs)
+        return {
+            "macs_share": macs,
+            "bytes_share": size,
+            "choice": choice,
+            "macs": count(result.model, self.data[:1], None).macs / self.whole_macs,
+            "bytes": qcompress.compressed_size(result.model).payload_bytes,
+            "gap": result.report.gap,
+            "kl": cifar.kl(self.reference, output),
+            "accuracy": cifar.accuracy(output, self.labels),
+        }
+
+    def bytes_of(self, share: float) -> int:
+        """Return a share of the original's bytes."""
+        return int(share * sum(tensor.nbytes for tensor in self.model.state_dict().values()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder with the weights and images")
+    parser.add_argument("--out", default="benchmarks/results", help="where JSON and Markdown go")
+    parser.add_argument("--depth", type=int, choices=(20, 56), default=20, help="of the network")
+    parser.add_argument("--macs", type=float, nargs="+", default=(0.7, 0.5, 1.0), help="shares that may stay")
+    parser.add_argument(
+        "--bytes", type=float, nargs="+", default=(0.12, 0.07, 0.07), help="shares, one for each of macs"
+    )
+    parser.add_argument("--calibration", type=int, default=256, help="training images")
+    parser.add_argument("--keep", type=float, nargs="+", default=(0.875, 0.75, 0.625, 0.5, 0.375, 0.25))
+    parser.add_argument("--bits", type=int, nargs="+", default=(2, 3, 4, 5, 6, 8))
+    parser.add_argument("--test", type=int, default=2500, help="test images")
+    parser.add_argument("--time-limit", type=float, default=30, help="seconds for each solve")
+    arguments = parser.parse_args()
+    study, name = Study(arguments), f"jointly_resnet{arguments.depth}"
+    original = cifar.accuracy(study.reference, study.labels)
+    settings = {key: getattr(arguments, key) for key in ("depth", "calibration", "keep", "bits", "test", "time_limit")}
+    rows = Rows(study.folder / f"{name}.json", {"original": original, **settings})
+    for macs, size in zip(arguments.macs, arguments.bytes, strict=True):
+        others = [FIRST_CHANNELS] if macs < 1 else [BITS_ONLY, *(f"channels to {share}, then bits" for share in SHARES)]
+        for choice in (JOINTLY, *others):
+            if not rows.of(macs_share=macs, bytes_share=size, choice=choice):
+                rows.add(study.row(macs, size, choice))
+    table = markdown(rows.of(), COLUMNS)
+    write_results(study.folder, name, rows.values, table)
+    print(f"original: {original:.2f} % on {len(study.labels)} test images\n{table}")
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()

@@ -1,0 +1,194 @@
+"""Layers whose codes are chosen together with their channels, and their exact bytes.
+
+The bytes of a layer are rows times columns times bits, and rows and columns depend on the units kept in coupled sets.
+A problem has terms of two decisions at most. So the codes of a layer with rows in one set and columns in others belong
+to the decision of a set: its options are then combinations of a width and codes. Codes of a layer with a fixed side are
+a decision of their own.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from qcompress.model.coupled import CoupledSet
+from qcompress.model.parts import Part
+from qcompress.model.tensors import held_tensors
+from qcompress.structure.tabulated import Addends, Function
+from qcompress.structure.uses import Extent, addends, extents_of, product_of
+from qcompress.transforms.base import Target, Transform
+
+LARGE = 1 << 20
+"""Rows and columns at which sizes are compared to find how they depend on them."""
+
+MAX_ROUNDING = 2.0
+"""Bytes by which a size may exceed the form, because codes and masks are rounded up to whole bytes."""
+
+MAX_SHAPES = 4096
+"""Largest number of shapes for which the rounding is found exactly."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodedLayer:
+    """A layer whose codes can be chosen together with channels.
+
+    Attributes:
+        part: the whole layer.
+        rows: rows of its weight as a function of the units kept in every set (by index).
+        columns: columns of its weight likewise.
+        home: index of the set whose decision includes the codes; None for a decision of their own.
+    """
+
+    part: Part
+    rows: Extent
+    columns: Extent
+    home: int | None
+
+    def shapes(self, kept: Mapping[int, Sequence[int]]) -> list[tuple[int, int]]:
+        """Return the shapes that the weight may have, for the numbers of units that may stay in every set."""
+        rows, columns = (sorted({round(value) for value in _values(side, kept)}) for side in (self.rows, self.columns))
+        return list(itertools.product(rows, columns))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizeForm:
+    """Bytes of a coded weight: ``area·rows·columns + row·rows + column·columns + constant``."""
+
+    area: float
+    row: float
+    column: float
+    constant: float
+
+    def of(self, rows: float, columns: float) -> float:
+        """Return the bytes of a weight of this shape."""
+        return self.area * rows * columns + self.row * rows + self.column * columns + self.constant
+
+
+def coded_layers(
+    model: nn.Module, sets: Sequence[CoupledSet], parts: Sequence[Part]
+) -> tuple[list[CodedLayer], dict[str, str]]:
+    """Find the layers whose codes can be chosen together with channels.
+
+    Args:
+        model: the model.
+        sets: its coupled sets.
+        parts: whole layers that codes are on offer for.
+
+    Returns:
+        The layers, and for each other one (by name) the reason why not.
+    """
+    tensors = {item.name: item.tensor for item in held_tensors(model)}
+    extents = extents_of(sets, {name: tensor.shape for name, tensor in tensors.items()})
+    found, reasons, seen = [], {}, dict[int, int]()
+    for part in parts:
+        site = part.site(model)
+        sides: list[Extent] = [(1.0, {}), (1.0, {})]
+        odd = len(part.modules) > 1 or part.rows is not None
+        for dim, size in enumerate(site.weight.shape):
+            extent = extents.get(part.state_name, {}).get(dim, (float(size), {}))
+            side = _side(site.to_rows(_along(site.weight.shape, dim))) if size > 1 else 1
+            if side is None or (sides[side][1] and extent[1]):
+                odd = True
+                continue
+            sides[side] = _times(sides[side], extent)
+        if odd:
+            reasons[part.name] = "its weight is shared or not a matrix, so its codes are not chosen with channels"
+            continue
+        rows, columns = sides
+        layer = CodedLayer(part=part, rows=rows, columns=columns, home=None)
+        if any(first != second for first in rows[1] for second in columns[1]):
+            single = [next(iter(side[1])) for side in sides if len(side[1]) == 1]
+            if not single:
+                reasons[part.name] = "its inputs and outputs belong to several coupled sets each"
+                continue
+            layer = CodedLayer(part=part, rows=rows, columns=columns, home=single[0])
+        seen |= {place: seen.get(place, 0) + 1 for place in {*rows[1], *columns[1]}}
+        found.append(layer)
+    return [_at_home(layer, seen) for layer in found], reasons
+
+
+def _at_home(layer: CodedLayer, seen: Mapping[int, int]) -> CodedLayer:
+    """Give the codes to the one of two sets that fewer layers lie along."""
+    if layer.home is None or not len(layer.rows[1]) == len(layer.columns[1]) == 1:
+        return layer
+    home = min((*layer.rows[1], *layer.columns[1]), key=lambda place: seen[place])
+    return CodedLayer(part=layer.part, rows=layer.rows, columns=layer.columns, home=home)
+
+
+def size_form(transform: Transform, layer: CodedLayer, kept: Mapping[int, Sequence[int]]) -> SizeForm | None:
+    """Return the bytes as a function of the shape, never too few; None if they have no such form.
+
+    Args:
+        transform: how the layer is stored.
+        layer: the layer.
+        kept: for every set (by index) the numbers of units that may stay.
+    """
+    corners = np.array(
+        [[_size(transform, layer.part.target, a * LARGE, b * LARGE) for b in (1, 2)] for a in (1, 2)], dtype=np.float64
+    )
+    area = round((corners[1, 1] - corners[0, 1] - corners[1, 0] + corners[0, 0]) / LARGE**2, 9)
+    row = round((corners[1, 0] - corners[0, 0] - area * LARGE**2) / LARGE, 3)
+    column = round((corners[0, 1] - corners[0, 0] - area * LARGE**2) / LARGE, 3)
+    form = SizeForm(area=area, row=row, column=column, constant=0.0)
+    shapes = layer.shapes(kept)
+    tested = shapes if len(shapes) <= MAX_SHAPES else shapes[:: len(shapes) // MAX_SHAPES]
+    excess = [_size(transform, layer.part.target, *shape) - form.of(*shape) for shape in tested]
+    if min(excess) < -MAX_ROUNDING or max(excess) > MAX_ROUNDING:
+        return None
+    constant = max(*excess, 0.0) if tested is shapes else MAX_ROUNDING
+    return SizeForm(area=area, row=row, column=column, constant=constant)
+
+
+def size_addends(
+    layer: CodedLayer, codes: int, forms: Sequence[SizeForm], choice: Sequence[int], kept: Sequence[Function]
+) -> Addends:
+    """Return the bytes of a layer as a sum of products.
+
+    Args:
+        layer: the layer.
+        codes: index of the decision that includes its codes.
+        forms: form of each of its transforms.
+        choice: for every option of that decision the index of the transform.
+        kept: for every set the decision that it is subject to, and the units that each of its options keeps.
+    """
+    rows, columns = addends(layer.rows, kept), addends(layer.columns, kept)
+    terms: Addends = []
+    for name, sides in (("area", [rows, columns]), ("row", [rows]), ("column", [columns]), ("constant", [])):
+        values = np.array([getattr(forms[index], name) for index in choice])
+        terms += product_of(1.0, [[(1.0, ((codes, values),))], *sides])
+    return terms
+
+
+def _size(transform: Transform, target: Target, rows: int, columns: int) -> int:
+    return transform.size_bytes(target.of_shape(rows, columns))
+
+
+def _values(side: Extent, kept: Mapping[int, Sequence[int]]) -> list[float]:
+    """Return the values of an extent for all numbers of units that may stay."""
+    values = {side[0]}
+    for place, each in side[1].items():
+        values = {value + each * count for value in values for count in kept[place]}
+    return sorted(values)
+
+
+def _times(first: Extent, second: Extent) -> Extent:
+    """Product of two extents, of which at most one depends on sets."""
+    constant, varying = (second[0], first) if first[1] or not second[1] else (first[0], second)
+    return constant * varying[0], {place: constant * each for place, each in varying[1].items()}
+
+
+def _along(shape: Sequence[int], dim: int) -> torch.Tensor:
+    """Return a tensor that holds the index along ``dim`` everywhere."""
+    view = [1] * len(shape)
+    view[dim] = shape[dim]
+    return torch.arange(shape[dim], dtype=torch.float32).view(view).expand(*shape)
+
+
+def _side(rows: torch.Tensor) -> int | None:
+    """Whether values vary along the rows (0) or the columns (1) only; None if along both."""
+    if bool((rows == rows[:, :1]).all()):
+        return 0
+    return 1 if bool((rows == rows[:1]).all()) else None
