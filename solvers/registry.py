@@ -22,6 +22,7 @@ TABLE = {
     "dp": "solvers.exact.dynamic_program:DynamicProgram",
     "milp": "solvers.exact.milp:Milp",
     "miqp": "solvers.exact.miqp:Miqp",
+    "semidefinite": "solvers.exact.semidefinite:Semidefinite",
     "cp-sat": "solvers.exact.cp_sat:CpSat",
     "lagrangian": "solvers.heuristic.lagrangian:Lagrangian",
     "greedy": "solvers.heuristic.greedy:Greedy",

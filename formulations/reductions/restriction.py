@@ -42,6 +42,14 @@ class Restriction(Reduction):
     outside: float = -np.inf
 
     @property
+    def keep(self) -> NDArray[np.bool_]:
+        """Flags ``(V,)`` of the original's options that were kept."""
+        keep = np.zeros(self.original.num_options, dtype=bool)
+        keep[self.decided] = True
+        keep[self.options] = True
+        return keep
+
+    @property
     def complete(self) -> bool:
         """Whether no choice with an option left out is better than the best known choice."""
         return bool(self.outside > -np.inf)

@@ -36,17 +36,24 @@ ITERATIONS = 1000
 LOOK = 20
 """Number of iterations between two checks of the bound, the clock and the step size."""
 
+USEFUL = 4
+"""Number of checks after which a bound is useful."""
+
 PATIENCE, STAGNATION = 10, 0.05
 """The method ends if this many checks together close less than this fraction of the gap to the target."""
 
 SMALLEST_SCALE = 0.01
 """Minimum scale of an option, relative to the 90 % quantile, before the root is taken."""
 
+CONSTANT_SCALE = 1 / 6
+"""Scale of the constant and of the unused budgets, relative to that of an option and to the root of their number; with
+a smaller one, problems in which almost all items fit in a knapsack take many times as long."""
+
 STEP = 1.618
 """Step length of the multipliers; below the golden ratio the method converges."""
 
 
-SECONDS_PER_ITERATION = 5e-10
+SECONDS_PER_ITERATION = 1.2e-10
 """Time of an iteration in seconds, divided by the cube of the number of options."""
 
 
@@ -59,16 +66,22 @@ class SemidefiniteBound:
         at_least: ``(V,)`` bounds by option; no feasible choice that takes option v has a smaller objective.
         share: ``(V,)`` value of each option in the relaxed solution; sums to 1 in every group.
         iterations: number of iterations of the method.
+        lift: state from which the method goes on with the same problem.
     """
 
     value: float
     at_least: Floats
     share: Floats
     iterations: int
+    lift: "Lift"
 
 
 def semidefinite_bound(
-    problem: Problem, *, target: float = float("inf"), time_limit: float = float("inf")
+    problem: Problem,
+    *,
+    target: float = float("inf"),
+    time_limit: float = float("inf"),
+    start: "Lift | None" = None,
 ) -> SemidefiniteBound:
     """Compute the best doubly nonnegative bound found in ``time_limit`` seconds.
 
@@ -76,6 +89,7 @@ def semidefinite_bound(
         problem: any problem; an iteration takes the time and memory of an eigenvalue decomposition with V rows.
         target: a sufficient bound (an incumbent's objective), at which the method ends.
         time_limit: maximum time in seconds; at least `LOOK` iterations are always run.
+        start: the state at which an earlier call ended; it goes on if the problem is the same.
 
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
     >>> bound = semidefinite_bound(problem)
@@ -83,9 +97,10 @@ def semidefinite_bound(
     (True, [1, 0, 0, 1])
     """
     deadline = time.perf_counter() + time_limit
-    lift = _Lift(problem, nonnegative=True)
+    lift = start if start is not None and start.states(problem) else Lift(problem, nonnegative=True)
     value, at_least, looks = -np.inf, np.full(problem.num_options, -np.inf), []
-    while lift.iterations < ITERATIONS:
+    last = lift.iterations + ITERATIONS
+    while lift.iterations < last:
         lift.advance()
         latest, options = lift.bound()
         value, at_least = max(value, latest), np.maximum(at_least, options)
@@ -95,13 +110,13 @@ def semidefinite_bound(
         if value >= target or stagnates or time.perf_counter() > deadline:
             break
     return SemidefiniteBound(
-        value=value, at_least=np.maximum(at_least, value), share=lift.share, iterations=lift.iterations
+        value=value, at_least=np.maximum(at_least, value), share=lift.share, iterations=lift.iterations, lift=lift
     )
 
 
 def least_seconds(num_options: int) -> float:
-    """Estimate the time in seconds for a useful bound, which takes `PATIENCE` times `LOOK` iterations."""
-    return SECONDS_PER_ITERATION * LOOK * PATIENCE * num_options**3
+    """Estimate the time in seconds for a useful bound, which takes `USEFUL` checks."""
+    return SECONDS_PER_ITERATION * LOOK * USEFUL * num_options**3
 
 
 def convexified(problem: Problem, *, time_limit: float = float("inf")) -> Problem:
@@ -117,13 +132,13 @@ def convexified(problem: Problem, *, time_limit: float = float("inf")) -> Proble
     True
     """
     deadline = time.perf_counter() + time_limit
-    lift = _Lift(problem, nonnegative=False)
+    lift = Lift(problem, nonnegative=False)
     while lift.iterations < ITERATIONS // 2 and time.perf_counter() < deadline:
         lift.advance()
     return lift.equal_problem()
 
 
-class _Lift:
+class Lift:
     """The matrices of the method; index 0 is the constant, followed by the V options and one slack per budget."""
 
     def __init__(self, problem: Problem, *, nonnegative: bool) -> None:
@@ -148,7 +163,8 @@ class _Lift:
         self.basis = self._face(size)
         scale = np.ones(size)
         scale[self.options] = _interaction(self.products)
-        scale[0] = scale[1 + options :] = np.sqrt(np.mean(np.square(scale[self.options])))
+        larger = max(1.0, CONSTANT_SCALE * np.sqrt(options))
+        scale[0] = scale[1 + options :] = larger * np.sqrt(np.mean(np.square(scale[self.options])))
         self.scale, self.scales = scale, np.outer(scale, scale)
         self.face = np.linalg.qr(scale[:, None] * self.basis)[0]
         self.cost = cost / self.scales
@@ -172,6 +188,12 @@ class _Lift:
         basis[self.options, 1:] = within
         basis[self.options.stop :] = np.outer(self.limit, basis[0]) - self.use.T @ basis[self.options]
         return basis
+
+    def states(self, problem: Problem) -> bool:
+        """Whether these are the matrices of a problem."""
+        mine = self.problem
+        alike = mine.groups == problem.groups and mine.budgets == problem.budgets and mine.fixed == problem.fixed
+        return alike and np.array_equal(mine.cost, problem.cost)
 
     @property
     def share(self) -> Floats:

@@ -22,6 +22,7 @@ from solvers.exact.brute_force import BruteForce, num_choices
 from solvers.exact.dynamic_program import DynamicProgram
 from solvers.exact.milp import Milp
 from solvers.exact.miqp import Miqp
+from solvers.exact.semidefinite import Semidefinite
 from solvers.heuristic.anneal import Anneal
 from solvers.heuristic.genetic_algorithm import Genetic
 from solvers.heuristic.greedy import Greedy
@@ -52,6 +53,15 @@ the first turns of the others."""
 
 WEAK_GAP = 0.1
 """Relative gap above which the long turn is given to annealing, because the bound is weak after its full time."""
+
+SEMIDEFINITE_OPTIONS, MANY_TERMS = 800, 4
+"""Maximum number of options, and minimum number of pair terms per group, for branch and bound with semidefinite
+bounds."""
+
+DENSE_SHARE = 0.4
+"""Fraction of the remaining time for its first turn."""
+
+DENSE = "two options a group and dense pair terms: semidefinite bounds, then branch and bound"
 
 ENTRY_S = 1e-6
 """Minimum time of a turn in seconds, per number in the problem, since every solver needs time to start."""
@@ -93,7 +103,9 @@ class Auto(Solver):
         if problem.pairs and others:
             turns.take(Greedy(), "a first choice", GREEDY_SHARE)
             turns.take(first, why, RELAX_SHARE)
-            if np.isfinite(search.remaining()):  # without a time limit, all solvers run to their end
+            if dense(problem):
+                turns.take(Semidefinite(), DENSE, DENSE_SHARE)
+            elif np.isfinite(search.remaining()):  # without a time limit, all solvers run to their end
                 weak = _gap(search) > WEAK_GAP and learned(search).ascent is None
                 long = (Anneal(), "the bound is weak, so a long search for good choices") if weak else (first, why)
                 turns.take(*long, LONG_SHARE)
@@ -104,10 +116,18 @@ class Auto(Solver):
         if problem.pairs:
             again = (first, "the bound continues, with the others' results")
             improving.insert(0 if learned(search).ascent else len(improving), again)
+            improving += [step for step in exact if isinstance(step[0], Semidefinite)]  # it resumes its tree
         if not problem.pairs or _provable(problem, search):
             turns.prove(exact)
             exact = []
         turns.improve(improving, exact)
+
+
+def dense(problem: Problem) -> bool:
+    """Whether the semidefinite bound suits: two options a group, not too many, and many pair terms of each."""
+    two = bool((np.diff(problem.group_offsets) == 2).all())
+    few = problem.num_options <= SEMIDEFINITE_OPTIONS and len(problem.budgets) <= FEW_BUDGETS
+    return two and few and problem.pairs.num_sparse >= MANY_TERMS * problem.num_groups
 
 
 def _gap(search: Search) -> float:
@@ -203,7 +223,11 @@ def plan(problem: Problem) -> list[Step]:
         return [*steps, (Milp(), "branch and bound for what is still open"), *improving]
     steps = [(Lagrangian(), "pair terms: a bound, budget prices and a good choice from the dual"), *improving]
     products = num_products(problem)
-    if problem.pairs.rank and problem.num_options <= FEW_OPTIONS and not Miqp.why_not():
+    if dense(problem):
+        if problem.budgets and products <= LINEARISABLE:
+            steps.append((Milp(), "branch and bound for what the semidefinite bound leaves open"))
+        steps.append((Semidefinite(), DENSE))
+    elif problem.pairs.rank and problem.num_options <= FEW_OPTIONS and not Miqp.why_not():
         steps.append((Miqp(), "a factor and few enough options for the convex program to finish"))
     elif products <= LINEARISABLE:
         steps.append((Milp(), f"{products:,} products of options are few enough to linearise"))

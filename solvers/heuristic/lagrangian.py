@@ -15,8 +15,9 @@ from formulations.reductions.restriction import Restriction, restrict
 from solvers.base import Search, Solver, SubSearch
 from solvers.bounds.duality import DualBound, raise_dual_bound
 from solvers.bounds.learned import learn_certified, learn_option_bounds, learn_searched, learned
+from solvers.bounds.node_bound import Relaxed, node_bound
 from solvers.bounds.pareto_lists import prove
-from solvers.bounds.semidefinite import least_seconds, semidefinite_bound
+from solvers.bounds.semidefinite import least_seconds
 from solvers.bounds.warm import warm_bounds
 from solvers.heuristic.anneal import Anneal
 from solvers.kernels.local_search import polish
@@ -161,10 +162,11 @@ def certify(problem: Problem, search: Search) -> Restriction:
         incumbent = np.inf if search.objective is None else search.objective
         with search.phase("semidefinite_s"):
             begun = search.elapsed()
-            bound = semidefinite_bound(part.problem, target=incumbent, time_limit=seconds)
+            bound = node_bound(part.problem, target=incumbent, time_limit=seconds)
             if search.elapsed() - begun >= seconds:
                 search.cut_short()
         search.raise_bound(part.lift_bound(bound.value))
+        search.learn(Relaxed(keep=part.keep, state=bound.state))
         at_least = np.full(problem.num_options, -np.inf)
         at_least[part.options] = bound.at_least
         learn_option_bounds(search, at_least)
