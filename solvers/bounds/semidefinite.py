@@ -88,7 +88,7 @@ def semidefinite_bound(
     Args:
         problem: any problem; an iteration takes the time and memory of an eigenvalue decomposition with V rows.
         target: a sufficient bound (an incumbent's objective), at which the method ends.
-        time_limit: maximum time in seconds; at least `LOOK` iterations are always run.
+        time_limit: maximum time in seconds; at least one iteration is always run.
         start: the state at which an earlier call ended; it goes on if the problem is the same.
 
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
@@ -101,7 +101,7 @@ def semidefinite_bound(
     value, at_least, looks = -np.inf, np.full(problem.num_options, -np.inf), []
     last = lift.iterations + ITERATIONS
     while lift.iterations < last:
-        lift.advance()
+        lift.advance(deadline)
         latest, options = lift.bound()
         value, at_least = max(value, latest), np.maximum(at_least, options)
         looks.append(value)
@@ -205,8 +205,8 @@ class Lift:
         """Objective of the current iterate, which need not be feasible for the relaxation."""
         return float(np.vdot(self.cost, self.Y)) * self.unit + self.problem.offset
 
-    def advance(self) -> None:
-        """Run `LOOK` iterations, then adapt the penalty to balance primal and dual residuals."""
+    def advance(self, deadline: float = float("inf")) -> None:
+        """Run `LOOK` iterations, fewer at the deadline; adapt the penalty to balance primal and dual residuals."""
         primal = dual = 0.0
         for _ in range(LOOK):
             inside = _positive_part(self.face, self.Y + self.Z / self.penalty)
@@ -216,7 +216,9 @@ class Lift:
             primal = float(np.linalg.norm(change) / (1 + np.linalg.norm(nearest)))
             dual = self.penalty * float(np.linalg.norm(nearest - self.Y) / (1 + np.linalg.norm(self.cost)))
             self.Y = nearest
-        self.iterations += LOOK
+            self.iterations += 1
+            if time.perf_counter() > deadline:
+                break
         if primal > 2 * dual:
             self.penalty *= 1.4
         elif dual > 2 * primal:

@@ -31,8 +31,8 @@ from solvers.kernels.local_search import polish
 from solvers.kernels.moves import Floats
 from solvers.kernels.repair import repair
 
-MAX_OPTIONS = 1200
-"""Maximum number of options (an eigenvalue decomposition of this size takes a quarter of a second)."""
+MAX_OPTIONS = 1000
+"""Maximum number of options, same as for `lagrangian`'s semidefinite bound."""
 
 ANNEAL_SHARE = 0.05
 """Fraction of the time for a first good choice."""
@@ -83,7 +83,7 @@ class Semidefinite(Exact):
     """
 
     name: ClassVar[str] = "semidefinite"
-    summary: ClassVar[str] = "branch and bound with semidefinite bounds; dense pair terms, up to 1,200 options"
+    summary: ClassVar[str] = "branch and bound with semidefinite bounds; dense pair terms, up to 1,000 options"
 
     def refuse(self, problem: Problem) -> str:
         """Refuse a problem with too many options."""

@@ -67,7 +67,7 @@ def test_it_is_far_tighter_than_the_dual_where_all_layers_interact():
 def test_the_search_ends_when_the_target_is_reached():
     problem = network(6, 4)
     assert semidefinite_bound(problem, target=-1e9).iterations == 20
-    assert semidefinite_bound(problem, time_limit=1e-9).iterations == 20
+    assert semidefinite_bound(problem, time_limit=1e-9).iterations == 1
 
 
 @pytest.mark.parametrize("seed", range(40))
