@@ -1,6 +1,7 @@
 """Channels and bits of a ResNet chosen jointly, against one after the other, at equal bytes and macs.
 
 Jointly: `compress` with `prune_channels` and `prune_quantize` on offer together, under budgets for bytes and macs.
+The same in two rounds: the second one measures again in the network that the first has made smaller.
 One after the other: channels are removed until the macs fit, then the bits of what is left are chosen until the bytes
 fit. With a budget for bytes only, the alternatives are bits alone, and channels first to a share of the bytes. All runs
 see the same images, compensate in the same way, and are judged on test images.
@@ -15,13 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import qcompress
 from benchmarks import cifar
 from benchmarks.tables import Rows, markdown, write_results
+from qcompress import Options
 from qcompress.model.counting import count
 
 JOINTLY, FIRST_CHANNELS, BITS_ONLY = "jointly", "channels, then bits", "bits only"
+IN_ROUNDS = "jointly, two rounds"
 SHARES = (0.75, 0.5)
 """Shares of the bytes that channels are removed to first, if the budget is for bytes only."""
 
@@ -51,13 +55,13 @@ class Study:
         self.channels = qcompress.prune_channels(keep=arguments.keep)
         self.codes = qcompress.prune_quantize(bits=arguments.bits, sparsity=(0,), compensated=True)
 
-    def compressed(self, model: torch.nn.Module, budget: dict[str, Any], options: qcompress.Options) -> Any:
-        """Return the result of one `qcompress.compress`; the measurement of the original is kept in a folder."""
-        kept = None
-        if model is self.model:
-            kept = self.folder / f"jointly_resnet{self.arguments.depth}_{len(options.offers)}"
+    def compressed(
+        self, name: str, model: nn.Module, budget: dict[str, Any], options: Options, rounds: int = 1
+    ) -> qcompress.Result:
+        """Return the result of one `qcompress.compress`, whose steps are kept in a folder of that name."""
+        kept, limit = self.folder / f"jointly_resnet{self.arguments.depth}_{name}", self.arguments.time_limit
         return qcompress.compress(
-            model, self.data, budget=budget, options=options, time_limit=self.arguments.time_limit, folder=kept
+            model, self.data, budget=budget, options=options, rounds=rounds, time_limit=limit, folder=kept
         )
 
     def row(self, macs: float, size: float, choice: str) -> dict[str, Any]:
@@ -65,13 +69,16 @@ class Study:
         in_bytes = self.bytes_of(size)
         budget = {"bytes": in_bytes} | ({"macs": macs} if macs < 1 else {})
         if choice == JOINTLY:
-            result = self.compressed(self.model, budget, self.channels + self.codes)
+            result = self.compressed("jointly", self.model, budget, self.channels + self.codes)
+        elif choice == IN_ROUNDS:
+            result = self.compressed("in_rounds", self.model, budget, self.channels + self.codes, rounds=2)
         elif choice == BITS_ONLY:
-            result = self.compressed(self.model, budget, self.codes)
+            result = self.compressed("bits", self.model, budget, self.codes)
         else:
-            share = None if choice == FIRST_CHANNELS else float(choice.split()[2].rstrip(","))
-            first = self.compressed(self.model, {"macs": macs} if share is None else {"bytes": share}, self.channels)
-            result = self.compressed(first.model, {"bytes": in_bytes}, self.codes)
+            to = {"macs": macs} if choice == FIRST_CHANNELS else {"bytes": float(choice.split()[2].rstrip(","))}
+            first = self.compressed("channels", self.model, to, self.channels)
+            ((resource, share),) = to.items()
+            result = self.compressed(f"bits_after_{share}_{resource}", first.model, {"bytes": in_bytes}, self.codes)
         output = cifar.logits(result.model, self.inputs)
         return {
             "macs_share": macs,
@@ -110,7 +117,7 @@ def main() -> None:
     rows = Rows(study.folder / f"{name}.json", {"original": original, **settings})
     for macs, size in zip(arguments.macs, arguments.bytes, strict=True):
         others = [FIRST_CHANNELS] if macs < 1 else [BITS_ONLY, *(f"channels to {share}, then bits" for share in SHARES)]
-        for choice in (JOINTLY, *others):
+        for choice in (JOINTLY, IN_ROUNDS, *others):
             if not rows.of(macs_share=macs, bytes_share=size, choice=choice):
                 rows.add(study.row(macs, size, choice))
     table = markdown(rows.of(), COLUMNS)

@@ -95,6 +95,7 @@ def compress(
     memory: int | str | None = None,
     jobs: int = 1,
     batch_norm_data: Iterable[Any] | None = None,
+    rounds: int = 1,
     refine_rounds: int = 0,
     finetune_steps: int = 0,
     learning_rate: float = LEARNING_RATE,
@@ -145,6 +146,10 @@ def compress(
         memory: maximum memory of the process while a model from `open_model` is measured, for example ``"4 GB"``.
         jobs: number of processes that measure, as in `measure`.
         batch_norm_data: batches on which to re-estimate batch-norm statistics, or None to leave them unchanged.
+        rounds: number of rounds in which channels are removed (see `qcompress.steps.rounds`): budgets are approached in
+            equal ratios, and the network is fitted and measured again in between; ``finetune_steps`` are divided among
+            the rounds. The result is never worse on the held-out samples than that of one round, which is made
+            first. ``measurement``, ``problem`` and ``solution`` are then those of the last round.
         refine_rounds: maximum number of `refine` rounds; each solve uses ``solver`` and ``time_limit``. 0 disables
             refining. Refining never raises the true loss on ``data``, but the choice is then no longer the optimum of
             the prediction.
@@ -183,7 +188,10 @@ def compress(
     """
     arguments = Arguments(**locals())
     request, run = _checked(arguments)
-    return _within_file_budget(steps.kept_aside(request, run), run)
+    request = steps.kept_aside(request, run)
+    if request.rounds > 1:
+        return steps.in_rounds(request, run, _compressed, lambda result, report: replace(result, report=report))
+    return _within_file_budget(request, run)
 
 
 def _within_file_budget(request: Request, run: RunFolder) -> Result:
@@ -238,6 +246,7 @@ def _checked(given: Arguments) -> tuple[Request, RunFolder]:
         loss_limit=loss_limit,
         solver=_ready(given.solver),
         time_limit=None if given.time_limit is None else as_number(given.time_limit, "time_limit", above=0),
+        rounds=as_whole(given.rounds, "rounds", least=1),
         refine_rounds=as_whole(given.refine_rounds, "refine_rounds", least=0),
         batch_norm_data=None if given.batch_norm_data is None else forwards.checked_data(given.batch_norm_data),
         finetune_steps=finetune_steps,

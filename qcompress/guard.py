@@ -204,23 +204,25 @@ def kept_loss(
     loss: str | LossFunction | Loss = "kl",
     forward: forwards.Forward | None = None,
     batch_norm_data: Iterable[Any] | None = None,
+    original: nn.Module | None = None,
 ) -> Callable[[Proposal], Seen]:
     """Return a function that gives a proposal's losses on held-out batches; infinite if the output is not finite.
 
     Args:
-        model: the original model; it is not modified.
+        model: the measured model; it is not modified.
         measurement: the measurement that the proposals choose from.
         kept: the held-out batches.
         loss: same as in `measure`.
         forward: same as in `measure`.
         batch_norm_data: batches on which to re-estimate batch-norm statistics for every proposal, as in
             `qcompress.apply`.
+        original: same as in `measure`.
     """
     options = [
         [*part_transforms, *(item.nearest for item in part_transforms)] for part_transforms in measurement.transforms
     ]
     wider = replace(measurement, transforms=tuple(map(tuple, options)))
-    true_loss = TrueLoss(model, wider, kept, loss=loss, forward=forward)
+    true_loss = TrueLoss(model, wider, kept, loss=loss, forward=forward, original=original)
     losses = [own for own in (true_loss.loss, true_loss.loss.softened) if own is not None]
 
     def seen(proposal: Proposal) -> Seen:

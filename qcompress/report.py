@@ -27,6 +27,10 @@ class PartReport:
     loss_alone_error: float | None = None
 
 
+ENTRIES = {"parts": PartReport, "candidates": Candidate, "undecided": Candidate, "rounds": Candidate}
+"""Fields of a report that are lists, and what they hold."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """The figures of one run. Losses are increases per sample, in nats for ``kl``.
@@ -62,6 +66,8 @@ class Report:
             with the least loss on the held-out samples won.
         undecided: candidates with a lower held-out loss than the reference choice, but by no more than chance.
         chosen: name of the candidate that won, or None.
+        rounds: name, losses and use of every round if channels were removed in rounds (see `qcompress.compress`); the
+            result is the last one's, unless the first loses less.
         warnings: where these numbers may not hold, and how to improve them.
     """
 
@@ -90,6 +96,7 @@ class Report:
     candidates: tuple[Candidate, ...] = ()
     undecided: tuple[Candidate, ...] = ()
     chosen: str | None = None
+    rounds: tuple[Candidate, ...] = ()
     warnings: tuple[str, ...] = ()
     skipped_bytes: dict[str, int] = field(default_factory=dict)
     loss_predicted_error: float | None = None
@@ -102,7 +109,8 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain JSON."""
         tried = {
-            name: [candidate._asdict() for candidate in getattr(self, name)] for name in ("candidates", "undecided")
+            name: [candidate._asdict() for candidate in getattr(self, name)]
+            for name in ("candidates", "undecided", "rounds")
         }
         return {**asdict(self), **tried}
 
@@ -119,7 +127,7 @@ class Report:
         """
         value = FILE_KIND.read_json(path)
         with FILE_KIND.building(path):
-            for name, made in (("parts", PartReport), ("candidates", Candidate), ("undecided", Candidate)):
+            for name, made in ENTRIES.items():
                 value[name] = tuple(made(**entry) for entry in value.get(name, ()))
             return cls(**{**value, "warnings": tuple(value.get("warnings", ()))})
 
@@ -154,6 +162,7 @@ class Report:
             *self._minimizing(),
             *self._refining(),
             *self._repeating(),
+            *self._rounds(),
             f"- time: {', '.join(f'{name} {seconds:.1f} s' for name, seconds in self.wall_s.items())}",
         ]
         if self.metric_before is not None and self.metric_after is not None:
@@ -229,6 +238,14 @@ class Report:
             f"- chosen again on all the data in the way that won on the held-out samples: "
             f"{plural(self.parts_moved, 'part')} changed"
         ]
+
+    def _rounds(self) -> list[str]:
+        """Describe the rounds in which channels were removed."""
+        lines = []
+        for name, _, loss, usage in self.rounds:
+            used = ", ".join(f"{resource} {amount(use)}" for resource, use in usage.items())
+            lines.append(f"- {name}: loss {loss:.6g}, {used}")
+        return lines
 
     def _refining(self) -> list[str]:
         if self.refined is None:

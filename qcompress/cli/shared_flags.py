@@ -157,6 +157,14 @@ class ChoiceFlags:
     guard: Annotated[bool, typer.Option(help="Evaluate several choices on the held-out samples and take the best.")] = (
         True
     )
+    rounds: Annotated[
+        int,
+        typer.Option(
+            help="Number of rounds in which channels are removed: the network is fitted and measured again in between, "
+            "and the result of one round is taken if it loses less on the held-out samples.",
+            min=1,
+        ),
+    ] = 1
     refine_rounds: Annotated[
         int,
         typer.Option(
@@ -177,6 +185,7 @@ class ChoiceFlags:
             "pairs": self.pairs,
             "validation": validation,
             "guard": self.guard,
+            "rounds": self.rounds,
             "refine_rounds": self.refine_rounds,
         }
 

@@ -28,20 +28,18 @@ def remove_chosen_(model: nn.Module, measurement: Measurement, transforms: Seque
 
     Codes are fitted to the inputs of the original's layers without those that are removed.
     """
-    cut_chosen_(model, measurement, transforms)
-    record = record_of(model)
-    assert record is not None  # noqa: S101
+    cuts = cut_chosen_(model, measurement, transforms)
     if codes := codes_of(measurement, transforms):
         moments = {
-            part.path: _left(torch.tensor(measurement.moments[part.path]), part, record.cuts, model)
+            part.path: _left(torch.tensor(measurement.moments[part.path]), part, cuts, model)
             for part in measurement.coded
             if part.path in measurement.moments
         }
         code_(model, measurement, codes, moments)
 
 
-def cut_chosen_(model: nn.Module, measurement: Measurement, transforms: Sequence[Transform]) -> None:
-    """Cut the units removed by a choice out of ``model``, and attach a record of the cuts."""
+def cut_chosen_(model: nn.Module, measurement: Measurement, transforms: Sequence[Transform]) -> Cuts:
+    """Cut the units removed by a choice out of ``model``, attach a record of all cuts so far, and return these cuts."""
     removals = [
         transform.removal if isinstance(transform, Jointly) else transform
         for transform in transforms[: len(measurement.sets)]
@@ -49,9 +47,9 @@ def cut_chosen_(model: nn.Module, measurement: Measurement, transforms: Sequence
     removed = put_channels_(model, measurement.sets, removals, measurement.moments)
     before, cuts = record_of(model), cuts_of(measurement.sets, removed)
     cut_(model, cuts)
-    if before is not None and before.cuts:
-        cuts = together(before.cuts, cuts, model)
-    attach(model, Compression(parts=(), payload_bytes=total_bytes(model) - left_out_bytes(model), cuts=cuts))
+    whole = cuts if before is None or not before.cuts else together(before.cuts, cuts, model)
+    attach(model, Compression(parts=(), payload_bytes=total_bytes(model) - left_out_bytes(model), cuts=whole))
+    return cuts
 
 
 def codes_of(measurement: Measurement, transforms: Sequence[Transform]) -> dict[str, Transform]:

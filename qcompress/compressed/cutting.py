@@ -58,6 +58,23 @@ def together(first: Cuts, second: Cuts, model: nn.Module) -> dict[tuple[str, int
     return joined
 
 
+def beyond(cuts: Cuts, earlier: Cuts, model: nn.Module) -> dict[tuple[str, int], list[int]]:
+    """Return what ``cuts`` of the original remove from a model that ``earlier`` cuts were already made in.
+
+    >>> layer = nn.Linear(3, 5)
+    >>> cut_(layer, {("weight", 0): [1]})
+    >>> beyond({("weight", 0): [0, 1, 3]}, {("weight", 0): [1]}, layer)
+    {('weight', 0): [0, 2]}
+    """
+    shapes = {item.name: item.tensor.shape for item in held_tensors(model)}
+    left = {}
+    for (name, dim), gone in cuts.items():
+        before = earlier.get((name, dim), ())
+        present = np.setdiff1d(np.arange(shapes[name][dim] + len(before)), before)
+        left[name, dim] = np.flatnonzero(np.isin(present, gone)).tolist()
+    return left
+
+
 def _follow(module: nn.Module) -> None:
     """Set the sizes stored in a layer to those of its tensors."""
     weight = getattr(module, "weight", None)

@@ -14,7 +14,7 @@ from torch import nn
 
 from formulations.files import AnyPath, replacing
 from qcompress.compressed import container
-from qcompress.compressed.cutting import cut_
+from qcompress.compressed.cutting import beyond, cut_
 from qcompress.compressed.index import Contents, described
 from qcompress.compressed.loading import cut_differences, part_differences, put_, refuse, state_differences
 from qcompress.compressed.packed import is_packed, pack_
@@ -115,8 +115,10 @@ def load_compressed(path: AnyPath, model_factory: Callable[[], Model], *, packed
         )
     compose_(model, contents.state)
     if contents.cuts:
-        refuse(path, cut_differences(contents, model))
-        cut_(model, contents.cuts)
+        earlier = record_of(model)  # the given model may itself be the result of an earlier removal
+        cuts = contents.cuts if earlier is None else beyond(contents.cuts, earlier.cuts, model)
+        refuse(path, cut_differences(contents, cuts, model))
+        cut_(model, cuts)
     refuse(path, [difference for item in contents.parts for difference in part_differences(item.part, model)])
     try:
         install_(model, contents.parts)

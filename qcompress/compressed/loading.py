@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from formulations.files import AnyPath
+from qcompress.compressed.cutting import Cuts
 from qcompress.compressed.index import Contents, Described, dtype_name
 from qcompress.errors import ArtefactError
 from qcompress.model import layers
@@ -37,11 +38,11 @@ def part_differences(part: Part, model: nn.Module) -> list[str]:
     return []
 
 
-def cut_differences(contents: Contents, model: nn.Module) -> list[str]:
-    """Describe how ``model`` differs from the original that the file's cuts were made in."""
+def cut_differences(contents: Contents, cuts: Cuts, model: nn.Module) -> list[str]:
+    """Describe how ``model`` differs from the one in which ``cuts`` give the file's model."""
     shapes = {item.name: list(item.tensor.shape) for item in held_tensors(model)}
     expected: dict[str, list[int]] = {}
-    for (name, dim), indices in contents.cuts.items():
+    for (name, dim), indices in cuts.items():
         shape = expected.setdefault(name, list(contents.state[name].shape))
         shape[dim] += len(indices)
     return [

@@ -28,6 +28,7 @@ from qcompress.measuring.kept_codes import KeptCodes
 from qcompress.measuring.options_by_layer import Offered
 from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.removals import Removals, find_removals, kept_units, parts_of_sets
+from qcompress.measuring.true_loss import mean_loss
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.counting import count
@@ -70,7 +71,6 @@ def measure_channels(
     calibration: Calibration,
     offered: Offered,
     accumulate: Accumulate,
-    *,
     method: str,
     cache: AnyPath | None = None,
     on_progress: Callable[[MeasureProgress], None] | None = None,
@@ -104,7 +104,8 @@ def measure_channels(
     counted = count(model, data, run, loss)
     uses = uses_of(model, removals.sets, counted, left_out=[layer.part.state_name for layer in coded.layers])
     candidates = ChannelCandidates(model, removals, uses, encoded)
-    settings = [fingerprint, "channels", method, None if cache is None else calibration.digests()]
+    digests = None if cache is None else calibration.digests()
+    settings = [fingerprint, "channels", method, Measurement.fingerprint_of(calibration.goal), digests]
     sums = accumulate(
         model,
         data,
@@ -114,15 +115,15 @@ def measure_channels(
         calibration.seed,
         run,
         settings,
+        original=calibration.original,
         tried=dict.fromkeys((item.name for item in removals.sets), TRIED),
         cache=cache,
         on_progress=on_progress,
     )
     if sums.num_batches != inventory.num_batches:
         raise DataError("the data differs from pass to pass")
-    joined = join(
-        removals, coded.layers, candidates.parts, candidates.transforms, uses, sums.mean_cost(), sums.factor()
-    )
+    tables = sums.mean_cost(), sums.factor()
+    joined = join(removals, coded.layers, candidates.parts, candidates.transforms, uses, *tables)
     if cache is not None:
         Path(cache).unlink(missing_ok=True)
         kept_codes.done()
@@ -134,9 +135,17 @@ def measure_channels(
         loss=loss.name,
         seed=calibration.seed,
         model_fingerprint=fingerprint,
+        standing_loss=_standing_loss(calibration, run),
         tried=MappingProxyType({name: why for name, why in sums.tried.items() if why != TRIED}),
         **_tables(removals, coded, joined),
     )
+
+
+def _standing_loss(calibration: Calibration, run: forwards.Forward) -> float:
+    """Loss of the measured network against the original, if it is another one."""
+    if calibration.original is None:
+        return 0.0
+    return mean_loss(calibration.original, calibration.model, calibration.data, loss=calibration.loss, forward=run)
 
 
 def _on_offer(

@@ -58,6 +58,7 @@ def measure(
     granularity: str | int = "layer",
     seed: int = 0,
     jobs: int = 1,
+    original: nn.Module | None = None,
     cache: AnyPath | None = None,
     memory: int | str | None = None,
     precision: float | None = None,
@@ -92,6 +93,8 @@ def measure(
         jobs: number of processes, which measure one batch at a time (-1: one per core); with ``joblib.parallel_config``
             those of a cluster. Any number from 2 gives exactly the same measurement; 1 may differ in rounding, because
             worker processes use one thread each and sums over several threads may round differently.
+        original: the network whose outputs losses are relative to, if ``model`` is a smaller network made from it; for
+            channels.
         cache: file for the sums so far, beside which a folder ``….codes`` keeps the encoded options; an interrupted
             measurement resumes from both, and they are deleted at the end. For an opened model a folder.
         memory: memory limit of the process while an opened model is measured, such as ``"4 GB"``; if the largest block
@@ -120,22 +123,17 @@ def measure(
     jobs = checked_jobs(jobs)
     stop = Stop.of(precision, time_limit, method, by_block=opened_of(model) is not None)
     offered = Offered.of(options, skip=skip, only=only)
-    calibration = Calibration(model=model, data=data, forward=forward, loss=as_loss(loss), seed=seed)
+    calibration = Calibration(model=model, data=data, forward=forward, loss=as_loss(loss), seed=seed, original=original)
     if offers_channels(offered):
         if opened_of(model) is not None or memory is not None or granularity != "layer":
             raise OptionsError(
                 "channels are measured on a model in memory, and in blocks by prune_channels(granularity=...)"
             )
-        with forwards.evaluating(model):
-            return measure_channels(
-                calibration,
-                offered,
-                partial(accumulate, jobs=jobs, stop=stop),
-                method=method,
-                cache=cache,
-                on_progress=on_progress,
-                on_encode=on_encode,
-            )
+        together = partial(accumulate, jobs=jobs, stop=stop)
+        with forwards.evaluating(model), forwards.evaluating(calibration.goal):
+            return measure_channels(calibration, offered, together, method, cache, on_progress, on_encode)
+    if original is not None:
+        raise OptionsError("original= is for channels; remeasure() measures other options around a choice")
     if opened_of(model) is not None:
         _require_streamable(method, granularity, jobs)
         return measure_streamed(

@@ -22,6 +22,7 @@ def fitted_in_turn(
     transforms: Sequence[Transform],
     data: Iterable[Any],
     *,
+    original: nn.Module | None = None,
     forward: forwards.Forward | None = None,
     seed: int = 0,
 ) -> nn.Module:
@@ -34,13 +35,14 @@ def fitted_in_turn(
         measurement: measurement with channels on offer.
         transforms: the chosen transform of every part.
         data: re-iterable calibration batches.
+        original: the network whose layers' outputs are fitted to; None for ``model``.
         forward: how to run a batch.
         seed: seed of the random numbers that a pass draws.
     """
     smaller = own_copy(model).eval()
     compose_(smaller)
     cut_chosen_(smaller, measurement, transforms)
-    fit_in_turn_(smaller, model, data, forward)
+    fit_in_turn_(smaller, model if original is None else original, data, forward)
     if codes := codes_of(measurement, transforms):
         parts = [part_in(smaller, part) for part in measurement.coded]
         fitting = [part for part in parts if codes[part.name].needs_moments(part.target)]

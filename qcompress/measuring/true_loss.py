@@ -48,7 +48,7 @@ class TrueLoss:
     Args:
         model, measurement: same as in `Emulation`.
         data: batches, kept in memory with the original's outputs.
-        loss, forward: same as in `measure`.
+        loss, forward, original: same as in `measure`.
 
     Attributes:
         emulation: the model that choices are put into.
@@ -79,13 +79,15 @@ class TrueLoss:
         *,
         loss: str | LossFunction | Loss = "kl",
         forward: forwards.Forward | None = None,
+        original: nn.Module | None = None,
     ) -> None:
         self.emulation, self.loss = Emulation(model, measurement), as_loss(loss)
         self._forward = steady(forward)
         self.data = list(forwards.checked_data(data))
         forwards.first_batch(self.data)
-        with torch.no_grad():
-            self._references = [forwards.run(self.emulation.model, batch, self._forward) for batch in self.data]
+        goal = self.emulation.model if original is None else original
+        with forwards.evaluating(goal), torch.no_grad():
+            self._references = [forwards.run(goal, batch, self._forward) for batch in self.data]
 
     def __call__(self, choice: ArrayLike) -> float:
         """Mean loss increase per sample."""

@@ -21,11 +21,12 @@ class Calibration:
     """Everything that measured numbers depend on.
 
     Attributes:
-        model: the original model.
+        model: the model that is measured.
         data: re-iterable batches.
         forward: ``(model, batch) -> output tensor``, or None for `qcompress.model.forward.default_forward`.
         loss: loss relative to the original's outputs.
         seed: seed for shuffling and all random draws.
+        original: the original, if ``model`` is a smaller network made from it; None if it is ``model`` itself.
 
     Raises:
         DataError: the data can be read only once.
@@ -38,6 +39,7 @@ class Calibration:
     forward: forwards.Forward | None
     loss: Loss
     seed: int
+    original: nn.Module | None = None
 
     def __post_init__(self) -> None:
         require_usable(self.model)
@@ -45,6 +47,11 @@ class Calibration:
         object.__setattr__(self, "seed", as_whole(self.seed, "seed", least=0))
         if self.forward is not None and not callable(self.forward):
             raise OptionsError(f"forward must be a callable (model, batch) -> tensor, found {self.forward!r}")
+
+    @property
+    def goal(self) -> nn.Module:
+        """The network whose outputs losses are relative to."""
+        return self.model if self.original is None else self.original
 
     def first_batch(self) -> Any:
         """Return the first batch.

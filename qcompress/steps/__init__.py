@@ -12,10 +12,11 @@ from qcompress.steps.preflight import require_fitting, require_for_channels, req
 from qcompress.steps.repeating import chosen_again
 from qcompress.steps.reporting import Outcome, reported
 from qcompress.steps.request import Arguments, NoChoiceError, Request
+from qcompress.steps.rounds import in_rounds
 
 __all__ = [
     "Arguments", "NoChoiceError", "Outcome", "Request", "copied", "require_fitting", "require_taken",
     "require_for_channels", "require_possible", "kept_aside", "measured", "formulated", "minimized", "limited",
     "solved", "refined", "guarded", "chosen_again", "moved", "taken", "refitted", "applied", "made_up", "finetuned",
-    "reported",
+    "reported", "in_rounds",
 ]  # fmt: skip

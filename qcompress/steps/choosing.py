@@ -209,6 +209,7 @@ def guarded(
                 loss=calibration.loss,
                 forward=calibration.forward,
                 batch_norm_data=batches,
+                original=calibration.original,
             )
         else:
             seen = OpenedKeptLoss(

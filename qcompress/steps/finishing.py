@@ -60,11 +60,12 @@ def made_up(
             measurement,
             chosen_transforms(request.copied, measurement, solution),
             calibration.data,
+            original=calibration.goal,
             forward=calibration.forward,
             seed=calibration.seed,
         )
         losses = [
-            mean_loss(calibration.model, item, judged, loss=calibration.loss, forward=calibration.forward)
+            mean_loss(calibration.goal, item, judged, loss=calibration.loss, forward=calibration.forward)
             for item in (chosen, fitted)
         ]
         return fitted if losses[1] < losses[0] else chosen
@@ -92,7 +93,7 @@ def finetuned(request: Request, run: RunFolder, chosen: nn.Module) -> nn.Module:
             chosen,
             calibration.data,
             request.finetune_steps,
-            teacher=calibration.model,
+            teacher=calibration.goal,
             loss=calibration.loss,
             learning_rate=request.learning_rate,
             validation=list(request.kept) or calibration.data,

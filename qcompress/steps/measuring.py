@@ -71,6 +71,7 @@ def measured(request: Request, run: RunFolder) -> Measurement:
             cache=cache,
             memory=request.memory,
             jobs=request.jobs,
+            original=calibration.original,
             on_progress=tell,
             on_encode=run.watched(request.on_encode),
         )

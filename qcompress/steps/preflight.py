@@ -57,7 +57,11 @@ def require_for_channels(request: Request) -> None:
     """
     given = request.measurement
     if not (bool(given.sets) if given is not None else offers_channels(request.offered)):
+        if request.rounds > 1:
+            raise OptionsError("rounds= is for channels: put prune_channels() on offer, or use refine_rounds=")
         return
+    if request.rounds > 1 and given is not None:
+        raise OptionsError("rounds= measures again after every round: give options=, not measurement=")
     asked = {
         f"a budget for {name}": name in request.budget and name not in ("bytes", "macs") for name in request.budget
     }

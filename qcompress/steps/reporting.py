@@ -138,15 +138,16 @@ def reported(request: Request, run: RunFolder, outcome: Outcome) -> Report:
         calibration, data = request.calibration, list(request.kept) or request.data
         classes_last = measurement.loss == "kl" or measurement.loss.startswith("kl-tail")
         if classes_last and isinstance(calibration.model, nn.Module):
-            agreed = agreement(calibration.model, outcome.smaller, data, forward=calibration.forward)
+            agreed = agreement(calibration.goal, outcome.smaller, data, forward=calibration.forward)
             run.save("agreement.json", agreed.save)
         else:
             run.discard("agreement.json")
-        run.save("summary.md", partial(_write_text, report.to_markdown()))
+        run.save("summary.md", partial(write_text, report.to_markdown()))
     return report
 
 
-def _write_text(text: str, path: Path) -> None:
+def write_text(text: str, path: Path) -> None:
+    """Write a text file, completely or not at all."""
     with replacing(path) as file:
         file.write(text.encode())
 
@@ -159,7 +160,7 @@ def _checked(request: Request, outcome: Outcome) -> _Checked:
     calibration, evaluate, kept = request.calibration, request.evaluate, list(request.kept)
 
     def loss_of(model: nn.Module, data: Iterable[Any]) -> float:
-        return mean_loss(calibration.model, model, data, loss=calibration.loss, forward=calibration.forward)
+        return mean_loss(calibration.goal, model, data, loss=calibration.loss, forward=calibration.forward)
 
     if outcome.refitted and outcome.guarded is not None:
         validation: float | None = outcome.guarded.won.loss_validation
@@ -169,7 +170,7 @@ def _checked(request: Request, outcome: Outcome) -> _Checked:
         measured=loss_of(outcome.chosen, request.data),
         validation=validation,
         finetuned=loss_of(outcome.smaller, request.data) if outcome.tuned else None,
-        metric_before=None if evaluate is None else _metric(evaluate, calibration.model),
+        metric_before=None if evaluate is None else _metric(evaluate, calibration.goal),
         metric_after=None if evaluate is None else _metric(evaluate, outcome.smaller),
     )
 

@@ -71,6 +71,7 @@ class Arguments:
     memory: int | str | None
     jobs: int
     batch_norm_data: Iterable[Any] | None
+    rounds: int
     refine_rounds: int
     finetune_steps: int
     learning_rate: float
