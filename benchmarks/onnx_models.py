@@ -17,7 +17,6 @@ interrupted run resumes.
 """
 
 import argparse
-import contextlib
 import functools
 import time
 import warnings
@@ -265,7 +264,7 @@ def main() -> None:
     torch.set_num_threads(1)
     case, folder = CASES[words.network](words), words.folder / words.network
     folder.mkdir(parents=True, exist_ok=True)
-    with traced_once() if words.network != "smollm2" else contextlib.nullcontext():  # traces take memory
+    with traced_once(2 if words.network == "smollm2" else None):
         files = written(case, measured(case, folder), folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

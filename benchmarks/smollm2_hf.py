@@ -1,17 +1,23 @@
 """SmolLM2-135M as a folder for transformers and vLLM: bits chosen per layer under a budget, against uniform bits.
 
-    python -m benchmarks.smollm2_hf --model FOLDER --text FILE [--folder RUN] [--windows 24] [--compensated]
+    python -m benchmarks.smollm2_hf --model FOLDER --text FILE [--folder RUN] [--windows 64] [--length 128]
+                                    [--judges 32] [--compensated]
 
-Like `benchmarks.smollm2_gguf`, but with the engine compressed-tensors. FOLDER has the model in Hugging Face's format;
-FILE has plain text, whose windows 200 to 215 are the test data. Budgets are 4.25, 3.5 and 3.0 bits per weight, counting
-scales, over the layers that have a choice (the vocabulary is unchanged). The choice of least predicted loss, with q/k/v
-and gate/up tied, is written and loaded by transformers, and its logits are compared with the emulation's on 64 tokens.
-Its KL divergence from the float model is compared with that of the uniform scheme with the same number of bits. One
-backward pass per window is too little for pair terms, so the choice is additive. An interrupted run resumes.
+FOLDER has the model in Hugging Face's format; FILE has plain text, cut into windows of 512 tokens. The test data are
+``--judges`` windows from number 200, the next 8 are `qcompress.compress`'s validation data, and ``--windows`` others,
+evenly spread and cut to ``--length`` tokens, are measured on. Budgets are 4.25, 3.5 and 3.0 bits per weight, counting
+scales, over the layers that have a choice (the vocabulary is unchanged), with q/k/v and gate/up tied.
+
+At each budget three folders are written: the uniform scheme with the same number of bits, the choice of least
+predicted loss without pair terms (proven), and what ``compress`` returns, which tries pair terms and others on the
+validation data. Each is loaded by transformers, and its logits are compared with the emulation's on 64 tokens. Rows
+state the KL divergence from the float model, how far it is above that of ``compress``, and the standard error of this
+difference over the windows. An interrupted run resumes.
 """
 
 import argparse
 import dataclasses
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +27,7 @@ import numpy as np
 import torch
 
 import qcompress
-from benchmarks.smollm2_gguf import LENGTH, windows
+from benchmarks.smollm2_gguf import JUDGED, LENGTH
 from benchmarks.tables import Rows, markdown, write_results
 from formulations.files import drafting, read_json, write_json
 from formulations.reductions.tie import tie
@@ -33,7 +39,10 @@ from qcompress.transforms.quantize.group_wise import GroupWise
 
 NAME = "smollm2_hf"
 BITS = "bits_per_weight"
+CHOICES = ("uniform", "additive", "compress")
 UNIFORM = {4.25: (4, 64), 3.5: (3, 32), 3.0: (3, None)}  # bits a weight → bits, group size
+VALIDATION = 8  # windows
+TIME_LIMIT_S = 60
 SCHEMES = [(2, 64), (2, 32), (3, None), (3, 64), (3, 32), (4, 64), (5, 64), (6, 64)]
 
 
@@ -69,13 +78,27 @@ def kept_outputs(model: torch.nn.Module, judges: list[torch.Tensor], file: Path)
 
 
 @torch.no_grad()
-def divergence(reference: np.ndarray[Any, Any], model: torch.nn.Module, judges: list[torch.Tensor]) -> float:
-    """Return the mean KL divergence in nats per token, as `qcompress.mean_loss` does."""
+def divergences(reference: np.ndarray[Any, Any], model: torch.nn.Module, judges: list[torch.Tensor]) -> list[float]:
+    """Return the KL divergence of every window in nats per token, as `qcompress.mean_loss` does."""
     each = []
     for log_p, window in zip(reference, judges, strict=True):
         p, q = torch.tensor(log_p), model(window).logits[0].log_softmax(-1)
         each.append(float((p.exp() * (p - q)).sum(-1).mean()))
-    return float(np.mean(each))
+    return each
+
+
+def split_windows(folder: Path, text: Path, words: argparse.Namespace) -> tuple[list[torch.Tensor], ...]:
+    """Windows for calibration, in batches of 16, for validation, and for the test."""
+    from transformers import AutoTokenizer
+
+    ids = torch.tensor(AutoTokenizer.from_pretrained(folder)(text.read_text())["input_ids"])
+    whole = ids[: len(ids) // LENGTH * LENGTH].view(-1, 1, LENGTH)
+    first = JUDGED[0]
+    kept = range(first, first + words.judges + VALIDATION)
+    others = torch.tensor([number for number in range(len(whole)) if number not in kept])
+    chosen = others[torch.linspace(0, len(others) - 1, words.windows).long()]
+    tests, validation = whole[first : first + words.judges], whole[first + words.judges : kept.stop]
+    return list(torch.split(whole[chosen, 0, : words.length], 16)), list(validation), list(tests)
 
 
 def nearest(options: Sequence[Transform], transform: Transform, target: Target) -> int:
@@ -85,56 +108,97 @@ def nearest(options: Sequence[Transform], transform: Transform, target: Target) 
     return max(fitting, key=sizes.__getitem__) if fitting else 0
 
 
+def uniform(problem: qcompress.Problem, legal: qcompress.Measurement, transform: GroupWise) -> qcompress.Solution:
+    """Return the solution with the same scheme for all layers."""
+    alike = np.array([
+        nearest(options, transform, part.target)
+        for options, part in zip(legal.transforms, legal.parts, strict=True)
+    ])  # fmt: skip
+    judged = problem.evaluate(alike)
+    blank = qcompress.solve(problem, "greedy")
+    return dataclasses.replace(blank, choice=alike, objective=judged.objective, usage=judged.usage, gap=None)
+
+
+def additive(problem: qcompress.Problem, legal: qcompress.Measurement, engine: CompressedTensors) -> qcompress.Solution:
+    """Return the proven choice without pair terms."""
+    tied = tie(problem, engine.ties(legal.parts))
+    solved = qcompress.solve(tied.problem, "milp", time_limit=TIME_LIMIT_S)
+    assert solved.choice is not None
+    return dataclasses.replace(solved, choice=tied.lift(solved.choice))
+
+
+def with_differences(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows with how far each is above the row of ``compress`` at the same budget, and its standard error.
+
+    >>> each = {"uniform": [2, 4], "compress": [1, 1]}
+    >>> rows = [{"asked": 3, "choice": name, "each": losses} for name, losses in each.items()]
+    >>> [(row["above"], row["error"]) for row in with_differences(rows)]
+    [(2.0, 1.0), (0.0, 0.0)]
+    """
+    ours = {row["asked"]: np.array(row["each"]) for row in rows if row["choice"] == "compress"}
+    new = []
+    for row in sorted(rows, key=lambda row: (-row["asked"], CHOICES.index(row["choice"]))):
+        more = np.array(row["each"]) - ours[row["asked"]]
+        new.append({**row, "above": float(more.mean()), "error": float(more.std(ddof=1) / len(more) ** 0.5)})
+    return new
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of the model")
     parser.add_argument("--text", type=Path, required=True, help="plain text")
     parser.add_argument("--folder", type=Path, default=Path("runs/smollm2_hf"), help="where everything is kept")
-    parser.add_argument("--windows", type=int, default=24, help="windows to measure on")
+    parser.add_argument("--windows", type=int, default=64, help="windows to measure on")
+    parser.add_argument("--length", type=int, default=128, help="tokens of each")
+    parser.add_argument("--judges", type=int, default=32, help="windows to judge on")
     parser.add_argument("--compensated", action="store_true", help="codes that make up for each other")
     words = parser.parse_args()
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(words.model, dtype=torch.float32).eval()
-    data, judges = windows(words.model, words.text, words.windows)
+    data, validation, judges = split_windows(words.model, words.text, words)
     words.folder.mkdir(parents=True, exist_ok=True)
     engine = CompressedTensors(tokenizer=str(words.model))
     transforms = [GroupWise(bits, 0.0, words.compensated, group_size=size) for bits, size in SCHEMES]
     name = f"{NAME}_compensated" if words.compensated else NAME
-    measurement, measure_s = measured(model, data, transforms, words.folder / f"{name}_{words.windows}.npz")
-    legal, reference = for_engine(engine, model, measurement), kept_outputs(model, judges, words.folder / "outputs.npy")
-    rows = Rows(words.folder / "rows.json", {"windows": words.windows, "compensated": words.compensated})
+    file = words.folder / f"{name}_{words.windows}_{words.length}.npz"
+    measurement, measure_s = measured(model, data, transforms, file)
+    legal = for_engine(engine, model, measurement)
+    reference = kept_outputs(model, judges, words.folder / f"outputs_{words.judges}.npy")
+    settings = {"windows": words.windows, "length": words.length, "judges": words.judges}
+    rows = Rows(words.folder / "rows.json", {**settings, "compensated": words.compensated})
 
-    def add(choice: str, bits: float, solution: qcompress.Solution, gap: float | None) -> None:
-        smaller = qcompress.apply(model, legal, solution)
-        written = qcompress.export(smaller, words.folder / f"{choice}_{bits}", target=engine)
+    def add(bits: float, choice: str, smaller: torch.nn.Module, solution: qcompress.Solution, taken: str = "") -> None:
+        path = words.folder / f"{choice}_{bits}"
+        written = qcompress.export(smaller, path, target=engine)
         _, difference, wrong = checked(engine, written.path, smaller, [judges[0][:, :64]])
         assert not wrong, wrong
+        shutil.rmtree(path)
+        each = divergences(reference, smaller, judges)
         rows.add({
-            "asked": bits, "choice": choice, "bits": solution.usage[BITS], "file_bytes": written.size_bytes,
-            "predicted": solution.objective, "gap": gap, "kl": divergence(reference, smaller, judges),
-            "difference": difference.largest, "measure_s": measure_s,
+            "asked": bits, "choice": choice, "taken": taken, "bits": solution.usage[BITS],
+            "file_bytes": written.size_bytes, "predicted": solution.objective, "gap": solution.gap,
+            "kl": float(np.mean(each)), "difference": difference.largest, "measure_s": measure_s, "each": each,
         })  # fmt: skip
 
     for bits, (each, size) in UNIFORM.items():
         problem = qcompress.formulate(legal, {BITS: bits}, pairs=False)
         if not rows.of(asked=bits, choice="uniform"):
-            transform = GroupWise(each, 0.0, words.compensated, group_size=size)
-            alike = np.array([
-                nearest(options, transform, part.target)
-                for options, part in zip(legal.transforms, legal.parts, strict=True)
-            ])  # fmt: skip
-            judged = problem.evaluate(alike)
-            blank = qcompress.solve(problem, "greedy")
-            uniform = dataclasses.replace(blank, choice=alike, objective=judged.objective, usage=judged.usage)
-            add("uniform", bits, uniform, None)
-        if not rows.of(asked=bits, choice="chosen"):
-            tied = tie(problem, engine.ties(legal.parts))
-            solved = qcompress.solve(tied.problem, "milp", time_limit=60)
-            add("chosen", bits, dataclasses.replace(solved, choice=tied.lift(solved.choice)), solved.gap)
-    all_rows = rows.values["rows"]
-    table = markdown(all_rows, {key: key for key in all_rows[0]})
-    write_results(words.folder, name, rows.values, table)
+            solution = uniform(problem, legal, GroupWise(each, 0.0, words.compensated, group_size=size))
+            add(bits, "uniform", qcompress.apply(model, legal, solution), solution)
+        if not rows.of(asked=bits, choice="additive"):
+            solution = additive(problem, legal, engine)
+            add(bits, "additive", qcompress.apply(model, legal, solution), solution)
+        if not rows.of(asked=bits, choice="compress"):
+            result = qcompress.compress(
+                model, data, budget={BITS: bits}, measurement=measurement, validation=validation, target=engine,
+                time_limit=TIME_LIMIT_S,
+            )  # fmt: skip
+            print(result.report.to_markdown().split("| part |")[0], flush=True)
+            add(bits, "compress", result.model, result.solution, str(result.report.chosen))
+    all_rows = with_differences(rows.values["rows"])
+    table = markdown(all_rows, {key: key for key in all_rows[0] if key != "each"})
+    write_results(words.folder, name, {**rows.values, "rows": all_rows}, table)
     print(table)
 
 

@@ -4,9 +4,10 @@
 
 Options, ties and test windows are those of `benchmarks.smollm2_hf`, with codes rounded to nearest. ``sampled`` takes
 one column of the pair terms from every calibration window. At every budget the choice is made without pair terms, and
-with them, between all layers and only between those of the same block. A row states the KL
-divergence from the float model on windows not calibrated on, how far it is below that of the additive choice, and the
-standard error of this difference over the windows. An interrupted run resumes.
+with them at half strength: between all layers, only between those of the same block, and as `qcompress.formulate`
+counts them, by their share of signal. A row states the KL divergence from the float model on windows not calibrated
+on, how far it is below that of the additive choice, and the standard error of this difference over the windows. An
+interrupted run resumes.
 """
 
 import argparse
@@ -20,36 +21,33 @@ import torch
 
 import qcompress
 from benchmarks.smollm2_gguf import windows
-from benchmarks.smollm2_hf import BITS, SCHEMES, kept_outputs, measured
+from benchmarks.smollm2_hf import BITS, SCHEMES, divergences, kept_outputs, measured
 from benchmarks.tables import Rows, markdown, write_results
 from formulations import PairTerms
 from formulations.reductions.tie import tie
 from qcompress.engines.compressed_tensors import CompressedTensors
 from qcompress.engines.legal import for_engine
+from qcompress.formulation import PAIR_STRENGTH, at_strength, consistent_rows
 from qcompress.transforms.quantize.group_wise import GroupWise
 
 NAME = "smollm2_pairs"
 BUDGETS = (4.25, 3.5, 3.0)
-CHOICES = ("additive", "pair terms", "pair terms within blocks")
+CHOICES = ("additive", "pair terms", "pair terms within blocks", "pair terms by their signal")
 LAYERS = 7  # of a block
 
 
-@torch.no_grad()
-def divergences(reference: np.ndarray[Any, Any], model: torch.nn.Module, judges: list[torch.Tensor]) -> list[float]:
-    """Return the KL divergence of every window in nats per token."""
-    each = []
-    for log_p, window in zip(reference, judges, strict=True):
-        p, q = torch.tensor(log_p), model(window).logits[0].log_softmax(-1)
-        each.append(float((p.exp() * (p - q)).sum(-1).mean()))
-    return each
-
-
-def within_blocks(problem: qcompress.Problem) -> qcompress.Problem:
-    """Return the problem without the pair terms between layers of different blocks."""
+def with_terms(problem: qcompress.Problem, measurement: qcompress.Measurement, choice: str) -> qcompress.Problem:
+    """Return the additive problem with the pair terms that a choice is made with."""
+    if choice == "additive":
+        return problem
+    if choice.endswith("signal"):
+        return at_strength(problem, measurement, PAIR_STRENGTH)
+    rows = consistent_rows(measurement.factor, measurement.cost) * PAIR_STRENGTH**0.5
+    if not choice.endswith("blocks"):
+        return problem.derived(pairs=PairTerms(factor=rows))
     block = problem.group_of // LAYERS
-    terms = np.triu(problem.pairs.factor @ problem.pairs.factor.T, 1)
     kept = (block[:, None] == block) & (problem.group_of[:, None] != problem.group_of)
-    return problem.derived(pairs=PairTerms(sparse=scipy.sparse.csr_array(terms * kept)))
+    return problem.derived(pairs=PairTerms(sparse=scipy.sparse.csr_array(np.triu(rows @ rows.T, 1) * kept)))
 
 
 def between_layers(measurement: qcompress.Measurement) -> list[dict[str, Any]]:
@@ -101,9 +99,7 @@ def main() -> None:
         for name in CHOICES:
             if rows.of(asked=bits, choice=name):
                 continue
-            problem = qcompress.formulate(legal, {BITS: bits}, pairs=name != "additive")
-            if name.endswith("blocks"):
-                problem = within_blocks(problem)
+            problem = with_terms(qcompress.formulate(legal, {BITS: bits}, pairs=False), legal, name)
             tied = tie(problem, engine.ties(legal.parts))
             solved = qcompress.solve(tied.problem, "milp" if name == "additive" else "auto", time_limit=20)
             assert solved.choice is not None

@@ -12,8 +12,12 @@ from qcompress.engines import onnx_graph, onnx_tracing
 
 
 @contextlib.contextmanager
-def traced_once() -> Iterator[None]:
-    """Context manager in which `onnx_tracing.trace` traces each structure once and fills in each network's weights."""
+def traced_once(most: int | None = None) -> Iterator[None]:
+    """Context manager in which `onnx_tracing.trace` traces each structure once and fills in each network's weights.
+
+    Args:
+        most: maximum number of graphs to keep, the last ones used; each takes as many bytes as its network.
+    """
     from onnx import numpy_helper
 
     known: dict[Any, Any] = {}
@@ -24,8 +28,10 @@ def traced_once() -> Iterator[None]:
         shared = [[name for name in state if state[name] is tensor] for tensor in state.values()]
         inputs = tree_map(lambda leaf: (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf, example)
         key = str((model, shared, inputs))
-        if key not in known:
-            known[key] = trace(model, example)
+        traced = known.pop(key, None)
+        known[key] = trace(model, example) if traced is None else traced
+        if most is not None and len(known) > most:
+            del known[next(iter(known))]
         proto = onnx_graph.copied(known[key])
         for item in proto.graph.initializer:
             if (tensor := state.get(item.name.removeprefix("model."))) is not None:

@@ -5,7 +5,8 @@ the prediction. The costs of single options are measured. The pair terms are pro
 a different curvature. Costs and pair terms together need not be positive semidefinite, and a solver finds choices with
 a negative predicted loss. Therefore each row of the factor is scaled until half its squared norm is at most the
 measured cost of its option (`consistent_rows`), and the pair terms are weighted by the strength t (`PAIR_STRENGTH` by
-default).
+default). Terms that are estimated from single samples are first multiplied by their share of signal, see
+`qcompress.interactions`.
 With the additive part ``A`` and the sum of its positive costs ``A⁺``,
 
     objective - offset = (A - t·A⁺) + t·(A⁺ - Σ_v ½‖F_v‖²) + t·½‖Σ_v F_v‖²  ≥  A - t·A⁺.
@@ -18,10 +19,11 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from formulations import PairTerms, Problem
+from formulations import Problem
 from formulations.generators.prune_quantize import prune_quantize
 from qcompress import budgets
 from qcompress.errors import OptionsError
+from qcompress.interactions import pair_terms
 from qcompress.measurement import Measurement
 from qcompress.measuring.pair_terms import PAIR_STRENGTH, consistent_rows
 
@@ -76,15 +78,17 @@ def formulate(
         measurement.cost,
         resources,
         limits,
-        factor=consistent_rows(measurement.factor, measurement.cost) * strength**0.5 if strength else None,
         fixed=measurement.fixed,
         offset=measurement.standing_loss,
     )
-    return problem.derived(resource_pairs=measurement.resource_pairs)
+    rows = consistent_rows(measurement.factor, measurement.cost)
+    return problem.derived(resource_pairs=measurement.resource_pairs, pairs=pair_terms(measurement, rows, strength))
 
 
 def prediction_error(measurement: Measurement, problem: Problem, choice: NDArray[np.int64]) -> float | None:
     """Return the standard error of a choice's objective, from its spread over the samples; None if unknown.
+
+    It includes the error of pair terms between all parts, but not that of pair terms within blocks only.
 
     Args:
         measurement: measurement that the problem was formulated from, with one column of its factor per sample.
@@ -103,8 +107,8 @@ def prediction_error(measurement: Measurement, problem: Problem, choice: NDArray
 
 def at_strength(problem: Problem, measurement: Measurement, strength: float) -> Problem:
     """Return ``problem``, made from ``measurement``, with its pair terms at another strength from 0.0 to 1.0."""
-    rows = consistent_rows(measurement.factor, measurement.cost) * strength**0.5
-    return problem.derived(pairs=PairTerms(factor=rows) if strength else PairTerms())
+    rows = consistent_rows(measurement.factor, measurement.cost)
+    return problem.derived(pairs=pair_terms(measurement, rows, strength))
 
 
 def at_softened_outputs(problem: Problem, measurement: Measurement, strength: float, *, share: float = 1.0) -> Problem:
@@ -121,9 +125,8 @@ def at_softened_outputs(problem: Problem, measurement: Measurement, strength: fl
     assert measurement.softened is not None  # noqa: S101
     cost = np.maximum((1 - share) * measurement.cost + share * measurement.softened, 0.0)
     half_square = 0.5 * np.square(measurement.factor).sum(axis=1)
-    scale = np.sqrt(np.divide(strength * cost, half_square, out=np.zeros_like(cost), where=half_square > 0))
-    pairs = PairTerms(factor=measurement.factor * scale[:, None]) if strength else PairTerms()
-    return problem.derived(cost=cost, pairs=pairs)
+    scale = np.sqrt(np.divide(cost, half_square, out=np.zeros_like(cost), where=half_square > 0))
+    return problem.derived(cost=cost, pairs=pair_terms(measurement, measurement.factor * scale[:, None], strength))
 
 
 def pair_strength(pairs: bool | float) -> float:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # the measuring side is imported only by commands that measur
     from torch import nn
 
     from qcompress import Result
+    from qcompress.model.opened import Opened
     from qcompress.model.text import Windows
 
 
@@ -87,7 +88,7 @@ def compress(
     }
     for flags in (offer, training, measuring, calibration, choice):
         settings |= flags.arguments()
-    if language := text.opened(calibration.model, calibration.data):
+    if language := text.language_model(calibration.model, calibration.data, by_block=engine is None or engine.by_block):
         network, batches = language[0], language[1].calibration
         settings |= _for_language_model(*language, text, offer, settings)
     else:
@@ -113,18 +114,35 @@ def compress(
 def _for_language_model(
     network: "nn.Module", windows: "Windows", text: TextFlags, offer: OfferFlags, settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the arguments that follow from a language model's text, and print a forecast of the time."""
+    """Return the arguments that follow from a language model's text; for an opened model, print a forecast."""
     from functools import partial
 
-    from qcompress.measuring.options_by_layer import Offered
     from qcompress.measuring.perplexity import perplexity
-    from qcompress.measuring.streamed.forecast_time import forecast_seconds
     from qcompress.model.opened import opened_of
 
-    opened = opened_of(network)
-    assert opened is not None  # noqa: S101
-    words = offer.arguments()
-    engine = settings["target"]
+    if (opened := opened_of(network)) is not None:
+        _forecast(network, opened, windows, text, offer, settings)
+    return {
+        "method": "sampled",
+        "memory": text.memory,
+        "validation": settings["validation"] or windows.validation,
+        "evaluate": settings["evaluate"] or partial(perplexity, windows=windows.test),
+    }
+
+
+def _forecast(
+    network: "nn.Module",
+    opened: "Opened",
+    windows: "Windows",
+    text: TextFlags,
+    offer: OfferFlags,
+    settings: dict[str, Any],
+) -> None:
+    """Print how long measuring will take."""
+    from qcompress.measuring.options_by_layer import Offered
+    from qcompress.measuring.streamed.forecast_time import forecast_seconds
+
+    words, engine = offer.arguments(), settings["target"]
     options = settings["options"] or (offer.options() if engine is None else engine.options())
     offered = Offered.of(options, skip=words.get("skip", ()), only=words.get("only"))
     sizes = [opened.block_bytes(path) for path in opened.blocks]
@@ -134,12 +152,6 @@ def _for_language_model(
         f"tokens ({len(windows.validation)} more for validation, {len(windows.test)} for testing): measuring takes "
         f"about {seconds:,.0f} s, longer with compensated codes"
     )
-    return {
-        "method": "sampled",
-        "memory": text.memory,
-        "validation": settings["validation"] or windows.validation,
-        "evaluate": settings["evaluate"] or partial(perplexity, windows=windows.test),
-    }
 
 
 def _tell_files(folder: Path) -> None:

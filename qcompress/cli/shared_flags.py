@@ -89,8 +89,13 @@ class TextFlags:
         ),
     ] = None
 
-    def opened(self, model: str, data: str | None) -> "tuple[nn.Module, Windows] | None":
-        """Return the opened model of ``hf:FOLDER`` and the windows of the text; None for any other MODEL.
+    def language_model(self, model: str, data: str | None, *, by_block: bool) -> "tuple[nn.Module, Windows] | None":
+        """Return the model of ``hf:FOLDER`` and the windows of the text; None for any other MODEL.
+
+        Args:
+            model: the argument MODEL.
+            data: the argument DATA, if given.
+            by_block: whether the model is read block by block, or loaded whole.
 
         Raises:
             typer.BadParameter: flags or arguments that cannot be combined.
@@ -101,12 +106,26 @@ class TextFlags:
             return None
         if self.text is None or data is not None:
             raise typer.BadParameter(f"{model!r} takes its data from --text FILE, without DATA.")
+        if self.memory is not None and not by_block:
+            raise typer.BadParameter(
+                "--memory is for engines that write a model block by block; this one loads it whole."
+            )
         import qcompress
         from qcompress.model.text import token_windows
 
         folder = model.removeprefix(HF)
+        if not Path(folder).is_dir():
+            raise typer.BadParameter(f"there is no folder {folder!r}; hf:FOLDER names the folder of a language model.")
         windows = token_windows(folder, self.text, length=self.length, count=self.windows)
-        return qcompress.open_model(folder), windows
+        return qcompress.open_model(folder) if by_block else _whole(folder), windows
+
+
+def _whole(folder: str) -> "nn.Module":
+    """Load a language model into memory, in the precision in which it is stored."""
+    from transformers import AutoModelForCausalLM
+
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True).eval()
+    return model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ With one thread the times are processor time, so that other programs hardly matt
 """
 
 import copy
-import itertools
 import time
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 ROUNDS = 20
 LEAST_S = 2e-3  # minimum duration of a measured interval: short runs are repeated
 LONG_S = 0.5  # time to measure a whole model for, over more rounds: other programs disturb it for a while
-MOST_BYTES = 2**30  # of graphs that take turns
+MOST_BYTES = 2**31  # of graphs that take turns
 
 Kind = tuple[Hashable, ...]
 """The properties that an option's time depends on, within one layer; () for the dense layer."""
@@ -66,11 +65,22 @@ class Clock:
         Models that would take much memory together are timed a few at a time.
         """
         ratios: list[float] = []
-        left, size = iter(protos), max(1, MOST_BYTES // original.ByteSize())
-        while group := list(itertools.islice(left, size)):
-            sessions = [self._session(proto) for proto in (original, *group)]
-            first, *others = in_turn(sessions, [batch], self._engine.threads, long_s=LONG_S)
-            ratios += [seconds / first for seconds in others]
+        group: list[Any] = []
+        reference, group_bytes = self._session(original), original.ByteSize()
+
+        def time_group() -> None:
+            first, *others = in_turn([reference, *group], [batch], self._engine.threads, long_s=LONG_S)
+            ratios.extend(seconds / first for seconds in others)
+            group.clear()
+
+        for proto in protos:
+            if group and group_bytes + proto.ByteSize() > MOST_BYTES:
+                time_group()
+                group_bytes = original.ByteSize()
+            group.append(self._session(proto))
+            group_bytes += proto.ByteSize()
+        if group:
+            time_group()
         return ratios
 
     def _session(self, proto: Any) -> Any:

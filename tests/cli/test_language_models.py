@@ -10,9 +10,12 @@ import qcompress
 from qcompress.cli import main
 from qcompress.errors import DataError
 from qcompress.kv_cache import cache_bytes
+from qcompress.measuring.options_by_layer import Offered
 from qcompress.measuring.perplexity import perplexity
+from qcompress.measuring.streamed.forecast_time import forecast_seconds
 from qcompress.model.opened import open_model
 from qcompress.model.text import token_windows
+from tests.engines.tiny import tiny
 from tests.opened_models import in_memory, saved
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")
@@ -74,6 +77,25 @@ def test_a_budget_for_memory_leaves_room_for_keys_and_values(
     assert sum(file.stat().st_size for file in (tmp_path / "out").iterdir()) <= size
 
 
+def test_an_engine_that_needs_the_whole_model_takes_a_folder_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows of 64 weights take few of ggml's types; the others are left out, also by the forecast."""
+    pytest.importorskip("gguf")
+    pytest.importorskip("xllamacpp")
+    monkeypatch.chdir(tmp_path)
+    tiny("llama", tmp_path / "model")
+    (tmp_path / "text.txt").write_text("the cat and the man " * 60)
+    words = ["compress", f"hf:{tmp_path / 'model'}", "--text", "text.txt", "--length", "12", "--windows", "8"]
+    words += ["--budget", "file_bytes=60%", "--solver", "dp", "--no-pairs", "--target", "llama.cpp"]
+    assert main([*words, "--output", "small.gguf", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (tmp_path / "small.gguf").stat().st_size == report["usage"]["file_bytes"] <= report["budgets"]["file_bytes"]
+    assert report["metric_after"] == pytest.approx(report["metric_before"], rel=0.1)  # perplexity
+    model = open_model(tmp_path / "model")
+    assert forecast_seconds(model, [torch.ones(1, 12, dtype=torch.long)], Offered.of(qcompress.gguf_types())) > 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -101,6 +123,11 @@ def test_a_budget_for_memory_leaves_room_for_keys_and_values(
         ),
         (["compress", "hf:model", "--budget", "bytes=0.5"], "takes its data from --text FILE"),
         (["compress", "zoo:net", "zoo:data", "--text", "a", "--budget", "bytes=0.5"], "are for MODEL hf:FOLDER"),
+        (["compress", "hf:nowhere", "--text", "a", "--budget", "bytes=0.5"], "there is no folder 'nowhere'"),
+        (
+            ["compress", "hf:m", "--text", "a", "--memory", "1GB", "-b", "bytes=0.5", "--target", "llama.cpp"],
+            "this one loads it whole",
+        ),
         (["compress", "zoo:net", "--budget", "bytes=0.5"], "needs DATA"),
         (["measure", "zoo:net"], "needs DATA"),
     ],

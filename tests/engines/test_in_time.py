@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import qcompress
 from benchmarks.traces import traced_once
 from formulations import Problem
 from qcompress.budgets import LATENCY
-from qcompress.engines import onnx_tracing
+from qcompress.engines import onnx_clock, onnx_tracing
 from qcompress.engines.in_time import TOLERANCE, solved_in_time
 from qcompress.engines.legal import for_engine
 from qcompress.engines.onnx_conversions import INTEGER, Link, halves, links, pair_terms
@@ -84,6 +85,32 @@ def test_whole_choices_with_factors_are_timed() -> None:
     legal = for_engine(ENGINE, model, measured(model, batch, options), batch)
     timed = ENGINE.time_options(model, legal, batch)
     assert len(ENGINE.seconds_of(model, timed, [[1, 0], [1, 1]], batch)) == 2
+
+
+class Sized(int):
+    """A graph of a size, which takes as long."""
+
+    def ByteSize(self) -> int:  # noqa: N802 (a name of protobuf)
+        return int(self)
+
+
+def test_whole_models_take_turns_with_the_original_as_far_as_they_fit_into_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    turns: list[list[int]] = []
+
+    def in_turn(sessions: Sequence[int], *_: object, **__: object) -> list[float]:
+        turns.append(list(sessions))
+        return [float(session) for session in sessions]
+
+    monkeypatch.setattr(onnx_clock, "in_turn", in_turn)
+    monkeypatch.setattr(onnx_clock, "MOST_BYTES", 100)
+    clock = onnx_clock.Clock(ENGINE, tmp_path)
+    monkeypatch.setattr(clock, "_session", lambda proto: proto)
+    ratios = clock.ratios(Sized(50), map(Sized, (20, 30, 10, 90, 25, 25, 5)), None)
+    assert ratios == [0.4, 0.6, 0.2, 1.8, 0.5, 0.5, 0.1]
+    assert turns == [[50, 20, 30], [50, 10], [50, 90], [50, 25, 25], [50, 5]]
+    assert clock.ratios(Sized(50), [], None) == []
 
 
 class ByHand(nn.Module):

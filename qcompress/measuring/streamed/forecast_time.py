@@ -4,14 +4,14 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from qcompress.measuring.options_by_layer import Offered
 from qcompress.measuring.streamed.sweep import temporary_sweep
 from qcompress.model import forward as forwards
 from qcompress.model import layers
 from qcompress.model.steady import steady
-from qcompress.transforms.base import Target, Transform, Weight
+from qcompress.transforms.base import Target, Weight
 
 PASSES = 5.0  # forward passes of a block: one forward, one repeated, and about three for the backward pass
 ROWS = 64  # rows of each layer's weight that are encoded for the forecast
@@ -49,16 +49,13 @@ def _encoding_s(module: nn.Module, name: str, offered: Offered) -> float:
     if kind is None or layers.why_unsupported(module) or offered.left_out(name):
         return 0.0
     rows = layers.to_rows(module, layers.weight_of(module).detach())
-    few = rows[:ROWS]
-    target = Target(layer=kind.__name__, channels=len(few), per_channel=few.shape[1], dtype=few.dtype, macs=0.0)
-    offers = [offer for offer in offered.options(name).uncalibrated().offers if isinstance(offer, Transform)]
-    for offer in offers:
-        offer.encode(Weight(few[:1], Target(**{**_fields(target), "channels": 1})))  # compiled on first use
+    options = offered.options(name).uncalibrated()
+
+    def encode(few: Tensor) -> None:
+        target = Target(layer=kind.__name__, channels=len(few), per_channel=few.shape[1], dtype=few.dtype, macs=0.0)
+        options.for_weight(Weight(few, target))
+
+    encode(rows[:1])  # compiled on first use
     start = time.perf_counter()
-    for offer in offers:
-        offer.decode(offer.encode(Weight(few, target)), target)
-    return (time.perf_counter() - start) * len(rows) / len(few)
-
-
-def _fields(target: Target) -> dict[str, Any]:
-    return {"layer": target.layer, "per_channel": target.per_channel, "dtype": target.dtype, "macs": 0.0}
+    encode(rows[:ROWS])
+    return (time.perf_counter() - start) * len(rows) / min(len(rows), ROWS)
