@@ -21,6 +21,7 @@ from torch import nn
 import qcompress
 from benchmarks import cifar
 from benchmarks.tables import Rows, markdown, write_results
+from formulations import InfeasibleBudgetError
 from qcompress import Options
 from qcompress.model.counting import count
 
@@ -119,7 +120,12 @@ def main() -> None:
         others = [FIRST_CHANNELS] if macs < 1 else [BITS_ONLY, *(f"channels to {share}, then bits" for share in SHARES)]
         for choice in (JOINTLY, IN_ROUNDS, *others):
             if not rows.of(macs_share=macs, bytes_share=size, choice=choice):
-                rows.add(study.row(macs, size, choice))
+                try:
+                    rows.add(study.row(macs, size, choice))
+                except InfeasibleBudgetError as error:
+                    rows.add(
+                        {"macs_share": macs, "bytes_share": size, "choice": choice, "infeasible": str(error)[:100]}
+                    )
     table = markdown(rows.of(), COLUMNS)
     write_results(study.folder, name, rows.values, table)
     print(f"original: {original:.2f} % on {len(study.labels)} test images\n{table}")

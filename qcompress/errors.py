@@ -2,6 +2,7 @@
 
 QcompressError
 ├── ModelError       (ValueError)  no supported layer, an output that is not a tensor, another model than was measured
+│   └── NoChannelsError            no channel that can be removed
 ├── DataError        (ValueError)  calibration data that is empty, cannot be read twice or is not finite
 ├── OptionsError     (ValueError)  options that do not exist or do not fit
 ├── ArtefactError    (ValueError)  a compressed-model file that is incomplete or does not fit the model
@@ -19,6 +20,10 @@ class QcompressError(Exception):
 
 class ModelError(QcompressError, ValueError):
     """A model that cannot be handled."""
+
+
+class NoChannelsError(ModelError):
+    """A model without a channel that can be removed."""
 
 
 class DataError(QcompressError, ValueError):

@@ -89,7 +89,7 @@ def measure_channels(
         on_encode: same as in `qcompress.measure`.
 
     Raises:
-        ModelError: no channel of the model can be removed.
+        NoChannelsError: no channel of the model can be removed.
         OptionsError: the method is ``"sampled"``, or no layer's bytes follow from the number of its channels.
     """
     if method == "sampled":

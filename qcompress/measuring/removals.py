@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from qcompress.compressed.reconstruction import readers
-from qcompress.errors import ModelError
+from qcompress.errors import NoChannelsError
 from qcompress.measuring.inputs.moments import forecast_bytes, second_moments
 from qcompress.measuring.memory import require_memory
 from qcompress.measuring.options_by_layer import Offered
@@ -56,7 +56,7 @@ def find_removals(
         coded: parts whose codes need moments.
 
     Raises:
-        ModelError: no channel of the model can be removed.
+        NoChannelsError: no channel of the model can be removed.
         OptionsError: the moments do not fit into the available memory.
     """
     model = calibration.model
@@ -73,7 +73,7 @@ def find_removals(
     sets = tuple(item for item in sets if item.name not in kept)
     if not sets:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(kept.items())[:5])
-        raise ModelError(f"no channel of the model can be removed ({reasons})")
+        raise NoChannelsError(f"no channel of the model can be removed ({reasons})")
     transforms = tuple(options[item.name] for item in sets)
     return Removals(sets=sets, transforms=transforms, kept=kept, moments=moments, num_inputs=num_inputs)
 

@@ -66,6 +66,7 @@ class Calibration:
         opened = opened_of(self.model)
         return {
             "model": identify(self.model, "model") if opened is None else identify(opened.fingerprint),
+            **({} if self.original is None else {"original": identify(self.original, "original")}),
             "data": identify_batches(self.data, seed=self.seed),
             "forward": identify(self.forward, "forward"),
             "loss": identify(self.loss, "loss"),

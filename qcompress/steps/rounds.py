@@ -4,7 +4,7 @@ What a channel is worth depends on the others. The first run chooses everything 
 in equal ratios: every round removes channels of the network that the round before left, judged by their loss against
 the original, and fits the rest. If codes are on offer as well, they are chosen in the last round, on a network that
 already has the macs of the first choice. The result is the last round's, unless the first run loses less on the
-held-out samples.
+held-out samples, or a round finds nothing to remove.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,8 +14,10 @@ from typing import Any, Protocol, TypeVar
 
 from torch import nn
 
+from formulations import InfeasibleBudgetError
 from qcompress.compressed.copying import own_copy
 from qcompress.compressed.file import save_compressed
+from qcompress.errors import NoChannelsError
 from qcompress.guard import Candidate
 from qcompress.measurement import Measurement
 from qcompress.measuring.channels import CODES
@@ -23,7 +25,7 @@ from qcompress.options import Options
 from qcompress.report import Report
 from qcompress.run_folder import RunFolder
 from qcompress.steps.reporting import write_text
-from qcompress.steps.request import KEPT, MODEL_FILE, Request
+from qcompress.steps.request import KEPT, MODEL_FILE, NoChoiceError, Request
 from qcompress.transforms.channels import KeepChannels
 from solvers import Solution
 
@@ -76,7 +78,12 @@ def in_rounds(
     for number, budget in enumerate([*parts, dict(start.report.budgets)], start=1):
         name = f"round {number}"
         asked = _round(request, model, budget, number, final=number == request.rounds)
-        last = compressed(asked, _folder(run, name))
+        try:
+            last = compressed(asked, _folder(run, name))
+        except (NoChannelsError, NoChoiceError, InfeasibleBudgetError) as error:
+            why = f"{name} was not possible, so the choice of everything at once is returned: {error}"
+            report = replace(start.report, rounds=tuple(figures), warnings=(*start.report.warnings, why))
+            return _kept(run, reported(start, report))
         model = last.model
         figures.append(_figures(name, last.report))
     best = last if _loss(last.report) < _loss(start.report) else start

@@ -103,6 +103,14 @@ def test_a_folder_serves_a_network_that_was_smaller_before(tmp_path: Path) -> No
         assert torch.equal(first.model(images()[0]), again.model(images()[0]))
 
 
+def test_where_a_round_finds_nothing_to_remove_all_at_once_is_returned_and_said() -> None:
+    model, data = nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 3)), [torch.randn(32, 4)]
+    result = compress(model, data, budget={"macs": "50%"}, options=prune_channels(keep=(0.5,)), rounds=2, time_limit=2)
+    assert result.report.usage["macs"] == 7
+    assert [entry.name for entry in result.report.rounds] == [START, "round 1"]
+    assert any("round 2 was not possible" in warning for warning in result.report.warnings)
+
+
 def test_cuts_beyond_earlier_ones_are_what_was_cut_then() -> None:
     layer = nn.Linear(6, 9)
     first, second = {("weight", 0): [1, 4], ("weight", 1): [5]}, {("weight", 0): [0, 6], ("weight", 1): [2]}
