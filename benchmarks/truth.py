@@ -126,11 +126,16 @@ def main() -> None:
         if not rows.of(number=number):
             rises = true_loss.by_sample(choice)
             spread = float(rises.std(ddof=1) / len(rises) ** 0.5)
-            predicted = {name: float(problem.evaluate(choice).objective) for name, problem in problems.items()}
-            error = prediction_error(measurement, problems["additive"], choice)
-            rows.add({"number": number, "kind": kind, "true": float(rises.mean()), "true_error": spread, **predicted,
-                      "error": error})  # fmt: skip
-    summary = summarised(words.only, rows.of())
+            rows.add({"number": number, "kind": kind, "true": float(rises.mean()), "true_error": spread})
+    predicted = [
+        {
+            **rows.of(number=number)[0],
+            **{name: float(problem.evaluate(choice).objective) for name, problem in problems.items()},
+            "error": prediction_error(measurement, problems["additive"], choice),
+        }
+        for number, (_, choice) in enumerate(choices)
+    ]
+    summary = summarised(words.only, predicted)
     columns = {
         "model": "model", "prediction": "prediction", "spearman": "Spearman", "ratio": "predicted / true, median",
         "within_1": "single costs within 1 standard error", "within_2": "within 2",
