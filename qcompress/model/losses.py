@@ -51,6 +51,10 @@ class Loss(ABC):
         """Whether the network must show which dimension of such outputs holds the classes."""
         return False
 
+    def ignores_shifts(self, output: Tensor) -> bool:  # noqa: ARG002
+        """Whether adding the same number to all outputs of a sample changes nothing, for such outputs."""
+        return False
+
     @property
     def softened(self) -> "Loss | None":
         """The same loss at softened outputs, for which fewer samples are enough; None if there is no such loss."""
@@ -113,6 +117,10 @@ class KullbackLeibler(Loss):
         self.name = "kl" if dim is None else f"kl:{dim}"
         self._dim = -1 if dim is None else dim
         self._given, self._temperature = dim, temperature
+
+    def ignores_shifts(self, output: Tensor) -> bool:
+        """Whether the outputs of a sample are classes and nothing else."""
+        return output.ndim == 2
 
     @property
     def softened(self) -> "KullbackLeibler":

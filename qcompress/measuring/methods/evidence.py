@@ -7,7 +7,7 @@ see (``no_grad``, ``detach``, rounding, numpy). There is a test for each:
 
 - Scale the probe of each sample by its own factor: the gradient of a value that belongs to one sample is scaled alike.
 - Let the layer's calls use the weight without gradient (`calls.Recorder`): one that reaches it comes from elsewhere.
-- Change all weights slightly, run the model, and compare the change of the outputs with the prediction.
+- Change weights slightly, run the model, and compare the change of the outputs with the prediction (`moves`).
 """
 
 import torch
@@ -21,6 +21,8 @@ EXACT = 1e-3  # for two float32 gradients that only differ in the order of their
 ROUNDED = 5e-2  # the same in half precision
 STEP, STEP_ROUNDED = 1e-3, 5e-2  # how far weights are moved, relative to their size
 FOLLOWS, FOLLOWS_ROUNDED = 0.1, 0.5  # tolerated relative difference of predicted and actual outputs at such a step
+MISLED = "the outputs do not follow its gradient"
+UNSEEN = "no gradient reaches it, but its weight has an effect"
 FEW = 0.1  # share of the samples that may exceed the tolerance (a unit that switches)
 
 
@@ -67,18 +69,22 @@ def place_of(call: Call, gradient: Tensor, scaled: Tensor, factors: Tensor) -> P
     return Place(owner=owner) if lost <= min(tolerance, 0.1 * size / max(samples - 1, 1)) else None
 
 
-def follows(predicted: Tensor, actual: Tensor, noise: Tensor, *, rounded: bool) -> bool:
+def tolerance(*, rounded: bool) -> float:
+    """Tolerated relative difference of predicted and actual outputs, when a layer is moved alone."""
+    return FOLLOWS_ROUNDED if rounded else FOLLOWS
+
+
+def follows(predicted: Tensor, actual: Tensor, noise: Tensor, tolerance: float) -> bool:
     """Whether outputs change as predicted.
 
     Args:
         predicted: ``(samples, probes)`` products of the probes with the predicted change.
         actual: ``(samples, probes)`` products of the probes with the true change.
         noise: ``(samples,)`` difference that rounding alone may cause.
-        rounded: whether anything was computed in half precision.
+        tolerance: relative difference that is tolerated.
     """
     size = torch.maximum(predicted.norm(dim=1), actual.norm(dim=1))
     size = torch.maximum(size, size.median())
     difference = ((actual - predicted).norm(dim=1) - noise).clamp(min=0)
-    tolerance = FOLLOWS_ROUNDED if rounded else FOLLOWS
     wrong = difference > tolerance * size
     return float(wrong.float().mean()) <= FEW and float(difference.norm()) <= tolerance * float(size.norm())

@@ -24,6 +24,7 @@ from qcompress.measuring.effects import Effects, curvature_points, exact_effects
 from qcompress.measuring.methods import evidence
 from qcompress.measuring.methods.calls import Call, Recorder, response
 from qcompress.measuring.methods.direct import Direct
+from qcompress.measuring.methods.moves import Moves
 from qcompress.measuring.methods.products import Place, shares
 from qcompress.measuring.methods.stacks import effects_of_stacks
 from qcompress.model import forward as forwards
@@ -101,17 +102,14 @@ class Fisher:
         small = point[0].numel() <= MAX_PROBES
         effects = np.zeros((candidates.num_options, num_samples, len(run.probes)), dtype=np.float32)
         with torch.no_grad():
-            for index, layer in enumerate(candidates.layers):
-                if index not in self.reasons:
-                    for call, gradients, place in zip(
-                        run.calls[index], run.gradients[index], run.places[index], strict=True
-                    ):
-                        assert place is not None  # noqa: S101
-                        self._add_call(effects, layer, call, gradients, place, num_samples)
+            self._add_linear(effects, batch, run, generator)
             self._add_stacks(effects, batch, run)
             risen = self._add_tried(effects, batch, run.probes, reference)
             if small:
-                changes = torch.from_numpy(effects).to(point).reshape(len(effects), *point.shape)
+                changes = torch.from_numpy(effects).to(point)
+                if len(run.probes) < point[0].numel():
+                    changes = torch.nn.functional.pad(changes, (0, 1))  # relative to the last class, see `_units`
+                changes = changes.reshape(len(effects), *point.shape)
                 cost = option_costs(loss, changes, point, batch, reference)
                 cost[list(risen)] = list(risen.values())
                 points = curvature_points(loss, changes, point, cost, candidates) if reference is None else [point]
@@ -152,7 +150,6 @@ class Fisher:
             for weight in weights:
                 weight.requires_grad_(False)
         self._judge(run, elsewhere, recorder)
-        self._compare(run, batch, generator)
         return run
 
     def _differentiated(
@@ -168,8 +165,7 @@ class Fisher:
         point = output.detach()
         numbers = point[0].numel()
         if numbers <= MAX_PROBES:
-            units = torch.eye(numbers, dtype=output.dtype, device=output.device)
-            probes = list(units.reshape(numbers, 1, *output.shape[1:]).expand(numbers, *output.shape))
+            probes = _units(point, relative=self._loss.ignores_shifts(point))
         else:
             probes = list(self._loss.probes(point, batch, generator))
             if (slope := self._loss.gradient(point, batch, reference)) is not None:
@@ -216,77 +212,29 @@ class Fisher:
             elif len(layer.parts) > 1 and not all(layers.is_plain(call.module) for call in run.calls[index]):
                 self.reasons[index] = "blocks of a layer with a custom forward"
 
-    def _compare(self, run: _Run, batch: Any, generator: torch.Generator) -> None:
-        """Move weights slightly and note the layers for which the outputs do not change as predicted."""
+    def _add_linear(self, effects: NDArray[np.float32], batch: Any, run: _Run, generator: torch.Generator) -> None:
+        """Add the effects of layers by their gradients, except those whose moves the outputs do not follow."""
         rounded = evidence.half(run.point) or any(
             evidence.half(call.output) for layer_calls in run.calls for call in layer_calls
         )
-        step = evidence.STEP_ROUNDED if rounded else evidence.STEP
-        moves, predicted = {}, {}
+        moves = Moves(
+            run=lambda: forwards.run(self._model, batch, self._forward),
+            point=run.point, probes=run.probes, rounded=rounded,
+        )  # fmt: skip
         for index, layer in enumerate(self._candidates.layers):
             if index in self.reasons:
                 continue
-            weight = layer.site(self._model).weight.detach()
-            noise = torch.randn(weight.shape, generator=generator).to(weight)
-            moves[index] = noise * (step * float(weight.float().square().mean().sqrt()))
-            total = torch.zeros(len(run.point), len(run.probes))
-            with torch.no_grad():
-                for call, gradients, place in zip(
-                    run.calls[index], run.gradients[index], run.places[index], strict=True
-                ):
-                    assert place is not None  # noqa: S101
-                    change = response(call, moves[index])
-                    share = shares(call, gradients, [change], place, len(run.point), [0])[0, 0]
-                    total += share.cpu().float()
-            predicted[index] = total
-        silent = [index for index, total in predicted.items() if not bool(total.any())]
-        for index in silent:
-            moves[index] /= step  # by its full size: the prediction is no change at all, however far it is moved
-        if silent and not self._follows(run, batch, silent, moves, predicted, rounded=rounded):
-            for index in silent:
-                self.reasons[index] = "no gradient reaches it, but its weight has an effect"
-        seen = [index for index in predicted if index not in silent]
-        if not seen:
-            return
-        size = torch.stack([predicted[index].norm() for index in seen])
-        for index, scale in zip(seen, (size.median() / size).clamp(0.1, 10).tolist(), strict=True):
-            moves[index] *= scale
-            predicted[index] *= scale
-        if not self._follows(run, batch, seen, moves, predicted, rounded=rounded):
-            for index in seen:
-                if not self._follows(run, batch, [index], moves, predicted, rounded=rounded):
-                    self.reasons[index] = "the outputs do not follow its gradient"
-
-    def _follows(
-        self,
-        run: _Run,
-        batch: Any,
-        indices: list[int],
-        moves: dict[int, Tensor],
-        predicted: dict[int, Tensor],
-        *,
-        rounded: bool,
-    ) -> bool:
-        """Whether the outputs change as predicted when the weights of these layers are moved."""
-        weights = {index: self._candidates.layers[index].site(self._model).weight for index in indices}
-        before = {index: weight.detach().clone() for index, weight in weights.items()}
-        try:
-            with torch.no_grad():
-                for index, weight in weights.items():
-                    weight.add_(moves[index])
-                output = forwards.run(self._model, batch, self._forward)
-        finally:
-            with torch.no_grad():
-                for index, weight in weights.items():
-                    weight.copy_(before[index])
-        if output.shape != run.point.shape:
-            return False
-        actual = torch.stack([_by_sample(probe * (output - run.point)).sum(1) for probe in run.probes], dim=1)
-        eps = 8 * torch.finfo(run.point.dtype).eps
-        sizes = [_by_sample(probe * run.point).norm(dim=1) for probe in run.probes]
-        noise = eps * torch.stack(sizes, dim=1).norm(dim=1)
-        total = torch.stack([predicted[index] for index in indices]).sum(0)
-        return evidence.follows(total, actual.cpu().float(), noise.cpu().float(), rounded=rounded)
+            move = moves.draw(index, layer.site(self._model).weight, generator)
+            for call, gradients, place in zip(run.calls[index], run.gradients[index], run.places[index], strict=True):
+                assert place is not None  # noqa: S101
+                moves.predicted[index] += self._add_call(effects, layer, move, call, gradients, place)
+        wrong = dict.fromkeys(moves.silent(), evidence.UNSEEN) if moves.silent_with_effect() else {}
+        wrong |= dict.fromkeys(moves.misled(), evidence.MISLED)
+        self.reasons |= wrong
+        for index in wrong:
+            for part in self._candidates.layers[index].parts:
+                first = self._candidates.offsets[part]
+                effects[first : first + len(self._candidates.transforms[part])] = 0.0
 
     def _try_all(self, reason: str) -> None:
         for index in range(len(self._candidates.layers)):
@@ -296,26 +244,33 @@ class Fisher:
         self,
         effects: NDArray[np.float32],
         layer: Layer,
+        move: Tensor,
         call: Call,
         gradients: list[Tensor],
         place: Place,
-        num_samples: int,
-    ) -> None:
-        """Add one call's share of every option of its layer."""
-        candidates = self._candidates
+    ) -> Tensor:
+        """Add one call's share of every option of its layer; return ``(samples, probes)`` that of the move."""
+        candidates, num_samples = self._candidates, effects.shape[1]
         starts = [(candidates.parts[part].rows or (0, 0))[0] for part in layer.parts]
         changing = candidates.changing(layer)
-        for start in range(0, len(changing), CHUNK):
+        of_move: Tensor | None = None
+        for start in range(0, max(len(changing), 1), CHUNK):
             options = changing[start : start + CHUNK]
-            responses = [
+            changes = [
                 response(call, candidates.layer_change(layer, option), candidates.activations(layer, option))
                 for option in options
             ]
-            products = shares(call, gradients, responses, place, num_samples, starts).cpu().numpy()
-            for option, by_part in zip(options, products, strict=True):
+            if of_move is None:  # together with the first options, as every product stacks the gradients
+                changes.insert(0, response(call, move))
+            products = shares(call, gradients, changes, place, num_samples, starts).cpu()
+            if of_move is None:
+                of_move, products = products[0].float().sum(0), products[1:]
+            for option, by_part in zip(options, products.numpy(), strict=True):
                 for part, share in zip(layer.parts, by_part, strict=True):
                     if option < len(candidates.transforms[part]):
                         effects[candidates.offsets[part] + option] += share
+        assert of_move is not None  # noqa: S101
+        return of_move
 
     def _add_stacks(self, effects: NDArray[np.float32], batch: Any, run: _Run) -> None:
         """Add the effects of matrices in stacks; if gradients do not tell them, they are left to direct evaluation."""
@@ -353,6 +308,15 @@ class Fisher:
         return risen
 
 
+def _units(point: Tensor, *, relative: bool) -> list[Tensor]:
+    """Probes that give the numbers of every sample's output, or all but the last, each relative to the last."""
+    numbers = point[0].numel()
+    units = torch.eye(numbers, dtype=point.dtype, device=point.device)
+    if relative:
+        units = units[:-1] - units[-1]
+    return list(units.reshape(-1, 1, *point.shape[1:]).expand(-1, *point.shape))
+
+
 def _gradients(output: Tensor, probe: Tensor, inputs: list[Tensor]) -> list[Tensor | None]:
     """Gradient of ``probe·output`` with respect to every input; None where the output does not depend on it."""
     if not output.requires_grad or not inputs:
@@ -363,7 +327,7 @@ def _gradients(output: Tensor, probe: Tensor, inputs: list[Tensor]) -> list[Tens
 def _mixed(weights: list[float], values: list[Tensor]) -> Tensor:
     total = torch.zeros_like(values[0])
     for weight, value in zip(weights, values, strict=True):
-        total += weight * value
+        total.add_(value, alpha=weight)
     return total
 
 

@@ -30,15 +30,13 @@ from qcompress.errors import DataError
 from qcompress.measuring.candidates import Layer
 from qcompress.measuring.effects import Effects
 from qcompress.measuring.memory import return_free_memory
+from qcompress.measuring.methods import evidence
 from qcompress.measuring.methods.direct import Direct
 from qcompress.measuring.methods.gradient_check import misleading, widened
 from qcompress.measuring.methods.gradients import Gradients
 from qcompress.model import forward as forwards
 from qcompress.model.batches import as_float32, samples
 from qcompress.model.samples import same_outputs
-
-MISLED = "the outputs do not follow its gradient"
-UNSEEN = "no gradient reaches it, but its weight has an effect"
 
 
 class WeightGradients:
@@ -136,7 +134,7 @@ class WeightGradients:
                 wrong = []  # the model's own code asks for half precision, so it cannot be checked in float32
         return_free_memory()
         for index in wrong:
-            self.tried |= {self._candidates.parts[part].name: MISLED for part in layers[index].parts}
+            self.tried |= {self._candidates.parts[part].name: evidence.MISLED for part in layers[index].parts}
 
     def _samples(self, batch: Any) -> list[Any]:
         alone = list(samples(batch))
@@ -172,7 +170,7 @@ class WeightGradients:
             if self._moves(silent, batch, point):
                 for layer in silent:
                     if self._moves([layer], batch, point):
-                        self.tried |= dict.fromkeys(names[layer], UNSEEN)
+                        self.tried |= dict.fromkeys(names[layer], evidence.UNSEEN)
         parts = [
             part for layer in candidates.layers for part in layer.parts if candidates.parts[part].name in self.tried
         ]

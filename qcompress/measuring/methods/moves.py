@@ -1,0 +1,130 @@
+"""Small moves of layers' weights, of which predicted and actual change of the outputs are compared.
+
+Layers are moved together, since each move costs a pass. If the outputs do not follow, each half of the layers is moved
+by itself, and so on. Many layers together are less linear than one, so two passes show what one of each layer would:
+
+- With moves of full size, steps that autograd does not see (rounding) make jumps many times as large as the prediction.
+- With n layers moved 1/n as far, what is not linear nearly vanishes, and the tolerance is so small that the outputs
+  cannot follow if the gradient of a single layer is wrong by more than is tolerated when it is moved alone.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from qcompress.measuring.methods import evidence
+
+LARGEST_SHARE = 10.0
+"""Largest factor by which a layer is moved farther, or less far, to change the outputs as much as the others."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Moves:
+    """Moves of some layers' weights, and the changes that they are predicted to make.
+
+    Attributes:
+        run: function that returns the outputs of a batch.
+        point: its outputs at the unmoved weights, ``(samples, …)``.
+        probes: probes of the outputs, each of the shape of ``point``.
+        rounded: whether anything is computed in half precision.
+        weights: index of a layer → its weight.
+        changes: index of a layer → its move.
+        predicted: index of a layer → ``(samples, probes)`` products of the probes with the predicted change.
+    """
+
+    run: Callable[[], Tensor]
+    point: Tensor
+    probes: Sequence[Tensor]
+    rounded: bool
+    weights: dict[int, nn.Parameter] = field(default_factory=dict)
+    changes: dict[int, Tensor] = field(default_factory=dict)
+    predicted: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def step(self) -> float:
+        """How far a weight is moved, relative to its size."""
+        return evidence.STEP_ROUNDED if self.rounded else evidence.STEP
+
+    def draw(self, index: int, weight: nn.Parameter, generator: torch.Generator) -> Tensor:
+        """Draw the move of a layer, and return it."""
+        values = weight.detach()
+        noise = torch.randn(values.shape, generator=generator).to(values)
+        self.weights[index] = weight
+        self.changes[index] = noise * (self.step * float(values.float().square().mean().sqrt()))
+        self.predicted[index] = torch.zeros(len(self.point), len(self.probes))
+        return self.changes[index]
+
+    def silent(self) -> list[int]:
+        """Indices of layers whose moves are predicted not to change the outputs."""
+        return [index for index, total in self.predicted.items() if not bool(total.any())]
+
+    def silent_with_effect(self) -> bool:
+        """Whether the silent layers change the outputs, moved by their full size: nothing may, however far."""
+        silent = self.silent()
+        return bool(silent) and not self._follow(silent, 1 / self.step, evidence.tolerance(rounded=self.rounded))
+
+    def misled(self) -> list[int]:
+        """Indices of the other layers, where the outputs do not follow their gradient."""
+        silent = set(self.silent())
+        order = sorted(self.predicted.keys() - silent, key=self._size)
+        if not order:
+            return []
+        middle = float(torch.tensor([self._size(index) for index in order]).median())
+        for index in order:
+            factor = min(max(middle / self._size(index), 1 / LARGEST_SHARE), LARGEST_SHARE)
+            self.changes[index] *= factor
+            self.predicted[index] *= factor
+        return sorted(self._misled(sorted(order, key=self._size)))
+
+    def _size(self, index: int) -> float:
+        return float(self.predicted[index].norm())
+
+    def _misled(self, layers: list[int], *, strictly: bool = False) -> list[int]:
+        tolerance = evidence.tolerance(rounded=self.rounded)
+        follow = self._follow(layers, 1.0, tolerance)
+        if follow and (not strictly or self._follow_strictly(layers, tolerance)):
+            return []
+        if len(layers) == 1:
+            return layers
+        middle = len(layers) // 2
+        parts = [[layer] for layer in layers] if self.rounded else [layers[:middle], layers[middle:]]
+        return [index for part in parts for index in self._misled(part, strictly=len(part) > 1)]
+
+    def _follow_strictly(self, layers: list[int], tolerance: float) -> bool:
+        """Whether the outputs follow so closely that each of the layers, sorted by size, would be tolerated alone."""
+        share, whole = 1 / len(layers), float(self._total(layers).norm())
+        strict = tolerance * self._size(layers[0]) / whole
+        return float(self._noise().norm()) <= strict * share * whole and self._follow(layers, share, strict)
+
+    def _total(self, layers: list[int]) -> Tensor:
+        return torch.stack([self.predicted[index] for index in layers]).sum(0)
+
+    def _noise(self) -> Tensor:
+        """``(samples,)`` change of the products that rounding alone may cause."""
+        eps = 8 * torch.finfo(self.point.dtype).eps
+        sizes = [_by_sample(probe * self.point).norm(dim=1) for probe in self.probes]
+        noise: Tensor = eps * torch.stack(sizes, dim=1).norm(dim=1)
+        return noise.cpu().float()
+
+    @torch.no_grad()
+    def _follow(self, layers: list[int], share: float, tolerance: float) -> bool:
+        """Whether the outputs change as predicted when these layers are moved by a share of their moves."""
+        before = {index: self.weights[index].detach().clone() for index in layers}
+        try:
+            for index in layers:
+                self.weights[index].add_(self.changes[index], alpha=share)
+            output = self.run()
+        finally:
+            for index, weight in before.items():
+                self.weights[index].copy_(weight)
+        if output.shape != self.point.shape:
+            return False
+        moved = output - self.point
+        actual = torch.stack([_by_sample(probe * moved).sum(1) for probe in self.probes], dim=1).cpu().float()
+        return evidence.follows(share * self._total(layers), actual, self._noise(), tolerance)
+
+
+def _by_sample(values: Tensor) -> Tensor:
+    return values.reshape(len(values), -1)
