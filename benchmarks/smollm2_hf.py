@@ -1,7 +1,7 @@
 """SmolLM2-135M as a folder for transformers and vLLM: bits chosen per layer under a budget, against uniform bits.
 
-    python -m benchmarks.smollm2_hf --model FOLDER --text FILE [--folder RUN] [--windows 64] [--length 128]
-                                    [--judges 32] [--compensated]
+    python -m benchmarks.smollm2_hf --model FOLDER --text FILE [--folder RUN] [--windows 24] [--length 512]
+                                    [--judges 16] [--compensated]
 
 FOLDER has the model in Hugging Face's format; FILE has plain text, cut into windows of 512 tokens. The test data are
 ``--judges`` windows from number 200, the next 8 are `qcompress.compress`'s validation data, and ``--windows`` others,
@@ -148,9 +148,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="folder of the model")
     parser.add_argument("--text", type=Path, required=True, help="plain text")
     parser.add_argument("--folder", type=Path, default=Path("runs/smollm2_hf"), help="where everything is kept")
-    parser.add_argument("--windows", type=int, default=64, help="windows to measure on")
-    parser.add_argument("--length", type=int, default=128, help="tokens of each")
-    parser.add_argument("--judges", type=int, default=32, help="windows to judge on")
+    parser.add_argument("--windows", type=int, default=24, help="windows to measure on")
+    parser.add_argument("--length", type=int, default=LENGTH, help="tokens of each")
+    parser.add_argument("--judges", type=int, default=len(JUDGED), help="windows to judge on")
     parser.add_argument("--compensated", action="store_true", help="codes that make up for each other")
     words = parser.parse_args()
     from transformers import AutoModelForCausalLM

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from qcompress.compressed.factored import Factored, fold_
 from qcompress.compressed.record import CompressedPart, record_of
-from qcompress.engines import onnx_clock, onnx_graph, onnx_integer, onnx_timing, onnx_tracing
+from qcompress.engines import onnx_clock, onnx_emulation, onnx_graph, onnx_integer, onnx_timing, onnx_tracing
 from qcompress.engines.base import Engine, EngineRun, FileSizes
 from qcompress.engines.integer_codes import integer_codes, scheme_of
 from qcompress.engines.onnx_graph import Encoding
@@ -171,6 +171,11 @@ class OnnxRuntime(Engine):
             wall_s += time.perf_counter() - start
             outputs.append(torch.from_numpy(output))
         return EngineRun(outputs=tuple(outputs), wall_s=wall_s)
+
+    def emulate(self, model: nn.Module, batches: Iterable[Any]) -> EngineRun:
+        """Compute the model's outputs with the inputs of MatMulNBits rounded as ONNX Runtime rounds them."""
+        with onnx_emulation.rounding_inputs(model, self.accuracy_level):
+            return super().emulate(model, batches)
 
     def why_not_timed(self) -> str:
         """Return an empty string: options are timed."""

@@ -1,0 +1,86 @@
+"""What MatMulNBits at accuracy level 4 computes: its input is rounded to 8 bits, block by block.
+
+Every block of the weight's group size gets a symmetric scale, its largest absolute value divided by 127, and the
+products are exact. So a model whose Linear layers round their inputs in this way gives ONNX Runtime's outputs up to
+the order of additions. Blocks of 16 weights in 2 bits are multiplied in float32.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qcompress.compressed.record import CompressedPart, record_of
+from qcompress.engines import onnx_graph
+from qcompress.engines.integer_codes import Scheme, scheme_of
+from qcompress.transforms.base import Keep, Target, Transform
+from qcompress.transforms.low_rank.factors import LowRank
+from qcompress.transforms.quantize.integer import IntegerProduct
+
+IN_INTEGERS = 4
+"""Accuracy level at which inputs are rounded."""
+
+LARGEST = 127
+
+
+@contextlib.contextmanager
+def rounding_inputs(model: nn.Module, accuracy_level: int) -> Iterator[None]:
+    """A context manager in which layers that are written as MatMulNBits round their inputs as ONNX Runtime does."""
+    record = record_of(model)
+    items = [] if record is None or accuracy_level != IN_INTEGERS else record.parts
+    sizes = {
+        model.get_submodule(path): scheme.group_size
+        for item in items
+        for path, transform, target in _layers(item)
+        if (scheme := _scheme(transform, target)) is not None
+    }
+    hooks = [module.register_forward_pre_hook(_rounding(size)) for module, size in sizes.items() if size is not None]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def rounded_in_blocks(x: Tensor, size: int) -> Tensor:
+    """Round the last dimension to 8 bits with a scale for every ``size`` numbers.
+
+    >>> rounded_in_blocks(torch.tensor([127.0, 0.6, -0.4, 63.5, 0.0]), 2).tolist()
+    [127.0, 1.0, -0.5, 63.5, 0.0]
+    """
+    width = x.shape[-1]
+    blocks = nn.functional.pad(x.float(), (0, -width % size)).reshape(*x.shape[:-1], -1, size)
+    scale = blocks.abs().amax(-1, keepdim=True) / LARGEST
+    inverse = torch.where(scale > 0, 1 / scale, 0.0)
+    return (torch.round(blocks * inverse) * scale).flatten(-2)[..., :width].to(x.dtype)
+
+
+def _layers(item: CompressedPart) -> Iterator[tuple[str, Transform, Target]]:
+    """The layers that compute with a part's weight, and how it is stored; those of both factors at low rank."""
+    transform, target = item.transform, item.part.target
+    for path in item.part.modules if item.stored else ():
+        if isinstance(transform, LowRank):
+            for name, factor in transform.factor_targets(target).items():
+                yield f"{path}.{name}", transform.then, factor
+        else:
+            yield path, transform, target
+
+
+def _scheme(transform: Transform, target: Target) -> Scheme | None:
+    """The scheme of a weight that is multiplied in integers, or None."""
+    if isinstance(transform, (Keep, IntegerProduct)) or target.layer != "Linear":
+        return None
+    scheme = scheme_of(transform, target)
+    if scheme is None or not onnx_graph.takes_products(scheme):
+        return None
+    in_float = scheme.bits == 2 and scheme.group_size == onnx_graph.LEAST_BLOCK
+    return None if in_float else scheme
+
+
+def _rounding(size: int) -> Any:
+    def hook(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (rounded_in_blocks(given[0], size), *given[1:])
+
+    return hook
