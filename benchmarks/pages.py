@@ -266,6 +266,17 @@ VIEWS = {
             "with batch norm taken again": "{renormed:.1f}",
         }
     ),
+    "jointly_resnet20": View(
+        columns={
+            "macs allowed": "{macs_share:g}",
+            "bytes allowed": "{bytes_share:g}",
+            "chosen": "{choice}",
+            "macs": "{macs:.3f}",
+            "bytes": "{bytes:,}",
+            "KL": "{kl:.3f}",
+            "accuracy": "{accuracy:.1f}",
+        }
+    ),
     "latency_resnet20": View(
         columns={
             "chosen by": "{choice}",
