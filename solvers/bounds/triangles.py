@@ -22,6 +22,9 @@ SIGNS = np.array([[1.0, 1.0, 1.0], [1.0, -1.0, -1.0], [-1.0, 1.0, -1.0], [-1.0, 
 MOST_VIOLATED = 40_000
 """Maximum number of violated inequalities among which the worst are looked for."""
 
+RAISED = 1.1
+"""Factor by which the least violation is raised above the median if there are more."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Triangles:
@@ -49,6 +52,11 @@ class Triangles:
     def with_violated(self, matrix: Floats, most: int, least: float) -> "Triangles":
         """Add the (at most ``most``) inequalities that ``matrix`` violates most, by at least ``least``."""
         corner, kind, violation = _violated(matrix, least)
+        while len(corner) == MOST_VIOLATED:  # the list is full before all were seen
+            worse = _violated(matrix, RAISED * float(np.median(violation)))
+            if not len(worse[0]):
+                break
+            corner, kind, violation = worse
         new = ~np.isin(_key(corner, kind), _key(self.corner, self.kind))
         corner, kind, violation = corner[new], kind[new], violation[new]
         if len(corner) > most:

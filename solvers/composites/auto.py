@@ -116,7 +116,8 @@ class Auto(Solver):
         if problem.pairs:
             again = (first, "the bound continues, with the others' results")
             improving.insert(0 if learned(search).ascent else len(improving), again)
-            improving += [step for step in exact if isinstance(step[0], Semidefinite)]  # it resumes its tree
+            if np.isfinite(search.remaining()):  # it resumes its tree
+                improving += [step for step in exact if isinstance(step[0], Semidefinite)]
         if not problem.pairs or _provable(problem, search):
             turns.prove(exact)
             exact = []
@@ -155,7 +156,8 @@ class _Turns:
 
     def take(self, solver: Solver, why: str, share: float) -> None:
         """Run one turn with a fraction of the remaining time."""
-        self._turn(solver, why, share * self.search.remaining())
+        seconds = share * self.search.remaining()
+        self._turn(solver, why, EXACT_S if isinstance(solver, Semidefinite) and np.isinf(seconds) else seconds)
 
     def prove(self, steps: list[Step]) -> None:
         """Run one turn of each exact solver."""

@@ -185,7 +185,8 @@ def _treat(problem: Problem, node: Node, search: Search, step: float, *, first: 
         return []
     share = np.ones(problem.num_options)
     share[part.options] = bound.share
-    return [Node(keep=half, bound=value, state=state) for half in _halves(problem, keep, share)]
+    handed = state if isinstance(bound.state, SignState) else None  # matrices of the other method take megabytes
+    return [Node(keep=half, bound=value, state=handed) for half in _halves(problem, keep, share)]
 
 
 def _fitting(problem: Problem, keep: NDArray[np.bool_]) -> NDArray[np.bool_] | None:

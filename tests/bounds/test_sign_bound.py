@@ -115,3 +115,23 @@ def test_subtract_is_the_gradient_of_the_slacks():
     subtract(minus, triangles.corner, triangles.kind, weight, SIGNS)
     total = weight @ (slacks(matrix, triangles.corner, triangles.kind, SIGNS) - 1.0)
     assert -np.vdot(minus, matrix) == pytest.approx(total)
+
+
+@pytest.mark.parametrize("equal", [False, True])
+def test_the_worst_violations_are_found_beyond_a_full_list(monkeypatch, equal):
+    rng = np.random.default_rng(0)
+    matrix = -np.ones((12, 12)) if equal else rng.uniform(-1, 1, (12, 12))
+    matrix = (matrix + matrix.T) / 2
+    everything = Triangles.none().with_violated(matrix, 10_000, 0.0)
+    worst = np.sort(slacks(matrix, everything.corner, everything.kind, SIGNS))[:5]
+    monkeypatch.setattr("solvers.bounds.triangles._violated", first_of(50))
+    monkeypatch.setattr("solvers.bounds.triangles.MOST_VIOLATED", 50)
+    found = Triangles.none().with_violated(matrix, 5, 0.0)
+    assert np.sort(slacks(matrix, found.corner, found.kind, SIGNS)) == pytest.approx(worst)
+
+
+def first_of(most):
+    """The search for violations, whose list holds ``most``."""
+    from solvers.bounds.triangles import _violated
+
+    return lambda matrix, least: tuple(part[:most] for part in _violated(matrix, least))

@@ -94,3 +94,12 @@ def test_large_problems_are_refused(monkeypatch):
     monkeypatch.setattr(semidefinite, "MAX_OPTIONS", 30)
     with pytest.raises(UnsupportedProblemError, match="takes up to 30 options"):
         solve(layered_problem(20), "semidefinite")
+
+
+def test_auto_without_a_time_limit_comes_to_an_end(monkeypatch):
+    monkeypatch.setattr("solvers.composites.auto.EXACT_S", 0.2)
+    problem = member("random_max_cut", {"vertices": 60, "density": 0.9, "seed": 0})
+    solution = solve(problem, "auto", seed=0)
+    turns = [turn["solver"] for turn in solution.details["turns"]]
+    assert "semidefinite" in turns
+    assert solution.bound is not None
