@@ -2,13 +2,14 @@
 
     python -m benchmarks [--data FOLDER] [--minutes 20]
 
-Each benchmark runs in its own process until the time is over; interrupted ones are listed. If a benchmark completed
-with the command that its table names, its rows are published (``benchmarks/published``). Then all tables are written
-from the published rows. Benchmarks that take longer or need data are listed with their commands; their results are
-published by `python -m benchmarks.pages --publish FILE`.
+Each benchmark runs in its own process until the time is over; interrupted ones are listed. Those with a table come
+first and run with the command that the table names; if they complete, their rows are published
+(``benchmarks/published``). Then all tables are written from the published rows. Benchmarks that take longer or need
+data are listed with their commands; their results are published by `python -m benchmarks.pages --publish FILE`.
 """
 
 import argparse
+import itertools
 import subprocess
 import sys
 import time
@@ -27,7 +28,7 @@ ALONE = (
     "leap_forms",
     "solvers_more",
 )
-"""Benchmarks that need no data; those with a table come first."""
+"""Benchmarks that need no data."""
 
 WITH_DATA = ("hawq_resnet18", "networks", "prediction", "cifar10_resnet20", "filters_resnet")
 
@@ -40,9 +41,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20.0, help="time limit for all benchmarks together")
     arguments = parser.parse_args()
     end = time.monotonic() + 60 * arguments.minutes
-    runs = [(name, []) for name in ALONE]
-    if arguments.data is not None:
-        runs += [(name, ["--data", arguments.data]) for name in WITH_DATA]
+    names = [*ALONE, *([] if arguments.data is None else WITH_DATA)]
+    with_table = commands()
+    runs = [(name, words_of(name, arguments.data)) for name in sorted(names, key=lambda name: name not in with_table)]
     begun = time.time()
     outcomes = {name: run(name, words, end - time.monotonic()) for name, words in runs}
     fresh = [name for name, outcome in outcomes.items() if outcome == "done" and publish(name, begun)]
@@ -58,6 +59,18 @@ def main() -> None:
             print(f"  {name}: {command}")
     if failed := [name for name, outcome in outcomes.items() if outcome == "failed"]:
         raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+def words_of(name: str, data: str | None) -> list[str]:
+    """Return the arguments of a benchmark: those that its table names, if it has one."""
+    if name not in (known := commands()):
+        return [] if name in ALONE else ["--data", str(data)]
+    _, _, _, *words = known[name].split()
+    named = [str(data) if flag == "--data" else word for flag, word in itertools.pairwise(["", *words])]
+    if "--out" in named:
+        place = named.index("--out")
+        del named[place : place + 2]
+    return [*named, "--out", str(RESULTS)]
 
 
 def run(name: str, words: list[str], seconds: float) -> str:
@@ -80,7 +93,7 @@ def publish(name: str, begun: float) -> bool:
     known = commands()
     if name not in known or not file.exists() or file.stat().st_mtime < begun:
         return False
-    if read_json(file, "rows of a benchmark").get("command") != known[name]:
+    if read_json(file, "rows of a benchmark").get("command") != known[name].replace(" --out FOLDER", ""):
         return False
     pages.publish(file)
     return True

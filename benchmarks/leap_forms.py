@@ -57,10 +57,10 @@ def built(solver: str, problem_name: str) -> dict[str, Any]:
     """One form, in this process; imports are not timed."""
     import dwave.optimization  # noqa: F401
 
-    from solvers.leap.job import scaled
+    from formulations.reductions.scaling import normal_form
     from solvers.registry import solver_class
 
-    problem = scaled(layered_problem(**PROBLEMS[problem_name]))  # type: ignore[arg-type]
+    problem = normal_form(layered_problem(**PROBLEMS[problem_name])).problem  # type: ignore[arg-type]
     back_end = solver_class(solver)
     before = time.process_time()
     form = back_end.form_class().first(problem, None, back_end.option_defaults())

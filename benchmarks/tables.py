@@ -39,6 +39,8 @@ def write_results(folder: Path, name: str, values: Any, table: str) -> None:
 def command() -> str:
     """The command line of the running benchmark, with the documentation's placeholders for local paths.
 
+    Where the results go is left out.
+
     >>> from unittest.mock import patch
     >>> with patch("sys.argv", ["/here/benchmarks/trust.py", "--data", "/there", "--samples", "64"]):
     ...     command()
@@ -51,7 +53,7 @@ def command() -> str:
             words[place] = f"{flag}={PLACES[flag]}"
         elif flag in PLACES and place + 1 < len(words):
             words[place + 1] = PLACES[flag]
-    return " ".join(words)
+    return " ".join(words).replace(" --out FOLDER", "").replace(" --out=FOLDER", "")
 
 
 class Rows:

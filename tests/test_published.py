@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+from unittest import mock
 
 import pytest
 
@@ -83,8 +84,30 @@ def test_a_bench_run_publishes_only_what_the_tables_name_and_cuts_what_takes_too
     assert json.loads((tmp_path / "published" / "sizes.json").read_text())["rows"] == [{"file": "b"}]
     assert not bench.publish("sizes", (tmp_path / "sizes.json").stat().st_mtime + 1)  # of an earlier run
     assert not bench.publish("other", 0.0)
+    monkeypatch.setattr("sys.argv", ["/benchmarks/sizes.py", "--out", str(tmp_path)])
+    write_results(tmp_path, "sizes", [{"file": "b"}], "")
+    assert bench.publish("sizes", 0.0)
     monkeypatch.setattr("sys.argv", ["/benchmarks/sizes.py", "--quick"])
     write_results(tmp_path, "sizes", [{"file": "c"}], "")
     assert not bench.publish("sizes", 0.0)
     assert bench.run("import_time", [], 0.0).startswith("not started")
     assert bench.run("import_time", [], 0.01).startswith("stopped after")
+
+
+def test_a_bench_run_uses_the_commands_of_the_tables(monkeypatch):
+    bench = importlib.import_module("benchmarks.__main__")
+    known = {"networks": "python -m benchmarks.networks --data FOLDER --out FOLDER --time-limit 15"}
+    monkeypatch.setattr(bench, "commands", lambda: known)
+    results = str(bench.RESULTS)
+    assert bench.words_of("networks", "/data") == ["--data", "/data", "--time-limit", "15", "--out", results]
+    assert bench.words_of("qubo", None) == []
+    assert bench.words_of("prediction", "/data") == ["--data", "/data"]
+
+
+@pytest.mark.parametrize("name", ["solvers_exact", "networks", "prediction", "cifar10_resnet20"])
+def test_the_tables_commands_parse(name):
+    bench = importlib.import_module("benchmarks.__main__")
+    module = importlib.import_module(f"benchmarks.{name}")
+    with mock.patch("sys.argv", [name, *bench.words_of(name, "/nowhere"), "--help"]), pytest.raises(SystemExit) as end:
+        module.main()
+    assert end.value.code == 0
