@@ -7,7 +7,7 @@ thread: (1) one forward and backward pass per sequence, with gradients of all we
 ``method="sampled"`` and eight group-wise options per layer, with the time to encode the options stated separately; (3)
 with ``--modelopt`` (``pip install nvidia-modelopt``) its gradient-based `auto_quantize` with the same bits and groups
 for the Linear layers, with scoring separate from calibration and search. Seconds are of processor time; memory is the
-largest resident size.
+largest resident size. An interrupted run resumes with the next step.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import qcompress
 from benchmarks.clock import processor_time
 from benchmarks.smollm2_hf import SCHEMES
-from benchmarks.tables import markdown, write_results
+from benchmarks.tables import Rows, markdown, write_results
 from qcompress.transforms.quantize.group_wise import GroupWise
 
 
@@ -128,12 +128,17 @@ STEPS: dict[str, Callable[[nn.Module, list[Tensor]], dict[str, float]]] = {
 
 def in_processes(words: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield the figures of every step."""
+    out = Path(words.out)
+    out.mkdir(parents=True, exist_ok=True)
+    rows = Rows(out / "scoring_rows.json", {"sequences": words.sequences, "tokens": words.tokens})
     for step in STEPS:
         if step.startswith("ModelOpt") and not words.modelopt:
             continue
-        command = [sys.executable, "-m", "benchmarks.scoring", *sys.argv[1:], "--step", step]
-        told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603
-        yield {"step": step, **json.loads(told.stdout.splitlines()[-1])}
+        if not rows.of(step=step):
+            command = [sys.executable, "-m", "benchmarks.scoring", *sys.argv[1:], "--step", step]
+            told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603
+            rows.add({"step": step, **json.loads(told.stdout.splitlines()[-1])})
+        yield dict(rows.of(step=step)[0])
 
 
 def main() -> None:
