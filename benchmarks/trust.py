@@ -13,6 +13,7 @@ time of a cell is forecast from earlier cells and the time of one pass.
 """
 
 import argparse
+import contextlib
 import fnmatch
 import shutil
 import time
@@ -26,6 +27,7 @@ from torch import nn
 
 import qcompress
 from benchmarks import trust_drawn
+from benchmarks.clock import processor_time
 from benchmarks.tables import Rows, markdown, write_results
 from benchmarks.trust_cases import CASES, DRAWN, IMAGES, Case
 from formulations import Problem
@@ -167,8 +169,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=("*",), help="patterns of names of cells")
     parser.add_argument("--smollm2", help="folder of SmolLM2-135M in Hugging Face's form")
     parser.add_argument("--time-limit", type=float, default=10, help="seconds for each solve")
+    parser.add_argument("--processor-time", action="store_true", help="count processor time instead of the clock's")
     parser.add_argument("--list", action="store_true", help="print the names of the cells and end")
     words = parser.parse_args()
+    with processor_time(cores=torch.get_num_threads()) if words.processor_time else contextlib.nullcontext():
+        run(words)
+
+
+def run(words: argparse.Namespace) -> None:
+    """Run the chosen cells and write the table."""
     chosen = [name for name in names() if any(fnmatch.fnmatchcase(name, pattern) for pattern in words.only)]
     if words.list or not chosen:
         print(*chosen, sep="\n")
