@@ -39,6 +39,11 @@ def verify(
         rows = [
             ("bytes", f"{verification.size_bytes:,}"),
             ("largest difference", f"{verification.max_difference:.4g}"),
+            *(
+                []
+                if verification.by_rounding is None
+                else [("difference by rounding alone", f"{verification.by_rounding:.2%} of the spread")]
+            ),
             ("KL, nats per sample", f"{verification.kl:.4g}"),
             ("same largest output", f"{verification.agreement:.2%}"),
             ("time against dense weights", f"{verification.speedup:.2f} times as fast"),

@@ -4,7 +4,7 @@ import copy
 import math
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,13 @@ from qcompress.compressed.record import detach, record_of
 from qcompress.engines.base import Engine, EngineRun
 from qcompress.engines.export import HasModel, model_of, size_on_disk
 from qcompress.engines.registry import as_engine
+from qcompress.engines.rounding import rounded_differently
 from qcompress.errors import DataError
 from qcompress.model import forward as forwards
 from qcompress.model.opened import opened_of
+
+CHAOTIC = 1.5
+"""Largest difference of outputs, relative to the one that rounding alone makes, of a model that amplifies rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +35,8 @@ class Verification:
         max_difference: largest difference between the engine's outputs and the emulation's.
         kl: mean KL divergence from the emulation's outputs to the engine's, nats per sample, over the last dimension.
         agreement: share of outputs with the same largest entry.
+        by_rounding: root mean square by which the emulation's outputs change, relative to their spread, if every layer
+            is only rounded differently; None if the engine's outputs agree without this allowance.
         speedup: time of the same model with dense weights divided by that of the file, both in the engine; not-a-number
             for an opened model, whose time is dominated by reading.
         peak_bytes, dense_peak_bytes: peak memory of loading the file and running a batch in a separate process, and the
@@ -46,6 +52,7 @@ class Verification:
     speedup: float
     ok: bool
     why_not: str
+    by_rounding: float | None = None
     peak_bytes: int | None = None
     dense_peak_bytes: int | None = None
 
@@ -92,15 +99,19 @@ def verify(
         speedup=faster,
         ok=not wrong,
         why_not=wrong,
+        by_rounding=difference.by_rounding,
         peak_bytes=peaks[0],
         dense_peak_bytes=peaks[1],
     )
 
 
 def checked(engine: Engine, file: Path, model: nn.Module, batches: Sequence[Any]) -> tuple[int, "Difference", str]:
-    """The file's bytes, how its outputs differ from the emulation's, and what is wrong with it, if anything."""
-    with forwards.evaluating(model), forwards.first_pass(batches[0]):
-        expected = engine.emulate(model, batches)
+    """The file's bytes, how its outputs differ from the emulation's, and what is wrong with it, if anything.
+
+    Outputs may differ by the engine's tolerance or, if the model amplifies rounding errors, by `CHAOTIC` times what
+    rounding alone does to them.
+    """
+    expected = _emulated(engine, model, batches)
     run = engine.run_by_block(file, batches) if opened_of(model) is not None else engine.run(file, batches)
     found, size_bytes, predicted = (
         compared(run, expected),
@@ -111,11 +122,19 @@ def checked(engine: Engine, file: Path, model: nn.Module, batches: Sequence[Any]
     if size_bytes != predicted:
         wrong = f"the file takes {size_bytes:,} bytes instead of the predicted {predicted:,}"
     elif not wrong and not found.relative <= engine.tolerance:
-        wrong = (
-            f"its outputs differ from the emulation's by {found.relative:.2%} of their spread, "
-            f"{engine.tolerance:.2%} at most is to be expected"
-        )
+        with rounded_differently(model, seed=0):
+            found = replace(found, by_rounding=compared(_emulated(engine, model, batches), expected).relative)
+        if not found.relative <= max(engine.tolerance, CHAOTIC * (found.by_rounding or 0.0)):
+            wrong = (
+                f"its outputs differ from the emulation's by {found.relative:.2%} of their spread, "
+                f"{engine.tolerance:.2%} at most is to be expected, and rounding alone makes {found.by_rounding:.2%}"
+            )
     return size_bytes, found, wrong
+
+
+def _emulated(engine: Engine, model: nn.Module, batches: Sequence[Any]) -> EngineRun:
+    with forwards.evaluating(model), forwards.first_pass(batches[0]):
+        return engine.emulate(model, batches)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +145,7 @@ class Difference:
     relative: float
     kl: float
     agreement: float
+    by_rounding: float | None = None
 
 
 def compared(run: EngineRun, expected: EngineRun) -> Difference:
@@ -133,7 +153,7 @@ def compared(run: EngineRun, expected: EngineRun) -> Difference:
 
     >>> same = EngineRun(outputs=(torch.eye(3),), wall_s=1.0)
     >>> compared(same, same)
-    Difference(largest=0.0, relative=0.0, kl=0.0, agreement=1.0)
+    Difference(largest=0.0, relative=0.0, kl=0.0, agreement=1.0, by_rounding=None)
     """
     actual, wanted = (torch.cat([_rows(output) for output in outcome.outputs]) for outcome in (run, expected))
     log_p, log_q = wanted.log_softmax(-1), actual.log_softmax(-1)

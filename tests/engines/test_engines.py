@@ -99,6 +99,40 @@ def test_an_engine_that_gives_something_else_is_found_out(measurement, data, tmp
     assert "differ from the emulation's by" in found.why_not
 
 
+class Chaotic(nn.Module):
+    """Two layers around a chaotic map: an error of one in ten million becomes as large as the numbers themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+        for parameter in self.parameters():
+            parameter.data = torch.rand(parameter.shape, generator=generator)
+
+    def forward(self, x):
+        x = torch.sigmoid(self.first(x))
+        for _ in range(60):
+            x = 3.99 * x * (1 - x)
+        return self.last(x)
+
+
+def test_of_a_chaotic_model_no_more_is_asked_than_rounding_allows(tmp_path):
+    data = [torch.rand(64, 8, generator=torch.Generator().manual_seed(1))]
+    engine = Toy(factory=Chaotic)
+    path = qcompress.export(Chaotic(), tmp_path / "chaotic.toy", target=engine).path
+    assert qcompress.verify(path, Chaotic(), data, target=engine).by_rounding is None
+
+    moved = Chaotic()
+    moved.first.weight.data *= 1 + 1e-6
+    found = qcompress.verify(path, moved, data, target=engine)
+    assert found.ok
+    assert found.by_rounding > 0.1
+
+    wrong = qcompress.verify(path, moved, data, target=Toy(factory=Chaotic, wrong=9.0))
+    assert not wrong.ok
+    assert "rounding alone makes" in wrong.why_not
+
+
 def test_bytes_that_nobody_predicted_are_found_out(measurement, data, tmp_path):
     engine = Toy(factory=network, more=1)
     model, solution = compressed(measurement, engine, 0.7)
