@@ -58,6 +58,10 @@ SEMIDEFINITE_OPTIONS, MANY_TERMS = 800, 4
 """Maximum number of options, and minimum number of pair terms per group, for branch and bound with semidefinite
 bounds."""
 
+FEW_PRODUCTS = 2_000
+"""Number of products of open options up to which the integer program is tried before branch and bound with
+semidefinite bounds."""
+
 DENSE_SHARE = 0.4
 """Fraction of the remaining time for its first turn."""
 
@@ -100,10 +104,15 @@ class Auto(Solver):
         """Run the plan's solvers in turns until the answer is proven or the time is over."""
         turns = _Turns(problem, search)
         (first, why), *others = plan(problem)
+        exact = [step for step in others if step[0].exact]
+        improving = [step for step in others if not step[0].exact]
         if problem.pairs and others:
             turns.take(Greedy(), "a first choice", GREEDY_SHARE)
             turns.take(first, why, RELAX_SHARE)
             if dense(problem):
+                if num_products(open_part(problem, search).problem) <= FEW_PRODUCTS:
+                    turns.prove([step for step in exact if isinstance(step[0], Milp)])
+                    exact = [step for step in exact if not isinstance(step[0], Milp)]
                 turns.take(Semidefinite(), DENSE, DENSE_SHARE)
             elif np.isfinite(search.remaining()):  # without a time limit, all solvers run to their end
                 weak = _gap(search) > WEAK_GAP and learned(search).ascent is None
@@ -111,8 +120,6 @@ class Auto(Solver):
                 turns.take(*long, LONG_SHARE)
         else:
             turns.take(first, why, PROOF_SHARE if others else 1.0)
-        exact = [step for step in others if step[0].exact]
-        improving = [step for step in others if not step[0].exact]
         if problem.pairs:
             again = (first, "the bound continues, with the others' results")
             improving.insert(0 if learned(search).ascent else len(improving), again)
