@@ -19,6 +19,10 @@ from qcompress.measuring.methods import evidence
 LARGEST_SHARE = 10.0
 """Largest factor by which a layer is moved farther, or less far, to change the outputs as much as the others."""
 
+FEW = 4
+"""Number of layers up to which each is moved by itself if a larger group with them did not follow. In a group, one that
+is far from linear is hidden by the others."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Moves:
@@ -84,7 +88,7 @@ class Moves:
     def _misled(self, layers: list[int], *, strictly: bool = False) -> list[int]:
         tolerance = evidence.tolerance(rounded=self.rounded)
         follow = self._follow(layers, 1.0, tolerance)
-        if follow and (not strictly or self._follow_strictly(layers, tolerance)):
+        if follow and (not strictly or (len(layers) > FEW and self._follow_strictly(layers, tolerance))):
             return []
         if len(layers) == 1:
             return layers
