@@ -71,7 +71,8 @@ def measured(name: str, folder: Path) -> dict[str, Any]:
 def in_process(name: str, folder: Path, tree: Path) -> dict[str, Any]:
     """`measured` by the version in ``tree``."""
     command = [sys.executable, str(HERE / "measure_versions.py"), "--step", name, "--data", str(folder.resolve())]
-    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    places = os.pathsep.join(filter(None, (str(tree), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
     told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=tree, env=environment)  # noqa: S603
     figures: dict[str, Any] = json.loads(told.stdout.splitlines()[-1])
     assert figures["of"].startswith(str(tree)), figures["of"]
