@@ -63,8 +63,24 @@ class KeepChannels(Offer):
         return None
 
 
+class _OfSet(Transform):
+    """A transform of a whole coupled set: the weights of its layers are cut, stored and counted elsewhere."""
+
+    def size_bytes(self, target: Target) -> int:  # noqa: ARG002
+        """Return 0: the bytes are counted elsewhere."""
+        return 0
+
+    def encode(self, weight: Weight) -> dict[str, Tensor]:
+        """Return the rows unchanged, as `Keep` does."""
+        return Keep().encode(weight)
+
+    def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:
+        """Undo `encode`."""
+        return Keep().decode(stored, target)
+
+
 @dataclass(frozen=True)
-class RemoveChannels(Transform):
+class RemoveChannels(_OfSet):
     """Remove some units of a coupled set from the network.
 
     Attributes:
@@ -90,18 +106,6 @@ class RemoveChannels(Transform):
         """Return a reason: the transform changes no weight by itself."""
         return "it removes channels of several layers and stores no weight"
 
-    def size_bytes(self, target: Target) -> int:  # noqa: ARG002
-        """Return 0: the remaining weights are stored unchanged and counted elsewhere."""
-        return 0
-
-    def encode(self, weight: Weight) -> dict[str, Tensor]:
-        """Return the rows unchanged, as `Keep` does."""
-        return Keep().encode(weight)
-
-    def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:
-        """Undo `encode`."""
-        return Keep().decode(stored, target)
-
     def to_json(self) -> dict[str, Any]:
         """The transform as plain JSON, with its kind."""
         return {
@@ -110,7 +114,7 @@ class RemoveChannels(Transform):
 
 
 @dataclass(frozen=True)
-class Jointly(Transform):
+class Jointly(_OfSet):
     """The units of a coupled set that stay, and how layers along the set are stored.
 
     Attributes:
@@ -145,15 +149,3 @@ class Jointly(Transform):
     def why_not(self, target: Target) -> str:  # noqa: ARG002
         """Return a reason: the transform changes several layers."""
         return "it removes channels of several layers and stores several weights"
-
-    def size_bytes(self, target: Target) -> int:  # noqa: ARG002
-        """Return 0: the bytes depend on other sets as well and are counted elsewhere."""
-        return 0
-
-    def encode(self, weight: Weight) -> dict[str, Tensor]:
-        """Return the rows unchanged, as `Keep` does."""
-        return Keep().encode(weight)
-
-    def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:
-        """Undo `encode`."""
-        return Keep().decode(stored, target)

@@ -6,26 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from formulations import Problem
-from solvers.bounds.semidefinite import Lift, semidefinite_bound
-from solvers.bounds.sign_bound import SignState, sign_bound
-from solvers.kernels.moves import Floats
+from solvers.bounds.semidefinite import Lift, SemidefiniteBound, semidefinite_bound
+from solvers.bounds.sign_bound import SignBound, SignState, sign_bound
 
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class NodeBound:
-    """A proven lower bound.
-
-    Attributes:
-        value: the bound; no feasible choice has a smaller objective.
-        at_least: ``(V,)`` bounds by option; no feasible choice that takes option v has a smaller objective.
-        share: ``(V,)`` value of each option in the relaxed solution; sums to 1 in every group.
-        state: state from which the same bound may go on; a `SignState` also serves child nodes.
-    """
-
-    value: float
-    at_least: Floats
-    share: Floats
-    state: SignState | Lift
+NodeBound = SignBound | SemidefiniteBound
+"""A proven lower bound; the state of a `SignBound` also serves child nodes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -51,11 +36,9 @@ def node_bound(
     """
     if takes_signs(problem):
         begin = start if isinstance(start, SignState) else None
-        signs = sign_bound(problem, target=target, time_limit=time_limit, start=begin)
-        return NodeBound(value=signs.value, at_least=signs.at_least, share=signs.share, state=signs.state)
+        return sign_bound(problem, target=target, time_limit=time_limit, start=begin)
     lift = start if isinstance(start, Lift) else None
-    bound = semidefinite_bound(problem, target=target, time_limit=time_limit, start=lift)
-    return NodeBound(value=bound.value, at_least=bound.at_least, share=bound.share, state=bound.lift)
+    return semidefinite_bound(problem, target=target, time_limit=time_limit, start=lift)
 
 
 def takes_signs(problem: Problem) -> bool:

@@ -27,6 +27,7 @@ import scipy.linalg
 
 from formulations import PairTerms, Problem
 from solvers.bounds.duality import dual_bound
+from solvers.bounds.signs import dense_products
 from solvers.kernels.compiled import compiled
 from solvers.kernels.moves import Floats, Integers, to_arrays
 
@@ -66,14 +67,14 @@ class SemidefiniteBound:
         at_least: ``(V,)`` bounds by option; no feasible choice that takes option v has a smaller objective.
         share: ``(V,)`` value of each option in the relaxed solution; sums to 1 in every group.
         iterations: number of iterations of the method.
-        lift: state from which the method goes on with the same problem.
+        state: state from which the method goes on with the same problem.
     """
 
     value: float
     at_least: Floats
     share: Floats
     iterations: int
-    lift: "Lift"
+    state: "Lift"
 
 
 def semidefinite_bound(
@@ -110,7 +111,7 @@ def semidefinite_bound(
         if value >= target or stagnates or time.perf_counter() > deadline:
             break
     return SemidefiniteBound(
-        value=value, at_least=np.maximum(at_least, value), share=lift.share, iterations=lift.iterations, lift=lift
+        value=value, at_least=np.maximum(at_least, value), share=lift.share, iterations=lift.iterations, state=lift
     )
 
 
@@ -153,7 +154,7 @@ class Lift:
         unit = np.where(slack > 1e-9 * a.limit, slack, np.where(largest > 0, largest, 1.0))
         self.use, self.limit = use / unit, slack / unit  # t = limit - use·x lies between 0 and limit ≤ 1
 
-        self.products = np.where(self.apart, _products(problem), 0.0)
+        self.products = dense_products(problem)
         options, size = problem.num_options, 1 + problem.num_options + len(self.limit)
         self.options = slice(1, 1 + options)
         cost = np.zeros((size, size))
@@ -191,9 +192,7 @@ class Lift:
 
     def states(self, problem: Problem) -> bool:
         """Whether these are the matrices of a problem."""
-        mine = self.problem
-        alike = mine.groups == problem.groups and mine.budgets == problem.budgets and mine.fixed == problem.fixed
-        return alike and np.array_equal(mine.cost, problem.cost)
+        return self.problem is problem or self.problem.fingerprint() == problem.fingerprint()
 
     @property
     def share(self) -> Floats:
@@ -276,18 +275,6 @@ class Lift:
         cost = problem.cost + means.sum(axis=1) - middle.sum(axis=1)[problem.group_of]
         offset = problem.offset + 0.5 * float(middle.sum())
         return problem.derived(cost=cost, pairs=PairTerms(factor=factor), offset=offset)
-
-
-def _products(problem: Problem) -> Floats:
-    """Return the pair terms as one dense symmetric matrix ``(V, V)``."""
-    pairs = problem.pairs
-    dense = np.zeros((problem.num_options, problem.num_options))
-    if pairs.factor is not None:
-        dense += pairs.factor @ pairs.factor.T
-    if pairs.sparse is not None:
-        half = pairs.sparse.toarray()
-        dense += half + half.T
-    return dense
 
 
 def _interaction(products: Floats) -> Floats:

@@ -147,7 +147,7 @@ def _target(search: Search, step: float) -> float:
     """Return the bound from which a node cannot hold a better choice."""
     if search.objective is None:
         return np.inf
-    return search.objective - max(0.999 * step, 0.0) if step else search.objective - 0.5 * search.tolerance()
+    return search.objective - 0.999 * step if step else search.objective - 0.5 * search.tolerance()
 
 
 def _root(problem: Problem, search: Search) -> Node:

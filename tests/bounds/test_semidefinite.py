@@ -48,6 +48,20 @@ def test_no_choice_lies_below_the_bounds(seed):
     assert (found.share >= 0).all()
 
 
+@pytest.mark.parametrize("changed", ["pairs", "resources"])
+def test_the_state_of_another_problem_is_not_taken(changed):
+    problem = network(4, 3)
+    other = {
+        "pairs": problem.derived(pairs=PairTerms(factor=-problem.pairs.factor * np.arange(12)[:, None] % 3)),
+        "resources": problem.derived(resources={"bytes": problem.resources["bytes"][::-1]}),
+    }[changed]
+    start = semidefinite_bound(problem).state
+    bound = semidefinite_bound(other, start=start)
+    assert bound.value == pytest.approx(semidefinite_bound(other).value, abs=1e-12)
+    assert bound.state is not start
+    assert semidefinite_bound(problem, start=start).state is start
+
+
 @pytest.mark.parametrize("iterations", [20, 60])
 def test_an_early_stop_gives_a_valid_bound(monkeypatch, iterations):
     monkeypatch.setattr("solvers.bounds.semidefinite.ITERATIONS", iterations)

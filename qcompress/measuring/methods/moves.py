@@ -1,7 +1,8 @@
 """Small moves of layers' weights, of which predicted and actual change of the outputs are compared.
 
 Layers are moved together, since each move costs a pass. If the outputs do not follow, each half of the layers is moved
-by itself, and so on. Many layers together are less linear than one, so two passes show what one of each layer would:
+by itself, and so on; of a few layers each is moved alone, because one that is far from linear would be hidden by the
+others. Many layers together are less linear than one, so two passes show what one of each layer would:
 
 - With moves of full size, steps that autograd does not see (rounding) make jumps many times as large as the prediction.
 - With n layers moved 1/n as far, what is not linear nearly vanishes, and the tolerance is so small that the outputs
@@ -19,9 +20,8 @@ from qcompress.measuring.methods import evidence
 LARGEST_SHARE = 10.0
 """Largest factor by which a layer is moved farther, or less far, to change the outputs as much as the others."""
 
-FEW = 4
-"""Number of layers up to which each is moved by itself if a larger group with them did not follow. In a group, one that
-is far from linear is hidden by the others."""
+MOST_ALONE = 4
+"""Number of layers up to which each is moved by itself if a group with them did not follow."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -86,9 +86,11 @@ class Moves:
         return float(self.predicted[index].norm())
 
     def _misled(self, layers: list[int], *, strictly: bool = False) -> list[int]:
+        if strictly and len(layers) <= MOST_ALONE:
+            return [index for layer in layers for index in self._misled([layer])]
         tolerance = evidence.tolerance(rounded=self.rounded)
         follow = self._follow(layers, 1.0, tolerance)
-        if follow and (not strictly or (len(layers) > FEW and self._follow_strictly(layers, tolerance))):
+        if follow and (not strictly or self._follow_strictly(layers, tolerance)):
             return []
         if len(layers) == 1:
             return layers
