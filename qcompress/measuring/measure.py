@@ -22,7 +22,7 @@ from qcompress.measuring.inputs.moments import forecast_bytes, second_moments
 from qcompress.measuring.inputs.ranges import activation_ranges
 from qcompress.measuring.inputs.squares import input_squares
 from qcompress.measuring.kept_codes import KeptCodes
-from qcompress.measuring.memory import require_memory
+from qcompress.measuring.memory import require_memory, return_free_memory
 from qcompress.measuring.options_by_layer import Offered, calibrated_options
 from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.stopping import Stop
@@ -176,6 +176,7 @@ def _statistics(
     Raises:
         OptionsError: the second moments do not fit into the available memory.
     """
+    return_free_memory()  # of the survey's backward pass, before options are encoded
     calibrated = [part for part in parts if per_part[part.name].need_moments(part.target)]
     require_memory(forecast_bytes(calibrated))
     moments, num_inputs = second_moments(model, calibrated, batches, run) if calibrated else ({}, {})

@@ -202,8 +202,9 @@ class KullbackLeibler(Loss):
         """``e_y - p`` for a label y drawn from the softmax at every position: the score of the Fisher information."""
         p = self._probabilities(point)
         drawn = torch.multinomial(p.reshape(-1, p.shape[-1]).cpu(), 1, generator=generator).to(p.device)
-        label = torch.zeros_like(p).scatter_(-1, drawn.view(*p.shape[:-1], 1), 1.0)
-        return self._classes_back(torch.div(label - p, _positions(p) ** 0.5))
+        ones = torch.ones_like(drawn, dtype=p.dtype).view(*p.shape[:-1], 1)
+        score = p.neg_().scatter_add_(-1, drawn.view(*p.shape[:-1], 1), ones)  # in place: outputs can be large
+        return self._classes_back(score.div_(_positions(score) ** 0.5))
 
     def gradient(self, point: Tensor, batch: Any, reference: Tensor | None = None) -> Tensor | None:  # noqa: ARG002
         """``q - p`` at every position."""

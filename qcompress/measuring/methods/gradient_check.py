@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from qcompress.measuring.memory import return_free_memory
 from qcompress.measuring.methods import evidence
 
 STEPS = 3e-4, 3e-5
@@ -28,6 +29,9 @@ TOGETHER, ALONE = 0.05, 0.2
 
 LARGEST_SHARE = 10.0
 """Largest factor by which a weight is moved farther, or less far, to contribute an equal share."""
+
+RELEASED = 1 << 26
+"""Bytes of gradients after which the backward pass returns the memory that it no longer needs."""
 
 
 @torch.no_grad()
@@ -47,6 +51,7 @@ def misleading(run: Callable[[], Tensor], weights: Sequence[nn.Parameter], gener
     [[], [0]]
     """
     point, probe, directions = _probed(run, weights, generator)
+    return_free_memory()  # of the backward pass
     if evidence.half(point) or any(evidence.half(weight) for weight in weights):
         return []  # steps this small are lost in the rounding
     sizes = {index: slope * float(weights[index].norm()) for index, (_, slope) in directions.items()}
@@ -119,13 +124,17 @@ def _probed(
     Directions are of about length 1 and kept in bfloat16, in half the memory of the weights; slopes are those along
     the rounded directions.
     """
-    flags, hooks = [weight.requires_grad for weight in weights], []
+    flags, hooks, pending = [weight.requires_grad for weight in weights], [], 0
     directions: dict[int, tuple[Tensor, float]] = {}
 
     def take(weight: Tensor, index: int) -> None:
+        nonlocal pending
         gradient, weight.grad = weight.grad, None
         if gradient is None:
             return
+        if (pending := pending + gradient.nbytes) > RELEASED:
+            return_free_memory()  # of layers that the backward pass is done with
+            pending = 0
         gradient = gradient.to_dense() if gradient.is_sparse else gradient
         norm = float(torch.linalg.vector_norm(gradient))
         if norm > 0:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from formulations.file_kinds import FileKind
 from qcompress.measuring.candidates import Candidates
+from qcompress.measuring.memory import return_free_memory
 from qcompress.measuring.methods.gradients import Gradients
 from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.model.losses import Loss
@@ -193,6 +194,7 @@ class StreamedEffects:
             for index in range(len(self._sweep)):
                 passed(index, gradients)
             effects = gradients.effects()
+        return_free_memory()  # pieces of this unit's gradients, which the next one's do not fit into
         for reached, layers in zip(self.reached, gradients.reached, strict=True):
             reached.update(name for layer in layers for name in names[layer])
         seen = set().union(*self.reached)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from qcompress.measuring.candidates import DECODED, Candidates
 from qcompress.measuring.effects import Effects
+from qcompress.measuring.memory import return_free_memory
 from qcompress.measuring.methods.direct import Direct
 from qcompress.measuring.methods.gradients import Gradients
 from qcompress.measuring.methods.weight_gradients import WeightGradients
@@ -31,6 +32,9 @@ from qcompress.model.chain import without_cache
 from qcompress.model.losses import CallableLoss
 from qcompress.model.parts import Part
 from qcompress.transforms.base import Keep
+
+HELD_BYTES = DECODED // 2
+"""Bytes of gradients that are held until options are decoded for them, whatever the number of samples."""
 
 ROUND_BYTES = 1 << 30
 """Bytes of hidden states that are stored on disk at a time."""
@@ -106,6 +110,7 @@ class TogetherGradients(WeightGradients):
             gradients.add(output, self._loss.probe(output.detach(), sample, first))
             expected = gradients.effects()[:, 0]
         del output
+        return_free_memory()
         try:
             columns, _, _ = effects_by_block(direct, [sample], [second])
             with _sweep(direct, [sample]) as sweep:
@@ -135,7 +140,7 @@ def effects_by_block(
 
     with _sweep(direct, batches) as sweep:
         streamed = StreamedEffects(
-            sweep, candidates.parts, work_out, direct.loss, lambda number: generators[number], DECODED
+            sweep, candidates.parts, work_out, direct.loss, lambda number: generators[number], HELD_BYTES
         )
         for _ in sweep.forward():
             pass

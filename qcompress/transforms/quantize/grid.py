@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -43,6 +44,12 @@ class Grid:
     def spread(self, num_weights: int) -> Tensor:
         """The scale of every weight, ``(channels, num_weights)``."""
         return spread(self.scales, self.group_size, num_weights)
+
+
+def in_groups(rows: Tensor, group_size: int) -> Tensor:
+    """Return ``(channels, num_weights)`` as ``(channels, groups, group_size)``, the last group filled up with zeros."""
+    missing = -rows.shape[1] % group_size
+    return (pad(rows, (0, missing)) if missing else rows).view(len(rows), -1, group_size)
 
 
 def spread(of_groups: Tensor, group_size: int, num_weights: int) -> Tensor:

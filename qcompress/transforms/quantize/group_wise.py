@@ -8,6 +8,7 @@ error of the layer's output on the calibration data (`qcompress.transforms.quant
 """
 
 import functools
+import math
 import operator
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -18,7 +19,7 @@ from torch import Tensor
 from qcompress.errors import OptionsError
 from qcompress.transforms.base import Target, Weight
 from qcompress.transforms.column_blocks import STEP
-from qcompress.transforms.quantize.grid import Grid, spread
+from qcompress.transforms.quantize.grid import Grid, in_groups, spread
 from qcompress.transforms.quantize.packing import pack, packed_bytes, unpack
 from qcompress.transforms.quantize.prune_quantize import PruneQuantize, dequantized, nonzero
 
@@ -107,9 +108,9 @@ class GroupWise(PruneQuantize):
             OptionsError: the transform is compensated and the moments are missing.
         """
         codes, grid, kept = self._in_groups(weight)
-        shifted = (codes - spread(grid.low, grid.group_size, codes.shape[1])).to(torch.int32)
+        codes -= spread(grid.low, grid.group_size, codes.shape[1])
         stored = {
-            "codes": pack(shifted.view(-1) if kept is None else shifted[kept], self.bits),
+            "codes": pack(codes.view(-1) if kept is None else codes[kept], self.bits),
             "scales": grid.scales.reshape(-1).to(self.scale_type(weight.target)),
         }
         if not self.symmetric:
@@ -118,7 +119,7 @@ class GroupWise(PruneQuantize):
 
     def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:
         """Return scale times (code minus zero point); 0 where pruned."""
-        codes = unpack(stored["codes"], self.bits, self._num_kept(target.num_weights)).to(torch.float32)
+        codes = unpack(stored["codes"], self.bits, self._num_kept(target.num_weights), torch.float32)
         zeros, scales = self.zero_points(stored, target).float(), stored["scales"].to(torch.float32)
         size, channels = self._size(target), target.channels
         if self.sparsity or target.per_channel % size:
@@ -151,25 +152,23 @@ class GroupWise(PruneQuantize):
     def _in_groups(self, weight: Weight) -> tuple[Tensor, Grid, Tensor | None]:
         """Codes minus zero points as float32 rows (0 where pruned), their grid, and which weights are kept."""
         rows, kept = self._rows(weight)
-        masked = rows if kept is None else rows * kept
-        grid = self._nearest_grid(masked, self._size(weight.target), self.scale_type(weight.target))
-        low, high, scales = (
-            spread(each, grid.group_size, rows.shape[1]) for each in (grid.low, grid.high, grid.scales)
-        )
-        codes = torch.where(scales == 0, 0.0, masked / nonzero(scales)).round_().clamp_(low, high)
+        groups = in_groups(rows if kept is None else rows * kept, self._size(weight.target))
+        grid = self._nearest_grid(groups, self.scale_type(weight.target))
+        low, high, scales = (each[..., None] for each in (grid.low, grid.high, grid.scales))
+        codes = (groups / nonzero(scales)).masked_fill_(scales == 0, 0.0).round_().clamp_(low, high)
+        codes = codes.flatten(1)[:, : rows.shape[1]].contiguous()
         if self.compensated:
             codes, scales = self._made_up(weight, rows, codes, grid, kept)
             grid = replace(grid, scales=scales)
         return codes, grid, kept
 
-    def _nearest_grid(self, rows: Tensor, size: int, dtype: torch.dtype) -> Grid:
-        """The grid whose scales (in ``dtype``) and zero points minimise the squared error."""
+    def _nearest_grid(self, groups: Tensor, dtype: torch.dtype) -> Grid:
+        """The grid whose scales (in ``dtype``) and zero points minimise the squared error of `in_groups`."""
         from qcompress.transforms.quantize.scales import best_ranges, best_scales  # here: numba is slow to import
 
-        channels, levels = len(rows), 2 ** (self.bits - 1)
-        groups = torch.nn.functional.pad(rows, (0, -rows.shape[1] % size)).view(-1, size)
-        peaks = groups.abs().amax(dim=1)
-        unit = (groups / nonzero(peaks)[:, None]).numpy()
+        channels, levels = len(groups), 2 ** (self.bits - 1)
+        peaks = torch.linalg.vector_norm(groups, math.inf, dim=2).view(-1)
+        unit = (groups.view(len(peaks), -1) / nonzero(peaks)[:, None]).numpy()
         if self.symmetric:
             scales, zeros = torch.from_numpy(best_scales(unit, self.bits)), torch.full_like(peaks, levels)
         else:
@@ -180,7 +179,7 @@ class GroupWise(PruneQuantize):
             scales=_stored_in(dtype, scales),
             low=low,
             high=low + (2 * levels - 1),
-            group_size=size,
+            group_size=groups.shape[2],
             storable=functools.partial(_stored_in, dtype),
         )
 

@@ -20,10 +20,10 @@ def packed_bytes(count: int, bits: int) -> int:
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Pack integers of ``0 … 2**bits - 1``.
+    """Pack whole numbers of ``0 … 2**bits - 1``.
 
     Args:
-        codes: ``(n,)`` integers or booleans.
+        codes: ``(n,)``, any dtype.
         bits: bits per code, 1 to 16.
 
     Returns:
@@ -46,21 +46,22 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     return packed
 
 
-def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
+def unpack(packed: Tensor, bits: int, count: int, dtype: torch.dtype = torch.int32) -> Tensor:
     """Undo `pack`.
 
     Args:
         packed: ``(ceil(count·bits / 8),)`` uint8.
         bits: bits per code, 1 to 16.
         count: number of codes.
+        dtype: dtype of the result.
 
     Returns:
-        ``(count,)`` int32.
+        ``(count,)``, of ``dtype``.
 
     >>> unpack(pack(torch.tensor([1, 2, 3]), bits=4), bits=4, count=3)
     tensor([1, 2, 3], dtype=torch.int32)
     """
-    codes = torch.empty(count, dtype=torch.int32)
+    codes = torch.empty(count, dtype=dtype)
     for start in range(0, count, _CHUNK):
         stop = min(start + _CHUNK, count)
         chunk = packed[packed_bytes(start, bits) : packed_bytes(stop, bits)].to(torch.int32)

@@ -126,8 +126,8 @@ class PruneQuantize(Transform):
 
     def decode(self, stored: dict[str, Tensor], target: Target) -> Tensor:
         """Return code times scale; 0 where pruned."""
-        kept = unpack(stored["codes"], self.bits, self._num_kept(target.num_weights)).sub_(2 ** (self.bits - 1))
-        codes = kept.to(torch.float32)
+        codes = unpack(stored["codes"], self.bits, self._num_kept(target.num_weights), torch.float32)
+        codes.sub_(2 ** (self.bits - 1))
         if self.sparsity:
             mask = unpack(stored["mask"], 1, target.num_weights).to(torch.bool)
             codes = torch.zeros(target.num_weights).masked_scatter_(mask, codes)
