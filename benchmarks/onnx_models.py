@@ -111,11 +111,11 @@ def measured(case: Case, folder: Path) -> qcompress.Measurement:
     return for_engine(ENGINE, case.model, qcompress.Measurement.load(file), case.calibration[0])
 
 
-def uniform(legal: qcompress.Measurement, fits: Callable[[Transform], bool]) -> list[int]:
+def uniform(legal: qcompress.Measurement, fits: Callable[[Transform], bool], grouped: int | None) -> list[int]:
     """Choose in every part the first option that fits, or else 8 bits for the weights alone, or else the original."""
 
     def place(options: Sequence[Transform]) -> int:
-        for wanted in (fits, lambda transform: isinstance(transform, PruneQuantize) and transform.bits == 8):
+        for wanted in (fits, *(functools.partial(is_stored_in, 8, size) for size in (grouped, None))):
             if fitting := [index for index, transform in enumerate(options) if wanted(transform)]:
                 return fitting[0]
         return 0
@@ -129,9 +129,9 @@ def uniform_choices(legal: qcompress.Measurement, grouped: int | None) -> Iterat
     for kind in ("static", "dynamic"):
         is_kind = functools.partial(is_in_integers, kind == "dynamic")
         if sum(any(map(is_kind, options)) for options in legal.transforms) > len(legal.parts) / 2:
-            yield f"uniform W8A8, {kind}", uniform(legal, is_kind)
+            yield f"uniform W8A8, {kind}", uniform(legal, is_kind, grouped)
     for bits in (8, 4):
-        yield f"uniform {bits} bits", uniform(legal, functools.partial(is_stored_in, bits, grouped))
+        yield f"uniform {bits} bits", uniform(legal, functools.partial(is_stored_in, bits, grouped), grouped)
 
 
 def is_in_integers(dynamic: bool, transform: Transform) -> bool:

@@ -35,16 +35,23 @@ Kind = tuple[Hashable, ...]
 """The properties that an option's time depends on, within one layer; () for the dense layer."""
 
 
-def kind_of(transform: Transform, target: Target) -> Kind:
-    """What an option's time depends on; () if the weight is expanded when the file is loaded."""
+def kind_of(transform: Transform, target: Target, *, linear: bool) -> Kind:
+    """What an option's time depends on; () if the weight is expanded when the file is loaded, or only looked up.
+
+    Args:
+        transform: the option.
+        target: the weight.
+        linear: whether it is the weight of a Linear layer.
+    """
     if isinstance(transform, IntegerProduct):
         return "integer", transform.dynamic
     if isinstance(transform, LowRank):
         factors = transform.factor_targets(target).values()
         shapes = [(factor.channels, factor.per_channel) for factor in factors]
-        return ("factors", *shapes, *(kind_of(transform.then, factor) for factor in factors))
+        then = (kind_of(transform.then, factor, linear=factor.layer == "Linear") for factor in factors)
+        return ("factors", *shapes, *then)
     scheme = None if isinstance(transform, Keep) else scheme_of(transform, target)
-    if scheme is None or target.layer != "Linear" or not onnx_graph.takes_products(scheme):
+    if scheme is None or not linear or not onnx_graph.takes_blocks(scheme):
         return ()
     return "bits", scheme.bits, scheme.group_size, scheme.symmetric, scheme.scale_type == torch.float16
 
@@ -100,7 +107,7 @@ class Clock:
             parts: its parts.
             batch: input for tracing.
         """
-        coded: list[tuple[str, Transform, Target]] = []
+        coded: list[tuple[tuple[str, ...], Transform, Target]] = []
         low_rank = [(parts[place], option) for place, option in chosen.items() if isinstance(option, LowRank)]
         if low_rank:
             model = copy.deepcopy(model)
@@ -112,47 +119,49 @@ class Clock:
                 }
                 dense = model.get_submodule(path)
                 replace_(model, dense, factored(dense, means))
-                coded += [(f"{path}.{name}", option.then, factor) for name, factor in targets.items()]
+                coded += [((f"{path}.{name}",), option.then, factor) for name, factor in targets.items()]
             traced = onnx_tracing.trace(model, batch)
         coded += [
-            (parts[place].modules[0], transform, parts[place].target)
+            (parts[place].modules, transform, parts[place].target)
             for place, transform in chosen.items()
             if not isinstance(transform, LowRank)
         ]
-        return self._encoded(traced, model, [item for item in coded if kind_of(*item[1:])])
+        return self._encoded(traced, model, coded)
 
-    def _encoded(self, traced: Any, model: nn.Module, coded: Sequence[tuple[str, Transform, Target]]) -> Any:
+    def _encoded(
+        self, traced: Any, model: nn.Module, coded: Sequence[tuple[tuple[str, ...], Transform, Target]]
+    ) -> Any:
         """A copy of the graph with the weights of these layers in codes."""
         proto = onnx_graph.copied(traced)
         tensors = {item.name for item in proto.graph.initializer}
         encodings, integers = [], []
-        for path, transform, target in coded:
-            name = onnx_graph.initializer_of(model, path, tensors)
-            if name is None:
+        for paths, transform, target in coded:
+            modules = [model.get_submodule(path) for path in paths]
+            name = onnx_graph.initializer_of(model, paths[0], tensors)
+            if name is None or not kind_of(transform, target, linear=any(map(onnx_graph.is_linear, modules))):
                 continue
             if isinstance(transform, IntegerProduct):
                 integers.append(IntegerLayer(name=name, transform=transform, target=target))
             else:
-                encodings.append(_in_codes(proto, name, model.get_submodule(path), transform, target))
+                encodings.append(_in_codes(proto, name, modules, transform, target))
         onnx_graph.replace(proto, encodings, self._engine.accuracy_level)
         onnx_integer.put_(proto, integers)
         return proto
 
 
 def _in_codes(
-    proto: Any, name: str, module: nn.Module, transform: Transform, target: Target
+    proto: Any, name: str, modules: Sequence[nn.Module], transform: Transform, target: Target
 ) -> tuple[Encoding, IntegerCodes]:
     """Encode a weight with all codes equal to the middle one."""
     scheme: Scheme | None = scheme_of(transform, target)
     assert scheme is not None  # noqa: S101
-    products = onnx_graph.products_with(proto, name) if onnx_graph.takes_products(scheme) else ()
     groups, middle = scheme.num_groups(target), 2 ** (scheme.bits - 1)
     codes = IntegerCodes(
         codes=torch.full((target.channels, target.per_channel), middle, dtype=torch.int32),
         scales=torch.ones(target.channels, groups, dtype=scheme.scale_type),
         zeros=torch.full((target.channels, groups), middle, dtype=torch.int32),
     )
-    return Encoding(name=name, module=module, scheme=scheme, target=target, products=products), codes
+    return onnx_graph.encoding(proto, name, modules, scheme, target), codes
 
 
 def in_turn(

@@ -18,6 +18,7 @@ from qcompress.engines.integer_codes import Scheme, scheme_of
 from qcompress.transforms.base import Keep, Target, Transform
 from qcompress.transforms.low_rank.factors import LowRank
 from qcompress.transforms.quantize.integer import IntegerProduct
+from qcompress.transforms.quantize.prune_quantize import nonzero
 
 IN_INTEGERS = 4
 """Accuracy level at which inputs are rounded."""
@@ -31,9 +32,10 @@ def rounding_inputs(model: nn.Module, accuracy_level: int) -> Iterator[None]:
     record = record_of(model)
     items = [] if record is None or accuracy_level != IN_INTEGERS else record.parts
     sizes = {
-        model.get_submodule(path): scheme.group_size
+        module: scheme.group_size
         for item in items
         for path, transform, target in _layers(item)
+        if onnx_graph.is_linear(module := model.get_submodule(path))
         if (scheme := _scheme(transform, target)) is not None
     }
     hooks = [module.register_forward_pre_hook(_rounding(size)) for module, size in sizes.items() if size is not None]
@@ -52,8 +54,11 @@ def rounded_in_blocks(x: Tensor, size: int) -> Tensor:
     """
     width = x.shape[-1]
     blocks = nn.functional.pad(x.float(), (0, -width % size)).reshape(*x.shape[:-1], -1, size)
-    scale = blocks.abs().amax(-1, keepdim=True) / LARGEST
-    inverse = torch.where(scale > 0, 1 / scale, 0.0)
+    largest = blocks.abs().amax(-1, keepdim=True)
+    scale = largest / LARGEST
+    inverse = torch.full_like(largest, LARGEST) / nonzero(
+        largest
+    )  # as the engine divides, for inputs between two steps
     return (torch.round(blocks * inverse) * scale).flatten(-2)[..., :width].to(x.dtype)
 
 
@@ -70,10 +75,10 @@ def _layers(item: CompressedPart) -> Iterator[tuple[str, Transform, Target]]:
 
 def _scheme(transform: Transform, target: Target) -> Scheme | None:
     """The scheme of a weight that is multiplied in integers, or None."""
-    if isinstance(transform, (Keep, IntegerProduct)) or target.layer != "Linear":
+    if isinstance(transform, (Keep, IntegerProduct)):
         return None
     scheme = scheme_of(transform, target)
-    if scheme is None or not onnx_graph.takes_products(scheme):
+    if scheme is None or not onnx_graph.takes_blocks(scheme):
         return None
     in_float = scheme.bits == 2 and scheme.group_size == onnx_graph.LEAST_BLOCK
     return None if in_float else scheme

@@ -1,10 +1,13 @@
 """An ONNX graph of a model, and the places where its weights are replaced by integer codes.
 
 The graph is that of the dense model, as `qcompress.engines.onnx_tracing.trace` exports it. An `Encoding` replaces a
-weight: by `MatMulNBits` if only matrix products read the weight and the operator supports its group size, else by
-`DequantizeLinear` (with a reshape for kernels). ONNX Runtime folds and fuses the rest when it loads the file.
+weight: if the operators for blocks of codes support its group size and only matrix products and lookups of rows read
+it, by `MatMulNBits` and `GatherBlockQuantized`, which share one array of codes; else by `DequantizeLinear`, of the rows
+that are looked up in 8 bits by row, or of the whole weight (with a reshape for kernels). ONNX Runtime folds and fuses
+the rest when it loads the file.
 """
 
+import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +60,8 @@ class Encoding:
         module: the layer that the weight belongs to.
         scheme: how the weight is stored.
         target: description of its rows.
-        products: nodes that multiply with the weight, if there are no other uses and the operator supports its groups.
+        products, lookups: nodes that multiply with the weight, and that look up its rows, if all of them compute with
+            codes; else none.
     """
 
     name: str
@@ -65,6 +69,12 @@ class Encoding:
     scheme: Scheme
     target: Target
     products: tuple[Any, ...]
+    lookups: tuple[Any, ...]
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether operators compute with blocks of codes."""
+        return takes_blocks(self.scheme) and bool(self.products or self.lookups)
 
     def arrays(self) -> Iterator[Array]:
         """Yield codes, scales and zero points."""
@@ -73,7 +83,7 @@ class Encoding:
         bits, rows, groups = self.scheme.bits, self.target.channels, self.scheme.num_groups(self.target)
         scale_type = TensorProto.FLOAT16 if self.scheme.scale_type == torch.float16 else TensorProto.FLOAT
         per_byte = 8 // bits
-        if self.products:
+        if self.in_blocks:
             size = self.scheme.group_size or 0
             shape = rows, groups, size * bits // 8
             yield Array(
@@ -98,7 +108,7 @@ class Encoding:
                 name=f"{self.name}.zeros", onnx_type=kind, dims=self._per_group, nbytes=-(-rows * groups // per_byte),
                 numbers=lambda stored: _packed(stored.zeros, bits),
             )  # fmt: skip
-        scales = (rows, groups) if self.products else self._per_group
+        scales = (rows, groups) if self.in_blocks else self._per_group
         yield Array(
             name=f"{self.name}.scales", onnx_type=scale_type, dims=scales,
             nbytes=rows * groups * self.scheme.scale_type.itemsize, numbers=lambda stored: stored.scales.numpy(),
@@ -112,28 +122,84 @@ class Encoding:
         rows = self.target.channels
         return (rows,) if self.scheme.group_size is None else (rows, self.scheme.num_groups(self.target))
 
-    def nodes(self, accuracy_level: int) -> list[Any]:
-        """Return the operators, in order, that replace the weight or the products with it."""
-        return list(self._product_nodes(accuracy_level) if self.products else self._dense_nodes())
-
-    def _product_nodes(self, accuracy_level: int) -> Iterator[Any]:
+    def nodes(self, accuracy_level: int) -> "Nodes":
+        """Return the operators that replace the weight, or the products with it and the lookups of its rows."""
         from onnx import TensorProto, helper
 
-        scales = f"{self.name}.scales"
+        if not self.in_blocks:
+            instead = {node.output[0]: list(self._rows(node)) for node in self.lookups}
+            return Nodes(first=[] if instead else list(self._dense_nodes()), instead=instead)
+        first, scales = [], f"{self.name}.scales"
         if self.scheme.scale_type == torch.float16:
-            yield helper.make_node("Cast", [scales], [f"{scales}.wide"], to=TensorProto.FLOAT)
+            first.append(helper.make_node("Cast", [scales], [f"{scales}.wide"], to=TensorProto.FLOAT))
             scales = f"{scales}.wide"
+        instead = {
+            node.output[0]: [self._product(index, node, scales, accuracy_level)]
+            for index, node in enumerate(self.products)
+        }
+        if self.lookups:
+            shape = [self.target.channels, self._padded_width * self.scheme.bits // 8]
+            first += _reshaped(f"{self.name}.codes", shape, f"{self.name}.rows")
+        instead |= {node.output[0]: list(self._lookup(node, scales)) for node in self.lookups}
+        return Nodes(first=first, instead=instead)
+
+    def _product(self, index: int, node: Any, scales: str, accuracy_level: int) -> Any:
+        from onnx import helper
+
         zeros = "" if self.scheme.symmetric else f"{self.name}.zeros"
-        for index, node in enumerate(self.products):
-            bias = node.input[2] if node.op_type == "Gemm" and len(node.input) > 2 else ""
-            inputs = [node.input[0], f"{self.name}.codes", scales, zeros, "", bias]
-            while not inputs[-1]:
-                inputs.pop()
-            yield helper.make_node(
-                "MatMulNBits", inputs, list(node.output), domain="com.microsoft", name=f"{self.name}.{index}",
-                K=self.target.per_channel, N=self.target.channels, bits=self.scheme.bits,
-                block_size=self.scheme.group_size, accuracy_level=accuracy_level,
-            )  # fmt: skip
+        bias = node.input[2] if node.op_type == "Gemm" and len(node.input) > 2 else ""
+        inputs = [node.input[0], f"{self.name}.codes", scales, zeros, "", bias]
+        while not inputs[-1]:
+            inputs.pop()
+        return helper.make_node(
+            "MatMulNBits", inputs, list(node.output), domain="com.microsoft", name=f"{self.name}.{index}",
+            K=self.target.per_channel, N=self.target.channels, bits=self.scheme.bits,
+            block_size=self.scheme.group_size, accuracy_level=accuracy_level,
+        )  # fmt: skip
+
+    def _lookup(self, node: Any, scales: str) -> Iterator[Any]:
+        """Look up rows of codes and scales, and cut off the padding of the last block."""
+        from onnx import helper
+
+        output, padded = node.output[0], self._padded_width != self.target.per_channel
+        inputs = [
+            f"{self.name}.rows",
+            node.input[1],
+            scales,
+            *([] if self.scheme.symmetric else [f"{self.name}.zeros"]),
+        ]
+        yield helper.make_node(
+            "GatherBlockQuantized", inputs, [f"{output}.padded" if padded else output], domain="com.microsoft",
+            name=f"{output}.lookup", bits=self.scheme.bits, block_size=self.scheme.group_size,
+            gather_axis=0, quantize_axis=1,
+        )  # fmt: skip
+        if padded:
+            ends = {"start": 0, "stop": self.target.per_channel, "axis": -1}
+            for name, value in ends.items():
+                yield helper.make_node("Constant", [], [f"{output}.{name}"], value_ints=[value])
+            yield helper.make_node("Slice", [f"{output}.padded", *(f"{output}.{name}" for name in ends)], [output])
+
+    def _rows(self, node: Any) -> Iterator[Any]:
+        """Look up rows of codes, scales and zero points, and dequantize them."""
+        from onnx import TensorProto, helper
+
+        ids, output = node.input[1], node.output[0]
+        yield from _reshaped(ids, [-1], f"{output}.ids")
+        parts = ["codes", "scales", *([] if self.scheme.symmetric else ["zeros"])]
+        for part in parts:
+            yield helper.make_node("Gather", [f"{self.name}.{part}", f"{output}.ids"], [f"{output}.{part}"])
+        how = {"output_dtype": TensorProto.FLOAT} if self.scheme.scale_type == torch.float16 else {}
+        inputs = [f"{output}.{part}" for part in parts]
+        yield helper.make_node("DequantizeLinear", inputs, [f"{output}.flat"], axis=0, **how)
+        yield helper.make_node("Shape", [ids], [f"{output}.outer"])
+        yield helper.make_node("Constant", [], [f"{output}.width"], value_ints=[self.target.per_channel])
+        yield helper.make_node("Concat", [f"{output}.outer", f"{output}.width"], [f"{output}.shape"], axis=0)
+        yield helper.make_node("Reshape", [f"{output}.flat", f"{output}.shape"], [output])
+
+    @property
+    def _padded_width(self) -> int:
+        """Codes in a row, with those that fill up the last block."""
+        return self.scheme.num_groups(self.target) * (self.scheme.group_size or 0)
 
     def _dense_nodes(self) -> Iterator[Any]:
         from onnx import TensorProto, helper
@@ -153,9 +219,7 @@ class Encoding:
             if operator == "Transpose":
                 yield helper.make_node("Transpose", [names[index]], [names[index + 1]], perm=value)
             else:
-                shape = f"{self.name}.shape{index}"
-                yield helper.make_node("Constant", [], [shape], value_ints=value)
-                yield helper.make_node("Reshape", [names[index], shape], [names[index + 1]])
+                yield from _reshaped(names[index], value, names[index + 1])
 
     def _reshaping(self) -> list[tuple[str, list[int]]]:
         """The steps from rows to the weight, as in `qcompress.model.layers.from_rows`."""
@@ -179,36 +243,90 @@ class Encoding:
         for array in self.arrays():
             proto = TensorProto(name=array.name, dims=array.dims, data_type=array.onnx_type)
             total += array.nbytes + int(proto.ByteSize()) + 16
-        return total + sum(int(node.ByteSize()) + 4 for node in self.nodes(accuracy_level=4))
+        return total + sum(int(node.ByteSize()) + 4 for node in self.nodes(accuracy_level=4).all)
 
 
-def products_with(proto: Any, name: str) -> tuple[Any, ...]:
-    """The nodes that multiply with a weight ``(out, in)``, if all its uses are such products; else none."""
-    nodes: list[Any] = []
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nodes:
+    """Operators of a replaced weight.
+
+    Attributes:
+        first: those that come before all others.
+        instead: output of an operator of the dense model → those that replace it.
+    """
+
+    first: list[Any]
+    instead: dict[str, list[Any]]
+
+    @property
+    def all(self) -> list[Any]:
+        """All of them."""
+        return [*self.first, *itertools.chain.from_iterable(self.instead.values())]
+
+
+def encoding(proto: Any, name: str, modules: Sequence[nn.Module], scheme: Scheme, target: Target) -> Encoding:
+    """Return the encoding of a weight.
+
+    Args:
+        proto: graph of the dense model.
+        name: name of the weight's initializer.
+        modules: the layers that the weight belongs to.
+        scheme: how to store it.
+        target: description of its rows.
+    """
+    by_row = scheme.bits == 8 and scheme.group_size is None
+    products, lookups = _uses(proto, name) if takes_blocks(scheme) or by_row else ((), ())
+    if by_row and products:
+        products, lookups = (), ()
+    if products and not any(map(is_linear, modules)):  # what rounds the inputs of products is not in the emulation
+        products, lookups = (), ()
+    return Encoding(
+        name=name, module=modules[0], scheme=scheme, target=target, products=products, lookups=lookups
+    )  # fmt: skip
+
+
+def _uses(proto: Any, name: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """The nodes that multiply with a weight ``(out, in)``, and that look up its rows; none if it has other uses."""
+    products: list[Any] = []
+    lookups: list[Any] = []
     for node in _readers(proto, name):
-        if node.op_type == "Gemm" and list(node.input[1:2]) == [name] and _is_linear(node):
-            nodes.append(node)
+        if node.op_type == "Gemm" and list(node.input[1:2]) == [name] and _is_product(node):
+            products.append(node)
+        elif node.op_type == "Gather" and node.input[0] == name and not any(item.i for item in node.attribute):
+            lookups.append(node)
         elif node.op_type == "Transpose":
             inner = list(_readers(proto, node.output[0]))
             if not all(use.op_type == "MatMul" and use.input[1] == node.output[0] for use in inner):
-                return ()
-            nodes += inner
+                return (), ()
+            products += inner
         else:
-            return ()
-    return tuple(nodes)
+            return (), ()
+    return tuple(products), tuple(lookups)
 
 
 def _readers(proto: Any, name: str) -> Iterator[Any]:
     return (node for node in proto.graph.node if name in node.input)
 
 
-def _is_linear(node: Any) -> bool:
+def _reshaped(name: str, shape: list[int], result: str) -> Iterator[Any]:
+    from onnx import helper
+
+    yield helper.make_node("Constant", [], [f"{result}.shape"], value_ints=shape)
+    yield helper.make_node("Reshape", [name, f"{result}.shape"], [result])
+
+
+def _is_product(node: Any) -> bool:
     values = {item.name: item.f if item.name in ("alpha", "beta") else item.i for item in node.attribute}
     return values == {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
 
 
-def takes_products(scheme: Scheme) -> bool:
-    """Whether `MatMulNBits` supports the bits and group size."""
+def is_linear(module: nn.Module) -> bool:
+    """Whether a layer is multiplied by `MatMulNBits` if its weight is in blocks."""
+    return layers.kind_name(module) == "Linear"
+
+
+def takes_blocks(scheme: Scheme) -> bool:
+    """Whether `MatMulNBits` and `GatherBlockQuantized` support the bits and group size."""
     size = scheme.group_size or 0
     return scheme.bits in MATRIX_BITS and size >= LEAST_BLOCK and size & (size - 1) == 0
 
@@ -220,26 +338,24 @@ def replace(proto: Any, encodings: Sequence[tuple[Encoding, IntegerCodes]], accu
     graph, gone = proto.graph, {encoding.name for encoding, _ in encodings}
     kept = [item for item in graph.initializer if item.name not in gone]
     first: list[Any] = []
-    instead: dict[str, list[Any]] = {}  # output of a product → the nodes that replace it
+    instead: dict[str, list[Any]] = {}
     for encoding, numbers in encodings:
         for array in encoding.arrays():
             content = array.numbers(numbers).tobytes()
             assert len(content) == array.nbytes  # noqa: S101
             kept.append(TensorProto(name=array.name, dims=array.dims, data_type=array.onnx_type, raw_data=content))
-        for node in encoding.nodes(accuracy_level):
-            if node.op_type == "MatMulNBits":
-                instead[node.output[0]] = [node]
-            else:
-                first.append(node)
+        nodes = encoding.nodes(accuracy_level)
+        first += nodes.first
+        instead |= nodes.instead
     turned = {
         node.output[0] for encoding, _ in encodings if encoding.products for node in graph.node
         if node.op_type == "Transpose" and node.input[0] == encoding.name
     }  # fmt: skip
-    nodes = [new for node in graph.node if node.output[0] not in turned for new in instead.get(node.output[0], [node])]
+    others = [new for node in graph.node if node.output[0] not in turned for new in instead.get(node.output[0], [node])]
     del graph.initializer[:], graph.node[:]
     graph.initializer.extend(kept)
-    graph.node.extend(first + nodes)
-    narrow = any(encoding.scheme.bits == 2 and not encoding.products for encoding, _ in encodings)
+    graph.node.extend(first + others)
+    narrow = any(encoding.scheme.bits == 2 and not encoding.in_blocks for encoding, _ in encodings)
     del proto.opset_import[:]
     proto.opset_import.append(helper.make_opsetid("", OPSET_OF_2_BITS if narrow else OPSET))
     proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))

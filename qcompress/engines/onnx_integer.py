@@ -4,7 +4,7 @@ A Linear layer becomes `MatMulIntegerToFloat` after a `QuantizeLinear` (static) 
 convolution becomes `QLinearConv` between `QuantizeLinear` and `DequantizeLinear`. The operators are written in their
 final form, so that nothing depends on the fusions of ONNX Runtime. If a layer's output codes are on the grid that the
 next layer reads, they are passed on directly: the pair between them is removed, and so is a clamp that the range of the
-codes implies.
+codes implies. If an embedding shares the weight of a Linear layer, its rows are looked up in the same codes.
 """
 
 import math
@@ -52,7 +52,15 @@ class IntegerLayer:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Use:
-    """A product with a weight: operator, input, initializer of the bias or "", output, and the node itself."""
+    """A product with a weight, or a lookup of its rows.
+
+    Attributes:
+        operator: ``"Conv"``, ``"Linear"`` or ``"Lookup"``.
+        given: the input, or the indices of rows.
+        bias: initializer of the bias or "".
+        output: the output.
+        node: the node itself.
+    """
 
     operator: str
     given: str
@@ -129,8 +137,11 @@ class _Writer:
         if use.operator == "Conv":
             yield from self._convolution(layer, use)
             return
-        codes, scales = layer.numbers()
-        weight = [self._constant(f"{layer.name}.codes", np.ascontiguousarray(codes.T))]
+        if use.operator == "Lookup":
+            yield from self._lookup(layer, use)
+            return
+        _, scales = layer.numbers()
+        weight = [(yield from self._columns(layer))]
         scale = [self._constant(f"{layer.name}.scales", scales)]
         inputs = layer.transform.activations.inputs
         if inputs is None:
@@ -141,6 +152,35 @@ class _Writer:
         while not names[-1]:
             names.pop()
         yield helper.make_node(operator, names, [use.output], domain="com.microsoft", name=f"{use.output}.product")
+
+    def _columns(self, layer: IntegerLayer) -> Generator[Any, None, str]:
+        """Name of the codes ``(per_channel, channels)``; rows that are looked up as well are stored only once."""
+        from onnx import helper
+
+        codes, _ = layer.numbers()
+        name = f"{layer.name}.codes"
+        if not any(use.operator == "Lookup" for use in uses(self.proto, layer.name)):
+            return self._constant(name, np.ascontiguousarray(codes.T))
+        if (turned := f"{name}.turned") not in self._known:
+            self._known[turned] = None
+            yield helper.make_node("Transpose", [self._constant(name, codes)], [turned], perm=[1, 0])
+        return turned
+
+    def _lookup(self, layer: IntegerLayer, use: Use) -> Iterator[Any]:
+        """Look up rows of codes and their scales, and multiply them."""
+        from onnx import TensorProto, helper
+
+        codes, scales = layer.numbers()
+        names = {step: f"{use.output}.{step}" for step in ("codes", "wide", "scale", "axis", "scales")}
+        rows = self._constant(f"{layer.name}.codes", codes)
+        yield helper.make_node("Gather", [rows, use.given], [names["codes"]])
+        yield helper.make_node("Cast", [names["codes"]], [names["wide"]], to=TensorProto.FLOAT)
+        yield helper.make_node(
+            "Gather", [self._constant(f"{layer.name}.scales", scales), use.given], [names["scale"]]
+        )  # fmt: skip
+        yield helper.make_node("Constant", [], [names["axis"]], value_ints=[-1])
+        yield helper.make_node("Unsqueeze", [names["scale"], names["axis"]], [names["scales"]])
+        yield helper.make_node("Mul", [names["wide"], names["scales"]], [use.output])
 
     def behind(self, node: Any) -> Iterator[Any]:
         """For a clamp that the range of the codes implies, yield nodes that replace it under the clamp's name."""
@@ -257,7 +297,7 @@ def _with_room_for(
 
 
 def uses(proto: Any, name: str) -> list[Use]:
-    """The products with a weight; none if the weight has other uses."""
+    """The products with a weight, and the lookups of its rows; none if the weight has other uses."""
     readers = _readers(proto)
     uses = []
     for node in readers.get(name, ()):
@@ -265,6 +305,8 @@ def uses(proto: Any, name: str) -> list[Use]:
             uses.append(_use("Conv", node, _initializer(proto, node, 2)))
         elif node.op_type == "Gemm" and node.input[1] == name and _is_linear(node):
             uses.append(_use("Linear", node, _initializer(proto, node, 2)))
+        elif node.op_type == "Gather" and node.input[0] == name and not any(item.i for item in node.attribute):
+            uses.append(Use(operator="Lookup", given=node.input[1], bias="", output=node.output[0], node=node))
         elif node.op_type == "Transpose":
             inner = readers.get(node.output[0], [])
             if not all(use.op_type == "MatMul" and use.input[1] == node.output[0] for use in inner):

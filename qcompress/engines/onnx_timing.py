@@ -46,9 +46,12 @@ def time_options(
     on_progress: Callable[[TimingProgress], None] | None = None,
 ) -> Measurement:
     """Return the measurement with ``latency_s`` of every option in the engine; see `Engine.time_options`."""
+    linear = [
+        any(onnx_graph.is_linear(model.get_submodule(path)) for path in part.modules) for part in measurement.parts
+    ]
     kinds = [
-        [kind_of(transform, part.target) for transform in options]
-        for part, options in zip(measurement.parts, measurement.transforms, strict=True)
+        [kind_of(transform, part.target, linear=is_linear) for transform in options]
+        for part, options, is_linear in zip(measurement.parts, measurement.transforms, linear, strict=True)
     ]
     with tempfile.TemporaryDirectory() as folder:
         clock = Clock(engine, Path(folder))
@@ -134,7 +137,10 @@ class _Layer:
 
 
 def _layers(model: nn.Module, parts: Sequence[Part], timed: Sequence[bool], batch: Any) -> list[_Layer]:
-    """The layers of parts; one that the batch does not call, or whose options all take the same time, has no inputs."""
+    """The layers of parts; one that the batch does not call, or whose options all take the same time, has no inputs.
+
+    If Linear layers share a weight with an embedding, only they are timed: a lookup takes no time beside a product.
+    """
     given: dict[nn.Module, list[Tensor]] = {}
 
     def note(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -152,7 +158,8 @@ def _layers(model: nn.Module, parts: Sequence[Part], timed: Sequence[bool], batc
         for hook in hooks:
             hook.remove()
     layers = []
-    for modules, has_times in zip(members, timed, strict=True):
+    for sharing, has_times in zip(members, timed, strict=True):
+        modules = [module for module in sharing if onnx_graph.is_linear(module)] or sharing
         calls = [tensor for module in modules for tensor in given.get(module, [])] if has_times else []
         inputs = tuple(tensor.detach() for tensor in calls)
         shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in inputs)

@@ -1,4 +1,4 @@
-"""ONNX Runtime: Linear layers as MatMulNBits, everything else through DequantizeLinear, low rank as smaller layers.
+"""ONNX Runtime: Linear layers as MatMulNBits, embeddings as GatherBlockQuantized, others through DequantizeLinear.
 
 The file is the graph of the dense model with codes in place of the weights. Each option reserves space for its numbers,
 names and operators; the rest is padding in the file's ``doc_string``, so that the size is a sum over the layers.
@@ -111,7 +111,7 @@ class OnnxRuntime(Engine):
                 )
             if isinstance(transform, IntegerProduct):
                 return onnx_integer.room(proto, IntegerLayer(name=name, transform=transform, target=part.target))
-            return _encoding(proto, name, model.get_submodule(part.modules[0]), transform, part.target).room()
+            return _encoding(proto, name, _modules(model, part.modules), transform, part.target).room()
 
         names = [
             onnx_graph.initializer_of(model, part.modules[0], tensors) if part.parameter == WEIGHT else None
@@ -241,27 +241,26 @@ def _dense(model: nn.Module) -> nn.Module:
     return fold_(copy.deepcopy(model))
 
 
-def _encoding(proto: Any, name: str, module: nn.Module, transform: Transform, target: Target) -> Encoding:
+def _encoding(proto: Any, name: str, modules: Sequence[nn.Module], transform: Transform, target: Target) -> Encoding:
     scheme = scheme_of(transform, target)
     assert scheme is not None  # noqa: S101
-    products = onnx_graph.products_with(proto, name) if onnx_graph.takes_products(scheme) else ()
-    return Encoding(name=name, module=module, scheme=scheme, target=target, products=products)
+    return onnx_graph.encoding(proto, name, modules, scheme, target)
 
 
 def _factor_encoding(name: str, transform: Transform, target: Target) -> Encoding:
     """Like `_encoding` before the graph has the factor: an upper bound on the size, with a kernel to reshape to."""
     scheme = scheme_of(transform, target)
     assert scheme is not None  # noqa: S101
-    return Encoding(name=name, module=nn.Conv2d(1, 1, 1), scheme=scheme, target=target, products=())
+    return Encoding(name=name, module=nn.Conv2d(1, 1, 1), scheme=scheme, target=target, products=(), lookups=())
 
 
 def _encodings(proto: Any, model: nn.Module, item: CompressedPart) -> list[tuple[Encoding, Any]]:
     """The encodings of a part's weight, or of its factors, with their numbers; unused weights are left out."""
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     encodings = []
-    for path, transform, stored, target in _stored_weights(item):
-        if (name := onnx_graph.initializer_of(model, path, tensors)) is not None:
-            encoding = _encoding(proto, name, model.get_submodule(path), transform, target)
+    for paths, transform, stored, target in _stored_weights(item):
+        if (name := onnx_graph.initializer_of(model, paths[0], tensors)) is not None:
+            encoding = _encoding(proto, name, _modules(model, paths), transform, target)
             encodings.append((encoding, integer_codes(transform, stored, target)))
     return encodings
 
@@ -275,15 +274,19 @@ def _integer_layers(proto: Any, model: nn.Module, items: Iterable[CompressedPart
             yield IntegerLayer(name=name, transform=item.transform, target=item.part.target, stored=item.stored)
 
 
-def _stored_weights(item: CompressedPart) -> Iterator[tuple[str, Transform, dict[str, Tensor], Target]]:
-    """Layer, transform, arrays and target of a part's weight, or of its factors if they are stored as codes."""
-    path, transform, target = item.part.modules[0], item.transform, item.part.target
+def _modules(model: nn.Module, paths: Sequence[str]) -> list[nn.Module]:
+    return [model.get_submodule(path) for path in paths]
+
+
+def _stored_weights(item: CompressedPart) -> Iterator[tuple[tuple[str, ...], Transform, dict[str, Tensor], Target]]:
+    """Layers, transform, arrays and target of a part's weight, or of its factors if they are stored as codes."""
+    paths, transform, target = item.part.modules, item.transform, item.part.target
     if not isinstance(transform, LowRank):
-        yield path, transform, item.stored, target
+        yield paths, transform, item.stored, target
     elif not isinstance(transform.then, Keep):
         for factor, shape in transform.factor_targets(target).items():
             arrays = {key.split(".")[1]: value for key, value in item.stored.items() if key.split(".")[0] == factor}
-            yield f"{path}.{factor}", transform.then, arrays, shape
+            yield (f"{paths[0]}.{factor}",), transform.then, arrays, shape
 
 
 def _padded(proto: Any, accuracy_level: int, size: int) -> bytes:

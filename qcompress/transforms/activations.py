@@ -56,7 +56,7 @@ class Activations:
     outputs: Range | None
 
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments of a layer with its input rounded."""
+        """Return the arguments of a layer with its input rounded, unless it holds whole numbers."""
         if args:
             return (self._rounded(args[0]), *args[1:]), kwargs
         return args, {**kwargs, "input": self._rounded(kwargs["input"])}
@@ -83,6 +83,8 @@ class Activations:
         )
 
     def _rounded(self, values: Tensor) -> Tensor:
+        if not values.is_floating_point():
+            return values  # words of an Embedding that shares its weight with a Linear layer
         if self.inputs is not None:
             return self.inputs.rounded(values)
         low, high = (float(end) for end in torch.aminmax(values.detach()))

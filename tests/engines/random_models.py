@@ -48,7 +48,9 @@ def llama(rng: random.Random) -> tuple[nn.Module, Tensor]:
 def network(rng: random.Random) -> tuple[nn.Module, Any]:
     """A network of any supported kind of layers, or of Linear layers of odd widths, and a batch."""
     torch.manual_seed(rng.randrange(10**6))
-    kind = rng.choice([*KINDS, "wide", "wide"])
+    kind = rng.choice([*KINDS, "wide", "wide", "words"])
+    if kind == "words":
+        return _words(rng)
     if kind != "wide":
         make, make_batch = KINDS[kind]
         return make().eval(), make_batch()
@@ -59,6 +61,16 @@ def network(rng: random.Random) -> tuple[nn.Module, Any]:
         between[-1].weight = between[-3].weight
     shape = rng.choice([(3, widths[0]), (2, 5, widths[0]), (1, widths[0])])
     return Chain(*between).eval(), torch.randn(shape)
+
+
+def _words(rng: random.Random) -> tuple[nn.Module, Tensor]:
+    """An embedding and a head, which may share their weight."""
+    count, width = rng.randrange(3, 60), rng.randrange(3, 90)
+    words, head = nn.Embedding(count, width), nn.Linear(width, count, bias=rng.random() < 0.5)
+    if rng.random() < 0.7:
+        head.weight = words.weight
+    shape = rng.choice([(3,), (2, 5)])
+    return Chain(words, nn.Linear(width, width), nn.Tanh(), head).eval(), torch.randint(count, shape)
 
 
 OFFERED = 4  # options at once in a random run

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import qcompress
+from benchmarks.traces import traced_once
 from formulations import InfeasibleBudgetError
 from qcompress.engines.legal import FILE_BYTES, for_engine
 from qcompress.engines.onnxruntime import OnnxRuntime
@@ -71,6 +72,86 @@ def test_linear_layers_in_blocks_are_products_in_integers_others_are_expanded(tm
     exported(Mixed().eval(), torch.randn(2, 3, 6, 6), qcompress.prune_quantize(bits=(4,), group_size=16),
              tmp_path / "mixed")  # fmt: skip
     assert operators(tmp_path / "mixed").count("DequantizeLinear") >= 4
+
+
+class Words(nn.Module):
+    """An embedding of odd width between two layers' worth of work, whose weight is also the head if tied."""
+
+    def __init__(self, *, tied: bool) -> None:
+        super().__init__()
+        self.words, self.body, self.head = nn.Embedding(50, 70), nn.Linear(70, 70), nn.Linear(70, 50, bias=tied)
+        if tied:
+            self.head.weight = self.words.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.body(self.words(ids))))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_embeddings_are_looked_up_in_codes_that_a_tied_head_shares(tied: bool, symmetric: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, ids = Words(tied=tied).eval(), torch.randint(50, (2, 5))
+    with traced_once():
+        for bits, size in itertools.product((2, 4, 8), (16, 32)):
+            options = qcompress.prune_quantize(bits=(bits,), group_size=size, symmetric=symmetric)
+            smaller = exported(model, ids, options, tmp_path / "small.onnx")
+            assert operators(tmp_path / "small.onnx").count("GatherBlockQuantized") == 1
+            assert operators(tmp_path / "small.onnx").count("MatMulNBits") == 2
+            assert "DequantizeLinear" not in operators(tmp_path / "small.onnx")
+            output = EXACT.run(tmp_path / "small.onnx", [ids]).outputs[0]
+            torch.testing.assert_close(output, smaller(ids), atol=FLOAT, rtol=0)
+            fast = OnnxRuntime(threads=1)
+            path = qcompress.export(smaller, tmp_path / "fast.onnx", target=fast, example=ids).path
+            emulated = fast.emulate(smaller, [ids]).outputs[0]
+            torch.testing.assert_close(fast.run(path, [ids]).outputs[0], emulated, atol=FLOAT, rtol=0)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_rows_in_8_bits_are_dequantized_where_they_are_looked_up(symmetric: bool, tmp_path: Path) -> None:
+    import onnx
+
+    torch.manual_seed(0)
+    model, ids = Words(tied=False).eval(), torch.randint(50, (2, 5))
+    options = qcompress.prune_quantize(bits=(8,), group_size=None, symmetric=symmetric)
+    smaller = exported(model, ids, options, tmp_path / "small.onnx")
+    wide = {"model.words.weight.codes"}
+    nodes = onnx.load(tmp_path / "small.onnx").graph.node
+    assert not [node for node in nodes if node.op_type == "DequantizeLinear" and wide.intersection(node.input)]
+    output = EXACT.run(tmp_path / "small.onnx", [ids]).outputs[0]
+    torch.testing.assert_close(output, smaller(ids), atol=FLOAT, rtol=0)
+
+
+@pytest.mark.parametrize("ranges", ["static", "dynamic"])
+def test_a_tied_head_is_multiplied_in_integers_with_the_codes_that_are_looked_up(ranges: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, ids = Words(tied=True).eval(), torch.randint(50, (2, 5))
+    with traced_once():
+        smaller = exported(model, ids, qcompress.integer_products((ranges,)), tmp_path / "small.onnx")
+        used = operators(tmp_path / "small.onnx")
+        assert used.count("DynamicQuantizeMatMul" if ranges == "dynamic" else "MatMulIntegerToFloat") == 2
+        output = EXACT.run(tmp_path / "small.onnx", [ids]).outputs[0]
+    torch.testing.assert_close(output, smaller(ids), atol=FLOAT, rtol=0)
+    assert not torch.equal(output, model(ids))
+
+
+def test_an_embedding_alone_has_no_integer_product() -> None:
+    model, ids = Chain(nn.Embedding(50, 70), nn.Linear(70, 5)).eval(), torch.randint(50, (2, 5))
+    labels = [len(options) for options in measured(model, ids, qcompress.integer_products()).transforms]
+    assert labels == [1, 3]
+
+
+def test_a_weight_that_is_looked_up_and_used_in_another_way_is_expanded(tmp_path: Path) -> None:
+    class Sums(Words):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return super().forward(ids) + self.words.weight.sum(1)
+
+    torch.manual_seed(0)
+    model, ids = Sums(tied=True).eval(), torch.randint(50, (2, 5))
+    smaller = exported(model, ids, qcompress.prune_quantize(bits=(4,), group_size=16), tmp_path / "small.onnx")
+    assert operators(tmp_path / "small.onnx").count("DequantizeLinear") == 1
+    output = EXACT.run(tmp_path / "small.onnx", [ids]).outputs[0]
+    torch.testing.assert_close(output, smaller(ids), atol=FLOAT, rtol=0)
 
 
 def test_the_batch_may_be_of_any_size_and_the_file_says_what_it_was_written_for(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ rounding the sample has the least squared error. If an output is read only by on
 that the clamp would cut off anyway need no codes.
 
 Ranges exist for layers whose weight has known inputs: Linear layers and convolutions that are called and do nothing to
-their input except pad it with zeros or copies.
+their input except pad it with zeros or copies. Where Linear layers share the weight of an Embedding, they are theirs.
 """
 
 import math
@@ -54,8 +54,9 @@ def activation_ranges(
     odd: set[str] = set()
     clamps = _Clamps()
     hooks = []
-    for modules in dict.fromkeys(part.modules for part in parts):
+    for modules, head in dict.fromkeys((part.modules, part.target.head) for part in parts):
         members = [model.get_submodule(path) for path in modules]
+        members = [member for member in members if isinstance(member, nn.Linear)] if head else members
         if not all(isinstance(member, (nn.Linear, *layers.CONVOLUTIONS)) for member in members):
             continue
 

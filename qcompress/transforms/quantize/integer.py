@@ -23,8 +23,8 @@ class IntegerProduct(Transform):
     """Store the weight in 8 bits and multiply it with 8-bit activations.
 
     Args:
-        dynamic: whether to use the range of each tensor at run time; only for Linear layers. Otherwise the range of the
-            calibration data is used, which `resolve` fills in.
+        dynamic: whether to use the range of each tensor at run time; only for Linear layers, also those with tied
+            weights. Otherwise the range of the calibration data is used, which `resolve` fills in.
         compensated: same as in `PruneQuantize`.
         inputs, outputs: ``(low, high)`` of the activations; the outputs of a Linear layer are not rounded.
 
@@ -96,7 +96,7 @@ class IntegerProduct(Transform):
 
     def resolve(self, weight: Weight) -> "IntegerProduct | None":
         """Return the option with the ranges of the weight's layer; None if there are none or it does not fit."""
-        linear = weight.target.layer == "Linear"
+        linear = weight.target.layer == "Linear" or weight.target.head
         if weight.ranges is None or self.why_not(weight.target) or (self.dynamic and not linear):
             return None
         inputs, outputs = weight.ranges
