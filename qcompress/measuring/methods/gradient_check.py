@@ -4,8 +4,9 @@ A straight-through estimator, or a path partly cut by `detach`, gives a gradient
 weight along its gradient by a small share ``s`` of its size must change a probed output by ``s·‖W‖·‖g‖``; taking the
 difference of a step forward and a step back cancels the second order. Deep networks curve even along their gradients,
 so a smaller step is tried if one does not match: a wrong gradient stays wrong. Layers are checked in groups, each layer
-with the same share of the predicted change, and one by one only where a group does not match. Half precision would
-round such steps away, so a model in half precision is checked while it holds the same numbers in float32 (`widened`).
+with the same share of the predicted change, and one by one only where a group does not match. The larger a group, the
+closer it has to match, so that one wrong layer among many shows. Half precision would round such steps away, so a model
+in half precision is checked while it holds the same numbers in float32 (`widened`).
 """
 
 import contextlib
@@ -26,6 +27,9 @@ GROUPS = 8
 
 TOGETHER, ALONE = 0.05, 0.2
 """Relative difference of predicted and actual change above which a group, or a single layer, fails the check."""
+
+HALF_OF_ONE = 0.5
+"""A group fails the check if the part of one layer of it is half missing, however many layers it has."""
 
 LARGEST_SHARE = 10.0
 """Largest factor by which a weight is moved farther, or less far, to contribute an equal share."""
@@ -62,7 +66,7 @@ def misleading(run: Callable[[], Tensor], weights: Sequence[nn.Parameter], gener
     noise = 16 * torch.finfo(point.dtype).eps * float((probe * point).norm())
 
     def follows(indices: list[int], tolerance: float) -> bool:
-        return any(follows_at(step / len(indices), indices, tolerance) for step in STEPS)
+        return any(follows_at(step, indices, tolerance) for step in STEPS)
 
     def follows_at(step: float, indices: list[int], tolerance: float) -> bool:
         before = [weights[index].detach().clone() for index in indices]
@@ -86,7 +90,7 @@ def misleading(run: Callable[[], Tensor], weights: Sequence[nn.Parameter], gener
     together = -(-len(order) // GROUPS)
     for start in range(0, len(order), together):
         group = order[start : start + together]
-        if not follows(group, TOGETHER):
+        if not follows(group, min(TOGETHER, HALF_OF_ONE / len(group))):
             wrong += [index for index in group if not follows([index], ALONE)]
     return wrong
 
