@@ -202,6 +202,7 @@ VIEWS = {
             "predicted KL": "{predicted:.4f}",
             "gap": "{gap:.2%}",
             "KL": "{kl:.4f}",
+            "above compress by": "{above:.4f} ± {error:.4f}",
             "logits differ by": "{difference:g}",
         }
     ),

@@ -276,9 +276,8 @@ def encoding(proto: Any, name: str, modules: Sequence[nn.Module], scheme: Scheme
     """
     by_row = scheme.bits == 8 and scheme.group_size is None
     products, lookups = _uses(proto, name) if takes_blocks(scheme) or by_row else ((), ())
-    if by_row and products:
-        products, lookups = (), ()
-    if products and not any(map(is_linear, modules)):  # what rounds the inputs of products is not in the emulation
+    functional = bool(products and lookups) and not any(map(is_linear, modules))  # the emulation sees no such product
+    if (by_row and products) or functional:
         products, lookups = (), ()
     return Encoding(
         name=name, module=modules[0], scheme=scheme, target=target, products=products, lookups=lookups
