@@ -5,7 +5,7 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ class Traced(nn.Module):
     def __init__(self, model: nn.Module, batch: Any) -> None:
         super().__init__()
         self.model = model
-        self.names = list(batch) if isinstance(batch, dict) else None
+        self.names = list(batch) if isinstance(batch, Mapping) else None
         self.alone = isinstance(batch, Tensor)
 
     def forward(self, *tensors: Tensor) -> Tensor:
@@ -39,26 +39,38 @@ def inputs_of(batch: Any, count: int | None = None) -> list[Tensor]:
     Raises:
         EngineError: the batch is not a tensor, nor a list or dict of tensors.
     """
-    tensors = [batch] if isinstance(batch, Tensor) else list(batch.values() if isinstance(batch, dict) else batch)
+    tensors = [batch] if isinstance(batch, Tensor) else list(batch.values() if isinstance(batch, Mapping) else batch)
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
         found = type(batch).__name__ + (
             f" of {', '.join(type(tensor).__name__ for tensor in tensors)}" if tensors else ""
         )
         raise EngineError(f"engine 'onnxruntime' traces tensors, lists and dicts of tensors, found {found}")
-    return tensors if isinstance(batch, dict) or count is None else tensors[:count]
+    return tensors if isinstance(batch, Mapping) or count is None else tensors[:count]
 
 
 def feed_of(session: Any, batch: Any) -> dict[str, Any]:
-    """A batch as the inputs of an ONNX Runtime session, by name."""
-    given = session.get_inputs()
-    tensors = inputs_of(list(batch) if isinstance(batch, tuple) else batch, len(given))
-    return {entry.name: tensor.numpy() for entry, tensor in zip(given, tensors, strict=True)}
+    """A batch as the inputs of an ONNX Runtime session: a mapping by its keys, others in order.
+
+    Raises:
+        EngineError: inputs are missing.
+    """
+    names = [entry.name for entry in session.get_inputs()]
+    tensors = inputs_of(list(batch) if isinstance(batch, tuple) else batch, len(names))
+    given = dict(zip(batch if isinstance(batch, Mapping) else names, tensors, strict=False))
+    if missing := [name for name in names if name not in given]:
+        found = ", ".join(map(repr, batch)) if isinstance(batch, Mapping) else f"{len(tensors)} tensors"
+        raise EngineError(
+            f"the file's inputs are {', '.join(map(repr, names))}, but {', '.join(map(repr, missing))} "
+            f"is missing in the batch, which has {found}"
+        )
+    return {name: given[name].numpy() for name in names}
 
 
 def trace(model: nn.Module, example: Any) -> Any:
     """Export the dense model as an ONNX ModelProto without comments; weights are named ``model.`` plus state-dict name.
 
-    The batch dimension is dynamic, and so are all dimensions of integer inputs (tokens).
+    The batch dimension is dynamic, and so are all dimensions of integer inputs (tokens). Inputs have the keys of a
+    mapping, of which the graph takes those that it reads, or else the names of the model's parameters.
 
     Raises:
         EngineError: there is no example, or PyTorch cannot export the model; the message says why.
@@ -67,7 +79,7 @@ def trace(model: nn.Module, example: Any) -> Any:
         raise EngineError("engine 'onnxruntime' traces the model: give example=, a batch")
     needed = _num_inputs(model) if isinstance(example, (list, tuple)) else None
     tensors = inputs_of(list(example) if isinstance(example, tuple) else example, needed)
-    batch = example if isinstance(example, (dict, Tensor)) else tensors
+    batch = example if isinstance(example, (Mapping, Tensor)) else tensors
     pair = tuple(torch.cat([tensor, tensor]) if len(tensor) == 1 else tensor for tensor in tensors)  # 1 would be fixed
     auto = torch.export.Dim.AUTO
     shapes = tuple(dict.fromkeys(range(1 if tensor.is_floating_point() else tensor.ndim), auto) for tensor in tensors)
@@ -82,6 +94,9 @@ def trace(model: nn.Module, example: Any) -> Any:
     assert program is not None  # noqa: S101
     proto = _bare(program.model_proto)
     _leave_out_zero_biases(proto.graph)
+    _name_ends(proto.graph, _names(model, batch, len(tensors)))
+    if isinstance(example, Mapping):
+        _leave_out_unread_inputs(proto.graph)
     return proto
 
 
@@ -124,6 +139,42 @@ def _num_inputs(model: nn.Module) -> int:
     parameters = inspect.signature(model.forward).parameters.values()
     needed = [each for each in parameters if each.default is each.empty and each.kind is not each.VAR_KEYWORD]
     return max(len(needed), 1)
+
+
+def _names(model: nn.Module, batch: Any, count: int) -> list[str]:
+    """Names of the inputs."""
+    if isinstance(batch, Mapping):
+        return list(batch)
+    parameters = inspect.signature(model.forward).parameters.values()
+    named = [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    return [named[place] if place < len(named) else f"input_{place}" for place in range(count)]
+
+
+def _name_ends(graph: Any, names: list[str]) -> None:
+    """Give the inputs these names, and call the output ``output``; other values that have one of them get another."""
+    ends = [entry.name for entry in (*graph.input, *graph.output)]
+    wanted = [*names, "output" if "output" not in names else "output.1"]
+    taken = {name: f"{name}.inside" for name in wanted}
+    _rename(graph, {**taken, **dict(zip(ends, wanted, strict=True))})
+
+
+def _rename(graph: Any, names: Mapping[str, str]) -> None:
+    for entry in (*graph.input, *graph.output, *graph.initializer):
+        entry.name = names.get(entry.name, entry.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+                _rename(inner, names)
+
+
+def _leave_out_unread_inputs(graph: Any) -> None:
+    if any(item.HasField("g") for node in graph.node for item in node.attribute):
+        return  # what a branch reads is not visible here
+    read = {name for node in graph.node for name in node.input} | {item.name for item in graph.output}
+    for item in [item for item in graph.input if item.name not in read]:
+        graph.input.remove(item)
 
 
 def _bare(proto: Any) -> Any:

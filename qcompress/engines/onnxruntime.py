@@ -138,9 +138,9 @@ class OnnxRuntime(Engine):
         """Write the file."""
         record = record_of(model)
         items = [] if record is None else list(record.parts)
-        for item in items:
-            if why := self.refuse(item.part, item.transform):
-                raise EngineError(f"engine {self.name!r} cannot write this model: {why}")
+        whys = (self.refuse(item.part, item.transform) for item in items)
+        if why := next(filter(None, whys), _why_not_float32(model)):
+            raise EngineError(f"engine {self.name!r} cannot write this model: {why}")
         whole = _dense(model)
         dense = onnx_tracing.trace(whole, example)
         chosen = [(item.transform if item.stored else Keep(),) for item in items]
@@ -219,6 +219,13 @@ class OnnxRuntime(Engine):
             return opened(path, self.threads)
         except Exception as error:  # its errors have no more specific base class
             raise EngineError(f"ONNX Runtime does not accept {path}: {error}") from error
+
+
+def _why_not_float32(model: nn.Module) -> str:
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            return f"{name!r} is {tensor.dtype}, but only float32 models are written; convert it with model.float()"
+    return ""
 
 
 def _why_not(transform: Transform, target: Target) -> str:

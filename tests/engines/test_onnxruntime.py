@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import random
+from collections import UserDict
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -207,6 +208,57 @@ def test_dicts_and_lists_of_tensors_are_batches(tmp_path: Path) -> None:
         path = qcompress.export(model, tmp_path / str(index), target=EXACT, example=batch).path
         found, expected = (run([batch]).outputs[0] for run in (partial(EXACT.run, path), partial(EXACT.emulate, model)))
         torch.testing.assert_close(found, expected, atol=FLOAT, rtol=0)
+
+
+class Difference(nn.Module):
+    """Two inputs that must not be confused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(8, 5)
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return self.out(left - 2 * right)
+
+
+def test_inputs_are_called_by_their_names_whatever_their_order(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, left, right = Difference().eval(), torch.randn(3, 8), torch.randn(3, 8)
+    expected = model(left, right)
+    for index, example in enumerate(({"left": left, "right": right}, (left, right))):
+        path = qcompress.export(model, tmp_path / str(index), target=EXACT, example=example).path
+        session = EXACT.session(path)
+        assert [entry.name for entry in session.get_inputs()] == ["left", "right"]
+        assert [entry.name for entry in session.get_outputs()] == ["output"]
+        for batch in ({"right": right, "left": left, "more": left}, UserDict(right=right, left=left), [left, right]):
+            torch.testing.assert_close(EXACT.run(path, [batch]).outputs[0], expected, atol=FLOAT, rtol=0)
+        with pytest.raises(EngineError, match=r"inputs are 'left', 'right', but 'right' is missing .* has 'left'"):
+            EXACT.run(path, [{"left": left}])
+        with pytest.raises(EngineError, match="'right' is missing in the batch, which has 1 tensors"):
+            EXACT.run(path, [left])
+
+
+def test_names_that_the_graph_uses_inside_stay_apart(tmp_path: Path) -> None:
+    class Same(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, linear: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+            return self.linear(linear).tanh() - output
+
+    torch.manual_seed(0)
+    model, batch = Same().eval(), [torch.randn(2, 4), torch.randn(2, 4)]
+    path = qcompress.export(model, tmp_path / "small.onnx", target=EXACT, example=batch).path
+    assert [entry.name for entry in EXACT.session(path).get_inputs()] == ["linear", "output"]
+    torch.testing.assert_close(EXACT.run(path, [batch]).outputs[0], model(*batch), atol=FLOAT, rtol=0)
+
+
+def test_a_model_in_half_precision_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4)).half()
+    with pytest.raises(EngineError, match=r"'0.weight' is torch.float16, but only float32 models .* model.float()"):
+        qcompress.export(model, tmp_path / "x.onnx", target=EXACT, example=torch.randn(2, 4).half())
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_the_engine_does_not_run_is_refused_with_the_reason(tmp_path: Path) -> None:
