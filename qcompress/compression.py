@@ -142,7 +142,8 @@ def compress(
             solver's choice is returned, measured and fitted on all of ``data``.
         target: engine to export to (see `engines`). Only options that it runs are then on offer, and
             ``{"file_bytes": …}`` limits the size of its file. None stands for the package's own file format.
-        output: path for the engine's file, which is then run and compared with the model.
+        output: path for the engine's file. It is written, run and compared with the model before it takes this place;
+            a file that differs is kept with ``.rejected`` after its name, and an earlier file is left unchanged.
         memory: maximum memory of the process while a model from `open_model` is measured, for example ``"4 GB"``.
         jobs: number of processes that measure, as in `measure`.
         batch_norm_data: batches on which to re-estimate batch-norm statistics, or None to leave them unchanged.
@@ -174,7 +175,7 @@ def compress(
         ModelError: the measurement belongs to another model, or the model cannot be copied so that the copy runs on
             its own weights; use `apply_` for such a model.
         EngineError: the engine does not exist, or does not support the model or the options.
-        VerificationError: the engine's file does not behave as predicted.
+        VerificationError: the engine does not run its file, or the file does not behave as predicted.
         OptionsError: the folder holds a run of an earlier version, or an argument is outside its range.
 
     Warns:

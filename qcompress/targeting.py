@@ -1,16 +1,18 @@
 """Steps of `compress` for an engine: search only what it supports, time it, and write and verify its file."""
 
 import itertools
+import os
 from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from torch import nn
 
 from formulations import Problem
-from formulations.files import AnyPath
+from formulations.files import AnyPath, drafting
 from qcompress.budgets import BITS_PER_WEIGHT, LATENCY, with_resources
 from qcompress.engines.base import Engine
 from qcompress.engines.export import ExportedFile, export, require_free
@@ -23,7 +25,7 @@ from qcompress.measurement import Measurement
 from qcompress.measuring.latency import load_times, save_times
 from qcompress.model.batches import samples
 from qcompress.model.calibration import Calibration
-from qcompress.run_folder import Kept, RunFolder
+from qcompress.run_folder import Kept, RunFolder, remove
 from qcompress.steps import Request
 from solvers import Solution, Solver, solve
 from solvers.composites.tied import TiedSolver
@@ -145,17 +147,44 @@ def tying(engine: Engine | None, measurement: Measurement, solver: Solver) -> So
 def exported(request: Request, run: RunFolder, model: nn.Module) -> tuple[ExportedFile | None, Verification | None]:
     """Write the engine's file of ``model`` and compare it on the first samples, if a file was requested.
 
+    The file takes its place only after it was compared; until then, whatever stands there is left unchanged.
+
     Raises:
-        VerificationError: the engine's outputs differ from the prediction; the file is kept for inspection.
+        VerificationError: the engine does not run the file, or its weights or outputs differ from the prediction; the
+            file is kept beside the requested path, with ``.rejected`` after its name.
     """
     engine, output = request.engine, request.output
     if engine is None or output is None:
         return None, None
-    batch = request.calibration.first_batch()
-    with run.timed("export"):
-        file = export(model, Path(output), target=engine, example=batch)
-    with run.timed("verify"):
-        verification = verify(file.path, model, list(itertools.islice(samples(batch), VERIFIED)), target=engine)
-    if not verification.ok:
-        raise VerificationError(f"{file.path} does not match the chosen model: {verification.why_not}")
-    return file, verification
+    batch, goal = request.calibration.first_batch(), Path(output)
+    require_free(engine, goal)
+    with drafting(goal) as draft:
+        with run.timed("export"):
+            file = export(model, draft, target=engine, example=batch)
+        with run.timed("verify"):
+            verification = _accepted(engine, model, draft, list(itertools.islice(samples(batch), VERIFIED)), goal)
+    return replace(file, path=goal), verification
+
+
+def _accepted(engine: Engine, model: nn.Module, draft: Path, batches: list[Any], goal: Path) -> Verification:
+    """Compare the file ``draft``; if it is not as predicted, keep it under another name beside ``goal``.
+
+    Raises:
+        VerificationError: see `exported`.
+    """
+    cause, wrong = None, ""
+    try:
+        verification = verify(draft, model, batches, target=engine)
+        if verification.ok:
+            return verification
+        wrong = f"does not match the chosen model: {verification.why_not}"
+    except Exception as error:  # an engine may raise anything about a file that it does not take
+        cause, wrong = error, f"cannot be verified: {str(error) or type(error).__name__}"
+    real = Path(os.path.realpath(goal))
+    rejected = real.with_name(f"{real.name}.rejected")
+    remove(rejected)
+    draft.replace(rejected)
+    raise VerificationError(
+        f"the new file for {goal} {wrong.replace(str(draft), str(rejected))}. It is kept as {rejected}; "
+        + (f"the earlier {goal} is unchanged" if goal.is_file() else f"nothing was written to {goal}")
+    ) from cause

@@ -246,3 +246,35 @@ def test_a_file_that_is_not_what_was_chosen_is_an_error(data, tmp_path):
 def test_an_output_without_an_engine_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(OptionsError, match="name the engine too"):
         qcompress.compress(network(), [torch.ones(1, 8)], budget={"bytes": 0.5}, output=tmp_path / "x")
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+@pytest.mark.parametrize("fault", ["check", "run"])
+def test_a_file_that_is_rejected_does_not_replace_a_good_one(data, tmp_path, monkeypatch, fault, earlier):
+    """Also a run that was cut after its choice only writes and compares the file again."""
+    goal, rejected = tmp_path / "small.toy", tmp_path / "small.toy.rejected"
+    engine = Toy(factory=network)
+
+    def compress():
+        return qcompress.compress(
+            network(), data, budget={FILE_BYTES: 0.7}, target=engine, output=goal, folder=tmp_path / "run"
+        )
+
+    def refuse(self, path, batches):
+        raise RuntimeError(f"no such kernel in {path}")
+
+    if earlier:
+        goal.write_bytes(b"good")
+    faults = {"check": lambda *_: "its weights are wrong", "run": refuse}
+    with monkeypatch.context() as patched, pytest.raises(VerificationError) as error:
+        patched.setattr(Toy, fault, faults[fault])
+        compress()
+    message = str(error.value)
+    assert f"the new file for {goal}" in message
+    assert ("its weights are wrong" if fault == "check" else f"no such kernel in {rejected}") in message
+    assert f"kept as {rejected}" in message
+    assert ("is unchanged" if earlier else "nothing was written") in message
+    assert (goal.read_bytes() == b"good") if earlier else not goal.exists()
+    assert qcompress.verify(rejected, compress().model, data, target=engine).ok
+    assert goal.read_bytes() == rejected.read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "small.toy", "small.toy.rejected"}

@@ -16,7 +16,7 @@ from formulations import InfeasibleBudgetError
 from qcompress.engines.base import Engine
 from qcompress.engines.compressed_tensors import CompressedTensors
 from qcompress.engines.llama_cpp.engine import LlamaCpp
-from qcompress.errors import EngineError, MissingError
+from qcompress.errors import EngineError, MissingError, VerificationError
 from tests.engines.tiny import tiny, words
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")
@@ -150,3 +150,19 @@ def test_a_file_that_was_there_outlives_a_disk_that_fills_up(model: nn.Module, t
     with pytest.raises(OSError, match="small"), room_for(30_000):
         qcompress.export(model, tmp_path / "small", target="llama.cpp")
     assert (tmp_path / "small").read_text() == "before"
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_folder_that_is_rejected_is_kept_under_another_name(
+    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: bool
+) -> None:
+    engine = CompressedTensors()
+    if made:
+        (tmp_path / "small").mkdir()
+    with monkeypatch.context() as patched, pytest.raises(VerificationError, match="kept as .*small.rejected; nothing"):
+        patched.setattr(CompressedTensors, "check", lambda *_: "its weights are wrong")
+        compress(model, engine, tmp_path, {"file_bytes": "70%"}, guard=False)
+    assert (tmp_path / "small.rejected" / "config.json").exists()
+    assert (list((tmp_path / "small").iterdir()) == []) if made else not (tmp_path / "small").exists()
+    assert compress(model, engine, tmp_path, {"file_bytes": "70%"}, guard=False).verification.ok
+    assert sorted(left(tmp_path)) == ["small", "small.rejected"]
