@@ -165,9 +165,9 @@ class OnnxRuntime(Engine):
         for index, batch in enumerate(batches):
             feed = onnx_tracing.feed_of(session, batch)
             if index == 0:
-                session.run(None, feed)  # the first run allocates
+                _ran(session, path, feed)  # the first run allocates
             start = time.perf_counter()
-            output = session.run(None, feed)[0]
+            output = _ran(session, path, feed)
             wall_s += time.perf_counter() - start
             outputs.append(torch.from_numpy(output))
         return EngineRun(outputs=tuple(outputs), wall_s=wall_s)
@@ -219,6 +219,24 @@ class OnnxRuntime(Engine):
             return opened(path, self.threads)
         except Exception as error:  # its errors have no more specific base class
             raise EngineError(f"ONNX Runtime does not accept {path}: {error}") from error
+
+
+def _ran(session: Any, path: Path, feed: dict[str, Any]) -> Any:
+    """The first output.
+
+    Raises:
+        EngineError: ONNX Runtime does not run the file on these inputs.
+    """
+    try:
+        return session.run(None, feed)[0]
+    except Exception as error:  # its errors have no more specific base class
+        shapes = ", ".join(f"{name!r} {array.dtype} {list(array.shape)}" for name, array in feed.items())
+        wanted = ", ".join(f"{entry.name!r} {entry.type} {entry.shape}" for entry in session.get_inputs())
+        why = " ".join(str(error).split())
+        raise EngineError(
+            f"ONNX Runtime cannot run {path} on inputs {shapes}; the file takes {wanted}, where only dimensions with "
+            f"names may vary: {why}"
+        ) from error
 
 
 def _why_not_float32(model: nn.Module) -> str:

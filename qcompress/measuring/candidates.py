@@ -82,6 +82,7 @@ class Candidates:
         rows: function from (part, option) to the part's rows under the option.
         standing: current option of each part; option 0 keeps the original's rows.
         codes: (part, option) → the encoded arrays, where available.
+        own: whether ``rows`` gives tensors that nobody else holds, so that they may be overwritten.
     """
 
     def __init__(
@@ -92,8 +93,10 @@ class Candidates:
         rows: Callable[[int, int], Tensor],
         standing: Sequence[int],
         codes: Codes | None = None,
+        *,
+        own: bool = False,
     ) -> None:
-        self._model, self._rows, self.codes = model, rows, codes or {}
+        self._model, self._rows, self.codes, self._own = model, rows, codes or {}, own
         self.parts, self.transforms, self.standing = parts, tuple(transforms), tuple(standing)
         sizes = [len(group) for group in self.transforms]
         self.offsets: NDArray[np.int64] = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
@@ -120,7 +123,10 @@ class Candidates:
     def change(self, part: int, option: int) -> Tensor:
         """``approximation - weight`` of the part's rows, ``(channels, per_channel)``."""
         rows = self.parts[part].weight(self._model)
-        return torch.zeros_like(rows) if option == self.standing[part] else self._rows(part, option) - rows
+        if option == self.standing[part]:
+            return torch.zeros_like(rows)
+        changed = self._rows(part, option)
+        return changed.sub_(rows) if self._own else changed - rows
 
     def some(self, indices: Sequence[int]) -> "Candidates":
         """Return the candidates of some parts."""
@@ -130,6 +136,7 @@ class Candidates:
             [self.transforms[index] for index in indices],
             lambda part, option: self._rows(indices[part], option),
             [self.standing[index] for index in indices],
+            own=self._own,
         )
 
     @property

@@ -238,6 +238,16 @@ def test_inputs_are_called_by_their_names_whatever_their_order(tmp_path: Path) -
             EXACT.run(path, [left])
 
 
+def test_inputs_of_another_shape_or_type_are_refused_in_one_line(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, image = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(32, 2)).eval(), torch.randn(2, 3, 6, 6)
+    path = qcompress.export(model, tmp_path / "small.onnx", target=EXACT, example=image).path
+    for wrong in (torch.randn(2, 3, 7, 7), image.double()):
+        with pytest.raises(EngineError, match=r"cannot run .* the file takes 'input' tensor\(float\)") as told:
+            EXACT.run(path, [wrong])
+        assert "\n" not in str(told.value)
+
+
 def test_names_that_the_graph_uses_inside_stay_apart(tmp_path: Path) -> None:
     class Same(nn.Module):
         def __init__(self) -> None:

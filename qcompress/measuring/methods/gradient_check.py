@@ -54,16 +54,16 @@ def misleading(run: Callable[[], Tensor], weights: Sequence[nn.Parameter], gener
     >>> [misleading(run, [layer.weight], torch.Generator()) for run in (lambda: layer(x), rounded)]
     [[], [0]]
     """
-    point, probe, directions = _probed(run, weights, generator)
+    size, probe, directions = _probed(run, weights, generator)
     return_free_memory()  # of the backward pass
-    if evidence.half(point) or any(evidence.half(weight) for weight in weights):
+    if evidence.half(probe) or any(evidence.half(weight) for weight in weights):
         return []  # steps this small are lost in the rounding
     sizes = {index: slope * float(weights[index].norm()) for index, (_, slope) in directions.items()}
     sizes = {index: size for index, size in sizes.items() if size > 0}
     if not sizes:
         return []
     middle = float(torch.tensor(list(sizes.values())).median())
-    noise = 16 * torch.finfo(point.dtype).eps * float((probe * point).norm())
+    noise = 16 * torch.finfo(probe.dtype).eps * size
 
     def follows(indices: list[int], tolerance: float) -> bool:
         return any(follows_at(step, indices, tolerance) for step in STEPS)
@@ -122,8 +122,8 @@ def widened(model: nn.Module) -> Iterator[bool]:
 
 def _probed(
     run: Callable[[], Tensor], weights: Sequence[nn.Parameter], generator: torch.Generator
-) -> tuple[Tensor, Tensor, dict[int, tuple[Tensor, float]]]:
-    """Return the outputs, a random probe of them, and the direction and slope of every gradient that is not zero.
+) -> tuple[float, Tensor, dict[int, tuple[Tensor, float]]]:
+    """Return the size of the probed outputs, the random probe, and the direction and slope of every nonzero gradient.
 
     Directions are of about length 1 and kept in bfloat16, in half the memory of the weights; slopes are those along
     the rounded directions.
@@ -153,6 +153,7 @@ def _probed(
         with torch.enable_grad():
             output = run()
             probe = torch.randn(output.shape, generator=generator).to(output)
+            size = float((probe * output.detach()).norm())
             if output.requires_grad and weights:
                 output.backward(probe, inputs=list(weights))  # type: ignore[no-untyped-call]
     finally:
@@ -160,4 +161,4 @@ def _probed(
             hook.remove()
         for weight, flag in zip(weights, flags, strict=True):
             weight.requires_grad_(flag)
-    return output.detach(), probe, directions
+    return size, probe, directions
