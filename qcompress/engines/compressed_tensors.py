@@ -185,13 +185,15 @@ class CompressedTensors(Engine):
         return timed(forwards.run(model, batch) for batch in batches)
 
     def check(self, path: Path, model: nn.Module) -> str:
-        """Decode every packed weight with compressed-tensors itself and require bitwise equality with the model's."""
-        ours, files, opened = unique_state(model), PackedFiles(path), opened_of(model)
-        for item in _compressed(self, model):
-            weight = _weight_name(item.part, ours)
-            numbers = ours[weight].cpu() if opened is None else opened.read(weight)
-            if not torch.equal(files.read(weight), numbers):
-                return f"the weight of {item.part.name!r} in the file is not the model's"
+        """Compare every tensor with the model's, one at a time; compressed-tensors itself decodes the packed ones."""
+        files, opened = PackedFiles(path), opened_of(model)
+        for name, tensor in unique_state(model).items():
+            if name not in files:
+                return f"the folder lacks {name!r}"
+            numbers = opened.read(name) if opened is not None and tensor.is_meta else tensor.cpu()
+            stored = files.read(name)
+            if stored.dtype != numbers.dtype or not torch.equal(stored, numbers):
+                return f"{name!r} in the folder is not the model's"
         return ""
 
     def _tokenizer_files(self, model: nn.Module) -> list[Path]:

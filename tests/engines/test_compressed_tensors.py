@@ -88,7 +88,8 @@ def test_a_model_that_is_not_compressed_loads_as_it_is(tmp_path: Path, model: nn
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_a_weight_that_differs_in_the_file_is_found_out(tmp_path: Path, model: nn.Module) -> None:
+@pytest.mark.parametrize("kind", ["weight_packed", "weight_scale", "embed_tokens.weight", "norm.weight"])
+def test_a_tensor_that_differs_in_the_file_is_found_out(tmp_path: Path, model: nn.Module, kind: str) -> None:
     batch, engine = torch.randint(31, (2, 7)), CompressedTensors()
     legal = for_engine(engine, model, measured(model, batch, IN_GROUPS))
     choice = [len(options) - 1 for options in legal.transforms]
@@ -97,10 +98,17 @@ def test_a_weight_that_differs_in_the_file_is_found_out(tmp_path: Path, model: n
     assert engine.check(path, smaller) == ""
     content = bytearray((path / "model.safetensors").read_bytes())
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    name = next(name for name in header if name.endswith("weight_packed"))
+    name = next(name for name in header if name.endswith(kind))
     content[8 + int.from_bytes(content[:8], "little") + header[name]["data_offsets"][0]] ^= 1
     (path / "model.safetensors").write_bytes(content)
-    assert "is not the model's" in engine.check(path, smaller)
+    weight = name.partition(".weight")[0] + ".weight"
+    assert engine.check(path, smaller) == f"{weight!r} in the folder is not the model's"
+
+
+def test_a_folder_without_a_tensor_of_the_model_is_found_out(tmp_path: Path, model: nn.Module) -> None:
+    path = qcompress.export(model, tmp_path / "whole", target="compressed-tensors").path
+    model.register_buffer("another", torch.zeros(1))
+    assert CompressedTensors().check(path, model) == "the folder lacks 'another'"
 
 
 def test_layers_that_vllm_fuses_are_tied(model: nn.Module) -> None:
