@@ -15,19 +15,22 @@ from qcompress.scalars import as_whole
 HALF = 2
 """Bytes of a float16 number; engines store keys and values in float16 by default."""
 
+BATCH, STEP = 512, 256
+"""llama.cpp keeps a sliding window and the words of one batch beside it, in whole steps."""
+
 
 def cache_bytes(model: nn.Module, context: int, *, samples: int = 1, number_bytes: float = HALF) -> int:
     """Return the bytes of all keys and values at a context length.
 
     Args:
         model: a transformers model or opened model; its ``config`` gives the layers, the key/value heads and their
-            width. The cache of a layer with a sliding window is limited to the window.
+            width. The cache of a layer with a sliding window is limited to the window and one batch, as in llama.cpp.
         context: context length in tokens.
         samples: number of texts processed at a time.
         number_bytes: bytes per number in the cache.
 
     Raises:
-        ModelError: the model has no such config, or its cache has another form.
+        ModelError: the model has no such config, or it keeps no keys and values, or in another form.
         OptionsError: ``context`` or ``samples`` is below 1.
 
     >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -40,6 +43,12 @@ def cache_bytes(model: nn.Module, context: int, *, samples: int = 1, number_byte
     config = getattr(model, "config", None)
     if config is None or not hasattr(config, "num_hidden_layers"):
         raise ModelError(f"{type(model).__name__} has no language model config that gives the size of its cache")
+    directions = {module.is_causal for module in model.modules() if hasattr(module, "is_causal")}
+    if directions == {False}:
+        raise ModelError(
+            f"{type(model).__name__} reads texts in both directions and keeps no keys and values: its memory is that "
+            f"of its file, so give a budget for {FILE_BYTES}"
+        )
     text: Any = config.get_text_config()
     if getattr(text, "kv_lora_rank", None):
         raise ModelError(
@@ -51,6 +60,7 @@ def cache_bytes(model: nn.Module, context: int, *, samples: int = 1, number_byte
     kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
     if unknown := set(kinds) - {"full_attention", "sliding_attention"}:
         raise ModelError(f"the cache of layers of type {', '.join(sorted(unknown))} is not known here")
+    window = -(-(window + BATCH) // STEP) * STEP
     words = sum(min(length, window) if kind == "sliding_attention" else length for kind in kinds)
     return int(words * 2 * heads * width * count * number_bytes)
 

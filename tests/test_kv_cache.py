@@ -15,16 +15,27 @@ DECODERS = [kind for kind in KINDS if kind != "bert"]
 
 @pytest.mark.parametrize("kind", DECODERS)
 def test_the_cache_takes_what_transformers_holds(kind, tmp_path):
-    changes = {"sliding_window": 5} if kind in ("gemma2", "gemma3_text") else {}
-    model = tiny(kind, tmp_path, **changes)
+    model = tiny(kind, tmp_path)
     with torch.no_grad():
         held = model(words(0, samples=3, length=12), use_cache=True).past_key_values
-    # a window's last word has left before the next one comes
-    tensors = [tensor for layer in held.layers for tensor in (layer.keys, layer.values)]
-    counted = sum(tensor.numel() for tensor in tensors) * 4
-    windows = sum(getattr(layer, "sliding_window", None) is not None for layer in held.layers)
-    one_word = 2 * 3 * model.config.num_key_value_heads * tensors[0].shape[-1] * 4
-    assert cache_bytes(model, 12, samples=3, number_bytes=4) == counted + windows * one_word
+    counted = sum(tensor.numel() for layer in held.layers for tensor in (layer.keys, layer.values)) * 4
+    assert cache_bytes(model, 12, samples=3, number_bytes=4) == counted
+
+
+def test_a_layer_with_a_window_holds_the_window_and_a_batch_in_whole_steps(tmp_path):
+    model = tiny("gemma2", tmp_path, sliding_window=5)  # every second layer has the window
+    config = model.config
+    word = 2 * config.num_key_value_heads * config.head_dim * 2
+    windows = config.layer_types.count("sliding_attention")
+    assert 0 < windows < config.num_hidden_layers
+    for length, kept in ((12, 12), (700, 700), (5000, 768)):  # 5 + 512 words in steps of 256
+        expected = (windows * kept + (config.num_hidden_layers - windows) * length) * word
+        assert cache_bytes(model, length) == expected
+
+
+def test_an_encoder_keeps_no_keys_and_values(tmp_path):
+    with pytest.raises(ModelError, match="in both directions .* give a budget for file_bytes"):
+        cache_bytes(tiny("bert", tmp_path), 100)
 
 
 def test_file_and_cache_fit_into_the_memory(tmp_path):
