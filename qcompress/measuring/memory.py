@@ -44,3 +44,26 @@ def return_free_memory() -> None:
     """Return freed memory to the system, of which glibc keeps pieces of up to 32 MB; does nothing elsewhere."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
+
+
+class Returning:
+    """Returns freed memory to the system from time to time, measured by the work done.
+
+    Args:
+        every: bytes of weights or gradients after which it is returned.
+
+    >>> returning = Returning(every=10)
+    >>> [returning.after(8) for _ in range(4)]
+    [False, True, False, True]
+    """
+
+    def __init__(self, every: int = 1 << 26) -> None:
+        self._every, self._done = every, 0
+
+    def after(self, done_bytes: int) -> bool:
+        """Count work, and return memory if it is time; says whether it was."""
+        self._done += done_bytes
+        if due := self._done > self._every:
+            return_free_memory()
+            self._done = 0
+        return due

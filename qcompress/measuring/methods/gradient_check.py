@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from qcompress.measuring.memory import return_free_memory
+from qcompress.measuring.memory import Returning, return_free_memory
 from qcompress.measuring.methods import evidence
 
 STEPS = 3e-4, 3e-5
@@ -33,9 +33,6 @@ HALF_OF_ONE = 0.5
 
 LARGEST_SHARE = 10.0
 """Largest factor by which a weight is moved farther, or less far, to contribute an equal share."""
-
-RELEASED = 1 << 26
-"""Bytes of gradients after which the backward pass returns the memory that it no longer needs."""
 
 
 @torch.no_grad()
@@ -128,17 +125,14 @@ def _probed(
     Directions are of about length 1 and kept in bfloat16, in half the memory of the weights; slopes are those along
     the rounded directions.
     """
-    flags, hooks, pending = [weight.requires_grad for weight in weights], [], 0
+    flags, hooks, returning = [weight.requires_grad for weight in weights], [], Returning()
     directions: dict[int, tuple[Tensor, float]] = {}
 
     def take(weight: Tensor, index: int) -> None:
-        nonlocal pending
         gradient, weight.grad = weight.grad, None
         if gradient is None:
             return
-        if (pending := pending + gradient.nbytes) > RELEASED:
-            return_free_memory()  # of layers that the backward pass is done with
-            pending = 0
+        returning.after(gradient.nbytes)  # memory of layers that the backward pass is done with
         gradient = gradient.to_dense() if gradient.is_sparse else gradient
         norm = float(torch.linalg.vector_norm(gradient))
         if norm > 0:
