@@ -1,7 +1,8 @@
 """The folder of a resumable run: every step runs once, and again only if something that it depends on has changed.
 
 A journal, ``run.json``, records for every step the digests of its inputs (its key), how long it took over all
-attempts, and whether it is finished; and for the last run, which files it wrote and which it reused. A value is reused
+attempts, and whether it is finished; and for the last run, which files it wrote and which it reused, and the engine's
+file that was written from it. A value is reused
 only with exactly the same key. The step is marked as unfinished before its value is replaced and as finished after the
 new value is written, so a process that dies in between loses time but never mixes two runs.
 """
@@ -71,6 +72,7 @@ class RunFolder:
         self.last_files: dict[str, str] = {}
         self._steps: dict[str, dict[str, Any]] = {}
         self._files: dict[str, str] = {}
+        self._output: str | None = None
         self._running: tuple[str, float, float] | None = None  # step, start of attempt, earlier seconds
         self._last_beat = 0.0
         self._warned: set[str] = set()
@@ -143,6 +145,11 @@ class RunFolder:
         """Remove a file that this run does not make, so that none of an earlier run is taken for its own."""
         if self.path is not None:
             remove(self.path / file)
+
+    def exported(self, output: AnyPath) -> None:
+        """Record which engine's file was written from this run (see `output_of`)."""
+        self._output = str(Path(output).resolve())
+        self._write()
 
     @contextlib.contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -217,7 +224,21 @@ class RunFolder:
 
     def _write(self) -> None:
         if self.path is not None:
-            FILE_KIND.write_json(self.path / JOURNAL, {"steps": self._steps, "files": self._files})
+            FILE_KIND.write_json(
+                self.path / JOURNAL, {"steps": self._steps, "files": self._files, "output": self._output}
+            )
+
+
+def output_of(folder: Path) -> Path | None:
+    """Return the engine's file that was written from the last run in a folder, or None if there is no such run or file.
+
+    Raises:
+        FileFormatError: the journal is incomplete.
+    """
+    if not (folder / JOURNAL).exists():
+        return None
+    output = FILE_KIND.read_json(folder / JOURNAL).get("output")
+    return Path(output) if isinstance(output, str) else None
 
 
 def remove(path: Path) -> None:

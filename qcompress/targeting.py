@@ -62,7 +62,10 @@ def engine_for(
         engine.sizes(calibration.model, (), (), calibration.first_batch())
     except EngineError as error:
         if calibration.forward is not None:
-            error.args = (f"{error}. An engine runs model(batch), without forward=: give batches that the model takes",)
+            error.args = (
+                f"{error}. An engine runs model(batch), without forward=: give batches that the model takes, "
+                "or a module around it that takes them and returns one tensor",
+            )
         raise
     return engine
 
@@ -163,6 +166,7 @@ def exported(request: Request, run: RunFolder, model: nn.Module) -> tuple[Export
             file = export(model, draft, target=engine, example=batch)
         with run.timed("verify"):
             verification = _accepted(engine, model, draft, list(itertools.islice(samples(batch), VERIFIED)), goal)
+    run.exported(goal)
     return replace(file, path=goal), verification
 
 

@@ -13,6 +13,7 @@ from qcompress.cli.flag_groups import with_flag_groups
 from qcompress.cli.offering import OfferFlags
 from qcompress.cli.progress import watching
 from qcompress.cli.shared_flags import (
+    ENGINE,
     CalibrationFlags,
     ChoiceFlags,
     EngineFlags,
@@ -27,6 +28,15 @@ if TYPE_CHECKING:  # the measuring side is imported only by commands that measur
     from qcompress import Result
     from qcompress.model.opened import Opened
     from qcompress.model.text import Windows
+
+ResultsFolder = Annotated[
+    Path | None,
+    typer.Option(
+        help="With --target: folder for all results besides the engine's file. Default: runs/NAME. Another run in the "
+        "same folder reuses the measurement and replaces the results.",
+        rich_help_panel=ENGINE,
+    ),
+]
 
 
 @with_flag_groups
@@ -47,9 +57,10 @@ def compress(
         Path | None,
         arguments.output_option(
             "Folder for all results. Default: runs/NAME, with the model's name. With --target, this is the engine's "
-            "file, and all other results go to runs/NAME."
+            "file, and all other results go to --folder."
         ),
     ] = None,
+    folder: ResultsFolder = None,
     as_json: arguments.AsJson = False,
 ) -> None:
     """Compress a model to a budget: measure, formulate, solve, apply, save and report.
@@ -75,16 +86,15 @@ def compress(
     from formulations import InfeasibleBudgetError
     from qcompress.compression import NoChoiceError
 
-    name = Path(calibration.model.rpartition(":")[2]).name
-    folder = Path("runs") / name if output is None or target.target else output
     choice.require_context(target.target)
     engine = target.engine()
+    results = _folder_for_results(calibration.model, output, folder, targeted=engine is not None)
     settings: dict[str, Any] = {
         "options": None if offer.are_default() else offer.options(),
         "evaluate": None if evaluate is None else arguments.function(evaluate, "--evaluate"),
         "target": engine,
         "output": None if engine is None else output,
-        "folder": folder,
+        "folder": results,
     }
     for flags in (offer, training, measuring, calibration, choice):
         settings |= flags.arguments()
@@ -107,8 +117,33 @@ def compress(
         if error.problem is not None:
             explain(error.problem, as_json=as_json)
         raise
-    tell_end(watch, folder / "finetune.part")
-    _print_result(result, folder, as_json=as_json)
+    tell_end(watch, results / "finetune.part")
+    _print_result(result, results, target=target.target, as_json=as_json)
+
+
+def _folder_for_results(model: str, output: Path | None, folder: Path | None, *, targeted: bool) -> Path:
+    """Return the folder of the run, and say whose results it holds if they are for another engine's file.
+
+    Raises:
+        typer.BadParameter: a folder without an engine, where --output is the folder.
+    """
+    from qcompress.run_folder import output_of
+
+    if folder is not None:
+        if not targeted:
+            raise typer.BadParameter("--folder is for --target; without an engine, --output is the folder.")
+    elif output is None or targeted:
+        folder = Path("runs") / Path(model.rpartition(":")[2]).name
+    else:
+        folder = output
+    earlier = output_of(folder)
+    if earlier is not None and (output is None or output.resolve() != earlier):
+        say(
+            f"WARNING: {folder} holds the results for {earlier}. If this run makes another choice, it replaces them, "
+            f"and 'qcompress verify' then finds no model for that file. To keep them, name another folder with "
+            f"{'--folder' if targeted else '--output'}"
+        )
+    return folder
 
 
 def _for_language_model(
@@ -172,9 +207,14 @@ def _tell_files(folder: Path) -> None:
             say(f"{what}: {', '.join(sorted(names))}")
 
 
-def _print_result(result: "Result", folder: Path, *, as_json: bool) -> None:
+def _print_result(result: "Result", folder: Path, *, target: str | None, as_json: bool) -> None:
     if result.exported is not None:
         say(f"wrote {result.exported.path} ({result.exported.size_bytes:,} bytes), ran it and compared its outputs")
+    elif target is not None:
+        say(
+            f"WARNING: no file for {target} was written, and nothing was verified: the same command with --output "
+            "writes and verifies it, reusing all results"
+        )
     for warning in result.report.warnings:
         say(f"WARNING: {warning}")
     _tell_files(folder)

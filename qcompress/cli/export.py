@@ -1,13 +1,14 @@
 """``export``: write a compressed model as an engine's file."""
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qcompress.cli import arguments
 from qcompress.cli.console import print_json, print_table, say
-from qcompress.cli.shared_flags import engine_of
+from qcompress.cli.shared_flags import HF, TEXT, OriginalModel, engine_of, folder_of, whole
 
 if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
     from torch import nn
@@ -27,8 +28,17 @@ Settings = Annotated[
 ]
 
 
+TextFile = Annotated[
+    Path | None,
+    typer.Option("--text", metavar="FILE", help="Plain text, split into windows of tokens.", rich_help_panel=TEXT),
+]
+
+
+Length = Annotated[int, typer.Option(help="Number of tokens in a window.", min=2, rich_help_panel=TEXT)]
+
+
 def export(
-    model: arguments.Model,
+    model: OriginalModel,
     compressed: CompressedFile,
     target: Annotated[
         str | None, typer.Option("--target", "-t", help="Name of an engine; 'qcompress engines' lists them.")
@@ -36,6 +46,8 @@ def export(
     data: Annotated[
         str | None, typer.Option(metavar=arguments.CALLABLE, help="Batches, for engines that trace the model.")
     ] = None,
+    text: TextFile = None,
+    length: Length = 512,
     setting: Settings = None,
     output: Annotated[Path, arguments.output_option("The file or folder to write.")] = Path("model.out"),
     as_json: arguments.AsJson = False,
@@ -56,7 +68,8 @@ def export(
     if target is None:
         raise typer.BadParameter("name an engine, for example --target llama.cpp; 'qcompress engines' lists them.")
     engine = engine_of(target, setting)
-    example = None if data is None else first_batch(arguments.function(data, "--data")())
+    batches = batches_of(model, data, text, length, "--data")
+    example = None if batches is None else first_batch(batches)
     exported = qcompress.export(load(model, compressed), output, target=engine, example=example)
     say(f"wrote {exported.path}")
     if as_json:
@@ -66,8 +79,35 @@ def export(
 
 
 def load(model: str, compressed: Path) -> "nn.Module":
-    """Load a compressed model, with the original named on the command line."""
-    import qcompress
+    """Load a compressed model, with the original named on the command line.
 
-    loaded: nn.Module = qcompress.load_compressed(compressed, arguments.function(model, "MODEL"))
+    Raises:
+        typer.BadParameter: the run has no model file, because its model was read block by block.
+    """
+    import qcompress
+    from qcompress.steps.opened import CODES
+
+    folder = compressed if compressed.is_dir() else compressed.parent
+    if not compressed.is_file() and (folder / CODES).is_dir():
+        raise typer.BadParameter(
+            f"{folder} holds no model.safetensors, because 'compress' read the model block by block. To write and "
+            "verify the engine's file again, repeat 'compress' with another --output: it reuses the results."
+        )
+    make = partial(whole, folder_of(model)) if model.startswith(HF) else arguments.function(model, "MODEL")
+    loaded: nn.Module = qcompress.load_compressed(compressed, make)
     return loaded
+
+
+def batches_of(model: str, data: str | None, text: Path | None, length: int, name: str) -> Any:
+    """Return the batches of the callable ``data`` or, for ``hf:FOLDER``, two windows of the text; None without either.
+
+    Raises:
+        typer.BadParameter: both are given, or a text for another model; ``name`` is what ``data`` is called.
+    """
+    if text is None:
+        return None if data is None else arguments.function(data, name)()
+    if data is not None or not model.startswith(HF):
+        raise typer.BadParameter(f"--text is for MODEL hf:FOLDER, without {name}.")
+    from qcompress.model.text import token_windows
+
+    return token_windows(folder_of(model), text, length=length).calibration[:2]

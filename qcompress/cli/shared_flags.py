@@ -17,18 +17,20 @@ if TYPE_CHECKING:  # the measuring side is imported only by commands that measur
 TRAINING, ENGINE, TEXT = "Fine-tuning", "Engine", "Language models (MODEL hf:FOLDER)"
 HF = "hf:"
 
+OriginalModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="package.module:callable that returns the original model, or hf:FOLDER for a language model's folder.",
+    ),
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationFlags:
     """The model, the data, and the loss between two outputs."""
 
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="package.module:callable that returns the original model, or hf:FOLDER for a language model's folder.",
-        ),
-    ]
+    model: OriginalModel
     data: Annotated[
         str | None,
         typer.Argument(
@@ -113,14 +115,24 @@ class TextFlags:
         import qcompress
         from qcompress.model.text import token_windows
 
-        folder = model.removeprefix(HF)
-        if not Path(folder).is_dir():
-            raise typer.BadParameter(f"there is no folder {folder!r}; hf:FOLDER names the folder of a language model.")
+        folder = folder_of(model)
         windows = token_windows(folder, self.text, length=self.length, count=self.windows)
-        return qcompress.open_model(folder) if by_block else _whole(folder), windows
+        return qcompress.open_model(folder) if by_block else whole(folder), windows
 
 
-def _whole(folder: str) -> "nn.Module":
+def folder_of(model: str) -> str:
+    """Return the folder of ``hf:FOLDER``.
+
+    Raises:
+        typer.BadParameter: there is no such folder.
+    """
+    folder = model.removeprefix(HF)
+    if not Path(folder).is_dir():
+        raise typer.BadParameter(f"there is no folder {folder!r}; hf:FOLDER names the folder of a language model.")
+    return folder
+
+
+def whole(folder: str) -> "nn.Module":
     """Load a language model into memory, in the precision in which it is stored."""
     from transformers import AutoModelForCausalLM
 

@@ -7,16 +7,33 @@ import typer
 
 from qcompress.cli import arguments
 from qcompress.cli.console import FAILED, print_json, print_table
-from qcompress.cli.export import CompressedFile, Settings, TargetName, load
-from qcompress.cli.shared_flags import engine_of
+from qcompress.cli.export import (
+    CompressedFile,
+    Length,
+    Settings,
+    TargetName,
+    TextFile,
+    batches_of,
+    load,
+)
+from qcompress.cli.shared_flags import OriginalModel, engine_of
 
 
 def verify(
-    model: arguments.Model,
+    model: OriginalModel,
     compressed: CompressedFile,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The engine's file, as written by 'qcompress export'.")],
-    data: arguments.Data,
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="DATA",
+            help="package.module:callable that returns the batches to run. For hf:FOLDER, --text may be given instead.",
+        ),
+    ] = None,
+    *,
     target: TargetName,
+    text: TextFile = None,
+    length: Length = 512,
     setting: Settings = None,
     as_json: arguments.AsJson = False,
 ) -> None:
@@ -25,13 +42,22 @@ def verify(
     The exit code is 1 if they differ from the prediction.
 
     Example: `qcompress verify zoo:smollm small.safetensors small.gguf zoo:sentences --target llama.cpp`
+
+    - a language model: `verify hf:FOLDER runs/NAME/model.safetensors small.gguf --text FILE --target llama.cpp`
     """
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     import qcompress
+    from qcompress.run_folder import output_of
 
-    batches = arguments.function(data, "DATA")()
+    batches = batches_of(model, data, text, length, "DATA")
+    if batches is None:
+        raise typer.BadParameter("give DATA, package.module:callable that returns batches, or --text for hf:FOLDER.")
     verification = qcompress.verify(file, load(model, compressed), batches, target=engine_of(target, setting))
+    made = output_of(compressed.parent)
+    if not verification.ok and made is not None and made != file.resolve():
+        why = f"{verification.why_not}; {compressed} holds the choice made for {made}, not for this file"
+        verification = replace(verification, why_not=why)
     peak = verification.peak_bytes
     if as_json:
         print_json(asdict(verification))

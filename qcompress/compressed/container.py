@@ -106,6 +106,10 @@ def require_tensors(model: nn.Module) -> None:
 
 
 def _read(path: AnyPath) -> tuple[dict[str, str], dict[str, Tensor]]:
+    if Path(path).is_dir():
+        raise ArtefactError(
+            f"{path} is a folder, but a compressed model is one file, such as model.safetensors in the folder of a run"
+        )
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.engines.onnx_graph import OPSET
-from qcompress.errors import EngineError
+from qcompress.errors import EngineError, ModelError
 from qcompress.model import forward as forwards
 from qcompress.transforms.activations import unrounded
 
@@ -27,10 +27,19 @@ class Traced(nn.Module):
         self.alone = isinstance(batch, Tensor)
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        """Return the model's output."""
-        if self.names is not None:
-            return forwards.default_forward(self.model, dict(zip(self.names, tensors, strict=True)))
-        return forwards.default_forward(self.model, tensors[0] if self.alone else list(tensors))
+        """Return the model's output.
+
+        Raises:
+            EngineError: it is not one tensor.
+        """
+        batch = dict(zip(self.names, tensors, strict=True)) if self.names is not None else list(tensors)
+        try:
+            return forwards.default_forward(self.model, tensors[0] if self.alone else batch)
+        except ModelError as error:  # its advice, forward=, is for PyTorch only
+            why = str(error).partition(";")[0]
+            raise EngineError(
+                f"{why}. Wrap it in a module that returns one tensor, such as 'return self.model(x)[0]' in its forward"
+            ) from None
 
 
 def inputs_of(batch: Any, count: int | None = None) -> list[Tensor]:
@@ -76,7 +85,7 @@ def trace(model: nn.Module, example: Any) -> Any:
         EngineError: there is no example, or PyTorch cannot export the model; the message says why.
     """
     if example is None:
-        raise EngineError("engine 'onnxruntime' traces the model: give example=, a batch")
+        raise EngineError("engine 'onnxruntime' traces the model: give example=, a batch (--data on the command line)")
     needed = _num_inputs(model) if isinstance(example, (list, tuple)) else None
     tensors = inputs_of(list(example) if isinstance(example, tuple) else example, needed)
     batch = example if isinstance(example, (Mapping, Tensor)) else tensors

@@ -92,6 +92,10 @@ def test_an_engine_that_needs_the_whole_model_takes_a_folder_too(
     report = json.loads(capsys.readouterr().out)
     assert (tmp_path / "small.gguf").stat().st_size == report["usage"]["file_bytes"] <= report["budgets"]["file_bytes"]
     assert report["metric_after"] == pytest.approx(report["metric_before"], rel=0.1)  # perplexity
+    stored, engine = [words[1], "runs/model/model.safetensors"], ["--target", "llama.cpp"]
+    assert main(["export", *stored, *engine, "--output", "again.gguf"]) == 0
+    assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "small.gguf").read_bytes()
+    assert main(["verify", *stored, "again.gguf", *words[2:6], *engine]) == 0
     model = open_model(tmp_path / "model")
     assert forecast_seconds(model, [torch.ones(1, 12, dtype=torch.long)], Offered.of(qcompress.gguf_types())) > 0
 

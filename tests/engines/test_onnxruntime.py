@@ -8,6 +8,7 @@ from collections import UserDict
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -311,6 +312,22 @@ def test_batches_that_only_forward_understands_are_refused_before_measuring() ->
     model, batches = Chain(nn.Linear(4, 4)).eval(), [{"pixels": torch.randn(2, 4)}]
     with pytest.raises(EngineError, match="does not accept .* without forward=: give batches that the model takes"):
         qcompress.compress(model, batches, budget={"bytes": 0.5}, target=EXACT, forward=lambda net, b: net(b["pixels"]))
+
+
+@pytest.mark.parametrize("kind", [tuple, lambda pair: {"first": pair[0]}])
+@pytest.mark.parametrize("forward", [None, lambda model, batch: next(iter(model(batch)))])
+def test_a_model_of_several_outputs_is_refused_with_the_way_that_works(kind: Any, forward: Any) -> None:
+    class Several(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return kind((self.fc(x), x))
+
+    with pytest.raises(EngineError, match="the model returned (tuple|dict), .* Wrap it in a module") as raised:
+        qcompress.compress(Several(), [torch.ones(2, 4)], budget={"bytes": 0.5}, target=EXACT, forward=forward)
+    assert "pass forward=" not in str(raised.value)
 
 
 def test_a_transformer_encoder_is_exported_with_its_attention(tmp_path: Path) -> None:
