@@ -30,8 +30,9 @@ from benchmarks.tables import markdown, write_results
 from formulations.files import drafting, read_json, write_json
 from qcompress.engines.legal import for_engine
 from qcompress.engines.llama_cpp.container import head as gguf_head
-from qcompress.engines.llama_cpp.content import entries, head_of, values_of
+from qcompress.engines.llama_cpp.content import entries, values_of
 from qcompress.engines.llama_cpp.engine import LlamaCpp
+from qcompress.engines.llama_cpp.header import head_of
 from qcompress.options import Options, gguf_types
 from qcompress.transforms.base import Keep
 from qcompress.transforms.ggml.gguf_type import GgufType

@@ -13,8 +13,9 @@ import qcompress
 from qcompress.budgets import FILE_BYTES
 from qcompress.engines.legal import for_engine
 from qcompress.engines.llama_cpp.container import TensorPlan, Value, write
-from qcompress.engines.llama_cpp.content import entries, head_of
+from qcompress.engines.llama_cpp.content import entries
 from qcompress.engines.llama_cpp.engine import LlamaCpp
+from qcompress.engines.llama_cpp.header import head_of
 from qcompress.engines.llama_cpp.reading import read_gguf
 from qcompress.engines.llama_cpp.tokenizer import tokenizer_values
 from qcompress.engines.verify import checked

@@ -19,7 +19,8 @@ class Architecture:
 
     Attributes:
         name: name of the architecture in llama.cpp.
-        describe: function from a config to metadata values, whose keys lack the architecture's name as prefix.
+        describe: function from a config to metadata values, whose keys lack the architecture's name as prefix; those of
+            rotary positions are added by ``rotation_values``.
         interleaved: whether llama.cpp expects the rows of queries and keys with the halves of a rotation interleaved.
         shifted_norms: whether norm weights are stored with 1 added.
         encoder: whether it outputs embeddings instead of tokens.
@@ -47,36 +48,7 @@ def _decoder(config: Any) -> Described:
         "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
         "rope.dimension_count": head_dim,
         "vocab_size": config.vocab_size,
-        **_rope(config),
     }
-
-
-def _rope(config: Any) -> Described:
-    """Metadata of rotary position embeddings.
-
-    Raises:
-        EngineError: their type of scaling is not supported here.
-    """
-    rope = getattr(config, "rope_parameters", None) or {}
-    if "full_attention" in rope:
-        local, rope = rope.get("sliding_attention", {}), rope["full_attention"]
-        if local.get("rope_type", "default") != "default":
-            raise EngineError(f"local rotary positions of type {local['rope_type']!r} cannot be written to GGUF")
-    kind = rope.get("rope_type", "default")
-    described: Described = {"rope.freq_base": float(rope.get("rope_theta", 10_000.0))}
-    if kind == "linear":
-        described |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
-    elif kind == "yarn":
-        described |= {
-            "rope.scaling.type": "yarn",
-            "rope.scaling.factor": float(rope["factor"]),
-            "rope.scaling.original_context_length": int(rope["original_max_position_embeddings"]),
-        }
-    elif kind != "default":
-        raise EngineError(
-            f"rotary positions of type {kind!r} cannot be written to GGUF; give a GGUF file of the model as source"
-        )
-    return described
 
 
 def _gemma2(config: Any) -> Described:
@@ -109,7 +81,6 @@ def _bert(config: Any) -> Described:
         "attention.head_count": config.num_attention_heads,
         "attention.layer_norm_epsilon": float(config.layer_norm_eps),
         "attention.causal": False,
-        "pooling_type": 1,  # the mean over all tokens
         "vocab_size": config.vocab_size,
     }
 

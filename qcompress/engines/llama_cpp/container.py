@@ -100,6 +100,26 @@ def write(path: Path, values: Mapping[str, Value], tensors: Sequence[TensorPlan]
             file.write(b"\0" * (padded(content.nbytes) - content.nbytes))
 
 
+def opened(path: Path) -> Any:
+    """Return a ``gguf.GGUFReader`` of a file.
+
+    Raises:
+        EngineError: it is not a GGUF file, or is cut off.
+    """
+    import gguf
+
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise EngineError(f"{path} is not a GGUF file: it does not begin with the letters GGUF")
+    try:
+        return gguf.GGUFReader(path)
+    except (ValueError, IndexError, TypeError, OverflowError, MemoryError) as error:
+        raise EngineError(
+            f"{path} is cut off or damaged: its {path.stat().st_size} bytes are not all that its header announces "
+            f"({error})"
+        ) from error
+
+
 def padded(size_bytes: int) -> int:
     """Round up to the position where the next tensor begins.
 

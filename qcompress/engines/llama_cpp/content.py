@@ -1,14 +1,12 @@
-"""The content of a model's GGUF file: the values of the header, and every tensor with its type.
+"""The content of a model's GGUF file: every tensor with its type.
 
-The header comes from a GGUF file of the same model, or from the model's configuration and its tokenizer's folder. The
-tensors are those of the state dict: parts of the model's record are written as their stored blocks, others unchanged,
-and one-dimensional tensors in float32, as llama.cpp expects. Rows that llama.cpp expects in another order can be
-permuted with their blocks, because ggml encodes every row independently.
+The tensors are those of the state dict: parts of the model's record are written as their stored blocks, others
+unchanged, and one-dimensional tensors in float32, as llama.cpp expects. Rows that llama.cpp expects in another order
+can be permuted with their blocks, because ggml encodes every row independently.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,14 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qcompress.compressed.record import CompressedPart, record_of
-from qcompress.engines.llama_cpp.architectures import (
-    Architecture,
-    architecture_called,
-    architecture_of,
-    tensor_names,
-)
+from qcompress.engines.llama_cpp.architectures import tensor_names
 from qcompress.engines.llama_cpp.container import TensorPlan, Value
-from qcompress.engines.llama_cpp.tokenizer import tokenizer_values
+from qcompress.engines.llama_cpp.header import Head
 from qcompress.engines.tensor_file import bytes_of
 from qcompress.errors import EngineError
 from qcompress.model.parts import unique_state
@@ -35,32 +28,6 @@ from qcompress.transforms.ggml.types import TYPES
 GUESSED = 1024  # file type of files with mixed types
 PLAIN = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 FULL = ("position_embd.weight", "token_types.weight", "ffn_gate_inp.weight")  # llama.cpp reads them as float32
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Head:
-    """The header of a GGUF file.
-
-    Attributes:
-        values: values by name.
-        architecture: the architecture in llama.cpp.
-        tensors: extra tensors in the model's file besides its weights, such as factors of rotary positions.
-    """
-
-    values: dict[str, Value]
-    architecture: Architecture
-    tensors: tuple[TensorPlan, ...] = ()
-
-    def number(self, name: str, default: int | None = None) -> int:
-        """Return an integer value of the architecture.
-
-        Raises:
-            EngineError: the header does not contain it.
-        """
-        value = self.values.get(f"{self.architecture.name}.{name}")
-        if value is None and default is None:
-            raise EngineError(f"the header of the GGUF file lacks {self.architecture.name}.{name}")
-        return int(value.content) if value is not None else default or 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -78,77 +45,12 @@ class Entry:
     part: CompressedPart | None
 
 
-def head_of(model: nn.Module, source: str) -> Head:
-    """Make the header for a model.
-
-    Args:
-        model: a transformers model, or one with the same tensor names.
-        source: a GGUF file or a folder of Hugging Face files; empty for the folder that the model was loaded from.
-
-    Raises:
-        EngineError: the source does not exist, or the type of the model is unknown.
-    """
-    config = getattr(model, "config", None)
-    place = Path(source or getattr(model, "name_or_path", "") or getattr(config, "_name_or_path", "") or ".")
-    if place.is_file():
-        return _head_of_file(place)
-    if config is None or not hasattr(config, "model_type"):
-        raise EngineError(
-            f"{type(model).__name__} has no transformers configuration; give a GGUF file of the same model as source, "
-            "such as LlamaCpp(source='model-f16.gguf')"
-        )
-    if not (place / "tokenizer.json").is_file():
-        raise EngineError(
-            f"there is no tokenizer.json in {str(place)!r}: give the model's folder, or a GGUF file of it, as source, "
-            "such as LlamaCpp(source='folder')"
-        )
-    architecture = architecture_of(config.model_type)
-    described = {
-        f"{architecture.name}.{name}": Value.of(value) for name, value in architecture.describe(config).items()
-    }
-    general = {
-        "general.architecture": Value.of(architecture.name),
-        "general.type": Value.of("model"),
-        "general.name": Value.of(place.resolve().name),
-    }
-    return Head(values=general | described | tokenizer_values(place, config), architecture=architecture)
-
-
-def _head_of_file(path: Path) -> Head:
-    import gguf
-
-    try:
-        reader = gguf.GGUFReader(path)
-    except ValueError as error:
-        raise EngineError(f"{path} is not a GGUF file: {error}") from error
-    values = {}
-    for name, field in reader.fields.items():
-        if name.startswith(("GGUF.", "split.")) or name == "general.alignment":
-            continue
-        item_kind = int(field.types[-1]) if int(field.types[0]) == gguf.GGUFValueType.ARRAY else None
-        values[name] = Value(content=field.contents(), kind=int(field.types[0]), item_kind=item_kind)
-    extra = [tensor for tensor in reader.tensors if tensor.name.startswith("rope_")]
-    return Head(
-        values=values,
-        architecture=architecture_called(str(values["general.architecture"].content)),
-        tensors=tuple(
-            TensorPlan(
-                name=tensor.name,
-                shape=tuple(int(size) for size in reversed(tensor.shape)),
-                number=int(tensor.tensor_type),
-                size_bytes=int(tensor.data.nbytes),
-                content=lambda data=tensor.data: np.array(data),  # type: ignore[misc]
-            )
-            for tensor in extra
-        ),
-    )
-
-
 def entries(model: nn.Module, head: Head) -> list[Entry]:
     """Return every tensor of the file that comes from the model, in the order of its state dict.
 
     Raises:
-        EngineError: a tensor has no place in the file, or a dtype or storage that llama.cpp does not read.
+        EngineError: a tensor has no place in the file, a size other than the header's, or a dtype or storage that
+            llama.cpp does not read.
     """
     state = unique_state(model)
     names = tensor_names(head.architecture, head.number("block_count"), state)
@@ -158,7 +60,25 @@ def entries(model: nn.Module, head: Head) -> list[Entry]:
         if item.part.rows is not None:
             raise EngineError(f"a tensor of a GGUF file has one type, but {item.part.name!r} is a block of a tensor")
         stored[item.part.state_name] = item
-    return [_entry(name, state[name], names[name], stored.get(name), head) for name in names]
+    whole = [_entry(name, state[name], names[name], stored.get(name), head) for name in names]
+    _require_fit(whole, head)
+    return whole
+
+
+def _require_fit(whole: list[Entry], head: Head) -> None:
+    """Raise an error for a model with other sizes than the header says."""
+    remedy = "the header must come from the same model: give its folder, or a GGUF file of it, as source"
+    blocks = {int(entry.plan.name.split(".")[1]) for entry in whole if entry.plan.name.startswith("blk.")}
+    if len(blocks) != (count := head.number("block_count")):
+        raise EngineError(f"the header of the GGUF file says {count} blocks, but the model has {len(blocks)}; {remedy}")
+    sizes = head.sizes()
+    for entry in whole:
+        wanted = sizes.get(entry.plan.name.removeprefix("blk.").lstrip("0123456789."))
+        if wanted is not None and entry.plan.shape != wanted:
+            raise EngineError(
+                f"the header of the GGUF file says {wanted} for {entry.plan.name!r}, but {entry.state!r} of the model "
+                f"has the shape {entry.plan.shape}; {remedy}"
+            )
 
 
 def _entry(name: str, tensor: Tensor, called: str, item: CompressedPart | None, head: Head) -> Entry:

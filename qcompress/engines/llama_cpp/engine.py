@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from formulations.files import replacing
 from qcompress.engines.base import Engine, EngineRun, FileSizes, timed
 from qcompress.engines.llama_cpp import container, running
-from qcompress.engines.llama_cpp.content import FULL, Entry, entries, head_of, state_rows, values_of
+from qcompress.engines.llama_cpp.content import FULL, Entry, entries, state_rows, values_of
+from qcompress.engines.llama_cpp.header import Head, head_of
+from qcompress.engines.llama_cpp.pooling import pooled
 from qcompress.engines.llama_cpp.recipe import recipe_of
 from qcompress.errors import EngineError
 from qcompress.model import forward as forwards
@@ -111,14 +113,14 @@ class LlamaCpp(Engine):
 
     def emulate(self, model: nn.Module, batches: Iterable[Any]) -> EngineRun:
         """Compute the same with the model, one sample at a time, because samples may be padded in the batch."""
-        encoder = head_of(model, self.source).architecture.encoder
+        head = head_of(model, self.source)
 
         def outputs(batch: Any) -> Tensor:
             rows = []
             for words in running.sequences(batch):
                 given = forwards.to_device(torch.tensor([words]), forwards.device_of(model))
                 output = model(given)
-                rows.append(_embedding(output) if encoder else _next_word(output))
+                rows.append(_embedding(output, head) if head.architecture.encoder else _next_word(output))
             return torch.cat(rows)
 
         return timed(outputs(batch) for batch in batches)
@@ -129,7 +131,7 @@ class LlamaCpp(Engine):
 
         head = head_of(model, self.source)
         state = unique_state(model)
-        tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+        tensors = {tensor.name: tensor for tensor in container.opened(path).tensors}
         for entry in entries(model, head):
             tensor = tensors.get(entry.plan.name)
             if tensor is None:
@@ -140,7 +142,7 @@ class LlamaCpp(Engine):
         return ""
 
 
-def _differs(entry: Entry, decoded: Any, weight: Tensor, head: Any) -> str:
+def _differs(entry: Entry, decoded: Any, weight: Tensor, head: Head) -> str:
     wanted = weight.detach().cpu().float()
     shift = float(head.architecture.shifted_norms and entry.plan.name.endswith("norm.weight"))
     rows = state_rows(entry, np.asarray(decoded, dtype=np.float32).reshape(wanted.shape), head)
@@ -155,8 +157,8 @@ def _next_word(output: Any) -> Tensor:
     return logits[:, -1].float().log_softmax(-1)
 
 
-def _embedding(output: Any) -> Tensor:
-    """``(1, width)``: the mean over the tokens, normalised to length 1.
+def _embedding(output: Any, head: Head) -> Tensor:
+    """``(1, width)``: pooled as the header says, normalised to length 1.
 
     Raises:
         EngineError: the model's output has no token states.
@@ -164,4 +166,4 @@ def _embedding(output: Any) -> Tensor:
     states = output if isinstance(output, Tensor) else getattr(output, "last_hidden_state", None)
     if not isinstance(states, Tensor) or states.ndim != 3:
         raise EngineError(f"the output of an encoder must have token states, found {type(output).__name__}")
-    return torch.nn.functional.normalize(states.float().mean(1), dim=-1)
+    return torch.nn.functional.normalize(pooled(states.float(), head.number("pooling_type")), dim=-1)

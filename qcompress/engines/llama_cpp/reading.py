@@ -16,7 +16,11 @@ from torch import Tensor, nn
 
 from formulations.files import AnyPath
 from qcompress.engines.llama_cpp.architectures import tensor_names
-from qcompress.engines.llama_cpp.content import Head, entries, head_of, state_rows
+from qcompress.engines.llama_cpp.assumptions import query_scale
+from qcompress.engines.llama_cpp.container import opened
+from qcompress.engines.llama_cpp.content import entries, state_rows
+from qcompress.engines.llama_cpp.header import Head, head_of
+from qcompress.engines.llama_cpp.rotation import LOCAL_BASE
 from qcompress.errors import EngineError
 from qcompress.model.parts import unique_state
 
@@ -34,7 +38,6 @@ FIELDS = {
     "sliding_window": "attention.sliding_window",
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
-    "query_pre_attn_scalar": "attention.key_length",
 }
 
 
@@ -46,7 +49,7 @@ def read_gguf(path: AnyPath) -> nn.Module:
             header in another file, give ``LlamaCpp(source=path)``.
 
     Raises:
-        EngineError: it is not a GGUF file, has an unsupported architecture, or tensors that do not fit.
+        EngineError: it is not a GGUF file, has an unsupported architecture or rotation, or tensors that do not fit.
         FileNotFoundError: there is no such file.
     """
     import gguf
@@ -56,9 +59,16 @@ def read_gguf(path: AnyPath) -> nn.Module:
     if not file.is_file():
         raise FileNotFoundError(2, "there is no such GGUF file", str(file))
     head = head_of(nn.Identity(), str(file))
-    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+    if head.tensors:
+        raise EngineError(
+            f"{file} has {head.tensors[0].name!r}, factors of rotary positions, which have no configuration here; "
+            f"load the model from its Hugging Face folder, and give this file as LlamaCpp(source={str(file)!r})"
+        )
+    tensors = {tensor.name: tensor for tensor in opened(file).tensors}
     shapes = {name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in tensors.items()}
     config = transformers.AutoConfig.for_model(**_config(head, shapes))
+    if hasattr(config, "query_pre_attn_scalar"):
+        config.query_pre_attn_scalar = query_scale(config)
     factory = transformers.AutoModel if head.architecture.encoder else transformers.AutoModelForCausalLM
     model: nn.Module = factory.from_config(config, dtype=torch.float32).eval()
     state = dict(model.state_dict())
@@ -79,12 +89,40 @@ def read_gguf(path: AnyPath) -> nn.Module:
 def _require_all_read(file: Path, head: Head, state: Mapping[str, Tensor], shapes: Mapping[str, Any]) -> None:
     """Raise an error for tensors of the file that the model has no place for."""
     read = set(tensor_names(head.architecture, head.number("block_count"), state).values())
-    unread = [name for name in shapes if name not in read and not name.startswith("rope_")]
+    unread = [name for name in shapes if name not in read]
     if unread:
         raise EngineError(
             f"{file} has {unread[0]!r}, for which a model of architecture {head.architecture.name!r} has no place"
             + (f" (nor for {len(unread) - 1} others)" if len(unread) > 1 else "")
         )
+
+
+SCALINGS = {"none": (), "linear": ("factor",), "yarn": ("factor", "original_context_length")}
+"""Types of scaling, and the values that they have."""
+
+
+def _rope(head: Head) -> dict[str, Any]:
+    """The rotation in the terms of transformers.
+
+    Raises:
+        EngineError: the header has a type of scaling, or a value of it, that is not read here.
+    """
+    prefix = f"{head.architecture.name}.rope.scaling."
+    told = {name.removeprefix(prefix): value.content for name, value in head.values.items() if name.startswith(prefix)}
+    kind = told.pop("type", "none")
+    unread = set(told) - set(SCALINGS.get(kind, ())) - {"finetuned"}
+    if kind not in SCALINGS or (unread and kind != "none"):
+        raise EngineError(
+            f"the header has rotary positions of type {kind!r} with {sorted(told)}, which read_gguf does not know; "
+            f"known: {SCALINGS}"
+        )
+    base = head.values.get(f"{head.architecture.name}.rope.freq_base")
+    rope = {
+        "rope_type": "default" if kind == "none" else kind,
+        "rope_theta": 10_000.0 if base is None else base.content,
+    }
+    names = {"original_context_length": "original_max_position_embeddings"}
+    return rope | {names.get(name, name): told[name] for name in SCALINGS[kind]}
 
 
 def _config(head: Head, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -109,14 +147,14 @@ def _config(head: Head, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]
     if head.architecture.encoder:
         config["type_vocab_size"] = shapes["token_types.weight"][0]
         return config
-    rope = {"rope_type": "default", "rope_theta": told("rope.freq_base", 10_000.0)}
-    if scaling := told("rope.scaling.type"):
-        rope |= {"rope_type": scaling, "factor": told("rope.scaling.factor")}
-        if scaling == "yarn":
-            rope["original_max_position_embeddings"] = told("rope.scaling.original_context_length")
+    rope = _rope(head)
     width = config.get("head_dim", config["hidden_size"] // config["num_attention_heads"])
     if (part := told("rope.dimension_count", width)) != width:
+        if name != "phi3":
+            raise EngineError(f"the header rotates {part} of {width} dimensions, which only models of type 'phi3' do")
         rope["partial_rotary_factor"] = part / width
-    if name != "gemma3":  # its local layers have a separate rotation
-        config["rope_parameters"] = rope
+    if name == "phi3":  # whose window llama.cpp does not apply
+        config.pop("sliding_window", None)
+    local = {"rope_type": "default", "rope_theta": LOCAL_BASE}
+    config["rope_parameters"] = {"full_attention": rope, "sliding_attention": local} if name == "gemma3" else rope
     return config

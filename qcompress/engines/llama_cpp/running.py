@@ -1,5 +1,8 @@
 """Run a GGUF file with llama.cpp (the package ``xllamacpp``): next-token distributions, or sentence embeddings."""
 
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,6 +13,7 @@ from torch import Tensor
 
 from qcompress.engines.base import EngineRun
 from qcompress.engines.llama_cpp.architectures import architecture_called
+from qcompress.engines.llama_cpp.container import opened
 from qcompress.errors import DataError, EngineError
 
 QUIET = -1
@@ -37,7 +41,10 @@ def sequences(batch: Any) -> Iterator[list[int]]:
     if not isinstance(words, Tensor) or words.ndim != 2 or words.is_floating_point():
         raise DataError("engine 'llama.cpp' takes token ids (samples, tokens), alone or as input_ids of a dict")
     for index, row in enumerate(words):
-        yield row.tolist() if mask is None else row[mask[index].bool()].tolist()
+        kept = row if mask is None else row[mask[index].bool()]
+        if not len(kept):
+            raise DataError(f"sample {index} of a batch has no tokens: its attention_mask is all zero")
+        yield kept.tolist()
 
 
 def run(path: Path, batches: Iterable[Any], threads: int) -> EngineRun:
@@ -63,9 +70,7 @@ def run(path: Path, batches: Iterable[Any], threads: int) -> EngineRun:
 
 def _described(path: Path) -> tuple[int, int, bool]:
     """Size of the vocabulary, id of a token that consists of plain letters, and whether the model is an encoder."""
-    import gguf
-
-    reader = gguf.GGUFReader(path)
+    reader = opened(path)
     kind = str(reader.fields["general.architecture"].contents())
     width = next(int(tensor.shape[-1]) for tensor in reader.tensors if tensor.name == "token_embd.weight")
     encoder = architecture_called(kind).encoder
@@ -109,4 +114,20 @@ def _server(path: Path, batches: list[list[list[int]]], threads: int, *, embeddi
     try:
         return xllamacpp.Server(params)
     except (RuntimeError, ValueError) as error:
-        raise EngineError(f"llama.cpp does not load {path}: {error}") from error
+        raise EngineError(f"llama.cpp does not load {path}: {_reason(path) or error}") from error
+
+
+LOAD = """
+import sys
+import xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.verbosity, params.warmup, params.n_ctx = sys.argv[1], 1, False, 32
+xllamacpp.Server(params)
+"""
+
+
+def _reason(path: Path) -> str:
+    """What llama.cpp writes to the terminal when it does not load a file, from another process; empty for nothing."""
+    done = subprocess.run([sys.executable, "-c", LOAD, str(path)], capture_output=True, check=False)  # noqa: S603
+    lines = re.findall(r"error loading model: (.+)", done.stderr.decode(errors="replace"))
+    return str(lines[0]).strip() if lines else ""

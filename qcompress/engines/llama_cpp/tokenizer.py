@@ -40,7 +40,7 @@ def tokenizer_values(folder: Path, config: Any) -> dict[str, Value]:
     elif kind == "BPE":
         values = _byte_pairs(tokenizer, config.vocab_size)
     elif kind == "WordPiece":
-        values = _word_pieces(tokenizer, config.vocab_size)
+        values = _word_pieces(tokenizer, config.vocab_size, getattr(config, "type_vocab_size", 2))
     else:
         raise EngineError(f"a tokenizer of type {kind!r} cannot be written to GGUF; {_INSTEAD}")
     template = folder / "chat_template.jinja"
@@ -104,7 +104,7 @@ def _splitting(pre: dict[str, Any] | None) -> str:
     raise EngineError(f"the rules by which the tokenizer splits text are not supported ({pre}); {_INSTEAD}")
 
 
-def _word_pieces(tokenizer: dict[str, Any], size: int) -> dict[str, Value]:
+def _word_pieces(tokenizer: dict[str, Any], size: int, types: int) -> dict[str, Value]:
     words, kinds = _words(tokenizer, size)
     prefix = tokenizer["model"].get("continuing_subword_prefix", "##")
     shown = [
@@ -113,7 +113,7 @@ def _word_pieces(tokenizer: dict[str, Any], size: int) -> dict[str, Value]:
     ]
     return _table("bert", shown, kinds) | {
         "tokenizer.ggml.pre": Value.of("default"),
-        "tokenizer.ggml.token_type_count": Value.of(2),
+        "tokenizer.ggml.token_type_count": Value.of(types),
     }
 
 

@@ -1,0 +1,218 @@
+"""The header of a model's GGUF file: from a GGUF file of the same model, or from its configuration and tokenizer.
+
+Invariant: a header agrees with the model. What llama.cpp computes and a header cannot say is checked against the
+configuration first, and the values of a given file against those of the configuration.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from qcompress.engines.llama_cpp.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    architecture_called,
+    architecture_of,
+)
+from qcompress.engines.llama_cpp.assumptions import require_expressible
+from qcompress.engines.llama_cpp.container import TensorPlan, Value, opened
+from qcompress.engines.llama_cpp.pooling import POOLINGS, pooling_type
+from qcompress.engines.llama_cpp.rotation import rotation_values
+from qcompress.engines.llama_cpp.tokenizer import tokenizer_values
+from qcompress.errors import EngineError
+
+FREE = ("context_length", "attention.causal", "vocab_size")  # may differ between files of a model
+FACTORS = "rope_freqs.weight"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Head:
+    """The header of a GGUF file.
+
+    Attributes:
+        values: values by name.
+        architecture: the architecture in llama.cpp.
+        tensors: extra tensors in the model's file besides its weights, such as factors of rotary positions.
+    """
+
+    values: dict[str, Value]
+    architecture: Architecture
+    tensors: tuple[TensorPlan, ...] = ()
+
+    def number(self, name: str, default: int | None = None) -> int:
+        """Return an integer value of the architecture.
+
+        Raises:
+            EngineError: the header does not contain it.
+        """
+        value = self.values.get(f"{self.architecture.name}.{name}")
+        if value is None and default is None:
+            raise EngineError(f"the header of the GGUF file lacks {self.architecture.name}.{name}")
+        return int(value.content) if value is not None else default or 0
+
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of matrices that follow from the values, by their names without the block."""
+        width, heads = self.number("embedding_length"), self.number("attention.head_count")
+        keys = self.number("attention.key_length", width // heads)
+        values = self.number("attention.value_length", keys)
+        shapes: dict[str, tuple[int, ...]] = {
+            "attn_q.weight": (heads * keys, width),
+            "attn_k.weight": (self.number("attention.head_count_kv", heads) * keys, width),
+            "attn_output.weight": (width, heads * values),
+            "ffn_down.weight": (width, self.number("feed_forward_length")),
+        }
+        words = self.values.get("tokenizer.ggml.tokens")
+        return shapes | ({} if words is None else {"token_embd.weight": (len(words.content), width)})
+
+
+def head_of(model: nn.Module, source: str) -> Head:
+    """Make the header for a model.
+
+    Args:
+        model: a transformers model, or one with the same tensor names.
+        source: a GGUF file or a folder of Hugging Face files; empty for the folder that the model was loaded from.
+
+    Raises:
+        EngineError: the source does not exist or is of another model, the type of the model is unknown, or the model
+            computes what no header can say.
+    """
+    config = getattr(model, "config", None)
+    known = getattr(config, "model_type", None) in ARCHITECTURES
+    if known:
+        require_expressible(config)
+    if source and Path(source).is_file():
+        head = _head_of_file(Path(source))
+        if known:
+            _require_same(head, config, source)
+        return head
+    if source and not Path(source).exists():
+        raise EngineError(f"there is no folder or GGUF file {source!r}, which is the source for the header")
+    if config is None or not hasattr(config, "model_type"):
+        raise EngineError(
+            f"{type(model).__name__} has no transformers configuration; give a GGUF file of the same model as source, "
+            "such as LlamaCpp(source='model-f16.gguf')"
+        )
+    return _head_of_folder(_folder(model, config, source), config)
+
+
+def _folder(model: nn.Module, config: Any, source: str) -> Path:
+    loaded = getattr(model, "name_or_path", "") or getattr(config, "_name_or_path", "")
+    remedy = "give the model's folder, or a GGUF file of it, as source, such as LlamaCpp(source='folder')"
+    if not source and not loaded:
+        raise EngineError(f"the model was not loaded from a folder, where its tokenizer would be: {remedy}")
+    folder = Path(source or loaded)
+    if not folder.is_dir():
+        raise EngineError(f"the model was loaded from {loaded!r}, which is not a folder here: {remedy}")
+    if not (folder / "tokenizer.json").is_file():
+        raise EngineError(f"there is no tokenizer.json in {str(folder)!r}: {remedy}")
+    return folder
+
+
+def _head_of_folder(folder: Path, config: Any) -> Head:
+    architecture = architecture_of(config.model_type)
+    described = architecture.describe(config)
+    described |= {"pooling_type": pooling_type(folder)} if architecture.encoder else rotation_values(config)
+    general = {
+        "general.architecture": Value.of(architecture.name),
+        "general.type": Value.of("model"),
+        "general.name": Value.of(folder.resolve().name),
+    }
+    own = {f"{architecture.name}.{name}": Value.of(value) for name, value in described.items()}
+    return Head(values=general | own | tokenizer_values(folder, config), architecture=architecture)
+
+
+def _head_of_file(path: Path) -> Head:
+    import gguf
+
+    reader = opened(path)
+    values = {}
+    for name, field in reader.fields.items():
+        if name.startswith(("GGUF.", "split.")) or name == "general.alignment":
+            continue
+        item_kind = int(field.types[-1]) if int(field.types[0]) == gguf.GGUFValueType.ARRAY else None
+        values[name] = Value(content=field.contents(), kind=int(field.types[0]), item_kind=item_kind)
+    if "general.architecture" not in values:
+        raise EngineError(f"the header of {path} lacks general.architecture")
+    head = Head(
+        values=values,
+        architecture=architecture_called(str(values["general.architecture"].content)),
+        tensors=tuple(
+            TensorPlan(
+                name=tensor.name,
+                shape=tuple(int(size) for size in reversed(tensor.shape)),
+                number=int(tensor.tensor_type),
+                size_bytes=int(tensor.data.nbytes),
+                content=lambda data=tensor.data: np.array(data),  # type: ignore[misc]
+            )
+            for tensor in reader.tensors
+            if tensor.name.startswith("rope_")
+        ),
+    )
+    if head.architecture.encoder and (number := head.number("pooling_type", 0)) not in POOLINGS:
+        raise EngineError(f"{path} has the pooling type {number}; known: {POOLINGS}")
+    return head
+
+
+def _require_same(head: Head, config: Any, source: str) -> None:
+    """Raise an error for a header that is not that of the model; values that it leaves out are llama.cpp's to derive.
+
+    Raises:
+        EngineError: another architecture, or another value.
+    """
+    architecture = architecture_of(config.model_type)
+    if head.architecture.name != architecture.name:
+        raise EngineError(
+            f"the source {source} is a model of architecture {head.architecture.name!r}, but the model's is "
+            f"{architecture.name!r}: give a GGUF file of the same model, or its folder, as source"
+        )
+    wanted = architecture.describe(config) | ({} if architecture.encoder else _rotation(head, config))
+    if not wanted.get("attention.sliding_window", 1):  # Phi 3's, which llama.cpp does not read
+        wanted.pop("attention.sliding_window")
+    for name, value in wanted.items():
+        held = head.values.get(f"{architecture.name}.{name}")
+        found = _DEFAULTS.get(name) if held is None else held.content
+        if name not in FREE and found is not None and not _equal(found, value):
+            raise EngineError(
+                f"the source {source} is of another model: its {architecture.name}.{name} is {found!r}, but the model "
+                f"has {value!r}; give a GGUF file of the same model, or its folder, as source"
+            )
+
+
+_DEFAULTS: Mapping[str, Any] = {"rope.freq_base": 10_000.0, "rope.scaling.type": "none"}
+
+
+def _rotation(head: Head, config: Any) -> dict[str, Any]:
+    """The values of the rotation that a file must have; with factors in a tensor the header has only the base."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kind = rope.get("rope_type", "default")
+    if not head.tensors:
+        return {"rope.scaling.type": "none"} | rotation_values(config)
+    if kind not in ("llama3", "longrope"):
+        raise EngineError(
+            f"the source has {head.tensors[0].name!r}, but the model's rotary positions are of type {kind!r}"
+        )
+    if kind == "llama3":
+        _require_factors(head, config)
+    return {"rope.freq_base": float(rope["rope_theta"])}
+
+
+def _require_factors(head: Head, config: Any) -> None:
+    """Raise an error for factors of a rotation that are not those of the model."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    frequencies = ROPE_INIT_FUNCTIONS["llama3"](config, None)[0].double().numpy()
+    halves = np.arange(len(frequencies)) / len(frequencies)
+    wanted = config.rope_parameters["rope_theta"] ** -halves / frequencies
+    plan = next((plan for plan in head.tensors if plan.name == FACTORS), None)
+    if plan is None or plan.shape != wanted.shape or not np.allclose(plan.content(), wanted, rtol=1e-4):
+        raise EngineError(f"the source's {FACTORS!r} is not what the model's rotary positions of type 'llama3' need")
+
+
+def _equal(found: Any, value: Any) -> bool:
+    numbers = all(isinstance(side, (int, float)) for side in (found, value))
+    return math.isclose(found, value, rel_tol=1e-5) if numbers else bool(found == value)

@@ -1,0 +1,75 @@
+"""Rotary position embeddings in the header of a GGUF file."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+from qcompress.errors import EngineError
+
+LOCAL_BASE: Final = 10_000.0
+"""Base of the rotation in Gemma 3's layers with a window, which is fixed in llama.cpp."""
+
+
+def rotation_values(config: Any) -> dict[str, Any]:
+    """Return the header's values for a transformers configuration, without the architecture's name as prefix.
+
+    Raises:
+        EngineError: the header has no values for this rotation.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    if "full_attention" in rope:
+        _require_plain(rope.get("sliding_attention", {}))
+        rope = rope["full_attention"]
+    kind = rope.get("rope_type", "default")
+    values: dict[str, Any] = {"rope.freq_base": float(rope.get("rope_theta", 10_000.0))}
+    if config.model_type != "phi3" and (share := rope.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise _refused("partial_rotary_factor", share, f"1.0 in a model of type {config.model_type!r}")
+    if kind == "linear":
+        values |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
+    elif kind == "yarn":
+        _require_default_yarn(rope)
+        values |= {
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": float(rope["factor"]),
+            "rope.scaling.original_context_length": int(rope["original_max_position_embeddings"]),
+        }
+    elif kind != "default":
+        raise EngineError(
+            f"rotary positions of type {kind!r} cannot be written to GGUF; give a GGUF file of the model as source"
+        )
+    return values
+
+
+def _require_plain(local: Mapping[str, Any]) -> None:
+    if (kind := local.get("rope_type", "default")) != "default":
+        raise EngineError(f"local rotary positions of type {kind!r} cannot be written to GGUF")
+    if (base := float(local.get("rope_theta", LOCAL_BASE))) != LOCAL_BASE:
+        raise _refused("rope_theta of the layers with a window", base, repr(LOCAL_BASE))
+
+
+def _require_default_yarn(rope: Mapping[str, Any]) -> None:
+    """Raise an error for parameters of YaRN (arXiv:2309.00071) other than its paper's, which llama.cpp assumes."""
+    if rope.get("factor") is None:
+        raise _refused("factor of YaRN", None, "a number")
+    factor = float(rope["factor"])
+    for field, assumed in (("beta_fast", 32), ("beta_slow", 1), ("truncate", True)):
+        value = rope.get(field)
+        if value is not None and value != assumed:
+            raise _refused(f"{field} of YaRN", value, repr(assumed))
+    usual = _attention_factor(factor, 1.0)
+    attention = rope.get("attention_factor")
+    if attention is None and rope.get("mscale") and rope.get("mscale_all_dim"):
+        attention = _attention_factor(factor, rope["mscale"]) / _attention_factor(factor, rope["mscale_all_dim"])
+    if attention is not None and not math.isclose(attention, usual, rel_tol=1e-4):
+        raise _refused("attention_factor of YaRN (given, or by mscale and mscale_all_dim)", attention, f"{usual:.6g}")
+
+
+def _attention_factor(factor: float, scale: float) -> float:
+    return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _refused(field: str, value: Any, assumed: str) -> EngineError:
+    return EngineError(
+        f"the {field} is {value!r}, but llama.cpp computes with {assumed}, and a GGUF file cannot say otherwise; "
+        "export the model for another engine, such as 'onnxruntime'"
+    )
