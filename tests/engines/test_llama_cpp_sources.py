@@ -172,14 +172,30 @@ def test_a_file_with_factors_of_a_rotation_is_not_read_without_them(llama, name,
 
 
 @pytest.mark.parametrize(("changes", "named"), [
-    ({"llama.rope.scaling.type": "longrope"}, "of type 'longrope'"),
+    ({"llama.rope.scaling.type": "longrope"}, "longrope is not known"),
     ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0,
-      "llama.rope.scaling.original_context_length": 32, "llama.rope.scaling.attn_factor": 2.0}, "'attn_factor'"),
+      "llama.rope.scaling.original_context_length": 32, "llama.rope.scaling.attn_factor": 2.0},
+     "attn_factor is not known"),
+    ({"llama.rope.scaling.attn_factor": 2.0}, "attn_factor is not known"),
     ({"llama.rope.dimension_count": 8}, "rotates 8 of 16 dimensions"),
 ])  # fmt: skip
 def test_a_rotation_that_is_not_known_is_not_read_as_another(llama, changes, named, tmp_path):
+    path = written(llama, tmp_path / "x.gguf", changes)
     with pytest.raises(EngineError, match=named):
-        read_gguf(written(llama, tmp_path / "x.gguf", changes))
+        read_gguf(path)
+    if "llama.rope.dimension_count" not in changes:
+        with pytest.raises(EngineError, match=named):
+            head_of(llama, str(path))
+
+
+def test_a_factor_without_a_type_is_linear_as_in_llama_cpp(llama, tmp_path):
+    text = words(3, samples=1, length=60)
+    path = written(llama, tmp_path / "x.gguf", {"llama.rope.scaling.factor": 4.0})
+    again = read_gguf(path)
+    outputs = LlamaCpp(source=str(path)).emulate(again, [text]).outputs[0]
+    torch.testing.assert_close(running.run(path, [text], 1).outputs[0], outputs, rtol=0, atol=0.02)
+    with pytest.raises(EngineError, match=r"rope.scaling.type is 'linear', but the model has 'none'"):
+        head_of(llama, str(path))
 
 
 def test_the_largest_gemma_is_read_with_its_scale_and_rotation(tmp_path):

@@ -117,10 +117,12 @@ _HEADS = Assumption(
         (getattr(config, "head_dim", None) or 0) in (0, config.hidden_size // config.num_attention_heads)
     ),
 )
-_NO_WINDOW = Assumption(field="sliding_window", assumed="None, attention to the whole context", holds=_within_window)
+_NO_WINDOW = Assumption(
+    field="sliding_window", assumed="sliding_window=None, attention to the whole context", holds=_within_window
+)
 _NO_LAYER_WINDOW = Assumption(
     field="sliding_window",
-    assumed="None, attention to the whole context",
+    assumed="sliding_window=None, attention to the whole context",
     holds=lambda config: _within_window(config) or "sliding_attention" not in config.layer_types,
 )
 _GEMMA = (_NO_BIAS, _CAUSAL)

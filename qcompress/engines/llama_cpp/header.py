@@ -22,7 +22,7 @@ from qcompress.engines.llama_cpp.architectures import (
 from qcompress.engines.llama_cpp.assumptions import require_expressible
 from qcompress.engines.llama_cpp.container import TensorPlan, Value, opened
 from qcompress.engines.llama_cpp.pooling import POOLINGS, pooling_type
-from qcompress.engines.llama_cpp.rotation import rotation_values
+from qcompress.engines.llama_cpp.rotation import rotation_values, scaling_of
 from qcompress.engines.llama_cpp.tokenizer import tokenizer_values
 from qcompress.errors import EngineError
 
@@ -170,11 +170,15 @@ def _require_same(head: Head, config: Any, source: str) -> None:
             f"the source {source} is a model of architecture {head.architecture.name!r}, but the model's is "
             f"{architecture.name!r}: give a GGUF file of the same model, or its folder, as source"
         )
+    values = dict(head.values)
+    if not head.tensors and not architecture.encoder:
+        told = scaling_of(head.values, architecture.name)
+        values |= {f"{architecture.name}.rope.scaling.{name}": Value.of(value) for name, value in told.items()}
     wanted = architecture.describe(config) | ({} if architecture.encoder else _rotation(head, config))
     if not wanted.get("attention.sliding_window", 1):  # Phi 3's, which llama.cpp does not read
         wanted.pop("attention.sliding_window")
     for name, value in wanted.items():
-        held = head.values.get(f"{architecture.name}.{name}")
+        held = values.get(f"{architecture.name}.{name}")
         found = _DEFAULTS.get(name) if held is None else held.content
         if name not in FREE and found is not None and not _equal(found, value):
             raise EngineError(
@@ -183,7 +187,7 @@ def _require_same(head: Head, config: Any, source: str) -> None:
             )
 
 
-_DEFAULTS: Mapping[str, Any] = {"rope.freq_base": 10_000.0, "rope.scaling.type": "none"}
+_DEFAULTS: Mapping[str, Any] = {"rope.freq_base": 10_000.0}
 
 
 def _rotation(head: Head, config: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from qcompress.engines.llama_cpp.assumptions import query_scale
 from qcompress.engines.llama_cpp.container import opened
 from qcompress.engines.llama_cpp.content import entries, state_rows
 from qcompress.engines.llama_cpp.header import Head, head_of
-from qcompress.engines.llama_cpp.rotation import LOCAL_BASE
+from qcompress.engines.llama_cpp.rotation import LOCAL_BASE, scaling_of
 from qcompress.errors import EngineError
 from qcompress.model.parts import unique_state
 
@@ -97,32 +97,17 @@ def _require_all_read(file: Path, head: Head, state: Mapping[str, Tensor], shape
         )
 
 
-SCALINGS = {"none": (), "linear": ("factor",), "yarn": ("factor", "original_context_length")}
-"""Types of scaling, and the values that they have."""
-
-
 def _rope(head: Head) -> dict[str, Any]:
-    """The rotation in the terms of transformers.
-
-    Raises:
-        EngineError: the header has a type of scaling, or a value of it, that is not read here.
-    """
-    prefix = f"{head.architecture.name}.rope.scaling."
-    told = {name.removeprefix(prefix): value.content for name, value in head.values.items() if name.startswith(prefix)}
-    kind = told.pop("type", "none")
-    unread = set(told) - set(SCALINGS.get(kind, ())) - {"finetuned"}
-    if kind not in SCALINGS or (unread and kind != "none"):
-        raise EngineError(
-            f"the header has rotary positions of type {kind!r} with {sorted(told)}, which read_gguf does not know; "
-            f"known: {SCALINGS}"
-        )
+    """The rotation in the terms of transformers."""
+    told = scaling_of(head.values, head.architecture.name)
+    kind = told.pop("type")
     base = head.values.get(f"{head.architecture.name}.rope.freq_base")
     rope = {
         "rope_type": "default" if kind == "none" else kind,
         "rope_theta": 10_000.0 if base is None else base.content,
     }
     names = {"original_context_length": "original_max_position_embeddings"}
-    return rope | {names.get(name, name): told[name] for name in SCALINGS[kind]}
+    return rope | {names.get(name, name): value for name, value in told.items()}
 
 
 def _config(head: Head, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

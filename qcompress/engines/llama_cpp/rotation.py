@@ -4,7 +4,11 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
+from qcompress.engines.llama_cpp.container import Value
 from qcompress.errors import EngineError
+
+SCALINGS: Final = {"none": (), "linear": ("factor",), "yarn": ("factor", "original_context_length")}
+"""Types of scaling, and the values that they have."""
 
 LOCAL_BASE: Final = 10_000.0
 """Base of the rotation in Gemma 3's layers with a window, which is fixed in llama.cpp."""
@@ -38,6 +42,25 @@ def rotation_values(config: Any) -> dict[str, Any]:
             f"rotary positions of type {kind!r} cannot be written to GGUF; give a GGUF file of the model as source"
         )
     return values
+
+
+def scaling_of(values: Mapping[str, Value], architecture: str) -> dict[str, Any]:
+    """Return the scaling in a header: its ``type`` (``none``, ``linear`` or ``yarn``) and the values that it has.
+
+    Raises:
+        EngineError: another type, or a value that is not known here and may change what llama.cpp computes.
+    """
+    prefix = f"{architecture}.rope.scaling."
+    told = {name.removeprefix(prefix): value.content for name, value in values.items() if name.startswith(prefix)}
+    told.pop("finetuned", None)
+    kind = told.setdefault("type", "linear" if "factor" in told else "none")  # as in llama.cpp
+    unknown = set(told) - {"type", "factor", "original_context_length"}
+    if kind not in SCALINGS or unknown:
+        raise EngineError(
+            f"the header of the GGUF file scales rotary positions with {told}, of which "
+            f"{', '.join(sorted(unknown)) or kind} is not known; known: {SCALINGS}"
+        )
+    return {"type": kind} | {name: told[name] for name in SCALINGS[kind] if name in told}
 
 
 def _require_plain(local: Mapping[str, Any]) -> None:
