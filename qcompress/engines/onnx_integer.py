@@ -233,7 +233,7 @@ class _Writer:
         tensors = {item.name: item for item in self.proto.graph.initializer}
         codes, scales = layer.numbers()
         bias = np.zeros(len(scales)) if not use.bias else numpy_helper.to_array(tensors[use.bias]).astype(np.float64)
-        codes, scales = _with_room_for(bias, codes, scales, inputs.step)
+        codes, scales = with_room_for(bias, codes, scales, inputs.step)
         given, step, zero = yield from self._quantized(use.given, inputs)
         steps = np.round(bias / (np.float64(inputs.step) * scales)).astype(np.int32)
         names = [
@@ -285,7 +285,7 @@ class _Writer:
         return name
 
 
-def _with_room_for(
+def with_room_for(
     bias: NDArray[np.float64], codes: NDArray[np.int8], scales: NDArray[np.float32], step: float
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Enlarge the steps of weights that are negligible beside a bias, so that the bias fits into an int32."""

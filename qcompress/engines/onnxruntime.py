@@ -15,13 +15,22 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qcompress.compressed.factored import Factored, fold_
 from qcompress.compressed.record import CompressedPart, record_of
-from qcompress.engines import onnx_clock, onnx_emulation, onnx_graph, onnx_integer, onnx_timing, onnx_tracing
+from qcompress.engines import (
+    onnx_check,
+    onnx_clock,
+    onnx_emulation,
+    onnx_graph,
+    onnx_integer,
+    onnx_timing,
+    onnx_tracing,
+)
 from qcompress.engines.base import Engine, EngineRun, FileSizes
 from qcompress.engines.integer_codes import integer_codes, scheme_of
+from qcompress.engines.onnx_check import stored_weights
 from qcompress.engines.onnx_graph import Encoding
 from qcompress.engines.onnx_integer import IntegerLayer
 from qcompress.engines.onnx_session import opened, peak_bytes
@@ -209,6 +218,11 @@ class OnnxRuntime(Engine):
             np.savez(inputs, **onnx_tracing.feed_of(self.session(path), batch))
             return peak_bytes(path, inputs, self.threads)
 
+    def check(self, path: Path, model: nn.Module) -> str:
+        """Compare dense weights, codes, scales and zero points, bit for bit."""
+        name = onnx_check.differing(path, model)
+        return f"{name!r} in the file is not the model's" if name else ""
+
     def session(self, path: Path) -> Any:
         """Open the file in ONNX Runtime. Weights in DequantizeLinear are expanded once, at load time.
 
@@ -283,7 +297,7 @@ def _encodings(proto: Any, model: nn.Module, item: CompressedPart) -> list[tuple
     """The encodings of a part's weight, or of its factors, with their numbers; unused weights are left out."""
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     encodings = []
-    for paths, transform, stored, target in _stored_weights(item):
+    for paths, transform, stored, target in stored_weights(item):
         if (name := onnx_graph.initializer_of(model, paths[0], tensors)) is not None:
             encoding = _encoding(proto, name, _modules(model, paths), transform, target)
             encodings.append((encoding, integer_codes(transform, stored, target)))
@@ -301,17 +315,6 @@ def _integer_layers(proto: Any, model: nn.Module, items: Iterable[CompressedPart
 
 def _modules(model: nn.Module, paths: Sequence[str]) -> list[nn.Module]:
     return [model.get_submodule(path) for path in paths]
-
-
-def _stored_weights(item: CompressedPart) -> Iterator[tuple[tuple[str, ...], Transform, dict[str, Tensor], Target]]:
-    """Layers, transform, arrays and target of a part's weight, or of its factors if they are stored as codes."""
-    paths, transform, target = item.part.modules, item.transform, item.part.target
-    if not isinstance(transform, LowRank):
-        yield paths, transform, item.stored, target
-    elif not isinstance(transform.then, Keep):
-        for factor, shape in transform.factor_targets(target).items():
-            arrays = {key.split(".")[1]: value for key, value in item.stored.items() if key.split(".")[0] == factor}
-            yield (f"{paths[0]}.{factor}",), transform.then, arrays, shape
 
 
 def _padded(proto: Any, accuracy_level: int, size: int) -> bytes:

@@ -272,6 +272,32 @@ def test_a_model_in_half_precision_is_refused_before_anything_is_written(tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("options", [
+    qcompress.prune_quantize(bits=(4,), sparsity=(0,), group_size=(16,), symmetric=False),
+    qcompress.prune_quantize(bits=(8,), sparsity=(0,)),
+    qcompress.low_rank(ratios=(0.5,), whitened=False).then(qcompress.prune_quantize((8,), group_size=32)),
+    qcompress.integer_products(),
+])  # fmt: skip
+def test_a_weight_that_differs_in_the_file_is_found_out(tmp_path: Path, options: qcompress.Options) -> None:
+    """Every initializer named after a weight, with one bit changed, also those that the samples do not reach."""
+    import onnx
+
+    torch.manual_seed(0)
+    model = Chain(nn.Embedding(50, 32), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 20)).eval()
+    path = tmp_path / "x.onnx"
+    smaller = exported(model, torch.zeros(2, 3, dtype=torch.long), options, path)
+    proto = onnx.load(path)
+    assert EXACT.check(path, smaller) == ""
+    weights = [item for item in proto.graph.initializer if item.name.startswith("model.layers.")]
+    assert len(weights) >= 5
+    for item in weights:
+        content = item.raw_data
+        item.raw_data = content[:-1] + bytes([content[-1] ^ 1])
+        onnx.save(proto, tmp_path / "wrong.onnx")
+        assert EXACT.check(tmp_path / "wrong.onnx", smaller) == f"{item.name!r} in the file is not the model's"
+        item.raw_data = content
+
+
 def test_what_the_engine_does_not_run_is_refused_with_the_reason(tmp_path: Path) -> None:
     model, batch = Chain(nn.Linear(40, 20)).eval(), torch.randn(3, 40)
     (part,) = measured(model, batch, ALL).parts
