@@ -279,9 +279,7 @@ def encoding(proto: Any, name: str, modules: Sequence[nn.Module], scheme: Scheme
     functional = bool(products and lookups) and not any(map(is_linear, modules))  # the emulation sees no such product
     if (by_row and products) or functional:
         products, lookups = (), ()
-    return Encoding(
-        name=name, module=modules[0], scheme=scheme, target=target, products=products, lookups=lookups
-    )  # fmt: skip
+    return Encoding(name=name, module=modules[0], scheme=scheme, target=target, products=products, lookups=lookups)
 
 
 def _uses(proto: Any, name: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -289,9 +287,9 @@ def _uses(proto: Any, name: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     products: list[Any] = []
     lookups: list[Any] = []
     for node in _readers(proto, name):
-        if node.op_type == "Gemm" and list(node.input[1:2]) == [name] and _is_product(node):
+        if node.op_type == "Gemm" and list(node.input[1:2]) == [name] and is_product(node):
             products.append(node)
-        elif node.op_type == "Gather" and node.input[0] == name and not any(item.i for item in node.attribute):
+        elif is_lookup(node, name):
             lookups.append(node)
         elif node.op_type == "Transpose":
             inner = list(_readers(proto, node.output[0]))
@@ -314,7 +312,13 @@ def _reshaped(name: str, shape: list[int], result: str) -> Iterator[Any]:
     yield helper.make_node("Reshape", [name, f"{result}.shape"], [result])
 
 
-def _is_product(node: Any) -> bool:
+def is_lookup(node: Any, name: str) -> bool:
+    """Whether a node looks up rows of an initializer."""
+    return node.op_type == "Gather" and node.input[0] == name and not any(item.i for item in node.attribute)  # axis 0
+
+
+def is_product(node: Any) -> bool:
+    """Whether a ``Gemm`` is the product of a Linear layer."""
     values = {item.name: item.f if item.name in ("alpha", "beta") else item.i for item in node.attribute}
     return values == {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qcompress.engines import onnx_graph
 from qcompress.transforms.activations import Range
 from qcompress.transforms.base import Target
 from qcompress.transforms.quantize.integer import IntegerProduct
@@ -159,7 +160,7 @@ class _Writer:
 
         codes, _ = layer.numbers()
         name = f"{layer.name}.codes"
-        if not any(use.operator == "Lookup" for use in uses(self.proto, layer.name)):
+        if not any(onnx_graph.is_lookup(node, layer.name) for node in self.proto.graph.node):
             return self._constant(name, np.ascontiguousarray(codes.T))
         if (turned := f"{name}.turned") not in self._known:
             self._known[turned] = None
@@ -303,9 +304,9 @@ def uses(proto: Any, name: str) -> list[Use]:
     for node in readers.get(name, ()):
         if node.op_type == "Conv" and node.input[1] == name and node.input[0] != name:
             uses.append(_use("Conv", node, _initializer(proto, node, 2)))
-        elif node.op_type == "Gemm" and node.input[1] == name and _is_linear(node):
+        elif node.op_type == "Gemm" and node.input[1] == name and onnx_graph.is_product(node):
             uses.append(_use("Linear", node, _initializer(proto, node, 2)))
-        elif node.op_type == "Gather" and node.input[0] == name and not any(item.i for item in node.attribute):
+        elif onnx_graph.is_lookup(node, name):
             uses.append(Use(operator="Lookup", given=node.input[1], bias="", output=node.output[0], node=node))
         elif node.op_type == "Transpose":
             inner = readers.get(node.output[0], [])
@@ -351,8 +352,3 @@ def _initializer(proto: Any, node: Any, place: int) -> str | None:
     if not name or any(item.name == name for item in proto.graph.initializer):
         return name
     return None
-
-
-def _is_linear(node: Any) -> bool:
-    values = {item.name: item.f if item.name in ("alpha", "beta") else item.i for item in node.attribute}
-    return values == {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}

@@ -178,9 +178,14 @@ def _rename(graph: Any, names: Mapping[str, str]) -> None:
                 _rename(inner, names)
 
 
+def _has_branches(graph: Any) -> bool:
+    """Whether there are graphs inside the graph; what they read is not among the inputs of its nodes."""
+    return any(item.HasField("g") for node in graph.node for item in node.attribute)
+
+
 def _leave_out_unread_inputs(graph: Any) -> None:
-    if any(item.HasField("g") for node in graph.node for item in node.attribute):
-        return  # what a branch reads is not visible here
+    if _has_branches(graph):
+        return
     read = {name for node in graph.node for name in node.input} | {item.name for item in graph.output}
     for item in [item for item in graph.input if item.name not in read]:
         graph.input.remove(item)
@@ -202,8 +207,8 @@ def _leave_out_zero_biases(graph: Any) -> None:
     """Remove the computed zero biases that convolutions without bias get and that prevent fusion with batch norm."""
     from onnx import numpy_helper
 
-    if any(item.HasField("g") for node in graph.node for item in node.attribute):
-        return  # values read inside a branch are not visible here
+    if _has_branches(graph):
+        return
     by_output = {name: node for node in graph.node for name in node.output}
 
     def is_zero(name: str) -> bool:

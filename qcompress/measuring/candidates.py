@@ -82,7 +82,7 @@ class Candidates:
         rows: function from (part, option) to the part's rows under the option.
         standing: current option of each part; option 0 keeps the original's rows.
         codes: (part, option) → the encoded arrays, where available.
-        own: whether ``rows`` gives tensors that nobody else holds, so that they may be overwritten.
+        overwritable: whether ``rows`` gives tensors that nobody else holds.
     """
 
     def __init__(
@@ -94,9 +94,9 @@ class Candidates:
         standing: Sequence[int],
         codes: Codes | None = None,
         *,
-        own: bool = False,
+        overwritable: bool = False,
     ) -> None:
-        self._model, self._rows, self.codes, self._own = model, rows, codes or {}, own
+        self._model, self._rows, self.codes, self._overwritable = model, rows, codes or {}, overwritable
         self.parts, self.transforms, self.standing = parts, tuple(transforms), tuple(standing)
         sizes = [len(group) for group in self.transforms]
         self.offsets: NDArray[np.int64] = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
@@ -126,7 +126,7 @@ class Candidates:
         if option == self.standing[part]:
             return torch.zeros_like(rows)
         changed = self._rows(part, option)
-        return changed.sub_(rows) if self._own else changed - rows
+        return changed.sub_(rows) if self._overwritable else changed - rows
 
     def some(self, indices: Sequence[int]) -> "Candidates":
         """Return the candidates of some parts."""
@@ -136,7 +136,7 @@ class Candidates:
             [self.transforms[index] for index in indices],
             lambda part, option: self._rows(indices[part], option),
             [self.standing[index] for index in indices],
-            own=self._own,
+            overwritable=self._overwritable,
         )
 
     @property

@@ -139,8 +139,8 @@ def test_a_tied_head_is_multiplied_in_integers_with_the_codes_that_are_looked_up
 
 def test_an_embedding_alone_has_no_integer_product() -> None:
     model, ids = Chain(nn.Embedding(50, 70), nn.Linear(70, 5)).eval(), torch.randint(50, (2, 5))
-    labels = [len(options) for options in measured(model, ids, qcompress.integer_products()).transforms]
-    assert labels == [1, 3]
+    counts = [len(options) for options in measured(model, ids, qcompress.integer_products()).transforms]
+    assert counts == [1, 3]
 
 
 def test_a_weight_that_is_looked_up_and_used_in_another_way_is_expanded(tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ GROUPS = 8
 TOGETHER, ALONE = 0.05, 0.2
 """Relative difference of predicted and actual change above which a group, or a single layer, fails the check."""
 
-HALF_OF_ONE = 0.5
-"""A group fails the check if the part of one layer of it is half missing, however many layers it has."""
+HALF_A_LAYER = 0.5
+"""Share of one layer's predicted change: a group that misses more of its sum fails, however many layers it has."""
 
 LARGEST_SHARE = 10.0
 """Largest factor by which a weight is moved farther, or less far, to contribute an equal share."""
@@ -87,7 +87,7 @@ def misleading(run: Callable[[], Tensor], weights: Sequence[nn.Parameter], gener
     together = -(-len(order) // GROUPS)
     for start in range(0, len(order), together):
         group = order[start : start + together]
-        if not follows(group, min(TOGETHER, HALF_OF_ONE / len(group))):
+        if not follows(group, min(TOGETHER, HALF_A_LAYER / len(group))):
             wrong += [index for index in group if not follows([index], ALONE)]
     return wrong
 

@@ -161,7 +161,7 @@ def _shifted(candidates: Candidates, model: nn.Module) -> Candidates:
         return candidates.parts[part].weight(model).roll(1)
 
     parts = candidates.parts
-    return Candidates(model, parts, [(Keep(), Keep())] * len(parts), rows, [0] * len(parts), own=True)
+    return Candidates(model, parts, [(Keep(), Keep())] * len(parts), rows, [0] * len(parts), overwritable=True)
 
 
 @contextmanager
