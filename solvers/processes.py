@@ -6,6 +6,7 @@ any result in between, the pieces that may be the cause are tried one by one, an
 process dies.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from typing import Any, Final, TypeVar
@@ -38,6 +39,7 @@ def in_processes(
 
     backend = joblib.parallel.get_active_backend()[0]
     at_once = getattr(backend, "supports_return_generator", False)  # Ray returns all results at the end
+    allow_replacing_workers()
     waiting, losses = dict(enumerate(pieces)), 0
     while waiting:
         suspects = list(waiting)[: 2 * joblib.effective_n_jobs(jobs)] if losses > MOST_LOSSES else []
@@ -59,6 +61,15 @@ def in_processes(
                     yield numbers[0], LOST
                     del waiting[numbers[0]]
         losses = 0 if suspects else losses
+
+
+def allow_replacing_workers() -> None:
+    """Do not warn when joblib replaces a worker that was idle for long or whose memory has grown.
+
+    The warning arises in a thread of joblib's. Where filters make it an error, as ``python -W error`` and pytest do, it
+    ends that thread, and whoever waits for results waits forever.
+    """
+    warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given to the executor")
 
 
 def is_loss(error: Exception) -> bool:

@@ -32,7 +32,7 @@ from qcompress.model.batches import samples
 from qcompress.model.losses import Loss
 from qcompress.model.steady import Steady
 from qcompress.scalars import as_whole
-from solvers.processes import is_loss
+from solvers.processes import allow_replacing_workers, is_loss
 
 ROUND = 4
 """Batches per worker that are submitted before their results are awaited."""
@@ -154,6 +154,7 @@ def results(work: Work, batches: Iterable[tuple[int, Any]], jobs: int = 1) -> It
         return
     import joblib  # here: slow to import, and not needed for one process
 
+    allow_replacing_workers()
     packed, source = _packed(work), iter(batches)
     count = joblib.effective_n_jobs(jobs)
     backend = joblib.parallel.get_active_backend()[0]

@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,8 @@ from formulations.generators.random_instances import layered_problem
 from solvers.compare.runs import compare
 from solvers.journal import Journal, run_key
 from tests.compare.own_solvers import Dice
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_parallel_processes_give_the_same_answers_and_write_the_same_journal(tmp_path):
@@ -33,6 +37,26 @@ def test_parallel_processes_give_the_same_answers_and_write_the_same_journal(tmp
         for seed in seeds:
             key = {**run_key("compare", problem, Dice(rolls=9), None, seed), "label": "dice(rolls=9)"}
             assert journal.get(key)["seed"] == seed
+
+
+def test_replaced_workers_do_not_end_the_run_where_warnings_are_errors():
+    program = (
+        "from solvers.processes import in_processes\n"
+        "from tests.compare.test_parallel import outgrown\n"
+        "print(sorted(in_processes(outgrown, range(12), 2)))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True, text=True, check=False, timeout=300, cwd=ROOT,
+    )  # fmt: skip
+    assert run.stdout == f"{[(number, number) for number in range(12)]}\n", run.stderr
+
+
+def outgrown(number):
+    """The number; the worker then ends, as after growing by more than joblib allows."""
+    limits = sys.modules["joblib.externals.loky.process_executor"]
+    limits._MAX_MEMORY_LEAK_SIZE = limits._MEMORY_LEAK_CHECK_DELAY = -1
+    return number
 
 
 @pytest.mark.slow
