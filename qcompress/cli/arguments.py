@@ -90,10 +90,10 @@ def named(reference: str, what: str) -> Any:
     module_name, colon, attribute = reference.partition(":")
     if not (module_name and colon and attribute):
         raise typer.BadParameter(f"{what} must be written package.module:callable, found {reference!r}.")
-    if module_name == "hf":
+    if module_name in ("hf", "gguf"):
         raise typer.BadParameter(
-            f"{what} {reference!r}: hf:FOLDER is for 'compress', 'measure', 'export' and 'verify'; here name "
-            "package.module:callable."
+            f"{what} {reference!r}: hf:FOLDER and gguf:FILE are for 'compress', 'measure', 'export' and 'verify'; here "
+            "name package.module:callable."
         )
     find_modules_here()
     try:

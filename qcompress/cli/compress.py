@@ -10,6 +10,7 @@ from qcompress.cli.console import out, print_json, say
 from qcompress.cli.explaining import explain
 from qcompress.cli.finetune import tell_end
 from qcompress.cli.flag_groups import with_flag_groups
+from qcompress.cli.language_model import TextFlags
 from qcompress.cli.offering import OfferFlags
 from qcompress.cli.progress import watching
 from qcompress.cli.shared_flags import (
@@ -18,7 +19,6 @@ from qcompress.cli.shared_flags import (
     ChoiceFlags,
     EngineFlags,
     MeasureFlags,
-    TextFlags,
     TrainingFlags,
 )
 
@@ -79,7 +79,7 @@ def compress(
     - for an engine: `… --target llama.cpp --budget file_bytes=90MB --output small.gguf`
     - for a memory: `… --target llama.cpp --budget memory=2GB --context 4096`
     - the fewest bytes within a loss: `… --minimize bytes --budget loss=0.02`
-    - a language model: `compress hf:FOLDER --text FILE -b bits_per_weight=4`
+    - a language model: `compress hf:FOLDER --text FILE -b bits_per_weight=4`, or `compress gguf:FILE --text FILE …`
     - fine-tuned after the choice: `… --finetune-steps 1000`; on other data than DATA: `qcompress finetune`
     """
     import qcompress

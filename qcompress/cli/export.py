@@ -8,7 +8,8 @@ import typer
 
 from qcompress.cli import arguments
 from qcompress.cli.console import print_json, print_table, say
-from qcompress.cli.shared_flags import HF, TEXT, OriginalModel, engine_of, folder_of, whole
+from qcompress.cli.language_model import TEXT, is_language_model, place_of, whole
+from qcompress.cli.shared_flags import OriginalModel, engine_of
 
 if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
     from torch import nn
@@ -93,21 +94,21 @@ def load(model: str, compressed: Path) -> "nn.Module":
             f"{folder} holds no model.safetensors, because 'compress' read the model block by block. To write and "
             "verify the engine's file again, repeat 'compress' with another --output: it reuses the results."
         )
-    make = partial(whole, folder_of(model)) if model.startswith(HF) else arguments.function(model, "MODEL")
+    make = partial(whole, place_of(model)) if is_language_model(model) else arguments.function(model, "MODEL")
     loaded: nn.Module = qcompress.load_compressed(compressed, make)
     return loaded
 
 
 def batches_of(model: str, data: str | None, text: Path | None, length: int, name: str) -> Any:
-    """Return the batches of the callable ``data`` or, for ``hf:FOLDER``, two windows of the text; None without either.
+    """Return the batches of the callable ``data``, or two windows of a language model's text; None without either.
 
     Raises:
         typer.BadParameter: both are given, or a text for another model; ``name`` is what ``data`` is called.
     """
     if text is None:
         return None if data is None else arguments.function(data, name)()
-    if data is not None or not model.startswith(HF):
-        raise typer.BadParameter(f"--text is for MODEL hf:FOLDER, without {name}.")
+    if data is not None or not is_language_model(model):
+        raise typer.BadParameter(f"--text is for MODEL hf:FOLDER or gguf:FILE, without {name}.")
     from qcompress.model.text import token_windows
 
-    return token_windows(folder_of(model), text, length=length).calibration[:2]
+    return token_windows(place_of(model), text, length=length).calibration[:2]

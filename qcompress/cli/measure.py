@@ -9,6 +9,7 @@ from formulations.formatting import amount
 from qcompress.cli import arguments
 from qcompress.cli.console import print_json, print_table, say
 from qcompress.cli.flag_groups import with_flag_groups
+from qcompress.cli.language_model import TextFlags
 from qcompress.cli.offering import OfferFlags
 from qcompress.cli.progress import watching
 from qcompress.cli.shared_flags import CalibrationFlags, MeasureFlags
@@ -22,6 +23,7 @@ def measure(
     calibration: CalibrationFlags,
     measuring: MeasureFlags,
     offer: OfferFlags,
+    text: TextFlags,
     latency: Annotated[
         bool, typer.Option("--latency", help="Also time every option on the first batch, as the resource latency_s.")
     ] = False,
@@ -34,13 +36,18 @@ def measure(
 
     Example: `qcompress measure zoo:resnet20 zoo:batches --method direct --output resnet20.npz`
 
-    Rank, sparsity and bits as one choice: `qcompress measure zoo:resnet20 zoo:batches --low-rank --factor-bits 4,8`
+    - rank, sparsity and bits as one choice: `… --low-rank --factor-bits 4,8`
+    - a language model: `qcompress measure hf:FOLDER --text FILE`, block by block
     """
     import qcompress
     from qcompress.model.forward import first_batch
 
     options, settings = offer.options(), offer.arguments() | measuring.arguments() | calibration.arguments()
-    network, batches = calibration.model_and_data()
+    if language := text.language_model(calibration.model, calibration.data, by_block=not latency):
+        network, batches = language[0], language[1].calibration
+        settings |= {"method": "sampled", "memory": text.memory}
+    else:
+        network, batches = calibration.model_and_data()
     with watching("measuring") as watch:
         measurement = qcompress.measure(
             network,

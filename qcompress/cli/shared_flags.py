@@ -1,27 +1,25 @@
 """Groups of flags shared by commands; ``arguments()`` returns them as arguments of the library's functions."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qcompress.cli import arguments
+from qcompress.cli.language_model import TEXT
 
 if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
     from torch import nn
 
     from qcompress import Engine
-    from qcompress.model.text import Windows
 
-TRAINING, ENGINE, TEXT = "Fine-tuning", "Engine", "Language models (MODEL hf:FOLDER)"
-HF = "hf:"
+TRAINING, ENGINE = "Fine-tuning", "Engine"
 
 OriginalModel = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="package.module:callable that returns the original model, or hf:FOLDER for a language model's folder.",
+        help="package.module:callable that returns the original model; for a language model hf:FOLDER or gguf:FILE.",
     ),
 ]
 
@@ -35,7 +33,7 @@ class CalibrationFlags:
         str | None,
         typer.Argument(
             metavar="DATA",
-            help="package.module:callable that returns the calibration batches. For hf:FOLDER give --text instead.",
+            help="package.module:callable that returns the calibration batches. Language models take --text instead.",
         ),
     ] = None
     loss: arguments.Loss = "kl"
@@ -60,84 +58,6 @@ class CalibrationFlags:
             raise typer.BadParameter(f"{self.model!r} needs DATA, package.module:callable that returns batches.")
         make_model, make_data = arguments.function(self.model, "MODEL"), arguments.function(self.data, "DATA")
         return make_model(), make_data()
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextFlags:
-    """Calibration text and maximum memory for a language model."""
-
-    text: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Plain text for calibration, split into windows of tokens.", rich_help_panel=TEXT
-        ),
-    ] = None
-    windows: Annotated[
-        int,
-        typer.Option(
-            help="Number of calibration windows, spread evenly over the text. A quarter as many are used for "
-            "validation, and another quarter for the final test.",
-            min=4,
-            rich_help_panel=TEXT,
-        ),
-    ] = 64
-    length: Annotated[int, typer.Option(help="Number of tokens in a window.", min=2, rich_help_panel=TEXT)] = 512
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            metavar="AMOUNT",
-            help="Maximum memory for measuring, for example 4GB; the model is read block by block.",
-            rich_help_panel=TEXT,
-        ),
-    ] = None
-
-    def language_model(self, model: str, data: str | None, *, by_block: bool) -> "tuple[nn.Module, Windows] | None":
-        """Return the model of ``hf:FOLDER`` and the windows of the text; None for any other MODEL.
-
-        Args:
-            model: the argument MODEL.
-            data: the argument DATA, if given.
-            by_block: whether the model is read block by block, or loaded whole.
-
-        Raises:
-            typer.BadParameter: flags or arguments that cannot be combined.
-        """
-        if not model.startswith(HF):
-            if self.text is not None or self.memory is not None:
-                raise typer.BadParameter("--text and --memory are for MODEL hf:FOLDER.")
-            return None
-        if self.text is None or data is not None:
-            raise typer.BadParameter(f"{model!r} takes its data from --text FILE, without DATA.")
-        if self.memory is not None and not by_block:
-            raise typer.BadParameter(
-                "--memory is for engines that write a model block by block; this one loads it whole."
-            )
-        import qcompress
-        from qcompress.model.text import token_windows
-
-        folder = folder_of(model)
-        windows = token_windows(folder, self.text, length=self.length, count=self.windows)
-        return qcompress.open_model(folder) if by_block else whole(folder), windows
-
-
-def folder_of(model: str) -> str:
-    """Return the folder of ``hf:FOLDER``.
-
-    Raises:
-        typer.BadParameter: there is no such folder.
-    """
-    folder = model.removeprefix(HF)
-    if not Path(folder).is_dir():
-        raise typer.BadParameter(f"there is no folder {folder!r}; hf:FOLDER names the folder of a language model.")
-    return folder
-
-
-def whole(folder: str) -> "nn.Module":
-    """Load a language model into memory, in the precision in which it is stored."""
-    from transformers import AutoModelForCausalLM
-
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True).eval()
-    return model
 
 
 @dataclass(frozen=True, kw_only=True)

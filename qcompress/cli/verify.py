@@ -27,7 +27,7 @@ def verify(
         str | None,
         typer.Argument(
             metavar="DATA",
-            help="package.module:callable that returns the batches to run. For hf:FOLDER, --text may be given instead.",
+            help="package.module:callable that returns the batches to run. Language models also take --text.",
         ),
     ] = None,
     *,
@@ -52,7 +52,9 @@ def verify(
 
     batches = batches_of(model, data, text, length, "DATA")
     if batches is None:
-        raise typer.BadParameter("give DATA, package.module:callable that returns batches, or --text for hf:FOLDER.")
+        raise typer.BadParameter(
+            "give DATA, package.module:callable that returns batches, or --text for a language model."
+        )
     verification = qcompress.verify(file, load(model, compressed), batches, target=engine_of(target, setting))
     made = output_of(compressed.parent)
     if not verification.ok and made is not None and made != file.resolve():

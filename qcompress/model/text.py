@@ -1,7 +1,9 @@
 """Windows of tokens from plain text, for language models."""
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,30 +27,26 @@ class Windows:
     test: list[Tensor]
 
 
-def token_windows(folder: AnyPath, text: AnyPath, *, length: int = 512, count: int = 64) -> Windows:
+def token_windows(source: AnyPath, text: AnyPath, *, length: int = 512, count: int = 64) -> Windows:
     """Take windows spread evenly over a text: ``count`` for calibration, and a quarter of that for each other use.
 
     If the text has fewer windows, it is divided in the same proportion.
 
     Args:
-        folder: folder of the model, with its tokenizer.
+        source: folder of the model, with its tokenizer, or its GGUF file.
         text: file of plain text in UTF-8.
         length: number of tokens in a window.
         count: number of windows for calibration.
 
     Raises:
-        DataError: the text is shorter than six windows, or is not text.
+        DataError: the text is shorter than six windows, or is not text; or the tokenizer cannot be read.
         MissingError: transformers is missing.
     """
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise MissingError("tokenizers need transformers: pip install 'qcompress[compressed-tensors]'") from error
     try:
         content = Path(text).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{text} cannot be read as plain text: {error}") from error
-    ids = torch.tensor(AutoTokenizer.from_pretrained(folder)(content)["input_ids"], dtype=torch.long)
+    ids = torch.tensor(_tokenizer(Path(source))(content)["input_ids"], dtype=torch.long)
     number = len(ids) // length
     if number < 6:
         raise DataError(
@@ -62,3 +60,21 @@ def token_windows(folder: AnyPath, text: AnyPath, *, length: int = 512, count: i
     for place, window in enumerate(chosen):  # of six in a row, the third is for validation, the sixth for testing
         uses[{2: 1, 5: 2}.get(place % 6, 0)].append(whole[window])
     return Windows(calibration=uses[0], validation=uses[1], test=uses[2])
+
+
+def _tokenizer(source: Path) -> Any:
+    """The tokenizer of a folder or, as transformers converts it, of a GGUF file."""
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise MissingError("tokenizers need transformers: pip install 'qcompress[compressed-tensors]'") from error
+    if not source.is_file():
+        return AutoTokenizer.from_pretrained(source)
+    with tempfile.TemporaryDirectory() as alone:  # beside other files, transformers would read those as well
+        (Path(alone) / source.name).symlink_to(source.resolve())
+        try:
+            return AutoTokenizer.from_pretrained(alone, gguf_file=source.name)
+        except Exception as error:  # whatever is wrong with the tokenizer, or new to transformers
+            raise DataError(
+                f"transformers cannot read the tokenizer of {source} ({error}); give the model's folder, hf:FOLDER"
+            ) from error

@@ -116,7 +116,7 @@ def test_a_folder_in_place_of_a_compressed_model_is_one_clear_error(folder, caps
         (["verify", *ZOO[:1], "a", "b", ZOO[1], "--text", "c", "--target", "llama.cpp"], "--text is for MODEL hf:"),
         (["verify", *ZOO[:1], "a", "b", "--text", "c", "--target", "llama.cpp"], "--text is for MODEL hf:FOLDER"),
         (["export", "hf:nowhere", "a", "--target", "llama.cpp"], "there is no folder 'nowhere'"),
-        (["apply", "hf:model", "a", "b"], "hf:FOLDER is for 'compress', 'measure', 'export' and 'verify'"),
+        (["apply", "hf:model", "a", "b"], "hf:FOLDER and gguf:FILE are for 'compress', 'measure', 'export' and"),
     ],
 )
 def test_words_about_language_models_that_do_not_go_together_are_refused(words, message, capsys):

@@ -100,6 +100,42 @@ def test_an_engine_that_needs_the_whole_model_takes_a_folder_too(
     assert forecast_seconds(model, [torch.ones(1, 12, dtype=torch.long)], Offered.of(qcompress.gguf_types())) > 0
 
 
+def test_a_gguf_file_is_compressed_into_a_smaller_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("gguf")
+    pytest.importorskip("xllamacpp")
+    monkeypatch.chdir(tmp_path)
+    size = qcompress.export(tiny("llama", tmp_path / "model"), "whole.gguf", target="llama.cpp").size_bytes
+    (tmp_path / "text.txt").write_text("the cat and the man " * 60)
+    words = ["gguf:whole.gguf", "--text", "text.txt", "--length", "12"]
+    choice = ["--windows", "8", "--budget", "file_bytes=60%", "--solver", "dp", "--no-pairs", "--target", "llama.cpp"]
+    assert main(["compress", *words, *choice, "--output", "small.gguf", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (tmp_path / "small.gguf").stat().st_size == report["usage"]["file_bytes"] <= 0.6 * size
+    assert (
+        main(["verify", words[0], report["folder"] + "/model.safetensors", "small.gguf", *words[1:], *choice[-2:]]) == 0
+    )
+    of_file, of_folder = (token_windows(place, "text.txt", length=12) for place in ("whole.gguf", "model"))
+    assert all(map(torch.equal, of_file.calibration, of_folder.calibration))
+
+
+def test_a_language_model_is_measured_block_by_block(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--text", str(folder / "text.txt"), "--length", "12", "--windows", "8", "--memory", "8GB"]
+    assert (
+        main(["measure", f"hf:{folder / 'model'}", *words, "--bits", "4", "--sparsity", "0", "--no-compensated"]) == 0
+    )
+    windows = token_windows(folder / "model", folder / "text.txt", length=12, count=8).calibration
+    again = qcompress.measure(
+        open_model(folder / "model"), windows, qcompress.prune_quantize(bits=(4,), sparsity=(0,)), method="sampled"
+    )
+    assert qcompress.Measurement.load("measurement.npz").cost.tolist() == again.cost.tolist()
+    assert not (tmp_path / "measurement.npz.part").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -126,11 +162,13 @@ def test_an_engine_that_needs_the_whole_model_takes_a_folder_too(
             "has no unit 'm'",
         ),
         (["compress", "hf:model", "--budget", "bytes=0.5"], "takes its data from --text FILE"),
-        (["compress", "zoo:net", "zoo:data", "--text", "a", "--budget", "bytes=0.5"], "are for MODEL hf:FOLDER"),
+        (["compress", "zoo:net", "zoo:data", "--text", "a", "--budget", "bytes=0.5"], "for MODEL hf:FOLDER or gguf"),
         (["compress", "hf:nowhere", "--text", "a", "--budget", "bytes=0.5"], "there is no folder 'nowhere'"),
+        (["compress", "gguf:none", "--text", "a", "--budget", "bytes=0.5"], "there is no file 'none'; gguf:FILE"),
+        (["compress", "gguf:text.txt", "--text", "a", "-b", "bytes=1", "--memory", "2GB"], "here it is loaded whole"),
         (
             ["compress", "hf:m", "--text", "a", "--memory", "1GB", "-b", "bytes=0.5", "--target", "llama.cpp"],
-            "this one loads it whole",
+            "here it is loaded whole",
         ),
         (["compress", "zoo:net", "--budget", "bytes=0.5"], "needs DATA"),
         (["measure", "zoo:net"], "needs DATA"),

@@ -75,7 +75,7 @@ def head_of(model: nn.Module, source: str) -> Head:
 
     Args:
         model: a transformers model, or one with the same tensor names.
-        source: a GGUF file or a folder of Hugging Face files; empty for the folder that the model was loaded from.
+        source: a GGUF file or a folder of Hugging Face files; empty for what the model was loaded from.
 
     Raises:
         EngineError: the source does not exist or is of another model, the type of the model is unknown, or the model
@@ -85,23 +85,27 @@ def head_of(model: nn.Module, source: str) -> Head:
     known = getattr(config, "model_type", None) in ARCHITECTURES
     if known:
         require_expressible(config)
-    if source and Path(source).is_file():
-        head = _head_of_file(Path(source))
+    if (file := Path(source or _loaded_from(model))).is_file():
+        head = _head_of_file(file)
         if known:
-            _require_same(head, config, source)
+            _require_same(head, config, str(file))
         return head
-    if source and not Path(source).exists():
+    if source and not file.exists():
         raise EngineError(f"there is no folder or GGUF file {source!r}, which is the source for the header")
     if config is None or not hasattr(config, "model_type"):
         raise EngineError(
             f"{type(model).__name__} has no transformers configuration; give a GGUF file of the same model as source, "
             "such as LlamaCpp(source='model-f16.gguf')"
         )
-    return _head_of_folder(_folder(model, config, source), config)
+    return _head_of_folder(_folder(model, source), config)
 
 
-def _folder(model: nn.Module, config: Any, source: str) -> Path:
-    loaded = getattr(model, "name_or_path", "") or getattr(config, "_name_or_path", "")
+def _loaded_from(model: nn.Module) -> str:
+    return str(getattr(model, "name_or_path", "") or getattr(getattr(model, "config", None), "_name_or_path", ""))
+
+
+def _folder(model: nn.Module, source: str) -> Path:
+    loaded = _loaded_from(model)
     remedy = "give the model's folder, or a GGUF file of it, as source, such as LlamaCpp(source='folder')"
     if not source and not loaded:
         raise EngineError(f"the model was not loaded from a folder, where its tokenizer would be: {remedy}")

@@ -45,8 +45,8 @@ def read_gguf(path: AnyPath) -> nn.Module:
     """Load a GGUF file as a transformers model in float32, in evaluation mode.
 
     Args:
-        path: path of a file with an architecture that the engine supports; blocks of any type are decoded. To reuse its
-            header in another file, give ``LlamaCpp(source=path)``.
+        path: path of a file with an architecture that the engine supports; blocks of any type are decoded. Its header
+            is also that of files which the engine writes of this model, if it gets no other ``source``.
 
     Raises:
         EngineError: it is not a GGUF file, has an unsupported architecture or rotation, or tensors that do not fit.
@@ -83,6 +83,7 @@ def read_gguf(path: AnyPath) -> nn.Module:
         shift = float(head.architecture.shifted_norms and name.endswith("norm.weight"))
         state[entry.state].copy_(torch.from_numpy(np.ascontiguousarray(rows)) - shift)
     _require_all_read(file, head, unique_state(model), shapes)
+    model.name_or_path = str(file)  # type: ignore[assignment]
     return model
 
 

@@ -1,0 +1,107 @@
+"""Language models on the command line: ``hf:FOLDER`` or ``gguf:FILE``, with plain text as data."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
+    from torch import nn
+
+    from qcompress.model.text import Windows
+
+FOLDER, FILE = "hf:", "gguf:"
+TEXT = "Language models (MODEL hf:FOLDER or gguf:FILE)"
+
+
+def is_language_model(model: str) -> bool:
+    """Whether the argument MODEL names a language model's folder or file."""
+    return model.startswith((FOLDER, FILE))
+
+
+def place_of(model: str) -> Path:
+    """Return the folder of ``hf:FOLDER``, or the file of ``gguf:FILE``.
+
+    Raises:
+        typer.BadParameter: there is no such folder or file.
+    """
+    place = Path(model.partition(":")[2])
+    if model.startswith(FOLDER) and not place.is_dir():
+        raise typer.BadParameter(
+            f"there is no folder {str(place)!r}; hf:FOLDER names the folder of a language model, gguf:FILE a GGUF file."
+        )
+    if model.startswith(FILE) and not place.is_file():
+        raise typer.BadParameter(f"there is no file {str(place)!r}; gguf:FILE names a language model's GGUF file.")
+    return place
+
+
+def whole(place: Path) -> "nn.Module":
+    """Load a language model into memory: from a folder in the precision that it has there, from GGUF in float32."""
+    if place.is_file():
+        from qcompress.engines.llama_cpp.reading import read_gguf
+
+        return read_gguf(place)
+    from transformers import AutoModelForCausalLM
+
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(place, dtype="auto", local_files_only=True).eval()
+    return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFlags:
+    """Calibration text and maximum memory for a language model."""
+
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Plain text for calibration, split into windows of tokens.", rich_help_panel=TEXT
+        ),
+    ] = None
+    windows: Annotated[
+        int,
+        typer.Option(
+            help="Number of calibration windows, spread evenly over the text. A quarter as many are used for "
+            "validation, and another quarter for the final test.",
+            min=4,
+            rich_help_panel=TEXT,
+        ),
+    ] = 64
+    length: Annotated[int, typer.Option(help="Number of tokens in a window.", min=2, rich_help_panel=TEXT)] = 512
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AMOUNT",
+            help="Maximum memory for measuring, for example 4GB; the model of hf:FOLDER is read block by block.",
+            rich_help_panel=TEXT,
+        ),
+    ] = None
+
+    def language_model(self, model: str, data: str | None, *, by_block: bool) -> "tuple[nn.Module, Windows] | None":
+        """Return the language model and the windows of the text; None for any other MODEL.
+
+        Args:
+            model: the argument MODEL.
+            data: the argument DATA, if given.
+            by_block: whether the model of a folder is read block by block, or loaded whole.
+
+        Raises:
+            typer.BadParameter: flags or arguments that cannot be combined.
+        """
+        if not is_language_model(model):
+            if self.text is not None or self.memory is not None:
+                raise typer.BadParameter("--text and --memory are for MODEL hf:FOLDER or gguf:FILE.")
+            return None
+        if self.text is None or data is not None:
+            raise typer.BadParameter(f"{model!r} takes its data from --text FILE, without DATA.")
+        by_block = by_block and model.startswith(FOLDER)
+        if self.memory is not None and not by_block:
+            raise typer.BadParameter(
+                "--memory is for hf:FOLDER and engines that write a model block by block; here it is loaded whole."
+            )
+        import qcompress
+        from qcompress.model.text import token_windows
+
+        place = place_of(model)
+        windows = token_windows(place, self.text, length=self.length, count=self.windows)
+        return qcompress.open_model(place) if by_block else whole(place), windows
