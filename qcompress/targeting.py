@@ -16,7 +16,7 @@ from formulations.files import AnyPath, drafting
 from qcompress.budgets import BITS_PER_WEIGHT, LATENCY, with_resources
 from qcompress.engines.base import Engine
 from qcompress.engines.export import ExportedFile, export, require_free
-from qcompress.engines.in_time import Seconds, solved_in_time
+from qcompress.engines.in_time import Seconds, solved_in_time, with_reachable_time
 from qcompress.engines.legal import for_engine
 from qcompress.engines.registry import as_engine
 from qcompress.engines.verify import Verification, speedup_of, verify
@@ -27,6 +27,7 @@ from qcompress.model.batches import samples
 from qcompress.model.calibration import Calibration
 from qcompress.run_folder import Kept, RunFolder, remove
 from qcompress.steps import Request
+from qcompress.steps.choosing import local_solver
 from solvers import Solution, Solver, solve
 from solvers.composites.tied import TiedSolver
 
@@ -104,8 +105,20 @@ def clock_of(request: Request, measurement: Measurement) -> Seconds | None:
     )
 
 
+def in_reach(request: Request, measurement: Measurement, seconds: Seconds | None, problem: Problem) -> Problem:
+    """The problem, with a larger budget for seconds if only by prediction no choice keeps it."""
+    if seconds is None:
+        return problem
+    solver = local_solver(request, measurement)
+    return with_reachable_time(
+        problem,
+        seconds,
+        lambda by_time: solve(by_time, solver, time_limit=request.time_limit, seed=request.calibration.seed),
+    )
+
+
 def in_time(
-    request: Request, run: RunFolder, seconds: Seconds | None, problem: Problem, solution: Solution
+    request: Request, run: RunFolder, seconds: Seconds | None, problem: Problem, start: Problem, solution: Solution
 ) -> tuple[Problem, Solution]:
     """The problem and its solution, with a smaller budget for seconds where the choice takes longer than predicted."""
     if seconds is None:
@@ -115,7 +128,7 @@ def in_time(
         return solve(stated, request.solver, time_limit=request.time_limit, seed=request.calibration.seed)
 
     def make(_: Path | None) -> Solution:
-        stated, in_time = solved_in_time(problem, solution, seconds, solve_for)
+        stated, in_time = solved_in_time(problem, start, solution, seconds, solve_for)
         return replace(in_time, details={**in_time.details, ASKED: stated.budgets[LATENCY]})
 
     in_time = run.once(

@@ -2,9 +2,10 @@
 
 The predicted time of a choice is a sum over its options, and a solver exploits errors of that sum. The model of its
 choice is therefore timed as a whole. If it exceeds the budget, the problem is solved again with a budget that is
-smaller by the same ratio.
+smaller by the same ratio. Where the sum is too long for every choice, the one with the shortest sum is timed as well.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -12,9 +13,10 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from formulations import InfeasibleBudgetError, Problem
+from formulations import InfeasibleBudgetError, PairTerms, Problem
+from formulations.problem import limit_of
 from qcompress.budgets import LATENCY
-from solvers import Solution
+from solvers import Solution, Status
 from solvers.base import relative_gap
 
 ROUNDS = 4
@@ -27,22 +29,65 @@ Seconds = Callable[[Sequence[NDArray[np.int64]]], list[float]]
 """Function that returns the measured seconds of choices, each timed as a whole model."""
 
 
+def with_reachable_time(problem: Problem, seconds: Seconds, solve_for: Callable[[Problem], Solution]) -> Problem:
+    """Return the problem, with its time budget raised to the shortest predicted time if that is longer.
+
+    Args:
+        problem: problem with a budget for `LATENCY`.
+        seconds: function that times choices.
+        solve_for: function that solves a problem.
+
+    Raises:
+        InfeasibleBudgetError: the choice with the shortest predicted time does not keep the budget when timed either.
+    """
+    limit, use = problem.budgets[LATENCY], problem.resources[LATENCY]
+    alone = [int(np.argmin(use[start:end])) for start, end in itertools.pairwise(problem.group_offsets)]
+    if problem.usage(problem.flat(alone))[LATENCY] <= limit_of(limit):
+        return problem
+    fastest = solve_for(_by_time(problem)).choice
+    if fastest is None:
+        return problem  # for other budgets
+    predicted = problem.usage(problem.flat(fastest))[LATENCY]
+    if predicted <= limit_of(limit):
+        return problem
+    (taken,) = seconds([fastest])
+    if taken > (1 + TOLERANCE) * limit:
+        error = InfeasibleBudgetError(
+            f"no choice meets the budget for {LATENCY}: asked for at most {1000 * limit:.4g} ms; the fastest takes "
+            f"{1000 * predicted:.4g} ms by prediction, and {1000 * taken:.4g} ms timed as a whole"
+        )
+        error.problem = problem
+        raise error
+    return problem.with_budgets(**{LATENCY: predicted})
+
+
+def _by_time(problem: Problem) -> Problem:
+    """The problem with the predicted time as its objective."""
+    terms = problem.resource_pairs.get(LATENCY)
+    return without_time_budget(problem).derived(
+        cost=problem.resources[LATENCY],
+        pairs=PairTerms(sparse=terms),
+        offset=problem.fixed.get(LATENCY, 0.0),
+    )
+
+
 def solved_in_time(
-    problem: Problem, solution: Solution, seconds: Seconds, solve_for: Callable[[Problem], Solution]
+    problem: Problem, start: Problem, solution: Solution, seconds: Seconds, solve_for: Callable[[Problem], Solution]
 ) -> tuple[Problem, Solution]:
     """Solve again with smaller budgets until the choice, timed as a whole model, keeps the time budget of ``problem``.
 
     Args:
         problem: problem with a budget for `LATENCY`.
-        solution: solution of it, with a choice.
+        start: the same, or with the larger budget of `with_reachable_time`.
+        solution: solution of ``start``, with a choice.
         seconds: function that times choices.
         solve_for: function that solves the problem with a smaller budget.
 
     Returns:
         The problem with the budget that was solved for, and its solution; if no choice keeps the budget, the one with
-        the smallest excess. The bound is that of the first solution.
+        the smallest excess. The bound is that of the first solution, or none if ``start`` has a larger budget.
     """
-    first, limit, stated = solution, problem.budgets[LATENCY], problem
+    first, limit, stated = solution, problem.budgets[LATENCY], start
     tried = []
     for _ in range(ROUNDS):
         if solution.choice is None:
@@ -57,8 +102,11 @@ def solved_in_time(
         except InfeasibleBudgetError:
             break
     stated, solution, _ = min(tried, key=lambda attempt: max(attempt[2], (1 + TOLERANCE) * limit))
-    if solution is not first:
-        solution = replace(solution, bound=first.bound, gap=relative_gap(solution.objective, first.bound))
+    bound = first.bound if start is problem else None
+    if solution is not first or bound is None:
+        solution = replace(solution, bound=bound, gap=relative_gap(solution.objective, bound))
+    if start is not problem:
+        solution = replace(solution, status=Status.FEASIBLE)  # by its measured time, which nothing is proven about
     return stated, solution
 
 

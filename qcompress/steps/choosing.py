@@ -29,15 +29,21 @@ REFINED = "refined"
 """Name of the refined choice among the guard's proposals."""
 
 
-def formulated(request: Request, run: RunFolder, measurement: Measurement) -> Problem:
+def formulated(request: Request, run: RunFolder, measurement: Measurement, *, timed: bool = False) -> Problem:
     """Return the problem to solve.
+
+    Args:
+        request: settings of the run.
+        run: its folder.
+        measurement: source of the problem.
+        timed: whether whole choices are timed, so that a time budget may be kept against all predictions.
 
     Raises:
         InfeasibleBudgetError: no choice is within the budgets.
     """
     problem = formulate(measurement, request.budget, pairs=request.pairs)
     try:
-        problem.require_reachable_budgets()
+        (without_time_budget(problem) if timed else problem).require_reachable_budgets()
     except InfeasibleBudgetError as error:
         hint = remedy(problem, request.budget, measurement.original)
         error.args = (f"{error}{hint}{fixed_use(problem, measurement)}",)

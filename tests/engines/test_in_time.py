@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 import qcompress
 from benchmarks.traces import traced_once
-from formulations import Problem
+from formulations import InfeasibleBudgetError, Problem
 from qcompress.budgets import LATENCY
 from qcompress.engines import onnx_clock, onnx_tracing
-from qcompress.engines.in_time import TOLERANCE, solved_in_time
+from qcompress.engines.in_time import TOLERANCE, solved_in_time, with_reachable_time
 from qcompress.engines.legal import for_engine
 from qcompress.engines.onnx_conversions import INTEGER, Link, halves, links, pair_terms
 from qcompress.engines.onnxruntime import OnnxRuntime
@@ -156,7 +156,7 @@ def test_a_choice_that_takes_longer_than_predicted_is_made_anew_until_it_is_in_t
     true_use = use.ravel() * rng.uniform(1.0, 1.3, 24)
     first = solve(problem, "dp")
     seconds = by_time(problem, true_use)
-    stated, found = solved_in_time(problem, first, seconds, lambda own: solve(own, "dp"))
+    stated, found = solved_in_time(problem, problem, first, seconds, lambda own: solve(own, "dp"))
     limit = (1 + TOLERANCE) * problem.budgets[LATENCY]
     assert problem.evaluate(found.choice).feasible
     assert seconds([found.choice])[0] <= max(limit, seconds([first.choice])[0])
@@ -241,11 +241,41 @@ def test_a_uniform_setting_counts_by_its_measured_time_whatever_is_predicted(
     monkeypatch.setattr(OnnxRuntime, "seconds_of", seconds_of)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 8)).eval()
-    result = qcompress.compress(
-        model, [torch.randn(64, 48)], budget={LATENCY: 0.6}, options=qcompress.integer_products(), target=ENGINE,
-        solver="dp", pairs=False, loss="mse",
-    )  # fmt: skip
+
+    def asked_for(budget: float) -> qcompress.Result:
+        return qcompress.compress(
+            model, [torch.randn(64, 48)], budget={LATENCY: budget}, options=qcompress.integer_products(),
+            target=ENGINE, solver="dp", pairs=False, loss="mse",
+        )  # fmt: skip
+
+    result = asked_for(0.6)
     assert result.solution.choice.tolist() == [1, 1, 1]
     assert result.report.usage[LATENCY] > result.report.budgets[LATENCY]
     assert (result.report.bound, result.report.gap) == (None, None)  # they hold for choices in the predicted time
     assert "made by measured times" in result.report.to_markdown()
+    said[2] = 2.0  # now no choice keeps the budget by prediction
+    result = asked_for(0.6)
+    assert result.solution.choice.tolist() == [1, 1, 1]
+    assert (result.report.bound, str(result.solution.status)) == (None, "FEASIBLE")
+    with pytest.raises(InfeasibleBudgetError, match="asked for at most 1200 ms; the fastest takes 2400 ms by predic"):
+        asked_for(0.4)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_budget_that_no_choice_keeps_by_prediction_is_the_shortest_predicted_time(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    kinds = [[(), INTEGER]] * 5
+    neighbours = [Link(producer=place, consumer=place + 1, size=rng.random()) for place in range(4)]
+    use, terms = rng.random(10), pair_terms(neighbours, 0.5, kinds)
+    problem = Problem(list("abcde"), [["0", "1"]] * 5, rng.random(10), {LATENCY: use, "bytes": rng.random(10)},
+                      {LATENCY: 0.1, "bytes": 4.0}, resource_pairs={LATENCY: terms})  # fmt: skip
+    within = [
+        choice for choice in itertools.product(range(2), repeat=5) if "bytes" not in problem.evaluate(choice).violations
+    ]
+    least = min(problem.evaluate(choice).usage[LATENCY] for choice in within)
+    in_half = with_reachable_time(problem, lambda choices: [0.1] * len(choices), lambda own: solve(own, "brute-force"))
+    assert in_half.budgets[LATENCY] == pytest.approx(least, rel=1e-12)
+    with pytest.raises(InfeasibleBudgetError, match="timed as a whole"):
+        with_reachable_time(problem, lambda choices: [0.2] * len(choices), lambda own: solve(own, "brute-force"))
+    possible = problem.with_budgets(**{LATENCY: least})
+    assert with_reachable_time(possible, lambda _: [], lambda own: solve(own, "brute-force")) is possible
