@@ -95,7 +95,7 @@ REFUSED_CASES = [
       (("beta_fast", 16.0), ("beta_slow", 2.0), ("truncate", False), ("attention_factor", 2.0))),
     ("llama", yarn(mscale=1.0, mscale_all_dim=0.5), "attention_factor"),
     ("llama", rope("dynamic", factor=4.0), "type 'dynamic'"),
-    ("llama", rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+    ("qwen2", rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                    original_max_position_embeddings=64), "type 'llama3'"),
     ("phi3", rope("longrope", short_factor=[1.0] * 8, long_factor=[2.0] * 8,
                   original_max_position_embeddings=64), "type 'longrope'"),

@@ -160,8 +160,28 @@ def test_factors_of_a_rotation_must_be_those_of_the_model(tmp_path):
     wrong = written(plain, tmp_path / "wrong.gguf", extra=[factors("rope_freqs.weight", np.ones(8))])
     with pytest.raises(EngineError, match="'rope_freqs.weight' is not what"):
         head_of(model, str(wrong))
-    with pytest.raises(EngineError, match="type 'llama3' cannot be written"):
+    with pytest.raises(EngineError, match="lacks 'rope_freqs.weight', which .* of type 'llama3' need"):
         head_of(model, str(written(plain, tmp_path / "without.gguf")))
+    own = head_of(model, "").tensors[0]
+    assert (own.name, own.shape) == (right.name, right.shape)
+    np.testing.assert_allclose(own.content(), right.content(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+@pytest.mark.parametrize("original", [64, 8192])
+def test_llama_3s_rotation_is_written_and_read(kind, original, tmp_path):
+    """Read with the parameters of Llama 3.1 to 3.3, or not at all: others have the same factors."""
+    rope = LLAMA3 | {"factor": 32.0, "original_max_position_embeddings": original}
+    model, text = tiny(kind, tmp_path / "model", rope_parameters=rope), words(3, samples=1, length=60)
+    path = qcompress.export(model, tmp_path / "x.gguf", target=ENGINE).path
+    found = qcompress.verify(path, model, [text], target=ENGINE)
+    assert found.ok, found.why_not
+    assert found.max_difference < 0.01
+    if original == 8192:
+        assert read_gguf(path).config.rope_parameters == rope
+        return
+    with pytest.raises(EngineError, match=r"has 'rope_freqs.weight', factors of rotary positions.*LlamaCpp\(source="):
+        read_gguf(path)
 
 
 @pytest.mark.parametrize("name", ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"])

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from qcompress.engines.llama_cpp import rotation_factors
 from qcompress.engines.llama_cpp.architectures import (
     ARCHITECTURES,
     Architecture,
@@ -22,12 +23,11 @@ from qcompress.engines.llama_cpp.architectures import (
 from qcompress.engines.llama_cpp.assumptions import require_expressible
 from qcompress.engines.llama_cpp.container import TensorPlan, Value, opened
 from qcompress.engines.llama_cpp.pooling import POOLINGS, pooling_type
-from qcompress.engines.llama_cpp.rotation import rotation_values, scaling_of
+from qcompress.engines.llama_cpp.rotation import rotation_kind, rotation_values, scaling_of
 from qcompress.engines.llama_cpp.tokenizer import tokenizer_values
 from qcompress.errors import EngineError
 
 FREE = ("context_length", "attention.causal", "vocab_size")  # may differ between files of a model
-FACTORS = "rope_freqs.weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -127,7 +127,11 @@ def _head_of_folder(folder: Path, config: Any) -> Head:
         "general.name": Value.of(folder.resolve().name),
     }
     own = {f"{architecture.name}.{name}": Value.of(value) for name, value in described.items()}
-    return Head(values=general | own | tokenizer_values(folder, config), architecture=architecture)
+    return Head(
+        values=general | own | tokenizer_values(folder, config),
+        architecture=architecture,
+        tensors=(rotation_factors.plan_of(config),) if rotation_kind(config) == rotation_factors.KIND else (),
+    )
 
 
 def _head_of_file(path: Path) -> Head:
@@ -196,29 +200,23 @@ _DEFAULTS: Mapping[str, Any] = {"rope.freq_base": 10_000.0}
 
 def _rotation(head: Head, config: Any) -> dict[str, Any]:
     """The values of the rotation that a file must have; with factors in a tensor the header has only the base."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    kind = rope.get("rope_type", "default")
+    kind = rotation_kind(config)
     if not head.tensors:
+        if kind == rotation_factors.KIND:
+            raise EngineError(
+                f"the source lacks {rotation_factors.FACTORS!r}, which the model's rotary positions of type {kind!r} "
+                "need; give the model's folder as source"
+            )
         return {"rope.scaling.type": "none"} | rotation_values(config)
-    if kind not in ("llama3", "longrope"):
+    if kind not in (rotation_factors.KIND, "longrope"):
         raise EngineError(
             f"the source has {head.tensors[0].name!r}, but the model's rotary positions are of type {kind!r}"
         )
-    if kind == "llama3":
-        _require_factors(head, config)
-    return {"rope.freq_base": float(rope["rope_theta"])}
-
-
-def _require_factors(head: Head, config: Any) -> None:
-    """Raise an error for factors of a rotation that are not those of the model."""
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    frequencies = ROPE_INIT_FUNCTIONS["llama3"](config, None)[0].double().numpy()
-    halves = np.arange(len(frequencies)) / len(frequencies)
-    wanted = config.rope_parameters["rope_theta"] ** -halves / frequencies
-    plan = next((plan for plan in head.tensors if plan.name == FACTORS), None)
-    if plan is None or plan.shape != wanted.shape or not np.allclose(plan.content(), wanted, rtol=1e-4):
-        raise EngineError(f"the source's {FACTORS!r} is not what the model's rotary positions of type 'llama3' need")
+    if kind == rotation_factors.KIND and not any(rotation_factors.are_those_of(config, plan) for plan in head.tensors):
+        raise EngineError(
+            f"the source's {rotation_factors.FACTORS!r} is not what the model's rotary positions of type {kind!r} need"
+        )
+    return {"rope.freq_base": float(config.rope_parameters["rope_theta"])}
 
 
 def _equal(found: Any, value: Any) -> bool:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from formulations.files import AnyPath
+from qcompress.engines.llama_cpp import rotation_factors
 from qcompress.engines.llama_cpp.architectures import tensor_names
 from qcompress.engines.llama_cpp.assumptions import query_scale
 from qcompress.engines.llama_cpp.container import opened
@@ -59,14 +60,14 @@ def read_gguf(path: AnyPath) -> nn.Module:
     if not file.is_file():
         raise FileNotFoundError(2, "there is no such GGUF file", str(file))
     head = head_of(nn.Identity(), str(file))
-    if head.tensors:
+    tensors = {tensor.name: tensor for tensor in opened(file).tensors}
+    shapes = {name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in tensors.items()}
+    config = transformers.AutoConfig.for_model(**_config(head, shapes))
+    if any(not rotation_factors.are_those_of(config, plan) for plan in head.tensors):
         raise EngineError(
             f"{file} has {head.tensors[0].name!r}, factors of rotary positions, which have no configuration here; "
             f"load the model from its Hugging Face folder, and give this file as LlamaCpp(source={str(file)!r})"
         )
-    tensors = {tensor.name: tensor for tensor in opened(file).tensors}
-    shapes = {name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in tensors.items()}
-    config = transformers.AutoConfig.for_model(**_config(head, shapes))
     if hasattr(config, "query_pre_attn_scalar"):
         config.query_pre_attn_scalar = query_scale(config)
     factory = transformers.AutoModel if head.architecture.encoder else transformers.AutoModelForCausalLM
@@ -90,6 +91,7 @@ def read_gguf(path: AnyPath) -> nn.Module:
 def _require_all_read(file: Path, head: Head, state: Mapping[str, Tensor], shapes: Mapping[str, Any]) -> None:
     """Raise an error for tensors of the file that the model has no place for."""
     read = set(tensor_names(head.architecture, head.number("block_count"), state).values())
+    read |= {plan.name for plan in head.tensors}
     unread = [name for name in shapes if name not in read]
     if unread:
         raise EngineError(
@@ -102,11 +104,11 @@ def _rope(head: Head) -> dict[str, Any]:
     """The rotation in the terms of transformers."""
     told = scaling_of(head.values, head.architecture.name)
     kind = told.pop("type")
-    base = head.values.get(f"{head.architecture.name}.rope.freq_base")
-    rope = {
-        "rope_type": "default" if kind == "none" else kind,
-        "rope_theta": 10_000.0 if base is None else base.content,
-    }
+    stated = head.values.get(f"{head.architecture.name}.rope.freq_base")
+    base = 10_000.0 if stated is None else stated.content
+    if head.tensors:
+        return rotation_factors.usual_parameters(head.tensors[0], base)
+    rope = {"rope_type": "default" if kind == "none" else kind, "rope_theta": base}
     names = {"original_context_length": "original_max_position_embeddings"}
     return rope | {names.get(name, name): value for name, value in told.items()}
 

@@ -10,8 +10,21 @@ from qcompress.errors import EngineError
 SCALINGS: Final = {"none": (), "linear": ("factor",), "yarn": ("factor", "original_context_length")}
 """Types of scaling, and the values that they have."""
 
+WITH_FACTORS: Final = ("llama", "mistral")
+"""Types of models for which llama.cpp reads factors of frequencies from a tensor."""
+
 LOCAL_BASE: Final = 10_000.0
 """Base of the rotation in Gemma 3's layers with a window, which is fixed in llama.cpp."""
+
+
+def rotation_kind(config: Any) -> str:
+    """Return the type of rotation of a transformers configuration; that of layers without a window, if there are two.
+
+    >>> rotation_kind(None)
+    'default'
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    return str(rope.get("full_attention", rope).get("rope_type", "default"))
 
 
 def rotation_values(config: Any) -> dict[str, Any]:
@@ -24,7 +37,7 @@ def rotation_values(config: Any) -> dict[str, Any]:
     if "full_attention" in rope:
         _require_plain(rope.get("sliding_attention", {}))
         rope = rope["full_attention"]
-    kind = rope.get("rope_type", "default")
+    kind = rotation_kind(config)
     values: dict[str, Any] = {"rope.freq_base": float(rope.get("rope_theta", 10_000.0))}
     if config.model_type != "phi3" and (share := rope.get("partial_rotary_factor", 1.0)) != 1.0:
         raise _refused("partial_rotary_factor", share, f"1.0 in a model of type {config.model_type!r}")
@@ -37,7 +50,7 @@ def rotation_values(config: Any) -> dict[str, Any]:
             "rope.scaling.factor": float(rope["factor"]),
             "rope.scaling.original_context_length": int(rope["original_max_position_embeddings"]),
         }
-    elif kind != "default":
+    elif kind != "default" and not (kind == "llama3" and config.model_type in WITH_FACTORS):
         raise EngineError(
             f"rotary positions of type {kind!r} cannot be written to GGUF; give a GGUF file of the model as source"
         )
