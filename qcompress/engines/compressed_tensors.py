@@ -27,6 +27,7 @@ from qcompress.engines.packed_files import PackedFiles
 from qcompress.engines.tensor_file import TensorEntry
 from qcompress.errors import EngineError
 from qcompress.model import forward as forwards
+from qcompress.model.hugging_face import class_of
 from qcompress.model.opened import Opened, opened_from, opened_of
 from qcompress.model.parts import Part, unique_state
 from qcompress.options import Options, prune_quantize
@@ -208,8 +209,8 @@ def loaded(path: Path) -> nn.Module:
     """Load the model of a folder with transformers, in evaluation mode."""
     import transformers
 
-    names = json.loads((path / "config.json").read_text()).get("architectures") or ["AutoModel"]
-    model: nn.Module = getattr(transformers, names[0]).from_pretrained(path)
+    kind: Any = class_of(transformers.AutoConfig.from_pretrained(path))
+    model: nn.Module = kind.from_pretrained(path)
     return model.eval()
 
 

@@ -8,7 +8,6 @@ outside the blocks (embeddings, norms, the output layer) is read once and stays 
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from formulations.files import AnyPath
-from qcompress.errors import MissingError, ModelError
+from qcompress.errors import ModelError
 from qcompress.model.blocks import Blocks, blocks_of
 from qcompress.model.building import parameters_on_meta
+from qcompress.model.hugging_face import built, require_config
 from qcompress.model.stored_names import named_as_in
 from qcompress.model.weight_files import WeightFiles
 
@@ -142,7 +142,8 @@ def open_model(
 
     Args:
         folder: folder written by transformers' ``save_pretrained``, with ``config.json`` and safetensors files; with
-            ``model``, any folder of safetensors files that hold its state dict.
+            ``model``, any folder of safetensors files that hold its state dict. If ``config.json`` names no class under
+            ``architectures``, it is taken for a causal language model where transformers has one of its kind.
         dtype: type to compute in; by default that of ``config.json``, or of ``model``.
         model: function that returns the module, for a model that is not of transformers. It is called while parameters
             take no memory, so whatever values it gives them are lost; buffers keep theirs unless the files have them.
@@ -167,13 +168,7 @@ def open_model(
     source = Path(folder)
     if model is not None:
         return opened_from(WeightFiles(source), dtype=dtype, make=model, blocks=blocks)
-    if not (source / "config.json").is_file():
-        raise ModelError(
-            f"{str(source)!r} is not the folder of a Hugging Face model: it has no config.json. For another model give "
-            "open_model(folder, model=function that returns it)"
-        )
-    if json.loads((source / "config.json").read_text()).get("quantization_config"):
-        raise ModelError(f"{source} holds quantized weights; open the folder of the original model")
+    require_config(source)
     return opened_from(WeightFiles(source), dtype=dtype, blocks=blocks)
 
 
@@ -186,7 +181,7 @@ def opened_from(
 ) -> nn.Module:
     """Return an opened model with the weights in ``files``, see `open_model`."""
     with parameters_on_meta():
-        model = _of_transformers(files.folder, dtype) if make is None else _made(make, dtype)
+        model = built(files.folder, dtype) if make is None else _made(make, dtype)
     if make is None:
         model.tie_weights()  # type: ignore[operator]
         model.name_or_path = str(files.folder)  # type: ignore[assignment]
@@ -198,25 +193,6 @@ def opened_from(
     opened = Opened(model, files, blocks_of(model, blocks), make)
     _read_the_rest(model, opened)
     setattr(model, _ATTRIBUTE, opened)
-    return model
-
-
-def _of_transformers(folder: Path, dtype: torch.dtype | None) -> nn.Module:
-    """Build the model of a folder's ``config.json``."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingError("open_model needs transformers: pip install 'qcompress[compressed-tensors]'") from error
-    config = transformers.AutoConfig.from_pretrained(folder)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    names = getattr(config, "architectures", None) or ["AutoModel"]
-    kind = getattr(transformers, names[0], None)
-    if kind is None:
-        raise ModelError(f"transformers has no {names[0]!r}, which {folder}/config.json asks for")
-    model: nn.Module = kind._from_config(config, dtype=dtype or config.dtype or torch.float32)
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     return model
 
 

@@ -1,6 +1,7 @@
 """`compress hf:FOLDER --text FILE`: a folder and a text in, an engine's folder, perplexity and KL out."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,25 @@ def test_a_folder_and_a_text_become_an_engines_folder_with_perplexity_and_kl(
     assert report["usage"]["bits_per_weight"] <= 5
     assert (tmp_path / "out" / "tokenizer.json").exists()
     assert (tmp_path / "runs" / "model" / "report.json").exists()
+
+
+def test_a_folder_whose_config_names_no_architectures_is_compressed_and_read_back(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "text.txt").symlink_to(folder / "text.txt")
+    shutil.copytree(folder / "model", tmp_path / "without" / "model")
+    config = tmp_path / "without" / "model" / "config.json"
+    values = json.loads(config.read_text())
+    del values["architectures"]
+    config.write_text(json.dumps(values))
+    assert main(command(tmp_path / "without", tmp_path / "out")) == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    words = torch.tensor([[1, 2, 3]])
+    opened = open_model(tmp_path / "without" / "model")
+    assert in_memory(tmp_path / "out")(words).logits.shape == (1, 3, 61)
+    assert torch.equal(opened(words).logits, in_memory(folder / "model")(words).logits)
 
 
 def test_a_budget_for_memory_leaves_room_for_keys_and_values(

@@ -108,6 +108,40 @@ def test_what_cannot_be_opened_is_told_by_name(tmp_path: Path) -> None:
         open_model(folder)
 
 
+def without_architectures(folder: Path) -> Path:
+    config = json.loads((folder / "config.json").read_text())
+    del config["architectures"]
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_config_without_architectures_is_that_of_a_language_model(tmp_path: Path) -> None:
+    folder, words = saved("Llama", tmp_path, tie_word_embeddings=True), tokens(2, 9)
+    expected = in_memory(folder)(words).logits
+    model = open_model(without_architectures(folder))
+    assert type(model).__name__ == "LlamaForCausalLM"
+    with torch.no_grad():
+        assert torch.equal(model(words).logits, expected)
+
+
+def test_a_config_without_architectures_or_language_model_is_that_of_the_model_without_a_head(tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.ViTConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
+    )
+    transformers.ViTModel(config).save_pretrained(tmp_path)
+    assert type(open_model(without_architectures(tmp_path))).__name__ == "ViTModel"
+
+
+def test_an_architecture_that_transformers_does_not_know_is_named(tmp_path: Path) -> None:
+    folder = saved("Llama", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["FooForBar"]}))
+    with pytest.raises(ModelError, match="transformers has no 'FooForBar'"):
+        open_model(folder)
+
+
 def test_weights_that_are_not_finite_are_named_when_they_are_read(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -1,0 +1,102 @@
+"""Models of transformers, built from a folder's ``config.json`` without their weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qcompress.errors import MissingError, ModelError
+
+CONFIG = "config.json"
+
+
+def require_config(folder: Path) -> None:
+    """Check that a folder has the ``config.json`` of a model whose weights are not quantized.
+
+    Raises:
+        ModelError: it has none, it cannot be read, or it describes quantized weights.
+    """
+    if not (folder / CONFIG).is_file():
+        raise ModelError(
+            f"{str(folder)!r} is not the folder of a Hugging Face model: it has no config.json. For another model give "
+            "open_model(folder, model=function that returns it)"
+        )
+    if read_json(folder / CONFIG).get("quantization_config"):
+        raise ModelError(f"{folder} holds quantized weights; open the folder of the original model")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        ModelError: it holds something else, or is damaged.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read as JSON ({error}): download or save the model again") from error
+    if not isinstance(values, dict):
+        raise ModelError(f"{file} must hold a JSON object, found {type(values).__name__}")
+    return values
+
+
+def built(folder: Path, dtype: torch.dtype | None) -> nn.Module:
+    """Build the model of a folder's ``config.json``.
+
+    Args:
+        folder: folder of the model.
+        dtype: type of its weights; None for the type that ``config.json`` names.
+
+    Raises:
+        ModelError: transformers cannot read the configuration, or has no such model.
+        MissingError: transformers is missing.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingError("open_model needs transformers: pip install 'qcompress[compressed-tensors]'") from error
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+        with_generation = (folder / "generation_config.json").is_file()
+        generation = transformers.GenerationConfig.from_pretrained(folder) if with_generation else None
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"transformers cannot read the configuration in {folder}: {error}") from error
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    kind: Any = class_of(config)
+    model: nn.Module = kind._from_config(config, dtype=dtype or config.dtype or torch.float32)
+    if generation is not None:
+        model.generation_config = generation
+    return model
+
+
+def class_of(config: Any) -> type[nn.Module]:
+    """Return the class of a configuration's model.
+
+    It is the first of ``architectures``. A configuration that names none is taken for a causal language model if
+    transformers has one of its kind, otherwise for the model without a head.
+
+    Raises:
+        ModelError: transformers has no such class.
+
+    >>> from transformers import LlamaConfig, ViTConfig
+    >>> class_of(LlamaConfig()).__name__, class_of(ViTConfig()).__name__
+    ('LlamaForCausalLM', 'ViTModel')
+    >>> class_of(LlamaConfig(architectures=["LlamaModel"])).__name__
+    'LlamaModel'
+    """
+    import transformers
+
+    if names := getattr(config, "architectures", None):
+        kind: type[nn.Module] | None = getattr(transformers, names[0], None)
+        if kind is None:
+            raise ModelError(f"transformers has no {names[0]!r}, which {CONFIG} names under architectures")
+        return kind
+    for kinds in (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_MAPPING):
+        if type(config) in kinds:
+            listed = kinds[type(config)]
+            first: type[nn.Module] = listed[0] if isinstance(listed, tuple) else listed
+            return first
+    raise ModelError(f"transformers has no model for {type(config).__name__}; name its class under architectures")
