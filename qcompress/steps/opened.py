@@ -14,6 +14,7 @@ from qcompress.compressed.chosen_weights import chosen_model
 from qcompress.errors import EngineError, OptionsError
 from qcompress.measurement import Measurement
 from qcompress.measuring.latency import LATENCY
+from qcompress.measuring.streamed.supported import require_supported
 from qcompress.model.batches import samples
 from qcompress.model.opened import opened_of
 from qcompress.run_folder import Kept, RunFolder
@@ -46,7 +47,9 @@ def require_taken(request: Request) -> None:
         raise OptionsError(f"{asked[0]} is not supported for an opened model: omit it, or load the model whole")
     if request.engine is not None and not request.engine.by_block:
         raise EngineError(f"engine {request.engine.name!r} does not write a model block by block: load it whole")
-    if request.measurement is None and request.method != "sampled":
+    if request.measurement is not None:
+        require_supported(request.measurement.parts, request.measurement.transforms)
+    elif request.method != "sampled":
         raise OptionsError(f"an opened model is measured by method='sampled', found {request.method!r}")
 
 

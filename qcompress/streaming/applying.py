@@ -15,6 +15,7 @@ from qcompress.compressed.apply import chosen_transforms
 from qcompress.compressed.chosen_weights import chosen_model, write_codes
 from qcompress.errors import DataError, OptionsError
 from qcompress.measurement import Measurement
+from qcompress.measuring.streamed.supported import require_supported
 from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.model import forward as forwards
 from qcompress.model.chain import without_cache
@@ -80,11 +81,7 @@ def _apply_opened(
 ) -> nn.Module:
     transforms = chosen_transforms(model, measurement, solution)
     wanted = {part: (transform,) for part, transform in enumerate(transforms)}
-    for part, transform in zip(measurement.parts, transforms, strict=True):
-        if transform.activations is not None:
-            raise OptionsError(f"{part.name!r} would round its inputs, which opened models do not support")
-        if transform.factor_targets(part.target):
-            raise OptionsError(f"{part.name!r} would become factors; opened models only support quantization")
+    require_supported(measurement.parts, wanted.values())
     if need_inputs(measurement, wanted) and data is None:
         raise DataError("compensated codes of an opened model are fitted to data: give apply(…, data=batches)")
     path = Path(tempfile.mkdtemp(prefix="qcompress.") if folder is None else folder)

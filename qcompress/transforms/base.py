@@ -225,6 +225,10 @@ class Offer(ABC):
         """Whether the option needs the ranges of the layer's activations."""
         return False
 
+    def replaces_layer(self, target: Target) -> bool:  # noqa: ARG002
+        """Whether a layer with this target would be replaced by smaller ones."""
+        return False
+
     def to_json(self) -> dict[str, Any]:
         """Return the offer as plain JSON, with its kind."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -291,6 +295,10 @@ class Transform(Offer):
     def factor_targets(self, target: Target) -> dict[str, Target]:  # noqa: ARG002
         """The targets of what `factors` returns, without the numbers."""
         return {}
+
+    def replaces_layer(self, target: Target) -> bool:
+        """Whether the transform fits the target and has factors."""
+        return not self.why_not(target) and bool(self.factor_targets(target))
 
     def approximate(self, weight: Weight) -> Tensor:
         """Return what the rows become, in the target's dtype."""

@@ -36,6 +36,7 @@ from qcompress.measuring.streamed.forecast import (
     room_left,
 )
 from qcompress.measuring.streamed.inputs import inputs_of
+from qcompress.measuring.streamed.supported import require_supported
 from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.measuring.sums import Sums, probe_generator
 from qcompress.model import forward as forwards
@@ -86,8 +87,7 @@ def measure_streamed(
 
         inventory = survey(model, [sweep.samples[0].inputs], watched, loss=calibration.loss, left_out=offered.left_out)
         options, notes = calibrated_options(inventory.parts, offered)
-        if any(options[part.name].need_ranges(part.target) for part in inventory.parts):
-            raise OptionsError("options of an opened model cannot round activations: leave integer_products() out")
+        require_supported(inventory.parts, [options[part.name].offers for part in inventory.parts])
         room = room_left(limit, resident_bytes(), _forecasts(sweep, inventory.parts, options, outputs[0]), DECODED)
 
         def work_out(parts: Sequence[Part], block: int | None) -> tuple[Candidates, NDArray[np.float64]]:

@@ -71,6 +71,10 @@ class _Factored(Offer):
         """Whether it is whitened or its factors are compensated, and it fits the layer."""
         return (self.whitened or self._makes_up(target)) and not self.unfit(target)
 
+    def replaces_layer(self, target: Target) -> bool:
+        """Whether the form fits the layer."""
+        return not self.unfit(target)
+
     def takes_blocks(self, target: Target) -> bool:
         """Whether the factors treat all input columns alike."""
         return self.form == "channels" or super().takes_blocks(target)

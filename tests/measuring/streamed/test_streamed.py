@@ -198,7 +198,24 @@ def test_what_an_opened_model_is_not_measured_by_is_refused(tmp_path: Path) -> N
         qcompress.measure(torch.nn.Linear(2, 2), [torch.ones(1, 2)], NEAREST, memory="4 GB")
 
 
-def test_options_that_round_activations_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (qcompress.integer_products(), r"would round its inputs .*leave integer_products\(\) out"),
+        (qcompress.low_rank(ratios=(0.25,)), r"would become factors \(rank for 25 %.*leave low_rank\(\) out"),
+        (qcompress.low_rank(ranks=(2,)) + NEAREST, r"would become factors \(rank 2"),
+        (
+            {"*mlp*": qcompress.low_rank(ranks=(2,)).then(qcompress.prune_quantize(bits=(4,))), "*": NEAREST},
+            r"mlp.*would become factors",
+        ),
+    ],
+)
+def test_options_that_it_cannot_be_given_are_refused_before_any_sample_passes_a_block(
+    options: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = open_model(saved("Llama", tmp_path))
-    with pytest.raises(OptionsError, match="leave integer_products"):
-        qcompress.measure(model, data(), qcompress.integer_products(), method="sampled")
+    monkeypatch.setattr(BlockSweep, "forward", lambda _: pytest.fail("a long pass has started"))
+    with pytest.raises(OptionsError, match=message):
+        qcompress.measure(model, data(), options, method="sampled")
+    with pytest.raises(OptionsError, match=message):
+        qcompress.compress(model, data(), options=options, method="sampled", budget={"bytes": 0.9})
