@@ -1,15 +1,22 @@
-"""Hidden states of all samples between two blocks, in a file: written once in order, read in any order."""
+"""Hidden states of all samples between two blocks, in a file: written once in order, read in any order.
+
+The bytes of every sample are followed by their checksum (CRC-32), so that damage is found when they are read.
+"""
 
 import contextlib
 import itertools
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from formulations.errors import FileFormatError
 from formulations.files import replacing
 from qcompress.model.tensors import bytes_of
+
+CHECKSUM_BYTES = 4
 
 
 class HiddenStates:
@@ -32,7 +39,7 @@ class HiddenStates:
     def __init__(self, path: Path, shapes: Sequence[torch.Size | tuple[int, ...]], dtype: torch.dtype) -> None:
         self.path, self._dtype = path, dtype
         self._shapes = [torch.Size(shape) for shape in shapes]
-        sizes = (shape.numel() * dtype.itemsize for shape in self._shapes)
+        sizes = (shape.numel() * dtype.itemsize + CHECKSUM_BYTES for shape in self._shapes)
         self._starts = [0, *itertools.accumulate(sizes)]
 
     @property
@@ -48,16 +55,27 @@ class HiddenStates:
 
             def put(states: Tensor) -> None:
                 assert states.shape == next(shapes)  # noqa: S101
-                file.write(bytes_of(states.to(self._dtype)))
+                numbers = bytes_of(states.to(self._dtype))
+                file.write(numbers)
+                file.write(zlib.crc32(numbers).to_bytes(CHECKSUM_BYTES))
 
             yield put
 
     def read(self, sample: int) -> Tensor:
-        """Read the tensor of a sample."""
+        """Read the tensor of a sample.
+
+        Raises:
+            FileFormatError: the file is missing, truncated or damaged.
+        """
         start, stop = self._starts[sample : sample + 2]
-        with self.path.open("rb") as file:
-            file.seek(start)
-            numbers = bytearray(file.read(stop - start))
+        try:
+            with self.path.open("rb") as file:
+                file.seek(start)
+                numbers, checksum = bytearray(file.read(stop - start - CHECKSUM_BYTES)), file.read(CHECKSUM_BYTES)
+        except FileNotFoundError as error:
+            raise FileFormatError(f"{self.path} is missing") from error
+        if len(checksum) < CHECKSUM_BYTES or zlib.crc32(numbers) != int.from_bytes(checksum):
+            raise FileFormatError(f"{self.path} is damaged: the checksum of sample {sample} does not match")
         return torch.frombuffer(numbers, dtype=self._dtype).view(self._shapes[sample])
 
     def delete(self) -> None:

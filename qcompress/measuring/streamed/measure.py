@@ -4,15 +4,11 @@ The computation is that of ``method="sampled"`` (`qcompress.measuring.methods.we
 numbers; the effects are computed block by block (`qcompress.measuring.streamed.effects`).
 """
 
-import contextlib
 import hashlib
 import json
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -20,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
-from qcompress.errors import DataError, OptionsError
+from qcompress.errors import OptionsError
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import DECODED, Candidates, EncodeProgress, fitted
 from qcompress.measuring.options_by_layer import Offered, calibrated_options
@@ -36,6 +31,7 @@ from qcompress.measuring.streamed.forecast import (
     room_left,
 )
 from qcompress.measuring.streamed.inputs import inputs_of
+from qcompress.measuring.streamed.resume_folder import resume_folder
 from qcompress.measuring.streamed.supported import require_supported
 from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.measuring.sums import Sums, probe_generator
@@ -50,7 +46,6 @@ from qcompress.model.weights import layer_names
 from qcompress.options import Options
 from qcompress.transforms.base import Transform
 
-KEY, KEY_KIND = "key.json", FileKind("qcompress streamed measurement", version=1)
 UNREACHED = "no gradient reaches it, so the effect of its options is unknown: it is not compressed"
 
 
@@ -76,7 +71,12 @@ def measure_streamed(
         raise OptionsError(f"an opened model is measured with loss 'kl' or 'mse', found {calibration.loss.name!r}")
     offered.require_known(layer_names(model))
     key = _key(calibration, offered)
-    with _folder(cache, key) as folder, forwards.evaluating(model), forwards.layer_by_layer(), without_cache(model):
+    with (
+        resume_folder(cache, key) as folder,
+        forwards.evaluating(model),
+        forwards.layer_by_layer(),
+        without_cache(model),
+    ):
         run = steady(calibration.forward, calibration.seed)
         sweep = BlockSweep(model, opened, calibration.data, run, folder)
         outputs: list[Tensor] = []
@@ -147,30 +147,6 @@ def _key(calibration: Calibration, offered: Offered) -> str:
     """Digest of the settings that the files of an interrupted measurement belong to."""
     settings = {**calibration.digests(), "options": offered.to_json()}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def _folder(cache: AnyPath | None, key: str) -> Iterator[Path]:
-    """Context manager with a folder for the measurement's files, which is removed at the end if there is no error.
-
-    Raises:
-        DataError: the folder holds the files of another measurement.
-    """
-    if cache is None:
-        with tempfile.TemporaryDirectory(prefix="qcompress.") as folder:
-            yield Path(folder)
-        return
-    path = Path(cache)
-    path.mkdir(parents=True, exist_ok=True)
-    if not (path / KEY).exists():
-        KEY_KIND.write_json(path / KEY, {"key": key})
-    elif KEY_KIND.read_json(path / KEY).get("key") != key:
-        raise DataError(
-            f"{path} holds the files of another measurement (model, data, options or seed differ); choose another "
-            "cache or delete it"
-        )
-    yield path
-    shutil.rmtree(path)
 
 
 def _assembled(

@@ -1,5 +1,7 @@
 """Measuring opened models: the numbers of the model in memory, whatever is cut, within the memory that was given."""
 
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,6 @@ def data() -> list[torch.Tensor]:
         ("Llama", {}, COMPENSATED),
         ("Llama", {"tie_word_embeddings": True}, NEAREST),
         ("Gemma2", {"head_dim": 8}, NEAREST),
-        ("Llama", {}, qcompress.low_rank(ratios=(0.25,))),
         ("Llama", {}, qcompress.gguf_types(names=("Q4_0",))),
     ],
 )
@@ -145,6 +146,51 @@ def test_a_measurement_that_was_cut_anywhere_goes_on_to_the_same_bytes(
             measured_file(folder, tmp_path / "cut.npz", tmp_path / "cache")
     assert measured_file(folder, tmp_path / "resumed.npz", tmp_path / "cache") == expected
     assert not (tmp_path / "cache").exists()
+
+
+def truncated(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flipped(file: Path) -> None:
+    numbers = bytearray(file.read_bytes())
+    numbers[len(numbers) // 2] ^= 16
+    file.write_bytes(numbers)
+
+
+@pytest.mark.parametrize("damage", [truncated, flipped, Path.unlink])
+def test_a_damaged_file_of_a_measurement_that_was_cut_is_named_or_made_again(
+    damage: Callable[[Path], None], whole: tuple[Path, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, expected = whole
+    with monkeypatch.context() as patch:
+        cut_after(patch, Gradients, "add", 8)
+        with pytest.raises(CutError):
+            measured_file(folder, tmp_path / "cut.npz", tmp_path / "cut")
+    files = sorted(file.name for file in (tmp_path / "cut").iterdir())
+    assert {"key.json", "states_0001.bin", "gradients_0002.bin", "effects_after.npz"} <= set(files)
+    named = []
+    for number, name in enumerate(files):
+        cache = tmp_path / f"cache{number}"
+        shutil.copytree(tmp_path / "cut", cache)
+        damage(cache / name)
+        try:
+            assert measured_file(folder, tmp_path / "resumed.npz", cache) == expected, name
+        except DataError as error:
+            assert re.search(rf"{cache}.*delete", str(error)), name  # noqa: PT017
+            assert cache.exists()
+            named.append(name)
+    assert {"key.json", "states_0001.bin", "gradients_0002.bin"} <= set(named)
+
+
+def test_a_cache_that_is_a_file_or_holds_other_files_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    model = open_model(saved("Llama", tmp_path / "model"))
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DataError, match=r"the cache of an opened model is a folder, and .*file is a file"):
+        qcompress.measure(model, data(), NEAREST, method="sampled", cache=tmp_path / "file")
+    with pytest.raises(DataError, match=r"holds 'file' but no key\.json.*choose a new folder"):
+        qcompress.measure(model, data(), NEAREST, method="sampled", cache=tmp_path)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_blocks_that_are_done_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
