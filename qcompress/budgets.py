@@ -7,7 +7,7 @@ that have a choice, scales and zero points included, divided by the number of th
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from types import MappingProxyType
@@ -19,6 +19,7 @@ from formulations.formatting import amount
 from qcompress.errors import OptionsError
 from qcompress.measurement import Measurement
 from qcompress.model.parts import Survey
+from qcompress.model.weights import Skipped
 from qcompress.scalars import as_number
 
 Amount = float | str
@@ -238,12 +239,22 @@ def remedy(problem: Problem, budget: Mapping[str, Amount], original: Mapping[str
     return "".join(hints)
 
 
-def fixed_use(problem: Problem, measurement: Measurement | Survey, most: int = 5) -> str:
-    """Describe what takes bytes whatever is chosen, largest first; empty if the budget for bytes is reachable."""
-    if "bytes" not in problem.budgets or problem.minimum_usage()["bytes"] <= problem.budgets["bytes"]:
+def fixed_use(problem: Problem, measurement: Measurement | Survey, kept: Sequence[Skipped] = (), most: int = 5) -> str:
+    """Describe what takes bytes whatever is chosen, largest first; empty if the budget for bytes is reachable.
+
+    Args:
+        problem: the problem with unreachable budgets.
+        measurement: where the problem comes from.
+        kept: its parts that have no choice.
+        most: maximum number of layers to name.
+    """
+    smallest = problem.minimum_usage()
+    if not any(
+        smallest[name] > problem.budgets.get(name, math.inf) for name in ("bytes", FILE_BYTES) if name in smallest
+    ):
         return ""
-    whole = measurement.fixed["bytes"]
-    layers = sorted(measurement.skipped, key=lambda item: -item.size_bytes)
+    whole = measurement.fixed["bytes"] + sum(item.size_bytes for item in kept)
+    layers = sorted([*measurement.skipped, *kept], key=lambda item: -item.size_bytes)
     named = [
         f"{f'part {item.name!r}' if item.name else 'the model itself'}: {item.size_bytes:,} bytes ({item.reason})"
         for item in layers[:most]

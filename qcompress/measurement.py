@@ -7,7 +7,7 @@ second moments of the layers' inputs where they were calibrated.
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -29,6 +29,17 @@ from qcompress.options import transform_from_json
 from qcompress.transforms.base import Keep, Transform, Weight
 
 FILE_KIND = FileKind("qcompress measurement", version=4)
+NOTHING_FITS = "no option on offer fits it"
+
+
+def has_choice(options: Sequence[Transform]) -> bool:
+    """Whether a part with these options can be anything but unchanged."""
+    return not (len(options) == 1 and isinstance(options[0], Keep))
+
+
+def without_choice(part: Part, why: str) -> Skipped:
+    """Return the entry for a part that stays unchanged; an empty reason stands for options that do not fit."""
+    return Skipped(name=part.name, size_bytes=part.target.dense_bytes, reason=why or NOTHING_FITS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -45,7 +56,7 @@ class Measurement:
         resources: name → ``(V,)`` use of each option.
         fixed: name → use of everything that has no choice.
         original: name → use of the whole original model.
-        skipped: what stays unchanged, and why.
+        skipped: what is no part and stays unchanged, and why (see `unchanged`).
         num_samples: number of samples that the averages are taken over.
         method: method of measuring.
         loss: name of the loss.
@@ -67,6 +78,8 @@ class Measurement:
         coded: the whole layers whose codes are chosen together with channels; otherwise empty.
         resource_pairs: name of a resource → ``(V, V)`` use by two options of different parts together.
         softened: ``(V,)`` cost at softened outputs (see `qcompress.model.losses`), or None if unknown.
+        no_choice: name of a part that only its original weight is on offer for → why, where more is known about it
+            than that no option fits.
     """
 
     parts: tuple[Part, ...]
@@ -96,6 +109,21 @@ class Measurement:
     coded: tuple[Part, ...] = ()
     resource_pairs: MappingProxyType[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     softened: NDArray[np.float64] | None = None
+    no_choice: MappingProxyType[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def unchanged(self) -> tuple[Skipped, ...]:
+        """What stays unchanged whatever is chosen, and why: everything `skipped`, and parts without a choice."""
+        return (*self.skipped, *self.kept)
+
+    @property
+    def kept(self) -> tuple[Skipped, ...]:
+        """The parts without a choice, and why they have none."""
+        return tuple(
+            without_choice(part, self.no_choice.get(part.name, ""))
+            for part, options in zip(self.parts, self.transforms, strict=True)
+            if not has_choice(options)
+        )
 
     @property
     def labels(self) -> tuple[tuple[str, ...], ...]:
@@ -163,6 +191,7 @@ class Measurement:
             "tried": dict(self.tried),
             "notes": list(self.notes),
             "squares": list(self.squares),
+            **({"no_choice": dict(self.no_choice)} if self.no_choice else {}),
             **({"sets": [item.to_json() for item in self.sets]} if self.sets else {}),
             **({"coded": [part.to_json() for part in self.coded]} if self.coded else {}),
             **({"resource_pairs": list(self.resource_pairs)} if self.resource_pairs else {}),
@@ -210,6 +239,7 @@ class Measurement:
                 tried=MappingProxyType(header.get("tried", {})),
                 notes=tuple(header.get("notes", ())),
                 squares=MappingProxyType(squares),
+                no_choice=MappingProxyType(header.get("no_choice", {})),
                 softened=arrays.get("softened"),
                 standing=tuple(header.get("standing", [0] * len(header["parts"]))),  # since version 3
                 standing_loss=header.get("standing_loss", 0.0),

@@ -8,7 +8,7 @@ from typing import Any
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from formulations.formatting import amount, plural
-from qcompress.budgets import FILE_BYTES, LATENCY
+from qcompress.budgets import BITS_PER_WEIGHT, FILE_BYTES, LATENCY
 from qcompress.guard import Candidate
 from solvers.search import PROOF_TOLERANCE
 
@@ -56,8 +56,8 @@ class Report:
         latency_measured_s: measured seconds of the whole compressed model in the engine, to compare with the predicted
             ``latency_s`` in ``usage``; None if no engine was timed.
         metric_before, metric_after: results of the caller's ``evaluate``, or None.
-        parts: every part's choice.
-        skipped: name → why it stays unchanged.
+        parts: the choice of every part that has one.
+        skipped: name → why it stays unchanged: what is no part, and parts that no option was on offer for.
         skipped_bytes: name → its bytes.
         refined: result of `refine` (see `Refined`), or None; ``loss_predicted`` and ``bound`` still refer to the first
             prediction.
@@ -105,6 +105,14 @@ class Report:
     def over_file_budget(self) -> float:
         """Bytes by which the file exceeds its budget; 0 if it does not, or has no budget."""
         return max(0.0, self.usage.get(FILE_BYTES, 0.0) - self.budgets.get(FILE_BYTES, math.inf))
+
+    @property
+    def coverage(self) -> str:
+        """How much of the model ``bits_per_weight`` refers to, in a sentence; empty if it is not in use."""
+        if BITS_PER_WEIGHT not in self.usage:
+            return ""
+        share = sum(part.bytes_before for part in self.parts) / (self.original.get("bytes") or 1.0)
+        return f"{BITS_PER_WEIGHT} counts the parts that have a choice: {100 * share:.3g} % of the bytes"
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain JSON."""
@@ -155,6 +163,7 @@ class Report:
         spread = "" if self.loss_predicted_error is None else f" (standard error {self.loss_predicted_error:.2g})"
         lines += [
             "",
+            *(f"- {text}" for text in filter(None, (self.coverage,))),
             f"- loss increase ({self.loss}): predicted {self.loss_predicted:.6g}{spread}, {aside}"
             f"on all the data {self.loss_measured:.6g}{tuned}",
             self._proof(),

@@ -76,7 +76,7 @@ def _summary(measurement: "Measurement") -> dict[str, Any]:
         "options": len(measurement.cost),
         "samples": measurement.num_samples,
         "original": dict(measurement.original),
-        "skipped": {item.name: item.reason for item in measurement.skipped},
+        "skipped": {item.name: item.reason for item in measurement.unchanged},
         "tried": dict(measurement.tried),
         "notes": list(measurement.notes),
     }
@@ -90,7 +90,7 @@ def _print_summary(measurement: "Measurement") -> None:
     }
     rows = [(name, str(count)) for name, count in counts.items()]
     rows += [(f"original {name}", amount(value)) for name, value in measurement.original.items()]
-    rows += [(f"left unchanged: {item.name}", item.reason) for item in measurement.skipped]
+    rows += [(f"left unchanged: {item.name}", item.reason) for item in measurement.unchanged]
     rows += [(f"measured option by option: {name}", reason) for name, reason in measurement.tried.items()]
     rows += [("note", note) for note in measurement.notes]
     print_table(("", ""), rows)

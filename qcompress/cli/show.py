@@ -160,8 +160,8 @@ def _show_measurement(measurement: "Measurement") -> None:
             rows.append((part.name, label, amount(size_bytes[flat]), number(measurement.cost[flat], 3)))
             flat += 1
     print_table(("part", "option", ">bytes", ">loss increase alone"), rows)
-    skipped = {item.name: item.reason for item in measurement.skipped}
-    sizes = {item.name: item.size_bytes for item in measurement.skipped}
+    skipped = {item.name: item.reason for item in measurement.unchanged}
+    sizes = {item.name: item.size_bytes for item in measurement.unchanged}
     left = by_reason(skipped, sizes, measurement.original.get("bytes", 0.0))
     print_lines(*(f"left unchanged: {line}" for line in left))
 

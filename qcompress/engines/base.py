@@ -134,7 +134,10 @@ class Engine(ABC):
 
     @abstractmethod
     def refuse(self, part: Part, transform: Transform) -> str:
-        """Why the engine cannot run a part stored with a transform, or an empty string. `Keep` is always legal."""
+        """Why the engine cannot run a part stored with a transform, or an empty string. `Keep` is always legal.
+
+        The reason does not name the part: it is stated with all the parts that it holds for.
+        """
 
     def ties(self, parts: Sequence[Part]) -> list[tuple[str, ...]]:  # noqa: ARG002
         """Names of parts that must take the same option, for `formulations.reductions.tie.tie`."""

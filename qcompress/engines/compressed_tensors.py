@@ -80,24 +80,26 @@ class CompressedTensors(Engine):
         target = part.target
         if isinstance(transform, Keep):
             return ""
+        if len(part.modules) > 1:
+            return "its weight is shared by several modules, and only dense weights can be tied"
+        if target.layer != "Linear":
+            return f"only Linear layers can have integer weights, not {target.layer}"
+        if not target.whole:
+            return "only whole layers can have integer weights, not blocks of them"
         scheme = scheme_of(transform, target)
         if scheme is None or scheme.bits > MAX_BITS:
-            return f"{transform.label!r} of {part.name!r} is not an integer format of up to {MAX_BITS} bits"
+            return f"{transform.label!r} is not an integer format of up to {MAX_BITS} bits"
         if not scheme.symmetric and not self.zero_points:
             return (
-                f"{transform.label!r} of {part.name!r}: transformers (5.24) does not load packed zero points; for vLLM "
-                "set zero_points=True"
+                f"{transform.label!r}: transformers (5.24) does not load packed zero points; for vLLM set "
+                "zero_points=True"
             )
         if not scheme.symmetric and scheme.bits not in ZERO_POINT_BITS:
-            return f"{transform.label!r} of {part.name!r}: vLLM runs zero points of 4 and 8 bits"
-        if target.layer != "Linear" or not target.whole:
-            return f"{part.name!r} is not a whole Linear layer, and only those can have integer weights"
-        if len(part.modules) > 1:
-            return f"{part.name!r} shares its weight with {part.modules[1]!r}, and only dense weights can be tied"
+            return f"{transform.label!r}: vLLM runs zero points of 4 and 8 bits"
         if scheme.group_size is not None and target.per_channel % scheme.group_size:
-            return f"the {target.per_channel} inputs of {part.name!r} are not a multiple of {scheme.group_size}"
+            return f"its {target.per_channel} inputs are not a multiple of {scheme.group_size}"
         if scheme.scale_type != target.dtype and target.dtype != torch.float32:
-            return f"scales of {part.name!r} are read in {target.dtype}, {scheme.scale_type} would be rounded again"
+            return f"scales are read in {target.dtype}, {scheme.scale_type} would be rounded again"
         return ""
 
     def ties(self, parts: Sequence[Part]) -> list[tuple[str, ...]]:
@@ -229,7 +231,7 @@ def _compressed(engine: CompressedTensors, model: nn.Module) -> list[CompressedP
     items = [item for item in record.parts if item.stored] if record is not None else []
     for item in items:
         if why := engine.refuse(item.part, item.transform):
-            raise EngineError(f"engine {engine.name!r} cannot write this model: {why}")
+            raise EngineError(f"engine {engine.name!r} cannot write this model: {item.part.name!r}: {why}")
     return items
 
 

@@ -1,7 +1,9 @@
 """Restrict a measurement to an engine: only options that it runs, with the bytes of its file as a resource."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from types import MappingProxyType
 from typing import Any
 
@@ -11,7 +13,11 @@ from torch import nn
 from qcompress.budgets import FILE_BYTES
 from qcompress.engines.base import Engine
 from qcompress.errors import EngineError
-from qcompress.measurement import Measurement
+from qcompress.measurement import Measurement, has_choice
+from qcompress.model.parts import Part
+from qcompress.transforms.base import Transform
+
+NOTHING_IN_COMMON = "the layers that the engine ties to it have no option in common with it"
 
 
 def for_engine(engine: Engine, model: nn.Module, measurement: Measurement, example: Any = None) -> Measurement:
@@ -64,24 +70,65 @@ def for_engine(engine: Engine, model: nn.Module, measurement: Measurement, examp
             if option in kept
         },
         standing=tuple(kept.index(option) for kept, option in zip(options, measurement.standing, strict=True)),
+        no_choice=MappingProxyType({**_no_choice(engine, measurement, options, refused), **measurement.no_choice}),
     )
+
+
+def by_number(reasons: Mapping[str, str], most: int = 3) -> str:
+    """Describe why parts are refused: each reason with the number of parts that it holds for, most frequent first.
+
+    Args:
+        reasons: name of a part → reason.
+        most: maximum number of reasons.
+
+    >>> by_number({"a": "not Conv1D", "b": "not Embedding", "c": "not Conv1D"})
+    'not Conv1D (2 parts, such as 'a'); not Embedding ('b')'
+    """
+    names: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        names.setdefault(why, []).append(name)
+    ranked = sorted(names.items(), key=lambda item: -len(item[1]))
+    counted = (
+        f"{why} ({f'{len(parts)} parts, such as ' if len(parts) > 1 else ''}{parts[0]!r})" for why, parts in ranked
+    )
+    return "; ".join([*islice(counted, most), *(["…"] if len(ranked) > most else [])])
+
+
+def why_not(engine: Engine, part: Part, transforms: Iterable[Transform]) -> str:
+    """The most frequent reason why the engine does not run a part stored with these transforms, or an empty string."""
+    reasons = Counter(filter(None, (engine.refuse(part, transform) for transform in transforms)))
+    return reasons.most_common(1)[0][0] if reasons else ""
+
+
+def _no_choice(
+    engine: Engine,
+    measurement: Measurement,
+    options: Sequence[Sequence[int]],
+    refused: Mapping[tuple[int, int], str],
+) -> dict[str, str]:
+    """Name of each part that is left with only its original weight → why.
+
+    For parts that had no choice before, it is the reason why the engine runs none of its own options there, if any.
+    """
+    reasons = {}
+    own = [offer for offer in engine.options().offers if isinstance(offer, Transform)]
+    for index, (part, part_options) in enumerate(zip(measurement.parts, measurement.transforms, strict=True)):
+        if has_choice([part_options[option] for option in options[index]]):
+            continue
+        why = why_not(engine, part, part_options if has_choice(part_options) else own)
+        why = why or next((why for (place, _), why in refused.items() if place == index), "")
+        if why or has_choice(part_options):
+            reasons[part.name] = why or NOTHING_IN_COMMON
+    return reasons
 
 
 def _require_some(
     engine: Engine, measurement: Measurement, options: Sequence[Sequence[int]], refused: Mapping[tuple[int, int], str]
 ) -> None:
-    """Raise an error, with the first reason, if the engine runs none of the options except keeping all parts."""
+    """Raise an error, with the reasons, if the engine runs none of the options except keeping all parts."""
     if any(len(kept) > 1 for kept in options):
         return
-    reasons = [
-        *(
-            engine.refuse(part, transform)
-            for part, part_options in zip(measurement.parts, measurement.transforms, strict=True)
-            for transform in part_options
-        ),
-        *refused.values(),
-    ]
-    why = next(filter(None, reasons), "only 'keep' was on offer")
+    why = by_number(_no_choice(engine, measurement, options, refused)) or "only 'keep' was on offer"
     raise EngineError(f"engine {engine.name!r} runs none of the measured options: {why}")
 
 

@@ -80,16 +80,15 @@ class OnnxRuntime(Engine):
         if isinstance(transform, Keep):
             return ""
         if part.rows is not None:
-            return f"{part.name!r} is a block of a layer, but a weight has only one format in an ONNX file"
+            return "a weight has one format in an ONNX file, but this is a block of a weight"
         if part.parameter != WEIGHT:
-            return f"{part.name!r} is not the weight of a layer, and the engine only compresses those"
+            return f"only weights of layers are compressed, not {part.target.layer}"
         if part.target.dtype != torch.float32:
-            return f"{part.name!r} is {part.target.dtype}, but only float32 models are written"
+            return f"only float32 models are written, not {part.target.dtype}"
         if isinstance(transform, LowRank):
             whys = (_why_not(transform.then, target) for target in transform.factor_targets(part.target).values())
-            return next((f"factors of {part.name!r}: {why}" for why in whys if why), "")
-        why = _why_not(transform, part.target)
-        return f"{part.name!r}: {why}" if why else ""
+            return next((f"factors: {why}" for why in whys if why), "")
+        return _why_not(transform, part.target)
 
     def sizes(
         self, model: nn.Module, parts: Sequence[Part], transforms: Sequence[Sequence[Transform]], example: Any = None
@@ -147,8 +146,8 @@ class OnnxRuntime(Engine):
         """Write the file."""
         record = record_of(model)
         items = [] if record is None else list(record.parts)
-        whys = (self.refuse(item.part, item.transform) for item in items)
-        if why := next(filter(None, whys), _why_not_float32(model)):
+        whys = (f"{item.part.name!r}: {why}" for item in items if (why := self.refuse(item.part, item.transform)))
+        if why := next(whys, _why_not_float32(model)):
             raise EngineError(f"engine {self.name!r} cannot write this model: {why}")
         whole = _dense(model)
         dense = onnx_tracing.trace(whole, example)

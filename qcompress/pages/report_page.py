@@ -174,7 +174,8 @@ def _resources(report: Report) -> str:
         )
         for name, used in report.usage.items()
     ]
-    return _table(("resource", "original", "budget", "compressed"), rows)
+    note = f'<p class="note">{html.escape(report.coverage)}</p>' if report.coverage else ""
+    return _table(("resource", "original", "budget", "compressed"), rows) + note
 
 
 def _changes(agreement: Agreement, section: Callable[[str, str, str, figures.Figure | None], str]) -> str:

@@ -46,7 +46,7 @@ def formulated(request: Request, run: RunFolder, measurement: Measurement, *, ti
         (without_time_budget(problem) if timed else problem).require_reachable_budgets()
     except InfeasibleBudgetError as error:
         hint = remedy(problem, request.budget, measurement.original)
-        error.args = (f"{error}{hint}{fixed_use(problem, measurement)}",)
+        error.args = (f"{error}{hint}{fixed_use(problem, measurement, measurement.kept)}",)
         raise
     run.save("problem.npz", problem.save)
     return problem

@@ -15,11 +15,14 @@ from formulations import InfeasibleBudgetError
 from formulations.generators.prune_quantize import prune_quantize
 from qcompress.budgets import BITS_PER_WEIGHT, FILE_BYTES, FRACTIONAL, fixed_use, parse, remedy
 from qcompress.engines.base import Engine
+from qcompress.engines.legal import by_number, why_not
 from qcompress.errors import DataError, EngineError, OptionsError
+from qcompress.measurement import without_choice
 from qcompress.measuring.channels import offers_channels
 from qcompress.model import forward as forwards
 from qcompress.model.parts import UNCALLED, Survey, survey
 from qcompress.model.steady import steady
+from qcompress.model.weights import Skipped
 from qcompress.steps.opened import first_of
 from qcompress.steps.request import Request
 from qcompress.transforms.base import Keep, Transform, Weight
@@ -100,7 +103,7 @@ def require_possible(request: Request) -> None:
     unreached = sum(item.size_bytes for item in inventory.skipped if item.reason == UNCALLED)
     fixed = {**inventory.fixed, "bytes": inventory.fixed["bytes"] - unreached}
     original = dict(inventory.original)
-    transforms = _run_by(request.engine, request, inventory)
+    transforms, kept = _run_by(request.engine, request, inventory)
     if BITS_PER_WEIGHT in request.budget and not unreached and None not in transforms:
         resources[BITS_PER_WEIGHT], fixed[BITS_PER_WEIGHT] = _bits_per_weight(inventory, transforms), 0.0
         original[BITS_PER_WEIGHT] = float(resources[BITS_PER_WEIGHT][::2].sum())
@@ -129,18 +132,22 @@ def require_possible(request: Request) -> None:
     try:
         problem.require_reachable_budgets()
     except InfeasibleBudgetError as error:
-        error.args = (f"{error}{remedy(problem, asked_of, original)}{fixed_use(problem, inventory)}",)
+        error.args = (f"{error}{remedy(problem, asked_of, original)}{fixed_use(problem, inventory, kept)}",)
         raise
 
 
-def _run_by(engine: Engine | None, request: Request, inventory: Survey) -> list[list[Transform] | None]:
+def _run_by(
+    engine: Engine | None, request: Request, inventory: Survey
+) -> tuple[list[list[Transform] | None], list[Skipped]]:
     """Return the options of each part that the engine, if any, runs, or None if they depend on the weight's values.
+
+    Parts that have none are also returned as what stays unchanged.
 
     Raises:
         EngineError: the engine runs no option of any part.
     """
     supported: list[list[Transform] | None] = []
-    why_not = ""
+    reasons: dict[str, str] = {}
     for part in inventory.parts:
         blank = Weight(
             rows=torch.zeros(1, 1), target=part.target, squares=torch.ones(1), ranges=((0.0, 1.0), (0.0, 1.0))
@@ -152,10 +159,16 @@ def _run_by(engine: Engine | None, request: Request, inventory: Survey) -> list[
         resolved = [transform for offer in offers if (transform := offer.resolve(blank)) is not None]
         refused = ["" if engine is None else engine.refuse(part, transform) for transform in resolved]
         supported.append([transform for transform, why in zip(resolved, refused, strict=True) if not why])
-        why_not = why_not or next(filter(None, refused), "")
-    if engine is not None and why_not and not any(transforms is None or transforms for transforms in supported):
-        raise EngineError(f"engine {engine.name!r} runs none of the options on offer: {why_not}")
-    return supported
+        if engine is not None and (why := why_not(engine, part, resolved)):
+            reasons[part.name] = why
+    if engine is not None and reasons and not any(transforms is None or transforms for transforms in supported):
+        raise EngineError(f"engine {engine.name!r} runs none of the options on offer: {by_number(reasons)}")
+    kept = [
+        without_choice(part, reasons.get(part.name, ""))
+        for part, transforms in zip(inventory.parts, supported, strict=True)
+        if transforms == []
+    ]
+    return supported, kept
 
 
 def _in_file(

@@ -20,7 +20,7 @@ from qcompress.compressed.file import compressed_size
 from qcompress.compressed.record import record_of
 from qcompress.formulation import prediction_error
 from qcompress.guard import Guarded
-from qcompress.measurement import Measurement
+from qcompress.measurement import Measurement, has_choice
 from qcompress.measuring.true_loss import mean_loss
 from qcompress.model import forward as forwards
 from qcompress.proposals import Proposal
@@ -124,8 +124,8 @@ def reported(request: Request, run: RunFolder, outcome: Outcome) -> Report:
         metric_before=checked.metric_before,
         metric_after=checked.metric_after,
         parts=tuple(_part_reports(outcome)),
-        skipped={item.name: item.reason for item in measurement.skipped},
-        skipped_bytes={item.name: item.size_bytes for item in measurement.skipped},
+        skipped={item.name: item.reason for item in measurement.unchanged},
+        skipped_bytes={item.name: item.size_bytes for item in measurement.unchanged},
         refined=None if outcome.refined is None else outcome.refined.to_json(),
         smallest=None if outcome.smallest is None else outcome.smallest.to_json(),
         candidates=() if guarded is None else guarded.candidates,
@@ -212,7 +212,10 @@ def _warnings(request: Request, outcome: Outcome, loss_validation: float | None)
 
 
 def _part_reports(outcome: Outcome) -> Iterator[PartReport]:
-    """Yield every part's choice as it is finally stored; after training, weights are rounded to nearest."""
+    """Yield the choice of every part that has one, as it is finally stored.
+
+    After training, weights are rounded to nearest.
+    """
     measurement, problem, choice = outcome.measurement, outcome.problem, outcome.solution.choice
     assert choice is not None  # noqa: S101
     record, chosen, errors = record_of(outcome.smaller), problem.flat(choice), measurement.standard_error
@@ -220,6 +223,8 @@ def _part_reports(outcome: Outcome) -> Iterator[PartReport]:
     stored = transforms if record is None or record.cuts else [item.transform for item in record.parts]
     before, after = (bytes_of_parts(problem, flat) for flat in (problem.group_offsets[:-1], chosen))
     for index, (part, transform) in enumerate(zip(measurement.parts, stored, strict=True)):
+        if not has_choice(measurement.transforms[index]):
+            continue
         yield PartReport(
             name=part.name,
             option=transform.label,

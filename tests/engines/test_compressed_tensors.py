@@ -125,11 +125,9 @@ def test_what_the_engine_does_not_run_is_refused_with_the_reason(tmp_path: Path)
     model[1].weight = model[0].weight
     tied, alone = measured(model, torch.randint(31, (2, 7)), IN_GROUPS).parts
     engine = CompressedTensors()
-    assert "shares its weight with '1'" in engine.refuse(tied, GroupWise(4)) or "not a whole Linear" in engine.refuse(
-        tied, GroupWise(4)
-    )
+    assert "shared by several modules" in engine.refuse(tied, GroupWise(4))
     assert engine.refuse(alone, GroupWise(4)) == ""
-    assert "31 inputs of '2' are not a multiple of 16" in engine.refuse(alone, GroupWise(4, group_size=16))
+    assert "31 inputs are not a multiple of 16" in engine.refuse(alone, GroupWise(4, group_size=16))
     assert "not an integer format" in engine.refuse(alone, GroupWise(4, 0.5))
     assert "set zero_points=True" in engine.refuse(alone, GroupWise(4, symmetric=False))
     assert CompressedTensors(zero_points=True).refuse(alone, GroupWise(4, symmetric=False)) == ""

@@ -304,11 +304,11 @@ def test_what_the_engine_does_not_run_is_refused_with_the_reason(tmp_path: Path)
     assert "no kernel for '3 bits" in EXACT.refuse(part, GroupWise(3, group_size=16))
     assert "without pruning" in EXACT.refuse(part, PruneQuantize(4, 0.5))
     assert "bfloat16 scales" in EXACT.refuse(part, GroupWise(4, scale_dtype="bfloat16"))
-    assert "factors of 'layers.0': there is no kernel" in EXACT.refuse(part, LowRank(ranks=2, then=PruneQuantize(6)))
+    assert "factors: there is no kernel" in EXACT.refuse(part, LowRank(ranks=2, then=PruneQuantize(6)))
     half = measured(model.half(), batch.half(), ALL).parts[0]
     assert "only float32 models are written" in EXACT.refuse(half, GroupWise(4))
     block = measured(model.float(), batch, ALL, granularity=10).parts[0]
-    assert "block of a layer" in EXACT.refuse(block, GroupWise(4))
+    assert "block of a weight" in EXACT.refuse(block, GroupWise(4))
     with pytest.raises(EngineError, match="give example="):
         qcompress.export(model, tmp_path / "x", target=EXACT)
     (tmp_path / "wrong").write_bytes(b"no graph")

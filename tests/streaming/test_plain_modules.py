@@ -110,3 +110,28 @@ def test_what_is_not_given_or_does_not_fit_is_told(folder: Path) -> None:
             opened(folder), batches(), budget={"bytes": "14%"}, options=OPTIONS, method="sampled",
             target="compressed-tensors", output=folder / "out",
         )  # fmt: skip
+
+
+class Detached(Block):
+    """A block whose inner weight no gradient reaches, although its outputs depend on it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            hidden = torch.relu(self.inner(self.norm(x)))
+        out: Tensor = x + self.outer(hidden)
+        return out
+
+
+class PartlyDetached(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = Detached(8)
+
+
+def test_a_part_that_no_gradient_reaches_is_left_unchanged_by_name(folder: Path) -> None:
+    model = qcompress.open_model(folder, model=PartlyDetached, blocks=NAMED)
+    measurement = qcompress.measure(model, batches(), OPTIONS, method="sampled")
+    (left,) = measurement.kept
+    assert (left.name, left.size_bytes) == ("second.inner", 4 * 16 * 8 * 9)
+    assert left.reason.startswith("no gradient reaches it")
+    assert left in measurement.unchanged

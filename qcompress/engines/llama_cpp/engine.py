@@ -22,6 +22,9 @@ from qcompress.model.parts import Part, unique_state
 from qcompress.options import Options, gguf_types
 from qcompress.transforms.base import Keep, Transform
 from qcompress.transforms.ggml.gguf_type import GgufType
+from qcompress.transforms.ggml.types import TYPES
+
+SMALLEST_BLOCK = min(kind.block for kind in TYPES.values() if kind.block > 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +65,13 @@ class LlamaCpp(Engine):
         if not isinstance(transform, GgufType):
             return f"llama.cpp runs ggml's types, not {transform.label!r}; offer gguf_types()"
         if part.rows is not None:
-            return f"a tensor of a GGUF file has one type, but {part.name!r} is a block of a tensor"
+            return "a tensor of a GGUF file has one type, but this is a block of a tensor"
         if ".pooler." in f".{part.name}":
-            return f"llama.cpp does not use {part.name!r}, so it is not in the file"
+            return "llama.cpp does not use it, so it is not in the file"
         if any(word in part.name for word in ("position_embeddings", "token_type_embeddings")):
-            return f"llama.cpp reads {part.name!r} in full precision"
+            return "llama.cpp reads it in full precision"
+        if TYPES[transform.type].block > 1 and part.target.per_channel % SMALLEST_BLOCK:
+            return f"quantized rows are a multiple of {SMALLEST_BLOCK} weights, these have {part.target.per_channel}"
         return transform.why_not(part.target)
 
     def sizes(

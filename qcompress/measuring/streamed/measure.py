@@ -46,7 +46,7 @@ from qcompress.model.weights import layer_names
 from qcompress.options import Options
 from qcompress.transforms.base import Transform
 
-UNREACHED = "no gradient reaches it, so the effect of its options is unknown: it is not compressed"
+UNREACHED = "no gradient reaches it, so the effect of its options is unknown"
 
 
 def measure_streamed(
@@ -169,7 +169,6 @@ def _assembled(
         reached.update(set(unit.parts) - set(unit.unreached))
     names = [part.name for part in inventory.parts]
     last = {name: None if name in reached else 1 for name in names}
-    notes = [*notes, *(f"{name}: {UNREACHED}" for name in names if name not in reached)]
     transforms = tuple(by_part[name][0][: last[name]] for name in names)
     rows = np.concatenate([effects[name][: last[name]] for name in names])
     sums = Sums(len(rows), calibration.seed, by_sample=True)
@@ -200,5 +199,6 @@ def _assembled(
         model_fingerprint=Measurement.fingerprint_of(calibration.model),
         standing=(0,) * len(names),
         notes=tuple(notes),
+        no_choice=MappingProxyType({name: UNREACHED for name in names if name not in reached}),
         standard_error=sums.standard_error(),
     )
