@@ -17,6 +17,7 @@ from torch import Tensor
 
 from formulations import FileFormatError
 from formulations.file_kinds import FileKind
+from qcompress.errors import DataError
 from qcompress.options import Fitted, Options, transform_from_json
 from qcompress.run_folder import remove
 from qcompress.transforms.base import Weight
@@ -29,6 +30,9 @@ class KeptCodes:
 
     Args:
         folder: created when the first codes are written; None keeps nothing.
+
+    Raises:
+        DataError: ``folder`` is a file.
 
     >>> import tempfile
     >>> from qcompress.options import prune_quantize
@@ -43,6 +47,8 @@ class KeptCodes:
     """
 
     def __init__(self, folder: Path | None) -> None:
+        if folder is not None and folder.is_file():
+            raise DataError(f"encoded options are kept in a folder {folder}, which is a file: choose another cache")
         self._folder = folder
 
     def once(

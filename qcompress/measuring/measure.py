@@ -124,6 +124,8 @@ def measure(
     stop = Stop.of(precision, time_limit, method, by_block=opened_of(model) is not None)
     offered = Offered.of(options, skip=skip, only=only)
     calibration = Calibration(model=model, data=data, forward=forward, loss=as_loss(loss), seed=seed, original=original)
+    if cache is not None and Path(cache).is_dir() and opened_of(model) is None:
+        raise DataError(f"the cache of a model in memory is a file, and {cache} is a folder: choose another path")
     if offers_channels(offered):
         if opened_of(model) is not None or memory is not None or granularity != "layer":
             raise OptionsError(

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from formulations.errors import FileFormatError
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from qcompress.errors import DataError
@@ -145,9 +146,12 @@ class Sums:
         """Read the sums of an interrupted measurement.
 
         Raises:
-            DataError: they belong to another measurement (model, data, options or method differ).
+            DataError: they belong to another measurement (model, data, options or method differ), or are damaged.
         """
-        header, arrays = FILE_KIND.read_arrays(path)
+        try:
+            header, arrays = FILE_KIND.read_arrays(path)
+        except FileFormatError as error:
+            raise DataError(f"{error}; delete {path} to measure from the start") from error
         if header["key"] != key:
             raise DataError(
                 f"{path} holds the sums of another measurement (model, data, options, method or seed differ); "

@@ -1,20 +1,25 @@
 """`apply`: turns a model in memory into a compressed copy, and an opened model into codes in a folder."""
 
+import hashlib
+import json
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from qcompress.compressed import apply as in_memory
 from qcompress.compressed.apply import chosen_transforms
 from qcompress.compressed.chosen_weights import chosen_model, write_codes
 from qcompress.errors import DataError, OptionsError
+from qcompress.identity import identify_batches
 from qcompress.measurement import Measurement
+from qcompress.measuring.streamed.resume_folder import claim
 from qcompress.measuring.streamed.supported import require_supported
 from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.model import forward as forwards
@@ -22,7 +27,10 @@ from qcompress.model.chain import without_cache
 from qcompress.model.opened import opened_of
 from qcompress.model.steady import steady
 from qcompress.streaming.encoding import encoded, loaded, need_inputs, units_of
+from qcompress.transforms.base import Transform
 from solvers import Solution
+
+KEY_KIND = FileKind("qcompress codes of an opened model", version=1)
 
 
 def apply(
@@ -51,7 +59,8 @@ def apply(
     Raises:
         ModelError: the model is not the measured one, cannot be copied (see
             `qcompress.compressed.copying.own_copy`), or the solution has no choice for it.
-        OptionsError, DataError: an opened model does not support an option, or data is missing for it.
+        OptionsError, DataError: an opened model does not support an option, or data is missing for it; or the folder
+            holds other files, or codes of another choice.
 
     >>> import torch
     >>> from qcompress import (formulate, measure, prune_quantize, solve)
@@ -85,7 +94,9 @@ def _apply_opened(
     if need_inputs(measurement, wanted) and data is None:
         raise DataError("compensated codes of an opened model are fitted to data: give apply(…, data=batches)")
     path = Path(tempfile.mkdtemp(prefix="qcompress.") if folder is None else folder)
-    path.mkdir(parents=True, exist_ok=True)
+    if folder is not None:
+        inputs = forwards.checked_data(data or ()) if need_inputs(measurement, wanted) else None
+        claim(path, KEY_KIND, _key(measurement, transforms, inputs), "the codes of another model, choice or data")
     opened = opened_of(model)
     assert opened is not None  # noqa: S101
     with (
@@ -111,6 +122,13 @@ def _apply_opened(
     if folder is None:
         weakref.finalize(chosen, shutil.rmtree, path, ignore_errors=True)
     return chosen
+
+
+def _key(measurement: Measurement, transforms: Sequence[Transform], data: Iterable[Any] | None) -> str:
+    """Digest of everything that codes depend on."""
+    digest = None if data is None else identify_batches(data).digest
+    settings = [measurement.model_fingerprint, [transform.to_json() for transform in transforms], digest]
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
 def _file(folder: Path, unit: str) -> Path:

@@ -249,6 +249,30 @@ def test_sums_of_another_measurement_are_refused(tmp_path: Path, monkeypatch: py
         measure(model, list(reversed(data)), BITS, cache=file)
 
 
+def test_a_cache_that_is_damaged_or_a_folder_is_refused_and_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qcompress.measuring.accumulation.SAVE_EVERY_S", 0.0)
+    model, file, data = seeded(Residual), tmp_path / "sums.part", [inputs(8, 2, 5, 5)]
+
+    def cut(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(model, data, BITS, cache=file, on_progress=cut)
+    numbers = bytearray(file.read_bytes())
+    numbers[len(numbers) // 2] ^= 16
+    file.write_bytes(numbers)
+    with pytest.raises(DataError, match=r"delete .*sums\.part to measure from the start"):
+        measure(model, data, BITS, cache=file)
+    assert file.read_bytes() == numbers
+    with pytest.raises(DataError, match="the cache of a model in memory is a file, and .* is a folder"):
+        measure(model, data, BITS, cache=tmp_path)
+    (tmp_path / "new.codes").write_text("mine")
+    with pytest.raises(DataError, match=r"kept in a folder .*new\.codes, which is a file"):
+        measure(model, data, BITS, cache=tmp_path / "new")
+
+
 def test_a_measurement_comes_back_from_its_file(tmp_path: Path) -> None:
     measurement = measure(
         seeded(Residual), [inputs(8, 2, 5, 5)], prune_quantize() + low_rank(whitened=False), granularity="layer"

@@ -157,6 +157,9 @@ def test_codes_of_a_call_that_was_cut_are_gone_on_from(tmp_path: Path, monkeypat
         qcompress.apply(model, measurement, choice, folder=tmp_path / "codes")
     qcompress.apply(model, measurement, choice, folder=tmp_path / "codes")
     assert done == ["outside", "block_0000", "block_0001", "block_0001", "block_0002"]
+    other = solution([0] * len(measurement.transforms))
+    with pytest.raises(DataError, match="codes holds the codes of another model, choice or data"):
+        qcompress.apply(model, measurement, other, folder=tmp_path / "codes")
 
 
 def test_what_an_opened_model_cannot_be_applied_is_refused(tmp_path: Path) -> None:

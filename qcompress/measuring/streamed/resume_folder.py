@@ -1,4 +1,4 @@
-"""The folder with the files of an unfinished measurement: whose they are, and what to do if they are damaged."""
+"""Folders with files that a later call resumes from: what they belong to, and what to do if they are damaged."""
 
 import contextlib
 import shutil
@@ -31,30 +31,42 @@ def resume_folder(cache: AnyPath | None, key: str) -> Iterator[Path]:
             yield Path(folder)
         return
     path = Path(cache)
-    again = f"delete the folder {path} to measure from the start"
-    if path.exists() and not path.is_dir():
-        raise DataError(f"the cache of an opened model is a folder, and {path} is a file: choose another path")
-    path.mkdir(parents=True, exist_ok=True)
+    claim(path, KEY_KIND, key, "the files of another measurement (model, data, options or seed differ)")
     try:
-        if (path / KEY).exists():
-            found = KEY_KIND.read_json(path / KEY).get("key")
-        elif others := [name for name in sorted(file.name for file in path.iterdir()) if not _unfinished(name)]:
-            raise DataError(
-                f"{path} holds {others[0]!r} but no {KEY}, so it is not the folder of an interrupted measurement: "
-                f"choose a new folder; if it is one that has lost its {KEY}, {again}"
-            )
-        else:
-            KEY_KIND.write_json(path / KEY, {"key": key})
-            found = key
-        if found != key:
-            raise DataError(
-                f"{path} holds the files of another measurement (model, data, options or seed differ); choose another "
-                "cache or delete it"
-            )
         yield path
     except FileFormatError as error:
-        raise DataError(f"{error}; {again}") from error
+        raise DataError(f"{error}; delete the folder {path} to start again") from error
     shutil.rmtree(path)
+
+
+def claim(path: Path, kind: FileKind, key: str, others: str) -> None:
+    """Create a folder for files that belong to a key, or check that an existing one belongs to it.
+
+    Args:
+        path: path of the folder.
+        kind: kind of the file in it that holds the key.
+        key: digest of everything that the files depend on.
+        others: what a folder with another key holds, for the error.
+
+    Raises:
+        DataError: the path is that of a file, or of a folder with other files.
+    """
+    if path.exists() and not path.is_dir():
+        raise DataError(f"{path} must be a folder for the files of an opened model, and is a file: choose another path")
+    path.mkdir(parents=True, exist_ok=True)
+    if not (path / KEY).exists():
+        if kept := [name for name in sorted(file.name for file in path.iterdir()) if not _unfinished(name)]:
+            raise DataError(
+                f"{path} holds {kept[0]!r} but no {KEY} that says what it belongs to: choose a new folder; if it is "
+                f"one that has lost its {KEY}, delete it"
+            )
+        kind.write_json(path / KEY, {"key": key})
+    try:
+        found = kind.read_json(path / KEY).get("key")
+    except FileFormatError as error:
+        raise DataError(f"{error}; delete the folder {path} to start again") from error
+    if found != key:
+        raise DataError(f"{path} holds {others}; choose another folder or delete it")
 
 
 def _unfinished(name: str) -> bool:
