@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from formulations.files import AnyPath
 from qcompress.compressed.channels import put_channels_
-from qcompress.errors import DataError, OptionsError
+from qcompress.errors import OptionsError
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import Candidates, EncodeProgress, Layer, fitted
 from qcompress.measuring.jointly import Coded, Joined, codes_on_offer, join
@@ -28,6 +28,7 @@ from qcompress.measuring.kept_codes import KeptCodes
 from qcompress.measuring.options_by_layer import Offered
 from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.removals import Removals, find_removals, kept_units, parts_of_sets
+from qcompress.measuring.stopping import NEVER, Stop
 from qcompress.measuring.true_loss import mean_loss
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
@@ -75,6 +76,8 @@ def measure_channels(
     cache: AnyPath | None = None,
     on_progress: Callable[[MeasureProgress], None] | None = None,
     on_encode: Callable[[EncodeProgress], None] | None = None,
+    *,
+    stop: Stop = NEVER,
 ) -> Measurement:
     """`qcompress.measure` for options that remove channels, and codes with them.
 
@@ -87,6 +90,7 @@ def measure_channels(
         cache: same as in `qcompress.measure`.
         on_progress: same as in `qcompress.measure`.
         on_encode: same as in `qcompress.measure`.
+        stop: when to stop before all batches are done.
 
     Raises:
         NoChannelsError: no channel of the model can be removed.
@@ -118,10 +122,10 @@ def measure_channels(
         original=calibration.original,
         tried=dict.fromkeys((item.name for item in removals.sets), TRIED),
         cache=cache,
+        stop=stop,
         on_progress=on_progress,
     )
-    if sums.num_batches != inventory.num_batches:
-        raise DataError("the data differs from pass to pass")
+    notes = stop.notes(sums, candidates, inventory.num_batches)
     tables = sums.mean_cost(), sums.factor()
     joined = join(removals, coded.layers, candidates.parts, candidates.transforms, uses, *tables)
     if cache is not None:
@@ -136,6 +140,7 @@ def measure_channels(
         seed=calibration.seed,
         model_fingerprint=fingerprint,
         standing_loss=_standing_loss(calibration, run),
+        notes=tuple(notes),
         tried=MappingProxyType({name: why for name, why in sums.tried.items() if why != TRIED}),
         **_tables(removals, coded, joined),
     )

@@ -131,9 +131,9 @@ def measure(
             raise OptionsError(
                 "channels are measured on a model in memory, and in blocks by prune_channels(granularity=...)"
             )
-        together = partial(accumulate, jobs=jobs, stop=stop)
+        together = partial(accumulate, jobs=jobs)
         with forwards.evaluating(model), forwards.evaluating(calibration.goal):
-            return measure_channels(calibration, offered, together, method, cache, on_progress, on_encode)
+            return measure_channels(calibration, offered, together, method, cache, on_progress, on_encode, stop=stop)
     if original is not None:
         raise OptionsError("original= is for channels; remeasure() measures other options around a choice")
     if opened_of(model) is not None:
@@ -233,7 +233,7 @@ def _measured_in_memory(
             on_progress=on_progress,
         )
         require_measured(model, fingerprint)
-    notes += _cut_short(sums, inventory.num_batches)
+    notes += stop.notes(sums, candidates, inventory.num_batches)
     notes += [f"{name} changes while the model runs; it was put back after every pass" for name in sorted(run.moved)]
     measurement = _stated(
         inventory,
@@ -250,22 +250,6 @@ def _measured_in_memory(
         Path(cache).unlink(missing_ok=True)
         kept.done()
     return measurement
-
-
-def _cut_short(sums: Sums, num_batches: int) -> list[str]:
-    """Return the note on a measurement that stopped early, if it did.
-
-    Raises:
-        DataError: the data gave another number of batches than in the first pass.
-    """
-    if sums.stopped:
-        return [f"{sums.num_batches} of {num_batches} batches were measured: {sums.stopped}"]
-    if sums.num_batches != num_batches:
-        raise DataError(
-            f"the data gave {num_batches} batches in one pass and {sums.num_batches} in another: it must be the same "
-            "in every pass"
-        )
-    return []
 
 
 def _stated(

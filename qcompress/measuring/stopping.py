@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qcompress.errors import OptionsError
+from qcompress.errors import DataError, OptionsError
 from qcompress.measuring.candidates import Candidates
 from qcompress.measuring.effects import likely_choices
 from qcompress.measuring.sums import Sums
@@ -58,6 +58,34 @@ class Stop:
         if self.time_limit is not None and elapsed_s >= self.time_limit:
             return f"time_limit={self.time_limit:g} seconds"
         return ""
+
+    def notes(self, sums: Sums, candidates: Candidates, num_batches: int) -> list[str]:
+        """Return notes on batches that were left out, and on a precision that was not reached.
+
+        Args:
+            sums: the sums at the end of measuring.
+            candidates: the options.
+            num_batches: number of batches in the data.
+
+        Raises:
+            DataError: without having stopped early, another number of batches was measured.
+        """
+        if not sums.stopped and sums.num_batches != num_batches:
+            raise DataError(
+                f"the data gave {num_batches} batches in one pass and {sums.num_batches} in another: it must be the "
+                "same in every pass"
+            )
+        notes = [f"{sums.num_batches} of {num_batches} batches were measured: {sums.stopped}"] if sums.stopped else []
+        if self.precision is None:
+            return notes
+        reached, ended = relative_error(sums, candidates), "measuring stopped" if sums.stopped else "the data ended"
+        if sums.num_columns < LEAST_SAMPLES:
+            few = f"after {sums.num_columns} samples, of the {LEAST_SAMPLES} that an estimate of the precision needs"
+            notes.append(f"{ended} {few}; precision asked for was {self.precision:g}")
+        elif reached > self.precision:
+            at_error = f"at a relative standard error of {reached:.3g}"
+            notes.append(f"{ended} {at_error}; precision asked for was {self.precision:g}")
+        return notes
 
 
 NEVER = Stop()

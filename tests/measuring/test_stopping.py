@@ -1,5 +1,6 @@
 """Measuring that stops before all batches are done, and what is known of predictions then."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 import qcompress
 from qcompress.errors import OptionsError
 from qcompress.formulation import prediction_error
+from qcompress.measuring.effects import likely_choices
 from tests.models import TiedLanguageModel, seeded
 
 OPTIONS = qcompress.prune_quantize(bits=(3, 4, 6), sparsity=(0,))
@@ -35,7 +37,41 @@ def test_it_stops_at_the_first_batch_with_that_precision() -> None:
         seeded(TiedLanguageModel), data()[: stopped.num_samples // 2], OPTIONS, method="sampled"
     )
     np.testing.assert_array_equal(stopped.cost, shorter.cost)
-    assert measured(precision=1e-6).notes == ()
+
+
+def test_a_precision_that_is_not_reached_is_noted_with_the_one_that_is() -> None:
+    whole = measured(precision=1e-6)
+    assert len(whole.notes) == 1
+    found = re.fullmatch(
+        r"the data ended at a relative standard error of ([\d.]+); precision asked for was 1e-06", whole.notes[0]
+    )
+    assert found is not None
+    offsets = np.cumsum([0, *map(len, whole.transforms)])
+    by_sample = [
+        0.5 * np.square(whole.factor[chosen]).sum(axis=0)
+        for chosen in likely_choices(whole.cost, whole.resources["bytes"], offsets)
+    ]
+    errors = [losses.std(ddof=1) / len(losses) ** 0.5 / losses.mean() for losses in by_sample]
+    assert float(found[1]) == pytest.approx(max(errors), rel=1e-2)
+    assert len(measured(precision=2 * float(found[1])).notes) == 1
+    few = qcompress.measure(seeded(TiedLanguageModel), data(3), OPTIONS, method="sampled", precision=0.1)
+    assert few.notes == (
+        "the data ended after 6 samples, of the 8 that an estimate of the precision needs; precision asked for was 0.1",
+    )
+    assert measured(precision=0.1, time_limit=1e-9).notes == (
+        "1 of 40 batches were measured: time_limit=1e-09 seconds",
+        "measuring stopped after 2 samples, of the 8 that an estimate of the precision needs; "
+        "precision asked for was 0.1",
+    )
+
+
+def test_channels_stop_after_some_time_and_say_so() -> None:
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(4, 8, generator=generator) for _ in range(5)]
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    stopped = qcompress.measure(model, batches, qcompress.prune_channels(keep=(0.5,)), time_limit=1e-9)
+    assert stopped.num_samples == 4
+    assert stopped.notes == ("1 of 5 batches were measured: time_limit=1e-09 seconds",)
 
 
 @pytest.mark.parametrize("jobs", [2])
