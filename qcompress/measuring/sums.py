@@ -125,12 +125,16 @@ class Sums:
         return np.ascontiguousarray(factor)
 
     def standard_error(self) -> NDArray[np.float64] | None:
-        """``(V,)`` standard errors of the mean costs, from their spread over the samples; None if unknown."""
+        """``(V,)`` standard errors of the mean costs, from their spread over the samples; None if unknown.
+
+        What limiting the effects that stand out took off a mean counts as an error too: it may be true.
+        """
         count = self.num_columns
         if count < 2:
             return None
         spread = np.maximum(self.cost_squares / count - (self.cost / count) ** 2, 0.0)
-        return np.asarray(np.sqrt(spread * count / (count - 1) * count) / self.num_samples)
+        limited_by = self.cost / self.num_samples - self.mean_cost()
+        return np.sqrt(spread * count / (count - 1) * count / self.num_samples**2 + limited_by**2)
 
     def save(self, path: AnyPath, key: str) -> None:
         """Write the sums, completely or not at all; ``key`` identifies the measurement."""

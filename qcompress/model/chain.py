@@ -66,6 +66,26 @@ class BlockSequence:
             raise ModelError(f"the forward pass does not call {self.blocks[index]!r}: its blocks do not form a chain")
         return caught[0]
 
+    def calls(self, batch: Any) -> tuple[Tensor, list[BlockCall]]:
+        """Return the initial hidden states of the model, and the other arguments of every block; no block is run."""
+        caught: dict[int, tuple[Tensor, BlockCall]] = {}
+
+        def catching(index: int) -> Callable[[Tensor, BlockCall], Tensor]:
+            def catch(hidden: Tensor, call: BlockCall) -> Tensor:
+                caught[index] = hidden, call
+                if index == len(self) - 1:
+                    raise _StopError
+                return hidden
+
+            return catch
+
+        with self._stubs({index: catching(index) for index in range(len(self))}), contextlib.suppress(_StopError):
+            forwards.run(self.model, batch, self._forward)
+        for index, path in enumerate(self.blocks):
+            if index not in caught:
+                raise ModelError(f"the forward pass does not call {path!r}: its blocks do not form a chain")
+        return caught[0][0], [caught[index][1] for index in range(len(self))]
+
     def block(self, index: int, hidden: Tensor, call: BlockCall) -> Tensor:
         """Return the output of a block, whose weights are in memory, for hidden states."""
         output = self.model.get_submodule(self.blocks[index])(hidden, *call.args, **call.kwargs)

@@ -1,17 +1,19 @@
 """Check with few passes, and without false alarms, whether outputs follow the gradients of weights.
 
-A straight-through estimator, or a path partly cut by `detach`, gives a gradient that exists but is wrong. Moving a
-weight along its gradient by a small share ``s`` of its size must change a probed output by ``s·‖W‖·‖g‖``; taking the
-difference of a step forward and a step back cancels the second order. Deep networks curve even along their gradients,
-so a smaller step is tried if one does not match: a wrong gradient stays wrong. Layers are checked in groups, each layer
-with the same share of the predicted change, and one by one only where a group does not match. The larger a group, the
-closer it has to match, so that one wrong layer among many shows. Half precision would round such steps away, so a model
-in half precision is checked while it holds the same numbers in float32 (`widened`).
+A straight-through estimator, or a path cut by `detach`, gives a gradient that exists but is wrong. Moving a weight in a
+random direction by a small share of its size must change the outputs as the gradients predict. The gradient itself
+would not do as the direction: what it lacks is at right angles to it. The change is seen by `PROBES` random sums of the
+outputs; taking the difference of a step forward and a step back cancels the second order. If a step does not match, a
+smaller one is tried, as networks are curved, and then other directions, as they have kinks: a wrong gradient stays
+wrong. Layers are moved in groups, each so far that it changes the outputs as much as the others, and one by one only
+where a group does not match. The larger a group, the closer it has to match, so that one wrong layer among many shows.
+Half precision would round such steps away, so a model in half precision is checked while it holds the same numbers in
+float32 (`widened`).
 """
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,20 +21,26 @@ from torch import Tensor, nn
 from qcompress.measuring.memory import Returning, return_free_memory
 from qcompress.measuring.methods import evidence
 
-STEPS = 3e-4, 3e-5
-"""How far a weight is moved, relative to its size; the second step is tried if the first is not linear enough."""
+STEPS = 3e-3, 3e-4, 3e-5
+"""How far a weight is moved, relative to its size; a later step is tried if those before are not linear enough."""
 
-GROUPS = 8
-"""Number of groups that the layers are divided into."""
+PROBES = 4
+"""Number of random sums of the outputs whose changes are compared."""
 
-TOGETHER, ALONE = 0.05, 0.2
+GROUPS, SMALLEST_GROUP = 8, 4
+"""Number of groups that the layers are divided into, if none has fewer layers than this."""
+
+ATTEMPTS = 3
+"""Number of random directions in which the outputs must not follow: a single kink in the way is no wrong gradient."""
+
+TOGETHER, ALONE = 0.05, 0.1
 """Relative difference of predicted and actual change above which a group, or a single layer, fails the check."""
 
 HALF_A_LAYER = 0.5
-"""Share of one layer's predicted change: a group that misses more of its sum fails, however many layers it has."""
+"""Share of one layer's predicted change: a group that misses more fails. Changes add up like random numbers."""
 
 LARGEST_SHARE = 10.0
-"""Largest factor by which a weight is moved farther, or less far, to contribute an equal share."""
+"""Largest factor by which a weight is moved farther, or less far, to change the outputs as much as the others."""
 
 
 @torch.no_grad()
@@ -44,52 +52,87 @@ def misleading(run: Callable[[], Tensor], weights: Sequence[nn.Parameter], gener
     Args:
         run: function that returns the outputs of some samples, the same on every call.
         weights: weights to move; exactly restored afterwards.
-        generator: generator for the probe.
+        generator: generator for the probes and directions.
 
     >>> layer, x = nn.Linear(3, 2), torch.ones(1, 3)
     >>> rounded = lambda: (y := layer(x)) + (torch.round(4 * y) / 4 - y).detach()
     >>> [misleading(run, [layer.weight], torch.Generator()) for run in (lambda: layer(x), rounded)]
     [[], [0]]
     """
-    size, probe, directions = _probed(run, weights, generator)
-    return_free_memory()  # of the backward pass
-    if evidence.half(probe) or any(evidence.half(weight) for weight in weights):
+    if any(evidence.half(weight) for weight in weights):
         return []  # steps this small are lost in the rounding
-    sizes = {index: slope * float(weights[index].norm()) for index, (_, slope) in directions.items()}
-    sizes = {index: size for index, size in sizes.items() if size > 0}
+    suspects = list(range(len(weights)))
+    for attempt in range(ATTEMPTS):
+        together = 1 if attempt else max(-(-len(suspects) // GROUPS), SMALLEST_GROUP)
+        some = [weights[index] for index in suspects]
+        suspects = [suspects[place] for place in _not_followed(run, some, generator, together=together)] if some else []
+    return suspects
+
+
+def _not_followed(
+    run: Callable[[], Tensor], weights: Sequence[nn.Parameter], generator: torch.Generator, *, together: int
+) -> list[int]:
+    """Return the indices of weights that the outputs do not follow in one random direction; see `misleading`."""
+    moves = _Moves(weights, torch.randint(2**31, (len(weights),), generator=generator).tolist())
+    probes, slopes = _probed(run, moves, generator)
+    return_free_memory()  # of the backward passes
+    if evidence.half(probes[0]):
+        return []
+    point = run()
+    noise = 16 * torch.finfo(point.dtype).eps * float(torch.stack([(probe * point).norm() for probe in probes]).norm())
+    sizes = {index: float(slope.norm()) for index, slope in enumerate(slopes) if bool(slope.any())}
     if not sizes:
         return []
     middle = float(torch.tensor(list(sizes.values())).median())
-    noise = 16 * torch.finfo(probe.dtype).eps * size
+    shares = {i: min(max(middle / size, 1 / LARGEST_SHARE), LARGEST_SHARE) for i, size in sizes.items()}
 
     def follows(indices: list[int], tolerance: float) -> bool:
         return any(follows_at(step, indices, tolerance) for step in STEPS)
 
     def follows_at(step: float, indices: list[int], tolerance: float) -> bool:
-        before = [weights[index].detach().clone() for index in indices]
-        lengths, predicted = [], 0.0
-        for index in indices:
-            share = min(max(middle / sizes[index], 1 / LARGEST_SHARE), LARGEST_SHARE)
-            lengths.append(step * share * float(weights[index].norm()))
-            predicted += step * share * sizes[index]
-        outcomes = []
-        try:
-            for sign in (1.0, -1.0):
-                for index, original, length in zip(indices, before, lengths, strict=True):
-                    torch.add(original, directions[index][0], alpha=sign * length, out=weights[index])
-                outcomes.append(float((probe * run()).sum(dtype=torch.float64)))
-        finally:
-            for index, original in zip(indices, before, strict=True):
-                weights[index].copy_(original)
-        return abs(0.5 * (outcomes[0] - outcomes[1]) - predicted) <= tolerance * predicted + noise
+        lengths = {index: step * shares[index] for index in indices}
+        each = torch.stack([length * slopes[index] for index, length in lengths.items()])
+        size = float(each.norm())
+        if noise > ALONE * size and step != STEPS[0]:
+            return False  # rounding would hide whether they do
+        sums = []
+        for sign in (1.0, -1.0):
+            with moves.moved({index: sign * length for index, length in lengths.items()}):
+                sums.append(_sums(probes, run()))
+        missed = float((0.5 * (sums[0] - sums[1]) - each.sum(0)).norm())
+        return missed <= tolerance * size + noise
 
     order, wrong = list(sizes), []
-    together = -(-len(order) // GROUPS)
     for start in range(0, len(order), together):
         group = order[start : start + together]
-        if not follows(group, min(TOGETHER, HALF_A_LAYER / len(group))):
+        if len(group) == 1 or not follows(group, min(TOGETHER, HALF_A_LAYER / len(group) ** 0.5)):
             wrong += [index for index in group if not follows([index], ALONE)]
     return wrong
+
+
+class _Moves:
+    """Random directions of weights, each as large as its weight, drawn anew whenever they are needed."""
+
+    def __init__(self, weights: Sequence[nn.Parameter], seeds: Sequence[int]) -> None:
+        self.weights, self._seeds = weights, seeds
+
+    def direction(self, index: int) -> Tensor:
+        """Return the direction of the weight with this index."""
+        weight = self.weights[index].detach()
+        noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(self._seeds[index])).to(weight)
+        return noise.mul_(weight.norm() / noise.norm())
+
+    @contextlib.contextmanager
+    def moved(self, lengths: Mapping[int, float]) -> Iterator[None]:
+        """Context manager in which weights are moved, by index; exactly restored afterwards."""
+        before = {index: self.weights[index].detach().clone() for index in lengths}
+        try:
+            for index, length in lengths.items():
+                self.weights[index].add_(self.direction(index), alpha=length)
+            yield
+        finally:
+            for index, original in before.items():
+                self.weights[index].copy_(original)
 
 
 @contextlib.contextmanager
@@ -117,16 +160,17 @@ def widened(model: nn.Module) -> Iterator[bool]:
             tensor.data = original
 
 
-def _probed(
-    run: Callable[[], Tensor], weights: Sequence[nn.Parameter], generator: torch.Generator
-) -> tuple[float, Tensor, dict[int, tuple[Tensor, float]]]:
-    """Return the size of the probed outputs, the random probe, and the direction and slope of every nonzero gradient.
+def _sums(probes: Sequence[Tensor], output: Tensor) -> Tensor:
+    """``(probes,)`` sums of the outputs."""
+    return torch.stack([(probe * output).sum(dtype=torch.float64) for probe in probes]).cpu()
 
-    Directions are of about length 1 and kept in bfloat16, in half the memory of the weights; slopes are those along
-    the rounded directions.
-    """
+
+def _probed(run: Callable[[], Tensor], moves: _Moves, generator: torch.Generator) -> tuple[list[Tensor], Tensor]:
+    """Return random probes of the outputs and ``(weights, probes)`` slopes of their sums along every direction."""
+    weights = moves.weights
     flags, hooks, returning = [weight.requires_grad for weight in weights], [], Returning()
-    directions: dict[int, tuple[Tensor, float]] = {}
+    slopes = torch.zeros(len(weights), PROBES, dtype=torch.float64)
+    number = 0
 
     def take(weight: Tensor, index: int) -> None:
         gradient, weight.grad = weight.grad, None
@@ -134,11 +178,7 @@ def _probed(
             return
         returning.after(gradient.nbytes)  # memory of layers that the backward pass is done with
         gradient = gradient.to_dense() if gradient.is_sparse else gradient
-        norm = float(torch.linalg.vector_norm(gradient))
-        if norm > 0:
-            unit = gradient.div_(norm)
-            narrow = unit.to(torch.bfloat16)
-            directions[index] = narrow, norm * float(unit.mul_(narrow).sum(dtype=torch.float64))
+        slopes[index, number] = float((gradient * moves.direction(index)).sum(dtype=torch.float64))
 
     try:
         for index, weight in enumerate(weights):
@@ -146,13 +186,14 @@ def _probed(
             hooks.append(weight.register_post_accumulate_grad_hook(functools.partial(take, index=index)))  # type: ignore[no-untyped-call]
         with torch.enable_grad():
             output = run()
-            probe = torch.randn(output.shape, generator=generator).to(output)
-            size = float((probe * output.detach()).norm())
-            if output.requires_grad and weights:
-                output.backward(probe, inputs=list(weights))  # type: ignore[no-untyped-call]
+            probes = [torch.randn(output.shape, generator=generator).to(output.detach()) for _ in range(PROBES)]
+            for number, probe in enumerate(probes):
+                if output.requires_grad and weights:
+                    keep = number + 1 < PROBES
+                    output.backward(probe, inputs=list(weights), retain_graph=keep)  # type: ignore[no-untyped-call]
     finally:
         for hook in hooks:
             hook.remove()
         for weight, flag in zip(weights, flags, strict=True):
             weight.requires_grad_(flag)
-    return size, probe, directions
+    return probes, slopes

@@ -7,7 +7,8 @@ effect. The effects give the costs with their standard errors, and the terms bet
 factor.
 
 Everything outside the blocks is measured in the same way where the gradient passes: the layers after the blocks at the
-start of the backward direction, those before the blocks at its end.
+start of the backward direction, those before the blocks at its end (see also `side_inputs`). On the first sample, the
+outputs of every unit are compared with what its gradients predict (`unit_check`).
 """
 
 import functools
@@ -18,18 +19,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from formulations.file_kinds import FileKind
 from qcompress.measuring.candidates import Candidates
 from qcompress.measuring.memory import return_free_memory
 from qcompress.measuring.methods.gradients import Gradients
+from qcompress.measuring.streamed.side_inputs import SideInputs, going_around
 from qcompress.measuring.streamed.sweep import BlockSweep
+from qcompress.measuring.streamed.unit_check import Output, misled
 from qcompress.model.losses import Loss
 from qcompress.model.parts import Part
 from qcompress.options import transform_from_json
 from qcompress.transforms.base import Transform
 
-FILE_KIND = FileKind("qcompress effects", version=1)
+FILE_KIND = FileKind("qcompress effects", version=2)
 
 WorkOut = Callable[[Sequence[Part], int | None], tuple[Candidates, NDArray[np.float64]]]
 """Parts, and the block that they are in (None: outside) → their options and the squared errors of these."""
@@ -45,6 +49,7 @@ class UnitEffects:
         effects: ``(options, samples)``.
         errors: ``(options,)`` squared errors.
         unreached: names of parts that no gradient reached.
+        misled: names of parts whose gradient the outputs do not follow.
     """
 
     parts: tuple[str, ...]
@@ -52,13 +57,14 @@ class UnitEffects:
     effects: NDArray[np.float64]
     errors: NDArray[np.float64]
     unreached: tuple[str, ...]
+    misled: tuple[str, ...]
 
     def save(self, path: Path) -> None:
         """Write to a file, completely or not at all."""
         options = [[transform.to_json() for transform in part_options] for part_options in self.transforms]
-        header = {"parts": list(self.parts), "transforms": options, "unreached": list(self.unreached)}
+        names = {"parts": list(self.parts), "unreached": list(self.unreached), "misled": list(self.misled)}
         arrays = {"effects": self.effects, "errors": self.errors}
-        FILE_KIND.write_arrays(path, header, arrays)
+        FILE_KIND.write_arrays(path, {**names, "transforms": options}, arrays)
 
     @classmethod
     def load(cls, path: Path) -> "UnitEffects":
@@ -68,6 +74,7 @@ class UnitEffects:
             parts=tuple(header["parts"]),
             transforms=tuple(tuple(map(transform_from_json, options)) for options in header["transforms"]),
             unreached=tuple(header["unreached"]),
+            misled=tuple(header["misled"]),
             **arrays,
         )
 
@@ -82,6 +89,7 @@ class StreamedEffects:
         loss: the loss whose Fisher information is sampled.
         generator: function that gives the generator for the labels of the batch with a number.
         room: bytes of changes and gradients that may be held, see `Gradients`.
+        check: whether to check the gradients of every unit.
 
     Attributes:
         reached: names of the parts that received a gradient in each sample, of the units that were not read from file.
@@ -95,9 +103,11 @@ class StreamedEffects:
         loss: Loss,
         generator: Callable[[int], torch.Generator],
         room: int,
+        *,
+        check: bool,
     ) -> None:
         self._sweep, self._work_out, self._loss, self._generator = sweep, work_out, loss, generator
-        self._room = room
+        self._room, self._check = room, check
         self.reached: list[set[str]] = [set() for _ in range(len(sweep))]
         self._of_block: list[list[Part]] = [[] for _ in sweep.opened.blocks]
         self._before: list[Part] = []
@@ -110,6 +120,8 @@ class StreamedEffects:
                 self._before.append(part)
             if sweep.after.intersection(part.modules):
                 self._after.append(part)
+        self._after += going_around(sweep, [part for part in self._before if part not in self._after])
+        self._sides = SideInputs(sweep, [part.site(sweep.model).weight for part in self._before])
 
     @property
     def files(self) -> list[Path]:
@@ -125,6 +137,7 @@ class StreamedEffects:
         for index in reversed(range(last)):
             yield from self._once(blocks[index], index, functools.partial(self._block, index))
         yield from self._once(before, None, self._before_blocks)
+        self._sides.delete()
 
     def _once(self, file: Path, boundary: int | None, make: Callable[[], UnitEffects]) -> Iterator[UnitEffects]:
         if not file.exists():
@@ -136,6 +149,7 @@ class StreamedEffects:
     def _after_blocks(self) -> UnitEffects:
         sweep = self._sweep
         generators: dict[int, torch.Generator] = {}
+        last = len(sweep.chain)
 
         def passed(index: int, gradients: Gradients) -> None:
             number = sweep.samples[index].batch
@@ -149,7 +163,8 @@ class StreamedEffects:
             put(hidden.grad)
 
         with sweep.states(len(sweep.chain), "gradients").writing() as put:
-            return self._unit(self._after, None, passed)
+            wrong = self._misled(self._after, last, lambda hidden: sweep.output(0, hidden))
+            return self._unit(self._after, None, passed, wrong)
 
     def _block(self, block: int) -> UnitEffects:
         sweep = self._sweep
@@ -157,28 +172,43 @@ class StreamedEffects:
 
         def passed(index: int, gradients: Gradients) -> None:
             hidden = sweep.hidden(block, index).requires_grad_()
-            gradients.add(sweep.through(block, index, hidden), behind.read(index))
+            output, sides = self._sides.through(block, index, hidden)
+            gradients.add(output, behind.read(index))
             assert hidden.grad is not None  # noqa: S101
             put(hidden.grad)
+            put_sides(sides)
 
-        with sweep.opened.loaded(sweep.opened.blocks[block]), sweep.states(block, "gradients").writing() as put:
-            return self._unit(self._of_block[block], block, passed)
+        with (
+            sweep.opened.loaded(sweep.opened.blocks[block]),
+            sweep.states(block, "gradients").writing() as put,
+            self._sides.writing(block) as put_sides,
+        ):
+            wrong = self._misled(self._of_block[block], block, lambda hidden: sweep.through(block, 0, hidden))
+            return self._unit(self._of_block[block], block, passed, wrong)
 
     def _before_blocks(self) -> UnitEffects:
         sweep = self._sweep
         behind = sweep.states(0, "gradients")
 
         def passed(index: int, gradients: Gradients) -> None:
-            hidden, _ = sweep.chain.call(0, sweep.samples[index].inputs)
-            gradients.add(hidden, behind.read(index))
+            given, behind_them = self._sides.given(index), [behind.read(index), *self._sides.gradients(index)]
+            products = [(state.float() * gradient).sum() for state, gradient in zip(given, behind_them, strict=True)]
+            gradients.add(torch.stack(products), torch.ones(len(products)))
 
-        return self._unit(self._before, None, passed)
+        def everything(_: Tensor) -> Tensor:
+            return torch.cat([state.float().flatten() for state in self._sides.given(0)])
+
+        return self._unit(self._before, None, passed, self._misled(self._before, -1, everything))
+
+    def _misled(self, parts: Sequence[Part], block: int, output: Output) -> set[str]:
+        return misled(self._sweep, parts, block, output) if self._check else set()
 
     def _unit(
         self,
         parts: Sequence[Part],
         block: int | None,
         passed: Callable[[int, Gradients], None],
+        wrong: set[str],
     ) -> UnitEffects:
         """Compute the effects of a unit.
 
@@ -186,6 +216,7 @@ class StreamedEffects:
             parts: parts of the unit, whose weights are in memory.
             block: index of the block that the parts are in.
             passed: function that runs a sample forward and backward, which adds a column to the gradients.
+            wrong: names of the parts whose gradient the outputs do not follow.
         """
         with torch.no_grad():
             candidates, errors = self._work_out(parts, block)
@@ -204,4 +235,5 @@ class StreamedEffects:
             effects=effects,
             errors=errors,
             unreached=tuple(part.name for part in parts if part.name not in seen),
+            misled=tuple(part.name for part in parts if part.name in wrong),
         )

@@ -20,6 +20,7 @@ from formulations.files import AnyPath
 from qcompress.errors import OptionsError
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import DECODED, Candidates, EncodeProgress, fitted
+from qcompress.measuring.methods import evidence
 from qcompress.measuring.options_by_layer import Offered, calibrated_options
 from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.streamed.effects import StreamedEffects, UnitEffects
@@ -47,6 +48,7 @@ from qcompress.options import Options
 from qcompress.transforms.base import Transform
 
 UNREACHED = "no gradient reaches it, so the effect of its options is unknown"
+MISLED = f"{evidence.MISLED}, so the effect of its options is unknown"
 
 
 def measure_streamed(
@@ -97,7 +99,7 @@ def measure_streamed(
             return candidates, errors
 
         probes = partial(probe_generator, calibration.seed)
-        effects = StreamedEffects(sweep, inventory.parts, work_out, calibration.loss, probes, room)
+        effects = StreamedEffects(sweep, inventory.parts, work_out, calibration.loss, probes, room, check=True)
         tell = _telling(sweep, on_progress)
         for index in sweep.forward():
             tell(index + 1)
@@ -160,6 +162,7 @@ def _assembled(
     effects: dict[str, NDArray[np.float64]] = {}
     by_part: dict[str, tuple[tuple[Transform, ...], NDArray[np.float64]]] = {}
     reached: set[str] = set()
+    misled = set().union(*(unit.misled for unit in units))
     for unit in units:
         start = 0
         for name, options in zip(unit.parts, unit.transforms, strict=True):
@@ -168,7 +171,8 @@ def _assembled(
             by_part[name] = options, unit.errors[place]
         reached.update(set(unit.parts) - set(unit.unreached))
     names = [part.name for part in inventory.parts]
-    last = {name: None if name in reached else 1 for name in names}
+    unknown = {name: MISLED if name in misled else UNREACHED for name in names if name in misled or name not in reached}
+    last = {name: 1 if name in unknown else None for name in names}
     transforms = tuple(by_part[name][0][: last[name]] for name in names)
     rows = np.concatenate([effects[name][: last[name]] for name in names])
     sums = Sums(len(rows), calibration.seed, by_sample=True)
@@ -199,6 +203,6 @@ def _assembled(
         model_fingerprint=Measurement.fingerprint_of(calibration.model),
         standing=(0,) * len(names),
         notes=tuple(notes),
-        no_choice=MappingProxyType({name: UNREACHED for name in names if name not in reached}),
+        no_choice=MappingProxyType(unknown),
         standard_error=sums.standard_error(),
     )

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from qcompress.errors import DataError, ModelError
 from qcompress.measuring.streamed.hidden_states import HiddenStates
 from qcompress.model import forward as forwards
-from qcompress.model.batches import samples
+from qcompress.model.batches import as_float32, samples
 from qcompress.model.blocks import Blocks
-from qcompress.model.chain import BlockSequence, without_cache
+from qcompress.model.chain import BlockCall, BlockSequence, without_cache
 from qcompress.model.opened import opened_of
 from qcompress.model.samples import same_outputs
 
@@ -84,9 +84,11 @@ class BlockSweep:
         return self.states(boundary).read(sample)
 
     def through(self, block: int, sample: int, hidden: Tensor | None = None) -> Tensor:
-        """Run a sample through a block whose weights are in memory."""
+        """Run a sample through a block whose weights are in memory, in the precision of the hidden states."""
         with torch.no_grad():
             _, call = self.chain.call(block, self.samples[sample].inputs)
+        if hidden is not None and hidden.dtype != self.dtype:
+            call = BlockCall(as_float32(call.args), as_float32(call.kwargs))
         return self.chain.block(block, self.hidden(block, sample) if hidden is None else hidden, call)
 
     def output(self, sample: int, hidden: Tensor | None = None) -> Tensor:

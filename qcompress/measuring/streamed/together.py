@@ -140,7 +140,7 @@ def effects_by_block(
 
     with _sweep(direct, batches) as sweep:
         streamed = StreamedEffects(
-            sweep, candidates.parts, work_out, direct.loss, lambda number: generators[number], HELD_BYTES
+            sweep, candidates.parts, work_out, direct.loss, lambda number: generators[number], HELD_BYTES, check=False
         )
         for _ in sweep.forward():
             pass

@@ -44,6 +44,29 @@ def test_a_gradient_that_is_there_and_wrong_is_found_and_its_options_are_tried(s
     np.testing.assert_allclose(sampled.cost[:3], direct.cost[:3], rtol=1e-4)
 
 
+class OneOfTwoPaths(nn.Module):
+    """A detached path beside one that is not: what the gradient of the first layer lacks is at right angles to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.seen, self.cut, self.last = (
+            nn.Linear(16, 32), nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 8)
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        return self.last(torch.tanh(self.seen(h)) + torch.tanh(self.cut(h.detach())))
+
+
+def test_a_gradient_that_lacks_one_of_two_paths_is_found() -> None:
+    for seed in range(30):
+        torch.manual_seed(seed)
+        model, x = OneOfTwoPaths(), torch.randn(1, 16)
+        weights = [model.first.weight, model.seen.weight, model.cut.weight, model.last.weight]
+        generator = torch.Generator().manual_seed(seed)
+        assert misleading(lambda model=model, x=x: model(x), weights, generator) == [0], seed
+
+
 class Gated(nn.Module):
     """What networks have that bends: rectifiers, maxima, normalisation, attention."""
 

@@ -1,0 +1,119 @@
+"""What depends on weights before the blocks, and is not the hidden states.
+
+Inputs of the blocks, such as an encoder's output: their gradients are kept in files while the samples pass backward
+through the blocks, and continue from there through what comes before the blocks. And what goes around the blocks to
+what follows them (`going_around`).
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from qcompress.measuring.streamed.hidden_states import HiddenStates
+from qcompress.measuring.streamed.sweep import BlockSweep
+from qcompress.model.chain import BlockCall
+from qcompress.model.parts import Part
+
+
+class SideInputs:
+    """The tensors among the other arguments of blocks that depend on some weights, and their gradients.
+
+    Args:
+        sweep: the samples.
+        weights: the weights before the blocks.
+    """
+
+    def __init__(self, sweep: BlockSweep, weights: Sequence[nn.Parameter]) -> None:
+        self._sweep = sweep
+        first = sweep.samples[0].inputs
+        with _differentiable(weights), torch.enable_grad():
+            _, calls = sweep.chain.calls(first)
+            self._places = [
+                [place for place, leaf in enumerate(_leaves(call)) if isinstance(leaf, Tensor) and leaf.requires_grad]
+                for call in calls
+            ]
+        self._files: list[list[HiddenStates]] = [[] for _ in calls]
+        if any(self._places):
+            with torch.no_grad():
+                by_sample = [sweep.chain.calls(sample.inputs)[1] for sample in sweep.samples]
+            for block, places in enumerate(self._places):
+                for place in places:
+                    tensors = [_leaves(calls[block])[place] for calls in by_sample]
+                    path = sweep.folder / f"side_{block:04}_{place}.bin"
+                    shapes = [tensor.shape for tensor in tensors]
+                    self._files[block].append(HiddenStates(path, shapes, tensors[0].dtype))
+
+    def through(self, block: int, sample: int, hidden: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Run a sample through a block whose weights are in memory; also return its side inputs, as new leaves."""
+        sweep = self._sweep
+        with torch.no_grad():
+            _, call = sweep.chain.call(block, sweep.samples[sample].inputs)
+        leaves, tree = pytree.tree_flatten((call.args, call.kwargs))
+        sides = [leaves[place].detach().requires_grad_() for place in self._places[block]]
+        for place, side in zip(self._places[block], sides, strict=True):
+            leaves[place] = side
+        return sweep.chain.block(block, hidden, BlockCall(*pytree.tree_unflatten(leaves, tree))), sides
+
+    @contextlib.contextmanager
+    def writing(self, block: int) -> Iterator[Callable[[Sequence[Tensor]], None]]:
+        """Context manager with a function that takes the side inputs of every sample, with their gradients."""
+        with contextlib.ExitStack() as stack:
+            puts = [stack.enter_context(file.writing()) for file in self._files[block]]
+
+            def put(sides: Sequence[Tensor]) -> None:
+                for put_gradient, side in zip(puts, sides, strict=True):
+                    put_gradient(torch.zeros_like(side) if side.grad is None else side.grad)
+
+            yield put
+
+    def given(self, sample: int) -> list[Tensor]:
+        """Return everything that the blocks receive from before them: the hidden states, then all side inputs."""
+        inputs = self._sweep.samples[sample].inputs
+        if not any(self._places):
+            return [self._sweep.chain.call(0, inputs)[0]]
+        hidden, calls = self._sweep.chain.calls(inputs)
+        return [
+            hidden,
+            *(_leaves(call)[place] for call, places in zip(calls, self._places, strict=True) for place in places),
+        ]
+
+    def gradients(self, sample: int) -> list[Tensor]:
+        """Return the gradients of the side inputs, in the order of `given`."""
+        return [file.read(sample) for files in self._files for file in files]
+
+    def delete(self) -> None:
+        """Delete all files."""
+        for files in self._files:
+            for file in files:
+                file.delete()
+
+
+def going_around(sweep: BlockSweep, parts: Sequence[Part]) -> list[Part]:
+    """Return the parts on which the outputs depend even if the last block's output is given."""
+    weights = [part.site(sweep.model).weight for part in parts]
+    with _differentiable(weights), torch.enable_grad():
+        output = sweep.output(0, torch.ones(sweep.shapes[0], dtype=sweep.dtype))
+        if not (weights and output.requires_grad):
+            return []
+        reached = torch.autograd.grad(output, weights, torch.ones_like(output), allow_unused=True)
+    return [part for part, gradient in zip(parts, reached, strict=True) if gradient is not None]
+
+
+def _leaves(call: BlockCall) -> list[Any]:
+    return pytree.tree_leaves((call.args, call.kwargs))
+
+
+@contextlib.contextmanager
+def _differentiable(weights: Sequence[nn.Parameter]) -> Iterator[None]:
+    before = [weight.requires_grad for weight in weights]
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)
+        yield
+    finally:
+        for weight, flag in zip(weights, before, strict=True):
+            weight.requires_grad_(flag)
