@@ -267,6 +267,17 @@ VIEWS = {
             "with batch norm taken again": "{renormed:.1f}",
         }
     ),
+    "channels_resnet56": View(
+        columns={
+            "macs asked for": "{share:g}",
+            "chosen by": "{choice}",
+            "macs": "{macs:.3f}",
+            "KL": "{kl:.2f}",
+            "accuracy": "{accuracy:.1f}",
+            "with batch norm taken again": "{renormed:.1f}",
+            "fine-tuned": "{tuned:.1f}",
+        }
+    ),
     "jointly_resnet20": View(
         columns={
             "macs allowed": "{macs_share:g}",
