@@ -25,14 +25,22 @@ def place_of(model: str) -> Path:
 
     Raises:
         typer.BadParameter: there is no such folder or file.
+        ModelError: the folder has no usable ``config.json``.
     """
-    place = Path(model.partition(":")[2])
+    kind, _, name = model.partition(":")
+    if not name.strip():
+        raise typer.BadParameter(f"{model!r} names nothing; give hf:FOLDER or gguf:FILE.")
+    place = Path(name)
     if model.startswith(FOLDER) and not place.is_dir():
         raise typer.BadParameter(
             f"there is no folder {str(place)!r}; hf:FOLDER names the folder of a language model, gguf:FILE a GGUF file."
         )
     if model.startswith(FILE) and not place.is_file():
         raise typer.BadParameter(f"there is no file {str(place)!r}; gguf:FILE names a language model's GGUF file.")
+    if kind == "hf":
+        from qcompress.model.hugging_face import require_config
+
+        require_config(place)
     return place
 
 

@@ -12,19 +12,18 @@ from qcompress.errors import MissingError, ModelError
 CONFIG = "config.json"
 
 
-def require_config(folder: Path) -> None:
-    """Check that a folder has the ``config.json`` of a model whose weights are not quantized.
+def require_config(folder: Path) -> dict[str, Any]:
+    """Return the values in a folder's ``config.json``.
 
     Raises:
-        ModelError: it has none, it cannot be read, or it describes quantized weights.
+        ModelError: it has none, or it cannot be read.
     """
     if not (folder / CONFIG).is_file():
         raise ModelError(
             f"{str(folder)!r} is not the folder of a Hugging Face model: it has no config.json. For another model give "
             "open_model(folder, model=function that returns it)"
         )
-    if read_json(folder / CONFIG).get("quantization_config"):
-        raise ModelError(f"{folder} holds quantized weights; open the folder of the original model")
+    return read_json(folder / CONFIG)
 
 
 def read_json(file: Path) -> dict[str, Any]:

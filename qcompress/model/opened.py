@@ -20,7 +20,7 @@ from qcompress.errors import ModelError
 from qcompress.model.blocks import Blocks, blocks_of
 from qcompress.model.building import parameters_on_meta
 from qcompress.model.hugging_face import built, require_config
-from qcompress.model.stored_names import named_as_in
+from qcompress.model.stored_names import named_as_in, surplus_names
 from qcompress.model.weight_files import WeightFiles
 
 _ATTRIBUTE = "_qcompress_opened"
@@ -166,10 +166,16 @@ def open_model(
     ('meta', torch.Size([1, 2, 32]))
     """
     source = Path(folder)
-    if model is not None:
-        return opened_from(WeightFiles(source), dtype=dtype, make=model, blocks=blocks)
-    require_config(source)
-    return opened_from(WeightFiles(source), dtype=dtype, blocks=blocks)
+    if model is None and require_config(source).get("quantization_config"):
+        raise ModelError(f"{source} holds quantized weights; open the folder of the original model")
+    files = WeightFiles(source)
+    opened = opened_from(files, dtype=dtype, make=model, blocks=blocks)
+    if surplus := surplus_names(opened, files):
+        raise ModelError(
+            f"{files[surplus[0]].file} holds {surplus[0]!r}, which the model does not have ({len(surplus)} such "
+            "tensors): it has fewer layers, or is another one; if not, load it whole and save it again without them"
+        )
+    return opened
 
 
 def opened_from(
@@ -270,6 +276,7 @@ def _read_the_rest(model: nn.Module, opened: Opened) -> None:
             numbers[id(place)] = nn.Parameter(opened.files.read(stored).to(place.dtype), requires_grad=False)
     for module, key, place in places.values():
         module._parameters[key] = numbers[id(place)]
+    persistent = model.state_dict()
     for name, buffer in model.named_buffers():
-        if name in opened.files:
+        if name in persistent and name in opened.files:
             buffer.copy_(opened.files.read(name))

@@ -8,13 +8,14 @@ is read, so that only one is in memory at a time.
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qcompress.errors import ModelError
-from qcompress.model.weight_files import StoredTensor, WeightFiles
+from qcompress.model.weight_files import INDEX, StoredTensor, WeightFiles
 
 Sources = list[list[str]]
 """Names of stored tensors: each inner list is stacked, and the stacks are joined along the next dimension."""
@@ -49,6 +50,29 @@ def named_as_in(model: nn.Module, files: WeightFiles) -> WeightFiles:
                 f"({', '.join(_kinds(converter))}): load the model with from_pretrained and measure it in memory"
             )
     return ConvertedFiles(files, sources) if sources else files
+
+
+def surplus_names(model: nn.Module, files: WeightFiles) -> list[str]:
+    """Return the names of stored tensors that the model does not have, in the files' order.
+
+    Of a transformers model, those that transformers itself would ignore without a word are left out.
+
+    Args:
+        model: the model; its weights may be on the meta device.
+        files: the stored tensors.
+    """
+    state, main = model.state_dict(), files.folder / "model.safetensors"
+    alone = main.is_file() and not (files.folder / INDEX).is_file()  # any other file beside it is not the model's
+    others = [name for name in files if name not in state and (files[name].file == main or not alone)]
+    if not (others and hasattr(model, "_adjust_missing_and_unexpected_keys")):
+        return others
+    groups, _ = _grouped(model, others)
+    report = SimpleNamespace(missing_keys=set(), unexpected_keys={name for name in groups if name not in state})
+    model._adjust_missing_and_unexpected_keys(report)  # type: ignore[operator]
+    surplus = {
+        stored for name in report.unexpected_keys for stored_names in groups[name].values() for stored in stored_names
+    }
+    return [name for name in files if name in surplus]
 
 
 def _grouped(model: nn.Module, names: list[str]) -> tuple[dict[str, dict[str, list[str]]], list[Any]]:

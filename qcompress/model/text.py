@@ -69,7 +69,13 @@ def _tokenizer(source: Path) -> Any:
     except ImportError as error:
         raise MissingError("tokenizers need transformers: pip install 'qcompress[compressed-tensors]'") from error
     if not source.is_file():
-        return AutoTokenizer.from_pretrained(source)
+        try:
+            return AutoTokenizer.from_pretrained(source, local_files_only=True)
+        except Exception as error:  # whatever is missing or wrong, or new to transformers
+            raise DataError(
+                f"{source} has no tokenizer that transformers can read (tokenizer.json or tokenizer.model, and "
+                f"tokenizer_config.json); copy them there, from where the model is from: {error}"
+            ) from error
     with tempfile.TemporaryDirectory() as alone:  # beside other files, transformers would read those as well
         (Path(alone) / source.name).symlink_to(source.resolve())
         try:

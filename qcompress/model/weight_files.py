@@ -54,8 +54,11 @@ class WeightFiles(Mapping[str, StoredTensor]):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if (folder / INDEX).exists():
-            listed = json.loads((folder / INDEX).read_text())["weight_map"]
-            files = [folder / name for name in dict.fromkeys(listed.values())]
+            try:
+                listed = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+                files = [folder / name for name in dict.fromkeys(listed.values())]
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ModelError(f"{folder / INDEX} is not an index of safetensors files: {error!r}") from error
         else:
             files = sorted(folder.glob("*.safetensors"))
         if not files:

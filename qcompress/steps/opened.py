@@ -14,6 +14,7 @@ from qcompress.compressed.chosen_weights import chosen_model
 from qcompress.errors import EngineError, OptionsError
 from qcompress.measurement import Measurement
 from qcompress.measuring.latency import LATENCY
+from qcompress.measuring.streamed.forecast import as_bytes
 from qcompress.measuring.streamed.supported import require_supported
 from qcompress.model.batches import samples
 from qcompress.model.opened import opened_of
@@ -36,6 +37,7 @@ def require_taken(request: Request) -> None:
         if request.memory is not None:
             raise OptionsError("memory= is for models that are read block by block: give qcompress.open_model(folder)")
         return
+    as_bytes(request.memory)
     refused = {
         "refine_rounds": request.refine_rounds != 0,
         "finetune_steps": request.finetune_steps != 0,

@@ -9,7 +9,8 @@ import torch
 
 import qcompress
 from qcompress.cli import main
-from qcompress.errors import DataError
+from qcompress.cli.language_model import place_of
+from qcompress.errors import DataError, ModelError
 from qcompress.kv_cache import cache_bytes
 from qcompress.measuring.options_by_layer import Offered
 from qcompress.measuring.perplexity import perplexity
@@ -183,6 +184,11 @@ def test_a_language_model_is_measured_block_by_block(
         ),
         (["compress", "hf:model", "--budget", "bytes=0.5"], "takes its data from --text FILE"),
         (["compress", "zoo:net", "zoo:data", "--text", "a", "--budget", "bytes=0.5"], "for MODEL hf:FOLDER or gguf"),
+        (
+            ["compress", "hf:", "--text", "a", "--budget", "bytes=0.5"],
+            "'hf:' names nothing; give hf:FOLDER or gguf:FILE",
+        ),
+        (["export", "gguf:", "a", "--target", "llama.cpp"], "'gguf:' names nothing; give hf:FOLDER or gguf:FILE"),
         (["compress", "hf:nowhere", "--text", "a", "--budget", "bytes=0.5"], "there is no folder 'nowhere'"),
         (["compress", "gguf:none", "--text", "a", "--budget", "bytes=0.5"], "there is no file 'none'; gguf:FILE"),
         (["compress", "gguf:text.txt", "--text", "a", "-b", "bytes=1", "--memory", "2GB"], "here it is loaded whole"),
@@ -214,6 +220,20 @@ def test_windows_share_no_token_and_are_spread_over_the_text(folder: Path) -> No
     everything = token_windows(folder / "model", folder / "text.txt", length=12, count=10_000)
     number = len(SAID.split()) * 30 // 12
     assert len(everything.calibration) + len(everything.validation) + len(everything.test) == number
+
+
+def test_a_folder_without_tokenizer_or_with_a_damaged_config_is_told(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "model", tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "model" / name).unlink()
+    with pytest.raises(DataError, match=r"model has no tokenizer that transformers can read \(tokenizer\.json"):
+        token_windows(tmp_path / "model", folder / "text.txt", length=12)
+    (tmp_path / "model" / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"config\.json cannot be read as JSON"):
+        place_of(f"hf:{tmp_path / 'model'}")
+    (tmp_path / "model" / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"it has no config\.json"):
+        place_of(f"hf:{tmp_path / 'model'}")
 
 
 def test_a_text_that_is_too_short_or_none_is_told(folder: Path, tmp_path: Path) -> None:

@@ -108,6 +108,53 @@ def test_what_cannot_be_opened_is_told_by_name(tmp_path: Path) -> None:
         open_model(folder)
 
 
+def with_more(folder: Path, *names: str) -> Path:
+    """Add tensors to a folder's file."""
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(folder / "model.safetensors")
+    save_file({**state, **{name: torch.ones(3) for name in names}}, folder / "model.safetensors")
+    return folder
+
+
+def test_stored_tensors_that_the_model_lacks_are_refused(tmp_path: Path) -> None:
+    folder = saved("Llama", tmp_path / "fewer")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    with pytest.raises(ModelError, match=r"holds 'model\.layers\.2\..*which the model does not have \(9 such tensors"):
+        open_model(folder)
+    with pytest.raises(
+        ModelError, match=r"holds 'model\.layers\.0\.self_attn\.q_proj\.bias', which the model does not"
+    ):
+        open_model(with_more(saved("Llama", tmp_path / "bias"), "model.layers.0.self_attn.q_proj.bias"))
+
+
+def test_stored_tensors_that_transformers_ignores_are_accepted(tmp_path: Path) -> None:
+    old = "model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"
+    folder = with_more(saved("Llama", tmp_path / "tied", tie_word_embeddings=True), *old)
+    (folder / "model.safetensors").rename(folder / "x.safetensors")
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(folder / "x.safetensors")
+    (folder / "x.safetensors").unlink()
+    save_file({**state, "lm_head.weight": state["model.embed_tokens.weight"].clone()}, folder / "model.safetensors")
+    save_file({"another.format": torch.ones(2)}, folder / "consolidated.safetensors")
+    words = tokens(1, 5)
+    with torch.no_grad():
+        assert torch.equal(open_model(folder)(words).logits, in_memory(folder)(words).logits)
+    open_model(with_more(saved("GPT2", tmp_path / "old"), "transformer.h.0.attn.bias"))
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "model.safetensors.index.json"])
+def test_a_damaged_json_file_is_named(name: str, tmp_path: Path) -> None:
+    folder = saved("Llama", tmp_path, shards=True)
+    (folder / name).write_text("{")
+    with pytest.raises(
+        ModelError, match=name.partition(".")[0] if name == "config.json" else r"generation|index\.json"
+    ):
+        open_model(folder)
+
+
 def without_architectures(folder: Path) -> Path:
     config = json.loads((folder / "config.json").read_text())
     del config["architectures"]

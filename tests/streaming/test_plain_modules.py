@@ -96,6 +96,12 @@ def test_it_is_compressed_as_in_memory(folder: Path) -> None:
         assert torch.equal(smaller(batch), qcompress.apply(network, expected, solution)(batch))
 
 
+def test_stored_tensors_that_the_module_lacks_are_refused(folder: Path) -> None:
+    save_file({"third.0.weight": torch.ones(2)}, folder / "more.safetensors")
+    with pytest.raises(ModelError, match=r"more\.safetensors holds 'third\.0\.weight', which the model does not have"):
+        opened(folder)
+
+
 def test_what_is_not_given_or_does_not_fit_is_told(folder: Path) -> None:
     with pytest.raises(ModelError, match=r"no config\.json\. For another model give open_model\(folder, model="):
         qcompress.open_model(folder)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qcompress.budgets import parse
+from qcompress.budgets import MEMORY, parse
 from qcompress.errors import OptionsError
 from qcompress.measuring.inputs.moments import forecast_bytes
 from qcompress.model.parts import Part
@@ -94,7 +94,7 @@ def room_left(memory: int | None, base: int, units: Sequence[UnitForecast], most
     needed = base + COMPILING + largest.total
     if needed > memory:
         raise OptionsError(
-            f"memory={memory / SHOWN:.3g} GB was given, but about {needed / SHOWN:.3g} GB are needed: the process and "
+            f"memory={_shown(memory)} was given, but about {needed / SHOWN:.3g} GB are needed: the process and "
             f"everything outside the blocks use {(base + COMPILING) / SHOWN:.3g}, {largest.name} needs "
             f"{largest.weights / SHOWN:.3g} for weights, {largest.options / SHOWN:.3g} for its options and "
             f"{largest.working / SHOWN:.3g} to encode them; give more memory, enable fewer options, or use "
@@ -107,17 +107,25 @@ def as_bytes(memory: int | str | None) -> int | None:
     """Convert the ``memory`` argument of `measure` to bytes.
 
     Raises:
-        OptionsError: it is not an amount of memory.
+        OptionsError: it is not an amount of memory, or text without a unit.
 
     >>> as_bytes("4 GB"), as_bytes(1_000_000)
     (4000000000, 1000000)
     """
     if memory is None:
         return None
-    limit = parse("bytes", memory)
-    if limit.is_share:
-        raise OptionsError(f"memory must be an amount, such as '4 GB', found {memory!r}")
+    wanted = f"memory must be an amount with its unit, such as '4 GB', or a number of bytes, found {memory!r}"
+    try:
+        limit = parse(MEMORY, memory)
+    except OptionsError as error:
+        raise OptionsError(wanted) from error
+    if limit.is_share or (isinstance(memory, str) and not any(map(str.isalpha, memory.lower().replace("e", "")))):
+        raise OptionsError(wanted)
     return int(limit.value)
+
+
+def _shown(memory: int) -> str:
+    return f"{memory:,} bytes" if memory < SHOWN / 1000 else f"{memory / SHOWN:.3g} GB"
 
 
 def resident_bytes() -> int:

@@ -225,13 +225,28 @@ def test_too_little_memory_is_refused_before_anything_runs(tmp_path: Path, monke
         OptionsError, match=r"memory=0\.01 GB was given, but about .* GB are needed: .* 'model\.layers\.0'"
     ):
         qcompress.measure(model, data(), NEAREST, method="sampled", memory="10 MB")
-    with pytest.raises(OptionsError, match="memory must be an amount, such as '4 GB', found '50%'"):
-        qcompress.measure(model, data(), NEAREST, method="sampled", memory="50%")
 
 
 def test_memory_is_an_amount() -> None:
     assert as_bytes("1 GiB") == 2**30
     assert as_bytes(None) is None
+    assert (as_bytes(4_000_000_000), as_bytes("4e9 B"), as_bytes("100 bytes")) == (4_000_000_000, 4_000_000_000, 100)
+
+
+@pytest.mark.parametrize("memory", ["50%", "lots", "4", "4e9", "4 XB", 0, 0.5, -1, True])
+def test_memory_that_is_no_amount_is_refused_in_its_own_words(memory: Any, tmp_path: Path) -> None:
+    found = rf"^memory must be an amount with its unit, such as '4 GB', or a number of bytes, found {memory!r}$"
+    with pytest.raises(OptionsError, match=found):
+        as_bytes(memory)
+    if memory == "lots":
+        model = open_model(saved("Llama", tmp_path))
+        with pytest.raises(OptionsError, match=found):
+            qcompress.compress(model, data(), options=NEAREST, method="sampled", budget={"bytes": 0.5}, memory=memory)
+
+
+def test_a_small_number_of_bytes_is_shown_in_bytes(tmp_path: Path) -> None:
+    with pytest.raises(OptionsError, match=r"memory=4,096 bytes was given, but about .* GB are needed"):
+        qcompress.measure(open_model(saved("Llama", tmp_path)), data(), NEAREST, method="sampled", memory=4096)
 
 
 def test_what_an_opened_model_is_not_measured_by_is_refused(tmp_path: Path) -> None:
