@@ -17,6 +17,7 @@ What it decides is the way of choosing: `compress` then repeats the winning way 
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -33,7 +34,12 @@ from qcompress.measuring.true_loss import TrueLoss
 from qcompress.model import forward as forwards
 from qcompress.model.batch_norm import reestimate_
 from qcompress.model.losses import Loss, LossFunction
+from qcompress.model.parts import Part
 from qcompress.proposals import ADDITIVE, SEPARATOR, Proposal, rounded_to_nearest
+from qcompress.transforms.base import Transform
+
+Rounding = Callable[[nn.Module, Iterable[tuple[Part, Transform]]], AbstractContextManager[None]]
+"""A function like `Engine.rounding`."""
 
 CONFIDENCE = 1.5
 """Standard errors that a mean difference of losses must exceed to be significant."""
@@ -205,6 +211,7 @@ def kept_loss(
     forward: forwards.Forward | None = None,
     batch_norm_data: Iterable[Any] | None = None,
     original: nn.Module | None = None,
+    rounding: Rounding | None = None,
 ) -> Callable[[Proposal], Seen]:
     """Return a function that gives a proposal's losses on held-out batches; infinite if the output is not finite.
 
@@ -217,6 +224,7 @@ def kept_loss(
         batch_norm_data: batches on which to re-estimate batch-norm statistics for every proposal, as in
             `qcompress.apply`.
         original: same as in `measure`.
+        rounding: makes a context manager in which the model with a choice rounds what its engine rounds.
     """
     options = [
         [*part_transforms, *(item.nearest for item in part_transforms)] for part_transforms in measurement.transforms
@@ -233,7 +241,11 @@ def kept_loss(
             if batch_norm_data is not None:
                 true_loss.emulation.put(choice)
                 reestimate_(true_loss.emulation.model, batch_norm_data, forward)
-            batches, *softened = true_loss.by_position_of(choice, losses)
+            chosen = zip(
+                measurement.parts, (own[option] for own, option in zip(options, choice, strict=True)), strict=True
+            )
+            with nullcontext() if rounding is None else rounding(true_loss.emulation.model, chosen):
+                batches, *softened = true_loss.by_position_of(choice, losses)
         except ModelError:  # a choice may make the outputs non-finite
             return Seen(mean=float("inf"), each=np.zeros(0))
         return Seen(

@@ -13,6 +13,7 @@ import importlib.util
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -179,9 +180,23 @@ class Engine(ABC):
         """
         raise EngineError(f"engine {self.name!r} does not run a model block by block: load it whole")
 
+    def rounding(
+        self,
+        model: nn.Module,  # noqa: ARG002
+        choice: Iterable[tuple[Part, Transform]] | None = None,  # noqa: ARG002
+    ) -> AbstractContextManager[None]:
+        """A context manager in which the model rounds what the engine rounds besides the weights; by default nothing.
+
+        Args:
+            model: a compressed model, or a model with the dense weights of a choice.
+            choice: the choice, if the model has no record of it.
+        """
+        return nullcontext()
+
     def emulate(self, model: nn.Module, batches: Iterable[Any]) -> EngineRun:
-        """Compute what `run` is expected to give: by default the model's outputs."""
-        return timed(forwards.run(model, batch) for batch in batches)
+        """Compute what `run` is expected to give: the model's outputs with the engine's `rounding`."""
+        with self.rounding(model):
+            return timed(forwards.run(model, batch) for batch in batches)
 
     def why_not_timed(self) -> str:
         """Why options cannot be timed in the engine, or an empty string."""

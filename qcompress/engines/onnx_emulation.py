@@ -6,7 +6,8 @@ the order of additions. Blocks of 16 weights in 2 bits are multiplied in float32
 """
 
 import contextlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from qcompress.compressed.record import CompressedPart, record_of
 from qcompress.engines import onnx_graph
 from qcompress.engines.integer_codes import Scheme, scheme_of
+from qcompress.model.parts import Part
 from qcompress.transforms.base import Keep, Target, Transform
 from qcompress.transforms.low_rank.factors import LowRank
 from qcompress.transforms.quantize.integer import IntegerProduct
@@ -27,14 +29,25 @@ LARGEST = 127
 
 
 @contextlib.contextmanager
-def rounding_inputs(model: nn.Module, accuracy_level: int) -> Iterator[None]:
-    """A context manager in which layers that are written as MatMulNBits round their inputs as ONNX Runtime does."""
+def rounding_inputs(
+    model: nn.Module, accuracy_level: int, choice: Iterable[tuple[Part, Transform]] | None = None
+) -> Iterator[None]:
+    """A context manager in which layers that are written as MatMulNBits round their inputs as ONNX Runtime does.
+
+    Args:
+        model: a compressed model, or a model with the dense weights of a choice.
+        accuracy_level: of MatMulNBits; other levels than 4 round nothing.
+        choice: the choice, if the model has no record of it. Inputs of low-rank factors are then not rounded.
+    """
+    if accuracy_level != IN_INTEGERS:
+        yield
+        return
     record = record_of(model)
-    items = [] if record is None or accuracy_level != IN_INTEGERS else record.parts
+    stored = () if record is None else record.parts
+    layers = _chosen(choice) if choice is not None else itertools.chain.from_iterable(map(_layers, stored))
     sizes = {
         module: scheme.group_size
-        for item in items
-        for path, transform, target in _layers(item)
+        for path, transform, target in layers
         if onnx_graph.is_linear(module := model.get_submodule(path))
         if (scheme := _scheme(transform, target)) is not None
     }
@@ -71,6 +84,14 @@ def _layers(item: CompressedPart) -> Iterator[tuple[str, Transform, Target]]:
                 yield f"{path}.{name}", transform.then, factor
         else:
             yield path, transform, target
+
+
+def _chosen(choice: Iterable[tuple[Part, Transform]]) -> Iterator[tuple[str, Transform, Target]]:
+    """The layers whose dense weights are those of a choice."""
+    for part, transform in choice:
+        if not isinstance(transform, LowRank):
+            for path in part.modules:
+                yield path, transform, part.target
 
 
 def _scheme(transform: Transform, target: Target) -> Scheme | None:

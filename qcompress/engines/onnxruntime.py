@@ -9,6 +9,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -180,10 +181,11 @@ class OnnxRuntime(Engine):
             outputs.append(torch.from_numpy(output))
         return EngineRun(outputs=tuple(outputs), wall_s=wall_s)
 
-    def emulate(self, model: nn.Module, batches: Iterable[Any]) -> EngineRun:
-        """Compute the model's outputs with the inputs of MatMulNBits rounded as ONNX Runtime rounds them."""
-        with onnx_emulation.rounding_inputs(model, self.accuracy_level):
-            return super().emulate(model, batches)
+    def rounding(
+        self, model: nn.Module, choice: Iterable[tuple[Part, Transform]] | None = None
+    ) -> AbstractContextManager[None]:
+        """Round the inputs of MatMulNBits to 8 bits, if ``accuracy_level`` says so."""
+        return onnx_emulation.rounding_inputs(model, self.accuracy_level, choice)
 
     def why_not_timed(self) -> str:
         """Return an empty string: options are timed."""

@@ -216,6 +216,7 @@ def guarded(
                 forward=calibration.forward,
                 batch_norm_data=batches,
                 original=calibration.original,
+                rounding=None if request.engine is None else request.engine.rounding,
             )
         else:
             seen = OpenedKeptLoss(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -138,12 +139,18 @@ def reported(request: Request, run: RunFolder, outcome: Outcome) -> Report:
         calibration, data = request.calibration, list(request.kept) or request.data
         classes_last = measurement.loss == "kl" or measurement.loss.startswith("kl-tail")
         if classes_last and isinstance(calibration.model, nn.Module):
-            agreed = agreement(calibration.goal, outcome.smaller, data, forward=calibration.forward)
+            with rounding_of(request, outcome.smaller):
+                agreed = agreement(calibration.goal, outcome.smaller, data, forward=calibration.forward)
             run.save("agreement.json", agreed.save)
         else:
             run.discard("agreement.json")
         run.save("summary.md", partial(write_text, report.to_markdown()))
     return report
+
+
+def rounding_of(request: Request, model: nn.Module) -> AbstractContextManager[None]:
+    """A context manager in which a compressed model rounds what the engine rounds, if there is one."""
+    return nullcontext() if request.engine is None else request.engine.rounding(model)
 
 
 def write_text(text: str, path: Path) -> None:
@@ -160,18 +167,21 @@ def _checked(request: Request, outcome: Outcome) -> _Checked:
     calibration, evaluate, kept = request.calibration, request.evaluate, list(request.kept)
 
     def loss_of(model: nn.Module, data: Iterable[Any]) -> float:
-        return mean_loss(calibration.goal, model, data, loss=calibration.loss, forward=calibration.forward)
+        with rounding_of(request, model):
+            return mean_loss(calibration.goal, model, data, loss=calibration.loss, forward=calibration.forward)
 
     if outcome.refitted and outcome.guarded is not None:
         validation: float | None = outcome.guarded.won.loss_validation
     else:
         validation = loss_of(outcome.smaller, kept) if kept else None
+    with rounding_of(request, outcome.smaller):
+        metric_after = None if evaluate is None else _metric(evaluate, outcome.smaller)
     return _Checked(
         measured=loss_of(outcome.chosen, request.data),
         validation=validation,
         finetuned=loss_of(outcome.smaller, request.data) if outcome.tuned else None,
         metric_before=None if evaluate is None else _metric(evaluate, calibration.goal),
-        metric_after=None if evaluate is None else _metric(evaluate, outcome.smaller),
+        metric_after=metric_after,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import qcompress
 from benchmarks.traces import traced_once
@@ -569,3 +569,33 @@ def test_the_smallest_file_and_the_least_time_for_a_loss(tmp_path: Path) -> None
         least = min(own.usage[resource] for own in judged if own.objective <= 1e-3)
         assert smallest["usage"] == pytest.approx(least)
         assert result.report.usage[resource] == pytest.approx(smallest["usage"])
+
+
+class Outlying(nn.Module):
+    """One hidden channel is many times as large as the others, and the next layer's weights for it as small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(32, 64), nn.Linear(64, 64), nn.Linear(64, 10)
+        with torch.no_grad():
+            self.first.weight[7] *= 60
+            self.middle.weight[:, 7] *= 0.01
+            self.last.weight *= 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.middle(torch.relu(self.first(x)))))
+
+
+def test_reported_losses_are_those_of_the_file_with_the_inputs_that_it_rounds(tmp_path):
+    """At accuracy level 4 the rounding of inputs loses many times as much as that of the weights."""
+    torch.manual_seed(0)
+    model, data = Outlying().eval(), [torch.randn(32, 32) for _ in range(4)]
+    result = qcompress.compress(
+        model, data, budget={"file_bytes": "45%"}, options=qcompress.prune_quantize(bits=(8,), group_size=32),
+        target=OnnxRuntime(threads=1), output=tmp_path / "small.onnx", pairs=False, solver="dp",
+    )  # fmt: skip
+    outputs = torch.cat(OnnxRuntime(threads=1).run(tmp_path / "small.onnx", data).outputs).double().log_softmax(-1)
+    goal = model(torch.cat(data)).detach().double().log_softmax(-1)
+    true = float((goal.exp() * (goal - outputs)).sum(-1).mean())
+    assert result.report.loss_measured == pytest.approx(true, rel=1e-2)  # additions in another order
+    assert true > 5 * qcompress.mean_loss(model, result.model, data)
