@@ -19,8 +19,8 @@ from qcompress.engines.export import ExportedFile, export, require_free
 from qcompress.engines.in_time import Seconds, solved_in_time, with_reachable_time
 from qcompress.engines.legal import for_engine
 from qcompress.engines.registry import as_engine
-from qcompress.engines.verify import Verification, speedup_of, verify
-from qcompress.errors import EngineError, OptionsError, VerificationError
+from qcompress.engines.verify import BY_ITSELF, Verification, emulated, speedup_of, verify
+from qcompress.errors import DataError, EngineError, OptionsError, VerificationError
 from qcompress.measurement import Measurement
 from qcompress.measuring.latency import load_times, save_times
 from qcompress.model.batches import samples
@@ -63,12 +63,23 @@ def engine_for(
         engine.sizes(calibration.model, (), (), calibration.first_batch())
     except EngineError as error:
         if calibration.forward is not None:
-            error.args = (
-                f"{error}. An engine runs model(batch), without forward=: give batches that the model takes, "
-                "or a module around it that takes them and returns one tensor",
-            )
+            error.args = (f"{error}. {BY_ITSELF}",)
         raise
+    if output is not None and calibration.forward is not None:
+        _require_emulated(engine, calibration)
     return engine
+
+
+def _require_emulated(engine: Engine, calibration: Calibration) -> None:
+    """Check that the engine can be compared with the model on a sample, as it is after writing.
+
+    Raises:
+        EngineError: it cannot; the message says why.
+    """
+    try:
+        emulated(engine, calibration.model, [next(samples(calibration.first_batch()))])
+    except DataError as error:
+        raise EngineError(f"{str(error).partition(';')[0]}. {BY_ITSELF}") from error
 
 
 def legal(request: Request, run: RunFolder, measurement: Measurement) -> Measurement:

@@ -179,13 +179,17 @@ class CompressedTensors(Engine):
             return self.run_by_block(path, batches)
         model, batches = loaded(path), list(batches)
         with torch.no_grad():
-            forwards.run(model, batches[0])  # the first call unpacks the weights
-        return timed(forwards.run(model, batch) for batch in batches)
+            forwards.run(model, batches[0], _output)  # the first call unpacks the weights
+        return timed(forwards.run(model, batch, _output) for batch in batches)
+
+    def emulate(self, model: nn.Module, batches: Iterable[Any]) -> EngineRun:
+        """Compute the model's logits or, for an encoder, its last hidden states."""
+        return timed(forwards.run(model, batch, _output) for batch in batches)
 
     def run_by_block(self, path: Path, batches: Iterable[Any]) -> EngineRun:
         """Run the folder with transformers on weights that compressed-tensors unpacks block by block."""
         model = opened_from(PackedFiles(path))
-        return timed(forwards.run(model, batch) for batch in batches)
+        return timed(forwards.run(model, batch, _output) for batch in batches)
 
     def check(self, path: Path, model: nn.Module) -> str:
         """Compare every tensor with the model's, one at a time; compressed-tensors itself decodes the packed ones."""
@@ -205,6 +209,17 @@ class CompressedTensors(Engine):
         if self.tokenizer is not None and not folder.is_dir():
             raise EngineError(f"tokenizer must be a folder with a tokenizer's files, but {self.tokenizer!r} is not one")
         return [folder / name for name in TOKENIZER if source and (folder / name).is_file()]
+
+
+def _output(model: nn.Module, batch: Any) -> Tensor:
+    """The model's logits, or the last hidden states of an encoder, which has none.
+
+    Raises:
+        ModelError: the output has neither.
+    """
+    output = forwards.called(model, batch)
+    states = getattr(output, "last_hidden_state", None)
+    return forwards.tensor_of(output) if states is None else states
 
 
 def loaded(path: Path) -> nn.Module:

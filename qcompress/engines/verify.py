@@ -18,10 +18,14 @@ from qcompress.engines.base import Engine, EngineRun
 from qcompress.engines.export import HasModel, model_of, size_on_disk
 from qcompress.engines.registry import as_engine
 from qcompress.engines.rounding import rounded_differently
-from qcompress.errors import DataError
+from qcompress.errors import DataError, EngineError, ModelError
 from qcompress.model import forward as forwards
 from qcompress.model.opened import opened_of
 
+BY_ITSELF = (
+    "An engine runs model(batch), without forward=: give batches that the model takes, or a module around it that "
+    "takes them and returns one tensor"
+)
 CHAOTIC = 1.5
 """Largest difference of outputs, relative to the one that rounding alone makes, of a model that amplifies rounding."""
 
@@ -111,7 +115,7 @@ def checked(engine: Engine, file: Path, model: nn.Module, batches: Sequence[Any]
     Outputs may differ by the engine's tolerance or, if the model amplifies rounding errors, by `CHAOTIC` times what
     rounding alone does to them.
     """
-    expected = _emulated(engine, model, batches)
+    expected = emulated(engine, model, batches)
     run = engine.run_by_block(file, batches) if opened_of(model) is not None else engine.run(file, batches)
     found, size_bytes, predicted = (
         compared(run, expected),
@@ -123,7 +127,7 @@ def checked(engine: Engine, file: Path, model: nn.Module, batches: Sequence[Any]
         wrong = f"the file takes {size_bytes:,} bytes instead of the predicted {predicted:,}"
     elif not wrong and not found.relative <= engine.tolerance:
         with rounded_differently(model, seed=0):
-            found = replace(found, by_rounding=compared(_emulated(engine, model, batches), expected).relative)
+            found = replace(found, by_rounding=compared(emulated(engine, model, batches), expected).relative)
         if not found.relative <= max(engine.tolerance, CHAOTIC * (found.by_rounding or 0.0)):
             wrong = (
                 f"its outputs differ from the emulation's by {found.relative:.2%} of their spread, "
@@ -132,9 +136,18 @@ def checked(engine: Engine, file: Path, model: nn.Module, batches: Sequence[Any]
     return size_bytes, found, wrong
 
 
-def _emulated(engine: Engine, model: nn.Module, batches: Sequence[Any]) -> EngineRun:
-    with forwards.evaluating(model), forwards.first_pass(batches[0]):
-        return engine.emulate(model, batches)
+def emulated(engine: Engine, model: nn.Module, batches: Sequence[Any]) -> EngineRun:
+    """Compute what the engine is expected to give.
+
+    Raises:
+        EngineError: the model does not take the batches or give one tensor by itself, without ``forward=``.
+        DataError: the engine does not take the batches.
+    """
+    try:
+        with forwards.evaluating(model), forwards.first_pass(batches[0]):
+            return engine.emulate(model, batches)
+    except ModelError as error:  # its advice, forward=, is for PyTorch only
+        raise EngineError(f"engine {engine.name!r}: {str(error).partition(';')[0]}. {BY_ITSELF}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -150,28 +150,21 @@ def _listed(dtypes: Iterable[torch.dtype]) -> str:
 
 
 def default_forward(model: nn.Module, batch: Any) -> Tensor:
-    """Call the model on a tensor, on the inputs in a tuple, or on a mapping of keyword arguments.
-
-    From a tuple it takes as many entries as the model's ``forward`` requires, at least one; one further entry is a
-    target.
+    """Call the model on a batch, see `called`, and return its output, or the output's ``logits``.
 
     Raises:
         ModelError: the output is not a tensor and has no ``logits``.
-        DataError: the batch has another form, or contains entries that the model does not accept.
+        DataError: same as in `called`.
     """
-    batch = to_device(batch, device_of(model))
-    if isinstance(batch, Tensor):
-        output = model(batch)
-    elif isinstance(batch, list) and batch and isinstance(batch[0], Tensor):
-        output = model(*_inputs(model, batch))
-    elif isinstance(batch, dict):
-        _require_taken(model, batch)
-        output = model(**batch)
-    else:
-        raise DataError(
-            f"a batch must be a tensor, (inputs, targets) or a dict, found {type(batch).__name__}; "
-            "for anything else pass forward=(model, batch) -> tensor"
-        )
+    return tensor_of(called(model, batch))
+
+
+def tensor_of(output: Any) -> Tensor:
+    """Return a model's output if it is a tensor, else its ``logits``.
+
+    Raises:
+        ModelError: it is not a tensor and has no ``logits``.
+    """
     if isinstance(output, Tensor):
         return output
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
@@ -180,6 +173,29 @@ def default_forward(model: nn.Module, batch: Any) -> Tensor:
     raise ModelError(
         f"the model returned {type(output).__name__}, which is not a tensor and has no logits; "
         "pass forward=(model, batch) -> tensor to pick the output"
+    )
+
+
+def called(model: nn.Module, batch: Any) -> Any:
+    """Call the model on a tensor, on the inputs in a tuple, or on a mapping of keyword arguments.
+
+    From a tuple it takes as many entries as the model's ``forward`` requires, at least one; one further entry is a
+    target.
+
+    Raises:
+        DataError: the batch has another form, or contains entries that the model does not accept.
+    """
+    batch = to_device(batch, device_of(model))
+    if isinstance(batch, Tensor):
+        return model(batch)
+    if isinstance(batch, list) and batch and isinstance(batch[0], Tensor):
+        return model(*_inputs(model, batch))
+    if isinstance(batch, dict):
+        _require_taken(model, batch)
+        return model(**batch)
+    raise DataError(
+        f"a batch must be a tensor, (inputs, targets) or a dict, found {type(batch).__name__}; "
+        "for anything else pass forward=(model, batch) -> tensor"
     )
 
 

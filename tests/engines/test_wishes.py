@@ -166,3 +166,35 @@ def test_a_folder_that_is_rejected_is_kept_under_another_name(
     assert (list((tmp_path / "small").iterdir()) == []) if made else not (tmp_path / "small").exists()
     assert compress(model, engine, tmp_path, {"file_bytes": "70%"}, guard=False).verification.ok
     assert sorted(left(tmp_path)) == ["small", "small.rejected"]
+
+
+def test_an_encoder_whose_states_are_picked_by_forward_is_written_and_verified(engine: Engine, tmp_path: Path) -> None:
+    encoder = tiny("bert", tmp_path / "model")
+    result = compress(
+        encoder, engine, tmp_path, {"bits_per_weight": 12}, loss="mse", guard=False,
+        forward=lambda model, batch: model(batch).last_hidden_state,
+    )  # fmt: skip
+    assert result.verification.ok
+
+
+def test_batches_that_only_forward_understands_are_refused_before_anything_is_measured(
+    model: nn.Module, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qcompress.steps.measuring.measure", lambda *_, **__: pytest.fail("it was measured"))
+    with pytest.raises(EngineError, match="An engine runs model.batch., without forward=") as error:
+        qcompress.compress(
+            model, [{"pages": words(0)}], budget={"bytes": "50%"}, target=engine, output=tmp_path / "small",
+            forward=lambda model, batch: model(batch["pages"]).logits,
+        )  # fmt: skip
+    assert "pass forward=" not in str(error.value)
+    assert left(tmp_path) == []
+
+
+def test_a_model_without_an_output_that_an_engine_gives_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    encoder = tiny("bert", tmp_path / "model", add_cross_attention=False)
+    encoder.config.return_dict = False  # a tuple
+    with pytest.raises(EngineError, match="the model returned tuple, .* without forward="):
+        qcompress.compress(
+            encoder, [words(0)], budget={"bytes": "50%"}, target=CompressedTensors(), output=tmp_path / "small",
+            forward=lambda model, batch: model(batch)[0], loss="mse",
+        )  # fmt: skip
