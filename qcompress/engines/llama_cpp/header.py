@@ -124,11 +124,10 @@ def _head_of_folder(folder: Path, config: Any) -> Head:
     general = {
         "general.architecture": Value.of(architecture.name),
         "general.type": Value.of("model"),
-        "general.name": Value.of(folder.resolve().name),
     }
     own = {f"{architecture.name}.{name}": Value.of(value) for name, value in described.items()}
     return Head(
-        values=general | own | tokenizer_values(folder, config),
+        values=general | own | tokenizer_values(folder, config, encoder=architecture.encoder),
         architecture=architecture,
         tensors=(rotation_factors.plan_of(config),) if rotation_kind(config) == rotation_factors.KIND else (),
     )

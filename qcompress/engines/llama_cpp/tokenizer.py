@@ -1,6 +1,7 @@
 """Convert the tokenizer files of a Hugging Face folder to the values of a GGUF header."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ _LLAMA3 = (
 _SPLITS = {_LLAMA3: "llama-bpe", _LLAMA3.replace("{1,3}", ""): "qwen2"}
 
 
-def tokenizer_values(folder: Path, config: Any) -> dict[str, Value]:
-    """The header's values from ``tokenizer.json``.
+def tokenizer_values(folder: Path, config: Any, *, encoder: bool = False) -> dict[str, Value]:
+    """The header's values from ``tokenizer.json``, with the model's name, which llama.cpp reads with the tokens.
 
     Args:
         folder: folder of Hugging Face files.
         config: configuration of the model, whose vocabulary may be larger than the tokenizer's.
+        encoder: whether the model is an encoder, for which llama.cpp needs more values.
 
     Raises:
         EngineError: there is no tokenizer, or llama.cpp may split text differently; the message suggests a remedy.
@@ -40,13 +42,18 @@ def tokenizer_values(folder: Path, config: Any) -> dict[str, Value]:
     elif kind == "BPE":
         values = _byte_pairs(tokenizer, config.vocab_size)
     elif kind == "WordPiece":
-        values = _word_pieces(tokenizer, config.vocab_size, getattr(config, "type_vocab_size", 2))
+        values = _word_pieces(tokenizer, config.vocab_size)
     else:
         raise EngineError(f"a tokenizer of type {kind!r} cannot be written to GGUF; {_INSTEAD}")
     template = folder / "chat_template.jinja"
     if "chat_template" not in settings and template.exists():
         settings["chat_template"] = template.read_text(encoding="utf-8")
-    return values | _special(settings, tokenizer, config)
+    values |= _special(settings, tokenizer, config)
+    if kind != "WordPiece":  # llama.cpp frames word pieces itself
+        values |= _framing(settings, tokenizer)
+    if encoder:
+        values["tokenizer.ggml.token_type_count"] = Value.of(getattr(config, "type_vocab_size", 2))
+    return values | {"general.name": Value.of(_named(folder.resolve().name, tokenizer))}
 
 
 _INSTEAD = "give a GGUF file of the model as source, such as LlamaCpp(source='model-f16.gguf')"
@@ -104,17 +111,14 @@ def _splitting(pre: dict[str, Any] | None) -> str:
     raise EngineError(f"the rules by which the tokenizer splits text are not supported ({pre}); {_INSTEAD}")
 
 
-def _word_pieces(tokenizer: dict[str, Any], size: int, types: int) -> dict[str, Value]:
+def _word_pieces(tokenizer: dict[str, Any], size: int) -> dict[str, Value]:
     words, kinds = _words(tokenizer, size)
     prefix = tokenizer["model"].get("continuing_subword_prefix", "##")
     shown = [
         word if kind != NORMAL else word.removeprefix(prefix) if word.startswith(prefix) else f"\u2581{word}"
         for word, kind in zip(words, kinds, strict=True)
     ]
-    return _table("bert", shown, kinds) | {
-        "tokenizer.ggml.pre": Value.of("default"),
-        "tokenizer.ggml.token_type_count": Value.of(types),
-    }
+    return _table("bert", shown, kinds) | {"tokenizer.ggml.pre": Value.of("default")}
 
 
 def _sentencepiece(folder: Path, tokenizer: dict[str, Any], size: int) -> dict[str, Value]:
@@ -141,6 +145,58 @@ def _is_byte(word: str) -> bool:
     return len(word) == 6 and word.startswith("<0x") and word.endswith(">")
 
 
+def _framing(settings: Mapping[str, Any], tokenizer: dict[str, Any]) -> dict[str, Value]:
+    """The tokens before and after a text, which llama.cpp calls its beginning and end; the settings may omit them.
+
+    Raises:
+        EngineError: the tokenizer adds other tokens than one before and one after.
+    """
+    steps = tokenizer.get("post_processor") or {"type": "ByteLevel"}
+    steps = steps["processors"] if steps["type"] == "Sequence" else [steps]
+    before: list[int] = []
+    after: list[int] = []
+    for step in steps:
+        if step["type"] in ("RobertaProcessing", "BertProcessing"):
+            before, after = [step["cls"][1]], [step["sep"][1]]
+        elif step["type"] == "TemplateProcessing":
+            pieces = [step["special_tokens"].get(piece.get("SpecialToken", {}).get("id")) for piece in step["single"]]
+            text = pieces.index(None)
+            before, after = ([number for piece in side for number in piece["ids"]]
+                             for side in (pieces[:text], pieces[text + 1 :]))  # fmt: skip
+        elif step["type"] != "ByteLevel":
+            raise EngineError(f"a tokenizer with {step['type']} cannot be written to GGUF; {_INSTEAD}")
+    if max(len(before), len(after)) > 1:
+        raise EngineError(
+            f"the tokenizer adds {len(before)} tokens before a text and {len(after)} after it; {_INSTEAD}"
+        )
+    told = {}
+    for name, numbers in (("bos", before), ("eos", after)):
+        wish = settings.get(f"add_{name}_token")
+        told[f"tokenizer.ggml.add_{name}_token"] = Value.of(wish if isinstance(wish, bool) else bool(numbers))
+        told |= {f"tokenizer.ggml.{name}_token_id": Value.of(number) for number in numbers}
+    return told
+
+
+PHI_3 = re.compile("phi-?3", re.IGNORECASE)
+STRIPPED, NOT_STRIPPED = "</s>", ("<unk>", "<s>", "<|endoftext|>")
+
+
+def _named(name: str, tokenizer: dict[str, Any]) -> str:
+    """The model's name, with Phi 3's in it if and only if the tokenizer treats white space as Phi 3's.
+
+    By a name with "phi-3" or "phi3" llama.cpp decides that white space after special tokens is dropped, except after
+    three of them, and does not load files whose vocabulary lacks those.
+    """
+    added = {token["content"]: bool(token.get("rstrip")) for token in tokenizer.get("added_tokens") or ()}
+    known = {**tokenizer["model"]["vocab"], **added}
+    as_phi = all(word in known for word in (STRIPPED, *NOT_STRIPPED)) and all(
+        strips is (word not in NOT_STRIPPED) for word, strips in added.items()
+    )
+    if as_phi:
+        return name if PHI_3.search(name) else f"{name} (phi-3)"
+    return PHI_3.sub("phi", name)
+
+
 def _special(settings: Mapping[str, Any], tokenizer: dict[str, Any], config: Any) -> dict[str, Value]:
     """Ids of the special tokens, and the chat template."""
     numbers = dict(tokenizer["model"]["vocab"]) | {
@@ -154,9 +210,6 @@ def _special(settings: Mapping[str, Any], tokenizer: dict[str, Any], config: Any
         number = number[0] if isinstance(number, list) and number else number
         if isinstance(number, int):
             values[f"tokenizer.ggml.{long}_token_id"] = Value.of(number)
-    for end in ("bos", "eos"):
-        if isinstance(wish := settings.get(f"add_{end}_token"), bool):
-            values[f"tokenizer.ggml.add_{end}_token"] = Value.of(wish)
     if isinstance(template := settings.get("chat_template"), str):
         values["tokenizer.chat_template"] = Value.of(template)
     return values
