@@ -9,7 +9,7 @@ import typer
 from qcompress.cli import arguments
 from qcompress.cli.console import print_json, print_table, say
 from qcompress.cli.language_model import TEXT, is_language_model, place_of, whole
-from qcompress.cli.shared_flags import OriginalModel, engine_of
+from qcompress.cli.shared_flags import SETTING, OriginalModel, engine_of
 
 if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
     from torch import nn
@@ -25,7 +25,7 @@ TargetName = Annotated[str, typer.Option("--target", "-t", help="Name of an engi
 
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--setting", metavar="NAME=VALUE", help="A setting of the engine. May be given several times."),
+    typer.Option("--setting", metavar="NAME=VALUE", help=SETTING),
 ]
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # the measuring side is imported only by commands that measur
     from qcompress import Engine
 
 TRAINING, ENGINE = "Fine-tuning", "Engine"
+SETTING = "A setting of the engine, listed by 'qcompress engines'. May be given several times."
 
 OriginalModel = Annotated[
     str,
@@ -217,9 +218,7 @@ class EngineFlags:
     ] = None
     setting: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE", help="A setting of the engine. May be given several times.", rich_help_panel=ENGINE
-        ),
+        typer.Option(metavar="NAME=VALUE", help=SETTING, rich_help_panel=ENGINE),
     ] = None
 
     def engine(self) -> "Engine | None":

@@ -10,6 +10,8 @@ to `write` are those in its record.
 
 import dataclasses
 import importlib.util
+import inspect
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,12 +34,21 @@ from qcompress.transforms.base import Transform
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
-    """Description of an engine, and whether it can be used here."""
+    """Description of an engine, and whether it can be used here.
+
+    Attributes:
+        name: name of the engine.
+        summary: what it is, in a line.
+        available: whether its packages are installed.
+        why_not: what is missing, or an empty string.
+        settings: name of a setting → its meaning, with the default.
+    """
 
     name: str
     summary: str
     available: bool
     why_not: str
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +116,12 @@ class Engine(ABC):
     def info(cls) -> EngineInfo:
         """Return the engine's description."""
         why_not = cls.why_not()
-        return EngineInfo(name=cls.name, summary=cls.summary, available=not why_not, why_not=why_not)
+        meanings = attributes_in(cls.__doc__ or "")
+        settings = {
+            item.name: f"{meanings.get(item.name, '')} [default: {item.default!r}]".lstrip()
+            for item in dataclasses.fields(cls)
+        }
+        return EngineInfo(name=cls.name, summary=cls.summary, available=not why_not, why_not=why_not, settings=settings)
 
     @classmethod
     def require(cls) -> None:
@@ -251,6 +267,17 @@ class Engine(ABC):
     def check(self, path: Path, model: nn.Module) -> str:  # noqa: ARG002
         """How the file's weights differ from the model's, or an empty string; the default does not check."""
         return ""
+
+
+def attributes_in(docstring: str) -> dict[str, str]:
+    r"""Return the descriptions of the section "Attributes" of a docstring, by name.
+
+    >>> attributes_in("An engine.\n\nAttributes:\n    threads: number of threads;\n        0 for all cores.\n")
+    {'threads': 'number of threads; 0 for all cores.'}
+    """
+    section = inspect.cleandoc(docstring).partition("Attributes:\n")[2].partition("\n\n")[0]
+    entries = re.findall(r"^ {4}(\w+): (.+(?:\n {8}.*)*)", section, re.MULTILINE)
+    return {name: " ".join(text.replace("`", "").split()) for name, text in entries}
 
 
 def timed(outputs: Iterator[Tensor]) -> EngineRun:

@@ -82,7 +82,7 @@ def by_number(reasons: Mapping[str, str], most: int = 3) -> str:
         most: maximum number of reasons.
 
     >>> by_number({"a": "not Conv1D", "b": "not Embedding", "c": "not Conv1D"})
-    'not Conv1D (2 parts, such as 'a'); not Embedding ('b')'
+    "not Conv1D (2 parts, such as 'a'); not Embedding ('b')"
     """
     names: dict[str, list[str]] = {}
     for name, why in reasons.items():

@@ -35,7 +35,10 @@ def engine_class(name: str) -> type[Engine]:
     """
     table = TABLE if name in TABLE else _table()
     if name not in table:
-        raise EngineError(f"there is no engine {name!r}; known: {', '.join(table) or 'none'}")
+        raise EngineError(
+            f"there is no engine {name!r}; known: {', '.join(table) or 'none'}. Without a target the package's own "
+            "file, for PyTorch, is written"
+        )
     module, _, attribute = table[name].partition(":")
     cls: type[Engine] = getattr(importlib.import_module(module), attribute)
     return cls

@@ -10,4 +10,15 @@ def test_engines_are_listed(capsys):
     listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
     assert listed["llama.cpp"]["available"]
     ran(["engines"])
-    assert "GGUF" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "GGUF" in told
+    assert "without --target: the package's own file, for PyTorch" in told
+
+
+def test_every_setting_is_listed_with_its_meaning(capsys):
+    ran(["engines", "--json"])
+    listed = {entry["name"]: entry["settings"] for entry in json.loads(capsys.readouterr().out)}
+    assert listed["onnxruntime"]["threads"] == "number of threads; 0 for as many as there are cores. [default: 0]"
+    assert all(not meaning.startswith("[") for settings in listed.values() for meaning in settings.values())
+    ran(["engines"])
+    assert "0 for as many as torch uses" in " ".join(capsys.readouterr().out.split())

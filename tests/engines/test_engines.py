@@ -168,7 +168,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
 
 
 def test_unknown_engines_settings_and_things_that_are_none_are_refused(tmp_path):
-    with pytest.raises(EngineError, match="there is no engine 'nobody'"):
+    with pytest.raises(EngineError, match="there is no engine 'nobody'; .* own file, for PyTorch"):
         qcompress.export(network(), tmp_path / "x", target="nobody")
     with pytest.raises(EngineError, match="found int"):
         as_engine(3)  # type: ignore[arg-type]

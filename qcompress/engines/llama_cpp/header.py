@@ -94,8 +94,9 @@ def head_of(model: nn.Module, source: str) -> Head:
         raise EngineError(f"there is no folder or GGUF file {source!r}, which is the source for the header")
     if config is None or not hasattr(config, "model_type"):
         raise EngineError(
-            f"{type(model).__name__} has no transformers configuration; give a GGUF file of the same model as source, "
-            "such as LlamaCpp(source='model-f16.gguf')"
+            f"llama.cpp runs language models and text encoders ({', '.join(ARCHITECTURES)} in transformers), but "
+            f"{type(model).__name__} has no transformers configuration. If it is such a model nevertheless, give a "
+            "GGUF file of the same model as source, such as LlamaCpp(source='model-f16.gguf')"
         )
     return _head_of_folder(_folder(model, source), config)
 
