@@ -22,6 +22,13 @@ from torch import Tensor, nn
 from qcompress.compressed.record import CompressedPart, record_of
 from qcompress.engines import tensor_file
 from qcompress.engines.base import Engine, EngineRun, FileSizes, timed
+from qcompress.engines.compressed_tensors_config import (
+    CONFIG_ROOM,
+    config_bytes,
+    config_room,
+    generation_config,
+    plain_config,
+)
 from qcompress.engines.integer_codes import Scheme, integer_codes, scheme_of
 from qcompress.engines.packed_files import PackedFiles
 from qcompress.engines.tensor_file import TensorEntry
@@ -130,7 +137,7 @@ class CompressedTensors(Engine):
             scheme = scheme_of(transform, target)
             entries = _dense_entries(name, state[name]) if scheme is None else _packed_entries(name, scheme, target)
             index = sum(len(_indexed(entry.name, files[name])) for entry in entries) if sharded else 0
-            config = 0 if scheme is None else _config_room(name, scheme)
+            config = 0 if scheme is None else config_room(name, scheme)
             return index + config + sum(entry.size_bytes for entry in entries)
 
         weights = {part.name: _weight_name(part, state) for part in parts}
@@ -145,7 +152,7 @@ class CompressedTensors(Engine):
         rest = [name for name in state if name not in weights.values()]
         whole = sum(taken(name, Keep(), _ANY) for name in rest)
         whole += tensor_file.OVERHEAD * len(set(files.values())) + (_INDEX_ROOM if sharded else 0)
-        whole += len(_plain_config(model)) + _CONFIG_ROOM + len(_generation_config(model) or b"")
+        whole += len(plain_config(model)) + CONFIG_ROOM + len(generation_config(model) or b"")
         whole += sum(file.stat().st_size for file in self._tokenizer_files(model))
         return FileSizes(options=options, overhead=whole)
 
@@ -167,8 +174,8 @@ class CompressedTensors(Engine):
         if len(contents) > 1:
             (path / INDEX).write_bytes(_index(contents))
         schemes = {name: _scheme(item) for name, item in packed.items()}
-        (path / "config.json").write_bytes(_config(model, schemes))
-        if generation := _generation_config(model):
+        (path / "config.json").write_bytes(config_bytes(model, schemes))
+        if generation := generation_config(model):
             (path / "generation_config.json").write_bytes(generation)
         for source in self._tokenizer_files(model):
             shutil.copy(source, path / source.name)
@@ -232,7 +239,6 @@ def loaded(path: Path) -> nn.Module:
 
 
 _ANY = Target(layer="", channels=0, per_channel=0, dtype=torch.float32, macs=0)
-_CONFIG_ROOM = 400
 _INDEX_ROOM = 100
 
 
@@ -334,75 +340,3 @@ def _index(contents: Mapping[str, list[TensorEntry]]) -> bytes:
     total = sum(entry.nbytes for entries in contents.values() for entry in entries)
     text = f'{{"metadata":{{"total_size":{total}}},"weight_map":{{{"".join(lines).rstrip(",")}\n}}}}'
     return text.encode().ljust(sum(map(len, lines)) + _INDEX_ROOM)
-
-
-def _arguments(scheme: Scheme) -> dict[str, Any]:
-    """The scheme in the terms of compressed-tensors."""
-    grouped = {"strategy": "channel"} if scheme.group_size is None else {
-        "strategy": "group", "group_size": scheme.group_size
-    }  # fmt: skip
-    return {"num_bits": scheme.bits, "type": "int", "symmetric": scheme.symmetric, "dynamic": False, **grouped}
-
-
-def _group(modules: list[str], scheme: Scheme) -> dict[str, Any]:
-    return {
-        "format": "pack-quantized", "input_activations": None, "targets": modules, "weights": _arguments(scheme)
-    }  # fmt: skip
-
-
-def _config_room(name: str, scheme: Scheme) -> int:
-    """Bytes of ``config.json`` that suffice for a layer, even if it is the only one of its scheme."""
-    text = json.dumps({"group_000": _group([name.removesuffix(".weight")], scheme)}, indent=2)
-    return len(text.encode()) + 4 * (text.count("\n") + 1)
-
-
-def _config(model: nn.Module, schemes: Mapping[str, Scheme]) -> bytes:
-    plain, groups = _config_values(model), dict[Scheme, list[str]]()
-    for name, scheme in schemes.items():
-        groups.setdefault(scheme, []).append(name.removesuffix(".weight"))
-    if groups:
-        plain["quantization_config"] = {
-            "quant_method": "compressed-tensors",
-            "format": "pack-quantized",
-            "quantization_status": "compressed",
-            "ignore": [],
-            "config_groups": {
-                f"group_{index}": _group(names, scheme) for index, (scheme, names) in enumerate(groups.items())
-            },
-        }
-    text = json.dumps(plain, indent=2, sort_keys=True).encode()
-    room = (
-        len(_plain_config(model))
-        + _CONFIG_ROOM
-        + sum(_config_room(*scheme_and_names) for scheme_and_names in schemes.items())
-    )
-    assert len(text) <= room  # noqa: S101
-    return text.ljust(room)
-
-
-def _plain_config(model: nn.Module) -> bytes:
-    return json.dumps(_config_values(model), indent=2, sort_keys=True).encode()
-
-
-def _config_values(model: nn.Module) -> dict[str, Any]:
-    """The model's own configuration.
-
-    Raises:
-        EngineError: it is not a transformers model.
-    """
-    import transformers
-
-    if not isinstance(model, transformers.PreTrainedModel):
-        raise EngineError(
-            f"engine 'compressed-tensors' writes models of transformers (AutoModelForCausalLM.from_pretrained(…)), "
-            f"found {type(model).__name__}"
-        )
-    values: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=True))
-    values.pop("quantization_config", None)
-    dtype = str(model.dtype).removeprefix("torch.")  # else the dtype of the first tensor in the files, a scale
-    return values | {"architectures": [type(model).__name__], "dtype": dtype}
-
-
-def _generation_config(model: nn.Module) -> bytes | None:
-    config = getattr(model, "generation_config", None)
-    return None if config is None else config.to_json_string().encode()
