@@ -46,8 +46,9 @@ class Report:
             choice made again. No samples then remain that it has not seen.
         parts_moved: number of parts whose option changed when the way of choosing that won on the held-out samples was
             repeated on all the data (see `qcompress.steps.repeating`), or None without a guard.
-        loss_measured: true loss on all the given data, before any fine-tuning.
-        loss_finetuned: true loss on all the given data after fine-tuning, or None.
+        loss_measured: true loss on the calibration data (all of ``data``, with the samples held out of it), before any
+            fine-tuning.
+        loss_finetuned: the same after fine-tuning, or None.
         bound, gap, status: the solver's proof. It concerns the predicted loss only; ``gap`` is relative to
             ``loss_predicted``.
         solver: name of the solver.
@@ -56,6 +57,7 @@ class Report:
         latency_measured_s: measured seconds of the whole compressed model in the engine, to compare with the predicted
             ``latency_s`` in ``usage``; None if no engine was timed.
         metric_before, metric_after: results of the caller's ``evaluate``, or None.
+        metric_name: name of that function; ``"metric"`` if it has none.
         parts: the choice of every part that has one.
         skipped: name → why it stays unchanged: what is no part, and parts that no option was on offer for.
         skipped_bytes: name → its bytes.
@@ -100,6 +102,7 @@ class Report:
     warnings: tuple[str, ...] = ()
     skipped_bytes: dict[str, int] = field(default_factory=dict)
     loss_predicted_error: float | None = None
+    metric_name: str = "metric"
 
     @property
     def over_file_budget(self) -> float:
@@ -165,7 +168,7 @@ class Report:
             "",
             *(f"- {text}" for text in filter(None, (self.coverage,))),
             f"- loss increase ({self.loss}): predicted {self.loss_predicted:.6g}{spread}, {aside}"
-            f"on all the data {self.loss_measured:.6g}{tuned}",
+            f"on the calibration data {self.loss_measured:.6g}{tuned}",
             self._proof(),
             *self._timing(),
             *self._minimizing(),
@@ -175,7 +178,7 @@ class Report:
             f"- time: {', '.join(f'{name} {seconds:.1f} s' for name, seconds in self.wall_s.items())}",
         ]
         if self.metric_before is not None and self.metric_after is not None:
-            lines.append(f"- metric: {self.metric_before:.6g} before, {self.metric_after:.6g} after")
+            lines.append(f"- {self.metric_name}: {self.metric_before:.6g} before, {self.metric_after:.6g} after")
         lines += self._tried()
         lines += ["", "| part | choice | bytes before | after | loss alone |", "|---|---|--:|--:|--:|"]
         for part in self.parts:

@@ -123,7 +123,9 @@ def test_compress_holds_the_budget_to_the_byte_and_the_file_is_what_was_predicte
         assert torch.equal(loaded.state_dict()[name], tensor), name
     assert result.report.loss_measured == pytest.approx(mean_loss(model, loaded, data), rel=1e-6)
     assert result.report.metric_after == pytest.approx(float(loaded(data[0]).detach().sum()), rel=1e-6)
-    assert "| bytes |" in (tmp_path / "run" / "summary.md").read_text()
+    summary = (tmp_path / "run" / "summary.md").read_text()
+    assert "| bytes |" in summary
+    assert "- metric: " in summary
     assert Problem.load(tmp_path / "run" / "problem.npz").fingerprint() == result.problem.fingerprint()
     assert Solution.load(tmp_path / "run" / "solution.json").objective == result.solution.objective
 

@@ -16,6 +16,7 @@ from qcompress.model.sites import WEIGHT, Site, path_of, sites_of
 from qcompress.model.steady import steady
 from qcompress.model.tensors import held_tensors, overlapping, size_bytes, unregistered_modules
 
+BUFFER = "a buffer: make it a parameter to compress it"
 UNREGISTERED = "in a plain list or dict, where PyTorch does not see it: use nn.ModuleList or nn.ModuleDict"
 
 
@@ -48,7 +49,7 @@ class ModelWeight:
 
     def skipped(self, reason: str) -> Skipped:
         """Return an entry for leaving the weight unchanged."""
-        return Skipped(name=self.path, size_bytes=size_bytes(self.site.weight), reason=reason)
+        return Skipped(name=self.path or self.site.parameter, size_bytes=size_bytes(self.site.weight), reason=reason)
 
 
 def layer_names(model: nn.Module) -> list[str]:
@@ -62,8 +63,8 @@ def find_weights(model: nn.Module) -> tuple[list[ModelWeight], tuple[Skipped, ..
     """Return the weights that can be compressed, in the model's order, and everything else that has parameters."""
     owners, shared = _owners(model), overlapping(held_tensors(model))
     weights, skipped = [], []
+    named: set[int] = set()  # buffers that several modules hold
     for path, module in model.named_modules():
-        rest: dict[str, list[Tensor]] = {}  # why not → parameters
         for site in sites_of(module):
             holders = owners[id(site.weight)]
             name = WEIGHT if any(parameter == WEIGHT for _, parameter in holders) else holders[0][1]
@@ -75,13 +76,15 @@ def find_weights(model: nn.Module) -> tuple[list[ModelWeight], tuple[Skipped, ..
             if not reason and id(site.weight) in shared:
                 reason = f"its weight shares memory with {shared[id(site.weight)]!r}, which would change with it"
             if reason and "bias" not in site.parameter:
-                rest.setdefault(reason, []).append(site.weight)
+                skipped.append(ModelWeight((path,), site).skipped(reason))
             elif not reason:
                 weights.append(ModelWeight(modules, site))
         skipped += [
-            Skipped(name=path, size_bytes=sum(map(size_bytes, parameters)), reason=reason)
-            for reason, parameters in rest.items()
+            Skipped(name=f"{path}.{name}".lstrip("."), size_bytes=size_bytes(buffer), reason=BUFFER)
+            for name, buffer in module.named_buffers(recurse=False)
+            if buffer.is_floating_point() and sum(size > 1 for size in buffer.shape) > 1 and id(buffer) not in named
         ]
+        named.update(map(id, module.buffers(recurse=False)))
     for path, module in unregistered_modules(model).items():
         if parameters := list(module.parameters(recurse=False)):
             skipped.append(Skipped(name=path, size_bytes=sum(map(size_bytes, parameters)), reason=UNREGISTERED))

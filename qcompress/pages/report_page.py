@@ -155,11 +155,11 @@ def _tiles(report: Report) -> str:
         (f"{original / used:.2f} ×" if used else "–", f"smaller: {used:,.0f} of {original:,.0f} bytes"),
         (f"{report.loss_predicted:.4g}", f"loss predicted ({report.loss})"),
         (number(report.loss_validation, 4), "loss on held-out samples"),
-        (number(report.loss_measured, 4), "loss on all the data"),
+        (number(report.loss_measured, 4), "loss on the calibration data"),
         ("–" if report.gap is None else f"{100 * report.gap:.3g} %", f"gap of the prediction: {report.status}"),
     ]
     if report.metric_before is not None and report.metric_after is not None:
-        tiles.append((f"{report.metric_after:.4g}", f"metric, {report.metric_before:.4g} before"))
+        tiles.append((f"{report.metric_after:.4g}", f"{report.metric_name}, {report.metric_before:.4g} before"))
     cells = (f'<div class="tile"><b>{value}</b><span>{html.escape(label)}</span></div>' for value, label in tiles)
     return f'<div class="tiles">{"".join(cells)}</div>'
 

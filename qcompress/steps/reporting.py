@@ -124,6 +124,7 @@ def reported(request: Request, run: RunFolder, outcome: Outcome) -> Report:
         budgets=dict(problem.budgets),
         metric_before=checked.metric_before,
         metric_after=checked.metric_after,
+        metric_name=_name_of(request.evaluate),
         parts=tuple(_part_reports(outcome)),
         skipped={item.name: item.reason for item in measurement.unchanged},
         skipped_bytes={item.name: item.size_bytes for item in measurement.unchanged},
@@ -194,6 +195,12 @@ def _metric(evaluate: Callable[[nn.Module], float], model: nn.Module) -> float:
     with forwards.evaluating(model):
         value = evaluate(model)
     return as_number(value, "what evaluate(model) returns", above=-math.inf, wanted="a finite number")
+
+
+def _name_of(evaluate: Any) -> str:
+    """Return the name of a function, also if some of its arguments are given already; ``"metric"`` if it has none."""
+    name = getattr(evaluate.func if isinstance(evaluate, partial) else evaluate, "__name__", "")
+    return name if name.isidentifier() else "metric"  # that of a lambda is none
 
 
 def _usage(request: Request, outcome: Outcome) -> dict[str, float]:

@@ -65,6 +65,9 @@ def test_a_folder_and_a_text_become_an_engines_folder_with_perplexity_and_kl(
     assert report["usage"]["bits_per_weight"] <= 5
     assert (tmp_path / "out" / "tokenizer.json").exists()
     assert (tmp_path / "runs" / "model" / "report.json").exists()
+    summary = (tmp_path / "runs" / "model" / "summary.md").read_text()
+    assert f"- perplexity: {report['metric_before']:.6g} before, {report['metric_after']:.6g} after" in summary
+    assert f"on the calibration data {report['loss_measured']:.6g}" in summary
 
 
 def test_a_folder_whose_config_names_no_architectures_is_compressed_and_read_back(

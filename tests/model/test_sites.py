@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qcompress import apply, formulate, load_compressed, measure, prune_quantize, save_compressed, solve
+from qcompress import apply, compress, formulate, load_compressed, measure, prune_quantize, save_compressed, solve
 from qcompress.model.parts import survey
 from qcompress.model.sites import Site, sites_of
 
@@ -65,8 +65,45 @@ def test_vectors_are_no_parts_and_an_unused_weight_is_named() -> None:
     found = survey(model, [torch.randn(2, 3, generator=torch.Generator().manual_seed(0))])
     assert [part.name for part in found.parts] == ["0"]
     reasons = {item.name: item.reason for item in found.skipped}
-    assert set(reasons) == {"", "1", "spare"}
+    assert set(reasons) == {"token", "1", "spare"}
     assert "no batch" in reasons["spare"]
+
+
+class Held(nn.Module):
+    """Multiplies with a matrix that is a buffer, and adds tokens."""
+
+    def __init__(self, matrix: torch.Tensor) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.ones(1, 1, 3))
+        self.second = nn.Parameter(torch.ones(3))
+        self.register_buffer("matrix", matrix)
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("mask", torch.ones(3, 3, dtype=torch.bool))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.matrix + self.first[0] + self.second
+
+
+def test_what_is_left_out_has_the_name_of_its_parameter_or_buffer() -> None:
+    matrix = torch.eye(3)
+    model = nn.Sequential(nn.Linear(3, 3), Held(matrix), Held(matrix))
+    model.register_parameter("scale", nn.Parameter(torch.ones(3)))
+    data = [torch.randn(8, 3, generator=torch.Generator().manual_seed(0))]
+    left = {item.name: (item.size_bytes, item.reason) for item in survey(model, data).skipped}
+    vector = "vectors such as scales, biases and statistics are too small to compress"
+    buffer = "a buffer: make it a parameter to compress it"
+    assert left == {
+        "scale": (12, vector), "1.first": (12, vector), "1.second": (12, vector), "1.matrix": (36, buffer),
+        "2.first": (12, vector), "2.second": (12, vector),
+    }  # fmt: skip
+    report = compress(model, data, budget={"bytes": 0.99}, options=EIGHT, validation=data).report
+    assert f"- {buffer} (" in report.to_markdown().partition("Left unchanged")[2]
+
+
+def test_a_norm_that_is_the_whole_model_is_named_by_its_weight() -> None:
+    from qcompress.model.weights import find_weights
+
+    assert [item.name for item in find_weights(nn.LayerNorm(3))[1]] == ["weight"]
 
 
 def test_a_module_is_left_out_by_its_name() -> None:
