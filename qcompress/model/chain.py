@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qcompress.errors import ModelError
+from qcompress.errors import ModelError, QcompressError
 from qcompress.model import forward as forwards
 from qcompress.model.opened import opened_of
 
@@ -45,6 +45,7 @@ class BlockSequence:
     def __init__(self, model: nn.Module, blocks: Sequence[str], forward: forwards.Forward | None) -> None:
         self.model, self.blocks, self._forward = model, tuple(blocks), forward
         self._wrapped: type | None = None  # type of a block's output, if it is not a tensor
+        self._num_values = 1  # that a block returns, of which the first are the hidden states
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -90,7 +91,7 @@ class BlockSequence:
         """Return the output of a block, whose weights are in memory, for hidden states."""
         output = self.model.get_submodule(self.blocks[index])(hidden, *call.args, **call.kwargs)
         if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
-            self._wrapped, output = tuple, output[0]
+            self._wrapped, self._num_values, output = tuple, len(output), output[0]
         if not isinstance(output, Tensor) or output.shape != hidden.shape:
             raise ModelError(
                 f"{self.blocks[index]!r} does not return hidden states of the shape of its input "
@@ -104,7 +105,11 @@ class BlockSequence:
             return forwards.run(self.model, batch, self._forward)
 
     def calls_of_rest(self, batch: Any, hidden: Tensor) -> tuple[set[str], set[str]]:
-        """Return the paths of the modules called before the blocks, and of those called after them."""
+        """Return the paths of the modules called before the blocks, and of those called after them.
+
+        Raises:
+            ModelError: the model needs more of its blocks than the hidden states that they return.
+        """
         called: tuple[set[str], set[str]] = set(), set()
         inside = tuple(f"{path}." for path in self.blocks)
         stage, hooks = 0, []
@@ -121,6 +126,13 @@ class BlockSequence:
         try:
             with self._stubs({len(self) - 1: give}), torch.no_grad():
                 forwards.run(self.model, batch, self._forward)
+        except (ValueError, TypeError, IndexError, AttributeError) as error:
+            if isinstance(error, QcompressError) or self._num_values == 1:
+                raise
+            raise ModelError(
+                f"{self.blocks[0]!r} returns {self._num_values} values, and the model cannot go on with its hidden "
+                f"states alone ({error}): its blocks do not form a chain; load the model whole"
+            ) from error
         finally:
             for hook in hooks:
                 hook.remove()

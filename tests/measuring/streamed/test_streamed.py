@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import qcompress
-from qcompress.errors import DataError, OptionsError
+from qcompress.errors import DataError, ModelError, OptionsError
 from qcompress.measuring.methods.gradients import Gradients
 from qcompress.measuring.streamed.effects import StreamedEffects
 from qcompress.measuring.streamed.forecast import as_bytes
@@ -242,6 +243,60 @@ def test_memory_that_is_no_amount_is_refused_in_its_own_words(memory: Any, tmp_p
         model = open_model(saved("Llama", tmp_path))
         with pytest.raises(OptionsError, match=found):
             qcompress.compress(model, data(), options=NEAREST, method="sampled", budget={"bytes": 0.5}, memory=memory)
+
+
+def test_blocks_that_pass_on_more_than_hidden_states_are_refused(tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.T5Config(
+        vocab_size=61, d_model=16, d_kv=4, d_ff=16, num_layers=2, num_heads=4, decoder_start_token_id=0
+    )
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    model, words = open_model(tmp_path), [{"input_ids": tokens(2, 5), "decoder_input_ids": tokens(2, 4)}]
+    alone = r"returns 3 values, and the model cannot go on with its hidden states alone .*load the model whole"
+    with pytest.raises(ModelError, match=alone):
+        qcompress.measure(model, words, NEAREST, method="sampled")
+    with pytest.raises(ModelError, match=alone):
+        qcompress.mean_loss(model, model, words)
+
+
+class Telling(nn.Module):
+    """A block that also returns what nobody needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x + torch.relu(self.layer(x)), x
+
+
+class Listening(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Telling(), Telling()])
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)[0]
+        out: torch.Tensor = self.head(x)
+        return out
+
+
+def test_further_values_that_the_model_does_not_use_are_no_obstacle(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(0)
+    model = Listening()
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    batches = [torch.randn(4, 6, generator=generator)]
+    options = qcompress.prune_quantize(bits=(3,), sparsity=(0,))
+    expected = qcompress.measure(model, batches, options, method="sampled")
+    found = qcompress.measure(open_model(tmp_path, model=Listening), batches, options, method="sampled")
+    np.testing.assert_allclose(found.cost, expected.cost, rtol=1e-5)
 
 
 def test_a_small_number_of_bytes_is_shown_in_bytes(tmp_path: Path) -> None:
