@@ -175,6 +175,7 @@ def open_model(
             f"{files[surplus[0]].file} holds {surplus[0]!r}, which the model does not have ({len(surplus)} such "
             "tensors): it has fewer layers, or is another one; if not, load it whole and save it again without them"
         )
+    _require_same_where_tied(opened, files)
     return opened
 
 
@@ -256,6 +257,25 @@ def _require_stored(model: nn.Module, files: WeightFiles) -> None:
                 f"{names[0]!r} has the shape {stored.shape} in {stored.file}, the model's is "
                 f"{tuple(state[names[0]].shape)}"
             )
+
+
+def _require_same_where_tied(model: nn.Module, files: WeightFiles) -> None:
+    """Check that a weight which the files hold under several names has the same values under all of them.
+
+    Raises:
+        ModelError: names two that differ.
+    """
+    by_place: dict[int, list[str]] = {}
+    for name, place in model.state_dict(keep_vars=True).items():
+        if name in files:
+            by_place.setdefault(id(place), []).append(name)
+    for first, *others in by_place.values():
+        for name in others:
+            if not torch.equal(files.read(first), files.read(name)):
+                raise ModelError(
+                    f"{first!r} and {name!r} are one weight in the model, but differ in {files.folder}: if they are "
+                    "two, say so in the model (tie_word_embeddings in config.json)"
+                )
 
 
 def _read_the_rest(model: nn.Module, opened: Opened) -> None:

@@ -145,6 +145,15 @@ def test_stored_tensors_that_transformers_ignores_are_accepted(tmp_path: Path) -
     open_model(with_more(saved("GPT2", tmp_path / "old"), "transformer.h.0.attn.bias"))
 
 
+def test_a_tied_weight_that_is_stored_with_two_values_is_refused(tmp_path: Path) -> None:
+    """It would not be tied by transformers, so that the opened model would be another one."""
+    folder = saved("Llama", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    with pytest.raises(ModelError, match=r"are one weight in the model, but differ in .*tie_word_embeddings"):
+        open_model(folder)
+
+
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "model.safetensors.index.json"])
 def test_a_damaged_json_file_is_named(name: str, tmp_path: Path) -> None:
     folder = saved("Llama", tmp_path, shards=True)
