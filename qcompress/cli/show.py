@@ -153,11 +153,12 @@ def _show_measurement(measurement: "Measurement") -> None:
     )
     print_lines(", ".join(f"original {name} {amount(value)}" for name, value in measurement.original.items()))
     size_bytes = measurement.resources["bytes"]
-    rows = []
+    rows, kept = [], {item.name for item in measurement.kept}
     flat = 0
     for part, labels in zip(measurement.parts, measurement.labels, strict=True):
         for label in labels:
-            rows.append((part.name, label, amount(size_bytes[flat]), number(measurement.cost[flat], 3)))
+            if part.name not in kept:
+                rows.append((part.name, label, amount(size_bytes[flat]), number(measurement.cost[flat], 3)))
             flat += 1
     print_table(("part", "option", ">bytes", ">loss increase alone"), rows)
     skipped = {item.name: item.reason for item in measurement.unchanged}

@@ -90,7 +90,7 @@ class CompressedTensors(Engine):
         if len(part.modules) > 1:
             return "its weight is shared by several modules, and only dense weights can be tied"
         if target.layer != "Linear":
-            return f"only Linear layers can have integer weights, not {target.layer}"
+            return f"only Linear layers can have integer weights, not {target.owner}"
         if not target.whole:
             return "only whole layers can have integer weights, not blocks of them"
         scheme = scheme_of(transform, target)

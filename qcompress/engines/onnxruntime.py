@@ -83,7 +83,7 @@ class OnnxRuntime(Engine):
         if part.rows is not None:
             return "a weight has one format in an ONNX file, but this is a block of a weight"
         if part.parameter != WEIGHT:
-            return f"only weights of layers are compressed, not {part.target.layer}"
+            return f"only weights of layers are compressed, not those inside {part.target.owner}"
         if part.target.dtype != torch.float32:
             return f"only float32 models are written, not {part.target.dtype}"
         if isinstance(transform, LowRank):

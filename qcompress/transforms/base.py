@@ -46,7 +46,7 @@ class Target:
     """The description of a weight's rows, without the numbers.
 
     Attributes:
-        layer: type of the layer, such as ``"Linear"`` or ``"Conv2d"``.
+        layer: type of the layer, such as ``"Linear"`` or ``"Conv2d"``; of another module also the parameter's name.
         channels, per_channel: shape of the rows.
         dtype: dtype of the weight.
         macs: multiply-accumulates per sample through these rows when dense.
@@ -78,6 +78,11 @@ class Target:
     def num_weights(self) -> int:
         """Number of weights in the rows."""
         return self.channels * self.per_channel
+
+    @property
+    def owner(self) -> str:
+        """Type of the module that holds the weight."""
+        return self.layer.partition(".")[0]
 
     @property
     def dense_bytes(self) -> int:
