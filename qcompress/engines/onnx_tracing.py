@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -101,7 +102,9 @@ def trace(model: nn.Module, example: Any) -> Any:
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
             raise EngineError(f"PyTorch cannot export {type(model).__name__} to ONNX: {_reason(error)}") from error
     assert program is not None  # noqa: S101
-    proto = _bare(program.model_proto)
+    proto = program.model_proto
+    _state_known_sizes(proto.graph)
+    proto = _bare(proto)
     _leave_out_zero_biases(proto.graph)
     _name_ends(proto.graph, _names(model, batch, len(tensors)))
     if isinstance(example, Mapping):
@@ -189,6 +192,31 @@ def _leave_out_unread_inputs(graph: Any) -> None:
     read = {name for node in graph.node for name in node.input} | {item.name for item in graph.output}
     for item in [item for item in graph.input if item.name not in read]:
         graph.input.remove(item)
+
+
+def _state_known_sizes(graph: Any) -> None:
+    """Replace sizes that are computed, but known from the shapes of values, by constants.
+
+    The exporter cuts the weights of recurrent layers into gates at sizes that it takes from the initial state. With
+    constants ONNX Runtime cuts them once, when it loads the file, instead of in every run.
+    """
+    from onnx import helper, numpy_helper
+
+    shapes = {
+        entry.name: [
+            size.dim_value if size.HasField("dim_value") else None for size in entry.type.tensor_type.shape.dim
+        ]
+        for entry in (*graph.value_info, *graph.input)
+        if entry.type.tensor_type.HasField("shape")
+    }
+    for node in graph.node:
+        if node.op_type != "Shape" or node.input[0] not in shapes:
+            continue
+        ends = {attribute.name: attribute.i for attribute in node.attribute}
+        sizes = shapes[node.input[0]][ends.get("start", 0) : ends.get("end")]
+        if None not in sizes:
+            value = numpy_helper.from_array(np.array(sizes, dtype=np.int64))
+            node.CopyFrom(helper.make_node("Constant", [], list(node.output), name=node.name, value=value))
 
 
 def _bare(proto: Any) -> Any:

@@ -1,0 +1,51 @@
+"""Graphs of recurrent layers: their weights are constants for ONNX Runtime, under their own names in the file."""
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+import qcompress
+from qcompress.engines.onnxruntime import OnnxRuntime
+
+ENGINE = OnnxRuntime(threads=1)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: Any) -> None:
+        super().__init__()
+        self.words = nn.Embedding(40, 16)
+        self.memory = kind(16, 24, batch_first=True, bidirectional=True)
+
+    def forward(self, words: torch.Tensor) -> Any:
+        return self.memory(self.words(words))[0][:, -1]
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_weights_of_recurrent_layers_are_rearranged_when_the_file_is_loaded(kind: Any, tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Recurrent(kind).eval()
+        words = torch.randint(40, (3, 7))
+    path = qcompress.export(model, tmp_path / "whole.onnx", target=ENGINE, example=words).path
+    assert {name for name, _ in model.named_parameters()} <= {
+        item.name.removeprefix("model.") for item in onnx.load(path).graph.initializer
+    }
+    batches = [words, words[:1, :5]]
+    for output, batch in zip(ENGINE.run(path, batches).outputs, batches, strict=True):
+        torch.testing.assert_close(output, model(batch))
+    assert ENGINE.check(path, model) == ""
+
+    settings = onnxruntime.SessionOptions()
+    settings.optimized_model_filepath = str(tmp_path / "loaded.onnx")
+    settings.log_severity_level = 3  # no word on saving an optimized file
+    onnxruntime.InferenceSession(path, settings)
+    graph = onnx.load(tmp_path / "loaded.onnx").graph
+    constants = {item.name for item in graph.initializer}
+    layers = [node for node in graph.node if node.op_type == kind.__name__]
+    assert layers
+    assert all(set(node.input[1:4]) <= constants for node in layers)
