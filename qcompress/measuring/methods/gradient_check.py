@@ -24,6 +24,9 @@ from qcompress.measuring.methods import evidence
 STEPS = 3e-3, 3e-4, 3e-5
 """How far a weight is moved, relative to its size; a later step is tried if those before are not linear enough."""
 
+RANK = 8
+"""Rank of the random directions."""
+
 PROBES = 4
 """Number of random sums of the outputs whose changes are compared."""
 
@@ -73,7 +76,7 @@ def _not_followed(
     run: Callable[[], Tensor], weights: Sequence[nn.Parameter], generator: torch.Generator, *, together: int
 ) -> list[int]:
     """Return the indices of weights that the outputs do not follow in one random direction; see `misleading`."""
-    moves = _Moves(weights, torch.randint(2**31, (len(weights),), generator=generator).tolist())
+    moves = _Moves(weights, generator)
     probes, slopes = _probed(run, moves, generator)
     return_free_memory()  # of the backward passes
     if evidence.half(probes[0]):
@@ -111,16 +114,16 @@ def _not_followed(
 
 
 class _Moves:
-    """Random directions of weights, each as large as its weight, drawn anew whenever they are needed."""
+    """Random directions of weights, each as large as its weight; of low rank, so that they take little memory."""
 
-    def __init__(self, weights: Sequence[nn.Parameter], seeds: Sequence[int]) -> None:
-        self.weights, self._seeds = weights, seeds
+    def __init__(self, weights: Sequence[nn.Parameter], generator: torch.Generator) -> None:
+        self.weights = weights
+        self._factors = [_factors(weight.detach(), generator) for weight in weights]
 
-    def direction(self, index: int) -> Tensor:
-        """Return the direction of the weight with this index."""
-        weight = self.weights[index].detach()
-        noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(self._seeds[index])).to(weight)
-        return noise.mul_(weight.norm() / noise.norm())
+    def slope(self, index: int, gradient: Tensor) -> float:
+        """Return the derivative along the direction of the weight with this index."""
+        left, right = self._factors[index]
+        return float(((gradient.reshape(len(left), -1) @ right) * left).sum(dtype=torch.float64))
 
     @contextlib.contextmanager
     def moved(self, lengths: Mapping[int, float]) -> Iterator[None]:
@@ -128,11 +131,24 @@ class _Moves:
         before = {index: self.weights[index].detach().clone() for index in lengths}
         try:
             for index, length in lengths.items():
-                self.weights[index].add_(self.direction(index), alpha=length)
+                weight, (left, right) = self.weights[index], self._factors[index]
+                if weight.is_contiguous():
+                    weight.view(len(left), -1).addmm_(left, right.mT, alpha=length)
+                else:
+                    weight.add_((left @ right.mT).reshape(weight.shape), alpha=length)
             yield
         finally:
             for index, original in before.items():
                 self.weights[index].copy_(original)
+
+
+def _factors(weight: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """``(rows, r)`` and ``(columns, r)``, the product of which is a direction."""
+    rows = weight.shape[0] if weight.ndim else 1
+    left, right = (
+        torch.randn(size, RANK, generator=generator).to(weight) for size in (rows, weight.numel() // max(rows, 1))
+    )
+    return left * (weight.norm() / ((left.mT @ left) * (right.mT @ right)).sum().sqrt()), right
 
 
 @contextlib.contextmanager
@@ -178,7 +194,7 @@ def _probed(run: Callable[[], Tensor], moves: _Moves, generator: torch.Generator
             return
         returning.after(gradient.nbytes)  # memory of layers that the backward pass is done with
         gradient = gradient.to_dense() if gradient.is_sparse else gradient
-        slopes[index, number] = float((gradient * moves.direction(index)).sum(dtype=torch.float64))
+        slopes[index, number] = moves.slope(index, gradient)
 
     try:
         for index, weight in enumerate(weights):
