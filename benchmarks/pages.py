@@ -86,6 +86,15 @@ NETWORKS = (
     ("minilm", "Spearman", "{quality:.2f}", "squared difference", 32),
     ("smollm2", "next words right, %", "{quality:.2f}", "KL", 4),
 )
+CHANNELS = {
+    "macs asked for": "{share:g}",
+    "chosen by": "{choice}",
+    "macs": "{macs:.3f}",
+    "KL": "{kl:.2f}",
+    "accuracy": "{accuracy:.1f}",
+    "with batch norm taken again": "{renormed:.1f}",
+}
+
 VIEWS = {
     "streaming": View(
         columns={
@@ -257,27 +266,8 @@ VIEWS = {
     "ranks_resnet56": View(
         columns={"chosen by": "{choice}"}, across="budget", cell=CHOSEN, source="ranks_resnet56_whitened"
     ),
-    "channels_resnet20": View(
-        columns={
-            "macs asked for": "{share:g}",
-            "chosen by": "{choice}",
-            "macs": "{macs:.3f}",
-            "KL": "{kl:.2f}",
-            "accuracy": "{accuracy:.1f}",
-            "with batch norm taken again": "{renormed:.1f}",
-        }
-    ),
-    "channels_resnet56": View(
-        columns={
-            "macs asked for": "{share:g}",
-            "chosen by": "{choice}",
-            "macs": "{macs:.3f}",
-            "KL": "{kl:.2f}",
-            "accuracy": "{accuracy:.1f}",
-            "with batch norm taken again": "{renormed:.1f}",
-            "fine-tuned": "{tuned:.1f}",
-        }
-    ),
+    "channels_resnet20": View(columns=CHANNELS),
+    "channels_resnet56": View(columns={**CHANNELS, "fine-tuned": "{tuned:.1f}"}),
     "jointly_resnet20": View(
         columns={
             "macs allowed": "{macs_share:g}",
