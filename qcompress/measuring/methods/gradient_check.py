@@ -77,12 +77,13 @@ def _not_followed(
 ) -> list[int]:
     """Return the indices of weights that the outputs do not follow in one random direction; see `misleading`."""
     moves = _Moves(weights, generator)
-    probes, slopes = _probed(run, moves, generator)
+    probes = _Probes(torch.randint(2**31, (PROBES,), generator=generator).tolist())
+    slopes, point = _slopes(run, moves, probes)
     return_free_memory()  # of the backward passes
-    if evidence.half(probes[0]):
+    if evidence.half(point):
         return []
-    point = run()
-    noise = 16 * torch.finfo(point.dtype).eps * float(torch.stack([(probe * point).norm() for probe in probes]).norm())
+    noise = 16 * torch.finfo(point.dtype).eps * probes.size(point)
+    del point
     sizes = {index: float(slope.norm()) for index, slope in enumerate(slopes) if bool(slope.any())}
     if not sizes:
         return []
@@ -101,7 +102,7 @@ def _not_followed(
         sums = []
         for sign in (1.0, -1.0):
             with moves.moved({index: sign * length for index, length in lengths.items()}):
-                sums.append(_sums(probes, run()))
+                sums.append(probes.sums(run()))
         missed = float((0.5 * (sums[0] - sums[1]) - each.sum(0)).norm())
         return missed <= tolerance * size + noise
 
@@ -176,13 +177,28 @@ def widened(model: nn.Module) -> Iterator[bool]:
             tensor.data = original
 
 
-def _sums(probes: Sequence[Tensor], output: Tensor) -> Tensor:
-    """``(probes,)`` sums of the outputs."""
-    return torch.stack([(probe * output).sum(dtype=torch.float64) for probe in probes]).cpu()
+class _Probes:
+    """Random sums of outputs; their weights are drawn anew whenever they are needed, as outputs may be large."""
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._seeds = seeds
+
+    def each(self, output: Tensor) -> Iterator[Tensor]:
+        """Yield the weights of every sum, in the shape of the output."""
+        for seed in self._seeds:
+            yield torch.randn(output.shape, generator=torch.Generator().manual_seed(seed)).to(output)
+
+    def sums(self, output: Tensor) -> Tensor:
+        """``(probes,)`` sums of the output."""
+        return torch.stack([probe.mul_(output).sum(dtype=torch.float64) for probe in self.each(output)]).cpu()
+
+    def size(self, output: Tensor) -> float:
+        """Norm of all terms of all sums."""
+        return float(torch.stack([probe.mul_(output).norm() for probe in self.each(output)]).norm())
 
 
-def _probed(run: Callable[[], Tensor], moves: _Moves, generator: torch.Generator) -> tuple[list[Tensor], Tensor]:
-    """Return random probes of the outputs and ``(weights, probes)`` slopes of their sums along every direction."""
+def _slopes(run: Callable[[], Tensor], moves: _Moves, probes: _Probes) -> tuple[Tensor, Tensor]:
+    """Return the ``(weights, probes)`` slopes of the sums along every direction, and the outputs."""
     weights = moves.weights
     flags, hooks, returning = [weight.requires_grad for weight in weights], [], Returning()
     slopes = torch.zeros(len(weights), PROBES, dtype=torch.float64)
@@ -202,9 +218,8 @@ def _probed(run: Callable[[], Tensor], moves: _Moves, generator: torch.Generator
             hooks.append(weight.register_post_accumulate_grad_hook(functools.partial(take, index=index)))  # type: ignore[no-untyped-call]
         with torch.enable_grad():
             output = run()
-            probes = [torch.randn(output.shape, generator=generator).to(output.detach()) for _ in range(PROBES)]
-            for number, probe in enumerate(probes):
-                if output.requires_grad and weights:
+            if output.requires_grad and weights:
+                for number, probe in enumerate(probes.each(output.detach())):
                     keep = number + 1 < PROBES
                     output.backward(probe, inputs=list(weights), retain_graph=keep)  # type: ignore[no-untyped-call]
     finally:
@@ -212,4 +227,4 @@ def _probed(run: Callable[[], Tensor], moves: _Moves, generator: torch.Generator
             hook.remove()
         for weight, flag in zip(weights, flags, strict=True):
             weight.requires_grad_(flag)
-    return probes, slopes
+    return slopes, output.detach()
