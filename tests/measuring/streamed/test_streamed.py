@@ -16,6 +16,7 @@ from qcompress.errors import DataError, ModelError, OptionsError
 from qcompress.measuring.methods.gradients import Gradients
 from qcompress.measuring.streamed.effects import StreamedEffects
 from qcompress.measuring.streamed.forecast import as_bytes
+from qcompress.measuring.streamed.side_inputs import SideInputs
 from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.model.opened import open_model
 from tests.opened_models import in_memory, saved, tokens
@@ -201,9 +202,9 @@ def test_blocks_that_are_done_are_not_run_again(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(CutError):
             qcompress.measure(model, data(), NEAREST, method="sampled", cache=tmp_path / "cache")
     done: list[int] = []
-    original = BlockSweep.through
+    original = SideInputs.through
     monkeypatch.setattr(
-        BlockSweep, "through", lambda self, block, *more: done.append(block) or original(self, block, *more)
+        SideInputs, "through", lambda self, block, *more: done.append(block) or original(self, block, *more)
     )
     qcompress.measure(model, data(), NEAREST, method="sampled", cache=tmp_path / "cache")
     assert done == [1] * 6 + [0] * 6
