@@ -1,8 +1,8 @@
 """What depends on weights before the blocks, and is not the hidden states.
 
-Inputs of the blocks, such as an encoder's output: their gradients are kept in files while the samples pass backward
-through the blocks, and continue from there through what comes before the blocks. And what goes around the blocks to
-what follows them (`going_around`).
+There are two kinds. Other inputs of the blocks, such as an encoder's output: their gradients are kept in files while
+the samples pass backward through the blocks, and continue from there through what comes before the blocks. And values
+that go around the blocks to what follows them (`going_around`).
 """
 
 import contextlib
@@ -36,16 +36,22 @@ class SideInputs:
                 [place for place, leaf in enumerate(_leaves(call)) if isinstance(leaf, Tensor) and leaf.requires_grad]
                 for call in calls
             ]
-        self._files: list[list[HiddenStates]] = [[] for _ in calls]
-        if any(self._places):
+        shapes: list[list[list[torch.Size]]] = [[[] for _ in places] for places in self._places]
+        for sample in sweep.samples if any(self._places) else ():  # only shapes are kept, as the tensors may be large
             with torch.no_grad():
-                by_sample = [sweep.chain.calls(sample.inputs)[1] for sample in sweep.samples]
-            for block, places in enumerate(self._places):
-                for place in places:
-                    tensors = [_leaves(calls[block])[place] for calls in by_sample]
-                    path = sweep.folder / f"side_{block:04}_{place}.bin"
-                    shapes = [tensor.shape for tensor in tensors]
-                    self._files[block].append(HiddenStates(path, shapes, tensors[0].dtype))
+                _, others = sweep.chain.calls(sample.inputs)
+            for call, places, block_shapes in zip(others, self._places, shapes, strict=True):
+                for place, of_place in zip(places, block_shapes, strict=True):
+                    of_place.append(_leaves(call)[place].shape)
+        self._files = [
+            [
+                HiddenStates(
+                    sweep.folder / f"side_{block:04}_{place}.bin", of_place, _leaves(calls[block])[place].dtype
+                )
+                for place, of_place in zip(places, shapes[block], strict=True)
+            ]
+            for block, places in enumerate(self._places)
+        ]
 
     def through(self, block: int, sample: int, hidden: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Run a sample through a block whose weights are in memory; also return its side inputs, as new leaves."""
