@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qcompress.measuring.candidates import DECODED, Candidates, Layer
+from qcompress.measuring.memory import Returning
 from qcompress.measuring.methods.calls import Call, autocast_of, response
 from qcompress.model.sites import Site
 from qcompress.transforms.activations import Activations
@@ -75,6 +76,7 @@ class Gradients:
         self._held: dict[Layer, list[_Held]] = {layer: [] for layer in candidates.layers}
         self._held_bytes = 0
         self._hooks: list[Any] = []
+        self._returning = Returning()
         self.reached: list[set[Layer]] = []
 
     def __enter__(self) -> "Gradients":
@@ -96,6 +98,7 @@ class Gradients:
             gradient, weight.grad = weight.grad, None
             if gradient is None:
                 return
+            self._returning.after(gradient.nbytes)  # memory of layers that the backward pass is done with
             rows = site.to_rows(gradient.to_dense() if gradient.is_sparse else gradient).float()
             touched = torch.linalg.vector_norm(rows, ord=1, dim=1) != 0  # a sum of squares could underflow
             count = int(touched.sum())
