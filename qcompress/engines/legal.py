@@ -111,11 +111,11 @@ def _no_choice(
     For parts that had no choice before, it is the reason why the engine runs none of its own options there, if any.
     """
     reasons = {}
-    own = [offer for offer in engine.options().offers if isinstance(offer, Transform)]
+    offered = [offer for offer in engine.options().offers if isinstance(offer, Transform)]
     for index, (part, part_options) in enumerate(zip(measurement.parts, measurement.transforms, strict=True)):
         if has_choice([part_options[option] for option in options[index]]):
             continue
-        why = why_not(engine, part, part_options if has_choice(part_options) else own)
+        why = why_not(engine, part, part_options if has_choice(part_options) else offered)
         why = why or next((why for (place, _), why in refused.items() if place == index), "")
         if why or has_choice(part_options):
             reasons[part.name] = why or NOTHING_IN_COMMON
