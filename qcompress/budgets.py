@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -194,6 +195,29 @@ def with_resources(measurement: Measurement, names: Iterable[str]) -> Measuremen
     if BITS_PER_WEIGHT in names and BITS_PER_WEIGHT not in measurement.resources:
         return _with_bits_per_weight(measurement)
     return measurement
+
+
+def without_resources(measurement: Measurement, names: Iterable[str]) -> Measurement:
+    """Return the measurement without the named resources; those that it does not have are no error.
+
+    >>> import torch
+    >>> from qcompress import measure, prune_quantize
+    >>> measurement = measure(torch.nn.Linear(64, 4), [torch.randn(32, 64)], prune_quantize(bits=(4,), sparsity=(0,)))
+    >>> sorted(without_resources(measurement, ["macs", "latency_s"]).original)
+    ['bytes']
+    """
+    dropped = set(names)
+
+    def rest(values: Mapping[str, Any]) -> MappingProxyType[str, Any]:
+        return MappingProxyType({name: value for name, value in values.items() if name not in dropped})
+
+    return replace(
+        measurement,
+        resources=rest(measurement.resources),
+        fixed=rest(measurement.fixed),
+        original=rest(measurement.original),
+        resource_pairs=rest(measurement.resource_pairs),
+    )
 
 
 def _with_bits_per_weight(measurement: Measurement) -> Measurement:

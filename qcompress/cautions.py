@@ -15,6 +15,9 @@ FACTOR = 2.0
 LEAST_NATS = 1e-3
 """Difference of ``kl`` losses below which the report does not warn."""
 
+MARGIN = 1.1
+"""A measured loss up to this factor above a limit may differ by the choice of samples alone: no warning."""
+
 WHAT_HELPS = (
     "more calibration samples, measuring again around the choice (refine_rounds=2, --refine-rounds 2) and costs "
     "measured one by one (method='direct', --method direct)"
@@ -50,6 +53,15 @@ def of_prediction(loss: str, predicted: float, seen: float) -> Iterator[str]:
         yield (
             f"the loss on held-out samples, {seen:.6g}, is {worse} than the predicted one, {predicted:.6g} "
             f"({ratio} as much): the proof is of the prediction only. What helps: {WHAT_HELPS}"
+        )
+
+
+def of_limit(limit: float | None, seen: float) -> Iterator[str]:
+    """Warn if the limit on the loss is not kept by a measured loss, however small both are."""
+    if limit is not None and seen > limit * MARGIN:
+        yield (
+            f"the measured loss, {seen:.6g}, is {seen / limit:.3g} times the limit of {limit:g}: only the predicted "
+            f"loss is within it. Ask for a lower limit to keep this one; what makes the prediction better: {WHAT_HELPS}"
         )
 
 

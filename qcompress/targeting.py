@@ -6,14 +6,13 @@ from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
 from formulations import Problem
 from formulations.files import AnyPath, drafting
-from qcompress.budgets import BITS_PER_WEIGHT, LATENCY, with_resources
+from qcompress.budgets import BITS_PER_WEIGHT, LATENCY, with_resources, without_resources
 from qcompress.engines.base import Engine
 from qcompress.engines.export import ExportedFile, export, require_free
 from qcompress.engines.in_time import Seconds, solved_in_time, with_reachable_time
@@ -87,10 +86,9 @@ def legal(request: Request, run: RunFolder, measurement: Measurement) -> Measure
     engine = request.engine
     if engine is None:
         return measurement
-    calibration, resources = request.calibration, dict(measurement.resources)
-    resources.pop(LATENCY, None)  # measured in PyTorch, not in the engine
-    resources.pop(BITS_PER_WEIGHT, None)  # an engine may offer choices for other weights
-    measurement = replace(measurement, resources=MappingProxyType(resources))
+    calibration = request.calibration
+    # seconds may be those of PyTorch, and an engine may offer choices for other weights
+    measurement = without_resources(measurement, (LATENCY, BITS_PER_WEIGHT))
     measurement = with_resources(
         for_engine(engine, calibration.model, measurement, calibration.first_batch()), request.budget
     )

@@ -22,7 +22,7 @@ from qcompress import (
     measure,
     prune_quantize,
 )
-from qcompress.cautions import FACTOR, of_inputs, of_prediction
+from qcompress.cautions import FACTOR, MARGIN, of_inputs, of_limit, of_prediction
 from qcompress.compressed.record import record_of
 from qcompress.errors import DataError
 from qcompress.guard import Candidate
@@ -169,6 +169,28 @@ def test_what_is_fitted_to_fewer_inputs_than_a_layer_has_is_told_with_the_number
 )
 def test_losses_that_differ_by_more_than_the_factor_are_told(predicted: float, seen: float, told: bool) -> None:
     assert bool(list(of_prediction("kl", predicted, seen))) == told
+
+
+@pytest.mark.parametrize(
+    ("limit", "seen", "told"),
+    [(None, 1.0, False), (1e-6, 0.9e-6, False), (1e-6, MARGIN * 1e-6, False), (1e-6, 1.2e-6, True), (0.1, 0.2, True)],
+)
+def test_a_measured_loss_above_the_limit_is_told_however_small(limit: float | None, seen: float, told: bool) -> None:
+    assert bool(list(of_limit(limit, seen))) == told
+
+
+def test_the_smallest_model_for_a_loss_that_loses_more_on_other_samples_says_so() -> None:
+    given: dict[str, Any] = {"minimize": "bytes", "options": BITS, "time_limit": 2, "solver": "milp", "pairs": False}
+    model, data, limit = seeded(Residual), batches(), 1e-4
+    near = compress(model, data, budget={"loss": limit}, validation=data, **given).report
+    assert near.loss_validation is not None
+    assert near.loss_validation <= MARGIN * limit
+    far = compress(model, data, budget={"loss": limit}, validation=[30 * batch for batch in batches(5)], **given).report
+    assert far.loss_validation is not None
+    assert far.loss_validation > MARGIN * limit
+    said = [[warning for warning in report.warnings if "times the limit" in warning] for report in (near, far)]
+    assert [len(warnings) for warnings in said] == [0, 1]
+    assert f"{far.loss_validation:.6g}, is {far.loss_validation / limit:.3g} times the limit of 0.0001" in said[1][0]
 
 
 def test_a_run_that_is_cut_goes_on_with_the_guards_choice_and_its_files_are_of_that_choice(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def reported(request: Request, run: RunFolder, outcome: Outcome) -> Report:
         candidates=() if guarded is None else guarded.candidates,
         undecided=() if guarded is None else guarded.undecided,
         chosen=None if guarded is None else guarded.best.name,
-        warnings=tuple(_warnings(request, outcome, checked.validation)),
+        warnings=tuple(_warnings(request, outcome, checked)),
     )
     if run.path is not None:
         run.save("report.json", report.save)
@@ -211,9 +211,11 @@ def _usage(request: Request, outcome: Outcome) -> dict[str, float]:
     return {**usage, FILE_BYTES: float(compressed_size(outcome.smaller).file_bytes)}
 
 
-def _warnings(request: Request, outcome: Outcome, loss_validation: float | None) -> Iterator[str]:
+def _warnings(request: Request, outcome: Outcome, checked: _Checked) -> Iterator[str]:
     """Yield warnings where the figures may not hold."""
-    measurement, solution = outcome.measurement, outcome.solution
+    measurement, solution, loss_validation = outcome.measurement, outcome.solution, checked.validation
+    seen = (loss_validation, checked.measured if checked.finetuned is None else checked.finetuned)
+    yield from cautions.of_limit(request.loss_limit, next(loss for loss in seen if loss is not None))
     if loss_validation is not None and not outcome.tuned:
         if outcome.refitted and outcome.guarded is not None:  # the held-out loss is that of the guard's choice
             predicted: float | None = outcome.guarded.won.loss_predicted

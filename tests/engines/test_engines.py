@@ -217,6 +217,18 @@ def test_compress_for_an_engine_searches_what_it_runs_and_ends_with_its_file(dat
     assert result.verification.ok
 
 
+@pytest.mark.parametrize("second", [{"bytes": "50%"}, {FILE_BYTES: "60%"}, {"bits_per_weight": 9}])
+@pytest.mark.parametrize("minimize", [None, "bits_per_weight"])
+def test_the_measurement_of_a_run_by_bits_per_weight_serves_every_budget(data, minimize, second):
+    first = {"bits_per_weight": 8} if minimize is None else {"loss": 0.1}
+    given = {"target": Toy(), "solver": "milp", "guard": False}
+    measurement = qcompress.compress(network(), data, budget=first, minimize=minimize, **given).measurement
+    again = qcompress.compress(network(), data, budget=second, measurement=measurement, **given)
+    anew = qcompress.compress(network(), data, budget=second, **given)
+    assert again.problem.budgets == anew.problem.budgets
+    assert again.solution.objective == pytest.approx(anew.solution.objective, rel=1e-6)
+
+
 def test_compress_keeps_to_what_the_engine_ties(data):
     engine = Toy(factory=network, tied=(("0", "2", "4"),))
     for share in (0.9, 0.75, 0.6):
