@@ -24,11 +24,11 @@ from numpy.typing import ArrayLike
 from formulations import Problem
 from solvers.base import Search, Solver
 from solvers.bounds.duality import dual_bound
+from solvers.bounds.warm import warm_bounds
 from solvers.errors import InvalidOptionError
 from solvers.kernels.compiled import compiled
 from solvers.kernels.moves import Arrays, Floats, Integers, begin, delta, judge_all, to_arrays
 from solvers.kernels.repair import repair_flat
-from solvers.kernels.warm import warm
 
 Measure = Callable[[Integers], float]
 """Function choice ``(G,)`` → loss. NaN counts as infinite: such a choice is never kept."""
@@ -185,7 +185,7 @@ class Beam(Solver):
 
     def prepare(self) -> None:
         """Compile the inner loops."""
-        warm()
+        warm_bounds()
         problem = Problem(["a"], [["x", "y"]], [0, 1], {"bytes": [2, 1]}, {"bytes": 1})
         beam_search(problem, lambda choice: problem.evaluate(choice).objective)
 

@@ -87,6 +87,14 @@ class Triangles:
         return Triangles(new[rows, order], kind, self.weight[kept])
 
 
+def warm_triangles() -> None:
+    """Run every kernel once, so that all of them are compiled."""
+    matrix = -np.ones((3, 3))
+    cut = Triangles.none().with_violated(matrix, most=1, least=0.1)
+    subtract(matrix, cut.corner, cut.kind, cut.weight, SIGNS)
+    slacks(matrix, cut.corner, cut.kind, SIGNS)
+
+
 def _key(corner: Integers, kind: Integers) -> Integers:
     key: Integers = (corner[:, 0] << 42) + (corner[:, 1] << 22) + (corner[:, 2] << 2) + kind
     return key

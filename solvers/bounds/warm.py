@@ -9,6 +9,7 @@ from formulations import PairTerms, Problem
 from solvers.bounds.duality import dual_bound
 from solvers.bounds.pareto_lists import prove
 from solvers.bounds.semidefinite import semidefinite_bound
+from solvers.bounds.triangles import warm_triangles
 from solvers.kernels.warm import warm
 from solvers.search import Search
 
@@ -24,3 +25,4 @@ def warm_bounds() -> None:
     for pairs in (PairTerms(factor=np.eye(4)), PairTerms(sparse=half)):
         dual_bound(Problem(*tables, pairs))
     semidefinite_bound(linear, time_limit=0.0)
+    warm_triangles()

@@ -18,7 +18,7 @@ from formulations.forms.integer_program import num_products
 from solvers.base import Search, Solver
 from solvers.bounds.learned import learned
 from solvers.bounds.warm import warm_bounds
-from solvers.exact.brute_force import BruteForce, num_choices
+from solvers.exact.brute_force import BruteForce, num_choices, warm_enumeration
 from solvers.exact.dynamic_program import DynamicProgram
 from solvers.exact.milp import Milp
 from solvers.exact.miqp import Miqp
@@ -91,6 +91,7 @@ class Auto(Solver):
     def prepare(self) -> None:
         """Compile the inner loops."""
         warm_bounds()
+        warm_enumeration()
 
     def takes_use_pairs(self, problem: Problem) -> bool:
         """Whether there are few enough choices for `brute-force`, which takes the pair terms in budgets directly."""

@@ -6,6 +6,7 @@ pruned only if it exceeds a budget (uses are never negative); the objective is n
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -53,6 +54,10 @@ class BruteForce(Solver):
             f"{count:.3g}; use 'auto', 'lagrangian', 'milp' or 'anneal'"
         )
 
+    def prepare(self) -> None:
+        """Compile the inner loops."""
+        warm_enumeration()
+
     def run(self, problem: Problem, search: Search) -> None:
         """Enumerate in slices of `STEPS_BETWEEN_CLOCK_LOOKS`, and report the best choice after each."""
         if problem.paired_budgets:
@@ -72,6 +77,15 @@ class BruteForce(Solver):
                 search.offer(best_choice - a.starts[:-1])
         if search.choice is not None or np.isinf(best[0]):
             search.close()
+
+
+@cache
+def warm_enumeration() -> None:
+    """Compile, or load from disk, the loops of the enumeration."""
+    tables = (["a"], [["keep", "prune"]], [0.0, 1.0], {"bytes": [2, 1]}, {"bytes": 2})
+    problem = Problem(*tables)
+    BruteForce().run(problem, Search(problem, solver="warm"))
+    enumerate_paired(problem, Search(problem, solver="warm"))
 
 
 def num_choices(problem: Problem) -> float:

@@ -24,7 +24,7 @@ from solvers.bounds.semidefinite import Lift
 from solvers.bounds.sign_bound import SignState
 from solvers.bounds.signs import SignForm
 from solvers.exact.base import Exact
-from solvers.exact.brute_force import BruteForce, num_choices
+from solvers.exact.brute_force import BruteForce, num_choices, warm_enumeration
 from solvers.heuristic.anneal import Anneal
 from solvers.heuristic.lagrangian import begin, open_part
 from solvers.kernels.local_search import polish
@@ -84,6 +84,11 @@ class Semidefinite(Exact):
 
     name: ClassVar[str] = "semidefinite"
     summary: ClassVar[str] = "branch and bound with semidefinite bounds; dense pair terms, up to 1,000 options"
+
+    def prepare(self) -> None:
+        """Compile the inner loops."""
+        Exact.prepare(self)
+        warm_enumeration()
 
     def refuse(self, problem: Problem) -> str:
         """Refuse a problem with too many options."""

@@ -10,6 +10,7 @@ from formulations import Problem
 from solvers.base import Search, Solver
 from solvers.kernels.local_search import polish
 from solvers.kernels.repair import repair
+from solvers.kernels.warm import warm_descent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,10 @@ class Greedy(Solver):
 
     name: ClassVar[str] = "greedy"
     summary: ClassVar[str] = "cheapest switches per unit of resource until the budgets hold, then a descent; any size"
+
+    def prepare(self) -> None:
+        """Compile the inner loops."""
+        warm_descent()
 
     def run(self, problem: Problem, search: Search) -> None:
         """Take the cheapest options, repair them, and descend."""

@@ -43,7 +43,13 @@ def repair(problem: Problem, choice: ArrayLike) -> Integers | None:
 
 def repair_flat(a: Arrays, chosen: Integers) -> bool:
     """Repair flat options in place, given `Arrays`; return whether every budget holds."""
-    return bool(_cheapest(a, chosen) or _breakout(a, chosen) or _tree(a, chosen))
+    return any(step(a, chosen) for step in (_cheapest, _breakout, _tree))
+
+
+def warm_repair(a: Arrays, chosen: Integers) -> None:
+    """Run every step once, so that all of them are compiled."""
+    for step in (_cheapest, _breakout, _tree):
+        step(a, chosen.copy())
 
 
 @compiled
