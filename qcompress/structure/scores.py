@@ -26,6 +26,7 @@ from qcompress.model import layers
 from qcompress.model.coupled import CoupledSet
 from qcompress.model.losses import Loss
 from qcompress.model.tensors import held_tensors
+from qcompress.structure.elimination import Elimination
 
 READERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -115,46 +116,25 @@ def elimination_order(
     model: nn.Module, item: CoupledSet, moments: Mapping[str, Tensor], outputs: Mapping[str, Floats]
 ) -> list[int] | None:
     """Return the removal order by ``obs`` of all units but the last; None if no reader has known inputs."""
-    parts = []
+    eliminations = []
     for reader in readers(model, item):
         if reader.path in moments and reader.path in outputs:
             module = model.get_submodule(reader.path)
             rows = layers.to_rows(module, layers.weight_of(module).detach()).cpu().double()
             weight = torch.from_numpy(outputs[reader.path]).clamp(min=0.0).sqrt()
-            inverse = torch.linalg.inv(damped(moments[reader.path]))
-            parts.append((rows * weight[:, None], inverse, torch.from_numpy(reader.columns)))
-    if not parts:
+            columns = torch.from_numpy(reader.columns)
+            eliminations.append(Elimination(rows * weight[:, None], damped(moments[reader.path]), columns))
+    if not eliminations:
         return None
-    alive, order = np.ones(item.num_units, dtype=bool), []
+    alive, order = torch.ones(item.num_units, dtype=torch.bool), list[int]()
     for _ in range(item.num_units - 1):
-        left = np.flatnonzero(alive)
-        costs = sum(_elimination_costs(*part, torch.from_numpy(left)) for part in parts)
-        unit = int(left[int(torch.as_tensor(costs).argmin())])
-        for rows, inverse, columns in parts:
-            _eliminate(rows, inverse, columns[unit])
+        costs = torch.stack([elimination.costs() for elimination in eliminations]).sum(0)
+        unit = int(costs.masked_fill(~alive, torch.inf).argmin())
+        for elimination in eliminations:
+            elimination.eliminate(unit)
         alive[unit] = False
         order.append(unit)
     return order
-
-
-def _elimination_costs(rows: Tensor, inverse: Tensor, columns: Tensor, units: Tensor) -> Tensor:
-    """Costs ``tr(W_u·[H⁻¹]_uu⁻¹·W_uᵀ)`` of removing each unit."""
-    unit_columns = columns[units]  # (units, p)
-    blocks = inverse[unit_columns[:, :, None], unit_columns[:, None, :]]
-    weights = rows[:, unit_columns].transpose(0, 1)  # (units, channels, p)
-    gram = weights.transpose(1, 2) @ weights
-    return torch.diagonal(torch.linalg.solve(blocks, gram), dim1=1, dim2=2).sum(-1)
-
-
-def _eliminate(rows: Tensor, inverse: Tensor, columns: Tensor) -> None:
-    """Eliminate columns; updates the remaining rows and the inverse in place."""
-    across = inverse[columns].clone()  # (p, n)
-    step = torch.linalg.solve(across[:, columns], across)
-    rows -= rows[:, columns] @ step
-    inverse -= across.T @ step
-    rows[:, columns] = 0.0
-    inverse[columns], inverse[:, columns] = 0.0, 0.0
-    inverse[columns, columns] = 1.0
 
 
 def _places(model: nn.Module, sets: Sequence[CoupledSet]) -> dict[str, dict[str, NDArray[np.int64]]]:
