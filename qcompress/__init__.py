@@ -20,11 +20,12 @@ from qcompress.formulation import formulate
 from qcompress.kv_cache import memory_budget
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import EncodeProgress
-from qcompress.measuring.latency import TimingProgress, time_options
+from qcompress.measuring.latency import time_options
 from qcompress.measuring.measure import measure
 from qcompress.measuring.pair_terms import PAIR_STRENGTH
 from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.remeasure import remeasure
+from qcompress.measuring.stopwatch import TimingProgress
 from qcompress.measuring.true_loss import TrueLoss, mean_loss
 from qcompress.model.opened import open_model
 from qcompress.options import Options, gguf_types, integer_products, low_rank, prune_channels, prune_quantize

@@ -18,11 +18,11 @@ from qcompress.errors import OptionsError
 from qcompress.formulation import pair_strength
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import EncodeProgress
-from qcompress.measuring.latency import TimingProgress
 from qcompress.measuring.measure import require_method
 from qcompress.measuring.options_by_layer import Offered
 from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.remeasure import loss_of
+from qcompress.measuring.stopwatch import TimingProgress
 from qcompress.measuring.workers import checked_jobs
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration

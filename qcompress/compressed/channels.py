@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from qcompress.compressed.bypassed import bypass_, held_by
 from qcompress.compressed.cutting import Cuts, cut_, together
 from qcompress.compressed.reconstruction import reconstruct_
-from qcompress.compressed.record import CompressedPart, Compression, attach, install_, record_of
-from qcompress.compressed.removal import cuts_of, mask_
+from qcompress.compressed.record import CompressedPart, Compression, attach, bypasses_in, install_, record_of
+from qcompress.compressed.removal import bypasses_of, cuts_of, mask_
 from qcompress.measurement import Measurement
 from qcompress.model.coupled import CoupledSet
 from qcompress.model.parts import Part, weights_of
@@ -33,7 +34,7 @@ def remove_chosen_(model: nn.Module, measurement: Measurement, transforms: Seque
         moments = {
             part.path: _left(torch.tensor(measurement.moments[part.path]), part, cuts, model)
             for part in measurement.coded
-            if part.path in measurement.moments
+            if part.path in measurement.moments and not held_by(bypasses_in(model), part.path)
         }
         code_(model, measurement, codes, moments)
 
@@ -45,10 +46,18 @@ def cut_chosen_(model: nn.Module, measurement: Measurement, transforms: Sequence
         for transform in transforms[: len(measurement.sets)]
     ]
     removed = put_channels_(model, measurement.sets, removals, measurement.moments)
-    before, cuts = record_of(model), cuts_of(measurement.sets, removed)
+    before = record_of(model) or Compression(parts=())
+    cuts, bypasses = cuts_of(measurement.sets, removed), bypasses_of(measurement.sets, removed)
+    bypass_(model, bypasses)
     cut_(model, cuts)
-    whole = cuts if before is None or not before.cuts else together(before.cuts, cuts, model)
-    attach(model, Compression(parts=(), payload_bytes=total_bytes(model) - left_out_bytes(model), cuts=whole))
+    earlier = {place: gone for place, gone in before.cuts.items() if not held_by(bypasses, place[0])}
+    record = Compression(
+        parts=(),
+        payload_bytes=total_bytes(model) - left_out_bytes(model),
+        cuts=together(earlier, cuts, model),
+        bypasses=(*before.bypasses, *bypasses),
+    )
+    attach(model, record)
     return cuts
 
 
@@ -76,7 +85,8 @@ def code_(
         moments: second moments of the inputs of these layers in ``model``, by path; codes of layers without moments are
             rounded to nearest.
     """
-    parts = [part_in(model, part) for part in measurement.coded]
+    there = [part for part in measurement.coded if not held_by(bypasses_in(model), part.path)]
+    parts = [part for part in (part_in(model, item) for item in there) if part.target.num_weights]
     stored = []
     for part, weight in zip(parts, weights_of(model, parts, moments, measurement.num_inputs), strict=True):
         transform = codes[part.name]

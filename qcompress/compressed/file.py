@@ -14,11 +14,27 @@ from torch import nn
 
 from formulations.files import AnyPath, replacing
 from qcompress.compressed import container
+from qcompress.compressed.bypassed import bypass_
 from qcompress.compressed.cutting import beyond, cut_
 from qcompress.compressed.index import Contents, described
-from qcompress.compressed.loading import cut_differences, part_differences, put_, refuse, state_differences
+from qcompress.compressed.loading import (
+    bypass_differences,
+    cut_differences,
+    part_differences,
+    put_,
+    refuse,
+    state_differences,
+)
 from qcompress.compressed.packed import is_packed, pack_
-from qcompress.compressed.record import CompressedPart, Compression, attach, install_, record_of, require_unchanged
+from qcompress.compressed.record import (
+    CompressedPart,
+    Compression,
+    attach,
+    bypasses_in,
+    install_,
+    record_of,
+    require_unchanged,
+)
 from qcompress.errors import ArtefactError
 from qcompress.model.composed import compose_
 from qcompress.model.opened import require_in_memory
@@ -114,8 +130,11 @@ def load_compressed(path: AnyPath, model_factory: Callable[[], Model], *, packed
             f"the function for the original model must return a torch module, found {type(model).__name__}"
         )
     compose_(model, contents.state)
-    if contents.cuts:
+    if contents.cuts or contents.bypasses:
         earlier = record_of(model)  # the given model may itself be the result of an earlier removal
+        bypasses = tuple(item for item in contents.bypasses if item not in bypasses_in(model))
+        refuse(path, bypass_differences(bypasses, model))
+        bypass_(model, bypasses)
         cuts = contents.cuts if earlier is None else beyond(contents.cuts, earlier.cuts, model)
         refuse(path, cut_differences(contents, cuts, model))
         cut_(model, cuts)
@@ -134,7 +153,12 @@ def load_compressed(path: AnyPath, model_factory: Callable[[], Model], *, packed
     parts = tuple(replace(item, stored={}) if isinstance(item.transform, Keep) else item for item in contents.parts)
     attach(
         model,
-        Compression(parts=parts, payload_bytes=contents.payload_bytes - contents.left_out_bytes, cuts=contents.cuts),
+        Compression(
+            parts=parts,
+            payload_bytes=contents.payload_bytes - contents.left_out_bytes,
+            cuts=contents.cuts,
+            bypasses=contents.bypasses,
+        ),
     )
     return pack_(model.eval()) if packed else model.eval()
 
@@ -177,7 +201,7 @@ def _contents(model: nn.Module) -> Contents:
         for item in held
         if state[item.name].first == item.name and id(item.tensor) not in written
     }
-    contents = Contents(parts=parts, plain=plain, state=state, cuts=record.cuts)
+    contents = Contents(parts=parts, plain=plain, state=state, cuts=record.cuts, bypasses=record.bypasses)
     predictable = contents.payload_bytes - contents.left_out_bytes
     if record.payload_bytes is not None and predictable != record.payload_bytes:
         raise ArtefactError(

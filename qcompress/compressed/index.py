@@ -18,6 +18,7 @@ from torch import Tensor
 from qcompress.compressed.cutting import Cuts
 from qcompress.compressed.record import CompressedPart
 from qcompress.errors import ArtefactError
+from qcompress.model.coupled import Bypass
 from qcompress.model.parts import Part
 from qcompress.model.sites import WEIGHT, path_of
 from qcompress.model.tensors import Held, first_names, size_bytes
@@ -55,12 +56,14 @@ class Contents:
         plain: all other tensors by name; shared ones once.
         state: description of the whole state.
         cuts: indices removed from the original's tensors.
+        bypasses: modules of the original that are replaced by their constant output.
     """
 
     parts: tuple[CompressedPart, ...]
     plain: dict[str, Tensor]
     state: dict[str, Described]
     cuts: Cuts = field(default_factory=dict)
+    bypasses: tuple[Bypass, ...] = ()
 
     @property
     def arrays(self) -> list[Tensor]:
@@ -157,6 +160,8 @@ def pack_index(contents: Contents) -> str:
     }
     if contents.cuts:
         value["cuts"] = [[places[name], dim, _ranges(indices)] for (name, dim), indices in contents.cuts.items()]
+    if contents.bypasses:
+        value["bypasses"] = [item.to_json() for item in contents.bypasses]
     text = json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
     return base64.b85encode(zlib.compress(text, 9)).decode()
 
@@ -193,7 +198,8 @@ def unpack_index(text: str, payload: Tensor) -> Contents:
         (names[place], int(dim)): [index for start, stop in ranges for index in range(start, stop)]
         for place, dim, ranges in value.get("cuts", ())
     }
-    return Contents(parts=tuple(parts), plain=plain, state=state, cuts=cuts)
+    bypasses = tuple(map(Bypass.from_json, value.get("bypasses", ())))
+    return Contents(parts=tuple(parts), plain=plain, state=state, cuts=cuts, bypasses=bypasses)
 
 
 class _Cut:

@@ -1,5 +1,7 @@
 """Check a model's architecture against a file, and copy the file's tensors into the model."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -8,6 +10,7 @@ from qcompress.compressed.cutting import Cuts
 from qcompress.compressed.index import Contents, Described, dtype_name
 from qcompress.errors import ArtefactError
 from qcompress.model import layers
+from qcompress.model.coupled import Bypass
 from qcompress.model.parts import Part
 from qcompress.model.tensors import EXTRA_STATE, held_tensors
 
@@ -36,6 +39,13 @@ def part_differences(part: Part, model: nn.Module) -> list[str]:
         size = f"{len(rows)} channels of {rows.shape[1]} weights"
         return [f"{part.name!r} has {size}, in the file {target.channels} of {target.per_channel}"]
     return []
+
+
+def bypass_differences(bypasses: Sequence[Bypass], model: nn.Module) -> list[str]:
+    """Describe what ``model`` lacks of the modules that are to be bypassed."""
+    paths = {path for path, _ in model.named_modules()}
+    wanted = [path for item in bypasses for path in (item.path, item.reader) if path is not None]
+    return [f"it has no module {path!r}" for path in wanted if path not in paths]
 
 
 def cut_differences(contents: Contents, cuts: Cuts, model: nn.Module) -> list[str]:

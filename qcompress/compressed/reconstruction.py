@@ -70,6 +70,8 @@ def reconstruct(rows: Tensor, moments: Tensor, gone: Tensor) -> Tensor:
     mask[gone] = False
     stay = mask.nonzero()[:, 0]
     wide = rows.detach().cpu().double()
+    if not len(stay):
+        return torch.zeros_like(rows)
     factor = torch.linalg.cholesky(whole[stay][:, stay])
     moved = torch.cholesky_solve(whole[stay][:, gone], factor)
     result = torch.zeros_like(wide)

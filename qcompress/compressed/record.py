@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qcompress.compressed.cutting import Cuts
 from qcompress.compressed.factored import Factored, factored, replace_
 from qcompress.errors import ArtefactError
+from qcompress.model.coupled import Bypass
 from qcompress.model.parts import Part
 from qcompress.model.tensors import same_bits
 from qcompress.transforms import activations
@@ -84,11 +85,18 @@ class Compression:
         payload_bytes: predicted bytes of the whole model, without non-persistent buffers (whose size may depend on the
             last batch); None without a prediction.
         cuts: indices removed from the original's tensors.
+        bypasses: modules of the original that are replaced by their constant output.
     """
 
     parts: tuple[CompressedPart, ...]
     payload_bytes: int | None = None
     cuts: Cuts = field(default_factory=dict)
+    bypasses: tuple[Bypass, ...] = ()
+
+    @property
+    def smaller(self) -> bool:
+        """Whether something was removed from the network."""
+        return bool(self.cuts or self.bypasses)
 
 
 def record_of(model: nn.Module) -> Compression | None:
@@ -97,11 +105,17 @@ def record_of(model: nn.Module) -> Compression | None:
     return record
 
 
+def bypasses_in(model: nn.Module) -> tuple[Bypass, ...]:
+    """Return the modules of the original that ``model`` does without."""
+    record = record_of(model)
+    return () if record is None else record.bypasses
+
+
 def attach(model: nn.Module, record: Compression) -> None:
-    """Attach ``record`` to ``model``; earlier cuts are preserved."""
+    """Attach ``record`` to ``model``; earlier cuts and bypasses are preserved."""
     before = record_of(model)
-    if before is not None and before.cuts and not record.cuts:
-        record = replace(record, cuts=before.cuts)
+    if before is not None and not record.smaller:
+        record = replace(record, cuts=before.cuts, bypasses=before.bypasses)
     setattr(model, _ATTRIBUTE, record)
 
 

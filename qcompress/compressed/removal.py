@@ -1,7 +1,8 @@
 """Cut removed units out of a model, or mask them; both compute the same function.
 
 In the **masked** network, the weights that read a removed unit are zero, so that its values have no effect. In the
-**smaller** network, the unit is cut out of every tensor (`qcompress.compressed.cutting`).
+**smaller** network, the unit is cut out of every tensor (`qcompress.compressed.cutting`). If all units of a set are
+removed, the modules that made their values are replaced (`qcompress.compressed.bypassed`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
+from qcompress.compressed.bypassed import bypass_, held_by
 from qcompress.compressed.cutting import cut_
 from qcompress.errors import ModelError
-from qcompress.model.coupled import CoupledSet
+from qcompress.model.coupled import Bypass, CoupledSet
 from qcompress.model.tensors import held_tensors
 
 Removed = Mapping[str, ArrayLike]
@@ -44,7 +46,7 @@ def remove_(model: Model, sets: Sequence[CoupledSet], removed: Removed) -> Model
     """Cut removed units out of every tensor, in place.
 
     Raises:
-        ModelError: a set or unit does not exist, or no unit of a set would remain.
+        ModelError: a set or unit does not exist, or no unit of a set would remain that has no bypass.
 
     >>> from qcompress.structure.find import find_sets
     >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -56,16 +58,26 @@ def remove_(model: Model, sets: Sequence[CoupledSet], removed: Removed) -> Model
       (2): Linear(in_features=6, out_features=2, bias=True)
     )
     """
+    bypass_(model, bypasses_of(sets, removed))
     cut_(model, cuts_of(sets, removed))
     return model
 
 
+def bypasses_of(sets: Sequence[CoupledSet], removed: Removed) -> tuple[Bypass, ...]:
+    """Return the modules to bypass: those of sets that are removed as a whole."""
+    return tuple(
+        bypass for item, units in _chosen(sets, removed) if len(units) == item.num_units for bypass in item.bypasses
+    )
+
+
 def cuts_of(sets: Sequence[CoupledSet], removed: Removed) -> dict[tuple[str, int], list[int]]:
-    """Return the cuts that `qcompress.compressed.cutting.cut_` has to make."""
+    """Return the cuts that `qcompress.compressed.cutting.cut_` has to make, outside modules that are bypassed."""
+    bypasses = bypasses_of(sets, removed)
     cuts: dict[tuple[str, int], set[int]] = {}
     for item, units in _chosen(sets, removed):
         for axis in item.axes:
-            cuts.setdefault((axis.tensor, axis.dim), set()).update(axis.indices[units].ravel().tolist())
+            if not held_by(bypasses, axis.tensor):
+                cuts.setdefault((axis.tensor, axis.dim), set()).update(axis.indices[units].ravel().tolist())
     return {place: sorted(indices) for place, indices in cuts.items()}
 
 
@@ -79,7 +91,7 @@ def _chosen(sets: Sequence[CoupledSet], removed: Removed) -> list[tuple[CoupledS
         units, count = np.unique(np.asarray(given, dtype=np.int64)), known[name].num_units
         if len(units) and not 0 <= units[0] <= units[-1] < count:
             raise ModelError(f"set {name!r} has units 0..{count - 1}, asked to remove {units.tolist()}")
-        if len(units) == count:
+        if len(units) == count and not known[name].bypasses:
             raise ModelError(f"removing all {count} units of {name!r} would cut the network in two; one must stay")
         if len(units):
             chosen.append((known[name], units))

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from qcompress.errors import EngineError, MissingError
 from qcompress.measurement import Measurement
-from qcompress.measuring.latency import TimingProgress
+from qcompress.measuring.stopwatch import TimingProgress
 from qcompress.model import forward as forwards
 from qcompress.model.parts import Part
 from qcompress.options import Options

@@ -27,7 +27,8 @@ from qcompress.engines import onnx_conversions, onnx_graph, onnx_tracing
 from qcompress.engines.onnx_clock import Clock, Kind, kind_of
 from qcompress.engines.onnx_conversions import INTEGER
 from qcompress.measurement import Measurement
-from qcompress.measuring.latency import LATENCY, TimingProgress, with_times
+from qcompress.measuring.latency import LATENCY, with_times
+from qcompress.measuring.stopwatch import TimingProgress
 from qcompress.model import forward as forwards
 from qcompress.model.parts import Part
 from qcompress.transforms.base import Transform

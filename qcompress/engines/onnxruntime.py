@@ -37,7 +37,7 @@ from qcompress.engines.onnx_integer import IntegerLayer
 from qcompress.engines.onnx_session import opened, peak_bytes
 from qcompress.errors import EngineError
 from qcompress.measurement import Measurement
-from qcompress.measuring.latency import TimingProgress
+from qcompress.measuring.stopwatch import TimingProgress
 from qcompress.model.parts import Part
 from qcompress.model.sites import WEIGHT
 from qcompress.options import Options, integer_products, prune_quantize

@@ -13,17 +13,15 @@ vary from run to run, but they are stored in the measurement, and everything aft
 bytes.
 """
 
-import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from formulations import FileFormatError
 from formulations.file_kinds import FileKind
@@ -31,8 +29,11 @@ from formulations.files import AnyPath
 from formulations.resource_pairs import arrays_of, matrix_from
 from qcompress.compressed.apply import require_measured
 from qcompress.compressed.factored import factored
-from qcompress.errors import ModelError, OptionsError
+from qcompress.errors import OptionsError
 from qcompress.measurement import Measurement
+from qcompress.measuring import stopwatch
+from qcompress.measuring.channel_latency import channels_timed
+from qcompress.measuring.stopwatch import TimingProgress
 from qcompress.model import forward as forwards
 from qcompress.model import layers
 from qcompress.transforms.base import Target, Transform
@@ -40,17 +41,7 @@ from qcompress.transforms.base import Target, Transform
 LATENCY = "latency_s"
 FILE_KIND = FileKind("qcompress latency", version=1)
 REPEATS = 15
-MICROSECOND = 1e-6
 TOGETHER = "together"  # name of arrays in a file
-OUTSIDE = -1  # in place of a layer's index: not in any layer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TimingProgress:
-    """Number of layers whose options have been timed."""
-
-    layers: int
-    total_layers: int
 
 
 def time_options(
@@ -69,7 +60,8 @@ def time_options(
     processor time, so that other programs do not count; otherwise it is wall time, and the machine should be idle.
 
     Options that change a layer's weight but keep the layer get the layer's own time; a block of channels gets its
-    share of the rows. Everything that is in no part (activations, normalisation, Python) is in ``fixed``.
+    share of the rows. Removals of channels are timed on the whole network (`qcompress.measuring.channel_latency`).
+    Everything that is in no part (activations, normalisation, Python) is in ``fixed``.
 
     Args:
         model: the model that was measured; it is not modified.
@@ -81,7 +73,7 @@ def time_options(
 
     Raises:
         ModelError: the model is not the measured one, or calls its layers in a different order from run to run.
-        OptionsError: ``repeats`` is not a whole number from 1.
+        OptionsError: ``repeats`` is not a whole number from 1, or times of channels do not add up.
 
     >>> from qcompress import formulate, low_rank, measure
     >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
@@ -93,53 +85,9 @@ def time_options(
     require_measured(model, measurement.model_fingerprint)
     if not (isinstance(repeats, int) and repeats >= 1):
         raise OptionsError(f"repeats must be a whole number from 1, found {repeats!r}")
-    # a weight outside a layer takes the same time whatever its option: its module's time counts as the rest
-    paths = tuple(dict.fromkeys(part.modules for part in measurement.parts if part.site(model).is_layer))
-    number = {modules: i for i, modules in enumerate(paths)}
-    modules_of_layers = [model.get_submodule(modules[0]) for modules in paths]
-    shapes = [
-        [_shape(transform, part.target) for transform in options]
-        for part, options in zip(measurement.parts, measurement.transforms, strict=True)
-    ]
+    timed = channels_timed if measurement.sets else _layers_timed
     with forwards.evaluating(model), torch.no_grad():
-        stopwatch = _Stopwatch(model, paths)
-
-        def run() -> None:
-            (forward or forwards.default_forward)(model, batch)
-
-        def tell(done: int) -> None:
-            if on_progress is not None:
-                on_progress(TimingProgress(layers=done, total_layers=len(paths)))
-
-        calls = stopwatch.calls(run)
-        seconds, rest = stopwatch.times(run, repeats)
-        tell(done := 0)
-        alike: dict[Hashable, list[int]] = {}
-        for layer, module in enumerate(modules_of_layers):
-            alike.setdefault(_likeness(module, calls[layer]), []).append(layer)
-        ratios: list[dict[Shape, float]] = [{} for _ in paths]
-        for group in alike.values():
-            seconds[group] = np.median(seconds[group])
-            wanted = {
-                shape: None
-                for part, options in zip(measurement.parts, shapes, strict=True)
-                if number.get(part.modules) in group
-                for shape in options
-                if shape
-            }
-            layer_ratios = _ratios(modules_of_layers[group[0]], list(wanted), calls[group[0]], repeats)
-            for layer in group:
-                ratios[layer] = layer_ratios
-            tell(done := done + len(group))
-    use = []
-    for part, options in zip(measurement.parts, shapes, strict=True):
-        if part.modules not in number or not part.site(model).is_layer:
-            use += [0.0 for _ in options]
-            continue
-        layer = number[part.modules]
-        dense = seconds[layer] * part.target.channels / layers.num_channels(modules_of_layers[layer])
-        use += [dense * ratios[layer].get(shape, 1.0) for shape in options]
-    return with_times(measurement, np.array(use), rest, rest + float(seconds.sum()))
+        return with_times(measurement, *timed(model, measurement, batch, forward, repeats, on_progress))
 
 
 def save_times(timed: Measurement, path: AnyPath) -> None:
@@ -192,29 +140,72 @@ def _shape(transform: Transform, target: Target) -> Shape:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Call:
-    """The arguments of a layer's call."""
+def _layers_timed(
+    model: nn.Module,
+    measurement: Measurement,
+    batch: Any,
+    forward: forwards.Forward | None,
+    repeats: int,
+    on_progress: Callable[[TimingProgress], None] | None,
+) -> tuple[NDArray[np.float64], float, float]:
+    """Return the ``(V,)`` seconds of options that leave or replace layers, of everything else, and of the original."""
+    # a weight outside a layer takes the same time whatever its option: its module's time counts as the rest
+    paths = tuple(dict.fromkeys(part.modules for part in measurement.parts if part.site(model).is_layer))
+    number = {modules: i for i, modules in enumerate(paths)}
+    modules_of_layers = [model.get_submodule(modules[0]) for modules in paths]
+    shapes = [
+        [_shape(transform, part.target) for transform in options]
+        for part, options in zip(measurement.parts, measurement.transforms, strict=True)
+    ]
+    watch = stopwatch.Stopwatch(model, paths)
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    def run() -> None:
+        (forward or forwards.default_forward)(model, batch)
+
+    def tell(done: int) -> None:
+        if on_progress is not None:
+            on_progress(TimingProgress(layers=done, total_layers=len(paths)))
+
+    calls = watch.calls(run)
+    seconds, rest = watch.times(run, repeats)
+    tell(done := 0)
+    alike: dict[Hashable, list[int]] = {}
+    for layer, module in enumerate(modules_of_layers):
+        alike.setdefault(_likeness(module, calls[layer]), []).append(layer)
+    ratios: list[dict[Shape, float]] = [{} for _ in paths]
+    for group in alike.values():
+        seconds[group] = np.median(seconds[group])
+        wanted = {
+            shape: None
+            for part, options in zip(measurement.parts, shapes, strict=True)
+            if number.get(part.modules) in group
+            for shape in options
+            if shape
+        }
+        layer_ratios = _ratios(modules_of_layers[group[0]], list(wanted), calls[group[0]], repeats)
+        for layer in group:
+            ratios[layer] = layer_ratios
+        tell(done := done + len(group))
+    use = []
+    for part, options in zip(measurement.parts, shapes, strict=True):
+        if part.modules not in number or not part.site(model).is_layer:
+            use += [0.0 for _ in options]
+            continue
+        layer = number[part.modules]
+        dense = seconds[layer] * part.target.channels / layers.num_channels(modules_of_layers[layer])
+        use += [dense * ratios[layer].get(shape, 1.0) for shape in options]
+    return np.array(use), rest, rest + float(seconds.sum())
 
 
-def _likeness(module: nn.Module, calls: list[_Call]) -> Hashable:
+def _likeness(module: nn.Module, calls: list[stopwatch.TimedCall]) -> Hashable:
     """A key that is equal for layers that do the same work. A layer of a custom type equals no other."""
     if type(module) not in layers.SUPPORTED:
         return id(module)
-    given = [
-        (tensor.shape, tensor.stride(), tensor.dtype)
-        for call in calls
-        for tensor in tree_leaves((call.args, call.kwargs))
-        if isinstance(tensor, Tensor)
-    ]
     weight = layers.weight_of(module)
-    return (repr(module), weight.dtype, weight.stride(), weight.device, *given)
+    return (repr(module), weight.dtype, weight.stride(), weight.device, *stopwatch.shapes_in(calls))
 
 
-def _ratios(module: nn.Module, shapes: list[Shape], calls: list[_Call], repeats: int) -> dict[Shape, float]:
+def _ratios(module: nn.Module, shapes: list[Shape], calls: list[stopwatch.TimedCall], repeats: int) -> dict[Shape, float]:
     """Time of factors of the given shapes in place of ``module``, relative to the module's own time.
 
     All candidates are run in turn, in a different order every time, so that disturbances affect them equally. The
@@ -224,7 +215,7 @@ def _ratios(module: nn.Module, shapes: list[Shape], calls: list[_Call], repeats:
         return {}
     means = [{name: torch.full(size, 1 / size[1]) for name, *size in shape} for shape in shapes]
     candidates = [module, *(factored(module, factors) for factors in means)]
-    turns, now = np.random.default_rng(0), _clock(module)
+    turns, now = np.random.default_rng(0), stopwatch.clock_of(module)
     seconds = np.empty((repeats + 1, len(candidates)))
     for turn in range(repeats + 1):
         for place in turns.permutation(len(candidates)):
@@ -235,84 +226,3 @@ def _ratios(module: nn.Module, shapes: list[Shape], calls: list[_Call], repeats:
             seconds[turn, place] = now() - begun
     dense_s, *others = np.median(seconds[1:], axis=0).tolist()  # the first turn is a warm-up
     return {shape: other / dense_s for shape, other in zip(shapes, others, strict=True)}
-
-
-class _Stopwatch:
-    """Hooks into a model's layers that record, in a run, their arguments and when they begin and end.
-
-    Args:
-        model: the model, in evaluation mode.
-        paths: for each layer the paths of the modules that share its weight.
-    """
-
-    def __init__(self, model: nn.Module, paths: tuple[tuple[str, ...], ...]) -> None:
-        self._now, self._num_layers = _clock(model), len(paths)
-        self._layer_of = {model.get_submodule(path): i for i, layer_paths in enumerate(paths) for path in layer_paths}
-
-    def calls(self, run: Callable[[], None]) -> list[list[_Call]]:
-        """Return for each layer the arguments of its calls in one run."""
-        calls: list[list[_Call]] = [[] for _ in range(self._num_layers)]
-
-        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls[self._layer_of[module]].append(_Call(args=args, kwargs=kwargs))
-
-        hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in self._layer_of]
-        try:
-            run()
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return calls
-
-    def times(self, run: Callable[[], None], repeats: int) -> tuple[NDArray[np.float64], float]:
-        """Return the seconds in every layer, over all its calls, and the seconds outside all layers.
-
-        A run is a sequence of pieces, from one mark to the next; for each piece the median of all runs is taken.
-
-        Raises:
-            ModelError: the layers are called in a different order from run to run.
-        """
-        marks: list[tuple[float, int]] = []  # time, and the layer that runs from then on
-        within = [OUTSIDE]
-
-        def begin(module: nn.Module, args: Any) -> None:  # noqa: ARG001
-            within.append(self._layer_of[module])
-            marks.append((self._now(), within[-1]))
-
-        def end(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG001
-            within.pop()
-            marks.append((self._now(), within[-1]))
-
-        hooks = [module.register_forward_pre_hook(begin) for module in self._layer_of]
-        hooks += [module.register_forward_hook(end) for module in self._layer_of]
-        runs = []
-        try:
-            for _ in range(repeats + 1):
-                marks[:] = [(self._now(), OUTSIDE)]
-                run()
-                runs.append([*marks, (self._now(), OUTSIDE)])
-        finally:
-            for hook in hooks:
-                hook.remove()
-        orders = {tuple(layer for _, layer in marked) for marked in runs}
-        if len(orders) > 1:
-            raise ModelError("the model calls its layers in a different order each time, so they cannot be timed")
-        moments = [[moment for moment, _ in marked] for marked in runs[1:]]  # the first run is a warm-up
-        pieces = np.median(np.diff(moments), axis=0)
-        seconds = np.zeros(self._num_layers + 1)  # the last one is OUTSIDE
-        np.add.at(seconds, list(orders.pop()[:-1]), pieces)
-        return seconds[:-1], float(seconds[-1])
-
-
-def _clock(model: nn.Module) -> Callable[[], float]:
-    """A clock: processor time on one CPU thread, else wall time after synchronising with the device."""
-    device = forwards.device_of(model)
-    if device.type == "cpu":
-        fine = time.get_clock_info("process_time").resolution <= MICROSECOND
-        return time.process_time if torch.get_num_threads() == 1 and fine else time.perf_counter
-
-    def synchronised() -> float:
-        torch.accelerator.synchronize(device)
-        return time.perf_counter()
-
-    return synchronised

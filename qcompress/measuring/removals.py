@@ -176,7 +176,7 @@ def _options(
     """Keep all units first, then the offered counts in descending order, each count once."""
     by_count: dict[int, Transform] = {}
     for offer in sorted(offers, key=lambda offer: -offer.keep):
-        if (kept := offer.kept(item.num_units)) < item.num_units:
-            gone = sorted(orders[offer.scores][: item.num_units - kept])
+        if (kept := offer.kept(item.num_units)) < item.num_units and (kept or item.bypasses):
+            gone = sorted(orders[offer.scores][: item.num_units - kept]) if kept else range(item.num_units)
             by_count.setdefault(kept, RemoveChannels(item.num_units, tuple(gone), offer.reconstructed))
     return (Keep(), *by_count.values())

@@ -1,4 +1,8 @@
-"""Coupled sets: interchangeable channels, each with everything that is removed together with it."""
+"""Coupled sets: interchangeable channels, each with everything that is removed together with it.
+
+If a whole set is removed, such as all heads of an attention layer, the modules that made its values have nothing left
+to compute. They are replaced (`Bypass`), so that neither their weights nor their time remain.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +37,36 @@ class Axis:
         return cls(**{**value, "indices": np.array(value["indices"], dtype=np.int64)})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bypass:
+    """A module that computes nothing once all units of a set are removed, and what it then returns.
+
+    Attributes:
+        path: path of the module.
+        width: last dimension of its output.
+        outputs: length of the tuple that it returns, of which only the first entry counts; None for a tensor.
+        reader: path of the layer in it whose bias is its output; None if the output is zero.
+    """
+
+    path: str
+    width: int
+    outputs: int | None = None
+    reader: str | None = None
+
+    def holds(self, name: str) -> bool:
+        """Whether the module holds a tensor or module of this name."""
+        return f"{name}.".startswith(f"{self.path}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the bypass as plain JSON."""
+        return {"path": self.path, "width": self.width, "outputs": self.outputs, "reader": self.reader}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Bypass":
+        """Undo `to_json`; TypeError if ``value`` is not such JSON."""
+        return cls(**value)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CoupledSet:
     """Units with one common decision: how many of them to keep.
@@ -41,22 +75,26 @@ class CoupledSet:
         name: unique name.
         axes: positions of the units in all tensors.
         work: share of one unit in the activation products of the whole network (for an attention head).
+        bypasses: modules that compute nothing once all units are removed; empty if one unit must stay.
     """
 
     name: str
     axes: tuple[Axis, ...]
     work: float = 0.0
+    bypasses: tuple[Bypass, ...] = ()
 
     @property
     def num_units(self) -> int:
-        """Number of units; at least one always stays."""
+        """Number of units."""
         return len(self.axes[0].indices)
 
     def to_json(self) -> dict[str, Any]:
         """Return the set as plain JSON."""
-        return {"name": self.name, "axes": [axis.to_json() for axis in self.axes], "work": self.work}
+        bypasses = {"bypasses": [item.to_json() for item in self.bypasses]} if self.bypasses else {}
+        return {"name": self.name, "axes": [axis.to_json() for axis in self.axes], "work": self.work, **bypasses}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "CoupledSet":
         """Undo `to_json`; KeyError or TypeError if ``value`` is not such JSON."""
-        return cls(**{**value, "axes": tuple(map(Axis.from_json, value["axes"]))})
+        bypasses = tuple(map(Bypass.from_json, value.get("bypasses", ())))
+        return cls(**{**value, "axes": tuple(map(Axis.from_json, value["axes"])), "bypasses": bypasses})

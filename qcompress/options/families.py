@@ -127,7 +127,8 @@ def prune_channels(
     """Remove channels, heads and gated units with everything that belongs to them, leaving a smaller dense network.
 
     Args:
-        keep: shares of the channels of a coupled set to keep, each above 0 and below 1.
+        keep: shares of the channels of a coupled set to keep, each below 1. 0 leaves out what the set belongs to, such
+            as an attention layer or an MLP with a connection around it.
         granularity: number of channels that are removed together; the number that stays is a multiple of it.
         scores: order in which channels are removed. ``"obs"``: by the loss that remains after the other channels
             compensate, one channel after another; ``"fisher"``: by the linearised change of the outputs; ``"l1"``: by

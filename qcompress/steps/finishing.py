@@ -50,7 +50,7 @@ def made_up(
     removed channels are returned unchanged.
     """
     record = record_of(chosen)
-    if not measurement.sets or record is None or not record.cuts:
+    if not measurement.sets or record is None or not record.smaller:
         return chosen
     calibration, judged = request.calibration, list(request.kept) or request.calibration.data
 

@@ -13,11 +13,12 @@ import torch
 
 from formulations import InfeasibleBudgetError
 from formulations.generators.prune_quantize import prune_quantize
-from qcompress.budgets import BITS_PER_WEIGHT, FILE_BYTES, FRACTIONAL, fixed_use, parse, remedy
+from qcompress.budgets import BITS_PER_WEIGHT, FILE_BYTES, FRACTIONAL, LATENCY, fixed_use, parse, remedy
 from qcompress.engines.base import Engine
 from qcompress.engines.legal import by_number, why_not
 from qcompress.errors import DataError, EngineError, OptionsError
 from qcompress.measurement import without_choice
+from qcompress.measuring.channel_latency import require_separate
 from qcompress.measuring.channels import offers_channels
 from qcompress.model import forward as forwards
 from qcompress.model.parts import UNCALLED, Survey, survey
@@ -25,6 +26,7 @@ from qcompress.model.steady import steady
 from qcompress.model.weights import Skipped
 from qcompress.steps.opened import first_of
 from qcompress.steps.request import Request
+from qcompress.structure.find import trace_few
 from qcompress.transforms.base import Keep, Transform, Weight
 
 
@@ -66,7 +68,8 @@ def require_for_channels(request: Request) -> None:
     if request.rounds > 1 and given is not None:
         raise OptionsError("rounds= measures again after every round: give options=, not measurement=")
     asked = {
-        f"a budget for {name}": name in request.budget and name not in ("bytes", "macs") for name in request.budget
+        f"a budget for {name}": name in request.budget and name not in ("bytes", "macs", LATENCY)
+        for name in request.budget
     }
     asked |= {
         "minimize=": request.minimize is not None,
@@ -76,9 +79,12 @@ def require_for_channels(request: Request) -> None:
     }
     if wrong := [name for name, meant in asked.items() if meant]:
         raise OptionsError(
-            f"{', '.join(wrong)} is not supported for channels: use budgets for bytes and macs, and "
+            f"{', '.join(wrong)} is not supported for channels: use budgets for bytes, macs and latency_s, and "
             "prune_channels(granularity=...) for blocks. The smaller model can be exported, or compressed further"
         )
+    if LATENCY in request.budget:
+        calibration = request.calibration
+        require_separate(trace_few(request.copied, calibration.first_batch(), calibration.forward).sets)
 
 
 def require_possible(request: Request) -> None:

@@ -239,7 +239,7 @@ def _part_reports(outcome: Outcome) -> Iterator[PartReport]:
     assert choice is not None  # noqa: S101
     record, chosen, errors = record_of(outcome.smaller), problem.flat(choice), measurement.standard_error
     transforms = [options[option] for options, option in zip(measurement.transforms, choice.tolist(), strict=True)]
-    stored = transforms if record is None or record.cuts else [item.transform for item in record.parts]
+    stored = transforms if record is None or record.smaller else [item.transform for item in record.parts]
     before, after = (bytes_of_parts(problem, flat) for flat in (problem.group_offsets[:-1], chosen))
     for index, (part, transform) in enumerate(zip(measurement.parts, stored, strict=True)):
         if not has_choice(measurement.transforms[index]):

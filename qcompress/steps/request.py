@@ -13,9 +13,9 @@ from qcompress.engines.base import Engine
 from qcompress.identity import Identity, identify, identify_batches
 from qcompress.measurement import Measurement
 from qcompress.measuring.candidates import EncodeProgress
-from qcompress.measuring.latency import TimingProgress
 from qcompress.measuring.options_by_layer import Offered
 from qcompress.measuring.progress import MeasureProgress
+from qcompress.measuring.stopwatch import TimingProgress
 from qcompress.model.calibration import Calibration
 from qcompress.model.forward import Forward
 from qcompress.model.losses import LossFunction

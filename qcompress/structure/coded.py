@@ -156,10 +156,25 @@ def size_addends(
     """
     rows, columns = addends(layer.rows, kept), addends(layer.columns, kept)
     terms: Addends = []
-    for name, sides in (("area", [rows, columns]), ("row", [rows]), ("column", [columns]), ("constant", [])):
+    some_rows, some_columns = (_unless_empty(side, kept) for side in (layer.rows, layer.columns))
+    for name, sides in (
+        ("area", [rows, columns]),
+        ("row", [rows, some_columns]),
+        ("column", [some_rows, columns]),
+        ("constant", [some_rows, some_columns]),
+    ):
         values = np.array([getattr(forms[index], name) for index in choice])
         terms += product_of(1.0, [[(1.0, ((codes, values),))], *sides])
     return terms
+
+
+def _unless_empty(side: Extent, kept: Sequence[Function]) -> Addends:
+    """Return 1, or 0 where no rows or columns are left: then nothing is stored, not even scales."""
+    always, per_unit = side
+    if always or len(per_unit) != 1:
+        return [(1.0, ())]
+    decision, counts = kept[next(iter(per_unit))]
+    return [(1.0, ((decision, (counts > 0).astype(np.float64)),))]
 
 
 def _size(transform: Transform, target: Target, rows: int, columns: int) -> int:

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from qcompress.model import forward as forwards
 from qcompress.structure.sets import Structure, trace
+from qcompress.structure.skipping import skippable
 from qcompress.structure.trial import failing
 
 SAMPLES = 2
@@ -19,6 +20,7 @@ def find_sets(model: nn.Module, data: Iterable[Any], forward: forwards.Forward |
     """Find the coupled sets of ``model`` by tracing a few samples of the first batch.
 
     Every set is tested: the model must run without one of its units and give the same output as with the unit masked.
+    Sets that can also be removed as a whole have `CoupledSet.bypasses`.
 
     Raises:
         ModelError: the model does not run.
@@ -35,7 +37,13 @@ def find_sets(model: nn.Module, data: Iterable[Any], forward: forwards.Forward |
     structure = trace(model, batch, forward)
     failed = failing(model, structure.sets, batch, forward) if structure.sets else {}
     left = tuple(item for item in structure.sets if item.name not in failed)
+    left = skippable(model, left, data, batch, forward)
     return replace(structure, sets=left, kept={**structure.kept, **failed})
+
+
+def trace_few(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> Structure:
+    """Trace a few samples of a batch, without any test of the result."""
+    return trace(model, _few(model, batch, forward), forward)
 
 
 def _few(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> Any:

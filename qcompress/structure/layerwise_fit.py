@@ -57,7 +57,7 @@ def fit_in_turn_(
     True
     """
     record = record_of(smaller)
-    if record is None or not record.cuts:
+    if record is None or not record.smaller:
         raise ModelError("the model has no record of removed channels: give what apply() made by prune_channels()")
     kept = _kept_rows(original, record)
     with forwards.evaluating(smaller), forwards.evaluating(original), torch.no_grad():
@@ -88,7 +88,7 @@ def _in_order(model: nn.Module, data: Iterable[Any], forward: forwards.Forward |
     hooks = [
         module.register_forward_hook(lambda *_, path=path: called.append(path))
         for path, module in model.named_modules()
-        if _fits(module) and id(module.weight) not in shared
+        if _fits(module) and module.weight.numel() and id(module.weight) not in shared
     ]
     try:
         forwards.run(model, forwards.first_batch(data), forward)

@@ -22,19 +22,41 @@ SAME = 1e-3
 
 
 def failing(
-    model: nn.Module, sets: Sequence[CoupledSet], batch: Any, forward: forwards.Forward | None = None
+    model: nn.Module,
+    sets: Sequence[CoupledSet],
+    batch: Any,
+    forward: forwards.Forward | None = None,
+    *,
+    whole: bool = False,
 ) -> dict[str, str]:
-    """For each set (by name) where removing units differs from masking them, the reason."""
-    first_unit = {item.name: np.zeros(1, dtype=np.int64) for item in sets}
+    """For each set (by name) where removing units differs from masking them, the reason.
+
+    Args:
+        model: the model.
+        sets: some of its sets.
+        batch: a few samples.
+        forward: how to run them.
+        whole: whether to remove all units, in place of the first and of half.
+    """
     rng = np.random.default_rng(0)
-    half = {item.name: rng.choice(item.num_units, item.num_units // 2, replace=False) for item in sets}
-    why = _why_not(model, sets, first_unit, batch, forward) or _why_not(model, sets, half, batch, forward)
+    removals: list[Removed] = [
+        {item.name: np.zeros(1, dtype=np.int64) for item in sets},
+        {item.name: rng.choice(item.num_units, item.num_units // 2, replace=False) for item in sets},
+    ]
+    if whole:
+        removals = [{item.name: range(item.num_units) for item in sets}]
+    reasons = (_why_not(model, sets, removed, batch, forward) for removed in removals)
+    why = next(filter(None, reasons), "")
     if not why:
         return {}
     if len(sets) == 1:
         return {sets[0].name: why}
     middle = len(sets) // 2
-    failing_halves = failing(model, sets[:middle], batch, forward) | failing(model, sets[middle:], batch, forward)
+    failing_halves = {
+        name: reason
+        for half in (sets[:middle], sets[middle:])
+        for name, reason in failing(model, half, batch, forward, whole=whole).items()
+    }
     if failing_halves:
         return failing_halves
     return dict.fromkeys((item.name for item in sets), f"together with others: {why}")
@@ -43,9 +65,9 @@ def failing(
 def _why_not(
     model: nn.Module, sets: Sequence[CoupledSet], removed: Removed, batch: Any, forward: forwards.Forward | None
 ) -> str:
-    masked = _output(mask_(own_copy(model), sets, removed), batch, forward)
+    masked = output_of(mask_(own_copy(model), sets, removed), batch, forward)
     try:
-        smaller = _output(remove_(own_copy(model), sets, removed), batch, forward)
+        smaller = output_of(remove_(own_copy(model), sets, removed), batch, forward)
     except Exception as error:
         return f"the model does not run without some units ({str(error).splitlines()[0] if str(error) else error!r})"
     if smaller.shape != masked.shape:
@@ -56,7 +78,8 @@ def _why_not(
     return ""
 
 
-def _output(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> Tensor:
+def output_of(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> Tensor:
+    """Return the output in evaluation mode."""
     with forwards.evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(0)
         return forwards.run(model, batch, forward)

@@ -21,7 +21,7 @@ class KeepChannels(Offer):
     """Keep a share of the channels of every coupled set.
 
     Attributes:
-        keep: share of the channels that stays, above 0 and below 1.
+        keep: share of the channels that stays, below 1; 0 removes sets as a whole where the network goes on without.
         granularity: number of channels removed together; the number that stays is a multiple of it if the set is large
             enough.
         scores: one of `SCORES`.
@@ -35,8 +35,8 @@ class KeepChannels(Offer):
     reconstructed: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.keep, bool) or not isinstance(self.keep, (int, float)) or not 0 < self.keep < 1:
-            raise OptionsError(f"keep must hold shares above 0 and below 1, found {self.keep!r}")
+        if isinstance(self.keep, bool) or not isinstance(self.keep, (int, float)) or not 0 <= self.keep < 1:
+            raise OptionsError(f"keep must hold shares from 0 and below 1, found {self.keep!r}")
         if type(self.granularity) is not int or self.granularity < 1:
             raise OptionsError(f"granularity must be a number of channels of at least 1, found {self.granularity!r}")
         if self.scores not in SCORES:
@@ -51,6 +51,8 @@ class KeepChannels(Offer):
 
     def kept(self, units: int) -> int:
         """Number of units that stay, out of ``units``."""
+        if not self.keep:
+            return 0
         blocks = math.floor(self.keep * units / self.granularity + 0.5)
         return min(max(blocks, 1) * self.granularity, units)
 

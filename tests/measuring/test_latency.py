@@ -12,12 +12,22 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from qcompress import Measurement, compress, formulate, low_rank, prune_quantize, split_vocabulary_, time_options
+from qcompress import (
+    Measurement,
+    compress,
+    formulate,
+    low_rank,
+    measure,
+    prune_channels,
+    prune_quantize,
+    split_vocabulary_,
+    time_options,
+)
 from qcompress import apply as compressed
 from qcompress.compressed.factored import Factored
 from qcompress.errors import ModelError, OptionsError
-from qcompress.measuring import latency
-from qcompress.measuring.latency import TimingProgress
+from qcompress.measuring import latency, stopwatch
+from qcompress.measuring.stopwatch import TimingProgress
 from qcompress.vocabulary import vocabulary_blocks
 from tests.measurements import KINDS, Chain, measured, option_like, solution
 from tests.models import Reused
@@ -43,7 +53,7 @@ class Work(TorchDispatchMode):
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
     counter = Work()
-    monkeypatch.setattr(latency, "_clock", lambda _: lambda: counter.done)
+    monkeypatch.setattr(stopwatch, "clock_of", lambda _: lambda: counter.done)
     with counter:
         yield counter
 
@@ -138,7 +148,7 @@ def test_times_are_medians_of_the_runs_after_the_first(monkeypatch: pytest.Monke
             moments.extend(np.cumsum([0, *next(pieces)]))
         return moments.pop(0)
 
-    monkeypatch.setattr(latency, "_clock", lambda _: now)
+    monkeypatch.setattr(stopwatch, "clock_of", lambda _: now)
     measurement = time_options(model, measured(model, batch, prune_quantize(bits=(4,))), batch, repeats=3)
     assert set(measurement.resources["latency_s"]) == {11}
     assert measurement.fixed["latency_s"] == 1 + 3
@@ -149,7 +159,7 @@ def test_other_programs_do_not_count_where_the_processor_tells(
     threads: int, clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert latency._clock(nn.Linear(1, 1)) is clock
+    assert stopwatch.clock_of(nn.Linear(1, 1)) is clock
 
 
 def test_a_measurement_keeps_its_times(tmp_path: Path) -> None:
@@ -211,10 +221,64 @@ def test_compress_times_the_options_once_when_a_budget_asks_for_it(
     assert result.report.usage["latency_s"] <= 0.7 * result.report.original["latency_s"]
     assert work_of(result.model, data[0], work) <= 0.7 * work_of(model, data[0], work)
     assert "| latency_s |" in (tmp_path / "run" / "summary.md").read_text()
-    monkeypatch.setattr(latency, "_clock", None)  # the times are in the file
+    monkeypatch.setattr(stopwatch, "clock_of", None)  # the times are in the file
     assert compress(model, data, **settings).report.usage == result.report.usage
 
 
 def _uses(measurement: Measurement) -> list[list[float]]:
     sizes = np.cumsum([len(options) for options in measurement.transforms])[:-1]
     return [own.tolist() for own in np.split(measurement.resources["latency_s"], sizes)]
+
+
+class Residual(nn.Module):
+    """Two branches of the same shape and one of another, each with a connection around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 16)
+        self.branches = nn.ModuleList(
+            nn.Sequential(nn.Linear(16, width), nn.ReLU(), nn.Linear(width, 16)) for width in (24, 24, 8)
+        )
+        self.norm, self.last = nn.LayerNorm(16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for branch in self.branches:
+            x = x + branch(self.norm(x))
+        return self.last(self.norm(x))
+
+
+def test_any_choice_of_channels_takes_what_the_smaller_network_takes(work: Work, tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        model, batch = Residual().eval(), torch.randn(5, 6)
+    measurement = measure(model, [batch], prune_channels(keep=(0.5, 0.25, 0.0)), loss="mse")
+    progress: list[TimingProgress] = []
+    timed = time_options(model, measurement, batch, on_progress=progress.append)
+    assert [(own.layers, own.total_layers) for own in progress] == [(2, 3), (3, 3)]
+    assert timed.original["latency_s"] == work_of(model, batch, work)
+    problem = formulate(timed, {"latency_s": 1.0})
+    for choice in ([0, 0, 0], [1, 0, 2], [2, 3, 1], [3, 3, 3], [0, 3, 0]):
+        smaller = compressed(model, timed, solution(choice))
+        assert problem.evaluate(choice).usage["latency_s"] == pytest.approx(work_of(smaller, batch, work), rel=1e-9)
+    latency.save_times(timed, tmp_path / "times.npz")
+    again = latency.load_times(measurement, tmp_path / "times.npz")
+    np.testing.assert_array_equal(again.resources["latency_s"], timed.resources["latency_s"])
+
+
+def test_a_budget_for_time_is_kept_by_channels_and_codes_together(work: Work) -> None:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        model, batch = Residual().eval(), torch.randn(16, 6)
+    options = prune_channels(keep=(0.5, 0.0)) + prune_quantize(bits=(4, 8), sparsity=(0,))
+    result = compress(model, [batch], budget={"latency_s": 0.8, "bytes": 0.3}, options=options, loss="mse", guard=False)
+    limit = 0.8 * work_of(model, batch, work)
+    assert result.report.usage["latency_s"] <= limit
+    assert work_of(result.model, batch, work) <= limit
+
+
+def test_times_of_channels_that_share_a_layer_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    measurement = measure(model, [torch.randn(4, 4)], prune_channels(keep=(0.5,)), loss="mse")
+    with pytest.raises(OptionsError, match=r"'2\.weight' lies along the channels of both '0' and '2'"):
+        time_options(model, measurement, torch.randn(4, 4))

@@ -1,0 +1,143 @@
+"""Sets that can be removed as a whole, because their outputs are added to something else that stays.
+
+If all heads of an attention layer or all units of an MLP are removed, the branch adds nothing but a bias, and the
+network computes on with what it is added to. The modules that made the values, such as the attention layer, have
+nothing left to do. They are the largest modules that hold no other weights than the set's, and they return one value
+for every position that they are given. Whether a network without them computes what the masked one does, and whether
+its output still depends on its input, is tested.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qcompress.compressed.bypassed import first_floating
+from qcompress.compressed.copying import own_copy
+from qcompress.compressed.removal import mask_
+from qcompress.errors import ModelError
+from qcompress.model import forward as forwards
+from qcompress.model.coupled import Bypass, CoupledSet
+from qcompress.model.tensors import held_tensors
+from qcompress.structure.trial import failing, output_of
+
+SAME = 1e-5
+"""Difference of the outputs for two inputs, relative to the largest, up to which they do not depend on the input."""
+
+
+def skippable(
+    model: nn.Module, sets: Sequence[CoupledSet], data: Iterable[Any], batch: Any, forward: forwards.Forward | None
+) -> tuple[CoupledSet, ...]:
+    """Return the sets, those that can be removed as a whole with the modules to bypass.
+
+    Args:
+        model: the model.
+        sets: its coupled sets.
+        data: batches; up to two are read, because two samples are needed.
+        batch: a few samples.
+        forward: how to run a batch.
+    """
+    calls = _calls(model, batch, forward)
+    found = {item.name: replace(item, bypasses=_bypasses(model, item, calls)) for item in sets}
+    two = [one for _, one in zip(range(2), data, strict=False)]
+    tried = [item for item in found.values() if item.bypasses]
+    tried = _depending(own_copy(model), tried, two, forward) if tried else []
+    failed = failing(model, tried, batch, forward, whole=True) if tried else {}
+    left = {item.name for item in tried} - failed.keys()
+    return tuple(found[item.name] if item.name in left else item for item in sets)
+
+
+@dataclass(slots=True)
+class _Call:
+    """Number of calls of a module, and the width and number of its outputs if it may be bypassed."""
+
+    times: int = 0
+    width: int | None = None
+    outputs: int | None = None
+
+
+def _calls(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> dict[str, _Call]:
+    """Run a batch and note every module's call."""
+    calls: dict[str, _Call] = {}
+
+    def note(path: str, args: Any, kwargs: Any, output: Any) -> None:
+        call = calls.setdefault(path, _Call())
+        call.times += 1
+        several = isinstance(output, tuple) and type(output) is tuple
+        first = output[0] if several and output else output
+        with contextlib.suppress(ModelError):
+            given = first_floating(args, kwargs)
+            if isinstance(first, Tensor) and first.ndim > 1 and first.shape[:-1] == given.shape[:-1]:
+                call.width, call.outputs = first.shape[-1], len(output) if several else None
+
+    with _hooked(model, note), forwards.evaluating(model), forwards.layer_by_layer(), torch.no_grad():
+        forwards.run(model, batch, forward)
+    return calls
+
+
+@contextlib.contextmanager
+def _hooked(model: nn.Module, note: Any) -> Iterator[None]:
+    hooks = [
+        module.register_forward_hook(
+            lambda _, args, kwargs, output, path=path: note(path, args, kwargs, output), with_kwargs=True
+        )
+        for path, module in model.named_modules()
+        if path
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _bypasses(model: nn.Module, item: CoupledSet, calls: dict[str, _Call]) -> tuple[Bypass, ...]:
+    """Return the modules to bypass if all units of a set are removed; () if some of its makers are in none."""
+    readers = {axis.tensor.rpartition(".")[0] for axis in item.axes if axis.reads}
+    made = {axis.tensor for axis in item.axes if not axis.reads}
+    own = {axis.tensor for axis in item.axes} | {f"{reader}.bias" for reader in readers}
+    found: list[Bypass] = []
+    for path, module in model.named_modules():
+        call = calls.get(path)
+        names = {f"{path}.{name}" for name, _ in module.named_parameters()}
+        if not path or call is None or call.times > 1 or call.width is None or any(b.holds(path) for b in found):
+            continue
+        inside = [reader for reader in readers if f"{reader}.".startswith(f"{path}.")]
+        if not names & made or not names <= own or any(True for _ in module.buffers()) or len(inside) > 1:
+            continue
+        biased = [reader for reader in inside if getattr(model.get_submodule(reader), "bias", None) is not None]
+        width, reader = call.width if inside else 0, biased[0] if biased else None
+        bias = None if reader is None else model.get_submodule(reader).bias
+        if bias is None or (isinstance(bias, Tensor) and tuple(bias.shape) == (width,)):
+            found.append(Bypass(path=path, width=width, outputs=call.outputs, reader=reader))
+    covered = all(any(bypass.holds(name) for bypass in found) for name in made)
+    return tuple(found) if covered else ()
+
+
+def _depending(
+    model: nn.Module, sets: Sequence[CoupledSet], batches: Sequence[Any], forward: forwards.Forward | None
+) -> list[CoupledSet]:
+    """Return the sets without which the output still depends on the input; they are masked in ``model``, and undone."""
+    tensors, depending = {item.name: item.tensor for item in held_tensors(model)}, []
+    for item in sets:
+        before = {axis.tensor: tensors[axis.tensor].detach().clone() for axis in item.axes if axis.reads}
+        mask_(model, [item], {item.name: range(item.num_units)})
+        if _differ([sample for batch in batches for sample in output_of(model, batch, forward)]):
+            depending.append(item)
+        with torch.no_grad():
+            for name, tensor in before.items():
+                tensors[name].copy_(tensor)
+    return depending
+
+
+def _differ(outputs: Sequence[Tensor]) -> bool:
+    """Whether outputs of samples differ, as far as their shapes are common."""
+    for other in outputs[1:]:
+        common = tuple(slice(0, min(sizes)) for sizes in zip(outputs[0].shape, other.shape, strict=True))
+        first, second = outputs[0][common], other[common]
+        if float((first - second).abs().max()) > SAME * float(first.abs().max()):
+            return True
+    return False
