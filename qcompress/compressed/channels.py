@@ -85,8 +85,7 @@ def code_(
         moments: second moments of the inputs of these layers in ``model``, by path; codes of layers without moments are
             rounded to nearest.
     """
-    there = [part for part in measurement.coded if not held_by(bypasses_in(model), part.path)]
-    parts = [part for part in (part_in(model, item) for item in there) if part.target.num_weights]
+    parts = coded_parts_in(model, measurement)
     stored = []
     for part, weight in zip(parts, weights_of(model, parts, moments, measurement.num_inputs), strict=True):
         transform = codes[part.name]
@@ -98,6 +97,12 @@ def code_(
     payload_bytes = rest + sum(item.transform.size_bytes(item.part.target) for item in stored)
     install_(model, stored)
     attach(model, Compression(parts=tuple(stored), payload_bytes=payload_bytes))
+
+
+def coded_parts_in(model: nn.Module, measurement: Measurement) -> list[Part]:
+    """Return the layers with codes on offer that are left in ``model``."""
+    there = [part for part in measurement.coded if not held_by(bypasses_in(model), part.path)]
+    return [part for part in (part_in(model, item) for item in there) if part.target.num_weights]
 
 
 def part_in(model: nn.Module, part: Part) -> Part:

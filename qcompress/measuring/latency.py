@@ -205,7 +205,9 @@ def _likeness(module: nn.Module, calls: list[stopwatch.TimedCall]) -> Hashable:
     return (repr(module), weight.dtype, weight.stride(), weight.device, *stopwatch.shapes_in(calls))
 
 
-def _ratios(module: nn.Module, shapes: list[Shape], calls: list[stopwatch.TimedCall], repeats: int) -> dict[Shape, float]:
+def _ratios(
+    module: nn.Module, shapes: list[Shape], calls: list[stopwatch.TimedCall], repeats: int
+) -> dict[Shape, float]:
     """Time of factors of the given shapes in place of ``module``, relative to the module's own time.
 
     All candidates are run in turn, in a different order every time, so that disturbances affect them equally. The

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from qcompress.compressed.channels import code_, codes_of, cut_chosen_, part_in
+from qcompress.compressed.channels import code_, coded_parts_in, codes_of, cut_chosen_
 from qcompress.compressed.copying import own_copy
 from qcompress.measurement import Measurement
 from qcompress.measuring.inputs.moments import second_moments
@@ -44,7 +44,7 @@ def fitted_in_turn(
     cut_chosen_(smaller, measurement, transforms)
     fit_in_turn_(smaller, model if original is None else original, data, forward)
     if codes := codes_of(measurement, transforms):
-        parts = [part_in(smaller, part) for part in measurement.coded]
+        parts = coded_parts_in(smaller, measurement)
         fitting = [part for part in parts if codes[part.name].needs_moments(part.target)]
         run = steady(forward, seed)
         with forwards.evaluating(smaller):

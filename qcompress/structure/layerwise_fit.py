@@ -7,7 +7,8 @@ fitted by least squares to the outputs of the original's layer, on the inputs it
 to their values.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,8 @@ def fit_in_turn_(
     Args:
         smaller: the model that `qcompress.apply` made from ``original`` by removing channels.
         original: the original model; it is not modified.
-        data: re-iterable batches; each layer needs one pass, which stops at the layer.
+        data: re-iterable batches. One batch is run once, and every layer is fitted when its inputs arrive; of several
+            batches each layer needs one pass, which stops at the layer.
         forward: how to run a batch.
 
     Raises:
@@ -61,9 +63,51 @@ def fit_in_turn_(
         raise ModelError("the model has no record of removed channels: give what apply() made by prune_channels()")
     kept = _kept_rows(original, record)
     with forwards.evaluating(smaller), forwards.evaluating(original), torch.no_grad():
-        for path in _in_order(smaller, data, forward):
-            _fit(smaller, original, path, kept.get(path), data, forward)
+        paths = _in_order(smaller, data, forward)
+        if sum(1 for _ in data) == 1:
+            _fit_on_the_way(smaller, original, paths, kept, forwards.first_batch(data), forward)
+            return smaller
+        for path in paths:
+            given = (
+                (
+                    _inputs_and_outputs(smaller, path, batch, forward)[0],
+                    _inputs_and_outputs(original, path, batch, forward)[1],
+                )
+                for batch in data
+            )
+            _fit(smaller.get_submodule(path), kept.get(path), given)
     return smaller
+
+
+def _fit_on_the_way(
+    smaller: nn.Module,
+    original: nn.Module,
+    paths: Sequence[str],
+    kept: Mapping[str, NDArray[np.int64]],
+    batch: Any,
+    forward: forwards.Forward | None,
+) -> None:
+    """Fit the layers during one run of a batch: all layers before are fitted when the inputs of a layer arrive."""
+    wanted: dict[str, Tensor] = {}
+
+    def keep(_: nn.Module, __: Any, output: Tensor, path: str) -> None:
+        wanted[path] = output.clone()  # the code that follows may overwrite it
+
+    def fit(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str) -> None:
+        given = args[0] if args else kwargs["input"]
+        _fit(module, kept.get(path), [(given, wanted.pop(path))])
+
+    hooks = [original.get_submodule(path).register_forward_hook(partial(keep, path=path)) for path in paths]
+    try:
+        forwards.run(original, batch, forward)
+        hooks += [
+            smaller.get_submodule(path).register_forward_pre_hook(partial(fit, path=path), with_kwargs=True)
+            for path in paths
+        ]
+        forwards.run(smaller, batch, forward)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _kept_rows(original: nn.Module, record: Compression) -> dict[str, NDArray[np.int64]]:
@@ -105,20 +149,10 @@ def _fits(module: nn.Module) -> bool:
     return plain and module.weight[0].numel() <= MAX_INPUTS and not isinstance(getattr(module, "padding", 0), str)
 
 
-def _fit(
-    smaller: nn.Module,
-    original: nn.Module,
-    path: str,
-    kept: NDArray[np.int64] | None,
-    data: Iterable[Any],
-    forward: forwards.Forward | None,
-) -> None:
-    """Fit one layer."""
-    module = smaller.get_submodule(path)
+def _fit(module: nn.Module, kept: NDArray[np.int64] | None, given: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Fit one layer, from its inputs in the smaller network and its outputs in the original, batch by batch."""
     moments = cross = torch.zeros(())
-    for batch in data:
-        inputs, _ = _inputs_and_outputs(smaller, path, batch, forward)
-        _, wanted = _inputs_and_outputs(original, path, batch, forward)
+    for inputs, wanted in given:
         rows, goal = _rows(module, inputs), _rows_of_outputs(module, wanted)
         if kept is not None:
             goal = goal[:, torch.from_numpy(kept)]

@@ -148,11 +148,13 @@ def test_a_file_is_refused_by_another_architecture(tmp_path: Path) -> None:
         qcompress.load_compressed(tmp_path / "model.safetensors", lambda: Branches(1))
 
 
-def test_rounds_go_on_in_a_network_without_a_branch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("codes", [Options(()), qcompress.prune_quantize(bits=(4,), sparsity=(0,))], ids=["", "codes"])
+def test_rounds_go_on_in_a_network_without_a_branch(codes: Options, tmp_path: Path) -> None:
     result = qcompress.compress(
-        seeded(), [ids(16)], budget={"macs": "45%"}, options=LEAVING_OUT, rounds=2, solver="brute-force",
+        seeded(), [ids(16)], budget={"macs": "45%"}, options=LEAVING_OUT + codes, rounds=2, time_limit=2,
         folder=tmp_path / "run",
     )  # fmt: skip
+    assert any(isinstance(module, Bypassed) for module in result.model.modules())
     assert result.report.usage["macs"] <= 0.45 * result.report.original["macs"]
     loaded = qcompress.load_compressed(tmp_path / "run" / "model.safetensors", Branches)
     torch.testing.assert_close(loaded(ids()), result.model(ids()), rtol=0, atol=0)
@@ -173,3 +175,18 @@ def test_a_language_model_without_its_first_attention_generates_with_its_cache()
     asked: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
     with_cache, without = (smaller.generate(ids(), **asked, use_cache=used) for used in (True, False))
     assert torch.equal(with_cache, without)
+
+
+def test_one_batch_is_fitted_in_one_run_as_several_are_layer_by_layer() -> None:
+    model, batch = seeded(), ids(8)
+    measurement = qcompress.measure(model, [batch], LEAVING_OUT)
+    smaller = qcompress.apply(model, measurement, chosen(measurement, [1] * len(measurement.parts)))
+    calls: list[int] = []
+    handle = model.register_forward_hook(lambda *_: calls.append(1))
+    whole = qcompress.fit_in_turn_(own_copy(smaller), model, [batch])
+    handle.remove()
+    assert len(calls) == 1
+    in_turn = qcompress.fit_in_turn_(own_copy(smaller), model, list(batch.split(4)))
+    for one, other in zip(whole.parameters(), in_turn.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)  # sums of float32 in another order
+    assert any(not torch.equal(one, other) for one, other in zip(whole.parameters(), smaller.parameters(), strict=True))
