@@ -12,6 +12,7 @@ from qcompress.errors import NoChannelsError
 from qcompress.measuring.inputs.moments import forecast_bytes, second_moments
 from qcompress.measuring.memory import require_memory
 from qcompress.measuring.options_by_layer import Offered
+from qcompress.measuring.shrinkage import shrunk
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.coupled import CoupledSet
@@ -142,7 +143,8 @@ def _moments(
     if not fitting:
         return {}, {}
     require_memory(forecast_bytes(fitting))
-    return second_moments(model, fitting, calibration.data, run)
+    moments, num_inputs = second_moments(model, fitting, calibration.data, run)
+    return {**moments, **shrunk(calibration, run, reading, sets, moments, num_inputs)}, num_inputs
 
 
 def _orders(

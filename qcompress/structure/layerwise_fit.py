@@ -4,10 +4,11 @@ Each option is compensated by itself, on the inputs of the original network. Whe
 gets other inputs than it was fitted to. Therefore the layers are visited in the order in which they run, and each is
 fitted by least squares to the outputs of the original's layer, on the inputs it receives in the smaller network
 (channel pruning by reconstruction, arXiv 1707.06168). A ridge term keeps weights that hardly affect the outputs close
-to their values.
+to their values; it is chosen by what a fit to half of the samples does for the other half.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -26,8 +27,11 @@ from qcompress.model.tensors import held_tensors, overlapping
 MAX_INPUTS = 16384
 """Largest number of weights per channel for which a layer is fitted (2 GB of sums)."""
 
-DAMPING = 0.01
-"""Ridge term relative to the mean diagonal of the moments; it pulls the weights towards their current values."""
+DAMPINGS = (0.01, 0.1, 1.0, 10.0)
+"""Ridge terms to choose from, relative to the mean diagonal of the moments; they pull weights to what they are."""
+
+HALVES = 2
+"""Parts of the samples: what is fitted to one is tested on the other."""
 
 
 class _EnoughError(Exception):
@@ -151,20 +155,61 @@ def _fits(module: nn.Module) -> bool:
 
 def _fit(module: nn.Module, kept: NDArray[np.int64] | None, given: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Fit one layer, from its inputs in the smaller network and its outputs in the original, batch by batch."""
-    moments = cross = torch.zeros(())
+    halves = [_Sums() for _ in range(HALVES)]
     for inputs, wanted in given:
-        rows, goal = _rows(module, inputs), _rows_of_outputs(module, wanted)
-        if kept is not None:
-            goal = goal[:, torch.from_numpy(kept)]
-        bias = getattr(module, "bias", None)
-        if bias is not None:
-            goal = goal - bias
-        moments, cross = moments + (rows.T @ rows).double(), cross + (goal.T @ rows).double()
+        for start, sums in enumerate(halves):
+            rows, goal = _rows(module, inputs[start::HALVES]), _rows_of_outputs(module, wanted[start::HALVES])
+            if kept is not None:
+                goal = goal[:, torch.from_numpy(kept)]
+            bias = getattr(module, "bias", None)
+            sums.add(rows, goal if bias is None else goal - bias)
     weight = layers.weight_of(module)
     before = layers.to_rows(module, weight.detach()).double()
-    held = moments + torch.eye(len(moments), dtype=torch.float64) * (DAMPING * float(moments.diagonal().mean()) + 1e-30)
-    change = torch.linalg.solve(held, (cross - before @ moments).T).T
-    weight.copy_(layers.from_rows(module, (before + change).to(weight), weight.shape))
+    after = _fitted(before, halves)
+    weight.copy_(layers.from_rows(module, after.to(weight), weight.shape))
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Sums over inputs x and wanted outputs y of a layer: ``(n, n)`` of x·xᵀ and ``(channels, n)`` of y·xᵀ."""
+
+    moments: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    cross: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+
+    def add(self, rows: Tensor, goal: Tensor) -> None:
+        """Add the sums over a batch."""
+        self.moments = self.moments + (rows.T @ rows).double()
+        self.cross = self.cross + (goal.T @ rows).double()
+
+    def plus(self, other: "_Sums") -> "_Sums":
+        """Return the sums over both."""
+        return _Sums(self.moments + other.moments, self.cross + other.cross)
+
+    def ridge(self, before: Tensor, damping: float) -> Tensor:
+        """Return the weight of least squares with a ridge term towards ``before``."""
+        diagonal = damping * float(self.moments.diagonal().mean()) + 1e-30
+        held = self.moments + torch.eye(len(self.moments), dtype=torch.float64) * diagonal
+        change: Tensor = torch.linalg.solve(held, (self.cross - before @ self.moments).T).T
+        return before + change
+
+    def error(self, weight: Tensor) -> float:
+        """Return the squared error of the outputs, up to a constant."""
+        return float(((weight @ self.moments - 2 * self.cross) * weight).sum())
+
+
+def _fitted(before: Tensor, halves: Sequence[_Sums]) -> Tensor:
+    """Return the fitted weight, with the ridge term that is best on samples not fitted to; or ``before`` if none is.
+
+    A layer may have more inputs than the data has independent samples: then its own error says little.
+    """
+    first, second = halves
+    whole = first.plus(second)
+    errors = {
+        damping: first.error(second.ridge(before, damping)) + second.error(first.ridge(before, damping))
+        for damping in DAMPINGS
+    }
+    best = min(DAMPINGS, key=errors.__getitem__)
+    return whole.ridge(before, best) if errors[best] < whole.error(before) else before
 
 
 def _inputs_and_outputs(

@@ -1,0 +1,57 @@
+"""Second moments of few samples are shrunk, so that reconstruction holds for other samples."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qcompress import apply, fit_in_turn_, formulate, mean_loss, measure, prune_channels
+from qcompress.measuring import shrinkage
+from qcompress.measuring.shrinkage import half_of
+from solvers import judge
+
+
+def network() -> nn.Sequential:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(12, 96), nn.ReLU(), nn.Linear(96, 8)).eval()
+
+
+def inputs(samples: int, seed: int) -> Tensor:
+    return torch.randn(samples, 12, generator=torch.Generator().manual_seed(seed))
+
+
+def lost(samples: int, *, fitted: bool = False) -> float:
+    """Loss on other samples of a network with half of its units, measured on some."""
+    model, data = network(), [inputs(samples, 1)]
+    measurement = measure(model, data, prune_channels(keep=(0.5,)), loss="mse")
+    problem = formulate(measurement, {"bytes": 1.0})
+    smaller = apply(model, measurement, judge(problem, [1]))
+    if fitted:
+        fit_in_turn_(smaller, model, data)
+    return mean_loss(model, smaller, [inputs(2000, 2)], loss="mse")
+
+
+@pytest.mark.parametrize("fitted", [False, True], ids=["option", "in turn"])
+def test_a_fit_to_fewer_samples_than_inputs_holds_for_others(monkeypatch: pytest.MonkeyPatch, fitted: bool) -> None:
+    chosen = lost(40, fitted=fitted)
+    monkeypatch.setattr(shrinkage, "DAMPINGS", (0.01,))
+    monkeypatch.setattr("qcompress.structure.layerwise_fit.DAMPINGS", (0.01,))
+    assert chosen < lost(40, fitted=fitted)
+
+
+def test_nothing_is_added_to_the_moments_of_many_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = lost(4000)
+    monkeypatch.setattr(shrinkage, "DAMPINGS", (0.01,))
+    assert chosen == lost(4000)
+
+
+@pytest.mark.parametrize(("data", "half"), [
+    ([1, 2, 3], [1, 3]),
+    ([{"a": torch.arange(3), "b": 7}], [{"a": torch.tensor([0, 2]), "b": 7}]),
+    ([torch.zeros(1, 4)], None),
+    ([{"a": torch.zeros(2), "b": torch.zeros(3)}], None),
+])  # fmt: skip
+def test_half_of_the_data(data: list[Any], half: list[Any] | None) -> None:
+    assert repr(half_of(data)) == repr(half)
