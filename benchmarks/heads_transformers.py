@@ -375,6 +375,7 @@ def main() -> None:
     arguments = _arguments()
     os.environ["HF_HUB_OFFLINE"] = "1"
     torch.set_num_threads(1)
+    Path(arguments.out).mkdir(parents=True, exist_ok=True)
     subject = language_model(arguments) if arguments.model else minilm(arguments)
     study = Study(subject, arguments)
     original = subject.worth(subject.model)
