@@ -15,7 +15,7 @@ from qcompress.compressed.record import CompressedPart, record_of
 from qcompress.engines import onnx_graph
 from qcompress.engines.integer_codes import integer_codes, scheme_of
 from qcompress.engines.onnx_graph import Encoding
-from qcompress.engines.onnx_integer import IntegerLayer, with_room_for
+from qcompress.engines.onnx_integer import MIDDLE, IntegerLayer, unsigned, with_room_for
 from qcompress.transforms.base import Keep, Target, Transform
 from qcompress.transforms.low_rank.factors import LowRank
 from qcompress.transforms.quantize.integer import IntegerProduct
@@ -87,14 +87,18 @@ def _integers(model: nn.Module, part: CompressedPart, tensors: dict[str, Any]) -
         return
     layer = IntegerLayer(name=name, transform=transform, target=part.part.target, stored=part.stored)
     codes, scales = layer.numbers()
-    names = name + CODES, f"{name}.scales"
+    names = name + CODES, f"{name}.scales", f"{name}.zeros"
     arrays = [numpy_helper.to_array(tensors[each]) if each in tensors else np.zeros(0) for each in names]
     if arrays[0].ndim > 2 and transform.activations.inputs is not None:  # a convolution, whose bias is in integers
         bias = getattr(model.get_submodule(path), "bias", None)
         steps = np.zeros(len(scales)) if bias is None else bias.detach().cpu().double().numpy()
         codes, scales = with_room_for(steps, codes, scales, transform.activations.inputs.step)
         arrays[0] = arrays[0].reshape(len(arrays[0]), -1)
-    if not any(np.array_equal(arrays[0], either) for either in (codes, codes.T)):  # a product holds them by column
+    middle = MIDDLE if arrays[0].dtype == np.uint8 else 0
+    written = unsigned(codes) if middle else codes
+    if not any(np.array_equal(arrays[0], either) for either in (written, written.T)):  # a product holds them by column
         yield names[0]
     if not np.array_equal(arrays[1], scales):
         yield names[1]
+    if not arrays[2].size or (arrays[2] != middle).any():
+        yield names[2]

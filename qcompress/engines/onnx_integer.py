@@ -5,6 +5,9 @@ convolution becomes `QLinearConv` between `QuantizeLinear` and `DequantizeLinear
 final form, so that nothing depends on the fusions of ONNX Runtime. If a layer's output codes are on the grid that the
 next layer reads, they are passed on directly: the pair between them is removed, and so is a clamp that the range of the
 codes implies. If an embedding shares the weight of a Linear layer, its rows are looked up in the same codes.
+
+Weights are unsigned, with 128 for 0: x86 processors without VNNI add pairs of products with signed weights in 16 bits,
+which saturate. Depthwise convolutions have a kernel that adds in 32 bits, and is faster with signed weights.
 """
 
 import math
@@ -24,6 +27,8 @@ from qcompress.transforms.quantize.packing import unpack
 
 SAME_STEP = 1e-5  # relative tolerance for ranges of one tensor that was measured as an output and as an input
 LARGEST_BIAS = 2.0**30  # largest bias in steps of an int32
+MIDDLE = 128
+"""The unsigned number that stands for a weight of 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -43,7 +48,7 @@ class IntegerLayer:
     stored: Mapping[str, Tensor] | None = None
 
     def numbers(self) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-        """Return codes ``(channels, per_channel)`` and scales ``(channels,)``."""
+        """Return signed codes ``(channels, per_channel)`` and scales ``(channels,)``."""
         rows, columns = self.target.channels, self.target.per_channel
         if self.stored is None:
             return np.zeros((rows, columns), np.int8), np.ones(rows, np.float32)
@@ -142,14 +147,14 @@ class _Writer:
             yield from self._lookup(layer, use)
             return
         _, scales = layer.numbers()
-        weight = [(yield from self._columns(layer))]
-        scale = [self._constant(f"{layer.name}.scales", scales)]
+        weight = yield from self._columns(layer)
+        scale, middle = self._constant(f"{layer.name}.scales", scales), self._middle(layer)
         inputs = layer.transform.activations.inputs
         if inputs is None:
-            names, operator = [use.given, *weight, *scale, "", use.bias], "DynamicQuantizeMatMul"
+            names, operator = [use.given, weight, scale, middle, use.bias], "DynamicQuantizeMatMul"
         else:
             given, step, zero = yield from self._quantized(use.given, inputs)
-            names, operator = [given, *weight, step, *scale, zero, "", use.bias], "MatMulIntegerToFloat"
+            names, operator = [given, weight, step, scale, zero, middle, use.bias], "MatMulIntegerToFloat"
         while not names[-1]:
             names.pop()
         yield helper.make_node(operator, names, [use.output], domain="com.microsoft", name=f"{use.output}.product")
@@ -158,8 +163,7 @@ class _Writer:
         """Name of the codes ``(per_channel, channels)``; rows that are looked up as well are stored only once."""
         from onnx import helper
 
-        codes, _ = layer.numbers()
-        name = f"{layer.name}.codes"
+        codes, name = unsigned(layer.numbers()[0]), f"{layer.name}.codes"
         if not any(onnx_graph.is_lookup(node, layer.name) for node in self.proto.graph.node):
             return self._constant(name, np.ascontiguousarray(codes.T))
         if (turned := f"{name}.turned") not in self._known:
@@ -172,16 +176,20 @@ class _Writer:
         from onnx import TensorProto, helper
 
         codes, scales = layer.numbers()
-        names = {step: f"{use.output}.{step}" for step in ("codes", "wide", "scale", "axis", "scales")}
-        rows = self._constant(f"{layer.name}.codes", codes)
+        names = {
+            step: f"{use.output}.{step}" for step in ("codes", "wide", "middle", "steps", "scale", "axis", "scales")
+        }
+        rows = self._constant(f"{layer.name}.codes", unsigned(codes))
         yield helper.make_node("Gather", [rows, use.given], [names["codes"]])
         yield helper.make_node("Cast", [names["codes"]], [names["wide"]], to=TensorProto.FLOAT)
+        yield helper.make_node("Constant", [], [names["middle"]], value_float=float(MIDDLE))
+        yield helper.make_node("Sub", [names["wide"], names["middle"]], [names["steps"]])
         yield helper.make_node(
             "Gather", [self._constant(f"{layer.name}.scales", scales), use.given], [names["scale"]]
         )  # fmt: skip
         yield helper.make_node("Constant", [], [names["axis"]], value_ints=[-1])
         yield helper.make_node("Unsqueeze", [names["scale"], names["axis"]], [names["scales"]])
-        yield helper.make_node("Mul", [names["wide"], names["scales"]], [use.output])
+        yield helper.make_node("Mul", [names["steps"], names["scales"]], [use.output])
 
     def behind(self, node: Any) -> Iterator[Any]:
         """For a clamp that the range of the codes implies, yield nodes that replace it under the clamp's name."""
@@ -237,11 +245,12 @@ class _Writer:
         codes, scales = with_room_for(bias, codes, scales, inputs.step)
         given, step, zero = yield from self._quantized(use.given, inputs)
         steps = np.round(bias / (np.float64(inputs.step) * scales)).astype(np.int32)
+        shape, depthwise = tuple(tensors[layer.name].dims), _is_depthwise(use.node, tensors[layer.name])
         names = [
             given, step, zero,
-            self._constant(f"{layer.name}.codes", codes.reshape(tuple(tensors[layer.name].dims))),
+            self._constant(f"{layer.name}.codes", (codes if depthwise else unsigned(codes)).reshape(shape)),
             self._constant(f"{layer.name}.scales", scales),
-            self._constant(f"{layer.name}.zeros", np.zeros(len(scales), np.int8)),
+            self._constant(f"{layer.name}.zeros", np.zeros(len(scales), np.int8)) if depthwise else self._middle(layer),
             *self._grid(use.output, outputs),
             self._constant(f"{use.output}.bias", steps),
         ]  # fmt: skip
@@ -269,6 +278,10 @@ class _Writer:
 
         return helper.make_node("DequantizeLinear", [codes, *self._grid(codes, span)], [output], name=f"{output}.dense")
 
+    def _middle(self, layer: IntegerLayer) -> str:
+        """Name of the zero point of unsigned weights."""
+        return self._constant(f"{layer.name}.zeros", np.array(MIDDLE, np.uint8))
+
     def _grid(self, name: str, span: Range) -> tuple[str, str]:
         """Names of the constants for a range's step and zero point."""
         name = name.removesuffix(".codes")
@@ -284,6 +297,21 @@ class _Writer:
             self._known[name] = value
             self.initializers.append(numpy_helper.from_array(value, name))
         return name
+
+
+def unsigned(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Return codes as numbers with `MIDDLE` for 0.
+
+    >>> unsigned(np.array([-128, 0, 127], np.int8)).tolist()
+    [0, 128, 255]
+    """
+    return (codes.astype(np.int16) + MIDDLE).astype(np.uint8)
+
+
+def _is_depthwise(node: Any, weight: Any) -> bool:
+    """Whether every group of a convolution has one input and one output."""
+    groups = next((item.i for item in node.attribute if item.name == "group"), 1)
+    return groups > 1 and groups == weight.dims[0] and weight.dims[1] == 1
 
 
 def with_room_for(
