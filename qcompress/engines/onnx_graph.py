@@ -2,13 +2,14 @@
 
 The graph is that of the dense model, as `qcompress.engines.onnx_tracing.trace` exports it. An `Encoding` replaces a
 weight: if the operators for blocks of codes support its group size and only matrix products and lookups of rows read
-it, by `MatMulNBits` and `GatherBlockQuantized`, which share one array of codes; else by `DequantizeLinear`, of the rows
-that are looked up in 8 bits by row, or of the whole weight (with a reshape for kernels). ONNX Runtime folds and fuses
-the rest when it loads the file.
+it, by `MatMulNBits` and `GatherBlockQuantized`, which share one array of codes; else by arithmetic on codes, scales and
+zero points, of the rows that are looked up in 8 bits by row, or of the whole weight (with a reshape for kernels). ONNX
+Runtime computes that once, when it loads the file; `DequantizeLinear` of constants it computes at every run, or fuses
+with a product whose inputs it then rounds, depending on the session's options.
 """
 
 import itertools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,22 +106,15 @@ class Encoding:
                 numbers=lambda stored: _packed(stored.codes - middle, bits),
             )  # fmt: skip
             zero = Array(
-                name=f"{self.name}.zeros", onnx_type=kind, dims=self._per_group, nbytes=-(-rows * groups // per_byte),
+                name=f"{self.name}.zeros", onnx_type=kind, dims=(rows, groups), nbytes=-(-rows * groups // per_byte),
                 numbers=lambda stored: _packed(stored.zeros, bits),
             )  # fmt: skip
-        scales = (rows, groups) if self.in_blocks else self._per_group
         yield Array(
-            name=f"{self.name}.scales", onnx_type=scale_type, dims=scales,
+            name=f"{self.name}.scales", onnx_type=scale_type, dims=(rows, groups),
             nbytes=rows * groups * self.scheme.scale_type.itemsize, numbers=lambda stored: stored.scales.numpy(),
         )  # fmt: skip
         if not self.scheme.symmetric:
             yield zero
-
-    @property
-    def _per_group(self) -> tuple[int, ...]:
-        """Shape of arrays with one entry per group, as `DequantizeLinear` expects it."""
-        rows = self.target.channels
-        return (rows,) if self.scheme.group_size is None else (rows, self.scheme.num_groups(self.target))
 
     def nodes(self, accuracy_level: int) -> "Nodes":
         """Return the operators that replace the weight, or the products with it and the lookups of its rows."""
@@ -180,21 +174,35 @@ class Encoding:
             yield helper.make_node("Slice", [f"{output}.padded", *(f"{output}.{name}" for name in ends)], [output])
 
     def _rows(self, node: Any) -> Iterator[Any]:
-        """Look up rows of codes, scales and zero points, and dequantize them."""
+        """Look up rows of codes, scales and zero points, and expand them."""
+        from onnx import helper
+
+        output = node.output[0]
+        for part in self._parts:
+            yield helper.make_node("Gather", [f"{self.name}.{part}", node.input[1]], [f"{output}.{part}"])
+        yield from self._expanded({part: f"{output}.{part}" for part in self._parts}, output)
+
+    @property
+    def _parts(self) -> list[str]:
+        """The arrays that a weight consists of."""
+        return ["codes", "scales", *([] if self.scheme.symmetric else ["zeros"])]
+
+    def _expanded(self, names: Mapping[str, str], result: str, groups: str = "") -> Iterator[Any]:
+        """Compute ``(codes - zeros) · scales`` in float32; ``groups`` names the group of every column, if any."""
         from onnx import TensorProto, helper
 
-        ids, output = node.input[1], node.output[0]
-        yield from _reshaped(ids, [-1], f"{output}.ids")
-        parts = ["codes", "scales", *([] if self.scheme.symmetric else ["zeros"])]
-        for part in parts:
-            yield helper.make_node("Gather", [f"{self.name}.{part}", f"{output}.ids"], [f"{output}.{part}"])
-        how = {"output_dtype": TensorProto.FLOAT} if self.scheme.scale_type == torch.float16 else {}
-        inputs = [f"{output}.{part}" for part in parts]
-        yield helper.make_node("DequantizeLinear", inputs, [f"{output}.flat"], axis=0, **how)
-        yield helper.make_node("Shape", [ids], [f"{output}.outer"])
-        yield helper.make_node("Constant", [], [f"{output}.width"], value_ints=[self.target.per_channel])
-        yield helper.make_node("Concat", [f"{output}.outer", f"{output}.width"], [f"{output}.shape"], axis=0)
-        yield helper.make_node("Reshape", [f"{output}.flat", f"{output}.shape"], [output])
+        wide = dict(names)
+        for part, name in names.items():
+            if part != "scales" or self.scheme.scale_type == torch.float16:
+                wide[part] = f"{name}.wide"
+                yield helper.make_node("Cast", [name], [wide[part]], to=TensorProto.FLOAT)
+            if groups and part != "codes":
+                yield helper.make_node("Gather", [wide[part], groups], [f"{name}.columns"], axis=1)
+                wide[part] = f"{name}.columns"
+        if "zeros" in wide:
+            yield helper.make_node("Sub", [wide["codes"], wide["zeros"]], [f"{result}.steps"])
+            wide["codes"] = f"{result}.steps"
+        yield helper.make_node("Mul", [wide["codes"], wide["scales"]], [result])
 
     @property
     def _padded_width(self) -> int:
@@ -202,24 +210,30 @@ class Encoding:
         return self.scheme.num_groups(self.target) * (self.scheme.group_size or 0)
 
     def _dense_nodes(self) -> Iterator[Any]:
-        from onnx import TensorProto, helper
+        from onnx import helper
 
-        how: dict[str, int] = {"axis": 0} if self.scheme.group_size is None else {
-            "axis": 1, "block_size": self.scheme.group_size
-        }  # fmt: skip
-        if self.scheme.scale_type == torch.float16:
-            how["output_dtype"] = TensorProto.FLOAT
-        inputs = [f"{self.name}.codes", f"{self.name}.scales"] + (
-            [] if self.scheme.symmetric else [f"{self.name}.zeros"]
-        )
+        groups = "" if self.scheme.group_size is None else f"{self.name}.groups"
+        if groups:
+            yield from self._groups_of_columns(groups)
         steps = self._reshaping()
         names = [f"{self.name}.{index}" for index in range(len(steps))] + [self.name]
-        yield helper.make_node("DequantizeLinear", inputs, [names[0]], **how)
+        yield from self._expanded({part: f"{self.name}.{part}" for part in self._parts}, names[0], groups)
         for index, (operator, value) in enumerate(steps):
             if operator == "Transpose":
                 yield helper.make_node("Transpose", [names[index]], [names[index + 1]], perm=value)
             else:
                 yield from _reshaped(names[index], value, names[index + 1])
+
+    def _groups_of_columns(self, result: str) -> Iterator[Any]:
+        """Number the groups of columns: 0, 0, …, 1, 1, … for each column."""
+        from onnx import helper
+
+        values = {"first": 0, "end": self.target.per_channel, "step": 1, "size": self.scheme.group_size}
+        first, end, step, size = names = [f"{result}.{key}" for key in values]
+        for name, value in zip(names, values.values(), strict=True):
+            yield helper.make_node("Constant", [], [name], value_int=value)
+        yield helper.make_node("Range", [first, end, step], [f"{result}.columns"])
+        yield helper.make_node("Div", [f"{result}.columns", size], [result])
 
     def _reshaping(self) -> list[tuple[str, list[int]]]:
         """The steps from rows to the weight, as in `qcompress.model.layers.from_rows`."""

@@ -14,13 +14,12 @@ STATUS = Path("/proc/self/status")  # Linux only; elsewhere memory is not measur
 
 
 def opened(path: Path, threads: int) -> Any:
-    """Open the file, ready to run. Weights in DequantizeLinear are expanded once, at load time."""
+    """Open the file, ready to run, with the options that every session has by default."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

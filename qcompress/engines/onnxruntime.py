@@ -1,4 +1,4 @@
-"""ONNX Runtime: Linear layers as MatMulNBits, embeddings as GatherBlockQuantized, others through DequantizeLinear.
+"""ONNX Runtime: Linear layers as MatMulNBits, embeddings as GatherBlockQuantized, others as codes that it expands.
 
 The file is the graph of the dense model with codes in place of the weights. Each option reserves space for its numbers,
 names and operators; the rest is padding in the file's ``doc_string``, so that the size is a sum over the layers.
@@ -225,7 +225,7 @@ class OnnxRuntime(Engine):
         return f"{name!r} in the file is not the model's" if name else ""
 
     def session(self, path: Path) -> Any:
-        """Open the file in ONNX Runtime. Weights in DequantizeLinear are expanded once, at load time.
+        """Open the file in ONNX Runtime, with the options that every session has by default.
 
         Raises:
             EngineError: ONNX Runtime does not accept the file.
