@@ -175,9 +175,16 @@ def loose(budgets: Mapping[str, float], original: Mapping[str, float]) -> list[s
 
     >>> loose({"bytes": 120.0, "macs": 50.0}, {"bytes": 100.0, "macs": 90.0})
     ['the budget for bytes is 120, which the original meets already with 100']
+    >>> loose({"latency_s": 0.02}, {"latency_s": 0.01})
+    ['the budget for latency_s is 20 ms, which the original meets already with 10 ms']
     """
+
+    def stated(name: str, use: float) -> str:
+        return f"{1000 * use:.4g} ms" if name == LATENCY else amount(use)
+
     return [
-        f"the budget for {name} is {amount(limit)}, which the original meets already with {amount(original[name])}"
+        f"the budget for {name} is {stated(name, limit)}, which the original meets already with "
+        f"{stated(name, original[name])}"
         for name, limit in budgets.items()
         if name in original and limit >= original[name]
     ]

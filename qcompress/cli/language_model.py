@@ -26,6 +26,7 @@ def place_of(model: str) -> Path:
     Raises:
         typer.BadParameter: there is no such folder or file.
         ModelError: the folder has no usable ``config.json``.
+        EngineError: the file is damaged, or of an architecture that is not supported.
     """
     kind, _, name = model.partition(":")
     if not name.strip():
@@ -41,6 +42,10 @@ def place_of(model: str) -> Path:
         from qcompress.model.hugging_face import require_config
 
         require_config(place)
+    else:
+        from qcompress.engines.llama_cpp.reading import require_readable
+
+        require_readable(place)
     return place
 
 

@@ -79,7 +79,8 @@ def verify(
         memory: whether to measure the peak memory of both, in separate processes.
 
     Raises:
-        EngineError: the engine is unknown, or does not run the file.
+        EngineError: the engine is unknown, does not run the file, or the file gives outputs of other shapes than the
+            model.
         DataError: there is no batch.
         MissingError: a package of the engine is missing.
         FileNotFoundError: there is no such file.
@@ -117,6 +118,7 @@ def checked(engine: Engine, file: Path, model: nn.Module, batches: Sequence[Any]
     """
     expected = emulated(engine, model, batches)
     run = engine.run_by_block(file, batches) if opened_of(model) is not None else engine.run(file, batches)
+    _require_same_shapes(file, run, expected)
     found, size_bytes, predicted = (
         compared(run, expected),
         size_on_disk(file),
@@ -134,6 +136,20 @@ def checked(engine: Engine, file: Path, model: nn.Module, batches: Sequence[Any]
                 f"{engine.tolerance:.2%} at most is to be expected, and rounding alone makes {found.by_rounding:.2%}"
             )
     return size_bytes, found, wrong
+
+
+def _require_same_shapes(file: Path, run: EngineRun, expected: EngineRun) -> None:
+    """Raise an error if the file gives outputs of other shapes than the model.
+
+    Raises:
+        EngineError: it does, as the file of another model.
+    """
+    for found, wanted in zip(run.outputs, expected.outputs, strict=True):
+        if found.shape != wanted.shape:
+            raise EngineError(
+                f"{file} is the file of another model: its outputs have the shape {list(found.shape)}, those of "
+                f"the given model {list(wanted.shape)}; give the model or result that it was written from"
+            )
 
 
 def emulated(engine: Engine, model: nn.Module, batches: Sequence[Any]) -> EngineRun:

@@ -144,6 +144,20 @@ def test_a_gguf_file_is_compressed_into_a_smaller_one(
     assert all(map(torch.equal, of_file.calibration, of_folder.calibration))
 
 
+def test_a_damaged_gguf_file_is_named_as_such_before_its_tokenizer_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("gguf")
+    monkeypatch.chdir(tmp_path)
+    whole = qcompress.export(tiny("llama", tmp_path / "model"), "whole.gguf", target="llama.cpp").path
+    content = whole.read_bytes()
+    (tmp_path / "text.txt").write_text("the cat and the man " * 60)
+    for length in (len(content) - 40_000, 300):  # within the tensors, and within the header
+        Path("cut.gguf").write_bytes(content[:length])
+        assert main(["compress", "gguf:cut.gguf", "--text", "text.txt", "--budget", "bytes=50%"]) != 0
+        assert "cut.gguf is cut off or damaged" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_language_model_is_measured_block_by_block(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from qcompress.errors import (
     VerificationError,
 )
 from solvers import solve
+from tests.engines.tiny import WORDS, tiny
 from tests.engines.toy import Toy
 from tests.models import seeded
 
@@ -97,6 +98,25 @@ def test_an_engine_that_gives_something_else_is_found_out(measurement, data, tmp
     assert not found.ok
     assert found.max_difference == pytest.approx(1.0)
     assert "differ from the emulation's by" in found.why_not
+
+
+@pytest.mark.parametrize("target", ["toy", "onnxruntime"])
+def test_the_file_of_another_model_is_refused_by_the_shapes_of_its_outputs(data, tmp_path, target):
+    def other():
+        return seeded(lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)))
+
+    engine = Toy(factory=other) if target == "toy" else target
+    path = qcompress.export(other(), tmp_path / "other", target=engine, example=data[0]).path
+    with pytest.raises(EngineError, match=r"file of another model: its outputs have the shape \[16, 4\].*\[16, 3\]"):
+        qcompress.verify(path, network(), data, target=engine)
+
+
+@pytest.mark.parametrize("target", ["llama.cpp", "compressed-tensors"])
+def test_the_file_of_a_language_model_with_another_vocabulary_is_refused(tmp_path, target):
+    model, other = tiny("llama", tmp_path / "model"), tiny("llama", tmp_path / "other", vocab_size=WORDS + 13)
+    path = qcompress.export(other, tmp_path / "file", target=target).path
+    with pytest.raises(EngineError, match=r"file of another model: its outputs have the shape .*333\].*320\]"):
+        qcompress.verify(path, model, [torch.ones(2, 5, dtype=torch.long)], target=target)
 
 
 class Chaotic(nn.Module):

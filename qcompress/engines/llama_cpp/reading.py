@@ -57,9 +57,7 @@ def read_gguf(path: AnyPath) -> nn.Module:
     import transformers
 
     file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(2, "there is no such GGUF file", str(file))
-    head = head_of(nn.Identity(), str(file))
+    head = require_readable(file)
     tensors = {tensor.name: tensor for tensor in opened(file).tensors}
     shapes = {name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in tensors.items()}
     config = transformers.AutoConfig.for_model(**_config(head, shapes))
@@ -86,6 +84,18 @@ def read_gguf(path: AnyPath) -> nn.Module:
     _require_all_read(file, head, unique_state(model), shapes)
     model.name_or_path = str(file)  # type: ignore[assignment]
     return model
+
+
+def require_readable(file: Path) -> Head:
+    """Return the header of a GGUF file.
+
+    Raises:
+        EngineError: it is not a GGUF file, is cut off, or has an unsupported architecture.
+        FileNotFoundError: there is no such file.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(2, "there is no such GGUF file", str(file))
+    return head_of(nn.Identity(), str(file))
 
 
 def _require_all_read(file: Path, head: Head, state: Mapping[str, Tensor], shapes: Mapping[str, Any]) -> None:
