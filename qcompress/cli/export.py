@@ -8,7 +8,7 @@ import typer
 
 from qcompress.cli import arguments
 from qcompress.cli.console import print_json, print_table, say
-from qcompress.cli.language_model import TEXT, is_language_model, place_of, whole
+from qcompress.cli.language_model import TEXT, is_language_model, place_of, text_windows, whole
 from qcompress.cli.shared_flags import SETTING, OriginalModel, engine_of
 
 if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
@@ -109,6 +109,4 @@ def batches_of(model: str, data: str | None, text: Path | None, length: int, nam
         return None if data is None else arguments.function(data, name)()
     if data is not None or not is_language_model(model):
         raise typer.BadParameter(f"--text is for MODEL hf:FOLDER or gguf:FILE, without {name}.")
-    from qcompress.model.text import token_windows
-
-    return token_windows(place_of(model), text, length=length).calibration[:2]
+    return text_windows(place_of(model), text, length=length).calibration[:2]

@@ -61,6 +61,22 @@ def whole(place: Path) -> "nn.Module":
     return model
 
 
+def text_windows(place: Path, text: Path, *, length: int, count: int = 64) -> "Windows":
+    """Take windows of a text; see `qcompress.model.text.token_windows`.
+
+    Raises:
+        EngineError: the place is a GGUF file of an encoder.
+    """
+    from qcompress.model.text import token_windows
+
+    if not place.is_file():
+        return token_windows(place, text, length=length, count=count)
+    from qcompress.engines.llama_cpp.tokenizer_file import readable
+
+    with readable(place) as source:
+        return token_windows(source, text, length=length, count=count)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TextFlags:
     """Calibration text and maximum memory for a language model."""
@@ -113,8 +129,7 @@ class TextFlags:
                 "--memory is for hf:FOLDER and engines that write a model block by block; here it is loaded whole."
             )
         import qcompress
-        from qcompress.model.text import token_windows
 
         place = place_of(model)
-        windows = token_windows(place, self.text, length=self.length, count=self.windows)
+        windows = text_windows(place, self.text, length=self.length, count=self.windows)
         return qcompress.open_model(place) if by_block else whole(place), windows
