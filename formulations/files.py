@@ -4,14 +4,17 @@ import contextlib
 import errno
 import io
 import json
+import math
 import os
 import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
 
 from formulations.errors import FileFormatError
 
@@ -130,6 +133,23 @@ def _replaced(target: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def plain(value: Any) -> Any:
+    """Return a value with NumPy's numbers and arrays as Python's, and whatever JSON cannot store as its ``repr``.
+
+    >>> import numpy as np
+    >>> plain({"sweeps": np.int64(30), "schedule": np.array([0.1, 5.0]), "rule": max})
+    {'sweeps': 30, 'schedule': [0.1, 5.0], 'rule': '<built-in function max>'}
+    """
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return plain(value.tolist())
+    stored = value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+    return value if stored else repr(value)
 
 
 def write_json(path: AnyPath, value: Any) -> None:

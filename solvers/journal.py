@@ -12,7 +12,7 @@ from typing import Any
 
 from formulations import FileFormatError, Problem
 from formulations.file_kinds import FileKind
-from formulations.files import AnyPath
+from formulations.files import AnyPath, plain
 from solvers.base import Solver
 from solvers.provenance import class_names, versions
 
@@ -83,9 +83,9 @@ def run_key(
         "solver": solver.name,
         "classes": class_names(solver),
         "versions": versions(solver),
-        "options": {name: repr(value) for name, value in solver.option_values.items()},
-        "time_limit": time_limit,
-        "seed": seed,
+        "options": {name: repr(plain(value)) for name, value in solver.option_values.items()},  # arrays in full
+        "time_limit": plain(time_limit),
+        "seed": plain(seed),
     }
 
 

@@ -58,7 +58,7 @@ class _Joint:
             self.hints = [part.lower(lowered) for part in parts]
         starts = self.hints
         if len(parts) > 1 and search.initial is None:
-            starts = [_cheap(part.problem) for part in parts]  # else nothing could be offered before the last part
+            starts = [cheap(part.problem) for part in parts]  # else nothing could be offered before the last part
         self.choices = [
             start if start is not None and part.problem.evaluate(start).feasible else None
             for start, part in zip(starts, parts, strict=True)
@@ -119,7 +119,7 @@ class _Joint:
         return self.reduction.lift(self.reduction.join(found_choices)) if len(found_choices) == len(choices) else None
 
 
-def _cheap(problem: Problem) -> Choice | None:
+def cheap(problem: Problem) -> Choice | None:
     """Repair the choice of every group's cheapest option to meet the budgets."""
     from solvers.kernels.repair import repair  # compiled code, imported only when used
 

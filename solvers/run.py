@@ -12,7 +12,7 @@ from formulations.reductions.scaling import normal_form
 from solvers import registry
 from solvers.base import OnProgress, Search, Solver, SolverLike, SubSearch
 from solvers.errors import InvalidOptionError
-from solvers.presolved import solve_parts
+from solvers.presolved import cheap, solve_parts
 from solvers.solution import Solution, StopReason
 
 if TYPE_CHECKING:
@@ -148,7 +148,9 @@ def _run_reduced(search: Search, back_end: Solver, *, bound: bool, presolve: boo
         return
     if presolve and back_end.presolved and not problem.paired_budgets:
         with search.phase("presolve_s"):
-            reduction = reduce_problem(problem)
+            reduction = reduce_problem(problem, search.expired)
+        if search.expired() and search.choice is None and (quick := cheap(problem)) is not None:
+            search.offer(quick)  # the back end has no time left
         if reduction.changed:
             solve_parts(reduction, search, run)
             return

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from formulations.file_kinds import FileKind
-from formulations.files import AnyPath, read_json, write_json
+from formulations.files import AnyPath, plain, read_json, write_json
 from formulations.formatting import amount, markdown_table, number, percent
 
 FILE_KIND = FileKind("qcompress solution", version=1)
@@ -94,9 +94,8 @@ class Solution:
 
     def to_json(self) -> dict[str, Any]:
         """Return the solution as a dictionary that JSON can store."""
-        value = asdict(self)
-        value["choice"] = None if self.choice is None else self.choice.tolist()
-        return {**FILE_KIND.header, **value}
+        stored: dict[str, Any] = plain({**FILE_KIND.header, **asdict(self)})
+        return stored
 
     def _repr_markdown_(self) -> str:
         """Show the answer in a notebook: status, objective, bound, gap and use."""

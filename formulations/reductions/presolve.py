@@ -12,7 +12,7 @@ problem lifts to an optimal choice of the original with the same objective, up t
 reduced problem is infeasible, so is the original.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -102,8 +102,12 @@ class Presolved(Reduction):
         }
 
 
-def reduce_problem(problem: Problem) -> Presolved:
+def reduce_problem(problem: Problem, expired: Callable[[], bool] = lambda: False) -> Presolved:
     """Reduce a problem to the part that must be searched.
+
+    Args:
+        problem: any problem whose budgets have no pair terms.
+        expired: function that says whether the time is over; then no further pass over the options is made.
 
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 20})
     >>> reduction = reduce_problem(problem)
@@ -121,7 +125,7 @@ def reduce_problem(problem: Problem) -> Presolved:
         loose = [name for name in budgets if _never_binds(problem, keep, name)]
         budgets, dropped = [name for name in budgets if name not in loose], dropped + loose
         drop_dominated(problem, keep, stand_in, budgets)
-        if keep.sum() == before and not loose:
+        if (keep.sum() == before and not loose) or expired():
             break
     if problem.pairs.rank * problem.num_options > LARGE_FACTOR and keep.mean() > 1.0 - COPY_PAYS:
         keep[:] = True

@@ -148,9 +148,9 @@ def compare(
     ('brute-force', 1.0, 0.0, {'OPTIMAL': 2})
     """
     problems = dict(problem) if isinstance(problem, Mapping) else {"": problem}
-    numbers = tuple(int(seed) for seed in seeds)
+    numbers = tuple(_seed(seed) for seed in seeds)
     back_ends = _labelled(solvers)
-    _require_sense(problems, back_ends, numbers, jobs, within)
+    _require_sense(problems, back_ends, numbers, jobs, within, time_limit)
     known, targets = _by_problem(problems, best_known, "best_known"), _by_problem(problems, target, "target")
     skipped = {name: _why_skipped(stated, back_ends) for name, stated in problems.items()}
     tasks = [
@@ -181,6 +181,17 @@ def compare(
     return Suite(comparisons=comparisons) if isinstance(problem, Mapping) else comparisons[""]
 
 
+def _seed(seed: Any) -> int:
+    """Return a seed as a whole number.
+
+    Raises:
+        InvalidOptionError: it is none, or negative.
+    """
+    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or seed < 0:
+        raise InvalidOptionError(f"a seed must be a whole number, 0 or more, found {seed!r}")
+    return int(seed)
+
+
 def _labelled(solvers: Solvers) -> dict[str, Solver]:
     """Return label → solver.
 
@@ -189,6 +200,8 @@ def _labelled(solvers: Solvers) -> dict[str, Solver]:
     """
     if isinstance(solvers, Mapping):
         return {str(label): as_solver(solver) for label, solver in solvers.items()}
+    if isinstance(solvers, str | Solver):
+        raise InvalidOptionError(f"compare takes a list of solvers or a mapping of labels, found {solvers!r} alone")
     back_ends = [as_solver(solver) for solver in solvers]
     counts = Counter(solver.label for solver in back_ends)
     if twice := [label for label, count in counts.items() if count > 1]:
@@ -200,7 +213,12 @@ def _labelled(solvers: Solvers) -> dict[str, Solver]:
 
 
 def _require_sense(
-    problems: Mapping[str, Problem], back_ends: Mapping[str, Solver], seeds: tuple[int, ...], jobs: int, within: float
+    problems: Mapping[str, Problem],
+    back_ends: Mapping[str, Solver],
+    seeds: tuple[int, ...],
+    jobs: int,
+    within: float,
+    time_limit: float | None,
 ) -> None:
     """Check the arguments before anything runs."""
     if wrong := [type(stated).__name__ for stated in problems.values() if not isinstance(stated, Problem)]:
@@ -212,6 +230,8 @@ def _require_sense(
         )
     if twice := [str(seed) for seed, count in Counter(seeds).items() if count > 1]:
         raise InvalidOptionError(f"seeds must differ; given twice: {', '.join(twice)}")
+    if time_limit is not None and not (np.isfinite(time_limit) and time_limit > 0):
+        raise InvalidOptionError(f"time_limit must be a positive number of seconds, found {time_limit!r}")
     if jobs == 0:
         raise InvalidOptionError("jobs must be a number of processes, or -1 for one per core; found 0")
     if not (np.isfinite(within) and within >= 0):

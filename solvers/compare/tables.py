@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from formulations.file_kinds import FileKind
-from formulations.files import AnyPath, read_json, write_json
+from formulations.files import AnyPath, plain, read_json, write_json
 from formulations.formatting import number, percent
 from solvers.compare.rows import ComparisonRow, Yardstick, comparison_row, run_rows
 from solvers.compare.spreadsheet import to_csv
@@ -146,7 +146,7 @@ class Comparison:
         """Return the comparison as a dictionary that JSON can store."""
         runs = {label: [run.to_json() for run in runs] for label, runs in self.solutions.items()}
         header = {**FILE_KIND.header, "problem_fingerprint": self.problem_fingerprint}
-        settings = {"time_limit": self.time_limit, "seeds": self.seeds, "skipped": dict(self.skipped)}
+        settings = plain({"time_limit": self.time_limit, "seeds": self.seeds, "skipped": self.skipped})
         target = {"best_known": self.best_known, "stated_target": self.stated_target, "within": self.within}
         return {**header, **settings, **target, "solutions": runs}
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from qcompress.plots import plot_anytime, plot_profile
 from solvers import InvalidOptionError, Solution, Solver, Status, StopReason, TracePoint, UnknownSolverError
 from solvers.compare.runs import Comparison, Suite, anytime, compare, performance_profile, time_to_target
 from solvers.compare.time_to_target import share_interval
+from solvers.heuristic.anneal import Anneal
 from solvers.journal import Journal
 from tests.compare.own_solvers import Dice
 
@@ -33,6 +35,13 @@ class LinearOnly(Solver):
 class Missing(LinearOnly):
     name = "missing"
     requires = ("a_package_that_is_not_there",)
+
+
+@dataclass(frozen=True, eq=False)
+class Weighted(LinearOnly):
+    name = "weighted"
+    native_pairs = True
+    weights: Any = None
 
 
 PROBLEM = layered_problem(5, bits=(2, 4, 8), rank=2, seed=1)
@@ -420,3 +429,36 @@ def test_a_run_that_fails_is_a_row_and_ends_nothing_else(tmp_path, jobs):
     again = []
     compare(PROBLEM, [Broken(), Dice()], **run, on_run=lambda label, solution: again.append((label, solution.seed)))
     assert again == [("broken", 1)]
+
+
+def test_options_and_limits_of_numpy_are_kept_in_full(tmp_path):
+    """Arrays of more than 1,000 entries differ in the middle, where their repr has dots."""
+    weights = [np.where(np.arange(2000) == 1000, middle, 1.0) for middle in (0.0, 1.0)]
+    runs = [
+        compare(
+            PROBLEM, {"weighted": Weighted(weights=array), "anneal": Anneal(sweeps=np.int64(5))},
+            time_limit=np.int64(2), seeds=[np.int64(3)], journal=tmp_path / "runs.jsonl",
+        )
+        for array in weights
+    ]  # fmt: skip
+    runs[0].save(tmp_path / "comparison.json")
+    loaded = Comparison.load(tmp_path / "comparison.json")
+    assert loaded.solutions["weighted"][0].options["weights"][999:1002] == [1.0, 0.0, 1.0]
+    assert loaded.solutions["anneal"][0].options["sweeps"] == 5
+    assert runs[1].solutions["weighted"][0].options["weights"][1000] == 1.0
+    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 3  # the second run repeats only what differs
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"seeds": [1.5]}, "a seed must be a whole number, 0 or more, found 1.5"),
+        ({"seeds": [-1]}, "a seed must be a whole number, 0 or more, found -1"),
+        ({"time_limit": 0}, "time_limit must be a positive number of seconds, found 0"),
+        ({"solvers": "greedy"}, "a list of solvers or a mapping of labels, found 'greedy' alone"),
+    ],
+)
+def test_what_no_run_could_take_is_refused_before_any(given, error, tmp_path):
+    with pytest.raises(InvalidOptionError, match=error):
+        compare(PROBLEM, **{"solvers": ["greedy"], "journal": tmp_path / "runs.jsonl", **given})
+    assert not (tmp_path / "runs.jsonl").exists()

@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formulations import PairTerms, Problem
+from formulations.generators.families import signed_pairs
 from formulations.generators.random_instances import layered_problem, small_problem
 from formulations.reductions import components as components_module
 from formulations.reductions import dominance as dominance_module
 from formulations.reductions import presolve as reduce_module
+from formulations.reductions.dominance import drop_dominated
 from formulations.reductions.presolve import Presolved, reduce_problem
 from formulations.reductions.scaling import scaled
 from solvers import Status, StopReason, solve
@@ -330,3 +332,24 @@ def test_scores_of_any_size_give_the_same_reduction():
     reference = reduce_problem(problem)
     for scale in (1e-12, 1e-6, 3.7, 1e9):
         assert np.array_equal(reduce_problem(scaled(problem, scale).problem).stand_in, reference.stand_in)
+
+
+@pytest.mark.parametrize("solver", ["auto", "greedy", "milp", "anneal", "sa"])
+def test_a_time_that_presolve_uses_up_still_gives_a_choice(solver: str) -> None:
+    problem = signed_pairs(3000, 4, 2, seed=1)
+    found = solve(problem, solver, time_limit=1e-3, seed=0)
+    assert found.choice is not None
+    assert problem.evaluate(found.choice).feasible
+
+
+def test_presolve_makes_no_further_pass_when_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+    monkeypatch.setattr(reduce_module, "drop_dominated", lambda *given: passes.append(drop_dominated(*given)))
+    problem = layered_problem(30, rank=0, seed=1)
+    for expired in (lambda: False, lambda: True):
+        passes.clear()
+        reduction = reduce_problem(problem, expired)
+        assert (len(passes) == 1) == expired()
+        choices = [solve(part.problem, "milp").choice for part in reduction.parts]
+        lifted = reduction.lift(reduction.join(choices))
+        assert problem.evaluate(lifted).objective == pytest.approx(solve(problem, "milp").objective)
