@@ -65,7 +65,8 @@ class Descent:
             if not (saved > 0).any():
                 return None
             added = self.added(chosen)
-            rate = np.where(saved > 0, np.where(added > 0, added / np.maximum(saved, 1e-300), added), np.inf)
+            rate = added / np.where((saved > 0) & (added > 0), saved, 1.0)
+            rate[saved <= 0] = np.inf
             best = int(rate.argmin())
             chosen[group_of[best]] = best
         return None

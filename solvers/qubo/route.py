@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from formulations import Problem
 from formulations.forms.bqm import ENCODINGS, EncodedBqm, pair_couplings, to_bqm
 from formulations.forms.couplings import MAX_PAIRS, count_couplings
+from formulations.problem import limit_of
 from formulations.reductions.restriction import part
 from solvers.base import Search, Solver
 from solvers.errors import SolverError
@@ -41,6 +42,9 @@ SHARE = 0.25
 CAUTION = 2.0
 """Factor by which a whole model may take longer than its parts suggest, because large arrays are slow and samples are
 polished afterwards."""
+
+FARTHEST = 1e12
+"""Largest factor between a budget's first price and any other: beyond it, only the budget or only the costs count."""
 
 SampleRound = Callable[[EncodedBqm, float], Any]
 """Function that samples an encoded model within a time in seconds (0: as fast as possible, infinite: according to its
@@ -157,8 +161,7 @@ def sample_rounds(
         with search.phase("decode_s"):
             choices, valid = encoded.decode_all(states), encoded.valid_groups(states)
             improver.take(choices, np.asarray(valid.all(axis=1)))
-        usage = problem.evaluate(choices[0]).usage
-        prices.learn({name: usage[name] > budget for name, budget in problem.budgets.items()})
+        prices.learn(problem.evaluate(choices[0]).violations)
         improver.quality.tell(search)
         search.details |= {"rounds": done + 1}
         search.details["strength"] = {"least": float(strength.min()), "most": float(strength.max())}
@@ -231,25 +234,27 @@ class _Prices:
         self.bracket = dict.fromkeys(problem.budgets, (0.0, np.inf))
         self.step = dict.fromkeys(problem.budgets, 2.0)
         self.price = {name: _alone(problem, name) for name in problem.budgets}
+        self.ends = {name: (price / FARTHEST, price * FARTHEST) for name, price in self.price.items()}
 
     def current(self) -> dict[str, float]:
         return dict(self.price)
 
-    def learn(self, over: dict[str, bool]) -> None:
+    def learn(self, over: Collection[str]) -> None:
         for name, price in self.price.items():
             low, high = self.bracket[name]
-            low, high = self.bracket[name] = (price, high) if over[name] else (low, price)
+            low, high = self.bracket[name] = (price, high) if name in over else (low, price)
             if low > 0 and np.isfinite(high):
                 self.price[name] = float(np.sqrt(low * high))
             else:
-                self.price[name] = low * self.step[name] if np.isinf(high) else high / self.step[name]
-                self.step[name] **= 1.5
+                far = low * self.step[name] if np.isinf(high) else high / self.step[name]
+                self.price[name] = float(np.clip(far, *self.ends[name]))
+                self.step[name] = min(self.step[name] ** 1.5, FARTHEST)
 
 
 def _alone(problem: Problem, name: str) -> float:
     """Return the smallest price at which the cheapest options meet the budget ``name``, ignoring pair terms."""
     starts, use = problem.group_offsets[:-1], problem.resources[name]
-    budget = problem.budgets[name] - problem.fixed.get(name, 0.0)
+    budget = limit_of(problem.budgets[name]) - problem.fixed.get(name, 0.0)
 
     def spread(numbers: Floats) -> float:
         return float((np.maximum.reduceat(numbers, starts) - np.minimum.reduceat(numbers, starts)).sum())

@@ -3,6 +3,7 @@
 import dimod
 import numpy as np
 import pytest
+import scipy.sparse
 from dwave.samplers import SimulatedAnnealingSampler
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from formulations import FileFormatError, Problem, decode_bits, write_bqm, write_qubo
 from formulations.exchange.bits import metadata_in
 from formulations.exchange.suffixes import read_problem
-from formulations.forms.bqm import to_bqm
+from formulations.forms.bqm import ENCODINGS, to_bqm
+from formulations.forms.descent import Descent
 from formulations.forms.tight_budgets import tight_budgets
 from formulations.forms.use_levels import in_levels
 from formulations.generators.random_instances import layered_problem, small_problem
@@ -108,6 +110,45 @@ def test_levels_keep_objectives_and_round_uses(seed, levels):
                 unit = left / coarse.budgets[name]
                 above = (judged.usage[name] - least[name]) / unit
                 assert abs(rounded.usage[name] - above) <= 0.5 * problem.num_groups + 0.5 * above / coarse.budgets[name]
+
+
+@pytest.mark.parametrize("off", [-1e-10, 0.0, 1e-10, 1e-6])
+@pytest.mark.parametrize("unit", [1.0, 1e-9])
+def test_a_budget_equal_to_the_smallest_use_up_to_rounding_leaves_the_smallest_choice(off, unit, tmp_path):
+    use = unit * np.array([191028.4634339845, 784655.5479607567, 187123.4814425762, 723779.0641901554])
+    problem = Problem(
+        ["a", "b"], [["x", "y"]] * 2, [2, 0, 3, 0], {"r": use}, {"r": 3e6 * unit + use[0] + use[2] + off * unit},
+        fixed={"r": 3e6 * unit},
+    )  # fmt: skip
+    for suffix, write in WRITERS.items():
+        for encoding in ENCODINGS:
+            path = tmp_path / f"p{suffix}"
+            write(problem, path, encoding=encoding)
+            sample = dimod.ExactSolver().sample(model_in(path))
+            best = sample.record.sample[[sample.record.energy.argmin()]]
+            ordered = best[:, [sample.variables.index(v) for v in range(best.shape[1])]]
+            assert decode_bits(path, problem, ordered).tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("proven", [False, True])
+def test_pair_terms_in_a_resource_without_a_budget_are_left_out(suffix, encoding, proven, tmp_path):
+    terms = scipy.sparse.csr_array(([1.0], ([0], [2])), shape=(4, 4))
+    tables = ["a", "b"], [["x", "y"]] * 2, [0, 1, 0, 2], {"r": [2, 1, 2, 1], "s": [1, 2, 1, 2]}, {"r": 3}
+    path = tmp_path / f"p{suffix}"
+    WRITERS[suffix](Problem(*tables, resource_pairs={"s": terms}), path, encoding=encoding, proven=proven)
+    model = model_in(path)
+    WRITERS[suffix](Problem(*tables), path, encoding=encoding, proven=proven)
+    assert model == model_in(path)
+
+
+def test_a_choice_that_uses_less_but_costs_a_lot_is_repaired_without_overflow():
+    """Options that save nothing have no rate; dividing by their zero overflowed from costs of 1e8 on."""
+    cost, use = [0.0, 1e9, 2e9, 0.0, 1.0], [5.0, 1.0, 7.0, 5.0, 2.0]
+    problem = Problem(["a", "b"], [list("xyz"), list("xy")], cost, {"r": use}, {"r": 7})
+    repaired = Descent(problem).repaired(np.array([0, 3]), np.array(use)[:, None], np.array([7.0]))
+    assert repaired.tolist() == [0, 4]
 
 
 def test_a_choice_within_the_budget_has_its_objective_as_energy():

@@ -116,6 +116,16 @@ def test_sa_is_feasible_whenever_repair_can_be():
         assert solve(problem, "sa", seed=seed, rounds=2, num_reads=2, num_sweeps=10).feasible
 
 
+@pytest.mark.parametrize("budget", [2.0 - 1e-13, 3.9, 5.0])
+@pytest.mark.parametrize("name", ["sa", "steepest-descent", "bifurcation"])
+def test_prices_stay_finite_in_any_number_of_rounds(name, budget):
+    """A budget that every sample misses, or none, moves its price in one direction only."""
+    problem = Problem(["a", "b"], [["x", "y"]] * 2, [1, 0, 3, 1], {"r": [1.0, 2.0, 1.0, 2.5]}, {"r": budget})
+    solution = solve(problem, name, seed=0, presolve=False, rounds=50)
+    assert solution.objective == {2.0 - 1e-13: 4, 3.9: 2, 5.0: 1}[budget]
+    assert all(0 < price < np.inf for price in solution.details["prices"].values())
+
+
 def test_same_seed_same_answer(problem):
     first, again = (solve(problem, "sa", seed=7, rounds=3) for _ in range(2))
     assert first.choice.tolist() == again.choice.tolist()
