@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from formulations.errors import FileFormatError
+from formulations.errors import EncodingError, FileFormatError
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from formulations.forms.couplings import Integers
@@ -81,6 +81,9 @@ def in_bits(
 
     Returns:
         The model and the metadata for its file.
+
+    Raises:
+        EncodingError: the model has no bit; or see `formulations.to_bqm`.
     """
     from formulations.forms.bqm import to_bqm
 
@@ -90,6 +93,11 @@ def in_bits(
         tight = tight_budgets(problem, levels)
         counted, prices, overrun = tight.problem, tight.prices, tight.overrun
     encoded = to_bqm(counted, encoding, prices=prices, overrun=overrun)
+    if not encoded.bqm.num_variables:
+        raise EncodingError(
+            f"encoding {encoding!r} has no bit for this problem, because every group has a single option: "
+            "write an .npz, .lp or .mps file, or use encoding 'one-hot'"
+        )
     linear, (_, _, couplings), _ = encoded.bqm.to_numpy_vectors()
     largest = max(np.abs(linear).max(initial=0.0), np.abs(couplings).max(initial=0.0))
     return encoded, Bits(

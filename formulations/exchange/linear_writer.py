@@ -10,7 +10,7 @@ The files keep groups, options, costs, the offset, budgets with their resources 
 sparse part only: the products of a factor are expanded). They do not keep resources without a budget. Budget rows and
 objective are in the problem's units, except that a resource whose uses are all below 1 is scaled by a power of two,
 because solvers compare rows with absolute tolerances. An objective below about 1e-4 is too small for solvers: scale
-the problem first.
+the problem first. Numbers that HiGHS takes for infinite are refused.
 """
 
 import json
@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from formulations.errors import EncodingError
 from formulations.files import AnyPath, replacing
 from formulations.forms.integer_program import IntegerProgram, to_integer_program
 from formulations.problem import Problem
@@ -36,6 +37,9 @@ TERMS_IN_A_LINE = 6
 NAME_PART = 40
 CONSTANT = "constant"
 """Variable fixed to 1 that carries the offset and fixed uses (not every reader accepts a bare constant)."""
+
+LARGEST, LARGEST_IN_ROW = 1e20, 1e15
+"""From these on, HiGHS takes numbers in the objective and right-hand sides for infinite, and refuses coefficients."""
 
 Terms = list[tuple[str, float]]
 
@@ -63,7 +67,8 @@ def write_lp(problem: Problem, path: AnyPath) -> None:
     """Write the integer program in CPLEX's LP format, atomically.
 
     Raises:
-        EncodingError: the pair terms need too many products (see `to_integer_program`).
+        EncodingError: the pair terms need too many products (see `to_integer_program`), or a number is too large for
+            readers of the format.
 
     >>> import pathlib, tempfile
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
@@ -80,7 +85,8 @@ def write_mps(problem: Problem, path: AnyPath) -> None:
     """Write the integer program in free MPS format, atomically.
 
     Raises:
-        EncodingError: the pair terms need too many products (see `to_integer_program`).
+        EncodingError: the pair terms need too many products (see `to_integer_program`), or a number is too large for
+            readers of the format.
     """
     program = _program(problem)
     _write(path, _mps_lines(program))
@@ -102,14 +108,30 @@ def _program(problem: Problem) -> _Program:
         "groups": [[group, list(options)] for group, options in zip(problem.groups, problem.options, strict=True)],
         "budgets": [[name, unit] for name, unit in zip(problem.budgets, units, strict=True)],
     }
+    rows = [*_budget_rows(problem, list(names.values()), units), *_other_rows(program, names)]
+    _refuse_unreadable(problem, objective, rows)
     return _Program(
         header=json.dumps(header),
         objective=objective,
-        rows=[*_budget_rows(problem, list(names.values()), units), *_other_rows(program, names)],
+        rows=rows,
         binary=[names[x.name] for x in program.x],
         products=[names[y.name] for y, _, _ in program.y],
         constant=constant,
     )
+
+
+def _refuse_unreadable(problem: Problem, objective: Terms, rows: list[_Row]) -> None:
+    wrong = [("the objective", name, weight) for name, weight in objective if abs(weight) >= LARGEST]
+    for row, resource in zip(rows, problem.budgets, strict=False):  # the other rows hold ones
+        where = f"the budget of {resource!r}"
+        wrong += [(where, "right-hand side", row.rhs)] if abs(row.rhs) >= LARGEST else []
+        wrong += [(where, name, weight) for name, weight in row.terms if abs(weight) >= LARGEST_IN_ROW]
+    if wrong:
+        where, name, number = wrong[0]
+        raise EncodingError(
+            f"LP and MPS readers take numbers below {LARGEST:g}, and uses below {LARGEST_IN_ROW:g}; "
+            f"{where} has {number:g} ({name}). Write an .npz or .cqm file, or change the unit"
+        )
 
 
 def _option_names(problem: Problem) -> Iterator[str]:

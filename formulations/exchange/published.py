@@ -6,9 +6,9 @@
     MMKP                ``groups options budgets``, capacities, then per group its number and a line per option
                         ``value use_1 … use_k``                                                   Khan et al.
 
-Vertices and variables count from 1; words after ``n m`` are remarks. A variable becomes a group with the two options
-"0" and "1". If the original problem is a maximisation, its value is negated: a best known value ``v`` becomes the
-objective ``-v``.
+Vertices and variables count from 1; words after ``n m`` are remarks, in UTF-8. Parallel edges add up. A variable
+becomes a group with the two options "0" and "1". If the original problem is a maximisation, its value is negated: a
+best known value ``v`` becomes the objective ``-v``.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from formulations.errors import FileFormatError
+from formulations.exchange.quadratic_reader import require_readable
 from formulations.files import AnyPath
 from formulations.pairs import PairTerms
 from formulations.problem import Problem
@@ -53,11 +54,17 @@ def read_coordinate_qubo(path: AnyPath) -> Problem:
     """Read a QUBO: minimise ``xᵀQx`` over bits; the file has the diagonal and one triangle of the symmetric Q.
 
     Raises:
-        FileFormatError: a number is missing, or an entry names an unknown variable.
+        FileFormatError: a number is missing, an entry names an unknown variable, or one is given in both triangles.
     """
 
     def problem(words: list[str]) -> Problem:
         size, i, j, entry = _entries(words)
+        above, below = np.unique((i * size + j)[i < j]), np.unique((j * size + i)[i > j])
+        if twice := len(both := np.intersect1d(above, below, assume_unique=True)):
+            raise ValueError(
+                f"{twice} entries are given in both triangles, such as {both[0] // size + 1} {both[0] % size + 1}; "
+                "give each in one of them: it counts twice"
+            )
         linear = np.zeros(size)
         np.add.at(linear, i[i == j], entry[i == j])
         apart = i != j
@@ -102,6 +109,8 @@ def read_multiple_choice_knapsack(path: AnyPath) -> Problem:
     def problem(words: list[str]) -> Problem:
         groups, options, budgets = (int(word) for word in words[:3])
         numbers = np.array(words[3:], dtype=np.float64)
+        if not 0 <= budgets <= len(numbers):
+            raise ValueError(f"{budgets} budgets need as many capacities, found {len(numbers)} numbers")
         capacities, rest = numbers[:budgets], numbers[budgets:]
         rows = rest.reshape(groups, 1 + options * (1 + budgets))[:, 1:].reshape(groups * options, 1 + budgets)
         names = [f"use {k + 1}" for k in range(budgets)]
@@ -117,25 +126,29 @@ def read_multiple_choice_knapsack(path: AnyPath) -> Problem:
 
 
 def _read(path: AnyPath, what: str, build: Callable[[list[str]], Problem]) -> Problem:
-    words = Path(path).read_text(encoding="ascii").split()
+    content = Path(path).read_bytes()
     try:
-        return build(words)
-    except (IndexError, ValueError) as error:
+        return build(content.decode("utf-8-sig").split())
+    except (IndexError, OverflowError, ValueError) as error:  # UnicodeDecodeError is a ValueError
         raise FileFormatError(f"{path} is not {what} instance, or is incomplete: {error}") from error
 
 
 def _entries(words: list[str]) -> tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Parse text that begins with ``n m`` into the size and the entries ``(i, j, value)``, counted from 0."""
     size, count = int(words[0]), int(words[1])
+    require_readable(size)
     remarks = next((number for number, word in enumerate(words[2:]) if _is_number(word)), len(words) - 2)
     numbers = words[2 + remarks :]  # some files have remarks after n and m
     if len(numbers) != 3 * count:
         raise ValueError(f"{count} entries need {3 * count} numbers, found {len(numbers)}")
     table = np.array(numbers, dtype=np.float64).reshape(count, 3)
-    i, j = table[:, 0].astype(np.int64) - 1, table[:, 1].astype(np.int64) - 1
-    least, most = min(i.min(initial=0), j.min(initial=0)), max(i.max(initial=0), j.max(initial=0))
-    if least < 0 or most >= size:
-        raise ValueError(f"entries lie between 1 and {size}, found {least + 1} to {most + 1}")
+    places = table[:, :2]
+    least, most = places.min(initial=1), places.max(initial=1)
+    if not (least >= 1 and most <= max(size, 1)):
+        raise ValueError(f"entries lie between 1 and {size}, found {least:g} to {most:g}")
+    if (broken := places[places != np.floor(places)]).size:
+        raise ValueError(f"vertices and variables are whole numbers, found {broken[0]:g}")
+    i, j = places.astype(np.int64).T - 1
     return size, i, j, table[:, 2]
 
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
+MOST_VARIABLES = 10_000_000
+"""Of a text: a damaged size would fill the memory before anything else could be noticed."""
+
 
 def read_cqm(path: AnyPath) -> Problem:
     """Read the problem in a CQM file that `write_cqm` wrote, or any other CQM of the same form.
@@ -84,6 +87,12 @@ def read_qubo(path: AnyPath) -> Problem:
         return _problem_of_text(content.decode().splitlines(), _unscaled(content, path))
 
     return _read(path, "QUBO coordinate text", build)
+
+
+def require_readable(size: int) -> None:
+    """Refuse more than `MOST_VARIABLES`, before anything of that size is made."""
+    if size > MOST_VARIABLES:
+        raise ValueError(f"at most {MOST_VARIABLES:,} variables can be read, found {size:,}")
 
 
 def _unscaled(content: bytes, path: AnyPath) -> float:
@@ -206,6 +215,7 @@ def _problem_of_text(lines: Sequence[str], factor: float = 1.0) -> Problem:
                 f"variables; found {counts[0]} and {counts[1]} of {size}"
             )
         size = announced[0]
+    require_readable(size)
     linear = np.bincount(rows[diagonal], weights=values[diagonal], minlength=size).astype(np.float64)
     couplers = (rows[~diagonal], columns[~diagonal], factor * values[~diagonal])
     return _two_options([str(v) for v in range(size)], factor * linear, couplers, factor * offset)

@@ -34,6 +34,15 @@ def test_words_behind_the_sizes_are_remarks(tmp_path):
     assert read_max_cut(file).evaluate([0, 0, 1]).objective == -6
 
 
+def test_a_byte_order_mark_and_accents_in_remarks_are_read(tmp_path):
+    file = tmp_path / "accented.txt"
+    file.write_text("\ufeff3 3 graphe à trois sommets\n1 2 1\n2 3 1\n1 3 5\n", encoding="utf-8")
+    assert read_max_cut(file).evaluate([0, 0, 1]).objective == -6
+    file.write_bytes("3 0 à\n".encode("latin-1"))
+    with pytest.raises(FileFormatError, match="utf-8"):
+        read_max_cut(file)
+
+
 def test_an_off_diagonal_entry_of_a_qubo_counts_twice(tmp_path):
     file = tmp_path / "small.txt"
     file.write_text("3 4\n1 1 -4\n1 2 3\n3 2 -2\n3 3 1\n")
@@ -76,7 +85,17 @@ def test_a_multiple_choice_knapsack_has_every_capacity(tmp_path):
         (read_max_cut, "3 2\n1 2 1\n", "2 entries need 6 numbers, found 3"),
         (read_max_cut, "3 1\n1 4 1\n", "between 1 and 3, found 1 to 4"),
         (read_max_cut, "3 1\n2 2 1\n", "joins a vertex to itself"),
+        (read_max_cut, "3 2\n1 2 1\n1.5 3 1\n", "whole numbers, found 1.5"),
+        (read_max_cut, "3 1\n1 1e30 1\n", "between 1 and 3, found 1 to 1e\\+30"),
+        (read_max_cut, "3 1\n1 nan 1\n", "between 1 and 3, found nan"),
+        (read_max_cut, "3 1\n1 2 inf\n", "finite"),
+        (read_max_cut, "99999999999999 0\n", "at most 10,000,000 variables can be read, found 99,999,999,999,999"),
+        (read_coordinate_qubo, f"{10**30} 0\n", "at most 10,000,000 variables"),
+        (read_coordinate_qubo, "3 3\n1 2 1\n2 1 1\n3 3 1\n", "1 entries are given in both triangles, such as 1 2"),
         (read_coordinate_qubo, "two", "not a QUBO instance"),
+        (read_quadratic_knapsack, f"r\n{10**30}\n1 2 3\n", "is incomplete"),
+        (read_multiple_choice_knapsack, "0 1 1000000000000\n", "need as many capacities"),
+        (read_multiple_choice_knapsack, f"{10**30} 1 0\n", "is incomplete"),
         (read_quadratic_knapsack, "r\n3\n1 2 3\n", "3 items need 11 numbers, found 3"),
         (read_quadratic_knapsack, "r\n1\n5\n1\n9\n3\n", "found kind 1"),
         (read_multiple_choice_knapsack, "1 2 1\n 4\n 1\n 3 4\n", "is incomplete"),

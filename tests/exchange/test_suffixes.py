@@ -8,6 +8,7 @@ import highspy
 import numpy as np
 import pulp
 import pytest
+import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pulp.apis.coin_api import pulp_cbc_path
@@ -145,6 +146,32 @@ def test_another_tool_finds_the_optimum_of_brute_force_in_the_file(suffix, optim
 
 
 @pytest.mark.parametrize("suffix", LINEAR)
+def test_numbers_come_back_or_are_refused_when_written(suffix, tmp_path):
+    """Limits of HiGHS: infinity from 1e20 on; in rows, too large from 1e15 on."""
+    path, large, in_row = tmp_path / f"problem{suffix}", np.nextafter(1e20, 0), np.nextafter(1e15, 0)
+    terms = scipy.sparse.csr_array(([1e20], ([0], [2])), shape=(4, 4))
+
+    def problem(cost=0.0, use=2.0, budget=4e15, pairs=None, offset=0.0, fixed=0.0):
+        uses, fixed_uses = {"r": [use, 1, 2, 1]}, {"r": fixed} if fixed else {}
+        return Problem(["a", "b"], [["x", "y"]] * 2, [cost, 1, 0, 1], uses, {"r": budget}, pairs, offset, fixed_uses)
+
+    fitting = [{"cost": large}, {"cost": -large}, {"offset": -large}, {"budget": large}, {"use": in_row}]
+    fitting += [{"fixed": in_row}, {"use": np.nextafter(1e-12, 1)}, {"cost": 1e-300}]
+    for numbers in fitting:
+        write_problem(problem(**numbers), path)
+        assert read_problem(path).fingerprint() == problem(**numbers).fingerprint()
+    path.unlink()
+    beyond = [{"cost": 1e20}, {"cost": -1e21}, {"offset": 1e20}, {"budget": 1e20}, {"budget": -1e20}, {"use": 1e15}]
+    for numbers in (*beyond, {"fixed": 1e16}, {"pairs": PairTerms(sparse=terms)}):
+        with pytest.raises(EncodingError, match=r"has -?1e[+-]\d+ \(.*\.npz or \.cqm"):
+            write_problem(problem(**numbers), path)
+        assert not path.exists()
+        for exact in (".npz", ".cqm"):
+            write_problem(problem(**numbers), path.with_suffix(exact))
+            assert read_problem(path.with_suffix(exact)).fingerprint() == problem(**numbers).fingerprint()
+
+
+@pytest.mark.parametrize("suffix", LINEAR)
 def test_a_number_that_another_tool_changed_is_read_as_it_is_now(suffix, tmp_path):
     path = tmp_path / f"problem{suffix}"
     problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
@@ -278,6 +305,20 @@ def test_the_bits_read_back_have_the_energy_of_the_model_and_decode_to_the_optim
     assert problem.evaluate(encoded.decode(best)).objective == pytest.approx(solve(problem, "brute-force").objective)
 
 
+@pytest.mark.parametrize("suffix", [".bqm", ".qubo"])
+def test_bits_of_a_problem_without_a_choice_are_refused_unless_one_hot(suffix, tmp_path):
+    path = tmp_path / f"problem{suffix}"
+    for budget in ({}, {"s": 5}):
+        problem = Problem(["a", "b"], [["x"], ["y"]], [1, 2], {"s": [3, 2]}, budget)
+        for encoding in ("domain-wall", "binary"):
+            with pytest.raises(EncodingError, match=r"every group has a single option: write an \.npz"):
+                write_problem(problem, path, encoding=encoding)
+            assert not path.exists()
+        write_problem(problem, path, encoding="one-hot")
+        assert read_problem(path).num_groups == 2
+        path.unlink()
+
+
 def test_prices_take_the_place_of_slack_bits(tmp_path):
     problem = layered_problem(3, bits=(2, 4), rank=0)
     write_qubo(problem, tmp_path / "a.qubo", prices={"bytes": 1e-5}, encoding="domain-wall")
@@ -320,6 +361,8 @@ def test_qubo_text_from_elsewhere_is_read(tmp_path):
         ("-1 0 1\n", "counted from 0"),
         ("0 0 nan\n", "finite"),
         ("c offset\n0 0 1\n", "not QUBO coordinate text"),
+        ("p qubo 0 100000000000 1 0\n0 0 1\n", "at most 10,000,000 variables can be read, found 100,000,000,000"),
+        ("0 99999999999 1\n", "at most 10,000,000 variables can be read, found 100,000,000,000"),
     ],
 )
 def test_text_that_is_no_qubo_is_refused(text, message, tmp_path):
