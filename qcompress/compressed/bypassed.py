@@ -19,6 +19,7 @@ class Bypassed(nn.Module):
         bypass: the module that is replaced.
         bias: ``(width,)`` bias that is the output, or None.
 
+    >>> import torch
     >>> Bypassed(Bypass(path="mlp", width=2), nn.Parameter(torch.ones(2)))(torch.randn(1, 3, 8)).shape
     torch.Size([1, 3, 2])
     """
