@@ -4,7 +4,6 @@ import contextlib
 import errno
 import io
 import json
-import math
 import os
 import secrets
 import shutil
@@ -136,20 +135,17 @@ def _replaced(target: Path) -> Iterator[IO[bytes]]:
 
 
 def plain(value: Any) -> Any:
-    """Return a value with NumPy's numbers and arrays as Python's, and whatever JSON cannot store as its ``repr``.
+    """Return a value with NumPy's numbers and arrays as Python's; everything else is unchanged.
 
     >>> import numpy as np
-    >>> plain({"sweeps": np.int64(30), "schedule": np.array([0.1, 5.0]), "rule": max})
-    {'sweeps': 30, 'schedule': [0.1, 5.0], 'rule': '<built-in function max>'}
+    >>> plain({"sweeps": np.int64(30), "schedule": np.array([0.1, 5.0])})
+    {'sweeps': 30, 'schedule': [0.1, 5.0]}
     """
     if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in value.items()}
+        return {name: plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    if isinstance(value, np.generic | np.ndarray):
-        return plain(value.tolist())
-    stored = value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
-    return value if stored else repr(value)
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
 def write_json(path: AnyPath, value: Any) -> None:

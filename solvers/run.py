@@ -149,8 +149,9 @@ def _run_reduced(search: Search, back_end: Solver, *, bound: bool, presolve: boo
     if presolve and back_end.presolved and not problem.paired_budgets:
         with search.phase("presolve_s"):
             reduction = reduce_problem(problem, search.expired)
-        if search.expired() and search.choice is None and (quick := cheap(problem)) is not None:
-            search.offer(quick)  # the back end has no time left
+        no_time_left = search.expired() and search.choice is None and reduction.feasible
+        if no_time_left and (quick := cheap(problem)) is not None:
+            search.offer(quick)
         if reduction.changed:
             solve_parts(reduction, search, run)
             return

@@ -5,6 +5,7 @@ FEASIBLE, and OPTIMAL only if a bound proves it.
 """
 
 import enum
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -94,8 +95,9 @@ class Solution:
 
     def to_json(self) -> dict[str, Any]:
         """Return the solution as a dictionary that JSON can store."""
-        stored: dict[str, Any] = plain({**FILE_KIND.header, **asdict(self)})
-        return stored
+        options = {name: _stored(option) for name, option in self.options.items()}
+        value: dict[str, Any] = plain({**FILE_KIND.header, **asdict(self), "options": options})
+        return value
 
     def _repr_markdown_(self) -> str:
         """Show the answer in a notebook: status, objective, bound, gap and use."""
@@ -148,3 +150,12 @@ def _whole_numbers(values: Any) -> NDArray[np.int64]:
     if array.ndim != 1 or array.dtype.kind != "i":
         raise ValueError(f"a choice must be a list of whole numbers, found {values!r}")
     return array.astype(np.int64)
+
+
+def _stored(option: Any) -> Any:
+    """Return an option as JSON stores it, or its ``repr`` if JSON cannot: it says what was run and is not read back."""
+    try:
+        json.dumps(plain(option), allow_nan=False)
+    except (TypeError, ValueError):
+        return repr(option)
+    return plain(option)

@@ -320,6 +320,7 @@ BROKEN = [
         "native_resource_pairs: no such property of a solver; there are .*native_use_pairs",
     ),
     (LazyClose, "check_cut_runs_claim_nothing_false", "when its time was over at look 1 at the clock"),
+    (NotJson, "check_answers_are_sound", "cannot be saved as JSON"),
     (PoolLies, "check_degenerate_problems", "its pool holds"),
     (Unpicklable, "check_pickle", "cannot be pickled"),
     (Lax, "check_option_limits", "accepted tries=0"),
