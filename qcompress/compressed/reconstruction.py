@@ -19,6 +19,9 @@ from qcompress.model.coupled import Axis, CoupledSet
 DAMPING = 0.01
 """Multiple of the moments' mean diagonal added to the diagonal, because some inputs have almost no variance."""
 
+DAMPINGS = (DAMPING, 0.1, 1.0, 10.0)
+"""Such multiples to choose from where samples are few, by what holds for samples that were not fitted to."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Reader:

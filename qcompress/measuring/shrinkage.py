@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from qcompress.compressed.reconstruction import DAMPING, Reader, readers, reconstruct
+from qcompress.compressed.reconstruction import DAMPING, DAMPINGS, Reader, readers, reconstruct
 from qcompress.errors import DataError
 from qcompress.measuring.inputs.moments import second_moments
 from qcompress.model import forward as forwards
@@ -22,9 +22,6 @@ from qcompress.model import layers
 from qcompress.model.calibration import Calibration
 from qcompress.model.coupled import CoupledSet
 from qcompress.model.parts import Part
-
-DAMPINGS = (DAMPING, 0.1, 1.0, 10.0)
-"""Multiples of the mean diagonal to choose from."""
 
 
 def shrunk(

@@ -67,10 +67,7 @@ def require_for_channels(request: Request) -> None:
         return
     if request.rounds > 1 and given is not None:
         raise OptionsError("rounds= measures again after every round: give options=, not measurement=")
-    asked = {
-        f"a budget for {name}": name in request.budget and name not in ("bytes", "macs", LATENCY)
-        for name in request.budget
-    }
+    asked = {f"a budget for {name}": name not in ("bytes", "macs", LATENCY) for name in request.budget}
     asked |= {
         "minimize=": request.minimize is not None,
         "target=": request.engine is not None,

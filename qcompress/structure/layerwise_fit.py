@@ -10,6 +10,7 @@ to their values; it is chosen by what a fit to half of the samples does for the 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qcompress.compressed.reconstruction import DAMPINGS
 from qcompress.compressed.record import Compression, record_of
 from qcompress.errors import ModelError
 from qcompress.model import forward as forwards
@@ -27,8 +29,6 @@ from qcompress.model.tensors import held_tensors, overlapping
 MAX_INPUTS = 16384
 """Largest number of weights per channel for which a layer is fitted (2 GB of sums)."""
 
-DAMPINGS = (0.01, 0.1, 1.0, 10.0)
-"""Ridge terms to choose from, relative to the mean diagonal of the moments; they pull weights to what they are."""
 
 HALVES = 2
 """Parts of the samples: what is fitted to one is tested on the other."""
@@ -68,7 +68,7 @@ def fit_in_turn_(
     kept = _kept_rows(original, record)
     with forwards.evaluating(smaller), forwards.evaluating(original), torch.no_grad():
         paths = _in_order(smaller, data, forward)
-        if sum(1 for _ in data) == 1:
+        if len(list(islice(data, 2))) == 1:
             _fit_on_the_way(smaller, original, paths, kept, forwards.first_batch(data), forward)
             return smaller
         for path in paths:
@@ -155,14 +155,16 @@ def _fits(module: nn.Module) -> bool:
 
 def _fit(module: nn.Module, kept: NDArray[np.int64] | None, given: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Fit one layer, from its inputs in the smaller network and its outputs in the original, batch by batch."""
-    halves = [_Sums() for _ in range(HALVES)]
+    halves, seen = [_Sums() for _ in range(HALVES)], 0
     for inputs, wanted in given:
-        for start, sums in enumerate(halves):
+        for start in range(HALVES):
+            sums = halves[(seen + start) % HALVES]  # samples take turns, also from batch to batch
             rows, goal = _rows(module, inputs[start::HALVES]), _rows_of_outputs(module, wanted[start::HALVES])
             if kept is not None:
                 goal = goal[:, torch.from_numpy(kept)]
             bias = getattr(module, "bias", None)
             sums.add(rows, goal if bias is None else goal - bias)
+        seen += len(inputs)
     weight = layers.weight_of(module)
     before = layers.to_rows(module, weight.detach()).double()
     after = _fitted(before, halves)
@@ -204,6 +206,8 @@ def _fitted(before: Tensor, halves: Sequence[_Sums]) -> Tensor:
     """
     first, second = halves
     whole = first.plus(second)
+    if not second.moments.any():  # a single sample
+        return whole.ridge(before, DAMPINGS[0])
     errors = {
         damping: first.error(second.ridge(before, damping)) + second.error(first.ridge(before, damping))
         for damping in DAMPINGS

@@ -66,7 +66,7 @@ def _calls(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> di
     def note(path: str, args: Any, kwargs: Any, output: Any) -> None:
         call = calls.setdefault(path, _Call())
         call.times += 1
-        several = isinstance(output, tuple) and type(output) is tuple
+        several = type(output) is tuple
         first = output[0] if several and output else output
         with contextlib.suppress(ModelError):
             given = first_floating(args, kwargs)
