@@ -142,7 +142,7 @@ class FileKind:
 
 
 def kind_of(path: AnyPath) -> str:
-    """Return the name of the kind in a file's header, without reading the rest of the file.
+    """Return the name of the kind in a file's header; in a file of JSON lines every line has one.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -156,7 +156,11 @@ def kind_of(path: AnyPath) -> str:
                     header = json.loads(archive["header"].tobytes())
             else:
                 file.seek(0)
-                header = json.loads(file.read())
+                first = file.readline()
+                try:
+                    header = json.loads(first)
+                except ValueError:
+                    header = json.loads(first + file.read())
             return str(header["kind"])
         except MemoryError:
             raise

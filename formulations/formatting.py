@@ -50,14 +50,25 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Format rows as a Markdown table; a column whose name starts with ``>`` is set to the right.
+def one_line(text: str) -> str:
+    r"""Format text of any origin in one line.
 
-    >>> print(markdown_table(["part", ">bytes"], [["a", "12"]]))
+    >>> one_line("no kernel\n  for float64")
+    'no kernel for float64'
+    """
+    return " ".join(text.split())
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    r"""Format rows as a Markdown table; a column whose name starts with ``>`` is set to the right.
+
+    Names and messages of others are cells too: white space becomes one space, and a bar does not end its cell.
+
+    >>> print(markdown_table(["part", ">bytes"], [["a|b", "12"]]))
     | part | bytes |
     |---|--:|
-    | a | 12 |
+    | a\|b | 12 |
     """
     lines = [[name.removeprefix(">") for name in columns], *rows]
-    head, *body = [f"| {' | '.join(cells)} |" for cells in lines]
+    head, *body = [f"| {' | '.join(one_line(cell).replace('|', chr(92) + '|') for cell in cells)} |" for cells in lines]
     return "\n".join([head, f"|{'|'.join('--:' if name.startswith('>') else '---' for name in columns)}|", *body])

@@ -7,7 +7,7 @@ from typing import Any
 
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
-from formulations.formatting import amount, plural
+from formulations.formatting import amount, markdown_table, plural
 from qcompress.budgets import BITS_PER_WEIGHT, FILE_BYTES, LATENCY
 from qcompress.guard import Candidate
 from solvers.search import PROOF_TOLERANCE
@@ -152,14 +152,8 @@ class Report:
             "# Compression",
             "",
             *(f"> **WARNING:** {text}\n" for text in self.warnings),
-            "| resource | original | budget | compressed | ratio |",
-            "|---|--:|--:|--:|--:|",
+            self._resources(),
         ]
-        for name, used in self.usage.items():
-            before, budget = self.original[name], self.budgets.get(name)
-            limit = "–" if budget is None else amount(budget)
-            ratio = f"{before / used:.2f}×" if used else "–"
-            lines.append(f"| {name} | {amount(before)} | {limit} | {amount(used)} | {ratio} |")
         tuned = "" if self.loss_finetuned is None else f", after fine-tuning {self.loss_finetuned:.6g}"
         earlier = " (before the final choice and fit, which use them too)" if self.refitted else ""
         aside = "" if self.loss_validation is None else f"on held-out samples {self.loss_validation:.6g}{earlier}, "
@@ -180,15 +174,29 @@ class Report:
         if self.metric_before is not None and self.metric_after is not None:
             lines.append(f"- {self.metric_name}: {self.metric_before:.6g} before, {self.metric_after:.6g} after")
         lines += self._tried()
-        lines += ["", "| part | choice | bytes before | after | loss alone |", "|---|---|--:|--:|--:|"]
-        for part in self.parts:
-            sizes = f"{part.bytes_before:,.0f} | {part.bytes_after:,.0f}"
-            spread = "" if part.loss_alone_error is None else f" ± {part.loss_alone_error:.2g}"
-            lines.append(f"| {part.name} | {part.option} | {sizes} | {part.loss_alone:.3g}{spread} |")
+        lines += ["", self._chosen_parts()]
         if self.skipped:
             left = by_reason(self.skipped, self.skipped_bytes, self.original.get("bytes", 0.0))
             lines += ["", "Left unchanged:", "", *(f"- {line}" for line in left)]
         return "\n".join(lines) + "\n"
+
+    def _resources(self) -> str:
+        """Table of what the model took and takes."""
+        rows = []
+        for name, used in self.usage.items():
+            before, budget = self.original[name], self.budgets.get(name)
+            limit = "–" if budget is None else amount(budget)
+            rows.append([name, amount(before), limit, amount(used), f"{before / used:.2f}×" if used else "–"])
+        return markdown_table(("resource", ">original", ">budget", ">compressed", ">ratio"), rows)
+
+    def _chosen_parts(self) -> str:
+        """Table of the parts and their options."""
+        rows = []
+        for part in self.parts:
+            spread = "" if part.loss_alone_error is None else f" ± {part.loss_alone_error:.2g}"
+            sizes = f"{part.bytes_before:,.0f}", f"{part.bytes_after:,.0f}"
+            rows.append([part.name, part.option, *sizes, f"{part.loss_alone:.3g}{spread}"])
+        return markdown_table(("part", "choice", ">bytes before", ">after", ">loss alone"), rows)
 
     def _minimizing(self) -> list[str]:
         if self.smallest is None:
@@ -231,17 +239,13 @@ class Report:
         """Table of the guard's candidates."""
         if not self.candidates:
             return []
-        lines = [
-            "",
-            "Tried on the held-out samples:",
-            "",
-            "| choice | predicted | held out | |",
-            "|---|--:|--:|---|",
+        rows = [
+            [name, f"{predicted:.4g}", f"{seen:.4g}", "taken" if name == self.chosen else note]
+            for group, note in ((self.candidates, ""), (self.undecided, "undecided: no clearer than chance"))
+            for name, predicted, seen, _ in group
         ]
-        for group, note in ((self.candidates, ""), (self.undecided, "undecided: no clearer than chance")):
-            for name, predicted, seen, _ in group:
-                lines.append(f"| {name} | {predicted:.4g} | {seen:.4g} | {'taken' if name == self.chosen else note} |")
-        return lines
+        table = markdown_table(("choice", ">predicted", ">held out", ""), rows)
+        return ["", "Tried on the held-out samples:", "", table]
 
     def _repeating(self) -> list[str]:
         if not self.parts_moved:

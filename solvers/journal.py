@@ -40,13 +40,10 @@ class Journal:
     def __init__(self, path: AnyPath) -> None:
         self._path = Path(path)
         content = self._path.read_bytes() if self._path.exists() else b""
-        complete = content[: content.rfind(b"\n") + 1]
-        self._values = dict(self._read(number, line) for number, line in enumerate(complete.splitlines(), start=1))
-        half = content[len(complete) :]
-        if not (half.startswith(_BEGIN) or _BEGIN.startswith(half)):
-            raise FileFormatError(f"{path} is not a {FILE_KIND.name} file: its last line is {half[:40]!r}")
+        entries, complete = _complete_lines(self._path, content)
+        self._values = {_canonical(key): value for key, value in entries}
         with self._path.open("ab") as file:  # also checks that the file can be written
-            file.truncate(len(complete))
+            file.truncate(complete)
 
     def get(self, key: dict[str, Any]) -> Any | None:
         """Look up the value that was added for this key, or None."""
@@ -61,12 +58,15 @@ class Journal:
             os.fsync(file.fileno())
         self._values[_canonical(key)] = json.loads(line)["value"]
 
-    def _read(self, number: int, line: bytes) -> tuple[str, Any]:
-        where = f"{self._path}, line {number},"
-        with FILE_KIND.building(where):
-            entry = json.loads(line)
-            FILE_KIND.require(entry, where)
-            return _canonical(entry["key"]), entry["value"]
+
+def read_journal(path: AnyPath) -> list[tuple[dict[str, Any], Any]]:
+    """Return the keys and values in a journal file, which may still be written to; a truncated last line is left out.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        FileFormatError: the file is no journal, of a newer version, or damaged.
+    """
+    return _complete_lines(Path(path), Path(path).read_bytes())[0]
 
 
 def run_key(
@@ -87,6 +87,24 @@ def run_key(
         "time_limit": plain(time_limit),
         "seed": plain(seed),
     }
+
+
+def _complete_lines(path: Path, content: bytes) -> tuple[list[tuple[dict[str, Any], Any]], int]:
+    """Return the keys and values of the complete lines, and the number of bytes of these lines."""
+    complete = content[: content.rfind(b"\n") + 1]
+    half = content[len(complete) :]
+    if not (half.startswith(_BEGIN) or _BEGIN.startswith(half)):
+        raise FileFormatError(f"{path} is not a {FILE_KIND.name} file: its last line is {half[:40]!r}")
+    return [_entry(line, f"{path}, line {number},") for number, line in enumerate(complete.splitlines(), 1)], len(
+        complete
+    )
+
+
+def _entry(line: bytes, where: str) -> tuple[dict[str, Any], Any]:
+    with FILE_KIND.building(where):
+        entry = json.loads(line)
+        FILE_KIND.require(entry, where)
+        return entry["key"], entry["value"]
 
 
 def _canonical(key: Any) -> str:

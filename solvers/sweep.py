@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from formulations import Problem
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath, write_json
-from formulations.formatting import number, percent
+from formulations.formatting import markdown_table, number, percent
 from formulations.reductions.scaling import scaled
 from solvers import registry
 from solvers.base import Solver, SolverLike
@@ -115,18 +115,18 @@ class Sweep:
 
     def to_markdown(self) -> str:
         """Format the curve as a Markdown table."""
-        lines = [
-            f"| {self.resource} at most | used | objective | bound | gap | status | price per unit | price per 1 % |",
-            "|--:|--:|--:|--:|--:|---|--:|--:|",
-        ]
+        columns = (
+            f">{self.resource} at most", ">used", ">objective", ">bound", ">gap", "status", ">price per unit",
+            ">price per 1 %",
+        )  # fmt: skip
+        rows = []
         for point in self.points:
             solution = point.solution
             used = "–" if solution.choice is None else f"{solution.usage[self.resource]:,.10g}"
             results = [used, number(solution.objective), number(solution.bound), percent(solution.gap)]
             prices = [f"{point.price:.3g}", f"{0.01 * point.budget * point.price:.3g}"]
-            cells = [f"{point.budget:,.10g}", *results, str(solution.status), *prices]
-            lines.append(f"| {' | '.join(cells)} |")
-        return "\n".join(lines) + "\n"
+            rows.append([f"{point.budget:,.10g}", *results, str(solution.status), *prices])
+        return markdown_table(columns, rows) + "\n"
 
     def to_json(self) -> dict[str, Any]:
         """Return the sweep as a dictionary that JSON can store."""

@@ -6,9 +6,9 @@
     MMKP                ``groups options budgets``, capacities, then per group its number and a line per option
                         ``value use_1 … use_k``                                                   Khan et al.
 
-Vertices and variables count from 1; words after ``n m`` are remarks, in UTF-8. Parallel edges add up. A variable
-becomes a group with the two options "0" and "1". If the original problem is a maximisation, its value is negated: a
-best known value ``v`` becomes the objective ``-v``.
+Vertices and variables count from 1; words after ``n m`` and lines that begin with ``#`` are remarks, in UTF-8.
+Parallel edges add up. A variable becomes a group with the two options "0" and "1". If the original problem is a
+maximisation, its value is negated: a best known value ``v`` becomes the objective ``-v``.
 """
 
 from collections.abc import Callable
@@ -128,7 +128,8 @@ def read_multiple_choice_knapsack(path: AnyPath) -> Problem:
 def _read(path: AnyPath, what: str, build: Callable[[list[str]], Problem]) -> Problem:
     content = Path(path).read_bytes()
     try:
-        return build(content.decode("utf-8-sig").split())
+        lines = content.decode("utf-8-sig").splitlines()
+        return build([word for line in lines if not line.startswith("#") for word in line.split()])
     except (IndexError, OverflowError, ValueError) as error:  # UnicodeDecodeError is a ValueError
         raise FileFormatError(f"{path} is not {what} instance, or is incomplete: {error}") from error
 

@@ -10,6 +10,7 @@ from rich.markdown import Markdown
 import formulations.problem
 import solvers.compare.suite
 import solvers.compare.tables
+import solvers.journal
 import solvers.solution
 import solvers.sweep
 from formulations import FileFormatError, Problem
@@ -27,19 +28,21 @@ if TYPE_CHECKING:
 
 SHOWN = ("comparison.json", "suite.json", "report.json")
 JOURNAL = "run.json"
+FINGERPRINT = 12  # characters that tell problems apart
 MODEL_SUFFIX = ".safetensors"
 READ = (
-    "'show' reads the problem, solution, measurement, comparison, sweep, report and model files that qcompress writes, "
-    "and folders of 'compress' and 'compare'"
+    "'show' reads the problem, solution, measurement, comparison, sweep, journal, report and model files that "
+    "qcompress writes, and folders of 'compress' and 'compare'"
 )
+FOR_OTHERS = {".csv": "spreadsheets", ".html": "a browser", ".md": "readers of text", ".png": "viewers of pictures"}
 
 
 def show(
     file: Annotated[
         Path,
         typer.Argument(
-            help="A problem, solution, measurement, comparison, sweep, report or model file, or a folder of "
-            "'compress' or 'compare'."
+            help="A problem, solution, measurement, comparison, sweep, journal, report or model file, or a folder "
+            "of 'compress' or 'compare'."
         ),
     ],
     problem: Annotated[
@@ -85,6 +88,8 @@ def _show_steps(folder: Path) -> None:
 def _show_value(file: Path, problem_file: Path | None) -> None:
     from qcompress import measurement, report
 
+    if (readers := FOR_OTHERS.get(file.suffix)) and file.exists():
+        raise FileFormatError(f"{file} is for {readers}; {READ}")
     try:
         kind = kind_of(file)
     except FileFormatError as error:
@@ -99,12 +104,30 @@ def _show_value(file: Path, problem_file: Path | None) -> None:
         print_compared(Suite.load(file))
     elif kind == solvers.sweep.FILE_KIND.name:
         print_sweep(Sweep.load(file))
+    elif kind == solvers.journal.FILE_KIND.name:
+        _show_journal(file)
     elif kind == report.FILE_KIND.name:
         out.print(Markdown(report.Report.load(file).to_markdown()))
     elif kind == measurement.FILE_KIND.name:
         _show_measurement(measurement.Measurement.load(file))
     else:
         raise FileFormatError(f"{file} is a file of the kind {kind!r}; {READ}")
+
+
+def _show_journal(file: Path) -> None:
+    """Show which runs of `compare` or `sweep` are in a journal."""
+    runs: dict[tuple[str, str], list[Solution]] = {}
+    for key, value in solvers.journal.read_journal(file):
+        label = key.get("label", key["solver"])
+        runs.setdefault((key["problem"][:FINGERPRINT], label), []).append(Solution.from_json(value, str(file)))
+    rows = []
+    for (problem, label), solutions in runs.items():
+        best = min((run.objective for run in solutions if run.objective is not None), default=None)
+        rows.append(
+            (problem, label, str(len(solutions)), number(best), f"{sum(run.wall_s for run in solutions):.1f} s")
+        )
+    print_lines("Finished runs; the same command with this journal makes the others.")
+    print_table(("problem", "solver", ">runs", ">best objective", ">time"), rows)
 
 
 def _show_problem(problem: Problem) -> None:

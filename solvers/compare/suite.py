@@ -9,7 +9,7 @@ import numpy as np
 
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath, write_json
-from formulations.formatting import percent
+from formulations.formatting import markdown_table, percent
 from solvers.base import relative_gap
 from solvers.compare.rows import SHIFT_S, finite, reached, shifted_geometric_mean, target_s
 from solvers.compare.spreadsheet import to_csv
@@ -78,16 +78,12 @@ class Suite:
 
     def to_markdown(self) -> str:
         """Format the table over all problems, then one for each problem, as Markdown."""
+        columns = (
+            "solver", ">problems", f">to {self.target_words}", ">proven", ">feasible", ">median gap", ">time",
+            ">mean time", ">mean time to target",
+        )  # fmt: skip
         lines = [
-            f"| solver | problems | to {self.target_words} | proven | feasible | median gap | time | mean time "
-            "| mean time to target |",
-            "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
-        ]
-        for row in self.rows():
-            shares = [f"{share:.0%}" for share in (row.target_share, row.proven_share, row.feasible_share)]
-            times = [f"{seconds:.2f} s" for seconds in (row.wall_s, row.mean_wall_s, row.mean_target_s)]
-            lines.append(f"| {row.label} | {' | '.join([str(row.problems), *shares, percent(row.gap), *times])} |")
-        lines += [
+            markdown_table(columns, map(_cells, self.rows())),
             "",
             f"Means are geometric, shifted by {SHIFT_S:g} s; runs that miss the target count with the time limit.",
         ]
@@ -134,3 +130,10 @@ class Suite:
             mean_wall_s=shifted_geometric_mean(run.wall_s for _, run in pairs),
             mean_target_s=shifted_geometric_mean(target_s(run, yardstick) for yardstick, run in pairs),
         )
+
+
+def _cells(row: SuiteRow) -> list[str]:
+    """Format a row of the table over all problems."""
+    shares = [f"{share:.0%}" for share in (row.target_share, row.proven_share, row.feasible_share)]
+    times = [f"{seconds:.2f} s" for seconds in (row.wall_s, row.mean_wall_s, row.mean_target_s)]
+    return [row.label, str(row.problems), *shares, percent(row.gap), *times]

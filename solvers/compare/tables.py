@@ -11,13 +11,18 @@ from typing import Any
 
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath, plain, read_json, write_json
-from formulations.formatting import number, percent
+from formulations.formatting import markdown_table, number, one_line, percent
 from solvers.compare.rows import ComparisonRow, Yardstick, comparison_row, run_rows
 from solvers.compare.spreadsheet import to_csv
 from solvers.compare.time_to_target import TimeToTarget, target_near
 from solvers.solution import Solution, StopReason
 
 FILE_KIND = FileKind("qcompress comparison", version=2)
+
+COLUMNS = (
+    "solver", ">median objective", ">best", ">above best known", ">gap to bound", ">own bound", ">feasible", ">time",
+    ">processor",
+)  # fmt: skip
 
 TARGET = 0.01
 """Default distance from the best known objective at which a run has reached its target, as a fraction."""
@@ -118,8 +123,8 @@ class Comparison:
             lines.append("The best value known before is below a proven bound, so one of the two is wrong.")
         if self.target is not None:
             lines.append(f"Target {number(self.target)}, seeds {list(self.seeds)}.")
-        lines += [f"Not run: {label} ({why})." for label, why in self.skipped.items()]
-        lines += [f"Failed: {run} ({why})." for run, why in self.errors.items()]
+        lines += [one_line(f"Not run: {label} ({why}).") for label, why in self.skipped.items()]
+        lines += [one_line(f"Failed: {run} ({why}).") for run, why in self.errors.items()]
         return lines + [f"Run on {machine}." for machine in self.machines]
 
     def _repr_markdown_(self) -> str:
@@ -128,18 +133,9 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """Format the table, followed by the times by phase, as Markdown."""
-        lines = [
-            "| solver | median objective | best | above best known | gap to bound | own bound | feasible | time "
-            f"| processor | to {self.target_words} | status |",
-            "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|",
-        ]
         rows = self.rows()
-        for row in rows:
-            numbers = [number(row.median), number(row.best), percent(row.above_best), percent(row.gap)]
-            numbers += [number(row.bound), f"{row.feasible_share:.0%}", f"{row.wall_s:.2f} s", _seconds(row.cpu_s)]
-            statuses = ", ".join(f"{status} ×{count}" for status, count in row.statuses.items())
-            lines.append(f"| {row.label} | {' | '.join(numbers)} | {until(row.to_target)} | {statuses} |")
-        lines += ["", *_phase_table(rows), *self.notes()]
+        lines = [markdown_table((*COLUMNS, f">to {self.target_words}", "status"), map(_cells, rows)), ""]
+        lines += [*_phase_table(rows), *self.notes()]
         return "\n".join(lines) + "\n"
 
     def to_json(self) -> dict[str, Any]:
@@ -198,6 +194,13 @@ def until(time: TimeToTarget | None) -> str:
     return f"{time.seconds:.2g} s ({time.bootstrap_low_s:.2g}–{high})"
 
 
+def _cells(row: ComparisonRow) -> list[str]:
+    """Format a row under `COLUMNS`, the time to the target and the status."""
+    numbers = [number(row.median), number(row.best), percent(row.above_best), percent(row.gap), number(row.bound)]
+    times = [f"{row.feasible_share:.0%}", f"{row.wall_s:.2f} s", _seconds(row.cpu_s), until(row.to_target)]
+    return [row.label, *numbers, *times, ", ".join(f"{status} ×{count}" for status, count in row.statuses.items())]
+
+
 def _seconds(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f} s"
 
@@ -208,12 +211,11 @@ def _phase_table(rows: Iterable[ComparisonRow]) -> list[str]:
     names = list(dict.fromkeys(name for row in timed for name in row.phases))
     if not names:
         return []
-    heads = [name.removesuffix("_s").replace("_", " ") for name in names]
-    lines = [f"| seconds by phase | {' | '.join(heads)} |", f"|---|{'--:|' * len(names)}"]
-    for row in timed:
-        cells = [f"{row.phases[name]:.2g}" if name in row.phases else "–" for name in names]
-        lines.append(f"| {row.label} | {' | '.join(cells)} |")
-    return [*lines, ""]
+    heads = [">" + name.removesuffix("_s").replace("_", " ") for name in names]
+    lines = [
+        [row.label, *(f"{row.phases[name]:.2g}" if name in row.phases else "–" for name in names)] for row in timed
+    ]
+    return [markdown_table(["seconds by phase", *heads], lines), ""]
 
 
 def _machine_words(machine: Mapping[str, Any]) -> str:

@@ -43,3 +43,35 @@ def test_a_solution_is_not_shown_with_another_problem(problem_file, capsys):
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "belongs to another problem" in shown.err
+
+
+def test_show_tells_which_runs_a_journal_holds_without_changing_it(problem_file, folder, capsys):
+    ran(
+        [
+            "compare",
+            problem_file,
+            "--solver",
+            "greedy",
+            "--solver",
+            "brute-force",
+            "--seeds",
+            "2",
+            "--journal",
+            "j.jsonl",
+        ]
+    )
+    cut = (folder / "j.jsonl").read_bytes()[:-20]
+    (folder / "j.jsonl").write_bytes(cut)
+    capsys.readouterr()
+    ran(["show", "j.jsonl"])
+    lines = capsys.readouterr().out
+    assert re.search(r"greedy +2 ", lines)
+    assert re.search(r"brute-force +1 ", lines)
+    assert (folder / "j.jsonl").read_bytes() == cut
+
+
+def test_files_for_other_programs_are_told_apart_from_damaged_ones(problem_file, capsys):
+    ran(["compare", problem_file, "--solver", "greedy", "--seeds", "1", "--output", "compared"])
+    capsys.readouterr()
+    assert main(["show", "compared/runs.csv"]) == 1
+    assert "compared/runs.csv is for spreadsheets" in capsys.readouterr().err

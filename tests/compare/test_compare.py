@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,14 @@ class LinearOnly(Solver):
 class Missing(LinearOnly):
     name = "missing"
     requires = ("a_package_that_is_not_there",)
+
+
+@dataclass(frozen=True)
+class Loud(Dice):
+    name = "loud"
+
+    def run(self, problem, search):
+        raise RuntimeError("one\n  two")
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +101,15 @@ def test_a_comparison_comes_back_from_its_file(comparison, tmp_path):
     assert loaded.rows() == comparison.rows()
     for one, other in zip(anytime(loaded), anytime(comparison), strict=True):
         assert np.array_equal(one.median, other.median)
+
+
+def test_names_and_messages_of_others_keep_tables_in_shape():
+    compared = compare(PROBLEM, {"a|b": Dice(rolls=1), "loud": Loud()}, seeds=(0,))
+    lines = compared.to_markdown().splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table[:4]}) == 1
+    assert table[2].startswith(r"| a\|b |")
+    assert "Failed: loud, seed 0 (RuntimeError: one two)." in lines
 
 
 def test_other_files_are_refused(comparison, tmp_path):

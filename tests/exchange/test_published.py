@@ -34,6 +34,12 @@ def test_words_behind_the_sizes_are_remarks(tmp_path):
     assert read_max_cut(file).evaluate([0, 0, 1]).objective == -6
 
 
+def test_lines_that_begin_with_a_hash_are_remarks(tmp_path):
+    file = tmp_path / "commented.txt"
+    file.write_text("# 9 nine words\n3 3\n1 2 1\n# 1 2 7\n2 3 1\n1 3 5\n")
+    assert read_max_cut(file).evaluate([0, 0, 1]).objective == -6
+
+
 def test_a_byte_order_mark_and_accents_in_remarks_are_read(tmp_path):
     file = tmp_path / "accented.txt"
     file.write_text("\ufeff3 3 graphe à trois sommets\n1 2 1\n2 3 1\n1 3 5\n", encoding="utf-8")
