@@ -40,8 +40,8 @@ class NodeSet:
         pairs = np.stack([first.ravel(), second.ravel()])
         pairs = pairs[:, (pairs[0] != pairs[1]) & (pairs > 0).all(axis=0)]
         if pairs.shape[1]:
-            pairs = np.unique(pairs, axis=1)
-            self._joined.append((pairs[0], pairs[1]))
+            first, second = np.divmod(np.unique(pairs[0] * self.count + pairs[1]), self.count)  # fast as one number
+            self._joined.append((first, second))
 
     def join_all(self, nodes: Nodes) -> None:
         """Join all these nodes with one another."""

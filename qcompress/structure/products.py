@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qcompress.structure.nodes import Nodes
-from qcompress.structure.tracing import TracedTensor, Tracer, aten, distinct
+from qcompress.structure.tracing import TracedTensor, Tracer, aten, compacted, distinct
 
 Args = Sequence[Any]
 
@@ -41,7 +41,7 @@ def read_nodes(tracer: Tracer, labels: Tensor | None, dim: int, nodes: Nodes) ->
     if labels is None:
         tracer.nodes.block(nodes, INPUT)
         return
-    flat = labels.movedim(dim, 0).reshape(len(nodes), -1).numpy()
+    flat = np.moveaxis(compacted(labels, whole=dim), dim, 0).reshape(len(nodes), -1)
     some, every = (flat > 0).any(axis=1), (flat > 0).all(axis=1)
     tracer.nodes.join(nodes[:, None], flat)
     tracer.nodes.block(nodes[~some], INPUT)

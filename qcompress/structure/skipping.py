@@ -120,17 +120,22 @@ def _bypasses(model: nn.Module, item: CoupledSet, calls: dict[str, _Call]) -> tu
 def _depending(
     model: nn.Module, sets: Sequence[CoupledSet], batches: Sequence[Any], forward: forwards.Forward | None
 ) -> list[CoupledSet]:
-    """Return the sets without which the output still depends on the input; they are masked in ``model``, and undone."""
-    tensors, depending = {item.name: item.tensor for item in held_tensors(model)}, []
-    for item in sets:
-        before = {axis.tensor: tensors[axis.tensor].detach().clone() for axis in item.axes if axis.reads}
-        mask_(model, [item], {item.name: range(item.num_units)})
-        if _differ([sample for batch in batches for sample in output_of(model, batch, forward)]):
-            depending.append(item)
-        with torch.no_grad():
-            for name, tensor in before.items():
-                tensors[name].copy_(tensor)
-    return depending
+    """Return the sets without which the output still depends on the input; they are masked in ``model``, and undone.
+
+    What holds without several sets holds without one of them, so the sets are bisected.
+    """
+    tensors = {item.name: item.tensor for item in held_tensors(model)}
+    before = {axis.tensor: tensors[axis.tensor].detach().clone() for item in sets for axis in item.axes if axis.reads}
+    mask_(model, sets, {item.name: range(item.num_units) for item in sets})
+    outputs = [sample for batch in batches for sample in output_of(model, batch, forward)]
+    with torch.no_grad():
+        for name, tensor in before.items():
+            tensors[name].copy_(tensor)
+    if _differ(outputs):
+        return list(sets)
+    middle = len(sets) // 2
+    halves = (sets[:middle], sets[middle:]) if middle else ()
+    return [item for half in halves for item in _depending(model, half, batches, forward)]
 
 
 def _differ(outputs: Sequence[Tensor]) -> bool:

@@ -147,10 +147,10 @@ def compact(labels: Tensor) -> Tensor:
     return labels
 
 
-def compacted(labels: Tensor) -> Nodes:
-    """Return the labels without repetition along dimensions of stride 0."""
+def compacted(labels: Tensor, *, whole: int | None = None) -> Nodes:
+    """Return the labels without repetition along dimensions of stride 0, except along the dimension ``whole``."""
     for dim, size in enumerate(labels.shape):
-        if labels.stride(dim) == 0 and size > 1:
+        if dim != whole and labels.stride(dim) == 0 and size > 1:
             labels = labels.narrow(dim, 0, 1)
     return np.asarray(labels.numpy())
 
