@@ -23,6 +23,7 @@ from torch import Tensor
 
 from qcompress.errors import ModelError, OptionsError
 from qcompress.model.forward import RULED_OUT
+from qcompress.model.scores import drawn_scores, random_signs
 
 LossFunction = Callable[[Tensor, Any], Tensor]
 NUM_PROBES = 8
@@ -194,17 +195,15 @@ class KullbackLeibler(Loss):
     def probes(self, reference: Tensor, batch: Any, generator: torch.Generator) -> Tensor:  # noqa: ARG002
         """``√p·z - p·(√p·z)`` for random signs z."""
         p = self._probabilities(reference)
-        mixed = p.sqrt() * _signs((NUM_PROBES, *p.shape), p, generator)
+        mixed = p.sqrt() * random_signs((NUM_PROBES, *p.shape), p, generator)
         probes = torch.div(mixed - p * mixed.sum(-1, keepdim=True), (_positions(p) * NUM_PROBES) ** 0.5)
         return self._classes_back(probes, before=1)
 
     def probe(self, point: Tensor, batch: Any, generator: torch.Generator) -> Tensor:  # noqa: ARG002
-        """``e_y - p`` for a label y drawn from the softmax at every position: the score of the Fisher information."""
-        p = self._probabilities(point)
-        drawn = torch.multinomial(p.reshape(-1, p.shape[-1]).cpu(), 1, generator=generator).to(p.device)
-        ones = torch.ones_like(drawn, dtype=p.dtype).view(*p.shape[:-1], 1)
-        score = p.neg_().scatter_add_(-1, drawn.view(*p.shape[:-1], 1), ones)  # in place: outputs can be large
-        return self._classes_back(score.div_(_positions(score) ** 0.5))
+        """The score of a drawn label at every position: see `qcompress.model.scores`."""
+        p = self._probabilities(point.to(torch.promote_types(point.dtype, torch.float32)))
+        score = drawn_scores(p.reshape(-1, p.shape[-1]), generator).div_(_positions(p) ** 0.5)
+        return self._classes_back(score.view(p.shape)).to(point.dtype)
 
     def gradient(self, point: Tensor, batch: Any, reference: Tensor | None = None) -> Tensor | None:  # noqa: ARG002
         """``q - p`` at every position."""
@@ -229,12 +228,12 @@ class MeanSquaredError(Loss):
 
     def probes(self, reference: Tensor, batch: Any, generator: torch.Generator) -> Tensor:  # noqa: ARG002
         """``√(2/D)·z`` for random signs z."""
-        signs = _signs((NUM_PROBES, *reference.shape), reference, generator)
+        signs = random_signs((NUM_PROBES, *reference.shape), reference, generator)
         return torch.mul(signs, (2 / (reference[0].numel() * NUM_PROBES)) ** 0.5)
 
     def probe(self, point: Tensor, batch: Any, generator: torch.Generator) -> Tensor:  # noqa: ARG002
         """``√(2/D)·z`` for random signs z."""
-        return torch.mul(_signs(tuple(point.shape), point, generator), (2 / point[0].numel()) ** 0.5)
+        return torch.mul(random_signs(tuple(point.shape), point, generator), (2 / point[0].numel()) ** 0.5)
 
     def gradient(self, point: Tensor, batch: Any, reference: Tensor | None = None) -> Tensor | None:  # noqa: ARG002
         """``2/D`` times the difference."""
@@ -326,9 +325,3 @@ def _per_sample_mean(values: Tensor) -> Tensor:
 def _positions(p: Tensor) -> int:
     """Number of positions per sample of probabilities ``(samples, …, classes)``."""
     return p[0, ..., 0].numel()
-
-
-def _signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
-    """Random signs, drawn on the CPU so that they are the same for every device."""
-    drawn = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8)
-    return drawn.to(like.device, like.dtype) * 2 - 1

@@ -1,10 +1,10 @@
 """Costs from weight gradients: one backward pass per sample, whatever the number of tokens and of options.
 
-For a random probe ``a`` of the outputs with ``E[a·aᵀ] = H`` (for ``kl``: a label drawn from the model's own
-distribution at every position, which makes it the true Fisher information; Kunstner et al., arXiv 1905.12558) the
-effect of an option is, to first order in ΔW, ``⟨∂(a·output)/∂W, ΔW⟩``, and its loss increase is half the mean square of
-that. A sample gives one number per option: the backward pass delivers the weight gradients layer by layer; they are
-multiplied with the changes of the layer's options and released (see `gradients`).
+For a random probe ``a`` of the outputs with ``E[a·aᵀ] = H`` (for ``kl``: the score of a drawn label at every position,
+which makes it the true Fisher information, see `qcompress.model.scores`; Kunstner et al., arXiv 1905.12558) the effect
+of an option is, to first order in ΔW, ``⟨∂(a·output)/∂W, ΔW⟩``, and its loss increase is half the mean square of that.
+A sample gives one number per option: the backward pass delivers the weight gradients layer by layer; they are
+with the changes of the layer's options and released (see `gradients`).
 
 The costs are of second order, and estimates: their relative standard error is about ``√(2 / samples)``. The samples are
 the columns of the pair terms, which are as rough.
