@@ -16,6 +16,7 @@ from torch import nn
 from qcompress.compressed.bypassed import bypass_, held_by
 from qcompress.compressed.cutting import cut_
 from qcompress.errors import ModelError
+from qcompress.model.composed import compose_
 from qcompress.model.coupled import Bypass, CoupledSet
 from qcompress.model.tensors import held_tensors
 
@@ -26,11 +27,12 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def mask_(model: Model, sets: Sequence[CoupledSet], removed: Removed) -> Model:
-    """Set the weights that read removed units to zero, in place.
+    """Set the weights that read removed units to zero, in place; computed weights become plain parameters.
 
     Raises:
         ModelError: same as in `remove_`.
     """
+    compose_(model)
     tensors = {item.name: item.tensor for item in held_tensors(model)}
     with torch.no_grad():
         for item, units in _chosen(sets, removed):
@@ -43,7 +45,7 @@ def mask_(model: Model, sets: Sequence[CoupledSet], removed: Removed) -> Model:
 
 
 def remove_(model: Model, sets: Sequence[CoupledSet], removed: Removed) -> Model:
-    """Cut removed units out of every tensor, in place.
+    """Cut removed units out of every tensor, in place; computed weights become plain parameters.
 
     Raises:
         ModelError: a set or unit does not exist, or no unit of a set would remain that has no bypass.
@@ -58,6 +60,7 @@ def remove_(model: Model, sets: Sequence[CoupledSet], removed: Removed) -> Model
       (2): Linear(in_features=6, out_features=2, bias=True)
     )
     """
+    compose_(model)
     bypass_(model, bypasses_of(sets, removed))
     cut_(model, cuts_of(sets, removed))
     return model

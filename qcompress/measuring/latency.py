@@ -36,6 +36,7 @@ from qcompress.measuring.channel_latency import channels_timed
 from qcompress.measuring.stopwatch import TimingProgress
 from qcompress.model import forward as forwards
 from qcompress.model import layers
+from qcompress.model.composed import composed
 from qcompress.transforms.base import Target, Transform
 
 LATENCY = "latency_s"
@@ -86,7 +87,7 @@ def time_options(
     if not (isinstance(repeats, int) and repeats >= 1):
         raise OptionsError(f"repeats must be a whole number from 1, found {repeats!r}")
     timed = channels_timed if measurement.sets else _layers_timed
-    with forwards.evaluating(model), torch.no_grad():
+    with composed(model), forwards.evaluating(model), torch.no_grad():
         return with_times(measurement, *timed(model, measurement, batch, forward, repeats, on_progress))
 
 

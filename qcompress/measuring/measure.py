@@ -132,7 +132,7 @@ def measure(
                 "channels are measured on a model in memory, and in blocks by prune_channels(granularity=...)"
             )
         together = partial(accumulate, jobs=jobs)
-        with forwards.evaluating(model), forwards.evaluating(calibration.goal):
+        with composed(model), forwards.evaluating(model), forwards.evaluating(calibration.goal):
             return measure_channels(calibration, offered, together, method, cache, on_progress, on_encode, stop=stop)
     if original is not None:
         raise OptionsError("original= is for channels; remeasure() measures other options around a choice")

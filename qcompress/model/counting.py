@@ -2,13 +2,15 @@
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+from torch.utils.weak import WeakIdKeyDictionary
 
 from qcompress.errors import DataError
 from qcompress.model import forward as forwards
@@ -16,6 +18,11 @@ from qcompress.model import layers
 from qcompress.model.captured import products_of
 from qcompress.model.dispatch import Watching
 from qcompress.model.losses import Loss
+from qcompress.model.tensors import held_tensors
+
+aten = torch.ops.aten
+MATRIX_PRODUCTS = (aten.mm, aten.bmm, aten.addmm, aten.baddbmm)
+COPIES = (aten.clone, aten._to_copy, aten._unsafe_view, aten.contiguous)
 
 
 @dataclass(slots=True)
@@ -71,12 +78,16 @@ class Counted:
 
     Attributes:
         calls: path of a supported layer → its calls, if any.
-        macs: multiply-accumulates per sample of everything: layers, attention products, recurrent cells.
+        weights: name of a parameter → multiply-accumulates per sample of its products outside of supported layers.
+        between: multiply-accumulates per sample of products of activations with each other, as in attention.
+        macs: multiply-accumulates per sample of everything: the above, layers, recurrent cells, computed weights.
         num_batches, num_samples: size of the data.
         guesses_dim: whether the loss leaves it to the network which dimension of the outputs holds the classes.
     """
 
     calls: dict[str, Calls] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    between: float = 0.0
     macs: float = 0.0
     num_batches: int = 0
     num_samples: int = 0
@@ -90,7 +101,7 @@ def count(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | Non
         DataError: there is no batch, or no sample in any.
         ModelError: the loss cannot compare such outputs.
     """
-    counted, products, hooks = Counted(), _Products(), []
+    counted, products, hooks = Counted(), _Products(model), []
     for name, module in model.named_modules():
         if layers.why_unsupported(module):
             continue
@@ -98,9 +109,11 @@ def count(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | Non
         def add(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, name: str = name
         ) -> None:
+            products.layers -= 1
             with products.paused():
                 counted.calls.setdefault(name, Calls()).add(module, args, kwargs, output)
 
+        hooks.append(module.register_forward_pre_hook(products.enter))
         hooks.append(module.register_forward_hook(add, with_kwargs=True, prepend=True))
     try:
         with forwards.evaluating(model), forwards.layer_by_layer(), torch.no_grad():
@@ -124,24 +137,43 @@ def count(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | Non
     counted.calls = {
         name: calls_of_layer.per_sample(counted.num_samples) for name, calls_of_layer in counted.calls.items()
     }
-    counted.macs = max(products.flops / 2, 0.0) / counted.num_samples
-    counted.macs = max(counted.macs, sum(calls_of_layer.macs for calls_of_layer in counted.calls.values()))
+    counted.weights = {name: macs / counted.num_samples for name, macs in products.weights.items()}
+    counted.between = products.between / counted.num_samples
+    known = [calls_of_layer.macs for calls_of_layer in counted.calls.values()] + [*counted.weights.values()]
+    counted.macs = max(products.flops / 2 / counted.num_samples, sum(known) + counted.between)
     return counted
 
 
 class _Products(Watching):
-    """Sum the operations of matrix products and convolutions, two per multiply-accumulate."""
+    """Sum the operations of matrix products and convolutions, two per multiply-accumulate.
 
-    def __init__(self) -> None:
+    Attributes:
+        flops: operations of all products.
+        weights: name of a parameter → multiply-accumulates of its products outside of layers.
+        between: multiply-accumulates of products of activations outside of layers.
+        layers: number of supported layers that are running.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.flops = 0.0
+        self.flops, self.between, self.layers = 0.0, 0.0, 0
+        self.weights: dict[str, float] = {}
+        self._source: MutableMapping[Tensor, str] = (
+            WeakIdKeyDictionary()
+        )  # a tensor → name of the only parameter that its values come from
+        for item in reversed(held_tensors(model)):  # of two names of one tensor the first counts
+            self._source[item.tensor] = item.name
+
+    def enter(self, module: nn.Module, args: Any) -> None:  # noqa: ARG002
+        """Note that a supported layer begins to run; a hook."""
+        self.layers += 1
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Do not count operations inside the block."""
-        before = self.flops
+        before = self.flops, self.between, dict(self.weights)
         yield
-        self.flops = before
+        self.flops, self.between, self.weights = before
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -151,15 +183,46 @@ class _Products(Watching):
             if parts is not NotImplemented:
                 return parts
         output = func(*args, **kwargs)
-        packet = func._overloadpacket
+        packet, before = func._overloadpacket, self.flops
         if "_scaled_dot_product" in str(packet):
             self.flops += attention_flops(*(value.shape for value in args[:3]))
         elif packet in flop_registry:
             self.flops += float(flop_registry[packet](*args, **kwargs, out_val=output))
-        elif packet is torch.ops.aten.mkldnn_rnn_layer:
+        elif packet is aten.mkldnn_rnn_layer:
             steps = args[0].numel() // args[0].shape[-1]
             self.flops += 2.0 * steps * (args[1].numel() + args[2].numel())
+        if not self.layers:
+            if self.flops > before:
+                self._attribute(packet, args, (self.flops - before) / 2)
+            else:
+                self._derive(func, args, kwargs, output)
         return output
+
+    def _attribute(self, packet: Any, args: Any, macs: float) -> None:
+        """Add a product to those with its parameter, or to those of activations; other products are in neither."""
+        if packet in MATRIX_PRODUCTS:
+            operands = args[1:3] if packet in (aten.addmm, aten.baddbmm) else args[:2]
+        else:
+            operands = args[1:2] if packet is aten.convolution else ()
+        sources = [name for value in operands if (name := self._source.get(value)) is not None]
+        if len(sources) == 1:
+            self.weights[sources[0]] = self.weights.get(sources[0], 0.0) + macs
+        elif multiplies(packet) and not sources:
+            self.between += macs
+
+    def _derive(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
+        """Note what is a view, copy or function of a single parameter."""
+        given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        source = self._source.get(given[0]) if len(given) == 1 else None
+        if source is not None and (func.is_view or torch.Tag.pointwise in func.tags or func._overloadpacket in COPIES):
+            for value in tree_leaves(output):
+                if isinstance(value, Tensor):
+                    self._source[value] = source
+
+
+def multiplies(packet: Any) -> bool:
+    """Whether an operation multiplies two matrices, one of which may be a parameter, or is attention."""
+    return packet in MATRIX_PRODUCTS or "_scaled_dot_product" in str(packet)
 
 
 def attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> float:

@@ -4,7 +4,8 @@ If a whole set is removed, such as all heads of an attention layer, the modules 
 to compute. They are replaced (`Bypass`), so that neither their weights nor their time remain.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -75,12 +76,14 @@ class CoupledSet:
         name: unique name.
         axes: positions of the units in all tensors.
         work: share of one unit in the activation products of the whole network (for an attention head).
+        mixed: name of a weight that mixes the positions of the units' values → share of one unit in its products.
         bypasses: modules that compute nothing once all units are removed; empty if one unit must stay.
     """
 
     name: str
     axes: tuple[Axis, ...]
     work: float = 0.0
+    mixed: Mapping[str, float] = field(default_factory=dict)
     bypasses: tuple[Bypass, ...] = ()
 
     @property
@@ -91,7 +94,9 @@ class CoupledSet:
     def to_json(self) -> dict[str, Any]:
         """Return the set as plain JSON."""
         bypasses = {"bypasses": [item.to_json() for item in self.bypasses]} if self.bypasses else {}
-        return {"name": self.name, "axes": [axis.to_json() for axis in self.axes], "work": self.work, **bypasses}
+        mixed = {"mixed": dict(self.mixed)} if self.mixed else {}
+        axes = [axis.to_json() for axis in self.axes]
+        return {"name": self.name, "axes": axes, "work": self.work, **mixed, **bypasses}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "CoupledSet":

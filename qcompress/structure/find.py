@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from qcompress.model import forward as forwards
+from qcompress.model.composed import composed
 from qcompress.structure.sets import Structure, trace
 from qcompress.structure.skipping import skippable
 from qcompress.structure.trial import failing
@@ -20,7 +21,8 @@ def find_sets(model: nn.Module, data: Iterable[Any], forward: forwards.Forward |
     """Find the coupled sets of ``model`` by tracing a few samples of the first batch.
 
     Every set is tested: the model must run without one of its units and give the same output as with the unit masked.
-    Sets that can also be removed as a whole have `CoupledSet.bypasses`.
+    Sets that can also be removed as a whole have `CoupledSet.bypasses`. Computed weights (parametrizations) count as
+    plain parameters, which they are in a smaller network.
 
     Raises:
         ModelError: the model does not run.
@@ -33,11 +35,12 @@ def find_sets(model: nn.Module, data: Iterable[Any], forward: forwards.Forward |
     >>> structure.kept
     {'4': 'it reaches the output'}
     """
-    batch = _few(model, forwards.first_batch(data), forward)
-    structure = trace(model, batch, forward)
-    failed = failing(model, structure.sets, batch, forward) if structure.sets else {}
-    left = tuple(item for item in structure.sets if item.name not in failed)
-    left = skippable(model, left, data, batch, forward)
+    with composed(model):
+        batch = _few(model, forwards.first_batch(data), forward)
+        structure = trace(model, batch, forward)
+        failed = failing(model, structure.sets, batch, forward) if structure.sets else {}
+        left = tuple(item for item in structure.sets if item.name not in failed)
+        left = skippable(model, left, data, batch, forward)
     return replace(structure, sets=left, kept={**structure.kept, **failed})
 
 

@@ -24,6 +24,7 @@ from qcompress.compressed.record import Compression, record_of
 from qcompress.errors import ModelError
 from qcompress.model import forward as forwards
 from qcompress.model import layers
+from qcompress.model.composed import composed
 from qcompress.model.tensors import held_tensors, overlapping
 
 MAX_INPUTS = 16384
@@ -65,8 +66,8 @@ def fit_in_turn_(
     record = record_of(smaller)
     if record is None or not record.smaller:
         raise ModelError("the model has no record of removed channels: give what apply() made by prune_channels()")
-    kept = _kept_rows(original, record)
-    with forwards.evaluating(smaller), forwards.evaluating(original), torch.no_grad():
+    with composed(original), forwards.evaluating(smaller), forwards.evaluating(original), torch.no_grad():
+        kept = _kept_rows(original, record)
         paths = _in_order(smaller, data, forward)
         if len(list(islice(data, 2))) == 1:
             _fit_on_the_way(smaller, original, paths, kept, forwards.first_batch(data), forward)

@@ -129,13 +129,15 @@ def weighted(
             tracer.block(value, "a product with computed weights")
         return
     read_by, made_by = nodes.of(weight.source, read), nodes.of(weight.source, made)
-    along, across = (inner, outer) if turned else (outer, inner)  # of channels: the summed dimension, and the other
-    along, across = along % given.ndim, across % given.ndim
+    along, across = outer % given.ndim, inner % given.ndim  # of channels: the summed dimension, and the other
     if labels is not None and not varies(labels, along) and varies(labels, across):
         nodes.block(np.concatenate([read_by, made_by]), "it mixes positions")
         tracer.block(bias, "it mixes positions")
-        tracer.mark(output, labels.narrow(along, 0, 1).expand(output.shape))
+        made_labels = labels.narrow(along, 0, 1).expand(output.shape)
+        tracer.mark(output, made_labels)
+        tracer.work.append((made_labels, len(read_by), weight.source))
         return
+    tracer.work.append((torch.zeros((), dtype=torch.int64).expand(output.shape), len(read_by), weight.source))
     tracer.reads.add((weight.source, read))
     read_nodes(tracer, labels, along, read_by)
     shape = [1] * output.ndim
@@ -172,7 +174,7 @@ def batched(tracer: Tracer, first: Tensor, second: Tensor, output: Tensor) -> No
         tracer.mark(output, right[..., :1, :].expand(output.shape))
     made = tracer.labels(output)
     tracer.work.append(
-        (torch.zeros((), dtype=torch.int64).expand(output.shape) if made is None else made, first.shape[-1])
+        (torch.zeros((), dtype=torch.int64).expand(output.shape) if made is None else made, first.shape[-1], "")
     )
 
 
@@ -184,7 +186,7 @@ def attention(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], out
     if any(labels is None for labels in given):
         for value in args[:3]:
             tracer.block(value, "attention over values that are not channels")
-        tracer.work.append((none, share))
+        tracer.work.append((none, share, ""))
         return
     heads = args[0].shape[1]
     query, key, value = (
@@ -193,7 +195,7 @@ def attention(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], out
     for head in range(heads):
         tracer.nodes.join_all(np.concatenate([distinct(labels[:, head]) for labels in (query, key, value)]))
     tracer.mark(output[0], value[:, :, :1].expand(output[0].shape))
-    tracer.work.append((value[:, :, :1].expand(output[0].shape), share))
+    tracer.work.append((value[:, :, :1].expand(output[0].shape), share, ""))
 
 
 def embedding(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001

@@ -89,21 +89,27 @@ def _grouped(tracer: Tracer, roots: Nodes, reasons: dict[int, str]) -> Structure
             for place, _ in signature
         )
         root = int(roots[nodes.starts[signature[0][0]] + units[0][signature[0][0]][0]])
-        sets.append(CoupledSet(name=_name(axes, [item.name for item in sets]), axes=axes, work=work.get(root, 0.0)))
+        mixed = {name: shares[root] for name, shares in work.items() if name and root in shares}
+        name, share = _name(axes, [item.name for item in sets]), work.get("", {}).get(root, 0.0)
+        sets.append(CoupledSet(name=name, axes=axes, work=share, mixed=mixed))
     return Structure(sets=tuple(sets), kept=kept)
 
 
-def _work(tracer: Tracer, roots: Nodes) -> dict[int, float]:
-    """Map each root to its share of the work in products of activations."""
-    shares: dict[int, float] = {}
-    total = 0.0
-    for labels, each in tracer.work:
-        whole, inside = labels.numel() * each, compacted(labels)
-        total += whole
+def _work(tracer: Tracer, roots: Nodes) -> dict[str, dict[int, float]]:
+    """Map each parameter, or "" for products of activations, to the share of each root in its products."""
+    shares: dict[str, dict[int, float]] = {}
+    totals: dict[str, float] = {}
+    for labels, each, source in tracer.work:
+        whole, inside, of_source = labels.numel() * each, compacted(labels), shares.setdefault(source, {})
+        totals[source] = totals.get(source, 0.0) + whole
         distinct, counts = np.unique(roots[inside], return_counts=True)
         for root, count in zip(distinct.tolist(), counts.tolist(), strict=True):
-            shares[root] = shares.get(root, 0.0) + whole * count / inside.size
-    return {root: share / total for root, share in shares.items()} if total else {}
+            of_source[root] = of_source.get(root, 0.0) + whole * count / inside.size
+    return {
+        source: {root: share / totals[source] for root, share in of_source.items()}
+        for source, of_source in shares.items()
+        if totals[source]
+    }
 
 
 def _layer(tensor: str) -> str:

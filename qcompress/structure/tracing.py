@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from qcompress.model.counting import multiplies
 from qcompress.model.dispatch import Watching
 from qcompress.model.tensors import Held
 from qcompress.structure.nodes import Nodes, NodeSet
@@ -60,7 +61,8 @@ class Tracer(Watching):
         pieces: (id of a tensor, dimension) → its nodes and the pieces taken from it (first index, length, step).
         splits: nodes of a tensor, and the dimensions that one dimension was split into.
         reads: (parameter, dimension) along which a product reads channels.
-        work: nodes of the outputs of products of activations, and multiply-accumulates for each output value.
+        work: nodes of the outputs of products whose multiply-accumulates depend on them, multiply-accumulates for each
+            output value, and the name of the parameter that is multiplied with, empty for products of activations.
     """
 
     def __init__(self, nodes: NodeSet, held: Sequence[Held], rule_of: "Callable[[Any], Rule | None]") -> None:
@@ -70,7 +72,7 @@ class Tracer(Watching):
         self.pieces: dict[tuple[int, int], tuple[Tensor, set[tuple[int, int, int]]]] = {}
         self.splits: list[tuple[Tensor, tuple[int, ...]]] = []
         self.reads: set[tuple[str, int]] = set()
-        self.work: list[tuple[Tensor, float]] = []
+        self.work: list[tuple[Tensor, float, str]] = []
         self._seen: dict[int, TracedTensor] = {}
         for item in held:
             if id(item.tensor) in self._seen or not item.tensor.ndim:  # of two names of one tensor the first counts
@@ -125,7 +127,10 @@ class Tracer(Watching):
             if parts is not NotImplemented:
                 return parts
         output = func(*args, **kwargs)
-        if any(self.seen(value) is not None for value in tree_leaves((args, kwargs))):
+        product = rule is not None and multiplies(
+            func._overloadpacket
+        )  # also of values that are not channels: its work
+        if product or any(self.seen(value) is not None for value in tree_leaves((args, kwargs))):
             if rule is None:
                 for value in tree_leaves((args, kwargs)):
                     self.block(value, f"the operation {func._overloadpacket} is not supported")

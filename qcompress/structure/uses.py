@@ -1,13 +1,15 @@
 """Bytes and multiply-accumulates of a network as functions of the units kept in every set, in product form.
 
 A tensor has ``(a₀ + Σ_s a_s·n_s)`` indices along a dimension, where n_s units of set s stay, and as many elements as
-the product of these over its dimensions; a layer's multiply-accumulates are proportional to the size of its weight. So
-every use is a constant plus linear terms plus products of two counts, all with nonnegative factors.
+the product of these over its dimensions; the multiply-accumulates of products with a weight are proportional to its
+size, or to the units whose positions it mixes, and those of products of activations to the units that they make. So
+every use is a constant plus linear terms plus products of two counts, all with nonnegative factors. What else a model
+multiplies (recurrent cells, weights computed from several parameters) is constant.
 """
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -145,24 +147,24 @@ def uses_of(model: nn.Module, sets: Sequence[CoupledSet], counted: Counted, *, l
         for item in held
         if first[item.name] == item.name and item.name not in left_out
     ]
-    in_macs, layers = [], 0.0
+    with_weights = dict(counted.weights)
     for path, calls in counted.calls.items():
         weight = getattr(model.get_submodule(path), "weight", None)
-        layers += calls.macs
-        if weight is not None and id(weight) in names and calls.macs:
-            in_macs.append(product(names[id(weight)], calls.macs))
-    attention = max(counted.macs - layers, 0.0)
+        if id(weight) in names:
+            with_weights[names[id(weight)]] = with_weights.get(names[id(weight)], 0.0) + calls.macs
+    in_macs = [product(name, macs) for name, macs in with_weights.items() if macs]
     in_macs += [
-        UseTerm(factor=attention * item.work, extents=((0.0, {place: 1.0}),))
+        UseTerm(factor=macs * share, extents=((0.0, {place: 1.0}),))
         for place, item in enumerate(sets)
-        if item.work
+        for macs, share in (
+            (counted.between, item.work),
+            *((with_weights.get(name, 0.0), share) for name, share in item.mixed.items()),
+        )
+        if macs * share
     ]
-    rest = attention * (1.0 - sum(item.work * item.num_units for item in sets))
-    uncounted = layers - sum(
-        calls.macs for path, calls in counted.calls.items() if hasattr(model.get_submodule(path), "weight")
-    )
     products = {"bytes": in_bytes, "macs": in_macs}
     varying = {name: tuple(item for item in terms if item.extents) for name, terms in products.items()}
-    always = {name: sum(item.factor for item in terms if not item.extents) for name, terms in products.items()}
-    always["macs"] += rest + uncounted
-    return Uses(products=MappingProxyType(varying), fixed=MappingProxyType(always))
+    uses = Uses(products=MappingProxyType(varying), fixed=MappingProxyType(dict.fromkeys(products, 0.0)))
+    whole = {"bytes": sum(item.factor for item in in_bytes if not item.extents), "macs": counted.macs}
+    whole["macs"] -= uses.of([item.num_units for item in sets])["macs"]
+    return replace(uses, fixed=MappingProxyType(whole))
