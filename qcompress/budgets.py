@@ -23,9 +23,6 @@ from qcompress.model.parts import Survey
 from qcompress.model.weights import Skipped
 from qcompress.scalars import as_number
 
-Amount = float | str
-"""A budget as given by the user: a number, or text such as ``"15%"`` and ``"120 kB"``."""
-
 BITS_PER_WEIGHT = "bits_per_weight"
 FILE_BYTES = "file_bytes"  # size of the whole file, in the package's format or an engine's
 LATENCY = "latency_s"
@@ -78,8 +75,13 @@ class Limit:
         return self.value * original
 
 
+Amount = float | str | Limit
+"""A budget as given by the user: a number, or text such as ``"15%"`` and ``"120 kB"``; or a limit, which no size of a
+number turns into another one: this is how budgets are handed on that were computed."""
+
+
 def parse(resource: str, asked: Amount) -> Limit:
-    """Return the limit that a number or text asks for.
+    """Return the limit that a number or text asks for; a limit is returned as it is.
 
     Raises:
         OptionsError: the value is not positive, or the resource does not have this unit.
@@ -89,6 +91,8 @@ def parse(resource: str, asked: Amount) -> Limit:
     >>> parse("bytes", 0.15), parse("bytes", 120_000), parse("bits_per_weight", 1)
     (Limit(value=0.15, is_share=True), Limit(value=120000.0, is_share=False), Limit(value=1.0, is_share=False))
     """
+    if isinstance(asked, Limit):
+        return asked
     name, wanted = f"the budget for {resource}", _wanted(resource)
     words = _WORDS.fullmatch(asked) if isinstance(asked, str) else None
     if isinstance(asked, str) and words is None:

@@ -94,7 +94,7 @@ def memory_budget(
     if limit.is_share:
         raise OptionsError(f"memory must be an amount of bytes, such as '2 GB', found {memory!r}")
     cache = cache_bytes(model, context, samples=samples, number_bytes=number_bytes)
-    if cache >= limit.value:
+    if cache >= limit.value - 1:  # a budget of up to 1 would be a share
         raise InfeasibleBudgetError(
             f"the keys and values of {samples} x {context:,} tokens take {cache:,} bytes, more than the budget of "
             f"{limit.value:,.0f}: ask for a shorter context"

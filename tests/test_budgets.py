@@ -259,3 +259,9 @@ def test_a_file_budget_that_the_smallest_file_just_meets_is_met(granularity: str
 def test_budgets_that_are_no_mapping_are_one_clear_error(budget: Any) -> None:
     with pytest.raises(OptionsError, match="budgets are a mapping such as {'bytes': '15%'}, found"):
         compress(nn.Linear(4, 2), [torch.zeros(2, 4)], budget=budget)
+
+
+@pytest.mark.parametrize("resource", ["bytes", "macs", "latency_s", "file_bytes", "bits_per_weight"])
+def test_a_limit_stays_what_it_is_however_small(resource: str) -> None:
+    for limit in (Limit(0.5, is_share=False), Limit(2.0, is_share=True)):
+        assert parse(resource, limit) is limit

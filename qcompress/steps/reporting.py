@@ -233,13 +233,14 @@ def _warnings(request: Request, outcome: Outcome, checked: _Checked) -> Iterator
 def _part_reports(outcome: Outcome) -> Iterator[PartReport]:
     """Yield the choice of every part that has one, as it is finally stored.
 
-    After training, weights are rounded to nearest.
+    After training, weights are rounded to nearest. With channels on offer, parts are their sets, which the record does
+    not list.
     """
     measurement, problem, choice = outcome.measurement, outcome.problem, outcome.solution.choice
     assert choice is not None  # noqa: S101
     record, chosen, errors = record_of(outcome.smaller), problem.flat(choice), measurement.standard_error
     transforms = [options[option] for options, option in zip(measurement.transforms, choice.tolist(), strict=True)]
-    stored = transforms if record is None or record.smaller else [item.transform for item in record.parts]
+    stored = transforms if record is None or measurement.sets else [item.transform for item in record.parts]
     before, after = (bytes_of_parts(problem, flat) for flat in (problem.group_offsets[:-1], chosen))
     for index, (part, transform) in enumerate(zip(measurement.parts, stored, strict=True)):
         if not has_choice(measurement.transforms[index]):

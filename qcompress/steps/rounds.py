@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 from torch import nn
 
 from formulations import InfeasibleBudgetError
+from qcompress.budgets import Amount, Limit
 from qcompress.compressed.copying import own_copy
 from qcompress.compressed.file import save_compressed
 from qcompress.errors import NoChannelsError
@@ -75,7 +76,8 @@ def in_rounds(
     if not parts:
         return _kept(run, reported(start, replace(start.report, rounds=(_figures(START, start.report),))))
     model, figures, last = request.calibration.model, [_figures(START, start.report)], start
-    for number, budget in enumerate([*parts, dict(start.report.budgets)], start=1):
+    for number, amounts in enumerate([*parts, start.report.budgets], start=1):
+        budget = {name: Limit(amount, is_share=False) for name, amount in amounts.items()}
         name = f"round {number}"
         asked = _round(request, model, budget, number, final=number == request.rounds)
         try:
@@ -91,8 +93,8 @@ def in_rounds(
     return _kept(run, reported(best, report))
 
 
-def _partial_budgets(request: Request, start: Made) -> list[dict[str, Any]]:
-    """Return the budgets of all rounds but the last, in equal ratios between the original and the budgets.
+def _partial_budgets(request: Request, start: Made) -> list[dict[str, float]]:
+    """Return the budgets of all rounds but the last, as amounts in equal ratios between the original and the budgets.
 
     Where codes are on offer, the rounds before the last remove channels until their macs are those that the first run
     chose.
@@ -110,7 +112,7 @@ def _partial_budgets(request: Request, start: Made) -> list[dict[str, Any]]:
     ]
 
 
-def _round(request: Request, model: nn.Module, budget: Mapping[str, Any], number: int, *, final: bool) -> Request:
+def _round(request: Request, model: nn.Module, budget: Mapping[str, Amount], number: int, *, final: bool) -> Request:
     """Return the request of one round."""
     calibration = replace(request.calibration, model=model, original=request.calibration.model)
     steps = request.finetune_steps * number // request.rounds - request.finetune_steps * (number - 1) // request.rounds

@@ -277,6 +277,22 @@ def test_a_budget_for_time_is_kept_by_channels_and_codes_together(work: Work) ->
     assert work_of(result.model, batch, work) <= limit
 
 
+def test_rounds_approach_a_budget_in_seconds_however_small(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        model, data = Residual().eval(), list(torch.randn(32, 6).split(8))
+    monkeypatch.setattr(stopwatch, "clock_of", lambda _: lambda: work.done * 1e-9)  # amounts below 1 are no shares
+    given: Any = {"options": prune_channels(keep=(0.75, 0.5, 0.25, 0.0)), "loss": "mse", "time_limit": 2}
+    report = compress(model, data, budget={"latency_s": "70%"}, rounds=2, **given).report
+    whole = report.original["latency_s"]
+    assert report.warnings == () or not any("not possible" in warning for warning in report.warnings)
+    assert [entry.name for entry in report.rounds] == ["all at once", "round 1", "round 2"]
+    for entry, share in zip(report.rounds[1:], (0.7**0.5, 0.7), strict=True):
+        assert entry.usage["latency_s"] <= share * whole * (1 + 1e-9)  # sums of floats
+    met = compress(model, data, budget={"latency_s": "100%"}, **given).report
+    assert {part.option for part in met.parts} == {"keep"}
+
+
 def test_times_of_channels_that_share_a_layer_are_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     measurement = measure(model, [torch.randn(4, 4)], prune_channels(keep=(0.5,)), loss="mse")

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 import qcompress
 from formulations import Problem
 from qcompress import (
+    Options,
     compress,
     fit_in_turn_,
     formulate,
@@ -206,6 +208,20 @@ def test_compress_gives_a_smaller_dense_network_within_the_budget(tmp_path: Path
         model, data, budget={"macs": "50%"}, options=prune_channels(keep=KEEP), folder=tmp_path, time_limit=5
     )
     assert torch.equal(again.model(data[0]), result.model(data[0]))
+
+
+@pytest.mark.parametrize("further", [{}, {"rounds": 2}, {"finetune_steps": 1}])
+@pytest.mark.parametrize("codes", [False, True])
+@pytest.mark.parametrize("resource", ["macs", "bytes"])
+def test_a_budget_that_the_original_meets_leaves_it_as_it_is(
+    resource: str, codes: bool, further: dict[str, Any]
+) -> None:
+    model, data = seeded(two_layers), images()
+    options = prune_channels(keep=(0.5,)) + (prune_quantize(bits=(8,), sparsity=(0,)) if codes else Options(()))
+    report = compress(model, data, budget={resource: "100%"}, options=options, time_limit=2, **further).report
+    assert report.usage == report.original
+    assert {part.option for part in report.parts} == {"keep"}
+    assert any("meets already" in warning for warning in report.warnings)
 
 
 def test_a_smaller_network_can_be_compressed_further(tmp_path: Path) -> None:
