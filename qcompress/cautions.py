@@ -13,7 +13,16 @@ FACTOR = 2.0
 """Ratio of predicted and held-out loss above which the report warns."""
 
 LEAST_NATS = 1e-3
-"""Difference of ``kl`` losses below which the report does not warn."""
+"""Difference of ``kl`` losses below which the report does not warn, unless their ratio is above `FAR`."""
+
+FAR = 10.0
+"""Ratio of predicted and held-out loss above which the report warns of smaller differences as well."""
+
+LEAST_NATS_FAR = 1e-5
+"""Difference of ``kl`` losses below which the report never warns."""
+
+DOUBT = 1.0
+"""Wrong answers to expect of the original on the held-out samples, below which these do not tell the loss."""
 
 MARGIN = 1.1
 """A measured loss up to this factor above a limit may differ by the choice of samples alone: no warning."""
@@ -45,14 +54,28 @@ def of_split(split: Split, *, given: bool) -> Iterator[str]:
 
 def of_prediction(loss: str, predicted: float, seen: float) -> Iterator[str]:
     """Warn if the prediction did not hold on the held-out samples."""
-    least = LEAST_NATS if loss.startswith("kl") else 0.0
     low, high = sorted((predicted, seen))
-    if high - low > least and not (low > 0 and high <= FACTOR * low):
+    limits = ((FACTOR, LEAST_NATS), (FAR, LEAST_NATS_FAR)) if loss.startswith("kl") else ((FACTOR, 0.0),)
+    if any(high - low > least and not (low > 0 and high <= factor * low) for factor, least in limits):
         ratio = f"{high / low:.3g} times" if low > 0 else "not"
         worse = "more" if seen > predicted else "less"
         yield (
             f"the loss on held-out samples, {seen:.6g}, is {worse} than the predicted one, {predicted:.6g} "
             f"({ratio} as much): the proof is of the prediction only. What helps: {WHAT_HELPS}"
+        )
+
+
+def of_certainty(doubt: float | None) -> Iterator[str]:
+    """Warn if the original is sure of all held-out samples, so that what it is unsure of is not among them.
+
+    Args:
+        doubt: wrong answers to expect of it on these samples, or None where the loss knows no probabilities.
+    """
+    if doubt is not None and doubt < DOUBT:
+        yield (
+            f"the network is sure of all its answers on the held-out samples (it expects {doubt:.2g} wrong ones): on "
+            "samples that it is unsure of, the loss can be many times as large as predicted and held out. Give more "
+            "samples, or harder ones (validation=, --validation)"
         )
 
 

@@ -164,11 +164,28 @@ def test_what_is_fitted_to_fewer_inputs_than_a_layer_has_is_told_with_the_number
         (0.1, 0.09 / FACTOR, True),
         (-0.02, 1.2, True),
         (0.0, 0.0, False),
-        (1e-5, 5e-4, False),
+        (1e-5, 1e-4, False),
+        (1e-5, 5e-4, True),  # of small losses, only factors above FAR
+        (1e-9, 1e-7, False),
     ],
 )
 def test_losses_that_differ_by_more_than_the_factor_are_told(predicted: float, seen: float, told: bool) -> None:
     assert bool(list(of_prediction("kl", predicted, seen))) == told
+
+
+@pytest.mark.parametrize(("scale", "told"), [(1.0, False), (200.0, True)])
+def test_a_network_that_is_sure_of_all_held_out_samples_is_told(scale: float, told: bool) -> None:
+    model = seeded(Residual)
+
+    def forward(network: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = scale * network(batch)
+        return output
+
+    with torch.no_grad():
+        sure = [batch[forward(model, batch).softmax(-1).amax(-1) > 0.999] if told else batch for batch in batches()]
+    options: dict[str, Any] = {"options": BITS, "time_limit": 2, "solver": "milp", "pairs": False}
+    warnings = compress(model, sure, budget={"bytes": 0.3}, forward=forward, **options).report.warnings
+    assert any("sure of all its answers" in warning for warning in warnings) == told
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,10 @@ class Loss(ABC):
         """Whether adding the same number to all outputs of a sample changes nothing, for such outputs."""
         return False
 
+    def doubt(self, output: Tensor) -> float | None:  # noqa: ARG002
+        """Number of wrong answers to expect of outputs that are probabilities; None for other outputs."""
+        return None
+
     @property
     def softened(self) -> "Loss | None":
         """The same loss at softened outputs, for which fewer samples are enough; None if there is no such loss."""
@@ -127,6 +131,11 @@ class KullbackLeibler(Loss):
     def softened(self) -> "KullbackLeibler":
         """The same loss at the temperature `SOFTENED`."""
         return KullbackLeibler(self._given, temperature=SOFTENED)
+
+    def doubt(self, output: Tensor) -> float:
+        """Sum of one minus the largest probability, over all positions."""
+        largest = self._classes_last(output).double().log_softmax(-1).amax(-1)
+        return float(-torch.expm1(largest).sum())
 
     def _probabilities(self, output: Tensor) -> Tensor:
         """Softmax of the outputs, ``(samples, …, classes)``."""

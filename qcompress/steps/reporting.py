@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -24,6 +25,9 @@ from qcompress.guard import Guarded
 from qcompress.measurement import Measurement, has_choice
 from qcompress.measuring.true_loss import mean_loss
 from qcompress.model import forward as forwards
+from qcompress.model.losses import KullbackLeibler, as_loss
+from qcompress.model.opened import opened_of
+from qcompress.model.steady import steady
 from qcompress.proposals import Proposal
 from qcompress.refinement import Refined
 from qcompress.report import PartReport, Report
@@ -95,6 +99,7 @@ class _Checked:
     finetuned: float | None
     metric_before: float | None
     metric_after: float | None
+    doubt: float | None
 
 
 def reported(request: Request, run: RunFolder, outcome: Outcome) -> Report:
@@ -183,7 +188,19 @@ def _checked(request: Request, outcome: Outcome) -> _Checked:
         finetuned=loss_of(outcome.smaller, request.data) if outcome.tuned else None,
         metric_before=None if evaluate is None else _metric(evaluate, calibration.goal),
         metric_after=metric_after,
+        doubt=_doubt(request, kept),
     )
+
+
+def _doubt(request: Request, kept: list[Any]) -> float | None:
+    """Number of wrong answers to expect of the original on the held-out samples, see `Loss.doubt`."""
+    calibration = request.calibration
+    loss = as_loss(calibration.loss)
+    if not kept or not isinstance(loss, KullbackLeibler) or opened_of(calibration.goal) is not None:
+        return None
+    run = steady(calibration.forward)
+    with forwards.evaluating(calibration.goal), torch.no_grad():
+        return sum(loss.doubt(forwards.run(calibration.goal, batch, run)) for batch in kept)
 
 
 def _metric(evaluate: Callable[[nn.Module], float], model: nn.Module) -> float:
@@ -223,6 +240,7 @@ def _warnings(request: Request, outcome: Outcome, checked: _Checked) -> Iterator
             predicted = solution.objective
         assert predicted is not None  # noqa: S101
         yield from cautions.of_prediction(measurement.loss, predicted, loss_validation)
+        yield from cautions.of_certainty(checked.doubt)
     yield from cautions.of_split(request.split, given=request.measurement is not None)
     yield from cautions.of_inputs(measurement, solution, outcome.fitted)
     asked = {name: limit for name, limit in outcome.problem.budgets.items() if name != request.minimize}
