@@ -1,8 +1,10 @@
 """Modules that have nothing left to compute, such as attention without heads, are replaced by their constant output."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qcompress.errors import ModelError
@@ -13,35 +15,43 @@ LAYER_INDEX = "layer_idx"
 
 
 class Bypassed(nn.Module):
-    """Constant output in place of a module: zero, or a bias.
+    """Constant output in place of a module.
 
     Args:
-        bypass: the module that is replaced.
-        bias: ``(width,)`` bias that is the output, or None.
+        bias: ``(width,)`` bias that is the output at every position, or None.
+        width: 0 if the output is empty; None for zeros of the input's shape. Irrelevant with a bias.
+        outputs: see `Bypass`.
+        after: number of dimensions behind that of the bias, such as those of an image.
 
     >>> import torch
-    >>> Bypassed(Bypass(path="mlp", width=2), nn.Parameter(torch.ones(2)))(torch.randn(1, 3, 8)).shape
+    >>> Bypassed(nn.Parameter(torch.ones(2)))(torch.randn(1, 3, 8)).shape
     torch.Size([1, 3, 2])
     """
 
     bias: nn.Parameter | None
 
-    def __init__(self, bypass: Bypass, bias: nn.Parameter | None) -> None:
+    def __init__(
+        self, bias: nn.Parameter | None, *, width: int | None = None, outputs: int | None = None, after: int = 0
+    ) -> None:
         super().__init__()
-        self.width, self.outputs = bypass.width, bypass.outputs
+        self.width, self.outputs, self.after = width, outputs, after
         self.register_parameter("bias", bias)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the constant for every position of the first argument with floating-point numbers."""
         given = first_floating(args, kwargs)
-        output = given.new_zeros(*given.shape[:-1], self.width)
         if self.bias is not None:
-            output = output + self.bias
+            before, behind = given.shape[: given.ndim - self.after - 1], given.shape[given.ndim - self.after :]
+            output = self.bias.view(-1, *[1] * self.after).expand(*before, -1, *behind).clone()
+        elif self.width is None:
+            output = torch.zeros_like(given)
+        else:
+            output = given.new_zeros(*given.shape[:-1], self.width)
         return output if self.outputs is None else (output, *[None] * (self.outputs - 1))
 
     def extra_repr(self) -> str:
-        """Width of the output."""
-        return f"width={self.width}"
+        """What the output is."""
+        return f"{len(self.bias)} biases" if self.bias is not None else "zero" if self.width is None else "empty"
 
 
 def first_floating(args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
@@ -62,25 +72,46 @@ def bypass_(model: nn.Module, bypasses: Sequence[Bypass]) -> None:
     Attention layers behind them move up in the cache of keys and values, whose first place tells the length.
     """
     for bypass in bypasses:
-        bias = None if bypass.reader is None else model.get_submodule(bypass.reader).bias
+        reader = None if bypass.reader is None else model.get_submodule(bypass.reader)
+        bias = None if reader is None else reader.bias
         assert bias is None or isinstance(bias, nn.Parameter)  # noqa: S101
-        replacement = Bypassed(bypass, bias)
+        width = 0 if reader is None else None
+        after = len(reader.kernel_size) if isinstance(reader, nn.modules.conv._ConvNd) else 0
+        replacement = Bypassed(bias, width=width, outputs=bypass.outputs, after=after)
         model.set_submodule(bypass.path, replacement.train(model.get_submodule(bypass.path).training))
-    if bypasses:
+    if bypasses and not caches_differ(model):
         _move_up(model)
 
 
+def caches_differ(model: nn.Module) -> bool:
+    """Whether the places in the cache of keys and values differ in kind, so that layers cannot move up."""
+    return len(set(getattr(getattr(model, "config", None), "layer_types", None) or ())) > 1
+
+
+def caching(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules that have a place in the cache, by path."""
+    return {path: module for path, module in model.named_modules() if type(getattr(module, LAYER_INDEX, None)) is int}
+
+
 def _move_up(model: nn.Module) -> None:
-    """Number the places in the cache anew, unless they differ in kind."""
-    caching = [module for module in model.modules() if isinstance(getattr(module, LAYER_INDEX, None), int)]
-    kinds = getattr(getattr(model, "config", None), "layer_types", None) or ()
-    if len(set(kinds)) > 1:
-        return
-    places = {old: new for new, old in enumerate(sorted({getattr(module, LAYER_INDEX) for module in caching}))}
-    for module in caching:
-        setattr(module, LAYER_INDEX, places[getattr(module, LAYER_INDEX)])
+    """Number the places in the cache anew, those of self-attention and of attention to an encoder each by itself."""
+    alike: dict[str, list[nn.Module]] = {}
+    for path, module in caching(model).items():
+        alike.setdefault(re.sub(r"[0-9]+", "", path), []).append(module)
+    for modules in alike.values():
+        places = {old: new for new, old in enumerate(sorted({getattr(module, LAYER_INDEX) for module in modules}))}
+        for module in modules:
+            setattr(module, LAYER_INDEX, places[getattr(module, LAYER_INDEX)])
 
 
 def held_by(bypasses: Sequence[Bypass], name: str) -> bool:
     """Whether a tensor or module of this name is in a module that is bypassed."""
     return any(bypass.holds(name) for bypass in bypasses)
+
+
+def name_after(bypasses: Sequence[Bypass], name: str) -> str | None:
+    """Return the name that a tensor has once modules are bypassed, or None if it is gone."""
+    for bypass in bypasses:
+        if bypass.holds(name):
+            return f"{bypass.path}.bias" if bypass.reader and name == f"{bypass.reader}.bias" else None
+    return name

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qcompress.compressed.bypassed import bypass_, held_by
+from qcompress.compressed.bypassed import bypass_, held_by, name_after
 from qcompress.compressed.cutting import Cuts, cut_, together
 from qcompress.compressed.reconstruction import reconstruct_
 from qcompress.compressed.record import CompressedPart, Compression, attach, bypasses_in, install_, record_of
@@ -50,7 +50,9 @@ def cut_chosen_(model: nn.Module, measurement: Measurement, transforms: Sequence
     cuts, bypasses = cuts_of(measurement.sets, removed), bypasses_of(measurement.sets, removed)
     bypass_(model, bypasses)
     cut_(model, cuts)
-    earlier = {place: gone for place, gone in before.cuts.items() if not held_by(bypasses, place[0])}
+    earlier = {
+        (name, dim): gone for (old, dim), gone in before.cuts.items() if (name := name_after(bypasses, old)) is not None
+    }
     record = Compression(
         parts=(),
         payload_bytes=total_bytes(model) - left_out_bytes(model),

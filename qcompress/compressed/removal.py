@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from qcompress.compressed.bypassed import bypass_, held_by
+from qcompress.compressed.bypassed import bypass_, name_after
 from qcompress.compressed.cutting import cut_
 from qcompress.errors import ModelError
 from qcompress.model.composed import compose_
@@ -74,13 +74,13 @@ def bypasses_of(sets: Sequence[CoupledSet], removed: Removed) -> tuple[Bypass, .
 
 
 def cuts_of(sets: Sequence[CoupledSet], removed: Removed) -> dict[tuple[str, int], list[int]]:
-    """Return the cuts that `qcompress.compressed.cutting.cut_` has to make, outside modules that are bypassed."""
+    """Return the cuts that `qcompress.compressed.cutting.cut_` has to make once modules are bypassed."""
     bypasses = bypasses_of(sets, removed)
     cuts: dict[tuple[str, int], set[int]] = {}
     for item, units in _chosen(sets, removed):
         for axis in item.axes:
-            if not held_by(bypasses, axis.tensor):
-                cuts.setdefault((axis.tensor, axis.dim), set()).update(axis.indices[units].ravel().tolist())
+            if (name := name_after(bypasses, axis.tensor)) is not None:
+                cuts.setdefault((name, axis.dim), set()).update(axis.indices[units].ravel().tolist())
     return {place: sorted(indices) for place, indices in cuts.items()}
 
 

@@ -44,15 +44,14 @@ class Bypass:
 
     Attributes:
         path: path of the module.
-        width: last dimension of its output.
+        reader: path of the layer in it that reads the units: its bias is the output, or zeros of the input's shape if
+            it has no bias. None if the units are the output, of which nothing remains.
         outputs: length of the tuple that it returns, of which only the first entry counts; None for a tensor.
-        reader: path of the layer in it whose bias is its output; None if the output is zero.
     """
 
     path: str
-    width: int
-    outputs: int | None = None
     reader: str | None = None
+    outputs: int | None = None
 
     def holds(self, name: str) -> bool:
         """Whether the module holds a tensor or module of this name."""
@@ -60,7 +59,7 @@ class Bypass:
 
     def to_json(self) -> dict[str, Any]:
         """Return the bypass as plain JSON."""
-        return {"path": self.path, "width": self.width, "outputs": self.outputs, "reader": self.reader}
+        return {"path": self.path, "reader": self.reader, "outputs": self.outputs}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Bypass":

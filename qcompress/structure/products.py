@@ -36,6 +36,15 @@ def axis(seen: TracedTensor, dim: int, taken: Sequence[int] = ()) -> int | None:
     return fitting[0] if fitting else None
 
 
+def nodes_along(tracer: Tracer, seen: TracedTensor, dimension: int, dim: int) -> Nodes:
+    """The nodes of a parameter's dimension that run along ``dim`` of the tensor derived from it, such as a slice."""
+    places = seen.places[dimension].movedim(dim, -1)
+    while places.ndim > 1:
+        places = places[0]
+    nodes: Nodes = tracer.nodes.of(seen.source, dimension)[places.numpy()]
+    return nodes
+
+
 def read_nodes(tracer: Tracer, labels: Tensor | None, dim: int, nodes: Nodes) -> None:
     """Join the channels read along a dimension with the weight's ``nodes``; block nodes that read no channel."""
     if labels is None:
@@ -62,13 +71,12 @@ def convolution(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], o
             tracer.block(value, "a convolution with computed weights")
         return
     nodes = tracer.nodes
-    rows, columns = nodes.of(weight.source, first), nodes.of(weight.source, second)
+    rows, columns = nodes_along(tracer, weight, first, 0), nodes_along(tracer, weight, second, 1)
     num_in, num_out = given.shape[1], output.shape[1]
     made = columns if transposed else rows
     if groups == 1:
-        read = (weight.source, first if transposed else second)
-        tracer.reads.add(read)
-        read_nodes(tracer, labels, 1, nodes.of(*read))
+        tracer.reads.add((weight.source, first if transposed else second))
+        read_nodes(tracer, labels, 1, rows if transposed else columns)
     elif groups == num_in and (transposed or num_out % groups == 0):
         if transposed and num_out != num_in:
             tracer.block(given, "a grouped transposed convolution")
@@ -94,7 +102,7 @@ def convolution(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], o
     result = torch.from_numpy(made).view(1, -1, *[1] * (output.ndim - 2)).expand(output.shape)
     tracer.mark(output, result)
     if bias is not None and bias.places:
-        nodes.join(nodes.of(bias.source, 0), made)
+        nodes.join(nodes_along(tracer, bias, 0, 0), made)
 
 
 def matrix_product(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
@@ -128,7 +136,8 @@ def weighted(
         for value in (bias, given, weight.tensor):
             tracer.block(value, "a product with computed weights")
         return
-    read_by, made_by = nodes.of(weight.source, read), nodes.of(weight.source, made)
+    read_by = nodes_along(tracer, weight, read, rank + inner)
+    made_by = nodes_along(tracer, weight, made, rank + outer)
     along, across = outer % given.ndim, inner % given.ndim  # of channels: the summed dimension, and the other
     if labels is not None and not varies(labels, along) and varies(labels, across):
         nodes.block(np.concatenate([read_by, made_by]), "it mixes positions")
@@ -149,7 +158,7 @@ def weighted(
     added = tracer.seen(bias)
     place = axis(added, added.tensor.ndim - 1) if added is not None and added.places and not turned else None
     if added is not None and place is not None:
-        nodes.join(nodes.of(added.source, place), made_by)
+        nodes.join(nodes_along(tracer, added, place, added.tensor.ndim - 1), made_by)
     elif added is not None and added.labels is not None:
         nodes.join(added.labels.expand(output.shape).numpy(), result.numpy())
     else:

@@ -341,6 +341,13 @@ def glu(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: A
     tracer.mark(output, _merge(tracer, value, gate))
 
 
+def like(tracer: Tracer, func: Any, args: Args, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
+    """Constants of another tensor's shape have as many channels; those of a shape in numbers have none."""
+    labels = tracer.labels(args[0])
+    if labels is not None and labels.shape == output.shape:
+        tracer.mark(output, labels)
+
+
 SPACE = {
     aten.max_pool2d_with_indices: 2, aten._adaptive_avg_pool2d: 2, aten.avg_pool2d: 2, aten.adaptive_max_pool2d: 2,
     aten.avg_pool1d: 1, aten._adaptive_avg_pool3d: 3, aten.avg_pool3d: 3, aten.max_pool3d_with_indices: 3,
@@ -369,6 +376,7 @@ RULES: dict[Any, Rule] = {
     aten.native_layer_norm: layer_norm,
     aten._fused_rms_norm: layer_norm,
     aten.native_group_norm: group_norm,
+    **dict.fromkeys((aten.zeros_like, aten.ones_like, aten.full_like, aten.new_zeros, aten.new_ones), like),
     aten.glu: glu,
     aten.hardswish: pointwise,
     aten.hardswish_: pointwise,

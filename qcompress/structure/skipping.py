@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qcompress.compressed.bypassed import first_floating
+from qcompress.compressed.bypassed import LAYER_INDEX, caches_differ, caching, first_floating
 from qcompress.compressed.copying import own_copy
 from qcompress.compressed.removal import mask_
 from qcompress.errors import ModelError
@@ -42,20 +42,30 @@ def skippable(
     """
     calls = _calls(model, batch, forward)
     found = {item.name: replace(item, bypasses=_bypasses(model, item, calls)) for item in sets}
+    found |= {name: replace(item, bypasses=()) for name, item in found.items() if _begins_a_cache(model, item)}
     two = [one for _, one in zip(range(2), data, strict=False)]
     tried = [item for item in found.values() if item.bypasses]
     tried = _depending(own_copy(model), tried, two, forward) if tried else []
-    failed = failing(model, tried, batch, forward, whole=True) if tried else {}
+    beside = [item for item in sets if item.name not in {other.name for other in tried}]
+    failed = failing(model, tried, batch, forward, whole=True, beside=beside) if tried else {}
     left = {item.name for item in tried} - failed.keys()
     return tuple(found[item.name] if item.name in left else item for item in sets)
 
 
 @dataclass(slots=True)
 class _Call:
-    """Number of calls of a module, and the width and number of its outputs if it may be bypassed."""
+    """Calls of a module.
+
+    Attributes:
+        times: number of calls.
+        per_position: whether the output has one value for every position of the input, in the last dimension.
+        alike: whether the output has the shape of the input.
+        outputs: length of the tuple that it returns, or None.
+    """
 
     times: int = 0
-    width: int | None = None
+    per_position: bool = False
+    alike: bool = False
     outputs: int | None = None
 
 
@@ -70,8 +80,9 @@ def _calls(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> di
         first = output[0] if several and output else output
         with contextlib.suppress(ModelError):
             given = first_floating(args, kwargs)
-            if isinstance(first, Tensor) and first.ndim > 1 and first.shape[:-1] == given.shape[:-1]:
-                call.width, call.outputs = first.shape[-1], len(output) if several else None
+            if isinstance(first, Tensor) and first.ndim > 1:
+                call.per_position, call.alike = first.shape[:-1] == given.shape[:-1], first.shape == given.shape
+                call.outputs = len(output) if several else None
 
     with _hooked(model, note), forwards.evaluating(model), forwards.layer_by_layer(), torch.no_grad():
         forwards.run(model, batch, forward)
@@ -103,18 +114,36 @@ def _bypasses(model: nn.Module, item: CoupledSet, calls: dict[str, _Call]) -> tu
     for path, module in model.named_modules():
         call = calls.get(path)
         names = {f"{path}.{name}" for name, _ in module.named_parameters()}
-        if not path or call is None or call.times > 1 or call.width is None or any(b.holds(path) for b in found):
+        if not path or call is None or call.times > 1 or any(b.holds(path) for b in found):
             continue
         inside = [reader for reader in readers if f"{reader}.".startswith(f"{path}.")]
         if not names & made or not names <= own or any(True for _ in module.buffers()) or len(inside) > 1:
             continue
-        biased = [reader for reader in inside if getattr(model.get_submodule(reader), "bias", None) is not None]
-        width, reader = call.width if inside else 0, biased[0] if biased else None
-        bias = None if reader is None else model.get_submodule(reader).bias
-        if bias is None or (isinstance(bias, Tensor) and tuple(bias.shape) == (width,)):
-            found.append(Bypass(path=path, width=width, outputs=call.outputs, reader=reader))
+        if _constant(model.get_submodule(inside[0]) if inside else None, call):
+            found.append(Bypass(path=path, reader=inside[0] if inside else None, outputs=call.outputs))
     covered = all(any(bypass.holds(name) for bypass in found) for name in made)
     return tuple(found) if covered else ()
+
+
+def _begins_a_cache(model: nn.Module, item: CoupledSet) -> bool:
+    """Whether a set's attention has the first of several kinds of places in the cache, which tells the text's length.
+
+    Other layers can take its place only if all are of one kind.
+    """
+    if not caches_differ(model):
+        return False
+    kinds = list(model.config.layer_types)  # type: ignore[union-attr, arg-type]
+    first = {kinds.index(kind) for kind in kinds}
+    places = {path: getattr(module, LAYER_INDEX) for path, module in caching(model).items()}
+    return any(bypass.holds(path) and place in first for bypass in item.bypasses for path, place in places.items())
+
+
+def _constant(reader: nn.Module | None, call: _Call) -> bool:
+    """Whether the output of a module is known without its units: see `Bypass`."""
+    bias = getattr(reader, "bias", None)
+    if isinstance(reader, nn.modules.conv._ConvNd) or bias is None:
+        return call.alike if reader is not None else call.per_position
+    return call.per_position and isinstance(bias, nn.Parameter)
 
 
 def _depending(

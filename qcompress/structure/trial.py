@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qcompress.compressed.copying import own_copy
@@ -28,6 +29,7 @@ def failing(
     forward: forwards.Forward | None = None,
     *,
     whole: bool = False,
+    beside: Sequence[CoupledSet] = (),
 ) -> dict[str, str]:
     """For each set (by name) where removing units differs from masking them, the reason.
 
@@ -37,15 +39,19 @@ def failing(
         batch: a few samples.
         forward: how to run them.
         whole: whether to remove all units, in place of the first and of half.
+        beside: other sets, of which half of the units are removed as well in a second trial of whole sets.
     """
     rng = np.random.default_rng(0)
-    removals: list[Removed] = [
-        {item.name: np.zeros(1, dtype=np.int64) for item in sets},
-        {item.name: rng.choice(item.num_units, item.num_units // 2, replace=False) for item in sets},
-    ]
+
+    def half(some: Sequence[CoupledSet]) -> dict[str, NDArray[np.int64]]:
+        return {item.name: rng.choice(item.num_units, item.num_units // 2, replace=False) for item in some}
+
     if whole:
-        removals = [{item.name: range(item.num_units) for item in sets}]
-    reasons = (_why_not(model, sets, removed, batch, forward) for removed in removals)
+        everything = {item.name: np.arange(item.num_units) for item in sets}
+        removals: list[Removed] = [everything, *([{**half(beside), **everything}] if beside else [])]
+    else:
+        removals = [{item.name: np.zeros(1, dtype=np.int64) for item in sets}, half(sets)]
+    reasons = (_why_not(model, [*sets, *beside], removed, batch, forward) for removed in removals)
     why = next(filter(None, reasons), "")
     if not why:
         return {}
@@ -54,8 +60,8 @@ def failing(
     middle = len(sets) // 2
     failing_halves = {
         name: reason
-        for half in (sets[:middle], sets[middle:])
-        for name, reason in failing(model, half, batch, forward, whole=whole).items()
+        for part in (sets[:middle], sets[middle:])
+        for name, reason in failing(model, part, batch, forward, whole=whole, beside=beside).items()
     }
     if failing_halves:
         return failing_halves
@@ -73,7 +79,7 @@ def _why_not(
     if smaller.shape != masked.shape:
         return f"without some units the outputs have shape {tuple(smaller.shape)} instead of {tuple(masked.shape)}"
     difference = float((smaller - masked).abs().max())
-    if difference > SAME * max(float(masked.abs().max()), 1e-30):
+    if not difference <= SAME * max(float(masked.abs().max()), 1e-30):  # it may be NaN
         return f"removing units gives other outputs than masking them (by {difference:.2g})"
     return ""
 

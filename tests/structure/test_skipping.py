@@ -160,21 +160,114 @@ def test_rounds_go_on_in_a_network_without_a_branch(codes: Options, tmp_path: Pa
     torch.testing.assert_close(loaded(ids()), result.model(ids()), rtol=0, atol=0)
 
 
-def test_a_language_model_without_its_first_attention_generates_with_its_cache() -> None:
+SMALL = {"vocab_size": 31, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+DECODER = {**SMALL, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 4,
+           "num_key_value_heads": 2, "head_dim": 4}  # fmt: skip
+GENERATING: dict[str, tuple[str, dict[str, Any], list[str]]] = {  # class, configuration, attention that can be left out
+    "alike": ("LlamaForCausalLM", DECODER, [f"model.layers.{layer}.self_attn" for layer in range(4)]),
+    "of two kinds": (  # the first of each kind of place in the cache tells the length of the text
+        "Gemma2ForCausalLM", {**DECODER, "sliding_window": 4, "query_pre_attn_scalar": 4},
+        ["model.layers.2.self_attn", "model.layers.3.self_attn"],
+    ),
+    "with an encoder": (
+        "BartForConditionalGeneration",
+        {**SMALL, "d_model": 16, "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 2,
+         "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "forced_eos_token_id": None},
+        ["model.decoder.layers.0.encoder_attn", "model.decoder.layers.0.self_attn",
+         "model.decoder.layers.1.encoder_attn", "model.decoder.layers.1.self_attn", "model.encoder.layers.0.self_attn"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", GENERATING)
+def test_a_language_model_without_attention_generates_with_its_cache_as_without(kind: str) -> None:
     hub: Any = pytest.importorskip("transformers")
-    config = hub.LlamaConfig(
-        vocab_size=31, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
+    name, settings, expected = GENERATING[kind]
+    maker = getattr(hub, name)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
-        model = hub.LlamaForCausalLM(config).eval()
-    sets = find_sets(model, [{"input_ids": ids()}]).sets
-    first = next(item for item in sets if item.bypasses[0].path == "model.layers.0.self_attn")
-    smaller = remove_(model, sets, {first.name: range(first.num_units)})
-    asked: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
-    with_cache, without = (smaller.generate(ids(), **asked, use_cache=used) for used in (True, False))
-    assert torch.equal(with_cache, without)
+        model = maker(maker.config_class(**settings)).eval()
+        for parameter in model.parameters():  # so that what is written depends on all of the text
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    batch = {"input_ids": ids(), **({"decoder_input_ids": ids()} if kind == "with an encoder" else {})}
+    sets = find_sets(model, [batch]).sets
+    by_path = {item.bypasses[0].path: item for item in sets if item.bypasses and "attn" in item.bypasses[0].path}
+    assert sorted(by_path) == expected
+    asked: dict[str, Any] = {"max_new_tokens": 9, "do_sample": False, "eos_token_id": None}
+    for item in by_path.values():
+        smaller = remove_(own_copy(model), sets, {item.name: range(item.num_units)})
+        with_cache, without = (smaller.generate(ids(), **asked, use_cache=used) for used in (True, False))
+        assert torch.equal(with_cache, without)
+
+
+class Residual(nn.Module):
+    """Residual branches on channels that can be cut as well: Linear layers, or convolutions of images of any size."""
+
+    def __init__(self, layer: Any, *, bias: bool) -> None:
+        super().__init__()
+        self.first, self.last = layer(3, 8), layer(8, 2)
+        branches = (nn.Sequential(layer(8, 12), nn.ReLU(), layer(12, 8, bias=bias)) for _ in range(2))
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for branch in self.branches:
+            x = x + branch(x)
+        return self.last(x)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("images", [False, True])
+def test_a_branch_is_left_out_while_the_width_it_is_added_to_is_cut(images: bool, bias: bool) -> None:
+    def layer(inputs: int, outputs: int, **given: Any) -> nn.Module:
+        return nn.Conv2d(inputs, outputs, 3, padding=1, **given) if images else nn.Linear(inputs, outputs, **given)
+
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        model, batch = Residual(layer, bias=bias).eval(), torch.randn(3, 3, 6, 6) if images else torch.randn(8, 3)
+        other = torch.randn(2, 3, 9, 7) if images else torch.randn(2, 5, 3)
+    sets = find_sets(model, [batch]).sets
+    assert {item.name for item in sets if item.bypasses} == {"branches.0.0", "branches.1.0"}
+    for whole in (["branches.0.0"], ["branches.0.0", "branches.1.0"]):
+        removed = {"first": [1, 2, 5], **dict.fromkeys(whole, range(12))}
+        smaller, masked = remove_(own_copy(model), sets, removed), mask_(own_copy(model), sets, removed)
+        for given in (batch, other):
+            torch.testing.assert_close(smaller(given), masked(given), rtol=SAME, atol=SAME)
+        kept = [item.num_units - len(removed.get(item.name, ())) for item in sets]
+        uses = uses_of(model, sets, count(model, [batch], None)).of(kept)
+        assert uses["bytes"] == total_bytes(smaller)
+        assert uses["macs"] == pytest.approx(count(smaller, [batch], None).macs, rel=1e-9)
+    one_left = remove_(own_copy(model), sets, {"branches.0.0": range(12)})
+    assert {item.name for item in find_sets(one_left, [batch]).sets} == {"first", "branches.1.0"}
+
+
+@pytest.mark.parametrize("codes", [Options(()), qcompress.prune_quantize(bits=(4,), sparsity=(0,))], ids=["", "codes"])
+def test_branches_and_the_width_around_them_are_cut_in_rounds_saved_and_loaded(codes: Options, tmp_path: Path) -> None:
+    def network() -> nn.Module:
+        return Residual(nn.Linear, bias=True).eval()
+
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(1)
+        model, data = network(), [torch.randn(16, 3) for _ in range(2)]
+    options = qcompress.prune_channels(keep=(0.75, 0.0)) + codes
+    result = qcompress.compress(  # without any branch, the network has 9.4 % of its macs
+        model, data, budget={"macs": "8%"}, options=options, loss="mse", rounds=2, time_limit=2, guard=False
+    )
+    assert any(isinstance(module, Bypassed) for module in result.model.modules())
+    assert isinstance(result.model.first, nn.Linear)
+    assert result.model.first.out_features < 8
+    qcompress.save_compressed(result.model, tmp_path / "model.safetensors")
+    loaded = qcompress.load_compressed(tmp_path / "model.safetensors", network)
+    torch.testing.assert_close(loaded(data[0]), result.model(data[0]), rtol=0, atol=0)
+
+
+def test_products_with_a_slice_of_a_weight_are_traced() -> None:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        model = nn.Transformer(16, 4, 1, 1, 32, batch_first=True).eval()  # attention to an encoder slices one weight
+        structure = find_sets(model, [torch.randn(2, 5, 16)], lambda network, x: network(x, x.flip(1)))
+    assert {item.name for item in structure.sets} == {"encoder.layers.0.linear1", "decoder.layers.0.linear1"}
+    assert "does not run without some units" in structure.kept["decoder.layers.0.multihead_attn"]
 
 
 def test_one_batch_is_fitted_in_one_run_as_several_are_layer_by_layer() -> None:
