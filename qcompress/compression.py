@@ -227,10 +227,11 @@ def _checked(given: Arguments) -> tuple[Request, RunFolder]:
     calibration = Calibration(
         model=given.model, data=given.data, forward=given.forward, loss=as_loss(given.loss), seed=given.seed
     )
-    engine = targeting.engine_for(calibration, given.target, given.output, given.budget)
     budget, loss_limit = split_loss(given.budget, given.minimize)
     known = [*KNOWN, *(() if given.measurement is None else given.measurement.resources)]
     require_known(budget, dict.fromkeys(known))
+    steps.require_for_channels(given)
+    engine = targeting.engine_for(calibration, given.target, given.output, given.budget)
     if given.measurement is not None:
         _require_fitting(calibration, given.measurement, given.options)
     if given.validation is not None:
@@ -256,7 +257,7 @@ def _checked(given: Arguments) -> tuple[Request, RunFolder]:
         copied=steps.copied(calibration),  # the first forward pass, after all checks that need none
     )
     steps.require_taken(request)
-    steps.require_for_channels(request)
+    steps.require_times_that_add_up(request)
     if given.validation is not None:
         steps.require_fitting(request, given.validation)
     steps.require_possible(request)

@@ -75,6 +75,7 @@ def time_options(
     Raises:
         ModelError: the model is not the measured one, or calls its layers in a different order from run to run.
         OptionsError: ``repeats`` is not a whole number from 1, or times of channels do not add up.
+        DataError: the model does not accept the batch.
 
     >>> from qcompress import formulate, low_rank, measure
     >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
@@ -88,6 +89,8 @@ def time_options(
         raise OptionsError(f"repeats must be a whole number from 1, found {repeats!r}")
     timed = channels_timed if measurement.sets else _layers_timed
     with composed(model), forwards.evaluating(model), torch.no_grad():
+        with forwards.first_pass(batch, "the batch"):
+            (forward or forwards.default_forward)(model, batch)
         return with_times(measurement, *timed(model, measurement, batch, forward, repeats, on_progress))
 
 

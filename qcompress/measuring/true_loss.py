@@ -31,7 +31,7 @@ def mean_loss(
     Both models draw the same random numbers, if any, and start every batch from their current buffers.
 
     Raises:
-        DataError: there is no sample.
+        DataError: there is no sample, or the original does not accept a batch.
     """
     run, measured = steady(forward), as_loss(loss)
     if opened_of(original) is not None and opened_of(changed) is not None:
@@ -39,7 +39,12 @@ def mean_loss(
             rises = [measured.rise(new, old, batch) for (batch, old), (_, new) in zip(before, after, strict=True)]
         return float(torch.cat(rises).mean())
     with forwards.evaluating(original), torch.no_grad():
-        return _mean_rise(changed, ((inputs, forwards.run(original, inputs, run)) for inputs in data), measured, run)
+        return _mean_rise(changed, ((inputs, _output(original, inputs, run)) for inputs in data), measured, run)
+
+
+def _output(original: nn.Module, batch: Any, run: forwards.Forward) -> Tensor:
+    with forwards.first_pass(batch, "a batch"):
+        return forwards.run(original, batch, run)
 
 
 class TrueLoss:
@@ -87,7 +92,7 @@ class TrueLoss:
         forwards.first_batch(self.data)
         goal = self.emulation.model if original is None else original
         with forwards.evaluating(goal), torch.no_grad():
-            self._references = [forwards.run(goal, batch, self._forward) for batch in self.data]
+            self._references = [_output(goal, batch, self._forward) for batch in self.data]
 
     def __call__(self, choice: ArrayLike) -> float:
         """Mean loss increase per sample."""

@@ -8,7 +8,12 @@ from qcompress.steps.choosing import formulated, guarded, limited, minimized, mo
 from qcompress.steps.finishing import applied, finetuned, made_up
 from qcompress.steps.measuring import copied, kept_aside, measured, refitted
 from qcompress.steps.opened import require_taken
-from qcompress.steps.preflight import require_fitting, require_for_channels, require_possible
+from qcompress.steps.preflight import (
+    require_fitting,
+    require_for_channels,
+    require_possible,
+    require_times_that_add_up,
+)
 from qcompress.steps.repeating import chosen_again
 from qcompress.steps.reporting import Outcome, reported
 from qcompress.steps.request import Arguments, NoChoiceError, Request
@@ -16,7 +21,7 @@ from qcompress.steps.rounds import in_rounds
 
 __all__ = [
     "Arguments", "NoChoiceError", "Outcome", "Request", "copied", "require_fitting", "require_taken",
-    "require_for_channels", "require_possible", "kept_aside", "measured", "formulated", "minimized", "limited",
-    "solved", "refined", "guarded", "chosen_again", "moved", "taken", "refitted", "applied", "made_up", "finetuned",
-    "reported", "in_rounds",
+    "require_for_channels", "require_times_that_add_up", "require_possible", "kept_aside", "measured", "formulated",
+    "minimized", "limited", "solved", "refined", "guarded", "chosen_again", "moved", "taken", "refitted", "applied",
+    "made_up", "finetuned", "reported", "in_rounds",
 ]  # fmt: skip

@@ -13,19 +13,21 @@ import torch
 
 from formulations import InfeasibleBudgetError
 from formulations.generators.prune_quantize import prune_quantize
-from qcompress.budgets import BITS_PER_WEIGHT, FILE_BYTES, FRACTIONAL, LATENCY, fixed_use, parse, remedy
+from qcompress.budgets import BITS_PER_WEIGHT, FILE_BYTES, FRACTIONAL, LATENCY, LOSS, fixed_use, parse, remedy
 from qcompress.engines.base import Engine
 from qcompress.engines.legal import by_number, why_not
 from qcompress.errors import DataError, EngineError, OptionsError
 from qcompress.measurement import without_choice
 from qcompress.measuring.channel_latency import require_separate
 from qcompress.measuring.channels import offers_channels
+from qcompress.measuring.options_by_layer import Offered
 from qcompress.model import forward as forwards
 from qcompress.model.parts import UNCALLED, Survey, survey
 from qcompress.model.steady import steady
 from qcompress.model.weights import Skipped
+from qcompress.scalars import as_whole
 from qcompress.steps.opened import first_of
-from qcompress.steps.request import Request
+from qcompress.steps.request import Arguments, Request
 from qcompress.structure.find import trace_few
 from qcompress.transforms.base import Keep, Transform, Weight
 
@@ -54,32 +56,48 @@ def require_fitting(request: Request, validation: Iterable[Any]) -> None:
         )
 
 
-def require_for_channels(request: Request) -> None:
-    """Check that nothing is requested that does not work together with channels, whether offered or measured.
+def require_for_channels(asked_for: Arguments) -> None:
+    """Check that nothing is requested that does not work together with channels, before any pass.
 
     Raises:
         OptionsError: something is not supported; the message names it.
     """
-    given = request.measurement
-    if not (bool(given.sets) if given is not None else offers_channels(request.offered)):
-        if request.rounds > 1:
+    given, rounds = asked_for.measurement, as_whole(asked_for.rounds, "rounds", least=1)
+    if not _has_channels(asked_for):
+        if rounds > 1:
             raise OptionsError("rounds= is for channels: put prune_channels() on offer, or use refine_rounds=")
         return
-    if request.rounds > 1 and given is not None:
+    if rounds > 1 and given is not None:
         raise OptionsError("rounds= measures again after every round: give options=, not measurement=")
-    asked = {f"a budget for {name}": name not in ("bytes", "macs", LATENCY) for name in request.budget}
+    asked = {f"a budget for {name}": name not in ("bytes", "macs", LATENCY, LOSS) for name in asked_for.budget}
     asked |= {
-        "minimize=": request.minimize is not None,
-        "target=": request.engine is not None,
-        "refine_rounds=": request.refine_rounds > 0,
-        "granularity=": request.granularity != "layer",
+        "minimize=": asked_for.minimize is not None,
+        "target=": asked_for.target is not None,
+        "refine_rounds=": asked_for.refine_rounds != 0,
+        "granularity=": asked_for.granularity != "layer",
     }
     if wrong := [name for name, meant in asked.items() if meant]:
         raise OptionsError(
             f"{', '.join(wrong)} is not supported for channels: use budgets for bytes, macs and latency_s, and "
-            "prune_channels(granularity=...) for blocks. The smaller model can be exported, or compressed further"
+            "prune_channels(granularity=...) for blocks. The smaller model can be compressed further, and export() "
+            "writes it for an engine"
         )
-    if LATENCY in request.budget:
+
+
+def _has_channels(asked: Arguments) -> bool:
+    """Whether channels are on offer or measured; the defaults offer none."""
+    if asked.measurement is not None:
+        return bool(asked.measurement.sets)
+    return asked.options is not None and offers_channels(Offered.of(asked.options, skip=asked.skip, only=asked.only))
+
+
+def require_times_that_add_up(request: Request) -> None:
+    """Check that channels have times of their own if their budget is in seconds.
+
+    Raises:
+        OptionsError: a weight lies along two coupled sets.
+    """
+    if LATENCY in request.budget and _has_channels(request):
         calibration = request.calibration
         require_separate(trace_few(request.copied, calibration.first_batch(), calibration.forward).sets)
 

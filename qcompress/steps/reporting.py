@@ -33,6 +33,7 @@ from qcompress.refinement import Refined
 from qcompress.report import PartReport, Report
 from qcompress.run_folder import RunFolder
 from qcompress.scalars import as_number
+from qcompress.steps.recounting import of_recount, recounted
 from qcompress.steps.request import Request
 from solvers import Solution
 from solvers.smallest_use import SmallestUse
@@ -107,6 +108,7 @@ def reported(request: Request, run: RunFolder, outcome: Outcome) -> Report:
     measurement, problem, solution, guarded = outcome.measurement, outcome.problem, outcome.solution, outcome.guarded
     with run.timed("check"):
         checked = _checked(request, outcome)
+        taken = recounted(request, measurement, outcome.smaller, solution.usage) if measurement.sets else {}
     assert solution.objective is not None  # noqa: S101
     assert solution.choice is not None  # noqa: S101
     report = Report(
@@ -124,7 +126,7 @@ def reported(request: Request, run: RunFolder, outcome: Outcome) -> Report:
         status=str(solution.status),
         solver=solution.solver,
         wall_s=run.wall_s,
-        usage=_usage(request, outcome),
+        usage={**_usage(request, outcome), **taken},
         original=dict(measurement.original),
         budgets=dict(problem.budgets),
         metric_before=checked.metric_before,
@@ -138,7 +140,7 @@ def reported(request: Request, run: RunFolder, outcome: Outcome) -> Report:
         candidates=() if guarded is None else guarded.candidates,
         undecided=() if guarded is None else guarded.undecided,
         chosen=None if guarded is None else guarded.best.name,
-        warnings=tuple(_warnings(request, outcome, checked)),
+        warnings=(*of_recount(taken, solution.usage, problem.budgets), *_warnings(request, outcome, checked)),
     )
     if run.path is not None:
         run.save("report.json", report.save)

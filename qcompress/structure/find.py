@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -25,7 +26,7 @@ def find_sets(model: nn.Module, data: Iterable[Any], forward: forwards.Forward |
     plain parameters, which they are in a smaller network.
 
     Raises:
-        ModelError: the model does not run.
+        DataError: the model does not accept the first batch.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 5))
@@ -35,8 +36,11 @@ def find_sets(model: nn.Module, data: Iterable[Any], forward: forwards.Forward |
     >>> structure.kept
     {'4': 'it reaches the output'}
     """
-    with composed(model):
-        batch = _few(model, forwards.first_batch(data), forward)
+    with composed(model), forwards.evaluating(model), torch.no_grad():
+        first = forwards.first_batch(data)
+        batch = _few(model, first, forward)
+        with forwards.first_pass(first):
+            forwards.run(model, batch, forward)
         structure = trace(model, batch, forward)
         failed = failing(model, structure.sets, batch, forward) if structure.sets else {}
         left = tuple(item for item in structure.sets if item.name not in failed)
@@ -46,7 +50,8 @@ def find_sets(model: nn.Module, data: Iterable[Any], forward: forwards.Forward |
 
 def trace_few(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> Structure:
     """Trace a few samples of a batch, without any test of the result."""
-    return trace(model, _few(model, batch, forward), forward)
+    with forwards.evaluating(model), torch.no_grad():
+        return trace(model, _few(model, batch, forward), forward)
 
 
 def _few(model: nn.Module, batch: Any, forward: forwards.Forward | None) -> Any:

@@ -54,6 +54,7 @@ def fit_in_turn_(
 
     Raises:
         ModelError: ``smaller`` has no record of removed channels.
+        DataError: the model does not accept the first batch.
 
     >>> from qcompress import apply, formulate, measure, mean_loss, prune_channels, solve
     >>> model, data = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), [torch.randn(64, 4)]
@@ -140,7 +141,9 @@ def _in_order(model: nn.Module, data: Iterable[Any], forward: forwards.Forward |
         if _fits(module) and module.weight.numel() and id(module.weight) not in shared
     ]
     try:
-        forwards.run(model, forwards.first_batch(data), forward)
+        first = forwards.first_batch(data)
+        with forwards.first_pass(first):
+            forwards.run(model, first, forward)
     finally:
         for hook in hooks:
             hook.remove()

@@ -165,6 +165,6 @@ def uses_of(model: nn.Module, sets: Sequence[CoupledSet], counted: Counted, *, l
     products = {"bytes": in_bytes, "macs": in_macs}
     varying = {name: tuple(item for item in terms if item.extents) for name, terms in products.items()}
     uses = Uses(products=MappingProxyType(varying), fixed=MappingProxyType(dict.fromkeys(products, 0.0)))
-    whole = {"bytes": sum(item.factor for item in in_bytes if not item.extents), "macs": counted.macs}
-    whole["macs"] -= uses.of([item.num_units for item in sets])["macs"]
-    return replace(uses, fixed=MappingProxyType(whole))
+    rest = max(counted.macs - uses.of([item.num_units for item in sets])["macs"], 0.0)  # sums of floats
+    fixed = {"bytes": sum(item.factor for item in in_bytes if not item.extents), "macs": rest}
+    return replace(uses, fixed=MappingProxyType(fixed))

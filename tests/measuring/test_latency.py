@@ -25,7 +25,7 @@ from qcompress import (
 )
 from qcompress import apply as compressed
 from qcompress.compressed.factored import Factored
-from qcompress.errors import ModelError, OptionsError
+from qcompress.errors import DataError, ModelError, OptionsError
 from qcompress.measuring import latency, stopwatch
 from qcompress.measuring.stopwatch import TimingProgress
 from qcompress.vocabulary import vocabulary_blocks
@@ -203,6 +203,8 @@ def test_what_cannot_be_timed_is_refused() -> None:
         time_options(model, measurement, batch)
     with pytest.raises(ModelError, match="not the model that was measured"):
         time_options(Alternating(), measurement, batch)
+    with pytest.raises(DataError, match=r"the model does not accept the batch \(a tensor of shape \(1, 7\)\)"):
+        time_options(model, measurement, torch.zeros(1, 7))
     with pytest.raises(OptionsError, match="repeats must be a whole number from 1, found 0"):
         time_options(model, measurement, batch, repeats=0)
 

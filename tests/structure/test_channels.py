@@ -1,7 +1,9 @@
 """Channels as options: which go first, what stays making up for it, and the whole way from measuring to a file."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,12 +28,13 @@ from qcompress import (
 from qcompress.compressed.reconstruction import DAMPING, reconstruct
 from qcompress.errors import ArtefactError, ModelError, OptionsError
 from qcompress.measurement import Measurement
-from qcompress.measuring import shrinkage
+from qcompress.measuring import channels, shrinkage
 from qcompress.model.counting import count
 from qcompress.model.losses import as_loss
 from qcompress.model.tensors import total_bytes
 from qcompress.structure.find import find_sets
 from qcompress.structure.scores import by_weight, elimination_order, sensitivity
+from qcompress.structure.uses import Uses, uses_of
 from solvers import Solution, judge
 from tests.structure.random_channels import random_network
 
@@ -224,6 +227,40 @@ def test_a_budget_that_the_original_meets_leaves_it_as_it_is(
     assert any("meets already" in warning for warning in report.warnings)
 
 
+@pytest.mark.parametrize("missed", ["macs", "bytes", ""])
+def test_the_report_states_what_the_smaller_network_takes(missed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*given: Any, **named: Any) -> Uses:
+        uses = uses_of(*given, **named)
+        fixed = {name: use + 100 * (name == missed) for name, use in uses.fixed.items()}
+        return replace(uses, fixed=MappingProxyType(fixed))
+
+    monkeypatch.setattr(channels, "uses_of", wrong)
+    model, data = seeded(two_layers), images()
+    options = prune_channels(keep=KEEP)
+    result = compress(model, data, budget={"macs": "50%"}, options=options, guard=False, time_limit=2)
+    assert result.report.usage["macs"] == pytest.approx(count(result.model, data, None).macs, rel=1e-9)
+    assert result.report.usage["bytes"] == total_bytes(result.model)
+    said = [warning for warning in result.report.warnings if "smaller network takes" in warning]
+    assert [missed in warning for warning in said] == ([True] if missed else [])
+
+
+def test_samples_of_different_length_are_no_difference() -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 1), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.relu(self.second(torch.relu(self.first(x)))).mean((2, 3)))
+
+    generator = torch.Generator().manual_seed(0)
+    data = [torch.randn(4, 3, size, size, generator=generator) for size in (6, 9, 5, 7)]
+    options = prune_channels(keep=(0.5,))
+    result = compress(seeded(Pooled), data, budget={"macs": "60%"}, options=options, guard=False, time_limit=2)
+    assert result.report.usage["macs"] == pytest.approx(count(result.model, data, None).macs, rel=1e-9)
+    assert not any("smaller network takes" in warning for warning in result.report.warnings)
+
+
 def test_a_smaller_network_can_be_compressed_further(tmp_path: Path) -> None:
     model, data = seeded(two_layers), images()
     smaller = compress(model, data, budget={"macs": 0.6}, options=prune_channels(keep=KEEP), time_limit=5).model
@@ -257,7 +294,7 @@ def test_wrong_options_are_refused(wrong: dict[str, object], said: str) -> None:
         prune_channels(**wrong)  # type: ignore[arg-type]
 
 
-def test_what_does_not_go_with_channels_is_refused_before_anything_runs() -> None:
+def test_what_does_not_go_with_channels_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = seeded(two_layers), images()
     with pytest.raises(OptionsError, match="channel removal can be combined with prune_quantize"):
         measure(model, data, prune_channels() + low_rank())
@@ -267,5 +304,10 @@ def test_what_does_not_go_with_channels_is_refused_before_anything_runs() -> Non
         compress(model, data, budget={"latency_s": 0.5}, options=prune_channels())
     with pytest.raises(OptionsError, match="refine_rounds= is not supported for channels"):
         compress(model, data, budget={"macs": 0.5}, options=prune_channels(), refine_rounds=1)
+    monkeypatch.setattr(type(model), "forward", None)  # no pass is needed for this
+    for target in ("onnxruntime", "llama.cpp"):
+        with pytest.raises(OptionsError, match=r"target= is not supported for channels.* export\(\) writes it"):
+            compress(model, data, budget={"macs": 0.5}, options=prune_channels(), target=target)
+    monkeypatch.undo()
     with pytest.raises(ModelError, match="no channel of the model can be removed"):
         measure(nn.Sequential(nn.Linear(4, 3)), [torch.randn(2, 4)], prune_channels())

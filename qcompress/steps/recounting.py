@@ -1,0 +1,53 @@
+"""What a network with removed channels really takes: its bytes and multiply-accumulates are counted again.
+
+They are predicted from one trace of the original. What a network multiplies may depend on the values in it, and a trace
+may miss something; so the report states what was counted, and a difference is a warning.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from torch import nn
+
+from formulations.formatting import amount
+from qcompress.compressed.file import compressed_size
+from qcompress.measurement import Measurement
+from qcompress.model.counting import count
+from qcompress.model.steady import steady
+from qcompress.model.tensors import left_out_bytes
+from qcompress.steps.request import Request
+
+SAME = 1e-6
+"""Relative difference up to which counts are the same: sums of floats."""
+
+
+def recounted(
+    request: Request, measurement: Measurement, smaller: nn.Module, usage: Mapping[str, float]
+) -> dict[str, float]:
+    """Return the bytes and macs of ``smaller`` where they differ from the predicted ``usage``.
+
+    One batch is run. If its macs are not the predicted ones, all batches are run through the original and ``smaller``.
+    """
+    size = compressed_size(smaller).payload_bytes + left_out_bytes(smaller)
+    found = {"bytes": float(size), "macs": _macs(request, measurement, smaller, usage["macs"])}
+    return {name: taken for name, taken in found.items() if not np.isclose(taken, usage[name], rtol=SAME, atol=0)}
+
+
+def _macs(request: Request, measurement: Measurement, smaller: nn.Module, predicted: float) -> float:
+    calibration = request.calibration
+    run = steady(calibration.forward, calibration.seed)
+    taken = count(smaller, [calibration.first_batch()], run).macs
+    if np.isclose(taken, predicted, rtol=SAME, atol=0):
+        return taken
+    before, after = (count(model, calibration.data, run).macs for model in (request.copied, smaller))
+    return measurement.original["macs"] * after / before if before else after  # a given measurement has its own data
+
+
+def of_recount(taken: Mapping[str, float], usage: Mapping[str, float], budgets: Mapping[str, float]) -> Iterator[str]:
+    """Yield a warning for every resource that was not predicted correctly."""
+    for name, use in taken.items():
+        over = f", more than its budget of {amount(budgets[name])}" if use > budgets.get(name, np.inf) else ""
+        yield (
+            f"the smaller network takes {amount(use)} {name}{over}; predicted from a trace of the original were "
+            f"{amount(usage[name])}"
+        )
