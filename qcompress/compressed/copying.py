@@ -22,6 +22,7 @@ from qcompress.errors import ModelError
 from qcompress.model import forward as forwards
 from qcompress.model.composed import composed
 from qcompress.model.dispatch import Watching
+from qcompress.model.plain_state import plain_tensors
 from qcompress.model.tensors import Held, Memory, held_tensors, overlapping
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -65,7 +66,7 @@ def own_copy(model: Model, batch: Any = None, forward: forwards.Forward | None =
 def _copied(model: Model) -> Model:
     try:
         with torch.no_grad():  # scripted layers record the copy of their parameters for autograd
-            copied = copy.deepcopy(model)
+            copied = copy.deepcopy(model, _detached(model))
     except Exception as error:  # objects in the model may raise anything
         raise ModelError(f"the model cannot be copied: {_culprit(model) or repr(error)}; {_IN_PLACE}") from error
     original, twins = held_tensors(model), {item.name: item for item in held_tensors(copied)}
@@ -75,6 +76,13 @@ def _copied(model: Model) -> Model:
         twins[item.name].tensor.requires_grad_(item.tensor.requires_grad)
     _share_as_before(original, twins)
     return copied
+
+
+def _detached(model: nn.Module) -> dict[int, Any]:
+    """Memo for `copy.deepcopy` with copies of stored activations, without the graph that they are part of."""
+    stored = [tensor for tensor in plain_tensors(model).values() if not tensor.is_leaf]
+    copies: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in stored}
+    return copies
 
 
 def _share_as_before(original: tuple[Held, ...], twins: dict[str, Held]) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from qcompress.errors import DataError, ModelError, QcompressError
+from qcompress.model import plain_state
 
 RULED_OUT = -1e30  # replaces minus infinity: the softmax is the same, and differences are finite
 Forward = Callable[[nn.Module, Any], Tensor]
@@ -73,10 +74,19 @@ def first_batch(data: Iterable[Any], name: str = "the calibration data") -> Any:
 def run(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor:
     """Return the model's output ``(samples, …)`` for one batch, converted to float32 unless it is wider.
 
+    Plain attributes that the pass changed are put back (see `qcompress.model.plain_state`).
+
     Raises:
-        ModelError: the output is not a tensor with a sample dimension, or is not finite.
+        ModelError: the output is not a tensor with a sample dimension, or is not finite; or a plain attribute changed
+            that cannot be put back.
         DataError: the batch has another dtype than the weights, and the model does not accept it.
     """
+    with plain_state.kept(model):
+        return run_on(model, batch, forward)
+
+
+def run_on(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor:
+    """Return the same as `run`, but leave the model's plain attributes as they are after the pass."""
     try:
         output = (forward or default_forward)(model, batch)
     except RuntimeError as error:

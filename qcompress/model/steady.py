@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from qcompress.errors import ModelError
 from qcompress.model import forward as forwards
+from qcompress.model.plain_state import PlainState
 
 SAME = 1e-4  # tolerated relative difference, because accelerators round differently from run to run
 
@@ -29,7 +30,8 @@ class Steady:
         seed: seed of torch, numpy and random, set before every pass; their states are restored afterwards.
 
     Attributes:
-        moved: names of tensors that passes changed and that were restored.
+        moved: names of what passes changed and what was restored: tensors, and the plain attributes that matter for
+            the output of the next pass.
 
     >>> noisy = lambda model, batch: model(batch) + torch.rand(())
     >>> steady, model, batch = Steady(noisy), nn.Linear(2, 2), torch.ones(1, 2)
@@ -63,22 +65,27 @@ class Steady:
             self._put_back(model, buffers, limited, versions)
 
     def require_same(self, model: nn.Module, batch: Any) -> None:
-        """Check that two runs give the same output.
+        """Check that two runs give the same output, and note plain attributes by which one run affects the next.
 
         Raises:
             ModelError: the outputs differ.
             DataError: the model does not accept the batch.
         """
         with torch.no_grad(), forwards.first_pass(batch):
-            first, second = (forwards.run(model, batch, self) for _ in range(2))
-        difference = float("inf")
-        if first.shape == second.shape:
-            difference = float((first - second).abs().max()) if first.numel() else 0.0
-        if difference > SAME * float(first.abs().max() if first.numel() else 0.0):
+            state = PlainState(model)
+            first = forwards.run_on(model, batch, self)
+            if state.put_back():
+                forwards.run_on(model, batch, self)
+                following = forwards.run_on(model, batch, self)
+                changed = state.put_back()
+                if _difference(first, following) > SAME:
+                    self.moved |= changed
+            second = forwards.run(model, batch, self)
+        if (difference := _difference(first, second)) > SAME:
             raise ModelError(
-                f"the model gives another output when the same batch is run again (difference {difference:.2g}), with "
-                "the same seeds of torch, numpy and random and the same buffers: it keeps state elsewhere or uses "
-                "another random generator; pass a forward that resets it"
+                "the model gives another output when the same batch is run again (difference "
+                f"{difference:.2g} of the largest output), with the same seeds of torch, numpy and random, buffers and "
+                "attributes: it keeps state elsewhere or uses another random generator; pass a forward that resets it"
             )
 
     def _put_back(
@@ -118,6 +125,16 @@ class Steady:
 def steady(forward: forwards.Forward | None, seed: int = 0) -> Steady:
     """Return ``forward`` as a `Steady`, if it is not one already."""
     return forward if isinstance(forward, Steady) else Steady(forward, seed)
+
+
+def _difference(first: Tensor, second: Tensor) -> float:
+    """Return the largest difference, relative to the largest number of ``first``."""
+    if first.shape != second.shape:
+        return float("inf")
+    if not first.numel():
+        return 0.0
+    difference, largest = float((first - second).abs().max()), float(first.abs().max())
+    return difference / largest if largest else float("inf") if difference else 0.0
 
 
 def _equal(left: Tensor, right: Tensor) -> bool:

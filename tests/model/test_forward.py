@@ -191,12 +191,12 @@ def test_an_embedding_that_limits_its_weight_stays_as_it_is() -> None:
 
 
 def test_state_that_cannot_be_put_back_is_refused() -> None:
-    class Counting(nn.Linear):
-        calls = 0
+    calls = [0]
 
+    class Counting(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-            self.calls += 1
-            return super().forward(x) * self.calls
+            calls[0] += 1
+            return super().forward(x) * calls[0]
 
     class Moving(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
