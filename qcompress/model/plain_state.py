@@ -196,7 +196,7 @@ def _different(before: Any, now: Any) -> set[object]:
     if isinstance(before, list):
         before, now = dict(enumerate(before)), dict(enumerate(now))
     unlike: set[object] = {key for key in before.keys() & now.keys() if not _same(before[key], now[key])}
-    return unlike | (before.keys() ^ now.keys())
+    return unlike.union(before.keys() ^ now.keys())
 
 
 def _same(before: Any, now: Any) -> bool:

@@ -307,3 +307,27 @@ def test_autocast_inference_mode_and_compiled_blocks_are_measured_as_they_run(wh
     coarse = prune_quantize(bits=(3,), sparsity=(0,))  # a change that bfloat16 shows
     assert_true(model, data, options=coarse, rtol=0.5, forward=cast)
     assert set(assert_true(model, data, forward=inferred).tried) == {"layer", "head"}
+
+
+class Similar(nn.Module):
+    """One number per sample: the cosine of two encodings, or a regression, without a further dimension."""
+
+    def __init__(self, *, siamese: bool) -> None:
+        super().__init__()
+        self.siamese = siamese
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 6 if siamese else 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        encoded, other = (self.last(torch.tanh(self.first(value))) for value in (x, x.flip(1)))
+        return torch.cosine_similarity(encoded, other, dim=1) if self.siamese else encoded.squeeze(1)
+
+
+@pytest.mark.parametrize("siamese", [True, False])
+@pytest.mark.parametrize("granularity", ["layer", 4])
+def test_one_number_per_sample_needs_no_further_dimension(siamese: bool, granularity: str | int) -> None:
+    torch.manual_seed(0)
+    model, data = Similar(siamese=siamese).eval(), [inputs(16, 5), inputs(9, 5, seed=2)]
+    measurement = assert_true(model, data, granularity=granularity)
+    sampled = measure(model, data, FINE, method="sampled", loss="mse", granularity=granularity)
+    off = sampled.cost - measurement.cost
+    assert (abs(off) <= 4 * sampled.standard_error + 0.1 * measurement.cost).all()  # 8 bits: nearly of second order
