@@ -27,6 +27,7 @@ from qcompress.measuring.workers import checked_jobs
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.losses import LossFunction, as_loss
+from qcompress.model.modes import outside_modes
 from qcompress.model.samples import Split
 from qcompress.options import Options, prune_quantize
 from qcompress.refinement import RefineStep
@@ -69,6 +70,7 @@ class Result:
         return self.report.to_markdown()
 
 
+@outside_modes
 @forwards.seeded
 def compress(
     model: nn.Module,

@@ -50,5 +50,9 @@ class MissingError(QcompressError, ImportError):
     """An optional package is missing."""
 
 
+class AutocastWarning(UserWarning):
+    """A call was made under autocast, which is switched off in it."""
+
+
 class UncheckedWarning(UserWarning):
     """A run resumes from its folder, and something that it depends on cannot be checked for changes."""

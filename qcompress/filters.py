@@ -29,6 +29,7 @@ from qcompress.measuring.methods.fisher import Fisher
 from qcompress.model import forward as forwards
 from qcompress.model.batch_norm import reestimate_
 from qcompress.model.losses import LossFunction, as_loss
+from qcompress.model.modes import outside_modes
 from qcompress.model.parts import Part, Survey, survey
 from qcompress.options import Options
 from qcompress.transforms.base import Weight
@@ -54,6 +55,7 @@ class FilterTables:
     model_fingerprint: str
 
 
+@outside_modes
 def read_filters(
     model: nn.Module,
     data: Iterable[Any],
@@ -128,6 +130,7 @@ def read_filters(
     return FilterTables(network=network, parts=parts, model_fingerprint=fingerprint)
 
 
+@outside_modes
 def apply_filters(
     model: Model,
     tables: FilterTables,

@@ -22,6 +22,7 @@ from qcompress.compressed.factored import Foldable, replace_
 from qcompress.errors import DataError, ModelError, OptionsError
 from qcompress.measuring.inputs.moments import FREQUENCIES
 from qcompress.model import layers
+from qcompress.model.modes import outside_modes
 from qcompress.transforms.base import Target, Weight
 from qcompress.transforms.low_rank.words import Words
 
@@ -238,6 +239,7 @@ class BlockedEmbedding(Foldable):
         return f"{self.num_embeddings}, {self.embedding_dim}, sizes={list(self.sizes)}"
 
 
+@outside_modes
 def split_vocabulary_(model: Model, name: str, blocks: VocabularyBlocks) -> Model:
     """Replace the Embedding called ``name`` by a `BlockedEmbedding`, in place; do this before measuring.
 

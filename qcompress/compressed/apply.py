@@ -17,8 +17,10 @@ from qcompress.compressed.record import CompressedPart, Compression, attach, ins
 from qcompress.errors import ModelError
 from qcompress.measurement import Measurement
 from qcompress.model.batch_norm import reestimate_
+from qcompress.model.calibration import require_changeable
 from qcompress.model.composed import compose_
 from qcompress.model.forward import Forward, first_batch
+from qcompress.model.modes import outside_modes
 from qcompress.model.opened import require_in_memory
 from qcompress.model.tensors import left_out_bytes, total_bytes
 from qcompress.transforms.base import Transform
@@ -30,6 +32,7 @@ NEAREST = "nearest"
 """Key in a solution's ``details``: indices of parts to round to nearest, despite their compensated option."""
 
 
+@outside_modes
 def apply(
     model: Model,
     measurement: Measurement,
@@ -66,6 +69,7 @@ def apply(
     return put_(own_copy(model, batch, forward).eval(), measurement, transforms, batch_norm_data, forward)
 
 
+@outside_modes
 def apply_(
     model: Model,
     measurement: Measurement,
@@ -79,6 +83,7 @@ def apply_(
     Loading the original state dict undoes it; after low-rank options, call `qcompress.compressed.factored.fold_` first.
     Weights that are computed from others (parametrizations) become plain parameters permanently.
     """
+    require_changeable(model)
     require_in_memory(model, "apply_", "apply() returns a smaller model and leaves this one as it is")
     return put_(model, measurement, chosen_transforms(model, measurement, solution), batch_norm_data, forward)
 

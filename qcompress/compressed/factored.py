@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from qcompress.model.modes import outside_modes
 from qcompress.transforms import activations
 from qcompress.transforms.low_rank.forms import Channels, Factorisation, Factors, Spatial
 from qcompress.transforms.low_rank.tucker import Tucker
@@ -255,6 +256,7 @@ def factored(layer: nn.Module, factors: Factors) -> Factored:
     return whole.train(layer.training)
 
 
+@outside_modes
 def fold_(model: Model) -> Model:
     """Replace factored layers by dense ones, in place, so that the original state dict loads again.
 

@@ -37,6 +37,7 @@ from qcompress.compressed.record import (
 )
 from qcompress.errors import ArtefactError
 from qcompress.model.composed import compose_
+from qcompress.model.modes import outside_modes
 from qcompress.model.opened import require_in_memory
 from qcompress.model.tensors import bytes_of, digest_of, held_tensors
 from qcompress.transforms.base import Keep, Weight
@@ -110,6 +111,7 @@ def compressed_size(model: nn.Module) -> CompressedSize:
     return CompressedSize(payload_bytes=contents.payload_bytes, file_bytes=len(head) + contents.payload_bytes)
 
 
+@outside_modes
 def load_compressed(path: AnyPath, model_factory: Callable[[], Model], *, packed: bool = False) -> Model:
     """Load a compressed model from its file, in evaluation mode, on the device that ``model_factory`` uses.
 

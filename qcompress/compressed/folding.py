@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from qcompress.compressed.copying import own_copy
 from qcompress.model import forward as forwards
 from qcompress.model import layers
+from qcompress.model.modes import outside_modes
 from qcompress.model.samples import same_outputs
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
+@outside_modes
 def fold_batch_norms(model: nn.Module, example: Any, *, forward: forwards.Forward | None = None) -> nn.Module:
     """Return a copy of ``model`` with batch norms folded into the layers before them, in evaluation mode.
 

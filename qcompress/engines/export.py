@@ -11,6 +11,7 @@ from qcompress.compressed.record import record_of, require_unchanged
 from qcompress.engines.base import Engine
 from qcompress.engines.registry import as_engine
 from qcompress.errors import EngineError
+from qcompress.model.modes import outside_modes
 from qcompress.model.opened import opened_of
 
 
@@ -30,6 +31,7 @@ class ExportedFile:
     size_bytes: int
 
 
+@outside_modes
 def export(
     model_or_result: nn.Module | HasModel, path: AnyPath, *, target: str | Engine, example: Any = None
 ) -> ExportedFile:

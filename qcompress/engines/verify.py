@@ -20,6 +20,7 @@ from qcompress.engines.registry import as_engine
 from qcompress.engines.rounding import rounded_differently
 from qcompress.errors import DataError, EngineError, ModelError
 from qcompress.model import forward as forwards
+from qcompress.model.modes import outside_modes
 from qcompress.model.opened import opened_of
 
 BY_ITSELF = (
@@ -61,6 +62,7 @@ class Verification:
     dense_peak_bytes: int | None = None
 
 
+@outside_modes
 def verify(
     path: AnyPath,
     model_or_result: nn.Module | HasModel,

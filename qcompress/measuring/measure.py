@@ -33,6 +33,7 @@ from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.composed import composed
 from qcompress.model.losses import Loss, LossFunction, as_loss
+from qcompress.model.modes import outside_modes
 from qcompress.model.opened import opened_of
 from qcompress.model.parts import Part, Survey, survey
 from qcompress.model.steady import steady
@@ -44,6 +45,7 @@ from qcompress.transforms.base import Ranges
 METHODS = ("fisher", "direct", "sampled")
 
 
+@outside_modes
 @forwards.seeded
 def measure(
     model: nn.Module,

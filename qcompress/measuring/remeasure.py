@@ -26,10 +26,12 @@ from qcompress.measuring.workers import checked_jobs
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.losses import Loss, LossFunction, as_loss, is_named
+from qcompress.model.modes import outside_modes
 from qcompress.model.opened import require_in_memory
 from qcompress.model.steady import steady
 
 
+@outside_modes
 def remeasure(
     model: nn.Module,
     data: Iterable[Any],

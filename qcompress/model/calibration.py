@@ -82,11 +82,12 @@ def require_usable(model: nn.Module) -> None:
     """Check that the layers and weights of a model can be accessed.
 
     Raises:
-        ModelError: it is not a module; it is scripted, packed, or lazy and has not run yet; or it is on the meta device
-            and was not opened by `qcompress.open_model`.
+        ModelError: it is not a module; it is scripted, packed, made in inference mode, or lazy and has not run yet; or
+            it is on the meta device and was not opened by `qcompress.open_model`.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"model must be a torch.nn.Module, found {type(model).__name__}")
+    require_changeable(model)
     for path, module in model.named_modules():
         name = repr(path) if path else "the model"
         if isinstance(module, torch.jit.ScriptModule):
@@ -101,3 +102,17 @@ def require_usable(model: nn.Module) -> None:
                 raise ModelError(f"{name} is lazy and has no {key} yet: run one batch through the model first")
             if tensor.device.type == "meta" and opened_of(model) is None:
                 raise ModelError(f"the {key} of {name} is on the meta device, without numbers: load the weights first")
+
+
+def require_changeable(model: nn.Module) -> None:
+    """Check that the weights of a model can be changed and take part in a backward pass.
+
+    Raises:
+        ModelError: one was made in inference mode; the message names it.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_inference():
+            raise ModelError(
+                f"{name!r} was made in inference mode, so that it can neither be changed nor take part in a backward "
+                "pass: give copy.deepcopy(model) made outside of torch.inference_mode()"
+            )

@@ -24,6 +24,7 @@ from qcompress.measuring.streamed.supported import require_supported
 from qcompress.measuring.streamed.sweep import BlockSweep
 from qcompress.model import forward as forwards
 from qcompress.model.chain import without_cache
+from qcompress.model.modes import outside_modes
 from qcompress.model.opened import opened_of
 from qcompress.model.steady import steady
 from qcompress.streaming.encoding import encoded, loaded, need_inputs, units_of
@@ -33,6 +34,7 @@ from solvers import Solution
 KEY_KIND = FileKind("qcompress codes of an opened model", version=1)
 
 
+@outside_modes
 def apply(
     model: in_memory.Model,
     measurement: Measurement,

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from qcompress.model import forward as forwards
 from qcompress.model.composed import composed
+from qcompress.model.modes import outside_modes
 from qcompress.structure.sets import Structure, trace
 from qcompress.structure.skipping import skippable
 from qcompress.structure.trial import failing
@@ -18,6 +19,7 @@ SAMPLES = 2
 """Number of samples that are run to trace the channels."""
 
 
+@outside_modes
 def find_sets(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None = None) -> Structure:
     """Find the coupled sets of ``model`` by tracing a few samples of the first batch.
 

@@ -25,6 +25,7 @@ from qcompress.errors import ModelError
 from qcompress.model import forward as forwards
 from qcompress.model import layers
 from qcompress.model.composed import composed
+from qcompress.model.modes import outside_modes
 from qcompress.model.tensors import held_tensors, overlapping
 
 MAX_INPUTS = 16384
@@ -40,6 +41,7 @@ class _EnoughError(Exception):
 
 
 @forwards.layer_by_layer()
+@outside_modes
 def fit_in_turn_(
     smaller: nn.Module, original: nn.Module, data: Iterable[Any], forward: forwards.Forward | None = None
 ) -> nn.Module:

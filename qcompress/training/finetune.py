@@ -33,6 +33,7 @@ from qcompress.measuring.accumulation import SAVE_EVERY_S
 from qcompress.model import forward as forwards
 from qcompress.model.calibration import Calibration
 from qcompress.model.losses import CallableLoss, Loss, LossFunction, as_loss
+from qcompress.model.modes import outside_modes
 from qcompress.model.opened import require_in_memory
 from qcompress.training.checkpoint import Checkpoint, Standing
 from qcompress.training.optimiser import WideAdam
@@ -67,6 +68,7 @@ class FinetuneProgress:
     best: float
 
 
+@outside_modes
 @forwards.seeded
 def finetune(
     model: Model,

@@ -53,7 +53,9 @@ class Direct:
         for part in range(len(candidates.parts)):
             for flat, rise, change in self.changes(part, batch, reference):
                 cost[flat] = rise
-                responses[flat] = change.reshape(len(point), -1) if small else torch.einsum("kn...,n...->nk", probes, change)
+                responses[flat] = (
+                    change.reshape(len(point), -1) if small else torch.einsum("kn...,n...->nk", probes, change)
+                )
         if not small:
             return Effects(cost, [responses.flatten(1).numpy()], len(point))
         changes = responses.to(point.device).reshape(len(responses), *point.shape)

@@ -1,0 +1,57 @@
+"""PyTorch's modes around a call: autocast and inference mode.
+
+Both change arithmetic that is not the model's. Under autocast, matrix products that fit codes and sum up costs would be
+rounded to half precision, and decompositions fail; tensors made in inference mode can never take part in a backward
+pass or be changed in place later. So functions that measure or make weights run outside of both.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import ParamSpec, TypeVar
+
+import torch
+
+from qcompress.errors import AutocastWarning
+
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
+
+
+def outside_modes(function: Callable[Given, Found]) -> Callable[Given, Found]:
+    """Run ``function`` without autocast and inference mode, whatever modes its caller is in.
+
+    Warns:
+        AutocastWarning: the caller uses autocast, which does not reach the model either.
+
+    >>> product = outside_modes(lambda: (torch.ones(2, 2) @ torch.ones(2, 2)).is_inference())
+    >>> with torch.inference_mode():
+    ...     product()
+    False
+    """
+
+    @functools.wraps(function)
+    def run(*given: Given.args, **named: Given.kwargs) -> Found:
+        devices = [device for device in _devices() if torch.is_autocast_enabled(device)]
+        if devices:
+            warnings.warn(
+                f"{function.__name__}() was called under autocast, which is switched off in it: the model runs in the "
+                "types of its weights. To run it under autocast, call it under autocast in "
+                "forward=(model, batch) -> tensor",
+                AutocastWarning,
+                stacklevel=2,
+            )
+        with ExitStack() as modes:
+            if torch.is_inference_mode_enabled():
+                modes.enter_context(torch.inference_mode(mode=False))
+            for device in devices:
+                modes.enter_context(torch.autocast(device, enabled=False))
+            return function(*given, **named)
+
+    return run
+
+
+def _devices() -> set[str]:
+    accelerator = torch.accelerator.current_accelerator()
+    return {"cpu"} if accelerator is None else {"cpu", accelerator.type}
