@@ -3,8 +3,9 @@
     MODEL DATA ──measure──▶ measurement.npz ──formulate──▶ problem.npz ──solve──▶ solution.json ──apply──▶ model file
 
 Results go to stdout, progress and errors to stderr; with ``--json``, stdout contains nothing but JSON. An error is one
-line with exit code 2 (invalid command line) or 1 (anything else); ``--debug`` shows the traceback. Ctrl-C ends with
-exit code 130. The commands contain no logic: each calls one function of the library, imported only when it runs.
+line with exit code 2 (invalid command line) or 1 (anything else); ``--debug`` shows the traceback. Above the error of
+impossible budgets stands the reason, which ``--json`` prints on stdout under ``infeasibility``. Ctrl-C ends with exit
+code 130. The commands contain no logic: each calls one function of the library, imported only when it runs.
 """
 
 import sys

@@ -46,7 +46,9 @@ JournalFile = Annotated[
     Path | None,
     typer.Option("--journal", help="File for intermediate results, from which an interrupted command resumes."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print JSON on stdout, and nothing else; for impossible budgets it says why.")
+]
 Forward = Annotated[
     str | None,
     typer.Option(metavar=CALLABLE, help="(model, batch) -> output tensor, for models that the default does not fit."),

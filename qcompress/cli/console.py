@@ -1,9 +1,10 @@
 """Output: results to stdout, everything else to stderr, and errors as one line with an exit code."""
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -28,6 +29,12 @@ def say(text: str) -> None:
     err.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
+def say_lines(*lines: str) -> None:
+    """Print plain lines on stderr, such as what belongs to an error."""
+    for line in lines:
+        err.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def complain(error: Exception | str, code: int = FAILED) -> int:
     """Print an error as one line on stderr and return its exit code."""
     if hasattr(error, "format_message"):  # an invalid command line, with a message from typer
@@ -44,6 +51,15 @@ def complain(error: Exception | str, code: int = FAILED) -> int:
     return code
 
 
+@contextlib.contextmanager
+def _naming_stdout() -> Iterator[None]:
+    """Let an error of writing to stdout, which names no file, say what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
 def print_json(value: Any) -> None:
     """Print ``value`` as indented JSON on stdout, and nothing else."""
     print_lines(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False))
@@ -51,13 +67,16 @@ def print_json(value: Any) -> None:
 
 def print_text(text: str) -> None:
     """Print text on stdout unchanged, without adding a line end."""
-    out.file.write(text)
+    with _naming_stdout():
+        out.file.write(text)
+        out.file.flush()
 
 
 def print_lines(*lines: str) -> None:
     """Print plain lines on stdout."""
-    for line in lines:
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
+    with _naming_stdout():
+        for line in lines:
+            out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
@@ -69,4 +88,5 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
         table.add_column(name.removeprefix(">"), justify="right" if right else "left", no_wrap=right, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # not markup: names may contain rich's square brackets
-    out.print(table)
+    with _naming_stdout():
+        out.print(table)

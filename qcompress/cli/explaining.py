@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from formulations import Problem
-from qcompress.cli.console import print_json, print_lines
+from qcompress.cli.console import print_json, say_lines
 
 
 def explain(problem: Problem, known: dict[str, Any] | None = None, *, as_json: bool) -> None:
-    """Print the explanation on stdout, as lines or as JSON under ``infeasibility`` beside the ``known`` values."""
+    """Print the explanation as lines on stderr, or with ``known`` values as JSON on stdout under ``infeasibility``."""
     from formulations import explain_infeasibility
 
     with stdout_to_stderr():  # scipy's HiGHS occasionally prints a line to stdout
@@ -20,7 +20,7 @@ def explain(problem: Problem, known: dict[str, Any] | None = None, *, as_json: b
     if as_json:
         print_json({**(known or {}), "infeasibility": why.to_json()})
     else:
-        print_lines(*str(why).splitlines())
+        say_lines(*str(why).splitlines())
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from formulations import Problem
 from formulations.generators.random_instances import layered_problem
 from qcompress.cli import main
 from tests.cli.zoo import COMPRESS, MEASURE, ZOO
@@ -125,10 +126,33 @@ def test_an_error_is_one_line_on_stderr_and_nothing_on_stdout(
         assert out == ""
         assert err.strip()
         assert "Traceback" not in err
-    status, out, err = run(kind, [*COMPRESS[:-4], "--budget", "bytes=0.00001", "--json"])
-    assert status != 0
-    assert "infeasibility" in json.loads(out)  # why it is impossible is a result
-    assert err.strip()
+
+
+@pytest.mark.parametrize("kind", SINKS)
+def test_why_budgets_are_impossible_belongs_to_the_error_unless_json_is_asked_for(
+    kind: str, run: Callable[[str, list[str]], tuple[int, str, str]]
+) -> None:
+    Problem.load("problem.npz").with_budgets(bytes=1).save("impossible.npz")
+    for words in ([*COMPRESS[:-4], "--budget", "bytes=0.00001"], ["solve", "impossible.npz"]):
+        status, out, err = run(kind, words)
+        assert (status, out) == (1, "")
+        assert "smallest alone" in err
+        assert err.splitlines()[-1].lstrip("\x1b[31m").startswith("error: no choice meets the budget")
+        status, out, err = run(kind, [*words, "--json"])
+        assert status == 1
+        assert "infeasibility" in json.loads(out)
+        assert "smallest alone" not in err
+
+
+def test_what_cannot_be_written_to_stdout_is_an_error_that_names_it(
+    tmp_path: Path, run: Callable[[str, list[str]], tuple[int, str, str]]
+) -> None:
+    del run  # for its folder
+    for words in (["solvers"], ["solvers", "--json"], ["show", "problem.npz"], ["engines"]):
+        with Path("/dev/full").open("w") as full, (tmp_path / "err.txt").open("w") as told:
+            with descriptors(full.fileno(), told.fileno()):
+                assert main(words) == 1
+            assert (tmp_path / "err.txt").read_text() == "error: No space left on device: standard output\n"
 
 
 def test_progress_is_drawn_on_a_terminal_only(run: Callable[[str, list[str]], tuple[int, str, str]]) -> None:
