@@ -301,6 +301,41 @@ def fixed_use(problem: Problem, measurement: Measurement | Survey, kept: Sequenc
     return f". Of the original's {measurement.original['bytes']:,.0f} bytes, {whole:,.0f} are fixed{words}"
 
 
+def not_lowered(
+    problem: Problem, measurement: Measurement | Survey, kept: Sequence[Skipped] = (), most: int = 5
+) -> str:
+    """Describe the parts of which no option lowers a resource whose budget is unreachable; empty without such parts.
+
+    Args:
+        problem: the problem with unreachable budgets; the first option of each group leaves it unchanged.
+        measurement: where the problem comes from.
+        kept: its parts that have no choice and that `fixed_use` names already.
+        most: maximum number of parts to name.
+    """
+    smallest, told, named = problem.minimum_usage(), "", {item.name for item in kept}
+    kinds = {part.name: part.target.layer for part in measurement.parts}
+    starts = problem.group_offsets
+    for name, limit in problem.budgets.items():
+        use = problem.resources[name]
+        whole = float(use[starts[:-1]].sum()) + problem.fixed.get(name, 0.0)
+        if smallest[name] <= limit or smallest[name] >= (1 - ROUNDING) * whole:  # the latter is what `remedy` says
+            continue
+        stuck = {
+            group: use[first]
+            for group, first, end in zip(problem.groups, starts[:-1], starts[1:], strict=True)
+            if use[first] > 0 and use[first:end].min() >= (1 - ROUNDING) * use[first] and group in kinds.keys() - named
+        }
+        if stuck:
+            largest = sorted(stuck, key=lambda group: -stuck[group])
+            listed = [f"{group!r} ({kinds[group]}) {stuck[group] / whole:.0%}" for group in largest[:most]]
+            more = f" and {len(stuck) - most} more" if len(stuck) > most else ""
+            told += (
+                f". No option on offer lowers the {name} of {', '.join(listed)}{more}: together "
+                f"{sum(stuck.values()) / whole:.0%} of the original's {name}"
+            )
+    return told
+
+
 def _limit(resource: str, value: float) -> Limit:
     return Limit(value, is_share=value <= 1 and resource != BITS_PER_WEIGHT)
 

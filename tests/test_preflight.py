@@ -110,6 +110,28 @@ def test_a_resource_that_no_option_lowers_is_told_before_measuring_without_what_
     assert not told
 
 
+@pytest.mark.parametrize(("data", "resource"), [(1, "macs"), (2, "macs"), (1, "bytes")])
+def test_layers_without_an_option_that_lowers_a_resource_are_named_with_their_share(data: int, resource: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv1d(4, 16, 5), nn.ReLU(), nn.Conv1d(16, 16, 5), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(16, 16)
+    )
+    batches = [torch.randn(8, 4, 20 + index) for index in range(data)]  # of two shapes: said after measuring
+    with pytest.raises(InfeasibleBudgetError) as why:
+        compress(model, batches, budget={resource: 0.2}, options=low_rank(ratios=(0.25,)))
+    layers = {"0": model[0].weight.numel(), "2": model[2].weight.numel()}
+    if resource == "macs":
+        places = [sum(batch.shape[2] - taken for batch in batches) / data for taken in (4, 8)]
+        layers = {name: count * place for (name, count), place in zip(layers.items(), places, strict=True)}
+    rest = sum(tensor.numel() for tensor in model.parameters()) - 64 * 5 - 256 * 5 if resource == "bytes" else 256
+    whole = sum(layers.values()) + rest
+    shares = [f"{layers[name] / whole:.0%}" for name in ("2", "0")]
+    assert f"No option on offer lowers the {resource} of '2' (Conv1d) {shares[0]}, '0' (Conv1d) {shares[1]}: " in str(
+        why.value
+    )
+    assert f"together {(whole - rest) / whole:.0%} of the original's {resource}" in str(why.value)
+
+
 class Reader(nn.Module):
     """An LSTM, whose errors about shapes are ValueErrors."""
 

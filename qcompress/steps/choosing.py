@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from formulations import InfeasibleBudgetError, Problem
-from qcompress.budgets import LATENCY, fixed_use, remedy
+from qcompress.budgets import LATENCY, fixed_use, not_lowered, remedy
 from qcompress.compressed.apply import NEAREST
 from qcompress.engines.in_time import TOLERANCE, Seconds, without_time_budget
 from qcompress.formulation import formulate
@@ -46,7 +46,8 @@ def formulated(request: Request, run: RunFolder, measurement: Measurement, *, ti
         (without_time_budget(problem) if timed else problem).require_reachable_budgets()
     except InfeasibleBudgetError as error:
         hint = remedy(problem, request.budget, measurement.original)
-        error.args = (f"{error}{hint}{fixed_use(problem, measurement, measurement.kept)}",)
+        hint += fixed_use(problem, measurement, measurement.kept) + not_lowered(problem, measurement, measurement.kept)
+        error.args = (f"{error}{hint}",)
         raise
     run.save("problem.npz", problem.save)
     return problem

@@ -13,7 +13,17 @@ import torch
 
 from formulations import InfeasibleBudgetError
 from formulations.generators.prune_quantize import prune_quantize
-from qcompress.budgets import BITS_PER_WEIGHT, FILE_BYTES, FRACTIONAL, LATENCY, LOSS, fixed_use, parse, remedy
+from qcompress.budgets import (
+    BITS_PER_WEIGHT,
+    FILE_BYTES,
+    FRACTIONAL,
+    LATENCY,
+    LOSS,
+    fixed_use,
+    not_lowered,
+    parse,
+    remedy,
+)
 from qcompress.engines.base import Engine
 from qcompress.engines.legal import by_number, why_not
 from qcompress.errors import DataError, EngineError, OptionsError
@@ -153,7 +163,8 @@ def require_possible(request: Request) -> None:
     try:
         problem.require_reachable_budgets()
     except InfeasibleBudgetError as error:
-        error.args = (f"{error}{remedy(problem, asked_of, original)}{fixed_use(problem, inventory, kept)}",)
+        hint = remedy(problem, asked_of, original) + fixed_use(problem, inventory, kept)
+        error.args = (f"{error}{hint}{not_lowered(problem, inventory, kept)}",)
         raise
 
 
