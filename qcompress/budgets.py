@@ -309,7 +309,7 @@ def not_lowered(
     Args:
         problem: the problem with unreachable budgets; the first option of each group leaves it unchanged.
         measurement: where the problem comes from.
-        kept: its parts that have no choice and that `fixed_use` names already.
+        kept: its parts that have no choice, whose bytes `fixed_use` names already.
         most: maximum number of parts to name.
     """
     smallest, told, named = problem.minimum_usage(), "", {item.name for item in kept}
@@ -320,10 +320,11 @@ def not_lowered(
         whole = float(use[starts[:-1]].sum()) + problem.fixed.get(name, 0.0)
         if smallest[name] <= limit or smallest[name] >= (1 - ROUNDING) * whole:  # the latter is what `remedy` says
             continue
+        counted = kinds.keys() - (named if name in ("bytes", FILE_BYTES) else set())
         stuck = {
             group: use[first]
             for group, first, end in zip(problem.groups, starts[:-1], starts[1:], strict=True)
-            if use[first] > 0 and use[first:end].min() >= (1 - ROUNDING) * use[first] and group in kinds.keys() - named
+            if use[first] > 0 and use[first:end].min() >= (1 - ROUNDING) * use[first] and group in counted
         }
         if stuck:
             largest = sorted(stuck, key=lambda group: -stuck[group])

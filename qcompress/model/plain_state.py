@@ -137,8 +137,8 @@ class _Contents:
         self._add("", model, DEPTH)
 
     def _add(self, name: str, value: Any, depth: int) -> None:
-        if isinstance(value, _SCALARS) or id(value) in self._known:
-            return
+        if isinstance(value, (*_SCALARS, torch.jit.ScriptModule)) or id(value) in self._known:
+            return  # a scripted module has no attributes in Python
         self._known.add(id(value))
         if isinstance(value, (Tensor, np.ndarray)) and not isinstance(value, nn.Parameter):
             self.arrays[name] = value
