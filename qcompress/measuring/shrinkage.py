@@ -2,15 +2,16 @@
 
 Least squares on second moments fits their chance as well. A layer with 1,536 inputs that saw 1,600 words can make up
 for almost anything there, and for little of it on other words: its removals then seem to cost nothing. Therefore the
-moments get a multiple of the identity. It is chosen by reconstructing the layer without half of its inputs from one
-half of the samples, for the other half. With many samples nothing is added.
+moments get a multiple of the identity. It is chosen by cross-validation: the layer is reconstructed without half of its
+inputs from most of the samples, for the others. With many samples nothing is added.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -22,6 +23,12 @@ from qcompress.model import layers
 from qcompress.model.calibration import Calibration
 from qcompress.model.coupled import CoupledSet
 from qcompress.model.parts import Part
+
+FOLDS = 4
+"""Parts of the samples."""
+
+LEAST = 1e-300
+"""Added to errors, which may be zero."""
 
 
 def shrunk(
@@ -42,58 +49,68 @@ def shrunk(
         moments: second moments of their inputs over all samples, by path.
         num_inputs: numbers of inputs that these are averaged over.
     """
-    model, half = calibration.model, half_of(calibration.data)
-    if half is None or not parts:
-        return {}
-    try:
-        first, first_inputs = second_moments(model, parts, half, run)
-    except DataError:  # half of the data does not reach every layer
-        return {}
-    result: dict[str, Tensor] = {}
-    for item in sets:
-        for reader in readers(model, item):
-            path = reader.path
-            left = num_inputs.get(path, 0) - first_inputs.get(path, 0)
-            if path in first and left > 0 and moments[path].ndim == 2:
-                second = (moments[path] * num_inputs[path] - first[path] * first_inputs[path]) / left
-                result[path] = _more(moments[path], _best(model, reader, (first[path], second)))
-    return result
+    model = calibration.model
+    reading = {reader.path: reader for item in sets for reader in readers(model, item)}
+    errors: dict[str, list[NDArray[np.float64]]] = {
+        path: [] for path in reading if path in moments and moments[path].ndim == 2
+    }
+    for fold in folds_of(calibration.data) if parts else ():
+        try:
+            tested, tested_inputs = second_moments(model, parts, fold, run)
+        except DataError:  # these samples do not reach every layer
+            return {}
+        for path in errors:
+            count, left = tested_inputs.get(path, 0), num_inputs.get(path, 0) - tested_inputs.get(path, 0)
+            if count and left > 0:
+                others = (moments[path] * num_inputs[path] - tested[path] * count) / left
+                errors[path].append(_errors(model, reading[path], others, tested[path]))
+    return {path: _more(moments[path], _damping(np.array(folds))) for path, folds in errors.items() if len(folds) > 1}
 
 
-def half_of(data: Iterable[Any]) -> list[Any] | None:
-    """Return every second batch; of a single batch every second sample; None if that is impossible.
+def _damping(errors: NDArray[np.float64]) -> float:
+    """Return the best of `DAMPINGS` for errors ``(folds, dampings)``; one above the first must be clearly better.
 
-    >>> half_of([torch.tensor([[1], [2], [3]])])
-    [tensor([[1],
-            [3]])]
+    Folds count by the logarithm of their error, because that of a fold with an unusual sample is many times as large.
+    """
+    gains = np.log(errors[:, :1] + LEAST) - np.log(errors + LEAST)
+    mean, spread = gains.mean(axis=0), gains.std(axis=0, ddof=1) / len(gains) ** 0.5
+    return DAMPINGS[int(np.argmax(np.where(mean > spread, mean, 0.0)))]
+
+
+def folds_of(data: Iterable[Any]) -> Iterator[list[Any]]:
+    """Yield `FOLDS` disjoint parts of the batches; of few batches, of their samples; nothing of a single sample.
+
+    >>> [fold[0].flatten().tolist() for fold in folds_of([torch.arange(6).view(6, 1)])]
+    [[0, 4], [1, 5], [2], [3]]
     """
     batches = list(data)
-    if len(batches) > 1:
-        return batches[::2]
-    lengths = {len(value) for value in tree_leaves(batches) if isinstance(value, Tensor) and value.ndim}
-    if len(lengths) != 1 or max(lengths) < 2:
-        return None
-    taken: list[Any] = tree_map(
-        lambda value: value[::2] if isinstance(value, Tensor) and value.ndim else value, batches
-    )
-    return taken
+    if len(batches) >= FOLDS:
+        yield from (batches[start::FOLDS] for start in range(FOLDS))
+        return
+    lengths = [
+        {len(value) for value in tree_leaves(batch) if isinstance(value, Tensor) and value.ndim} for batch in batches
+    ]
+    if any(len(found) != 1 for found in lengths):
+        return
+    fewest = min(min(found) for found in lengths)
+    for start in range(min(FOLDS, fewest) if fewest > 1 else 0):
+        yield [
+            tree_map(
+                lambda value, first=start: value[first::FOLDS] if isinstance(value, Tensor) and value.ndim else value,
+                batch,
+            )
+            for batch in batches
+        ]
 
 
-def _best(model: nn.Module, reader: Reader, halves: Sequence[Tensor]) -> float:
-    """Return the damping with the least error on the half that is not fitted to."""
+def _errors(model: nn.Module, reader: Reader, others: Tensor, tested: Tensor) -> NDArray[np.float64]:
+    """Return the error on samples that were not fitted to, for each of `DAMPINGS`."""
     module = model.get_submodule(reader.path)
     rows = layers.to_rows(module, layers.weight_of(module).detach()).cpu().double()
     units = np.random.default_rng(0).permutation(len(reader.columns))[: len(reader.columns) // 2]
     gone = torch.from_numpy(np.sort(reader.columns[units].ravel()))
-
-    def error(damping: float) -> float:
-        total = 0.0
-        for own, other in (halves, halves[::-1]):
-            change = rows - reconstruct(rows, _more(own, damping), gone)
-            total += float(((change @ other.double()) * change).sum())
-        return total
-
-    return min(DAMPINGS, key=error)
+    changes = [rows - reconstruct(rows, _more(others, damping), gone) for damping in DAMPINGS]
+    return np.array([float(((change @ tested.double()) * change).sum()) for change in changes])
 
 
 def _more(moments: Tensor, damping: float) -> Tensor:

@@ -4,7 +4,7 @@ Each option is compensated by itself, on the inputs of the original network. Whe
 gets other inputs than it was fitted to. Therefore the layers are visited in the order in which they run, and each is
 fitted by least squares to the outputs of the original's layer, on the inputs it receives in the smaller network
 (channel pruning by reconstruction, arXiv 1707.06168). A ridge term keeps weights that hardly affect the outputs close
-to their values; it is chosen by what a fit to half of the samples does for the other half.
+to their values; it is chosen by cross-validation: by what a fit to most of the samples does for the others.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,8 +32,8 @@ MAX_INPUTS = 16384
 """Largest number of weights per channel for which a layer is fitted (2 GB of sums)."""
 
 
-HALVES = 2
-"""Parts of the samples: what is fitted to one is tested on the other."""
+FOLDS = 4
+"""Parts of the samples: what is fitted to all others is tested on each of them."""
 
 
 class _EnoughError(Exception):
@@ -161,11 +161,11 @@ def _fits(module: nn.Module) -> bool:
 
 def _fit(module: nn.Module, kept: NDArray[np.int64] | None, given: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Fit one layer, from its inputs in the smaller network and its outputs in the original, batch by batch."""
-    halves, seen = [_Sums() for _ in range(HALVES)], 0
+    folds, seen = [_Sums() for _ in range(FOLDS)], 0
     for inputs, wanted in given:
-        for start in range(HALVES):
-            sums = halves[(seen + start) % HALVES]  # samples take turns, also from batch to batch
-            rows, goal = _rows(module, inputs[start::HALVES]), _rows_of_outputs(module, wanted[start::HALVES])
+        for start in range(min(FOLDS, len(inputs))):
+            sums = folds[(seen + start) % FOLDS]  # samples take turns, also from batch to batch
+            rows, goal = _rows(module, inputs[start::FOLDS]), _rows_of_outputs(module, wanted[start::FOLDS])
             if kept is not None:
                 goal = goal[:, torch.from_numpy(kept)]
             bias = getattr(module, "bias", None)
@@ -173,7 +173,7 @@ def _fit(module: nn.Module, kept: NDArray[np.int64] | None, given: Iterable[tupl
         seen += len(inputs)
     weight = layers.weight_of(module)
     before = layers.to_rows(module, weight.detach()).double()
-    after = _fitted(before, halves)
+    after = _fitted(before, folds)
     weight.copy_(layers.from_rows(module, after.to(weight), weight.shape))
 
 
@@ -189,9 +189,9 @@ class _Sums:
         self.moments = self.moments + (rows.T @ rows).double()
         self.cross = self.cross + (goal.T @ rows).double()
 
-    def plus(self, other: "_Sums") -> "_Sums":
-        """Return the sums over both."""
-        return _Sums(self.moments + other.moments, self.cross + other.cross)
+    def without(self, other: "_Sums") -> "_Sums":
+        """Return the sums over those of the samples that are not in ``other``."""
+        return _Sums(self.moments - other.moments, self.cross - other.cross)
 
     def ridge(self, before: Tensor, damping: float) -> Tensor:
         """Return the weight of least squares with a ridge term towards ``before``."""
@@ -205,18 +205,17 @@ class _Sums:
         return float(((weight @ self.moments - 2 * self.cross) * weight).sum())
 
 
-def _fitted(before: Tensor, halves: Sequence[_Sums]) -> Tensor:
+def _fitted(before: Tensor, folds: Sequence[_Sums]) -> Tensor:
     """Return the fitted weight, with the ridge term that is best on samples not fitted to; or ``before`` if none is.
 
     A layer may have more inputs than the data has independent samples: then its own error says little.
     """
-    first, second = halves
-    whole = first.plus(second)
-    if not second.moments.any():  # a single sample
+    reached = [fold for fold in folds if fold.moments.any()]
+    whole = _Sums(sum(fold.moments for fold in reached), sum(fold.cross for fold in reached))  # type: ignore[arg-type]
+    if len(reached) < 2:  # a single sample
         return whole.ridge(before, DAMPINGS[0])
     errors = {
-        damping: first.error(second.ridge(before, damping)) + second.error(first.ridge(before, damping))
-        for damping in DAMPINGS
+        damping: sum(fold.error(whole.without(fold).ridge(before, damping)) for fold in reached) for damping in DAMPINGS
     }
     best = min(DAMPINGS, key=errors.__getitem__)
     return whole.ridge(before, best) if errors[best] < whole.error(before) else before

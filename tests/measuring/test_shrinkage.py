@@ -2,13 +2,14 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from qcompress import apply, fit_in_turn_, formulate, mean_loss, measure, prune_channels
 from qcompress.measuring import shrinkage
-from qcompress.measuring.shrinkage import half_of
+from qcompress.measuring.shrinkage import _damping, folds_of
 from solvers import judge
 
 
@@ -47,11 +48,23 @@ def test_nothing_is_added_to_the_moments_of_many_samples(monkeypatch: pytest.Mon
     assert chosen == lost(4000)
 
 
-@pytest.mark.parametrize(("data", "half"), [
-    ([1, 2, 3], [1, 3]),
-    ([{"a": torch.arange(3), "b": 7}], [{"a": torch.tensor([0, 2]), "b": 7}]),
-    ([torch.zeros(1, 4)], None),
-    ([{"a": torch.zeros(2), "b": torch.zeros(3)}], None),
+@pytest.mark.parametrize(("errors", "chosen"), [
+    ([[4.0, 2.0, 3.0, 9.0]] * 4, 0.1),  # in every fold the second is best
+    ([[4.0, 2.0], [400.0, 210.0], [4.0, 2.0], [4.0, 2.1]], 0.1),  # folds count alike
+    ([[4.0, 2.0], [4.0, 7.9], [4.0, 2.0], [4.0, 7.9]], 0.01),  # no better than chance
+    ([[4.0, 5.0, 6.0, 7.0]] * 4, 0.01),
+    ([[0.0, 0.0]] * 2, 0.01),
 ])  # fmt: skip
-def test_half_of_the_data(data: list[Any], half: list[Any] | None) -> None:
-    assert repr(half_of(data)) == repr(half)
+def test_a_larger_damping_must_be_clearly_better_in_most_folds(errors: list[list[float]], chosen: float) -> None:
+    assert _damping(np.array(errors)) == chosen
+
+
+@pytest.mark.parametrize(("data", "folds"), [
+    ([1, 2, 3, 4, 5], [[1, 5], [2], [3], [4]]),
+    ([{"a": torch.arange(3), "b": 7}], [[{"a": torch.tensor([k]), "b": 7}] for k in range(3)]),
+    ([torch.arange(5), torch.arange(2)], [[torch.tensor([k, 4][: 2 - k]), torch.tensor([k])] for k in range(2)]),
+    ([torch.zeros(1, 4)], []),
+    ([{"a": torch.zeros(2), "b": torch.zeros(3)}], []),
+])  # fmt: skip
+def test_folds_of_the_data(data: list[Any], folds: list[list[Any]]) -> None:
+    assert repr(list(folds_of(data))) == repr(folds)
