@@ -111,7 +111,7 @@ def require_changeable(model: nn.Module) -> None:
         ModelError: one was made in inference mode; the message names it.
     """
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_inference():
+        if not is_lazy(tensor) and tensor.is_inference():
             raise ModelError(
                 f"{name!r} was made in inference mode, so that it can neither be changed nor take part in a backward "
                 "pass: give copy.deepcopy(model) made outside of torch.inference_mode()"
