@@ -100,7 +100,7 @@ def session_of(name: str, path: Path) -> Any:
 
 def measured(case: Case, folder: Path) -> qcompress.Measurement:
     """Return losses and bytes of all options, from the folder if they are there."""
-    options = qcompress.integer_products(case.ranges) + qcompress.prune_quantize(bits=(8,), sparsity=(0,))
+    options = qcompress.integer_products(case.ranges, bits=(8, 7)) + qcompress.prune_quantize(bits=(8,), sparsity=(0,))
     options += qcompress.prune_quantize(bits=(4, 8), group_size=case.groups, compensated=case.method == "fisher")
     file = folder / "measurement.npz"
     if not file.exists():
@@ -111,11 +111,11 @@ def measured(case: Case, folder: Path) -> qcompress.Measurement:
     return for_engine(ENGINE, case.model, qcompress.Measurement.load(file), case.calibration[0])
 
 
-def uniform(legal: qcompress.Measurement, fits: Callable[[Transform], bool], grouped: int | None) -> list[int]:
-    """Choose in every part the first option that fits, or else 8 bits for the weights alone, or else the original."""
+def uniform(legal: qcompress.Measurement, grouped: int | None, *fits: Callable[[Transform], bool]) -> list[int]:
+    """Choose in every part the first option that fits best, or 8 bits for the weights alone, or the original."""
 
     def place(options: Sequence[Transform]) -> int:
-        for wanted in (fits, *(functools.partial(is_stored_in, 8, size) for size in (grouped, None))):
+        for wanted in (*fits, *(functools.partial(is_stored_in, 8, size) for size in (grouped, None))):
             if fitting := [index for index, transform in enumerate(options) if wanted(transform)]:
                 return fitting[0]
         return 0
@@ -126,17 +126,17 @@ def uniform(legal: qcompress.Measurement, fits: Callable[[Transform], bool], gro
 def uniform_choices(legal: qcompress.Measurement, grouped: int | None) -> Iterator[tuple[str, list[int]]]:
     """Yield choices with the same option in all parts that have it."""
     yield "float32", [0] * len(legal.parts)
-    for kind in ("static", "dynamic"):
-        is_kind = functools.partial(is_in_integers, kind == "dynamic")
-        if sum(any(map(is_kind, options)) for options in legal.transforms) > len(legal.parts) / 2:
-            yield f"uniform W8A8, {kind}", uniform(legal, is_kind, grouped)
+    for bits, kind in ((8, "static"), (7, "static"), (8, "dynamic")):
+        fits = [functools.partial(is_in_integers, width, kind == "dynamic") for width in dict.fromkeys((bits, 8))]
+        if sum(any(map(fits[0], options)) for options in legal.transforms) > len(legal.parts) / 2:
+            yield f"uniform W{bits}A8, {kind}", uniform(legal, grouped, *fits)
     for bits in (8, 4):
-        yield f"uniform {bits} bits", uniform(legal, functools.partial(is_stored_in, bits, grouped), grouped)
+        yield f"uniform {bits} bits", uniform(legal, grouped, functools.partial(is_stored_in, bits, grouped))
 
 
-def is_in_integers(dynamic: bool, transform: Transform) -> bool:
-    """Whether weights and activations are in 8 bits, with ranges of that kind."""
-    return isinstance(transform, IntegerProduct) and transform.dynamic == dynamic
+def is_in_integers(bits: int, dynamic: bool, transform: Transform) -> bool:
+    """Whether weights are in so many bits and activations in 8, with ranges of that kind."""
+    return isinstance(transform, IntegerProduct) and (transform.bits, transform.dynamic) == (bits, dynamic)
 
 
 def is_stored_in(bits: int, group_size: int | None, transform: Transform) -> bool:

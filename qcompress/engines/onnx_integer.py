@@ -6,8 +6,9 @@ final form, so that nothing depends on the fusions of ONNX Runtime. If a layer's
 next layer reads, they are passed on directly: the pair between them is removed, and so is a clamp that the range of the
 codes implies. If an embedding shares the weight of a Linear layer, its rows are looked up in the same codes.
 
-Weights are unsigned, with 128 for 0: x86 processors without VNNI add pairs of products with signed weights in 16 bits,
-which saturate. Depthwise convolutions have a kernel that adds in 32 bits, and is faster with signed weights.
+Weights of 8 bits are unsigned, with 128 for 0: x86 processors without VNNI add pairs of products with signed weights in
+16 bits, which saturate. Weights of 7 bits are too small for that and are signed, which is faster. Depthwise
+convolutions have a kernel that adds in 32 bits, and is faster with signed weights.
 """
 
 import math
@@ -52,7 +53,8 @@ class IntegerLayer:
         rows, columns = self.target.channels, self.target.per_channel
         if self.stored is None:
             return np.zeros((rows, columns), np.int8), np.ones(rows, np.float32)
-        codes = unpack(self.stored["codes"], 8, rows * columns).numpy().reshape(rows, columns) - 128
+        bits = self.transform.bits
+        codes = unpack(self.stored["codes"], bits, rows * columns).numpy().reshape(rows, columns) - (1 << bits - 1)
         return codes.astype(np.int8), self.stored["scales"].numpy().astype(np.float32)
 
 
@@ -245,12 +247,13 @@ class _Writer:
         codes, scales = with_room_for(bias, codes, scales, inputs.step)
         given, step, zero = yield from self._quantized(use.given, inputs)
         steps = np.round(bias / (np.float64(inputs.step) * scales)).astype(np.int32)
-        shape, depthwise = tuple(tensors[layer.name].dims), _is_depthwise(use.node, tensors[layer.name])
+        shape = tuple(tensors[layer.name].dims)
+        signed = layer.transform.bits < MIDDLE.bit_length() or _is_depthwise(use.node, tensors[layer.name])
         names = [
             given, step, zero,
-            self._constant(f"{layer.name}.codes", (codes if depthwise else unsigned(codes)).reshape(shape)),
+            self._constant(f"{layer.name}.codes", (codes if signed else unsigned(codes)).reshape(shape)),
             self._constant(f"{layer.name}.scales", scales),
-            self._constant(f"{layer.name}.zeros", np.zeros(len(scales), np.int8)) if depthwise else self._middle(layer),
+            self._constant(f"{layer.name}.zeros", np.zeros(len(scales), np.int8)) if signed else self._middle(layer),
             *self._grid(use.output, outputs),
             self._constant(f"{use.output}.bias", steps),
         ]  # fmt: skip

@@ -74,7 +74,7 @@ class OnnxRuntime(Engine):
     def options(self) -> Options:
         """2, 4 and 8 bits in groups of 32 and 128 and by row; weights and activations in 8 bits."""
         weights = prune_quantize(bits=BITS, sparsity=(0,), group_size=(32, 128, None), compensated=True)
-        return weights + integer_products()
+        return weights + integer_products(bits=(8, 7))
 
     def refuse(self, part: Part, transform: Transform) -> str:
         """Allow whole float32 layers in 2, 4 or 8 bits, or as low-rank factors that are kept or stored so."""

@@ -21,7 +21,7 @@ IN_GROUPS += qcompress.prune_quantize(bits=(2, 4, 8), sparsity=(0,))
 RANKS = qcompress.low_rank(ratios=(0.5,), kinds=("channels", "spatial", "tucker"), whitened=False)
 ALL = IN_GROUPS + qcompress.prune_quantize(bits=(2, 4, 8), group_size=(16, 32, None), symmetric=False)
 ALL += RANKS + RANKS.then(qcompress.prune_quantize(bits=(4, 8), group_size=(16, None)))
-WITH_INTEGERS = qcompress.integer_products() + qcompress.prune_quantize(bits=(4, 8), group_size=(16, None))
+WITH_INTEGERS = qcompress.integer_products(bits=(8, 7)) + qcompress.prune_quantize(bits=(4, 8), group_size=(16, None))
 
 
 def llama(rng: random.Random) -> tuple[nn.Module, Tensor]:

@@ -131,12 +131,14 @@ class Largest(nn.Module):
         return torch.cat(self.each(x), 1)
 
 
-@pytest.mark.parametrize("ranges", [("static",), ("static", "dynamic")])
-def test_products_of_the_largest_numbers_do_not_saturate(ranges: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("ranges", "bits"), [(("static",), (8,)), (("static", "dynamic"), (8,)), (("static",), (7,))])
+def test_products_of_the_largest_numbers_do_not_saturate(
+    ranges: tuple[str, ...], bits: tuple[int, ...], tmp_path: Path
+) -> None:
     """All weights and inputs are at the ends of their ranges: two products added in 16 bits would saturate."""
     torch.manual_seed(0)
     model, batch = Largest().eval(), torch.ones(2, 8, 5, 5, 5)
-    smaller = exported(model, batch, qcompress.integer_products(ranges), tmp_path / "small.onnx")
+    smaller = exported(model, batch, qcompress.integer_products(ranges, bits=bits), tmp_path / "small.onnx")
     expected, widths = smaller(batch).detach(), [output.shape[1] for output in model.each(batch)]
     for entries in SESSIONS:
         run = session(tmp_path / "small.onnx", entries)

@@ -105,6 +105,19 @@ def test_costs_are_those_of_trying_by_every_method(model: nn.Module, data: list[
     torch.testing.assert_close(torch.tensor(sampled.cost), torch.tensor(tried.cost), atol=1e-8, rtol=0.7)
 
 
+def test_weights_of_7_bits_are_for_convolutions_that_read_several_channels() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 16, 4)
+    ).eval()
+    options = qcompress.integer_products(bits=(8, 7))
+    measurement = qcompress.measure(model, [torch.randn(8, 3, 8, 8)], options)
+    narrow = "7 bits, activations in 8 bits"
+    assert [narrow in labels for labels in measurement.labels] == [True, False, False]
+    for wrong in ({"bits": (6,)}, {"bits": ()}, {"bits": (7,), "ranges": ("dynamic",)}):
+        with pytest.raises(OptionsError, match="bits"):
+            qcompress.integer_products(**wrong)  # type: ignore[arg-type]
+
+
 def test_rounding_activations_costs_more_than_the_weights_alone(model: nn.Module, data: list[Tensor]) -> None:
     options = qcompress.integer_products(("static",)) + qcompress.prune_quantize(bits=(8,), sparsity=(0,))
     measurement = qcompress.measure(model, data, options, method="direct")

@@ -1,8 +1,9 @@
 """Weights and activations in 8 bits, multiplied as integers (W8A8).
 
-The weight is stored in 8 bits by row. The layer's input is rounded to 8 bits at run time, over a range found on the
-calibration data (static) or the range of each tensor (dynamic). The output of a convolution is rounded as well, as
-integer convolution kernels do. The loss this causes is measured like that of any option.
+The weight is stored in 8 bits by row, or in 7: integer kernels of x86 processors without VNNI add pairs of products in
+16 bits, for which signed weights of 8 bits are too large. The layer's input is rounded to 8 bits at run time, over a
+range found on the calibration data (static) or the range of each tensor (dynamic). The output of a convolution is
+rounded as well, as integer convolution kernels do. The loss this causes is measured like that of any option.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -15,14 +16,15 @@ from qcompress.transforms.activations import Activations, Range
 from qcompress.transforms.base import Target, Transform, Weight
 from qcompress.transforms.quantize.prune_quantize import PruneQuantize
 
-BITS = 8
+BITS = (7, 8)
 
 
 @dataclass(frozen=True)
 class IntegerProduct(Transform):
-    """Store the weight in 8 bits and multiply it with 8-bit activations.
+    """Store the weight in 8 or 7 bits and multiply it with 8-bit activations.
 
     Args:
+        bits: of the weight; 7 only for convolutions that read several channels, with ranges of the calibration data.
         dynamic: whether to use the range of each tensor at run time; only for Linear layers, also those with tied
             weights. Otherwise the range of the calibration data is used, which `resolve` fills in.
         compensated: same as in `PruneQuantize`.
@@ -37,12 +39,15 @@ class IntegerProduct(Transform):
 
     kind: ClassVar[str] = "integer_product"
 
+    bits: int = 8
     dynamic: bool = False
     compensated: bool = False
     inputs: tuple[float, float] | None = None
     outputs: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        if self.bits not in BITS or (self.bits < max(BITS) and self.dynamic):
+            raise OptionsError(f"bits must be 8, or 7 with ranges of the calibration data, found {self.bits!r}")
         for name in ("dynamic", "compensated"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionsError(f"{name} must be True or False, found {getattr(self, name)!r}")
@@ -57,7 +62,7 @@ class IntegerProduct(Transform):
     @property
     def weights(self) -> PruneQuantize:
         """The transform that stores the weight alone."""
-        return PruneQuantize(BITS, compensated=self.compensated)
+        return PruneQuantize(self.bits, compensated=self.compensated)
 
     @property
     def label(self) -> str:
@@ -80,7 +85,7 @@ class IntegerProduct(Transform):
     def to_json(self) -> dict[str, Any]:
         """Return the transform as JSON, without the fields that are unset."""
         value = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {"kind": self.kind, **{name: entry for name, entry in value.items() if entry}}
+        return {"kind": self.kind, **{name: entry for name, entry in value.items() if entry and entry != max(BITS)}}
 
     def needs_moments(self, target: Target) -> bool:
         """Whether it is compensated and the layer's moments can be collected."""
@@ -98,6 +103,8 @@ class IntegerProduct(Transform):
         """Return the option with the ranges of the weight's layer; None if there are none or it does not fit."""
         linear = weight.target.layer == "Linear" or weight.target.head
         if weight.ranges is None or self.why_not(weight.target) or (self.dynamic and not linear):
+            return None
+        if self.bits < max(BITS) and (linear or weight.target.input_groups == weight.target.channels):
             return None
         inputs, outputs = weight.ranges
         return replace(
