@@ -21,7 +21,7 @@ from qcompress.engines.onnx_integer import IntegerLayer
 from qcompress.model.parts import Part
 from qcompress.transforms.base import Keep, Target, Transform
 from qcompress.transforms.low_rank.factors import LowRank
-from qcompress.transforms.quantize.integer import IntegerProduct
+from qcompress.transforms.quantize.integer import BITS, IntegerProduct
 
 if TYPE_CHECKING:
     from qcompress.engines.onnxruntime import OnnxRuntime
@@ -44,7 +44,8 @@ def kind_of(transform: Transform, target: Target, *, linear: bool) -> Kind:
         linear: whether it is the weight of a Linear layer.
     """
     if isinstance(transform, IntegerProduct):
-        return "integer", transform.dynamic
+        narrow = () if transform.bits == max(BITS) else (transform.bits,)
+        return "integer", transform.dynamic, *narrow
     if isinstance(transform, LowRank):
         factors = transform.factor_targets(target).values()
         shapes = [(factor.channels, factor.per_channel) for factor in factors]

@@ -16,7 +16,12 @@ import scipy.sparse
 from qcompress.engines import onnx_integer
 
 INTEGER = ("integer", False)
-"""Kind of the options (see `qcompress.engines.onnx_clock`) that read and write codes."""
+"""Kind of the options (see `qcompress.engines.onnx_clock`) that read and write codes, with weights of 8 bits."""
+
+
+def reads_codes(kind: Hashable) -> bool:
+    """Whether options of a kind read and write codes, whatever the bits of their weights."""
+    return isinstance(kind, tuple) and kind[: len(INTEGER)] == INTEGER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +105,7 @@ def pair_terms(all_links: Sequence[Link], seconds: float, kinds: Sequence[Sequen
     for link in all_links:
         for u, first in enumerate(kinds[link.producer], start=starts[link.producer]):
             for v, second in enumerate(kinds[link.consumer], start=starts[link.consumer]):
-                if (first == INTEGER) != (second == INTEGER):
+                if reads_codes(first) != reads_codes(second):
                     pair = (min(u, v), max(u, v))
                     terms[pair] = terms.get(pair, 0.0) + seconds * link.size
     coordinates = list(zip(*terms, strict=True)) if terms else ((), ())

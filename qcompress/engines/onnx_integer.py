@@ -23,7 +23,7 @@ from torch import Tensor
 from qcompress.engines import onnx_graph
 from qcompress.transforms.activations import Range
 from qcompress.transforms.base import Target
-from qcompress.transforms.quantize.integer import IntegerProduct
+from qcompress.transforms.quantize.integer import BITS, IntegerProduct
 from qcompress.transforms.quantize.packing import unpack
 
 SAME_STEP = 1e-5  # relative tolerance for ranges of one tensor that was measured as an output and as an input
@@ -248,12 +248,14 @@ class _Writer:
         given, step, zero = yield from self._quantized(use.given, inputs)
         steps = np.round(bias / (np.float64(inputs.step) * scales)).astype(np.int32)
         shape = tuple(tensors[layer.name].dims)
-        signed = layer.transform.bits < MIDDLE.bit_length() or _is_depthwise(use.node, tensors[layer.name])
+        narrow = layer.transform.bits < max(BITS)
+        signed = narrow or _is_depthwise(use.node, tensors[layer.name])
+        zeros = np.zeros(() if narrow else len(scales), np.int8)
         names = [
             given, step, zero,
             self._constant(f"{layer.name}.codes", (codes if signed else unsigned(codes)).reshape(shape)),
             self._constant(f"{layer.name}.scales", scales),
-            self._constant(f"{layer.name}.zeros", np.zeros(len(scales), np.int8)) if signed else self._middle(layer),
+            self._constant(f"{layer.name}.zeros", zeros) if signed else self._middle(layer),
             *self._grid(use.output, outputs),
             self._constant(f"{use.output}.bias", steps),
         ]  # fmt: skip
