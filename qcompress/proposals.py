@@ -205,19 +205,26 @@ def uniform_settings(measurement: Measurement, problem: Problem) -> Iterator[Pro
 def feasible_settings(measurement: Measurement, problem: Problem) -> dict[str, Proposal]:
     """Return every setting that keeps the budgets if all parts have it, by name; the one of least additive loss first.
 
-    A part without the setting takes the one it rounds to nearest with, or else stays unchanged.
+    A part without the setting takes the one it rounds to nearest with, or the wider one, or else stays unchanged.
     """
     exact: list[dict[str, int]] = []
     close: list[dict[str, int]] = []
     for options in measurement.transforms:
         exact.append({transform.label: index for index, transform in reversed(list(enumerate(options)))})
         close.append({transform.nearest.label: index for index, transform in reversed(list(enumerate(options)))})
-    nearest = {option.label: option.nearest.label for options in measurement.transforms for option in options}
+    others = {
+        option.label: (option.nearest.label, option.wider.label)
+        for options in measurement.transforms
+        for option in options
+    }
     choices = {
         f"uniform: {label}": np.array(
-            [numbers.get(label, other.get(rounded, 0)) for numbers, other in zip(exact, close, strict=True)]
+            [
+                numbers.get(label, rounded.get(nearest, numbers.get(wider, 0)))
+                for numbers, rounded in zip(exact, close, strict=True)
+            ]
         )
-        for label, rounded in nearest.items()
+        for label, (nearest, wider) in others.items()
     }
     fitting = {name: choice for name, choice in choices.items() if problem.evaluate(choice).feasible}
     alone = {name: float(problem.cost[problem.flat(choice)].sum()) for name, choice in fitting.items()}

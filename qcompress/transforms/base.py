@@ -281,6 +281,11 @@ class Transform(Offer):
         return self
 
     @property
+    def wider(self) -> "Transform":
+        """The same transform for layers that it does not fit; itself if it fits all."""
+        return self
+
+    @property
     def uncalibrated(self) -> "Offer":
         """The same transform without the second moments of the layer's input."""
         return self.nearest

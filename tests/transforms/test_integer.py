@@ -11,6 +11,7 @@ import qcompress
 from qcompress.errors import OptionsError
 from qcompress.measurement import Measurement
 from qcompress.options import transform_from_json
+from qcompress.proposals import feasible_settings
 from qcompress.transforms.activations import Activations, Range
 from qcompress.transforms.base import Target, Weight
 from qcompress.transforms.quantize.integer import IntegerProduct
@@ -113,6 +114,10 @@ def test_weights_of_7_bits_are_for_convolutions_that_read_several_channels() -> 
     measurement = qcompress.measure(model, [torch.randn(8, 3, 8, 8)], options)
     narrow = "7 bits, activations in 8 bits"
     assert [narrow in labels for labels in measurement.labels] == [True, False, False]
+    problem = qcompress.formulate(measurement, {"bytes": 1.0})
+    setting = feasible_settings(measurement, problem)[f"uniform: {narrow}"].choice.tolist()
+    chosen = [labels[option] for labels, option in zip(measurement.labels, setting, strict=True)]
+    assert chosen == [narrow, "8 bits, activations in 8 bits", "8 bits, activations in 8 bits"]
     for wrong in ({"bits": (6,)}, {"bits": ()}, {"bits": (7,), "ranges": ("dynamic",)}):
         with pytest.raises(OptionsError, match="bits"):
             qcompress.integer_products(**wrong)  # type: ignore[arg-type]

@@ -82,6 +82,11 @@ class IntegerProduct(Transform):
         """The same transform, rounded to nearest."""
         return replace(self, compensated=False)
 
+    @property
+    def wider(self) -> "IntegerProduct":
+        """The same with weights of 8 bits."""
+        return replace(self, bits=max(BITS))
+
     def to_json(self) -> dict[str, Any]:
         """Return the transform as JSON, without the fields that are unset."""
         value = {field.name: getattr(self, field.name) for field in fields(self)}
