@@ -31,16 +31,10 @@ _PYTORCH = frozenset(vars(nn.Module())) | {"forward", "_flat_weights", "_flat_we
 
 _SCALARS = (type(None), bool, int, float, complex, str, bytes)
 _CONTAINERS = (list, dict, set, deque)
-_OPAQUE = (
-    type,
-    types.ModuleType,
-    types.FunctionType,
-    types.MethodType,
-    types.BuiltinFunctionType,
-    torch.Generator,
-    nn.Parameter,
-    BaseException,
-)
+_FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType)
+"""Code of a module, not its state: libraries that patch ``forward`` in the first pass keep the original beside it."""
+
+_OPAQUE = (type, types.ModuleType, *_FUNCTIONS, torch.Generator, nn.Parameter, BaseException)
 
 
 @contextlib.contextmanager
@@ -162,7 +156,8 @@ def _content(value: Any) -> Any:
     """Return a shallow copy of what ``value`` holds, or None if it holds nothing that is followed."""
     if isinstance(value, nn.Module):
         attributes = vars(value)
-        return {name: attributes[name] for name in attributes.keys() - _PYTORCH}
+        names = attributes.keys() - _PYTORCH
+        return {name: attributes[name] for name in names if not isinstance(attributes[name], _FUNCTIONS)}
     if isinstance(value, _CONTAINERS):
         if len(value) > MOST_ITEMS:
             return None
@@ -175,7 +170,7 @@ def _content(value: Any) -> Any:
 
 def _restore(holder: Any, before: Any) -> None:
     if isinstance(holder, nn.Module):
-        for name in [name for name in vars(holder) if name not in _PYTORCH and name not in before]:
+        for name in _content(holder).keys() - before.keys():
             del vars(holder)[name]
         vars(holder).update(before)
         return

@@ -81,6 +81,26 @@ def test_a_model_that_stores_activations_is_compressed_and_keeps_nothing_of_the_
     assert model.untouched()
 
 
+class Patching(nn.Module):
+    """Replaces its forward in the first pass and keeps the original, as compressed-tensors does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.original_forward = self.layer.forward
+        self.layer.forward = lambda values: self.original_forward(values)  # type: ignore[method-assign]
+        self.forward = lambda values: self.layer(values)  # type: ignore[method-assign]
+        return self.layer(x)
+
+
+def test_functions_that_a_pass_stores_stay_beside_the_forward_that_calls_them() -> None:
+    model = Patching().eval()
+    first, second = (run(model, inputs(3, 12)) for _ in range(2))
+    assert torch.equal(first, second)
+
+
 def test_activations_that_the_user_stored_are_copied_without_their_graph() -> None:
     torch.manual_seed(0)
     model, data = Storing(), [inputs(32, 12)]
