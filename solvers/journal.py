@@ -95,9 +95,8 @@ def _complete_lines(path: Path, content: bytes) -> tuple[list[tuple[dict[str, An
     half = content[len(complete) :]
     if not (half.startswith(_BEGIN) or _BEGIN.startswith(half)):
         raise FileFormatError(f"{path} is not a {FILE_KIND.name} file: its last line is {half[:40]!r}")
-    return [_entry(line, f"{path}, line {number},") for number, line in enumerate(complete.splitlines(), 1)], len(
-        complete
-    )
+    entries = [_entry(line, f"{path}, line {number},") for number, line in enumerate(complete.splitlines(), start=1)]
+    return entries, len(complete)
 
 
 def _entry(line: bytes, where: str) -> tuple[dict[str, Any], Any]:

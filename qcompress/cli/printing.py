@@ -4,7 +4,7 @@ from formulations.formatting import amount, number, percent
 from qcompress.cli.console import print_lines, print_table
 from qcompress.cli.sampling import print_sampling
 from solvers import Solution
-from solvers.compare.suite import Suite
+from solvers.compare.suite import Suite, suite_cells
 from solvers.compare.tables import Comparison, until
 
 
@@ -29,11 +29,6 @@ def print_compared(compared: Comparison | Suite) -> None:
     if isinstance(compared, Comparison):
         print_comparison(compared)
         return
-    rows = []
-    for row in compared.rows():
-        shares = [f"{share:.0%}" for share in (row.target_share, row.proven_share, row.feasible_share)]
-        times = [f"{seconds:.2f} s" for seconds in (row.wall_s, row.mean_wall_s, row.mean_target_s)]
-        rows.append((row.label, str(row.problems), *shares, percent(row.gap), *times))
     columns = (
         f">to {compared.target_words}",
         ">proven",
@@ -43,7 +38,7 @@ def print_compared(compared: Comparison | Suite) -> None:
         ">mean",
         ">mean to target",
     )
-    print_table(("solver", ">problems", *columns), rows)
+    print_table(("solver", ">problems", *columns), map(suite_cells, compared.rows()))
     for name, comparison in compared.comparisons.items():
         print_lines("", name)
         print_comparison(comparison)

@@ -117,9 +117,10 @@ def _show_value(file: Path, problem_file: Path | None) -> None:
 def _show_journal(file: Path) -> None:
     """Show which runs of `compare` or `sweep` are in a journal."""
     runs: dict[tuple[str, str], list[Solution]] = {}
-    for key, value in solvers.journal.read_journal(file):
-        label = key.get("label", key["solver"])
-        runs.setdefault((key["problem"][:FINGERPRINT], label), []).append(Solution.from_json(value, str(file)))
+    with solvers.journal.FILE_KIND.building(file):
+        for key, value in solvers.journal.read_journal(file):
+            run = key["problem"][:FINGERPRINT], key.get("label", key["solver"])
+            runs.setdefault(run, []).append(Solution.from_json(value, str(file)))
     rows = []
     for (problem, label), solutions in runs.items():
         best = min((run.objective for run in solutions if run.objective is not None), default=None)

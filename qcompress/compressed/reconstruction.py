@@ -22,6 +22,9 @@ DAMPING = 0.01
 DAMPINGS = (DAMPING, 0.1, 1.0, 10.0)
 """Such multiples to choose from where samples are few, by what holds for samples that were not fitted to."""
 
+FOLDS = 4
+"""Parts of the samples: what is fitted to all others is tested on each of them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Reader:

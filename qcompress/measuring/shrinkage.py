@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from qcompress.compressed.reconstruction import DAMPING, DAMPINGS, Reader, readers, reconstruct
+from qcompress.compressed.reconstruction import DAMPING, DAMPINGS, FOLDS, Reader, readers, reconstruct
 from qcompress.errors import DataError
 from qcompress.measuring.inputs.moments import second_moments
 from qcompress.model import forward as forwards
@@ -23,9 +23,6 @@ from qcompress.model import layers
 from qcompress.model.calibration import Calibration
 from qcompress.model.coupled import CoupledSet
 from qcompress.model.parts import Part
-
-FOLDS = 4
-"""Parts of the samples."""
 
 LEAST = 1e-300
 """Added to errors, which may be zero."""
@@ -57,8 +54,8 @@ def shrunk(
     for fold in folds_of(calibration.data) if parts else ():
         try:
             tested, tested_inputs = second_moments(model, parts, fold, run)
-        except DataError:  # these samples do not reach every layer
-            return {}
+        except DataError:  # these samples do not reach every layer: the other folds tell
+            continue
         for path in errors:
             count, left = tested_inputs.get(path, 0), num_inputs.get(path, 0) - tested_inputs.get(path, 0)
             if count and left > 0:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qcompress.compressed.reconstruction import DAMPINGS
+from qcompress.compressed.reconstruction import DAMPINGS, FOLDS
 from qcompress.compressed.record import Compression, record_of
 from qcompress.errors import ModelError
 from qcompress.model import forward as forwards
@@ -30,10 +30,6 @@ from qcompress.model.tensors import held_tensors, overlapping
 
 MAX_INPUTS = 16384
 """Largest number of weights per channel for which a layer is fitted (2 GB of sums)."""
-
-
-FOLDS = 4
-"""Parts of the samples: what is fitted to all others is tested on each of them."""
 
 
 class _EnoughError(Exception):

@@ -151,7 +151,8 @@ def _depending(
 ) -> list[CoupledSet]:
     """Return the sets without which the output still depends on the input; they are masked in ``model``, and undone.
 
-    What holds without several sets holds without one of them, so the sets are bisected.
+    If the output depends on the input without several sets together, it does without each of them alone, unless what
+    they add cancels out. So the sets are bisected.
     """
     tensors = {item.name: item.tensor for item in held_tensors(model)}
     before = {axis.tensor: tensors[axis.tensor].detach().clone() for item in sets for axis in item.axes if axis.reads}

@@ -282,7 +282,7 @@ class Transform(Offer):
 
     @property
     def wider(self) -> "Transform":
-        """The same transform for layers that it does not fit; itself if it fits all."""
+        """What layers take in a uniform setting if this transform does not fit them; itself if there is nothing."""
         return self
 
     @property

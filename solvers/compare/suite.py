@@ -83,7 +83,7 @@ class Suite:
             ">mean time", ">mean time to target",
         )  # fmt: skip
         lines = [
-            markdown_table(columns, map(_cells, self.rows())),
+            markdown_table(columns, map(suite_cells, self.rows())),
             "",
             f"Means are geometric, shifted by {SHIFT_S:g} s; runs that miss the target count with the time limit.",
         ]
@@ -132,8 +132,8 @@ class Suite:
         )
 
 
-def _cells(row: SuiteRow) -> list[str]:
-    """Format a row of the table over all problems."""
+def suite_cells(row: SuiteRow) -> list[str]:
+    """Format a row of the table over all problems: label, problems, three shares, gap, and three times."""
     shares = [f"{share:.0%}" for share in (row.target_share, row.proven_share, row.feasible_share)]
     times = [f"{seconds:.2f} s" for seconds in (row.wall_s, row.mean_wall_s, row.mean_target_s)]
     return [row.label, str(row.problems), *shares, percent(row.gap), *times]

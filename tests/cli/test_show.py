@@ -46,20 +46,8 @@ def test_a_solution_is_not_shown_with_another_problem(problem_file, capsys):
 
 
 def test_show_tells_which_runs_a_journal_holds_without_changing_it(problem_file, folder, capsys):
-    ran(
-        [
-            "compare",
-            problem_file,
-            "--solver",
-            "greedy",
-            "--solver",
-            "brute-force",
-            "--seeds",
-            "2",
-            "--journal",
-            "j.jsonl",
-        ]
-    )
+    solvers = ["--solver", "greedy", "--solver", "brute-force", "--seeds", "2"]
+    ran(["compare", problem_file, *solvers, "--journal", "j.jsonl"])
     cut = (folder / "j.jsonl").read_bytes()[:-20]
     (folder / "j.jsonl").write_bytes(cut)
     capsys.readouterr()
@@ -68,6 +56,9 @@ def test_show_tells_which_runs_a_journal_holds_without_changing_it(problem_file,
     assert re.search(r"greedy +2 ", lines)
     assert re.search(r"brute-force +1 ", lines)
     assert (folder / "j.jsonl").read_bytes() == cut
+    (folder / "j.jsonl").write_bytes(cut.replace(b'"solver"', b'"solved"').replace(b'"label"', b'"name"'))
+    assert main(["show", "j.jsonl"]) == 1
+    assert "j.jsonl is not a complete qcompress journal file" in capsys.readouterr().err
 
 
 def test_files_for_other_programs_are_told_apart_from_damaged_ones(problem_file, capsys):

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from qcompress import apply, fit_in_turn_, formulate, mean_loss, measure, prune_channels
+from qcompress.compressed.reconstruction import FOLDS
+from qcompress.errors import DataError
 from qcompress.measuring import shrinkage
 from qcompress.measuring.shrinkage import _damping, folds_of
 from solvers import judge
@@ -40,6 +42,22 @@ def test_a_fit_to_fewer_samples_than_inputs_holds_for_others(monkeypatch: pytest
     monkeypatch.setattr(shrinkage, "DAMPINGS", (0.01,))
     monkeypatch.setattr("qcompress.structure.layerwise_fit.DAMPINGS", (0.01,))
     assert chosen < lost(40, fitted=fitted)
+
+
+def test_samples_that_do_not_reach_every_layer_leave_the_damping_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, moments = [], shrinkage.second_moments
+
+    def reached(*given: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 1:
+            raise DataError("no calibration input")
+        return moments(*given)
+
+    monkeypatch.setattr(shrinkage, "second_moments", reached)
+    chosen = lost(40)
+    assert len(calls) == FOLDS
+    monkeypatch.setattr(shrinkage, "DAMPINGS", (0.01,))
+    assert chosen < lost(40)
 
 
 def test_nothing_is_added_to_the_moments_of_many_samples(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,9 +88,10 @@ class IntegerProduct(Transform):
         return replace(self, bits=max(BITS))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the transform as JSON, without the fields that are unset."""
-        value = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {"kind": self.kind, **{name: entry for name, entry in value.items() if entry and entry != max(BITS)}}
+        """Return the transform as JSON, without the fields that have their default."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        defaults = {field.name: field.default for field in fields(self)}
+        return {"kind": self.kind, **{name: entry for name, entry in values.items() if entry != defaults[name]}}
 
     def needs_moments(self, target: Target) -> bool:
         """Whether it is compensated and the layer's moments can be collected."""
@@ -109,7 +110,8 @@ class IntegerProduct(Transform):
         linear = weight.target.layer == "Linear" or weight.target.head
         if weight.ranges is None or self.why_not(weight.target) or (self.dynamic and not linear):
             return None
-        if self.bits < max(BITS) and (linear or weight.target.input_groups == weight.target.channels):
+        depthwise = 1 < weight.target.input_groups == weight.target.channels
+        if self.bits < max(BITS) and (linear or depthwise):
             return None
         inputs, outputs = weight.ranges
         return replace(
