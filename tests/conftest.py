@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist already uses every core; two pools on one core wait
 
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -18,6 +19,28 @@ pytest_plugins = ["tests.durations"]
 # The same examples in every run, and no verdict by the clock; `pytest --hypothesis-profile=default` searches anew.
 settings.register_profile("steady", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
+
+
+DRAWN_WHILE_COLLECTING = pytest.StashKey[list[str]]()
+"""Modules whose import changed the state of a global generator."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[DRAWN_WHILE_COLLECTING] = []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    before = generator_states()
+    report = yield
+    if generator_states() != before:
+        collector.config.stash[DRAWN_WHILE_COLLECTING].append(collector.nodeid)
+    return report
+
+
+def generator_states() -> tuple[bytes, str]:
+    """State of PyTorch's and of NumPy's global generator."""
+    return torch.get_rng_state().numpy().tobytes(), repr(np.random.get_state())  # noqa: NPY002
 
 
 @pytest.fixture(autouse=True)

@@ -68,7 +68,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 
 class Recorder:
-    """Collects what the workers measured and writes it at the end; tests that did not run keep their record."""
+    """Collects what the workers measured and writes it at the end."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -78,7 +78,7 @@ class Recorder:
             self.seconds[report.nodeid] = dict(report.user_properties).get(PROPERTY, 0.0)
 
     def pytest_sessionfinish(self) -> None:
-        write({**recorded(), **self.seconds})
+        write(self.seconds)
 
 
 def write(seconds: Mapping[str, float]) -> None:

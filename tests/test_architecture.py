@@ -18,6 +18,7 @@ from importlinter.cli import lint_imports
 import formulations
 import qcompress
 import solvers
+from tests.conftest import DRAWN_WHILE_COLLECTING
 
 HEAVY = (
     "dimod", "dwave", "highspy", "joblib", "matplotlib", "numba", "ortools", "pandas", "pulp",
@@ -79,30 +80,9 @@ def test_the_help_of_the_command_line_imports_no_back_end():
     }
 
 
-DRAWING_IMPORTS = """
-import importlib, json, sys
-import numpy, torch
-
-def state():
-    return torch.get_rng_state().tolist(), str(numpy.random.get_state())
-
-def draws(name):
-    before = state()
-    importlib.import_module(name)
-    return state() != before
-
-print(json.dumps([name for name in sys.argv[1:] if draws(name)]))
-"""
-
-
-def test_importing_tests_draws_no_random_numbers():
+def test_importing_tests_draws_no_random_numbers(pytestconfig):
     """Weights and inputs that a module or a list of parameters holds would be others in every run."""
-    root = Path(__file__).parents[1]
-    files = sorted(path.relative_to(root) for path in (root / "tests").rglob("*.py"))
-    names = [".".join(path.with_suffix("").parts) for path in files]
-    command = [sys.executable, "-c", DRAWING_IMPORTS, *names]
-    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
-    assert json.loads(run.stdout) == []
+    assert pytestconfig.stash[DRAWN_WHILE_COLLECTING] == []
 
 
 def test_tests_seed_the_generators_that_they_make():

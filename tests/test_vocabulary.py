@@ -372,7 +372,7 @@ def test_one_solve_chooses_the_blocks_ranks_with_everything_else(tmp_path: Path)
         problem = formulate(measurement, {"bytes": 0.6})
         families.append(solve(problem, "brute-force").objective)
     joint = formulate(measure(bag(), texts(), JOINT, loss="mse"), {"bytes": 0.6})
-    assert solve(joint, "brute-force").objective <= min(families) * (1 + 1e-9)
+    assert solve(joint, "brute-force").objective <= min(families) * (1 + 1e-6)  # effects are measured in float32
 
 
 def test_blocks_can_be_fine_tuned(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""A comparison killed at 50 random moments and resumed from its journal, beside the uncut one, as JSON on stdout.
+"""A comparison killed at random moments and resumed from its journal, beside the uncut one, as JSON on stdout.
 
-    python tests/compare/killed_runs.py FOLDER
+    python tests/compare/killed_runs.py FOLDER KILLS
 
 A program of its own, for it forks: a child makes the comparison until a timer of processor time, which the child has
 set to a random moment, ends it as a signal that nothing can catch or see coming; the next child resumes.
@@ -18,7 +18,7 @@ from formulations.generators.random_instances import layered_problem
 from solvers.compare.runs import compare
 from tests.compare.own_solvers import Dice
 
-KILLS, SEEDS = 50, 24
+SEEDS = 24
 SOLVERS = (Dice(rolls=200), "anneal:sweeps=40", "greedy")
 PROBLEMS = {"pairs": layered_problem(12, rank=2), "linear": layered_problem(40, rank=0)}
 
@@ -62,8 +62,8 @@ def main():
     start = time.process_time()
     whole = run(SEEDS)
     longest_s = (time.process_time() - start) / 20  # several runs, and the comparison lasts through most of the kills
-    lines, kills = [], 0
-    while kills < KILLS:
+    lines, kills, asked = [], 0, int(sys.argv[2])
+    while kills < asked:
         kills += killed(SEEDS, journal, rng.uniform(0.001, longest_s))
         lines.append(journal.read_bytes().count(b"\n") if journal.exists() else 0)
     resumed = run(SEEDS, journal)

@@ -58,7 +58,7 @@ def same_state(one: nn.Module, other: nn.Module) -> bool:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     kind=st.sampled_from(list(KINDS)),
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]),

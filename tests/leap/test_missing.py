@@ -48,7 +48,7 @@ print(json.dumps(said))
 LEAP = ("leap-cqm", "leap-bqm", "leap-nl", "qpu", "qpu-decomposed")
 
 SOLVERS = ("solvers", "--json")
-WORKING = [("solve", "problem.npz", "--solver", solver, "--json") for solver in ("auto", "sa")]
+WORKING = [("solve", "problem.npz", "--solver", solver, "--time-limit", "1", "--json") for solver in ("auto", "sa")]
 NEEDY = [
     ("solve", "problem.npz", "--solver", "leap-nl"),
     ("solve", "problem.npz", "--solver", "qpu", "--option", "simulated=True"),

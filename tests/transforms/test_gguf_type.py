@@ -32,7 +32,12 @@ def test_the_table_is_what_gguf_says(name):
     assert (TYPES[name].number, TYPES[name].block, TYPES[name].block_bytes) == (int(kind), *gguf.GGML_QUANT_SIZES[kind])
 
 
-@pytest.mark.parametrize("name", QUANTIZED)
+SLOW_TO_SET_UP = ("IQ1_M",)  # ggml makes its tables in 10 s
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW_TO_SET_UP else name for name in QUANTIZED]
+)
 @pytest.mark.parametrize("squares", [True, False])
 def test_gguf_decodes_what_ggml_encoded_to_the_same_bits(name, squares):
     given = weight(squares=squares)
