@@ -52,11 +52,12 @@ def replacing(path: AnyPath) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def drafting(path: AnyPath) -> Iterator[Path]:
+def drafting(path: AnyPath, *, over_folder: bool = False) -> Iterator[Path]:
     """Yield a temporary path for a file or folder that moves to ``path`` only if the block ends without an error.
 
     This is for other libraries that write to a path; the rules are those of `replacing`. A folder replaces only an
-    empty folder or a path that does not exist.
+    empty folder or a path that does not exist; with ``over_folder``, any folder: it is set aside, and put back if the
+    new one cannot take its place.
 
     Raises:
         OSError: same as in `replacing`.
@@ -81,8 +82,9 @@ def drafting(path: AnyPath) -> Iterator[Path]:
                     shutil.copyfileobj(content, file)
                 return
             if target.is_dir():
-                target.rmdir()
-            elif target.exists():
+                _exchange(draft, target, Path(folder) / "earlier", over_folder=over_folder)
+                return
+            if target.exists():
                 draft.chmod(stat.S_IMODE(target.stat().st_mode))
             draft.replace(target)
     except OSError as error:
@@ -90,6 +92,20 @@ def drafting(path: AnyPath) -> Iterator[Path]:
         if error.errno is None or (paths and not any(part.endswith(".part") for path in paths for part in path.parts)):
             raise
         raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
+
+
+def _exchange(draft: Path, target: Path, aside: Path, *, over_folder: bool) -> None:
+    """Move a draft to a folder's place, which is empty unless ``over_folder``."""
+    if over_folder:
+        target.rename(aside)
+    else:
+        target.rmdir()
+    try:
+        draft.replace(target)
+    except BaseException:
+        if over_folder:
+            aside.rename(target)
+        raise
 
 
 def _is_special(path: AnyPath) -> bool:

@@ -145,7 +145,8 @@ def compress(
         target: engine to export to (see `engines`). Only options that it runs are then on offer, and
             ``{"file_bytes": …}`` limits the size of its file. None stands for the package's own file format.
         output: path for the engine's file. It is written, run and compared with the model before it takes this place;
-            a file that differs is kept with ``.rejected`` after its name, and an earlier file is left unchanged.
+            a file that differs is kept with ``.rejected`` after its name, and an earlier file is left unchanged. A
+            folder is replaced only if an earlier run in ``folder`` wrote it and nothing in it has changed since.
         memory: maximum memory of the process while a model from `open_model` is measured, for example ``"4 GB"``.
         jobs: number of processes that measure, as in `measure`.
         batch_norm_data: batches on which to re-estimate batch-norm statistics, or None to leave them unchanged.
@@ -233,7 +234,7 @@ def _checked(given: Arguments) -> tuple[Request, RunFolder]:
     known = [*KNOWN, *(() if given.measurement is None else given.measurement.resources)]
     require_known(budget, dict.fromkeys(known))
     steps.require_for_channels(given)
-    engine = targeting.engine_for(calibration, given.target, given.output, given.budget)
+    engine = targeting.engine_for(calibration, given.target, given.output, given.budget, given.folder)
     if given.measurement is not None:
         _require_fitting(calibration, given.measurement, given.options)
     if given.validation is not None:

@@ -1,8 +1,8 @@
 """The folder of a resumable run: every step runs once, and again only if something that it depends on has changed.
 
 A journal, ``run.json``, records for every step the digests of its inputs (its key), how long it took over all
-attempts, and whether it is finished; and for the last run, which files it wrote and which it reused, and the engine's
-file that was written from it. A value is reused
+attempts, and whether it is finished; for the last run, which files it wrote and which it reused, and the engine's
+file that was written from it; and what all runs wrote outside the folder (`qcompress.written`). A value is reused
 only with exactly the same key. The step is marked as unfinished before its value is replaced and as finished after the
 new value is written, so a process that dies in between loses time but never mixes two runs.
 """
@@ -22,6 +22,7 @@ from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from qcompress.errors import OptionsError, UncheckedWarning
 from qcompress.identity import identify
+from qcompress.written import is_among, records_in, with_last, with_next
 
 JOURNAL = "run.json"
 FILE_KIND = FileKind("qcompress run", version=1)
@@ -73,6 +74,7 @@ class RunFolder:
         self._steps: dict[str, dict[str, Any]] = {}
         self._files: dict[str, str] = {}
         self._output: str | None = None
+        self._written: list[dict[str, Any]] = []
         self._running: tuple[str, float, float] | None = None  # step, start of attempt, earlier seconds
         self._last_beat = 0.0
         self._warned: set[str] = set()
@@ -146,9 +148,15 @@ class RunFolder:
         if self.path is not None:
             remove(self.path / file)
 
-    def exported(self, output: AnyPath) -> None:
+    def exporting(self, output: Path, draft: Path) -> None:
+        """Record that an engine's file, complete at ``draft``, is about to take its place (see `has_written`)."""
+        self._written = with_next(self._written, output, draft)
+        self._write()
+
+    def exported(self, output: Path) -> None:
         """Record which engine's file was written from this run (see `output_of`)."""
-        self._output = str(Path(output).resolve())
+        self._written = with_last(self._written, output)
+        self._output = str(output.resolve())
         self._write()
 
     @contextlib.contextmanager
@@ -220,13 +228,12 @@ class RunFolder:
             raise FileFormatError(
                 f"{path / JOURNAL} is not a complete {FILE_KIND.name} file: its steps are damaged; delete it"
             )
-        self._steps, self.last_files = steps, files
+        self._steps, self.last_files, self._written = steps, files, records_in(journal)
 
     def _write(self) -> None:
         if self.path is not None:
-            FILE_KIND.write_json(
-                self.path / JOURNAL, {"steps": self._steps, "files": self._files, "output": self._output}
-            )
+            journal = {"steps": self._steps, "files": self._files, "output": self._output, "written": self._written}
+            FILE_KIND.write_json(self.path / JOURNAL, journal)
 
 
 def output_of(folder: Path) -> Path | None:
@@ -239,6 +246,17 @@ def output_of(folder: Path) -> Path | None:
         return None
     output = FILE_KIND.read_json(folder / JOURNAL).get("output")
     return Path(output) if isinstance(output, str) else None
+
+
+def has_written(folder: AnyPath | None, output: Path) -> bool:
+    """Whether what stands at ``output`` was written by a run in a folder, and has not been changed since.
+
+    Raises:
+        FileFormatError: the journal is incomplete.
+    """
+    if folder is None or not (journal := Path(folder) / JOURNAL).exists():
+        return False
+    return is_among(records_in(FILE_KIND.read_json(journal)), output)
 
 
 def remove(path: Path) -> None:

@@ -24,7 +24,7 @@ from qcompress.measurement import Measurement
 from qcompress.measuring.latency import load_times, save_times
 from qcompress.model.batches import samples
 from qcompress.model.calibration import Calibration
-from qcompress.run_folder import Kept, RunFolder, remove
+from qcompress.run_folder import Kept, RunFolder, has_written, remove
 from qcompress.steps import Request
 from qcompress.steps.choosing import local_solver
 from solvers import Solution, Solver, solve
@@ -37,9 +37,15 @@ VERIFIED = 2  # number of samples on which the engine's file is compared
 
 
 def engine_for(
-    calibration: Calibration, target: str | Engine | None, output: AnyPath | None, budget: Collection[str] = ()
+    calibration: Calibration,
+    target: str | Engine | None,
+    output: AnyPath | None,
+    budget: Collection[str] = (),
+    folder: AnyPath | None = None,
 ) -> Engine | None:
     """Return the target engine, if any, after checking that it supports the model.
+
+    What an earlier run in ``folder`` wrote as ``output`` may be replaced.
 
     Raises:
         OptionsError: an output was given without a target.
@@ -57,7 +63,7 @@ def engine_for(
     if LATENCY in budget and (why := engine.why_not_timed()):
         raise EngineError(why)
     if output is not None:
-        require_free(engine, Path(output))
+        require_free(engine, Path(output), own=has_written(folder, Path(output)))
     try:
         engine.sizes(calibration.model, (), (), calibration.first_batch())
     except EngineError as error:
@@ -182,12 +188,14 @@ def exported(request: Request, run: RunFolder, model: nn.Module) -> tuple[Export
     if engine is None or output is None:
         return None, None
     batch, goal = request.calibration.first_batch(), Path(output)
-    require_free(engine, goal)
-    with drafting(goal) as draft:
+    own = has_written(run.path, goal)
+    require_free(engine, goal, own=own)
+    with drafting(goal, over_folder=own) as draft:
         with run.timed("export"):
             file = export(model, draft, target=engine, example=batch)
         with run.timed("verify"):
             verification = _accepted(engine, model, draft, list(itertools.islice(samples(batch), VERIFIED)), goal)
+        run.exporting(goal, draft)
     run.exported(goal)
     return replace(file, path=goal), verification
 

@@ -33,7 +33,7 @@ ResultsFolder = Annotated[
     Path | None,
     typer.Option(
         help="With --target: folder for all results besides the engine's file. Default: runs/NAME. Another run in the "
-        "same folder reuses the measurement and replaces the results.",
+        "same folder reuses the measurement and replaces the results, with the engine's folder that it wrote.",
         rich_help_panel=ENGINE,
     ),
 ]

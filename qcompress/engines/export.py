@@ -61,8 +61,13 @@ def export(
     return ExportedFile(path=goal, size_bytes=size_on_disk(goal))
 
 
-def require_free(engine: Engine, goal: Path) -> None:
+def require_free(engine: Engine, goal: Path, *, own: bool = False) -> None:
     """Check that an engine's file or folder can be written there: a file replaces a file, a folder an empty folder.
+
+    Args:
+        engine: the engine.
+        goal: the place.
+        own: whether what stands there is of the same run, so that a folder may be replaced too.
 
     Raises:
         EngineError: something else stands there.
@@ -72,8 +77,11 @@ def require_free(engine: Engine, goal: Path) -> None:
         raise FileNotFoundError(2, "there is no such folder", str(goal.parent))
     if goal.is_file() and engine.writes_folder:
         raise EngineError(f"engine {engine.name!r} writes a folder, but {goal} is a file; name a new folder")
-    if goal.is_dir() and any(goal.iterdir()):
-        raise EngineError(f"the folder {goal} is not empty; name a new file or folder")
+    if goal.is_dir() and any(goal.iterdir()) and not (own and engine.writes_folder):
+        raise EngineError(
+            f"the folder {goal} is not empty; name a new file or folder. One is replaced only by 'compress' with the "
+            "run folder (--folder) that it was written from, if nothing in it was changed"
+        )
 
 
 def model_of(model_or_result: nn.Module | HasModel) -> nn.Module:

@@ -68,6 +68,12 @@ def test_a_folder_and_a_text_become_an_engines_folder_with_perplexity_and_kl(
     summary = (tmp_path / "runs" / "model" / "summary.md").read_text()
     assert f"- perplexity: {report['metric_before']:.6g} before, {report['metric_after']:.6g} after" in summary
     assert f"on the calibration data {report['loss_measured']:.6g}" in summary
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    assert main(command(folder, tmp_path / "out", "--memory", "8GB")) == 0  # the same again
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    assert main(command(folder, tmp_path / "out", "--memory", "8GB")) == 1
+    assert "is not empty" in capsys.readouterr().err
 
 
 def test_a_folder_whose_config_names_no_architectures_is_compressed_and_read_back(
