@@ -17,6 +17,7 @@ from torch import nn
 from formulations.file_kinds import FileKind
 from formulations.files import AnyPath
 from qcompress.model import forward as forwards
+from qcompress.model.padding import real_positions
 
 FILE_KIND = FileKind("qcompress agreement", version=1)
 
@@ -119,6 +120,8 @@ def agreement(
                 f"answers can be compared for outputs (…, classes) of two classes or more; found {tuple(before.shape)} "
                 f"and {tuple(after.shape)}"
             )
+        if (real := real_positions(batch, before)) is not None:
+            before, after = before[real], after[real]
         top = before.float().log_softmax(-1).topk(2, dim=-1)
         margins.append((top.values[..., 0] - top.values[..., 1]).flatten().cpu())
         answers.append(top.indices[..., 0].flatten().cpu())

@@ -10,6 +10,7 @@ random signs). Losses are per sample; ``kl`` is in nats.
   ``H = diag(p) - p·pᵀ``.
 - ``kl-tail``: the same with weights for the samples that the original is unsure of (`qcompress.model.tail_loss`).
 - ``mse``: mean squared difference of the outputs. Its gradient is zero, ``H = 2/D``.
+  The named losses leave padded positions out (`qcompress.model.padding`).
 - a callable ``(output, batch) -> (samples,)``: gradient by autograd, ``H`` by the empirical Fisher ``g·gᵀ``.
 """
 
@@ -56,7 +57,7 @@ class Loss(ABC):
         """Whether adding the same number to all outputs of a sample changes nothing, for such outputs."""
         return False
 
-    def doubt(self, output: Tensor) -> float | None:  # noqa: ARG002
+    def doubt(self, output: Tensor, batch: Any) -> float | None:  # noqa: ARG002
         """Number of wrong answers to expect of outputs that are probabilities; None for other outputs."""
         return None
 
@@ -132,7 +133,7 @@ class KullbackLeibler(Loss):
         """The same loss at the temperature `SOFTENED`."""
         return KullbackLeibler(self._given, temperature=SOFTENED)
 
-    def doubt(self, output: Tensor) -> float:
+    def doubt(self, output: Tensor, batch: Any) -> float:  # noqa: ARG002
         """Sum of one minus the largest probability, over all positions."""
         largest = self._classes_last(output).double().log_softmax(-1).amax(-1)
         return float(-torch.expm1(largest).sum())
@@ -308,23 +309,27 @@ def as_loss(loss: str | LossFunction | Loss) -> Loss:
     """
     if isinstance(loss, Loss):
         return loss
-    if loss == "kl":
-        return KullbackLeibler()
-    if isinstance(loss, str):
-        from qcompress.model.tail_loss import tail_weighted  # which is made of a loss from here
+    if isinstance(loss, str) and (named := _named(loss)) is not None:
+        from qcompress.model.padding import OverRealPositions  # which is made of a loss from here
 
-        if (weighted := tail_weighted(loss)) is not None:
-            return weighted
-    if isinstance(loss, str) and (dim := KL_DIM.fullmatch(loss)):
-        return KullbackLeibler(int(dim[1]))
-    if loss == "mse":
-        return MeanSquaredError()
+        return named if named.name == "kl:1" else OverRealPositions(named)  # which has its positions elsewhere
     if callable(loss):
         return CallableLoss(loss)
     raise OptionsError(
         f"loss must be 'kl', 'kl-tail', 'mse' or a callable (output, batch) -> (samples,), found {loss!r}; 'kl:1' is "
         "'kl' with the classes in dimension 1, 'kl-tail:3' weighs unsure samples more than 'kl-tail' does"
     )
+
+
+def _named(name: str) -> Loss | None:
+    """Return the loss of a name, None for another name."""
+    from qcompress.model.tail_loss import tail_weighted  # which is made of a loss from here
+
+    if name in ("kl", "mse"):
+        return KullbackLeibler() if name == "kl" else MeanSquaredError()
+    if dim := KL_DIM.fullmatch(name):
+        return KullbackLeibler(int(dim[1]))
+    return tail_weighted(name)
 
 
 def _per_sample_mean(values: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from qcompress.guard import Guarded
 from qcompress.measurement import Measurement, has_choice
 from qcompress.measuring.true_loss import mean_loss
 from qcompress.model import forward as forwards
-from qcompress.model.losses import KullbackLeibler, as_loss
+from qcompress.model.losses import as_loss
 from qcompress.model.opened import opened_of
 from qcompress.model.steady import steady
 from qcompress.proposals import Proposal
@@ -198,11 +198,17 @@ def _doubt(request: Request, kept: list[Any]) -> float | None:
     """Number of wrong answers to expect of the original on the held-out samples, see `Loss.doubt`."""
     calibration = request.calibration
     loss = as_loss(calibration.loss)
-    if not kept or not isinstance(loss, KullbackLeibler) or opened_of(calibration.goal) is not None:
+    if not kept or opened_of(calibration.goal) is not None:
         return None
     run = steady(calibration.forward)
     with forwards.evaluating(calibration.goal), torch.no_grad():
-        return sum(loss.doubt(forwards.run(calibration.goal, batch, run)) for batch in kept)
+        total = 0.0
+        for batch in kept:
+            doubt = loss.doubt(forwards.run(calibration.goal, batch, run), batch)
+            if doubt is None:
+                return None
+            total += doubt
+    return total
 
 
 def _metric(evaluate: Callable[[nn.Module], float], model: nn.Module) -> float:

@@ -20,6 +20,7 @@ from qcompress.errors import DataError
 from qcompress.model import forward as forwards
 from qcompress.model import layers
 from qcompress.model.captured import products_of
+from qcompress.model.padding import real_positions
 from qcompress.model.parts import Part
 from qcompress.transforms.column_blocks import block_size, products, spans
 
@@ -138,7 +139,7 @@ def _with_same_inputs(
         and layers.is_plain(module)
     ]
 
-    def note(name: str, module: nn.Module, given: Tensor) -> None:  # noqa: ARG001
+    def note(name: str, module: nn.Module, given: Tensor, real: Tensor | None) -> None:  # noqa: ARG001
         seen[name].append(inputs.number_of(name, given))
 
     listen(model, {path: (path,) for path in linear}, data, forward, note)
@@ -160,11 +161,12 @@ def _summed(
         modules[0] for modules in wanted if any(isinstance(model.get_submodule(path), nn.Linear) for path in modules)
     }
 
-    def add(name: str, module: nn.Module, given: Tensor) -> None:
+    def add(name: str, module: nn.Module, given: Tensor, real: Tensor | None) -> None:
         leader = together[name]
         if isinstance(module, nn.Embedding) and name in heads:
             return
         if isinstance(module, nn.Embedding):
+            given = given if real is None else given[real]
             seen = torch.bincount(given.flatten(), minlength=module.num_embeddings).double()
             sums.totals[name] = sums.totals[name] + seen if name in sums.totals else seen
             sums.counts[name] = sums.counts.get(name, 0) + given.numel()
@@ -176,7 +178,7 @@ def _summed(
             last[name] = number
             return
         last[name] = number
-        for rows in input_rows(module, given):
+        for rows in input_rows(module, given if real is None else given[real]):
             batch_sums = products(rows)
             if name not in sums.totals:
                 sums.totals[name] = torch.zeros_like(batch_sums, dtype=torch.float64)
@@ -193,9 +195,11 @@ def listen(
     modules: Mapping[str, Iterable[str]],
     data: Iterable[Any],
     forward: forwards.Forward | None,
-    note: Callable[[str, nn.Module, Tensor], None],
+    note: Callable[[str, nn.Module, Tensor, Tensor | None], None],
 ) -> None:
-    """Run the model on all batches; call ``note(name, module, input)`` for every call of the modules of a name.
+    """Run the model on all batches; call ``note(name, module, input, real)`` for every call of the modules of a name.
+
+    ``real`` says which positions of the input are real, None if all are (`qcompress.model.padding`).
 
     Args:
         model: any module.
@@ -205,10 +209,13 @@ def listen(
         note: what to call.
     """
     hooks = []
+    batch: Any = None
     for name, paths in modules.items():
 
         def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
-            note(name, module, args[0] if args else kwargs["input"])
+            given = args[0] if args else kwargs["input"]
+            by_position = isinstance(module, (nn.Linear, nn.Embedding)) and not given.is_nested
+            note(name, module, given, real_positions(batch, given) if by_position else None)
 
         hooks += [model.get_submodule(path).register_forward_pre_hook(hear, with_kwargs=True) for path in paths]
     try:

@@ -53,8 +53,8 @@ def input_squares(
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
-    def add(name: str, module: nn.Module, given: Tensor) -> None:
-        for rows in input_rows(module, given.detach()):
+    def add(name: str, module: nn.Module, given: Tensor, real: Tensor | None) -> None:
+        for rows in input_rows(module, given.detach() if real is None else given.detach()[real]):
             squares = rows.square().sum(0, dtype=torch.float64)
             sums[name] = sums[name] + squares if name in sums else squares
             counts[name] = counts.get(name, 0) + len(rows)

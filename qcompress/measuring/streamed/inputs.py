@@ -1,6 +1,7 @@
 """Inputs of the layers of a unit of an opened model: the moments and squares that its options are fitted to."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -33,10 +34,12 @@ def inputs_of(
     weighed = [part for part in parts if any(offer.needs_squares(part.target) for offer in offers[part.name])]
     if sweep is None or not (calibrated or weighed):
         return {}, {}, {}
-    data = range(len(sweep))
+    data = [sample.inputs for sample in sweep.samples]
+    numbers = {id(inputs): number for number, inputs in enumerate(data)}
 
-    def run(_: nn.Module, sample: int) -> Tensor:
-        return sweep.output(sample) if block is None else sweep.through(block, sample)
+    def run(_: nn.Module, inputs: Any) -> Tensor:
+        number = numbers[id(inputs)]
+        return sweep.output(number) if block is None else sweep.through(block, number)
 
     moments, num_inputs = second_moments(model, calibrated, data, run) if calibrated else ({}, {})
     squares = input_squares(model, weighed, data, run) if weighed else {}

@@ -1,0 +1,123 @@
+"""Padding: positions of a batch that hold no words, which count in no loss and in no statistics of inputs.
+
+A mapping may hold an ``attention_mask`` ``(samples, positions)``, 1 at real positions and 0 at padded ones. Where a
+model's outputs or a layer's inputs are ``(samples, positions, …)``, the padded ones are left out: a sample's loss is
+the mean over its real positions, as it would be without padding.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qcompress.model.losses import Loss
+
+MASK = "attention_mask"
+
+
+def real_positions(batch: Any, values: Tensor) -> Tensor | None:
+    """Return which positions of ``values`` are real, ``(samples, positions)`` booleans; None if all are.
+
+    ``values`` are words ``(samples, positions)`` or vectors ``(samples, positions, …)``; all positions of values of
+    another shape are taken for real.
+
+    >>> batch = {"attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}
+    >>> real_positions(batch, torch.zeros(2, 3, 5))
+    tensor([[ True,  True, False],
+            [ True,  True,  True]])
+    >>> real_positions(batch, torch.zeros(2, 5)) is None
+    True
+    """
+    mask = batch.get(MASK) if isinstance(batch, Mapping) else None
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or values.shape[:2] != mask.shape:
+        return None
+    if values.ndim == 2 and values.is_floating_point():  # features that are as many as there are positions
+        return None
+    real = (mask == 1).to(values.device)
+    binary = bool(((mask == 0) | (mask == 1)).all())
+    return real if binary and not bool(real.all()) else None
+
+
+class OverRealPositions(Loss):
+    """A loss that is a mean over positions, taken over the real positions of each sample.
+
+    Args:
+        loss: a loss of outputs ``(samples, positions, …)`` that is a mean over positions of what depends on the outputs
+            at one position alone.
+    """
+
+    def __init__(self, loss: Loss) -> None:
+        self._loss, self.name, self.curvature_varies = loss, loss.name, loss.curvature_varies
+
+    @property
+    def softened(self) -> Loss | None:
+        """The same of the softened loss."""
+        softened = self._loss.softened
+        return None if softened is None else OverRealPositions(softened)
+
+    def guesses_dim(self, output: Tensor) -> bool:
+        """Same as of the loss."""
+        return self._loss.guesses_dim(output)
+
+    def ignores_shifts(self, output: Tensor) -> bool:
+        """Same as of the loss."""
+        return self._loss.ignores_shifts(output)
+
+    def require(self, output: Tensor) -> None:
+        """Check the same as the loss."""
+        self._loss.require(output)
+
+    def doubt(self, output: Tensor, batch: Any) -> float | None:
+        """Sum over the real positions."""
+        real = real_positions(batch, output)
+        return self._loss.doubt(output if real is None else output[real], batch)
+
+    def rise(self, output: Tensor, reference: Tensor, batch: Any) -> Tensor:
+        """``(samples,)``: means over real positions."""
+        return self.rise_by_position(output, reference, batch).mean(dim=1)
+
+    def rise_by_position(self, output: Tensor, reference: Tensor, batch: Any) -> Tensor:
+        """``(samples, positions)``: 0 at padded positions, the others scaled so that the mean is the sample's loss."""
+        weights = _weights(batch, output)
+        if weights is None:
+            return self._loss.rise_by_position(output, reference, batch)
+        unchanged = torch.where(_along(weights, output) > 0, output, reference)
+        by_position = self._loss.rise_by_position(unchanged, reference, batch)
+        return by_position * (weights if by_position.shape == weights.shape else weights.amax(dim=1, keepdim=True))
+
+    def effects(self, changes: Tensor, point: Tensor, batch: Any) -> Tensor:
+        """Return the loss's effects times the roots of the positions' weights."""
+        return _scaled(self._loss.effects(changes, point, batch), point, batch)
+
+    def probes(self, reference: Tensor, batch: Any, generator: torch.Generator) -> Tensor:
+        """Return the loss's probes times the roots of the positions' weights."""
+        return _scaled(self._loss.probes(reference, batch, generator), reference, batch)
+
+    def probe(self, point: Tensor, batch: Any, generator: torch.Generator) -> Tensor:
+        """Return the loss's probe times the roots of the positions' weights."""
+        return _scaled(self._loss.probe(point, batch, generator), point, batch)
+
+    def gradient(self, point: Tensor, batch: Any, reference: Tensor | None = None) -> Tensor | None:
+        """Return the loss's gradient times the positions' weights."""
+        gradient, weights = self._loss.gradient(point, batch, reference), _weights(batch, point)
+        return gradient if gradient is None or weights is None else gradient * _along(weights, point)
+
+
+def _weights(batch: Any, output: Tensor) -> Tensor | None:
+    """Return the weight of every position ``(samples, positions)``, of mean 1 over a sample's positions."""
+    real = real_positions(batch, output)
+    if real is None:
+        return None
+    return real.to(output.dtype) * (real.shape[1] / real.sum(dim=1, keepdim=True).clamp(min=1))
+
+
+def _along(weights: Tensor, output: Tensor) -> Tensor:
+    """Return the weights in a shape that multiplies outputs."""
+    return weights.view(*weights.shape, *(1,) * (output.ndim - 2))
+
+
+def _scaled(values: Tensor, output: Tensor, batch: Any) -> Tensor:
+    """Multiply values ``(…, *output.shape)`` by the roots of the positions' weights."""
+    weights = _weights(batch, output)
+    return values if weights is None else values * _along(weights.sqrt(), output)

@@ -1,0 +1,133 @@
+"""Padded positions count in nothing: a padded batch measures the same as its samples alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import qcompress
+from qcompress.agreement import agreement
+from qcompress.measuring.true_loss import mean_loss
+from qcompress.model.losses import as_loss
+from qcompress.model.padding import real_positions
+from tests.models import seeded
+from tests.opened_models import in_memory, saved, tokens
+
+LENGTHS = (3, 7, 5, 7)
+WORDS = 11
+
+
+class Words(nn.Module):
+    """Scores of words from a word and the mean of the real words; padded positions have outputs as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.inner, self.head = nn.Embedding(WORDS, 8), nn.Linear(8, 16), nn.Linear(16, WORDS)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        words, real = self.embed(input_ids), attention_mask[..., None].to(self.embed.weight.dtype)
+        mean = (words * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)
+        return self.head(torch.relu(self.inner(words + mean)))
+
+
+def batches(
+    *, left: bool = False, lengths: tuple[int, ...] = LENGTHS
+) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+    """Samples of several lengths, each alone and all padded to one batch."""
+    generator = torch.Generator().manual_seed(0)
+    alone, padded = [], []
+    for length in lengths:
+        ids = torch.randint(1, WORDS, (1, length), generator=generator)
+        alone.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+        sides = (max(lengths) - length, 0) if left else (0, max(lengths) - length)
+        padded.append({name: nn.functional.pad(value, sides) for name, value in alone[-1].items()})
+    return alone, {name: torch.cat([sample[name] for sample in padded]) for name in padded[0]}
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("loss", ["kl", "mse", "kl-tail"])
+def test_a_padded_batch_measures_the_same_as_its_samples_alone(loss: str, left: bool) -> None:
+    model = seeded(Words)
+    options = qcompress.prune_quantize(bits=(2, 4), sparsity=(0,), compensated=True)
+    alone, padded = batches(left=left)
+    apart = qcompress.measure(model, alone, options, loss=loss, method="direct")
+    together = qcompress.measure(model, [padded], options, loss=loss, method="direct")
+    np.testing.assert_allclose(together.cost, apart.cost, rtol=1e-4, atol=1e-9)  # sums of float32 in another order
+    np.testing.assert_allclose(together.error, apart.error, rtol=1e-4, atol=1e-7)
+    assert together.num_inputs == apart.num_inputs
+    assert together.num_samples == apart.num_samples == len(LENGTHS)
+    smaller = qcompress.apply(model, apart, qcompress.solve(qcompress.formulate(apart, {"bytes": 0.25}), "greedy"))
+    assert mean_loss(model, smaller, [padded], loss=loss) == pytest.approx(
+        mean_loss(model, smaller, alone, loss=loss), rel=1e-5
+    )
+    found, expected = agreement(model, smaller, [padded]), agreement(model, smaller, alone)
+    assert found.samples == expected.samples == sum(LENGTHS)
+    assert found.changed == expected.changed
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(["kl", "kl:-1", "kl:2", "mse", "kl-tail:1"]),
+    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    softened=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_every_part_of_a_loss_leaves_padded_positions_out(
+    name: str, lengths: list[int], softened: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    loss = as_loss(name)
+    loss = loss.softened if softened and loss.softened is not None else loss
+    mask = torch.zeros(len(lengths), max(lengths))
+    for row, length in zip(mask, lengths, strict=True):
+        row[torch.randperm(max(lengths))[:length]] = 1
+    before, after = (torch.randn(*mask.shape, 5, dtype=torch.float64) for _ in range(2))
+    batch = {"attention_mask": mask.long()}
+    rise, effects = loss.rise(after, before, batch), loss.effects((after - before)[None], before, batch)[0]
+    by_position = loss.rise_by_position(after, before, batch)
+    gradient = loss.gradient(after, batch, before)
+    assert gradient is not None
+    probe = loss.probe(before, batch, torch.Generator().manual_seed(0))
+    probes = loss.probes(before, batch, torch.Generator().manual_seed(0))
+    for index, row in enumerate(mask.bool()):
+        own = before[index, row][None], after[index, row][None]
+        torch.testing.assert_close(rise[index], loss.rise(own[1], own[0], None)[0])
+        torch.testing.assert_close(by_position[index].mean(), rise[index])
+        alone = loss.effects((own[1] - own[0])[None], own[0], None)
+        torch.testing.assert_close(effects[index].square().sum(), alone.square().sum())
+        torch.testing.assert_close(gradient[index, row], loss.gradient(own[1], None, own[0])[0])  # type: ignore[index]
+        for padded in (gradient[index, ~row], effects[index, ~row], probe[index, ~row], probes[:, index, ~row]):
+            assert not padded.any()
+
+
+def test_an_opened_model_leaves_padded_positions_out_as_one_in_memory_does(tmp_path: Path) -> None:
+    folder = saved("Llama", tmp_path)
+    model, ids = in_memory(folder), tokens(6, 9)
+    mask = torch.ones_like(ids)
+    mask[::2, 5:] = 0
+    data = [{"input_ids": ids, "attention_mask": mask}]
+    options = qcompress.prune_quantize(bits=(3,), sparsity=(0,), compensated=True)
+    near = qcompress.measure(model, data, options, method="sampled")
+    opened = qcompress.measure(qcompress.open_model(folder), data, options, method="sampled")
+    np.testing.assert_allclose(opened.error, near.error, rtol=1e-5)
+    np.testing.assert_allclose(opened.cost, near.cost, rtol=1e-4)
+    ids[::2, 5:] = 7  # other words at padded positions
+    other = qcompress.measure(qcompress.open_model(folder), data, options, method="sampled")
+    np.testing.assert_allclose(other.error, opened.error, rtol=1e-5)
+
+
+def test_only_what_has_positions_is_padded() -> None:
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    batch = {"attention_mask": mask}
+    assert real_positions(batch, torch.zeros(2, 3)) is None  # three features, not three positions
+    assert real_positions(batch, torch.zeros(2, 4, 3)) is None
+    assert real_positions({"attention_mask": torch.ones(2, 3)}, torch.zeros(2, 3, 5)) is None
+    assert real_positions({"attention_mask": -1e9 * (1.0 - mask)}, torch.zeros(2, 3, 5)) is None  # added to scores
+    assert real_positions([mask], torch.zeros(2, 3, 5)) is None
+    real = real_positions(batch, torch.zeros(2, 3, dtype=torch.long))
+    assert real is not None
+    assert real.tolist() == mask.bool().tolist()
