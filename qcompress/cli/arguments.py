@@ -66,10 +66,12 @@ Loss = Annotated[
     ),
 ]
 Method = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="'fisher' (a few backward passes), 'direct' (every option's true loss) or 'sampled' (language models: one "
-        "backward pass per sample)."
+        "backward pass per sample). Default: fisher; for hf:FOLDER and gguf:FILE sampled, the only one for a folder "
+        "that is read block by block.",
+        show_default=False,
     ),
 ]
 Granularity = Annotated[str, typer.Option(help="'layer', or the number of output channels per block.")]
@@ -79,8 +81,24 @@ ProblemFile = Annotated[
 
 
 def output_option(help: str) -> Any:  # noqa: A002  (name in typer)
-    """Return the option ``--output``, ``-o``."""
+    """Return the option ``--output``, ``-o``, for a file in a folder that exists."""
+    return typer.Option("--output", "-o", help=help, callback=_in_folder)
+
+
+def folder_option(help: str) -> Any:  # noqa: A002
+    """Return the option ``--output``, ``-o``, for a folder, which is made with those around it."""
     return typer.Option("--output", "-o", help=help)
+
+
+def _in_folder(output: Path | None) -> Path | None:
+    """Return the path unchanged.
+
+    Raises:
+        typer.BadParameter: the folder around it does not exist.
+    """
+    if output is not None and not output.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {str(output.parent)!r} for {output.name}.")
+    return output
 
 
 def named(reference: str, what: str) -> Any:

@@ -64,7 +64,7 @@ def compare(
         int, typer.Option(help="Number of simultaneous runs. They share the cores; use 1 to compare times.")
     ] = 1,
     journal: arguments.JournalFile = None,
-    output: Annotated[Path, arguments.output_option("Folder for values, tables and plots.")] = Path("comparison"),
+    output: Annotated[Path, arguments.folder_option("Folder for values, tables and plots.")] = Path("comparison"),
     as_json: arguments.AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print a line for every run as CSV on stdout.")] = False,
 ) -> int:

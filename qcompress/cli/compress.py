@@ -10,6 +10,7 @@ from qcompress.cli.console import out, print_json, say
 from qcompress.cli.explaining import explain
 from qcompress.cli.finetune import tell_end
 from qcompress.cli.flag_groups import with_flag_groups
+from qcompress.cli.forecast import tell_forecast
 from qcompress.cli.language_model import TextFlags
 from qcompress.cli.offering import OfferFlags
 from qcompress.cli.progress import watching
@@ -23,11 +24,9 @@ from qcompress.cli.shared_flags import (
 )
 
 if TYPE_CHECKING:  # the measuring side is imported only by commands that measure
-    from torch import nn
+    from torch import Tensor, nn
 
-    from qcompress import Result
-    from qcompress.model.opened import Opened
-    from qcompress.model.text import Windows
+    from qcompress import Engine, Result
 
 ResultsFolder = Annotated[
     Path | None,
@@ -55,7 +54,7 @@ def compress(
     ] = None,
     output: Annotated[
         Path | None,
-        arguments.output_option(
+        arguments.folder_option(
             "Folder for all results. Default: runs/NAME, with the model's name. With --target, this is the engine's "
             "file, and all other results go to --folder."
         ),
@@ -88,7 +87,7 @@ def compress(
 
     choice.require_context(target.target)
     engine = target.engine()
-    results = _folder_for_results(calibration.model, output, folder, targeted=engine is not None)
+    results = _folder_for_results(calibration.model, output, folder, engine)
     settings: dict[str, Any] = {
         "options": None if offer.are_default() else offer.options(),
         "evaluate": None if evaluate is None else arguments.function(evaluate, "--evaluate"),
@@ -98,9 +97,9 @@ def compress(
     }
     for flags in (offer, training, measuring, calibration, choice):
         settings |= flags.arguments()
-    if language := text.language_model(calibration.model, calibration.data, by_block=engine is None or engine.by_block):
-        network, batches = language[0], language[1].calibration
-        settings |= _for_language_model(*language, text, offer, settings)
+    if language := _language_model(calibration, measuring, offer, text, settings):
+        network, batches, more = language
+        settings |= more
     else:
         network, batches = calibration.model_and_data()
     settings["budget"] = choice.within_memory(settings["budget"], network)
@@ -121,14 +120,17 @@ def compress(
     _print_result(result, results, target=target.target, as_json=as_json)
 
 
-def _folder_for_results(model: str, output: Path | None, folder: Path | None, *, targeted: bool) -> Path:
+def _folder_for_results(model: str, output: Path | None, folder: Path | None, engine: "Engine | None") -> Path:
     """Return the folder of the run, and say whose results it holds if they are for another engine's file.
 
     Raises:
         typer.BadParameter: a folder without an engine, where --output is the folder.
+        EngineError, FileNotFoundError: the engine's file cannot be written there.
     """
-    from qcompress.run_folder import output_of
+    from qcompress.engines.export import require_free
+    from qcompress.run_folder import has_written, output_of
 
+    targeted = engine is not None
     if folder is not None:
         if not targeted:
             raise typer.BadParameter("--folder is for --target; without an engine, --output is the folder.")
@@ -136,6 +138,8 @@ def _folder_for_results(model: str, output: Path | None, folder: Path | None, *,
         folder = Path("runs") / Path(model.rpartition(":")[2]).name
     else:
         folder = output
+    if engine is not None and output is not None:
+        require_free(engine, output, own=has_written(folder, output))
     earlier = output_of(folder)
     if earlier is not None and (output is None or output.resolve() != earlier):
         say(
@@ -146,47 +150,30 @@ def _folder_for_results(model: str, output: Path | None, folder: Path | None, *,
     return folder
 
 
-def _for_language_model(
-    network: "nn.Module", windows: "Windows", text: TextFlags, offer: OfferFlags, settings: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the arguments that follow from a language model's text; for an opened model, print a forecast."""
+def _language_model(
+    calibration: CalibrationFlags, measuring: MeasureFlags, offer: OfferFlags, text: TextFlags, settings: dict[str, Any]
+) -> "tuple[nn.Module, list[Tensor], dict[str, Any]] | None":
+    """Return a language model, the batches of its text and the arguments that follow from it, and print a forecast.
+
+    None for any other MODEL.
+    """
     from functools import partial
 
     from qcompress.measuring.perplexity import perplexity
-    from qcompress.model.opened import opened_of
 
-    if (opened := opened_of(network)) is not None:
-        _forecast(network, opened, windows, text, offer, settings)
-    return {
-        "method": "sampled",
-        "memory": text.memory,
+    engine = settings["target"]
+    by_block = engine is None or engine.by_block
+    language = text.language_model(calibration.model, calibration.data, measuring.method, by_block=by_block)
+    if language is None:
+        return None
+    network, windows = language
+    tell_forecast(network, windows, offer, settings)
+    more = {
+        **text.arguments(measuring.method),
         "validation": settings["validation"] or windows.validation,
         "evaluate": settings["evaluate"] or partial(perplexity, windows=windows.test),
     }
-
-
-def _forecast(
-    network: "nn.Module",
-    opened: "Opened",
-    windows: "Windows",
-    text: TextFlags,
-    offer: OfferFlags,
-    settings: dict[str, Any],
-) -> None:
-    """Print how long measuring will take."""
-    from qcompress.measuring.options_by_layer import Offered
-    from qcompress.measuring.streamed.forecast_time import forecast_seconds
-
-    words, engine = offer.arguments(), settings["target"]
-    options = settings["options"] or (offer.options() if engine is None else engine.options())
-    offered = Offered.of(options, skip=words.get("skip", ()), only=words.get("only"))
-    sizes = [opened.block_bytes(path) for path in opened.blocks]
-    seconds = forecast_seconds(network, windows.calibration, offered)
-    say(
-        f"{len(sizes)} blocks of {max(sizes) / 1e6:,.0f} MB, {len(windows.calibration)} windows of {text.length} "
-        f"tokens ({len(windows.validation)} more for validation, {len(windows.test)} for testing): measuring takes "
-        f"about {seconds:,.0f} s, longer with compensated codes"
-    )
+    return network, windows.calibration, more
 
 
 def _tell_files(folder: Path) -> None:

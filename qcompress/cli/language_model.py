@@ -1,8 +1,9 @@
 """Language models on the command line: ``hf:FOLDER`` or ``gguf:FILE``, with plain text as data."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:  # the measuring side is imported only by commands that measur
     from qcompress.model.text import Windows
 
 FOLDER, FILE = "hf:", "gguf:"
+METHOD = "sampled"
 TEXT = "Language models (MODEL hf:FOLDER or gguf:FILE)"
 
 
@@ -62,19 +64,43 @@ def whole(place: Path) -> "nn.Module":
 
 
 def text_windows(place: Path, text: Path, *, length: int, count: int = 64) -> "Windows":
-    """Take windows of a text; see `qcompress.model.text.token_windows`.
+    """Take windows of a text that a language model accepts; see `qcompress.model.text.token_windows`.
 
     Raises:
         EngineError: the place is a GGUF file of an encoder.
+        ModelError: the place is the folder of an encoder with a decoder.
+        DataError: the windows have more tokens than the model positions, or tokens that it does not know.
     """
     from qcompress.model.text import token_windows
+    from qcompress.model.text_limits import require_one_text, require_positions, require_vocabulary
 
-    if not place.is_file():
-        return token_windows(place, text, length=length, count=count)
+    with _readable(place) as source:
+        config = _config_of(place)
+        require_one_text(config, place)
+        require_positions(config, place, length)
+        windows = token_windows(source, text, length=length, count=count)
+    require_vocabulary(config, place, windows)
+    return windows
+
+
+def _readable(place: Path) -> AbstractContextManager[Path]:
+    """A context manager that gives the folder, or a GGUF file, whose tokenizer transformers reads."""
+    if place.is_dir():
+        return nullcontext(place)
     from qcompress.engines.llama_cpp.tokenizer_file import readable
 
-    with readable(place) as source:
-        return token_windows(source, text, length=length, count=count)
+    return readable(place)
+
+
+def _config_of(place: Path) -> Any:
+    """Return the configuration of a language model as transformers has it."""
+    if place.is_dir():
+        from qcompress.model import hugging_face
+
+        return hugging_face.config_of(place)
+    from qcompress.engines.llama_cpp import reading
+
+    return reading.config_of(place)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,12 +132,15 @@ class TextFlags:
         ),
     ] = None
 
-    def language_model(self, model: str, data: str | None, *, by_block: bool) -> "tuple[nn.Module, Windows] | None":
+    def language_model(
+        self, model: str, data: str | None, method: str | None, *, by_block: bool
+    ) -> "tuple[nn.Module, Windows] | None":
         """Return the language model and the windows of the text; None for any other MODEL.
 
         Args:
             model: the argument MODEL.
             data: the argument DATA, if given.
+            method: how to measure, if given.
             by_block: whether the model of a folder is read block by block, or loaded whole.
 
         Raises:
@@ -128,8 +157,19 @@ class TextFlags:
             raise typer.BadParameter(
                 "--memory is for hf:FOLDER and engines that write a model block by block; here it is loaded whole."
             )
+        if by_block and method not in (None, METHOD):
+            raise typer.BadParameter(
+                f"--method {method} needs the model in memory, and that of hf:FOLDER is read block by block here: only "
+                f"--method {METHOD}, the default, measures it."
+            )
         import qcompress
+        from qcompress.measuring.streamed.forecast import as_bytes
 
+        as_bytes(self.memory)
         place = place_of(model)
         windows = text_windows(place, self.text, length=self.length, count=self.windows)
         return qcompress.open_model(place) if by_block else whole(place), windows
+
+    def arguments(self, method: str | None) -> dict[str, Any]:
+        """Return the arguments ``method`` (`METHOD` if none is given) and ``memory`` for a language model."""
+        return {"method": METHOD if method is None else method, "memory": self.memory}

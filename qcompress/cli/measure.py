@@ -9,6 +9,7 @@ from formulations.formatting import amount
 from qcompress.cli import arguments
 from qcompress.cli.console import print_json, print_table, say
 from qcompress.cli.flag_groups import with_flag_groups
+from qcompress.cli.forecast import tell_forecast
 from qcompress.cli.language_model import TextFlags
 from qcompress.cli.offering import OfferFlags
 from qcompress.cli.progress import watching
@@ -43,9 +44,11 @@ def measure(
     from qcompress.model.forward import first_batch
 
     options, settings = offer.options(), offer.arguments() | measuring.arguments() | calibration.arguments()
-    if language := text.language_model(calibration.model, calibration.data, by_block=not latency):
-        network, batches = language[0], language[1].calibration
-        settings |= {"method": "sampled", "memory": text.memory}
+    by_block = not latency
+    if language := text.language_model(calibration.model, calibration.data, measuring.method, by_block=by_block):
+        (network, windows), batches = language, language[1].calibration
+        settings |= text.arguments(measuring.method)
+        tell_forecast(network, windows, offer, settings | {"options": options})
     else:
         network, batches = calibration.model_and_data()
     with watching("measuring") as watch:

@@ -65,15 +65,16 @@ class CalibrationFlags:
 class MeasureFlags:
     """How costs are measured, and the size of parts."""
 
-    method: arguments.Method = "fisher"
+    method: arguments.Method = None
     granularity: arguments.Granularity = "layer"
     jobs: Annotated[
         int, typer.Option(help="Number of processes that measure, one batch at a time; -1 for one per core.")
     ] = 1
 
     def arguments(self) -> dict[str, Any]:
-        """Return ``method``, ``granularity`` and ``jobs``."""
-        return {"method": self.method, "granularity": arguments.granularity(self.granularity), "jobs": self.jobs}
+        """Return ``granularity`` and ``jobs``, and ``method`` if it is given."""
+        method = {} if self.method is None else {"method": self.method}
+        return {**method, "granularity": arguments.granularity(self.granularity), "jobs": self.jobs}
 
 
 @dataclass(frozen=True, kw_only=True)

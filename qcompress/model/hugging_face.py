@@ -41,6 +41,23 @@ def read_json(file: Path) -> dict[str, Any]:
     return values
 
 
+def config_of(folder: Path) -> Any:
+    """Return the configuration of a folder as transformers reads it.
+
+    Raises:
+        ModelError: transformers cannot read it.
+        MissingError: transformers is missing.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingError("open_model needs transformers: pip install 'qcompress[compressed-tensors]'") from error
+    try:
+        return transformers.AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"transformers cannot read the configuration in {folder}: {error}") from error
+
+
 def built(folder: Path, dtype: torch.dtype | None) -> nn.Module:
     """Build the model of a folder's ``config.json``.
 
@@ -52,16 +69,7 @@ def built(folder: Path, dtype: torch.dtype | None) -> nn.Module:
         ModelError: transformers cannot read the configuration, or has no such model.
         MissingError: transformers is missing.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingError("open_model needs transformers: pip install 'qcompress[compressed-tensors]'") from error
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder)
-        with_generation = (folder / "generation_config.json").is_file()
-        generation = transformers.GenerationConfig.from_pretrained(folder) if with_generation else None
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"transformers cannot read the configuration in {folder}: {error}") from error
+    config, generation = config_of(folder), _generation_of(folder)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     kind: Any = class_of(config)
@@ -69,6 +77,18 @@ def built(folder: Path, dtype: torch.dtype | None) -> nn.Module:
     if generation is not None:
         model.generation_config = generation
     return model
+
+
+def _generation_of(folder: Path) -> Any:
+    """Return the settings for generating text in a folder, or None without any."""
+    import transformers
+
+    if not (folder / "generation_config.json").is_file():
+        return None
+    try:
+        return transformers.GenerationConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"transformers cannot read generation_config.json in {folder}: {error}") from error
 
 
 def class_of(config: Any) -> type[nn.Module]:

@@ -59,7 +59,7 @@ def read_gguf(path: AnyPath) -> nn.Module:
     file = Path(path)
     head = require_readable(file)
     tensors = {tensor.name: tensor for tensor in opened(file).tensors}
-    shapes = {name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in tensors.items()}
+    shapes = {name: _shape(tensor) for name, tensor in tensors.items()}
     config = transformers.AutoConfig.for_model(**_config(head, shapes))
     if any(not rotation_factors.are_those_of(config, plan) for plan in head.tensors):
         raise EngineError(
@@ -84,6 +84,24 @@ def read_gguf(path: AnyPath) -> nn.Module:
     _require_all_read(file, head, unique_state(model), shapes)
     model.name_or_path = str(file)  # type: ignore[assignment]
     return model
+
+
+def config_of(file: Path) -> Any:
+    """Return the configuration of a GGUF file in transformers' terms, from its header alone.
+
+    Raises:
+        EngineError: same as in `read_gguf`.
+    """
+    import transformers
+
+    head = require_readable(file)
+    return transformers.AutoConfig.for_model(
+        **_config(head, {tensor.name: _shape(tensor) for tensor in opened(file).tensors})
+    )
+
+
+def _shape(tensor: Any) -> tuple[int, ...]:
+    return tuple(int(size) for size in reversed(tensor.shape))
 
 
 def require_readable(file: Path) -> Head:

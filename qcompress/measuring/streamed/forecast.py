@@ -76,6 +76,11 @@ def forecast_of(
     )
 
 
+def needed_bytes(base: int, units: Sequence[UnitForecast]) -> int:
+    """Memory that a process needs which uses ``base`` bytes already, for the largest of the units."""
+    return base + COMPILING + max(unit.total for unit in units)
+
+
 def room_left(memory: int | None, base: int, units: Sequence[UnitForecast], most: int) -> int:
     """Number of bytes that may be used to decode and multiply once for several samples.
 
@@ -91,14 +96,14 @@ def room_left(memory: int | None, base: int, units: Sequence[UnitForecast], most
     if memory is None:
         return most
     largest = max(units, key=lambda unit: unit.total)
-    needed = base + COMPILING + largest.total
+    needed = needed_bytes(base, units)
     if needed > memory:
+        uses = {"weights": largest.weights, "options": largest.options, "encoding them": largest.working}
+        listed = ", ".join(f"{_shown(use)} for {what}" for what, use in uses.items() if use)
         raise OptionsError(
-            f"memory={_shown(memory)} was given, but about {needed / SHOWN:.3g} GB are needed: the process and "
-            f"everything outside the blocks use {(base + COMPILING) / SHOWN:.3g}, {largest.name} needs "
-            f"{largest.weights / SHOWN:.3g} for weights, {largest.options / SHOWN:.3g} for its options and "
-            f"{largest.working / SHOWN:.3g} to encode them; give more memory, enable fewer options, or use "
-            "shorter samples"
+            f"memory={_shown(memory)} was given, but about {_shown(needed)} are needed: the process and what it holds "
+            f"all the time use {_shown(base + COMPILING)}, and {largest.name} needs {listed}; give more memory, enable "
+            "fewer options, or use shorter samples"
         )
     return min(most, memory - needed)
 
@@ -125,7 +130,14 @@ def as_bytes(memory: int | str | None) -> int | None:
 
 
 def _shown(memory: int) -> str:
-    return f"{memory:,} bytes" if memory < SHOWN / 1000 else f"{memory / SHOWN:.3g} GB"
+    """Memory in words.
+
+    >>> _shown(46_100), _shown(938_000_000), _shown(16_500_000_000)
+    ('46,100 bytes', '938 MB', '16.5 GB')
+    """
+    if memory < SHOWN / 1000:
+        return f"{memory:,} bytes"
+    return f"{memory / 1e6:.3g} MB" if memory < SHOWN else f"{memory / SHOWN:.3g} GB"
 
 
 def resident_bytes() -> int:

@@ -7,14 +7,12 @@ numbers; the effects are computed block by block (`qcompress.measuring.streamed.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from formulations.files import AnyPath
 from qcompress.errors import OptionsError
@@ -24,13 +22,8 @@ from qcompress.measuring.methods import evidence
 from qcompress.measuring.options_by_layer import Offered, calibrated_options
 from qcompress.measuring.progress import MeasureProgress
 from qcompress.measuring.streamed.effects import StreamedEffects, UnitEffects
-from qcompress.measuring.streamed.forecast import (
-    UnitForecast,
-    as_bytes,
-    forecast_of,
-    resident_bytes,
-    room_left,
-)
+from qcompress.measuring.streamed.forecast import as_bytes, resident_bytes, room_left
+from qcompress.measuring.streamed.forecast_memory import surveyed, unit_forecasts
 from qcompress.measuring.streamed.inputs import inputs_of
 from qcompress.measuring.streamed.resume_folder import resume_folder
 from qcompress.measuring.streamed.supported import require_supported
@@ -41,10 +34,9 @@ from qcompress.model.calibration import Calibration
 from qcompress.model.chain import without_cache
 from qcompress.model.losses import CallableLoss
 from qcompress.model.opened import opened_of
-from qcompress.model.parts import Part, Survey, survey
+from qcompress.model.parts import Part, Survey
 from qcompress.model.steady import steady
 from qcompress.model.weights import layer_names
-from qcompress.options import Options
 from qcompress.transforms.base import Transform
 
 UNREACHED = "no gradient reaches it, so the effect of its options is unknown"
@@ -81,16 +73,10 @@ def measure_streamed(
     ):
         run = steady(calibration.forward, calibration.seed)
         sweep = BlockSweep(model, opened, calibration.data, run, folder)
-        outputs: list[Tensor] = []
-
-        def watched(model: nn.Module, batch: Any) -> Tensor:
-            outputs.append(forwards.run(model, batch, run))
-            return outputs[-1]
-
-        inventory = survey(model, [sweep.samples[0].inputs], watched, loss=calibration.loss, left_out=offered.left_out)
+        inventory, output = surveyed(sweep, run, offered, calibration.loss)
         options, notes = calibrated_options(inventory.parts, offered)
         require_supported(inventory.parts, [options[part.name].offers for part in inventory.parts])
-        room = room_left(limit, resident_bytes(), _forecasts(sweep, inventory.parts, options, outputs[0]), DECODED)
+        room = room_left(limit, resident_bytes(), unit_forecasts(sweep, inventory.parts, options, output), DECODED)
 
         def work_out(parts: Sequence[Part], block: int | None) -> tuple[Candidates, NDArray[np.float64]]:
             offers = {part.name: options[part.name].offers for part in parts}
@@ -103,31 +89,12 @@ def measure_streamed(
         tell = _telling(sweep, on_progress)
         for index in sweep.forward():
             tell(index + 1)
-        sweep.require_chain(outputs[0])
+        sweep.require_chain(output)
         units = []
         for number, unit in enumerate(effects.units()):
             units.append(unit)
             tell(len(sweep.chain) + number + 1)
         return _assembled(calibration, inventory, units, sweep, notes)
-
-
-def _forecasts(
-    sweep: BlockSweep, parts: Sequence[Part], options: Mapping[str, Options], output: Tensor
-) -> list[UnitForecast]:
-    """Memory forecasts of every block and of everything outside the blocks."""
-    tokens = max(shape[:-1].numel() for shape in sweep.shapes)
-    itemsize = sweep.dtype.itemsize
-    forecasts: list[UnitForecast] = []
-    inside: set[str] = set()
-    for path in sweep.opened.blocks:
-        block_parts = [part for part in parts if part.modules[0].startswith(f"{path}.")]
-        inside.update(part.name for part in block_parts)
-        through = sum(part.target.per_channel + part.target.channels for part in block_parts)
-        weights = sweep.opened.block_bytes(path)
-        forecasts.append(forecast_of(f"block {path!r}", weights, block_parts, options, 4 * tokens * through * itemsize))
-    outside = [part for part in parts if part.name not in inside]
-    forecasts.append(forecast_of("everything outside the blocks", 0, outside, options, 8 * 4 * output.numel()))
-    return forecasts
 
 
 def _telling(sweep: BlockSweep, on_progress: Callable[[MeasureProgress], None] | None) -> Callable[[int], None]:

@@ -49,7 +49,7 @@ class BlockSweep:
         before, after: paths of the modules that are called before the blocks, and after them.
 
     Raises:
-        DataError: there is no sample.
+        DataError: there is no sample, or the model does not accept one.
         ModelError: the blocks do not form a chain.
     """
 
@@ -62,7 +62,7 @@ class BlockSweep:
         if not self.samples:
             raise DataError("the calibration data holds no sample")
         with torch.no_grad():
-            starts = [self.chain.call(0, sample.inputs)[0] for sample in self.samples]
+            starts = [self._start(sample) for sample in self.samples]
             self.shapes, self.dtype = [start.shape for start in starts], starts[0].dtype
             self.sizes = [shape[0] for shape in self.shapes]
             with opened.loaded(opened.blocks[0]):  # finds out how a block wraps its output
@@ -71,6 +71,11 @@ class BlockSweep:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def _start(self, sample: Sample) -> Tensor:
+        """The hidden states before the first block."""
+        with forwards.first_pass(sample.inputs, f"a sample of batch {sample.batch}"):
+            return self.chain.call(0, sample.inputs)[0]
 
     def states(self, boundary: int, name: str = "states") -> HiddenStates:
         """The hidden states before block ``boundary`` (for the last boundary, after the last block)."""

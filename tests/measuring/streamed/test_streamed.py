@@ -224,7 +224,7 @@ def test_too_little_memory_is_refused_before_anything_runs(tmp_path: Path, monke
     model = open_model(saved("Llama", tmp_path))
     monkeypatch.setattr(BlockSweep, "forward", lambda _: pytest.fail("it ran"))
     with pytest.raises(
-        OptionsError, match=r"memory=0\.01 GB was given, but about .* GB are needed: .* 'model\.layers\.0'"
+        OptionsError, match=r"memory=10 MB was given, but about .* [GM]B are needed: .* 'model\.layers\.0'"
     ):
         qcompress.measure(model, data(), NEAREST, method="sampled", memory="10 MB")
 
@@ -301,7 +301,7 @@ def test_further_values_that_the_model_does_not_use_are_no_obstacle(tmp_path: Pa
 
 
 def test_a_small_number_of_bytes_is_shown_in_bytes(tmp_path: Path) -> None:
-    with pytest.raises(OptionsError, match=r"memory=4,096 bytes was given, but about .* GB are needed"):
+    with pytest.raises(OptionsError, match=r"memory=4,096 bytes was given, but about .* [GM]B are needed"):
         qcompress.measure(open_model(saved("Llama", tmp_path)), data(), NEAREST, method="sampled", memory=4096)
 
 

@@ -1,0 +1,69 @@
+"""Memory that an opened model's measurement needs: its parts are found by one sample's pass, then counted.
+
+`qcompress.measuring.streamed.forecast` has the constants.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qcompress.measuring.options_by_layer import Offered, calibrated_options
+from qcompress.measuring.streamed.forecast import UnitForecast, forecast_of, needed_bytes, resident_bytes
+from qcompress.measuring.streamed.sweep import BlockSweep, temporary_sweep
+from qcompress.model import forward as forwards
+from qcompress.model.losses import Loss
+from qcompress.model.parts import Part, Survey, survey
+from qcompress.model.steady import steady
+from qcompress.options import Options
+
+
+def forecast_memory(
+    model: nn.Module, data: Iterable[Any], offered: Offered, loss: Loss, forward: forwards.Forward | None = None
+) -> int:
+    """Approximate bytes of memory that a process needs to measure an opened model.
+
+    Args:
+        model: an opened model.
+        data: batches, of which the largest samples count.
+        offered: options by layer.
+        loss: the loss.
+        forward: how to run a batch.
+    """
+    run = steady(forward)
+    with forwards.layer_by_layer(), temporary_sweep(model, data, run) as sweep, torch.enable_grad():
+        inventory, output = surveyed(sweep, run, offered, loss)
+        options, _ = calibrated_options(inventory.parts, offered)
+        return needed_bytes(resident_bytes(), unit_forecasts(sweep, inventory.parts, options, output))
+
+
+def surveyed(sweep: BlockSweep, run: forwards.Forward, offered: Offered, loss: Loss) -> tuple[Survey, Tensor]:
+    """Return the parts of a sweep's model, and its output for the first sample."""
+    outputs: list[Tensor] = []
+
+    def watched(model: nn.Module, batch: Any) -> Tensor:
+        outputs.append(forwards.run(model, batch, run))
+        return outputs[-1]
+
+    inventory = survey(sweep.model, [sweep.samples[0].inputs], watched, loss=loss, left_out=offered.left_out)
+    return inventory, outputs[0]
+
+
+def unit_forecasts(
+    sweep: BlockSweep, parts: Sequence[Part], options: Mapping[str, Options], output: Tensor
+) -> list[UnitForecast]:
+    """Memory forecasts of every block and of everything outside the blocks."""
+    tokens = max(shape[:-1].numel() for shape in sweep.shapes)
+    itemsize = sweep.dtype.itemsize
+    forecasts: list[UnitForecast] = []
+    inside: set[str] = set()
+    for path in sweep.opened.blocks:
+        block_parts = [part for part in parts if part.modules[0].startswith(f"{path}.")]
+        inside.update(part.name for part in block_parts)
+        through = sum(part.target.per_channel + part.target.channels for part in block_parts)
+        weights = sweep.opened.block_bytes(path)
+        forecasts.append(forecast_of(f"block {path!r}", weights, block_parts, options, 4 * tokens * through * itemsize))
+    outside = [part for part in parts if part.name not in inside]
+    forecasts.append(forecast_of("everything outside the blocks", 0, outside, options, 8 * 4 * output.numel()))
+    return forecasts

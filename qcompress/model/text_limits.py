@@ -1,0 +1,51 @@
+"""Checks of a language model's configuration before its text is used: kind of model, positions and vocabulary."""
+
+from pathlib import Path
+from typing import Any
+
+from qcompress.errors import DataError, ModelError
+from qcompress.model.text import Windows
+
+
+def require_one_text(config: Any, place: Path) -> None:
+    """Check that a model takes a text by itself.
+
+    Raises:
+        ModelError: it is an encoder with a decoder, which takes two.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{place} is an encoder-decoder model ({config.model_type}), which plain text is not enough for: it needs "
+            "pairs of texts. In Python, load it whole, and give compress() batches of input_ids and decoder_input_ids "
+            "and a forward= that returns the logits"
+        )
+
+
+def require_positions(config: Any, place: Path, length: int) -> None:
+    """Check that windows of a text are not longer than what a model was made for.
+
+    Raises:
+        DataError: they are.
+    """
+    told = config.get_text_config()
+    positions, name = getattr(told, "max_position_embeddings", None), "max_position_embeddings"
+    if isinstance(positions, int) and 0 < positions < length:
+        raise DataError(
+            f"windows of {length:,} tokens are longer than the {positions:,} positions of {place} "
+            f"({told.attribute_map.get(name, name)} of its configuration): give a smaller length (--length {positions})"
+        )
+
+
+def require_vocabulary(config: Any, place: Path, windows: Windows) -> None:
+    """Check that a model knows all tokens of some windows.
+
+    Raises:
+        DataError: it does not; the message names one.
+    """
+    known = getattr(config.get_text_config(), "vocab_size", None)
+    used = max(int(window.max()) for window in (*windows.calibration, *windows.validation, *windows.test))
+    if isinstance(known, int) and used >= known:
+        raise DataError(
+            f"the tokenizer of {place} gives tokens up to {used:,}, but the model's vocabulary ends at {known - 1:,} "
+            "(vocab_size of its configuration): the tokenizer is that of another model"
+        )
