@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 
+from formulations.formatting import plural
 from qcompress.engines.in_time import TOLERANCE
 from qcompress.measurement import Measurement
 from qcompress.model.samples import Split
@@ -62,6 +63,17 @@ def of_prediction(loss: str, predicted: float, seen: float) -> Iterator[str]:
         yield (
             f"the loss on held-out samples, {seen:.6g}, is {worse} than the predicted one, {predicted:.6g} "
             f"({ratio} as much): the proof is of the prediction only. What helps: {WHAT_HELPS}"
+        )
+
+
+def of_selections(measurement: Measurement) -> Iterator[str]:
+    """Warn if the network selects by computed numbers, and its costs describe small changes only."""
+    if (selecting := measurement.selecting) and measurement.method != "direct":
+        where = f"{plural(len(selecting), 'module')}, such as {selecting[0]!r}" if selecting[0] else "the model itself"
+        yield (
+            "the network makes hard decisions (experts that a router takes, the largest of some numbers; in "
+            f"{where}): an option that changes one loses more than predicted, and the standard error does not cover "
+            f"it. Judge by losses on held-out samples. What helps where the model is in memory: {WHAT_HELPS}"
         )
 
 

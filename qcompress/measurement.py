@@ -73,13 +73,16 @@ class Measurement:
         codes: (part, option) → encoded arrays as they would be written, if available, so that `apply` need not encode
             again. They are not saved.
         squares: `Part.path` → ``(n,)`` float32 mean squares of the layer's input columns, if an option needs them.
-        standard_error: ``(V,)`` standard errors of ``cost`` from sampling the outputs, or None if unknown.
+        standard_error: ``(V,)`` standard errors of ``cost`` from sampling the data and outputs alone, or None if
+            unknown.
         sets: the coupled sets that the parts stand for, if channels are on offer; otherwise empty.
         coded: the whole layers whose codes are chosen together with channels; otherwise empty.
         resource_pairs: name of a resource → ``(V, V)`` use by two options of different parts together.
         softened: ``(V,)`` cost at softened outputs (see `qcompress.model.losses`), or None if unknown.
         no_choice: name of a part that only its original weight is on offer for → why, where more is known about it
             than that no option fits.
+        selecting: paths of the modules that select by the largest of computed numbers, as routers of experts do (see
+            `qcompress.model.selections`).
     """
 
     parts: tuple[Part, ...]
@@ -110,6 +113,7 @@ class Measurement:
     resource_pairs: MappingProxyType[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     softened: NDArray[np.float64] | None = None
     no_choice: MappingProxyType[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    selecting: tuple[str, ...] = ()
 
     @property
     def unchanged(self) -> tuple[Skipped, ...]:
@@ -192,6 +196,7 @@ class Measurement:
             "notes": list(self.notes),
             "squares": list(self.squares),
             **({"no_choice": dict(self.no_choice)} if self.no_choice else {}),
+            **({"selecting": list(self.selecting)} if self.selecting else {}),
             **({"sets": [item.to_json() for item in self.sets]} if self.sets else {}),
             **({"coded": [part.to_json() for part in self.coded]} if self.coded else {}),
             **({"resource_pairs": list(self.resource_pairs)} if self.resource_pairs else {}),
@@ -240,6 +245,7 @@ class Measurement:
                 notes=tuple(header.get("notes", ())),
                 squares=MappingProxyType(squares),
                 no_choice=MappingProxyType(header.get("no_choice", {})),
+                selecting=tuple(header.get("selecting", ())),
                 softened=arrays.get("softened"),
                 standing=tuple(header.get("standing", [0] * len(header["parts"]))),  # since version 3
                 standing_loss=header.get("standing_loss", 0.0),

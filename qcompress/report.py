@@ -39,7 +39,8 @@ class Report:
         loss: name of the loss.
         loss_predicted: the problem's objective for the choice.
         loss_predicted_error: standard error of ``loss_predicted`` if it is estimated from samples
-            (``method="sampled"``), or None.
+            (``method="sampled"``), or None. It covers which samples and labels were drawn, not how well small changes
+            describe the network.
         loss_validation: true loss of the compressed model on the held-out samples, after any fine-tuning, or None if
             there are none. If ``refitted``, it is the loss of the candidate ``chosen`` before, which had not seen them.
         refitted: whether the result was made from all the data in the end: codes and factors fitted again, or the
@@ -157,7 +158,8 @@ class Report:
         tuned = "" if self.loss_finetuned is None else f", after fine-tuning {self.loss_finetuned:.6g}"
         earlier = " (before the final choice and fit, which use them too)" if self.refitted else ""
         aside = "" if self.loss_validation is None else f"on held-out samples {self.loss_validation:.6g}{earlier}, "
-        spread = "" if self.loss_predicted_error is None else f" (standard error {self.loss_predicted_error:.2g})"
+        error = self.loss_predicted_error
+        spread = "" if error is None else f" (standard error of sampling the data, and of nothing else: {error:.2g})"
         lines += [
             "",
             *(f"- {text}" for text in filter(None, (self.coverage,))),

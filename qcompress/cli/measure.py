@@ -74,6 +74,8 @@ def measure(
 
 
 def _summary(measurement: "Measurement") -> dict[str, Any]:
+    from qcompress import cautions
+
     return {
         "parts": len(measurement.parts),
         "options": len(measurement.cost),
@@ -82,10 +84,13 @@ def _summary(measurement: "Measurement") -> dict[str, Any]:
         "skipped": {item.name: item.reason for item in measurement.unchanged},
         "tried": dict(measurement.tried),
         "notes": list(measurement.notes),
+        "warnings": list(cautions.of_selections(measurement)),
     }
 
 
 def _print_summary(measurement: "Measurement") -> None:
+    from qcompress import cautions
+
     counts = {
         "parts": len(measurement.parts),
         "options": len(measurement.cost),
@@ -96,4 +101,5 @@ def _print_summary(measurement: "Measurement") -> None:
     rows += [(f"left unchanged: {item.name}", item.reason) for item in measurement.unchanged]
     rows += [(f"measured option by option: {name}", reason) for name, reason in measurement.tried.items()]
     rows += [("note", note) for note in measurement.notes]
+    rows += [("WARNING", text) for text in cautions.of_selections(measurement)]
     print_table(("", ""), rows)

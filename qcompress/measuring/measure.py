@@ -280,6 +280,7 @@ def _stated(
         fixed=MappingProxyType(inventory.fixed),
         original=MappingProxyType(inventory.original),
         skipped=inventory.skipped,
+        selecting=inventory.selecting,
         num_samples=sums.num_samples,
         method=method,
         loss=calibration.loss.name,

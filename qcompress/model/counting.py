@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
 from qcompress.errors import DataError
@@ -18,6 +19,7 @@ from qcompress.model import layers
 from qcompress.model.captured import products_of
 from qcompress.model.dispatch import Watching
 from qcompress.model.losses import Loss
+from qcompress.model.selections import Selections
 from qcompress.model.tensors import held_tensors
 
 aten = torch.ops.aten
@@ -83,6 +85,7 @@ class Counted:
         macs: multiply-accumulates per sample of everything: the above, layers, recurrent cells, computed weights.
         num_batches, num_samples: size of the data.
         guesses_dim: whether the loss leaves it to the network which dimension of the outputs holds the classes.
+        selecting: paths of the modules that select by the largest of computed numbers.
     """
 
     calls: dict[str, Calls] = field(default_factory=dict)
@@ -92,6 +95,7 @@ class Counted:
     num_batches: int = 0
     num_samples: int = 0
     guesses_dim: bool = False
+    selecting: tuple[str, ...] = ()
 
 
 def count(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None, loss: Loss | None = None) -> Counted:
@@ -101,9 +105,11 @@ def count(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | Non
         DataError: there is no batch, or no sample in any.
         ModelError: the loss cannot compare such outputs.
     """
-    counted, products, hooks = Counted(), _Products(model), []
+    counted, products = Counted(), _Products(model)
+    hooks: list[RemovableHandle] = []
     for name, module in model.named_modules():
         if layers.why_unsupported(module):
+            hooks += products.selections.follow(name, module)
             continue
 
         def add(
@@ -139,6 +145,7 @@ def count(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | Non
     }
     counted.weights = {name: macs / counted.num_samples for name, macs in products.weights.items()}
     counted.between = products.between / counted.num_samples
+    counted.selecting = tuple(products.selections.paths)
     known = [calls_of_layer.macs for calls_of_layer in counted.calls.values()] + [*counted.weights.values()]
     counted.macs = max(products.flops / 2 / counted.num_samples, sum(known) + counted.between)
     return counted
@@ -152,12 +159,14 @@ class _Products(Watching):
         weights: name of a parameter → multiply-accumulates of its products outside of layers.
         between: multiply-accumulates of products of activations outside of layers.
         layers: number of supported layers that are running.
+        selections: where the model selects.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops, self.between, self.layers = 0.0, 0.0, 0
         self.weights: dict[str, float] = {}
+        self.selections = Selections()
         self._source: MutableMapping[Tensor, str] = (
             WeakIdKeyDictionary()
         )  # a tensor → name of the only parameter that its values come from
@@ -183,6 +192,7 @@ class _Products(Watching):
             if parts is not NotImplemented:
                 return parts
         output = func(*args, **kwargs)
+        self.selections.see(func, (*args, *kwargs.values()), output)
         packet, before = func._overloadpacket, self.flops
         if "_scaled_dot_product" in str(packet):
             self.flops += attention_flops(*(value.shape for value in args[:3]))

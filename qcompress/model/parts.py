@@ -111,6 +111,7 @@ class Survey:
         skipped: weights that were left out, and why.
         tried: name of a part → why calls of its layer do not show the effect of its options.
         num_batches: number of batches in the data.
+        selecting: paths of the modules that select by the largest of computed numbers (`qcompress.model.selections`).
     """
 
     parts: tuple[Part, ...]
@@ -119,6 +120,7 @@ class Survey:
     skipped: tuple[Skipped, ...]
     tried: dict[str, str]
     num_batches: int
+    selecting: tuple[str, ...]
 
 
 def survey(
@@ -189,6 +191,7 @@ def survey(
         skipped=tuple(left),
         tried=tried,
         num_batches=counted.num_batches,
+        selecting=counted.selecting,
     )
 
 

@@ -249,6 +249,7 @@ def _warnings(request: Request, outcome: Outcome, checked: _Checked) -> Iterator
         assert predicted is not None  # noqa: S101
         yield from cautions.of_prediction(measurement.loss, predicted, loss_validation)
         yield from cautions.of_certainty(checked.doubt)
+    yield from cautions.of_selections(measurement)
     yield from cautions.of_split(request.split, given=request.measurement is not None)
     yield from cautions.of_inputs(measurement, solution, outcome.fitted)
     asked = {name: limit for name, limit in outcome.problem.budgets.items() if name != request.minimize}

@@ -163,6 +163,7 @@ def _assembled(
         fixed=MappingProxyType(inventory.fixed),
         original=MappingProxyType(inventory.original),
         skipped=inventory.skipped,
+        selecting=inventory.selecting,
         num_samples=sums.num_samples,
         method="sampled",
         loss=calibration.loss.name,
