@@ -46,6 +46,7 @@ class BlockSequence:
         self.model, self.blocks, self._forward = model, tuple(blocks), forward
         self._wrapped: type | None = None  # type of a block's output, if it is not a tensor
         self._num_values = 1  # that a block returns, of which the first are the hidden states
+        self._order: list[int] = []  # indices of the blocks that the last pass with stubs called
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -108,7 +109,8 @@ class BlockSequence:
         """Return the paths of the modules called before the blocks, and of those called after them.
 
         Raises:
-            ModelError: the model needs more of its blocks than the hidden states that they return.
+            ModelError: the model needs more of its blocks than the hidden states that they return, or does not call
+                each of them once and in order.
         """
         called: tuple[set[str], set[str]] = set(), set()
         inside = tuple(f"{path}." for path in self.blocks)
@@ -136,7 +138,27 @@ class BlockSequence:
         finally:
             for hook in hooks:
                 hook.remove()
+        self._require_once()
         return called
+
+    def _require_once(self) -> None:
+        """Check that the last pass called every block once and in order.
+
+        Raises:
+            ModelError: it did not; the message says what it did instead.
+        """
+        if self._order == list(range(len(self))):
+            return
+        repeated = [index for index in self._order if self._order.count(index) > 1]
+        if repeated:
+            what = f"runs {self.blocks[repeated[0]]!r} {self._order.count(repeated[0])} times, as one of several layers"
+        else:
+            what = f"runs its blocks in the order {', '.join(self.blocks[index] for index in self._order)}"
+        raise ModelError(
+            f"the forward pass {what}, but a model can be read block by block only if each block is run once and in "
+            "order: load it whole (a model of transformers with from_pretrained()); measure(), apply() and compress() "
+            "take the module as it is"
+        )
 
     @contextlib.contextmanager
     def _stubs(self, special: dict[int, Callable[[Tensor, BlockCall], Tensor]]) -> Iterator[None]:
@@ -145,15 +167,17 @@ class BlockSequence:
         modules = [self.model.get_submodule(path) for path in self.blocks]
         try:
             for index, module in enumerate(modules):
-                module.forward = self._stub(special.get(index))
+                module.forward = self._stub(index, special.get(index))
+            self._order.clear()
             with contextlib.nullcontext() if opened is None else opened.unread():
                 yield
         finally:
             for module in modules:
                 vars(module).pop("forward", None)
 
-    def _stub(self, special: Callable[[Tensor, BlockCall], Tensor] | None) -> Callable[..., Any]:
+    def _stub(self, index: int, special: Callable[[Tensor, BlockCall], Tensor] | None) -> Callable[..., Any]:
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            self._order.append(index)
             states = hidden_states if special is None else special(hidden_states, BlockCall(args, kwargs))
             return states if self._wrapped is None else (states,)
 

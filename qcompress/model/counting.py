@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from qcompress.model import layers
 from qcompress.model.captured import products_of
 from qcompress.model.dispatch import Watching
 from qcompress.model.losses import Loss
+from qcompress.model.opened import opened_of
 from qcompress.model.selections import Selections
 from qcompress.model.tensors import held_tensors
 
@@ -86,6 +87,7 @@ class Counted:
         num_batches, num_samples: size of the data.
         guesses_dim: whether the loss leaves it to the network which dimension of the outputs holds the classes.
         selecting: paths of the modules that select by the largest of computed numbers.
+        used: names of the parameters that are used outside of calls of supported layers.
     """
 
     calls: dict[str, Calls] = field(default_factory=dict)
@@ -96,6 +98,7 @@ class Counted:
     num_samples: int = 0
     guesses_dim: bool = False
     selecting: tuple[str, ...] = ()
+    used: frozenset[str] = frozenset()
 
 
 def count(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | None, loss: Loss | None = None) -> Counted:
@@ -121,6 +124,8 @@ def count(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | Non
 
         hooks.append(module.register_forward_pre_hook(products.enter))
         hooks.append(module.register_forward_hook(add, with_kwargs=True, prepend=True))
+    if (opened := opened_of(model)) is not None:
+        hooks += [model.get_submodule(path).register_forward_pre_hook(products.read(path)) for path in opened.blocks]
     try:
         with forwards.evaluating(model), forwards.layer_by_layer(), torch.no_grad():
             for batch in data:
@@ -145,7 +150,7 @@ def count(model: nn.Module, data: Iterable[Any], forward: forwards.Forward | Non
     }
     counted.weights = {name: macs / counted.num_samples for name, macs in products.weights.items()}
     counted.between = products.between / counted.num_samples
-    counted.selecting = tuple(products.selections.paths)
+    counted.selecting, counted.used = tuple(products.selections.paths), frozenset(products.used)
     known = [calls_of_layer.macs for calls_of_layer in counted.calls.values()] + [*counted.weights.values()]
     counted.macs = max(products.flops / 2 / counted.num_samples, sum(known) + counted.between)
     return counted
@@ -160,13 +165,14 @@ class _Products(Watching):
         between: multiply-accumulates of products of activations outside of layers.
         layers: number of supported layers that are running.
         selections: where the model selects.
+        used: names of the parameters that are used outside of layers.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops, self.between, self.layers = 0.0, 0.0, 0
         self.weights: dict[str, float] = {}
-        self.selections = Selections()
+        self.selections, self.used = Selections(), set[str]()
         self._source: MutableMapping[Tensor, str] = (
             WeakIdKeyDictionary()
         )  # a tensor → name of the only parameter that its values come from
@@ -176,6 +182,14 @@ class _Products(Watching):
     def enter(self, module: nn.Module, args: Any) -> None:  # noqa: ARG002
         """Note that a supported layer begins to run; a hook."""
         self.layers += 1
+
+    def read(self, path: str) -> Callable[[nn.Module, Any], None]:
+        """Return a hook that notes the parameters of an opened model's block, whose weights have just been read."""
+
+        def note(block: nn.Module, args: Any) -> None:  # noqa: ARG001
+            self._source.update({parameter: name for name, parameter in block.named_parameters(prefix=path)})
+
+        return note
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -202,6 +216,8 @@ class _Products(Watching):
             steps = args[0].numel() // args[0].shape[-1]
             self.flops += 2.0 * steps * (args[1].numel() + args[2].numel())
         if not self.layers:
+            given = (self._source.get(value) for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor))
+            self.used.update(name for name in given if name is not None)
             if self.flops > before:
                 self._attribute(packet, args, (self.flops - before) / 2)
             else:

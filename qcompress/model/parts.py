@@ -29,6 +29,7 @@ from qcompress.transforms.base import Ranges, Target, Weight, Window
 
 UNCALLED = "no calibration input: no batch reaches it, so the effect of its options is unknown"
 USED_OTHERWISE = "its weight is used without calling the layer"
+USED_BY_BLOCK = f"{USED_OTHERWISE}, which is not measured block by block: load the model whole to compress it"
 NOT_LINEAR = "the output of its module is not linear in it"
 WORDS_IN_BLOCKS = "blocks of words whose rows are summed"
 REPLACEABLE = (nn.Linear, nn.Conv2d, nn.Embedding)
@@ -165,8 +166,13 @@ def survey(
         else:
             chosen.append(weight)
     silent = [weight for weight in chosen if not _rows_of(counted, weight)]
-    effective = effective_paths(silent, model, data, forward)
-    left += [weight.skipped(UNCALLED) for weight in silent if weight.path not in effective]
+    by_block = [] if opened_of(model) is None else [weight for weight in silent if weight.site.is_layer]
+    effective = effective_paths([weight for weight in silent if weight not in by_block], model, data, forward)
+    left += [
+        weight.skipped(_used_by_block(weight, counted) if weight in by_block else UNCALLED)
+        for weight in silent
+        if weight.path not in effective
+    ]
     parts: list[Part] = []
     tried: dict[str, str] = {}
     for weight in chosen:
@@ -224,6 +230,12 @@ def _why_tried(weight: ModelWeight, calls: list[Calls], blocks: list[Part], *, s
     if len(blocks) > 1 and isinstance(weight.site.module, nn.EmbeddingBag):
         return WORDS_IN_BLOCKS
     return USED_OTHERWISE if silent else ""
+
+
+def _used_by_block(weight: ModelWeight, counted: Counted) -> str:
+    """Return why a weight of an opened model is no part if its layer is never called."""
+    names = {f"{path}.{weight.site.parameter}".lstrip(".") for path in weight.modules}
+    return UNCALLED if counted.used.isdisjoint(names) else USED_BY_BLOCK
 
 
 def _rows_of(counted: Counted, weight: ModelWeight) -> float:

@@ -96,9 +96,9 @@ def effective_paths(
 ) -> set[str]:
     """Return the paths of those weights, among ones whose layer is never called, that still affect outputs.
 
-    In an opened model those of modules that are no layers, such as experts, are taken to: their gradients tell.
+    In an opened model those in blocks, such as experts, are taken to: their gradients tell.
     """
-    effective = {weight.path for weight in weights if weight.site.weight.is_meta and not weight.site.is_layer}
+    effective = {weight.path for weight in weights if weight.site.weight.is_meta}
     weights = [weight for weight in weights if not weight.site.weight.is_meta]
     if not weights:
         return effective

@@ -123,7 +123,10 @@ class BlockSweep:
         with torch.no_grad():
             chained = self.output(0)
         if not same_outputs(self.model, chained, expected):
-            raise ModelError("the model's blocks, run one after the other, do not reproduce its forward pass")
+            raise ModelError(
+                "the model's blocks, run one after the other, do not reproduce its forward pass (it may change hidden "
+                "states between them, or run them otherwise for other samples): load the model whole"
+            )
 
 
 @contextlib.contextmanager
