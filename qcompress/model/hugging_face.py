@@ -58,12 +58,13 @@ def config_of(folder: Path) -> Any:
         raise ModelError(f"transformers cannot read the configuration in {folder}: {error}") from error
 
 
-def built(folder: Path, dtype: torch.dtype | None) -> nn.Module:
+def built(folder: Path, dtype: torch.dtype | None, stored: torch.dtype | None = None) -> nn.Module:
     """Build the model of a folder's ``config.json``.
 
     Args:
         folder: folder of the model.
         dtype: type of its weights; None for the type that ``config.json`` names.
+        stored: type of its weights if ``config.json`` names none; None for float32.
 
     Raises:
         ModelError: transformers cannot read the configuration, or has no such model.
@@ -73,7 +74,7 @@ def built(folder: Path, dtype: torch.dtype | None) -> nn.Module:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     kind: Any = class_of(config)
-    model: nn.Module = kind._from_config(config, dtype=dtype or config.dtype or torch.float32)
+    model: nn.Module = kind._from_config(config, dtype=dtype or config.dtype or stored or torch.float32)
     if generation is not None:
         model.generation_config = generation
     return model

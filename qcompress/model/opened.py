@@ -144,7 +144,8 @@ def open_model(
         folder: folder written by transformers' ``save_pretrained``, with ``config.json`` and safetensors files; with
             ``model``, any folder of safetensors files that hold its state dict. If ``config.json`` names no class under
             ``architectures``, it is taken for a causal language model where transformers has one of its kind.
-        dtype: type to compute in; by default that of ``config.json``, or of ``model``.
+        dtype: type to compute in; by default that of ``config.json``, or if it names none that of the files; or that of
+            ``model``.
         model: function that returns the module, for a model that is not of transformers. It is called while parameters
             take no memory, so whatever values it gives them are lost; buffers keep theirs unless the files have them.
         blocks: path of the list of repeated blocks (a `torch.nn.ModuleList` or `torch.nn.Sequential`), or the paths of
@@ -188,7 +189,7 @@ def opened_from(
 ) -> nn.Module:
     """Return an opened model with the weights in ``files``, see `open_model`."""
     with parameters_on_meta():
-        model = built(files.folder, dtype) if make is None else _made(make, dtype)
+        model = built(files.folder, dtype, files.dtype) if make is None else _made(make, dtype)
     if make is None:
         model.tie_weights()  # type: ignore[operator]
         model.name_or_path = str(files.folder)  # type: ignore[assignment]

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 
 from formulations.files import AnyPath
+from formulations.formatting import plural
 from qcompress.errors import DataError, MissingError
+
+LEAST = 2
+"""Number of tokens in the shortest window, of which one is predicted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -48,6 +52,11 @@ def token_windows(source: AnyPath, text: AnyPath, *, length: int = 512, count: i
         raise DataError(f"{text} cannot be read as plain text: {error}") from error
     ids = torch.tensor(_tokenizer(Path(source))(content)["input_ids"], dtype=torch.long)
     number = len(ids) // length
+    if len(ids) < 6 * LEAST:
+        raise DataError(
+            f"{text} has {plural(len(ids), 'token')}, which is too little: give a longer text (windows of {length:,} "
+            f"tokens need {6 * length:,})"
+        )
     if number < 6:
         raise DataError(
             f"{text} has {len(ids):,} tokens, which are {number} windows of {length}: give a longer text, or shorter "

@@ -22,6 +22,8 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
@@ -61,6 +63,11 @@ class WeightFiles(Mapping[str, StoredTensor]):
                 raise ModelError(f"{folder / INDEX} is not an index of safetensors files: {error!r}") from error
         else:
             files = sorted(folder.glob("*.safetensors"))
+        if absent := [file.name for file in files if not file.is_file()]:
+            raise ModelError(
+                f"{folder} has no {absent[0]} ({len(absent)} of the {len(files)} files in {INDEX} are missing): "
+                "download or copy the folder again"
+            )
         if not files:
             raise ModelError(f"{folder} has no safetensors files; save the model with save_pretrained(folder)")
         self._tensors = {name: stored for file in files for name, stored in _header(file).items()}
@@ -73,6 +80,11 @@ class WeightFiles(Mapping[str, StoredTensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The type of the first tensor of floating-point numbers, which transformers takes as the model's; or None."""
+        return next((stored.dtype for stored in self.values() if stored.dtype in FLOATS), None)
 
     def read(self, name: str) -> Tensor:
         """Read a tensor in its stored type.

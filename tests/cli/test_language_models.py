@@ -262,6 +262,10 @@ def test_a_folder_without_tokenizer_or_with_a_damaged_config_is_told(folder: Pat
 def test_a_text_that_is_too_short_or_none_is_told(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has 690 tokens, which are 5 windows of 120: .* \(at most 115 tokens\)"):
         token_windows(folder / "model", folder / "text.txt", length=120)
+    for text, said in (("", "0 tokens"), ("the", "1 token"), ("the choice " * 5, "10 tokens")):
+        (tmp_path / "short.txt").write_text(text)
+        with pytest.raises(DataError, match=rf"has {said}, which is too little: .*windows of 12 tokens need 72\)"):
+            token_windows(folder / "model", tmp_path / "short.txt", length=12)
     with pytest.raises(DataError, match="cannot be read as plain text"):
         token_windows(folder / "model", tmp_path / "none.txt")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")

@@ -164,6 +164,32 @@ def test_a_damaged_json_file_is_named(name: str, tmp_path: Path) -> None:
         open_model(folder)
 
 
+@pytest.mark.parametrize("missing", [1, 2])
+def test_a_missing_file_of_several_is_named_as_missing(tmp_path: Path, missing: int) -> None:
+    folder = saved("Llama", tmp_path, shards=True)
+    files = sorted(folder.glob("*.safetensors"))
+    for file in files[:missing]:
+        file.unlink()
+    with pytest.raises(ModelError, match=rf"has no {files[0].name} \({missing} of the {len(files)} files") as refused:
+        open_model(folder)
+    assert "Errno" not in str(refused.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_without_a_type_in_the_config_that_of_the_files_is_computed_in(tmp_path: Path, dtype: torch.dtype) -> None:
+    """As transformers does for dtype="auto"; a type that is asked for comes first."""
+    import transformers
+
+    folder = saved("Llama", tmp_path, dtype=dtype, shards=True)
+    config = json.loads((folder / "config.json").read_text())
+    del config["dtype"]
+    (folder / "config.json").write_text(json.dumps(config))
+    expected = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype
+    model = open_model(folder)
+    assert {parameter.dtype for parameter in model.parameters()} == {expected} == {dtype}
+    assert {parameter.dtype for parameter in open_model(folder, dtype=torch.float64).parameters()} == {torch.float64}
+
+
 def without_architectures(folder: Path) -> Path:
     config = json.loads((folder / "config.json").read_text())
     del config["architectures"]
