@@ -9,8 +9,8 @@ a dozen choices some look better by chance. A choice with a lower loss than the 
 if the difference is significant: the mean difference of the fourth roots of the losses, taken sample by sample (or
 position by position, if outputs have positions), must be at least `CONFIDENCE` standard errors; and for ``kl`` also
 that of the losses at softened outputs, which few samples do not dominate. All others are reported as undecided. The
-reference is the choice by a mean of plain costs and those at softened outputs; without the latter it is the additive
-choice, or the refined one; with a time budget in an engine, it is the best uniform setting in time.
+reference is the choice with weak pair terms, by a mean of plain costs and, if there are any, those at softened outputs;
+or the refined one; with a time budget in an engine, it is the best uniform setting in time.
 
 All tried choices are within the budgets. The guard returns the candidate with the least loss; of equal ones the first.
 What it decides is the way of choosing: `compress` then repeats the winning way with the held-out samples as well.

@@ -30,6 +30,9 @@ SOFTENED = "softened outputs"
 PARTLY_SOFTENED, SHARE = "partly softened outputs", 0.25
 """Name of the choice by a mean of plain and softened costs, without pair terms, and the share of the softened ones."""
 
+CAREFUL = 0.25
+"""Strength of the pair terms in the reference: hardly ever worse than none, where full strength often is."""
+
 STRENGTHS = (0.0, 0.25, 0.5, 1.0)
 """Strengths of the pair terms that proposals are made with."""
 
@@ -122,6 +125,7 @@ def ways(measurement: Measurement, pairs: bool | float) -> dict[str, Way]:
     if measurement.softened is not None:
         known |= {PARTLY_SOFTENED: Way(0.0, SHARE), SOFTENED: Way(0.0, 1.0)}
         if asked:
+            known[f"{PARTLY_SOFTENED}, {_named(CAREFUL)}"] = Way(CAREFUL, SHARE)
             known[f"{SOFTENED}, {_named(asked)}"] = Way(asked, 1.0)
     return known
 
@@ -133,7 +137,7 @@ def repeatable(won: Proposal, measurement: Measurement, pairs: bool | float) -> 
     """
     known = ways(measurement, pairs)
     names = [name for name in won.name.split(SEPARATOR) if _way(name) in known]
-    standard = reference(measurement)
+    standard = reference(measurement, pairs)
     return standard if standard in names else next(iter(names), None)
 
 
@@ -168,9 +172,13 @@ def repeated(
     return next((item for item in (plain, *rounded_to_nearest(measurement, plain)) if item.name == name), won)
 
 
-def reference(measurement: Measurement) -> str:
-    """Return the name of the proposal that others have to beat."""
-    return ADDITIVE if measurement.softened is None else PARTLY_SOFTENED
+def reference(measurement: Measurement, pairs: bool | float) -> str:
+    """Return the name of the proposal that others have to beat.
+
+    It has weak pair terms, unless ``pairs`` is False, and a mean of plain and softened costs, if there are any of these.
+    """
+    softened = [] if measurement.softened is None else [PARTLY_SOFTENED]
+    return ", ".join([*softened, _named(CAREFUL)] if pair_strength(pairs) else softened or [ADDITIVE])
 
 
 def _way(name: str) -> str:

@@ -267,7 +267,7 @@ def _worth_seeing(
     Uniform settings are timed whatever their predicted time, as the measured one decides.
     """
     refined = () if better is None or not better.steps else (Proposal(name=REFINED, choice=better.choice),)
-    base = REFINED if refined else reference(measurement)
+    base = REFINED if refined else reference(measurement, request.pairs)
     alike = {} if seconds is None else _settings_worth_timing(measurement, problem)
     ties = _ties(request, measurement)
     within = [
