@@ -175,7 +175,7 @@ def repeated(
 def reference(measurement: Measurement, pairs: bool | float) -> str:
     """Return the name of the proposal that others have to beat.
 
-    It has weak pair terms, unless ``pairs`` is False, and a mean of plain and softened costs, if there are any of these.
+    It has weak pair terms, unless ``pairs`` is False, and a mean of plain and softened costs, if there are any.
     """
     softened = [] if measurement.softened is None else [PARTLY_SOFTENED]
     return ", ".join([*softened, _named(CAREFUL)] if pair_strength(pairs) else softened or [ADDITIVE])
