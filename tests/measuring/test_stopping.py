@@ -125,7 +125,7 @@ def test_the_report_has_the_errors() -> None:
     report = result.report
     assert report.loss_predicted_error is not None
     assert 0 < report.loss_predicted_error < report.loss_predicted
-    assert f"(standard error {report.loss_predicted_error:.2g})" in report.to_markdown()
+    assert f"of nothing else: {report.loss_predicted_error:.2g})" in report.to_markdown()
     assert all(part.loss_alone_error is not None for part in report.parts)
     assert " ± " in report.to_markdown()
     linear = qcompress.measure(seeded(TiedLanguageModel), data(2), OPTIONS)
