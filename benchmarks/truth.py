@@ -4,9 +4,9 @@
     python -m benchmarks.truth --only minilm --data FOLDER
 
 Random choices of 3 to 6 bits in groups of 64 a layer (every choice draws its own range of bit-widths, then every layer
-one of them) are predicted from ``--samples`` windows or sentences and run on ``--judges`` batches of them. For single
-options the difference of measured cost and true loss is counted in standard errors (of both combined). An interrupted
-run resumes.
+one of them) are predicted from ``--samples`` windows or sentences and run on ``--judges`` batches of them. Single
+options are run on all of them, and the difference of measured cost and true loss is counted in standard errors of the
+cost. An interrupted run resumes.
 """
 
 import argparse
@@ -113,7 +113,10 @@ def main() -> None:
     model, data, forward, loss = case
     measurement = measured(case, words.out / f"truth_{words.only}.npz")
     judges = data[:: max(1, len(data) // words.judges)][: words.judges]
-    true_loss = TrueLoss(model, measurement, judges, loss=loss, forward=forward)
+    true_losses = {
+        kind: TrueLoss(model, measurement, own, loss=loss, forward=forward)
+        for kind, own in (("random", judges), ("single", data))
+    }
     problems = {
         name: qcompress.formulate(measurement, {"bytes": 1.0}, pairs=pairs) for name, pairs in STRENGTHS.items()
     }
@@ -124,9 +127,7 @@ def main() -> None:
     choices += [("single", choice) for choice in single_choices(words.singles, sizes)]
     for number, (kind, choice) in enumerate(choices):
         if not rows.of(number=number):
-            rises = true_loss.by_sample(choice)
-            spread = float(rises.std(ddof=1) / len(rises) ** 0.5)
-            rows.add({"number": number, "kind": kind, "true": float(rises.mean()), "true_error": spread})
+            rows.add({"number": number, "kind": kind, "true": true_losses[kind](choice)})
     predicted = [
         {
             **rows.of(number=number)[0],
@@ -149,9 +150,7 @@ def summarised(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return rank correlations, and how often costs of single options are within their errors."""
     random = [row for row in rows if row["kind"] == "random"]
     single = [row for row in rows if row["kind"] == "single"]
-    off = np.array([
-        abs(row["additive"] - row["true"]) / (row["error"] ** 2 + row["true_error"] ** 2) ** 0.5 for row in single
-    ])  # fmt: skip
+    off = np.array([abs(row["additive"] - row["true"]) / row["error"] for row in single])
     true = np.array([row["true"] for row in random])
     return [
         {

@@ -97,6 +97,7 @@ def drafting(path: AnyPath, *, over_folder: bool = False) -> Iterator[Path]:
 def _exchange(draft: Path, target: Path, aside: Path, *, over_folder: bool) -> None:
     """Move a draft to a folder's place, which is empty unless ``over_folder``."""
     if over_folder:
+        draft.chmod(stat.S_IMODE(target.stat().st_mode))
         target.rename(aside)
     else:
         target.rmdir()

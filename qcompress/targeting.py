@@ -195,6 +195,7 @@ def exported(request: Request, run: RunFolder, model: nn.Module) -> tuple[Export
             file = export(model, draft, target=engine, example=batch)
         with run.timed("verify"):
             verification = _accepted(engine, model, draft, list(itertools.islice(samples(batch), VERIFIED)), goal)
+        require_free(engine, goal, own=has_written(run.path, goal))  # something may have come there meanwhile
         run.exporting(goal, draft)
     run.exported(goal)
     return replace(file, path=goal), verification

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 Stamp = dict[str, list[int]]
-"""File, relative to a folder or ``""`` for a single one → its bytes and nanoseconds of writing."""
+"""File, relative to a folder or ``""`` for a single one → its bytes and nanoseconds of writing; zeros for a folder."""
 
 
 def stamp_of(path: Path) -> Stamp:
-    """Return the stamp of a file, or of all files in a folder; empty if there is nothing.
+    """Return the stamp of a file, or of all files and folders in a folder; empty if there is nothing.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -22,9 +22,13 @@ def stamp_of(path: Path) -> Stamp:
     >>> [(name, size) for name, (size, _) in stamp_of(folder).items()]
     [('a.txt', 3)]
     """
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if not file.is_dir())
-    stats = {"" if file == path else file.relative_to(path).as_posix(): file.lstat() for file in files}
-    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+    entries = [path] if path.is_file() else sorted(path.rglob("*"))
+    names = {entry: "" if entry == path else entry.relative_to(path).as_posix() for entry in entries}
+    stats = {entry: entry.lstat() for entry in entries}
+    return {
+        names[entry]: [0, 0] if entry.is_dir() and not entry.is_symlink() else [stat.st_size, stat.st_mtime_ns]
+        for entry, stat in stats.items()
+    }
 
 
 def with_next(records: list[dict[str, Any]], goal: Path, draft: Path) -> list[dict[str, Any]]:

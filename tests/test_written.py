@@ -108,6 +108,39 @@ def test_a_folder_of_others_or_one_that_was_changed_is_refused_and_left_alone(co
         assert changed.read_text() == "mine"
 
 
+@pytest.mark.parametrize("thing", ["folder", "link"])
+def test_empty_folders_and_links_are_not_replaced_either(compress: Compress, thing: str) -> None:
+    compress()
+    added = compress.place / "out" / "added"
+    added.mkdir() if thing == "folder" else added.symlink_to(compress.place / "run")
+    with pytest.raises(EngineError, match="out is not empty"):
+        compress(0.6)
+    assert added.is_dir()
+
+
+def test_what_comes_into_the_folder_during_the_run_is_left_there(
+    compress: Compress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compress()
+    run = InFolder.run
+
+    def slow(self: InFolder, path: Path, batches: Any) -> EngineRun:
+        (compress.place / "out" / "mine").write_text("mine")
+        return run(self, path, batches)
+
+    monkeypatch.setattr(InFolder, "run", slow)
+    with pytest.raises(EngineError, match="out is not empty"):
+        compress(0.6)
+    assert (compress.place / "out" / "mine").read_text() == "mine"
+
+
+def test_the_folder_keeps_its_mode(compress: Compress) -> None:
+    compress()
+    (compress.place / "out").chmod(0o700)
+    compress(0.6)
+    assert (compress.place / "out").stat().st_mode & 0o777 == 0o700
+
+
 def test_records_that_are_none_allow_nothing(compress: Compress) -> None:
     compress()
     journal = compress.place / "run" / "run.json"

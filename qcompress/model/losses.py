@@ -312,7 +312,8 @@ def as_loss(loss: str | LossFunction | Loss) -> Loss:
     if isinstance(loss, str) and (named := _named(loss)) is not None:
         from qcompress.model.padding import OverRealPositions  # which is made of a loss from here
 
-        return named if named.name == "kl:1" else OverRealPositions(named)  # which has its positions elsewhere
+        classes_last = named.name not in ("kl:1", "kl:-2")  # with classes there, positions are elsewhere
+        return OverRealPositions(named) if classes_last else named
     if callable(loss):
         return CallableLoss(loss)
     raise OptionsError(

@@ -2,25 +2,30 @@
 
 A mapping may hold an ``attention_mask`` ``(samples, positions)``, 1 at real positions and 0 at padded ones. Where a
 model's outputs or a layer's inputs are ``(samples, positions, …)``, the padded ones are left out: a sample's loss is
-the mean over its real positions, as it would be without padding.
+the mean over its real positions, as it would be without padding. An encoder with a decoder has its outputs at the
+positions of ``decoder_attention_mask``; all inputs of its layers count, as they may be of either side.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from qcompress.errors import DataError
+from qcompress.model import layers
 from qcompress.model.losses import Loss
 
-MASK = "attention_mask"
+MASK, DECODER = "attention_mask", "decoder_"
 
 
-def real_positions(batch: Any, values: Tensor) -> Tensor | None:
-    """Return which positions of ``values`` are real, ``(samples, positions)`` booleans; None if all are.
+def real_positions(batch: Any, output: Tensor) -> Tensor | None:
+    """Return which positions of a model's output ``(samples, positions, …)`` are real, as booleans; None if all are.
 
-    ``values`` are words ``(samples, positions)`` or vectors ``(samples, positions, …)``; all positions of values of
-    another shape are taken for real.
+    All positions of an output of another shape are taken for real.
+
+    Raises:
+        DataError: a sample has no real position.
 
     >>> batch = {"attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}
     >>> real_positions(batch, torch.zeros(2, 3, 5))
@@ -29,14 +34,39 @@ def real_positions(batch: Any, values: Tensor) -> Tensor | None:
     >>> real_positions(batch, torch.zeros(2, 5)) is None
     True
     """
-    mask = batch.get(MASK) if isinstance(batch, Mapping) else None
+    if not isinstance(batch, Mapping) or output.ndim < 3:
+        return None
+    return _real(batch.get(f"{DECODER}{MASK}" if _has_decoder(batch) else MASK), output)
+
+
+def real_inputs(batch: Any, module: nn.Module, given: Tensor) -> Tensor | None:
+    """Return which positions of a layer's input are real, as booleans ``(samples, positions)``; None if all are.
+
+    The input is ``(samples, positions, features)`` of a linear layer, or ``(samples, positions)`` of an embedding.
+
+    Raises:
+        DataError: a sample has no real position.
+    """
+    if not isinstance(batch, Mapping) or _has_decoder(batch) or given.is_nested:
+        return None
+    linear = layers.kind_of(module) is nn.Linear or layers.has_inputs_first(module)
+    dims = 3 if linear else 2 if isinstance(module, nn.Embedding) else None
+    return _real(batch.get(MASK), given) if given.ndim == dims else None
+
+
+def _has_decoder(batch: Mapping[Any, Any]) -> bool:
+    return any(str(name).startswith(DECODER) for name in batch)
+
+
+def _real(mask: Any, values: Tensor) -> Tensor | None:
     if not isinstance(mask, Tensor) or mask.ndim != 2 or values.shape[:2] != mask.shape:
         return None
-    if values.ndim == 2 and values.is_floating_point():  # features that are as many as there are positions
-        return None
     real = (mask == 1).to(values.device)
-    binary = bool(((mask == 0) | (mask == 1)).all())
-    return real if binary and not bool(real.all()) else None
+    if not bool(((mask == 0) | (mask == 1)).all()) or bool(real.all()):
+        return None
+    if not bool((some := real.any(dim=1)).all()):
+        raise DataError(f"sample {int((~some).nonzero()[0])} of a batch is all padding: its {MASK} is 0 everywhere")
+    return real
 
 
 class OverRealPositions(Loss):
@@ -109,7 +139,7 @@ def _weights(batch: Any, output: Tensor) -> Tensor | None:
     real = real_positions(batch, output)
     if real is None:
         return None
-    return real.to(output.dtype) * (real.shape[1] / real.sum(dim=1, keepdim=True).clamp(min=1))
+    return real.to(output.dtype) * (real.shape[1] / real.sum(dim=1, keepdim=True))
 
 
 def _along(weights: Tensor, output: Tensor) -> Tensor:

@@ -6,6 +6,15 @@ from typing import Any
 from qcompress.errors import DataError, ModelError
 from qcompress.model.text import Windows
 
+POSITIONS = ("max_position_embeddings", "max_seq_len")
+"""Names of the number of positions in configurations of transformers."""
+
+ROTARY = ("rope_parameters", "rope_scaling", "rope_theta", "rotary_dim")
+"""Settings of models that compute positions and run beyond their number."""
+
+AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "mpnet", "longformer")
+"""Kinds of models whose positions are counted from behind the number of the padding token."""
+
 
 def require_one_text(config: Any, place: Path) -> None:
     """Check that a model takes a text by itself.
@@ -22,14 +31,18 @@ def require_one_text(config: Any, place: Path) -> None:
 
 
 def require_positions(config: Any, place: Path, length: int) -> None:
-    """Check that windows of a text are not longer than what a model was made for.
+    """Check that windows of a text are not longer than a model has positions; rotary ones have no end.
 
     Raises:
         DataError: they are.
     """
     told = config.get_text_config()
-    positions, name = getattr(told, "max_position_embeddings", None), "max_position_embeddings"
-    if isinstance(positions, int) and 0 < positions < length:
+    name = next((name for name in POSITIONS if isinstance(getattr(told, name, None), int)), None)
+    rotary = any(getattr(told, word, None) is not None for word in ROTARY)
+    if name is None or rotary:
+        return
+    positions = getattr(told, name) - (told.pad_token_id + 1 if told.model_type in AFTER_PADDING else 0)
+    if 0 < positions < length:
         raise DataError(
             f"windows of {length:,} tokens are longer than the {positions:,} positions of {place} "
             f"({told.attribute_map.get(name, name)} of its configuration): give a smaller length (--length {positions})"

@@ -26,6 +26,7 @@ from qcompress.model import forward as forwards
 from qcompress.model import layers
 from qcompress.model.composed import composed
 from qcompress.model.modes import outside_modes
+from qcompress.model.padding import real_inputs
 from qcompress.model.tensors import held_tensors, overlapping
 
 MAX_INPUTS = 16384
@@ -76,6 +77,7 @@ def fit_in_turn_(
                 (
                     _inputs_and_outputs(smaller, path, batch, forward)[0],
                     _inputs_and_outputs(original, path, batch, forward)[1],
+                    batch,
                 )
                 for batch in data
             )
@@ -99,7 +101,7 @@ def _fit_on_the_way(
 
     def fit(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str) -> None:
         given = args[0] if args else kwargs["input"]
-        _fit(module, kept.get(path), [(given, wanted.pop(path))])
+        _fit(module, kept.get(path), [(given, wanted.pop(path), batch)])
 
     hooks = [original.get_submodule(path).register_forward_hook(partial(keep, path=path)) for path in paths]
     try:
@@ -155,13 +157,17 @@ def _fits(module: nn.Module) -> bool:
     return plain and module.weight[0].numel() <= MAX_INPUTS and not isinstance(getattr(module, "padding", 0), str)
 
 
-def _fit(module: nn.Module, kept: NDArray[np.int64] | None, given: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Fit one layer, from its inputs in the smaller network and its outputs in the original, batch by batch."""
+def _fit(module: nn.Module, kept: NDArray[np.int64] | None, given: Iterable[tuple[Tensor, Tensor, Any]]) -> None:
+    """Fit one layer, from its inputs in the smaller network and its outputs in the original, for every batch."""
     folds, seen = [_Sums() for _ in range(FOLDS)], 0
-    for inputs, wanted in given:
+    for inputs, wanted, batch in given:
+        real = real_inputs(batch, module, inputs)
         for start in range(min(FOLDS, len(inputs))):
             sums = folds[(seen + start) % FOLDS]  # samples take turns, also from batch to batch
-            rows, goal = _rows(module, inputs[start::FOLDS]), _rows_of_outputs(module, wanted[start::FOLDS])
+            own, own_wanted = inputs[start::FOLDS], wanted[start::FOLDS]
+            if real is not None:
+                own, own_wanted = own[real[start::FOLDS]], own_wanted[real[start::FOLDS]]
+            rows, goal = _rows(module, own), _rows_of_outputs(module, own_wanted)
             if kept is not None:
                 goal = goal[:, torch.from_numpy(kept)]
             bias = getattr(module, "bias", None)

@@ -2,8 +2,10 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import transformers
 
 from qcompress.cli import main
 from qcompress.errors import DataError
@@ -11,8 +13,9 @@ from qcompress.measuring.options_by_layer import Offered
 from qcompress.measuring.streamed.forecast_memory import forecast_memory
 from qcompress.model.losses import as_loss
 from qcompress.model.opened import open_model
+from qcompress.model.text_limits import require_positions
 from qcompress.options import Options, prune_quantize
-from tests.engines.tiny import tiny, write_tokenizer
+from tests.engines.tiny import write_tokenizer
 from tests.opened_models import saved, tokens
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")
@@ -53,7 +56,7 @@ def never(*given: object, **named: object) -> None:
     ("kind", "limit", "name"),
     [
         ("GPT2", {"n_positions": 32}, "n_positions"),
-        ("Llama", {"max_position_embeddings": 32}, "max_position_embeddings"),
+        ("OPT", {"max_position_embeddings": 32}, "max_position_embeddings"),
     ],
 )
 def test_windows_of_more_tokens_than_positions_are_refused(
@@ -66,13 +69,23 @@ def test_windows_of_more_tokens_than_positions_are_refused(
         assert f"longer than the 32 positions of {kind} ({name} of its" in told(words, capsys, 1)
 
 
-def test_so_they_are_for_a_gguf_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("gguf")
-    import qcompress
-
-    qcompress.export(tiny("llama", here / "model"), "whole.gguf", target="llama.cpp")
-    for words in commands("gguf:whole.gguf", "--length", "129"):
-        assert "longer than the 128 positions of whole.gguf" in told(words, capsys, 1)
+@pytest.mark.parametrize(
+    ("config", "allowed"),
+    [
+        (transformers.LlamaConfig(max_position_embeddings=32), None),  # rotary: computed for any position
+        (transformers.GPTJConfig(n_positions=32), None),
+        (transformers.BloomConfig(), None),
+        (transformers.MptConfig(max_seq_len=32), 32),
+        (transformers.RobertaConfig(max_position_embeddings=34, pad_token_id=1), 32),
+        (transformers.BertConfig(max_position_embeddings=32), 32),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_positions_of_a_model_are_known_by_its_kind(config: Any, allowed: int | None) -> None:
+    require_positions(config, Path("folder"), allowed or 10_000)
+    if allowed is not None:
+        with pytest.raises(DataError, match=f"longer than the {allowed} positions of folder"):
+            require_positions(config, Path("folder"), allowed + 1)
 
 
 def test_a_tokenizer_of_another_model_is_refused(

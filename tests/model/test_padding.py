@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 import qcompress
 from qcompress.agreement import agreement
+from qcompress.errors import DataError
 from qcompress.measuring.true_loss import mean_loss
 from qcompress.model.losses import as_loss
-from qcompress.model.padding import real_positions
+from qcompress.model.padding import real_inputs, real_positions
 from tests.models import seeded
 from tests.opened_models import in_memory, saved, tokens
 
@@ -120,6 +121,66 @@ def test_an_opened_model_leaves_padded_positions_out_as_one_in_memory_does(tmp_p
     np.testing.assert_allclose(other.error, opened.error, rtol=1e-5)
 
 
+def test_layers_of_other_packages_and_ranges_of_activations_leave_padded_positions_out(tmp_path: Path) -> None:
+    model, ids = in_memory(saved("GPT2", tmp_path)), tokens(4, 7)
+    mask = torch.tensor([[1] * length + [0] * (7 - length) for length in LENGTHS])
+    alone = [
+        {"input_ids": ids[index : index + 1, :length], "attention_mask": mask[index : index + 1, :length]}
+        for index, length in enumerate(LENGTHS)
+    ]
+    for options in (
+        qcompress.prune_quantize(bits=(3,), sparsity=(0,), compensated=True),
+        qcompress.integer_products(bits=(8,)),
+    ):
+        only = "transformer.h.*"  # each position embedding counts once, however long the samples are
+        apart = qcompress.measure(model, alone, options, only=only, method="direct")
+        together = qcompress.measure(
+            model, [{"input_ids": ids, "attention_mask": mask}], options, only=only, method="direct"
+        )
+        assert together.num_inputs == apart.num_inputs
+        np.testing.assert_allclose(together.error, apart.error, rtol=1e-3)
+        np.testing.assert_allclose(together.cost, apart.cost, rtol=0.02, atol=1e-2 * apart.cost.max())  # small changes
+
+
+def test_layers_are_fitted_in_turn_to_real_positions_alone() -> None:
+    model, (alone, padded) = seeded(Words), batches(lengths=(3, 7, 5, 7, 6, 2, 7, 4))
+    measurement = qcompress.measure(model, alone, qcompress.prune_channels(keep=(0.5,)))
+    solution = qcompress.solve(qcompress.formulate(measurement, {"bytes": 0.8}), "greedy")
+    for data in (alone, [padded]), ([padded, padded], [*alone, *alone]):
+        first, second = (
+            qcompress.fit_in_turn_(qcompress.apply(model, measurement, solution), model, own) for own in data
+        )
+        for one, other in zip(first.parameters(), second.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_an_encoder_with_a_decoder_has_its_outputs_where_the_decoder_has_words() -> None:
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    batch = {"attention_mask": mask, "decoder_input_ids": torch.ones(2, 3, dtype=torch.long)}
+    assert real_positions(batch, torch.zeros(2, 3, 5)) is None
+    assert real_inputs(batch, nn.Linear(5, 5), torch.zeros(2, 3, 5)) is None
+    other = torch.tensor([[1, 0, 0], [1, 1, 1]])
+    real = real_positions({**batch, "decoder_attention_mask": other}, torch.zeros(2, 3, 5))
+    assert real is not None
+    assert real.tolist() == other.bool().tolist()
+
+
+def test_a_sample_that_is_all_padding_is_refused() -> None:
+    _, padded = batches()
+    empty = {name: torch.cat([value, torch.zeros_like(value[:1])]) for name, value in padded.items()}
+    with pytest.raises(DataError, match="sample 4 of a batch is all padding"):
+        as_loss("kl").rise(torch.zeros(5, 7, WORDS), torch.zeros(5, 7, WORDS), empty)
+    model = nn.Sequential(nn.Embedding(WORDS, 4))
+    with pytest.raises(DataError, match="sample 4 of a batch is all padding"):
+        qcompress.measure(
+            model,
+            [empty],
+            qcompress.prune_quantize(bits=(4,)),
+            loss="mse",
+            forward=lambda model, batch: model(batch["input_ids"]),
+        )
+
+
 def test_only_what_has_positions_is_padded() -> None:
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
     batch = {"attention_mask": mask}
@@ -128,6 +189,12 @@ def test_only_what_has_positions_is_padded() -> None:
     assert real_positions({"attention_mask": torch.ones(2, 3)}, torch.zeros(2, 3, 5)) is None
     assert real_positions({"attention_mask": -1e9 * (1.0 - mask)}, torch.zeros(2, 3, 5)) is None  # added to scores
     assert real_positions([mask], torch.zeros(2, 3, 5)) is None
-    real = real_positions(batch, torch.zeros(2, 3, dtype=torch.long))
+    assert real_inputs(batch, nn.Linear(5, 5), torch.zeros(2, 3, 4, 5)) is None  # three heads
+    assert real_inputs(batch, nn.Conv1d(3, 5, 1), torch.zeros(2, 3, 5)) is None  # three channels
+    real = real_inputs(batch, nn.Embedding(9, 2), torch.zeros(2, 3, dtype=torch.long))
     assert real is not None
     assert real.tolist() == mask.bool().tolist()
+    for name in ("kl:1", "kl:-2"):  # classes are in the middle
+        changes = torch.randn(2, 3, 3)
+        loss = as_loss(name)
+        torch.testing.assert_close(loss.rise(changes, 0 * changes, batch), loss.rise(changes, 0 * changes, None))

@@ -20,7 +20,7 @@ from qcompress.errors import DataError
 from qcompress.model import forward as forwards
 from qcompress.model import layers
 from qcompress.model.captured import products_of
-from qcompress.model.padding import real_positions
+from qcompress.model.padding import real_inputs
 from qcompress.model.parts import Part
 from qcompress.transforms.column_blocks import block_size, products, spans
 
@@ -214,8 +214,7 @@ def listen(
 
         def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
             given = args[0] if args else kwargs["input"]
-            by_position = isinstance(module, (nn.Linear, nn.Embedding)) and not given.is_nested
-            note(name, module, given, real_positions(batch, given) if by_position else None)
+            note(name, module, given, real_inputs(batch, module, given))
 
         hooks += [model.get_submodule(path).register_forward_pre_hook(hear, with_kwargs=True) for path in paths]
     try:

@@ -22,6 +22,7 @@ from qcompress.model import forward as forwards
 from qcompress.model import layers
 from qcompress.model.captured import products_of
 from qcompress.model.dispatch import Watching
+from qcompress.model.padding import real_inputs
 from qcompress.model.parts import Part
 from qcompress.transforms.activations import LEVELS
 from qcompress.transforms.base import Ranges
@@ -54,6 +55,7 @@ def activation_ranges(
     odd: set[str] = set()
     clamps = _Clamps()
     hooks = []
+    batch: Any = None
     for modules, head in dict.fromkeys((part.modules, part.target.head) for part in parts):
         members = [model.get_submodule(path) for path in modules]
         members = [member for member in members if isinstance(member, nn.Linear)] if head else members
@@ -66,8 +68,9 @@ def activation_ranges(
                 odd.add(name)
                 return
             inputs, outputs = seen.setdefault(name, (_Numbers(), _Numbers()))
-            inputs.add(given)
-            outputs.add(output)
+            real = real_inputs(batch, module, given)
+            inputs.add(given if real is None else given[real])
+            outputs.add(output if real is None else output[real])
             clamps.follow(name, output)
 
         hooks += [member.register_forward_hook(note, with_kwargs=True, prepend=True) for member in members]
