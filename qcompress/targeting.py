@@ -15,7 +15,7 @@ from formulations.files import AnyPath, drafting
 from qcompress.budgets import BITS_PER_WEIGHT, LATENCY, with_resources, without_resources
 from qcompress.engines.base import Engine
 from qcompress.engines.export import ExportedFile, export, require_free
-from qcompress.engines.in_time import Seconds, solved_in_time, with_reachable_time
+from qcompress.engines.in_time import Seconds, solved_in_time, with_reachable_time, without_time_budget
 from qcompress.engines.legal import for_engine
 from qcompress.engines.registry import as_engine
 from qcompress.engines.verify import BY_ITSELF, Verification, emulated, speedup_of, verify
@@ -24,6 +24,7 @@ from qcompress.measurement import Measurement
 from qcompress.measuring.latency import load_times, save_times
 from qcompress.model.batches import samples
 from qcompress.model.calibration import Calibration
+from qcompress.proposals import feasible_settings
 from qcompress.run_folder import Kept, RunFolder, has_written, remove
 from qcompress.steps import Request
 from qcompress.steps.choosing import local_solver
@@ -125,10 +126,12 @@ def in_reach(request: Request, measurement: Measurement, seconds: Seconds | None
     if seconds is None:
         return problem
     solver = local_solver(request, measurement)
+    alike = feasible_settings(measurement, without_time_budget(problem)) if request.guard else {}  # which may take one
     return with_reachable_time(
         problem,
         seconds,
         lambda by_time: solve(by_time, solver, time_limit=request.time_limit, seed=request.calibration.seed),
+        [proposal.choice for proposal in alike.values()],
     )
 
 

@@ -277,5 +277,14 @@ def test_a_budget_that_no_choice_keeps_by_prediction_is_the_shortest_predicted_t
     assert in_half.budgets[LATENCY] == pytest.approx(least, rel=1e-12)
     with pytest.raises(InfeasibleBudgetError, match="timed as a whole"):
         with_reachable_time(problem, lambda choices: [0.2] * len(choices), lambda own: solve(own, "brute-force"))
+    alike = np.array(max(within, key=lambda choice: problem.evaluate(choice).usage[LATENCY]))  # fast as a whole only
+    slow_sum = problem.evaluate(alike).usage[LATENCY]
+    reached = with_reachable_time(
+        problem,
+        lambda choices: [0.1 if np.array_equal(choice, alike) else 0.2 for choice in choices],
+        lambda own: solve(own, "brute-force"),
+        [alike],
+    )
+    assert reached.budgets[LATENCY] == pytest.approx(slow_sum, rel=1e-12)
     possible = problem.with_budgets(**{LATENCY: least})
     assert with_reachable_time(possible, lambda _: [], lambda own: solve(own, "brute-force")) is possible
