@@ -2,8 +2,8 @@
 
 The predicted time of a choice is a sum over its options, and a solver exploits errors of that sum. The model of its
 choice is therefore timed as a whole. If it exceeds the budget, the problem is solved again with a budget that is
-smaller by the same ratio. Where the sum is too long for every choice, the one with the shortest sum and uniform settings
-are timed as well: a mixture pays for conversions, which a sum over options tells least truly.
+smaller by the same ratio. Where the sum is too long for every choice, the one with the shortest sum is timed as well,
+and so are uniform settings: a mixture pays for conversions, which a sum over options tells least truly.
 """
 
 import itertools
