@@ -31,7 +31,7 @@ PARTLY_SOFTENED, SHARE = "partly softened outputs", 0.25
 """Name of the choice by a mean of plain and softened costs, without pair terms, and the share of the softened ones."""
 
 CAREFUL = 0.25
-"""Strength of the pair terms in the reference: hardly ever worse than none, where full strength often is."""
+"""Strength of the pair terms in the reference."""
 
 STRENGTHS = (0.0, 0.25, 0.5, 1.0)
 """Strengths of the pair terms that proposals are made with."""

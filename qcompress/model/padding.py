@@ -61,12 +61,12 @@ def _has_decoder(batch: Mapping[Any, Any]) -> bool:
 def _real(mask: Any, values: Tensor) -> Tensor | None:
     if not isinstance(mask, Tensor) or mask.ndim != 2 or values.shape[:2] != mask.shape:
         return None
-    real = (mask == 1).to(values.device)
+    real = mask == 1
     if not bool(((mask == 0) | (mask == 1)).all()) or bool(real.all()):
         return None
     if not bool((some := real.any(dim=1)).all()):
         raise DataError(f"sample {int((~some).nonzero()[0])} of a batch is all padding: its {MASK} is 0 everywhere")
-    return real
+    return real.to(values.device)
 
 
 class OverRealPositions(Loss):

@@ -100,7 +100,9 @@ def test_every_part_of_a_loss_leaves_padded_positions_out(
         torch.testing.assert_close(by_position[index].mean(), rise[index])
         alone = loss.effects((own[1] - own[0])[None], own[0], None)
         torch.testing.assert_close(effects[index].square().sum(), alone.square().sum())
-        torch.testing.assert_close(gradient[index, row], loss.gradient(own[1], None, own[0])[0])  # type: ignore[index]
+        own_gradient = loss.gradient(own[1], None, own[0])
+        assert own_gradient is not None
+        torch.testing.assert_close(gradient[index, row], own_gradient[0])
         for padded in (gradient[index, ~row], effects[index, ~row], probe[index, ~row], probes[:, index, ~row]):
             assert not padded.any()
 

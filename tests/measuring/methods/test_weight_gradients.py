@@ -201,10 +201,10 @@ class BatchStatistics(nn.Sequential):
 def test_rows_that_depend_on_each_other_are_not_taken_apart(factory, shape):
     model = seeded(factory)
     generator = torch.Generator().manual_seed(0)
-    data = [torch.randn(shape, generator=generator) for _ in range(120)]
+    data = [torch.randn(shape, generator=generator) for _ in range(300)]
     sampled = qcompress.measure(model, data, OPTIONS, method="sampled")
     direct = qcompress.measure(model, data, OPTIONS, method="direct")
     changed = direct.cost > 0
-    # a batch is one draw: five relative standard errors of sqrt(2 / 120)
-    np.testing.assert_allclose(sampled.cost[changed], direct.cost[changed], rtol=0.65)
+    # a batch is one draw: five relative standard errors of sqrt(2 / 300)
+    np.testing.assert_allclose(sampled.cost[changed], direct.cost[changed], rtol=0.41)
     assert sampled.num_samples == direct.num_samples
