@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from qcompress.measuring.methods.calls import Call
 from qcompress.model import layers
 
-CHUNK = 16  # samples whose products are computed at once
+STACKED = 1 << 20
+"""Numbers of responses and gradients that are multiplied at once, few enough to stay in the processor's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +66,15 @@ def _whole(gradients: list[Tensor], responses: list[Tensor], dim: int, num_sampl
     left, right = (
         [value.permute(order).reshape(num_samples, -1) for value in values] for values in (responses, gradients)
     )
-    chunks = []
-    for start in range(0, num_samples, CHUNK):  # small stacks stay in the cache
-        rows = slice(start, start + CHUNK)
-        stacked = (torch.stack([value[rows] for value in side], dim=1) for side in (left, right))
-        chunks.append(torch.bmm(next(stacked), next(stacked).mT))
-    return torch.cat(chunks).transpose(0, 1)
+    products = left[0].new_zeros(num_samples, len(left), len(right))
+    numbers, together = left[0].shape[1], STACKED // (len(left) + len(right))
+    size, step = max(1, min(numbers, together)), max(1, together // max(numbers, 1))
+    for first in range(0, num_samples, step):
+        for start in range(0, numbers, size):
+            block = slice(first, first + step), slice(start, start + size)
+            stacks = [torch.stack([value[block] for value in side], dim=1) for side in (left, right)]
+            products[first : first + step].baddbmm_(stacks[0], stacks[1].mT)
+    return products.transpose(0, 1)
 
 
 def _by_channel(

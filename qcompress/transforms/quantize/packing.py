@@ -7,6 +7,7 @@ bitmap is the case ``b = 1``.
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +33,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     >>> pack(torch.tensor([1, 2, 3]), bits=4)
     tensor([33,  3], dtype=torch.uint8)
     """
+    if bits == 1:
+        return torch.from_numpy(np.packbits(codes.to(torch.bool).numpy(), bitorder="little"))
     packed = torch.empty(packed_bytes(len(codes), bits), dtype=torch.uint8)
     for start in range(0, len(codes), _CHUNK):
         chunk = codes[start : start + _CHUNK].to(torch.int32)
@@ -61,6 +64,8 @@ def unpack(packed: Tensor, bits: int, count: int, dtype: torch.dtype = torch.int
     >>> unpack(pack(torch.tensor([1, 2, 3]), bits=4), bits=4, count=3)
     tensor([1, 2, 3], dtype=torch.int32)
     """
+    if bits == 1:
+        return torch.from_numpy(np.unpackbits(packed.numpy(), count=count, bitorder="little")).to(dtype)
     codes = torch.empty(count, dtype=dtype)
     for start in range(0, count, _CHUNK):
         stop = min(start + _CHUNK, count)

@@ -157,7 +157,10 @@ class PruneQuantize(Transform):
         weights = exact.to(torch.float32)
         if not bool(torch.isfinite(weights).all()):
             raise ModelError("the weight holds NaN, infinity or numbers beyond float32")
-        return weights, self._kept(exact.view(-1)).view_as(weights) if self.sparsity else None
+        if not self.sparsity:
+            return weights, None
+        kept = weight.once(("kept", self.sparsity), lambda: self._kept(exact.view(-1)))  # the same for all bits
+        return weights, kept.view_as(weights)
 
     def _made_up(
         self, weight: Weight, rows: Tensor, codes: Tensor, grid: Grid, kept: Tensor | None
