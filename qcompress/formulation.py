@@ -26,6 +26,7 @@ from qcompress.errors import OptionsError
 from qcompress.interactions import pair_terms
 from qcompress.measurement import Measurement
 from qcompress.measuring.pair_terms import PAIR_STRENGTH, consistent_rows
+from qcompress.measuring.sums import error_of_sum
 
 CHANGES = "changes"
 """Name of the resource with which `formulate` counts changed parts."""
@@ -88,7 +89,8 @@ def formulate(
 def prediction_error(measurement: Measurement, problem: Problem, choice: NDArray[np.int64]) -> float | None:
     """Return the standard error of a choice's objective, from its spread over the samples; None if unknown.
 
-    It includes the error of pair terms between all parts, but not that of pair terms within blocks only.
+    It includes the error of pair terms between all parts, but not that of pair terms within blocks only, and what was
+    left out of single costs because it stood out (see `qcompress.measuring.outlying`).
 
     Args:
         measurement: measurement that the problem was formulated from, with one column of its factor per sample.
@@ -98,11 +100,12 @@ def prediction_error(measurement: Measurement, problem: Problem, choice: NDArray
     if measurement.standard_error is None or any(measurement.standing):
         return None  # the factor of a remeasured model lacks the slope
     chosen = problem.flat(choice)
-    by_sample = 0.5 * np.square(measurement.factor[chosen]).sum(axis=0)
+    costs = 0.5 * np.square(measurement.factor[chosen])
+    by_sample = costs.sum(axis=0)
     rows = None if problem.pairs is None else problem.pairs.factor
     if rows is not None and rows.shape[1] == len(by_sample):
         by_sample = by_sample + 0.5 * (rows[chosen].sum(axis=0) ** 2 - np.square(rows[chosen]).sum(axis=0))
-    return float(by_sample.std(ddof=1) * len(by_sample) ** 0.5)
+    return error_of_sum(by_sample, costs, measurement.standard_error[chosen])
 
 
 def at_strength(problem: Problem, measurement: Measurement, strength: float) -> Problem:

@@ -7,7 +7,7 @@ import numpy as np
 from qcompress.errors import DataError, OptionsError
 from qcompress.measuring.candidates import Candidates
 from qcompress.measuring.effects import likely_choices
-from qcompress.measuring.sums import Sums
+from qcompress.measuring.sums import Sums, error_of_sum
 from qcompress.scalars import as_number
 
 LEAST_SAMPLES = 8
@@ -93,10 +93,13 @@ NEVER = Stop()
 
 def relative_error(sums: Sums, candidates: Candidates) -> float:
     """Return the largest relative standard error of the predicted losses of likely choices, from mild to harsh."""
+    own = sums.standard_error()
+    if own is None:
+        return float("inf")
     halves = 0.5 * np.square(sums.factor())
     errors = []
     for chosen in likely_choices(sums.mean_cost(), candidates.size_bytes, candidates.offsets):
         by_sample = halves[chosen].sum(axis=0)
         if (total := float(by_sample.sum())) > 0:
-            errors.append(float(by_sample.std(ddof=1)) * len(by_sample) ** 0.5 / total)
+            errors.append(error_of_sum(by_sample, halves[chosen], own[chosen]) / total)
     return max(errors, default=0.0)

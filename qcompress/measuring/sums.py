@@ -34,6 +34,25 @@ def probe_generator(seed: int, number: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + number)
 
 
+def error_of_sum(by_sample: NDArray[np.float64], costs: NDArray[np.float64], errors: NDArray[np.float64]) -> float:
+    """Return the standard error of a prediction, from its spread over the samples.
+
+    What the errors of the single options have beyond their own spread (effects that were limited) is added as if the
+    options were independent.
+
+    Args:
+        by_sample: ``(samples,)`` the prediction's share of each sample.
+        costs: ``(options, samples)`` shares of the options that it is made of.
+        errors: ``(options,)`` standard errors of these options' costs.
+
+    >>> error_of_sum(np.ones(4), np.ones((1, 4)), np.array([3.0]))
+    3.0
+    """
+    count = len(by_sample)
+    beyond = np.maximum(np.square(errors) - costs.var(axis=1, ddof=1) * count, 0.0)
+    return float((by_sample.var(ddof=1) * count + beyond.sum()) ** 0.5)
+
+
 class Sums:
     """Sums of costs and second-order terms over the samples seen so far.
 

@@ -47,11 +47,13 @@ def test_a_precision_that_is_not_reached_is_noted_with_the_one_that_is() -> None
     )
     assert found is not None
     offsets = np.cumsum([0, *map(len, whole.transforms)])
-    by_sample = [
-        0.5 * np.square(whole.factor[chosen]).sum(axis=0)
-        for chosen in likely_choices(whole.cost, whole.resources["bytes"], offsets)
-    ]
-    errors = [losses.std(ddof=1) / len(losses) ** 0.5 / losses.mean() for losses in by_sample]
+    assert whole.standard_error is not None
+    errors = []
+    for chosen in likely_choices(whole.cost, whole.resources["bytes"], offsets):
+        costs = 0.5 * np.square(whole.factor[chosen])
+        spread = costs.sum(axis=0).var(ddof=1) * costs.shape[1]
+        beyond = np.maximum(np.square(whole.standard_error[chosen]) - costs.var(axis=1, ddof=1) * costs.shape[1], 0)
+        errors.append((spread + beyond.sum()) ** 0.5 / costs.sum())
     assert float(found[1]) == pytest.approx(max(errors), rel=1e-2)
     assert len(measured(precision=2 * float(found[1])).notes) == 1
     few = qcompress.measure(seeded(TiedLanguageModel), data(3), OPTIONS, method="sampled", precision=0.1)
@@ -115,6 +117,27 @@ def test_the_standard_error_of_a_prediction_is_its_spread_over_measurements() ->
     for pairs in strengths:
         # a standard deviation from 40 draws is known to 1 / sqrt(80), 11 %; three of them
         assert np.mean(errors[pairs]) == pytest.approx(np.std(objectives[pairs], ddof=1), rel=0.35)
+
+
+def test_the_error_of_a_prediction_is_never_below_that_of_its_single_cost() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Linear(6, 4))
+    inputs = torch.randn(40, 6)
+    inputs[7] *= 8  # its effects stand out and are limited
+    measurement = qcompress.measure(model, [inputs], OPTIONS, method="sampled", loss="mse")
+    assert measurement.standard_error is not None
+    problem = qcompress.formulate(measurement, {"bytes": 1.0}, pairs=False)
+    costs = 0.5 * np.square(measurement.factor)
+    beyond = measurement.standard_error > 1.5 * costs.std(axis=1, ddof=1) * costs.shape[1] ** 0.5
+    assert beyond.any()  # the spread of what is left does not tell
+    offsets = np.cumsum([0, *map(len, measurement.transforms)])
+    for part, first in enumerate(offsets[:-1]):
+        for option in range(1, len(measurement.transforms[part])):
+            choice = np.zeros(len(measurement.transforms), dtype=int)
+            choice[part] = option
+            error = prediction_error(measurement, problem, choice)
+            assert error is not None
+            assert error >= measurement.standard_error[first + option] * (1 - 1e-9)
 
 
 def test_the_report_has_the_errors() -> None:
