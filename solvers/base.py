@@ -51,6 +51,7 @@ class Solver(ABC):
     native_constraints: ClassVar[bool] = True  # supports budgets directly (without penalties)
     native_pairs: ClassVar[bool] = True  # supports pair terms
     native_use_pairs: ClassVar[bool] = False  # supports pair terms in budgets directly (see `takes_use_pairs`)
+    anneals_use_pairs: ClassVar[bool] = False  # its choices are annealed with the true uses of such budgets
     needs_network: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True  # same seed, same answer unless a time limit ends the run
     honours_time_limit: ClassVar[bool] = True  # ends in time; False only if external code cannot be stopped

@@ -25,6 +25,7 @@ from solvers.bounds.dual import DualBound, largest_objective
 from solvers.bounds.paired_dual import PairedDual
 from solvers.kernels.moves import Integers
 from solvers.kernels.paired_uses import arrays_of, descend_paired, repair_paired
+from solvers.paired_annealing import anneal_paired
 from solvers.search import Search
 from solvers.sub_search import SubSearch
 
@@ -43,6 +44,9 @@ SPREAD = (1.0, 1.02, 0.98, 1.08)
 PRICE_SHARE, PRICE_S = 0.4, 60.0
 """Maximum fraction of the remaining time, and maximum time in seconds, for finding the prices."""
 
+ANNEAL_SHARE = 0.5
+"""Fraction of the time that solvers would get at prices in which choices are annealed with the true uses."""
+
 LINEAR_SHARE, LINEAR_S = 0.5, 60.0
 """Minimum fraction of the remaining time of a turn on the linear statement, and its time in seconds without a limit."""
 
@@ -56,7 +60,13 @@ Attack = Callable[[Search], None]
 
 
 def solve_paired(
-    problem: Problem, search: Search, attack: Attack, *, exact: bool = False, prove: Attack | None = None
+    problem: Problem,
+    search: Search,
+    attack: Attack,
+    *,
+    exact: bool = False,
+    anneal: bool = False,
+    prove: Attack | None = None,
 ) -> None:
     """Search ``problem``, whose budgets have pair terms, by running ``attack`` on problems without such budgets.
 
@@ -65,6 +75,7 @@ def solve_paired(
         search: the search of the problem.
         attack: function that runs a solver on the problem of a search.
         exact: whether the solver proves optimality; it then gets the linear statement of the problem, if not too large.
+        anneal: whether choices are annealed with the true uses after the prices.
         prove: function that runs another, exact solver on the linear statement after the prices.
     """
     within = Within(problem, search)
@@ -82,7 +93,10 @@ def solve_paired(
     if exact and linear is not None:
         _solve_linear(linear, search, attack)
         return
-    _solve_at_prices(within, prices, attack, 1.0 if linear is None else 1.0 - LINEAR_SHARE)
+    share = 1.0 if linear is None else 1.0 - LINEAR_SHARE
+    _solve_at_prices(within, prices, attack, share * (1.0 - ANNEAL_SHARE) if anneal else share)
+    if anneal and not (search.proven() or search.expired()):
+        within.anneal(share if linear is None else ANNEAL_SHARE * share / (1.0 - share * (1.0 - ANNEAL_SHARE)))
     if prove is not None and linear is not None and not (search.proven() or search.expired()):
         _solve_linear(linear, search, prove, LINEAR_S if np.isinf(search.remaining()) else None)
     if not (search.proven() or search.expired()):
@@ -132,7 +146,7 @@ def prepare() -> None:
     tables = (["a", "b"], [["wide", "narrow"]] * 2, [0, 2, 0, 3], {"macs": [0] * 4}, {"macs": 5})
     for factor in (None, np.eye(4)):
         problem = Problem(*tables, PairTerms(factor=factor), 0.0, {}, {"macs": terms})
-        solve_paired(problem, Search(problem, solver="warm"), lambda _: None)
+        solve_paired(problem, Search(problem, solver="warm"), lambda _: None, anneal=True)
 
 
 class Within:
@@ -154,6 +168,13 @@ class Within:
             if not descend_paired(self.arrays, self.uses, chosen, number, 1, paired):
                 break
         self.search.offer(chosen - self.problem.group_offsets[:-1])
+
+    def anneal(self, share: float) -> None:
+        """Anneal with the true uses in a share of the remaining time, and improve the best choice."""
+        with self.search.phase("anneal_s"), self.search.at_most(share * self.search.remaining()):
+            anneal_paired(self.search, self.arrays, self.uses)
+        if self.search.choice is not None:
+            self.offer(self.search.choice)
 
 
 class _Prices:

@@ -144,7 +144,7 @@ def _run_reduced(search: Search, back_end: Solver, *, bound: bool, presolve: boo
 
         prover = back_end.prover()
         prove = None if prover is None else partial(_run_scaled, back_end=prover, bound=False)
-        solve_paired(problem, search, run, exact=back_end.exact, prove=prove)
+        solve_paired(problem, search, run, exact=back_end.exact, anneal=back_end.anneals_use_pairs, prove=prove)
         return
     if presolve and back_end.presolved and not problem.paired_budgets:
         with search.phase("presolve_s"):

@@ -87,6 +87,7 @@ class Auto(Solver):
 
     name: ClassVar[str] = "auto"
     summary: ClassVar[str] = "runs the solvers that suit the problem, one after another; best choice and bound of all"
+    anneals_use_pairs: ClassVar[bool] = True
 
     def prepare(self) -> None:
         """Compile the inner loops."""

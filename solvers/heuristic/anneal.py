@@ -64,6 +64,7 @@ class Anneal(Solver):
 
     name: ClassVar[str] = "anneal"
     summary: ClassVar[str] = "annealing inside the choice space, with recombination; any problem, any size"
+    anneals_use_pairs: ClassVar[bool] = True
     minima: ClassVar[Mapping[str, int]] = {"sweeps": 1, "population": 1, "generations": 0}
     sweeps: int = 20_000
     population: int = 8

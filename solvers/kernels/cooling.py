@@ -33,7 +33,7 @@ class Schedule(NamedTuple):
 
 
 @compiled
-def _draw(state: NDArray[np.uint64]) -> Any:
+def draw(state: NDArray[np.uint64]) -> Any:
     """Draw 64 random bits (xorshift64*, Vigna, doi:10.1145/2845077)."""
     x = state[0]
     x ^= x >> np.uint64(12)
@@ -44,16 +44,16 @@ def _draw(state: NDArray[np.uint64]) -> Any:
 
 
 @compiled
-def _below(bits: np.uint64, bound: int) -> Any:
+def below(bits: np.uint64, bound: int) -> Any:
     """Compute a number below ``bound`` from the upper 32 of 64 random bits."""
     return np.int64(((bits >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32))
 
 
 @compiled
-def _other(a: Arrays, group: int, old: int, bits: np.uint64) -> Any:
+def other(a: Arrays, group: int, old: int, bits: np.uint64) -> Any:
     """Choose an option of ``group`` other than ``old``, from the lower 32 of 64 random bits."""
     start, count = a.starts[group], a.starts[group + 1] - a.starts[group]
-    new = start + _below(bits << np.uint64(32), count - 1)
+    new = start + below(bits << np.uint64(32), count - 1)
     return new + 1 if new >= old else new
 
 
@@ -114,14 +114,14 @@ def cool(
         if step % num_free == 0:
             for k in range(num_budgets):
                 price[k] *= 1.0 + rate if usage[k] > a.limit[k] else 1.0 / (1.0 + rate)
-        first, second, third = _draw(state), _draw(state), _draw(state)
-        place1 = _below(first, num_free)
+        first, second, third = draw(state), draw(state), draw(state)
+        place1 = below(first, num_free)
         group1 = free[place1]
         old1 = chosen[group1]
-        new1 = _other(a, group1, old1, first)
+        new1 = other(a, group1, old1, first)
         old2 = new2 = old1  # no second switch
         if num_free > 1 and (third & np.uint64(255)) < np.uint64(PAIRED):
-            place2 = _below(second, num_free - 1)
+            place2 = below(second, num_free - 1)
             group2 = free[place2 + 1 if place2 >= place1 else place2]
             old2 = chosen[group2]
             if num_budgets == 1:
@@ -129,7 +129,7 @@ def cool(
                 if new2 < 0:
                     continue
             else:
-                new2 = _other(a, group2, old2, second)
+                new2 = other(a, group2, old2, second)
         change = delta(a, total, field, old1, new1)
         if new2 != old2:
             change += delta(a, total, field, old2, new2) + cross(a, old1, new1, old2, new2)
@@ -141,7 +141,7 @@ def cool(
         if new2 != old2:
             switch(a, chosen, total, field, usage, new2)
         value += change
-        if value < best_value - 1e-12 * abs(best_value) and fits(a, usage) and _fits_anew(a, chosen):
+        if value < best_value - 1e-12 * abs(value) and fits(a, usage) and _fits_anew(a, chosen):
             best_value = value
             best[:] = chosen
     return best_value

@@ -182,7 +182,7 @@ def _entry(indptr: Integers, indices: Integers, option: int, partner: int) -> in
 
 
 @compiled
-def _cross_use(u: PairedUses, old1: int, new1: int, old2: int, new2: int, k: int) -> float:
+def cross_use(u: PairedUses, old1: int, new1: int, old2: int, new2: int, k: int) -> float:
     """Compute the use by two switches together, minus the uses by each alone."""
     change = 0.0
     for option, partner, sign in ((new1, new2, 1.0), (new1, old2, -1.0), (old1, new2, -1.0), (old1, old2, 1.0)):
@@ -253,7 +253,7 @@ def descend_paired(a: Arrays, u: PairedUses, chosen: Integers, first: int, passe
                         for k in range(num_budgets):
                             after = usage[k] + use_change(u, use_field, old1, new1, k)
                             after += use_change(u, use_field, old2, new2, k)
-                            fits &= after + _cross_use(u, old1, new1, old2, new2, k) <= u.limit[k]
+                            fits &= after + cross_use(u, old1, new1, old2, new2, k) <= u.limit[k]
                         if fits:
                             least, best1, best2 = change, new1, new2
             if best1 >= 0:

@@ -98,7 +98,7 @@ def cool_in_sweeps(
             _make(a, chosen, total, local, old, new)
             value += change
         temperature *= schedule.ratio**num_free
-        if value < best_value - 1e-12 * abs(best_value) or best_value == np.inf:
+        if value < best_value - 1e-12 * abs(value):
             best_value = value
             best[:] = chosen
     state[0] = number
