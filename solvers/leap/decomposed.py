@@ -140,10 +140,11 @@ class Decomposed(QuantumProcessor):
         """Find a first feasible choice, from the dual; return whether there is one."""
         from solvers.bounds.duality import dual_bound
         from solvers.kernels.repair import repair
+        from solvers.leap.forms import PRICES_S
 
         with search.phase("build_s"):
             if search.choice is None:
-                start = repair(problem, dual_bound(problem, time_limit=1.0).choice)
+                start = repair(problem, dual_bound(problem, time_limit=min(PRICES_S, search.remaining())).choice)
                 if start is not None:
                     search.offer(start)
         return search.choice is not None
@@ -157,9 +158,9 @@ class Decomposed(QuantumProcessor):
         keep[problem.flat(state.choice)] = True
         part = restrict(problem, keep)
         seed = int(np.random.default_rng([state.seed, state.passes, len(state.blocks)]).integers(2**31))
-        alone = Search(
-            part.problem, solver=self.name, seed=seed
-        )  # only its final choice is offered, as it may be sent again
+        left = search.remaining() if connection is None and search.limit is not None else None  # not for the service
+        # only its final choice is offered, as it may be sent again
+        alone = Search(part.problem, solver=self.name, seed=seed, time_limit=left)
         inner = SubSearch(normal_form(part.problem), alone)
         with search.phase("parts_s"):
             self._decide(inner.problem, inner, state, connection)

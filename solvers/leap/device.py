@@ -21,11 +21,15 @@ from solvers.errors import UnsupportedProblemError
 Embedding = dict[int, list[int]]
 """Map from each variable to its chain of qubits."""
 
-SEARCH_S = 60
+SEARCH_S = 60.0
 """Maximum time in seconds for the embedding of one model."""
 
 DENSE = 0.5
 """Fraction of coupled pairs above which a model is embedded as if all pairs were coupled, which needs no search."""
+
+NEARLY_COMPLETE, HOPELESS = 0.9, 1.5
+"""Nothing is searched for a model with at least this fraction of coupled pairs and more than so many times the
+variables of the largest clique; a search rarely fits more than a few variables more than that clique has."""
 
 WITHOUT_CHAINS = "clique"
 """An artificial topology in which all qubits are connected."""
@@ -58,11 +62,13 @@ class Device:
             return len(self.qubits)
         return len(busclique.busgraph_cache(self.graph()).largest_clique())
 
-    def embed(self, bqm: Any, folder: Path) -> Embedding:
+    def embed(self, bqm: Any, folder: Path, seconds: float = SEARCH_S) -> Embedding:
         """Return an embedding of ``bqm`` on the processor, which is stored in ``folder`` for later calls.
 
+        A search that needs more than ``seconds`` is given up.
+
         Raises:
-            UnsupportedProblemError: the model does not fit; the message says how large a model would.
+            UnsupportedProblemError: no embedding was found; the message says how large a model fits.
         """
         variables = list(range(bqm.num_variables))
         pairs = sorted((min(u, v), max(u, v)) for u, v in bqm.quadratic)
@@ -70,28 +76,29 @@ class Device:
         kept = folder / f"embedding-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
         if kept.exists():
             return {int(v): chain for v, chain in read_json(kept, "embedding").items()}
-        embedding = self._found(variables, pairs)
+        embedding = self._found(variables, pairs, min(seconds, SEARCH_S))
         if not embedding:
             raise UnsupportedProblemError(
-                f"a model of {len(variables)} variables and {len(pairs)} couplings does not fit on {self.name!r}: it "
-                f"has room for at most {self.largest_clique()} fully coupled variables; use fewer groups or options, "
-                "or solver 'qpu-decomposed', which sends parts"
+                f"no room was found on {self.name!r} for a model of {len(variables)} variables and {len(pairs)} "
+                f"couplings: it has room for at most {self.largest_clique()} fully coupled variables; use fewer groups "
+                "or options, more time, or solver 'qpu-decomposed', which sends parts"
             )
         folder.mkdir(parents=True, exist_ok=True)
         write_json(kept, embedding)
         return embedding
 
-    def _found(self, variables: list[int], pairs: list[tuple[int, int]]) -> Embedding:
+    def _found(self, variables: list[int], pairs: list[tuple[int, int]], seconds: float) -> Embedding:
         if len(variables) > len(self.qubits):
             return {}
         graph = self.graph()
-        dense = 2 * len(pairs) > DENSE * len(variables) * (len(variables) - 1)
+        density = 2 * len(pairs) / max(1, len(variables) * (len(variables) - 1))
         embedding: Any = {}
-        if dense and self.topology["type"] != WITHOUT_CHAINS:
+        if density > DENSE and self.topology["type"] != WITHOUT_CHAINS:
             # without its cache of cliques, minorminer runs out of memory on a Zephyr graph
             embedding = busclique.find_clique_embedding(variables, graph, use_cache=True)
-        if not embedding:
+        hopeless = density >= NEARLY_COMPLETE and len(variables) > HOPELESS * self.largest_clique()
+        if not embedding and not hopeless:
             source = nx.Graph(pairs)
             source.add_nodes_from(variables)
-            embedding = find_embedding(source, graph, random_seed=1, timeout=SEARCH_S)
+            embedding = find_embedding(source, graph, random_seed=1, timeout=seconds)
         return {int(v): [int(qubit) for qubit in chain] for v, chain in embedding.items()}

@@ -1,6 +1,8 @@
 """The form of a problem for a quantum processor: a QUBO at the dual's prices, with a chain of qubits per variable."""
 
 import functools
+import math
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,11 +32,15 @@ class EmbeddedForm(BqmForm):
     limits: ClassVar = {"qubits": "num_qubits"}
 
     @classmethod
-    def first(cls, problem: Problem, remote: Any, options: Mapping[str, Any]) -> "EmbeddedForm":
-        """Encode with priced budgets, because slack bits would couple all variables."""
-        prices = dual_bound(problem, time_limit=PRICES_S).prices
+    def first(
+        cls, problem: Problem, remote: Any, options: Mapping[str, Any], seconds: float = math.inf
+    ) -> "EmbeddedForm":
+        """Encode with priced budgets, because slack bits would couple all variables; embed in at most ``seconds``."""
+        end = time.perf_counter() + seconds
+        prices = dual_bound(problem, time_limit=min(seconds, PRICES_S)).prices
         form = cls(problem, {"encoding": options["encoding"], "prices": prices})
-        chains = Device(remote.name, remote.properties).embed(form.encoded.bqm, Path(options["jobs"]))
+        bqm = form.encoded.bqm
+        chains = Device(remote.name, remote.properties).embed(bqm, Path(options["jobs"]), end - time.perf_counter())
         form.record["chains"] = [chains[v] for v in range(len(chains))]
         return form
 

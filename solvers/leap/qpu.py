@@ -7,6 +7,7 @@ same embedding and decoding but without a network, and with steepest descent ins
 """
 
 import functools
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -82,7 +83,8 @@ class QuantumProcessor(LeapBqm):
         from formulations.forms.precision import coefficient_report
         from solvers.leap.embedded import EmbeddedForm, access_time
 
-        form = EmbeddedForm.first(problem, remote, self.option_values)
+        seconds = time_limit if self.simulated and time_limit is not None else math.inf  # else only for the service
+        form = EmbeddedForm.first(problem, remote, self.option_values, seconds)
         parameters = self.parameters(self.option_values, None)
         guess = access_time(form.sizes()["qubits"], remote, parameters, time_limit)
         return form, replace(guess, coefficients=coefficient_report(form.encoded))
@@ -116,7 +118,7 @@ class QuantumProcessor(LeapBqm):
 
         mock = self._mock
         with search.phase("build_s"):
-            form = EmbeddedForm.first(problem, self._simulator, self.option_values)
+            form = EmbeddedForm.first(problem, self._simulator, self.option_values, search.remaining())
         with search.phase("solve_s"):
             mock.substitute_kwargs = {"seed": int(search.rng.integers(2**32))}  # for the sampler inside the mock
             sampleset = mock.sample(form.on_device(mock.properties), num_reads=self.num_reads)

@@ -21,7 +21,7 @@ from solvers.testing import check_solver, optimum
 pytest.importorskip("dwave.cloud")
 import dimod
 
-from solvers.leap import descent_state, job
+from solvers.leap import descent_state, device, job
 from solvers.leap.answer import time_to_solution
 from solvers.leap.decomposed import Decomposed
 from solvers.leap.device import Device
@@ -111,6 +111,44 @@ def test_a_sweep_runs_on_the_same_qubits(tmp_path, mock, monkeypatch):
 def test_a_problem_that_does_not_fit_is_refused_with_the_size_that_does(tmp_path):
     with pytest.raises(UnsupportedProblemError, match="at most 10 fully coupled variables; .*'qpu-decomposed'"):
         solve(layered_problem(10), "qpu", simulated=True, size=2, jobs=str(tmp_path))
+
+
+def test_nothing_is_searched_for_a_nearly_complete_model_far_beyond_the_largest_clique(tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "find_embedding", lambda *_, **__: pytest.fail("searched"))
+    dense = layered_problem(20)
+    options = {"simulated": True, "size": 2, "jobs": str(tmp_path)}
+    with pytest.raises(UnsupportedProblemError, match="at most 10 fully coupled variables"):
+        solve(dense, "qpu", **options)
+    with pytest.raises(UnsupportedProblemError, match="at most 10 fully coupled variables"):
+        QuantumProcessor(**options).estimate(dense)
+
+
+def test_the_search_for_an_embedding_gets_the_time_that_is_left(mock, monkeypatch):
+    timeouts = []
+    monkeypatch.setattr(device, "DENSE", 1.0)  # so that a search is needed
+    monkeypatch.setattr(device, "find_embedding", lambda *_, timeout, **__: timeouts.append(timeout) or {})
+    for limit in (7.0, None):
+        with pytest.raises(UnsupportedProblemError, match="no room was found"):
+            solve(SPARSE, "qpu", seed=0, time_limit=limit, **mock)
+        with pytest.raises(UnsupportedProblemError, match="no room was found"):
+            QuantumProcessor(**mock).estimate(SPARSE, time_limit=limit)
+    limited, unlimited = timeouts[:2], timeouts[2:]
+    assert max(limited) < 7.0
+    assert min(unlimited) > 7.0
+
+
+def test_a_part_on_the_mock_gets_the_time_that_is_left(mock, monkeypatch):
+    left = []
+    run = QuantumProcessor.run
+
+    def record(self, problem, search):
+        left.append(search.remaining())
+        run(self, problem, search)
+
+    monkeypatch.setattr(QuantumProcessor, "run", record)
+    solve(SPARSE, "qpu-decomposed", seed=0, time_limit=60.0, calls=2, variables=4, **mock)
+    assert len(left) == 2
+    assert max(left) <= 60.0
 
 
 EMBED_CLIQUES = """
