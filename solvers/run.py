@@ -18,6 +18,9 @@ from solvers.solution import Solution, StopReason
 if TYPE_CHECKING:
     from solvers.leap.job import Job
 
+PRESOLVE_SHARE = 0.2
+"""Maximum fraction of the remaining time for presolve."""
+
 
 @overload
 def solve(
@@ -147,7 +150,7 @@ def _run_reduced(search: Search, back_end: Solver, *, bound: bool, presolve: boo
         solve_paired(problem, search, run, exact=back_end.exact, anneal=back_end.anneals_use_pairs, prove=prove)
         return
     if presolve and back_end.presolved and not problem.paired_budgets:
-        with search.phase("presolve_s"):
+        with search.phase("presolve_s"), search.at_most(PRESOLVE_SHARE * search.remaining()):
             reduction = reduce_problem(problem, search.expired)
         no_time_left = search.expired() and search.choice is None and reduction.feasible
         if no_time_left and (quick := cheap(problem)) is not None:

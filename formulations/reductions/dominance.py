@@ -4,15 +4,15 @@ An option is removed when another one uses no more of any budgeted resource and 
 of the other groups. Without pair terms this is a comparison of costs. With pair terms it needs an upper bound on how
 much the pair terms of one option exceed those of the other, over all choices of the other groups:
 
-* up to `EXACT_OPTIONS` options, the sum over the other groups of the maximum difference. Two trial choices, for which
-  the replacement must not be worse, first rule out most pairs;
+* up to `EXACT_OPTIONS` options, the sum over the other groups of the maximum difference. Trial choices, for which the
+  replacement must not be worse, first rule out most pairs;
 * beyond, Cauchy-Schwarz, ``(F_u - F_v)·Σ F_w ≤ ‖F_u - F_v‖·Σ_g max ‖F_w‖``, and the maxima of sparse rows.
 
 The optimal value is preserved, and so is the first optimum in lexicographic order: a later option of a group replaces
 an earlier one only when it is strictly better.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 import numpy as np
@@ -30,6 +30,9 @@ EXACT_WORK = 20_000_000
 COMPARISONS = 50_000_000
 """Maximum number of pairs of options of one group to compare (a few seconds)."""
 
+COLUMNS = 8
+"""Maximum number of columns of the factor along which trial choices are made."""
+
 CHUNK = 2_000_000
 """Maximum number of entries of the intermediate tables."""
 
@@ -41,7 +44,13 @@ Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 
-def drop_dominated(problem: Problem, keep: Flags, stand_in: Integers, budgets: list[str]) -> None:
+def drop_dominated(
+    problem: Problem,
+    keep: Flags,
+    stand_in: Integers,
+    budgets: list[str],
+    expired: Callable[[], bool] = lambda: False,
+) -> None:
     """Remove dominated options from ``keep`` ``(V,)`` and record their replacements in ``stand_in`` ``(V,)``, in place.
 
     Args:
@@ -49,11 +58,14 @@ def drop_dominated(problem: Problem, keep: Flags, stand_in: Integers, budgets: l
         keep: flags of the options still available; no choice takes any other option.
         stand_in: for each removed option, another option of its group; follow these until a kept option is reached.
         budgets: names of the budgeted resources.
+        expired: function that returns whether to stop with the options removed so far.
     """
     uses, cost = [problem.resources[name] for name in budgets], problem.cost
     tie = TIE * float(np.maximum.reduceat(np.abs(cost), problem.group_offsets[:-1]).sum())
     pairs = _PairBound(problem, keep.copy()) if problem.pairs else None
     for first, second in _neighbours(problem, keep):
+        if expired():
+            return
         for better, worse, strictly in ((first, second, False), (second, first, True)):
             candidates = keep[better] & keep[worse]
             for use in uses:
@@ -98,8 +110,9 @@ class _PairBound:
         proven = np.zeros(len(better), dtype=bool)
         candidates, bound = np.arange(len(better)), self._loosely
         if self.problem.num_options <= EXACT_OPTIONS and len(better):
-            differences = self.fields[:, better] - self.fields[:, worse]
-            candidates = np.flatnonzero((differences <= gain + TIE * self.size).all(axis=0))
+            for fields in (self.fields[:2], self.fields[2:]):
+                differences = fields[:, better[candidates]] - fields[:, worse[candidates]]
+                candidates = candidates[(differences <= gain[candidates] + TIE * self.size).all(axis=0)]
             if len(candidates) * self.problem.num_options <= EXACT_WORK:
                 bound = self._exactly
         if bound == self._loosely and self.sparse is None:
@@ -125,10 +138,15 @@ class _PairBound:
 
     @cached_property
     def fields(self) -> Floats:
-        """Pair terms of every option with the cheapest and with the dearest options of all other groups, ``(2, V)``."""
+        """Pair terms of every option with T trial choices of all other groups, ``(T, V)``.
+
+        The choices are the cheapest options, the dearest ones, and the extremes along columns of the factor.
+        """
         starts, group_of, cost = self.problem.group_offsets[:-1], self.problem.group_of, self.problem.cost
-        fields = np.zeros((2, len(cost)))
-        for field, value in zip(fields, (cost, -cost), strict=True):
+        columns = [] if self.factor is None else list(self.factor.T[:COLUMNS])
+        values = [signed for value in (cost, *columns) for signed in (value, -value)]
+        fields = np.zeros((len(values), len(cost)))
+        for field, value in zip(fields, values, strict=True):
             order = np.lexsort((np.where(self.keep, value, np.inf), group_of))
             chosen = order[starts]
             if self.factor is not None:
@@ -152,11 +170,16 @@ class _PairBound:
             return None
         return np.asarray(self.factor @ self.factor[self.kept].T)
 
+    @cached_property
+    def kept_starts(self) -> Integers:
+        """Position of every group's first option among the kept ones, ``(G,)``."""
+        groups, starts = np.unique(self.problem.group_of[self.kept], return_index=True)
+        assert len(groups) == self.problem.num_groups  # noqa: S101
+        return starts
+
     def _exactly(self, better: Integers, worse: Integers) -> Floats:
         """Sum, over the other groups, the largest difference in pair terms."""
-        kept = self.kept
-        groups, starts = np.unique(self.problem.group_of[kept], return_index=True)
-        assert len(groups) == self.problem.num_groups  # noqa: S101
+        kept, starts = self.kept, self.kept_starts
         bound = np.empty(len(better))
         step = max(1, CHUNK // len(kept))
         for begin in range(0, len(better), step):

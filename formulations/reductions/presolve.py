@@ -107,7 +107,7 @@ def reduce_problem(problem: Problem, expired: Callable[[], bool] = lambda: False
 
     Args:
         problem: any problem whose budgets have no pair terms.
-        expired: function that says whether the time is over; then no further pass over the options is made.
+        expired: function that says whether the time is over; then no further options are compared.
 
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 20})
     >>> reduction = reduce_problem(problem)
@@ -124,7 +124,7 @@ def reduce_problem(problem: Problem, expired: Callable[[], bool] = lambda: False
             return _infeasible(original)
         loose = [name for name in budgets if _never_binds(problem, keep, name)]
         budgets, dropped = [name for name in budgets if name not in loose], dropped + loose
-        drop_dominated(problem, keep, stand_in, budgets)
+        drop_dominated(problem, keep, stand_in, budgets, expired)
         if (keep.sum() == before and not loose) or expired():
             break
     if problem.pairs.rank * problem.num_options > LARGE_FACTOR and keep.mean() > 1.0 - COPY_PAYS:

@@ -1,12 +1,14 @@
 """Presolve changes no answer: optimum, verdict and bound against every choice; what goes, and what must stay."""
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from formulations import PairTerms, Problem
 from formulations.generators.families import signed_pairs
@@ -14,10 +16,11 @@ from formulations.generators.random_instances import layered_problem, small_prob
 from formulations.reductions import components as components_module
 from formulations.reductions import dominance as dominance_module
 from formulations.reductions import presolve as reduce_module
-from formulations.reductions.dominance import drop_dominated
+from formulations.reductions.dominance import Integers, _PairBound, drop_dominated
 from formulations.reductions.presolve import Presolved, reduce_problem
 from formulations.reductions.scaling import scaled
 from solvers import Status, StopReason, solve
+from solvers import run as run_module
 from solvers.base import Solver
 from solvers.exact.brute_force import BruteForce
 from solvers.heuristic.greedy import Greedy
@@ -353,3 +356,47 @@ def test_presolve_makes_no_further_pass_when_the_time_is_over(monkeypatch: pytes
         choices = [solve(part.problem, "milp").choice for part in reduction.parts]
         lifted = reduction.lift(reduction.join(choices))
         assert problem.evaluate(lifted).objective == pytest.approx(solve(problem, "milp").objective)
+
+
+def test_comparing_options_stops_when_the_time_is_over() -> None:
+    problem = layered_problem(30, rank=0, seed=1)
+    left: list[int] = []
+    for looks in (1, 3, 10_000):
+        answers = iter([False] * looks)
+        keep, stand_in = np.ones(problem.num_options, dtype=bool), np.arange(problem.num_options)
+        drop_dominated(problem, keep, stand_in, list(problem.budgets), lambda answers=answers: next(answers, True))
+        left.append(int(keep.sum()))
+        assert (stand_in[keep] == np.flatnonzero(keep)).all()
+    assert left[0] > left[1] >= left[2]
+
+
+def test_presolve_gets_a_fifth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = []
+
+    def reduce(problem: Problem, expired: Callable[[], bool]) -> Presolved:
+        shares.append(expired.__self__.remaining())  # type: ignore[attr-defined]
+        return reduce_problem(problem, expired)
+
+    monkeypatch.setattr(run_module, "reduce_problem", reduce)
+    for limit in (50.0, None):
+        assert solve(layered_problem(5), "greedy", time_limit=limit).feasible
+    assert 5.0 < shares[0] <= 10.0
+    assert shares[1] == np.inf
+
+
+def test_few_pairs_of_many_options_with_a_factor_need_the_exact_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, size = np.random.default_rng(1), 300
+    uses = {"bytes": rng.random(2 * size)}
+    pairs = PairTerms(factor=rng.normal(size=(2 * size, 6)))
+    options = [[str(option) for option in range(size)]] * 2
+    problem = Problem(["a", "b"], options, rng.normal(size=2 * size), uses, {"bytes": 1.0}, pairs)
+    compared = []
+    exactly = _PairBound._exactly
+
+    def count(self: _PairBound, better: Integers, worse: Integers) -> NDArray[np.float64]:
+        compared.append(len(better))
+        return exactly(self, better, worse)
+
+    monkeypatch.setattr(_PairBound, "_exactly", count)
+    drop_dominated(problem, np.ones(2 * size, dtype=bool), np.arange(2 * size), ["bytes"])
+    assert sum(compared) < 0.05 * size**2  # of at most size² pairs that use no more
