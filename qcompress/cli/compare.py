@@ -1,6 +1,6 @@
 """``compare``: run several solvers with several seeds on one problem or many."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -105,9 +105,7 @@ def compare(
         print_text(compared.to_csv())
     else:
         print_compared(compared)
-    if unsolved:
-        return complain("no solver found a choice within the budgets; raise a budget or allow more time")
-    return 0
+    return complain(unsolved) if unsolved else 0
 
 
 def _asked(words: list[str]) -> list[SolverLike] | dict[str, SolverLike]:
@@ -131,15 +129,18 @@ def _asked(words: list[str]) -> list[SolverLike] | dict[str, SolverLike]:
 
 def _objectives(words: list[str] | None, what: str, problems: Mapping[str, object]) -> dict[str, float] | float | None:
     """Return objectives for `solvers.compare.compare`: a number for a single problem, otherwise by problem name."""
-    values = arguments.amounts([word if "=" in word else f"{_ALONE}={word}" for word in words or []], what)
-    if unknown := [name for name in values if name not in (*problems, _ALONE)]:
+    if unnamed := [word for word in words or [] if "=" not in word and len(problems) > 1]:
+        raise typer.BadParameter(
+            f"{what} must be written NAME=VALUE for several problems ({', '.join(problems)}), found {unnamed[0]!r}."
+        )
+    values = arguments.amounts(
+        [word if "=" in word else f"{next(iter(problems))}={word}" for word in words or []], what
+    )
+    if unknown := [name for name in values if name not in problems]:
         raise typer.BadParameter(f"no problem is called {unknown[0]!r}; the problems are {', '.join(problems)}.")
-    if set(values) == {_ALONE} or (len(problems) == 1 and values):
+    if len(problems) == 1 and values:
         return next(iter(values.values()))
     return values or None
-
-
-_ALONE = "the only problem"
 
 
 def _share(text: str) -> float:
@@ -150,8 +151,8 @@ def _share(text: str) -> float:
         raise typer.BadParameter(f"--within must be a share such as 1% or 0.01, found {text!r}.") from error
 
 
-def _write(compared: Comparison | Suite, output: Path) -> bool:
-    """Write values, tables and plots into the folder; return whether no run found a choice."""
+def _write(compared: Comparison | Suite, output: Path) -> str:
+    """Write values, tables and plots into the folder; if no run found a choice, return what to do."""
     from formulations.files import replacing
 
     output.mkdir(parents=True, exist_ok=True)
@@ -160,13 +161,13 @@ def _write(compared: Comparison | Suite, output: Path) -> bool:
     for name, text in (("comparison.md", compared.to_markdown()), ("runs.csv", compared.to_csv())):
         with replacing(output / name) as file:
             file.write(text.encode())
-    comparisons: Iterable[Comparison] = (
-        [compared] if isinstance(compared, Comparison) else compared.comparisons.values()
-    )
+    comparisons = [compared] if isinstance(compared, Comparison) else list(compared.comparisons.values())
     unsolved = all(comparison.best is None for comparison in comparisons)
     plots = [] if unsolved else _drawn(compared, output)
     say(f"wrote to {output}: {', '.join([f'{stem}.json', 'comparison.md', 'runs.csv', *plots])}")
-    return unsolved
+    if unsolved and all(comparison.infeasible for comparison in comparisons):
+        return "no choice is within the budgets, which is proven; raise a budget"
+    return "no solver found a choice within the budgets; raise a budget or allow more time" if unsolved else ""
 
 
 def _drawn(compared: Comparison | Suite, output: Path) -> list[str]:

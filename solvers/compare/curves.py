@@ -57,7 +57,7 @@ def performance_profile(compared: Comparison | Suite, *, within: float | None = 
     """Compute performance profiles (Dolan & Moré, doi:10.1007/s101070100263) of the time to a target.
 
     A task is one problem with one seed. It is finished when the target is reached. A solver that was not run on a
-    problem has not finished its tasks.
+    problem has not finished its tasks. Problems that were proven infeasible are left out, unless there are no others.
 
     Args:
         compared: a comparison on one problem, or on several.
@@ -71,6 +71,7 @@ def performance_profile(compared: Comparison | Suite, *, within: float | None = 
     ([1.0], [1.0])
     """
     comparisons = [compared] if isinstance(compared, Comparison) else list(compared.comparisons.values())
+    comparisons = [comparison for comparison in comparisons if not comparison.infeasible] or comparisons
     labels = list(
         dict.fromkeys(label for comparison in comparisons for label in (*comparison.solutions, *comparison.skipped))
     )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
-from formulations import Problem
+from formulations import InfeasibleBudgetError, Problem
 from formulations.files import AnyPath
 from solvers.base import Solver, SolverLike
 from solvers.compare.curves import Curve, Profile, anytime, performance_profile
@@ -113,6 +113,8 @@ def compare(
     """Run every solver with every seed on one problem, or on each of several.
 
     A failing run does not end the comparison: its Solution has no choice, and ``details["error"]`` describes the error.
+    Nor does a problem with a budget below the smallest possible use of its resource: its runs are INFEASIBLE, and
+    ``details["infeasible"]`` says why.
     With several jobs this also applies if the process of a run dies. The details of every Solution contain ``cpu_s``
     (processor time of the process and its child processes), ``machine`` and ``versions``.
 
@@ -138,7 +140,6 @@ def compare(
             ``"problem: solver"``.
 
     Raises:
-        InfeasibleBudgetError: a budget lies below the smallest possible use of its resource.
         UnknownSolverError, InvalidOptionError: a solver is unknown or given twice, or there is nothing to run.
         FileFormatError: ``journal`` is not a journal file.
 
@@ -236,8 +237,6 @@ def _require_sense(
         raise InvalidOptionError("jobs must be a number of processes, or -1 for one per core; found 0")
     if not (np.isfinite(within) and within >= 0):
         raise InvalidOptionError(f"within must be a fraction of the best objective, 0 or more, found {within!r}")
-    for stated in problems.values():
-        stated.require_reachable_budgets()
 
 
 def _by_problem(problems: Mapping[str, Problem], values: Values, what: str) -> dict[str, float]:
@@ -303,13 +302,22 @@ def _solve(task: _Task) -> Solution:
     begun, processor_begun = time.perf_counter(), processor_s()
     try:
         solution = solve(task.problem, task.solver, time_limit=task.time_limit, seed=task.seed)
-    except Exception as error:  # the other runs continue after any error
+    except InfeasibleBudgetError as error:
+        why, wall_s = {"infeasible": str(error)}, time.perf_counter() - begun
+        solution = _without_choice(task, StopReason.COMPLETED, wall_s, status=Status.INFEASIBLE, details=why)
+    except (Exception, SystemExit) as error:  # the other runs continue after any error
         solution = _failed(task, f"{type(error).__name__}: {error}", time.perf_counter() - begun)
     recorded = {"cpu_s": processor_s() - processor_begun, "machine": machine()}
     return replace(solution, details={**solution.details, **recorded})
 
 
 def _failed(task: _Task, error: str, wall_s: float = 0.0) -> Solution:
+    return _without_choice(task, StopReason.ERROR_RECOVERED, wall_s, status=Status.UNKNOWN, details={"error": error})
+
+
+def _without_choice(
+    task: _Task, stop_reason: StopReason, wall_s: float, *, status: Status, details: Mapping[str, Any]
+) -> Solution:
     return Solution(
         choice=None,
         objective=None,
@@ -317,13 +325,13 @@ def _failed(task: _Task, error: str, wall_s: float = 0.0) -> Solution:
         feasible=False,
         bound=None,
         gap=None,
-        status=Status.UNKNOWN,
-        stop_reason=StopReason.ERROR_RECOVERED,
+        status=status,
+        stop_reason=stop_reason,
         wall_s=wall_s,
         solver=task.solver.name,
         seed=task.seed,
         options=task.solver.option_values,
-        details={"error": error},
+        details=details,
         problem_fingerprint=task.problem.fingerprint(),
     )
 

@@ -15,7 +15,7 @@ from formulations.formatting import markdown_table, number, one_line, percent
 from solvers.compare.rows import ComparisonRow, Yardstick, comparison_row, run_rows
 from solvers.compare.spreadsheet import to_csv
 from solvers.compare.time_to_target import TimeToTarget, target_near
-from solvers.solution import Solution, StopReason
+from solvers.solution import Solution, Status, StopReason
 
 FILE_KIND = FileKind("qcompress comparison", version=2)
 
@@ -81,6 +81,11 @@ class Comparison:
         return bound if bound is None or self.best is None else min(bound, self.best)
 
     @property
+    def infeasible(self) -> bool:
+        """Whether a run proved that no choice meets the budgets, and none found one."""
+        return self.best is None and any(run.status is Status.INFEASIBLE for run in self._runs())
+
+    @property
     def yardstick(self) -> Yardstick:
         """Reference values for the runs."""
         return Yardstick(reference=self.reference, bound=self.bound, target=self.target, time_limit=self.time_limit)
@@ -119,6 +124,9 @@ class Comparison:
         """Return lines of notes for the table: reference values, solvers not run, failed runs, machines."""
         known = "" if self.best_known is None else f", best known before {number(self.best_known)}"
         lines = [f"Best objective {number(self.best)}{known}, best bound {number(self.bound)}."]
+        if self.infeasible:
+            reasons = [str(run.details["infeasible"]) for run in self._runs() if "infeasible" in run.details]
+            lines.append(one_line(f"Proven: {(*reasons, 'no choice meets all budgets together')[0]}."))
         if self.best_known is not None and self.bound is not None and self.best_known < self.bound:
             lines.append("The best value known before is below a proven bound, so one of the two is wrong.")
         if self.target is not None:

@@ -1,7 +1,10 @@
 """``qcompress compare``: tables, plots, journals and solvers of one's own."""
 
+import json
+
 import pytest
 
+from formulations import Problem
 from formulations.generators.random_instances import layered_problem
 from qcompress.cli import main
 from solvers.compare.runs import Comparison, Suite
@@ -68,6 +71,7 @@ def test_compare_takes_options_labels_import_paths_and_a_target(folder, problem_
         (["--solver", "a=dp", "--solver", "a=milp"], "labels of --solver must differ"),
         (["--solver", "dp", "--within", "much"], "--within must be a share"),
         (["--solver", "dp", "--best-known", "a lot"], "must be a number"),
+        (["--solver", "dp", "--target", "nan"], "--target problem must be a number, for example problem=0.15"),
         (["--solver", "dp", "--target", "other=1"], "no problem is called 'other'; the problems are problem"),
         (["--solver", "dp", "--json", "--csv"], "give one of them"),
         (["--solver", "nowhere_at_all:it"], "no module is called 'nowhere_at_all'"),
@@ -76,3 +80,21 @@ def test_compare_takes_options_labels_import_paths_and_a_target(folder, problem_
 def test_compare_refuses_what_it_cannot_mean(words, message, folder, problem_file, capsys):
     assert main(["compare", problem_file, "--seeds", "1", *words]) in (1, 2)
     assert message in capsys.readouterr().err
+
+
+def test_one_target_for_several_problems_is_refused(folder, problem_file, capsys):
+    layered_problem(4, bits=(2, 4), rank=0).save(folder / "linear.npz")
+    assert main(["compare", problem_file, "linear.npz", "--solver", "dp", "--target", "3"]) == 2
+    assert "--target must be written NAME=VALUE for several problems (problem, linear)" in capsys.readouterr().err
+
+
+def test_an_impossible_problem_is_rows_and_ends_nothing(folder, problem_file, capsys):
+    Problem.load(problem_file).with_budgets(bytes=1).save(folder / "impossible.npz")
+    words = ["--solver", "greedy", "--seeds", "1", "--output", "out"]
+    ran(["compare", problem_file, "impossible.npz", *words])
+    assert "Proven: no choice meets the budget for bytes: asked for at most 1" in capsys.readouterr().out
+    assert Suite.load("out/suite.json")["problem"].best is not None
+    assert main(["compare", "impossible.npz", *words, "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["solutions"]["greedy"][0]["status"] == "INFEASIBLE"
+    assert "no choice is within the budgets, which is proven" in err

@@ -36,4 +36,4 @@ def test_a_problem_without_an_answer_is_an_error_but_leaves_the_solution(folder,
     assert "found no choice within the budgets (INFEASIBLE)" in capsys.readouterr().err
     assert Solution.load("p.solution.json").choice is None
     assert main(["compare", "p.npz", "--solver", "brute-force"]) == 1
-    assert "no solver found a choice" in capsys.readouterr().err
+    assert "no choice is within the budgets, which is proven" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from formulations import FileFormatError, InfeasibleBudgetError
+from formulations import FileFormatError, Problem
 from formulations.files import write_json
 from formulations.generators.random_instances import layered_problem
 from qcompress.errors import MissingError
@@ -140,9 +140,19 @@ def test_what_cannot_be_compared_is_refused_before_anything_runs(solvers, seeds,
         compare(PROBLEM, solvers, seeds=seeds)
 
 
-def test_an_unreachable_budget_is_refused():
-    with pytest.raises(InfeasibleBudgetError, match="bytes: asked for at most 1"):
-        compare(PROBLEM.with_budgets(bytes=1), [Dice])
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_unreachable_budget_is_a_proven_row_and_the_other_problems_run(jobs, tmp_path):
+    impossible = PROBLEM.with_budgets(bytes=1)
+    settings = {"seeds": (0, 1), "journal": tmp_path / "runs.jsonl"}
+    suite = compare({"possible": PROBLEM, "impossible": impossible}, ["brute-force", Dice], jobs=jobs, **settings)
+    assert suite["possible"].best == compare(PROBLEM, ["brute-force"]).best
+    assert [dict(row.statuses) for row in suite["impossible"].rows()] == [{"INFEASIBLE": 2}] * 2
+    assert not suite["impossible"].errors
+    assert "Proven: no choice meets the budget for bytes: asked for at most 1" in suite.to_markdown()
+    again = []
+    alone = compare(impossible, ["brute-force"], on_run=lambda *run: again.append(run), **settings)
+    assert not again
+    assert alone.infeasible
 
 
 def test_every_run_is_told_as_it_ends():
@@ -226,6 +236,25 @@ def test_the_table_over_all_problems_counts_runs(suite):
     assert rows["dice"].proven_share < 1.0
     assert rows["dice"].gap > rows["brute-force"].gap == 0.0
     assert suite.rows()[0].label == "brute-force"
+
+
+def test_problems_that_are_proven_infeasible_count_as_proven_and_towards_nothing_else():
+    clash = Problem(["a", "b"], [["x", "y"]] * 2, [0.0] * 4, {"u": [0, 2, 0, 2], "v": [2, 0, 2, 0]}, {"u": 1, "v": 1})
+    impossible = {"unreachable": PROBLEM.with_budgets(bytes=1), "clash": clash}
+    with_others = {row.label: row for row in compare({"one": PROBLEM, **impossible}, ["brute-force", Dice]).rows()}
+    alone = {row.label: row for row in compare({"one": PROBLEM}, ["brute-force", Dice]).rows()}
+    assert with_others["brute-force"].proven_share == 1.0
+    assert with_others["brute-force"].problems == 3
+    for label, row in with_others.items():
+        assert (row.feasible_share, row.target_share) == (1.0, alone[label].target_share)
+        assert row.gap == alone[label].gap
+    nothing_else = compare(impossible, ["brute-force"])
+    (row,) = nothing_else.rows()
+    assert (row.proven_share, row.feasible_share, row.target_share, row.mean_target_s) == (1.0, None, None, None)
+    assert "| brute-force | 2 | – | 100% | – |" in nothing_else.to_markdown()
+    profile, *_ = performance_profile(compare({"one": PROBLEM, **impossible}, [Dice]))
+    assert profile.share[-1] == performance_profile(compare({"one": PROBLEM}, [Dice]))[0].share[-1]
+    assert performance_profile(nothing_else)[0].share[-1] == 0.0
 
 
 def test_a_suite_comes_back_from_its_file_and_others_are_refused(suite, comparison, tmp_path):
@@ -447,6 +476,22 @@ def test_a_run_that_fails_is_a_row_and_ends_nothing_else(tmp_path, jobs):
     again = []
     compare(PROBLEM, [Broken(), Dice()], **run, on_run=lambda label, solution: again.append((label, solution.seed)))
     assert again == [("broken", 1)]
+
+
+@dataclass(frozen=True)
+class Quits(Solver):
+    name = "quits"
+    summary = "ends its process, or tries to"
+
+    def run(self, problem, search):
+        raise SystemExit(3)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_tries_to_end_the_process_is_a_row(jobs):
+    comparison = compare(PROBLEM, [Quits(), Dice()], jobs=jobs)
+    assert comparison.errors == {"quits, seed 0": "SystemExit: 3"}
+    assert comparison.solutions["dice"][0].feasible
 
 
 def test_options_and_limits_of_numpy_are_kept_in_full(tmp_path):
