@@ -40,19 +40,20 @@ def processor_s() -> float:
 def versions(solver: Solver) -> dict[str, str]:
     """Return the versions of this project, of every package that ``solver`` needs, and of the package of its class.
 
-    For a module that belongs to no installed package (a script), a digest of its file replaces the version.
+    The module of a class that is not part of this project (a user's solver with its base classes, a dimod sampler) has
+    a digest of its file as well, or only that if it belongs to no installed package (a script).
 
     >>> from solvers.registry import solver_class
     >>> sorted(versions(solver_class("sa")()))
     ['dimod', 'dwave.samplers', 'qcompress']
     """
-    modules = [*solver.requires, *(kind.__module__ for kind in _kinds(solver))]
-    foreign = {module: version(module) for module in modules if module.partition(".")[0] != "solvers"}
-    return {PROJECT: version(PROJECT), **foreign}
+    kinds = [base for kind in _kinds(solver) for base in (kind.__mro__ if issubclass(kind, Solver) else [kind])]
+    own = {kind.__module__: _code(kind.__module__) for kind in kinds if _foreign(kind.__module__)}
+    return {PROJECT: version(PROJECT), **{module: version(module) for module in solver.requires}, **own}
 
 
 def class_names(solver: Solver) -> list[str]:
-    """Return the names of the class of ``solver`` and of its dimod sampler, if any, with the samplers inside."""
+    """Return the names of the class of ``solver`` and of the solvers and samplers inside."""
     return [f"{kind.__module__}.{kind.__qualname__}" for kind in _kinds(solver)]
 
 
@@ -64,19 +65,38 @@ def version(module: str) -> str:
             return importlib.metadata.version(name.replace(".", "-"))
         except importlib.metadata.PackageNotFoundError:
             continue
+    return _digest(module) or "unknown"
+
+
+@functools.cache
+def _digest(module: str) -> str:
+    """Return a digest of the file of an imported module, or an empty string if it has none."""
     file = getattr(sys.modules.get(module), "__file__", None)
     if file is None or not Path(file).exists():
-        return "unknown"
+        return ""
     return "sha256:" + hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
 
+def _code(module: str) -> str:
+    """Return the version of a module with a digest of its file, which may change while the version does not."""
+    return " ".join(dict.fromkeys(filter(None, (version(module), _digest(module)))))
+
+
+def _foreign(module: str) -> bool:
+    return module.partition(".")[0] not in {"solvers", *sys.stdlib_module_names}
+
+
 def _kinds(solver: Solver) -> list[type]:
-    kinds: list[type] = [type(solver)]
-    waiting = [getattr(solver, field.name) for field in dataclasses.fields(solver) if field.name == "sampler"]  # type: ignore[arg-type]
+    """Return the class of ``solver``, and those of the solvers and samplers inside."""
+    kinds, waiting = list[type](), list[Any]([solver])
     while waiting:
-        sampler = waiting.pop()
-        kinds.append(type(sampler))
-        waiting += getattr(sampler, "children", None) or []
+        one = waiting.pop()
+        kinds.append(one if isinstance(one, type) else type(one))
+        fields = {field.name for field in dataclasses.fields(one)} if isinstance(one, Solver) else {"children"}  # type: ignore[arg-type]
+        for name in fields & {"sampler", "solver", "solvers", "children"}:
+            inner = getattr(one, name, None) or ()
+            inner = inner if isinstance(inner, list | tuple) else (inner,)
+            waiting += [part for part in inner if not isinstance(part, str)]  # texts name what is installed
     return kinds
 
 

@@ -4,6 +4,9 @@ import csv
 import io
 import json
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -201,3 +204,63 @@ def test_a_run_by_another_version_is_made_again(tmp_path, monkeypatch):
     run()
     run()
     assert told == ["dice", "dice"]
+
+
+PACKAGED = """
+from dataclasses import dataclass
+from solvers import Solver
+
+@dataclass(frozen=True)
+class Base(Solver):
+    name = "mine"
+    summary = "the first options"
+
+    def run(self, problem, search):
+        search.offer([0] * problem.num_groups)
+"""
+
+DERIVED = """
+from dataclasses import dataclass
+from packaged_solver.base import Base
+
+@dataclass(frozen=True)
+class Mine(Base):
+    pass
+"""
+
+
+@pytest.mark.parametrize("edited", ["base", "mine"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_run_by_edited_code_of_an_installed_package_is_made_again(edited, wrapped, tmp_path):
+    """Its version stays the same, as with an editable installation."""
+    package, information = tmp_path / "packaged_solver", tmp_path / "packaged_solver-1.0.dist-info"
+    for folder in (package, information):
+        folder.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: packaged_solver\nVersion: 1.0\n")
+    for name, text in (("__init__", ""), ("base", PACKAGED), ("mine", DERIVED)):
+        (package / f"{name}.py").write_text(text)
+    run = f"""
+from formulations.generators.random_instances import layered_problem
+from packaged_solver.mine import Mine
+from solvers.compare import compare
+from solvers.composites.multi_start import MultiStart
+solver = MultiStart(Mine, starts=1) if {wrapped} else Mine()
+made = []
+compared = compare(layered_problem(4), [solver], journal="runs.jsonl", on_run=lambda label, _: made.append(label))
+print(len(made), compared.solutions[solver.label][0].details["versions"]["packaged_solver.mine"])
+"""
+
+    def told():
+        paths = os.pathsep.join([str(tmp_path), *sys.path])
+        environment = {**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
+        made = subprocess.run(
+            [sys.executable, "-c", run], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+        )
+        return made.stdout
+
+    first, again = told(), told()
+    assert first.startswith("1 1.0 sha256:")
+    assert again.startswith("0 ")
+    with (package / f"{edited}.py").open("a") as file:
+        file.write("# edited\n")
+    assert told().startswith("1 ")
