@@ -11,8 +11,8 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from formulations import InfeasibleBudgetError, InvalidProblemError, PairTerms, Problem
-from formulations.exchange.suffixes import write_problem
+from formulations import EncodingError, InfeasibleBudgetError, InvalidProblemError, PairTerms, Problem
+from formulations.exchange.suffixes import SUFFIXES, read_problem, write_problem
 from formulations.feasibility.explain import explain_infeasibility
 from formulations.forms.bqm import to_bqm
 from formulations.forms.cqm import to_cqm
@@ -281,5 +281,8 @@ def test_forms_without_a_place_for_the_terms_refuse_them(tmp_path: Path) -> None
     for refuse in (to_bqm, to_nonlinear, reduce_problem, explain_infeasibility, split):
         with pytest.raises(InvalidProblemError, match="takes no pair terms in a budget"):
             refuse(problem)
-    with pytest.raises(InvalidProblemError, match="takes no pair terms in a budget"):
-        write_problem(problem, tmp_path / "problem.cqm")
+    for suffix in set(SUFFIXES) - {".npz"}:
+        with pytest.raises(EncodingError, match=r"file.* holds no pair terms in a budget, .*macs; write an \.npz file"):
+            write_problem(problem, tmp_path / f"problem{suffix}")
+    write_problem(problem, tmp_path / "problem.npz")
+    assert read_problem(tmp_path / "problem.npz").fingerprint() == problem.fingerprint()

@@ -74,6 +74,19 @@ class Bits:
         return {**FILE_KIND.header, **asdict(self)}
 
 
+def refuse_paired_budgets(problem: Problem, what: str) -> None:
+    """Refuse budgets whose resource has pair terms, for a kind of file ``what``.
+
+    Raises:
+        EncodingError: there are such budgets; the message names them.
+    """
+    if problem.paired_budgets:
+        raise EncodingError(
+            f"{what} holds no pair terms in a budget, this problem has some in {', '.join(problem.paired_budgets)}; "
+            "write an .npz file"
+        )
+
+
 def in_bits(
     problem: Problem, encoding: str, prices: Mapping[str, float] | None, *, proven: bool
 ) -> tuple["EncodedBqm", Bits]:
@@ -83,10 +96,11 @@ def in_bits(
         The model and the metadata for its file.
 
     Raises:
-        EncodingError: the model has no bit; or see `formulations.to_bqm`.
+        EncodingError: a budget has pair terms, the model has no bit; or see `formulations.to_bqm`.
     """
     from formulations.forms.bqm import to_bqm
 
+    refuse_paired_budgets(problem, "a file of bits")
     overrun, levels, counted = None, None, problem
     if prices is None and not proven:
         levels = levels_for(problem)

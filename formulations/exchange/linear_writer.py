@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from formulations.errors import EncodingError
+from formulations.exchange.bits import refuse_paired_budgets
 from formulations.files import AnyPath, replacing
 from formulations.forms.integer_program import IntegerProgram, to_integer_program
 from formulations.problem import Problem
@@ -67,8 +68,8 @@ def write_lp(problem: Problem, path: AnyPath) -> None:
     """Write the integer program in CPLEX's LP format, atomically.
 
     Raises:
-        EncodingError: the pair terms need too many products (see `to_integer_program`), or a number is too large for
-            readers of the format.
+        EncodingError: a budget has pair terms, the pair terms need too many products (see `to_integer_program`), or a
+            number is too large for readers of the format.
 
     >>> import pathlib, tempfile
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
@@ -85,14 +86,15 @@ def write_mps(problem: Problem, path: AnyPath) -> None:
     """Write the integer program in free MPS format, atomically.
 
     Raises:
-        EncodingError: the pair terms need too many products (see `to_integer_program`), or a number is too large for
-            readers of the format.
+        EncodingError: a budget has pair terms, the pair terms need too many products (see `to_integer_program`), or a
+            number is too large for readers of the format.
     """
     program = _program(problem)
     _write(path, _mps_lines(program))
 
 
 def _program(problem: Problem) -> _Program:
+    refuse_paired_budgets(problem, "an LP or MPS file")
     program = to_integer_program(problem)
     names = {x.name: name for x, name in zip(program.x, _option_names(problem), strict=True)}
     names |= {y.name: f"y_{u}_{v}" for y, u, v in program.y}
@@ -101,7 +103,6 @@ def _program(problem: Problem) -> _Program:
     constant = bool(problem.offset or set(problem.fixed) & set(problem.budgets))
     if constant:
         objective.append((CONSTANT, problem.offset))
-    problem.require_linear_budgets("an LP or MPS file")
     units = [_unit(problem.resources[name]) for name in problem.budgets]
     header = {
         "version": VERSION,

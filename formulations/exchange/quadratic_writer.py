@@ -18,18 +18,17 @@ scale``, it is the objective if the bits stand for a choice that meets its budge
 """
 
 import json
+import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
-from formulations.exchange.bits import COMMENT, in_bits, with_entry
+from formulations.exchange.bits import COMMENT, in_bits, refuse_paired_budgets, with_entry
 from formulations.files import AnyPath, replacing
 from formulations.problem import Problem
 
 Prices = Mapping[str, float]
-
-COPY_BYTES = 2**20
 
 ENCODING = "domain-wall"
 """In which single flips, an annealer's moves, change from one option to the next."""
@@ -37,6 +36,9 @@ ENCODING = "domain-wall"
 
 def write_cqm(problem: Problem, path: AnyPath) -> None:
     """Write the constrained quadratic model in dimod's format, atomically.
+
+    Raises:
+        EncodingError: a budget has pair terms.
 
     >>> import dimod, pathlib, tempfile
     >>> problem = Problem(["a", "b"], [["keep", "4 bit"]] * 2, [0, 3, 0, 1], {"bytes": [8, 4, 8, 4]}, {"bytes": 12})
@@ -47,12 +49,14 @@ def write_cqm(problem: Problem, path: AnyPath) -> None:
     """
     from formulations.forms.cqm_file import cqm_file
 
+    refuse_paired_budgets(problem, "a CQM file")
+    groups = zip(problem.groups, problem.options, strict=True)
+    labels = [(group, option) for group, options in groups for option in options]
     with cqm_file(problem) as model, replacing(path) as file:
         with zipfile.ZipFile(model, "a") as archive:
-            archive.writestr("variable_labels.json", json.dumps(list(_labels(problem))))
+            archive.writestr("variable_labels.json", json.dumps(labels))
         model.seek(0)
-        while block := model.read(COPY_BYTES):
-            file.write(block)
+        shutil.copyfileobj(model, file)
 
 
 def write_bqm(
@@ -120,9 +124,3 @@ def write_qubo(
         first, second = np.minimum(rows, columns).tolist(), np.maximum(rows, columns).tolist()
         couplers = zip(first, second, values.tolist(), strict=True)
         file.writelines(f"{i} {j} {bias!r}\n".encode() for i, j, bias in couplers)
-
-
-def _labels(problem: Problem) -> Iterator[tuple[str, str]]:
-    for group, options in zip(problem.groups, problem.options, strict=True):
-        for option in options:
-            yield group, option
