@@ -120,7 +120,8 @@ def to_integer_program(problem: Problem) -> IntegerProgram:
         use = problem.resources[name]
         together = [(variable, w) for variable, w in _uses_together(problem, name, y) if w]
         size = max([float(use.max()), *(w for _, w in together)]) or 1.0
-        terms = [*((x[option], use[option] / size) for option in np.flatnonzero(use))]
+        used = np.flatnonzero(use)
+        terms = [(x[option], w) for option, w in zip(used.tolist(), (use[used] / size).tolist(), strict=True)]
         terms += [(variable, w / size) for variable, w in together]
         limit = limit_of(budget) / size
         model.addConstraint(pulp.LpConstraint(_sum(terms), pulp.LpConstraintLE, f"budget_{k}", limit))

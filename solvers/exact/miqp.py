@@ -10,6 +10,7 @@ linear expressions w, which are convex for every problem. Products of sparse blo
 `formulations.forms.integer_program`.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -156,10 +157,9 @@ class _Program:
         self.options = np.flatnonzero(is_open & several[a.group_of])
         fixed = self.base[~several]
         self.x: dict[int, Any] = {v: self.model.addVar(vtype="B") for v in self.options.tolist()}
-        for group in np.flatnonzero(several):
-            members = self.options[a.group_of[self.options] == group]
+        for _, members in itertools.groupby(self.x, key=a.group_of.tolist().__getitem__):
             self.model.addCons(self.sum(self.x[v] for v in members) == 1)
-        objective = [(bound.reduced[v] / size) * x for v, x in self.x.items()]
+        objective = self._terms(bound.reduced / size)
         objective += self._slacks(problem, a, bound, fixed, size)
         objective += self._squares(a.factor, bound.direction, fixed, size)
         if len(bound.messages):
@@ -168,12 +168,16 @@ class _Program:
         if bounded:
             self.model.setObjlimit(1.0)
 
+    def _terms(self, weights: Floats) -> list[Any]:
+        """Return a term for every option with a variable, with the weights of all options ``(V,)``."""
+        return [weight * x for weight, x in zip(weights[self.options].tolist(), self.x.values(), strict=True)]
+
     def _slacks(self, problem: Problem, a: Arrays, bound: DualBound, fixed: Integers, size: float) -> list[Any]:
         room, terms = a.limit - a.use[fixed].sum(axis=0), []
         for k, name in enumerate(problem.budgets):
             unit = a.unit[k]
             slack = self.model.addVar(lb=0.0)
-            used = self.sum((a.use[v, k] / unit) * x for v, x in self.x.items())
+            used = self.sum(self._terms(a.use[:, k] / unit))
             self.model.addCons(used + slack == room[k] / unit)
             terms.append((bound.prices[name] * unit / size) * slack)
         return terms
@@ -184,7 +188,7 @@ class _Program:
         terms = []
         for i in range(len(direction)):
             w, t = self.model.addVar(lb=None), self.model.addVar(lb=0.0)
-            self.model.addCons(w == offset[i] + self.sum(scaled[v, i] * x for v, x in self.x.items()))
+            self.model.addCons(w == offset[i] + self.sum(self._terms(scaled[:, i])))
             self.model.addCons(t >= w * w)
             terms.append(0.5 * t)
         return terms

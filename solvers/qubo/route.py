@@ -271,8 +271,9 @@ def _alone(problem: Problem, name: str) -> float:
 def _cheapest(problem: Problem, prices: dict[str, float]) -> Integers:
     """Return every group's cheapest option ``(G,)`` at these prices, ignoring pair terms."""
     cost = sum((price * problem.resources[name] for name, price in prices.items()), np.array(problem.cost))
-    order = np.lexsort((cost, problem.group_of))
-    return np.asarray(order[problem.group_offsets[:-1]] - problem.group_offsets[:-1])
+    starts = problem.group_offsets[:-1]
+    least = np.flatnonzero(cost == np.minimum.reduceat(cost, starts)[problem.group_of])
+    return np.asarray(least[np.searchsorted(least, starts)] - starts)  # the first of those that cost least
 
 
 def paced(

@@ -3,18 +3,24 @@
 import itertools
 from functools import partial
 
+import highspy
 import numpy as np
+import pulp
 import pytest
 import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formulations import PairTerms, Problem
+from formulations.forms.integer_program import to_integer_program
 from formulations.generators.random_instances import layered_problem, small_problem
 from formulations.reductions.scaling import scaled
 from solvers import Solution, Status, UnsupportedProblemError, run
 from solvers.errors import InvalidOptionError
+from solvers.exact import milp
 from solvers.exact.brute_force import MAX_CHOICES, num_choices
+from solvers.search import Search
+from solvers.testing import optimum
 
 solve = partial(run.solve, presolve=False)  # the back ends themselves are tested
 
@@ -286,3 +292,27 @@ def test_equal_groups_of_one_option_are_decided():
     problem = Problem(["a", "b"], [["x"], ["y"]], [2.0, 3.0], {}, {}, PairTerms(factor=[[1.0], [4.0]]))
     for solver in ("brute-force", "milp", "lagrangian", "greedy", "auto"):
         assert solve(problem, solver).objective == 9.0
+
+
+@pytest.mark.parametrize(("limit", "left"), [(10.0, 3.0), (5.0, None)])
+def test_highs_gets_the_time_that_is_left_after_building(limit, left, monkeypatch):
+    now, given = [0.0], []
+    build = pulp.HiGHS.buildSolverModel
+
+    def slow(self, model):
+        build(self, model)
+        now[0] += 7.0
+
+    def run_highs(highs):
+        given.append(highs.getOptionValue("time_limit")[1])
+        assert set(highs.getLp().integrality_) == {highspy.HighsVarType.kInteger}
+        highs.run()
+
+    monkeypatch.setattr(pulp.HiGHS, "buildSolverModel", slow)
+    monkeypatch.setattr(milp, "_run_until_stopped", run_highs)
+    problem = layered_problem(4, rank=0)
+    search = Search(problem, solver="milp", time_limit=limit, clock=lambda: now[0])
+    found = milp._highs(to_integer_program(problem), search, warm=False)
+    assert given == ([] if left is None else [left])
+    assert found.complete == (left is not None)
+    assert found.choice is None or problem.evaluate(found.choice).objective == pytest.approx(optimum(problem))

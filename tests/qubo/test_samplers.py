@@ -18,6 +18,7 @@ from solvers.heuristic.anneal import Anneal
 from solvers.kernels.repair import repair
 from solvers.qubo.bifurcation import bifurcate
 from solvers.qubo.dimod_sampler import from_sampler
+from solvers.qubo.route import _cheapest
 from solvers.qubo.simulated_annealing import beta_range
 
 solve = partial(run.solve, presolve=False)  # the back end itself is tested
@@ -173,6 +174,15 @@ def test_a_model_that_takes_too_long_to_build_is_not_begun(name, monkeypatch):
     assert solution.details["samples"] == solution.details["rounds"] == 0
     assert solution.details["objective_raw"] is solution.details["objective_polished"] is None
     assert "s are left" in solution.details["not_sampled"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_cheapest_option_of_a_group_is_the_first_of_equal_ones(seed):
+    drawn = small_problem(seed, max_groups=6, max_options=5)
+    problem = drawn.derived(cost=np.random.default_rng(seed).integers(0, 3, drawn.num_options).astype(float))
+    prices = dict.fromkeys(problem.budgets, 0.0)
+    cost = np.split(problem.cost, problem.group_offsets[1:-1])
+    assert _cheapest(problem, prices).tolist() == [int(np.argmin(costs)) for costs in cost]
 
 
 def test_a_qubo_that_would_be_too_large_is_refused():
